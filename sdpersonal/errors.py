@@ -1,0 +1,40 @@
+"""The only exceptions a user sees: a problem, and the next thing to do.
+
+`str(error)` is one or two lines, ready to print. Exit codes are those of the command line:
+2 the user's mistake, 3 no room on disk, 4 training diverged, 130 interrupted.
+"""
+
+
+class PersonalError(Exception):
+    """Something the user can put right.
+
+    problem: what is wrong, and where; fix: the next thing to do (may be empty).
+    """
+
+    exit_code = 2
+
+    def __init__(self, problem: str, fix: str = ""):
+        super().__init__(problem, fix)
+        self.problem = problem
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n{self.fix}" if self.fix else self.problem
+
+
+class NoRoom(PersonalError):
+    """The disk is full; what was there before is unharmed."""
+
+    exit_code = 3
+
+
+class Diverged(PersonalError):
+    """Training produced a number that is not finite; the last good checkpoint is kept."""
+
+    exit_code = 4
+
+
+class Interrupted(PersonalError):
+    """The user stopped the work; what was finished is saved."""
+
+    exit_code = 130
