@@ -1,0 +1,30 @@
+# The first target that needs it makes .venv and installs into it with plain pip, at the versions of constraints.txt.
+PYTHON ?= python3
+IN = .venv/bin
+
+.PHONY: demo test app tiny-base clean
+
+demo: .venv/.core
+	$(IN)/sdpersonal demo
+
+test: .venv/.app-dev
+	$(IN)/ruff check
+	$(IN)/python -m pytest -n auto --maxprocesses 8
+
+app: .venv/.app
+	$(IN)/python app.py
+
+tiny-base: .venv/.core
+	$(IN)/python -m tools.tiny_base
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# One pip call for each; a stamp says that it ended well.
+.venv/.core: WHAT = .
+.venv/.app: WHAT = .[app]
+.venv/.app-dev: WHAT = .[app,dev]
+.venv/.core .venv/.app .venv/.app-dev: pyproject.toml constraints.txt
+	test -x $(IN)/python || $(PYTHON) -m venv .venv
+	$(IN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '$(WHAT)'
+	touch $@

@@ -1,0 +1,110 @@
+"""What every test gets: its own library, home and working directory, a closed network; the built-in base on request."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before torch is imported anywhere: workers beside each other must not each start a thread per core.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+# Matplotlib rebuilds its font list wherever it finds none: once per session, not once per test.
+os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="sdpersonal-matplotlib-")
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["HF_HUB_OFFLINE"] = "1"  # child processes, which the guard below does not reach
+
+
+def pytest_collection_modifyitems(items):
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if wanting and not _has_cuda():
+        for item in wanting:
+            item.add_marker(pytest.mark.skip(reason="no CUDA card"))
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=True)
+def own_place(tmp_path_factory, monkeypatch):
+    """No test can touch a real library or home, or lean on the folder it was started in."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "home").mkdir()
+    (place / "work").mkdir()
+    monkeypatch.setenv("SDPERSONAL_LIBRARY", str(place / "concepts"))
+    monkeypatch.setenv("HOME", str(place / "home"))
+    monkeypatch.setenv("HF_HOME", str(place / "home" / "huggingface"))
+    monkeypatch.chdir(place / "work")
+
+
+@pytest.fixture(autouse=True)
+def closed_network(request, monkeypatch):
+    """Code under test finds a machine without a network, and a test whose code tried to use one fails."""
+    tried = []
+
+    def guarded(connect):
+        def try_connect(sock, address):
+            if sock.family in (socket.AF_INET, socket.AF_INET6) and not _loopback(address[0]):
+                tried.append(address)
+                raise OSError(errno.ENETUNREACH, "Network is unreachable (closed in tests)")
+            return connect(sock, address)
+
+        return try_connect
+
+    real_lookup = socket.getaddrinfo
+
+    def lookup(host, *args, **kwargs):
+        if host is not None and not _loopback(host):
+            tried.append(host)
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known (network closed in tests)")
+        return real_lookup(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
+    monkeypatch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    yield
+    if tried and not request.node.get_closest_marker("tries_network"):
+        pytest.fail(f"tried to reach {', '.join(map(str, tried))}")
+
+
+def _loopback(host: str | bytes) -> bool:
+    name = host.decode() if isinstance(host, bytes) else str(host)
+    if name in ("localhost", "", "0.0.0.0", "::", socket.gethostname()):
+        return True
+    try:
+        return ipaddress.ip_address(name.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout, with its scripts, examples and README."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_photos() -> Path:
+    """Photos of real subjects: one folder each, too big and not ours to ship."""
+    folder = ROOT.parent / "shared" / "photos"
+    if not folder.is_dir():
+        pytest.skip("no photos of real subjects in ../shared/photos")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The built-in base on the CPU, loaded once. Tests give it back as they found it."""
+    from sdpersonal.bases import load_base
+
+    return load_base("tiny", device="cpu")

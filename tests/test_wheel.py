@@ -1,0 +1,71 @@
+"""A wheel built from the tree and installed alone holds everything, the built-in base included."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+
+import pytest
+from PIL import Image
+
+from conftest import ROOT
+
+PARTS = ["pyproject.toml", "README.md", "LICENSE", "NOTICE", "sdpersonal"]
+
+
+def run(*command, **options):
+    ran = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
+    assert ran.returncode == 0, f"{ran.stdout}\n{ran.stderr}"
+    return ran
+
+
+def build_wheel(folder):
+    """From a copy: building leaves folders behind in the tree it is run on."""
+    tree = folder / "tree"
+    tree.mkdir()
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tree / part)
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
+    run(*pip, "--wheel-dir", folder, tree)
+    return next(folder.glob("sdpersonal-*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The bin folder of an environment with the wheel in it, and of this one everything but sdpersonal."""
+    folder = tmp_path_factory.mktemp("wheel")
+    wheel = build_wheel(folder)
+    run(sys.executable, "-m", "venv", "--without-pip", folder / "env")
+    python = folder / "env" / "bin" / "python"
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel)
+    # Installing torch again would take minutes. A path added this way brings modules only: an editable install's own
+    # .pth file is not followed, so the checkout stays out of reach.
+    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip()
+    with open(os.path.join(site, "libraries.pth"), "w") as file:
+        file.write(sysconfig.get_path("purelib") + "\n")
+    return python.parent
+
+
+@pytest.fixture
+def bare_environment():
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
+def test_the_package_comes_from_the_wheel(installed, bare_environment):
+    where = run(installed / "python", "-c", "import sdpersonal; print(sdpersonal.__file__)", env=bare_environment)
+    assert where.stdout.startswith(str(installed.parent))
+
+
+@pytest.mark.slow
+def test_a_wheel_alone_draws_a_picture(installed, tmp_path, bare_environment):
+    command = ["generate", "a photo of a cat on grass", "--steps", "4", "--n", "1", "--base", "tiny", "--out", tmp_path]
+    run(installed / "sdpersonal", *command, env=bare_environment, cwd=tmp_path)
+    (picture,) = tmp_path.glob("*.png")
+    with Image.open(picture) as image:
+        assert image.size == (128, 128)
+        assert len(image.getcolors(1 << 16) or range(1 << 16)) > 100  # something is drawn on it
