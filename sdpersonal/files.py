@@ -1,7 +1,7 @@
 """Files that are whole or not there: the only module that creates, renames or deletes.
 
 What is written lands in a temporary file beside its target, is flushed to the disk, and is then renamed into place, so
-that a crash at any moment leaves the old content or the new one (the order is SQLite's: data before the name, the folder
+that a crash at any moment leaves the old content or the new (the order is SQLite's: data before the name, the folder
 after it). A process killed half-way leaves a temporary file; `sweep` removes those that no living process holds.
 """
 
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import filelock
 
@@ -38,15 +39,23 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def read_bytes(path: Path, limit: int) -> bytes:
-    """The content of a regular file of at most `limit` bytes. Raises PersonalError; never waits on a pipe or device."""
+@contextmanager
+def open_to_read(path: Path) -> Iterator[BinaryIO]:
+    """A regular file, open. Raises PersonalError; never waits on a pipe or device."""
     with _told(path):
         # O_NONBLOCK: opening a named pipe that nobody writes to would otherwise wait for ever.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise PersonalError(f"{show(str(path))} is not a file.")
         with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise PersonalError(f"{show(str(path))} is not a file.")
-            data = file.read(limit + 1)
+            yield file
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes, read once. Raises PersonalError."""
+    with open_to_read(path) as file:
+        data = file.read(limit + 1)
     if len(data) > limit:
         raise PersonalError(f"{show(str(path))} is larger than {_megabytes(limit)}, the most I read of such a file.")
     return data

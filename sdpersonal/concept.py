@@ -1,0 +1,325 @@
+"""A concept: the word, the vectors and weights behind it, its card; and the one file that holds them all.
+
+The file is a `.safetensors` that other programs read as it is:
+
+    vectors only    `emb_params` (n, dim), or for SDXL `clip_l` (n, 768) and `clip_g` (n, 1280): an embedding
+    LoRA only       `<layer>.lora_down.weight`, `.lora_up.weight`, `.alpha`, named as kohya names them
+    both            the LoRA, with `bundle_emb.<owner-name>.string_to_param.*` (or `.clip_l`, `.clip_g`)
+
+Its header carries ModelSpec, a thumbnail and the card. Its identity is the sha256 of the bytes after the header.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from . import files
+from .card import Card, read_card
+from .errors import PersonalError
+from .modelspec import kohya, modelspec, picture_from
+from .prompts import Token, show
+from .safetensors_check import MAX_FILE, Layout, array, check, check_head, damaged, header_length
+from .thumbnail import media_type, thumbnail_bytes
+
+__all__ = ["Card", "Concept", "Header", "Lora", "LoraLayer", "read", "read_header", "thumbnail_bytes", "write"]
+
+MAX_VECTORS = 64
+MAX_ALPHA_PER_RANK = 64.0  # no training ends above it; a hostile file would turn every picture to noise
+WIDTHS = {"sd1": {"clip_l": 768}, "sd2": {"clip_l": 1024}, "sdxl": {"clip_l": 768, "clip_g": 1280}}  # of vectors
+
+_VERSION = "1"
+_SUM = "sdpersonal.header_sha256"
+_LAYER = re.compile(r"lora_(unet|te|te1|te2)_[A-Za-z0-9_]{1,200}")
+_PARTS = {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha"}
+
+
+@dataclass(frozen=True)
+class LoraLayer:
+    """One layer's change: delta weight = up @ down * alpha / r. down (r, in[, k, k]), up (out, r[, 1, 1])."""
+
+    down: np.ndarray
+    up: np.ndarray
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Layers by kohya module name, e.g. `lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q`."""
+
+    layers: dict[str, LoraLayer]
+
+    @property
+    def rank(self) -> int:
+        """The largest of its layers' ranks."""
+        return max(layer.rank for layer in self.layers.values())
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A word and what is behind it: vectors, a LoRA, or both. Raises PersonalError where they could not work.
+
+    token: owner and name; version None until a library has given it one. vectors: float32 (n, dim), 1 to 64 rows, keyed
+    `clip_l` and, for SDXL, `clip_g`. thumbnail: PNG, JPEG or WebP. The card repeats the token.
+    """
+
+    token: Token
+    card: Card
+    vectors: dict[str, np.ndarray] = field(default_factory=dict)
+    lora: Lora | None = None
+    thumbnail: bytes | None = None
+
+    def __post_init__(self):
+        _check_token(self.token)
+        if self.card.token != str(self.token):
+            object.__setattr__(self, "card", self.card.model_copy(update={"token": str(self.token)}))
+        if not self.vectors and self.lora is None:
+            raise PersonalError(f"{self.token} holds neither vectors nor a LoRA.")
+        if self.vectors:
+            _check_vectors(self.vectors, self.card.base)
+        if self.lora is not None:
+            _check_lora(self.lora, self.card.base)
+        if self.thumbnail is not None and not media_type(self.thumbnail):
+            raise PersonalError("The thumbnail is not a PNG, JPEG or WebP of at most 250 kB.")
+
+    @cached_property
+    def identity(self) -> str:
+        """sha256 of the file's bytes after its header, 64 hexadecimal digits; the same under any name."""
+        return files.sha256(_payload(_tensors(self)))
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself, read without its tensors' bytes."""
+
+    token: Token
+    card: Card
+    tensors: dict[str, tuple[int, ...]]
+    thumbnail: bytes | None
+    payload_size: int  # bytes
+    identity: str  # as the header has it; only `read` proves it
+
+    @property
+    def vectors(self) -> int:
+        """How many rows each encoder gets; 0 without vectors."""
+        return max((shape[0] for name, shape in self.tensors.items() if not name.startswith("lora_")), default=0)
+
+    @property
+    def lora_rank(self) -> int:
+        """The largest rank; 0 without a LoRA."""
+        downs = (shape[0] for name, shape in self.tensors.items() if name.endswith(".lora_down.weight"))
+        return max(downs, default=0)
+
+
+def write(concept: Concept) -> bytes:
+    """The concept's file. The same concept gives the same bytes."""
+    tensors = _tensors(concept)
+    payload = _payload(tensors)
+    header: dict[str, object] = {"__metadata__": _metadata(concept, files.sha256(payload))}
+    position = 0
+    for name, tensor in tensors.items():
+        dtype = "F16" if tensor.dtype == np.float16 else "F32"
+        offsets = [position, position + tensor.nbytes]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": offsets}
+        position += tensor.nbytes
+    raw = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)  # keeps the numbers aligned for programs that map the file
+    raw = raw.replace(_sum_entry(_NO_SUM), _sum_entry(files.sha256(raw)))
+    data = len(raw).to_bytes(8, "little") + raw + payload
+    check(data, str(concept.token))  # nothing is written that could not be read
+    return data
+
+
+def read(data: bytes, name: str) -> Concept:
+    """The concept in the bytes of a file called `name`. Raises PersonalError for all that `write` cannot have made."""
+    layout = check(data, name)
+    header = _read_header(data, layout, name)
+    if files.sha256(memoryview(data)[layout.payload_start :]) != header.identity:
+        raise damaged(name, "damaged (sha256 differs from the one in its header)")
+    try:
+        vectors, lora = _read_tensors(data, layout, header.token)
+        return Concept(header.token, header.card, vectors, lora, header.thumbnail)
+    except ValueError as error:
+        raise damaged(name, str(error)) from error
+    except PersonalError as error:
+        raise PersonalError(f"{show(name)} is refused. {error.problem}", error.fix) from error
+
+
+def read_header(path: Path) -> Header:
+    """The header alone of the file at `path`. Raises PersonalError."""
+    path = Path(path)
+    with files.open_to_read(path) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        head = file.read(8)
+        try:
+            if size > MAX_FILE:
+                raise ValueError("it is larger than 300 MB")
+            head += file.read(header_length(head, size))
+        except ValueError as error:
+            raise damaged(path.name, str(error)) from error
+    return _read_header(head, check_head(head, size, path.name), path.name, size)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+_NO_SUM = "0" * 64  # stands in the header while its own sum is taken
+
+
+def _tensors(concept: Concept) -> dict[str, np.ndarray]:
+    """Every tensor under its name in the file, in the file's order: wide numbers first, which keeps all aligned."""
+    tensors = {_vectors_name(key, concept): vectors for key, vectors in concept.vectors.items()}
+    for name, layer in (concept.lora.layers if concept.lora else {}).items():
+        tensors[f"{name}.lora_down.weight"] = layer.down
+        tensors[f"{name}.lora_up.weight"] = layer.up
+        tensors[f"{name}.alpha"] = np.array(layer.alpha, np.float32)
+    return dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
+
+
+def _vectors_name(key: str, concept: Concept) -> str:
+    if concept.lora is None:
+        return key if concept.card.base == "sdxl" else "emb_params"
+    return f"bundle_emb.{concept.token.slug}.{key if concept.card.base == 'sdxl' else 'string_to_param.*'}"
+
+
+def _sum_entry(value: str) -> bytes:
+    return f'"{_SUM}":"{value}"'.encode()  # inside any other text of the header its quotes would be escaped
+
+
+def _payload(tensors: dict[str, np.ndarray]) -> bytes:
+    return b"".join(tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes() for tensor in tensors.values())
+
+
+def _metadata(concept: Concept, identity: str) -> dict[str, str]:
+    metadata = {
+        "format": "pt",
+        "sdpersonal.format": _VERSION,
+        "sdpersonal.card": concept.card.model_dump_json(),
+        _SUM: _NO_SUM,
+        **modelspec(concept.card, concept.token, concept.lora is not None, identity, concept.thumbnail),
+    }
+    if concept.lora is not None:
+        layers = concept.lora.layers.values()
+        ranks, alphas = {layer.rank for layer in layers}, {float(layer.alpha) for layer in layers}
+        metadata |= kohya(concept.card, ranks, alphas, identity)
+    return metadata
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _read_header(head: bytes, layout: Layout, name: str, size: int | None = None) -> Header:
+    metadata = layout.metadata
+    if "sdpersonal.card" not in metadata:
+        raise PersonalError(f"{show(name)} is not one of our concepts.", "Import it: sdpersonal concepts import FILE")
+    if metadata.get("sdpersonal.format") != _VERSION:
+        raise PersonalError(f"{show(name)} was made by a newer sdpersonal.", "Update sdpersonal.")
+    raw = bytes(head[8 : layout.payload_start])
+    written = metadata.get(_SUM, "")
+    if files.sha256(raw.replace(_sum_entry(written), _sum_entry(_NO_SUM))) != written:
+        raise damaged(name, "damaged (its header was changed)")
+    card = read_card(metadata["sdpersonal.card"], name)
+    try:
+        picture = metadata.get("modelspec.thumbnail")
+        thumbnail = picture_from(picture) if picture else None
+    except ValueError as error:
+        raise damaged(name, str(error)) from error
+    token = Token.parse(card.token)
+    shapes = {tensor: place.shape for tensor, place in layout.tensors.items()}
+    identity = metadata.get("modelspec.hash_sha256", "").removeprefix("0x")
+    payload_size = (len(head) if size is None else size) - layout.payload_start
+    return Header(token, card, shapes, thumbnail, payload_size, identity)
+
+
+def _read_tensors(data: bytes, layout: Layout, token: Token) -> tuple[dict[str, np.ndarray], Lora | None]:
+    """Vectors and LoRA. Raises ValueError where a tensor belongs to neither."""
+    vectors: dict[str, np.ndarray] = {}
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    strangers = []
+    bundle = f"bundle_emb.{token.slug}."
+    for name in layout.tensors:
+        layer, _, part = name.partition(".")
+        if name in ("emb_params", bundle + "string_to_param.*"):
+            vectors["clip_l"] = array(data, layout, name).astype(np.float32, copy=False)
+        elif name.removeprefix(bundle) in ("clip_l", "clip_g"):
+            vectors[name.removeprefix(bundle)] = array(data, layout, name).astype(np.float32, copy=False)
+        elif _LAYER.fullmatch(layer) and part in _PARTS:
+            layers.setdefault(layer, {})[_PARTS[part]] = array(data, layout, name)
+        else:
+            strangers.append(name)
+    if strangers:
+        raise ValueError(f"I do not know its tensors {show(', '.join(strangers[:3]))}")
+    return vectors, Lora({name: _layer(name, parts) for name, parts in layers.items()}) if layers else None
+
+
+def _layer(name: str, parts: dict[str, np.ndarray]) -> LoraLayer:
+    if parts.keys() != set(_PARTS.values()):
+        raise ValueError(f"layer {show(name)} lacks its {' and '.join(set(_PARTS.values()) - parts.keys())}")
+    if parts["alpha"].size != 1:
+        raise ValueError(f"the alpha of layer {show(name)} is not one number")
+    return LoraLayer(parts["down"], parts["up"], float(parts["alpha"].reshape(())))
+
+
+# --- what a concept must be -------------------------------------------------------------------------------------------
+
+
+def _check_token(token: Token) -> None:
+    if token.owner is None:
+        raise PersonalError(f"{token} has no owner.", f"Write it like <me/{token.name}>.")
+    if Token.parse(str(token)) != token or Token.parse(str(token.unversioned())) != token.unversioned():
+        raise PersonalError(f"{token.unversioned()} ends like a version.", "Leave out the -v and the number.")
+
+
+def _check_vectors(vectors: dict[str, np.ndarray], base: str) -> None:
+    encoders = {"clip_l", "clip_g"} if base == "sdxl" else {"clip_l"}
+    if vectors.keys() != encoders:
+        raise PersonalError(f"A concept for {base} has vectors {sorted(encoders)}, not {show(str(sorted(vectors)))}.")
+    for key, rows in vectors.items():
+        width = WIDTHS.get(base, {}).get(key)
+        if rows.dtype != np.float32 or rows.ndim != 2 or (width and rows.shape[1] != width):
+            wanted = f"(n, {width or 'dim'}) float32"
+            raise PersonalError(f"The vectors {key} for {base} must be {wanted}, not {rows.shape} {rows.dtype}.")
+        if not 1 <= len(rows) <= MAX_VECTORS:
+            raise PersonalError(f"A concept has 1 to {MAX_VECTORS} vectors, not {len(rows)}.")
+        if not (finite := np.isfinite(rows).all(axis=1)).all():
+            raise PersonalError(f"Row {finite.argmin()} of the vectors {key} holds numbers that are not finite.")
+    if len({len(rows) for rows in vectors.values()}) > 1:
+        raise PersonalError("The encoders' vectors differ in number.")
+
+
+def _check_lora(lora: Lora, base: str) -> None:
+    if not lora.layers:
+        raise PersonalError("The LoRA has no layers.")
+    encoders = ("unet", "te1", "te2") if base == "sdxl" else ("unet", "te")
+    for name, layer in lora.layers.items():
+        found = _LAYER.fullmatch(name)
+        if not found or found[1] not in encoders:
+            raise PersonalError(f"{show(name)} is not a LoRA layer of {base}.")
+        if problem := _layer_problem(layer):
+            raise PersonalError(f"LoRA layer {show(name)}: {problem}.")
+
+
+def _layer_problem(layer: LoraLayer) -> str | None:
+    down, up = layer.down, layer.up
+    if not {down.dtype, up.dtype} <= {np.dtype(np.float32), np.dtype(np.float16)}:
+        return f"weights must be float32 or float16, not {down.dtype} and {up.dtype}"
+    same_kind = down.ndim == up.ndim and down.ndim in (2, 4)
+    if not same_kind or up.shape[1] != down.shape[0] or up.shape[2:] not in ((), (1, 1)):
+        return f"shapes {up.shape} and {down.shape} do not multiply"
+    if 0 in down.shape or 0 in up.shape:
+        return "it is empty"
+    if not (np.isfinite(down).all() and np.isfinite(up).all()):
+        return "it holds numbers that are not finite"
+    if not (math.isfinite(layer.alpha) and 0 < layer.alpha <= MAX_ALPHA_PER_RANK * layer.rank):
+        return f"alpha {layer.alpha:g} with rank {layer.rank} is out of bounds"
+    return None

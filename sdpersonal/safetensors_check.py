@@ -1,0 +1,154 @@
+"""A hostile reader's check of safetensors files, made before any byte of them is used.
+
+The format: 8 bytes, little-endian, the header's length N; N bytes of JSON; then the tensors' bytes (the payload)
+without hole or overlap. The safetensors library accepts duplicate keys, empty files, any names and any number of
+tensors; here the bounds are those that a concept can need, so that a bad file is refused at once and in words.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import PersonalError
+from .prompts import show
+
+MAX_FILE = 300_000_000  # bytes
+MAX_HEADER = 1_000_000  # bytes
+MAX_TENSORS = 4096
+MAX_NAME = 256  # characters of a tensor's name
+WIDTH = {"F16": 2, "BF16": 2, "F32": 4}  # bytes per number
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one tensor lies: bytes begin..end of the payload."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A header that holds: every tensor in bounds, the payload filled exactly."""
+
+    metadata: dict[str, str]
+    tensors: dict[str, Place]
+    payload_start: int  # bytes from the start of the file
+
+
+def check(data: bytes, name: str) -> Layout:
+    """The layout of a whole file. Raises PersonalError, naming the file `name` and what is wrong with it."""
+    return check_head(data[: 8 + MAX_HEADER], len(data), name)
+
+
+def check_head(head: bytes, size: int, name: str) -> Layout:
+    """The layout of a file of `size` bytes, from its first bytes; `head` must hold the header."""
+    try:
+        length = header_length(head, size)
+        return _layout(_header(head[8 : 8 + length]), 8 + length, size)
+    except ValueError as error:
+        raise damaged(name, str(error)) from error
+
+
+def header_length(head: bytes, size: int) -> int:
+    """Bytes of JSON that follow the first 8. Raises ValueError."""
+    if len(head) < 8:
+        raise ValueError("it is empty" if not head else "it ends early")
+    length = int.from_bytes(head[:8], "little")
+    if length > MAX_HEADER:
+        raise ValueError("its header is longer than 1 MB, or it is no safetensors file")
+    if 8 + length > size:
+        raise ValueError("it ends early")
+    return length
+
+
+def damaged(name: str, problem: str) -> PersonalError:
+    return PersonalError(f"{show(name)} is refused: {problem}.", "Fetch the file again, or ask whoever made it.")
+
+
+def strict_json(text: str) -> object:
+    """JSON without NaN, Infinity, duplicate keys or bottomless nesting. Raises ValueError, short enough to show."""
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a key stands twice in its JSON")
+        return found
+
+    def no_constant(word: str) -> None:
+        raise ValueError(f"{word} stands in its JSON")
+
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
+    except json.JSONDecodeError as error:
+        raise ValueError("its JSON cannot be read") from error
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
+
+
+def array(data: bytes, layout: Layout, name: str) -> np.ndarray:
+    """A writable copy of one tensor: float16 stays, bfloat16 becomes float32 (exactly), float32 stays."""
+    place = layout.tensors[name]
+    raw = memoryview(data)[layout.payload_start + place.begin : layout.payload_start + place.end]
+    if place.dtype == "BF16":
+        numbers = (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+    else:
+        numbers = np.frombuffer(raw, {"F16": "<f2", "F32": "<f4"}[place.dtype]).copy()
+    return numbers.reshape(place.shape)
+
+
+def _header(raw: bytes) -> dict[str, object]:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError("its header is not UTF-8 text") from error
+    header = strict_json(text)
+    if not text.startswith("{") or not isinstance(header, dict):
+        raise ValueError("its header is not a JSON object")
+    return header
+
+
+def _layout(header: dict[str, object], start: int, size: int) -> Layout:
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata are not all text")
+    if not header:
+        raise ValueError("it holds no tensors")
+    if len(header) > MAX_TENSORS:
+        raise ValueError(f"it holds {len(header):,} tensors, more than {MAX_TENSORS:,}")
+    tensors = {name: _place(name, entry) for name, entry in header.items()}
+    position = 0
+    for name, place in sorted(tensors.items(), key=lambda item: item[1].begin):
+        if place.begin != position:
+            raise ValueError(f"before tensor {show(name)} there is a hole or an overlap")
+        position = place.end
+    if start + position != size:
+        raise ValueError("it ends early" if start + position > size else "bytes follow its last tensor")
+    return Layout(metadata, tensors, start)
+
+
+def _place(name: str, entry: object) -> Place:
+    if not (0 < len(name) <= MAX_NAME and name.isprintable()):
+        raise ValueError(f"{show(name)} is not a name for a tensor")
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"tensor {show(name)} is not described as the format wants")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in WIDTH:
+        raise ValueError(f"tensor {show(name)} is of type {show(str(dtype), 20)}; I read F16, BF16 and F32")
+    if not (_whole_numbers(shape) and len(shape) <= 5 and all(0 < length < 2**32 for length in shape)):
+        raise ValueError(f"tensor {show(name)} has an impossible shape")
+    if not (_whole_numbers(offsets) and len(offsets) == 2):
+        raise ValueError(f"tensor {show(name)} has impossible offsets")
+    begin, end = offsets
+    if end - begin != math.prod(shape) * WIDTH[dtype]:
+        raise ValueError(f"the shape of tensor {show(name)} does not fit its bytes")
+    return Place(dtype, tuple(shape), begin, end)
+
+
+def _whole_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
