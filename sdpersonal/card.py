@@ -21,7 +21,7 @@ from pydantic import (
 
 from .errors import PersonalError
 from .prompts import show
-from .safetensors_check import damaged, strict_json
+from .tensorfile import damaged, strict_json
 
 MAX_CARD = 200_000  # characters of JSON
 

@@ -11,7 +11,6 @@ Its header carries ModelSpec, a thumbnail and the card. Its identity is the sha2
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from .card import Card, read_card
 from .errors import PersonalError
 from .modelspec import kohya, modelspec, picture_from
 from .prompts import Token, show
-from .safetensors_check import MAX_FILE, Layout, array, check, check_head, damaged, header_length
+from .tensorfile import MAX_FILE, Layout, array, check, check_head, damaged, header_length, pack, payload
 from .thumbnail import media_type, thumbnail_bytes
 
 __all__ = ["Card", "Concept", "Header", "Lora", "LoraLayer", "read", "read_header", "thumbnail_bytes", "write"]
@@ -95,7 +94,7 @@ class Concept:
     @cached_property
     def identity(self) -> str:
         """sha256 of the file's bytes after its header, 64 hexadecimal digits; the same under any name."""
-        return files.sha256(_payload(_tensors(self)))
+        return files.sha256(payload(_tensors(self)))
 
 
 @dataclass(frozen=True)
@@ -124,18 +123,8 @@ class Header:
 def write(concept: Concept) -> bytes:
     """The concept's file. The same concept gives the same bytes."""
     tensors = _tensors(concept)
-    payload = _payload(tensors)
-    header: dict[str, object] = {"__metadata__": _metadata(concept, files.sha256(payload))}
-    position = 0
-    for name, tensor in tensors.items():
-        dtype = "F16" if tensor.dtype == np.float16 else "F32"
-        offsets = [position, position + tensor.nbytes]
-        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": offsets}
-        position += tensor.nbytes
-    raw = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)  # keeps the numbers aligned for programs that map the file
-    raw = raw.replace(_sum_entry(_NO_SUM), _sum_entry(files.sha256(raw)))
-    data = len(raw).to_bytes(8, "little") + raw + payload
+    head, body = pack(tensors, _metadata(concept, files.sha256(payload(tensors))))
+    data = head.replace(_sum_entry(_NO_SUM), _sum_entry(files.sha256(head))) + body
     check(data, str(concept.token))  # nothing is written that could not be read
     return data
 
@@ -177,13 +166,13 @@ _NO_SUM = "0" * 64  # stands in the header while its own sum is taken
 
 
 def _tensors(concept: Concept) -> dict[str, np.ndarray]:
-    """Every tensor under its name in the file, in the file's order: wide numbers first, which keeps all aligned."""
+    """Every tensor under its name in the file."""
     tensors = {_vectors_name(key, concept): vectors for key, vectors in concept.vectors.items()}
     for name, layer in (concept.lora.layers if concept.lora else {}).items():
         tensors[f"{name}.lora_down.weight"] = layer.down
         tensors[f"{name}.lora_up.weight"] = layer.up
         tensors[f"{name}.alpha"] = np.array(layer.alpha, np.float32)
-    return dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
+    return tensors
 
 
 def _vectors_name(key: str, concept: Concept) -> str:
@@ -194,10 +183,6 @@ def _vectors_name(key: str, concept: Concept) -> str:
 
 def _sum_entry(value: str) -> bytes:
     return f'"{_SUM}":"{value}"'.encode()  # inside any other text of the header its quotes would be escaped
-
-
-def _payload(tensors: dict[str, np.ndarray]) -> bytes:
-    return b"".join(tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes() for tensor in tensors.values())
 
 
 def _metadata(concept: Concept, identity: str) -> dict[str, str]:
@@ -224,7 +209,7 @@ def _read_header(head: bytes, layout: Layout, name: str, size: int | None = None
         raise PersonalError(f"{show(name)} is not one of our concepts.", "Import it: sdpersonal concepts import FILE")
     if metadata.get("sdpersonal.format") != _VERSION:
         raise PersonalError(f"{show(name)} was made by a newer sdpersonal.", "Update sdpersonal.")
-    raw = bytes(head[8 : layout.payload_start])
+    raw = bytes(head[: layout.payload_start])
     written = metadata.get(_SUM, "")
     if files.sha256(raw.replace(_sum_entry(written), _sum_entry(_NO_SUM))) != written:
         raise damaged(name, "damaged (its header was changed)")

@@ -1,4 +1,4 @@
-"""A hostile reader's check of safetensors files, made before any byte of them is used.
+"""safetensors bytes: checked as a hostile reader would before any is used, and written so that the same in is the same out.
 
 The format: 8 bytes, little-endian, the header's length N; N bytes of JSON; then the tensors' bytes (the payload)
 without hole or overlap. The safetensors library accepts duplicate keys, empty files, any names and any number of
@@ -95,11 +95,40 @@ def array(data: bytes, layout: Layout, name: str) -> np.ndarray:
     """A writable copy of one tensor: float16 stays, bfloat16 becomes float32 (exactly), float32 stays."""
     place = layout.tensors[name]
     raw = memoryview(data)[layout.payload_start + place.begin : layout.payload_start + place.end]
-    if place.dtype == "BF16":
-        numbers = (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
-    else:
-        numbers = np.frombuffer(raw, {"F16": "<f2", "F32": "<f4"}[place.dtype]).copy()
-    return numbers.reshape(place.shape)
+    return numbers(raw, place.dtype).reshape(place.shape)
+
+
+def numbers(raw: bytes | memoryview, dtype: str) -> np.ndarray:
+    """A writable copy of little-endian bytes as numbers, bfloat16 widened to float32."""
+    if dtype == "BF16":  # numpy has none: it is a float32 without its lower half
+        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+    return np.frombuffer(raw, {"F16": "<f2", "F32": "<f4"}[dtype]).copy()
+
+
+def pack(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> tuple[bytes, bytes]:
+    """The header (with its length) and the payload of a file. float32 and float16 only; the order is the file's own."""
+    tensors = in_order(tensors)
+    header: dict[str, object] = {"__metadata__": metadata}
+    position = 0
+    for name, tensor in tensors.items():
+        dtype = "F16" if tensor.dtype == np.float16 else "F32"
+        offsets = [position, position + tensor.nbytes]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": offsets}
+        position += tensor.nbytes
+    raw = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)  # keeps the numbers aligned for programs that map the file
+    return len(raw).to_bytes(8, "little") + raw, payload(tensors)
+
+
+def payload(tensors: dict[str, np.ndarray]) -> bytes:
+    """The tensors' bytes in the file's order, little-endian."""
+    ordered = in_order(tensors).values()
+    return b"".join(tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes() for tensor in ordered)
+
+
+def in_order(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Wide numbers first, which keeps all aligned; then by name."""
+    return dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
 
 
 def _header(raw: bytes) -> dict[str, object]:

@@ -1,0 +1,302 @@
+"""A folder of concepts: `<folder>/<owner>/<name>-v<N>.safetensors`, and nothing else to keep in step with them.
+
+The path is the concept's token; a listing reads headers only. Everything that changes the folder does so under its lock,
+one whole file at a time. Reading needs no lock and works on a read-only disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from . import files
+from .card import Card
+from .concept import Concept, read, read_header, write
+from .errors import PersonalError
+from .formats import read_any
+from .prompts import Token, show
+from .tensorfile import MAX_FILE
+
+SUFFIX = ".safetensors"
+_PATIENCE = 60.0  # seconds to wait for another process that is adding or removing
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One concept in a listing. damaged: what is wrong with its file; then card and what follows are not known."""
+
+    token: Token
+    path: Path
+    size: int = 0  # bytes
+    damaged: str | None = None
+    card: Card | None = None
+    vectors: int = 0  # rows for each text encoder
+    lora_rank: int = 0
+    identity: str | None = None  # sha256 as the header has it; `Library.verify` proves it
+
+    @property
+    def thumbnail(self) -> bytes | None:
+        """The picture, read now: a listing of thousands must not hold them all."""
+        with suppress(PersonalError):
+            return read_header(self.path).thumbnail
+        return None
+
+    def as_json(self) -> dict[str, object]:
+        """Everything a listing knows, under keys that are always there (null for the facts of a damaged file)."""
+        card = self.card.model_dump(mode="json") if self.card else dict.fromkeys(Card.model_fields)
+        return card | {
+            "token": str(self.token),
+            "vectors": self.vectors,
+            "lora_rank": self.lora_rank,
+            "size": self.size,
+            "identity": self.identity,
+            "path": str(self.path),
+            "damaged": self.damaged,
+        }
+
+
+class Library:
+    """The concepts in `folder`, which need not exist until something is added. Every method raises PersonalError."""
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def list(self) -> list[Entry]:
+        """Every concept, by owner, name and version; damaged files with what is wrong with them."""
+        entries = (self._entry(token) for token in sorted(self._tokens()))
+        return [entry for entry in entries if entry is not None]
+
+    def find(self, token: Token) -> Entry:
+        """The entry that `token` means: the newest version, unless it names one."""
+        entry = self._entry(self._resolve(token))
+        if entry is None:
+            raise PersonalError(f"{token} was removed just now.")
+        return entry
+
+    def get(self, token: Token) -> Concept:
+        """The concept itself, with its version, proven undamaged."""
+        return self._load(self._resolve(token))
+
+    def verify(self) -> list[tuple[Entry, str]]:
+        """Read every file in full; those that are damaged, each with what is wrong."""
+        problems = []
+        for entry in self.list():
+            try:
+                self._load(entry.token)
+            except PersonalError as error:
+                if os.path.lexists(entry.path):  # else removed meanwhile
+                    problems.append((entry, error.problem))
+        return problems
+
+    def strays(self) -> list[Path]:
+        """Files that look like concepts but that no token can mean: wrongly named, or in a wrong or linked folder."""
+        known = {self._path(token) for token in self._tokens()}
+        places = [self.folder, *(Path(each) for each in _scan(self.folder) if each.is_dir())]
+        found = (Path(each) for place in places for each in _scan(place) if each.name.endswith(SUFFIX))
+        return sorted(path for path in found if path not in known)
+
+    # --- changing -----------------------------------------------------------------------------------------------------
+
+    def add(self, concept: Concept, replace: bool = False) -> Token:
+        """Put a concept in, under a new version unless its token names one; return its token.
+
+        A concept whose vectors and weights are here under that name already is not added again: its token is returned.
+        replace: take the place of the newest version, or of the one that the token names.
+        """
+        with self._changing():
+            return self._put(concept, replace)
+
+    def import_(self, path: str | os.PathLike, as_: Token | None = None, replace: bool = False) -> Token:
+        """Add a file of any format we read, under its own token or `as_`; never under one that is taken."""
+        path = _file_in(Path(path))
+        concept = read_any(files.read_bytes(path, MAX_FILE), path.name, as_)
+        with self._changing():
+            if concept.token.version is None and not replace and not self._same(concept):
+                if versions := self._matching(concept.token):
+                    raise self._clash(concept, versions[-1])
+            return self._put(concept, replace)
+
+    def rename(self, old: Token, new: Token) -> list[Token]:
+        """Give a concept another token: all its versions, or the one that `old` names. Returns the new tokens."""
+        found = self._resolve(old)
+        new = dataclasses.replace(new, owner=new.owner or found.owner)
+        if new.version and not old.version:
+            raise PersonalError(f"{new} names a version, {old} does not.", "Give both a version, or neither.")
+        with self._changing():
+            moves = [
+                (at, dataclasses.replace(new, version=new.version or at.version))
+                for at in self._matching(found if old.version else found.unversioned())
+            ]
+            taken = self._matching(moves[0][1] if old.version else new) if moves else []
+            if taken:
+                raise PersonalError(f"{taken[-1]} is here already.", "Choose another name.")
+            for at, to in moves:
+                self._move(at, to)
+            files.remove_empty_folder(self.folder / found.owner)
+        return [to for _, to in moves]
+
+    def remove(self, token: Token, all_versions: bool = False) -> list[Token]:
+        """Delete a concept. Of one with several versions: the one named, or with `all_versions` all. Returns them."""
+        found = self._resolve(token)
+        with self._changing():
+            doomed = self._matching(found if token.version else found.unversioned())
+            if len(doomed) > 1 and not all_versions:
+                names = show(", ".join(str(each) for each in doomed))
+                raise PersonalError(
+                    f"{found.unversioned()} has several versions: {names}.", "Name one, or ask for all."
+                )
+            for each in doomed:
+                files.remove(self._path(each))
+            files.remove_empty_folder(self.folder / found.owner)
+        return doomed
+
+    def sweep(self) -> int:
+        """Remove what killed processes left half-written; return how many such files there were."""
+        return sum(files.sweep(place) for place in [self.folder, *(Path(owner) for owner in self._owners())])
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        with files.lock(self.folder, wait=_PATIENCE):
+            self.sweep()
+            yield
+
+    def _owners(self) -> list[os.DirEntry]:
+        return [each for each in _scan(self.folder) if each.is_dir(follow_symlinks=False) and each.name[0] != "."]
+
+    def _tokens(self) -> Iterator[Token]:
+        """Every token that a path in this folder spells; no file is opened."""
+        for owner in self._owners():
+            for file in _scan(owner):
+                with suppress(PersonalError):
+                    token = Token.parse(f"<{owner.name}/{file.name.removesuffix(SUFFIX)}>")
+                    if token.version and self._path(token) == Path(file.path):
+                        yield token
+
+    def _path(self, token: Token) -> Path:
+        return self.folder / token.owner / f"{token.name}-v{token.version}{SUFFIX}"
+
+    def _matching(self, token: Token) -> list[Token]:
+        """The tokens that `token` can mean, oldest version first."""
+        return sorted(each for each in self._tokens() if token.matches(each))
+
+    def _resolve(self, token: Token) -> Token:
+        """The one that is meant, with owner and version."""
+        matching = self._matching(token)
+        if not matching:
+            raise PersonalError(f"No concept {token}.", self._suggestion(token))
+        owners = sorted({each.owner for each in matching})
+        if len(owners) > 1:
+            names = " or ".join(str(dataclasses.replace(token, owner=owner)) for owner in owners)
+            raise PersonalError(f"Several concepts are called {token}.", f"Write {show(names, 200)}.")
+        return matching[-1]
+
+    def _suggestion(self, token: Token) -> str:
+        known = sorted(self._tokens())
+        spellings = {
+            spelling: each.unversioned() for each in known for spelling in (str(each.unversioned()), each.name)
+        }
+        spellings |= {str(each): each for each in known if token.version}
+        for wanted in (str(token), token.name):
+            if close := difflib.get_close_matches(wanted, spellings, n=1):
+                return f"Did you mean {spellings[close[0]]}?"
+        if not known:
+            return f"The library {show(str(self.folder))} is empty."
+        return "See: sdpersonal concepts list"
+
+    def _safe_path(self, token: Token) -> Path:
+        """Where a concept's bytes are read: never outside, whatever links lie here."""
+        path = self._path(token)
+        files.inside(self.folder, token.owner, path.name)
+        return path
+
+    def _entry(self, token: Token) -> Entry | None:
+        """The entry, or None where its file has vanished since it was seen."""
+        path = self._path(token)
+        try:
+            header = read_header(self._safe_path(token))
+            size = path.stat().st_size
+        except (PersonalError, OSError) as error:
+            if not os.path.lexists(path):
+                return None
+            return Entry(token, path, path.lstat().st_size, getattr(error, "problem", str(error)))
+        card = header.card.model_copy(update={"token": str(token)})  # a file may have been renamed by hand
+        return Entry(token, path, size, None, card, header.vectors, header.lora_rank, header.identity)
+
+    def _load(self, token: Token) -> Concept:
+        concept = read(files.read_bytes(self._safe_path(token), MAX_FILE), self._path(token).name)
+        return dataclasses.replace(concept, token=token)
+
+    def _same(self, concept: Concept) -> Token | None:
+        """The version, newest first, that holds the very same vectors and weights, undamaged."""
+        for token in reversed(self._matching(concept.token.unversioned())):
+            with suppress(PersonalError):
+                if read_header(self._safe_path(token)).identity == concept.identity:
+                    return self._load(token).token
+        return None
+
+    def _put(self, concept: Concept, replace: bool) -> Token:
+        if not replace and (same := self._same(concept)):
+            return same
+        versions = [each.version for each in self._matching(concept.token.unversioned())]
+        newest = max(versions, default=0)
+        version = concept.token.version or (newest if replace and newest else newest + 1)
+        token = dataclasses.replace(concept.token, version=version)
+        if version in versions and not replace:
+            raise self._clash(concept, token)
+        path = self._path(token)
+        data = write(dataclasses.replace(concept, token=token))
+        try:
+            files.inside(self.folder, token.owner)  # a linked folder must not take us elsewhere
+            files.make_folder(path.parent)
+            files.write_bytes(path, data)
+        except PersonalError:
+            files.remove_empty_folder(path.parent)
+            raise
+        return token
+
+    def _move(self, at: Token, to: Token) -> None:
+        """One renaming is the whole change: a crash leaves the old token or the new."""
+        files.inside(self.folder, to.owner)
+        files.make_folder(self.folder / to.owner)
+        files.rename(self._path(at), self._path(to))
+        # The header repeats the token for other programs. That a damaged file or a full disk keeps the old word is no loss.
+        with suppress(PersonalError):
+            files.write_bytes(self._path(to), write(self._load(to)))
+
+    def _clash(self, concept: Concept, taken: Token) -> PersonalError:
+        entry = self._entry(taken)
+        here = (entry and entry.identity or "damaged")[:8]
+        return PersonalError(
+            f"{taken} is here already with other content (here {here}, the new one {concept.identity[:8]}).",
+            "Give it another name with --as '<owner/name>', or take its place with --replace.",
+        )
+
+
+def _scan(folder: str | os.PathLike) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise PersonalError(
+            f"{show(os.fspath(folder), 200)}: {error.strerror}.", "Give the folder of a library."
+        ) from error
+
+
+def _file_in(path: Path) -> Path:
+    """The file itself, or the one that a folder in diffusers' layout holds: never the pickle while there is the other."""
+    if path.is_dir():
+        for name in ("learned_embeds.safetensors", "learned_embeds.bin"):
+            if os.path.lexists(path / name):
+                return path / name
+        raise PersonalError(f"{show(str(path), 200)} holds no learned_embeds.safetensors.", "Give the file itself.")
+    return path
