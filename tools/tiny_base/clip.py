@@ -1,0 +1,144 @@
+"""The small CLIP: both towers, contrastive on captions and pictures (Radford et al. 2021).
+
+Two things make it quick to train: half of the picture's patches are hidden from the image tower for most of
+the run (FLIP, Li et al. 2023), and a linear head that names the thing and its place helps the image tower on
+its way. The head is thrown away at the end.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
+
+from . import render, runs, scenes, tokenizer
+from .captions import BACKGROUNDS
+
+WIDTH, PROJECTION = 192, 128
+
+
+def build(vocabulary):
+    """A CLIPModel of 5 M parameters: text 4 x 192, vision 6 x 192 over 64 patches of 16 px."""
+    text = CLIPTextConfig(
+        vocab_size=vocabulary, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=4, num_attention_heads=3,
+        max_position_embeddings=77, projection_dim=PROJECTION,
+        bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1, pad_token_id=vocabulary - 1,
+    )  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=6, num_attention_heads=3,
+        image_size=128, patch_size=16, projection_dim=PROJECTION,
+    )  # fmt: skip
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=PROJECTION)
+    return CLIPModel._from_config(config, attn_implementation="sdpa")
+
+
+def processor():
+    """Pictures of any size -> 128 px, -1..1: the same preparation as the UNet's pictures."""
+    return CLIPImageProcessor(
+        size={"shortest_edge": 128}, crop_size={"height": 128, "width": 128}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+
+
+class Learner(nn.Module):
+    """The CLIP with its helping head."""
+
+    def __init__(self, clip, names):
+        super().__init__()
+        self.clip, self.head = clip, nn.Linear(WIDTH, names + len(BACKGROUNDS))
+        self.names = names
+
+    def image(self, pictures, hide=0.0):
+        """(B, 3, 128, 128) -> pooled (B, 192); `hide` is the share of patches left out."""
+        tower = self.clip.vision_model
+        x = tower.embeddings(pictures)  # (B, 1 + 64, 192)
+        if hide:
+            count = x.shape[1] - 1
+            keep = int(count * (1 - hide))
+            order = torch.rand(len(x), count, device=x.device).argsort(1)[:, :keep] + 1
+            rows = torch.cat([order.new_zeros(len(x), 1), order], 1)  # the class token stays
+            x = x.gather(1, rows[..., None].expand(-1, -1, x.shape[2]))
+        x = tower.pre_layrnorm(x)
+        x = tower.encoder(inputs_embeds=x).last_hidden_state
+        return tower.post_layernorm(x[:, 0])
+
+    def losses(self, pictures, ids, names, kinds, hide):
+        """Contrastive loss, naming loss."""
+        pooled = self.image(pictures, hide)
+        image = F.normalize(self.clip.visual_projection(pooled).float(), dim=-1)
+        text_pooled = self.clip.text_model(input_ids=ids).pooler_output
+        text = F.normalize(self.clip.text_projection(text_pooled).float(), dim=-1)
+        scores = self.clip.logit_scale.exp().clamp(max=100) * image @ text.T  # (B, B)
+        truth = torch.arange(len(ids), device=ids.device)
+        contrast = (F.cross_entropy(scores, truth) + F.cross_entropy(scores.T, truth)) / 2
+        guess = self.head(pooled).float()
+        naming = F.cross_entropy(guess[:, : self.names], names) + 0.3 * F.cross_entropy(guess[:, self.names :], kinds)
+        return contrast, naming
+
+
+def batch_of(world, words, renderer, mix, seed, start, count, vary=False):
+    """Scenes start .. start+count of a series -> pictures, token ids, names, kinds on the renderer's device."""
+    drawn = [scenes.draw_scene(world, seed, start + i, mix) for i in range(count)]
+    packed = scenes.pack(drawn)
+    pictures = renderer(packed)
+    device = renderer.device
+    ids = tokenizer.encode(words, [s.caption for s in drawn], "longest").to(device)
+    names = torch.tensor([s.name for s in drawn], device=device)
+    if vary:
+        gain = 1 + 0.12 * torch.randn(count, 1, 1, 1, device=device)
+        pictures = (pictures * gain + 0.06 * torch.randn(count, 3, 1, 1, device=device)).clamp(-1, 1)
+    return pictures, ids, names, torch.from_numpy(packed["kinds"]).to(device)
+
+
+def train(world, words, stage, folder, device="cpu", bf16=True, save_minutes=4.0, export=None):
+    """Train to the end (or go on after a kill); -> the CLIPModel. `export(model)` is called at each save."""
+    torch.manual_seed(1)
+    learner = Learner(build(tokenizer.SIZE), len(world.names)).to(device)
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=stage.lr, betas=(0.9, 0.98), weight_decay=0.05)
+    average = runs.Average(learner, 300)
+    parts = {"learner": learner, "average": average, "optimizer": optimizer}
+    run = runs.Run(folder, stage, parts, save_minutes)
+    renderer = render.Renderer(world.sprites, device)
+    mix = scenes.Mix(core=0.5)
+    for step in run.steps():
+        hide = 0.5 if run.progress < 0.8 else 0.0
+        runs.set_lr(optimizer, stage.lr * runs.lr_factor(run.progress, step))
+        pictures, ids, names, kinds = batch_of(world, words, renderer, mix, 100, step * stage.batch, stage.batch, vary=True)
+        with runs.autocast(device, bf16):
+            contrast, naming = learner.losses(pictures, ids, names, kinds, hide)
+        (contrast + 0.5 * naming).backward()
+        torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average.update(learner)
+        if step % 50 == 0:
+            run.log(contrast=contrast.item(), naming=naming.item(), lr=optimizer.param_groups[0]["lr"])
+        if step % 400 == 399 and export:
+            export(averaged(learner, average))
+    model = averaged(learner, average)
+    if export:
+        export(model)
+    return model
+
+
+def averaged(learner, average):
+    """A CLIPModel with the averaged weights, to judge with or to ship."""
+    model = build(tokenizer.SIZE)
+    model.load_state_dict({k[5:]: v for k, v in average.shadow.items() if k.startswith("clip.")})
+    return model.eval()
+
+
+def text_tower(clip):
+    """The text tower on its own, as SD's text_encoder."""
+    tower = CLIPTextModel(clip.config.text_config)
+    prefix = "text_model." if any(name.startswith("text_model.") for name in tower.state_dict()) else ""
+    mine = {k.removeprefix("text_model."): v for k, v in clip.state_dict().items() if k.startswith("text_model.")}
+    tower.load_state_dict({prefix + k: v for k, v in mine.items()})
+    return tower.eval()
+
+
+@torch.no_grad()
+def features(clip, pictures=None, ids=None):
+    """Unit features of pictures (B, 3, 128, 128) in -1..1 or of token ids."""
+    if pictures is not None:
+        pooled = clip.vision_model(pixel_values=pictures).pooler_output
+        return F.normalize(clip.visual_projection(pooled).float(), dim=-1)
+    return F.normalize(clip.text_projection(clip.text_model(input_ids=ids).pooler_output).float(), dim=-1)

@@ -1,0 +1,45 @@
+"""Write what ships: safetensors in fp16, in the folders where diffusers and transformers look."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from . import clip
+
+
+def halve(folder):
+    """Every safetensors file of a folder to fp16, in place."""
+    for path in Path(folder).rglob("*.safetensors"):
+        tensors = {k: v.half() if v.is_floating_point() else v for k, v in load_file(path).items()}
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
+def promote(part, folder):
+    """Put a finished folder in the place of an old one: whoever reads sees the old or the new, never half."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def fresh(folder):
+    """An empty folder to write `folder` in."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    return part
+
+
+def judge(model, words_folder, folder):
+    """The whole CLIP with its tokenizer and picture preparation, as a transformers folder."""
+    part = fresh(folder)
+    model.to(torch.float32).save_pretrained(part)
+    halve(part)
+    clip.processor().save_pretrained(part)
+    for file in words_folder.iterdir():
+        shutil.copy(file, part)
+    promote(part, folder)

@@ -1,0 +1,71 @@
+"""What is trained, how large, how long: one table for a CPU with two cores, one for a CUDA card, one to try the tool."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from .scenes import Mix
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How long one part trains. It ends at `steps` or `minutes`, whichever comes first."""
+
+    steps: int
+    minutes: float
+    batch: int
+    lr: float
+
+
+@dataclass(frozen=True)
+class Preset:
+    """All that differs between machines."""
+
+    world: str  # "core" or "wide": what the UNet learns; the CLIP and the autoencoder always see the wide world
+    looks: tuple[str, ...]
+    clip: Stage
+    autoencoder: Stage
+    unet: Stage
+    judge: Stage
+    pool: int  # captioned latents kept in memory for the UNet, drawn anew `refills` times
+    refills: int
+    snapshot_minutes: float  # how often a checkpoint and an EMA export are written
+    bf16: bool = True
+    mix: Mix = field(default_factory=Mix)
+    clip_looks: tuple[str, ...] = ("3d", "flat", "cartoon")
+
+
+CPU = Preset(
+    world="core",
+    looks=("3d", "flat"),
+    clip=Stage(steps=6000, minutes=28, batch=64, lr=1.2e-3),
+    autoencoder=Stage(steps=6000, minutes=26, batch=12, lr=6e-4),
+    unet=Stage(steps=40_000, minutes=100, batch=24, lr=8e-4),
+    judge=Stage(steps=1500, minutes=8, batch=48, lr=2e-3),
+    pool=40_000,
+    refills=2,
+    snapshot_minutes=4,
+    # one mirror image less to learn, and fewer scenes of many things: views of each sprite are what lacks
+    mix=Mix(flip=0.0, pairs=0.04, counts=0.04, sizes=0.06, sides=0.02, paint=0.03, wander=0.025, tilt=0.05),
+)
+CUDA = Preset(
+    world="wide",
+    looks=("3d", "flat", "cartoon"),
+    clip=Stage(steps=3000, minutes=1.5, batch=512, lr=1e-3),
+    autoencoder=Stage(steps=6000, minutes=2, batch=64, lr=8e-4),
+    unet=Stage(steps=24_000, minutes=4.5, batch=256, lr=1e-3),
+    judge=Stage(steps=1500, minutes=0.4, batch=256, lr=2e-3),
+    pool=400_000,
+    refills=1,
+    snapshot_minutes=1,
+)
+_SHORT = Stage(steps=3, minutes=1, batch=4, lr=1e-3)
+TRIAL = replace(CPU, clip=_SHORT, autoencoder=_SHORT, unet=_SHORT, judge=_SHORT, pool=16, refills=1)
+PRESETS = {"cpu": CPU, "cuda": CUDA, "trial": TRIAL}
+
+
+def choose(name):
+    """A preset by name; "auto" takes the card where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return name, PRESETS[name]

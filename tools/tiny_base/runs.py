@@ -1,0 +1,115 @@
+"""What the trainings share: progress, checkpoints that survive a kill, moving averages, a log."""
+
+import json
+import time
+
+import torch
+
+
+class Run:
+    """One training's folder: state.pt (newest checkpoint, replaced in one move), log.jsonl, done.
+
+    `parts` are named objects with state_dict and load_state_dict. Progress goes from 0 to 1 by steps or
+    by minutes, whichever is ahead, so one recipe serves a slow machine and a fast one.
+    """
+
+    def __init__(self, folder, stage, parts, save_minutes=4.0):
+        self.folder, self.stage, self.parts, self.save_minutes = folder, stage, parts, save_minutes
+        folder.mkdir(parents=True, exist_ok=True)
+        self.step, self.before, self.started = 0, 0.0, time.monotonic()
+        self.saved = self.started
+        if self.state_file.exists():
+            self._load()
+
+    @property
+    def state_file(self):
+        return self.folder / "state.pt"
+
+    @property
+    def done(self):
+        return (self.folder / "done").exists()
+
+    @property
+    def minutes(self):
+        """Minutes of training so far, over all sittings."""
+        return self.before + (time.monotonic() - self.started) / 60
+
+    @property
+    def progress(self):
+        return min(1.0, max(self.step / self.stage.steps, self.minutes / self.stage.minutes))
+
+    def steps(self):
+        """Step numbers until the end; the state is saved every few minutes and at the end."""
+        while self.progress < 1:
+            yield self.step
+            self.step += 1
+            if time.monotonic() - self.saved > 60 * self.save_minutes:
+                self.save()
+        self.save()
+        (self.folder / "done").touch()
+
+    def save(self):
+        """Checkpoint: written beside, then moved over the old one."""
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        part = self.state_file.with_suffix(".part")
+        torch.save({"step": self.step, "minutes": self.minutes, "parts": state}, part)
+        part.replace(self.state_file)
+        self.saved = time.monotonic()
+
+    def _load(self):
+        state = torch.load(self.state_file, map_location="cpu", weights_only=True)
+        self.step, self.before = state["step"], state["minutes"]
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
+        self.log(event="resumed")
+
+    def log(self, **figures):
+        """One JSON line to the log and the screen."""
+        row = {"step": self.step, "minutes": round(self.minutes, 2)}
+        row |= {k: round(v, 5) if isinstance(v, float) else v for k, v in figures.items()}
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(self.folder.name, row, flush=True)
+
+
+def lr_factor(progress, step, warmup=100, fall=0.5, last=0.02):
+    """Rise over `warmup` steps, stay, fall in a straight line to `last` over the final part `fall`."""
+    rise = min(1.0, (step + 1) / warmup)
+    return rise * max(last, min(1.0, (1 - progress) / fall))
+
+
+def set_lr(optimizer, lr):
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+class Average:
+    """Exponential moving average of a model's parameters; its memory grows with the run up to `longest` steps."""
+
+    def __init__(self, model, longest=2000):
+        self.longest, self.count = longest, 0
+        self.shadow = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model):
+        self.count += 1
+        keep = 1 - 1 / min(self.longest, 1 + self.count / 10)
+        mine, theirs = [], []
+        for key, value in model.state_dict().items():
+            if value.is_floating_point():
+                mine.append(self.shadow[key])
+                theirs.append(value)
+        torch._foreach_lerp_(mine, theirs, 1 - keep)
+
+    def state_dict(self):
+        return {"count": self.count, "shadow": self.shadow}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+        for key, value in state["shadow"].items():
+            self.shadow[key].copy_(value)
+
+
+def autocast(device, on=True):
+    """bf16 arithmetic, on CPU and on CUDA alike."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=on)

@@ -1,0 +1,180 @@
+"""A scene: which things, where, how large, before what. Drawn from (seed, index) alone; pixels come later.
+
+Lengths are in units of the picture's side, (0, 0) is its middle, y points down, angles in radians.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from . import captions
+from .captions import BACKGROUNDS, COLOURS, pick
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How often each kind of scene is drawn."""
+
+    places: float = 0.40  # the rest of the backgrounds is plain, but for
+    patterns: float = 0.12
+    pairs: float = 0.08  # two different things
+    counts: float = 0.06  # two or three of one
+    sizes: float = 0.10  # one thing, small or large, and said so
+    sides: float = 0.03
+    paint: float = 0.05  # one thing in a single colour: "a blue cat"
+    flip: float = 0.5
+    wander: float = 0.04  # sigma of the place of a single thing
+    tilt: float = 0.08  # sigma of its angle
+    core: float = 0.0  # this share of the things is drawn from the small world's names
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One sprite as it stands in a scene."""
+
+    sprite: int
+    x: float
+    y: float
+    size: float
+    angle: float = 0.0
+    flip: bool = False
+    paint: tuple | None = None  # RGB 0..1
+
+
+@dataclass(frozen=True)
+class Background:
+    """What is behind: a kind, up to two colours (RGB 0..1) and four numbers that places and patterns use freely."""
+
+    kind: str
+    first: tuple
+    second: tuple
+    knobs: tuple  # 4 numbers in 0..1
+    words: tuple = ()  # names of the colours
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture that is not drawn yet, with its caption and what judges ask about it."""
+
+    things: tuple[Thing, ...]
+    background: Background
+    caption: str
+    name: int
+    look: int
+    single: bool  # one thing in its own colours: fit for "what is it?"
+
+
+MOST_THINGS = 3
+
+
+def generator(seed, index):
+    """Chance of one scene: a function of (seed, index)."""
+    return np.random.Generator(np.random.Philox(key=[seed, index]))
+
+
+def _colour(rng, word):
+    rgb = (np.array(COLOURS[word]) + rng.normal(0, 4, 3)) / 255
+    return tuple(np.clip(rgb, 0, 1).tolist())
+
+
+def draw_background(rng, mix):
+    """A background with its colours."""
+    u = rng.random()
+    if u < mix.places:
+        kind = pick(rng, tuple(captions.PLACES))
+    elif u < mix.places + mix.patterns:
+        kind = pick(rng, tuple(captions.PATTERNS))
+    else:
+        kind = "plain"
+    words = rng.choice(list(COLOURS), 2, replace=False)
+    first, second = (_colour(rng, word) for word in words)
+    return Background(kind, first, second, tuple(rng.random(4).tolist()), tuple(words.tolist()))
+
+
+def _thing(rng, mix, sprite, x, y, size):
+    angle = rng.normal(0, mix.tilt) if rng.random() < 0.5 else 0.0
+    return Thing(sprite, x, y, size, angle, bool(rng.random() < mix.flip))
+
+
+def draw_scene(world, seed, index, mix):
+    """The scene number `index` of the endless series `seed`."""
+    rng = generator(seed, index)
+    look = int(rng.integers(len(world.looks)))
+    among = world.core if rng.random() < mix.core else len(world.names)
+    name = int(rng.integers(among))
+    sprite, noun = world.index(look, name), world.names[name]
+    background = draw_background(rng, mix)
+    behind = captions.background_words(rng, background.kind, background.words)
+    wander = lambda: float(np.clip(rng.normal(0, mix.wander), -0.12, 0.12))  # noqa: E731
+    single = True
+    u = rng.random() - mix.pairs
+    if u < 0:
+        other = int(rng.integers(among))
+        things, words = _pair(rng, mix, wander, sprite, world.index(look, other), noun, world.names[other])
+        single = False
+    elif (u := u - mix.counts) < 0:
+        things, words = _several(rng, mix, wander, sprite, noun)
+    else:
+        size, x, adjective, side = rng.uniform(0.64, 0.8), wander(), "", "{}"
+        if (u := u - mix.sizes) < 0:
+            kind = pick(rng, ("small", "large"))
+            size = rng.uniform(0.32, 0.42) if kind == "small" else rng.uniform(0.9, 1.0)
+            adjective = pick(rng, captions.SIZES[kind]) + " "
+        elif (u := u - mix.sides) < 0:
+            kind = pick(rng, ("left", "right"))
+            size, x, side = rng.uniform(0.4, 0.5), (-0.24 if kind == "left" else 0.24) + wander() / 2, captions.SIDES[kind]
+        one = _thing(rng, mix, sprite, x, wander(), size)
+        if (u := u - mix.paint) < 0 and not adjective and side == "{}":
+            word = pick(rng, tuple(COLOURS)[:12])
+            one, adjective, single = replace(one, paint=_colour(rng, word)), word + " ", False
+        things, words = (one,), side.format(captions.with_article(adjective + noun))
+    caption = captions.sentence(rng, world.looks[look], words, behind)
+    return Scene(things, background, caption, name, look, single)
+
+
+def _pair(rng, mix, wander, sprite, other, noun, other_noun):
+    kind = pick(rng, tuple(captions.PAIRS))
+    size = rng.uniform(0.42, 0.48)
+    a, b = ((-0.25, 0), (0.25, 0)) if kind == "beside" else ((0, -0.24), (0, 0.24))
+    things = tuple(
+        _thing(rng, mix, s, x + wander() / 2, y + wander() / 2, size) for s, (x, y) in ((sprite, a), (other, b))
+    )
+    return things, pick(rng, captions.PAIRS[kind]).format(captions.with_article(noun), captions.with_article(other_noun))
+
+
+def _several(rng, mix, wander, sprite, noun):
+    count = int(rng.integers(2, 4))
+    spots = ((-0.25, 0), (0.25, 0)) if count == 2 else ((-0.25, -0.2), (0.25, -0.2), (0, 0.24))
+    size = rng.uniform(0.4, 0.46)
+    things = tuple(_thing(rng, mix, sprite, x + wander() / 2, y + wander() / 2, size) for x, y in spots)
+    return things, f"{captions.COUNTS[count]} {captions.plural(noun)}"
+
+
+def stage(world, look, name, background_kind, seed, index, mix=None, colour=None):
+    """One thing of a given name and look before a given background: for judges, photos and sheets."""
+    rng = generator(seed, index)
+    mix = mix or Mix()
+    background = replace(draw_background(rng, mix), kind=background_kind)
+    if colour:
+        background = replace(background, first=_colour(rng, colour), words=(colour, background.words[1]))
+    size, x, y = rng.uniform(0.64, 0.8), rng.normal(0, mix.wander), rng.normal(0, mix.wander)
+    thing = _thing(rng, mix, world.index(look, name), float(x), float(y), float(size))
+    behind = captions.background_words(rng, background_kind, background.words)
+    form = captions.LOOKS.get(world.looks[look], captions.LOOKS[None])[0]
+    words = form.format(captions.with_article(world.names[name]))
+    return Scene((thing,), background, f"{words} {behind}", name, look, True)
+
+
+def pack(scenes):
+    """Scenes -> plain arrays for the renderer, so that worker processes can draw and the device can paint."""
+    count = len(scenes)
+    things = np.zeros((count, MOST_THINGS, 11), np.float32)  # sprite, x, y, size, angle, flip, has paint, paint RGB, there
+    backs = np.zeros((count, 10), np.float32)  # first RGB, second RGB, 4 knobs
+    kinds = np.zeros(count, np.int64)
+    for i, scene in enumerate(scenes):
+        for j, t in enumerate(scene.things):
+            things[i, j] = (t.sprite, t.x, t.y, t.size, t.angle, t.flip, t.paint is not None, *(t.paint or (0, 0, 0)), 1)
+        b = scene.background
+        backs[i] = (*b.first, *b.second, *b.knobs)
+        kinds[i] = BACKGROUNDS.index(b.kind)
+    return {"things": things, "backs": backs, "kinds": kinds}

@@ -1,0 +1,78 @@
+"""What the base knows: names, looks, and what is kept out of all training."""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from . import art
+
+HERE = Path(__file__).parent
+GROUPS = {"Smileys & Emotion", "Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects"}
+FACES = {"Smileys & Emotion"}  # only the core's faces: the rest are too like each other at 128 px
+
+
+def _lines(file):
+    lines = (line.split("#")[0].strip() for line in (HERE / file).read_text("utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+def kept_out():
+    """(emoji names, looks) that no training may see."""
+    lines = _lines("kept_out.txt")
+    looks = [line.split(" ", 1)[1] for line in lines if line.startswith("look ")]
+    return [line for line in lines if not line.startswith("look ")], looks
+
+
+def core_names():
+    """{emoji name: name in captions} of the small world."""
+    pairs = (line.split(" = ") for line in _lines("core_names.txt"))
+    return {pair[0]: pair[-1].lower() for pair in pairs}
+
+
+def wide_names(folder):
+    """{emoji name: name in captions} of the wide world: the core and all else that the three looks share."""
+    names = core_names()
+    out = set(kept_out()[0])
+    dropped = re.compile("|".join(f"(?:{line})" for line in _lines("dropped_names.txt")))
+    for name, (_, _, group) in art.emoji_table(folder).items():
+        if group in GROUPS - FACES and name not in names and name not in out and not dropped.fullmatch(name):
+            if all(art.draw(folder, look, name, 8) is not None for look in art.LOOKS):
+                names[name] = name.lower()
+    return names
+
+
+@dataclass(frozen=True)
+class World:
+    """Names x looks with their sprites; sprite index = look * len(names) + name."""
+
+    emoji: tuple[str, ...]
+    names: tuple[str, ...]  # as written in captions
+    looks: tuple[str, ...]
+    core: int  # the first `core` names are the small world's
+    art_folder: Path
+    cache: Path
+
+    @cached_property
+    def sprites(self):
+        """(looks * names, S, S, 4) uint8, premultiplied."""
+        return np.concatenate([art.sprites(self.art_folder, self.cache, look, self.emoji) for look in self.looks])
+
+    def index(self, look, name):
+        """Sprite of a thing in a look; both as numbers."""
+        return look * len(self.names) + name
+
+
+def world(work, size, looks):
+    """The `core` or `wide` world in the given looks; art must have been fetched to work/art."""
+    folder, cache = work / "art", work / "sprites"
+    names = core_names() if size == "core" else wide_names(folder)
+    return World(tuple(names), tuple(names.values()), tuple(looks), len(core_names()), folder, cache)
+
+
+def kept_out_world(work):
+    """The kept-out subjects, in all drawn looks, the kept-out look included."""
+    names = kept_out()[0]
+    return World(tuple(names), tuple(n.lower() for n in names), art.LOOKS, len(names), work / "art", work / "sprites")
