@@ -43,7 +43,9 @@ def explain(error: ValidationError, settings: type[BaseModel]) -> PersonalError:
         return PersonalError(f"{name} is needed.", (field and field.description) or "")
     if field is None:
         return PersonalError(f"{show(name)} is not a setting.", f"I know {', '.join(settings.model_fields)}.")
-    return PersonalError(f"{name} must be {_expected(field)}, got {show(repr(fault['input']), 60)}.", field.description or "")
+    return PersonalError(
+        f"{name} must be {_expected(field)}, got {show(repr(fault['input']), 60)}.", field.description or ""
+    )
 
 
 def _expected(field: Any) -> str:
@@ -98,7 +100,9 @@ def _new_token(value: Any) -> Any:
     if token.owner is None:
         raise PersonalError(f"{token} has no owner.", f"Call it <me/{token.name}>.")
     if token.version is not None:
-        raise PersonalError(f"{token} has a version; the library counts versions itself.", f"Call it {token.unversioned()}.")
+        raise PersonalError(
+            f"{token} has a version; the library counts versions itself.", f"Call it {token.unversioned()}."
+        )
     return str(token)
 
 
@@ -115,13 +119,15 @@ def _size(value: Any) -> Any:
     found = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", value) if isinstance(value, str) else None
     if not found or any(int(side) % 8 or not 64 <= int(side) <= 2048 for side in found.groups()):
         raise PersonalError(
-            f"size must be WIDTHxHEIGHT, multiples of 8 from 64 to 2048, got {show(repr(value), 40)}.", "For example 512x512."
+            f"size must be WIDTHxHEIGHT, multiples of 8 from 64 to 2048, got {show(repr(value), 40)}.",
+            "For example 512x512.",
         )
     return value
 
 
 Number = BeforeValidator(_number)
 Whole = BeforeValidator(_whole)
+PromptText = Annotated[str, _personal(_prompt)]
 
 
 class Training(Settings):
@@ -134,7 +140,7 @@ class Training(Settings):
     kind: Kind = "object"
     """What the photos share: one object, one person, or one style."""
     base: str | None = None
-    """Model to teach: tiny, sd15, sd21, a Hub id or a folder. Default: sd15 on a CUDA card that has it, else tiny."""
+    """Model to teach: tiny, sd15, sd21, a Hub id or a folder. Default: sd15 on CUDA if it is there, else tiny."""
     steps: Annotated[int, Whole, Field(ge=1, le=100_000)] | None = None
     """Optimiser steps. Default: what suits the method and the base."""
     lr: Annotated[float, Number, Field(gt=0, le=1e9)] | None = None
@@ -180,9 +186,9 @@ class DreamboothSettings(Training):
 class Request(Settings):
     """One request for pictures. Picture i depends on seed + i alone."""
 
-    prompt: Annotated[str, _personal(_prompt)]
+    prompt: PromptText
     """English with concept tokens in it: 'a photo of <me/duck> on the beach'."""
-    negative: Annotated[str, _personal(_prompt)] = ""
+    negative: PromptText = ""
     """What the picture should not be."""
     n: Annotated[int, Whole, Field(ge=1, le=100)] = 4
     """How many pictures."""
@@ -202,7 +208,8 @@ class Request(Settings):
         work = self.n * self.steps * width * height
         if work > MAX_WORK:
             raise PersonalError(
-                f"{self.n} pictures of {width}x{height} in {self.steps} steps are {work / MAX_WORK:.0f} times more than I take at once.",
+                f"{self.n} pictures of {width}x{height} in {self.steps} steps are "
+                f"{work / MAX_WORK:.0f} times more than I take at once.",
                 "Ask for fewer, smaller, or with fewer steps.",
             )
 

@@ -2,10 +2,10 @@
 
     a photo of <karpathy/cool-object-v7> in the style of <coolperson/trippystyle:0.8>
 
-A token is `<owner/name-vN>`: lower-case ASCII letters, digits and hyphens. `-vN` is the version; without it the newest is
-meant. `<name>` alone works while only one owner has such a concept. `:0.8` sets the strength, 0 to 2. A `<` that opens no
-word ("a < b") is text. Tokens never reach a tokenizer: `parse` cuts the prompt into text and mentions, and whoever draws
-puts each concept's vectors in the mention's place.
+A token is `<owner/name-vN>`: lower-case ASCII letters, digits and hyphens. `-vN` is the version; without it the newest
+is meant. `<name>` alone works while only one owner has such a concept. `:0.8` sets the strength, 0 to 2. A `<` that
+opens no word ("a < b") is text. Tokens never reach a tokenizer: `parse` cuts the prompt into text and mentions, and
+whoever draws puts each concept's vectors in the mention's place.
 """
 
 from __future__ import annotations
@@ -55,11 +55,7 @@ class Token:
 
     def matches(self, other: Token) -> bool:
         """Whether this way of writing means `other`, which has owner and version."""
-        return (
-            self.name == other.name
-            and self.owner in (None, other.owner)
-            and self.version in (None, other.version)
-        )
+        return self.name == other.name and self.owner in (None, other.owner) and self.version in (None, other.version)
 
     def unversioned(self) -> Token:
         return Token(self.owner, self.name)

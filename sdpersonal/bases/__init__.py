@@ -1,0 +1,7 @@
+"""`load_base(name)`: the model under a concept, ready to teach and to draw."""
+
+from .loading import BUILT_IN, load_base
+from .schedule import Schedule
+from .sd import Conditioning, Posterior, StableDiffusion
+
+__all__ = ["BUILT_IN", "Conditioning", "Posterior", "Schedule", "StableDiffusion", "load_base"]

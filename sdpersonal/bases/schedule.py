@@ -1,0 +1,38 @@
+"""The noise schedule that a base was trained with, in fp32 whatever the base runs in.
+
+In bf16 a thousand noise levels collapse to 192; so noising and targets never leave fp32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Variance-preserving diffusion (Ho et al. 2020, eq. 4), discrete in `len(alphas_cumprod)` steps."""
+
+    alphas_cumprod: Tensor  # (T,) fp32, on the base's device
+    prediction: Literal["epsilon", "v_prediction"]
+
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def mix(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise; latents and noise (B, C, h, w), t (B,)."""
+        signal, sigma = self._at(t)
+        return signal * latents + sigma * noise
+
+    def target(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the model should say: the noise, or the velocity (Salimans and Ho 2022, section 2.4)."""
+        if self.prediction == "epsilon":
+            return noise
+        signal, sigma = self._at(t)
+        return signal * noise - sigma * latents
+
+    def _at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        return alpha.sqrt(), (1 - alpha).sqrt()

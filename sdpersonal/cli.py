@@ -1,0 +1,299 @@
+"""`sdpersonal ...`: prints and exit codes, no logic.
+
+Exit codes: 0 done, 1 `concepts verify` found damage, 2 the user's mistake, 3 no room on disk, 4 training diverged,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from pydantic import Field
+
+from .config import DreamboothSettings, InversionSettings, PromptText, Request, Settings
+from .errors import Interrupted, PersonalError
+from .library import Entry, Library
+from .prompts import Token, show
+
+INTERRUPTED = 130
+
+
+class Drawing(Request):
+    """Draw pictures of a prompt with concepts in it."""
+
+    prompt: tyro.conf.Positional[PromptText]
+    """English with concept tokens in it: 'a photo of <me/duck> on the beach'."""
+    base: str | None = None
+    """Model to draw with: tiny, sd15, sd21, a Hub id or a folder. Default: sd15 on CUDA if it is there, else tiny."""
+    library: Path = Path("concepts")
+    """Folder that keeps your concepts."""
+    out: Path = Path("outputs")
+    """Folder for the pictures."""
+    grid: bool = False
+    """Also save them side by side in one picture."""
+
+
+class Listing(Settings):
+    """List the concepts of a library."""
+
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON: a list of objects, one per concept."""
+    library: Path = Path("concepts")
+    """Folder that keeps your concepts."""
+
+
+class Showing(Listing):
+    """Show the card of a concept."""
+
+    token: tyro.conf.Positional[str]
+    """For example '<me/duck>'."""
+
+
+class Importing(Listing):
+    """Add concept files to a library."""
+
+    files: tyro.conf.Positional[Annotated[tuple[Path, ...], Field(min_length=1)]]
+    """Our own files, or diffusers' learned_embeds.safetensors and .bin."""
+    as_: Annotated[str | None, tyro.conf.arg(name="as")] = None
+    """The token it gets, for example '<me/duck>'. Default: the one in the file."""
+    replace: bool = False
+    """Take the place of the concept that has this token."""
+
+
+class Renaming(Listing):
+    """Give a concept another token."""
+
+    old: tyro.conf.Positional[str]
+    """Its token, for example '<me/duck>'; with a version only that version."""
+    new: tyro.conf.Positional[str]
+    """The token it gets."""
+
+
+class Removing(Listing):
+    """Delete a concept."""
+
+    token: tyro.conf.Positional[str]
+    """Its token, for example '<me/duck-v2>'."""
+    all_versions: bool = False
+    """Delete all its versions."""
+
+
+class Verifying(Listing):
+    """Read every file of a library in full and name those that are damaged."""
+
+
+class Demo(Settings):
+    """Teach the sample subject and the sample style, and draw a sheet that mixes them."""
+
+    out: Path = Path("outputs/demo")
+    """Folder for the sheet, the runs and a library of their own."""
+
+
+def train(settings: InversionSettings | DreamboothSettings) -> int:
+    from .training import train as teach
+
+    teach(settings, say=_say)
+    return 0
+
+
+def generate(settings: Drawing) -> int:
+    from .bases import load_base
+    from .generation import Generator
+    from .sheets import png, sheet
+
+    request = Request(**{name: getattr(settings, name) for name in Request.model_fields})
+    base = load_base(settings.base)
+    _say(f"Base: {base.name} on {base.device.type}.")
+    pictures = []
+    with _bar("drawing") as advance:
+        for picture in Generator(base, Library(settings.library)).draw(request, progress=advance):
+            pictures.append(picture)
+            path = picture.save(settings.out)
+            _say(str(path))
+    if settings.grid:
+        from . import files
+
+        columns = [f"seed {picture.seed}" for picture in pictures]
+        grid = path.with_name(f"{path.stem}-grid.png")
+        files.write_bytes(grid, png(sheet([[picture.image for picture in pictures]], column_labels=columns, tile=256)))
+        _say(str(grid))
+    return 0
+
+
+def list_concepts(settings: Listing) -> int:
+    entries = Library(settings.library).list()
+    if settings.json_:
+        _say(json.dumps([entry.as_json() for entry in entries], indent=2))
+    elif entries:
+        width = max(len(str(entry.token)) for entry in entries)
+        for entry in entries:
+            _say(f"{entry.token!s:{width}}  {_line(entry)}")
+    else:
+        _say(f"No concepts in {settings.library} yet. Make one: sdpersonal train dreambooth --help")
+    return 0
+
+
+def show_concept(settings: Showing) -> int:
+    entry = Library(settings.library).find(Token.parse(settings.token))
+    facts = entry.as_json()
+    if settings.json_:
+        _say(json.dumps(facts, indent=2))
+    else:
+        for key, value in facts.items():
+            if value not in (None, "", [], {}):
+                _say(f"{key:14} {_plain(value)}")
+    return 0
+
+
+def import_concepts(settings: Importing) -> int:
+    if settings.as_ and len(settings.files) > 1:
+        raise PersonalError("--as names one concept; several files are given.", "Import them one by one.")
+    as_ = Token.parse(settings.as_) if settings.as_ else None
+    return _report(
+        settings,
+        [Library(settings.library).import_(path, as_, settings.replace) for path in settings.files],
+        "imported",
+    )
+
+
+def rename_concept(settings: Renaming) -> int:
+    return _report(
+        settings, Library(settings.library).rename(Token.parse(settings.old), Token.parse(settings.new)), "renamed"
+    )
+
+
+def remove_concept(settings: Removing) -> int:
+    return _report(
+        settings, Library(settings.library).remove(Token.parse(settings.token), settings.all_versions), "removed"
+    )
+
+
+def verify_concepts(settings: Verifying) -> int:
+    library = Library(settings.library)
+    problems = [{"token": str(entry.token), "problem": problem} for entry, problem in library.verify()]
+    problems += [
+        {"token": None, "problem": f"{show(str(path))} is not where any token leads"} for path in library.strays()
+    ]
+    if settings.json_:
+        _say(json.dumps(problems, indent=2))
+    else:
+        for one in problems:
+            _say(f"{one['token'] or '-'}  {one['problem']}")
+        _say(f"{len(problems)} of the files are damaged." if problems else "All is well.")
+    return 1 if problems else 0
+
+
+def demo(settings: Demo) -> int:
+    from .demo import run
+
+    run(settings.out, say=_say)
+    return 0
+
+
+COMMANDS: dict[str, tuple[Callable, type[Settings]]] = {
+    "train textual-inversion": (train, InversionSettings),
+    "train dreambooth": (train, DreamboothSettings),
+    "generate": (generate, Drawing),
+    "concepts list": (list_concepts, Listing),
+    "concepts show": (show_concept, Showing),
+    "concepts import": (import_concepts, Importing),
+    "concepts rename": (rename_concept, Renaming),
+    "concepts remove": (remove_concept, Removing),
+    "concepts verify": (verify_concepts, Verifying),
+    "demo": (demo, Demo),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for name, (command, settings) in COMMANDS.items():
+        words = name.split()
+        if argv[: len(words)] == words:
+            return run(command, settings, argv[len(words) :], f"sdpersonal {name}")
+    asked = not argv or argv[0] in ("-h", "--help")
+    lines = [f"  {name:26} {(settings.__doc__ or '').splitlines()[0]}" for name, (_, settings) in COMMANDS.items()]
+    text = "usage: sdpersonal COMMAND [--help] ...\n\n" + "\n".join(lines)
+    print(
+        text if asked else f"{show(' '.join(argv[:2]))} is not a command.\n{text}",
+        file=sys.stdout if asked else sys.stderr,
+    )
+    return 0 if asked else 2
+
+
+def run(command: Callable, settings: type[Settings], argv: Sequence[str], prog: str) -> int:
+    """Read the settings, do the work, and turn what went wrong into a line and an exit code."""
+    # Threads that spin while they wait slow a busy machine's drawing tenfold (docs/performance.md). Before torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        return command(tyro.cli(settings, args=argv, prog=prog))
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except PersonalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has enough (`| head`). What is left in the buffer must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _report(settings: Listing, tokens: list[Token], done: str) -> int:
+    _say(
+        json.dumps({done: [str(token) for token in tokens]})
+        if settings.json_
+        else f"{done}: {', '.join(map(str, tokens))}"
+    )
+    return 0
+
+
+def _line(entry: Entry) -> str:
+    if entry.damaged or entry.card is None:
+        return f"damaged: {entry.damaged}"
+    parts = [f"{entry.vectors} vectors"] if entry.vectors else []
+    parts += [f"LoRA rank {entry.lora_rank}"] if entry.lora_rank else []
+    kind, what = f"{entry.card.kind:7} {entry.card.base:5}", " + ".join(parts)
+    return f"{kind} {what:26} {entry.size / 1e6:6.2f} MB  {entry.card.title}".rstrip()
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={each}" for key, each in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+class _bar:
+    """A progress bar on a terminal, nothing elsewhere: advance(done, total)."""
+
+    def __init__(self, what: str):
+        self._what = what
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._progress = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        task = self._progress.add_task(self._what, total=None)
+        self._progress.start()
+        return lambda done, total: self._progress.update(task, completed=done, total=total)
+
+    def __exit__(self, *_) -> None:
+        self._progress.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+"""Teach a concept by DreamBooth with LoRA: closest likeness. The same as `sdpersonal train dreambooth`.
+
+python train_dreambooth.py --photos examples/photos/teddy --token '<me/teddy>' --class 'teddy bear'
+python train_dreambooth.py --photos my-dog --token '<me/rex>' --class dog --base sd15
+accelerate launch train_dreambooth.py --photos my-dog --token '<me/rex>' --class dog --base sd15
+python train_dreambooth.py --photos my-dog --token '<me/rex>' --class dog --base sd15 --resume
+"""
+
+import sys
+
+from sdpersonal.cli import run, train
+from sdpersonal.config import DreamboothSettings
+
+if __name__ == "__main__":
+    sys.exit(run(train, DreamboothSettings, sys.argv[1:], "train_dreambooth.py"))
