@@ -11,20 +11,48 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "sdpersonal"
 SOURCES = sorted(path for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py")])
-LIGHT = ["sdpersonal", *(f"sdpersonal.{name}" for name in
-         ("errors", "files", "config", "prompts", "photos", "concept", "formats", "library", "cli"))]  # fmt: skip
+LIGHT = [
+    "sdpersonal",
+    *(
+        f"sdpersonal.{name}"
+        for name in ("errors", "files", "config", "prompts", "photos", "concept", "formats", "library", "cli")
+    ),
+]
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "gradio"}
 
 # The one reader of legacy pickles subclasses Unpickler; its own tests show that it builds tensors and nothing else.
 RESTRICTED_UNPICKLER = PACKAGE / "formats" / "pickles.py"
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 FORBIDDEN_CALLS = {
-    "eval", "exec", "os.system", "os.popen", "torch.load", "torch.hub.load", "yaml.load", "pickle.load", "pickle.loads",
-}  # fmt: skip
+    "eval",
+    "exec",
+    "os.system",
+    "os.popen",
+    "torch.load",
+    "torch.hub.load",
+    "yaml.load",
+    "pickle.load",
+    "pickle.loads",
+}
 FORBIDDEN_METHODS = {"extractall"}
-WRITERS = {"os.replace", "os.rename", "os.remove", "os.unlink", "os.rmdir", "os.mkdir", "os.makedirs", "os.link",
-           "os.symlink", "os.truncate", "shutil.rmtree", "shutil.move", "shutil.copy", "shutil.copy2",
-           "shutil.copyfile", "shutil.copytree"}  # fmt: skip
+WRITERS = {
+    "os.replace",
+    "os.rename",
+    "os.remove",
+    "os.unlink",
+    "os.rmdir",
+    "os.mkdir",
+    "os.makedirs",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "shutil.rmtree",
+    "shutil.move",
+    "shutil.copy",
+    "shutil.copy2",
+    "shutil.copyfile",
+    "shutil.copytree",
+}
 WRITING_METHODS = {"write_text", "write_bytes", "touch", "unlink", "rmdir", "mkdir", "symlink_to", "hardlink_to"}
 
 
@@ -138,6 +166,9 @@ def test_only_files_writes():
 def _opens_to_write(node, name) -> bool:
     if name != "open" and not name.endswith(".open"):
         return False
-    texts = [value.value for value in [*node.args, *(k.value for k in node.keywords if k.arg == "mode")]
-             if isinstance(value, ast.Constant) and isinstance(value.value, str)]  # fmt: skip
+    texts = [
+        value.value
+        for value in [*node.args, *(k.value for k in node.keywords if k.arg == "mode")]
+        if isinstance(value, ast.Constant) and isinstance(value.value, str)
+    ]
     return any(set(text) <= set("rwaxbt+") and set(text) & set("wax+") for text in texts)

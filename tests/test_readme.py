@@ -69,8 +69,10 @@ def test_the_command_line_takes_these_flags(command):
 def _is_command(words):
     ran = subprocess.run(
         [sys.executable, "-m", "sdpersonal.cli", *words, "--help"],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+    )
     return ran.returncode == 0
 
 

@@ -1,0 +1,51 @@
+"""The app: python app.py [--base tiny] [--library concepts] [--out outputs] [--port 7860]"""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from sdpersonal.cli import run
+from sdpersonal.config import Settings, Whole
+
+
+class App(Settings):
+    """Open the app on this machine: a page to draw with your concepts."""
+
+    base: str | None = None
+    """Model to draw with: tiny, sd15, sd21, a Hub id or a folder. Default: sd15 on a CUDA card, else tiny."""
+    library: Path = Path("concepts")
+    """Folder that keeps your concepts."""
+    out: Path = Path("outputs")
+    """Folder for the pictures."""
+    port: Annotated[int, Whole, Field(ge=1024, le=65535)] = 7860
+    """Where the page is: http://127.0.0.1:PORT."""
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def open_app(settings: App) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, which clears the pictures shown
+    from sdpersonal.ui.environment import seclude
+
+    shown = seclude()  # before Gradio is imported
+    from sdpersonal.bases import load_base
+    from sdpersonal.generation import Generator
+    from sdpersonal.library import Library
+    from sdpersonal.ui.page import about, build
+    from sdpersonal.ui.serve import serve
+    from sdpersonal.ui.studio import Studio
+
+    base, library = load_base(settings.base), Library(settings.library)
+    say(about(base))
+    page = build(Studio(Generator(base, library), settings.out, shown), library, base)
+    serve(page, settings.port, private=[settings.library, Path("runs"), Path(__file__).parent], say=say)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(open_app, App, sys.argv[1:], "app.py"))

@@ -1,0 +1,24 @@
+"""What must be settled before Gradio is imported: it obeys its environment variables over its arguments."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import tempfile
+from pathlib import Path
+
+from .. import files
+
+
+def seclude() -> Path:
+    """Forget every GRADIO_* setting of the environment; return a private folder for what the page shows.
+
+    The folder is readable by this user only and goes when the program ends.
+    """
+    for name in [name for name in os.environ if name.startswith("GRADIO_")]:
+        del os.environ[name]
+    folder = Path(tempfile.mkdtemp(prefix="sdpersonal-"))
+    atexit.register(files.remove, folder)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    return folder

@@ -1,0 +1,443 @@
+"""The app, as a real server on the loopback with real clients: a plain HTTP one, and a browser where there is one."""
+
+import contextlib
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+import browser as browsers
+from conftest import ROOT
+from sdpersonal.card import Card
+from sdpersonal.concept import Concept, thumbnail_bytes
+from sdpersonal.errors import PersonalError
+from sdpersonal.library import Library
+from sdpersonal.prompts import Token
+from sdpersonal.ui.shelf import shelf
+from sdpersonal.ui.studio import Studio, in_words, insert
+
+FORM = {"prompt": "a cat on grass", "n": 1, "steps": 2, "seed": 7}
+HOSTILE = {
+    "GRADIO_SERVER_NAME": "0.0.0.0",
+    "GRADIO_SHARE": "True",
+    "GRADIO_ALLOWED_PATHS": "/",
+    "GRADIO_MCP_SERVER": "True",
+    "GRADIO_ROOT_PATH": "/elsewhere",
+    "GRADIO_NUM_PORTS": "1",
+    "GRADIO_ANALYTICS_ENABLED": "True",
+}
+
+
+# --- without a server -------------------------------------------------------------------------------------------------
+
+
+def stocked(folder: Path) -> Library:
+    """A library with two concepts of the built-in base, one without a thumbnail, and one of another base."""
+    library = Library(folder)
+    red = thumbnail_bytes(Image.new("RGB", (64, 64), "red"))
+    vectors = np.random.default_rng(0).normal(0, 0.02, (2, 160)).astype(np.float32)
+    library.add(Concept(Token("me", "duck"), Card(base="tiny"), {"clip_l": vectors}, None, red))
+    library.add(Concept(Token("me", "duck"), Card(base="tiny"), {"clip_l": 2 * vectors}, None, red))
+    library.add(Concept(Token("you", "ink"), Card(base="tiny", kind="style"), {"clip_l": vectors}, None, None))
+    library.add(
+        Concept(Token("me", "photo"), Card(base="sd1"), {"clip_l": np.ones((1, 768), np.float32) / 30}, None, red)
+    )
+    return library
+
+
+def test_a_shelf_shows_what_the_base_can_draw(tmp_path):
+    library = stocked(tmp_path)
+    (tmp_path / "me" / "cut-v1.safetensors").write_bytes(b"not a concept")
+    found = shelf(library, "tiny")
+    assert [token for _, token in found.tiles] == ["<me/duck>", "<you/ink>"]
+    assert found.tiles[0][0].getpixel((5, 5))[0] > 200  # the thumbnail's red
+    assert "1 more is for another base" in found.note and "1 damaged" in found.note
+
+
+def test_an_empty_library_is_an_empty_shelf(tmp_path):
+    found = shelf(Library(tmp_path / "none"), "tiny")
+    assert found.tiles == [] and found.note == ""
+
+
+@pytest.mark.parametrize(
+    "prompt, whole",
+    [("", "<me/duck>"), ("a photo of", "a photo of <me/duck>"), ("a photo of \n", "a photo of <me/duck>")],
+)
+def test_a_word_is_put_in_with_one_space(prompt, whole):
+    assert insert(prompt, "<me/duck>") == whole
+
+
+@pytest.fixture
+def studio(tiny, tmp_path):
+    from sdpersonal.generation import Generator
+
+    return Studio(Generator(tiny, Library(tmp_path / "concepts")), tmp_path / "keep", tmp_path / "show")
+
+
+def test_a_drawing_tells_how_far_it_is_and_keeps_its_pictures(studio):
+    sheets = list(studio.draw(FORM | {"n": 2}, "page"))
+    shares = [sheet.done for sheet in sheets]
+    assert shares == sorted(shares) and shares[-1] == 1
+    assert sheets[-1].message.startswith("2 pictures in ")
+    assert [caption for _, caption in sheets[-1].pictures] == ["seed 7", "seed 8"]
+    assert [json.loads(recipe)["seed"] for recipe in sheets[-1].recipes] == [7, 8]
+    kept = {path.read_bytes() for path in studio.keep.glob("*.png")}
+    assert kept == {Path(path).read_bytes() for path, _ in sheets[-1].pictures} and len(kept) == 2
+
+
+def test_a_drawing_is_the_one_that_the_command_line_makes(studio):
+    from sdpersonal.config import Request
+
+    ((path, _),) = list(studio.draw(FORM, "page"))[-1].pictures
+    (drawn,) = studio.generator.draw(Request(**FORM))
+    assert Path(path).read_bytes() == drawn.png()
+
+
+@pytest.mark.parametrize("field", ["seed", "steps", "guidance", "n"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1, 1e308, "7", True, [1], {}])
+def test_bad_numbers_become_words(studio, field, value):
+    (sheet,) = studio.draw(FORM | {field: value}, "page")
+    assert re.fullmatch(rf"{field} must be a .* got .*\n?.*", sheet.message)
+
+
+@pytest.mark.parametrize("form", [{"prompt": None}, {"negative": 3}, {"size": "7x7"}, {"prompt": "<<a>"}, {"evil": 1}])
+def test_other_bad_values_become_words(studio, form):
+    message = list(studio.draw(FORM | form, "page"))[-1].message
+    assert re.search("must be|No concept|not a setting", message)
+
+
+def test_an_unknown_concept_becomes_words(studio):
+    assert list(studio.draw(FORM | {"prompt": "a <me/cta>"}, "page"))[-1].message.startswith("No concept <me/cta>")
+
+
+def test_a_page_that_stops_does_not_stop_another(studio):
+    for page, ending in [("one", "Stopped; 0 of 1 "), ("two", "1 picture in ")]:
+        sheets = studio.draw(FORM | {"steps": 60 if page == "one" else 2}, page)
+        next(sheets), next(sheets)  # it is under way
+        studio.stop("one")
+        assert list(sheets)[-1].message.startswith(ending)
+
+
+def test_a_page_that_goes_away_frees_the_device(studio):
+    sheets = studio.draw(FORM | {"steps": 150, "n": 16}, "page")
+    next(sheets), next(sheets)
+    sheets.close()
+    assert list(studio.draw(FORM, "other"))[-1].message.startswith("1 picture")
+
+
+def test_two_pages_take_turns(tmp_path):
+    class Counting:
+        busy = most = 0
+
+        def draw(self, request, progress, cancelled):
+            self.busy += 1
+            self.most = max(self.most, self.busy)
+            time.sleep(0.05)
+            self.busy -= 1
+            yield from ()
+
+    studio = Studio(Counting(), tmp_path, tmp_path)
+    threads = [threading.Thread(target=list, args=[studio.draw(FORM, str(page))]) for page in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert studio.generator.most == 1
+
+
+def test_a_failure_inside_is_a_number_outside(tmp_path, caplog):
+    class Broken:
+        def draw(self, request, progress, cancelled):
+            raise RuntimeError("/home/me/secret")
+
+    message = list(Studio(Broken(), tmp_path, tmp_path).draw(FORM, "page"))[-1].message
+    number = re.search(r"failure (\w{8})", message)[1]
+    assert "secret" not in message and number in caplog.text and "secret" in caplog.text
+    assert in_words(PersonalError("No.", "Try.")) == "No.\nTry."
+
+
+# --- a real server ----------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """`app.py` on a free port, in a folder of its own."""
+
+    def __init__(self, place: Path, *flags: str, **environment: str):
+        self.port = browsers.free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.place = place
+        self.log = place / "server.log"
+        settings = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        settings |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(place), "PYTHONUNBUFFERED": "1"} | environment
+        command = [sys.executable, ROOT / "app.py", "--base", "tiny", "--port", str(self.port), *flags]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, cwd=place, env=settings, stdout=log, stderr=subprocess.STDOUT)
+        self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+
+    def wait(self) -> None:
+        until = time.monotonic() + 120
+        while "Open http" not in self.log.read_text():
+            if self.process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(self.log.read_text())
+            time.sleep(0.1)
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def config(self) -> dict:
+        return self.http.get("/config").json()
+
+    def handler(self, name: str) -> dict:
+        return next(each for each in self.config()["dependencies"] if each["api_name"].startswith(name))
+
+    def send(self, name: str, data: str, session: str = "session") -> dict:
+        """Through the queue as the page does it; data: raw JSON, because JSON proper has no NaN. The final message."""
+        fn_index = self.handler(name)["id"]
+        body = f'{{"data": {data}, "fn_index": {fn_index}, "session_hash": "{session}", "trigger_id": null}}'
+        headers = {"Content-Type": "application/json"}
+        joined = self.http.post("/gradio_api/queue/join", content=body, headers=headers)
+        if joined.status_code != 200:
+            return {"refused": joined.status_code, "text": joined.text}
+        with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
+            for line in stream.iter_lines():
+                message = json.loads(line[6:]) if line.startswith("data: ") else {}
+                if message.get("msg") == "process_completed":
+                    return message
+        raise RuntimeError("the stream ended early")
+
+    def draw(self, **form) -> dict:
+        """prompt, negative, n, steps, guidance, size, seed: as raw JSON."""
+        values = {
+            "prompt": '"a cat on grass"',
+            "negative": '""',
+            "n": "1",
+            "steps": "2",
+            "guidance": "4",
+            "size": '"128x128"',
+            "seed": "0",
+        } | form
+        return self.send("on_draw", f"[{', '.join(values.values())}]", session=f"s{time.monotonic_ns()}")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    place = tmp_path_factory.mktemp("app")
+    stocked(place / "concepts")
+    (place / "canary.txt").write_text("CANARY")
+    running = Server(place, **HOSTILE)
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.end()
+
+
+@pytest.mark.slow
+def test_the_page_answers(server):
+    page = server.http.get("/")
+    assert page.status_code == 200 and "sdpersonal" in page.text
+    told = server.log.read_text()
+    assert told.startswith("Base: tiny") and server.url in told
+
+
+@pytest.mark.slow
+def test_a_drawing_through_the_queue(server):
+    done = server.draw()
+    assert done["success"]
+    _, _, status = done["output"]["data"]
+    assert "1 picture in" in str(status)
+    (kept,) = (server.place / "outputs").glob("*.png")
+    with Image.open(kept) as image:
+        recipe = json.loads(image.text["sdpersonal"])
+    assert recipe["prompt"] == "a cat on grass" and recipe["size"] == "128x128"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"seed": "NaN"},
+        {"steps": "NaN"},
+        {"guidance": "NaN"},
+        {"n": "NaN"},
+        {"seed": "null"},
+        {"seed": "1e999"},
+        {"prompt": "null"},
+        {"size": '"9x9"'},
+        {"steps": "2.5"},
+    ],
+)
+def test_bad_numbers_are_refused_in_words(server, form):
+    answer = server.draw(**form)
+    if "refused" in answer:
+        assert answer["refused"] == 422  # no JSON at all
+    else:
+        assert "must be" in json.dumps(answer["output"]) and "Traceback" not in json.dumps(answer)
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [{"steps": "51000"}, {"steps": '"x"'}, {"n": "[1]"}, {"prompt": "{}"}])
+def test_wrong_types_end_in_an_answer(server, form):
+    answer = server.draw(**form)
+    assert "Traceback" not in json.dumps(answer) and str(ROOT) not in json.dumps(answer)
+    assert server.draw()["success"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "0.0.0.0", ""])
+def test_only_this_host_is_answered(server, host):
+    assert server.http.get("/", headers={"Host": host}).status_code == 400
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "origin",
+    ["http://evil.example", "null", "https://127.0.0.1:{port}", "http://127.0.0.1:1", "http://localhost:{port}"],
+)
+def test_another_sites_page_can_read_and_change_nothing(server, origin):
+    headers = {"Origin": origin.format(port=server.port)}
+    for path in ("/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/run/on_draw"):
+        sent = server.http.post(path, headers=headers, files={"files": ("a.png", b"x")})
+        assert sent.status_code == 403
+    answer = server.http.get("/config", headers=headers)
+    assert answer.status_code == 403 and "dependencies" not in answer.text
+
+
+@pytest.mark.slow
+def test_nothing_goes_past_the_queue(server):
+    for each in server.config()["dependencies"]:
+        for route in ("run", "api"):
+            address = f"/gradio_api/{route}/{each['api_name']}"
+            assert server.http.post(address, json={"data": [], "fn_index": each["id"]}).status_code == 404
+
+
+@pytest.mark.slow
+def test_no_file_is_handed_out(server):
+    places = [
+        "/etc/passwd",
+        str(server.place / "canary.txt"),
+        "canary.txt",
+        "../canary.txt",
+        "%2e%2e/canary.txt",
+        "/proc/self/environ",
+        str(server.place / "concepts/me/duck-v1.safetensors"),
+        str(ROOT / ".git/config"),
+        str(ROOT / "app.py"),
+        "http://127.0.0.1:22",
+        "http://169.254.169.254/",
+        "C:\\Windows\\win.ini",
+        "//etc/passwd",
+    ]
+    for place in places:
+        answer = server.http.get(f"/gradio_api/file={place}")
+        assert answer.status_code in (400, 403, 404), place
+        assert "CANARY" not in answer.text
+        text = json.dumps(server.draw(prompt=json.dumps(place), size=json.dumps(place)))
+        assert "CANARY" not in text and "is_file" not in text
+
+
+@pytest.mark.slow
+def test_the_environment_opens_nothing(server):
+    config = server.config()
+    assert not config.get("root", "").endswith("/elsewhere") and not config.get("is_space")
+    assert server.http.get("/gradio_api/mcp/").status_code in (404, 405)
+    assert server.http.get("/monitoring/summary").status_code in (403, 404)
+    listening = Path("/proc/net/tcp")
+    if listening.exists():
+        mine = [line.split()[1] for line in listening.read_text().splitlines()[1:] if line.split()[3] == "0A"]
+        assert {place.partition(":")[0] for place in mine if place.endswith(f":{server.port:04X}")} == {"0100007F"}
+
+
+@pytest.mark.slow
+def test_a_taken_port_is_a_sentence(server, tmp_path):
+    second = subprocess.run(
+        [sys.executable, ROOT / "app.py", "--base", "tiny", "--port", str(server.port)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert second.returncode == 2
+    assert f"Port {server.port} is taken" in second.stderr and "Traceback" not in second.stderr
+
+
+@pytest.mark.slow
+def test_what_was_shown_goes_when_the_app_ends(tmp_path):
+    running = Server(tmp_path)
+    running.wait()
+    assert running.draw()["success"]
+    assert [path.stat().st_mode & 0o777 for path in tmp_path.glob("sdpersonal-*")] == [0o700]
+    assert running.end() == 0
+    assert list(tmp_path.glob("sdpersonal-*")) == [] and len(list((tmp_path / "outputs").glob("*.png"))) == 1
+
+
+# --- a real browser ---------------------------------------------------------------------------------------------------
+
+needs_browser = pytest.mark.skipif(bool(browsers.missing()), reason=browsers.missing())
+
+
+@pytest.fixture
+def window(tmp_path):
+    with browsers.browser(tmp_path / "profile") as opened:
+        yield opened
+
+
+def _shown(selector: str) -> str:
+    return f"document.querySelectorAll('{selector}').length"
+
+
+@needs_browser
+@pytest.mark.slow
+def test_a_person_draws_with_a_concept(server, window):
+    window.open(server.url)
+    window.wait(_shown("#concepts .thumbnail-item") + " == 2")
+    assert "Base: tiny" in window.text("#base textarea")
+    window.type("#prompt textarea", "a photo of")
+    window.click("#concepts .thumbnail-item")
+    window.wait("document.querySelector('#prompt textarea').value == 'a photo of <me/duck>'")
+    window.click("#concepts .thumbnail-item")  # the same one again
+    window.wait("document.querySelector('#prompt textarea').value == 'a photo of <me/duck> <me/duck>'")
+    window.click("#draw")
+    window.wait(_shown("#pictures img") + " >= 4", seconds=120)
+    window.wait("document.querySelector('#status textarea').value.startsWith('4 pictures')")
+    window.click("#pictures .thumbnail-item")
+    window.wait("(document.querySelector('#recipe textarea')?.value ?? '').includes('\"seed\": 0')")
+    assert [address for address in window.requests() if not address.startswith((server.url, "data:", "blob:"))] == []
+
+
+@needs_browser
+@pytest.mark.slow
+def test_markup_in_a_prompt_stays_text(server, window):
+    window.open(server.url)
+    window.wait(_shown("#prompt textarea"))
+    window.run("window.alert = () => { window.alerted = true }")
+    window.type("#prompt textarea", '<img src=x onerror="alert(1)"> <script>alert(2)</script>')
+    window.click("#draw")
+    window.wait("document.querySelector('#status textarea').value.includes('is not a concept')")
+    assert window.run("return [window.alerted ?? false, document.querySelectorAll('img[src=x]').length]") == [False, 0]
+
+
+@needs_browser
+@pytest.mark.slow
+def test_an_empty_library_says_what_to_do_next(tmp_path, window):
+    running = Server(tmp_path)
+    with contextlib.ExitStack() as stack:
+        stack.callback(running.end)
+        running.wait()
+        window.resize(390, 844)  # a phone
+        window.open(running.url)
+        window.wait("(document.querySelector('#none-yet')?.innerText ?? '').includes('train_dreambooth.py')")
+        assert window.run("return document.documentElement.scrollWidth") <= 390
