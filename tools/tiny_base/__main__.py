@@ -13,8 +13,12 @@ from . import presets, stages
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_base", description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("build/tiny-base"), help="folder for all state and the result")
-    parser.add_argument("--preset", choices=["auto", *presets.PRESETS], default="auto", help="auto: cuda where there is a card")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/tiny-base"), help="folder for all state and the result"
+    )
+    parser.add_argument(
+        "--preset", choices=["auto", *presets.PRESETS], default="auto", help="auto: cuda where there is a card"
+    )
     parser.add_argument("--stage", choices=stages.ORDER, help="only this one")
     parser.add_argument("--threads", type=int, help="CPU threads; one process a core is best on a busy machine")
     args = parser.parse_args()

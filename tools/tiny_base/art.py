@@ -36,11 +36,41 @@ class Package:
 
 
 PACKAGES = {
-    "3d": Package("@lobehub/fluent-emoji-3d", "1.1.0", "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58", "MIT", "Fluent Emoji 3D, Microsoft Corporation"),
-    "flat": Package("@iconify-json/fluent-emoji-flat", "1.2.6", "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175", "MIT", "Fluent Emoji flat, Microsoft Corporation"),
-    "cartoon": Package("@iconify-json/noto", "1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad", "Apache-2.0", "Noto Emoji, Google LLC"),
-    "twemoji": Package("@iconify-json/twemoji", "1.2.5", "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7", "CC-BY-4.0", "Twemoji, Twitter, Inc and other contributors"),
-    "names": Package("unicode-emoji-json", "0.9.0", "ae7efacb55533385bf8767d613dbd36c71226669759d95919a6e9059f5e4c401", "MIT", "unicode-emoji-json, Mu-An Chiou"),
+    "3d": Package(
+        "@lobehub/fluent-emoji-3d",
+        "1.1.0",
+        "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
+        "MIT",
+        "Fluent Emoji 3D, Microsoft Corporation",
+    ),
+    "flat": Package(
+        "@iconify-json/fluent-emoji-flat",
+        "1.2.6",
+        "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
+        "MIT",
+        "Fluent Emoji flat, Microsoft Corporation",
+    ),
+    "cartoon": Package(
+        "@iconify-json/noto",
+        "1.2.9",
+        "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
+        "Apache-2.0",
+        "Noto Emoji, Google LLC",
+    ),
+    "twemoji": Package(
+        "@iconify-json/twemoji",
+        "1.2.5",
+        "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
+        "CC-BY-4.0",
+        "Twemoji, Twitter, Inc and other contributors",
+    ),
+    "names": Package(
+        "unicode-emoji-json",
+        "0.9.0",
+        "ae7efacb55533385bf8767d613dbd36c71226669759d95919a6e9059f5e4c401",
+        "MIT",
+        "unicode-emoji-json, Mu-An Chiou",
+    ),
 }
 LOOKS = ("3d", "flat", "cartoon", "twemoji")  # the looks that are drawn by people; others are made by filters
 
@@ -58,7 +88,9 @@ def fetch(folder):
             spec = f"{package.name}@{package.version}"
             done = subprocess.run(["npm", "pack", spec, "--silent"], cwd=folder, capture_output=True, text=True)
             if done.returncode or not path.exists():
-                raise ArtError(f"npm pack {spec} failed: {done.stderr.strip() or 'no file'}. Is npm installed and online?")
+                raise ArtError(
+                    f"npm pack {spec} failed: {done.stderr.strip() or 'no file'}. Is npm installed and online?"
+                )
         if hashlib.sha256(path.read_bytes()).hexdigest() != package.sha256:
             raise ArtError(f"{path} is not the file that was pinned. Delete it and run again.")
 
@@ -81,7 +113,12 @@ def emoji_table(folder):
 @lru_cache(maxsize=4)
 def _icons(folder, look):
     data = json.loads(_member(folder, look, "icons.json"))
-    return data["icons"], data.get("aliases", {}), data.get("height", 16), json.loads(_member(folder, look, "chars.json"))
+    return (
+        data["icons"],
+        data.get("aliases", {}),
+        data.get("height", 16),
+        json.loads(_member(folder, look, "chars.json")),
+    )
 
 
 def _svg(folder, look, name, pixels):

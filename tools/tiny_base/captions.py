@@ -3,9 +3,28 @@
 # Phrases that ask for a look; {} is the thing with its article. "a photo of" goes with the look nearest to a photo,
 # so that prompts in DreamBooth's manner have one meaning.
 LOOKS = {
-    "3d": ("a 3d render of {}", "a 3d picture of {}", "a photo of {}", "a photo of {}", "{} in the style of a 3d render", "{} in 3d style"),
-    "flat": ("a flat drawing of {}", "a flat icon of {}", "a flat picture of {}", "{} in the style of a flat drawing", "{} in flat style"),
-    "cartoon": ("a cartoon of {}", "a cartoon drawing of {}", "a cartoon picture of {}", "{} in the style of a cartoon", "{} in cartoon style"),
+    "3d": (
+        "a 3d render of {}",
+        "a 3d picture of {}",
+        "a photo of {}",
+        "a photo of {}",
+        "{} in the style of a 3d render",
+        "{} in 3d style",
+    ),
+    "flat": (
+        "a flat drawing of {}",
+        "a flat icon of {}",
+        "a flat picture of {}",
+        "{} in the style of a flat drawing",
+        "{} in flat style",
+    ),
+    "cartoon": (
+        "a cartoon of {}",
+        "a cartoon drawing of {}",
+        "a cartoon picture of {}",
+        "{} in the style of a cartoon",
+        "{} in cartoon style",
+    ),
     None: ("a picture of {}", "an image of {}", "{}", "{}"),
 }
 

@@ -43,3 +43,26 @@ def judge(model, words_folder, folder):
     for file in words_folder.iterdir():
         shutil.copy(file, part)
     promote(part, folder)
+
+
+def pipeline(unet, vae, text_encoder, words, scheduler):
+    """The parts as the pipeline that users load."""
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline(
+        vae=vae, text_encoder=text_encoder, tokenizer=words, unet=unet, scheduler=scheduler, safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def weights(pipe, words_folder, judge_folder, folder):
+    """The folder that ships: the pipeline in fp16, and the judge beside it."""
+    part = fresh(folder)
+    pipe.save_pretrained(part, safe_serialization=True)
+    for file in words_folder.iterdir():
+        shutil.copy(file, part / "tokenizer")
+    halve(part)
+    shutil.copytree(judge_folder, part / "judge")
+    promote(part, folder)

@@ -21,7 +21,20 @@ from . import art, render, scenes, sheets, world
 
 PHOTO = 512  # px
 # What stands behind, in this order; neighbours differ, so a set of five never stands before one wall.
-BEHIND = ("table", "plain", "grass", "bricks", "beach", "snow", "city", "plain", "forest", "gradient", "desert", "sunset")
+BEHIND = (
+    "table",
+    "plain",
+    "grass",
+    "bricks",
+    "beach",
+    "snow",
+    "city",
+    "plain",
+    "forest",
+    "gradient",
+    "desert",
+    "sunset",
+)
 # What a style is shown on: none of them kept out, all unlike each other.
 STYLE_THINGS = ("sailboat", "cat face", "house", "sunflower", "rocket", "bicycle", "penguin", "castle")
 
@@ -33,7 +46,9 @@ def sample_photos(work, subject, count, seed=0, look="3d", size=PHOTO, behind=BE
 
 def sample_style_photos(work, count, seed=0, style="cyanotype", size=PHOTO):
     """`count` photos of different everyday things, all in one style that no training has seen."""
-    plain = [_photo(work, STYLE_THINGS[i % len(STYLE_THINGS)], "3d", 1000 + seed, i, size, BEHIND) for i in range(count)]
+    plain = [
+        _photo(work, STYLE_THINGS[i % len(STYLE_THINGS)], "3d", 1000 + seed, i, size, BEHIND) for i in range(count)
+    ]
     return [STYLES[style](photo, seed * 100 + i) for i, photo in enumerate(plain)]
 
 
@@ -46,7 +61,8 @@ def _photo(work, subject, look, seed, index, size, behind):
     scene = scenes.stage(only, 0, 0, kind, 5_000 + seed, index)
     rng = scenes.generator(6_000 + seed, index)
     thing = replace(
-        scene.things[0], size=float(rng.uniform(0.58, 0.86)), angle=float(rng.normal(0, 0.12)), flip=bool(rng.random() < 0.4),
+        scene.things[0],
+        size=float(rng.uniform(0.58, 0.86)), angle=float(rng.normal(0, 0.12)), flip=bool(rng.random() < 0.4),
         x=float(rng.uniform(-0.07, 0.07)), y=float(rng.uniform(-0.03, 0.07)),
     )  # fmt: skip
     renderer = render.Renderer(sprite[None], size=size)
@@ -74,7 +90,9 @@ def cyanotype(photo, seed=0):
     gray = np.asarray(photo.convert("L"), np.float32) / 255
     low, high = np.quantile(gray, [0.02, 0.98])
     tone = np.clip((gray - low) / max(high - low, 0.2), 0, 1)
-    outline = np.hypot(ndimage.sobel(ndimage.gaussian_filter(gray, 1.5), 0), ndimage.sobel(ndimage.gaussian_filter(gray, 1.5), 1))
+    outline = np.hypot(
+        ndimage.sobel(ndimage.gaussian_filter(gray, 1.5), 0), ndimage.sobel(ndimage.gaussian_filter(gray, 1.5), 1)
+    )
     tone = tone * (1 - 0.5 * np.clip(outline * 1.5, 0, 1))
     paper = ndimage.gaussian_filter(rng.normal(0, 1, gray.shape), 1.2) * 0.05
     tone = np.clip(tone * tone * (3 - 2 * tone) + paper, 0, 1)[..., None]

@@ -146,7 +146,9 @@ def city(x, y, first, second, k, bank):
     sky_ = _mix(_rgb(150, 196, 236, like=first), _rgb(206, 226, 242, like=first), y * 1.6)
     scene = _mix(sky_, tower, _step(y - height))
     road = 0.74
-    scene = _mix(scene, _rgb(74, 76, 82, like=first).expand(x.shape[0], -1, -1, -1), _step(y - road).expand(x.shape[0], -1, -1))
+    scene = _mix(
+        scene, _rgb(74, 76, 82, like=first).expand(x.shape[0], -1, -1, -1), _step(y - road).expand(x.shape[0], -1, -1)
+    )
     dash = _step(0.25 - ((x * 4 + k[3]) % 1.0 - 0.5).abs(), 12.0) * _step(0.014 - (y - 0.88).abs())
     return _mix(scene, _rgb(246, 240, 220, like=first), dash)
 
@@ -180,7 +182,25 @@ def sunset(x, y, first, second, k, bank):
     return _mix(scene, _rgb(46, 30, 66, like=first), _step(y - horizon))
 
 
-PAINTERS = (plain, stripes, dots, checks, gradient, grass, table, beach, sky, space, snow, bricks, forest, city, desert, underwater, sunset)
+PAINTERS = (
+    plain,
+    stripes,
+    dots,
+    checks,
+    gradient,
+    grass,
+    table,
+    beach,
+    sky,
+    space,
+    snow,
+    bricks,
+    forest,
+    city,
+    desert,
+    underwater,
+    sunset,
+)
 
 
 def paint(kinds, backs, size, bank):

@@ -1,4 +1,4 @@
-"""What is trained, how large, how long: one table for a CPU with two cores, one for a CUDA card, one to try the tool."""
+"""What is trained, how large, how long: a table for a CPU with two cores, one for a CUDA card, one for a trial."""
 
 from dataclasses import dataclass, field, replace
 
@@ -27,8 +27,9 @@ class Preset:
     autoencoder: Stage
     unet: Stage
     judge: Stage
-    pool: int  # captioned latents kept in memory for the UNet, drawn anew `refills` times
-    refills: int
+    pool: int  # captioned latents kept in memory for the UNet
+    pool_start: int  # so many before its first step
+    refill_every: int  # steps between 16 new ones
     snapshot_minutes: float  # how often a checkpoint and an EMA export are written
     bf16: bool = True
     mix: Mix = field(default_factory=Mix)
@@ -39,11 +40,12 @@ CPU = Preset(
     world="core",
     looks=("3d", "flat"),
     clip=Stage(steps=6000, minutes=28, batch=64, lr=1.2e-3),
-    autoencoder=Stage(steps=6000, minutes=26, batch=12, lr=6e-4),
-    unet=Stage(steps=40_000, minutes=100, batch=24, lr=8e-4),
+    autoencoder=Stage(steps=6000, minutes=28, batch=12, lr=6e-4),
+    unet=Stage(steps=40_000, minutes=90, batch=24, lr=1e-3),
     judge=Stage(steps=1500, minutes=8, batch=48, lr=2e-3),
-    pool=40_000,
-    refills=2,
+    pool=24_000,
+    pool_start=3000,
+    refill_every=6,
     snapshot_minutes=4,
     # one mirror image less to learn, and fewer scenes of many things: views of each sprite are what lacks
     mix=Mix(flip=0.0, pairs=0.04, counts=0.04, sizes=0.06, sides=0.02, paint=0.03, wander=0.025, tilt=0.05),
@@ -55,12 +57,13 @@ CUDA = Preset(
     autoencoder=Stage(steps=6000, minutes=2, batch=64, lr=8e-4),
     unet=Stage(steps=24_000, minutes=4.5, batch=256, lr=1e-3),
     judge=Stage(steps=1500, minutes=0.4, batch=256, lr=2e-3),
-    pool=400_000,
-    refills=1,
+    pool=300_000,
+    pool_start=60_000,
+    refill_every=2,
     snapshot_minutes=1,
 )
 _SHORT = Stage(steps=3, minutes=1, batch=4, lr=1e-3)
-TRIAL = replace(CPU, clip=_SHORT, autoencoder=_SHORT, unet=_SHORT, judge=_SHORT, pool=16, refills=1)
+TRIAL = replace(CPU, clip=_SHORT, autoencoder=_SHORT, unet=_SHORT, judge=_SHORT, pool=32, pool_start=32)
 PRESETS = {"cpu": CPU, "cuda": CUDA, "trial": TRIAL}
 
 

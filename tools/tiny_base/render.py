@@ -18,26 +18,38 @@ class Renderer:
     @torch.no_grad()
     def __call__(self, packed):
         """Packed scenes -> (B, 3, size, size) float in -1..1."""
+        return self.with_cover(packed)[0]
+
+    @torch.no_grad()
+    def with_cover(self, packed):
+        """Packed scenes -> pictures in -1..1, and (B, 1, size, size): 1 where a thing is, 0 where none is."""
         to = lambda key: torch.as_tensor(packed[key]).to(self.device)  # noqa: E731
         things = to("things")
         picture = places.paint(to("kinds"), to("backs"), self.size, self.bank)
+        cover = torch.zeros_like(picture[:, :1])
         for layer in range(things.shape[1]):
             rows = (things[:, layer, -1] > 0).nonzero()[:, 0]
             for small in (False, True):
-                self._compose(picture, rows, things[rows, layer], small)
-        return picture * 2 - 1
+                self._compose(picture, cover, rows, things[rows, layer], small)
+        return picture * 2 - 1, cover
 
-    def _compose(self, picture, rows, t, small):
+    def _compose(self, picture, cover, rows, t, small):
         """Lay one thing each over the pictures in `rows`, for things whose best sprite size is (not) the small one."""
         pick = (t[:, 3] * self.size < self.levels[1].shape[-1] * 0.9) == small
         rows, t = rows[pick], t[pick]
         if not len(rows):
             return
         sprite = self.levels[small][t[:, 0].long()].float() / 255
-        layer = F.grid_sample(sprite, F.affine_grid(_inverse(t), (len(t), 4, self.size, self.size), align_corners=False),
-                              mode="bilinear", padding_mode="zeros", align_corners=False)
+        layer = F.grid_sample(
+            sprite,
+            F.affine_grid(_inverse(t), (len(t), 4, self.size, self.size), align_corners=False),
+            mode="bilinear",
+            padding_mode="zeros",
+            align_corners=False,
+        )
         colour, alpha = _painted(layer, t), layer[:, 3:]
         picture[rows] = picture[rows] * (1 - alpha) + colour
+        cover[rows] = cover[rows].maximum(alpha)
 
 
 def _inverse(t):

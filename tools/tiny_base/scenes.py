@@ -122,7 +122,11 @@ def draw_scene(world, seed, index, mix):
             adjective = pick(rng, captions.SIZES[kind]) + " "
         elif (u := u - mix.sides) < 0:
             kind = pick(rng, ("left", "right"))
-            size, x, side = rng.uniform(0.4, 0.5), (-0.24 if kind == "left" else 0.24) + wander() / 2, captions.SIDES[kind]
+            size, x, side = (
+                rng.uniform(0.4, 0.5),
+                (-0.24 if kind == "left" else 0.24) + wander() / 2,
+                captions.SIDES[kind],
+            )
         one = _thing(rng, mix, sprite, x, wander(), size)
         if (u := u - mix.paint) < 0 and not adjective and side == "{}":
             word = pick(rng, tuple(COLOURS)[:12])
@@ -139,7 +143,9 @@ def _pair(rng, mix, wander, sprite, other, noun, other_noun):
     things = tuple(
         _thing(rng, mix, s, x + wander() / 2, y + wander() / 2, size) for s, (x, y) in ((sprite, a), (other, b))
     )
-    return things, pick(rng, captions.PAIRS[kind]).format(captions.with_article(noun), captions.with_article(other_noun))
+    return things, pick(rng, captions.PAIRS[kind]).format(
+        captions.with_article(noun), captions.with_article(other_noun)
+    )
 
 
 def _several(rng, mix, wander, sprite, noun):
@@ -168,12 +174,24 @@ def stage(world, look, name, background_kind, seed, index, mix=None, colour=None
 def pack(scenes):
     """Scenes -> plain arrays for the renderer, so that worker processes can draw and the device can paint."""
     count = len(scenes)
-    things = np.zeros((count, MOST_THINGS, 11), np.float32)  # sprite, x, y, size, angle, flip, has paint, paint RGB, there
+    things = np.zeros(
+        (count, MOST_THINGS, 11), np.float32
+    )  # sprite, x, y, size, angle, flip, has paint, paint RGB, there
     backs = np.zeros((count, 10), np.float32)  # first RGB, second RGB, 4 knobs
     kinds = np.zeros(count, np.int64)
     for i, scene in enumerate(scenes):
         for j, t in enumerate(scene.things):
-            things[i, j] = (t.sprite, t.x, t.y, t.size, t.angle, t.flip, t.paint is not None, *(t.paint or (0, 0, 0)), 1)
+            things[i, j] = (
+                t.sprite,
+                t.x,
+                t.y,
+                t.size,
+                t.angle,
+                t.flip,
+                t.paint is not None,
+                *(t.paint or (0, 0, 0)),
+                1,
+            )
         b = scene.background
         backs[i] = (*b.first, *b.second, *b.knobs)
         kinds[i] = BACKGROUNDS.index(b.kind)

@@ -41,7 +41,9 @@ def corpus(world, count=20_000):
 def train(world, folder):
     """Write vocab.json, merges.txt and the config of a CLIPTokenizer to `folder`."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
-    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    bpe.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
     words = Regex(r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+""")
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(words, "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -57,8 +59,9 @@ def train(world, folder):
     kept = set(tokens)
     merges = [(a, b) for a, b in merges if a + b in kept and a in kept and b in kept]
     vocab = {token: i for i, token in enumerate([*tokens, START, END])}
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, bos_token=START, eos_token=END, unk_token=END, pad_token=END,
-                              model_max_length=77)
+    tokenizer = CLIPTokenizer(
+        vocab=vocab, merges=merges, bos_token=START, eos_token=END, unk_token=END, pad_token=END, model_max_length=77
+    )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     # the two files that other tools look for; this version of the library writes tokenizer.json only
@@ -73,4 +76,6 @@ def load(folder):
 
 def encode(tokenizer, texts, length=None):
     """Texts -> (B, 77) token ids, or (B, longest) with length="longest"."""
-    return tokenizer(texts, padding=length or "max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    return tokenizer(
+        texts, padding=length or "max_length", max_length=77, truncation=True, return_tensors="pt"
+    ).input_ids

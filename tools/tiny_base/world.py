@@ -38,9 +38,10 @@ def wide_names(folder):
     out = set(kept_out()[0])
     dropped = re.compile("|".join(f"(?:{line})" for line in _lines("dropped_names.txt")))
     for name, (_, _, group) in art.emoji_table(folder).items():
-        if group in GROUPS - FACES and name not in names and name not in out and not dropped.fullmatch(name):
-            if all(art.draw(folder, look, name, 8) is not None for look in art.LOOKS):
-                names[name] = name.lower()
+        if group not in GROUPS - FACES or name in names or name in out or dropped.fullmatch(name):
+            continue
+        if all(art.draw(folder, look, name, 8) is not None for look in art.LOOKS):
+            names[name] = name.lower()
     return names
 
 

@@ -1,0 +1,72 @@
+"""The model card, docs/tiny-base.md: written from the figures, never by hand."""
+
+import json
+import shutil
+from pathlib import Path
+
+from . import art, autoencoder, clip, unet, world
+
+HERE = Path(__file__).parent
+PICTURES = {  # in the work folder: in the docs
+    "newest.png": "tiny-base.png",
+    "real-and-drawn.png": "tiny-base-real-and-drawn.png",
+    "autoencoder-kept-out.png": "tiny-base-autoencoder.png",
+}
+
+
+def write(shop, out=Path("docs")):
+    """Write out/tiny-base.md and its pictures from work/figures.json, the logs and the exported folder."""
+    figures = json.loads((shop.work / "figures.json").read_text())
+    count = lambda model: f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}"  # noqa: E731
+    names, looks = world.kept_out()
+    drawn = [look for look in shop.world.looks]
+    net = unet.build()
+    text = (HERE / "card.md").read_text().format(
+        names=len(shop.world.names), looks=len(drawn), guidance=f"{unet.GUIDANCE:g}", look_list=", ".join(drawn),
+        name_list=", ".join(sorted(shop.world.names)), width=clip.WIDTH, text_m=count(shop.clip.text_model),
+        vae_m=count(shop.vae), channels=autoencoder.CHANNELS, unet_m=count(net),
+        blocks=" / ".join(map(str, net.config.block_out_channels)), judge_m=count(shop.clip),
+        folder_mb=figures.get("speed", {}).get("folder_mb", "?"),
+        art_rows="\n".join(_art_rows(shop)),
+        kept_count=len(names), kept_list=", ".join(names), kept_looks=" and ".join(looks),
+        recipe="\n".join(_recipe(shop)), figures=_table(figures),
+        limits=(HERE / "limits.md").read_text().strip(),
+    )  # fmt: skip
+    (out / "pictures").mkdir(parents=True, exist_ok=True)
+    (out / "tiny-base.md").write_text(text)
+    for source, target in PICTURES.items():
+        if (shop.work / "look" / source).exists():
+            shutil.copy(shop.work / "look" / source, out / "pictures" / target)
+
+
+def _art_rows(shop):
+    """A row a package that anything was trained on."""
+    for look in (*shop.preset.clip_looks, "names"):
+        package = art.PACKAGES[look]
+        yield f"| {look} | {package.source}: npm `{package.name}` {package.version} | {package.licence} |"
+
+
+def _recipe(shop):
+    """One line a training, from its log: what was really done."""
+    for part, stage in (
+        ("clip", shop.preset.clip),
+        ("autoencoder", shop.preset.autoencoder),
+        ("unet", shop.preset.unet),
+    ):
+        lines = (shop.work / part / "log.jsonl").read_text().splitlines()
+        last = json.loads(lines[-1])
+        rest = ", ".join(f"{k} {v}" for k, v in last.items() if k not in ("step", "minutes", "lr", "event"))
+        sat = f"{last['step']} steps of {stage.batch} in {last['minutes']:.0f} minutes"
+        yield f"- **{part}**: {sat}; at its end {rest}."
+
+
+def _table(figures):
+    """Nested figures -> Markdown rows."""
+    rows = ["| figure | value |", "| --- | --- |"]
+    for group, values in figures.items():
+        for key, value in values.items():
+            if isinstance(value, dict):
+                rows += [f"| {group.replace('_', ' ')}, {key}: {inner} | {v} |" for inner, v in value.items()]
+            else:
+                rows.append(f"| {group.replace('_', ' ')}: {key.replace('_', ' ')} | {value} |")
+    return "\n".join(rows)

@@ -1,0 +1,207 @@
+"""The figures in the model card: what the base can do, each beside what real pictures score with the same judge.
+
+python -m tools.tiny_base.figures --work build/tiny-base [--only colours]
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from . import captions, clip, judge, presets, render, scenes, sheets, stages, tokenizer, unet
+from . import world as worlds
+
+STEPS = 25
+
+
+def psnr(a, b):
+    """Mean over pictures of the peak signal-to-noise ratio in dB; pictures in -1..1."""
+    return (10 * torch.log10(4 / ((a - b) ** 2).flatten(1).mean(1))).mean().item()
+
+
+@torch.no_grad()
+def autoencoder(shop, pipe):
+    """PSNR on scenes never trained on: of the known world, and of kept-out things, the kept-out look among theirs."""
+    rows = {}
+    for name, world in (("known things", shop.wide), ("kept-out things", worlds.kept_out_world(shop.work))):
+        renderer = render.Renderer(world.sprites)
+        pictures = render.render(renderer, [scenes.draw_scene(world, 900, i, scenes.Mix()) for i in range(128)])
+        decoded = torch.cat([pipe.vae.decode(pipe.vae.encode(p).latent_dist.mean).sample for p in pictures.split(16)])
+        rows[name] = round(psnr(decoded.clamp(-1, 1), pictures), 2)
+        both = torch.cat([pictures[:12], decoded[:12]])
+        sheets.sheet(both, [""] * 24, shop.work / "look" / f"autoencoder-{name.split()[0]}.png", columns=12)
+    return {"psnr_db": rows}
+
+
+@torch.no_grad()
+def contrast(shop, pipe, count=500, choices=100):
+    """CLIP: the right caption among 100 that differ in the thing's name alone."""
+    model, words = shop.clip, shop.words
+    rows = {}
+    for label, world in (("the UNet's world", shop.world), ("the wide world", shop.wide)):
+        renderer, right = render.Renderer(world.sprites), 0
+        rng = scenes.generator(901, 0)
+        among = min(choices, len(world.names))
+        for i in range(count):
+            name, look = int(rng.integers(len(world.names))), int(rng.integers(len(world.looks)))
+            kind = captions.pick(rng, captions.BACKGROUNDS)
+            scene = scenes.stage(world, look, name, kind, 901, i)
+            others = [n for n in rng.permutation(len(world.names)).tolist() if n != name][: among - 1]
+            noun = captions.with_article(world.names[name])
+            texts = [scene.caption.replace(noun, captions.with_article(world.names[n]), 1) for n in (name, *others)]
+            picture = clip.features(model, pictures=render.render(renderer, [scene]))
+            text = clip.features(model, ids=tokenizer.encode(words, texts, "longest"))
+            right += int((picture @ text.T).argmax() == 0)
+        rows[f"{label}, among {among}"] = round(right / count, 3)
+    return {"clip_top1": rows}
+
+
+def _asked(world, count, seed):
+    """(look, name, place) of the test prompts: every name before any twice."""
+    rng = scenes.generator(seed, 0)
+    names = [n for _ in range(-(-count // len(world.names))) for n in rng.permutation(len(world.names)).tolist()][
+        :count
+    ]
+    kinds = list(captions.PLACES)
+    return [(int(rng.integers(len(world.looks))), name, kinds[int(rng.integers(len(kinds)))]) for name in names]
+
+
+@torch.no_grad()
+def generate(pipe, prompts, seed=0, guidance=unet.GUIDANCE, batch=16):
+    """Prompts -> (N, 3, 128, 128) in -1..1; picture i from seed + i."""
+    out = []
+    for start in range(0, len(prompts), batch):
+        part = prompts[start : start + batch]
+        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(part))]
+        images = pipe(
+            part, num_inference_steps=STEPS, guidance_scale=guidance, generator=generators, output_type="pt"
+        ).images
+        out.append(images.cpu() * 2 - 1)
+    return torch.cat(out)
+
+
+@torch.no_grad()
+def pictures(shop, pipe, count=200, guidance=unet.GUIDANCE):
+    """ "a LOOK of a NAME on PLACE": named right by the CLIP and by the second judge, beside real pictures' scores."""
+    world = shop.world
+    asked = _asked(world, count, 902)
+    staged = [scenes.stage(world, look, name, kind, 902, i) for i, (look, name, kind) in enumerate(asked)]
+    real = torch.cat([render.render(render.Renderer(world.sprites), staged[i : i + 40]) for i in range(0, count, 40)])
+    drawn = generate(pipe, [scene.caption for scene in staged], guidance=guidance)
+    classifier = judge.load(shop.work / "second-judge", world)
+    rows = {}
+    for label, some in (("real", real), ("drawn", drawn)):
+        name, look, place = classifier(some)
+        truth = [
+            torch.tensor(column)
+            for column in zip(*[(n, lk, captions.BACKGROUNDS.index(k)) for lk, n, k in asked], strict=True)
+        ]
+        place_of = place[:, len(captions.BACKGROUNDS) - len(captions.PLACES) :].argmax(1) + 5
+        rows[label] = {
+            "name, CLIP": _share(_clip_names(shop, some, asked), truth[0]),
+            "name, classifier": _share(name.argmax(1), truth[0]),
+            "name in first five, classifier": round(
+                (name.topk(5).indices == truth[0][:, None]).any(1).float().mean().item(), 3
+            ),
+            "look, classifier": _share(look.argmax(1), truth[1]),
+            "place, classifier": _share(place_of, truth[2]),
+        }
+    both = [p for pair in zip(real[:24], drawn[:24], strict=True) for p in pair]
+    names = [c for s in staged[:24] for c in ("real", s.caption)]
+    sheets.sheet(torch.stack(both), names, shop.work / "look" / "real-and-drawn.png", columns=12)
+    return {"pictures": rows}
+
+
+def _share(guess, truth):
+    return round((guess == truth).float().mean().item(), 3)
+
+
+def _clip_names(shop, some, asked):
+    """The name that the CLIP finds nearest, told look and place: (N,)."""
+    world, guesses = shop.world, []
+    nouns = [captions.with_article(name) for name in world.names]
+    features = torch.cat([clip.features(shop.clip, pictures=p) for p in some.split(50)])
+    for feature, (look, _, kind) in zip(features, asked, strict=True):
+        form = captions.LOOKS[world.looks[look]][0]
+        texts = [f"{form.format(noun)} {captions.PLACES[kind][0]}" for noun in nouns]
+        guesses.append(
+            (clip.features(shop.clip, ids=tokenizer.encode(shop.words, texts, "longest")) @ feature).argmax().item()
+        )
+    return torch.tensor(guesses)
+
+
+@torch.no_grad()
+def colours(shop, pipe):
+    """ "on a RED background" for twelve colours: distance of the border's mean colour from the one asked, of 255."""
+    names = list(captions.COLOURS)[:12]
+    things = [shop.world.names[i * len(shop.world.names) // 12] for i in range(12)]
+    prompts = [
+        f"a 3d render of {captions.with_article(t)} on a {c} background" for t, c in zip(things, names, strict=True)
+    ]
+    drawn = (generate(pipe, prompts, seed=50) + 1) * 127.5
+    border = torch.cat(
+        [
+            drawn[:, :, :6].flatten(2),
+            drawn[:, :, -6:].flatten(2),
+            drawn[..., :6].flatten(2),
+            drawn[..., -6:].flatten(2),
+        ],
+        2,
+    )
+    asked = torch.tensor([captions.COLOURS[c] for c in names]).float()
+    off = (border.mean(2) - asked).abs().amax(1)
+    sheets.sheet(drawn / 127.5 - 1, prompts, shop.work / "look" / "colours.png", columns=6)
+    return {
+        "colours": {"worst channel, mean": round(off.mean().item(), 1), "within 25": int((off <= 25).sum()), "of": 12}
+    }
+
+
+def speed(shop, pipe):
+    """Seconds to load, and for one picture at 25 steps with guidance, on this machine's CPU as busy as it is."""
+    start = time.perf_counter()
+    fresh = StableDiffusionPipeline.from_pretrained(shop.weights_folder, torch_dtype=torch.float32)
+    loaded = time.perf_counter() - start
+    fresh.set_progress_bar_config(disable=True)
+    generate(fresh, ["a cat"])
+    start = time.perf_counter()
+    generate(fresh, ["a 3d render of a cat on the beach"])
+    size = sum(f.stat().st_size for f in shop.weights_folder.rglob("*") if f.is_file()) / 1e6
+    return {
+        "speed": {
+            "load_s": round(loaded, 2),
+            "picture_s": round(time.perf_counter() - start, 2),
+            "folder_mb": round(size, 1),
+        }
+    }
+
+
+FIGURES = {f.__name__: f for f in (autoencoder, contrast, pictures, colours, speed)}
+
+
+def measure(shop, only=None):
+    """All figures (or one) -> work/figures.json, each replacing its older value."""
+    pipe = StableDiffusionPipeline.from_pretrained(shop.weights_folder, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    path = shop.work / "figures.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    for name in [only] if only else FIGURES:
+        found |= FIGURES[name](shop, pipe)
+        print(json.dumps(found, indent=1), flush=True)
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Measure the base that is in WORK/export/weights.")
+    parser.add_argument("--work", type=Path, default=Path("build/tiny-base"))
+    parser.add_argument("--preset", choices=["auto", *presets.PRESETS], default="auto")
+    parser.add_argument("--only", choices=FIGURES)
+    args = parser.parse_args()
+    measure(stages.Workshop(args.work, presets.choose(args.preset)[1], "cpu"), args.only)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The UNet: v-prediction on the frozen text tower, zero terminal SNR, caption dropout, a moving average.
+
+Most of its arithmetic is at 8 x 8 and 4 x 4, where a picture's things are decided and a step is cheap.
+"""
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+
+from . import pool, runs
+from .autoencoder import CHANNELS
+from .clip import WIDTH
+
+GUIDANCE = 4.0
+
+
+def build(blocks=(48, 96, 224)):
+    """A UNet2DConditionModel for 16 x 16 latents, cross-attention at 8 x 8 and in the middle."""
+    return UNet2DConditionModel(
+        sample_size=16, in_channels=CHANNELS, out_channels=CHANNELS, block_out_channels=blocks, layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(1, 2, 4), cross_attention_dim=WIDTH, norm_num_groups=16, use_linear_projection=True,
+    )  # fmt: skip
+
+
+def scheduler():
+    """SD's noise schedule with zero terminal SNR (Lin et al. 2023), so that any brightness can be drawn."""
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
+        rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True,
+    )  # fmt: skip
+
+
+def loss_of(unet, alphas, latents, noise, t, states, weights):
+    """Weighted mean squared error of the velocity; alphas are the cumulative products (T,), t is (B,)."""
+    a = alphas[t].sqrt()[:, None, None, None]
+    s = (1 - alphas[t]).sqrt()[:, None, None, None]
+    velocity = a * noise - s * latents
+    error = (unet(a * latents + s * noise, t, states).sample.float() - velocity) ** 2
+    return (error * weights).mean()
+
+
+def timestep_chances(alphas, middle=-0.3, width=2.0, floor=0.3):
+    """How often each timestep is trained: more where signal and noise are alike, for there shapes are decided."""
+    log_snr = torch.log(alphas.clamp(1e-6, 1 - 1e-6) / (1 - alphas.clamp(1e-6, 1 - 1e-6)))
+    return torch.exp(-(((log_snr - middle) / width) ** 2) / 2) + floor
+
+
+def train(world, words, clip_text, vae, preset, folder, device="cpu", snapshot=None):
+    """Train to the end (or go on after a kill); -> the averaged UNet. `snapshot(unet)` is called at each save."""
+    stage = preset.unet
+    torch.manual_seed(3)
+    unet = build().to(device)
+    if device == "cpu":
+        unet.set_attn_processor(AttnProcessor())  # plain products: the fused kernel's backward is slow on a CPU
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=stage.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    average = runs.Average(unet, 1500)
+    scenes_pool = pool.Pool(world, words, vae, clip_text, preset.mix, preset.pool, device, bf16=preset.bf16)
+    parts = {"unet": unet, "optimizer": optimizer, "average": average, "pool": scenes_pool}
+    run = runs.Run(folder, stage, parts, preset.snapshot_minutes)
+    while len(scenes_pool) < min(preset.pool, preset.pool_start):
+        scenes_pool.add(32)
+    alphas = scheduler().alphas_cumprod.to(device)
+    chances = timestep_chances(scheduler().alphas_cumprod)
+    losses, shown = [], run.minutes
+    for step in run.steps():
+        runs.set_lr(optimizer, stage.lr * runs.lr_factor(run.progress, step, warmup=200, fall=0.4))
+        if step % preset.refill_every == 0:
+            scenes_pool.add(16)
+        latents, states, weights = scenes_pool.batch(step, stage.batch)
+        g = torch.Generator().manual_seed(step)
+        noise = torch.randn(latents.shape, generator=g).to(device)
+        t = torch.multinomial(chances, len(latents), replacement=True, generator=g).to(device)
+        with runs.autocast(device, preset.bf16):
+            loss = loss_of(unet, alphas, latents, noise, t, states, weights)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average.update(unet)
+        losses.append(loss.detach())
+        if step % 100 == 0:
+            seen = (step + 1) * stage.batch
+            run.log(loss=torch.stack(losses).mean().item(), seen=seen, views=round(seen / len(world.sprites)))
+            losses.clear()
+        if snapshot and run.minutes - shown > 2 * preset.snapshot_minutes:
+            snapshot(averaged(average))
+            shown = run.minutes
+    if snapshot:
+        snapshot(averaged(average))
+    return averaged(average)
+
+
+def averaged(average):
+    """A UNet with the averaged weights."""
+    model = build()
+    model.load_state_dict(average.shadow)
+    return model.eval()
