@@ -79,7 +79,7 @@ class Concept:
     thumbnail: bytes | None = None
 
     def __post_init__(self):
-        _check_token(self.token)
+        check_token(self.token)
         if self.card.token != str(self.token):
             object.__setattr__(self, "card", self.card.model_copy(update={"token": str(self.token)}))
         if not self.vectors and self.lora is None:
@@ -258,7 +258,8 @@ def _layer(name: str, parts: dict[str, np.ndarray]) -> LoraLayer:
 # --- what a concept must be -------------------------------------------------------------------------------------------
 
 
-def _check_token(token: Token) -> None:
+def check_token(token: Token) -> None:
+    """Raise PersonalError unless a concept can have this token: it has an owner, and `parse` would read it the same."""
     if token.owner is None:
         raise PersonalError(f"{token} has no owner.", f"Write it like <me/{token.name}>.")
     if Token.parse(str(token)) != token or Token.parse(str(token.unversioned())) != token.unversioned():

@@ -316,11 +316,14 @@ def _is_at(handle: int, path: str | Path) -> bool:
 def _sync_folder(folder: Path) -> None:
     if os.name == "nt":  # folders cannot be opened there; the rename is journalled
         return
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:  # too late to say that nothing was changed
+        raise PersonalError(f"{show(str(folder), 200)} was changed, but may forget it: {error.strerror}.") from error
 
 
 def _sync_tree(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """A folder of concepts: `<folder>/<owner>/<name>-v<N>.safetensors`, and nothing else to keep in step with them.
 
-The path is the concept's token; a listing reads headers only. Everything that changes the folder does so under its lock,
-one whole file at a time. Reading needs no lock and works on a read-only disk.
+The path is the concept's token; a listing reads headers only. Everything that changes the folder does so under its
+lock, one whole file at a time. Reading needs no lock and works on a read-only disk.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import files
 from .card import Card
-from .concept import Concept, read, read_header, write
+from .concept import Concept, check_token, read, read_header, write
 from .errors import PersonalError
 from .formats import read_any
 from .prompts import Token, show
@@ -110,22 +110,20 @@ class Library:
         replace: take the place of the newest version, or of the one that the token names.
         """
         with self._changing():
-            return self._put(concept, replace)
+            return self._put(concept, replace, count_up=True)
 
     def import_(self, path: str | os.PathLike, as_: Token | None = None, replace: bool = False) -> Token:
         """Add a file of any format we read, under its own token or `as_`; never under one that is taken."""
         path = _file_in(Path(path))
         concept = read_any(files.read_bytes(path, MAX_FILE), path.name, as_)
         with self._changing():
-            if concept.token.version is None and not replace and not self._same(concept):
-                if versions := self._matching(concept.token):
-                    raise self._clash(concept, versions[-1])
-            return self._put(concept, replace)
+            return self._put(concept, replace, count_up=False)
 
     def rename(self, old: Token, new: Token) -> list[Token]:
         """Give a concept another token: all its versions, or the one that `old` names. Returns the new tokens."""
         found = self._resolve(old)
         new = dataclasses.replace(new, owner=new.owner or found.owner)
+        check_token(new)
         if new.version and not old.version:
             raise PersonalError(f"{new} names a version, {old} does not.", "Give both a version, or neither.")
         with self._changing():
@@ -242,15 +240,16 @@ class Library:
                     return self._load(token).token
         return None
 
-    def _put(self, concept: Concept, replace: bool) -> Token:
+    def _put(self, concept: Concept, replace: bool, count_up: bool) -> Token:
+        """count_up: where the name is taken and the token names no version, add the next one rather than refuse."""
         if not replace and (same := self._same(concept)):
             return same
-        versions = [each.version for each in self._matching(concept.token.unversioned())]
-        newest = max(versions, default=0)
+        taken = self._matching(concept.token)  # all versions, or the one that the token names
+        if taken and not replace and not (count_up and concept.token.version is None):
+            raise self._clash(concept, taken[-1])
+        newest = taken[-1].version if taken else 0
         version = concept.token.version or (newest if replace and newest else newest + 1)
         token = dataclasses.replace(concept.token, version=version)
-        if version in versions and not replace:
-            raise self._clash(concept, token)
         path = self._path(token)
         data = write(dataclasses.replace(concept, token=token))
         try:
@@ -267,7 +266,7 @@ class Library:
         files.inside(self.folder, to.owner)
         files.make_folder(self.folder / to.owner)
         files.rename(self._path(at), self._path(to))
-        # The header repeats the token for other programs. That a damaged file or a full disk keeps the old word is no loss.
+        # The header repeats the token for other programs; where the disk is full, the old word stays, and no harm done.
         with suppress(PersonalError):
             files.write_bytes(self._path(to), write(self._load(to)))
 
@@ -293,7 +292,7 @@ def _scan(folder: str | os.PathLike) -> list[os.DirEntry]:
 
 
 def _file_in(path: Path) -> Path:
-    """The file itself, or the one that a folder in diffusers' layout holds: never the pickle while there is the other."""
+    """The file, or the one that a folder in diffusers' layout holds: never the pickle while the other is there."""
     if path.is_dir():
         for name in ("learned_embeds.safetensors", "learned_embeds.bin"):
             if os.path.lexists(path / name):

@@ -1,4 +1,4 @@
-"""safetensors bytes: checked as a hostile reader would before any is used, and written so that the same in is the same out.
+"""safetensors bytes: mistrusted before any is used, and written so that the same tensors give the same bytes.
 
 The format: 8 bytes, little-endian, the header's length N; N bytes of JSON; then the tensors' bytes (the payload)
 without hole or overlap. The safetensors library accepts duplicate keys, empty files, any names and any number of

@@ -39,7 +39,7 @@ def read(data: bytes, name: str, token: Token | None = None) -> Concept:
 
 
 def write(concept: Concept) -> bytes:
-    """`learned_embeds.safetensors` for `pipe.load_textual_inversion`. Raises PersonalError where it cannot hold the concept."""
+    """`learned_embeds.safetensors` for `pipe.load_textual_inversion`. Raises PersonalError where it cannot hold it."""
     if concept.vectors.keys() != {"clip_l"}:
         raise PersonalError(f"{concept.token} has no vectors that one learned_embeds file can hold.")
     return b"".join(pack({str(concept.token.unversioned()): concept.vectors["clip_l"]}, {"format": "pt"}))

@@ -137,8 +137,11 @@ def _read_old(data: bytes) -> object:
     for key in _run(file, no_tensors.__getitem__):
         count = int.from_bytes(file.read(8), "little")
         start = file.tell()
-        file.seek(start + count * widths[key])
-        storages[key] = memoryview(data)[start : file.tell()]
+        end = start + count * widths[key]
+        if end > len(data):
+            raise ValueError("it ends early")
+        file.seek(end)
+        storages[key] = memoryview(data)[start:end]
     return content
 
 
@@ -248,8 +251,8 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _known(name: str) -> _Global:
     if name not in _CALLS and name not in _STORAGES:
         module, _, rest = name.partition(" ")
-        # Pickles call the module by the name of the system it was written on.
-        raise _Refused(f"{ {'posix': 'os', 'nt': 'os'}.get(module, module) }.{rest}")
+        # Pickles call modules as the system or the Python that wrote them did.
+        raise _Refused(f"{ {'posix': 'os', 'nt': 'os', '__builtin__': 'builtins'}.get(module, module) }.{rest}")
     return _Global(name)
 
 
