@@ -2,6 +2,9 @@
 
 What cannot be used is named with its reason and the rest is used. Files are read once, in order of their names; a photo
 that is there twice is used once. Pixels and a hash are kept of a file, and its name only to be shown; no EXIF.
+
+A `01.txt` beside `01.jpg` says what else is in that photo, one sentence a line, with `{}` where the subject's word
+goes: `{} in the snow`. What the caption names, the word need not learn.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from .prompts import show
 MAX_PHOTOS = 500
 MAX_BYTES = 200_000_000  # of one file
 FEW = 3  # fewer photos than this are warned about
+MAX_CAPTIONS = 20  # lines of one caption file
+_MAX_CAPTION = 300  # characters of a line; a prompt's 77 tokens are about that
 _REPORT_LINES = 20
 
 # What lies beside photos without being one: captions, sidecars of cameras and phones, leavings of file managers.
@@ -36,7 +41,8 @@ class Photo:
     """One photo of the set.
 
     name: to be shown, never to be used as a path; pixels: uint8 (H, W, 3), upright sRGB, min(H, W) == size;
-    sha256: of the file's bytes, hex; crop: (left, top) of its square in `pixels`; notes: what a person should know.
+    sha256: of the file's bytes, hex; crop: (left, top) of its square in `pixels`; notes: what a person should know;
+    captions: sentences about it with `{}` for its subject, if a text file beside it has some.
     """
 
     name: str
@@ -44,6 +50,7 @@ class Photo:
     sha256: str
     crop: tuple[int, int]
     notes: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
 
     def square(self, left_top: tuple[int, int] | None = None) -> np.ndarray:
         """The square at `left_top` (default: `crop`), a copy: uint8 (size, size, 3)."""
@@ -75,13 +82,15 @@ class PhotoSet:
 
     @property
     def identity(self) -> str:
-        """sha256 (hex) of the photos' hashes in order: equal for equal files in equal order, whatever their names."""
-        return hashlib.sha256("".join(photo.sha256 for photo in self.photos).encode()).hexdigest()
+        """sha256 (hex) of the photos' hashes and captions in order: equal for equal files, whatever their names."""
+        return hashlib.sha256(repr([(photo.sha256, *photo.captions) for photo in self.photos]).encode()).hexdigest()
 
     def report(self) -> str:
         """What was found, as a few lines of plain text."""
+        captioned = sum(bool(photo.captions) for photo in self.photos)
         counts = (
             _count(len(self.photos), "photo"),
+            captioned and f"{captioned} with captions",
             self.skipped and f"{_count(len(self.skipped), 'file')} I cannot use",
             self.duplicates and f"{len(self.duplicates)} there twice",
             self.ignored and f"{_count(self.ignored, 'other file')} ignored",
@@ -130,7 +139,23 @@ def _load(folder: Path, name: str, size: int, crop: str, seen: dict[str, str]) -
     pixels_sha256 = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
     _refuse_duplicate(seen, pixels_sha256)
     seen[sha256] = seen[pixels_sha256] = show(name)
-    return Photo(show(name), pixels, sha256, _CROPS[crop](pixels), notes)
+    captions, more = _captions(folder, os.path.splitext(name)[0] + ".txt")
+    return Photo(show(name), pixels, sha256, _CROPS[crop](pixels), (*notes, *more), captions)
+
+
+def _captions(folder: Path, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The captions in a text file, if it is there; and what a person should know about it."""
+    if not os.path.lexists(os.path.join(folder, name)):
+        return (), ()
+    try:
+        text = _read(folder, name).decode("utf-8-sig")
+    except (Unusable, UnicodeDecodeError):
+        return (), ("its caption file cannot be read",)
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+    usable = (line.count("{}") == 1 and len(line) <= _MAX_CAPTION and line.isprintable() for line in lines)
+    if not lines or len(lines) > MAX_CAPTIONS or not all(usable):
+        return (), ("its caption is not used: a line must be short and hold {} once, where the subject's word goes",)
+    return lines, ()
 
 
 def _refuse_duplicate(seen: dict[str, str], sha256: str) -> None:

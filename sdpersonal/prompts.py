@@ -119,6 +119,9 @@ def _strength(inner: str, text: str) -> float:
 
 def _suggestion(inner: str) -> str:
     plain = unicodedata.normalize("NFKC", inner.partition(":")[0]).lower()
+    if alike := next((c for c in plain if c.isalnum() and not c.isascii()), None):
+        # A look-alike is not seen by reading the word again, so it is named.
+        return f"Its {show(alike)!r} is {unicodedata.name(alike, 'no letter')}; I use {_HABIT}."
     words = [re.sub(r"[^a-z0-9]+", "-", part).strip("-")[:_MAX_WORD].strip("-") for part in plain.split("/")[:2]]
     words = [word for word in words if word]
     if not words:

@@ -893,3 +893,27 @@ def test_real_subjects_are_found_in_strips_of_their_photos(shared_photos, name):
         return seen / min(side, (right - left) * width)
 
     assert share(start) >= 0.7 and share(start) > share((width - side) / 2)
+
+
+# --- captions -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_file_beside_a_photo_captions_it(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(smooth(seed=1), "PNG"))
+    (tmp_path / "b.png").write_bytes(encoded(smooth(seed=2), "PNG"))
+    plain = load_photos(tmp_path, 64)
+    (tmp_path / "a.txt").write_text("\ufeff{} in the snow\r\n\n a drawing of {} \n", encoding="utf-8")
+    captioned = load_photos(tmp_path, 64)
+    assert [photo.captions for photo in captioned.photos] == [("{} in the snow", "a drawing of {}"), ()]
+    assert captioned.identity != plain.identity  # a resumed run must not go on with other words
+    assert "1 with captions" in captioned.report()
+
+
+@pytest.mark.parametrize(
+    "text", [b"sks dog on the beach", b"{} and {}", b"{}" + b"x" * 400, b"\xff{}", b"{}\x1b[2J", b"{}\n" * 21, b""]
+)
+def test_captions_that_cannot_be_used_are_said_and_left_out(tmp_path, text):
+    (tmp_path / "a.png").write_bytes(encoded(smooth(seed=1), "PNG"))
+    (tmp_path / "a.txt").write_bytes(text)
+    (photo,) = load_photos(tmp_path, 64).photos
+    assert photo.captions == () and "caption" in photo.notes[-1]

@@ -30,10 +30,11 @@ class Batch:
 
 
 class TrainingPhotos:
-    """N photos in V variants (mirrored too, if asked)."""
+    """N photos in V variants (mirrored too, if asked), each with its own captions or the templates."""
 
     def __init__(self, base: StableDiffusion, photos: Sequence[Photo], templates: Sequence[str], seed: int, flip: bool):
-        self._base, self._templates, self._seed = base, templates, seed
+        self._base, self._seed = base, seed
+        self._captions = [photo.captions or tuple(templates) for photo in photos]
         self._names = [photo.name for photo in photos]
         squares = [photo.square() for photo in photos]
         variants = [[square, square[:, ::-1]] if flip else [square] for square in squares]
@@ -55,7 +56,8 @@ class TrainingPhotos:
             latents.append(latent)
             noises.append(torch.randn(shape, generator=chance))
             times.append(torch.randint(len(self._base.schedule), (), generator=chance))
-            captions.append(self._templates[int(torch.randint(len(self._templates), (), generator=chance))])
+            choice = self._captions[photo]
+            captions.append(choice[int(torch.randint(len(choice), (), generator=chance))])
             names.append(self._names[photo])
         return Batch(
             torch.stack(latents),

@@ -122,7 +122,6 @@ def _chosen(settings: Training, base: StableDiffusion) -> Preset:
 def _method(settings: Training, base: StableDiffusion, chosen: Preset) -> Method:
     if isinstance(settings, DreamboothSettings):
         return DreamboothLora(base, settings.class_noun, settings.rank, settings.prior, chosen, settings.seed)
-    assert isinstance(settings, InversionSettings)
     return TextualInversion(base, settings.init or settings.kind, settings.vectors, chosen)
 
 
