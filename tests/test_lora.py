@@ -1,0 +1,107 @@
+"""LoRA slots against dense weights: what a mix adds is the sum of what its parts add, and nothing stays."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sdpersonal.concept import Lora, LoraLayer
+from sdpersonal.errors import PersonalError
+from sdpersonal.lora import Slots, to_lora
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.to_q = nn.Linear(12, 7)
+        self.conv = nn.Conv2d(3, 5, 3, stride=2, padding=1)
+
+    def forward(self, x, picture):
+        return self.to_q(x), self.conv(picture)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Small().double()
+
+
+def some_lora(seed, rank, alpha):
+    draw = np.random.default_rng(seed)
+    return Lora(
+        {
+            "lora_unet_to_q": LoraLayer(draw.normal(size=(rank, 12)), draw.normal(size=(7, rank)), alpha),
+            "lora_unet_conv": LoraLayer(draw.normal(size=(rank, 3, 3, 3)), draw.normal(size=(5, rank, 1, 1)), alpha),
+        }
+    )
+
+
+def dense(model, mix):
+    """The same by adding B A alpha / r to each weight, as the paper writes it."""
+    other = Small().double()
+    other.load_state_dict(model.state_dict())
+    for lora, strength in mix:
+        for name, layer in lora.layers.items():
+            weight = getattr(other, name.removeprefix("lora_unet_")).weight
+            up, down = layer.up.reshape(len(layer.up), -1), layer.down.reshape(len(layer.down), -1)
+            delta = (up @ down).reshape(weight.shape) * layer.alpha / layer.rank * strength
+            weight.data += torch.tensor(delta)
+    return other
+
+
+@pytest.mark.parametrize("strengths", [(1.0,), (0.7, 1.3), (1.0, 0.0, 0.25)])
+def test_a_mix_is_the_sum_of_its_parts(model, strengths):
+    mix = [(some_lora(i, rank=2 + i, alpha=1.5 + i), s) for i, s in enumerate(strengths)]
+    x, picture = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
+    with torch.no_grad(), Slots({"lora_unet": model}).filled(mix):
+        ours = model(x, picture)
+    for mine, theirs in zip(ours, dense(model, mix)(x, picture), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)  # the slots hold fp32 factors
+
+
+def test_nothing_stays_even_after_a_failure(model):
+    x, picture = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
+    slots, before = Slots({"lora_unet": model}), model(x, picture)
+    with pytest.raises(RuntimeError, match="boom"), slots.filled([(some_lora(0, 2, 2.0), 1.0)]):
+        assert not torch.equal(model(x, picture)[0], before[0])
+        raise RuntimeError("boom")
+    assert all(torch.equal(a, b) for a, b in zip(model(x, picture), before, strict=True))
+
+
+def test_training_starts_at_the_bare_layer_and_can_be_bypassed(model):
+    x, picture = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
+    slots, before = Slots({"lora_unet": model}), model(x, picture)[0]
+    trained = slots.train(3, torch.Generator().manual_seed(0))
+    assert {name: value.dtype for name, value in trained.items()} == {
+        "lora_unet_to_q.lora_down.weight": torch.float32,
+        "lora_unet_to_q.lora_up.weight": torch.float32,
+    }
+    assert torch.equal(model(x, picture)[0], before)  # B is zero
+    trained["lora_unet_to_q.lora_up.weight"].data += 1.0
+    changed = model(x, picture)[0]
+    assert not torch.equal(changed, before)
+    with slots.bypassed():
+        assert torch.equal(model(x, picture)[0], before)
+    assert torch.equal(model(x, picture)[0], changed)
+    lora = to_lora(trained)
+    slots.clear()
+    with torch.no_grad(), slots.filled([(lora, 1.0)]):
+        torch.testing.assert_close(model(x, picture)[0], changed)
+
+
+@pytest.mark.parametrize("change", ["name", "width"])
+def test_a_lora_of_another_model_is_refused_before_anything_is_done(model, change):
+    lora = some_lora(0, 2, 2.0)
+    if change == "name":
+        lora.layers["lora_unet_elsewhere"] = lora.layers["lora_unet_to_q"]
+    else:
+        lora.layers["lora_unet_to_q"] = LoraLayer(np.zeros((2, 13)), np.zeros((7, 2)), 2.0)
+    with pytest.raises(PersonalError, match="<me/duck> was made for another base"):
+        Slots({"lora_unet": model}).check(lora, "<me/duck>")
+
+
+def test_attention_projections_of_a_real_unet(tiny):
+    names = tiny.slots.attention()
+    blocks = sum(type(module).__name__ == "BasicTransformerBlock" for module in tiny.unet.modules())
+    assert len(names) == blocks * 2 * 4  # self and cross; q, k, v, out
+    assert all(name.startswith("lora_unet_") and "transformer_blocks" in name for name in names)
