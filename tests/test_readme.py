@@ -84,3 +84,12 @@ def _flags_in(text):
 def test_links_lead_somewhere(link):
     if not re.match(r"https?://", link):
         assert (ROOT / link).exists()
+
+
+def _docstrings():
+    return "".join(script.read_text().partition('"""')[2].partition('"""')[0] for script in ROOT.glob("*.py"))
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\bexamples/[\w./-]+\w", README + _docstrings()))))
+def test_sample_photos_named_are_there(path):
+    assert (ROOT / path).exists()

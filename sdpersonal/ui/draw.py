@@ -39,7 +39,6 @@ def draw_tab(studio: Studio, library: Library, base, page: gr.Blocks) -> None:
                 show_label=False,
                 columns=2,
                 object_fit="contain",
-                height=640,
                 interactive=False,
                 buttons=["download", "fullscreen"],
                 elem_id="pictures",

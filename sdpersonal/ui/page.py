@@ -33,7 +33,8 @@ CSS = """
 .heading { align-items: center; }
 #concepts .grid-container { grid-template-columns: repeat(auto-fill, minmax(92px, 1fr)) !important; }
 #concepts .grid-wrap { min-height: 0 !important; max-height: 280px !important; }
-#concepts .grid-wrap, #pictures .grid-wrap { overflow: hidden auto !important; }
+#concepts .grid-wrap { overflow: hidden auto !important; }
+#pictures .grid-wrap { min-height: 420px !important; max-height: none !important; overflow: hidden !important; }
 #concepts .caption-label { font-size: 11px; max-width: calc(100% - 8px); right: 4px; bottom: 4px; padding: 2px 6px; }
 """
 
