@@ -1,6 +1,6 @@
 """Teach a concept by DreamBooth with LoRA: closest likeness. The same as `sdpersonal train dreambooth`.
 
-python train_dreambooth.py --photos examples/photos/teddy --token '<me/teddy>' --class 'teddy bear'
+python train_dreambooth.py --photos examples/photos/teddy-bear --token '<me/teddy>' --class 'teddy bear'
 python train_dreambooth.py --photos my-dog --token '<me/rex>' --class dog --base sd15
 accelerate launch train_dreambooth.py --photos my-dog --token '<me/rex>' --class dog --base sd15
 python train_dreambooth.py --photos my-dog --token '<me/rex>' --class dog --base sd15 --resume

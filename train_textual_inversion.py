@@ -1,7 +1,7 @@
 """Teach a word by textual inversion: a few kB, the base stays as it is. The same as `sdpersonal train
 textual-inversion`.
 
-python train_textual_inversion.py --photos examples/photos/ink --token '<me/ink>' --kind style
+python train_textual_inversion.py --photos examples/photos/cyanotype --token '<me/cyanotype>' --kind style
 python train_textual_inversion.py --photos my-duck --token '<me/duck>' --init 'toy duck' --vectors 4 --base sd15
 accelerate launch train_textual_inversion.py --photos my-duck --token '<me/duck>' --init 'toy duck' --base sd15
 python train_textual_inversion.py --photos my-duck --token '<me/duck>' --init 'toy duck' --base sd15 --resume
