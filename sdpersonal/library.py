@@ -175,11 +175,11 @@ class Library:
             for file in _scan(owner):
                 with suppress(PersonalError):
                     token = Token.parse(f"<{owner.name}/{file.name.removesuffix(SUFFIX)}>")
-                    if token.version and self._path(token) == Path(file.path):
+                    if file.name == _file_name(token):
                         yield token
 
     def _path(self, token: Token) -> Path:
-        return self.folder / token.owner / f"{token.name}-v{token.version}{SUFFIX}"
+        return self.folder / token.owner / _file_name(token)
 
     def _matching(self, token: Token) -> list[Token]:
         """The tokens that `token` can mean, oldest version first."""
@@ -212,7 +212,8 @@ class Library:
     def _safe_path(self, token: Token) -> Path:
         """Where a concept's bytes are read: never outside, whatever links lie here."""
         path = self._path(token)
-        files.inside(self.folder, token.owner, path.name)
+        if path.is_symlink():  # linked folders are not listed to begin with
+            files.inside(self.folder, token.owner, path.name)
         return path
 
     def _entry(self, token: Token) -> Entry | None:
@@ -272,11 +273,15 @@ class Library:
 
     def _clash(self, concept: Concept, taken: Token) -> PersonalError:
         entry = self._entry(taken)
-        here = (entry and entry.identity or "damaged")[:8]
+        here = ((entry and entry.identity) or "damaged")[:8]
         return PersonalError(
             f"{taken} is here already with other content (here {here}, the new one {concept.identity[:8]}).",
             "Give it another name with --as '<owner/name>', or take its place with --replace.",
         )
+
+
+def _file_name(token: Token) -> str:
+    return f"{token.name}-v{token.version}{SUFFIX}"
 
 
 def _scan(folder: str | os.PathLike) -> list[os.DirEntry]:

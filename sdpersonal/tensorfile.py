@@ -83,8 +83,13 @@ def strict_json(text: str) -> object:
     def no_constant(word: str) -> None:
         raise ValueError(f"{word} stands in its JSON")
 
+    def short_number(digits: str) -> int:
+        if len(digits) > 20:
+            raise ValueError("a number in its JSON is too long")
+        return int(digits)
+
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
+        return json.loads(text, object_pairs_hook=unique, parse_constant=no_constant, parse_int=short_number)
     except json.JSONDecodeError as error:
         raise ValueError("its JSON cannot be read") from error
     except RecursionError as error:
@@ -136,10 +141,9 @@ def _header(raw: bytes) -> dict[str, object]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError("its header is not UTF-8 text") from error
-    header = strict_json(text)
-    if not text.startswith("{") or not isinstance(header, dict):
+    if not text.startswith("{"):
         raise ValueError("its header is not a JSON object")
-    return header
+    return strict_json(text)
 
 
 def _layout(header: dict[str, object], start: int, size: int) -> Layout:

@@ -263,10 +263,10 @@ HOSTILE = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_files_are_refused_at_once_and_in_words(case):
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(PersonalError) as caught:
         read(HOSTILE[case], "evil\x1b.safetensors")
-    assert time.perf_counter() - began < 2  # 0.05 s on an idle machine
+    assert time.process_time() - began < 0.5  # 0.05 s on an idle machine
     assert caught.value.problem.startswith("evil\\x1b.safetensors is refused: ")
     assert "\n" not in caught.value.problem and len(caught.value.problem) < 250
 
@@ -373,7 +373,7 @@ def test_vectors_that_cannot_work_are_refused(rows, says):
 
 def test_a_row_that_is_not_finite_is_named_when_read():
     payload = spoiled(np.nan).tobytes()
-    with pytest.raises(PersonalError, match="x.safetensors is refused. Row 1"):
+    with pytest.raises(PersonalError, match=r"x.safetensors is refused. Row 1"):
         read(
             forged(lambda header: header.update(emb_params=tensor(0, len(payload), [3, 160])), payload), "x.safetensors"
         )
@@ -500,7 +500,7 @@ def test_markup_stays_the_text_it_is():
     ],
 )
 def test_a_card_has_fixed_fields_of_fixed_kinds(fields):
-    with pytest.raises(PersonalError, match="^The card's "):
+    with pytest.raises(PersonalError, match=r"^The card's "):
         card(**fields)
 
 

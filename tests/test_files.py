@@ -149,7 +149,7 @@ def test_lines_are_appended_whole_even_after_a_cut_one(tmp_path):
 
 
 def test_free_bytes_of_a_folder_to_come(tmp_path):
-    assert 0 < files.free_bytes(tmp_path / "not" / "yet")
+    assert files.free_bytes(tmp_path / "not" / "yet") > 0
 
 
 # --- full disks -------------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def test_a_new_folder_takes_no_place_that_is_taken(tmp_path):
 
 def test_errors_about_other_files_pass_through_a_new_folder(tmp_path):
     with pytest.raises(FileNotFoundError), files.new_folder(tmp_path / "f"):
-        open(tmp_path / "photo.jpg")
+        (tmp_path / "photo.jpg").read_bytes()
 
 
 def test_removing_a_link_removes_the_link(tmp_path):
@@ -358,10 +358,10 @@ def holder(tmp_path):
 
 
 def test_the_holder_of_a_lock_is_named(tmp_path, holder):
-    with pytest.raises(PersonalError, match=rf"in use by process {holder.pid} since \d\d:\d\d\."):
-        with files.lock(tmp_path):
-            pass
-    with pytest.raises(PersonalError, match="^The run is in use"), files.lock(tmp_path, what="The run"):
+    named = rf"in use by process {holder.pid} since \d\d:\d\d\."
+    with pytest.raises(PersonalError, match=named), files.lock(tmp_path):
+        pass
+    with pytest.raises(PersonalError, match=r"^The run is in use"), files.lock(tmp_path, what="The run"):
         pass
 
 

@@ -81,7 +81,7 @@ def test_what_is_written_for_diffusers_is_one_tensor_under_the_token():
 
 def test_tokens_that_are_not_ours_ask_for_a_name():
     data = saved({"<Marc_Allante>": torch.ones(768)})
-    with pytest.raises(PersonalError, match="calls itself <Marc_Allante>. Call it <me/marc-allante>"):
+    with pytest.raises(PersonalError, match=r"calls itself <Marc_Allante>. Call it <me/marc-allante>"):
         read_any(data, "learned_embeds.bin")
     assert read_any(data, "x", Token("you", "marc")).token == Token("you", "marc")
 
@@ -116,7 +116,7 @@ def test_the_name_of_a_file_decides_nothing(layout):
     ],
 )
 def test_other_content_is_refused_in_words(content, layout):
-    with pytest.raises(PersonalError, match="^x.bin "):
+    with pytest.raises(PersonalError, match=r"^x.bin "):
         read_any(saved(content, **layout), "x.bin")
 
 
@@ -225,8 +225,8 @@ PROGRAMS = {
     "long text": b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7fab.",
     "long number": b"\x8b\xff\xff\xff\x7fab.",
     "digits": b"I" + b"9" * 10_000 + b"\n.",
-    "deep tuples as a key": b"}" + b")" + b"\x85" * 150_000 + b"K\x01s.",
-    "deep tuples": b")" + b"\x85" * 150_000 + b".",
+    "deep tuples as a key": b"}" + b")" + b"\x85" * 15_000 + b"K\x01s.",
+    "deep tuples": b")" + b"\x85" * 15_000 + b".",
     "too long": b"0" * 10 + b"K\x00" * 300_000 + b".",
     "list in itself": b"]q\x00h\x00a.",
     "dictionary in itself": b"}q\x00X\x03\0\0\0<a>h\x00s.",
@@ -244,10 +244,10 @@ PROGRAMS = {
 
 @pytest.mark.parametrize("case", PROGRAMS)
 def test_hostile_programs_end_in_words_and_soon(case):
-    began = time.perf_counter()
-    with pytest.raises(PersonalError, match="^x.bin "):
+    began = time.process_time()
+    with pytest.raises(PersonalError, match=r"^x.bin "):
         read_any(program(PROGRAMS[case]), "x.bin")
-    assert time.perf_counter() - began < 3
+    assert time.process_time() - began < 1
     assert not Path("PWNED").exists()
 
 
@@ -262,7 +262,7 @@ def test_compressed_or_crowded_archives_are_refused():
         archive.writestr("a/data.pkl", b"}.")
         archive.writestr("b/data.pkl", b"}.")
     for each in (bomb, crowd, twice):
-        with pytest.raises(PersonalError, match="x.zip is refused"):
+        with pytest.raises(PersonalError, match=r"x.zip is refused"):
             read_any(each.getvalue(), "x.zip")
 
 

@@ -1,5 +1,6 @@
 """The library: one file per concept, found by its word, whole whatever happens."""
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -55,7 +56,7 @@ def leftovers(folder: Path) -> list[str]:
 
 def test_a_folder_that_is_not_there_is_an_empty_library(library):
     assert library.list() == [] and library.verify() == [] and library.strays() == [] and library.sweep() == 0
-    with pytest.raises(PersonalError, match="No concept <duck>.\nThe library .* is empty"):
+    with pytest.raises(PersonalError, match=r"No concept <duck>.\nThe library .* is empty"):
         library.get(T("<duck>"))
     assert not library.folder.exists()
 
@@ -321,7 +322,7 @@ def test_a_clashing_import_asks_for_another_name(library, shared, tmp_path):
     library.add(concept("<friend/duck-v7>", seed=1))
     before = tree(library.folder)
     with pytest.raises(
-        PersonalError, match="(?s)<friend/duck-v7> is here already with other content.*--as .*--replace"
+        PersonalError, match=r"(?s)<friend/duck-v7> is here already with other content.*--as .*--replace"
     ):
         library.import_(shared)
     foreign = tmp_path / "learned_embeds.bin"
@@ -345,11 +346,11 @@ def test_a_broken_file_is_not_passed_over_for_a_pickle_beside_it(library, tmp_pa
             return os.mkdir, (str(tmp_path / "PWNED"),)
 
     torch.save({"<a>": Evil()}, tmp_path / "learned_embeds.bin")
-    with pytest.raises(PersonalError, match="learned_embeds.bin asks to run os.mkdir"):
+    with pytest.raises(PersonalError, match=r"learned_embeds.bin asks to run os.mkdir"):
         library.import_(tmp_path)
     torch.save({"<a>": torch.ones(768)}, tmp_path / "learned_embeds.bin")
     (tmp_path / "learned_embeds.safetensors").write_bytes(b"broken")
-    with pytest.raises(PersonalError, match="learned_embeds.safetensors is refused"):
+    with pytest.raises(PersonalError, match=r"learned_embeds.safetensors is refused"):
         library.import_(tmp_path)
     (tmp_path / "learned_embeds.safetensors").unlink()
     assert library.import_(tmp_path) == T("<imported/a-v1>")
@@ -382,10 +383,8 @@ def test_a_file_swapped_during_import_is_one_or_the_other(library, tmp_path):
     swapper.start()
     try:
         for number in range(30):
-            try:
+            with contextlib.suppress(PersonalError):
                 library.import_(path, as_=Token("me", f"x{number}"))
-            except PersonalError:
-                pass
     finally:
         done.set()
         swapper.join()

@@ -23,7 +23,7 @@ from ..errors import PersonalError
 from ..prompts import show
 from ..tensorfile import WIDTH, damaged, numbers
 
-MAX_STEPS = 200_000  # instructions in one pickle; an embedding takes about 60
+MAX_STEPS = 20_000  # instructions in one pickle; an embedding takes about 60
 MAX_MEMBERS = 4096
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the old layout
 _ZIP, _ZIP_ENTRY = b"PK\x03\x04", b"PK\x01\x02"
@@ -74,7 +74,11 @@ class _Global:
 
 
 class _Refused(ValueError):
-    """Something that no tensor needs."""
+    """Something that no tensor needs; its text is the name of it."""
+
+
+class _Unread(ValueError):
+    """Something harmless that is not read here; its text is for the user."""
 
 
 def is_pickle(data: bytes) -> bool:
@@ -101,6 +105,8 @@ def _told(name: str) -> Iterator[None]:
     except _Refused as error:
         fix = "Ask its author for a .safetensors file."
         raise PersonalError(f"{show(name)} asks to run {show(str(error))}; refused.", fix) from error
+    except _Unread as error:
+        raise damaged(name, str(error)) from error
     except _BROKEN as error:
         raise damaged(name, "it is no torch file that I can read, or a damaged one") from error
 
@@ -157,16 +163,18 @@ def _run(file: io.BytesIO, fetch: Callable, widths: dict[str, int] | None = None
     raise ValueError("no end")
 
 
+_LITERALS = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
 class _Machine:
     """The stack machine of pickle protocols 0 to 5, as far as torch.save uses it."""
-
-    _LITERALS = frozenset(
-        "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8"
-        " STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES".split()
-    )
-    _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-    _EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple}
-    _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
     def __init__(self, fetch: Callable, widths: dict[str, int]):
         self.stack: list = []
@@ -177,14 +185,14 @@ class _Machine:
 
     def step(self, code: str, argument: object) -> None:
         stack = self.stack
-        if code in self._LITERALS:
+        if code in _LITERALS:
             stack.append(argument)
-        elif code in self._CONSTANTS:
-            stack.append(self._CONSTANTS[code])
-        elif code in self._EMPTY:
-            stack.append(self._EMPTY[code]())
-        elif code in self._TUPLES:
-            count = self._TUPLES[code]
+        elif code in _CONSTANTS:
+            stack.append(_CONSTANTS[code])
+        elif code in _EMPTY:
+            stack.append(_EMPTY[code]())
+        elif code in _TUPLES:
+            count = _TUPLES[code]
             stack[-count:] = [tuple(stack[-count:])]
         elif code in ("PUT", "BINPUT", "LONG_BINPUT"):
             self.memo[argument] = stack[-1]
@@ -251,6 +259,8 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _known(name: str) -> _Global:
     if name not in _CALLS and name not in _STORAGES:
         module, _, rest = name.partition(" ")
+        if module == "torch" and rest.endswith("Storage"):
+            raise _Unread(f"its numbers are in a {show(rest)}; I read float32, float16 and bfloat16")
         # Pickles call modules as the system or the Python that wrote them did.
         raise _Refused(f"{ {'posix': 'os', 'nt': 'os', '__builtin__': 'builtins'}.get(module, module) }.{rest}")
     return _Global(name)
