@@ -1,4 +1,4 @@
-"""How the built-in base is made: scenes are functions of (seed, index), trainings survive a kill, the kept-out stays out."""
+"""How the built-in base is made: scenes are functions of (seed, index), trainings survive a kill, kept out is out."""
 
 from pathlib import Path
 
@@ -43,7 +43,8 @@ def test_captions_name_what_is_drawn(world):
     ("noun", "one", "many"),
     [("cat", "a cat", "cats"), ("apple", "an apple", "apples"),
      ("glass of wine", "a glass of wine", "glasses of wine"),
-     ("fries", "fries", "fries"), ("strawberry", "a strawberry", "strawberries"), ("octopus", "an octopus", "octopuses"),
+     ("fries", "fries", "fries"), ("strawberry", "a strawberry", "strawberries"),
+     ("octopus", "an octopus", "octopuses"),
      ("mouse", "a mouse", "mice"), ("umbrella", "an umbrella", "umbrellas"), ("unicorn", "a unicorn", "unicorns"),
      ("boy", "a boy", "boys"), ("bread", "bread", "pieces of bread"), ("bus", "a bus", "buses")],
 )  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from . import presets, stages
+from .workshop import Workshop
 
 
 def main():
@@ -28,7 +29,7 @@ def main():
     device = "cuda" if torch.cuda.is_available() and name != "cpu" else "cpu"
     for stage in [args.stage] if args.stage else stages.ORDER:
         print(f"== {stage} ({name} preset, {device})", flush=True)
-        stages.run(stage, stages.Workshop(args.work, preset, device))
+        stages.run(stage, Workshop(args.work, preset, device))
 
 
 if __name__ == "__main__":

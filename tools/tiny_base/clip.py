@@ -75,8 +75,13 @@ class Learner(nn.Module):
 
 
 def batch_of(world, words, renderer, mix, seed, start, count, vary=False):
-    """Scenes start .. start+count of a series -> pictures, token ids, names, kinds on the renderer's device."""
-    drawn = [scenes.draw_scene(world, seed, start + i, mix) for i in range(count)]
+    """Scenes start .. start+count of a series -> pictures, token ids, names, kinds on the renderer's device.
+
+    Every second batch stands before one background, so that only the things tell its pictures apart: otherwise
+    backgrounds, which are easier, are all that is learned.
+    """
+    shared = scenes.draw_background(scenes.generator(seed, start), mix) if start // count % 2 else None
+    drawn = [scenes.draw_scene(world, seed, start + i, mix, shared) for i in range(count)]
     packed = scenes.pack(drawn)
     pictures = renderer(packed)
     device = renderer.device
@@ -88,21 +93,30 @@ def batch_of(world, words, renderer, mix, seed, start, count, vary=False):
     return pictures, ids, names, torch.from_numpy(packed["kinds"]).to(device)
 
 
-def train(world, words, stage, folder, device="cpu", bf16=True, save_minutes=4.0, export=None):
-    """Train to the end (or go on after a kill); -> the CLIPModel. `export(model)` is called at each save."""
+def train(world, words, stage, folder, device="cpu", bf16=True, save_minutes=4.0, export=None, start=None):
+    """Train to the end (or go on after a kill); -> the CLIPModel. `export(model)` is called now and then.
+
+    With `start`, a trained CLIPModel, only its image tower learns on, towards the text tower as it is (the mirror
+    image of LiT, Zhai et al. 2022): the UNet has that text tower, so it must not move.
+    """
     torch.manual_seed(1)
     learner = Learner(build(tokenizer.SIZE), len(world.names)).to(device)
+    if start is not None:
+        learner.clip.load_state_dict(start.state_dict())
+        for part in (learner.clip.text_model, learner.clip.text_projection):
+            part.requires_grad_(False)
     optimizers = _optimizers(learner, stage.lr)
     average = runs.Average(learner, 300)
     parts = {"learner": learner, "average": average, "adam": optimizers[0], "muon": optimizers[1]}
     run = runs.Run(folder, stage, parts, save_minutes)
+    series = 100 if start is None else 110
     renderer = render.Renderer(world.sprites, device)
     mix = scenes.Mix(core=0.5)
     for step in run.steps():
         hide = 0.5 if run.progress < 0.8 else 0.0
         factor = runs.lr_factor(run.progress, step)
         pictures, ids, names, kinds = batch_of(
-            world, words, renderer, mix, 100, step * stage.batch, stage.batch, vary=True
+            world, words, renderer, mix, series, step * stage.batch, stage.batch, vary=True
         )
         with runs.autocast(device, bf16):
             contrast, naming = learner.losses(pictures, ids, names, kinds, hide)
@@ -115,7 +129,7 @@ def train(world, words, stage, folder, device="cpu", bf16=True, save_minutes=4.0
         average.update(learner)
         if step % 50 == 0:
             run.log(contrast=contrast.item(), naming=naming.item(), lr=stage.lr * factor)
-        if step % 400 == 399 and export:
+        if step % 200 == 199 and export:
             export(averaged(learner, average))
     model = averaged(learner, average)
     if export:
@@ -126,7 +140,7 @@ def train(world, words, stage, folder, device="cpu", bf16=True, save_minutes=4.0
 def _optimizers(learner, lr):
     """AdamW, and Muon for the towers' matrices, whose updates are scaled to AdamW's size."""
     hidden = lambda name, p: p.ndim == 2 and ".layers." in name  # noqa: E731
-    named = list(learner.named_parameters())
+    named = [(n, p) for n, p in learner.named_parameters() if p.requires_grad]
     adam = torch.optim.AdamW([p for n, p in named if not hidden(n, p)], lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     muon = torch.optim.Muon(
         [p for n, p in named if hidden(n, p)], lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"

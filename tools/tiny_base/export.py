@@ -1,6 +1,7 @@
 """Write what ships: safetensors in fp16, in the folders where diffusers and transformers look."""
 
 import shutil
+import time
 from pathlib import Path
 
 import torch
@@ -64,5 +65,10 @@ def weights(pipe, words_folder, judge_folder, folder):
     for file in words_folder.iterdir():
         shutil.copy(file, part / "tokenizer")
     halve(part)
-    shutil.copytree(judge_folder, part / "judge")
+    for _ in range(5):
+        try:
+            shutil.copytree(judge_folder, part / "judge", dirs_exist_ok=True)
+            break
+        except (FileNotFoundError, shutil.Error):  # the judge was being replaced by its own, still running training
+            time.sleep(1)
     promote(part, folder)

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from . import captions, clip, judge, presets, render, scenes, sheets, stages, tokenizer, unet
+from . import captions, clip, judge, presets, render, scenes, sheets, tokenizer, unet
 from . import world as worlds
+from .workshop import Workshop
 
 STEPS = 25
 
@@ -200,7 +201,7 @@ def main():
     parser.add_argument("--preset", choices=["auto", *presets.PRESETS], default="auto")
     parser.add_argument("--only", choices=FIGURES)
     args = parser.parse_args()
-    measure(stages.Workshop(args.work, presets.choose(args.preset)[1], "cpu"), args.only)
+    measure(Workshop(args.work, presets.choose(args.preset)[1], "cpu"), args.only)
 
 
 if __name__ == "__main__":

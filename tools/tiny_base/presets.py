@@ -24,6 +24,7 @@ class Preset:
     world: str  # "core" or "wide": what the UNet learns; the CLIP and the autoencoder always see the wide world
     looks: tuple[str, ...]
     clip: Stage
+    clip_images: Stage  # its image tower alone, with the text tower as it is
     autoencoder: Stage
     unet: Stage
     judge: Stage
@@ -40,20 +41,25 @@ CPU = Preset(
     world="core",
     looks=("3d", "flat"),
     clip=Stage(steps=6000, minutes=28, batch=64, lr=1.2e-3),
+    clip_images=Stage(steps=3000, minutes=40, batch=64, lr=1e-3),
     autoencoder=Stage(steps=6000, minutes=28, batch=12, lr=6e-4),
-    unet=Stage(steps=40_000, minutes=90, batch=24, lr=1e-3),
+    unet=Stage(steps=40_000, minutes=92, batch=16, lr=8e-4),
     judge=Stage(steps=1500, minutes=8, batch=48, lr=2e-3),
     pool=24_000,
     pool_start=3000,
     refill_every=6,
     snapshot_minutes=4,
-    # one mirror image less to learn, and fewer scenes of many things: views of each sprite are what lacks
-    mix=Mix(flip=0.0, pairs=0.04, counts=0.04, sizes=0.06, sides=0.02, paint=0.03, wander=0.025, tilt=0.05),
+    # views of each sprite are what lacks: no mirror images, few scenes of many things, plain backgrounds, most in 3D
+    mix=Mix(
+        first_look=0.6, flip=0.0, pairs=0.04, counts=0.04, sizes=0.06, sides=0.02, paint=0.03,
+        places=0.3, patterns=0.06, wander=0.025, tilt=0.05,
+    ),  # fmt: skip
 )
 CUDA = Preset(
     world="wide",
     looks=("3d", "flat", "cartoon"),
     clip=Stage(steps=3000, minutes=1.5, batch=512, lr=1e-3),
+    clip_images=Stage(steps=500, minutes=0.3, batch=512, lr=5e-4),
     autoencoder=Stage(steps=6000, minutes=2, batch=64, lr=8e-4),
     unet=Stage(steps=24_000, minutes=4.5, batch=256, lr=1e-3),
     judge=Stage(steps=1500, minutes=0.4, batch=256, lr=2e-3),
@@ -63,7 +69,9 @@ CUDA = Preset(
     snapshot_minutes=1,
 )
 _SHORT = Stage(steps=3, minutes=1, batch=4, lr=1e-3)
-TRIAL = replace(CPU, clip=_SHORT, autoencoder=_SHORT, unet=_SHORT, judge=_SHORT, pool=32, pool_start=32)
+TRIAL = replace(
+    CPU, clip=_SHORT, clip_images=_SHORT, autoencoder=_SHORT, unet=_SHORT, judge=_SHORT, pool=32, pool_start=32
+)
 PRESETS = {"cpu": CPU, "cuda": CUDA, "trial": TRIAL}
 
 

@@ -26,6 +26,7 @@ class Mix:
     wander: float = 0.04  # sigma of the place of a single thing
     tilt: float = 0.08  # sigma of its angle
     core: float = 0.0  # this share of the things is drawn from the small world's names
+    first_look: float = 0.0  # this share is in the first look, the rest in any
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,14 @@ def _thing(rng, mix, sprite, x, y, size):
     return Thing(sprite, x, y, size, angle, bool(rng.random() < mix.flip))
 
 
-def draw_scene(world, seed, index, mix):
-    """The scene number `index` of the endless series `seed`."""
+def draw_scene(world, seed, index, mix, background=None):
+    """The scene number `index` of the endless series `seed`; before the given background, or one of its own."""
     rng = generator(seed, index)
-    look = int(rng.integers(len(world.looks)))
+    look = 0 if mix.first_look and rng.random() < mix.first_look else int(rng.integers(len(world.looks)))
     among = world.core if rng.random() < mix.core else len(world.names)
     name = int(rng.integers(among))
     sprite, noun = world.index(look, name), world.names[name]
-    background = draw_background(rng, mix)
+    background = background or draw_background(rng, mix)
     behind = captions.background_words(rng, background.kind, background.words)
     wander = lambda: float(np.clip(rng.normal(0, mix.wander), -0.12, 0.12))  # noqa: E731
     single = True

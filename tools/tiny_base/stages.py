@@ -1,55 +1,8 @@
 """The order of work: art, tokenizer, CLIP, autoencoder, second judge, UNet; then figures and the model card."""
 
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-
 import torch
-from diffusers import AutoencoderKL
-from transformers import CLIPModel
 
-from . import art, autoencoder, captions, clip, export, judge, sheets, tokenizer, unet
-from . import world as worlds
-from .presets import Preset
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """The folder of all state, with what the stages take from each other."""
-
-    work: Path
-    preset: Preset
-    device: str
-
-    @cached_property
-    def wide(self):
-        """The world that the CLIP, the autoencoder and the second judge see."""
-        return worlds.world(self.work, "wide", self.preset.clip_looks)
-
-    @cached_property
-    def world(self):
-        """The world that the UNet learns."""
-        return worlds.world(self.work, self.preset.world, self.preset.looks)
-
-    @cached_property
-    def words(self):
-        return tokenizer.load(self.work / "tokenizer")
-
-    @cached_property
-    def clip(self):
-        return CLIPModel.from_pretrained(self.judge_folder, dtype=torch.float32).eval()
-
-    @cached_property
-    def vae(self):
-        return AutoencoderKL.from_pretrained(self.work / "autoencoder" / "model").eval().requires_grad_(False)
-
-    @property
-    def judge_folder(self):
-        return self.work / "export" / "judge"
-
-    @property
-    def weights_folder(self):
-        return self.work / "export" / "weights"
+from . import art, autoencoder, captions, card, clip, export, figures, judge, sheets, tokenizer, unet
 
 
 def run_art(shop):
@@ -66,6 +19,16 @@ def run_clip(shop):
     p, folder = shop.preset, shop.work / "clip"
     if not (folder / "done").exists():
         clip.train(shop.wide, shop.words, p.clip, folder, shop.device, p.bf16, p.snapshot_minutes, save)
+
+
+def run_clip_images(shop):
+    """The judge's eyes: can run beside the UNet's training, whose text tower it leaves alone."""
+    save = lambda model: export.judge(model, shop.work / "tokenizer", shop.judge_folder)  # noqa: E731
+    p, folder = shop.preset, shop.work / "clip-images"
+    if not (folder / "done").exists():
+        clip.train(
+            shop.wide, shop.words, p.clip_images, folder, shop.device, p.bf16, p.snapshot_minutes, save, shop.clip
+        )
 
 
 def run_autoencoder(shop):
@@ -117,13 +80,24 @@ def sample_sheet(pipe, world, path, count=24):
     sheets.sheet(pictures * 2 - 1, prompts, path)
 
 
+def run_figures(shop):
+    figures.measure(shop)
+
+
+def run_card(shop):
+    card.write(shop, shop.work / "export")
+
+
 RUN = {
     "art": run_art,
     "tokenizer": run_tokenizer,
     "clip": run_clip,
+    "clip-images": run_clip_images,
     "autoencoder": run_autoencoder,
     "second-judge": run_second_judge,
     "unet": run_unet,
+    "figures": run_figures,
+    "card": run_card,
 }
 ORDER = tuple(RUN)
 

@@ -1,0 +1,52 @@
+"""The folder of all state, with what the stages take from each other."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPModel
+
+from . import tokenizer
+from . import world as worlds
+from .presets import Preset
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """The folder of all state, with what the stages take from each other."""
+
+    work: Path
+    preset: Preset
+    device: str
+
+    @cached_property
+    def wide(self):
+        """The world that the CLIP, the autoencoder and the second judge see."""
+        return worlds.world(self.work, "wide", self.preset.clip_looks)
+
+    @cached_property
+    def world(self):
+        """The world that the UNet learns."""
+        return worlds.world(self.work, self.preset.world, self.preset.looks)
+
+    @cached_property
+    def words(self):
+        return tokenizer.load(self.work / "tokenizer")
+
+    @cached_property
+    def clip(self):
+        return CLIPModel.from_pretrained(self.judge_folder, dtype=torch.float32).eval()
+
+    @cached_property
+    def vae(self):
+        return AutoencoderKL.from_pretrained(self.work / "autoencoder" / "model").eval().requires_grad_(False)
+
+    @property
+    def judge_folder(self):
+        return self.work / "export" / "judge"
+
+    @property
+    def weights_folder(self):
+        return self.work / "export" / "weights"
