@@ -7,14 +7,14 @@ IN = .venv/bin
 demo: .venv/.core
 	$(IN)/sdpersonal demo
 
-test: .venv/.app-dev
+test: .venv/.all
 	$(IN)/ruff check
 	$(IN)/python -m pytest -n auto --maxprocesses 8
 
 app: .venv/.app
 	$(IN)/python app.py
 
-tiny-base: .venv/.core
+tiny-base: .venv/.tools
 	$(IN)/python -m tools.tiny_base
 
 clean:
@@ -23,8 +23,9 @@ clean:
 # One pip call for each; a stamp says that it ended well.
 .venv/.core: WHAT = .
 .venv/.app: WHAT = .[app]
-.venv/.app-dev: WHAT = .[app,dev]
-.venv/.core .venv/.app .venv/.app-dev: pyproject.toml constraints.txt
+.venv/.tools: WHAT = .[tools]
+.venv/.all: WHAT = .[app,dev,tools]
+.venv/.core .venv/.app .venv/.tools .venv/.all: pyproject.toml constraints.txt
 	test -x $(IN)/python || $(PYTHON) -m venv .venv
 	$(IN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '$(WHAT)'
 	touch $@
