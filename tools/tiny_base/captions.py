@@ -104,6 +104,6 @@ def pick(rng, items):
 
 def sentence(rng, look, things, background):
     """Look, things and background -> one caption. A look is left unsaid now and then, so is a background."""
-    form = pick(rng, LOOKS[look if rng.random() < 0.75 else None])
+    form = pick(rng, LOOKS.get(look if rng.random() < 0.75 else None, LOOKS[None]))
     words = form.format(things)
     return words if rng.random() < 0.06 else f"{words} {background}"
