@@ -41,7 +41,6 @@ def own_place(tmp_path_factory, monkeypatch):
     place = tmp_path_factory.mktemp("place")
     (place / "home").mkdir()
     (place / "work").mkdir()
-    monkeypatch.setenv("SDPERSONAL_LIBRARY", str(place / "concepts"))
     monkeypatch.setenv("HOME", str(place / "home"))
     monkeypatch.setenv("HF_HOME", str(place / "home" / "huggingface"))
     monkeypatch.chdir(place / "work")

@@ -202,33 +202,26 @@ class Server:
     def handler(self, name: str) -> dict:
         return next(each for each in self.config()["dependencies"] if each["api_name"].startswith(name))
 
-    def send(self, name: str, data: str, session: str = "session") -> dict:
-        """Through the queue as the page does it; data: raw JSON, because JSON proper has no NaN. The final message."""
-        fn_index = self.handler(name)["id"]
-        body = f'{{"data": {data}, "fn_index": {fn_index}, "session_hash": "{session}", "trigger_id": null}}'
-        headers = {"Content-Type": "application/json"}
-        joined = self.http.post("/gradio_api/queue/join", content=body, headers=headers)
+    def join(self, session: str, **form: str) -> httpx.Response:
+        """Ask for a drawing as the page does. form: values as raw JSON, because JSON proper has no NaN."""
+        fields = {"prompt": '"a cat on grass"', "negative": '""', "n": "1", "steps": "2"}
+        fields |= {"guidance": "4", "size": '"128x128"', "seed": "0"}
+        data = ", ".join((fields | form).values())
+        body = f'{{"data": [{data}], "fn_index": {self.handler("on_draw")["id"]}, "session_hash": "{session}"}}'
+        return self.http.post("/gradio_api/queue/join", content=body, headers={"Content-Type": "application/json"})
+
+    def draw(self, **form: str) -> dict:
+        """The last message about a drawing, or {"refused": status}."""
+        session = f"s{time.monotonic_ns()}"
+        joined = self.join(session, **form)
         if joined.status_code != 200:
-            return {"refused": joined.status_code, "text": joined.text}
+            return {"refused": joined.status_code}
         with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
             for line in stream.iter_lines():
                 message = json.loads(line[6:]) if line.startswith("data: ") else {}
                 if message.get("msg") == "process_completed":
                     return message
         raise RuntimeError("the stream ended early")
-
-    def draw(self, **form) -> dict:
-        """prompt, negative, n, steps, guidance, size, seed: as raw JSON."""
-        values = {
-            "prompt": '"a cat on grass"',
-            "negative": '""',
-            "n": "1",
-            "steps": "2",
-            "guidance": "4",
-            "size": '"128x128"',
-            "seed": "0",
-        } | form
-        return self.send("on_draw", f"[{', '.join(values.values())}]", session=f"s{time.monotonic_ns()}")
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +315,26 @@ def test_nothing_goes_past_the_queue(server):
         for route in ("run", "api"):
             address = f"/gradio_api/{route}/{each['api_name']}"
             assert server.http.post(address, json={"data": [], "fn_index": each["id"]}).status_code == 404
+
+
+@pytest.mark.slow
+def test_a_full_queue_refuses_and_recovers(server):
+    answers = [server.join(f"crowd{i}", steps="20").status_code for i in range(15)]
+    assert answers[0] == 200 and 503 in answers and set(answers) == {200, 503}
+    deadline = time.monotonic() + 60
+    while not (done := server.draw()).get("success") and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert done["success"]
+
+
+@pytest.mark.slow
+def test_a_page_that_is_closed_frees_the_device(server):
+    session = "leaves"
+    assert server.join(session, steps="150", n="16").status_code == 200  # a minute of work
+    with server.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
+        next(line for line in stream.iter_lines() if "process_generating" in line)
+    begun = time.monotonic()
+    assert server.draw()["success"] and time.monotonic() - begun < 25
 
 
 @pytest.mark.slow
