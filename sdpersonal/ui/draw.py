@@ -25,33 +25,7 @@ def draw_tab(studio: Studio, library: Library, base, page: gr.Blocks) -> None:
             none_yet, concepts, note, again = _concepts()
             settings, fresh = _settings(base)
         with gr.Column(scale=5, min_width=320):
-            status = gr.Textbox(
-                IDLE,
-                show_label=False,
-                container=False,
-                lines=1,
-                max_lines=4,
-                interactive=False,
-                elem_id="status",
-                elem_classes="line",
-            )
-            pictures = gr.Gallery(
-                show_label=False,
-                columns=2,
-                object_fit="contain",
-                interactive=False,
-                buttons=["download", "fullscreen"],
-                elem_id="pictures",
-            )
-            recipe = gr.Textbox(
-                label="Recipe",
-                visible=False,
-                lines=8,
-                max_lines=20,
-                interactive=False,
-                buttons=["copy"],
-                elem_id="recipe",
-            )
+            status, pictures, recipe = _results()
     recipes = gr.State(())
 
     def on_look():
@@ -83,8 +57,10 @@ def draw_tab(studio: Studio, library: Library, base, page: gr.Blocks) -> None:
     again.click(**look)
     concepts.select(on_pick, prompt, [prompt, concepts], **LIGHT)
     fresh.click(lambda: random.randrange(2**32), None, settings[-1], **LIGHT)
+    starts = [draw.click, prompt.submit]
+    gr.on(starts, lambda: gr.update(visible=False), None, recipe, **LIGHT)  # it is of a picture that is leaving
     gr.on(
-        [draw.click, prompt.submit],
+        starts,
         on_draw,
         [prompt, *settings],
         [pictures, recipes, status],
@@ -135,6 +111,37 @@ def _concepts():
         show_label=False, container=False, interactive=False, visible=False, elem_id="note", elem_classes="line"
     )
     return none_yet, concepts, note, again
+
+
+def _results():
+    status = gr.Textbox(
+        IDLE,
+        show_label=False,
+        container=False,
+        lines=1,
+        max_lines=4,
+        interactive=False,
+        elem_id="status",
+        elem_classes="line",
+    )
+    pictures = gr.Gallery(
+        show_label=False,
+        columns=2,
+        object_fit="contain",
+        interactive=False,
+        buttons=["download", "fullscreen"],
+        elem_id="pictures",
+    )
+    recipe = gr.Textbox(
+        label="Recipe",
+        visible=False,
+        lines=8,
+        max_lines=20,
+        interactive=False,
+        buttons=["copy"],
+        elem_id="recipe",
+    )
+    return status, pictures, recipe
 
 
 def _settings(base):
