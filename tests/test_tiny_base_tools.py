@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tools.tiny_base import autoencoder, captions, places, pool, presets, render, runs, scenes, unet
+from tools.tiny_base import autoencoder, captions, feed, places, pool, presets, render, runs, scenes, unet
 from tools.tiny_base import world as worlds
 
 
@@ -37,6 +37,17 @@ def test_captions_name_what_is_drawn(world):
         scene = scenes.draw_scene(world, 7, i, scenes.Mix())
         noun = world.names[scene.name]
         assert noun in scene.caption or captions.plural(noun) in scene.caption
+
+
+def test_batches_are_functions_of_their_step_whoever_draws_them(world):
+    batches = feed.Batches(world, 9, scenes.Mix(), 6, duels=True)
+    some = feed.feed(batches, first=2)
+    later = feed.feed(batches, first=3, workers=1)
+    next(some)
+    drawn, packed = next(some)
+    assert drawn == next(later)[0] == batches[3][0]
+    assert len({scene.background for scene in drawn}) == 1  # a duel
+    assert (packed["kinds"] == packed["kinds"][0]).all()
 
 
 @pytest.mark.parametrize(
@@ -158,11 +169,12 @@ def test_the_pool_replaces_its_oldest(world):
         def __call__(self, texts, **_):
             return type("Ids", (), {"input_ids": torch.zeros(len(texts), 77, dtype=torch.long)})
 
-    some = pool.Pool(world, Words(), autoencoder.build().eval(), Text(), scenes.Mix(), 6, "cpu")
-    some.add(4)
+    source = feed.Batches(world, 300, scenes.Mix(), 4)
+    some = pool.Pool(source, Words(), autoencoder.build().eval(), Text(), 6, runs.Machine())
+    some.add()
     kept = some.latents[3].clone()
-    some.add(4)
-    assert len(some) == 6 and some.state_dict() == {"first": 8}
+    some.add()
+    assert len(some) == 6 and some.state_dict() == {"first": 2}
     assert torch.equal(some.latents[3], kept)
     latents, states, weights = some.batch(step=1, count=5)
     assert latents.shape == (5, 8, 16, 16) and states.shape == (5, 77, 4) and weights.shape == (5, 1, 16, 16)

@@ -22,10 +22,15 @@ def main():
     )
     parser.add_argument("--stage", choices=stages.ORDER, help="only this one")
     parser.add_argument("--threads", type=int, help="CPU threads; one process a core is best on a busy machine")
+    parser.add_argument("--minutes", type=float, help="with --stage, its time instead of the preset's")
     args = parser.parse_args()
+    if args.minutes and not args.stage:
+        parser.error("--minutes goes with --stage")
     if args.threads:
         torch.set_num_threads(args.threads)
     name, preset = presets.choose(args.preset)
+    if args.minutes:
+        preset = presets.with_minutes(preset, args.stage, args.minutes)
     device = "cuda" if torch.cuda.is_available() and name != "cpu" else "cpu"
     for stage in [args.stage] if args.stage else stages.ORDER:
         print(f"== {stage} ({name} preset, {device})", flush=True)

@@ -8,7 +8,7 @@ what makes a short training enough, and it leaves latents in which the large mat
 import torch
 from diffusers import AutoencoderKL
 
-from . import render, runs, scenes
+from . import feed, render, runs, scenes
 
 CHANNELS = 8
 KL = 2e-5
@@ -80,25 +80,25 @@ def loss_of(model, pictures, noise, rough):
     return loss, 10 * torch.log10(4 / mse.detach())
 
 
-def train(world, stage, folder, device="cpu", bf16=True, save_minutes=4.0):
+def train(world, stage, folder, machine):
     """Train to the end (or go on after a kill); -> the AutoencoderKL with its latents balanced."""
     torch.manual_seed(2)
+    device = machine.device
     model = build().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=stage.lr, betas=(0.9, 0.99), weight_decay=1e-4)
     average = runs.Average(model, 500)
-    run = runs.Run(folder, stage, {"model": model, "optimizer": optimizer, "average": average}, save_minutes)
+    run = runs.Run(folder, stage, {"model": model, "optimizer": optimizer, "average": average}, machine.save_minutes)
     renderer = render.Renderer(world.sprites, device)
-    mix = scenes.Mix(patterns=0.2)
+    batches = feed.Batches(world, 200, scenes.Mix(patterns=0.2), stage.batch)
     psnrs = []
-    for step in run.steps():
+    for step, (_, packed) in zip(run.steps(), feed.feed(batches, run.step, machine.workers), strict=False):
         runs.set_lr(optimizer, stage.lr * runs.lr_factor(run.progress, step, warmup=50))
         whole = run.progress > 0.9
-        drawn = [scenes.draw_scene(world, 200, step * stage.batch + i, mix) for i in range(stage.batch)]
-        pictures = render.render(renderer, drawn)
+        pictures = renderer(packed)
         if not whole:
             pictures = crop(pictures, step)
         noise, rough = torch.randn(2, len(pictures), CHANNELS, *(s // 8 for s in pictures.shape[2:]), device=device)
-        with runs.autocast(device, bf16):
+        with runs.autocast(machine):
             loss, psnr = loss_of(model, pictures, noise, rough)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)

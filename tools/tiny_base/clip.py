@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
 
-from . import render, runs, scenes, tokenizer
+from . import feed, render, runs, scenes, tokenizer
 from .captions import BACKGROUNDS
 
 WIDTH, PROJECTION = 192, 128
@@ -74,33 +74,24 @@ class Learner(nn.Module):
         return contrast, naming
 
 
-def batch_of(world, words, renderer, mix, seed, start, count, vary=False):
-    """Scenes start .. start+count of a series -> pictures, token ids, names, kinds on the renderer's device.
-
-    Every second batch stands before one background, so that only the things tell its pictures apart: otherwise
-    backgrounds, which are easier, are all that is learned.
-    """
-    shared = scenes.draw_background(scenes.generator(seed, start), mix) if start // count % 2 else None
-    drawn = [scenes.draw_scene(world, seed, start + i, mix, shared) for i in range(count)]
-    packed = scenes.pack(drawn)
-    pictures = renderer(packed)
-    device = renderer.device
+def prepared(drawn, packed, words, renderer):
+    """One batch of scenes -> pictures in varied light, token ids, names, kinds, on the renderer's device."""
+    pictures, device = renderer(packed), renderer.device
+    gain = 1 + 0.12 * torch.randn(len(drawn), 1, 1, 1, device=device)
+    pictures = (pictures * gain + 0.06 * torch.randn(len(drawn), 3, 1, 1, device=device)).clamp(-1, 1)
     ids = tokenizer.encode(words, [s.caption for s in drawn], "longest").to(device)
     names = torch.tensor([s.name for s in drawn], device=device)
-    if vary:
-        gain = 1 + 0.12 * torch.randn(count, 1, 1, 1, device=device)
-        pictures = (pictures * gain + 0.06 * torch.randn(count, 3, 1, 1, device=device)).clamp(-1, 1)
-    return pictures, ids, names, torch.from_numpy(packed["kinds"]).to(device)
+    return pictures, ids, names, torch.as_tensor(packed["kinds"]).to(device)
 
 
-def train(world, words, stage, folder, device="cpu", bf16=True, save_minutes=4.0, export=None, start=None):
+def train(world, words, stage, folder, machine, export=None, start=None):
     """Train to the end (or go on after a kill); -> the CLIPModel. `export(model)` is called now and then.
 
     With `start`, a trained CLIPModel, only its image tower learns on, towards the text tower as it is (the mirror
     image of LiT, Zhai et al. 2022): the UNet has that text tower, so it must not move.
     """
     torch.manual_seed(1)
-    learner = Learner(build(tokenizer.SIZE), len(world.names)).to(device)
+    learner = Learner(build(tokenizer.SIZE), len(world.names)).to(machine.device)
     if start is not None:
         learner.clip.load_state_dict(start.state_dict())
         for part in (learner.clip.text_model, learner.clip.text_projection):
@@ -108,17 +99,16 @@ def train(world, words, stage, folder, device="cpu", bf16=True, save_minutes=4.0
     optimizers = _optimizers(learner, stage.lr)
     average = runs.Average(learner, 300)
     parts = {"learner": learner, "average": average, "adam": optimizers[0], "muon": optimizers[1]}
-    run = runs.Run(folder, stage, parts, save_minutes)
+    run = runs.Run(folder, stage, parts, machine.save_minutes)
     series = 100 if start is None else 110
-    renderer = render.Renderer(world.sprites, device)
-    mix = scenes.Mix(core=0.5)
-    for step in run.steps():
+    renderer = render.Renderer(world.sprites, machine.device)
+    # Half of the batches stand before one background: otherwise backgrounds, which are easier, are all that is learned.
+    batches = feed.Batches(world, series, scenes.Mix(core=0.5), stage.batch, duels=True)
+    for step, (drawn, packed) in zip(run.steps(), feed.feed(batches, run.step, machine.workers), strict=False):
         hide = 0.5 if run.progress < 0.8 else 0.0
         factor = runs.lr_factor(run.progress, step)
-        pictures, ids, names, kinds = batch_of(
-            world, words, renderer, mix, series, step * stage.batch, stage.batch, vary=True
-        )
-        with runs.autocast(device, bf16):
+        pictures, ids, names, kinds = prepared(drawn, packed, words, renderer)
+        with runs.autocast(machine):
             contrast, naming = learner.losses(pictures, ids, names, kinds, hide)
         (contrast + 0.5 * naming).backward()
         torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)

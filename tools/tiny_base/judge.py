@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import render, runs, scenes
+from . import feed, render, runs, scenes
 from .captions import BACKGROUNDS
 
 SIDE = 64  # px: enough to tell one thing from another
@@ -39,25 +39,24 @@ class Classifier(nn.Module):
         return self.head(self.features(pictures)).split(self.sizes, 1)
 
 
-def train(world, stage, folder, device="cpu", bf16=True):
+def train(world, stage, folder, machine):
     """Train to the end (or go on after a kill); -> the Classifier. Softness and light vary: blur is no clue."""
     torch.manual_seed(4)
+    device = machine.device
     model = Classifier(len(world.names), len(world.looks)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=stage.lr, weight_decay=0.02)
     run = runs.Run(folder, stage, {"model": model, "optimizer": optimizer})
     renderer = render.Renderer(world.sprites, device, size=SIDE)
-    mix = scenes.Mix(pairs=0, counts=0, paint=0, flip=0.3)
-    for step in run.steps():
+    batches = feed.Batches(world, 400, scenes.Mix(pairs=0, counts=0, paint=0, flip=0.3), stage.batch)
+    for step, (drawn, packed) in zip(run.steps(), feed.feed(batches, run.step, machine.workers), strict=False):
         runs.set_lr(optimizer, stage.lr * runs.lr_factor(run.progress, step, fall=0.6))
-        drawn = [scenes.draw_scene(world, 400, step * stage.batch + i, mix) for i in range(stage.batch)]
-        packed = scenes.pack(drawn)
         pictures = vary(renderer(packed))
         truth = (
             torch.tensor([s.name for s in drawn], device=device),
             torch.tensor([s.look for s in drawn], device=device),
-            torch.from_numpy(packed["kinds"]).to(device),
+            torch.as_tensor(packed["kinds"]).to(device),
         )
-        with runs.autocast(device, bf16):
+        with runs.autocast(machine):
             guesses = model(pictures)
         loss = sum(F.cross_entropy(g.float(), t) for g, t in zip(guesses, truth, strict=True))
         loss.backward()

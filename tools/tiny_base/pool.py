@@ -7,41 +7,43 @@ training on many times, so the pool makes that cost small without ever running o
 import torch
 import torch.nn.functional as F
 
-from . import render, scenes, tokenizer
+from . import feed, render, runs, tokenizer
 
 
 class Pool:
     """A ring of latents (fp16), text states (fp16) and loss weights. Scene numbers only go up, so a resumed run goes on
     with scenes that it has not seen."""
 
-    def __init__(self, world, words, vae, text_tower, mix, size, device, seed=300, bf16=True):
-        self.world, self.words, self.vae, self.text, self.mix = world, words, vae.to(device), text_tower.to(device), mix
-        self.renderer = render.Renderer(world.sprites, device)
-        self.device, self.seed, self.bf16 = device, seed, bf16
+    def __init__(self, source, words, vae, text_tower, size, machine):
+        device = machine.device
+        self.source, self.words, self.vae, self.text = source, words, vae.to(device), text_tower.to(device)
+        self.renderer = render.Renderer(source.world.sprites, device)
+        self.device, self.machine, self.feed = device, machine, None
         width = text_tower.config.hidden_size
         self.latents = torch.empty(size, vae.config.latent_channels, 16, 16, dtype=torch.float16, device=device)
         self.states = torch.empty(size, 77, width, dtype=torch.float16, device=device)
         self.weights = torch.empty(size, 1, 16, 16, dtype=torch.float16, device=device)
         self.drawn = 0  # scenes ever drawn; the newest len(self) of them are in the pool
-        self.first = 0  # number of the series' first scene
+        self.first = 0  # number of the series' first batch
         self.empty_states = self._encode_text([""])[0]
 
     def __len__(self):
         return min(self.drawn, len(self.latents))
 
     def state_dict(self):
-        return {"first": self.first + self.drawn}
+        return {"first": self.first + self.drawn // self.source.count}
 
     def load_state_dict(self, state):
         self.first = state["first"]
 
     @torch.no_grad()
-    def add(self, count):
-        """Draw `count` new scenes over the oldest."""
-        start = self.first + self.drawn
-        drawn = [scenes.draw_scene(self.world, self.seed, start + i, self.mix) for i in range(count)]
-        pictures, cover = self.renderer.with_cover(scenes.pack(drawn))
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16):
+    def add(self):
+        """One batch of new scenes over the oldest."""
+        self.feed = self.feed or feed.feed(self.source, self.first, self.machine.workers)
+        drawn, packed = next(self.feed)
+        count = len(drawn)
+        pictures, cover = self.renderer.with_cover(packed)
+        with runs.autocast(self.machine):
             latents = self.vae.encode(pictures).latent_dist.mean
         rows = (torch.arange(count, device=self.device) + self.drawn) % len(self.latents)
         self.latents[rows] = (latents.float() * self.vae.config.scaling_factor).half()
@@ -58,7 +60,7 @@ class Pool:
 
     def batch(self, step, count, dropout=0.1):
         """Latents (B, C, 16, 16), states (B, 77, d), weights (B, 1, 16, 16); chance is a function of the step."""
-        g = torch.Generator().manual_seed(step * 7919 + self.seed)
+        g = torch.Generator().manual_seed(step * 7919 + self.source.seed)
         rows = torch.randint(0, len(self), (count,), generator=g).to(self.device)
         states = self.states[rows].float()
         silent = (torch.rand(count, generator=g) < dropout).to(self.device)

@@ -1,5 +1,6 @@
 """What is trained, how large, how long: a table for a CPU with two cores, one for a CUDA card, one for a trial."""
 
+import os
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -30,9 +31,11 @@ class Preset:
     judge: Stage
     pool: int  # captioned latents kept in memory for the UNet
     pool_start: int  # so many before its first step
-    refill_every: int  # steps between 16 new ones
+    refill: int  # so many new ones
+    refill_every: int  # every so many steps
     snapshot_minutes: float  # how often a checkpoint and an EMA export are written
     bf16: bool = True
+    workers: int = 0  # processes that draw scenes ahead
     mix: Mix = field(default_factory=Mix)
     clip_looks: tuple[str, ...] = ("3d", "flat", "cartoon")
 
@@ -47,13 +50,23 @@ CPU = Preset(
     judge=Stage(steps=1500, minutes=8, batch=48, lr=2e-3),
     pool=24_000,
     pool_start=3000,
-    refill_every=6,
+    refill=32,
+    refill_every=12,
     snapshot_minutes=4,
     # views of each sprite are what lacks: no mirror images, few scenes of many things, plain backgrounds, most in 3D
     mix=Mix(
-        first_look=0.6, flip=0.0, pairs=0.04, counts=0.04, sizes=0.06, sides=0.02, paint=0.03,
-        places=0.3, patterns=0.06, wander=0.025, tilt=0.05,
-    ),  # fmt: skip
+        first_look=0.6,
+        flip=0.0,
+        pairs=0.04,
+        counts=0.04,
+        sizes=0.06,
+        sides=0.02,
+        paint=0.03,
+        places=0.3,
+        patterns=0.06,
+        wander=0.025,
+        tilt=0.05,
+    ),
 )
 CUDA = Preset(
     world="wide",
@@ -63,14 +76,24 @@ CUDA = Preset(
     autoencoder=Stage(steps=6000, minutes=2, batch=64, lr=8e-4),
     unet=Stage(steps=24_000, minutes=4.5, batch=256, lr=1e-3),
     judge=Stage(steps=1500, minutes=0.4, batch=256, lr=2e-3),
-    pool=300_000,
-    pool_start=60_000,
-    refill_every=2,
+    pool=100_000,
+    pool_start=50_000,
+    refill=256,
+    refill_every=4,
     snapshot_minutes=1,
+    workers=max(1, min(14, (os.cpu_count() or 2) - 2)),
 )
 _SHORT = Stage(steps=3, minutes=1, batch=4, lr=1e-3)
 TRIAL = replace(
-    CPU, clip=_SHORT, clip_images=_SHORT, autoencoder=_SHORT, unet=_SHORT, judge=_SHORT, pool=32, pool_start=32
+    CPU,
+    clip=_SHORT,
+    clip_images=_SHORT,
+    autoencoder=_SHORT,
+    unet=_SHORT,
+    judge=_SHORT,
+    pool=32,
+    refill=16,
+    pool_start=32,
 )
 PRESETS = {"cpu": CPU, "cuda": CUDA, "trial": TRIAL}
 
@@ -80,3 +103,9 @@ def choose(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return name, PRESETS[name]
+
+
+def with_minutes(preset, stage, minutes):
+    """The preset with more or less time for one of its trainings; one that was stopped can so be drawn out."""
+    part = {"second-judge": "judge"}.get(stage, stage.replace("-", "_"))
+    return replace(preset, **{part: replace(getattr(preset, part), minutes=minutes)})

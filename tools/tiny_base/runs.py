@@ -2,8 +2,21 @@
 
 import json
 import time
+from dataclasses import dataclass
 
 import torch
+
+LONGEST_STEP = 20  # seconds; what is above it was not training: the machine slept, or the process was held up
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a training runs."""
+
+    device: str = "cpu"
+    bf16: bool = True
+    workers: int = 0  # processes that draw scenes ahead; 0 draws them in the training's own
+    save_minutes: float = 4.0
 
 
 class Run:
@@ -16,8 +29,8 @@ class Run:
     def __init__(self, folder, stage, parts, save_minutes=4.0):
         self.folder, self.stage, self.parts, self.save_minutes = folder, stage, parts, save_minutes
         folder.mkdir(parents=True, exist_ok=True)
-        self.step, self.before, self.started = 0, 0.0, time.monotonic()
-        self.saved = self.started
+        self.step, self.minutes = 0, 0.0  # minutes of training so far, over all sittings
+        self.saved = time.monotonic()
         if self.state_file.exists():
             self._load()
 
@@ -30,18 +43,15 @@ class Run:
         return (self.folder / "done").exists()
 
     @property
-    def minutes(self):
-        """Minutes of training so far, over all sittings."""
-        return self.before + (time.monotonic() - self.started) / 60
-
-    @property
     def progress(self):
         return min(1.0, max(self.step / self.stage.steps, self.minutes / self.stage.minutes))
 
     def steps(self):
         """Step numbers until the end; the state is saved every few minutes and at the end."""
         while self.progress < 1:
+            began = time.monotonic()
             yield self.step
+            self.minutes += min(time.monotonic() - began, LONGEST_STEP) / 60
             self.step += 1
             if time.monotonic() - self.saved > 60 * self.save_minutes:
                 self.save()
@@ -58,7 +68,7 @@ class Run:
 
     def _load(self):
         state = torch.load(self.state_file, map_location="cpu", weights_only=True)
-        self.step, self.before = state["step"], state["minutes"]
+        self.step, self.minutes = state["step"], state["minutes"]
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
         self.log(event="resumed")
@@ -110,6 +120,6 @@ class Average:
             self.shadow[key].copy_(value)
 
 
-def autocast(device, on=True):
+def autocast(machine):
     """bf16 arithmetic, on CPU and on CUDA alike."""
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=on)
+    return torch.autocast(torch.device(machine.device).type, torch.bfloat16, enabled=machine.bf16)

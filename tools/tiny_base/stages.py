@@ -18,7 +18,7 @@ def run_clip(shop):
     save = lambda model: export.judge(model, shop.work / "tokenizer", shop.judge_folder)  # noqa: E731
     p, folder = shop.preset, shop.work / "clip"
     if not (folder / "done").exists():
-        clip.train(shop.wide, shop.words, p.clip, folder, shop.device, p.bf16, p.snapshot_minutes, save)
+        clip.train(shop.wide, shop.words, p.clip, folder, shop.machine, save)
 
 
 def run_clip_images(shop):
@@ -26,22 +26,20 @@ def run_clip_images(shop):
     save = lambda model: export.judge(model, shop.work / "tokenizer", shop.judge_folder)  # noqa: E731
     p, folder = shop.preset, shop.work / "clip-images"
     if not (folder / "done").exists():
-        clip.train(
-            shop.wide, shop.words, p.clip_images, folder, shop.device, p.bf16, p.snapshot_minutes, save, shop.clip
-        )
+        clip.train(shop.wide, shop.words, p.clip_images, folder, shop.machine, save, shop.clip)
 
 
 def run_autoencoder(shop):
     p, folder = shop.preset, shop.work / "autoencoder"
     if not (folder / "model").exists():
-        model = autoencoder.train(shop.wide, p.autoencoder, folder, shop.device, p.bf16, p.snapshot_minutes)
+        model = autoencoder.train(shop.wide, p.autoencoder, folder, shop.machine)
         model.cpu().save_pretrained(folder / "model")
 
 
 def run_second_judge(shop):
     folder = shop.work / "second-judge"
     if not (folder / "done").exists():
-        judge.train(shop.world, shop.preset.judge, folder, shop.device, shop.preset.bf16)
+        judge.train(shop.world, shop.preset.judge, folder, shop.machine)
 
 
 def run_unet(shop):
@@ -58,7 +56,7 @@ def run_unet(shop):
         sample_sheet(pipe, shop.world, shop.work / "look" / "newest.png")
         shop.vae.to(shop.device), tower.to(shop.device)
 
-    unet.train(shop.world, shop.words, tower, shop.vae, shop.preset, folder, shop.device, snapshot)
+    unet.train(shop.world, shop.words, tower, shop.vae, shop.preset, folder, shop.machine, snapshot)
 
 
 @torch.no_grad()

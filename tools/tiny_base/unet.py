@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 
-from . import pool, runs
+from . import feed, pool, runs
 from .autoencoder import CHANNELS
 from .clip import WIDTH
 
@@ -48,32 +48,33 @@ def timestep_chances(alphas, middle=-0.3, width=2.0, floor=0.3):
     return torch.exp(-(((log_snr - middle) / width) ** 2) / 2) + floor
 
 
-def train(world, words, clip_text, vae, preset, folder, device="cpu", snapshot=None):
+def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None):
     """Train to the end (or go on after a kill); -> the averaged UNet. `snapshot(unet)` is called at each save."""
-    stage = preset.unet
+    stage, device = preset.unet, machine.device
     torch.manual_seed(3)
     unet = build().to(device)
     if device == "cpu":
         unet.set_attn_processor(AttnProcessor())  # plain products: the fused kernel's backward is slow on a CPU
     optimizer = torch.optim.AdamW(unet.parameters(), lr=stage.lr, betas=(0.9, 0.99), weight_decay=0.01)
     average = runs.Average(unet, 1500)
-    scenes_pool = pool.Pool(world, words, vae, clip_text, preset.mix, preset.pool, device, bf16=preset.bf16)
+    source = feed.Batches(world, 300, preset.mix, preset.refill)
+    scenes_pool = pool.Pool(source, words, vae, clip_text, preset.pool, machine)
     parts = {"unet": unet, "optimizer": optimizer, "average": average, "pool": scenes_pool}
-    run = runs.Run(folder, stage, parts, preset.snapshot_minutes)
+    run = runs.Run(folder, stage, parts, machine.save_minutes)
     while len(scenes_pool) < min(preset.pool, preset.pool_start):
-        scenes_pool.add(32)
+        scenes_pool.add()
     alphas = scheduler().alphas_cumprod.to(device)
     chances = timestep_chances(scheduler().alphas_cumprod)
     losses, shown = [], run.minutes
     for step in run.steps():
         runs.set_lr(optimizer, stage.lr * runs.lr_factor(run.progress, step, warmup=200, fall=0.4))
         if step % preset.refill_every == 0:
-            scenes_pool.add(16)
+            scenes_pool.add()
         latents, states, weights = scenes_pool.batch(step, stage.batch)
         g = torch.Generator().manual_seed(step)
         noise = torch.randn(latents.shape, generator=g).to(device)
         t = torch.multinomial(chances, len(latents), replacement=True, generator=g).to(device)
-        with runs.autocast(device, preset.bf16):
+        with runs.autocast(machine):
             loss = loss_of(unet, alphas, latents, noise, t, states, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -85,7 +86,7 @@ def train(world, words, clip_text, vae, preset, folder, device="cpu", snapshot=N
             seen = (step + 1) * stage.batch
             run.log(loss=torch.stack(losses).mean().item(), seen=seen, views=round(seen / len(world.sprites)))
             losses.clear()
-        if snapshot and run.minutes - shown > 2 * preset.snapshot_minutes:
+        if snapshot and run.minutes - shown > 2 * machine.save_minutes:
             snapshot(averaged(average))
             shown = run.minutes
     if snapshot:

@@ -11,6 +11,7 @@ from transformers import CLIPModel
 from . import tokenizer
 from . import world as worlds
 from .presets import Preset
+from .runs import Machine
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,11 @@ class Workshop:
     work: Path
     preset: Preset
     device: str
+
+    @property
+    def machine(self):
+        p = self.preset
+        return Machine(self.device, p.bf16, p.workers if self.device != "cpu" else 0, p.snapshot_minutes)
 
     @cached_property
     def wide(self):
