@@ -4,11 +4,12 @@ Stages run in order; each one that is done is passed over, and one that was kill
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
 
-from . import presets, stages
+from . import crew, presets, stages
 from .workshop import Workshop
 
 
@@ -34,7 +35,12 @@ def main():
     device = "cuda" if torch.cuda.is_available() and name != "cpu" else "cpu"
     for stage in [args.stage] if args.stage else stages.ORDER:
         print(f"== {stage} ({name} preset, {device})", flush=True)
-        stages.run(stage, Workshop(args.work, preset, device))
+        if stage == "unet" and device == "cpu" and "RANK" not in os.environ and (cores := os.cpu_count()) > 1:
+            status = crew.hire(min(cores, 8), ["--stage", "unet"])
+            if status:
+                raise SystemExit(status)
+        else:
+            stages.run(stage, Workshop(args.work, preset, device))
 
 
 if __name__ == "__main__":

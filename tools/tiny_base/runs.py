@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .crew import SYNC, Crew
+
 LONGEST_STEP = 20  # seconds; what is above it was not training: the machine slept, or the process was held up
 
 
@@ -26,8 +28,9 @@ class Run:
     by minutes, whichever is ahead, so one recipe serves a slow machine and a fast one.
     """
 
-    def __init__(self, folder, stage, parts, save_minutes=4.0):
+    def __init__(self, folder, stage, parts, save_minutes=4.0, crew=None):
         self.folder, self.stage, self.parts, self.save_minutes = folder, stage, parts, save_minutes
+        self.crew = crew or Crew()
         folder.mkdir(parents=True, exist_ok=True)
         self.step, self.minutes = 0, 0.0  # minutes of training so far, over all sittings
         self.saved = time.monotonic()
@@ -48,7 +51,11 @@ class Run:
 
     def steps(self):
         """Step numbers until the end; the state is saved every few minutes and at the end."""
-        while self.progress < 1:
+        while True:
+            if self.crew.size == 1 or self.step % SYNC == 0:  # a crew ends together
+                self.minutes = self.crew.largest(self.minutes)
+                if self.progress >= 1:
+                    break
             began = time.monotonic()
             yield self.step
             self.minutes += min(time.monotonic() - began, LONGEST_STEP) / 60
@@ -59,12 +66,14 @@ class Run:
         (self.folder / "done").touch()
 
     def save(self):
-        """Checkpoint: written beside, then moved over the old one."""
+        """Checkpoint: written beside, then moved over the old one. The first of a crew keeps it for all."""
+        self.saved = time.monotonic()
+        if self.crew.rank:
+            return
         state = {name: part.state_dict() for name, part in self.parts.items()}
         part = self.state_file.with_suffix(".part")
         torch.save({"step": self.step, "minutes": self.minutes, "parts": state}, part)
         part.replace(self.state_file)
-        self.saved = time.monotonic()
 
     def _load(self):
         state = torch.load(self.state_file, map_location="cpu", weights_only=True)
@@ -75,6 +84,8 @@ class Run:
 
     def log(self, **figures):
         """One JSON line to the log and the screen."""
+        if self.crew.rank:
+            return
         row = {"step": self.step, "minutes": round(self.minutes, 2)}
         row |= {k: round(v, 5) if isinstance(v, float) else v for k, v in figures.items()}
         with (self.folder / "log.jsonl").open("a") as file:

@@ -10,6 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from . import feed, pool, runs
 from .autoencoder import CHANNELS
 from .clip import WIDTH
+from .crew import SYNC, Crew
 
 GUIDANCE = 4.0
 
@@ -50,17 +51,17 @@ def timestep_chances(alphas, middle=-0.3, width=2.0, floor=0.3):
 
 def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None):
     """Train to the end (or go on after a kill); -> the averaged UNet. `snapshot(unet)` is called at each save."""
-    stage, device = preset.unet, machine.device
+    stage, device, crew = preset.unet, machine.device, Crew()
     torch.manual_seed(3)
     unet = build().to(device)
     if device == "cpu":
         unet.set_attn_processor(AttnProcessor())  # plain products: the fused kernel's backward is slow on a CPU
     optimizer = torch.optim.AdamW(unet.parameters(), lr=stage.lr, betas=(0.9, 0.99), weight_decay=0.01)
     average = runs.Average(unet, 1500)
-    source = feed.Batches(world, 300, preset.mix, preset.refill)
+    source = feed.Batches(world, 300 + crew.rank, preset.mix, preset.refill)
     scenes_pool = pool.Pool(source, words, vae, clip_text, preset.pool, machine)
     parts = {"unet": unet, "optimizer": optimizer, "average": average, "pool": scenes_pool}
-    run = runs.Run(folder, stage, parts, machine.save_minutes)
+    run = runs.Run(folder, stage, parts, machine.save_minutes, crew)
     while len(scenes_pool) < min(preset.pool, preset.pool_start):
         scenes_pool.add()
     alphas = scheduler().alphas_cumprod.to(device)
@@ -70,8 +71,11 @@ def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None):
         runs.set_lr(optimizer, stage.lr * runs.lr_factor(run.progress, step, warmup=200, fall=0.4))
         if step % preset.refill_every == 0:
             scenes_pool.add()
-        latents, states, weights = scenes_pool.batch(step, stage.batch)
-        g = torch.Generator().manual_seed(step)
+        if step % SYNC == 0:
+            crew.average(unet)
+        turn = step * crew.size + crew.rank
+        latents, states, weights = scenes_pool.batch(turn, stage.batch)
+        g = torch.Generator().manual_seed(turn)
         noise = torch.randn(latents.shape, generator=g).to(device)
         t = torch.multinomial(chances, len(latents), replacement=True, generator=g).to(device)
         with runs.autocast(machine):
@@ -83,13 +87,13 @@ def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None):
         average.update(unet)
         losses.append(loss.detach())
         if step % 100 == 0:
-            seen = (step + 1) * stage.batch
+            seen = (step + 1) * stage.batch * crew.size
             run.log(loss=torch.stack(losses).mean().item(), seen=seen, views=round(seen / len(world.sprites)))
             losses.clear()
-        if snapshot and run.minutes - shown > 2 * machine.save_minutes:
+        if snapshot and crew.rank == 0 and run.minutes - shown > 2 * machine.save_minutes:
             snapshot(averaged(average))
             shown = run.minutes
-    if snapshot:
+    if snapshot and crew.rank == 0:
         snapshot(averaged(average))
     return averaged(average)
 

@@ -1,0 +1,50 @@
+"""Several processes on one training: each goes its own way for some steps, then they average their weights.
+
+This is local SGD (Stich 2019). On a CPU that others use too it beats threads, which wait for each other at every
+operation. Alone, a process is a crew of one and everything here does nothing.
+"""
+
+import os
+import subprocess
+import sys
+
+import torch
+from torch import distributed
+
+SYNC = 20  # steps between averages
+
+
+class Crew:
+    """This process's place among its like, from the environment that torchrun sets."""
+
+    def __init__(self):
+        self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if self.size > 1 and not distributed.is_initialized():
+            distributed.init_process_group("gloo")
+
+    @torch.no_grad()
+    def average(self, model):
+        """Give every process's model the mean of their weights."""
+        if self.size > 1:
+            weights = [p for p in model.parameters()]
+            flat = torch.cat([w.flatten() for w in weights])
+            distributed.all_reduce(flat)
+            flat /= self.size
+            for weight, mean in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
+                weight.copy_(mean.view_as(weight))
+
+    def largest(self, number):
+        """The largest of the processes' numbers: what they must agree on."""
+        if self.size == 1:
+            return number
+        value = torch.tensor([number], dtype=torch.float64)
+        distributed.all_reduce(value, op=distributed.ReduceOp.MAX)
+        return value.item()
+
+
+def hire(count, more=()):
+    """Run this very command again, with `more` arguments, in `count` processes of a thread each; -> exit status."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "--max-restarts", "0"]
+    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    mine = ["-m", "tools.tiny_base", *sys.argv[1:], *more]
+    return subprocess.run([*launch, *mine], env=os.environ | threads).returncode
