@@ -1,10 +1,15 @@
-"""The model card, docs/tiny-base.md: written from the figures, never by hand."""
+"""The model card, docs/tiny-base.md: written from the figures, never by hand.
 
+python -m tools.tiny_base.card --work build/tiny-base --out docs
+"""
+
+import argparse
 import json
 import shutil
 from pathlib import Path
 
-from . import art, autoencoder, clip, unet, world
+from . import art, autoencoder, clip, presets, unet, world
+from .workshop import Workshop
 
 HERE = Path(__file__).parent
 PICTURES = {  # in the work folder: in the docs
@@ -17,6 +22,8 @@ PICTURES = {  # in the work folder: in the docs
 def write(shop, out=Path("docs")):
     """Write out/tiny-base.md and its pictures from work/figures.json, the logs and the exported folder."""
     figures = json.loads((shop.work / "figures.json").read_text())
+    if (shop.work / "reach.json").exists():
+        figures["likeness"] = _likeness(json.loads((shop.work / "reach.json").read_text()))
     count = lambda model: f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}"  # noqa: E731
     names, looks = world.kept_out()
     drawn = [look for look in shop.world.looks]
@@ -37,6 +44,15 @@ def write(shop, out=Path("docs")):
     for source, target in PICTURES.items():
         if (shop.work / "look" / source).exists():
             shutil.copy(shop.work / "look" / source, out / "pictures" / target)
+
+
+def _likeness(reach):
+    """Mean over subjects of each row of the reach figures, by both judges."""
+    rows = ("floor", "before", "textual inversion", "DreamBooth LoRA", "ceiling")
+    mean = lambda row, judge: sum(r[row][judge] for r in reach.values()) / len(reach)  # noqa: E731
+    return {
+        f"{row} ({len(reach)} subjects)": {j: f"{mean(row, j):.3f}" for j in ("CLIP", "classifier")} for row in rows
+    }
 
 
 def _art_rows(shop):
@@ -70,3 +86,16 @@ def _table(figures):
             else:
                 rows.append(f"| {group.replace('_', ' ')}: {key.replace('_', ' ')} | {value} |")
     return "\n".join(rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Write the model card of the base that WORK holds.")
+    parser.add_argument("--work", type=Path, default=Path("build/tiny-base"))
+    parser.add_argument("--preset", choices=["auto", *presets.PRESETS], default="auto")
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    args = parser.parse_args()
+    write(Workshop(args.work, presets.choose(args.preset)[1], "cpu"), args.out)
+
+
+if __name__ == "__main__":
+    main()

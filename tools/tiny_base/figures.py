@@ -38,9 +38,9 @@ def autoencoder(shop, pipe):
 
 
 @torch.no_grad()
-def contrast(shop, pipe, count=500, choices=100):
+def contrast(shop, pipe, choices=100):
     """CLIP: the right caption among 100 that differ in the thing's name alone."""
-    model, words = shop.clip, shop.words
+    model, words, count = shop.clip, shop.words, shop.preset.prompts * 5 // 2
     rows = {}
     for label, world in (("the UNet's world", shop.world), ("the wide world", shop.wide)):
         renderer, right = render.Renderer(world.sprites), 0
@@ -85,9 +85,9 @@ def generate(pipe, prompts, seed=0, guidance=unet.GUIDANCE, batch=16):
 
 
 @torch.no_grad()
-def pictures(shop, pipe, count=200, guidance=unet.GUIDANCE):
+def pictures(shop, pipe, guidance=unet.GUIDANCE):
     """ "a LOOK of a NAME on PLACE": named right by the CLIP and by the second judge, beside real pictures' scores."""
-    world = shop.world
+    world, count = shop.world, shop.preset.prompts
     asked = _asked(world, count, 902)
     staged = [scenes.stage(world, look, name, kind, 902, i) for i, (look, name, kind) in enumerate(asked)]
     real = torch.cat([render.render(render.Renderer(world.sprites), staged[i : i + 40]) for i in range(0, count, 40)])

@@ -36,6 +36,7 @@ class Preset:
     snapshot_minutes: float  # how often a checkpoint and an EMA export are written
     bf16: bool = True
     workers: int = 0  # processes that draw scenes ahead
+    prompts: int = 200  # how many the figures are measured on
     mix: Mix = field(default_factory=Mix)
     clip_looks: tuple[str, ...] = ("3d", "flat", "cartoon")
 
@@ -94,6 +95,7 @@ TRIAL = replace(
     pool=32,
     refill=16,
     pool_start=32,
+    prompts=6,
 )
 PRESETS = {"cpu": CPU, "cuda": CUDA, "trial": TRIAL}
 
