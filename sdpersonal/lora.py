@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,7 +25,10 @@ from torch.nn import functional as F
 from .concept import Lora, LoraLayer
 from .errors import PersonalError
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+Targets = Literal["attention", "transformer"]
+"""Which layers learn: the attentions' projections (q, k, v, out), or every linear layer of the transformer blocks."""
+
+_ATTENTION = ("_to_q", "_to_k", "_to_v", "_to_out_0")
 
 
 class Slot:
@@ -68,10 +72,12 @@ class Slots:
             if isinstance(module, nn.Linear | nn.Conv2d)
         }
 
-    def attention(self, prefix: str = "lora_unet") -> list[str]:
-        """Names of the attention projections (q, k, v, out), where LoRA is trained."""
-        ends = tuple("_" + end.replace(".", "_") for end in ATTENTION)
-        return [name for name in self._slots if name.startswith(prefix) and name.endswith(ends)]
+    def names(self, targets: Targets) -> list[str]:
+        """The UNet's layers where a LoRA of these targets is trained."""
+        inside = [name for name, slot in self._slots.items() if name.startswith("lora_unet_") and _is_linear(slot)]
+        if targets == "attention":
+            return [name for name in inside if name.endswith(_ATTENTION)]
+        return [name for name in inside if "_attentions_" in name]
 
     def check(self, lora: Lora, who: str) -> None:
         """Raises PersonalError unless every layer of `lora` exists here with its shape."""
@@ -102,13 +108,13 @@ class Slots:
         )
         slot.put(down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype))
 
-    def train(self, rank: int, generator: torch.Generator) -> dict[str, nn.Parameter]:
-        """Fill the attention slots with a LoRA to be trained: fp32 masters, by tensor name as in kohya's files.
+    def train(self, targets: Targets, rank: int, generator: torch.Generator) -> dict[str, nn.Parameter]:
+        """Fill the slots of these layers with a LoRA to be trained: fp32 masters, by tensor name as in kohya's files.
 
         A is uniform in +-1/sqrt(in) (kaiming with a = sqrt 5, as PEFT and kohya start it), B is zero, alpha is r.
         """
         trained = {}
-        for name in self.attention():
+        for name in self.names(targets):
             slot = self._slots[name]
             out_features, in_features = slot.layer.weight.shape
             bound = 1 / math.sqrt(in_features)
@@ -154,6 +160,10 @@ def _by_layer(mix: Iterable[tuple[Lora, float]]) -> dict[str, list[tuple[LoraLay
         for name, layer in lora.layers.items():
             parts.setdefault(name, []).append((layer, strength))
     return parts
+
+
+def _is_linear(slot: Slot) -> bool:
+    return isinstance(slot.layer, nn.Linear)
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -123,6 +123,7 @@ def load_photos(folder: Path, size: int, crop: Literal["center", "subject"] = "c
             duplicates.append(Skipped(show(name), str(reason)))
     if not photos:
         raise _no_photos(folder, skipped)
+    ignored -= sum(bool(photo.captions) for photo in photos)
     return PhotoSet(tuple(photos), tuple(skipped), tuple(duplicates), ignored)
 
 

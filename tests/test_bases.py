@@ -112,7 +112,7 @@ def test_a_hub_id_without_a_network_is_refused_soon():
 
 
 def test_a_folder_that_is_no_model(tmp_path):
-    with pytest.raises(PersonalError, match="no model_index.json"):
+    with pytest.raises(PersonalError, match=r"no model_index\.json"):
         load_base(str(tmp_path))
 
 

@@ -23,7 +23,7 @@ STEPS, SIZE = 3, "64x64"
 def random_lora(base, seed, rank=3):
     draw = np.random.default_rng(seed)
     layers = {}
-    for name in base.slots.attention():
+    for name in base.slots.names("attention"):
         out, into = base.slots._slots[name].layer.weight.shape
         down, up = draw.normal(size=(rank, into)) / into**0.5, draw.normal(size=(out, rank)) / rank**0.5
         layers[name] = LoraLayer(down.astype(np.float32), up.astype(np.float32), float(rank) / 2)

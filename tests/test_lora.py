@@ -71,7 +71,7 @@ def test_nothing_stays_even_after_a_failure(model):
 def test_training_starts_at_the_bare_layer_and_can_be_bypassed(model):
     x, picture = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
     slots, before = Slots({"lora_unet": model}), model(x, picture)[0]
-    trained = slots.train(3, torch.Generator().manual_seed(0))
+    trained = slots.train("attention", 3, torch.Generator().manual_seed(0))
     assert {name: value.dtype for name, value in trained.items()} == {
         "lora_unet_to_q.lora_down.weight": torch.float32,
         "lora_unet_to_q.lora_up.weight": torch.float32,
@@ -101,7 +101,9 @@ def test_a_lora_of_another_model_is_refused_before_anything_is_done(model, chang
 
 
 def test_attention_projections_of_a_real_unet(tiny):
-    names = tiny.slots.attention()
+    names = tiny.slots.names("attention")
     blocks = sum(type(module).__name__ == "BasicTransformerBlock" for module in tiny.unet.modules())
     assert len(names) == blocks * 2 * 4  # self and cross; q, k, v, out
     assert all(name.startswith("lora_unet_") and "transformer_blocks" in name for name in names)
+    more = tiny.slots.names("transformer")
+    assert set(names) < set(more) and not any("time" in name or "resnets" in name for name in more)

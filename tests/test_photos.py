@@ -895,7 +895,7 @@ def test_real_subjects_are_found_in_strips_of_their_photos(shared_photos, name):
     assert share(start) >= 0.7 and share(start) > share((width - side) / 2)
 
 
-# --- captions -----------------------------------------------------------------------------------------------------------
+# --- captions ---
 
 
 def test_a_text_file_beside_a_photo_captions_it(tmp_path):

@@ -108,7 +108,7 @@ def _load(folder: Path, name: str, device: torch.device, kind: str | None = None
     _check_layout(folder, name)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     files = {"local_files_only": True, "use_safetensors": True, "torch_dtype": dtype}
-    with _silent():
+    with silent():
         try:
             unet = UNet2DConditionModel.from_pretrained(folder / "unet", low_cpu_mem_usage=True, **files)
             vae = AutoencoderKL.from_pretrained(folder / "vae", low_cpu_mem_usage=True, **files)
@@ -176,7 +176,7 @@ def _version(folder: Path) -> str:
     return digest.hexdigest()
 
 
-class _silent:
+class silent:
     """transformers and diffusers draw progress bars and notes of their own while loading; ours is the only voice."""
 
     def __enter__(self):

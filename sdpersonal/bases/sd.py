@@ -86,7 +86,7 @@ class StableDiffusion:
     @property
     def guidance(self) -> float:
         """Classifier-free guidance that suits it."""
-        return 4.0 if self.kind == "tiny" else 7.5
+        return 3.0 if self.kind == "tiny" else 7.5
 
     @property
     def widths(self) -> dict[str, int]:

@@ -33,7 +33,7 @@ class DreamboothLora:
         self._base, self._class, self._prior = base, class_noun, prior
         (encoder, *_) = base.encoders.values()
         self.rows = initial_rows(base, class_noun, min(len(encoder.ids(class_noun)) or 1, MOST_ROWS))
-        self._lora = base.slots.train(rank, generator_for("lora", seed))
+        self._lora = base.slots.train(preset.targets, rank, generator_for("lora", seed))
         self._preset = preset
         self._class_conditions: dict[str, Conditioning] = {}
 

@@ -14,7 +14,7 @@ from .. import files
 from ..bases import StableDiffusion, load_base
 from ..card import Card
 from ..concept import Concept, thumbnail_bytes
-from ..config import DreamboothSettings, InversionSettings, Request, Training
+from ..config import DreamboothSettings, Request, Training
 from ..errors import Diverged, PersonalError
 from ..generation import Generator
 from ..library import Library
@@ -36,11 +36,11 @@ MOST_TIMES_LONGER = 50.0  # a row so much longer than the vocabulary's was not l
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves: the concept's token with its version, the run folder and the sample sheet in it."""
+    """What a run leaves: the concept's token with its version, the run folder, its sample sheet if asked for."""
 
     token: Token
     run: Path
-    sheet: Path
+    sheet: Path | None
     seconds: float
 
 
@@ -51,7 +51,8 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
     library as it was and the newest checkpoint whole.
     """
     began = time.monotonic()
-    accelerator = Accelerator(mixed_precision="no")
+    # Told of the CPU, or processes without a card would not find each other. The masters are fp32 whatever the base is.
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     say = say if accelerator.is_main_process else _silently
     base = load_base(settings.base, accelerator.device)
     say(f"Base: {base.name} on {base.device.type}." + ("" if settings.base else _why(base)))
@@ -72,9 +73,8 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
         start = _start(settings, run, method, optimizer, plan, say)
         accelerator.wait_for_everyone()
         data = TrainingPhotos(base, photos.photos, TEMPLATES[settings.kind], settings.seed, settings.flip)
-        say(
-            f"Learning {settings.token} by {method.name}: {plan.steps} steps of {plan.batch * accelerator.num_processes} photos."
-        )
+        at_once = plan.batch * accelerator.num_processes
+        say(f"Learning {settings.token} by {method.name}: {plan.steps} steps of {at_once} photos.")
         losses = learn(accelerator, method, data, optimizer, plan, start, run)
         accelerator.wait_for_everyone()
         if not accelerator.is_main_process:
@@ -82,14 +82,14 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
         concept = _concept(settings, base, method, chosen)
         method.close()
         save_loss_curve(run / "loss.png", losses)
-        concept, page = _with_pictures(concept, base, settings, run)
+        concept, page = _with_pictures(concept, base, settings, run) if settings.samples else (concept, None)
         token = Library(settings.library).add(concept)
         seconds = time.monotonic() - began
         files.write_json(
             run / RESULT,
             {"token": str(token), "sha256": concept.identity, "steps": plan.steps, "seconds": round(seconds, 1)},
         )
-    say(f"{token} is in {settings.library}, after {seconds:.0f} s. Pictures of it: {page}")
+    say(f"{token} is in {settings.library}, after {seconds:.0f} s." + (f" Pictures of it: {page}" if page else ""))
     return Result(token, run, page, seconds)
 
 
@@ -146,13 +146,14 @@ def _identity(
 ) -> dict[str, object]:
     """What makes it the same run: all that its outcome depends on but the number of steps, which may grow."""
     own = settings.model_dump(
-        exclude={"photos", "base", "steps", "lr", "batch", "library", "run", "resume", "save_every"}
+        exclude={"photos", "base", "steps", "lr", "batch", "library", "run", "resume", "save_every", "samples"}
     )
     return own | {
         "method": DreamboothLora.name if isinstance(settings, DreamboothSettings) else TextualInversion.name,
         "base": base.version,
         "photos": photos.identity,
         "lr": chosen.lr,
+        "targets": chosen.targets,
         "batch": chosen.batch * accelerator.num_processes,
     }
 
@@ -201,6 +202,7 @@ def _concept(settings: Training, base: StableDiffusion, method: Method, chosen: 
         steps=chosen.steps,
         prompts=tuple(one.format(token) for one in PREVIEWS[settings.kind]),
         recipe={"seed": settings.seed, "lr": chosen.lr, "batch": chosen.batch, "base_sha256": base.version}
+        | ({"targets": chosen.targets} if isinstance(settings, DreamboothSettings) else {})
         | {key: value for key in ("rank", "prior") if (value := getattr(settings, key, None)) is not None},
     )
     return Concept(token, card, vectors, method.lora())

@@ -1,0 +1,183 @@
+"""The command line: exit codes, JSON that programs can lean on, and no traceback for a user's mistake."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from samples import concept, embedding
+from sdpersonal.cli import COMMANDS, main
+from sdpersonal.concept import write
+from sdpersonal.library import Library
+
+
+@pytest.fixture
+def library(tmp_path):
+    library = Library(tmp_path / "concepts")
+    library.add(concept("<me/duck>"))
+    library.add(embedding("<you/ink>", seed=1))
+    return library
+
+
+def run(library, *argv):
+    return main([*argv, "--library", str(library.folder)])
+
+
+def test_help_names_every_command(capsys):
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in COMMANDS)
+    assert main(["concept", "lst"]) == 2
+    assert "concept lst is not a command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*name.split(), "--help"])
+    assert caught.value.code == 0
+    assert f"sdpersonal {name}" in capsys.readouterr().out
+
+
+def test_list(library, capsys):
+    assert run(library, "concepts", "list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["<me/duck-v1>", "<you/ink-v1>"]
+    assert "2 vectors + LoRA rank 4" in lines[0]
+
+
+def test_json_of_list_and_show_is_stable(library, capsys):
+    assert run(library, "concepts", "list", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert run(library, "concepts", "show", "duck", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == listed[0]
+    keys = "token title description kind class_noun base base_name method steps created author license trigger_words"
+    keys += " prompts recipe scores vectors lora_rank size identity path damaged"
+    assert set(shown) == set(keys.split())
+
+
+def test_an_empty_library_says_what_to_do_next(tmp_path, capsys):
+    assert main(["concepts", "list", "--library", str(tmp_path / "none")]) == 0
+    assert "No concepts in" in capsys.readouterr().out
+    assert main(["concepts", "list", "--json", "--library", str(tmp_path / "none")]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_import_rename_remove(library, tmp_path, capsys):
+    file = tmp_path / "cat.safetensors"
+    file.write_bytes(write(embedding("<me/cat>", seed=5)))
+    assert run(library, "concepts", "import", str(file)) == 0
+    assert capsys.readouterr().out == "imported: <me/cat-v1>\n"
+    assert run(library, "concepts", "import", str(file), "--as", "<me/kitty>", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"imported": ["<me/kitty-v1>"]}
+    assert run(library, "concepts", "rename", "<me/kitty>", "<me/puss>", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"renamed": ["<me/puss-v1>"]}
+    assert run(library, "concepts", "remove", "<me/puss>") == 0
+    assert [str(entry.token) for entry in library.list()] == ["<me/cat-v1>", "<me/duck-v1>", "<you/ink-v1>"]
+
+
+def test_verify_exits_with_1_and_names_the_damaged(library, capsys):
+    assert run(library, "concepts", "verify") == 0
+    path = library.list()[0].path
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    capsys.readouterr()
+    assert run(library, "concepts", "verify", "--json") == 1
+    (problem,) = json.loads(capsys.readouterr().out)
+    assert problem["token"] == "<me/duck-v1>" and "sha256" in problem["problem"]
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["concepts", "show", "<me/dcuk>"], "Did you mean <me/duck>?"),
+        (["concepts", "remove", "../../etc"], "is not a concept's token"),
+        (["concepts", "rename", "duck", "<../x>"], "is not a concept's token"),
+        (["concepts", "import", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["concepts", "import", "a", "b", "--as", "<me/x>"], "--as names one concept"),
+        (["concepts", "import"], "files must be"),
+        (["generate", "<me/dcuk> on grass", "--base", "tiny"], "Did you mean <me/duck>?"),
+        (["generate", "a <b c>"], "is not a concept's token"),
+        (["generate", "duck", "--steps", "0"], "steps must be a whole number from 1 to 150, got 0."),
+        (["generate", "duck", "--guidance", "nan"], "guidance must be a number from 1 to 30, got nan."),
+        (["generate", "duck", "--base", "nowhere"], "No base called nowhere"),
+        (
+            ["train", "dreambooth", "--photos", "nowhere", "--token", "<me/a>", "--class", "cat", "--base", "tiny"],
+            "There is no folder nowhere",
+        ),
+    ],
+)
+def test_a_users_mistake_is_told_in_two_lines_and_exits_with_2(library, capsys, argv, said):
+    assert run(library, *argv) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") <= 2 and "Traceback" not in err
+    assert not os.path.exists("outputs") and not os.path.exists("runs")
+
+
+def test_generate_writes_pictures_and_a_grid(tmp_path, capsys):
+    argv = ["generate", "a duck", "--base", "tiny", "--n", "2", "--steps", "1", "--size", "64x64", "--grid"]
+    assert main([*argv, "--out", str(tmp_path / "out"), "--library", str(tmp_path / "none")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Base: tiny on cpu." and len(lines) == 4
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == sorted(
+        os.path.basename(line) for line in lines[1:]
+    )
+
+
+def test_whoever_stops_listening_gets_no_traceback(library, root):
+    script = f"{sys.executable} -m sdpersonal concepts show duck --library {library.folder} | head -c 1"
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+@pytest.mark.parametrize("script", ["train_dreambooth.py", "train_textual_inversion.py"])
+def test_the_scripts_are_the_same_commands(script, root):
+    argv = [sys.executable, str(root / script), "--photos", "nowhere", "--token", "<me/a>", "--base", "tiny"]
+    argv += ["--class", "cat"] if "dreambooth" in script else []
+    done = subprocess.run(argv, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
+    assert done.returncode == 2 and "There is no folder nowhere" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path, root):
+    def train(place, launcher, batch):
+        argv = [
+            str(root / "train_textual_inversion.py"),
+            "--photos",
+            str(root / "examples/photos/teddy-bear"),
+            "--token",
+            "<me/a>",
+        ]
+        argv += ["--base", "tiny", "--steps", "3", "--batch", str(batch), "--vectors", "2", "--no-samples"]
+        argv += ["--library", str(place / "concepts"), "--run", str(place / "run")]
+        environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*launcher, *argv], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, Library(place / "concepts").list()
+
+    # accelerate launch starts several processes on a CPU only through MPI; torchrun, which it calls for cards, does.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    said, two = train(tmp_path / "two", launch, 1)
+    _, one = train(tmp_path / "one", [sys.executable], 2)
+    assert said.count("Base: tiny") == 1 and "3 steps of 2 photos" in said  # one voice, two processes
+    vectors = [
+        Library(tmp_path / name / "concepts").get(entries[0].token).vectors["clip_l"]
+        for name, entries in (("two", two), ("one", one))
+    ]
+    np.testing.assert_allclose(*vectors, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_scripts_run_under_accelerate_launch(tmp_path, root):
+    argv = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    argv += [str(root / "train_dreambooth.py"), "--photos", str(root / "examples/photos/teddy-bear"), "--class", "bear"]
+    argv += ["--token", "<me/a>", "--base", "tiny", "--steps", "2", "--no-samples", "--rank", "2"]
+    done = subprocess.run(argv, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [str(entry.token) for entry in Library("concepts").list()] == ["<me/a-v1>"]
