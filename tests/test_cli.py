@@ -2,15 +2,18 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from samples import concept, embedding
 from sdpersonal.cli import COMMANDS, main
 from sdpersonal.concept import write
 from sdpersonal.library import Library
+from sdpersonal.prompts import Token
 
 
 @pytest.fixture
@@ -144,32 +147,51 @@ def test_the_scripts_are_the_same_commands(script, root):
     assert done.returncode == 2 and "There is no folder nowhere" in done.stderr and "Traceback" not in done.stderr
 
 
+def _training(root, place, batch):
+    argv = [
+        sys.executable,
+        str(root / "train_textual_inversion.py"),
+        "--token",
+        "<me/a>",
+        "--base",
+        "tiny",
+        "--no-samples",
+    ]
+    argv += [
+        "--photos",
+        str(root / "examples/photos/teddy-bear"),
+        "--steps",
+        "3",
+        "--batch",
+        str(batch),
+        "--vectors",
+        "2",
+    ]
+    return [*argv, "--library", str(place / "concepts"), "--run", str(place / "run")]
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path, root):
-    def train(place, launcher, batch):
-        argv = [
-            str(root / "train_textual_inversion.py"),
-            "--photos",
-            str(root / "examples/photos/teddy-bear"),
-            "--token",
-            "<me/a>",
-        ]
-        argv += ["--base", "tiny", "--steps", "3", "--batch", str(batch), "--vectors", "2", "--no-samples"]
-        argv += ["--library", str(place / "concepts"), "--run", str(place / "run")]
-        environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([*launcher, *argv], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout, Library(place / "concepts").list()
-
-    # accelerate launch starts several processes on a CPU only through MPI; torchrun, which it calls for cards, does.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    said, two = train(tmp_path / "two", launch, 1)
-    _, one = train(tmp_path / "one", [sys.executable], 2)
-    assert said.count("Base: tiny") == 1 and "3 steps of 2 photos" in said  # one voice, two processes
-    vectors = [
-        Library(tmp_path / name / "concepts").get(entries[0].token).vectors["clip_l"]
-        for name, entries in (("two", two), ("one", one))
+    """Started as a launcher starts them. (accelerate launch itself starts several on a CPU only through MPI.)"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            _training(root, tmp_path / "two", 1),
+            env=common | meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
     ]
+    said = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert "3 steps of 2 photos" in said[0] and said[1] == ""  # two processes, one voice
+    subprocess.run(_training(root, tmp_path / "one", 2), env=common, check=True, capture_output=True)
+    vectors = [Library(tmp_path / name / "concepts").get(Token("me", "a")).vectors["clip_l"] for name in ("two", "one")]
     np.testing.assert_allclose(*vectors, atol=1e-5)
 
 
@@ -177,7 +199,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, root):
 def test_the_scripts_run_under_accelerate_launch(tmp_path, root):
     argv = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     argv += [str(root / "train_dreambooth.py"), "--photos", str(root / "examples/photos/teddy-bear"), "--class", "bear"]
-    argv += ["--token", "<me/a>", "--base", "tiny", "--steps", "2", "--no-samples", "--rank", "2"]
+    argv += ["--token", "<me/a>", "--base", "tiny", "--steps", "2", "--no-samples", "--rank", "2", "--run", "there"]
     done = subprocess.run(argv, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [str(entry.token) for entry in Library("concepts").list()] == ["<me/a-v1>"]
