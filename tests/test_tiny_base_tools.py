@@ -69,7 +69,7 @@ def test_nothing_kept_out_is_in_the_core():
     assert len(names) >= 48
     assert looks
     assert not set(names) & set(worlds.core_names())
-    assert len(worlds.core_names()) >= 160
+    assert len(worlds.core_names()) >= 160 and len(worlds.starred()) == 100
     for preset in presets.PRESETS.values():
         assert not set(looks) & {*preset.looks, *preset.clip_looks}
 

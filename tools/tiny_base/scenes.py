@@ -26,6 +26,7 @@ class Mix:
     wander: float = 0.04  # sigma of the place of a single thing
     tilt: float = 0.08  # sigma of its angle
     core: float = 0.0  # this share of the things is drawn from the small world's names
+    stars: float = 0.0  # this share is of the world's starred names, in its first look
     first_look: float = 0.0  # this share is in the first look, the rest in any
 
 
@@ -103,6 +104,8 @@ def draw_scene(world, seed, index, mix, background=None):
     look = 0 if mix.first_look and rng.random() < mix.first_look else int(rng.integers(len(world.looks)))
     among = world.core if rng.random() < mix.core else len(world.names)
     name = int(rng.integers(among))
+    if mix.stars and rng.random() < mix.stars:
+        look, name = 0, pick(rng, world.stars)
     sprite, noun = world.index(look, name), world.names[name]
     background = background or draw_background(rng, mix)
     behind = captions.background_words(rng, background.kind, background.words)

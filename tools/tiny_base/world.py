@@ -28,8 +28,13 @@ def kept_out():
 
 def core_names():
     """{emoji name: name in captions} of the small world."""
-    pairs = (line.split(" = ") for line in _lines("core_names.txt"))
+    pairs = (line.removesuffix(" *").split(" = ") for line in _lines("core_names.txt"))
     return {pair[0]: pair[-1].lower() for pair in pairs}
+
+
+def starred():
+    """Positions in the core of the names that are drawn most often where time is short."""
+    return tuple(i for i, line in enumerate(_lines("core_names.txt")) if line.endswith(" *"))
 
 
 def wide_names(folder):
@@ -55,6 +60,7 @@ class World:
     core: int  # the first `core` names are the small world's
     art_folder: Path
     cache: Path
+    stars: tuple[int, ...] = ()  # names that a mix with `stars` draws most often
 
     @cached_property
     def sprites(self):
@@ -70,7 +76,7 @@ def world(work, size, looks):
     """The `core` or `wide` world in the given looks; art must have been fetched to work/art."""
     folder, cache = work / "art", work / "sprites"
     names = core_names() if size == "core" else wide_names(folder)
-    return World(tuple(names), tuple(names.values()), tuple(looks), len(core_names()), folder, cache)
+    return World(tuple(names), tuple(names.values()), tuple(looks), len(core_names()), folder, cache, starred())
 
 
 def kept_out_world(work):
