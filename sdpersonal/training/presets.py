@@ -6,8 +6,8 @@ script), the token's rows ten times faster, since they start from the class noun
 8 to 15 times fewer do), hence 800.
 
 tiny: measured on the sample photos. Its layers are a fifth as wide as SD's, so its rates are about ten times SD's, and
-attention alone is too little to learn a shape: with the feed-forward layers the loss after 200 steps is 0.09 instead of
-0.15.
+attention alone is too little to learn a shape: with the feed-forward layers the loss after 180 steps is 0.09 instead of
+0.15. More than 150 steps lower the likeness to held-out photos again (0.63 at 150, 0.60 at 180, 0.55 at 300).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _STABLE_DIFFUSION = {
     "dreambooth-lora": Preset(steps=500, batch=4, lr=1e-4, rows_lr=1e-3),
 }
 _TINY = {
-    "textual-inversion": Preset(steps=300, batch=4, lr=1e-2, rows_lr=1e-2),
-    "dreambooth-lora": Preset(steps=250, batch=4, lr=1e-3, rows_lr=5e-3, targets="transformer"),
+    "textual-inversion": Preset(steps=250, batch=4, lr=1e-2, rows_lr=1e-2),
+    "dreambooth-lora": Preset(steps=150, batch=4, lr=1e-3, rows_lr=5e-3, targets="transformer"),
 }
 
 

@@ -37,8 +37,8 @@ PREVIEWS: dict[str, tuple[str, ...]] = {
     "person": ("a portrait of {}", "{} on the beach", "{} in the snow", "{} on a blue background"),
     "style": (
         "a cat in the style of {}",
-        "a flower in the style of {}",
-        "a house in the style of {}",
+        "a duck in the style of {}",
+        "a mushroom in the style of {}",
         "a fish on the beach in the style of {}",
     ),
 }
