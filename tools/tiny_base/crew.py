@@ -5,6 +5,7 @@ operation. Alone, a process is a crew of one and everything here does nothing.
 """
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -47,4 +48,6 @@ def hire(count, more=()):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "--max-restarts", "0"]
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     mine = ["-m", "tools.tiny_base", *sys.argv[1:], *more]
-    return subprocess.run([*launch, *mine], env=os.environ | threads).returncode
+    crew = subprocess.Popen([*launch, *mine], env=os.environ | threads)
+    signal.signal(signal.SIGTERM, lambda *_: crew.terminate())  # whoever ends this process ends its crew
+    return crew.wait()
