@@ -1,15 +1,16 @@
 """What OpenMP's waiting threads cost: python benchmarks/waiting_threads.py
 
-Draws with the built-in base in child processes, with OMP_WAIT_POLICY unset and PASSIVE in turn, on an idle machine and
-beside one busy process, and prints the seconds of each and their ratio.
+Draws with the built-in base in child processes, with GNU OpenMP's own waiting, with short spinning
+(GOMP_SPINCOUNT=1000, what the command line sets) and with none (OMP_WAIT_POLICY=PASSIVE) in turn, on an idle machine
+and beside one and two busy processes. Prints the least seconds of each.
 """
 
 import os
-import statistics
 import subprocess
 import sys
 
-ROUNDS = 3
+ROUNDS = 2
+WAYS = {"unset": {}, "short spin": {"GOMP_SPINCOUNT": "1000"}, "passive": {"OMP_WAIT_POLICY": "PASSIVE"}}
 WORK = """
 import time
 from sdpersonal import Generator, Request, load_base
@@ -22,27 +23,27 @@ print(time.perf_counter() - start)
 BUSY = "while True: pass"
 
 
-def seconds(policy: str | None) -> float:
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_WAIT_POLICY": policy} if policy else {}
-    done = subprocess.run([sys.executable, "-c", WORK], env=environment, capture_output=True, text=True, check=True)
+def seconds(way: dict[str, str]) -> float:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
+    done = subprocess.run([sys.executable, "-c", WORK], env=kept | way, capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
 def compare(name: str) -> None:
-    times = {policy: [] for policy in (None, "PASSIVE")}
+    times = {way: [] for way in WAYS}
     for _ in range(ROUNDS):
-        for policy, own in times.items():
-            own.append(seconds(policy))
-    unset, passive = (statistics.median(own) for own in times.values())
-    print(f"{name}: unset {unset:.2f} s, PASSIVE {passive:.2f} s, ratio {unset / passive:.2f}", flush=True)
+        for way, environment in WAYS.items():
+            times[way].append(seconds(environment))
+    print(f"{name}:", ", ".join(f"{way} {min(own):.2f} s" for way, own in times.items()), flush=True)
 
 
 if __name__ == "__main__":
     print(f"{os.cpu_count()} cores")
-    compare("idle")
-    busy = subprocess.Popen([sys.executable, "-c", BUSY])
+    busy = []
     try:
-        compare("beside one busy process")
+        for name in ("idle", "beside one busy process", "beside two"):
+            compare(name)
+            busy.append(subprocess.Popen([sys.executable, "-c", BUSY]))
     finally:
-        busy.kill()
+        for process in busy:
+            process.kill()

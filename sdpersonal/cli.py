@@ -229,8 +229,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(command: Callable, settings: type[Settings], argv: Sequence[str], prog: str) -> int:
     """Read the settings, do the work, and turn what went wrong into a line and an exit code."""
-    # Threads that spin while they wait slow a busy machine's drawing tenfold (docs/performance.md). Before torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin long while they wait make drawing two to three times slower on a busy machine
+    # (docs/performance.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch loads
     try:
         return command(tyro.cli(settings, args=argv, prog=prog))
     except Interrupted as error:
