@@ -103,13 +103,13 @@ def train(settings: InversionSettings | DreamboothSettings) -> int:
 
 
 def generate(settings: Drawing) -> int:
-    from .bases import load_base
+    from .bases import introduction, load_base
     from .generation import Generator
     from .sheets import png, sheet
 
     request = Request(**{name: getattr(settings, name) for name in Request.model_fields})
     base = load_base(settings.base)
-    _say(f"Base: {base.name} on {base.device.type}.")
+    _say(introduction(base, settings.base))
     pictures = []
     with _bar("drawing") as advance:
         for picture in Generator(base, Library(settings.library)).draw(request, progress=advance):

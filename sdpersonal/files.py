@@ -168,7 +168,7 @@ def make_folder(path: Path) -> Path:
     with _told(path):
         if path.is_dir():
             return path
-        if os.path.lexists(path):
+        if os.path.lexists(path) and not path.is_dir():  # asked again: another process may have made it in between
             raise PersonalError(f"{show(str(path))} is a file, not a folder.")
         make_folder(path.parent)
         with suppress(FileExistsError):  # made by another process just now

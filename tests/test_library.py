@@ -635,6 +635,11 @@ def together(*works) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
+def test_eight_processes_make_one_folder(tmp_path):
+    for round_ in range(60):  # one in twelve met another process between its two looks, before it looked again
+        assert together(*[lambda round_=round_: files.make_folder(tmp_path / f"{round_}")] * 8) == [DONE] * 8
+
+
 @pytest.mark.parametrize("round_", range(5))
 def test_eight_processes_adding_one_concept_add_it_once(library, round_):
     assert together(*[lambda: library.add(concept())] * 8) == [DONE] * 8

@@ -1,7 +1,7 @@
 """`load_base(name)`: the model under a concept, ready to teach and to draw."""
 
-from .loading import BUILT_IN, load_base
+from .loading import BUILT_IN, introduction, load_base
 from .schedule import Schedule
 from .sd import Conditioning, Posterior, StableDiffusion
 
-__all__ = ["BUILT_IN", "Conditioning", "Posterior", "Schedule", "StableDiffusion", "load_base"]
+__all__ = ["BUILT_IN", "Conditioning", "Posterior", "Schedule", "StableDiffusion", "introduction", "load_base"]

@@ -52,6 +52,18 @@ def default_base(device: torch.device) -> str:
     return "sd15" if device.type == "cuda" and _cached(SHORT_NAMES["sd15"]) else BUILT_IN
 
 
+def introduction(base, asked: str | None) -> str:
+    """Which base is loaded and, where nobody asked for it, why."""
+    line = f"Base: {base.name} on {base.device.type}."
+    if asked:
+        return line
+    if base.name != BUILT_IN:
+        return f"{line} It is on this machine, and so is a CUDA card."
+    if base.device.type == "cuda":
+        return f"{line} Stable Diffusion 1.5 is not on this machine yet; --base sd15 fetches it (4 GB)."
+    return f"{line} Without a CUDA card the small built-in model is used; --base takes others."
+
+
 def built_in_folder() -> Path:
     """The built-in base, a folder that `StableDiffusionPipeline.from_pretrained` loads as well."""
     return Path(str(resources.files("sdpersonal.bases") / "tiny" / "weights"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from .. import files
-from ..bases import StableDiffusion, load_base
+from ..bases import StableDiffusion, introduction, load_base
 from ..card import Card
 from ..concept import Concept, thumbnail_bytes
 from ..config import DreamboothSettings, Request, Training
@@ -55,7 +55,7 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     say = say if accelerator.is_main_process else _silently
     base = load_base(settings.base, accelerator.device)
-    say(f"Base: {base.name} on {base.device.type}." + ("" if settings.base else _why(base)))
+    say(introduction(base, settings.base))
     photos = load_photos(settings.photos, base.resolution, settings.crop)
     say(photos.report())
     chosen = _chosen(settings, base)
@@ -95,14 +95,6 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
 
 def _silently(_: str) -> None:
     pass
-
-
-def _why(base: StableDiffusion) -> str:
-    if base.name != "tiny":
-        return " It is on this machine, and so is a CUDA card."
-    if base.device.type == "cuda":
-        return " Stable Diffusion 1.5 is not on this machine yet; --base sd15 fetches it (4 GB)."
-    return " Without a CUDA card the small built-in model is used; --base takes others."
 
 
 def _chosen(settings: Training, base: StableDiffusion) -> Preset:
