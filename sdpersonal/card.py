@@ -19,13 +19,13 @@ from pydantic import (
     ValidationError,
 )
 
+from .config import Kind
 from .errors import PersonalError
 from .prompts import show
 from .tensorfile import damaged, strict_json
 
 MAX_CARD = 200_000  # characters of JSON
 
-Kind = Literal["object", "style", "person"]
 BaseKind = Literal["tiny", "sd1", "sd2", "sdxl"]
 
 

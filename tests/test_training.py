@@ -224,7 +224,7 @@ def test_a_concepts_file_tells_nothing_of_photos_machine_or_user(photos, tmp_pat
     train(settings("inversion", photos, tmp_path, steps=1), quiet)
     data = next((tmp_path / "concepts").glob("*/*.safetensors")).read_bytes()
     for secret in ("holiday", str(tmp_path), os.environ["HOME"], getpass.getuser(), socket.gethostname()):
-        assert secret.encode() not in data.replace(b"root_package", b"") or len(secret) < 4
+        assert secret.encode() not in data
 
 
 COMMAND = [sys.executable, "-m", "sdpersonal", "train"]
@@ -341,7 +341,7 @@ def test_other_photos_on_resume_are_noticed(photos, tmp_path):
 def test_resume_without_a_checkpoint_never_starts_over(photos, tmp_path):
     with pytest.raises(PersonalError, match="no checkpoint in"):
         train(settings("inversion", photos, tmp_path, resume=True), quiet)
-    assert not (tmp_path / "concepts").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
 
 
 @pytest.mark.parametrize("damage", ["state cut", "manifest gone", "manifest torn", "manifest nonsense"])

@@ -44,9 +44,6 @@ class Posterior:
     mean: Tensor
     std: Tensor
 
-    def sample(self, noise: Tensor) -> Tensor:
-        return self.mean + self.std * noise
-
 
 class StableDiffusion:
     """A frozen model: text encoder, UNet and autoencoder, with a LoRA slot beside every layer of the UNet.

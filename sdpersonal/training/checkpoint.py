@@ -68,8 +68,13 @@ def load_checkpoint(run: Path, trained: dict[str, nn.Parameter], optimizer, iden
         _check_same_run(identity, manifest["run"])
         _restore(load(data), manifest["step"], trained, optimizer)
         return Resumed(manifest["step"], f"{damaged}going on from step {manifest['step']}.")
-    raise PersonalError(
-        f"There is no checkpoint in {show(str(run))} to go on from.", "Leave --resume out to start from the beginning."
+    raise no_checkpoint(run)
+
+
+def no_checkpoint(run: Path) -> PersonalError:
+    return PersonalError(
+        f"There is no checkpoint in {show(str(run))} to go on from.",
+        "Leave --resume out to start from the beginning.",
     )
 
 

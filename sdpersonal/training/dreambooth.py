@@ -22,12 +22,11 @@ from .objective import diffusion_loss
 from .presets import Preset
 from .textual_inversion import initial_rows, with_rows
 
-NAME = "dreambooth-lora"
 MOST_ROWS = 8
 
 
 class DreamboothLora:
-    name = NAME
+    name = "dreambooth-lora"
 
     def __init__(self, base: StableDiffusion, class_noun: str, rank: int, prior: float, preset: Preset, seed: int):
         self._base, self._class, self._prior = base, class_noun, prior

@@ -21,7 +21,7 @@ from ..library import Library
 from ..photos import PhotoSet, load_photos
 from ..prompts import Token
 from ..sheets import png, sheet
-from .checkpoint import latest_step, load_checkpoint
+from .checkpoint import latest_step, load_checkpoint, no_checkpoint
 from .dataset import TrainingPhotos
 from .dreambooth import DreamboothLora
 from .loop import Accelerator, Method, Plan, learn
@@ -60,6 +60,8 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
     say(photos.report())
     chosen = _chosen(settings, base)
     run = _run_folder(settings)
+    if settings.resume and latest_step(run) is None:
+        raise no_checkpoint(run)  # before the run's folder is made
     with ExitStack() as held:
         if accelerator.is_main_process:
             held.enter_context(files.lock(run))
@@ -99,8 +101,7 @@ def _silently(_: str) -> None:
 
 def _chosen(settings: Training, base: StableDiffusion) -> Preset:
     """The preset, with what the user set in its place."""
-    name = DreamboothLora.name if isinstance(settings, DreamboothSettings) else TextualInversion.name
-    usual = preset(name, base.kind)
+    usual = preset(_method_name(settings), base.kind)
     rate = settings.lr or usual.lr
     return replace(
         usual,
@@ -109,6 +110,10 @@ def _chosen(settings: Training, base: StableDiffusion) -> Preset:
         lr=rate,
         rows_lr=usual.rows_lr * rate / usual.lr,
     )
+
+
+def _method_name(settings: Training) -> str:
+    return DreamboothLora.name if isinstance(settings, DreamboothSettings) else TextualInversion.name
 
 
 def _method(settings: Training, base: StableDiffusion, chosen: Preset) -> Method:
@@ -124,8 +129,7 @@ def _run_folder(settings: Training) -> Path:
     """
     if settings.run:
         return settings.run
-    method = DreamboothLora.name if isinstance(settings, DreamboothSettings) else TextualInversion.name
-    name = f"{Token.parse(settings.token).slug}-{method}"
+    name = f"{Token.parse(settings.token).slug}-{_method_name(settings)}"
     number, folder = 1, Path("runs") / name
     while folder.exists() if settings.resume else (folder / RESULT).exists():
         number += 1
@@ -141,7 +145,7 @@ def _identity(
         exclude={"photos", "base", "steps", "lr", "batch", "library", "run", "resume", "save_every", "samples"}
     )
     return own | {
-        "method": DreamboothLora.name if isinstance(settings, DreamboothSettings) else TextualInversion.name,
+        "method": _method_name(settings),
         "base": base.version,
         "photos": photos.identity,
         "lr": chosen.lr,

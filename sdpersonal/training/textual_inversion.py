@@ -16,13 +16,11 @@ from .dataset import Batch
 from .objective import diffusion_loss
 from .presets import Preset
 
-NAME = "textual-inversion"
-
 
 class TextualInversion:
     """A token of `vectors` rows, starting from the embeddings of the words `init`."""
 
-    name = NAME
+    name = "textual-inversion"
 
     def __init__(self, base: StableDiffusion, init: str, vectors: int, preset: Preset):
         self._base = base
