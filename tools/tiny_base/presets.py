@@ -47,17 +47,17 @@ CPU = Preset(
     clip=Stage(steps=6000, minutes=28, batch=64, lr=1.2e-3),
     clip_images=Stage(steps=3000, minutes=40, batch=64, lr=1e-3),
     autoencoder=Stage(steps=6000, minutes=28, batch=12, lr=6e-4),
-    unet=Stage(steps=40_000, minutes=92, batch=16, lr=8e-4),
+    unet=Stage(steps=40_000, minutes=95, batch=48, lr=1.5e-3),
     judge=Stage(steps=1500, minutes=8, batch=48, lr=2e-3),
     pool=24_000,
     pool_start=3000,
     refill=32,
-    refill_every=12,
+    refill_every=10,
     snapshot_minutes=4,
     # views of each sprite are what lacks: no mirror images, few scenes of many things, plain backgrounds,
-    # and most of the time for a hundred of the names in one look
+    # and some of the time for a hundred of the names in one look
     mix=Mix(
-        stars=0.8,
+        stars=0.3,
         flip=0.0,
         pairs=0.04,
         counts=0.04,

@@ -7,12 +7,13 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 
-from . import feed, pool, runs
+from . import feed, muon, pool, runs
 from .autoencoder import CHANNELS
 from .clip import WIDTH
 from .crew import SYNC, Crew
 
 GUIDANCE = 4.0
+AVERAGE_EVERY = 4  # steps: an update of the moving average costs as much as one of AdamW
 
 
 def build(blocks=(48, 96, 224)):
@@ -56,11 +57,11 @@ def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None):
     unet = build().to(device)
     if device == "cpu":
         unet.set_attn_processor(AttnProcessor())  # plain products: the fused kernel's backward is slow on a CPU
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=stage.lr, betas=(0.9, 0.99), weight_decay=0.01)
-    average = runs.Average(unet, 1500)
+    adam, matrices = muon.split(unet, stage.lr, apart=("conv_in", "conv_out"))
+    average = runs.Average(unet, 100)
     source = feed.Batches(world, 300 + crew.rank, preset.mix, preset.refill)
     scenes_pool = pool.Pool(source, words, vae, clip_text, preset.pool, machine)
-    parts = {"unet": unet, "optimizer": optimizer, "average": average, "pool": scenes_pool}
+    parts = {"unet": unet, "adam": adam, "muon": matrices, "average": average, "pool": scenes_pool}
     run = runs.Run(folder, stage, parts, machine.save_minutes, crew)
     while len(scenes_pool) < min(preset.pool, preset.pool_start):
         scenes_pool.add()
@@ -68,7 +69,7 @@ def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None):
     chances = timestep_chances(scheduler().alphas_cumprod)
     losses, shown = [], run.minutes
     for step in run.steps():
-        runs.set_lr(optimizer, stage.lr * runs.lr_factor(run.progress, step, warmup=200, fall=0.4))
+        rate = stage.lr * runs.lr_factor(run.progress, step, warmup=200, fall=0.4)
         if step % preset.refill_every == 0:
             scenes_pool.add()
         if step % SYNC == 0:
@@ -82,9 +83,12 @@ def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None):
             loss = loss_of(unet, alphas, latents, noise, t, states, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        average.update(unet)
+        for optimizer in (adam, matrices):
+            runs.set_lr(optimizer, rate)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if step % AVERAGE_EVERY == 0:
+            average.update(unet)
         losses.append(loss.detach())
         if step % 100 == 0:
             seen = (step + 1) * stage.batch * crew.size
