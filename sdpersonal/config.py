@@ -113,6 +113,13 @@ def _prompt(value: Any) -> Any:
     return value
 
 
+def _side(value: Any) -> Any:
+    value = _whole(value) if value is not None else None
+    if value is not None and (value % 64 or not 64 <= value <= 2048):
+        raise PersonalError(f"resolution must be a multiple of 64 from 64 to 2,048, got {value:,}.", "For example 512.")
+    return value
+
+
 def _size(value: Any) -> Any:
     if value is None:
         return None
@@ -140,13 +147,31 @@ class Training(Settings):
     kind: Kind = "object"
     """What the photos share: one object, one person, or one style."""
     base: str | None = None
-    """Model to teach: tiny, sd15, sd21, a Hub id or a folder. Default: sd15 on CUDA if it is there, else tiny."""
+    """Model to teach: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 with a CUDA card, else tiny."""
+    revision: str | None = None
+    """Branch, tag or commit of a base from the Hub."""
+    vae: Path | None = None
+    """Folder or file of an autoencoder to use in the base's place."""
+    resolution: Annotated[int | None, _personal(_side)] = None
+    """Side in pixels of the squares that are learned from. Default: the base's own."""
     steps: Annotated[int, Whole, Field(ge=1, le=100_000)] | None = None
     """Optimiser steps. Default: what suits the method and the base."""
     lr: Annotated[float, Number, Field(gt=0, le=1e9)] | None = None
     """Learning rate. Default: what suits the method and the base."""
     batch: Annotated[int, Whole, Field(ge=1, le=64)] | None = None
-    """Photos a step. Default: what suits the base."""
+    """Photos at once in each process. Default: what suits the base."""
+    accumulate: Annotated[int, Whole, Field(ge=1, le=64)] = 1
+    """Batches a step: a larger step at the memory of a small one."""
+    optimizer: Literal["adamw", "adamw8bit", "prodigy"] = "adamw"
+    """adamw8bit takes a quarter of the memory for its moments; prodigy finds its own rate."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """The learning rate over the run."""
+    snr_gamma: Annotated[float, Number, Field(gt=0, le=1000)] | None = None
+    """Min-SNR weighting (Hang et al. 2023), 5 in the paper. Default: every noise level counts the same."""
+    noise_offset: Annotated[float, Number, Field(ge=0, le=1)] = 0.0
+    """Noise added to whole channels, so that dark and bright pictures are learned; 0.05 to 0.1."""
+    checkpointing: Annotated[int, Whole, Field(ge=0, le=100)] = 0
+    """Save memory: compute every n-th block of the UNet twice; 1 takes the least memory, 0 the least time."""
     seed: Annotated[int, Whole, Field(ge=0, le=2**32 - 1)] = 0
     """Same seed, same concept."""
     crop: Literal["center", "subject"] = "center"
@@ -163,6 +188,8 @@ class Training(Settings):
     """Steps between checkpoints."""
     samples: bool = True
     """Draw a sheet of sample pictures at the end, and a thumbnail for the library."""
+    report_to: Literal["tensorboard", "wandb"] | None = None
+    """Also write the loss and the rates to this tracker."""
 
 
 class InversionSettings(Training):
@@ -175,14 +202,24 @@ class InversionSettings(Training):
 
 
 class DreamboothSettings(Training):
-    """DreamBooth with LoRA: teach the picture model too. Closest likeness."""
+    """DreamBooth: teach the picture model too. Closest likeness."""
 
     class_noun: Annotated[str, tyro.conf.arg(name="class"), Field(min_length=1, max_length=100)]
     """The general noun for it, for example 'toy duck' or 'watercolor'."""
+    method: Literal["lora", "pivotal", "full"] = "lora"
+    """lora: small and quick; pivotal: the word first, then a LoRA; full: every weight, a model folder of its own."""
     rank: Annotated[int, Whole, Field(ge=1, le=128)] = 16
     """LoRA rank; larger remembers more and makes larger files."""
-    prior: Annotated[float, Number, Field(ge=0, le=10)] = 0.0
-    """Weight of keeping the class as the base knows it, 1 in the paper; a step then takes 2.5 times as long."""
+    targets: Literal["attention", "transformer", "all"] | None = None
+    """Layers with a LoRA: attention, the whole transformer blocks, convolutions too. Default: what suits the base."""
+    text_encoder: bool = False
+    """Teach the text encoder too: closer likeness, worse mixing."""
+    prior: str = "none"
+    """Keep the class as the base knows it: predicted, drawn, or a folder of class photos."""
+    prior_weight: Annotated[float, Number, Field(gt=0, le=10)] = 1.0
+    """How much that counts, 1 in the paper."""
+    class_pictures: Annotated[int, Whole, Field(ge=1, le=10_000)] = 50
+    """How many to draw for --prior drawn; kept for every concept of the class."""
 
 
 class Request(Settings):

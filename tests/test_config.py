@@ -77,7 +77,7 @@ TRAINING = ["train", "dreambooth", "--photos", "x", "--token", "<me/a>", "--clas
         ["--lr", "nan"],
         ["--rank", "0"],
         ["--batch", "0"],
-        ["--prior", "inf"],
+        ["--prior_weight", "inf"],
     ],
     ids=" ".join,
 )
@@ -85,7 +85,7 @@ def test_the_command_line_refuses_in_the_same_words(flags, capsys):
     name, value = flags[0].removeprefix("--"), flags[1]
     assert main([*TRAINING, *flags]) == 2
     said = capsys.readouterr().err
-    kind = float if name in ("lr", "prior") else int
+    kind = float if name in ("lr", "prior_weight") else int
     with pytest.raises(PersonalError) as caught:
         DreamboothSettings(photos="x", token="<me/a>", class_noun="dog", **{name: kind(value)})
     assert said == f"error: {caught.value}\n"

@@ -108,7 +108,7 @@ def test_a_concept_is_taught_and_drawn_and_stays_with_its_kind(model, tmp_path, 
     if method == "inversion":
         train(InversionSettings(**common, init="toy duck"), say=lambda line: None)
     else:
-        train(DreamboothSettings(**common, class_noun="toy duck", rank=4, prior=1.0), say=lambda line: None)
+        train(DreamboothSettings(**common, class_noun="toy duck", rank=4, prior="predicted"), say=lambda line: None)
     library = Library(tmp_path / "concepts")
     (entry,) = library.list()
     assert entry.card.base == kind and entry.card.base_name == folder.name and str(tmp_path) not in str(entry.card)

@@ -53,7 +53,7 @@ def settings(kind, photos, place, **changes):
     common |= {"library": place / "concepts", "run": place / "run", "samples": False}
     if kind == "inversion":
         return InversionSettings(**(common | {"vectors": 2} | changes))
-    return DreamboothSettings(**(common | {"class_noun": "cat", "rank": 2, "prior": 0} | changes))
+    return DreamboothSettings(**(common | {"class_noun": "cat", "rank": 2} | changes))
 
 
 def quiet(_line):
@@ -123,7 +123,7 @@ def plain_loss(tiny, batch, states):
 def test_inversion_learns_its_rows_alone(tiny, batch):
     method = TextualInversion(tiny, "toy duck", 4, PRESET)
     before = method.rows["clip_l"].detach().clone()
-    loss = method.loss(batch)
+    loss = method.loss(batch, 0)
     states = tiny.condition(
         [[before_, dict(method.rows), after] for before_, after in (c.split("{}") for c in batch.captions)]
     ).states
@@ -143,7 +143,7 @@ def test_dreambooth_learns_lora_and_rows_and_keeps_the_class(tiny, batch):
             for name, value in method.trained().items():
                 if name.endswith("lora_up.weight"):
                     value += 0.02
-        loss = method.loss(batch)
+        loss = method.loss(batch, 0)
         states = tiny.condition([[b, dict(method.rows), a] for b, a in (c.split("{}") for c in batch.captions)]).states
         with torch.no_grad():
             noisy = tiny.schedule.mix(batch.latents, batch.noise, batch.t)
@@ -247,9 +247,7 @@ def command(kind, photos, place, *more, steps=12):
     ]
     flags += ["--library", place / "concepts", "--run", place / "run", "--no-samples"]
     own = (
-        ["textual-inversion", "--vectors", 2]
-        if kind == "inversion"
-        else ["dreambooth", "--class", "cat", "--rank", 2, "--prior", 0]
+        ["textual-inversion", "--vectors", 2] if kind == "inversion" else ["dreambooth", "--class", "cat", "--rank", 2]
     )
     return [*COMMAND, *map(str, own + flags), *more]
 

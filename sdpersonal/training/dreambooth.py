@@ -34,6 +34,7 @@ class DreamboothLora:
         self.rows = initial_rows(base, class_noun, min(len(encoder.ids(class_noun)) or 1, MOST_ROWS))
         self._lora = base.slots.train(preset.targets, rank, generator_for("lora", seed))
         self._preset = preset
+        self._rates = [group["lr"] for group in self.groups()]
         self._class_conditions: dict[str, Conditioning] = {}
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -45,7 +46,10 @@ class DreamboothLora:
             {"params": list(self.rows.values()), "lr": self._preset.rows_lr, "weight_decay": 0.0},
         ]
 
-    def loss(self, batch: Batch) -> Tensor:
+    def rates(self, step: int) -> list[float]:
+        return self._rates
+
+    def loss(self, batch: Batch, step: int) -> Tensor:
         """Per sample, (B,)."""
         base = self._base
         condition = base.condition([with_rows(caption, self.rows) for caption in batch.captions])

@@ -6,34 +6,20 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..concept import Lora
 from ..errors import Diverged, Interrupted
 from .checkpoint import save_checkpoint
 from .dataset import Batch, TrainingPhotos
+from .method import Method
 from .progress import Journal
 from .stopping import StopSignals
 
 MAX_GRAD_NORM = 1.0
 ABSURD_LOSS = 100.0  # targets have variance 1: a prediction this far off is none
-
-
-class Method(Protocol):
-    """What trains, what it is taught, what it leaves behind."""
-
-    name: str
-    rows: dict[str, nn.Parameter]  # the token's vectors for each text encoder, (n, width) fp32
-
-    def trained(self) -> dict[str, nn.Parameter]: ...
-    def groups(self) -> list[dict]: ...
-    def loss(self, batch: Batch) -> Tensor: ...
-    def lora(self) -> Lora | None: ...
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +45,9 @@ def learn(
     ):
         for step in range(start, plan.steps):
             batch = photos.samples(_share_of(step, plan.batch, accelerator))
-            loss = method.loss(batch).mean()
+            for group, rate in zip(optimizer.param_groups, method.rates(step), strict=True):
+                group["lr"] = rate
+            loss = method.loss(batch, step).mean()
             accelerator.backward(loss)
             loss = _average(accelerator, loss, trained.values())
             norm = nn.utils.clip_grad_norm_(trained.values(), MAX_GRAD_NORM)

@@ -23,12 +23,14 @@ from ..prompts import Token
 from ..sheets import png, sheet
 from .checkpoint import latest_step, load_checkpoint, no_checkpoint
 from .dataset import TrainingPhotos
-from .dreambooth import DreamboothLora
-from .loop import Accelerator, Method, Plan, learn
-from .presets import Preset, preset
+from .loop import Accelerator, Plan, learn
+from .method import Method
+from .methods import build, method_name
+from .methods import chosen as chosen_preset
+from .presets import Preset
 from .progress import save_loss_curve
 from .templates import PREVIEWS, TEMPLATES
-from .textual_inversion import TextualInversion, row_length
+from .textual_inversion import row_length
 
 RESULT = "result.json"
 MOST_TIMES_LONGER = 50.0  # a row so much longer than the vocabulary's was not learned, it ran away
@@ -58,7 +60,7 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
     say(introduction(base, settings.base))
     photos = load_photos(settings.photos, base.resolution, settings.crop)
     say(photos.report())
-    chosen = _chosen(settings, base)
+    chosen = chosen_preset(settings, base)
     run = _run_folder(settings)
     if settings.resume and latest_step(run) is None:
         raise no_checkpoint(run)  # before the run's folder is made
@@ -66,7 +68,7 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
         if accelerator.is_main_process:
             held.enter_context(files.lock(run))
             files.sweep(run)
-        method = _method(settings, base, chosen)
+        method = build(settings, base, chosen)
         held.callback(method.close)
         plan = Plan(
             chosen.steps, chosen.batch, settings.save_every, _identity(settings, base, photos, chosen, accelerator)
@@ -99,29 +101,6 @@ def _silently(_: str) -> None:
     pass
 
 
-def _chosen(settings: Training, base: StableDiffusion) -> Preset:
-    """The preset, with what the user set in its place."""
-    usual = preset(_method_name(settings), base.kind)
-    rate = settings.lr or usual.lr
-    return replace(
-        usual,
-        steps=settings.steps or usual.steps,
-        batch=settings.batch or usual.batch,
-        lr=rate,
-        rows_lr=usual.rows_lr * rate / usual.lr,
-    )
-
-
-def _method_name(settings: Training) -> str:
-    return DreamboothLora.name if isinstance(settings, DreamboothSettings) else TextualInversion.name
-
-
-def _method(settings: Training, base: StableDiffusion, chosen: Preset) -> Method:
-    if isinstance(settings, DreamboothSettings):
-        return DreamboothLora(base, settings.class_noun, settings.rank, settings.prior, chosen, settings.seed)
-    return TextualInversion(base, settings.init or settings.kind, settings.vectors, chosen)
-
-
 def _run_folder(settings: Training) -> Path:
     """The folder asked for; else the first of runs/me-duck-method, ...-2, ... that holds no finished run.
 
@@ -129,7 +108,7 @@ def _run_folder(settings: Training) -> Path:
     """
     if settings.run:
         return settings.run
-    name = f"{Token.parse(settings.token).slug}-{_method_name(settings)}"
+    name = f"{Token.parse(settings.token).slug}-{method_name(settings)}"
     number, folder = 1, Path("runs") / name
     while folder.exists() if settings.resume else (folder / RESULT).exists():
         number += 1
@@ -145,7 +124,7 @@ def _identity(
         exclude={"photos", "base", "steps", "lr", "batch", "library", "run", "resume", "save_every", "samples"}
     )
     return own | {
-        "method": _method_name(settings),
+        "method": method_name(settings),
         "base": base.version,
         "photos": photos.identity,
         "lr": chosen.lr,
@@ -199,7 +178,7 @@ def _concept(settings: Training, base: StableDiffusion, method: Method, chosen: 
         prompts=tuple(one.format(token) for one in PREVIEWS[settings.kind]),
         recipe={"seed": settings.seed, "lr": chosen.lr, "batch": chosen.batch, "base_sha256": base.version}
         | ({"targets": chosen.targets} if isinstance(settings, DreamboothSettings) else {})
-        | {key: value for key in ("rank", "prior") if (value := getattr(settings, key, None)) is not None},
+        | {key: value for key in ("rank",) if (value := getattr(settings, key, None)) is not None},
     )
     return Concept(token, card, vectors, method.lora())
 

@@ -26,6 +26,7 @@ class TextualInversion:
         self._base = base
         self.rows = initial_rows(base, init, vectors)
         self._preset = preset
+        self._rates = [group["lr"] for group in self.groups()]
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {f"rows.{key}": rows for key, rows in self.rows.items()}
@@ -34,7 +35,10 @@ class TextualInversion:
         """Parameters for the optimiser, with their rates. Rows are not decayed: zero is no neutral word."""
         return [{"params": list(self.rows.values()), "lr": self._preset.rows_lr, "weight_decay": 0.0}]
 
-    def loss(self, batch: Batch) -> Tensor:
+    def rates(self, step: int) -> list[float]:
+        return self._rates
+
+    def loss(self, batch: Batch, step: int) -> Tensor:
         """Per sample, (B,)."""
         condition = self._base.condition([with_rows(caption, self.rows) for caption in batch.captions])
         return diffusion_loss(
