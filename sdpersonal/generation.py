@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from . import __version__, files
-from .bases import Conditioning, StableDiffusion
+from .bases import Conditioning, Framing, StableDiffusion
 from .concept import Concept
 from .config import Request
 from .errors import Interrupted, PersonalError
@@ -164,9 +164,11 @@ class Generator:
         wanted = self._strengths(prompt).values()
         mix = [(concept.lora, strength) for concept, strength in wanted if concept.lora]
         with base.quiet(), base.slots.filled(mix):
-            condition = base.condition([negative.pieces()] * count + [prompt.pieces()] * count)
+            width, height = size
+            framings = [Framing.whole(height, width)] * (2 * count)
+            condition = base.condition([negative.pieces()] * count + [prompt.pieces()] * count, framings)
             guidance = base.guidance if request.guidance is None else request.guidance
-            noise = torch.stack([_noise(seed, base.latent_shape(*size)) for seed in seeds]).to(base.device)
+            noise = torch.stack([noise_of(seed, base.latent_shape(*size)) for seed in seeds]).to(base.device)
             pixels = base.decode(denoise(base, condition, noise, request.steps, guidance, advance))
         return [Image.fromarray(one) for one in pixels]
 
@@ -214,6 +216,6 @@ def denoise(
     return latents
 
 
-def _noise(seed: int, shape: tuple[int, int, int]) -> Tensor:
+def noise_of(seed: int, shape: tuple[int, int, int]) -> Tensor:
     """Drawn on the CPU, one generator a picture: a seed means the same picture on any device and in any batch."""
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))

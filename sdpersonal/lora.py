@@ -6,14 +6,14 @@ zero at the start. Several LoRAs with strengths s_i are one of rank r_1 + r_2 + 
     A = [A_1; A_2; ...]        B = [s_1 alpha_1/r_1 B_1, s_2 alpha_2/r_2 B_2, ...]
 
 exactly, so a mix costs what one LoRA of that rank costs, changing it is a copy of a few MB, and an empty slot is the
-bare layer to the bit. Layers are named as kohya's files name them: `lora_unet_` + the module's path with `.` written
-`_`.
+bare layer to the bit. Layers are named as kohya's files name them: `lora_unet_` or `lora_te_` + the module's path with
+`.` written `_`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -25,19 +25,22 @@ from torch.nn import functional as F
 from .concept import Lora, LoraLayer
 from .errors import PersonalError
 
-Targets = Literal["attention", "transformer"]
-"""Which layers learn: the attentions' projections (q, k, v, out), or every linear layer of the transformer blocks."""
+Targets = Literal["attention", "transformer", "all"]
+"""Which layers of the UNet learn: the attentions' projections (q, k, v, out); every linear layer of the transformers,
+1x1 convolutions included; or the convolutions of resnets and resampling too (what kohya's files call LoCon)."""
 
-_ATTENTION = ("_to_q", "_to_k", "_to_v", "_to_out_0")
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+_UNET = "lora_unet"
 
 
 class Slot:
     """The place beside one linear or convolutional layer. Empty until `put`."""
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d):
-        self.layer = layer
+    def __init__(self, layer: nn.Linear | nn.Conv2d, path: str = ""):
+        self.layer, self.path = layer, path  # its path in the model
         self.down: Tensor | None = None  # A: (r, in) or (r, in, k, k)
-        self.up: Tensor | None = None  # B: (out, r)
+        self.up: Tensor | None = None  # B: (out, r) or (out, r, 1, 1)
         self._hook = None
 
     def put(self, down: Tensor, up: Tensor) -> None:
@@ -55,35 +58,53 @@ class Slot:
         if isinstance(layer, nn.Linear):
             return out + F.linear(F.linear(x, down), up)
         inner = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
-        return out + F.conv2d(inner, up[:, :, None, None])
+        return out + F.conv2d(inner, up.flatten(1)[:, :, None, None])
 
 
 class Slots:
     """Every layer of a base that a LoRA may change, by its kohya name.
 
-    models: name prefix -> model, for example {"lora_unet": unet, "lora_te": text_encoder}.
+    models: name prefix -> model, for example {"lora_unet": unet, "lora_te": text_encoder}. naming: for some prefixes,
+    from a module's path here to its path as kohya's files have it; a LoRA may use either. idle: beginnings of names of
+    layers that the base never reads; they can be filled, as files hold them, but training them would move nothing.
     """
 
-    def __init__(self, models: dict[str, nn.Module]):
-        self._slots = {
-            f"{prefix}_{path.replace('.', '_')}": Slot(module)
-            for prefix, model in models.items()
-            for path, module in model.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv2d)
-        }
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        naming: Mapping[str, Callable[[str], str]] | None = None,
+        idle: Collection[str] = (),
+    ):
+        self._slots: dict[str, Slot] = {}
+        self._aliases: dict[str, str] = {}
+        self._idle = tuple(idle)
+        for prefix, model in models.items():
+            rename = (naming or {}).get(prefix, str)
+            for path, module in model.named_modules():
+                if isinstance(module, nn.Linear | nn.Conv2d):
+                    name = f"{prefix}_{rename(path).replace('.', '_')}"
+                    self._slots[name] = Slot(module, path)
+                    self._aliases[f"{prefix}_{path.replace('.', '_')}"] = name
 
-    def names(self, targets: Targets) -> list[str]:
-        """The UNet's layers where a LoRA of these targets is trained."""
-        inside = [name for name, slot in self._slots.items() if name.startswith("lora_unet_") and _is_linear(slot)]
-        if targets == "attention":
-            return [name for name in inside if name.endswith(_ATTENTION)]
-        return [name for name in inside if "_attentions_" in name]
+    def layers(self) -> dict[str, nn.Module]:
+        """Every layer, by its kohya name."""
+        return {name: slot.layer for name, slot in self._slots.items()}
+
+    def names(self, targets: Targets, text: bool = False) -> list[str]:
+        """The layers where a LoRA of these targets is trained: the UNet's and, with `text`, the text encoders' (their
+        attention, and beyond "attention" their whole transformer)."""
+        chosen = [
+            name
+            for name, slot in self._slots.items()
+            if (_in_unet(slot, targets) if name.startswith(_UNET) else text and _in_text(slot, targets))
+        ]
+        return [name for name in chosen if not name.startswith(self._idle)] if self._idle else chosen
 
     def check(self, lora: Lora, who: str) -> None:
         """Raises PersonalError unless every layer of `lora` exists here with its shape."""
         for name, layer in lora.layers.items():
-            slot = self._slots.get(name)
-            if slot is None or (layer.up.shape[0], layer.down.shape[1]) != tuple(slot.layer.weight.shape[:2]):
+            slot = self._slots.get(self._aliases.get(name, name))
+            if slot is None or not _fits(layer, slot.layer.weight.shape):
                 raise PersonalError(
                     f"{who} was made for another base: its layer {name} does not fit the loaded one.",
                     "Load the base it was made for (--base).",
@@ -93,35 +114,37 @@ class Slots:
     def filled(self, mix: Iterable[tuple[Lora, float]]) -> Iterator[None]:
         """The slots hold this mix inside the block, and nothing after it, whatever happens."""
         try:
-            for name, parts in _by_layer(mix).items():
-                slot = self._slots[name]
-                self._put(slot, parts)
+            for name, parts in self._by_layer(mix).items():
+                self._put(self._slots[name], parts)
             yield
         finally:
             self.clear()
 
     def _put(self, slot: Slot, parts: list[tuple[LoraLayer, float]]) -> None:
         weight = slot.layer.weight
-        down = torch.cat([_tensor(part.down) for part, _ in parts])
+        down = torch.cat([_tensor(part.down).view(-1, *weight.shape[1:]) for part, _ in parts])
         up = torch.cat(
             [_tensor(part.up).flatten(1) * (s * part.alpha / part.down.shape[0]) for part, s in parts], dim=1
         )
         slot.put(down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype))
 
-    def train(self, targets: Targets, rank: int, generator: torch.Generator) -> dict[str, nn.Parameter]:
+    def train(
+        self, targets: Targets, rank: int, generator: torch.Generator, text: bool = False
+    ) -> dict[str, nn.Parameter]:
         """Fill the slots of these layers with a LoRA to be trained: fp32 masters, by tensor name as in kohya's files.
 
-        A is uniform in +-1/sqrt(in) (kaiming with a = sqrt 5, as PEFT and kohya start it), B is zero, alpha is r.
+        A is uniform in +-1/sqrt(in) (kaiming with a = sqrt 5, as PEFT and kohya start it), B is zero, alpha is r. With
+        `text` the text encoders learn too; the UNet starts the same with or without.
         """
         trained = {}
-        for name in self.names(targets):
+        for name in self.names(targets, text):
             slot = self._slots[name]
-            out_features, in_features = slot.layer.weight.shape
-            bound = 1 / math.sqrt(in_features)
-            down = (torch.rand(rank, in_features, generator=generator) * 2 - 1) * bound
-            device = slot.layer.weight.device
-            trained[f"{name}.lora_down.weight"] = nn.Parameter(down.to(device))
-            trained[f"{name}.lora_up.weight"] = nn.Parameter(torch.zeros(out_features, rank, device=device))
+            weight = slot.layer.weight  # (out, in) or (out, in, k, k)
+            bound = 1 / math.sqrt(weight[0].numel())
+            down = (torch.rand(rank, *weight.shape[1:], generator=generator) * 2 - 1) * bound
+            up = torch.zeros(weight.shape[0], rank, *(1 for _ in weight.shape[2:]))
+            trained[f"{name}.lora_down.weight"] = nn.Parameter(down.to(weight.device))
+            trained[f"{name}.lora_up.weight"] = nn.Parameter(up.to(weight.device))
             slot.put(trained[f"{name}.lora_down.weight"], trained[f"{name}.lora_up.weight"])
         return trained
 
@@ -140,6 +163,15 @@ class Slots:
         for slot in self._slots.values():
             slot.clear()
 
+    def _by_layer(self, mix: Iterable[tuple[Lora, float]]) -> dict[str, list[tuple[LoraLayer, float]]]:
+        parts: dict[str, list[tuple[LoraLayer, float]]] = {}
+        for lora, strength in mix:
+            if strength == 0:
+                continue
+            for name, layer in lora.layers.items():
+                parts.setdefault(self._aliases.get(name, name), []).append((layer, strength))
+        return parts
+
 
 def to_lora(trained: dict[str, nn.Parameter]) -> Lora:
     """What `Slots.train` made, as a concept holds it."""
@@ -152,18 +184,20 @@ def to_lora(trained: dict[str, nn.Parameter]) -> Lora:
     return Lora(layers)
 
 
-def _by_layer(mix: Iterable[tuple[Lora, float]]) -> dict[str, list[tuple[LoraLayer, float]]]:
-    parts: dict[str, list[tuple[LoraLayer, float]]] = {}
-    for lora, strength in mix:
-        if strength == 0:
-            continue
-        for name, layer in lora.layers.items():
-            parts.setdefault(name, []).append((layer, strength))
-    return parts
+def _in_unet(slot: Slot, targets: Targets) -> bool:
+    if targets == "attention":
+        return isinstance(slot.layer, nn.Linear) and slot.path.endswith(_ATTENTION)
+    if "attentions." in slot.path:
+        return slot.layer.weight[0, 0].numel() == 1
+    return targets == "all" and ("resnets." in slot.path or "samplers." in slot.path)
 
 
-def _is_linear(slot: Slot) -> bool:
-    return isinstance(slot.layer, nn.Linear)
+def _in_text(slot: Slot, targets: Targets) -> bool:
+    return slot.path.endswith(_TEXT_ATTENTION) if targets == "attention" else "layers." in slot.path
+
+
+def _fits(layer: LoraLayer, weight: torch.Size) -> bool:
+    return layer.up.shape[0] == weight[0] and layer.down[0].size == math.prod(weight[1:])
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,7 +95,6 @@ def test_pictures_round_trip_through_the_autoencoder_as_in_diffusers(tiny, stock
     ("name", "problem"),
     [
         ("nowhere", "No base called nowhere"),
-        ("sdxl", "not supported yet"),
         ("../x/y/z", "No base called"),
         ("a\x1b[2Jb", r"No base called a\x1b[2Jb"),
     ],
@@ -124,9 +124,8 @@ def test_a_strangers_folder_cannot_choose_code(folder):
     (folder / "unet" / "config.json").write_text(
         json.dumps(json.loads((folder / "unet" / "config.json").read_text()) | {"auto_map": {"AutoModel": "evil.UNet"}})
     )
-    with pytest.raises(PersonalError, match="reads text of width 160"):
-        load_base(str(folder))
-    assert not list(folder.glob("**/PWNED"))
+    assert load_base(str(folder)).kind == "tiny"
+    assert not list(Path().glob("**/PWNED")) and not list(folder.glob("**/PWNED"))
 
 
 @pytest.mark.parametrize(
@@ -139,10 +138,10 @@ def test_a_strangers_folder_cannot_choose_code(folder):
             "only as a pickle",
         ),
         (lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").unlink(), "is missing"),
-        (lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 99), "cannot be read"),
+        (lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 99), "that can be read"),
         (lambda f: (f / "unet" / "config.json").write_text("{"), "cannot be read"),
         (lambda f: shutil.rmtree(f / "tokenizer"), "cannot be read"),
-        (lambda f: (f / "model_index.json").write_text('{"_class_name": "FluxPipeline"}'), "is a FluxPipeline"),
+        (lambda f: (f / "model_index.json").write_text('{"_class_name": "FluxPipeline"}'), r"is FLUX \(FluxPipeline\)"),
         (lambda f: (f / "model_index.json").write_text("[" * 100_000), "cannot be read"),
     ],
 )

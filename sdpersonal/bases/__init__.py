@@ -2,6 +2,15 @@
 
 from .loading import BUILT_IN, introduction, load_base
 from .schedule import Schedule
-from .sd import Conditioning, Posterior, StableDiffusion
+from .sd import Conditioning, Framing, Posterior, StableDiffusion
 
-__all__ = ["BUILT_IN", "Conditioning", "Posterior", "Schedule", "StableDiffusion", "introduction", "load_base"]
+__all__ = [
+    "BUILT_IN",
+    "Conditioning",
+    "Framing",
+    "Posterior",
+    "Schedule",
+    "StableDiffusion",
+    "introduction",
+    "load_base",
+]

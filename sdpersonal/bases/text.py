@@ -59,10 +59,19 @@ class TextEncoder:
     def __call__(self, prompts: Sequence[Sequence[Piece]]) -> Tensor:
         """Last hidden states (B, 77, width). Gradients reach the vectors. Raises PersonalError if a prompt is too
         long."""
+        return self._run(prompts).last_hidden_state
+
+    def penultimate(self, prompts: Sequence[Sequence[Piece]]) -> tuple[Tensor, Tensor | None]:
+        """The last but one layer's states (B, 77, width), without the final norm, and the projection of the end of
+        text (B, d) where this model has one: what SDXL reads. Gradients and errors as above."""
+        answer = self._run(prompts, output_hidden_states=True)
+        return answer.hidden_states[-2], getattr(answer, "text_embeds", None)
+
+    def _run(self, prompts: Sequence[Sequence[Piece]], **options: bool):
         layouts = [self._lay_out(pieces) for pieces in prompts]
         ids = torch.tensor([layout.ids for layout in layouts], device=self.table.device)  # (B, 77)
         with _spliced(self.model.get_input_embeddings(), layouts):
-            return self.model(ids).last_hidden_state
+            return self.model(ids, **options)
 
     def _lay_out(self, pieces: Sequence[Piece]) -> _Layout:
         ids, vectors = [self.tokenizer.bos_token_id], []

@@ -1,0 +1,151 @@
+"""Names of weights in original Stable Diffusion checkpoints, from the names that diffusers and transformers have.
+
+The layout is that of CompVis' latent-diffusion (`openaimodel.py`, `model.py`), Stability AI's generative-models and
+open_clip: what A1111, ComfyUI and Civitai call a checkpoint. From ours to theirs, so that each weight of a model has
+exactly one place, and one that is not there can be named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+_UNET = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+_OPEN_CLIP = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+    "text_projection.weight": "text_projection",
+}
+_OPEN_CLIP_LAYER = {
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a weight lies in a checkpoint: a tensor, or a third of one that holds q, k and v, maybe transposed."""
+
+    key: str
+    third: int | None = None
+    transposed: bool = False
+
+
+def unet_places(unet: nn.Module, prefix: str = "model.diffusion_model.") -> dict[str, Place]:
+    """Every weight of a UNet2DConditionModel of SD 1.x, 2.x or SDXL."""
+    paths = unet_paths(unet)
+    return {name: Place(f"{prefix}{paths[path]}.{end}") for name, path, end in _weights(unet)}
+
+
+def vae_places(vae: nn.Module, prefix: str = "first_stage_model.") -> dict[str, Place]:
+    """Every weight of an AutoencoderKL."""
+    levels = len(vae.config.block_out_channels)
+    return {name: Place(f"{prefix}{_vae_path(path, levels)}.{end}") for name, path, end in _weights(vae)}
+
+
+def clip_places(text: nn.Module, prefix: str) -> dict[str, Place]:
+    """Every weight of a CLIP text model in the layout that SD 1.x and SDXL's first encoder have: transformers' own."""
+    return {name: Place(f"{prefix}{name.removeprefix('text_model.')}") for name in text.state_dict()}
+
+
+def open_clip_places(text: nn.Module, prefix: str) -> dict[str, Place]:
+    """Every weight of a CLIP text model in open_clip's layout: SD 2.x, and SDXL's second encoder."""
+    return {name: _open_clip_place(name.removeprefix("text_model."), prefix) for name in text.state_dict()}
+
+
+def unet_paths(unet: nn.Module) -> dict[str, str]:
+    """Every module of a UNet by its original path: `down_blocks.0.resnets.0.conv1` is `input_blocks.1.0.in_layers.2`.
+
+    kohya's files name the layers of an SDXL LoRA by these.
+    """
+    blocks = dict(_unet_blocks(unet.config))
+    return {path: _unet_path(path, blocks) for path, _ in unet.named_modules()}
+
+
+def _unet_blocks(config) -> Iterator[tuple[str, str]]:
+    """Resnets, transformers and resamplers: the original counts them through, ours by level."""
+    yield from _UNET.items()
+    layers, levels = config.layers_per_block, len(config.block_out_channels)
+    number = 1  # 0 is conv_in
+    for level in range(levels):
+        for layer in range(layers):
+            yield f"down_blocks.{level}.resnets.{layer}", f"input_blocks.{number}.0"
+            yield f"down_blocks.{level}.attentions.{layer}", f"input_blocks.{number}.1"
+            number += 1
+        yield f"down_blocks.{level}.downsamplers.0.conv", f"input_blocks.{number}.0.op"
+        number += 1
+    yield "mid_block.resnets.0", "middle_block.0"
+    yield "mid_block.attentions.0", "middle_block.1"
+    yield "mid_block.resnets.1", "middle_block.2"
+    for level in range(levels):
+        for layer in range(layers + 1):
+            number = level * (layers + 1) + layer
+            yield f"up_blocks.{level}.resnets.{layer}", f"output_blocks.{number}.0"
+            yield f"up_blocks.{level}.attentions.{layer}", f"output_blocks.{number}.1"
+        place = 2 if "CrossAttn" in config.up_block_types[level] else 1
+        yield f"up_blocks.{level}.upsamplers.0.conv", f"output_blocks.{number}.{place}.conv"
+
+
+def _unet_path(path: str, blocks: dict[str, str]) -> str:
+    parts = path.split(".")
+    for length in range(len(parts), 0, -1):
+        if block := blocks.get(".".join(parts[:length])):
+            inside = ".".join(parts[length:])
+            return ".".join(filter(None, [block, _RESNET.get(inside, inside)]))
+    return path
+
+
+def _vae_path(path: str, levels: int) -> str:
+    path = re.sub(r"^(encoder)\.down_blocks\.(\d+)\.resnets", r"\1.down.\2.block", path)
+    path = re.sub(r"^(encoder)\.down_blocks\.(\d+)\.downsamplers\.0", r"\1.down.\2.downsample", path)
+    path = re.sub(  # the original's decoder counts levels by their resolution, ours in the order they run
+        r"^decoder\.up_blocks\.(\d+)\.", lambda found: f"decoder.up.{levels - 1 - int(found[1])}.", path
+    )
+    path = path.replace(".upsamplers.0.", ".upsample.").replace("conv_norm_out", "norm_out")
+    path = re.sub(r"^(decoder\.up\.\d+)\.resnets", r"\1.block", path).replace("conv_shortcut", "nin_shortcut")
+    path = re.sub(r"mid_block\.resnets\.(\d)", lambda found: f"mid.block_{int(found[1]) + 1}", path)
+    before, attention, inside = path.partition("mid_block.attentions.0.")
+    return f"{before}mid.attn_1.{_VAE_ATTENTION[inside]}" if attention else path
+
+
+def _open_clip_place(name: str, prefix: str) -> Place:
+    if name in _OPEN_CLIP:
+        return Place(prefix + _OPEN_CLIP[name], transposed=name.startswith("text_projection"))
+    number, inside = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", name).groups()
+    block = f"{prefix}transformer.resblocks.{number}."
+    path, end = inside.rsplit(".", 1)
+    if joint := re.fullmatch(r"self_attn\.([qkv])_proj", path):
+        return Place(f"{block}attn.in_proj_{end}", third="qkv".index(joint[1]))
+    return Place(f"{block}{_OPEN_CLIP_LAYER[path]}.{end}")
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, str, str]]:
+    """(name, module's path, "weight" or "bias")"""
+    for name in model.state_dict():
+        path, end = name.rsplit(".", 1)
+        yield name, path, end
