@@ -24,11 +24,6 @@ from sdpersonal.prompts import Token
 from sdpersonal.training import train
 from sdpersonal.training.chance import generator_for, photo_at
 from sdpersonal.training.dataset import Batch, TrainingPhotos
-from sdpersonal.training.dreambooth import DreamboothLora
-from sdpersonal.training.presets import Preset
-from sdpersonal.training.textual_inversion import TextualInversion, initial_rows
-
-PRESET = Preset(steps=2, batch=2, lr=1e-3, rows_lr=5e-3)
 
 
 @pytest.fixture
@@ -102,83 +97,6 @@ def test_cached_posteriors_have_the_distribution_of_encoding_anew(tiny, photos):
     error = (drawn.mean(0) - anew.mean[0] * scale).abs() / (anew.std[0] * scale / math.sqrt(400))
     assert error.mean() < 1.0  # a standard normal's mean distance is 0.8
     assert abs((drawn.std(0) / (anew.std[0] * scale)).mean() - 1) < 0.02
-
-
-# --- methods ---
-
-
-def plain_loss(tiny, batch, states):
-    """The step written straight, with diffusers' scheduler."""
-    from diffusers import DDPMScheduler
-
-    from sdpersonal.bases.loading import built_in_folder
-
-    scheduler = DDPMScheduler.from_pretrained(built_in_folder() / "scheduler")
-    noisy = scheduler.add_noise(batch.latents, batch.noise, batch.t)
-    says = tiny.unet(noisy, batch.t, states).sample
-    target = scheduler.get_velocity(batch.latents, batch.noise, batch.t)
-    return ((says - target) ** 2).mean(dim=(1, 2, 3))
-
-
-def test_inversion_learns_its_rows_alone(tiny, batch):
-    method = TextualInversion(tiny, "toy duck", 4, PRESET)
-    before = method.rows["clip_l"].detach().clone()
-    loss = method.loss(batch, 0)
-    states = tiny.condition(
-        [[before_, dict(method.rows), after] for before_, after in (c.split("{}") for c in batch.captions)]
-    ).states
-    torch.testing.assert_close(loss, plain_loss(tiny, batch, states), atol=1e-5, rtol=1e-5)
-    loss.mean().backward()
-    assert list(method.trained()) == ["rows.clip_l"]
-    assert (method.rows["clip_l"].grad.norm(dim=1) > 0).all()  # each of the four
-    torch.optim.AdamW(method.groups()).step()
-    assert ((method.rows["clip_l"] - before).abs().sum(1) > 0).all()
-
-
-def test_dreambooth_learns_lora_and_rows_and_keeps_the_class(tiny, batch):
-    method = DreamboothLora(tiny, "toy duck", 2, 0.5, PRESET, seed=0)
-    try:
-        assert method.rows["clip_l"].shape[0] == 2  # one for each word of the class
-        with torch.no_grad():
-            for name, value in method.trained().items():
-                if name.endswith("lora_up.weight"):
-                    value += 0.02
-        loss = method.loss(batch, 0)
-        states = tiny.condition([[b, dict(method.rows), a] for b, a in (c.split("{}") for c in batch.captions)]).states
-        with torch.no_grad():
-            noisy = tiny.schedule.mix(batch.latents, batch.noise, batch.t)
-            words = tiny.condition([[caption.format("toy duck")] for caption in batch.captions])
-            changed = tiny.predict(noisy, batch.t, words)
-            with tiny.slots.bypassed():
-                bare = tiny.predict(noisy, batch.t, words)
-        prior = np.mean((changed.numpy() - bare.numpy()) ** 2, axis=(1, 2, 3))
-        assert prior.min() > 0
-        expected = plain_loss(tiny, batch, states).detach().numpy() + 0.5 * prior
-        np.testing.assert_allclose(loss.detach().numpy(), expected, atol=1e-5, rtol=1e-5)
-        loss.mean().backward()
-        assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in method.trained().values())
-        assert all(value.dtype == torch.float32 for value in method.trained().values())
-    finally:
-        method.close()
-
-
-@pytest.mark.parametrize(
-    ("words", "count"), [("duck", 3), ("toy duck", 4), ("a small yellow toy duck", 2), ("toy duck", 2)]
-)
-def test_rows_start_from_words(tiny, words, count):
-    encoder = tiny.encoders["clip_l"]
-    table = encoder.table[encoder.tokenizer(words, add_special_tokens=False).input_ids].detach().numpy()
-    rows = initial_rows(tiny, words, count)["clip_l"].detach().numpy()
-    if len(table) >= count:
-        expected = np.stack([part.mean(0) for part in np.array_split(table, count)])
-    else:
-        expected = np.stack([table[i * len(table) // count] for i in range(count)])
-    np.testing.assert_allclose(rows, expected, rtol=1e-6)
-
-
-def test_words_that_hold_no_word_are_refused(tiny):
-    with pytest.raises(PersonalError, match="holds no word"):
-        initial_rows(tiny, "  ", 2)
 
 
 # --- whole runs ---

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..bases import StableDiffusion
+from ..bases import Posterior, StableDiffusion
 from ..photos import Photo
 from .chance import generator_for, photo_at
 
@@ -25,20 +25,31 @@ class Batch:
     latents: Tensor  # (B, C, h, w) fp32
     noise: Tensor  # (B, C, h, w) fp32
     t: Tensor  # (B,)
-    captions: tuple[str, ...]  # B templates with {} for the token
+    captions: tuple[str, ...]  # B templates with {} for the token, or sentences without
     photos: tuple[str, ...]  # B names, for messages
+    indices: tuple[int, ...]  # B numbers of the samples, counted over the run
 
 
-class TrainingPhotos:
-    """N photos in V variants (mirrored too, if asked), each with its own captions or the templates."""
+class Samples:
+    """Latents of N pictures in V variants, with the captions of each; what sample number i is, is computed.
 
-    def __init__(self, base: StableDiffusion, photos: Sequence[Photo], templates: Sequence[str], seed: int, flip: bool):
-        self._base, self._seed = base, seed
-        self._captions = [photo.captions or tuple(templates) for photo in photos]
-        self._names = [photo.name for photo in photos]
-        squares = [photo.square() for photo in photos]
-        variants = [[square, square[:, ::-1]] if flip else [square] for square in squares]
-        posteriors = [base.encode(np.stack(views)) for views in variants]
+    purpose: two sets with different ones draw different noise, times and orders from one seed.
+    noise_offset: how much of a whole channel's noise is one number, so that brightness is learned too (Guttenberg
+    2023, crosslabs.org/blog/diffusion-with-offset-noise).
+    """
+
+    def __init__(
+        self,
+        base: StableDiffusion,
+        posteriors: Sequence[Posterior],  # one a picture, each of V rows
+        captions: Sequence[Sequence[str]],
+        names: Sequence[str],
+        seed: int,
+        noise_offset: float = 0.0,
+        purpose: str = "sample",
+    ):
+        self._base, self._seed, self._offset, self._purpose = base, seed, noise_offset, purpose
+        self._captions, self._names = captions, names
         self._mean = torch.stack([one.mean for one in posteriors])  # (N, V, C, h, w)
         self._std = torch.stack([one.std for one in posteriors])
 
@@ -46,7 +57,7 @@ class TrainingPhotos:
         """The samples of these numbers, counted over the whole run and all processes."""
         latents, noises, times, captions, names = [], [], [], [], []
         for index in indices:
-            chance = generator_for("sample", self._seed, index)
+            chance = generator_for(self._purpose, self._seed, index)
             photo = photo_at(index, len(self._names), self._seed)
             variant = int(torch.randint(self._mean.shape[1], (), generator=chance))
             shape = self._mean.shape[2:]
@@ -59,13 +70,42 @@ class TrainingPhotos:
             choice = self._captions[photo]
             captions.append(choice[int(torch.randint(len(choice), (), generator=chance))])
             names.append(self._names[photo])
+            if self._offset:
+                noises[-1] = noises[-1] + self._offset * torch.randn(shape[0], 1, 1, generator=chance)
         return Batch(
             torch.stack(latents),
             self._put(torch.stack(noises)),
             self._put(torch.stack(times)),
             tuple(captions),
             tuple(names),
+            tuple(indices),
         )
 
     def _put(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._base.device)
+
+
+class TrainingPhotos(Samples):
+    """Photos, mirrored too if asked, each with its own captions or the templates."""
+
+    def __init__(
+        self,
+        base: StableDiffusion,
+        photos: Sequence[Photo],
+        templates: Sequence[str],
+        seed: int,
+        flip: bool,
+        noise_offset: float = 0.0,
+        purpose: str = "sample",
+    ):
+        squares = [photo.square() for photo in photos]
+        variants = [[square, square[:, ::-1]] if flip else [square] for square in squares]
+        super().__init__(
+            base,
+            [base.encode(np.stack(views)) for views in variants],
+            [photo.captions or tuple(templates) for photo in photos],
+            [photo.name for photo in photos],
+            seed,
+            noise_offset,
+            purpose,
+        )

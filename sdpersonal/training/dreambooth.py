@@ -3,76 +3,107 @@
 The paper names the subject by a rare syllable before the class noun, "a [V] dog". Here the token starts as the class
 noun itself and its rows are learned with the LoRA, so the subject answers to its own word and the noun keeps its
 meaning.
-
-Prior preservation (section 3.3) without class pictures: on the same noisy latents the class prompt must still be
-answered as the bare base answers it.
 """
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from pathlib import Path
+
 from torch import Tensor, nn
 
-from ..bases import Conditioning, StableDiffusion
+from ..bases import StableDiffusion
 from ..concept import Lora
 from ..lora import to_lora
 from .chance import generator_for
 from .dataset import Batch
 from .objective import diffusion_loss
 from .presets import Preset
-from .textual_inversion import initial_rows, with_rows
+from .prior import Prior
+from .rows import for_class, with_rows
 
-MOST_ROWS = 8
+
+@dataclass(frozen=True)
+class LoraShape:
+    """How large the LoRA is, and whether the text encoders get one too."""
+
+    rank: int
+    text: bool = False
 
 
 class DreamboothLora:
     name = "dreambooth-lora"
+    trigger = ""
 
-    def __init__(self, base: StableDiffusion, class_noun: str, rank: int, prior: float, preset: Preset, seed: int):
-        self._base, self._class, self._prior = base, class_noun, prior
-        (encoder, *_) = base.encoders.values()
-        self.rows = initial_rows(base, class_noun, min(len(encoder.ids(class_noun)) or 1, MOST_ROWS))
-        self._lora = base.slots.train(preset.targets, rank, generator_for("lora", seed))
-        self._preset = preset
-        self._rates = [group["lr"] for group in self.groups()]
-        self._class_conditions: dict[str, Conditioning] = {}
+    def __init__(
+        self,
+        base: StableDiffusion,
+        class_noun: str,
+        shape: LoraShape,
+        preset: Preset,
+        seed: int,
+        prior: Prior | None = None,
+        prior_weight: float = 1.0,
+    ):
+        self._base, self._preset = base, preset
+        self._prior, self._prior_weight = prior, prior_weight
+        self._rows = for_class(base, class_noun)
+        self._lora = base.slots.train(preset.targets, shape.rank, generator_for("lora", seed), text=shape.text)
+
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        return self._rows()
 
     def trained(self) -> dict[str, nn.Parameter]:
-        return {f"rows.{key}": rows for key, rows in self.rows.items()} | self._lora
+        return self._rows.named() | self._lora
 
     def groups(self) -> list[dict]:
         return [
             {"params": list(self._lora.values()), "lr": self._preset.lr, "weight_decay": 1e-2},
-            {"params": list(self.rows.values()), "lr": self._preset.rows_lr, "weight_decay": 0.0},
+            self._rows.group(self._preset.rows_lr),
         ]
 
     def rates(self, step: int) -> list[float]:
-        return self._rates
+        return [self._preset.lr, self._preset.rows_lr]
 
     def loss(self, batch: Batch, step: int) -> Tensor:
-        """Per sample, (B,)."""
-        base = self._base
-        condition = base.condition([with_rows(caption, self.rows) for caption in batch.captions])
-        loss = diffusion_loss(
-            lambda noisy, t: base.predict(noisy, t, condition), base.schedule, batch.latents, batch.noise, batch.t
+        loss = self._subject_loss(batch)
+        return loss + self._prior_weight * self._prior.loss(batch) if self._prior else loss
+
+    def _subject_loss(self, batch: Batch) -> Tensor:
+        base, rows = self._base, self._rows()
+        condition = base.condition([with_rows(caption, rows) for caption in batch.captions])
+        return diffusion_loss(
+            lambda noisy, t: base.predict(noisy, t, condition),
+            base.schedule,
+            batch.latents,
+            batch.noise,
+            batch.t,
+            self._preset.snr_gamma,
         )
-        return loss + self._prior * self._prior_loss(batch) if self._prior else loss
-
-    def _prior_loss(self, batch: Batch) -> Tensor:
-        condition = Conditioning.cat([self._class_condition(caption) for caption in batch.captions])
-        noisy = self._base.schedule.mix(batch.latents, batch.noise, batch.t)
-        with self._base.slots.bypassed(), torch.no_grad():
-            target = self._base.predict(noisy, batch.t, condition)
-        return (self._base.predict(noisy, batch.t, condition) - target).pow(2).flatten(1).mean(1)
-
-    def _class_condition(self, caption: str) -> Conditioning:
-        if caption not in self._class_conditions:
-            with torch.no_grad():
-                self._class_conditions[caption] = self._base.condition([[caption.format(self._class)]])
-        return self._class_conditions[caption]
 
     def lora(self) -> Lora:
         return to_lora(self._lora)
 
+    def finish(self, run: Path) -> dict[str, float]:
+        return {}
+
     def close(self) -> None:
         self._base.slots.clear()
+
+
+class Pivotal(DreamboothLora):
+    """Pivotal tuning (Roich et al. 2021, arXiv 2106.05744, for a token's rows as its pivot): the rows alone first, so
+    that the word is as near as words can come; then the LoRA learns the rest while the rows hardly move."""
+
+    name = "dreambooth-pivotal"
+
+    def rates(self, step: int) -> list[float]:
+        rows = self._preset.pivot_lr if step < self._preset.pivot else self._preset.rows_lr
+        return [self._preset.lr, rows]
+
+    def loss(self, batch: Batch, step: int) -> Tensor:
+        if step >= self._preset.pivot:
+            return super().loss(batch, step)
+        with self._base.slots.bypassed():
+            return self._subject_loss(batch)

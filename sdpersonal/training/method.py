@@ -1,7 +1,8 @@
-"""What a method of training is, to the loop."""
+"""What a method of training is, to the loop and the run."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -14,7 +15,11 @@ class Method(Protocol):
     """What trains, what it is taught, what it leaves behind."""
 
     name: str
-    rows: dict[str, nn.Parameter]  # the token's vectors for each text encoder, (n, width) fp32; {} if it has none
+    trigger: str  # words that the token stands for where it has no rows
+
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        """The token's vectors for each text encoder, (n, width) fp32; {} if it has none."""
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Every parameter that is ever trained, fp32, by a name that stays the same between runs."""
@@ -30,6 +35,9 @@ class Method(Protocol):
 
     def lora(self) -> Lora | None:
         """The LoRA of the concept."""
+
+    def finish(self, run: Path) -> dict[str, float]:
+        """Leave in the run's folder what the method leaves besides the concept; figures about it for the card."""
 
     def close(self) -> None:
         """Leave the base as it was."""

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from ..bases import StableDiffusion
 from ..config import DreamboothSettings, Training
-from .dreambooth import DreamboothLora
+from ..errors import PersonalError
+from ..photos import load_photos
+from . import class_pictures
+from .dataset import Samples, TrainingPhotos
+from .dreambooth import DreamboothLora, LoraShape, Pivotal
+from .full import DreamboothFull
+from .loop import Accelerator
 from .method import Method
 from .presets import Preset, preset
+from .prior import ClassPictures, Predicted, Prior
 from .textual_inversion import TextualInversion
+
+CLASS_CAPTION = "a photo of {}"
 
 
 def method_name(settings: Training) -> str:
@@ -19,20 +30,75 @@ def method_name(settings: Training) -> str:
 
 def chosen(settings: Training, base: StableDiffusion) -> Preset:
     """The preset of the method on this kind of base, with what the user set in its place."""
-    usual = preset(method_name(settings), base.kind)
-    rate = settings.lr or usual.lr
+    usual = preset(method_name(settings), base.kind, settings.kind)
+    times = (settings.lr or usual.lr) / usual.lr
     return replace(
         usual,
         steps=settings.steps or usual.steps,
         batch=settings.batch or usual.batch,
-        lr=rate,
-        rows_lr=usual.rows_lr * rate / usual.lr,
+        lr=usual.lr * times,
+        rows_lr=usual.rows_lr * times,
+        pivot_lr=usual.pivot_lr * times,
         targets=getattr(settings, "targets", None) or usual.targets,
+        snr_gamma=settings.snr_gamma or usual.snr_gamma,
     )
 
 
-def build(settings: Training, base: StableDiffusion, preset: Preset) -> Method:
+def build(
+    settings: Training, base: StableDiffusion, preset: Preset, accelerator: Accelerator, say: Callable[[str], None]
+) -> Method:
     """The method, ready to learn on this base. Raises PersonalError where the settings do not suit it."""
-    if isinstance(settings, DreamboothSettings):
-        return DreamboothLora(base, settings.class_noun, settings.rank, 0.0, preset, settings.seed)
-    return TextualInversion(base, settings.init or settings.kind, settings.vectors, preset)
+    if not isinstance(settings, DreamboothSettings):
+        return TextualInversion(base, settings.init or settings.kind, settings.vectors, preset)
+    if settings.method == "full":
+        if settings.prior == "predicted":
+            raise PersonalError(
+                "--prior predicted needs the base as it was, and --method full changes it.",
+                "Take --prior drawn or a folder of class photos.",
+            )
+        prior = _prior(settings, base, preset, accelerator, say)
+        return DreamboothFull(
+            base, settings.class_noun, settings.rank, settings.text_encoder, preset, prior, settings.prior_weight
+        )
+    if settings.method == "pivotal" and preset.steps <= preset.pivot:
+        raise PersonalError(
+            f"--method pivotal learns the word for {preset.pivot} steps before its LoRA; {preset.steps} are too few.",
+            f"Give more than {preset.pivot} --steps.",
+        )
+    prior = _prior(settings, base, preset, accelerator, say)
+    return {"lora": DreamboothLora, "pivotal": Pivotal}[settings.method](
+        base,
+        settings.class_noun,
+        LoraShape(settings.rank, settings.text_encoder),
+        preset,
+        settings.seed,
+        prior,
+        settings.prior_weight,
+    )
+
+
+def _prior(
+    settings: DreamboothSettings,
+    base: StableDiffusion,
+    preset: Preset,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+) -> Prior | None:
+    if settings.prior == "none":
+        return None
+    if settings.prior == "predicted":
+        return Predicted(base, settings.class_noun, preset.snr_gamma, settings.text_encoder)
+    side, noun = settings.resolution or base.resolution, settings.class_noun
+    if settings.prior == "drawn":
+        prompt = CLASS_CAPTION.format(noun)
+        mine = range(accelerator.process_index, settings.class_pictures, accelerator.num_processes)
+        class_pictures.draw_missing(base, prompt, side, mine, say)
+        accelerator.wait_for_everyone()
+        found = class_pictures.posteriors(base, prompt, side, settings.class_pictures)
+        names = [f"class picture {number}" for number in range(len(found))]
+        captions = [(CLASS_CAPTION,)] * len(found)
+        pictures = Samples(base, found, captions, names, settings.seed, purpose="class sample")
+    else:
+        photos = load_photos(Path(settings.prior), side, settings.crop).photos
+        pictures = TrainingPhotos(base, photos, (CLASS_CAPTION,), settings.seed, flip=False, purpose="class sample")
+    return ClassPictures(base, noun, pictures, preset.snr_gamma)

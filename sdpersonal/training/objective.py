@@ -1,4 +1,4 @@
-"""What is learned from, as a pure function: all chance comes in as arguments."""
+"""What is learned from, as pure functions: all chance comes in as arguments."""
 
 from __future__ import annotations
 
@@ -10,12 +10,32 @@ from ..bases import Schedule
 
 
 def diffusion_loss(
-    predict: Callable[[Tensor, Tensor], Tensor], schedule: Schedule, latents: Tensor, noise: Tensor, t: Tensor
+    predict: Callable[[Tensor, Tensor], Tensor],
+    schedule: Schedule,
+    latents: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    snr_gamma: float | None = None,
 ) -> Tensor:
     """Mean squared error of the predicted noise or velocity, per sample: (B, C, h, w) -> (B,).
 
-    Ho et al. 2020, eq. 14 (Salimans and Ho 2022 for the velocity). latents, noise: fp32 (B, C, h, w); t: (B,).
+    Ho et al. 2020, eq. 14 (Salimans and Ho 2022 for the velocity), weighted by min-SNR where a gamma is given.
+    latents, noise: fp32 (B, C, h, w); t: (B,).
     """
     noisy = schedule.mix(latents, noise, t)
     error = predict(noisy, t) - schedule.target(latents, noise, t)
-    return error.pow(2).flatten(1).mean(1)
+    loss = error.pow(2).flatten(1).mean(1)
+    return loss if snr_gamma is None else loss * min_snr(schedule, t, snr_gamma)
+
+
+def min_snr(schedule: Schedule, t: Tensor, gamma: float) -> Tensor:
+    """Min-SNR weights, (B,) (Hang et al. 2023, arXiv 2303.09556, section 3.4): min(SNR, gamma) / SNR for the noise,
+    over SNR + 1 for the velocity.
+
+    With zero terminal SNR the last step's weight is 0: there the velocity is the picture itself, about which pure
+    noise says nothing.
+    """
+    abar = schedule.alphas_cumprod[t]
+    snr = abar / (1 - abar)
+    scale = snr if schedule.prediction == "epsilon" else snr + 1
+    return snr.clamp(max=gamma) / scale

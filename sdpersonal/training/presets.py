@@ -1,9 +1,14 @@
 """How long and how fast each method learns, per kind of base: the only table of such numbers.
 
-SD 1.x and 2.x, from published recipes, not yet measured here: LoRA 1e-4 for 500 steps (README of diffusers' DreamBooth
-script), the token's rows ten times faster, since they start from the class noun and carry the name. Textual inversion
-1e-3 a step of 4 photos; diffusers' README takes 2e-3 for 3,000 steps, of which most are wasted (DVAR, arXiv 2302.04841:
-8 to 15 times fewer do), hence 800.
+SD 1.x, 2.x and SDXL, from published recipes, not yet measured here:
+- LoRA 1e-4 for 500 steps (README of diffusers' DreamBooth script); the token's rows ten times faster, since they start
+  from the class noun and carry the name. SDXL 800 steps: its README trains 500 at 1e-4 without rows of its own.
+- textual inversion 1e-3 in steps of 4 photos; diffusers' README takes 2e-3 for 3,000 steps, of which most are wasted
+  (DVAR, arXiv 2302.04841: 8 to 15 times fewer do), hence 800.
+- full 5e-6 for 400 steps (the paper: 1,000 steps of one photo; here a step has 2).
+- pivotal: 300 steps of rows at textual inversion's rate, then the LoRA, with the rows ten times slower.
+- a person's face wants half as many steps again, a style half the rate: its photos share less (kohya's and diffusers'
+  discussions agree on the direction, nobody measured it well).
 
 tiny: measured on the sample photos. Its layers are a fifth as wide as SD's, so its rates are about ten times SD's, and
 attention alone is too little to learn a shape: with the feed-forward layers too the loss is 0.09 after 180 steps,
@@ -12,7 +17,7 @@ without them 0.15 after 200.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..lora import Targets
 
@@ -20,21 +25,41 @@ from ..lora import Targets
 @dataclass(frozen=True)
 class Preset:
     steps: int
-    batch: int  # photos a step
+    batch: int  # photos at once in each process
     lr: float  # of what the method mainly trains
     rows_lr: float  # of the token's rows
     targets: Targets = "attention"  # what a LoRA changes
+    pivot: int = 0  # steps of rows alone before it
+    pivot_lr: float = 0.0  # of the rows in them
+    snr_gamma: float | None = None  # min-SNR weighting
 
 
 _STABLE_DIFFUSION = {
     "textual-inversion": Preset(steps=800, batch=4, lr=1e-3, rows_lr=1e-3),
     "dreambooth-lora": Preset(steps=500, batch=4, lr=1e-4, rows_lr=1e-3),
+    "dreambooth-pivotal": Preset(steps=600, batch=4, lr=1e-4, rows_lr=1e-4, pivot=300, pivot_lr=1e-3),
+    "dreambooth-full": Preset(steps=400, batch=2, lr=5e-6, rows_lr=0.0),
+}
+_SDXL = _STABLE_DIFFUSION | {
+    "dreambooth-lora": Preset(steps=800, batch=2, lr=1e-4, rows_lr=1e-3),
+    "dreambooth-pivotal": Preset(steps=800, batch=2, lr=1e-4, rows_lr=1e-4, pivot=300, pivot_lr=1e-3),
 }
 _TINY = {
     "textual-inversion": Preset(steps=250, batch=4, lr=1e-2, rows_lr=1e-2),
     "dreambooth-lora": Preset(steps=150, batch=4, lr=1e-3, rows_lr=5e-3, targets="transformer"),
+    "dreambooth-pivotal": Preset(
+        steps=200, batch=4, lr=1e-3, rows_lr=1e-3, targets="transformer", pivot=80, pivot_lr=1e-2
+    ),
+    "dreambooth-full": Preset(steps=150, batch=4, lr=1e-4, rows_lr=0.0),
 }
+_TABLES = {"tiny": _TINY, "sd1": _STABLE_DIFFUSION, "sd2": _STABLE_DIFFUSION, "sdxl": _SDXL}
 
 
-def preset(method: str, base_kind: str) -> Preset:
-    return (_TINY if base_kind == "tiny" else _STABLE_DIFFUSION)[method]
+def preset(method: str, base_kind: str, kind: str = "object") -> Preset:
+    """method: as `methods.method_name` has it; base_kind: "tiny", "sd1", "sd2", "sdxl"; kind: what the photos share."""
+    found = _TABLES[base_kind][method]
+    if base_kind == "tiny" or kind == "object":
+        return found
+    if kind == "person":
+        return replace(found, steps=found.steps * 3 // 2)
+    return replace(found, lr=found.lr / 2)

@@ -29,8 +29,8 @@ from .methods import build, method_name
 from .methods import chosen as chosen_preset
 from .presets import Preset
 from .progress import save_loss_curve
+from .rows import longest_row
 from .templates import PREVIEWS, TEMPLATES
-from .textual_inversion import row_length
 
 RESULT = "result.json"
 MOST_TIMES_LONGER = 50.0  # a row so much longer than the vocabulary's was not learned, it ran away
@@ -68,7 +68,7 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
         if accelerator.is_main_process:
             held.enter_context(files.lock(run))
             files.sweep(run)
-        method = build(settings, base, chosen)
+        method = build(settings, base, chosen, accelerator, say)
         held.callback(method.close)
         plan = Plan(
             chosen.steps, chosen.batch, settings.save_every, _identity(settings, base, photos, chosen, accelerator)
@@ -83,7 +83,7 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
         accelerator.wait_for_everyone()
         if not accelerator.is_main_process:
             return None
-        concept = _concept(settings, base, method, chosen)
+        concept = _concept(settings, base, method, chosen, method.finish(run))
         method.close()
         save_loss_curve(run / "loss.png", losses)
         concept, page = _with_pictures(concept, base, settings, run) if settings.samples else (concept, None)
@@ -158,16 +158,12 @@ def _start(
     return 0
 
 
-def _concept(settings: Training, base: StableDiffusion, method: Method, chosen: Preset) -> Concept:
+def _concept(
+    settings: Training, base: StableDiffusion, method: Method, chosen: Preset, figures: dict[str, float]
+) -> Concept:
+    _check_rows(base, method, chosen)
     token = Token.parse(settings.token)
     vectors = {key: rows.detach().float().cpu().numpy().copy() for key, rows in method.rows.items()}
-    for key, encoder in base.encoders.items():
-        times = float(method.rows[key].detach().norm(dim=1).max()) / row_length(encoder)
-        if not times < MOST_TIMES_LONGER:
-            raise Diverged(
-                f"The token's vectors grew {times:.0f} times as long as a word's. No concept was made.",
-                f"Try --lr {chosen.lr / 10:g}.",
-            )
     card = Card(
         kind=settings.kind,
         class_noun=getattr(settings, "class_noun", None) or getattr(settings, "init", None) or "",
@@ -176,11 +172,25 @@ def _concept(settings: Training, base: StableDiffusion, method: Method, chosen: 
         method=method.name,
         steps=chosen.steps,
         prompts=tuple(one.format(token) for one in PREVIEWS[settings.kind]),
+        trigger_words=(method.trigger,) if method.trigger else (),
         recipe={"seed": settings.seed, "lr": chosen.lr, "batch": chosen.batch, "base_sha256": base.version}
         | ({"targets": chosen.targets} if isinstance(settings, DreamboothSettings) else {})
-        | {key: value for key in ("rank",) if (value := getattr(settings, key, None)) is not None},
+        | {key: value for key in ("rank", "prior") if (value := getattr(settings, key, None)) is not None}
+        | figures,
     )
     return Concept(token, card, vectors, method.lora())
+
+
+def _check_rows(base: StableDiffusion, method: Method, chosen: Preset) -> None:
+    """Raises Diverged if the token's vectors ran away instead of being learned."""
+    for name, rows in method.trained().items():
+        if name.startswith("rows."):
+            times = float(rows.detach().norm(dim=1).max()) / longest_row(base.encoders[name.removeprefix("rows.")])
+            if not times < MOST_TIMES_LONGER:
+                raise Diverged(
+                    f"The token's vectors grew {times:.0f} times as long as a word's. No concept was made.",
+                    f"Try --lr {chosen.lr / 10:g}.",
+                )
 
 
 def _with_pictures(concept: Concept, base: StableDiffusion, settings: Training, run: Path) -> tuple[Concept, Path]:
