@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tools.tiny_base import autoencoder, captions, feed, places, pool, presets, render, runs, scenes, unet
+from tools.tiny_base import autoencoder, captions, feed, muon, places, pool, presets, render, runs, scenes, unet
 from tools.tiny_base import world as worlds
 
 
@@ -196,3 +196,32 @@ def test_the_example_photos_are_there():
     folder = Path(__file__).parents[1] / "examples" / "photos"
     for name in ("teddy-bear", "cyanotype"):
         assert len(list((folder / name).glob("*.jpg"))) == 5
+
+
+def test_muons_updates_are_nearly_orthogonal_and_point_where_the_polar_factor_does():
+    some = torch.randn(3, 12, 40, generator=torch.Generator().manual_seed(0))
+    ours = muon.orthogonal(some).double().numpy()
+    for mine, matrix in zip(ours, some.double().numpy(), strict=True):
+        u, _, v = np.linalg.svd(matrix, full_matrices=False)
+        values = np.linalg.svd(mine, compute_uv=False)
+        assert values.min() > 0.6 and values.max() < 1.3
+        assert (mine * (u @ v)).sum() / np.linalg.norm(mine) / np.linalg.norm(u @ v) > 0.98
+
+
+def test_muon_takes_convolutions_and_tall_matrices_and_leaves_vectors_to_adamw():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 4, bias=False))
+    adam, matrices = muon.split(model, 1e-3, apart=("2",))
+    assert [p.shape for p in adam.param_groups[0]["params"]] == [(8,), (4, 288)]
+    [weight] = matrices.param_groups[0]["params"]
+    before = weight.detach().clone()
+    model(torch.randn(2, 3, 8, 8)).square().mean().backward()
+    matrices.step()
+    change = (weight.detach() - before * (1 - 1e-3 * 0.01)).flatten(1).numpy() / (1e-3 * 0.2 * 27**0.5)
+    values = np.linalg.svd(change, compute_uv=False)
+    assert values.min() > 0.5 and values.max() < 1.3
+    tall = torch.nn.Parameter(torch.randn(20, 5))
+    tall.grad = torch.randn(20, 5)
+    before = tall.detach().clone()
+    muon.Muon([tall], lr=0.1, weight_decay=0.0).step()
+    assert np.linalg.svd((tall.detach() - before).numpy() / (0.1 * 0.2 * 20**0.5), compute_uv=False).min() > 0.5
