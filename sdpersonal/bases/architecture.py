@@ -99,7 +99,7 @@ def clip_config(shapes: Shapes) -> dict[str, object]:
         "num_attention_heads": width // _HEAD,
         "projection_dim": width,
         "hidden_act": "quick_gelu",
-        **_ends(vocabulary),
+        "max_position_embeddings": CONTEXT,
     }
 
 
@@ -118,13 +118,8 @@ def open_clip_config(shapes: Shapes, whole: bool) -> dict[str, object]:
         "num_attention_heads": width // _HEAD,
         "projection_dim": shapes.get("text_projection", (width, width))[1],
         "hidden_act": "gelu",
-        **_ends(vocabulary),
+        "max_position_embeddings": CONTEXT,
     }
-
-
-def _ends(vocabulary: int) -> dict[str, int]:
-    last = vocabulary - 1
-    return {"max_position_embeddings": CONTEXT, "bos_token_id": last - 1, "eos_token_id": last, "pad_token_id": last}
 
 
 def _unet_levels(shapes: Shapes) -> list[tuple[int, int]]:

@@ -23,7 +23,7 @@ def _stranger(shapes: Shapes) -> tuple[str, str] | None:
     if some("lora_down", "lora_up", ".lora_A.", ".lora_B.", "_lora.down", "lora.down", "hada_w1", "lokr_w1", "oft_"):
         return "a LoRA, not a base", "Bring it into the library: sdpersonal concepts import FILE"
     if shapes.keys() <= {"emb_params", "emp_params", "clip_l", "clip_g"} or (
-        len(shapes) == 1 and all(len(shape) <= 2 for shape in shapes.values())
+        len(shapes) == 1 and not some(".weight", ".scale") and all(len(shape) <= 2 for shape in shapes.values())
     ):
         return "an embedding, not a base", "Bring it into the library: sdpersonal concepts import FILE"
     if some("joint_blocks."):

@@ -103,9 +103,11 @@ def _read(file, place: Place) -> Tensor:
 
 
 def _fault(path: Path, said: str) -> str:
-    if path.stat().st_size == 0:
+    with path.open("rb") as file:
+        start = file.read(9)
+    if not start:
         return "is empty"
-    if "not fully covered" in said or "HeaderTooSmall" in said or "invalid header length" in said.lower():
+    if start[8:] == b"{" and ("not fully covered" in said or "header length" in said.lower()):
         return "is cut short: it was not fetched or copied to its end"
     return "is not a safetensors file that can be read"
 
