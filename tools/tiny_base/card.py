@@ -8,7 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
-from . import art, autoencoder, clip, presets, unet, world
+from . import art, autoencoder, clip, presets, reach, unet, world
 from .workshop import Workshop
 
 HERE = Path(__file__).parent
@@ -46,13 +46,21 @@ def write(shop, out=Path("docs")):
             shutil.copy(shop.work / "look" / source, out / "pictures" / target)
 
 
-def _likeness(reach):
-    """Mean over subjects of each row of the reach figures, by both judges."""
-    rows = ("floor", "before", "textual inversion", "DreamBooth LoRA", "ceiling")
-    mean = lambda row, judge: sum(r[row][judge] for r in reach.values()) / len(reach)  # noqa: E731
-    return {
-        f"{row} ({len(reach)} subjects)": {j: f"{mean(row, j):.3f}" for j in ("CLIP", "classifier")} for row in rows
-    }
+def _likeness(found):
+    """Mean over the subjects of each row of the reach figures; the kept-out look apart."""
+    subjects = {name: rows for name, rows in found.items() if name != reach.STYLE}
+    rows = ("floor", "before", *reach.METHODS, "ceiling")
+    table = {}
+    for row in rows:
+        measured = [one[row] for one in subjects.values() if row in one]
+        for figure in ("CLIP", "classifier", "places"):
+            values = [one[figure] for one in measured if figure in one]
+            if values:
+                mean = sum(values) / len(values)
+                table.setdefault(f"{row} ({len(values)} subjects)", {})[figure] = f"{mean:.3f}"
+    look = found.get(reach.STYLE, {})
+    table |= {f"{row} (the kept-out look)": look[row] for row in rows if row in look}
+    return table
 
 
 def _art_rows(shop):
