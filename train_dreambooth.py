@@ -4,6 +4,8 @@ python train_dreambooth.py --photos examples/photos/teddy-bear --token '<me/tedd
 python train_dreambooth.py --photos my-dog --token '<me/rex>' --class dog --base sd15
 accelerate launch train_dreambooth.py --photos my-dog --token '<me/rex>' --class dog --base sd15
 python train_dreambooth.py --photos my-dog --token '<me/rex>' --class dog --base sd15 --resume
+
+Commands for diffusers' train_dreambooth.py and train_dreambooth_lora*.py work here too: docs/from-diffusers.md.
 """
 
 import sys

@@ -5,6 +5,8 @@ python train_textual_inversion.py --photos examples/photos/cyanotype --token '<m
 python train_textual_inversion.py --photos my-duck --token '<me/duck>' --init 'toy duck' --vectors 4 --base sd15
 accelerate launch train_textual_inversion.py --photos my-duck --token '<me/duck>' --init 'toy duck' --base sd15
 python train_textual_inversion.py --photos my-duck --token '<me/duck>' --init 'toy duck' --base sd15 --resume
+
+Commands for diffusers' textual_inversion*.py work here too: docs/from-diffusers.md.
 """
 
 import sys

@@ -16,12 +16,17 @@ from typing import Annotated
 import tyro
 from pydantic import Field
 
-from .config import DreamboothSettings, InversionSettings, PromptText, Request, Settings
+from . import concepts_list, habits
+from .config import DreamboothSettings, InversionSettings, PromptText, Request, Settings, Training
 from .errors import Interrupted, PersonalError
 from .library import Entry, Library
 from .prompts import Token, show
 
 INTERRUPTED = 130
+_ALSO = (
+    "The flags of diffusers' training scripts are understood as well; docs/from-diffusers.md lists them. "
+    "--concepts-list FILE teaches several concepts in turn."
+)
 
 
 class Drawing(Request):
@@ -95,10 +100,12 @@ class Demo(Settings):
     """Folder for the sheet, the runs and a library of their own."""
 
 
-def train(settings: InversionSettings | DreamboothSettings) -> int:
+def train(asked: Training | concepts_list.Several) -> int:
     from .training import train as teach
 
-    teach(settings, say=_say)
+    if isinstance(asked, concepts_list.Several):
+        return concepts_list.teach_all(asked, teach, say=_say if _is_main_process() else _silently)
+    teach(asked, say=_say)
     return 0
 
 
@@ -233,7 +240,7 @@ def run(command: Callable, settings: type[Settings], argv: Sequence[str], prog: 
     # (docs/performance.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch loads
     try:
-        return command(tyro.cli(settings, args=argv, prog=prog))
+        return command(_asked(settings, argv, prog))
     except Interrupted as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -247,6 +254,31 @@ def run(command: Callable, settings: type[Settings], argv: Sequence[str], prog: 
         # Whoever read us has enough (`| head`). What is left in the buffer must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _asked(settings: type[Settings], argv: Sequence[str], prog: str) -> Settings | concepts_list.Several:
+    if not issubclass(settings, Training):
+        return tyro.cli(settings, args=argv, prog=prog)
+    said: set[str] = set()
+
+    def read(argv: Sequence[str]) -> Training:
+        ours = habits.translate(settings, argv, habits.here())
+        for note in ours.notes:
+            if note not in said and _is_main_process():
+                print(f"note: {note}", file=sys.stderr)
+            said.add(note)
+        return tyro.cli(settings, args=ours.argv, prog=prog, description=f"{settings.__doc__}\n\n{_ALSO}")
+
+    path, argv = concepts_list.take(argv)
+    return concepts_list.read(path, argv, read) if path else read(argv)
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # several under accelerate launch have one voice
+
+
+def _silently(_: str) -> None:
+    pass
 
 
 def _say(text: str) -> None:

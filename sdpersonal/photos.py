@@ -127,6 +127,11 @@ def load_photos(folder: Path, size: int, crop: Literal["center", "subject"] = "c
     return PhotoSet(tuple(photos), tuple(skipped), tuple(duplicates), ignored)
 
 
+def count_photos(folder: Path) -> int:
+    """How many files of a folder may be photos; none is opened. Raises PersonalError as `load_photos` does."""
+    return len(_listing(Path(folder))[0])
+
+
 class _Duplicate(Exception):
     """The same photo came before; says under which name."""
 

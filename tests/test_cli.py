@@ -126,7 +126,7 @@ def test_generate_writes_pictures_and_a_grid(tmp_path, capsys):
     argv = ["generate", "a duck", "--base", "tiny", "--n", "2", "--steps", "1", "--size", "64x64", "--grid"]
     assert main([*argv, "--out", str(tmp_path / "out"), "--library", str(tmp_path / "none")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "Base: tiny on cpu." and len(lines) == 4
+    assert lines[0].startswith("Base: tiny on cpu") and len(lines) == 4
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == sorted(
         os.path.basename(line) for line in lines[1:]
     )
@@ -145,6 +145,39 @@ def test_the_scripts_are_the_same_commands(script, root):
     argv += ["--class", "cat"] if "dreambooth" in script else []
     done = subprocess.run(argv, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
     assert done.returncode == 2 and "There is no folder nowhere" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["train dreambooth", "train textual-inversion"])
+def test_help_says_that_other_peoples_flags_are_understood(name, capsys):
+    with pytest.raises(SystemExit):
+        main([*name.split(), "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "diffusers' training scripts are understood" in said
+    assert "docs/from-diffusers.md" in said and "--concepts-list" in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--instance_data_dir", "dog", "--base", "tiny"], "--instance_prompt is missing"),
+        (["--instance_data_dir=", "--instance_prompt", "a photo of sks dog"], "shell variable"),
+        (["--concepts_list", "nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_mistakes_in_diffusers_words_are_told_in_two_lines(argv, said, capsys):
+    assert main(["train", "dreambooth", *argv]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.startswith("error: ") and err.count("\n") <= 2
+
+
+def test_only_the_first_of_several_processes_says_what_was_read(monkeypatch, capsys):
+    argv = ["train", "dreambooth", "--instance_data_dir", "nowhere", "--base", "tiny", "--push_to_hub"]
+    argv += ["--instance_prompt", "a photo of sks dog"]
+    assert main(argv) == 2
+    assert "note: --push_to_hub" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    assert main(argv) == 2
+    assert "note:" not in capsys.readouterr().err
 
 
 def _training(root, place, batch):
