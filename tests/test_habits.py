@@ -528,3 +528,15 @@ def test_their_command_trains_when_only_the_scripts_name_is_changed(root):
     notes = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
     assert says(notes, "--push_to_hub") and says(notes, "xformers") and says(notes, "method lora")
     assert os.path.exists("out/progress.jsonl")
+
+
+@pytest.mark.slow
+def test_their_command_for_a_whole_model_leaves_one(root):
+    command = f"""--pretrained_model_name_or_path=tiny --instance_data_dir={root}/examples/photos/teddy-bear
+        --class_data_dir=class --output_dir=out --with_prior_preservation --prior_loss_weight=1.0
+        --instance_prompt="a photo of sks bear" --class_prompt="a photo of bear" --num_class_images=2
+        --train_batch_size=1 --learning_rate=5e-6 --max_train_steps=1 --set_grads_to_none"""
+    assert main(["train", "dreambooth", *shlex.split(command), "--no-samples"]) == 0
+    [entry] = Library("concepts").list()
+    assert (entry.card.method, entry.card.trigger_words) == ("dreambooth-full", ("sks bear",))
+    assert os.path.exists("out/model/model_index.json") and not os.path.exists("class")

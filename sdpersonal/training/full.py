@@ -118,4 +118,5 @@ def cut(change: Tensor, rank: int) -> LoraLayer:
     rank = min(rank, len(s))
     half = s[:rank].sqrt()  # shared out, so that fp16 files lose no more of one factor than of the other
     down = (half[:, None] * v[:rank]).reshape(rank, *change.shape[1:])
-    return LoraLayer(down.numpy(), (u[:, :rank] * half).numpy(), float(rank))
+    up = (u[:, :rank] * half).reshape(-1, rank, *[1] * (change.ndim - 2))
+    return LoraLayer(down.numpy(), up.numpy(), float(rank))
