@@ -149,3 +149,176 @@ def test_broken_folders_are_refused_in_a_sentence(folder, change, problem):
     change(folder)
     with pytest.raises(PersonalError, match=problem):
         load_base(str(folder))
+
+
+# --- less memory ------------------------------------------------------------------------------------------------------
+
+
+def step(base, kept):
+    """One step of a LoRA: the loss, its gradients, and the bytes that stay for the backward pass."""
+    base.slots.clear()
+    trained = base.slots.train("all", 2, torch.Generator().manual_seed(0), text=True)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in trained.values():
+        parameter.data += 0.01 * torch.randn(parameter.shape, generator=generator)
+    noisy, t = torch.randn(2, 4, 16, 16, generator=generator), torch.tensor([10, 900])
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = base.predict(noisy, t, base.condition([["a duck"], ["a cat"]])).square().mean()
+    loss.backward()
+    base.slots.clear()
+    return loss.detach(), {name: parameter.grad for name, parameter in trained.items()}
+
+
+def test_checkpointing_changes_neither_loss_nor_gradients_and_keeps_less(tiny):
+    bytes_kept = {}
+    usual = step(tiny, whole := {})
+    try:
+        for every in (3, 2, 1):
+            tiny.checkpoint_gradients(every)
+            loss, gradients = step(tiny, kept := {})
+            assert torch.equal(loss, usual[0])
+            assert all(torch.equal(gradients[name], usual[1][name]) for name in usual[1])
+            bytes_kept[every] = sum(kept.values())
+    finally:
+        tiny.checkpoint_gradients(0)
+    assert bytes_kept[1] < bytes_kept[2] < bytes_kept[3] < sum(whole.values())
+    assert bytes_kept[1] < 0.4 * sum(whole.values())
+    again = step(tiny, back := {})
+    assert torch.equal(again[0], usual[0]) and sum(back.values()) == sum(whole.values())
+    assert not any("forward" in module.__dict__ for module in tiny.unet.modules())
+
+
+# --- copies of a base -------------------------------------------------------------------------------------------------
+
+
+def test_half_precision_copies_are_found_and_the_exact_one_comes_first(folder, tiny):
+    from safetensors.torch import load_file, save_file
+
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    half = {key: value.half() for key, value in load_file(weights).items()}
+    save_file(half, folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    assert load_base(str(folder), "cpu").version == tiny.version
+    weights.unlink()
+    base = load_base(str(folder), "cpu")
+    assert base.version != tiny.version
+    assert torch.equal(base.unet.conv_in.weight, tiny.unet.conv_in.weight.half().float())
+
+
+def test_weights_in_several_files(folder, tiny):
+    from diffusers import UNet2DConditionModel
+
+    UNet2DConditionModel.from_pretrained(folder / "unet").save_pretrained(folder / "shards", max_shard_size="5MB")
+    shutil.rmtree(folder / "unet")
+    (folder / "shards").rename(folder / "unet")
+    shards = sorted((folder / "unet").glob("*-of-*.safetensors"))
+    assert len(shards) > 1
+    base = load_base(str(folder), "cpu")
+    assert torch.equal(base.unet.conv_out.weight, tiny.unet.conv_out.weight)
+    shards[0].unlink()
+    with pytest.raises(PersonalError, match=r"unet/diffusion_pytorch_model\.safetensors is missing"):
+        load_base(str(folder), "cpu")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_folder_copied_in_part_is_refused_at_once(folder, part):
+    import time
+
+    from safetensors.torch import load_file, save_file
+
+    path = next((folder / part).glob("*.safetensors"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    began = time.monotonic()
+    with pytest.raises(PersonalError, match=rf"{part}.*is cut short"):
+        load_base(str(folder), "cpu")
+    assert time.monotonic() - began < 5
+    path.write_bytes(whole)
+    tensors = load_file(path)
+    tensors.pop(next(key for key in tensors if key.endswith("weight")))
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(PersonalError, match="lacks 1 weights"):  # both libraries would draw it at random
+        load_base(str(folder), "cpu")
+
+
+def test_a_loras_folder_is_no_base(tmp_path):
+    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"")
+    with pytest.raises(PersonalError, match="is a LoRA's folder"):
+        load_base(str(tmp_path))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A cache of the Hub with the built-in base as me/base, offline."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    place = tmp_path / "hub" / "models--me--base"
+    for branch, commit in (("main", "a" * 40), ("fp16", "b" * 40)):
+        (place / "refs").mkdir(parents=True, exist_ok=True)
+        (place / "refs" / branch).write_text(commit)
+        shutil.copytree(built_in_folder(), place / "snapshots" / commit)
+    return place / "snapshots"
+
+
+def test_the_hubs_cache_offline(hub, tiny):
+    base = load_base("me/base", "cpu")
+    assert base.version == tiny.version and base.name == "me/base"
+    shutil.rmtree(hub / ("b" * 40) / "vae")
+    with pytest.raises(PersonalError, match=r"only in part \(vae/diffusion_pytorch_model\.safetensors is missing\)"):
+        load_base("me/base", "cpu", revision="fp16")
+    with pytest.raises(
+        PersonalError, match="me/base at revision old is not on this machine and I cannot reach the Hub"
+    ):
+        load_base("me/base", "cpu", revision="old")
+    assert load_base("me/base", "cpu", vae="me/base").version != tiny.version
+
+
+def test_what_is_fetched_is_one_copy_of_each_part():
+    from sdpersonal.bases.hub import wanted
+
+    sdxl = [  # of stabilityai/stable-diffusion-xl-base-1.0, less its OpenVINO and ONNX copies
+        "LICENSE.md",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "sd_xl_base_1.0.safetensors",
+        "text_encoder/config.json",
+        "text_encoder/flax_model.msgpack",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder/model.safetensors",
+        "text_encoder_2/model.fp16.safetensors",
+        "text_encoder_2/model.safetensors",
+        "tokenizer/merges.txt",
+        "tokenizer/vocab.json",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "vae_1_0/diffusion_pytorch_model.fp16.safetensors",
+    ]
+    assert set(wanted(sdxl)) == {
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder_2/model.fp16.safetensors",
+        "tokenizer/merges.txt",
+        "tokenizer/vocab.json",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    }
+    shards = [f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = "unet/diffusion_pytorch_model.safetensors.index.json"
+    assert set(wanted([*shards, index])) == {*shards, index}
+
+
+def test_the_introduction_says_kind_size_and_precision(tiny):
+    from sdpersonal.bases import introduction
+
+    line = introduction(tiny, "tiny")
+    assert line == f"Base: tiny on cpu, the built-in model: {round(tiny.parameters / 1e6)} million parameters in fp32."
+    assert introduction(tiny, None).startswith(line)

@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from sdpersonal.concept import Lora, LoraLayer
+from sdpersonal.card import Card
+from sdpersonal.concept import Concept, Lora, LoraLayer
 from sdpersonal.errors import PersonalError
 from sdpersonal.lora import Slots, to_lora
+from sdpersonal.prompts import Token
 
 
 class Small(nn.Module):
@@ -107,3 +109,68 @@ def test_attention_projections_of_a_real_unet(tiny):
     assert all(name.startswith("lora_unet_") and "transformer_blocks" in name for name in names)
     more = tiny.slots.names("transformer")
     assert set(names) < set(more) and not any("time" in name or "resnets" in name for name in more)
+
+
+def test_convolutions_and_text_encoders_learn_where_asked(tiny):
+    usual, everything = tiny.slots.names("transformer"), tiny.slots.names("all", text=True)
+    assert set(usual) < set(everything)
+    more = set(everything) - set(usual)
+    assert {"lora_unet_down_blocks_0_resnets_0_conv1", "lora_unet_down_blocks_0_downsamplers_0_conv"} <= more
+    assert {
+        "lora_te_text_model_encoder_layers_0_self_attn_out_proj",
+        "lora_te_text_model_encoder_layers_3_mlp_fc2",
+    } <= more
+    assert not any(
+        word in name for name in more for word in ("time_embedding", "conv_in", "conv_out", "token_embedding")
+    )
+    assert all(name.endswith("_proj") for name in set(tiny.slots.names("attention", text=True)) - set(usual))
+    alone = tiny.slots.train("attention", 2, torch.Generator().manual_seed(0))
+    both = tiny.slots.train("attention", 2, torch.Generator().manual_seed(0), text=True)
+    tiny.slots.clear()
+    assert all(torch.equal(alone[name], both[name]) for name in alone) and len(both) > len(alone)
+
+
+def test_a_convolution_is_trained_and_drawn_with_alike(tiny):
+    noisy, t = torch.randn(1, 4, 16, 16), torch.tensor([500])
+    trained = tiny.slots.train("all", 2, torch.Generator().manual_seed(0), text=True)
+    try:
+        for name, parameter in trained.items():
+            if name.endswith("up.weight"):
+                parameter.data += 0.01
+        condition = tiny.condition([["a duck"]])
+        learned = tiny.predict(noisy, t, condition)
+        learned.square().mean().backward()
+        assert [name for name, one in trained.items() if one.grad is None or not one.grad.abs().sum()] == []
+    finally:
+        tiny.slots.clear()
+    lora = to_lora(trained)
+    conv = lora.layers["lora_unet_down_blocks_0_resnets_0_conv1"]
+    assert conv.down.shape == (2, 64, 3, 3) and conv.up.shape == (64, 2, 1, 1)
+    Concept(Token("me", "duck"), Card(base="tiny"), {}, lora)  # a file can hold it
+    tiny.slots.check(lora, "<me/duck>")
+    with torch.no_grad(), tiny.slots.filled([(lora, 1.0)]):
+        torch.testing.assert_close(tiny.predict(noisy, t, tiny.condition([["a duck"]])), learned, atol=1e-5, rtol=1e-5)
+
+
+def test_a_linear_layer_and_a_1x1_convolution_take_each_others_lora():
+    """SD 1.x has convolutions where SD 2.x has linear layers, and files of either kind are about."""
+    torch.manual_seed(0)
+    linear, conv = nn.Sequential(nn.Linear(6, 4, bias=False)), nn.Sequential(nn.Conv2d(6, 4, 1, bias=False))
+    conv[0].weight.data = linear[0].weight.data[:, :, None, None]
+    flat = LoraLayer(np.random.default_rng(0).normal(size=(2, 6)), np.random.default_rng(1).normal(size=(4, 2)), 2.0)
+    square = LoraLayer(flat.down[:, :, None, None], flat.up[:, :, None, None], 2.0)
+    x, answers = torch.randn(1, 6, 3, 3), []
+    for layer in (flat, square):
+        for model in (linear, conv):
+            slots = Slots({"lora_unet": model})
+            slots.check(lora := Lora({"lora_unet_0": layer}), "<me/duck>")
+            with torch.no_grad(), slots.filled([(lora, 1.0)]):
+                answers.append(model(x) if model is conv else model(x.movedim(1, -1)).movedim(-1, 1))
+    for answer in answers[1:]:
+        torch.testing.assert_close(answer, answers[0])
+
+
+def test_a_kernel_of_another_size_is_refused(model):
+    lora = Lora({"lora_unet_conv": LoraLayer(np.zeros((2, 3, 1, 1)), np.zeros((5, 2, 1, 1)), 2.0)})
+    with pytest.raises(PersonalError, match="layer lora_unet_conv does not fit"):
+        Slots({"lora_unet": model}).check(lora, "<me/duck>")

@@ -261,6 +261,7 @@ def unet_like(channels=4, width=768, **more):
         f"{UNET}out.2.weight": (4, 32, 3, 3),
         f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight": (32, width),
         "first_stage_model.decoder.conv_in.weight": (8, 4, 3, 3),
+        "cond_stage_model.transformer.text_model.final_layer_norm.weight": (width,),
     }
     return shapes | more
 
@@ -272,6 +273,8 @@ def unet_like(channels=4, width=768, **more):
         (unet_like(channels=8), "is an editing model"),
         (unet_like(channels=5), "is a depth model"),
         (unet_like(width=640), "reads text of width 640"),
+        (unet_like(width=160), "reads text of width 160"),
+        ({key: shape for key, shape in unet_like().items() if "cond_stage" not in key}, "holds no text encoder"),
         (unet_like(width=1024, **{f"{UNET}label_emb.0.0.weight": (64, 2048)}), "unCLIP"),
         (unet_like(width=1280, **{"conditioner.embedders.0.model.ln_final.weight": (1280,)}), "is the refiner of SDXL"),
         ({f"{UNET}joint_blocks.0.x_block.attn.qkv.weight": (9, 3)}, "is Stable Diffusion 3"),
@@ -320,8 +323,9 @@ def test_a_missing_file_and_a_revision_of_a_file(tmp_path):
     with pytest.raises(PersonalError, match="There is no file"):
         load_base(str(tmp_path / "nothing.safetensors"), "cpu")
     save_file({"emb_params": torch.zeros(1, 4)}, tmp_path / "it.safetensors")
-    with pytest.raises(PersonalError, match="--revision is for models of the Hub"):
-        load_base(str(tmp_path / "it.safetensors"), "cpu", revision="fp16")
+    for name in (str(tmp_path / "it.safetensors"), "tiny"):
+        with pytest.raises(PersonalError, match="--revision is for models of the Hub"):
+            load_base(name, "cpu", revision="fp16")
 
 
 @pytest.mark.parametrize("share", [0.3, 0.999])

@@ -8,69 +8,39 @@ import pytest
 import torch
 from PIL import Image
 
+import original
 from sdpersonal.bases import load_base
 from sdpersonal.bases.loading import built_in_folder
+from sdpersonal.card import Card
+from sdpersonal.concept import Concept, write
 from sdpersonal.config import DreamboothSettings, InversionSettings, Request
 from sdpersonal.errors import PersonalError
 from sdpersonal.generation import Generator, denoise
 from sdpersonal.library import Library
+from sdpersonal.lora import to_lora
+from sdpersonal.prompts import Token
 from sdpersonal.training import train
 
-KINDS = {  # text width, what the UNet predicts, linear projections: as in the configs of SD 1.5, 2.1-base and 2.1
-    "sd1": (768, "epsilon", False),
-    "sd2": (1024, "epsilon", True),
-    "sd2 v": (1024, "v_prediction", True),
-}
 
-
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=("sd1", "sd2", "sd2 v"))
 def model(request, tmp_path_factory):
     """(kind, folder) of a pipeline saved by diffusers itself."""
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTokenizer
 
-    width, prediction, linear = KINDS[request.param]
-    torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(built_in_folder() / "tokenizer")
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=width,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(32, 32, 64, 64),
-        layers_per_block=2,
-        cross_attention_dim=width,
-        attention_head_dim=8,
-        norm_num_groups=16,
-        use_linear_projection=linear,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(16, 16, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=8,
-        sample_size=128,
-    )
-    scheduler = PNDMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        skip_prk_steps=True,
-        prediction_type=prediction,
-    )
     folder = tmp_path_factory.mktemp("sd") / "model"
-    parts = {"text_encoder": text, "tokenizer": tokenizer, "unet": unet, "vae": vae, "scheduler": scheduler}
-    pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-    pipe.save_pretrained(folder)
+    tokenizer = CLIPTokenizer.from_pretrained(built_in_folder() / "tokenizer")
+    original.pipeline(request.param, [tokenizer]).save_pretrained(folder)
     return request.param.split()[0], folder
+
+
+@pytest.fixture
+def stock(model):
+    """The same in diffusers' pipeline, with our sampler."""
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(model[1], safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def test_kind_and_sizes(model):
@@ -80,21 +50,41 @@ def test_kind_and_sizes(model):
     assert base.resolution == 128 and base.latent_shape(256, 64) == (4, 8, 32) and base.guidance == 7.5
 
 
-def test_pictures_equal_the_stock_pipelines(model):
-    from diffusers import StableDiffusionPipeline
-
-    _, folder = model
-    base = load_base(str(folder), device="cpu")
-    stock = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-    stock.set_progress_bar_config(disable=True)
-    stock.scheduler = base.sampler()
+def drawn_by_both(base, stock, prompt, pieces, lora=None):
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    settings = {"num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "latent", "latents": noise}
-    theirs = stock("a duck on the beach", negative_prompt="a cat", **settings).images
-    with base.quiet():
-        condition = base.condition([["a cat"], ["a duck on the beach"]])
-        ours = denoise(base, condition, noise, 4, 5.0, lambda step: None)
+    settings = {"num_inference_steps": 3, "guidance_scale": 5.0, "output_type": "latent", "latents": noise}
+    stock.scheduler = base.sampler()
+    theirs = stock(prompt, negative_prompt="a cat", **settings).images
+    with base.quiet(), base.slots.filled([(lora, 1.0)] if lora else []):
+        condition = base.condition([["a cat"], pieces])
+        return denoise(base, condition, noise, 3, 5.0, lambda step: None), theirs
+
+
+def test_pictures_equal_the_stock_pipelines(model, stock):
+    base = load_base(str(model[1]), device="cpu")
+    ours, theirs = drawn_by_both(base, stock, "a duck on the beach", ["a duck on the beach"])
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_pictures_with_an_embedding_and_a_lora_equal_the_stock_pipelines(model, stock, tmp_path):
+    """Rows by diffusers' textual inversion; the LoRA, of UNet and text encoder, by its reader of kohya's files."""
+    kind, folder = model
+    base = load_base(str(folder), device="cpu")
+    generator = torch.Generator().manual_seed(1)
+    rows = {"clip_l": 0.02 * torch.randn(2, base.widths["clip_l"], generator=generator)}
+    trained = base.slots.train("all", 2, generator, text=True)
+    for parameter in trained.values():
+        parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+    base.slots.clear()
+    lora = to_lora(trained)
+    assert any(name.startswith("lora_te_text_model_encoder_layers_0_self_attn") for name in lora.layers)
+    (tmp_path / "duck.safetensors").write_bytes(write(Concept(Token("me", "duck"), Card(base=kind), {}, lora)))
+    stock.load_lora_weights(tmp_path, weight_name="duck.safetensors")
+    stock.load_textual_inversion({"<duck>": rows["clip_l"]})
+    ours, theirs = drawn_by_both(base, stock, "a <duck> here", ["a ", rows, " here"], lora)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    bare, _ = drawn_by_both(base, stock, "a <duck> here", ["a ", rows, " here"])
+    assert (ours - bare).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("method", ["inversion", "dreambooth"])
@@ -132,3 +122,21 @@ def test_an_inpainting_model_is_refused_by_name(model, tmp_path):
     UNet2DConditionModel.from_config(config).save_pretrained(copy / "unet")
     with pytest.raises(PersonalError, match="is an inpainting or depth model"):
         load_base(str(copy), device="cpu")
+
+
+def test_autoencoders_with_the_older_names_of_attention(model, tmp_path):
+    """SD 1.5's own folder has them."""
+    from safetensors.torch import load_file, save_file
+
+    vae = shutil.copytree(model[1] / "vae", tmp_path / "vae")
+    path = vae / "diffusion_pytorch_model.safetensors"
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    wanted, renamed = load_file(path), {}
+    for key, value in wanted.items():
+        for new, old in older.items():
+            key = key.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
+        renamed[key] = value
+    assert any("query" in key for key in renamed)
+    save_file(renamed, path, {"format": "pt"})
+    base = load_base(str(model[1]), "cpu", vae=str(vae))
+    assert all(torch.equal(value, wanted[key]) for key, value in base.vae.state_dict().items())

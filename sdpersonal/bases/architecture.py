@@ -20,13 +20,14 @@ SCALING = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}  # makes the latents
 _HEAD = 64  # channels of one attention head, but for SD 1.x, which has 8 heads everywhere
 
 
-_KINDS = {160: "tiny", 768: "sd1", 1024: "sd2", 2048: "sdxl"}
+KINDS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+TINY = {160: "tiny"}
 
 
-def kind_by_width(width: object, name: str) -> str:
+def kind_by_width(width: object, name: str, kinds: Mapping[int, str] = KINDS) -> str:
     """The kind of the base called `name`, by the width of the text that its UNet reads. Raises PersonalError."""
-    if isinstance(width, int) and width in _KINDS:
-        return _KINDS[width]
+    if isinstance(width, int) and width in kinds:
+        return kinds[width]
     raise PersonalError(
         f"{show(name)} reads text of width {show(str(width))}; Stable Diffusion 1.x has 768, 2.x 1024, XL 2048.",
         "Use another base.",

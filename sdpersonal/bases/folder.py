@@ -16,7 +16,7 @@ from torch import nn
 
 from ..errors import PersonalError
 from ..prompts import show
-from .architecture import kind_by_width
+from .architecture import KINDS, TINY, kind_by_width
 from .weights import Parts, check_whole, digest, vae_dtype
 
 STEMS = {
@@ -94,8 +94,8 @@ def incomplete(folder: Path) -> str | None:
 
 
 def vae_incomplete(folder: Path) -> str | None:
-    """The same for a folder that is an autoencoder alone."""
-    return None if _find(folder.parent, folder.name) else f"{STEMS['vae']}.safetensors"
+    """The same for a folder that is an autoencoder alone, or a base that holds one."""
+    return None if _find(folder.parent, folder.name) or _find(folder, "vae") else f"{STEMS['vae']}.safetensors"
 
 
 def weights_of(folder: Path, part: str) -> tuple[str, list[Path]]:
@@ -121,7 +121,7 @@ def kind_of(unet: Mapping[str, object], name: str) -> str:
         )
     if width == 1280 and unet.get("addition_embed_type"):
         raise PersonalError(f"{show(name)} is {_NOT_BASES['XLImg2Img']}.", "Use the base: sdxl.")
-    return kind_by_width(width, name)
+    return kind_by_width(width, name, KINDS | TINY)
 
 
 def _index(folder: Path) -> dict:

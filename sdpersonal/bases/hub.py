@@ -26,9 +26,14 @@ def cached(hub_id: str, revision: str | None, lacks: Callable[[Path], str | None
     return folder if folder and not lacks(folder) else None
 
 
-def fetched(hub_id: str, name: str, revision: str | None, lacks: Callable[[Path], str | None]) -> Path:
-    """The folder of a model, from the cache or else the Hub. Raises PersonalError within seconds where it cannot be
-    had, NoRoom where the disk is full."""
+def fetched(
+    hub_id: str, name: str, lacks: Callable[[Path], str | None], revision: str | None = None, instead: str = ""
+) -> Path:
+    """The folder of a model, from the cache or else the Hub.
+
+    instead: what to do where there is no Hub. Raises PersonalError within seconds where it cannot be had, NoRoom where
+    the disk is full.
+    """
     from huggingface_hub import HfApi, snapshot_download
 
     folder = _snapshot(hub_id, revision)
@@ -41,7 +46,8 @@ def fetched(hub_id: str, name: str, revision: str | None, lacks: Callable[[Path]
         names = [sibling.rfilename for sibling in model.siblings or ()]
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted(names)))
     except Exception as error:  # the Hub client raises its own, httpx's and OSError's; the reason is in the name
-        raise _explained(error, hub_id, name, revision, missing) from None
+        at = f" at revision {show(revision)}" if revision else ""
+        raise _explained(error, f"{show(name)}{at}", hub_id, missing, instead) from None
 
 
 def wanted(names: Iterable[str]) -> list[str]:
@@ -76,18 +82,16 @@ def _snapshot(hub_id: str, revision: str | None) -> Path | None:
         return None
 
 
-def _explained(error: Exception, hub_id: str, name: str, revision: str | None, missing: str | None) -> PersonalError:
-    kind, at = type(error).__name__, f" at revision {show(revision)}" if revision else ""
+def _explained(error: Exception, name: str, hub_id: str, missing: str | None, instead: str) -> PersonalError:
+    kind = type(error).__name__
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoRoom(f"The disk is full; {show(hub_id)} is not fetched.", "Make room and run it again: it goes on.")
+        return NoRoom(f"The disk is full; {name} is not fetched.", "Make room and run it again: it goes on.")
     if "Gated" in kind:
-        return PersonalError(f"{show(hub_id)} asks for an agreement.", "Accept it on its page, then: hf auth login")
+        return PersonalError(f"{name} asks for an agreement.", "Accept it on its page, then: hf auth login")
     if "NotFound" in kind:
-        return PersonalError(f"The Hub has no model {show(hub_id)}{at}.", "Check its name on huggingface.co.")
-    fix = "Give --base FOLDER or a .safetensors file, or use --base tiny."
+        known = f" ({hub_id})" if hub_id not in name else ""
+        return PersonalError(f"The Hub has no model {name}{known}.", "Check its name on huggingface.co.")
     if missing:
-        return PersonalError(
-            f"{show(name)} is on this machine only in part ({show(missing)} is missing) and I cannot reach the Hub.",
-            fix,
-        )
-    return PersonalError(f"{show(name)}{at} is not on this machine and I cannot reach the Hub.", fix)
+        part = f"is on this machine only in part ({show(missing)} is missing)"
+        return PersonalError(f"{name} {part} and I cannot reach the Hub.", instead)
+    return PersonalError(f"{name} is not on this machine and I cannot reach the Hub.", instead)

@@ -96,9 +96,7 @@ def built_in_folder() -> Path:
 
 
 def _parts(name: str, revision: str | None, dtype: torch.dtype, device: torch.device, with_vae: bool) -> Parts:
-    if name == BUILT_IN:
-        return read_folder(built_in_folder(), name, dtype, with_vae)
-    path = _local(name)
+    path = built_in_folder() if name == BUILT_IN else _local(name)
     if path and revision:
         raise PersonalError(f"--revision is for models of the Hub; {show(name)} is on this machine.", "Leave it out.")
     if path and path.is_file():
@@ -132,15 +130,15 @@ def _from_hub(name: str, revision: str | None) -> Path:
             f"No base called {show(name)}.",
             "Use tiny, sd15, sd21, sdxl, a Hub id, a folder in diffusers layout or a .safetensors checkpoint.",
         )
-    return fetched(hub_id, name, revision, incomplete)
+    return fetched(hub_id, name, incomplete, revision, "Give --base FOLDER or a .safetensors file, or use --base tiny.")
 
 
 def _vae_place(name: str) -> Path:
-    path = _local(name) or (fetched(name, name, None, vae_incomplete) if HUB_ID.fullmatch(name) else None)
-    if path is None:
-        raise PersonalError(
-            f"No autoencoder called {show(name)}.", "Give --vae a folder, a .safetensors file or a Hub id."
-        )
+    fix = "Give --vae a folder, a .safetensors file or a Hub id."
+    path = _local(name)
+    if path is None and not HUB_ID.fullmatch(name):
+        raise PersonalError(f"No autoencoder called {show(name)}.", fix)
+    path = path or fetched(name, name, vae_incomplete, instead=fix)
     return path / "vae" if (path / "vae").is_dir() else path
 
 

@@ -60,6 +60,8 @@ def read_file(path: Path, name: str, dtype: torch.dtype, device: torch.device, w
             raise PersonalError(
                 f"{show(name)} holds no autoencoder (VAE).", "Give one beside it: --vae FOLDER or FILE.safetensors."
             )
+        if not any(key.startswith(("cond_stage_model.", "conditioner.")) for key in shapes):
+            raise PersonalError(f"{show(name)} holds no text encoder.", "Use a whole checkpoint.")
         try:
             kind = _kind(shapes, name)
             said = _said_prediction(file.metadata() or {}, shapes, path)
