@@ -32,6 +32,7 @@ def scheduler():
     return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
         rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True,
+        steps_offset=1,  # without a meaning for trailing steps; the pipeline warns where it is not 1
     )  # fmt: skip
 
 
