@@ -10,7 +10,7 @@ import original
 from sdpersonal.bases import load_base
 from sdpersonal.bases.architecture import clip_config, open_clip_config, under, unet_config, vae_config
 from sdpersonal.bases.ldm import clip_places, open_clip_places, unet_places, vae_places
-from sdpersonal.bases.single_file import predicts_velocity
+from sdpersonal.bases.single_file import predicts_velocity, said_prediction
 from sdpersonal.bases.tokenizer import clip_tokenizer
 from sdpersonal.errors import PersonalError
 
@@ -179,31 +179,35 @@ def sd2(tokenizers):
 
 
 @pytest.mark.parametrize(
-    ("metadata", "yaml", "extra", "bias", "prediction", "asked"),
+    ("metadata", "yaml", "keys", "prediction"),
     [
-        ({"modelspec.prediction_type": "v"}, None, {}, 0.0, "v_prediction", False),
-        ({"modelspec.architecture": "stable-diffusion-v2-768-v"}, None, {}, 0.0, "v_prediction", False),
-        ({"modelspec.prediction_type": "epsilon"}, None, {}, -9.0, "epsilon", False),
-        ({}, None, {"v_pred": torch.zeros(0)}, 0.0, "v_prediction", False),
-        ({}, 'model:\n  params:\n    parameterization: "v"\n', {}, 0.0, "v_prediction", False),
-        ({}, "model:\n  params:\n    timesteps: 1000\n", {}, -9.0, "epsilon", False),
-        ({}, None, {}, -9.0, "v_prediction", True),
-        ({}, None, {}, 9.0, "epsilon", True),
+        ({"modelspec.prediction_type": "v"}, None, (), "v_prediction"),
+        ({"modelspec.prediction_type": "epsilon"}, 'parameterization: "v"', (), "epsilon"),
+        ({"modelspec.architecture": "stable-diffusion-v2-768-v"}, None, (), "v_prediction"),
+        ({"modelspec.architecture": "stable-diffusion-v1"}, None, (), None),
+        ({}, None, ("v_pred",), "v_prediction"),
+        ({}, 'model:\n  params:\n    parameterization: "v"\n', (), "v_prediction"),
+        ({}, "model:\n  params:\n    timesteps: 1000\n", (), "epsilon"),
+        ({}, None, (), None),
     ],
 )
-def test_what_the_unet_predicts(sd2, tmp_path, metadata, yaml, extra, bias, prediction, asked):
-    sd2.unet.conv_out.bias.data.fill_(bias)
-    path = original.write(sd2, tmp_path / "sd2.safetensors", metadata, extra)
+def test_what_a_file_says_that_its_unet_predicts(tmp_path, metadata, yaml, keys, prediction):
     if yaml is not None:
-        path.with_suffix(".yaml").write_text(yaml)
-    base = load_base(str(path), "cpu")
-    assert base.schedule.prediction == prediction and bool(base.note) == asked
+        (tmp_path / "it.yaml").write_text(yaml)
+    assert said_prediction(metadata, dict.fromkeys(keys, (0,)), tmp_path / "it.safetensors") == prediction
+
+
+@pytest.mark.parametrize(("bias", "prediction"), [(-9.0, "v_prediction"), (9.0, "epsilon")])
+def test_what_no_file_says_is_decided_by_a1111s_question(tokenizers, tmp_path, bias, prediction):
+    pipe = original.pipeline("sd2", tokenizers[1:])
+    pipe.unet.conv_out.bias.data.fill_(bias)
+    base = load_base(str(original.write(pipe, tmp_path / "sd2.safetensors")), "cpu")
+    assert base.schedule.prediction == prediction and base.note.startswith("It does not say")
     assert base.resolution == (768 if prediction == "v_prediction" else 512)
-    if asked:  # A1111's own expression
-        x = torch.ones((1, 4, 8, 8)) * 0.5
-        with torch.no_grad():
-            out = sd2.unet(x, torch.asarray([999]), torch.ones((1, 2, 1024)) * 0.5).sample
-        assert ((out - x).mean().item() < -1) == (prediction == "v_prediction") == predicts_velocity(base.unet)
+    x = torch.ones((1, 4, 8, 8)) * 0.5  # as A1111 asks
+    with torch.no_grad():
+        out = pipe.unet(x, torch.asarray([999]), torch.ones((1, 2, 1024)) * 0.5).sample
+    assert ((out - x).mean().item() < -1) == (prediction == "v_prediction") == predicts_velocity(base.unet)
 
 
 def test_zero_terminal_snr_is_known_by_its_marker(sd2, tmp_path):
@@ -223,7 +227,7 @@ def test_another_autoencoder_from_a_folder_or_a_file(sd2, tmp_path):
     save_file({key: value.contiguous() for key, value in alone.items()}, tmp_path / "vae.safetensors")
     usual = load_base(str(path), "cpu")
     for given in ("vae", "vae.safetensors"):
-        base = load_base(str(path), "cpu", vae=str(tmp_path / given))
+        base = load_base(str(path), "cpu", vae=tmp_path / given)
         mine, wanted = base.vae.state_dict(), other.state_dict()
         assert mine.keys() == wanted.keys() and all(torch.equal(mine[key], wanted[key]) for key in wanted)
         assert base.version != usual.version
@@ -329,8 +333,9 @@ def test_a_missing_file_and_a_revision_of_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.3, 0.999])
-def test_a_file_fetched_in_part_is_said_to_be_so(sd2, tmp_path, share):
-    path = original.write(sd2, tmp_path / "sd2.safetensors")
+def test_a_file_fetched_in_part_is_said_to_be_so(tmp_path, share):
+    path = tmp_path / "it.safetensors"
+    save_file({f"{UNET}{i}": torch.zeros(100) for i in range(100)}, path)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(PersonalError, match="is cut short"):

@@ -34,7 +34,7 @@ def load_base(
     device: str | torch.device | None = None,
     *,
     revision: str | None = None,
-    vae: str | None = None,
+    vae: str | Path | None = None,
 ):
     """Load a base: "tiny" (built in), "sd15", "sd21", "sdxl", a Hub id, a folder, or a .safetensors checkpoint of
     Stable Diffusion 1.x, 2.x or XL.
@@ -51,11 +51,11 @@ def load_base(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     name = name or default_base(device)
-    vae_place = _vae_place(vae) if vae is not None else None
+    vae_place = _vae_place(str(vae)) if vae is not None else None
     with silent():
         parts = _parts(name, revision, dtype, device, with_vae=vae is None)
         if vae_place:
-            _put_vae(parts, vae_place, vae, dtype)
+            _put_vae(parts, vae_place, str(vae), dtype)
     common = {
         "name": name,
         "kind": parts.kind,

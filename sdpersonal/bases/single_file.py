@@ -64,7 +64,7 @@ def read_file(path: Path, name: str, dtype: torch.dtype, device: torch.device, w
             raise PersonalError(f"{show(name)} holds no text encoder.", "Use a whole checkpoint.")
         try:
             kind = _kind(shapes, name)
-            said = _said_prediction(file.metadata() or {}, shapes, path)
+            said = said_prediction(file.metadata() or {}, shapes, path)
             resolution = _resolution(kind, said, file.metadata() or {})
             unet = _unet(file, shapes, kind, resolution, dtype, name).to(device)
             encoders = _encoders(file, shapes, kind, dtype, name)
@@ -127,8 +127,8 @@ def _kind(shapes: Shapes, name: str) -> str:
     return kind
 
 
-def _said_prediction(metadata: Mapping[str, str], shapes: Shapes, path: Path) -> str | None:
-    """What the file, or the .yaml that A1111 wants beside it, says that the UNet predicts."""
+def said_prediction(metadata: Mapping[str, str], shapes: Shapes, path: Path) -> str | None:
+    """What the file, or the .yaml that A1111 wants beside it, says that the UNet predicts; None where neither does."""
     said = metadata.get("modelspec.prediction_type", "").lower()
     if said in ("v", "v_prediction") or "v_pred" in shapes or metadata.get("modelspec.architecture", "").endswith("-v"):
         return "v_prediction"
