@@ -87,6 +87,13 @@ def decode(data: bytes, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
             raise Unusable(_damage(kind, data, error)) from None
 
 
+def shorter_side(data: bytes) -> int:
+    """Of a picture that `decode` could read, in pixels, before it was scaled."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return min(_READERS[recognise(data)](io.BytesIO(data)).size)
+
+
 def recognise(data: bytes) -> str:
     """Which of the four formats this is, by its first bytes. Raises Unusable, with the real kind if that is known."""
     if data.startswith(b"\xff\xd8\xff"):

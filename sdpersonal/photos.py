@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from .errors import PersonalError
-from .photo_decode import FORMATS, UNPACK, Unusable, decode, recognise
+from .photo_decode import FORMATS, UNPACK, Unusable, decode, recognise, shorter_side
 from .photo_subject import find_subject
 from .prompts import show
 
@@ -42,7 +42,8 @@ class Photo:
 
     name: to be shown, never to be used as a path; pixels: uint8 (H, W, 3), upright sRGB, min(H, W) == size;
     sha256: of the file's bytes, hex; crop: (left, top) of its square in `pixels`; notes: what a person should know;
-    captions: sentences about it with `{}` for its subject, if a text file beside it has some.
+    captions: sentences about it with `{}` for its subject, if a text file beside it has some; original: (H, W)
+    before it was scaled.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Photo:
     crop: tuple[int, int]
     notes: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
+    original: tuple[int, int] = (0, 0)
 
     def square(self, left_top: tuple[int, int] | None = None) -> np.ndarray:
         """The square at `left_top` (default: `crop`), a copy: uint8 (size, size, 3)."""
@@ -146,7 +148,10 @@ def _load(folder: Path, name: str, size: int, crop: str, seen: dict[str, str]) -
     _refuse_duplicate(seen, pixels_sha256)
     seen[sha256] = seen[pixels_sha256] = show(name)
     captions, more = _captions(folder, os.path.splitext(name)[0] + ".txt")
-    return Photo(show(name), pixels, sha256, _CROPS[crop](pixels), (*notes, *more), captions)
+    height, width = pixels.shape[:2]
+    scale = shorter_side(data) / size
+    original = round(height * scale), round(width * scale)
+    return Photo(show(name), pixels, sha256, _CROPS[crop](pixels), (*notes, *more), captions, original)
 
 
 def _captions(folder: Path, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

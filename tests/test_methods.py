@@ -11,9 +11,9 @@ from sdpersonal.bases import load_base
 from sdpersonal.card import Card
 from sdpersonal.concept import Concept, write
 from sdpersonal.errors import PersonalError
-from sdpersonal.photos import load_photos
+from sdpersonal.photos import Photo, load_photos
 from sdpersonal.prompts import Token
-from sdpersonal.training.dataset import TrainingPhotos
+from sdpersonal.training.dataset import TrainingPhotos, _views
 from sdpersonal.training.dreambooth import DreamboothLora, LoraShape, Pivotal
 from sdpersonal.training.full import IDENTIFIER, DreamboothFull, cut
 from sdpersonal.training.objective import min_snr
@@ -46,8 +46,12 @@ def photos(tmp_path_factory):
     place = tmp_path_factory.mktemp("photos")
     for i in range(2):
         pixels = np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8)
-        Image.fromarray(pixels).resize((256, 256)).save(place / f"{i}.png")
+        Image.fromarray(pixels).resize((256 + 64 * i, 256)).save(place / f"{i}.png")
     return load_photos(place, 64).photos
+
+
+# What SDXL is told of them: original height and width, top and left of the square when scaled, its height and width.
+TIME_IDS = {"0.png": [256, 256, 0, 0, 64, 64], "1.png": [256, 320, 0, 8, 64, 64]}
 
 
 @pytest.fixture
@@ -83,14 +87,14 @@ class Peer:
                 # transformers pools at eos_token_id where the config names it rightly
                 assert model.config.eos_token_id == eos
 
-    def encode(self, prompts):
+    def encode(self, prompts, time_ids=None):
         ids = self.tokenizer(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
         if not self.xl:
             return self.texts["clip_l"](ids.input_ids)[0], None
         first = self.texts["clip_l"](ids.input_ids, output_hidden_states=True).hidden_states[-2]
         second = self.texts["clip_g"](ids.input_ids, output_hidden_states=True)
-        time_ids = torch.tensor([[64, 64, 0, 0, 64, 64]] * len(prompts), dtype=torch.float32)
-        added = {"text_embeds": second.text_embeds, "time_ids": time_ids}
+        time_ids = time_ids or [[64, 64, 0, 0, 64, 64]] * len(prompts)
+        added = {"text_embeds": second.text_embeds, "time_ids": torch.tensor(time_ids, dtype=torch.float32)}
         return torch.cat([first, second.hidden_states[-2]], -1), added
 
     def loss(self, batch, prompts, gamma):
@@ -99,7 +103,7 @@ class Peer:
         noisy = self.scheduler.add_noise(batch.latents, batch.noise, batch.t)
         velocity = self.scheduler.config.prediction_type == "v_prediction"
         target = self.scheduler.get_velocity(batch.latents, batch.noise, batch.t) if velocity else batch.noise
-        states, added = self.encode(prompts)
+        states, added = self.encode(prompts, [TIME_IDS[name] for name in batch.photos])
         says = self.unet(noisy, batch.t, states, added_cond_kwargs=added).sample
         loss = ((says - target) ** 2).mean(dim=(1, 2, 3))
         if gamma is None:
@@ -270,7 +274,7 @@ def test_the_priors_equal_numpy(base, folder, kind, batch, photos):
 
             def says(batch, bare):
                 noisy = peer.scheduler.add_noise(batch.latents, batch.noise, batch.t)
-                condition = base.condition([[p] for p in prompts_with(batch, "duck")])
+                condition = base.condition([[p] for p in prompts_with(batch, "duck")], batch.framings)
                 if bare:
                     with base.slots.bypassed():
                         return base.predict(noisy, batch.t, condition).numpy()
@@ -400,3 +404,13 @@ def test_the_concepts_file_answers_in_diffusers_as_the_method_did(base, folder, 
             added = {"text_embeds": pooled[0], "time_ids": ids}
         theirs = pipe.unet(noisy, batch.t, states, added_cond_kwargs=added).sample
     torch.testing.assert_close(theirs, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_mirrored_photos_place_is_counted_from_its_other_side():
+    pixels = np.random.default_rng(0).integers(0, 255, (10, 16, 3), np.uint8)
+    photo = Photo("a", pixels, "", crop=(1, 0), original=(100, 160))
+    (plain, framing), (mirrored, other) = _views(photo, flip=True)
+    (left, top), (mirrored_left, _) = framing.crop[::-1], other.crop[::-1]
+    np.testing.assert_array_equal(plain, pixels[top : top + 10, left : left + 10])
+    np.testing.assert_array_equal(mirrored, pixels[:, ::-1][:, mirrored_left : mirrored_left + 10])
+    assert framing.original == other.original == (100, 160) and framing.target == (10, 10)

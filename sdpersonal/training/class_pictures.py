@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from .. import files
-from ..bases import Conditioning, Posterior, StableDiffusion
+from ..bases import Framing, Posterior, StableDiffusion
 from ..errors import PersonalError
 from ..generation import denoise, noise_of
 
@@ -48,7 +48,7 @@ def draw_missing(
     files.make_folder(folder)
     shape = base.latent_shape(side, side)
     with base.quiet(), base.slots.bypassed():
-        condition = Conditioning.cat([base.condition([[""]]), base.condition([[prompt]])])
+        condition = base.condition([[""], [prompt]], [Framing.whole(side, side)] * 2)
         for number in missing:
             noise = noise_of(number, shape)[None].to(base.device)
             latents = denoise(base, condition, noise, STEPS, base.guidance, lambda step: None)

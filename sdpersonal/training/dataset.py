@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..bases import Posterior, StableDiffusion
+from ..bases import Framing, Posterior, StableDiffusion
 from ..photos import Photo
 from .chance import generator_for, photo_at
 
@@ -28,6 +28,7 @@ class Batch:
     captions: tuple[str, ...]  # B templates with {} for the token, or sentences without
     photos: tuple[str, ...]  # B names, for messages
     indices: tuple[int, ...]  # B numbers of the samples, counted over the run
+    framings: tuple[Framing, ...]  # B sizes and crops, which SDXL is told
 
 
 class Samples:
@@ -42,6 +43,7 @@ class Samples:
         self,
         base: StableDiffusion,
         posteriors: Sequence[Posterior],  # one a picture, each of V rows
+        framings: Sequence[Sequence[Framing]],  # V a picture
         captions: Sequence[Sequence[str]],
         names: Sequence[str],
         seed: int,
@@ -49,13 +51,13 @@ class Samples:
         purpose: str = "sample",
     ):
         self._base, self._seed, self._offset, self._purpose = base, seed, noise_offset, purpose
-        self._captions, self._names = captions, names
+        self._framings, self._captions, self._names = framings, captions, names
         self._mean = torch.stack([one.mean for one in posteriors])  # (N, V, C, h, w)
         self._std = torch.stack([one.std for one in posteriors])
 
     def samples(self, indices: Sequence[int]) -> Batch:
         """The samples of these numbers, counted over the whole run and all processes."""
-        latents, noises, times, captions, names = [], [], [], [], []
+        latents, noises, times, captions, names, framings = [], [], [], [], [], []
         for index in indices:
             chance = generator_for(self._purpose, self._seed, index)
             photo = photo_at(index, len(self._names), self._seed)
@@ -70,6 +72,7 @@ class Samples:
             choice = self._captions[photo]
             captions.append(choice[int(torch.randint(len(choice), (), generator=chance))])
             names.append(self._names[photo])
+            framings.append(self._framings[photo][variant])
             if self._offset:
                 noises[-1] = noises[-1] + self._offset * torch.randn(shape[0], 1, 1, generator=chance)
         return Batch(
@@ -79,6 +82,7 @@ class Samples:
             tuple(captions),
             tuple(names),
             tuple(indices),
+            tuple(framings),
         )
 
     def _put(self, tensor: Tensor) -> Tensor:
@@ -98,14 +102,24 @@ class TrainingPhotos(Samples):
         noise_offset: float = 0.0,
         purpose: str = "sample",
     ):
-        squares = [photo.square() for photo in photos]
-        variants = [[square, square[:, ::-1]] if flip else [square] for square in squares]
+        views = [_views(photo, flip) for photo in photos]
         super().__init__(
             base,
-            [base.encode(np.stack(views)) for views in variants],
+            [base.encode(np.stack([square for square, _ in variants])) for variants in views],
+            [[framing for _, framing in variants] for variants in views],
             [photo.captions or tuple(templates) for photo in photos],
             [photo.name for photo in photos],
             seed,
             noise_offset,
             purpose,
         )
+
+
+def _views(photo: Photo, flip: bool) -> list[tuple[np.ndarray, Framing]]:
+    """The square of a photo with its place in the photo; mirrored too, if asked."""
+    square, (left, top), width = photo.square(), photo.crop, photo.pixels.shape[1]
+    side = len(square)
+    views = [(square, Framing(photo.original, (top, left), (side, side)))]
+    if flip:
+        views.append((square[:, ::-1], Framing(photo.original, (top, width - left - side), (side, side))))
+    return views

@@ -72,7 +72,7 @@ class DreamboothLora:
 
     def _subject_loss(self, batch: Batch) -> Tensor:
         base, rows = self._base, self._rows()
-        condition = base.condition([with_rows(caption, rows) for caption in batch.captions])
+        condition = base.condition([with_rows(caption, rows) for caption in batch.captions], batch.framings)
         return diffusion_loss(
             lambda noisy, t: base.predict(noisy, t, condition),
             base.schedule,

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .. import files
 from ..bases import StableDiffusion
-from ..bases.saving import save
 from ..concept import Lora, LoraLayer
 from .dataset import Batch
 from .objective import diffusion_loss
@@ -66,7 +66,7 @@ class DreamboothFull:
     def loss(self, batch: Batch, step: int) -> Tensor:
         base = self._base
         with torch.autocast(base.device.type, torch.bfloat16, enabled=base.device.type == "cuda"):
-            condition = base.condition([[caption.format(self.trigger)] for caption in batch.captions])
+            condition = base.condition([[caption.format(self.trigger)] for caption in batch.captions], batch.framings)
             loss = diffusion_loss(
                 lambda noisy, t: base.predict(noisy, t, condition),
                 base.schedule,
@@ -84,7 +84,9 @@ class DreamboothFull:
     @torch.no_grad()
     def finish(self, run: Path) -> dict[str, float]:
         """Writes the model; returns how much of the change the concept keeps, by its square: 1 is all of it."""
-        save(self._base, run / MODEL)
+        if (run / MODEL).exists():  # of a run that was ended while it finished
+            files.remove(run / MODEL)
+        self._base.save(run / MODEL)
         total = sum(float(self._change(name, now).square().sum()) for name, now in self.trained().items())
         kept = sum(
             float(torch.linalg.svdvals(change.flatten(1))[: self._rank].square().sum())

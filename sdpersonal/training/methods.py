@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ..bases import StableDiffusion
+from ..bases import Framing, StableDiffusion
 from ..config import DreamboothSettings, Training
 from ..errors import PersonalError
 from ..photos import load_photos
@@ -97,7 +97,8 @@ def _prior(
         found = class_pictures.posteriors(base, prompt, side, settings.class_pictures)
         names = [f"class picture {number}" for number in range(len(found))]
         captions = [(CLASS_CAPTION,)] * len(found)
-        pictures = Samples(base, found, captions, names, settings.seed, purpose="class sample")
+        whole = [[Framing.whole(side, side)]] * len(found)
+        pictures = Samples(base, found, whole, captions, names, settings.seed, purpose="class sample")
     else:
         photos = load_photos(Path(settings.prior), side, settings.crop).photos
         pictures = TrainingPhotos(base, photos, (CLASS_CAPTION,), settings.seed, flip=False, purpose="class sample")

@@ -34,9 +34,9 @@ class Predicted:
         captions = [caption.format(self._class) for caption in batch.captions]
         noisy = base.schedule.mix(batch.latents, batch.noise, batch.t)
         with base.slots.bypassed(), torch.no_grad():
-            bare = Conditioning.cat([self._bare_condition(caption) for caption in captions])
+            bare = base.framed(Conditioning.cat([self._bare_condition(c) for c in captions]), batch.framings)
             target = base.predict(noisy, batch.t, bare)
-        now = base.condition([[caption] for caption in captions]) if self._text_learns else bare
+        now = base.condition([[c] for c in captions], batch.framings) if self._text_learns else bare
         loss = (base.predict(noisy, batch.t, now) - target).pow(2).flatten(1).mean(1)
         return loss if self._gamma is None else loss * min_snr(base.schedule, batch.t, self._gamma)
 
@@ -54,7 +54,7 @@ class ClassPictures:
 
     def loss(self, batch: Batch) -> Tensor:
         base, own = self._base, self._pictures.samples(batch.indices)
-        condition = base.condition([[caption.format(self._class)] for caption in own.captions])
+        condition = base.condition([[caption.format(self._class)] for caption in own.captions], own.framings)
         return diffusion_loss(
             lambda noisy, t: base.predict(noisy, t, condition),
             base.schedule,

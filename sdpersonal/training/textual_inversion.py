@@ -43,7 +43,7 @@ class TextualInversion:
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         base, rows = self._base, self._rows()
-        condition = base.condition([with_rows(caption, rows) for caption in batch.captions])
+        condition = base.condition([with_rows(caption, rows) for caption in batch.captions], batch.framings)
         return diffusion_loss(
             lambda noisy, t: base.predict(noisy, t, condition),
             base.schedule,
