@@ -136,6 +136,16 @@ def append_line(path: Path, text: str) -> None:
             os.close(handle)
 
 
+def sync(path: Path) -> None:
+    """What was appended to the file so far outlives a loss of power too."""
+    with _told(path):
+        handle = os.open(path, os.O_RDWR | _BINARY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder that appears at `path` complete: fill the one yielded; it is renamed if the block ends well, else gone.

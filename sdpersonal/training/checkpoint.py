@@ -1,12 +1,16 @@
-"""Checkpoints: a folder `step-000100` with `state.safetensors` and, written last, `manifest.json`.
+"""Checkpoints: a folder `step-000100` with `state.safetensors` (`state-1.safetensors`, ... for large models) and,
+written last, `manifest.json`.
 
-The state is what trains and the optimiser's moments; chance is computed, so there is nothing else to keep. No pickle is
-written or read.
+The state is what trains and whatever the optimiser keeps: tensors in safetensors, plain numbers in the manifest; chance
+is computed, so there is nothing else. No pickle is written or read.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +24,21 @@ from ..errors import PersonalError
 from ..prompts import show
 
 KEEP = 2
+_PART = 1 << 30  # bytes of tensors in a file, so that writing takes no more memory than that on top
 _MAX_BYTES = 8 << 30
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_STATE_FILE = re.compile(r"state(-[0-9]+)?\.safetensors")
+_UNREADABLE = (
+    PersonalError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    SafetensorError,
+    RecursionError,
+)
+
+Trained = dict[str, nn.Parameter]
 
 
 @dataclass(frozen=True)
@@ -33,27 +50,45 @@ class Resumed:
 
 
 def save_checkpoint(
-    run: Path, step: int, trained: dict[str, nn.Parameter], optimizer, identity: dict[str, object]
+    run: Path, step: int, trained: Trained, optimizer: torch.optim.Optimizer, identity: dict[str, object]
 ) -> None:
-    """Write the checkpoint of a step; older ones go only once it is durable. Raises NoRoom with the old ones intact."""
+    """Write the checkpoint of a step; others go only once it is durable. Raises NoRoom with the others intact."""
     folder = run / f"step-{step:06d}"
-    if folder.exists():
-        return
-    data = save(_state(trained, optimizer))
+    if folder.exists():  # damaged, or the run would have gone on from it
+        files.remove(folder)
     with files.new_folder(folder) as staged:
-        files.write_bytes(staged / "state.safetensors", data)
-        files.write_json(staged / "manifest.json", {"step": step, "sha256": files.sha256(data), "run": identity})
-    for old in _folders(run)[:-KEEP]:
-        files.remove(old)
+        sums = {}
+        for number, part in enumerate(_parts(_tensors(trained, optimizer))):
+            name = f"state-{number}.safetensors" if number else "state.safetensors"
+            data = save(part)
+            files.write_bytes(staged / name, data)
+            sums[name] = files.sha256(data)
+        manifest = {"step": step, "sha256": sums, "numbers": _numbers(trained, optimizer), "run": identity}
+        files.write_json(staged / "manifest.json", manifest)
+    kept = [other for other in _folders(run) if _step(other) <= step][-KEEP:]
+    for other in _folders(run):
+        if other not in kept:  # also later ones: they were damaged, and this run took another way
+            files.remove(other)
 
 
 def latest_step(run: Path) -> int | None:
     """The newest step with a checkpoint that looks complete, or None."""
-    steps = [int(folder.name[5:]) for folder in _folders(run) if (folder / "manifest.json").exists()]
-    return max(steps, default=None)
+    return max((_step(folder) for folder in _folders(run) if (folder / "manifest.json").exists()), default=None)
 
 
-def load_checkpoint(run: Path, trained: dict[str, nn.Parameter], optimizer, identity: dict[str, object]) -> Resumed:
+def latest_identity(run: Path) -> dict[str, object] | None:
+    """What run the newest readable checkpoint belongs to, or None."""
+    for folder in reversed(_folders(run)):
+        try:
+            return _manifest(folder)["run"]
+        except _UNREADABLE:
+            continue
+    return None
+
+
+def load_checkpoint(
+    run: Path, trained: Trained, optimizer: torch.optim.Optimizer, identity: dict[str, object]
+) -> Resumed:
     """Fill `trained` and the optimiser from the newest checkpoint that is whole.
 
     Raises PersonalError where there is none, or where it belongs to a run with other settings (naming up to three).
@@ -61,12 +96,16 @@ def load_checkpoint(run: Path, trained: dict[str, nn.Parameter], optimizer, iden
     damaged = ""
     for folder in reversed(_folders(run)):
         try:
-            manifest, data = _read(folder)
-        except (PersonalError, ValueError, KeyError, TypeError, SafetensorError, RecursionError):
+            manifest = _manifest(folder)
+        except _UNREADABLE:
             damaged = f"The checkpoint of {folder.name} is damaged; "
             continue
-        _check_same_run(identity, manifest["run"])
-        _restore(load(data), manifest["step"], trained, optimizer)
+        check_same_run(identity, manifest["run"])
+        try:
+            _restore(folder, manifest, trained, optimizer)
+        except _UNREADABLE:
+            damaged = f"The checkpoint of {folder.name} is damaged; "
+            continue
         return Resumed(manifest["step"], f"{damaged}going on from step {manifest['step']}.")
     raise no_checkpoint(run)
 
@@ -78,46 +117,113 @@ def no_checkpoint(run: Path) -> PersonalError:
     )
 
 
-def _folders(run: Path) -> list[Path]:
-    return sorted(path for path in run.glob("step-*") if path.name[5:].isdigit() and path.is_dir())
-
-
-def _read(folder: Path) -> tuple[dict, bytes]:
-    manifest = json.loads(files.read_bytes(folder / "manifest.json", 1 << 20))
-    data = files.read_bytes(folder / "state.safetensors", _MAX_BYTES)
-    if files.sha256(data) != manifest["sha256"]:
-        raise ValueError("the state is not the one that was written")
-    if not isinstance(manifest["step"], int) or not isinstance(manifest["run"], dict):
-        raise ValueError("not a manifest")
-    return manifest, data
-
-
-def _check_same_run(now: dict[str, object], then: dict[str, object]) -> None:
-    # Through JSON, where a tuple and a list are one.
-    now = json.loads(json.dumps(now))
+def check_same_run(now: dict[str, object], then: dict[str, object]) -> None:
+    """Raises PersonalError with a line for each of the first three settings that differ."""
+    now = json.loads(json.dumps(now))  # where a tuple and a list are one
     changed = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
     if changed:
-        lines = "; ".join(
-            f"{key} was {show(str(then.get(key)), 40)}, is {show(str(now.get(key)), 40)}" for key in changed[:3]
-        )
+        lines = [f"  {show(key, 40)} was {_shown(then.get(key))}, is {_shown(now.get(key))}" for key in changed[:3]]
+        more = [f"  and {len(changed) - 3} more"] if len(changed) > 3 else []
         raise PersonalError(
-            f"This run was started with other settings: {lines}.",
+            "\n".join(["The run in this folder was started with other settings:", *lines, *more]),
             "Give the same again, or start anew with another --run.",
         )
 
 
-def _state(trained: dict[str, nn.Parameter], optimizer) -> dict[str, Tensor]:
-    state = {f"value.{name}": parameter.detach().cpu().contiguous() for name, parameter in trained.items()}
-    for name, parameter in trained.items():
-        for moment in _MOMENTS:
-            state[f"{moment}.{name}"] = optimizer.state[parameter][moment].cpu().contiguous()
-    return state
+def _shown(value: object) -> str:
+    return show(str(value), 40)
 
 
-def _restore(state: dict[str, Tensor], step: int, trained: dict[str, nn.Parameter], optimizer) -> None:
+# --- a checkpoint's folder ---
+
+
+def _folders(run: Path) -> list[Path]:
+    found = [path for path in run.glob("step-*") if path.name[5:].isdecimal() and path.is_dir()]
+    return sorted(found, key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name[5:])
+
+
+def _manifest(folder: Path) -> dict:
+    manifest = json.loads(files.read_bytes(folder / "manifest.json", 4 << 20))
+    wanted = {"step": int, "sha256": dict, "numbers": dict, "run": dict}
+    if not all(isinstance(manifest[key], kind) for key, kind in wanted.items()):
+        raise ValueError("not a manifest")
+    return manifest
+
+
+# --- parameters and optimiser, as tensors and numbers ---
+
+
+def _tensors(trained: Trained, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in trained.items():
-        with torch.no_grad():
-            parameter.copy_(state[f"value.{name}"])
-        moments = {moment: state[f"{moment}.{name}"].to(parameter.device) for moment in _MOMENTS}
-        # The fused kernel counts steps on the device; every trained tensor has had every step.
-        optimizer.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device), **moments}
+        yield f"value.{name}", parameter
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                yield f"state.{key}.{name}", value
+    for number, group in enumerate(optimizer.param_groups):
+        for key, value in group.items():
+            if isinstance(value, Tensor):
+                yield f"group.{number}.{key}", value
+
+
+def _numbers(trained: Trained, optimizer: torch.optim.Optimizer) -> dict[str, object]:
+    states = {name: _plain(optimizer.state.get(parameter, {})) for name, parameter in trained.items()}
+    return {
+        "state": {name: numbers for name, numbers in states.items() if numbers},
+        "groups": [_plain(group) for group in optimizer.param_groups],
+    }
+
+
+def _plain(values: dict) -> dict[str, int | float]:
+    return {key: value for key, value in values.items() if isinstance(value, int | float) and math.isfinite(value)}
+
+
+def _parts(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    part, size = {}, 0
+    for name, tensor in tensors:
+        if part and size + tensor.nbytes > _PART:
+            yield part
+            part, size = {}, 0
+        part[name] = tensor.detach().to("cpu", copy=True).contiguous()  # one may stand in several places
+        size += tensor.nbytes
+    yield part
+
+
+def _restore(folder: Path, manifest: dict, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.state.clear()
+    filled = set()
+    for file, digest in manifest["sha256"].items():
+        if not _STATE_FILE.fullmatch(file):
+            raise ValueError("not a file of a checkpoint")
+        data = files.read_bytes(folder / file, _MAX_BYTES)
+        if files.sha256(data) != digest:
+            raise ValueError("not the state that was written")
+        for name, tensor in load(data).items():
+            filled.add(name)
+            _put(name, tensor, trained, optimizer)
+    if not {f"value.{name}" for name in trained} <= filled:
+        raise ValueError("a part is missing")
+    for name, numbers in manifest["numbers"]["state"].items():
+        optimizer.state[trained[name]].update(numbers)
+    for group, numbers in zip(optimizer.param_groups, manifest["numbers"]["groups"], strict=True):
+        group.update(numbers)
+
+
+@torch.no_grad()
+def _put(name: str, tensor: Tensor, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
+    kind, _, rest = name.partition(".")
+    if kind == "value":
+        parameter = trained[rest]
+        if parameter.shape != tensor.shape:
+            raise ValueError("a parameter has another shape")
+        parameter.copy_(tensor)
+    elif kind == "state":
+        key, _, owner = rest.partition(".")
+        optimizer.state[trained[owner]][key] = tensor.to(trained[owner].device)
+    else:
+        number, _, key = rest.partition(".")
+        group = optimizer.param_groups[int(number)]
+        group[key] = tensor.to(group["params"][0].device)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import sys
 import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from .. import files
+from .tracking import NoTrack, Track
 
 FILE = "progress.jsonl"
 
@@ -22,9 +26,10 @@ class Journal:
     left by its pace.
     """
 
-    def __init__(self, run: Path, start: int, steps: int, out: TextIO | None = None):
+    def __init__(self, run: Path, start: int, steps: int, track: Track | None = None, out: TextIO | None = None):
         self._path = run / FILE
         self._start, self._steps = start, steps
+        self._track = track or NoTrack()
         self._out = out or sys.stderr
         self._began = time.monotonic()
         self.losses = _keep_until(self._path, start)
@@ -35,10 +40,15 @@ class Journal:
 
     def __exit__(self, *_) -> None:
         if self._bar:
-            self._bar.stop()
+            with suppress(OSError):  # the terminal is gone
+                self._bar.stop()
 
-    def step(self, step: int, loss: float) -> None:
-        """Step number `step` (from 1) is done."""
+    def keep(self) -> None:
+        """What was written stays, like the checkpoint that is made now."""
+        files.sync(self._path)
+
+    def step(self, step: int, loss: float, rates: Sequence[float] = ()) -> None:
+        """Step number `step` (from 1) is done, with the learning rate of each group."""
         self.losses.append(loss)
         seconds = time.monotonic() - self._began
         left = seconds / (step - self._start) * (self._steps - step)
@@ -50,11 +60,27 @@ class Journal:
             "left": round(left, 1),
         }
         files.append_line(self._path, json.dumps(line))
+        self._track.log({"loss": loss} | {f"rate/{number}": rate for number, rate in enumerate(rates)}, step)
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=step, loss=_smooth(self.losses))
-        elif step == self._steps or step % max(1, self._steps // 10) == 0:
-            self._out.write(f"step {step} of {self._steps}, loss {_smooth(self.losses):.4f}, {left:.0f} s left\n")
-            self._out.flush()
+        elif self._out and (step == self._steps or step % max(1, self._steps // 10) == 0):
+            with suppress(OSError, ValueError):
+                self._out.write(f"step {step} of {self._steps}, loss {_smooth(self.losses):.4f}, {left:.0f} s left\n")
+                self._out.flush()
+
+
+def while_heard(say: Callable[[str], None]) -> Callable[[str], None]:
+    """`say`, until whoever listened has gone (`| head -1`): no reason to stop a training of hours."""
+
+    def tell(line: str) -> None:
+        try:
+            say(line)
+        except BrokenPipeError:
+            # What is left in the buffer must not raise again, now or at exit.
+            with suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return tell
 
 
 def save_loss_curve(path: Path, losses: list[float]) -> None:
@@ -105,8 +131,8 @@ def _keep_until(path: Path, step: int) -> list[float]:
     return [float(entry["loss"]) for entry in kept]
 
 
-def _bar(steps: int, start: int, out: TextIO):
-    if not out.isatty():
+def _bar(steps: int, start: int, out: TextIO | None):
+    if out is None or not out.isatty():  # None: started with stderr closed
         return None
     from rich.console import Console
     from rich.progress import (

@@ -5,40 +5,40 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from .. import files
 from ..bases import StableDiffusion, introduction, load_base
 from ..card import Card
-from ..concept import Concept, thumbnail_bytes
-from ..config import DreamboothSettings, Request, Training
-from ..errors import Diverged, PersonalError
-from ..generation import Generator
+from ..concept import Concept
+from ..config import DreamboothSettings, Training
+from ..errors import Diverged
 from ..library import Library
 from ..photos import PhotoSet, load_photos
 from ..prompts import Token
-from ..sheets import png, sheet
-from .checkpoint import latest_step, load_checkpoint, no_checkpoint
 from .dataset import TrainingPhotos
-from .loop import Accelerator, Plan, learn
+from .distributed import check_same_start, join, together
+from .loop import Accelerator, Plan, Silent, learn
+from .memory import Room
 from .method import Method
 from .methods import build, method_name
 from .methods import chosen as chosen_preset
-from .presets import Preset
-from .progress import save_loss_curve
+from .optimizers import make_optimizer, rate_factor
+from .pictures import with_pictures
+from .presets import Preset, preset
+from .progress import Journal, save_loss_curve, while_heard
+from .resuming import RESULT, first_step, identity_of, run_folder
 from .rows import longest_row
 from .templates import PREVIEWS, TEMPLATES
+from .tracking import check_installed, tracked
 
-RESULT = "result.json"
 MOST_TIMES_LONGER = 50.0  # a row so much longer than the vocabulary's was not learned, it ran away
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves: the concept's token with its version, the run folder, its sample sheet if asked for."""
+    """What a run leaves: the concept's token with its version, the run folder, its sample sheet if there is one."""
 
     token: Token
     run: Path
@@ -49,113 +49,98 @@ class Result:
 def train(settings: Training, say: Callable[[str], None] = print) -> Result | None:
     """Teach a concept and add it to the library. None in every process but the first of several.
 
-    Raises PersonalError (bad photos, another run in the folder, ...), Diverged, NoRoom, Interrupted; each leaves the
-    library as it was and the newest checkpoint whole.
+    Raises PersonalError (bad photos, another run in the folder, out of memory, ...), Diverged, NoRoom, Interrupted;
+    each leaves the library as it was and the newest checkpoint whole. Of several processes one raises it, the others
+    SystemExit.
     """
     began = time.monotonic()
-    # Told of the CPU, or processes without a card would not find each other. The masters are fp32 whatever the base is.
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
-    say = say if accelerator.is_main_process else _silently
-    base = load_base(settings.base, accelerator.device)
-    say(introduction(base, settings.base))
-    photos = load_photos(settings.photos, base.resolution, settings.crop)
-    say(photos.report())
-    chosen = chosen_preset(settings, base)
-    run = _run_folder(settings)
-    if settings.resume and latest_step(run) is None:
-        raise no_checkpoint(run)  # before the run's folder is made
-    with ExitStack() as held:
+    check_installed(settings.report_to)
+    run = run_folder(settings)
+    accelerator = join()
+    say = while_heard(say) if accelerator.is_main_process else _silently
+    with together(accelerator), ExitStack() as held:
+        base, photos = _loaded(settings, accelerator, say)
         if accelerator.is_main_process:
             held.enter_context(files.lock(run))
             files.sweep(run)
-        method = build(settings, base, chosen, accelerator, say)
-        held.callback(method.close)
-        plan = Plan(
-            chosen.steps, chosen.batch, settings.save_every, _identity(settings, base, photos, chosen, accelerator)
-        )
-        optimizer = torch.optim.AdamW(method.groups(), fused=True)
-        start = _start(settings, run, method, optimizer, plan, say)
-        accelerator.wait_for_everyone()
-        data = TrainingPhotos(base, photos.photos, TEMPLATES[settings.kind], settings.seed, settings.flip)
-        at_once = plan.batch * accelerator.num_processes
-        say(f"Learning {settings.token} by {method.name}: {plan.steps} steps of {at_once} photos.")
-        losses = learn(accelerator, method, data, optimizer, plan, start, run)
-        accelerator.wait_for_everyone()
-        if not accelerator.is_main_process:
+        chosen = chosen_preset(settings, base)
+        method = _teach(settings, run, accelerator, base, photos, chosen, held, say)
+        if method is None:
             return None
         concept = _concept(settings, base, method, chosen, method.finish(run))
         method.close()
-        save_loss_curve(run / "loss.png", losses)
-        concept, page = _with_pictures(concept, base, settings, run) if settings.samples else (concept, None)
+        concept, page = with_pictures(concept, base, run, say) if settings.samples else (concept, None)
         token = Library(settings.library).add(concept)
         seconds = time.monotonic() - began
-        files.write_json(
-            run / RESULT,
-            {"token": str(token), "sha256": concept.identity, "steps": plan.steps, "seconds": round(seconds, 1)},
-        )
+        result = {"token": str(token), "sha256": concept.identity, "steps": chosen.steps, "seconds": round(seconds, 1)}
+        files.write_json(run / RESULT, result)
     say(f"{token} is in {settings.library}, after {seconds:.0f} s." + (f" Pictures of it: {page}" if page else ""))
     return Result(token, run, page, seconds)
 
 
-def _silently(_: str) -> None:
-    pass
+def _loaded(
+    settings: Training, accelerator: Accelerator, say: Callable[[str], None]
+) -> tuple[StableDiffusion, PhotoSet]:
+    with Room(accelerator.device, settings, 0, 1).at("loading the base", "Take a smaller base."):
+        base = load_base(settings.base, accelerator.device, revision=settings.revision, vae=settings.vae)
+    say(introduction(base, settings.base))
+    if settings.checkpointing:
+        base.checkpoint_gradients(settings.checkpointing)
+    photos = load_photos(settings.photos, settings.resolution or base.resolution, settings.crop)
+    say(photos.report())
+    return base, photos
 
 
-def _run_folder(settings: Training) -> Path:
-    """The folder asked for; else the first of runs/me-duck-method, ...-2, ... that holds no finished run.
-
-    With --resume it is the newest of those that exists.
-    """
-    if settings.run:
-        return settings.run
-    name = f"{Token.parse(settings.token).slug}-{method_name(settings)}"
-    number, folder = 1, Path("runs") / name
-    while folder.exists() if settings.resume else (folder / RESULT).exists():
-        number += 1
-        previous, folder = folder, Path("runs") / f"{name}-{number}"
-    return previous if settings.resume and number > 1 else folder
-
-
-def _identity(
-    settings: Training, base: StableDiffusion, photos: PhotoSet, chosen: Preset, accelerator: Accelerator
-) -> dict[str, object]:
-    """What makes it the same run: all that its outcome depends on but the number of steps, which may grow."""
-    own = settings.model_dump(
-        exclude={"photos", "base", "steps", "lr", "batch", "library", "run", "resume", "save_every", "samples"}
-    )
-    return own | {
-        "method": method_name(settings),
-        "base": base.version,
-        "photos": photos.identity,
-        "lr": chosen.lr,
-        "targets": chosen.targets,
-        "batch": chosen.batch * accelerator.num_processes,
-    }
-
-
-def _start(
+def _teach(
     settings: Training,
     run: Path,
-    method: Method,
-    optimizer: torch.optim.Optimizer,
-    plan: Plan,
+    accelerator: Accelerator,
+    base: StableDiffusion,
+    photos: PhotoSet,
+    chosen: Preset,
+    held: ExitStack,
     say: Callable[[str], None],
-) -> int:
-    if settings.resume:
-        resumed = load_checkpoint(run, method.trained(), optimizer, plan.identity)
-        if resumed.step > plan.steps:
-            raise PersonalError(
-                f"The run is at step {resumed.step} already, past --steps {plan.steps}.",
-                "Give more steps, or start anew.",
-            )
-        say(resumed.note)
-        return resumed.step
-    step = latest_step(run)
-    if step is not None:
-        raise PersonalError(
-            f"{run} holds a run that is at step {step}.", "Add --resume to go on, or --run FOLDER for a new one."
-        )
-    return 0
+) -> Method | None:
+    """The method when it has learned; None in every process but the first. Its close() is left to `held`."""
+    room = Room(accelerator.device, settings, settings.resolution or base.resolution, chosen.batch)
+    at_once = chosen.batch * settings.accumulate * accelerator.num_processes
+    with room.at("before the first step"):
+        method = build(settings, base, chosen, accelerator, say)
+        held.callback(method.close)
+        usual = preset(method_name(settings), base.kind, settings.kind)
+        optimizer = make_optimizer(settings.optimizer, method.groups(), chosen.lr, usual.lr)
+        identity = identity_of(settings, base, photos, chosen, at_once)
+        start = first_step(settings, run, method, optimizer, identity, chosen.steps, say)
+        check_same_start(accelerator, photos, identity, start)
+        templates = TEMPLATES[settings.kind]
+        data = TrainingPhotos(base, photos.photos, templates, settings.seed, settings.flip, settings.noise_offset)
+    plan = Plan(
+        run=run,
+        start=start,
+        steps=chosen.steps,
+        batch=chosen.batch,
+        accumulate=settings.accumulate,
+        save_every=settings.save_every,
+        lr=settings.lr or chosen.lr,
+        factor=rate_factor(settings, chosen),
+        identity=identity,
+    )
+    say(f"Learning {settings.token} by {method.name}: {plan.steps} steps of {at_once} photos.")
+    if not accelerator.is_main_process:
+        learn(accelerator, method, data, optimizer, plan, Silent(), room)
+        accelerator.wait_for_everyone()
+        return None
+    facts = {"steps": plan.steps, "photos": len(photos.photos), "photos a step": at_once, "rate": chosen.lr}
+    with tracked(settings.report_to, run, facts) as track:
+        journal = Journal(run, start, plan.steps, track)
+        learn(accelerator, method, data, optimizer, plan, journal, room)
+    accelerator.wait_for_everyone()
+    save_loss_curve(run / "loss.png", journal.losses)
+    return method
+
+
+def _silently(_: str) -> None:
+    pass
 
 
 def _concept(
@@ -175,10 +160,15 @@ def _concept(
         trigger_words=(method.trigger,) if method.trigger else (),
         recipe={"seed": settings.seed, "lr": chosen.lr, "batch": chosen.batch, "base_sha256": base.version}
         | ({"targets": chosen.targets} if isinstance(settings, DreamboothSettings) else {})
-        | {key: value for key in ("rank", "prior") if (value := getattr(settings, key, None)) is not None}
+        | {key: value for key in ("rank",) if (value := getattr(settings, key, None)) is not None}
+        | ({"prior": _prior_kind(settings.prior)} if isinstance(settings, DreamboothSettings) else {})
         | figures,
     )
     return Concept(token, card, vectors, method.lora())
+
+
+def _prior_kind(prior: str) -> str:
+    return prior if prior in ("none", "predicted", "drawn") else "photos"  # a folder's name stays here
 
 
 def _check_rows(base: StableDiffusion, method: Method, chosen: Preset) -> None:
@@ -191,23 +181,3 @@ def _check_rows(base: StableDiffusion, method: Method, chosen: Preset) -> None:
                     f"The token's vectors grew {times:.0f} times as long as a word's. No concept was made.",
                     f"Try --lr {chosen.lr / 10:g}.",
                 )
-
-
-def _with_pictures(concept: Concept, base: StableDiffusion, settings: Training, run: Path) -> tuple[Concept, Path]:
-    """Draw the sample sheet, as a user will draw, and give the concept its first picture for a thumbnail."""
-    prompts = [one.format(concept.token) for one in PREVIEWS[settings.kind]]
-    generator = Generator(base, _Only(concept))
-    rows = [[picture.image for picture in generator.draw(Request(prompt=prompt, n=3))] for prompt in prompts]
-    page = run / "samples.png"
-    files.write_bytes(page, png(sheet(rows, prompts, [f"seed {i}" for i in range(3)])))
-    return replace(concept, thumbnail=thumbnail_bytes(rows[0][0])), page
-
-
-class _Only:
-    """A library of one concept that is not yet in any."""
-
-    def __init__(self, concept: Concept):
-        self._concept = concept
-
-    def get(self, token: Token) -> Concept:
-        return self._concept

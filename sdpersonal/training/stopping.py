@@ -1,35 +1,50 @@
-"""Ctrl-C once: finish the step, save, stop. Twice: at once."""
+"""Ctrl-C once: finish the step, save, stop. Twice: at once. A closed terminal and SIGTERM stop as Ctrl-C does."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
+import time
+from contextlib import suppress
 from types import FrameType
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class StopSignals:
-    """Turns the first SIGINT or SIGTERM into `asked`; after it the signals do what they always did."""
+    """Turns the first such signal into `asked`; after it the signals do what they always did.
 
-    def __init__(self) -> None:
-        self.asked = False
+    echo: seconds in which a second one counts as the first: a terminal and a launcher both pass the same Ctrl-C on.
+    """
+
+    def __init__(self, echo: float = 0.0, speak: bool = True) -> None:
+        self.asked = 0  # the signal's number
+        self._echo, self._speak, self._at = echo, speak, 0.0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopSignals:
         # Only a main thread may set handlers; elsewhere whoever runs us stops us its own way.
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+            wanted = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as under nohup
+            self._previous = {number: signal.signal(number, self._ask) for number in wanted}
         return self
 
     def __exit__(self, *_) -> None:
-        self._restore()
-
-    def _ask(self, _number: int, _frame: FrameType | None) -> None:
-        self.asked = True
-        sys.stderr.write("\nStopping after this step; again stops at once.\n")
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if not self.asked:
+            self.asked, self._at = number, time.monotonic()
+            if not self._echo:
+                self.__exit__()
+            if self._speak:
+                # Not through sys.stderr: the signal may have come in the middle of a write to it.
+                with suppress(OSError, ValueError, AttributeError):
+                    os.write(sys.stderr.fileno(), b"\nStopping after this step; again stops at once.\n")
+        elif time.monotonic() - self._at > self._echo:
+            self.__exit__()
+            os.kill(os.getpid(), number)

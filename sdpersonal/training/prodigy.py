@@ -1,0 +1,103 @@
+"""Prodigy (Mishchenko and Defazio 2024, arXiv 2306.06101): Adam whose step size is estimated while it runs.
+
+As the authors' package `prodigyopt` with bias correction and safeguarded warm-up, which the tests compare with, but for
+two things. The package takes one rate for all groups; here each group has its own, relative to the others: x learned at
+rate r is y = x/r learned at rate 1, since Adam does not see the scale of a gradient. And the package reads two numbers
+per parameter from the device at every step; here the estimate stays there.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class Prodigy(torch.optim.Optimizer):
+    """The rates that the groups come with say how fast each is beside the others; `lr` set later, a share of that.
+
+    A group with `lr` 0, and a parameter without a gradient, stay as they are.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict],
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        d0: float = 1e-6,
+    ):
+        super().__init__(groups, {"lr": 1.0, "weight_decay": 0.0, "betas": betas, "eps": eps})
+        self._d0 = d0
+        for group in self.param_groups:
+            group["own_rate"] = group["lr"]
+            group["k"] = 0  # steps of this group
+        first = self.param_groups[0]["params"][0]
+        # Kept in a group, so that they are saved with it. d: the distance to the solution, as estimated so far.
+        self.param_groups[0] |= {
+            "d": first.new_tensor(d0),
+            "numerator": first.new_tensor(0.0),
+        }
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        shared = self.param_groups[0]
+        d = shared["d"]
+        beta3 = math.sqrt(shared["betas"][1])
+        numerator, denominator = beta3 * shared["numerator"], torch.zeros_like(d)
+        moving = []
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters or group["lr"] == 0:
+                continue
+            group["k"] += 1
+            rate = d * (group["lr"] / group["own_rate"] * _bias_correction(group["k"], *group["betas"]))
+            travelled, gathered = self._gather(group, parameters, beta3)
+            numerator = numerator + d / self._d0 * rate * travelled
+            denominator = denominator + gathered
+            moving.append((group, parameters, rate))
+        shared["numerator"] = numerator
+        shared["d"] = torch.where(denominator > 0, torch.maximum(d, numerator / denominator), d)
+        for group, parameters, rate in moving:
+            self._move(group, parameters, rate, shared["d"])
+
+    def _gather(self, group: dict, parameters: list[Tensor], beta3: float) -> tuple[Tensor, Tensor]:
+        """Takes the gradients into the moments; returns <g, x0 - x> and the weighted sum of gradients' 1-norm."""
+        d = self.param_groups[0]["d"]
+        beta1, beta2 = group["betas"]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] = {
+                    "start": parameter.detach().clone(),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                    "gathered": torch.zeros_like(parameter),
+                }
+        gradients = [parameter.grad for parameter in parameters]
+        away = torch._foreach_sub(self._all(parameters, "start"), parameters)
+        travelled = torch.stack([product.sum() for product in torch._foreach_mul(gradients, away)]).sum()
+        scaled = torch._foreach_mul(gradients, d)
+        first, second, gathered = (self._all(parameters, key) for key in ("exp_avg", "exp_avg_sq", "gathered"))
+        torch._foreach_mul_(first, beta1)
+        torch._foreach_add_(first, scaled, alpha=1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, scaled, scaled, value=1 - beta2)
+        torch._foreach_mul_(gathered, beta3)
+        torch._foreach_add_(gathered, torch._foreach_mul(scaled, d * (group["own_rate"] / self._d0)))
+        return travelled, torch.stack(torch._foreach_norm(gathered, 1)).sum()
+
+    def _move(self, group: dict, parameters: list[Tensor], rate: Tensor, d: Tensor) -> None:
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - group["weight_decay"] * rate)
+        spread = torch._foreach_sqrt(self._all(parameters, "exp_avg_sq"))
+        torch._foreach_add_(spread, [d * group["eps"]] * len(spread))
+        update = torch._foreach_div(self._all(parameters, "exp_avg"), spread)
+        torch._foreach_mul_(update, rate * group["own_rate"])
+        torch._foreach_sub_(parameters, update)
+
+    def _all(self, parameters: list[Tensor], key: str) -> list[Tensor]:
+        return [self.state[parameter][key] for parameter in parameters]
+
+
+def _bias_correction(step: int, beta1: float, beta2: float) -> float:
+    return math.sqrt(1 - beta2**step) / (1 - beta1**step)
