@@ -322,6 +322,12 @@ def test_folders_that_differ_are_told(command, photos, tmp_path):
     assert "Rank 1 was started with other settings than rank 0." in ranks[0].errors
 
 
+def test_a_mistake_of_all_is_told_once(command, tmp_path):
+    ranks, codes = together(command(tmp_path, "--resume"), tmp_path)
+    assert codes == [2, 2]
+    assert "no checkpoint in" in ranks[0].errors and ranks[1].errors == ""
+
+
 def test_a_meeting_port_in_use_is_told(command, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1]), "WORLD_SIZE": "2"}

@@ -86,7 +86,9 @@ class Samples:
         )
 
     def _put(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._base.device)
+        device = self._base.device
+        # Copied from pinned memory, the device need not be waited for.
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class TrainingPhotos(Samples):

@@ -54,11 +54,11 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
     SystemExit.
     """
     began = time.monotonic()
-    check_installed(settings.report_to)
-    run = run_folder(settings)
     accelerator = join()
     say = while_heard(say) if accelerator.is_main_process else _silently
     with together(accelerator), ExitStack() as held:
+        check_installed(settings.report_to)
+        run = run_folder(settings)
         base, photos = _loaded(settings, accelerator, say)
         if accelerator.is_main_process:
             held.enter_context(files.lock(run))
