@@ -19,7 +19,7 @@ _ARCHITECTURE = {
     "sdxl": "stable-diffusion-xl-v1-base",
 }
 _KOHYA_BASE = {"tiny": "sdpersonal_tiny", "sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
-_RESOLUTION = {"tiny": 64, "sd1": 512, "sd2": 512, "sdxl": 1024}  # pixels a side, where the card does not say
+_RESOLUTION = {"tiny": 128, "sd1": 512, "sd2": 512, "sdxl": 1024}  # pixels a side, where the card does not say
 
 
 def modelspec(card: Card, token: Token, has_lora: bool, payload_sha256: str, thumbnail: bytes | None) -> dict[str, str]:

@@ -159,6 +159,7 @@ def _concept(
         prompts=tuple(one.format(token) for one in PREVIEWS[settings.kind]),
         trigger_words=(method.trigger,) if method.trigger else (),
         recipe={"seed": settings.seed, "lr": chosen.lr, "batch": chosen.batch, "base_sha256": base.version}
+        | {"prediction_type": base.schedule.prediction, "resolution": settings.resolution or base.resolution}
         | ({"targets": chosen.targets} if isinstance(settings, DreamboothSettings) else {})
         | {key: value for key in ("rank",) if (value := getattr(settings, key, None)) is not None}
         | ({"prior": _prior_kind(settings.prior)} if isinstance(settings, DreamboothSettings) else {})
