@@ -197,8 +197,8 @@ class InversionSettings(Training):
 
     init: str | None = None
     """Words to start from, for example 'toy duck'. Default: the kind."""
-    vectors: Annotated[int, Whole, Field(ge=1, le=32)] = 4
-    """Embedding vectors of the token; more remember more and mix worse."""
+    vectors: Annotated[int, Whole, Field(ge=1, le=32)] | None = None
+    """Embedding vectors of the token; more remember more and mix worse. Default: 4, of tiny 8."""
 
 
 class DreamboothSettings(Training):

@@ -19,7 +19,7 @@ def card(**fields) -> Card:
     return Card(**({"base": "tiny", "created": WHEN, "title": "Toy duck", "class_noun": "duck"} | fields))
 
 
-def vectors(seed: int = 0, rows: int = 2, width: int = 160) -> np.ndarray:
+def vectors(seed: int = 0, rows: int = 2, width: int = 192) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
 
 

@@ -136,7 +136,7 @@ def test_the_header_tells_other_programs_what_they_look_for():
             "modelspec.architecture": "sdpersonal-tiny/lora",
             "modelspec.implementation": "diffusers",
             "modelspec.title": "Toy duck",
-            "modelspec.resolution": "64x64",
+            "modelspec.resolution": "128x128",
             "modelspec.date": "2026-01-31T12:00:00Z",
             "modelspec.trigger_phrase": "a-b-c-d",
             "modelspec.prediction_type": "epsilon",
@@ -338,7 +338,7 @@ def test_a_newer_format_says_so():
 )
 def test_unknown_tensors_are_named_and_refused(name):
     def add(header):
-        header[name] = tensor(2 * 160 * 4, 2 * 160 * 4 + 4, [1])
+        header[name] = tensor(2 * 192 * 4, 2 * 192 * 4 + 4, [1])
 
     with pytest.raises(PersonalError, match="do not know its tensors " + name):
         read(forged(add, vectors().tobytes() + bytes(4)), "x")
@@ -361,9 +361,9 @@ def spoiled(at: float) -> np.ndarray:
         (vectors().astype(np.float64), "float32"),
         (vectors().astype(np.int8), "float32"),
         (vectors()[0], "float32"),
-        (np.zeros((0, 160), np.float32), "1 to 64"),
+        (np.zeros((0, 192), np.float32), "1 to 64"),
         (vectors(rows=65), "1 to 64"),
-        (np.zeros((10_000, 160), np.float32), "1 to 64"),
+        (np.zeros((10_000, 192), np.float32), "1 to 64"),
     ],
 )
 def test_vectors_that_cannot_work_are_refused(rows, says):
@@ -375,7 +375,7 @@ def test_a_row_that_is_not_finite_is_named_when_read():
     payload = spoiled(np.nan).tobytes()
     with pytest.raises(PersonalError, match=r"x.safetensors is refused. Row 1"):
         read(
-            forged(lambda header: header.update(emb_params=tensor(0, len(payload), [3, 160])), payload), "x.safetensors"
+            forged(lambda header: header.update(emb_params=tensor(0, len(payload), [3, 192])), payload), "x.safetensors"
         )
 
 

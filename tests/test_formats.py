@@ -47,7 +47,7 @@ TENSORS = {
     "bfloat16": WHOLE[:2].bfloat16(),
     "a parameter": torch.nn.Parameter(WHOLE[:1].clone()),
     "SD 2": torch.ones(1, 1024),
-    "tiny": torch.ones(4, 160),
+    "tiny": torch.ones(4, 192),
 }
 
 
@@ -60,7 +60,7 @@ def test_learned_embeds_are_read_as_torch_reads_them(case, layout):
     found = read_any(data, "learned_embeds.bin")
     assert found.token == Token("imported", "cat-toy")
     assert np.array_equal(found.vectors["clip_l"], torch.atleast_2d(expected).numpy())
-    assert found.card.base == {768: "sd1", 1024: "sd2", 160: "tiny"}[expected.shape[-1]]
+    assert found.card.base == {768: "sd1", 1024: "sd2", 192: "tiny"}[expected.shape[-1]]
 
 
 @pytest.mark.parametrize("case", TENSORS)

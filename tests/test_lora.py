@@ -131,7 +131,7 @@ def test_convolutions_and_text_encoders_learn_where_asked(tiny):
 
 
 def test_a_convolution_is_trained_and_drawn_with_alike(tiny):
-    noisy, t = torch.randn(1, 4, 16, 16), torch.tensor([500])
+    noisy, t = torch.randn(1, *tiny.latent_shape(128, 128)), torch.tensor([500])
     trained = tiny.slots.train("all", 2, torch.Generator().manual_seed(0), text=True)
     try:
         for name, parameter in trained.items():
@@ -145,7 +145,8 @@ def test_a_convolution_is_trained_and_drawn_with_alike(tiny):
         tiny.slots.clear()
     lora = to_lora(trained)
     conv = lora.layers["lora_unet_down_blocks_0_resnets_0_conv1"]
-    assert conv.down.shape == (2, 64, 3, 3) and conv.up.shape == (64, 2, 1, 1)
+    width = tiny.unet.config.block_out_channels[0]
+    assert conv.down.shape == (2, width, 3, 3) and conv.up.shape == (width, 2, 1, 1)
     Concept(Token("me", "duck"), Card(base="tiny"), {}, lora)  # a file can hold it
     tiny.slots.check(lora, "<me/duck>")
     with torch.no_grad(), tiny.slots.filled([(lora, 1.0)]):

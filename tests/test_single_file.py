@@ -277,7 +277,7 @@ def unet_like(channels=4, width=768, **more):
         (unet_like(channels=8), "is an editing model"),
         (unet_like(channels=5), "is a depth model"),
         (unet_like(width=640), "reads text of width 640"),
-        (unet_like(width=160), "reads text of width 160"),
+        (unet_like(width=192), "reads text of width 192"),
         ({key: shape for key, shape in unet_like().items() if "cond_stage" not in key}, "holds no text encoder"),
         (unet_like(width=1024, **{f"{UNET}label_emb.0.0.weight": (64, 2048)}), "unCLIP"),
         (unet_like(width=1280, **{"conditioner.embedders.0.model.ln_final.weight": (1280,)}), "is the refiner of SDXL"),

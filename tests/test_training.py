@@ -75,10 +75,13 @@ def test_cached_posteriors_have_the_distribution_of_encoding_anew(tiny, photos):
     assert abs((drawn.std(0) / (anew.std[0] * scale)).mean() - 1) < 0.02
 
 
-def test_a_batch_holds_what_it_says(batch):
+def test_a_batch_holds_what_it_says(batch, tiny):
     assert all(len(getattr(batch, field.name)) == 4 for field in dataclasses.fields(Batch))
     assert batch.indices == (0, 1, 2, 3)
-    assert batch.latents.shape == batch.noise.shape == (4, 4, 16, 16) and batch.latents.dtype == torch.float32
+    assert (
+        batch.latents.shape == batch.noise.shape == (4, *tiny.latent_shape(128, 128))
+        and batch.latents.dtype == torch.float32
+    )
     assert len(set(batch.photos[:3])) == 3 and isinstance(batch.t, torch.Tensor)
 
 

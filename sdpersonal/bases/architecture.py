@@ -21,7 +21,7 @@ _HEAD = 64  # channels of one attention head, but for SD 1.x, which has 8 heads 
 
 
 KINDS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
-TINY = {160: "tiny"}
+TINY = {192: "tiny"}
 
 
 def kind_by_width(width: object, name: str, kinds: Mapping[int, str] = KINDS) -> str:

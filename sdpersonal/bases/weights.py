@@ -17,6 +17,9 @@ from ..errors import PersonalError
 from ..prompts import show
 from .ldm import Place
 
+# diffusers imports bitsandbytes where it is installed, and it then tells of 4-bit kernels that nobody here uses.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 

@@ -39,7 +39,7 @@ class Subject:
     @property
     def token(self) -> str:
         """`<me/sks-dog>`; raises PersonalError where the words leave no name."""
-        return token_for(self.phrase, "--instance_prompt")
+        return token_for(self.phrase.replace("/", " "), "--instance_prompt")
 
 
 def read_subject(instance_prompt: str, class_prompt: str | None = None, noun: str | None = None) -> Subject:

@@ -40,6 +40,7 @@ def chosen(settings: Training, base: StableDiffusion) -> Preset:
         rows_lr=usual.rows_lr * times,
         pivot_lr=usual.pivot_lr * times,
         targets=getattr(settings, "targets", None) or usual.targets,
+        vectors=getattr(settings, "vectors", None) or usual.vectors,
         snr_gamma=settings.snr_gamma or usual.snr_gamma,
     )
 
@@ -49,7 +50,7 @@ def build(
 ) -> Method:
     """The method, ready to learn on this base. Raises PersonalError where the settings do not suit it."""
     if not isinstance(settings, DreamboothSettings):
-        return TextualInversion(base, settings.init or settings.kind, settings.vectors, preset)
+        return TextualInversion(base, settings.init or settings.kind, preset.vectors, preset)
     if settings.method == "full":
         if settings.prior == "predicted":
             raise PersonalError(

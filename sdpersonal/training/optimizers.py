@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 
@@ -12,9 +11,6 @@ from ..config import Training
 from ..errors import PersonalError
 from .presets import Preset
 from .prodigy import Prodigy
-
-# diffusers imports it where it is installed, and it then tells of 4-bit kernels that nobody here uses.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def make_optimizer(name: str, groups: list[dict], main_rate: float, usual_rate: float) -> torch.optim.Optimizer:

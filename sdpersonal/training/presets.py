@@ -10,9 +10,11 @@ SD 1.x, 2.x and SDXL, from published recipes, not yet measured here:
 - a person's face wants half as many steps again, a style half the rate: its photos share less (kohya's and diffusers'
   discussions agree on the direction, nobody measured it well).
 
-tiny: measured on the sample photos. Its layers are a fifth as wide as SD's, so its rates are about ten times SD's, and
-attention alone is too little to learn a shape: with the feed-forward layers too the loss is 0.09 after 180 steps,
-without them 0.15 after 200.
+tiny: measured on kept-out subjects of five photos. Its layers are a fifth as wide as SD's, so its rates are about ten
+times SD's; and a shape that it does not know is learned in the convolutions: with them a teddy bear gets its arms and
+legs in 200 steps, without them not in 300. From 2e-3 on, or 350 steps, the photos' backgrounds come back (3 of 4 places
+right, then 1 of 4). A row of it holds a quarter of what one of SD's holds: with 8 rows the likeness to the bear is 0.63,
+with 4 it is 0.56 (the photos: 0.66).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ class Preset:
     batch: int  # photos at once in each process
     lr: float  # of what the method mainly trains
     rows_lr: float  # of the token's rows
+    vectors: int = 4  # rows of a token that starts from any words
     targets: Targets = "attention"  # what a LoRA changes
     pivot: int = 0  # steps of rows alone before it
     pivot_lr: float = 0.0  # of the rows in them
@@ -45,12 +48,10 @@ _SDXL = _STABLE_DIFFUSION | {
     "dreambooth-pivotal": Preset(steps=800, batch=2, lr=1e-4, rows_lr=1e-4, pivot=300, pivot_lr=1e-3),
 }
 _TINY = {
-    "textual-inversion": Preset(steps=250, batch=4, lr=1e-2, rows_lr=1e-2),
-    "dreambooth-lora": Preset(steps=150, batch=4, lr=1e-3, rows_lr=5e-3, targets="transformer"),
-    "dreambooth-pivotal": Preset(
-        steps=200, batch=4, lr=1e-3, rows_lr=1e-3, targets="transformer", pivot=80, pivot_lr=1e-2
-    ),
-    "dreambooth-full": Preset(steps=150, batch=4, lr=1e-4, rows_lr=0.0),
+    "textual-inversion": Preset(steps=250, batch=4, lr=1e-2, rows_lr=1e-2, vectors=8),
+    "dreambooth-lora": Preset(steps=200, batch=4, lr=1.5e-3, rows_lr=5e-3, targets="all"),
+    "dreambooth-pivotal": Preset(steps=280, batch=4, lr=1.5e-3, rows_lr=1e-3, targets="all", pivot=80, pivot_lr=1e-2),
+    "dreambooth-full": Preset(steps=200, batch=4, lr=2e-4, rows_lr=0.0),
 }
 _TABLES = {"tiny": _TINY, "sd1": _STABLE_DIFFUSION, "sd2": _STABLE_DIFFUSION, "sdxl": _SDXL}
 

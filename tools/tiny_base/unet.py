@@ -12,7 +12,7 @@ from .autoencoder import CHANNELS
 from .clip import WIDTH
 from .crew import SYNC, Crew
 
-GUIDANCE = 4.0
+GUIDANCE = 3.0
 AVERAGE_EVERY = 4  # steps: an update of the moving average costs as much as one of AdamW
 
 
