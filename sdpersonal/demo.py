@@ -21,14 +21,14 @@ from .training.checkpoint import latest_step
 
 PHOTOS = Path("examples") / "photos"
 SUBJECT, STYLE = "<demo/teddy>", "<demo/cyanotype>"
-_MILD, _MILDER = STYLE.replace(">", ":0.6>"), STYLE.replace(">", ":0.4>")  # at full strength it drowns the rest
+_MILD = STYLE.replace(">", ":0.8>")  # at full strength it drowns the rest
 SEEDS = 4
 ROWS = (  # whose photo comes first, and the prompt
     (SUBJECT, f"{SUBJECT} on the beach"),
     (SUBJECT, f"{SUBJECT} in the snow"),
     (SUBJECT, f"{SUBJECT} in space"),
     (STYLE, f"a duck in the style of {_MILD}"),
-    (STYLE, f"{SUBJECT} in the snow in the style of {_MILDER}"),
+    (STYLE, f"{SUBJECT} in the snow in the style of {_MILD}"),
 )
 
 

@@ -13,7 +13,7 @@ SD 1.x, 2.x and SDXL, from published recipes, not yet measured here:
 tiny: measured on kept-out subjects of five photos. Its layers are a fifth as wide as SD's, so its rates are about ten
 times SD's; and a shape that it does not know is learned in the convolutions: with them a teddy bear gets its arms and
 legs in 200 steps, without them not in 300. From 2e-3 on, or 350 steps, the photos' backgrounds come back (3 of 4 places
-right, then 1 of 4). A row of it holds a quarter of what one of SD's holds: with 8 rows the likeness to the bear is 0.63,
+right, then 1 of 4). A row of it holds a quarter of what one of SD's holds: with 8 the likeness to the bear is 0.63,
 with 4 it is 0.56 (the photos: 0.66).
 """
 
