@@ -44,7 +44,8 @@ class DreamboothFull:
         self._dtypes = {name: next(model.parameters()).dtype for name, model in self._models.items()}
         self._before = {name: value.detach().cpu().clone() for name, value in self.trained().items()}
         for model in self._models.values():
-            model.float().requires_grad_(True)  # fp32 masters: in bf16 a small step is rounded away
+            _cast(model, torch.float32)  # masters: in bf16 a small step is rounded away
+            model.requires_grad_(True)
 
     @property
     def rows(self) -> dict[str, Tensor]:
@@ -109,9 +110,16 @@ class DreamboothFull:
     @torch.no_grad()
     def close(self) -> None:
         for name, model in self._models.items():
-            model.to(self._dtypes[name]).requires_grad_(False)
+            _cast(model, self._dtypes[name])
+            model.requires_grad_(False)
         for name, weight in self.trained().items():
             weight.copy_(self._before[name])
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """As `model.to(dtype)`, about which diffusers warns each time."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
 
 
 def cut(change: Tensor, rank: int) -> LoraLayer:

@@ -5,8 +5,9 @@ python -m tools.tiny_base.card --work build/tiny-base --out docs
 
 import argparse
 import json
-import shutil
 from pathlib import Path
+
+from PIL import Image
 
 from . import art, autoencoder, clip, presets, reach, unet, world
 from .workshop import Workshop
@@ -16,6 +17,8 @@ PICTURES = {  # in the work folder: in the docs
     "newest.png": "tiny-base.png",
     "real-and-drawn.png": "tiny-base-real-and-drawn.png",
     "autoencoder-kept-out.png": "tiny-base-autoencoder.png",
+    "reach-alarm-clock.png": "tiny-base-reach.png",
+    "reach-cyanotype.png": "tiny-base-reach-look.png",
 }
 
 
@@ -43,7 +46,8 @@ def write(shop, out=Path("docs")):
     (out / "tiny-base.md").write_text(text)
     for source, target in PICTURES.items():
         if (shop.work / "look" / source).exists():
-            shutil.copy(shop.work / "look" / source, out / "pictures" / target)
+            picture = Image.open(shop.work / "look" / source).convert("RGB").quantize(256)  # a third of the bytes
+            picture.save(out / "pictures" / target, optimize=True)
 
 
 def _likeness(found):
@@ -74,13 +78,14 @@ def _recipe(shop):
     """One line a training, from its log: what was really done."""
     for part, stage in (
         ("clip", shop.preset.clip),
+        ("clip-images", shop.preset.clip_images),
         ("autoencoder", shop.preset.autoencoder),
         ("unet", shop.preset.unet),
     ):
         lines = (shop.work / part / "log.jsonl").read_text().splitlines()
         last = json.loads(lines[-1])
         rest = ", ".join(f"{k} {v}" for k, v in last.items() if k not in ("step", "minutes", "lr", "event"))
-        sat = f"{last['step']} steps of {stage.batch} in {last['minutes']:.0f} minutes"
+        sat = f"{last['step']} steps of {stage.batch} a process in {last['minutes']:.0f} minutes"
         yield f"- **{part}**: {sat}; at its end {rest}."
 
 
