@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..bases import Framing, Posterior, StableDiffusion
+from ..bases import Conditioning, Framing, Posterior, StableDiffusion
 from ..photos import Photo
 from .chance import generator_for, photo_at
+from .objective import diffusion_loss
 
 
 @dataclass(frozen=True)
@@ -125,3 +126,15 @@ def _views(photo: Photo, flip: bool) -> list[tuple[np.ndarray, Framing]]:
     if flip:
         views.append((square[:, ::-1], Framing(photo.original, (top, width - left - side), (side, side))))
     return views
+
+
+def batch_loss(base: StableDiffusion, condition: Conditioning, batch: Batch, snr_gamma: float | None) -> Tensor:
+    """The objective for a batch under this condition, per sample: (B,)."""
+    return diffusion_loss(
+        lambda noisy, t: base.predict(noisy, t, condition),
+        base.schedule,
+        batch.latents,
+        batch.noise,
+        batch.t,
+        snr_gamma,
+    )

@@ -16,8 +16,7 @@ from ..bases import StableDiffusion
 from ..concept import Lora
 from ..lora import to_lora
 from .chance import generator_for
-from .dataset import Batch
-from .objective import diffusion_loss
+from .dataset import Batch, batch_loss
 from .presets import Preset
 from .prior import Prior
 from .rows import for_class, with_rows
@@ -73,14 +72,7 @@ class DreamboothLora:
     def _subject_loss(self, batch: Batch) -> Tensor:
         base, rows = self._base, self._rows()
         condition = base.condition([with_rows(caption, rows) for caption in batch.captions], batch.framings)
-        return diffusion_loss(
-            lambda noisy, t: base.predict(noisy, t, condition),
-            base.schedule,
-            batch.latents,
-            batch.noise,
-            batch.t,
-            self._preset.snr_gamma,
-        )
+        return batch_loss(base, condition, batch, self._preset.snr_gamma)
 
     def lora(self) -> Lora:
         return to_lora(self._lora)

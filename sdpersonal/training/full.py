@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from .. import files
 from ..bases import StableDiffusion
 from ..concept import Lora, LoraLayer
-from .dataset import Batch
-from .objective import diffusion_loss
+from .dataset import Batch, batch_loss
 from .presets import Preset
 from .prior import Prior
 
@@ -68,14 +67,7 @@ class DreamboothFull:
         base = self._base
         with torch.autocast(base.device.type, torch.bfloat16, enabled=base.device.type == "cuda"):
             condition = base.condition([[caption.format(self.trigger)] for caption in batch.captions], batch.framings)
-            loss = diffusion_loss(
-                lambda noisy, t: base.predict(noisy, t, condition),
-                base.schedule,
-                batch.latents,
-                batch.noise,
-                batch.t,
-                self._preset.snr_gamma,
-            )
+            loss = batch_loss(base, condition, batch, self._preset.snr_gamma)
             return loss + self._prior_weight * self._prior.loss(batch) if self._prior else loss
 
     def lora(self) -> Lora:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..bases import Conditioning, StableDiffusion
-from .dataset import Batch, Samples
-from .objective import diffusion_loss, min_snr
+from .dataset import Batch, Samples, batch_loss
+from .objective import min_snr
 
 
 class Prior(Protocol):
@@ -55,11 +55,4 @@ class ClassPictures:
     def loss(self, batch: Batch) -> Tensor:
         base, own = self._base, self._pictures.samples(batch.indices)
         condition = base.condition([[caption.format(self._class)] for caption in own.captions], own.framings)
-        return diffusion_loss(
-            lambda noisy, t: base.predict(noisy, t, condition),
-            base.schedule,
-            own.latents,
-            own.noise,
-            own.t,
-            self._gamma,
-        )
+        return batch_loss(base, condition, own, self._gamma)

@@ -12,8 +12,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ..bases import StableDiffusion
-from .dataset import Batch
-from .objective import diffusion_loss
+from .dataset import Batch, batch_loss
 from .presets import Preset
 from .rows import TokenRows, with_rows
 
@@ -44,14 +43,7 @@ class TextualInversion:
     def loss(self, batch: Batch, step: int) -> Tensor:
         base, rows = self._base, self._rows()
         condition = base.condition([with_rows(caption, rows) for caption in batch.captions], batch.framings)
-        return diffusion_loss(
-            lambda noisy, t: base.predict(noisy, t, condition),
-            base.schedule,
-            batch.latents,
-            batch.noise,
-            batch.t,
-            self._preset.snr_gamma,
-        )
+        return batch_loss(base, condition, batch, self._preset.snr_gamma)
 
     def lora(self) -> None:
         return None
