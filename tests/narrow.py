@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 KINDS = ("sd1", "sd2", "sd2 v", "sdxl")
+
+
+def save_photos(folder: Path, count: int) -> Path:
+    """A folder with photos of nothing much: for tests in which what is learned is not the question."""
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).resize((256, 256)).save(folder / f"{i}.png")
+    return folder
 
 
 def save_narrow(kind: str, folder: Path, seed: int = 0) -> Path:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from narrow import save_photos
 from sdpersonal.config import DreamboothSettings, Request
 from sdpersonal.errors import PersonalError
 from sdpersonal.generation import Generator
@@ -61,10 +62,7 @@ def test_other_prompts_and_missing_pictures_do_not_mix(tiny):
 @pytest.mark.parametrize("prior", ["drawn", "photos"])
 def test_a_run_uses_them(tiny, tmp_path, method, prior):
     for name in ("mine", "cats"):
-        (tmp_path / name).mkdir()
-        for i in range(2):
-            pixels = np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8)
-            Image.fromarray(pixels).resize((256, 256)).save(tmp_path / name / f"{i}.png")
+        save_photos(tmp_path / name, 2)
     common = {"photos": tmp_path / "mine", "base": "tiny", "class_noun": "cat", "steps": 1, "batch": 1, "rank": 2}
     common |= {"samples": False, "library": tmp_path / "concepts", "method": method, "class_pictures": 2}
     where = "drawn" if prior == "drawn" else str(tmp_path / "cats")

@@ -13,9 +13,8 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from narrow import save_narrow
+from narrow import save_narrow, save_photos
 from ranks import start, start_two
 from sdpersonal import files
 from sdpersonal.library import Library
@@ -34,11 +33,7 @@ def narrow(tmp_path_factory):
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """Five: a number that two processes do not share out evenly."""
-    folder = tmp_path_factory.mktemp("photos")
-    for i in range(5):
-        pixels = np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8)
-        Image.fromarray(pixels).resize((256, 256)).save(folder / f"{i}.png")
-    return folder
+    return save_photos(tmp_path_factory.mktemp("photos"), 5)
 
 
 @pytest.fixture

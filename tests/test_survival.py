@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 import crash
-from narrow import save_narrow
+from narrow import save_narrow, save_photos
 from ranks import start
 from sdpersonal import files
 from sdpersonal.config import DreamboothSettings, InversionSettings
@@ -41,12 +41,7 @@ def narrow(tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i in range(3):
-        pixels = np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8)
-        Image.fromarray(pixels).resize((256, 256)).save(folder / f"{i}.png")
-    return folder
+    return save_photos(tmp_path / "photos", 3)
 
 
 @pytest.fixture

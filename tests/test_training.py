@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from narrow import save_photos
 from sdpersonal.bases import Schedule
 from sdpersonal.photos import load_photos
 from sdpersonal.training.chance import generator_for, photo_at
@@ -17,12 +17,7 @@ from sdpersonal.training.dataset import Batch, TrainingPhotos
 @pytest.fixture
 def photos(tmp_path):
     """Three photos of nothing much: what is learned is not the question here."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i in range(3):
-        pixels = np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8)
-        Image.fromarray(pixels).resize((256, 256)).save(folder / f"{i}.png")
-    return folder
+    return save_photos(tmp_path / "photos", 3)
 
 
 @pytest.fixture

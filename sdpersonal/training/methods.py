@@ -51,15 +51,10 @@ def build(
     """The method, ready to learn on this base. Raises PersonalError where the settings do not suit it."""
     if not isinstance(settings, DreamboothSettings):
         return TextualInversion(base, settings.init or settings.kind, preset.vectors, preset)
-    if settings.method == "full":
-        if settings.prior == "predicted":
-            raise PersonalError(
-                "--prior predicted needs the base as it was, and --method full changes it.",
-                "Take --prior drawn or a folder of class photos.",
-            )
-        prior = _prior(settings, base, preset, accelerator, say)
-        return DreamboothFull(
-            base, settings.class_noun, settings.rank, settings.text_encoder, preset, prior, settings.prior_weight
+    if settings.method == "full" and settings.prior == "predicted":
+        raise PersonalError(
+            "--prior predicted needs the base as it was, and --method full changes it.",
+            "Take --prior drawn or a folder of class photos.",
         )
     if settings.method == "pivotal" and preset.steps <= preset.pivot:
         raise PersonalError(
@@ -67,6 +62,10 @@ def build(
             f"Give more than {preset.pivot} --steps.",
         )
     prior = _prior(settings, base, preset, accelerator, say)
+    if settings.method == "full":
+        return DreamboothFull(
+            base, settings.class_noun, settings.rank, settings.text_encoder, preset, prior, settings.prior_weight
+        )
     return {"lora": DreamboothLora, "pivotal": Pivotal}[settings.method](
         base,
         settings.class_noun,

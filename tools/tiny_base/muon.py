@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon): the update of a matrix is its momentum made orthogonal.
 
 A convolution's weight is the matrix of its filters. On this UNet a step costs half as much again as AdamW's and
-teaches about twice as much a picture; torch.optim.Muon takes matrices alone, one at a time.
+taught nearly twice as much a picture; torch.optim.Muon takes matrices alone, one at a time.
 """
 
 import torch
