@@ -33,10 +33,11 @@ def _stands_out(pixels: np.ndarray) -> np.ndarray:
     small = Image.fromarray(pixels).resize((round(width * scale), round(height * scale)), Image.Resampling.BOX)
     colours = np.asarray(small.convert("YCbCr"), dtype=np.float32)
     along_y, along_x = np.gradient(colours[..., 0])
-    return _mean_one(_distance_from_border(colours)) + _mean_one(np.hypot(along_x, along_y))
+    return _mean_one(distance_from_border(colours)) + _mean_one(np.hypot(along_x, along_y))
 
 
-def _distance_from_border(colours: np.ndarray) -> np.ndarray:
+def distance_from_border(colours: np.ndarray) -> np.ndarray:
+    """How far each colour is from those along the border (Mahalanobis): (H, W, 3) -> (H, W)."""
     inside = np.zeros(colours.shape[:2], dtype=bool)
     inside[_BORDER:-_BORDER, _BORDER:-_BORDER] = True
     border = colours[~inside]  # (n, 3)

@@ -1,0 +1,134 @@
+"""Photos that are nearly the same: saved again, cut differently, mirrored, or taken a moment later.
+
+A perceptual hash does not survive a crop of a tenth (measured: docs/photos.md), so the middle of one photo is searched
+for in the other, at several scales, by normalised cross-correlation: first in 32 pixels, where the light counts; what
+is alike there once more in 96, where only detail counts. Plain cartoons on white pass the first and fail the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.fft import irfft2, rfft2
+from PIL import Image, ImageFilter
+
+ALIKE = 0.8  # correlation in 32 pixels
+SAME = 0.87  # in 96; the most alike of different photos has 0.85, a crop to 70 % about 0.93
+_COARSE, _FINE = 32, 96
+_SCALES = tuple(np.linspace(0.7, 1.0, 11))  # of the searched photo's side
+_REFINED = tuple(np.linspace(-0.03, 0.03, 7))
+_MIDDLE = 0.85  # of the side: the part that is searched for
+_DETAIL = 4.5  # pixels of blur that is taken away
+_NEIGHBOURS = 60  # of a large set, each photo is compared with so many before it: in time order copies are near
+
+
+@dataclass(frozen=True)
+class _Searched:
+    """A picture to look into, (side, side), and what normalising needs of it: running sums, its spectrum."""
+
+    side: int
+    spectrum: np.ndarray
+    sums: np.ndarray
+    squares: np.ndarray
+
+
+def near_duplicates(squares: Sequence[np.ndarray]) -> list[tuple[int, ...]]:
+    """Groups of photos that are nearly the same, by their places. squares: uint8 (S, S, 3) each."""
+    images = [Image.fromarray(square).convert("L").resize((256, 256), Image.Resampling.BOX) for square in squares]
+    group = list(range(len(images)))
+    for a, b in _alike(images):
+        if group[a] != group[b] and _same(images[a], images[b]):
+            old, new = group[b], group[a]
+            group = [new if each == old else each for each in group]
+    groups = [tuple(i for i, each in enumerate(group) if each == first) for first in sorted(set(group))]
+    return [members for members in groups if len(members) > 1]
+
+
+def _alike(images: Sequence[Image.Image]) -> Iterator[tuple[int, int]]:
+    """Pairs that look the same from afar."""
+    searched = [_searched(_light(image, _COARSE)) for image in images]
+    both = [(image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)) for image in images]
+    templates = [
+        np.stack([[_template(_light(image, _side(scale, _COARSE)), _COARSE)[0] for image in pair] for pair in both])
+        for scale in _SCALES
+    ]  # for each scale, the spectra of all photos and their mirror images: (n, 2, f, f)
+    sizes = [_size(_side(scale, _COARSE)) for scale in _SCALES]
+    best = np.zeros((len(images), len(images)))
+    for i, whole in enumerate(searched):
+        first = max(0, i - _NEIGHBOURS)
+        last = min(len(images), i + _NEIGHBOURS + 1)
+        for spectra, size in zip(templates, sizes, strict=True):
+            found = _correlate(whole, spectra[first:last], size).max(axis=(1, 2, 3))
+            best[i, first:last] = np.maximum(best[i, first:last], found)
+    best = np.maximum(best, best.T)
+    yield from zip(*np.nonzero(np.triu(best > ALIKE, 1)), strict=True)
+
+
+def _same(a: Image.Image, b: Image.Image) -> bool:
+    mirrored = b.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return any(_detail_alike(whole, part) > SAME for other in (b, mirrored) for whole, part in ((a, other), (other, a)))
+
+
+def _detail_alike(whole: Image.Image, part: Image.Image) -> float:
+    """How well the middle of `part` is found in `whole`, -1 to 1: around the scale at which their light fits best."""
+    coarse = _searched(_light(whole, _COARSE))
+    scale = max(_SCALES, key=lambda scale: _found(coarse, _light(part, _side(scale, _COARSE))))
+    fine = _searched(_detail(whole, _FINE))
+    sides = {_side(scale + step, _FINE) for step in _REFINED}
+    return max(_found(fine, _detail(part, side)) for side in sides)
+
+
+def _found(whole: _Searched, part: np.ndarray) -> float:
+    spectrum, size = _template(part, whole.side)
+    return float(_correlate(whole, spectrum, size).max())
+
+
+def _searched(picture: np.ndarray) -> _Searched:
+    side = len(picture)
+    return _Searched(side, rfft2(picture, (2 * side, 2 * side)), _running(picture), _running(picture**2))
+
+
+def _template(picture: np.ndarray, into: int) -> tuple[np.ndarray, int]:
+    """The spectrum of a picture's middle, of mean 0 and length 1, to be searched in a picture of side `into`."""
+    size = _size(len(picture))
+    start = (len(picture) - size) // 2
+    middle = picture[start : start + size, start : start + size]
+    middle = middle - middle.mean()
+    length = max(float(np.linalg.norm(middle)), size)  # plain ones must not match each other by their noise
+    return rfft2(middle / length, (2 * into, 2 * into)), size
+
+
+def _correlate(whole: _Searched, spectra: np.ndarray, size: int) -> np.ndarray:
+    """Normalised cross-correlation at every place, (..., places, places). spectra: (..., f, f)."""
+    places = whole.side - size + 1
+    products = irfft2(whole.spectrum * np.conj(spectra), (2 * whole.side, 2 * whole.side))[..., :places, :places]
+    energy = _boxes(whole.squares, size) - _boxes(whole.sums, size) ** 2 / size**2
+    return products / np.sqrt(np.maximum(energy, size**2))
+
+
+def _running(values: np.ndarray) -> np.ndarray:
+    return np.pad(values.astype(np.float64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+
+
+def _boxes(running: np.ndarray, size: int) -> np.ndarray:
+    return running[size:, size:] - running[:-size, size:] - running[size:, :-size] + running[:-size, :-size]
+
+
+def _side(scale: float, of: int) -> int:
+    return round(scale * of)
+
+
+def _size(side: int) -> int:
+    return round(_MIDDLE * side)
+
+
+def _light(image: Image.Image, side: int) -> np.ndarray:
+    return np.asarray(image.resize((side, side), Image.Resampling.BOX), np.float32)
+
+
+def _detail(image: Image.Image, side: int) -> np.ndarray:
+    small = image.resize((side, side), Image.Resampling.BOX)
+    soft = small.filter(ImageFilter.GaussianBlur(_DETAIL * side / _FINE))
+    return np.asarray(small, np.float32) - np.asarray(soft, np.float32)

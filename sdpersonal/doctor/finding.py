@@ -1,0 +1,107 @@
+"""What can be wrong with a set of photos, and how it is said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Name = Literal[
+    "few",
+    "small",
+    "near-duplicates",
+    "blurred",
+    "sideways",
+    "dark",
+    "burnt-out",
+    "washed-out",
+    "one-background",
+    "two-subjects",
+    "wrong-class",
+    "no-captions",
+]
+_NAMED = 6  # photos listed by name in a line; the rest is counted
+
+# What it does to the concept, and what to change.
+_ADVICE: dict[Name, tuple[str, str]] = {
+    "few": ("What else is in them will be learned as part of it.", "Use 4 to 10, each in another place."),
+    "small": ("Enlarged photos teach soft pictures.", "Take larger photos, or train at a lower --resolution."),
+    "near-duplicates": (
+        "What they share counts twice, and pictures will copy it.",
+        "Keep the best one; take the others from another side or in another place.",
+    ),
+    "blurred": ("Pictures of it will be blurred too.", "Leave them out, or take them again with more light."),
+    "sideways": (
+        "It will be drawn lying on its side now and then.",
+        "Turn them upright, or leave them if they were meant so.",
+    ),
+    "dark": ("It will be drawn in the dark, without detail.", "Brighten them, or take them again with more light."),
+    "burnt-out": ("Where all is white there is nothing to learn.", "Take them again with less light."),
+    "washed-out": ("It will be drawn as if in fog.", "Raise their contrast, or take them again."),
+    "one-background": (
+        "The background will be learned as part of it and come along.",
+        "Take some elsewhere, or name the background: 01.txt beside 01.jpg with '{} on a white wall' in it.",
+    ),
+    "two-subjects": (
+        "One word cannot mean both: pictures will show a mixture.",
+        "Put each subject in a folder of its own and train two concepts. Ignore this if it is the same one.",
+    ),
+    "wrong-class": (
+        "What the base knows of that class will be mixed into it.",
+        "Check --class: the most ordinary word for what the photos show.",
+    ),
+    "no-captions": (
+        "The things in the photos will come along with the style.",
+        "Say what is in each: 01.txt beside 01.jpg with 'a house in the style of {}' in it.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    name: which; photos: the names of those it concerns; problem: what I see; effect: what it will do to the concept;
+    fix: what to change.
+    """
+
+    name: Name
+    photos: tuple[str, ...]
+    problem: str
+    effect: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All that was found in a set of `count` photos; no findings means that nothing speaks against training."""
+
+    count: int
+    findings: tuple[Finding, ...] = ()
+
+    def lines(self) -> list[str]:
+        """For a terminal: a summary, then two lines for each finding."""
+        photos = "1 photo" if self.count == 1 else f"{self.count} photos"
+        if not self.findings:
+            return [f"{photos}: I see nothing to change."]
+        things = "one thing" if len(self.findings) == 1 else f"{len(self.findings)} things"
+        lines = [f"{photos}, {things} to look at before training:"]
+        for finding in self.findings:
+            lines += [f"  {finding.name}: {finding.problem} {finding.effect}", f"    {finding.fix}"]
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        """{"photos": count, "findings": [{"name", "photos", "problem", "effect", "fix"}]}."""
+        return {"photos": self.count, "findings": [asdict(finding) for finding in self.findings]}
+
+
+def finding(name: Name, photos: Sequence[str], problem: str) -> Finding:
+    """With the standing advice for `name`. `{}` in `problem` becomes the photos' names."""
+    return Finding(name, tuple(photos), problem.replace("{}", _listed(photos)), *_ADVICE[name])
+
+
+def _listed(names: Sequence[str]) -> str:
+    """a, b and c; of many the first six and how many more."""
+    if len(names) > _NAMED:
+        return f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

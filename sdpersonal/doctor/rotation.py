@@ -1,0 +1,40 @@
+"""Does a photo lie on its side against the rest? EXIF is obeyed already; this is about what no camera wrote down.
+
+Where edges of which direction lie in a photo is compared with the other photos of the set, as it is and turned. Turned,
+it must be much more like them: so a photo among others of its scene is caught, of different scenes about one in four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+CLEARLY = 0.055  # by how much more alike; the most of an upright photo is 0.045
+_SIDE, _CELLS, _DIRECTIONS = 128, 4, 8
+
+
+def sideways(squares: Sequence[np.ndarray]) -> tuple[int, ...]:
+    """Photos that fit the others better when turned by 90 degrees. squares: uint8 (S, S, 3); of two, nobody can tell
+    which one lies."""
+    if len(squares) < 3:
+        return ()
+    turned = np.stack([[edges(np.rot90(square, turns)) for turns in (0, 1, 3)] for square in squares])  # (n, 3, d)
+    upright = turned[:, 0]
+    alike = np.einsum("itd,jd->itj", turned, upright)
+    alike[np.arange(len(squares)), :, np.arange(len(squares))] = 0
+    mean = alike.sum(-1) / (len(squares) - 1)
+    return tuple(np.nonzero(mean[:, 1:].max(1) - mean[:, 0] > CLEARLY)[0].tolist())
+
+
+def edges(square: np.ndarray) -> np.ndarray:
+    """How much of the picture's edges lies in each of 4 x 4 cells in each of 8 directions: (128,), length 1.
+    Histograms of oriented gradients (Dalal and Triggs 2005), under a square root."""
+    gray = Image.fromarray(square).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
+    along_y, along_x = np.gradient(np.asarray(gray, np.float32))
+    direction = (np.arctan2(along_y, along_x) % np.pi / np.pi * _DIRECTIONS).astype(int) % _DIRECTIONS
+    row, column = np.mgrid[:_SIDE, :_SIDE] * _CELLS // _SIDE
+    counts = np.zeros((_CELLS, _CELLS, _DIRECTIONS))
+    np.add.at(counts, (row, column, direction), np.hypot(along_x, along_y))
+    return np.sqrt(counts / max(counts.sum(), 1e-9)).ravel()

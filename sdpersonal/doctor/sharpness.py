@@ -1,0 +1,51 @@
+"""How sharp a photo is where it is sharpest.
+
+An edge is as sharp as the share of the step that happens within one pixel: about 0.6 on a sharp photo, 0.35 where a
+Gaussian of 1.5 pixels went over it. This does not depend on contrast, nor on how much of the picture is plain. Only the
+sharpest parts count, so a soft background is no fault. Along the rows and along the columns apart, because a shaken
+photo is sharp in one direction.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image
+
+SIDE = 256  # pixels at which it is measured; smaller squares as they are
+BLURRED = 0.36  # the least of 78 real photos is 0.44, of the sample photos 0.39
+_WINDOW = 9  # pixels in which a step happens
+_STEP = 40  # least step, of 255 levels: below it, noise looks like sharp edges
+_TILES = 8  # along each side
+_SHARPEST = 4  # tiles that count
+_ENOUGH = 5  # tiles with edges; in fewer there is nothing to judge by
+
+
+def sharpness(square: np.ndarray) -> float | None:
+    """0 to 1; None where there is no edge to judge by. square: uint8 (S, S, 3)."""
+    image = Image.fromarray(square).convert("L")
+    side = min(SIDE, image.width)
+    gray = np.asarray(image.resize((side, side), Image.Resampling.LANCZOS), np.float32)
+    measured = [value for value in (_along_rows(gray), _along_rows(gray.T)) if value is not None]
+    if measured:
+        return min(measured)
+    # So blurred that no step fits the window: a picture a quarter the size still has edges then, a plain one has not.
+    coarse = np.asarray(image.resize((side // 4, side // 4), Image.Resampling.BOX), np.float32)
+    found = _along_rows(coarse) or _along_rows(coarse.T)
+    return found / 4 if found else None
+
+
+def _along_rows(gray: np.ndarray) -> float | None:
+    windows = sliding_window_view(gray, _WINDOW, axis=1)
+    step = windows.max(-1) - windows.min(-1)
+    middle = _WINDOW // 2
+    change = np.abs(np.diff(gray, axis=1))[:, middle : middle + step.shape[1]]
+    share = np.divide(change, step, out=np.zeros_like(step), where=step > _STEP)
+    tiles = [tile for band in np.array_split(share, _TILES, axis=0) for tile in np.array_split(band, _TILES, axis=1)]
+    sharpest = sorted(filter(None, map(_sharpest, tiles)), reverse=True)
+    return float(np.mean(sharpest[:_SHARPEST])) if len(sharpest) >= _ENOUGH else None
+
+
+def _sharpest(tile: np.ndarray) -> float | None:
+    edges = tile[tile > 0]
+    return float(np.quantile(edges, 0.9)) if len(edges) >= max(8, tile.size // 100) else None
