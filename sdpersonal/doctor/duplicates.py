@@ -21,7 +21,7 @@ _SCALES = tuple(np.linspace(0.7, 1.0, 11))  # of the searched photo's side
 _REFINED = tuple(np.linspace(-0.03, 0.03, 7))
 _MIDDLE = 0.85  # of the side: the part that is searched for
 _DETAIL = 4.5  # pixels of blur that is taken away
-_NEIGHBOURS = 60  # of a large set, each photo is compared with so many before it: in time order copies are near
+_NEIGHBOURS = 30  # of a large set, each photo is compared with so many on either side: copies are near in order of name
 
 
 @dataclass(frozen=True)

@@ -94,8 +94,8 @@ def _of_the_set(
         return
     if others := two_subjects(squares, eyes):
         yield finding("two-subjects", _some(names, others), "{} seem to show something else than the rest.")
-    elif kind == "object" and (better := wrong_class(squares, class_noun, eyes)):
-        yield finding("wrong-class", names, f"These do not look like {show(class_noun)}; more like {better}.")
+    elif kind == "object" and wrong_class(squares, class_noun, eyes):
+        yield finding("wrong-class", names, f"I see nothing like {show(class_noun)} in these photos.")
 
 
 def _some(items: Sequence[T], places: Sequence[int]) -> list[T]:

@@ -11,7 +11,7 @@ _SIDE = 128
 _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
 # Levels of 255. Cats photographed in the shade, which are still good photos, have 105 and 127 here.
 _DARK_95, _DARK_99 = 90, 115
-_WASHED_OUT = 60  # range of the channel that has most; a good photo has more than 75
+_WASHED_OUT = 80  # range of the channel that has most; the least of a good photo is 112
 # A studio's white wall is white too, but what stands before it is not: in a burnt-out photo much of the rest is at the
 # limit in one channel or two.
 _WHITE, _WHITE_SHARE = 250, 0.05

@@ -15,9 +15,9 @@ from PIL import Image
 from .eyes import Eyes
 
 _WRONG = -0.5  # standard deviations below the mean of all nouns; a right noun has 1.0 or more, a near one 0.3
-_NAMED_ALIKE = 0.8  # least correlation between two photos' rankings; at most 0.75 on real sets that are not all alike
-_LOOK_ALIKE = 0.8  # most cosine between photos: if they are one picture, that they are named alike proves nothing
-_FEWEST = 3
+_NAMED_ALIKE = 0.88  # least correlation between two photos' rankings; at most 0.87 in any four real photos
+_LOOK_ALIKE = 0.8  # most cosine between photos: that one picture is named alike many times proves nothing
+_FEWEST = 4
 _SENTENCE = "a picture of {} {}"
 
 # Nouns to compare with: the things that the built-in base knows. A class noun that is not here is not judged.
@@ -43,19 +43,18 @@ NOUNS = tuple(
 )
 
 
-def wrong_class(squares: Sequence[np.ndarray], class_noun: str, eyes: Eyes) -> str | None:
-    """The noun that fits the photos best, if `class_noun` plainly does not; None if it may, or if nobody can tell.
+def wrong_class(squares: Sequence[np.ndarray], class_noun: str, eyes: Eyes) -> bool:
+    """Whether `class_noun` plainly does not fit the photos; not if it may, or if nobody can tell.
     squares: uint8 (S, S, 3) each."""
     noun = _known(class_noun)
     if noun is None or len(squares) < _FEWEST:
-        return None
+        return False
     seen = eyes.see([Image.fromarray(square) for square in squares])
     fits = seen @ eyes.read([_SENTENCE.format("an" if noun[0] in "aeiou" else "a", noun) for noun in NOUNS]).T
     if not _can_tell(seen, fits):
-        return None
+        return False
     mean = fits.mean(0)
-    below = (mean[NOUNS.index(noun)] - mean.mean()) / mean.std()
-    return NOUNS[int(mean.argmax())] if below < _WRONG else None
+    return bool(mean[NOUNS.index(noun)] < mean.mean() + _WRONG * mean.std())
 
 
 def _known(class_noun: str) -> str | None:

@@ -12,13 +12,13 @@ import numpy as np
 from PIL import Image
 
 CLEARLY = 0.055  # by how much more alike; the most of an upright photo is 0.045
+FEWEST = 4  # photos in a set; of any three, one differs from the two others by chance
 _SIDE, _CELLS, _DIRECTIONS = 128, 4, 8
 
 
 def sideways(squares: Sequence[np.ndarray]) -> tuple[int, ...]:
-    """Photos that fit the others better when turned by 90 degrees. squares: uint8 (S, S, 3); of two, nobody can tell
-    which one lies."""
-    if len(squares) < 3:
+    """Photos that fit the others better when turned by 90 degrees. squares: uint8 (S, S, 3) each."""
+    if len(squares) < FEWEST:
         return ()
     turned = np.stack([[edges(np.rot90(square, turns)) for turns in (0, 1, 3)] for square in squares])  # (n, 3, d)
     upright = turned[:, 0]
