@@ -11,13 +11,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from pydantic import Field
 
 from . import concepts_list, habits
-from .config import DreamboothSettings, InversionSettings, PromptText, Request, Settings, Training
+from .config import DreamboothSettings, InversionSettings, Kind, PromptText, Request, Settings, Training, Whole
 from .errors import Interrupted, PersonalError
 from .library import Entry, Library
 from .prompts import Token, show
@@ -35,7 +35,7 @@ class Drawing(Request):
     prompt: tyro.conf.Positional[PromptText]
     """English with concept tokens in it: 'a photo of <me/duck> on the beach'."""
     base: str | None = None
-    """Model to draw with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 with a CUDA card, else tiny."""
+    """Model to draw with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 on CUDA, else tiny."""
     library: Path = Path("concepts")
     """Folder that keeps your concepts."""
     out: Path = Path("outputs")
@@ -91,6 +91,25 @@ class Removing(Listing):
 
 class Verifying(Listing):
     """Read every file of a library in full and name those that are damaged."""
+
+
+class Checking(Settings):
+    """Look for what is wrong with a folder of photos before training on it."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder with photos of one thing."""
+    class_noun: Annotated[str, tyro.conf.arg(name="class"), Field(max_length=100)] = ""
+    """The general noun for it, as for training; with it I also look whether the photos show that."""
+    kind: Kind = "object"
+    """What the photos share: one object, one person, or one style."""
+    resolution: Annotated[int, Whole, Field(ge=64, le=2048)] = 512
+    """Side in pixels of the squares that would be learned from."""
+    crop: Literal["center", "subject"] = "center"
+    """Which square of a photo would be used."""
+    sheet: Path | None = None
+    """PNG with all photos, their squares and what I found. Default: photos-check.png in the current folder."""
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON."""
 
 
 class Demo(Settings):
@@ -196,6 +215,38 @@ def verify_concepts(settings: Verifying) -> int:
     return 1 if problems else 0
 
 
+def check_photos(settings: Checking) -> int:
+    from . import files
+    from .doctor import contact_sheet, examine
+    from .evaluation import Judge
+    from .photos import load_photos
+    from .sheets import png
+
+    path = _sheet_path(settings)
+    photos = load_photos(settings.folder, settings.resolution, settings.crop)
+    verdict = examine(photos, settings.kind, settings.class_noun, Judge() if settings.kind != "style" else None)
+    files.write_bytes(path, png(contact_sheet(photos, verdict)))
+    if settings.json_:
+        skipped = {file.name: file.reason for file in photos.skipped + photos.duplicates}
+        _say(json.dumps(verdict.as_json() | {"skipped": skipped, "sheet": str(path)}, indent=2))
+    else:
+        _say("\n".join([photos.report(), *verdict.lines(), f"All photos on one page: {show(str(path))}"]))
+    return 0
+
+
+def _sheet_path(settings: Checking) -> Path:
+    """Never among the photos, where it would be taken for one."""
+    folder, name = settings.folder.resolve(), "photos-check.png"
+    path = (settings.sheet or Path(name)).absolute()
+    if settings.sheet is None and path.resolve().is_relative_to(folder):
+        path = folder.parent / name
+    if path.suffix.lower() != ".png" or path.resolve().is_relative_to(folder):
+        raise PersonalError(
+            f"--sheet {show(str(settings.sheet))} must be a .png outside the folder of photos.", f"For example {name}."
+        )
+    return settings.sheet or path
+
+
 def demo(settings: Demo) -> int:
     from .demo import run
 
@@ -207,6 +258,7 @@ COMMANDS: dict[str, tuple[Callable, type[Settings]]] = {
     "train textual-inversion": (train, InversionSettings),
     "train dreambooth": (train, DreamboothSettings),
     "generate": (generate, Drawing),
+    "photos check": (check_photos, Checking),
     "concepts list": (list_concepts, Listing),
     "concepts show": (show_concept, Showing),
     "concepts import": (import_concepts, Importing),
