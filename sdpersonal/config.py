@@ -155,7 +155,7 @@ class Training(Settings):
     resolution: Annotated[int | None, _personal(_side)] = None
     """Side in pixels of the squares that are learned from. Default: the base's own."""
     steps: Annotated[int, Whole, Field(ge=1, le=100_000)] | None = None
-    """Optimiser steps. Default: what suits the method and the base."""
+    """Optimiser steps, at most. Default: what suits the method, the base and the number of photos."""
     lr: Annotated[float, Number, Field(gt=0, le=1e9)] | None = None
     """Learning rate. Default: what suits the method and the base."""
     batch: Annotated[int, Whole, Field(ge=1, le=64)] | None = None
@@ -187,7 +187,9 @@ class Training(Settings):
     save_every: Annotated[int, Whole, Field(ge=1, le=100_000)] = 100
     """Steps between checkpoints."""
     samples: bool = True
-    """Draw a sheet of sample pictures at the end, and a thumbnail for the library."""
+    """Draw pictures: at milestones, to judge and keep the best; and a sheet and a thumbnail at the end."""
+    early_stop: bool = True
+    """End where there is no more to learn; else after all steps."""
     report_to: Literal["tensorboard", "wandb"] | None = None
     """Also write the loss and the rates to this tracker."""
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from sdpersonal.config import InversionSettings
 from sdpersonal.errors import PersonalError
-from sdpersonal.training.checkpoint import load_checkpoint, save_checkpoint
+from sdpersonal.training.checkpoint import Learned, load_checkpoint, save_checkpoint
 from sdpersonal.training.optimizers import make_optimizer, rate_factor
 from sdpersonal.training.presets import Preset
 from sdpersonal.training.prodigy import Prodigy
@@ -118,10 +118,10 @@ def test_a_checkpoint_changes_nothing(tmp_path, name):
     for stop in (2, 3, 6):
         parts, other = new()
         learn(parts, other, range(stop))
-        save_checkpoint(tmp_path / str(stop), stop, parts, other, {})
+        save_checkpoint(tmp_path / str(stop), stop, Learned(parts, other, {}), {})
         parts, other = new()
         learn(parts, other, range(1))  # whatever it held before goes
-        assert load_checkpoint(tmp_path / str(stop), parts, other, {}).step == stop
+        assert load_checkpoint(tmp_path / str(stop), Learned(parts, other, {}), {}).step == stop
         learn(parts, other, range(stop, 8))
         for key, value in values.items():
             assert torch.equal(value, parts[key]), key
@@ -135,14 +135,14 @@ def test_a_large_state_is_written_in_parts(tmp_path, monkeypatch):
     optimizer = torch.optim.AdamW(values.values(), fused=True)
     gradients(values.values(), 0)
     optimizer.step()
-    save_checkpoint(tmp_path, 1, values, optimizer, {})
+    save_checkpoint(tmp_path, 1, Learned(values, optimizer, {}), {})
     assert len(list((tmp_path / "step-000001").glob("state*.safetensors"))) == 3
     again = dict(zip("abc", parameters(seed=1), strict=True))
-    load_checkpoint(tmp_path, again, torch.optim.AdamW(again.values(), fused=True), {})
+    load_checkpoint(tmp_path, Learned(again, torch.optim.AdamW(again.values(), fused=True), {}), {})
     assert all(torch.equal(again[key], values[key]) for key in "abc")
     (tmp_path / "step-000001" / "state-1.safetensors").unlink()
     with pytest.raises(PersonalError, match="no checkpoint"):
-        load_checkpoint(tmp_path, again, torch.optim.AdamW(again.values(), fused=True), {})
+        load_checkpoint(tmp_path, Learned(again, torch.optim.AdamW(again.values(), fused=True), {}), {})
 
 
 def test_eight_bits_without_the_package_is_said(monkeypatch):

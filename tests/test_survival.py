@@ -27,7 +27,7 @@ from sdpersonal.errors import Diverged, Interrupted, NoRoom, PersonalError
 from sdpersonal.library import Library
 from sdpersonal.prompts import Token
 from sdpersonal.training import loop, pictures, run, train
-from sdpersonal.training.checkpoint import load_checkpoint, save_checkpoint
+from sdpersonal.training.checkpoint import Learned, load_checkpoint, save_checkpoint
 from sdpersonal.training.dataset import TrainingPhotos
 from sdpersonal.training.progress import Journal
 from sdpersonal.training.textual_inversion import TextualInversion
@@ -248,12 +248,13 @@ class Small:
         for _ in range(steps):
             self.trained["rows"].grad = torch.ones(40, 10)
             self.optimizer.step()
+        self.learned = Learned(self.trained, self.optimizer, {})
 
     def save(self, folder, step):
-        save_checkpoint(folder, step, self.trained, self.optimizer, {})
+        save_checkpoint(folder, step, self.learned, {})
 
     def load(self, folder):
-        return load_checkpoint(folder, self.trained, self.optimizer, {}).step
+        return load_checkpoint(folder, self.learned, {}).step
 
 
 @pytest.mark.parametrize("number", [None, errno.ENOSPC, errno.EIO])
@@ -675,7 +676,8 @@ def test_a_thousand_steps_leave_memory_and_open_files_as_they_were(tmp_path):
 
     plan = loop.Plan(tmp_path, 0, 1000, 1, 1, 50, 1e-3, lambda step: 1.0, {})
     room = run.Room(accelerator.device, InversionSettings(photos=tmp_path, token="<me/a>"), 64, 1)
-    loop.learn(accelerator, method, Data(), optimizer, plan, Journal(tmp_path, 0, 1000, noted), room)
+    lesson = loop.Lesson(accelerator, method, Data(), optimizer, room)
+    loop.learn(lesson, plan, Journal(tmp_path, 0, 1000, noted))
     entries = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries] == list(range(1, 1001))
     assert {count for _, count in used[1:]} == {used[1][1]}

@@ -29,7 +29,7 @@ _SECONDS = 4  # to answer in
 
 def cached(hub_id: str, revision: str | None, lacks: Callable[[Path], str | None]) -> Path | None:
     """The folder of a model that is on this machine, whole."""
-    folder = _snapshot(hub_id, revision)
+    folder = snapshot(hub_id, revision)
     return folder if folder and not lacks(folder) else None
 
 
@@ -44,7 +44,7 @@ def fetched(
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    folder = _snapshot(hub_id, revision)
+    folder = snapshot(hub_id, revision)
     missing = lacks(folder) if folder else None
     if folder and not missing:
         return folder
@@ -82,7 +82,8 @@ def wanted(names: Iterable[str]) -> list[str]:
     return chosen
 
 
-def _snapshot(hub_id: str, revision: str | None) -> Path | None:
+def snapshot(hub_id: str, revision: str | None = None) -> Path | None:
+    """What the cache of this machine has of a model; None if nothing."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

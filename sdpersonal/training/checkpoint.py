@@ -42,6 +42,15 @@ Trained = dict[str, nn.Parameter]
 
 
 @dataclass(frozen=True)
+class Learned:
+    """What a checkpoint holds: what trains, what the optimiser keeps of it, its average ({} where none is kept)."""
+
+    trained: Trained
+    optimizer: torch.optim.Optimizer
+    average: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
 class Resumed:
     """Where a run goes on, and what the user should know about it."""
 
@@ -50,24 +59,25 @@ class Resumed:
 
 
 def save_checkpoint(
-    run: Path, step: int, trained: Trained, optimizer: torch.optim.Optimizer, identity: dict[str, object]
+    run: Path, step: int, learned: Learned, identity: dict[str, object], best: int | None = None
 ) -> None:
-    """Write the checkpoint of a step; others go only once it is durable. Raises NoRoom with the others intact."""
+    """Write the checkpoint of a step; others but the best one's go only once it is durable. Raises NoRoom with the
+    others intact."""
     folder = run / f"step-{step:06d}"
     if folder.exists():  # damaged, or the run would have gone on from it
         files.remove(folder)
     with files.new_folder(folder) as staged:
         sums = {}
-        for number, part in enumerate(_parts(_tensors(trained, optimizer))):
+        for number, part in enumerate(_parts(_tensors(learned))):
             name = f"state-{number}.safetensors" if number else "state.safetensors"
             data = save(part)
             files.write_bytes(staged / name, data)
             sums[name] = files.sha256(data)
-        manifest = {"step": step, "sha256": sums, "numbers": _numbers(trained, optimizer), "run": identity}
+        manifest = {"step": step, "sha256": sums, "numbers": _numbers(learned), "run": identity}
         files.write_json(staged / "manifest.json", manifest)
     kept = [other for other in _folders(run) if _step(other) <= step][-KEEP:]
     for other in _folders(run):
-        if other not in kept:  # also later ones: they were damaged, and this run took another way
+        if other not in kept and _step(other) != best:  # also later ones: they were damaged; this run took another way
             files.remove(other)
 
 
@@ -86,10 +96,8 @@ def latest_identity(run: Path) -> dict[str, object] | None:
     return None
 
 
-def load_checkpoint(
-    run: Path, trained: Trained, optimizer: torch.optim.Optimizer, identity: dict[str, object]
-) -> Resumed:
-    """Fill `trained` and the optimiser from the newest checkpoint that is whole.
+def load_checkpoint(run: Path, learned: Learned, identity: dict[str, object]) -> Resumed:
+    """Fill `learned` from the newest checkpoint that is whole.
 
     Raises PersonalError where there is none, or where it belongs to a run with other settings (naming up to three).
     """
@@ -102,12 +110,21 @@ def load_checkpoint(
             continue
         check_same_run(identity, manifest["run"])
         try:
-            _restore(folder, manifest, trained, optimizer)
+            _restore(folder, manifest, learned)
         except _UNREADABLE:
             damaged = f"The checkpoint of {folder.name} is damaged; "
             continue
         return Resumed(manifest["step"], f"{damaged}going on from step {manifest['step']}.")
     raise no_checkpoint(run)
+
+
+def load_step(run: Path, step: int, learned: Learned) -> None:
+    """Fill `learned` from the checkpoint of a step. Raises PersonalError where it is not there or not whole."""
+    folder = run / f"step-{step:06d}"
+    try:
+        _restore(folder, _manifest(folder), learned)
+    except _UNREADABLE:
+        raise PersonalError(f"The best checkpoint, {show(folder.name)}, is damaged.", "Start anew.") from None
 
 
 def no_checkpoint(run: Path) -> PersonalError:
@@ -157,9 +174,12 @@ def _manifest(folder: Path) -> dict:
 # --- parameters and optimiser, as tensors and numbers ---
 
 
-def _tensors(trained: Trained, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in trained.items():
+def _tensors(learned: Learned) -> Iterator[tuple[str, Tensor]]:
+    optimizer = learned.optimizer
+    for name, parameter in learned.trained.items():
         yield f"value.{name}", parameter
+        if learned.average:
+            yield f"average.{name}", learned.average[name]
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 yield f"state.{key}.{name}", value
@@ -169,7 +189,8 @@ def _tensors(trained: Trained, optimizer: torch.optim.Optimizer) -> Iterator[tup
                 yield f"group.{number}.{key}", value
 
 
-def _numbers(trained: Trained, optimizer: torch.optim.Optimizer) -> dict[str, object]:
+def _numbers(learned: Learned) -> dict[str, object]:
+    trained, optimizer = learned.trained, learned.optimizer
     states = {name: _plain(optimizer.state.get(parameter, {})) for name, parameter in trained.items()}
     return {
         "state": {name: numbers for name, numbers in states.items() if numbers},
@@ -192,7 +213,8 @@ def _parts(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]
     yield part
 
 
-def _restore(folder: Path, manifest: dict, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
+def _restore(folder: Path, manifest: dict, learned: Learned) -> None:
+    trained, optimizer = learned.trained, learned.optimizer
     optimizer.state.clear()
     filled = set()
     for file, digest in manifest["sha256"].items():
@@ -203,8 +225,8 @@ def _restore(folder: Path, manifest: dict, trained: Trained, optimizer: torch.op
             raise ValueError("not the state that was written")
         for name, tensor in load(data).items():
             filled.add(name)
-            _put(name, tensor, trained, optimizer)
-    if not {f"value.{name}" for name in trained} <= filled:
+            _put(name, tensor, learned)
+    if not {f"value.{name}" for name in trained} | {f"average.{name}" for name in learned.average} <= filled:
         raise ValueError("a part is missing")
     for name, numbers in manifest["numbers"]["state"].items():
         optimizer.state[trained[name]].update(numbers)
@@ -213,13 +235,14 @@ def _restore(folder: Path, manifest: dict, trained: Trained, optimizer: torch.op
 
 
 @torch.no_grad()
-def _put(name: str, tensor: Tensor, trained: Trained, optimizer: torch.optim.Optimizer) -> None:
+def _put(name: str, tensor: Tensor, learned: Learned) -> None:
+    trained, optimizer = learned.trained, learned.optimizer
     kind, _, rest = name.partition(".")
-    if kind == "value":
-        parameter = trained[rest]
-        if parameter.shape != tensor.shape:
+    if kind in ("value", "average"):
+        place = trained[rest] if kind == "value" else learned.average[rest]
+        if place.shape != tensor.shape:
             raise ValueError("a parameter has another shape")
-        parameter.copy_(tensor)
+        place.copy_(tensor)
     elif kind == "state":
         key, _, owner = rest.partition(".")
         optimizer.state[trained[owner]][key] = tensor.to(trained[owner].device)

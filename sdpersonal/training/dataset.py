@@ -56,6 +56,16 @@ class Samples:
         self._mean = torch.stack([one.mean for one in posteriors])  # (N, V, C, h, w)
         self._std = torch.stack([one.std for one in posteriors])
 
+    @property
+    def count(self) -> int:
+        """How many pictures there are."""
+        return len(self._names)
+
+    @property
+    def levels(self) -> int:
+        """How many noise levels there are."""
+        return len(self._base.schedule)
+
     def samples(self, indices: Sequence[int]) -> Batch:
         """The samples of these numbers, counted over the whole run and all processes."""
         latents, noises, times, captions, names, framings = [], [], [], [], [], []

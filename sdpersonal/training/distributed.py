@@ -70,6 +70,13 @@ def check_same_start(accelerator: Accelerator, photos: PhotoSet, identity: dict[
             raise PersonalError(f"Rank {rank} would go on from step {row[3]}, rank 0 from {rows[0][3]}.", _SAME_FOLDERS)
 
 
+def agreed(accelerator: Accelerator, decision: bool) -> bool:
+    """What the first process decided, in every process."""
+    if accelerator.num_processes == 1:
+        return decision
+    return bool(broadcast(_ints(accelerator, [decision])).item())
+
+
 _SAME_FOLDERS = "Every process needs the same folders; between machines, on a shared disk."
 
 

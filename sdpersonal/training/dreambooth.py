@@ -7,6 +7,7 @@ meaning.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,9 +71,11 @@ class DreamboothLora:
         return loss + self._prior_weight * self._prior.loss(batch) if self._prior else loss
 
     def _subject_loss(self, batch: Batch) -> Tensor:
-        base, rows = self._base, self._rows()
-        condition = base.condition([with_rows(caption, rows) for caption in batch.captions], batch.framings)
-        return batch_loss(base, condition, batch, self._preset.snr_gamma)
+        condition = self._base.condition([self.words(caption) for caption in batch.captions], batch.framings)
+        return batch_loss(self._base, condition, batch, self._preset.snr_gamma)
+
+    def words(self, caption: str) -> list[str | Mapping[str, Tensor]]:
+        return with_rows(caption, self._rows())
 
     def lora(self) -> Lora:
         return to_lora(self._lora)

@@ -67,9 +67,12 @@ class DreamboothFull:
     def loss(self, batch: Batch, step: int) -> Tensor:
         base = self._base
         with torch.autocast(base.device.type, torch.bfloat16, enabled=base.device.type == "cuda"):
-            condition = base.condition([[caption.format(self.trigger)] for caption in batch.captions], batch.framings)
+            condition = base.condition([self.words(caption) for caption in batch.captions], batch.framings)
             loss = batch_loss(base, condition, batch, self._preset.snr_gamma)
             return loss + self._prior_weight * self._prior.loss(batch) if self._prior else loss
+
+    def words(self, caption: str) -> list[str]:
+        return [caption.format(self.trigger)]
 
     def lora(self) -> Lora:
         """The change of every layer at the rank asked for."""

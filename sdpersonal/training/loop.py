@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,11 +14,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..errors import Diverged, Interrupted, NoRoom
-from .checkpoint import latest_step, save_checkpoint
-from .dataset import TrainingPhotos
+from .averaging import Average, NoAverage
+from .checkpoint import Learned, latest_step, save_checkpoint
+from .dataset import Batch, TrainingPhotos
 from .memory import Room
 from .method import Method
 from .progress import Journal
+from .settling import measure
 from .stopping import StopSignals
 
 MAX_GRAD_NORM = 1.0
@@ -28,8 +30,24 @@ _ECHO = 1.0  # seconds; a launcher passes on the Ctrl-C that the terminal has se
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """Who learns, from what, with what, and in which room."""
+
+    accelerator: Accelerator
+    method: Method
+    photos: TrainingPhotos
+    optimizer: torch.optim.Optimizer
+    room: Room
+    average: Average | NoAverage = field(default_factory=NoAverage)
+
+    def learned(self) -> Learned:
+        """What a checkpoint keeps of it."""
+        return Learned(self.method.trained(), self.optimizer, self.average.values)
+
+
+@dataclass(frozen=True)
 class Plan:
-    """How a method is taught. A step learns from batch * accumulate * processes photos."""
+    """How a method is taught, up to a milestone. A step learns from batch * accumulate * processes photos."""
 
     run: Path
     start: int
@@ -40,51 +58,51 @@ class Plan:
     lr: float  # as --lr gives it, for messages
     factor: Callable[[int], float]  # what the method's rates are multiplied with at a step
     identity: dict[str, object]  # what must be equal for a run to go on
+    until: int | None = None  # the milestone; by default the last step
+    watched: Batch | None = None  # the fixed batch that is measured in the first process
+    measure_every: int = 1  # steps
+    best: int | None = None  # step whose checkpoint is kept however old it is
 
 
-def learn(
-    accelerator: Accelerator,
-    method: Method,
-    photos: TrainingPhotos,
-    optimizer: torch.optim.Optimizer,
-    plan: Plan,
-    journal: Journal | Silent,
-    room: Room,
-) -> None:
-    """Train from step `plan.start` to `plan.steps`.
+def learn(lesson: Lesson, plan: Plan, journal: Journal | Silent) -> None:
+    """Train from step `plan.start` to `plan.until`, and keep a checkpoint there.
 
     The device is never waited for at a step's end: its numbers are looked at when the next one is under way, and always
     before a checkpoint. Raises Diverged at the first loss or gradient that is not finite, Interrupted (with a
     checkpoint) on Ctrl-C or SIGTERM, NoRoom naming the last checkpoint, PersonalError when out of memory.
     """
-    trained = method.trained()
+    accelerator, method, photos, optimizer = lesson.accelerator, lesson.method, lesson.photos, lesson.optimizer
+    trained, until = method.trained(), plan.until or plan.steps
     alone, main = accelerator.num_processes == 1, accelerator.is_main_process
     unread: deque[_Outcome] = deque()
-    with _naming_checkpoint(plan.run), journal, StopSignals(0.0 if alone else _ECHO, speak=main) as stop:
-        for step in range(plan.start, plan.steps):
-            with room.at(f"at step {step + 1}"):
+    with _naming_checkpoint(plan.run), StopSignals(0.0 if alone else _ECHO, speak=main) as stop:
+        for step in range(plan.start, until):
+            with lesson.room.at(f"at step {step + 1}"):
                 rates = _set_rates(optimizer, method.rates(step), plan.factor(step))
                 losses = _backward(accelerator, method, photos, plan, step)
                 shares = _average(accelerator, losses, trained.values(), stop.asked)
                 norm = nn.utils.clip_grad_norm_(trained.values(), MAX_GRAD_NORM)
                 optimizer.step()
                 optimizer.zero_grad()
-                unread.append(_Outcome.of(step, torch.cat([norm.view(1), shares.flatten()]), rates))
+                lesson.average.update(step)
+                measured = _measured(lesson, plan, step) if main else []
+                unread.append(_Outcome.of(step, torch.cat([norm.view(1), shares.flatten(), *measured]), rates))
             done, stopping = step + 1, stop.asked if alone else 0
-            saving = done % plan.save_every == 0 or done == plan.steps
+            saving = done % plan.save_every == 0 or done == until
             while len(unread) > (0 if saving or stopping else 1):
                 # Of several processes all must stop at one step: where they have heard of it from each other.
                 stopping = _read(unread.popleft(), accelerator, photos, plan, journal) or stopping
             if main and (saving or stopping):
                 journal.keep()
-                save_checkpoint(plan.run, done, trained, optimizer, plan.identity)
+                save_checkpoint(plan.run, done, lesson.learned(), plan.identity, plan.best)
             if stopping and done < plan.steps:
                 raise _interrupted(done, plan.steps, stopping)
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a step gave: [gradient's norm, then for each process its A losses and the signal it got, or 0]."""
+    """What a step gave: [gradient's norm, then for each process its A losses and the signal it got, or 0, then the
+    fixed batch's loss if it was measured]."""
 
     step: int
     numbers: Tensor  # on the CPU, or on its way there
@@ -105,6 +123,14 @@ class _Outcome:
             self.arrived.synchronize()
         norm, *rest = self.numbers.tolist()
         return norm, rest
+
+
+def _measured(lesson: Lesson, plan: Plan, step: int) -> list[Tensor]:
+    """The fixed batch's loss after a step, (1,), where it is due."""
+    if plan.watched is None or (step + 1) % plan.measure_every:
+        return []
+    with lesson.average.put_in():
+        return [measure(lesson.method, plan.watched, step).view(1)]
 
 
 def _set_rates(optimizer: torch.optim.Optimizer, rates: list[float], factor: float) -> list[float]:
@@ -167,7 +193,8 @@ def _read(
     """Look at a step's numbers, and write them down; returns the signal that asked a process to stop, or 0."""
     norm, flat = outcome.read()
     width = plan.accumulate + 1
-    shares = [flat[place : place + width] for place in range(0, len(flat), width)]
+    end = width * accelerator.num_processes
+    shares, measured = [flat[place : place + width] for place in range(0, end, width)], flat[end:]
     losses = {(rank, part): loss for rank, share in enumerate(shares) for part, loss in enumerate(share[:-1])}
     bad = [place for place, loss in losses.items() if not (math.isfinite(loss) and loss < ABSURD_LOSS)]
     if bad or not math.isfinite(norm):
@@ -178,7 +205,7 @@ def _read(
             for name in photos.samples(samples_of(outcome.step, part, rank, accelerator.num_processes, plan)).photos
         ]
         raise _diverged("loss" if bad else "gradient", value, outcome.step, names, plan)
-    journal.step(outcome.step + 1, math.fsum(losses.values()) / len(losses), outcome.rates)
+    journal.step(outcome.step + 1, math.fsum(losses.values()) / len(losses), outcome.rates, *measured)
     return int(max(share[-1] for share in shares))
 
 
@@ -215,6 +242,7 @@ class Silent:
     """The journal of every process but the first."""
 
     losses: tuple[float, ...] = ()
+    measured: tuple[tuple[int, float], ...] = ()
 
     def __enter__(self) -> Silent:
         return self
@@ -222,7 +250,7 @@ class Silent:
     def __exit__(self, *_) -> None:
         pass
 
-    def step(self, step: int, loss: float, rates: list[float]) -> None:
+    def step(self, step: int, loss: float, rates: list[float], fixed: float | None = None) -> None:
         pass
 
     def keep(self) -> None:

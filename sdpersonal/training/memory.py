@@ -49,11 +49,17 @@ class Room:
                 f"Out of memory {where}: {self._sizes(str(error))}.", advice or self._advice()
             ) from None
 
+    def check(self, need: int, what: str) -> None:
+        """Raises PersonalError if `need` bytes more cannot be had."""
+        held, room = use(self.device)
+        if held + need > room:
+            raise PersonalError(f"No memory for {what}: {_sizes(held + need, room)}.", self._advice())
+
     def _sizes(self, message: str) -> str:
         tried = _TRIED.search(message)
         wanted = float(tried[1]) * _UNITS[tried[2]] if tried else 0.0
-        held, room = _use(self.device)
-        return f"needs about {(held + wanted) / GB:.1f} GB, {room / GB:.1f} GB there"
+        held, room = use(self.device)
+        return _sizes(held + wanted, room)
 
     def _advice(self) -> str:
         settings, full = self.settings, getattr(self.settings, "method", None) == "full"
@@ -67,7 +73,11 @@ class Room:
         return f"Try {', '.join(filter(None, ways)) or 'a smaller base'}. Checkpoints are as they were."
 
 
-def _use(device: torch.device) -> tuple[int, int]:
+def _sizes(need: float, room: float) -> str:
+    return f"needs about {need / GB:.1f} GB, {room / GB:.1f} GB there"
+
+
+def use(device: torch.device) -> tuple[int, int]:
     """(bytes this process has taken at most, bytes it can have)."""
     if device.type == "cuda":
         return (

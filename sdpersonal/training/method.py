@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +33,9 @@ class Method(Protocol):
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Per sample, (B,). Parameters that this step does not train get no gradient."""
+
+    def words(self, caption: str) -> list[str | Mapping[str, Tensor]]:
+        """A caption with {} for the subject, as `condition` takes it: what the token stands for is put in."""
 
     def lora(self) -> Lora | None:
         """The LoRA of the concept."""

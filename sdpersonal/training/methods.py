@@ -16,7 +16,7 @@ from .dreambooth import DreamboothLora, LoraShape, Pivotal
 from .full import DreamboothFull
 from .loop import Accelerator
 from .method import Method
-from .presets import Preset, preset
+from .presets import Preset, preset, steps_for
 from .prior import ClassPictures, Predicted, Prior
 from .textual_inversion import TextualInversion
 
@@ -28,13 +28,18 @@ def method_name(settings: Training) -> str:
     return f"dreambooth-{settings.method}" if isinstance(settings, DreamboothSettings) else TextualInversion.name
 
 
-def chosen(settings: Training, base: StableDiffusion) -> Preset:
-    """The preset of the method on this kind of base, with what the user set in its place."""
+def noun_of(settings: Training) -> str:
+    """What the subject is in general: the class noun, or the words that its token starts from."""
+    return getattr(settings, "class_noun", None) or getattr(settings, "init", None) or settings.kind
+
+
+def chosen(settings: Training, base: StableDiffusion, photos: int) -> Preset:
+    """The preset of the method on this kind of base for so many photos, with what the user set in its place."""
     usual = preset(method_name(settings), base.kind, settings.kind)
     times = (settings.lr or usual.lr) / usual.lr
     return replace(
         usual,
-        steps=settings.steps or usual.steps,
+        steps=settings.steps or steps_for(usual.steps, photos),
         batch=settings.batch or usual.batch,
         lr=usual.lr * times,
         rows_lr=usual.rows_lr * times,
@@ -50,7 +55,7 @@ def build(
 ) -> Method:
     """The method, ready to learn on this base. Raises PersonalError where the settings do not suit it."""
     if not isinstance(settings, DreamboothSettings):
-        return TextualInversion(base, settings.init or settings.kind, preset.vectors, preset)
+        return TextualInversion(base, noun_of(settings), preset.vectors, preset)
     if settings.method == "full" and settings.prior == "predicted":
         raise PersonalError(
             "--prior predicted needs the base as it was, and --method full changes it.",

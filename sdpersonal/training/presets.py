@@ -35,6 +35,8 @@ class Preset:
     pivot: int = 0  # steps of rows alone before it
     pivot_lr: float = 0.0  # of the rows in them
     snr_gamma: float | None = None  # min-SNR weighting
+    average: float = 0.95  # decay of the average of what trains; 0 keeps none
+    milestones: int = 10  # at which the concept is examined; each leaves a checkpoint
 
 
 _STABLE_DIFFUSION = {
@@ -49,11 +51,19 @@ _SDXL = _STABLE_DIFFUSION | {
 }
 _TINY = {
     "textual-inversion": Preset(steps=250, batch=4, lr=1e-2, rows_lr=1e-2, vectors=8),
-    "dreambooth-lora": Preset(steps=200, batch=4, lr=1.5e-3, rows_lr=5e-3, targets="all"),
+    "dreambooth-lora": Preset(steps=320, batch=4, lr=3e-3, rows_lr=5e-3, targets="all"),
     "dreambooth-pivotal": Preset(steps=280, batch=4, lr=1.5e-3, rows_lr=1e-3, targets="all", pivot=80, pivot_lr=1e-2),
     "dreambooth-full": Preset(steps=200, batch=4, lr=2e-4, rows_lr=0.0),
 }
 _TABLES = {"tiny": _TINY, "sd1": _STABLE_DIFFUSION, "sd2": _STABLE_DIFFUSION, "sdxl": _SDXL}
+
+
+def steps_for(steps: int, photos: int) -> int:
+    """A preset's steps, which are for five photos, for more: by the root of their number, up to three times as many.
+
+    The longer set needs more, but not in proportion: what the photos share is learned from all of them.
+    """
+    return round(steps * min(3.0, max(1.0, (photos / 5) ** 0.5)) / 10) * 10
 
 
 def preset(method: str, base_kind: str, kind: str = "object") -> Preset:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from ..bases import StableDiffusion
 from ..config import Training
 from ..errors import PersonalError
 from ..photos import PhotoSet
 from ..prompts import Token, show
-from .checkpoint import check_same_run, latest_identity, latest_step, load_checkpoint, no_checkpoint
-from .method import Method
+from .checkpoint import Learned, check_same_run, latest_identity, latest_step, load_checkpoint, no_checkpoint
 from .methods import method_name
 from .presets import Preset
 
@@ -26,6 +23,7 @@ _NOT_THE_RUN = {"photos", "base", "revision", "steps", "lr", "batch", "accumulat
     "resume",
     "save_every",
     "samples",
+    "early_stop",
     "report_to",
 }
 
@@ -75,20 +73,18 @@ def identity_of(
 def first_step(
     settings: Training,
     run: Path,
-    method: Method,
-    optimizer: torch.optim.Optimizer,
+    learned: Learned,
     identity: dict[str, object],
     steps: int,
     say: Callable[[str], None],
 ) -> int:
     """0 for a new run. With --resume the step of the newest whole checkpoint, which is then loaded.
 
-    Raises PersonalError where the folder holds a run and --resume was not given, or the run is another one.
+    Raises PersonalError where the run is another one.
     """
     if not settings.resume:
-        _check_free(run, identity, steps)
         return 0
-    resumed = load_checkpoint(run, method.trained(), optimizer, identity)
+    resumed = load_checkpoint(run, learned, identity)
     if resumed.step > steps:
         raise PersonalError(
             f"The run is at step {resumed.step} already, past --steps {steps}.", "Give more steps, or start anew."
@@ -97,14 +93,17 @@ def first_step(
     return resumed.step
 
 
-def _check_free(run: Path, identity: dict[str, object], steps: int) -> None:
+def check_free(settings: Training, run: Path, identity: dict[str, object], steps: int) -> None:
+    """Raises PersonalError where the folder holds a run and --resume was not given."""
+    if settings.resume:
+        return
     step, place = latest_step(run), show(str(run))
     if step is None:
         return
     if (run / RESULT).exists():
         raise PersonalError(
             f"{place} holds a finished run, of {step} steps.",
-            "Add --resume and more --steps to train it on, or --run FOLDER for a new one.",
+            "Add --resume --no-early-stop, and more --steps, to train it on; or --run FOLDER for a new one.",
         )
     try:
         check_same_run(identity, latest_identity(run) or {})

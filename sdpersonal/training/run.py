@@ -1,4 +1,4 @@
-"""One run, from settings to a concept in the library, with its pictures beside it."""
+"""One run, from settings to a concept in the library, with its pictures and its report beside it."""
 
 from __future__ import annotations
 
@@ -8,32 +8,39 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from .. import files
 from ..bases import StableDiffusion, introduction, load_base
-from ..card import Card
-from ..concept import Concept
-from ..config import DreamboothSettings, Training
-from ..errors import Diverged
+from ..config import Training
+from ..evaluation import judge_for, verdict
+from ..evaluation.judges import FETCH
 from ..library import Library
 from ..photos import PhotoSet, load_photos
 from ..prompts import Token
+from .averaging import Average, NoAverage
+from .checkpoint import load_step
+from .course import course_of, follow
+from .curves import FILE as CURVES
+from .curves import save_curves
 from .dataset import TrainingPhotos
 from .distributed import check_same_start, join, together
-from .loop import Accelerator, Plan, Silent, learn
+from .loop import Accelerator, Lesson, Plan, Silent
+from .making import make_concept
 from .memory import Room
-from .method import Method
-from .methods import build, method_name
+from .methods import build, method_name, noun_of
 from .methods import chosen as chosen_preset
 from .optimizers import make_optimizer, rate_factor
 from .pictures import with_pictures
 from .presets import Preset, preset
-from .progress import Journal, save_loss_curve, while_heard
-from .resuming import RESULT, first_step, identity_of, run_folder
-from .rows import longest_row
-from .templates import PREVIEWS, TEMPLATES
+from .progress import Journal, while_heard
+from .rehearsal import clock, rehearse
+from .report import Story, write_report
+from .resuming import RESULT, check_free, first_step, identity_of, run_folder
+from .settling import MEASURES, fixed_batch
+from .templates import TEMPLATES
 from .tracking import check_installed, tracked
-
-MOST_TIMES_LONGER = 50.0  # a row so much longer than the vocabulary's was not learned, it ran away
+from .trials import Exam, Trial
 
 
 @dataclass(frozen=True)
@@ -63,18 +70,27 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
         if accelerator.is_main_process:
             held.enter_context(files.lock(run))
             files.sweep(run)
-        chosen = chosen_preset(settings, base)
-        method = _teach(settings, run, accelerator, base, photos, chosen, held, say)
-        if method is None:
+        chosen = chosen_preset(settings, base, len(photos.photos))
+        lesson, plan, exam = _prepared(settings, run, accelerator, base, photos, chosen, held, say)
+        ended = _taught(settings, lesson, plan, chosen, exam, say)
+        if not accelerator.is_main_process:
             return None
-        concept = _concept(settings, base, method, chosen, method.finish(run))
-        method.close()
+        best = _best(run, lesson, ended, exam)
+        with lesson.average.put_in():
+            concept = make_concept(settings, base, lesson.method, chosen, best, lesson.method.finish(run))
+        lesson.method.close()
         concept, page = with_pictures(concept, base, run, say) if settings.samples else (concept, None)
-        token = Library(settings.library).add(concept)
         seconds = time.monotonic() - began
-        result = {"token": str(token), "sha256": concept.identity, "steps": chosen.steps, "seconds": round(seconds, 1)}
-        files.write_json(run / RESULT, result)
-    say(f"{token} is in {settings.library}, after {seconds:.0f} s." + (f" Pictures of it: {page}" if page else ""))
+        story = Story(
+            photos.report().splitlines(), _how_it_ended(ended, plan, best), exam.judge if exam else "", seconds
+        )
+        report = write_report(run, concept, exam.held if exam else [], story)
+        token = Library(settings.library).add(concept)
+        result = {"token": str(token), "sha256": concept.identity, "steps": ended, "best": best.step}
+        files.write_json(run / RESULT, result | {"seconds": round(seconds, 1)})
+    for line in verdict(best.scores, noun_of(settings)) if best.scores else ():
+        say(line)
+    say(f"{token} is in {settings.library}, after {clock(seconds)}. All about it: {report}")
     return Result(token, run, page, seconds)
 
 
@@ -91,7 +107,7 @@ def _loaded(
     return base, photos
 
 
-def _teach(
+def _prepared(
     settings: Training,
     run: Path,
     accelerator: Accelerator,
@@ -100,20 +116,36 @@ def _teach(
     chosen: Preset,
     held: ExitStack,
     say: Callable[[str], None],
-) -> Method | None:
-    """The method when it has learned; None in every process but the first. Its close() is left to `held`."""
-    room = Room(accelerator.device, settings, settings.resolution or base.resolution, chosen.batch)
+) -> tuple[Lesson, Plan, Exam | None]:
+    """All that a run needs, tried out once. The method's close() is left to `held`; the exam is the first process's."""
+    side = settings.resolution or base.resolution
     at_once = chosen.batch * settings.accumulate * accelerator.num_processes
+    identity = identity_of(settings, base, photos, chosen, at_once)
+    check_free(settings, run, identity, chosen.steps)
+    room = Room(accelerator.device, settings, side, chosen.batch)
     with room.at("before the first step"):
         method = build(settings, base, chosen, accelerator, say)
         held.callback(method.close)
         usual = preset(method_name(settings), base.kind, settings.kind)
         optimizer = make_optimizer(settings.optimizer, method.groups(), chosen.lr, usual.lr)
-        identity = identity_of(settings, base, photos, chosen, at_once)
-        start = first_step(settings, run, method, optimizer, identity, chosen.steps, say)
-        check_same_start(accelerator, photos, identity, start)
         templates = TEMPLATES[settings.kind]
         data = TrainingPhotos(base, photos.photos, templates, settings.seed, settings.flip, settings.noise_offset)
+        exam = _exam(settings, run, base, photos, say) if settings.samples and accelerator.is_main_process else None
+        average = Average(method.trained(), chosen.average) if chosen.average else NoAverage()
+        lesson = Lesson(accelerator, method, data, optimizer, room, average)
+        what = (
+            f"Learning {settings.token} by {method.name} at {side} px: up to {chosen.steps} steps of {at_once} photos"
+        )
+        if settings.resume:
+            say(f"{what}.")
+        else:
+            cost = rehearse(lesson, chosen.batch, settings.accumulate, run)
+            trials = chosen.milestones * ((exam.seconds if exam else 0) + cost.checkpoint)
+            say(f"{what}, about {clock(chosen.steps * cost.step + trials)}; {cost.memory()}.")
+        start = first_step(settings, run, lesson.learned(), identity, chosen.steps, say)
+        check_same_start(accelerator, photos, identity, start)
+    if exam:
+        exam.go_on_from(start)
     plan = Plan(
         run=run,
         start=start,
@@ -124,61 +156,58 @@ def _teach(
         lr=settings.lr or chosen.lr,
         factor=rate_factor(settings, chosen),
         identity=identity,
+        watched=fixed_batch(data) if accelerator.is_main_process else None,
+        measure_every=max(1, chosen.steps // MEASURES),
     )
-    say(f"Learning {settings.token} by {method.name}: {plan.steps} steps of {at_once} photos.")
-    if not accelerator.is_main_process:
-        learn(accelerator, method, data, optimizer, plan, Silent(), room)
-        accelerator.wait_for_everyone()
+    return lesson, plan, exam
+
+
+def _exam(
+    settings: Training, run: Path, base: StableDiffusion, photos: PhotoSet, say: Callable[[str], None]
+) -> Exam | None:
+    judge = judge_for(base.kind)
+    if judge is None:
+        say(f"Nobody here can judge the pictures, so the last checkpoint counts; to have a judge: {FETCH}")
         return None
-    facts = {"steps": plan.steps, "photos": len(photos.photos), "photos a step": at_once, "rate": chosen.lr}
-    with tracked(settings.report_to, run, facts) as track:
-        journal = Journal(run, start, plan.steps, track)
-        learn(accelerator, method, data, optimizer, plan, journal, room)
-    accelerator.wait_for_everyone()
-    save_loss_curve(run / "loss.png", journal.losses)
-    return method
+    squares = [Image.fromarray(photo.square()) for photo in photos.photos]
+    return Exam(run, base, judge, settings.kind, noun_of(settings), squares)
+
+
+def _taught(
+    settings: Training, lesson: Lesson, plan: Plan, chosen: Preset, exam: Exam | None, say: Callable[[str], None]
+) -> int:
+    """Teach; the step at which the run ended."""
+    course = course_of(plan.steps, chosen.milestones, settings.samples, settings.early_stop, chosen.pivot)
+    if not lesson.accelerator.is_main_process:
+        ended = follow(lesson, plan, course, Silent(), None, say)
+        lesson.accelerator.wait_for_everyone()
+        return ended
+    photos = plan.identity["batch"]
+    facts = {"steps": plan.steps, "photos": lesson.photos.count, "photos a step": photos, "rate": chosen.lr}
+    with (
+        tracked(settings.report_to, plan.run, facts) as track,
+        Journal(plan.run, plan.start, plan.steps, track) as journal,
+    ):
+        ended = follow(lesson, plan, course, journal, exam, say)
+    lesson.accelerator.wait_for_everyone()
+    trials = exam.held if exam else []
+    save_curves(plan.run / CURVES, journal.losses, journal.measured, trials, course.pivot)
+    return ended
+
+
+def _best(run: Path, lesson: Lesson, ended: int, exam: Exam | None) -> Trial:
+    """The best trial, with the lesson as it was then; without any, the end."""
+    best = exam.best if exam else None
+    if best and best.step != ended:
+        load_step(run, best.step, lesson.learned())
+    return best or Trial(ended, None)
+
+
+def _how_it_ended(ended: int, plan: Plan, best: Trial) -> str:
+    early = f", since there was no more to learn; {plan.steps} were allowed" if ended < plan.steps else ""
+    kept = "" if best.step == ended else f" The concept is as it was after step {best.step}."
+    return f"It ended after step {ended}{early}.{kept}"
 
 
 def _silently(_: str) -> None:
     pass
-
-
-def _concept(
-    settings: Training, base: StableDiffusion, method: Method, chosen: Preset, figures: dict[str, float]
-) -> Concept:
-    _check_rows(base, method, chosen)
-    token = Token.parse(settings.token)
-    vectors = {key: rows.detach().float().cpu().numpy().copy() for key, rows in method.rows.items()}
-    card = Card(
-        kind=settings.kind,
-        class_noun=getattr(settings, "class_noun", None) or getattr(settings, "init", None) or "",
-        base=base.kind,
-        base_name=Path(base.name).name,
-        method=method.name,
-        steps=chosen.steps,
-        prompts=tuple(one.format(token) for one in PREVIEWS[settings.kind]),
-        trigger_words=(method.trigger,) if method.trigger else (),
-        recipe={"seed": settings.seed, "lr": chosen.lr, "batch": chosen.batch, "base_sha256": base.version}
-        | {"prediction_type": base.schedule.prediction, "resolution": settings.resolution or base.resolution}
-        | ({"targets": chosen.targets} if isinstance(settings, DreamboothSettings) else {})
-        | {key: value for key in ("rank",) if (value := getattr(settings, key, None)) is not None}
-        | ({"prior": _prior_kind(settings.prior)} if isinstance(settings, DreamboothSettings) else {})
-        | figures,
-    )
-    return Concept(token, card, vectors, method.lora())
-
-
-def _prior_kind(prior: str) -> str:
-    return prior if prior in ("none", "predicted", "drawn") else "photos"  # a folder's name stays here
-
-
-def _check_rows(base: StableDiffusion, method: Method, chosen: Preset) -> None:
-    """Raises Diverged if the token's vectors ran away instead of being learned."""
-    for name, rows in method.trained().items():
-        if name.startswith("rows."):
-            times = float(rows.detach().norm(dim=1).max()) / longest_row(base.encoders[name.removeprefix("rows.")])
-            if not times < MOST_TIMES_LONGER:
-                raise Diverged(
-                    f"The token's vectors grew {times:.0f} times as long as a word's. No concept was made.",
-                    f"Try --lr {chosen.lr / 10:g}.",
-                )

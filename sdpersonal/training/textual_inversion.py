@@ -7,6 +7,7 @@ write ever touches the vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -41,9 +42,11 @@ class TextualInversion:
         return [self._preset.rows_lr]
 
     def loss(self, batch: Batch, step: int) -> Tensor:
-        base, rows = self._base, self._rows()
-        condition = base.condition([with_rows(caption, rows) for caption in batch.captions], batch.framings)
-        return batch_loss(base, condition, batch, self._preset.snr_gamma)
+        condition = self._base.condition([self.words(caption) for caption in batch.captions], batch.framings)
+        return batch_loss(self._base, condition, batch, self._preset.snr_gamma)
+
+    def words(self, caption: str) -> list[str | Mapping[str, Tensor]]:
+        return with_rows(caption, self._rows())
 
     def lora(self) -> None:
         return None

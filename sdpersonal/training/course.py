@@ -1,0 +1,56 @@
+"""A run from milestone to milestone: at each the concept is examined, and where there is no more to learn it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from .distributed import agreed
+from .loop import Lesson, Plan, Silent, learn
+from .progress import Journal
+from .settling import MEASURES, evidence
+from .trials import Exam
+
+
+@dataclass(frozen=True)
+class Course:
+    """spacing: steps between milestones; early_stop: whether the run may end at one of them; pivot: the step before
+    which the fixed batch's losses are another curve."""
+
+    spacing: int
+    early_stop: bool
+    pivot: int = 0
+
+    def milestones(self, steps: int) -> list[int]:
+        return [*range(self.spacing, steps, self.spacing), steps]
+
+
+def course_of(steps: int, milestones: int, examined: bool, early_stop: bool, pivot: int) -> Course:
+    """Without anything to do at a milestone there is one, at the end. A run too short to be measured settles never."""
+    early_stop = early_stop and steps >= MEASURES
+    spacing = max(1, -(-steps // milestones)) if examined or early_stop else steps
+    return Course(spacing, early_stop, pivot)
+
+
+def follow(
+    lesson: Lesson, plan: Plan, course: Course, journal: Journal | Silent, exam: Exam | None, say: Callable[[str], None]
+) -> int:
+    """Learn from `plan.start`; the step at which it ended. Raises as `learn` does.
+
+    exam: in the first process only, which decides for all.
+    """
+    at, marks = plan.start, course.milestones(plan.steps)
+    while True:
+        if at in marks and exam:
+            with lesson.average.put_in():
+                exam.hold(lesson.method, at)
+        if at in marks and course.early_stop:
+            seen = evidence(journal.measured, course.pivot)
+            if at < plan.steps and agreed(lesson.accelerator, bool(seen) and seen[-1].settled):
+                say(f"There is no more to learn: ended after step {at} of {plan.steps} (--no-early-stop goes on).")
+                return at
+        if at >= plan.steps:
+            return at
+        until = next(mark for mark in marks if mark > at)
+        learn(lesson, replace(plan, start=at, until=until, best=exam.best_step if exam else None), journal)
+        at = until

@@ -1,0 +1,72 @@
+"""A run in one picture: the losses, when the rule for stopping was met and on what evidence, the scores."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import files
+from .settling import SHARE, evidence
+from .trials import Trial, best_of
+
+FILE = "loss.png"
+_DOTS, _LINE, _SECOND, _MARK = "#b8c4d6", "#1f4e96", "#c2571a", "#2c7a3f"
+
+
+def save_curves(
+    path: Path, losses: list[float], measured: list[tuple[int, float]], trials: Sequence[Trial], pivot: int = 0
+) -> None:
+    """losses: of every step from 1; measured: (step, loss) of the fixed batch. Panels without data are left out."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shares = [(one.step, one.share) for one in evidence(measured, pivot)]
+    judged = [trial for trial in trials if trial.scores]
+    panels = [_loss] + [_share] * bool(shares) + [_score] * bool(judged)
+    figure = Figure(figsize=(7, 0.7 + 2.3 * len(panels)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    data = {_loss: (losses, measured), _share: (shares,), _score: (judged,)}
+    for axes, panel in zip(all_axes, panels, strict=True):
+        panel(axes, *data[panel])
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    all_axes[-1].set_xlabel("step")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    files.write_bytes(path, buffer.getvalue())
+
+
+def _loss(axes, losses: list[float], measured: list[tuple[int, float]]) -> None:
+    """Every step's as a dot, since single ones mostly tell which noise was drawn."""
+    steps, window = range(1, len(losses) + 1), max(5, len(losses) // 15)
+    axes.plot(steps, losses, ".", color=_DOTS, markersize=3, label="each step")
+    if measured:
+        axes.plot(*zip(*measured, strict=True), color=_LINE, linewidth=2, label="the fixed batch")
+    else:
+        axes.plot(steps, _running_mean(losses, window), color=_LINE, linewidth=2, label=f"mean of {window} steps")
+    axes.set(ylabel="loss", ylim=(0, None))
+
+
+def _share(axes, shares: list[tuple[int, float]]) -> None:
+    axes.plot(*zip(*shares, strict=True), color=_LINE, linewidth=2, label="what the fixed batch still moves")
+    axes.axhline(SHARE, color=_SECOND, linestyle="--", linewidth=1, label=f"below {SHARE:g}: no more to learn")
+    axes.set(ylabel="share of variance", ylim=(0, None))
+
+
+def _score(axes, trials: list[Trial]) -> None:
+    steps, best = [trial.step for trial in trials], best_of(trials)
+    axes.plot(steps, [one.scores.score for one in trials], "o-", color=_LINE, linewidth=2, label="score")
+    axes.plot(steps, [one.scores.likeness for one in trials], ".--", color=_DOTS, label="likeness")
+    axes.plot(steps, [one.scores.fidelity for one in trials], ".:", color=_SECOND, label="prompts followed")
+    axes.axvline(best.step, color=_MARK, linewidth=1, label=f"kept: step {best.step}")
+    axes.set(ylabel="acceptance", ylim=(0, 1.05))
+
+
+def _running_mean(values: list[float], window: int) -> list[float]:
+    total, means = 0.0, []
+    for i, value in enumerate(values):
+        total += value - (values[i - window] if i >= window else 0.0)
+        means.append(total / min(i + 1, window))
+    return means
