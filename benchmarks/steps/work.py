@@ -1,0 +1,103 @@
+"""How much work a step is, and how fast this machine does such work.
+
+python -m benchmarks.steps.work RESULT BASE METHOD SIDE BATCH RANK VECTORS
+python -m benchmarks.steps.work RESULT roof
+
+Work is counted on the meta device: floating-point operations (2 for a multiply and add) of this project's own step,
+and of encoding its photos, which the scripts do in every step. They are the same step otherwise, so both are given the
+same sum.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sdpersonal.bases import Framing, StableDiffusion
+from sdpersonal.training.dataset import Batch, batch_loss
+
+from .geometry import build
+
+CAPTION = "a photo of {}"
+
+
+def work(kind: str, method: str, side: int, batch: int, rank: int, vectors: int) -> dict[str, dict[str, float]]:
+    """{"step": FLOPs by class of operation, "encode": of the photos}, "weights": bytes of the base in fp32."""
+    base = build(kind, "meta")
+    if method == "full":
+        base.unet.requires_grad_(True)
+    elif method == "lora":
+        base.slots.train("attention", rank, torch.Generator())
+    with FlopCounterMode(display=False) as step:
+        _loss(base, side, batch, vectors, trains_rows=method != "full").backward()
+    with FlopCounterMode(display=False) as encoding:
+        base.encode(np.zeros((batch, side, side, 3), np.uint8))
+    return {"step": _classes(step), "encode": _classes(encoding), "weights": {"fp32": 4.0 * base.parameters}}
+
+
+def _loss(base: StableDiffusion, side: int, batch: int, vectors: int, trains_rows: bool) -> torch.Tensor:
+    rows = {key: nn.Parameter(torch.zeros(vectors, width, device="meta")) for key, width in base.widths.items()}
+    framings = tuple([Framing.whole(side, side)] * batch)
+    with torch.set_grad_enabled(trains_rows):
+        condition = base.condition([["a photo of ", rows]] * batch, framings)
+    latents = torch.zeros(batch, *base.latent_shape(side, side), device="meta")
+    t = torch.zeros(batch, dtype=torch.long, device="meta")
+    some = Batch(latents, latents, t, (CAPTION,) * batch, ("",) * batch, tuple(range(batch)), framings)
+    return batch_loss(base, condition, some, None).mean()
+
+
+def _classes(counter: FlopCounterMode) -> dict[str, float]:
+    """Convolutions and matrix products; attention is the latter."""
+    sums: Counter[str] = Counter()
+    for operation, count in counter.get_flop_counts()["Global"].items():
+        sums["convolution" if "convolution" in str(operation) else "matmul"] += count
+    return dict(sums)
+
+
+def roof(seconds: float = 1.0) -> dict[str, dict[str, float]]:
+    """FLOP/s of this device by precision and class of operation, the best of what fits in some seconds each."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    side = 8192 if device == "cuda" else 1024
+    rates: dict[str, dict[str, float]] = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        x = torch.randn(4, 320, 64, 64, device=device, dtype=dtype)
+        conv = nn.Conv2d(320, 320, 3, padding=1, device=device, dtype=dtype).requires_grad_(False)
+        rates[name] = {
+            "matmul": 2 * side**3 / _least(lambda a=a, b=b: a @ b, seconds),
+            "convolution": 2 * 9 * 320**2 * 4 * 64**2 / _least(lambda conv=conv, x=x: conv(x), seconds),
+        }
+    return rates
+
+
+def _least(run, seconds: float) -> float:
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def main() -> None:
+    result, first, *rest = sys.argv[1:]
+    if first == "roof":
+        answer = roof()
+    else:
+        method, *numbers = rest
+        answer = work(first, method, *map(int, numbers))
+    Path(result).write_text(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
