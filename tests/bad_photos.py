@@ -141,8 +141,16 @@ def drawn(thing: int, photo: int, place: int, side: int = SIDE) -> Image.Image:
 def _wall(draw: np.random.Generator, take: np.random.Generator, side: int) -> Image.Image:
     colour, grain = draw.integers(30, 226, 3), int(draw.integers(4, 24))
     noise = np.random.default_rng(take.integers(1 << 30)).normal(0, 26, (grain, grain, 1))
-    small = np.clip(colour + noise, 0, 255).astype(np.uint8)
-    return Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
+    wall = Image.fromarray(np.clip(colour + noise, 0, 255).astype(np.uint8)).resize(
+        (side, side), Image.Resampling.BICUBIC
+    )
+    pen = ImageDraw.Draw(wall)
+    floor = tuple(int(level) for level in draw.integers(30, 226, 3))
+    top = side * (draw.uniform(0.6, 0.75) + take.uniform(-0.03, 0.03))
+    pen.rectangle((0, top, side, side), fill=floor)
+    for board in range(4):  # lying boards: what is below looks different from what is beside
+        pen.line((0, top + board * side / 12, side, top + board * side / 12), tuple(level // 2 for level in floor), 3)
+    return wall
 
 
 def main(folders: Sequence[str]) -> None:

@@ -2,7 +2,8 @@
 
 A perceptual hash does not survive a crop of a tenth (measured: docs/photos.md), so the middle of one photo is searched
 for in the other, at several scales, by normalised cross-correlation: first in 32 pixels, where the light counts; what
-is alike there once more in 96, where only detail counts. Plain cartoons on white pass the first and fail the second.
+is alike there once more in 96, where only detail counts, and there around the middle on its own: one cartoon in two
+poses fails the first of these, one thing before two walls the second.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ from PIL import Image, ImageFilter
 
 ALIKE = 0.8  # correlation in 32 pixels
 SAME = 0.87  # in 96; the most alike of different photos has 0.85, a crop to 70 % about 0.93
-_COARSE, _FINE = 32, 96
+_COARSE, _FINE, _KEPT = 32, 96, 256
 _SCALES = tuple(np.linspace(0.7, 1.0, 11))  # of the searched photo's side
 _REFINED = tuple(np.linspace(-0.03, 0.03, 7))
 _MIDDLE = 0.85  # of the side: the part that is searched for
 _DETAIL = 4.5  # pixels of blur that is taken away
+_AROUND = 0.7  # of the found part's half side: what lies further out is around
+_SAME_AROUND = 0.5  # least correlation there, where there is detail
+_PLAIN = 3.0  # levels of 255: less detail than that is none
+_SAME_COLOUR = 12.0  # levels that the mean Cb and Cr around may differ by
 _NEIGHBOURS = 30  # of a large set, each photo is compared with so many on either side: copies are near in order of name
 
 
@@ -36,7 +41,7 @@ class _Searched:
 
 def near_duplicates(squares: Sequence[np.ndarray]) -> list[tuple[int, ...]]:
     """Groups of photos that are nearly the same, by their places. squares: uint8 (S, S, 3) each."""
-    images = [Image.fromarray(square).convert("L").resize((256, 256), Image.Resampling.BOX) for square in squares]
+    images = [Image.fromarray(square).resize((_KEPT, _KEPT), Image.Resampling.BOX) for square in squares]
     group = list(range(len(images)))
     for a, b in _alike(images):
         if group[a] != group[b] and _same(images[a], images[b]):
@@ -68,21 +73,42 @@ def _alike(images: Sequence[Image.Image]) -> Iterator[tuple[int, int]]:
 
 def _same(a: Image.Image, b: Image.Image) -> bool:
     mirrored = b.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return any(_detail_alike(whole, part) > SAME for other in (b, mirrored) for whole, part in ((a, other), (other, a)))
+    return any(_found_again(whole, part) for other in (b, mirrored) for whole, part in ((a, other), (other, a)))
 
 
-def _detail_alike(whole: Image.Image, part: Image.Image) -> float:
-    """How well the middle of `part` is found in `whole`, -1 to 1: around the scale at which their light fits best."""
+def _found_again(whole: Image.Image, part: Image.Image) -> bool:
+    """Whether the middle of `part` is in `whole`: looked for near the scale at which their light fits best."""
     coarse = _searched(_light(whole, _COARSE))
-    scale = max(_SCALES, key=lambda scale: _found(coarse, _light(part, _side(scale, _COARSE))))
+    scale = max(_SCALES, key=lambda scale: _best(coarse, _light(part, _side(scale, _COARSE)))[0])
     fine = _searched(_detail(whole, _FINE))
     sides = {_side(scale + step, _FINE) for step in _REFINED}
-    return max(_found(fine, _detail(part, side)) for side in sides)
+    (alike, top, left), side = max((_best(fine, _detail(part, side)), side) for side in sides)
+    return alike > SAME and _same_around(whole, part, side, top, left)
 
 
-def _found(whole: _Searched, part: np.ndarray) -> float:
+def _same_around(whole: Image.Image, part: Image.Image, side: int, top: int, left: int) -> bool:
+    """Whether what surrounds the middle is the same too, once the part's middle lies at (top, left) in the whole."""
+    size = _size(side)
+    start = (side - size) // 2
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    around = np.maximum(abs(x), abs(y)) > _AROUND
+    there = np.s_[top : top + size, left : left + size]
+    here = np.s_[start : start + size, start : start + size]
+    chroma_a, chroma_b = _chroma(whole, _FINE)[there][around], _chroma(part, side)[here][around]
+    if abs(chroma_a.mean(0) - chroma_b.mean(0)).max() > _SAME_COLOUR:
+        return False
+    a, b = _detail(whole, _FINE)[there][around], _detail(part, side)[here][around]
+    if max(a.std(), b.std()) < _PLAIN:
+        return True
+    return float(np.mean((a - a.mean()) * (b - b.mean()))) > _SAME_AROUND * max(a.std() * b.std(), _PLAIN)
+
+
+def _best(whole: _Searched, part: np.ndarray) -> tuple[float, int, int]:
+    """How well the middle of `part` is found, -1 to 1, and where: (alike, top, left)."""
     spectrum, size = _template(part, whole.side)
-    return float(_correlate(whole, spectrum, size).max())
+    alike = _correlate(whole, spectrum, size)
+    top, left = divmod(int(alike.argmax()), alike.shape[1])
+    return float(alike[top, left]), top, left
 
 
 def _searched(picture: np.ndarray) -> _Searched:
@@ -125,10 +151,14 @@ def _size(side: int) -> int:
 
 
 def _light(image: Image.Image, side: int) -> np.ndarray:
-    return np.asarray(image.resize((side, side), Image.Resampling.BOX), np.float32)
+    return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX), np.float32)
+
+
+def _chroma(image: Image.Image, side: int) -> np.ndarray:
+    return np.asarray(image.resize((side, side), Image.Resampling.BOX).convert("YCbCr"), np.float32)[..., 1:]
 
 
 def _detail(image: Image.Image, side: int) -> np.ndarray:
-    small = image.resize((side, side), Image.Resampling.BOX)
+    small = image.convert("L").resize((side, side), Image.Resampling.BOX)
     soft = small.filter(ImageFilter.GaussianBlur(_DETAIL * side / _FINE))
     return np.asarray(small, np.float32) - np.asarray(soft, np.float32)
