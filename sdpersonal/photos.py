@@ -101,8 +101,6 @@ class PhotoSet:
         details += [f"  {photo.name}: {', '.join(photo.notes)}" for photo in self.photos if photo.notes]
         if len(details) > _REPORT_LINES:
             details[_REPORT_LINES:] = [f"  and {len(details) - _REPORT_LINES} more"]
-        if len(self.photos) < FEW:
-            details.append("Few photos teach their background too: 4 to 10, each in another place, work better.")
         return "\n".join([", ".join(filter(None, counts)), *details])
 
 

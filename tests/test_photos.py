@@ -360,15 +360,6 @@ def test_no_photo_at_all(tmp_path):
     assert unfit.value.fix == "a.gif is a GIF; export it as JPEG. And 1 more that I cannot use."
 
 
-def test_one_or_two_photos_are_warned_about(folder):
-    warning = "Few photos teach their background too"
-    assert warning in load_photos(folder, SIDE).report()
-    (folder / "c.png").write_bytes(encoded(smooth(seed=1), "PNG"))
-    assert warning in load_photos(folder, SIDE).report()
-    (folder / "d.png").write_bytes(encoded(smooth(seed=2), "PNG"))
-    assert load_photos(folder, SIDE).report() == "3 photos"
-
-
 @pytest.mark.parametrize("count", [501, 3000])
 def test_too_many_files_are_refused_unread(tmp_path, count):
     for i in range(count):

@@ -13,7 +13,8 @@ from PIL import Image
 from .. import files
 from ..bases import StableDiffusion, introduction, load_base
 from ..config import Training
-from ..evaluation import judge_for, verdict
+from ..doctor import examine
+from ..evaluation import Judge, judge_for, verdict
 from ..evaluation.judges import FETCH
 from ..library import Library
 from ..photos import PhotoSet, load_photos
@@ -66,12 +67,13 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
     with together(accelerator), ExitStack() as held:
         check_installed(settings.report_to)
         run = run_folder(settings)
-        base, photos = _loaded(settings, accelerator, say)
+        given = _loaded(settings, accelerator, say)
+        base = given.base
         if accelerator.is_main_process:
             held.enter_context(files.lock(run))
             files.sweep(run)
-        chosen = chosen_preset(settings, base, len(photos.photos))
-        lesson, plan, exam = _prepared(settings, run, accelerator, base, photos, chosen, held, say)
+        chosen = chosen_preset(settings, base, len(given.photos.photos))
+        lesson, plan, exam = _prepared(settings, run, accelerator, given, chosen, held, say)
         ended = _taught(settings, lesson, plan, chosen, exam, say)
         if not accelerator.is_main_process:
             return None
@@ -81,9 +83,7 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
         lesson.method.close()
         concept, page = with_pictures(concept, base, run, say) if settings.samples else (concept, None)
         seconds = time.monotonic() - began
-        story = Story(
-            photos.report().splitlines(), _how_it_ended(ended, plan, best), exam.judge if exam else "", seconds
-        )
+        story = Story(given.said, _how_it_ended(ended, plan, best), exam.judge if exam else "", seconds)
         report = write_report(run, concept, exam.held if exam else [], story)
         token = Library(settings.library).add(concept)
         result = {"token": str(token), "sha256": concept.identity, "steps": ended, "best": best.step}
@@ -94,30 +94,43 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
     return Result(token, run, page, seconds)
 
 
-def _loaded(
-    settings: Training, accelerator: Accelerator, say: Callable[[str], None]
-) -> tuple[StableDiffusion, PhotoSet]:
+@dataclass(frozen=True)
+class _Given:
+    """What a run is made of. judge: in the first process, if there is one; said: what there is to say of the photos."""
+
+    base: StableDiffusion
+    photos: PhotoSet
+    judge: Judge | None
+    said: list[str]
+
+
+def _loaded(settings: Training, accelerator: Accelerator, say: Callable[[str], None]) -> _Given:
     with Room(accelerator.device, settings, 0, 1).at("loading the base", "Take a smaller base."):
         base = load_base(settings.base, accelerator.device, revision=settings.revision, vae=settings.vae)
     say(introduction(base, settings.base))
     if settings.checkpointing:
         base.checkpoint_gradients(settings.checkpointing)
     photos = load_photos(settings.photos, settings.resolution or base.resolution, settings.crop)
-    say(photos.report())
-    return base, photos
+    if not accelerator.is_main_process:
+        return _Given(base, photos, None, [])
+    judge = judge_for(base.kind)
+    found = examine(photos, settings.kind, getattr(settings, "class_noun", None) or "", judge)
+    said = [*photos.report().splitlines(), *(found.lines() if found.findings else ())]
+    say("\n".join(said))
+    return _Given(base, photos, judge, said)
 
 
 def _prepared(
     settings: Training,
     run: Path,
     accelerator: Accelerator,
-    base: StableDiffusion,
-    photos: PhotoSet,
+    given: _Given,
     chosen: Preset,
     held: ExitStack,
     say: Callable[[str], None],
 ) -> tuple[Lesson, Plan, Exam | None]:
     """All that a run needs, tried out once. The method's close() is left to `held`; the exam is the first process's."""
+    base, photos = given.base, given.photos
     side = settings.resolution or base.resolution
     at_once = chosen.batch * settings.accumulate * accelerator.num_processes
     identity = identity_of(settings, base, photos, chosen, at_once)
@@ -130,7 +143,7 @@ def _prepared(
         optimizer = make_optimizer(settings.optimizer, method.groups(), chosen.lr, usual.lr)
         templates = TEMPLATES[settings.kind]
         data = TrainingPhotos(base, photos.photos, templates, settings.seed, settings.flip, settings.noise_offset)
-        exam = _exam(settings, run, base, photos, say) if settings.samples and accelerator.is_main_process else None
+        exam = _exam(settings, run, given, say) if settings.samples and accelerator.is_main_process else None
         average = Average(method.trained(), chosen.average) if chosen.average else NoAverage()
         lesson = Lesson(accelerator, method, data, optimizer, room, average)
         what = (
@@ -162,15 +175,12 @@ def _prepared(
     return lesson, plan, exam
 
 
-def _exam(
-    settings: Training, run: Path, base: StableDiffusion, photos: PhotoSet, say: Callable[[str], None]
-) -> Exam | None:
-    judge = judge_for(base.kind)
-    if judge is None:
+def _exam(settings: Training, run: Path, given: _Given, say: Callable[[str], None]) -> Exam | None:
+    if given.judge is None:
         say(f"Nobody here can judge the pictures, so the last checkpoint counts; to have a judge: {FETCH}")
         return None
-    squares = [Image.fromarray(photo.square()) for photo in photos.photos]
-    return Exam(run, base, judge, settings.kind, noun_of(settings), squares)
+    squares = [Image.fromarray(photo.square()) for photo in given.photos.photos]
+    return Exam(run, given.base, given.judge, settings.kind, noun_of(settings), squares)
 
 
 def _taught(
