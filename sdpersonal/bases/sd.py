@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import PersonalError
 from ..lora import Slots
 from .checkpointing import checkpoint_blocks
+from .frozen_conv import spare_frozen
 from .saving import save
 from .schedule import Schedule
 from .text import Piece, TextEncoder
@@ -97,6 +98,7 @@ class StableDiffusion:
         self.schedule = Schedule(scheduler.alphas_cumprod.float().to(self.device), scheduler.config.prediction_type)
         for model in (unet, vae, *(encoder.model for encoder in encoders.values())):
             model.requires_grad_(False).eval()
+        spare_frozen(unet)
 
     @property
     def device(self) -> torch.device:
