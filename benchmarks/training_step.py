@@ -5,7 +5,8 @@ python benchmarks/training_step.py --scripts ~/diffusers/examples --photos my-do
 
 Each side runs as a user starts it, in a process of its own, the two in turn for some rounds, on one model with the
 same photos at once; the scripts are given by their folder and are not changed. Time is taken between the ends of
-optimiser steps. Bases of full size have random weights and are made once, in --work.
+optimiser steps: on one CPU thread the processor's, which other work on the machine hardly changes, else the clock's.
+Bases of full size have random weights and are made once, in --work.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -44,14 +45,14 @@ class Settings:
     device."""
     rounds: int = 3
     """Times that each side runs."""
-    steps: int = 5
-    """Steps measured in a run."""
-    warmup: int = 2
-    """Steps before them."""
+    steps: int | None = None
+    """Steps measured in a run. Default: 5, on CUDA 50."""
+    warmup: int | None = None
+    """Steps before them, 2 at least: this project rehearses one. Default: 2, on CUDA 10."""
     threads: int = 1
     """Of each process, on the CPU."""
     bf16: bool = False
-    """On a CPU also measure both sides in bf16, this project's with only the frozen base in it."""
+    """On a CPU also measure this project's step on a frozen base in bf16, beside the script in fp32."""
     peak_tflops: float | None = None
     """What the device does at most. Default: measured, for matrix products and convolutions apart."""
     out: Path = Path("training_step.json")
@@ -63,27 +64,37 @@ class Settings:
 def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
     cuda = _has_cuda()
+    steps, warmup = (50, 10) if cuda else (5, 2)
+    settings = replace(settings, steps=settings.steps or steps, warmup=settings.warmup or warmup)
     cases = [Case.parse(text) for text in settings.cases] or (ON_CUDA if cuda else ON_CPU)
-    dtypes = ("bf16",) if cuda else ("fp32", "bf16") if settings.bf16 else ("fp32",)
     roof = _child("benchmarks.steps.work", ["roof"], settings)
-    report = {"machine": _machine(cuda, settings), "roof": roof, "cases": []}
-    for case in cases:
-        base = _base(case.base, settings)
-        work = _work(case, settings)
-        # What trains is fp32 in this project; of a whole UNet nothing is frozen.
-        arms = [
-            Arm(who, dtype) for dtype in dtypes for who in SIDES if cuda or case.method != "full" or dtype == "fp32"
-        ]
-        runs: dict[Arm, list[dict]] = {arm: [] for arm in arms}
-        for turn in range(settings.rounds):
-            for arm in arms:
-                runs[arm].append(_run(case, arm, base, settings))
-                _tell(f"{case}, round {turn + 1}, {arm}: {median(runs[arm][-1]['wall']):.3f} s")
-        report["cases"].append(_measured(case, runs, work, roof, settings))
+    bases = {case: _base(case.base, settings) for case in cases}
+    works = {case: _work(case, settings) for case in cases}
+    runs: dict[Case, dict[Arm, list[dict]]] = {case: {arm: [] for arm in _arms(case, cuda, settings)} for case in cases}
+    report = {"machine": _machine(cuda, settings), "roof": roof}
+    for turn in range(settings.rounds):
+        for case in cases:
+            for arm, own in runs[case].items():
+                own.append(_run(case, arm, bases[case], settings))
+                seconds = median(own[-1][_clock(settings)])
+                _tell(f"round {turn + 1}, {case}, {arm}: {seconds:.3f} s (load {own[-1]['load']:.1f})")
+        report["cases"] = [_measured(case, runs[case], works[case], roof, settings) for case in cases]
         settings.out.write_text(json.dumps(report, indent=1))  # after each: the next may take an hour
     _show(report)
     if settings.chart:
         draw(report, settings.chart)
+
+
+def _arms(case: Case, cuda: bool, settings: Settings) -> list[Arm]:
+    if cuda:
+        return [Arm(who, "bf16") for who in SIDES]
+    # Of a whole UNet that learns nothing is frozen.
+    more = [Arm("sdpersonal", "bf16")] if settings.bf16 and case.method != "full" else []
+    return [Arm(who, "fp32") for who in SIDES] + more
+
+
+def _clock(settings: Settings) -> str:
+    return "wall" if _has_cuda() or settings.threads > 1 else "cpu"
 
 
 def _run(case: Case, arm: Arm, base: Path, settings: Settings) -> dict:
@@ -102,6 +113,7 @@ def _child(module: str, arguments: list[str], settings: Settings) -> dict:
     threads = str(settings.threads)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
     environment |= {"PYTHONPATH": str(HERE), "TOKENIZERS_PARALLELISM": "false"}
+    environment.setdefault("GOMP_SPINCOUNT", "1000")  # this project's rule, for both sides
     with tempfile.TemporaryDirectory() as place:
         result = Path(place) / "result.json"
         line = [sys.executable, "-m", module, str(result), *arguments]
@@ -133,18 +145,19 @@ def _work(case: Case, settings: Settings) -> dict:
 
 
 def _measured(case: Case, runs: dict[Arm, list[dict]], work: dict, roof: dict, settings: Settings) -> dict:
+    clock = _clock(settings)
     arms = {}
     for arm, own in runs.items():
         flops = dict(work["step"])
         if arm.who == "script":
             for kind, count in work["encode"].items():
                 flops[kind] = flops.get(kind, 0.0) + count
-        seconds, total = median(_steps(own, "wall")), sum(flops.values())
+        seconds, total = median(_steps(own, clock)), sum(flops.values())
         rates = roof[arm.dtype]
         least = total / (settings.peak_tflops * 1e12) if settings.peak_tflops else _least_seconds(flops, rates)
         arms[str(arm)] = {
             "seconds": seconds,
-            "cpu_seconds": median(_steps(own, "cpu")),
+            "wall_seconds": median(_steps(own, "wall")),
             "peak": max(run["peak"] for run in own),
             "peak_while_stepping": max(run["peak_while_stepping"] for run in own),
             "libraries": max(run["libraries"] for run in own),
@@ -154,12 +167,9 @@ def _measured(case: Case, runs: dict[Arm, list[dict]], work: dict, roof: dict, s
             "share": least / seconds,
             "rounds": own,
         }
-    ratios = {
-        f"{dtype} {clock}": _ratios(runs[Arm("script", dtype)], runs[Arm("sdpersonal", dtype)], clock)
-        for dtype in dict.fromkeys(arm.dtype for arm in runs)
-        for clock in ("wall", "cpu")
-    }
-    return {"case": str(case), "weights": work["weights"]["fp32"], "arms": arms, "ratios": ratios}
+    script, *ours = runs
+    faster = {str(arm): _ratios(runs[script], runs[arm], clock) for arm in ours}
+    return {"case": str(case), "clock": clock, "weights": work["weights"]["fp32"], "arms": arms, "faster": faster}
 
 
 def _least_seconds(flops: dict[str, float], rates: dict[str, float]) -> float:
@@ -172,7 +182,7 @@ def _steps(runs: list[dict], clock: str) -> list[float]:
 
 
 def _ratios(theirs: list[dict], ours: list[dict], clock: str) -> list[float]:
-    """How many times faster, [of all steps' medians, least of a round, most of a round]."""
+    """How many times faster: by all steps' medians, and in the round where it was least and most."""
     each = [median(a[clock]) / median(b[clock]) for a, b in zip(theirs, ours, strict=True)]
     return [median(_steps(theirs, clock)) / median(_steps(ours, clock)), min(each), max(each)]
 
@@ -182,10 +192,11 @@ def _show(report: dict) -> None:
     for name in (
         "case",
         "side",
-        "s/step",
-        "CPU s/step",
-        "times faster (CPU; rounds)",
+        "s",
+        "(clock)",
+        "times faster",
         "peak GB",
+        "beyond the weights",
         "TFLOP/s",
         "of limit",
     ):
@@ -193,21 +204,22 @@ def _show(report: dict) -> None:
     for case in report["cases"]:
         for name, arm in case["arms"].items():
             who, dtype = name.split()
-            wall, cpu = (case["ratios"][f"{dtype} {clock}"] for clock in ("wall", "cpu"))
-            faster = f"{wall[0]:.2f} ({cpu[0]:.2f}; {wall[1]:.2f} to {wall[2]:.2f})" if who == "sdpersonal" else ""
-            memory = (arm["cuda_peak"] or arm["peak_while_stepping"]) / 1e9
+            times = "{:.2f} ({:.2f} to {:.2f})".format(*case["faster"][name]) if who == "sdpersonal" else ""
+            peak = arm["cuda_peak"] or arm["peak_while_stepping"]
+            weights = case["weights"] / (2 if dtype == "bf16" else 1) + (0 if arm["cuda_peak"] else arm["libraries"])
             table.add_row(
                 case["case"],
                 name,
                 f"{arm['seconds']:.3f}",
-                f"{arm['cpu_seconds']:.3f}",
-                faster,
-                f"{memory:.2f}",
+                f"{arm['wall_seconds']:.3f}",
+                times,
+                f"{peak / 1e9:.2f}",
+                f"{(peak - weights) / 1e9:.2f}",
                 f"{arm['tflops']:.3f}",
                 f"{arm['share']:.0%}",
             )
         table.add_section()
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _machine(cuda: bool, settings: Settings) -> dict:

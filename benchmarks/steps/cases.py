@@ -112,7 +112,12 @@ def _ours(case: Case, base: Path, photos: Path, out: Path, here: Path) -> list[s
     else:
         path, own = "train_dreambooth.py", {"class": "dog", "method": case.method}
         own |= {"rank": RANK, "targets": "attention"} if case.method == "lora" else {}
-    return [str(here / path), *(f"--{name}={value}" for name, value in (common | own).items()), "--no-samples"]
+    return [
+        str(here / path),
+        *(f"--{name}={value}" for name, value in (common | own).items()),
+        "--no-samples",
+        "--no-early-stop",
+    ]
 
 
 def copy_photos(photos: Path, batch: int, folder: Path) -> Path:
