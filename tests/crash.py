@@ -77,12 +77,13 @@ def calls_made(work: Callable[[], None], calls: list = CALLS) -> int:
 
 
 _unsynced: dict[tuple[int, int], int] = {}  # (device, inode) -> a handle of its own, in the child
+_synced: dict[tuple[int, int], int] = {}  # -> bytes at its beginning that were flushed
 
 
 def _die() -> None:
     cut = random.Random(1)
-    for handle in _unsynced.values():
-        os.ftruncate(handle, cut.randint(0, os.fstat(handle).st_size))
+    for key, handle in _unsynced.items():
+        os.ftruncate(handle, cut.randint(_synced.get(key, 0), os.fstat(handle).st_size))
     os._exit(DIED)  # no cleanup, as with kill -9
 
 
@@ -94,14 +95,17 @@ def _patch(n: int, act: Callable[[], None], calls: list = CALLS) -> None:
             left[0] -= 1
             if left[0] == 0:
                 act()
+            if name not in ("_write", "fsync"):
+                return real(*arguments, **named)
+            status = os.fstat(arguments[0])
+            key = (status.st_dev, status.st_ino)
             result = real(*arguments, **named)
-            if name in ("_write", "fsync"):
-                status = os.fstat(arguments[0])
-                key = (status.st_dev, status.st_ino)
-                if name == "_write":
-                    _unsynced.setdefault(key, os.dup(arguments[0]))
-                else:
-                    _unsynced.pop(key, None)
+            if name == "_write":
+                _unsynced.setdefault(key, os.dup(arguments[0]))
+                _synced[key] = min(_synced.get(key, 0), status.st_size)  # an inode may be a new file's
+            else:
+                _unsynced.pop(key, None)
+                _synced[key] = status.st_size
             return result
 
         return called

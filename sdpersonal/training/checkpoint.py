@@ -49,6 +49,10 @@ class Learned:
     optimizer: torch.optim.Optimizer
     average: dict[str, Tensor]
 
+    def size(self) -> int:
+        """Bytes of its checkpoint."""
+        return sum(tensor.nbytes for _, tensor in _tensors(self))
+
 
 @dataclass(frozen=True)
 class Resumed:

@@ -6,8 +6,8 @@ what encoding anew would, without its cost (about 40 % of a LoRA step) and witho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -30,6 +30,11 @@ class Batch:
     photos: tuple[str, ...]  # B names, for messages
     indices: tuple[int, ...]  # B numbers of the samples, counted over the run
     framings: tuple[Framing, ...]  # B sizes and crops, which SDXL is told
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """The batch in pieces of at most `size` samples."""
+        for first in range(0, len(self.t), size):
+            yield Batch(*(getattr(self, field.name)[first : first + size] for field in fields(self)))
 
 
 class Samples:

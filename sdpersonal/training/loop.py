@@ -130,7 +130,7 @@ def _measured(lesson: Lesson, plan: Plan, step: int) -> list[Tensor]:
     if plan.watched is None or (step + 1) % plan.measure_every:
         return []
     with lesson.average.put_in():
-        return [measure(lesson.method, plan.watched, step).view(1)]
+        return [measure(lesson.method, plan.watched, step, plan.batch).view(1)]
 
 
 def _set_rates(optimizer: torch.optim.Optimizer, rates: list[float], factor: float) -> list[float]:

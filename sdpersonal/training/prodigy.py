@@ -48,6 +48,7 @@ class Prodigy(torch.optim.Optimizer):
         moving = []
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            self._allocate(parameters)
             if not parameters or group["lr"] == 0:
                 continue
             group["k"] += 1
@@ -65,14 +66,6 @@ class Prodigy(torch.optim.Optimizer):
         """Takes the gradients into the moments; returns <g, x0 - x> and the weighted sum of gradients' 1-norm."""
         d = self.param_groups[0]["d"]
         beta1, beta2 = group["betas"]
-        for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter] = {
-                    "start": parameter.detach().clone(),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                    "gathered": torch.zeros_like(parameter),
-                }
         gradients = [parameter.grad for parameter in parameters]
         away = torch._foreach_sub(self._all(parameters, "start"), parameters)
         travelled = torch.stack([product.sum() for product in torch._foreach_mul(gradients, away)]).sum()
@@ -85,6 +78,16 @@ class Prodigy(torch.optim.Optimizer):
         torch._foreach_mul_(gathered, beta3)
         torch._foreach_add_(gathered, torch._foreach_mul(scaled, d * (group["own_rate"] / self._d0)))
         return travelled, torch.stack(torch._foreach_norm(gathered, 1)).sum()
+
+    def _allocate(self, parameters: list[Tensor]) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] = {
+                    "start": parameter.detach().clone(),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                    "gathered": torch.zeros_like(parameter),
+                }
 
     def _move(self, group: dict, parameters: list[Tensor], rate: Tensor, d: Tensor) -> None:
         if group["weight_decay"]:

@@ -60,7 +60,7 @@ class Journal:
             "seconds": round(seconds, 1),
             "left": round(left, 1),
         }
-        if fixed is not None:
+        if fixed is not None and math.isfinite(fixed):
             line["fixed"] = round(fixed, 6)
             self.measured.append((step, line["fixed"]))  # as a resumed run will read it
         files.append_line(self._path, json.dumps(line))

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import files
 from ..errors import NoRoom
 from ..prompts import show
 from .checkpoint import KEEP, Learned, save_checkpoint
-from .loop import Lesson
+from .loop import MAX_GRAD_NORM, Lesson
 from .memory import GB, use
 
 FOLDER = "rehearsal"
@@ -53,7 +53,7 @@ def rehearse(lesson: Lesson, batch: int, accumulate: int, run: Path) -> Cost:
         seconds = _step(lesson, batch, accumulate)
     began = time.monotonic()
     if lesson.accelerator.is_main_process:
-        _check_disk(run, (KEEP + 2) * 3 * size)
+        _check_disk(run, (KEEP + 2) * lesson.learned().size())
         _checkpoint(run, lesson.learned())
     writing = time.monotonic() - began
     optimizer.state.clear()
@@ -66,7 +66,8 @@ def _step(lesson: Lesson, batch: int, accumulate: int) -> float:
     for _ in range(accumulate):
         loss = lesson.method.loss(lesson.photos.samples(range(batch)), _LAST).mean() / accumulate
         loss.backward()
-    if torch.isfinite(loss):  # else even at rate zero it would spoil what trains; the first real step will say so
+    norm = nn.utils.clip_grad_norm_(lesson.method.trained().values(), MAX_GRAD_NORM)
+    if torch.isfinite(norm):  # else even at rate zero it would spoil what trains; the first real step will say so
         with _rates_zero(optimizer):
             optimizer.step()
     optimizer.zero_grad()
@@ -110,8 +111,9 @@ def _check_disk(run: Path, need: int) -> None:
 
 def clock(seconds: float) -> str:
     """8 s, 1:05 min, 2:10 h."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    unit, name = (60, "min") if seconds < 3600 else (3600, "h")
-    whole, rest = divmod(round(seconds / (unit / 60)), 60)
-    return f"{whole}:{rest:02d} {name}"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    unit, name = (60, "h") if whole >= 3600 else (1, "min")
+    large, small = divmod(round(seconds / unit), 60)
+    return f"{large}:{small:02d} {name}"

@@ -44,9 +44,10 @@ def fixed_batch(photos: TrainingPhotos) -> Batch:
 
 
 @torch.no_grad()
-def measure(method: Method, batch: Batch, step: int) -> Tensor:
-    """The mean loss of the fixed batch, a scalar on the device."""
-    return method.loss(batch, step).mean()
+def measure(method: Method, batch: Batch, step: int, at_once: int = SIZE) -> Tensor:
+    """The mean loss of the fixed batch, a scalar on the device. at_once: samples; no more than a training step has, and
+    it takes no memory that the step did not."""
+    return torch.cat([method.loss(part, step) for part in batch.parts(at_once)]).mean()
 
 
 def evidence(measured: Sequence[tuple[int, float]], start: int = 0) -> list[Evidence]:
@@ -56,7 +57,8 @@ def evidence(measured: Sequence[tuple[int, float]], start: int = 0) -> list[Evid
     losses = np.array([loss for step, loss in measured if step > start])
     found = []
     for count in range(WINDOW + 1, len(losses) + 1):
-        everything = losses[:count].var()
-        share = float(losses[count - WINDOW : count].var() / everything) if everything > 0 else 0.0
+        seen = losses[:count]
+        # Of equal numbers a variance is not always 0: their mean is rounded.
+        share = 0.0 if seen.min() == seen.max() else float(seen[-WINDOW:].var() / seen.var())
         found.append(Evidence(steps[count - 1], share))
     return found

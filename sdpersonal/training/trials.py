@@ -130,6 +130,6 @@ def read_trials(run: Path) -> list[Trial]:
             if not all(math.isfinite(value) for value in asdict(scores).values()):
                 raise ValueError("not finite")
             found.append(Trial(int(step), scores))
-        except (ValueError, TypeError, KeyError, AttributeError):  # a kill in the middle of a line
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):  # a kill within a line
             continue
     return found
