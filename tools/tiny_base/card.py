@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from . import art, autoencoder, clip, presets, reach, unet, world
+from . import art, autoencoder, clip, presets, unet, world
 from .workshop import Workshop
 
 HERE = Path(__file__).parent
@@ -17,16 +17,12 @@ PICTURES = {  # in the work folder: in the docs
     "newest.png": "tiny-base.png",
     "real-and-drawn.png": "tiny-base-real-and-drawn.png",
     "autoencoder-kept-out.png": "tiny-base-autoencoder.png",
-    "reach-alarm-clock.png": "tiny-base-reach.png",
-    "reach-cyanotype.png": "tiny-base-reach-look.png",
 }
 
 
 def write(shop, out=Path("docs")):
     """Write out/tiny-base.md and its pictures from work/figures.json, the logs and the exported folder."""
     figures = json.loads((shop.work / "figures.json").read_text())
-    if (shop.work / "reach.json").exists():
-        figures["likeness"] = _likeness(json.loads((shop.work / "reach.json").read_text()))
     count = lambda model: f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}"  # noqa: E731
     names, looks = world.kept_out()
     drawn = [look for look in shop.world.looks]
@@ -48,23 +44,6 @@ def write(shop, out=Path("docs")):
         if (shop.work / "look" / source).exists():
             picture = Image.open(shop.work / "look" / source).convert("RGB").quantize(256)  # a third of the bytes
             picture.save(out / "pictures" / target, optimize=True)
-
-
-def _likeness(found):
-    """Mean over the subjects of each row of the reach figures; the kept-out look apart."""
-    subjects = {name: rows for name, rows in found.items() if name != reach.STYLE}
-    rows = ("floor", "before", *reach.METHODS, "ceiling")
-    table = {}
-    for row in rows:
-        measured = [one[row] for one in subjects.values() if row in one]
-        for figure in ("CLIP", "classifier", "places"):
-            values = [one[figure] for one in measured if figure in one]
-            if values:
-                mean = sum(values) / len(values)
-                table.setdefault(f"{row} ({len(values)} subjects)", {})[figure] = f"{mean:.3f}"
-    look = found.get(reach.STYLE, {})
-    table |= {f"{row} (the kept-out look)": look[row] for row in rows if row in look}
-    return table
 
 
 def _art_rows(shop):

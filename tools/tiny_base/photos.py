@@ -100,7 +100,21 @@ def cyanotype(photo, seed=0):
     return Image.fromarray((ink + (white - ink) * tone).round().astype(np.uint8))
 
 
-STYLES = {"cyanotype": cyanotype}
+def pencil(photo, seed=0):
+    """A photo -> a pencil drawing: outlines and soft hatching in graphite on white paper."""
+    rng = np.random.default_rng(seed)
+    gray = ndimage.gaussian_filter(np.asarray(photo.convert("L"), np.float32) / 255, 0.8)
+    dodged = np.clip(gray / np.maximum(ndimage.gaussian_filter(gray, 6), 0.05), 0, 1)  # what is darker than around it
+    height, width = gray.shape
+    rows, columns = np.mgrid[:height, :width]
+    stripes = 0.5 + 0.5 * np.sin((rows + columns) * (2 * np.pi / 6) + rng.normal(0, 0.4, gray.shape))
+    hatching = 1 - 0.45 * (1 - gray) ** 1.5 * stripes
+    tone = np.clip(dodged**2.5 * hatching + rng.normal(0, 0.02, gray.shape), 0, 1)[..., None]
+    graphite, paper = np.array([52, 52, 58], np.float32), np.array([247, 246, 242], np.float32)
+    return Image.fromarray((graphite + (paper - graphite) * tone).round().astype(np.uint8))
+
+
+STYLES = {"cyanotype": cyanotype, "pencil": pencil}
 
 
 def save(photos, folder, size=PHOTO):

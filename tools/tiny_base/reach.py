@@ -1,11 +1,12 @@
-"""Reach: how near each method brings the base to things, and to a look, that it has never seen.
+"""Reach: how near each method brings the base to things, and to looks, that it has never seen.
 
-    python -m tools.tiny_base.reach --work build/tiny-base [--subjects 2] [--methods lora textual-inversion]
+    python -m tools.tiny_base.reach --work build/tiny-base [--subjects 2] [--methods lora] [--only fox cyanotype]
 
 For each kept-out subject: five photos to learn from, four others to compare with. Likeness is the mean cosine of
 features between drawn pictures and the held-out photos; the ceiling is what the learning photos themselves score,
 the floor is photos of the other subjects, "before" is the class word alone. Places are right if the classifier
-sees the one that the prompt asks for.
+sees the one that the prompt asks for. Photos of a look have captions, as the documentation asks for; those of a subject
+have none.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from sdpersonal.config import DreamboothSettings, InversionSettings, Request
 from sdpersonal.generation import Generator
 from sdpersonal.library import Library
 from sdpersonal.training.run import train
+from sdpersonal.training.trials import read_trials
 
 from . import captions, clip, judge, photos, presets, sheets
 from .workshop import Workshop
@@ -37,7 +39,7 @@ SUBJECTS = {
     "robot": "television",
     "pineapple": "strawberry",
 }
-STYLE, STYLE_WORDS = "cyanotype", "blue and white"
+STYLES = {"cyanotype": "blue and white", "pencil": "gray and white"}
 METHODS = ("textual-inversion", "lora", "pivotal", "full")
 PLACES = ("table", "beach", "space", "snow")  # what the prompts ask for
 SEEN, UNSEEN = 1, 2  # seeds of the photos to learn from, and of those to compare with
@@ -89,7 +91,7 @@ def draw(base, library, prompts, seeds=2):
 def settings(method, folder, noun, kind, **common):
     """A run with the method's own presets."""
     common |= {"library": folder / "library", "base": "tiny", "kind": kind, "run": folder / method}
-    common |= {"token": f"<t/{method}>", "samples": False}
+    common |= {"token": f"<t/{method}>"}
     if method == "textual-inversion":
         return InversionSettings(**common, init=noun)
     return DreamboothSettings(**common, class_noun=noun, method=method)
@@ -113,45 +115,54 @@ def reach(shop, subject, folder, eyes, unseen, methods):
     others = [photo for name, some in unseen.items() if name != subject for photo in some]
     rows = {"a photo": seen[:4], "before": draw(base, shelf, in_places(captions.with_article(noun)))}
     mine = unseen[subject]
-    found = {"floor": eyes.likeness(others, mine), "before": score(eyes, rows["before"], mine), "seconds": {}}
+    found = {"floor": eyes.likeness(others, mine), "before": score(eyes, rows["before"], mine)}
     for method in methods:
-        began = time.monotonic()
-        train(settings(method, folder, noun, "object", photos=folder / "photos"), say=str)
-        found["seconds"][method] = round(time.monotonic() - began)
+        run = taught(method, folder, noun, "object")
         rows[method] = draw(base, shelf, in_places(f"<t/{method}>"))
-        found[method] = score(eyes, rows[method], mine)
+        found[method] = score(eyes, rows[method], mine) | run
     found["ceiling"] = eyes.likeness(seen, mine)
     return found, rows
 
 
-def reach_style(shop, folder, eyes, methods):
-    """The same for the kept-out look: other things in it, each against a photo of that thing in that look."""
-    every = photos.sample_style_photos(shop.work, LEARNED + 3, SEEN, STYLE)
-    again = photos.sample_style_photos(shop.work, LEARNED + 3, UNSEEN, STYLE)[LEARNED:]
+def taught(method, folder, noun, kind, **more):
+    """Train on the photos in the folder; the time it took, where it ended, which step was kept and its scores."""
+    began = time.monotonic()
+    asked = settings(method, folder, noun, kind, photos=folder / "photos", **more)
+    train(asked, say=str)
+    seconds = time.monotonic() - began
+    result = json.loads((asked.run / "result.json").read_text())
+    own = {trial.step: trial.scores for trial in read_trials(asked.run)}[result["best"]]
+    return {"seconds": round(seconds), "steps": result["steps"], "kept": result["best"], "own": own.figures()}
+
+
+def reach_style(shop, style, folder, eyes, methods):
+    """The same for a kept-out look: other things in it, each against a photo of that thing in that look."""
+    every = photos.sample_style_photos(shop.work, LEARNED + 3, SEEN, style)
+    again = photos.sample_style_photos(shop.work, LEARNED + 3, UNSEEN, style)[LEARNED:]
     photos.save(every[:LEARNED], folder / "photos")
+    for number, thing in enumerate(photos.STYLE_THINGS[:LEARNED], 1):
+        (folder / "photos" / f"{number:02}.txt").write_text(f"{captions.with_article(thing)} in the style of {{}}\n")
     things = [captions.with_article(name) for name in photos.STYLE_THINGS[LEARNED : LEARNED + 3]]
     base, shelf = load_base("tiny"), Library(folder / "library")
     unseen = [photo for photo in every[LEARNED:] for _ in range(2)]
     rows = {"a photo": every[:4], "before": draw(base, shelf, [f"a photo of {thing}" for thing in things])}
-    found = {"before": eyes.likeness(rows["before"], unseen, pairs=True), "seconds": {}}
+    found = {"before": eyes.likeness(rows["before"], unseen, pairs=True)}
     for method in methods:
-        began = time.monotonic()
-        train(settings(method, folder, STYLE_WORDS, "style", photos=folder / "photos"), say=str)
-        found["seconds"][method] = round(time.monotonic() - began)
+        run = taught(method, folder, STYLES[style], "style")
         rows[method] = draw(base, shelf, [f"{thing} in the style of <t/{method}>" for thing in things])
-        found[method] = eyes.likeness(rows[method], unseen, pairs=True)
+        found[method] = eyes.likeness(rows[method], unseen, pairs=True) | run
     found["ceiling"] = eyes.likeness(again, every[LEARNED:], pairs=True)
     return found, rows
 
 
 def save_sheet(rows, path):
     """One line of up to eight pictures for each row."""
-    pictures, names = [], []
+    pictures, names, columns = [], [], min(8, max(map(len, rows.values())))
     for name, some in rows.items():
-        line = [*some[:8], *[some[0]] * (8 - len(some[:8]))]
-        pictures.append(tensor(line))
-        names += [name, *[""] * 7]
-    sheets.sheet(torch.cat(pictures), names, path, columns=8)
+        line = tensor(some[:columns])
+        pictures += [line, line.new_ones(columns - len(line), *line.shape[1:])]
+        names += [name, *[""] * (columns - 1)]
+    sheets.sheet(torch.cat(pictures), names, path, columns=columns)
 
 
 def main():
@@ -160,7 +171,7 @@ def main():
     parser.add_argument("--preset", choices=["auto", *presets.PRESETS], default="auto")
     parser.add_argument("--subjects", type=int, default=len(SUBJECTS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--no-style", action="store_true")
+    parser.add_argument("--only", nargs="+", help="these subjects and looks")
     args = parser.parse_args()
     shop = Workshop(args.work, presets.choose(args.preset)[1], "cpu")
     loading.built_in_folder = lambda: shop.weights_folder  # the base that was just made, not the one that ships now
@@ -172,11 +183,14 @@ def main():
         subject: lambda folder, name=subject: reach(shop, name, folder, eyes, unseen, args.methods)
         for subject in list(SUBJECTS)[: args.subjects]
     }
-    if not args.no_style:
-        jobs[STYLE] = lambda folder: reach_style(shop, folder, eyes, args.methods)
+    for style in STYLES:
+        jobs[style] = lambda folder, name=style: reach_style(shop, name, folder, eyes, args.methods)
     for name, job in jobs.items():
+        if args.only and name not in args.only:
+            continue
         with tempfile.TemporaryDirectory() as folder:
-            found[name], rows = job(Path(folder))
+            figures, rows = job(Path(folder))
+            found[name] = found.get(name, {}) | figures
         save_sheet(rows, shop.work / "look" / f"reach-{name.replace(' ', '-')}.png")
         print(name, json.dumps(found[name]), flush=True)
         path.write_text(json.dumps(found, indent=1) + "\n")

@@ -1,0 +1,149 @@
+"""docs/learning.md: how near training comes, written from the figures of `reach`, `picks` and `real`, never by hand.
+
+python -m tools.tiny_base.learning --work build/tiny-base --out docs
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from . import reach
+
+HERE = Path(__file__).parent
+NAMES = {"textual-inversion": "textual inversion", "lora": "LoRA", "pivotal": "pivotal", "full": "full"}
+PICTURES = {  # in the work folder: in the docs
+    "reach-alarm-clock.png": "learning-clock.png",
+    "reach-teddy-bear.png": "learning-teddy.png",
+    "reach-cyanotype.png": "learning-cyanotype.png",
+    "reach-pencil.png": "learning-pencil.png",
+    "real.png": "learning-real.png",
+}
+
+
+def write(work, out):
+    """Write the page and its pictures from work/reach.json, picks.json and real.json; what is not there is left out."""
+    found = _read(work / "reach.json")
+    subjects = {name: rows for name, rows in found.items() if name in reach.SUBJECTS}
+    looks = {name: rows for name, rows in found.items() if name in reach.STYLES}
+    text = (HERE / "learning.md").read_text().format(
+        count=len(subjects), subjects="\n".join(_means(subjects)), each="\n".join(_each(subjects)),
+        looks="\n".join(_looks(looks)), picks="\n".join(_picks(_read(work / "picks.json"))),
+        real="\n".join(_real(_read(work / "real.json"))),
+    )  # fmt: skip
+    (out / "pictures").mkdir(parents=True, exist_ok=True)
+    (out / "learning.md").write_text(text)
+    for source, target in PICTURES.items():
+        if (work / "look" / source).exists():
+            picture = Image.open(work / "look" / source).convert("RGB").quantize(256)
+            picture.save(out / "pictures" / target, optimize=True)
+
+
+def _means(subjects):
+    """A row for the floor, the class noun, each method and the ceiling: means over the subjects."""
+    yield "| | CLIP | second judge | of the ceiling | places right | copied | ended after | kept | seconds |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    ceiling = _mean(subjects, "ceiling", "classifier")
+    for row in ("floor", "before", *reach.METHODS, "ceiling"):
+        if not any(row in one for one in subjects.values()):
+            continue
+        judged = [f"{_mean(subjects, row, figure):.3f}" for figure in ("CLIP", "classifier")]
+        share = f"{_mean(subjects, row, 'classifier') / ceiling:.0%}"
+        if row in ("floor", "ceiling"):
+            rest = [""] * 5
+        elif row == "before":
+            rest = [f"{_mean(subjects, row, 'places'):.0%}", *[""] * 4]
+        else:
+            copied = sum(one[row]["own"]["copying"] for one in subjects.values()) / len(subjects)
+            steps = [f"{_mean(subjects, row, figure):.0f}" for figure in ("steps", "kept", "seconds")]
+            rest = [f"{_mean(subjects, row, 'places'):.0%}", f"{copied:.0%}", *steps]
+        title = {"floor": "other subjects' photos", "before": "the class noun", "ceiling": "the photos themselves"}
+        yield "| " + " | ".join([title.get(row) or NAMES[row], *judged, share, *rest]) + " |"
+
+
+def _each(subjects):
+    """A row a subject: the second judge's likeness."""
+    rows = ("before", *reach.METHODS, "ceiling")
+    yield "| | the class noun | " + " | ".join(NAMES[method] for method in reach.METHODS) + " | the photos |"
+    yield "| --- " * (len(rows) + 1) + "|"
+    for name, one in subjects.items():
+        cells = [f"{one[row]['classifier']:.2f}" if row in one else "" for row in rows]
+        yield f"| {name} ({reach.SUBJECTS[name]}) | " + " | ".join(cells) + " |"
+
+
+def _looks(looks):
+    rows = ("before", *reach.METHODS, "ceiling")
+    yield "| | CLIP | second judge | ended after | kept | seconds |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for name, one in looks.items():
+        for row in rows:
+            if row in one:
+                said = {"before": "plain words", "ceiling": "photos in that look"}.get(row) or NAMES[row]
+                ran = [str(one[row].get(figure, "")) for figure in ("steps", "kept", "seconds")]
+                yield f"| {name}: {said} | {one[row]['CLIP']:.3f} | {one[row]['classifier']:.3f} | {' | '.join(ran)} |"
+
+
+def _picks(found):
+    """A row a run: where it ended, what it kept, against the last step and the best by hindsight."""
+    head = ("method, subject", "schedule", "ended", "kept", "its score", "the last's", "the best's", "of the best")
+    yield f"| {' | '.join(head)} | second judge: kept, last, best |"
+    yield "| --- " * (len(head) + 1) + "|"
+    shares, ends, judged = [], [], []
+    for method, runs in found.items():
+        for subject, one in runs.items():
+            picked, last, best, sure = one["picked"], one["last"], one["best"], one["best by the second judge"]
+            shares.append(picked["score"] / best["score"])
+            ends.append(one["ended"] / one["steps"])
+            judged.append(picked["classifier"] / sure["classifier"])
+            cells = [one["steps"], one["ended"], picked["step"], f"{picked['score']:.3f}", f"{last['score']:.3f}"]
+            cells += [f"{best['score']:.3f} at {best['step']}", f"{shares[-1]:.1%}"]
+            cells += [
+                f"{picked['classifier']:.3f}, {last['classifier']:.3f}, {sure['classifier']:.3f} at {sure['step']}"
+            ]
+            yield f"| {NAMES[method]}, {subject} | " + " | ".join(map(str, cells)) + " |"
+    if shares:
+        mean = lambda values: sum(values) / len(values)  # noqa: E731
+        within = sum(share >= 0.97 for share in shares)
+        yield ""
+        yield (
+            f"Over these {len(shares)} runs: {mean(ends):.0%} of the schedule's steps; the kept checkpoint has "
+            f"{mean(shares):.1%} of the best's score (least {min(shares):.1%}; {within} of {len(shares)} within 3 %) "
+            f"and {mean(judged):.1%} of the best likeness that the second judge saw."
+        )
+
+
+def _real(found):
+    rows = [("method", "likeness", "prompts followed", "copied", "seconds")]
+    for method in reach.METHODS:
+        runs = [one[method] for one in found.values() if method in one]
+        if runs:
+            mean = lambda figure: sum(run["own"][figure] for run in runs) / len(runs)  # noqa: E731, B023
+            seconds = sum(run["seconds"] for run in runs) / len(runs)
+            row = [f"{NAMES[method]} ({len(runs)} sets)", f"{mean('likeness'):.2f}", f"{mean('fidelity'):.0%}"]
+            rows.append((*row, f"{mean('copying'):.0%}", f"{seconds:.0f}"))
+    for number, row in enumerate(rows):
+        yield "| " + " | ".join(row) + " |"
+        if number == 0:
+            yield "| --- " * len(row) + "|"
+
+
+def _mean(subjects, row, figure):
+    values = [one[row][figure] for one in subjects.values() if figure in one.get(row, {})]
+    return sum(values) / len(values)
+
+
+def _read(path):
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Write docs/learning.md from the figures that WORK holds.")
+    parser.add_argument("--work", type=Path, default=Path("build/tiny-base"))
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    args = parser.parse_args()
+    write(args.work, args.out)
+
+
+if __name__ == "__main__":
+    main()
