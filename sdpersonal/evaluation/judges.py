@@ -13,15 +13,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..bases.hub import snapshot
 from ..bases.loading import built_in_folder, silent
 from ..errors import PersonalError
+from ..prompts import show
 
-CLIPS = ("openai/clip-vit-base-patch32", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K")
-DINOS = ("facebook/dino-vits16",)
-FETCH = f"hf download {CLIPS[0]}"  # what a user types to have one
+OPENAI, CONVERTED = "openai/clip-vit-base-patch32", "refs/pr/15"  # on its main branch there is only a pickle
+CLIPS = ((OPENAI, None), (OPENAI, CONVERTED), ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", None))  # and revision
+DINOS = (("facebook/dino-vits16", None),)
+FETCH = f"hf download {OPENAI} --revision {CONVERTED} --include '*.json' --include model.safetensors"  # to have one
+_PARTS = ("config.json", "preprocessor_config.json", "model.safetensors")
 _AT_ONCE = 32  # pictures
 
 
@@ -32,19 +36,17 @@ class Judge:
     """
 
     def __init__(self, clip: Path | None = None, dino: Path | None = None):
-        from transformers import AutoImageProcessor, AutoModel, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+        # The processors that need no torchvision, and so prepare alike whether it is installed or not.
+        from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, ViTImageProcessorPil, ViTModel
 
         clip = clip or built_in_folder() / "judge"
         if not clip.is_dir():
             raise PersonalError(f"There is no judge in {clip}.", "Install sdpersonal again.")
-        common = {"local_files_only": True}
-        weights = common | {"dtype": torch.float32, "use_safetensors": True}
-        with silent():
-            self._clip = CLIPModel.from_pretrained(clip, **weights).eval()
-            self._prepare = CLIPImageProcessorPil.from_pretrained(clip, **common)
-            self._tokenizer = CLIPTokenizer.from_pretrained(clip, **common)
-            self._dino = AutoModel.from_pretrained(dino, **weights).eval() if dino else None
-            self._prepare_dino = AutoImageProcessor.from_pretrained(dino, **common) if dino else None
+        self._clip = _read(CLIPModel, clip)
+        self._prepare = _read(CLIPImageProcessorPil, clip)
+        self._tokenizer = _read(CLIPTokenizer, clip)
+        self._dino = _read(ViTModel, dino, add_pooling_layer=False) if dino else None
+        self._prepare_dino = _read(ViTImageProcessorPil, dino) if dino else None
         self.name = "the built-in CLIP" if clip == built_in_folder() / "judge" else "CLIP ViT-B/32"
         self.name += " and DINO ViT-S/16" if dino else ""
         self.scale = float(self._clip.logit_scale.detach().exp())
@@ -75,7 +77,10 @@ class Judge:
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> np.ndarray:
         """CLIP's features of texts, (N, d) fp32, each of length 1."""
-        ids = self._tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
+        length = self._clip.config.text_config.max_position_embeddings
+        ids = self._tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
         return _unit(self._clip.get_text_features(**ids))
 
     @torch.no_grad()
@@ -92,13 +97,35 @@ def judge_for(base_kind: str) -> Judge | None:
     is there too, from the Hub's cache on this machine. None if that has none: nothing is fetched unasked."""
     if base_kind == "tiny":
         return Judge()
-    clip, dino = _cached(CLIPS), _cached(DINOS)
+    clip, dino = _cached(CLIPS, "tokenizer.json"), _cached(DINOS)
     return Judge(clip, dino) if clip else None
 
 
-def _cached(hub_ids: Sequence[str]) -> Path | None:
-    folders = (snapshot(hub_id) for hub_id in hub_ids)
-    return next((folder for folder in folders if folder and list(folder.glob("model*.safetensors"))), None)
+def _cached(places: Sequence[tuple[str, str | None]], *more: str) -> Path | None:
+    """The first that is there with all its parts: who loaded only a part of it elsewhere has only that."""
+    folders = (snapshot(hub_id, revision) for hub_id, revision in places)
+    return next(
+        (folder for folder in folders if folder and all((folder / one).exists() for one in _PARTS + more)), None
+    )
+
+
+def _read(kind: type, folder: Path, **more: object) -> object:
+    """A model or what prepares for it. Raises PersonalError where it is damaged or a weight is missing."""
+    if issubclass(kind, torch.nn.Module):
+        more |= {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    try:
+        with silent():
+            found = kind.from_pretrained(folder, local_files_only=True, **more)
+        if not isinstance(found, tuple):
+            return found
+        model, about = found
+        if about["missing_keys"] or about["mismatched_keys"]:  # filled with random numbers
+            raise ValueError("a weight is missing")
+    except (OSError, ValueError, RuntimeError, SafetensorError):
+        raise PersonalError(
+            f"The judge in {show(str(folder))} is damaged.", "Fetch it again, or leave it out with --no-samples."
+        ) from None
+    return model.eval()
 
 
 def _unit(features: Tensor | object) -> np.ndarray:
