@@ -1,0 +1,130 @@
+"""What is in a library: list, show, rename, remove, verify."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ..config import Settings
+from ..library import Entry, Library
+from ..prompts import Token, show
+from .output import report, say
+
+
+class Listing(Settings):
+    """List the concepts of a library."""
+
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON: a list of objects, one per concept."""
+    library: Path = Path("concepts")
+    """Folder that keeps your concepts."""
+
+
+class Showing(Listing):
+    """Show the card of a concept."""
+
+    token: tyro.conf.Positional[str]
+    """For example '<me/duck>'."""
+
+
+class Renaming(Listing):
+    """Give a concept another token."""
+
+    old: tyro.conf.Positional[str]
+    """Its token, for example '<me/duck>'; with a version only that version."""
+    new: tyro.conf.Positional[str]
+    """The token it gets."""
+
+
+class Removing(Listing):
+    """Delete a concept."""
+
+    token: tyro.conf.Positional[str]
+    """Its token, for example '<me/duck-v2>'."""
+    all_versions: bool = False
+    """Delete all its versions."""
+
+
+class Verifying(Listing):
+    """Read every file of a library in full and name those that are damaged."""
+
+
+def list_concepts(settings: Listing) -> int:
+    entries = Library(settings.library).list()
+    if settings.json_:
+        say(json.dumps([entry.as_json() for entry in entries], indent=2))
+    elif entries:
+        width = max(len(str(entry.token)) for entry in entries)
+        for entry in entries:
+            say(f"{entry.token!s:{width}}  {_line(entry)}")
+    else:
+        say(f"No concepts in {settings.library} yet. Make one: sdpersonal train dreambooth --help")
+    return 0
+
+
+def show_concept(settings: Showing) -> int:
+    entry = Library(settings.library).find(Token.parse(settings.token))
+    facts = entry.as_json()
+    if settings.json_:
+        say(json.dumps(facts, indent=2))
+    else:
+        for key, value in facts.items():
+            if value not in (None, "", [], {}):
+                say(f"{key:14} {_plain(value)}")
+    return 0
+
+
+def rename_concept(settings: Renaming) -> int:
+    return report(
+        settings.json_,
+        Library(settings.library).rename(Token.parse(settings.old), Token.parse(settings.new)),
+        "renamed",
+    )
+
+
+def remove_concept(settings: Removing) -> int:
+    return report(
+        settings.json_, Library(settings.library).remove(Token.parse(settings.token), settings.all_versions), "removed"
+    )
+
+
+def verify_concepts(settings: Verifying) -> int:
+    library = Library(settings.library)
+    problems = [{"token": str(entry.token), "problem": problem} for entry, problem in library.verify()]
+    problems += [
+        {"token": None, "problem": f"{show(str(path))} is not where any token leads"} for path in library.strays()
+    ]
+    if settings.json_:
+        say(json.dumps(problems, indent=2))
+    else:
+        for one in problems:
+            say(f"{one['token'] or '-'}  {one['problem']}")
+        say(f"{len(problems)} of the files are damaged." if problems else "All is well.")
+    return 1 if problems else 0
+
+
+def _line(entry: Entry) -> str:
+    if entry.damaged or entry.card is None:
+        return f"damaged: {entry.damaged}"
+    parts = [f"{entry.vectors} vectors"] if entry.vectors else []
+    parts += [f"LoRA rank {entry.lora_rank}"] if entry.lora_rank else []
+    kind, what = f"{entry.card.kind:7} {entry.card.base:5}", " + ".join(parts)
+    return f"{kind} {what:26} {entry.size / 1e6:6.2f} MB  {entry.card.title}".rstrip()
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={each}" for key, each in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+COMMANDS = {
+    "concepts list": (list_concepts, Listing),
+    "concepts show": (show_concept, Showing),
+    "concepts rename": (rename_concept, Renaming),
+    "concepts remove": (remove_concept, Removing),
+    "concepts verify": (verify_concepts, Verifying),
+}

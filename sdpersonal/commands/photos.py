@@ -1,0 +1,71 @@
+"""`photos check`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import Field
+
+from ..config import Kind, Settings, Whole
+from ..errors import PersonalError
+from ..prompts import show
+from .output import say
+
+
+class Checking(Settings):
+    """Look for what is wrong with a folder of photos before training on it."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder with photos of one thing."""
+    class_noun: Annotated[str, tyro.conf.arg(name="class"), Field(max_length=100)] = ""
+    """The general noun for it, as for training; with it I also look whether the photos show that."""
+    kind: Kind = "object"
+    """What the photos share: one object, one person, or one style."""
+    resolution: Annotated[int, Whole, Field(ge=64, le=2048)] = 512
+    """Side in pixels of the squares that would be learned from."""
+    crop: Literal["center", "subject"] = "center"
+    """Which square of a photo would be used."""
+    sheet: Path | None = None
+    """PNG with all photos, their squares and what I found. Default: photos-check.png in the current folder."""
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON."""
+
+
+def check_photos(settings: Checking) -> int:
+    from .. import files
+    from ..doctor import contact_sheet, examine
+    from ..evaluation import Judge
+    from ..photos import load_photos
+    from ..sheets import png
+
+    path = _sheet_path(settings)
+    photos = load_photos(settings.folder, settings.resolution, settings.crop)
+    verdict = examine(photos, settings.kind, settings.class_noun, Judge() if settings.kind != "style" else None)
+    files.write_bytes(path, png(contact_sheet(photos, verdict)))
+    if settings.json_:
+        skipped = {file.name: file.reason for file in photos.skipped + photos.duplicates}
+        say(json.dumps(verdict.as_json() | {"skipped": skipped, "sheet": str(path)}, indent=2))
+    else:
+        say("\n".join([photos.report(), *verdict.lines(), f"All photos on one page: {show(str(path))}"]))
+    return 0
+
+
+def _sheet_path(settings: Checking) -> Path:
+    """Never among the photos, where it would be taken for one."""
+    folder, name = settings.folder.resolve(), "photos-check.png"
+    path = (settings.sheet or Path(name)).absolute()
+    if settings.sheet is None and path.resolve().is_relative_to(folder):
+        path = folder.parent / name
+    if path.suffix.lower() != ".png" or path.resolve().is_relative_to(folder):
+        raise PersonalError(
+            f"--sheet {show(str(settings.sheet))} must be a .png outside the folder of photos.", f"For example {name}."
+        )
+    return settings.sheet or path
+
+
+COMMANDS = {
+    "photos check": (check_photos, Checking),
+}
