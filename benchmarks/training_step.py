@@ -157,6 +157,7 @@ def _measured(case: Case, runs: dict[Arm, list[dict]], work: dict, roof: dict, s
         least = total / (settings.peak_tflops * 1e12) if settings.peak_tflops else _least_seconds(flops, rates)
         arms[str(arm)] = {
             "seconds": seconds,
+            "least_seconds": min(_steps(own, clock)),
             "wall_seconds": median(_steps(own, "wall")),
             "peak": max(run["peak"] for run in own),
             "peak_while_stepping": max(run["peak_while_stepping"] for run in own),
@@ -182,9 +183,11 @@ def _steps(runs: list[dict], clock: str) -> list[float]:
 
 
 def _ratios(theirs: list[dict], ours: list[dict], clock: str) -> list[float]:
-    """How many times faster: by all steps' medians, and in the round where it was least and most."""
+    """How many times faster: by the medians of all steps, in the round where it was least and most, by each side's
+    fastest step."""
     each = [median(a[clock]) / median(b[clock]) for a, b in zip(theirs, ours, strict=True)]
-    return [median(_steps(theirs, clock)) / median(_steps(ours, clock)), min(each), max(each)]
+    whole, fastest = (of(_steps(theirs, clock)) / of(_steps(ours, clock)) for of in (median, min))
+    return [whole, min(each), max(each), fastest]
 
 
 def _show(report: dict) -> None:
@@ -204,13 +207,14 @@ def _show(report: dict) -> None:
     for case in report["cases"]:
         for name, arm in case["arms"].items():
             who, dtype = name.split()
-            times = "{:.2f} ({:.2f} to {:.2f})".format(*case["faster"][name]) if who == "sdpersonal" else ""
+            times = "{:.2f} ({:.2f} to {:.2f}; {:.2f})".format(*case["faster"][name]) if who == "sdpersonal" else ""
             peak = arm["cuda_peak"] or arm["peak_while_stepping"]
             weights = case["weights"] / (2 if dtype == "bf16" else 1) + (0 if arm["cuda_peak"] else arm["libraries"])
             table.add_row(
                 case["case"],
                 name,
                 f"{arm['seconds']:.3f}",
+                f"{arm['least_seconds']:.3f}",
                 f"{arm['wall_seconds']:.3f}",
                 times,
                 f"{peak / 1e9:.2f}",
