@@ -41,7 +41,8 @@ def write_report(run: Path, concept: Concept, trials: Sequence[Trial], story: St
         (resources.files(__package__) / FILE).read_text(encoding="utf-8")
     )
     card = concept.card
-    judged, best = [trial for trial in trials if trial.scores], best_of(trials)
+    judged = [trial for trial in trials if trial.scores]
+    best = next((trial for trial in judged if trial.step == card.steps), best_of(judged))
     page = template.render(
         title=str(concept.token),
         noun=card.class_noun,

@@ -14,6 +14,7 @@ from .. import files
 from ..bases import StableDiffusion, introduction, load_base
 from ..config import Training
 from ..doctor import examine
+from ..errors import PersonalError
 from ..evaluation import Judge, judge_for, verdict
 from ..evaluation.judges import FETCH
 from ..library import Library
@@ -77,7 +78,7 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
         ended = _taught(settings, lesson, plan, chosen, exam, say)
         if not accelerator.is_main_process:
             return None
-        best = _best(run, lesson, ended, exam)
+        best = _best(run, lesson, ended, exam, say)
         with lesson.average.put_in():
             concept = make_concept(settings, base, lesson.method, chosen, best, lesson.method.finish(run))
         lesson.method.close()
@@ -205,12 +206,18 @@ def _taught(
     return ended
 
 
-def _best(run: Path, lesson: Lesson, ended: int, exam: Exam | None) -> Trial:
+def _best(run: Path, lesson: Lesson, ended: int, exam: Exam | None, say: Callable[[str], None]) -> Trial:
     """The best trial, with the lesson as it was then; without any, the end."""
     best = exam.best if exam else None
-    if best and best.step != ended:
+    if best is None or best.step == ended:
+        return best or Trial(ended, None)
+    try:
         load_step(run, best.step, lesson.learned())
-    return best or Trial(ended, None)
+        return best
+    except PersonalError as error:
+        say(f"{error.problem} The last one counts.")
+        load_step(run, ended, lesson.learned())
+        return next(trial for trial in exam.held if trial.step == ended)
 
 
 def _how_it_ended(ended: int, plan: Plan, best: Trial) -> str:
