@@ -1,0 +1,32 @@
+"""AUTOMATIC1111's web UI and its relatives (Forge, SD.Next): folders as theirs, to be copied over their own.
+
+Sources: its `modules/textual_inversion/textual_inversion.py` (an embedding is called by its file's name) and
+`extensions-builtin/Lora/networks.py`. One file with both would do for version 1.7 and later; two do for all.
+"""
+
+from __future__ import annotations
+
+from ..concept import Concept
+from .export import Export, embedding, lora, words
+
+
+def write(concept: Concept) -> Export:
+    """`embeddings/<owner>-<name>.safetensors`, `models/Lora/<owner>-<name>.safetensors`, or both."""
+    slug = concept.token.slug
+    files = {}
+    if concept.vectors:
+        files[f"embeddings/{slug}.safetensors"] = embedding(concept)
+    if concept.lora:
+        files[f"models/Lora/{slug}.safetensors"] = lora(concept)
+    install = ["Copy the folders into the web UI's own folder."]
+    install += ["Press the refresh button of the Textual Inversion tab."] if concept.vectors else []
+    install += ["Press the refresh button of the Lora tab."] if concept.lora else []
+    return Export(
+        program="AUTOMATIC1111 web UI",
+        files=files,
+        places={path: path.rpartition("/")[0] + "/" for path in files},
+        word=words(concept, slug),
+        also=f"<lora:{slug}:1>" if concept.lora else "",
+        install=tuple(install),
+        notes=("Keep the files' names: they are the words to type.",),
+    )

@@ -1,0 +1,27 @@
+"""ComfyUI. Sources: its `comfy/sd1_clip.py` (`load_embed`) and `comfy/lora.py`."""
+
+from __future__ import annotations
+
+from ..concept import Concept
+from .export import Export, embedding, lora, words
+
+
+def write(concept: Concept) -> Export:
+    """`models/embeddings/<owner>-<name>.safetensors`, `models/loras/<owner>-<name>.safetensors`, or both."""
+    slug = concept.token.slug
+    files, install = {}, ["Copy the folder models into ComfyUI's own folder, and press R."]
+    if concept.vectors:
+        files[f"models/embeddings/{slug}.safetensors"] = embedding(concept)
+    if concept.lora:
+        files[f"models/loras/{slug}.safetensors"] = lora(concept)
+        install.append(
+            f"Put a Load LoRA node with {slug}.safetensors between the checkpoint and both the sampler and the prompts."
+        )
+    return Export(
+        program="ComfyUI",
+        files=files,
+        places={path: path.rpartition("/")[0] + "/" for path in files},
+        word=words(concept, f"embedding:{slug}"),
+        install=tuple(install),
+        notes=("A word in a prompt loads no LoRA here: the node does.",) if concept.lora else (),
+    )

@@ -1,0 +1,72 @@
+"""What one program is given of a concept, and what all exports share."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from ..concept import Concept, write
+from ..errors import PersonalError
+from ..thumbnail import remade
+
+
+@dataclass(frozen=True)
+class Export:
+    """Files for one program, and how they are used there.
+
+    files: path in the export's folder -> content; places: the same paths -> where in the program they go; word: what
+    stands for the concept in a prompt, "" where nothing does; also: what is typed besides; install: how the files come
+    in, a sentence each; notes: what this program cannot take or does otherwise; python, shell: an example, in which
+    {prompt} is to be replaced by a prompt in quotes.
+    """
+
+    program: str
+    files: dict[str, bytes]
+    places: dict[str, str]
+    word: str
+    also: str = ""
+    install: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    python: str = ""
+    shell: str = ""
+
+    @property
+    def trigger(self) -> str:
+        """All that is typed."""
+        return f"{self.word} {self.also}".strip()
+
+
+def words(concept: Concept, name: str) -> str:
+    """What stands for the concept in a sentence: `name` if it has vectors, else its trigger words, else nothing."""
+    return name if concept.vectors else " ".join(concept.card.trigger_words)
+
+
+def sentence(concept: Concept, made: Export) -> str:
+    """An example prompt."""
+    if not made.word:
+        said = f"a photo of a {concept.card.class_noun}" if concept.card.class_noun else "a photo"
+    elif concept.card.kind == "style":
+        said = f"a lighthouse in the style of {made.word}"
+    else:
+        said = f"a photo of {made.word}"
+    return f"{said} {made.also}".strip()
+
+
+def file_of(concept: Concept) -> bytes:
+    """Our own file, its thumbnail made anew from pixels, under the token without its version."""
+    thumbnail = remade(concept.thumbnail) if concept.thumbnail else None
+    return write(dataclasses.replace(concept, token=concept.token.unversioned(), thumbnail=thumbnail))
+
+
+def embedding(concept: Concept) -> bytes:
+    """Our own file of the vectors alone."""
+    return file_of(dataclasses.replace(concept, lora=None))
+
+
+def lora(concept: Concept) -> bytes:
+    """Our own file of the LoRA alone."""
+    return file_of(dataclasses.replace(concept, vectors={}))
+
+
+def refused(concept: Concept, program: str, why: str, fix: str) -> PersonalError:
+    return PersonalError(f"{concept.token} cannot go to {program}: {why}.", fix)

@@ -1,0 +1,37 @@
+"""kohya's sd-scripts. Sources: its `networks/lora.py`, `gen_img.py`, `train_textual_inversion.py`.
+
+The LoRA's file holds the word too (`bundle_emb`), for the programs that look there; these scripts read words from
+files of their own.
+"""
+
+from __future__ import annotations
+
+from ..concept import Concept
+from .export import Export, embedding, file_of, words
+
+
+def write(concept: Concept) -> Export:
+    """`lora/<owner>-<name>.safetensors`, `embeddings/<owner>-<name>.safetensors`, or both."""
+    slug = concept.token.slug
+    files, options, notes = {}, [], []
+    if concept.lora:
+        files[f"lora/{slug}.safetensors"] = file_of(concept)
+        options += ["--network_module networks.lora", f"--network_weights lora/{slug}.safetensors", "--network_mul 1"]
+    if concept.vectors:
+        files[f"embeddings/{slug}.safetensors"] = embedding(concept)
+        options.append(f"--textual_inversion_embeddings embeddings/{slug}.safetensors")
+        notes.append("The scripts call the word by its file's name: keep it.")
+    if concept.lora and concept.vectors:
+        notes.append(
+            "lora/ also holds the word, for A1111 and ComfyUI; kohya's scripts pass over it there and read embeddings/."
+        )
+    sdxl = " --sdxl" if concept.card.base == "sdxl" else " --v2" if concept.card.base == "sd2" else ""
+    return Export(
+        program="kohya's sd-scripts",
+        files=files,
+        places={path: "any folder" for path in files},
+        word=words(concept, slug),
+        install=("Give the files to gen_img.py, or go on training from them with --network_weights or --weights.",),
+        notes=tuple(notes),
+        shell=" \\\n  ".join([f"python gen_img.py{sdxl} --ckpt MODEL", *options, "--prompt {prompt}"]),
+    )

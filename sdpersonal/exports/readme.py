@@ -1,0 +1,84 @@
+"""README.md of an export, for someone who has never heard of the concept or of this program."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from ..concept import Concept
+from .export import Export, sentence
+
+_BASES = {
+    "tiny": "the built-in base of sdpersonal",
+    "sd1": "Stable Diffusion 1.x",
+    "sd2": "Stable Diffusion 2.x",
+    "sdxl": "Stable Diffusion XL",
+}
+
+
+def readme(concept: Concept, export: Export) -> str:
+    """Markdown. Whatever the card says is shown as plain text: it may come from anybody."""
+    card, prompt = concept.card, sentence(concept, export)
+    title = plain(card.title or concept.token.name)
+    parts = [f"# {title}, for {export.program}", *([plain(card.description)] if card.description else [])]
+    parts.append("\n".join(f"- {key}: {value}" for key, value in _facts(concept) if value))
+    files = "\n".join(f"| `{path}` | {export.places[path]} |" for path in export.files)
+    parts.append(f"## Install\n\n| file | goes to |\n|---|---|\n{files}")
+    if export.install:
+        parts.append("\n".join(f"{number}. {step}" for number, step in enumerate(map(_literal, export.install), 1)))
+    if export.python:
+        parts.append(_fenced(export.python.replace("{prompt}", repr(prompt)), "python"))
+    if export.shell:
+        parts.append(_fenced(export.shell.replace("{prompt}", shlex.quote(prompt)), "sh"))
+    parts.append(f"## Use\n\n{_use(export)}\n\n{_fenced(prompt)}")
+    if export.notes:
+        parts.append("\n".join(f"- {_literal(note)}" for note in export.notes))
+    parts.append("Made with sdpersonal. Files hold weights and these facts, no photo.")
+    return "\n\n".join(parts) + "\n"
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is: no link, picture, code or HTML can be in it."""
+    return re.sub(r"([\\`*_{}\[\]()<>#+!|~&:@/.-])", r"\\\1", text)
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """A block of code; trigger words come from strangers, and may hold backticks."""
+    fence = _backticks(text, 3)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _inline(text: str) -> str:
+    fence = _backticks(text, 1)
+    return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
+
+
+def _backticks(text: str, least: int) -> str:
+    """More of them in a row than the text has."""
+    return "`" * max([least, *(len(run) + 1 for run in re.findall("`+", text))])
+
+
+def _literal(text: str) -> str:
+    """A sentence of ours, in which a token must not be taken for HTML."""
+    return re.sub(r"<[^<>\s]+>", lambda found: f"`{found[0]}`", text)
+
+
+def _facts(concept: Concept) -> list[tuple[str, str]]:
+    card = concept.card
+    rows = len(next(iter(concept.vectors.values()), ()))
+    holds = [f"{rows} vector{'s' * (rows > 1)}"] if rows else []
+    holds += [f"a LoRA of rank {concept.lora.rank} in {len(concept.lora.layers)} layers"] if concept.lora else []
+    return [
+        ("What it is", plain(f"{card.kind}, {card.class_noun}" if card.class_noun else card.kind)),
+        ("Made for", _BASES[card.base] + (f" ({plain(card.base_name)})" if card.base_name else "")),
+        ("Holds", " and ".join(holds)),
+        ("Author", plain(card.author)),
+        ("Licence", plain(card.license) or "not stated: ask its author before you pass it on"),
+        ("Its word in sdpersonal", f"`{concept.token.unversioned()}`"),
+    ]
+
+
+def _use(export: Export) -> str:
+    if not export.trigger:
+        return "Nothing has to be typed: the LoRA acts on every prompt while it is loaded. For example:"
+    return f"Type {_inline(export.trigger)} where the thing is meant. For example:"
