@@ -45,7 +45,7 @@ CPU = Preset(
     world="core",
     looks=("3d", "flat"),
     clip=Stage(steps=6000, minutes=24, batch=64, lr=1.2e-3),
-    clip_images=Stage(steps=6000, minutes=130, batch=64, lr=1e-3),
+    clip_images=Stage(steps=3000, minutes=60, batch=64, lr=1e-3),
     autoencoder=Stage(steps=6000, minutes=24, batch=12, lr=6e-4),
     unet=Stage(steps=40_000, minutes=95, batch=48, lr=1.5e-3),
     judge=Stage(steps=1500, minutes=8, batch=48, lr=2e-3),
