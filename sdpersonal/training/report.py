@@ -13,6 +13,7 @@ from ..card import Card
 from ..concept import Concept
 from ..errors import PersonalError
 from ..evaluation import in_figures, verdict
+from ..prompts import show
 from .curves import FILE as CURVES
 from .pictures import SHEET
 from .trials import FOLDER, PLAIN, Trial, best_of, picture_name
@@ -57,7 +58,7 @@ def write_report(run: Path, concept: Concept, trials: Sequence[Trial], story: St
         trials=judged,
         judge=story.judge,
         rule=RULE,
-        photos=story.photos,
+        photos=[show(line, 500) for line in story.photos],  # names of files are somebody's
         facts=_facts(card, story.seconds),
     )
     files.write_text(run / FILE, page)
