@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -59,7 +60,9 @@ class Card(BaseModel):
     """Facts about a concept. Raises PersonalError where a field is unknown, of the wrong type or too long.
 
     token is filled in by the concept that holds the card; created is UTC, to the second. recipe: how it was trained
-    (seed, lr, rank, ...); scores: how good it was measured to be. Nothing about photos, machine or user belongs here.
+    (seed, lr, rank, ...); scores: how good it was measured to be; consent: whether the person shown agrees to it.
+    license is text, as strangers write it; what is filled in here is SPDX (`edited`). Nothing about photos, machine or
+    user belongs here.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,6 +79,8 @@ class Card(BaseModel):
     created: Annotated[str, AfterValidator(_date)] = Field(default_factory=now)
     author: _text(100) = ""
     license: _text(100) = ""
+    consent: Literal["yes", "no", "unknown"] = "unknown"
+    consent_note: _text(500) = ""
     trigger_words: Annotated[tuple[_text(100), ...], Field(max_length=16)] = ()
     prompts: Annotated[tuple[_text(500), ...], Field(max_length=16)] = ()
     recipe: Annotated[dict[Key, Scalar], Field(max_length=64)] = {}
@@ -88,6 +93,27 @@ class Card(BaseModel):
             first = error.errors(include_url=False)[0]
             where = show(".".join(str(part) for part in first["loc"]) or "its fields")
             raise PersonalError(f"The card's {where} cannot be kept: {show(first['msg'])}.") from error
+
+
+FILLED_IN = frozenset(Card.model_fields) - {"token", "base", "created"}  # by people; the rest is as it is
+
+
+def edited(card: Card, changes: Mapping[str, object]) -> Card:
+    """The card with other facts. recipe and scores are added to; there an empty text or None takes a fact away.
+
+    Raises PersonalError where a fact cannot be changed, has a wrong value, or a licence is not known to SPDX.
+    """
+    from .licences import canonical
+
+    if strangers := changes.keys() - FILLED_IN:
+        raise PersonalError(f"The card's {show(', '.join(sorted(strangers)))} cannot be changed.")
+    new = dict(changes)
+    for key in {"recipe", "scores"} & new.keys():
+        together = getattr(card, key) | dict(new[key])
+        new[key] = {name: value for name, value in together.items() if value not in (None, "")}
+    if isinstance(licence := new.get("license"), str):
+        new["license"] = canonical(licence.strip())
+    return Card(**(card.model_dump() | new))
 
 
 def read_card(text: str, name: str) -> Card:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from . import files
-from .card import Card
+from .card import Card, edited
 from .concept import Concept, check_token, read, read_header, write
 from .errors import PersonalError
 from .formats import read_any
@@ -83,6 +83,11 @@ class Library:
         """The concept itself, with its version, proven undamaged."""
         return self._load(self._resolve(token))
 
+    def history(self, token: Token) -> list[Entry]:
+        """The entries of all versions of a concept, oldest first."""
+        found = (self._entry(each) for each in self._matching(self._resolve(token).unversioned()))
+        return [entry for entry in found if entry is not None]
+
     def verify(self) -> list[tuple[Entry, str]]:
         """Read every file in full; those that are damaged, each with what is wrong."""
         problems = []
@@ -118,6 +123,16 @@ class Library:
         concept = read_any(files.read_bytes(path, MAX_FILE), path.name, as_)
         with self._changing():
             return self._put(concept, replace, count_up=False)
+
+    def edit(self, token: Token, changes: Mapping[str, object]) -> Token:
+        """Write other facts on a concept's card (`card.edited`); its version and identity stay. Returns its token."""
+        found = self._resolve(token)
+        with self._changing():
+            concept = self._load(found)
+            card = edited(concept.card, changes)
+            if card != concept.card:
+                files.write_bytes(self._path(found), write(dataclasses.replace(concept, card=card)))
+        return found
 
     def rename(self, old: Token, new: Token) -> list[Token]:
         """Give a concept another token: all its versions, or the one that `old` names. Returns the new tokens."""
@@ -173,17 +188,19 @@ class Library:
         """Every token that a path in this folder spells; no file is opened."""
         for owner in self._owners():
             for file in _scan(owner):
-                with suppress(PersonalError):
-                    token = Token.parse(f"<{owner.name}/{file.name.removesuffix(SUFFIX)}>")
-                    if file.name == _file_name(token):
-                        yield token
+                if token := _token(owner.name, file.name):
+                    yield token
 
     def _path(self, token: Token) -> Path:
         return self.folder / token.owner / _file_name(token)
 
     def _matching(self, token: Token) -> list[Token]:
-        """The tokens that `token` can mean, oldest version first."""
-        return sorted(each for each in self._tokens() if token.matches(each))
+        """The tokens that `token` can mean, oldest version first. One owner's folder is looked at if it is named."""
+        owners = [each for each in self._owners() if token.owner in (None, each.name)]
+        begin = f"{token.name}-v"
+        names = ((owner.name, file.name) for owner in owners for file in _scan(owner) if file.name.startswith(begin))
+        found = (_token(owner, name) for owner, name in names)
+        return sorted(each for each in found if each and token.matches(each))
 
     def _resolve(self, token: Token) -> Token:
         """The one that is meant, with owner and version."""
@@ -282,6 +299,15 @@ class Library:
 
 def _file_name(token: Token) -> str:
     return f"{token.name}-v{token.version}{SUFFIX}"
+
+
+def _token(owner: str, file_name: str) -> Token | None:
+    """The token that a path spells, if one does."""
+    with suppress(PersonalError):
+        token = Token.parse(f"<{owner}/{file_name.removesuffix(SUFFIX)}>")
+        if file_name == _file_name(token):
+            return token
+    return None
 
 
 def _scan(folder: str | os.PathLike) -> list[os.DirEntry]:

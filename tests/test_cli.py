@@ -57,8 +57,8 @@ def test_json_of_list_and_show_is_stable(library, capsys):
     assert run(library, "concepts", "show", "duck", "--json") == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown == listed[0]
-    keys = "token title description kind class_noun base base_name method steps created author license trigger_words"
-    keys += " prompts recipe scores vectors lora_rank size identity path damaged"
+    keys = "token title description kind class_noun base base_name method steps created author license consent"
+    keys += " consent_note trigger_words prompts recipe scores vectors lora_rank size identity path damaged"
     assert set(shown) == set(keys.split())
 
 

@@ -157,8 +157,8 @@ def test_a_name_alone_is_enough_while_only_one_has_it(shelf):
 def test_an_entry_as_json_has_keys_that_stay(shelf):
     entries = [entry.as_json() for entry in shelf.list()]
     keys = (
-        "token title description kind class_noun base base_name method steps created author license trigger_words"
-        " prompts recipe scores vectors lora_rank size identity path damaged"
+        "token title description kind class_noun base base_name method steps created author license consent"
+        " consent_note trigger_words prompts recipe scores vectors lora_rank size identity path damaged"
     )
     assert all(list(entry) == keys.split() for entry in entries)
     assert json.loads(json.dumps(entries))[0]["token"] == "<coolperson/trippystyle-v1>"
@@ -498,11 +498,15 @@ def remove_one(library):
     library.remove(T("<me/cat>"))
 
 
+def edit_one(library):
+    library.edit(T("<me/cat>"), {"title": "Lion"})
+
+
 def import_one(library):
     library.import_(library.folder.parent / "shared.safetensors")
 
 
-CHANGES = [add_first, add_version, replace_one, rename_one, remove_one, import_one]
+CHANGES = [add_first, add_version, replace_one, rename_one, edit_one, remove_one, import_one]
 
 
 def start(place: Path) -> Library:
