@@ -21,18 +21,18 @@ def readme(concept: Concept, export: Export) -> str:
     card, prompt = concept.card, sentence(concept, export)
     title = plain(card.title or concept.token.name)
     parts = [f"# {title}, for {export.program}", *([plain(card.description)] if card.description else [])]
-    parts.append("\n".join(f"- {key}: {value}" for key, value in _facts(concept) if value))
+    parts.append("\n".join(f"- {key}: {value}" for key, value in facts(concept) if value))
     files = "\n".join(f"| `{path}` | {export.places[path]} |" for path in export.files)
     parts.append(f"## Install\n\n| file | goes to |\n|---|---|\n{files}")
     if export.install:
-        parts.append("\n".join(f"{number}. {step}" for number, step in enumerate(map(_literal, export.install), 1)))
+        parts.append("\n".join(f"{number}. {step}" for number, step in enumerate(map(literal, export.install), 1)))
     if export.python:
-        parts.append(_fenced(export.python.replace("{prompt}", repr(prompt)), "python"))
+        parts.append(fenced(export.python.replace("{prompt}", repr(prompt)), "python"))
     if export.shell:
-        parts.append(_fenced(export.shell.replace("{prompt}", shlex.quote(prompt)), "sh"))
-    parts.append(f"## Use\n\n{_use(export)}\n\n{_fenced(prompt)}")
+        parts.append(fenced(export.shell.replace("{prompt}", shlex.quote(prompt)), "sh"))
+    parts.append(f"## Use\n\n{_use(export)}\n\n{fenced(prompt)}")
     if export.notes:
-        parts.append("\n".join(f"- {_literal(note)}" for note in export.notes))
+        parts.append("\n".join(f"- {literal(note)}" for note in export.notes))
     parts.append("Made with sdpersonal. Files hold weights and these facts, no photo.")
     return "\n\n".join(parts) + "\n"
 
@@ -42,7 +42,7 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]()<>#+!|~&:@/.-])", r"\\\1", text)
 
 
-def _fenced(text: str, language: str = "") -> str:
+def fenced(text: str, language: str = "") -> str:
     """A block of code; trigger words come from strangers, and may hold backticks."""
     fence = _backticks(text, 3)
     return f"{fence}{language}\n{text}\n{fence}"
@@ -58,12 +58,13 @@ def _backticks(text: str, least: int) -> str:
     return "`" * max([least, *(len(run) + 1 for run in re.findall("`+", text))])
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """A sentence of ours, in which a token must not be taken for HTML."""
     return re.sub(r"<[^<>\s]+>", lambda found: f"`{found[0]}`", text)
 
 
-def _facts(concept: Concept) -> list[tuple[str, str]]:
+def facts(concept: Concept) -> list[tuple[str, str]]:
+    """What a stranger wants to know, as (name, Markdown)."""
     card = concept.card
     rows = len(next(iter(concept.vectors.values()), ()))
     holds = [f"{rows} vector{'s' * (rows > 1)}"] if rows else []
