@@ -25,6 +25,11 @@ _COMPOUNDS = (
 )
 _WORD = re.compile(rf"(?:{'|'.join(_COMPOUNDS)}|[a-z]+\d*|\d+)(?=_|$)")
 _BLOCK = re.compile(r"(input_blocks|middle_block|output_blocks)_(\d+)(?:_(\d+))?_(.+)")
+_STARTS = {
+    "unet": ("down_blocks", "up_blocks", "mid_block", "time_embedding", "add_embedding", "conv_in", "conv_out"),
+    "text_encoder": ("text_model",),
+    "text_encoder_2": ("text_model", "text_projection"),
+}
 _RESNET = {
     "in_layers_2": "conv1",
     "emb_layers_1": "time_emb_proj",
@@ -50,9 +55,10 @@ def module_path(name: str) -> tuple[str, str]:
     if prefix == "lora_unet":
         inside = _of_diffusers(inside)
     parts = _WORD.findall(inside)
-    if prefix not in _COMPONENTS or "_".join(parts) != inside:
+    component = _COMPONENTS.get(prefix, "")
+    if not parts or "_".join(parts) != inside or parts[0] not in _STARTS.get(component, ()):
         raise PersonalError(f"The LoRA's layer {show(name)} is in no Stable Diffusion that I know.")
-    return _COMPONENTS[prefix], ".".join(parts)
+    return component, ".".join(parts)
 
 
 def _of_diffusers(name: str) -> str:
