@@ -342,3 +342,24 @@ def test_samples_are_counted_over_all():
             for rank in range(processes)
         ]
         assert [i for one in each for i in one] == list(range(4 * 2 * processes * 3))
+
+
+# --- they end together ---
+
+STILL = ("--lr", "1e-30")  # no value changes by a bit
+
+
+@pytest.mark.slow
+def test_both_end_where_there_is_no_more_to_learn(command, tmp_path):
+    """Rank 0 alone measures; rank 1 hears of it. The first milestone that has seen nine values is the twelfth step."""
+    two, codes = together(command(tmp_path, *STILL, steps=40), tmp_path, note_samples, note_samples)
+    assert codes == [0, 0], two[0].errors + two[1].errors
+    assert two[0].said.count("There is no more to learn: ended after step 12 of 40") == 1 and two[1].said == ""
+    assert len(losses(tmp_path)) == 12 and checkpoints(tmp_path)[-1] == "step-000012"
+    for rank in ("0", "1"):
+        with open(f"samples-{rank}") as file:
+            seen = [json.loads(line) for line in file]
+        assert seen[-12:] == [[i] for i in range(24) if i % 2 == int(rank)]  # and nothing after them
+    ranks, codes = together(command(tmp_path, *STILL, "--resume", "--no-early-stop", steps=14), tmp_path)
+    assert codes == [0, 0] and "going on from step 12" in ranks[0].said, ranks[0].errors
+    assert len(losses(tmp_path)) == 14
