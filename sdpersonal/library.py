@@ -17,7 +17,7 @@ from . import files
 from .card import Card, edited
 from .concept import Concept, check_token, read, read_header, write
 from .errors import PersonalError
-from .formats import read_any
+from .formats.folders import read_path
 from .prompts import Token, show
 from .tensorfile import MAX_FILE
 
@@ -118,9 +118,11 @@ class Library:
             return self._put(concept, replace, count_up=True)
 
     def import_(self, path: str | os.PathLike, as_: Token | None = None, replace: bool = False) -> Token:
-        """Add a file of any format we read, under its own token or `as_`; never under one that is taken."""
-        path = _file_in(Path(path))
-        concept = read_any(files.read_bytes(path, MAX_FILE), path.name, as_)
+        """Add a file or folder of any format we read, under its own token or `as_`; never under one that is taken."""
+        return self.keep(read_path(path, as_), replace)
+
+    def keep(self, concept: Concept, replace: bool = False) -> Token:
+        """Add a stranger's concept: as `add`, but never as a new version of what has its name."""
         with self._changing():
             return self._put(concept, replace, count_up=False)
 
@@ -320,13 +322,3 @@ def _scan(folder: str | os.PathLike) -> list[os.DirEntry]:
         raise PersonalError(
             f"{show(os.fspath(folder), 200)}: {error.strerror}.", "Give the folder of a library."
         ) from error
-
-
-def _file_in(path: Path) -> Path:
-    """The file, or the one that a folder in diffusers' layout holds: never the pickle while the other is there."""
-    if path.is_dir():
-        for name in ("learned_embeds.safetensors", "learned_embeds.bin"):
-            if os.path.lexists(path / name):
-                return path / name
-        raise PersonalError(f"{show(str(path), 200)} holds no learned_embeds.safetensors.", "Give the file itself.")
-    return path

@@ -75,7 +75,7 @@ def test_import_rename_remove(library, tmp_path, capsys):
     assert run(library, "concepts", "import", str(file)) == 0
     assert capsys.readouterr().out == "imported: <me/cat-v1>\n"
     assert run(library, "concepts", "import", str(file), "--as", "<me/kitty>", "--json") == 0
-    assert json.loads(capsys.readouterr().out) == {"imported": ["<me/kitty-v1>"]}
+    assert json.loads(capsys.readouterr().out)["imported"] == ["<me/kitty-v1>"]
     assert run(library, "concepts", "rename", "<me/kitty>", "<me/puss>", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"renamed": ["<me/puss-v1>"]}
     assert run(library, "concepts", "remove", "<me/puss>") == 0

@@ -79,11 +79,17 @@ def test_what_is_written_for_diffusers_is_one_tensor_under_the_token():
         diffusers.write(concept(vectors={}))
 
 
-def test_tokens_that_are_not_ours_ask_for_a_name():
+def test_tokens_that_are_not_ours_become_ours():
     data = saved({"<Marc_Allante>": torch.ones(768)})
-    with pytest.raises(PersonalError, match=r"calls itself <Marc_Allante>. Call it <me/marc-allante>"):
-        read_any(data, "learned_embeds.bin")
+    assert read_any(data, "learned_embeds.bin").token == Token("imported", "marc-allante")
     assert read_any(data, "x", Token("you", "marc")).token == Token("you", "marc")
+
+
+def test_look_alikes_ask_for_a_name():
+    data = saved({"<M\u0443-cat>": torch.ones(768)})
+    with pytest.raises(PersonalError, match="CYRILLIC SMALL LETTER U") as caught:
+        read_any(data, "learned_embeds.bin")
+    assert "--as" in caught.value.fix
 
 
 def test_the_name_of_a_file_decides_nothing(layout):
@@ -111,7 +117,7 @@ def test_the_name_of_a_file_decides_nothing(layout):
         {"<a>": torch.ones(768, 2).T},
         {"<a>": torch.ones(1).expand(768)},
         {"<a>": torch.ones(0, 768)},
-        {"emb_params": torch.ones(2, 768)},
+        {"clip_g": torch.ones(2, 1280)},
         {"<a>": {"<b>": {"<c>": torch.ones(768)}}},
     ],
 )

@@ -10,20 +10,54 @@ from ..errors import PersonalError
 from ..prompts import Token, show
 from ..tensorfile import check
 from ..thumbnail import remade
-from . import diffusers, pickles
+from . import a1111, clip_pairs, cloneofsimo, diffusers, diffusers_lora, lora_file, onetrainer, pickles, pictures
+from .content import Content, names_in, opened
+from .refusals import refuse
 
-_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
+_EMBEDDINGS = (a1111, onetrainer, clip_pairs, diffusers)  # diffusers' last: any one name would do for it
 
 
 def read_any(data: bytes, name: str, token: Token | None = None) -> Concept:
     """The concept in a stranger's file called `name`, under its own token or the one given. Raises PersonalError."""
-    if pickles.is_pickle(data):
-        return diffusers.read(data, name, token)
-    if data.startswith(_PICTURES):
-        raise PersonalError(f"{show(name)} is a picture, not a concept.", "Pictures go into a folder to train on.")
-    metadata = check(data, name).metadata
-    if "sdpersonal.card" not in metadata:
-        return diffusers.read(data, name, token)
-    concept = native.read(data, name)
-    thumbnail = remade(concept.thumbnail) if concept.thumbnail else None
-    return dataclasses.replace(concept, token=token or concept.token, thumbnail=thumbnail)
+    if is_ours(data, name):
+        concept = native.read(data, name)
+        thumbnail = remade(concept.thumbnail) if concept.thumbnail else None
+        return dataclasses.replace(concept, token=token or concept.token, thumbnail=thumbnail)
+    return read_content(open_any(data, name), token)
+
+
+def open_any(data: bytes, name: str) -> Content:
+    """What a foreign file holds. Raises PersonalError, naming what it is where no concept can hold it."""
+    if pictures.is_picture(data):
+        return pictures.opened(data, name)
+    if not pickles.is_pickle(data):
+        refuse(names_in(data), name)  # first: a whole model has more in it than may be read
+    content = opened(data, name)
+    refuse(content.shapes, name)
+    return content
+
+
+def read_content(content: Content, token: Token | None = None) -> Concept:
+    """The concept in what a foreign file holds. Raises PersonalError."""
+    if cloneofsimo.fits(content):
+        return cloneofsimo.read(content, token)
+    if lora_file.fits(content):
+        return lora_file.read(content, token, diffusers_lora.adapters(content))
+    for each in _EMBEDDINGS:
+        if each.fits(content):
+            return each.read(content, token)
+    raise unknown(content.name)
+
+
+def is_ours(data: bytes, name: str) -> bool:
+    """Whether a file was written as a concept by this program. Raises PersonalError where it is damaged."""
+    if pickles.is_pickle(data) or pictures.is_picture(data) or b"sdpersonal.card" not in data[:2_000_000]:
+        return False
+    return "sdpersonal.card" in check(data, name).metadata
+
+
+def unknown(name: str) -> PersonalError:
+    return PersonalError(
+        f"{show(name)} is not of a format that I read.",
+        "I read embeddings and LoRAs for Stable Diffusion 1.x, 2.x and XL; docs/formats.md lists whose.",
+    )

@@ -1,41 +1,54 @@
 """diffusers' textual inversions: `learned_embeds.safetensors` and the older `.bin`, one tensor under the token's name.
 
-Source: diffusers `examples/textual_inversion/textual_inversion.py` (`save_progress`), `loaders/textual_inversion.py`.
+SDXL's come as two files, `learned_embeds.safetensors` (CLIP-L) and `learned_embeds_2.safetensors` (CLIP-G).
+Sources: diffusers `examples/textual_inversion/textual_inversion.py` and `textual_inversion_sdxl.py` (`save_progress`),
+`loaders/textual_inversion.py`.
 """
 
 from __future__ import annotations
 
-import numpy as np
-
-from ..card import Card
 from ..concept import WIDTHS, Concept
 from ..errors import PersonalError
 from ..prompts import Token, show
-from ..tensorfile import array, check, pack
-from . import pickles
-
-_BASES = {widths["clip_l"]: base for base, widths in WIDTHS.items() if len(widths) == 1}
-_TINY = 512  # no text encoder of Stable Diffusion is this narrow
-_OWNER = "imported"  # these files name no owner
-_NOT_TOKENS = {"emb_params", "emp_params", "clip_l", "clip_g", "t5"}  # what other programs call their tensors
+from ..tensorfile import pack
+from .content import Content
+from .making import base_of, made
 
 
-def read(data: bytes, name: str, token: Token | None = None) -> Concept:
+def fits(content: Content) -> bool:
+    [key] = content.shapes if len(content.shapes) == 1 else [""]
+    return content.flat and key != "" and not key.isdigit()
+
+
+def read(content: Content, token: Token | None = None) -> Concept:
     """The concept in either kind of file: vectors (dim,) or (n, dim) under one name. Raises PersonalError."""
-    tensors = _unpickled(data, name) if pickles.is_pickle(data) else _safe(data, name)
-    if len(tensors) != 1 or _NOT_TOKENS & tensors.keys():
-        raise _unknown(name)
-    [(word, vectors)] = tensors.items()
-    rows = np.atleast_2d(vectors).astype(np.float32)
-    base = _BASES.get(rows.shape[-1], "tiny" if rows.shape[-1] <= _TINY else None)
-    if rows.ndim != 2 or base is None:
-        known = ", ".join(f"{width} ({base})" for width, base in _BASES.items())
-        raise PersonalError(f"{show(name)} has vectors {rows.shape}; I know widths {known}.")
-    card = Card(base=base, title=word[:100], method="textual inversion")
-    try:
-        return Concept(token or _token(word, name), card, {"clip_l": rows})
-    except PersonalError as error:
-        raise PersonalError(f"{show(name)} is refused. {error.problem}", error.fix) from error
+    [word] = content.shapes
+    rows = content.rows(word)
+    base = base_of({"clip_l": rows.shape[1]}, content.name)
+    return made(content, base, {"clip_l": rows}, None, token, word)
+
+
+def is_pair(one: Content, two: Content) -> bool:
+    """Whether these are SDXL's two files, in either order."""
+    if not (fits(one) and fits(two)):
+        return False
+    widths = {shape[-1] for content in (one, two) for shape in content.shapes.values()}
+    return widths == set(WIDTHS["sdxl"].values())
+
+
+def read_pair(one: Content, two: Content, token: Token | None = None) -> Concept:
+    """The concept in SDXL's two files. Raises PersonalError."""
+    vectors = {}
+    for content in (one, two):
+        [key] = content.shapes
+        rows = content.rows(key)
+        vectors["clip_l" if rows.shape[1] == WIDTHS["sdxl"]["clip_l"] else "clip_g"] = rows
+    words = {*one.shapes, *two.shapes}
+    if len(words) > 1:
+        raise PersonalError(
+            f"{show(one.name)} and {show(two.name)} are for different tokens: {show(str(sorted(words)))}."
+        )
+    return made(one, "sdxl", vectors, None, token, words.pop())
 
 
 def write(concept: Concept) -> bytes:
@@ -43,28 +56,3 @@ def write(concept: Concept) -> bytes:
     if concept.vectors.keys() != {"clip_l"}:
         raise PersonalError(f"{concept.token} has no vectors that one learned_embeds file can hold.")
     return b"".join(pack({str(concept.token.unversioned()): concept.vectors["clip_l"]}, {"format": "pt"}))
-
-
-def _token(word: str, name: str) -> Token:
-    try:
-        token = Token.parse(word)
-    except PersonalError as error:
-        raise PersonalError(f"{show(name)} calls itself {show(word)}. {error.fix}", "Say it with --as.") from error
-    return Token(token.owner or _OWNER, token.name, None)
-
-
-def _safe(data: bytes, name: str) -> dict[str, np.ndarray]:
-    layout = check(data, name)
-    return {key: array(data, layout, key) for key in layout.tensors}
-
-
-def _unpickled(data: bytes, name: str) -> dict[str, np.ndarray]:
-    content = pickles.read(data, name)
-    match list(content.items()) if isinstance(content, dict) else None:
-        case [(str(word), pickles.Tensor() as tensor)]:
-            return {word: pickles.numbers_of(tensor, name)}
-    raise _unknown(name)
-
-
-def _unknown(name: str) -> PersonalError:
-    return PersonalError(f"{show(name)} is not of a format that I read.", "I read our own files and learned_embeds.")

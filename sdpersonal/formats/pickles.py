@@ -2,7 +2,8 @@
 
 A pickle is a program for a small stack machine. The one here knows numbers, text, lists, tuples, dictionaries and
 tensors. It can call nothing: where a file names a function, the name is compared with the few that torch writes for
-tensors, and the tensor is noted; any other name ends the reading. No code of `pickle` or `torch` runs on the file.
+tensors and for `nn.ParameterDict` (the first textual inversions are one), and the tensor is noted; any other name ends
+the reading. No code of `pickle` or `torch` runs on the file.
 
 Layouts: the zip of torch >= 1.6 (`*/data.pkl`, `*/data/<key>`), and before it five pickles followed by raw storages.
 """
@@ -23,7 +24,7 @@ from ..errors import PersonalError
 from ..prompts import show
 from ..tensorfile import WIDTH, damaged, numbers
 
-MAX_STEPS = 20_000  # instructions in one pickle; an embedding takes about 60
+MAX_STEPS = 150_000  # instructions in one pickle: an embedding takes about 60, a LoRA of SDXL 60,000
 MAX_MEMBERS = 4096
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the old layout
 _ZIP, _ZIP_ENTRY = b"PK\x03\x04", b"PK\x01\x02"
@@ -32,12 +33,20 @@ _ZIP, _ZIP_ENTRY = b"PK\x03\x04", b"PK\x01\x02"
 _BROKEN = (ValueError, TypeError, LookupError, ArithmeticError, EOFError, RuntimeError, OSError, zipfile.BadZipFile)
 
 _STORAGES = {"torch FloatStorage": "F32", "torch HalfStorage": "F16", "torch BFloat16Storage": "BF16"}
+# Noted, so that a token's number beside its vectors does no harm; never read. Bytes per number.
+_OTHER_STORAGES = {"DoubleStorage": 8, "LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1} | {
+    "ByteStorage": 1,
+    "BoolStorage": 1,
+}
+_PARAMETERS = "torch.nn.modules.container ParameterDict"
+_SETS = {"__builtin__ set", "builtins set"}
 _CALLS = {
     "collections OrderedDict",
     "torch._utils _rebuild_tensor",
     "torch._utils _rebuild_tensor_v2",
     "torch._utils _rebuild_parameter",
 }
+_NAMES = _CALLS | _SETS | _STORAGES.keys() | {_PARAMETERS}
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,8 @@ class Tensor:
     fetch: Callable[[Storage], bytes | memoryview]
 
     def numpy(self) -> np.ndarray:
+        if self.storage.dtype not in WIDTH:
+            raise _Unread(f"its numbers are in a {show(self.storage.dtype)}; I read float32, float16 and bfloat16")
         width = WIDTH[self.storage.dtype]
         raw = self.fetch(self.storage)
         count = math.prod(self.shape)
@@ -71,6 +82,10 @@ class Tensor:
 @dataclass(frozen=True)
 class _Global:
     name: str  # "module name"
+
+
+class _Ordered(dict):
+    """What was an OrderedDict or a ParameterDict: these may be given a state after they were made."""
 
 
 class _Refused(ValueError):
@@ -220,6 +235,17 @@ class _Machine:
         elif code == "REDUCE":
             arguments, called = _of(stack.pop(), tuple), _of(stack.pop(), _Global)
             stack.append(self._call(called.name, arguments))
+        elif code == "NEWOBJ":
+            arguments, made = _of(stack.pop(), tuple), _of(stack.pop(), _Global)
+            if made.name != _PARAMETERS or arguments:
+                raise _Refused(f"{made.name.replace(' ', '.')}.__new__")
+            stack.append(_Ordered())
+        elif code == "BUILD":
+            state = stack.pop()
+            if not isinstance(stack[-1], _Ordered):
+                raise _Refused("the instruction BUILD")
+            # Of a ParameterDict its parameters; what torch notes on an OrderedDict is of no use here.
+            stack[-1].update(_of(_of(state, dict).get("_parameters", {}), dict))
         elif code not in ("PROTO", "FRAME"):
             raise _Refused(f"the instruction {code}")
 
@@ -231,36 +257,46 @@ class _Machine:
 
     def _storage(self, persistent: tuple) -> Storage:
         word, kind, key, _, count = persistent[:5]  # the old layout adds a view, which torch has long stopped writing
-        if word != "storage" or _of(kind, _Global).name not in _STORAGES or any(persistent[5:]):
+        word_of_kind = _of(kind, _Global).name
+        if word != "storage" or not _is_storage(word_of_kind) or any(persistent[5:]):
             raise ValueError("no storage")
-        storage = Storage(_STORAGES[kind.name], _of(key, str), _of(count, int))
-        self.widths[key] = WIDTH[storage.dtype]
+        dtype = _STORAGES.get(word_of_kind, word_of_kind.partition(" ")[2])
+        storage = Storage(dtype, _of(key, str), _of(count, int))
+        self.widths[key] = WIDTH.get(dtype) or _OTHER_STORAGES.get(dtype, 1)
         return storage
 
     def _call(self, name: str, arguments: tuple) -> object:
-        if name not in _CALLS:
+        if name not in _CALLS | _SETS:
             raise _Refused(name.replace(" ", "."))
+        if name in _SETS:
+            return _of(arguments[0], list) if arguments else []
         if name.endswith("OrderedDict"):
-            return _pairs(list(arguments))  # torch calls it empty and adds the items afterwards
+            return _Ordered(_pairs(list(arguments)))  # torch calls it empty and adds the items afterwards
         if name.endswith("_rebuild_parameter"):
             return _of(arguments[0], Tensor)
         storage, offset, shape, strides = arguments[:4]
         if not all(_of(each, int) > 0 for each in _of(shape, tuple)) or _of(offset, int) < 0 or len(shape) > 5:
             raise ValueError("an impossible shape")
-        if strides != _contiguous(shape):
+        if not _is_contiguous(shape, _of(strides, tuple)):
             raise ValueError("not contiguous")
         return Tensor(_of(storage, Storage), offset, shape, self.fetch)
 
 
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+def _is_contiguous(shape: tuple[int, ...], strides: tuple) -> bool:
+    """Whether the numbers lie in order; the stride of an axis of length 1 is never used and may be anything."""
+    wanted = (math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return len(strides) == len(shape) and all(
+        length == 1 or stride == want for length, stride, want in zip(shape, strides, wanted, strict=True)
+    )
+
+
+def _is_storage(name: str) -> bool:
+    return name in _STORAGES or name.removeprefix("torch ") in _OTHER_STORAGES
 
 
 def _known(name: str) -> _Global:
-    if name not in _CALLS and name not in _STORAGES:
+    if name not in _NAMES and not _is_storage(name):
         module, _, rest = name.partition(" ")
-        if module == "torch" and rest.endswith("Storage"):
-            raise _Unread(f"its numbers are in a {show(rest)}; I read float32, float16 and bfloat16")
         # Pickles call modules as the system or the Python that wrote them did.
         raise _Refused(f"{ {'posix': 'os', 'nt': 'os', '__builtin__': 'builtins'}.get(module, module) }.{rest}")
     return _Global(name)
