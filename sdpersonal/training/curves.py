@@ -20,6 +20,7 @@ def save_curves(
     """losses: of every step from 1; measured: (step, loss) of the fixed batch. Panels without data are left out."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     shares = [(one.step, one.share) for one in evidence(measured, pivot)]
     judged = [trial for trial in trials if trial.scores]
@@ -33,6 +34,7 @@ def save_curves(
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
     all_axes[-1].set_xlabel("step")
+    all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     files.write_bytes(path, buffer.getvalue())
