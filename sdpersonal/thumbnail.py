@@ -17,12 +17,12 @@ _MAX_PIXELS = 16_000_000
 _KINDS = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp"}
 
 
-def thumbnail_bytes(picture: Image.Image) -> bytes:
-    """A WebP of at most 512 pixels a side, without metadata."""
+def thumbnail_bytes(picture: Image.Image, side: int = MAX_SIDE) -> bytes:
+    """A WebP of at most `side` pixels a side, without metadata."""
     from PIL import Image
 
     rgb = picture.convert("RGB")
-    rgb.thumbnail((MAX_SIDE, MAX_SIDE))
+    rgb.thumbnail((side, side))
     bare = Image.frombytes("RGB", rgb.size, rgb.tobytes())  # leaves EXIF, profile and text behind
     for quality in (85, 60, 30):  # noise at 512 px can need more room than a header has
         out = io.BytesIO()
@@ -39,7 +39,7 @@ def media_type(data: bytes) -> str | None:
     return next((f"image/{kind}" for start, kind in _KINDS.items() if data.startswith(start)), None)
 
 
-def remade(data: bytes) -> bytes:
+def remade(data: bytes, side: int = MAX_SIDE) -> bytes:
     """A stranger's thumbnail, decoded under limits and made anew. Raises PersonalError where it is no picture."""
     from PIL import Image
 
@@ -49,7 +49,7 @@ def remade(data: bytes) -> bytes:
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
                 if picture.width * picture.height > _MAX_PIXELS:
                     raise ValueError("too many pixels")
-                picture.draft("RGB", (MAX_SIDE, MAX_SIDE))  # a large JPEG is decoded small
-                return thumbnail_bytes(picture)
+                picture.draft("RGB", (side, side))  # a large JPEG is decoded small
+                return thumbnail_bytes(picture, side)
     except Exception as error:  # Pillow raises many kinds for broken files
         raise PersonalError("The thumbnail is not a PNG, JPEG or WebP picture that can be read.") from error

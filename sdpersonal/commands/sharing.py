@@ -1,0 +1,107 @@
+"""Concepts to others and from them: push, pull, gallery."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ..errors import PersonalError
+from ..library import Library
+from ..prompts import Token, show
+from .concepts import Listing
+from .output import report, say, say_json
+
+
+class Pushing(Listing):
+    """Put a concept on the Hugging Face Hub. Without --yes it only shows every file that would be sent, and why."""
+
+    token: tyro.conf.Positional[str]
+    """For example '<me/duck>'."""
+    hub_id: tyro.conf.Positional[str]
+    """The repository, for example karpathy/cool-object; made if it is not there."""
+    pictures: tuple[Path, ...] = ()
+    """Pictures that were drawn with it, for a grid on its page. Default: its thumbnail."""
+    public: bool = False
+    """A new repository can be seen by all. Default: only by you."""
+    to: Path | None = None
+    """Write the files into this new folder instead, to look at."""
+    yes: bool = False
+    """Send them."""
+    dry_run: bool = False
+    """Only show them, whatever else is said."""
+
+
+class Pulling(Listing):
+    """Get a concept from the Hugging Face Hub."""
+
+    hub_id: tyro.conf.Positional[str]
+    """The repository, for example sd-concepts-library/cat-toy."""
+    as_: Annotated[str | None, tyro.conf.arg(name="as")] = None
+    """The token it gets, for example '<me/duck>'. Default: the one in its files."""
+    replace: bool = False
+    """Take the place of the concept that has this token."""
+
+
+class Exhibiting(Listing):
+    """Write a page with all concepts of a library that anyone can open, without a server."""
+
+    to: Path
+    """Folder for index.html."""
+    title: str = "Concepts"
+    """What stands on top."""
+
+
+def push_concept(settings: Pushing) -> int:
+    from .. import files, hub
+
+    concept = Library(settings.library).get(Token.parse(settings.token))
+    sent = hub.uploads(concept, settings.hub_id, settings.pictures)
+    facts = {"files": [{"name": each.name, "size": len(each.data), "purpose": each.purpose} for each in sent]}
+    if not settings.json_:
+        width = max(len(each.name) for each in sent)
+        say("\n".join(f"{each.name:{width}}  {len(each.data) / 1e3:10.1f} kB  {each.purpose}" for each in sent))
+        if not concept.card.license:
+            say(f"It has no licence: nobody may use it. sdpersonal concepts edit '{concept.token}' --licence CC-BY-4.0")
+    if settings.to:
+        with files.new_folder(settings.to) as folder:
+            for each in sent:
+                files.write_bytes(folder / each.name, each.data)
+    address = None
+    if settings.yes and not settings.dry_run:
+        address = hub.push(concept, sent, settings.hub_id, settings.public)
+    if settings.json_:
+        say_json(facts | {"pushed": address})
+    else:
+        say(f"pushed: {address}" if address else "Nothing was sent. To send it: --yes")
+    return 0
+
+
+def pull_concept(settings: Pulling) -> int:
+    from .. import hub
+
+    as_ = Token.parse(settings.as_) if settings.as_ else None
+    concept = hub.pull(settings.hub_id, as_)
+    return report(settings.json_, [Library(settings.library).keep(concept, settings.replace)], "pulled")
+
+
+def write_gallery(settings: Exhibiting) -> int:
+    from ..gallery import gallery
+
+    entries = Library(settings.library).list()
+    if not entries:
+        raise PersonalError(f"No concepts in {show(str(settings.library))}.", "Give the folder with --library.")
+    path, shown = gallery(entries, settings.to, settings.title)
+    if settings.json_:
+        say_json({"gallery": str(path), "concepts": shown})
+    else:
+        say(f"{shown} concepts, {path.stat().st_size / 1e6:.1f} MB: {show(str(path))}")
+    return 0
+
+
+COMMANDS = {
+    "concepts push": (push_concept, Pushing),
+    "concepts pull": (pull_concept, Pulling),
+    "concepts gallery": (write_gallery, Exhibiting),
+}

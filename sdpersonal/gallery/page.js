@@ -1,0 +1,41 @@
+"use strict";
+const find = (id) => document.getElementById(id);
+const words = find("words"), kind = find("kind"), base = find("base"), count = find("count"), none = find("none");
+const all = Array.from(document.querySelectorAll("article"));
+
+function filter() {
+  const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
+  let shown = 0;
+  for (const each of all) {
+    const { words: has, kind: k, base: b } = each.dataset;
+    const fits = (!kind.value || k === kind.value) && (!base.value || b === base.value) && wanted.every((w) => has.includes(w));
+    each.hidden = !fits;
+    shown += fits;
+  }
+  count.textContent = shown === all.length ? `${shown} concepts` : `${shown} of ${all.length}`;
+  none.hidden = shown > 0;
+}
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {  // an older browser, or a page that may not: the selection can still be copied
+    const box = document.createElement("textarea");
+    box.value = text;
+    document.body.append(box);
+    box.select();
+    document.execCommand("copy");
+    box.remove();
+  }
+}
+
+document.querySelector("main").addEventListener("click", async (event) => {
+  const button = event.target.closest("button[data-token]");
+  if (!button) return;
+  await copy(button.dataset.token);
+  button.classList.add("done");
+  count.textContent = `Copied ${button.dataset.token}`;
+  setTimeout(() => { button.classList.remove("done"); filter(); }, 1200);
+});
+for (const each of [words, kind, base]) each.addEventListener("input", filter);
+filter();  // a browser that comes back keeps what was typed
