@@ -24,8 +24,8 @@ def fits(content: Content) -> bool:
     return _SAFE in content.shapes or any(key.startswith(_PARAM) for key in content.shapes)
 
 
-def read(content: Content, token: Token | None = None, word: str = "") -> Concept:
-    """The concept; word: its name, where the file's own does not count. Raises PersonalError."""
+def read(content: Content, token: Token | None = None) -> Concept:
+    """The concept. Raises PersonalError."""
     keys = [key for key in content.shapes if key.startswith(_PARAM) or key == _SAFE]
     if len(keys) > 1:
         names = show(", ".join(key.removeprefix(_PARAM) for key in keys))
@@ -35,7 +35,7 @@ def read(content: Content, token: Token | None = None, word: str = "") -> Concep
     placeholder = keys[0].removeprefix(_PARAM) if keys[0] != _SAFE else ""
     rows = content.rows(keys[0])
     base = base_of({"clip_l": rows.shape[1]}, content.name)
-    return made(content, base, {"clip_l": rows}, None, token, word, **_title(content, placeholder))
+    return made(content, base, {"clip_l": rows}, None, token, **_title(content, placeholder))
 
 
 def _title(content: Content, placeholder: str) -> dict[str, object]:

@@ -23,15 +23,17 @@ _TEXT = 2000  # characters of any one word about a file
 class Content:
     """The tensors of one file, and what else it says.
 
-    name: what the file is called; place: the folder or repository it stands in, if that may name the concept; owner:
-    whose token it gets; shapes: every tensor's; facts: texts and numbers beside them, nested keys joined by dots;
-    numbers: one tensor, float32 or float16 (bfloat16 is widened, exactly); flat: no tensor stands inside another thing.
+    name: what the file is called; word: what it calls itself, where that counts for more; place: the folder or
+    repository it stands in, if that may name the concept; owner: whose token it gets; shapes: every tensor's; facts:
+    texts and numbers beside them, nested keys joined by dots; numbers: one tensor, float32 or float16 (bfloat16 is
+    widened, exactly); flat: no tensor stands inside another thing.
     """
 
     name: str
     shapes: Mapping[str, tuple[int, ...]]
     numbers: Callable[[str], np.ndarray]
     facts: Mapping[str, str | int | float] = field(default_factory=dict)
+    word: str = ""
     place: str = ""
     owner: str = OWNER
     flat: bool = True

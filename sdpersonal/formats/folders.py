@@ -64,9 +64,9 @@ def read_folder(folder: str | os.PathLike, token: Token | None = None, owner: st
         return _peft(adapter, token, owner, place)
     chosen = _chosen(names)
     data = {path.name: _bytes(path) for path in chosen}
-    for name, each in data.items() if len(data) == 1 else ():
-        if is_ours(each, name):
-            return read_any(each, name, token)
+    ours = [name for name, each in data.items() if is_ours(each, name)]
+    if len(ours) == 1:  # what stands beside it is the same for other programs
+        return read_any(data[ours[0]], ours[0], token)
     contents = [open_any(each, name).standing_in(place, owner) for name, each in data.items()]
     word, facts = _said(names)
     if token is None and word:
@@ -187,7 +187,7 @@ def _peft(folders: Mapping[str, Path], token: Token | None, owner: str, place: s
         content, inner = source[key]
         return content.numbers(inner)
 
-    return lora_file.read(Content("adapter_model", shapes, numbers, {}, place, owner), token, adapters)
+    return lora_file.read(Content("adapter_model", shapes, numbers, place=place, owner=owner), token, adapters)
 
 
 # --- what stands beside the tensors ----------------------------------------------------------------

@@ -16,6 +16,7 @@ from .content import Content
 
 _TINY = 512  # no text encoder of Stable Diffusion is this narrow
 _BASES = {widths["clip_l"]: base for base, widths in WIDTHS.items() if len(widths) == 1}
+_SHORTEST, _LONGEST = 0.02, 8.0  # lengths of a row: a twentieth and twenty times of a word's in CLIP, about 0.4
 _AS = "Say what to call it: --as '<owner/name>'."
 
 # What tools call their files whatever is in them: no name for a concept.
@@ -51,8 +52,8 @@ def made(
     **facts: object,
 ) -> Concept:
     """The concept, under `token` or one from the file; word: what the file itself calls it. Raises PersonalError."""
-    word = word or content.fact("sdpersonal.token")
-    card = Card(base=base, **(_facts(content, word, lora is not None) | facts))
+    word = word or content.word
+    card = Card(base=base, recipe=_odd_length(vectors, base), **(_facts(content, word, lora is not None) | facts))
     try:
         return Concept(token or token_for(content, word), card, vectors, lora)
     except PersonalError as error:
@@ -98,6 +99,8 @@ def _facts(content: Content, word: str, has_lora: bool) -> dict[str, object]:
     titles = (content.fact(key) for key in ("modelspec.title", "ss_output_name", "name"))
     title = next((text for text in (*titles, content.place, _stem(content)) if not _GENERIC.fullmatch(text)), "")
     triggers = [_text(each, 100) for each in content.fact("modelspec.trigger_phrase").split(",")]
+    if triggers == [_stem(content)]:  # the file's own name, which says nothing to a base
+        triggers = []
     facts = {
         "title": _text(word or title, 100),
         "description": _text(content.fact("modelspec.description"), 2000),
@@ -111,6 +114,15 @@ def _facts(content: Content, word: str, has_lora: bool) -> dict[str, object]:
     if re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z?", date := content.fact("modelspec.date")):
         facts["created"] = f"{date[:19]}Z"
     return facts
+
+
+def _odd_length(vectors: dict[str, np.ndarray], base: str) -> dict[str, float]:
+    """The longest row, where none is as long as a word's may be: such vectors say nothing, or drown all else."""
+    if base == "tiny" or not vectors:
+        return {}
+    longest = max(float(np.linalg.norm(rows.astype(np.float64), axis=1).max()) for rows in vectors.values())
+    usual = _SHORTEST <= longest <= _LONGEST
+    return {} if usual or not np.isfinite(longest) else {"longest_row": round(longest, 4)}
 
 
 def _first(content: Content, *keys: str) -> str:

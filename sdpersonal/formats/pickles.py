@@ -231,7 +231,7 @@ class _Machine:
             name, module = stack.pop(), stack.pop()
             stack.append(_known(f"{module} {name}"))
         elif code == "BINPERSID":
-            stack.append(self._storage(_of(stack.pop(), tuple)))
+            stack.append(self._persistent(_of(stack.pop(), tuple)))
         elif code == "REDUCE":
             arguments, called = _of(stack.pop(), tuple), _of(stack.pop(), _Global)
             stack.append(self._call(called.name, arguments))
@@ -254,6 +254,11 @@ class _Machine:
         items = self.stack[start:]
         del self.stack[start:]
         return items
+
+    def _persistent(self, persistent: tuple) -> Storage | _Global:
+        if persistent[0] == "module":  # the old layout puts a class beside its source, which is not looked at
+            return _of(persistent[1], _Global)
+        return self._storage(persistent)
 
     def _storage(self, persistent: tuple) -> Storage:
         word, kind, key, _, count = persistent[:5]  # the old layout adds a view, which torch has long stopped writing

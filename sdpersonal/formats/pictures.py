@@ -15,12 +15,12 @@ import re
 import warnings
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from ..concept import Concept
 from ..errors import PersonalError
-from ..prompts import Token, show
+from ..prompts import show
 from ..tensorfile import damaged, strict_json
 from . import a1111
 from .content import Content, from_tree
@@ -56,12 +56,7 @@ def opened(data: bytes, name: str) -> Content:
         raise PersonalError(
             f"{show(name)} is a picture without an embedding in it.", "Pictures go into a folder to train on."
         )
-    return content
-
-
-def read(content: Content, token: Token | None = None) -> Concept:
-    """The concept, called as the embedding was: the picture may have been renamed. Raises PersonalError."""
-    return a1111.read(content, token, content.fact("name"))
+    return replace(content, word=content.fact("name"))  # the picture may have been renamed
 
 
 def _texts(data: bytes) -> Iterator[bytes]:
