@@ -19,7 +19,7 @@ from .pictures import SHEET
 from .trials import FOLDER, PLAIN, Trial, best_of, picture_name
 
 FILE = "report.html"
-RULE = "the last of those within a fiftieth of the highest score"
+RULE = "the last of those within a twentieth of the highest score"
 _LIMIT = 30_000_000  # bytes of a picture
 
 

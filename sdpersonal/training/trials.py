@@ -1,7 +1,8 @@
 """Acceptance tests held during a run, and which checkpoint is the best: `trials.jsonl`, and a picture of each.
 
-The best is the last of those within a fiftieth of the highest score: the judge's own noise is as large, and as long as
-prompts are followed more steps make better pictures than a judge can tell.
+The best is the last of those within a twentieth of the highest score. The judge's own noise is nearly as large; and as
+long as prompts are followed, more steps make better pictures than a small judge can tell: a classifier that had no part
+in the choice preferred a later checkpoint for each of four subjects (docs/learning.md), and so do eyes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ FILE = "trials.jsonl"
 FOLDER = "trials"
 PLAIN = "class-noun.png"
 STEPS = 12  # of denoising: enough to compare with the last time, at half the time of a picture for people
-AS_GOOD = 0.02
+AS_GOOD = 0.05
 _LIMIT = 1 << 22
 
 

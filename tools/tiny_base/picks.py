@@ -70,6 +70,7 @@ def pick(shop, subject, method, eyes):
         "best": line(best),
         "best by the second judge": {"step": sure} | truth[sure],
         "seconds of the whole": whole["seconds"],
+        "trials": [line(trial) for trial in trials],
     }
 
 
