@@ -34,6 +34,8 @@ def plain(text: object) -> object:
     """Text without control, bidirectional and invisible characters; line ends and odd spaces become spaces."""
     if not isinstance(text, str):
         return text  # for pydantic to refuse
+    if text.isprintable():
+        return text.strip()  # nearly always; a listing reads ten texts of each concept
     return "".join(c if c.isprintable() else " " if c.isspace() else "" for c in text).strip()
 
 

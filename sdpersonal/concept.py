@@ -12,6 +12,7 @@ Its header carries ModelSpec, a thumbnail and the card. Its identity is the sha2
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,6 +35,7 @@ MAX_ALPHA_PER_RANK = 64.0  # no training ends above it; a hostile file would tur
 WIDTHS = {"sd1": {"clip_l": 768}, "sd2": {"clip_l": 1024}, "sdxl": {"clip_l": 768, "clip_g": 1280}}  # of vectors
 
 _VERSION = "1"
+_FIRST_READ = 32_768  # bytes: nearly every header, with its thumbnail, in one call
 _SUM = "sdpersonal.header_sha256"
 _LAYER = re.compile(r"lora_(unet|te|te1|te2)_[A-Za-z0-9_]{1,200}")
 _PARTS = {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha"}
@@ -104,9 +106,18 @@ class Header:
     token: Token
     card: Card
     tensors: dict[str, tuple[int, ...]]
-    thumbnail: bytes | None
+    picture: str  # the thumbnail as the header has it, a data URL or ""
+    size: int  # bytes of the whole file
     payload_size: int  # bytes
     identity: str  # as the header has it; only `read` proves it
+
+    @cached_property
+    def thumbnail(self) -> bytes | None:
+        """The picture, decoded when it is wanted: a listing of thousands does not. Raises PersonalError."""
+        try:
+            return picture_from(self.picture) if self.picture else None
+        except ValueError as error:
+            raise damaged(self.card.token, str(error)) from error
 
     @property
     def vectors(self) -> int:
@@ -146,18 +157,18 @@ def read(data: bytes, name: str) -> Concept:
 
 def read_header(path: Path) -> Header:
     """The header alone of the file at `path`. Raises PersonalError."""
-    path = Path(path)
+    name = os.path.basename(path)
     with files.open_to_read(path) as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        head = file.read(8)
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(_FIRST_READ)
         try:
             if size > MAX_FILE:
                 raise ValueError("it is larger than 300 MB")
-            head += file.read(header_length(head, size))
+            whole = 8 + header_length(head, size)
+            head = head[:whole] + file.read(max(0, whole - len(head)))
         except ValueError as error:
-            raise damaged(path.name, str(error)) from error
-    return _read_header(head, check_head(head, size, path.name), path.name, size)
+            raise damaged(name, str(error)) from error
+    return _read_header(head, check_head(head, size, name), name, size)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -214,16 +225,12 @@ def _read_header(head: bytes, layout: Layout, name: str, size: int | None = None
     if files.sha256(raw.replace(_sum_entry(written), _sum_entry(_NO_SUM))) != written:
         raise damaged(name, "damaged (its header was changed)")
     card = read_card(metadata["sdpersonal.card"], name)
-    try:
-        picture = metadata.get("modelspec.thumbnail")
-        thumbnail = picture_from(picture) if picture else None
-    except ValueError as error:
-        raise damaged(name, str(error)) from error
     token = Token.parse(card.token)
     shapes = {tensor: place.shape for tensor, place in layout.tensors.items()}
     identity = metadata.get("modelspec.hash_sha256", "").removeprefix("0x")
-    payload_size = (len(head) if size is None else size) - layout.payload_start
-    return Header(token, card, shapes, thumbnail, payload_size, identity)
+    size = len(head) if size is None else size
+    picture = metadata.get("modelspec.thumbnail", "")
+    return Header(token, card, shapes, picture, size, size - layout.payload_start, identity)
 
 
 def _read_tensors(data: bytes, layout: Layout, token: Token) -> tuple[dict[str, np.ndarray], Lora | None]:

@@ -83,6 +83,10 @@ class Library:
         """The concept itself, with its version, proven undamaged."""
         return self._load(self._resolve(token))
 
+    def versions(self, token: Token) -> list[Token]:
+        """All versions of a concept that are here, oldest first; empty without one. No file is opened."""
+        return self._matching(token.unversioned())
+
     def history(self, token: Token) -> list[Entry]:
         """The entries of all versions of a concept, oldest first."""
         found = (self._entry(each) for each in self._matching(self._resolve(token).unversioned()))
@@ -194,7 +198,7 @@ class Library:
                     yield token
 
     def _path(self, token: Token) -> Path:
-        return self.folder / token.owner / _file_name(token)
+        return self.folder.joinpath(token.owner, _file_name(token))
 
     def _matching(self, token: Token) -> list[Token]:
         """The tokens that `token` can mean, oldest version first. One owner's folder is looked at if it is named."""
@@ -231,22 +235,23 @@ class Library:
     def _safe_path(self, token: Token) -> Path:
         """Where a concept's bytes are read: never outside, whatever links lie here."""
         path = self._path(token)
-        if path.is_symlink():  # linked folders are not listed to begin with
+        if os.path.islink(path):  # linked folders are not listed to begin with
             files.inside(self.folder, token.owner, path.name)
         return path
 
     def _entry(self, token: Token) -> Entry | None:
         """The entry, or None where its file has vanished since it was seen."""
-        path = self._path(token)
         try:
-            header = read_header(self._safe_path(token))
-            size = path.stat().st_size
+            path = self._safe_path(token)
+            header = read_header(path)
         except (PersonalError, OSError) as error:
-            if not os.path.lexists(path):
+            if not os.path.lexists(path := self._path(token)):
                 return None
             return Entry(token, path, path.lstat().st_size, getattr(error, "problem", str(error)))
-        card = header.card.model_copy(update={"token": str(token)})  # a file may have been renamed by hand
-        return Entry(token, path, size, None, card, header.vectors, header.lora_rank, header.identity)
+        card = header.card
+        if card.token != str(token):  # a file may have been renamed by hand
+            card = card.model_copy(update={"token": str(token)})
+        return Entry(token, path, header.size, None, card, header.vectors, header.lora_rank, header.identity)
 
     def _load(self, token: Token) -> Concept:
         concept = read(files.read_bytes(self._safe_path(token), MAX_FILE), self._path(token).name)

@@ -72,24 +72,29 @@ def damaged(name: str, problem: str) -> PersonalError:
     return PersonalError(f"{show(name)} is refused: {problem}.", "Fetch the file again, or ask whoever made it.")
 
 
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice in its JSON")
+    return found
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} stands in its JSON")
+
+
+def _short_number(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError("a number in its JSON is too long")
+    return int(digits)
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_short_number)
+
+
 def strict_json(text: str) -> object:
     """JSON without NaN, Infinity, duplicate keys or bottomless nesting. Raises ValueError, short enough to show."""
-
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        if len(found := dict(pairs)) < len(pairs):
-            raise ValueError("a key stands twice in its JSON")
-        return found
-
-    def no_constant(word: str) -> None:
-        raise ValueError(f"{word} stands in its JSON")
-
-    def short_number(digits: str) -> int:
-        if len(digits) > 20:
-            raise ValueError("a number in its JSON is too long")
-        return int(digits)
-
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=no_constant, parse_int=short_number)
+        return _STRICT.decode(text)
     except json.JSONDecodeError as error:
         raise ValueError("its JSON cannot be read") from error
     except RecursionError as error:

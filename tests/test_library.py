@@ -705,3 +705,91 @@ def test_a_thousand_concepts_are_listed_without_torch(library):
     subprocess.run(
         [sys.executable, "-c", program], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     )
+
+
+def test_ten_thousand_concepts(tmp_path):
+    """Generous bounds for a busy machine, in the process's own time: docs/performance.md has the figures."""
+    data = write(concept("<me/duck-v1>"))
+    folder = tmp_path / "concepts"
+    for owner in range(20):
+        (folder / f"owner{owner}").mkdir(parents=True)
+        for number in range(500):
+            (folder / f"owner{owner}" / f"thing-{number}-v1.safetensors").write_bytes(data)
+    program = (
+        "import sys, time, sdpersonal.library as l\n"
+        "from sdpersonal.prompts import Token\n"
+        f"library, began = l.Library({str(folder)!r}), time.process_time()\n"
+        "assert len(library.list()) == 10_000\n"
+        "listed = time.process_time() - began\n"
+        "for word in ('<owner7/thing-67>', '<owner7/thing-67-v1>'):\n"
+        "    began = time.process_time()\n"
+        "    library.get(Token.parse(word))\n"
+        "    assert time.process_time() - began < 0.02 * 3, 'get'\n"
+        "assert listed < 2 * 3, listed\n"
+        # Not ru_maxrss, which the parent's size at the fork counts into.
+        "peak = int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1024\n"
+        "assert peak < 200, peak\n"
+        "assert not {'torch', 'PIL'} & sys.modules.keys()"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_clock_that_is_set_back_changes_nothing(library):
+    """Versions are counted, not dated; equal and future dates of files mean nothing."""
+    for seed in (0, 1):
+        library.add(concept(seed=seed, card=card(created="2030-01-01T00:00:00Z")))
+    for entry in library.list():
+        os.utime(entry.path, (0, 0))
+    library.add(concept(seed=2, card=card(created="1999-01-01T00:00:00Z")))
+    assert library.find(T("<duck>")).token.version == 3
+    old = library.find(T("<duck>")).path
+    replaced = write(concept("<me/duck-v3>", seed=4))
+    old.write_bytes(replaced)
+    os.utime(old, (0, 0))  # nothing is remembered by date, so the new content is seen
+    assert library.get(T("<duck>")).identity == concept(seed=4).identity
+
+
+def test_whoever_is_killed_with_the_lock_lets_go_of_it(library):
+    library.add(concept())
+    program = (
+        "import sys, time; from sdpersonal import files; from pathlib import Path\n"
+        "with files.lock(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(library.folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        assert library.get(T("<duck>")).identity == concept().identity  # readers do not wait
+        holder.send_signal(signal.SIGKILL)
+        holder.wait(10)
+        library.edit(T("<duck>"), {"title": "Freed"})
+        assert library.find(T("<duck>")).card.title == "Freed"
+    finally:
+        holder.kill()
+        holder.stdout.close()
+
+
+def test_eight_processes_editing_one_concept_each_write_it_whole(library):
+    library.add(concept())
+    done = together(*[lambda n=n: library.edit(T("<duck>"), {"title": f"t{n}", "author": f"a{n}"}) for n in range(8)])
+    assert done == [DONE] * 8
+    made = library.get(T("<duck>"))
+    assert made.card.title[1:] == made.card.author[1:] and made.identity == concept().identity
+    assert library.verify() == [] and leftovers(library.folder) == []
+
+
+def test_the_mode_of_a_concepts_file_follows_the_umask(library):
+    for mask, mode in ((0o022, 0o644), (0o077, 0o600), (0o002, 0o664)):
+        before = os.umask(mask)
+        try:
+            token = library.add(concept(seed=mask))
+            library.edit(token, {"title": "x"})
+        finally:
+            os.umask(before)
+        assert library.find(token).path.stat().st_mode & 0o777 == mode
