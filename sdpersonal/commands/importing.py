@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from ..library import Library
 from ..prompts import Token, show
 from .concepts import Listing
 from .output import bar, report, say, say_json
+
+_PIPED = 250  # columns where nobody looks: the lines stay whole for grep
 
 
 class Importing(Listing):
@@ -100,7 +103,7 @@ def _sources(asked: str) -> Iterator[_Source]:
 def _import(library: Library, source: _Source, as_: Token | None, replace: bool) -> _Outcome:
     try:
         concept = read_path(source.path, as_, source.owner, source.place)
-        known = _versions(library, concept.token)
+        known = library.versions(concept.token)
         token = library.keep(concept, replace)
     except PersonalError as error:
         return _Outcome(str(source.path), error=error)
@@ -108,15 +111,10 @@ def _import(library: Library, source: _Source, as_: Token | None, replace: bool)
     parts = [concept.card.base]
     parts += [f"{rows} vector{'s' * (rows > 1)}"] if rows else []
     parts += [f"LoRA rank {concept.lora.rank}"] if concept.lora else []
+    if length := concept.card.recipe.get("longest_row"):
+        parts += [f"rows up to {length:g} long, where a word's is 0.4: try other strengths"]
     done = "here already" if token in known and not replace else "imported"
     return _Outcome(str(source.path), token, done, ", ".join(parts))
-
-
-def _versions(library: Library, token: Token) -> set[Token]:
-    try:
-        return {entry.token for entry in library.history(token.unversioned())}
-    except PersonalError:
-        return set()
 
 
 def _told(settings: Importing, outcomes: Sequence[_Outcome]) -> int:
@@ -145,8 +143,9 @@ def _table(outcomes: Sequence[_Outcome]) -> None:
         told = f"{outcome.token}  {outcome.what}" if outcome.token else str(outcome.error)
         style = {"refused": "red", "imported": "green"}.get(outcome.done, "")
         # Text, not str: in a string rich would read [brackets] of a stranger's name as markup.
-        table.add_row(Text(show(outcome.source, 200), overflow="fold"), Text(outcome.done, style), Text(told))
-    Console().print(table)
+        near = "/".join(Path(outcome.source).parts[-2:])
+        table.add_row(Text(show(near), overflow="fold"), Text(outcome.done, style), Text(told))
+    Console(width=None if sys.stdout.isatty() else _PIPED).print(table)
 
 
 COMMANDS = {

@@ -37,6 +37,8 @@ def base_of_lora(downs: Mapping[Part, np.ndarray], content: Content) -> str:
         base = "sdxl"  # the others have one in a row
     else:
         base = _by_other_layers(downs, unet, content)
+    if contexts and base != "sdxl" and (texts := _text_widths(downs)) and _known(texts, _TEXT) != base:
+        base = None  # its parts are for two bases
     if base is None:
         raise PersonalError(
             f"{show(content.name)} was made for another model than Stable Diffusion 1.x, 2.x or XL.",
@@ -53,11 +55,7 @@ def _known(widths: set[int], table: Mapping[int, str]) -> str | None:
 
 
 def _by_other_layers(downs: Mapping[Part, np.ndarray], unet: Mapping[str, np.ndarray], content: Content) -> str | None:
-    texts = {
-        down.shape[1]
-        for part, down in downs.items()
-        if part.component != "unet" and part.flat.endswith(("q_proj", "k_proj", "v_proj", "fc1"))
-    }
+    texts = _text_widths(downs)
     if texts and (said := _said(content)) == "sdxl":
         return said
     if texts:
@@ -73,6 +71,14 @@ def _by_other_layers(downs: Mapping[Part, np.ndarray], unet: Mapping[str, np.nda
         f"{show(content.name)} changes only layers that Stable Diffusion 1.x, 2.x and XL may share.",
         "Ask its author for a file that says for which base it was made.",
     )
+
+
+def _text_widths(downs: Mapping[Part, np.ndarray]) -> set[int]:
+    return {
+        down.shape[1]
+        for part, down in downs.items()
+        if part.component != "unet" and part.flat.endswith(("q_proj", "k_proj", "v_proj", "fc1"))
+    }
 
 
 def _said(content: Content) -> str | None:

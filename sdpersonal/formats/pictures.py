@@ -50,7 +50,7 @@ def opened(data: bytes, name: str) -> Content:
         raw = base64.b64decode(text, validate=True) if text is not None else _in_pixels(data)
         tree = strict_json(raw.decode("utf-8")) if raw is not None else None
         content = from_tree(_with_arrays(tree), name) if isinstance(tree, dict) else None
-    except (ValueError, binascii.Error, zlib.error, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, binascii.Error, zlib.error, OverflowError, RecursionError) as error:
         raise damaged(name, "the embedding in this picture is damaged") from error
     if content is None or not a1111.fits(content):
         raise PersonalError(
@@ -78,7 +78,7 @@ def _with_arrays(tree: object, depth: int = 0) -> object:
         return tree
     if _TENSOR in tree:
         with np.errstate(over="ignore"):  # becomes infinite, which no concept may be
-            numbers = np.asarray(tree[_TENSOR], np.float64)  # ragged lists and texts raise ValueError
+            numbers = np.asarray(tree[_TENSOR], np.float64)  # ragged lists raise ValueError, objects TypeError
             return numbers.astype(np.float32)
     return {key: _with_arrays(value, depth + 1) for key, value in tree.items()}
 

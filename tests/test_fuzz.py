@@ -1,0 +1,153 @@
+"""Good files of every format, spoiled at random: a concept or a refusal, within two seconds and 500 MB."""
+
+import json
+import os
+import random
+import resource
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import foreign
+import hostile
+import pictures_with
+from foreign import a1111, rinongal, rows, safe, torch_saved
+from samples import concept, embedding
+from sdpersonal.concept import Concept, write
+from sdpersonal.errors import PersonalError
+from sdpersonal.formats import read_any
+
+FEW, MANY = 300, 20_000
+SECONDS, BYTES = 2.0, 500_000_000
+
+
+def seeds() -> list[bytes]:
+    """One small good file of each format, and two that mean harm."""
+    photo = Image.new("RGB", (16, 64), "white")
+    old = {"_use_new_zipfile_serialization": False}
+    vectors = rows(1)
+    bundle = safetensors.torch.load(foreign.kohya("sd1", every=40)) | {"bundle_emb.a.string_to_param.*": vectors}
+    config = json.dumps({"unet.r": 2, "unet.lora_alpha": 4})
+    peft = safetensors.torch.load(foreign.diffusers_lora(every=40))
+    return [
+        write(concept()),
+        write(embedding()),
+        torch_saved({"<a>": vectors[0]}),
+        torch_saved({"<a>": vectors}, **old),
+        safe({"<a>": vectors}),
+        torch_saved(a1111(vectors)),
+        torch_saved(a1111(vectors), **old),
+        torch_saved(rinongal(vectors)),
+        torch_saved(rinongal(vectors), **old),
+        safe({"emb_params": vectors.bfloat16()}, {"modelspec.title": "a"}),
+        safe({"emp_params": vectors}),
+        safe({"clip_l": vectors, "clip_g": rows(1, 1280)}),
+        pictures_with.with_chunk(a1111(vectors), photo),
+        pictures_with.png(pictures_with.with_pixels(a1111(vectors), photo)),
+        safe(bundle, {"ss_output_name": "a"}),
+        foreign.kohya("sdxl", every=200),
+        safe(peft, {"lora_adapter_metadata": config}),
+        foreign.diffusers_lora("sdxl", "processor", every=50),
+        foreign.simo_safe(),
+        torch_saved([torch.ones(4, 1), torch.ones(1, 768)] * 4),
+        torch_saved({"<a>": hostile.Evil(), "<b>": vectors}),
+        torch_saved({"string_to_param": {"*": hostile.Evil()}}, **old),
+    ]
+
+
+SEEDS = seeds()
+
+
+def spoiled(chance: random.Random) -> bytes:
+    """A seed with flips, cuts, doublings and pieces of others in it, most of them where its structure is."""
+    data = bytearray(chance.choice(SEEDS))
+    for _ in range(chance.choice((1, 1, 1, 2, 3, 6))):
+        if not data:
+            break
+        at = _place(chance, len(data))
+        match chance.randrange(8):
+            case 0 | 1 | 2:
+                data[at] = chance.randrange(256)
+            case 3:
+                data[at : at + 4] = chance.choice(
+                    (b"\xff\xff\xff\xff", bytes(4), b"\x7f\xff\xff\xff", b"\x00\x00\x00\x80")
+                )
+            case 4:
+                del data[at : at + chance.choice((1, 3, 20, 400, 100_000))]
+            case 5:
+                other = chance.choice(SEEDS)
+                begin = _place(chance, len(other))
+                data[at : at + chance.choice((0, 8, 200))] = other[begin : begin + chance.choice((1, 8, 60, 2000))]
+            case 6:
+                data[at:at] = data[at : at + chance.choice((1, 30, 500))]
+            case 7:
+                digits = [i for i in range(min(len(data), 4000)) if 48 <= data[i] <= 57]
+                if digits:
+                    data[chance.choice(digits)] = chance.choice(b"0123456789-.eE")
+    return bytes(data)
+
+
+def _place(chance: random.Random, size: int) -> int:
+    end = min(size, 3000)
+    where = chance.random()
+    return min(
+        size - 1,
+        chance.randrange(end)
+        if where < 0.6
+        else size - 1 - chance.randrange(end)
+        if where < 0.9
+        else chance.randrange(size),
+    )
+
+
+@contextmanager
+def bounded():
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + BYTES, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def read(chance: random.Random) -> None:
+    data = spoiled(chance)
+    began = time.process_time()
+    try:
+        found = read_any(data, "x")
+    except PersonalError as error:
+        assert str(error).count("\n") <= 1 and len(str(error)) < 600
+        assert str(error).replace("\n", "").isprintable()
+    else:
+        assert isinstance(found, Concept)
+    assert time.process_time() - began < SECONDS
+
+
+def examples(count: int) -> None:
+    quiet = settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    with bounded():
+        quiet(given(st.randoms(use_true_random=False))(read))()
+    assert os.listdir() == []  # nothing ran
+
+
+def test_every_seed_is_good():
+    for number, data in enumerate(SEEDS[:-3]):
+        assert isinstance(read_any(data, f"seed{number}"), Concept)
+
+
+def test_spoiled_files_give_a_concept_or_a_refusal():
+    examples(int(os.environ.get("SDPERSONAL_FUZZ_EXAMPLES", FEW)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_twenty_thousand_of_them():
+    examples(MANY)

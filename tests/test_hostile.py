@@ -1,0 +1,192 @@
+"""A stranger's file can be refused or read, soon and in bounds; it can do nothing."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import foreign
+import hostile
+from foreign import rows, safe, torch_saved
+from sdpersonal import files
+from sdpersonal.concept import Concept, write
+from sdpersonal.errors import PersonalError
+from sdpersonal.formats import read_any
+from sdpersonal.formats.folders import concepts_in, read_folder, read_path
+from sdpersonal.library import Library
+from sdpersonal.prompts import Token
+
+T = Token.parse
+CORPUS = hostile.corpus()
+
+
+@pytest.mark.parametrize("case", CORPUS)
+def test_each_is_refused_in_words_soon_and_without_effect(case):
+    began = time.process_time()
+    with pytest.raises(PersonalError) as caught:
+        read_any(CORPUS[case], "x\x1b[31m.safetensors")
+    assert time.process_time() - began < 2
+    text = str(caught.value)
+    assert text.count("\n") <= 1 and len(text) < 500 and text.replace("\n", "").isprintable(), text
+    assert os.listdir() == []
+
+
+def test_memory_stays_in_bounds():
+    """The worst of them in a process that may have 500 MB more than it starts with."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + 500_000_000, hard))
+    try:
+        for case, data in CORPUS.items():
+            with pytest.raises(PersonalError):
+                read_any(data, case)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_the_canary_would_have_been_seen():
+    import pickle
+
+    pickle.loads(pickle.dumps(hostile.Evil()))
+    assert Path(hostile.CANARY).exists()
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_broken_file_is_not_replaced_by_the_pickle_beside_it(tmp_path):
+    evil = torch_saved({"<a>": hostile.Evil()})
+    for safe_name, pickle_name in (
+        ("learned_embeds.safetensors", "learned_embeds.bin"),
+        ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"),
+        ("adapter_model.safetensors", "adapter_model.bin"),
+    ):
+        folder = tmp_path / safe_name
+        folder.mkdir()
+        (folder / safe_name).write_bytes(b"broken")
+        (folder / pickle_name).write_bytes(evil)
+        with pytest.raises(PersonalError, match=safe_name):
+            read_folder(folder)
+    for name in ("learned_embeds.bin", "lora_weight.pt"):
+        folder = tmp_path / f"alone {name}"
+        folder.mkdir()
+        (folder / name).write_bytes(evil)
+        with pytest.raises(PersonalError, match=r"asks to run os\.mkdir"):
+            read_folder(folder)
+    assert os.listdir() == []
+
+
+def test_odd_things_in_folders(tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "nowhere.pt").symlink_to("/nowhere")
+    (tmp_path / "device.pt").symlink_to("/dev/zero")
+    for path in list(concepts_in(tmp_path)):
+        with pytest.raises(PersonalError):
+            read_path(path)
+    for text in ("[" * 100_000, "{", "[]", '{"peft_type": "LOKR"}', "\xff"):
+        folder = tmp_path / "adapter"
+        folder.mkdir(exist_ok=True)
+        (folder / "adapter_config.json").write_text(text)
+        (folder / "adapter_model.safetensors").write_bytes(foreign.diffusers_lora(every=20))
+        with pytest.raises(PersonalError):
+            read_folder(folder)
+
+
+def test_hostile_words_beside_the_tensors_stay_text(tmp_path):
+    (tmp_path / "learned_embeds.bin").write_bytes(torch_saved({"<a>": rows(1)}))
+    (tmp_path / "token_identifier.txt").write_text("../../../etc/passwd")
+    (tmp_path / "type_of_concept.txt").write_text("\x1b[31m<script>")
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n### \x1b[31m<img onerror=x> on Stable Diffusion")
+    found = read_folder(tmp_path)
+    assert found.token == T("<etc/passwd>") and found.card.kind == "object"
+    assert found.card.title == "[31m<img onerror=x>"
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+NAMES = [
+    "../../app",
+    "/etc/x",
+    "a/b/../..",
+    "..",
+    ".git",
+    "x.",
+    "a\x00b",
+    "a" * 300,
+    "<a>\n<b>",
+    "\u202eevil",
+    "-",
+    "<cat:2>",
+    "a\\b",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_name_leads_out_of_the_library(tmp_path, name):
+    library = Library(tmp_path / "library")
+    for data in (
+        safe({"emb_params": rows(1)}, {"modelspec.title": name, "name": name}),
+        torch_saved({name or "x": rows(1)}),
+    ):
+        try:
+            token = library.keep(read_any(data, f"{name}.safetensors"))
+        except PersonalError as error:
+            assert error.fix and str(error).replace("\n", "").isprintable()
+        else:
+            assert library.find(token).path.resolve().is_relative_to(library.folder.resolve())
+    assert {path.name for path in tmp_path.iterdir()} <= {"library"} and os.listdir() == []
+
+
+@pytest.mark.parametrize("name", ["con", "<NUL>", "имя", "\uff43\uff41\uff54\u0443", "***", ""])
+def test_names_that_nothing_can_be_made_of_ask_for_one(name):
+    with pytest.raises(PersonalError, match=r"--as") as caught:
+        read_any(safe({"emb_params": rows(1)}), f"{name}.safetensors")
+    assert caught.value.fix
+
+
+# --- other cases ------------------------------------------------------------------------------------------------------
+
+
+def test_too_large_files_are_not_read(tmp_path):
+    path = tmp_path / "big.safetensors"
+    path.touch()
+    os.truncate(path, 4_000_000_000)
+    began = time.process_time()
+    with pytest.raises(PersonalError, match="larger than 300"):
+        read_path(path)
+    assert time.process_time() - began < 2
+
+
+def test_a_file_is_read_once(tmp_path, monkeypatch):
+    """What was checked is what is used, whoever changes the file meanwhile."""
+    path = tmp_path / "duck.safetensors"
+    path.write_bytes(safe({"emb_params": rows(1)}))
+    opened = []
+    real = files.open_to_read
+    monkeypatch.setattr(files, "open_to_read", lambda path: opened.append(path) or real(path))
+    read_path(path)
+    assert opened == [path]
+
+
+def test_tokens_are_never_shared(tmp_path):
+    library = Library(tmp_path)
+    one, two = torch_saved({"<My-Cat>": rows(1)}), torch_saved({"<my-cat>": rows(1, seed=1)})
+    token = library.keep(read_any(one, "a"))
+    assert library.keep(read_any(one, "b")) == token  # the same file twice
+    with pytest.raises(PersonalError, match="is here already") as caught:
+        library.keep(read_any(two, "c"))
+    assert "--as" in caught.value.fix and "--replace" in caught.value.fix
+
+
+def test_odd_lengths_of_vectors_are_told():
+    for vectors, length in ((torch.zeros(2, 768), 0.0), (rows(1) * 1e6, None)):
+        found = read_any(safe({"emb_params": vectors}), "odd.safetensors")
+        assert isinstance(found, Concept) and "longest_row" in found.card.recipe
+        assert length is None or found.card.recipe["longest_row"] == length
+        write(found)
+    assert not read_any(safe({"emb_params": rows(1)}), "even.safetensors").card.recipe
