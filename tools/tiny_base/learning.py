@@ -41,25 +41,22 @@ def write(work, out):
 
 
 def _means(subjects):
-    """A row for the floor, the class noun, each method and the ceiling: means over the subjects."""
-    yield "| | CLIP | second judge | of the ceiling | places right | copied | ended after | kept | seconds |"
+    """A row for the floor, the class noun, each method and the ceiling: means over the subjects it was measured on."""
+    yield "| (subjects) | CLIP | second judge | of the ceiling | places right | copied | ended after | kept | seconds |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-    ceiling = _mean(subjects, "ceiling", "classifier")
+    title = {"floor": "other subjects' photos", "before": "the class noun", "ceiling": "the photos themselves"}
     for row in ("floor", "before", *reach.METHODS, "ceiling"):
-        if not any(row in one for one in subjects.values()):
+        some = {name: one for name, one in subjects.items() if row in one}
+        if not some:
             continue
-        judged = [f"{_mean(subjects, row, figure):.3f}" for figure in ("CLIP", "classifier")]
-        share = f"{_mean(subjects, row, 'classifier') / ceiling:.0%}"
-        if row in ("floor", "ceiling"):
-            rest = [""] * 5
-        elif row == "before":
-            rest = [f"{_mean(subjects, row, 'places'):.0%}", *[""] * 4]
-        else:
-            copied = sum(one[row]["own"]["copying"] for one in subjects.values()) / len(subjects)
-            steps = [f"{_mean(subjects, row, figure):.0f}" for figure in ("steps", "kept", "seconds")]
-            rest = [f"{_mean(subjects, row, 'places'):.0%}", f"{copied:.0%}", *steps]
-        title = {"floor": "other subjects' photos", "before": "the class noun", "ceiling": "the photos themselves"}
-        yield "| " + " | ".join([title.get(row) or NAMES[row], *judged, share, *rest]) + " |"
+        likeness = _mean(some, row, "classifier")
+        cells = [f"{title.get(row) or NAMES[row]} ({len(some)})", f"{_mean(some, row, 'CLIP'):.3f}", f"{likeness:.3f}"]
+        cells.append(f"{likeness / _mean(some, 'ceiling', 'classifier'):.0%}")
+        cells.append(f"{_mean(some, row, 'places'):.0%}" if row not in ("floor", "ceiling") else "")
+        if row in reach.METHODS:
+            cells.append(f"{sum(one[row]['own']['copying'] for one in some.values()) / len(some):.0%}")
+            cells += [f"{_mean(some, row, figure):.0f}" for figure in ("steps", "kept", "seconds")]
+        yield "| " + " | ".join(cells + [""] * (9 - len(cells))) + " |"
 
 
 def _each(subjects):
