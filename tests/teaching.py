@@ -44,13 +44,13 @@ def slots(base: str, parts: dict[str, torch.nn.Module]) -> Slots:
     return Slots(models, naming)
 
 
-def a_lora(base: str, parts=None, targets="all", dtype=np.float32, even: bool = False, seed: int = 0) -> Lora:
-    """Ranks 1 to 3 and alphas of all sizes; even: the same in all layers."""
+def a_lora(base: str, parts=None, targets="all", dtype=np.float32, even=False, every=1, seed=0) -> Lora:
+    """Ranks 1 to 3 and alphas of all sizes; even: the same in all layers; every: n for each n-th layer alone."""
     draw = np.random.default_rng(seed)
     places = slots(base, parts or models(base))
     modules = places.layers()
     layers = {}
-    for name in places.names(targets, text=True):
+    for name in places.names(targets, text=True)[::every]:
         shape = tuple(modules[name].weight.shape)
         rank = 2 if even else int(draw.integers(1, 4))
         down = draw.normal(0, 0.1, (rank, *shape[1:])).astype(dtype)

@@ -1,29 +1,47 @@
-"""OneTrainer, which goes on training from these files. Sources: its `modelSetup/BaseStableDiffusionSetup.py` and
-`BaseStableDiffusionXLSetup.py` (the names of an embedding's tensors), `util/load_lora_util.py`."""
+"""OneTrainer, which goes on training from these files.
+
+Sources: its `modelSetup/BaseStableDiffusionSetup.py` and `BaseStableDiffusionXLSetup.py` (the names of an embedding's
+tensors), `util/load_lora_util.py`, `module/LoRAModule.py`: a LoRA must have one rank, every layer of the UNet that the
+layer filter names, and every linear layer of a text encoder if it has any.
+"""
 
 from __future__ import annotations
 
-from ..concept import Concept
+import dataclasses
+import re
+from collections import defaultdict
+
+import numpy as np
+
+from ..concept import Concept, Lora, LoraLayer
 from ..tensorfile import pack
 from .export import Export, embedding, lora, words
 from .header import facts
+from .paths import module_path
+
+_ENCODER_LAYER = re.compile(r"lora_te_text_model_encoder_layers_(\d+)_(.+)")
+_LINEAR_LAYERS = {*(f"self_attn_{each}_proj" for each in ("q", "k", "v", "out")), "mlp_fc1", "mlp_fc2"}
 
 
 def write(concept: Concept) -> Export:
     """`embedding/<owner>-<name>.safetensors`, `lora/<owner>-<name>.safetensors`, or both."""
     slug, word = concept.token.slug, str(concept.token.unversioned())
-    files, install = {}, []
+    files, install, notes = {}, [], ["OneTrainer trains; it draws only samples."]
     if concept.vectors:
-        files[f"embedding/{slug}.safetensors"] = _embedding(concept, word)
+        path = f"embedding/{slug}.safetensors"
+        files[path] = _embedding(concept, word)
+        install.append(f"Embedding: choose {path} as base embedding, or as an additional one, with placeholder {word}.")
+        if concept.card.base != "sdxl":
+            notes.append("Only OneTrainer and sdpersonal read that file: its tensor is called emp_params there.")
+    if concept.lora and (taken := _taken(concept.lora)):
+        path = f"lora/{slug}.safetensors"
+        files[path] = lora(dataclasses.replace(concept, lora=taken))
         install.append(
-            f"Embedding: choose the file as base embedding or under additional embeddings, with placeholder {word}."
+            f"LoRA: choose {path} as LoRA base model, set LoRA rank to {taken.rank} and layer filter to "
+            f"{_filter(taken)}: OneTrainer refuses a LoRA that differs from its settings."
         )
-    if concept.lora:
-        files[f"lora/{slug}.safetensors"] = lora(concept)
-        install.append("LoRA: choose the file as the LoRA base model.")
-    notes = ["OneTrainer trains; it draws only samples."]
-    if concept.vectors and concept.card.base != "sdxl":
-        notes.append("Only OneTrainer and this program read embedding/: its tensor is called emp_params there.")
+        if len(taken.layers) < len(concept.lora.layers):
+            notes.append("Of its LoRA, the text encoder's layers are left out: OneTrainer wants all of them or none.")
     return Export(
         program="OneTrainer",
         files=files,
@@ -39,3 +57,34 @@ def _embedding(concept: Concept, word: str) -> bytes:
         return embedding(concept)
     tensors = {"emp_params": concept.vectors["clip_l"]}  # so it is spelled there
     return b"".join(pack(tensors, facts(concept, tensors, word)))
+
+
+def _taken(whole: Lora) -> Lora | None:
+    """The layers that OneTrainer takes, all of the largest rank; None if it takes none."""
+    encoder = defaultdict(set)
+    for name in whole.layers:
+        if found := _ENCODER_LAYER.fullmatch(name):
+            encoder[int(found[1])].add(found[2])
+    complete = sorted(encoder) == [*range(len(encoder))] and all(each == _LINEAR_LAYERS for each in encoder.values())
+    starts = ("lora_unet_", "lora_te_") if complete else ("lora_unet_",)  # SDXL's wants its last projection too
+    layers = {name: layer for name, layer in whole.layers.items() if name.startswith(starts)}
+    rank = max((layer.rank for layer in layers.values()), default=0)
+    return Lora({name: _of_rank(layer, rank) for name, layer in layers.items()}) if layers else None
+
+
+def _of_rank(layer: LoraLayer, rank: int) -> LoraLayer:
+    """The same change by larger matrices, zero where they are larger."""
+    more = rank - layer.rank
+    if not more:
+        return layer
+    down = np.pad(layer.down, [(0, more)] + [(0, 0)] * (layer.down.ndim - 1))
+    up = np.pad(layer.up, [(0, 0), (0, more)] + [(0, 0)] * (layer.up.ndim - 2))
+    return LoraLayer(down, up, layer.alpha * rank / layer.rank)
+
+
+def _filter(taken: Lora) -> str:
+    """The UNet's layers that it has, as OneTrainer selects them: by parts of their paths."""
+    paths = [path for component, path in map(module_path, taken.layers) if component == "unet"]
+    if any("resnets." in path or "samplers." in path for path in paths):
+        return "attentions,resnets,samplers"
+    return "attentions" if any("attn" not in path for path in paths) else "attn1,attn2"
