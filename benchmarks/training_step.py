@@ -192,24 +192,15 @@ def _ratios(theirs: list[dict], ours: list[dict], clock: str) -> list[float]:
 
 def _show(report: dict) -> None:
     table = Table(title="A training step", caption=report["machine"]["name"])
-    for name in (
-        "case",
-        "side",
-        "s",
-        "(clock)",
-        "times faster",
-        "peak GB",
-        "beyond the weights",
-        "TFLOP/s",
-        "of limit",
-    ):
-        table.add_column(name, justify="left" if name in ("case", "side") else "right")
+    left = ("case", "side")
+    right = ("s", "fastest", "on the clock", "times faster", "peak GB", "fp32 weights", "TFLOP/s", "of limit")
+    for name in left + right:
+        table.add_column(name, justify="left" if name in left else "right")
     for case in report["cases"]:
         for name, arm in case["arms"].items():
-            who, dtype = name.split()
-            times = "{:.2f} ({:.2f} to {:.2f}; {:.2f})".format(*case["faster"][name]) if who == "sdpersonal" else ""
+            faster = case["faster"].get(name)
+            times = "{:.2f} ({:.2f} to {:.2f}; {:.2f})".format(*faster) if faster else ""
             peak = arm["cuda_peak"] or arm["peak_while_stepping"]
-            weights = case["weights"] / (2 if dtype == "bf16" else 1) + (0 if arm["cuda_peak"] else arm["libraries"])
             table.add_row(
                 case["case"],
                 name,
@@ -218,7 +209,7 @@ def _show(report: dict) -> None:
                 f"{arm['wall_seconds']:.3f}",
                 times,
                 f"{peak / 1e9:.2f}",
-                f"{(peak - weights) / 1e9:.2f}",
+                f"{case['weights'] / 1e9:.2f}",
                 f"{arm['tflops']:.3f}",
                 f"{arm['share']:.0%}",
             )

@@ -22,7 +22,7 @@ def draw(report: dict, path: Path) -> None:
             who, dtype = name.split()
             bar.set(facecolor=_COLOURS[who], hatch=_HATCH[dtype], edgecolor="white")
             times = case["arms"][names[0]]["seconds"] / value
-            label = f"{value:.2g} s" + (f"\n{times:.1f}x" if name != names[0] else "")
+            label = f"{value:.3g} s" + (f"\n{times:.1f}x" if name != names[0] else "")
             axes.annotate(label, (bar.get_x() + bar.get_width() / 2, value), ha="center", va="bottom", fontsize=8)
         base, method, rest = case["case"].split(" ", 2)
         axes.set_title(f"{base}, {method}\n{rest}", fontsize=9)
@@ -31,5 +31,6 @@ def draw(report: dict, path: Path) -> None:
         axes.set_ylim(0, max(seconds) * 1.2)
         axes.set_yticks([])
         axes.spines[["top", "right", "left"]].set_visible(False)
-    figure.suptitle("Seconds a training step: diffusers' example scripts and sdpersonal", fontsize=10)
+    clock = "Seconds" if cases[0].get("clock") == "wall" else "Processor's seconds"
+    figure.suptitle(f"{clock} a training step: diffusers' example scripts and sdpersonal", fontsize=10)
     figure.savefig(path, metadata={"Software": None})

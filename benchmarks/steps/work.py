@@ -62,7 +62,7 @@ def _classes(counter: FlopCounterMode) -> dict[str, float]:
     return dict(sums)
 
 
-def roof(seconds: float = 1.0) -> dict[str, dict[str, float]]:
+def roof(seconds: float = 3.0) -> dict[str, dict[str, float]]:
     """FLOP/s of this device by precision and class of operation, the best of what fits in some seconds each."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     side = 8192 if device == "cuda" else 1024
