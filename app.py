@@ -15,7 +15,7 @@ class App(Settings):
     """Open the app on this machine: a page to draw with your concepts."""
 
     base: str | None = None
-    """Model to draw with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 with a CUDA card, else tiny."""
+    """Model to draw with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 on CUDA, else tiny."""
     library: Path = Path("concepts")
     """Folder that keeps your concepts."""
     out: Path = Path("outputs")

@@ -1,7 +1,7 @@
 """The part of the Hugging Face Hub's HTTP API that pushing and pulling use, as a real server on the loopback.
 
-Written after huggingface_hub's own calls: whoami, repos/create, validate-yaml, preupload, the git-LFS batch API with basic uploads,
-commit as NDJSON, model info, resolve.
+Written after huggingface_hub's own calls: whoami, repos/create, validate-yaml, preupload, the git-LFS batch API with
+basic uploads, commit as NDJSON, model info, resolve.
 """
 
 from __future__ import annotations

@@ -109,6 +109,21 @@ def test_a_best_one_that_is_not_the_newest_stays_the_best_or_gives_way_to_the_ne
         before = best
 
 
+@pytest.mark.parametrize(
+    ("scores", "rising"),
+    [
+        ([], False),
+        ([0.9], False),
+        ([0.5, 0.6], True),
+        ([0.5, 0.51], False),
+        ([0.7, 0.5, 0.6], False),
+        ([0.6, 0.5, 0.7], True),
+    ],
+)
+def test_a_score_that_has_just_risen_above_all_before_is_rising(scores, rising):
+    assert trials.is_rising([Trial(step, scored(score)) for step, score in enumerate(scores, 1)]) is rising
+
+
 # --- its checkpoint ---
 
 

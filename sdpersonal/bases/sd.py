@@ -102,11 +102,16 @@ class StableDiffusion:
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        return self._first_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unet.dtype
+        return self._first_weight.dtype
+
+    @property
+    def _first_weight(self) -> Tensor:
+        # diffusers' own `device` and `dtype` walk through every module: 0.6 ms in the built-in base, ten times a step.
+        return self.unet.conv_in.weight
 
     @property
     def parameters(self) -> int:

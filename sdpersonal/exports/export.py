@@ -16,7 +16,7 @@ class Export:
 
     files: path in the export's folder -> content; places: the same paths -> where in the program they go; word: what
     stands for the concept in a prompt, "" where nothing does; also: what is typed besides; install: how the files come
-    in, a sentence each; notes: what this program cannot take or does otherwise; python, shell: an example, in which
+    in, a sentence each; notes: what this program cannot take or does otherwise; python, terminal: an example, in which
     {prompt} is to be replaced by a prompt in quotes.
     """
 
@@ -28,7 +28,7 @@ class Export:
     install: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     python: str = ""
-    shell: str = ""
+    terminal: str = ""
 
     @property
     def trigger(self) -> str:

@@ -33,5 +33,5 @@ def write(concept: Concept) -> Export:
         word=words(concept, slug),
         install=("Give the files to gen_img.py, or go on training from them with --network_weights or --weights.",),
         notes=tuple(notes),
-        shell=" \\\n  ".join([f"python gen_img.py{sdxl} --ckpt MODEL", *options, "--prompt {prompt}"]),
+        terminal=" \\\n  ".join([f"python gen_img.py{sdxl} --ckpt MODEL", *options, "--prompt {prompt}"]),
     )

@@ -28,8 +28,8 @@ def readme(concept: Concept, export: Export) -> str:
         parts.append("\n".join(f"{number}. {step}" for number, step in enumerate(map(literal, export.install), 1)))
     if export.python:
         parts.append(fenced(export.python.replace("{prompt}", repr(prompt)), "python"))
-    if export.shell:
-        parts.append(fenced(export.shell.replace("{prompt}", shlex.quote(prompt)), "sh"))
+    if export.terminal:
+        parts.append(fenced(export.terminal.replace("{prompt}", shlex.quote(prompt)), "sh"))
     parts.append(f"## Use\n\n{_use(export)}\n\n{fenced(prompt)}")
     if export.notes:
         parts.append("\n".join(f"- {literal(note)}" for note in export.notes))

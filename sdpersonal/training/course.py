@@ -9,7 +9,7 @@ from .distributed import agreed
 from .loop import Lesson, Plan, Silent, learn
 from .progress import Journal
 from .settling import MEASURES, evidence
-from .trials import Exam
+from .trials import Exam, is_rising
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,12 @@ def follow(
     at, marks = plan.start, course.milestones(plan.steps)
     while True:
         if at in marks and exam:
-            with lesson.average.put_in():
+            with lesson.average.put_in(), lesson.room.at("drawing sample pictures", "Add --no-samples."):
                 exam.hold(lesson.method, at)
         if at in marks and course.early_stop:
             seen = evidence(journal.measured, course.pivot)
-            if at < plan.steps and agreed(lesson.accelerator, bool(seen) and seen[-1].settled):
+            settled = bool(seen) and seen[-1].settled and not (exam and is_rising(exam.held))
+            if at < plan.steps and agreed(lesson.accelerator, settled):
                 say(f"There is no more to learn: ended after step {at} of {plan.steps} (--no-early-stop goes on).")
                 return at
         if at >= plan.steps:

@@ -32,7 +32,7 @@ def make_concept(
     vectors = {key: rows.detach().float().cpu().numpy().copy() for key, rows in method.rows.items()}
     card = Card(
         kind=settings.kind,
-        class_noun=noun_of(settings),
+        class_noun=noun_of(settings)[:100],  # the words to start from may be many; a card's are few
         base=base.kind,
         base_name=Path(base.name).name,
         method=method.name,

@@ -31,6 +31,7 @@ FOLDER = "trials"
 PLAIN = "class-noun.png"
 STEPS = 12  # of denoising: enough to compare with the last time, at half the time of a picture for people
 AS_GOOD = 0.05
+RISING = 0.02
 _LIMIT = 1 << 22
 
 
@@ -100,6 +101,12 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
     judged = [trial for trial in trials if trial.scores]
     highest = max((trial.scores.score for trial in judged), default=0.0)
     return next((trial for trial in reversed(judged) if trial.scores.score >= highest - AS_GOOD), None)
+
+
+def is_rising(trials: Sequence[Trial]) -> bool:
+    """Whether the newest one is clearly better than all before it: there is more to learn, whatever the loss says."""
+    scores = [trial.scores.score for trial in trials if trial.scores]
+    return len(scores) > 1 and scores[-1] > max(scores[:-1]) + RISING
 
 
 def picture_name(step: int) -> str:

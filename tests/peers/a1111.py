@@ -109,6 +109,7 @@ for key, rows in (held.vec if isinstance(held.vec, dict) else {"clip_l": held.ve
 
 # the LoRA
 shared.sd_model = model
+shared.opts.data["lora_preferred_name"] = "Alias from file"  # the default, which its own page of settings adds
 disk = network.NetworkOnDisk(name, job.lora)
 net = networks.load_network(name, disk)
 frame.told(name=name, at=at, version=disk.sd_version.name, alias=disk.get_alias(), bundled=list(net.bundle_embeddings))

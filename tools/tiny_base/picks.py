@@ -19,7 +19,7 @@ from sdpersonal.bases import loading
 from sdpersonal.training.course import course_of
 from sdpersonal.training.presets import preset
 from sdpersonal.training.settling import evidence
-from sdpersonal.training.trials import FOLDER, best_of, picture_name, read_trials
+from sdpersonal.training.trials import FOLDER, best_of, is_rising, picture_name, read_trials
 
 from . import photos, presets, reach
 from .workshop import Workshop
@@ -40,7 +40,7 @@ def ended_at(run, course, steps):
     measured = [(line["step"], line["fixed"]) for line in lines if "fixed" in line]
     for mark in course.milestones(steps):
         seen = evidence([one for one in measured if one[0] <= mark], course.pivot)
-        if seen and seen[-1].settled:
+        if seen and seen[-1].settled and not is_rising([trial for trial in read_trials(run) if trial.step <= mark]):
             return mark
     return steps
 
