@@ -2,7 +2,7 @@
 PYTHON ?= python3
 IN = .venv/bin
 
-.PHONY: demo test app tiny-base clean
+.PHONY: demo test test-thorough app tiny-base clean
 
 demo: .venv/.core
 	$(IN)/sdpersonal demo
@@ -10,6 +10,9 @@ demo: .venv/.core
 test: .venv/.all
 	$(IN)/ruff check
 	$(IN)/python -m pytest -n auto --maxprocesses 8
+
+test-thorough: .venv/.all
+	SDPERSONAL_THOROUGH=1 $(IN)/python -m pytest -n auto --maxprocesses 8
 
 app: .venv/.app
 	$(IN)/python app.py

@@ -23,6 +23,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # child processes, which the guard below doe
 
 
 def pytest_collection_modifyitems(items):
+    if not os.environ.get("SDPERSONAL_THOROUGH"):
+        skip = pytest.mark.skip(reason="minutes of it: SDPERSONAL_THOROUGH=1 runs it, as make test-thorough does")
+        for item in items:
+            if item.get_closest_marker("thorough"):
+                item.add_marker(skip)
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if wanting and not _has_cuda():
         for item in wanting:

@@ -156,7 +156,7 @@ def test_two_real_subjects(shared_photos, eyes):
 
 
 def test_a_wrong_class_is_told_where_the_eyes_know_the_thing(teddy, eyes):
-    for wrong in ("airplane", "big Umbrella", "crocodile"):
+    for wrong in ("airplane", "big Airplane", "crocodile"):
         assert names(teddy, class_noun=wrong, eyes=eyes) == ["wrong-class"], wrong
     for silent in ("bear", "teddy bear", "dog", "thing nobody knows", ""):
         assert names(teddy, class_noun=silent, eyes=eyes) == [], silent

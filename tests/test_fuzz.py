@@ -147,6 +147,7 @@ def test_spoiled_files_give_a_concept_or_a_refusal():
     examples(int(os.environ.get("SDPERSONAL_FUZZ_EXAMPLES", FEW)))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_twenty_thousand_of_them():

@@ -108,6 +108,7 @@ def test_of_a_repository_only_what_can_be_a_concept_is_wanted():
             repositories._wanted(Repository("a/b"), sizes)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_thousand_in_a_minute(tmp_path, capsys):
     for number in range(1000):

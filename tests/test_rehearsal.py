@@ -232,6 +232,7 @@ def dies_in_its_checkpoint():
     files.write_json = write
 
 
+@pytest.mark.thorough
 def test_killed_in_it_a_new_run_starts_and_ends_the_same(narrow, photos, tmp_path):
     def command(place):
         flags = ["--photos", photos, "--token", "<me/thing>", "--base", narrow, "--steps", 2, "--batch", 1]

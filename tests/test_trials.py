@@ -301,6 +301,7 @@ def whole(begin, tmp_path):
     return begin(tmp_path / "whole", "lora")[0], (tmp_path / "whole" / "run" / FILE).read_bytes()
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_interrupted_anywhere_it_ends_the_same(begin, whole, tmp_path, monkeypatch):
     """Also in the middle of a trial, or of the line that it writes; twice, where the second one is as the first."""
