@@ -203,6 +203,7 @@ def _training(root, place, batch):
     return [*argv, "--library", str(place / "concepts"), "--run", str(place / "run")]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path, root):
     """Started as a launcher starts them. (accelerate launch itself starts several on a CPU only through MPI.)"""

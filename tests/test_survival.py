@@ -221,6 +221,7 @@ def test_killed_and_resumed_equals_uninterrupted(kind, command, tmp_path):
     assert [line["step"] for line in lines(place)] == list(range(1, 13))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_dead_at_any_write_of_a_run_it_goes_on_to_the_same_end(settings, tmp_path, monkeypatch):
     """The child dies as a machine does that loses its power: what was not flushed is cut."""
