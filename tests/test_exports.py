@@ -27,6 +27,7 @@ from sdpersonal.exports import FORMATS, export
 from sdpersonal.exports.paths import module_path
 from sdpersonal.exports.torch_zip import saved
 from sdpersonal.formats import read_any
+from sdpersonal.formats.folders import read_folder
 from sdpersonal.library import Library
 from sdpersonal.prompts import Token
 
@@ -261,6 +262,40 @@ def test_words_come_back_under_their_token(base, format):
     found = read_any(the_file(made, ".safetensors" if format == "diffusers" else ".bin"), "x")
     same_vectors(found, mine)
     assert found.token == Token("me", "toy-duck")
+
+
+@pytest.mark.parametrize("base", teaching.BASES)
+def test_a_folder_for_diffusers_comes_back_whole(base, tmp_path):
+    mine = teaching.taught(base, dtype=np.float16)
+    found = read_folder(put(export(mine, "diffusers"), tmp_path))
+    same_vectors(found, mine)
+    same_lora(found.lora, mine.lora)
+    assert found.token == Token("me", "toy-duck") and found.card.base == base
+    assert found.card.title == mine.card.title and found.card.license == mine.card.license
+
+
+def test_a_folder_for_the_sd_concepts_library_comes_back_with_its_kind(tmp_path):
+    mine = teaching.taught("sd2", "vectors")
+    mine = dataclasses.replace(mine, card=mine.card.model_copy(update={"kind": "style"}))
+    found = read_folder(put(export(mine, "sd-concepts-library"), tmp_path))
+    same_vectors(found, mine)
+    assert found.token == Token("me", "toy-duck") and found.card.kind == "style"
+
+
+@pytest.mark.parametrize("base", teaching.BASES)
+def test_files_for_onetrainer_come_back(base):
+    mine = teaching.taught(base)
+    made = export(mine, "onetrainer")
+    word = read_any(made.files["embedding/me-toy-duck.safetensors"], "me-toy-duck.safetensors")
+    same_vectors(word, mine)
+    back = read_any(made.files["lora/me-toy-duck.safetensors"], "x").lora
+    assert {layer.rank for layer in back.layers.values()} == {3}  # ranks are made even there
+    kept = {name for name in mine.lora.layers if base != "sdxl" or name.startswith("lora_unet_")}
+    assert back.layers.keys() == kept
+    for name, layer in back.layers.items():
+        np.testing.assert_allclose(
+            teaching.change(layer), teaching.change(mine.lora.layers[name]), rtol=1e-6, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("format", FORMATS)

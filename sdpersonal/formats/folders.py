@@ -137,11 +137,16 @@ def _together(contents: Sequence[Content], token: Token | None, folder: Path) ->
         return _joined(concepts, token) if len(concepts) > 1 else concepts[0]
     loras = [content for content in contents if lora_file.fits(content) or cloneofsimo.fits(content)]
     rest = [content for content in contents if content not in loras]
-    if len(loras) > 1 or len(rest) > 1:
+    pair = len(rest) == 2 and diffusers.is_pair(*rest)
+    if len(loras) > 1 or (len(rest) > 1 and not pair):
         names = show(", ".join(content.name for content in contents), 200)
         raise PersonalError(f"{show(str(folder), 200)} holds several concepts: {names}.", "Give one of the files.")
-    concepts = [read_content(content, token) for content in (*loras, *rest)]
-    return _joined(concepts, token) if len(concepts) > 1 else concepts[0]
+    words = [diffusers.read_pair(*rest, token)] if pair else [read_content(content, token) for content in rest]
+    concepts = [*(read_content(content, token) for content in loras), *words]
+    if len(concepts) == 1:
+        return concepts[0]
+    named = [each.token for each in words if next(iter(rest[0].shapes)).startswith("<")]  # only diffusers' rows are
+    return _joined(concepts, token or next(iter(named), None))
 
 
 def _joined(concepts: Sequence[Concept], token: Token | None) -> Concept:
