@@ -67,7 +67,7 @@ def main() -> None:
     steps, warmup = (50, 10) if cuda else (5, 2)
     settings = replace(settings, steps=settings.steps or steps, warmup=settings.warmup or warmup)
     cases = [Case.parse(text) for text in settings.cases] or (ON_CUDA if cuda else ON_CPU)
-    roof = _child("benchmarks.steps.work", ["roof"], settings)
+    roof = {} if settings.peak_tflops else _child("benchmarks.steps.work", ["roof"], settings)
     bases = {case: _base(case.base, settings) for case in cases}
     works = {case: _work(case, settings) for case in cases}
     runs: dict[Case, dict[Arm, list[dict]]] = {case: {arm: [] for arm in _arms(case, cuda, settings)} for case in cases}
@@ -153,8 +153,8 @@ def _measured(case: Case, runs: dict[Arm, list[dict]], work: dict, roof: dict, s
             for kind, count in work["encode"].items():
                 flops[kind] = flops.get(kind, 0.0) + count
         seconds, total = median(_steps(own, clock)), sum(flops.values())
-        rates = roof[arm.dtype]
-        least = total / (settings.peak_tflops * 1e12) if settings.peak_tflops else _least_seconds(flops, rates)
+        peak = settings.peak_tflops
+        least = total / (peak * 1e12) if peak else _least_seconds(flops, roof[arm.dtype])
         arms[str(arm)] = {
             "seconds": seconds,
             "least_seconds": min(_steps(own, clock)),

@@ -31,6 +31,7 @@ def module(name, *arguments, root, cwd):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 @pytest.mark.skipif(PEERS not in os.environ, reason=f"{PEERS} does not name diffusers' folder of examples")
 @pytest.mark.parametrize("method", ["textual-inversion", "lora"])
 def test_both_sides_on_a_narrow_model(root, tmp_path, method):
@@ -38,7 +39,8 @@ def test_both_sides_on_a_narrow_model(root, tmp_path, method):
     line = [sys.executable, root / "benchmarks" / "training_step.py", "--scripts", os.environ[PEERS]]
     line += ["--photos", photos, "--work", tmp_path / "work", "--out", tmp_path / "out.json"]
     line += ["--chart", tmp_path / "chart.png", "--cases", f"narrow:{method}:64:1", "--rounds", "1", "--steps", "2"]
-    done = subprocess.run(list(map(str, line)), cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    line += ["--peak-tflops", "0.1"]
+    done = subprocess.run(list(map(str, line)), cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     (case,) = json.loads((tmp_path / "out.json").read_text())["cases"]
     assert list(case["arms"]) == ["script fp32", "sdpersonal fp32"]
