@@ -14,12 +14,13 @@ from lessons import METHODS, copied, lesson_for, plan_for, same, settings_for
 from narrow import save_narrow, save_photos
 from sdpersonal.config import DreamboothSettings, InversionSettings
 from sdpersonal.library import Library
-from sdpersonal.training import course, live, methods, run, train
+from sdpersonal.training import live, methods, train
 from sdpersonal.training.averaging import Average
 from sdpersonal.training.course import Course, course_of
 from sdpersonal.training.loop import learn
+from sdpersonal.training.presets import preset
 from sdpersonal.training.progress import Journal
-from sdpersonal.training.settling import MEASURES, SHARE, SIZE, WINDOW, evidence, fixed_batch, measure
+from sdpersonal.training.settling import SHARE, SIZE, WINDOW, evidence, fixed_batch, measure
 
 
 @pytest.fixture(scope="module")
@@ -226,17 +227,23 @@ def facts(tmp_path):
     return result["steps"]
 
 
-def first_that_can_know(steps):
-    """The first milestone of ten that has seen one value more than the window."""
-    every, spacing = steps // MEASURES, -(-steps // 10)
-    return next(mark for mark in range(spacing, steps, spacing) if mark // every > WINDOW)
+@pytest.fixture
+def usual(monkeypatch):
+    """Presets of so many steps."""
+
+    def usual(steps, **more):
+        real = methods.preset
+        monkeypatch.setattr(methods, "preset", lambda *which: replace(real(*which), steps=steps, **more))
+
+    return usual
 
 
-@pytest.mark.parametrize("steps", [40, 83])
-def test_a_run_that_moves_nothing_ends_where_that_can_be_known(begin, tmp_path, steps):
-    concept, said = begin(steps=steps)
-    end = first_that_can_know(steps)
-    assert facts(tmp_path) == concept.card.steps == end < steps / 2
+@pytest.mark.parametrize(("steps", "end"), [(40, 12), (80, 24), (120, 36)])
+def test_a_run_that_moves_nothing_ends_where_that_can_be_known(begin, usual, tmp_path, steps, end):
+    """The first of ten milestones that has seen nine of forty measurements."""
+    usual(steps)
+    concept, said = begin(steps=None)
+    assert facts(tmp_path) == concept.card.steps == end
     line = f"There is no more to learn: ended after step {end} of {steps} (--no-early-stop goes on)."
     assert said.count(line) == 1
     assert f"It ended after step {end}, since there was no more to learn; {steps} were allowed." in " ".join(
@@ -244,14 +251,16 @@ def test_a_run_that_moves_nothing_ends_where_that_can_be_known(begin, tmp_path, 
     )
 
 
-@pytest.fixture
-def few_measures(monkeypatch):
-    """Runs that can be stopped are short: the first step that can know is the tenth of 14."""
-    monkeypatch.setattr(run, "MEASURES", 12)
-    monkeypatch.setattr(course, "MEASURES", 12)
+def test_who_asks_for_less_is_not_stopped_the_sooner_and_who_asks_for_more_waits_longer(begin, usual, tmp_path):
+    usual(80)
+    begin(steps=40)
+    assert facts(tmp_path) == 20  # nine measurements of every second step
+    begin(steps=160, run=tmp_path / "longer" / "run")
+    assert facts(tmp_path / "longer") == 48
 
 
-def test_a_stopped_run_resumed_ends_there_again_or_goes_on_if_told(begin, tmp_path, few_measures):
+def test_a_stopped_run_resumed_ends_there_again_or_goes_on_if_told(begin, usual, tmp_path):
+    usual(14)
     first, _ = begin(steps=14)
     assert facts(tmp_path) == first.card.steps == 10
     again, said = begin(steps=14, resume=True)
@@ -262,19 +271,20 @@ def test_a_stopped_run_resumed_ends_there_again_or_goes_on_if_told(begin, tmp_pa
     assert any("going on from step 10" in line for line in said)
 
 
-def test_a_short_run_is_never_stopped(begin, tmp_path, few_measures):
-    concept, said = begin(steps=11)
-    assert facts(tmp_path) == concept.card.steps == 11 and not any("no more to learn" in line for line in said)
+def test_a_short_run_is_never_stopped(begin, usual, tmp_path):
+    usual(80)
+    concept, said = begin(steps=18)
+    assert facts(tmp_path) == concept.card.steps == 18 and not any("no more to learn" in line for line in said)
 
 
-def test_no_early_stop_goes_on(begin, tmp_path, few_measures):
+def test_no_early_stop_goes_on(begin, usual, tmp_path):
+    usual(14)
     concept, said = begin(steps=14, early_stop=False)
     assert facts(tmp_path) == concept.card.steps == 14 and not any("no more to learn" in line for line in said)
 
 
-def test_a_pivotal_run_is_not_judged_by_its_words_alone(begin, tmp_path, monkeypatch, few_measures):
-    real = methods.preset
-    monkeypatch.setattr(methods, "preset", lambda *which: replace(real(*which), pivot=4))
+def test_a_pivotal_run_is_not_judged_by_its_words_alone(begin, usual, tmp_path):
+    usual(20, pivot=4)
     concept, _ = begin(method="pivotal", class_noun="cat", rank=2, steps=20)
     assert facts(tmp_path) == concept.card.steps == 14  # 10 values of the LoRA's curve; by all it would be 10
 
@@ -291,7 +301,8 @@ def test_without_samples_nothing_is_drawn_and_the_last_is_kept(begin, tmp_path, 
 def test_milestones_cover_the_run_to_its_last_step():
     assert Course(4, True).milestones(10) == [4, 8, 10] and Course(5, True).milestones(10) == [5, 10]
     for steps in (1, 2, 9, 10, 11, 39, 40, 250, 801):
-        marks = course_of(steps, 10, examined=True, early_stop=True, pivot=0).milestones(steps)
+        chosen = replace(preset("textual-inversion", "tiny"), steps=steps)
+        marks = course_of(chosen, examined=True, early_stop=True).milestones(steps)
         assert marks == sorted(set(marks)) and marks[-1] == steps and len(marks) <= 10
-        assert course_of(steps, 10, False, False, 0).milestones(steps) == [steps]
-        assert course_of(steps, 10, False, True, 0).early_stop == (steps >= MEASURES)
+        assert course_of(chosen, False, False).milestones(steps) == [steps]
+        assert course_of(chosen, False, True).early_stop == (steps > WINDOW + 1)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from .distributed import agreed
 from .loop import Lesson, Plan, Silent, learn
+from .presets import Preset
 from .progress import Journal
-from .settling import MEASURES, evidence
+from .settling import can_settle, evidence
 from .trials import Exam, is_rising
 
 
@@ -25,11 +26,11 @@ class Course:
         return [*range(self.spacing, steps, self.spacing), steps]
 
 
-def course_of(steps: int, milestones: int, examined: bool, early_stop: bool, pivot: int) -> Course:
+def course_of(chosen: Preset, examined: bool, early_stop: bool) -> Course:
     """Without anything to do at a milestone there is one, at the end. A run too short to be measured settles never."""
-    early_stop = early_stop and steps >= MEASURES
-    spacing = max(1, -(-steps // milestones)) if examined or early_stop else steps
-    return Course(spacing, early_stop, pivot)
+    early_stop = early_stop and can_settle(chosen.steps, chosen.measure_every)
+    spacing = max(1, -(-chosen.steps // chosen.milestones)) if examined or early_stop else chosen.steps
+    return Course(spacing, early_stop, chosen.pivot)
 
 
 def follow(

@@ -18,6 +18,7 @@ from .loop import Accelerator
 from .method import Method
 from .presets import Preset, preset, steps_for
 from .prior import ClassPictures, Predicted, Prior
+from .settling import measure_every
 from .textual_inversion import TextualInversion
 
 CLASS_CAPTION = "a photo of {}"
@@ -37,9 +38,12 @@ def chosen(settings: Training, base: StableDiffusion, photos: int) -> Preset:
     """The preset of the method on this kind of base for so many photos, with what the user set in its place."""
     usual = preset(method_name(settings), base.kind, settings.kind)
     times = (settings.lr or usual.lr) / usual.lr
+    schedule = steps_for(usual.steps, photos)
+    steps = settings.steps or schedule
     return replace(
         usual,
-        steps=settings.steps or steps_for(usual.steps, photos),
+        steps=steps,
+        measure_every=measure_every(steps, schedule),
         batch=settings.batch or usual.batch,
         lr=usual.lr * times,
         rows_lr=usual.rows_lr * times,

@@ -39,6 +39,7 @@ class Preset:
     snr_gamma: float | None = None  # min-SNR weighting
     average: float = 0.95  # decay of the average of what trains; 0 keeps none
     milestones: int = 10  # at which the concept is examined; each leaves a checkpoint
+    measure_every: int = 1  # steps between measurements of the fixed batch; worked out for each run
 
 
 _STABLE_DIFFUSION = {

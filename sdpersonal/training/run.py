@@ -39,7 +39,7 @@ from .progress import Journal, while_heard
 from .rehearsal import clock, rehearse
 from .report import Story, write_report
 from .resuming import RESULT, check_free, first_step, identity_of, run_folder
-from .settling import MEASURES, fixed_batch
+from .settling import fixed_batch
 from .templates import TEMPLATES
 from .tracking import check_installed, tracked
 from .trials import Exam, Trial
@@ -170,8 +170,8 @@ def _prepared(
         lr=settings.lr or chosen.lr,
         factor=rate_factor(settings, chosen),
         identity=identity,
-        watched=fixed_batch(data) if accelerator.is_main_process else None,
-        measure_every=max(1, chosen.steps // MEASURES),
+        watched=fixed_batch(data) if accelerator.is_main_process and chosen.steps >= chosen.measure_every else None,
+        measure_every=chosen.measure_every,
     )
     return lesson, plan, exam
 
@@ -188,7 +188,7 @@ def _taught(
     settings: Training, lesson: Lesson, plan: Plan, chosen: Preset, exam: Exam | None, say: Callable[[str], None]
 ) -> int:
     """Teach; the step at which the run ended."""
-    course = course_of(plan.steps, chosen.milestones, settings.samples, settings.early_stop, chosen.pivot)
+    course = course_of(chosen, settings.samples, settings.early_stop)
     if not lesson.accelerator.is_main_process:
         ended = follow(lesson, plan, course, Silent(), None, say)
         lesson.accelerator.wait_for_everyone()

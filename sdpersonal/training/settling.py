@@ -19,7 +19,7 @@ from .method import Method
 
 SIZE = 8  # samples in the fixed batch
 _FIRST, _LAST = 0.025, 0.8  # of the noise levels; the last fifth says only which photo's background was guessed
-MEASURES = 40  # over a whole schedule
+_MEASURES = 40  # over a whole schedule
 WINDOW = 8  # of them are the last values: a fifth of the schedule
 SHARE = 0.1  # of the variance
 
@@ -34,6 +34,17 @@ class Evidence:
     @property
     def settled(self) -> bool:
         return self.share < SHARE
+
+
+def measure_every(steps: int, usual: int) -> int:
+    """Steps between measurements. A run of fewer than the usual steps is not judged the sooner for it: the curve of
+    its first steps bends no earlier."""
+    return max(1, max(steps, usual) // _MEASURES)
+
+
+def can_settle(steps: int, every: int) -> bool:
+    """Whether the rule will have values enough before the last step."""
+    return steps > (WINDOW + 1) * every
 
 
 def fixed_batch(photos: TrainingPhotos) -> Batch:

@@ -11,6 +11,7 @@ photos that nobody learned from.
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -34,10 +35,14 @@ def tiles(path):
     return [page.crop((left, top, left + _TILE, top + _TILE)) for left, top in places]
 
 
-def ended_at(run, course, steps):
-    """The step at which the rule ends such a run."""
+def measured_in(run):
+    """The fixed batch's losses: (step, loss)."""
     lines = [json.loads(line) for line in (run / "progress.jsonl").read_text().splitlines()]
-    measured = [(line["step"], line["fixed"]) for line in lines if "fixed" in line]
+    return [(line["step"], line["fixed"]) for line in lines if "fixed" in line]
+
+
+def ended_at(run, measured, course, steps):
+    """The step at which the rule ends such a run."""
     for mark in course.milestones(steps):
         seen = evidence([one for one in measured if one[0] <= mark], course.pivot)
         if seen and seen[-1].settled and not is_rising([trial for trial in read_trials(run) if trial.step <= mark]):
@@ -53,10 +58,11 @@ def pick(shop, subject, method, eyes):
         photos.save(photos.sample_photos(shop.work, subject, reach.LEARNED, reach.SEEN), folder / "photos")
         whole = reach.taught(method, folder, reach.SUBJECTS[subject], "object", early_stop=False)
         run = folder / method
+        measured, trials = measured_in(run), read_trials(run)
         name = method if method == "textual-inversion" else f"dreambooth-{method}"
-        table = preset(name, "tiny")
-        course = course_of(whole["steps"], table.milestones, True, True, table.pivot)
-        ended, trials = ended_at(run, course, whole["steps"]), read_trials(run)
+        table = replace(preset(name, "tiny"), measure_every=measured[0][0])
+        course = course_of(table, True, True)
+        ended = ended_at(run, measured, course, whole["steps"])
         truth = {t.step: eyes.likeness(tiles(run / FOLDER / picture_name(t.step)), unseen) for t in trials}
     picked = best_of([trial for trial in trials if trial.step <= ended])
     best = max(trials, key=lambda trial: trial.scores.score)
@@ -71,6 +77,7 @@ def pick(shop, subject, method, eyes):
         "best by the second judge": {"step": sure} | truth[sure],
         "seconds of the whole": whole["seconds"],
         "trials": [line(trial) for trial in trials],
+        "measured": measured,
     }
 
 
