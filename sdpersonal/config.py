@@ -106,6 +106,14 @@ def _new_token(value: Any) -> Any:
     return str(token)
 
 
+def _token(value: Any) -> Any:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise PersonalError("A token must be text like <me/my-cat>.")
+    return str(Token.parse(value))
+
+
 def _prompt(value: Any) -> Any:
     if not isinstance(value, str):
         raise PersonalError("A prompt must be text.")
@@ -225,7 +233,7 @@ class DreamboothSettings(Training):
 
 
 class Request(Settings):
-    """One request for pictures. Picture i depends on seed + i alone."""
+    """One request for pictures. Picture i depends on seed + i alone (or, near a favourite, on near_seed + i)."""
 
     prompt: PromptText
     """English with concept tokens in it: 'a photo of <me/duck> on the beach'."""
@@ -233,26 +241,52 @@ class Request(Settings):
     """What the picture should not be."""
     n: Annotated[int, Whole, Field(ge=1, le=100)] = 4
     """How many pictures."""
+    every: bool = False
+    """Draw each of the prompt's alternatives n times, instead of one by chance for each picture."""
     seed: Annotated[int, Whole, Field(ge=0, le=2**32 - 1)] = 0
     """Same seed, same picture."""
-    steps: Annotated[int, Whole, Field(ge=1, le=150)] = 25
-    """Denoising steps."""
+    steps: Annotated[int, Whole, Field(ge=1, le=150)] | None = None
+    """Denoising steps. Default: 25; with --fast 6."""
     guidance: Annotated[float, Number, Field(ge=1, le=30)] | None = None
-    """How strictly to follow the prompt; 1 is not at all. Default: what suits the base (7.5, tiny 3)."""
+    """How strictly to follow the prompt; 1 is not at all. Default: what suits the base (7.5, SDXL 5, tiny 3)."""
+    rescale: Annotated[float, Number, Field(ge=0, le=1)] | None = None
+    """How much of guidance's excess contrast to take back. Default: 0.7 for a base with zero terminal SNR, else 0."""
     size: Annotated[str | None, _personal(_size)] = None
-    """WIDTHxHEIGHT in pixels. Default: the base's own."""
+    """WIDTHxHEIGHT in pixels. Default: the base's own, or the start picture's."""
+    near: Annotated[float, Number, Field(gt=0, le=1)] | None = None
+    """Variations of the seed's picture: how far each is from it; 0.1 is close, 1 another picture."""
+    near_seed: Annotated[int, Whole, Field(ge=0, le=2**32 - 1)] = 1
+    """Seed of the variations."""
+    start: Path | None = None
+    """Picture to begin from (image-to-image)."""
+    mask: Path | None = None
+    """Picture that is white where the start picture is to be drawn anew (inpainting)."""
+    change: Annotated[float, Number, Field(gt=0, le=1)] = 0.6
+    """How much of the start picture, or of the first pass, may change (denoising strength)."""
+    enlarge: Annotated[float, Number, Field(ge=1, le=4)] = 1.0
+    """Draw it, then again so many times as large, from that."""
+    fast: Annotated[str | None, _personal(_token)] = None
+    """Token of an LCM or TCD LoRA in your library: a few steps are enough."""
 
     def __init__(self, **values: Any):
         super().__init__(**values)
+        if self.mask and not self.start:
+            raise PersonalError("--mask says what to change in a start picture.", "Give it with --start.")
+        if self.start and self.enlarge > 1:
+            raise PersonalError("--enlarge is for pictures that begin from noise.", "Ask for a larger --size.")
         # Each within its limits can still be a week of work together.
         width, height = self.pixels or (512, 512)
-        work = self.n * self.steps * width * height
+        work = self.n * self.denoising_steps * width * height * self.enlarge**2
         if work > MAX_WORK:
             raise PersonalError(
-                f"{self.n} pictures of {width}x{height} in {self.steps} steps are "
-                f"{work / MAX_WORK:.0f} times more than I take at once.",
+                f"{self.n} pictures of {width * self.enlarge:g}x{height * self.enlarge:g} in {self.denoising_steps} "
+                f"steps are {work / MAX_WORK:.0f} times more than I take at once.",
                 "Ask for fewer, smaller, or with fewer steps.",
             )
+
+    @property
+    def denoising_steps(self) -> int:
+        return self.steps or (FAST_STEPS if self.fast else STEPS)
 
     @property
     def pixels(self) -> tuple[int, int] | None:
@@ -263,4 +297,6 @@ class Request(Settings):
         return int(width), int(height)
 
 
+STEPS = 25  # of DPM++ 2M Karras: more change little (Lu et al. 2022, arXiv 2211.01095, figure 1)
+FAST_STEPS = 6  # of LCM or TCD, which learned to do with 4 to 8 (Luo et al. 2023, arXiv 2311.05556)
 MAX_WORK = 100 * 50 * 1024 * 1024  # pictures x steps x pixels: some hours on a fast card
