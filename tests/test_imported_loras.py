@@ -1,10 +1,13 @@
 """LoRAs that diffusers and PEFT saved themselves change a base as much when we read them as when they load them."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from narrow import save_narrow
+from sdpersonal.errors import PersonalError
 from sdpersonal.formats.folders import read_folder
 
 SCALE = 1.5  # alpha / rank
@@ -86,3 +89,70 @@ def _sgm(name: str) -> str:
     from sdpersonal.formats.layers import unet_name
 
     return f"lora_unet_{unet_name(name.removeprefix('lora_unet_'), 'sdxl')}" if name.startswith("lora_unet_") else name
+
+
+# --- PEFT alone -------------------------------------------------------------------------------------------------------
+
+PLAIN = {"r": 4, "lora_alpha": 6, "init_lora_weights": "gaussian"}
+ATTENTION = {"unet": ["to_q", "to_k", "to_v", "to_out.0"], "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"]}
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline.from_pretrained(save_narrow("sd1", tmp_path_factory.mktemp("narrow") / "base"))
+
+
+def adapted(model, part: str, folder, **options):
+    """A folder as PEFT's `save_pretrained` leaves it, and each weight's change, by PEFT's own merging."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    torch.manual_seed(5)
+    wrapped = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules=ATTENTION[part], **(PLAIN | options)))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    wrapped.save_pretrained(folder)
+    merged = PeftModel.from_pretrained(copy.deepcopy(model), folder).merge_and_unload()
+    before = dict(model.named_parameters())
+    return {
+        name.removesuffix(".weight"): (after - before[name]).detach().numpy()
+        for name, after in merged.named_parameters()
+        if name.endswith(".weight") and not torch.equal(after, before[name])
+    }
+
+
+@pytest.mark.parametrize("parts", [("unet",), ("text_encoder",), ("unet", "text_encoder")])
+@pytest.mark.parametrize("options", ["plain", "rslora", "patterns"])
+def test_folders_of_peft_change_the_base_as_peft_does(pipe, tmp_path, parts, options):
+    folder = tmp_path / "my thing"
+    changes = {}
+    for part in parts:
+        one = "attn2.to_k" if part == "unet" else "self_attn.q_proj"
+        more = {"rslora": {"use_rslora": True}, "patterns": {"rank_pattern": {one: 2}, "alpha_pattern": {one: 9}}}
+        place = folder / part if len(parts) > 1 else folder
+        prefix = "lora_unet" if part == "unet" else "lora_te"
+        theirs = adapted(getattr(pipe, part), part, place, **more.get(options, {}))
+        changes |= {f"{prefix}_{_flat(path, prefix)}": change for path, change in theirs.items()}
+    found = read_folder(folder)
+    assert str(found.token) == "<imported/my-thing>" and found.card.base == "sd1"
+    assert changes.keys() == found.lora.layers.keys() and len(changes) >= 8
+    for name, layer in found.lora.layers.items():
+        ours = layer.up.astype(np.float64) @ layer.down * (layer.alpha / layer.rank)
+        np.testing.assert_allclose(ours, changes[name], atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"init_lora_weights": "pissa"}, "began as a part of the base itself .PEFT's pissa."),
+        ({"init_lora_weights": "olora"}, "began as a part of the base itself .PEFT's olora."),
+        ({"use_dora": True}, "is a DoRA"),
+        ({"modules_to_save": ["conv_out"]}, "do not know its tensors"),
+    ],
+)
+def test_variants_of_peft_that_no_plain_lora_equals_are_named(pipe, tmp_path, options, said):
+    adapted(pipe.unet, "unet", tmp_path / "unet", **options)
+    with pytest.raises(PersonalError, match=said):
+        read_folder(tmp_path)

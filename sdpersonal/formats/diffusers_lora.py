@@ -35,6 +35,8 @@ _OLD = re.compile(
 _UNET_START = ("down_blocks.", "up_blocks.", "mid_block.", "conv_", "time_embedding.", "add_embedding.")
 _ORIGINAL_START = ("input_blocks.", "middle_block.", "output_blocks.", "out.", "time_embed.", "label_emb.")
 _TEXT_START = ("text_model.", "encoder.layers.", "text_projection")
+_TAKEN_FROM_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_VARIANTS = ("use_dora", "use_qalora", "use_bdlora", "kasa_config")
 _SUFFIXES = {
     "lora_A.weight": "down",
     "lora_A.default.weight": "down",
@@ -107,12 +109,22 @@ def adapters(content: Content) -> dict[str, dict[str, object]]:
     return nested
 
 
-def alpha_of(adapter: Mapping[str, object], path: str, rank: int, name: str) -> float:
-    """alpha of one module by PEFT's configuration. Raises PersonalError where that is of a kind I do not read."""
-    if adapter.get("peft_type", "LORA") != "LORA":
+def refuse_variants(adapter: Mapping[str, object], name: str) -> None:
+    """Raise PersonalError where PEFT's configuration says that adding up @ down to the base is not what was meant."""
+    if (kind := str(adapter.get("peft_type", "LORA"))) != "LORA":
+        raise PersonalError(f"{show(name)} is a {show(kind)}, not a LoRA.", "Ask for a plain LoRA.")
+    start = str(adapter.get("init_lora_weights", True))
+    if start.lower().startswith(_TAKEN_FROM_THE_BASE):
         raise PersonalError(
-            f"{show(name)} is a {show(str(adapter['peft_type']))}, not a LoRA.", "Ask for a plain LoRA."
+            f"{show(name)} began as a part of the base itself (PEFT's {show(start)}), and fits only what was left of it.",
+            "Ask its author to convert it: save_pretrained(..., path_initial_model_for_weight_conversion=...).",
         )
+    if variant := next((each for each in _VARIANTS if adapter.get(each)), None):
+        raise PersonalError(f"{show(name)} is no plain LoRA (PEFT's {variant}).", "Ask for a plain LoRA.")
+
+
+def alpha_of(adapter: Mapping[str, object], path: str, rank: int, name: str) -> float:
+    """alpha of one module by PEFT's configuration. Raises PersonalError where it is no number that I can read."""
     alpha = adapter.get("lora_alpha", rank)
     patterns = adapter.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):

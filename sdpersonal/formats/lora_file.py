@@ -32,6 +32,8 @@ def fits(content: Content) -> bool:
 
 def read(content: Content, token: Token | None = None, adapters: Mapping[str, dict] | None = None) -> Concept:
     """The concept. adapters: PEFT's configuration of each component, if not in the header. Raises PersonalError."""
+    for adapter in (adapters or {}).values():
+        diffusers_lora.refuse_variants(adapter, content.name)
     layers, bundles = _sorted(content)
     arrays = {part: _layer(content, part, names, adapters or {}) for part, names in layers.items()}
     base = base_of_lora({part: layer.down for part, layer in arrays.items()}, content)
