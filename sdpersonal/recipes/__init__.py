@@ -1,5 +1,8 @@
 """What a picture was drawn from: kept inside it, read back from it, and from other programs' pictures."""
 
+from .foreign import Foreign
+from .reading import MAX_PICTURE, read_recipe
 from .recipe import Drawn, Ingredient, Recipe, pixels_sum
+from .writing import png
 
-__all__ = ["Drawn", "Ingredient", "Recipe", "pixels_sum"]
+__all__ = ["MAX_PICTURE", "Drawn", "Foreign", "Ingredient", "Recipe", "pixels_sum", "png", "read_recipe"]

@@ -50,6 +50,9 @@ class Part(Settings):
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
+    def __init__(self, /, **values: Any):  # a stranger's JSON may even call a key "self"
+        super().__init__(**{name: value for name, value in values.items() if name in type(self).model_fields})
+
 
 class Drawn(Part):
     """The base that drew: its name as a person knows it (never a path), its kind, and `StableDiffusion.version`."""
@@ -62,7 +65,8 @@ class Drawn(Part):
 class Ingredient(Part):
     """One concept, by its full token: its identity, the strength it had, and what of it acted.
 
-    words: what the token stood for in the prompt where the concept has no vectors (its trigger words).
+    words: what the token stood for in the prompt where the concept has no vectors (its trigger words); hub: the
+    repository of the Hub that it came from, "" where that is not known.
     """
 
     token: _text(150)
@@ -71,8 +75,9 @@ class Ingredient(Part):
     vectors: StrictBool = False
     lora: StrictBool = False
     words: _text(2000) = ""
+    hub: _text(200) = ""
 
-    def __init__(self, **values: Any):
+    def __init__(self, /, **values: Any):
         super().__init__(**values)
         Token.parse(self.token)
 
@@ -106,7 +111,7 @@ class Recipe(Part):
     base: Drawn
     concepts: Annotated[tuple[Ingredient, ...], Field(max_length=64)] = ()
 
-    def __init__(self, **values: Any):
+    def __init__(self, /, **values: Any):
         if missing := [name for name in ("steps", "guidance", "size") if values.get(name) is None]:
             raise PersonalError(f"{missing[0]} is needed.")  # a request may leave them to the base
         asked = _request(values, start=Path() if values.get("start") else None)

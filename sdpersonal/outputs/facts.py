@@ -1,0 +1,92 @@
+"""What the page tells of each picture, read from the picture once and then kept beside it.
+
+`.facts.jsonl` in a day's folder has a line for each of its pictures. It can be deleted at any time, and is mistrusted:
+a line that does not fit is read from its picture again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..errors import PersonalError
+from ..recipes import Recipe, read_recipe
+
+KEPT = ".facts.jsonl"
+_VERSION = 1
+_HEAD = 600_000  # bytes: our recipe and A1111's stand before the pixels
+_MAX_KEPT = 200_000_000  # bytes
+
+Facts = Mapping[str, Any]
+"""prompt, negative: text; width, height: pixels; facts: pairs of texts. Without a recipe all texts are empty."""
+
+
+def facts_of(folder: Path, names: Iterable[str]) -> dict[str, Facts]:
+    """By file name, of pictures in one folder. Those read for the first time are kept for the next time."""
+    kept = _kept(folder / KEPT)
+    found = {name: kept[name] if name in kept else read_facts(folder / name) for name in names}
+    if found.keys() != kept.keys():
+        lines = (json.dumps({"v": _VERSION, "name": name, **facts}) for name, facts in found.items())
+        files.write_text(folder / KEPT, "".join(f"{line}\n" for line in lines))
+    return found
+
+
+def read_facts(path: Path) -> Facts:
+    """Of one PNG, by its first bytes; whatever they hold."""
+    data = b""
+    with suppress(PersonalError), files.open_to_read(path) as file:
+        data = file.read(_HEAD)
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    facts = {"prompt": "", "negative": "", "facts": [], "width": width, "height": height}
+    with suppress(PersonalError):
+        recipe = read_recipe(data)
+        if isinstance(recipe, Recipe):
+            facts |= {"prompt": recipe.prompt, "negative": recipe.negative, "facts": list(map(list, _told(recipe)))}
+    return facts
+
+
+def _told(recipe: Recipe) -> list[tuple[str, str]]:
+    concepts = (f"{each.token} {each.strength:g}" for each in recipe.concepts)
+    rows = {
+        "Seed": str(recipe.seed),
+        "Near": f"{recipe.near:g} towards seed {recipe.near_seed}" if recipe.near is not None else "",
+        "Concepts": ", ".join(concepts),
+        "Base": recipe.base.name,
+        "Size": recipe.size + (f", enlarged {recipe.enlarge:g} times" if recipe.enlarge > 1 else ""),
+        "Began from": f"a picture, changed by {recipe.change:g}" if recipe.start else "",
+        "Steps": str(recipe.steps),
+        "Guidance": f"{recipe.guidance:g}",
+        "Chosen from": recipe.template,
+    }
+    return [(name, text) for name, text in rows.items() if text]
+
+
+def _kept(path: Path) -> dict[str, Facts]:
+    kept: dict[str, Facts] = {}
+    with suppress(PersonalError):
+        for line in files.read_bytes(path, _MAX_KEPT).splitlines():
+            with suppress(ValueError, RecursionError):
+                entry = json.loads(line)
+                if _fits(entry):
+                    kept[entry["name"]] = {
+                        key: entry[key] for key in ("prompt", "negative", "facts", "width", "height")
+                    }
+    return kept
+
+
+def _fits(entry: object) -> bool:
+    if not isinstance(entry, dict) or entry.get("v") != _VERSION:
+        return False
+    texts, sides, pairs = ("name", "prompt", "negative"), ("width", "height"), entry.get("facts")
+    return (
+        all(isinstance(entry.get(key), str) for key in texts)
+        and all(isinstance(entry.get(key), int) for key in sides)
+        and isinstance(pairs, list)
+        and all(
+            isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs
+        )
+    )

@@ -1,0 +1,77 @@
+"""One HTML page of all pictures: no server, no network, pictures by their path beside it.
+
+Prompts may be anybody's. They are put into the page as JSON and become text, never markup; the page's own policy allows
+the one script and the one style sheet by their sha256, pictures beside it, and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from .facts import facts_of
+from .folder import FAVOURITE, FAVOURITES, Outputs
+
+_HERE = Path(__file__).parent
+_PATIENCE = 60.0  # seconds to wait for another process that is writing the page
+
+
+def write_page(outputs: Outputs, title: str = "Pictures") -> tuple[Path, int]:
+    """Write `index.html` into the folder; returns its path and how many pictures it shows.
+
+    Only pictures that are new since the last time are opened. Raises PersonalError, NoRoom.
+    """
+    files.make_folder(outputs.folder)
+    path = outputs.folder / "index.html"
+    with files.lock(outputs.folder, wait=_PATIENCE):  # else a page begun earlier could end up over a later one
+        pictures = list(_pictures(outputs))
+        files.write_text(path, page(pictures, title))
+    return path, len(pictures)
+
+
+def page(pictures: list[dict[str, Any]], title: str) -> str:
+    """The HTML. pictures: as `_pictures` has them."""
+    from jinja2 import Environment, StrictUndefined
+
+    script, style = (files.read_bytes(_HERE / name, 100_000).decode() for name in ("page.js", "page.css"))
+    template = files.read_bytes(_HERE / "page.html", 100_000).decode()
+    machine = Environment(autoescape=True, undefined=StrictUndefined)
+    return machine.from_string(template).render(
+        title=title,
+        count=len(pictures),
+        pictures=json.dumps(pictures, separators=(",", ":")).replace("<", "\\u003c"),  # no "</script>" in a prompt
+        script=script,
+        style=style,
+        script_sum=_sum(script),
+        style_sum=_sum(style),
+    )
+
+
+def _pictures(outputs: Outputs) -> Iterator[dict[str, Any]]:
+    """Favourites first, then the newest. path: relative to the page."""
+    starred = outputs.favourites()
+    days = {day: outputs.pictures(day) for day in outputs.days()}
+    here = {f"{day}-{name}" for day, names in days.items() for name in names}
+    lonely = [name for name in starred if name not in here]  # their originals are gone
+    left = facts_of(outputs.folder / FAVOURITES, lonely) if lonely else {}
+    known = {day: facts_of(outputs.folder / day, names) for day, names in days.items()}
+    for name in starred:
+        day, original = FAVOURITE.fullmatch(name).group(1, 2)
+        if name in left:
+            yield {"path": f"{FAVOURITES}/{name}", "day": day, "star": True} | dict(left[name])
+        else:
+            yield {"path": f"{day}/{original}", "day": day, "star": True} | dict(known[day][original])
+    marked = set(starred)
+    for day, names in days.items():
+        for name in names:
+            if f"{day}-{name}" not in marked:
+                yield {"path": f"{day}/{name}", "day": day, "star": False} | dict(known[day][name])
+
+
+def _sum(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,129 @@
+"""A recipe as A1111 writes it into its pictures, which Civitai and most other programs read too.
+
+    a photo of me-duck <lora:me-duck:0.8> on the beach
+    Negative prompt: blurry
+    Steps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 1, Size: 512x512, ...
+
+Concepts have the names that our exports give them: `owner-name`. Emphasis is spelled alike in both programs. What A1111
+has no word for (the part of the sampling in which a concept acts, rescaled guidance) is left out.
+
+Hashes: of a LoRA A1111 writes the first 12 digits of the sha256 over the bytes after a file's header, which Civitai
+knows as AutoV3; a concept's identity begins with them. The same 12 stand for an embedding, of which A1111 itself would
+write the sum over the whole file: that changes with every word on the card. Sources: `create_infotext` and `quote` of
+A1111's `modules/processing.py` and `infotext_utils.py`, `networks.py` of its Lora extension; Civitai's
+`automatic.metadata.ts`, for its `Hashes`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+
+from ..card import plain
+from ..errors import PersonalError
+from ..prompts import Token
+from .recipe import Ingredient, Recipe
+
+DIGITS = 12  # of a sha256
+SAMPLERS = {  # diffusers' class -> Sampler, Schedule type
+    "DPMSolverMultistep": ("DPM++ 2M", "Karras"),
+    "DDIM": ("DDIM", None),
+    "LCM": ("LCM", None),
+    "TCD": ("TCD", None),
+}
+_BRACKET = re.compile(r"<(?=\S)([^<>]*)>")
+_MISREAD = re.compile(r"\b(negative prompt|negative template|template|steps):", re.IGNORECASE)
+_NUMBER = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+")
+
+
+def infotext(recipe: Recipe) -> str:
+    """The text of a PNG's `parameters`."""
+    loras = {each.token: each for each in recipe.concepts if each.lora}
+    prompt = _worded(recipe.prompt, recipe.concepts, loras)
+    prompt = " ".join(
+        [prompt, *map(_lora, loras.values())]
+    ).strip()  # those that the prompt does not name: the fast one
+    lines = [_one_line(prompt)]
+    if negative := _one_line(_worded(recipe.negative, recipe.concepts, {})):
+        lines.append(f"Negative prompt: {negative}")
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in _facts(recipe) if value not in (None, "")))
+    text = "\n".join(lines).strip()
+    embeddings = {f"embed:{_slug(each)}": each.sha256[:DIGITS] for each in recipe.concepts if each.vectors}
+    return f"{text}, Hashes: {json.dumps(embeddings)}" if embeddings else text
+
+
+def _facts(recipe: Recipe) -> Iterator[tuple[str, object]]:
+    sampler, schedule = SAMPLERS.get(recipe.sampler, (recipe.sampler, None))
+    yield "Steps", recipe.steps
+    yield "Sampler", sampler
+    yield "Schedule type", schedule
+    yield "CFG scale", f"{recipe.guidance:g}"
+    yield "Seed", recipe.seed
+    yield "Size", recipe.size
+    yield "Model hash", recipe.base.sha256[:10]
+    yield "Model", recipe.base.name
+    if recipe.near is not None:
+        yield "Variation seed", recipe.near_seed
+        yield "Variation seed strength", f"{recipe.near:g}"
+    if recipe.start or recipe.enlarge > 1:
+        yield "Denoising strength", f"{recipe.change:g}"
+    yield "RNG", "CPU"
+    if recipe.enlarge > 1:
+        yield "Hires upscale", f"{recipe.enlarge:g}"
+    yield "Lora hashes", _hashes(each for each in recipe.concepts if each.lora)
+    yield "TI hashes", _hashes(each for each in recipe.concepts if each.vectors)
+    yield "Version", f"sdpersonal {recipe.sdpersonal}"
+
+
+def _hashes(concepts: Iterable[Ingredient]) -> str:
+    return ", ".join(f"{_slug(each)}: {each.sha256[:DIGITS]}" for each in concepts)
+
+
+def _slug(concept: Ingredient) -> str:
+    return Token.parse(concept.token).slug
+
+
+def _lora(concept: Ingredient) -> str:
+    return f"<lora:{_slug(concept)}:{concept.strength:g}>"
+
+
+def _worded(prompt: str, concepts: tuple[Ingredient, ...], loras: dict[str, Ingredient]) -> str:
+    """The prompt in their words. Each LoRA that stands in it is taken out of `loras`."""
+
+    def mention(bracket: re.Match[str]) -> str:
+        found = [_mentioned(part, concepts, loras) for part in bracket[1].partition("@")[0].split("+")]
+        return " ".join(part for part in found if part)
+
+    return _BRACKET.sub(mention, prompt)
+
+
+def _mentioned(part: str, concepts: tuple[Ingredient, ...], loras: dict[str, Ingredient]) -> str:
+    word, _, strength = part.partition(":")
+    concept = _found(word, concepts)
+    if concept is None:
+        return word
+    said = concept.words
+    if concept.vectors:
+        number = _NUMBER.fullmatch(strength.strip())
+        said = f"({_slug(concept)}:{float(number[0]):g})" if number and float(number[0]) != 1 else _slug(concept)
+    lora = loras.pop(concept.token, None)
+    return f"{said} {_lora(lora)}".strip() if lora else said
+
+
+def _found(word: str, concepts: tuple[Ingredient, ...]) -> Ingredient | None:
+    try:
+        token = Token.parse(word.lower())
+    except PersonalError:
+        return None
+    return next((each for each in concepts if token.matches(Token.parse(each.token))), None)
+
+
+def _one_line(text: str) -> str:
+    """Without line ends, and without words that begin a part of such a text."""
+    return _MISREAD.sub(r"\1 :", " ".join(plain(text).split()))
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n]", text) else text
