@@ -11,7 +11,7 @@ from pydantic import Field
 from ..config import Whole
 from ..errors import PersonalError
 from ..library import Entry, Library
-from ..prompts import Mention, Token, parse, show
+from ..prompts import Mention, Token, Word, parse, show
 from .concepts import Listing
 from .output import say, say_json
 
@@ -125,10 +125,10 @@ def merge_concepts(settings: Merging) -> int:
 
 
 def _mention(word: str) -> Mention:
-    pieces = parse(_bracketed(word)).pieces
-    if len(pieces) != 1 or not isinstance(pieces[0], Mention):
+    prompt = parse(_bracketed(word))
+    if len(prompt.mentions) != 1 or prompt.pieces != (Word(prompt.mentions),):
         raise PersonalError(f"{show(word)} is not one concept's token.", "For example '<me/duck:0.6>'.")
-    return pieces[0]
+    return prompt.mentions[0]
 
 
 def _bracketed(word: str) -> str:

@@ -1,0 +1,69 @@
+"""A concept's word: what may stand in angle brackets, and the spelling proposed where something else does."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+from ..errors import PersonalError
+from .showing import show
+
+_WORD = r"[a-z0-9]+(?:-[a-z0-9]+)*"
+_TOKEN = re.compile(rf"(?:(?P<owner>{_WORD})/)?(?P<name>{_WORD}?)(?:-v(?P<version>[1-9][0-9]{{0,5}}))?")
+_MAX_WORD = 64
+# Device names that Windows reserves in any folder: a concept called so could not be shared with a Windows user.
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+_HABIT = "a-z, 0-9 and -"
+
+
+@dataclass(frozen=True, order=True)
+class Token:
+    """A concept's word: `<owner/name-vN>`. owner None: whoever has that name; version None: the newest."""
+
+    owner: str | None
+    name: str
+    version: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Token:
+        """`<me/duck-v2>`, or the same without brackets. Raises PersonalError, proposing a spelling that works."""
+        inner = text.strip()
+        if inner.startswith("<") and inner.endswith(">"):
+            inner = inner[1:-1]
+        found = _TOKEN.fullmatch(inner)
+        if not found or max(len(found["owner"] or ""), len(found["name"])) > _MAX_WORD:
+            raise PersonalError(f"{show(text) or '<>'} is not a concept's token.", _suggestion(inner))
+        if _RESERVED & {found["owner"], found["name"]}:
+            raise PersonalError(f"{show(text)} holds a name that Windows keeps for devices.", "Choose another name.")
+        return cls(found["owner"], found["name"], int(found["version"]) if found["version"] else None)
+
+    @property
+    def slug(self) -> str:
+        """`owner-name`: what other programs, which allow no slash or dot, call the concept."""
+        return f"{self.owner}-{self.name}" if self.owner else self.name
+
+    def matches(self, other: Token) -> bool:
+        """Whether this way of writing means `other`, which has owner and version."""
+        return self.name == other.name and self.owner in (None, other.owner) and self.version in (None, other.version)
+
+    def unversioned(self) -> Token:
+        return Token(self.owner, self.name)
+
+    def __str__(self) -> str:
+        owner = f"{self.owner}/" if self.owner else ""
+        version = f"-v{self.version}" if self.version else ""
+        return f"<{owner}{self.name}{version}>"
+
+
+def _suggestion(inner: str) -> str:
+    plain = unicodedata.normalize("NFKC", inner.partition(":")[0]).lower()
+    if alike := next((c for c in plain if c.isalnum() and not c.isascii()), None):
+        # A look-alike is not seen by reading the word again, so it is named.
+        return f"Its {show(alike)!r} is {unicodedata.name(alike, 'no letter')}; I use {_HABIT}."
+    words = [re.sub(r"[^a-z0-9]+", "-", part).strip("-")[:_MAX_WORD].strip("-") for part in plain.split("/")[:2]]
+    words = [word for word in words if word]
+    if not words:
+        return f"Write it like <me/my-cat>; I use {_HABIT}."
+    owner, name = words if len(words) == 2 else ("me", words[0])
+    return f"Call it <{owner}/{name}>; I use {_HABIT}."
