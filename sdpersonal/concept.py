@@ -43,7 +43,10 @@ _PARTS = {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha"}
 
 @dataclass(frozen=True)
 class LoraLayer:
-    """One layer's change: delta weight = up @ down * alpha / r. down (r, in[, k, k]), up (out, r[, 1, 1])."""
+    """One layer's change: delta weight = up @ down * alpha / r. down (r, in[, k, k]), up (out, r[, 1, 1]).
+
+    As read, the matrices are the file's own bytes, and cannot be written to.
+    """
 
     down: np.ndarray
     up: np.ndarray
@@ -96,7 +99,7 @@ class Concept:
     @cached_property
     def identity(self) -> str:
         """sha256 of the file's bytes after its header, 64 hexadecimal digits; the same under any name."""
-        return files.sha256(payload(_tensors(self)))
+        return files.sha256(*payload(_tensors(self)))
 
 
 @dataclass(frozen=True)
@@ -133,17 +136,21 @@ class Header:
 
 def write(concept: Concept) -> bytes:
     """The concept's file. The same concept gives the same bytes."""
-    tensors = _tensors(concept)
-    head, body = pack(tensors, _metadata(concept, files.sha256(payload(tensors))))
-    data = head.replace(_sum_entry(_NO_SUM), _sum_entry(files.sha256(head))) + body
-    check(data, str(concept.token))  # nothing is written that could not be read
-    return data
+    return b"".join(parts(concept))
+
+
+def parts(concept: Concept) -> list[bytes | memoryview]:
+    """The same in parts: the header, then the tensors where they lie, since a LoRA of SDXL can be of 1 GB and more."""
+    head, *body = pack(_tensors(concept), _metadata(concept))
+    head = head.replace(_sum_entry(_NO_SUM), _sum_entry(files.sha256(head)))
+    check_head(head, len(head) + sum(map(len, body)), str(concept.token))  # nothing is written that could not be read
+    return [head, *body]
 
 
 def read(data: bytes, name: str) -> Concept:
     """The concept in the bytes of a file called `name`. Raises PersonalError for all that `write` cannot have made."""
     layout = check(data, name)
-    header = _read_header(data, layout, name)
+    header = _read_header(bytes(data[: layout.payload_start]), layout, name, len(data))
     if files.sha256(memoryview(data)[layout.payload_start :]) != header.identity:
         raise damaged(name, "damaged (sha256 differs from the one in its header)")
     try:
@@ -155,20 +162,21 @@ def read(data: bytes, name: str) -> Concept:
         raise PersonalError(f"{show(name)} is refused. {error.problem}", error.fix) from error
 
 
-def read_header(path: Path) -> Header:
-    """The header alone of the file at `path`. Raises PersonalError."""
+def read_header(path: Path, picture: bool = True) -> Header:
+    """The header alone of the file at `path`; picture: its thumbnail too. Raises PersonalError."""
     name = os.path.basename(path)
-    with files.open_to_read(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        head = file.read(_FIRST_READ)
-        try:
-            if size > MAX_FILE:
-                raise ValueError("it is larger than 300 MB")
-            whole = 8 + header_length(head, size)
-            head = head[:whole] + file.read(max(0, whole - len(head)))
-        except ValueError as error:
-            raise damaged(name, str(error)) from error
-    return _read_header(head, check_head(head, size, name), name, size)
+    head, size = files.read_head(path, _FIRST_READ)
+    try:
+        if size > MAX_FILE:
+            raise ValueError("it is larger than 4 GB, the most I read")
+        whole = 8 + header_length(head, size)
+    except ValueError as error:
+        raise damaged(name, str(error)) from error
+    if whole > len(head):
+        head, size = files.read_head(path, whole)
+    head = head[:whole]
+    bare = head if picture else _without_picture(head)
+    return _read_header(head, check_head(bare, size - len(head) + len(bare), name), name, size)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -196,7 +204,8 @@ def _sum_entry(value: str) -> bytes:
     return f'"{_SUM}":"{value}"'.encode()  # inside any other text of the header its quotes would be escaped
 
 
-def _metadata(concept: Concept, identity: str) -> dict[str, str]:
+def _metadata(concept: Concept) -> dict[str, str]:
+    identity = concept.identity
     metadata = {
         "format": "pt",
         "sdpersonal.format": _VERSION,
@@ -213,24 +222,33 @@ def _metadata(concept: Concept, identity: str) -> dict[str, str]:
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
+_PICTURE = b'"modelspec.thumbnail":"'  # as `write` has it; inside any other text its quotes would be escaped
 
-def _read_header(head: bytes, layout: Layout, name: str, size: int | None = None) -> Header:
+
+def _without_picture(head: bytes) -> bytes:
+    """The same header with an empty thumbnail: of 20 kB of JSON a listing reads one."""
+    start = head.find(_PICTURE) + len(_PICTURE)
+    end = head.find(b'"', start)
+    if start < len(_PICTURE) or end < 0 or b"\\" in head[start:end]:
+        return head
+    return (len(head) - 8 - (end - start)).to_bytes(8, "little") + head[8:start] + head[end:]
+
+
+def _read_header(head: bytes, layout: Layout, name: str, size: int) -> Header:
+    """head: all bytes before the payload; size: of the whole file. Raises PersonalError."""
     metadata = layout.metadata
     if "sdpersonal.card" not in metadata:
         raise PersonalError(f"{show(name)} is not one of our concepts.", "Import it: sdpersonal concepts import FILE")
     if metadata.get("sdpersonal.format") != _VERSION:
         raise PersonalError(f"{show(name)} was made by a newer sdpersonal.", "Update sdpersonal.")
-    raw = bytes(head[: layout.payload_start])
     written = metadata.get(_SUM, "")
-    if files.sha256(raw.replace(_sum_entry(written), _sum_entry(_NO_SUM))) != written:
+    if files.sha256(head.replace(_sum_entry(written), _sum_entry(_NO_SUM))) != written:
         raise damaged(name, "damaged (its header was changed)")
     card = read_card(metadata["sdpersonal.card"], name)
     token = Token.parse(card.token)
     shapes = {tensor: place.shape for tensor, place in layout.tensors.items()}
     identity = metadata.get("modelspec.hash_sha256", "").removeprefix("0x")
-    size = len(head) if size is None else size
-    picture = metadata.get("modelspec.thumbnail", "")
-    return Header(token, card, shapes, picture, size, size - layout.payload_start, identity)
+    return Header(token, card, shapes, metadata.get("modelspec.thumbnail", ""), size, size - len(head), identity)
 
 
 def _read_tensors(data: bytes, layout: Layout, token: Token) -> tuple[dict[str, np.ndarray], Lora | None]:
@@ -242,9 +260,9 @@ def _read_tensors(data: bytes, layout: Layout, token: Token) -> tuple[dict[str, 
     for name in layout.tensors:
         layer, _, part = name.partition(".")
         if name in ("emb_params", bundle + "string_to_param.*"):
-            vectors["clip_l"] = array(data, layout, name).astype(np.float32, copy=False)
+            vectors["clip_l"] = np.array(array(data, layout, name), np.float32)  # few, so they can be anybody's own
         elif name.removeprefix(bundle) in ("clip_l", "clip_g"):
-            vectors[name.removeprefix(bundle)] = array(data, layout, name).astype(np.float32, copy=False)
+            vectors[name.removeprefix(bundle)] = np.array(array(data, layout, name), np.float32)
         elif _LAYER.fullmatch(layer) and part in _PARTS:
             layers.setdefault(layer, {})[_PARTS[part]] = array(data, layout, name)
         else:

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -33,6 +33,8 @@ except ImportError:  # Windows, where an open file cannot be deleted and so need
 _LEFTOVER = ".sdpersonal-tmp"
 LOCK_NAME = ".lock"
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
+_HEAD = 4_200_000  # bytes that tell what a file is: the longest header of a stranger's safetensors file
+_CHUNK = 1 << 24  # bytes written at once, where there are so many
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -42,28 +44,71 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 @contextmanager
 def open_to_read(path: Path) -> Iterator[BinaryIO]:
     """A regular file, open. Raises PersonalError; never waits on a pipe or device."""
-    with _told(path):
-        # O_NONBLOCK: opening a named pipe that nobody writes to would otherwise wait for ever.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            os.close(handle)
-            raise PersonalError(f"{show(str(path))} is not a file.")
-        with os.fdopen(handle, "rb") as file:
-            yield file
+    with _told(path), os.fdopen(_open_regular(path)[0], "rb") as file:
+        yield file
 
 
-def read_bytes(path: Path, limit: int) -> bytes:
-    """The content of a regular file of at most `limit` bytes, read once. Raises PersonalError."""
+def read_bytes(path: Path, limit: int, look: Callable[[bytes, int], None] | None = None) -> bytes:
+    """The content of a regular file of at most `limit` bytes, read once. Raises PersonalError.
+
+    look: is given the file's first megabytes and its size, and may raise before the rest is read.
+    """
     with open_to_read(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise PersonalError(f"{show(str(path))} is larger than {_megabytes(limit)}, the most I read of such a file.")
+        size = os.fstat(file.fileno()).st_size
+        if look:
+            look(file.read(min(size, _HEAD)), size)
+            file.seek(0)
+        if size > limit:
+            raise _too_large(path, limit)
+        try:
+            data = file.read(size)  # not `limit`: so much memory would be asked for
+            while more := file.read(65_536):  # it has grown since, or the system does not know its size
+                data += more
+                if len(data) > limit:
+                    raise _too_large(path, limit)
+        except MemoryError:
+            raise PersonalError(
+                f"{show(str(path), 200)} needs {_megabytes(size)} of memory, more than is free."
+            ) from None
     return data
 
 
-def sha256(data: bytes | memoryview) -> str:
-    """The digest, as 64 hexadecimal digits."""
-    return hashlib.sha256(data).hexdigest()
+def read_head(path: Path, count: int) -> tuple[bytes, int]:
+    """The first `count` bytes of a regular file, and its size; in half of the time that `open_to_read` takes.
+
+    Raises PersonalError.
+    """
+    try:
+        handle, size = _open_regular(path)
+        try:
+            return os.read(handle, count), size
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise _explained(path, error, None) from error
+
+
+def _open_regular(path: Path) -> tuple[int, int]:
+    """A handle, and the size."""
+    # O_NONBLOCK: opening a named pipe that nobody writes to would otherwise wait for ever.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
+    facts = os.fstat(handle)
+    if not stat.S_ISREG(facts.st_mode):
+        os.close(handle)
+        raise PersonalError(f"{show(str(path))} is not a file.")
+    return handle, facts.st_size
+
+
+def _too_large(path: Path, limit: int) -> PersonalError:
+    return PersonalError(f"{show(str(path))} is larger than {_megabytes(limit)}, the most I read of such a file.")
+
+
+def sha256(*parts: bytes | memoryview) -> str:
+    """The digest of the parts one after the other, as 64 hexadecimal digits."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
 
 
 def inside(root: Path, *parts: str) -> Path:
@@ -89,15 +134,19 @@ def free_bytes(folder: Path) -> int:
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, replacing what is there, all or nothing. Raises NoRoom, PersonalError."""
+def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
+    """Put the parts, one after the other, at `path`, replacing what is there, all or nothing.
+
+    Raises NoRoom, PersonalError.
+    """
     path = Path(path)
-    with _told(path, len(data)):
+    with _told(path, sum(map(len, parts))):
         temporary, guard = _stage(path)
         try:
             handle = os.open(temporary, os.O_WRONLY | _BINARY)
             try:
-                _write(handle, data)
+                for chunk in _gathered(parts):
+                    _write(handle, chunk)
                 os.fsync(handle)
             finally:
                 os.close(handle)
@@ -280,6 +329,19 @@ def _holder_note(path: Path) -> str:
 # --- inside ---------------------------------------------------------------------------------------------------------
 
 
+def _gathered(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """The same bytes in few chunks: a concept has thousands of small parts, or large ones that are best not copied."""
+    held: list[bytes | memoryview] = []
+    size = 0
+    for part in parts:
+        if size + len(part) > _CHUNK and held:
+            yield b"".join(held)
+            held, size = [], 0
+        held.append(part)
+        size += len(part)
+    yield held[0] if len(held) == 1 else b"".join(held)
+
+
 def _write(handle: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
@@ -374,4 +436,6 @@ def _explained(path: Path, error: OSError, need: int | None) -> PersonalError:
 
 
 def _megabytes(count: int) -> str:
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

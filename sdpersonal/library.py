@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import files
 from .card import Card, edited
-from .concept import Concept, check_token, read, read_header, write
+from .concept import Concept, check_token, parts, read, read_header
 from .errors import PersonalError
 from .formats.folders import read_path
 from .prompts import Token, show
@@ -69,7 +69,8 @@ class Library:
 
     def list(self) -> list[Entry]:
         """Every concept, by owner, name and version; damaged files with what is wrong with them."""
-        entries = (self._entry(token) for token in sorted(self._tokens()))
+        found = sorted(self._files(), key=lambda each: (each[0].owner, each[0].name, each[0].version))
+        entries = (self._entry(token, file) for token, file in found)
         return [entry for entry in entries if entry is not None]
 
     def find(self, token: Token) -> Entry:
@@ -137,7 +138,7 @@ class Library:
             concept = self._load(found)
             card = edited(concept.card, changes)
             if card != concept.card:
-                files.write_bytes(self._path(found), write(dataclasses.replace(concept, card=card)))
+                files.write_bytes(self._path(found), *parts(dataclasses.replace(concept, card=card)))
         return found
 
     def rename(self, old: Token, new: Token) -> list[Token]:
@@ -190,12 +191,15 @@ class Library:
     def _owners(self) -> list[os.DirEntry]:
         return [each for each in _scan(self.folder) if each.is_dir(follow_symlinks=False) and each.name[0] != "."]
 
-    def _tokens(self) -> Iterator[Token]:
-        """Every token that a path in this folder spells; no file is opened."""
+    def _files(self) -> Iterator[tuple[Token, os.DirEntry]]:
+        """Every token that a path in this folder spells, with that path; no file is opened."""
         for owner in self._owners():
             for file in _scan(owner):
                 if token := _token(owner.name, file.name):
-                    yield token
+                    yield token, file
+
+    def _tokens(self) -> Iterator[Token]:
+        return (token for token, _ in self._files())
 
     def _path(self, token: Token) -> Path:
         return self.folder.joinpath(token.owner, _file_name(token))
@@ -232,18 +236,18 @@ class Library:
             return f"The library {show(str(self.folder))} is empty."
         return "See: sdpersonal concepts list"
 
-    def _safe_path(self, token: Token) -> Path:
-        """Where a concept's bytes are read: never outside, whatever links lie here."""
+    def _safe_path(self, token: Token, seen: os.DirEntry | None = None) -> Path:
+        """Where a concept's bytes are read: never outside, whatever links lie here. seen: spares a look at the disk."""
         path = self._path(token)
-        if os.path.islink(path):  # linked folders are not listed to begin with
+        if seen.is_symlink() if seen else os.path.islink(path):  # linked folders are not listed to begin with
             files.inside(self.folder, token.owner, path.name)
         return path
 
-    def _entry(self, token: Token) -> Entry | None:
+    def _entry(self, token: Token, seen: os.DirEntry | None = None) -> Entry | None:
         """The entry, or None where its file has vanished since it was seen."""
         try:
-            path = self._safe_path(token)
-            header = read_header(path)
+            path = self._safe_path(token, seen)
+            header = read_header(path, picture=False)
         except (PersonalError, OSError) as error:
             if not os.path.lexists(path := self._path(token)):
                 return None
@@ -276,11 +280,11 @@ class Library:
         version = concept.token.version or (newest if replace and newest else newest + 1)
         token = dataclasses.replace(concept.token, version=version)
         path = self._path(token)
-        data = write(dataclasses.replace(concept, token=token))
+        data = parts(dataclasses.replace(concept, token=token))
         try:
             files.inside(self.folder, token.owner)  # a linked folder must not take us elsewhere
             files.make_folder(path.parent)
-            files.write_bytes(path, data)
+            files.write_bytes(path, *data)
         except PersonalError:
             files.remove_empty_folder(path.parent)
             raise
@@ -293,7 +297,7 @@ class Library:
         files.rename(self._path(at), self._path(to))
         # The header repeats the token for other programs; where the disk is full, the old word stays, and no harm done.
         with suppress(PersonalError):
-            files.write_bytes(self._path(to), write(self._load(to)))
+            files.write_bytes(self._path(to), *parts(self._load(to)))
 
     def _clash(self, concept: Concept, taken: Token) -> PersonalError:
         entry = self._entry(taken)

@@ -16,8 +16,9 @@ import numpy as np
 from .errors import PersonalError
 from .prompts import show
 
-MAX_FILE = 300_000_000  # bytes
+MAX_FILE = 4_000_000_000  # bytes: a LoRA of all linear layers of SDXL of rank 256 takes 1.8 GB
 MAX_HEADER = 1_000_000  # bytes
+MAX_STRANGERS_HEADER = 4_000_000  # bytes: kohya's writer repeats every tag of every photo
 MAX_TENSORS = 4096
 MAX_NAME = 256  # characters of a tensor's name
 WIDTH = {"F16": 2, "BF16": 2, "F32": 4}  # bytes per number
@@ -42,27 +43,30 @@ class Layout:
     payload_start: int  # bytes from the start of the file
 
 
-def check(data: bytes, name: str) -> Layout:
-    """The layout of a whole file. Raises PersonalError, naming the file `name` and what is wrong with it."""
-    return check_head(data[: 8 + MAX_HEADER], len(data), name)
+def check(data: bytes, name: str, longest: int = MAX_HEADER) -> Layout:
+    """The layout of a whole file, whose header has `longest` bytes at most.
+
+    Raises PersonalError, naming the file `name` and what is wrong with it.
+    """
+    return check_head(data[: 8 + longest], len(data), name, longest)
 
 
-def check_head(head: bytes, size: int, name: str) -> Layout:
+def check_head(head: bytes, size: int, name: str, longest: int = MAX_HEADER) -> Layout:
     """The layout of a file of `size` bytes, from its first bytes; `head` must hold the header."""
     try:
-        length = header_length(head, size)
+        length = header_length(head, size, longest)
         return _layout(_header(head[8 : 8 + length]), 8 + length, size)
     except ValueError as error:
         raise damaged(name, str(error)) from error
 
 
-def header_length(head: bytes, size: int) -> int:
+def header_length(head: bytes, size: int, longest: int = MAX_HEADER) -> int:
     """Bytes of JSON that follow the first 8. Raises ValueError."""
     if len(head) < 8:
         raise ValueError("it is empty" if not head else "it ends early")
     length = int.from_bytes(head[:8], "little")
-    if length > MAX_HEADER:
-        raise ValueError("its header is longer than 1 MB, or it is no safetensors file")
+    if length > longest:
+        raise ValueError(f"its header is longer than {longest // 10**6} MB, or it is no safetensors file")
     if 8 + length > size:
         raise ValueError("it ends early")
     return length
@@ -102,21 +106,27 @@ def strict_json(text: str) -> object:
 
 
 def array(data: bytes, layout: Layout, name: str) -> np.ndarray:
-    """A writable copy of one tensor: float16 stays, bfloat16 becomes float32 (exactly), float32 stays."""
+    """One tensor, without copying it where the bytes will do: float16 and float32 stay, bfloat16 becomes float32."""
     place = layout.tensors[name]
     raw = memoryview(data)[layout.payload_start + place.begin : layout.payload_start + place.end]
     return numbers(raw, place.dtype).reshape(place.shape)
 
 
 def numbers(raw: bytes | memoryview, dtype: str) -> np.ndarray:
-    """A writable copy of little-endian bytes as numbers, bfloat16 widened to float32."""
+    """Little-endian bytes as numbers, which nobody can write to; bfloat16 is widened to float32, exactly."""
     if dtype == "BF16":  # numpy has none: it is a float32 without its lower half
-        return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
-    return np.frombuffer(raw, {"F16": "<f2", "F32": "<f4"}[dtype]).copy()
+        wide = np.frombuffer(raw, "<u2").astype("<u4")
+        wide <<= 16
+        return wide.view("<f4")
+    found = np.frombuffer(raw, {"F16": "<f2", "F32": "<f4"}[dtype])
+    return found if found.flags.aligned else found.copy()
 
 
-def pack(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> tuple[bytes, bytes]:
-    """The header (with its length) and the payload of a file. float32 and float16 only; the order is the file's own."""
+def pack(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> list[bytes | memoryview]:
+    """The parts of a file: its header (with its length), then its payload.
+
+    float32 and float16 only; the order is the file's own.
+    """
     tensors = in_order(tensors)
     header: dict[str, object] = {"__metadata__": metadata}
     position = 0
@@ -127,13 +137,13 @@ def pack(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> tuple[byte
         position += tensor.nbytes
     raw = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)  # keeps the numbers aligned for programs that map the file
-    return len(raw).to_bytes(8, "little") + raw, payload(tensors)
+    return [len(raw).to_bytes(8, "little") + raw, *payload(tensors)]
 
 
-def payload(tensors: dict[str, np.ndarray]) -> bytes:
-    """The tensors' bytes in the file's order, little-endian."""
-    ordered = in_order(tensors).values()
-    return b"".join(tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes() for tensor in ordered)
+def payload(tensors: dict[str, np.ndarray]) -> list[memoryview]:
+    """The tensors' bytes in the file's order, little-endian; not copied where they lie so already."""
+    little = (each.astype(each.dtype.newbyteorder("<"), copy=False) for each in in_order(tensors).values())
+    return [each.reshape(-1).view(np.uint8).data for each in little]
 
 
 def in_order(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

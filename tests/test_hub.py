@@ -293,11 +293,11 @@ def test_lists_of_files_are_not_believed(hub, library, capsys, tmp_path):
     assert not list(tmp_path.parent.rglob("evil.safetensors")) and not list(Path(os.environ["HOME"]).rglob("evil*"))
     hub.repos["a/b"] = Repo({"x.safetensors": data})
     hub.listed = [{"rfilename": "x.safetensors", "size": 10**12}]
-    assert "300 MB" in refused(library, capsys, "pull", "a/b")
+    assert "4 GB" in refused(library, capsys, "pull", "a/b")
     hub.listed = [{"rfilename": "there-is-no-such.safetensors", "size": 10}]
     refused(library, capsys, "pull", "a/b")
     hub.listed = [{"rfilename": f"{n}.safetensors", "size": 10**8} for n in range(100)]
-    assert "2 GB" in refused(library, capsys, "pull", "a/b")
+    assert "4 GB" in refused(library, capsys, "pull", "a/b")
     assert [str(entry.token) for entry in library.list()] == ["<me/duck-v1>", "<me/ink-v1>"]
 
 

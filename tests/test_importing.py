@@ -101,8 +101,8 @@ def test_of_a_repository_only_what_can_be_a_concept_is_wanted():
     for sizes, said in (
         ({"model_index.json": 9, "unet/x.safetensors": 9}, "whole model"),
         ({"README.md": 9}, "holds no embedding"),
-        ({"x.safetensors": 10**9}, "larger than 300 MB"),
-        ({f"{n}.safetensors": 2 * 10**8 for n in range(20)}, "Name the one"),
+        ({"x.safetensors": 10**10}, "larger than 4 GB"),
+        ({f"{n}.safetensors": 3 * 10**8 for n in range(20)}, "Name the one"),
     ):
         with pytest.raises(repositories.PersonalError, match=said):
             repositories._wanted(Repository("a/b"), sizes)

@@ -16,5 +16,5 @@ def facts(concept: Concept, tensors: dict[str, np.ndarray], trigger: str) -> dic
     has_lora = any(name.endswith(".weight") for name in tensors)
     thumbnail = remade(concept.thumbnail) if concept.thumbnail else None
     token = concept.token.unversioned()
-    found = modelspec(concept.card, token, has_lora, files.sha256(payload(tensors)), thumbnail)
+    found = modelspec(concept.card, token, has_lora, files.sha256(*payload(tensors)), thumbnail)
     return {"format": "pt"} | found | ({"modelspec.trigger_phrase": trigger} if trigger else {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -11,10 +12,11 @@ import numpy as np
 
 from ..errors import PersonalError
 from ..prompts import show
-from ..tensorfile import MAX_FILE, MAX_NAME, MAX_TENSORS, array, check, damaged, header_length
+from ..tensorfile import MAX_NAME, MAX_STRANGERS_HEADER, MAX_TENSORS, array, check, damaged, header_length
 from . import pickles
 
 OWNER = "imported"  # of concepts whose files name no owner
+MAX_PICKLE = 300_000_000  # bytes of a pickle or a picture: what is larger has long been safetensors
 _DEPTH = 4  # of containers in a pickle; hypernetworks and checkpoints go no deeper
 _TEXT = 2000  # characters of any one word about a file
 
@@ -42,7 +44,10 @@ class Content:
         """A tensor as vectors: float32 (n, dim). Raises PersonalError where it is neither (dim,) nor (n, dim)."""
         if len(self.shapes[key]) not in (1, 2):
             raise PersonalError(f"{show(self.name)} has vectors {self.shapes[key]}; I read (n, width).")
-        return np.atleast_2d(self.numbers(key)).astype(np.float32, copy=False)
+        found = np.atleast_2d(self.numbers(key))
+        if not (finite := np.isfinite(found).all(axis=1)).all():  # before numpy warns of them
+            raise damaged(self.name, f"row {finite.argmin()} of its vectors holds numbers that are not finite")
+        return np.array(found, np.float32)
 
     def fact(self, key: str) -> str:
         """A fact as text, bounded; empty where there is none."""
@@ -60,7 +65,7 @@ def opened(data: bytes, name: str) -> Content:
 def names_in(head: bytes) -> tuple[str, ...]:
     """The tensors' names in the head of a safetensors file that may be too large or odd to be read; else nothing."""
     try:
-        header = json.loads(head[8 : 8 + header_length(head, MAX_FILE * 100)])
+        header = json.loads(head[8 : 8 + header_length(head, sys.maxsize, MAX_STRANGERS_HEADER)])
     except (ValueError, RecursionError):
         return ()
     return tuple(header) if isinstance(header, dict) else ()
@@ -75,7 +80,7 @@ def from_tree(tree: object, name: str) -> Content:
     if len(tensors) > MAX_TENSORS:
         raise damaged(name, f"it holds {len(tensors):,} tensors, more than {MAX_TENSORS:,}")
     # Many views of one storage would otherwise unfold to more than any file.
-    if sum(4 * math.prod(one.shape) for one in tensors.values()) > 2 * MAX_FILE:
+    if sum(4 * math.prod(one.shape) for one in tensors.values()) > 2 * MAX_PICKLE:
         raise damaged(name, "its tensors are larger than I read")
 
     def numbers(key: str) -> np.ndarray:
@@ -87,7 +92,7 @@ def from_tree(tree: object, name: str) -> Content:
 
 
 def _safe(data: bytes, name: str) -> Content:
-    layout = check(data, name)
+    layout = check(data, name, MAX_STRANGERS_HEADER)
     shapes = {key: place.shape for key, place in layout.tensors.items()}
     return Content(name, shapes, lambda key: array(data, layout, key), layout.metadata)
 

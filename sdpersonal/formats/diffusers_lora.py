@@ -116,7 +116,7 @@ def refuse_variants(adapter: Mapping[str, object], name: str) -> None:
     start = str(adapter.get("init_lora_weights", True))
     if start.lower().startswith(_TAKEN_FROM_THE_BASE):
         raise PersonalError(
-            f"{show(name)} began as a part of the base itself (PEFT's {show(start)}), and fits only what was left of it.",
+            f"{show(name)} began as a part of the base (PEFT's {show(start)}), and fits only what was left of it.",
             "Ask its author to convert it: save_pretrained(..., path_initial_model_for_weight_conversion=...).",
         )
     if variant := next((each for each in _VARIANTS if adapter.get(each)), None):

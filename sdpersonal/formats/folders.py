@@ -23,9 +23,9 @@ from ..card import plain
 from ..concept import Concept, Lora
 from ..errors import PersonalError
 from ..prompts import Token, show
-from ..tensorfile import MAX_FILE, MAX_HEADER, damaged, strict_json
-from . import cloneofsimo, diffusers, is_ours, lora_file, open_any, pictures, read_any, read_content
-from .content import OWNER, Content, names_in
+from ..tensorfile import MAX_FILE, MAX_STRANGERS_HEADER, check_head, damaged, strict_json
+from . import cloneofsimo, diffusers, is_ours, lora_file, open_any, pickles, pictures, read_any, read_content
+from .content import MAX_PICKLE, OWNER, Content, names_in
 from .making import token_for
 from .refusals import refuse
 
@@ -106,7 +106,7 @@ def _may_be_concept(name: str, path: Path) -> bool:
     if ".preview." in name:
         return False
     if name.lower().endswith(_PICTURES):  # most pictures are previews of what stands beside them
-        return pictures.holds_embedding(files.read_bytes(path, MAX_FILE))
+        return pictures.holds_embedding(files.read_bytes(path, MAX_PICKLE))
     return name.lower().endswith(_SAFE + _PICKLES)
 
 
@@ -234,14 +234,17 @@ def _text(path: Path) -> str:
 
 
 def _bytes(path: Path) -> bytes:
-    """The file; of one that is too large, what it is, if its head tells. Raises PersonalError."""
-    try:
-        return files.read_bytes(path, MAX_FILE)
-    except PersonalError:
-        with files.open_to_read(path) as file:
-            head = file.read(8 + MAX_HEADER)
-        refuse(names_in(head), path.name)
-        raise
+    """The file, if its head is that of something that a concept can be. Raises PersonalError."""
+
+    def look(head: bytes, size: int) -> None:
+        if pickles.is_pickle(head) or pictures.is_picture(head):
+            if size > MAX_PICKLE:
+                raise PersonalError(f"{show(path.name)} is larger than 300 MB, the most of a pickle or picture.")
+        elif size > len(head):
+            refuse(names_in(head), path.name)
+            check_head(head, size, path.name, MAX_STRANGERS_HEADER)
+
+    return files.read_bytes(path, MAX_FILE, look)
 
 
 def _scan(folder: Path) -> list[os.DirEntry]:

@@ -16,7 +16,6 @@ _ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:/(?
 _SECONDS = 4  # to answer in
 _SAFE, _PICKLES = (".safetensors", ".pti"), (".bin", ".pt")
 _TEXTS = {"token_identifier.txt", "type_of_concept.txt", "adapter_config.json", "special_params.json", "README.md"}
-_MOST = 2_000_000_000  # bytes of one repository
 
 
 @dataclass(frozen=True)
@@ -69,10 +68,10 @@ def _wanted(repository: Repository, sizes: Mapping[str, int]) -> list[str]:
         raise PersonalError(f"{show(repository.id)} holds no embedding or LoRA.", "See its files on huggingface.co.")
     for name in names:
         if sizes[name] > MAX_FILE:
-            raise PersonalError(f"{show(name)} of {show(repository.id)} is larger than 300 MB, the most I read.")
-    if sum(sizes[name] for name in names) > _MOST:
+            raise PersonalError(f"{show(name)} of {show(repository.id)} is larger than 4 GB, the most I read.")
+    if sum(sizes[name] for name in names) > MAX_FILE:
         raise PersonalError(
-            f"{show(repository.id)} holds {len(names)} files of together more than 2 GB.",
+            f"{show(repository.id)} holds {len(names)} files of together more than 4 GB.",
             f"Name the one you want: {repository.id}/FILE.safetensors.",
         )
     return names
