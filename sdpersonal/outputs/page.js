@@ -4,7 +4,7 @@ const find = (id) => document.getElementById(id);
 const main = document.querySelector("main"), words = find("words"), which = find("which"), count = find("count");
 const all = JSON.parse(find("pictures").textContent);
 for (const each of all) {
-  each.found = [each.prompt, each.negative, each.path, ...each.facts.flat()].join("\n").toLowerCase();
+  each.found = [each.prompt, each.negative, ...each.facts.flat()].join("\n").toLowerCase();
 }
 let shown = all, made = 0, head = "";
 
@@ -28,17 +28,19 @@ function card(each) {
     star.title = "Favourite";
     article.append(star);
   }
-  article.append(element("p", each.prompt || "No recipe in it", each.prompt ? "prompt" : "untold"));
-  if (each.prompt) article.append(more(each));
+  const told = each.facts.length > 0;
+  article.append(element("p", each.prompt || (told ? "No prompt" : "No recipe in it"), each.prompt ? "prompt" : "untold"));
+  if (told) article.append(more(each));
   return article;
 }
 
 function more(each) {
   const details = element("details"), list = element("dl");
-  details.append(element("summary", each.facts.length ? `${each.facts[0][0]} ${each.facts[0][1]}` : "More"));
+  const seed = each.facts.find(([name]) => name === "Seed");
+  details.append(element("summary", seed ? seed.join(" ") : "More"));
   details.addEventListener("toggle", () => {  // filled when it is opened: most never are
     if (list.childElementCount) return;
-    const rows = [["Prompt", each.prompt], ["Not", each.negative], ...each.facts, ["File", each.path]];
+    const rows = [["Prompt", each.prompt], ["Negative", each.negative], ...each.facts, ["File", each.path]];
     for (const [name, text] of rows) if (text) list.append(element("dt", name), element("dd", text));
     const button = element("button", "Copy the prompt");
     button.type = "button";
