@@ -1,4 +1,4 @@
-"""The only exceptions a user sees: a problem, and the next thing to do.
+"""The only exceptions a user sees: a problem, and the next thing to do; and `show`, for what they quote.
 
 `str(error)` is one or two lines, ready to print. Exit codes are those of the command line:
 2 the user's mistake, 3 no room on disk, 4 training diverged, 130 interrupted.
@@ -28,6 +28,10 @@ class NoRoom(PersonalError):
     exit_code = 3
 
 
+class NoMemory(PersonalError):
+    """The card, or the machine, has too little memory for what was asked; what it took is free again."""
+
+
 class Diverged(PersonalError):
     """Training produced a number that is not finite; the last good checkpoint is kept."""
 
@@ -38,3 +42,13 @@ class Interrupted(PersonalError):
     """The user stopped the work; what was finished is saved."""
 
     exit_code = 130
+
+
+def show(text: str, limit: int = 80) -> str:
+    """Text from outside, safe to print: control, bidirectional and undecodable characters escaped, length bounded.
+
+    >>> show("a\\x1b[31mb")
+    'a\\\\x1b[31mb'
+    """
+    cut = text if len(text) <= limit else text[: limit - 1] + "…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in cut)

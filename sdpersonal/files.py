@@ -22,8 +22,7 @@ from typing import BinaryIO
 
 import filelock
 
-from .errors import NoRoom, PersonalError
-from .prompts import show
+from .errors import NoRoom, PersonalError, show
 
 try:
     import fcntl

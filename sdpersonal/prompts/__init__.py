@@ -11,9 +11,10 @@ vectors in the word's place.
 Emphasis, `(word:1.3)`, is in `reading`; alternatives, `{a|b}`, are chosen before a prompt is read, by `alternatives`.
 """
 
+from ..errors import show
+from .alternatives import Wildcards, choose, count, every, has_alternatives, nth
 from .pieces import Break, Mention, Prompt, Text, Word
 from .reading import MAX_DEPTH, MAX_PROMPT, MAX_WEIGHT, parse
-from .showing import show
 from .tokens import Token
 from .words import MAX_BLEND, MAX_STRENGTH
 
@@ -28,7 +29,13 @@ __all__ = [
     "Prompt",
     "Text",
     "Token",
+    "Wildcards",
     "Word",
+    "choose",
+    "count",
+    "every",
+    "has_alternatives",
+    "nth",
     "parse",
     "show",
 ]

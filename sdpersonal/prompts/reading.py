@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
-from ..errors import PersonalError
+from ..errors import PersonalError, show
 from .pieces import Break, Prompt, Text, Word
-from .showing import show
 from .words import read_word
 
 MAX_PROMPT = 2000  # characters; 77 tokens of English are about 350

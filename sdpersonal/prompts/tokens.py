@@ -6,14 +6,13 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from ..errors import PersonalError
-from .showing import show
+from ..errors import PersonalError, show
 
 _WORD = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 _TOKEN = re.compile(rf"(?:(?P<owner>{_WORD})/)?(?P<name>{_WORD}?)(?:-v(?P<version>[1-9][0-9]{{0,5}}))?")
 _MAX_WORD = 64
 # Device names that Windows reserves in any folder: a concept called so could not be shared with a Windows user.
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 _HABIT = "a-z, 0-9 and -"
 
 
@@ -34,7 +33,7 @@ class Token:
         found = _TOKEN.fullmatch(inner)
         if not found or max(len(found["owner"] or ""), len(found["name"])) > _MAX_WORD:
             raise PersonalError(f"{show(text) or '<>'} is not a concept's token.", _suggestion(inner))
-        if _RESERVED & {found["owner"], found["name"]}:
+        if RESERVED & {found["owner"], found["name"]}:
             raise PersonalError(f"{show(text)} holds a name that Windows keeps for devices.", "Choose another name.")
         return cls(found["owner"], found["name"], int(found["version"]) if found["version"] else None)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 
-from ..errors import PersonalError
+from ..errors import PersonalError, show
 from .pieces import Mention, Word
-from .showing import show
 from .tokens import Token
 
 MAX_STRENGTH = 2.0
