@@ -8,12 +8,13 @@ from pathlib import Path
 
 from .. import files
 from ..bases import StableDiffusion
+from ..bases.memory import told
 from ..concept import Concept, thumbnail_bytes
 from ..config import Request
+from ..errors import NoMemory
 from ..generation import Generator
 from ..prompts import Token
 from ..sheets import png, sheet
-from .memory import is_out_of_memory
 from .templates import PREVIEWS
 
 SHEET = "samples.png"
@@ -26,10 +27,10 @@ def with_pictures(
     """The concept with its first picture for a thumbnail, and the sheet. Without both where there is no memory for
     drawing: what was learned is worth more than its pictures."""
     try:
-        return _drawn(concept, base, run)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+        with told("drawing", "", base.device):
+            return _drawn(concept, base, run)
+    except NoMemory:
+        pass
     say("There is no memory left for sample pictures; the concept is kept without. Draw some with sdpersonal generate.")
     return concept, None
 

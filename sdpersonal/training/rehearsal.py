@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import files
+from ..bases.memory import GB, use
 from ..errors import NoRoom
 from ..prompts import show
 from .checkpoint import KEEP, Learned, save_checkpoint
 from .loop import MAX_GRAD_NORM, Lesson
-from .memory import GB, use
 
 FOLDER = "rehearsal"
 _LAST = 1 << 30  # as a step's number: a pivotal run's LoRA, which takes the most, comes last
