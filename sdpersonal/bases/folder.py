@@ -24,6 +24,7 @@ STEMS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
     "text_encoder_2": "model",
+    "safety_checker": "model",  # not needed by any
 }
 PIPELINES = {
     "StableDiffusionPipeline": ("unet", "vae", "text_encoder"),
@@ -50,14 +51,14 @@ def read_folder(folder: Path, name: str, dtype: torch.dtype, with_vae: bool = Tr
     parts = _recognised(index, folder, name)
     files = {part: weights_of(folder, part) for part in parts if with_vae or part != "vae"}
     check_whole(path for _, paths in files.values() for path in paths)
-    with _told(folder, "base"):
-        kind = kind_of(_config(folder / "unet" / "config.json"), name)
-        _check_schedule(_config(folder / "scheduler" / "scheduler_config.json"), name)
-        unet = _loaded(UNet2DConditionModel, folder / "unet", files["unet"][0], dtype, low_cpu_mem_usage=True)
+    with told(folder, "base"):
+        kind = kind_of(config_in(folder / "unet" / "config.json"), name)
+        _check_schedule(config_in(folder / "scheduler" / "scheduler_config.json"), name)
+        unet = loaded(UNet2DConditionModel, folder / "unet", files["unet"][0], dtype, low_cpu_mem_usage=True)
         encoders = {}
         for key, end, model in (("clip_l", "", CLIPTextModel), ("clip_g", "_2", CLIPTextModelWithProjection)):
             if f"text_encoder{end}" in parts:
-                text = _loaded(model, folder / f"text_encoder{end}", files[f"text_encoder{end}"][0], dtype)
+                text = loaded(model, folder / f"text_encoder{end}", files[f"text_encoder{end}"][0], dtype)
                 tokenizer = CLIPTokenizer.from_pretrained(folder / f"tokenizer{end}", local_files_only=True)
                 encoders[key] = (tokenizer, text)
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
@@ -72,11 +73,11 @@ def read_vae_folder(folder: Path, kind: str, dtype: torch.dtype) -> tuple[nn.Mod
 
     variant, paths = weights_of(folder.parent, folder.name)
     check_whole(paths)
-    with _told(folder, "autoencoder"):
-        config = _config(folder / "config.json")
+    with told(folder, "autoencoder"):
+        config = config_in(folder / "config.json")
         if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL" or config.get("latents_mean") is not None:
             raise ValueError(f"it is a {config.get('_class_name')} of a kind that I do not know")
-        vae = _loaded(AutoencoderKL, folder, variant, vae_dtype(kind, config, dtype), low_cpu_mem_usage=True)
+        vae = loaded(AutoencoderKL, folder, variant, vae_dtype(kind, config, dtype), low_cpu_mem_usage=True)
     return vae, paths
 
 
@@ -88,19 +89,23 @@ def incomplete(folder: Path) -> str | None:
     except (OSError, ValueError, AttributeError, RecursionError):
         return "model_index.json"
     for part in parts:
-        if not _find(folder, part):
+        if not find_weights(folder, part):
             return f"{part}/{STEMS[part]}.safetensors"
     return None
 
 
 def vae_incomplete(folder: Path) -> str | None:
     """The same for a folder that is an autoencoder alone, or a base that holds one."""
-    return None if _find(folder.parent, folder.name) or _find(folder, "vae") else f"{STEMS['vae']}.safetensors"
+    return (
+        None
+        if find_weights(folder.parent, folder.name) or find_weights(folder, "vae")
+        else f"{STEMS['vae']}.safetensors"
+    )
 
 
 def weights_of(folder: Path, part: str) -> tuple[str, list[Path]]:
     """The variant of a part's weights ("" or ".fp16") and their files. Raises PersonalError where there are none."""
-    if found := _find(folder, part):
+    if found := find_weights(folder, part):
         return found
     stem = STEMS.get(part, STEMS["vae"])
     pickled = any((folder / part).glob("*.bin"))
@@ -127,7 +132,7 @@ def kind_of(unet: Mapping[str, object], name: str) -> str:
 def _index(folder: Path) -> dict:
     path = folder / "model_index.json"
     try:
-        index = _config(path)
+        index = config_in(path)
     except FileNotFoundError:
         what = (
             "a LoRA's folder"
@@ -156,7 +161,8 @@ def _recognised(index: dict, folder: Path, name: str) -> tuple[str, ...]:
     )
 
 
-def _find(folder: Path, part: str) -> tuple[str, list[Path]] | None:
+def find_weights(folder: Path, part: str) -> tuple[str, list[Path]] | None:
+    """The variant of a part's weights and their files, as `weights_of`; None where there are none."""
     place, stem = folder / part, STEMS.get(part, STEMS["vae"])
     for variant in VARIANTS:
         whole = place / f"{stem}{variant}.safetensors"
@@ -175,7 +181,8 @@ def _shards(index: Path) -> list[Path]:
         return []
 
 
-def _config(path: Path) -> dict:
+def config_in(path: Path) -> dict:
+    """A JSON object. Raises OSError, ValueError, RecursionError."""
     config = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(config, dict):
         raise ValueError(f"{path.name} is not a configuration")
@@ -192,17 +199,16 @@ def _check_schedule(config: Mapping[str, object], name: str) -> None:
 
 
 @contextmanager
-def _told(folder: Path, what: str) -> Iterator[None]:
+def told(folder: Path, what: str, fix: str = "Fetch or copy it again.") -> Iterator[None]:
+    """Raises PersonalError in place of what the libraries raise for files that cannot be read."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         said = show((str(error).splitlines() or [type(error).__name__])[0], 120)
-        raise PersonalError(
-            f"The {what} {show(str(folder), 200)} cannot be read: {said}", "Fetch or copy it again."
-        ) from None
+        raise PersonalError(f"The {what} {show(str(folder), 200)} cannot be read: {said}", fix) from None
 
 
-def _loaded(model, folder: Path, variant: str, dtype: torch.dtype, **options):
+def loaded(model, folder: Path, variant: str, dtype: torch.dtype, **options):
     """Refuses what both libraries only warn of: weights that are missing, and would be random."""
     options |= {"local_files_only": True, "use_safetensors": True, "dtype": dtype, "output_loading_info": True}
     loaded, info = model.from_pretrained(folder, variant=variant.removeprefix(".") or None, **options)
