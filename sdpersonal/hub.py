@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import files
+from . import exports, files
 from .concept import Concept
 from .errors import NoRoom, PersonalError
-from .exports import diffusers, native
-from .formats import read_any
+from .formats.diffusers import FILES
 from .formats.folders import read_folder
-from .formats.repositories import Repository, fetched, split
-from .model_card import PICTURES, TAG, model_card
+from .formats.repositories import TAG, Repository, fetched, native, quieten, split
+from .model_card import PICTURES, model_card
 from .prompts import Token, show
-from .tensorfile import MAX_FILE
 from .thumbnail import remade
 
 if TYPE_CHECKING:
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 _SECONDS = 4  # for the Hub to answer in
 _MAX_PICTURE = 50_000_000  # bytes
 _RECIPE = "sdpersonal"  # the key in a PNG's text that `generation.Picture` writes
-_DIFFUSERS = {*diffusers.EMBEDDINGS.values(), diffusers.LORA}
 
 
 @dataclass(frozen=True)
@@ -53,13 +50,15 @@ def uploads(concept: Concept, hub_id: str, pictures: Sequence[Path] = ()) -> lis
             f"Ask them, then: sdpersonal concepts edit '{concept.token}' --consent yes",
         )
     drawn = [_drawn(path, concept) for path in pictures]
-    ours = native.write(concept)
+    ours = exports.native.write(concept)
     prompts = [prompt for _, prompt in drawn]
     grid = _grid(concept, [image for image, _ in drawn])
     card = model_card(concept, ours, hub_id, prompts, grid is not None)
     sent = [Upload("README.md", card.encode(), "model card: what it is, its licence, how it is used")]
     sent += [Upload(name, data, "the concept, for sdpersonal and most programs") for name, data in ours.files.items()]
-    sent += [Upload(name, data, "the same for diffusers") for name, data in diffusers.write(concept).files.items()]
+    sent += [
+        Upload(name, data, "the same for diffusers") for name, data in exports.diffusers.write(concept).files.items()
+    ]
     sent += [Upload(PICTURES, grid, "pictures drawn with it, for the model card")] if grid else []
     return sent
 
@@ -75,7 +74,7 @@ def push(concept: Concept, sent: Sequence[Upload], hub_id: str, public: bool = F
     hub_id, api = _checked(hub_id), api or HfApi()
     if not (api.token or get_token()):
         raise PersonalError("You are not logged in to the Hub.", "Once: hf auth login")
-    _quieten()
+    quieten()
     try:
         # First what answers or fails at once: the other calls wait without end.
         there = _there(api, hub_id)
@@ -93,21 +92,10 @@ def push(concept: Concept, sent: Sequence[Upload], hub_id: str, public: bool = F
     return f"{api.endpoint}/{hub_id}"
 
 
-def pull(hub_id: str, as_: Token | None = None, api: HfApi | None = None) -> Concept:
+def pull(hub_id: str, as_: Token | None = None) -> Concept:
     """The concept in a repository of the Hub, ours or anybody's. Raises PersonalError."""
-    from huggingface_hub import HfApi
-
-    hub_id = _checked(hub_id)
-    _quieten()
-    try:
-        there = _there(api or HfApi(), hub_id)
-    except Exception as error:  # the Hub client raises its own, httpx's and OSError's
-        raise _explained(error, hub_id) from None
-    if name := _native(there):
-        path = fetched(Repository(hub_id, name)) / name
-        return read_any(files.read_bytes(path, MAX_FILE), path.name, as_)
-    owner, _, place = hub_id.lower().partition("/")
-    return read_folder(fetched(Repository(hub_id)), as_, _word(owner), _word(place))
+    repository = Repository(_checked(hub_id))
+    return read_folder(fetched(repository), as_, *repository.words)
 
 
 # --- what is sent -----------------------------------------------------------------------------------------------------
@@ -169,37 +157,14 @@ def _there(api: HfApi, hub_id: str):
         return None
 
 
-def _quieten() -> None:
-    """The client's bars, warnings and retries are not for the user, who is told how it ended."""
-    from huggingface_hub.utils import disable_progress_bars, logging
-
-    disable_progress_bars()
-    logging.set_verbosity_error()
-
-
-def _names(there) -> set[str]:
-    return {each.rfilename for each in (there.siblings or ())} if there else set()
-
-
-def _native(there) -> str | None:
-    """Our own file in a repository that `push` has made."""
-    if there is None or TAG not in (there.tags or ()):
-        return None
-    names = [name for name in _names(there) - _DIFFUSERS if name.endswith(".safetensors") and "/" not in name]
-    return names[0] if len(names) == 1 else None
-
-
 def _replaceable(there, hub_id: str) -> set[str]:
     """The files that an earlier push left. Raises PersonalError where others would be overwritten."""
-    names = _names(there) - {".gitattributes"}
-    ours = {"README.md", PICTURES, *_DIFFUSERS, _native(there)}
-    if names - {"README.md"} and (TAG not in (there.tags or ()) or names - ours):
+    names = {each.rfilename for each in (there.siblings or ())} - {".gitattributes"} if there else set()
+    tags = (there.tags or ()) if there else ()
+    ours = {"README.md", PICTURES, *FILES, native(names, tags)}
+    if names - {"README.md"} and (TAG not in tags or names - ours):
         raise PersonalError(f"{hub_id} is there already and holds something else.", "Choose another name.")
     return names - {"README.md"}
-
-
-def _word(text: str) -> str:
-    return "".join(c if c.isascii() and c.isalnum() else "-" for c in text).strip("-")
 
 
 def _explained(error: Exception, hub_id: str) -> PersonalError:

@@ -9,9 +9,9 @@ from .concept import Concept
 from .exports import diffusers
 from .exports.export import Export, sentence
 from .exports.readme import facts, fenced, literal, plain
+from .formats.repositories import TAG
 from .licences import on_the_hub
 
-TAG = "sdpersonal"  # by which `hub.pull` knows what it has pushed
 PICTURES = "pictures.png"
 _MODELS = {
     "sd1": "stable-diffusion-v1-5/stable-diffusion-v1-5",

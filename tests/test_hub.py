@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from foreign import rows, safe
 from hub_server import TOKEN, Repo, hub_server
 from samples import card, concept, embedding, thumbnail, vectors
 from sdpersonal import hub as ours
@@ -85,6 +86,40 @@ def test_push_and_pull_give_back_the_same_concept(hub, library, tmp_path, capsys
     assert found.identity == concept().identity and found.card.license == "CC-BY-4.0"
     assert run(other, "concepts", "pull", f"https://huggingface.co/{ID}", "--as", "<me/toy>", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"pulled": ["<me/toy-v1>"]}
+
+
+@pytest.mark.parametrize("word", ["duck", "ink"])
+def test_importing_what_was_pushed_takes_our_own_file_with_its_card(hub, library, tmp_path, capsys, word):
+    """By its id on the Hub, of which no other file is fetched; as a folder; and as one among other folders."""
+    one = library.get(Token.parse(f"<{word}>"))
+    assert run(library, "concepts", "push", word, ID, "--yes", "--to", str(tmp_path / "all" / "down")) == 0
+    asked = len(hub.asked)
+    for number, source in enumerate((ID, tmp_path / "all" / "down", tmp_path / "all")):
+        other = Library(tmp_path / f"other{number}")
+        assert run(other, "concepts", "import", str(source)) == 0
+        found = other.get(one.token.unversioned())
+        assert found.identity == one.identity and found.card == one.card and found.token == one.token
+        assert run(other, "concepts", "import", str(source)) == 0 and len(other.list()) == 1
+        assert run(other, "concepts", "import", str(source), "--as", "<you/thing>") == 0
+        assert other.get(Token.parse("<you/thing-v1>")).card.license == one.card.license
+    fetched = {line.rpartition("/")[2] for line, _, _ in hub.asked[asked:] if "/resolve/" in line}
+    assert fetched == {f"me-{word}.safetensors"}
+    cut = tmp_path / "all" / "down" / f"me-{word}.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-4])  # then the others are not taken for it
+    assert "refused" in refused(library, capsys, "import", str(cut.parent))
+
+
+def test_our_file_among_strangers_is_not_all_that_is_there(tmp_path):
+    from sdpersonal.formats.folders import read_folder
+
+    (tmp_path / "me-duck.safetensors").write_bytes(write(embedding()))
+    (tmp_path / "learned_embeds.safetensors").write_bytes(write(embedding()))
+    with pytest.raises(PersonalError, match="holds several concepts"):
+        read_folder(tmp_path)
+    (tmp_path / "learned_embeds.safetensors").unlink()
+    (tmp_path / "other.safetensors").write_bytes(safe({"emb_params": rows(1)}))
+    with pytest.raises(PersonalError, match="holds several concepts"):
+        read_folder(tmp_path)
 
 
 def test_nothing_is_sent_before_it_was_shown(hub, library, tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -94,10 +93,9 @@ def _sources(asked: str) -> Iterator[_Source]:
     repository = None if path.exists() else split(asked)
     if not repository:
         return (_Source(each) for each in concepts_in(path))
-    folder = fetched(repository)
-    owner, place = (re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in repository.id.split("/"))
+    folder, (owner, place) = fetched(repository), repository.words
     found = [folder / repository.file] if repository.file else list(concepts_in(folder))
-    return (_Source(each, owner or OWNER, place if each == folder else "") for each in found)
+    return (_Source(each, owner, place if each == folder else "") for each in found)
 
 
 def _import(library: Library, source: _Source, as_: Token | None, replace: bool) -> _Outcome:

@@ -12,13 +12,12 @@ from collections import Counter
 import numpy as np
 
 from ..concept import Concept, Lora, LoraLayer
+from ..formats.diffusers import EMBEDDINGS, LORA
 from ..tensorfile import pack
 from .export import Export, words
 from .header import facts
 from .paths import module_path
 
-EMBEDDINGS = {"clip_l": "learned_embeds.safetensors", "clip_g": "learned_embeds_2.safetensors"}
-LORA = "pytorch_lora_weights.safetensors"
 _MODELS = {
     "sd1": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd2": "stabilityai/stable-diffusion-2-1",

@@ -8,7 +8,7 @@ from .. import concept as native
 from ..concept import Concept
 from ..errors import PersonalError
 from ..prompts import Token, show
-from ..tensorfile import check
+from ..tensorfile import MAX_HEADER, MAX_STRANGERS_HEADER, check_head
 from ..thumbnail import remade
 from . import a1111, clip_pairs, cloneofsimo, diffusers, diffusers_lora, lora_file, onetrainer, pickles, pictures
 from .content import Content, names_in, opened
@@ -49,11 +49,14 @@ def read_content(content: Content, token: Token | None = None) -> Concept:
     raise unknown(content.name)
 
 
-def is_ours(data: bytes, name: str) -> bool:
-    """Whether a file was written as a concept by this program. Raises PersonalError where it is damaged."""
-    if pickles.is_pickle(data) or pictures.is_picture(data) or b"sdpersonal.card" not in data[:2_000_000]:
+def is_ours(head: bytes, name: str, size: int | None = None) -> bool:
+    """Whether a file was written as a concept by this program. Raises PersonalError where it is damaged.
+
+    head: the file, or its first 1 MB and more, and then its size.
+    """
+    if pickles.is_pickle(head) or pictures.is_picture(head) or b"sdpersonal.card" not in head[: 8 + MAX_HEADER]:
         return False
-    return "sdpersonal.card" in check(data, name).metadata
+    return "sdpersonal.card" in check_head(head, size or len(head), name, MAX_STRANGERS_HEADER).metadata
 
 
 def unknown(name: str) -> PersonalError:

@@ -14,6 +14,10 @@ from ..tensorfile import pack
 from .content import Content
 from .making import base_of, made
 
+EMBEDDINGS = {"clip_l": "learned_embeds.safetensors", "clip_g": "learned_embeds_2.safetensors"}
+LORA = "pytorch_lora_weights.safetensors"
+FILES = {*EMBEDDINGS.values(), LORA}  # as they are called where diffusers looks for them
+
 
 def fits(content: Content) -> bool:
     [key] = content.shapes if len(content.shapes) == 1 else [""]

@@ -23,9 +23,10 @@ from ..card import plain
 from ..concept import Concept, Lora
 from ..errors import PersonalError
 from ..prompts import Token, show
-from ..tensorfile import MAX_FILE, MAX_STRANGERS_HEADER, check_head, damaged, strict_json
+from ..tensorfile import MAX_FILE, MAX_HEADER, MAX_STRANGERS_HEADER, check_head, damaged, strict_json
 from . import cloneofsimo, diffusers, is_ours, lora_file, open_any, pickles, pictures, read_any, read_content
 from .content import MAX_PICKLE, OWNER, Content, names_in
+from .diffusers import FILES
 from .making import token_for
 from .refusals import refuse
 
@@ -63,11 +64,9 @@ def read_folder(folder: str | os.PathLike, token: Token | None = None, owner: st
     if adapter := _adapter_folders(folder, names):
         return _peft(adapter, token, owner, place)
     chosen = _chosen(names)
-    data = {path.name: _bytes(path) for path in chosen}
-    ours = [name for name, each in data.items() if is_ours(each, name)]
-    if len(ours) == 1:  # what stands beside it is the same for other programs
-        return read_any(data[ours[0]], ours[0], token)
-    contents = [open_any(each, name).standing_in(place, owner) for name, each in data.items()]
+    if ours := _ours(chosen, folder):
+        return read_any(_bytes(ours), ours.name, token)
+    contents = [open_any(_bytes(path), path.name).standing_in(place, owner) for path in chosen]
     word, facts = _said(names)
     if token is None and word:
         token = token_for(dataclasses.replace(contents[0], name="", place=""), word)
@@ -122,6 +121,22 @@ def _chosen(names: Mapping[str, Path]) -> list[Path]:
     return [kept[name] for name in sorted(kept)]
 
 
+def _ours(chosen: Sequence[Path], folder: Path) -> Path | None:
+    """Our own file, as in what `push` sends: what stands beside it is the same for diffusers.
+
+    Raises PersonalError where something else stands there.
+    """
+    found = [path for path in chosen if is_ours(*_head(path))]
+    if len(found) > 1 or (found and {path.name for path in chosen} - FILES - {found[0].name}):
+        raise _several([path.name for path in chosen], folder)
+    return found[0] if found else None
+
+
+def _several(names: Sequence[str], folder: Path) -> PersonalError:
+    said = f"{show(str(folder), 200)} holds several concepts: {show(', '.join(names), 200)}."
+    return PersonalError(said, "Give one of the files.")
+
+
 def _latest(weights: Mapping[str, Path]) -> dict[str, Path]:
     """Of files that training left on its way, the last for each encoder."""
     found = sorted((int(match[2]), name) for name in weights if (match := _STEPS.fullmatch(name)))
@@ -139,8 +154,7 @@ def _together(contents: Sequence[Content], token: Token | None, folder: Path) ->
     rest = [content for content in contents if content not in loras]
     pair = len(rest) == 2 and diffusers.is_pair(*rest)
     if len(loras) > 1 or (len(rest) > 1 and not pair):
-        names = show(", ".join(content.name for content in contents), 200)
-        raise PersonalError(f"{show(str(folder), 200)} holds several concepts: {names}.", "Give one of the files.")
+        raise _several([content.name for content in contents], folder)
     words = [diffusers.read_pair(*rest, token)] if pair else [read_content(content, token) for content in rest]
     concepts = [*(read_content(content, token) for content in loras), *words]
     if len(concepts) == 1:
@@ -245,6 +259,11 @@ def _bytes(path: Path) -> bytes:
             check_head(head, size, path.name, MAX_STRANGERS_HEADER)
 
     return files.read_bytes(path, MAX_FILE, look)
+
+
+def _head(path: Path) -> tuple[bytes, str, int]:
+    head, size = files.read_head(path, 8 + MAX_HEADER)
+    return head, path.name, size
 
 
 def _scan(folder: Path) -> list[os.DirEntry]:

@@ -11,8 +11,11 @@ from pathlib import Path
 from ..errors import NoRoom, PersonalError
 from ..prompts import show
 from ..tensorfile import MAX_FILE
+from .content import OWNER
+from .diffusers import FILES
 
 _ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:/(?P<file>[^\s\\]{1,300}))?", re.ASCII)
+TAG = "sdpersonal"  # on the Hub, of what `push` sends
 _SECONDS = 4  # to answer in
 _SAFE, _PICKLES = (".safetensors", ".pti"), (".bin", ".pt")
 _TEXTS = {"token_identifier.txt", "type_of_concept.txt", "adapter_config.json", "special_params.json", "README.md"}
@@ -24,6 +27,12 @@ class Repository:
 
     id: str
     file: str = ""
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """Owner and name in the letters of a token; for concepts whose files say neither."""
+        owner, name = (re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in self.id.split("/"))
+        return owner or OWNER, name
 
 
 def split(text: str) -> Repository | None:
@@ -47,7 +56,11 @@ def fetched(repository: Repository) -> Path:
     try:
         info = HfApi().model_info(repository.id, files_metadata=True, timeout=_SECONDS)
         sizes = {each.rfilename: each.size or 0 for each in info.siblings or ()}
-        return Path(snapshot_download(repository.id, revision=info.sha, allow_patterns=_wanted(repository, sizes)))
+        return Path(
+            snapshot_download(
+                repository.id, revision=info.sha, allow_patterns=_wanted(repository, sizes, info.tags or ())
+            )
+        )
     except PersonalError:
         raise
     except Exception as error:  # the Hub client raises its own, httpx's and OSError's; the reason is in the name
@@ -56,10 +69,26 @@ def fetched(repository: Repository) -> Path:
         raise _explained(error, repository) from None
 
 
-def _wanted(repository: Repository, sizes: Mapping[str, int]) -> list[str]:
+def quieten() -> None:
+    """The client's bars, warnings and retries are not for the user, who is told how it ended."""
+    from huggingface_hub.utils import disable_progress_bars, logging
+
+    disable_progress_bars()
+    logging.set_verbosity_error()
+
+
+def native(names: Iterable[str], tags: Iterable[str]) -> str | None:
+    """Our own file in a repository that `push` has made; None in anybody else's."""
+    found = [name for name in names if name.endswith(".safetensors") and "/" not in name and name not in FILES]
+    return found[0] if TAG in tags and len(found) == 1 else None
+
+
+def _wanted(repository: Repository, sizes: Mapping[str, int], tags: Iterable[str] = ()) -> list[str]:
     """The names of the files to fetch. Raises PersonalError where there is nothing that could be a concept."""
     if repository.file:
         names = [name for name in sizes if name == repository.file]
+    elif ours := native(sizes, tags):
+        names = [ours]  # the rest is the same for diffusers
     elif "model_index.json" in sizes:
         raise PersonalError(f"{show(repository.id)} is a whole model, not a concept.", "Give it as --base.")
     else:
@@ -104,7 +133,7 @@ def _explained(error: Exception, repository: Repository) -> PersonalError:
     if "Gated" in kind:
         return PersonalError(f"{name} asks for an agreement.", "Accept it on its page, then: hf auth login")
     if "NotFound" in kind:
-        return PersonalError(f"There is no file or folder {name}, and the Hub has no repository {name}.", "")
-    return PersonalError(
-        f"There is no file or folder {name}, and I cannot reach the Hub.", "Check the name, or go online."
-    )
+        return PersonalError(
+            f"The Hub has no repository {name}, and no file or folder is called so.", "Check the name."
+        )
+    return PersonalError(f"I cannot reach the Hub for {name}, and no file or folder is called so.", "Go online.")
