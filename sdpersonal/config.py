@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from .errors import PersonalError
-from .prompts import Token, parse, show
+from .prompts import MAX_PROMPT, Token, has_alternatives, parse, show
 
 Kind = Literal["object", "style", "person"]
 
@@ -117,7 +117,8 @@ def _token(value: Any) -> Any:
 def _prompt(value: Any) -> Any:
     if not isinstance(value, str):
         raise PersonalError("A prompt must be text.")
-    parse(value)
+    if len(value) > MAX_PROMPT or not has_alternatives(value):
+        parse(value)
     return value
 
 
@@ -250,7 +251,7 @@ class Request(Settings):
     guidance: Annotated[float, Number, Field(ge=1, le=30)] | None = None
     """How strictly to follow the prompt; 1 is not at all. Default: what suits the base (7.5, SDXL 5, tiny 3)."""
     rescale: Annotated[float, Number, Field(ge=0, le=1)] | None = None
-    """How much of guidance's excess contrast to take back. Default: 0.7 for a base with zero terminal SNR, else 0."""
+    """How much of guidance's excess contrast to take back. Default: what suits the base (mostly 0)."""
     size: Annotated[str | None, _personal(_size)] = None
     """WIDTHxHEIGHT in pixels. Default: the base's own, or the start picture's."""
     near: Annotated[float, Number, Field(gt=0, le=1)] | None = None
@@ -274,15 +275,7 @@ class Request(Settings):
             raise PersonalError("--mask says what to change in a start picture.", "Give it with --start.")
         if self.start and self.enlarge > 1:
             raise PersonalError("--enlarge is for pictures that begin from noise.", "Ask for a larger --size.")
-        # Each within its limits can still be a week of work together.
-        width, height = self.pixels or (512, 512)
-        work = self.n * self.denoising_steps * width * height * self.enlarge**2
-        if work > MAX_WORK:
-            raise PersonalError(
-                f"{self.n} pictures of {width * self.enlarge:g}x{height * self.enlarge:g} in {self.denoising_steps} "
-                f"steps are {work / MAX_WORK:.0f} times more than I take at once.",
-                "Ask for fewer, smaller, or with fewer steps.",
-            )
+        check_work(self, self.n)
 
     @property
     def denoising_steps(self) -> int:
@@ -299,4 +292,17 @@ class Request(Settings):
 
 STEPS = 25  # of DPM++ 2M Karras: more change little (Lu et al. 2022, arXiv 2211.01095, figure 1)
 FAST_STEPS = 6  # of LCM or TCD, which learned to do with 4 to 8 (Luo et al. 2023, arXiv 2311.05556)
+MAX_PICTURES = 1000  # of one request for every alternative
 MAX_WORK = 100 * 50 * 1024 * 1024  # pictures x steps x pixels: some hours on a fast card
+
+
+def check_work(request: Request, pictures: int) -> None:
+    """Each number within its limits can still be a week of work together: raises PersonalError."""
+    width, height = request.pixels or (512, 512)
+    work = pictures * request.denoising_steps * width * height * request.enlarge**2
+    if work > MAX_WORK:
+        raise PersonalError(
+            f"{pictures} pictures of {width * request.enlarge:g}x{height * request.enlarge:g} in "
+            f"{request.denoising_steps} steps are {work / MAX_WORK:.0f} times more than I take at once.",
+            "Ask for fewer, smaller, or with fewer steps.",
+        )

@@ -114,11 +114,16 @@ class Slots:
     def filled(self, mix: Iterable[tuple[Lora, float]]) -> Iterator[None]:
         """The slots hold this mix inside the block, and nothing after it, whatever happens."""
         try:
-            for name, parts in self._by_layer(mix).items():
-                self._put(self._slots[name], parts)
+            self.fill(mix)
             yield
         finally:
             self.clear()
+
+    def fill(self, mix: Iterable[tuple[Lora, float]]) -> None:
+        """The slots hold this mix and nothing else, from now on: for a change within a `filled` block."""
+        self.clear()
+        for name, parts in self._by_layer(mix).items():
+            self._put(self._slots[name], parts)
 
     def _put(self, slot: Slot, parts: list[tuple[LoraLayer, float]]) -> None:
         weight = slot.layer.weight

@@ -70,17 +70,18 @@ class Unusable(Exception):
     """Why a file cannot be a photo of the set: the rest of a sentence that starts with its name."""
 
 
-def decode(data: bytes, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
+def decode(data: bytes, size: int, least: int = MIN_SIDE) -> tuple[np.ndarray, tuple[str, ...]]:
     """The picture in `data`, and what a person should know about it.
 
     Returns uint8 (H, W, 3), sRGB, upright, min(H, W) == size, the aspect kept to a pixel; and the notes.
+    least: pixels that its shorter side must have.
     Raises Unusable. At 50 megapixels a WebP takes 0.8 GB for the moment, the others up to 0.5 GB.
     """
     kind = recognise(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, none of which is kept
         try:
-            return _decode(kind, data, size)
+            return _decode(kind, data, size, least)
         except Unusable:
             raise
         except Exception as error:  # decoders that read strangers' bytes raise anything
@@ -123,23 +124,23 @@ def _name_other(data: bytes) -> str:
     return f"not a picture that I know; I read {FORMATS}"
 
 
-def _decode(kind: str, data: bytes, size: int) -> tuple[np.ndarray, tuple[str, ...]]:
+def _decode(kind: str, data: bytes, size: int, least: int) -> tuple[np.ndarray, tuple[str, ...]]:
     image = _READERS[kind](io.BytesIO(data))
-    _check_size(*image.size)
+    _check_size(*image.size, least)
     notes = _notes(image, kind, size)
     # Scaled first: whatever follows happens on the small picture, and costs next to nothing.
-    small = _upright(_scaled(image, size), image)
+    small = _upright(_scaled(image, size, least), image)
     small, colour_notes = _to_srgb(small, image.info.get("icc_profile"))
     return np.array(_flattened(small)), notes + colour_notes
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_size(width: int, height: int, least: int) -> None:
     short, long = sorted((width, height))
     megapixels = short * long / 1e6
     if megapixels > MAX_MEGAPIXELS:
         raise Unusable(f"is {width}x{height} ({megapixels:.0f} megapixels); I take up to {MAX_MEGAPIXELS}: resize it")
-    if short < MIN_SIDE:
-        raise Unusable(f"is {width}x{height}; the shorter side must have at least {MIN_SIDE} pixels")
+    if short < least:
+        raise Unusable(f"is {width}x{height}; the shorter side must have at least {least} pixels")
     if long > MAX_RATIO * short:
         raise Unusable(f"is {width}x{height}; the longer side may be at most {MAX_RATIO} times the shorter: crop it")
 
@@ -154,7 +155,7 @@ def _notes(image: Image.Image, kind: str, size: int) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _scaled(image: Image.Image, size: int) -> Image.Image:
+def _scaled(image: Image.Image, size: int, least: int) -> Image.Image:
     """Decode, and scale the shorter side to `size`, in a mode with or without alpha."""
     width, height = (round(side * size / min(image.size)) for side in image.size)
     box = None
@@ -163,7 +164,7 @@ def _scaled(image: Image.Image, size: int) -> Image.Image:
         _, box = image.draft(None, (2 * width, 2 * height)) or (None, None)
     image.load()
     if box is None:
-        _check_size(*image.size)  # a HEIC may turn out to be larger than it said
+        _check_size(*image.size, least)  # a HEIC may turn out to be larger than it said
     # Pillow weighs colours by their alpha here, so what lies under transparent pixels does not bleed into the edges.
     return _averageable(image).resize((width, height), Image.Resampling.LANCZOS, box)
 

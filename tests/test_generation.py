@@ -1,7 +1,8 @@
-"""Drawing: equal to diffusers' own pipeline, without a trace, and kind about what cannot be drawn."""
+"""Drawing: reproducible, without a trace, each picture by itself, and kind about what cannot be drawn. What diffusers
+makes of the same is in test_equality.py."""
 
 import hashlib
-import json
+import io
 import threading
 
 import numpy as np
@@ -9,13 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from sdpersonal.bases.loading import built_in_folder
-from sdpersonal.concept import Card, Concept, Lora, LoraLayer, write
+from sdpersonal.bases import Spoken
+from sdpersonal.concept import Card, Concept, Lora, LoraLayer
 from sdpersonal.config import Request
-from sdpersonal.errors import Interrupted, NoRoom, PersonalError
-from sdpersonal.generation import Generator, denoise
+from sdpersonal.errors import Interrupted, PersonalError
+from sdpersonal.generation import Generator, Sampling, denoise, noise_of
+from sdpersonal.generation.noise import between
+from sdpersonal.generation.reading import Reader, rows_at
 from sdpersonal.library import Library
 from sdpersonal.prompts import Token
+from sdpersonal.recipes import read_recipe
 
 STEPS, SIZE = 3, "64x64"
 
@@ -50,66 +54,6 @@ def shelf(tiny):
         ink=random_concept(tiny, "<me/ink>", 2, rows=3),
         word=random_concept(tiny, "<me/word>", 3, lora=False),
     )
-
-
-@pytest.fixture(scope="module")
-def stock():
-    from diffusers import StableDiffusionPipeline
-
-    pipe = StableDiffusionPipeline.from_pretrained(built_in_folder(), torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def lora_in_file(concept):
-    """The LoRA as it stands in the concept's file, without the bundled rows, which diffusers cannot read beside it."""
-    from safetensors.torch import load
-
-    return {key: value for key, value in load(write(concept)).items() if not key.startswith("bundle_emb.")}
-
-
-def our_latents(base, pieces, mix, seed=5, guidance=4.0):
-    noise = torch.randn(base.latent_shape(64, 64), generator=torch.Generator().manual_seed(seed))[None]
-    with base.quiet(), base.slots.filled(mix):
-        condition = base.condition([[""], pieces])
-        return denoise(base, condition, noise, STEPS, guidance, lambda step: None)
-
-
-def their_latents(pipe, prompt, seed=5, guidance=4.0):
-    noise = torch.randn((1, pipe.unet.config.in_channels, 8, 8), generator=torch.Generator().manual_seed(seed))
-    settings = {"num_inference_steps": STEPS, "guidance_scale": guidance, "height": 64, "width": 64}
-    return pipe(prompt, latents=noise, output_type="latent", **settings).images
-
-
-def test_no_concepts_equals_the_stock_pipeline(tiny, stock):
-    ours = our_latents(tiny, ["a duck on the beach"], [])
-    torch.testing.assert_close(ours, their_latents(stock, "a duck on the beach"), atol=1e-4, rtol=0)
-
-
-def test_vectors_and_a_lora_equal_load_textual_inversion_and_load_lora_weights(tiny, stock, shelf):
-    duck = shelf["duck"]
-    stock.load_textual_inversion({"<duck>": torch.from_numpy(duck.vectors["clip_l"])})
-    stock.load_lora_weights(lora_in_file(duck), adapter_name="duck")
-    try:
-        theirs = their_latents(stock, "a photo of <duck> here")
-    finally:
-        stock.unload_lora_weights()
-        stock.unload_textual_inversion()
-    pieces = ["a photo of ", {"clip_l": torch.from_numpy(duck.vectors["clip_l"])}, " here"]
-    torch.testing.assert_close(our_latents(tiny, pieces, [(duck.lora, 1.0)]), theirs, atol=1e-4, rtol=0)
-    assert (our_latents(tiny, pieces, []) - theirs).abs().max() > 0.01  # the LoRA does something here
-
-
-def test_two_loras_at_strengths_equal_set_adapters(tiny, stock, shelf):
-    for name in ("duck", "ink"):
-        stock.load_lora_weights(lora_in_file(shelf[name]), adapter_name=name)
-    stock.set_adapters(["duck", "ink"], [0.7, 0.4])
-    try:
-        theirs = their_latents(stock, "a duck")
-    finally:
-        stock.unload_lora_weights()
-    ours = our_latents(tiny, ["a duck"], [(shelf["duck"].lora, 0.7), (shelf["ink"].lora, 0.4)])
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
 def pictures(base, concepts, prompt, **fields):
@@ -181,43 +125,28 @@ def test_a_lora_in_the_negative_prompt_is_not_loaded(tiny, shelf):
     assert np.array_equal(ours, theirs)
 
 
-def test_the_recipe_travels_in_the_png(tiny, shelf, tmp_path):
+def test_the_recipe_is_all_that_is_needed(tiny, shelf):
     request = Request(prompt="a «photo»\nof <duck:0.5>", n=1, seed=7, steps=STEPS, size=SIZE)
     (picture,) = Generator(tiny, shelf).draw(request)
-    path = picture.save(tmp_path)
-    with Image.open(path) as opened:
-        recipe = json.loads(opened.text["sdpersonal"])
+    with Image.open(io.BytesIO(picture.png())) as opened:
         assert np.array_equal(np.asarray(opened), np.asarray(picture.image))
-    assert recipe["prompt"] == request.prompt and recipe["seed"] == 7 and recipe["size"] == SIZE
-    assert recipe["concepts"] == [{"token": "<me/duck>", "sha256": shelf["duck"].identity, "strength": 0.5}]
-    assert recipe["base"] == {"name": "tiny", "kind": "tiny", "sha256": tiny.version}
-    again = {key: recipe[key] for key in ("prompt", "negative", "seed", "steps", "guidance", "size")}
-    (redrawn,) = Generator(tiny, shelf).draw(Request(n=1, **again))
+        recipe = read_recipe(picture.png())
+    assert recipe == picture.recipe
+    assert (recipe.prompt, recipe.template, recipe.seed, recipe.size) == (request.prompt, "", 7, SIZE)
+    assert [one.model_dump() for one in recipe.concepts] == [
+        {
+            "token": "<me/duck>",
+            "sha256": shelf["duck"].identity,
+            "strength": 0.5,
+            "vectors": True,
+            "lora": True,
+            "words": "",
+            "hub": "",
+        }
+    ]
+    assert recipe.base.model_dump() == {"name": "tiny", "kind": "tiny", "sha256": tiny.version}
+    (redrawn,) = Generator(tiny, shelf).draw(recipe.request())
     assert redrawn.png() == picture.png()
-
-
-def test_nothing_is_overwritten(tiny, shelf, tmp_path):
-    (picture,) = Generator(tiny, shelf).draw(Request(prompt="x", n=1, steps=1, size=SIZE))
-    (tmp_path / "notes-1.png").write_bytes(b"not ours")
-    names = [picture.save(tmp_path).name for _ in range(3)]
-    assert [name[:6] for name in names] == ["00001-", "00002-", "00003-"]
-    assert (tmp_path / "notes-1.png").read_bytes() == b"not ours"
-
-
-def test_a_full_disk_says_so(tiny, shelf, tmp_path, monkeypatch):
-    import errno
-
-    from sdpersonal import files
-
-    (picture,) = Generator(tiny, shelf).draw(Request(prompt="x", n=1, steps=1, size=SIZE))
-
-    def full(handle, data):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(files, "_write", full)
-    with pytest.raises(NoRoom, match="no room in"):
-        picture.save(tmp_path)
-    assert not list(tmp_path.glob("*.png"))
 
 
 def test_progress_and_cancelling(tiny, shelf):
@@ -231,7 +160,7 @@ def test_progress_and_cancelling(tiny, shelf):
 
 @pytest.mark.parametrize(
     ("prompt", "problem"),
-    [("<me/dcuk>", "No concept <me/dcuk>"), ("<nobody>", "No concept <nobody>"), ("duck " * 80, "tokens and 75 fit")],
+    [("<me/dcuk>", "No concept <me/dcuk>"), ("<nobody>", "No concept <nobody>"), ("{a|<me/dcuk>}", "No concept")],
 )
 def test_what_cannot_be_drawn(tiny, shelf, tmp_path, prompt, problem):
     library = Library(tmp_path)
@@ -249,3 +178,238 @@ def test_a_concept_of_another_base_is_named_before_any_computing(tiny, shelf):
     ):
         with pytest.raises(PersonalError, match=problem):
             list(Generator(tiny, Shelf(cat=concept)).draw(Request(prompt="<cat>", steps=1)))
+
+
+def latents(base, concepts, monkeypatch, prompt, **fields):
+    """What a request ends with, before the autoencoder."""
+    kept, real = [], base.decode
+    with monkeypatch.context() as patched:
+        patched.setattr(base, "decode", lambda some: kept.append(some) or real(some))
+        pictures(base, concepts, prompt, **fields)
+    return torch.cat(kept)
+
+
+# --- strengths, windows, blends ---
+
+
+def test_a_strength_is_the_way_from_the_class_noun_to_what_was_learned(tiny):
+    encoder = tiny.encoders["clip_l"]
+    start = encoder.spread("cup of coffee", 8)
+    learned = np.random.default_rng(0).normal(size=(8, encoder.width)).astype(np.float32)
+    mine = Concept(Token("me", "cup"), Card(base="tiny", class_noun="cup of coffee"), {"clip_l": learned})
+    for strength in (0, 0.3, 1, 1.5):
+        expected = (1 - strength) * start.numpy() + strength * learned
+        np.testing.assert_allclose(rows_at(tiny, mine, strength)["clip_l"], expected, atol=1e-6)
+    stranger = Concept(Token("me", "cup"), Card(base="tiny"), {"clip_l": learned})
+    np.testing.assert_allclose(rows_at(tiny, stranger, 0.3)["clip_l"], 0.3 * learned, atol=1e-6)
+
+
+def test_at_strength_zero_it_is_its_class_noun(tiny, shelf):
+    rows = {"clip_l": shelf["word"].vectors["clip_l"][:1]}
+    noun = Concept(Token("me", "cat"), Card(base="tiny", class_noun="cat"), rows)
+    (off,), (plain,) = (pictures(tiny, Shelf(cat=noun), prompt, n=1) for prompt in ("a <cat:0> here", "a cat here"))
+    assert np.array_equal(off, plain)
+
+
+def test_a_window_is_the_steps_it_says(tiny, shelf, monkeypatch):
+    """Against a loop of our own, with the mix and the words of each step put in by hand."""
+    ours = latents(tiny, shelf, monkeypatch, "a cat <duck:0.8@0.5-1>", n=1, steps=4, seed=5)
+    reader = Reader(tiny, shelf)
+    concept = shelf["duck"]
+
+    def condition(moment):
+        strength = 0.8 if moment >= 0.5 else 0.0
+        tiny.slots.fill([(concept.lora, strength)])
+        words = [Spoken("a cat "), Spoken(rows_at(tiny, concept, strength))]
+        rows = [tiny.read(one) for one in ([], words)]
+        return type(rows[0])(torch.cat([row.states for row in rows]))
+
+    with tiny.quiet(), tiny.slots.filled(()):
+        noise = noise_of(5, tiny.latent_shape(64, 64))[None]
+        assert torch.equal(ours, denoise(tiny, condition, noise, Sampling(4, tiny.guidance)))
+    assert reader.read("a <duck@0-1>").mix(0.99) == reader.read("a <duck>").mix(0.0)
+
+
+def test_early_and_late_are_the_two_halves(tiny, shelf):
+    """Windows that meet leave no step out and share none."""
+    reader = Reader(tiny, shelf)
+    for steps in (1, 2, 3, 7, 25):
+        moments = [(i + 0.5) / steps for i in range(steps)]
+        early, late = (reader.read(f"<duck@{window}>") for window in ("0-0.4", "0.4-1"))
+        assert all(bool(early.mix(m)) != bool(late.mix(m)) for m in moments)
+
+
+def test_a_blend_is_half_of_each(tiny, shelf):
+    other = random_concept(tiny, "<me/other>", 9)
+    both = Shelf(duck=shelf["duck"], other=other)
+    reader = Reader(tiny, both)
+    reading = reader.read("<duck+other>")
+    (spoken,) = reader.spoken(reading.script(0.5))
+    expected = (shelf["duck"].vectors["clip_l"] + other.vectors["clip_l"]) / 2
+    np.testing.assert_allclose(spoken.piece["clip_l"], expected, atol=1e-6)
+    assert [(share.identity, share.strength) for share in reading.mix(0.5)] == [
+        (shelf["duck"].identity, 0.5),
+        (other.identity, 0.5),
+    ]
+    weighted = reader.read("<duck:0.6+other:0.2>")
+    (spoken,) = reader.spoken(weighted.script(0.5))  # three parts to one, four fifths of the way
+    expected = 0.8 * (0.75 * shelf["duck"].vectors["clip_l"] + 0.25 * other.vectors["clip_l"])
+    np.testing.assert_allclose(spoken.piece["clip_l"], expected, atol=1e-6)
+
+
+def test_a_blend_of_words_of_other_lengths_is_one_after_the_other(tiny, shelf):
+    reader = Reader(tiny, shelf)
+    first, second = reader.spoken(reader.read("<duck+ink>").script(0.5))
+    np.testing.assert_allclose(first.piece["clip_l"], 0.5 * shelf["duck"].vectors["clip_l"])
+    np.testing.assert_allclose(second.piece["clip_l"], 0.5 * shelf["ink"].vectors["clip_l"])
+
+
+# --- alternatives ---
+
+
+def test_each_picture_gets_an_alternative_by_its_seed(tiny, shelf, tmp_path):
+    (tmp_path / "place.txt").write_text("the beach\nthe moon\n")
+    request = Request(prompt="{a|b|<duck>} on __place__", n=6, steps=1, size=SIZE)
+    drawn = list(Generator(tiny, shelf, tmp_path).draw(request))
+    assert len({picture.recipe.prompt for picture in drawn}) > 2
+    assert all(picture.recipe.template == request.prompt for picture in drawn)
+    for picture in drawn[::2]:
+        alone = request.model_copy(update={"n": 1, "seed": picture.seed})
+        (again,) = Generator(tiny, shelf, tmp_path).draw(alone)
+        assert again.recipe == picture.recipe
+        (redone,) = Generator(tiny, shelf).draw(picture.recipe.request())
+        assert redone.recipe.prompt == picture.recipe.prompt
+        assert np.abs(np.asarray(redone.image).astype(int) - np.asarray(picture.image)).max() <= 1
+
+
+def test_every_alternative_can_be_drawn(tiny, shelf):
+    request = Request(prompt="a {red|blue} {cat|dog}", every=True, n=2, steps=1, size=SIZE)
+    drawn = [(p.recipe.prompt, p.seed) for p in Generator(tiny, shelf).draw(request)]
+    assert drawn == [(f"a {c} {a}", seed) for c in ("red", "blue") for a in ("cat", "dog") for seed in (0, 1)]
+    many = Request(prompt="{a|b|c|d}" * 6, every=True, n=1, steps=1)
+    with pytest.raises(PersonalError, match="4,096 alternatives, drawn 1 times each; I take up to 1000"):
+        list(Generator(tiny, shelf).draw(many))
+
+
+def test_pictures_of_different_prompts_in_one_batch_are_each_by_itself(tiny, shelf, monkeypatch):
+    prompts = ["a cat", "a dog, " * 30, "a red (fish:1.2)"]
+    together = latents(tiny, shelf, monkeypatch, "{" + "|".join(prompts) + "}", every=True, n=1, seed=4)
+    for mine, prompt in zip(together, prompts, strict=True):
+        alone = latents(tiny, shelf, monkeypatch, prompt, n=1, seed=4)
+        torch.testing.assert_close(mine[None], alone, atol=1e-4, rtol=0)
+
+
+# --- variations, start pictures, passes ---
+
+
+def test_variations_are_on_the_way_from_the_favourite_to_another(tiny, shelf):
+    (favourite,) = pictures(tiny, shelf, "a cat", n=1, seed=5)
+    away = [
+        np.abs(pictures(tiny, shelf, "a cat", n=1, seed=5, near=near, near_seed=8)[0].astype(int) - favourite).mean()
+        for near in (0.05, 0.3, 1.0)
+    ]
+    assert 0 < away[0] < away[1] < away[2]
+    (other,) = pictures(tiny, shelf, "a cat", n=1, seed=8)
+    (end,) = pictures(tiny, shelf, "a cat", n=1, seed=5, near=1.0, near_seed=8)
+    assert np.abs(end.astype(int) - other).max() <= 1
+    two = pictures(tiny, shelf, "a cat", n=2, seed=5, near=0.3, near_seed=8)
+    (second,) = pictures(tiny, shelf, "a cat", n=1, seed=5, near=0.3, near_seed=9)
+    assert np.abs(two[1].astype(int) - second).max() <= 1
+
+
+def test_noise_between_two_is_noise():
+    """Slerp in numpy; and as long as its ends."""
+    one, two = noise_of(0, (4, 16, 16)), noise_of(1, (4, 16, 16))
+    a, b = one.numpy().ravel().astype(np.float64), two.numpy().ravel().astype(np.float64)
+    angle = np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    for share in (0, 0.2, 0.5, 1):
+        expected = (np.sin((1 - share) * angle) * a + np.sin(share * angle) * b) / np.sin(angle)
+        made = between(one, two, share)
+        np.testing.assert_allclose(made.numpy().ravel(), expected, atol=1e-5)
+        assert 0.95 < made.std() < 1.05
+    assert torch.equal(between(one, one.clone(), 0.5), one)
+
+
+@pytest.fixture
+def start(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 6, 3), np.uint8)
+    path = tmp_path / "start.png"
+    Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def test_the_less_may_change_the_nearer_it_stays(tiny, shelf, start):
+    was = np.asarray(Image.open(start)).astype(int)
+    away = [
+        np.abs(pictures(tiny, shelf, "a cat", n=1, start=start, change=change, steps=10)[0] - was).mean()
+        for change in (0.1, 0.5, 1.0)
+    ]
+    assert away[0] < away[1] < away[2]
+
+
+def test_outside_the_mask_not_a_pixel_changes(tiny, shelf, start, tmp_path):
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (40, 0, 64, 64))
+    mask.save(tmp_path / "mask.png")
+    (drawn,) = pictures(tiny, shelf, "a cat", n=1, start=start, mask=tmp_path / "mask.png", change=1.0)
+    was = np.asarray(Image.open(start)).astype(int)
+    assert np.array_equal(drawn[:, :24], was[:, :24]) and np.abs(drawn[:, 48:] - was[:, 48:]).mean() > 5
+
+
+def test_a_start_picture_of_another_shape_is_cut_to_the_size(tiny, shelf, tmp_path):
+    Image.new("RGB", (300, 150), "red").save(tmp_path / "wide.jpg")
+    (own,) = Generator(tiny, shelf).draw(Request(prompt="x", n=1, steps=1, start=tmp_path / "wide.jpg"))
+    assert own.image.size == (184, 88) and own.recipe.size == "184x88"  # as wide, as many pixels as the base's own
+    (square,) = Generator(tiny, shelf).draw(Request(prompt="x", n=1, steps=1, start=tmp_path / "wide.jpg", size=SIZE))
+    assert square.image.size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"no picture", "not a picture that I know"), (b"\x89PNG\r\n\x1a\n1234", "is damaged"), (None, "start.png")],
+)
+def test_a_start_picture_that_is_none(tiny, shelf, tmp_path, content, problem):
+    if content:
+        (tmp_path / "start.png").write_bytes(content)
+    with pytest.raises(PersonalError, match=problem):
+        list(Generator(tiny, shelf).draw(Request(prompt="x", n=1, start=tmp_path / "start.png")))
+
+
+def test_a_second_pass_makes_it_larger_and_keeps_what_it_shows(tiny, shelf):
+    seen = []
+    request = Request(prompt="a cat", n=1, steps=6, size=SIZE, enlarge=2, change=0.5)
+    (large,) = Generator(tiny, shelf).draw(request, progress=lambda done, total: seen.append((done, total)))
+    assert large.image.size == (128, 128) and seen == [(i, 9) for i in range(1, 10)]
+    assert large.recipe.size == SIZE and large.recipe.enlarge == 2
+    (small,) = pictures(tiny, shelf, "a cat", n=1, steps=6)
+    back = np.asarray(large.image.resize((64, 64), Image.Resampling.LANCZOS)).astype(int)
+    (other,) = pictures(tiny, shelf, "a cat", n=1, steps=6, seed=99)
+    assert np.abs(back - small).mean() < 0.7 * np.abs(back - other).mean()
+
+
+@pytest.mark.parametrize("kind", ["lcm", "tcd"])
+def test_few_steps_with_a_lora_that_learned_them(tiny, shelf, kind):
+    """Noise drawn on the way is each picture's own; no guidance; the LoRA is in the slots though no prompt names it."""
+    fast = Concept(Token("them", kind), Card(base="tiny"), {}, shelf["ink"].lora)
+    both = Shelf(shelf, **{kind: fast})
+    request = Request(prompt="a cat", n=3, fast=f"<them/{kind}>", size=SIZE)
+    three = list(Generator(tiny, both).draw(request))
+    assert {(p.recipe.steps, p.recipe.guidance, p.recipe.sampler) for p in three} == {(6, 1.0, kind.upper())}
+    assert [(one.token, one.lora) for one in three[0].recipe.concepts] == [(f"<them/{kind}>", True)]
+    (alone,) = Generator(tiny, both).draw(Request(prompt="a cat", n=1, seed=1, fast=f"<them/{kind}>", size=SIZE))
+    assert np.abs(np.asarray(alone.image).astype(int) - np.asarray(three[1].image)).max() <= 1
+    with pytest.raises(PersonalError, match="has no LoRA"):
+        list(Generator(tiny, both).draw(Request(prompt="a cat", fast="<word>")))
+
+
+def test_what_a_prompt_means_is_encoded_once(tiny, shelf, monkeypatch):
+    generator, read = Generator(tiny, shelf), []
+    real = tiny.read
+    monkeypatch.setattr(tiny, "read", lambda *args, **more: read.append(1) or real(*args, **more))
+    request = Request(prompt="a cat <duck>", n=6, steps=1, size=SIZE)
+    list(generator.draw(request))
+    assert len(read) == 2  # the prompt and the empty one, with these LoRAs in the slots
+    list(generator.draw(request.model_copy(update={"seed": 50})))
+    assert len(read) == 2
+    list(generator.draw(request.model_copy(update={"prompt": "a cat <duck:0.5>", "n": 1})))
+    assert len(read) == 4

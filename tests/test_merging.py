@@ -154,7 +154,7 @@ def test_the_command(tmp_path, capsys):
 
 def test_an_exact_merge_draws_what_the_prompt_with_both_draws(tiny):
     from sdpersonal.config import Request
-    from sdpersonal.generation import Generator, denoise, noise_of
+    from sdpersonal.generation import Generator, Sampling, denoise, noise_of
 
     layers = list(tiny.slots.names("attention", text=True))[::3]
     weights = tiny.slots.layers()
@@ -185,7 +185,7 @@ def test_an_exact_merge_draws_what_the_prompt_with_both_draws(tiny):
         with tiny.quiet(), tiny.slots.filled(mix):
             condition = tiny.condition([nothing.pieces(), reading.pieces()])
             noise = noise_of(3, tiny.latent_shape(64, 64))[None]
-            return denoise(tiny, condition, noise, 3, tiny.guidance, lambda _: None)
+            return denoise(tiny, condition, noise, Sampling(3, tiny.guidance))
 
     mixed = latents("a photo of <me/a-v1:0.6><me/b-v1:0.4> on grass")
     alone = latents("a photo of <me/c-v1> on grass")

@@ -14,7 +14,7 @@ from sdpersonal.card import Card
 from sdpersonal.concept import Concept, Lora, LoraLayer, write
 from sdpersonal.config import Request
 from sdpersonal.errors import PersonalError
-from sdpersonal.generation import Generator, denoise
+from sdpersonal.generation import Generator, Sampling, denoise
 from sdpersonal.lora import to_lora
 from sdpersonal.prompts import Token
 
@@ -115,7 +115,7 @@ def test_pictures_equal_the_stock_pipelines(base, stock, negative):
     theirs = stock(PROMPT, negative_prompt=negative, height=64, width=128, **settings).images
     with base.quiet():
         condition = base.condition([[negative or ""], [PROMPT]], [Framing.whole(64, 128)] * 2)
-        close(denoise(base, condition, noise, 3, 5.0, lambda step: None), theirs)
+        close(denoise(base, condition, noise, Sampling(3, 5.0)), theirs)
 
 
 def test_an_embedding_equals_diffusers_textual_inversion(base, stock, rows):

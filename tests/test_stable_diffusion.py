@@ -15,7 +15,7 @@ from sdpersonal.card import Card
 from sdpersonal.concept import Concept, write
 from sdpersonal.config import DreamboothSettings, InversionSettings, Request
 from sdpersonal.errors import PersonalError
-from sdpersonal.generation import Generator, denoise
+from sdpersonal.generation import Generator, Sampling, denoise
 from sdpersonal.library import Library
 from sdpersonal.lora import to_lora
 from sdpersonal.prompts import Token
@@ -57,7 +57,7 @@ def drawn_by_both(base, stock, prompt, pieces, lora=None):
     theirs = stock(prompt, negative_prompt="a cat", **settings).images
     with base.quiet(), base.slots.filled([(lora, 1.0)] if lora else []):
         condition = base.condition([["a cat"], pieces])
-        return denoise(base, condition, noise, 3, 5.0, lambda step: None), theirs
+        return denoise(base, condition, noise, Sampling(3, 5.0)), theirs
 
 
 def test_pictures_equal_the_stock_pipelines(model, stock):

@@ -5,31 +5,43 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
 from ..errors import PersonalError
 from ..lora import Slots
+from ..prompts import Break
 from .checkpointing import checkpoint_blocks
 from .frozen_conv import spare_frozen
+from .placement import Stages
+from .safety import NO_CHECKER, SafetyChecker
+from .samplers import SamplerKind, make_sampler
 from .saving import save
 from .schedule import Schedule
-from .text import Piece, TextEncoder
+from .text import Layout, Piece, Span, TextEncoder
 
 Vectors = Mapping[str, Tensor]
 """A concept's vectors for each text encoder of a base: "clip_l" -> (n, width)."""
 
 
 @dataclass(frozen=True)
+class Spoken:
+    """A piece of a prompt with its emphasis."""
+
+    piece: str | Vectors
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Conditioning:
     """What the UNet reads besides the noisy latents; `added` is SDXL's pooled text and sizes."""
 
-    states: Tensor  # (B, 77, d)
+    states: Tensor  # (B, 77, d), or several contexts after each other
     added: dict[str, Tensor] = field(default_factory=dict)  # each (B, ...)
 
     def __getitem__(self, rows: slice | Tensor) -> Conditioning:
@@ -73,7 +85,8 @@ class StableDiffusion:
 
     name: as the user asked for it; kind: "tiny", "sd1", "sd2" or "sdxl", which concepts must match; version: sha256
     over its UNet's file or its single file, so that a picture's recipe says exactly which weights drew it; note: what
-    the user should know of how it was loaded.
+    the user should know of how it was loaded; checker: what its pictures pass before they are shown, and what to say
+    of it.
     """
 
     default_guidance = 7.5
@@ -89,11 +102,15 @@ class StableDiffusion:
         encoders: dict[str, TextEncoder],
         scheduler,
         note: str = "",
+        checker: tuple[SafetyChecker | None, str] = (None, NO_CHECKER),
     ):
+        self.checker, self.safety = checker
         self.name, self.kind, self.version, self.note = name, kind, version, note
         self.unet, self.vae, self.encoders = unet, vae, encoders
         self.scheduler_config = dict(scheduler.config)
         self.slots = self._slots()
+        text = nn.ModuleList(encoder.model for encoder in encoders.values())
+        self.stages = Stages(text, unet, vae, unet.conv_in.weight.device)
         self.lock = threading.RLock()  # one drawing on the device at a time; slots and hooks are the model's own state
         self.schedule = Schedule(scheduler.alphas_cumprod.float().to(self.device), scheduler.config.prediction_type)
         for model in (unet, vae, *(encoder.model for encoder in encoders.values())):
@@ -102,16 +119,13 @@ class StableDiffusion:
 
     @property
     def device(self) -> torch.device:
-        return self._first_weight.device
+        """Where it computes, wherever its models wait."""
+        return self.stages.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._first_weight.dtype
-
-    @property
-    def _first_weight(self) -> Tensor:
-        # diffusers' own `device` and `dtype` walk through every module: 0.6 ms in the built-in base, ten times a step.
-        return self.unet.conv_in.weight
+        # diffusers' own `dtype` walks through every module: 0.6 ms in the built-in base, ten times a step.
+        return self.unet.conv_in.weight.dtype
 
     @property
     def parameters(self) -> int:
@@ -134,6 +148,13 @@ class StableDiffusion:
         return 3.0 if self.kind == "tiny" else self.default_guidance
 
     @property
+    def rescale(self) -> float:
+        """How much of guidance's contrast to take back: most where it was trained to begin from noise alone, which
+        guidance then overexposes (Lin et al. 2023, arXiv 2305.08891, section 3.4)."""
+        alone = self.scheduler_config.get("rescale_betas_zero_snr")
+        return 0.7 if alone and self.kind != "tiny" else 0.0  # tiny's guidance is low
+
+    @property
     def widths(self) -> dict[str, int]:
         """Width of the vectors that each text encoder takes."""
         return {key: encoder.width for key, encoder in self.encoders.items()}
@@ -145,13 +166,48 @@ class StableDiffusion:
     def condition(
         self, prompts: Sequence[Sequence[str | Vectors]], framings: Sequence[Framing] | None = None
     ) -> Conditioning:
-        """Prompts, each as pieces of text and concepts' vectors, to what the UNet reads.
+        """Captions, each as pieces of text and concepts' vectors, to what the UNet reads.
 
-        framings: one for each prompt, read by SDXL alone; None: whole pictures of the base's own resolution. Raises
-        PersonalError if a prompt is too long.
+        framings: one for each caption, read by SDXL alone; None: whole pictures of the base's own resolution. Raises
+        PersonalError if a caption is too long.
         """
-        (key, encoder), *_ = self.encoders.items()
-        return Conditioning(encoder(pieces_for(key, prompts)))
+        layouts = {
+            key: [encoder.layout([_of(key, piece) for piece in prompt]) for prompt in prompts]
+            for key, encoder in self.encoders.items()
+        }
+        said = [any(_says(piece) for piece in prompt) for prompt in prompts]
+        return self.framed(self._encode(layouts, said), framings or self._whole(len(prompts)))
+
+    def read(self, prompt: Sequence[Spoken | Break], framing: Framing | None = None, chunks: int = 1) -> Conditioning:
+        """A prompt of any length with emphasis, at least `chunks` contexts long: states (1, 77 chunks, d).
+
+        The pooled text is the first chunk's, as A1111 has it.
+        """
+        laid = {key: self._chunks(key, prompt) for key in self.encoders}
+        count = max(chunks, *map(len, laid.values()))
+        for key, encoder in self.encoders.items():
+            laid[key] += [encoder.closed(Layout()) for _ in range(count - len(laid[key]))]
+        said = any(_says(spoken.piece) for spoken in prompt if not isinstance(spoken, Break))
+        parts = [self._encode({key: [some[i]] for key, some in laid.items()}, [said]) for i in range(count)]
+        whole = replace(parts[0], states=torch.cat([part.states for part in parts], dim=1))
+        return self.framed(whole, [framing] if framing else self._whole(1))
+
+    def chunks(self, prompt: Sequence[Spoken | Break]) -> int:
+        """How many contexts a prompt takes."""
+        return max(len(self._chunks(key, prompt)) for key in self.encoders)
+
+    def _chunks(self, key: str, prompt: Sequence[Spoken | Break]) -> list[Layout]:
+        spans = [one if isinstance(one, Break) else Span(_of(key, one.piece), one.weight) for one in prompt]
+        return self.encoders[key].chunks(spans)
+
+    def _encode(self, layouts: Mapping[str, list[Layout]], said: Sequence[bool]) -> Conditioning:
+        """One context of each of B prompts. said: whether there is a word in it."""
+        self.stages.bring("text")
+        ((key, laid),) = layouts.items()
+        return Conditioning(self.encoders[key].states(laid))
+
+    def _whole(self, count: int) -> list[Framing]:
+        return [Framing.whole(self.resolution, self.resolution)] * count
 
     def framed(self, condition: Conditioning, framings: Sequence[Framing]) -> Conditioning:
         """The same prompts for pictures of other framings: what to do with a condition that was kept."""
@@ -159,12 +215,14 @@ class StableDiffusion:
 
     def predict(self, noisy: Tensor, t: Tensor, condition: Conditioning) -> Tensor:
         """The UNet's output for noisy latents (B, C, h, w) at timesteps t (B,), in fp32. Only its input is cast."""
+        self.stages.bring("unet")
         states, added = condition.states.to(self.dtype), condition.added or None
         return self.unet(noisy.to(self.dtype), t, states, added_cond_kwargs=added).sample.float()
 
     @torch.no_grad()
     def encode(self, pixels: np.ndarray) -> Posterior:
         """Pictures uint8 (B, H, W, 3) to their posterior."""
+        self.stages.bring("vae")
         x = torch.from_numpy(pixels).to(self.device, self.vae.dtype).permute(0, 3, 1, 2) / 127.5 - 1  # (B, 3, H, W)
         answer = self.vae.encode(x).latent_dist
         scale, shift = self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
@@ -174,21 +232,15 @@ class StableDiffusion:
     def decode(self, latents: Tensor) -> np.ndarray:
         """Latents (B, C, h, w) to pictures uint8 (B, H, W, 3)."""
         scale, shift = self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
+        self.stages.bring("vae")
         x = self.vae.decode((latents / scale + shift).to(self.vae.dtype)).sample.float()  # (B, 3, H, W)
         if not torch.isfinite(x).all():
             raise PersonalError("The picture came out as NaN.", "Lower the strengths of the concepts, or the guidance.")
         return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
-    def sampler(self) -> SchedulerMixin:
-        """A fresh sampler with no memory of other pictures.
-
-        DPM++ 2M Karras (Lu et al. 2022) converges in 25 steps; it divides by the last step's signal, which a schedule
-        with zero terminal SNR does not have, so such a base is drawn by DDIM as it was trained.
-        """
-        config = self.scheduler_config
-        if config.get("rescale_betas_zero_snr"):
-            return DDIMScheduler.from_config(config)
-        return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", use_karras_sigmas=True)
+    def sampler(self, kind: SamplerKind = "usual") -> SchedulerMixin:
+        """A fresh sampler with no memory of other pictures."""
+        return make_sampler(self.scheduler_config, kind)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -215,9 +267,13 @@ class StableDiffusion:
         return {"unet": self.unet, "vae": self.vae} | {key: one.model for key, one in self.encoders.items()}
 
 
-def pieces_for(key: str, prompts: Sequence[Sequence[str | Vectors]]) -> list[list[Piece]]:
-    """The prompts as one encoder reads them: of a concept's vectors, its own."""
-    return [[piece if isinstance(piece, str) else piece[key] for piece in prompt] for prompt in prompts]
+def _of(key: str, piece: str | Vectors) -> Piece:
+    """The piece as one encoder reads it: of a concept's vectors, its own."""
+    return piece if isinstance(piece, str) else piece[key]
+
+
+def _says(piece: str | Vectors) -> bool:
+    return bool(piece.strip()) if isinstance(piece, str) else True
 
 
 def text_path(path: str) -> str:

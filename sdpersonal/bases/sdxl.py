@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,7 +10,8 @@ from torch import nn
 
 from ..lora import Slots
 from .ldm import unet_paths
-from .sd import Conditioning, Framing, StableDiffusion, Vectors, pieces_for, text_path
+from .sd import Conditioning, Framing, StableDiffusion, text_path
+from .text import Layout
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -26,18 +27,17 @@ class StableDiffusionXL(StableDiffusion):
         super().__init__(**parts)
         self.vae.enable_slicing()  # decodes one picture at a time: in fp32 several of 1024x1024 do not fit most cards
 
-    def condition(
-        self, prompts: Sequence[Sequence[str | Vectors]], framings: Sequence[Framing] | None = None
-    ) -> Conditioning:
-        """As for every base. `added`: text_embeds (B, 1280), the second encoder's pooled text; time_ids (B, 6)."""
-        states_l, _ = self.encoders["clip_l"].penultimate(pieces_for("clip_l", prompts))  # (B, 77, 768)
-        states_g, pooled = self.encoders["clip_g"].penultimate(pieces_for("clip_g", prompts))  # (B, 77, 1280)
+    def _encode(self, layouts: Mapping[str, list[Layout]], said: Sequence[bool]) -> Conditioning:
+        """As for every base. `added`: text_embeds (B, 1280), the second encoder's pooled text; `framed` adds time_ids
+        (B, 6)."""
+        self.stages.bring("text")
+        states_l, _ = self.encoders["clip_l"].penultimate(layouts["clip_l"])  # (B, 77, 768)
+        states_g, pooled = self.encoders["clip_g"].penultimate(layouts["clip_g"])  # (B, 77, 1280)
         states = torch.cat([states_l, states_g], dim=-1)  # (B, 77, 2048)
         if self.zero_empty:
-            said = torch.tensor([any(map(_says, prompt)) for prompt in prompts], device=states.device)
-            states, pooled = states.where(said[:, None, None], 0.0), pooled.where(said[:, None], 0.0)
-        framings = framings or [Framing.whole(self.resolution, self.resolution)] * len(prompts)
-        return self.framed(Conditioning(states, {"text_embeds": pooled}), framings)
+            some = torch.tensor(said, device=states.device)
+            states, pooled = states.where(some[:, None, None], 0.0), pooled.where(some[:, None], 0.0)
+        return Conditioning(states, {"text_embeds": pooled})
 
     def framed(self, condition: Conditioning, framings: Sequence[Framing]) -> Conditioning:
         # fp32 whatever the base is: bf16 knows no 1023.
@@ -53,7 +53,3 @@ class StableDiffusionXL(StableDiffusion):
         naming = {"lora_unet": unet_paths(self.unet).__getitem__, "lora_te1": text_path, "lora_te2": text_path}
         last = self.encoders["clip_l"].model.config.num_hidden_layers - 1  # comes after the states that are read
         return Slots(models, naming, idle=[f"lora_te1_text_model_encoder_layers_{last}_"])
-
-
-def _says(piece: str | Vectors) -> bool:
-    return bool(piece.strip()) if isinstance(piece, str) else True

@@ -8,24 +8,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import PersonalError
-from ..prompts import show
+from ..prompts import Break, show
 
 Piece = str | Tensor
 """A stretch of text, or vectors (n, width) that stand where a word would."""
 
-_STAND_IN = 0  # any id below the end-of-text's: CLIP pools at the highest id
-
 
 @dataclass(frozen=True)
-class _Layout:
-    ids: list[int]  # one per position, padded to the context length
-    vectors: list[tuple[int, Tensor]]  # (first position, (n, width))
+class Span:
+    """A piece of a prompt with its emphasis: the states at its positions count `weight` times."""
+
+    piece: Piece
+    weight: float = 1.0
+
+
+_STAND_IN = 0  # any id below the end-of-text's: CLIP pools at the highest id
+_BACKTRACK = 20  # tokens: where a chunk ends within so many of a comma, it ends at the comma, as A1111 has it
+
+
+@dataclass
+class Layout:
+    """What one run of the text model reads: its context, filled from the left, and closed by `TextEncoder.closed`."""
+
+    ids: list[int] = field(default_factory=list)  # one per position
+    weights: list[float] = field(default_factory=list)
+    vectors: list[tuple[int, Tensor]] = field(default_factory=list)  # (first position, (n, width))
+
+    def add(self, ids: Sequence[int], weight: float) -> None:
+        self.ids += ids
+        self.weights += [weight] * len(ids)
+
+    def put(self, rows: Tensor, weight: float) -> None:
+        self.vectors.append((len(self.ids), rows))
+        self.add([_STAND_IN] * len(rows), weight)
 
 
 class TextEncoder:
@@ -56,47 +77,137 @@ class TextEncoder:
             raise PersonalError(f"{show(repr(words))} holds no word.", "Give a word or two, such as 'toy duck'.")
         return self.table[ids].detach().float()
 
-    def __call__(self, prompts: Sequence[Sequence[Piece]]) -> Tensor:
-        """Last hidden states (B, 77, width). Gradients reach the vectors. Raises PersonalError if a prompt is too
-        long."""
-        return self._run(prompts).last_hidden_state
+    def spread(self, words: str, count: int) -> Tensor:
+        """`count` rows out of some words', (count, width): repeated where there are fewer, averaged in groups where
+        there are more. Raises PersonalError for no words."""
+        rows = self.vectors_of(words)
+        if len(rows) >= count:
+            return torch.stack([group.mean(0) for group in torch.tensor_split(rows, count)])
+        return rows[torch.arange(count) * len(rows) // count].clone()
 
-    def penultimate(self, prompts: Sequence[Sequence[Piece]]) -> tuple[Tensor, Tensor | None]:
+    def states(self, layouts: Sequence[Layout]) -> Tensor:
+        """Last hidden states (B, 77, width). Gradients reach the vectors."""
+        return _emphasised(self._run(layouts).last_hidden_state, layouts)
+
+    def penultimate(self, layouts: Sequence[Layout]) -> tuple[Tensor, Tensor | None]:
         """The last but one layer's states (B, 77, width), without the final norm, and the projection of the end of
-        text (B, d) where this model has one: what SDXL reads. Gradients and errors as above."""
-        answer = self._run(prompts, output_hidden_states=True)
-        return answer.hidden_states[-2], getattr(answer, "text_embeds", None)
+        text (B, d) where this model has one: what SDXL reads. Gradients as above."""
+        answer = self._run(layouts, output_hidden_states=True)
+        return _emphasised(answer.hidden_states[-2], layouts), getattr(answer, "text_embeds", None)
 
-    def _run(self, prompts: Sequence[Sequence[Piece]], **options: bool):
-        layouts = [self._lay_out(pieces) for pieces in prompts]
+    def _run(self, layouts: Sequence[Layout], **options: bool):
         ids = torch.tensor([layout.ids for layout in layouts], device=self.table.device)  # (B, 77)
         with _spliced(self.model.get_input_embeddings(), layouts):
             return self.model(ids, **options)
 
-    def _lay_out(self, pieces: Sequence[Piece]) -> _Layout:
-        ids, vectors = [self.tokenizer.bos_token_id], []
+    def layout(self, pieces: Sequence[Piece]) -> Layout:
+        """A prompt that must fit the context. Raises PersonalError if it does not."""
+        laid = Layout()
         for piece in pieces:
             if isinstance(piece, str):
-                ids += self.ids(piece)
+                laid.add(self.ids(piece), 1.0)
             else:
-                vectors.append((len(ids), piece))
-                ids += [_STAND_IN] * len(piece)
-        self._check_length(ids)
-        ids.append(self.tokenizer.eos_token_id)
-        return _Layout(ids + [self.tokenizer.pad_token_id] * (self.length - len(ids)), vectors)
-
-    def _check_length(self, ids: list[int]) -> None:
-        room = self.length - 1  # the end of text needs one
-        if len(ids) > room:
-            rest = self.tokenizer.decode(ids[room:]).strip()
+                laid.put(piece, 1.0)
+        if len(laid.ids) > self.room:
+            rest = self.tokenizer.decode(laid.ids[self.room :]).strip()
             raise PersonalError(
-                f"The prompt has {len(ids) - 1} tokens and {room - 1} fit; too much from {show(repr(rest), 60)} on.",
+                f"The prompt has {len(laid.ids)} tokens and {self.room} fit; too much from {show(repr(rest), 60)} on.",
                 "Shorten it.",
             )
+        return self.closed(laid)
+
+    @property
+    def room(self) -> int:
+        """Tokens that fit between start and end."""
+        return self.length - 2
+
+    def closed(self, laid: Layout) -> Layout:
+        """With the start, the end and the padding that the model was trained with."""
+        left, tokens = self.length - 1 - len(laid.ids), self.tokenizer
+        end = [tokens.eos_token_id] + [tokens.pad_token_id] * (left - 1)
+        vectors = [(at + 1, rows) for at, rows in laid.vectors]
+        return Layout([tokens.bos_token_id, *laid.ids, *end], [1.0, *laid.weights, *[1.0] * left], vectors)
+
+    def chunks(self, spans: Sequence[Span | Break]) -> list[Layout]:
+        """A prompt of any length as A1111 cuts it (modules/sd_hijack_clip.py): chunks of 75 tokens, at a comma if one
+        is near, at BREAK, and never within a concept. Raises PersonalError for vectors that fit no chunk."""
+        cutter = _Cutter(self.room, self.ids(",")[0])
+        for span in spans:
+            if isinstance(span, Break):
+                cutter.next()
+            elif isinstance(span.piece, str):
+                for token in self.ids(span.piece):
+                    cutter.add(token, span.weight)
+            else:
+                cutter.put(span.piece, span.weight)
+        return [self.closed(one) for one in cutter.end()]
+
+
+class _Cutter:
+    """Fills chunks of `room` tokens one after the other."""
+
+    def __init__(self, room: int, comma: int):
+        self._room, self._comma = room, comma
+        self._done: list[Layout] = []
+        self._now, self._last_comma = Layout(), -1
+
+    def add(self, token: int, weight: float) -> None:
+        if token == self._comma:
+            self._last_comma = len(self._now.ids)
+        self._make_room(may_cut=token != self._comma)
+        self._now.add([token], weight)
+
+    def put(self, rows: Tensor, weight: float) -> None:
+        if len(rows) > self._room:
+            raise PersonalError(f"A concept of {len(rows)} vectors fits no prompt: {self._room} fit.")
+        self._make_room()
+        if len(self._now.ids) + len(rows) > self._room:
+            self.next()
+        self._now.put(rows, weight)
+
+    def next(self) -> None:
+        self._done.append(self._now)
+        self._now, self._last_comma = Layout(), -1
+
+    def end(self) -> list[Layout]:
+        if self._now.ids or not self._done:
+            self.next()
+        return self._done
+
+    def _make_room(self, may_cut: bool = True) -> None:
+        size = len(self._now.ids)
+        if size < self._room:
+            return
+        if may_cut and self._last_comma >= 0 and size - self._last_comma <= _BACKTRACK:
+            self._now, rest = _cut(self._now, self._last_comma + 1)
+            self.next()
+            self._now = rest
+            if len(rest.ids) < self._room:
+                return
+        self.next()
+
+
+def _cut(laid: Layout, at: int) -> tuple[Layout, Layout]:
+    """The layout before a position, and from it on."""
+    before = Layout(laid.ids[:at], laid.weights[:at], [one for one in laid.vectors if one[0] < at])
+    moved = [(first - at, rows) for first, rows in laid.vectors if first >= at]
+    return before, Layout(laid.ids[at:], laid.weights[at:], moved)
+
+
+def _emphasised(states: Tensor, layouts: Sequence[Layout]) -> Tensor:
+    """States (B, 77, width) times their weights, then as large on average as before (A1111, modules/sd_emphasis.py)."""
+    if all(weight == 1 for layout in layouts for weight in layout.weights):
+        return states
+    weighted = states * torch.tensor([layout.weights for layout in layouts], device=states.device)[:, :, None]
+    # Of each prompt by itself: what is beside it in a batch must not matter.
+    ratio = states.mean(dim=(1, 2)) / weighted.mean(dim=(1, 2))
+    # A mean near zero says nothing of size, and dividing by one would turn the states over.
+    ratio = torch.where((ratio > 0.5) & (ratio < 2), ratio, torch.ones_like(ratio))
+    return weighted * ratio[:, None, None]
 
 
 @contextmanager
-def _spliced(embedding: nn.Module, layouts: list[_Layout]) -> Iterator[None]:
+def _spliced(embedding: nn.Module, layouts: Sequence[Layout]) -> Iterator[None]:
     rows = [
         (b, at + i, row) for b, one in enumerate(layouts) for at, block in one.vectors for i, row in enumerate(block)
     ]

@@ -21,7 +21,11 @@ class Drawing(Request):
     library: Path = Path("concepts")
     """Folder that keeps your concepts."""
     out: Path = Path("outputs")
-    """Folder for the pictures."""
+    """Folder for the pictures; each day gets one of its own in it."""
+    wildcards: Path = Path("wildcards")
+    """Folder of lists for __name__ in prompts: name.txt, an option a line."""
+    private: bool = False
+    """Leave no recipe in the pictures: no prompt, no settings, no names of concepts."""
     grid: bool = False
     """Also save them side by side in one picture."""
 
@@ -36,25 +40,32 @@ class Demo(Settings):
 def generate(settings: Drawing) -> int:
     from ..bases import introduction, load_base
     from ..generation import Generator
-    from ..sheets import png, sheet
+    from ..outputs import Outputs, write_page
 
     request = Request(**{name: getattr(settings, name) for name in Request.model_fields})
     base = load_base(settings.base)
     say(introduction(base, settings.base))
-    pictures = []
+    outputs, pictures = Outputs(settings.out), []
     with bar("drawing") as advance:
-        for picture in Generator(base, Library(settings.library)).draw(request, progress=advance):
+        generator = Generator(base, Library(settings.library), settings.wildcards)
+        for picture in generator.draw(request, progress=advance):
             pictures.append(picture)
-            path = picture.save(settings.out)
+            path = outputs.save(picture.png(settings.private))
             say(str(path))
     if settings.grid:
-        from .. import files
-
-        columns = [f"seed {picture.seed}" for picture in pictures]
-        grid = path.with_name(f"{path.stem}-grid.png")
-        files.write_bytes(grid, png(sheet([[picture.image for picture in pictures]], column_labels=columns, tile=256)))
-        say(str(grid))
+        say(str(_save_grid(path, pictures)))
+    write_page(outputs)
     return 0
+
+
+def _save_grid(beside: Path, pictures: list) -> Path:
+    from .. import files
+    from ..sheets import png, sheet
+
+    columns = [f"seed {picture.seed}" for picture in pictures]
+    grid = beside.with_name(f"{beside.stem}-grid.png")
+    files.write_bytes(grid, png(sheet([[picture.image for picture in pictures]], column_labels=columns, tile=256)))
+    return grid
 
 
 def demo(settings: Demo) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import files
 from ..bases import Framing, Posterior, StableDiffusion
 from ..errors import PersonalError
-from ..generation import denoise, noise_of
+from ..generation import Sampling, denoise, noise_of
 
 PLACE = Path("runs") / "class-pictures"
 STEPS = 25
@@ -51,7 +51,7 @@ def draw_missing(
         condition = base.condition([[""], [prompt]], [Framing.whole(side, side)] * 2)
         for number in missing:
             noise = noise_of(number, shape)[None].to(base.device)
-            latents = denoise(base, condition, noise, STEPS, base.guidance, lambda step: None)
+            latents = denoise(base, condition, noise, Sampling(STEPS, base.guidance))
             files.write_bytes(_file(folder, number), save({"latents": latents[0].cpu().contiguous()}))
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ..bases import Framing, StableDiffusion
-from ..generation import AT_ONCE, denoise, noise_of
+from ..generation import AT_ONCE, Sampling, denoise, noise_of
 
 Words = Callable[[str], Sequence[object]]
 """A caption with {} for the subject -> what `condition` takes: `Method.words`, or a plain noun put in."""
@@ -25,6 +25,6 @@ def draw(
             prompts = [[""]] * len(some) + [words(prompt) for prompt, _ in some]
             condition = base.condition(prompts, [Framing.whole(side, side)] * (2 * len(some)))
             noise = torch.stack([noise_of(seed, base.latent_shape(side, side)) for _, seed in some]).to(base.device)
-            latents = denoise(base, condition, noise, steps, base.guidance, lambda step: None)
+            latents = denoise(base, condition, noise, Sampling(steps, base.guidance))
             pictures += [Image.fromarray(one) for one in base.decode(latents)]
     return pictures

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from ..bases import StableDiffusion
@@ -22,9 +21,7 @@ class TokenRows:
     """
 
     def __init__(self, base: StableDiffusion, words: str, count: int):
-        self.raw = {
-            key: nn.Parameter(_spread(encoder.vectors_of(words), count)) for key, encoder in base.encoders.items()
-        }
+        self.raw = {key: nn.Parameter(encoder.spread(words, count)) for key, encoder in base.encoders.items()}
         self._longest = {key: longest_row(encoder) for key, encoder in base.encoders.items()}
 
     def __call__(self) -> dict[str, Tensor]:
@@ -59,10 +56,3 @@ def shortened(rows: Tensor, longest: float) -> Tensor:
 def longest_row(encoder: TextEncoder) -> float:
     """Length of the vocabulary's longest row."""
     return float(encoder.table.float().norm(dim=1).max())
-
-
-def _spread(words: Tensor, count: int) -> Tensor:
-    """`count` rows out of some words' rows: repeated where there are fewer, averaged in groups where there are more."""
-    if len(words) >= count:
-        return torch.stack([group.mean(0) for group in torch.tensor_split(words, count)])
-    return words[torch.arange(count) * len(words) // count].clone()

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from ..config import Request
 from ..errors import Interrupted, PersonalError
+from ..outputs import Outputs
 
 log = logging.getLogger(__name__)
 
@@ -99,9 +100,10 @@ class Studio:
             begun = time.monotonic()
             try:
                 for picture in self.generator.draw(request, progress=progress, cancelled=stop.is_set):
-                    picture.save(self.keep)
-                    shown.append((str(picture.save(self.show)), f"seed {picture.seed}"))
-                    recipes.append(json.dumps(picture.recipe, indent=2, ensure_ascii=False))
+                    data = picture.png()
+                    Outputs(self.keep).save(data)
+                    shown.append((str(Outputs(self.show).save(data)), f"seed {picture.seed}"))
+                    recipes.append(json.dumps(picture.recipe.model_dump(), indent=2, ensure_ascii=False))
                     tell(({"pictures": tuple(shown), "recipes": tuple(recipes)}, False))
                 message = self._ending(len(shown), time.monotonic() - begun)
             except Interrupted:

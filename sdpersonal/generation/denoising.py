@@ -1,0 +1,98 @@
+"""From noise to latents, with classifier-free guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..bases import Conditioning, SamplerKind, StableDiffusion
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to denoise. rescale: 0 leaves guidance's contrast; change: the share of the noise levels gone through."""
+
+    steps: int
+    guidance: float
+    rescale: float = 0.0
+    change: float = 1.0
+    kind: SamplerKind = "usual"
+
+    @property
+    def taken(self) -> int:
+        """Steps that are computed."""
+        return max(1, min(self.steps, int(self.steps * self.change)))
+
+
+@dataclass(frozen=True)
+class Start:
+    """Latents to begin from, (1 or B, C, h, w), as the UNet sees them. mask: (1, 1, h, w), 1 where they may change."""
+
+    latents: Tensor
+    mask: Tensor | None = None
+
+
+def moment_of(step: int, steps: int) -> float:
+    """The middle of a step, counted from 0, in the sampling: 0 is noise, 1 the picture."""
+    return (step + 0.5) / steps
+
+
+def denoise(
+    base: StableDiffusion,
+    condition: Conditioning | Callable[[float], Conditioning],
+    noise: Tensor,
+    sampling: Sampling,
+    advance: Callable[[int], None] = lambda step: None,
+    start: Start | None = None,
+    seeds: tuple[int, ...] = (),
+) -> Tensor:
+    """Noise (B, C, h, w) to latents, with classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, eq. 6).
+
+    condition: 2B rows, the negative prompt's first, or what gives them for a moment, 0 (noise) to 1 (picture), and may
+    change the slots between steps. advance(i) is called before the i-th step, counted from 1. start: begin from it,
+    noised (Meng et al. 2022, SDEdit, arXiv 2108.01073), and keep it where its mask is 0. seeds: one a picture, for
+    LCM and TCD, which draw noise on the way.
+    """
+    sampler, options = base.sampler(sampling.kind), {}
+    if sampling.kind != "usual":  # noise of each picture's own, drawn where the seed alone decides it
+        options = {"generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds]}
+    sampler.set_timesteps(sampling.steps, device=base.device)
+    first = sampling.steps - sampling.taken
+    times = sampler.timesteps[first:]
+    noise = noise.float()
+    if start is None:
+        latents = noise * sampler.init_noise_sigma
+    else:
+        if hasattr(sampler, "set_begin_index"):  # DDIM looks its place up by the time
+            sampler.set_begin_index(first)
+        latents = sampler.add_noise(start.latents.expand_as(noise), noise, times[:1])
+    for i, t in enumerate(times):
+        advance(i + 1)
+        now = condition(moment_of(first + i, sampling.steps)) if callable(condition) else condition
+        predicted = _guided(base, now, sampler.scale_model_input(latents, t), t, sampling)
+        latents = sampler.step(predicted, t, latents, **options).prev_sample
+        if start is not None and start.mask is not None:
+            kept = start.latents.expand_as(noise)
+            if i + 1 < len(times):
+                kept = sampler.add_noise(kept, noise, times[i + 1 : i + 2])
+            latents = start.mask * latents + (1 - start.mask) * kept
+    return latents
+
+
+def _guided(base: StableDiffusion, condition: Conditioning, inputs: Tensor, t: Tensor, sampling: Sampling) -> Tensor:
+    count = len(inputs)
+    if sampling.guidance == 1:  # the negative prompt has no say: half the work
+        return base.predict(inputs, t.expand(count), condition[count:])
+    without, with_prompt = base.predict(torch.cat([inputs, inputs]), t.expand(2 * count), condition).chunk(2)
+    guided = without + sampling.guidance * (with_prompt - without)
+    return _rescaled(guided, with_prompt, sampling.rescale) if sampling.rescale else guided
+
+
+def _rescaled(guided: Tensor, with_prompt: Tensor, share: float) -> Tensor:
+    """Contrast as without guidance, by a share (Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16)."""
+    of_picture = (1, 2, 3)
+    scale = with_prompt.std(dim=of_picture, keepdim=True) / guided.std(dim=of_picture, keepdim=True)
+    return guided * (share * scale + (1 - share))

@@ -1,0 +1,258 @@
+"""Requests to pictures: which prompt each gets, which of them are drawn together, and in which passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .. import __version__
+from ..bases import Framing, SamplerKind, StableDiffusion
+from ..bases.memory import told
+from ..bases.placement import settle
+from ..bases.safety import grey
+from ..concept import Concept
+from ..config import MAX_PICTURES, Request, check_work
+from ..errors import Interrupted, PersonalError
+from ..prompts import Mention, Token, Wildcards, choose, count, nth
+from ..recipes import Drawn, Ingredient, Recipe
+from .conditions import Conditions, Course, Pair, length
+from .denoising import Sampling, Start, denoise
+from .noise import between, noise_of
+from .picture import Picture
+from .reading import Concepts, NoConcepts, Reader, Reading, Share
+from .starting import Source, enlarged, large_size, latents_of, source_of
+
+AT_ONCE = 4  # pictures in one batch, fewer where memory is short; more saves little time on a CPU
+LESS_MEMORY = "Ask for a smaller --size, or --n 1; or close what else takes memory."
+SEEDS = 2**32  # after the last comes the first
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One picture of a request."""
+
+    pair: Pair
+    seed: int
+    near_seed: int
+    template: str  # that the prompt was chosen from, or ""
+    alike: tuple  # jobs of which this is equal can be drawn together
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all pictures of a request share."""
+
+    request: Request
+    sampling: Sampling
+    size: tuple[int, int]
+    source: Source | None
+    fast: Concept | None
+
+    @property
+    def passes(self) -> int:
+        return 2 if self.request.enlarge > 1 else 1
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """(width, height) of the last pass."""
+        return large_size(self.size, self.request.enlarge) if self.passes == 2 else self.size
+
+    @property
+    def second(self) -> Sampling:
+        return replace(self.sampling, change=self.request.change)
+
+    @property
+    def steps(self) -> int:
+        """Of a batch, over all passes."""
+        return self.sampling.taken + (self.second.taken if self.passes == 2 else 0)
+
+
+class Generator:
+    """Draws with one base and the concepts of one library. wildcards: folder of lists for `__name__` in prompts."""
+
+    def __init__(self, base: StableDiffusion, concepts: Concepts | None = None, wildcards: Path | None = None):
+        self.base = base
+        self.concepts = concepts or NoConcepts()
+        self._wildcards = Wildcards(wildcards)
+        self._conditions = Conditions(base)
+
+    def draw(
+        self,
+        request: Request,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Picture]:
+        """The pictures of a request, in order, as they are ready.
+
+        progress(done, total) counts denoising steps over all of them; when cancelled() is true the next step raises
+        Interrupted. Raises PersonalError for an unknown concept, one of another base, a start picture that is none;
+        NoMemory, after which the next request has all the memory again.
+        """
+        reader = Reader(self.base, self.concepts)
+        work = self._work(request, reader)
+        jobs = list(self._jobs(request, reader, work))
+        at_once = self._make_room(work)
+        groups = (list(some) for _, some in groupby(jobs, key=lambda job: job.alike))
+        batches = [some[first : first + at_once] for some in groups for first in range(0, len(some), at_once)]
+        total = len(batches) * work.steps
+        for number, batch in enumerate(batches):
+
+            def advance(step: int, before: int = number * work.steps) -> None:
+                if cancelled():
+                    raise Interrupted("Stopped.")
+                progress(before + step, total)
+
+            with told(f"drawing {len(batch)} at once", LESS_MEMORY, self.base.device):
+                images = self._draw(work, reader, batch, advance)
+                flags = self._flagged(images)
+            for job, image, hidden in zip(batch, images, flags, strict=True):
+                yield Picture(grey(image.size) if hidden else image, self._recipe(work, job, hidden))
+
+    def _make_room(self, work: _Work) -> int:
+        """How many pictures to draw at once."""
+        with self.base.quiet(), told("before drawing", LESS_MEMORY, self.base.device):
+            if self.base.checker:
+                self.base.checker.load()  # what is wrong with its files is told before any computing
+            return settle(self.base, work.largest, AT_ONCE)
+
+    def _flagged(self, images: Sequence[Image.Image]) -> list[bool]:
+        with self.base.quiet():
+            return self.base.checker.flagged(images) if self.base.checker else [False] * len(images)
+
+    def _work(self, request: Request, reader: Reader) -> _Work:
+        """All that can be wrong with a request is found here or in `_jobs`, before any computing."""
+        base, source = self.base, source_of(request, self.base)
+        kind, fast = self._fast(request, reader)
+        guidance = request.guidance or (1.0 if fast else base.guidance)
+        rescale = base.rescale if request.rescale is None else request.rescale
+        sampling = Sampling(request.denoising_steps, guidance, rescale, request.change if source else 1.0, kind)
+        size = source.picture.size if source else request.pixels or (base.resolution,) * 2
+        return _Work(request, sampling, size, source, fast)
+
+    def _fast(self, request: Request, reader: Reader) -> tuple[SamplerKind, Concept | None]:
+        if request.fast is None:
+            return "usual", None
+        concept = reader.concept(Mention(Token.parse(request.fast)))
+        if concept.lora is None:
+            raise PersonalError(f"{concept.token} has no LoRA, so it cannot make few steps enough.")
+        words = f"{concept.token} {concept.card.title} {concept.card.description}".lower()
+        return ("tcd" if "tcd" in words else "lcm"), concept
+
+    def _jobs(self, request: Request, reader: Reader, work: _Work) -> Iterator[_Job]:
+        readings: dict[str, Reading] = {}
+        fast = Share(work.fast.identity, 1.0) if work.fast else None
+
+        def read(text: str) -> Reading:
+            if text not in readings:
+                readings[text] = reader.read(text)
+            return readings[text]
+
+        for i, prompt in enumerate(self._prompts(request)):
+            seed = (request.seed + (i % request.n if request.near is None else 0)) % SEEDS
+            near_seed = (request.near_seed + i % request.n) % SEEDS
+            negative = choose(request.negative, seed, self._wildcards)
+            pair = Pair(read(prompt), read(negative), fast)
+            alike = pair.timetable(work.sampling.steps), length(self.base, reader, pair)
+            yield _Job(pair, seed, near_seed, request.prompt if prompt != request.prompt else "", alike)
+
+    def _prompts(self, request: Request) -> Iterator[str]:
+        """One for each picture."""
+        template, wildcards = request.prompt, self._wildcards
+        if not request.every:
+            first = request.seed if request.near is None else request.near_seed
+            yield from (choose(template, first + i, wildcards) for i in range(request.n))
+            return
+        number = count(template, wildcards)
+        if number * request.n > MAX_PICTURES:
+            raise PersonalError(
+                f"The prompt has {number:,} alternatives, drawn {request.n} times each; I take up to {MAX_PICTURES}.",
+                "Ask for fewer, or leave --every away: each picture then gets one by chance.",
+            )
+        check_work(request, number * request.n)
+        for i in range(number):
+            yield from [nth(template, i, wildcards)] * request.n
+
+    def _draw(
+        self, work: _Work, reader: Reader, jobs: Sequence[_Job], advance: Callable[[int], None]
+    ) -> list[Image.Image]:
+        base = self.base
+        with base.quiet(), base.slots.filled(()):
+            start = work.source.start(base) if work.source else None
+            noise = torch.stack([self._noise(work, job, work.size) for job in jobs]).to(base.device)
+            images = self._pass(work.sampling, reader, jobs, noise, advance, start)
+            if work.source:
+                return [work.source.composed(image) for image in images]
+            if work.passes == 1:
+                return images
+            large = [enlarged(image, work.request.enlarge) for image in images]
+            start = Start(torch.cat([latents_of(base, image) for image in large]))
+            noise = torch.stack([self._noise(work, job, large[0].size) for job in jobs]).to(base.device)
+            return self._pass(work.second, reader, jobs, noise, lambda step: advance(work.sampling.taken + step), start)
+
+    def _pass(
+        self,
+        sampling: Sampling,
+        reader: Reader,
+        jobs: Sequence[_Job],
+        noise: Tensor,
+        advance: Callable[[int], None],
+        start: Start | None,
+    ) -> list[Image.Image]:
+        base = self.base
+        height, width = (side * base.downscale for side in noise.shape[2:])
+        pairs = [job.pair for job in jobs]
+        course = Course(base, reader, self._conditions, pairs, Framing.whole(height, width))
+        seeds = tuple(job.seed for job in jobs)
+        latents = denoise(base, course, noise, sampling, advance, start, seeds)
+        # One at a time: what a picture looks like must not depend on its neighbours, nor memory on their number.
+        return [Image.fromarray(base.decode(one[None])[0]) for one in latents]
+
+    def _noise(self, work: _Work, job: _Job, size: tuple[int, int]) -> Tensor:
+        shape = self.base.latent_shape(*size)
+        noise, near = noise_of(job.seed, shape), work.request.near
+        return noise if near is None else between(noise, noise_of(job.near_seed, shape), near)
+
+    def _recipe(self, work: _Work, job: _Job, hidden: bool) -> Recipe:
+        request, base, sampling = work.request, self.base, work.sampling
+        used = job.pair.negative.used() | job.pair.prompt.used()
+        if work.fast:
+            used[str(work.fast.token)] = work.fast, 1.0
+        acting = {share.identity for mix in job.pair.timetable(sampling.steps) for share in mix}
+        return Recipe(
+            sdpersonal=__version__,
+            prompt=job.pair.prompt.prompt.text,
+            template=job.template,
+            negative=job.pair.negative.prompt.text,
+            seed=job.seed,
+            near=request.near,
+            near_seed=job.near_seed if request.near else 1,
+            steps=sampling.steps,
+            guidance=sampling.guidance,
+            rescale=sampling.rescale,
+            size="{}x{}".format(*work.size),
+            enlarge=request.enlarge,
+            change=request.change,
+            start=work.source.picture_sum if work.source else "",
+            mask=work.source.mask_sum if work.source else "",
+            sampler=type(base.sampler(sampling.kind)).__name__.removesuffix("Scheduler"),
+            fast=request.fast or "",
+            hidden=hidden,
+            base=Drawn(name=Path(base.name).name, kind=base.kind, sha256=base.version),
+            concepts=tuple(
+                Ingredient(
+                    token=token,
+                    sha256=concept.identity,
+                    strength=strength,
+                    vectors=bool(concept.vectors),
+                    lora=concept.identity in acting,
+                    words="" if concept.vectors else " ".join(concept.card.trigger_words),
+                )
+                for token, (concept, strength) in used.items()
+            ),
+        )
