@@ -118,9 +118,11 @@ def test_a_best_one_that_is_not_the_newest_stays_the_best_or_gives_way_to_the_ne
         ([0.5, 0.51], False),
         ([0.7, 0.5, 0.6], False),
         ([0.6, 0.5, 0.7], True),
+        ([0.5, 0.7, 0.6], True),  # the one before
+        ([0.5, 0.7, 0.6, 0.7], False),
     ],
 )
-def test_a_score_that_has_just_risen_above_all_before_is_rising(scores, rising):
+def test_a_score_that_has_lately_risen_above_all_before_is_rising(scores, rising):
     assert trials.is_rising([Trial(step, scored(score)) for step, score in enumerate(scores, 1)]) is rising
 
 
