@@ -1,30 +1,55 @@
-"""The prompt language: what is a token, what is text, and what is told to whoever got it wrong."""
+"""The prompt language: what is a word, what is text, and what is told to whoever got it wrong."""
+
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdpersonal.errors import PersonalError
-from sdpersonal.prompts import MAX_PROMPT, Mention, Token, parse, show
+from sdpersonal.prompts import MAX_PROMPT, Break, Mention, Prompt, Text, Token, Word, parse, show, written
+
+DUCK, CAT = Token("me", "duck"), Token("me", "cat")
 
 
-def test_a_prompt_is_cut_into_text_and_mentions():
+def only_word(text):
+    (word,) = parse(text).pieces
+    return word
+
+
+def test_a_prompt_is_cut_into_text_and_words():
     prompt = parse("a photo of <karpathy/cool-object-v7> in the style of <trippystyle:0.8>.")
     assert prompt.pieces == (
-        "a photo of ",
-        Mention(Token("karpathy", "cool-object", 7), 1.0),
-        " in the style of ",
-        Mention(Token(None, "trippystyle"), 0.8),
-        ".",
+        Text("a photo of "),
+        Word((Mention(Token("karpathy", "cool-object", 7)),)),
+        Text(" in the style of "),
+        Word((Mention(Token(None, "trippystyle"), 0.8),)),
+        Text("."),
     )
+    assert prompt.mentions == (Mention(Token("karpathy", "cool-object", 7)), Mention(Token(None, "trippystyle"), 0.8))
 
 
 @pytest.mark.parametrize(
-    "text", ["a < b and c > d", "1 <2", "i <3 you", "", "<", ">", "< me/duck>", "{7*7} __import__('os')"]
+    "text",
+    ["a < b and c > d", "1 <2", "i <3 you", "", "<", ">", "< me/duck>", "{7*7} __import__", "a | b", "8:45", "a\nb"],
 )
 def test_what_opens_no_word_is_text(text):
-    assert parse(text).mentions == ()
-    assert "".join(parse(text).pieces) == text
+    assert parse(text).pieces == ((Text(text),) if text else ())
+
+
+@pytest.mark.parametrize(
+    ("typed", "text"),
+    [
+        (r"\<me/duck\>", "<me/duck>"),
+        (r"\(a\) \[b\] \{c\|d\} \_\_e\_\_ \\", r"(a) [b] {c|d} __e__ " + "\\"),
+        (r"a\b", "ab"),  # a lone backslash is nothing, as in A1111
+        ("a\\", "a"),
+        (r"(x:1\.5)", "x:1.5"),
+        (r"B\REAK and A\ND", "BREAK and AND"),
+    ],
+)
+def test_escapes(typed, text):
+    assert "".join(piece.text for piece in parse(typed).pieces) == text
 
 
 def test_capitals_are_folded_in_prompts():
@@ -36,10 +61,95 @@ def test_strengths(strength, value):
     assert parse(f"<me/duck:{strength}>").mentions[0].strength == value
 
 
-@pytest.mark.parametrize("strength", ["nan", "inf", "1e9", "-1", "", ".5:.5", "2.01", "0x1", "1_0", "١", "0.8@0-0.6"])
+@pytest.mark.parametrize("strength", ["nan", "inf", "1e9", "-1", "", ".5:.5", "2.01", "0x1", "1_0", "١", "9" * 400])
 def test_other_strengths_are_refused(strength):
-    with pytest.raises(PersonalError, match="must be a number from 0 to 2"):
+    with pytest.raises(PersonalError, match="must be a number from 0 to 2") as caught:
         parse(f"a <me/duck:{strength}>")
+    assert parse(example_in(caught.value))
+
+
+def example_in(error):
+    """The first thing in brackets that the message proposes."""
+    fix = error.fix
+    return fix[fix.index("<") : fix.index(">") + 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("<me/ink:0.7@0.4-1>", Word((Mention(Token("me", "ink"), 0.7),), 0.4, 1.0)),
+        ("<me/duck@0-0.6>", Word((Mention(DUCK),), 0.0, 0.6)),
+        ("<me/duck @ .25 - .5>", Word((Mention(DUCK),), 0.25, 0.5)),
+        ("<me/duck+me/cat>", Word((Mention(DUCK, 0.5), Mention(CAT, 0.5)))),
+        ("<me/duck:0.7 + me/cat:0.3>", Word((Mention(DUCK, 0.7), Mention(CAT, 0.3)))),
+        ("<me/duck:0.7+me/cat:0.3@0-0.6>", Word((Mention(DUCK, 0.7), Mention(CAT, 0.3)), 0.0, 0.6)),
+        ("<me/duck-v1+me/duck-v2>", Word((Mention(Token("me", "duck", 1), 0.5), Mention(Token("me", "duck", 2), 0.5)))),
+        ("(<me/duck>:1.3)", Word((Mention(DUCK),), weight=1.3)),
+    ],
+)
+def test_windows_blends_and_weights_of_words(text, word):
+    assert only_word(text) == word
+
+
+def test_three_in_a_blend_have_a_third_each():
+    assert [part.strength for part in parse("<a+b+c>").mentions] == [1 / 3] * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("<me/duck@>", "two numbers from 0 to 1"),
+        ("<me/duck@0.5>", "two numbers from 0 to 1"),
+        ("<me/duck@0.6-0.4>", "the smaller first"),
+        ("<me/duck@0.5-0.5>", "the smaller first"),
+        ("<me/duck@0-1.1>", "from 0 to 1"),
+        ("<me/duck@nan-1>", "from 0 to 1"),
+        ("<me/duck@-1-1>", "from 0 to 1"),
+        ("<me/duck@0-0.5@0.5-1>", "two numbers from 0 to 1"),
+        ("<me/duck@0-0.5:0.7>", "two numbers from 0 to 1"),
+        ("<me/duck@0-0.5+me/cat>", "a blend has one for all"),
+        ("<me/duck+me/cat:0.3>", "some have none"),
+        ("<me/duck+me/duck>", "twice"),
+        ("<" + "+".join("abcdefghi") + ">", "blends 9 concepts"),
+        ("<me/duck+>", "not a concept's token"),
+        ("<>", "<> is not a concept's token"),
+        ("<<me/duck>>", None),
+    ],
+)
+def test_mistakes_in_words(text, problem):
+    if problem is None:  # the inner one is a word, the outer brackets are text
+        assert parse(text).pieces == (Text("<"), Word((Mention(DUCK),)), Text(">"))
+        return
+    with pytest.raises(PersonalError, match=problem) as caught:
+        parse(f"a photo of {text}, at dawn")
+    if text != "<>":
+        assert text[1:-1].split("+")[0] in caught.value.problem or text.endswith("+>")
+    if "<" in caught.value.fix:
+        parse(example_in(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("pasted", "instead"),
+    [
+        ("<lora:add_detail:0.8>", "<me/add-detail:0.8>"),
+        ("<lora:Arcane Style v2.1:1>", "<me/arcane-style-v2-1>"),
+        ("<lora:x>", "<me/x>"),
+        ("<LyCO:x:0.5:0.7>", "<me/x:0.5>"),
+        ("<lora:x:te=0.5:unet=0.7>", "<me/x>"),
+        ("<lora:x:3>", "<me/x:2>"),
+        ("<lora:日本:0.5>", "<me/my-style:0.5>"),
+    ],
+)
+def test_what_a1111_calls_a_lora_gets_its_name_here(pasted, instead):
+    with pytest.raises(PersonalError, match="how A1111 loads a LoRA") as caught:
+        parse(f"masterpiece, {pasted}, 1girl")
+    assert caught.value.fix.endswith(f"then write {instead}.")
+    assert parse(instead).mentions
+
+
+def test_a_hypernetwork_is_refused():
+    with pytest.raises(PersonalError, match="hypernetwork"):
+        parse("<hypernet:anime:1>")
 
 
 @pytest.mark.parametrize(
@@ -96,8 +206,42 @@ def test_nothing_printed_can_steer_a_terminal():
     assert len(show("x" * 500)) == 80
 
 
+# --- written again ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "again"),
+    [
+        ("a <Me/Duck:0.80> at dawn", "a <me/duck:0.8> at dawn"),
+        ("<me/duck:0.5+me/cat:.5@0-.6>", "<me/duck+me/cat@0-0.6>"),
+        ("((<me/duck> in rain:1.3))", "(<me/duck> in rain:1.4300000000000002)"),
+        ("((<me/duck>) in rain:1.5)", "(<me/duck>:1.6500000000000001)( in rain:1.5)"),
+        ("a\n BREAK  b", "a BREAK b"),
+        (r"a \BREAK\ b", r"a \BREAK\ b"),  # spaces that BREAK would take
+        (r"8:45 \(x\) \{a|b\} \_\_c\_\_ d_e <3", r"8:45 \(x\) \{a|b\} \_\_c\_\_ d_e \<3"),
+        ("unclosed [x", "unclosed (x:0.9090909090909091)"),
+        ("(x:0.00001)", "(x:0.00001)"),
+        ("(x:10)", "(x:10)"),
+        (r"A\ND B\REAK SANDY", r"A\ND B\REAK SANDY"),
+    ],
+)
+def test_a_prompt_is_written_again(typed, again):
+    assert written(parse(typed)) == again
+    assert parse(again) == parse(typed)
+
+
+def test_a_changed_prompt_is_written():
+    prompt = parse("a (<me/duck>:1.2) here")
+    words = tuple(Word(p.parts, 0.2, 1.0, p.weight) if isinstance(p, Word) else p for p in prompt.pieces)
+    assert written(Prompt("", words)) == "a (<me/duck@0.2-1>:1.2) here"
+
+
+ALPHABET = [*"<>/:-@+.()[]{}|\\_,$ \n\x00\x1b019avBREAK", "у", "🙂", "'", "<me/duck", "BREAK", "AND", "__", "::", "$$"]
+TYPED = st.lists(st.sampled_from([*ALPHABET, "<me/duck>", "<a+b@0-.5>", " BREAK ", ":1.2)"]), max_size=30).map("".join)
+
+
 @settings(max_examples=2000, deadline=None)
-@given(st.text(alphabet=st.sampled_from("<>/:-@.v019aZ \n\x00\x1bу🙂{}()|_'\""), max_size=40))
+@given(TYPED)
 def test_any_text_is_a_prompt_or_a_personal_error(text):
     try:
         prompt = parse(text)
@@ -107,3 +251,9 @@ def test_any_text_is_a_prompt_or_a_personal_error(text):
     for mention in prompt.mentions:
         assert Token.parse(str(mention.token)) == mention.token
         assert 0 <= mention.strength <= 2
+    assert all(piece == Break() or 0 <= piece.weight <= 10 for piece in prompt.pieces)
+    for piece, after in pairwise(prompt.pieces):
+        assert not (isinstance(piece, Text) and isinstance(after, Text) and piece.weight == after.weight)
+    again = written(prompt)
+    assert parse(again) == prompt
+    assert written(parse(again)) == again

@@ -9,6 +9,7 @@ Tokens never reach a tokenizer: `parse` cuts the prompt into text and words, and
 vectors in the word's place.
 
 Emphasis, `(word:1.3)`, is in `reading`; alternatives, `{a|b}`, are chosen before a prompt is read, by `alternatives`.
+The language for users: docs/prompts.md.
 """
 
 from ..errors import show
@@ -17,6 +18,7 @@ from .pieces import Break, Mention, Prompt, Text, Word
 from .reading import MAX_DEPTH, MAX_PROMPT, MAX_WEIGHT, parse
 from .tokens import Token
 from .words import MAX_BLEND, MAX_STRENGTH
+from .writing import written
 
 __all__ = [
     "MAX_BLEND",
@@ -38,4 +40,5 @@ __all__ = [
     "nth",
     "parse",
     "show",
+    "written",
 ]

@@ -32,7 +32,7 @@ _LEXEME = re.compile(
 )
 _SHOUTED = re.compile(r"\b(BREAK|AND)\b")
 # What A1111 reads as a change half-way through the sampling: [from:to:when], [to:when], [from::when].
-_SCHEDULED = re.compile(r"(?<!\\):\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\]\Z")
+_SCHEDULED = re.compile(r"(?<!\\)(?:\\\\)*:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\]\Z")
 
 
 def parse(text: str) -> Prompt:
