@@ -188,6 +188,22 @@ def test_kohya(kind, dtype):
     write(found)
 
 
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"ss_base_model_version": "sd_v1", "ss_v2": "False", "modelspec.architecture": "stable-diffusion-v1/lora"},
+        {"ss_base_model_version": "sdxl_base_v1-0", "modelspec.architecture": "stable-diffusion-xl-v1-base/lora"},
+    ],
+)
+def test_the_tensors_tell_the_base_whatever_the_header_says(kind, header):
+    assert read_any(foreign.kohya(kind, every=20, **header), "duck.safetensors").card.base == kind
+    width = {"sd1": 768, "sd2": 1024}.get(kind)
+    vectors = {"emb_params": rows(1, width)} if width else {"clip_l": rows(1), "clip_g": rows(1, 1280)}
+    header |= {"sd_checkpoint_name": "some other model"}
+    assert read_any(safe(vectors, header), "duck.safetensors").card.base == kind
+
+
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
 def test_kohya_is_read_as_diffusers_reads_it(kind, tmp_path):
     """Their converter's answer, in their own naming, must be the same LoRA to us."""
