@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,11 @@ _CONTEXT = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # width of the text that the
 _TEXT = {768: "sd1", 1024: "sd2"}
 _NARROW = 512
 _FULL_WIDTH = 320  # of the first level of every Stable Diffusion
+# Where a UNet of three levels, the first without attention, has nothing.
+_FOUR_LEVELS = re.compile(
+    r"(down|up)_blocks_3_|down_blocks_0_attentions|up_blocks_2_attentions|input_blocks_([12]_1|9|10|11)_|"
+    r"output_blocks_([678]_1|9|10|11)_"
+)
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,10 @@ def _known(widths: set[int], table: Mapping[int, str]) -> str | None:
 
 
 def _by_other_layers(downs: Mapping[Part, np.ndarray], unet: Mapping[str, np.ndarray], content: Content) -> str | None:
-    texts = _text_widths(downs)
-    if texts and (said := _said(content)) == "sdxl":
+    texts, said = _text_widths(downs), _said(content)
+    if said == "sdxl" and (any(part.component == "te" for part in downs) or any(map(_FOUR_LEVELS.match, unet))):
+        said = None  # as kohya names them; SDXL's UNet has three levels
+    if texts and said == "sdxl":
         return said
     if texts:
         return _known(texts, _TEXT)
@@ -65,7 +73,7 @@ def _by_other_layers(downs: Mapping[Part, np.ndarray], unet: Mapping[str, np.nda
         return "tiny"
     if any(flat.endswith(("proj_in", "proj_out")) and down.ndim == 4 for flat, down in unet.items()):
         return "sd1"  # 2.x has matrices there
-    if said := _said(content):
+    if said:
         return said
     raise PersonalError(
         f"{show(content.name)} changes only layers that Stable Diffusion 1.x, 2.x and XL may share.",
