@@ -169,7 +169,7 @@ def test_weights_that_cannot_be_meant_are_refused(bracket):
 
 
 def test_brackets_that_come_to_too_much_are_refused():
-    with pytest.raises(PersonalError, match="around 'cat' come to a weight of 12.1"):
+    with pytest.raises(PersonalError, match=r"around 'cat' come to a weight of 12\.1;"):
         parse("(((cat:10)))")
     with pytest.raises(PersonalError, match="around '<me/duck>' come to"):
         parse("((<me/duck>:4):3)")

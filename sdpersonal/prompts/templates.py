@@ -69,7 +69,9 @@ class _Lists:
                 "Take it out of one of them.",
             )
         if len(self._reading) >= MAX_NESTING:
-            raise PersonalError(f"Lists lead to lists more than {MAX_NESTING} deep, at __{show(name, 60)}__.")
+            raise PersonalError(
+                f"Lists lead to lists more than {MAX_NESTING} deep, at __{show(name, 60)}__.", "Make them flatter."
+            )
         if name not in self._read:
             lines = self._wildcards.lines(name)
             self._reading.append(name)
