@@ -1,0 +1,77 @@
+"""Every example in docs/prompts.md."""
+
+import re
+
+import pytest
+
+from conftest import ROOT
+from sdpersonal.errors import PersonalError
+from sdpersonal.prompts import Text, Wildcards, Word, choose, every, has_alternatives, parse
+
+PAGE = (ROOT / "docs" / "prompts.md").read_text()
+BLOCKS = re.findall(r"^```(\S+)(?: (\S+))?\n(.*?)^```$", PAGE, re.M | re.S)
+LISTS = {name: text for kind, name, text in BLOCKS if kind == "list"}
+
+
+def examples(kind):
+    """(what is written, what it is said to be)"""
+    lines = [line for one, _, text in BLOCKS if one == kind for line in text.splitlines()]
+    return [tuple(part.strip() for part in line.partition("->")[::2]) for line in lines]
+
+
+@pytest.fixture
+def lists(tmp_path):
+    for name, text in LISTS.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return Wildcards(tmp_path)
+
+
+def read(typed, lists):
+    return parse(choose(typed, 0, lists))
+
+
+def test_all_blocks_are_of_a_kind_that_is_run():
+    kinds = {"prompt", "emphasis", "plain", "alternatives", "list", "refused"}
+    assert {kind for kind, _, _ in BLOCKS} == kinds and len(LISTS) == 2
+    assert all(examples(kind) for kind in kinds)
+
+
+@pytest.mark.parametrize("typed", [typed for typed, _ in examples("prompt")])
+def test_prompts(typed, lists):
+    assert not has_alternatives(typed) and read(typed, lists).pieces
+
+
+@pytest.mark.parametrize("typed", re.findall(r"^\| `(<[^`]+>)` \|", PAGE, re.M))
+def test_words(typed, lists):
+    (word,) = read(typed, lists).pieces
+    assert isinstance(word, Word)
+    assert [part.strength for part in word.parts] == ([0.5] * 2 if "+" in typed and ":" not in typed else [
+        float(strength) for strength in re.findall(r":([0-9.]+)", typed)] or [1.0])  # fmt: skip
+    window = re.search(r"@([0-9.]+)-([0-9.]+)", typed)
+    assert (word.start, word.end) == (tuple(map(float, window.groups())) if window else (0.0, 1.0))
+
+
+@pytest.mark.parametrize(("typed", "weights"), examples("emphasis"))
+def test_emphasis(typed, weights):
+    said = [f"{piece.text.strip()} {piece.weight:.3g}" for piece in parse(typed).pieces if piece.weight != 1]
+    assert ", ".join(said) == weights
+
+
+@pytest.mark.parametrize(("typed", "text"), examples("plain"))
+def test_signs_as_they_are(typed, text, lists):
+    assert read(typed, lists).pieces == (Text(text),)
+
+
+@pytest.mark.parametrize(("typed", "prompts"), examples("alternatives"))
+def test_alternatives(typed, prompts, lists):
+    assert has_alternatives(typed)
+    assert list(every(typed, lists)) == prompts.split(" / ")
+    assert all(parse(prompt) for prompt in every(typed, lists))
+
+
+@pytest.mark.parametrize(("typed", "fix"), examples("refused"))
+def test_what_is_refused_says_what_to_write(typed, fix, lists):
+    with pytest.raises(PersonalError) as caught:
+        read(typed, lists)
+    assert fix in caught.value.fix
