@@ -110,20 +110,22 @@ def test_a_best_one_that_is_not_the_newest_stays_the_best_or_gives_way_to_the_ne
 
 
 @pytest.mark.parametrize(
-    ("scores", "rising"),
+    ("scores", "more"),
     [
         ([], False),
         ([0.9], False),
-        ([0.5, 0.6], True),
-        ([0.5, 0.51], False),
-        ([0.7, 0.5, 0.6], False),
-        ([0.6, 0.5, 0.7], True),
-        ([0.5, 0.7, 0.6], True),  # the one before
-        ([0.5, 0.7, 0.6, 0.7], False),
+        ([0.7, 0.8], True),
+        ([0.7, 0.71], False),
+        ([0.9, 0.7, 0.8], False),
+        ([0.8, 0.7, 0.9], True),
+        ([0.7, 0.9, 0.8], True),  # the one before
+        ([0.7, 0.9, 0.8, 0.9], False),
+        ([0.5], True),  # nothing is good yet
+        ([0.5, 0.4, 0.3, 0.2], True),
     ],
 )
-def test_a_score_that_has_lately_risen_above_all_before_is_rising(scores, rising):
-    assert trials.is_rising([Trial(step, scored(score)) for step, score in enumerate(scores, 1)]) is rising
+def test_a_run_wants_more_while_nothing_is_good_or_something_has_lately_risen(scores, more):
+    assert trials.wants_more([Trial(step, scored(score)) for step, score in enumerate(scores, 1)]) is more
 
 
 # --- its checkpoint ---

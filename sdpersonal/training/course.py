@@ -10,7 +10,7 @@ from .loop import Lesson, Plan, Silent, learn
 from .presets import Preset
 from .progress import Journal
 from .settling import can_settle, evidence
-from .trials import Exam, is_rising
+from .trials import Exam, wants_more
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def follow(
                 exam.hold(lesson.method, at)
         if at in marks and course.early_stop:
             seen = evidence(journal.measured, course.pivot)
-            settled = bool(seen) and seen[-1].settled and not (exam and is_rising(exam.held))
+            settled = bool(seen) and seen[-1].settled and not (exam and wants_more(exam.held))
             if at < plan.steps and agreed(lesson.accelerator, settled):
                 say(f"There is no more to learn: ended after step {at} of {plan.steps} (--no-early-stop goes on).")
                 return at

@@ -17,11 +17,13 @@ class StopSignals:
     """Turns the first such signal into `asked`; after it the signals do what they always did.
 
     echo: seconds in which a second one counts as the first: a terminal and a launcher both pass the same Ctrl-C on.
+    what: is finished first.
     """
 
-    def __init__(self, echo: float = 0.0, speak: bool = True) -> None:
+    def __init__(self, echo: float = 0.0, speak: bool = True, what: str = "step") -> None:
         self.asked = 0  # the signal's number
         self._echo, self._speak, self._at = echo, speak, 0.0
+        self._said = f"\nStopping after this {what}; again stops at once.\n".encode()
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopSignals:
@@ -44,7 +46,7 @@ class StopSignals:
             if self._speak:
                 # Not through sys.stderr: the signal may have come in the middle of a write to it.
                 with suppress(OSError, ValueError, AttributeError):
-                    os.write(sys.stderr.fileno(), b"\nStopping after this step; again stops at once.\n")
+                    os.write(sys.stderr.fileno(), self._said)
         elif time.monotonic() - self._at > self._echo:
             self.__exit__()
             os.kill(os.getpid(), number)

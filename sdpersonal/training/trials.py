@@ -33,6 +33,7 @@ STEPS = 12  # of denoising: enough to compare with the last time, at half the ti
 AS_GOOD = 0.05
 RISING = 0.02
 _NEWEST = 2
+_GOOD = 0.6  # of 1; less is a concept that is hardly learned
 _LIMIT = 1 << 22
 
 
@@ -104,14 +105,13 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
     return next((trial for trial in reversed(judged) if trial.scores.score >= highest - AS_GOOD), None)
 
 
-def is_rising(trials: Sequence[Trial]) -> bool:
-    """Whether one of the newest two is clearly better than all before: there is more to learn, whatever the loss says.
-
-    Of two, since a trial's noise is as large as what a milestone gains: textual inversion then keeps 92 % of what it
-    could have had, with the newest alone 90 %.
-    """
+def wants_more(trials: Sequence[Trial]) -> bool:
+    """Whether there is more to learn, whatever the loss says: no trial was good yet, or one of the newest two is clearly
+    better than all before. Of two, since a trial's noise is as large as what a milestone gains."""
     scores = [trial.scores.score for trial in trials if trial.scores]
-    return len(scores) > 1 and max(scores[-_NEWEST:]) > max(scores[:-_NEWEST] or scores[:1]) + RISING
+    if not scores:
+        return False
+    return max(scores) < _GOOD or max(scores[-_NEWEST:]) > max(scores[:-_NEWEST] or scores[:1]) + RISING
 
 
 def picture_name(step: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from . import reach
+from . import picks, reach
 
 HERE = Path(__file__).parent
 NAMES = {"textual-inversion": "textual inversion", "lora": "LoRA", "pivotal": "pivotal", "full": "full"}
@@ -86,9 +86,11 @@ def _picks(found):
     head = ("method, subject", "schedule", "ended", "kept", "its score", "the last's", "the best's", "of the best")
     yield f"| {' | '.join(head)} | second judge: kept, last, best |"
     yield "| --- " * (len(head) + 1) + "|"
-    shares, ends, judged = [], [], []
+    notes = []
     for method, runs in found.items():
-        for subject, one in runs.items():
+        shares, ends, judged = [], [], []
+        for subject, went in runs.items():
+            one = picks.outcome(method, went)
             picked, last, best, sure = one["picked"], one["last"], one["best"], one["best by the second judge"]
             shares.append(picked["score"] / best["score"])
             ends.append(one["ended"] / one["steps"])
@@ -99,15 +101,15 @@ def _picks(found):
                 f"{picked['classifier']:.3f}, {last['classifier']:.3f}, {sure['classifier']:.3f} at {sure['step']}"
             ]
             yield f"| {NAMES[method]}, {subject} | " + " | ".join(map(str, cells)) + " |"
-    if shares:
         mean = lambda values: sum(values) / len(values)  # noqa: E731
         within = sum(share >= 0.97 for share in shares)
-        yield ""
-        yield (
-            f"Over these {len(shares)} runs: {mean(ends):.0%} of the schedule's steps; the kept checkpoint has "
+        notes.append(
+            f"- {NAMES[method]}, {len(shares)} runs: {mean(ends):.0%} of the schedule's steps; the kept checkpoint has "
             f"{mean(shares):.1%} of the best's score (least {min(shares):.1%}; {within} of {len(shares)} within 3 %) "
             f"and {mean(judged):.1%} of the best likeness that the second judge saw."
         )
+    yield ""
+    yield from notes
 
 
 def _real(found):

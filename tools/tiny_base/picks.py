@@ -11,16 +11,15 @@ photos that nobody learned from.
 import argparse
 import json
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from sdpersonal.bases import loading
-from sdpersonal.training.course import course_of
 from sdpersonal.training.presets import preset
 from sdpersonal.training.settling import evidence
-from sdpersonal.training.trials import FOLDER, best_of, is_rising, picture_name, read_trials
+from sdpersonal.training.trials import FOLDER, Trial, best_of, wants_more, picture_name, read_trials
 
 from . import photos, presets, reach
 from .workshop import Workshop
@@ -41,44 +40,52 @@ def measured_in(run):
     return [(line["step"], line["fixed"]) for line in lines if "fixed" in line]
 
 
-def ended_at(run, measured, course, steps):
-    """The step at which the rule ends such a run."""
-    for mark in course.milestones(steps):
-        seen = evidence([one for one in measured if one[0] <= mark], course.pivot)
-        if seen and seen[-1].settled and not is_rising([trial for trial in read_trials(run) if trial.step <= mark]):
-            return mark
-    return steps
-
-
 def pick(shop, subject, method, eyes):
-    """Figures of one subject and method."""
+    """What one subject and method went through: the scores and the truth at every milestone, and the losses."""
     unseen = photos.sample_photos(shop.work, subject, reach.GUARDED, reach.UNSEEN + list(reach.SUBJECTS).index(subject))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         photos.save(photos.sample_photos(shop.work, subject, reach.LEARNED, reach.SEEN), folder / "photos")
         whole = reach.taught(method, folder, reach.SUBJECTS[subject], "object", early_stop=False)
         run = folder / method
-        measured, trials = measured_in(run), read_trials(run)
-        name = method if method == "textual-inversion" else f"dreambooth-{method}"
-        table = replace(preset(name, "tiny"), measure_every=measured[0][0])
-        course = course_of(table, True, True)
-        ended = ended_at(run, measured, course, whole["steps"])
-        truth = {t.step: eyes.likeness(tiles(run / FOLDER / picture_name(t.step)), unseen) for t in trials}
-    picked = best_of([trial for trial in trials if trial.step <= ended])
-    best = max(trials, key=lambda trial: trial.scores.score)
-    sure = max(truth, key=lambda step: truth[step]["classifier"])
-    line = lambda trial: {"step": trial.step, "score": round(trial.scores.score, 3)} | truth[trial.step]  # noqa: E731
+        trials = [
+            {"step": trial.step, "score": round(trial.scores.score, 3)}
+            | eyes.likeness(tiles(run / FOLDER / picture_name(trial.step)), unseen)
+            for trial in read_trials(run)
+        ]
+        measured = measured_in(run)
+    return {"steps": whole["steps"], "seconds": whole["seconds"], "trials": trials, "measured": measured}
+
+
+def outcome(method, went):
+    """Where the rule as it is now ends such a run, and which of its trials are kept, last, best, and best in truth."""
+    held = [Trial(one["step"], _Scored(one["score"])) for one in went["trials"]]
+    name = method if method == "textual-inversion" else f"dreambooth-{method}"
+    ended = _ended_at(held, went["measured"], preset(name, "tiny").pivot)
+    by_step = {one["step"]: one for one in went["trials"]}
     return {
-        "steps": whole["steps"],
+        "steps": went["steps"],
         "ended": ended,
-        "picked": line(picked),
-        "last": line(trials[-1]),
-        "best": line(best),
-        "best by the second judge": {"step": sure} | truth[sure],
-        "seconds of the whole": whole["seconds"],
-        "trials": [line(trial) for trial in trials],
-        "measured": measured,
+        "picked": by_step[best_of([trial for trial in held if trial.step <= ended]).step],
+        "last": went["trials"][-1],
+        "best": max(went["trials"], key=lambda one: one["score"]),
+        "best by the second judge": max(went["trials"], key=lambda one: one["classifier"]),
     }
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """As much of a trial's scores as the rules look at."""
+
+    score: float
+
+
+def _ended_at(held, measured, pivot):
+    for number, trial in enumerate(held, 1):
+        seen = evidence([one for one in measured if one[0] <= trial.step], pivot)
+        if seen and seen[-1].settled and not wants_more(held[:number]):
+            return trial.step
+    return held[-1].step
 
 
 def main():
@@ -95,7 +102,7 @@ def main():
     for method in args.methods:
         for subject in list(reach.SUBJECTS)[: args.subjects]:
             found.setdefault(method, {})[subject] = pick(shop, subject, method, eyes)
-            print(method, subject, json.dumps(found[method][subject]), flush=True)
+            print(method, subject, json.dumps(outcome(method, found[method][subject])), flush=True)
             path.write_text(json.dumps(found, indent=1) + "\n")
 
 
