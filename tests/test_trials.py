@@ -113,13 +113,13 @@ def test_a_best_one_that_is_not_the_newest_stays_the_best_or_gives_way_to_the_ne
     ("scores", "more"),
     [
         ([], False),
-        ([0.9], False),
-        ([0.7, 0.8], True),
+        ([0.65], False),
+        ([0.65, 0.7], True),
         ([0.7, 0.71], False),
-        ([0.9, 0.7, 0.8], False),
-        ([0.8, 0.7, 0.9], True),
-        ([0.7, 0.9, 0.8], True),  # the one before
-        ([0.7, 0.9, 0.8, 0.9], False),
+        ([0.7, 0.62, 0.65], False),
+        ([0.65, 0.6, 0.7], True),
+        ([0.61, 0.7, 0.65], True),  # the one before
+        ([0.61, 0.7, 0.65, 0.7], False),
         ([0.5], True),  # nothing is good yet
         ([0.5, 0.4, 0.3, 0.2], True),
     ],

@@ -106,8 +106,8 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
 
 
 def wants_more(trials: Sequence[Trial]) -> bool:
-    """Whether there is more to learn, whatever the loss says: no trial was good yet, or one of the newest two is clearly
-    better than all before. Of two, since a trial's noise is as large as what a milestone gains."""
+    """Whether there is more to learn, whatever the loss says: no trial was good yet, or one of the newest two is
+    clearly better than all before. Of two, since a trial's noise is as large as what a milestone gains."""
     scores = [trial.scores.score for trial in trials if trial.scores]
     if not scores:
         return False

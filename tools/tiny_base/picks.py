@@ -19,7 +19,7 @@ from PIL import Image
 from sdpersonal.bases import loading
 from sdpersonal.training.presets import preset
 from sdpersonal.training.settling import evidence
-from sdpersonal.training.trials import FOLDER, Trial, best_of, wants_more, picture_name, read_trials
+from sdpersonal.training.trials import FOLDER, Trial, best_of, picture_name, read_trials, wants_more
 
 from . import photos, presets, reach
 from .workshop import Workshop
