@@ -48,7 +48,9 @@ def lists(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wildcards(lists):
-    return Wildcards(lists)
+    found = Wildcards(lists)
+    found.lines("colour")  # the first text that is read loads Python's own module for its encoding
+    return found
 
 
 # --- what a template can become --------------------------------------------------------------------------------------
