@@ -134,6 +134,12 @@ class Header:
         return max(downs, default=0)
 
 
+def holds(vectors: int, lora_rank: int) -> str:
+    """In words: `2 vectors + LoRA rank 4`; 0 is none."""
+    said = [f"{vectors} vector{'s' * (vectors > 1)}"] if vectors else []
+    return " + ".join(said + ([f"LoRA rank {lora_rank}"] if lora_rank else []))
+
+
 def write(concept: Concept) -> bytes:
     """The concept's file. The same concept gives the same bytes."""
     return b"".join(parts(concept))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import files
 from .card import Card, edited
-from .concept import Concept, check_token, parts, read, read_header
+from .concept import Concept, check_token, holds, parts, read, read_header
 from .errors import PersonalError
 from .formats.folders import read_path
 from .prompts import Token, show
@@ -37,6 +37,11 @@ class Entry:
     vectors: int = 0  # rows for each text encoder
     lora_rank: int = 0
     identity: str | None = None  # sha256 as the header has it; `Library.verify` proves it
+
+    @property
+    def holds(self) -> str:
+        """What is in it, in words."""
+        return holds(self.vectors, self.lora_rank)
 
     @property
     def thumbnail(self) -> bytes | None:

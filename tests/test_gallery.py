@@ -1,7 +1,9 @@
 """The gallery: in a real browser, with 500 concepts of which some are hostile, from a file, with the network closed."""
 
+import base64
 import dataclasses
 import getpass
+import io
 import json
 import os
 import re
@@ -14,11 +16,13 @@ from PIL import Image
 
 from browser import browser, missing
 from samples import card, concept, embedding, thumbnail
+from sdpersonal import gallery as gallery_module
 from sdpersonal.cli import main
-from sdpersonal.concept import thumbnail_bytes, write
+from sdpersonal.concept import write
 from sdpersonal.gallery import gallery
 from sdpersonal.library import Library
 from sdpersonal.prompts import Token
+from sdpersonal.thumbnail import thumbnail_bytes
 
 HOSTILE = [
     "<script>window.PWNED = 1</script>",
@@ -133,14 +137,23 @@ def test_what_cannot_be_done_is_told(library, tmp_path, capsys, to, folder, said
 
 
 def test_thumbnails_are_made_anew(library, tmp_path):
-    import base64
-    import io
-
     path, _ = gallery(library.list(), tmp_path / "page")
     data = base64.b64decode(re.search(r"data:image/webp;base64,([^\"]+)", path.read_text())[1])
     with Image.open(io.BytesIO(data)) as picture:
         assert max(picture.size) <= 256 and not picture.getexif()
     assert data != thumbnail()
+
+
+def test_a_page_of_very_many_has_smaller_ones(library, tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery_module, "_MANY", 1)
+    told = []
+    path, shown = gallery(library.list(), tmp_path / "page", progress=lambda *done: told.append(done))
+    assert told == [(1, 2), (2, 2)] and shown == 2
+    found = re.findall(r"data:image/webp;base64,([^\"]+)", path.read_text())
+    for data in found:
+        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+            assert max(picture.size) == 176
+    assert found
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------

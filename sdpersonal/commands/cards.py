@@ -87,8 +87,8 @@ def _version(entry: Entry) -> str:
     card = entry.card
     made = " ".join(part for part in (card.method, f"{card.steps} steps" if card.steps else "") if part)
     scores = "  ".join(f"{name} {value:.2f}" for name, value in card.scores.items())
-    what = f"{card.base:5} {entry.vectors} vectors, LoRA rank {entry.lora_rank}"
-    return f"{card.created}  {(entry.identity or '')[:8]}  {what}  {made}  {scores}  {card.title}".rstrip()
+    what = f"{(entry.identity or '')[:8]}  {card.base:5} {entry.holds:26}"
+    return f"{card.created}  {what} {made}  {scores}  {card.title}".rstrip()
 
 
 def _pair(text: str, flag: str) -> tuple[str, object]:

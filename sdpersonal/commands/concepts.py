@@ -109,10 +109,8 @@ def verify_concepts(settings: Verifying) -> int:
 def _line(entry: Entry) -> str:
     if entry.damaged or entry.card is None:
         return f"damaged: {entry.damaged}"
-    parts = [f"{entry.vectors} vectors"] if entry.vectors else []
-    parts += [f"LoRA rank {entry.lora_rank}"] if entry.lora_rank else []
-    kind, what = f"{entry.card.kind:7} {entry.card.base:5}", " + ".join(parts)
-    return f"{kind} {what:26} {entry.size / 1e6:6.2f} MB  {entry.card.title}".rstrip()
+    kind = f"{entry.card.kind:7} {entry.card.base:5}"
+    return f"{kind} {entry.holds:26} {entry.size / 1e6:6.2f} MB  {entry.card.title}".rstrip()
 
 
 def _plain(value: object) -> str:

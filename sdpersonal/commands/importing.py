@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 from pydantic import Field
 
+from ..concept import holds
 from ..errors import NoRoom, PersonalError
 from ..formats.content import OWNER
 from ..formats.folders import concepts_in, read_path
@@ -106,9 +107,7 @@ def _import(library: Library, source: _Source, as_: Token | None, replace: bool)
     except PersonalError as error:
         return _Outcome(str(source.path), error=error)
     rows = max((len(rows) for rows in concept.vectors.values()), default=0)
-    parts = [concept.card.base]
-    parts += [f"{rows} vector{'s' * (rows > 1)}"] if rows else []
-    parts += [f"LoRA rank {concept.lora.rank}"] if concept.lora else []
+    parts = [concept.card.base, holds(rows, concept.lora.rank if concept.lora else 0)]
     if length := concept.card.recipe.get("longest_row"):
         parts += [f"rows up to {length:g} long, where a word's is 0.4: try other strengths"]
     done = "here already" if token in known and not replace else "imported"

@@ -11,7 +11,7 @@ from ..errors import PersonalError
 from ..library import Library
 from ..prompts import Token, show
 from .concepts import Listing
-from .output import report, say, say_json
+from .output import bar, report, say, say_json
 
 
 class Pushing(Listing):
@@ -92,7 +92,8 @@ def write_gallery(settings: Exhibiting) -> int:
     entries = Library(settings.library).list()
     if not entries:
         raise PersonalError(f"No concepts in {show(str(settings.library))}.", "Give the folder with --library.")
-    path, shown = gallery(entries, settings.to, settings.title)
+    with bar("gallery") as advance:
+        path, shown = gallery(entries, settings.to, settings.title, advance)
     if settings.json_:
         say_json({"gallery": str(path), "concepts": shown})
     else:

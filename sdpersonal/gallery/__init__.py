@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ..modelspec import data_url
 from ..thumbnail import remade
 
 SIDE = 256  # pixels of a thumbnail
+_SMALL, _MANY = 176, 500  # as wide as it is shown, in a page of more concepts: 3,000 take 22 MB rather than 46
 _HERE = Path(__file__).parent
 _BASES = {"tiny": "built-in", "sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
 _CONSENT = {"yes": "the person agrees", "no": "the person does not agree", "unknown": "consent not known"}
@@ -40,13 +41,23 @@ class Exhibit:
     search: str
 
 
-def gallery(entries: Sequence[Entry], to: Path, title: str = "Concepts") -> tuple[Path, int]:
+def gallery(
+    entries: Sequence[Entry],
+    to: Path,
+    title: str = "Concepts",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Path, int]:
     """Write `to/index.html`; returns its path and how many concepts it shows: the newest whole version of each.
 
     Raises PersonalError, NoRoom.
     """
-    exhibits = [_exhibit(entry, count) for entry, count in _newest(entries)]
     path = files.make_folder(to) / "index.html"
+    shown = _newest(entries)
+    side = SIDE if len(shown) <= _MANY else _SMALL
+    exhibits = []
+    for entry, versions in shown:
+        exhibits.append(_exhibit(entry, versions, side))
+        progress(len(exhibits), len(shown))
     files.write_text(path, page(exhibits, title))
     return path, len(exhibits)
 
@@ -84,17 +95,15 @@ def _newest(entries: Iterable[Entry]) -> list[tuple[Entry, int]]:
     return list(found.values())
 
 
-def _exhibit(entry: Entry, versions: int) -> Exhibit:
+def _exhibit(entry: Entry, versions: int, side: int) -> Exhibit:
     card, picture = entry.card, entry.thumbnail
     thumbnail = ""
     with suppress(PersonalError):  # a picture that cannot be read is no reason to leave out the concept
-        thumbnail = data_url(remade(picture, SIDE)) if picture else ""
+        thumbnail = data_url(remade(picture, side)) if picture else ""
     token = str(entry.token.unversioned())
-    holds = [f"{entry.vectors} vectors"] if entry.vectors else []
-    holds += [f"LoRA of rank {entry.lora_rank}"] if entry.lora_rank else []
     facts = {
         "Class": card.class_noun,
-        "Holds": " + ".join(holds),
+        "Holds": entry.holds,
         "Made for": card.base_name,
         "Made with": ", ".join(part for part in (card.method, f"{card.steps} steps" if card.steps else "") if part),
         "Measured": ", ".join(f"{name} {value:.2f}" for name, value in card.scores.items()),
