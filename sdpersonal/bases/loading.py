@@ -13,6 +13,7 @@ from ..prompts import show
 from .architecture import SCALING
 from .folder import incomplete, read_folder, read_vae_folder, vae_incomplete
 from .hub import HUB_ID, SHORT_NAMES, cached, fetched
+from .safety import find_checker
 from .single_file import read_file, read_vae_file
 from .weights import PICKLES, Parts, digest, silent
 
@@ -35,14 +36,15 @@ def load_base(
     *,
     revision: str | None = None,
     vae: str | Path | None = None,
+    safety: bool = True,
 ):
     """Load a base: "tiny" (built in), "sd15", "sd21", "sdxl", a Hub id, a folder, or a .safetensors checkpoint of
     Stable Diffusion 1.x, 2.x or XL.
 
     None chooses: sd15 where there is a CUDA card and the model is on this machine, else tiny. On CUDA the frozen base
     runs in bf16, on a CPU in fp32. revision: a branch, tag or commit of a model on the Hub. vae: an autoencoder to use
-    instead of its own: a folder, a .safetensors file or a Hub id. Raises PersonalError if there is no such model, or
-    it is one that cannot be used here.
+    instead of its own: a folder, a .safetensors file or a Hub id. safety: drawn pictures pass the base's safety checker
+    where it has one. Raises PersonalError if there is no such model, or it is one that cannot be used here.
     """
     from .sd import StableDiffusion
     from .sdxl import StableDiffusionXL
@@ -53,7 +55,8 @@ def load_base(
     name = name or default_base(device)
     vae_place = _vae_place(str(vae)) if vae is not None else None
     with silent():
-        parts = _parts(name, revision, dtype, device, with_vae=vae is None)
+        place = _place(name, revision)
+        parts = _parts(place, name, dtype, device, with_vae=vae is None)
         if vae_place:
             _put_vae(parts, vae_place, str(vae), dtype)
     common = {
@@ -65,6 +68,7 @@ def load_base(
         "vae": parts.vae.to(device),
         "encoders": {key: TextEncoder(tokenizer, text.to(device)) for key, (tokenizer, text) in parts.encoders.items()},
         "scheduler": parts.scheduler,
+        "checker": find_checker(place, device, safety),
     }
     if parts.kind == "sdxl":
         return StableDiffusionXL(**common, zero_empty=parts.zero_empty)
@@ -75,18 +79,17 @@ def default_base(device: torch.device) -> str:
     return "sd15" if device.type == "cuda" and cached(SHORT_NAMES["sd15"], None, incomplete) else BUILT_IN
 
 
-def introduction(base, asked: str | None) -> str:
-    """Which base is loaded: kind, size, precision; where nobody asked for it, why."""
+def introduction(base, asked: str | None, draws: bool = False) -> str:
+    """Which base is loaded: kind, size, precision; where nobody asked for it, why. draws: what checks its pictures."""
     size = f"{base.parameters / 1e6:,.0f} million parameters"
     line = f"Base: {base.name} on {base.device.type}, {_KIND_NAMES[base.kind]}: {size} in {_PRECISION[base.dtype]}."
-    if base.note:
-        line = f"{line} {base.note}"
+    line = " ".join(filter(None, (line, base.note, draws and base.safety)))
     if asked:
         return line
     if base.name != BUILT_IN:
         return f"{line} It is on this machine, and so is a CUDA card."
     if base.device.type == "cuda":
-        return f"{line} Stable Diffusion 1.5 is not on this machine yet; --base sd15 fetches it (2 GB)."
+        return f"{line} Stable Diffusion 1.5 is not on this machine yet; --base sd15 fetches it (3 GB)."
     return f"{line} Without a CUDA card the small built-in model is used; --base takes others."
 
 
@@ -95,13 +98,18 @@ def built_in_folder() -> Path:
     return Path(str(resources.files("sdpersonal.bases") / "tiny" / "weights"))
 
 
-def _parts(name: str, revision: str | None, dtype: torch.dtype, device: torch.device, with_vae: bool) -> Parts:
+def _place(name: str, revision: str | None) -> Path:
+    """A base's folder or file."""
     path = built_in_folder() if name == BUILT_IN else _local(name)
     if path and revision:
         raise PersonalError(f"--revision is for models of the Hub; {show(name)} is on this machine.", "Leave it out.")
-    if path and path.is_file():
-        return read_file(path, name, dtype, device, with_vae)
-    return read_folder(path or _from_hub(name, revision), name, dtype, with_vae)
+    return path or _from_hub(name, revision)
+
+
+def _parts(place: Path, name: str, dtype: torch.dtype, device: torch.device, with_vae: bool) -> Parts:
+    if place.is_file():
+        return read_file(place, name, dtype, device, with_vae)
+    return read_folder(place, name, dtype, with_vae)
 
 
 def _local(name: str) -> Path | None:

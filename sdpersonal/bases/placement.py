@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Mode = Literal["all", "waiting", "turns"]
 """All on the card; text encoders and autoencoder wait beside it while they have nothing to do; the UNet does too."""
 
-_STEP = 26  # numbers kept in a step, at its widest, for each of the UNet's first channels at each place of the latents
+_STEP = 27  # numbers kept in a step, at its widest, for each of the UNet's first channels at each place of the latents
 _DECODING = 6.1  # the same in decoding, for each of the autoencoder's first channels at each pixel
 _TILE = 512  # pixels, a side
 _SPARE = 0.1  # of a card's free memory: what is cut into pieces, and the kernels' own
@@ -82,6 +82,7 @@ class Stages:
     def __init__(self, text: nn.Module, unet: nn.Module, vae: nn.Module, device: torch.device):
         self.device = device
         self._models: Mapping[str, nn.Module] = {"text": text, "unet": unet, "vae": vae}
+        self._here = set(self._models)
         self._mode: Mode = "all"
 
     def settle(self, placement: Placement) -> None:
@@ -92,7 +93,7 @@ class Stages:
             vae.tile_sample_min_size = _TILE
             vae.tile_latent_min_size = _TILE >> (len(vae.config.block_out_channels) - 1)
         vae.use_tiling = placement.tiled
-        for name in self._models:
+        for name in sorted(self._models, key=self._stays):  # those that leave first
             self._move(name, here=self._stays(name))
 
     def bring(self, stage: str) -> None:
@@ -106,15 +107,15 @@ class Stages:
 
     def held(self) -> int:
         """Bytes of weights that are on the device now."""
-        return sum(bytes_of(model) for model in self._models.values() if _device(model) == self.device)
+        return sum(bytes_of(self._models[name]) for name in self._here)
 
     def _stays(self, name: str) -> bool:
         return self._mode == "all" or (self._mode == "waiting" and name == "unet")
 
     def _move(self, name: str, here: bool) -> None:
-        model, to = self._models[name], self.device if here else torch.device("cpu")
-        if _device(model) != to:
-            model.to(to)
+        if here != (name in self._here):
+            self._models[name].to(self.device if here else "cpu")
+            self._here ^= {name}
 
 
 def settle(base: StableDiffusion, size: tuple[int, int], most: int) -> int:
@@ -153,7 +154,3 @@ def _free(base: StableDiffusion) -> int:
     free, _ = torch.cuda.mem_get_info(base.device)
     kept = torch.cuda.memory_reserved(base.device) - torch.cuda.memory_allocated(base.device)
     return free + kept + base.stages.held()
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

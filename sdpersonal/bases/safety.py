@@ -21,7 +21,8 @@ _GREY = (128, 128, 128)
 
 
 class SafetyChecker:
-    """A checker in a base's folder. Its weights (0.6 GB in half precision) are read when they are first needed."""
+    """A checker in a base's folder. Its weights (0.6 GB in half precision) are read when they are first needed, and are
+    on the device only while it looks."""
 
     def __init__(self, base: Path, device: torch.device):
         self._base, self._device = base, device
@@ -44,16 +45,20 @@ class SafetyChecker:
             prepare = CLIPImageProcessorPil.from_pretrained(prepares) if known else CLIPImageProcessorPil()
             with silent():
                 model = loaded(StableDiffusionSafetyChecker, self._base / PART, variant, dtype)
-        self._model, self._prepare = model.to(self._device).eval(), prepare
+        self._model, self._prepare = model.requires_grad_(False).eval(), prepare
         return self
 
     def flagged(self, pictures: Sequence[Image.Image]) -> list[bool]:
         """Which of some RGB pictures it would hide. Raises PersonalError as `load` does."""
         self.load()
         pixels = self._prepare(list(pictures), return_tensors="pt").pixel_values  # (B, 3, 224, 224)
-        with silent():  # it warns of black pictures
-            # Its forward blackens what it is given beside them; we only ask.
-            _, flags = self._model(pixels.to(self._device, self._model.dtype), [torch.zeros(1) for _ in pictures])
+        model = self._model.to(self._device)
+        try:
+            with silent():  # it warns of black pictures
+                # Its forward blackens what it is given beside them; we only ask.
+                _, flags = model(pixels.to(self._device, model.dtype), [torch.zeros(1) for _ in pictures])
+        finally:
+            model.to("cpu")
         return [bool(flag) for flag in flags]
 
 

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, StrictBool
 
 from ..card import BaseKind, plain
-from ..config import Number, Request, Settings
+from ..config import Number, Request, Settings, Whole
 from ..errors import PersonalError
 from ..prompts import Token, show
 
 if TYPE_CHECKING:
     from PIL import Image
 
+MAX_BATCH = 64
+SEEDS = 2**32  # after the last comes the first
 _ASKED = {  # fields that a request has too
     *("prompt", "negative", "seed", "steps", "guidance", "rescale", "size", "near", "near_seed", "change", "enlarge"),
     "fast",
@@ -88,7 +90,8 @@ class Recipe(Part):
     sdpersonal: the version that drew; prompt: as drawn, alternatives chosen; template: the prompt they were chosen
     from, "" where there was none; seed, near_seed: of this very picture; size: WIDTHxHEIGHT of the first pass;
     start, mask: `pixels_sum` of those pictures, "" where there was none; sampler: diffusers' class without
-    "Scheduler"; fast: token of the LoRA that made few steps enough, "" without one.
+    "Scheduler"; fast: token of the LoRA that made few steps enough, "" without one; hidden: whether the base's safety
+    checker flagged the picture, so that it is plain grey.
     """
 
     sdpersonal: _text(40)
@@ -108,8 +111,11 @@ class Recipe(Part):
     mask: Annotated[str, BeforeValidator(_no_digest)] = ""
     sampler: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9]{1,64}$")]
     fast: str = ""
+    hidden: StrictBool = False
     base: Drawn
     concepts: Annotated[tuple[Ingredient, ...], Field(max_length=64)] = ()
+    batch: Annotated[int, Whole, Field(ge=1, le=MAX_BATCH)] = 1
+    place: Annotated[int, Whole, Field(ge=0, le=MAX_BATCH - 1)] = 0
 
     def __init__(self, /, **values: Any):
         if missing := [name for name in ("steps", "guidance", "size") if values.get(name) is None]:
@@ -119,10 +125,18 @@ class Recipe(Part):
         super().__init__(**(values | shared | {"fast": asked.fast or ""}))
         if self.mask and not self.start:
             raise PersonalError("The recipe has a mask and no start picture.")
+        if self.place >= self.batch:
+            raise PersonalError(f"place must be below batch, {self.batch}, got {self.place}.")
 
     def request(self, start: Path | None = None, mask: Path | None = None) -> Request:
         """What draws this picture again. start, mask: files of the pictures whose sums the recipe has."""
         return _request(self.model_dump(), start, mask)
+
+    def batch_request(self, start: Path | None = None, mask: Path | None = None) -> Request:
+        """What draws it as one of as many as then: its number `place` is the same to the bit on the same device."""
+        counted = "seed" if self.near is None else "near_seed"
+        first = (getattr(self, counted) - self.place) % SEEDS
+        return self.request(start, mask).model_copy(update={"n": self.batch, counted: first})
 
     def to_json(self) -> str:
         """On one line, in ASCII, so that any text chunk holds it and no character of a prompt can break it."""
