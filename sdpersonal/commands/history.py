@@ -84,7 +84,8 @@ def redo(settings: Redoing) -> int:
     raise_any(base_troubles(recipe, base.name, base.version), settings.anyway)
     say(introduction(base, name))
     with bar("drawing") as advance:
-        (picture,) = Generator(base, concepts).draw(recipe.request(settings.start, settings.mask), progress=advance)
+        request = recipe.batch_request(settings.start, settings.mask)
+        picture = list(Generator(base, concepts).draw(request, progress=advance))[recipe.place]
     outputs = Outputs(settings.out)
     path = outputs.save(png(picture.image, picture.recipe.model_copy(update={"template": recipe.template})))
     write_page(outputs)

@@ -111,8 +111,9 @@ class Generator:
             with told(f"drawing {len(batch)} at once", LESS_MEMORY, self.base.device):
                 images = self._draw(work, reader, batch, advance)
                 flags = self._flagged(images)
-            for job, image, hidden in zip(batch, images, flags, strict=True):
-                yield Picture(grey(image.size) if hidden else image, self._recipe(work, job, hidden))
+            for place, (job, image, hidden) in enumerate(zip(batch, images, flags, strict=True)):
+                recipe = self._recipe(work, job, hidden, (len(batch), place))
+                yield Picture(grey(image.size) if hidden else image, recipe)
 
     def _make_room(self, work: _Work) -> int:
         """How many pictures to draw at once."""
@@ -218,7 +219,7 @@ class Generator:
         noise, near = noise_of(job.seed, shape), work.request.near
         return noise if near is None else between(noise, noise_of(job.near_seed, shape), near)
 
-    def _recipe(self, work: _Work, job: _Job, hidden: bool) -> Recipe:
+    def _recipe(self, work: _Work, job: _Job, hidden: bool, batch: tuple[int, int]) -> Recipe:
         request, base, sampling = work.request, self.base, work.sampling
         used = job.pair.negative.used() | job.pair.prompt.used()
         if work.fast:
@@ -255,4 +256,6 @@ class Generator:
                 )
                 for token, (concept, strength) in used.items()
             ),
+            batch=batch[0],
+            place=batch[1],
         )

@@ -2,7 +2,7 @@
 
 from .foreign import Foreign
 from .reading import MAX_PICTURE, read_recipe
-from .recipe import Drawn, Ingredient, Recipe, pixels_sum
+from .recipe import Drawn, Ingredient, Recipe, hidden_note, pixels_sum
 from .writing import png
 
-__all__ = ["MAX_PICTURE", "Drawn", "Foreign", "Ingredient", "Recipe", "pixels_sum", "png", "read_recipe"]
+__all__ = ["MAX_PICTURE", "Drawn", "Foreign", "Ingredient", "Recipe", "hidden_note", "pixels_sum", "png", "read_recipe"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..config import Request
@@ -18,8 +18,9 @@ from ..prompts import Token, show
 from .infotext import SAMPLERS
 
 _FACT = re.compile(r'\s*(\w[\w \-/]*+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')  # as A1111 reads it
-_NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>:]*)(?::([^<>]*))?>")
-_BRACKET = re.compile(r"<(?=\S)([^<>]*)>")
+_NETWORK = re.compile(r"<(lora|lyco|lycoris|hypernet):([^<>:]*)(?::([^<>]*))?>", re.IGNORECASE)
+_OURS_ALONE = re.compile(r"\\.|[{}]|__(?=[^\W_])|<(?=\S)([^<>]*)>", re.DOTALL)  # signs that are text to A1111
+_MOST_NOTES = 20  # networks named
 _MEANS = {  # our field -> theirs
     "steps": "Steps",
     "guidance": "CFG scale",
@@ -35,10 +36,11 @@ _OURS = {sampler for sampler, _ in SAMPLERS.values()}
 
 @dataclass(frozen=True)
 class Foreign:
-    """Fields of a `Request`, each of which holds by itself; and notes on what was left out, a sentence each."""
+    """Fields of a `Request`, each of which holds by itself; notes on what was left out, a sentence each; its text."""
 
     fields: Mapping[str, Any]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...]
+    text: str
 
     def request(self, **others: Any) -> Request:
         """One picture of it, `others` said besides or instead. Raises PersonalError where they do not go together."""
@@ -64,7 +66,7 @@ def foreign(text: str) -> Foreign | None:
         else:
             fields[name] = value
     fields.setdefault("prompt", "")
-    return Foreign(fields, tuple(notes + _remarks(facts)))
+    return Foreign(fields, tuple(notes + _remarks(facts)), text)
 
 
 def _parts(text: str) -> tuple[str, str, dict[str, str]]:
@@ -110,25 +112,30 @@ def _number(text: str) -> int | float | str:
 
 
 def _in_our_words(prompt: str, notes: list[str]) -> str:
-    """The prompt without what loads weights; other brackets are text, except for what is a token."""
-    for kind, name, strength in _NETWORK.findall(prompt):
+    """The prompt without what loads weights, and with what only we would read as more than text escaped."""
+    for kind, name, strength in _NETWORK.findall(prompt)[:_MOST_NOTES]:
         weight = f" ({show(strength, 20)})" if strength else ""
-        notes.append(f"Not loaded: the {'LoRA' if kind != 'hypernet' else 'hypernetwork'} {show(name, 60)}{weight}.")
-    return _BRACKET.sub(_token_or_text, " ".join(_NETWORK.sub("", prompt).split()))
+        called = "hypernetwork" if kind.lower() == "hypernet" else "LoRA"
+        notes.append(f"Not loaded: the {called} {show(name, 60)}{weight}.")
+    return _OURS_ALONE.sub(_escaped, " ".join(_NETWORK.sub("", prompt).split()))
 
 
-def _token_or_text(bracket: re.Match[str]) -> str:
+def _escaped(sign: re.Match[str]) -> str:
+    if sign[0].startswith("\\"):
+        return sign[0]
+    if sign[1] is None:
+        return "".join(f"\\{letter}" for letter in sign[0])
     try:
-        Token.parse(bracket[1])
+        Token.parse(sign[1])  # `<cat-toy>`, as embeddings are often called: the library may have it
     except PersonalError:
-        return f"< {bracket[1]}>"
-    return bracket[0]
+        return f"\\{sign[0]}"
+    return sign[0]
 
 
 def _remarks(facts: Mapping[str, str]) -> list[str]:
     notes = []
     words = [each.partition(":")[0].strip() for each in facts.get("TI hashes", "").split(",")]
-    notes += [f"Not loaded: the embedding {show(word, 60)}." for word in words if word][:20]
+    notes += [f"Not loaded: the embedding {show(word, 60)}." for word in words if word][:_MOST_NOTES]
     if model := facts.get("Model") or facts.get("Model hash"):
         notes.append(f"It was drawn with the model {show(model, 60)}.")
     if (sampler := facts.get("Sampler", "")) and sampler.removesuffix(" Karras") not in _OURS:

@@ -22,7 +22,8 @@ from collections.abc import Iterable, Iterator
 
 from ..card import plain
 from ..errors import PersonalError
-from ..prompts import Token
+from ..prompts import Mention, Token
+from ..prompts.words import read_word
 from .recipe import Ingredient, Recipe
 
 DIGITS = 12  # of a sha256
@@ -32,9 +33,8 @@ SAMPLERS = {  # diffusers' class -> Sampler, Schedule type
     "LCM": ("LCM", None),
     "TCD": ("TCD", None),
 }
-_BRACKET = re.compile(r"<(?=\S)([^<>]*)>")
+_BRACKET = re.compile(r"\\.|<(?=\S)([^<>]*)>", re.DOTALL)
 _MISREAD = re.compile(r"\b(negative prompt|negative template|template|steps):", re.IGNORECASE)
-_NUMBER = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+")
 
 
 def infotext(recipe: Recipe) -> str:
@@ -92,31 +92,26 @@ def _worded(prompt: str, concepts: tuple[Ingredient, ...], loras: dict[str, Ingr
     """The prompt in their words. Each LoRA that stands in it is taken out of `loras`."""
 
     def mention(bracket: re.Match[str]) -> str:
-        found = [_mentioned(part, concepts, loras) for part in bracket[1].partition("@")[0].split("+")]
-        return " ".join(part for part in found if part)
+        if bracket[1] is None:
+            return bracket[0]  # an escape, which means there what it means here
+        try:
+            parts = read_word(bracket[1]).parts
+        except PersonalError:
+            return bracket[1]
+        return " ".join(filter(None, (_said(part, concepts, loras) for part in parts)))
 
     return _BRACKET.sub(mention, prompt)
 
 
-def _mentioned(part: str, concepts: tuple[Ingredient, ...], loras: dict[str, Ingredient]) -> str:
-    word, _, strength = part.partition(":")
-    concept = _found(word, concepts)
+def _said(mention: Mention, concepts: tuple[Ingredient, ...], loras: dict[str, Ingredient]) -> str:
+    concept = next((each for each in concepts if mention.token.matches(Token.parse(each.token))), None)
     if concept is None:
-        return word
-    said = concept.words
+        return mention.token.slug
+    words = concept.words
     if concept.vectors:
-        number = _NUMBER.fullmatch(strength.strip())
-        said = f"({_slug(concept)}:{float(number[0]):g})" if number and float(number[0]) != 1 else _slug(concept)
+        words = _slug(concept) if mention.strength == 1 else f"({_slug(concept)}:{mention.strength:g})"
     lora = loras.pop(concept.token, None)
-    return f"{said} {_lora(lora)}".strip() if lora else said
-
-
-def _found(word: str, concepts: tuple[Ingredient, ...]) -> Ingredient | None:
-    try:
-        token = Token.parse(word.lower())
-    except PersonalError:
-        return None
-    return next((each for each in concepts if token.matches(Token.parse(each.token))), None)
+    return f"{words} {_lora(lora)}".strip() if lora else words
 
 
 def _one_line(text: str) -> str:

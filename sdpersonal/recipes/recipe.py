@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -156,3 +157,9 @@ def pixels_sum(picture: Image.Image) -> str:
     """sha256 over a picture's size and its RGB pixels: the same for any file that shows the same."""
     size = f"{picture.width}x{picture.height}\n".encode()
     return hashlib.sha256(size + picture.convert("RGB").tobytes()).hexdigest()
+
+
+def hidden_note(flags: Collection[bool]) -> str:
+    """What to say of a request's pictures (`Recipe.hidden` of each): "" where nothing was hidden."""
+    hidden, of = sum(flags), "1 picture" if len(flags) == 1 else f"{len(flags)} pictures"
+    return f"The checker hid {hidden} of {of}." if hidden else ""
