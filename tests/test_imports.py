@@ -267,6 +267,25 @@ def test_diffusers_and_peft_in_every_naming(kind, naming, prefix):
     assert checked == len(found.lora.layers) > 10
 
 
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("pieces", [("lora_down", "lora_up"), ("lora_A", "lora_B")])
+def test_comfyui(kind, pieces):
+    """As its node saves a LoRA: the original code's paths, text encoders by their names there."""
+    tensors = {}
+    for path, pair in foreign.matrices(foreign.layers(kind, 7)).items():
+        tensors |= {
+            f"diffusion_model.{foreign.originals(kind)[path]}.{p}.weight": w for p, w in zip(pieces, pair, strict=True)
+        }
+    encoders = {"sd1": {"clip_l": 768}, "sd2": {"clip_h": 1024}, "sdxl": {"clip_l": 768, "clip_g": 1280}}[kind]
+    for encoder, width in encoders.items():
+        for path, pair in foreign.matrices(foreign.text_layers(width), seed=width).items():
+            name = f"text_encoders.{encoder}.transformer.{path}"
+            tensors |= {f"{name}.{p}.weight": w for p, w in zip(pieces, pair, strict=True)}
+    found = read_any(safe(tensors), "duck.safetensors")
+    theirs = read_any(foreign.kohya(kind, torch.float32, alpha=2.0), "duck.safetensors")
+    assert found.card.base == kind and found.identity == theirs.identity
+
+
 def test_peft_configuration(tmp_path):
     import safetensors.torch
 

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 import original
 import teaching
 from sdpersonal.exports import export
+from sdpersonal.formats import diffusers_lora, lora_file
 
 PEERS = Path(__file__).parent / "peers"
 PUBLISHED_SIZES = {"kohya", "comfyui"}  # their models come in one width
@@ -83,6 +84,11 @@ def check(mine, held, layers=None) -> None:
         np.testing.assert_allclose(probes[name], matrix @ probe, atol=2e-4, rtol=1e-3, err_msg=name)
 
 
+def _named(alias: str, base: str) -> str:
+    part, _, _ = diffusers_lora.parsed(f"{alias}.lora_up.weight")
+    return lora_file.layer_name(part, base)
+
+
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("program", ["a1111", "comfyui", "invokeai", "kohya", "onetrainer"])
 def test_a_programs_own_loaders_hold_the_very_concept(program, base, tmp_path):
@@ -94,6 +100,9 @@ def test_a_programs_own_loaders_hold_the_very_concept(program, base, tmp_path):
     if program == "a1111":
         assert told["name"] == told["alias"] == "me-toy-duck" and told["at"] == 3 and told["bundled"] == []
         assert told["version"] == base.upper()
+    if program == "comfyui":
+        for layer, aliases in told["aliases"].items():  # what ComfyUI's own nodes call it in files that come in here
+            assert {_named(alias, base) for alias in aliases} == {layer}, (layer, aliases)
     if program == "invokeai":
         assert told["word"] == told["lora"] == told["expected"]
         assert told["named"] == [export(mine, "invokeai").word] and told["file"] == "me-toy-duck"

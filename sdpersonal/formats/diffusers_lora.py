@@ -4,7 +4,8 @@
     unet.<path>.to_q.lora.down.weight                          after that
     text_encoder.<path>.q_proj.lora_linear_layer.down.weight
     unet.<path>.to_q.lora_A.weight                             PEFT; alone it says `base_model.model.<path>`
-    diffusion_model.<original path>.lora_up.weight             ComfyUI's own; text encoders `text_encoders.clip_l.`
+    diffusion_model.<original path>.lora_up.weight             ComfyUI's own; its text encoders are
+    text_encoders.clip_l.transformer.<path>.lora_up.weight     `clip_l`, `clip_g`, and `clip_h` of SD 2.x
 
 Alpha is `<module>.alpha`, or in `lora_adapter_metadata` or `adapter_config.json`; with none of them it is the rank.
 Sources: diffusers `utils/state_dict_utils.py`, `loaders/lora_base.py`; PEFT `tuners/lora/config.py`, `utils/other.py`.
@@ -27,7 +28,7 @@ METADATA = "lora_adapter_metadata"
 _WRAP = re.compile(r"^(base_model\.model\.|model\.(?=unet\.|text_encoder))")
 _PREFIX = re.compile(
     r"^(?:(?P<unet>unet|diffusion_model)|(?P<two>text_encoder_2|text_encoders\.clip_g(?:\.transformer)?)|"
-    r"(?P<one>text_encoder|text_encoders\.clip_l(?:\.transformer)?))\."
+    r"(?P<one>text_encoder|text_encoders\.clip_[lh](?:\.transformer)?))\."
 )
 _OLD = re.compile(
     r"(?P<path>[A-Za-z0-9_.]{1,200}?)\.(?:processor\.)?to_(?P<which>q|k|v|out)_lora\.(?P<piece>down\.weight|up\.weight|alpha)"

@@ -39,7 +39,7 @@ def read(content: Content, token: Token | None = None, adapters: Mapping[str, di
     base = base_of_lora({part: layer.down for part, layer in arrays.items()}, content)
     named: dict[str, LoraLayer] = {}
     for part, layer in arrays.items():
-        name = _name(part, base, layer)
+        name = layer_name(part, base, layer.down.shape[1])
         if name in named:
             raise damaged(content.name, f"layer {show(name)} stands in it twice")
         named[name] = layer
@@ -97,14 +97,15 @@ def _adapter(part: Part, adapters: Mapping[str, dict]) -> dict:
     return next((adapters[name] for name in (*names, "") if name in adapters), {})
 
 
-def _name(part: Part, base: str, layer: LoraLayer) -> str:
+def layer_name(part: Part, base: str, width: int = 0) -> str:
+    """The layer's name in a concept for that base; width: of what the layer reads."""
     if part.component == "unet":
         return f"lora_unet_{unet_name(part.flat, base)}"
     if base != "sdxl":
         return f"lora_te_{part.flat}"
     first = part.component in ("te", "te1", "text_encoder")
     if part.component == "text":  # PEFT alone does not say of which encoder; SDXL's differ in width
-        first = layer.down.shape[1] in (768, 3072)
+        first = width in (768, 3072)
     return f"lora_te{1 if first else 2}_{part.flat}"
 
 

@@ -55,4 +55,12 @@ for layer in names & keys.keys():
         job.change(
             layer, comfy.lora.calculate_weight([(1.0, patches[key], 1.0, None, None)], torch.zeros(shapes[key]), key)
         )
+frame.told(
+    aliases={
+        layer: [
+            alias for alias, key in keys.items() if key == keys[layer] and alias.startswith(("diffusion_", "text_"))
+        ]
+        for layer in names & keys.keys()
+    }
+)
 job.done()
