@@ -16,6 +16,8 @@ class App(Settings):
 
     base: str | None = None
     """Model to draw with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 on CUDA, else tiny."""
+    safety_checker: bool = True
+    """Hide what the base's safety checker flags, where it has one."""
     library: Path = Path("concepts")
     """Folder that keeps your concepts."""
     out: Path = Path("outputs")
@@ -40,7 +42,7 @@ def open_app(settings: App) -> int:
     from sdpersonal.ui.serve import serve
     from sdpersonal.ui.studio import Studio
 
-    base, library = load_base(settings.base), Library(settings.library)
+    base, library = load_base(settings.base, safety=settings.safety_checker), Library(settings.library)
     say(about(base))
     page = build(Studio(Generator(base, library), settings.out, shown), library, base)
     serve(page, settings.port, private=[settings.library, Path("runs"), Path(__file__).parent], say=say)

@@ -16,6 +16,7 @@ from sdpersonal.bases.loading import built_in_folder
 from sdpersonal.config import Request
 from sdpersonal.errors import PersonalError
 from sdpersonal.generation import Generator
+from sdpersonal.recipes import hidden_note
 
 FILE = "safety_checker/model.safetensors"
 
@@ -192,3 +193,23 @@ def test_damaged_files_are_told_before_any_step(checked, tmp_path):
     with pytest.raises(PersonalError, match="cut short"):
         list(Generator(load_base(str(folder), "cpu")).draw(REQUEST, progress=lambda *step: steps.append(step)))
     assert steps == []
+
+
+def test_the_command_and_the_page_say_how_many_were_hidden(drawn, checked, tmp_path, monkeypatch, capsys):
+    from sdpersonal import bases
+    from sdpersonal.cli import main
+    from sdpersonal.ui.studio import Studio
+
+    base, _, pictures = drawn
+    monkeypatch.setattr(bases, "load_base", lambda name, safety: base)
+    line = f"The checker hid {sum(picture.hidden for picture in pictures)} of 6 pictures."
+    assert main(["generate", REQUEST.prompt, "--n=6", "--steps=2", "--size=64x64", "--base=x"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert line in said and said[0].endswith("Its safety checker is on.")
+    form = {"prompt": REQUEST.prompt, "n": 6, "steps": 2, "size": "64x64"}
+    assert list(Studio(Generator(base), tmp_path / "a", tmp_path / "b").draw(form, "page"))[-1].message.endswith(line)
+
+
+def test_nothing_hidden_is_nothing_said():
+    assert hidden_note([False] * 3) == hidden_note([]) == ""
+    assert hidden_note([True]) == "The checker hid 1 of 1 picture."

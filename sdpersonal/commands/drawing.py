@@ -18,6 +18,8 @@ class Drawing(Request):
     """English with concept tokens in it: 'a photo of <me/duck> on the beach'."""
     base: str | None = None
     """Model to draw with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 on CUDA, else tiny."""
+    safety_checker: bool = True
+    """Hide what the base's safety checker flags, where it has one."""
     library: Path = Path("concepts")
     """Folder that keeps your concepts."""
     out: Path = Path("outputs")
@@ -41,10 +43,11 @@ def generate(settings: Drawing) -> int:
     from ..bases import introduction, load_base
     from ..generation import Generator
     from ..outputs import Outputs, write_page
+    from ..recipes import hidden_note
 
     request = Request(**{name: getattr(settings, name) for name in Request.model_fields})
-    base = load_base(settings.base)
-    say(introduction(base, settings.base))
+    base = load_base(settings.base, safety=settings.safety_checker)
+    say(introduction(base, settings.base, draws=True))
     outputs, pictures = Outputs(settings.out), []
     with bar("drawing") as advance:
         generator = Generator(base, Library(settings.library), settings.wildcards)
@@ -52,6 +55,8 @@ def generate(settings: Drawing) -> int:
             pictures.append(picture)
             path = outputs.save(picture.png(settings.private))
             say(str(path))
+    if note := hidden_note([picture.hidden for picture in pictures]):
+        say(note)
     if settings.grid:
         say(str(_save_grid(path, pictures)))
     write_page(outputs)

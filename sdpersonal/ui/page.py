@@ -55,4 +55,4 @@ def about(base) -> str:
     line = f"Base: {base.name}, {side}x{side} pixels, on the {place}."
     if base.kind == "tiny":
         line += " It is built in: small, quick, and draws toy-like pictures. For photographs start with --base sd15."
-    return line
+    return f"{line} {base.safety}"

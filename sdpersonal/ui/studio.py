@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from ..config import Request
 from ..errors import Interrupted, PersonalError
 from ..outputs import Outputs
+from ..recipes import hidden_note
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class Studio:
     def _work(self, request: Request, stop: threading.Event, tell) -> None:
         shown: list[tuple[str, str]] = []
         recipes: list[str] = []
+        hidden: list[bool] = []
 
         def progress(done: int, total: int) -> None:
             tell(({"message": f"Drawing: step {done} of {total}", "done": done / total}, False))
@@ -100,21 +102,22 @@ class Studio:
             begun = time.monotonic()
             try:
                 for picture in self.generator.draw(request, progress=progress, cancelled=stop.is_set):
+                    hidden.append(picture.hidden)
                     data = picture.png()
                     Outputs(self.keep).save(data)
                     shown.append((str(Outputs(self.show).save(data)), f"seed {picture.seed}"))
                     recipes.append(json.dumps(picture.recipe.model_dump(), indent=2, ensure_ascii=False))
                     tell(({"pictures": tuple(shown), "recipes": tuple(recipes)}, False))
-                message = self._ending(len(shown), time.monotonic() - begun)
+                message = self._ending(len(shown), time.monotonic() - begun, hidden_note(hidden))
             except Interrupted:
                 message = f"Stopped; {len(shown)} of {request.n} pictures are finished."
             except Exception as error:
                 message = in_words(error)
         tell(({"message": message, "done": 1.0}, True))
 
-    def _ending(self, drawn: int, seconds: float) -> str:
+    def _ending(self, drawn: int, seconds: float, note: str) -> str:
         pictures = "1 picture" if drawn == 1 else f"{drawn} pictures"
-        return f"{pictures} in {seconds:.1f} s, kept in {self.keep}. Click one to see its recipe."
+        return f"{pictures} in {seconds:.1f} s, kept in {self.keep}. Click one to see its recipe. {note}".rstrip()
 
 
 def in_words(error: Exception) -> str:
