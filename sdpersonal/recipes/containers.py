@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 
 MAX_TEXT = 250_000  # bytes; a long prompt and twenty concepts are 10,000
-_MAX_PARTS = 100_000  # chunks or segments of one file
+_MAX_PARTS = 20_000  # chunks or segments of one file; the texts stand before the pixels
 _PNG = b"\x89PNG\r\n\x1a\n"
 _EXIF = b"Exif\0\0"
 _EXIF_FOLDER, _USER_COMMENT = 0x8769, 0x9286  # tags of TIFF 6.0 and Exif 2.3

@@ -71,6 +71,7 @@ def _facts(recipe: Recipe) -> Iterator[tuple[str, object]]:
     yield "RNG", "CPU"
     if recipe.enlarge > 1:
         yield "Hires upscale", f"{recipe.enlarge:g}"
+        yield "Hires upscaler", "Lanczos"
     yield "Lora hashes", _hashes(each for each in recipe.concepts if each.lora)
     yield "TI hashes", _hashes(each for each in recipe.concepts if each.vectors)
     yield "Version", f"sdpersonal {recipe.sdpersonal}"

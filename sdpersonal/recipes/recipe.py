@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, StrictBool
 from ..card import BaseKind, plain
 from ..config import Number, Request, Settings, Whole
 from ..errors import PersonalError
-from ..prompts import Token, show
+from ..prompts import MAX_PROMPT, Token, show
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,6 +39,13 @@ def _digest(value: object) -> str:
 
 def _no_digest(value: object) -> str:
     return "" if value == "" else _digest(value)
+
+
+def _typed(value: object) -> str:
+    """A person's own text, whatever is in it."""
+    if isinstance(value, str) and len(value) <= MAX_PROMPT:
+        return value
+    raise PersonalError(f"template must be text of up to {MAX_PROMPT:,} characters, got {show(repr(value), 60)}.")
 
 
 def _text(limit: int) -> type[str]:
@@ -92,12 +99,13 @@ class Recipe(Part):
     from, "" where there was none; seed, near_seed: of this very picture; size: WIDTHxHEIGHT of the first pass;
     start, mask: `pixels_sum` of those pictures, "" where there was none; sampler: diffusers' class without
     "Scheduler"; fast: token of the LoRA that made few steps enough, "" without one; hidden: whether the base's safety
-    checker flagged the picture, so that it is plain grey.
+    checker flagged the picture, so that it is plain grey; batch, place: how many pictures were drawn together, and
+    which of them this was, counted from 0: the kernels' rounding depends on both.
     """
 
     sdpersonal: _text(40)
     prompt: str
-    template: Annotated[str, Field(strict=True, max_length=2000)] = ""
+    template: Annotated[str, BeforeValidator(_typed)] = ""
     negative: str = ""
     seed: int
     near: float | None = None
