@@ -13,7 +13,19 @@ from collections.abc import Callable, Sequence
 import tyro
 
 from . import concepts_list, habits
-from .commands import cards, comparing, concepts, drawing, exporting, history, importing, photos, sharing, training
+from .commands import (
+    cards,
+    comparing,
+    concepts,
+    drawing,
+    exporting,
+    history,
+    importing,
+    photos,
+    playing,
+    sharing,
+    training,
+)
 from .commands.output import is_main_process
 from .commands.training import train
 from .config import Settings, Training
@@ -30,7 +42,19 @@ _ALSO = (
 
 COMMANDS: dict[str, tuple[Callable, type[Settings]]] = {
     name: command
-    for module in (training, drawing, history, photos, concepts, cards, comparing, importing, exporting, sharing)
+    for module in (
+        training,
+        drawing,
+        playing,
+        history,
+        photos,
+        concepts,
+        cards,
+        comparing,
+        importing,
+        exporting,
+        sharing,
+    )
     for name, command in module.COMMANDS.items()
 }
 

@@ -9,6 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 _GAP = 6
+_SPACING = 3  # pixels between lines
+_LINES = 8  # of a title, or above a column
 _INK, _PAPER = (30, 34, 40), (255, 255, 255)
 
 
@@ -17,25 +19,30 @@ def sheet(
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
     tile: int = 192,
+    title: str = "",
 ) -> Image.Image:
-    """Rows of pictures, each fitted into a square of `tile` pixels, labels to the left and on top."""
+    """Rows of pictures, each fitted into a square of `tile` pixels, labels to the left and on top; long ones are
+    wrapped, and cut where there is no more room."""
     font = ImageFont.load_default(size=max(11, tile // 13))
-    margin = int(tile * 1.15) if row_labels else 0
-    head = tile // 6 if column_labels else 0
-    columns = max(len(row) for row in rows)
+    line = round(font.size * 1.2) + _SPACING
     step = tile + _GAP
-    page = Image.new("RGB", (margin + columns * step + _GAP, head + len(rows) * step + _GAP), _PAPER)
+    margin = int(tile * 1.15) if row_labels else 0
+    width = margin + max(len(row) for row in rows) * step + _GAP
+    above = _wrapped(title, font, width - 4 * _GAP, _LINES) if title else []
+    columns = [_wrapped(label, font, tile, _LINES) for label in column_labels]
+    top = len(above) * line + (2 * _GAP if above else 0)
+    head = max([tile // 6, *(len(lines) * line + _GAP for lines in columns)]) if columns else 0
+    page = Image.new("RGB", (width, top + head + len(rows) * step + _GAP), _PAPER)
     pen = ImageDraw.Draw(page)
+    _write(pen, (2 * _GAP, top / 2 + _GAP / 2), above, font, "lm")
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
-            page.paste(_fitted(picture, tile), (margin + _GAP + x * step, head + _GAP + y * step))
+            page.paste(_fitted(picture, tile), (margin + _GAP + x * step, top + head + _GAP + y * step))
     for y, label in enumerate(row_labels):
-        top = head + _GAP + y * step
-        pen.multiline_text(
-            (_GAP * 2, top + tile / 2), _wrapped(label, font, margin - _GAP * 3), _INK, font, anchor="lm", spacing=3
-        )
-    for x, label in enumerate(column_labels):
-        pen.text((margin + _GAP + x * step + tile / 2, head / 2 + 2), label, _INK, font, anchor="mm")
+        lines = _wrapped(label, font, margin - _GAP * 3, tile // line)
+        _write(pen, (_GAP * 2, top + head + _GAP + y * step + tile / 2), lines, font, "lm")
+    for x, lines in enumerate(columns):
+        _write(pen, (margin + _GAP + x * step + tile / 2, top + head / 2 + 2), lines, font, "mm")
     return page
 
 
@@ -55,12 +62,38 @@ def _fitted(picture: Image.Image, tile: int) -> Image.Image:
     return square
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _write(
+    pen: ImageDraw.ImageDraw, at: tuple[float, float], lines: list[str], font: ImageFont.FreeTypeFont, anchor: str
+) -> None:
+    align = "center" if anchor == "mm" else "left"
+    pen.multiline_text(at, "\n".join(lines), _INK, font, anchor=anchor, spacing=_SPACING, align=align)
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: float, most: int) -> list[str]:
+    """The text in at most `most` lines of at most `width` pixels; a word that is longer is broken."""
     lines = [""]
     for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return "\n".join(lines)
+        for part in _broken(word, font, width):
+            longer = f"{lines[-1]} {part}".strip()
+            if font.getlength(longer) <= width:
+                lines[-1] = longer
+            else:
+                lines.append(part)
+        if len(lines) > most:
+            return [*lines[: most - 1], _cut(lines[most - 1], font, width)]
+    return lines
+
+
+def _broken(word: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    parts = [""]
+    for letter in word:
+        if parts[-1] and font.getlength(parts[-1] + letter) > width:
+            parts.append("")
+        parts[-1] += letter
+    return parts
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"

@@ -1,0 +1,195 @@
+"""Many pictures of one idea: `sheet` lays them out, `endless` goes on and on, `vary` begins from a favourite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import tyro
+from pydantic import Field
+
+from ..config import Number, PromptText, Request, Settings, Whole
+from ..grids import Sheet
+from ..library import Library
+from ..prompts import MAX_PROMPT, show
+from ..variations import CHANGE, RecipeFirst, draw_variations, request_of, variations
+from .output import bar, say
+
+if TYPE_CHECKING:
+    from ..recipes import Recipe
+
+
+class Where(Settings):
+    """What is drawn with, and where it is kept."""
+
+    base: str | None = None
+    """Model to draw with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 on CUDA, else tiny."""
+    library: Path = Path("concepts")
+    """Folder that keeps your concepts."""
+    out: Path = Path("outputs")
+    """Folder for the pictures; each day gets one of its own in it."""
+    wildcards: Path = Path("wildcards")
+    """Folder of lists for __name__ in prompts: name.txt, an option a line."""
+    private: bool = False
+    """Leave no recipe in the pictures: no prompt, no settings, no names of concepts."""
+
+
+class Sheeting(Where, Sheet):
+    """Draw a sheet: one prompt with one thing changed from column to column, another from row to row."""
+
+    prompt: tyro.conf.Positional[Annotated[str, Field(max_length=MAX_PROMPT)]]
+    """English with concept tokens in it, and {} where an axis puts words: 'a photo of <me/duck> {}'."""
+
+
+class Endless(Where, Request):
+    """Draw on and on from a prompt with alternatives, no picture twice, until Ctrl-C. The next time it goes on."""
+
+    prompt: tyro.conf.Positional[PromptText]
+    """English with alternatives in it: 'a {samurai|cowboy} in the style of <me/ink>'."""
+    n: ClassVar[int] = 1
+    every: ClassVar[bool] = False
+    limit: Annotated[int, Whole, Field(ge=1, le=1_000_000)] | None = None
+    """Stop after so many pictures. Default: on Ctrl-C."""
+
+
+class Varying(Where):
+    """Draw variations of a picture by the recipe in it, and a sheet of them with the picture itself first."""
+
+    picture: tyro.conf.Positional[Path]
+    """A picture with its recipe in it."""
+    near: Annotated[float, Number, Field(gt=0, le=1)] | None = None
+    """The same prompt, from noise so far from its own; 0.1 is close, 1 another picture. If nothing is asked: 0.15."""
+    strength: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A concept at other strengths: '<me/duck>=0.6,0.8,1'. May be given several times."""
+    words: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Other words in the place of one: 'beach=snow|space'. May be given several times."""
+    start: bool = False
+    """The same prompt, beginning from the picture itself."""
+    change: Annotated[float, Number, Field(gt=0, le=1)] = CHANGE
+    """How much of it --start may change."""
+    n: Annotated[Annotated[int, Whole, Field(ge=1, le=100)] | None, tyro.conf.arg(aliases=("-n",))] = None
+    """How many pictures for --near (default 8) and for --start (default 4)."""
+    near_seed: Annotated[int, Whole, Field(ge=0, le=2**32 - 1)] = 1
+    """Seed of the first of --near; others give others."""
+    base: str | None = None
+    """Model to draw with. Default: the one that drew it, if its name is tiny, sd15, sd21 or sdxl."""
+    anyway: bool = False
+    """Draw with another base or other versions of concepts too, though that changes more than was asked."""
+
+
+def draw_sheet(settings: Sheeting) -> int:
+    from ..bases import introduction, load_base
+    from ..generation import Generator
+    from ..grids import WithCheckpoints
+    from ..grids import draw_sheet as draw
+    from ..outputs import Outputs, write_page
+    from ..training.stopping import StopSignals
+
+    base = load_base(settings.base)
+    say(introduction(base, settings.base))
+    concepts, outputs = Library(settings.library), Outputs(settings.out)
+    for run in settings.runs:
+        concepts = WithCheckpoints(concepts, run, base)
+    generator = Generator(base, concepts, settings.wildcards)
+    try:
+        with bar(f"drawing {len(settings.cells)} pictures") as advance, StopSignals() as stop:
+            kept = draw(settings, generator, outputs, settings.private, advance, lambda: bool(stop.asked))
+    finally:
+        if outputs.days():
+            write_page(outputs)
+    for path in (*kept.sheets, kept.page):
+        say(show(str(path), 300))
+    return 0
+
+
+def draw_endless(settings: Endless) -> int:
+    from ..bases import introduction, load_base
+    from ..endless import Series
+    from ..endless import draw_endless as draw
+    from ..generation import Generator
+    from ..outputs import Outputs, write_page
+    from ..training.stopping import StopSignals
+
+    request = Request(**{name: getattr(settings, name) for name in Request.model_fields})
+    series = Series(request, settings.wildcards)
+    base = load_base(settings.base)
+    say(introduction(base, settings.base))
+    say(f"{series.combinations:,} combinations of the alternatives, with a new seed each time. Ctrl-C ends it.")
+    outputs = Outputs(settings.out)
+    generator = Generator(base, Library(settings.library), settings.wildcards)
+    try:
+        with bar("drawing") as advance, StopSignals(what="picture") as stop:
+            for path in draw(
+                series, generator, outputs, settings.limit, settings.private, advance, lambda: bool(stop.asked)
+            ):
+                say(show(str(path), 300))
+    finally:
+        if outputs.days():
+            write_page(outputs)
+    return 0
+
+
+def vary(settings: Varying) -> int:
+    from .. import files
+    from ..bases import introduction, load_base
+    from ..generation import Generator
+    from ..generation.starting import open_picture
+    from ..outputs import Outputs, write_page
+    from ..recipes import MAX_PICTURE, Recipe, read_recipe
+    from ..redoing import base_troubles, raise_any
+    from ..training.stopping import StopSignals
+
+    found = read_recipe(files.read_bytes(settings.picture, MAX_PICTURE), settings.picture.name)
+    ours, library = isinstance(found, Recipe), Library(settings.library)
+    others = settings.near is not None or settings.strength or settings.words
+    favourite = request_of(found, from_itself=settings.start and not others)
+    asked = _asked(favourite, settings)
+    # What is missing is said before anything large is loaded.
+    concepts = RecipeFirst(found, library, settings.anyway) if ours else library
+    for note in () if ours else found.notes:
+        say(note)
+    name = settings.base or (_base_of(found) if ours else None)
+    base = load_base(name)
+    raise_any(base_troubles(found, base.name, base.version) if ours else [], settings.anyway)
+    say(introduction(base, name))
+    generator, outputs = Generator(base, concepts, settings.wildcards), Outputs(settings.out)
+    image = open_picture(settings.picture)
+    try:
+        with bar("drawing") as advance, StopSignals() as stop:
+            saved, page = draw_variations(
+                (favourite, image), asked, generator, outputs, settings.private, advance, lambda: bool(stop.asked)
+            )
+    finally:
+        if outputs.days():
+            write_page(outputs)
+    for path in (*saved, page):
+        say(show(str(path), 300))
+    return 0
+
+
+def _asked(favourite: Request, settings: Varying) -> list[Request]:
+    return variations(
+        favourite,
+        settings.picture,
+        near_by=settings.near,
+        n=settings.n,
+        seed=settings.near_seed,
+        strength=settings.strength,
+        word=settings.words,
+        start=settings.start,
+        change=settings.change,
+    )
+
+
+def _base_of(recipe: Recipe) -> str:
+    from ..bases.loading import BUILT_IN, SHORT_NAMES
+    from ..redoing import base_name
+
+    return base_name(recipe, {BUILT_IN, *SHORT_NAMES})
+
+
+COMMANDS = {
+    "sheet": (draw_sheet, Sheeting),
+    "endless": (draw_endless, Endless),
+    "vary": (vary, Varying),
+}
