@@ -236,18 +236,7 @@ def test_what_began_from_another_picture_is_begun_from_alone(generator, favourit
 
 
 def test_the_command_draws_them(favourite, library, tmp_path, capsys):
-    command = [
-        "vary",
-        str(favourite),
-        "--near",
-        "0.1",
-        "--n",
-        "2",
-        "--strength",
-        "<me/duck>=0",
-        "--words",
-        "beach=snow",
-    ]
+    command = ["vary", "--near", "0.1", "-n", "2", "--strength", "<me/duck>=0", "--words", "beach=snow", str(favourite)]
     assert main([*command, "--library", str(library.folder), "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[-1].endswith("00001-variations.png") and len(said) == 1 + 4 + 1
@@ -264,8 +253,8 @@ def test_a_picture_of_another_program_is_varied_too(tmp_path, capsys):
     info = PngInfo()
     info.add_text("parameters", text)
     Image.new("RGB", (64, 64)).save(tmp_path / "theirs.png", pnginfo=info)
-    command = ["vary", "--near", "0.1", "-n", "2", "--strength", "<me/duck>=0", "--words", "beach=snow", str(favourite)]
-    assert main([*command, "--library", str(library.folder), "--out", str(tmp_path)]) == 0
+    command = ["vary", str(tmp_path / "theirs.png"), "--base", "tiny", "--words", "ball=cube|cone"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "It was drawn with the model other." in said
     found = [read_recipe(path.read_bytes()) for path in sorted((tmp_path / "out").glob("*/0000?-????????.png"))]
