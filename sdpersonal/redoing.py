@@ -93,7 +93,8 @@ def raise_any(troubles: list[Trouble], anyway: bool = False) -> None:
 def _found(library: Library, wanted: Ingredient) -> Entry | None:
     """Its bytes, under its own token or any; else its version or the newest of that name, with other bytes."""
     token = Token.parse(wanted.token)
-    alike = [each for each in library.history(token) if not each.damaged] if library.versions(token) else []
+    name = token.unversioned()
+    alike = [each for each in library.history(name) if not each.damaged] if library.versions(name) else []
     alike.sort(key=lambda each: (each.token != token, -each.token.version))
     for each in alike:
         if each.identity == wanted.sha256:
