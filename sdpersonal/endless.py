@@ -120,8 +120,9 @@ def draw_endless(
     private: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
     stopped: Callable[[], bool] = lambda: False,
-) -> Iterator[Path]:
-    """Draw on from where the series was, up to `limit` pictures now; yields each one's file once it is kept.
+) -> Iterator[tuple[Path, bool]]:
+    """Draw on from where the series was, up to `limit` pictures now; yields each one's file once it is kept, and
+    whether the base's checker flagged it.
 
     stopped() is asked between pictures, and ends it with Interrupted. A process killed at any moment, and started
     anew, leaves the files that one never stopped leaves. progress(done, total) counts a picture's steps. Raises as
@@ -139,7 +140,7 @@ def draw_endless(
             path = (_kept(outputs, data) if position == first else None) or outputs.save(data)
             position += 1
             state.write(position)
-            yield path
+            yield path, picture.hidden
 
 
 def _kept(outputs: Outputs, data: bytes) -> Path | None:

@@ -4,8 +4,9 @@ give requests for `Generator.draw`; `draw_variations` keeps their pictures, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,15 @@ NEAR = 0.15  # another picture, and clearly that one's sister
 CHANGE = 0.5  # of the picture itself: what is where stays
 _WIDEST = 5  # pictures in a row
 _PAPER = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """sheet: a PNG; pictures: each one's file; hidden: whether the base's checker flagged it."""
+
+    sheet: Path
+    pictures: tuple[Path, ...]
+    hidden: tuple[bool, ...]
 
 
 def near(favourite: Request, share: float = NEAR, n: int = 8, seed: int = 1) -> list[Request]:
@@ -122,23 +132,23 @@ def draw_variations(
     private: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
-) -> tuple[list[Path], Path]:
-    """Draw and keep them; returns their files, and that of a sheet of them beside the first: 00012-variations.png.
+) -> Kept:
+    """Draw and keep them, and a sheet of them beside the first: 00012-variations.png.
 
     private: no recipe in any. Raises as `Generator.draw`; what was drawn until then is kept, and on the sheet.
     """
-    saved: list[Path] = []
+    saved: dict[Path, bool] = {}
     shown = [(favourite[1], "the favourite")]
     try:
         for i, picture in in_turn(generator, asked, progress, cancelled):
-            saved.append(outputs.save(picture.png(private)))
+            saved[outputs.save(picture.png(private))] = picture.hidden
             shown.append((picture.image, caption(favourite[0], asked[i], picture.recipe)))
     except PersonalError:
         if saved:
             with suppress(PersonalError):  # a full disk was told already
-                _keep_sheet(saved[0], shown)
+                _keep_sheet(saved, shown)
         raise
-    return saved, _keep_sheet(saved[0], shown)
+    return _keep_sheet(saved, shown)
 
 
 def caption(favourite: Request, asked: Request, recipe: Recipe) -> str:
@@ -166,10 +176,11 @@ def laid_out(pictures: Sequence[tuple[Image.Image, str]], tile: int = 192) -> Im
     return page
 
 
-def _keep_sheet(first: Path, shown: Sequence[tuple[Image.Image, str]]) -> Path:
+def _keep_sheet(saved: Mapping[Path, bool], shown: Sequence[tuple[Image.Image, str]]) -> Kept:
+    first = next(iter(saved))
     page = first.with_name(f"{first.name.partition('-')[0]}-variations.png")
     files.write_bytes(page, png(laid_out(shown)))
-    return page
+    return Kept(page, tuple(saved), tuple(saved.values()))
 
 
 def _along(favourite: Request, axis: Axis) -> list[Request]:

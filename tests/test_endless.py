@@ -25,6 +25,7 @@ from sdpersonal.cli import main
 from sdpersonal.config import Request
 from sdpersonal.endless import Progress, Series, draw_endless, permuted
 from sdpersonal.errors import Interrupted, PersonalError
+from sdpersonal.generation import Picture
 from sdpersonal.outputs import Outputs
 from sdpersonal.prompts import Wildcards, every
 from sdpersonal.recipes import Drawn, Recipe, read_recipe
@@ -127,7 +128,7 @@ class Painter:
         facts = {"steps": 2, "guidance": 1.0, "size": "64x64", "sampler": "DDIM", "sdpersonal": "0"}
         recipe = Recipe(**fields, **facts, base=Drawn(name="tiny", kind="tiny", sha256="0" * 64))
         progress(1, 1)
-        yield dataclasses.make_dataclass("Picture", ["image", "recipe"])(image, recipe)
+        yield Picture(image, recipe)
 
 
 def outputs_in(folder: Path, day: int = 1) -> Outputs:
@@ -136,7 +137,7 @@ def outputs_in(folder: Path, day: int = 1) -> Outputs:
 
 def drawn(folder: Path, limit: int, day: int = 1, prompt: str = TEMPLATE, **options) -> list[Path]:
     series = Series(Request(prompt=prompt, seed=5))
-    return list(draw_endless(series, Painter(), outputs_in(folder, day), limit, **options))
+    return [path for path, _ in draw_endless(series, Painter(), outputs_in(folder, day), limit, **options)]
 
 
 def pixels(folder: Path) -> list[bytes]:
@@ -234,7 +235,7 @@ def test_stopped_between_pictures(tmp_path):
     done = []
     with pytest.raises(Interrupted, match="Stopped after picture 2"):
         series = Series(Request(prompt=TEMPLATE, seed=5))
-        for path in draw_endless(series, Painter(), outputs_in(tmp_path), stopped=lambda: len(done) == 2):
+        for path, _ in draw_endless(series, Painter(), outputs_in(tmp_path), stopped=lambda: len(done) == 2):
             done.append(path)
     assert state(tmp_path)["position"] == 2 and len(pixels(tmp_path)) == 2
 

@@ -155,10 +155,13 @@ def test_they_are_kept_with_a_sheet_that_shows_the_favourite_first(generator, fa
     image = Image.open(favourite).convert("RGB")
     asked = variations(FAVOURITE, favourite, word=["beach=snow"], strength=["<me/duck>=0, 1"], start=True, n=2)
     told = []
-    saved, page = draw_variations(
+    kept = draw_variations(
         (FAVOURITE, image), asked, generator, outputs, progress=lambda done, total: told.append((done, total))
     )
-    assert len(saved) == 5 and page.name == "00001-variations.png" and page.parent == saved[0].parent
+    saved, page = kept.pictures, kept.sheet
+    assert (
+        len(saved) == len(kept.hidden) == 5 and page.name == "00001-variations.png" and page.parent == saved[0].parent
+    )
     recipes = [read_recipe(path.read_bytes()) for path in saved]
     assert [each.prompt for each in recipes[:3]] == [each.prompt for each in asked[:3]]
     assert all(each.start and each.change == 0.5 for each in recipes[3:]) and not recipes[0].start

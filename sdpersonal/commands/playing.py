@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -16,6 +18,8 @@ from ..variations import CHANGE, RecipeFirst, draw_variations, request_of, varia
 from .output import bar, say
 
 if TYPE_CHECKING:
+    from ..bases import StableDiffusion
+    from ..outputs import Outputs
     from ..recipes import Recipe
 
 
@@ -24,6 +28,8 @@ class Where(Settings):
 
     base: str | None = None
     """Model to draw with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 on CUDA, else tiny."""
+    safety_checker: bool = True
+    """Hide what the base's safety checker flags, where it has one."""
     library: Path = Path("concepts")
     """Folder that keeps your concepts."""
     out: Path = Path("outputs")
@@ -78,63 +84,44 @@ class Varying(Where):
 
 
 def draw_sheet(settings: Sheeting) -> int:
-    from ..bases import introduction, load_base
     from ..generation import Generator
     from ..grids import WithCheckpoints
     from ..grids import draw_sheet as draw
-    from ..outputs import Outputs, write_page
     from ..training.stopping import StopSignals
 
-    base = load_base(settings.base)
-    say(introduction(base, settings.base))
-    concepts, outputs = Library(settings.library), Outputs(settings.out)
+    base = _loaded(settings, settings.base)
+    concepts = Library(settings.library)
     for run in settings.runs:
         concepts = WithCheckpoints(concepts, run, base)
     generator = Generator(base, concepts, settings.wildcards)
-    try:
-        with bar(f"drawing {len(settings.cells)} pictures") as advance, StopSignals() as stop:
-            kept = draw(settings, generator, outputs, settings.private, advance, lambda: bool(stop.asked))
-    finally:
-        if outputs.days():
-            write_page(outputs)
-    for path in (*kept.sheets, kept.page):
-        say(show(str(path), 300))
+    with _kept_in(settings) as outputs, bar("drawing") as advance, StopSignals() as stop:
+        kept = draw(settings, generator, outputs, settings.private, advance, lambda: bool(stop.asked))
+    _tell([*kept.sheets, kept.page], kept.hidden)
     return 0
 
 
 def draw_endless(settings: Endless) -> int:
-    from ..bases import introduction, load_base
     from ..endless import Series
     from ..endless import draw_endless as draw
     from ..generation import Generator
-    from ..outputs import Outputs, write_page
     from ..training.stopping import StopSignals
 
     request = Request(**{name: getattr(settings, name) for name in Request.model_fields})
     series = Series(request, settings.wildcards)
-    base = load_base(settings.base)
-    say(introduction(base, settings.base))
+    generator = Generator(_loaded(settings, settings.base), Library(settings.library), settings.wildcards)
     say(f"{series.combinations:,} combinations of the alternatives, with a new seed each time. Ctrl-C ends it.")
-    outputs = Outputs(settings.out)
-    generator = Generator(base, Library(settings.library), settings.wildcards)
-    try:
-        with bar("drawing") as advance, StopSignals(what="picture") as stop:
-            for path in draw(
-                series, generator, outputs, settings.limit, settings.private, advance, lambda: bool(stop.asked)
-            ):
-                say(show(str(path), 300))
-    finally:
-        if outputs.days():
-            write_page(outputs)
+    with _kept_in(settings) as outputs, bar("drawing") as advance, StopSignals(what="picture") as stop:
+        for path, hidden in draw(
+            series, generator, outputs, settings.limit, settings.private, advance, lambda: bool(stop.asked)
+        ):
+            _tell([path], [hidden])
     return 0
 
 
 def vary(settings: Varying) -> int:
     from .. import files
-    from ..bases import introduction, load_base
     from ..generation import Generator
     from ..generation.starting import open_picture
-    from ..outputs import Outputs, write_page
     from ..recipes import MAX_PICTURE, Recipe, read_recipe
     from ..redoing import base_troubles, raise_any
     from ..training.stopping import StopSignals
@@ -148,23 +135,45 @@ def vary(settings: Varying) -> int:
     concepts = RecipeFirst(found, library, settings.anyway) if ours else library
     for note in () if ours else found.notes:
         say(note)
-    name = settings.base or (_base_of(found) if ours else None)
-    base = load_base(name)
+    base = _loaded(settings, settings.base or (_base_of(found) if ours else None))
     raise_any(base_troubles(found, base.name, base.version) if ours else [], settings.anyway)
-    say(introduction(base, name))
-    generator, outputs = Generator(base, concepts, settings.wildcards), Outputs(settings.out)
-    image = open_picture(settings.picture)
+    generator, image = Generator(base, concepts, settings.wildcards), open_picture(settings.picture)
+    with _kept_in(settings) as outputs, bar("drawing") as advance, StopSignals() as stop:
+        kept = draw_variations(
+            (favourite, image), asked, generator, outputs, settings.private, advance, lambda: bool(stop.asked)
+        )
+    _tell([*kept.pictures, kept.sheet], kept.hidden)
+    return 0
+
+
+def _loaded(settings: Where, name: str | None) -> StableDiffusion:
+    from ..bases import introduction, load_base
+
+    base = load_base(name, safety=settings.safety_checker)
+    say(introduction(base, name, draws=True))
+    return base
+
+
+@contextmanager
+def _kept_in(settings: Where) -> Iterator[Outputs]:
+    """The folder of pictures; whatever happens, its page is written anew at the end."""
+    from ..outputs import Outputs, write_page
+
+    outputs = Outputs(settings.out)
     try:
-        with bar("drawing") as advance, StopSignals() as stop:
-            saved, page = draw_variations(
-                (favourite, image), asked, generator, outputs, settings.private, advance, lambda: bool(stop.asked)
-            )
+        yield outputs
     finally:
         if outputs.days():
             write_page(outputs)
-    for path in (*saved, page):
+
+
+def _tell(paths: Sequence[Path], hidden: Sequence[bool]) -> None:
+    from ..recipes import hidden_note
+
+    for path in paths:
         say(show(str(path), 300))
-    return 0
+    if note := hidden_note(hidden):
+        say(note)
 
 
 def _asked(favourite: Request, settings: Varying) -> list[Request]:

@@ -35,11 +35,12 @@ _EMPTY = (236, 238, 240)
 
 @dataclass(frozen=True)
 class Kept:
-    """page: the HTML; sheets: a PNG each; pictures: how many were drawn."""
+    """page: the HTML; sheets: a PNG each; pictures: each one's file; hidden: whether the base's checker flagged it."""
 
     page: Path
     sheets: tuple[Path, ...]
-    pictures: int
+    pictures: tuple[Path, ...]
+    hidden: tuple[bool, ...]
 
 
 def draw_sheet(
@@ -55,11 +56,12 @@ def draw_sheet(
     Raises as `draw` does; what was drawn until then is kept, on a sheet with empty places.
     """
     tiles: dict[Place, Tile] = {}
-    saved: list[Path] = []
+    saved: dict[Path, bool] = {}
     try:
         for cells, picture in draw(generator, sheet.cells, progress, cancelled):
-            saved.append(outputs.save(picture.png(private)))
-            mark = saved[-1].stem.partition("-")[2]
+            path = outputs.save(picture.png(private))
+            saved[path] = picture.hidden
+            mark = path.stem.partition("-")[2]
             tile = Tile(picture.image, None if private else picture.recipe, mark)
             tiles |= {(cell.x, cell.y, cell.z): tile for cell in cells}
     except PersonalError as error:
@@ -86,12 +88,13 @@ def images(sheet: Sheet, tiles: Mapping[Place, Tile]) -> Iterator[Image.Image]:
         yield labelled(pictures, sheet.labels("y"), sheet.labels("x"), side, title)
 
 
-def _written(sheet: Sheet, tiles: Mapping[Place, Tile], saved: list[Path]) -> Kept:
-    number = saved[0].name.partition("-")[0]
-    place = saved[0].with_name(f"{number}-sheet.html")
+def _written(sheet: Sheet, tiles: Mapping[Place, Tile], saved: Mapping[Path, bool]) -> Kept:
+    first = next(iter(saved))
+    number = first.name.partition("-")[0]
+    place = first.with_name(f"{number}-sheet.html")
     files.write_text(place, page(sheet, tiles))
     sheets = []
     for z, image in enumerate(images(sheet, tiles)):
-        sheets.append(saved[0].with_name(f"{number}-sheet{f'-{z + 1}' if z else ''}.png"))
+        sheets.append(first.with_name(f"{number}-sheet{f'-{z + 1}' if z else ''}.png"))
         files.write_bytes(sheets[-1], png(image))
-    return Kept(place, tuple(sheets), len(saved))
+    return Kept(place, tuple(sheets), tuple(saved), tuple(saved.values()))
