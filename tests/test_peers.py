@@ -6,6 +6,9 @@ stand in (tests/peers/stand_in.py); put them on PYTHONPATH to have them for real
     SDPERSONAL_INVOKEAI=InvokeAI SDPERSONAL_ONETRAINER=OneTrainer pytest tests/test_peers.py
 """
 
+import dataclasses
+import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -14,12 +17,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import load_file
 
 import original
 import teaching
 from sdpersonal.exports import export
-from sdpersonal.formats import diffusers_lora, lora_file
+from sdpersonal.formats import diffusers_lora, lora_file, read_any
+from sdpersonal.formats.folders import read_path
 
 PEERS = Path(__file__).parent / "peers"
 PUBLISHED_SIZES = {"kohya", "comfyui"}  # their models come in one width
@@ -108,6 +115,11 @@ def test_a_programs_own_loaders_hold_the_very_concept(program, base, tmp_path):
         assert told["named"] == [export(mine, "invokeai").word] and told["file"] == "me-toy-duck"
     if program == "kohya":
         assert told["missing"] == [] and all(key.startswith("bundle_emb.me-toy-duck.") for key in told["unexpected"])
+        for name, whole in (("words.safetensors", "vectors"), ("words.pt", "vectors"), ("lora.safetensors", "lora")):
+            path = tmp_path / f"their-{name}"
+            apart = dataclasses.replace(mine, **({"lora": None} if whole == "vectors" else {"vectors": {}}))
+            back = read_path(path)  # what its writers made of the same
+            assert back.identity == apart.identity and str(back.token) == f"<imported/{path.stem}>"
     if program == "onetrainer":
         assert told["strangers"] == []
         made = export(mine, "onetrainer")
@@ -126,8 +138,6 @@ def test_the_native_file_works_there_as_it_is(program, base, holds, tmp_path):
     if holds == "apart" or program == "kohya":
         if holds == "together":
             pytest.skip("kohya's scripts read words from files of their own")
-        import dataclasses
-
         words = written(dataclasses.replace(mine, lora=None), "native", tmp_path / "words")
         lora = written(dataclasses.replace(mine, vectors={}), "native", tmp_path / "lora")
         held, _ = loaded(program, base, {"embedding": words["embedding"], "lora": lora["lora"]}, tmp_path)
@@ -140,3 +150,23 @@ def test_the_native_file_works_there_as_it_is(program, base, holds, tmp_path):
         for key, rows in mine.vectors.items():
             assert held.pop(f"rows/bundled_{key}").tobytes() == rows.tobytes()
     check(mine, held)
+
+
+@pytest.mark.parametrize("where", ["chunk", "pixels"])
+def test_pictures_that_a1111_makes_come_in(where):
+    path = Path(checkout("a1111")) / "modules" / "textual_inversion" / "image_embedding.py"
+    spec = importlib.util.spec_from_file_location("a1111_image_embedding", path)
+    theirs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(theirs)
+    vectors = torch.randn(4, 768, generator=torch.Generator().manual_seed(2))
+    content = {"string_to_token": {"*": 265}, "string_to_param": {"*": vectors}, "name": "Toy_Duck", "step": 400}
+    picture, text = Image.linear_gradient("L").resize((512, 512)).convert("RGB"), PngInfo()
+    if where == "chunk":
+        text.add_text("sd-ti-embedding", theirs.embedding_to_b64(content))
+    else:
+        picture = theirs.insert_image_data_embed(picture, content)
+    out = io.BytesIO()
+    picture.save(out, "PNG", pnginfo=text)
+    found = read_any(out.getvalue(), "picture.png")
+    assert str(found.token) == "<imported/toy-duck>" and found.card.steps == 400
+    np.testing.assert_array_equal(found.vectors["clip_l"], vectors.numpy())

@@ -1,7 +1,8 @@
 """kohya's sd-scripts: `load_weights` of both trainers of textual inversion; `create_network_from_weights` on its own
-UNets of the published sizes, and `LoRAInfModule.get_weight`."""
+UNets of the published sizes, and `LoRAInfModule.get_weight`. Then `save_weights` of all, to be read back."""
 
 import sys
+from pathlib import Path
 
 import frame
 import torch
@@ -16,7 +17,9 @@ if job.base == "sdxl":
     from library.sdxl_original_unet import SdxlUNet2DConditionModel
     from sdxl_train_textual_inversion import SdxlTextualInversionTrainer
 
-    for key, rows in zip(("clip_l", "clip_g"), SdxlTextualInversionTrainer().load_weights(job.embedding), strict=True):
+    trainer = SdxlTextualInversionTrainer()
+    held = trainer.load_weights(job.embedding)
+    for key, rows in zip(("clip_l", "clip_g"), held, strict=True):
         job.rows(key, rows)
     with torch.device("meta"):
         unet = SdxlUNet2DConditionModel()
@@ -26,7 +29,9 @@ else:
 
     from train_textual_inversion import TextualInversionTrainer
 
-    job.rows("clip_l", TextualInversionTrainer().load_weights(job.embedding)[0])
+    trainer = TextualInversionTrainer()
+    held = trainer.load_weights(job.embedding)
+    job.rows("clip_l", held[0])
     width = parts["text_encoder"].config.hidden_size
     with torch.device("meta"):
         heads = [5, 10, 20, 20] if job.base == "sd2" else 8  # as its library/model_util.py has them
@@ -38,4 +43,8 @@ answer = network.load_state_dict(weights, strict=False)
 frame.told(unexpected=answer.unexpected_keys, missing=answer.missing_keys)
 for layer in network.text_encoder_loras + network.unet_loras:
     job.change(layer.lora_name, layer.get_weight())
+place = Path(job.out).parent
+trainer.save_weights(str(place / "their-words.safetensors"), held, None, {})
+trainer.save_weights(str(place / "their-words.pt"), held, None, {})
+network.save_weights(str(place / "their-lora.safetensors"), None, {"ss_output_name": "their-lora"})
 job.done()
