@@ -17,7 +17,7 @@ from sdpersonal.lora import to_lora
 from sdpersonal.prompts import Token
 
 KINDS = ("tiny", "sd1", "sd2 v", "sdxl")
-STEPS, SIDE = 3, 64  # a step more, and random weights blow rounding up to hundredths
+STEPS, WIDTH, HEIGHT = 3, 96, 64  # a step more, and random weights blow rounding up to hundredths
 PROMPT, NEGATIVE = "a red umbrella on the beach", "snow"
 
 
@@ -92,7 +92,7 @@ def ours(base, shelf, monkeypatch):
         kept, real = [], base.decode
         with monkeypatch.context() as patched:
             patched.setattr(base, "decode", lambda latents: kept.append(latents) or real(latents))
-            common = {"negative": NEGATIVE, "n": 1, "seed": 3, "steps": STEPS, "size": f"{SIDE}x{SIDE}"}
+            common = {"negative": NEGATIVE, "n": 1, "seed": 3, "steps": STEPS, "size": f"{WIDTH}x{HEIGHT}"}
             list(Generator(base, shelf).draw(Request(prompt=prompt, **(common | {"guidance": 4.0} | more))))
         return kept[-1]
 
@@ -100,9 +100,9 @@ def ours(base, shelf, monkeypatch):
 
 
 def theirs(pipe, base, prompt, **more):
-    noise = torch.randn(base.latent_shape(SIDE, SIDE), generator=torch.Generator().manual_seed(3))[None]
+    noise = torch.randn(base.latent_shape(WIDTH, HEIGHT), generator=torch.Generator().manual_seed(3))[None]
     common = {"negative_prompt": NEGATIVE, "num_inference_steps": STEPS, "guidance_scale": 4.0}
-    size = {"height": SIDE, "width": SIDE, "latents": noise}
+    size = {"height": HEIGHT, "width": WIDTH, "latents": noise}
     return pipe(prompt, output_type="latent", **(common | size | more)).images
 
 
@@ -168,7 +168,7 @@ def test_contrast_taken_back(base, stock, ours):
 def picture(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
     path = tmp_path / "start.png"
-    Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(path)
+    Image.fromarray(pixels).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(path)
     return path
 
 
@@ -180,7 +180,7 @@ def begin_at(scheduler, step):
 def beginning_as(base, path):
     """What we begin from; diffusers would draw both with one generator."""
     latents = base.encode(np.array(Image.open(path))[None]).mean
-    noise = torch.randn(base.latent_shape(SIDE, SIDE), generator=torch.Generator().manual_seed(3))[None]
+    noise = torch.randn(base.latent_shape(WIDTH, HEIGHT), generator=torch.Generator().manual_seed(3))[None]
     return latents, noise
 
 
@@ -201,8 +201,8 @@ def test_from_a_picture(place, base, stock, ours, picture, monkeypatch, change):
 def test_a_part_of_a_picture(place, base, stock, ours, picture, monkeypatch, tmp_path):
     if base.kind == "tiny":
         pytest.skip("diffusers keeps the rest in models of four channels alone")
-    mask = Image.new("L", (SIDE, SIDE), 0)
-    mask.paste(255, (0, 0, SIDE // 2, SIDE))
+    mask = Image.new("L", (WIDTH, HEIGHT), 0)
+    mask.paste(255, (0, 0, WIDTH // 2, HEIGHT))
     mask.save(tmp_path / "mask.png")
     pipe = pipelines(place[0])[2].from_pipe(stock)
     latents, noise = beginning_as(base, picture)
@@ -211,6 +211,6 @@ def test_a_part_of_a_picture(place, base, stock, ours, picture, monkeypatch, tmp
     begun = pipe.scheduler.add_noise(latents, noise, pipe.scheduler.timesteps[STEPS - 1 :][:1])
     monkeypatch.setattr(pipe, "prepare_latents", lambda *_, **__: (begun, noise, latents))
     settings = {"negative_prompt": NEGATIVE, "num_inference_steps": STEPS, "guidance_scale": 4.0, "strength": 0.5}
-    settings |= {"height": SIDE, "width": SIDE, "output_type": "latent"}
+    settings |= {"height": HEIGHT, "width": WIDTH, "output_type": "latent"}
     made = pipe(PROMPT, image=Image.open(picture), mask_image=mask, **settings).images
     close(ours(PROMPT, start=picture, mask=tmp_path / "mask.png", change=0.5), made)
