@@ -149,6 +149,8 @@ def test_a_crash_at_any_moment_loses_nothing(tmp_path):
         contents = {path.read_bytes() for path in kept(outputs)}
         assert contents - {b"during" * 1000} == {b"before" * 1000, b"after" * 1000}
         assert len({path.name[:5] for path in kept(outputs)}) == len(kept(outputs)) and after.exists()
+        write_page(outputs)
+        assert not list(outputs.folder.rglob(".*-tmp"))  # the page's writer sweeps
         if status == DONE:
             break
     assert n > 6

@@ -29,6 +29,8 @@ def write_page(outputs: Outputs, title: str = "Pictures") -> tuple[Path, int]:
     files.make_folder(outputs.folder)
     path = outputs.folder / "index.html"
     with files.lock(outputs.folder, wait=_PATIENCE):  # else a page begun earlier could end up over a later one
+        for place in (outputs.folder, *(outputs.folder / day for day in outputs.days())):
+            files.sweep(place)  # what killed processes left half-written
         pictures = list(_pictures(outputs))
         files.write_text(path, page(pictures, title))
     return path, len(pictures)
