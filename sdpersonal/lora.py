@@ -32,33 +32,70 @@ Targets = Literal["attention", "transformer", "all"]
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 _UNET = "lora_unet"
+_MERGED_AFTER = 2  # uses: a prompt and its negative are the text encoder's only two
+_MERGED = 1 << 19  # numbers; of larger weights a LoRA costs a few percent, and the copies would take GBs
 
 
 class Slot:
-    """The place beside one linear or convolutional layer. Empty until `put`."""
+    """The place beside one linear or convolutional layer. Empty until `put`.
+
+    passing: what is put is a mix to draw with, which does not change. Where that is cheaper, it is then added to a copy
+    of the weights from the third use on; the layer's own weights are set aside and come back as they were.
+    """
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, path: str = ""):
         self.layer, self.path = layer, path  # its path in the model
         self.down: Tensor | None = None  # A: (r, in) or (r, in, k, k)
         self.up: Tensor | None = None  # B: (out, r) or (out, r, 1, 1)
-        self._hook = None
+        self._hook = self._bare = None
+        self._uses, self._passing = 0, False
 
-    def put(self, down: Tensor, up: Tensor) -> None:
-        self.down, self.up = down, up
+    def put(self, down: Tensor, up: Tensor, passing: bool = False) -> None:
+        self._restore()
+        self.down, self.up, self._uses, self._passing = down, up, 0, passing
         self._hook = self._hook or self.layer.register_forward_hook(self._add)
 
     def clear(self) -> None:
-        if self._hook:
-            self._hook.remove()
-        self.down = self.up = self._hook = None
+        self._restore()
+        self._unhook()
+        self.down = self.up = None
 
     def _add(self, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         x = args[0]
+        if self.down.device != x.device:  # it was filled while the model waited elsewhere
+            self.down, self.up = self.down.to(x.device), self.up.to(x.device)
         down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        self._uses += 1
+        if self._uses == _MERGED_AFTER and self._passing and _is_merged_best(layer.weight):
+            self._merge()
         if isinstance(layer, nn.Linear):
-            return out + F.linear(F.linear(x, down), up)
+            inner = F.linear(x, down)
+            if torch.is_grad_enabled():
+                return out + F.linear(inner, up)
+            out.view(-1, out.shape[-1]).addmm_(inner.view(-1, inner.shape[-1]), up.t())  # nobody else has seen it
+            return out
         inner = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
         return out + F.conv2d(inner, up.flatten(1)[:, :, None, None])
+
+    def _merge(self) -> None:
+        bare = self.layer.weight
+        whole = torch.addmm(bare.detach().flatten(1), self.up.flatten(1), self.down.flatten(1)).view_as(bare)
+        self.layer.weight, self._bare = nn.Parameter(whole, requires_grad=False), bare
+        self._unhook()
+
+    def _restore(self) -> None:
+        if self._bare is not None:
+            self.layer.weight, self._bare = self._bare, None
+
+    def _unhook(self) -> None:
+        if self._hook:
+            self._hook.remove()
+        self._hook = None
+
+
+def _is_merged_best(weight: Tensor) -> bool:
+    """On a card nobody has measured it; and what bf16 rounds off a sum is a good part of a LoRA."""
+    return weight.device.type == "cpu" and weight.dtype.itemsize >= 4 and weight.numel() <= _MERGED
 
 
 class Slots:
@@ -131,7 +168,7 @@ class Slots:
         up = torch.cat(
             [_tensor(part.up).flatten(1) * (s * part.alpha / part.down.shape[0]) for part, s in parts], dim=1
         )
-        slot.put(down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype))
+        slot.put(down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype), passing=True)
 
     def train(
         self, targets: Targets, rank: int, generator: torch.Generator, text: bool = False

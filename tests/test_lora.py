@@ -175,3 +175,68 @@ def test_a_kernel_of_another_size_is_refused(model):
     lora = Lora({"lora_unet_conv": LoraLayer(np.zeros((2, 3, 1, 1)), np.zeros((5, 2, 1, 1)), 2.0)})
     with pytest.raises(PersonalError, match="layer lora_unet_conv does not fit"):
         Slots({"lora_unet": model}).check(lora, "<me/duck>")
+
+
+# --- a mix that is drawn with often is merged -------------------------------------------------------------------------
+
+
+def weights_of(model):
+    return {name: (value, value.data_ptr()) for name, value in model.named_parameters()}
+
+
+def test_from_the_third_use_on_a_mix_is_in_the_weights_and_then_gone_to_the_bit(model):
+    slots, mix = Slots({"lora_unet": model}), [(some_lora(i, 2 + i, 1.5), 0.7 - i / 4) for i in range(2)]
+    x, picture = torch.randn(2, 3, 12).double(), torch.randn(2, 3, 8, 8).double()
+    before, bare = weights_of(model), model(x, picture)
+    expected, less = (dense(model, some)(x, picture) for some in (mix, mix[:1]))
+    with torch.no_grad(), slots.filled(mix):
+        for use in range(4):
+            for mine, theirs in zip(model(x, picture), expected, strict=True):
+                torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+            assert (model.to_q.weight is before["to_q.weight"][0]) == (use == 0)  # two uses are no more than prompts
+        assert not model.to_q._forward_hooks and not model.conv._forward_hooks
+        slots.fill(mix[:1])
+        assert model.to_q.weight is before["to_q.weight"][0]
+        for _ in range(3):
+            other = model(x, picture)
+        torch.testing.assert_close(other[0], less[0], rtol=1e-5, atol=1e-5)
+    after = weights_of(model)
+    assert all(after[name][0] is value and after[name][1] == place for name, (value, place) in before.items())
+    assert all(torch.equal(a, b) for a, b in zip(model(x, picture), bare, strict=True))
+
+
+def test_what_learns_is_never_merged(model):
+    x, picture = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
+    slots, own = Slots({"lora_unet": model}), model.to_q.weight
+    trained = slots.train("attention", 3, torch.Generator().manual_seed(0))
+    for _ in range(4):
+        with torch.no_grad():  # a trial's pictures
+            model(x, picture)
+        with slots.bypassed():
+            model(x, picture)
+    assert model.to_q.weight is own
+    model(x, picture)[0].square().sum().backward()
+    assert trained["lora_unet_to_q.lora_up.weight"].grad.abs().sum() > 0
+
+
+def test_a_mix_is_bypassed_and_comes_back_after_it_was_merged(model):
+    x, picture, mix = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double(), [(some_lora(0, 2, 2.0), 1.0)]
+    slots, bare = Slots({"lora_unet": model}), model(x, picture)
+    with torch.no_grad(), slots.filled(mix):
+        mixed = [model(x, picture)[0] for _ in range(3)][-1]
+        with slots.bypassed():
+            assert torch.equal(model(x, picture)[0], bare[0])
+        torch.testing.assert_close(model(x, picture)[0], mixed)
+    assert torch.equal(model(x, picture)[0], bare[0])
+
+
+def test_large_layers_and_half_precision_stay_as_they_are():
+    for layer in (nn.Linear(1024, 1024), nn.Linear(8, 8).bfloat16()):
+        model = nn.Sequential(layer)
+        width = layer.in_features
+        part = LoraLayer(np.ones((1, width), np.float32), np.ones((width, 1), np.float32), 1.0)
+        own, x = layer.weight, torch.ones(1, width, dtype=layer.weight.dtype)
+        with torch.no_grad(), Slots({"lora_unet": model}).filled([(Lora({"lora_unet_0": part}), 1.0)]):
+            answers = [model(x) for _ in range(4)]
+            assert layer.weight is own
+        assert all(torch.equal(one, answers[0]) for one in answers)
