@@ -32,7 +32,7 @@ Targets = Literal["attention", "transformer", "all"]
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 _UNET = "lora_unet"
-_MERGED_AFTER = 2  # uses: a prompt and its negative are the text encoder's only two
+_MERGED_AFTER = 2  # uses, of the UNet's layers; how a prompt is encoded must not depend on those encoded before it
 _MERGED = 1 << 19  # numbers; of larger weights a LoRA costs a few percent, and the copies would take GBs
 
 
@@ -160,15 +160,15 @@ class Slots:
         """The slots hold this mix and nothing else, from now on: for a change within a `filled` block."""
         self.clear()
         for name, parts in self._by_layer(mix).items():
-            self._put(self._slots[name], parts)
+            self._put(self._slots[name], parts, passing=name.startswith(_UNET))
 
-    def _put(self, slot: Slot, parts: list[tuple[LoraLayer, float]]) -> None:
+    def _put(self, slot: Slot, parts: list[tuple[LoraLayer, float]], passing: bool) -> None:
         weight = slot.layer.weight
         down = torch.cat([_tensor(part.down).view(-1, *weight.shape[1:]) for part, _ in parts])
         up = torch.cat(
             [_tensor(part.up).flatten(1) * (s * part.alpha / part.down.shape[0]) for part, s in parts], dim=1
         )
-        slot.put(down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype), passing=True)
+        slot.put(down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype), passing)
 
     def train(
         self, targets: Targets, rank: int, generator: torch.Generator, text: bool = False

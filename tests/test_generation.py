@@ -18,6 +18,7 @@ from sdpersonal.generation import Generator, Sampling, denoise, noise_of
 from sdpersonal.generation.noise import between
 from sdpersonal.generation.reading import Reader, rows_at
 from sdpersonal.library import Library
+from sdpersonal.lora import to_lora
 from sdpersonal.prompts import Token
 from sdpersonal.recipes import read_recipe
 
@@ -413,3 +414,17 @@ def test_what_a_prompt_means_is_encoded_once(tiny, shelf, monkeypatch):
     assert len(read) == 2
     list(generator.draw(request.model_copy(update={"prompt": "a cat <duck:0.5>", "n": 1})))
     assert len(read) == 4
+
+
+def test_how_a_prompt_is_encoded_does_not_depend_on_others(tiny):
+    """Encoded as the fourth with a LoRA of the text encoder in the slots, or as the first: the same to the bit."""
+    draw = torch.Generator().manual_seed(0)
+    trained = tiny.slots.train("all", 2, draw, text=True)
+    for parameter in trained.values():
+        parameter.data = 0.05 * torch.randn(parameter.shape, generator=draw)
+    tiny.slots.clear()
+    mix, words = [(to_lora(trained), 1.0)], ["a cat", "a dog", "a fish", "a red duck"]
+    with torch.no_grad(), tiny.slots.filled(mix):
+        together = [tiny.read([Spoken(one)]).states for one in words]
+    with torch.no_grad(), tiny.slots.filled(mix):
+        assert torch.equal(tiny.read([Spoken(words[3])]).states, together[3])
