@@ -152,7 +152,7 @@ def test_the_recipe_is_all_that_is_needed(tiny, shelf):
 
 def test_progress_and_cancelling(tiny, shelf):
     seen = []
-    request = Request(prompt="a cat", n=6, steps=STEPS, size=SIZE)
+    request = Request(prompt="a cat", n=10, steps=STEPS, size=SIZE)
     list(Generator(tiny, shelf).draw(request, progress=lambda done, total: seen.append((done, total))))
     assert seen == [(i, 6) for i in range(1, 7)]  # two batches of three steps
     with pytest.raises(Interrupted):
