@@ -16,10 +16,10 @@ import numpy as np
 from .concept import Concept, Lora, LoraLayer
 from .errors import PersonalError
 
-# Between what was measured on nine concepts of the built-in base (docs/performance.md, "The library"): trainings of one
-# subject or style lie above, others below; vectors that started from the same class noun lie above as well.
-PARALLEL = 0.3  # cosine of vectors: 0.39 to 0.91 above, up to 0.23 below
-OVERLAPPING = 0.12  # of LoRA subspaces: 0.18 above, up to 0.08 below
+# Between what was measured on concepts of the built-in base (docs/performance.md, "The library"): two trainings of one
+# subject lie above, of different ones below; vectors that started from the same class noun lie above as well.
+PARALLEL = 0.3  # cosine of vectors: 0.31 to 0.91 above, up to 0.27 below
+ALIKE = 0.05  # cosine of LoRAs: 0.08 to 0.21 above, up to 0.03 below. By chance it is 0, where overlap grows with rank
 _BASES = {
     "tiny": "the built-in base",
     "sd1": "Stable Diffusion 1.x",
@@ -82,9 +82,9 @@ def _conflict(a: Concept, b: Concept) -> Conflict | None:
     if a.identity == b.identity:
         return Conflict(names, "same", "They are the same concept under two names.", strengths=(1.0, 0.0))
     alike = compare(a, b)
-    if alike.overlap is not None and alike.overlap > OVERLAPPING:
-        what = f"Their LoRAs pull at the same {alike.overlap:.0%} of directions"
-        return Conflict(names, "lora", f"{what}; together they do too much of it.", strengths=_shared(alike.overlap))
+    if alike.lora is not None and alike.lora > ALIKE:
+        what = f"Their LoRAs do in part the same (cosine {alike.lora:.2f}, {alike.overlap:.0%} of directions shared)"
+        return Conflict(names, "lora", f"{what}; together they do too much of it.", strengths=_shared(alike.lora))
     if alike.vectors is not None and alike.vectors > PARALLEL:
         what = f"Their vectors are nearly parallel (cosine {alike.vectors:.2f})"
         return Conflict(names, "vectors", f"{what}; the text encoder hardly tells them apart.", strengths=(1.0, 0.7))
@@ -94,9 +94,9 @@ def _conflict(a: Concept, b: Concept) -> Conflict | None:
     return None
 
 
-def _shared(overlap: float) -> tuple[float, float]:
+def _shared(cosine: float) -> tuple[float, float]:
     """Equal strengths at which two changes with this cosine are together as large as one: 1 / sqrt(2 + 2 cos)."""
-    strength = round(1 / math.sqrt(2 + 2 * overlap), 1)
+    strength = round(1 / math.sqrt(2 + 2 * cosine), 1)
     return strength, strength
 
 

@@ -120,6 +120,29 @@ def test_conflicts_are_found_and_named():
     assert conflict.hard and "Stable Diffusion 1.x" in conflict.problem and "<me/duck>" in conflict.problem
 
 
+@pytest.mark.parametrize("rank", [4, 16])
+def test_loras_that_share_a_part_are_told_and_those_of_high_rank_alone_are_not(rank):
+    """Random ones of rank 16 in layers 16 wide share many directions, by chance; they do nothing that is the same."""
+    names = [f"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn{i}_to_{j}" for i in "12" for j in "qkv"]
+    one, other = (
+        dataclasses.replace(
+            embedding(f"<me/a-{seed}>", seed), lora=lora(seed, rank, names=names), card=card(class_noun="")
+        )
+        for seed in (3, 4)
+    )
+    assert compare(one, other).overlap > 0.1 and kinds(one, other) == []
+    mixed = {
+        name: LoraLayer(
+            np.concatenate([other.lora.layers[name].down, 0.4 * layer.down]),
+            np.concatenate([other.lora.layers[name].up, layer.up], axis=1),
+            float(rank),
+        )
+        for name, layer in one.lora.layers.items()
+    }
+    [conflict] = conflicts([one, dataclasses.replace(other, lora=Lora(mixed))])
+    assert conflict.kind == "lora" and conflict.strengths == (0.6, 0.6)
+
+
 def test_strengths_that_are_suggested_can_be_typed():
     [conflict] = conflicts([concept(vectors={}), concept("<me/y>", vectors={"clip_l": vectors(9)})])
     assert conflict.strengths == (0.5, 0.5)  # two halves of the same change are one

@@ -20,7 +20,7 @@ from ..modelspec import data_url
 from ..thumbnail import remade
 
 SIDE = 256  # pixels of a thumbnail
-_SMALL, _MANY = 176, 500  # as wide as it is shown, in a page of more concepts: 3,000 take 22 MB rather than 46
+_SMALL, _MANY = 176, 500  # as wide as it is shown, in a page of more concepts: 3,000 take 27 MB rather than 46
 _HERE = Path(__file__).parent
 _BASES = {"tiny": "built-in", "sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
 _CONSENT = {"yes": "the person agrees", "no": "the person does not agree", "unknown": "consent not known"}
