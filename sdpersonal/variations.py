@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import SequenceMatcher
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -158,9 +158,14 @@ def caption(favourite: Request, asked: Request, recipe: Recipe) -> str:
     if asked.near is not None:
         return f"near {asked.near:g}, seed {recipe.near_seed}"
     before, after = favourite.prompt.split(), asked.prompt.split()
-    steps = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
-    new = [word for what, _, _, first, last in steps if what != "equal" for word in after[first:last]]
-    return show(" ".join(new), 200) or "the same words"
+    first = _alike(before, after)
+    behind = _alike(before[first:][::-1], after[first:][::-1])
+    return show(" ".join(after[first : len(after) - behind]), 200) or "the same words"
+
+
+def _alike(one: list[str], other: list[str]) -> int:
+    """How many words both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def laid_out(pictures: Sequence[tuple[Image.Image, str]], tile: int = 192) -> Image.Image:

@@ -1,9 +1,12 @@
 """Sheets: what their axes say, which requests they become, the picture in each place, and the page."""
 
+import errno
+import hashlib
 import itertools
 import json
 import os
 import re
+import shlex
 from datetime import date
 from fractions import Fraction
 from html.parser import HTMLParser
@@ -11,16 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from browser import browser, missing
+from conftest import ROOT
+from crash import NO_ROOM, REFUSED, calls_made, fail_at
 from samples import embedding
-from sdpersonal.cli import main
+from sdpersonal.cli import COMMANDS, main
 from sdpersonal.config import Request
 from sdpersonal.errors import Interrupted, PersonalError
-from sdpersonal.generation import Generator
+from sdpersonal.generation import Generator, Picture
 from sdpersonal.grids import Axis, Sheet, WithCheckpoints, draw, draw_sheet
 from sdpersonal.grids.drawing import batches
 from sdpersonal.grids.ranges import numbers
@@ -28,7 +34,7 @@ from sdpersonal.grids.wording import with_concept, with_strength, with_window, w
 from sdpersonal.library import Library
 from sdpersonal.outputs import Outputs
 from sdpersonal.prompts import Token, Word, parse
-from sdpersonal.recipes import Recipe, read_recipe
+from sdpersonal.recipes import Drawn, Recipe, read_recipe
 from sdpersonal.sheets import sheet as labelled
 
 DUCK = Token("me", "duck")
@@ -416,6 +422,30 @@ def test_private_leaves_no_recipe(generator, tmp_path):
                 read_recipe(data)
 
 
+class Painter:
+    """Paints in no time what the request alone decides: here the question is what is on the disk."""
+
+    def draw(self, request, progress, cancelled):
+        digest = hashlib.sha256(request.model_dump_json().encode()).digest()
+        facts = {"steps": 2, "guidance": 1.0, "size": "64x64", "sampler": "DDIM", "sdpersonal": "0"}
+        recipe = Recipe(**facts, prompt=request.prompt, seed=1, base=Drawn(name="tiny", kind="tiny", sha256="0" * 64))
+        yield Picture(Image.frombytes("RGB", (4, 2), digest[:24]), recipe)
+
+
+def test_a_full_disk_leaves_every_picture_whole(tmp_path):
+    """Full at the n-th thing that is done to the disk, for every third n."""
+    found = a_sheet("a {}", x="words: cat|dog|owl")
+    whole = tmp_path / "whole"
+    calls = calls_made(lambda: draw_sheet(found, Painter(), outputs_in(whole)))
+    assert calls > 20
+    for n in range(1, calls + 1, 3):
+        folder = tmp_path / str(n)
+        ended = fail_at(n, errno.ENOSPC, lambda folder=folder: draw_sheet(found, Painter(), outputs_in(folder)))
+        assert ended in (NO_ROOM, REFUSED)  # refused: kept, but a loss of power may undo it
+        for name, data in content(folder).items():
+            assert data == (whole / name).read_bytes() or "-sheet" in name  # a sheet may have empty places
+
+
 class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
@@ -612,3 +642,24 @@ def _check_what_is_wrong_with_runs(folder, tiny):
         assert "step-000004 is damaged" in told(lambda facts, damage=damage: facts | damage)
     with pytest.raises(PersonalError, match="There is no <me/teddy> in the prompt"):
         Sheet(prompt="a cat", x=f"checkpoint: {folder}")
+
+
+# --- what the documentation says --------------------------------------------------------------------------------------
+
+
+def documented() -> list[list[str]]:
+    text = (ROOT / "docs" / "playing.md").read_text()
+    return [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("    sdpersonal ")]
+
+
+@pytest.mark.parametrize("command", documented(), ids=" ".join)
+def test_documented_commands_are_understood(command):
+    _, asked = COMMANDS[command[0]]
+    assert tyro.cli(asked, args=command[1:])
+
+
+def test_documented_axes_are_understood():
+    text = (ROOT / "docs" / "playing.md").read_text()
+    axes = [cell.replace("\\|", "|") for cell in re.findall(r"^\| `([^`]+:?[^`]*)` \|", text, re.MULTILINE)]
+    axes = [text for text in axes if not text.startswith(("--", "checkpoint"))]
+    assert len(axes) >= 9 and all(Axis.parse(text).values for text in axes)
