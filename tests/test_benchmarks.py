@@ -146,3 +146,59 @@ def test_the_stand_in_does_what_torchvision_defines(monkeypatch):
     assert 0 <= top <= 2 and 0 <= left <= 4 and (height, width) == (4, 4) and crop(picture).size == (4, 4)
     modes = [name for name in dir(transforms.InterpolationMode) if not name.startswith("__")]
     assert {"BILINEAR", "LANCZOS", "BICUBIC"} <= set(modes)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(1000)
+def test_drawing_beside_diffusers(root, tmp_path):
+    """Both sides draw the same picture and say what it took."""
+    line = [sys.executable, root / "benchmarks" / "generation.py", "--cases", "tiny:64:2", "--rounds", "1"]
+    line += ["--switches", "1", "--pictures", "2", "--work", tmp_path / "work", "--out", tmp_path / "out.json"]
+    done = subprocess.run(list(map(str, line)), cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (case,) = json.loads((tmp_path / "out.json").read_text())["cases"]
+    assert case["same"] < 0.01
+    for one in case["draws"]:
+        assert one["steps"] == 2 and 0 < one["unet"][1] < one["seconds"][1] and one["peak"] > 1e8
+    for one in case["switches"]:
+        assert 0 <= one["ready"][1] <= one["step"][1]
+    assert done.stdout.count("| tiny 64 px") == 2 + 8 + 1 + 1
+
+
+def test_a_picture_is_put_together_from_its_steps_and_the_rest():
+    from benchmarks.generation import _picture
+
+    assert _picture({"seconds": [10.0, 9.0], "unet": [4.0, 3.0], "n": 2}, clock=1, steps=5) == (9 - 3 + 3 * 5) / 2
+
+
+def test_the_table_names_medians_side_by_side():
+    from benchmarks.generation import table
+
+    def draw(who, mix, seconds):
+        return {"who": who, "mix": mix, "n": 8, "seconds": [0, seconds], "unet": [0, 0.0], "peak": 2e9, "cuda": None}
+
+    def switch(who, mix, source, ready):
+        return {"who": who, "mix": mix, "from": source, "ready": [0, ready], "step": [0, 2 * ready]}
+
+    seconds = {"diffusers": (24.0, 8.0, 16.0), "sdpersonal": (8.0, 8.0, 1.0)}
+    draws = [draw(who, mix, one) for who, some in seconds.items() for mix in ("one", "two") for one in some]
+    switches = [
+        switch(who, mix, source, 3.0) for who in seconds for mix in ("one", "two") for source in ("files", "loaded")
+    ]
+    first = [{"who": who, "since_start": [0, 9.0]} for who in seconds]
+    case = {"case": "tiny 128 px", "steps": 25, "clock": 1, "draws": draws, "switches": switches, "first": first}
+    lines = table({"machine": "two cores", "cases": [case]}).splitlines()
+    assert "| tiny 128 px: two LoRAs, 8 at once, a picture in 25 steps | 2 s | 1 s | 2.00x |" in lines
+    assert "| tiny 128 px: switch to two LoRAs from files, until first step | 6 s | 6 s | 1.00x |" in lines
+    assert "| tiny 128 px: memory at most | 2.00 GB | 2.00 GB | 1.00x |" in lines
+
+
+def test_a_mix_says_the_same_to_both():
+    from benchmarks.pictures.concepts import Mix
+
+    assert Mix.of("one", 3).our_prompt == "a photo of a <bench/word3> on the beach, soft light<bench/lora3:0.7>"
+    assert Mix.of("two", 3).our_prompt.endswith("<bench/lora3:0.7><bench/lora4:0.4>")
+    assert Mix.of("two", 3).prompt == "a photo of a duck on the beach, soft light"

@@ -1,0 +1,188 @@
+"""One side of the benchmark, in a process of its own: takes commands as lines of JSON, answers each with one.
+
+python -m benchmarks.pictures.side {sdpersonal,diffusers} BASE CONCEPTS DEVICE
+
+{"do": "draw", "mix": ["one", 0], "n": 8, "steps": 25, "size": 128}
+{"do": "switch", "mix": ["two", 3], "size": 128, "from": "files"}     until the first step could begin
+{"do": "keep", "path": "a.npy", "mix": ["one", 0], "steps": 25, "size": 128}
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+BEGAN = time.perf_counter(), time.process_time()
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from benchmarks.pictures.concepts import Mix  # noqa: E402
+
+
+class Reached(Exception):
+    """The first step could begin."""
+
+
+class Clock:
+    """Seconds by the wall and by the processor since it was made; of the UNet's calls since `reset`."""
+
+    def __init__(self, unet: torch.nn.Module, texts: list[torch.nn.Module]):
+        self.stops = False
+        self.reset()
+        for text in texts:
+            text.register_forward_pre_hook(lambda *_: self._text())
+        unet.register_forward_pre_hook(lambda *_: self._begin())
+        unet.register_forward_hook(lambda *_: self._end())
+
+    def reset(self) -> None:
+        self.steps, self.unet, self.ready, self.began = 0, [0.0, 0.0], None, now()
+
+    def since(self) -> list[float]:
+        return [b - a for a, b in zip(self.began, now(), strict=True)]
+
+    def _text(self) -> None:
+        self.ready = self.ready or self.since()
+
+    def _begin(self) -> None:
+        self._text()
+        if self.stops:
+            raise Reached
+        self._step = now()
+
+    def _end(self) -> None:
+        self.steps += 1
+        self.unet = [total + b - a for total, a, b in zip(self.unet, self._step, now(), strict=True)]
+
+
+def now() -> tuple[float, float]:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
+
+
+class Ours:
+    def __init__(self, base: str, concepts: Path, device: str):
+        from sdpersonal.bases import load_base
+        from sdpersonal.generation import Generator
+        from sdpersonal.library import Library
+
+        self._base = load_base(base, device)
+        self._generator = Generator(self._base, Library(concepts / "library"))
+        self.clock = Clock(self._base.unet, [encoder.model for encoder in self._base.encoders.values()])
+
+    def take(self, mix: Mix, from_files: bool) -> None:
+        """Nothing to do: a prompt names its concepts."""
+
+    def draw(self, mix: Mix, n: int, steps: int, size: int) -> list[np.ndarray]:
+        from sdpersonal.config import Request
+
+        request = Request(prompt=mix.our_prompt, n=n, steps=steps, size=f"{size}x{size}")
+        return [np.asarray(picture.image) for picture in self._generator.draw(request)]
+
+
+class Theirs:
+    """Their pipeline as its documentation has it, with our sampler, guidance and seeds."""
+
+    def __init__(self, base: str, concepts: Path, device: str):
+        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+        from sdpersonal.bases.loading import BUILT_IN, built_in_folder
+        from sdpersonal.bases.samplers import make_sampler
+
+        folder = built_in_folder() if base == BUILT_IN else Path(base)
+        xl = (folder / "text_encoder_2").is_dir()
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        self._pipe = (StableDiffusionXLPipeline if xl else StableDiffusionPipeline).from_pretrained(
+            folder, dtype=dtype, local_files_only=True
+        )
+        self._pipe.set_progress_bar_config(disable=True)
+        self._pipe.to(device)
+        self._pipe.scheduler = make_sampler(self._pipe.scheduler.config, "usual")
+        self._guidance = 3.0 if base == BUILT_IN else 5.0 if xl else 7.5
+        self._concepts, self._xl, self._loaded = concepts, xl, set()
+        texts = [self._pipe.text_encoder, *([self._pipe.text_encoder_2] if xl else [])]
+        self.clock = Clock(self._pipe.unet, texts)
+
+    def take(self, mix: Mix, from_files: bool) -> None:
+        """from_files: as if none were loaded yet."""
+        if from_files and self._loaded:
+            self._pipe.unload_lora_weights()
+            if any(name.startswith("word") for name in self._loaded):
+                self._pipe.unload_textual_inversion()
+                if self._xl:
+                    self._pipe.unload_textual_inversion(
+                        text_encoder=self._pipe.text_encoder_2, tokenizer=self._pipe.tokenizer_2
+                    )
+            self._loaded.clear()
+        for name in {*mix.loras, *filter(None, [mix.word])} - self._loaded:
+            self._load(name)
+        self._pipe.set_adapters(list(mix.loras), [0.7, 0.4][: len(mix.loras)])
+
+    def _load(self, name: str) -> None:
+        folder, token = self._concepts / name, f"<bench/{name}>"
+        if name.startswith("lora"):
+            self._pipe.load_lora_weights(folder, adapter_name=name)
+        else:
+            self._pipe.load_textual_inversion(folder / "learned_embeds.safetensors", token=token)
+            if self._xl:
+                more = {"text_encoder": self._pipe.text_encoder_2, "tokenizer": self._pipe.tokenizer_2}
+                self._pipe.load_textual_inversion(folder / "learned_embeds_2.safetensors", token=token, **more)
+        self._loaded.add(name)
+
+    def draw(self, mix: Mix, n: int, steps: int, size: int) -> list[np.ndarray]:
+        seeds = [torch.Generator("cpu").manual_seed(seed) for seed in range(n)]
+        pictures = self._pipe(
+            mix.prompt,
+            num_images_per_prompt=n,
+            num_inference_steps=steps,
+            guidance_scale=self._guidance,
+            height=size,
+            width=size,
+            generator=seeds,
+        ).images
+        return [np.asarray(picture) for picture in pictures]
+
+
+def main() -> None:
+    who, base, concepts, device = sys.argv[1:]
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # the libraries' own words
+    side = (Ours if who == "sdpersonal" else Theirs)(base, Path(concepts), device)
+    loaded = [b - a for a, b in zip(BEGAN, now(), strict=True)]
+    print(json.dumps({"loaded": loaded, "torch": torch.__version__}), file=answers, flush=True)
+    for line in sys.stdin:
+        command = json.loads(line)
+        print(json.dumps(_answer(side, command) | _memory()), file=answers, flush=True)
+
+
+def _answer(side: Ours | Theirs, command: dict) -> dict:
+    mix, size = Mix.of(*command["mix"]), command["size"]
+    clock, switches = side.clock, command["do"] == "switch"
+    if command["do"] == "draw":  # whoever draws has the concepts at hand
+        side.take(mix, from_files=False)
+    clock.stops = switches
+    clock.reset()
+    if switches or command["do"] == "first":
+        side.take(mix, from_files=command.get("from", "files") == "files")
+    try:
+        pictures = side.draw(mix, command.get("n", 1), command.get("steps", 2), size)
+    except Reached:
+        return {"step": clock.since(), "ready": clock.ready}
+    taken = clock.since()
+    if "path" in command:
+        np.save(command["path"], pictures)
+    since_start = [b - a for a, b in zip(BEGAN, now(), strict=True)]
+    return {"seconds": taken, "unet": clock.unet, "steps": clock.steps, "since_start": since_start}
+
+
+def _memory() -> dict:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (0 if sys.platform == "darwin" else 10)
+    return {"peak": peak, "cuda": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None}
+
+
+if __name__ == "__main__":
+    main()
