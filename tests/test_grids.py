@@ -663,3 +663,60 @@ def test_documented_axes_are_understood():
     axes = [cell.replace("\\|", "|") for cell in re.findall(r"^\| `([^`]+:?[^`]*)` \|", text, re.MULTILINE)]
     axes = [text for text in axes if not text.startswith(("--", "checkpoint"))]
     assert len(axes) >= 9 and all(Axis.parse(text).values for text in axes)
+
+
+PIECES = ["seed", "words", "strength", "window", "concept", "checkpoint", "size", "fast", "near", "prompt", "<me/duck>"]
+PIECES += [
+    ":",
+    ": ",
+    " ",
+    "|",
+    ",",
+    "..",
+    "...",
+    "0-1",
+    "1",
+    "0.5",
+    "9" * 15,
+    "{}",
+    "{",
+    "}",
+    "<",
+    ">",
+    "{a|b}",
+    "\0",
+    "/",
+]
+PIECES += [
+    "\u202e",
+    "e5",
+    "-",
+    "by",
+    "\\",
+    "(",
+    ")",
+    "__x__",
+    "${",
+    "2$$",
+    "::",
+    "@",
+    "+",
+    "a",
+    "photo",
+    "\ud800",
+    "\n",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join) | st.text(max_size=20))
+def test_whatever_an_axis_says_it_is_read_or_told(text):
+    for fields in ({"x": text}, {"x": "seed: 1", "y": text, "prompt": "a <me/duck:0.5+me/cat:0.2@0-1> {} {a|b}"}):
+        try:
+            found = a_sheet(**fields)
+        except PersonalError as error:
+            lines = str(error).split("\n")
+            assert len(lines) <= 2 and all(line.isprintable() for line in lines)
+        else:
+            assert len(found.cells) == np.prod(found.shape) == len({(c.x, c.y, c.z) for c in found.cells})
+            assert all(label.isprintable() for side in "xyz" for label in found.labels(side))
