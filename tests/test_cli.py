@@ -127,7 +127,7 @@ def test_generate_writes_pictures_and_a_grid(tmp_path, capsys):
     assert main([*argv, "--out", str(tmp_path / "out"), "--library", str(tmp_path / "none")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Base: tiny on cpu") and len(lines) == 4
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == sorted(
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.png")) == sorted(
         os.path.basename(line) for line in lines[1:]
     )
 

@@ -65,7 +65,7 @@ def test_the_package_comes_from_the_wheel(installed, bare_environment):
 def test_a_wheel_alone_draws_a_picture(installed, tmp_path, bare_environment):
     command = ["generate", "a photo of a cat on grass", "--steps", "4", "--n", "1", "--base", "tiny", "--out", tmp_path]
     run(installed / "sdpersonal", *command, env=bare_environment, cwd=tmp_path)
-    (picture,) = tmp_path.glob("*.png")
+    (picture,) = tmp_path.rglob("*.png")
     with Image.open(picture) as image:
         assert image.size == (128, 128)
         assert len(image.getcolors(1 << 16) or range(1 << 16)) > 100  # something is drawn on it
