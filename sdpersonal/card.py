@@ -28,6 +28,12 @@ from .tensorfile import damaged, strict_json
 MAX_CARD = 200_000  # characters of JSON
 
 BaseKind = Literal["tiny", "sd1", "sd2", "sdxl"]
+BASES = {  # in words, where a person reads them
+    "tiny": "the built-in base of sdpersonal",
+    "sd1": "Stable Diffusion 1.x",
+    "sd2": "Stable Diffusion 2.x",
+    "sdxl": "Stable Diffusion XL",
+}
 
 
 def plain(text: object) -> object:

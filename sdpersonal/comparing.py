@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .card import BASES
 from .concept import Concept, Lora, LoraLayer
 from .errors import PersonalError
 
@@ -20,12 +21,6 @@ from .errors import PersonalError
 # subject lie above, of different ones below; vectors that started from the same class noun lie above as well.
 PARALLEL = 0.3  # cosine of vectors: 0.31 to 0.91 above, up to 0.27 below
 ALIKE = 0.05  # cosine of LoRAs: 0.08 to 0.21 above, up to 0.03 below. By chance it is 0, where overlap grows with rank
-_BASES = {
-    "tiny": "the built-in base",
-    "sd1": "Stable Diffusion 1.x",
-    "sd2": "Stable Diffusion 2.x",
-    "sdxl": "Stable Diffusion XL",
-}
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,7 @@ def compare(a: Concept, b: Concept) -> Likeness:
     """Everything there is to compare. Raises PersonalError where they are of different base kinds or widths."""
     if a.card.base != b.card.base:
         raise PersonalError(
-            f"{a.token} is made for {_BASES[a.card.base]}, {b.token} for {_BASES[b.card.base]}: "
+            f"{a.token} is made for {BASES[a.card.base]}, {b.token} for {BASES[b.card.base]}: "
             "their numbers mean different things."
         )
     encoders = {key: rows_cosine(a.vectors[key], b.vectors[key]) for key in a.vectors.keys() & b.vectors.keys()}
@@ -77,7 +72,7 @@ def conflicts(concepts: Sequence[Concept]) -> list[Conflict]:
 def _conflict(a: Concept, b: Concept) -> Conflict | None:
     names = str(a.token), str(b.token)
     if a.card.base != b.card.base:
-        what = f"{names[0]} is made for {_BASES[a.card.base]}, {names[1]} for {_BASES[b.card.base]}"
+        what = f"{names[0]} is made for {BASES[a.card.base]}, {names[1]} for {BASES[b.card.base]}"
         return Conflict(names, "base", f"{what}: no base can draw both.", hard=True)
     if a.identity == b.identity:
         return Conflict(names, "same", "They are the same concept under two names.", strengths=(1.0, 0.0))

@@ -2,6 +2,8 @@
 
 A prompt that mixes `<me/a:0.6>` and `<me/b:0.4>` fills each layer with the sum of both changes. A merged LoRA is that
 sum as one file: exactly, by rank concatenation (lora.py), or the nearest of a given rank (Eckart and Young 1936).
+Vectors at a strength lie, in a prompt, on the way from their class noun, which only a base knows: here they are scaled,
+which is the same where a concept names no noun, where the strength is 1, and in an average of strengths that sum to 1.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .card import Card
+from .card import BASES, Card
 from .comparing import factors, thin_svd
 from .concept import MAX_VECTORS, Concept, Lora, LoraLayer
 from .errors import PersonalError
@@ -34,7 +36,7 @@ def merge(
     """The concept that is all of `parts` at their strengths, called `token`.
 
     Vectors of the same number of rows are averaged with the strengths as weights. With `concatenate`, and where the
-    numbers differ, the rows follow each other, each times its strength: exactly `<me/a:0.6><me/b:0.4>` in a prompt.
+    numbers differ, the rows follow each other, each times its strength.
     rank: cut each layer of the LoRA to it.
     Raises PersonalError where parts are of different base kinds or not two at least, or the rows become too many.
     """
@@ -52,7 +54,7 @@ def _check(parts: Sequence[tuple[Concept, float]]) -> None:
     for concept, strength in parts:
         if concept.card.base != first.card.base:
             raise PersonalError(
-                f"{first.token} is made for base {first.card.base}, {concept.token} for {concept.card.base}.",
+                f"{first.token} is made for {BASES[first.card.base]}, {concept.token} for {BASES[concept.card.base]}.",
                 "Merge concepts of one base.",
             )
         if strength == 0:

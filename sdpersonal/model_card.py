@@ -7,17 +7,12 @@ from collections.abc import Sequence
 
 from .concept import Concept
 from .exports import diffusers
-from .exports.export import Export, sentence
+from .exports.export import MODELS, Export, sentence
 from .exports.readme import facts, fenced, literal, plain
 from .formats.repositories import TAG
 from .licences import on_the_hub
 
 PICTURES = "pictures.png"
-_MODELS = {
-    "sd1": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sd2": "stabilityai/stable-diffusion-2-1",
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-}
 _CONSENT = {
     "yes": "the person shown agrees",
     "no": "the person shown does not agree",
@@ -50,7 +45,7 @@ def _front_matter(concept: Concept) -> str:
     card = concept.card
     fields: dict[str, object] = dict(on_the_hub(card.license))
     fields["library_name"] = "diffusers"
-    if model := _MODELS.get(card.base):
+    if model := MODELS.get(card.base):
         fields |= {"base_model": model, "base_model_relation": "adapter", "pipeline_tag": "text-to-image"}
     fields["tags"] = [
         TAG,

@@ -16,10 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samples import concept, embedding, thumbnail, vectors
+from samples import concept, thumbnail
 from sdpersonal.concept import Concept, write
 from sdpersonal.errors import PersonalError
-from sdpersonal.formats import diffusers, pickles, read_any
+from sdpersonal.formats import pickles, read_any
 from sdpersonal.prompts import Token
 
 LAYOUTS = {"zip": {}, "old": {"_use_new_zipfile_serialization": False}, "protocol 4": {"pickle_protocol": 4}}
@@ -68,15 +68,6 @@ def test_and_so_are_safetensors(case, tmp_path):
     data = safetensors.torch.save({"<cat-toy>": TENSORS[case].detach().contiguous().clone()}, {"format": "pt"})
     found = read_any(data, "learned_embeds.safetensors")
     assert np.array_equal(found.vectors["clip_l"], torch.atleast_2d(TENSORS[case].detach().float()).numpy())
-
-
-def test_what_is_written_for_diffusers_is_one_tensor_under_the_token():
-    data = diffusers.write(embedding("<me/duck-v3>"))
-    found = safetensors.torch.load(data)
-    assert list(found) == ["<me/duck>"] and torch.equal(found["<me/duck>"], torch.from_numpy(vectors()))
-    assert read_any(data, "x").token == Token("me", "duck")
-    with pytest.raises(PersonalError, match="no vectors"):
-        diffusers.write(concept(vectors={}))
 
 
 def test_tokens_that_are_not_ours_become_ours():

@@ -14,15 +14,9 @@ import numpy as np
 from ..concept import Concept, Lora, LoraLayer
 from ..formats.diffusers import EMBEDDINGS, LORA
 from ..tensorfile import pack
-from .export import Export, words
+from .export import MODELS, Export, words
 from .header import facts
 from .paths import module_path
-
-_MODELS = {
-    "sd1": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sd2": "stabilityai/stable-diffusion-2-1",
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-}
 
 
 def write(concept: Concept) -> Export:
@@ -91,7 +85,7 @@ def _code(concept: Concept) -> str:
     base = concept.card.base
     lines = ["from diffusers import DiffusionPipeline"]
     lines += ["from sdpersonal.bases.loading import built_in_folder"] if base == "tiny" else []
-    model = "built_in_folder()" if base == "tiny" else f'"{_MODELS[base]}"'
+    model = "built_in_folder()" if base == "tiny" else f'"{MODELS[base]}"'
     lines.append(f"pipe = DiffusionPipeline.from_pretrained({model})")
     if base == "sdxl" and concept.vectors:
         for name, end in ((EMBEDDINGS["clip_l"], ""), (EMBEDDINGS["clip_g"], "_2")):

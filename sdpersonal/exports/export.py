@@ -9,6 +9,12 @@ from ..concept import Concept, write
 from ..errors import PersonalError
 from ..thumbnail import remade
 
+MODELS = {  # on the Hub
+    "sd1": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd2": "stabilityai/stable-diffusion-2-1",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+}
+
 
 @dataclass(frozen=True)
 class Export:

@@ -5,15 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 
+from ..card import BASES
 from ..concept import Concept
 from .export import Export, sentence
-
-_BASES = {
-    "tiny": "the built-in base of sdpersonal",
-    "sd1": "Stable Diffusion 1.x",
-    "sd2": "Stable Diffusion 2.x",
-    "sdxl": "Stable Diffusion XL",
-}
 
 
 def readme(concept: Concept, export: Export) -> str:
@@ -71,7 +65,7 @@ def facts(concept: Concept) -> list[tuple[str, str]]:
     holds += [f"a LoRA of rank {concept.lora.rank} in {len(concept.lora.layers)} layers"] if concept.lora else []
     return [
         ("What it is", plain(f"{card.kind}, {card.class_noun}" if card.class_noun else card.kind)),
-        ("Made for", _BASES[card.base] + (f" ({plain(card.base_name)})" if card.base_name else "")),
+        ("Made for", BASES[card.base] + (f" ({plain(card.base_name)})" if card.base_name else "")),
         ("Holds", " and ".join(holds)),
         ("Author", plain(card.author)),
         ("Licence", plain(card.license) or "not stated: ask its author before you pass it on"),

@@ -11,11 +11,10 @@ import json
 from ..concept import Concept
 from ..licences import on_the_hub
 from ..thumbnail import media_type, remade
-from .export import Export, refused
+from .export import MODELS, Export, refused
 from .torch_zip import saved
 
 _PROGRAM = "the sd-concepts-library"
-_MODELS = {"sd1": "stable-diffusion-v1-5/stable-diffusion-v1-5", "sd2": "stabilityai/stable-diffusion-2-1"}
 
 
 def write(concept: Concept) -> Export:
@@ -50,7 +49,7 @@ def write(concept: Concept) -> Export:
 def front_matter(concept: Concept) -> str:
     """The lines that the Hub reads at the top of the README."""
     fields = on_the_hub(concept.card.license)
-    if model := _MODELS.get(concept.card.base):
+    if model := MODELS.get(concept.card.base):
         fields["base_model"] = model
     lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]  # JSON's strings are YAML's
     return "\n".join(["---", *lines, 'tags: ["stable-diffusion", "textual-inversion"]', "---", "", ""])

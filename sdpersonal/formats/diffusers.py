@@ -10,7 +10,6 @@ from __future__ import annotations
 from ..concept import WIDTHS, Concept
 from ..errors import PersonalError
 from ..prompts import Token, show
-from ..tensorfile import pack
 from .content import Content
 from .making import base_of, made
 
@@ -53,10 +52,3 @@ def read_pair(one: Content, two: Content, token: Token | None = None) -> Concept
             f"{show(one.name)} and {show(two.name)} are for different tokens: {show(str(sorted(words)))}."
         )
     return made(one, "sdxl", vectors, None, token, words.pop())
-
-
-def write(concept: Concept) -> bytes:
-    """`learned_embeds.safetensors` for `pipe.load_textual_inversion`. Raises PersonalError where it cannot hold it."""
-    if concept.vectors.keys() != {"clip_l"}:
-        raise PersonalError(f"{concept.token} has no vectors that one learned_embeds file can hold.")
-    return b"".join(pack({str(concept.token.unversioned()): concept.vectors["clip_l"]}, {"format": "pt"}))

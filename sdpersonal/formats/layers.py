@@ -41,11 +41,6 @@ def text_name(path: str) -> str:
     return flat if flat.startswith(("text_model_", "text_projection")) else f"text_model_{flat}"
 
 
-def is_original(flat: str) -> bool:
-    """Whether a UNet layer has the name that the original code gives it."""
-    return flat.startswith(("input_blocks_", "middle_block_", "output_blocks_", "label_emb_", "time_embed_"))
-
-
 @functools.cache
 def _to_original(levels: int) -> dict[str, str]:
     """Blocks of a UNet of so many levels, diffusers' name to the original's, which counts them through."""
