@@ -109,7 +109,7 @@ def test_a_drawing_through_the_queue(server):
     assert done["success"]
     _, _, status = done["output"]["data"]
     assert "1 picture in" in str(status)
-    (kept,) = (server.place / "outputs").glob("*.png")
+    (kept,) = (server.place / "outputs").rglob("*.png")
     with Image.open(kept) as image:
         recipe = json.loads(image.text["sdpersonal"])
     assert recipe["prompt"] == "a cat on grass" and recipe["size"] == "128x128"
@@ -252,7 +252,7 @@ def test_what_was_shown_goes_when_the_app_ends(tmp_path):
     assert running.draw()["success"]
     assert [path.stat().st_mode & 0o777 for path in tmp_path.glob("sdpersonal-*")] == [0o700]
     assert running.end() == 0
-    assert list(tmp_path.glob("sdpersonal-*")) == [] and len(list((tmp_path / "outputs").glob("*.png"))) == 1
+    assert list(tmp_path.glob("sdpersonal-*")) == [] and len(list((tmp_path / "outputs").rglob("*.png"))) == 1
 
 
 # --- a real browser ---------------------------------------------------------------------------------------------------

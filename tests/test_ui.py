@@ -54,7 +54,7 @@ def test_a_drawing_tells_how_far_it_is_and_keeps_its_pictures(studio):
     assert sheets[-1].message.startswith("2 pictures in ")
     assert [caption for _, caption in sheets[-1].pictures] == ["seed 7", "seed 8"]
     assert [json.loads(recipe)["seed"] for recipe in sheets[-1].recipes] == [7, 8]
-    kept = {path.read_bytes() for path in studio.keep.glob("*.png")}
+    kept = {path.read_bytes() for path in studio.keep.rglob("*.png")}
     assert kept == {Path(path).read_bytes() for path, _ in sheets[-1].pictures} and len(kept) == 2
 
 
