@@ -243,6 +243,8 @@ def test_no_photo_gets_in_as_a_picture(tmp_path):
 def test_nothing_of_this_machine_is_sent(hub, library, tmp_path):
     drawn = picture(tmp_path / "IMG_0815.png", library.get(Token.parse("<duck>")))
     assert run(library, "concepts", "push", "duck", ID, "--yes", "--pictures", str(drawn)) == 0
+    assert not [line for line, _, _ in hub.asked if "/api/agent" in line]
+    assert not [headers for _, headers, _ in hub.asked if "torch/" in headers]
     everything = hub.sent() + b"".join(hub.lfs.values()) + b"".join(hub.repos[ID].files.values())
     secrets = [str(Path.home()), os.environ["HOME"], str(tmp_path), str(library.folder), "IMG_0815", os.getcwd()]
     secrets += [name for name in (socket.gethostname(), getpass.getuser()) if len(name) > 4]  # "root" is a word
@@ -319,6 +321,14 @@ def test_pulling_what_is_not_there(hub, library, capsys):
     assert "refused" in refused(library, capsys, "pull", "a/broken")
 
 
+def test_what_the_hub_answers_instead_is_told(hub, library, capsys, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # the client waits between tries
+    hub.repos[ID] = Repo({"x.safetensors": write(embedding())})
+    for status in (403, 429, 500):
+        hub.fail = {"/api/models/": status}
+        assert f"does not give out {ID} (HTTP {status})" in refused(library, capsys, "pull", ID)
+
+
 def test_lists_of_files_are_not_believed(hub, library, capsys, tmp_path):
     data = write(embedding("<me/cat>", 3))
     evil = ["../../../evil.safetensors", "/etc/evil.safetensors", "a/../../b.safetensors", "../evil.safetensors"]
@@ -345,27 +355,35 @@ def test_a_pulled_concept_takes_no_ones_place(hub, library, tmp_path, capsys):
     assert other.get(Token.parse("<duck>")).identity == concept().identity
 
 
+TIMED = """
+import sys, time
+from huggingface_hub import HfApi, snapshot_download  # seconds on a busy machine, and no part of what is measured
+import sdpersonal.hub
+from sdpersonal.cli import main
+began = time.monotonic()
+code = main(sys.argv[1:])
+print("took", time.monotonic() - began)
+sys.exit(code)
+"""
+
+
 @pytest.mark.parametrize("command", ["push", "pull"])
 def test_without_a_network_it_is_said_within_seconds(library, root, command):
-    """The command as it is run, with HF_ENDPOINT: a port where nobody listens, and one that never answers."""
+    """In a process of its own, with HF_ENDPOINT: a port where nobody listens, and one that never answers."""
     environment = os.environ | {"HF_TOKEN": TOKEN, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import huggingface_hub.hf_api, sdpersonal.cli"], env=environment, check=True)
-    start = time.monotonic() - began  # seconds, on a busy machine
+    argv = [sys.executable, "-c", TIMED, "concepts", command]
+    argv += ["duck", ID, "--yes"] if command == "push" else [ID]
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(50)
         for port in (1, silent.getsockname()[1]):
             environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{port}"}
-            argv = [sys.executable, "-m", "sdpersonal", "concepts", command]
-            argv += ["duck", ID, "--yes"] if command == "push" else [ID]
-            began = time.monotonic()
             done = subprocess.run(
-                [*argv, "--library", str(library.folder)], env=environment, capture_output=True, text=True, timeout=60
+                [*argv, "--library", str(library.folder)], env=environment, capture_output=True, text=True, timeout=120
             )
-            took = time.monotonic() - began
             assert done.returncode == 2 and "cannot reach the Hub" in done.stderr, done.stderr
-            assert "Traceback" not in done.stderr and took < 5 + 3 * start, (took, start)
+            assert "Traceback" not in done.stderr
+            assert float(done.stdout.rpartition("took")[2]) < 5 + 2  # two for a machine that does much else
 
 
 def test_the_thumbnail_is_the_picture_where_there_are_none():

@@ -50,17 +50,13 @@ def fetched(repository: Repository) -> Path:
     Raises PersonalError within seconds where it cannot be had, NoRoom where the disk is full.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
 
-    disable_progress_bars()
+    quieten()
     try:
         info = HfApi().model_info(repository.id, files_metadata=True, timeout=_SECONDS)
         sizes = {each.rfilename: each.size or 0 for each in info.siblings or ()}
-        return Path(
-            snapshot_download(
-                repository.id, revision=info.sha, allow_patterns=_wanted(repository, sizes, info.tags or ())
-            )
-        )
+        wanted = _wanted(repository, sizes, info.tags or ())
+        return Path(snapshot_download(repository.id, revision=info.sha, allow_patterns=wanted))
     except PersonalError:
         raise
     except Exception as error:  # the Hub client raises its own, httpx's and OSError's; the reason is in the name
@@ -70,9 +66,12 @@ def fetched(repository: Repository) -> Path:
 
 
 def quieten() -> None:
-    """The client's bars, warnings and retries are not for the user, who is told how it ended."""
+    """The client's bars, warnings and retries are not for the user, who is told how it ended; nor is what else is
+    installed here for the Hub, which the client would ask first which agents it knows, for three seconds more."""
+    from huggingface_hub import constants
     from huggingface_hub.utils import disable_progress_bars, logging
 
+    constants.HF_HUB_DISABLE_TELEMETRY = True
     disable_progress_bars()
     logging.set_verbosity_error()
 
@@ -133,7 +132,7 @@ def _explained(error: Exception, repository: Repository) -> PersonalError:
     if "Gated" in kind:
         return PersonalError(f"{name} asks for an agreement.", "Accept it on its page, then: hf auth login")
     if "NotFound" in kind:
-        return PersonalError(
-            f"The Hub has no repository {name}, and no file or folder is called so.", "Check the name."
-        )
+        return PersonalError(f"The Hub has no repository {name}, and no file or folder is called so.")
+    if status := getattr(getattr(error, "response", None), "status_code", None):
+        return PersonalError(f"The Hub does not give out {name} (HTTP {status}).", "Try again later.")
     return PersonalError(f"I cannot reach the Hub for {name}, and no file or folder is called so.", "Go online.")
