@@ -19,6 +19,8 @@ PICTURES = {  # in the work folder: in the docs
     "reach-cyanotype.png": "learning-cyanotype.png",
     "reach-pencil.png": "learning-pencil.png",
     "real.png": "learning-real.png",
+    "mixes-grid.png": "mixes-grid.png",
+    "mixes-together.png": "mixes-together.png",
 }
 
 
@@ -31,6 +33,7 @@ def write(work, out):
         count=len(subjects), subjects="\n".join(_means(subjects)), each="\n".join(_each(subjects)),
         looks="\n".join(_looks(looks)), picks="\n".join(_picks(_read(work / "picks.json"))),
         real="\n".join(_real(_read(work / "real.json"))),
+        **{part: "\n".join(table) for part, table in _mixes(_read(work / "mixes.json"))},
     )  # fmt: skip
     (out / "pictures").mkdir(parents=True, exist_ok=True)
     (out / "learning.md").write_text(text)
@@ -110,6 +113,57 @@ def _picks(found):
         )
     yield ""
     yield from notes
+
+
+def _mixes(found):
+    """(place in the page, its table)"""
+    rounded = lambda one, *figures: [f"{one[figure]:.3f}" for figure in figures]  # noqa: E731
+    head = ("", "CLIP", "second judge")
+    yield (
+        "mixed",
+        _table(
+            (*head, "places right", "look right"),
+            [
+                (look, *rounded(one, "CLIP", "classifier"), f"{one['places']:.0%}", f"{one['look']:.0%}")
+                for look, one in found.get("grid", {}).items()
+            ],
+        ),
+    )
+    yield (
+        "strengths",
+        _table(
+            head,
+            [(one, *rounded(row, "CLIP", "classifier")) for one, row in found.get("strengths", {}).items()],
+        ),
+    )
+    yield (
+        "windows",
+        _table(
+            (*head, "pictures in the look", "likeness then"),
+            [
+                (window, *rounded(one, "CLIP", "classifier"), f"{one['look']:.0%}", f"{one['likeness in it']:.3f}")
+                for window, one in found.get("windows", {}).items()
+            ],
+        ),
+    )
+    subjects = [key for one in found.get("together", {}).values() for key in one if key not in ("both", "prompt")][:2]
+    yield (
+        "together",
+        _table(
+            ("asked as", *subjects, "both"),
+            [
+                (f"`{one['prompt']}`", *(f"{one[part]:.0%}" for part in (*subjects, "both")))
+                for one in found.get("together", {}).values()
+            ],
+        ),
+    )
+
+
+def _table(head, rows):
+    yield f"| {' | '.join(head)} |"
+    yield "| --- " * len(head) + "|"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
 
 
 def _real(found):
