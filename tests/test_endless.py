@@ -258,6 +258,7 @@ COMMAND = ["endless", "a {red|blue} {cat|dog}", "--base", "tiny", "--steps", "1"
 def test_ctrl_c_ends_it_after_the_picture(tmp_path, capsys):
     """The first one only: the signal comes while a picture is being drawn, and that picture is kept."""
     command = [*COMMAND, "--out", str(tmp_path)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background was told to ignore it
 
     def press():
         while not list(tmp_path.glob("*/00001-*.png")):

@@ -56,7 +56,7 @@ def test_the_judge_knows_the_subject_from_others(judge, held_out, ceiling):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("method", ["dreambooth", "textual inversion"])
+@pytest.mark.parametrize("method", ["dreambooth", pytest.param("textual inversion", marks=pytest.mark.thorough)])
 def test_the_token_means_the_subject(tiny, judge, held_out, ceiling, tmp_path, root, method):
     common = {"photos": root / "examples" / "photos" / SUBJECT, "token": "<me/teddy>", "base": "tiny", "samples": False}
     common |= {"library": tmp_path / "concepts", "run": tmp_path / "run"}

@@ -199,7 +199,7 @@ def test_every_optimizer_resumes_to_the_same_bytes(settings, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["inversion", "dreambooth"])
+@pytest.mark.parametrize("kind", [pytest.param("inversion", marks=pytest.mark.thorough), "dreambooth"])
 def test_killed_and_resumed_equals_uninterrupted(kind, command, tmp_path):
     """kill -9 at moments of no one's choosing, a checkpoint being written among them; at the end, the same bytes."""
     assert start(command(kind, tmp_path / "whole"), tmp_path / "whole").wait() == 0
