@@ -11,7 +11,7 @@ from sdpersonal.cli import run
 from sdpersonal.config import Settings, Whole
 
 
-class App(Settings):
+class Opening(Settings):
     """Open the app on this machine: a page to draw with your concepts."""
 
     base: str | None = None
@@ -30,7 +30,7 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def open_app(settings: App) -> int:
+def open_app(settings: Opening) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, which clears the pictures shown
     from sdpersonal.ui.environment import seclude
 
@@ -38,16 +38,17 @@ def open_app(settings: App) -> int:
     from sdpersonal.bases import load_base
     from sdpersonal.generation import Generator
     from sdpersonal.library import Library
-    from sdpersonal.ui.page import about, build
+    from sdpersonal.service import App, House, Studio
+    from sdpersonal.ui.page import build
     from sdpersonal.ui.serve import serve
-    from sdpersonal.ui.studio import Studio
 
-    base, library = load_base(settings.base, safety=settings.safety_checker), Library(settings.library)
-    say(about(base))
-    page = build(Studio(Generator(base, library), settings.out, shown), library, base)
+    house = House(Library(settings.library), settings.out, Path("runs"), shown)
+    studio = Studio(Generator(load_base(settings.base, safety=settings.safety_checker), house.library), house)
+    say(studio.about())
+    page = build(App(house, studio))
     serve(page, settings.port, private=[settings.library, Path("runs"), Path(__file__).parent], say=say)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run(open_app, App, sys.argv[1:], "app.py"))
+    sys.exit(run(open_app, Opening, sys.argv[1:], "app.py"))

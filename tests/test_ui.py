@@ -11,8 +11,10 @@ import pytest
 
 from sdpersonal.errors import PersonalError
 from sdpersonal.library import Library
-from sdpersonal.ui.shelf import shelf
-from sdpersonal.ui.studio import Studio, in_words, insert
+from sdpersonal.service.drawing import Studio, insert
+from sdpersonal.service.house import House
+from sdpersonal.service.shelf import shelf
+from sdpersonal.service.words import in_words
 from stock import stocked
 
 FORM = {"prompt": "a cat on grass", "n": 1, "steps": 2, "seed": 7}
@@ -44,7 +46,8 @@ def test_a_word_is_put_in_with_one_space(prompt, whole):
 def studio(tiny, tmp_path):
     from sdpersonal.generation import Generator
 
-    return Studio(Generator(tiny, Library(tmp_path / "concepts")), tmp_path / "keep", tmp_path / "show")
+    library = Library(tmp_path / "concepts")
+    return Studio(Generator(tiny, library), House(library, tmp_path / "keep", tmp_path / "runs", tmp_path / "show"))
 
 
 def test_a_drawing_tells_how_far_it_is_and_keeps_its_pictures(studio):
@@ -54,7 +57,7 @@ def test_a_drawing_tells_how_far_it_is_and_keeps_its_pictures(studio):
     assert sheets[-1].message.startswith("2 pictures in ")
     assert [caption for _, caption in sheets[-1].pictures] == ["seed 7", "seed 8"]
     assert [json.loads(recipe)["seed"] for recipe in sheets[-1].recipes] == [7, 8]
-    kept = {path.read_bytes() for path in studio.keep.rglob("*.png")}
+    kept = {path.read_bytes() for path in studio.house.outputs.rglob("*.png")}
     assert kept == {Path(path).read_bytes() for path, _ in sheets[-1].pictures} and len(kept) == 2
 
 
@@ -109,7 +112,7 @@ def test_two_pages_take_turns(tmp_path):
             self.busy -= 1
             yield from ()
 
-    studio = Studio(Counting(), tmp_path, tmp_path)
+    studio = Studio(Counting(), House(Library(tmp_path), tmp_path, tmp_path, tmp_path))
     threads = [threading.Thread(target=list, args=[studio.draw(FORM, str(page))]) for page in range(6)]
     for thread in threads:
         thread.start()
@@ -123,7 +126,9 @@ def test_a_failure_inside_is_a_number_outside(tmp_path, caplog):
         def draw(self, request, progress, cancelled):
             raise RuntimeError("/home/me/secret")
 
-    message = list(Studio(Broken(), tmp_path, tmp_path).draw(FORM, "page"))[-1].message
+    message = list(Studio(Broken(), House(Library(tmp_path), tmp_path, tmp_path, tmp_path)).draw(FORM, "page"))[
+        -1
+    ].message
     number = re.search(r"failure (\w{8})", message)[1]
     assert "secret" not in message and number in caplog.text and "secret" in caplog.text
     assert in_words(PersonalError("No.", "Try.")) == "No.\nTry."

@@ -4,55 +4,45 @@ from __future__ import annotations
 
 import gradio as gr
 
-from ..library import Library
-from .draw import draw_tab
-from .studio import Studio
+from ..service import App
+from .base import base_tab
+from .generate import generate_tab
+from .library import library_tab
+from .look import CSS, HEAD, THEME
+from .make import make_tab
+from .shared import BASE, GENERATE, LIBRARY, MAKE, Shared, line
 
-THEME = gr.themes.Soft(
-    primary_hue="teal", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-).set(  # the theme's own are too pale to read well
-    body_background_fill="*neutral_50",
-    input_border_width="1px",
-    input_border_color="*neutral_300",
-    button_primary_background_fill="*primary_700",
-    button_primary_background_fill_hover="*primary_800",
-    block_label_text_color="*primary_800",
-    block_title_text_color="*primary_800",
-    body_text_color_subdued="*neutral_600",
-    block_info_text_color="*neutral_600",
-)
-CSS = """
-.line, .line label, .line textarea {
-    background: none !important; border: none !important; box-shadow: none !important;
+__all__ = ["CSS", "HEAD", "THEME", "build"]
+TABS = {
+    GENERATE: ("Generate", generate_tab),
+    MAKE: ("Make a concept", make_tab),
+    LIBRARY: ("Library", library_tab),
+    BASE: ("Base", base_tab),
 }
-.line textarea {
-    padding: 0 !important; color: var(--body-text-color); -webkit-text-fill-color: currentColor; resize: none;
-}
-#base textarea { color: var(--body-text-color-subdued); }
-#status textarea { font-weight: 600; }
-.heading { align-items: center; }
-#concepts .grid-container { grid-template-columns: repeat(auto-fill, minmax(92px, 1fr)) !important; }
-#concepts .grid-wrap { min-height: 0 !important; max-height: 280px !important; }
-#concepts .grid-wrap { overflow: hidden auto !important; }
-#pictures .grid-wrap { min-height: 420px !important; max-height: none !important; overflow: hidden !important; }
-#concepts .caption-label { font-size: 11px; max-width: calc(100% - 8px); right: 4px; bottom: 4px; padding: 2px 6px; }
-"""
 
 
-def build(studio: Studio, library: Library, base) -> gr.Blocks:
-    """The page, not yet served. base: the loaded base."""
+def build(app: App) -> gr.Blocks:
+    """The page, not yet served."""
     with gr.Blocks(title="sdpersonal", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown("# sdpersonal")
-        gr.Textbox(about(base), show_label=False, container=False, interactive=False, lines=1, max_lines=4,
-                   elem_id="base", elem_classes="line")  # fmt: skip
-        draw_tab(studio, library, base, page)
+        gr.Markdown("# sdpersonal", elem_id="title")
+        base = line(app.studio.about(), "base")
+        prompt = gr.Textbox(
+            value="",
+            label="Prompt",
+            lines=3,
+            max_lines=8,
+            max_length=2000,
+            autofocus=True,
+            placeholder="a photo of <me/duck> on the beach",
+            elem_id="prompt",
+            render=False,
+        )
+        with gr.Tabs(selected=GENERATE) as tabs:
+            shared = Shared(page, tabs, prompt, base)
+            for name, (title, fill) in TABS.items():
+                with gr.Tab(title, id=name, elem_id=f"tab-{name}") as tab:
+                    fill(app, shared, tab)
+        page.load(
+            app.studio.about, None, base, concurrency_limit=None, show_progress="hidden", api_visibility="private"
+        )
     return page
-
-
-def about(base) -> str:
-    """Which base is loaded, in a line."""
-    side, place = base.resolution, "graphics card" if base.device.type == "cuda" else "CPU"
-    line = f"Base: {base.name}, {side}x{side} pixels, on the {place}."
-    if base.kind == "tiny":
-        line += " It is built in: small, quick, and draws toy-like pictures. For photographs start with --base sd15."
-    return f"{line} {base.safety}"

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import logging
 import queue
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from ..config import Request
 from ..errors import Interrupted, PersonalError
 from ..outputs import Outputs
 from ..recipes import hidden_note
-
-log = logging.getLogger(__name__)
+from .house import House
+from .words import in_words
 
 IDLE = "Write a prompt and press Draw. Your pictures appear here."
 _LOOK = 0.2  # seconds between looks at a drawing that has nothing new to show
@@ -41,17 +38,30 @@ class Sheet:
 
 
 class Studio:
-    """Draws for pages, each known by its session's name; a page has one drawing at a time.
+    """Draws for pages, each known by its session's name; a page has one drawing at a time."""
 
-    keep: folder in which every picture stays; show: folder of copies that the page may serve.
-    """
-
-    def __init__(self, generator: Draws, keep: Path, show: Path):
-        self.generator, self.keep, self.show = generator, keep, show
+    def __init__(self, generator: Draws, house: House):
+        self.generator, self.house = generator, house
         self._device = threading.Lock()
         self._stops: dict[str, threading.Event] = {}
 
-    def draw(self, form: dict[str, Any], page: str) -> Iterator[Sheet]:
+    @property
+    def base(self):
+        """The base that is loaded: its kind, name, resolution, device, guidance, version, safety."""
+        return self.generator.base
+
+    def about(self) -> str:
+        """Which base is loaded, in a line."""
+        base = self.base
+        side, place = base.resolution, "graphics card" if base.device.type == "cuda" else "CPU"
+        line = f"Base: {base.name}, {side}x{side} pixels, on the {place}."
+        if base.kind == "tiny":
+            line += (
+                " It is built in: small, quick, and draws toy-like pictures. For photographs start with --base sd15."
+            )
+        return f"{line} {base.safety}"
+
+    def draw(self, form: dict[str, Any], page: str, user: str | None = None) -> Iterator[Sheet]:
         """Sheets as the drawing goes on; the last one says how it ended, mistakes included."""
         try:
             request = Request(**form)
@@ -60,7 +70,7 @@ class Studio:
             return
         stop = self._stops[page] = threading.Event()
         try:
-            yield from self._watch(request, stop)
+            yield from self._watch(request, stop, page, user)
         finally:
             stop.set()  # also when the page went away and nobody asks for the next sheet
             if self._stops.get(page) is stop:
@@ -71,10 +81,10 @@ class Studio:
         if page in self._stops:
             self._stops[page].set()
 
-    def _watch(self, request: Request, stop: threading.Event) -> Iterator[Sheet]:
+    def _watch(self, request: Request, stop: threading.Event, page: str, user: str | None) -> Iterator[Sheet]:
         # A thread of its own: the page asks for sheets from whichever thread is free, a drawing must stay in one.
         news: queue.SimpleQueue = queue.SimpleQueue()
-        threading.Thread(target=self._work, args=(request, stop, news.put), daemon=True).start()
+        threading.Thread(target=self._work, args=(request, stop, news.put, page, user), daemon=True).start()
         sheet = Sheet("Waiting for the picture before this one …")
         yield sheet
         while True:
@@ -90,7 +100,7 @@ class Studio:
             if last:
                 return
 
-    def _work(self, request: Request, stop: threading.Event, tell) -> None:
+    def _work(self, request: Request, stop: threading.Event, tell, page: str, user: str | None) -> None:
         shown: list[tuple[str, str]] = []
         recipes: list[str] = []
         hidden: list[bool] = []
@@ -104,8 +114,8 @@ class Studio:
                 for picture in self.generator.draw(request, progress=progress, cancelled=stop.is_set):
                     hidden.append(picture.hidden)
                     data = picture.png()
-                    Outputs(self.keep).save(data)
-                    shown.append((str(Outputs(self.show).save(data)), f"seed {picture.seed}"))
+                    self.house.pictures(user).save(data)
+                    shown.append((str(Outputs(self.house.room(page)).save(data)), f"seed {picture.seed}"))
                     recipes.append(json.dumps(picture.recipe.model_dump(), indent=2, ensure_ascii=False))
                     tell(({"pictures": tuple(shown), "recipes": tuple(recipes)}, False))
                 message = self._ending(len(shown), time.monotonic() - begun, hidden_note(hidden))
@@ -117,16 +127,9 @@ class Studio:
 
     def _ending(self, drawn: int, seconds: float, note: str) -> str:
         pictures = "1 picture" if drawn == 1 else f"{drawn} pictures"
-        return f"{pictures} in {seconds:.1f} s, kept in {self.keep}. Click one to see its recipe. {note}".rstrip()
-
-
-def in_words(error: Exception) -> str:
-    """What the page says about an exception: a user's mistake in full, else a number that the log explains."""
-    if isinstance(error, PersonalError):
-        return str(error)
-    number = uuid.uuid4().hex[:8]
-    log.error("failure %s", number, exc_info=error)
-    return f"Something went wrong here (failure {number}; the terminal shows what). Nothing was lost: try again."
+        return (
+            f"{pictures} in {seconds:.1f} s, kept in {self.house.outputs}. Click one to see its recipe. {note}".rstrip()
+        )
 
 
 def insert(prompt: str, token: str) -> str:

@@ -1,4 +1,4 @@
-"""The Draw tab: a prompt and the concepts to put in it on one side, the pictures on the other."""
+"""The Generate tab: a prompt and the concepts to put in it on one side, the pictures on the other."""
 
 from __future__ import annotations
 
@@ -6,30 +6,31 @@ import random
 
 import gradio as gr
 
-from ..library import Library
-from .shelf import shelf
-from .studio import IDLE, Studio, insert
+from ..service import App
+from ..service.drawing import IDLE, insert
+from ..service.shelf import shelf
+from .shared import QUICK, Shared
 
 NO_CONCEPTS = """**No concepts yet.** Teach one from photos of it, then press *Look again*:
 
     python train_dreambooth.py --photos DIR --token '<me/duck>' --class 'toy duck'
 """
-LIGHT = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}  # answered at once
 
 
-def draw_tab(studio: Studio, library: Library, base, page: gr.Blocks) -> None:
-    """Lay out the tab and connect it. base: the loaded base; page: the Blocks it is on."""
+def generate_tab(app: App, shared: Shared, tab: gr.Tab) -> None:
+    """Lay out the tab and connect it."""
+    studio, page, prompt = app.studio, shared.page, shared.prompt
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=320):
-            prompt, draw, stop = _prompt()
+            draw, stop = _prompt(prompt)
             none_yet, concepts, note, again = _concepts()
-            settings, fresh = _settings(base)
+            settings, fresh = _settings(studio.base)
         with gr.Column(scale=5, min_width=320):
             status, pictures, recipe = _results()
     recipes = gr.State(())
 
     def on_look():
-        found = shelf(library, base.kind)
+        found = shelf(app.house.library, studio.base.kind)
         return (
             gr.update(value=found.tiles, visible=bool(found.tiles)),
             gr.update(value=found.note, visible=bool(found.note)),
@@ -52,13 +53,13 @@ def draw_tab(studio: Studio, library: Library, base, page: gr.Blocks) -> None:
     def on_stop(request: gr.Request):
         studio.stop(request.session_hash)
 
-    look = {"fn": on_look, "outputs": [concepts, note, none_yet]} | LIGHT
+    look = {"fn": on_look, "outputs": [concepts, note, none_yet]} | QUICK
     page.load(**look)
     again.click(**look)
-    concepts.select(on_pick, prompt, [prompt, concepts], **LIGHT)
-    fresh.click(lambda: random.randrange(2**32), None, settings[-1], **LIGHT)
+    concepts.select(on_pick, prompt, [prompt, concepts], **QUICK)
+    fresh.click(lambda: random.randrange(2**32), None, settings[-1], **QUICK)
     starts = [draw.click, prompt.submit]
-    gr.on(starts, lambda: gr.update(visible=False), None, recipe, **LIGHT)  # it is of a picture that is leaving
+    gr.on(starts, lambda: gr.update(visible=False), None, recipe, **QUICK)  # it is of a picture that is leaving
     gr.on(
         starts,
         on_draw,
@@ -69,27 +70,17 @@ def draw_tab(studio: Studio, library: Library, base, page: gr.Blocks) -> None:
         api_visibility="private",
         concurrency_id="device",
     )
-    stop.click(on_stop, **LIGHT)
+    stop.click(on_stop, **QUICK)
     page.unload(on_stop)
-    pictures.select(on_look_closer, recipes, recipe, **LIGHT)
+    pictures.select(on_look_closer, recipes, recipe, **QUICK)
 
 
-def _prompt():
-    prompt = gr.Textbox(
-        value="",
-        label="Prompt",
-        lines=3,
-        max_lines=8,
-        max_length=2000,
-        autofocus=True,
-        placeholder="a photo of <me/duck> on the beach",
-        info="Click a concept below to put its word in. <me/duck:0.7> makes it weaker.",
-        elem_id="prompt",
-    )
+def _prompt(prompt):
+    prompt.render()
     with gr.Row():
         draw = gr.Button("Draw", variant="primary", scale=3, min_width=120, elem_id="draw")
         stop = gr.Button("Stop", scale=1, min_width=80, elem_id="stop")
-    return prompt, draw, stop
+    return draw, stop
 
 
 def _concepts():
