@@ -11,10 +11,10 @@ import random
 import traceback
 from collections.abc import Callable
 
-from sdpersonal import files
 from sdpersonal.errors import NoRoom, PersonalError
+from sdpersonal.files import writing
 
-CALLS = [(os, name) for name in ("replace", "rename", "fsync", "unlink", "rmdir", "mkdir")] + [(files, "_write")]
+CALLS = [(os, name) for name in ("replace", "rename", "fsync", "unlink", "rmdir", "mkdir")] + [(writing, "_write")]
 DIED, DONE, NO_ROOM, REFUSED, BROKEN = 9, 0, 3, 2, 1
 
 

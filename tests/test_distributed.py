@@ -259,7 +259,7 @@ def test_a_number_that_is_none_stops_both_at_one_step(command, tmp_path):
 
 
 def full_disk():
-    real, room = files._write, [2]  # the rehearsal's and one more
+    real, room = files.writing._write, [2]  # the rehearsal's and one more
 
     def write(handle, data):
         if len(data) > 3000:
@@ -268,7 +268,7 @@ def full_disk():
                 raise OSError(errno.ENOSPC, "No space left on device")
         return real(handle, data)
 
-    files._write = write
+    files.writing._write = write
 
 
 def test_a_full_disk_stops_both(command, tmp_path):

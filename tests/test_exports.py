@@ -489,8 +489,6 @@ def test_a_full_disk_leaves_nothing(library, monkeypatch, capsys):
     import errno
     import os
 
-    from sdpersonal import files
-
     real, left = os.write, [20_000]
 
     def write(handle, data):
@@ -499,7 +497,7 @@ def test_a_full_disk_leaves_nothing(library, monkeypatch, capsys):
         left[0] -= len(data)
         return real(handle, data)
 
-    monkeypatch.setattr(files.os, "write", write)
+    monkeypatch.setattr(os, "write", write)
     assert main(["concepts", "export", "<me/duck>", "--format", "kohya"]) == 3
     told = capsys.readouterr().err
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""files.py: whole or not there, whatever happens meanwhile."""
+"""files/: whole or not there, whatever happens meanwhile."""
 
 import errno
 import os
@@ -116,7 +116,7 @@ def test_json_is_strict(tmp_path):
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(files.writing, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         files.write_bytes(tmp_path / "a", b"x")
     assert content(tmp_path) == {}
@@ -315,15 +315,15 @@ def test_a_failing_disk_is_reported_and_leaves_the_old_or_the_new(tmp_path, chan
 
 
 def test_only_our_own_leftovers_that_nobody_holds_are_swept(tmp_path):
-    ours = files._leftover_name(tmp_path / "a")
+    ours = files.staging.leftover_name(tmp_path / "a")
     ours.write_bytes(b"half")
-    folder = files._leftover_name(tmp_path / "f")
+    folder = files.staging.leftover_name(tmp_path / "f")
     folder.mkdir()
     (folder / "x").write_bytes(b"half")
-    held, guard = files._stage(tmp_path / "b")
-    link = files._leftover_name(tmp_path / "l")
+    held, guard = files.staging.stage(tmp_path / "b")
+    link = files.staging.leftover_name(tmp_path / "l")
     link.symlink_to(tmp_path / "kept")
-    foreign = [".tmpXYZ123", "a.tmp", ".x.staged", "kept", f"a{files._LEFTOVER}"]
+    foreign = [".tmpXYZ123", "a.tmp", ".x.staged", "kept", f"a{files.staging.LEFTOVER}"]
     for name in foreign:
         (tmp_path / name).write_bytes(b"")
     assert files.sweep(tmp_path) == 2

@@ -12,7 +12,6 @@ import torch
 import foreign
 import hostile
 from foreign import rows, safe, torch_saved
-from sdpersonal import files
 from sdpersonal.concept import write
 from sdpersonal.errors import PersonalError
 from sdpersonal.formats import read_any
@@ -169,8 +168,8 @@ def test_a_file_is_read_once(tmp_path, monkeypatch):
     path = tmp_path / "duck.safetensors"
     path.write_bytes(safe({"emb_params": rows(1)}))
     opened = []
-    real = files.open_to_read
-    monkeypatch.setattr(files, "open_to_read", lambda path: opened.append(path) or real(path))
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda path, *how: opened.append(path) or real(path, *how))
     read_path(path)
     assert opened == [path]
 

@@ -666,14 +666,17 @@ def _calls(log: str):
         )
         path = re.search(r"<(.*)>$", found[2])[1] if call == "fsync" else re.findall(r'"([^"]*)"', found[2])[-1]
         folder, _, name = path.rpartition("/")
-        yield call, f"{folder.partition('/concepts')[0]}/concepts/temporary" if name.endswith(files._LEFTOVER) else path
+        yield (
+            call,
+            f"{folder.partition('/concepts')[0]}/concepts/temporary" if name.endswith(files.staging.LEFTOVER) else path,
+        )
 
 
 def test_leftovers_of_the_dead_are_swept_and_those_of_the_living_are_not(library):
     library.add(concept())
-    dead = files._leftover_name(library.folder / "me" / "duck-v1.safetensors")
+    dead = files.staging.leftover_name(library.folder / "me" / "duck-v1.safetensors")
     dead.write_bytes(b"half")
-    living, guard = files._stage(library.folder / "me" / "other")
+    living, guard = files.staging.stage(library.folder / "me" / "other")
     foreign = library.folder / "me" / ".tmpAbCdEf"
     foreign.write_bytes(b"")
     assert library.sweep() == 1 and living.exists() and foreign.exists() and not dead.exists()

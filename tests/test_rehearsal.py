@@ -204,14 +204,14 @@ def test_running_out_of_memory_in_it_is_said_as_before_the_first_step(begin, tmp
 def test_a_disk_that_fills_while_it_is_tried_leaves_nothing(begin, tmp_path, monkeypatch, no_steps):
     import errno
 
-    real = files._write
+    real = files.writing._write
 
     def write(handle, data):
         if len(data) > 3000:
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(handle, data)
 
-    monkeypatch.setattr(files, "_write", write)
+    monkeypatch.setattr(files.writing, "_write", write)
     with pytest.raises(NoRoom, match="no room in"):
         begin()
     assert left_in(tmp_path / "run") == []

@@ -530,7 +530,7 @@ def test_no_checkpoint_is_made_of_a_bad_step(settings, tmp_path, monkeypatch, st
 
 
 def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(settings, tmp_path, monkeypatch):
-    real, room = files._write, [3]  # checkpoints, the rehearsal's first
+    real, room = files.writing._write, [3]  # checkpoints, the rehearsal's first
 
     def write(handle, data):
         if len(data) > 3000:
@@ -539,7 +539,7 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(settings, tmp_path, mo
                 raise OSError(errno.ENOSPC, "No space left on device")
         return real(handle, data)
 
-    monkeypatch.setattr(files, "_write", write)
+    monkeypatch.setattr(files.writing, "_write", write)
     with pytest.raises(NoRoom, match="no room in") as caught:
         train(settings("inversion", tmp_path, steps=8), quiet)
     assert caught.value.exit_code == 3 and "from step 4" in caught.value.fix

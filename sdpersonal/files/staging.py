@@ -1,0 +1,74 @@
+"""Temporary files and folders: their names, the locks that say whose they are, and sweeping."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows, where an open file cannot be deleted and so needs no lock against sweeping
+    fcntl = None
+
+LEFTOVER = ".sdpersonal-tmp"
+
+
+def leftover_name(path: Path) -> Path:
+    # The target's name is cut: with it the temporary name must still fit in 255 bytes.
+    return path.with_name(f".{path.name[:60]}.{secrets.token_hex(4)}{LEFTOVER}")
+
+
+def _touch(path: Path) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # the umask takes its bits away
+
+
+def stage(path: Path, create: Callable[[Path], None] = _touch) -> tuple[Path, int | None]:
+    """A new temporary file (or folder) beside `path`, and the handle whose lock keeps `sweep` away from it."""
+    while True:
+        temporary = leftover_name(path)
+        create(temporary)
+        if fcntl is None:
+            return temporary, None
+        with suppress(FileNotFoundError):  # swept between creation and lock: once more
+            guard = os.open(temporary, os.O_RDONLY)
+            with suppress(OSError):  # a network disk without locks: sweep cannot lock there either, and leaves it
+                fcntl.flock(guard, fcntl.LOCK_EX)
+            if _is_at(guard, temporary):
+                return temporary, guard
+            os.close(guard)
+
+
+def let_go(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)
+
+
+def sweep(folder: Path) -> int:
+    """Remove temporary files and folders that killed processes left directly in `folder`; return how many."""
+    swept = 0
+    if fcntl is None or not os.path.isdir(folder):
+        return 0
+    for entry in os.scandir(folder):
+        if not (entry.name.startswith(".") and entry.name.endswith(LEFTOVER)) or entry.is_symlink():
+            continue
+        with suppress(OSError):  # gone meanwhile, or not ours to delete
+            handle = os.open(entry.path, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError while its writer lives
+                if _is_at(handle, entry.path):
+                    shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
+                    swept += 1
+            finally:
+                os.close(handle)
+    return swept
+
+
+def _is_at(handle: int, path: str | Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    except FileNotFoundError:
+        return False

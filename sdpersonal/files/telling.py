@@ -1,0 +1,53 @@
+"""What the system says about a file, as one line for the user."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import NoRoom, PersonalError, show
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def told(path: Path, need: int | None = None, only: set[int] | None = None) -> Iterator[None]:
+    """Turn what the system says about `path` into one line for the user.
+
+    need: bytes that were to be written; only: the error numbers to explain, others pass unchanged.
+    """
+    try:
+        yield
+    except OSError as error:
+        if only is not None and error.errno not in only:
+            raise
+        raise explained(path, error, need) from error
+
+
+def explained(path: Path, error: OSError, need: int | None) -> PersonalError:
+    if error.errno not in FULL:
+        return PersonalError(f"{show(str(path), 200)}: {error.strerror or error}.")
+    wanted = f"need {megabytes(need)}, " if need is not None else ""
+    reason = {
+        errno.ENOSPC: lambda: f"{megabytes(free_bytes(path.parent))} free",
+        errno.EDQUOT: lambda: "your quota is used up",
+        errno.EFBIG: lambda: "more than one file may have here",
+    }[error.errno]()
+    return NoRoom(f"no room in {show(str(path.parent), 200)}: {wanted}{reason}. Nothing was changed.")
+
+
+def megabytes(count: int) -> str:
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space on the disk that holds `folder`, which need not exist yet."""
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
