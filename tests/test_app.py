@@ -3,83 +3,18 @@
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import httpx
 import pytest
 from PIL import Image
 
 import browser as browsers
 from conftest import ROOT
+from serving import HOSTILE, Server
 from stock import stocked
-
-HOSTILE = {
-    "GRADIO_SERVER_NAME": "0.0.0.0",
-    "GRADIO_SHARE": "True",
-    "GRADIO_ALLOWED_PATHS": "/",
-    "GRADIO_MCP_SERVER": "True",
-    "GRADIO_ROOT_PATH": "/elsewhere",
-    "GRADIO_NUM_PORTS": "1",
-    "GRADIO_ANALYTICS_ENABLED": "True",
-}
-
-
-class Server:
-    """`app.py` on a free port, in a folder of its own."""
-
-    def __init__(self, place: Path, *flags: str, **environment: str):
-        self.port = browsers.free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.place = place
-        self.log = place / "server.log"
-        settings = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-        settings |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(place), "PYTHONUNBUFFERED": "1"} | environment
-        command = [sys.executable, ROOT / "app.py", "--base", "tiny", "--port", str(self.port), *flags]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=place, env=settings, stdout=log, stderr=subprocess.STDOUT)
-        self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
-
-    def wait(self) -> None:
-        until = time.monotonic() + 120
-        while "Open http" not in self.log.read_text():
-            if self.process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(self.log.read_text())
-            time.sleep(0.1)
-
-    def end(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
-
-    def config(self) -> dict:
-        return self.http.get("/config").json()
-
-    def handler(self, name: str) -> dict:
-        return next(each for each in self.config()["dependencies"] if each["api_name"].startswith(name))
-
-    def join(self, session: str, **form: str) -> httpx.Response:
-        """Ask for a drawing as the page does. form: values as raw JSON, because JSON proper has no NaN."""
-        fields = {"prompt": '"a cat on grass"', "negative": '""', "n": "1", "steps": "2"}
-        fields |= {"guidance": "4", "size": '"128x128"', "seed": "0"}
-        data = ", ".join((fields | form).values())
-        body = f'{{"data": [{data}], "fn_index": {self.handler("on_draw")["id"]}, "session_hash": "{session}"}}'
-        return self.http.post("/gradio_api/queue/join", content=body, headers={"Content-Type": "application/json"})
-
-    def draw(self, **form: str) -> dict:
-        """The last message about a drawing, or {"refused": status}."""
-        session = f"s{time.monotonic_ns()}"
-        joined = self.join(session, **form)
-        if joined.status_code != 200:
-            return {"refused": joined.status_code}
-        with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
-            for line in stream.iter_lines():
-                message = json.loads(line[6:]) if line.startswith("data: ") else {}
-                if message.get("msg") == "process_completed":
-                    return message
-        raise RuntimeError("the stream ended early")
 
 
 @pytest.fixture(scope="module")
