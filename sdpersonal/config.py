@@ -155,6 +155,8 @@ class Training(Settings):
     """How you will write it in prompts, for example '<me/my-cat>'."""
     kind: Kind = "object"
     """What the photos share: one object, one person, or one style."""
+    consent: Literal["yes", "no", "unknown"] = "unknown"
+    """Whether the person shown agrees; kept on the card. Without a yes a person's concept is not sent to the Hub."""
     base: str | None = None
     """Model to teach: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 with a CUDA card, else tiny."""
     revision: str | None = None

@@ -369,7 +369,7 @@ def test_an_interrupted_trial_puts_the_raw_values_back(tmp_path):
     class Asked:
         best_step = None
 
-        def hold(self, method, step):
+        def hold(self, method, step, asked):
             assert (rows == 7).all()
             raise KeyboardInterrupt
 

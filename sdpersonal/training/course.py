@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from .asking import Wish
 from .distributed import agreed
 from .loop import Lesson, Plan, Silent, learn
 from .presets import Preset
 from .progress import Journal
 from .settling import can_settle, evidence
-from .trials import Exam, wants_more
+from .trials import Exam, Trial, wants_more
 
 
 @dataclass(frozen=True)
@@ -33,26 +34,41 @@ def course_of(chosen: Preset, examined: bool, early_stop: bool) -> Course:
     return Course(spacing, early_stop, chosen.pivot)
 
 
+@dataclass(frozen=True)
+class End:
+    """The step at which a run ended, and why, in words."""
+
+    step: int
+    why: str = ""
+
+
 def follow(
     lesson: Lesson, plan: Plan, course: Course, journal: Journal | Silent, exam: Exam | None, say: Callable[[str], None]
-) -> int:
-    """Learn from `plan.start`; the step at which it ended. Raises as `learn` does.
+) -> End:
+    """Learn from `plan.start` to where it ends. Raises as `learn` does.
 
     exam: in the first process only, which decides for all.
     """
-    at, marks = plan.start, course.milestones(plan.steps)
+    at, wish, marks = plan.start, Wish.NOTHING, course.milestones(plan.steps)
     while True:
-        if at in marks and exam:
+        if exam and (wish or at in marks):
             with lesson.average.put_in(), lesson.room.at("drawing sample pictures", "Add --no-samples."):
-                exam.hold(lesson.method, at)
+                exam.hold(lesson.method, at, asked=bool(wish))
+        if wish is Wish.KEEP:
+            say(f"Ended after step {at} of {plan.steps}, as asked.")
+            return End(at, "as asked")
         if at in marks and course.early_stop:
             seen = evidence(journal.measured, course.pivot)
-            settled = bool(seen) and seen[-1].settled and not (exam and wants_more(exam.held))
+            settled = bool(seen) and seen[-1].settled and not (exam and wants_more(_at(exam.held, marks)))
             if at < plan.steps and agreed(lesson.accelerator, settled):
                 say(f"There is no more to learn: ended after step {at} of {plan.steps} (--no-early-stop goes on).")
-                return at
+                return End(at, "since there was no more to learn")
         if at >= plan.steps:
-            return at
+            return End(at)
         until = next(mark for mark in marks if mark > at)
-        learn(lesson, replace(plan, start=at, until=until, best=exam.best_step if exam else None), journal)
-        at = until
+        at, wish = learn(lesson, replace(plan, start=at, until=until, best=exam.best_step if exam else None), journal)
+
+
+def _at(trials: Sequence[Trial], marks: Sequence[int]) -> list[Trial]:
+    """Without those that somebody asked for: whether a run goes on must not depend on who looks at it."""
+    return [trial for trial in trials if trial.step in marks]

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..errors import Diverged, Interrupted, NoRoom
+from .asking import Wish, heard
 from .averaging import Average, NoAverage
 from .checkpoint import Learned, latest_step, save_checkpoint
 from .dataset import Batch, TrainingPhotos
@@ -64,8 +65,9 @@ class Plan:
     best: int | None = None  # step whose checkpoint is kept however old it is
 
 
-def learn(lesson: Lesson, plan: Plan, journal: Journal | Silent) -> None:
-    """Train from step `plan.start` to `plan.until`, and keep a checkpoint there.
+def learn(lesson: Lesson, plan: Plan, journal: Journal | Silent) -> tuple[int, Wish]:
+    """Train from step `plan.start` to `plan.until`, or until something is asked; and keep a checkpoint there. Returns
+    the step that was reached, and what was asked.
 
     The device is never waited for at a step's end: its numbers are looked at when the next one is under way, and always
     before a checkpoint. Raises Diverged at the first loss or gradient that is not finite, Interrupted (with a
@@ -75,19 +77,21 @@ def learn(lesson: Lesson, plan: Plan, journal: Journal | Silent) -> None:
     trained, until = method.trained(), plan.until or plan.steps
     alone, main = accelerator.num_processes == 1, accelerator.is_main_process
     unread: deque[_Outcome] = deque()
+    done, stopping = plan.start, 0
     with _naming_checkpoint(plan.run), StopSignals(0.0 if alone else _ECHO, speak=main) as stop:
         for step in range(plan.start, until):
+            wish = heard(plan.run) if main else Wish.NOTHING
             with lesson.room.at(f"at step {step + 1}"):
                 rates = _set_rates(optimizer, method.rates(step), plan.factor(step))
                 losses = _backward(accelerator, method, photos, plan, step)
-                shares = _average(accelerator, losses, trained.values(), stop.asked)
+                shares = _average(accelerator, losses, trained.values(), stop.asked or wish)
                 norm = nn.utils.clip_grad_norm_(trained.values(), MAX_GRAD_NORM)
                 optimizer.step()
                 optimizer.zero_grad()
                 lesson.average.update(step)
                 measured = _measured(lesson, plan, step) if main else []
                 unread.append(_Outcome.of(step, torch.cat([norm.view(1), shares.flatten(), *measured]), rates))
-            done, stopping = step + 1, stop.asked if alone else 0
+            done, stopping = step + 1, (stop.asked or wish) if alone else 0
             saving = done % plan.save_every == 0 or done == until
             while len(unread) > (0 if saving or stopping else 1):
                 # Of several processes all must stop at one step: where they have heard of it from each other.
@@ -95,14 +99,17 @@ def learn(lesson: Lesson, plan: Plan, journal: Journal | Silent) -> None:
             if main and (saving or stopping):
                 journal.keep()
                 save_checkpoint(plan.run, done, lesson.learned(), plan.identity, plan.best)
-            if stopping and done < plan.steps:
+            if stopping > 0 and done < plan.steps:
                 raise _interrupted(done, plan.steps, stopping)
+            if stopping:
+                break
+    return done, Wish(min(stopping, 0))
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a step gave: [gradient's norm, then for each process its A losses and the signal it got, or 0, then the
-    fixed batch's loss if it was measured]."""
+    """What a step gave: [gradient's norm, then for each process its A losses and the signal it got or the wish it heard,
+    or 0, then the fixed batch's loss if it was measured]."""
 
     step: int
     numbers: Tensor  # on the CPU, or on its way there
@@ -158,7 +165,9 @@ def _backward(accelerator: Accelerator, method: Method, photos: TrainingPhotos, 
 
 
 def _average(accelerator: Accelerator, losses: Tensor, trained: Iterable[nn.Parameter], stop: int) -> Tensor:
-    """Mean gradients over the W processes; returns each one's losses and the signal it got, (W, A + 1).
+    """Mean gradients over the W processes; returns each one's losses and `stop`, (W, A + 1).
+
+    stop: the signal that this process got, or the wish that it heard, or 0.
 
     What has no gradient here has none anywhere: a method decides that by the step alone.
     """
@@ -190,7 +199,8 @@ def _messages(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
 def _read(
     outcome: _Outcome, accelerator: Accelerator, photos: TrainingPhotos, plan: Plan, journal: Journal | Silent
 ) -> int:
-    """Look at a step's numbers, and write them down; returns the signal that asked a process to stop, or 0."""
+    """Look at a step's numbers, and write them down; returns the signal that asked a process to stop, else the wish,
+    or 0."""
     norm, flat = outcome.read()
     width = plan.accumulate + 1
     end = width * accelerator.num_processes
@@ -206,7 +216,8 @@ def _read(
         ]
         raise _diverged("loss" if bad else "gradient", value, outcome.step, names, plan)
     journal.step(outcome.step + 1, math.fsum(losses.values()) / len(losses), outcome.rates, *measured)
-    return int(max(share[-1] for share in shares))
+    asked = [share[-1] for share in shares]
+    return int(max(asked) or min(asked))
 
 
 def _diverged(what: str, value: float, step: int, photos: list[str], plan: Plan) -> Diverged:

@@ -37,6 +37,7 @@ def make_concept(
         base_name=Path(base.name).name,
         method=method.name,
         steps=best.step,
+        consent=settings.consent if settings.kind == "person" else "unknown",
         prompts=tuple(one.format(token) for one in PREVIEWS[settings.kind]),
         trigger_words=(method.trigger,) if method.trigger else (),
         recipe={"seed": settings.seed, "lr": chosen.lr, "batch": chosen.batch, "base_sha256": base.version}

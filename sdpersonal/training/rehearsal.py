@@ -20,6 +20,7 @@ from .checkpoint import KEEP, Learned, save_checkpoint
 from .loop import MAX_GRAD_NORM, Lesson
 
 FOLDER = "rehearsal"
+FILE = "cost.json"
 _LAST = 1 << 30  # as a step's number: a pivotal run's LoRA, which takes the most, comes last
 _STATE = {"adamw": 3.0, "prodigy": 5.0, "adamw8bit": 1.5}  # gradients and moments, in sizes of what trains
 _QUICK = 2.0  # seconds; a first step that takes less is mostly warming up, so a second one is timed
@@ -36,6 +37,9 @@ class Cost:
 
     def memory(self) -> str:
         return f"{self.held / GB:.1f} of {self.room / GB:.1f} GB of memory"
+
+    def as_json(self) -> dict[str, float]:
+        return {"held": self.held, "room": self.room, "step": round(self.step, 4)}
 
 
 def rehearse(lesson: Lesson, batch: int, accumulate: int, run: Path) -> Cost:

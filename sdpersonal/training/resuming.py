@@ -25,6 +25,7 @@ _NOT_THE_RUN = {"photos", "base", "revision", "steps", "lr", "batch", "accumulat
     "samples",
     "early_stop",
     "report_to",
+    "consent",
 }
 
 

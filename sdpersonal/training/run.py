@@ -20,9 +20,10 @@ from ..evaluation.judges import FETCH
 from ..library import Library
 from ..photos import PhotoSet, load_photos
 from ..prompts import Token
+from .asking import heard
 from .averaging import Average, NoAverage
 from .checkpoint import load_step
-from .course import course_of, follow
+from .course import End, course_of, follow
 from .curves import FILE as CURVES
 from .curves import save_curves
 from .dataset import TrainingPhotos
@@ -36,6 +37,7 @@ from .optimizers import make_optimizer, rate_factor
 from .pictures import with_pictures
 from .presets import Preset, preset
 from .progress import Journal, while_heard
+from .rehearsal import FILE as COST
 from .rehearsal import clock, rehearse
 from .report import Story, write_report
 from .resuming import RESULT, check_free, first_step, identity_of, run_folder
@@ -73,6 +75,7 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
         if accelerator.is_main_process:
             held.enter_context(files.lock(run))
             files.sweep(run)
+            heard(run)  # what was asked of a run that ended before it heard is not asked of this one
         chosen = chosen_preset(settings, base, len(given.photos.photos))
         lesson, plan, exam = _prepared(settings, run, accelerator, given, chosen, held, say)
         ended = _taught(settings, lesson, plan, chosen, exam, say)
@@ -87,7 +90,7 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
         story = Story(given.said, _how_it_ended(ended, plan, best), exam.judge if exam else "", seconds)
         report = write_report(run, concept, exam.held if exam else [], story)
         token = Library(settings.library).add(concept)
-        result = {"token": str(token), "sha256": concept.identity, "steps": ended, "best": best.step}
+        result = {"token": str(token), "sha256": concept.identity, "steps": ended.step, "best": best.step}
         files.write_json(run / RESULT, result | {"seconds": round(seconds, 1)})
     for line in verdict(best.scores, noun_of(settings)) if best.scores else ():
         say(line)
@@ -155,10 +158,13 @@ def _prepared(
         else:
             cost = rehearse(lesson, chosen.batch, settings.accumulate, run)
             trials = chosen.milestones * ((exam.seconds if exam else 0) + cost.checkpoint)
-            say(f"{what}, about {clock(chosen.steps * cost.step + trials)}; {cost.memory()}.")
+            seconds = chosen.steps * cost.step + trials
+            if accelerator.is_main_process:
+                files.write_json(run / COST, cost.as_json() | {"steps": chosen.steps, "seconds": round(seconds, 1)})
+            say(f"{what}, about {clock(seconds)}; {cost.memory()}.")
         start = first_step(settings, run, lesson.learned(), identity, chosen.steps, say)
         check_same_start(accelerator, photos, identity, start)
-    if exam:
+    if exam and exam.judge:
         exam.go_on_from(start)
     plan = Plan(
         run=run,
@@ -176,18 +182,17 @@ def _prepared(
     return lesson, plan, exam
 
 
-def _exam(settings: Training, run: Path, given: _Given, say: Callable[[str], None]) -> Exam | None:
+def _exam(settings: Training, run: Path, given: _Given, say: Callable[[str], None]) -> Exam:
     if given.judge is None:
         say(f"Nobody here can judge the pictures, so the last checkpoint counts; to have a judge: {FETCH}")
-        return None
     squares = [Image.fromarray(photo.square()) for photo in given.photos.photos]
     return Exam(run, given.base, given.judge, settings.kind, noun_of(settings), squares)
 
 
 def _taught(
     settings: Training, lesson: Lesson, plan: Plan, chosen: Preset, exam: Exam | None, say: Callable[[str], None]
-) -> int:
-    """Teach; the step at which the run ended."""
+) -> End:
+    """Teach; where and why the run ended."""
     course = course_of(chosen, settings.samples, settings.early_stop)
     if not lesson.accelerator.is_main_process:
         ended = follow(lesson, plan, course, Silent(), None, say)
@@ -206,24 +211,24 @@ def _taught(
     return ended
 
 
-def _best(run: Path, lesson: Lesson, ended: int, exam: Exam | None, say: Callable[[str], None]) -> Trial:
+def _best(run: Path, lesson: Lesson, ended: End, exam: Exam | None, say: Callable[[str], None]) -> Trial:
     """The best trial, with the lesson as it was then; without any, the end."""
     best = exam.best if exam else None
-    if best is None or best.step == ended:
-        return best or Trial(ended, None)
+    if best is None or best.step == ended.step:
+        return best or Trial(ended.step, None)
     try:
         load_step(run, best.step, lesson.learned())
         return best
     except PersonalError as error:
         say(f"{error.problem} The last one counts.")
-        load_step(run, ended, lesson.learned())
-        return next(trial for trial in exam.held if trial.step == ended)
+        load_step(run, ended.step, lesson.learned())
+        return next(trial for trial in exam.held if trial.step == ended.step)
 
 
-def _how_it_ended(ended: int, plan: Plan, best: Trial) -> str:
-    early = f", since there was no more to learn; {plan.steps} were allowed" if ended < plan.steps else ""
-    kept = "" if best.step == ended else f" The concept is as it was after step {best.step}."
-    return f"It ended after step {ended}{early}.{kept}"
+def _how_it_ended(ended: End, plan: Plan, best: Trial) -> str:
+    early = f", {ended.why}; {plan.steps} were allowed" if ended.why else ""
+    kept = "" if best.step == ended.step else f" The concept is as it was after step {best.step}."
+    return f"It ended after step {ended.step}{early}.{kept}"
 
 
 def _silently(_: str) -> None:

@@ -46,23 +46,27 @@ class Trial:
 
 
 class Exam:
-    """Holds the trials of a run.
+    """Holds the trials of a run; without a judge it only draws, and only what is asked for.
 
     photos: squares of `side` pixels. The class noun's pictures are drawn here, by the base as it is now; `seconds` says
     how long that took, as a trial will.
     """
 
     def __init__(
-        self, run: Path, base: StableDiffusion, judge: Judge, kind: Kind, noun: str, photos: list[Image.Image]
+        self, run: Path, base: StableDiffusion, judge: Judge | None, kind: Kind, noun: str, photos: list[Image.Image]
     ):
         self._run, self._base, self._kind, self._side = run, base, kind, photos[0].width
-        self.judge = judge.name
+        self.judge = judge.name if judge else ""
+        self.held: list[Trial] = []
+        self.seconds = 0.0
+        self.acceptance: Acceptance | None = None
+        if judge is None:
+            return
         began = time.monotonic()
         with base.slots.bypassed():
             plain = self.draw(lambda prompt: [prompt.format(noun_in(kind, noun))])
         self.seconds = time.monotonic() - began
         self.acceptance = Acceptance(judge, kind, noun, photos, plain)
-        self.held: list[Trial] = []
         self._keep(PLAIN, plain, noun_in(kind, noun))
 
     def go_on_from(self, step: int) -> None:
@@ -70,17 +74,16 @@ class Exam:
         self.held = [trial for trial in read_trials(self._run) if trial.step <= step]
         files.write_text(self._run / FILE, "".join(_line(trial) + "\n" for trial in self.held))
 
-    def hold(self, method: Method, step: int) -> Trial:
-        """The trial after this step, unless it was held before."""
-        for trial in self.held:
-            if trial.step == step:
-                return trial
+    def hold(self, method: Method, step: int, asked: bool = False) -> None:
+        """The trial after this step, unless it was held before. asked: by somebody who wants to see pictures."""
+        if any(trial.step == step for trial in self.held) or not (self.acceptance or asked):
+            return
         pictures = self.draw(method.words)
-        trial = Trial(step, self.acceptance.score(pictures))
         self._keep(picture_name(step), pictures, "…")
-        files.append_line(self._run / FILE, _line(trial))
-        self.held.append(trial)
-        return trial
+        if self.acceptance:
+            trial = Trial(step, self.acceptance.score(pictures))
+            files.append_line(self._run / FILE, _line(trial))
+            self.held.append(trial)
 
     @property
     def best(self) -> Trial | None:
@@ -88,7 +91,7 @@ class Exam:
 
     @property
     def best_step(self) -> int | None:
-        return self.best.step if self.held else None
+        return self.best.step if self.best else None
 
     def draw(self, words: Words) -> list[Image.Image]:
         return draw(self._base, words, asked(self._kind), self._side, STEPS)
