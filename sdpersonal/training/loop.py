@@ -108,7 +108,7 @@ def learn(lesson: Lesson, plan: Plan, journal: Journal | Silent) -> tuple[int, W
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a step gave: [gradient's norm, then for each process its A losses and the signal it got or the wish it heard,
+    """What a step gave: [gradient's norm, then for each process its A losses and the signal it got, the wish it heard
     or 0, then the fixed batch's loss if it was measured]."""
 
     step: int
