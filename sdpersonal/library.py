@@ -124,7 +124,7 @@ class Library:
         A concept whose vectors and weights are here under that name already is not added again: its token is returned.
         replace: take the place of the newest version, or of the one that the token names.
         """
-        with self._changing():
+        with self.changing():
             return self._put(concept, replace, count_up=True)
 
     def import_(self, path: str | os.PathLike, as_: Token | None = None, replace: bool = False) -> Token:
@@ -133,13 +133,13 @@ class Library:
 
     def keep(self, concept: Concept, replace: bool = False) -> Token:
         """Add a stranger's concept: as `add`, but never as a new version of what has its name."""
-        with self._changing():
+        with self.changing():
             return self._put(concept, replace, count_up=False)
 
     def edit(self, token: Token, changes: Mapping[str, object]) -> Token:
         """Write other facts on a concept's card (`card.edited`); its version and identity stay. Returns its token."""
         found = self._resolve(token)
-        with self._changing():
+        with self.changing():
             concept = self._load(found)
             card = edited(concept.card, changes)
             if card != concept.card:
@@ -153,7 +153,7 @@ class Library:
         check_token(new)
         if new.version and not old.version:
             raise PersonalError(f"{new} names a version, {old} does not.", "Give both a version, or neither.")
-        with self._changing():
+        with self.changing():
             moves = [
                 (at, dataclasses.replace(new, version=new.version or at.version))
                 for at in self._matching(found if old.version else found.unversioned())
@@ -166,10 +166,13 @@ class Library:
             files.remove_empty_folder(self.folder / found.owner)
         return [to for _, to in moves]
 
-    def remove(self, token: Token, all_versions: bool = False) -> list[Token]:
-        """Delete a concept. Of one with several versions: the one named, or with `all_versions` all. Returns them."""
+    def remove(self, token: Token, all_versions: bool = False, into: Library | None = None) -> list[Token]:
+        """Delete a concept. Of one with several versions: the one named, or with `all_versions` all. Returns them.
+
+        into: a library on the same disk that gets the files, to the bit, instead (`trash.Trash`).
+        """
         found = self._resolve(token)
-        with self._changing():
+        with self.changing():
             doomed = self._matching(found if token.version else found.unversioned())
             if len(doomed) > 1 and not all_versions:
                 names = show(", ".join(str(each) for each in doomed))
@@ -177,9 +180,15 @@ class Library:
                     f"{found.unversioned()} has several versions: {names}.", "Name one, or ask for all."
                 )
             for each in doomed:
-                files.remove(self._path(each))
+                into.place(self._path(each), each) if into else files.remove(self._path(each))
             files.remove_empty_folder(self.folder / found.owner)
         return doomed
+
+    def place(self, path: Path, token: Token) -> None:
+        """Move a concept's file from elsewhere on this disk to `token`'s place, which is free, in one step."""
+        files.inside(self.folder, token.owner)  # a linked folder must not take us elsewhere
+        files.make_folder(self.folder / token.owner)
+        files.rename(path, self._path(token))
 
     def sweep(self) -> int:
         """Remove what killed processes left half-written; return how many such files there were."""
@@ -188,7 +197,8 @@ class Library:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
+    def changing(self) -> Iterator[None]:
+        """Hold the library against others who would change it. Raises PersonalError after a minute's wait."""
         with files.lock(self.folder, wait=_PATIENCE):
             self.sweep()
             yield
@@ -287,7 +297,7 @@ class Library:
         path = self._path(token)
         data = parts(dataclasses.replace(concept, token=token))
         try:
-            files.inside(self.folder, token.owner)  # a linked folder must not take us elsewhere
+            files.inside(self.folder, token.owner)  # as in `place`
             files.make_folder(path.parent)
             files.write_bytes(path, *data)
         except PersonalError:
@@ -297,9 +307,7 @@ class Library:
 
     def _move(self, at: Token, to: Token) -> None:
         """One renaming is the whole change: a crash leaves the old token or the new."""
-        files.inside(self.folder, to.owner)
-        files.make_folder(self.folder / to.owner)
-        files.rename(self._path(at), self._path(to))
+        self.place(self._path(at), to)
         # The header repeats the token for other programs; where the disk is full, the old word stays, and no harm done.
         with suppress(PersonalError):
             files.write_bytes(self._path(to), *parts(self._load(to)))

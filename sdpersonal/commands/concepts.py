@@ -1,4 +1,4 @@
-"""What is in a library: list, show, rename, remove, verify."""
+"""What is in a library: list, show, rename, remove, restore, verify."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tyro
 from ..config import Settings
 from ..library import Entry, Library
 from ..prompts import Token, show
+from ..trash import Trash
 from .output import report, say
 
 
@@ -40,12 +41,21 @@ class Renaming(Listing):
 
 
 class Removing(Listing):
-    """Delete a concept."""
+    """Delete a concept. For 30 days it can come back: concepts restore."""
 
     token: tyro.conf.Positional[str]
     """Its token, for example '<me/duck-v2>'."""
     all_versions: bool = False
     """Delete all its versions."""
+    for_good: bool = False
+    """Without a way back."""
+
+
+class Restoring(Listing):
+    """Bring back a concept that was deleted; without a token, list what can come back."""
+
+    token: tyro.conf.Positional[str | None] = None
+    """Its token, for example '<me/duck>': what was deleted last under it, with what went together with it."""
 
 
 class Verifying(Listing):
@@ -86,9 +96,24 @@ def rename_concept(settings: Renaming) -> int:
 
 
 def remove_concept(settings: Removing) -> int:
-    return report(
-        settings.json_, Library(settings.library).remove(Token.parse(settings.token), settings.all_versions), "removed"
-    )
+    library, token = Library(settings.library), Token.parse(settings.token)
+    if settings.for_good:
+        gone = library.remove(token, settings.all_versions)
+    else:
+        gone = Trash(library).put(token, settings.all_versions).tokens
+    return report(settings.json_, gone, "removed")
+
+
+def restore_concept(settings: Restoring) -> int:
+    trash = Trash(Library(settings.library))
+    if settings.token:
+        return report(settings.json_, trash.restore(trash.holding(Token.parse(settings.token)).name), "restored")
+    found = [(f"{each.when:%Y-%m-%dT%H:%M:%SZ}", str(token)) for each in trash.list() for token in each.tokens]
+    if settings.json_:
+        say(json.dumps([{"token": token, "deleted": when} for when, token in found], indent=2))
+    else:
+        say("\n".join(f"{when}  {token}" for when, token in found) or "Nothing was deleted here.")
+    return 0
 
 
 def verify_concepts(settings: Verifying) -> int:
@@ -124,5 +149,6 @@ COMMANDS = {
     "concepts show": (show_concept, Showing),
     "concepts rename": (rename_concept, Renaming),
     "concepts remove": (remove_concept, Removing),
+    "concepts restore": (restore_concept, Restoring),
     "concepts verify": (verify_concepts, Verifying),
 }
