@@ -42,8 +42,11 @@ def open_app(settings: Opening) -> int:
     from sdpersonal.ui.page import build
     from sdpersonal.ui.serve import serve
 
+    def load(name: str | None) -> Generator:
+        return Generator(load_base(name, safety=settings.safety_checker), house.library)
+
     house = House(Library(settings.library), settings.out, Path("runs"), shown)
-    studio = Studio(Generator(load_base(settings.base, safety=settings.safety_checker), house.library), house)
+    studio = Studio(load, house, settings.base)
     say(studio.about())
     page = build(App(house, studio))
     serve(page, settings.port, private=[settings.library, Path("runs"), Path(__file__).parent], say=say)

@@ -185,7 +185,7 @@ def _listing(folder: Path) -> tuple[list[str], int]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise PersonalError(f"I cannot read the folder {show(str(folder))}: {reason}.") from None
-    wanted = sorted((name for name in names if not _is_beside(name)), key=os.fsencode)
+    wanted = sorted((name for name in names if not is_beside(name)), key=os.fsencode)
     if len(wanted) > MAX_PHOTOS:
         raise PersonalError(
             f"{show(str(folder))} holds {len(wanted):,} files; I take up to {MAX_PHOTOS} photos.",
@@ -194,7 +194,8 @@ def _listing(folder: Path) -> tuple[list[str], int]:
     return wanted, len(names) - len(wanted)
 
 
-def _is_beside(name: str) -> bool:
+def is_beside(name: str) -> bool:
+    """Whether a file of that name lies beside photos without being one."""
     return name.startswith(".") or os.path.splitext(name)[1].lower() in _BESIDE
 
 

@@ -199,7 +199,7 @@ def test_the_command_and_the_page_say_how_many_were_hidden(drawn, checked, tmp_p
     from sdpersonal import bases
     from sdpersonal.cli import main
     from sdpersonal.library import Library
-    from sdpersonal.service import House, Studio
+    from sdpersonal.service import House, Studio, drawing
 
     base, _, pictures = drawn
     monkeypatch.setattr(bases, "load_base", lambda name, safety: base)
@@ -208,8 +208,8 @@ def test_the_command_and_the_page_say_how_many_were_hidden(drawn, checked, tmp_p
     said = capsys.readouterr().out.splitlines()
     assert line in said and said[0].endswith("Its safety checker is on.")
     form = {"prompt": REQUEST.prompt, "n": 6, "steps": 2, "size": "64x64"}
-    studio = Studio(Generator(base), House(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b"))
-    assert list(studio.draw(form, "page"))[-1].message.endswith(line)
+    studio = Studio(lambda name: Generator(base), House(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b"))
+    assert list(studio.do(lambda: drawing.pictures(form), "page"))[-1].message.endswith(line)
 
 
 def test_nothing_hidden_is_nothing_said():

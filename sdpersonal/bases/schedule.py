@@ -33,6 +33,13 @@ class Schedule:
         signal, sigma = self._at(t)
         return signal * noise - sigma * latents
 
+    def guess(self, noisy: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
+        """x_0 by what the model said of x_t: `mix` and `target` solved for the latents; (B, C, h, w), t (B,)."""
+        signal, sigma = self._at(t)
+        if self.prediction == "epsilon":
+            return (noisy - sigma * predicted) / signal
+        return signal * noisy - sigma * predicted
+
     def _at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self.alphas_cumprod[t].view(-1, 1, 1, 1)
         return alpha.sqrt(), (1 - alpha).sqrt()

@@ -31,7 +31,7 @@ def contact_sheet(photos: PhotoSet, verdict: Verdict) -> Image.Image:
 
 
 def _place(page: Image.Image, photo: Photo, found: list[str], left: int, top: int) -> None:
-    shown = _with_square(photo)
+    shown = with_square(photo)
     page.paste(shown, (left + (_TILE - shown.width) // 2, top + (_TILE - shown.height) // 2))
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
     for line, text in enumerate([photo.name, *found]):
@@ -41,7 +41,7 @@ def _place(page: Image.Image, photo: Photo, found: list[str], left: int, top: in
         pen.rectangle((left - 4, top - 4, left + _TILE + 3, top + _TILE + 3), outline=_FOUND, width=2)
 
 
-def _with_square(photo: Photo) -> Image.Image:
+def with_square(photo: Photo) -> Image.Image:
     height, width = photo.pixels.shape[:2]
     scale = _TILE / max(height, width)
     small = Image.fromarray(photo.pixels).resize(

@@ -11,7 +11,7 @@ from .reading import inside, open_to_read, read_bytes, read_head, sha256
 from .staging import sweep
 from .syncing import sync
 from .telling import free_bytes
-from .writing import append_line, write_bytes, write_json, write_text
+from .writing import append_line, open_log, write_bytes, write_json, write_text
 
 __all__ = [
     "LOCK_NAME",
@@ -21,6 +21,7 @@ __all__ = [
     "lock",
     "make_folder",
     "new_folder",
+    "open_log",
     "open_to_read",
     "read_bytes",
     "read_head",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from .reading import BINARY
 from .staging import let_go, stage
@@ -65,6 +66,13 @@ def append_line(path: Path, text: str) -> None:
             _write(handle, line)
         finally:
             os.close(handle)
+
+
+@contextmanager
+def open_log(path: Path) -> Iterator[BinaryIO]:
+    """A file for another program to write at the end of; readable by its owner alone."""
+    with told(path), os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY, 0o600), "ab") as file:
+        yield file
 
 
 def _gathered(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:

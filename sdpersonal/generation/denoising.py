@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -48,13 +49,15 @@ def denoise(
     advance: Callable[[int], None] = lambda step: None,
     start: Start | None = None,
     seeds: tuple[int, ...] = (),
+    look: Callable[[Callable[[], Tensor]], None] | None = None,
 ) -> Tensor:
     """Noise (B, C, h, w) to latents, with classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, eq. 6).
 
     condition: 2B rows, the negative prompt's first, or what gives them for a moment, 0 (noise) to 1 (picture), and may
     change the slots between steps. advance(i) is called before the i-th step, counted from 1. start: begin from it,
     noised (Meng et al. 2022, SDEdit, arXiv 2108.01073), and keep it where its mask is 0. seeds: one a picture, for
-    LCM and TCD, which draw noise on the way.
+    LCM and TCD, which draw noise on the way. look(guess) is called in each step; guess() is what the picture would be by
+    it, (B, C, h, w).
     """
     sampler, options = base.sampler(sampling.kind), {}
     if sampling.kind != "usual":  # noise of each picture's own, drawn where the seed alone decides it
@@ -73,6 +76,8 @@ def denoise(
         advance(i + 1)
         now = condition(moment_of(first + i, sampling.steps)) if callable(condition) else condition
         predicted = _guided(base, now, sampler.scale_model_input(latents, t), t, sampling)
+        if look:
+            look(partial(base.schedule.guess, latents, predicted, t.long().expand(len(latents))))
         latents = sampler.step(predicted, t, latents, **options).prev_sample
         if start is not None and start.mask is not None:
             kept = start.latents.expand_as(noise)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -25,6 +26,7 @@ from .conditions import Conditions, Course, Pair, length
 from .denoising import Sampling, Start, denoise
 from .noise import between, noise_of
 from .picture import Picture
+from .previews import Look, Previews
 from .reading import Concepts, NoConcepts, Reader, Reading, Share
 from .starting import Source, enlarged, large_size, latents_of, source_of
 
@@ -82,16 +84,24 @@ class Generator:
         self._wildcards = Wildcards(wildcards)
         self._conditions = Conditions(base)
 
+    def of(self, concepts: Concepts) -> Generator:
+        """The same with other concepts; what was encoded for these is shared."""
+        other = copy(self)
+        other.concepts = concepts
+        return other
+
     def draw(
         self,
         request: Request,
         progress: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
+        preview: Callable[[list[Image.Image]], None] | None = None,
     ) -> Iterator[Picture]:
         """The pictures of a request, in order, as they are ready.
 
         progress(done, total) counts denoising steps over all of them; when cancelled() is true the next step raises
-        Interrupted. Raises PersonalError for an unknown concept, one of another base, a start picture that is none;
+        Interrupted. preview(pictures) is called now and then with how a batch's pictures look so far, small: its work is a
+        few hundredths of drawing. Raises PersonalError for an unknown concept, one of another base, a start picture that is none;
         NoMemory, after which the next request has all the memory again.
         """
         reader = Reader(self.base, self.concepts)
@@ -109,7 +119,7 @@ class Generator:
                 progress(before + step, total)
 
             with told(f"drawing {len(batch)} at once", LESS_MEMORY, self.base.device):
-                images = self._draw(work, reader, batch, advance)
+                images = self._draw(work, reader, batch, advance, preview)
                 flags = self._flagged(images)
             for place, (job, image, hidden) in enumerate(zip(batch, images, flags, strict=True)):
                 recipe = self._recipe(work, job, hidden, (len(batch), place))
@@ -180,13 +190,19 @@ class Generator:
             yield from [nth(template, i, wildcards)] * request.n
 
     def _draw(
-        self, work: _Work, reader: Reader, jobs: Sequence[_Job], advance: Callable[[int], None]
+        self,
+        work: _Work,
+        reader: Reader,
+        jobs: Sequence[_Job],
+        advance: Callable[[int], None],
+        preview: Callable[[list[Image.Image]], None] | None,
     ) -> list[Image.Image]:
         base = self.base
         with base.quiet(), base.slots.filled(()):
             start = work.source.start(base) if work.source else None
             noise = torch.stack([self._noise(work, job, work.size) for job in jobs]).to(base.device)
-            images = self._pass(work.sampling, reader, jobs, noise, advance, start)
+            look = Previews(base, preview).look if preview else None
+            images = self._pass(work.sampling, reader, jobs, noise, advance, start, look)
             if work.source:
                 return [work.source.composed(image) for image in images]
             if work.passes == 1:
@@ -204,13 +220,14 @@ class Generator:
         noise: Tensor,
         advance: Callable[[int], None],
         start: Start | None,
+        look: Look | None = None,
     ) -> list[Image.Image]:
         base = self.base
         height, width = (side * base.downscale for side in noise.shape[2:])
         pairs = [job.pair for job in jobs]
         course = Course(base, reader, self._conditions, pairs, Framing.whole(height, width))
         seeds = tuple(job.seed for job in jobs)
-        latents = denoise(base, course, noise, sampling, advance, start, seeds)
+        latents = denoise(base, course, noise, sampling, advance, start, seeds, look)
         # One at a time: what a picture looks like must not depend on its neighbours, nor memory on their number.
         return [Image.fromarray(base.decode(one[None])[0]) for one in latents]
 

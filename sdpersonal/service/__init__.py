@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .drawing import Studio
+from .drawing import Studio, View
 from .house import House
 
 
@@ -16,4 +16,4 @@ class App:
     studio: Studio
 
 
-__all__ = ["App", "House", "Studio"]
+__all__ = ["App", "House", "Studio", "View"]

@@ -1,135 +1,205 @@
-"""Drawing for a page: one request at a time on the device, with progress, stop, and words for what went wrong."""
+"""Drawing for pages: one device, a line of jobs before it, and for each page what it is to show at the moment."""
 
 from __future__ import annotations
 
-import json
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
+
+from PIL import Image
 
 from ..config import Request
-from ..errors import Interrupted, PersonalError
-from ..outputs import Outputs
+from ..endless import Series, draw_endless
+from ..errors import Interrupted
+from ..generation import Generator
 from ..recipes import hidden_note
+from .desk import Desk, InTurn, Result
+from .facts import BaseFacts
 from .house import House
+from .line import Job, Line
 from .words import in_words
 
 IDLE = "Write a prompt and press Draw. Your pictures appear here."
+WAITING = 24  # jobs in the line, the one that draws among them
+MOST_ENDLESS = 500  # pictures; whoever is there presses again
 _LOOK = 0.2  # seconds between looks at a drawing that has nothing new to show
 
-
-class Draws(Protocol):
-    """What the studio needs of a generator: `generation.Generator` is one."""
-
-    def draw(self, request: Request, progress, cancelled) -> Iterator[Any]: ...
+Load = Callable[[str | None], Generator]
+"""A base's name, None for the usual one, to a generator with it. Raises PersonalError."""
+Work = Callable[[Desk], str | None]
+"""Draws, and says what there is to say at the end instead of the usual."""
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """What the page shows of one request at one moment. done: the share of the work that is finished, 0 to 1."""
+class View:
+    """What the page shows of a job at one moment. done: the share that is finished, 0 to 1; preview: how the pictures
+    that are being drawn look so far."""
 
     message: str
-    pictures: tuple[tuple[str, str], ...] = ()  # (path, caption)
-    recipes: tuple[str, ...] = ()
+    results: tuple[Result, ...] = ()
     done: float = 0.0
+    preview: tuple[Image.Image, ...] = ()
 
 
 class Studio:
     """Draws for pages, each known by its session's name; a page has one drawing at a time."""
 
-    def __init__(self, generator: Draws, house: House):
-        self.generator, self.house = generator, house
-        self._device = threading.Lock()
+    def __init__(self, load: Load, house: House, base: str | None = None):
+        self.house = house
+        self._load, self._name = load, base
+        self._generator: Generator | None = load(base)
+        self._base = BaseFacts.of(self._generator.base)
+        self._line = Line(WAITING)
         self._stops: dict[str, threading.Event] = {}
 
+    # --- the base -----------------------------------------------------------------------------------------------------
+
     @property
-    def base(self):
-        """The base that is loaded: its kind, name, resolution, device, guidance, version, safety."""
-        return self.generator.base
+    def base(self) -> BaseFacts:
+        """Of the base that is loaded, or was last."""
+        return self._base
 
     def about(self) -> str:
         """Which base is loaded, in a line."""
-        base = self.base
-        side, place = base.resolution, "graphics card" if base.device.type == "cuda" else "CPU"
-        line = f"Base: {base.name}, {side}x{side} pixels, on the {place}."
-        if base.kind == "tiny":
-            line += (
-                " It is built in: small, quick, and draws toy-like pictures. For photographs start with --base sd15."
-            )
-        return f"{line} {base.safety}"
+        return self.base.line()
 
-    def draw(self, form: dict[str, Any], page: str, user: str | None = None) -> Iterator[Sheet]:
-        """Sheets as the drawing goes on; the last one says how it ended, mistakes included."""
+    def use(self, name: str) -> str:
+        """Load another base as soon as nothing is half drawn; what it is, in a line.
+
+        Raises PersonalError where it cannot be loaded; the one that was there stays.
+        """
+        with self._line.job(alone=True) as job, job.turn():
+            self._generator = self._load(name)
+            self._name, self._base = name, BaseFacts.of(self._generator.base)
+        return self.about()
+
+    def release(self) -> None:
+        """Give the base's memory back until the next drawing, which loads it again: for a training on the same card."""
+        with self._line.job(alone=True) as job, job.turn():
+            self._generator = None
+
+    def _ready(self) -> Generator:
+        """With the device to oneself."""
+        if self._generator is None:
+            self._generator = self._load(self._name)
+            self._base = BaseFacts.of(self._generator.base)
+        return self._generator
+
+    # --- drawing ------------------------------------------------------------------------------------------------------
+
+    def do(self, order: Callable[[], Work], page: str, user: str | None = None) -> Iterator[View]:
+        """What to show as a page's work goes on; the last one says how it ended. A mistake in the order is told so too.
+
+        order: for example `lambda: pictures(form)`.
+        """
         try:
-            request = Request(**form)
-        except PersonalError as error:
-            yield Sheet(str(error))
+            work = order()
+        except Exception as error:
+            yield View(in_words(error))
             return
+        self.stop(page)  # a page has one at a time
         stop = self._stops[page] = threading.Event()
         try:
-            yield from self._watch(request, stop, page, user)
+            yield from self._watch(work, stop, page, user)
         finally:
-            stop.set()  # also when the page went away and nobody asks for the next sheet
+            stop.set()  # also when the page went away and nobody asks for the next view
             if self._stops.get(page) is stop:
                 del self._stops[page]
 
     def stop(self, page: str) -> None:
         """End the page's drawing at the next step; what is finished stays."""
-        if page in self._stops:
-            self._stops[page].set()
+        if stop := self._stops.get(page):
+            stop.set()
 
-    def _watch(self, request: Request, stop: threading.Event, page: str, user: str | None) -> Iterator[Sheet]:
-        # A thread of its own: the page asks for sheets from whichever thread is free, a drawing must stay in one.
+    def leave(self, page: str) -> None:
+        """The page was closed."""
+        self.stop(page)
+        self.house.leave(page)
+
+    def _watch(self, work: Work, stop: threading.Event, page: str, user: str | None) -> Iterator[View]:
+        # A thread of its own: the page asks for views from whichever thread is free, a drawing must stay in one.
         news: queue.SimpleQueue = queue.SimpleQueue()
-        threading.Thread(target=self._work, args=(request, stop, news.put, page, user), daemon=True).start()
-        sheet = Sheet("Waiting for the picture before this one …")
-        yield sheet
+        threading.Thread(target=self._work, args=(work, stop, news.put, page, user), daemon=True).start()
+        view = View("")
         while True:
             try:
-                change, last = news.get(timeout=_LOOK)
+                change = news.get(timeout=_LOOK)
             except queue.Empty:
                 continue
-            while not last and not news.empty():  # only the newest state is worth showing
-                more, last = news.get()
-                change |= more
-            sheet = replace(sheet, **change)
-            yield sheet
-            if last:
+            while change is not None and not news.empty():  # only the newest state is worth showing
+                more = news.get()
+                change, last = (change, True) if more is None else (change | more, False)
+                if last:
+                    yield replace(view, **change)
+                    return
+            if change is None:
                 return
+            view = replace(view, **change)
+            yield view
 
-    def _work(self, request: Request, stop: threading.Event, tell, page: str, user: str | None) -> None:
-        shown: list[tuple[str, str]] = []
-        recipes: list[str] = []
+    def _work(self, work: Work, stop: threading.Event, put, page: str, user: str | None) -> None:
+        results: list[Result] = []
         hidden: list[bool] = []
+        try:
+            with self._line.job() as job:
+                desk = self._desk(job, stop, put, page, user, results, hidden)
+                begun = time.monotonic()
+                said = work(desk)
+            message = said or _ending(len(results), time.monotonic() - begun, hidden)
+        except Interrupted:
+            message = f"Stopped. {_counted(len(results))} finished and kept." if results else "Stopped."
+        except Exception as error:
+            message = in_words(error)
+        put({"message": message, "done": 1.0, "preview": ()})
+        put(None)
 
-        def progress(done: int, total: int) -> None:
-            tell(({"message": f"Drawing: step {done} of {total}", "done": done / total}, False))
+    def _desk(self, job: Job, stop: threading.Event, put, page: str, user, results, hidden) -> Desk:
+        def waits(ahead: int) -> None:
+            put({"message": f"In the line: {ahead} before you." if ahead else "Just a moment …"})
 
-        with self._device:
-            begun = time.monotonic()
-            try:
-                for picture in self.generator.draw(request, progress=progress, cancelled=stop.is_set):
-                    hidden.append(picture.hidden)
-                    data = picture.png()
-                    self.house.pictures(user).save(data)
-                    shown.append((str(Outputs(self.house.room(page)).save(data)), f"seed {picture.seed}"))
-                    recipes.append(json.dumps(picture.recipe.model_dump(), indent=2, ensure_ascii=False))
-                    tell(({"pictures": tuple(shown), "recipes": tuple(recipes)}, False))
-                message = self._ending(len(shown), time.monotonic() - begun, hidden_note(hidden))
-            except Interrupted:
-                message = f"Stopped; {len(shown)} of {request.n} pictures are finished."
-            except Exception as error:
-                message = in_words(error)
-        tell(({"message": message, "done": 1.0}, True))
+        def preview(pictures: list[Image.Image]) -> None:
+            put({"preview": tuple(pictures)})
 
-    def _ending(self, drawn: int, seconds: float, note: str) -> str:
-        pictures = "1 picture" if drawn == 1 else f"{drawn} pictures"
-        return (
-            f"{pictures} in {seconds:.1f} s, kept in {self.house.outputs}. Click one to see its recipe. {note}".rstrip()
+        generator = InTurn(self._ready, job, stop.is_set, preview, waits)
+        return Desk(generator, self.house, page, user, stop, put, results, hidden)
+
+
+def pictures(form: Mapping[str, Any]) -> Work:
+    """The pictures of a `Request` with these fields. Raises PersonalError."""
+    request = Request(**form)
+
+    def work(desk: Desk) -> None:
+        for picture in desk.generator.draw(request, desk.progress):
+            desk.keep(picture)
+
+    return work
+
+
+def endless(form: Mapping[str, Any]) -> Work:
+    """On and on, each picture with other alternatives and another seed, from where it was. Raises PersonalError."""
+    request = Request(**{**form, "n": 1, "every": False})
+    series = Series(request)
+
+    def work(desk: Desk) -> str:
+        drawn = draw_endless(
+            series, desk.generator, desk.outputs, MOST_ENDLESS, progress=desk.progress, stopped=desk.stopped
         )
+        for path, hidden in drawn:
+            desk.show(path, hidden)
+        return f"{MOST_ENDLESS} pictures are enough for now. Press Endless to go on."
+
+    return work
+
+
+def _ending(drawn: int, seconds: float, hidden: list[bool]) -> str:
+    return f"{_counted(drawn)} in {seconds:.1f} s. Click one to do more with it. {hidden_note(hidden)}".rstrip()
+
+
+def _counted(drawn: int) -> str:
+    return "1 picture" if drawn == 1 else f"{drawn} pictures"
 
 
 def insert(prompt: str, token: str) -> str:

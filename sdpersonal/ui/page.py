@@ -8,11 +8,9 @@ from ..service import App
 from .base import base_tab
 from .generate import generate_tab
 from .library import library_tab
-from .look import CSS, HEAD, THEME
 from .make import make_tab
 from .shared import BASE, GENERATE, LIBRARY, MAKE, Shared, line
 
-__all__ = ["CSS", "HEAD", "THEME", "build"]
 TABS = {
     GENERATE: ("Generate", generate_tab),
     MAKE: ("Make a concept", make_tab),

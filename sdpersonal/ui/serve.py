@@ -12,10 +12,10 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import PersonalError
-from .page import CSS, THEME
+from .look import CSS, HEAD, THEME
 
 HOSTS = ["127.0.0.1", "localhost"]
-WAITING = 8  # requests in the queue before the page says it is busy
+WAITING = 64  # events in Gradio's own queue; the line for the device is the studio's
 
 
 class SameOrigin:
@@ -55,7 +55,7 @@ def serve(page: gr.Blocks, port: int, private: list[Path], say: Callable[[str], 
 
 
 def _launch(page: gr.Blocks, port: int, private: list[Path]) -> None:
-    page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
+    page.queue(max_size=WAITING, default_concurrency_limit=4, api_open=False)
     page.launch(
         server_name=HOSTS[0],
         server_port=port,
@@ -64,7 +64,7 @@ def _launch(page: gr.Blocks, port: int, private: list[Path]) -> None:
         quiet=True,
         prevent_thread_lock=True,
         max_file_size="25mb",
-        max_threads=8,
+        max_threads=64,
         state_session_capacity=50,
         strict_cors=True,
         enable_monitoring=False,
@@ -76,4 +76,5 @@ def _launch(page: gr.Blocks, port: int, private: list[Path]) -> None:
         app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS), Middleware(SameOrigin)]},
         theme=THEME,
         css=CSS,
+        head=HEAD,
     )

@@ -1,0 +1,42 @@
+"""How a picture looks while it is being drawn: what the model holds it for at a step, decoded small."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..bases import StableDiffusion
+
+Look = Callable[[Callable[[], Tensor]], None]
+_FIRST = 0.4  # seconds before the first one: there is little to see in what is guessed from pure noise
+_SHARE = 0.06  # of the time since the drawing began that previews may take
+_SIDE = 24  # latents, a side: larger ones are averaged down, since decoding's time goes with their number
+
+
+class Previews:
+    """Shows previews as often as their own time allows.
+
+    show: gets RGB pictures, a batch's, each at most `_SIDE` latents times the base's downscale on a side.
+    """
+
+    def __init__(self, base: StableDiffusion, show: Callable[[list[Image.Image]], None]):
+        self._base, self._show = base, show
+        self._began, self._spent, self._cost = time.monotonic(), 0.0, 0.0
+
+    def look(self, guess: Callable[[], Tensor]) -> None:
+        """After each step; decodes only where the share of time allows one more like the last."""
+        begun = time.monotonic()
+        if begun - self._began < max(_FIRST, (self._spent + self._cost) / _SHARE):
+            return
+        self._show([Image.fromarray(self._base.decode(one[None])[0]) for one in _small(guess())])
+        self._cost = time.monotonic() - begun
+        self._spent += self._cost
+
+
+def _small(latents: Tensor) -> Tensor:
+    times = -(-max(latents.shape[2:]) // _SIDE)
+    return torch.nn.functional.avg_pool2d(latents, times) if times > 1 else latents

@@ -1,0 +1,239 @@
+"""The photos of a page, before anything is learned from them: private copies, of which a person leaves out and turns.
+
+A photo is rebuilt from its pixels as it comes in, so that neither its name nor where it was taken stays with it, and
+is called "photo 01" from then on, in the trainer's words too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .. import files
+from ..errors import NoRoom, PersonalError
+from ..photo_decode import FORMATS, Unusable, decode, shorter_side
+from ..photos import MAX_BYTES, PhotoSet, is_beside, load_photos
+from ..prompts import show
+
+MOST = 40  # photos
+MAX_TOTAL = 1 << 30  # bytes of one drop
+LEAST_FREE = 1 << 30  # bytes on the disk, below which nothing more is taken
+SAMPLES = {
+    "teddy-bear": "A teddy bear",
+    "cyanotype": "A style: cyanotypes",
+}  # folders of examples/photos
+_LARGER = 2  # times the side that is trained on: what is kept, so that a photo may be turned and scaled again
+_TOLD = 5  # lines about files that cannot be used
+_CAPTION = 300  # characters
+_TEXT = ".txt"
+
+
+@dataclass
+class Snap:
+    """One photo. name: as it is called here, and its file's; used: whether it will be learned from."""
+
+    name: str
+    digest: str  # of its pixels as they came
+    used: bool = True
+
+
+@dataclass
+class Tray:
+    """folder: of this page alone, gone with it; side: in pixels, that will be trained on."""
+
+    folder: Path
+    side: int
+    snaps: list[Snap] = field(default_factory=list)
+    held: threading.RLock = field(default_factory=threading.RLock)
+    _count: int = 0
+
+    def add(self, paths: Sequence[Path]) -> list[str]:
+        """Take copies; what cannot be used, a line each. Text files beside photos are their captions.
+
+        Raises PersonalError where it is too much at once, NoRoom where the disk is nearly full.
+        """
+        with self.held:
+            photos = sorted(
+                (path for path in paths if not is_beside(path.name)), key=lambda path: os.fsencode(path.name)
+            )
+            check_drop(photos, MOST - len(self.snaps), self.folder)
+            texts = {_stem(path): path for path in paths if path.suffix.lower() == _TEXT}
+            said = []
+            for path in photos:
+                try:
+                    self._take(path, texts.get(_stem(path)))
+                except (Unusable, PersonalError) as reason:
+                    said.append(f"{show(path.name, 60)} {reason}.")
+            if len(said) > _TOLD:
+                said[_TOLD:] = [f"And {len(said) - _TOLD} more that I cannot use."]
+            return said
+
+    def use(self, number: int, used: bool) -> None:
+        """Leave a photo out, or put it back."""
+        with self.held:
+            snap = self._snap(number)
+            if snap.used != used:
+                for name in (snap.name, f"{snap.name}.txt"):
+                    if (self._place(snap) / name).exists():
+                        files.rename(self._place(snap) / name, self._place(Snap("", "", used)) / name)
+                snap.used = used
+
+    def turn(self, number: int, quarters: int) -> None:
+        """Turn a photo by quarters, to the left."""
+        with self.held:
+            place = self.path(number)
+            pixels = np.asarray(Image.open(io.BytesIO(files.read_bytes(place, MAX_BYTES))))
+            files.write_bytes(place, _png(np.rot90(pixels, quarters)))
+
+    def caption(self, number: int, text: object) -> None:
+        """What else is in a photo, one sentence a line; with {} for the subject. Empty for none. Raises PersonalError."""
+        with self.held:
+            place = self.path(number).with_name(f"{self._snap(number).name}.txt")
+            lines = [line.strip() for line in text.splitlines() if line.strip()] if isinstance(text, str) else []
+            if any(line.count("{}") != 1 or len(line) > _CAPTION or not line.isprintable() for line in lines):
+                raise PersonalError("A caption needs {} once, where the subject's word goes.", "Like: {} in the snow")
+            if lines:
+                files.write_text(place, "\n".join(lines) + "\n")
+            elif place.exists():
+                files.remove(place)
+
+    def captions(self, number: int) -> str:
+        """The caption as it is."""
+        with self.held:
+            place = self.path(number).with_name(f"{self._snap(number).name}.txt")
+            return files.read_bytes(place, 100_000).decode(errors="replace").strip() if place.exists() else ""
+
+    def clear(self) -> None:
+        """Forget all photos."""
+        with self.held:
+            self.snaps.clear()
+            for used in (True, False):
+                place = self._place(Snap("", "", used))
+                if place.exists():
+                    files.remove(place)
+
+    def used(self, crop: str = "center") -> PhotoSet | None:
+        """The photos as the trainer will see them; None without any."""
+        with self.held:
+            if not any(snap.used for snap in self.snaps):
+                return None
+            return load_photos(self._place(Snap("", "", True)), self.side, crop)
+
+    def left_out(self, crop: str = "center") -> PhotoSet | None:
+        with self.held:
+            if all(snap.used for snap in self.snaps):
+                return None
+            return load_photos(self._place(Snap("", "", False)), self.side, crop)
+
+    def deliver(self, folder: Path) -> None:
+        """Put copies of the used ones, with their captions, into a new folder. Raises PersonalError, NoRoom."""
+        with self.held, files.new_folder(folder) as staged:
+            place = self._place(Snap("", "", True))
+            for name in sorted(os.listdir(place)):
+                files.write_bytes(staged / name, files.read_bytes(place / name, MAX_BYTES))
+
+    def path(self, number: int) -> Path:
+        snap = self._snap(number)
+        return self._place(snap) / snap.name
+
+    def _snap(self, number: int) -> Snap:
+        if not isinstance(number, int) or not 0 <= number < len(self.snaps):
+            raise PersonalError("That photo is not here any more.", "Choose another.")
+        return self.snaps[number]
+
+    def _place(self, snap: Snap) -> Path:
+        return self.folder / ("used" if snap.used else "out")
+
+    def _take(self, path: Path, text: Path | None) -> None:
+        pixels = _pixels(files.read_bytes(path, MAX_BYTES), max(512, _LARGER * self.side))
+        digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+        for snap in self.snaps:
+            if snap.digest == digest:
+                raise Unusable(f"is the same photo as {snap.name}")
+        self._count += 1
+        snap = Snap(f"photo {self._count:02d}", digest)
+        files.make_folder(self._place(snap))
+        files.make_folder(self._place(Snap("", "", False)))
+        files.write_bytes(self._place(snap) / snap.name, _png(pixels))
+        self.snaps.append(snap)
+        if text is not None:
+            files.write_bytes(self._place(snap) / f"{snap.name}.txt", files.read_bytes(text, 100_000))
+
+
+class Trays:
+    """A tray for each page."""
+
+    def __init__(self):
+        self._trays: dict[str, Tray] = {}
+        self._mutex = threading.Lock()
+
+    def of(self, page: str, side: int) -> Tray:
+        """The page's tray; side: in pixels, that will be trained on."""
+        with self._mutex:
+            if page not in self._trays:
+                self._trays[page] = Tray(Path(tempfile.mkdtemp(prefix="sdpersonal-photos-")), side)
+            tray = self._trays[page]
+        tray.side = side
+        return tray
+
+    def leave(self, page: str) -> None:
+        """The page is closed: its photos go."""
+        with self._mutex:
+            tray = self._trays.pop(page, None)
+        if tray:
+            files.remove(tray.folder)
+
+    def close(self) -> None:
+        """The app ends."""
+        for page in list(self._trays):
+            self.leave(page)
+
+
+def samples() -> dict[str, Path]:
+    """Sets of photos to try with, title to folder; {} where this project's examples are not here."""
+    root = Path(__file__).parents[2] / "examples" / "photos"
+    return {title: root / name for name, title in SAMPLES.items() if (root / name).is_dir()}
+
+
+def check_drop(photos: Sequence[Path], room: int, folder: Path) -> None:
+    """Raises PersonalError where more is dropped than is taken, NoRoom where the disk is nearly full."""
+    if len(photos) > room:
+        problem = f"These are {len(photos):,} files; I take up to {MOST} photos in all."
+        raise PersonalError(problem, "Choose 4 to 10 good ones of one thing.")
+    if not photos:
+        raise PersonalError("There are no photos in what you gave me.", f"I read {FORMATS}.")
+    size = sum(path.stat().st_size for path in photos)
+    if size > MAX_TOTAL:
+        raise PersonalError(
+            f"These are {size / 1e9:.1f} GB; I take up to {MAX_TOTAL / 1e9:.0f} at once.", "Give fewer."
+        )
+    if files.free_bytes(folder) < LEAST_FREE + size:
+        raise NoRoom("The disk is nearly full, so I take no photos.", "Make room there first.")
+
+
+def _stem(path: Path) -> str:
+    return path.stem.lower()
+
+
+def _pixels(data: bytes, most: int) -> np.ndarray:
+    """uint8 (H, W, 3), upright, sRGB, its shorter side at most `most`. Raises Unusable."""
+    try:
+        side = min(most, shorter_side(data))
+    except Exception:  # damaged: `decode` says how
+        side = most
+    return decode(data, side)[0]
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

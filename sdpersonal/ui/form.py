@@ -1,0 +1,85 @@
+"""What a drawing can be asked: the settings under the prompt, by the names that a `Request` has for them."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import gradio as gr
+
+from ..service import App
+from ..service.starting import started
+
+LARGEST_SEED = 2**32 - 1
+
+
+class Form:
+    """components: by field; `inputs` is what an event gets, `read` makes a request's fields of it."""
+
+    def __init__(self, prompt: gr.Textbox):
+        self.components: dict[str, gr.components.Component] = {"prompt": prompt}
+
+    def settings(self, base) -> None:
+        """Lay out the settings. base: facts of the one that is loaded, whose own values stand there first."""
+        add = self.components
+        add["negative"] = gr.Textbox(
+            "", label="Negative prompt", lines=1, max_length=2000, info="What the picture should not be."
+        )
+        with gr.Row():
+            add["n"] = gr.Slider(1, 16, value=4, step=1, label="Pictures", min_width=140)
+            add["steps"] = gr.Slider(1, 150, value=25, step=1, label="Steps", min_width=140)
+        with gr.Row():
+            add["guidance"] = gr.Slider(1, 30, value=base.guidance, step=0.5, label="Guidance", min_width=140)
+            own = f"{base.resolution}x{base.resolution}"
+            add["size"] = gr.Textbox(own, label="Size", info="WIDTHxHEIGHT", min_width=140)
+        with gr.Row():
+            seed_info = "Same seed, same picture."
+            add["seed"] = gr.Number(0, precision=0, label="Seed", info=seed_info, min_width=140, elem_id="seed")
+            self.fresh = gr.Checkbox(True, label="A new seed each time", min_width=140, elem_id="fresh")
+        add["every"] = gr.Checkbox(False, label="Draw every alternative of the prompt, so many pictures of each")
+        add["enlarge"] = gr.Slider(1, 4, value=1, step=0.25, label="Enlarge", info="A second pass draws it larger.")
+        add["rescale"] = gr.Slider(
+            0, 1, value=base.rescale, step=0.05, label="Rescale", info="Takes back contrast that guidance added."
+        )
+        add["fast"] = gr.Textbox(
+            "", label="Fast", max_length=150, info="Token of an LCM or TCD LoRA of yours: 6 steps are enough then."
+        )
+
+    def start(self) -> None:
+        """Lay out what a drawing can begin from."""
+        self.editor = gr.ImageEditor(
+            type="pil",
+            sources=("upload", "clipboard"),
+            label="Start picture",
+            brush=gr.Brush(colors=["#00b3a4"], color_mode="fixed"),
+            transforms=(),
+            layers=False,
+            canvas_size=(512, 512),
+            elem_id="start",
+        )
+        self.components["change"] = gr.Slider(
+            0.05, 1, value=0.6, step=0.05, label="Change", info="How much of it may become another."
+        )
+
+    @property
+    def inputs(self) -> set[gr.components.Component]:
+        return {*self.components.values(), self.editor}
+
+    def read(self, values: dict, app: App, page: str) -> dict[str, Any]:
+        """A request's fields. Raises PersonalError for a start picture that is none."""
+        fields = {name: values[component] for name, component in self.components.items()}
+        fields["fast"] = fields["fast"] or None
+        begun = started(app.house, page, values[self.editor])
+        if begun:  # its own shape, and drawn as large as it is
+            fields |= {"size": None, "enlarge": 1.0}
+        return fields | begun
+
+    def filled(self, fields: dict[str, Any]) -> list:
+        """Updates for `components`, in their order: what is not in `fields`, or None, stays."""
+        known = [fields.get(name) for name in self.components]
+        return [gr.skip() if value is None else gr.update(value=value) for value in known]
+
+
+def fresh_seed(wanted: bool):
+    """Another seed, where it is wanted."""
+    return random.randrange(LARGEST_SEED) if wanted else gr.skip()

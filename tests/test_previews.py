@@ -1,0 +1,42 @@
+"""How a picture looks while it is drawn."""
+
+import torch
+
+from sdpersonal.config import Request
+from sdpersonal.generation import Generator
+from sdpersonal.generation.previews import Previews
+
+
+def test_a_guess_is_what_was_noised(tiny):
+    """The model's own answer, given perfectly, leads back to the latents."""
+    schedule, chance = tiny.schedule, torch.Generator().manual_seed(0)
+    latents, noise = (torch.randn(3, 4, 5, 6, generator=chance) for _ in range(2))
+    t = torch.tensor([10, 400, 900])
+    answer = schedule.target(latents, noise, t)
+    torch.testing.assert_close(
+        schedule.guess(schedule.mix(latents, noise, t), answer, t), latents, atol=1e-3, rtol=1e-3
+    )
+
+
+def test_pictures_are_the_same_with_previews(tiny):
+    request, seen = Request(prompt="a cat on grass", n=2, steps=12), []
+    bare = [picture.png() for picture in Generator(tiny).draw(request)]
+    watched = [picture.png() for picture in Generator(tiny).draw(request, preview=seen.append)]
+    assert watched == bare
+    assert all(len(pictures) == 2 and pictures[0].size == (128, 128) for pictures in seen)
+
+
+def test_large_latents_are_decoded_small_and_seldom(tiny, monkeypatch):
+    now, shown = [0.0], []
+    monkeypatch.setattr("sdpersonal.generation.previews.time.monotonic", lambda: now[0])
+
+    def show(pictures):
+        shown.append((now[0], pictures[0].size))
+        now[0] += 0.3  # what it cost
+
+    previews = Previews(tiny, show)
+    for _ in range(100):
+        now[0] += 0.2
+        previews.look(lambda: torch.zeros(1, tiny.vae.config.latent_channels, 64, 64))
+    assert {size for _, size in shown} == {(22 * tiny.downscale, 22 * tiny.downscale)}
+    assert len(shown) >= 2 and 0.3 * len(shown) <= 0.1 * now[0]
