@@ -1,4 +1,4 @@
-"""The app: python app.py [--base tiny] [--library concepts] [--out outputs] [--port 7860]"""
+"""The app: python app.py [--base tiny] [--library concepts] [--listen --password-file FILE] [--port 7860]"""
 
 import signal
 import sys
@@ -22,8 +22,16 @@ class Opening(Settings):
     """Folder that keeps your concepts."""
     out: Path = Path("outputs")
     """Folder for the pictures."""
+    runs: Path = Path("runs")
+    """Folder for trainings."""
     port: Annotated[int, Whole, Field(ge=1024, le=65535)] = 7860
     """Where the page is: http://127.0.0.1:PORT."""
+    listen: bool = False
+    """Let other machines in too; needs --password-file."""
+    password_file: Path | None = None
+    """Who may come in: a line NAME:PASSWORD for each user. Each sees only pictures and trainings of their own."""
+    host: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]{1,253}$")], ...] = ()
+    """More names that this machine goes by."""
 
 
 def say(line: str) -> None:
@@ -39,17 +47,20 @@ def open_app(settings: Opening) -> int:
     from sdpersonal.generation import Generator
     from sdpersonal.library import Library
     from sdpersonal.service import App, House, Studio
+    from sdpersonal.ui.door import opened
     from sdpersonal.ui.page import build
     from sdpersonal.ui.serve import serve
+
+    door = opened(settings.port, settings.listen, settings.host, settings.password_file)
 
     def load(name: str | None) -> Generator:
         return Generator(load_base(name, safety=settings.safety_checker), house.library)
 
-    house = House(Library(settings.library), settings.out, Path("runs"), shown)
+    house = House(Library(settings.library), settings.out, settings.runs, shown)
     studio = Studio(load, house, settings.base)
     say(studio.about())
-    page = build(App(house, studio))
-    serve(page, settings.port, private=[settings.library, Path("runs"), Path(__file__).parent], say=say)
+    page = build(App(house, studio, fixed_base=settings.listen))
+    serve(page, door, shown, private=[settings.library, settings.out, settings.runs, Path(__file__).parent], say=say)
     return 0
 
 

@@ -26,6 +26,10 @@ HOSTILE = {
 }
 
 
+LABELS = {"Prompt": "prompt", "Negative prompt": "negative", "Pictures": "n", "Steps": "steps", "Guidance": "guidance"}
+LABELS |= {"Size": "size", "Seed": "seed", "Start picture": "start"}
+
+
 class Server:
     """`app.py` on a free port, in a folder of its own."""
 
@@ -58,18 +62,28 @@ class Server:
     def handler(self, name: str) -> dict:
         return next(each for each in self.config()["dependencies"] if each["api_name"].startswith(name))
 
-    def join(self, session: str, **form: str) -> httpx.Response:
-        """Ask for a drawing as the page does. form: values as raw JSON, because JSON proper has no NaN."""
-        fields = {"prompt": '"a cat on grass"', "negative": '""', "n": "1", "steps": "2"}
-        fields |= {"guidance": "4", "size": '"128x128"', "seed": "0"}
-        data = ", ".join((fields | form).values())
-        body = f'{{"data": [{data}], "fn_index": {self.handler("on_draw")["id"]}, "session_hash": "{session}"}}'
+    def join(self, session: str, handler: str = "on_draw", **form: str) -> httpx.Response:
+        """Ask as the page does. form: raw JSON by the labels of what the handler takes, because JSON proper has no NaN;
+        of the rest what stands there when the page opens."""
+        called = self.handler(handler)
+        parts = {part["id"]: part["props"] for part in self.config()["components"]}
+        given = [(parts[number].get("label"), json.dumps(parts[number].get("value"))) for number in called["inputs"]]
+        data = ", ".join(form.get(LABELS.get(label, label), usual) for label, usual in given)
+        body = f'{{"data": [{data}], "fn_index": {called["id"]}, "session_hash": "{session}"}}'
         return self.http.post("/gradio_api/queue/join", content=body, headers={"Content-Type": "application/json"})
 
     def draw(self, **form: str) -> dict:
         """The last message about a drawing, or {"refused": status}."""
         session = f"s{time.monotonic_ns()}"
-        joined = self.join(session, **form)
+        usual = {
+            "prompt": '"a cat on grass"',
+            "n": "1",
+            "steps": "2",
+            "guidance": "4",
+            "size": '"128x128"',
+            "seed": "0",
+        }
+        joined = self.join(session, **(usual | form))
         if joined.status_code != 200:
             return {"refused": joined.status_code}
         with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:

@@ -42,7 +42,7 @@ def test_the_page_answers(server):
 def test_a_drawing_through_the_queue(server):
     done = server.draw()
     assert done["success"]
-    _, _, status = done["output"]["data"]
+    status, *_ = done["output"]["data"]
     assert "1 picture in" in str(status)
     (kept,) = (server.place / "outputs").rglob("*.png")
     with Image.open(kept) as image:

@@ -10,10 +10,12 @@ from .house import House
 
 @dataclass(frozen=True)
 class App:
-    """house: where things are kept; studio: draws, and knows which base is loaded."""
+    """house: where things are kept; studio: draws, and knows which base is loaded; fixed_base: whether only who
+    started the app chooses the base, since several use it."""
 
     house: House
     studio: Studio
+    fixed_base: bool = False
 
 
 __all__ = ["App", "House", "Studio", "View"]

@@ -9,13 +9,15 @@ from pathlib import Path
 
 from .. import files
 
+_OBEYED = ("GRADIO_", "UVICORN_", "FORWARDED_ALLOW_IPS", "SPACE_ID", "SYSTEM=")
+
 
 def seclude() -> Path:
-    """Forget every GRADIO_* setting of the environment; return a private folder for what the page shows.
+    """Forget what the environment says to Gradio and its server; return a private folder for what the page shows.
 
     The folder is readable by this user only and goes when the program ends.
     """
-    for name in [name for name in os.environ if name.startswith("GRADIO_")]:
+    for name in [name for name in os.environ if f"{name}=".startswith(_OBEYED)]:
         del os.environ[name]
     folder = Path(tempfile.mkdtemp(prefix="sdpersonal-"))
     atexit.register(files.remove, folder)
