@@ -95,7 +95,7 @@ class Tray:
             files.write_bytes(place, _png(np.rot90(pixels, quarters)))
 
     def caption(self, number: int, text: object) -> None:
-        """What else is in a photo, one sentence a line; with {} for the subject. Empty for none. Raises PersonalError."""
+        """Say what else is in a photo, a sentence a line, {} for the subject. Raises PersonalError."""
         with self.held:
             place = self.path(number).with_name(f"{self._snap(number).name}.txt")
             lines = [line.strip() for line in text.splitlines() if line.strip()] if isinstance(text, str) else []
@@ -141,12 +141,16 @@ class Tray:
             for name in sorted(os.listdir(place)):
                 files.write_bytes(staged / name, files.read_bytes(place / name, MAX_BYTES))
 
+    def is_used(self, number: int) -> bool:
+        """Raises PersonalError for a photo that is not there."""
+        return self._snap(number).used
+
     def path(self, number: int) -> Path:
         snap = self._snap(number)
         return self._place(snap) / snap.name
 
     def _snap(self, number: int) -> Snap:
-        if not isinstance(number, int) or not 0 <= number < len(self.snaps):
+        if type(number) is not int or not 0 <= number < len(self.snaps):
             raise PersonalError("That photo is not here any more.", "Choose another.")
         return self.snaps[number]
 

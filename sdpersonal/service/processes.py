@@ -73,4 +73,3 @@ def begin(argv: Sequence[str], folder: Path) -> tuple[Process, subprocess.Popen]
             start_new_session=True,
         )
     return Process(started.pid, psutil.Process(started.pid).create_time()), started
-

@@ -18,8 +18,21 @@ from ..prompts import Token
 from .house import House
 from .photos import LEAST_FREE, Tray
 from .processes import ERRORS, SAID, Process, begin
-from .runs import BEGINNING, COST, PHOTOS, PROCESS, RESULT, SETTINGS, Reader, Standing
-from .runs import ago, number, process_of, read_json, runs_in
+from .runs import (
+    BEGINNING,
+    COST,
+    PHOTOS,
+    PROCESS,
+    RESULT,
+    SETTINGS,
+    Reader,
+    Standing,
+    ago,
+    number,
+    process_of,
+    read_json,
+    runs_in,
+)
 
 WISHES = ("sample", "keep")
 _PATIENCE = 30.0  # seconds for a step and its checkpoint when the app ends
@@ -60,6 +73,7 @@ class Trainings:
 
         Raises PersonalError where one runs already, or the photos cannot be used, NoRoom.
         """
+        self._make_way(user)
         with self._mutex:
             self._check_free(user)
             home = self.house.trainings(user).resolve()
@@ -81,6 +95,7 @@ class Trainings:
 
     def go_on(self, user: str | None) -> None:
         """Take up the unfinished run that the user's page shows. Raises PersonalError."""
+        self._make_way(user)
         with self._mutex:
             self._check_free(user)
             standing = self.shown(user)
@@ -89,12 +104,15 @@ class Trainings:
             settings = settings_from(standing.settings).model_copy(update={"resume": standing.can_go_on})
             self._launch(standing.folder, settings)
 
+    def _make_way(self, user: str | None) -> None:
+        self._check_free(user)
+        self._release()  # may wait for a drawing: not while others want to know how their trainings stand
+
     def _check_free(self, user: str | None) -> None:
         if busy := self.busy(user):
             raise PersonalError(busy.words(), "Wait until it is done." if not busy.mine else "See it there, or reload.")
 
     def _launch(self, folder: Path, settings: Training) -> None:
-        self._release()
         for log in (SAID, ERRORS):
             files.append_line(folder / log, BEGINNING)
         process, child = begin(argv_of(settings), folder)

@@ -54,4 +54,18 @@ button[role="tab"].selected { color: var(--primary-700); }
 #completion li { padding: 4px 10px; border-radius: 4px; cursor: pointer; }
 #completion li[aria-selected="true"] { background: var(--button-primary-background-fill); color: white; }
 #concepts .caption-label { font-size: 11px; max-width: calc(100% - 8px); right: 4px; bottom: 4px; padding: 2px 6px; }
+#make-tiles .grid-container { grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)) !important; }
+#make-tiles .grid-wrap { min-height: 0 !important; max-height: 460px !important; overflow: hidden auto !important; }
+#make-tiles .caption-label { font-size: 11px; max-width: calc(100% - 8px); }
+#make-photo { padding: 10px; }
+#make-photo-name textarea, #run-title textarea { font-weight: 600; }
+#run-title textarea { font-size: 1.25em; }
+#run-bar progress { width: 100%; height: 14px; accent-color: var(--button-primary-background-fill); }
+#run-curve svg { width: 100%; max-width: 900px; color: var(--body-text-color); }
+#run-curve .floor { stroke: currentColor; opacity: 0.3; }
+#run-curve .dots { stroke: currentColor; opacity: 0.35; stroke-width: 3; stroke-linecap: round; fill: none; }
+#run-curve .line { stroke: var(--primary-500); stroke-width: 2.5; stroke-linejoin: round; fill: none; }
+#run-curve text { fill: currentColor; font-size: 12px; }
+#run-pictures .grid-wrap { min-height: 0 !important; max-height: none !important; }
+#run-done .try { justify-content: flex-start; text-align: left; white-space: normal; }
 """

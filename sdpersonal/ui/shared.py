@@ -28,5 +28,5 @@ def user_of(request: gr.Request) -> str | None:
 
 def line(text: str = "", name: str | None = None, **more) -> gr.Textbox:
     """A line of text about how things stand. Not Markdown and no toast: these would show a stranger's words as HTML."""
-    looks = {"show_label": False, "container": False, "interactive": False, "elem_classes": "line"}
-    return gr.Textbox(text, lines=1, max_lines=6, elem_id=name, **(looks | more))
+    looks = {"show_label": False, "container": False, "interactive": False, "elem_classes": "line", "max_lines": 6}
+    return gr.Textbox(text, lines=1, elem_id=name, **(looks | more))
