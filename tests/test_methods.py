@@ -1,6 +1,8 @@
 """Each method's loss and gradients against the same step written straight with diffusers' and PEFT's own modules, on
 the real architectures, narrowed, with random weights, in fp32."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -122,8 +124,6 @@ def close(ours, theirs):
 
 @pytest.mark.parametrize("gamma", [None, 5.0])
 def test_inversion_is_diffusers_step(base, folder, kind, batch, gamma):
-    from dataclasses import replace
-
     method = TextualInversion(base, "toy duck", 3, replace(PRESET, snr_gamma=gamma))
     peer = Peer(folder, kind, method.rows)
     ours, theirs = method.loss(batch, 0), peer.loss(batch, prompts_with(batch, "".join(peer.words)), gamma)
@@ -136,9 +136,30 @@ def test_inversion_is_diffusers_step(base, folder, kind, batch, gamma):
         assert (rows.grad.norm(dim=1) > 0).all()  # each vector
 
 
+def test_a_caption_of_several_samples_is_encoded_once(base, batch):
+    """With the losses and the gradient that each by itself would have."""
+    method, runs = TextualInversion(base, "duck", 2, PRESET), []
+    same = replace(batch, captions=("a photo of {}", "{} here", "a photo of {}", "a photo of {}"))
+    seen = [
+        encoder.model.register_forward_pre_hook(lambda _, args: runs.append(len(args[0])))
+        for encoder in base.encoders.values()
+    ]
+    together = method.loss(same, 0)
+    for hook in seen:
+        hook.remove()
+    together.sum().backward()
+    gradients = {name: rows.grad.clone() for name, rows in method.trained().items()}
+    method = TextualInversion(base, "duck", 2, PRESET)
+    alone = torch.cat([method.loss(one, 0) for one in same.parts(1)])
+    alone.sum().backward()
+    assert runs == [2] * len(base.encoders)
+    close(together, alone)
+    for name, rows in method.trained().items():
+        close(gradients[name], rows.grad)
+
+
 @pytest.mark.parametrize("targets", ["attention", "transformer", "all"])
 def test_lora_is_pefts(base, folder, kind, batch, targets):
-    from dataclasses import replace
 
     from peft import LoraConfig
 

@@ -6,7 +6,7 @@ what encoding anew would, without its cost (about 40 % of a LoRA step) and witho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -143,8 +143,13 @@ def _views(photo: Photo, flip: bool) -> list[tuple[np.ndarray, Framing]]:
     return views
 
 
-def batch_loss(base: StableDiffusion, condition: Conditioning, batch: Batch, snr_gamma: float | None) -> Tensor:
-    """The objective for a batch under this condition, per sample: (B,)."""
+Pieces = Sequence[str | Mapping[str, Tensor]]
+"""A caption as `condition` takes it."""
+
+
+def batch_loss(base: StableDiffusion, words: Callable[[str], Pieces], batch: Batch, snr_gamma: float | None) -> Tensor:
+    """The objective for a batch, per sample: (B,). words: what a caption says, with the token's rows in it."""
+    condition = _condition(base, words, batch)
     return diffusion_loss(
         lambda noisy, t: base.predict(noisy, t, condition),
         base.schedule,
@@ -153,3 +158,11 @@ def batch_loss(base: StableDiffusion, condition: Conditioning, batch: Batch, snr
         batch.t,
         snr_gamma,
     )
+
+
+def _condition(base: StableDiffusion, words: Callable[[str], Pieces], batch: Batch) -> Conditioning:
+    """What the UNet reads for each sample. A caption that several have is encoded once: of four samples and eight
+    templates that saves a sixth of the text encoder's work."""
+    distinct = list(dict.fromkeys(batch.captions))
+    places = torch.tensor([distinct.index(caption) for caption in batch.captions], device=base.device)
+    return base.framed(base.condition([words(caption) for caption in distinct])[places], batch.framings)

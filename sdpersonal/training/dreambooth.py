@@ -71,8 +71,7 @@ class DreamboothLora:
         return loss + self._prior_weight * self._prior.loss(batch) if self._prior else loss
 
     def _subject_loss(self, batch: Batch) -> Tensor:
-        condition = self._base.condition([self.words(caption) for caption in batch.captions], batch.framings)
-        return batch_loss(self._base, condition, batch, self._preset.snr_gamma)
+        return batch_loss(self._base, self.words, batch, self._preset.snr_gamma)
 
     def words(self, caption: str) -> list[str | Mapping[str, Tensor]]:
         return with_rows(caption, self._rows())

@@ -67,8 +67,7 @@ class DreamboothFull:
     def loss(self, batch: Batch, step: int) -> Tensor:
         base = self._base
         with torch.autocast(base.device.type, torch.bfloat16, enabled=base.device.type == "cuda"):
-            condition = base.condition([self.words(caption) for caption in batch.captions], batch.framings)
-            loss = batch_loss(base, condition, batch, self._preset.snr_gamma)
+            loss = batch_loss(base, self.words, batch, self._preset.snr_gamma)
             return loss + self._prior_weight * self._prior.loss(batch) if self._prior else loss
 
     def words(self, caption: str) -> list[str]:

@@ -53,6 +53,5 @@ class ClassPictures:
         self._base, self._class, self._pictures, self._gamma = base, class_noun, pictures, snr_gamma
 
     def loss(self, batch: Batch) -> Tensor:
-        base, own = self._base, self._pictures.samples(batch.indices)
-        condition = base.condition([[caption.format(self._class)] for caption in own.captions], own.framings)
-        return batch_loss(base, condition, own, self._gamma)
+        own = self._pictures.samples(batch.indices)
+        return batch_loss(self._base, lambda caption: [caption.format(self._class)], own, self._gamma)

@@ -42,8 +42,7 @@ class TextualInversion:
         return [self._preset.rows_lr]
 
     def loss(self, batch: Batch, step: int) -> Tensor:
-        condition = self._base.condition([self.words(caption) for caption in batch.captions], batch.framings)
-        return batch_loss(self._base, condition, batch, self._preset.snr_gamma)
+        return batch_loss(self._base, self.words, batch, self._preset.snr_gamma)
 
     def words(self, caption: str) -> list[str | Mapping[str, Tensor]]:
         return with_rows(caption, self._rows())
