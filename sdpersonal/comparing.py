@@ -83,7 +83,8 @@ def _conflict(a: Concept, b: Concept) -> Conflict | None:
     if alike.vectors is not None and alike.vectors > PARALLEL:
         what = f"Their vectors are nearly parallel (cosine {alike.vectors:.2f})"
         return Conflict(names, "vectors", f"{what}; the text encoder hardly tells them apart.", strengths=(1.0, 0.7))
-    if (noun := a.card.class_noun.casefold()) and noun == b.card.class_noun.casefold() and a.card.kind != "style":
+    noun, styles = a.card.class_noun.casefold(), "style" in (a.card.kind, b.card.kind)
+    if noun and noun == b.card.class_noun.casefold() and not styles:
         what = f"Both are a {a.card.class_noun}"
         return Conflict(names, "subject", f"{what}; in one picture they may melt into one.", strengths=(0.8, 0.8))
     return None

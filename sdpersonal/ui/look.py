@@ -57,15 +57,53 @@ button[role="tab"].selected { color: var(--primary-700); }
 #make-tiles .grid-container { grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)) !important; }
 #make-tiles .grid-wrap { min-height: 0 !important; max-height: 460px !important; overflow: hidden auto !important; }
 #make-tiles .caption-label { font-size: 11px; max-width: calc(100% - 8px); }
-#make-photo { padding: 10px; }
+#make-photo { padding: 12px; border: 1px solid var(--border-color-primary); border-radius: 8px; gap: 10px; }
 #make-photo-name textarea, #run-title textarea { font-weight: 600; }
 #run-title textarea { font-size: 1.25em; }
-#run-bar progress { width: 100%; height: 14px; accent-color: var(--button-primary-background-fill); }
-#run-curve svg { width: 100%; max-width: 900px; color: var(--body-text-color); }
+#run-bar progress { width: 100%; height: 10px; border: none; border-radius: 5px; appearance: none; overflow: hidden;
+    background: var(--border-color-primary); }
+#run-bar progress::-webkit-progress-bar { background: var(--border-color-primary); }
+#run-bar progress::-webkit-progress-value { background: var(--primary-600); }
+#run-bar progress::-moz-progress-bar { background: var(--primary-600); }
+#run-bar progress:indeterminate::-webkit-progress-bar { background: var(--primary-600); animation: run-wait 1.6s infinite; }
+#run-bar progress:indeterminate::-moz-progress-bar { animation: run-wait 1.6s infinite; }
+@keyframes run-wait { 50% { opacity: 0.3; } }
+@media (prefers-reduced-motion: reduce) { #run-bar progress { animation: none !important; } }
+#run-curve svg { width: 100%; max-width: 640px; color: var(--body-text-color); }
 #run-curve .floor { stroke: currentColor; opacity: 0.3; }
 #run-curve .dots { stroke: currentColor; opacity: 0.35; stroke-width: 3; stroke-linecap: round; fill: none; }
 #run-curve .line { stroke: var(--primary-500); stroke-width: 2.5; stroke-linejoin: round; fill: none; }
 #run-curve text { fill: currentColor; font-size: 12px; }
-#run-pictures .grid-wrap { min-height: 0 !important; max-height: none !important; }
+#run-pictures .grid-wrap { min-height: 0 !important; max-height: none !important; overflow: hidden !important; }
 #run-done .try { justify-content: flex-start; text-align: left; white-space: normal; }
+
+/* the library */
+#shelf .grid-container { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)) !important; }
+#shelf .grid-wrap { min-height: 0 !important; max-height: 62vh !important; overflow: hidden auto !important; }
+#shelf .caption-label { font-size: 11px; max-width: calc(100% - 8px); right: 4px; bottom: 4px; padding: 2px 6px; }
+#card header { display: flex; gap: 16px; flex-wrap: wrap; align-items: flex-start; }
+#card header > div { flex: 1 1 220px; min-width: 0; overflow-wrap: anywhere; }
+#card img { width: 192px; max-width: 45%; border-radius: 8px; }
+#card h3 { margin: 4px 0; }
+#card .said { color: var(--body-text-color-subdued); }
+#card code { font-size: 105%; overflow-wrap: anywhere; }
+#card dl { display: grid; grid-template-columns: minmax(96px, max-content) 1fr; gap: 4px 16px; margin: 12px 0 0; }
+#card dt { color: var(--body-text-color-subdued); }
+#card dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
+#card .none { color: var(--body-text-color-subdued); padding: 24px 0; }
+.table { overflow-x: auto; }
+.table table { width: 100%; border-collapse: collapse; }
+.table th, .table td {
+    text-align: left; vertical-align: top; padding: 4px 8px; overflow-wrap: anywhere;
+    border-bottom: 1px solid var(--border-color-primary);
+}
+.table th { font-weight: normal; color: var(--body-text-color-subdued); }
+.table img { display: block; width: 128px; max-width: 100%; border-radius: 6px; margin-bottom: 4px; }
+.table .differs td { font-weight: 600; }
+.table .good { color: var(--primary-700); }
+.dark .table .good { color: var(--primary-300); }
+.table .bad { color: var(--error-text-color); }
+#how ul, #how ol { margin: 4px 0 8px 20px; }
+#how li, #how p { overflow-wrap: anywhere; }
+#how .note { color: var(--body-text-color-subdued); }
 """

@@ -1,0 +1,181 @@
+"""Concepts into a library from files that someone dropped on a page, and out of it for other programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+import secrets
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import files
+from ..errors import PersonalError, show
+from ..exports import FORMATS, Export, export
+from ..importing import Outcome, Source, bring_in, sources
+from ..prompts import Token
+from .cards import token_of
+from .house import House
+
+MOST_FILES = 40  # in one drop
+PROGRAMS = {
+    "native": "sdpersonal: everything in one file, which A1111 and ComfyUI read as well",
+    "a1111": "A1111 (Stable Diffusion web UI), Forge",
+    "comfyui": "ComfyUI",
+    "invokeai": "InvokeAI",
+    "diffusers": "diffusers (Python)",
+    "kohya": "kohya's scripts",
+    "onetrainer": "OneTrainer",
+    "sd-concepts-library": "sd-concepts-library (old notebooks)",
+}
+_PART = re.compile(
+    r"(learned_embeds(_2)?|pytorch_lora_weights|adapter_model|adapter_config)\.\w+|lora_weight.*\.pt|.*_emb\.safetensors|"
+    r"token_identifier\.txt|type_of_concept\.txt|README\.md|special_params\.json|lora\.safetensors|embeddings\.pti"
+)
+_NO_CONCEPT = "A concept is in a .safetensors, .pt or .bin file, or in a picture of A1111's that holds one."
+_ON_A_PAGE = {  # what the command line calls otherwise
+    "Give it another name with --as '<owner/name>', or take its place with --replace.": "Give it another name below, "
+    "or tick that it takes the place of what is there, and drop it again.",
+    "Say what to call it: --as '<owner/name>'.": "Say below what to call it, and drop it again.",
+    "Its folder may be a base: --base FOLDER.": "Its folder may be a base.",
+    "To draw with it or train on it give it as the base: --base FILE.": "It is a base: start the app with --bases and "
+    "the folder it lies in, and choose it on the Base tab.",
+    "Give it as --base.": "It is a base, not a concept.",
+}
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What happened to one file: done is "imported", "here already" or "refused"; said: the token, or what is wrong."""
+
+    name: str
+    done: str
+    said: str
+    token: str | None = None
+
+
+def arrive(house: House, page: str, dropped: object, as_: object = "", replace: object = False) -> list[Arrival]:
+    """Import files that were uploaded, which go; parts of one concept that were dropped together are one.
+
+    as_: the token for the one concept; replace: take the place of what has its name. Raises PersonalError.
+    """
+    paths = _uploaded(house, dropped)
+    place = files.make_folder(house.room(page) / f"arrivals-{secrets.token_hex(4)}")
+    try:
+        word = _word(as_)
+        moved = _laid_out(paths, place)
+        found = _sources(moved)
+        if word and len(found) > 1:
+            raise PersonalError("The name is for one concept; several were dropped.", "Drop them one by one.")
+        told = [_told(outcome) for outcome in bring_in(house.library, found, word, bool(replace))]
+        return told + [Arrival(show(path.name), "refused", _NO_CONCEPT) for path in _passed_over(moved, found)]
+    finally:
+        files.remove(place)
+        for path in paths:
+            if path.exists():
+                files.remove(path)
+            files.remove_empty_folder(path.parent)
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A concept for another program. path: the one file, or a zip of several with their README; steps: what to do."""
+
+    path: Path
+    program: str
+    places: tuple[tuple[str, str], ...]  # (file, where in the program it goes)
+    steps: tuple[str, ...]
+    typed: str
+    notes: tuple[str, ...]
+
+
+def parcel(house: House, page: str, word: object, format: object) -> Parcel:
+    """The files that the page may offer. Raises PersonalError."""
+    if not isinstance(format, str) or format not in FORMATS:
+        raise PersonalError("Choose a program.", f"One of {', '.join(FORMATS)}.")
+    concept = house.library.get(token_of(word))
+    made = export(concept, format)
+    name, data = _packed(made, f"{concept.token.slug}-{format}")
+    place = house.room(page) / name
+    files.write_bytes(place, data)
+    places = tuple((each, to) for each, to in made.places.items() if each != "README.md")
+    return Parcel(place, made.program, places, made.install, made.trigger, made.notes)
+
+
+def _packed(made: Export, stem: str) -> tuple[str, bytes]:
+    ours = {name: data for name, data in made.files.items() if name != "README.md"}
+    if len(ours) == 1 and made.program == "sdpersonal":
+        return next(iter(ours.items()))
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:  # weights do not get smaller
+        for name, data in made.files.items():
+            archive.writestr(zipfile.ZipInfo(f"{stem}/{name}"), data)
+    return f"{stem}.zip", packed.getvalue()
+
+
+def _uploaded(house: House, dropped: object) -> list[Path]:
+    """The uploaded files. Raises PersonalError for anything that is not one: a page may send any words."""
+    if not isinstance(dropped, list | tuple) or not dropped:
+        raise PersonalError("No files were dropped.", "Drop some, or click to choose them.")
+    if len(dropped) > MOST_FILES:
+        raise PersonalError(f"These are {len(dropped)} files; I take {MOST_FILES} at once.", "Drop fewer.")
+    return [_inside(house.shown, each) for each in dropped]
+
+
+def _inside(folder: Path, path: object) -> Path:
+    if not isinstance(path, str) or not Path(path).is_absolute():
+        raise PersonalError("That is no uploaded file.", "Drop it once more.")
+    found = files.inside(folder, str(path))
+    if not found.is_file():
+        raise PersonalError("The uploaded file is gone.", "Drop it once more.")
+    return found
+
+
+def _word(as_: object) -> Token | None:
+    text = as_.strip() if isinstance(as_, str) else ""
+    word = Token.parse(text) if text else None
+    return dataclasses.replace(word, owner="me") if word and not word.owner else word
+
+
+def _laid_out(paths: Sequence[Path], place: Path) -> list[Path]:
+    """Each in a folder of its own, but in one what other programs keep in one, by the files' names."""
+    names = {path.name for path in paths}
+    moved: list[Path] = []
+    for number, path in enumerate(paths):
+        with_words = f"{path.stem}_emb.safetensors" in names
+        beside = place / "dropped" if with_words or _PART.fullmatch(path.name) else place / str(number)
+        beside = place / str(number) if (beside / path.name).exists() else beside
+        moved.append(files.make_folder(beside) / path.name)
+        files.rename(path, moved[-1])
+    return moved
+
+
+def _sources(moved: Sequence[Path]) -> list[Source]:
+    folders = [path.parent for path in moved]
+    found: list[Source] = []
+    for path in moved:
+        if folders.count(path.parent) == 1:
+            found.append(Source(path))  # whatever it is, to say what it is
+        elif not any(path.parent in (each.path, each.path.parent) for each in found):
+            found += sources(str(path.parent))
+    return found
+
+
+def _passed_over(moved: Sequence[Path], found: Sequence[Source]) -> list[Path]:
+    read = {source.path for source in found}
+    return [path for path in moved if not read & {path, path.parent}]
+
+
+def _told(outcome: Outcome) -> Arrival:
+    path = Path(outcome.source)
+    name = show(" + ".join(sorted(each.name for each in path.iterdir())) if path.is_dir() else path.name)
+    if outcome.error:
+        return Arrival(name, outcome.done, f"{outcome.error.problem} {in_page(outcome.error.fix)}".strip())
+    return Arrival(name, outcome.done, f"{outcome.token}: {outcome.what}", str(outcome.token))
+
+
+def in_page(fix: str) -> str:
+    """What to do, where the command line's flags are not."""
+    return _ON_A_PAGE.get(fix, fix)
