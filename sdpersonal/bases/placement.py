@@ -125,7 +125,7 @@ def settle(base: StableDiffusion, size: tuple[int, int], most: int) -> int:
     Use it with the device to oneself. On a CPU `most`, or twice as many small ones.
     """
     if base.device.type != "cuda":
-        return most if need(base, size).step > _SMALL else 2 * most
+        return most if step_bytes(base, size) > _SMALL else 2 * most
     placement = choose(_free(base), need(base, size), most)
     base.stages.settle(placement)
     return placement.at_once
@@ -133,17 +133,21 @@ def settle(base: StableDiffusion, size: tuple[int, int], most: int) -> int:
 
 def need(base: StableDiffusion, size: tuple[int, int]) -> Need:
     """What drawing one picture of (width, height) takes."""
-    _, h, w = base.latent_shape(*size)
-    step = 2 * _STEP * base.unet.config.block_out_channels[0] * h * w * base.dtype.itemsize
     decoded = _DECODING * base.vae.config.block_out_channels[0] * base.vae.dtype.itemsize
     return Need(
         text=sum(bytes_of(encoder.model) for encoder in base.encoders.values()),
         unet=bytes_of(base.unet),
         vae=bytes_of(base.vae),
-        step=step,
+        step=step_bytes(base, size),
         decoding=int(decoded * size[0] * size[1]),
         tile=int(decoded * min(size[0] * size[1], _TILE**2)),
     )
+
+
+def step_bytes(base: StableDiffusion, size: tuple[int, int]) -> int:
+    """What one picture takes in a step beside the weights."""
+    _, h, w = base.latent_shape(*size)
+    return 2 * _STEP * base.unet.config.block_out_channels[0] * h * w * base.dtype.itemsize
 
 
 def bytes_of(model: nn.Module) -> int:
