@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from .runs import Points
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 180, 8, 22, 12
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 440, 170, 4, 22, 8
 _MOST = 240  # points drawn
 
 

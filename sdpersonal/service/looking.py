@@ -96,16 +96,25 @@ def _advice(tray: Tray, photos: PhotoSet | None, verdict: Verdict) -> dict[int, 
     """{number of a photo: quarters to turn it, 0 to leave it out}."""
     numbers = {snap.name: number for number, snap in enumerate(tray.snaps)}
     found, left = {}, verdict.count
+    for name in _too_bad(verdict):
+        if left > _FEWEST_LEFT:
+            found[numbers[name]] = 0
+            left -= 1
     for each in verdict.findings:
-        names = each.photos[1:] if each.name == "near-duplicates" else each.photos if each.name in _LEAVE else ()
-        for name in names:
-            if numbers[name] not in found and left > _FEWEST_LEFT:
-                found[numbers[name]] = 0
-                left -= 1
         if each.name == "sideways":
             turns = _upright(photos, each.photos)
             found |= {numbers[name]: turns[name] for name in each.photos if numbers[name] not in found}
     return found
+
+
+def _too_bad(verdict: Verdict) -> list[str]:
+    """What is better left out, the worst first: bad photos, and of those that are alike all but the first good one."""
+    bad = [name for each in verdict.findings if each.name in _LEAVE for name in each.photos]
+    for each in verdict.findings:
+        if each.name == "near-duplicates":
+            best = next((name for name in each.photos if name not in bad), each.photos[0])
+            bad += [name for name in each.photos if name != best]
+    return list(dict.fromkeys(bad))
 
 
 def _upright(photos: PhotoSet, lying: Sequence[str]) -> dict[str, int]:

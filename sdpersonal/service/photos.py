@@ -26,6 +26,7 @@ from ..prompts import show
 
 MOST = 40  # photos
 MAX_TOTAL = 1 << 30  # bytes of one drop
+MOST_PAGES = 50  # with photos; the oldest one's go when there are more
 LEAST_FREE = 1 << 30  # bytes on the disk, below which nothing more is taken
 SAMPLES = {
     "teddy-bear": "A teddy bear",
@@ -136,6 +137,8 @@ class Tray:
 
     def deliver(self, folder: Path) -> None:
         """Put copies of the used ones, with their captions, into a new folder. Raises PersonalError, NoRoom."""
+        if not any(snap.used for snap in self.snaps):
+            raise PersonalError("There are no photos yet.", "Drop 4 to 10 of one thing.")
         with self.held, files.new_folder(folder) as staged:
             place = self._place(Snap("", "", True))
             for name in sorted(os.listdir(place)):
@@ -182,6 +185,8 @@ class Trays:
 
     def of(self, page: str, side: int) -> Tray:
         """The page's tray; side: in pixels, that will be trained on."""
+        if len(self._trays) >= MOST_PAGES and page not in self._trays:
+            self.leave(next(iter(self._trays)))
         with self._mutex:
             if page not in self._trays:
                 self._trays[page] = Tray(Path(tempfile.mkdtemp(prefix="sdpersonal-photos-")), side)

@@ -74,6 +74,11 @@ def settings_of(form: Mapping[str, Any], base: BaseFacts) -> Training:
     return DreamboothSettings(**common, **own)
 
 
+def kind_of(title: object) -> str:
+    """"object", "person" or "style"; for what is no choice the first."""
+    return KINDS.get(title, "object") if isinstance(title, str) else "object"
+
+
 def token_of(form: Mapping[str, Any]) -> Token:
     """Raises PersonalError, with a spelling that works."""
     owner, name = (form[part].strip() if isinstance(form[part], str) else "" for part in ("owner", "name"))
@@ -154,6 +159,6 @@ def free_memory(device: str) -> int:
 
 
 def _chosen(choices: Mapping[str, str], title: object) -> str:
-    if title not in choices:
+    if not isinstance(title, str) or title not in choices:
         raise PersonalError("That is not one of the choices.", f"I know: {', '.join(choices)}.")
     return choices[title]

@@ -35,7 +35,7 @@ class Process:
     born: float
 
     def alive(self) -> bool:
-        with suppress(psutil.Error, OverflowError):
+        with suppress(psutil.Error, ValueError, OverflowError):
             found = psutil.Process(self.pid)
             same = abs(found.create_time() - self.born) <= _SLACK
             return same and found.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)

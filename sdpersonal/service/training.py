@@ -226,11 +226,11 @@ class Trainings:
             self._remember(folder)
 
     def _remember(self, folder: Path) -> None:
-        settings, cost, result = (read_json(folder / name) for name in (SETTINGS, COST, RESULT))
-        steps = number(result.get("steps"))
-        if steps and cost:
-            took = {"step": number(result.get("seconds")) / steps, "held": number(cost.get("held"))}
-            files.write_json(self._pace, self.pace() | {pace_key(settings): took})
+        cost = read_json(folder / COST)
+        steps = number(cost.get("steps"))
+        if steps:
+            took = {"step": number(cost.get("seconds")) / steps, "held": number(cost.get("held"))}
+            files.write_json(self._pace, self.pace() | {pace_key(read_json(folder / SETTINGS)): took})
 
     def _drop(self, folder: Path) -> None:
         self._reader.forget(folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from .. import files
@@ -14,7 +13,7 @@ from .drawing import Studio
 from .house import House
 from .looking import Look, follow_advice, look
 from .photos import Tray, Trays, samples
-from .planning import KINDS, naming, plan, settings_of
+from .planning import kind_of, naming, plan, settings_of
 from .telling import Scene, scene
 from .training import Trainings
 from .words import in_words
@@ -49,7 +48,7 @@ class Workshop:
         """Take what was uploaded; the uploads themselves go at once. What could not be used, in words."""
         given = [paths] if isinstance(paths, str) else list(paths or ())
         try:
-            places = [files.inside(self.house.shown, str(Path(path).resolve())) for path in given]
+            places = [files.inside(self.house.shown, path) for path in given]
         except PersonalError as error:
             return str(error)
         try:
@@ -135,11 +134,7 @@ class Workshop:
         """Begin; "" where it began, else why not."""
 
         def begin() -> None:
-            settings = settings_of(form, self.studio.base)
-            tray = self._tray(page)
-            if not any(snap.used for snap in tray.snaps):
-                raise PersonalError("There are no photos yet.", "Drop 4 to 10 of one thing.")
-            self.trainings.start(settings, tray, user)
+            self.trainings.start(settings_of(form, self.studio.base), self._tray(page), user)
 
         return _words(begin)
 
@@ -192,4 +187,4 @@ def _words(work) -> str:
 def _asked(form: Form) -> tuple[str, str, str]:
     """(kind, class noun, crop), as the doctor wants them."""
     noun = form["noun"] if isinstance(form["noun"], str) else ""
-    return KINDS.get(form["kind"], "object"), noun.strip()[:100], "subject" if form["crop"] else "center"
+    return kind_of(form["kind"]), noun.strip()[:100], "subject" if form["crop"] else "center"

@@ -87,9 +87,9 @@ button[role="tab"].selected { color: var(--primary-700); }
 #card h3 { margin: 4px 0; }
 #card .said { color: var(--body-text-color-subdued); }
 #card code { font-size: 105%; overflow-wrap: anywhere; }
-#card dl { display: grid; grid-template-columns: minmax(96px, max-content) 1fr; gap: 4px 16px; margin: 12px 0 0; }
-#card dt { color: var(--body-text-color-subdued); }
-#card dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
+#card dl, .facts dl { display: grid; grid-template-columns: minmax(96px, max-content) 1fr; gap: 4px 16px; margin: 12px 0 0; }
+#card dt, .facts dt { color: var(--body-text-color-subdued); }
+#card dd, .facts dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
 #card .none { color: var(--body-text-color-subdued); padding: 24px 0; }
 .table { overflow-x: auto; }
 .table table { width: 100%; border-collapse: collapse; }

@@ -22,7 +22,7 @@ def make_tab(app: App, shared: Shared, tab: gr.Tab) -> None:
     workshop = Workshop(app.house, app.studio)
     atexit.register(workshop.close)  # a training that runs saves, photos that were dropped go
     with gr.Column(elem_id="preparing") as preparing:
-        note = line("", "make-note")
+        note = line("", "make-note", visible=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 photos = photos_box()
@@ -35,7 +35,7 @@ def make_tab(app: App, shared: Shared, tab: gr.Tab) -> None:
     connect_form(workshop, shared, fields, naming, plan, [photos.count.change])
     connect_run(workshop, shared, run, preparing, note, tab)
 
-    def on_start(*values, request: gr.Request):
+    def on_start(request: gr.Request, *values):
         page, user = request.session_hash, user_of(request)
         said = workshop.start(page, user, fields.read(values))
         return {plan: said} if said else showing(run, preparing, workshop.scene(page, user))

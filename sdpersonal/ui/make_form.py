@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from ..service.planning import KINDS, METHODS, PRIORS
+from ..service.planning import KINDS, METHODS, PRIORS, kind_of
 from ..service.workshop import Workshop
 from .shared import QUICK, Shared, line, user_of
 
@@ -86,12 +86,12 @@ def connect_form(workshop: Workshop, shared: Shared, fields: Fields, note, plan,
     put = fields.components
 
     def on_kind(kind):
-        person, style = KINDS.get(kind) == "person", KINDS.get(kind) == "style"
+        person, style = kind_of(kind) == "person", kind_of(kind) == "style"
         example = STYLE_EXAMPLE if style else PERSON_EXAMPLE if person else OBJECT_EXAMPLE
         label = "What is the style, in a word or two?" if style else "What is it?"
         return gr.update(placeholder=example, label=label), gr.update(visible=person)
 
-    def on_change(*values, request: gr.Request):
+    def on_change(request: gr.Request, *values):
         form = fields.read(values)
         return workshop.naming(form), workshop.plan(request.session_hash, user_of(request), form)
 

@@ -12,6 +12,7 @@ from .make_form import Fields
 from .shared import QUICK, line
 
 HINT = "4 to 10 photos of one thing, each in another place. They stay on this machine."
+CLICK = "Click a photo to turn it, leave it out or describe it. Only what is inside its yellow square is learned from."
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Photos:
     advice: gr.Button
     clear: gr.Button
     chosen: gr.State
-    panel: gr.Group
+    click: gr.Textbox
+    panel: gr.Column
     name: gr.Textbox
     out: gr.Button
     turns: dict[int, gr.Button]
@@ -47,7 +49,8 @@ def photos_box() -> Photos:
             for number, title in enumerate(samples())
         ]
     tiles = gr.Gallery(
-        label="Your photos: click one to turn it, leave it out or describe it",
+        label="Your photos",
+        show_label=False,
         columns=4,
         height="auto",
         allow_preview=False,
@@ -57,7 +60,8 @@ def photos_box() -> Photos:
         object_fit="contain",
         elem_id="make-tiles",
     )
-    with gr.Group(visible=False, elem_id="make-photo") as panel:
+    click = line(CLICK, "make-click", visible=False)
+    with gr.Column(visible=False, elem_id="make-photo") as panel:
         name = line("", "make-photo-name")
         with gr.Row():
             out = gr.Button("Leave out", size="sm", min_width=90, elem_id="make-out")
@@ -79,25 +83,40 @@ def photos_box() -> Photos:
         advice = gr.Button("Do what I can about it", size="sm", min_width=140, visible=False, elem_id="make-advice")
         clear = gr.Button("Remove all photos", size="sm", min_width=140, visible=False, elem_id="make-clear")
     return Photos(
-        drop, folder, sets, tiles, words, advice, clear, gr.State(None), panel, name, out, turns, caption, gr.State(0)
+        drop,
+        folder,
+        sets,
+        tiles,
+        words,
+        advice,
+        clear,
+        gr.State(None),
+        click,
+        panel,
+        name,
+        out,
+        turns,
+        caption,
+        gr.State(0),
     )
 
 
 def connect_photos(workshop: Workshop, photos: Photos, fields: Fields) -> None:
     """Every change ends in a new look at the whole set."""
-    shown = [photos.tiles, photos.words, photos.advice, photos.clear, photos.count]
+    shown = [photos.tiles, photos.click, photos.words, photos.advice, photos.clear, photos.count]
 
     def looked(values, page, said=""):
         found = workshop.look(page, fields.read(values), said)
         some = bool(found.tiles)
         tiles = gr.update(value=found.tiles, visible=some, selected_index=None)
-        return tiles, found.words, gr.update(visible=found.helpful), gr.update(visible=some), found.count
+        seen = gr.update(visible=some)
+        return tiles, seen, found.words, gr.update(visible=found.helpful), seen, found.count
 
-    def on_drop(paths, *values, request: gr.Request):
+    def on_drop(paths, request: gr.Request, *values):
         page = request.session_hash
         return None, *looked(values, page, workshop.drop(page, paths))
 
-    def on_folder(paths, *values, request: gr.Request):
+    def on_folder(paths, request: gr.Request, *values):
         page = request.session_hash
         return looked(values, page, workshop.drop(page, paths))
 
@@ -106,24 +125,24 @@ def connect_photos(workshop: Workshop, photos: Photos, fields: Fields) -> None:
         out = "Leave out" if photo.used else "Put back"
         return chosen.index, gr.update(visible=bool(photo.name)), photo.name, out, photo.caption
 
-    def on_out(chosen, *values, request: gr.Request):
+    def on_out(chosen, request: gr.Request, *values):
         page = request.session_hash
         said = workshop.leave_out(page, chosen)
         return "Leave out" if workshop.photo(page, chosen).used else "Put back", *looked(values, page, said)
 
-    def on_caption(chosen, text, *values, request: gr.Request):
+    def on_caption(chosen, text, request: gr.Request, *values):
         page = request.session_hash
         return looked(values, page, workshop.say_of(page, chosen, text))
 
-    def on_advice(*values, request: gr.Request):
+    def on_advice(request: gr.Request, *values):
         page = request.session_hash
         return None, gr.update(visible=False), *looked(values, page, workshop.follow_advice(page, fields.read(values)))
 
-    def on_clear(*values, request: gr.Request):
+    def on_clear(request: gr.Request, *values):
         page = request.session_hash
         return None, gr.update(visible=False), *looked(values, page, workshop.clear(page))
 
-    def on_look(*values, request: gr.Request):
+    def on_look(request: gr.Request, *values):
         return looked(values, request.session_hash)
 
     slow = QUICK | {"show_progress": "minimal", "show_progress_on": photos.words, "concurrency_limit": 2}
@@ -149,7 +168,7 @@ def connect_photos(workshop: Workshop, photos: Photos, fields: Fields) -> None:
 
 
 def _turning(workshop, photos, fields, looked, quarters, button, shown, slow) -> None:
-    def on_turn(chosen, *values, request: gr.Request):
+    def on_turn(chosen, request: gr.Request, *values):
         page = request.session_hash
         return looked(values, page, workshop.turn(page, chosen, quarters))
 
@@ -157,7 +176,7 @@ def _turning(workshop, photos, fields, looked, quarters, button, shown, slow) ->
 
 
 def _sampling(workshop, photos, fields, looked, title, button, shown, slow) -> None:
-    def on_sample(*values, request: gr.Request):
+    def on_sample(request: gr.Request, *values):
         page = request.session_hash
         return None, gr.update(visible=False), *looked(values, page, workshop.take_samples(page, title))
 

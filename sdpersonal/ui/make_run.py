@@ -61,22 +61,27 @@ def run_box() -> Run:
                 yes = gr.Button("Yes, throw it away", variant="stop", min_width=110, elem_id="run-yes")
                 no = gr.Button("No", min_width=90, elem_id="run-no")
         with gr.Column(visible=False, elem_id="run-done") as done:
-            tries = tuple(gr.Button("", size="sm", elem_id=f"run-try-{n}", elem_classes="try") for n in range(TRIES))
+            with gr.Row():
+                tries = tuple(_try(number) for number in range(TRIES))
             with gr.Row():
                 report = gr.DownloadButton("The whole report", size="sm", min_width=120, elem_id="run-report")
                 another = gr.Button("Make another", variant="primary", size="sm", min_width=120, elem_id="run-another")
-        score = line("", "run-score", max_lines=8)
-        curve = gr.HTML("", elem_id="run-curve")
-        pictures = gr.Gallery(
-            label="Sample pictures",
-            columns=2,
-            height="auto",
-            object_fit="contain",
-            interactive=False,
-            buttons=["fullscreen"],
-            visible=False,
-            elem_id="run-pictures",
-        )
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=2, min_width=300):
+                score = line("", "run-score", max_lines=10)
+                curve = gr.HTML("", elem_id="run-curve")
+            with gr.Column(scale=3, min_width=300):
+                pictures = gr.Gallery(
+                    label="Sample pictures",
+                    show_label=False,
+                    columns=2,
+                    height="auto",
+                    object_fit="contain",
+                    interactive=False,
+                    buttons=["fullscreen"],
+                    visible=False,
+                    elem_id="run-pictures",
+                )
     return Run(
         timer,
         whole,
@@ -102,6 +107,10 @@ def run_box() -> Run:
         report,
         another,
     )
+
+
+def _try(number: int) -> gr.Button:
+    return gr.Button("", size="sm", min_width=260, elem_id=f"run-try-{number}", elem_classes="try")
 
 
 def showing(run: Run, preparing: gr.Column, found) -> dict:
@@ -170,11 +179,11 @@ def connect_run(
 
     def on_yes(request: gr.Request):
         said = workshop.cancel(user_of(request))
-        return look(request) | {run.sure: gr.update(visible=False), note: said}
+        return look(request) | {run.sure: gr.update(visible=False), note: gr.update(value=said, visible=bool(said))}
 
     def on_another(request: gr.Request):
         said = workshop.put_away(user_of(request))
-        return look(request) | {note: said}
+        return look(request) | {note: gr.update(value=said, visible=bool(said))}
 
     for button, wish in ((run.sample, "sample"), (run.keep, "keep")):
         _asking(workshop, run, button, wish, look, outputs)
