@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from .drawing import Studio, View
 from .house import House
@@ -11,11 +12,12 @@ from .house import House
 @dataclass(frozen=True)
 class App:
     """house: where things are kept; studio: draws, and knows which base is loaded; fixed_base: whether only who
-    started the app chooses the base, since several use it."""
+    started the app chooses the base, since several use it; bases: a folder of more that may be chosen."""
 
     house: House
     studio: Studio
     fixed_base: bool = False
+    bases: Path | None = None
 
 
 __all__ = ["App", "House", "Studio", "View"]
