@@ -16,6 +16,8 @@ class Opening(Settings):
 
     base: str | None = None
     """Model to draw with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 on CUDA, else tiny."""
+    bases: Path | None = None
+    """Folder of more models to choose from on the page: folders in diffusers layout and .safetensors checkpoints."""
     safety_checker: bool = True
     """Hide what the base's safety checker flags, where it has one."""
     library: Path = Path("concepts")
@@ -24,6 +26,8 @@ class Opening(Settings):
     """Folder for the pictures."""
     runs: Path = Path("runs")
     """Folder for trainings."""
+    wildcards: Path = Path("wildcards")
+    """Folder of lists for __name__ in prompts: name.txt, an option a line."""
     port: Annotated[int, Whole, Field(ge=1024, le=65535)] = 7860
     """Where the page is: http://127.0.0.1:PORT."""
     listen: bool = False
@@ -54,12 +58,12 @@ def open_app(settings: Opening) -> int:
     door = opened(settings.port, settings.listen, settings.host, settings.password_file)
 
     def load(name: str | None) -> Generator:
-        return Generator(load_base(name, safety=settings.safety_checker), house.library)
+        return Generator(load_base(name, safety=settings.safety_checker), house.library, settings.wildcards)
 
-    house = House(Library(settings.library), settings.out, settings.runs, shown)
+    house = House(Library(settings.library), settings.out, settings.runs, shown, settings.wildcards)
     studio = Studio(load, house, settings.base)
     say(studio.about())
-    page = build(App(house, studio, fixed_base=settings.listen))
+    page = build(App(house, studio, fixed_base=settings.listen, bases=settings.bases))
     serve(page, door, shown, private=[settings.library, settings.out, settings.runs, Path(__file__).parent], say=say)
     return 0
 

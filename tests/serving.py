@@ -86,9 +86,17 @@ class Server:
         joined = self.join(session, **(usual | form))
         if joined.status_code != 200:
             return {"refused": joined.status_code}
+        return self.last(session)
+
+    def last(self, session: str) -> dict:
+        """The last message that a session gets."""
         with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
             for line in stream.iter_lines():
                 message = json.loads(line[6:]) if line.startswith("data: ") else {}
                 if message.get("msg") == "process_completed":
                     return message
         raise RuntimeError("the stream ended early")
+
+    def ending(self, session: str) -> str:
+        """As text."""
+        return json.dumps(self.last(session))

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -98,7 +99,7 @@ class Studio:
         try:
             work = order()
         except Exception as error:
-            yield View(in_words(error))
+            yield View(in_words(error), done=1.0)
             return
         self.stop(page)  # a page has one at a time
         stop = self._stops[page] = threading.Event()
@@ -146,9 +147,8 @@ class Studio:
         try:
             with self._line.job() as job:
                 desk = self._desk(job, stop, put, page, user, results, hidden)
-                begun = time.monotonic()
                 said = work(desk)
-            message = said or _ending(len(results), time.monotonic() - begun, hidden)
+            message = said or _ending(len(results), time.monotonic() - job.begun, hidden)
         except Interrupted:
             message = f"Stopped. {_counted(len(results))} finished and kept." if results else "Stopped."
         except Exception as error:
@@ -178,10 +178,10 @@ def pictures(form: Mapping[str, Any]) -> Work:
     return work
 
 
-def endless(form: Mapping[str, Any]) -> Work:
+def endless(form: Mapping[str, Any], wildcards: Path | None = None) -> Work:
     """On and on, each picture with other alternatives and another seed, from where it was. Raises PersonalError."""
     request = Request(**{**form, "n": 1, "every": False})
-    series = Series(request)
+    series = Series(request, wildcards)
 
     def work(desk: Desk) -> str:
         drawn = draw_endless(

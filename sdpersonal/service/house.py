@@ -19,7 +19,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 @dataclass(frozen=True)
 class House:
     """library: concepts, of all who use the app; outputs: pictures, runs: trainings, both for each user apart;
-    shown: a private folder of what the page may serve, gone when the app ends.
+    shown: a private folder of what the page may serve, gone when the app ends; wildcards: lists for prompts.
 
     A user is None where there is one only, who needs no name.
     """
@@ -28,6 +28,7 @@ class House:
     outputs: Path
     runs: Path
     shown: Path
+    wildcards: Path | None = None
     _rooms: dict[str, str] = field(default_factory=dict, compare=False)
 
     def pictures(self, user: str | None) -> Outputs:

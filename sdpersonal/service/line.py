@@ -6,6 +6,7 @@ A long job gives way to the others after each batch, so that nobody waits for si
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ class Job:
 
     line: Line
     alone: bool = False
-    begun: bool = field(default=False, init=False)
+    begun: float = field(default=0.0, init=False)  # time.monotonic() of its first turn
 
     @contextmanager
     def turn(
@@ -77,7 +78,7 @@ class Line:
                     if (ahead := self.jobs.index(job)) != told:
                         waits(told := ahead)
                     self.change.wait(_PATIENCE)
-                self._busy = job.begun = True
+                self._busy, job.begun = True, job.begun or time.monotonic()
             finally:
                 self._wanting.remove(job)
 

@@ -104,7 +104,7 @@ def varied(house: House, result: Result | None, share: object = NEAR, n: int = 4
     """Work for the studio: the same prompt from noise near its own. Raises PersonalError where it allows none."""
     checked = Request(prompt="", near=share, n=n)  # numbers are anybody's until here
     found = _recipe(result)
-    return _work(house, found, near(request_of(found), checked.near, checked.n))
+    return _work(house, found, near(request_of(found), checked.near or NEAR, checked.n))
 
 
 def changed(house: House, result: Result | None, change: str) -> Work:

@@ -9,8 +9,9 @@ from ..config import Request
 from ..errors import PersonalError
 from ..grids.wording import with_strength
 from ..library import Library
-from ..prompts import Token
+from ..prompts import Token, Wildcards, count
 from ..prompts.words import read_word
+from .house import House
 
 MOST = 6  # concepts that get a slider
 _BRACKET = re.compile(r"(?<!\\)<(?=\S)([^<>]*)>")
@@ -24,12 +25,12 @@ class Asked:
     strengths: tuple[tuple[str, float], ...]
 
 
-def asked(prompt: object, library: Library, kind: str) -> Asked:
+def asked(prompt: object, house: House, kind: str) -> Asked:
     """kind: of the base that would draw. Alternatives are looked into, and need not be chosen for that."""
     try:
-        Request(prompt=prompt)
+        count(Request(prompt=prompt).prompt, Wildcards(house.wildcards))
         found = {str(part.token): part for word in _BRACKET.findall(prompt) for part in read_word(word).parts}
-        notes = [_trouble(part.token, library, kind) for part in found.values()]
+        notes = [_trouble(part.token, house.library, kind) for part in found.values()]
     except PersonalError as error:
         return Asked(str(error).replace("\n", " "), ())
     strengths = tuple((token, part.strength) for token, part in found.items())[:MOST]

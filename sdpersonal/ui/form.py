@@ -34,7 +34,7 @@ class Form:
             add["size"] = gr.Textbox(own, label="Size", info="WIDTHxHEIGHT", min_width=140)
         with gr.Row():
             seed_info = "Same seed, same picture."
-            add["seed"] = gr.Number(0, precision=0, label="Seed", info=seed_info, min_width=140, elem_id="seed")
+            add["seed"] = gr.Number(0, label="Seed", info=seed_info, min_width=140, elem_id="seed")
             self.fresh = gr.Checkbox(True, label="A new seed each time", min_width=140, elem_id="fresh")
         add["every"] = gr.Checkbox(False, label="Draw every alternative of the prompt, so many pictures of each")
         add["enlarge"] = gr.Slider(1, 4, value=1, step=0.25, label="Enlarge", info="A second pass draws it larger.")

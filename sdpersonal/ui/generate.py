@@ -56,7 +56,8 @@ def _connect(app: App, shared: Shared, form: Form, results: Results, draw, on_an
 
     def on_endless(values, request: gr.Request):
         page = request.session_hash
-        yield from shown(studio.do(lambda: endless(form.read(values, app, page)), page, user_of(request)))
+        lists = app.house.wildcards
+        yield from shown(studio.do(lambda: endless(form.read(values, app, page), lists), page, user_of(request)))
 
     def on_upload(path):
         try:

@@ -24,7 +24,7 @@ def prompt_box(app: App, shared: Shared) -> None:
         sliders = [gr.Slider(0, 2, value=1, step=0.05, label="Strength", visible=False) for _ in range(MOST)]
 
     def on_words(prompt):
-        found = asked(prompt, app.house.library, app.studio.base.kind)
+        found = asked(prompt, app.house, app.studio.base.kind)
         spare = MOST - len(found.strengths)
         updates = [gr.update(label=token, value=value, visible=True) for token, value in found.strengths]
         names = tuple(token for token, _ in found.strengths)
