@@ -1,7 +1,11 @@
 """Bases: what loads, what is refused by name, and text encoding against diffusers' own."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +113,30 @@ def test_names_that_lead_nowhere(name, problem):
 def test_a_hub_id_without_a_network_is_refused_soon():
     with pytest.raises(PersonalError, match="cannot reach the Hub"):
         load_base("sd15")
+
+
+TIMED = """
+import time
+from sdpersonal.bases.hub import fetched
+from sdpersonal.errors import PersonalError
+began = time.perf_counter()
+try:
+    fetched("me/nothing-here", "me/nothing-here", lambda folder: None)
+except PersonalError as error:
+    print(error.problem, "took", time.perf_counter() - began)
+"""
+
+
+def test_a_hub_that_never_answers_is_given_up_within_seconds(root):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(50)
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        environment = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "NO_PROXY": "*", "PYTHONPATH": str(root)}
+        run = {"env": os.environ | environment, "capture_output": True, "text": True, "timeout": 120}
+        said = subprocess.run([sys.executable, "-c", TIMED], **run).stdout
+    assert "cannot reach the Hub" in said
+    assert float(said.rpartition("took")[2]) < 6.5  # it took 4, and 7 while the client asked about agents first
 
 
 def test_a_folder_that_is_no_model(tmp_path):

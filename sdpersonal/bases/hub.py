@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..errors import NoRoom, PersonalError
+from ..formats.repositories import without_telemetry
 from ..prompts import show
 from .folder import STEMS, VARIANTS
 
@@ -50,6 +51,7 @@ def fetched(
         return folder
     if hub_id in _MOVED:
         return fetched(_MOVED[hub_id], name, lacks, revision, instead)
+    without_telemetry()
     try:
         # Answers or fails at once, where a download would retry for minutes.
         model = HfApi().model_info(hub_id, revision=revision, timeout=_SECONDS)

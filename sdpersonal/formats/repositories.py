@@ -66,14 +66,20 @@ def fetched(repository: Repository) -> Path:
 
 
 def quieten() -> None:
-    """The client's bars, warnings and retries are not for the user, who is told how it ended; nor is what else is
-    installed here for the Hub, which the client would ask first which agents it knows, for three seconds more."""
-    from huggingface_hub import constants
+    """The client's bars, warnings and retries are not for the user, who is told how it ended."""
     from huggingface_hub.utils import disable_progress_bars, logging
 
-    constants.HF_HUB_DISABLE_TELEMETRY = True
+    without_telemetry()
     disable_progress_bars()
     logging.set_verbosity_error()
+
+
+def without_telemetry() -> None:
+    """What else is installed here is not for the Hub, and the client would first ask it which agents it knows, which
+    takes three seconds more where it does not answer."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_DISABLE_TELEMETRY = True
 
 
 def native(names: Iterable[str], tags: Iterable[str]) -> str | None:
