@@ -59,9 +59,11 @@ def browser(profile: Path, width: int = 1280, height: int = 900) -> Iterator[Bro
             }
             answer = client.post("/session", json={"capabilities": {"alwaysMatch": wanted}}).json()["value"]
             window = Browser(client, f"/session/{answer['sessionId']}")
-            window.resize(width, height)
-            yield window
-            client.delete(window.path)
+            try:
+                window.resize(width, height)
+                yield window
+            finally:  # else Chromium outlives a failed test
+                client.delete(window.path)
     finally:
         driver.terminate()
         driver.wait(10)
@@ -117,6 +119,11 @@ class Browser:
     def type(self, selector: str, text: str) -> None:
         element = self.call("element", using="css selector", value=selector)[ELEMENT]
         self.call(f"element/{element}/value", text=text)
+
+    def upload(self, selector: str, path: Path) -> None:
+        """Give a file to a file field, seen or not."""
+        element = self.call("element", using="css selector", value=selector)[ELEMENT]
+        self.call(f"element/{element}/value", text=str(path))
 
     def text(self, selector: str) -> str:
         return self.run("const e = document.querySelector(arguments[0]); return e.value ?? e.innerText", selector)

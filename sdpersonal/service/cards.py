@@ -54,7 +54,7 @@ def view(library: Library, word: object) -> View:
     entry = library.find(token_of(word))
     versions = tuple(str(token) for token in library.versions(entry.token)) or (str(entry.token),)
     if entry.card is None:
-        wrong = (("Damaged", str(entry.damaged)), ("File", f"{entry.size / 1e3:,.1f} kB"))
+        wrong = (("Damaged", str(entry.damaged)), ("File", in_bytes(entry.size)))
         return View(str(entry.token), "", "", wrong, (), (), versions, None)
     card = entry.card
     newest = str(entry.token) == versions[-1]
@@ -72,7 +72,7 @@ def facts(entry: Entry) -> list[tuple[str, str]]:
     return [
         ("What it is", f"{card.kind}: {card.class_noun}" if card.class_noun else card.kind),
         ("Made for", BASES[card.base] + (f" ({card.base_name})" if card.base_name else "")),
-        ("Holds", f"{entry.holds}, {entry.size / 1e6:,.2f} MB"),
+        ("Holds", f"{entry.holds}, {in_bytes(entry.size)}"),
         ("Made by", made),
         ("Made on", card.created.replace("T", " ").removesuffix("Z")),
         ("Settings", recipe),
@@ -128,6 +128,11 @@ def _figures(card: Card) -> str:
 
 def _scores(card: Card) -> Scores | None:
     return Scores(*(card.scores[name] for name in _FIGURES)) if card.scores.keys() >= set(_FIGURES) else None
+
+
+def in_bytes(count: int) -> str:
+    """A file's size, in words."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
 
 
 def _short(value: object) -> str:

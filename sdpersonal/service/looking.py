@@ -158,7 +158,8 @@ def _tiles(tray: Tray, photos: PhotoSet | None, out: PhotoSet | None, verdict: V
                 marks = ["the same as another"]  # once it was turned
             picture = with_square(known[snap.name]) if snap.name in known else _whole(tray.path(number))
             files.write_bytes(staged / f"{snap.name}.jpg", _jpeg(_framed(picture, snap.used, bool(marks))))
-            tiles.append((str(place / f"{snap.name}.jpg"), ": ".join(filter(None, [snap.name, ", ".join(marks)]))))
+            caption = f"{snap.name.removeprefix('photo ')}: {', '.join(marks)}" if marks else snap.name
+            tiles.append((str(place / f"{snap.name}.jpg"), caption))
     for folder in old[:-1]:  # the last one may still be on its way to the page
         files.remove(folder)
     return tiles

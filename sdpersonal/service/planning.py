@@ -46,7 +46,7 @@ def settings_of(form: Mapping[str, Any], base: BaseFacts) -> Training:
     """The settings that a page's form asks for. Raises PersonalError for what cannot be.
 
     form: owner, name, kind, noun, agrees, method, and under "more" steps, lr, rank, resolution, crop, flip, prior,
-    text_encoder, early_stop, seed; None where nothing was filled in.
+    text_encoder, early_stop, seed: numbers as they were typed, empty where nothing was.
     """
     kind, method = _chosen(KINDS, form["kind"]), _chosen(METHODS, form["method"])
     noun = form["noun"].strip() if isinstance(form["noun"], str) else form["noun"]
@@ -62,20 +62,20 @@ def settings_of(form: Mapping[str, Any], base: BaseFacts) -> Training:
         "crop": "subject" if form["crop"] else "center",
         "flip": form["flip"],
         "early_stop": form["early_stop"],
-    } | {name: form[name] for name in ("steps", "lr", "resolution", "seed") if form[name] is not None}
+    } | {name: value for name in ("steps", "lr", "resolution", "seed") if (value := _number(form[name])) is not None}
     if kind == "person":
         common["consent"] = "yes"
     if method == "textual-inversion":
         return InversionSettings(**common, init=noun)
     own = {"class_noun": noun, "method": method, "prior": _chosen(PRIORS, form["prior"])}
     own["text_encoder"] = form["text_encoder"]
-    if form["rank"] is not None:
-        own["rank"] = form["rank"]
+    if (rank := _number(form["rank"])) is not None:
+        own["rank"] = rank
     return DreamboothSettings(**common, **own)
 
 
 def kind_of(title: object) -> str:
-    """"object", "person" or "style"; for what is no choice the first."""
+    """ "object", "person" or "style"; for what is no choice the first."""
     return KINDS.get(title, "object") if isinstance(title, str) else "object"
 
 
@@ -162,3 +162,18 @@ def _chosen(choices: Mapping[str, str], title: object) -> str:
     if not isinstance(title, str) or title not in choices:
         raise PersonalError("That is not one of the choices.", f"I know: {', '.join(choices)}.")
     return choices[title]
+
+
+def _number(typed: object) -> object:
+    """The number that was typed, None for nothing; what is none stays as it is, and is refused with its name."""
+    if not isinstance(typed, str):
+        return typed
+    text = typed.strip().replace(",", "")
+    if not text:
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return typed

@@ -49,7 +49,8 @@ def _trouble(token: Token, library: Library, kind: str) -> str:
     try:
         entry = library.find(token)
     except PersonalError as error:
-        return str(error).replace("\n", " ")
+        # What to type in a terminal helps nobody on a page.
+        return error.problem if "sdpersonal" in error.fix else str(error).replace("\n", " ")
     if entry.damaged:
         return f"{token} is damaged: {entry.damaged}"
     if entry.card.base != kind:

@@ -39,7 +39,9 @@ def _choice(app: App, shared: Shared, tab: gr.Tab) -> None:
         name = gr.Dropdown(
             [], label="Base", allow_custom_value=True, scale=3, min_width=180, elem_id="base-name", info=HUB
         )
-        go = gr.Button("Use it", variant="primary", scale=1, min_width=120, elem_id="base-go")
+        go = gr.Button(
+            "Use it", variant="primary", scale=0, min_width=120, elem_id="base-go", elem_classes="beside-field"
+        )
     with gr.Group(visible=False, elem_id="base-ask") as asking:
         asked = line("", "base-asked")
         with gr.Row():

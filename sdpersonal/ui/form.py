@@ -9,6 +9,7 @@ import gradio as gr
 
 from ..service import App
 from ..service.starting import started
+from .shared import line
 
 LARGEST_SEED = 2**32 - 1
 
@@ -36,7 +37,9 @@ class Form:
             seed_info = "Same seed, same picture."
             add["seed"] = gr.Number(0, label="Seed", info=seed_info, min_width=140, elem_id="seed")
             self.fresh = gr.Checkbox(True, label="A new seed each time", min_width=140, elem_id="fresh")
-        add["every"] = gr.Checkbox(False, label="Draw every alternative of the prompt, so many pictures of each")
+        add["every"] = gr.Checkbox(
+            False, label="Every alternative", info="Draws each choice of the prompt, so many pictures of each."
+        )
         add["enlarge"] = gr.Slider(1, 4, value=1, step=0.25, label="Enlarge", info="A second pass draws it larger.")
         add["rescale"] = gr.Slider(
             0, 1, value=base.rescale, step=0.05, label="Rescale", info="Takes back contrast that guidance added."
@@ -47,6 +50,7 @@ class Form:
 
     def start(self) -> None:
         """Lay out what a drawing can begin from."""
+        line("Paint over a part to draw only that anew; paint nothing to change all of it.")
         self.editor = gr.ImageEditor(
             type="pil",
             sources=("upload", "clipboard"),

@@ -38,9 +38,9 @@ def generate_tab(app: App, shared: Shared, tab: gr.Tab) -> None:
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             form.settings(app.studio.base)
             upload = gr.UploadButton("Take the settings of a picture", size="sm", file_count="single", elem_id="load")
-        with gr.Accordion("Begin from a picture, or draw a part of it anew", open=False, elem_id="begin-box"):
+        with gr.Accordion("Begin from a picture", open=False, elem_id="begin-box"):
             form.start()
-        with gr.Accordion("Sheet: see what changes what", open=False, elem_id="sheet-box"):
+        with gr.Accordion("Sheet", open=False, elem_id="sheet-box"):
             sheet_box(app, form, results)
     with right:
         actions(app, shared, results, form)

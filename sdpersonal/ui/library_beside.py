@@ -17,10 +17,10 @@ BUSY = {"concurrency_limit": 2, "api_visibility": "private"}
 
 def beside_box(app: App, tab: gr.Tab, desk) -> None:
     """Lay out the choice of two and how they differ."""
-    with gr.Row(equal_height=True):
+    with gr.Row(equal_height=False):
         one = gr.Dropdown([], label="This one", allow_custom_value=True, min_width=150, elem_id="beside-one")
         other = gr.Dropdown([], label="and this", allow_custom_value=True, min_width=150, elem_id="beside-other")
-        go = gr.Button("Compare", scale=0, min_width=130, elem_id="beside-go")
+        go = gr.Button("Compare", scale=0, min_width=130, elem_id="beside-go", elem_classes="beside-field")
     said = line("", "beside-said", visible=False)
     table = gr.HTML("", elem_id="beside", elem_classes="table")
 
@@ -38,7 +38,7 @@ def beside_box(app: App, tab: gr.Tab, desk) -> None:
 
 def check_box(app: App, tab: gr.Tab, desk) -> None:
     """Lay out the choice of several and what speaks against them."""
-    with gr.Row(equal_height=True):
+    with gr.Row(equal_height=False):
         several = gr.Dropdown(
             [],
             multiselect=True,
@@ -48,7 +48,7 @@ def check_box(app: App, tab: gr.Tab, desk) -> None:
             min_width=150,
             elem_id="check",
         )
-        go = gr.Button("Check", scale=0, min_width=130, elem_id="check-go")
+        go = gr.Button("Check", scale=0, min_width=130, elem_id="check-go", elem_classes="beside-field")
     said = line("", "check-said", max_lines=12)
 
     def on_choices():

@@ -24,9 +24,9 @@ def card_box(app: App, shared: Shared, tab: gr.Tab, desk) -> gr.Column:
     trouble = line("", "card-trouble", visible=False)
     with gr.Column(visible=False) as whole:
         versions = gr.Dropdown([], label="Version", visible=False, allow_custom_value=True, elem_id="version")
-        with gr.Row(equal_height=True):
-            prompts = gr.Dropdown([], label="Prompts to try", allow_custom_value=True, scale=3, elem_id="card-prompts")
-            use = gr.Button("Use in Generate", scale=1, min_width=130, elem_id="card-use")
+        with gr.Group():
+            prompts = gr.Dropdown([], label="Prompts to try", allow_custom_value=True, elem_id="card-prompts")
+            use = gr.Button("Use in Generate", size="sm", elem_id="card-use")
         with gr.Accordion("Fill in the card", open=False, elem_id="edit-box"):
             fields = _fields()
             with gr.Row(elem_classes="heading"):

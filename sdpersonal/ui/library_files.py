@@ -7,6 +7,7 @@ from html import escape
 import gradio as gr
 
 from ..service import App
+from ..service.cards import in_bytes
 from ..service.sharing import PROGRAMS, Arrival, Parcel, arrive, parcel
 from ..service.words import tried
 from .shared import QUICK, line
@@ -44,10 +45,10 @@ def import_box(app: App, desk) -> None:
 
 def export_box(app: App, desk) -> None:
     """Lay out the choice of a program, the download and what to do with it there."""
-    with gr.Row(equal_height=True):
+    with gr.Row(equal_height=False):
         choices = [(text, name) for name, text in PROGRAMS.items()]
         program = gr.Dropdown(choices, value="native", label="Program", scale=3, min_width=160, elem_id="program")
-        make = gr.Button("Make the files", scale=1, min_width=130, elem_id="make-parcel")
+        make = gr.Button("Make", scale=0, min_width=110, elem_id="make-parcel", elem_classes="beside-field")
     said = line("", "export-said", visible=False)
     load = gr.DownloadButton("Download", visible=False, variant="primary", size="sm", elem_id="load-parcel")
     how = gr.HTML("", elem_id="how")
@@ -75,7 +76,7 @@ def how_html(made: Parcel) -> str:
     steps = "".join(f"<li>{escape(step)}</li>" for step in made.steps)
     typed = f"<p>Type <code>{escape(made.typed)}</code></p>" if made.typed else "<p>Nothing has to be typed.</p>"
     notes = "".join(f"<p class='note'>{escape(note)}</p>" for note in made.notes)
-    return f"<ul>{places}</ul><ol>{steps}</ol>{typed}{notes}"
+    return f"<ul>{places}</ul>{f'<ol>{steps}</ol>' if steps else ''}{typed}{notes}"
 
 
 def _row(one: Arrival) -> str:
@@ -84,4 +85,4 @@ def _row(one: Arrival) -> str:
 
 
 def _label(made: Parcel | None) -> str:
-    return f"Download {made.path.name} ({made.path.stat().st_size / 1e6:,.2f} MB)" if made else "Download"
+    return f"Download {made.path.name} ({in_bytes(made.path.stat().st_size)})" if made else "Download"

@@ -65,12 +65,13 @@ def delete_box(app: App, tab: gr.Tab, desk) -> None:
 def trash_box(app: App, tab: gr.Tab, desk) -> None:
     """Lay out everything that was deleted."""
     library = app.house.library
-    with gr.Row(equal_height=True):
+    with gr.Row(equal_height=False):
         gone = gr.Dropdown([], label="Deleted in the last 30 days", allow_custom_value=True, scale=3, elem_id="gone")
-        back = gr.Button("Bring back", scale=1, min_width=120, elem_id="bring-back")
-        sure = gr.Checkbox(False, label="All of it may go for good", min_width=150, elem_id="sure")
-        out = gr.Button("Empty the trash", scale=1, min_width=120, interactive=False, elem_id="empty")
+        back = gr.Button("Bring back", scale=0, min_width=130, elem_id="bring-back", elem_classes="beside-field")
     said = line("", "trash-said")
+    with gr.Row(elem_classes="heading"):
+        sure = gr.Checkbox(False, label="All of it may go for good", container=False, min_width=200, elem_id="sure")
+        out = gr.Button("Empty the trash", size="sm", scale=0, min_width=150, interactive=False, elem_id="empty")
 
     def on_look():
         found, trouble = tried(deleted, library)

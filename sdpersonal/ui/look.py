@@ -20,6 +20,10 @@ THEME = gr.themes.Soft(
     block_title_text_color="*primary_800",
     body_text_color_subdued="*neutral_600",
     block_info_text_color="*neutral_600",
+    checkbox_border_color="*neutral_400",
+    checkbox_border_color_dark="*neutral_500",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
 )
 HEAD = f"<script>{files.read_bytes(Path(__file__).with_name('page.js'), 1 << 20).decode()}</script>"
 CSS = """
@@ -53,7 +57,10 @@ button[role="tab"].selected { color: var(--primary-700); }
 #completion[hidden] { display: none; }
 #completion li { padding: 4px 10px; border-radius: 4px; cursor: pointer; }
 #completion li[aria-selected="true"] { background: var(--button-primary-background-fill); color: white; }
-#concepts .caption-label { font-size: 11px; max-width: calc(100% - 8px); right: 4px; bottom: 4px; padding: 2px 6px; }
+#concepts .caption-label, #history .caption-label {
+    font-size: 11px; max-width: calc(100% - 8px); right: 4px; bottom: 4px; padding: 2px 6px;
+}
+#concepts .caption-label { white-space: normal; overflow-wrap: anywhere; line-height: 1.2; }
 #make-tiles .grid-container { grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)) !important; }
 #make-tiles .grid-wrap { min-height: 0 !important; max-height: 460px !important; overflow: hidden auto !important; }
 #make-tiles .caption-label { font-size: 11px; max-width: calc(100% - 8px); }
@@ -75,6 +82,7 @@ button[role="tab"].selected { color: var(--primary-700); }
 #run-curve .line { stroke: var(--primary-500); stroke-width: 2.5; stroke-linejoin: round; fill: none; }
 #run-curve text { fill: currentColor; font-size: 12px; }
 #run-pictures .grid-wrap { min-height: 0 !important; max-height: none !important; overflow: hidden !important; }
+#run-pictures .caption-label { font-size: 11px; max-width: calc(100% - 8px); }
 #run-done .try { justify-content: flex-start; text-align: left; white-space: normal; }
 
 /* the library */
@@ -87,7 +95,9 @@ button[role="tab"].selected { color: var(--primary-700); }
 #card h3 { margin: 4px 0; }
 #card .said { color: var(--body-text-color-subdued); }
 #card code { font-size: 105%; overflow-wrap: anywhere; }
-#card dl, .facts dl { display: grid; grid-template-columns: minmax(96px, max-content) 1fr; gap: 4px 16px; margin: 12px 0 0; }
+#card dl, .facts dl {
+    display: grid; grid-template-columns: minmax(96px, max-content) 1fr; gap: 4px 16px; margin: 12px 0 0;
+}
 #card dt, .facts dt { color: var(--body-text-color-subdued); }
 #card dd, .facts dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
 #card .none { color: var(--body-text-color-subdued); padding: 24px 0; }
@@ -99,6 +109,10 @@ button[role="tab"].selected { color: var(--primary-700); }
 }
 .table th { font-weight: normal; color: var(--body-text-color-subdued); }
 .table img { display: block; width: 128px; max-width: 100%; border-radius: 6px; margin-bottom: 4px; }
+.table td:first-child, .table tbody th { min-width: 84px; }
+.table table { border: none; }
+.table th, .table td { border-left: none !important; border-right: none !important; }
+.beside-field { align-self: center; }
 .table .differs td { font-weight: 600; }
 .table .good { color: var(--primary-700); }
 .dark .table .good { color: var(--primary-300); }

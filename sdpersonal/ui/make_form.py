@@ -44,9 +44,17 @@ def form_box(owner: str) -> tuple[Fields, gr.Textbox]:
         info="The most ordinary word for it.",
     )
     with gr.Row():
-        put["owner"] = gr.Textbox(owner, label="Your name", max_length=64, scale=1, min_width=110, elem_id="make-owner")
+        put["owner"] = gr.Textbox(
+            owner, label="Your name", max_length=64, max_lines=1, scale=1, min_width=110, elem_id="make-owner"
+        )
         put["name"] = gr.Textbox(
-            label="Its name", placeholder="my-cat", max_length=64, scale=2, min_width=140, elem_id="make-name"
+            label="Its name",
+            placeholder="my-cat",
+            max_length=64,
+            max_lines=1,
+            scale=2,
+            min_width=140,
+            elem_id="make-name",
         )
     note = line("", "make-name-note")
     put["agrees"] = gr.Checkbox(
@@ -65,20 +73,17 @@ def _more(put: dict) -> None:
     put["text_encoder"] = gr.Checkbox(label="Teach the text encoder too: closer, but mixes worse")
     put["prior"] = gr.Radio(list(PRIORS), value=PRIOR, label="Also keep", info="A step then takes twice as long.")
     with gr.Row():
-        put["steps"] = gr.Number(
-            None,
-            label="Steps, at most",
-            minimum=1,
-            maximum=100_000,
-            min_width=120,
-            placeholder="what suits",
-            elem_id="make-steps",
-        )
-        put["lr"] = gr.Number(None, label="Learning rate", min_width=120, placeholder="what suits")
+        put["steps"] = _number("Steps, at most", "what suits", "make-steps")
+        put["lr"] = _number("Learning rate", "what suits", "make-lr")
     with gr.Row():
-        put["rank"] = gr.Number(None, label="LoRA rank", minimum=1, maximum=128, min_width=120, placeholder="16")
-        put["resolution"] = gr.Number(None, label="Side in pixels", min_width=120, placeholder="the base's own")
-        put["seed"] = gr.Number(0, label="Seed", min_width=120)
+        put["rank"] = _number("LoRA rank", "16", "make-rank")
+        put["resolution"] = _number("Side in pixels", "the base's own", "make-side")
+        put["seed"] = _number("Seed", "0", "make-seed")
+
+
+def _number(label: str, placeholder: str, name: str) -> gr.Textbox:
+    """Text, since a number field cannot be empty."""
+    return gr.Textbox(label=label, placeholder=placeholder, max_lines=1, max_length=20, min_width=110, elem_id=name)
 
 
 def connect_form(workshop: Workshop, shared: Shared, fields: Fields, note, plan, photos_changed: list) -> None:

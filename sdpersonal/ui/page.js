@@ -76,6 +76,13 @@
     }
   }, true);
 
+  // On a phone the pictures are below everything else.
+  document.addEventListener("click", event => {
+    if (innerWidth < 768 && event.target.closest?.("#draw, #endless, #draw-sheet")) {
+      document.querySelector("#status")?.scrollIntoView({ behavior: "smooth" });
+    }
+  });
+
   document.addEventListener("focusout", event => { if (event.target === box) close(); });
   document.addEventListener("DOMContentLoaded", () => document.body.append(list));
   if (document.body) document.body.append(list);

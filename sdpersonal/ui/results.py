@@ -123,7 +123,7 @@ def actions(app: App, shared: Shared, results: Results, form: Form) -> None:
         yield from shown(studio.do(order, request.session_hash, user_of(request)))
 
     def on_near(picked, share, request: gr.Request):
-        yield from drawn(lambda: picking.varied(house, picked, "near", share), request)
+        yield from drawn(lambda: picking.varied(house, picked, share), request)
 
     def on_change(picked, change, request: gr.Request):
         yield from drawn(lambda: picking.changed(house, picked, change), request)
