@@ -102,7 +102,7 @@ def verdict(size: Size, machine: Machine) -> tuple[bool, str]:
     least = need.peak("turns", True, 1)
     if machine.card and least <= room:
         return True, f"{told}; with its parts in turns {least / GB:.1f} GB: it fits, a little slower."
-    return False, f"{told}: too little."
+    return False, f"{told}: too little, with what else runs here."
 
 
 def teaching(size: Size, machine: Machine) -> str:

@@ -83,11 +83,12 @@ def facts_html(app: App) -> str:
 
 def offers_html(found: Sequence[Offer]) -> str:
     """A table of what can be chosen."""
-    return f"<table><tbody>{''.join(map(_row, found))}</tbody></table>"
+    head = "<tr><th>Base</th><th>Fits</th><th>What it needs</th></tr>"
+    return f"<table><thead>{head}</thead><tbody>{''.join(map(_row, found))}</tbody></table>"
 
 
 def _row(offer: Offer) -> str:
-    word, how = {True: ("Yes", "good"), False: ("No", "bad"), None: ("Try it", "")}[offer.fits]
+    word, how = {True: ("Yes", "good"), False: ("No", "bad"), None: ("Perhaps", "maybe")}[offer.fits]
     title = f"<br>{escape(offer.title)}" if offer.title != offer.name else ""
     name = f"<td><code>{escape(offer.name)}</code>{title}</td>"
     return f"<tr>{name}<td class='{how}'>{word}</td><td>{escape(offer.needs)}</td></tr>"

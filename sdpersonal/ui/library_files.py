@@ -13,13 +13,15 @@ from ..service.words import tried
 from .shared import QUICK, line
 
 BUSY = {"concurrency_limit": 1, "api_visibility": "private"}
+WHAT = "Embeddings and LoRAs of any common program: .safetensors, .pt, .bin, and pictures of A1111's that hold one."
 DONE = {"imported": "Added", "here already": "Was here already", "refused": "Not added"}
 
 
 def import_box(app: App, desk) -> None:
     """Lay out where files are dropped."""
+    gr.Markdown(WHAT)
     drop = gr.File(
-        label="Drop files here: embeddings and LoRAs of any common program",
+        label="Files",
         file_count="multiple",
         height=140,
         elem_id="drop",

@@ -110,8 +110,9 @@ button[role="tab"].selected { color: var(--primary-700); }
 .table th { font-weight: normal; color: var(--body-text-color-subdued); }
 .table img { display: block; width: 128px; max-width: 100%; border-radius: 6px; margin-bottom: 4px; }
 .table td:first-child, .table tbody th { min-width: 84px; }
-.table table { border: none; }
-.table th, .table td { border-left: none !important; border-right: none !important; }
+.table table, .table thead, .table tbody, .table tr { border: none !important; background: none !important; }
+.table th, .table td { border-width: 0 0 1px !important; }
+.table td.good, .table td.bad, .table td.maybe { white-space: nowrap; }
 .beside-field { align-self: center; }
 .table .differs td { font-weight: 600; }
 .table .good { color: var(--primary-700); }
