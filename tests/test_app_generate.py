@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -92,11 +93,13 @@ def test_from_the_first_word_to_the_picture_drawn_again(server, window):
     assert {(each.seed, each.near) for each in near} == {(recipe.seed, 0.15)}
 
     before = len(kept(server))
-    window.upload("#load input[type=file]", first)
+    window.upload("#settings input[type=file]", first)
     status(window, "Its settings are in the form")
     window.click("#draw")
     window.wait("document.querySelector('#status textarea').value.startsWith('1 picture in')", 60)
-    assert len(kept(server)) == before + 1 and kept(server)[-1].read_bytes() == first.read_bytes()
+    assert len(kept(server)) == before + 1
+    again, once = (np.asarray(Image.open(path), int) for path in (kept(server)[-1], first))
+    assert np.abs(again - once).max() <= 1  # the first was drawn beside another: the kernels' rounding
 
 
 def test_a_start_picture_a_sheet_and_history(server, window, tmp_path):
