@@ -1,19 +1,26 @@
-"""The concepts that a page offers."""
+"""The concepts that the Generate tab offers."""
+
+from pathlib import Path
+
+from PIL import Image
 
 from sdpersonal.library import Library
+from sdpersonal.service.house import House
 from sdpersonal.service.shelf import shelf
 from stock import stocked
 
 
 def test_a_shelf_shows_what_the_base_can_draw(tmp_path):
-    library = stocked(tmp_path)
-    (tmp_path / "me" / "cut-v1.safetensors").write_bytes(b"not a concept")
-    found = shelf(library, "tiny")
-    assert [token for _, token in found.tiles] == ["<me/duck>", "<you/ink>"]
-    assert found.tiles[0][0].getpixel((5, 5))[0] > 200  # the thumbnail's red
+    house = House(stocked(tmp_path / "concepts"), tmp_path, tmp_path, tmp_path / "shown")
+    (tmp_path / "concepts" / "me" / "cut-v1.safetensors").write_bytes(b"not a concept")
+    found = shelf(house, "tiny")
+    assert [token for _, token in found.tiles] == ["<me/duck>", "<you/ink>"] == list(found.words)
+    assert Image.open(Path(found.tiles[0][0])).getpixel((5, 5))[0] > 200  # the thumbnail's red
     assert "1 more is for another base" in found.note and "1 damaged" in found.note
+    searched = shelf(house, "tiny", "INK")
+    assert [token for _, token in searched.tiles] == ["<you/ink>"] and searched.words == found.words
 
 
 def test_an_empty_library_is_an_empty_shelf(tmp_path):
-    found = shelf(Library(tmp_path / "none"), "tiny")
-    assert found.tiles == [] and found.note == ""
+    found = shelf(House(Library(tmp_path / "none"), tmp_path, tmp_path, tmp_path / "shown"), "tiny")
+    assert found.tiles == [] and found.words == () and found.note == ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import colorsys
 import hashlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,19 +51,32 @@ def tiles(
     """The newest version of every concept that is for bases of the kind `base`, is a `kind` ("object", ...), and has
     all words of `search` on its card. loaded: the kind of base whose concepts need no word of what they are for."""
     try:
-        entries = house.library.list()
+        newest = newest_of(house.library.list())
     except PersonalError as error:
         return Tiles([], (), 0, str(error))
-    newest = list({entry.token.unversioned(): entry for entry in entries}.values())  # versions come in order
-    words = str(search or "").casefold().split()
-    found = [entry for entry in newest if _fits(entry, base, kind) and all(word in _text(entry) for word in words)]
+    found = [entry for entry in newest if _fits(entry, base, kind) and has(entry, search)]
     seen = found[: max(0, min(limit, MOST))]
+    pictures = pictured(house, seen, loaded or base)
+    note = _note(len(seen), len(found), newest)
+    return Tiles(pictures, tuple(str(entry.token.unversioned()) for entry in seen), len(found), note)
+
+
+def newest_of(entries: Iterable[Entry]) -> list[Entry]:
+    """Of each concept the newest version, in the order of a library's listing."""
+    return list({entry.token.unversioned(): entry for entry in entries}.values())
+
+
+def has(entry: Entry, search: object) -> bool:
+    """Whether all words of a search are on its card."""
+    return all(word in _text(entry) for word in str(search or "").casefold().split())
+
+
+def pictured(house: House, entries: Sequence[Entry], loaded: str | None) -> list[tuple[str, str]]:
+    """(path of its tile, caption) of each."""
     folder = files.make_folder(house.shown / "tiles")
     with ThreadPoolExecutor(4) as pool:  # Pillow computes without Python's lock
-        places = list(pool.map(lambda entry: tile(entry, folder), seen))
-    pictures = [(str(place), _caption(entry, loaded or base)) for place, entry in zip(places, seen, strict=True)]
-    note = _note(len(seen), len(found), newest, sum(bool(each.damaged) for each in entries))
-    return Tiles(pictures, tuple(str(entry.token.unversioned()) for entry in seen), len(found), note)
+        places = list(pool.map(lambda entry: tile(entry, folder), entries))
+    return [(str(place), _caption(entry, loaded)) for place, entry in zip(places, entries, strict=True)]
 
 
 def tile(entry: Entry, folder: Path) -> Path:
@@ -133,8 +146,8 @@ def _caption(entry: Entry, loaded: str | None) -> str:
     return token if known else f"{token} {entry.card.base}"
 
 
-def _note(seen: int, found: int, newest: Iterable[Entry], damaged: int) -> str:
-    count = len(list(newest))
+def _note(seen: int, found: int, newest: Sequence[Entry]) -> str:
+    count, damaged = len(newest), sum(bool(each.damaged) for each in newest)
     if not count:
         return ""
     parts = [f"{found:,} of {count:,} concepts." if found < count else _plural(count)]

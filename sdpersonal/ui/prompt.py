@@ -84,10 +84,9 @@ def concept_shelf(app: App, shared: Shared, tab: gr.Tab) -> None:
     words = gr.Textbox(visible="hidden", elem_id="tokens", label="All concepts")
 
     def on_look(search):
-        found = shelf(app.house.library, app.studio.base.kind)
-        tiles = [tile for tile in found.tiles if str(search or "").lower() in tile[1]]
-        every = "\n".join(token for _, token in found.tiles)
-        return tiles, gr.update(value=found.note, visible=bool(found.note)), gr.update(visible=not found.tiles), every
+        found = shelf(app.house, app.studio.base.kind, search)
+        note, none = gr.update(value=found.note, visible=bool(found.note)), gr.update(visible=not found.words)
+        return found.tiles, note, none, "\n".join(found.words)
 
     def on_pick(prompt, chosen: gr.SelectData):
         return insert(prompt, str(chosen.value["caption"])), gr.update(selected_index=None)
