@@ -70,7 +70,21 @@ class Server:
         given = [(parts[number].get("label"), json.dumps(parts[number].get("value"))) for number in called["inputs"]]
         data = ", ".join(form.get(LABELS.get(label, label), usual) for label, usual in given)
         body = f'{{"data": [{data}], "fn_index": {called["id"]}, "session_hash": "{session}"}}'
-        return self.http.post("/gradio_api/queue/join", content=body, headers={"Content-Type": "application/json"})
+        return self.post("/gradio_api/queue/join", body)
+
+    def post(self, path: str, body: str) -> httpx.Response:
+        return self.http.post(path, content=body, headers={"Content-Type": "application/json"})
+
+    def log_in(self, name: str, password: str) -> int:
+        """The status of the answer; whoever was logged in before is not any more where it is 200."""
+        answer = self.http.post("/login", data={"username": name, "password": password})
+        return answer.status_code
+
+    def ask(self, handler: str, **form: str) -> str:
+        """What a handler answers, as text."""
+        session = f"a{time.monotonic_ns()}"
+        self.join(session, handler, **form)
+        return self.ending(session)
 
     def draw(self, **form: str) -> dict:
         """The last message about a drawing, or {"refused": status}."""

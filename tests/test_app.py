@@ -16,6 +16,7 @@ from PIL import Image
 import browser as browsers
 from conftest import ROOT
 from sdpersonal.service.drawing import WAITING
+from sdpersonal.ui.guard import GUESSES, LARGEST_FILE
 from serving import HOSTILE, Server
 from stock import stocked
 
@@ -118,7 +119,9 @@ def test_a_crowd_is_served_in_order_and_the_rest_told_kindly(server):
     """30 clients at once: the line takes some, each gets its own pictures; the others are told; nothing breaks."""
     sessions = [f"crowd{i}" for i in range(30)]
     before = len(list((server.place / "outputs").rglob("*.png")))
-    assert {server.join(session, n="1", steps="8", seed=str(i)).status_code for i, session in enumerate(sessions)} == {200}
+    assert {server.join(session, n="1", steps="8", seed=str(i)).status_code for i, session in enumerate(sessions)} == {
+        200
+    }
     with concurrent.futures.ThreadPoolExecutor(len(sessions)) as pool:
         said = list(pool.map(server.ending, sessions))
     busy = [text for text in said if "It is busy" in text]
@@ -166,6 +169,59 @@ def test_no_file_is_handed_out(server):
         assert "CANARY" not in text and "is_file" not in text
 
 
+STRANGE = ["null", "-1", "1e308", '[["x"]]', '"./canary.txt"']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "value",
+    [
+        '"/etc/passwd"',
+        '{"path": "/etc/passwd"}',
+        *(pytest.param(each, marks=pytest.mark.thorough) for each in STRANGE),
+    ],
+)
+def test_every_handler_answers_anything(server, value):
+    """As a stranger who has read the page's configuration would call them: wrong types, paths in every field."""
+    sessions = []
+    for handler in server.config()["dependencies"]:
+        for count in {len(handler["inputs"]), len(handler["inputs"]) + 1}:
+            session = f"h{time.monotonic_ns()}"
+            data = ", ".join([value] * count)
+            body = f'{{"data": [{data}], "fn_index": {handler["id"]}, "session_hash": "{session}"}}'
+            sent = server.post("/gradio_api/queue/join", body)
+            assert sent.status_code in (200, 400, 422), sent.text
+            assert "Traceback" not in sent.text and "CANARY" not in sent.text
+            if sent.status_code == 200 and handler["inputs"]:
+                sessions.append(session)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for answer in pool.map(server.ending, sessions):
+            assert not re.search(r"CANARY|root:x:0|Traceback|site-packages", answer), answer
+    assert server.draw()["success"]
+
+
+@pytest.mark.slow
+def test_a_body_without_end_or_bottom_is_refused(server):
+    assert server.post("/gradio_api/queue/join", '{"data": ["' + "x" * 10_000_000 + '"]}').status_code == 413
+    deep = "[" * 10_000 + "]" * 10_000
+    assert server.post("/gradio_api/queue/join", f'{{"data": {deep}, "fn_index": 0}}').status_code in (400, 422, 500)
+    assert server.draw()["success"]
+
+
+@pytest.mark.slow
+def test_uploads_have_limits_and_stay_in_their_place(server):
+    large = server.http.post("/gradio_api/upload", files={"files": ("a.png", b"x" * (LARGEST_FILE + 1))})
+    assert large.status_code == 413
+    many = [("files", (f"{i}.png", b"x")) for i in range(1000)]
+    assert server.http.post("/gradio_api/upload", files=many).status_code == 413
+    for name in ("../../outside.png", "/tmp/outside.png", "", ".."):
+        sent = server.http.post("/gradio_api/upload", files={"files": (name, b"outside")})
+        if sent.status_code == 200:
+            (path,) = sent.json()
+            assert any(Path(path).resolve().is_relative_to(each) for each in server.place.glob("sdpersonal-*"))
+    assert not list(server.place.parent.glob("outside*")) and not Path("/tmp/outside.png").exists()
+
+
 @pytest.mark.slow
 def test_the_environment_opens_nothing(server):
     config = server.config()
@@ -199,6 +255,39 @@ def test_what_was_shown_goes_when_the_app_ends(tmp_path):
     assert [path.stat().st_mode & 0o777 for path in tmp_path.glob("sdpersonal-*")] == [0o700]
     assert running.end() == 0
     assert list(tmp_path.glob("sdpersonal-*")) == [] and len(list((tmp_path / "outputs").rglob("*.png"))) == 1
+
+
+@pytest.mark.slow
+def test_others_come_in_with_a_password_and_see_their_own(tmp_path):
+    """--listen: nothing without logging in, guesses are slowed, and each user has pictures of their own."""
+    passwords = tmp_path / "passwords"
+    passwords.write_text("ann:correct horse\nbob:battery staple\n")
+    passwords.chmod(0o600)
+    running = Server(tmp_path, "--listen", "--password-file", str(passwords))
+    with contextlib.ExitStack() as stack:
+        stack.callback(running.end)
+        running.wait()
+        for path in ("/config", "/gradio_api/queue/data?session_hash=x", "/gradio_api/file=x"):
+            assert running.http.get(path).status_code == 401, path
+        assert running.post("/gradio_api/queue/join", '{"data": [], "session_hash": "x"}').status_code == 401
+        assert running.log_in("ann", "correct horse") == 200
+        assert "1 picture in" in json.dumps(running.draw())
+        (picture,) = (tmp_path / "outputs" / "ann").rglob("*.png")
+        assert running.log_in("bob", "battery staple") == 200
+        history = running.ask("on_look_back", Search='""')
+        assert "Nothing found" in history and picture.stem not in history
+        guesses = [running.log_in("ann", f"guess {i}") for i in range(50)]
+        assert guesses == [400] * GUESSES + [429] * (50 - GUESSES)
+        assert running.http.get("/config", headers={"Host": "evil.example"}).status_code == 400
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [["--listen"], ["--listen", "--password-file", "nothing"], ["--port", "80"]])
+def test_a_door_that_cannot_be_opened_is_a_sentence(tmp_path, flags):
+    command = [sys.executable, ROOT / "app.py", "--base", "tiny", *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 3
 
 
 # --- a real browser ---------------------------------------------------------------------------------------------------

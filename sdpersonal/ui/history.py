@@ -29,7 +29,7 @@ def history_box(app: App, shared: Shared, tab: gr.Tab, results: Results) -> None
         note = line("", "history-note")
     number, found = gr.State(0), gr.State(())
 
-    def on_look(search, starred, number, request: gr.Request):
+    def on_look_back(search, starred, number, request: gr.Request):
         page = history.look(app.house, request.session_hash, user_of(request), search, bool(starred), number)
         return tiles(page.results), page.note, page.number, page.results
 
@@ -37,7 +37,7 @@ def history_box(app: App, shared: Shared, tab: gr.Tab, results: Results) -> None
         result = found[chosen.index] if 0 <= chosen.index < len(found) else None
         return result and history.shown(app.house, request.session_hash, result)
 
-    asked = {"fn": on_look, "inputs": [search, starred, number], "outputs": [pictures, note, number, found]} | QUICK
+    asked = {"fn": on_look_back, "inputs": [search, starred, number], "outputs": [pictures, note, number, found]} | QUICK
     tab.select(**asked)
     for event in (search.change, starred.change):
         event(lambda: 0, None, number, **QUICK).then(**asked)

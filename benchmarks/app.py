@@ -1,0 +1,95 @@
+"""What the page costs: `python benchmarks/app.py`. A real server and a real browser, on the built-in base.
+
+Paint: from asking for the page to the prompt being there, with 500 concepts in the library. Overhead: from the click to
+the first picture, against the same request drawn without the page, in turns. Memory: the server's, over many requests.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import tyro
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
+
+import browser as browsers
+from samples import card, vectors
+from sdpersonal.bases import load_base
+from sdpersonal.concept import Concept, thumbnail_bytes
+from sdpersonal.config import Request
+from sdpersonal.generation import Generator
+from sdpersonal.library import Library
+from sdpersonal.prompts import Token
+from serving import Server
+
+FORM = {"prompt": "a cat on the beach", "n": 1, "steps": 25, "size": "128x128", "guidance": 3.0}
+
+
+def paint(server: Server, window) -> float:
+    """Seconds to the prompt of a page that the browser's cache knows already."""
+    window.open("about:blank")
+    begun = time.monotonic()
+    window.open(server.url)
+    window.wait("document.querySelector('#prompt textarea') && document.querySelector('#draw')?.offsetParent", 60)
+    return time.monotonic() - begun
+
+
+def main(concepts: int = 500, rounds: int = 8, requests: int = 500) -> None:
+    """rounds: of overhead; requests: of memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        _fill(Library(place / "concepts"), concepts)
+        server = Server(place)
+        try:
+            server.wait()
+            _report(server, place, concepts, rounds, requests)
+        finally:
+            server.end()
+
+
+def _report(server: Server, place: Path, concepts: int, rounds: int, requests: int) -> None:
+    generator = Generator(load_base("tiny"))
+    with browsers.browser(place / "profile") as window:
+        paints = [paint(server, window) for _ in range(4)]
+        print(f"first paint with {concepts} concepts: {', '.join(f'{each:.2f}' for each in paints)} s (first: cold)")
+        window.type("#prompt textarea", FORM["prompt"])
+        window.run("document.querySelector('#settings button').click()")
+        pairs = []
+        for _ in range(rounds):
+            begun = time.monotonic()
+            list(generator.draw(Request(**FORM | {"n": 4})))
+            alone = time.monotonic() - begun
+            pairs.append((alone, _four(window)))
+        ratio = statistics.median(page / alone for alone, page in pairs)
+        print(f"4 pictures: {statistics.median(page for _, page in pairs):.2f} s from the click, "
+              f"{statistics.median(alone for alone, _ in pairs):.2f} s without the page: {ratio:.2f}x")  # fmt: skip
+    process = psutil.Process(server.process.pid)
+    for number in range(requests + 1):
+        if number % max(1, requests // 5) == 0:
+            print(f"after {number} requests: {process.memory_info().rss / 1e6:.0f} MB", flush=True)
+        server.draw(steps="1", seed=str(number), size='"64x64"')
+
+
+def _four(window) -> float:
+    window.run("window.begun = performance.now(); window.done = null; document.querySelector('#draw').click()")
+    window.wait("document.querySelector('#status textarea').value.startsWith('Drawing')", 60)
+    window.wait("document.querySelector('#status textarea').value.startsWith('4 pictures') && performance.now()", 120)
+    return window.run("return performance.now() - window.begun") / 1000
+
+
+def _fill(library: Library, count: int) -> None:
+    from PIL import Image
+
+    for number in range(count):
+        tile = thumbnail_bytes(Image.new("RGB", (256, 256), ((7 * number) % 256, (31 * number) % 256, 90)))
+        token = Token(f"owner{number % 9}", f"thing-{number}")
+        library.add(Concept(token, card(), {"clip_l": 0.02 * vectors(number)}, None, tile))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
