@@ -75,8 +75,8 @@ class Base:
 
 FORM = {"owner": "me", "name": "bear", "kind": "One thing or animal", "noun": "bear", "agrees": False}
 FORM |= {"method": "Closest likeness (DreamBooth, LoRA)", "crop": False, "flip": False, "early_stop": True}
-FORM |= {"text_encoder": False, "prior": "Nothing", "steps": None, "lr": None, "rank": None}
-FORM |= {"resolution": None, "seed": 0}
+FORM |= {"text_encoder": False, "prior": "Nothing", "steps": "", "lr": None, "rank": " "}
+FORM |= {"resolution": "", "seed": ""}
 
 
 # --- a training's life ------------------------------------------------------------------------------------------------
@@ -307,6 +307,8 @@ def test_a_form_becomes_settings_or_a_sentence():
     made = settings_of(FORM, Base)
     assert (made.token, made.class_noun, made.method, made.base) == ("<me/bear>", "bear", "lora", "tiny")
     assert made.steps is None and made.consent == "unknown"
+    typed = settings_of(FORM | {"steps": "1,000", "lr": "1e-4", "rank": "8", "resolution": 64, "seed": "7"}, Base)
+    assert (typed.steps, typed.lr, typed.rank, typed.resolution, typed.seed) == (1000, 1e-4, 8, 64, 7)
     person = settings_of(FORM | {"kind": "One person", "agrees": True}, Base)
     assert person.consent == "yes" and person.kind == "person"
     for change, words in (
@@ -326,7 +328,9 @@ def test_a_form_becomes_settings_or_a_sentence():
         ({"steps": float("nan")}, "steps must be"),
         ({"steps": 2.5}, "steps must be"),
         ({"lr": -1}, "lr must be"),
-        ({"rank": "16"}, "rank must be"),
+        ({"rank": "x"}, "rank must be"),
+        ({"rank": "1e999"}, "rank must be"),
+        ({"lr": "nan"}, "lr must be"),
         ({"resolution": 100}, "resolution must be"),
         ({"flip": "maybe"}, "flip must be"),
         ({"seed": 2**40}, "seed must be"),
