@@ -1,4 +1,4 @@
-"""What the page costs: `python benchmarks/app.py`. A real server and a real browser, on the built-in base.
+"""What the page costs: `PYTHONPATH=.:tests python benchmarks/app.py`. A real server and browser, the built-in base.
 
 Paint: from asking for the page to the prompt being there, with 500 concepts in the library. Overhead: from the click to
 the first picture, against the same request drawn without the page, in turns. Memory: the server's, over many requests.
@@ -7,15 +7,12 @@ the first picture, against the same request drawn without the page, in turns. Me
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import psutil
 import tyro
-
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
 
 import browser as browsers
 from samples import card, vectors

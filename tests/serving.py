@@ -27,7 +27,7 @@ HOSTILE = {
 
 
 LABELS = {"Prompt": "prompt", "Negative prompt": "negative", "Pictures": "n", "Steps": "steps", "Guidance": "guidance"}
-LABELS |= {"Size": "size", "Seed": "seed", "Start picture": "start"}
+LABELS |= {"Size": "size", "Seed": "seed", "Start picture": "start", "A new seed each time": "fresh"}
 
 
 class Server:
@@ -97,7 +97,7 @@ class Server:
             "size": '"128x128"',
             "seed": "0",
         }
-        joined = self.join(session, **(usual | form))
+        joined = self.join(session, **(usual | {"fresh": "false"} | form))
         if joined.status_code != 200:
             return {"refused": joined.status_code}
         return self.last(session)

@@ -56,8 +56,8 @@ def denoise(
     condition: 2B rows, the negative prompt's first, or what gives them for a moment, 0 (noise) to 1 (picture), and may
     change the slots between steps. advance(i) is called before the i-th step, counted from 1. start: begin from it,
     noised (Meng et al. 2022, SDEdit, arXiv 2108.01073), and keep it where its mask is 0. seeds: one a picture, for
-    LCM and TCD, which draw noise on the way. look(guess) is called in each step; guess() is what the picture would be by
-    it, (B, C, h, w).
+    LCM and TCD, which draw noise on the way. look(guess) is called in each step; guess() is what the
+    picture would be by it, (B, C, h, w).
     """
     sampler, options = base.sampler(sampling.kind), {}
     if sampling.kind != "usual":  # noise of each picture's own, drawn where the seed alone decides it

@@ -100,9 +100,9 @@ class Generator:
         """The pictures of a request, in order, as they are ready.
 
         progress(done, total) counts denoising steps over all of them; when cancelled() is true the next step raises
-        Interrupted. preview(pictures) is called now and then with how a batch's pictures look so far, small: its work is a
-        few hundredths of drawing. Raises PersonalError for an unknown concept, one of another base, a start picture that is none;
-        NoMemory, after which the next request has all the memory again.
+        Interrupted. preview(pictures) is called now and then with how a batch's pictures look so far, small: its work
+        is a few hundredths of drawing. Raises PersonalError for an unknown concept, one of another base, a start
+        picture that is none; NoMemory, after which the next request has all the memory again.
         """
         reader = Reader(self.base, self.concepts)
         work = self._work(request, reader)

@@ -67,7 +67,7 @@ class Form:
 
     @property
     def inputs(self) -> set[gr.components.Component]:
-        return {*self.components.values(), self.editor}
+        return {*self.components.values(), self.fresh, self.editor}
 
     def read(self, values: dict, app: App, page: str) -> dict[str, Any]:
         """A request's fields. Raises PersonalError for a start picture that is none."""
@@ -84,6 +84,6 @@ class Form:
         return [gr.skip() if value is None else gr.update(value=value) for value in known]
 
 
-def fresh_seed(wanted: bool):
-    """Another seed, where it is wanted."""
-    return random.randrange(LARGEST_SEED) if wanted else gr.skip()
+def fresh_seed() -> int:
+    """Another one each time."""
+    return random.randrange(LARGEST_SEED)

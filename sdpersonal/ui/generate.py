@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import gradio as gr
 
 from ..errors import PersonalError
-from ..service import App, picking
+from ..service import App, View, picking
 from ..service.drawing import endless, pictures
 from .form import Form, fresh_seed
 from .history import history_box
@@ -47,17 +49,29 @@ def generate_tab(app: App, shared: Shared, tab: gr.Tab) -> None:
     _connect(app, shared, form, results, draw, on_and_on, stop, upload)
 
 
+def begun(views: Iterable[View], seed) -> Iterator[tuple]:
+    """As `shown`; at first the picture that was chosen is let go, and the seed is shown."""
+    news = (None, seed)
+    for update in shown(views):
+        yield *update, *news
+        news = (gr.skip(), gr.skip())
+
+
 def _connect(app: App, shared: Shared, form: Form, results: Results, draw, on_and_on, stop, upload) -> None:
     studio = app.studio
 
     def on_draw(values, request: gr.Request):
-        page = request.session_hash
-        yield from shown(studio.do(lambda: pictures(form.read(values, app, page)), page, user_of(request)))
+        page, seed = request.session_hash, form.components["seed"]
+        values[seed] = fresh_seed() if values[form.fresh] else values[seed]
+        yield from begun(
+            studio.do(lambda: pictures(form.read(values, app, page)), page, user_of(request)), values[seed]
+        )
 
     def on_endless(values, request: gr.Request):
-        page = request.session_hash
-        lists = app.house.wildcards
-        yield from shown(studio.do(lambda: endless(form.read(values, app, page), lists), page, user_of(request)))
+        page, lists = request.session_hash, app.house.wildcards
+        yield from begun(
+            studio.do(lambda: endless(form.read(values, app, page), lists), page, user_of(request)), gr.skip()
+        )
 
     def on_upload(path):
         try:
@@ -69,14 +83,9 @@ def _connect(app: App, shared: Shared, form: Form, results: Results, draw, on_an
     def on_pick(results, chosen: gr.SelectData):
         return results[chosen.index] if 0 <= chosen.index < len(results) else None
 
-    for starts, work, seed in (
-        ([draw.click, shared.prompt.submit], on_draw, True),
-        ([on_and_on.click], on_endless, False),
-    ):
-        begin = gr.on(starts, lambda: None, None, results.picked, trigger_mode="once", **QUICK)
-        if seed:
-            begin = begin.then(fresh_seed, form.fresh, form.components["seed"], **QUICK)
-        begin.then(work, form.inputs, results.outputs, trigger_mode="once", **LONG)
+    outputs = [*results.outputs, results.picked, form.components["seed"]]
+    gr.on([draw.click, shared.prompt.submit], on_draw, form.inputs, outputs, trigger_mode="once", **LONG)
+    on_and_on.click(on_endless, form.inputs, outputs, trigger_mode="once", **LONG)
     upload.upload(on_upload, upload, [results.status, form.fresh, *form.components.values()], **QUICK)
     results.pictures.select(on_pick, results.results, results.picked, **QUICK)
 

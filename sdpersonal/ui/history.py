@@ -37,7 +37,8 @@ def history_box(app: App, shared: Shared, tab: gr.Tab, results: Results) -> None
         result = found[chosen.index] if 0 <= chosen.index < len(found) else None
         return result and history.shown(app.house, request.session_hash, result)
 
-    asked = {"fn": on_look_back, "inputs": [search, starred, number], "outputs": [pictures, note, number, found]} | QUICK
+    asked = {"fn": on_look_back, "inputs": [search, starred, number]}
+    asked |= {"outputs": [pictures, note, number, found]} | QUICK
     tab.select(**asked)
     for event in (search.change, starred.change):
         event(lambda: 0, None, number, **QUICK).then(**asked)

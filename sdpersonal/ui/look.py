@@ -72,7 +72,9 @@ button[role="tab"].selected { color: var(--primary-700); }
 #run-bar progress::-webkit-progress-bar { background: var(--border-color-primary); }
 #run-bar progress::-webkit-progress-value { background: var(--primary-600); }
 #run-bar progress::-moz-progress-bar { background: var(--primary-600); }
-#run-bar progress:indeterminate::-webkit-progress-bar { background: var(--primary-600); animation: run-wait 1.6s infinite; }
+#run-bar progress:indeterminate::-webkit-progress-bar {
+    background: var(--primary-600); animation: run-wait 1.6s infinite;
+}
 #run-bar progress:indeterminate::-moz-progress-bar { animation: run-wait 1.6s infinite; }
 @keyframes run-wait { 50% { opacity: 0.3; } }
 @media (prefers-reduced-motion: reduce) { #run-bar progress { animation: none !important; } }
