@@ -149,6 +149,30 @@ def _is_constant(value) -> bool:
     return isinstance(value, ast.Constant) or (isinstance(value, ast.Name) and value.id.isupper())
 
 
+UI = sorted((PACKAGE / "ui").glob("*.py"))
+
+
+def test_the_page_is_thin():
+    """What a button does is in `service`: a handler has ten lines at most, and no page imports torch."""
+    long, heavy = [], []
+    for path in UI:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("on_"):
+                lines = node.end_lineno - node.lineno + 1
+                long += [f"{where(path, node)} {node.name}: {lines} lines"] if lines > 10 else []
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            heavy += [where(path, node) for name in names if name.partition(".")[0] in HEAVY - {"gradio"}]
+    assert long == heavy == []
+
+
+def test_no_toast_shows_a_strangers_words():
+    """Gradio's toasts render HTML."""
+    found = [where(path, node) for path in UI for node, name in calls(ast.parse(path.read_text()))
+             if name in ("gr.Info", "gr.Warning", "gr.Error", "gr.Success")]  # fmt: skip
+    assert found == []
+
+
 def test_no_assert_guards_anything():
     """`python -O` removes asserts; a user's mistake raises PersonalError."""
     found = [where(path, node) for path, tree in trees() for node in ast.walk(tree) if isinstance(node, ast.Assert)]

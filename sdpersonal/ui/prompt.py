@@ -25,17 +25,9 @@ def prompt_box(app: App, shared: Shared) -> None:
 
     def on_words(prompt):
         found = asked(prompt, app.house, app.studio.base.kind)
-        spare = MOST - len(found.strengths)
-        updates = [gr.update(label=token, value=value, visible=True) for token, value in found.strengths]
         names = tuple(token for token, _ in found.strengths)
-        shown = gr.update(visible=bool(names))
-        return (
-            gr.update(value=found.note, visible=bool(found.note)),
-            names,
-            shown,
-            *updates,
-            *[gr.update(visible=False)] * spare,
-        )
+        note, box = gr.update(value=found.note, visible=bool(found.note)), gr.update(visible=bool(names))
+        return note, names, box, *_strengths(found.strengths)
 
     shared.prompt.change(
         on_words, shared.prompt, [note, tokens, strengths, *sliders], trigger_mode="always_last", **QUICK
@@ -46,6 +38,12 @@ def prompt_box(app: App, shared: Shared) -> None:
             return stronger(prompt, names[number], value) if number < len(names) else prompt
 
         slider.release(on_slide, [shared.prompt, tokens, slider], shared.prompt, **QUICK)
+
+
+def _strengths(found: tuple[tuple[str, float], ...]) -> list:
+    """An update for each slider."""
+    used = [gr.update(label=token, value=value, visible=True) for token, value in found]
+    return used + [gr.update(visible=False)] * (MOST - len(found))
 
 
 def ready_prompts(app: App, shared: Shared) -> None:
