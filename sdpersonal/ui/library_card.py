@@ -40,12 +40,13 @@ def card_box(app: App, shared: Shared, tab: gr.Tab, desk) -> gr.Column:
                 give = gr.Button("Rename", scale=0, min_width=110, elem_id="rename")
                 renamed = line("", "renamed")
 
-    def on_show(token):
+    def on_show(token, before):
         found, said = tried(view, library, token) if token else (None, "")
-        ready = found and found.card
+        if found and found == before:  # what someone is typing stays
+            return [gr.skip()] * len(shown)
         html = as_html(found) if found else NONE
-        told = gr.update(value=said, visible=bool(said))
-        return html, told, gr.update(visible=bool(ready)), *_choices(found), *_values(found, len(fields))
+        told, ready = gr.update(value=said, visible=bool(said)), gr.update(visible=bool(found and found.card))
+        return html, told, ready, found, *_choices(found), *_values(found, len(fields))
 
     def on_save(token, count, *values):
         done, said = tried(save, library, token, dict(zip(FIELDS, values, strict=True)))
@@ -55,8 +56,9 @@ def card_box(app: App, shared: Shared, tab: gr.Tab, desk) -> gr.Column:
         done, said = tried(rename, library, token, new)
         return said or f"It is called {done.unversioned()} now.", str(done) if done else token, count + bool(done)
 
-    shown = [card, trouble, whole, versions, prompts, *fields]
-    desk.on(tab, both=True, fn=on_show, inputs=desk.chosen, outputs=shown)
+    last = gr.State(None)
+    shown = [card, trouble, whole, last, versions, prompts, *fields]
+    desk.on(tab, both=True, fn=on_show, inputs=[desk.chosen, last], outputs=shown)
     desk.chosen.change(lambda: ("", "", ""), None, [saved, renamed, name], **QUICK)
     versions.input(lambda token: token or "", versions, desk.chosen, **QUICK)
     use.click(lambda prompt: (prompt or "", gr.Tabs(selected=GENERATE)), prompts, [shared.prompt, shared.tabs], **QUICK)
