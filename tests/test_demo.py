@@ -13,12 +13,12 @@ from sdpersonal.training import presets
 
 @pytest.mark.slow
 def test_the_demo_teaches_draws_and_says_where(root, tmp_path, monkeypatch):
-    short = {name: dataclasses.replace(preset, steps=2) for name, preset in presets._TINY.items()}
-    monkeypatch.setattr(presets, "_TINY", short)
+    short = {name: dataclasses.replace(preset, steps=10) for name, preset in presets._TINY.items()}
+    monkeypatch.setitem(presets._TABLES, "tiny", short)
     monkeypatch.chdir(root)
     said = []
     path = demo.run(tmp_path, said.append)
-    assert said[-1] == str(path)
+    assert said[-1] == str(path) and sum("up to 10 steps" in line for line in said) == 2
     assert [str(entry.token) for entry in Library(tmp_path / "concepts").list()] == [
         "<demo/cyanotype-v1>",
         "<demo/teddy-v1>",
