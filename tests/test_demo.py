@@ -13,7 +13,7 @@ from sdpersonal.training import presets
 
 @pytest.mark.slow
 def test_the_demo_teaches_draws_and_says_where(root, tmp_path, monkeypatch):
-    short = {name: dataclasses.replace(preset, steps=10) for name, preset in presets._TINY.items()}
+    short = {name: dataclasses.replace(preset, steps=10, milestones=1) for name, preset in presets._TINY.items()}
     monkeypatch.setitem(presets._TABLES, "tiny", short)
     monkeypatch.chdir(root)
     said = []
