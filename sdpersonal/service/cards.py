@@ -132,6 +132,8 @@ def _scores(card: Card) -> Scores | None:
 
 def in_bytes(count: int) -> str:
     """A file's size, in words."""
+    if count < 1000:
+        return f"{count} bytes"
     return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
 
 

@@ -42,7 +42,7 @@ def _choice(app: App, shared: Shared, tab: gr.Tab) -> None:
         go = gr.Button(
             "Use it", variant="primary", scale=0, min_width=120, elem_id="base-go", elem_classes="beside-field"
         )
-    with gr.Group(visible=False, elem_id="base-ask") as asking:
+    with gr.Column(visible=False, elem_id="base-ask", elem_classes="ask") as asking:
         asked = line("", "base-asked")
         with gr.Row():
             yes = gr.Button("Fetch it and use it", variant="primary", size="sm", elem_id="base-yes")

@@ -18,6 +18,9 @@ from .shared import QUICK, Shared, line
 NONE_YET = "No concepts yet. Make one from photos (the tab beside this one), or add files below."
 NOTHING = "Nothing like that is here. Try fewer words."
 EXPORT = "Take it to another program"
+TO_THE_CARD = """() => {
+    if (innerWidth < 700) document.querySelector("#card").scrollIntoView({behavior: "smooth"});
+}"""  # on a phone it is below the pictures
 KINDS = [("Everything", ""), ("Objects", "object"), ("People", "person"), ("Styles", "style")]
 
 
@@ -93,3 +96,4 @@ def _shelf(app: App, shared: Shared, tab: gr.Tab, desk: Desk) -> None:
         field.change(lambda: PAGE, None, limit, **QUICK).then(trigger_mode="always_last", **asked | QUICK)
     more.click(lambda limit: limit * 4, limit, limit, **QUICK).then(**asked | QUICK)
     pictures.select(on_pick, tokens, desk.chosen, **QUICK)
+    pictures.select(None, js=TO_THE_CARD, **QUICK)

@@ -16,7 +16,7 @@ def delete_box(app: App, tab: gr.Tab, desk) -> None:
     """Lay out the question before a concept is deleted, and the way back after it."""
     library = app.house.library
     ask = gr.Button("Delete …", size="sm", visible=False, elem_id="delete")
-    with gr.Group(visible=False, elem_id="delete-ask") as asking:
+    with gr.Column(visible=False, elem_id="delete-ask", elem_classes="ask") as asking:
         asked = line("")
         which = gr.Radio([ONE, ALL], value=ONE, label="Which", visible=False, elem_id="delete-which")
         with gr.Row():

@@ -64,7 +64,7 @@ button[role="tab"].selected { color: var(--primary-700); }
 #make-tiles .grid-container { grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)) !important; }
 #make-tiles .grid-wrap { min-height: 0 !important; max-height: 460px !important; overflow: hidden auto !important; }
 #make-tiles .caption-label { font-size: 11px; max-width: calc(100% - 8px); }
-#make-photo { padding: 12px; border: 1px solid var(--border-color-primary); border-radius: 8px; gap: 10px; }
+#make-photo, #run-sure { padding: 12px; border: 1px solid var(--border-color-primary); border-radius: 8px; gap: 10px; }
 #make-photo-name textarea, #run-title textarea { font-weight: 600; }
 #run-title textarea { font-size: 1.25em; }
 #run-bar progress { width: 100%; height: 10px; border: none; border-radius: 5px; appearance: none; overflow: hidden;
@@ -84,6 +84,8 @@ button[role="tab"].selected { color: var(--primary-700); }
 #run-curve .line { stroke: var(--primary-500); stroke-width: 2.5; stroke-linejoin: round; fill: none; }
 #run-curve text { fill: currentColor; font-size: 12px; }
 #run-pictures .grid-wrap { min-height: 0 !important; max-height: none !important; overflow: hidden !important; }
+#run-bar, #run-bar *, #run-curve, #run-curve * { padding: 0 !important; }
+#run-pictures .grid-container { grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)) !important; }
 #run-pictures .caption-label { font-size: 11px; max-width: calc(100% - 8px); }
 #run-done .try { justify-content: flex-start; text-align: left; white-space: normal; }
 
@@ -116,6 +118,7 @@ button[role="tab"].selected { color: var(--primary-700); }
 .table th, .table td { border-width: 0 0 1px !important; }
 .table td.good, .table td.bad, .table td.maybe { white-space: nowrap; }
 .beside-field { align-self: center; }
+.ask { padding: 12px; border: 1px solid var(--border-color-primary); border-radius: 8px; }
 .table .differs td { font-weight: 600; }
 .table .good { color: var(--primary-700); }
 .dark .table .good { color: var(--primary-300); }
