@@ -61,7 +61,7 @@ class Standing:
     @property
     def can_go_on(self) -> bool:
         """Whether there is a checkpoint to go on from."""
-        return not self.running and self.state != "done" and has_checkpoint(self.folder)
+        return self.state == "stopped"
 
 
 @dataclass
@@ -128,8 +128,10 @@ class Reader:
         if alive:
             fresh = said[said.rfind(BEGINNING) + 1 :]
             return Standing(folder, _phase(folder, began, step, steps, fresh), settings, began, **common)
-        state = "stopped" if has_checkpoint(folder) else "failed"
-        return Standing(folder, state, settings, began, said=_last_words(_text(folder / ERRORS)), **common)
+        said = _last_words(_text(folder / ERRORS))
+        if saved := saved_step(folder):
+            return Standing(folder, "stopped", settings, began, said=said, **common | {"step": saved})
+        return Standing(folder, "failed", settings, began, said=said, **common)
 
     def _done(self, folder: Path, settings: dict, began: float, result: dict) -> Standing:
         ledger = self._ledgers.setdefault(folder, Ledger(folder / PROGRESS))
@@ -159,8 +161,10 @@ def process_of(about: dict[str, Any]) -> Process:
     return Process(int(number(about.get("pid"))), number(about.get("born")))
 
 
-def has_checkpoint(folder: Path) -> bool:
-    return any(folder.glob("step-*/manifest.json"))
+def saved_step(folder: Path) -> int:
+    """The newest checkpoint's step, 0 without one."""
+    found = (path.parent.name.removeprefix("step-") for path in folder.glob("step-*/manifest.json"))
+    return max((int(step) for step in found if step.isdecimal()), default=0)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -222,8 +222,8 @@ class Trainings:
         if not read_json(folder / RESULT) or _process(folder).alive():
             return
         if (folder / PHOTOS).exists():
-            files.remove(folder / PHOTOS)
             self._remember(folder)
+            files.remove(folder / PHOTOS)
 
     def _remember(self, folder: Path) -> None:
         cost = read_json(folder / COST)

@@ -100,6 +100,10 @@ def connect_form(workshop: Workshop, shared: Shared, fields: Fields, note, plan,
         form = fields.read(values)
         return workshop.naming(form), workshop.plan(request.session_hash, user_of(request), form)
 
+    def on_open(owner, request: gr.Request):
+        return user_of(request) or owner
+
+    shared.page.load(on_open, put["owner"], put["owner"], **QUICK)
     put["kind"].change(on_kind, put["kind"], [put["noun"], put["agrees"]], **QUICK)
     changes = [each.change for each in fields.inputs] + photos_changed + [shared.base.change]
     gr.on(changes, on_change, fields.inputs, [note, plan], trigger_mode="always_last", **QUICK)

@@ -34,7 +34,7 @@ class Run:
     ended: gr.Row
     go_on: gr.Button
     throw: gr.Button
-    sure: gr.Group
+    sure: gr.Column
     yes: gr.Button
     no: gr.Button
     done: gr.Column
@@ -55,7 +55,7 @@ def run_box() -> Run:
         with gr.Row(visible=False) as ended:
             go_on = gr.Button("Go on", variant="primary", min_width=110, elem_id="run-go-on")
             throw = gr.Button("Throw away", min_width=110, elem_id="run-throw")
-        with gr.Group(visible=False, elem_id="run-sure") as sure:
+        with gr.Column(visible=False, elem_id="run-sure") as sure:
             line(SURE)
             with gr.Row():
                 yes = gr.Button("Yes, throw it away", variant="stop", min_width=110, elem_id="run-yes")
