@@ -50,14 +50,15 @@ def says(window, selector, words, seconds=SLOW):
 
 
 OPEN = """(() => {
-    [...document.querySelectorAll('button[role=tab]')].find(each => each.innerText.includes('Make'))?.click();
+    const named = each => each.textContent.trim() == 'Make a concept';  // on a phone it is in a menu
+    [...document.querySelectorAll('button')].filter(named).forEach(each => each.click());
     return document.querySelector('#make-start, #run-title')?.offsetParent;
 })()"""
 
 
 def make_tab(window, server):
     window.open(server.url)
-    window.wait(OPEN, SLOW)  # pressed again until it opens: on a phone the row of tabs is laid out twice
+    window.wait(OPEN, SLOW)
 
 
 def drop(window, paths):
@@ -100,6 +101,11 @@ def test_a_person_makes_a_concept(server, window, tmp_path):
     says(window, "#run-title", "<me/bear-v1> is ready")
     window.wait("document.querySelectorAll('#run-pictures img').length == 2", SLOW)
     assert not (run / "photos").exists() and len(Library(server.place / "concepts").list()) == 1
+    window.run("HTMLAnchorElement.prototype.click = function () { window.asked = this.href; }")
+    window.click("#run-report")
+    link = window.wait("window.asked")
+    report = server.http.get(link.removeprefix(server.url))
+    assert "&lt;me/bear" in report.text and report.headers["Content-Disposition"].startswith("attachment")
     window.click("#run-try-0")
     window.wait("document.querySelector('#prompt textarea')?.value == 'a photo of <me/bear>'")
     window.wait("document.querySelector('#draw')?.offsetParent")
