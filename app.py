@@ -64,7 +64,11 @@ def open_app(settings: Opening) -> int:
     studio = Studio(load, house, settings.base)
     say(studio.about())
     page = build(App(house, studio, fixed_base=settings.listen, bases=settings.bases))
-    serve(page, door, shown, private=[settings.library, settings.out, settings.runs, Path(__file__).parent], say=say)
+    try:
+        private = [settings.library, settings.out, settings.runs, Path(__file__).parent]
+        serve(page, door, shown, private=private, say=say)
+    finally:
+        studio.end()
     return 0
 
 

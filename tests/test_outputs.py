@@ -157,7 +157,7 @@ def test_a_crash_at_any_moment_loses_nothing(tmp_path):
 
 
 def test_a_full_disk_at_any_moment_loses_nothing(tmp_path):
-    writing = [(files, "_write"), (os, "fsync")]
+    writing = [(files.writing, "_write"), (os, "fsync")]
     total = calls_made(lambda: Outputs(tmp_path / "counted").save(b"x"), writing)
     for n in range(1, total + 1):
         outputs = Outputs(tmp_path / str(n), today=lambda: TODAY)

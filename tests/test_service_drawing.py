@@ -82,7 +82,7 @@ def test_an_unknown_concept_becomes_words(studio):
 
 def test_a_page_that_stops_does_not_stop_another(studio):
     for page, ending in [("one", "Stopped."), ("two", "1 picture in ")]:
-        views = studio.do(lambda page=page: pictures(FORM | {"steps": 60 if page == "one" else 2}), page)
+        views = studio.do(lambda page=page: pictures(FORM | {"steps": 150 if page == "one" else 60}), page)
         next(views), next(views)  # it is under way
         studio.stop("one")
         assert list(views)[-1].message.startswith(ending)
@@ -124,15 +124,15 @@ def test_a_long_drawing_gives_way_to_a_short_one(studio):
 def test_endless_drawing_stops_and_goes_on_where_it_was(studio):
     form = {"prompt": "a {cat|dog|fox} on grass"}
     views = studio.do(lambda: endless(FORM | form), "page")
-    last = next(view for view in views if len(view.results) == 3)
+    last = next(view for view in views if len(view.results) >= 3)
     studio.stop("page")
     assert list(views)[-1].message.startswith("Stopped. ")
     again = studio.do(lambda: endless(FORM | form), "page")
     fourth = next(view for view in again if view.results).results[0]
     again.close()
-    prompts = [read_recipe(result.kept.read_bytes()).prompt for result in (*last.results, fourth)]
-    assert {*prompts[:3]} == {"a cat on grass", "a dog on grass", "a fox on grass"}
-    assert len({read_recipe(result.kept.read_bytes()).seed for result in (*last.results, fourth)}) == 4
+    recipes = [read_recipe(result.kept.read_bytes()) for result in (*last.results, fourth)]
+    assert {recipe.prompt for recipe in recipes[:3]} == {"a cat on grass", "a dog on grass", "a fox on grass"}
+    assert len({recipe.seed for recipe in recipes}) == len(recipes)
 
 
 def test_the_line_is_first_come_first_served_and_never_two():

@@ -38,7 +38,7 @@ class Source:
         if self.mask is None:
             return None
         # A latent that any drawn pixel touches is drawn; the picture is put together in pixels afterwards.
-        white = torch.from_numpy(np.asarray(self.mask)) >= 128
+        white = torch.from_numpy(np.array(self.mask)) >= 128
         return torch.nn.functional.max_pool2d(white[None, None].float(), base.downscale).to(base.device)
 
     def composed(self, drawn: Image.Image) -> Image.Image:

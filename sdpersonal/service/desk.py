@@ -12,6 +12,7 @@ from PIL import Image
 from ..config import Request
 from ..generation import Generator, Picture
 from ..outputs import Outputs
+from .device import Device
 from .house import House
 from .line import Job
 
@@ -30,6 +31,7 @@ class InTurn:
 
     def __init__(
         self,
+        device: Device,
         generator: Callable[[], Generator],
         job: Job,
         stopped: Callable[[], bool],
@@ -37,16 +39,16 @@ class InTurn:
         waits: Callable[[int], None],
         concepts: object = None,
     ):
-        self._make, self._job, self._stopped, self._preview = generator, job, stopped, preview
-        self._waits, self._concepts = waits, concepts
+        self._device, self._make, self._job, self._concepts = device, generator, job, concepts
+        self._stopped, self._preview, self._waits = stopped, preview, waits
 
     @property
     def base(self):
-        return self._make().base
+        return self._device.do(self._make).base
 
     def of(self, concepts: object) -> InTurn:
         """The same with other concepts: a recipe's, a run's."""
-        return InTurn(self._make, self._job, self._stopped, self._preview, self._waits, concepts)
+        return InTurn(self._device, self._make, self._job, self._stopped, self._preview, self._waits, concepts)
 
     def draw(
         self,
@@ -59,14 +61,19 @@ class InTurn:
         def ended() -> bool:
             return self._stopped() or cancelled()
 
-        pictures = None
+        pictures: Iterator[Picture] | None = None
+
+        def draw_next() -> Picture | None:
+            nonlocal pictures
+            if pictures is None:
+                generator = self._make()
+                generator = generator.of(self._concepts) if self._concepts else generator
+                pictures = generator.draw(request, progress, ended, self._preview)
+            return next(pictures, None)
+
         while True:
             with self._job.turn(ended, self._waits):
-                if pictures is None:
-                    generator = self._make()
-                    generator = generator.of(self._concepts) if self._concepts else generator
-                    pictures = generator.draw(request, progress, ended, self._preview)
-                picture = next(pictures, None)
+                picture = self._device.do(draw_next)
             if picture is None:
                 return
             yield picture

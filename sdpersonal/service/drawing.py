@@ -18,6 +18,7 @@ from ..errors import Interrupted
 from ..generation import Generator
 from ..recipes import hidden_note
 from .desk import Desk, InTurn, Result
+from .device import Device
 from .facts import BaseFacts
 from .house import House
 from .line import Job, Line
@@ -26,7 +27,7 @@ from .words import in_words
 IDLE = "Write a prompt and press Draw. Your pictures appear here."
 WAITING = 24  # jobs in the line, the one that draws among them
 MOST_ENDLESS = 500  # pictures; whoever is there presses again
-_LOOK = 0.2  # seconds between looks at a drawing that has nothing new to show
+_LOOK = 0.3  # seconds between views: each costs the page's server what half a step costs the built-in base
 
 Load = Callable[[str | None], Generator]
 """A base's name, None for the usual one, to a generator with it. Raises PersonalError."""
@@ -50,8 +51,9 @@ class Studio:
 
     def __init__(self, load: Load, house: House, base: str | None = None):
         self.house = house
+        self._device = Device()
         self._load, self._name = load, base
-        self._generator: Generator | None = load(base)
+        self._generator: Generator | None = self._device.do(load, base)
         self._base = BaseFacts.of(self._generator.base)
         self._line = Line(WAITING)
         self._stops: dict[str, threading.Event] = {}
@@ -73,7 +75,7 @@ class Studio:
         Raises PersonalError where it cannot be loaded; the one that was there stays.
         """
         with self._line.job(alone=True) as job, job.turn():
-            self._generator = self._load(name)
+            self._generator = self._device.do(self._load, name)
             self._name, self._base = name, BaseFacts.of(self._generator.base)
         return self.about()
 
@@ -83,7 +85,7 @@ class Studio:
             self._generator = None
 
     def _ready(self) -> Generator:
-        """With the device to oneself."""
+        """In the device's thread, with the device to oneself."""
         if self._generator is None:
             self._generator = self._load(self._name)
             self._base = BaseFacts.of(self._generator.base)
@@ -115,6 +117,11 @@ class Studio:
         if stop := self._stops.get(page):
             stop.set()
 
+    def end(self) -> None:
+        """The app ends: so do all drawings."""
+        for stop in list(self._stops.values()):
+            stop.set()
+
     def leave(self, page: str) -> None:
         """The page was closed."""
         self.stop(page)
@@ -123,25 +130,21 @@ class Studio:
     def _watch(self, work: Work, stop: threading.Event, page: str, user: str | None) -> Iterator[View]:
         # A thread of its own: the page asks for views from whichever thread is free, a drawing must stay in one.
         news: queue.SimpleQueue = queue.SimpleQueue()
-        threading.Thread(target=self._work, args=(work, stop, news.put, page, user), daemon=True).start()
-        view = View("")
-        while True:
-            try:
-                change = news.get(timeout=_LOOK)
-            except queue.Empty:
-                continue
-            while change is not None and not news.empty():  # only the newest state is worth showing
-                more = news.get()
-                change, last = (change, True) if more is None else (change | more, False)
-                if last:
-                    yield replace(view, **change)
-                    return
-            if change is None:
-                return
-            view = replace(view, **change)
-            yield view
+        ended = threading.Event()
+        threading.Thread(target=self._work, args=(work, stop, news.put, ended, page, user), daemon=True).start()
+        view, last = View(""), False
+        while not last:
+            last = ended.wait(_LOOK)
+            change: dict = {}
+            while not news.empty():
+                change |= news.get()
+            if change:
+                view = replace(view, **change)
+                yield view
 
-    def _work(self, work: Work, stop: threading.Event, put, page: str, user: str | None) -> None:
+    def _work(
+        self, work: Work, stop: threading.Event, put, ended: threading.Event, page: str, user: str | None
+    ) -> None:
         results: list[Result] = []
         hidden: list[bool] = []
         try:
@@ -154,7 +157,7 @@ class Studio:
         except Exception as error:
             message = in_words(error)
         put({"message": message, "done": 1.0, "preview": ()})
-        put(None)
+        ended.set()
 
     def _desk(self, job: Job, stop: threading.Event, put, page: str, user, results, hidden) -> Desk:
         def waits(ahead: int) -> None:
@@ -163,7 +166,7 @@ class Studio:
         def preview(pictures: list[Image.Image]) -> None:
             put({"preview": tuple(pictures)})
 
-        generator = InTurn(self._ready, job, stop.is_set, preview, waits)
+        generator = InTurn(self._device, self._ready, job, stop.is_set, preview, waits)
         return Desk(generator, self.house, page, user, stop, put, results, hidden)
 
 

@@ -207,7 +207,7 @@ def _last_words(errors: str) -> str:
     return _WORDLESS
 
 
-def ago(began: float, standing_left: float | None = None) -> str:
+def ago(began: float) -> str:
     """10:02, or the day too where it was another."""
     then = time.localtime(began)
     same = time.localtime()[:3] == then[:3]

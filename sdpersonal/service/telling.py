@@ -11,10 +11,9 @@ from ..errors import PersonalError
 from ..prompts import show
 from .curve import bar, curve
 from .house import House
-from .runs import Standing, ago, number
+from .runs import Standing, number
 from .training import minutes
 
-_NOTHING = ("", "")
 _LARGEST = 64 << 20  # bytes of a picture or a report
 _GB = 1e9
 
@@ -137,8 +136,8 @@ def _pictures(standing: Standing) -> tuple[str, list[tuple[Path, str]]]:
 
 
 def _copied(path: Path, house: House, page: str) -> str:
-    place = house.room(page) / f"{path.parent.parent.name if path.parent.name == 'trials' else path.parent.name}"
-    files.make_folder(place)
+    run = path.parent.parent if path.parent.name == "trials" else path.parent
+    place = files.make_folder(house.room(page) / run.name)
     data = files.read_bytes(path, _LARGEST)
     target = place / f"{path.stem}-{files.sha256(data)[:8]}{path.suffix}"
     if not target.exists():
@@ -171,6 +170,3 @@ def _prompts(standing: Standing, house: House) -> tuple[str, ...]:
 def _report(standing: Standing, house: House, page: str) -> str:
     path = standing.folder / "report.html"
     return _copied(path, house, page) if path.exists() else ""
-
-
-__all__ = ["Scene", "ago", "plain_words", "scene"]

@@ -12,13 +12,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import files
 
-LARGEST_FILE = 25 << 20  # bytes; Gradio holds each part to it
-LARGEST_UPLOAD = 1 << 30  # bytes of one request, and of everything that pages have sent and not yet lost
+LARGEST_UPLOAD = 1 << 30  # bytes of a file (a LoRA), of one request, and of all that pages have sent and not yet lost
 PARTS = 60  # files at once
 ROOM = 2 << 30  # bytes that stay free on the disk
 LARGEST_BODY = 2 << 20  # bytes of anything that is no upload
 GUESSES, PAUSE = 5, 30.0  # wrong passwords from one place, and the seconds until the next may be tried
 _MOST_PLACES = 10_000
+_READ_ON = 256  # messages, 64 KB each at most
+_PAST_THE_QUEUE = re.compile(r"/gradio_api/(run|api|call)\b")
 
 
 class Guard:
@@ -44,7 +45,12 @@ class Guard:
         try:
             await self.app(scope, body.receive, send)
         except TooLarge as error:
+            await _read_on(receive)
             await PlainTextResponse(str(error), 413)(scope, receive, send)
+        except TypeError:  # Gradio's answer to a part that has no file name
+            if not _is_upload(scope):
+                raise
+            await PlainTextResponse("That is no upload.", 400)(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> tuple[int, str] | None:
         host = headers.get(b"host", "")
@@ -54,6 +60,8 @@ class Guard:
         # Gradio itself trusts every page on this machine, whatever its port: it would let it read the pictures.
         if origin is not None and origin != f"{scope['scheme']}://{host}":
             return 403, "Only this app's own page may do that."
+        if _PAST_THE_QUEUE.match(scope["path"]):
+            return 404, "There is only the page."
         if scope["path"].rstrip("/") == "/login" and self._must_wait(_place(scope)):
             return 429, f"Too many wrong passwords. Wait {PAUSE:.0f} seconds."
         return self._full(headers) if _is_upload(scope) else _too_long(headers, LARGEST_BODY)
@@ -108,6 +116,14 @@ class Body:
             if self._parts > PARTS + 1:
                 raise TooLarge(f"I take up to {PARTS} files at once.")
         return message
+
+
+async def _read_on(receive: Receive) -> None:
+    """What is refused in the middle is read a while longer: a client that still sends sees no answer."""
+    for _ in range(_READ_ON):
+        message = await receive()
+        if not message.get("more_body"):
+            return
 
 
 def _is_upload(scope: Scope) -> bool:

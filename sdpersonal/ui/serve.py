@@ -10,7 +10,7 @@ from starlette.middleware import Middleware
 
 from ..errors import PersonalError
 from .door import HERE, Door
-from .guard import LARGEST_FILE, Guard
+from .guard import LARGEST_UPLOAD, Guard
 from .look import CSS, HEAD, THEME
 
 WAITING = 200  # events in Gradio's own queue; the line for the device is the studio's
@@ -41,7 +41,7 @@ def _launch(page: gr.Blocks, door: Door, shown: Path, private: list[Path]) -> No
         show_error=False,
         quiet=True,
         prevent_thread_lock=True,
-        max_file_size=LARGEST_FILE,
+        max_file_size=LARGEST_UPLOAD,
         max_threads=64,
         state_session_capacity=50,
         strict_cors=True,
