@@ -6,6 +6,7 @@ the first picture, against the same request drawn without the page, in turns. Me
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -16,10 +17,8 @@ import tyro
 
 import browser as browsers
 from samples import card, vectors
-from sdpersonal.bases import load_base
 from sdpersonal.concept import Concept, thumbnail_bytes
 from sdpersonal.config import Request
-from sdpersonal.generation import Generator
 from sdpersonal.library import Library
 from sdpersonal.prompts import Token
 from serving import Server
@@ -50,6 +49,10 @@ def main(concepts: int = 500, rounds: int = 8, requests: int = 500) -> None:
 
 
 def _report(server: Server, place: Path, concepts: int, rounds: int, requests: int) -> None:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # the command line's rule; read when torch is loaded
+    from sdpersonal.bases import load_base
+    from sdpersonal.generation import Generator
+
     generator = Generator(load_base("tiny"))
     with browsers.browser(place / "profile") as window:
         paints = [paint(server, window) for _ in range(4)]

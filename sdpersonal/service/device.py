@@ -14,7 +14,7 @@ class Device:
     """Loads and draws, one thing after another, in a thread of its own.
 
     Each thread that computes gets a team of OpenMP threads of its own, and once there are more of them than processors
-    GNU's runtime no longer spins while it waits: on two processors a second team makes drawing 1.5 to 1.9 times slower.
+    GNU's runtime hardly spins any more while it waits: one team beside it makes drawing slower (docs/performance.md).
     """
 
     def __init__(self):

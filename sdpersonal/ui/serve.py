@@ -13,6 +13,7 @@ from .door import HERE, Door
 from .guard import LARGEST_UPLOAD, Guard
 from .look import CSS, HEAD, THEME
 
+PAUSE = 0.02  # seconds between looks at the queue; Gradio's thousand a second interrupt the processors that draw
 WAITING = 200  # events in Gradio's own queue; the line for the device is the studio's
 
 
@@ -33,6 +34,7 @@ def serve(page: gr.Blocks, door: Door, shown: Path, private: list[Path], say: Ca
 
 def _launch(page: gr.Blocks, door: Door, shown: Path, private: list[Path]) -> None:
     page.queue(max_size=WAITING, default_concurrency_limit=4, api_open=False)
+    page._queue.sleep_when_free = PAUSE
     page.launch(
         server_name=door.address,
         server_port=door.port,
