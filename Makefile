@@ -7,12 +7,13 @@ IN = .venv/bin
 demo: .venv/.core
 	$(IN)/sdpersonal demo
 
+# A file's tests in one worker: several files start a server for all their tests.
 test: .venv/.all
 	$(IN)/ruff check
-	$(IN)/python -m pytest -n auto --maxprocesses 8
+	$(IN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 test-thorough: .venv/.all
-	SDPERSONAL_THOROUGH=1 $(IN)/python -m pytest -n auto --maxprocesses 8
+	SDPERSONAL_THOROUGH=1 $(IN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 app: .venv/.app
 	$(IN)/python app.py

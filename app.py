@@ -44,18 +44,17 @@ def say(line: str) -> None:
 
 def open_app(settings: Opening) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, which clears the pictures shown
+    from sdpersonal.ui.door import opened
     from sdpersonal.ui.environment import seclude
 
+    door = opened(settings.port, settings.listen, settings.host, settings.password_file)
     shown = seclude()  # before Gradio is imported
     from sdpersonal.bases import load_base
     from sdpersonal.generation import Generator
     from sdpersonal.library import Library
     from sdpersonal.service import App, House, Studio
-    from sdpersonal.ui.door import opened
     from sdpersonal.ui.page import build
     from sdpersonal.ui.serve import serve
-
-    door = opened(settings.port, settings.listen, settings.host, settings.password_file)
 
     def load(name: str | None) -> Generator:
         return Generator(load_base(name, safety=settings.safety_checker), house.library, settings.wildcards)

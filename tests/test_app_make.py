@@ -1,4 +1,4 @@
-"""Making a concept through the app: a real server, a real browser, a real training."""
+"""Making a concept through the app: a real server, a real browser, a real training. The last test ends the server."""
 
 import json
 import signal
@@ -20,16 +20,17 @@ needs_browser = pytest.mark.skipif(bool(browsers.missing()), reason=browsers.mis
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def server(tmp_path):
-    running = Server(tmp_path)
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    place = tmp_path_factory.mktemp("make")
+    running = Server(place)
     try:
         running.wait()
         yield running
     finally:
         if running.process.poll() is None:
             running.end()
-        for run in (tmp_path / "runs").glob("*/process.json"):
+        for run in (place / "runs").glob("*/process.json"):
             pid = json.loads(run.read_text())["pid"]
             if psutil.pid_exists(pid) and "sdpersonal" in " ".join(psutil.Process(pid).cmdline()):
                 psutil.Process(pid).kill()
@@ -64,6 +65,55 @@ def make_tab(window, server):
 def drop(window, paths):
     element = window.call("element", using="css selector", value="#make-drop input[type=file]")[browsers.ELEMENT]
     window.call(f"element/{element}/value", text="\n".join(map(str, paths)))
+
+
+ORDER = ("kind", "noun", "owner", "name", "agrees", "method", "crop", "flip", "early_stop", "text_encoder", "prior")
+ORDER += ("steps", "lr", "rank", "resolution", "seed")
+FILLED = [FORM[name] for name in ORDER]
+
+
+def ask(server, handler, values, session="page"):
+    """Call a handler as a page does; its last message, or the status where it was refused."""
+    body = {"data": values, "fn_index": server.handler(handler)["id"], "session_hash": session}
+    joined = server.http.post("/gradio_api/queue/join", json=body)
+    return server.ending(session) if joined.status_code == 200 else str(joined.status_code)
+
+
+def test_called_by_hand_with_anything_a_handler_answers_in_words(server):
+    """No path is read, no run of nobody is touched, nothing is started, and the log shows no traceback of ours."""
+    (server.place / "canary.txt").write_text("CANARY")
+    paths = ["/etc/passwd", "canary.txt", "../canary.txt", str(server.place / "concepts")]
+    said = [ask(server, "on_drop", [[{"path": path, "meta": {"_type": "gradio.FileData"}}], *FILLED]) for path in paths]
+    for name in ("on_start", "on_clear", "on_advice"):
+        said += [ask(server, name, values) for values in (FILLED, [None] * 16, [[]] * 16, ["x; touch PWNED"] * 16, [])]
+    for chosen in (None, -1, 99, "0", [0], 10**30):
+        said += [ask(server, "on_turn", [chosen, *FILLED]), ask(server, "on_caption", [chosen, "{} x", *FILLED])]
+    said += [ask(server, name, []) for name in ("on_ask", "on_yes", "on_go_on", "on_another")]
+    assert "CANARY" not in "".join(said) and "root:" not in "".join(said) and "Traceback" not in "".join(said)
+    assert "There are no photos yet" in said[len(paths)]
+    assert not list(server.place.rglob("PWNED")) and not list((server.place / "runs").glob("*"))
+    assert (server.place / "canary.txt").exists()
+
+
+@needs_browser
+def test_cancelled_on_a_phone_after_being_asked_once_more(server, window):
+    window.resize(390, 844)
+    make_tab(window, server)
+    window.wait("document.querySelector('#make-sample-0')?.offsetParent")
+    window.click("#make-sample-0")
+    window.wait("document.querySelectorAll('#make-tiles img').length == 5", SLOW)
+    window.type("#make-noun textarea, #make-noun input", "bear")
+    window.type("#make-name textarea, #make-name input", "bear")
+    says(window, "#make-plan", "At most 320 steps")
+    assert window.run("return document.documentElement.scrollWidth") <= 390
+    window.click("#make-start")
+    says(window, "#run-title", "<me/bear>")
+    window.click("#run-cancel")
+    window.wait("document.querySelector('#run-yes')?.offsetParent", SLOW)
+    window.click("#run-yes")
+    says(window, "#make-note", "copies of your photos are gone")
+    assert window.run("return document.documentElement.scrollWidth") <= 390
+    assert not list((server.place / "runs").glob("me-bear-*"))
 
 
 @needs_browser
@@ -114,61 +164,12 @@ def test_a_person_makes_a_concept(server, window, tmp_path):
     assert outside == []
 
 
-@needs_browser
-def test_cancelled_on_a_phone_after_being_asked_once_more(server, window):
-    window.resize(390, 844)
-    make_tab(window, server)
-    window.wait("document.querySelector('#make-sample-0')?.offsetParent")
-    window.click("#make-sample-0")
-    window.wait("document.querySelectorAll('#make-tiles img').length == 5", SLOW)
-    window.type("#make-noun textarea, #make-noun input", "bear")
-    window.type("#make-name textarea, #make-name input", "bear")
-    says(window, "#make-plan", "At most 320 steps")
-    assert window.run("return document.documentElement.scrollWidth") <= 390
-    window.click("#make-start")
-    says(window, "#run-title", "<me/bear>")
-    window.click("#run-cancel")
-    window.wait("document.querySelector('#run-yes')?.offsetParent", SLOW)
-    window.click("#run-yes")
-    says(window, "#make-note", "copies of your photos are gone")
-    assert window.run("return document.documentElement.scrollWidth") <= 390
-    assert not list((server.place / "runs").glob("me-bear-*"))
-
-
-ORDER = ("kind", "noun", "owner", "name", "agrees", "method", "crop", "flip", "early_stop", "text_encoder", "prior")
-ORDER += ("steps", "lr", "rank", "resolution", "seed")
-FILLED = [FORM[name] for name in ORDER]
-
-
-def ask(server, handler, values, session="page"):
-    """Call a handler as a page does; its last message, or the status where it was refused."""
-    body = {"data": values, "fn_index": server.handler(handler)["id"], "session_hash": session}
-    joined = server.http.post("/gradio_api/queue/join", json=body)
-    return server.ending(session) if joined.status_code == 200 else str(joined.status_code)
-
-
-def test_called_by_hand_with_anything_a_handler_answers_in_words(server):
-    """No path is read, no run of nobody is touched, nothing is started, and the log shows no traceback of ours."""
-    (server.place / "canary.txt").write_text("CANARY")
-    paths = ["/etc/passwd", "canary.txt", "../canary.txt", str(server.place / "concepts")]
-    said = [ask(server, "on_drop", [[{"path": path, "meta": {"_type": "gradio.FileData"}}], *FILLED]) for path in paths]
-    for name in ("on_start", "on_clear", "on_advice"):
-        said += [ask(server, name, values) for values in (FILLED, [None] * 16, [[]] * 16, ["x; touch PWNED"] * 16, [])]
-    for chosen in (None, -1, 99, "0", [0], 10**30):
-        said += [ask(server, "on_turn", [chosen, *FILLED]), ask(server, "on_caption", [chosen, "{} x", *FILLED])]
-    said += [ask(server, name, []) for name in ("on_ask", "on_yes", "on_go_on", "on_another")]
-    assert "CANARY" not in "".join(said) and "root:" not in "".join(said) and "Traceback" not in "".join(said)
-    assert "There are no photos yet" in said[len(paths)]
-    assert not list(server.place.rglob("PWNED")) and not list((server.place / "runs").glob("*"))
-    assert (server.place / "canary.txt").exists()
-
-
 def test_the_end_of_the_app_ends_the_training_with_a_checkpoint(server):
     """Started over HTTP, as a page does; SIGTERM to the app reaches it."""
     assert "photo 05" in ask(server, "on_sample", FILLED)
     assert "Getting ready" in ask(server, "on_start", FILLED)
     assert "You are training already" in ask(server, "on_start", FILLED, "another page")
-    (run,) = (server.place / "runs").glob("me-bear-*")
+    run = max((server.place / "runs").glob("me-bear-*"), key=lambda run: run.stat().st_mtime)
     trainer, progress = psutil.Process(json.loads((run / "process.json").read_text())["pid"]), run / "progress.jsonl"
     until = time.monotonic() + SLOW
     while not (progress.exists() and progress.read_text().count("\n") > 2) and time.monotonic() < until:

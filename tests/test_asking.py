@@ -80,7 +80,7 @@ def test_sample_now_then_stop_and_keep(command, tmp_path):
     assert "as asked; 400 were allowed" in (tmp_path / "run" / "report.html").read_text()
 
 
-@pytest.mark.parametrize("samples", [True, False])
+@pytest.mark.parametrize("samples", [pytest.param(True, marks=pytest.mark.thorough), False])
 def test_without_a_judge_only_what_is_asked_for_is_drawn(command, tmp_path, samples):
     child = start(command(tmp_path, *(() if samples else ("--no-samples",))), tmp_path)
     after_lines(child, tmp_path, 2)

@@ -58,8 +58,11 @@ def test_other_prompts_and_missing_pictures_do_not_mix(tiny):
         posteriors(tiny, PROMPT, 64, 2)
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize("prior", ["drawn", "photos"])
+@pytest.mark.parametrize(
+    "prior, method",
+    [("drawn", "lora"), ("photos", "full")]
+    + [pytest.param(*each, marks=pytest.mark.thorough) for each in (("drawn", "full"), ("photos", "lora"))],
+)
 def test_a_run_uses_them(tiny, tmp_path, method, prior):
     for name in ("mine", "cats"):
         save_photos(tmp_path / name, 2)

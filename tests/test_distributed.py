@@ -91,7 +91,7 @@ def note_samples():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["textual-inversion", "dreambooth"])
+@pytest.mark.parametrize("kind", [pytest.param("textual-inversion", marks=pytest.mark.thorough), "dreambooth"])
 def test_two_processes_equal_one_with_twice_the_batch(command, tmp_path, kind):
     """And two with two batches of one equal one with a batch of four: the same photos, vectors to 1e-5."""
     two, codes = together(command(tmp_path / "two", "--accumulate", 2, kind=kind), tmp_path, note_samples, note_samples)
@@ -302,6 +302,7 @@ def test_a_stop_that_one_heard_of_stops_both(command, tmp_path):
 # --- they start equal ---
 
 
+@pytest.mark.thorough
 def test_folders_that_differ_are_told(command, photos, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
@@ -358,6 +359,7 @@ def short_schedule():
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_both_end_where_there_is_no_more_to_learn(command, tmp_path):
     """Rank 0 alone measures; rank 1 hears of it. The first milestone that has seen nine values is the twelfth step."""
     two, codes = together(command(tmp_path, *STILL, steps=40), tmp_path, short_schedule, short_schedule)

@@ -4,10 +4,12 @@ import math
 import re
 import threading
 import time
+import weakref
 
 import pytest
 from PIL import Image
 
+from sdpersonal.bases import load_base
 from sdpersonal.config import Request
 from sdpersonal.errors import Interrupted, PersonalError
 from sdpersonal.generation import Generator
@@ -213,8 +215,27 @@ def test_another_base_is_loaded_and_a_bad_one_leaves_the_old(tiny, tmp_path):
     assert studio.use("tiny").startswith("Base: tiny")
     with pytest.raises(PersonalError, match="No base called bad"):
         studio.use("bad")
-    studio.release()
+    assert studio.base.name == "tiny"
     assert drawn(studio)[-1].message.startswith("1 picture") and loaded == [None, "tiny", "tiny"]
+    studio.release()
+    assert drawn(studio)[-1].message.startswith("1 picture") and len(loaded) == 4
+
+
+def test_a_base_has_gone_before_the_next_one_comes(tmp_path):
+    """Memory may not hold both."""
+
+    def load(name):
+        there.append(bases[-1]() if bases else None)
+        generator = Generator(load_base("tiny"))
+        bases.append(weakref.ref(generator.base))
+        return generator
+
+    there, bases = [], []
+    studio = Studio(load, House(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b"))
+    assert drawn(studio)[-1].message.startswith("1 picture")
+    studio.use("tiny")
+    studio.release()
+    assert drawn(studio)[-1].message.startswith("1 picture") and there == [None, None, None]
 
 
 def test_a_failure_inside_is_a_number_outside(studio, caplog):

@@ -87,7 +87,7 @@ def lines(place):
 # --- what a run leaves ---
 
 
-@pytest.mark.parametrize("kind", ["inversion", "dreambooth"])
+@pytest.mark.parametrize("kind", [pytest.param("inversion", marks=pytest.mark.thorough), "dreambooth"])
 def test_a_run_leaves_a_concept_and_pictures_of_it(tiny, settings, tmp_path, kind):
     before = {key: value.clone() for key, value in tiny.unet.state_dict().items()}
     said = []

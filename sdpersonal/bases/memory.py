@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import resource
@@ -54,6 +55,13 @@ def let_go(error: BaseException, device: torch.device) -> None:
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = None
     if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def give_back() -> None:
+    """What nothing refers to any more goes back to the system, the card's memory too: another process may need it."""
+    gc.collect()  # modules refer to each other in circles
+    if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..bases.memory import give_back
 from ..config import Request
 from ..endless import Series, draw_endless
 from ..errors import Interrupted
@@ -72,9 +73,11 @@ class Studio:
     def use(self, name: str) -> str:
         """Load another base as soon as nothing is half drawn; what it is, in a line.
 
-        Raises PersonalError where it cannot be loaded; the one that was there stays.
+        The one that was there goes first: memory may not hold both. Raises PersonalError where the other cannot be
+        loaded; then the next drawing loads the former one again.
         """
         with self._line.job(alone=True) as job, job.turn():
+            self._drop()
             self._generator = self._device.do(self._load, name)
             self._name, self._base = name, BaseFacts.of(self._generator.base)
         return self.about()
@@ -82,7 +85,11 @@ class Studio:
     def release(self) -> None:
         """Give the base's memory back until the next drawing, which loads it again: for a training on the same card."""
         with self._line.job(alone=True) as job, job.turn():
-            self._generator = None
+            self._drop()
+
+    def _drop(self) -> None:
+        self._generator = None
+        give_back()
 
     def _ready(self) -> Generator:
         """In the device's thread, with the device to oneself."""

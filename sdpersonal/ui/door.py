@@ -15,7 +15,6 @@ from pathlib import Path
 from .. import files
 from ..errors import PersonalError
 from ..prompts import show
-from ..service.house import named
 
 HERE = ("127.0.0.1", "localhost")
 _SHORTEST = 8  # characters of a password
@@ -58,16 +57,31 @@ class Door:
 
 
 def opened(port: int, listen: bool, hosts: Sequence[str], password_file: Path | None) -> Door:
-    """Raises PersonalError: nobody listens to others without passwords, and a file of them is nobody else's."""
+    """Raises PersonalError: nobody listens to others without passwords, a file of them is nobody else's, and a port
+    that is taken is somebody else's."""
     if listen and password_file is None:
         raise PersonalError(
             "--listen lets others use your graphics card and see your concepts.",
             "Give --password-file FILE too, with lines NAME:PASSWORD.",
         )
-    return Door(port, listen, tuple(hosts), _passwords(password_file) if password_file else {})
+    door = Door(port, listen, tuple(hosts), _passwords(password_file) if password_file else {})
+    with socket.socket() as probe:
+        if os.name == "posix":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((door.address, port))
+        except OSError:
+            raise taken(port) from None
+    return door
+
+
+def taken(port: int) -> PersonalError:
+    return PersonalError(f"Port {port} is taken, perhaps by an app that still runs.", "Give another: --port N.")
 
 
 def _passwords(path: Path) -> dict[str, str]:
+    from ..service.house import named  # with it comes all that draws, seconds of it
+
     data = files.read_bytes(path, _LIMIT)
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise PersonalError(f"Others can read {show(str(path))}.", f"Run: chmod 600 {show(str(path))}")

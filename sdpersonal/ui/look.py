@@ -111,6 +111,7 @@ button[role="tab"].selected { color: var(--primary-700); }
     text-align: left; vertical-align: top; padding: 4px 8px; overflow-wrap: anywhere;
     border-bottom: 1px solid var(--border-color-primary);
 }
+.table thead th { white-space: nowrap; }
 .table th { font-weight: normal; color: var(--body-text-color-subdued); }
 .table img { display: block; width: 128px; max-width: 100%; border-radius: 6px; margin-bottom: 4px; }
 .table td:first-child, .table tbody th { min-width: 84px; }

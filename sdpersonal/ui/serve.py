@@ -8,8 +8,7 @@ from pathlib import Path
 import gradio as gr
 from starlette.middleware import Middleware
 
-from ..errors import PersonalError
-from .door import HERE, Door
+from .door import HERE, Door, taken
 from .guard import LARGEST_UPLOAD, Guard
 from .look import CSS, HEAD, THEME
 
@@ -26,8 +25,7 @@ def serve(page: gr.Blocks, door: Door, shown: Path, private: list[Path], say: Ca
     try:
         _launch(page, door, shown, private)
     except OSError:
-        problem = f"Port {door.port} is taken, perhaps by an app that still runs."
-        raise PersonalError(problem, "Give another: --port N.") from None
+        raise taken(door.port) from None
     say(f"Open http://{HERE[0]}:{door.port} in a browser; Ctrl-C ends the app.")
     page.block_thread()
 
