@@ -8,13 +8,14 @@ from PIL import Image
 from sdpersonal import demo
 from sdpersonal.errors import PersonalError
 from sdpersonal.library import Library
-from sdpersonal.training import presets
+from sdpersonal.training import presets, trials
 
 
 @pytest.mark.slow
 def test_the_demo_teaches_draws_and_says_where(root, tmp_path, monkeypatch):
     short = {name: dataclasses.replace(preset, steps=10, milestones=1) for name, preset in presets._TINY.items()}
     monkeypatch.setitem(presets._TABLES, "tiny", short)
+    monkeypatch.setattr(trials, "STEPS", 4)
     monkeypatch.setattr(demo, "ROWS", demo.ROWS[::4])
     monkeypatch.chdir(root)
     said = []
