@@ -7,13 +7,13 @@ IN = .venv/bin
 demo: .venv/.core
 	$(IN)/sdpersonal demo
 
-# A file's tests in one worker: several files start a server for all their tests.
+# The tests of a file in one worker, since several files start a server for all of them; in order, the longest first.
 test: .venv/.all
 	$(IN)/ruff check
-	$(IN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	$(IN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-thorough: .venv/.all
-	SDPERSONAL_THOROUGH=1 $(IN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	SDPERSONAL_THOROUGH=1 $(IN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 app: .venv/.app
 	$(IN)/python app.py

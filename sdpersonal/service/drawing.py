@@ -28,7 +28,7 @@ from .words import in_words
 IDLE = "Write a prompt and press Draw. Your pictures appear here."
 WAITING = 24  # jobs in the line, the one that draws among them
 MOST_ENDLESS = 500  # pictures; whoever is there presses again
-_LOOK = 0.3  # seconds between views: each costs the page's server what half a step costs the built-in base
+_LOOK = 0.5  # seconds between views: each costs server and browser a tenth of a second of a core
 
 Load = Callable[[str | None], Generator]
 """A base's name, None for the usual one, to a generator with it. Raises PersonalError."""
