@@ -18,7 +18,6 @@ PICTURES = {  # in the work folder: in the docs
     "reach-teddy-bear.png": "learning-teddy.png",
     "reach-cyanotype.png": "learning-cyanotype.png",
     "reach-pencil.png": "learning-pencil.png",
-    "real.png": "learning-real.png",
     "mixes-grid.png": "mixes-grid.png",
     "mixes-together.png": "mixes-together.png",
 }
@@ -41,6 +40,8 @@ def write(work, out):
         if (work / "look" / source).exists():
             picture = Image.open(work / "look" / source).convert("RGB").quantize(256)
             picture.save(out / "pictures" / target, optimize=True)
+    if sheets := _drawn(work):
+        sheets.quantize(256).save(out / "pictures" / "learning-real.png", optimize=True)
 
 
 def _means(subjects):
@@ -167,18 +168,37 @@ def _table(head, rows):
 
 
 def _real(found):
-    rows = [("method", "likeness", "prompts followed", "copied", "seconds")]
+    rows = [("(sets)", "likeness", "prompts followed", "copied", "seconds")]
     for method in reach.METHODS:
         runs = [one[method] for one in found.values() if method in one]
         if runs:
             mean = lambda figure: sum(run["own"][figure] for run in runs) / len(runs)  # noqa: E731, B023
             seconds = sum(run["seconds"] for run in runs) / len(runs)
-            row = [f"{NAMES[method]} ({len(runs)} sets)", f"{mean('likeness'):.2f}", f"{mean('fidelity'):.0%}"]
+            row = [f"{NAMES[method]} ({len(runs)})", f"{mean('likeness'):.2f}", f"{mean('fidelity'):.0%}"]
             rows.append((*row, f"{mean('copying'):.0%}", f"{seconds:.0f}"))
-    for number, row in enumerate(rows):
-        yield "| " + " | ".join(row) + " |"
-        if number == 0:
-            yield "| --- " * len(row) + "|"
+    yield from _table(rows[0], rows[1:])
+    yield ""
+    sets = [(name, *(_likeness(one, method) for method in reach.METHODS)) for name, one in found.items()]
+    yield from _table(("likeness", *(NAMES[method] for method in reach.METHODS)), sets)
+
+
+def _likeness(one, method):
+    return f"{one[method]['own']['likeness']:.2f}" if method in one else ""
+
+
+def _drawn(work):
+    """The sheets of real photos, three abreast, without their first row: the photos are not ours to show."""
+    parts = []
+    for name, methods in _read(work / "real.json").items():
+        sheet = Image.open(work / "look" / f"real-{name}.png").convert("RGB")
+        parts.append(sheet.crop((0, sheet.height // (1 + len(methods)), *sheet.size)))
+    if not parts:
+        return None
+    width, height = max(part.width for part in parts), max(part.height for part in parts)
+    whole = Image.new("RGB", (3 * width, -(-len(parts) // 3) * height), "white")
+    for i, part in enumerate(parts):
+        whole.paste(part, (i % 3 * width, i // 3 * height))
+    return whole
 
 
 def _mean(subjects, row, figure):
