@@ -258,18 +258,9 @@ def test_a_taken_port_is_a_sentence(server, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_was_shown_goes_when_the_app_ends(tmp_path):
-    running = Server(tmp_path)
-    running.wait()
-    assert running.draw()["success"]
-    assert [path.stat().st_mode & 0o777 for path in tmp_path.glob("sdpersonal-*")] == [0o700]
-    assert running.end() == 0
-    assert list(tmp_path.glob("sdpersonal-*")) == [] and len(list((tmp_path / "outputs").rglob("*.png"))) == 1
-
-
-@pytest.mark.slow
 def test_others_come_in_with_a_password_and_see_their_own(tmp_path):
-    """--listen: nothing without logging in, guesses are slowed, and each user has pictures of their own."""
+    """--listen: nothing without logging in, guesses are slowed, each user has pictures of their own, and what was shown
+    goes when the app ends."""
     passwords = tmp_path / "passwords"
     passwords.write_text("ann:correct horse\nbob:battery staple\n")
     passwords.chmod(0o600)
@@ -289,6 +280,8 @@ def test_others_come_in_with_a_password_and_see_their_own(tmp_path):
         guesses = [running.log_in("ann", f"guess {i}") for i in range(50)]
         assert guesses == [400] * GUESSES + [429] * (50 - GUESSES)
         assert running.http.get("/config", headers={"Host": "evil.example"}).status_code == 400
+        assert [path.stat().st_mode & 0o777 for path in tmp_path.glob("sdpersonal-*")] == [0o700]
+    assert running.process.returncode == 0 and list(tmp_path.glob("sdpersonal-*")) == [] and picture.exists()
 
 
 @pytest.mark.slow
@@ -344,16 +337,3 @@ def test_markup_in_a_prompt_stays_text(server, window):
     window.click("#draw")
     window.wait("document.querySelector('#status textarea').value.includes('is not a concept')")
     assert window.run("return [window.alerted ?? false, document.querySelectorAll('img[src=x]').length]") == [False, 0]
-
-
-@needs_browser
-@pytest.mark.slow
-def test_an_empty_library_says_what_to_do_next(tmp_path, window):
-    running = Server(tmp_path)
-    with contextlib.ExitStack() as stack:
-        stack.callback(running.end)
-        running.wait()
-        window.resize(390, 844)  # a phone
-        window.open(running.url)
-        window.wait("(document.querySelector('#none-yet textarea')?.value ?? '').includes('No concepts yet')")
-        assert window.run("return document.documentElement.scrollWidth") <= 390

@@ -67,6 +67,14 @@ def drop(window, paths):
     window.call(f"element/{element}/value", text="\n".join(map(str, paths)))
 
 
+@needs_browser
+def test_an_empty_library_says_what_to_do_next(server, window):
+    window.resize(390, 844)  # a phone
+    window.open(server.url)
+    window.wait("(document.querySelector('#none-yet textarea')?.value ?? '').includes('No concepts yet')")
+    assert window.run("return document.documentElement.scrollWidth") <= 390
+
+
 ORDER = ("kind", "noun", "owner", "name", "agrees", "method", "crop", "flip", "early_stop", "text_encoder", "prior")
 ORDER += ("steps", "lr", "rank", "resolution", "seed")
 FILLED = [FORM[name] for name in ORDER]

@@ -61,7 +61,7 @@ def test_the_token_means_the_subject(tiny, judge, held_out, ceiling, tmp_path, r
     common = {"photos": root / "examples" / "photos" / SUBJECT, "token": "<me/teddy>", "base": "tiny", "samples": False}
     common |= {"library": tmp_path / "concepts", "run": tmp_path / "run"}
     if method == "dreambooth":
-        train(DreamboothSettings(**common, class_noun="bear"), say=lambda line: None)
+        train(DreamboothSettings(**common, class_noun="bear", steps=128), say=lambda line: None)
     else:
         train(InversionSettings(**common, init="bear"), say=lambda line: None)
     library = Library(tmp_path / "concepts")
