@@ -124,6 +124,7 @@ def test_a_start_picture_a_sheet_and_history(server, window, tmp_path):
     status(window, "A sheet of 4 pictures")
     assert list((server.place / "outputs").rglob("*-sheet.html"))
 
+    window.wait("[...document.querySelectorAll('[role=tab]')].some(tab => tab.innerText == 'History')")
     window.run("[...document.querySelectorAll('[role=tab]')].find(tab => tab.innerText == 'History').click()")
     window.wait("document.querySelectorAll('#history .thumbnail-item').length > 4")
 

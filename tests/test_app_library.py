@@ -64,7 +64,9 @@ def window(server, tmp_path_factory):
 
 
 def tab(window, name: str) -> None:
-    window.run(f"[...document.querySelectorAll('button[role=tab]')].find(b => b.innerText.trim() == '{name}').click()")
+    button = f"[...document.querySelectorAll('button[role=tab]')].find(b => b.innerText.trim() == '{name}')"
+    window.wait(f"!!{button}")  # after a phone's width the tabs unfold one by one
+    window.run(f"{button}.click()")
 
 
 def unfold(window, box: str) -> None:
