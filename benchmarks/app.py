@@ -1,7 +1,8 @@
 """What the page costs: `PYTHONPATH=.:tests python benchmarks/app.py`. A real server and browser, the built-in base.
 
 Paint: from asking for the page to the prompt being there, with 500 concepts in the library. Overhead: from the click to
-the first picture, against the same request drawn without the page, in turns. Memory: the server's, over many requests.
+the last of four pictures, against the same request drawn without the page, in turns. Memory: the server's, over many
+requests.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import tyro
+from PIL import Image
 
 import browser as browsers
 from samples import card, vectors
@@ -23,7 +25,7 @@ from sdpersonal.library import Library
 from sdpersonal.prompts import Token
 from serving import Server
 
-FORM = {"prompt": "a cat on the beach", "n": 1, "steps": 25, "size": "128x128", "guidance": 3.0}
+FORM = {"prompt": "a cat on the beach", "n": 4, "steps": 25, "size": "128x128", "guidance": 3.0}
 
 
 def paint(server: Server, window) -> float:
@@ -40,12 +42,8 @@ def main(concepts: int = 500, rounds: int = 8, requests: int = 500) -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         _fill(Library(place / "concepts"), concepts)
-        server = Server(place)
-        try:
-            server.wait()
+        with Server(place) as server:
             _report(server, place, concepts, rounds, requests)
-        finally:
-            server.end()
 
 
 def _report(server: Server, place: Path, concepts: int, rounds: int, requests: int) -> None:
@@ -62,7 +60,7 @@ def _report(server: Server, place: Path, concepts: int, rounds: int, requests: i
         pairs = []
         for _ in range(rounds):
             begun = time.monotonic()
-            list(generator.draw(Request(**FORM | {"n": 4})))
+            list(generator.draw(Request(**FORM)))
             alone = time.monotonic() - begun
             pairs.append((alone, _four(window)))
         ratio = statistics.median(page / alone for alone, page in pairs)
@@ -76,15 +74,13 @@ def _report(server: Server, place: Path, concepts: int, rounds: int, requests: i
 
 
 def _four(window) -> float:
-    window.run("window.begun = performance.now(); window.done = null; document.querySelector('#draw').click()")
+    window.run("window.begun = performance.now(); document.querySelector('#draw').click()")
     window.wait("document.querySelector('#status textarea').value.startsWith('Drawing')", 60)
     window.wait("document.querySelector('#status textarea').value.startsWith('4 pictures') && performance.now()", 120)
     return window.run("return performance.now() - window.begun") / 1000
 
 
 def _fill(library: Library, count: int) -> None:
-    from PIL import Image
-
     for number in range(count):
         tile = thumbnail_bytes(Image.new("RGB", (256, 256), ((7 * number) % 256, (31 * number) % 256, 90)))
         token = Token(f"owner{number % 9}", f"thing-{number}")

@@ -52,6 +52,17 @@ class Server:
                 raise RuntimeError(self.log.read_text())
             time.sleep(0.1)
 
+    def __enter__(self) -> Server:
+        try:
+            self.wait()
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.end()
+
     def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)

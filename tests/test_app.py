@@ -1,7 +1,6 @@
 """The app, as a real server on the loopback with real clients: a plain HTTP one, and a browser where there is one."""
 
 import concurrent.futures
-import contextlib
 import http.client
 import json
 import os
@@ -27,12 +26,8 @@ def server(tmp_path_factory):
     place = tmp_path_factory.mktemp("app")
     stocked(place / "concepts")
     (place / "canary.txt").write_text("CANARY")
-    running = Server(place, **HOSTILE)
-    try:
-        running.wait()
+    with Server(place, **HOSTILE) as running:
         yield running
-    finally:
-        running.end()
 
 
 @pytest.mark.slow
@@ -264,10 +259,7 @@ def test_others_come_in_with_a_password_and_see_their_own(tmp_path):
     passwords = tmp_path / "passwords"
     passwords.write_text("ann:correct horse\nbob:battery staple\n")
     passwords.chmod(0o600)
-    running = Server(tmp_path, "--listen", "--password-file", str(passwords))
-    with contextlib.ExitStack() as stack:
-        stack.callback(running.end)
-        running.wait()
+    with Server(tmp_path, "--listen", "--password-file", str(passwords)) as running:
         for path in ("/config", "/gradio_api/queue/data?session_hash=x", "/gradio_api/file=x"):
             assert running.http.get(path).status_code == 401, path
         assert running.post("/gradio_api/queue/join", '{"data": [], "session_hash": "x"}').status_code == 401

@@ -20,12 +20,8 @@ FIVE = 5  # steps: pictures that are quick, and good enough to tell one from ano
 def server(tmp_path_factory):
     place = tmp_path_factory.mktemp("generate")
     stocked(place / "concepts")
-    running = Server(place)
-    try:
-        running.wait()
+    with Server(place) as running:
         yield running
-    finally:
-        running.end()
 
 
 @pytest.fixture

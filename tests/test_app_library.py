@@ -42,12 +42,8 @@ def server(tmp_path_factory):
         library.add(concept(f"<many/thing-{number}>", seed=number % 7))
     (place / "canary.txt").write_text("CANARY")
     shutil.copytree(built_in_folder(), place / "bases" / "mine")
-    running = Server(place, "--bases", str(place / "bases"))
-    try:
-        running.wait()
+    with Server(place, "--bases", str(place / "bases")) as running:
         yield running
-    finally:
-        running.end()
 
 
 @pytest.fixture

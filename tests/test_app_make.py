@@ -23,13 +23,10 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     place = tmp_path_factory.mktemp("make")
-    running = Server(place)
     try:
-        running.wait()
-        yield running
+        with Server(place) as running:
+            yield running
     finally:
-        if running.process.poll() is None:
-            running.end()
         for run in (place / "runs").glob("*/process.json"):
             pid = json.loads(run.read_text())["pid"]
             if psutil.pid_exists(pid) and "sdpersonal" in " ".join(psutil.Process(pid).cmdline()):

@@ -2,6 +2,9 @@
 
 import math
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -254,3 +257,15 @@ def test_a_room_is_known_to_its_page_alone_and_goes_with_it(studio):
     assert len(result.shown.parent.name) > 20
     studio.leave("mine")
     assert not result.shown.exists() and result.kept.exists()
+
+
+def test_ctrl_c_waits_for_nothing():
+    """A base may be gigabytes on their way here."""
+    script = (
+        "import sys, time\nfrom sdpersonal.service.device import Device\n"
+        "def work():\n    print('under way', flush=True)\n    time.sleep(600)\nDevice().do(work)"
+    )
+    running = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert running.stdout.readline() == b"under way\n"
+    running.send_signal(signal.SIGINT)
+    assert running.wait(20) != 0

@@ -307,6 +307,9 @@ def test_a_form_becomes_settings_or_a_sentence():
     made = settings_of(FORM, Base)
     assert (made.token, made.class_noun, made.method, made.base) == ("<me/bear>", "bear", "lora", "tiny")
     assert made.steps is None and made.consent == "unknown"
+    for text in ("0,001", "1,5", "1,00"):  # in other places of the world a comma is no mark of thousands
+        with pytest.raises(PersonalError, match="lr must be"):
+            settings_of(FORM | {"lr": text}, Base)
     typed = settings_of(FORM | {"steps": "1,000", "lr": "1e-4", "rank": "8", "resolution": 64, "seed": "7"}, Base)
     assert (typed.steps, typed.lr, typed.rank, typed.resolution, typed.seed) == (1000, 1e-4, 8, 64, 7)
     person = settings_of(FORM | {"kind": "One person", "agrees": True}, Base)

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 Mode = Literal["all", "waiting", "turns"]
 """All on the card; text encoders and autoencoder wait beside it while they have nothing to do; the UNet does too."""
 
-_STEP = 27  # numbers kept in a step, at its widest, for each of the UNet's first channels at each place of the latents
-_DECODING = 6.1  # the same in decoding, for each of the autoencoder's first channels at each pixel
-_TILE = 512  # pixels, a side
+STEP = 27  # numbers kept in a step, at its widest, for each of the UNet's first channels at each place of the latents
+DECODING = 6.1  # the same in decoding, for each of the autoencoder's first channels at each pixel
+TILE = 512  # pixels, a side
 _SPARE = 0.1  # of a card's free memory: what is cut into pieces, and the kernels' own
 _KERNELS = 400 << 20  # bytes: cuBLAS's and cuDNN's workspaces
 _SMALL = 8 << 20  # bytes a picture takes in a step; below, a tenth of a step's time is spent whatever the batch
@@ -91,8 +91,8 @@ class Stages:
         self._mode = placement.mode
         vae = self._models["vae"]
         if placement.tiled:
-            vae.tile_sample_min_size = _TILE
-            vae.tile_latent_min_size = _TILE >> (len(vae.config.block_out_channels) - 1)
+            vae.tile_sample_min_size = TILE
+            vae.tile_latent_min_size = TILE >> (len(vae.config.block_out_channels) - 1)
         vae.use_tiling = placement.tiled
         for name in sorted(self._models, key=self._stays):  # those that leave first
             self._move(name, here=self._stays(name))
@@ -133,21 +133,21 @@ def settle(base: StableDiffusion, size: tuple[int, int], most: int) -> int:
 
 def need(base: StableDiffusion, size: tuple[int, int]) -> Need:
     """What drawing one picture of (width, height) takes."""
-    decoded = _DECODING * base.vae.config.block_out_channels[0] * base.vae.dtype.itemsize
+    decoded = DECODING * base.vae.config.block_out_channels[0] * base.vae.dtype.itemsize
     return Need(
         text=sum(bytes_of(encoder.model) for encoder in base.encoders.values()),
         unet=bytes_of(base.unet),
         vae=bytes_of(base.vae),
         step=step_bytes(base, size),
         decoding=int(decoded * size[0] * size[1]),
-        tile=int(decoded * min(size[0] * size[1], _TILE**2)),
+        tile=int(decoded * min(size[0] * size[1], TILE**2)),
     )
 
 
 def step_bytes(base: StableDiffusion, size: tuple[int, int]) -> int:
     """What one picture takes in a step beside the weights."""
     _, h, w = base.latent_shape(*size)
-    return 2 * _STEP * base.unet.config.block_out_channels[0] * h * w * base.dtype.itemsize
+    return 2 * STEP * base.unet.config.block_out_channels[0] * h * w * base.dtype.itemsize
 
 
 def bytes_of(model: nn.Module) -> int:

@@ -13,6 +13,7 @@ from ..bases.hub import HUB_ID, SHORT_NAMES, cached, wanted
 from ..bases.loading import BUILT_IN
 from ..card import BASES
 from ..errors import PersonalError, show
+from ..formats.repositories import without_telemetry
 from ..tensorfile import MAX_STRANGERS_HEADER, check_head
 from . import App
 from .facts import BaseFacts
@@ -94,7 +95,7 @@ def cost(app: App, name: object) -> str:
 def choose(app: App, name: object, agreed: object = False) -> str:
     """Load another base as soon as nothing is half drawn; what it is, in a line. agreed: to what `cost` asks.
 
-    Raises PersonalError where it cannot be; then the one that was there stays.
+    Raises PersonalError where it cannot be; then the next drawing uses the former one.
     """
     if agreed is not True and (asked := cost(app, name)):
         raise PersonalError(asked, "Nothing was fetched.")
@@ -183,6 +184,7 @@ def _on_the_hub(hub_id: str) -> float:
     """GB that would be fetched. Raises PersonalError where the Hub does not say."""
     from huggingface_hub import HfApi
 
+    without_telemetry()
     try:
         model = HfApi().model_info(hub_id, files_metadata=True, timeout=_SECONDS)
         sizes = {each.rfilename: each.size or 0 for each in model.siblings or ()}

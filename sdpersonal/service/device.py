@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -18,8 +21,21 @@ class Device:
     """
 
     def __init__(self):
-        self._thread = ThreadPoolExecutor(1, "device")
+        self._waiting: queue.SimpleQueue = queue.SimpleQueue()
+        # Not an executor: Python waits for those at its end, and Ctrl-C must end a base's download too.
+        threading.Thread(target=self._run, name="device", daemon=True).start()
 
     def do(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
         """What `work` returns or raises. Not from within such work."""
-        return self._thread.submit(work, *given, **named).result()
+        done: Future = Future()
+        self._waiting.put((done, partial(work, *given, **named)))
+        return done.result()
+
+    def _run(self) -> None:
+        while True:
+            done, work = self._waiting.get()
+            try:
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
+            del done, work  # a base that was loaded would stay as long as nothing else comes

@@ -9,19 +9,13 @@ import psutil
 import torch
 
 from .. import files
-from ..bases.placement import Need
+from ..bases.placement import DECODING, STEP, TILE, Need
 
 GB = 1e9
 
-_STEP, _DECODING, _TILE = (
-    2 * 27 * 320,
-    6.1 * 128,
-    512,
-)  # as counted in bases/placement.py, for Stable Diffusion's widths
+_UNET, _VAE = 320, 128  # Stable Diffusion's first channels
 _ROOM = 0.9  # of what is free
-_TRAINED_AT_256 = (
-    1.2  # numbers of 4 bytes, in billions of bytes, that a step takes beside the weights: docs/performance.md
-)
+_TRAINED_AT_256 = 1.2  # GB that a step takes beside the weights in fp32: docs/performance.md
 
 
 @dataclass(frozen=True)
@@ -71,9 +65,9 @@ class Size:
             text=int(self.text * 1e6 * number),
             unet=int(self.unet * 1e6 * number),
             vae=int(self.vae * 1e6 * exact),
-            step=int(_STEP * latents * number),
-            decoding=int(_DECODING * exact * pixels),
-            tile=int(_DECODING * exact * min(pixels, _TILE**2)),
+            step=int(2 * STEP * _UNET * latents * number),
+            decoding=int(DECODING * _VAE * exact * pixels),
+            tile=int(DECODING * _VAE * exact * min(pixels, TILE**2)),
         )
 
     def teaching(self, number: int) -> float | None:

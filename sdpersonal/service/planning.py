@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ..library import Library
 from ..prompts import Token, show
 from .facts import BaseFacts
 from .training import minutes, pace_key
+
+_THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")  # and no others: 0,001 must not become 1
 
 KINDS = {"One thing or animal": "object", "One person": "person", "A style": "style"}
 METHODS = {
@@ -168,7 +171,9 @@ def _number(typed: object) -> object:
     """The number that was typed, None for nothing; what is none stays as it is, and is refused with its name."""
     if not isinstance(typed, str):
         return typed
-    text = typed.strip().replace(",", "")
+    text = typed.strip()
+    if _THOUSANDS.fullmatch(text):
+        text = text.replace(",", "")
     if not text:
         return None
     for kind in (int, float):
