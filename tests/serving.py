@@ -71,13 +71,14 @@ class Server:
         return self.http.get("/config").json()
 
     def handler(self, name: str) -> dict:
-        return next(each for each in self.config()["dependencies"] if each["api_name"].startswith(name))
+        return _handler(self.config(), name)
 
     def join(self, session: str, handler: str = "on_draw", **form: str) -> httpx.Response:
         """Ask as the page does. form: raw JSON by the labels of what the handler takes, because JSON proper has no NaN;
         of the rest what stands there when the page opens."""
-        called = self.handler(handler)
-        parts = {part["id"]: part["props"] for part in self.config()["components"]}
+        config = self.config()
+        called = _handler(config, handler)
+        parts = {part["id"]: part["props"] for part in config["components"]}
         given = [(parts[number].get("label"), json.dumps(parts[number].get("value"))) for number in called["inputs"]]
         data = ", ".join(form.get(LABELS.get(label, label), usual) for label, usual in given)
         body = f'{{"data": [{data}], "fn_index": {called["id"]}, "session_hash": "{session}"}}'
@@ -125,3 +126,7 @@ class Server:
     def ending(self, session: str) -> str:
         """As text."""
         return json.dumps(self.last(session))
+
+
+def _handler(config: dict, name: str) -> dict:
+    return next(each for each in config["dependencies"] if each["api_name"].startswith(name))

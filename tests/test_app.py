@@ -112,17 +112,17 @@ def test_nothing_goes_past_the_queue(server):
 
 @pytest.mark.slow
 def test_a_crowd_is_served_in_order_and_the_rest_told_kindly(server):
-    """30 clients at once: the line takes some, each gets its own pictures; the others are told; nothing breaks."""
-    sessions = [f"crowd{i}" for i in range(30)]
+    """40 clients at once: the line takes some, each gets its own pictures; the others are told; nothing breaks."""
+    sessions = [f"crowd{i}" for i in range(40)]
     before = len(list((server.place / "outputs").rglob("*.png")))
-    assert {server.join(session, n="1", steps="8", seed=str(i)).status_code for i, session in enumerate(sessions)} == {
-        200
-    }
     with concurrent.futures.ThreadPoolExecutor(len(sessions)) as pool:
+        joined = pool.map(lambda session: server.join(session, n="1", steps="8").status_code, sessions)
+        assert {*joined} == {200}
         said = list(pool.map(server.ending, sessions))
     busy = [text for text in said if "It is busy" in text]
     drawn = [text for text in said if "1 picture in" in text]
-    assert (len(busy), len(drawn)) == (30 - WAITING, WAITING)
+    assert len(busy) + len(drawn) == len(sessions)
+    assert busy and len(drawn) >= WAITING  # who came once the first had left found a place
     assert len(list((server.place / "outputs").rglob("*.png"))) == before + len(drawn)
     rooms = [re.findall(r"sdpersonal-[^/]*/([^/]*)/", text) for text in drawn]
     seen = [room for some in rooms for room in {*some}]
