@@ -70,7 +70,7 @@ def browser(profile: Path, width: int = 1280, height: int = 900) -> Iterator[Bro
 
 
 def _wait_for(client: httpx.Client) -> None:
-    for _ in range(100):
+    for _ in range(600):
         try:
             client.get("/status")
             return
@@ -103,7 +103,7 @@ class Browser:
         """What the JavaScript returns."""
         return self.call("execute/sync", script=script, args=list(args))
 
-    def wait(self, script: str, seconds: float = 30):
+    def wait(self, script: str, seconds: float = 60):
         """What the JavaScript expression is once it is true."""
         until = time.monotonic() + seconds
         while not (found := self.run(f"return {script}")):

@@ -62,9 +62,9 @@ def test_each_key_has_an_order_of_its_own_that_looks_like_chance():
 
 def test_a_thousand_binary_digits_cost_nothing():
     count = 2**1000 + 297
-    began = time.perf_counter()
+    began = time.process_time()
     assert len({permuted(i, count, b"k") for i in range(200)}) == 200
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 # --- the series -------------------------------------------------------------------------------------------------------

@@ -383,7 +383,7 @@ def test_without_a_network_it_is_said_within_seconds(library, root, command):
             )
             assert done.returncode == 2 and "cannot reach the Hub" in done.stderr, done.stderr
             assert "Traceback" not in done.stderr
-            assert float(done.stdout.rpartition("took")[2]) < 5 + 2  # two for a machine that does much else
+            assert float(done.stdout.rpartition("took")[2]) < 10  # five; and five for a machine that does much else
 
 
 def test_the_thumbnail_is_the_picture_where_there_are_none():

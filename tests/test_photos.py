@@ -364,10 +364,10 @@ def test_no_photo_at_all(tmp_path):
 def test_too_many_files_are_refused_unread(tmp_path, count):
     for i in range(count):
         (tmp_path / f"{i}.jpg").touch()
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(PersonalError, match=f"holds {count:,} files; I take up to 500 photos"):
         load_photos(tmp_path, SIDE)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_five_hundred_are_taken_and_exact_copies_used_once(tmp_path):
@@ -805,13 +805,13 @@ def test_flipped_and_cut_bytes_end_in_a_picture_or_a_reason(kind):
             bad[rng.integers(0, min(len(bad), 3000))] = rng.integers(0, 256)
         if rng.random() < 0.3:
             del bad[rng.integers(0, len(bad)) :]
-        started = time.monotonic()
+        started = time.process_time()
         try:
             pixels, _ = decode(bytes(bad), SIDE)
             assert pixels.shape[2] == 3 and min(pixels.shape[:2]) == SIDE
         except Unusable as reason:
             assert str(reason)
-        assert time.monotonic() - started < 5
+        assert time.process_time() - started < 5
 
 
 # --- the subject

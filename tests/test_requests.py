@@ -86,10 +86,10 @@ def test_a_number_is_one_or_is_told_in_one_sentence(name, value):
     ids=lambda fields: "+".join(fields),
 )
 def test_what_is_too_much_is_refused_at_once(fields):
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(PersonalError) as refused:
         Request(**({"prompt": "x"} | fields))
-    assert time.monotonic() - began < 2 and refused.value.fix is not None
+    assert time.process_time() - began < 2 and refused.value.fix is not None
 
 
 def test_all_limits_together_are_within_the_work_that_is_taken():
