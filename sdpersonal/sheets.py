@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
+from itertools import takewhile
 
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
@@ -11,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 _GAP = 6
 _SPACING = 3  # pixels between lines
 _LINES = 8  # of a title, or above a column
+_WIDEST = 5  # pictures in a row, of those that are in no order
 _INK, _PAPER = (30, 34, 40), (255, 255, 255)
 
 
@@ -44,6 +47,33 @@ def sheet(
     for x, lines in enumerate(columns):
         _write(pen, (margin + _GAP + x * step + tile / 2, top + head / 2 + 2), lines, font, "mm")
     return page
+
+
+def laid_out(pictures: Sequence[tuple[Image.Image, str]], tile: int = 192) -> Image.Image:
+    """All on one sheet, row by row, each with its words above it, if there are any."""
+    columns = min(_WIDEST, math.ceil(math.sqrt(len(pictures))))
+    rows = [pictures[first : first + columns] for first in range(0, len(pictures), columns)]
+    named = any(text for _, text in pictures)
+    parts = [sheet([[image for image, _ in row]], (), [text for _, text in row] if named else (), tile) for row in rows]
+    page = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), _PAPER)
+    top = 0
+    for part in parts:
+        page.paste(part, (0, top))
+        top += part.height
+    return page
+
+
+def differing(texts: Sequence[str]) -> list[str]:
+    """The words of each between those that all begin with and those that all end with."""
+    words = [text.split() for text in texts]
+    begin = _shared(words)
+    behind = _shared([some[begin:][::-1] for some in words])
+    return [" ".join(some[begin : len(some) - behind]) for some in words]
+
+
+def _shared(texts: Sequence[list[str]]) -> int:
+    """How many words all begin with."""
+    return sum(1 for _ in takewhile(lambda words: len({*words}) == 1, zip(*texts, strict=False)))
 
 
 def png(picture: Image.Image, text: PngInfo | None = None) -> bytes:

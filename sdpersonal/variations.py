@@ -3,11 +3,9 @@ give requests for `Generator.draw`; `draw_variations` keeps their pictures, and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,15 +21,13 @@ from .outputs import Outputs
 from .prompts import Token, show
 from .recipes import Foreign, Recipe
 from .redoing import Pinned
-from .sheets import png, sheet
+from .sheets import differing, laid_out, png
 
 if TYPE_CHECKING:
     from .generation import Generator
 
 NEAR = 0.15  # another picture, and clearly that one's sister
 CHANGE = 0.5  # of the picture itself: what is where stays
-_WIDEST = 5  # pictures in a row
-_PAPER = (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -157,28 +153,7 @@ def caption(favourite: Request, asked: Request, recipe: Recipe) -> str:
         return f"from it, seed {recipe.seed}"
     if asked.near is not None:
         return f"near {asked.near:g}, seed {recipe.near_seed}"
-    before, after = favourite.prompt.split(), asked.prompt.split()
-    first = _alike(before, after)
-    behind = _alike(before[first:][::-1], after[first:][::-1])
-    return show(" ".join(after[first : len(after) - behind]), 200) or "the same words"
-
-
-def _alike(one: list[str], other: list[str]) -> int:
-    """How many words both begin with."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-
-
-def laid_out(pictures: Sequence[tuple[Image.Image, str]], tile: int = 192) -> Image.Image:
-    """All on one sheet, row by row, each with its words above it."""
-    columns = min(_WIDEST, math.ceil(math.sqrt(len(pictures))))
-    rows = [pictures[first : first + columns] for first in range(0, len(pictures), columns)]
-    parts = [sheet([[image for image, _ in row]], (), [text for _, text in row], tile) for row in rows]
-    page = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), _PAPER)
-    top = 0
-    for part in parts:
-        page.paste(part, (0, top))
-        top += part.height
-    return page
+    return show(differing([favourite.prompt, asked.prompt])[1], 200) or "the same words"
 
 
 def _keep_sheet(saved: Mapping[Path, bool], shown: Sequence[tuple[Image.Image, str]]) -> Kept:

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from samples import concept, embedding
 from sdpersonal.cli import COMMANDS, main
@@ -130,6 +131,20 @@ def test_generate_writes_pictures_and_a_grid(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "out").rglob("*.png")) == sorted(
         os.path.basename(line) for line in lines[1:]
     )
+
+
+def test_a_private_grid_has_no_words(tmp_path, capsys):
+    """The chosen words and the seeds are what --private leaves out of each picture."""
+    argv = ["generate", "{duck|cat}", "--base", "tiny", "--n", "9", "--steps", "1", "--size", "64x64", "--grid"]
+    sizes = []
+    for flags in ([], ["--private"]):
+        assert main([*argv, *flags, "--out", str(tmp_path / "out"), "--library", str(tmp_path / "none")]) == 0
+        with Image.open(capsys.readouterr().out.splitlines()[-1]) as grid:
+            assert not grid.info
+            sizes.append(grid.size)
+    (width, height), (bare_width, bare) = sizes
+    assert width == bare_width == 3 * (256 + 6) + 6  # three rows of three
+    assert bare == 3 * (256 + 2 * 6) < height
 
 
 def test_whoever_stops_listening_gets_no_traceback(library, root):

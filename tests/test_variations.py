@@ -17,11 +17,11 @@ from sdpersonal.library import Library
 from sdpersonal.outputs import Outputs
 from sdpersonal.prompts import Token
 from sdpersonal.recipes import read_recipe
+from sdpersonal.sheets import differing, laid_out
 from sdpersonal.variations import (
     RecipeFirst,
     caption,
     draw_variations,
-    laid_out,
     near,
     redrawn,
     request_of,
@@ -207,6 +207,28 @@ def test_a_sheet_of_any_number_has_all_of_them():
         pictures = [(Image.new("RGB", (16, 16), (8 * i + 1, 0, 99)), "a long caption " * i) for i in range(count)]
         page = np.asarray(laid_out(pictures, tile=32))
         assert {tuple(pixel) for pixel in page.reshape(-1, 3)} >= {(8 * i + 1, 0, 99) for i in range(count)}
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["a cat on grass", "a dog on grass"], ["cat", "dog"]),
+        (["a cat on grass", "a big cat on grass"], ["", "big"]),
+        (["a cat", "a cat cat"], ["", "cat"]),
+        (["a cat", "a cat"], ["", ""]),
+        (["one alone"], [""]),
+        (["in snow", "on sand", "at sea"], ["in snow", "on sand", "at sea"]),
+    ],
+)
+def test_what_differs_is_told_in_whole_words(texts, expected):
+    assert differing(texts) == expected
+
+
+def test_without_words_there_is_no_room_for_any():
+    pictures = [Image.new("RGB", (32, 32))] * 2
+    bare, named = (laid_out([(each, text) for each in pictures], tile=32) for text in ("", "seed 1"))
+    assert bare.width == named.width and bare.height < named.height
+    assert bare.height == 32 + 2 * 6  # the picture, and a gap on both sides
 
 
 # --- where concepts come from -----------------------------------------------------------------------------------------

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from ..config import PromptText, Request, Settings
 from ..library import Library
+from ..prompts import show
 from .output import bar, say
+
+if TYPE_CHECKING:
+    from ..generation import Picture
+    from ..recipes import Recipe
 
 
 class Drawing(Request):
@@ -29,7 +35,7 @@ class Drawing(Request):
     private: bool = False
     """Leave no recipe in the pictures: no prompt, no settings, no names of concepts."""
     grid: bool = False
-    """Also save them side by side in one picture."""
+    """Also save them in one picture, each with what was chosen for it and its seed (with --private without words)."""
 
 
 class Demo(Settings):
@@ -58,19 +64,29 @@ def generate(settings: Drawing) -> int:
     if note := hidden_note([picture.hidden for picture in pictures]):
         say(note)
     if settings.grid:
-        say(str(_save_grid(path, pictures)))
+        say(str(_save_grid(path, pictures, settings.private)))
     write_page(outputs)
     return 0
 
 
-def _save_grid(beside: Path, pictures: list) -> Path:
+def _save_grid(beside: Path, pictures: list[Picture], private: bool) -> Path:
     from .. import files
-    from ..sheets import png, sheet
+    from ..sheets import laid_out, png
 
-    columns = [f"seed {picture.seed}" for picture in pictures]
+    captions = [""] * len(pictures) if private else _captions([picture.recipe for picture in pictures])
+    images = [picture.image for picture in pictures]
     grid = beside.with_name(f"{beside.stem}-grid.png")
-    files.write_bytes(grid, png(sheet([[picture.image for picture in pictures]], column_labels=columns, tile=256)))
+    files.write_bytes(grid, png(laid_out(list(zip(images, captions, strict=True)), tile=256)))
     return grid
+
+
+def _captions(recipes: list[Recipe]) -> list[str]:
+    """What was chosen for each, and its seed."""
+    from ..sheets import differing
+
+    chosen = differing([recipe.prompt for recipe in recipes])
+    begun = [f"{show(words, 200)}, " if words else "" for words in chosen]
+    return [f"{words}seed {recipe.seed}" for words, recipe in zip(begun, recipes, strict=True)]
 
 
 def demo(settings: Demo) -> int:
