@@ -7,7 +7,8 @@ IN = .venv/bin
 demo: .venv/.core
 	$(IN)/sdpersonal demo
 
-# The tests of a file in one worker, since several files start a server for all of them; in order, the longest first.
+# The tests of a file in one worker, since several files start a server for all of them. In the order of their names: else
+# xdist begins with the files of many tests, and the few long ones of the app come last.
 test: .venv/.all
 	$(IN)/ruff check
 	$(IN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder

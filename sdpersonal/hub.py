@@ -128,14 +128,13 @@ def _drawn(path: Path, concept: Concept) -> tuple[Image.Image, str]:
 
 
 def _grid(concept: Concept, images: Sequence[Image.Image]) -> bytes | None:
-    """The pictures side by side, or the thumbnail, remade from pixels; None where there are neither."""
+    """The pictures on one sheet, or the thumbnail, remade from pixels; None where there are neither."""
     from PIL import Image
 
-    from .sheets import png, sheet
+    from .sheets import laid_out, png
 
     if images:
-        across = min(4, len(images))
-        return png(sheet([images[i : i + across] for i in range(0, len(images), across)], tile=256))
+        return png(laid_out([(image, "") for image in images], tile=256))
     if concept.thumbnail:
         with Image.open(io.BytesIO(remade(concept.thumbnail))) as picture:
             return png(picture.convert("RGB"))
