@@ -288,8 +288,7 @@ def test_lines_of_a_list(wildcards):
     ("name", "fix"),
     [
         ("color", "Did you mean __colour__?"),
-        ("COLOUR", "Did you mean __colour__?"),
-        ("cats", "Did you mean __animals/cats__?"),
+        ("cat", "Did you mean __animals/cats__?"),
         ("animals/dogs", "__animals/north_dogs__"),
         ("quite different", "There are __colour__, "),
     ],

@@ -67,8 +67,21 @@ class TextEncoder:
         return self.table.shape[1]
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a stretch of text, without start and end."""
-        return self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
+        """Token ids of a stretch of text, without start and end.
+
+        `<|endoftext|>` and whatever else the tokenizer calls special is text like any other: the start, the end and the
+        padding of a prompt are put there by `closed` alone. So is "!", which open_clip's models pad with: they were
+        trained to read it as a sign (id 256), where a tokenizer that takes it for padding gives id 0.
+        """
+        ids = self.tokenizer(
+            text, add_special_tokens=False, truncation=False, verbose=False, split_special_tokens=True
+        ).input_ids
+        if ids and max(ids) >= len(self.table):
+            raise PersonalError(
+                f"The base's tokenizer knows a word in {show(repr(text), 60)} that its text encoder does not.",
+                "Leave the word out, or load a base whose two parts belong together.",
+            )
+        return ids
 
     def vectors_of(self, words: str) -> Tensor:
         """The embeddings of some words, (tokens, width), fp32."""
