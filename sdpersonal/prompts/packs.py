@@ -21,12 +21,13 @@ from ..errors import PersonalError, show
 
 SUFFIXES = (".yaml", ".yml", ".json")
 MAX_DEPTH = 32  # keys and lists within each other
-MAX_NODES = 1_000_000  # of one pack, what an alias repeats included
+MAX_NODES = 300_000  # of one pack, what an alias repeats included
 
 Path = tuple[str, ...]
 """The keys that lead to a list."""
 
 _TEXT_KEYS = ("text", "content")
+_UMI_KEYS = {"prompts", "tags", "title", "description", "prefix", "suffix", "aka", "author", "comments"}
 
 
 def read_pack(text: str, name: str) -> dict[Path, list[str]]:
@@ -178,9 +179,11 @@ class _Lists:
 
 
 def _prompts_of(node: dict[str, Any]) -> list[Any] | None:
-    """The prompts of an Umi AI entry: a list `Prompts` among remarks on it."""
-    found = [value for key, value in node.items() if key.strip().lower() == "prompts"]
-    return found[0] if found and isinstance(found[0], list) and all(isinstance(one, str) for one in found[0]) else None
+    """The prompts of an Umi AI entry: a list `Prompts` beside `Tags` and other remarks, and nothing else."""
+    by_name = {key.strip().lower(): value for key, value in node.items()}
+    if not {"prompts", "tags"} <= by_name.keys() <= _UMI_KEYS or not isinstance(by_name["prompts"], list):
+        return None
+    return by_name["prompts"]
 
 
 def _joined(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

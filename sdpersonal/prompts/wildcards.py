@@ -144,15 +144,16 @@ class Wildcards:
         return lines
 
     def _all(self) -> dict[str, _Place]:
-        """Every list by its name. A text file is before a pack's list of the same name."""
+        """Every list by its name. A pack's list whose name is taken has the pack's own name in front of it."""
         if self._places is None:
             paths = self._paths()
             texts = {path.removesuffix(path[-4:]): _Place(path) for path in paths if path.lower().endswith(".txt")}
-            packed: dict[str, _Place] = {}
+            self._places = texts
             for path in paths:
-                if path.lower().endswith(SUFFIXES):
-                    packed |= {_short(path, keys): _Place(path, keys) for keys in self._keys(path)}
-            self._places = texts | {name: place for name, place in packed.items() if name not in texts}
+                for keys in self._keys(path) if path.lower().endswith(SUFFIXES) else ():
+                    place = _Place(path, keys)
+                    name = _short(path, keys)
+                    self._places.setdefault(name if name not in self._places else _full(place), place)
         return self._places
 
     def _keys(self, path: str) -> Iterable[tuple[str, ...]]:
