@@ -89,14 +89,15 @@ class Wildcards:
         Raises PersonalError where there is none, or several.
         """
         places, wanted = self._all(), _folded(name)
+        if name in places:
+            return places[name]
         alike = [one for one in places if _folded(one) == wanted]
         # A pack's lists under the pack's own name too.
         full = {one: _folded(_full(place)) for one, place in places.items() if place.keys is not None}
         alike = alike or [one for one in full if full[one] == wanted]
         alike = alike or [one for one in places if _folded(one).endswith(f"/{wanted}")]
-        exact = [one for one in alike if one == name]
-        if len(exact or alike) == 1:
-            return places[(exact or alike)[0]]
+        if len(alike) == 1:
+            return places[alike[0]]
         if alike:
             raise PersonalError(
                 f"__{show(name, 60)}__ may be any of {', '.join(f'__{show(one, 60)}__' for one in alike[:4])}.",
