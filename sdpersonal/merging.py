@@ -4,6 +4,7 @@ A prompt that mixes `<me/a:0.6>` and `<me/b:0.4>` fills each layer with the sum 
 sum as one file: exactly, by rank concatenation (lora.py), or the nearest of a given rank (Eckart and Young 1936).
 Vectors at a strength lie, in a prompt, on the way from their class noun, which only a base knows: here they are scaled,
 which is the same where a concept names no noun, where the strength is 1, and in an average of strengths that sum to 1.
+A negative strength takes a LoRA's change away, and an average of vectors then lies beyond the other concepts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .card import BASES, Card
 from .comparing import factors, thin_svd
 from .concept import MAX_VECTORS, Concept, Lora, LoraLayer
 from .errors import PersonalError
-from .prompts import Mention, Token
+from .prompts import MAX_STRENGTH, Mention, Token
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ def merge(
     Vectors of the same number of rows are averaged with the strengths as weights. With `concatenate`, and where the
     numbers differ, the rows follow each other, each times its strength.
     rank: cut each layer of the LoRA to it.
-    Raises PersonalError where parts are of different base kinds or not two at least, or the rows become too many.
+    Raises PersonalError where parts are of different base kinds or not two at least, where the rows become too many,
+    and where nothing like a word comes of them at those strengths.
     """
     _check(parts)
     vectors, how = _vectors([(concept, strength) for concept, strength in parts if concept.vectors], concatenate)
@@ -74,6 +76,11 @@ def _vectors(parts: list[tuple[Concept, float]], concatenate: bool) -> tuple[dic
     if concatenate or len(counts) > 1:
         return _concatenated(parts), "concatenation"
     weights = np.array([strength for _, strength in parts], np.float64)
+    if weights.sum() * MAX_STRENGTH < np.abs(weights).max():
+        raise PersonalError(
+            f"The strengths of the concepts that have vectors sum to {weights.sum():.3g}; that gives no average.",
+            "Give the one to be kept more strength than those to be taken away: <me/a:1> <me/b:-0.5>.",
+        )
     weights /= weights.sum()  # so that the rows stay as long as a word's
     merged = {
         key: np.tensordot(weights, np.stack([concept.vectors[key] for concept, _ in parts]), 1).astype(np.float32)
@@ -83,6 +90,11 @@ def _vectors(parts: list[tuple[Concept, float]], concatenate: bool) -> tuple[dic
 
 
 def _concatenated(parts: list[tuple[Concept, float]]) -> dict[str, np.ndarray]:
+    if taken_away := next((concept for concept, strength in parts if strength < 0), None):
+        raise PersonalError(
+            f"The vectors of {taken_away.token} cannot stand beside others at a negative strength.",
+            "Give it a positive one, or merge concepts with as many vectors, without --concatenate.",
+        )
     total = sum(len(next(iter(concept.vectors.values()))) for concept, _ in parts)
     if total > MAX_VECTORS:
         raise PersonalError(f"Together they have {total} vectors; a concept has {MAX_VECTORS} at most.")

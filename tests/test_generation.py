@@ -16,7 +16,7 @@ from sdpersonal.config import Request
 from sdpersonal.errors import Interrupted, PersonalError
 from sdpersonal.generation import Generator, Sampling, denoise, noise_of
 from sdpersonal.generation.noise import between
-from sdpersonal.generation.reading import Reader, rows_at
+from sdpersonal.generation.reading import Reader, rows_at, stands_for
 from sdpersonal.library import Library
 from sdpersonal.lora import to_lora
 from sdpersonal.prompts import Token
@@ -198,11 +198,12 @@ def test_a_strength_is_the_way_from_the_class_noun_to_what_was_learned(tiny):
     start = encoder.spread("cup of coffee", 8)
     learned = np.random.default_rng(0).normal(size=(8, encoder.width)).astype(np.float32)
     mine = Concept(Token("me", "cup"), Card(base="tiny", class_noun="cup of coffee"), {"clip_l": learned})
-    for strength in (0, 0.3, 1, 1.5):
+    for strength in (0, 0.3, 1, 1.5, 5, -1, -2.5, -5):
         expected = (1 - strength) * start.numpy() + strength * learned
         np.testing.assert_allclose(rows_at(tiny, mine, strength)["clip_l"], expected, atol=1e-6)
     stranger = Concept(Token("me", "cup"), Card(base="tiny"), {"clip_l": learned})
-    np.testing.assert_allclose(rows_at(tiny, stranger, 0.3)["clip_l"], 0.3 * learned, atol=1e-6)
+    for strength in (0.3, -2):
+        np.testing.assert_allclose(rows_at(tiny, stranger, strength)["clip_l"], strength * learned, atol=1e-6)
 
 
 def test_at_strength_zero_it_is_its_class_noun(tiny, shelf):
@@ -256,6 +257,58 @@ def test_a_blend_is_half_of_each(tiny, shelf):
     (spoken,) = reader.spoken(weighted.script(0.5))  # three parts to one, four fifths of the way
     expected = 0.8 * (0.75 * shelf["duck"].vectors["clip_l"] + 0.25 * other.vectors["clip_l"])
     np.testing.assert_allclose(spoken.piece["clip_l"], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("strengths", [(-1, 2), (1, -1), (-0.5, -1.5), (5, -5), (0.6, 0.2), (0, 0), (-1, 0)])
+def test_a_blend_with_negative_strengths_is_all_ways_from_the_nouns(tiny, strengths):
+    """In numpy: the mean of the nouns, weighted by how far each concept is from 0, and each way times its strength."""
+    nouns, rows = ("dog", "cup"), np.random.default_rng(3).normal(size=(2, 1, tiny.encoders["clip_l"].width))
+    parts = [
+        (Concept(Token("me", noun), Card(base="tiny", class_noun=noun), {"clip_l": one.astype(np.float32)}), strength)
+        for noun, one, strength in zip(nouns, rows, strengths, strict=True)
+    ]
+    starts = np.stack([tiny.encoders["clip_l"].vectors_of(noun).numpy() for noun in nouns])
+    far = np.abs(strengths) if any(strengths) else np.ones(2)
+    expected = np.average(starts, axis=0, weights=far) + np.tensordot(np.array(strengths, float), rows - starts, 1)
+    (block,) = stands_for(tiny, parts)
+    np.testing.assert_allclose(block["clip_l"], expected, atol=1e-4)
+
+
+def test_a_negative_strength_takes_the_change_away(tiny, shelf):
+    """Slots at -s and bare weights less s times the change are one model."""
+    lora, reader = shelf["duck"].lora, Reader(tiny, shelf)
+    name, layer = next((name, layer) for name, layer in lora.layers.items() if layer.down.ndim == 2)
+    linear = tiny.slots.layers()[name]
+    x = torch.randn(3, linear.in_features, generator=torch.Generator().manual_seed(0))
+    change = layer.alpha / layer.rank * layer.up.astype(np.float32) @ layer.down.astype(np.float32)
+    mix = reader.read("a <duck:-1.5>").mix(0.5)
+    with torch.no_grad(), tiny.slots.filled(reader.loras(mix)):
+        got = linear(x)
+    with torch.no_grad():
+        expected = linear(x).numpy() - 1.5 * x.numpy() @ change.T
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-4)
+
+
+def test_of_several_strengths_the_farthest_from_zero_acts(tiny, shelf):
+    reader = Reader(tiny, shelf)
+    for prompt, strength in (
+        ("<duck:-1> and <duck:0.5>", -1.0),
+        ("<duck:0.5> and <duck:-1>", -1.0),
+        ("<duck:-1> and <duck>", 1.0),
+        ("<duck:-2@0-0.6> <duck:-1>", -2.0),
+    ):
+        reading = reader.read(prompt)
+        assert [share.strength for share in reading.mix(0.5)] == [strength]
+        assert [at for _, at in reading.used().values()] == [strength]
+    assert [share.strength for share in reader.read("<duck:-2@0-0.4> <duck:-1>").mix(0.5)] == [-1.0]
+    assert reader.read("<duck:-0>").mix(0.5) == ()
+
+
+def test_a_negative_strength_draws_and_is_in_the_recipe(tiny, shelf):
+    [picture] = Generator(tiny, shelf).draw(Request(prompt="a cat <duck:-1>", n=1, steps=STEPS, size=SIZE))
+    assert [each.strength for each in picture.recipe.concepts] == [-1.0]
+    (plus,), (off,) = (pictures(tiny, shelf, f"a cat <duck:{at}>", n=1) for at in (1, 0))
+    assert not np.array_equal(np.asarray(picture.image), plus) and not np.array_equal(np.asarray(picture.image), off)
 
 
 def test_a_blend_of_words_of_other_lengths_is_one_after_the_other(tiny, shelf):

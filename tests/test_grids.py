@@ -127,7 +127,7 @@ def test_words_take_the_place_of_words(prompt, target, words, wanted):
 
 TOKENS = ["me/duck", "duck", "me/duck-v2", "ME/Duck", "me/cat", "you/duck"]
 MEANT = {"me/duck", "duck", "me/duck-v2", "ME/Duck"}
-parts = st.tuples(st.sampled_from(TOKENS), st.sampled_from(["", ":0.3", ":1.5"]))
+parts = st.tuples(st.sampled_from(TOKENS), st.sampled_from(["", ":0.3", ":1.5", ":-2", ":+1", ":-1e+0"]))
 brackets = st.builds(
     lambda part, window: f"<{part[0]}{part[1]}{window}>", parts, st.sampled_from(["", "@0-0.6", "@0.4-1"])
 )
@@ -195,6 +195,8 @@ def test_a_concepts_own_strength_wins_and_words_have_none():
         ("words {2::a|b {c|d}}", "words", "{2::a|b {c|d}}", ("a", "b c", "b d"), "a"),
         ("word beach: |snow", "words", "beach", ("", "snow"), "(nothing)"),
         ("strength <me/duck>: 0..1 by .5", "strength", "<me/duck>", (0, 0.5, 1), "<me/duck:0>"),
+        ("strength <me/duck>: -2..2", "strength", "<me/duck>", (-2, -1, 0, 1, 2), "<me/duck:-2>"),
+        ("strength <duck>: \u22121, -.5, ..., .5", "strength", "<duck>", (-1, -0.5, 0, 0.5), "<duck:-1>"),
         ("window <duck>: 0-1, 0.4 - 1", "window", "<duck>", ("0-1", "0.4-1"), "<duck@0-1>"),
         ("concept <me/duck>: <me/cat>, a toy", "concept", "<me/duck>", ("<me/cat>", "a toy"), "<me/cat>"),
         ("Concept <me/duck>: a, b|c", "concept", "<me/duck>", ("a, b", "c"), "a, b"),
@@ -218,8 +220,8 @@ def test_axes_as_they_are_written(text, kind, target, values, first_label):
         ({"x": "strength: 1, 2"}, "strength needs the concept"),
         ({"x": "strength <Me/Düc>: 1"}, "is not a concept's token"),
         ({"x": "strength <me/fox>: 1"}, "There is no <me/fox> in the prompt"),
-        ({"x": "strength <me/duck>: 1, 3"}, "must be a number from 0 to 2"),
-        ({"x": "strength <me/duck>: -1, 1"}, "must be a number from 0 to 2"),
+        ({"x": "strength <me/duck>: 1, 6"}, "must be a number from -5 to 5"),
+        ({"x": "strength <me/duck>: -5.5, 1"}, "must be a number from -5 to 5"),
         ({"x": "window <me/duck>: 0.5"}, "not a part of the sampling"),
         ({"x": "window <me/duck>: 0.5-0.2"}, "the smaller first"),
         ({"x": "words: a|b"}, "There is no {} in the prompt"),

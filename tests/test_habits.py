@@ -278,11 +278,126 @@ def test_prompts_say_what_they_are_about(prompt, class_prompt, token, noun, kind
     assert (subject.token, subject.noun, subject.kind, subject.around) == (token, noun, kind, around)
 
 
-@pytest.mark.parametrize("prompt", ["a photo of sks", "dog", "a photo of my dog", "sks", ",", "a photo of"])
+# Instance prompts as people have them in scripts, notebooks and issues: token, class noun, kind, what is around it.
+REAL = {
+    "photo of a dog sks": ("sks-dog", "dog", "object"),
+    "photo of man sks": ("sks-man", "man", "person"),
+    "a photo of a man named sks": ("sks-man", "man", "person"),
+    "a photo of a dog named sks": ("sks-dog", "dog", "object"),
+    "a photo of a woman called ohwx": ("ohwx-woman", "woman", "person"),
+    'close-up photo of a cat called "milo"': ("milo-cat", "cat", "object"),
+    "a photo of a golden retriever named Max in the park": ("max-golden-retriever", "golden retriever", "object"),
+    "photo collage of sks dog": ("sks-dog", "dog", "object"),
+    "collage of sks dog": ("sks-dog", "dog", "object"),
+    "a photo of a person, ohwx": ("ohwx-person", "person", "person"),
+    "sks, dog": ("sks-dog", "dog", "object"),
+    "sks dog": ("sks-dog", "dog", "object"),
+    "sks person": ("sks-person", "person", "person"),
+    "portrait of ohwx man, best quality": ("ohwx-man", "man", "person"),
+    "ohwx man wearing a suit": ("ohwx-man", "man", "person"),
+    "a picture of xyz woman smiling": ("xyz-woman", "woman", "person"),
+    "masterpiece, best quality, sks 1girl, aqua eyes, aqua hair": ("sks-1girl", "1girl", "person"),
+    "portrait of male HighCWu": ("highcwu-male", "male", "person"),
+    "a photo of zwx style": ("zwx-style", "style", "style"),
+    "sks style": ("sks-style", "style", "style"),
+    "an anime drawing in sks style": ("sks-style", "style", "style"),
+    "a TOK-style illustration of a cat": ("tok-style", "style", "style"),
+    "in the style of sks": ("sks", "style", "style"),
+    "1girl, by sks": ("sks", "style", "style"),
+    "[V] dog": ("v-dog", "dog", "object"),
+    "TOK dog": ("tok-dog", "dog", "object"),
+    "a <s0><s1> dog": ("s0-s1-dog", "dog", "object"),
+    "a photo of a <new1> person": ("new1-person", "person", "person"),
+    "photo of a <new1> cat in the snow": ("new1-cat", "cat", "object"),
+    "<trt-cttc> soldier": ("trt-cttc-soldier", "soldier", "object"),
+    "a 2d cartoon illustration of [V] duck, flat colors, black background": ("v-duck", "duck", "object"),
+    "a photo of sks dogs": ("sks-dogs", "dogs", "object"),
+    "A PHOTO OF SKS DOG": ("sks-dog", "DOG", "object"),
+    "a photo of sks's dog": ("sks-dog", "dog", "object"),
+    "a photo of zwx golden retriever": ("zwx-golden-retriever", "golden retriever", "object"),
+    "a photo of sks toy car on a table": ("sks-toy-car", "toy car", "object"),
+    "photo of olis monster toy": ("olis-monster-toy", "monster toy", "object"),
+    "photo of my sks cat": ("sks-cat", "cat", "object"),
+    "a photo of dog rex": ("rex-dog", "dog", "object"),
+    "a photo of igloo penguin": ("igloo-penguin", "penguin", "object"),
+    "a photo of a cjw person": ("cjw-person", "person", "person"),
+    "a photo of zqv figurine": ("zqv-figurine", "figurine", "object"),
+    "a photo of sks backpack": ("sks-backpack", "backpack", "object"),
+    "tiniping character": ("tiniping-character", "character", "object"),
+    "una foto de sks perro": ("sks-perro", "perro", "object"),
+    "ein Foto von einem sks Hund": ("sks-hund", "Hund", "object"),
+    "photo d'un chien sks": ("sks-chien", "chien", "object"),
+}
+
+
+@pytest.mark.parametrize("prompt", REAL)
+def test_prompts_that_people_have(prompt):
+    subject = read_subject(prompt)
+    assert (subject.token[4:-1], subject.noun, subject.kind) == REAL[prompt]
+
+
+UNTOLD = [
+    "a photo of sks",
+    "dog",
+    "a photo of my dog",
+    "sks",
+    ",",
+    "a photo of",
+    "TOK",
+    "<TOK>",
+    "a photo of TOK",
+    "a sks",
+]
+UNTOLD += [
+    "an image of w*",
+    "a vfx",
+    "a sks photo",
+    "a photo of a hazelnut",
+    "a photo of a face",
+    "a photo of cute dog",
+]
+UNTOLD += [
+    "photo of John Smith",
+    "Portrait of a person",
+    "a photo of named sks",
+    "secourses",
+    "a photo of a golden dog",
+]
+
+
+@pytest.mark.parametrize("prompt", UNTOLD)
 def test_a_prompt_that_does_not_say_is_asked_about(prompt):
     with pytest.raises(PersonalError, match="does not say what kind of thing") as caught:
         read_subject(prompt)
     assert "--class" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("prompt", "problem"),
+    [
+        ("{SDD_TOKEN} {SDD_CLASS}", "holds {SDD_TOKEN}, not filled in"),
+        ("photo of a <new1> $PROMPT_NAME", "not filled in"),
+        ("[filewords]", "not filled in"),
+        ("photo of sks man and ohwx woman", "names more than one: sks, ohwx"),
+        ("a photo of <new1> cat and <new2> dog", "more than one"),
+    ],
+)
+def test_prompts_that_are_refused_in_words(prompt, problem):
+    with pytest.raises(PersonalError, match=problem) as caught:
+        read_subject(prompt)
+    assert "--class" in caught.value.fix
+
+
+@pytest.mark.parametrize("word", ["sks", "ohwx", "zwx", "TOK", "[V]", "<new1>", "cjw", "sks's"])
+@pytest.mark.parametrize(
+    "form", ["{} dog", "dog {}", "dog, {}", "dog named {}", "dog called {}", "{}, dog", "my {} dog"]
+)
+@pytest.mark.parametrize("opening", ["", "a photo of ", "photo of a ", "collage of ", "A close-up photo of the "])
+def test_the_class_is_never_the_identifier(opening, form, word):
+    subject = read_subject(opening + form.format(word))
+    assert subject.noun == "dog" and subject.kind == "object" and subject.token.endswith("-dog>")
+    subject = read_subject(opening + form.format(word), "a photo of a puppy")
+    assert subject.noun == "puppy"
 
 
 @given(st.text(max_size=200), st.none() | st.text(max_size=60))

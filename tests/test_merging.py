@@ -62,6 +62,17 @@ def test_loras_are_merged_exactly(dtype):
         )
 
 
+def test_a_negative_strength_takes_away():
+    a, b = pair()
+    merged = merge([(a, 1.5), (b, -0.5)], C).concept
+    np.testing.assert_allclose(
+        merged.vectors["clip_l"], 1.5 * a.vectors["clip_l"] - 0.5 * b.vectors["clip_l"], rtol=0, atol=1e-5
+    )
+    for name in LAYERS:
+        expected = 1.5 * change(a.lora.layers[name]) - 0.5 * change(b.lora.layers[name])
+        np.testing.assert_allclose(change(merged.lora.layers[name]), expected, rtol=0, atol=1e-4)
+
+
 def test_a_layer_of_only_one_is_kept():
     a = concept("<me/a>", lora=lora(0, names=LAYERS[:1]))
     b = concept("<me/b>", lora=lora(1, names=LAYERS[1:]))
@@ -109,6 +120,10 @@ def test_what_cannot_be_merged_is_refused():
         ),
         ([(a, 1), (b, 0)], "strength 0"),
         ([(a, 1), (many, 1)], "65 vectors"),
+        ([(a, 1), (b, -1)], "sum to 0;"),
+        ([(a, 1), (b, -0.95)], "sum to 0.05;"),
+        ([(a, -1), (b, -1)], "sum to -2;"),
+        ([(a, 1), (many, -1)], "<me/many> cannot stand beside others at a negative strength"),
         ([(a, 1), (narrow, 1)], "differ in width"),
         ([(a, 1), (concept("<me/y>", lora=other), 1)], "differ in shape"),
     ):
@@ -144,7 +159,7 @@ def test_the_command(tmp_path, capsys):
         (("a", "nowhere", "--as", "<me/e>"), "No concept <nowhere>"),
         (("a", "b", "--as", "e"), "has no owner"),
         (("a", "b", "--as", "../x"), "not a concept's token"),
-        (("a:3", "b", "--as", "<me/e>"), "must be a number from 0 to 2"),
+        (("a:-6", "b", "--as", "<me/e>"), "must be a number from -5 to 5"),
         (("a", "b", "--as", "<me/e>", "--rank", "0"), "rank must be"),
         (("a <b>", "b", "--as", "<me/e>"), "token"),
         (("a", "--as", "<me/e>"), "parts must be"),

@@ -1,5 +1,6 @@
 """The prompt language: what is a word, what is text, and what is told to whoever got it wrong."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -56,14 +57,30 @@ def test_capitals_are_folded_in_prompts():
     assert parse("<Me/Duck-V2>").mentions[0].token == Token("me", "duck", 2)
 
 
-@pytest.mark.parametrize(("strength", "value"), [("0", 0.0), ("0.8", 0.8), (".5", 0.5), ("2", 2.0), ("1.", 1.0)])
-def test_strengths(strength, value):
-    assert parse(f"<me/duck:{strength}>").mentions[0].strength == value
+STRENGTHS = {
+    "0": 0.0, "0.8": 0.8, ".5": 0.5, "2": 2.0, "1.": 1.0, "5": 5.0, "-5": -5.0, "-1": -1.0, "-.5": -0.5, "-1.": -1.0,
+    "+1": 1.0, "+ .5": None, "1e0": 1.0, "5E-1": 0.5, "-2e+0": -2.0, "- 1": None, "\u22121.5": -1.5, "\u20132": -2.0,
+    "\uff0d1": -1.0, " -1 ": -1.0, "-0": 0.0, "00.5": 0.5, "1e-999": 0.0,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("strength", ["nan", "inf", "1e9", "-1", "", ".5:.5", "2.01", "0x1", "1_0", "١", "9" * 400])
+@pytest.mark.parametrize("strength", [text for text, value in STRENGTHS.items() if value is not None])
+def test_strengths(strength):
+    [mention] = parse(f"<me/duck:{strength}>").mentions
+    assert mention.strength == STRENGTHS[strength]
+    assert math.copysign(1, mention.strength) == 1 or mention.strength < 0  # one zero only
+    assert parse(written(parse(f"a <me/duck:{strength}> b"))) == parse(f"a <me/duck:{strength}> b")
+
+
+@pytest.mark.parametrize(
+    "strength",
+    [
+        *("nan", "inf", "-inf", "1e9", "-5.01", "5.01", "", "-", "+", "--1", "+-1", "e5", "1e", "1e1", ".5:.5", "0x1"),
+        *("1_0", "١", "9" * 400, "-" + "9" * 400, "1e" + "9" * 400, "- 1", "1,5", "1-", "50%"),
+    ],
+)
 def test_other_strengths_are_refused(strength):
-    with pytest.raises(PersonalError, match="must be a number from 0 to 2") as caught:
+    with pytest.raises(PersonalError, match="must be a number from -5 to 5") as caught:
         parse(f"a <me/duck:{strength}>")
     assert parse(example_in(caught.value))
 
@@ -83,6 +100,14 @@ def example_in(error):
         ("<me/duck+me/cat>", Word((Mention(DUCK, 0.5), Mention(CAT, 0.5)))),
         ("<me/duck:0.7 + me/cat:0.3>", Word((Mention(DUCK, 0.7), Mention(CAT, 0.3)))),
         ("<me/duck:0.7+me/cat:0.3@0-0.6>", Word((Mention(DUCK, 0.7), Mention(CAT, 0.3)), 0.0, 0.6)),
+        ("<me/duck:-1>", Word((Mention(DUCK, -1.0),))),
+        ("<me/duck:-1@0-0.6>", Word((Mention(DUCK, -1.0),), 0.0, 0.6)),
+        ("<me/duck:-.5@.4\u20131>", Word((Mention(DUCK, -0.5),), 0.4, 1.0)),
+        ("<me/duck:-1+me/cat:2>", Word((Mention(DUCK, -1.0), Mention(CAT, 2.0)))),
+        ("<me/duck:+1+me/cat:+2>", Word((Mention(DUCK), Mention(CAT, 2.0)))),
+        ("<me/duck: +1e+0 + me/cat:-1e+0@0-.5>", Word((Mention(DUCK), Mention(CAT, -1.0)), 0.0, 0.5)),
+        ("<me/a-1e+me/cat>", Word((Mention(Token("me", "a-1e"), 0.5), Mention(CAT, 0.5)))),
+        ("(<me/duck:-1>:1.3)", Word((Mention(DUCK, -1.0),), weight=1.3)),
         ("<me/duck-v1+me/duck-v2>", Word((Mention(Token("me", "duck", 1), 0.5), Mention(Token("me", "duck", 2), 0.5)))),
         ("(<me/duck>:1.3)", Word((Mention(DUCK),), weight=1.3)),
     ],
@@ -105,6 +130,11 @@ def test_three_in_a_blend_have_a_third_each():
         ("<me/duck@0-1.1>", "from 0 to 1"),
         ("<me/duck@nan-1>", "from 0 to 1"),
         ("<me/duck@-1-1>", "from 0 to 1"),
+        ("<me/duck@+0-1>", "two numbers|a blend has one"),
+        ("<me/duck:-1+me/cat>", "some have none"),
+        ("<me/duck:-1+>", "not a concept's token|some have none"),
+        ("<me/duck:->", "from -5 to 5"),
+        ("<me/duck:+>", "from -5 to 5"),
         ("<me/duck@0-0.5@0.5-1>", "two numbers from 0 to 1"),
         ("<me/duck@0-0.5:0.7>", "two numbers from 0 to 1"),
         ("<me/duck@0-0.5+me/cat>", "a blend has one for all"),
@@ -136,7 +166,15 @@ def test_mistakes_in_words(text, problem):
         ("<lora:x>", "<me/x>"),
         ("<LyCO:x:0.5:0.7>", "<me/x:0.5>"),
         ("<lora:x:te=0.5:unet=0.7>", "<me/x>"),
-        ("<lora:x:3>", "<me/x:2>"),
+        ("<lora:x:3>", "<me/x:3>"),
+        ("<lora:x:-1.5>", "<me/x:-1.5>"),
+        ("<lora:x:\u22122>", "<me/x:-2>"),
+        ("<lora:x:+1>", "<me/x>"),
+        ("<lora:x:-0>", "<me/x:0>"),
+        ("<lora:x:-9>", "<me/x:-5>"),
+        ("<lora:x:9>", "<me/x:5>"),
+        ("<lora:x:1e400>", "<me/x:5>"),
+        ("<lora:slider:-3:0>", "<me/slider:-3>"),
         ("<lora:日本:0.5>", "<me/my-style:0.5>"),
     ],
 )
@@ -237,7 +275,8 @@ def test_a_changed_prompt_is_written():
 
 
 ALPHABET = [*"<>/:-@+.()[]{}|\\_,$ \n\x00\x1b019avBREAK", "у", "🙂", "'", "<me/duck", "BREAK", "AND", "__", "::", "$$"]
-TYPED = st.lists(st.sampled_from([*ALPHABET, "<me/duck>", "<a+b@0-.5>", " BREAK ", ":1.2)"]), max_size=30).map("".join)
+WORDS = ["<me/duck>", "<a+b@0-.5>", "<a:-1+b:+2>", " BREAK ", ":1.2)"]
+TYPED = st.lists(st.sampled_from([*ALPHABET, *WORDS]), max_size=30).map("".join)
 
 
 @settings(max_examples=2000, deadline=None)
@@ -250,7 +289,7 @@ def test_any_text_is_a_prompt_or_a_personal_error(text):
         return
     for mention in prompt.mentions:
         assert Token.parse(str(mention.token)) == mention.token
-        assert 0 <= mention.strength <= 2
+        assert -5 <= mention.strength <= 5
     assert all(piece == Break() or 0 <= piece.weight <= 10 for piece in prompt.pieces)
     for piece, after in pairwise(prompt.pieces):
         assert not (isinstance(piece, Text) and isinstance(after, Text) and piece.weight == after.weight)

@@ -288,8 +288,7 @@ def test_lines_of_a_list(wildcards):
     ("name", "fix"),
     [
         ("color", "Did you mean __colour__?"),
-        ("COLOUR", "Did you mean __colour__?"),
-        ("cats", "Did you mean __animals/cats__?"),
+        ("cat", "Did you mean __animals/cats__?"),
         ("animals/dogs", "__animals/north_dogs__"),
         ("quite different", "There are __colour__, "),
     ],
@@ -394,6 +393,257 @@ def test_a_list_stays_as_it_was_first_read(tmp_path):
     (tmp_path / "a.txt").write_text("two")
     assert choose("__a__", 0, lists) == "one"
     assert choose("__a__", 0, Wildcards(tmp_path)) == "two"
+
+
+NAMES = [
+    "auks,_murres",
+    "przevalski's",
+    "a & b",
+    "c(d)",
+    "e.g",
+    "1girl",
+    "2d-art",
+    "Grüße",
+    "日本",
+    "UPPER",
+    "#1",
+    "a+b",
+]
+NAMES += [
+    "white space",
+    "mix_of-all.v2",
+    "100%",
+    "what!",
+    "a [b]",
+    "R&B/soul, funk",
+    "x/1/2/3",
+    "e\u0301t\u00e9",
+    "a@b",
+    "~tilde",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lists_have_the_names_that_people_use(name, tmp_path):
+    file = tmp_path / f"{name}.txt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("red\n2::blue")
+    lists = Wildcards(tmp_path)
+    assert lists.lines(name) == ["red", "2::blue"] and lists.names() == [name]
+    if name[0] not in "#~":
+        assert list(every(f"a __{name}__ b", lists)) == ["a red b", "a blue b"]
+        assert list(every(f"{{2$$__{name}__}}", lists)) == ["red, blue", "blue, red"]
+
+
+def write_lists(folder, lists):
+    for name, text in lists.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, "utf-8") if isinstance(text, str) else (folder / name).write_bytes(text)
+    return Wildcards(folder)
+
+
+TREE = {
+    "artists/oil/old.txt": "a", "artists/oil/new.txt": "b", "artists/ink.txt": "c", "cats.txt": "d",
+    "art/catfish.txt": "e", "art/b/cat.txt": "f", ".hidden/cat.txt": "g", "artists/notes.md": "h",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pattern", "options"),
+    [
+        ("artists/*", "c"),
+        ("artists/**", "cba"),
+        ("artists/*/*", "ba"),
+        ("artists/**/*", "cba"),
+        ("**/cat*", "fed"),
+        ("cat*", "d"),
+        ("art/**/cat*", "fe"),
+        ("art*/*", "ec"),
+        ("artists/oil/???", "ba"),
+        ("ARTISTS/oil/O*", "a"),
+        ("*/ink", "c"),
+    ],
+)
+def test_a_pattern_is_all_lists_that_it_fits(pattern, options, tmp_path):
+    lists = write_lists(tmp_path, TREE)
+    assert sorted(every(f"__{pattern}__", lists)) == sorted(options)
+    assert count(f"{{2$$__{pattern}__}}", lists) == (len(options) * (len(options) - 1) or 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("*", "would be every list"),
+        ("**", "would be every list"),
+        ("**/*", "would be every list"),
+        ("dogs/*", "No list in .* fits"),
+        ("../*", "is no name"),
+        ("*/../x", "is no name"),
+        ("artists", "is a group of 3 lists"),
+        ("artists/oil", "group of 2 lists"),
+        ("old(v=1)", "hands a value"),
+        ("a:b*", "is no name"),
+        ("a*\x00", "is no name"),
+    ],
+)
+def test_patterns_and_groups_that_are_refused(name, problem, tmp_path):
+    with pytest.raises(PersonalError, match=problem):
+        write_lists(tmp_path, TREE).lines(name)
+    assert has_alternatives("a __*__ b") and has_alternatives("__**/cat*__")
+
+
+def test_a_pattern_finds_nothing_outside_and_names_its_circles(tmp_path):
+    (tmp_path / "secret.txt").write_text("told")
+    lists = write_lists(tmp_path / "lists", {"in/a.txt": "x", "in/all.txt": "__in/*__", "b.txt": "y"})
+    (tmp_path / "lists" / "in" / "up.txt").symlink_to(tmp_path / "secret.txt")
+    (tmp_path / "lists" / "folder").symlink_to(tmp_path)
+    with pytest.raises(PersonalError, match="not a place inside"):
+        lists.lines("in/*")
+    assert "folder/secret" not in lists.names()
+    (tmp_path / "lists" / "in" / "up.txt").unlink()
+    with pytest.raises(PersonalError, match="leads back to itself: in/\\* > in/\\*"):
+        choose("__in/*__", 0, Wildcards(tmp_path / "lists"))
+
+
+def test_capitals_and_folders_that_are_left_out(tmp_path):
+    lists = write_lists(
+        tmp_path, {"Colour.txt": "a", "x/Dog.txt": "b", "x/DOG.txt": "c", "y/z/one.txt": "d", "z/two.txt": "e"}
+    )
+    assert lists.lines("COLOUR") == ["a"] and lists.lines("one") == ["d"] and lists.lines("Z/One") == ["d"]
+    assert lists.lines("x/DOG") == ["c"]
+    with pytest.raises(PersonalError, match="may be any of __x/DOG__, __x/Dog__"):
+        lists.lines("x/dog")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_encodings_and_ends_of_lines(encoding, end, tmp_path):
+    text = end.join(["# remark", "café", "", "3::日本  ", "{a|b}"]) + end
+    assert write_lists(tmp_path, {"it.txt": text.encode(encoding)}).lines("it") == ["café", "3::日本", "{a|b}"]
+
+
+PACK = """# remark
+clothing:
+  - T-shirt
+  - 2::Pants   # another remark
+  - no
+  - 1990
+  - "{red|blue} __colours__"
+  - a: b
+  -
+artists:
+  finnish: [Akseli Gallen-Kallela, "Eero Järnefelt"]
+  "dutch, old":
+    - >-
+      Piet
+      Mondrian
+  long:
+    - |
+      # Usage: none
+      soft light,
+      ${figure:frog} toy
+one: just this
+weighted:
+  - {text: often, weight: 3}
+  - content: seldom
+colours: &c [red]
+again: *c
+"""
+PACKED = {
+    "clothing": ["T-shirt", "2::Pants", "no", "1990", "{red|blue} __colours__", "a: b"],
+    "artists/finnish": ["Akseli Gallen-Kallela", "Eero Järnefelt"],
+    "artists/dutch, old": ["Piet Mondrian"],
+    "artists/long": ["soft light, ${figure:frog} toy"],
+    "one": ["just this"],
+    "weighted": ["3::often", "seldom"],
+    "colours": ["red"],
+    "again": ["red"],
+}
+
+
+@pytest.mark.parametrize("ending", ["yaml", "yml", "YAML"])
+def test_a_yaml_pack(ending, tmp_path):
+    lists = write_lists(tmp_path, {f"mine.{ending}": PACK, "sub/other.yml": "- x\n- y", "artists/long.txt": "mine"})
+    expected = PACKED | {"artists/long": ["mine"]}  # a text file of that name comes first
+    assert {name: lists.lines(name) for name in PACKED} == expected
+    assert lists.lines("mine/clothing") == PACKED["clothing"]  # by the pack's name too
+    assert lists.lines("sub/other") == ["x", "y"]
+    assert set(lists.names()) == {*PACKED, "sub/other", "mine/artists/long"}
+    assert list(every("__clothing__", lists))[4:6] == ["red red", "blue red"]
+    assert choose("__mine/artists/long__", 0, Wildcards(tmp_path)) == "soft light, frog toy"
+    assert sorted(every("__mine/artists/fin*__", lists)) == ["Akseli Gallen-Kallela", "Eero Järnefelt"]
+
+
+def test_a_json_pack(tmp_path):
+    text = '{"clothing": ["T-shirt", 5, true, null, ""], "artists": {"dutch": ["Piet"], "dutch": ["Vincent"]}, "n": {}}'
+    lists = write_lists(tmp_path, {"mine.json": text, "list.json": '["a", {"text": "b", "weight": 2.5}]'})
+    assert lists.lines("clothing") == ["T-shirt", "5", "True"]
+    assert lists.lines("artists/dutch") == ["Piet", "Vincent"] and lists.lines("list") == ["a", "2.5::b"]
+
+
+def test_an_umi_pack(tmp_path):
+    text = """
+Forest Elf:
+  Title: Elf
+  Description: [for woods]
+  Prompts: ["elf, {bow|knife}", "tall elf"]
+  Tags: [Fantasy, Person]
+  Prefix: [x]
+plain:
+  prompts: [a]
+  other: [b]
+"""
+    lists = write_lists(tmp_path, {"chars.yaml": text})
+    assert lists.lines("Forest Elf") == ["elf, {bow|knife}", "tall elf"] == lists.lines("chars/forest elf")
+    assert lists.lines("plain/prompts") == ["a"] and lists.lines("plain/other") == ["b"]
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n" for old, new in itertools.pairwise("abcdefghij")
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("p.yaml", BOMB, "more than 300,000 keys and options"),
+        ("p.yaml", "a: &a [*a]", "itself a part of"),
+        ("p.yaml", "a: [*b]", "line|itself a part of"),
+        ("p.yaml", "a: " + "[" * 50_000, "more than 32 deep"),
+        ("p.yaml", "".join(" " * i + f"k{i}:\n" for i in range(60)), "32 deep|no list"),
+        ("p.json", "[" * 200_000, "more than 32 deep"),
+        ("p.json", "[" * 40 + '"a"' + "]" * 40, "more than 32 deep"),
+        ("p.json", '{"a": [1,}', "cannot be read as JSON; line 1"),
+        ("p.yaml", "a:\n\t- b", "cannot be read as YAML; line 2"),
+        ("p.yaml", "!!python/object/apply:os.system ['echo told > told']", "no list x"),
+        ("p.yaml", b"caf\xe9: [a]", "not UTF-8"),
+        ("p.yaml", "a" * 10_000_001, "larger than 10.0 MB"),
+        ("p.yaml", "", "no list x"),
+        ("p.json", "3", "no list x"),
+    ],
+)
+def test_packs_that_are_refused(name, text, problem, tmp_path):
+    lists = write_lists(tmp_path, {name: text, "good.txt": "fine"})
+    began = time.process_time()
+    with pytest.raises(PersonalError, match=problem) as caught:
+        lists.lines("x")
+    assert time.process_time() - began < 20 and str(caught.value).replace("\n", "").isprintable()
+    assert lists.lines("good") == ["fine"] and lists.lines("goo*") == ["fine"]
+    assert not (tmp_path / "told").exists() and not Path("told").exists()
+
+
+def test_a_packs_damage_is_told_where_a_list_is_missing(tmp_path):
+    lists = write_lists(tmp_path, {"bad.yaml": "a: [b", "good.yaml": "c: [d]"})
+    assert lists.lines("c") == ["d"]
+    with pytest.raises(PersonalError, match=r"no list a.txt .* bad.yaml cannot be read as YAML"):
+        lists.lines("a")
+
+
+def test_a_variables_default_is_read_and_a_variable_is_not(tmp_path):
+    assert choose("a ${figure:felt frog}, ${x: }y", 0, NONE) == "a felt frog,  y"
+    for text in ("${figure}", "${a=b}", "${a:=b}", "${a:{b|c}}"):
+        with pytest.raises(PersonalError, match="a variable"):
+            choose(text, 0, NONE)
 
 
 # --- whatever is typed -----------------------------------------------------------------------------------------------

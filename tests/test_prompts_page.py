@@ -33,7 +33,7 @@ def read(typed, lists):
 
 def test_all_blocks_are_of_a_kind_that_is_run():
     kinds = {"prompt", "emphasis", "plain", "alternatives", "list", "refused"}
-    assert {kind for kind, _, _ in BLOCKS} == kinds and len(LISTS) == 2
+    assert {kind for kind, _, _ in BLOCKS} == kinds and len(LISTS) == 3
     assert all(examples(kind) for kind in kinds)
 
 
@@ -47,7 +47,7 @@ def test_words(typed, lists):
     (word,) = read(typed, lists).pieces
     assert isinstance(word, Word)
     assert [part.strength for part in word.parts] == ([0.5] * 2 if "+" in typed and ":" not in typed else [
-        float(strength) for strength in re.findall(r":([0-9.]+)", typed)] or [1.0])  # fmt: skip
+        float(strength) for strength in re.findall(r":([0-9.-]+)", typed)] or [1.0])  # fmt: skip
     window = re.search(r"@([0-9.]+)-([0-9.]+)", typed)
     assert (word.start, word.end) == (tuple(map(float, window.groups())) if window else (0.0, 1.0))
 

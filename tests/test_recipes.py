@@ -140,7 +140,7 @@ def test_what_a_request_refuses_a_recipe_refuses_in_the_same_words(name):
         ({"concepts": [FIELDS["concepts"][0]] * 65}, "concepts must be"),
         ({"concepts": [FIELDS["concepts"][0] | {"token": "../../etc"}]}, "is not a concept's token"),
         ({"concepts": [FIELDS["concepts"][0] | {"vectors": 1}]}, "vectors must be yes or no"),
-        ({"concepts": [FIELDS["concepts"][0] | {"strength": math.nan}]}, "strength must be a number from 0"),
+        ({"concepts": [FIELDS["concepts"][0] | {"strength": math.nan}]}, "strength must be a number from -100"),
         ({"start": "/etc/passwd"}, "64 hexadecimal digits"),
         ({"mask": A}, "a mask and no start picture"),
         ({"start": A, "enlarge": 2.0}, "--enlarge"),
@@ -227,7 +227,7 @@ def recipes(draw):
     prompt = draw(word) + draw(bracket) + draw(word)
     concepts = [
         {"token": token, "sha256": draw(st.sampled_from([A, B, C])), "vectors": draw(st.booleans())}
-        | {"lora": draw(st.booleans()), "words": draw(word), "strength": draw(st.floats(0, 2))}
+        | {"lora": draw(st.booleans()), "words": draw(word), "strength": draw(st.floats(-5, 5))}
         for token in draw(st.lists(st.sampled_from(["<me/duck-v1>", "<them/ink-v12>"]), unique=True))
     ]
     return recipe(
@@ -300,6 +300,10 @@ def test_the_whole_text():
         'Hashes: {"embed:me-duck": "bbbbbbbbbbbb"}'
     )
     assert details(infotext(found))["Model"] == "a, b: c"
+    slider = [FIELDS["concepts"][0] | {"strength": -1.5}, FOX | {"strength": -3}]
+    assert infotext(recipe(prompt="a <me/duck:-1.5>, <fox:-3>", concepts=slider)).startswith(
+        "a (me-duck:0) <lora:me-duck:-1.5>, sks fox <lora:me-fox:-3>\n"
+    )
     assert infotext(recipe(concepts=[], prompt="a duck", sampler="DDIM")).startswith(
         "a duck\nSteps: 25, Sampler: DDIM, CFG"
     )

@@ -53,6 +53,7 @@ def ended(studio, work):
         ("a <me/duck>", (("<me/duck>", 1.0),)),
         ("a <me/duck:0.7@0-0.6> by <you/ink:1.2>", (("<me/duck>", 0.7), ("<you/ink>", 1.2))),
         ("a {<me/duck:0.4>|<you/ink>}", (("<me/duck>", 0.4), ("<you/ink>", 1.0))),
+        ("a <me/duck:-3> by <you/ink:+2@.5-1>", (("<me/duck>", -3.0), ("<you/ink>", 2.0))),
         ("<me/duck+you/ink>", (("<me/duck>", 0.5), ("<you/ink>", 0.5))),
         (r"a \<me/duck> < b", ()),
     ],
@@ -66,7 +67,7 @@ def test_a_prompt_says_its_strengths(house, prompt, strengths):
     [
         ("a <me/duk>", "Did you mean <me/duck>?"),
         ("a <me/photo>", "another kind of base"),
-        ("a <me/duck:9>", "must be a number from 0 to 2"),
+        ("a <me/duck:9>", "must be a number from -5 to 5"),
         ("a {b", "{"),
         ("a __nothing__", "nothing"),
         (None, "must be text"),
@@ -87,7 +88,10 @@ def test_many_concepts_have_as_many_sliders_as_there_are(house):
     "strength, wanted",
     [
         (0.5, "a <me/duck:0.5>"),
-        (9, "a <me/duck:2>"),
+        (9, "a <me/duck:5>"),
+        (-1.25, "a <me/duck:-1.25>"),
+        (-9, "a <me/duck:-5>"),
+        (-0.001, "a <me/duck:0>"),
         (math.nan, "a <me/duck>"),
         ("x", "a <me/duck>"),
         (None, "a <me/duck>"),

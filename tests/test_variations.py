@@ -74,6 +74,8 @@ def changed(request: Request) -> dict:
 def test_only_what_is_asked_is_changed():
     (request,) = near(FAVOURITE, 0.3, 5, seed=9)
     assert changed(request) == {"near": 0.3, "near_seed": 9} and request.n == 5
+    below = [each.prompt for each in strengths(FAVOURITE, "<me/duck>", "-2..0")]
+    assert below == [f"a photo of <me/duck:{strength}> on the beach" for strength in (-2, -1, 0)]
     found = strengths(FAVOURITE, "<me/duck>", "0.5, 0.75, ..., 1.25")
     prompts = [f"a photo of <me/duck:{strength}> on the beach" for strength in ("0.5", "0.75", "1", "1.25")]
     assert [changed(each) for each in found] == [{"prompt": prompt} for prompt in prompts]
@@ -108,7 +110,7 @@ def test_all_together_in_order_and_near_by_if_nothing_is_asked():
         ({"strength": ["<me/duck>"]}, "does not say what to change"),
         ({"strength": ["=1"]}, "does not say what to change"),
         ({"strength": ["<me/fox>=1"]}, "There is no <me/fox> in the prompt of this picture"),
-        ({"strength": ["<me/duck>=3"]}, "must be a number from 0 to 2"),
+        ({"strength": ["<me/duck>=-6"]}, "must be a number from -5 to 5"),
         ({"strength": ["<me/duck>=much"]}, "not a list of numbers"),
         ({"strength": ["duck duck=1"]}, "is not a concept's token"),
         ({"word": ["sea=snow"]}, "There is no sea in the prompt of this picture"),

@@ -6,6 +6,7 @@ vectors is tokenised, the vectors stand in for the embeddings of the positions b
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ class Span:
     weight: float = 1.0
 
 
+# What CLIP's tokenizer never cuts, even where it is not special. It cuts signs from letters and drops the spaces
+# between, so that a space there changes nothing else.
+_KEPT_WHOLE = re.compile(r"(<\|)(startoftext|endoftext)(\|>)", re.IGNORECASE)
 _STAND_IN = 0  # any id below the end-of-text's: CLIP pools at the highest id
 _BACKTRACK = 20  # tokens: where a chunk ends within so many of a comma, it ends at the comma, as A1111 has it
 
@@ -67,8 +71,23 @@ class TextEncoder:
         return self.table.shape[1]
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a stretch of text, without start and end."""
-        return self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
+        """Token ids of a stretch of text, without start and end.
+
+        `<|endoftext|>` and whatever else the tokenizer calls special is text like any other, with the ids of its signs:
+        the start, the end and the padding of a prompt are put there by `closed` alone. So is "!", which open_clip's
+        models pad with: they were trained to read it as a sign (id 256), where a tokenizer that takes it for padding
+        gives id 0.
+        """
+        apart = _KEPT_WHOLE.sub(r"\1 \2 \3", text)
+        ids = self.tokenizer(
+            apart, add_special_tokens=False, truncation=False, verbose=False, split_special_tokens=True
+        ).input_ids
+        if ids and max(ids) >= len(self.table):
+            raise PersonalError(
+                f"The base's tokenizer knows a word in {show(repr(text), 60)} that its text encoder does not.",
+                "Leave the word out, or load a base whose two parts belong together.",
+            )
+        return ids
 
     def vectors_of(self, words: str) -> Tensor:
         """The embeddings of some words, (tokens, width), fp32."""

@@ -79,7 +79,12 @@ class Judge:
         """CLIP's features of texts, (N, d) fp32, each of length 1."""
         length = self._clip.config.text_config.max_position_embeddings
         ids = self._tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=length,
+            return_tensors="pt",
+            split_special_tokens=True,  # words of a caption, whatever they are
         )
         return _unit(self._clip.get_text_features(**ids))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -65,13 +66,13 @@ class Reading:
         return Said(tuple(shares), word.weight)
 
     def mix(self, moment: float) -> tuple[Share, ...]:
-        """Each LoRA once, with the greatest strength that it has at this moment."""
+        """Each LoRA once, with the strength farthest from 0 that it has at this moment."""
         strengths: dict[str, float] = {}
         for word in self.words:
             for part in word.parts if acts_at(word, moment) else ():
                 concept = self.concepts[part.token]
                 if concept.lora and part.strength:
-                    strengths[concept.identity] = max(strengths.get(concept.identity, 0.0), part.strength)
+                    strengths[concept.identity] = _farther(strengths.get(concept.identity, 0.0), part.strength)
         return tuple(Share(*one) for one in strengths.items())
 
     @property
@@ -83,13 +84,18 @@ class Reading:
         return frozenset((word.start, word.end) for word in self.words)
 
     def used(self) -> dict[str, tuple[Concept, float]]:
-        """Each concept once, by its full token, with the greatest strength it is mentioned with."""
+        """Each concept once, by its full token, with the strength farthest from 0 that it is mentioned with."""
         found: dict[str, tuple[Concept, float]] = {}
         for mention in self.prompt.mentions:
             concept = self.concepts[mention.token]
             _, so_far = found.get(str(concept.token), (concept, 0.0))
-            found[str(concept.token)] = concept, max(so_far, mention.strength)
+            found[str(concept.token)] = concept, _farther(so_far, mention.strength)
         return found
+
+
+def _farther(one: float, other: float) -> float:
+    """The strength farther from 0; of two that are equally far the positive one."""
+    return max(one, other, key=lambda strength: (abs(strength), strength))
 
 
 def acts_at(word: Word, moment: float) -> bool:
@@ -151,7 +157,9 @@ class Reader:
 def stands_for(base: StableDiffusion, parts: list[tuple[Concept, float]]) -> list[str | dict[str, Tensor]]:
     """What concepts at strengths are in a prompt, one word of it: their vectors, or their trigger words, or nothing.
 
-    Vectors of several that have as many are averaged by their strengths; others follow each other.
+    Vectors of several that have as many become one: the mean of their class nouns, weighted by how far each concept is
+    from 0, and all their ways from there, each times its strength. Where no strength is negative that is the average of
+    the vectors by their strengths. Others follow each other.
     """
     stretches = [
         rows_at(base, concept, strength) if concept.vectors else " ".join(concept.card.trigger_words)
@@ -160,15 +168,16 @@ def stands_for(base: StableDiffusion, parts: list[tuple[Concept, float]]) -> lis
     blocks = [one for one in stretches if not isinstance(one, str)]
     if len(blocks) < 2 or len(blocks) < len(stretches) or len({len(row) for one in blocks for row in one.values()}) > 1:
         return stretches
-    total = sum(strength for _, strength in parts)
-    weights = [strength / total if total else 1 / len(parts) for _, strength in parts]
-    whole = [rows_at(base, concept, total) for concept, _ in parts]
+    total = sum(abs(strength) for _, strength in parts)
+    weights = [abs(strength) / total if total else 1 / len(parts) for _, strength in parts]
+    whole = [rows_at(base, concept, math.copysign(total, strength)) for concept, strength in parts]
     return [{key: sum(w * one[key] for w, one in zip(weights, whole, strict=True)) for key in whole[0]}]
 
 
 def rows_at(base: StableDiffusion, concept: Concept, strength: float) -> dict[str, Tensor]:
     """A concept's vectors at a strength: on the way from its class noun, where they began to learn, at 0, to what was
-    learned at 1, and beyond. Of a concept whose noun nobody knows: the vectors times the strength."""
+    learned at 1, and beyond; below 0 the same way in the other direction. Of a concept whose noun nobody knows: the
+    vectors times the strength."""
     learned = {key: torch.from_numpy(rows) for key, rows in concept.vectors.items()}
     if strength == 1:
         return learned

@@ -9,6 +9,7 @@ from ..errors import PersonalError
 from ..prompts import show
 
 MAX_VALUES = 100  # along one side
+_MINUS = str.maketrans("\u2212\ufe63\uff0d", "---")
 _NUMBER = r"[+-]?(?:[0-9]{1,15}(?:\.[0-9]{1,15})?|\.[0-9]{1,15})"
 _RANGE = re.compile(rf"({_NUMBER})\s*\.\.(?!\.)\s*({_NUMBER})(?:\s+by\s+({_NUMBER}))?")
 
@@ -18,6 +19,7 @@ def numbers(text: str) -> tuple[int | float, ...]:
 
     Raises PersonalError where it is no such list, or one of more than `MAX_VALUES`.
     """
+    text = text.translate(_MINUS)
     found: list[Decimal] = []
     items = [item.strip() for item in text.split(",")]
     for i, item in enumerate(items):

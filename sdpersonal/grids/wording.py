@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from ..errors import PersonalError
 from ..prompts import Token
+from ..prompts.words import cut_word
 
 PLACE = "{}"
 """Stands in a prompt for what an axis puts there."""
@@ -77,8 +78,8 @@ def _changed(prompt: str, token: Token, change: Callable[[list[tuple[str, str]],
 
 
 def _parts(inner: str) -> _Parts:
-    mix, _, window = inner.partition("@")
-    pairs = [part.partition(":") for part in mix.split("+")]
+    written, _, window = cut_word(inner)
+    pairs = [part.partition(":") for part in written]
     return [(word.strip(), strength.strip()) for word, _, strength in pairs], window.strip()
 
 

@@ -9,7 +9,7 @@ from .tokens import Token
 
 @dataclass(frozen=True)
 class Mention:
-    """One concept, and how strongly it is wanted (0 to 2)."""
+    """One concept, and how strongly it is wanted (-5 to 5)."""
 
     token: Token
     strength: float = 1.0

@@ -1,7 +1,7 @@
 """Templates to trees of choices: `{a|b}`, `{2::a|b}`, `{1-2$$ and $$a|b|c}`, `__list__`, one within another.
 
 The notation is that of the dynamic-prompts extension (adieyal/sd-dynamic-prompts, docs/SYNTAX.md), without its
-variables, patterns of names and remarks. A backslash keeps its meaning for whoever reads the prompt afterwards.
+variables (their defaults are read) and remarks. A backslash keeps its meaning for whoever reads the prompt afterwards.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ JOINER = ", "
 
 _UNIT = 1_000_000  # weights are counted in millionths, so that chance is whole numbers
 _MAX_WEIGHT = 1_000_000
-_NAME = r"__(?P<name>[^\W_][^\n{}|\\]*?)__"
+_NAME = r"__(?P<name>(?:[^\W_]|[*?('&\[](?=[^\s_]|__))[^\n{}|\\]*?)__"
+_DEFAULT = re.compile(r"\$\{\s*[\w-]+\s*:(?!=)([^{}|\\]*)\}")  # ${figure:frog}, a variable that nobody can have set
 _LEXEME = re.compile(
     rf"(?P<escape>\\.?)|(?P<variable>\$\{{)|(?P<open>\{{)|(?P<stroke>\|)|(?P<close>\}})|(?P<list>{_NAME})"
     r"|(?P<text>[^\\$_{}|]+|[$_])",
@@ -97,6 +98,10 @@ class _Reader:
         """As far as the text goes; inside braces as far as the option goes."""
         parts: list[Node] = []
         while self._at < len(self._text):
+            if default := _DEFAULT.match(self._text, self._at):
+                parts.append(default[1])
+                self._at = default.end()
+                continue
             lexeme = _LEXEME.match(self._text, self._at)
             kind = lexeme.lastgroup
             if inside and kind in ("stroke", "close"):

@@ -1,22 +1,41 @@
-"""A folder of lists for `__name__` in templates: UTF-8 text files, one option a line, `#` before a remark."""
+"""A folder of lists for `__name__` in templates: text files, one option a line, and packs of lists (YAML, JSON)."""
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 from .. import files
 from ..errors import PersonalError, show
+from .packs import SUFFIXES, read_pack
 from .tokens import RESERVED
 
 MAX_BYTES = 2_000_000  # of one list
+MAX_PACK_BYTES = 10_000_000
 MAX_LINES = 50_000
 MAX_LINE = 2000  # characters: as long as a prompt may be
 
-_NAME = re.compile(r"[^\W_](?:[\w .-]*\w)?(?:/[^\W_](?:[\w .-]*\w)?)*")
-_LOOKED_THROUGH = 10_000  # files, for the nearest name
+_LOOKED_THROUGH = 10_000  # files, for patterns, packs and the nearest name
+_ENCODINGS = (  # by the first bytes; UTF-32's begin with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a list is: a text file, or the keys in a pack. path: relative to the folder, with its suffix."""
+
+    path: str
+    keys: tuple[str, ...] | None = None
 
 
 class Wildcards:
@@ -25,69 +44,220 @@ class Wildcards:
     def __init__(self, folder: Path | None):
         self.folder = folder
         self._lines: dict[str, list[str]] = {}
+        self._packs: dict[str, dict[tuple[str, ...], list[str]]] = {}
+        self._damaged: list[PersonalError] = []  # packs that cannot be read
+        self._places: dict[str, _Place] | None = None  # by name; found when it is needed
 
     def lines(self, name: str) -> list[str]:
-        """The options of `__name__`, `animals/cats` being `animals/cats.txt`; blank lines and remarks left out.
+        """The options of `__name__`, blank lines and remarks left out.
 
+        `animals/cats` is `animals/cats.txt`, or the list under those keys in a pack; capitals do not matter where no
+        file has them as written. A pattern, `animals/*`, is all lists that it fits: `*` and `?` stand for letters of
+        one part of a name, `**` for any folders.
         Raises PersonalError where there is no such list, or it is empty, too large, no text or outside the folder.
         """
         if name not in self._lines:
-            self._lines[name] = _read(self._path(name), name)
+            self._lines[name] = self._read(name)
         return self._lines[name]
 
     def names(self) -> list[str]:
-        """What lists there are."""
-        found: list[str] = []
-        for place, folders, here in os.walk(self.folder) if self.folder else ():
-            folders.sort()
-            relative = [Path(place, one).relative_to(self.folder) for one in sorted(here) if one.endswith(".txt")]
-            found += [one.with_suffix("").as_posix() for one in relative if not one.name.startswith(".")]
-            if len(found) > _LOOKED_THROUGH:
-                break
-        return found[:_LOOKED_THROUGH]
+        """What lists there are: those in text files, then those in packs."""
+        return list(self._all())
 
-    def _path(self, name: str) -> Path:
-        parts = name.split("/")
-        if not _NAME.fullmatch(name) or any(part.partition(".")[0].lower() in RESERVED for part in parts):
-            raise PersonalError(
-                f"__{show(name, 60)}__ is no name that a list can have.",
-                r"Write __colour__ or __animals/cats__; for the underscores themselves \_\_.",
-            )
+    def _read(self, name: str) -> list[str]:
+        _check(name)
         if self.folder is None:
             raise PersonalError(
                 f"I know no folder with a list for __{show(name, 60)}__.",
                 r"Name one with --wildcards FOLDER; for the underscores themselves write \_\_.",
             )
-        path = files.inside(self.folder, *parts[:-1], parts[-1] + ".txt")
-        if not os.path.lexists(path):
-            raise PersonalError(f"There is no list {show(name, 60)}.txt in {show(str(self.folder))}.", self._near(name))
-        return path
+        if "*" in name or "?" in name:
+            return self._matching(name)
+        path = files.inside(self.folder, *f"{name}.txt".split("/"))
+        if os.path.lexists(path):
+            return _read_text(path, name)
+        return self._lines_at(self._found(name), name)
+
+    def _lines_at(self, place: _Place, name: str) -> list[str]:
+        if place.keys is None:
+            return _read_text(files.inside(self.folder, *place.path.split("/")), name)
+        return _checked(self._pack(place.path)[place.keys], f"__{show(name, 60)}__")
+
+    def _found(self, name: str) -> _Place:
+        """The list of that name, whatever its capitals; else the one of that name in a folder, which was left out.
+
+        Raises PersonalError where there is none, or several.
+        """
+        places, wanted = self._all(), _folded(name)
+        if name in places:
+            return places[name]
+        alike = [one for one in places if _folded(one) == wanted]
+        # A pack's lists under the pack's own name too.
+        full = {one: _folded(_full(place)) for one, place in places.items() if place.keys is not None}
+        alike = alike or [one for one in full if full[one] == wanted]
+        alike = alike or [one for one in places if _folded(one).endswith(f"/{wanted}")]
+        if len(alike) == 1:
+            return places[alike[0]]
+        if alike:
+            raise PersonalError(
+                f"__{show(name, 60)}__ may be any of {', '.join(f'__{show(one, 60)}__' for one in alike[:4])}.",
+                "Write the one that is meant, with its folder and capitals.",
+            )
+        raise self._missing(name)
+
+    def _missing(self, name: str) -> PersonalError:
+        within = [one for one in self._all() if _folded(one).startswith(_folded(name) + "/")]
+        if within:
+            return PersonalError(
+                f"__{show(name, 60)}__ is a group of {len(within):,} lists.",
+                f"For one of them all write __{show(name, 60)}/**__, or a list: __{show(within[0], 80)}__.",
+            )
+        problem = f"There is no list {show(name, 60)}.txt in {show(str(self.folder))}."
+        if self._damaged:
+            return PersonalError(f"{problem} {self._damaged[0].problem}", self._near(name))
+        return PersonalError(problem, self._near(name))
+
+    def _matching(self, pattern: str) -> list[str]:
+        if not re.search(r"[^*?/]", pattern):
+            raise PersonalError(
+                f"__{show(pattern, 60)}__ would be every list there is.", "Write a part of a name: __animals/*__."
+            )
+        fits, places = _pattern(pattern), self._all()
+        found = [one for one in places if fits.fullmatch(_folded(one))]
+        found += [
+            one
+            for one, place in places.items()
+            if place.keys is not None and one not in found and fits.fullmatch(_folded(_full(place)))
+        ]
+        if not found:
+            raise PersonalError(
+                f"No list in {show(str(self.folder))} fits __{show(pattern, 60)}__.",
+                self._near(pattern.replace("*", "")),
+            )
+        lines: list[str] = []
+        for one in found:
+            lines += self._lines_at(places[one], one)
+            if len(lines) > MAX_LINES:
+                raise PersonalError(
+                    f"The lists that fit __{show(pattern, 60)}__ have more than {MAX_LINES:,} lines.",
+                    "Write a longer part of their names.",
+                )
+        return lines
+
+    def _all(self) -> dict[str, _Place]:
+        """Every list by its name. A pack's list whose name is taken has the pack's own name in front of it."""
+        if self._places is None:
+            paths = self._paths()
+            texts = {path.removesuffix(path[-4:]): _Place(path) for path in paths if path.lower().endswith(".txt")}
+            self._places = texts
+            for path in paths:
+                for keys in self._keys(path) if path.lower().endswith(SUFFIXES) else ():
+                    place = _Place(path, keys)
+                    name = _short(path, keys)
+                    self._places.setdefault(name if name not in self._places else _full(place), place)
+        return self._places
+
+    def _keys(self, path: str) -> Iterable[tuple[str, ...]]:
+        try:
+            return self._pack(path)
+        except PersonalError as error:  # one that cannot be read must not keep the others from being found
+            self._damaged.append(error)
+            return ()
+
+    def _pack(self, path: str) -> dict[tuple[str, ...], list[str]]:
+        if path not in self._packs:
+            text = _text_of(files.inside(self.folder, *path.split("/")), path, MAX_PACK_BYTES)
+            self._packs[path] = read_pack(text, path)
+        return self._packs[path]
+
+    def _paths(self) -> list[str]:
+        """The lists and packs of the folder, relative to it."""
+        found: list[str] = []
+        for place, folders, here in os.walk(self.folder):
+            folders[:] = sorted(one for one in folders if not one.startswith("."))
+            for one in sorted(here):
+                if one.lower().endswith((".txt", *SUFFIXES)) and not one.startswith("."):
+                    found.append(Path(place, one).relative_to(self.folder).as_posix())
+            if len(found) > _LOOKED_THROUGH:
+                break
+        return found[:_LOOKED_THROUGH]
 
     def _near(self, name: str) -> str:
         names = self.names()
-        by_letters = {one.lower(): one for one in names}
-        near = get_close_matches(name.lower(), by_letters, 3)
+        by_letters = {_folded(one): one for one in names}
+        near = get_close_matches(_folded(name), by_letters, 3)
         last = {one.rpartition("/")[2]: one for one in by_letters}  # the right list in a folder that was left out
-        near += [last[one] for one in get_close_matches(name.lower(), last, 1) if last[one] not in near]
+        near += [last[one] for one in get_close_matches(_folded(name), last, 1) if last[one] not in near]
         if near:
             return f"Did you mean {' or '.join(f'__{show(by_letters[one], 60)}__' for one in near[:3])}?"
         here = ", ".join(f"__{show(one, 60)}__" for one in names[:5])
         return f"There are {here}." if here else "Write one: a text file with an option in each line."
 
 
-def _read(path: Path, name: str) -> list[str]:
-    try:
-        text = files.read_bytes(path, MAX_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PersonalError(f"{show(name, 60)}.txt is not UTF-8 text.", "Save it as UTF-8.") from error
+def _check(name: str) -> None:
+    """Raises PersonalError for what no list can be called, on any system."""
+    if "(" in name and "=" in name.partition("(")[2] and name.endswith(")"):
+        raise PersonalError(
+            f"__{show(name, 60)}__ hands a value to its list; there are no variables here.",
+            "Write the list without the brackets; where it has a default, ${figure:frog}, that is used.",
+        )
+    parts = name.split("/")
+    if any(
+        not part.strip(" .") or part[0] in " ." or part[-1] == " " or part.partition(".")[0].lower() in RESERVED
+        for part in parts
+    ) or re.search(r'[\x00-\x1f\x7f\\<>:"|]', name):
+        raise PersonalError(
+            f"__{show(name, 60)}__ is no name that a list can have.",
+            r"Write __colour__ or __animals/cats__; for the underscores themselves \_\_.",
+        )
+
+
+def _folded(name: str) -> str:
+    """The same for names that differ in capitals, or in how their accents are stored (macOS takes them apart)."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _short(path: str, keys: tuple[str, ...]) -> str:
+    """A pack's keys stand where the pack does, as in the dynamic-prompts extension; a mere list has its file's name."""
+    folder, _, file = path.rpartition("/")
+    return "/".join(filter(None, (folder, *(keys or (file.rpartition(".")[0],)))))
+
+
+def _full(place: _Place) -> str:
+    """The name with the pack's own in front of the keys."""
+    return "/".join((place.path.rpartition(".")[0], *(place.keys or ())))
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    """`*` and `?` within a part of a name, `**` across folders."""
+    signs = {"**/": r"(?:.+/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?)", re.sub(r"\*{3,}", "**", _folded(text)))
+    return re.compile("".join(signs.get(piece) or re.escape(piece) for piece in pieces), re.DOTALL)
+
+
+def _read_text(path: Path, name: str) -> list[str]:
+    text = _text_of(path, f"{name}.txt", MAX_BYTES)
     lines = [line.strip() for line in re.split(r"\r\n|[\r\n]", text)]
     if too_long := next((i for i, line in enumerate(lines, 1) if len(line) > MAX_LINE), None):
         raise PersonalError(
             f"Line {too_long} of {show(name, 60)}.txt has more than {MAX_LINE:,} characters.", "Cut it."
         )
-    options = [line for line in lines if line and not line.startswith("#")]
+    return _checked([line for line in lines if line and not line.startswith("#")], f"{show(name, 60)}.txt")
+
+
+def _text_of(path: Path, name: str, limit: int) -> str:
+    """UTF-8, or UTF-16 or UTF-32 that begin with their byte order mark."""
+    data = files.read_bytes(path, limit)
+    encoding = next((encoding for mark, encoding in _ENCODINGS if data.startswith(mark)), "utf-8-sig")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise PersonalError(f"{show(name, 60)} is not UTF-8 text.", "Save it as UTF-8.") from error
+
+
+def _checked(options: list[str], what: str) -> list[str]:
     if not options:
-        raise PersonalError(f"{show(name, 60)}.txt is empty.", "Write an option in each line.")
+        raise PersonalError(f"{what} is empty.", "Write an option in each line.")
     if len(options) > MAX_LINES:
-        raise PersonalError(f"{show(name, 60)}.txt has {len(options):,} lines; I read {MAX_LINES:,}.", "Split it.")
+        raise PersonalError(f"{what} has {len(options):,} lines; I read {MAX_LINES:,}.", "Split it.")
     return options

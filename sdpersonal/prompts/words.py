@@ -8,19 +8,21 @@ from ..errors import PersonalError, show
 from .pieces import Mention, Word
 from .tokens import Token
 
-MAX_STRENGTH = 2.0
+MAX_STRENGTH = 5.0  # and as much below 0: sliders are made to be used in both directions
 MAX_BLEND = 8  # concepts in one pair of brackets
 
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
-_OTHERS = re.compile(r"\s*(lora|lyco|lycoris|hypernet)\s*:\s*([^:]*)(?::\s*([0-9.]+))?", re.I)  # A1111's extra networks
+_STRENGTH = re.compile(rf"[+-]?(?:{_NUMBER.pattern})(?:e[+-]?[0-9]{{1,3}})?", re.I)
+_MINUS = str.maketrans(dict.fromkeys("\u2212\u2013\ufe63\uff0d", "-"))  # what keyboards and word processors put for it
+_WANTS_SIGN = re.compile(r"[^:]*:\s*(?:[+-]?[0-9.]+e)?", re.I)  # a strength that a + may go on
+_OTHERS = re.compile(r"\s*(lora|lyco|lycoris|hypernet)\s*:\s*([^:]*)(?::\s*([^:]*))?", re.I)  # A1111's extra networks
 
 
 def read_word(inner: str) -> Word:
     """`me/duck:0.7+me/cat:0.3@0-0.6`, what stands between the brackets. Raises PersonalError with one that works."""
     if other := _OTHERS.match(inner):
         raise _other_network(inner, *other.groups())
-    blend, at, window = inner.partition("@")
-    parts = blend.split("+")
+    parts, at, window = cut_word(inner)
     if at and "+" in window:
         raise PersonalError(
             f"<{show(inner)}> has its @ in the middle; a blend has one for all.",
@@ -28,6 +30,30 @@ def read_word(inner: str) -> Word:
         )
     start, end = _window(inner, window) if at else (0.0, 1.0)
     return Word(_blend(inner, parts) if len(parts) > 1 else (_mention(inner, parts[0], 1.0),), start, end)
+
+
+def cut_word(inner: str) -> tuple[list[str], str, str]:
+    """The concepts of a word with their strengths, as written; "@" if a window follows; and the window.
+
+    A + before a strength, or in its exponent, joins nothing: `<me/duck:+1+me/cat:1e+0>` has two parts.
+    """
+    blend, at, window = inner.partition("@")
+    parts: list[str] = []
+    for part in blend.split("+"):
+        if parts and _WANTS_SIGN.fullmatch(parts[-1]):
+            parts[-1] += f"+{part}"
+        else:
+            parts.append(part)
+    return parts, at, window
+
+
+def read_strength(text: str) -> float | None:
+    """A strength as people write it, `-1.5`, `+1`, `.5`, `1e0`, with any sign for minus; None for anything else."""
+    plain = text.strip().translate(_MINUS)
+    if not _STRENGTH.fullmatch(plain):
+        return None
+    value = float(plain) + 0.0  # of the two zeros the one without a sign
+    return value if abs(value) <= MAX_STRENGTH else None
 
 
 def _blend(inner: str, parts: list[str]) -> tuple[Mention, ...]:
@@ -53,17 +79,17 @@ def _mention(inner: str, part: str, otherwise: float) -> Mention:
 
 
 def _strength(inner: str, text: str) -> float:
-    if _NUMBER.fullmatch(text.strip()):
-        value = float(text)
-        if value <= MAX_STRENGTH:
-            return value
-    raise PersonalError(
-        f"The strength in <{show(inner)}> must be a number from 0 to {MAX_STRENGTH:g}.", "For example <me/duck:0.8>."
-    )
+    value = read_strength(text)
+    if value is None:
+        raise PersonalError(
+            f"The strength in <{show(inner)}> must be a number from {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}.",
+            "For example <me/duck:0.8>, or <me/age:-2> for the opposite.",
+        )
+    return value
 
 
 def _window(inner: str, text: str) -> tuple[float, float]:
-    start, dash, end = (part.strip() for part in text.partition("-"))
+    start, dash, end = (part.strip() for part in text.translate(_MINUS).partition("-"))
     if dash and _NUMBER.fullmatch(start) and _NUMBER.fullmatch(end) and float(start) < float(end) <= 1:
         return float(start), float(end)
     raise PersonalError(
@@ -77,7 +103,9 @@ def _other_network(inner: str, kind: str, name: str, strength: str | None) -> Pe
         return PersonalError(f"<{show(inner)}> asks for a hypernetwork; I have none.", "Leave it out.")
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:64].strip("-")
     token = f"me/{plain or 'my-style'}"
-    wanted = min(float(strength), MAX_STRENGTH) if strength and _NUMBER.fullmatch(strength) else 1.0
+    written = (strength or "").strip().translate(_MINUS)
+    wanted = float(written) + 0.0 if _STRENGTH.fullmatch(written) else 1.0
+    wanted = max(-MAX_STRENGTH, min(wanted, MAX_STRENGTH))
     return PersonalError(
         f"<{show(inner)}> is how A1111 loads a LoRA.",
         f"Import its file once, sdpersonal concepts import FILE --as '<{token}>', then write "

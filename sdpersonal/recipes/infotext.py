@@ -110,7 +110,9 @@ def _said(mention: Mention, concepts: tuple[Ingredient, ...], loras: dict[str, I
         return mention.token.slug
     words = concept.words
     if concept.vectors:
-        words = _slug(concept) if mention.strength == 1 else f"({_slug(concept)}:{mention.strength:g})"
+        # A word that counts less than nothing would turn the states over there; vectors beyond their noun have no word.
+        weight = max(0.0, mention.strength)
+        words = _slug(concept) if weight == 1 else f"({_slug(concept)}:{weight:g})"
     lora = loras.pop(concept.token, None)
     return f"{words} {_lora(lora)}".strip() if lora else words
 

@@ -81,7 +81,7 @@ class Ingredient(Part):
 
     token: _text(150)
     sha256: Digest
-    strength: Annotated[float, Number, Field(ge=0, le=100)] = 1.0
+    strength: Annotated[float, Number, Field(ge=-100, le=100)] = 1.0
     vectors: StrictBool = False
     lora: StrictBool = False
     words: _text(2000) = ""

@@ -113,7 +113,7 @@ def changed(house: House, result: Result | None, change: str) -> Work:
     if not (equals and target.strip()):
         raise PersonalError("Say what to change to what.", "For example <me/duck>=0.6,0.8,1 or beach=snow|space.")
     found, target = _recipe(result), target.strip()
-    vary = strengths if target.startswith("<") and re.match(r"\s*[0-9.]", values) else words
+    vary = strengths if target.startswith("<") and re.match(r"\s*[-+\u2212]?[0-9.]", values) else words
     return _work(house, found, vary(request_of(found), target, values.strip()))
 
 

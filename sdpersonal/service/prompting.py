@@ -9,7 +9,7 @@ from ..config import Request
 from ..errors import PersonalError
 from ..grids.wording import with_strength
 from ..library import Library
-from ..prompts import Token, Wildcards, count
+from ..prompts import MAX_STRENGTH, Token, Wildcards, count
 from ..prompts.words import read_word
 from .house import House
 
@@ -40,9 +40,14 @@ def asked(prompt: object, house: House, kind: str) -> Asked:
 def stronger(prompt: str, token: str, strength: object) -> str:
     """The prompt with another strength of that concept; as it was where either is nothing of the kind."""
     try:
-        return with_strength(prompt, Token.parse(token), max(0.0, min(2.0, round(float(strength), 2))))
+        return with_strength(prompt, Token.parse(token), _within(float(strength)))
     except (PersonalError, TypeError, ValueError):
         return prompt
+
+
+def _within(strength: float) -> float:
+    """The nearest strength that a prompt can have, to the hundredth. Raises ValueError for what is no number."""
+    return round(max(-MAX_STRENGTH, min(MAX_STRENGTH, strength)), 2) + 0.0
 
 
 def _trouble(token: Token, library: Library, kind: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from ..errors import PersonalError
+from ..prompts import MAX_STRENGTH
 from ..service import App
 from ..service.drawing import insert
 from ..service.prompting import MOST, asked, stronger
@@ -21,7 +22,10 @@ def prompt_box(app: App, shared: Shared) -> None:
     note = line("", "prompt-note", visible=False)
     tokens = gr.State(())
     with gr.Column(elem_id="strengths", visible=False) as strengths:
-        sliders = [gr.Slider(0, 2, value=1, step=0.05, label="Strength", visible=False) for _ in range(MOST)]
+        sliders = [
+            gr.Slider(-MAX_STRENGTH, MAX_STRENGTH, value=1, step=0.05, label="Strength", visible=False)
+            for _ in range(MOST)
+        ]
 
     def on_words(prompt):
         found = asked(prompt, app.house, app.studio.base.kind)
