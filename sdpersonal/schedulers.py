@@ -188,6 +188,7 @@ NO_COUNTERPART: Mapping[str, str] = MappingProxyType(  # a name, or the beginnin
         "Exp Heun 2 x0": "diffusers has no such class",
         "Exp Heun 2 x0 SDE": "diffusers has no such class",
         "Euler CFG++": _CFG,
+        "DDIM CFG++": _CFG,
         "Euler a CFG++": _CFG,
         "Euler Ancestral CFG++": _CFG,
         "DPM++ 2S a CFG++": _CFG,
@@ -224,6 +225,11 @@ class Scheduler:
         sampler = _BY_NAME[self.sampler]
         shown = "" if self.schedule == sampler.plain == sampler.default else self.schedule
         return f"{self.sampler} {shown}".strip()
+
+    @property
+    def note(self) -> str:
+        """A sentence on how it differs from what was asked, "" where it does not."""
+        return f"{self.name}: {self.near}." if self.near else ""
 
     @property
     def max_steps(self) -> int | None:
@@ -381,3 +387,22 @@ SCHEDULERS = tuple(
 )
 """Those that are what their name says."""
 NAMES = tuple(scheduler.name for scheduler in SCHEDULERS)
+
+
+def table() -> str:
+    """The samplers as a table in Markdown, for `docs/schedulers.md`."""
+    head = ("sampler", "also called", "in diffusers", "schedules, the plain one first", "Automatic")
+    rows = [head, ("---",) * len(head), *map(_row, SAMPLERS)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _row(sampler: Sampler) -> tuple[str, ...]:
+    schedules = sorted(sampler.schedules, key=lambda label: label != sampler.plain)
+    options = [f"{name}={value}" for name, value in sampler.options.items() if name not in (*_DDIM, *_FINAL)]
+    return (
+        f"{sampler.name}{'*' if sampler.near else ''}",
+        ", ".join(sampler.aliases),
+        " ".join([f"{sampler.diffusers}Scheduler", *options]),
+        ", ".join(schedules) or "its own",
+        sampler.default if schedules else "",
+    )

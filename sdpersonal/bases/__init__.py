@@ -1,7 +1,7 @@
 """`load_base(name)`: the model under a concept, ready to teach and to draw."""
 
 from .loading import BUILT_IN, introduction, load_base
-from .samplers import draws_noise, step_of
+from .samplers import check_scheduler, draws_noise, step_of
 from .schedule import Schedule
 from .sd import Conditioning, Framing, Posterior, Spoken, StableDiffusion
 
@@ -13,6 +13,7 @@ __all__ = [
     "Schedule",
     "Spoken",
     "StableDiffusion",
+    "check_scheduler",
     "draws_noise",
     "introduction",
     "load_base",

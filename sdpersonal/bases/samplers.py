@@ -10,6 +10,7 @@ import diffusers
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 
+from ..errors import PersonalError
 from ..schedulers import Scheduler
 
 
@@ -29,6 +30,24 @@ def make_sampler(config: Mapping[str, Any], scheduler: Scheduler | None = None) 
     if config.get("rescale_betas_zero_snr"):
         return DDIMScheduler.from_config(config)
     return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", use_karras_sigmas=True)
+
+
+def check_scheduler(config: Mapping[str, Any], scheduler: Scheduler | None, steps: int) -> None:
+    """Raise PersonalError for what cannot draw with a base of this configuration.
+
+    With zero terminal SNR the first sigma is infinite, 4096 in diffusers. Beta spaces the sigmas evenly at that end,
+    so that nearly every step is lost in noise; in two steps an ancestral class rounds the variance that it leaves
+    below 0.
+    """
+    if scheduler is None or not config.get("rescale_betas_zero_snr"):
+        return
+    if scheduler.options.get("use_beta_sigmas"):
+        raise PersonalError(
+            f"scheduler {scheduler.name!r} cannot draw with this base: its noise has no largest level to space from.",
+            f"Take {scheduler.sampler!r} with another schedule, such as '{scheduler.sampler} Simple'.",
+        )
+    if steps == 2 and "Ancestral" in scheduler.diffusers:
+        raise PersonalError(f"steps must be 1 or at least 3 with {scheduler.name} and this base.", "For example 25.")
 
 
 def draws_noise(sampler: SchedulerMixin) -> bool:

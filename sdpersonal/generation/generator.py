@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import __version__
-from ..bases import Framing, StableDiffusion
+from ..bases import Framing, StableDiffusion, check_scheduler
 from ..bases.memory import told
 from ..bases.placement import settle
 from ..bases.safety import grey
@@ -147,6 +147,7 @@ class Generator:
         rescale = base.rescale if request.rescale is None else request.rescale
         change = request.change if source else 1.0
         scheduler, restarts = _scheduler_of(request, fast)
+        check_scheduler(base.scheduler_config, scheduler, request.denoising_steps)
         sampling = Sampling(request.denoising_steps, guidance, rescale, change, scheduler, restarts)
         size = source.picture.size if source else request.pixels or (base.resolution,) * 2
         return _Work(request, sampling, size, source, fast)

@@ -8,7 +8,6 @@ from typing import Any
 import gradio as gr
 
 from ..config import MAX_CLIP_SKIP
-from ..schedulers import NAMES
 from ..service import App
 from ..service.starting import started
 from .shared import line
@@ -48,7 +47,7 @@ class Form:
         )
         with gr.Row():
             add["scheduler"] = gr.Dropdown(
-                [("The base's own", ""), *((name, name) for name in NAMES)],
+                [("The base's own", ""), *((name, name) for name in base.schedulers)],
                 value="",
                 label="Scheduler",
                 info="How noise becomes a picture; any name of A1111, ComfyUI or diffusers may be typed.",
