@@ -36,12 +36,21 @@ def check_scheduler(config: Mapping[str, Any], scheduler: Scheduler | None, step
     """Raise PersonalError for what cannot draw with a base of this configuration.
 
     With zero terminal SNR the first sigma is infinite, 4096 in diffusers. Beta spaces the sigmas evenly at that end,
-    so that nearly every step is lost in noise; in two steps an ancestral class rounds the variance that it leaves
-    below 0.
+    so that nearly every step is lost in noise. Heun takes the mean of the slopes at both ends of its first step, whose
+    length is that sigma, which is only near where the second sigma is large too, as Karras and Exponential have it. In
+    two steps an ancestral class rounds the variance that it leaves below 0.
     """
     if scheduler is None or not config.get("rescale_betas_zero_snr"):
         return
-    if scheduler.options.get("use_beta_sigmas"):
+    options = scheduler.options
+    if scheduler.diffusers == "HeunDiscrete" and not (
+        options["use_karras_sigmas"] or options["use_exponential_sigmas"]
+    ):
+        raise PersonalError(
+            f"scheduler {scheduler.name!r} cannot draw with this base: its first step would be from unbounded noise.",
+            "Take 'Heun Karras' or 'Heun Exponential'.",
+        )
+    if options.get("use_beta_sigmas"):
         raise PersonalError(
             f"scheduler {scheduler.name!r} cannot draw with this base: its noise has no largest level to space from.",
             f"Take {scheduler.sampler!r} with another schedule, such as '{scheduler.sampler} Simple'.",
