@@ -50,7 +50,7 @@ def check_scheduler(config: Mapping[str, Any], scheduler: Scheduler | None, step
             f"scheduler {scheduler.name!r} cannot draw with this base: its first step would be from unbounded noise.",
             "Take 'Heun Karras' or 'Heun Exponential'.",
         )
-    if options.get("use_beta_sigmas"):
+    if scheduler.options.get("use_beta_sigmas"):
         raise PersonalError(
             f"scheduler {scheduler.name!r} cannot draw with this base: its noise has no largest level to space from.",
             f"Take {scheduler.sampler!r} with another schedule, such as '{scheduler.sampler} Simple'.",
