@@ -497,3 +497,13 @@ def test_reasons_are_sentences_without_names_of_ours():
 def test_the_page_of_names_is_the_table():
     """`table()` writes it."""
     assert table() in (ROOT / "docs" / "schedulers.md").read_text()
+
+
+def test_a_sheet_may_vary_both():
+    from sdpersonal.grids import Sheet
+
+    sheet = Sheet(prompt="a cat", x="scheduler: none, euler_ancestral", y="clip-skip: 1..2")
+    asked = [(cell.request.scheduler, cell.request.clip_skip) for cell in sheet.cells]
+    assert asked == [(None, 1), ("Euler a", 1), (None, 2), ("Euler a", 2)]
+    with pytest.raises(PersonalError, match="scheduler 'eulr' is unknown"):
+        Sheet(prompt="a cat", x="scheduler: eulr, Euler")
