@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from .errors import PersonalError
 from .prompts import MAX_PROMPT, Token, has_alternatives, parse, show
+from .schedulers import named
 
 Kind = Literal["object", "style", "person"]
 
@@ -141,6 +142,16 @@ def _size(value: Any) -> Any:
     return value
 
 
+def _scheduler(value: Any) -> Any:
+    """The canonical name; None, and the empty text of a form, for the model's own."""
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise PersonalError(f"scheduler must be text, got {show(repr(value), 60)}.", "For example 'DPM++ 2M Karras'.")
+    return named(value).name
+
+
+MAX_CLIP_SKIP = 12  # A1111's limit: the layers of Stable Diffusion 1.x's text encoder
 Number = BeforeValidator(_number)
 Whole = BeforeValidator(_whole)
 PromptText = Annotated[str, _personal(_prompt)]
@@ -270,6 +281,10 @@ class Request(Settings):
     """Draw it, then again so many times as large, from that."""
     fast: Annotated[str | None, _personal(_token)] = None
     """Token of an LCM or TCD LoRA in your library: a few steps are enough."""
+    scheduler: Annotated[str | None, _personal(_scheduler)] = None
+    """Name of a scheduler as A1111, ComfyUI or diffusers spell it: 'Euler a'. Default: DPM++ 2M Karras (tiny: DDIM)."""
+    clip_skip: Annotated[int, Whole, Field(ge=1, le=MAX_CLIP_SKIP)] = 1
+    """Layer of the text encoder to read, counted from the last as A1111 does; 1 skips none, anime models want 2."""
 
     def __init__(self, **values: Any):
         super().__init__(**values)
@@ -277,7 +292,17 @@ class Request(Settings):
             raise PersonalError("--mask says what to change in a start picture.", "Give it with --start.")
         if self.start and self.enlarge > 1:
             raise PersonalError("--enlarge is for pictures that begin from noise.", "Ask for a larger --size.")
+        self._check_steps()
         check_work(self, self.n)
+
+    def _check_steps(self) -> None:
+        """LCM and TCD distil the 50 steps of another scheduler: they cannot take more."""
+        few = named(self.scheduler).max_steps if self.scheduler else 50 if self.fast else None
+        if few and self.denoising_steps > few:
+            raise PersonalError(
+                f"steps must be at most {few} with {self.scheduler or '--fast'}, got {self.denoising_steps}.",
+                "Such schedulers need 4 to 8.",
+            )
 
     @property
     def denoising_steps(self) -> int:
