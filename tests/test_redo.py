@@ -228,7 +228,7 @@ def test_other_pictures(place, capsys, tmp_path):
     assert "was drawn by another program" in err and "Not loaded: the LoRA x (1)." in err
     line = next(line for line in err.splitlines() if "sdpersonal generate" in line).partition(": ")[2]
     assert shlex.split(line)[:5] == ["sdpersonal", "generate", "a cat's", "--n", "1"]
-    assert line.endswith(" --negative b --seed 5 --steps 20 --guidance 7 --size 64x64")
+    assert line.endswith(" --negative b --seed 5 --steps 20 --guidance 7 --size 64x64 --scheduler 'Euler a'")
     assert "holds no recipe" in refused(place, capsys, png(Image.new("RGB", (8, 8)), None))
     assert "holds no recipe" in refused(place, capsys, b"no picture")
     assert main(["redo", str(tmp_path / "none.png")]) == 2 and "No such file" in capsys.readouterr().err

@@ -30,7 +30,19 @@ _PIPES = ("pipe", "basic_pipe", "detailer_pipe", "sdxl_tuple", "base_basic_pipe"
 _PARTS = ("noise", "guider", "sampler", "sigmas", *_PIPES)
 _CONDITIONS = ("conditioning", "conditioning_1", "conditioning_2", "conditioning_to", "conditioning_from", "cond1")
 _CONDITIONS += ("cond2", "conditioning1", "conditioning2", "conditioning_a", "conditioning_b", "cond", "CONDITIONING")
-_TEXTS = ("populated_text", "text", "text_g", "text_l", "clip_l", "t5xxl", "prompt", "string", "value", "STRING", "text1")
+_TEXTS = (
+    "populated_text",
+    "text",
+    "text_g",
+    "text_l",
+    "clip_l",
+    "t5xxl",
+    "prompt",
+    "string",
+    "value",
+    "STRING",
+    "text1",
+)
 _JOINS = re.compile(r"concat|join|combine|append|merge", re.IGNORECASE)
 _STRINGS = re.compile(r"(text|string|prompt|input|str)_?[a-z0-9]{0,2}$", re.IGNORECASE)
 _WILD = re.compile(r"wildcard|random|dynamic|\bLLM|generat|ollama|interrogat|tagger|caption", re.IGNORECASE)
@@ -74,9 +86,11 @@ def comfyui(graph: Graph, text: str, picture_size: tuple[int, int] | None = None
     if not ways:
         raise Unreadable("ComfyUI", "its graph has no sampler that leads to a saved picture")
     way = next((way for way in ways if picture_size and walk.sizes(way)[-1] == picture_size), ways[0])
+    of_its_size = picture_size is not None and walk.sizes(way)[-1] == picture_size
     said = Parameters("ComfyUI", text, syntax="comfyui", naming="comfyui")
     if len({id(each.samplers[0]) for each in ways}) > 1:
-        said.notes.append("Its graph saves several pictures; this was read as the first that has its size.")
+        which = "first that has its size" if of_its_size else "first of them"
+        said.notes.append(f"Its graph saves several pictures; this was read as the {which}.")
     first, last = way.samplers[-1], way.samplers[0]
     positive, negative = walk.prompt(first, "positive"), walk.prompt(first, "negative")
     if not positive.text:
@@ -129,10 +143,12 @@ def _passes(walk: _Walk, way: _Way, said: Parameters) -> None:
         said.notes.append("Its last steps were drawn by another sampler, often a refiner's, which is left out.")
     if at_last and after and after != at_last:
         said.notes.append(f"It was enlarged to {after[0]}x{after[1]} afterwards, which is not done here.")
-    if batch := next((walk.number(node, "batch_size") for node in way.path if "batch_size" in node.inputs), None):
-        if isinstance(batch, int | float) and batch > 1:
-            said.notes.append(f"It is one of {batch:g} pictures of one seed; the first of them begins from this noise.")
-    repaired = [node.type for node in way.path if node not in way.samplers and {"seed", "positive"} <= node.inputs.keys()]
+    batch = next((walk.number(node, "batch_size") for node in way.path if "batch_size" in node.inputs), None)
+    if isinstance(batch, int | float) and batch > 1:
+        said.notes.append(f"It is one of {batch:g} pictures of one seed; the first of them begins from this noise.")
+    repaired = [
+        node.type for node in way.path if node not in way.samplers and {"seed", "positive"} <= node.inputs.keys()
+    ]
     if repaired:
         said.notes.append(f"Parts of it were drawn again ({show(', '.join(repaired), 60)}), which is not done here.")
 
@@ -192,9 +208,8 @@ class _Walk:
         if not re.search("switch", node.type, re.IGNORECASE):
             return []
         select = self._scalar(node.inputs.get("select", node.inputs.get("Input")), "select")
-        return [f"input{select}", f"image{select}", f"latent{select}"] + sorted(
-            name for name, _ in node.links() if re.fullmatch(r"any_[0-9]+|input[0-9]", name)
-        )
+        others = sorted(name for name, _ in node.links() if re.fullmatch(r"any_[0-9]+|input[0-9]", name))
+        return [f"input{select}", f"image{select}", f"latent{select}", *others]
 
     def sizes(self, way: _Way) -> tuple[tuple[int, int] | None, tuple[int, int] | None, tuple[int, int] | None]:
         """Of what the first sampler drew, of what the last did, and of the picture; None where it cannot be told."""
@@ -207,9 +222,9 @@ class _Walk:
         return drawn[0] if drawn else None, drawn[-1] if drawn else None, size
 
     def _size_after(self, node: Node, size: tuple[int, int] | None) -> tuple[int, int] | None:
-        if isinstance(text := node.inputs.get("dimensions", node.inputs.get("resolution")), str):
-            if found := re.match(r"\s*([0-9]{2,5})\s*[x×*]\s*([0-9]{2,5})", text):
-                return int(found[1]), int(found[2])
+        text = node.inputs.get("dimensions", node.inputs.get("resolution"))
+        if isinstance(text, str) and (found := re.match(r"\s*([0-9]{2,5})\s*[x×*]\s*([0-9]{2,5})", text)):
+            return int(found[1]), int(found[2])
         for pair in (("width", "height"), ("empty_latent_width", "empty_latent_height")):
             if set(pair) <= node.inputs.keys() and not self.is_sampler(node):
                 width, height = (self._scalar(node.inputs[name], name) for name in pair)
@@ -232,16 +247,25 @@ class _Walk:
         value = self._value(node, names)
         return value if isinstance(value, str) else ""
 
-    def _value(self, node: Node, names: tuple[str, ...], depth: int = 0) -> Any:
+    def _value(self, node: Node, names: tuple[str, ...]) -> Any:
         """Of the first of these inputs that has one; else that of the nodes that are parts of it."""
-        for name in names:
-            if name in node.inputs and (value := self._scalar(node.inputs[name], name)) is not None:
-                return value
-        for part in _PARTS if depth < 6 else ():
-            if isinstance(link := node.inputs.get(part), Link) and (other := self.graph.get(link.node)):
-                if (value := self._value(other, names, depth + 1)) is not None:
+        for each in self._with_parts(node):
+            for name in names:
+                if name in each.inputs and (value := self._scalar(each.inputs[name], name)) is not None:
                     return value
         return None
+
+    def _with_parts(self, node: Node) -> Iterator[Node]:
+        """The node, and those that bring it its noise, guider, sampler, sigmas, or what a pipe holds; each once."""
+        waiting, seen = [node], {node.id}
+        while waiting and len(seen) < _DEEP:
+            node = waiting.pop(0)
+            yield node
+            for part in _PARTS:
+                link = node.inputs.get(part)
+                if isinstance(link, Link) and link.node not in seen and link.node in self.graph:
+                    seen.add(link.node)
+                    waiting.append(self.graph[link.node])
 
     def _scalar(self, value: Any, name: str) -> Any:
         """A value, wherever a link leads for it; None for anything but a number and a text."""
@@ -252,7 +276,19 @@ class _Walk:
             if node is None:
                 return None
             slots = [name, *(("width", "height") if name in ("width", "height") else ())]
-            names = (*slots, "seed", "noise_seed", "value", "Value", "int", "INT", "float", "FLOAT", "number", "sampler")
+            names = (
+                *slots,
+                "seed",
+                "noise_seed",
+                "value",
+                "Value",
+                "int",
+                "INT",
+                "float",
+                "FLOAT",
+                "number",
+                "sampler",
+            )
             if name in ("width", "height") and {"width", "height"} <= node.inputs.keys():
                 names = ("width", "height")[value.slot : value.slot + 1] or names
             held = next((node.inputs[key] for key in names if key in node.inputs), None)
@@ -291,18 +327,15 @@ class _Walk:
             found.notes.append(f"Several {side} prompts are combined in it; here they are one, with commas.")
         return found
 
-    def _start(self, node: Node, side: str, depth: int = 0) -> tuple[Link, str] | None:
-        for name in (side, "conditioning" if side == "positive" else "", "text_embeds"):
-            if isinstance(link := node.inputs.get(name), Link):
-                return link, side
-        for part in _PARTS if depth < 6 else ():
-            if isinstance(link := node.inputs.get(part), Link) and (other := self.graph.get(link.node)):
-                if any(name in other.inputs for name in (side, "conditioning")) or part == "guider":
-                    if isinstance(other.inputs.get(side), str):
-                        return link, side
-                    return self._start(other, side, depth + 1)
-                if found := self._start(other, side, depth + 1):
-                    return found
+    def _start(self, sampler: Node, side: str) -> tuple[Link, str] | None:
+        """Where a sampler's words come from: its own input, that of a part, or a part that holds them as texts."""
+        names = (side, *(("conditioning", "cond1") if side == "positive" else ()), "text_embeds")
+        for node in self._with_parts(sampler):
+            for name in names:
+                if isinstance(link := node.inputs.get(name), Link):
+                    return link, side
+            if node is not sampler and isinstance(node.inputs.get(side), str):
+                return Link(node.id, 0), side
         return None
 
     def _conditions(self, link: Link, side: str, found: _Prompt, seen: set[tuple[str, str]]) -> None:
@@ -318,9 +351,7 @@ class _Walk:
             found.notes.append("A ControlNet guided it, which is not here.")
         if isinstance(node.inputs.get("positive"), Link) and isinstance(node.inputs.get("negative"), Link):
             side = "negative" if link.slot == 1 else "positive"  # such as ControlNetApplyAdvanced
-        onward = [
-            value for name, value in node.links() if name in (side, *_CONDITIONS) and not self._gives_text(value)
-        ]
+        onward = [value for name, value in node.links() if name in (side, *_CONDITIONS) and not self._gives_text(value)]
         if onward and "clip" not in node.inputs:
             for each in onward:
                 self._conditions(each, side, found, seen)
@@ -366,11 +397,25 @@ class _Walk:
             keys = [name for name in node.inputs if _STRINGS.match(name)]
             parts = [self._string(node.inputs[name], side, found, seen) for name in keys]
             return (between or " ").join(part for part in parts if part)[:100_000]
+        if (branch := self._branch(node)) is not None:
+            return self._string(branch, side, found, seen)
         own = self._own_text(node, side)
         if isinstance(own, str):
             return own
         links = [own] if isinstance(own, Link) else [link for _, link in node.links()][:1]
         return self._string(links[0], side, found, seen) if links else ""
+
+    def _branch(self, node: Node) -> Any:
+        """What ComfyUI's own switch hands on, None for any other node."""
+        if not {"on_true", "on_false", "switch"} <= node.inputs.keys():
+            return None
+        condition = node.inputs["switch"]
+        for _ in range(_DEEP):
+            other = self.graph.get(condition.node) if isinstance(condition, Link) else None
+            if other is None:
+                break
+            condition = other.inputs.get("value", other.inputs.get("boolean"))
+        return node.inputs["on_true" if condition is True else "on_false"]
 
     def _own_text(self, node: Node, side: str = "positive") -> str | Link | None:
         for name in (f"text_{side}", side, f"{side}_prompt", *_TEXTS, "wildcard_text", "text_0", "Text", "String"):
@@ -399,11 +444,14 @@ class _Walk:
         while waiting and len(seen) < _STEPS:
             node = waiting.pop(0)
             networks = [*_loras(self, node), *networks]
+            if isinstance(name := node.inputs.get("hypernetwork_name"), str):
+                networks.insert(0, Network("hypernetwork", base_name(name), _finite(node.inputs.get("strength"))))
             if not model and node is not sampler:
                 names = (node.inputs.get(key) for key in _CHECKPOINTS)
                 model = next((base_name(name) for name in names if isinstance(name, str) and name), "")
-            for name in (*_MODELS, "guider"):
-                if isinstance(link := node.inputs.get(name), Link) and link.node not in seen:
+            onward = [self._branch(node), *(node.inputs.get(name) for name in (*_MODELS, "guider"))]
+            for link in onward:
+                if isinstance(link, Link) and link.node not in seen:
                     seen.add(link.node)
                     if other := self.graph.get(link.node):
                         waiting.append(other)

@@ -1,8 +1,8 @@
 """ComfyUI's two graphs as one: nodes by their ids, whose inputs are values or links to other nodes' outputs.
 
-`prompt` is what was run: `{"3": {"class_type": "KSampler", "inputs": {"seed": 5, "model": ["4", 0]}}}`. `workflow` is what
-stood on the canvas: a list of nodes with `widgets_values` in the order of the node's widgets, and a table of links.
-Sources: `execution.py`, `nodes.py` of ComfyUI; `LGraph.serialize` and `graphToPrompt` of its frontend.
+`prompt` is what was run: `{"3": {"class_type": "KSampler", "inputs": {"seed": 5, "model": ["4", 0]}}}`. `workflow` is
+what stood on the canvas: a list of nodes with `widgets_values` in the order of the node's widgets, and a table of
+links. Sources: `execution.py`, `nodes.py` of ComfyUI; `LGraph.serialize` and `graphToPrompt` of its frontend.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ _WIDGETS = {  # type -> names of the widgets, in order, where the node does not 
     "LoadImage": "image upload",
     "PrimitiveNode": "value",
     "Seed (rgthree)": "seed",
-    "Efficient Loader": "ckpt_name vae_name clip_skip lora_name lora_model_strength lora_clip_strength positive negative "
-    "token_normalization weight_interpretation empty_latent_width empty_latent_height batch_size",
+    "Efficient Loader": "ckpt_name vae_name clip_skip lora_name lora_model_strength lora_clip_strength positive "
+    "negative token_normalization weight_interpretation empty_latent_width empty_latent_height batch_size",
 }
 
 
@@ -63,7 +63,7 @@ class Link:
     slot: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Node:
     id: str
     type: str
@@ -182,7 +182,9 @@ def _widgets(entry: dict[str, Any]) -> dict[str, Any]:
         return {str(name): value for name, value in values.items()}
     if not isinstance(values, list):
         return {}
-    named = [place["widget"].get("name") for place in _list(entry.get("inputs")) if isinstance(place.get("widget"), dict)]
+    named = [
+        place["widget"].get("name") for place in _list(entry.get("inputs")) if isinstance(place.get("widget"), dict)
+    ]
     names = _WIDGETS.get(str(entry["type"]), "").split() or [str(name) for name in named]
     found: dict[str, Any] = {}
     rest = list(values)

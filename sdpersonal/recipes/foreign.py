@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..prompts import show
-from .parameters import MOST_NOTES, Foreign, Parameters, base_name, enlarged, foreign_of, number, size_of
+from .parameters import MOST_NOTES, Foreign, Parameters, enlarged, foreign_of, number, size_of
 from .syntax import Network
 
 __all__ = ["Foreign", "a1111", "foreign"]
@@ -36,7 +36,7 @@ _MEANS = {  # our field -> theirs
 _BEGAN = ("mask blur", "inpaint area", "masked content", "init image size", "init image hash", "image cfg scale")
 _BEGAN += ("resize mode", "masked area padding", "conditional mask weight", "soft inpainting enabled", "mask mode")
 _OTHER_PARTS = {  # the beginning of a key -> what else made the picture
-    "adetailer": "ADetailer, which draws faces anew",
+    "adetailer": "ADetailer",
     "controlnet": "ControlNet",
     "refiner": "a refiner model",
     "freeu": "FreeU",
@@ -53,7 +53,6 @@ _OTHER_PARTS = {  # the beginning of a key -> what else made the picture
     "postprocess": "postprocessing",
     "token merging ratio": "token merging",
     "sag": "self-attention guidance",
-    "styles": "",
 }
 
 
@@ -69,6 +68,8 @@ def a1111(text: str) -> Parameters | None:
     if "steps" not in facts and not {"seed", "sampler"} <= facts.keys():
         return None
     said = Parameters(_program(facts), text, prompt, negative)
+    if said.program == "ComfyUI" and prompt == "unknown":  # what a node that saves writes where it was told nothing
+        said.prompt, said.negative = "", ""
     for ours, theirs in _MEANS.items():
         if (key := next((key for key in theirs if key in facts), None)) is not None:
             said.values[ours] = number(facts[key])
@@ -89,25 +90,25 @@ def a1111(text: str) -> Parameters | None:
 def _parts(text: str) -> tuple[str, str, dict[str, str]]:
     """Prompt, negative prompt, and the facts behind them by their keys in small letters."""
     lines = text.strip().split("\n")
-    begin = _first_fact_line(lines)
-    facts = _facts("\n".join(lines[begin:]))
+    begin, facts = _last_lines(lines)
     lines = [line.strip() for line in lines[:begin]]
     cut = next((i for i, line in enumerate(lines) if line.lower().startswith(_NEGATIVE)), len(lines))
     negative = "\n".join(lines[cut:])[len(_NEGATIVE) :]
     return "\n".join(lines[:cut]).strip(), negative.strip(), facts
 
 
-def _first_fact_line(lines: list[str]) -> int:
-    """Which line the facts begin in: the last one, if it has three as A1111 wants; else the last that begins with
-    "Steps:", behind which a value in quotes may have line ends in it."""
+def _last_lines(lines: list[str]) -> tuple[int, dict[str, str]]:
+    """Which line the facts begin in, and the facts: the last one, if it has three as A1111 wants; else the last that
+    begins with "Steps:", behind which a value in quotes may have line ends in it."""
     last = len(lines) - 1
-    whole = _facts(lines[last])
-    if len(whole) >= 3 and ("steps" in whole or {"seed", "sampler"} <= whole.keys()):
-        return last
-    for i in range(last, max(-1, last - 200), -1):
-        if _FACT_LINE.match(lines[i]) and len(_facts("\n".join(lines[i:]))) >= 3:
-            return i
-    return last if len(whole) >= 3 else len(lines)
+    facts = _facts(lines[last])
+    if len(facts) >= 3 and ("steps" in facts or {"seed", "sampler"} <= facts.keys()):
+        return last, facts
+    begins = [i for i in range(last, max(-1, last - 200), -1) if _FACT_LINE.match(lines[i])]
+    for i in begins[:3]:
+        if len(longer := _facts("\n".join(lines[i:]))) >= 3:
+            return i, longer
+    return (last, facts) if len(facts) >= 3 else (len(lines), {})
 
 
 def _facts(line: str) -> dict[str, str]:
@@ -156,6 +157,8 @@ def _program(facts: Mapping[str, str]) -> str:
     for word, name in (("fooocus", "Fooocus"), ("comfyui", "ComfyUI"), ("sdpersonal", "sdpersonal")):
         if version.lower().startswith(word):
             return name
+    if re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+", facts.get("sampler", "")):
+        return "ComfyUI"  # one of its nodes that save pictures: nobody else writes "euler_ancestral" there
     if "sd.next" in app.lower() or facts.get("backend") == "Diffusers":
         return "SD.Next"
     if "civitai resources" in facts or "civitai metadata" in facts:
@@ -170,7 +173,8 @@ def _pair(text: str | None) -> tuple[str, str] | None:
 
 def _first_size(facts: Mapping[str, str], said: Parameters) -> None:
     if (text := facts.get("size")) is not None:
-        said.values["size"] = size_of(*_pair(text)) or text if _pair(text) else text
+        pair = _pair(text)
+        said.values["size"] = (size_of(*pair) if pair else None) or text
     elif size := size_of(facts.get("size-1"), facts.get("size-2")):
         said.values["size"] = size
 
@@ -191,7 +195,7 @@ def _second_pass(facts: Mapping[str, str], said: Parameters) -> None:
         said.values |= {"size": begun, "enlarge": times}
     elif times := enlarged(size, resized):
         said.values["enlarge"] = times
-    elif any(number(side) for side in (*resized, *first)):
+    elif any(number(side) for side in (*resized, *first)) or facts.get("first pass size") == "0x0":
         shown = facts.get("hires resize") or facts.get("first pass size") or "another size"
         said.notes.append(f"Its second pass changed its shape ({show(shown, 20)}), which is left out.")
     if said.values.get("enlarge") == 1.0:  # both passes of one size
@@ -276,7 +280,7 @@ def _remarks(facts: Mapping[str, str], said: Parameters) -> list[str]:
         notes.append(f"The noise that its sampler adds had other seeds (ENSD {show(facts['ensd'], 12)}).")
     if said.program == "Fooocus":
         notes.append("Fooocus' own sharpness and guidance of sizes are not here.")
-    parts = [name for start, name in _OTHER_PARTS.items() if name and any(key.startswith(start) for key in facts)]
+    parts = [name for start, name in _OTHER_PARTS.items() if any(key.startswith(start) for key in facts)]
     if parts:
         notes.append(f"It was also made with {', '.join(dict.fromkeys(parts))}, which is not done here.")
     return notes

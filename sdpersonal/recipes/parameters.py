@@ -103,7 +103,7 @@ def foreign_of(said: Parameters) -> Foreign:
         fields.pop("change", None)
     if "near" not in fields:
         fields.pop("near_seed", None)
-    notes += _scheduler(said, fields) + _model(said) + _beginning(said, fields) + said.notes
+    notes += _model(said) + _scheduler(said, fields) + said.notes + _beginning(said, fields)
     return Foreign(fields, tuple(dict.fromkeys(notes)), said.text, said.program, tuple(networks), words, refusal)
 
 

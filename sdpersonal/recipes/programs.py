@@ -46,7 +46,9 @@ class _Settings:
     def get(self, *names: str) -> Any:
         """The first that is there and says something."""
         found = (self._values[name] for name in names if name in self._values)
-        return next((value for value in found if not isinstance(value, list | dict | None) and value not in _NONE), None)
+        return next(
+            (value for value in found if not isinstance(value, list | dict | None) and value not in _NONE), None
+        )
 
     def any(self, name: str) -> Any:
         return self._values.get(name)
@@ -104,7 +106,7 @@ def _entries(value: Any) -> list[dict[str, Any]]:
 
 def _object(text: str | None) -> dict[str, Any] | None:
     """The JSON object that a text is, None for anything else."""
-    if not text or not text.lstrip()[:1] == "{":
+    if not text or text.lstrip()[:1] != "{":
         return None
     try:
         value = lenient_json(text)
@@ -173,7 +175,9 @@ def _sd_metadata(values: dict[str, Any], text: str) -> Parameters:
     if not isinstance(picture, dict):
         raise Unreadable("InvokeAI", "its sd-metadata holds no picture's settings")
     prompts = picture.get("prompt")
-    words = [str(entry.get("prompt", "")) for entry in _entries(prompts)] or [prompts if isinstance(prompts, str) else ""]
+    words = [str(entry.get("prompt", "")) for entry in _entries(prompts)] or [
+        prompts if isinstance(prompts, str) else ""
+    ]
     said = _common("InvokeAI", text, picture | {"prompt": ""}, "compel")
     said.prompt, said.negative = _without_negative(" ".join(words))
     said.model = base_name(values.get("model_weights") or values.get("model") or "")
@@ -232,11 +236,12 @@ def novelai(texts: Mapping[str, str]) -> Parameters | None:
     """`Comment`, JSON; in a WebP all of a PNG's texts are one JSON object in the UserComment."""
     outer = _object(texts.get("UserComment")) or {}
     comment = texts.get("Comment") or outer.get("Comment")
-    named = f"{texts.get('Software', '')} {texts.get('Source', '')} {outer.get('Software', '')} {outer.get('Source', '')}"
+    named = (
+        f"{texts.get('Software', '')} {texts.get('Source', '')} {outer.get('Software', '')} {outer.get('Source', '')}"
+    )
     values = _object(comment) if isinstance(comment, str) else comment if isinstance(comment, dict) else None
-    if "novelai" not in named.lower():
-        if values is None or not {"uc", "sampler", "scale"} <= values.keys():
-            return None
+    if "novelai" not in named.lower() and (values is None or not {"uc", "sampler", "scale"} <= values.keys()):
+        return None
     if values is None:
         raise Unreadable("NovelAI", "its comment cannot be read")
     description = texts.get("Description") or outer.get("Description") or texts.get("ImageDescription")
@@ -257,7 +262,10 @@ def _novelai(values: dict[str, Any], text: str, description: str) -> Parameters:
     if (count := number(values.get("n_samples"))) not in (None, 1):
         said.notes.append(f"It is one of {count} pictures that share a seed.")
     parts = ["SMEA"] if values.get("sm") else []
-    if values.get("reference_strength_multiple") not in _NONE or values.get("director_reference_strengths") not in _NONE:
+    if (
+        values.get("reference_strength_multiple") not in _NONE
+        or values.get("director_reference_strengths") not in _NONE
+    ):
         parts.append("reference pictures")
     said.notes += _also(parts)
     return said
@@ -279,7 +287,7 @@ def _captions(prompt: Any, said: Parameters | None) -> str:
 
 
 def fooocus(texts: Mapping[str, str]) -> Parameters | None:
-    """Its own scheme in `parameters` or the UserComment; 2.1's in `Comment`; RuinedFooocus'. (Its other scheme is A1111's.)"""
+    """Its own scheme in `parameters` or the UserComment; 2.1's in `Comment`; RuinedFooocus'. Its other is A1111's."""
     for key in ("parameters", "UserComment", "Comment", "JPEG comment"):
         values = _object(texts.get(key))
         if values is None:
@@ -366,14 +374,19 @@ def _listed(value: Any) -> list[str]:
 
 
 def easy_diffusion(texts: Mapping[str, str]) -> Parameters | None:
-    """A PNG has a text for each setting; other files one JSON object. Names are of code or, in old ones, of its page."""
+    """A PNG has a text for each setting; other files one JSON object. Names are of code or, before, of its page."""
     values: Mapping[str, Any] | None = texts
     known = {_plain(name) for name in texts}
     if not known & {"usestablediffusionmodel", "stablediffusionmodel"}:
         values = next((found for key in ("UserComment", "parameters") if (found := _object(texts.get(key)))), None)
-        if values is None or not {_plain(name) for name in values} & {"usestablediffusionmodel", "stablediffusionmodel"}:
+        if values is None or not {_plain(name) for name in values} & {
+            "usestablediffusionmodel",
+            "stablediffusionmodel",
+        }:
             return None
-    said = _common("Easy Diffusion", "\n".join(f"{key}: {value}" for key, value in values.items())[:50_000], values, "compel")
+    said = _common(
+        "Easy Diffusion", "\n".join(f"{key}: {value}" for key, value in values.items())[:50_000], values, "compel"
+    )
     said.schedule = None
     have = _Settings(values)
     skip = have.any("clipskip")
@@ -446,7 +459,7 @@ def civitai(values: Mapping[str, Any], text: str) -> Parameters:
     said = _common("Civitai", text, values, "a1111", "a1111")
     said.model = base_name(values.get("baseModel") or "")
     for entry in _entries(values.get("resources")):
-        if str(entry.get("type", "lora")).lower() in ("lora", "locon", "dora"):
+        if str(entry.get("type", "")).lower() in ("lora", "locon", "lycoris", "dora"):
             name = entry.get("name") or entry.get("modelName") or entry.get("modelVersionId")
             said.networks += _lora(str(name or ""), entry.get("strength", entry.get("weight")))
     workflow = str(values.get("workflow", ""))

@@ -1,5 +1,5 @@
-"""The recipe in a picture's bytes: ours, or what another program's metadata says. Bounded in time and memory; nothing is
-opened.
+"""The recipe in a picture's bytes: ours, or what another program's metadata says. Bounded in time and memory; nothing
+is opened.
 
 Neither sd-parsers (0.6, April 2025; no LoRAs, strengths, EXIF of WebP, SwarmUI, Draw Things, Easy Diffusion) nor
 sd-prompt-reader (1.3.5, May 2024; pins Pillow 10.3 and needs Tk) can be asked: neither bounds what it reads. Both were
@@ -56,7 +56,8 @@ def _foreign(data: bytes) -> Parameters | None:
     """What any of the programs left in it. Raises TooLong or Unreadable where none of it can be used."""
     texts, too_long = all_texts(data)
     found, unreadable = _from_texts(texts, data)
-    if found is None and (hidden := hidden_text(data)) is not None:
+    # Pillow, which decodes the pixels, would read a text of any length.
+    if found is None and not too_long and (hidden := hidden_text(data)) is not None:
         found, other = _from_texts(_hidden_texts(hidden), data)
         unreadable = unreadable or other
     if found is None and unreadable:
@@ -83,6 +84,9 @@ def _from_texts(texts: Mapping[str, str], data: bytes) -> tuple[Parameters | Non
     for read in _READERS:
         try:
             if (said := read(texts, data)) is not None:
+                size = _picture_size(data)
+                if said.program == "NovelAI" and size and "size" not in said.values:
+                    said.values["size"] = "x".join(map(str, size))  # its first pictures say it nowhere else
                 return said, None
         except Unreadable as error:
             unreadable = unreadable or error
@@ -101,27 +105,34 @@ def _a1111(texts: Mapping[str, str], data: bytes) -> Parameters | None:
 def _graph(texts: Mapping[str, str], data: bytes) -> Parameters | None:
     """ComfyUI's graphs, what was run before what stood on the canvas; A1111's text beside it where a node that makes
     words at random, or picks them from a list, stands in the graph."""
-    written = _a1111_or_none(texts)
     unreadable, unsure = None, None
-    for text, value in _graphs(texts):
+    graphs = _graphs(texts)
+    if not graphs:
+        return None
+    for text, value in graphs:
         extra = value.pop("extraMetadata", None) if isinstance(value, dict) else None
         graph = graph_in(value)
         if graph is None:
             continue
+        extra = extra or texts.get("extraMetadata")
+        asked = _object(extra) if isinstance(extra, str) else None
         try:
             said, sure = comfyui(graph, text, _picture_size(data))
         except Unreadable as error:
+            if asked:
+                return programs.civitai(asked, extra)
             unreadable = unreadable or error
-        else:
-            said.program = _graph_program(texts, said.program)
-            if sure:
-                return said
-            unsure = unsure or said
-        if isinstance(extra := extra or texts.get("extraMetadata"), str) and (asked := _object(extra)):
+            continue
+        if asked and said.img2img:  # its generator's own picture, drawn before: what was asked says more
             return programs.civitai(asked, extra)
-    if written is None and unsure is None and unreadable:
+        said.program = _graph_program(texts, said.program)
+        if sure:
+            return said
+        unsure = unsure or said
+    said = _a1111_or_none(texts) or unsure
+    if said is None and unreadable:
         raise unreadable
-    return written or unsure
+    return said
 
 
 def _a1111_or_none(texts: Mapping[str, str]) -> Parameters | None:
@@ -155,7 +166,7 @@ def _graphs(texts: Mapping[str, str]) -> list[tuple[str, object]]:
 
 
 def _object(text: str) -> dict | None:
-    if not text.lstrip()[:1] == "{":
+    if text.lstrip()[:1] != "{":
         return None
     try:
         value = lenient_json(text)

@@ -38,12 +38,13 @@ def _pixels(data: bytes) -> np.ndarray | None:
     import numpy as np
     from PIL import Image
 
-    if not (data.startswith(b"\x89PNG") or (data[:4] == b"RIFF" and b"VP8L" in data[12:4000])):
+    kind = "PNG" if data.startswith(b"\x89PNG") else "WEBP" if data[:4] == b"RIFF" and b"VP8L" in data[12:4000] else ""
+    if not kind:
         return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as picture:
+            with Image.open(io.BytesIO(data), formats=(kind,)) as picture:
                 if picture.mode not in ("RGB", "RGBA") or picture.width * picture.height > MAX_PIXELS:
                     return None
                 return np.asarray(picture)

@@ -54,8 +54,8 @@ def translated(prompt: str, syntax: Syntax) -> tuple[str, list[Network]]:
     if len(text) > 2 * MAX_PROMPT:
         return text, networks  # too long to be used whatever it says
     if syntax == "comfyui":
-        networks += [Network("embedding", name) for name in _EMBEDDING.findall(text)][:_MOST_NETWORKS]
-        text = _SQUARE.sub(_backslashed, _EMBEDDING.sub(r"\1", text))
+        networks += [Network("embedding", _stem(name)) for name in _EMBEDDING.findall(text)][:_MOST_NETWORKS]
+        text = _SQUARE.sub(_backslashed, _EMBEDDING.sub(lambda found: _stem(found[1]), text))
     elif syntax == "compel":
         text = _COMPEL.sub(_from_compel, _SQUARE.sub(_backslashed, text))
     elif syntax == "novelai":
@@ -75,6 +75,10 @@ def _strength(text: str) -> float | None:
     """Of `<lora:x:0.8>` or `<lora:x:0.8:0.5>`: the first number, which is the picture model's."""
     first = text.partition(":")[0].strip()
     return float(first) if re.fullmatch(r"-?[0-9]{0,5}\.?[0-9]{1,9}", first) else None
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"\.(pt|safetensors|bin)$", "", name)
 
 
 def _escaped(sign: re.Match[str]) -> str:
