@@ -612,7 +612,8 @@ def test_civitai():
 def test_sd_next_and_other_programs():
     text = (
         "a cat\nNegative prompt: dull\nSteps: 20, Size: 1024x1024, Sampler: Euler a, Seed: 5, CFG scale: 6, "
-        "App: SD.Next, Version: 56a8aea, Operations: txt2img; upscale, Model: m, Hires scale: 1.5, Hires size: 1536x1536"
+        "App: SD.Next, Version: 56a8aea, Operations: txt2img; upscale, Model: m, Hires scale: 1.5, "
+        "Hires size: 1536x1536"
     )
     found = read(png(parameters=text))
     assert found.program == "SD.Next" and found.fields["enlarge"] == 1.5 and found.fields["scheduler"] == "Euler a"

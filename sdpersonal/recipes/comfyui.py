@@ -23,6 +23,7 @@ from .syntax import Network
 
 _STEPS = 2000  # nodes of one walk
 _DEEP = 60  # nodes in a row
+_SAVES, _SHOWS = re.compile("save", re.IGNORECASE), re.compile("save|preview", re.IGNORECASE)
 _PICTURES = ("images", "image", "pixels", "samples", "latent_image", "latent", "latents", "optional_latent_image")
 _PICTURES += ("upscaled_image", "input_image", "destination", "samples_to", "image1", "IMAGE", "LATENT", "input", "any")
 _LATENTS = ("latent_image", "latent", "samples", "latents", "optional_latent_image", "init_latent")
@@ -85,6 +86,8 @@ def comfyui(graph: Graph, text: str, picture_size: tuple[int, int] | None = None
     ways = [way for way in map(walk.way, walk.outputs()) if way.samplers]
     if not ways:
         raise Unreadable("ComfyUI", "its graph has no sampler that leads to a saved picture")
+    saved = [way for way in ways if _SAVES.search(way.output.type)]
+    ways = saved or ways  # what is only shown is in no file
     way = next((way for way in ways if picture_size and walk.sizes(way)[-1] == picture_size), ways[0])
     of_its_size = picture_size is not None and walk.sizes(way)[-1] == picture_size
     said = Parameters("ComfyUI", text, syntax="comfyui", naming="comfyui")
@@ -168,9 +171,9 @@ class _Walk:
             node
             for node in self.graph.values()
             if any(isinstance(node.inputs.get(name), Link) for name in ("images", "image"))
-            and (node.id not in self._used or re.search("save|preview", node.type, re.IGNORECASE))
+            and (node.id not in self._used or _SHOWS.search(node.type))
         ]
-        ends.sort(key=lambda node: not re.search("save", node.type, re.IGNORECASE))
+        ends.sort(key=lambda node: not _SAVES.search(node.type))
         return ends[:20]
 
     def way(self, output: Node) -> _Way:
