@@ -6,12 +6,9 @@ By hand, with real pictures and other readers: see docs/recipes.md.
 import gzip
 import io
 import json
-import random
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo
 
@@ -780,7 +777,7 @@ def test_emphasis_of_other_programs(prompt, syntax, wanted):
     assert translated(prompt, syntax)[0] == wanted
 
 
-# --- whatever it is ---------------------------------------------------------------------------------------------------
+# --- for test_fuzz.py -------------------------------------------------------------------------------------------------
 
 SEEDS = [
     png(prompt=graph()),
@@ -796,49 +793,7 @@ SEEDS = [
     with_exif("JPEG", b"UNICODE\0" + JAPANESE.encode("utf-16-be")),
     hidden(A1111, "rgb", False, "RGB"),
 ]
-WORDS = [
-    b"null",
-    b"[]",
-    b"{}",
-    b"-1",
-    b"1e999",
-    b'"x"',
-    b"true",
-    b'["3", 0]',
-    b'["9", 9]',
-    b"[[[[",
-    b"NaN",
-    b"99999999999",
-]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.randoms(use_true_random=False))
-def test_spoiled_pictures_give_a_recipe_or_a_sentence(chance: random.Random):
-    data = bytearray(chance.choice(SEEDS))
-    for _ in range(chance.choice((1, 1, 2, 4))):
-        at = chance.randrange(min(len(data), 6000))
-        match chance.randrange(4):
-            case 0:
-                data[at] = chance.randrange(256)
-            case 1:  # a value of its JSON by another, of the same length so that the chunk stays whole
-                colon = data.find(b": ", at)
-                word = chance.choice(WORDS)
-                if colon >= 0:
-                    end = min(
-                        (data.find(mark, colon + 2) for mark in (b",", b"}") if data.find(mark, colon + 2) > 0),
-                        default=0,
-                    )
-                    if end - colon - 2 >= len(word):
-                        data[colon + 2 : end] = word.ljust(end - colon - 2)
-            case 2:
-                del data[at : at + chance.choice((1, 8, 300))]
-            case 3:
-                data[at:at] = data[at : at + chance.choice((1, 30))]
-    try:
-        found = read_recipe(bytes(data), "x.png")
-    except PersonalError as error:
-        assert str(error).count("\n") <= 1 and len(str(error)) < 600
-        return
-    if isinstance(found, Foreign) and found.refusal is None:
-        assert found.fields["prompt"]
+def test_every_seed_is_good():
+    assert all(read(data).request() for data in SEEDS)
