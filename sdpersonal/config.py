@@ -294,7 +294,17 @@ class Request(Settings):
             raise PersonalError("--mask says what to change in a start picture.", "Give it with --start.")
         if self.start and self.enlarge > 1:
             raise PersonalError("--enlarge is for pictures that begin from noise.", "Ask for a larger --size.")
+        self._check_steps()
         check_work(self, self.n)
+
+    def _check_steps(self) -> None:
+        """LCM and TCD distil the 50 steps of another scheduler: they cannot take more."""
+        few = named(self.scheduler).max_steps if self.scheduler else 50 if self.fast else None
+        if few and self.denoising_steps > few:
+            raise PersonalError(
+                f"steps must be at most {few} with {self.scheduler or '--fast'}, got {self.denoising_steps}.",
+                "Such schedulers need 4 to 8.",
+            )
 
     @property
     def denoising_steps(self) -> int:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PICTURES = 2**32  # of one series
 _ROUNDS = 4  # of a Feistel network, which with a random round function nobody tells from chance (Luby and Rackoff 1988)
 _LIMIT = 20_000  # bytes of a state
+_LATER = ("scheduler", "clip_skip")  # fields that a request has had only since series are kept
 
 
 def permuted(i: int, count: int, key: bytes) -> int:
@@ -92,6 +93,9 @@ class Progress:
 
     def __init__(self, outputs: Path, request: Request, base: str):
         facts = request.model_dump(mode="json", exclude={"n", "every"}) | {"base": base}
+        for name in _LATER:  # a series that began before there were such fields goes on where it was
+            if facts[name] == Request.model_fields[name].default:
+                del facts[name]
         self._facts = {"template": request.prompt, "seed": request.seed, "base": base}
         mark = files.sha256(json.dumps(facts, sort_keys=True).encode())[:8]
         self.folder = outputs / f"endless-{mark}"

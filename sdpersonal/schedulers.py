@@ -50,6 +50,8 @@ _NO_SCHEDULE: dict[str, tuple[str, ...]] = {  # schedules that no class of diffu
 }
 _AUTOMATIC = ("", "automatic", "auto", "default", "none")
 
+_TWICE = ("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete")
+
 Family = Literal["sigma", "spacing", "lambda", "singlestep", "own"]
 """Which schedules a class can do: "sigma": all; "spacing": those that are a choice of timesteps; "lambda": all but
 Uniform and DDIM, since its `linspace` is SGM Uniform; "singlestep": as "lambda" without Simple; "own": one."""
@@ -96,6 +98,7 @@ def _multistep(**options: Any) -> dict[str, Any]:
     return {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"} | options
 
 
+_FINAL = {"lower_order_final": True}  # the last step, to no noise at all, cannot be of the second order
 _SINGLESTEP = "diffusers has no {}; its singlestep DPM-Solver++ of the same order draws instead"
 _DDIM = {"clip_sample": False}  # Stable Diffusion's latents are not within -1 and 1
 SAMPLERS = (
@@ -135,13 +138,13 @@ SAMPLERS = (
         "Exponential",
         "diffusers solves the third order in another way",
     ),
-    Sampler("DPM++ 2S", "DPMSolverSinglestep", "singlestep", (), _multistep(), SGM, "Karras"),
+    Sampler("DPM++ 2S", "DPMSolverSinglestep", "singlestep", (), _multistep(**_FINAL), SGM, "Karras"),
     Sampler(
         "DPM++ 2S a",
         "DPMSolverSinglestep",
         "singlestep",
         ("dpm++ 2s ancestral",),
-        _multistep(),
+        _multistep(**_FINAL),
         SGM,
         "Karras",
         _SINGLESTEP.format("DPM++ 2S a"),
@@ -151,7 +154,7 @@ SAMPLERS = (
         "DPMSolverSinglestep",
         "singlestep",
         ("dpmsolver sde", "dpm sde"),
-        _multistep(algorithm_type="sde-dpmsolver++"),
+        _multistep(algorithm_type="sde-dpmsolver++", **_FINAL),
         SGM,
         "Karras",
         _SINGLESTEP.format("DPM++ SDE without torchsde"),
@@ -185,6 +188,7 @@ NO_COUNTERPART: Mapping[str, str] = MappingProxyType(  # a name, or the beginnin
         "Exp Heun 2 x0": "diffusers has no such class",
         "Exp Heun 2 x0 SDE": "diffusers has no such class",
         "Euler CFG++": _CFG,
+        "DDIM CFG++": _CFG,
         "Euler a CFG++": _CFG,
         "Euler Ancestral CFG++": _CFG,
         "DPM++ 2S a CFG++": _CFG,
@@ -221,6 +225,23 @@ class Scheduler:
         sampler = _BY_NAME[self.sampler]
         shown = "" if self.schedule == sampler.plain == sampler.default else self.schedule
         return f"{self.sampler} {shown}".strip()
+
+    @property
+    def note(self) -> str:
+        """A sentence on how it differs from what was asked, "" where it does not."""
+        return f"{self.name}: {self.near}." if self.near else ""
+
+    @property
+    def max_steps(self) -> int | None:
+        """The most steps that the class takes, None for no limit."""
+        return 50 if self.diffusers in ("LCM", "TCD") else None  # `original_inference_steps`
+
+    def predictions(self, steps: int, skipped: int = 0) -> int:
+        """How often the model is asked in so many steps without the first `skipped`."""
+        computed = steps - skipped
+        if self.diffusers in _TWICE:
+            return 2 * computed - 1  # each but the last is corrected by a second prediction
+        return computed + 1 if self.diffusers == "PNDM" and steps > 1 else computed
 
 
 def find(sampler: str, schedule: str | None = None, program: str = "") -> Scheduler | None:
@@ -366,3 +387,22 @@ SCHEDULERS = tuple(
 )
 """Those that are what their name says."""
 NAMES = tuple(scheduler.name for scheduler in SCHEDULERS)
+
+
+def table() -> str:
+    """The samplers as a table in Markdown, for `docs/schedulers.md`."""
+    head = ("sampler", "also called", "in diffusers", "schedules, the plain one first", "Automatic")
+    rows = [head, ("---",) * len(head), *map(_row, SAMPLERS)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _row(sampler: Sampler) -> tuple[str, ...]:
+    schedules = sorted(sampler.schedules, key=lambda label: label != sampler.plain)
+    options = [f"{name}={value}" for name, value in sampler.options.items() if name not in (*_DDIM, *_FINAL)]
+    return (
+        f"{sampler.name}{'*' if sampler.near else ''}",
+        ", ".join(sampler.aliases),
+        " ".join([f"{sampler.diffusers}Scheduler", *options]),
+        ", ".join(schedules) or "its own",
+        sampler.default if schedules else "",
+    )

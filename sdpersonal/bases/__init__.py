@@ -1,7 +1,7 @@
 """`load_base(name)`: the model under a concept, ready to teach and to draw."""
 
 from .loading import BUILT_IN, introduction, load_base
-from .samplers import SamplerKind
+from .samplers import check_scheduler, draws_noise, step_of
 from .schedule import Schedule
 from .sd import Conditioning, Framing, Posterior, Spoken, StableDiffusion
 
@@ -10,10 +10,12 @@ __all__ = [
     "Conditioning",
     "Framing",
     "Posterior",
-    "SamplerKind",
     "Schedule",
     "Spoken",
     "StableDiffusion",
+    "check_scheduler",
+    "draws_noise",
     "introduction",
     "load_base",
+    "step_of",
 ]

@@ -1,26 +1,80 @@
-"""The samplers: one for every base, and those of the LoRAs that do with a few steps."""
+"""Schedulers of diffusers as a base needs them, from what it was trained with and what was asked for."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, SchedulerMixin, TCDScheduler
+import diffusers
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 
-SamplerKind = Literal["usual", "lcm", "tcd"]
+from ..errors import PersonalError
+from ..schedulers import Scheduler
 
 
-def make_sampler(config: Mapping[str, Any], kind: SamplerKind) -> SchedulerMixin:
-    """A fresh sampler with no memory of other pictures. config: of the scheduler that the base came with.
+def make_sampler(config: Mapping[str, Any], scheduler: Scheduler | None = None) -> SchedulerMixin:
+    """Build a fresh scheduler with no memory of other images. config: of the scheduler that the base came with.
 
-    DPM++ 2M Karras (Lu et al. 2022, arXiv 2211.01095) converges in 25 steps; it divides by the last step's signal,
-    which a schedule with zero terminal SNR does not have, so such a base is drawn by DDIM as it was trained. LCM (Luo
-    et al. 2023, arXiv 2310.04378) and TCD (Zheng et al. 2024, arXiv 2402.19159) draw new noise at every step.
+    scheduler: None for the default. DPM++ 2M Karras (Lu et al. 2022, arXiv 2211.01095) converges in 25 steps; it
+    divides by the last step's signal, which a schedule with zero terminal SNR does not have, so such a base is drawn by
+    DDIM as it was trained.
     """
-    if kind == "lcm":
-        return LCMScheduler.from_config(config)
-    if kind == "tcd":
-        return TCDScheduler.from_config(config)
+    if scheduler is not None:
+        kind = getattr(diffusers, f"{scheduler.diffusers}Scheduler")
+        options = dict(scheduler.options)
+        if config.get("rescale_betas_zero_snr"):
+            options |= _zero_snr_options(kind, config, options)
+        return kind.from_config(config, **options)
     if config.get("rescale_betas_zero_snr"):
         return DDIMScheduler.from_config(config)
     return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", use_karras_sigmas=True)
+
+
+def check_scheduler(config: Mapping[str, Any], scheduler: Scheduler | None, steps: int) -> None:
+    """Raise PersonalError for what cannot draw with a base of this configuration.
+
+    With zero terminal SNR the first sigma is infinite, 4096 in diffusers. Beta spaces the sigmas evenly at that end,
+    so that nearly every step is lost in noise; in two steps an ancestral class rounds the variance that it leaves
+    below 0.
+    """
+    if scheduler is None or not config.get("rescale_betas_zero_snr"):
+        return
+    if scheduler.options.get("use_beta_sigmas"):
+        raise PersonalError(
+            f"scheduler {scheduler.name!r} cannot draw with this base: its noise has no largest level to space from.",
+            f"Take {scheduler.sampler!r} with another schedule, such as '{scheduler.sampler} Simple'.",
+        )
+    if steps == 2 and "Ancestral" in scheduler.diffusers:
+        raise PersonalError(f"steps must be 1 or at least 3 with {scheduler.name} and this base.", "For example 25.")
+
+
+def draws_noise(sampler: SchedulerMixin) -> bool:
+    """Whether `step` takes generators: ancestral and SDE schedulers draw noise from them, others let them be."""
+    return "generator" in inspect.signature(sampler.step).parameters
+
+
+def step_of(sampler: SchedulerMixin, index: int, steps: int) -> int:
+    """The step, counted from 0, that the prediction at a timestep belongs to. A step may take two of them."""
+    if sampler.order > 1:
+        return index // sampler.order
+    return max(0, index - (len(sampler.timesteps) - steps))  # of PLMS the first step takes two
+
+
+def _zero_snr_options(kind: type, config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a class needs for betas with zero terminal SNR (Lin et al. 2023, arXiv 2305.08891).
+
+    Sampling must begin at the last timestep, which "leading" leaves out (their section 3.3). Classes that do not know
+    `rescale_betas_zero_snr` get the rescaled betas themselves, with the last signal as small as diffusers' own classes
+    take it, 2**-24, so that no sigma is infinite.
+    """
+    changed = {}
+    if options.get("timestep_spacing") == "leading":
+        changed["timestep_spacing"] = "trailing"
+    if "rescale_betas_zero_snr" not in inspect.signature(kind).parameters:
+        alphas = DDIMScheduler.from_config(config).alphas_cumprod.double()
+        alphas[-1] = 2**-24
+        previous = torch.cat([alphas.new_ones(1), alphas[:-1]])
+        changed["trained_betas"] = (1 - alphas / previous).tolist()
+    return changed

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from ..errors import PersonalError
 from ..lora import Slots
 from ..prompts import Break
+from ..schedulers import Scheduler
 from .checkpointing import checkpoint_blocks
 from .frozen_conv import spare_frozen
 from .placement import Stages
 from .safety import NO_CHECKER, SafetyChecker
-from .samplers import SamplerKind, make_sampler
+from .samplers import make_sampler
 from .saving import save
 from .schedule import Schedule
 from .text import Layout, Piece, Span, TextEncoder
@@ -178,17 +179,24 @@ class StableDiffusion:
         said = [any(_says(piece) for piece in prompt) for prompt in prompts]
         return self.framed(self._encode(layouts, said), framings or self._whole(len(prompts)))
 
-    def read(self, prompt: Sequence[Spoken | Break], framing: Framing | None = None, chunks: int = 1) -> Conditioning:
+    def read(
+        self,
+        prompt: Sequence[Spoken | Break],
+        framing: Framing | None = None,
+        chunks: int = 1,
+        clip_skip: int = 1,
+    ) -> Conditioning:
         """A prompt of any length with emphasis, at least `chunks` contexts long: states (1, 77 chunks, d).
 
-        The pooled text is the first chunk's, as A1111 has it.
+        The pooled text is the first chunk's, as A1111 has it. clip_skip: A1111's number, from 1 (which skips none) to
+        `max_clip_skip`.
         """
         laid = {key: self._chunks(key, prompt) for key in self.encoders}
         count = max(chunks, *map(len, laid.values()))
         for key, encoder in self.encoders.items():
             laid[key] += [encoder.closed(Layout()) for _ in range(count - len(laid[key]))]
         said = any(_says(spoken.piece) for spoken in prompt if not isinstance(spoken, Break))
-        parts = [self._encode({key: [some[i]] for key, some in laid.items()}, [said]) for i in range(count)]
+        parts = [self._encode({key: [some[i]] for key, some in laid.items()}, [said], clip_skip) for i in range(count)]
         whole = replace(parts[0], states=torch.cat([part.states for part in parts], dim=1))
         return self.framed(whole, [framing] if framing else self._whole(1))
 
@@ -200,11 +208,16 @@ class StableDiffusion:
         spans = [one if isinstance(one, Break) else Span(_of(key, one.piece), one.weight) for one in prompt]
         return self.encoders[key].chunks(spans)
 
-    def _encode(self, layouts: Mapping[str, list[Layout]], said: Sequence[bool]) -> Conditioning:
+    @property
+    def max_clip_skip(self) -> int:
+        """The largest `clip_skip` that still leaves a layer of the text encoder."""
+        return self.encoders["clip_l"].layers
+
+    def _encode(self, layouts: Mapping[str, list[Layout]], said: Sequence[bool], clip_skip: int = 1) -> Conditioning:
         """One context of each of B prompts. said: whether there is a word in it."""
         self.stages.bring("text")
         ((key, laid),) = layouts.items()
-        return Conditioning(self.encoders[key].states(laid))
+        return Conditioning(self.encoders[key].states(laid, clip_skip))
 
     def _whole(self, count: int) -> list[Framing]:
         return [Framing.whole(self.resolution, self.resolution)] * count
@@ -238,9 +251,9 @@ class StableDiffusion:
             raise PersonalError("The picture came out as NaN.", "Lower the strengths of the concepts, or the guidance.")
         return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
-    def sampler(self, kind: SamplerKind = "usual") -> SchedulerMixin:
-        """A fresh sampler with no memory of other pictures."""
-        return make_sampler(self.scheduler_config, kind)
+    def sampler(self, scheduler: Scheduler | None = None) -> SchedulerMixin:
+        """Build a fresh scheduler with no memory of other images; None: the default."""
+        return make_sampler(self.scheduler_config, scheduler)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:

@@ -27,12 +27,16 @@ class StableDiffusionXL(StableDiffusion):
         super().__init__(**parts)
         self.vae.enable_slicing()  # decodes one picture at a time: in fp32 several of 1024x1024 do not fit most cards
 
-    def _encode(self, layouts: Mapping[str, list[Layout]], said: Sequence[bool]) -> Conditioning:
+    @property
+    def max_clip_skip(self) -> int:
+        return min(encoder.layers for encoder in self.encoders.values()) - 1  # without any it reads the last but one
+
+    def _encode(self, layouts: Mapping[str, list[Layout]], said: Sequence[bool], clip_skip: int = 1) -> Conditioning:
         """As for every base. `added`: text_embeds (B, 1280), the second encoder's pooled text; `framed` adds time_ids
         (B, 6)."""
         self.stages.bring("text")
-        states_l, _ = self.encoders["clip_l"].penultimate(layouts["clip_l"])  # (B, 77, 768)
-        states_g, pooled = self.encoders["clip_g"].penultimate(layouts["clip_g"])  # (B, 77, 1280)
+        states_l, _ = self.encoders["clip_l"].penultimate(layouts["clip_l"], clip_skip)  # (B, 77, 768)
+        states_g, pooled = self.encoders["clip_g"].penultimate(layouts["clip_g"], clip_skip)  # (B, 77, 1280)
         states = torch.cat([states_l, states_g], dim=-1)  # (B, 77, 2048)
         if self.zero_empty:
             some = torch.tensor(said, device=states.device)

@@ -85,15 +85,30 @@ class TextEncoder:
             return torch.stack([group.mean(0) for group in torch.tensor_split(rows, count)])
         return rows[torch.arange(count) * len(rows) // count].clone()
 
-    def states(self, layouts: Sequence[Layout]) -> Tensor:
-        """Last hidden states (B, 77, width). Gradients reach the vectors."""
-        return _emphasised(self._run(layouts).last_hidden_state, layouts)
+    @property
+    def layers(self) -> int:
+        return self.model.config.num_hidden_layers
 
-    def penultimate(self, layouts: Sequence[Layout]) -> tuple[Tensor, Tensor | None]:
+    def states(self, layouts: Sequence[Layout], clip_skip: int = 1) -> Tensor:
+        """Last hidden states (B, 77, width). Gradients reach the vectors.
+
+        clip_skip: n reads the n-th layer from the last, then the final norm, as A1111 does (`sd_hijack_clip.py`).
+        """
+        if clip_skip == 1:
+            return _emphasised(self._run(layouts).last_hidden_state, layouts)
+        states = self._run(layouts, output_hidden_states=True).hidden_states[-clip_skip]
+        return _emphasised(self._final_norm(states), layouts)
+
+    def penultimate(self, layouts: Sequence[Layout], clip_skip: int = 1) -> tuple[Tensor, Tensor | None]:
         """The last but one layer's states (B, 77, width), without the final norm, and the projection of the end of
-        text (B, d) where this model has one: what SDXL reads. Gradients as above."""
+        text (B, d) where this model has one: what SDXL reads. Gradients as above. clip_skip: n - 1 layers before that
+        one, as diffusers counts for SDXL; the projection is always of the last layer."""
         answer = self._run(layouts, output_hidden_states=True)
-        return _emphasised(answer.hidden_states[-2], layouts), getattr(answer, "text_embeds", None)
+        return _emphasised(answer.hidden_states[-1 - clip_skip], layouts), getattr(answer, "text_embeds", None)
+
+    def _final_norm(self, states: Tensor) -> Tensor:
+        text_model = getattr(self.model, "text_model", self.model)  # transformers 5 has no inner model any more
+        return text_model.final_layer_norm(states)
 
     def _run(self, layouts: Sequence[Layout], **options: bool):
         ids = torch.tensor([layout.ids for layout in layouts], device=self.table.device)  # (B, 77)

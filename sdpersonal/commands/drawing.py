@@ -10,7 +10,7 @@ import tyro
 from ..config import PromptText, Request, Settings
 from ..library import Library
 from ..prompts import show
-from .output import bar, say
+from .output import bar, say, say_scheduler
 
 if TYPE_CHECKING:
     from ..generation import Picture
@@ -52,6 +52,7 @@ def generate(settings: Drawing) -> int:
     from ..recipes import hidden_note
 
     request = Request(**{name: getattr(settings, name) for name in Request.model_fields})
+    say_scheduler(request)
     base = load_base(settings.base, safety=settings.safety_checker)
     say(introduction(base, settings.base, draws=True))
     outputs, pictures = Outputs(settings.out), []

@@ -7,7 +7,9 @@ import os
 import sys
 from collections.abc import Callable
 
+from ..config import Request
 from ..prompts import Token
+from ..schedulers import named
 
 
 def is_main_process() -> bool:
@@ -20,6 +22,12 @@ def silently(_: str) -> None:
 
 def say(text: str) -> None:
     print(text, flush=True)
+
+
+def say_scheduler(request: Request) -> None:
+    """Say how the scheduler differs from the one that was asked for, if it does."""
+    if request.scheduler and (note := named(request.scheduler).note):
+        say(note)
 
 
 def say_json(content: object) -> None:

@@ -15,7 +15,7 @@ from ..grids import Sheet
 from ..library import Library
 from ..prompts import MAX_PROMPT, show
 from ..variations import CHANGE, RecipeFirst, draw_variations, request_of, variations
-from .output import bar, say
+from .output import bar, say, say_scheduler
 
 if TYPE_CHECKING:
     from ..bases import StableDiffusion
@@ -107,6 +107,7 @@ def draw_endless(settings: Endless) -> int:
     from ..training.stopping import StopSignals
 
     request = Request(**{name: getattr(settings, name) for name in Request.model_fields})
+    say_scheduler(request)
     series = Series(request, settings.wildcards)
     generator = Generator(_loaded(settings, settings.base), Library(settings.library), settings.wildcards)
     say(f"{series.combinations:,} combinations of the alternatives, with a new seed each time. Ctrl-C ends it.")

@@ -36,13 +36,13 @@ class Conditions:
 
     def __init__(self, base: StableDiffusion):
         self._base = base
-        self._kept: OrderedDict[tuple[Script, tuple[Share, ...], int], Conditioning] = OrderedDict()
+        self._kept: OrderedDict[tuple[Script, tuple[Share, ...], int, int], Conditioning] = OrderedDict()
 
-    def read(self, reader: Reader, script: Script, mix: tuple[Share, ...], chunks: int) -> Conditioning:
+    def read(self, reader: Reader, script: Script, mix: tuple[Share, ...], chunks: int, clip_skip: int) -> Conditioning:
         """One row, `chunks` contexts long. The slots must hold the mix."""
-        key = script, mix, chunks
+        key = script, mix, chunks, clip_skip
         if key not in self._kept:
-            self._kept[key] = self._base.read(reader.spoken(script), chunks=chunks)
+            self._kept[key] = self._base.read(reader.spoken(script), chunks=chunks, clip_skip=clip_skip)
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
@@ -56,8 +56,15 @@ class Course:
     """
 
     def __init__(
-        self, base: StableDiffusion, reader: Reader, conditions: Conditions, pairs: Sequence[Pair], framing: Framing
+        self,
+        base: StableDiffusion,
+        reader: Reader,
+        conditions: Conditions,
+        pairs: Sequence[Pair],
+        framing: Framing,
+        clip_skip: int = 1,
     ):
+        self._clip_skip = clip_skip
         self._base, self._reader, self._conditions, self._pairs = base, reader, conditions, pairs
         self._framings = [framing] * (2 * len(pairs))
         self._chunks = length(base, reader, pairs[0])
@@ -72,7 +79,10 @@ class Course:
         if (mix, negatives, prompts) != self._key:
             if mix != self._mix:
                 self._base.slots.fill(self._reader.loras(mix))
-            rows = [self._conditions.read(self._reader, one, mix, self._chunks) for one in negatives + prompts]
+            rows = [
+                self._conditions.read(self._reader, script, mix, self._chunks, self._clip_skip)
+                for script in negatives + prompts
+            ]
             self._now = self._base.framed(Conditioning.cat(rows), self._framings)
             self._key, self._mix = (mix, negatives, prompts), mix
         return self._now

@@ -5,27 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..bases import Conditioning, SamplerKind, StableDiffusion
+from ..bases import Conditioning, StableDiffusion, draws_noise, step_of
+from ..schedulers import Scheduler
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to denoise. rescale: 0 leaves guidance's contrast; change: the share of the noise levels gone through."""
+    """How to denoise. rescale: 0 leaves guidance's contrast; change: the share of the noise levels gone through;
+    scheduler: None for the base's default; restarts_noise: what the scheduler draws begins with the seed's first noise,
+    as `--fast` always did: its old images must be drawn again to the bit."""
 
     steps: int
     guidance: float
     rescale: float = 0.0
     change: float = 1.0
-    kind: SamplerKind = "usual"
+    scheduler: Scheduler | None = None
+    restarts_noise: bool = False
 
     @property
-    def taken(self) -> int:
-        """Steps that are computed."""
-        return max(1, min(self.steps, int(self.steps * self.change)))
+    def skipped(self) -> int:
+        """Steps at the beginning that are not computed."""
+        return self.steps - max(1, min(self.steps, int(self.steps * self.change)))
+
+    @property
+    def predictions(self) -> int:
+        """How often the UNet is asked: once a step, or as often as the scheduler needs."""
+        if self.scheduler is None:
+            return self.steps - self.skipped
+        return self.scheduler.predictions(self.steps, self.skipped)
 
 
 @dataclass(frozen=True)
@@ -54,30 +66,33 @@ def denoise(
     """Noise (B, C, h, w) to latents, with classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, eq. 6).
 
     condition: 2B rows, the negative prompt's first, or what gives them for a moment, 0 (noise) to 1 (picture), and may
-    change the slots between steps. advance(i) is called before the i-th step, counted from 1. start: begin from it,
-    noised (Meng et al. 2022, SDEdit, arXiv 2108.01073), and keep it where its mask is 0. seeds: one a picture, for
-    LCM and TCD, which draw noise on the way. look(guess) is called in each step; guess() is what the
+    change the slots between steps. advance(i) is called before the i-th prediction, counted from 1. start: begin from
+    it, noised (Meng et al. 2022, SDEdit, arXiv 2108.01073), and keep it where its mask is 0. seeds: one an image, for
+    schedulers that draw noise on the way. look(guess) is called in each step; guess() is what the
     picture would be by it, (B, C, h, w).
     """
-    sampler, options = base.sampler(sampling.kind), {}
-    if sampling.kind != "usual":  # noise of each picture's own, drawn where the seed alone decides it
-        options = {"generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds]}
+    sampler = base.sampler(sampling.scheduler)
+    options: dict[str, Any] = {}
+    if sampling.scheduler and draws_noise(sampler):
+        options = {"generator": _generators(seeds, noise.shape[1:], sampling.restarts_noise)}
     sampler.set_timesteps(sampling.steps, device=base.device)
-    first = sampling.steps - sampling.taken
+    first = sampling.skipped * sampler.order  # Heun and DPM2 have two timesteps a step
     times = sampler.timesteps[first:]
+    if hasattr(sampler, "set_begin_index"):  # DDIM looks its place up by the time
+        sampler.set_begin_index(first)  # else the place is looked up too, and wrong where two timesteps round to one
     noise = noise.float()
     if start is None:
         latents = noise * sampler.init_noise_sigma
     else:
-        if hasattr(sampler, "set_begin_index"):  # DDIM looks its place up by the time
-            sampler.set_begin_index(first)
         latents = sampler.add_noise(start.latents.expand_as(noise), noise, times[:1])
     for i, t in enumerate(times):
         advance(i + 1)
-        now = condition(moment_of(first + i, sampling.steps)) if callable(condition) else condition
-        predicted = _guided(base, now, sampler.scale_model_input(latents, t), t, sampling)
+        step = step_of(sampler, first + i, sampling.steps)
+        now = condition(moment_of(step, sampling.steps)) if callable(condition) else condition
+        inputs = sampler.scale_model_input(latents, t)
+        predicted = _guided(base, now, inputs, t, sampling)
         if look:
-            look(partial(base.schedule.guess, latents, predicted, t.long().expand(len(latents))))
+            look(partial(base.schedule.guess, inputs, predicted, t.long().expand(len(latents))))
         latents = sampler.step(predicted, t, latents, **options).prev_sample
         if start is not None and start.mask is not None:
             kept = start.latents.expand_as(noise)
@@ -85,6 +100,17 @@ def denoise(
                 kept = sampler.add_noise(kept, noise, times[i + 1 : i + 2])
             latents = start.mask * latents + (1 - start.mask) * kept
     return latents
+
+
+def _generators(seeds: tuple[int, ...], shape: tuple[int, ...], restarts: bool) -> list[torch.Generator]:
+    """One for each image, which its seed alone decides; on the CPU, so that the device does not matter.
+
+    Each goes on behind the noise that the image begins from, as in diffusers' pipelines, unless it `restarts`.
+    """
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    for generator in () if restarts else generators:
+        torch.randn(shape, generator=generator)
+    return generators
 
 
 def _guided(base: StableDiffusion, condition: Conditioning, inputs: Tensor, t: Tensor, sampling: Sampling) -> Tensor:

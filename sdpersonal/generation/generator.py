@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import __version__
-from ..bases import Framing, SamplerKind, StableDiffusion
+from ..bases import Framing, StableDiffusion, check_scheduler
 from ..bases.memory import told
 from ..bases.placement import settle
 from ..bases.safety import grey
@@ -22,6 +22,7 @@ from ..config import MAX_PICTURES, SEEDS, Request, check_work
 from ..errors import Interrupted, PersonalError
 from ..prompts import Mention, Token, Wildcards, choose, count, nth
 from ..recipes import Drawn, Ingredient, Recipe
+from ..schedulers import Scheduler, named
 from .conditions import Conditions, Course, Pair, length
 from .denoising import Sampling, Start, denoise
 from .noise import between, noise_of
@@ -69,9 +70,9 @@ class _Work:
         return replace(self.sampling, change=self.request.change)
 
     @property
-    def steps(self) -> int:
+    def predictions(self) -> int:
         """Of a batch, over all passes."""
-        return self.sampling.taken + (self.second.taken if self.passes == 2 else 0)
+        return self.sampling.predictions + (self.second.predictions if self.passes == 2 else 0)
 
 
 class Generator:
@@ -98,10 +99,11 @@ class Generator:
     ) -> Iterator[Picture]:
         """The pictures of a request, in order, as they are ready.
 
-        progress(done, total) counts denoising steps over all of them; when cancelled() is true the next step raises
-        Interrupted. preview(pictures) is called now and then with how a batch's pictures look so far, small: its work
-        is a few hundredths of drawing. Raises PersonalError for an unknown concept, one of another base, a start
-        picture that is none; NoMemory, after which the next request has all the memory again.
+        progress(done, total) counts the predictions of the UNet over all of them, for most schedulers one a step; when
+        cancelled() is true the next one raises Interrupted. preview(pictures) is called now and then with how a batch's
+        pictures look so far, small: its work is a few hundredths of drawing. Raises PersonalError for an unknown
+        concept, one of another base, a start picture that is none; NoMemory, after which the next request has all the
+        memory again.
         """
         reader = Reader(self.base, self.concepts)
         work = self._work(request, reader)
@@ -109,10 +111,10 @@ class Generator:
         at_once = self._make_room(work)
         groups = (list(some) for _, some in groupby(jobs, key=lambda job: job.alike))
         batches = [some[first : first + at_once] for some in groups for first in range(0, len(some), at_once)]
-        total = len(batches) * work.steps
+        total = len(batches) * work.predictions
         for number, batch in enumerate(batches):
 
-            def advance(step: int, before: int = number * work.steps) -> None:
+            def advance(step: int, before: int = number * work.predictions) -> None:
                 if cancelled():
                     raise Interrupted("Stopped.")
                 progress(before + step, total)
@@ -138,21 +140,32 @@ class Generator:
     def _work(self, request: Request, reader: Reader) -> _Work:
         """All that can be wrong with a request is found here or in `_jobs`, before any computing."""
         base, source = self.base, source_of(request, self.base)
-        kind, fast = self._fast(request, reader)
+        fast = self._fast(request, reader)
+        self._check_clip_skip(request)
         guidance = request.guidance or (1.0 if fast else base.guidance)
         rescale = base.rescale if request.rescale is None else request.rescale
-        sampling = Sampling(request.denoising_steps, guidance, rescale, request.change if source else 1.0, kind)
+        change = request.change if source else 1.0
+        scheduler, restarts = _scheduler_of(request, fast)
+        check_scheduler(base.scheduler_config, scheduler, request.denoising_steps)
+        sampling = Sampling(request.denoising_steps, guidance, rescale, change, scheduler, restarts)
         size = source.picture.size if source else request.pixels or (base.resolution,) * 2
         return _Work(request, sampling, size, source, fast)
 
-    def _fast(self, request: Request, reader: Reader) -> tuple[SamplerKind, Concept | None]:
+    def _check_clip_skip(self, request: Request) -> None:
+        most = self.base.max_clip_skip
+        if request.clip_skip > most:
+            raise PersonalError(
+                f"clip_skip must be at most {most} for this base, got {request.clip_skip}.",
+                f"Its text encoder has {self.base.encoders['clip_l'].layers} layers. --clip-skip 1 skips none.",
+            )
+
+    def _fast(self, request: Request, reader: Reader) -> Concept | None:
         if request.fast is None:
-            return "usual", None
+            return None
         concept = reader.concept(Mention(Token.parse(request.fast)))
         if concept.lora is None:
             raise PersonalError(f"{concept.token} has no LoRA, so it cannot make few steps enough.")
-        words = f"{concept.token} {concept.card.title} {concept.card.description}".lower()
-        return ("tcd" if "tcd" in words else "lcm"), concept
+        return concept
 
     def _jobs(self, request: Request, reader: Reader, work: _Work) -> Iterator[_Job]:
         readings: dict[str, Reading] = {}
@@ -201,7 +214,7 @@ class Generator:
             start = work.source.start(base) if work.source else None
             noise = torch.stack([self._noise(work, job, work.size) for job in jobs]).to(base.device)
             look = Previews(base, preview).look if preview else None
-            images = self._pass(work.sampling, reader, jobs, noise, advance, start, look)
+            images = self._pass(work.sampling, reader, jobs, noise, advance, start, work.request.clip_skip, look)
             if work.source:
                 return [work.source.composed(image) for image in images]
             if work.passes == 1:
@@ -209,7 +222,10 @@ class Generator:
             large = [enlarged(image, work.request.enlarge) for image in images]
             start = Start(torch.cat([latents_of(base, image) for image in large]))
             noise = torch.stack([self._noise(work, job, large[0].size) for job in jobs]).to(base.device)
-            return self._pass(work.second, reader, jobs, noise, lambda step: advance(work.sampling.taken + step), start)
+            done = work.sampling.predictions
+            return self._pass(
+                work.second, reader, jobs, noise, lambda step: advance(done + step), start, work.request.clip_skip
+            )
 
     def _pass(
         self,
@@ -219,12 +235,13 @@ class Generator:
         noise: Tensor,
         advance: Callable[[int], None],
         start: Start | None,
+        clip_skip: int,
         look: Look | None = None,
     ) -> list[Image.Image]:
         base = self.base
         height, width = (side * base.downscale for side in noise.shape[2:])
         pairs = [job.pair for job in jobs]
-        course = Course(base, reader, self._conditions, pairs, Framing.whole(height, width))
+        course = Course(base, reader, self._conditions, pairs, Framing.whole(height, width), clip_skip)
         seeds = tuple(job.seed for job in jobs)
         latents = denoise(base, course, noise, sampling, advance, start, seeds, look)
         # One at a time: what a picture looks like must not depend on its neighbours, nor memory on their number.
@@ -257,8 +274,10 @@ class Generator:
             change=request.change,
             start=work.source.picture_sum if work.source else "",
             mask=work.source.mask_sum if work.source else "",
-            sampler=type(base.sampler(sampling.kind)).__name__.removesuffix("Scheduler"),
+            sampler=type(base.sampler(sampling.scheduler)).__name__.removesuffix("Scheduler"),
             fast=request.fast or "",
+            scheduler=request.scheduler or "",
+            clip_skip=request.clip_skip,
             hidden=hidden,
             base=Drawn(name=Path(base.name).name, kind=base.kind, sha256=base.version),
             concepts=tuple(
@@ -275,3 +294,14 @@ class Generator:
             batch=batch[0],
             place=batch[1],
         )
+
+
+def _scheduler_of(request: Request, fast: Concept | None) -> tuple[Scheduler | None, bool]:
+    """The scheduler, None for the default, and whether its noise restarts. One that is named goes before `fast`'s own:
+    LCM (Luo et al. 2023, arXiv 2310.04378) or TCD (Zheng et al. 2024, arXiv 2402.19159)."""
+    if request.scheduler:
+        return named(request.scheduler), False
+    if fast is None:
+        return None, False
+    words = f"{fast.token} {fast.card.title} {fast.card.description}".lower()
+    return named("TCD" if "tcd" in words else "LCM"), True

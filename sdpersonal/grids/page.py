@@ -70,8 +70,9 @@ def facts(tile: Tile) -> list[tuple[str, str]]:
         if recipe.near is None
         else f"{recipe.near:g} from {recipe.seed} to {recipe.near_seed}",
         "Size": recipe.size + (f", enlarged {recipe.enlarge:g} times" if recipe.enlarge > 1 else ""),
-        "Steps": f"{recipe.steps} of {recipe.sampler}",
+        "Steps": f"{recipe.steps} of {recipe.scheduler or recipe.sampler}",
         "Guidance": f"{recipe.guidance:g}" + (f", rescaled by {recipe.rescale:g}" if recipe.rescale else ""),
+        "Clip skip": str(recipe.clip_skip) if recipe.clip_skip > 1 else "",
         "Change": f"{recipe.change:g}" if recipe.start or recipe.enlarge > 1 else "",
         "Base": f"{base.name} ({base.sha256[:8]})",
         "Concepts": "\n".join(f"{each.token} {each.strength:g} ({each.sha256[:8]})" for each in recipe.concepts),

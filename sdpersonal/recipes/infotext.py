@@ -24,10 +24,11 @@ from ..card import plain
 from ..errors import PersonalError
 from ..prompts import Mention, Token
 from ..prompts.words import read_word
+from ..schedulers import named
 from .recipe import Ingredient, Recipe
 
 DIGITS = 12  # of a sha256
-SAMPLERS = {  # diffusers' class -> Sampler, Schedule type
+SAMPLERS = {  # diffusers' class, where no scheduler was asked for -> Sampler, Schedule type
     "DPMSolverMultistep": ("DPM++ 2M", "Karras"),
     "DDIM": ("DDIM", None),
     "LCM": ("LCM", None),
@@ -55,6 +56,9 @@ def infotext(recipe: Recipe) -> str:
 
 def _facts(recipe: Recipe) -> Iterator[tuple[str, object]]:
     sampler, schedule = SAMPLERS.get(recipe.sampler, (recipe.sampler, None))
+    if recipe.scheduler:
+        scheduler = named(recipe.scheduler)
+        sampler, schedule = scheduler.sampler, scheduler.schedule
     yield "Steps", recipe.steps
     yield "Sampler", sampler
     yield "Schedule type", schedule
@@ -68,6 +72,7 @@ def _facts(recipe: Recipe) -> Iterator[tuple[str, object]]:
         yield "Variation seed strength", f"{recipe.near:g}"
     if recipe.start or recipe.enlarge > 1:
         yield "Denoising strength", f"{recipe.change:g}"
+    yield "Clip skip", recipe.clip_skip if recipe.clip_skip > 1 else None
     yield "RNG", "CPU"
     if recipe.enlarge > 1:
         yield "Hires upscale", f"{recipe.enlarge:g}"

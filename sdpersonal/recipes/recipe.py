@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MAX_BATCH = 64
 _ASKED = {  # fields that a request has too
     *("prompt", "negative", "seed", "steps", "guidance", "rescale", "size", "near", "near_seed", "change", "enlarge"),
-    "fast",
+    *("fast", "scheduler", "clip_skip"),
 }
 
 
@@ -97,7 +97,8 @@ class Recipe(Part):
     sdpersonal: the version that drew; prompt: as drawn, alternatives chosen; template: the prompt they were chosen
     from, "" where there was none; seed, near_seed: of this very picture; size: WIDTHxHEIGHT of the first pass;
     start, mask: `pixels_sum` of those pictures, "" where there was none; sampler: diffusers' class without
-    "Scheduler"; fast: token of the LoRA that made few steps enough, "" without one; hidden: whether the base's safety
+    "Scheduler"; scheduler: the name that was asked for, "" where it was the base's default; clip_skip: as a request's;
+    fast: token of the LoRA that made few steps enough, "" without one; hidden: whether the base's safety
     checker flagged the picture, so that it is plain grey; batch, place: how many pictures were drawn together, and
     which of them this was, counted from 0: the kernels' rounding depends on both.
     """
@@ -118,6 +119,8 @@ class Recipe(Part):
     start: Annotated[str, BeforeValidator(_no_digest)] = ""
     mask: Annotated[str, BeforeValidator(_no_digest)] = ""
     sampler: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9]{1,64}$")]
+    scheduler: str = ""
+    clip_skip: int = 1
     fast: str = ""
     hidden: StrictBool = False
     base: Drawn
@@ -130,7 +133,7 @@ class Recipe(Part):
             raise PersonalError(f"{missing[0]} is needed.")  # a request may leave them to the base
         asked = _request(values, start=Path() if values.get("start") else None)
         shared = {name: getattr(asked, name) for name in _ASKED & values.keys()}
-        super().__init__(**(values | shared | {"fast": asked.fast or ""}))
+        super().__init__(**(values | shared | {"fast": asked.fast or "", "scheduler": asked.scheduler or ""}))
         if self.mask and not self.start:
             raise PersonalError("The recipe has a mask and no start picture.")
         if self.place >= self.batch:
@@ -153,8 +156,8 @@ class Recipe(Part):
 
 def _request(values: dict[str, Any], start: Path | None = None, mask: Path | None = None) -> Request:
     asked = {name: values[name] for name in _ASKED & values.keys()}
-    if "fast" in asked:
-        asked["fast"] = asked["fast"] or None
+    for name in asked.keys() & {"fast", "scheduler"}:
+        asked[name] = asked[name] or None
     if asked.get("rescale", 0.0) is None:
         raise PersonalError("rescale must be a number from 0 to 1, got None.")
     return Request(**asked, n=1, start=start, mask=mask)

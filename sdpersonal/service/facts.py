@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
+
+from ..errors import PersonalError
+from ..schedulers import SCHEDULERS
 
 _PRECISION = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
@@ -10,7 +14,8 @@ _PRECISION = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16"
 @dataclass(frozen=True)
 class BaseFacts:
     """name, kind, version: as `StableDiffusion` has them; resolution: pixels a side; device: "cpu" or "cuda";
-    parameters: their number; safety: what checks the pictures, a sentence."""
+    parameters: their number; safety: what checks the pictures, a sentence;
+    schedulers: names of those that can draw with it."""
 
     name: str
     kind: str
@@ -23,6 +28,7 @@ class BaseFacts:
     parameters: int
     sampler: str
     safety: str
+    schedulers: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, base) -> BaseFacts:
@@ -38,6 +44,7 @@ class BaseFacts:
             parameters=base.parameters,
             sampler=type(base.sampler()).__name__.removesuffix("Scheduler"),
             safety=base.safety,
+            schedulers=_schedulers_of(base),
         )
 
     def line(self) -> str:
@@ -47,3 +54,14 @@ class BaseFacts:
         if self.kind == "tiny":
             line += " It is built in: small, quick, and draws toy-like pictures."
         return f"{line} {self.safety}"
+
+
+def _schedulers_of(base) -> tuple[str, ...]:
+    from ..bases import check_scheduler
+
+    names = []
+    for scheduler in SCHEDULERS:
+        with suppress(PersonalError):
+            check_scheduler(base.scheduler_config, scheduler, steps=25)
+            names.append(scheduler.name)
+    return tuple(names)

@@ -69,6 +69,8 @@ def _told(recipe: Recipe) -> str:
         "Without": recipe.negative,
         "Seed": f"{recipe.seed}" + (f", {recipe.near:g} towards {recipe.near_seed}" if recipe.near else ""),
         "Steps, guidance": f"{recipe.steps}, {recipe.guidance:g}",
+        "Scheduler": recipe.scheduler or recipe.sampler,
+        "Clip skip": str(recipe.clip_skip) if recipe.clip_skip > 1 else "",
         "Size": recipe.size + (f", enlarged {recipe.enlarge:g} times" if recipe.enlarge > 1 else ""),
         "Began from": f"another picture, changed by {recipe.change:g}" if recipe.start else "",
         "Concepts": ", ".join(f"{each.token} {each.strength:g} ({each.sha256[:8]})" for each in recipe.concepts),

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..config import MAX_CLIP_SKIP
 from ..service import App
 from ..service.planning import typed_number
 from ..service.starting import started
@@ -48,6 +49,20 @@ class Form:
         add["rescale"] = gr.Slider(
             0, 1, value=base.rescale, step=0.05, label="Rescale", info="Takes back contrast that guidance added."
         )
+        with gr.Row():
+            add["scheduler"] = gr.Dropdown(
+                [("The base's own", ""), *((name, name) for name in base.schedulers)],
+                value="",
+                label="Scheduler",
+                info="How noise becomes a picture; any name of A1111, ComfyUI or diffusers may be typed.",
+                allow_custom_value=True,
+                filterable=True,
+                min_width=140,
+                elem_id="scheduler",
+            )
+            add["clip_skip"] = gr.Slider(
+                1, MAX_CLIP_SKIP, value=1, step=1, label="Clip skip", info="1 skips none.", min_width=140
+            )
         add["fast"] = gr.Textbox(
             "", label="Fast", max_length=150, info="Token of an LCM or TCD LoRA of yours: 6 steps are enough then."
         )
