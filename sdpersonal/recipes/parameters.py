@@ -173,7 +173,10 @@ def _scheduler(said: Parameters, fields: dict[str, Any]) -> list[str]:
     if scheduler is None:
         reason = no_counterpart(said.sampler)
         return [f"It was drawn by the sampler {called}, which is not here{f': {reason}' if reason else ''}."]
-    fields["scheduler"] = scheduler.name
+    try:
+        fields["scheduler"] = Request(prompt="", scheduler=scheduler.name).scheduler
+    except PersonalError as error:
+        return [f"Left out: {error.problem}"]
     return [f"Its sampler {called} is not the same here: {scheduler.near}."] if scheduler.near else []
 
 
