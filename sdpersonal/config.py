@@ -155,6 +155,8 @@ MAX_CLIP_SKIP = 12  # A1111's limit: the layers of Stable Diffusion 1.x's text e
 Number = BeforeValidator(_number)
 Whole = BeforeValidator(_whole)
 PromptText = Annotated[str, _personal(_prompt)]
+SEEDS = 2**64  # as many as ComfyUI and torch have; after the last comes the first
+Seed = Annotated[int, Whole, Field(ge=0, le=SEEDS - 1)]
 
 
 class Training(Settings):
@@ -194,7 +196,7 @@ class Training(Settings):
     """Noise added to whole channels, so that dark and bright pictures are learned; 0.05 to 0.1."""
     checkpointing: Annotated[int, Whole, Field(ge=0, le=100)] = 0
     """Save memory: compute every n-th block of the UNet twice; 1 takes the least memory, 0 the least time."""
-    seed: Annotated[int, Whole, Field(ge=0, le=2**32 - 1)] = 0
+    seed: Seed = 0
     """Same seed, same concept."""
     crop: Literal["center", "subject"] = "center"
     """Which square of a photo to use."""
@@ -257,7 +259,7 @@ class Request(Settings):
     """How many pictures."""
     every: bool = False
     """Draw each of the prompt's alternatives n times, instead of one by chance for each picture."""
-    seed: Annotated[int, Whole, Field(ge=0, le=2**32 - 1)] = 0
+    seed: Seed = 0
     """Same seed, same picture."""
     steps: Annotated[int, Whole, Field(ge=1, le=150)] | None = None
     """Denoising steps. Default: 25; with --fast 6."""
@@ -269,7 +271,7 @@ class Request(Settings):
     """WIDTHxHEIGHT in pixels. Default: the base's own, or the start picture's."""
     near: Annotated[float, Number, Field(gt=0, le=1)] | None = None
     """Variations of the seed's picture: how far each is from it; 0.1 is close, 1 another picture."""
-    near_seed: Annotated[int, Whole, Field(ge=0, le=2**32 - 1)] = 1
+    near_seed: Seed = 1
     """Seed of the variations."""
     start: Path | None = None
     """Picture to begin from (image-to-image)."""

@@ -3,7 +3,7 @@
 The p-th picture is a function of p alone. A template has C combinations of its alternatives. In round r = p // C every
 combination comes once, in an order of that round's own: a keyed permutation of 0 .. C-1, so nothing of what was drawn
 need be remembered. The seed goes up by one with each picture, so no (prompt, seed) comes twice even where two
-combinations read alike; after 2**32 pictures it is over.
+combinations read alike; after 2**32 pictures, when all noise has been drawn (see `generation.noise`), it is over.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import files
-from .config import Request
+from .config import SEEDS, Request
 from .errors import Interrupted, PersonalError
 from .outputs import Outputs
 from .prompts import Wildcards, count, nth, show
@@ -25,7 +25,7 @@ from .recipes import Recipe, png
 if TYPE_CHECKING:
     from .generation import Generator, Picture
 
-SEEDS = 2**32
+PICTURES = 2**32  # of one series
 _ROUNDS = 4  # of a Feistel network, which with a random round function nobody tells from chance (Luby and Rackoff 1988)
 _LIMIT = 20_000  # bytes of a state
 _LATER = ("scheduler", "clip_skip")  # fields that a request has had only since series are kept
@@ -68,7 +68,7 @@ class Series:
 
     def at(self, position: int) -> Request:
         """What draws the picture at a position, counted from 0. Raises PersonalError behind the last."""
-        if position >= SEEDS:
+        if position >= PICTURES:
             raise PersonalError("All seeds have been drawn.", "Take another template.")
         number, i = divmod(position, self.combinations)
         key = hashlib.sha256(f"{self.request.seed}:{number}:{self.request.prompt}".encode("utf-8", "replace")).digest()
@@ -108,7 +108,7 @@ class Progress:
         with suppress(PersonalError, ValueError, TypeError, KeyError, RecursionError):
             state = json.loads(files.read_bytes(self._path, _LIMIT))
             position = state.pop("position")
-            if state == self._facts and type(position) is int and 0 <= position <= SEEDS:
+            if state == self._facts and type(position) is int and 0 <= position <= PICTURES:
                 return position
         raise PersonalError(f"{show(str(self._path), 200)} is damaged.", "Remove it to begin with the first picture.")
 

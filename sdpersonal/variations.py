@@ -13,7 +13,7 @@ from PIL import Image
 
 from . import files
 from .concept import Concept
-from .config import Request
+from .config import SEEDS, Request
 from .errors import PersonalError
 from .grids import Axis, in_turn
 from .library import Library
@@ -64,7 +64,7 @@ def words(favourite: Request, word: str, values: str) -> list[Request]:
 
 def redrawn(favourite: Request, picture: Path, change: float = CHANGE, n: int = 4) -> list[Request]:
     """The same prompt from other noise, beginning from the picture itself (image-to-image)."""
-    seed = (favourite.seed + 1) % 2**32  # its own noise would bring back what is to change
+    seed = (favourite.seed + 1) % SEEDS  # its own noise would bring back what is to change
     return [_changed(favourite, start=picture, mask=None, near=None, enlarge=1.0, change=change, seed=seed, n=n)]
 
 

@@ -71,7 +71,7 @@ def test_a_thousand_binary_digits_cost_nothing():
 
 
 def test_every_round_has_each_combination_once_and_no_pair_comes_twice():
-    series = Series(Request(prompt=TEMPLATE, seed=2**32 - 10))
+    series = Series(Request(prompt=TEMPLATE, seed=2**64 - 10))
     wanted = sorted(every(TEMPLATE, Wildcards(None)))
     asked = [series.at(position) for position in range(4 * len(wanted))]
     for first in range(0, len(asked), len(wanted)):

@@ -1,4 +1,5 @@
-"""Good files of every format, spoiled at random: a concept or a refusal, within two seconds and 500 MB."""
+"""Good files of every format, and pictures of every program, spoiled at random: a concept, a recipe or a refusal,
+within two seconds and 500 MB."""
 
 import json
 import os
@@ -23,8 +24,11 @@ from samples import concept, embedding
 from sdpersonal.concept import Concept, write
 from sdpersonal.errors import PersonalError
 from sdpersonal.formats import read_any
+from sdpersonal.recipes import Foreign, Recipe, read_recipe
+from test_foreign_pictures import SEEDS as PICTURES
 
 FEW, MANY = 300, 20_000
+WORDS = (b"null", b"[]", b"{}", b"-1", b"1e999", b'"x"', b"true", b'["3", 0]', b'["9", 9]', b"[[[[", b"NaN", b"9" * 30)
 SECONDS, BYTES = 2.0, 500_000_000
 
 
@@ -65,9 +69,9 @@ def seeds() -> list[bytes]:
 SEEDS = seeds()
 
 
-def spoiled(chance: random.Random) -> bytes:
+def spoiled(chance: random.Random, seeds: list[bytes] = SEEDS) -> bytes:
     """A seed with flips, cuts, doublings and pieces of others in it, most of them where its structure is."""
-    data = bytearray(chance.choice(SEEDS))
+    data = bytearray(chance.choice(seeds))
     for _ in range(chance.choice((1, 1, 1, 2, 3, 6))):
         if not data:
             break
@@ -82,7 +86,7 @@ def spoiled(chance: random.Random) -> bytes:
             case 4:
                 del data[at : at + chance.choice((1, 3, 20, 400, 100_000))]
             case 5:
-                other = chance.choice(SEEDS)
+                other = chance.choice(seeds)
                 begin = _place(chance, len(other))
                 data[at : at + chance.choice((0, 8, 200))] = other[begin : begin + chance.choice((1, 8, 60, 2000))]
             case 6:
@@ -131,7 +135,31 @@ def read(chance: random.Random) -> None:
     assert time.process_time() - began < SECONDS
 
 
-def examples(count: int) -> None:
+def other_value(chance: random.Random, data: bytes) -> bytes:
+    """A value of its JSON by another, of the same length so that what holds it stays whole."""
+    at = data.find(b": ", chance.randrange(min(len(data), 6000)))
+    ends = [end for mark in (b",", b"}") if (end := data.find(mark, at + 2)) > 0]
+    word = chance.choice(WORDS)
+    if at < 0 or not ends or min(ends) - at - 2 < len(word):
+        return data
+    return data[: at + 2] + word.ljust(min(ends) - at - 2) + data[min(ends) :]
+
+
+def read_picture(chance: random.Random) -> None:
+    data = spoiled(chance, PICTURES) if chance.random() < 0.5 else other_value(chance, chance.choice(PICTURES))
+    began = time.process_time()
+    try:
+        found = read_recipe(data, "x.png")
+    except PersonalError as error:
+        assert str(error).count("\n") <= 1 and len(str(error)) < 600
+        assert str(error).replace("\n", "").isprintable()
+    else:
+        assert isinstance(found, Foreign | Recipe)
+        assert isinstance(found, Recipe) or found.refusal or found.fields["prompt"]
+    assert time.process_time() - began < SECONDS
+
+
+def examples(count: int, read=read) -> None:
     quiet = settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     with bounded():
         quiet(given(st.randoms(use_true_random=False))(read))()
@@ -147,8 +175,13 @@ def test_spoiled_files_give_a_concept_or_a_refusal():
     examples(int(os.environ.get("SDPERSONAL_FUZZ_EXAMPLES", FEW)))
 
 
+def test_spoiled_pictures_give_a_recipe_or_a_refusal():
+    examples(int(os.environ.get("SDPERSONAL_FUZZ_EXAMPLES", FEW)), read_picture)
+
+
 @pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_twenty_thousand_of_them():
-    examples(MANY)
+@pytest.mark.parametrize("kind", [read, read_picture])
+def test_twenty_thousand_of_them(kind):
+    examples(MANY, kind)

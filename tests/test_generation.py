@@ -371,6 +371,22 @@ def test_variations_are_on_the_way_from_the_favourite_to_another(tiny, shelf):
     assert np.abs(two[1].astype(int) - second).max() <= 1
 
 
+def test_seeds_of_64_bits(tiny, shelf):
+    """As ComfyUI draws noise (`comfy/sample.py`): torch.manual_seed of the whole seed, then randn on the CPU."""
+    shape = tiny.latent_shape(64, 64)
+    for seed in (0, 7, 2**32 - 1, 2**32, 2**53 + 1, 2**63, 2**64 - 1):
+        torch.manual_seed(seed)
+        assert torch.equal(noise_of(seed, shape), torch.randn(shape))
+        assert torch.equal(noise_of(seed, shape), noise_of(seed % 2**32, shape))  # torch uses its lower half
+    request = Request(prompt="a {cat|dog}", n=2, seed=2**64 - 1, steps=2, size="64x64")
+    drawn = list(Generator(tiny, shelf).draw(request))
+    assert [picture.seed for picture in drawn] == [2**64 - 1, 0]
+    for picture in drawn:
+        recipe = read_recipe(picture.png())
+        again = list(Generator(tiny, shelf).draw(recipe.batch_request()))[recipe.place]
+        assert recipe.seed == picture.seed and again.image.tobytes() == picture.image.tobytes()
+
+
 def test_noise_between_two_is_noise():
     """Slerp in numpy; and as long as its ends."""
     one, two = noise_of(0, (4, 16, 16)), noise_of(1, (4, 16, 16))

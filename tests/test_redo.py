@@ -219,6 +219,24 @@ def test_a_token_that_the_recipe_does_not_explain(stock):
         pinned.get(Token.parse("<you/ink>"))
 
 
+def test_a_prompt_that_cannot_be_read_keeps_its_words(place, capsys, tmp_path):
+    info = PngInfo()
+    info.add_text(
+        "parameters", "a [cat:dog:0.5] in rain\nSteps: 4, Sampler: Euler a, Seed: 12345678901234567890, Size: 64x64"
+    )
+    Image.new("RGB", (8, 8)).save(tmp_path / "theirs.png", pnginfo=info)
+    err = refused(place, capsys, (tmp_path / "theirs.png").read_bytes())
+    assert "[cat:dog:0.5] changes words during the sampling" in err and "generate ''" not in err
+    line = next(line for line in err.splitlines() if "sdpersonal generate" in line)
+    assert line.startswith("Change that in its prompt, then type: sdpersonal generate 'a [cat:dog:0.5] in rain' --n 1")
+    assert "--seed 12345678901234567890" in line
+    empty = PngInfo()
+    empty.add_text("parameters", "Negative prompt: x\nSteps: 4, Sampler: Euler a, Seed: 1, Size: 64x64")
+    Image.new("RGB", (8, 8)).save(tmp_path / "empty.png", pnginfo=empty)
+    err = refused(place, capsys, (tmp_path / "empty.png").read_bytes())
+    assert "No words are in the prompt" in err and "generate ''" not in err
+
+
 def test_other_pictures(place, capsys, tmp_path):
     text = "a cat's <lora:x:1>\nNegative prompt: b\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 64x64"
     info = PngInfo()
@@ -228,7 +246,7 @@ def test_other_pictures(place, capsys, tmp_path):
     assert "was drawn by another program" in err and "Not loaded: the LoRA x (1)." in err
     line = next(line for line in err.splitlines() if "sdpersonal generate" in line).partition(": ")[2]
     assert shlex.split(line)[:5] == ["sdpersonal", "generate", "a cat's", "--n", "1"]
-    assert line.endswith(" --negative b --seed 5 --steps 20 --guidance 7 --size 64x64")
+    assert line.endswith(" --negative b --seed 5 --steps 20 --guidance 7 --size 64x64 --scheduler 'Euler a'")
     assert "holds no recipe" in refused(place, capsys, png(Image.new("RGB", (8, 8)), None))
     assert "holds no recipe" in refused(place, capsys, b"no picture")
     assert main(["redo", str(tmp_path / "none.png")]) == 2 and "No such file" in capsys.readouterr().err

@@ -105,7 +105,7 @@ prompts = st.lists(st.sampled_from(BITS) | st.text(max_size=6), max_size=8).map(
     prompt=prompts,
     negative=prompts,
     every=st.booleans(),
-    seed=st.sampled_from((0, 7, 2**32 - 1)),
+    seed=st.sampled_from((0, 7, 2**32 - 1, 2**64 - 1)),
     near=st.sampled_from((None, None, 0.3)),
     guidance=st.sampled_from((None, 1, 1.0, 7.5, 30)),
 )

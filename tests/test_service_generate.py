@@ -2,10 +2,13 @@
 
 import io
 import math
+from types import SimpleNamespace
 
+import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sdpersonal.config import Request
 from sdpersonal.errors import PersonalError
@@ -17,6 +20,7 @@ from sdpersonal.service.prompting import MOST, Asked, asked, stronger
 from sdpersonal.service.ready import READY, ready
 from sdpersonal.service.sheets import NOTHING, SIDES, axis, sheet_work
 from sdpersonal.service.starting import started
+from sdpersonal.ui.form import Form
 from stock import stocked
 
 FORM = {"prompt": "a <me/duck> on grass", "n": 1, "steps": 2, "seed": 7}
@@ -121,6 +125,32 @@ def test_its_settings_draw_the_same_picture(studio, drawn):
     fields = dict(picking.settings_in(drawn.kept).fields)
     again = ended(studio, lambda: pictures(fields)).results[0]
     assert again.kept.read_bytes() == drawn.kept.read_bytes() and again.kept != drawn.kept
+
+
+def test_the_form_gets_the_words_of_a_prompt_that_cannot_be_used(studio, tmp_path):
+    info = PngInfo()
+    text = "a cat AND a dog\nSteps: 4, Sampler: Euler a, CFG scale: 7, Seed: 18446744073709551615, Size: 64x64"
+    info.add_text("parameters", text)
+    Image.new("RGB", (64, 64)).save(tmp_path / "theirs.png", pnginfo=info)
+    found = picking.settings_in(tmp_path / "theirs.png")
+    assert found.fields["prompt"] == "a cat AND a dog" and found.fields["seed"] == 2**64 - 1
+    assert "AND in capitals" in picking.taken(found) and "same picture" not in picking.taken(found)
+    view = ended(studio, lambda: pictures(dict(found.fields) | {"n": 1}))
+    assert "AND in capitals" in view.message and not view.results
+
+
+def test_the_form_keeps_all_digits_of_a_seed():
+    """JavaScript's numbers would lose them above 2**53, so they are text on the page."""
+    with gr.Blocks(analytics_enabled=False):
+        form = Form(gr.Textbox())
+        form.settings(SimpleNamespace(guidance=7.5, rescale=0.0, resolution=512))
+        form.start()
+    seed = form.components["seed"]
+    assert seed.preprocess("18446744073709551615") == "18446744073709551615"
+    updates = dict(zip(form.components, form.filled({"seed": 2**64 - 1}), strict=True))
+    assert updates["seed"]["value"] == "18446744073709551615"
+    values = {part: "" for part in form.inputs} | {seed: "18446744073709551615"}
+    assert form.read(values, SimpleNamespace(house=None), "page")["seed"] == 2**64 - 1
 
 
 def test_it_is_a_favourite_or_not(house, drawn):

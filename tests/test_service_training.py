@@ -336,7 +336,7 @@ def test_a_form_becomes_settings_or_a_sentence():
         ({"lr": "nan"}, "lr must be"),
         ({"resolution": 100}, "resolution must be"),
         ({"flip": "maybe"}, "flip must be"),
-        ({"seed": 2**40}, "seed must be"),
+        ({"seed": 2**64}, "seed must be"),
         ({"prior": "/etc/passwd"}, "not one of the choices"),
     ):
         with pytest.raises(PersonalError, match=words):

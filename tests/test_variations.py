@@ -83,6 +83,8 @@ def test_only_what_is_asked_is_changed():
     assert [each.prompt for each in found] == [PROMPT.replace("the beach", w) for w in ("snow", "a {red|blue} hill")]
     (request,) = redrawn(FAVOURITE, Path("a.png"), 0.4, 3)
     assert changed(request) == {"start": Path("a.png"), "change": 0.4, "seed": 3} and request.n == 3
+    last = Request(prompt="x", seed=2**64 - 1)
+    assert redrawn(last, Path("a.png"))[0].seed == 0  # after the last comes the first
 
 
 def test_all_together_in_order_and_near_by_if_nothing_is_asked():
@@ -289,6 +291,20 @@ def test_a_picture_of_another_program_is_varied_too(tmp_path, capsys):
         ("a red cube", "blue", 5, 2),
         ("a red cone", "blue", 5, 2),
     ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [("a cat AND a dog", "AND in capitals"), ("<lora:x:1>", "Nothing but LoRAs"), ("a " * 1500, "characters")],
+)
+@pytest.mark.parametrize("options", [[], ["--start"], ["--near", "0.1"]])
+def test_a_prompt_that_cannot_be_read_is_never_an_empty_one(prompt, reason, options, tmp_path, capsys):
+    info = PngInfo()
+    info.add_text("parameters", f"{prompt}\nSteps: 2, Sampler: DDIM, CFG scale: 3, Seed: 5, Size: 64x64")
+    Image.new("RGB", (64, 64)).save(tmp_path / "theirs.png", pnginfo=info)
+    command = ["vary", str(tmp_path / "theirs.png"), "--base", "tiny", "--out", str(tmp_path / "out"), *options]
+    assert main(command) == 2
+    assert reason in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

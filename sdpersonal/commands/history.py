@@ -117,15 +117,23 @@ def mark(settings: Marking) -> int:
     return 0
 
 
+_SAME_FLAGS = ("negative", "seed", "steps", "guidance", "rescale", "size", "near", "near_seed", "change", "enlarge")
+_SAME_FLAGS += ("scheduler", "clip_skip")
+
+
 def _not_ours(name: str, found: Foreign) -> PersonalError:
-    """What to type for something like it, and what will be different."""
-    flags = {"negative": "--negative", "near_seed": "--near-seed"} | {
-        key: f"--{key}" for key in ("seed", "steps", "guidance", "size", "near", "change", "enlarge")
-    }
-    said = [part for key, flag in flags.items() if key in found.fields for part in (flag, str(found.fields[key]))]
-    line = shlex.join(["sdpersonal", "generate", found.fields["prompt"], "--n", "1", *said])
-    problem = f"{show(name)} was drawn by another program, so I cannot draw the same again."
-    return PersonalError("\n".join([problem, *found.notes]), f"Something like it: {show(line, 3000)}")
+    """What to type for something like it, and what will be different. A prompt that cannot be used keeps its words."""
+    flags = {key: f"--{key.replace('_', '-')}" for key in _SAME_FLAGS if key in found.fields}
+    said = {flag: str(found.fields[key]) for key, flag in flags.items()}
+    values = [part for flag, value in said.items() if value for part in (flag, value)]
+    program = "another program" + (f" ({found.program})" if found.program != "another program" else "")
+    problem = f"{show(name)} was drawn by {program}, so the same cannot be drawn again."
+    problem = "\n".join([problem, *found.notes])
+    if not found.words:
+        return PersonalError(problem, "Type a prompt of your own: sdpersonal generate")
+    line = show(shlex.join(["sdpersonal", "generate", found.words, "--n", "1", *values]), 3000)
+    begin = "Something like it" if found.refusal is None else "Change that in its prompt, then type"
+    return PersonalError(problem, f"{begin}: {line}")
 
 
 def _sum(path: Path | None) -> str | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import tyro
 from pydantic import Field
 
-from ..config import Number, PromptText, Request, Settings, Whole
+from ..config import Number, PromptText, Request, Seed, Settings, Whole
 from ..grids import Sheet
 from ..library import Library
 from ..prompts import MAX_PROMPT, show
@@ -75,7 +75,7 @@ class Varying(Where):
     """How much of it --start may change."""
     n: Annotated[Annotated[int, Whole, Field(ge=1, le=100)] | None, tyro.conf.arg(aliases=("-n",))] = None
     """How many pictures for --near (default 8) and for --start (default 4)."""
-    near_seed: Annotated[int, Whole, Field(ge=0, le=2**32 - 1)] = 1
+    near_seed: Seed = 1
     """Seed of the first of --near; others give others."""
     base: str | None = None
     """Model to draw with. Default: the one that drew it, if its name is tiny, sd15, sd21 or sdxl."""

@@ -18,7 +18,7 @@ from ..bases.memory import told
 from ..bases.placement import settle
 from ..bases.safety import grey
 from ..concept import Concept
-from ..config import MAX_PICTURES, Request, check_work
+from ..config import MAX_PICTURES, SEEDS, Request, check_work
 from ..errors import Interrupted, PersonalError
 from ..prompts import Mention, Token, Wildcards, choose, count, nth
 from ..recipes import Drawn, Ingredient, Recipe
@@ -33,7 +33,6 @@ from .starting import Source, enlarged, large_size, latents_of, source_of
 
 AT_ONCE = 4  # pictures in one batch, fewer where memory is short; more saves little time on a CPU
 LESS_MEMORY = "Ask for a smaller --size, or --n 1; or close what else takes memory."
-SEEDS = 2**32  # after the last comes the first
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,11 @@ from torch import Tensor
 
 def noise_of(seed: int, shape: tuple[int, int, int]) -> Tensor:
     """(C, h, w). Drawn on the CPU, one generator a picture: a seed means the same picture on any device and in any
-    batch."""
+    batch.
+
+    seed: 0 to 2**64 - 1, as ComfyUI's, which draws its noise in the same way. torch gives its Mersenne Twister the
+    lower 32 bits only (`mt19937::init_with_uint32`), so seeds a multiple of 2**32 apart begin from the same noise.
+    """
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 

@@ -10,7 +10,7 @@ from ..prompts import show
 
 MAX_VALUES = 100  # along one side
 _MINUS = str.maketrans("\u2212\ufe63\uff0d", "---")
-_NUMBER = r"[+-]?(?:[0-9]{1,15}(?:\.[0-9]{1,15})?|\.[0-9]{1,15})"
+_NUMBER = r"[+-]?(?:[0-9]{1,20}(?:\.[0-9]{1,15})?|\.[0-9]{1,15})"
 _RANGE = re.compile(rf"({_NUMBER})\s*\.\.(?!\.)\s*({_NUMBER})(?:\s+by\s+({_NUMBER}))?")
 
 

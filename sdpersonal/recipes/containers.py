@@ -1,19 +1,41 @@
-"""Texts inside PNG, JPEG and WebP files, found without decoding a pixel. The bytes may be anybody's and end anywhere.
+"""Texts inside PNG, JPEG, WebP and AVIF files, found without decoding a pixel. The bytes may be anybody's and end
+anywhere.
 
-Nothing is copied or inflated beyond `MAX_TEXT`, and nothing is walked through twice, so that 64 MB of text cost no more
-than finding their end.
+Nothing is copied or inflated beyond `MAX_TEXT` (`MAX_GRAPH` for ComfyUI's graphs), and nothing is walked through twice,
+so that 64 MB of text cost no more than finding their end. Pillow does not bound that: it reads a whole tEXt chunk into
+memory before it counts, stops at the pixels though texts may stand behind them, and takes UTF-8 in a tEXt chunk, which
+many programs write, for Latin-1. For AVIF, whose boxes only its library knows, Pillow is asked.
 """
 
 from __future__ import annotations
 
+import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 MAX_TEXT = 250_000  # bytes; a long prompt and twenty concepts are 10,000
+MAX_GRAPH = 2_000_000  # bytes of a graph of ComfyUI; 300 nodes are about 300,000
 _MAX_PARTS = 20_000  # chunks or segments of one file; the texts stand before the pixels
+_MAX_TEXTS = 60  # texts of one file that are read
+_MAX_ENTRIES = 1000  # of one folder of Exif
 _PNG = b"\x89PNG\r\n\x1a\n"
 _EXIF = b"Exif\0\0"
-_EXIF_FOLDER, _USER_COMMENT = 0x8769, 0x9286  # tags of TIFF 6.0 and Exif 2.3
+_XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
+_EXIF_FOLDER = 0x8769  # tags of TIFF 6.0 and Exif 2.3
+_TAGS = {
+    0x010D: "DocumentName",
+    0x010E: "ImageDescription",
+    0x010F: "Make",
+    0x0110: "Model",
+    0x0131: "Software",
+    0x9286: "UserComment",
+    0x927C: "MakerNote",
+}
+_GRAPHS = ("prompt", "workflow", "smproj", "invokeai_graph", "invokeai_workflow", "UserComment", "Make", "Model")
+_GRAPHS += ("ImageDescription",)
+XMP = "XML:com.adobe.xmp"  # the key under which a PNG keeps it; here for any file
+Reader = Callable[[int], "str | None"]
+"""Reads one text, given the most bytes that it may have. Raises TooLong; None for what is damaged."""
 
 
 class TooLong(Exception):
@@ -25,17 +47,43 @@ def png_text(data: bytes, key: str) -> str | None:
     wanted = key.encode() + b"\0"
     for kind, begin, end in _chunks(data):
         if kind in _TEXTS and data.startswith(wanted, begin):
-            text = _TEXTS[kind](memoryview(data)[begin + len(wanted) : end])
+            text = _TEXTS[kind](memoryview(data)[begin + len(wanted) : end], MAX_TEXT)
             if text is not None:
                 return text
     return None
 
 
-def user_comment(data: bytes) -> str | None:
-    """The Exif UserComment of a JPEG or a WebP. Raises TooLong."""
-    exif = _jpeg_exif(data) if data.startswith(b"\xff\xd8") else _webp_exif(data)
-    raw = _exif_value(exif.removeprefix(_EXIF)) if exif else None
-    return _comment(raw) if raw is not None else None
+def all_texts(data: bytes) -> tuple[dict[str, str], frozenset[str]]:
+    """Every text by its name, the first of a name; and the names of those that are too long to read.
+
+    Names: a PNG's keys, Exif's tags, "XML:com.adobe.xmp" and "JPEG comment". What is damaged is passed over.
+    """
+    found: dict[str, str] = {}
+    too_long: set[str] = set()
+    for name, read in _sources(data):
+        if len(found) + len(too_long) >= _MAX_TEXTS:
+            break
+        if name in found:
+            continue
+        try:
+            text = read(MAX_GRAPH if name in _GRAPHS else MAX_TEXT)
+        except TooLong:
+            too_long.add(name)
+        else:
+            if text:
+                found[name] = text
+    return found, frozenset(too_long)
+
+
+def _sources(data: bytes) -> Iterator[tuple[str, Reader]]:
+    if data.startswith(_PNG):
+        yield from _png_sources(data)
+    elif data.startswith(b"\xff\xd8"):
+        yield from _jpeg_sources(data)
+    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        yield from _webp_sources(data)
+    elif data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis", b"mif1"):
+        yield from _avif_sources(data)
 
 
 # --- PNG --------------------------------------------------------------------------------------------------------------
@@ -53,40 +101,63 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         at = end + 4
 
 
-def _latin(content: memoryview) -> str:
-    return str(_short(content), "latin-1")
+def _png_sources(data: bytes) -> Iterator[tuple[str, Reader]]:
+    for kind, begin, end in _chunks(data):
+        if kind == b"eXIf":
+            yield from _exif_sources(data[begin : min(end, begin + 4 * MAX_GRAPH)])
+        elif kind in _TEXTS:
+            key_end = data.find(b"\0", begin, min(end, begin + 80))  # a key has up to 79 bytes
+            if key_end > begin:
+                content = memoryview(data)[key_end + 1 : end]
+                yield data[begin:key_end].decode("latin-1"), _bound(_TEXTS[kind], content)
 
 
-def _compressed(content: memoryview) -> str | None:
-    raw = _inflated(content[1:])
-    return None if raw is None else raw.decode("latin-1")
+def _bound(decode: Callable[[memoryview, int], str | None], content: memoryview) -> Reader:
+    return lambda limit: decode(content, limit)
 
 
-def _international(content: memoryview) -> str | None:
+def _plain(content: memoryview, limit: int) -> str:
+    return _utf8_or_latin(bytes(_short(content, limit)))
+
+
+def _utf8_or_latin(raw: bytes) -> str:
+    """The standard says Latin-1; half of all programs write UTF-8, which other text almost never is by chance."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+def _compressed(content: memoryview, limit: int) -> str | None:
+    raw = _inflated(content[1:], limit)
+    return None if raw is None else _utf8_or_latin(raw)
+
+
+def _international(content: memoryview, limit: int) -> str | None:
     head = bytes(content[:1000])  # two flags, then language and translated keyword, each ended by a NUL
     language = head.find(b"\0", 2)
     translated = head.find(b"\0", language + 1)
     if language < 0 or translated < 0:
         return None
     rest = content[translated + 1 :]
-    raw = _inflated(rest) if head[0] else bytes(_short(rest))
+    raw = _inflated(rest, limit) if head[0] else bytes(_short(rest, limit))
     return None if raw is None else raw.decode("utf-8", "replace")
 
 
-_TEXTS = {b"tEXt": _latin, b"zTXt": _compressed, b"iTXt": _international}
+_TEXTS = {b"tEXt": _plain, b"zTXt": _compressed, b"iTXt": _international}
 
 
-def _short(content: memoryview) -> memoryview:
-    if len(content) > MAX_TEXT:
+def _short(content: memoryview, limit: int) -> memoryview:
+    if len(content) > limit:
         raise TooLong
     return content
 
 
-def _inflated(content: memoryview) -> bytes | None:
-    """At most MAX_TEXT bytes, whatever the content would become; None where it is damaged."""
+def _inflated(content: memoryview, limit: int) -> bytes | None:
+    """At most `limit` bytes, whatever the content would become; None where it is damaged."""
     inflate = zlib.decompressobj()
     try:
-        raw = inflate.decompress(content[: 2 * MAX_TEXT], MAX_TEXT)
+        raw = inflate.decompress(content[: 2 * limit], limit)
     except zlib.error:
         return None
     if inflate.unconsumed_tail:
@@ -94,71 +165,123 @@ def _inflated(content: memoryview) -> bytes | None:
     return raw if inflate.eof else None
 
 
-# --- JPEG, WebP -------------------------------------------------------------------------------------------------------
+# --- JPEG, WebP, AVIF -------------------------------------------------------------------------------------------------
 
 
-def _jpeg_exif(data: bytes) -> bytes | None:
+def _jpeg_sources(data: bytes) -> Iterator[tuple[str, Reader]]:
     at = 2
     for _ in range(_MAX_PARTS):
         head = data[at : at + 4]
         length = int.from_bytes(head[2:], "big")
         if len(head) < 4 or head[0] != 0xFF or head[1] == 0xDA or length < 2:  # 0xDA: here the pixels begin
-            return None
-        if head[1] == 0xE1 and data.startswith(_EXIF, at + 4):
-            return data[at + 4 : at + 2 + length]
-        at += 2 + length
-    return None
+            return
+        begin, end = at + 4, at + 2 + length
+        if head[1] == 0xE1 and data.startswith(_EXIF, begin):
+            yield from _exif_sources(data[begin:end])
+        elif head[1] == 0xE1 and data.startswith(_XMP_HEAD, begin):
+            yield XMP, _bound(_plain, memoryview(data)[begin + len(_XMP_HEAD) : end])
+        elif head[1] == 0xFE:
+            yield "JPEG comment", _bound(_plain, memoryview(data)[begin:end])
+        at = end
 
 
-def _webp_exif(data: bytes) -> bytes | None:
-    if not (data.startswith(b"RIFF") and data[8:12] == b"WEBP"):
-        return None
+def _webp_sources(data: bytes) -> Iterator[tuple[str, Reader]]:
     at = 12
     for _ in range(_MAX_PARTS):
         head = data[at : at + 8]
         length = int.from_bytes(head[4:], "little")
         if len(head) < 8:
-            return None
+            return
+        begin, end = at + 8, at + 8 + length
         if head[:4] == b"EXIF":
-            return data[at + 8 : at + 8 + min(length, 4 * MAX_TEXT)]
-        at += 8 + length + length % 2
-    return None
+            yield from _exif_sources(data[begin : min(end, begin + 4 * MAX_GRAPH)])
+        elif head[:4] == b"XMP ":
+            yield XMP, _bound(_plain, memoryview(data)[begin:end])
+        at = end + length % 2
 
 
-def _exif_value(tiff: bytes) -> bytes | None:
-    """The UserComment in a TIFF structure: only its one folder and its one value are looked at."""
+def _avif_sources(data: bytes) -> Iterator[tuple[str, Reader]]:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=("AVIF",)) as picture:
+            exif, xmp = picture.info.get("exif", b""), picture.info.get("xmp", b"")
+    except Exception:  # Pillow raises many kinds for broken files, and may be built without AVIF
+        return
+    yield from _exif_sources(exif[: 4 * MAX_GRAPH])
+    yield XMP, _bound(_plain, memoryview(xmp))
+
+
+# --- Exif -------------------------------------------------------------------------------------------------------------
+
+
+def _exif_sources(exif: bytes) -> Iterator[tuple[str, Reader]]:
+    """The texts of a TIFF structure: of its first folder, and of the Exif folder that it points to."""
+    tiff = exif.removeprefix(_EXIF)
     order = {b"II*\0": "little", b"MM\0*": "big"}.get(tiff[:4])
     if order is None:
-        return None
+        return
     first = int.from_bytes(tiff[4:8], order)
-    if (entry := _entry(tiff, first, _EXIF_FOLDER, order)) is None:
-        return None
-    if (entry := _entry(tiff, int.from_bytes(entry[8:], order), _USER_COMMENT, order)) is None:
-        return None
-    length, begin = int.from_bytes(entry[4:8], order), int.from_bytes(entry[8:], order)
-    if length > 2 * MAX_TEXT:  # UTF-16
-        raise TooLong
-    return entry[8 : 8 + length] if length <= 4 else tiff[begin : begin + length]
+    inner = None
+    for tag, entry in _entries(tiff, first, order):
+        if tag == _EXIF_FOLDER:
+            inner = int.from_bytes(entry[8:], order)
+        elif tag in _TAGS:
+            yield _TAGS[tag], _tag_reader(tiff, entry, tag, order)
+    if inner is not None:
+        for tag, entry in _entries(tiff, inner, order):
+            if tag in _TAGS:
+                yield _TAGS[tag], _tag_reader(tiff, entry, tag, order)
 
 
-def _entry(tiff: bytes, at: int, tag: int, order: str) -> bytes | None:
-    """The 12 bytes of one entry of the folder at `at`: tag, type, count, value or its place."""
-    count = int.from_bytes(tiff[at : at + 2], order)
-    for i in range(count):
+def _entries(tiff: bytes, at: int, order: str) -> Iterator[tuple[int, bytes]]:
+    """(tag, the 12 bytes of its entry: tag, type, count, value or its place) of the folder at `at`."""
+    for i in range(min(int.from_bytes(tiff[at : at + 2], order), _MAX_ENTRIES)):
         entry = tiff[at + 2 + 12 * i : at + 14 + 12 * i]
         if len(entry) < 12:
-            return None
-        if int.from_bytes(entry[:2], order) == tag:
-            return entry
-    return None
+            return
+        yield int.from_bytes(entry[:2], order), entry
+
+
+def _tag_reader(tiff: bytes, entry: bytes, tag: int, order: str) -> Reader:
+    def read(limit: int) -> str:
+        length, begin = int.from_bytes(entry[4:8], order), int.from_bytes(entry[8:], order)
+        if length > 2 * limit:  # UTF-16
+            raise TooLong
+        raw = entry[8 : 8 + length] if length <= 4 else tiff[begin : begin + length]
+        return _comment(raw) if tag == 0x9286 else _utf8_or_latin(raw).strip("\0")
+
+    return read
 
 
 def _comment(raw: bytes) -> str:
     """Its first 8 bytes name the encoding. Some programs write UTF-16 one way round and some the other."""
-    kind, text = raw[:8], raw[8:]
-    if kind != b"UNICODE\0":
-        return (text if kind in (b"ASCII\0\0\0", bytes(8)) else raw).decode("utf-8", "replace").strip("\0")
+    kind, text = raw[:8].upper(), raw[8:]
+    if kind == b"UNICODE\0":
+        return _utf16(text).strip("\0")
+    if kind == b"JIS\0\0\0\0\0":
+        return _japanese(text).strip("\0")
+    return _utf8_or_latin(text if kind in (b"ASCII\0\0\0", bytes(8)) else raw).strip("\0")
+
+
+def _utf16(text: bytes) -> str:
     if text[:2] in (b"\xfe\xff", b"\xff\xfe"):
         return text.decode("utf-16", "replace")
-    big = text[::2].count(0) >= text[1::2].count(0)  # letters of English have a zero byte first
-    return text.decode("utf-16-be" if big else "utf-16-le", "replace").strip("\0")
+    high, low = text[::2].count(0), text[1::2].count(0)
+    if not high and not low and len(text) > 1:  # some programs write UTF-8 there
+        try:
+            return text.decode("utf-8")
+        except UnicodeDecodeError:
+            pass
+    big = high >= low  # letters of English have a zero byte first
+    return text.decode("utf-16-be" if big else "utf-16-le", "replace")
+
+
+def _japanese(text: bytes) -> str:
+    """JIS X 0208 as Exif says, and the encodings that programs call so."""
+    for encoding in ("utf-8",) if text.isascii() and b"\x1b" not in text else ("iso2022_jp", "shift_jis", "euc_jp"):
+        try:
+            return text.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return text.decode("utf-8", "replace")

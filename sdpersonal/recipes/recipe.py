@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, StrictBool
 
 from ..card import BaseKind, plain
-from ..config import Number, Request, Settings, Whole
+from ..config import SEEDS, Number, Request, Settings, Whole
 from ..errors import PersonalError
 from ..prompts import MAX_PROMPT, Token, show
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_BATCH = 64
-SEEDS = 2**32  # after the last comes the first
 _ASKED = {  # fields that a request has too
     *("prompt", "negative", "seed", "steps", "guidance", "rescale", "size", "near", "near_seed", "change", "enlarge"),
     *("fast", "scheduler", "clip_skip"),

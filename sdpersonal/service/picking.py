@@ -26,10 +26,12 @@ NONE = PersonalError("No picture is chosen.", "Click one first.")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a picture says of how it was drawn. fields: of a `Request`; notes: what could not be taken over."""
+    """What a picture says of how it was drawn. fields: of a `Request`; notes: what could not be taken over; same:
+    whether the same base draws the same picture from them."""
 
     fields: Mapping[str, Any]
     notes: tuple[str, ...]
+    same: bool = True
 
 
 def settings_in(picture: object) -> Settings:
@@ -38,7 +40,8 @@ def settings_in(picture: object) -> Settings:
         raise NONE
     found = read_recipe(files.read_bytes(Path(picture), MAX_PICTURE), "This picture")
     if isinstance(found, Foreign):
-        return Settings(found.fields, found.notes)
+        prompt = {"prompt": found.words} if found.words else {}  # what cannot be used stands there to be changed
+        return Settings(dict(found.fields) | prompt, found.notes, same=False)
     notes = ("It began from another picture, which is not in it.",) if found.start else ()
     fields = found.model_dump(include=set(Request.model_fields) - {"start", "mask"})
     return Settings(fields | {"n": 1, "fast": found.fast or None}, notes)
@@ -46,7 +49,8 @@ def settings_in(picture: object) -> Settings:
 
 def taken(settings: Settings) -> str:
     """What there is to say once they stand in the form."""
-    return " ".join(["Its settings are in the form: the same base draws the same picture.", *settings.notes])
+    promise = ": the same base draws the same picture" if settings.same else ", as far as they mean the same here"
+    return " ".join([f"Its settings are in the form{promise}.", *settings.notes])
 
 
 def text_of(picture: Path) -> str:

@@ -65,14 +65,16 @@ def settings_of(form: Mapping[str, Any], base: BaseFacts) -> Training:
         "crop": "subject" if form["crop"] else "center",
         "flip": form["flip"],
         "early_stop": form["early_stop"],
-    } | {name: value for name in ("steps", "lr", "resolution", "seed") if (value := _number(form[name])) is not None}
+    }
+    numbers = {name: typed_number(form[name]) for name in ("steps", "lr", "resolution", "seed")}
+    common |= {name: value for name, value in numbers.items() if value is not None}
     if kind == "person":
         common["consent"] = "yes"
     if method == "textual-inversion":
         return InversionSettings(**common, init=noun)
     own = {"class_noun": noun, "method": method, "prior": _chosen(PRIORS, form["prior"])}
     own["text_encoder"] = form["text_encoder"]
-    if (rank := _number(form["rank"])) is not None:
+    if (rank := typed_number(form["rank"])) is not None:
         own["rank"] = rank
     return DreamboothSettings(**common, **own)
 
@@ -167,7 +169,7 @@ def _chosen(choices: Mapping[str, str], title: object) -> str:
     return choices[title]
 
 
-def _number(typed: object) -> object:
+def typed_number(typed: object) -> object:
     """The number that was typed, None for nothing; what is none stays as it is, and is refused with its name."""
     if not isinstance(typed, str):
         return typed

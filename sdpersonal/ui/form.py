@@ -9,10 +9,11 @@ import gradio as gr
 
 from ..config import MAX_CLIP_SKIP
 from ..service import App
+from ..service.planning import typed_number
 from ..service.starting import started
 from .shared import line
 
-LARGEST_SEED = 2**32 - 1
+FRESH_SEEDS = 2**32  # more begin from noise that one of these begins from
 
 
 class Form:
@@ -36,7 +37,10 @@ class Form:
             add["size"] = gr.Textbox(own, label="Size", info="WIDTHxHEIGHT", min_width=140)
         with gr.Row():
             seed_info = "Same seed, same picture."
-            add["seed"] = gr.Number(0, label="Seed", info=seed_info, min_width=140, elem_id="seed")
+            # Text: the numbers of a page's fields are JavaScript's, which lose digits of seeds above 2**53.
+            add["seed"] = gr.Textbox(
+                "0", label="Seed", info=seed_info, max_lines=1, max_length=20, min_width=140, elem_id="seed"
+            )
             self.fresh = gr.Checkbox(True, label="A new seed each time", min_width=140, elem_id="fresh")
         add["every"] = gr.Checkbox(
             False, label="Every alternative", info="Draws each choice of the prompt, so many pictures of each."
@@ -88,6 +92,7 @@ class Form:
         """A request's fields. Raises PersonalError for a start picture that is none."""
         fields = {name: values[component] for name, component in self.components.items()}
         fields["fast"] = fields["fast"] or None
+        fields["seed"] = typed_number(fields["seed"])
         begun = started(app.house, page, values[self.editor])
         if begun:  # its own shape, and drawn as large as it is
             fields |= {"size": None, "enlarge": 1.0}
@@ -95,10 +100,11 @@ class Form:
 
     def filled(self, fields: dict[str, Any]) -> list:
         """Updates for `components`, in their order: what is not in `fields`, or None, stays."""
+        fields = fields | {"seed": str(fields["seed"])} if "seed" in fields else fields
         known = [fields.get(name) for name in self.components]
         return [gr.skip() if value is None else gr.update(value=value) for value in known]
 
 
-def fresh_seed() -> int:
-    """Another one each time."""
-    return random.randrange(LARGEST_SEED)
+def fresh_seed() -> str:
+    """Another one each time, as it stands in the form."""
+    return str(random.randrange(FRESH_SEEDS))

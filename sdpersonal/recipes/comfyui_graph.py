@@ -1,0 +1,202 @@
+"""ComfyUI's two graphs as one: nodes by their ids, whose inputs are values or links to other nodes' outputs.
+
+`prompt` is what was run: `{"3": {"class_type": "KSampler", "inputs": {"seed": 5, "model": ["4", 0]}}}`. `workflow` is
+what stood on the canvas: a list of nodes with `widgets_values` in the order of the node's widgets, and a table of
+links. Sources: `execution.py`, `nodes.py` of ComfyUI; `LGraph.serialize` and `graphToPrompt` of its frontend.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_NODES = 5000
+_CONTROLS = ("fixed", "increment", "decrement", "randomize")  # of a seed's widget, behind the seed
+_MUTED, _BYPASSED = 2, 4  # modes of a node on the canvas
+_WIDGETS = {  # type -> names of the widgets, in order, where the node does not name them itself
+    "KSampler": "seed steps cfg sampler_name scheduler denoise",
+    "KSamplerAdvanced": "add_noise noise_seed steps cfg sampler_name scheduler start_at_step end_at_step "
+    "return_with_leftover_noise",
+    "KSampler (Efficient)": "seed steps cfg sampler_name scheduler denoise preview_method vae_decode",
+    "SamplerCustom": "add_noise noise_seed cfg",
+    "KSamplerSelect": "sampler_name",
+    "BasicScheduler": "scheduler steps denoise",
+    "KarrasScheduler": "steps sigma_max sigma_min rho",
+    "ExponentialScheduler": "steps sigma_max sigma_min",
+    "PolyexponentialScheduler": "steps sigma_max sigma_min rho",
+    "SDTurboScheduler": "steps denoise",
+    "RandomNoise": "noise_seed",
+    "CFGGuider": "cfg",
+    "CLIPTextEncode": "text",
+    "CLIPTextEncodeSDXL": "width height crop_w crop_h target_width target_height text_g text_l",
+    "CLIPTextEncodeSDXLRefiner": "ascore width height text",
+    "CLIPTextEncodeFlux": "clip_l t5xxl guidance",
+    "CheckpointLoaderSimple": "ckpt_name",
+    "CheckpointLoader": "config_name ckpt_name",
+    "unCLIPCheckpointLoader": "ckpt_name",
+    "UNETLoader": "unet_name weight_dtype",
+    "LoraLoader": "lora_name strength_model strength_clip",
+    "LoraLoaderModelOnly": "lora_name strength_model",
+    "CLIPSetLastLayer": "stop_at_clip_layer",
+    "EmptyLatentImage": "width height batch_size",
+    "EmptySD3LatentImage": "width height batch_size",
+    "LatentUpscale": "upscale_method width height crop",
+    "LatentUpscaleBy": "upscale_method scale_by",
+    "ImageScale": "upscale_method width height crop",
+    "ImageScaleBy": "upscale_method scale_by",
+    "LoadImage": "image upload",
+    "PrimitiveNode": "value",
+    "Seed (rgthree)": "seed",
+    "Efficient Loader": "ckpt_name vae_name clip_skip lora_name lora_model_strength lora_clip_strength positive "
+    "negative token_normalization weight_interpretation empty_latent_width empty_latent_height batch_size",
+}
+
+
+@dataclass(frozen=True)
+class Link:
+    """To output number `slot` of another node."""
+
+    node: str
+    slot: int
+
+
+@dataclass(eq=False)
+class Node:
+    id: str
+    type: str
+    inputs: dict[str, Any] = field(default_factory=dict)
+
+    def links(self) -> Iterator[tuple[str, Link]]:
+        yield from ((name, value) for name, value in self.inputs.items() if isinstance(value, Link))
+
+
+Graph = dict[str, Node]
+
+
+def lenient_json(text: str) -> Any:
+    """JSON as ComfyUI's nodes write it, in which NaN and Infinity occur; they become None. Raises ValueError."""
+    try:
+        return json.loads(text, parse_constant=lambda word: None, strict=False)
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
+
+
+def graph_in(value: Any) -> Graph | None:
+    """The graph of either kind, None for anything else."""
+    if not isinstance(value, dict):
+        return None
+    return _canvas(value) if isinstance(value.get("nodes"), list) else _run(value)
+
+
+def _run(value: dict[str, Any]) -> Graph | None:
+    graph: Graph = {}
+    for name, entry in list(value.items())[:MAX_NODES]:
+        if isinstance(entry, dict) and isinstance(entry.get("class_type"), str):
+            inputs = entry.get("inputs")
+            inputs = inputs if isinstance(inputs, dict) else {}
+            graph[str(name)] = Node(str(name), entry["class_type"], {key: _value(each) for key, each in inputs.items()})
+    return graph or None
+
+
+def _value(value: Any) -> Any:
+    """A list of a name and a number is a link."""
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str | int) and type(value[1]) is int:
+        return Link(str(value[0]), value[1])
+    return value
+
+
+# --- the canvas -------------------------------------------------------------------------------------------------------
+
+
+def _canvas(value: dict[str, Any]) -> Graph | None:
+    entries = [entry for entry in value["nodes"][:MAX_NODES] if isinstance(entry, dict) and "type" in entry]
+    by_id = {str(entry.get("id")): entry for entry in entries}
+    origins = dict(_origins(value.get("links")))
+    graph: Graph = {}
+    for name, entry in by_id.items():
+        if entry.get("mode") in (_MUTED, _BYPASSED):
+            continue
+        node = Node(name, str(entry["type"]), _widgets(entry))
+        for place in _list(entry.get("inputs")):
+            link = _through(origins.get(place.get("link")), by_id, origins)
+            if link is not None:
+                node.inputs[str(place.get("name", ""))] = link
+        graph[name] = node
+    return graph or None
+
+
+def _origins(links: Any) -> Iterator[tuple[Any, Link]]:
+    """(id of a link, where it comes from): links are lists, or since 2025 objects."""
+    for link in links if isinstance(links, list) else []:
+        if isinstance(link, list) and len(link) >= 3 and type(link[2]) is int and isinstance(link[0], str | int):
+            yield link[0], Link(str(link[1]), link[2])
+        elif isinstance(link, dict) and type(link.get("origin_slot")) is int and isinstance(link.get("id"), str | int):
+            yield link["id"], Link(str(link.get("origin_id")), link["origin_slot"])
+
+
+def _through(link: Link | None, by_id: dict[str, dict[str, Any]], origins: dict[Any, Link]) -> Link | None:
+    """Where it comes from when nodes that are bypassed hand on what they get, and a GetNode means its SetNode."""
+    for _ in range(100):
+        entry = by_id.get(link.node) if link else None
+        if entry is None or entry.get("mode") == _MUTED:
+            return None
+        if entry["type"] == "GetNode":
+            wanted = _list_or_none(entry.get("widgets_values"))
+            setter = next(
+                (
+                    each
+                    for each in by_id.values()
+                    if each["type"] == "SetNode" and wanted and each.get("widgets_values") == wanted
+                ),
+                None,
+            )
+            places = _list(setter.get("inputs")) if setter else []
+            link = origins.get(places[0].get("link")) if places else None
+        elif entry.get("mode") == _BYPASSED:
+            outputs = _list(entry.get("outputs"))
+            kind = outputs[link.slot].get("type") if 0 <= link.slot < len(outputs) else None
+            alike = (place for place in _list(entry.get("inputs")) if place.get("type") == kind and place.get("link"))
+            link = origins.get(next(alike, {}).get("link"))
+        else:
+            return link
+    return None
+
+
+def _list(value: Any) -> list[dict[str, Any]]:
+    """Its entries that are objects with names that can be keys."""
+    entries = value if isinstance(value, list) else []
+    return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("link"), str | int | None)]
+
+
+def _list_or_none(value: Any) -> list[Any] | None:
+    return value if isinstance(value, list) and value else None
+
+
+def _widgets(entry: dict[str, Any]) -> dict[str, Any]:
+    """The values of its widgets by their names."""
+    values = entry.get("widgets_values")
+    if isinstance(values, dict):
+        return {str(name): value for name, value in values.items()}
+    if not isinstance(values, list):
+        return {}
+    named = [
+        place["widget"].get("name") for place in _list(entry.get("inputs")) if isinstance(place.get("widget"), dict)
+    ]
+    names = _WIDGETS.get(str(entry["type"]), "").split() or [str(name) for name in named]
+    found: dict[str, Any] = {}
+    rest = list(values)
+    for name in names:
+        if not rest:
+            break
+        found[name] = rest.pop(0)
+        if re.search("seed", name) and rest and rest[0] in _CONTROLS:
+            rest.pop(0)
+    if not names:  # such as a text of a pack that we do not know, and the lists of LoRAs of rgthree
+        found |= {f"lora_{i}" if isinstance(value, dict) else f"widget_{i}": value for i, value in enumerate(rest)}
+        texts = [value for value in rest if isinstance(value, str)]
+        if len(texts) == 1:
+            found["text"] = texts[0]
+    return found
