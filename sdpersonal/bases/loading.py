@@ -10,6 +10,7 @@ import torch
 
 from ..errors import PersonalError
 from ..prompts import show
+from ..text import check_path
 from .architecture import SCALING
 from .folder import incomplete, read_folder, read_vae_folder, vae_incomplete
 from .hub import HUB_ID, SHORT_NAMES, cached, fetched
@@ -50,6 +51,8 @@ def load_base(
     from .sdxl import StableDiffusionXL
     from .text import TextEncoder
 
+    check_path(name, "base")
+    check_path(vae, "vae")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     name = name or default_base(device)
@@ -114,7 +117,10 @@ def _parts(place: Path, name: str, dtype: torch.dtype, device: torch.device, wit
 
 def _local(name: str) -> Path | None:
     """The file or folder of that name; None if it can only be on the Hub. Raises PersonalError for a pickle."""
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # ~somebody, where nobody is called so
+        raise PersonalError(f"{show(name)} begins with the home of a user who is not known here.") from None
     if path.is_dir():
         return path
     if not name.lower().endswith(_FILES) and not path.is_file():

@@ -7,44 +7,46 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ..config import Kind
+from ..config import Kind, MayBeEmpty, TokenText
 from ..errors import PersonalError
 from ..library import Entry, Library
 from ..prompts import Token, show
 from .concepts import Listing
 from .output import report, say, say_json
 
+Fact = Annotated[str, MayBeEmpty()]
+
 
 class Editing(Listing):
     """Fill in a concept's card: its vectors, weights and version stay as they are. An empty text takes a fact away."""
 
-    token: tyro.conf.Positional[str]
+    token: tyro.conf.Positional[TokenText]
     """For example '<me/duck>'."""
-    title: str | None = None
+    title: Fact | None = None
     """A line that says what it is."""
-    description: str | None = None
+    description: Fact | None = None
     """A few sentences."""
     kind: Kind | None = None
     """What it is: one object, one person, or one style."""
-    class_noun: Annotated[str | None, tyro.conf.arg(name="class")] = None
+    class_noun: Annotated[Fact | None, tyro.conf.arg(name="class")] = None
     """The general noun for it."""
-    licence: Annotated[str | None, tyro.conf.arg(aliases=["--license"])] = None
+    licence: Annotated[Fact | None, tyro.conf.arg(aliases=["--license"])] = None
     """What others may do with it, by its SPDX name: CC-BY-4.0, MIT, creativeml-openrail-m."""
     consent: Literal["yes", "no", "unknown"] | None = None
     """Whether the person it shows agrees to it."""
-    consent_note: str | None = None
+    consent_note: Fact | None = None
     """To what they agreed, and when."""
-    author: str | None = None
+    author: Fact | None = None
     """Who made it."""
-    base_name: str | None = None
+    base_name: Fact | None = None
     """The model it was made with."""
-    method: str | None = None
+    method: Fact | None = None
     """How it was made: textual inversion, LoRA, ..."""
     steps: int | None = None
     """Optimiser steps it was trained for."""
-    trigger_words: tuple[str, ...] | None = None
+    trigger_words: tuple[Fact, ...] | None = None
     """What its token stands for where it has no vectors."""
-    prompts: tuple[str, ...] | None = None
+    prompts: tuple[Fact, ...] | None = None
     """Prompts that show it well; they replace those on the card."""
     recipe: tuple[str, ...] = ()
     """More of how it was made, like lr=0.001 seed=3; `lr=` takes one away."""
@@ -55,7 +57,7 @@ class Editing(Listing):
 class History(Listing):
     """Show all versions of a concept."""
 
-    token: tyro.conf.Positional[str]
+    token: tyro.conf.Positional[TokenText]
     """For example '<me/duck>'."""
 
 
