@@ -34,7 +34,7 @@ class Settings(BaseModel):
     """Base of every settings class. Building one from bad values raises PersonalError.
 
     All text comes through `_usable_text`, before the field's own checks: it is valid Unicode without control
-    characters, not longer than its limit, and not empty unless the field is marked with MayBeEmpty or its default is "".
+    characters, not longer than its limit, and not empty unless the field is marked MayBeEmpty or its default is "".
     A prompt (AnyText) may hold control characters, since pictures of other programs do; no tokenizer sees them.
     """
 

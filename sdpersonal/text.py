@@ -17,7 +17,7 @@ MAX_TEXT = 10_000  # characters of a value that has no limit of its own
 MAX_PATH = 4096  # bytes of a path, as Linux has it (PATH_MAX)
 MAX_NAME = 255  # bytes of one name in a path, on every common file system (NAME_MAX)
 
-_LINE_AND_TAB = "\t\n\r\v\f\x85"  # control characters that are ordinary white space in a text
+_LINE_AND_TAB = "\t\n\r\v\f\x1c\x1d\x1e\x1f\x85"  # control characters that are ordinary white space in a text
 _JOINERS = "\u200c\u200d"
 _TAGS = range(0xE0020, 0xE0080)  # spell out the region of a flag emoji (Unicode Technical Standard 51, section C.1)
 _BLACK_FLAG = "\U0001f3f4"

@@ -34,6 +34,11 @@ def noun_of(settings: Training) -> str:
     return getattr(settings, "class_noun", None) or getattr(settings, "init", None) or settings.kind
 
 
+def in_class(settings: Training) -> Callable[[str], list[str]]:
+    """How a caption reads with the class noun for the subject: what a prior, and full DreamBooth, make of it."""
+    return lambda caption: [caption.replace("{}", noun_of(settings))]
+
+
 def chosen(settings: Training, base: StableDiffusion, photos: int) -> Preset:
     """The preset of the method on this kind of base for so many photos, with what the user set in its place."""
     usual = preset(method_name(settings), base.kind, settings.kind)
@@ -70,6 +75,7 @@ def build(
             f"--method pivotal learns the word for {preset.pivot} steps before its LoRA; {preset.steps} are too few.",
             f"Give more than {preset.pivot} --steps.",
         )
+    _check_noun(settings.class_noun, base)
     prior = _prior(settings, base, preset, accelerator, say)
     if settings.method == "full":
         return DreamboothFull(
@@ -84,6 +90,18 @@ def build(
         prior,
         settings.prior_weight,
     )
+
+
+def _check_noun(noun: str, base: StableDiffusion) -> None:
+    """Raise PersonalError where the class noun leaves no place in a prompt: scripts such as Chinese take a token or
+    more for each character."""
+    for encoder in base.encoders.values():
+        count, most = len(encoder.ids(noun)), encoder.room // 2
+        if count > most:
+            raise PersonalError(
+                f"--class takes {count} tokens of this base's text encoder, and {most} are the most.",
+                "Give a shorter noun; English ones take a token or two.",
+            )
 
 
 def _prior(
