@@ -234,15 +234,15 @@ def test_other_formats_are_named_whatever_the_file_is_called(folder, kind, said)
     out = io.BytesIO()
     Image.fromarray(smooth()).save(out, kind, **options)
     (folder / "a.jpg").write_bytes(out.getvalue())
-    assert reasons(folder) == {"a.jpg": f"{said}; export it as JPEG"}
+    assert reasons(folder) == {"a.jpg": f"{said}; export it as PNG or JPEG"}
 
 
 @pytest.mark.parametrize(
     ("start", "said"),
     [
-        (b"8BPS\0\1", "is a Photoshop file; export it as JPEG"),
-        (b"SIMPLE  =                    T", "is a FITS file; export it as JPEG"),
-        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "is an SVG; export it as JPEG"),
+        (b"8BPS\0\1", "is a Photoshop file; export it as PNG or JPEG"),
+        (b"SIMPLE  =                    T", "is a FITS file; export it as PNG or JPEG"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "is an SVG; export it as PNG or JPEG"),
         (b"<!DOCTYPE html><p>404", "is a web page; save the picture itself"),
         (b"PK\x03\x04", "is a zip archive; unpack it and give the folder"),
         (b"\x1f\x8b\x08", "is a gzip archive; unpack it and give the folder"),
@@ -357,7 +357,7 @@ def test_no_photo_at_all(tmp_path):
     (tmp_path / "b.gif").write_bytes(b"GIF89a")
     with pytest.raises(PersonalError) as unfit:
         load_photos(tmp_path, SIDE)
-    assert unfit.value.fix == "a.gif is a GIF; export it as JPEG. And 1 more that I cannot use."
+    assert unfit.value.fix == "a.gif is a GIF; export it as PNG or JPEG. And 1 more that I cannot use."
 
 
 @pytest.mark.parametrize("count", [501, 3000])

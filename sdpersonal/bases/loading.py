@@ -18,7 +18,7 @@ from .safety import find_checker
 from .single_file import read_file, read_vae_file
 from .weights import PICKLES, Parts, digest, silent
 
-__all__ = ["BUILT_IN", "SHORT_NAMES", "built_in_folder", "introduction", "load_base", "silent"]
+__all__ = ["BUILT_IN", "SHORT_NAMES", "built_in_folder", "introduction", "kind_of", "load_base", "silent"]
 
 BUILT_IN = "tiny"
 _KIND_NAMES = {
@@ -80,6 +80,12 @@ def load_base(
 
 def default_base(device: torch.device) -> str:
     return "sd15" if device.type == "cuda" and cached(SHORT_NAMES["sd15"], None, incomplete) else BUILT_IN
+
+
+def kind_of(name: str | None) -> str | None:
+    """The kind of base that `load_base` would load, where its name alone tells it; else None."""
+    name = name or default_base(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return {BUILT_IN: "tiny", "sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}.get(name)
 
 
 def introduction(base, asked: str | None, draws: bool = False) -> str:

@@ -31,7 +31,7 @@ from .distributed import check_same_start, join, together
 from .loop import Accelerator, Lesson, Plan, Silent
 from .making import make_concept
 from .memory import Room
-from .methods import build, in_class, method_name, noun_of
+from .methods import build, check_before_loading, in_class, method_name, noun_of
 from .methods import chosen as chosen_preset
 from .optimizers import make_optimizer, rate_factor
 from .pictures import with_pictures
@@ -40,7 +40,7 @@ from .progress import Journal, while_heard
 from .rehearsal import FILE as COST
 from .rehearsal import clock, rehearse
 from .report import Story, write_report
-from .resuming import RESULT, check_free, first_step, identity_of, run_folder
+from .resuming import RESULT, check_free, check_not_finished, first_step, identity_of, run_folder
 from .settling import fixed_batch
 from .templates import TEMPLATES
 from .tracking import check_installed, tracked
@@ -70,6 +70,9 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
     with together(accelerator), ExitStack() as held:
         check_installed(settings.report_to)
         run = run_folder(settings)
+        check_before_loading(settings)
+        check_not_finished(settings, run)
+        files.check_folder(run)
         given = _loaded(settings, accelerator, say)
         base = given.base
         if accelerator.is_main_process:
@@ -178,6 +181,7 @@ def _prepared(
         accumulate=settings.accumulate,
         save_every=settings.save_every,
         lr=settings.lr or chosen.lr,
+        usual_lr=1.0 if settings.optimizer == "prodigy" else usual.lr,
         factor=rate_factor(settings, chosen),
         identity=identity,
         watched=fixed_batch(data) if accelerator.is_main_process and chosen.steps >= chosen.measure_every else None,
