@@ -130,10 +130,12 @@ def _teach(
 def _entries(path: Path) -> list[dict[str, object]]:
     shown = show(str(path))
     try:
-        content = json.loads(files.read_bytes(path, MAX_BYTES).decode("utf-8-sig"))
+        content = json.loads(files.read_bytes(path, MAX_BYTES))  # UTF-8, or UTF-16 as PowerShell writes it
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise PersonalError(f"{shown} is not JSON: {error.msg} at {where}.", _example()) from None
+    except UnicodeDecodeError:
+        raise PersonalError(f"{shown} is not UTF-8 text.", "Save it as UTF-8.") from None
     except (ValueError, RecursionError):
         raise PersonalError(f"{shown} is not JSON.", _example()) from None
     if not isinstance(content, list) or not content or not all(isinstance(one, dict) for one in content):

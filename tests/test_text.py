@@ -7,6 +7,7 @@ import subprocess
 import sys
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -27,17 +28,17 @@ def walk_types(annotation):
         yield from walk_types(part)
 
 
-def opening():
-    """The settings of app.py, which is no module of the package."""
+def app():
+    """app.py, which is no module of the package."""
     import importlib.util
 
     spec = importlib.util.spec_from_file_location("app", Path(__file__).parent.parent / "app.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.Opening
+    return module
 
 
-PROGRAMS = {name: settings for name, (_, settings) in COMMANDS.items()} | {"app.py": opening()}
+PROGRAMS = {name: settings for name, (_, settings) in COMMANDS.items()} | {"app.py": app().Opening}
 FIELDS = [
     (program, name)
     for program, settings in PROGRAMS.items()
@@ -187,6 +188,49 @@ def test_a_launchers_variables_that_are_no_numbers(name, value, monkeypatch, cap
     assert run(done.append, InversionSettings, ["--photos", "x", "--token", "<me/a>"], "x") == 2
     said = capsys.readouterr().err
     assert f"variable {name} must be a whole number" in said and said.count("\n") == 2 and not done
+
+
+def test_the_page_says_its_own_labels(monkeypatch):
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    import gradio as gr
+
+    from sdpersonal.service.words import LABELS, in_words
+    from sdpersonal.ui.form import Form
+
+    with gr.Blocks(analytics_enabled=False):
+        form = Form(gr.Textbox(label="Prompt"))
+        form.settings(SimpleNamespace(guidance=3, resolution=128, rescale=0))
+        form.start()
+    assert {name: LABELS[name] for name in form.components} == {
+        name: component.label for name, component in form.components.items()
+    }
+    for fields, said in (
+        ({"n": 1000}, "Pictures must be a whole number from 1 to 100, got 1000."),
+        ({"negative": HALF}, "Negative prompt is not valid Unicode"),
+        ({"size": "7"}, "Size must be WIDTHxHEIGHT"),
+    ):
+        with pytest.raises(PersonalError) as caught:
+            Request(**({"prompt": "a"} | fields))
+        assert in_words(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--library", "file"], "is a file, not a folder"),
+        (["--out", "file"], "is a file, not a folder"),
+        (["--runs", "file"], "is a file, not a folder"),
+        (["--bases", "nowhere"], "--bases: there is no folder nowhere"),
+        (["--port", "80"], "--port must be a whole number from 1,024 to 65,535, got 80"),
+        (["--host", "a b"], "--host"),
+    ],
+)
+def test_the_app_says_what_is_wrong_before_it_loads(flags, said, capsys):
+    Path("file").touch()
+    module = app()
+    assert run(module.open_app, module.Opening, flags, "app.py") == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") <= 2 and "must be valid" not in err
 
 
 def test_bytes_that_are_not_utf8_on_a_real_command_line(root, tmp_path):

@@ -13,7 +13,7 @@ from ..prompts.words import read_word
 from .reading import Concepts, check_kind, check_makes_few_steps_enough
 from .starting import mask_note
 
-_BRACKET = re.compile(r"(?<!\\)<(?=\S)([^<>]*)>")
+BRACKET = re.compile(r"(?<!\\)<(?=\S)([^<>]*)>")
 
 
 def check_requests(
@@ -52,7 +52,7 @@ def check_template(request: Request, concepts: Concepts, wildcards: Path | None 
 
 def named(template: str) -> list[Mention]:
     """Every concept in a template's own text, each once, whether or not it would be chosen. Raises PersonalError."""
-    parts = (part for word in _BRACKET.findall(template) for part in read_word(word).parts)
+    parts = (part for word in BRACKET.findall(template) for part in read_word(word).parts)
     return list({str(part.token): part for part in parts}.values())
 
 
