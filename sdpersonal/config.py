@@ -82,6 +82,8 @@ def explain(error: ValidationError, settings: type[BaseModel]) -> PersonalError:
     value, limits = fault["input"], fault.get("ctx", {})
     if fault["type"] == "too_short" and isinstance(value, list | tuple):
         return FieldError(name, f"{name} must be {_COUNTS[limits['min_length']]}, got {len(value)}.", _hint(field))
+    if fault["type"] == "too_long" and isinstance(value, list | tuple):
+        return FieldError(name, f"{name} must be up to {limits['max_length']}, got {len(value)}.", _hint(field))
     return FieldError(name, f"{name} must be {_expected(field)}, got {show(repr(value), 60)}.", _hint(field))
 
 

@@ -164,3 +164,54 @@ def test_what_is_too_long_is_cut_at_a_comma_or_a_word_and_keeps_the_subject():
     assert shortened("日本語" * 50 + " {}", lambda caption: len(caption) < 20).endswith("{}")
     with pytest.raises(Refused):
         shortened("a {} b", lambda caption: False)
+
+
+def test_long_captions_are_cut_for_the_base_that_is_trained_on(tiny, tmp_path):
+    """What is left is as long as it can be, keeps the subject, and is encoded; the photo is named."""
+    from sdpersonal.training.dataset import fit_captions
+    from sdpersonal.training.rows import for_class, with_rows
+
+    texts = {
+        "a": "{} " + "日本語の説明文です、" * 25,
+        "b": "x" * 500 + " {}",
+        "c": "{} in the snow",
+        "d": "wörd " * 99 + "{}",
+    }
+    for seed, (name, text) in enumerate(texts.items()):
+        (tmp_path / f"{name}.png").write_bytes(encoded(smooth(seed), "PNG"))
+        (tmp_path / f"{name}.txt").write_text(text)
+    photos = load_photos(tmp_path, 64).photos
+    rows = for_class(tiny, "toy duck")()
+    readings = [lambda caption: with_rows(caption, rows), lambda caption: [caption.replace("{}", "toy duck")]]
+    fitted, notes = fit_captions(tiny, readings, photos)
+    assert [note.split(":")[0].strip() for note in notes] == ["a.png", "b.png", "d.png"]
+    assert fitted[2].captions == photos[2].captions
+    for photo, before in zip(fitted, photos, strict=True):
+        (caption,) = photo.captions
+        assert caption.count("{}") == 1 and (caption[:20] in before.captions[0] or caption[-20:] in before.captions[0])
+        for reading in readings:
+            tiny.condition([reading(caption)])  # raises where it does not fit
+    assert max(len(tiny.encoders["clip_l"].ids(photo.captions[0])) for photo in fitted) > 55
+
+
+def test_the_check_of_photos_names_long_captions(tmp_path, capsys):
+    from sdpersonal.cli import main
+
+    (tmp_path / "set").mkdir()
+    for seed, text in enumerate(("{} in the snow", "{} " + "a very long caption, " * 40)):
+        (tmp_path / "set" / f"{seed}.png").write_bytes(encoded(smooth(seed), "PNG"))
+        (tmp_path / "set" / f"{seed}.txt").write_text(text)
+    argv = ["photos", "check", str(tmp_path / "set"), "--kind", "style", "--sheet", str(tmp_path / "sheet.png")]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert "1.png: its caption takes about 204 tokens; 75 are read" in said and "0.png: its caption" not in said
+    assert main([*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["long_captions"] == {"1.png": 204}  # 40 x (4 words + a comma) + 4
+
+
+def test_braces_in_a_caption_are_plain_text(tiny, tmp_path):
+    from sdpersonal.config import DreamboothSettings
+    from sdpersonal.training.methods import in_class
+
+    reading = in_class(DreamboothSettings(photos="x", token="<me/a>", class_noun="dog"))
+    assert reading("{} beside {red} and {") == ["dog beside {red} and {"]

@@ -146,6 +146,25 @@ def test_lengths_are_said_in_numbers():
         InversionSettings(photos="x", token="<me/a>", init="y" * 101)
 
 
+def test_a_cards_texts_have_the_cards_limits(capsys):
+    """By the flag, before the library is opened; the limits are those of `Card` itself."""
+    from sdpersonal.card import Card
+    from sdpersonal.cli import main
+
+    names = {"title": "title", "author": "author", "class": "class_noun", "method": "method", "licence": "license"}
+    names |= {"description": "description", "base-name": "base_name", "consent-note": "consent_note"}
+    for flag, name in names.items():
+        with pytest.raises(PersonalError, match=r"up to ([\d,]+) characters, got 5,000") as caught:
+            Card(base="tiny", **{name: "y" * 5000})
+        most = re.search(r"up to ([\d,]+)", str(caught.value))[1]
+        assert main(["concepts", "edit", "<me/a>", f"--{flag}", "y" * 5000]) == 2
+        assert f"--{flag} must be text of up to {most} characters, got 5,000." in capsys.readouterr().err
+    assert main(["concepts", "edit", "<me/a>", "--prompts", *"abcdefghijklmnopqrs"]) == 2
+    assert "--prompts must be up to 16, got 19." in capsys.readouterr().err
+    assert main(["concepts", "edit", "<me/a>", "--prompts", "y" * 501]) == 2
+    assert "--prompts must be text of up to 500 characters, got 501." in capsys.readouterr().err
+
+
 def test_words_get_plain_spaces():
     made = DreamboothSettings(photos="x", token="<me/a>", class_noun="\ufefftoy\u00a0\u200bduck\u200e\n")
     assert made.class_noun == "toy duck"

@@ -96,8 +96,10 @@ def _captions(recipes: list[Recipe]) -> list[str]:
 
 
 def demo(settings: Demo) -> int:
+    from .. import files
     from ..demo import run
 
+    files.check_folder(settings.out)
     run(settings.out, say=say)
     return 0
 

@@ -48,6 +48,7 @@ def check_photos(settings: Checking) -> int:
     from ..sheets import png
 
     path = _sheet_path(settings)
+    files.check_folder(path.parent)
     photos = load_photos(settings.folder, settings.resolution, settings.crop, settings.kind)
     verdict = examine(photos, settings.kind, settings.class_noun, Judge() if settings.kind != "style" else None)
     files.write_bytes(path, png(contact_sheet(photos, verdict)))
