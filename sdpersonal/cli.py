@@ -33,7 +33,9 @@ from .commands.output import is_main_process
 from .commands.training import train
 from .config import Settings, Training, flag_of
 from .errors import FieldError, Interrupted, PersonalError
+from .habits.words import split
 from .prompts import show
+from .text import is_blank
 
 __all__ = ["COMMANDS", "main", "run", "train"]
 
@@ -144,10 +146,27 @@ def _asked(settings: type[Settings], argv: Sequence[str], prog: str) -> Settings
 
 def _parsed(settings: type[Settings], argv: Sequence[str], prog: str, description: str | None = None) -> Settings:
     """The settings on a command line. Raises PersonalError for a value that is unusable, with the flag's own name."""
+    _check_switches(settings, argv)
     try:
         return tyro.cli(settings, args=argv, prog=prog, description=description, registry=_as_typed())
     except FieldError as error:
         raise error.called(flag_of(settings, error.field)) from None
+
+
+def _check_switches(settings: type[Settings], argv: Sequence[str]) -> None:
+    """Raise PersonalError for an empty word behind a switch, of which tyro would only say that it is not known."""
+    switches = {
+        f"{no}{flag_of(settings, name).removeprefix('--').replace('-', '_')}"
+        for name, field in settings.model_fields.items()
+        for no in ("", "no_")
+        if field.annotation is bool
+    }
+    for item in split(argv):
+        if item.name in switches and any(is_blank(value) for value in item.values):
+            raise PersonalError(
+                f"{item.flag} takes no value, got an empty one.",
+                "If it comes from a shell variable, that variable is not set.",
+            )
 
 
 def _as_typed() -> ConstructorRegistry:

@@ -192,6 +192,13 @@ def test_joined_emoji_and_scripts_stay(text):
     assert plain_spaces(f"\u200b {text}\u200d ") == text and not is_blank(text)
 
 
+@pytest.mark.parametrize("flag", ["--resume", "--no-samples", "--flip"])
+def test_an_empty_word_behind_a_switch(flag, capsys):
+    for words in ([flag, ""], [f"{flag}="], [flag, " "]):
+        assert run(print, InversionSettings, ["--photos", "x", "--token", "<me/a>", *words], "x") == 2
+        assert f"{flag} takes no value, got an empty one." in capsys.readouterr().err
+
+
 def test_a_recipe_of_a_stranger_with_half_a_character_is_refused():
     with pytest.raises(PersonalError, match="not valid Unicode"):
         Recipe(**json.loads(json.dumps({"prompt": HALF, "seed": 1, "steps": 5, "guidance": 3, "size": "64x64"})))
