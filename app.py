@@ -9,6 +9,7 @@ from pydantic import Field
 
 from sdpersonal.cli import run
 from sdpersonal.config import Settings, Whole
+from sdpersonal.errors import PersonalError, show
 
 
 class Opening(Settings):
@@ -44,9 +45,14 @@ def say(line: str) -> None:
 
 def open_app(settings: Opening) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, which clears the pictures shown
+    from sdpersonal import files
     from sdpersonal.ui.door import opened
     from sdpersonal.ui.environment import seclude
 
+    for folder in (settings.library, settings.out, settings.runs):
+        files.check_folder(folder)
+    if settings.bases is not None and not settings.bases.is_dir():
+        raise PersonalError(f"--bases: there is no folder {show(str(settings.bases))}.", "Leave it out, or make it.")
     door = opened(settings.port, settings.listen, settings.host, settings.password_file)
     shown = seclude()  # before Gradio is imported
     from sdpersonal.bases import load_base

@@ -100,7 +100,11 @@ class Card(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = show(".".join(str(part) for part in first["loc"]) or "its fields")
-            raise PersonalError(f"The card's {where} cannot be kept: {show(first['msg'])}.") from error
+            reason = show(first["msg"])
+            if first["type"] == "string_too_long":
+                most = first["ctx"]["max_length"]
+                reason = f"it must be text of up to {most:,} characters, got {len(first['input']):,}"
+            raise PersonalError(f"The card's {where} cannot be kept: {reason}.") from error
 
 
 FILLED_IN = frozenset(Card.model_fields) - {"token", "base", "created"}  # by people; the rest is as it is

@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from . import concepts_list, habits
 from .commands import (
@@ -28,9 +31,11 @@ from .commands import (
 )
 from .commands.output import is_main_process
 from .commands.training import train
-from .config import Settings, Training
-from .errors import Interrupted, PersonalError
+from .config import Settings, Training, flag_of
+from .errors import FieldError, Interrupted, PersonalError
+from .habits.words import split
 from .prompts import show
+from .text import is_blank
 
 __all__ = ["COMMANDS", "main", "run", "train"]
 
@@ -61,6 +66,7 @@ COMMANDS: dict[str, tuple[Callable, type[Settings]]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    _print_anything()
     argv = list(sys.argv[1:] if argv is None else argv)
     for name, (command, settings) in COMMANDS.items():
         words = name.split()
@@ -81,7 +87,9 @@ def run(command: Callable, settings: type[Settings], argv: Sequence[str], prog: 
     # Threads that spin long while they wait make drawing two to three times slower on a busy machine
     # (docs/performance.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch loads
+    _print_anything()
     try:
+        _check_environment()
         return command(_asked(settings, argv, prog))
     except Interrupted as error:
         print(error, file=sys.stderr)
@@ -98,9 +106,30 @@ def run(command: Callable, settings: type[Settings], argv: Sequence[str], prog: 
         return 0
 
 
+def _print_anything() -> None:
+    """Let a terminal that cannot show a character get its escape instead of ending the program (LANG=C, cp1252)."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+_WHOLE_NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")  # torchrun, accelerate launch
+
+
+def _check_environment() -> None:
+    """Raise PersonalError for variables of a launcher that are no numbers; accelerate would end with a traceback."""
+    for name in _WHOLE_NUMBERS:
+        value = os.environ.get(name)
+        if value is not None and not (value.isascii() and value.removeprefix("-").isdecimal()):
+            raise PersonalError(
+                f"The environment variable {name} must be a whole number, got {show(repr(value), 40)}.",
+                "Unset it, or start with accelerate launch, which sets it.",
+            )
+
+
 def _asked(settings: type[Settings], argv: Sequence[str], prog: str) -> Settings | concepts_list.Several:
     if not issubclass(settings, Training):
-        return tyro.cli(settings, args=argv, prog=prog)
+        return _parsed(settings, argv, prog)
     said: set[str] = set()
 
     def read(argv: Sequence[str]) -> Training:
@@ -109,10 +138,65 @@ def _asked(settings: type[Settings], argv: Sequence[str], prog: str) -> Settings
             if note not in said and is_main_process():
                 print(f"note: {note}", file=sys.stderr)
             said.add(note)
-        return tyro.cli(settings, args=ours.argv, prog=prog, description=f"{settings.__doc__}\n\n{_ALSO}")
+        return _parsed(settings, ours.argv, prog, f"{settings.__doc__}\n\n{_ALSO}")
 
     path, argv = concepts_list.take(argv)
     return concepts_list.read(path, argv, read) if path else read(argv)
+
+
+def _parsed(settings: type[Settings], argv: Sequence[str], prog: str, description: str | None = None) -> Settings:
+    """The settings on a command line. Raises PersonalError for a value that is unusable, with the flag's own name."""
+    _check_switches(settings, argv)
+    try:
+        return tyro.cli(settings, args=argv, prog=prog, description=description, registry=_as_typed())
+    except FieldError as error:
+        raise error.called(flag_of(settings, error.field)) from None
+
+
+def _check_switches(settings: type[Settings], argv: Sequence[str]) -> None:
+    """Raise PersonalError for an empty word behind a switch, of which tyro would only say that it is not known."""
+    switches = {
+        f"{no}{flag_of(settings, name).removeprefix('--').replace('-', '_')}"
+        for name, field in settings.model_fields.items()
+        for no in ("", "no_")
+        if field.annotation is bool
+    }
+    for item in split(argv):
+        if item.name in switches and any(is_blank(value) for value in item.values):
+            raise PersonalError(
+                f"{item.flag} takes no value, got an empty one.",
+                "If it comes from a shell variable, that variable is not set.",
+            )
+
+
+def _as_typed() -> ConstructorRegistry:
+    """Rules by which tyro hands on what was typed where it is no number, no choice or an empty path: `Settings` then
+    refuses it in the words of a Python call. tyro's own `Path("")` is the current folder."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def raw(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        choices = {str(choice): choice for choice in get_args(info.type)} if get_origin(info.type) is Literal else {}
+        if info.type not in (int, float, Path) and not choices:
+            return None
+
+        def read(words: list[str]) -> Any:
+            if choices:
+                return choices.get(words[0], words[0])
+            try:
+                return words[0] if info.type is Path else info.type(words[0])
+            except ValueError:
+                return words[0]
+
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="{" + ",".join(choices) + "}" if choices else info.type.__name__.upper(),
+            instance_from_str=read,
+            is_instance=lambda value: value in choices.values() if choices else isinstance(value, info.type),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from .config import Training
 from .errors import Interrupted, NoRoom, PersonalError
 from .habits.words import Item, join, split
 from .prompts import Token, show
+from .text import check_path, is_blank
 
 MAX_BYTES = 1 << 20
 MAX_CONCEPTS = 100
@@ -55,6 +56,7 @@ def take(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
         return None, rest
     if len(chosen) > 1 or len(chosen[0].values) != 1 or not chosen[0].values[0]:
         raise PersonalError("--concepts-list takes one file.", "For example --concepts-list concepts_list.json.")
+    check_path(chosen[0].values[0], "--concepts-list")
     return Path(chosen[0].values[0]), rest
 
 
@@ -128,10 +130,12 @@ def _teach(
 def _entries(path: Path) -> list[dict[str, object]]:
     shown = show(str(path))
     try:
-        content = json.loads(files.read_bytes(path, MAX_BYTES).decode("utf-8-sig"))
+        content = json.loads(files.read_bytes(path, MAX_BYTES))  # UTF-8, or UTF-16 as PowerShell writes it
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise PersonalError(f"{shown} is not JSON: {error.msg} at {where}.", _example()) from None
+    except UnicodeDecodeError:
+        raise PersonalError(f"{shown} is not UTF-8 text.", "Save it as UTF-8.") from None
     except (ValueError, RecursionError):
         raise PersonalError(f"{shown} is not JSON.", _example()) from None
     if not isinstance(content, list) or not content or not all(isinstance(one, dict) for one in content):
@@ -153,7 +157,9 @@ def _items(entry: dict[str, object]) -> list[Item]:
             raise PersonalError(f"{show(key, 40)!r} cannot be said there.", f"I know {', '.join(sorted(KEYS))}.")
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
             raise PersonalError(f"{name!r} must be text or a number.")
-        if value not in (None, ""):
+        if isinstance(value, str) and is_blank(value):
+            raise PersonalError(f"{name!r} is empty.", "Leave it out, or say null, where it is not needed.")
+        if value is not None:
             items.append(Item(name, (f"--{name}={value}",)))
     return items
 

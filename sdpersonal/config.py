@@ -8,29 +8,63 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 import tyro
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from .errors import PersonalError
+from .errors import FieldError, PersonalError
 from .prompts import MAX_PROMPT, Token, has_alternatives, parse, show
 from .schedulers import named
+from .text import Problem, encoding_problem, path_problem, plain_spaces, text_problem
 
 Kind = Literal["object", "style", "person"]
 
 
+class MayBeEmpty:
+    """Marks a text that may be empty, in `Annotated`. All others are refused when they are."""
+
+
+class AnyText:
+    """Marks a text that only has to be valid Unicode, in `Annotated`: it has checks of its own for the rest."""
+
+
 class Settings(BaseModel):
-    """Base of every settings class. Building one from bad values raises PersonalError."""
+    """Base of every settings class. Building one from bad values raises PersonalError.
+
+    All text comes through `_usable_text`, before the field's own checks: it is valid Unicode without control
+    characters, not longer than its limit, and not empty unless the field is marked MayBeEmpty or its default is "".
+    A prompt (AnyText) may hold control characters, since pictures of other programs do; no tokenizer sees them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    only_valid_unicode: ClassVar[bool] = False  # a subclass that has checks of its own for the rest sets this
 
     def __init__(self, **values: Any):
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise explain(error, type(self)) from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _usable_text(cls, value: Any, info: ValidationInfo) -> Any:
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(text, str | Path) and (problem := cls._text_problem(info.field_name or "", text)):
+                raise PydanticCustomError("text", "refused", {"problem": problem.text, "fix": problem.fix})
+        return value
+
+    @classmethod
+    def _text_problem(cls, name: str, value: str | Path) -> Problem | None:
+        field = cls.model_fields[name]
+        if cls.only_valid_unicode or any(isinstance(mark, AnyText) for mark in _marks(field)):
+            return encoding_problem(str(value))
+        if isinstance(value, Path) or Path in _types(field.annotation):
+            return path_problem(str(value))
+        may_be_empty = field.default == "" or any(isinstance(mark, MayBeEmpty) for mark in _marks(field))
+        return _too_long(field, value) or text_problem(value, may_be_empty)
 
 
 def explain(error: ValidationError, settings: type[BaseModel]) -> PersonalError:
@@ -39,29 +73,84 @@ def explain(error: ValidationError, settings: type[BaseModel]) -> PersonalError:
     name = str(fault["loc"][0]) if fault["loc"] else settings.__name__
     field = settings.model_fields.get(name)
     if fault["type"] == "personal":
-        return PersonalError(fault["ctx"]["problem"], fault["ctx"]["fix"])
+        return FieldError(name, fault["ctx"]["problem"], fault["ctx"]["fix"])
+    if fault["type"] == "text":
+        return FieldError(name, f"{name} {fault['ctx']['problem']}", fault["ctx"]["fix"])
     if fault["type"] == "missing":
-        return PersonalError(f"{name} is needed.", (field and field.description) or "")
+        return FieldError(name, f"{name} is needed.", (field and field.description) or "")
     if field is None:
-        return PersonalError(f"{show(name)} is not a setting.", f"I know {', '.join(settings.model_fields)}.")
-    return PersonalError(
-        f"{name} must be {_expected(field)}, got {show(repr(fault['input']), 60)}.", field.description or ""
-    )
+        return PersonalError(f"{show(name)} is not a setting.", f"The settings are {', '.join(settings.model_fields)}.")
+    value, limits = fault["input"], fault.get("ctx", {})
+    if fault["type"] == "too_short" and isinstance(value, list | tuple):
+        return FieldError(name, f"{name} must be {_COUNTS[limits['min_length']]}, got {len(value)}.", _hint(field))
+    if fault["type"] == "too_long" and isinstance(value, list | tuple):
+        return FieldError(name, f"{name} must be up to {limits['max_length']}, got {len(value)}.", _hint(field))
+    return FieldError(name, f"{name} must be {_expected(field)}, got {show(repr(value), 60)}.", _hint(field))
 
 
-def _expected(field: Any) -> str:
+_COUNTS = {1: "one or more", 2: "two or more"}
+
+
+def _hint(field: FieldInfo) -> str:
+    return field.description or ""
+
+
+def _too_long(field: FieldInfo, text: str) -> Problem | None:
+    """A problem where the text is longer than the field's own limit."""
+    limit = _bounds(field).get("max_length")
+    if limit is None or len(text) <= limit:
+        return None
+    return Problem(f"must be text of up to {limit:,} characters, got {len(text):,}.", "Shorten it.")
+
+
+def _types(annotation: Any) -> set[Any]:
+    """The plain types in an annotation such as `tuple[Path, ...] | None`."""
+    if not (parts := get_args(annotation)):
+        return {annotation}
+    return set().union(*(_types(part) for part in parts if not isinstance(part, str)))
+
+
+def _marks(field: FieldInfo) -> list[Any]:
+    """Its annotations, of `tuple[Annotated[X, ...], ...] | None` those of X too."""
+    return [*field.metadata, *_inner_marks(field.annotation)]
+
+
+def _inner_marks(annotation: Any) -> list[Any]:
+    own = getattr(annotation, "__metadata__", ())
+    return [*own, *(mark for part in get_args(annotation) for mark in _inner_marks(part))]
+
+
+def _bounds(field: FieldInfo) -> dict[str, Any]:
+    names = ("ge", "gt", "le", "max_length")
+    parts = [part for mark in _marks(field) for part in getattr(mark, "metadata", [mark])]
+    return {name: getattr(part, name) for part in parts for name in names if hasattr(part, name)}
+
+
+def _expected(field: FieldInfo) -> str:
     inner = next((arg for arg in get_args(field.annotation) if hasattr(arg, "__metadata__")), None)  # of `X | None`
-    kind, marks = (inner.__origin__, inner.__metadata__) if inner else (field.annotation, field.metadata)
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, get_args(kind)))
-    what = {int: "a whole number", float: "a number", str: "text", bool: "yes or no"}.get(kind, "valid")
-    bounds = {}
-    for mark in marks:
-        for part in getattr(mark, "metadata", [mark]):
-            bounds |= {side: getattr(part, side) for side in ("ge", "gt", "le") if hasattr(part, side)}
+    kind = inner.__origin__ if inner else field.annotation
+    if choices := next((part for part in (kind, *get_args(kind)) if get_origin(part) is Literal), None):
+        return "one of " + ", ".join(map(str, get_args(choices)))
+    kind = next((part for part in get_args(kind) if part is not type(None)), kind) if kind not in _KINDS else kind
+    what, bounds = _KINDS.get(kind, "a list" if get_origin(kind) is tuple else "text"), _bounds(field)
     if "gt" in bounds:
         return f"{what} above {bounds['gt']:,}, up to {bounds['le']:,}"
-    return f"{what} from {bounds['ge']:,} to {bounds['le']:,}" if "ge" in bounds else what
+    if "ge" in bounds:
+        return f"{what} from {bounds['ge']:,} to {bounds['le']:,}"
+    return f"{what} of up to {bounds['max_length']:,} characters" if "max_length" in bounds and kind is str else what
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "yes or no", Path: "a path"}
+
+
+def flag_of(settings: type[BaseModel], name: str) -> str:
+    """What a command line calls a field: --class for class_noun, PHOTOS for one that is given by its place."""
+    field = settings.model_fields.get(name)
+    marks = _marks(field) if field else []
+    if any(mark is tyro.conf.Positional for mark in marks):
+        return name.upper()
+    own = next((mark.name for mark in marks if getattr(mark, "name", None) and hasattr(mark, "aliases")), None)
+    return f"--{(own or name).replace('_', '-')}"
 
 
 def _number(value: Any) -> Any:
@@ -105,6 +194,10 @@ def _new_token(value: Any) -> Any:
             f"{token} has a version; the library counts versions itself.", f"Call it {token.unversioned()}."
         )
     return str(token)
+
+
+def _words(value: Any) -> Any:
+    return plain_spaces(value) if isinstance(value, str) else value
 
 
 def _token(value: Any) -> Any:
@@ -154,9 +247,11 @@ def _scheduler(value: Any) -> Any:
 MAX_CLIP_SKIP = 12  # A1111's limit: the layers of Stable Diffusion 1.x's text encoder
 Number = BeforeValidator(_number)
 Whole = BeforeValidator(_whole)
-PromptText = Annotated[str, _personal(_prompt)]
+PromptText = Annotated[str, _personal(_prompt), AnyText()]
 SEEDS = 2**64  # as many as ComfyUI and torch have; after the last comes the first
 Seed = Annotated[int, Whole, Field(ge=0, le=SEEDS - 1)]
+TokenText = Annotated[str, _personal(_token)]
+Words = BeforeValidator(_words)
 
 
 class Training(Settings):
@@ -221,7 +316,7 @@ class Training(Settings):
 class InversionSettings(Training):
     """Textual inversion: teach a word by its embedding alone. Small files; the base stays as it is."""
 
-    init: str | None = None
+    init: Annotated[str, Field(max_length=100), Words] | None = None
     """Words to start from, for example 'toy duck'. Default: the kind."""
     vectors: Annotated[int, Whole, Field(ge=1, le=32)] | None = None
     """Embedding vectors of the token; more remember more and mix worse. Default: 4, of tiny 8."""
@@ -230,7 +325,7 @@ class InversionSettings(Training):
 class DreamboothSettings(Training):
     """DreamBooth: teach the picture model too. Closest likeness."""
 
-    class_noun: Annotated[str, tyro.conf.arg(name="class"), Field(min_length=1, max_length=100)]
+    class_noun: Annotated[str, tyro.conf.arg(name="class"), Field(min_length=1, max_length=100), Words]
     """The general noun for it, for example 'toy duck' or 'watercolor'."""
     method: Literal["lora", "pivotal", "full"] = "lora"
     """lora: small and quick; pivotal: the word first, then a LoRA; full: every weight, a model folder of its own."""

@@ -22,6 +22,22 @@ class PersonalError(Exception):
         return f"{self.problem}\n{self.fix}" if self.fix else self.problem
 
 
+class FieldError(PersonalError):
+    """One value of a settings class is unusable. `field` is the parameter's name in Python; a command line and a page
+    call it otherwise, and put their own name in with `called`."""
+
+    def __init__(self, field: str, problem: str, fix: str = ""):
+        super().__init__(problem, fix)
+        self.args = (field, problem, fix)
+        self.field = field
+
+    def called(self, name: str) -> "FieldError":
+        """The same with another name for the field, which then always stands in the sentence."""
+        if self.problem.startswith(f"{self.field} "):
+            return FieldError(name, name + self.problem.removeprefix(self.field), self.fix)
+        return FieldError(name, f"{name}: {self.problem}", self.fix)
+
+
 class NoRoom(PersonalError):
     """The disk is full; what was there before is unharmed."""
 

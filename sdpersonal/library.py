@@ -20,6 +20,7 @@ from .errors import PersonalError
 from .formats.folders import read_path
 from .prompts import Token, show
 from .tensorfile import MAX_FILE
+from .text import check_path
 
 SUFFIX = ".safetensors"
 _PATIENCE = 60.0  # seconds to wait for another process that is adding or removing
@@ -68,6 +69,7 @@ class Library:
     """The concepts in `folder`, which need not exist until something is added. Every method raises PersonalError."""
 
     def __init__(self, folder: str | os.PathLike):
+        check_path(folder, "library")
         self.folder = Path(folder)
 
     # --- reading ------------------------------------------------------------------------------------------------------

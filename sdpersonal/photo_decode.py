@@ -25,7 +25,7 @@ _READERS = {
     "HEIC": HeifImageFile,
 }
 # The first bytes of what else is found in folders of photos, and what to say of it.
-_EXPORT = "export it as JPEG"
+_EXPORT = "export it as PNG or JPEG"
 UNPACK = "unpack it and give the folder"
 _OTHERS = (
     (b"GIF8", "a GIF", _EXPORT),
@@ -70,18 +70,18 @@ class Unusable(Exception):
     """Why a file cannot be a photo of the set: the rest of a sentence that starts with its name."""
 
 
-def decode(data: bytes, size: int, least: int = MIN_SIDE) -> tuple[np.ndarray, tuple[str, ...]]:
+def decode(data: bytes, size: int, least: int = MIN_SIDE, behind: str = "white") -> tuple[np.ndarray, tuple[str, ...]]:
     """The picture in `data`, and what a person should know about it.
 
     Returns uint8 (H, W, 3), sRGB, upright, min(H, W) == size, the aspect kept to a pixel; and the notes.
-    least: pixels that its shorter side must have.
+    least: pixels that its shorter side must have; behind: the colour that shows where the picture is transparent.
     Raises Unusable. At 50 megapixels a WebP takes 0.8 GB for the moment, the others up to 0.5 GB.
     """
     kind = recognise(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, none of which is kept
         try:
-            return _decode(kind, data, size, least)
+            return _decode(kind, data, size, least, behind)
         except Unusable:
             raise
         except Exception as error:  # decoders that read strangers' bytes raise anything
@@ -124,14 +124,14 @@ def _name_other(data: bytes) -> str:
     return f"not a picture that I know; I read {FORMATS}"
 
 
-def _decode(kind: str, data: bytes, size: int, least: int) -> tuple[np.ndarray, tuple[str, ...]]:
+def _decode(kind: str, data: bytes, size: int, least: int, behind: str) -> tuple[np.ndarray, tuple[str, ...]]:
     image = _READERS[kind](io.BytesIO(data))
     _check_size(*image.size, least)
     notes = _notes(image, kind, size)
     # Scaled first: whatever follows happens on the small picture, and costs next to nothing.
-    small = _upright(_scaled(image, size, least), image)
+    small = _upright(_scaled(image, data, size, least), image)
     small, colour_notes = _to_srgb(small, image.info.get("icc_profile"))
-    return np.array(_flattened(small)), notes + colour_notes
+    return np.array(_flattened(small, behind)), notes + colour_notes
 
 
 def _check_size(width: int, height: int, least: int) -> None:
@@ -155,26 +155,57 @@ def _notes(image: Image.Image, kind: str, size: int) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _scaled(image: Image.Image, size: int, least: int) -> Image.Image:
+def _scaled(image: Image.Image, data: bytes, size: int, least: int) -> Image.Image:
     """Decode, and scale the shorter side to `size`, in a mode with or without alpha."""
     width, height = (round(side * size / min(image.size)) for side in image.size)
     box = None
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         # libjpeg decodes at 1/2, 1/4 or 1/8 for less time and memory. Twice the final size leaves Lanczos all it keeps.
         _, box = image.draft(None, (2 * width, 2 * height)) or (None, None)
+    packing = image.tile[0].args if isinstance(image, PngImagePlugin.PngImageFile) and image.tile else None
     image.load()
     if box is None:
         _check_size(*image.size, least)  # a HEIC may turn out to be larger than it said
     # Pillow weighs colours by their alpha here, so what lies under transparent pixels does not bleed into the edges.
-    return _averageable(image).resize((width, height), Image.Resampling.LANCZOS, box)
+    return _averageable(image, packing, data).resize((width, height), Image.Resampling.LANCZOS, box)
 
 
-def _averageable(image: Image.Image) -> Image.Image:
-    """The same picture in a mode whose values can be averaged."""
+def _averageable(image: Image.Image, packing: object, data: bytes) -> Image.Image:
+    """The same picture in a mode whose values can be averaged. packing: of a PNG, how Pillow unpacks its samples."""
+    opaque = _opaque_where_one_colour_is_not(image, packing, data) if packing else None
     if image.mode.startswith("I"):  # 16 bits: the high byte, which is also what Pillow takes of 16-bit colour
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if opaque is not None:
+        image = image.copy()
+        image.info.pop("transparency", None)
+        image.putalpha(Image.fromarray(np.where(opaque, np.uint8(255), np.uint8(0))))
     mode = "RGBA" if "transparency" in image.info else _AVERAGEABLE.get(image.mode, image.mode)
     return image if mode == image.mode else image.convert(mode)
+
+
+_SMALL_DEPTHS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies 2 and 4 bits with
+
+
+def _opaque_where_one_colour_is_not(image: Image.Image, packing: object, data: bytes) -> np.ndarray | None:
+    """(H, W) bool of a PNG whose tRNS chunk names one transparent colour in other than 8 bits; None for all others.
+
+    Pillow compares that colour with pixels which it has cut to 8 bits, or scaled up from 2 or 4. The PNG specification
+    (section 11.3.2.1) compares the samples as they are stored.
+    """
+    colour = image.info.get("transparency")
+    if isinstance(colour, int):
+        if image.mode.startswith("I"):
+            return np.asarray(image) != colour
+        if packing in _SMALL_DEPTHS:
+            return np.asarray(image) != colour * _SMALL_DEPTHS[packing]
+    if isinstance(colour, tuple) and packing == "RGB;16B":
+        again = PngImagePlugin.PngImageFile(io.BytesIO(data))
+        again.tile = [tile._replace(args="RGB;16L") for tile in again.tile]  # of the two bytes it takes the other one
+        bands = zip(image.split(), again.split(), colour, strict=True)
+        return np.logical_or.reduce(
+            [(np.asarray(high) != value >> 8) | (np.asarray(low) != value & 255) for high, low, value in bands]
+        )
+    return None
 
 
 def _upright(small: Image.Image, source: Image.Image) -> Image.Image:
@@ -202,13 +233,13 @@ def _to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, tuple[
     return converted, ()
 
 
-def _flattened(image: Image.Image) -> Image.Image:
-    """RGB, with white behind what is transparent."""
+def _flattened(image: Image.Image, behind: str) -> Image.Image:
+    """RGB, with a colour behind what is transparent."""
     if "A" not in image.getbands():
         return image.convert("RGB")
-    white = Image.new("RGB", image.size, "white")
-    white.paste(image.convert("RGB"), mask=image.getchannel("A"))
-    return white
+    paper = Image.new("RGB", image.size, behind)
+    paper.paste(image.convert("RGB"), mask=image.getchannel("A"))
+    return paper
 
 
 def _damage(kind: str, data: bytes, error: Exception) -> str:

@@ -3,8 +3,8 @@
 What cannot be used is named with its reason and the rest is used. Files are read once, in order of their names; a photo
 that is there twice is used once. Pixels and a hash are kept of a file, and its name only to be shown; no EXIF.
 
-A `01.txt` beside `01.jpg` says what else is in that photo, one sentence a line, with `{}` where the subject's word
-goes: `{} in the snow`. What the caption names, the word need not learn.
+A `01.txt` beside `01.jpg` says what else is in that photo (`photo_captions`): `{} in the snow`. What the caption names,
+the word need not learn.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from typing import Literal
 import numpy as np
 
 from .errors import PersonalError
+from .photo_captions import TABLE, Captions, Refused
 from .photo_decode import FORMATS, UNPACK, Unusable, decode, recognise, shorter_side
 from .photo_subject import find_subject
 from .prompts import show
+from .text import check_path
 
 MAX_PHOTOS = 500
 MAX_BYTES = 200_000_000  # of one file
 FEW = 3  # fewer photos than this are warned about
-MAX_CAPTIONS = 20  # lines of one caption file
-_MAX_CAPTION = 300  # characters of a line; a prompt's 77 tokens are about that
 _REPORT_LINES = 20
 
 # What lies beside photos without being one: captions, sidecars of cameras and phones, leavings of file managers.
-_BESIDE = {".txt", ".caption", ".json", ".xmp", ".aae", ".md", ".ini", ".db"}
+_BESIDE = {".txt", ".caption", ".json", ".jsonl", ".csv", ".xmp", ".aae", ".md", ".ini", ".db"}
 # O_NONBLOCK: a FIFO put in a photo's place does not hang us; O_NOFOLLOW: nor does a link lead us away.
 _OPEN_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
 
@@ -104,27 +104,33 @@ class PhotoSet:
         return "\n".join([", ".join(filter(None, counts)), *details])
 
 
-def load_photos(folder: Path, size: int, crop: Literal["center", "subject"] = "center") -> PhotoSet:
+def load_photos(
+    folder: Path, size: int, crop: Literal["center", "subject"] = "center", kind: str = "object"
+) -> PhotoSet:
     """Read a folder's photos, the shorter side scaled to `size` pixels.
 
-    crop: where along the longer side a photo's square lies: in the middle, or where the subject seems to be.
+    crop: where along the longer side a photo's square lies: in the middle, or where the subject seems to be. kind: what
+    the photos share, "object", "person" or "style", for captions that do not say where the subject's word goes.
     Raises PersonalError if the folder cannot be read or holds no usable photo, or more than 500.
     """
+    check_path(folder, "photos")
     folder = Path(folder)
-    names, ignored = _listing(folder)
+    names, beside = _listing(folder)
+    captions = Captions(beside, lambda name: _caption_bytes(folder, name), kind)
     photos, skipped, duplicates = [], [], []
     seen: dict[str, str] = {}
     for name in names:
         try:
-            photos.append(_load(folder, name, size, crop, seen))
+            photos.append(_load(folder, name, size, crop, seen, captions))
         except Unusable as reason:
             skipped.append(Skipped(show(name), str(reason)))
         except _Duplicate as reason:
             duplicates.append(Skipped(show(name), str(reason)))
     if not photos:
         raise _no_photos(folder, skipped)
-    ignored -= sum(bool(photo.captions) for photo in photos)
-    return PhotoSet(tuple(photos), tuple(skipped), tuple(duplicates), ignored)
+    if captions.problem:
+        skipped.append(Skipped(TABLE, captions.problem))
+    return PhotoSet(tuple(photos), tuple(skipped), tuple(duplicates), len(set(beside) - captions.used))
 
 
 def count_photos(folder: Path) -> int:
@@ -136,7 +142,7 @@ class _Duplicate(Exception):
     """The same photo came before; says under which name."""
 
 
-def _load(folder: Path, name: str, size: int, crop: str, seen: dict[str, str]) -> Photo:
+def _load(folder: Path, name: str, size: int, crop: str, seen: dict[str, str], captions: Captions) -> Photo:
     """One photo. `seen` maps the hashes of files and of pixels to the name that they came with first."""
     data = _read(folder, name)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -145,26 +151,18 @@ def _load(folder: Path, name: str, size: int, crop: str, seen: dict[str, str]) -
     pixels_sha256 = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
     _refuse_duplicate(seen, pixels_sha256)
     seen[sha256] = seen[pixels_sha256] = show(name)
-    captions, more = _captions(folder, os.path.splitext(name)[0] + ".txt")
+    caption = captions.of(name)
     height, width = pixels.shape[:2]
     scale = shorter_side(data) / size
     original = round(height * scale), round(width * scale)
-    return Photo(show(name), pixels, sha256, _CROPS[crop](pixels), (*notes, *more), captions, original)
+    return Photo(show(name), pixels, sha256, _CROPS[crop](pixels), (*notes, *caption.notes), caption.lines, original)
 
 
-def _captions(folder: Path, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The captions in a text file, if it is there; and what a person should know about it."""
-    if not os.path.lexists(os.path.join(folder, name)):
-        return (), ()
+def _caption_bytes(folder: Path, name: str) -> bytes:
     try:
-        text = _read(folder, name).decode("utf-8-sig")
-    except (Unusable, UnicodeDecodeError):
-        return (), ("its caption file cannot be read",)
-    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
-    usable = (line.count("{}") == 1 and len(line) <= _MAX_CAPTION and line.isprintable() for line in lines)
-    if not lines or len(lines) > MAX_CAPTIONS or not all(usable):
-        return (), ("its caption is not used: a line must be short and hold {} once, where the subject's word goes",)
-    return lines, ()
+        return _read(folder, name)
+    except Unusable as reason:
+        raise Refused(str(reason)) from None
 
 
 def _refuse_duplicate(seen: dict[str, str], sha256: str) -> None:
@@ -172,8 +170,8 @@ def _refuse_duplicate(seen: dict[str, str], sha256: str) -> None:
         raise _Duplicate(f"is the same photo as {seen[sha256]}; used once")
 
 
-def _listing(folder: Path) -> tuple[list[str], int]:
-    """Names of what may be photos, in order of their bytes; and how many others there are."""
+def _listing(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of what may be photos, in order of their bytes; and the others'."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
@@ -191,7 +189,7 @@ def _listing(folder: Path) -> tuple[list[str], int]:
             f"{show(str(folder))} holds {len(wanted):,} files; I take up to {MAX_PHOTOS} photos.",
             "Give a folder with photos of one thing only; 4 to 10 are enough.",
         )
-    return wanted, len(names) - len(wanted)
+    return wanted, [name for name in names if is_beside(name)]
 
 
 def is_beside(name: str) -> bool:

@@ -104,7 +104,7 @@ def test_verify_exits_with_1_and_names_the_damaged(library, capsys):
         (["concepts", "rename", "duck", "<../x>"], "is not a concept's token"),
         (["concepts", "import", "nowhere.safetensors"], "nowhere.safetensors"),
         (["concepts", "import", "a", "b", "--as", "<me/x>"], "--as names one concept"),
-        (["concepts", "import"], "files must be"),
+        (["concepts", "import"], "FILES must be one or more, got 0"),
         (["generate", "<me/dcuk> on grass", "--base", "tiny"], "Did you mean <me/duck>?"),
         (["generate", "a <b c>"], "is not a concept's token"),
         (["generate", "duck", "--steps", "0"], "steps must be a whole number from 1 to 150, got 0."),

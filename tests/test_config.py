@@ -30,7 +30,7 @@ def test_guidance(value):
 
 
 @pytest.mark.parametrize(
-    "size", ["513x512", "512", "8x8", "4096x64", "-8x64", "64X64", "64x64x64", 512, math.nan, True, ""]
+    "size", ["513x512", "512", "8x8", "4096x64", "-8x64", "64X64", "64x64x64", 512, math.nan, True]
 )
 def test_size(size):
     with pytest.raises(PersonalError, match="multiples of 8 from 64 to 2048"):
@@ -59,7 +59,7 @@ def test_what_is_missing_is_named():
 
 @pytest.mark.parametrize(
     ("token", "fix"),
-    [("dog", "<me/dog>"), ("<me/dog-v2>", "<me/dog>"), ("<Me/My Dog>", "<me/my-dog>"), ("", "<me/my-cat>"), (7, "")],
+    [("dog", "<me/dog>"), ("<me/dog-v2>", "<me/dog>"), ("<Me/My Dog>", "<me/my-dog>"), ("", "shell variable"), (7, "")],
 )
 def test_the_token_of_a_new_concept(token, fix):
     with pytest.raises(PersonalError) as caught:
@@ -91,10 +91,10 @@ def test_the_command_line_refuses_in_the_same_words(flags, capsys):
     kind = float if name in ("lr", "prior_weight") else int
     with pytest.raises(PersonalError) as caught:
         DreamboothSettings(photos="x", token="<me/a>", class_noun="dog", **{name: kind(value)})
-    assert said == f"error: {caught.value}\n"
+    assert said == f"error: --{name.replace('_', '-')} {str(caught.value).removeprefix(f'{name} ')}\n"
 
 
-@pytest.mark.parametrize("argv", [["--steps", "two"], ["--bogus", "1"], ["--kind", "dog"]], ids=" ".join)
+@pytest.mark.parametrize("argv", [["--bogus", "1"], ["--base"]], ids=" ".join)
 def test_what_the_command_line_cannot_read_exits_with_2(argv, capsys):
     with pytest.raises(SystemExit) as caught:
         main([*TRAINING, *argv])

@@ -212,7 +212,7 @@ def test_axes_as_they_are_written(text, kind, target, values, first_label):
     ("fields", "said"),
     [
         ({"x": "seed"}, "does not say what to change"),
-        ({"x": ""}, "does not say what to change"),
+        ({"x": ""}, "x is empty"),
         ({"x": "colour: red"}, "colour is nothing that a sheet can change"),
         ({"x": "n: 1..3"}, "n is nothing"),
         ({"x": "start: a.png"}, "start is nothing"),
@@ -243,7 +243,7 @@ def test_axes_as_they_are_written(text, kind, target, values, first_label):
         ({"x": "seed: 1..2", "n": 3}, "n is not a setting"),
         ({"prompt": "x" * 2001}, "prompt must be"),
         ({"x": "words photo: " + "y" * 2000}, "I read up to 2,000"),
-        ({"x": "\x1b[31m]: 1"}, "\\x1b[31m] is nothing"),
+        ({"x": "\x1b[31m]: 1"}, "holds the control character U+001B"),
     ],
 )
 def test_a_sheet_that_cannot_be_is_told_in_two_lines(fields, said):

@@ -1,5 +1,6 @@
 """The photos of a page before a training: copied, stripped, looked at, turned, left out, delivered."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -66,9 +67,18 @@ def test_captions_come_along_by_name_and_can_be_changed(bear, tmp_path):
     assert bear.captions(0) == first
     bear.caption(1, "{} at home\n\n{} on a chair")
     bear.caption(2, "")
-    for wrong in ("no place for it", "{} and {}", "{} " + "x" * 400, "{} \x1b[31m"):
-        with pytest.raises(PersonalError, match=r"needs \{\} once"):
+    for wrong, said in (
+        ("no place for it", "needs {} once"),
+        ("{} and {}", "has {} 2 times in line 1"),
+        ("{} " + "x" * 2000, "has 2,003 characters in line 1"),
+        ("{} \x1b[31m", "control character U+001B"),
+        ("{} \ud83d", "not valid Unicode"),
+    ):
+        with pytest.raises(PersonalError, match=re.escape(said)):
             bear.caption(1, wrong)
+    bear.caption(1, "{}\u00a0at\u200b home")
+    assert bear.captions(1) == "{} at home"
+    bear.caption(1, "{} at home\n\n{} on a chair")
     for wrong in (None, 5, ["{}"]):
         bear.caption(3, wrong)
     bear.deliver(tmp_path / "photos")

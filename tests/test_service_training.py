@@ -237,7 +237,7 @@ def test_a_number_that_was_given_to_another_is_not_taken_for_it(trainings, house
 def test_no_value_is_taken_for_a_flag_or_by_a_shell(tmp_path, monkeypatch):
     """Whatever was typed is one word with its flag, and reaches the trainer as it is."""
     monkeypatch.chdir(tmp_path)
-    for noun in ("x; touch PWNED", "$(touch PWNED)", "--config=/etc/passwd", "-h", "a\nb", "'\"", "--base", "`id`"):
+    for noun in ("x; touch PWNED", "$(touch PWNED)", "--config=/etc/passwd", "-h", "a | b", "'\"", "--base", "`id`"):
         asked = DreamboothSettings(photos="ph otos", token="<me/bear>", class_noun=noun, flip=True, samples=False)
         argv = argv_of(asked)
         assert argv[:2] == ["train", "dreambooth"] and all(word.startswith("--") for word in argv[2:])

@@ -29,6 +29,7 @@ from sdpersonal.prompts import Token
 from sdpersonal.training import loop, pictures, run, train
 from sdpersonal.training.checkpoint import Learned, load_checkpoint, save_checkpoint
 from sdpersonal.training.dataset import TrainingPhotos
+from sdpersonal.training.presets import preset
 from sdpersonal.training.progress import Journal
 from sdpersonal.training.textual_inversion import TextualInversion
 
@@ -494,7 +495,8 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_used(settings, t
 def test_an_absurd_rate_ends_in_a_sentence_and_no_concept(settings, tmp_path, kind):
     with pytest.raises(Diverged, match="No concept was made") as caught:
         train(settings(kind, tmp_path, lr=1e6, steps=12, base="tiny"), quiet)
-    assert caught.value.exit_code == 4 and "Try --lr 100000" in caught.value.fix
+    usual = preset("textual-inversion" if kind == "inversion" else "dreambooth-lora", "tiny").lr
+    assert caught.value.exit_code == 4 and f"Try --lr {usual:g}" in caught.value.fix  # not another absurd one
     assert not list((tmp_path / "concepts").glob("*/*"))
 
 

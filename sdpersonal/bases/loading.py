@@ -10,6 +10,7 @@ import torch
 
 from ..errors import PersonalError
 from ..prompts import show
+from ..text import check_path
 from .architecture import SCALING
 from .folder import incomplete, read_folder, read_vae_folder, vae_incomplete
 from .hub import HUB_ID, SHORT_NAMES, cached, fetched
@@ -17,7 +18,7 @@ from .safety import find_checker
 from .single_file import read_file, read_vae_file
 from .weights import PICKLES, Parts, digest, silent
 
-__all__ = ["BUILT_IN", "SHORT_NAMES", "built_in_folder", "introduction", "load_base", "silent"]
+__all__ = ["BUILT_IN", "SHORT_NAMES", "built_in_folder", "introduction", "kind_of", "load_base", "silent"]
 
 BUILT_IN = "tiny"
 _KIND_NAMES = {
@@ -50,6 +51,8 @@ def load_base(
     from .sdxl import StableDiffusionXL
     from .text import TextEncoder
 
+    check_path(name, "base")
+    check_path(vae, "vae")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     name = name or default_base(device)
@@ -77,6 +80,12 @@ def load_base(
 
 def default_base(device: torch.device) -> str:
     return "sd15" if device.type == "cuda" and cached(SHORT_NAMES["sd15"], None, incomplete) else BUILT_IN
+
+
+def kind_of(name: str | None) -> str | None:
+    """The kind of base that `load_base` would load, where its name alone tells it; else None."""
+    name = name or default_base(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return {BUILT_IN: "tiny", "sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}.get(name)
 
 
 def introduction(base, asked: str | None, draws: bool = False) -> str:
@@ -114,7 +123,10 @@ def _parts(place: Path, name: str, dtype: torch.dtype, device: torch.device, wit
 
 def _local(name: str) -> Path | None:
     """The file or folder of that name; None if it can only be on the Hub. Raises PersonalError for a pickle."""
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # ~somebody, where nobody is called so
+        raise PersonalError(f"{show(name)} begins with the home of a user who is not known here.") from None
     if path.is_dir():
         return path
     if not name.lower().endswith(_FILES) and not path.is_file():

@@ -6,8 +6,9 @@ import json
 from typing import Annotated, Literal
 
 import tyro
+from pydantic import Field
 
-from ..config import Kind
+from ..config import Kind, MayBeEmpty, TokenText
 from ..errors import PersonalError
 from ..library import Entry, Library
 from ..prompts import Token, show
@@ -15,36 +16,41 @@ from .concepts import Listing
 from .output import report, say, say_json
 
 
+def _fact(limit: int) -> type[str]:
+    """A text of the card, as long as `Card` allows; an empty one takes the fact away."""
+    return Annotated[str, MayBeEmpty(), Field(max_length=limit)]
+
+
 class Editing(Listing):
     """Fill in a concept's card: its vectors, weights and version stay as they are. An empty text takes a fact away."""
 
-    token: tyro.conf.Positional[str]
+    token: tyro.conf.Positional[TokenText]
     """For example '<me/duck>'."""
-    title: str | None = None
+    title: _fact(100) | None = None
     """A line that says what it is."""
-    description: str | None = None
+    description: _fact(2000) | None = None
     """A few sentences."""
     kind: Kind | None = None
     """What it is: one object, one person, or one style."""
-    class_noun: Annotated[str | None, tyro.conf.arg(name="class")] = None
+    class_noun: Annotated[_fact(100) | None, tyro.conf.arg(name="class")] = None
     """The general noun for it."""
-    licence: Annotated[str | None, tyro.conf.arg(aliases=["--license"])] = None
+    licence: Annotated[_fact(100) | None, tyro.conf.arg(aliases=["--license"])] = None
     """What others may do with it, by its SPDX name: CC-BY-4.0, MIT, creativeml-openrail-m."""
     consent: Literal["yes", "no", "unknown"] | None = None
     """Whether the person it shows agrees to it."""
-    consent_note: str | None = None
+    consent_note: _fact(500) | None = None
     """To what they agreed, and when."""
-    author: str | None = None
+    author: _fact(100) | None = None
     """Who made it."""
-    base_name: str | None = None
+    base_name: _fact(200) | None = None
     """The model it was made with."""
-    method: str | None = None
+    method: _fact(50) | None = None
     """How it was made: textual inversion, LoRA, ..."""
     steps: int | None = None
     """Optimiser steps it was trained for."""
-    trigger_words: tuple[str, ...] | None = None
+    trigger_words: Annotated[tuple[_fact(100), ...], Field(max_length=16)] | None = None
     """What its token stands for where it has no vectors."""
-    prompts: tuple[str, ...] | None = None
+    prompts: Annotated[tuple[_fact(500), ...], Field(max_length=16)] | None = None
     """Prompts that show it well; they replace those on the card."""
     recipe: tuple[str, ...] = ()
     """More of how it was made, like lr=0.001 seed=3; `lr=` takes one away."""
@@ -55,7 +61,7 @@ class Editing(Listing):
 class History(Listing):
     """Show all versions of a concept."""
 
-    token: tyro.conf.Positional[str]
+    token: tyro.conf.Positional[TokenText]
     """For example '<me/duck>'."""
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 from pydantic import Field
 
-from ..config import Whole
+from ..config import TokenText, Whole
 from ..errors import PersonalError
 from ..library import Entry, Library
 from ..prompts import Mention, Token, Word, parse, show
@@ -19,9 +19,9 @@ from .output import say, say_json
 class Differing(Listing):
     """Say how two concepts differ: settings, scores, and the cosine of what they learned."""
 
-    first: tyro.conf.Positional[str]
+    first: tyro.conf.Positional[TokenText]
     """For example '<me/duck-v1>'."""
-    second: tyro.conf.Positional[str]
+    second: tyro.conf.Positional[TokenText]
     """For example '<me/duck-v2>'."""
     layers: bool = False
     """Also the cosine of every layer of the LoRAs."""
@@ -39,7 +39,7 @@ class Merging(Listing):
 
     parts: tyro.conf.Positional[Annotated[tuple[str, ...], Field(min_length=2)]]
     """Each with its strength, for example '<me/duck:0.6>' '<me/ink:0.4>'."""
-    as_: Annotated[str, tyro.conf.arg(name="as")]
+    as_: Annotated[TokenText, tyro.conf.arg(name="as")]
     """The token of what comes out, for example '<me/inky-duck>'."""
     rank: Annotated[int, Whole, Field(ge=1, le=1024)] | None = None
     """Cut the LoRA to this rank. Default: keep all of it, at the sum of the parts' ranks."""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from ..config import Settings
+from ..config import Settings, TokenText
 from ..library import Entry, Library
 from ..prompts import Token, show
 from ..trash import Trash
@@ -27,23 +27,23 @@ class Listing(Settings):
 class Showing(Listing):
     """Show the card of a concept."""
 
-    token: tyro.conf.Positional[str]
+    token: tyro.conf.Positional[TokenText]
     """For example '<me/duck>'."""
 
 
 class Renaming(Listing):
     """Give a concept another token."""
 
-    old: tyro.conf.Positional[str]
+    old: tyro.conf.Positional[TokenText]
     """Its token, for example '<me/duck>'; with a version only that version."""
-    new: tyro.conf.Positional[str]
+    new: tyro.conf.Positional[TokenText]
     """The token it gets."""
 
 
 class Removing(Listing):
     """Delete a concept. For 30 days it can come back: concepts restore."""
 
-    token: tyro.conf.Positional[str]
+    token: tyro.conf.Positional[TokenText]
     """Its token, for example '<me/duck-v2>'."""
     all_versions: bool = False
     """Delete all its versions."""
@@ -54,7 +54,7 @@ class Removing(Listing):
 class Restoring(Listing):
     """Bring back a concept that was deleted; without a token, list what can come back."""
 
-    token: tyro.conf.Positional[str | None] = None
+    token: tyro.conf.Positional[TokenText | None] = None
     """Its token, for example '<me/duck>': what was deleted last under it, with what went together with it."""
 
 

@@ -10,7 +10,7 @@ import tyro
 from ..config import PromptText, Request, Settings
 from ..library import Library
 from ..prompts import show
-from .output import bar, say, say_scheduler
+from .output import bar, note, say, say_scheduler
 
 if TYPE_CHECKING:
     from ..generation import Picture
@@ -46,24 +46,30 @@ class Demo(Settings):
 
 
 def generate(settings: Drawing) -> int:
+    from .. import files
     from ..bases import introduction, load_base
+    from ..bases.loading import kind_of
     from ..generation import Generator
+    from ..generation.checking import check_requests
     from ..outputs import Outputs, write_page
     from ..recipes import hidden_note
 
     request = Request(**{name: getattr(settings, name) for name in Request.model_fields})
     say_scheduler(request)
+    library = Library(settings.library)
+    files.check_folder(settings.out)
+    note(check_requests([request], library, settings.wildcards, kind_of(settings.base)))
     base = load_base(settings.base, safety=settings.safety_checker)
     say(introduction(base, settings.base, draws=True))
     outputs, pictures = Outputs(settings.out), []
     with bar("drawing") as advance:
-        generator = Generator(base, Library(settings.library), settings.wildcards)
+        generator = Generator(base, library, settings.wildcards)
         for picture in generator.draw(request, progress=advance):
             pictures.append(picture)
             path = outputs.save(picture.png(settings.private))
             say(str(path))
-    if note := hidden_note([picture.hidden for picture in pictures]):
-        say(note)
+    if hidden := hidden_note([picture.hidden for picture in pictures]):
+        say(hidden)
     if settings.grid:
         say(str(_save_grid(path, pictures, settings.private)))
     write_page(outputs)
@@ -91,8 +97,10 @@ def _captions(recipes: list[Recipe]) -> list[str]:
 
 
 def demo(settings: Demo) -> int:
+    from .. import files
     from ..demo import run
 
+    files.check_folder(settings.out)
     run(settings.out, say=say)
     return 0
 

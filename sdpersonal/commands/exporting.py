@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from .. import exports, files
-from ..config import Settings
+from ..config import Settings, TokenText
 from ..errors import PersonalError
 from ..exports import Export, Format
 from ..library import Library
@@ -20,7 +20,7 @@ from .output import say, say_json
 class Exporting(Settings):
     """Write a concept as another program reads it, with a README."""
 
-    token: tyro.conf.Positional[str]
+    token: tyro.conf.Positional[TokenText]
     """For example '<me/duck>'; without a version, the newest."""
     format: Format = "native"
     """For which program. The native file already works in A1111, ComfyUI and kohya's scripts."""

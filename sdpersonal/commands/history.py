@@ -72,7 +72,8 @@ def redo(settings: Redoing) -> int:
         raise _not_ours(settings.picture.name, recipe)
     # What is missing is said before anything large is loaded.
     concepts = Pinned(recipe, Library(settings.library), settings.anyway)
-    raise_any(picture_troubles(recipe, _sum(settings.start), _sum(settings.mask)), settings.anyway)
+    files.check_folder(settings.out)
+    raise_any(picture_troubles(recipe, _sum(settings.start), _sum(settings.mask, "black")), settings.anyway)
 
     from ..bases import introduction, load_base
     from ..bases.loading import BUILT_IN, SHORT_NAMES
@@ -136,14 +137,14 @@ def _not_ours(name: str, found: Foreign) -> PersonalError:
     return PersonalError(problem, f"{begin}: {line}")
 
 
-def _sum(path: Path | None) -> str | None:
+def _sum(path: Path | None, behind: str = "white") -> str | None:
     from ..recipes import pixels_sum
 
     if path is None:
         return None
     from ..generation.starting import open_picture  # decodes it as the drawing will
 
-    return pixels_sum(open_picture(path))
+    return pixels_sum(open_picture(path, behind))
 
 
 def _likeness(data: bytes, drawn: Image.Image) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 from pydantic import Field
 
+from ..config import TokenText
 from ..errors import PersonalError
 from ..importing import Outcome, Source, bring_in, sources
 from ..library import Library
@@ -26,7 +27,7 @@ class Importing(Listing):
     files: tyro.conf.Positional[Annotated[tuple[str, ...], Field(min_length=1)]]
     """Files, folders of them, or repositories of the Hub (sd-concepts-library/cat-toy): embeddings and LoRAs of
     diffusers, PEFT, A1111, kohya, OneTrainer and others, and our own."""
-    as_: Annotated[str | None, tyro.conf.arg(name="as")] = None
+    as_: Annotated[TokenText | None, tyro.conf.arg(name="as")] = None
     """The token it gets, for example '<me/duck>'. Default: the one in the file."""
     replace: bool = False
     """Take the place of the concept that has this token."""

@@ -30,6 +30,12 @@ def say_scheduler(request: Request) -> None:
         say(note)
 
 
+def note(text: str) -> None:
+    """Print what a person should know before the work begins; nothing for ""."""
+    if text:
+        print(f"note: {text}", file=sys.stderr, flush=True)
+
+
 def say_json(content: object) -> None:
     say(json.dumps(content, indent=2))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from pydantic import Field
@@ -13,6 +13,12 @@ from ..config import Kind, Settings, Whole
 from ..errors import PersonalError
 from ..prompts import show
 from .output import say
+
+if TYPE_CHECKING:
+    from ..photos import PhotoSet
+
+_ROOM = 75  # tokens of a caption that CLIP reads
+_ROWS = 4  # of them the subject's own, where the class noun takes no more
 
 
 class Checking(Settings):
@@ -42,15 +48,51 @@ def check_photos(settings: Checking) -> int:
     from ..sheets import png
 
     path = _sheet_path(settings)
-    photos = load_photos(settings.folder, settings.resolution, settings.crop)
+    files.check_folder(path.parent)
+    photos = load_photos(settings.folder, settings.resolution, settings.crop, settings.kind)
     verdict = examine(photos, settings.kind, settings.class_noun, Judge() if settings.kind != "style" else None)
     files.write_bytes(path, png(contact_sheet(photos, verdict)))
+    lengths = _too_long(photos, settings.class_noun)
     if settings.json_:
         skipped = {file.name: file.reason for file in photos.skipped + photos.duplicates}
-        say(json.dumps(verdict.as_json() | {"skipped": skipped, "sheet": str(path)}, indent=2))
+        facts = {"skipped": skipped, "notes": {p.name: list(p.notes) for p in photos.photos if p.notes}}
+        say(json.dumps(verdict.as_json() | facts | {"long_captions": lengths, "sheet": str(path)}, indent=2))
     else:
-        say("\n".join([photos.report(), *verdict.lines(), f"All photos on one page: {show(str(path))}"]))
+        long = [
+            f"  {name}: its caption takes about {tokens} tokens; {_ROOM} are read, so the rest is not learned from"
+            for name, tokens in lengths.items()
+        ]
+        say("\n".join([photos.report(), *long, *verdict.lines(), f"All photos on one page: {show(str(path))}"]))
     return 0
+
+
+def _too_long(photos: PhotoSet, noun: str) -> dict[str, int]:
+    """Tokens of the longest caption of each photo that has one which no text encoder reads whole, by photo's name.
+
+    Counted with CLIP's tokenizer, which SD 1.x, 2.x and XL share; the built-in base's needs a few tokens more.
+    """
+    # A token is a byte or more, so most captions need not be counted, nor the tokenizer be loaded.
+    captions = {
+        photo.name: [one for one in photo.captions if len(one.encode()) > _ROOM - _ROWS] for photo in photos.photos
+    }
+    if not any(captions.values()):
+        return {}
+    from ..bases.tokenizer import clip_tokenizer
+
+    tokenizer = clip_tokenizer()
+    slot = max(_ROWS, len(tokenizer(noun, add_special_tokens=False).input_ids))
+    lengths = {
+        name: max(
+            len(ids)
+            for ids in tokenizer(
+                [one.replace("{}", "") for one in longest], add_special_tokens=False, verbose=False
+            ).input_ids
+        )
+        + slot
+        for name, longest in captions.items()
+        if longest
+    }
+    return {name: count for name, count in lengths.items() if count > _ROOM}
 
 
 def _sheet_path(settings: Checking) -> Path:

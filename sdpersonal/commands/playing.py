@@ -15,7 +15,7 @@ from ..grids import Sheet
 from ..library import Library
 from ..prompts import MAX_PROMPT, show
 from ..variations import CHANGE, RecipeFirst, draw_variations, request_of, variations
-from .output import bar, say, say_scheduler
+from .output import bar, note, say, say_scheduler
 
 if TYPE_CHECKING:
     from ..bases import StableDiffusion
@@ -84,13 +84,20 @@ class Varying(Where):
 
 
 def draw_sheet(settings: Sheeting) -> int:
+    from .. import files
+    from ..bases.loading import kind_of
     from ..generation import Generator
+    from ..generation.checking import check_requests
     from ..grids import WithCheckpoints
     from ..grids import draw_sheet as draw
     from ..training.stopping import StopSignals
 
-    base = _loaded(settings, settings.base)
     concepts = Library(settings.library)
+    files.check_folder(settings.out)
+    checkpoints = [run.token_at(step) for run in settings.runs for step in run.steps]
+    requests = list({cell.request: None for cell in settings.cells})
+    note(check_requests(requests, concepts, settings.wildcards, kind_of(settings.base), checkpoints))
+    base = _loaded(settings, settings.base)
     for run in settings.runs:
         concepts = WithCheckpoints(concepts, run, base)
     generator = Generator(base, concepts, settings.wildcards)
@@ -101,15 +108,20 @@ def draw_sheet(settings: Sheeting) -> int:
 
 
 def draw_endless(settings: Endless) -> int:
+    from .. import files
+    from ..bases.loading import kind_of
     from ..endless import Series
     from ..endless import draw_endless as draw
     from ..generation import Generator
+    from ..generation.checking import check_template
     from ..training.stopping import StopSignals
 
     request = Request(**{name: getattr(settings, name) for name in Request.model_fields})
     say_scheduler(request)
-    series = Series(request, settings.wildcards)
-    generator = Generator(_loaded(settings, settings.base), Library(settings.library), settings.wildcards)
+    series, library = Series(request, settings.wildcards), Library(settings.library)
+    files.check_folder(settings.out)
+    note(check_template(request, library, settings.wildcards, kind_of(settings.base)))
+    generator = Generator(_loaded(settings, settings.base), library, settings.wildcards)
     say(f"{series.combinations:,} combinations of the alternatives, with a new seed each time. Ctrl-C ends it.")
     with _kept_in(settings) as outputs, bar("drawing") as advance, StopSignals(what="picture") as stop:
         for path, hidden in draw(
@@ -121,7 +133,9 @@ def draw_endless(settings: Endless) -> int:
 
 def vary(settings: Varying) -> int:
     from .. import files
+    from ..bases.loading import kind_of
     from ..generation import Generator
+    from ..generation.checking import check_requests
     from ..generation.starting import open_picture
     from ..recipes import MAX_PICTURE, Recipe, read_recipe
     from ..redoing import base_troubles, raise_any
@@ -134,11 +148,15 @@ def vary(settings: Varying) -> int:
     asked = _asked(favourite, settings)
     # What is missing is said before anything large is loaded.
     concepts = RecipeFirst(found, library, settings.anyway) if ours else library
-    for note in () if ours else found.notes:
-        say(note)
-    base = _loaded(settings, settings.base or (_base_of(found) if ours else None))
+    for remark in () if ours else found.notes:
+        say(remark)
+    name = settings.base or (_base_of(found) if ours else None)
+    files.check_folder(settings.out)
+    check_requests([favourite, *asked], concepts, settings.wildcards, kind_of(name))
+    image = open_picture(settings.picture)
+    base = _loaded(settings, name)
     raise_any(base_troubles(found, base.name, base.version) if ours else [], settings.anyway)
-    generator, image = Generator(base, concepts, settings.wildcards), open_picture(settings.picture)
+    generator = Generator(base, concepts, settings.wildcards)
     with _kept_in(settings) as outputs, bar("drawing") as advance, StopSignals() as stop:
         kept = draw_variations(
             (favourite, image), asked, generator, outputs, settings.private, advance, lambda: bool(stop.asked)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from ..config import TokenText
 from ..errors import PersonalError
 from ..library import Library
 from ..prompts import Token, show
@@ -17,7 +18,7 @@ from .output import bar, report, say, say_json
 class Pushing(Listing):
     """Put a concept on the Hugging Face Hub. Without --yes it only shows every file that would be sent, and why."""
 
-    token: tyro.conf.Positional[str]
+    token: tyro.conf.Positional[TokenText]
     """For example '<me/duck>'."""
     hub_id: tyro.conf.Positional[str]
     """The repository, for example karpathy/cool-object; made if it is not there."""
@@ -38,7 +39,7 @@ class Pulling(Listing):
 
     hub_id: tyro.conf.Positional[str]
     """The repository, for example sd-concepts-library/cat-toy."""
-    as_: Annotated[str | None, tyro.conf.arg(name="as")] = None
+    as_: Annotated[TokenText | None, tyro.conf.arg(name="as")] = None
     """The token it gets, for example '<me/duck>'. Default: the one in its files."""
     replace: bool = False
     """Take the place of the concept that has this token."""

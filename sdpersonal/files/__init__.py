@@ -5,7 +5,7 @@ that a crash at any moment leaves the old content or the new (the order is SQLit
 after it). A process killed half-way leaves a temporary file; `sweep` removes those that no living process holds.
 """
 
-from .folders import make_folder, new_folder, remove, remove_empty_folder, rename
+from .folders import check_folder, make_folder, new_folder, remove, remove_empty_folder, rename
 from .locking import LOCK_NAME, lock
 from .reading import inside, open_to_read, read_bytes, read_head, sha256
 from .staging import sweep
@@ -16,6 +16,7 @@ from .writing import append_line, open_log, write_bytes, write_json, write_text
 __all__ = [
     "LOCK_NAME",
     "append_line",
+    "check_folder",
     "free_bytes",
     "inside",
     "lock",

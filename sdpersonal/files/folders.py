@@ -55,6 +55,18 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def check_folder(path: Path) -> None:
+    """Raise PersonalError where a folder could not be made at `path`, or nothing be written there. Nothing is made."""
+    with told(path):
+        place = Path(path).absolute()
+        while not os.path.lexists(place):
+            place = place.parent
+        if not place.is_dir():
+            raise PersonalError(f"{show(str(place))} is a file, not a folder.")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PersonalError(f"{show(str(place))}: Permission denied.", "Give a folder that you may write to.")
+
+
 def rename(old: Path, new: Path) -> None:
     """Give a file or folder another name on the same disk. Raises PersonalError where `new` exists."""
     old, new = Path(old), Path(new)

@@ -18,17 +18,18 @@ from ..bases.memory import told
 from ..bases.placement import settle
 from ..bases.safety import grey
 from ..concept import Concept
-from ..config import MAX_PICTURES, SEEDS, Request, check_work
+from ..config import SEEDS, Request
 from ..errors import Interrupted, PersonalError
-from ..prompts import Mention, Token, Wildcards, choose, count, nth
+from ..prompts import Mention, Token, Wildcards, choose
 from ..recipes import Drawn, Ingredient, Recipe
 from ..schedulers import Scheduler, named
+from .checking import prompts_of
 from .conditions import Conditions, Course, Pair, length
 from .denoising import Sampling, Start, denoise
 from .noise import between, noise_of
 from .picture import Picture
 from .previews import Look, Previews
-from .reading import Concepts, NoConcepts, Reader, Reading, Share
+from .reading import Concepts, NoConcepts, Reader, Reading, Share, check_makes_few_steps_enough
 from .starting import Source, enlarged, large_size, latents_of, source_of
 
 AT_ONCE = 4  # pictures in one batch, fewer where memory is short; more saves little time on a CPU
@@ -163,8 +164,7 @@ class Generator:
         if request.fast is None:
             return None
         concept = reader.concept(Mention(Token.parse(request.fast)))
-        if concept.lora is None:
-            raise PersonalError(f"{concept.token} has no LoRA, so it cannot make few steps enough.")
+        check_makes_few_steps_enough(concept)
         return concept
 
     def _jobs(self, request: Request, reader: Reader, work: _Work) -> Iterator[_Job]:
@@ -176,30 +176,13 @@ class Generator:
                 readings[text] = reader.read(text)
             return readings[text]
 
-        for i, prompt in enumerate(self._prompts(request)):
+        for i, prompt in enumerate(prompts_of(request, self._wildcards)):
             seed = (request.seed + (i % request.n if request.near is None else 0)) % SEEDS
             near_seed = (request.near_seed + i % request.n) % SEEDS
             negative = choose(request.negative, seed, self._wildcards)
             pair = Pair(read(prompt), read(negative), fast)
             alike = pair.timetable(work.sampling.steps), length(self.base, reader, pair)
             yield _Job(pair, seed, near_seed, request.prompt if prompt != request.prompt else "", alike)
-
-    def _prompts(self, request: Request) -> Iterator[str]:
-        """One for each picture."""
-        template, wildcards = request.prompt, self._wildcards
-        if not request.every:
-            first = request.seed if request.near is None else request.near_seed
-            yield from (choose(template, first + i, wildcards) for i in range(request.n))
-            return
-        number = count(template, wildcards)
-        if number * request.n > MAX_PICTURES:
-            raise PersonalError(
-                f"The prompt has {number:,} alternatives, drawn {request.n} times each; I take up to {MAX_PICTURES}.",
-                "Ask for fewer, or leave --every away: each picture then gets one by chance.",
-            )
-        check_work(request, number * request.n)
-        for i in range(number):
-            yield from [nth(template, i, wildcards)] * request.n
 
     def _draw(
         self,

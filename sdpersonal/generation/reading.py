@@ -138,11 +138,7 @@ class Reader:
         return [Spoken(one, piece.weight) for one in stands_for(self._base, parts)]
 
     def _check(self, concept: Concept) -> None:
-        if concept.card.base != self._base.kind:
-            raise PersonalError(
-                f"{concept.token} was made for the base {concept.card.base}; the loaded one is {self._base.kind}.",
-                f"Draw with --base {concept.card.base}, or train it again on this one.",
-            )
+        check_kind(concept, self._base.kind)
         for key, width in self._base.widths.items():
             rows = concept.vectors.get(key)
             if rows is not None and rows.shape[1] != width:
@@ -152,6 +148,21 @@ class Reader:
                 )
         if concept.lora:
             self._base.slots.check(concept.lora, str(concept.token))
+
+
+def check_kind(concept: Concept, kind: str) -> None:
+    """Raise PersonalError where the concept was made for another kind of base."""
+    if concept.card.base != kind:
+        raise PersonalError(
+            f"{concept.token} was made for the base {concept.card.base}; the loaded one is {kind}.",
+            f"Draw with --base {concept.card.base}, or train it again on this one.",
+        )
+
+
+def check_makes_few_steps_enough(concept: Concept) -> None:
+    """Raise PersonalError where the concept of --fast has no LoRA."""
+    if concept.lora is None:
+        raise PersonalError(f"{concept.token} has no LoRA, so it cannot make few steps enough.")
 
 
 def stands_for(base: StableDiffusion, parts: list[tuple[Concept, float]]) -> list[str | dict[str, Tensor]]:

@@ -1,4 +1,9 @@
-"""Pictures to begin from: image-to-image, and parts to draw anew."""
+"""Pictures to begin from: image-to-image, and parts to generate anew.
+
+The rule of masks: what is lighter than middle grey is generated anew, all else keeps the start picture's bits. What is
+transparent counts as black, whatever colour lies under it, so strokes of white on a transparent layer are a mask, and
+strokes of black on one are none. A mask of another size is stretched to the start picture's.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image, ImageChops, ImageFilter
 
 from .. import files
 from ..bases import StableDiffusion
 from ..config import Request
 from ..errors import PersonalError
 from ..photo_decode import FORMATS, Unusable, decode, shorter_side
+from ..prompts import show
 from ..recipes import pixels_sum
 from .denoising import Start
 
 _LIMIT = 100 << 20
 _LEAST, _MOST = 64, 2048  # pixels of the shorter side
+_SAME_SHAPE = 0.02  # of width / height: less is rounding
 _FEATHER = 4  # pixels over which a drawn part passes into what was there
 
 
@@ -45,7 +52,8 @@ class Source:
         """Where nothing was to be drawn, the start picture's own pixels."""
         if self.mask is None:
             return drawn
-        soft = self.mask.filter(ImageFilter.GaussianBlur(_FEATHER))
+        # Softer towards its edge, and nothing outside: there the start picture stays as it is, to the bit.
+        soft = ImageChops.darker(self.mask.filter(ImageFilter.GaussianBlur(_FEATHER)), self.mask)
         return Image.composite(drawn, self.picture, soft)
 
 
@@ -55,25 +63,57 @@ def source_of(request: Request, base: StableDiffusion) -> Source | None:
         return None
     whole = open_picture(request.start)
     size = request.pixels or near_size(whole.size, base)
-    mask = open_picture(request.mask) if request.mask else None
+    mask = open_mask(request.mask) if request.mask else None
     return Source(
         cropped(whole, size),
-        cropped(mask, size).convert("L").point(lambda value: 255 * (value >= 128)) if mask else None,
+        _white(cropped(mask.resize(whole.size, Image.Resampling.LANCZOS), size)) if mask else None,
         pixels_sum(whole),
         pixels_sum(mask) if mask else "",
     )
 
 
-def open_picture(path: Path) -> Image.Image:
-    """RGB, upright, sRGB, as large as it is up to 2,048 pixels. Raises PersonalError for what is no picture."""
+def open_picture(path: Path, behind: str = "white") -> Image.Image:
+    """RGB, upright, sRGB, as large as it is up to 2,048 pixels. behind: the colour that shows where it is transparent.
+
+    Raises PersonalError for what is no picture.
+    """
     data = files.read_bytes(path, _LIMIT)
+    name = show(path.name)
     try:
-        pixels, _ = decode(data, min(_MOST, shorter_side(data)), _LEAST)
+        pixels, _ = decode(data, min(_MOST, shorter_side(data)), _LEAST, behind)
     except Unusable as error:
-        raise PersonalError(f"{path.name} {error}.", f"Give a picture: {FORMATS}.") from None
+        raise PersonalError(f"{name} {error}.", f"Give a picture: {FORMATS}.") from None
     except Exception:  # the size of a damaged one
-        raise PersonalError(f"{path.name} is damaged; I cannot decode it.", f"Give a picture: {FORMATS}.") from None
+        raise PersonalError(f"{name} is damaged and cannot be decoded.", f"Give a picture: {FORMATS}.") from None
     return Image.fromarray(pixels)
+
+
+def open_mask(path: Path) -> Image.Image:
+    """A mask as `open_picture` reads it, with black where it is transparent. Raises PersonalError."""
+    return open_picture(path, behind="black")
+
+
+def mask_note(request: Request) -> str:
+    """What a person should know of a request's mask before anything is computed, or "". Raises PersonalError for a
+    start picture or a mask that cannot be read."""
+    if request.start is None:
+        return ""
+    whole = open_picture(request.start)
+    if request.mask is None:
+        return ""
+    mask, name = open_mask(request.mask), show(request.mask.name)
+    if not _white(mask).getbbox():
+        return f"{name} has nothing white, so nothing of the start picture changes. Paint in white what should change."
+    shapes = [picture.width / picture.height for picture in (mask, whole)]
+    if abs(shapes[0] / shapes[1] - 1) > _SAME_SHAPE:
+        sizes = f"{mask.width}x{mask.height}", f"{whole.width}x{whole.height}"
+        return f"{name} is {sizes[0]} and the start picture {sizes[1]}: the mask is stretched to it."
+    return ""
+
+
+def _white(mask: Image.Image) -> Image.Image:
+    """255 where the mask is lighter than middle grey, else 0."""
+    return mask.convert("L").point(lambda value: 255 * (value >= 128))
 
 
 def near_size(size: tuple[int, int], base: StableDiffusion) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from .. import files
 from ..errors import PersonalError
 from ..prompts import show
+from ..text import check_path
 
 DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 PICTURE = re.compile(r"([0-9]{5,9})-[0-9a-f]{8}\.png")
@@ -33,6 +34,7 @@ class Outputs:
     """The pictures in `folder`, which need not exist yet. Every method raises PersonalError, or NoRoom if it writes."""
 
     def __init__(self, folder: str | os.PathLike, today: Callable[[], date] = date.today):
+        check_path(folder, "out")
         self.folder = Path(folder)
         self._today = today
 

@@ -58,6 +58,7 @@ class Part(Settings):
     """Base of a recipe's parts: what a later version may have added is passed over."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    only_valid_unicode = True
 
     def __init__(self, /, **values: Any):  # a stranger's JSON may even call a key "self"
         super().__init__(**{name: value for name, value in values.items() if name in type(self).model_fields})

@@ -20,9 +20,11 @@ from PIL import Image
 
 from .. import files
 from ..errors import NoRoom, PersonalError
+from ..photo_captions import Refused, by_key, caption_file, lines_of, text_of
 from ..photo_decode import FORMATS, Unusable, decode, shorter_side
 from ..photos import MAX_BYTES, PhotoSet, is_beside, load_photos
 from ..prompts import show
+from ..text import encoding_problem, is_blank
 
 MOST = 40  # photos
 MAX_TOTAL = 1 << 30  # bytes of one drop
@@ -33,9 +35,8 @@ SAMPLES = {
     "cyanotype": "A style: cyanotypes",
 }  # folders of examples/photos
 _LARGER = 2  # times the side that is trained on: what is kept, so that a photo may be turned and scaled again
+_MAX_CAPTION = 200_000  # bytes
 _TOLD = 5  # lines about files that cannot be used
-_CAPTION = 300  # characters
-_TEXT = ".txt"
 
 
 @dataclass
@@ -67,11 +68,12 @@ class Tray:
                 (path for path in paths if not is_beside(path.name)), key=lambda path: os.fsencode(path.name)
             )
             check_drop(photos, MOST - len(self.snaps), self.folder)
-            texts = {_stem(path): path for path in paths if path.suffix.lower() == _TEXT}
+            texts = {path.name: path for path in paths if is_beside(path.name)}
+            by_name = by_key(list(texts))
             said = []
             for path in photos:
                 try:
-                    self._take(path, texts.get(_stem(path)))
+                    self._take(path, texts.get(caption_file(path.name, by_name) or ""))
                 except (Unusable, PersonalError) as reason:
                     said.append(f"{show(path.name, 60)} {reason}.")
             if len(said) > _TOLD:
@@ -99,9 +101,7 @@ class Tray:
         """Say what else is in a photo, a sentence a line, {} for the subject. Raises PersonalError."""
         with self.held:
             place = self.path(number).with_name(f"{self._snap(number).name}.txt")
-            lines = [line.strip() for line in text.splitlines() if line.strip()] if isinstance(text, str) else []
-            if any(line.count("{}") != 1 or len(line) > _CAPTION or not line.isprintable() for line in lines):
-                raise PersonalError("A caption needs {} once, where the subject's word goes.", "Like: {} in the snow")
+            lines = _lines(text) if isinstance(text, str) and not is_blank(text) else ()
             if lines:
                 files.write_text(place, "\n".join(lines) + "\n")
             elif place.exists():
@@ -111,7 +111,7 @@ class Tray:
         """The caption as it is."""
         with self.held:
             place = self.path(number).with_name(f"{self._snap(number).name}.txt")
-            return files.read_bytes(place, 100_000).decode(errors="replace").strip() if place.exists() else ""
+            return files.read_bytes(place, _MAX_CAPTION).decode(errors="replace").strip() if place.exists() else ""
 
     def clear(self) -> None:
         """Forget all photos."""
@@ -173,7 +173,15 @@ class Tray:
         files.write_bytes(self._place(snap) / snap.name, _png(pixels))
         self.snaps.append(snap)
         if text is not None:
-            files.write_bytes(self._place(snap) / f"{snap.name}.txt", files.read_bytes(text, 100_000))
+            self._take_caption(snap, text)
+
+    def _take_caption(self, snap: Snap, text: Path) -> None:
+        """Keep a caption as UTF-8 with plain spaces. Raises PersonalError where it cannot be used; the photo stays."""
+        try:
+            lines = lines_of(text_of(files.read_bytes(text, _MAX_CAPTION)))
+        except Refused as reason:
+            raise PersonalError(f"is used without its caption: {show(text.name, 60)} {reason}") from None
+        files.write_text(self._place(snap) / f"{snap.name}.txt", "\n".join(lines) + "\n")
 
 
 class Trays:
@@ -229,8 +237,18 @@ def check_drop(photos: Sequence[Path], room: int, folder: Path) -> None:
         raise NoRoom("The disk is nearly full, so I take no photos.", "Make room there first.")
 
 
-def _stem(path: Path) -> str:
-    return path.stem.lower()
+def _lines(text: str) -> tuple[str, ...]:
+    """The captions that somebody typed. Raises PersonalError."""
+    example = "Like: {} in the snow"
+    if problem := encoding_problem(text):
+        raise PersonalError(f"The caption {problem.text}", problem.fix)
+    try:
+        lines = lines_of(text)
+    except Refused as reason:
+        raise PersonalError(f"The caption {reason}.", example) from None
+    if not all("{}" in line for line in lines):
+        raise PersonalError("A caption needs {} once, where the subject's word goes.", example)
+    return lines
 
 
 def _pixels(data: bytes, most: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from ..library import Library
 from ..prompts import Token, show
 from .facts import BaseFacts
 from .training import minutes, pace_key
+from .words import labelled
 
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")  # and no others: 0,001 must not become 1
 
@@ -114,7 +115,7 @@ def plan(form: Mapping[str, Any], photos: int, base: BaseFacts, library: Library
     try:
         settings = settings_of(form, base)
     except PersonalError as error:
-        return f"Before I can start: {error}" if photos else "Add photos first, then say what it is."
+        return f"Before I can start: {labelled(error)}" if photos else "Add photos first, then say what it is."
     if not photos:
         return "Before I can start: add photos."
     method = getattr(settings, "method", "textual-inversion")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from ..config import Request
 from ..errors import PersonalError
+from ..generation.checking import named
 from ..grids.wording import with_strength
 from ..library import Library
 from ..prompts import MAX_STRENGTH, Token, Wildcards, count
-from ..prompts.words import read_word
 from .house import House
+from .words import labelled
 
 MOST = 6  # concepts that get a slider
-_BRACKET = re.compile(r"(?<!\\)<(?=\S)([^<>]*)>")
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,11 @@ def asked(prompt: object, house: House, kind: str) -> Asked:
     """kind: of the base that would draw. Alternatives are looked into, and need not be chosen for that."""
     try:
         count(Request(prompt=prompt).prompt, Wildcards(house.wildcards))
-        found = {str(part.token): part for word in _BRACKET.findall(prompt) for part in read_word(word).parts}
-        notes = [_trouble(part.token, house.library, kind) for part in found.values()]
+        mentions = named(prompt)
+        notes = [_trouble(mention.token, house.library, kind) for mention in mentions]
     except PersonalError as error:
-        return Asked(str(error).replace("\n", " "), ())
-    strengths = tuple((token, part.strength) for token, part in found.items())[:MOST]
+        return Asked(str(labelled(error)).replace("\n", " "), ())
+    strengths = tuple((str(mention.token), mention.strength) for mention in mentions)[:MOST]
     return Asked("  ".join(filter(None, notes)), strengths)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..config import Kind
 from ..errors import PersonalError
+from ..generation.checking import BRACKET
 from ..library import Library
 from ..prompts import Token
-from .prompting import _BRACKET
 
 READY: dict[Kind, dict[str, str]] = {
     "person": {
@@ -46,7 +46,7 @@ def ready(title: str, prompt: str, library: Library, kind: str) -> str:
 def _fitting(subject: Kind, prompt: str, library: Library, kind: str) -> Token:
     entries = [each for each in library.list() if not each.damaged and each.card.base == kind]
     entries.sort(key=lambda each: each.path.stat().st_mtime, reverse=True)
-    named = [word for word in _BRACKET.findall(prompt if isinstance(prompt, str) else "")]
+    named = [word for word in BRACKET.findall(prompt if isinstance(prompt, str) else "")]
     entries.sort(key=lambda each: not any(str(each.token.unversioned())[1:-1] in word for word in named))
     for wanted in (subject, *(("person", "object") if subject != "style" else ())):
         if found := next((each for each in entries if each.card.kind == wanted), None):

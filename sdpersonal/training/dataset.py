@@ -7,14 +7,16 @@ what encoding anew would, without its cost (about 40 % of a LoRA step) and witho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..bases import Conditioning, Framing, Posterior, StableDiffusion
+from ..photo_captions import shortened
 from ..photos import Photo
+from ..prompts import show
 from .chance import generator_for, photo_at
 from .objective import diffusion_loss
 
@@ -145,6 +147,41 @@ def _views(photo: Photo, flip: bool) -> list[tuple[np.ndarray, Framing]]:
 
 Pieces = Sequence[str | Mapping[str, Tensor]]
 """A caption as `condition` takes it."""
+
+
+def fit_captions(
+    base: StableDiffusion, readings: Sequence[Callable[[str], Pieces]], photos: Sequence[Photo]
+) -> tuple[tuple[Photo, ...], list[str]]:
+    """The photos with captions that fit the text encoders, and a line about each photo whose caption was cut.
+
+    readings: the ways in which a caption will be read, such as with the token's rows and with the class noun. A caption
+    of more tokens than a base reads at once would otherwise end the training at the step that draws it.
+    """
+
+    def fits(caption: str) -> bool:
+        with torch.no_grad():
+            return all(
+                _tokens(base, key, read(caption)) <= base.encoders[key].room
+                for read in readings
+                for key in base.encoders
+            )
+
+    fitted, notes = [], []
+    for photo in photos:
+        captions = tuple(shortened(caption, fits) for caption in photo.captions)
+        for before, after in zip(photo.captions, captions, strict=True):
+            if before != after:
+                notes.append(
+                    f"  {photo.name}: its caption is too long for this base and is cut after: {show(after[-60:])}"
+                )
+        fitted.append(replace(photo, captions=captions))
+    return tuple(fitted), notes
+
+
+def _tokens(base: StableDiffusion, key: str, pieces: Pieces) -> int:
+    """Positions that a caption takes in one text encoder, without start and end."""
+    ids = base.encoders[key].ids
+    return sum(len(ids(piece)) if isinstance(piece, str) else len(piece[key]) for piece in pieces)
 
 
 def batch_loss(base: StableDiffusion, words: Callable[[str], Pieces], batch: Batch, snr_gamma: float | None) -> Tensor:

@@ -71,7 +71,7 @@ class DreamboothFull:
             return loss + self._prior_weight * self._prior.loss(batch) if self._prior else loss
 
     def words(self, caption: str) -> list[str]:
-        return [caption.format(self.trigger)]
+        return [caption.replace("{}", self.trigger)]
 
     def lora(self) -> Lora:
         """The change of every layer at the rank asked for."""

@@ -20,6 +20,7 @@ from .checkpoint import Learned, latest_step, save_checkpoint
 from .dataset import Batch, TrainingPhotos
 from .memory import Room
 from .method import Method
+from .presets import lower_rate
 from .progress import Journal
 from .settling import measure
 from .stopping import StopSignals
@@ -62,6 +63,7 @@ class Plan:
     until: int | None = None  # the milestone; by default the last step
     watched: Batch | None = None  # the fixed batch that is measured in the first process
     measure_every: int = 1  # steps
+    usual_lr: float = math.inf  # the preset's, which is proposed where --lr was far too high
     best: int | None = None  # step whose checkpoint is kept however old it is
 
 
@@ -228,7 +230,7 @@ def _diverged(what: str, value: float, step: int, photos: list[str], plan: Plan)
     after = f"Nothing after step {kept} was kept" if kept else "Nothing was kept"
     return Diverged(
         f"The {what} became {shown} at step {step + 1} ({where}; --lr {plan.lr:g}). {after}. No concept was made.",
-        f"Try --lr {plan.lr / 10:g}, with another --run.",
+        f"Try --lr {lower_rate(plan.lr, plan.usual_lr):g}, with another --run.",
     )
 
 

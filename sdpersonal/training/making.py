@@ -11,8 +11,8 @@ from ..config import DreamboothSettings, Training
 from ..errors import Diverged
 from ..prompts import Token
 from .method import Method
-from .methods import noun_of
-from .presets import Preset
+from .methods import method_name, noun_of
+from .presets import Preset, lower_rate, preset
 from .rows import longest_row
 from .templates import PREVIEWS
 from .trials import Trial
@@ -27,7 +27,8 @@ def make_concept(
 
     Raises Diverged if its vectors ran away.
     """
-    _check_rows(base, method, chosen)
+    usual = preset(method_name(settings), base.kind, settings.kind)
+    _check_rows(base, method, lower_rate(chosen.lr, usual.lr))
     token = Token.parse(settings.token)
     vectors = {key: rows.detach().float().cpu().numpy().copy() for key, rows in method.rows.items()}
     card = Card(
@@ -55,13 +56,13 @@ def _prior_kind(prior: str) -> str:
     return prior if prior in ("none", "predicted", "drawn") else "photos"  # a folder's name stays here
 
 
-def _check_rows(base: StableDiffusion, method: Method, chosen: Preset) -> None:
-    """Raises Diverged if the token's vectors ran away instead of being learned."""
+def _check_rows(base: StableDiffusion, method: Method, rate: float) -> None:
+    """Raises Diverged if the token's vectors ran away instead of being learned. rate: the one to propose then."""
     for name, rows in method.trained().items():
         if name.startswith("rows."):
             times = float(rows.detach().norm(dim=1).max()) / longest_row(base.encoders[name.removeprefix("rows.")])
             if not times < MOST_TIMES_LONGER:
                 raise Diverged(
                     f"The token's vectors grew {times:.0f} times as long as a word's. No concept was made.",
-                    f"Try --lr {chosen.lr / 10:g}.",
+                    f"Try --lr {rate:g}.",
                 )

@@ -6,16 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from .. import files
 from ..bases import Framing, StableDiffusion
+from ..bases.loading import kind_of
 from ..config import DreamboothSettings, Training
 from ..errors import PersonalError
-from ..photos import load_photos
+from ..photo_decode import MIN_SIDE
+from ..photos import count_photos, load_photos
 from . import class_pictures
 from .dataset import Samples, TrainingPhotos
 from .dreambooth import DreamboothLora, LoraShape, Pivotal
 from .full import DreamboothFull
 from .loop import Accelerator
 from .method import Method
+from .optimizers import check_available
 from .presets import Preset, preset, steps_for
 from .prior import ClassPictures, Predicted, Prior
 from .settling import measure_every
@@ -32,6 +36,11 @@ def method_name(settings: Training) -> str:
 def noun_of(settings: Training) -> str:
     """What the subject is in general: the class noun, or the words that its token starts from."""
     return getattr(settings, "class_noun", None) or getattr(settings, "init", None) or settings.kind
+
+
+def in_class(settings: Training) -> Callable[[str], list[str]]:
+    """How a caption reads with the class noun for the subject: what a prior, and full DreamBooth, make of it."""
+    return lambda caption: [caption.replace("{}", noun_of(settings))]
 
 
 def chosen(settings: Training, base: StableDiffusion, photos: int) -> Preset:
@@ -54,22 +63,46 @@ def chosen(settings: Training, base: StableDiffusion, photos: int) -> Preset:
     )
 
 
+def check_before_loading(settings: Training) -> None:
+    """Raise PersonalError for what can be known to be wrong before a base is loaded: loading can take minutes."""
+    files.check_folder(settings.library)
+    if not count_photos(settings.photos):
+        load_photos(settings.photos, MIN_SIDE)  # says what there is instead
+    check_available(settings.optimizer)
+    if isinstance(settings, DreamboothSettings):
+        _check_prior(settings)
+        kind = kind_of(settings.base)
+        if settings.steps and kind:
+            _check_pivot(settings, settings.steps, preset(method_name(settings), kind, settings.kind).pivot)
+
+
+def _check_prior(settings: DreamboothSettings) -> None:
+    if settings.method == "full" and settings.prior == "predicted":
+        raise PersonalError(
+            "--prior predicted needs the base as it was, and --method full changes it.",
+            "Take --prior drawn or a folder of class photos.",
+        )
+    if settings.prior not in ("none", "predicted", "drawn"):
+        count_photos(Path(settings.prior))
+
+
+def _check_pivot(settings: DreamboothSettings, steps: int, pivot: int) -> None:
+    if settings.method == "pivotal" and steps <= pivot:
+        raise PersonalError(
+            f"--method pivotal learns the word for {pivot} steps before its LoRA; {steps} are too few.",
+            f"Give more than {pivot} --steps.",
+        )
+
+
 def build(
     settings: Training, base: StableDiffusion, preset: Preset, accelerator: Accelerator, say: Callable[[str], None]
 ) -> Method:
     """The method, ready to learn on this base. Raises PersonalError where the settings do not suit it."""
     if not isinstance(settings, DreamboothSettings):
         return TextualInversion(base, noun_of(settings), preset.vectors, preset)
-    if settings.method == "full" and settings.prior == "predicted":
-        raise PersonalError(
-            "--prior predicted needs the base as it was, and --method full changes it.",
-            "Take --prior drawn or a folder of class photos.",
-        )
-    if settings.method == "pivotal" and preset.steps <= preset.pivot:
-        raise PersonalError(
-            f"--method pivotal learns the word for {preset.pivot} steps before its LoRA; {preset.steps} are too few.",
-            f"Give more than {preset.pivot} --steps.",
-        )
+    _check_prior(settings)
+    _check_pivot(settings, preset.steps, preset.pivot)
+    _check_noun(settings.class_noun, base)
     prior = _prior(settings, base, preset, accelerator, say)
     if settings.method == "full":
         return DreamboothFull(
@@ -84,6 +117,18 @@ def build(
         prior,
         settings.prior_weight,
     )
+
+
+def _check_noun(noun: str, base: StableDiffusion) -> None:
+    """Raise PersonalError where the class noun leaves no place in a prompt: scripts such as Chinese take a token or
+    more for each character."""
+    for encoder in base.encoders.values():
+        count, most = len(encoder.ids(noun)), encoder.room // 2
+        if count > most:
+            raise PersonalError(
+                f"--class takes {count} tokens of this base's text encoder, and {most} are the most.",
+                "Give a shorter noun; English ones take a token or two.",
+            )
 
 
 def _prior(

@@ -27,6 +27,12 @@ def make_optimizer(name: str, groups: list[dict], main_rate: float, usual_rate: 
     return torch.optim.AdamW(groups, fused=True)
 
 
+def check_available(name: str) -> None:
+    """Raise PersonalError where the optimiser of that name needs a package that is not installed."""
+    if name == "adamw8bit":
+        _bitsandbytes()
+
+
 def rate_factor(settings: Training, preset: Preset) -> Callable[[int], float]:
     """What the method's rates are multiplied with at a step: a pure function of it and of the number of steps.
 

@@ -70,6 +70,11 @@ def steps_for(steps: int, photos: int) -> int:
     return round(steps * min(3.0, max(1.0, (photos / 5) ** 0.5)) / 10) * 10
 
 
+def lower_rate(rate: float, usual: float) -> float:
+    """The learning rate to propose where `rate` diverged: a tenth of it, and never above the preset's."""
+    return min(rate / 10, usual)
+
+
 def preset(method: str, base_kind: str, kind: str = "object") -> Preset:
     """method: as `methods.method_name` has it; base_kind: "tiny", "sd1", "sd2", "sdxl"; kind: what the photos share."""
     found = _TABLES[base_kind][method]

@@ -31,7 +31,7 @@ class Predicted:
 
     def loss(self, batch: Batch) -> Tensor:
         base = self._base
-        captions = [caption.format(self._class) for caption in batch.captions]
+        captions = [caption.replace("{}", self._class) for caption in batch.captions]
         noisy = base.schedule.mix(batch.latents, batch.noise, batch.t)
         with base.slots.bypassed(), torch.no_grad():
             bare = base.framed(Conditioning.cat([self._bare_condition(c) for c in captions]), batch.framings)
@@ -54,4 +54,4 @@ class ClassPictures:
 
     def loss(self, batch: Batch) -> Tensor:
         own = self._pictures.samples(batch.indices)
-        return batch_loss(self._base, lambda caption: [caption.format(self._class)], own, self._gamma)
+        return batch_loss(self._base, lambda caption: [caption.replace("{}", self._class)], own, self._gamma)

@@ -94,6 +94,16 @@ def first_step(
     return resumed.step
 
 
+def check_not_finished(settings: Training, run: Path) -> None:
+    """Raises PersonalError where the folder holds a finished run and --resume was not given."""
+    if settings.resume or not (run / RESULT).exists() or (step := latest_step(run)) is None:
+        return
+    raise PersonalError(
+        f"{show(str(run))} holds a finished run, of {step} steps.",
+        "Add --resume --no-early-stop, and more --steps, to train it on; or --run FOLDER for a new one.",
+    )
+
+
 def check_free(settings: Training, run: Path, identity: dict[str, object], steps: int) -> None:
     """Raises PersonalError where the folder holds a run and --resume was not given."""
     if settings.resume:
@@ -101,11 +111,7 @@ def check_free(settings: Training, run: Path, identity: dict[str, object], steps
     step, place = latest_step(run), show(str(run))
     if step is None:
         return
-    if (run / RESULT).exists():
-        raise PersonalError(
-            f"{place} holds a finished run, of {step} steps.",
-            "Add --resume --no-early-stop, and more --steps, to train it on; or --run FOLDER for a new one.",
-        )
+    check_not_finished(settings, run)
     try:
         check_same_run(identity, latest_identity(run) or {})
     except PersonalError:

@@ -26,12 +26,12 @@ from .checkpoint import load_step
 from .course import End, course_of, follow
 from .curves import FILE as CURVES
 from .curves import save_curves
-from .dataset import TrainingPhotos
+from .dataset import TrainingPhotos, fit_captions
 from .distributed import check_same_start, join, together
 from .loop import Accelerator, Lesson, Plan, Silent
 from .making import make_concept
 from .memory import Room
-from .methods import build, method_name, noun_of
+from .methods import build, check_before_loading, in_class, method_name, noun_of
 from .methods import chosen as chosen_preset
 from .optimizers import make_optimizer, rate_factor
 from .pictures import with_pictures
@@ -40,7 +40,7 @@ from .progress import Journal, while_heard
 from .rehearsal import FILE as COST
 from .rehearsal import clock, rehearse
 from .report import Story, write_report
-from .resuming import RESULT, check_free, first_step, identity_of, run_folder
+from .resuming import RESULT, check_free, check_not_finished, first_step, identity_of, run_folder
 from .settling import fixed_batch
 from .templates import TEMPLATES
 from .tracking import check_installed, tracked
@@ -70,6 +70,9 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
     with together(accelerator), ExitStack() as held:
         check_installed(settings.report_to)
         run = run_folder(settings)
+        check_before_loading(settings)
+        check_not_finished(settings, run)
+        files.check_folder(run)
         given = _loaded(settings, accelerator, say)
         base = given.base
         if accelerator.is_main_process:
@@ -114,7 +117,7 @@ def _loaded(settings: Training, accelerator: Accelerator, say: Callable[[str], N
     say(introduction(base, settings.base))
     if settings.checkpointing:
         base.checkpoint_gradients(settings.checkpointing)
-    photos = load_photos(settings.photos, settings.resolution or base.resolution, settings.crop)
+    photos = load_photos(settings.photos, settings.resolution or base.resolution, settings.crop, settings.kind)
     if not accelerator.is_main_process:
         return _Given(base, photos, None, [])
     judge = judge_for(base.kind)
@@ -146,7 +149,11 @@ def _prepared(
         usual = preset(method_name(settings), base.kind, settings.kind)
         optimizer = make_optimizer(settings.optimizer, method.groups(), chosen.lr, usual.lr)
         templates = TEMPLATES[settings.kind]
-        data = TrainingPhotos(base, photos.photos, templates, settings.seed, settings.flip, settings.noise_offset)
+        learned_from, cut = fit_captions(base, [method.words, in_class(settings)], photos.photos)
+        given.said.extend(cut)
+        if cut:
+            say("\n".join(cut))
+        data = TrainingPhotos(base, learned_from, templates, settings.seed, settings.flip, settings.noise_offset)
         exam = _exam(settings, run, given, say) if settings.samples and accelerator.is_main_process else None
         average = Average(method.trained(), chosen.average) if chosen.average else NoAverage()
         lesson = Lesson(accelerator, method, data, optimizer, room, average)
@@ -174,6 +181,7 @@ def _prepared(
         accumulate=settings.accumulate,
         save_every=settings.save_every,
         lr=settings.lr or chosen.lr,
+        usual_lr=1.0 if settings.optimizer == "prodigy" else usual.lr,
         factor=rate_factor(settings, chosen),
         identity=identity,
         watched=fixed_batch(data) if accelerator.is_main_process and chosen.steps >= chosen.measure_every else None,
