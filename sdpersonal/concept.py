@@ -25,7 +25,7 @@ from .card import Card, read_card
 from .errors import PersonalError
 from .modelspec import kohya, modelspec, picture_from
 from .prompts import Token, show
-from .tensorfile import MAX_FILE, Layout, array, check, check_head, damaged, header_length, pack, payload
+from .tensorfile import MAX_FILE, Layout, array, check, check_head, damaged, header_length, not_read, pack, payload
 from .thumbnail import media_type, thumbnail_bytes
 
 __all__ = ["Card", "Concept", "Header", "Lora", "LoraLayer", "read", "read_header", "thumbnail_bytes", "write"]
@@ -177,7 +177,7 @@ def read_header(path: Path, picture: bool = True) -> Header:
             raise ValueError("it is larger than 4 GB, the most I read")
         whole = 8 + header_length(head, size)
     except ValueError as error:
-        raise damaged(name, str(error)) from error
+        raise not_read(head, size, name, str(error)) from error
     if whole > len(head):
         head, size = files.read_head(path, whole)
     head = head[:whole]

@@ -7,13 +7,15 @@ import dataclasses
 from .. import concept as native
 from ..concept import Concept
 from ..errors import PersonalError
+from ..filetypes import SAFETENSORS, recognise
 from ..prompts import Token, show
 from ..tensorfile import MAX_HEADER, MAX_STRANGERS_HEADER, check_head
 from ..thumbnail import remade
-from . import a1111, clip_pairs, cloneofsimo, diffusers, diffusers_lora, lora_file, onetrainer, pickles, pictures
+from . import a1111, clip_pairs, cloneofsimo, diffusers, diffusers_lora, lora_file, onetrainer, pictures
 from .content import Content, names_in, opened
 from .refusals import refuse
 
+READ = ("safetensors", "image", "zip", "pickle")  # groups of `filetypes`; what is in them may still be something else
 _EMBEDDINGS = (a1111, onetrainer, clip_pairs, diffusers)  # diffusers' last: any one name would do for it
 
 
@@ -28,9 +30,12 @@ def read_any(data: bytes, name: str, token: Token | None = None) -> Concept:
 
 def open_any(data: bytes, name: str) -> Content:
     """What a foreign file holds. Raises PersonalError, naming what it is where no concept can hold it."""
-    if pictures.is_picture(data):
+    kind = recognise(data)
+    if kind.group == "image":
         return pictures.opened(data, name)
-    if not pickles.is_pickle(data):
+    if kind.group not in READ:
+        raise kind.refusal(name)
+    if kind is SAFETENSORS:
         refuse(names_in(data), name)  # first: a whole model has more in it than may be read
     content = opened(data, name)
     refuse(content.shapes, name)
@@ -54,7 +59,7 @@ def is_ours(head: bytes, name: str, size: int | None = None) -> bool:
 
     head: the file, or its first 1 MB and more, and then its size.
     """
-    if pickles.is_pickle(head) or pictures.is_picture(head) or b"sdpersonal.card" not in head[: 8 + MAX_HEADER]:
+    if recognise(head, size) is not SAFETENSORS or b"sdpersonal.card" not in head[: 8 + MAX_HEADER]:
         return False
     return "sdpersonal.card" in check_head(head, size or len(head), name, MAX_STRANGERS_HEADER).metadata
 

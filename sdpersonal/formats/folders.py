@@ -22,9 +22,10 @@ from .. import files
 from ..card import plain
 from ..concept import Concept, Lora
 from ..errors import PersonalError
+from ..filetypes import SAFETENSORS, recognise
 from ..prompts import Token, show
 from ..tensorfile import MAX_FILE, MAX_HEADER, MAX_STRANGERS_HEADER, check_head, damaged, strict_json
-from . import cloneofsimo, diffusers, is_ours, lora_file, open_any, pickles, pictures, read_any, read_content
+from . import READ, cloneofsimo, diffusers, is_ours, lora_file, open_any, pictures, read_any, read_content
 from .content import MAX_PICKLE, OWNER, Content, names_in
 from .diffusers import FILES
 from .making import token_for
@@ -251,7 +252,10 @@ def _bytes(path: Path) -> bytes:
     """The file, if its head is that of something that a concept can be. Raises PersonalError."""
 
     def look(head: bytes, size: int) -> None:
-        if pickles.is_pickle(head) or pictures.is_picture(head):
+        kind = recognise(head, size)
+        if kind.group not in READ:
+            raise kind.refusal(path.name)
+        if kind is not SAFETENSORS:
             if size > MAX_PICKLE:
                 raise PersonalError(f"{show(path.name)} is larger than 300 MB, the most of a pickle or picture.")
         elif size > len(head):
