@@ -238,7 +238,8 @@ def _runs(head: bytes, whole: int) -> bool:
     """Whether the bytes are a program for pickle's stack machine, as protocols 0 and 1 are. Nothing is run."""
     window, depths, count = _Window(head), [0], 0  # depths: of the stack, since each MARK
     try:
-        for count, (opcode, _, _) in enumerate(pickletools.genops(window), 1):
+        for opcode, _, _ in pickletools.genops(window):
+            count += 1
             _step(opcode, depths)
             if opcode.name == "STOP":
                 return depths == [0]

@@ -105,8 +105,13 @@ def test_importing_what_was_pushed_takes_our_own_file_with_its_card(hub, library
     fetched = {line.rpartition("/")[2] for line, _, _ in hub.asked[asked:] if "/resolve/" in line}
     assert fetched == {f"me-{word}.safetensors"}
     cut = tmp_path / "all" / "down" / f"me-{word}.safetensors"
-    cut.write_bytes(cut.read_bytes()[:-4])  # then the others are not taken for it
-    assert "refused" in refused(library, capsys, "import", str(cut.parent))
+    cut.write_bytes(cut.read_bytes()[:-4])  # it is told, and what stands beside it for diffusers comes in
+    other = Library(tmp_path / "from the copies")
+    assert (
+        run(other, "concepts", "import", str(cut.parent)) == 2 and "refused: it ends early" in capsys.readouterr().out
+    )
+    found = other.get(one.token.unversioned())
+    assert found.identity == one.identity and found.card == one.card and len(other.list()) == 1
 
 
 def test_our_file_among_strangers_is_not_all_that_is_there(tmp_path):
