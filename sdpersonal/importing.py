@@ -16,7 +16,7 @@ from .formats.content import OWNER
 from .formats.folders import Apart, Source, concepts_in, joined, read_source
 from .formats.making import token_of_file
 from .formats.repositories import fetched, split
-from .library import Library
+from .library import Library, Taken
 from .prompts import Token, show
 
 __all__ = ["DUPLICATES", "Duplicates", "Outcome", "Source", "bring_in", "joined", "sources"]
@@ -116,15 +116,20 @@ def _import(
         if snapshot and not as_:
             concept = _of_series(concept, source, snapshot)
         before = library.identities(concept.token)
-        token = library.keep(concept, replace, count_up=duplicates == "versions")
+        try:
+            token = library.keep(concept, replace, count_up=duplicates == "versions")
+        except Taken:
+            if as_ or duplicates != "filenames":
+                raise
+            token = library.keep(dataclasses.replace(concept, token=_file_name(source, concept.token)), replace)
         here = before.get(token) == library.find(token).identity and not replace
     except Apart:
         for path in source.files:
             yield from _import(library, dataclasses.replace(source, path=path, files=()), as_, replace, duplicates)
     except PersonalError as error:
-        yield Outcome(str(source.path), error=error)
+        yield Outcome(source.label, error=error)
     else:
-        yield Outcome(str(source.path), token, "here already" if here else "imported", _summary(concept))
+        yield Outcome(source.label, token, "here already" if here else "imported", _summary(concept))
 
 
 def _of_series(concept: Concept, source: Source, snapshot: _Snapshot) -> Concept:

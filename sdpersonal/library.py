@@ -30,6 +30,10 @@ _PATIENCE = 60.0  # seconds to wait for another process that is adding or removi
 OTHER_PART = "If they are one concept, import both files at once with --replace; else give it another name with --as."
 
 
+class Taken(PersonalError):
+    """A name that another concept has in the library."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """One concept in a listing. damaged: what is wrong with its file; then card and what follows are not known."""
@@ -349,11 +353,11 @@ class Library:
         here = ((entry and entry.identity) or "damaged")[:8]
         if entry and bool(entry.vectors) != bool(concept.vectors) and bool(entry.lora_rank) != bool(concept.lora):
             mine, theirs = ("vectors", "a LoRA") if concept.vectors else ("a LoRA", "vectors")
-            return PersonalError(
+            return Taken(
                 f"{taken} is here already with {theirs} alone, the new one is {mine} alone.",
                 OTHER_PART,
             )
-        return PersonalError(
+        return Taken(
             f"{taken} is here already with other content (here {here}, the new one {concept.identity[:8]}).",
             TAKEN,
         )

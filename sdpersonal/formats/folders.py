@@ -72,6 +72,11 @@ class Source:
     def all_files(self) -> tuple[Path, ...]:
         return self.files or (self.path,)
 
+    @property
+    def label(self) -> str:
+        """What to call it: its one file, or the folder of several."""
+        return str(self.files[0] if len(self.files) == 1 else self.path)
+
 
 def read_source(source: Source, token: Token | None = None) -> Concept:
     """The concept, under its own token or the one given. Raises PersonalError."""
@@ -502,20 +507,16 @@ def _said(names: Mapping[str, Path]) -> tuple[str, dict[str, object]]:
         word = "" if len(word) > 200 or "," in word else word
     if "type_of_concept.txt" in names and (kind := _text(names["type_of_concept.txt"]).strip()) in ("object", "style"):
         facts["kind"] = kind
-    if "README.md" in names and (
-        title := re.match(
-            r"(?:---\n.{0,2000}?\n---\n\s*)?# (.{1,400}), for the sd-concepts-library\n",
-            _text(names["README.md"]),
-            re.DOTALL,
-        )
-    ):
-        facts["title"] = plain(re.sub(r"\\(.)", r"\1", title[1]))[:100]  # an export of ours
     if "README.md" in names and (_TEXTS | {"adapter_config.json"}) & names.keys():
         text = _text(names["README.md"])
-        if licence := re.search(r"\A---\s.{0,2000}?^license: *([\w.-]{1,60})\s", text, re.DOTALL | re.MULTILINE):
+        if licence := re.search(
+            r"\A---\s.{0,2000}?^license: *[\"']?([\w.-]{1,60})[\"']?\s", text, re.DOTALL | re.MULTILINE
+        ):
             facts["license"] = licence[1]
         if title := re.search(r"^#+ (.{1,200}) on Stable Diffusion", text, re.MULTILINE):
             facts["title"] = plain(title[1])[:100]
+        if title := re.search(r"^# (.{1,200}), for the sd-concepts-library$", text, re.MULTILINE):  # an export of ours
+            facts["title"] = plain(re.sub(r"\\(.)", r"\1", title[1]))[:100]
     if "special_params.json" in names:
         words = [str(each) for each in _json(names["special_params.json"])]
         facts["title"] = plain(words[0])[:100] if words and words[0] != "TOK" else ""

@@ -166,7 +166,7 @@ def _sources(moved: Sequence[Path], place: Path, steps: bool) -> list[Source]:
 
 def _told(outcome: Outcome, found: Sequence[Source]) -> Arrival:
     path = Path(outcome.source)
-    parts = next((each.files for each in found if str(each.path) == outcome.source and each.files), ())
+    parts = next((each.files for each in found if each.label == outcome.source and each.files), ())
     parts = parts or (path.iterdir() if path.is_dir() else (path,))
     name = show(" + ".join(sorted(each.name for each in parts)), 200)
     if outcome.error:
