@@ -181,7 +181,7 @@ def _weak(head: bytes) -> FileType | None:
         return _image("BMP")
     if head[:4] in (b"\0\0\x01\0", b"\0\0\x02\0") and head[4:6] != b"\0\0" and head[5:6] == b"\0":
         return _image("icon")
-    if re.match(rb"P[1-7][\s#]", head) and re.match(rb"P[1-7]\s+(#[^\n]*\s+)*(\d+\s+\d|WIDTH)", head):
+    if re.match(rb"P[1-7][\s#]", head) and re.match(rb"P[1-7]\s+(#[^\n]*\n\s*)*(\d+\s+\d|WIDTH)", head):
         return _image("PNM")
     if head[:2] == b"\xff\x0a":
         return _JXL
@@ -236,11 +236,12 @@ class _Window(io.BytesIO):
 
 def _runs(head: bytes, whole: int) -> bool:
     """Whether the bytes are a program for pickle's stack machine, as protocols 0 and 1 are. Nothing is run."""
-    window, depths, count = _Window(head), [0], 0  # depths: of the stack, since each MARK
+    window, depths, memo, count = _Window(head), [0], set(), 0  # depths: of the stack, since each MARK
     try:
-        for opcode, _, _ in pickletools.genops(window):
+        for opcode, argument, _ in pickletools.genops(window):
             count += 1
             _step(opcode, depths)
+            _remember(opcode.name, argument, memo)
             if opcode.name == "STOP":
                 return depths == [0]
     except IndexError:
@@ -263,6 +264,16 @@ def _step(opcode: pickletools.OpcodeInfo, depths: list[int]) -> None:
     if depths[-1] < 0:
         raise IndexError
     depths[-1] += len(opcode.stack_after)
+
+
+def _remember(name: str, argument: object, memo: set[object]) -> None:
+    """Keep account of the memo. Raises IndexError where a place is filled twice, or read before it is filled."""
+    if name == "MEMOIZE":
+        memo.add(len(memo))
+    elif name.endswith(("PUT", "GET")) and (argument in memo) is name.endswith("PUT"):
+        raise IndexError
+    elif name.endswith("PUT"):
+        memo.add(argument)
 
 
 # --- text and placeholders --------------------------------------------------------------------------------------------
