@@ -23,8 +23,7 @@ from .tensorfile import MAX_FILE
 
 SUFFIX = ".safetensors"
 TAKEN = (
-    "Give it another name with --as '<owner/name>', take its place with --replace, or keep both with "
-    "--duplicates versions or --duplicates filenames."
+    "Give it another name with --as '<owner/name>', take its place with --replace, or keep both: --duplicates versions"
 )
 _PATIENCE = 60.0  # seconds to wait for another process that is adding or removing
 OTHER_PART = "If they are one concept, import both files at once with --replace; else give it another name with --as."

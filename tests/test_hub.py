@@ -1,5 +1,6 @@
 """Push and pull against a server that speaks the Hub's API, through huggingface_hub itself."""
 
+import dataclasses
 import getpass
 import io
 import json
@@ -396,3 +397,27 @@ def test_the_thumbnail_is_the_picture_where_there_are_none():
     names = [each.name for each in ours.uploads(concept(), ID)]
     assert names[0] == "README.md" and "pictures.png" in names
     assert "pictures.png" not in [each.name for each in ours.uploads(embedding(), ID)]
+
+
+def begins(one) -> bytes:
+    return write(dataclasses.replace(one, token=one.token.unversioned()))[:2]
+
+
+def test_versions_pushed_one_after_the_other_are_pulled_as_versions(hub, library, tmp_path, capsys):
+    # A repository each: the server here calls every commit by one name, and the Hub's cache goes by that.
+    other = Library(tmp_path / "other")
+    for number in range(3):
+        one = embedding("<me/ink>", seed=number + 5)
+        texts = ({"description": "x" * count} for count in range(300))
+        ones = (dataclasses.replace(one, card=one.card.model_copy(update=text)) for text in texts)
+        one = next(each for each in ones if begins(each)[:1] == b"\x80")  # as a pickle does
+        token = library.add(one)
+        assert run(library, "concepts", "push", str(token), f"{ID}-{number}", "--yes") == 0
+        capsys.readouterr()
+        if number:
+            assert run(other, "concepts", "pull", f"{ID}-{number}") == 2
+            assert "--duplicates versions" in capsys.readouterr().err
+        assert run(other, "concepts", "pull", f"{ID}-{number}", "--duplicates", "versions") == 0
+        assert run(other, "concepts", "pull", f"{ID}-{number}") == 0  # once more adds nothing
+        assert other.get(Token.parse("<me/ink>")).identity == one.identity
+    assert len(other.list()) == 3 and other.verify() == []
