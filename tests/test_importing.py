@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ import foreign
 import pictures_with
 from foreign import a1111, rows, safe, torch_saved
 from hostile import Evil
+from samples import concept
 from sdpersonal.cli import main
+from sdpersonal.exports import export
 from sdpersonal.formats import repositories
 from sdpersonal.formats.repositories import Repository, split
 from sdpersonal.library import Library
@@ -149,7 +152,7 @@ def lora():
     return foreign.diffusers_lora(every=40)
 
 
-def held(library="shelf"):
+def listed(library="shelf"):
     return {str(entry.token): (entry.vectors, entry.lora_rank) for entry in Library(library).list()}
 
 
@@ -214,8 +217,8 @@ def test_each_of_many_is_a_concept_whatever_lies_among_them(case, tmp_path, caps
     more, expected = AMONG[case]
     assert run(put(tmp_path / "many", **THREE, **more)) == 0
     capsys.readouterr()
-    assert held() == OF_THREE | expected
-    assert run(tmp_path / "many") == 0 and held() == OF_THREE | expected
+    assert listed() == OF_THREE | expected
+    assert run(tmp_path / "many") == 0 and listed() == OF_THREE | expected
 
 
 BROKEN = {
@@ -236,13 +239,13 @@ def test_one_that_fails_stops_no_other(name, tmp_path, capsys):
     )
     left = {token: what for token, what in OF_THREE.items() if not (name == "alpha.bin" and "alpha" in token)}
     out = capsys.readouterr().out
-    assert held() == left and out.count("refused") >= 1 and len(os.listdir()) == 1
+    assert listed() == left and out.count("refused") >= 1 and len(os.listdir()) == 1
 
 
 def test_generic_files_that_do_not_belong_together_come_in_one_by_one(tmp_path, capsys):
     files = {"pytorch_lora_weights.safetensors": lora(), "learned_embeds.safetensors": safe({"<toy>": rows(1, 1024)})}
     assert run(put(tmp_path / "many", **THREE, **files)) == 0  # the LoRA, which has no name of its own, by its folder
-    assert held() == OF_THREE | {"<imported/toy-v1>": (1, 0), "<imported/many-v1>": (0, 2)}
+    assert listed() == OF_THREE | {"<imported/toy-v1>": (1, 0), "<imported/many-v1>": (0, 2)}
 
 
 def test_the_cache_of_the_hub(tmp_path, capsys):
@@ -252,7 +255,7 @@ def test_the_cache_of_the_hub(tmp_path, capsys):
     (snapshot / "learned_embeds.bin").symlink_to("../../blobs/abc")
     for number, given in enumerate((tmp_path, blobs, snapshot)):
         assert main(["concepts", "import", str(given), "--library", f"shelf{number}"]) == 0
-        assert held(f"shelf{number}") == {"<some-one/cat-toy-v1>": (1, 0)}
+        assert listed(f"shelf{number}") == {"<some-one/cat-toy-v1>": (1, 0)}
 
 
 def test_a_folder_without_any_is_said_to_have_none(tmp_path, capsys):
@@ -268,6 +271,15 @@ def test_downloads_that_have_not_finished(tmp_path, capsys):
     for end in (".part", ".crdownload", ".aria2"):
         assert run(put(tmp_path / end, **{f"a.safetensors{end}": emb()})) == 2
         assert "has not finished" in capsys.readouterr().err
+
+
+def test_links_to_what_is_not_there(tmp_path, capsys):
+    (tmp_path / "a.safetensors").symlink_to("../.git/annex/objects/x/SHA256E-s9--a.safetensors")
+    (tmp_path / "b.safetensors").symlink_to("nowhere")
+    put(tmp_path, **{"c.safetensors": emb()})
+    assert run(tmp_path) == 2 and listed() == {"<imported/c-v1>": (1, 0)}
+    out = " ".join(capsys.readouterr().out.split())
+    assert "git annex get" in out and "link to a file that is not there" in out
 
 
 PINS = {"one.bin": torch_saved({"<pin>": rows(1)[0]}), "two.bin": torch_saved({"<pin>": rows(1, seed=1)[0]})}
@@ -292,33 +304,43 @@ def snapshots(kind):
 
 def test_two_of_one_name_are_refused_or_versions_or_called_by_their_files(tmp_path, capsys):
     place = put(tmp_path / "pins", **PINS)
-    assert run(place) == 2 and held() == {"<imported/pin-v1>": (1, 0)}
+    assert run(place) == 2 and listed() == {"<imported/pin-v1>": (1, 0)}
     assert "--duplicates versions" in " ".join(capsys.readouterr().out.split())
     assert main(["concepts", "import", str(place), "--library", "a", "--duplicates", "versions"]) == 0
-    assert held("a") == {"<imported/pin-v1>": (1, 0), "<imported/pin-v2>": (1, 0)}
+    assert listed("a") == {"<imported/pin-v1>": (1, 0), "<imported/pin-v2>": (1, 0)}
     assert main(["concepts", "import", str(place), "--library", "a", "--duplicates", "versions"]) == 0
-    assert len(held("a")) == 2  # nothing is taken in twice
+    assert len(listed("a")) == 2  # nothing is taken in twice
     assert main(["concepts", "import", str(place), "--library", "b", "--duplicates", "filenames"]) == 0
-    assert held("b") == {"<imported/one-v1>": (1, 0), "<imported/two-v1>": (1, 0)}
+    assert listed("b") == {"<imported/one-v1>": (1, 0), "<imported/two-v1>": (1, 0)}
     assert run(place / "two.bin", "--duplicates", "filenames") == 0  # what is in the library counts as well
-    assert held() == {"<imported/pin-v1>": (1, 0), "<imported/two-v1>": (1, 0)}
+    assert listed() == {"<imported/pin-v1>": (1, 0), "<imported/two-v1>": (1, 0)}
     assert run(place / "one.bin", place / "two.bin", "--as", "<me/x>", "--duplicates", "versions") == 0
-    assert {"<me/x-v1>", "<me/x-v2>"} <= held().keys()
+    assert {"<me/x-v1>", "<me/x-v2>"} <= listed().keys()
 
 
 @pytest.mark.parametrize("kind", SNAPSHOTS)
 def test_snapshots_of_a_training_as_versions_in_their_order(kind, tmp_path, capsys):
     content = dict(snapshots(kind))
     assert run(put(tmp_path / "run", **content), "--duplicates", "versions") == 0
-    assert held().keys() == {"<imported/toy-v1>", "<imported/toy-v2>", "<imported/toy-v3>"}
+    assert listed().keys() == {"<imported/toy-v1>", "<imported/toy-v2>", "<imported/toy-v3>"}
     for seed in range(3):
         found = Library("shelf").get(Token.parse(f"<imported/toy-v{seed + 1}>")).vectors["clip_l"]
         assert np.array_equal(found, rows(1, seed=seed).numpy()), (kind, seed)
     assert main(["concepts", "import", str(tmp_path / "run"), "--library", "b", "--duplicates", "filenames"]) == 0
-    assert len({token.partition("-v")[0] for token in held("b")}) == 3, held("b")
+    assert len({token.partition("-v")[0] for token in listed("b")}) == 3, listed("b")
 
 
 def test_things_that_are_numbered_are_no_snapshots(tmp_path, capsys):
     place = put(tmp_path / "cats", **{f"cat-{number}.safetensors": emb(number) for number in (1, 2, 50)})
     assert run(place, "--duplicates", "versions") == 0
-    assert held().keys() == {f"<imported/cat-{number}-v1>" for number in (1, 2, 50)}
+    assert listed().keys() == {f"<imported/cat-{number}-v1>" for number in (1, 2, 50)}
+
+
+def test_parts_named_by_relative_and_absolute_paths_are_one(tmp_path, monkeypatch, capsys):
+    made = export(concept(), "a1111").files
+    put(tmp_path, **{name: data for name, data in made.items() if name.endswith(".safetensors")})
+    monkeypatch.chdir(tmp_path)
+    first, second = sorted(Path().rglob("*.safetensors"))
+    put(tmp_path, **{"token_identifier.txt": "<not-this>"})
+    assert run(first, second.absolute(), "--as", "<you/x>") == 0
+    assert Library("shelf").get(Token.parse("<you/x>")).identity == concept().identity

@@ -95,7 +95,7 @@ def read_path(path: str | os.PathLike, token: Token | None = None, owner: str = 
     path = Path(path)
     if path.is_dir():
         return read_folder(path, token, owner, place)
-    _check_finished(path)
+    _check_downloaded(path)
     data = _bytes(path)
     if is_ours(data, path.name):
         return read_ours(data, path.name, token)
@@ -110,12 +110,12 @@ def read_folder(folder: str | os.PathLike, token: Token | None = None, owner: st
         raise PersonalError(f"{show(str(folder), 200)} is a whole model, not a concept.", "Give it as --base.")
     if adapter := _adapter_folders(folder, names):
         return _peft(adapter, token, owner, place or _name(folder))
-    found = joined(concepts_in(folder, owner, place))
-    if not found:
+    sources = joined(concepts_in(folder, owner, place))
+    if not sources:
         raise PersonalError("The folder holds no concept that I can read.", "Give the file itself.")
-    if len(found) > 1:
-        raise _several([path.name for source in found for path in source.all_files], folder)
-    source = dataclasses.replace(found[0], place=found[0].place or place or _name(folder))
+    if len(sources) > 1:
+        raise _several([path.name for source in sources for path in source.all_files], folder)
+    source = dataclasses.replace(sources[0], place=sources[0].place or place or _name(folder))
     if source.files:
         return _read_files(source, token)
     return read_path(source.path, token, owner, source.place)
@@ -147,10 +147,10 @@ def _unfolded(folder: Path, depth: int, owner: str, place: str, steps: bool) -> 
 def _cached_words(folder: Path) -> tuple[str, str] | None:
     """Owner and name of the repository whose snapshot in the Hub's cache this folder is."""
     parts = folder.absolute().parts[-3:]
-    found = len(parts) == 3 and parts[1] == "snapshots" and _CACHED.fullmatch(parts[0])
-    if not found:
+    match = len(parts) == 3 and parts[1] == "snapshots" and _CACHED.fullmatch(parts[0])
+    if not match:
         return None
-    owner, name = (re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in (found["owner"], found["name"]))
+    owner, name = (re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in (match["owner"], match["name"]))
     return owner or OWNER, name
 
 
@@ -181,13 +181,13 @@ def _name(folder: Path) -> str:
 
 def _earlier(weights: dict[str, Path]) -> Iterator[tuple[Path, ...]]:
     """Take out what was saved before the last, the files of one step together, and copies for diffusers of ours."""
-    found: dict[int, list[str]] = {}
+    by_step: dict[int, list[str]] = {}
     for name in weights:
         if match := STEPS.fullmatch(name.lower()):
-            found.setdefault(int(match[2]), []).append(name)
+            by_step.setdefault(int(match[2]), []).append(name)
     for name in [name for name in weights if _GENERIC.fullmatch(name.lower())]:
         del weights[name]
-    for _, names in sorted(found.items()):
+    for _, names in sorted(by_step.items()):
         yield tuple(weights.pop(name) for name in names)
 
 
@@ -202,14 +202,14 @@ def _stem(name: str) -> str:
 def _weights(names: Mapping[str, Path]) -> dict[str, Path]:
     """The files that may hold a concept's tensors; no pickle beside a safetensors file of its name."""
     safe = {name.lower().rpartition(".")[0] for name in names if name.lower().endswith(_SAFE)}
-    found = {}
+    weights = {}
     for name, path in names.items():
         low = name.lower()
         if low.endswith(_PICKLES) and low.rpartition(".")[0] in safe:
             continue
         if _may_be_concept(low, path):
-            found[name] = path
-    return found
+            weights[name] = path
+    return weights
 
 
 def _own(folder: Path, names: Mapping[str, Path], weights: Mapping[str, Path]) -> list[str]:
@@ -288,8 +288,15 @@ def _may_be_concept(low: str, path: Path) -> bool:
     return low.endswith(_SAFE + _PICKLES + tuple(f"{end}{more}" for end in _SAFE + _PICKLES for more in _UNFINISHED))
 
 
-def _check_finished(path: Path) -> None:
-    """Raise PersonalError where a download of this file has not ended."""
+def _check_downloaded(path: Path) -> None:
+    """Raise PersonalError where a file's name, what stands beside it or where it links to tells that it is not here."""
+    if path.is_symlink() and not path.exists():
+        kind = recognise(os.readlink(path).encode("utf-8", "replace"))  # git-annex links to where it would put the file
+        raise (
+            kind.refusal(path.name)
+            if kind.group == "placeholder"
+            else PersonalError(f"{show(path.name)} is a link to a file that is not there.", "Fetch the file again.")
+        )
     if path.name.lower().endswith(_UNFINISHED) or os.path.lexists(path.with_name(f"{path.name}.aria2")):
         raise PersonalError(
             f"{show(path.name)} is refused: its download has not finished.", "Let it finish, or fetch it again."
@@ -331,23 +338,31 @@ def joined(sources: Sequence[Source]) -> list[Source]:
             groups.setdefault(source.path.stem.lower(), []).append(number)
         else:
             groups[number] = [number]
-    return [each for group in groups.values() for each in _one(group, sources, heads)]
+    return [each for group in groups.values() for each in _merged(group, sources, heads)]
 
 
-def _one(group: list[int], sources: Sequence[Source], heads: Sequence[_Head | None]) -> Iterator[Source]:
-    chosen = [sources[number] for number in group]
+def _merged(group: list[int], sources: Sequence[Source], heads: Sequence[_Head | None]) -> Iterator[Source]:
+    members = [sources[number] for number in group]
     unnamed = not heads[group[0]] or not heads[group[0]].whole
     if len(group) == 1 or (unnamed and sorted(heads[number].lora for number in group) != [False, True]):
-        yield from chosen
+        yield from members
         return
-    paths = tuple(dict.fromkeys(path for source in chosen for path in source.all_files))
-    yield dataclasses.replace(chosen[0], path=Path(os.path.commonpath(paths)), files=paths)
+    paths = tuple(dict.fromkeys(path for source in members for path in source.all_files))
+    yield dataclasses.replace(members[0], path=_common(paths), files=paths)
+
+
+def _common(paths: Sequence[Path]) -> Path:
+    """The folder that all of them lie in."""
+    try:
+        return Path(os.path.commonpath([path.parent for path in paths]))
+    except ValueError:  # absolute and relative, or on two drives
+        return paths[0].parent
 
 
 def _head(source: Source) -> _Head | None:
     """What the first of its files with a word of ours says; None where there is no safetensors file."""
-    found = [head for path in source.all_files if path.is_file() and (head := _peek(path))]
-    return next((head for head in found if head.whole), found[0] if len(found) == len(source.all_files) == 1 else None)
+    heads = [head for path in source.all_files if path.is_file() and (head := _peek(path))]
+    return next((head for head in heads if head.whole), heads[0] if len(heads) == len(source.all_files) == 1 else None)
 
 
 def _peek(path: Path) -> _Head | None:
@@ -358,17 +373,17 @@ def _peek(path: Path) -> _Head | None:
         layout = check_head(head, size, path.name, MAX_STRANGERS_HEADER)
     except PersonalError:
         return None
-    told, lora = layout.metadata, any("lora" in name for name in layout.tensors)
-    if claim := origin_in(told, path.name):
+    metadata, lora = layout.metadata, any("lora" in name for name in layout.tensors)
+    if claim := origin_in(metadata, path.name):
         half = claim.card.base == "sdxl" and len(layout.tensors) == 1  # vectors for one of two encoders
         return _Head(claim.whole or claim.part, bool(claim.whole) or half, str(claim.token), lora)
-    if "sdpersonal.card" in told:
+    if "sdpersonal.card" in metadata:
         try:
-            word = str(Token.parse(read_card(told["sdpersonal.card"], path.name).token))
+            word = str(Token.parse(read_card(metadata["sdpersonal.card"], path.name).token))
         except PersonalError:
             return None
-        whole = told.get(WHOLE, "")
-        return _Head(whole or told.get("modelspec.hash_sha256", "").removeprefix("0x"), bool(whole), word, lora)
+        whole = metadata.get(WHOLE, "")
+        return _Head(whole or metadata.get("modelspec.hash_sha256", "").removeprefix("0x"), bool(whole), word, lora)
     return _Head("", False, "", lora)
 
 
@@ -384,13 +399,14 @@ def _read_files(source: Source, token: Token | None) -> Concept:
     ours: list[Concept] = []
     contents: list[Content] = []
     for path in source.files:
-        _check_finished(path)
+        _check_downloaded(path)
         data = _bytes(path)
         if is_ours(data, path.name):
             ours.append(read_ours(data, path.name, token))
         else:
             contents.append(open_any(data, path.name).standing_in(source.place, source.owner))
-    beside = {} if ours or not source.path.is_dir() else {e.name: Path(e.path) for e in _scan(source.path)}
+    together = all(path.parent == source.path for path in source.files)  # else the texts are of something else
+    beside = {entry.name: Path(entry.path) for entry in _scan(source.path)} if together and not ours else {}
     word, facts = _said(beside)
     wanted = token
     if token is None and word and contents:
@@ -423,9 +439,9 @@ def united(parts: Sequence[Concept], token: Token | None = None) -> Concept:
     Raises Apart where they do not fit together.
     """
     first = next((part for part in parts if part.whole), parts[0])
-    known = next((part for part in parts if not part.whole and part.identity == first.whole), None)
-    if known:  # all of it is in one of the files
-        return dataclasses.replace(known, token=token or known.token)
+    complete = next((part for part in parts if not part.whole and part.identity == first.whole), None)
+    if complete:  # all of it is in one of the files
+        return dataclasses.replace(complete, token=token or complete.token)
     if len(parts) == 1:
         return first
     vectors: dict = {}
@@ -435,15 +451,15 @@ def united(parts: Sequence[Concept], token: Token | None = None) -> Concept:
             raise Apart(
                 f"Its files are for two bases: {first.card.base} and {part.card.base}.", "Give one of the files."
             )
-        mine = part.lora.layers if part.lora else {}
+        part_layers = part.lora.layers if part.lora else {}
         if _differ(vectors, part.vectors) or any(
-            _layers_differ(layers[k], mine[k]) for k in layers.keys() & mine.keys()
+            _layers_differ(layers[k], part_layers[k]) for k in layers.keys() & part_layers.keys()
         ):
             raise Apart("Its files hold two concepts.", "Give one of the files.")
-        vectors, layers = vectors | part.vectors, layers | mine
+        vectors, layers = vectors | part.vectors, layers | part_layers
     lora = Lora(layers) if layers else None
-    one = Concept(token or first.token, first.card, vectors, lora, first.thumbnail, first.whole)
-    return dataclasses.replace(one, whole="") if one.identity == first.whole else one
+    whole = Concept(token or first.token, first.card, vectors, lora, first.thumbnail, first.whole)
+    return dataclasses.replace(whole, whole="") if whole.identity == first.whole else whole
 
 
 def _differ(some: Mapping, others: Mapping) -> bool:
