@@ -163,14 +163,14 @@ def _here(folder: Path, names: Mapping[str, Path], owner: str, place: str, steps
     for paths in _earlier(weights):
         if steps:
             yield Source(paths[0], paths, owner, place or _name(folder))
-    while weights:
-        name, path = next(iter(weights.items()))
-        group = [each for each in weights if _stem(each) == _stem(name)]
-        paths = tuple(weights.pop(each) for each in group)
+    groups: dict[str, list[Path]] = {}
+    for name, path in weights.items():
+        groups.setdefault(_stem(name), []).append(path)
+    for stem, paths in groups.items():
         if len(paths) > 1:
-            yield Source(folder, paths, owner, place or _stem(name))
+            yield Source(folder, tuple(paths), owner, place or stem.removesuffix(" safe"))
         else:
-            yield Source(path, (), owner)
+            yield Source(paths[0], (), owner)
 
 
 def _name(folder: Path) -> str:
