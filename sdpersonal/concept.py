@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,7 @@ from .card import Card, read_card
 from .errors import PersonalError
 from .modelspec import kohya, modelspec, picture_from
 from .prompts import Token, show
-from .tensorfile import MAX_FILE, Layout, array, check, check_head, damaged, header_length, pack, payload
+from .tensorfile import MAX_FILE, Layout, array, check, check_head, damaged, header_length, not_read, pack, payload
 from .thumbnail import media_type, thumbnail_bytes
 
 __all__ = ["Card", "Concept", "Header", "Lora", "LoraLayer", "read", "read_header", "thumbnail_bytes", "write"]
@@ -37,6 +38,7 @@ WIDTHS = {"sd1": {"clip_l": 768}, "sd2": {"clip_l": 1024}, "sdxl": {"clip_l": 76
 _VERSION = "1"
 _FIRST_READ = 32_768  # bytes: nearly every header, with its thumbnail, in one call
 _SUM = "sdpersonal.header_sha256"
+WHOLE = "sdpersonal.whole"
 _LAYER = re.compile(r"lora_(unet|te|te1|te2)_[A-Za-z0-9_]{1,200}")
 _PARTS = {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha"}
 
@@ -82,6 +84,7 @@ class Concept:
     vectors: dict[str, np.ndarray] = field(default_factory=dict)
     lora: Lora | None = None
     thumbnail: bytes | None = None
+    whole: str = ""  # identity of the concept of which an export made this a part; "" where this is all of it
 
     def __post_init__(self):
         check_token(self.token)
@@ -113,6 +116,7 @@ class Header:
     size: int  # bytes of the whole file
     payload_size: int  # bytes
     identity: str  # as the header has it; only `read` proves it
+    whole: str = ""  # as in Concept
 
     @cached_property
     def thumbnail(self) -> bytes | None:
@@ -140,14 +144,14 @@ def holds(vectors: int, lora_rank: int) -> str:
     return " + ".join(said + ([f"LoRA rank {lora_rank}"] if lora_rank else []))
 
 
-def write(concept: Concept) -> bytes:
-    """The concept's file. The same concept gives the same bytes."""
-    return b"".join(parts(concept))
+def write(concept: Concept, notes: Mapping[str, str] | None = None) -> bytes:
+    """The concept's file. The same concept gives the same bytes. notes: more text for the header, by key."""
+    return b"".join(parts(concept, notes))
 
 
-def parts(concept: Concept) -> list[bytes | memoryview]:
+def parts(concept: Concept, notes: Mapping[str, str] | None = None) -> list[bytes | memoryview]:
     """The same in parts: the header, then the tensors where they lie, since a LoRA of SDXL can be of 1 GB and more."""
-    head, *body = pack(_tensors(concept), _metadata(concept))
+    head, *body = pack(_tensors(concept), _metadata(concept) | dict(notes or {}))
     head = head.replace(_sum_entry(_NO_SUM), _sum_entry(files.sha256(head)))
     check_head(head, len(head) + sum(map(len, body)), str(concept.token))  # nothing is written that could not be read
     return [head, *body]
@@ -161,7 +165,7 @@ def read(data: bytes, name: str) -> Concept:
         raise damaged(name, "damaged (sha256 differs from the one in its header)")
     try:
         vectors, lora = _read_tensors(data, layout, header.token)
-        return Concept(header.token, header.card, vectors, lora, header.thumbnail)
+        return Concept(header.token, header.card, vectors, lora, header.thumbnail, header.whole)
     except ValueError as error:
         raise damaged(name, str(error)) from error
     except PersonalError as error:
@@ -177,7 +181,7 @@ def read_header(path: Path, picture: bool = True) -> Header:
             raise ValueError("it is larger than 4 GB, the most I read")
         whole = 8 + header_length(head, size)
     except ValueError as error:
-        raise damaged(name, str(error)) from error
+        raise not_read(head, size, name, str(error)) from error
     if whole > len(head):
         head, size = files.read_head(path, whole)
     head = head[:whole]
@@ -219,6 +223,8 @@ def _metadata(concept: Concept) -> dict[str, str]:
         _SUM: _NO_SUM,
         **modelspec(concept.card, concept.token, concept.lora is not None, identity, concept.thumbnail),
     }
+    if concept.whole:
+        metadata[WHOLE] = concept.whole
     if concept.lora is not None:
         layers = concept.lora.layers.values()
         ranks, alphas = {layer.rank for layer in layers}, {float(layer.alpha) for layer in layers}
@@ -254,7 +260,10 @@ def _read_header(head: bytes, layout: Layout, name: str, size: int) -> Header:
     token = Token.parse(card.token)
     shapes = {tensor: place.shape for tensor, place in layout.tensors.items()}
     identity = metadata.get("modelspec.hash_sha256", "").removeprefix("0x")
-    return Header(token, card, shapes, metadata.get("modelspec.thumbnail", ""), size, size - len(head), identity)
+    picture, whole = metadata.get("modelspec.thumbnail", ""), metadata.get(WHOLE, "")
+    if not re.fullmatch(r"([0-9a-f]{64})?", whole):
+        raise damaged(name, f"its {WHOLE} is no sha256")
+    return Header(token, card, shapes, picture, size, size - len(head), identity, whole)
 
 
 def _read_tensors(data: bytes, layout: Layout, token: Token) -> tuple[dict[str, np.ndarray], Lora | None]:

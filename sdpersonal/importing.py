@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from .concept import Concept, holds
 from .errors import NoRoom, PersonalError
 from .formats.content import OWNER
-from .formats.folders import concepts_in, read_path
+from .formats.folders import Apart, Source, concepts_in, joined, read_source
+from .formats.making import token_of_file
 from .formats.repositories import fetched, split
-from .library import Library
-from .prompts import Token
+from .library import Library, Taken
+from .prompts import Token, show
 
+__all__ = ["DUPLICATES", "Duplicates", "Outcome", "Source", "bring_in", "joined", "sources"]
 
-@dataclass(frozen=True)
-class Source:
-    """One thing to read; owner, place: what the repository it came from calls itself."""
+Duplicates = Literal["refuse", "versions", "filenames"]
+DUPLICATES: tuple[Duplicates, ...] = get_args(Duplicates)
 
-    path: Path
-    owner: str = OWNER
-    place: str = ""
+# What trainers put behind the name of a file that they save on the way: kohya `-000010` (epochs), `-step00000500`;
+# ai-toolkit `_000000500`; diffusers `-steps-500`; cloneofsimo `_e1_s500`; A1111 `-500`; OneTrainer a date and
+# `-save-500-5-0`. The file without it is the last.
+_SNAPSHOT = re.compile(
+    r"(?P<series>.+?)[-_](?:(?:steps?|epochs?|e\d+_s)[-_]?(?P<worded>\d{1,9})|(?P<padded>\d{6,9})|(?P<plain>\d{1,9})|"
+    r"\d{4}-\d\d-\d\d[_-]\d\d-\d\d-\d\d-save-(?P<saved>\d{1,9})-\d+-\d+)",
+    re.IGNORECASE,
+)
+_PLAIN = 50  # steps: plain numbers that are not multiples of it may be of different things, cat-1 and cat-2
 
 
 @dataclass(frozen=True)
@@ -40,37 +51,135 @@ class Outcome:
         return {"from": self.source, "done": self.done, "token": token, "problem": problem, "fix": fix}
 
 
-def sources(asked: str) -> Iterator[Source]:
-    """What a path or a repository's name stands for, one concept each. Raises PersonalError."""
+def sources(asked: str, steps: bool = False) -> list[Source]:
+    """What a path or a repository's name stands for, one concept each. Raises PersonalError.
+
+    steps: files that training left on its way, `learned_embeds-steps-500`, count beside the last one.
+    """
     path = Path(asked)
     repository = None if path.exists() else split(asked)
-    if not repository:
-        return (Source(each) for each in concepts_in(path))
-    folder, (owner, place) = fetched(repository), repository.words
-    found = [folder / repository.file] if repository.file else list(concepts_in(folder))
-    return (Source(each, owner, place if each == folder else "") for each in found)
+    if repository:
+        folder, (owner, place) = fetched(repository), repository.words
+        if repository.file:
+            return [Source(folder / repository.file, (), owner)]
+        found = concepts_in(folder, owner, place, steps)
+    else:
+        found = concepts_in(path, steps=steps)
+    if not found:
+        raise PersonalError(
+            f"{show(asked, 200)} holds no embedding or LoRA.", "They are .safetensors, .pt or .bin files."
+        )
+    return found
 
 
 def bring_in(
-    library: Library, found: Iterable[Source], as_: Token | None = None, replace: bool = False
+    library: Library,
+    found: Sequence[Source],
+    as_: Token | None = None,
+    replace: bool = False,
+    duplicates: Duplicates = "refuse",
 ) -> Iterator[Outcome]:
-    """Import one after the other; one that is refused does not stop the next, a full disk does."""
-    for source in found:
-        outcome = _import(library, source, as_, replace)
-        yield outcome
-        if isinstance(outcome.error, NoRoom):  # nothing after it would fare better
-            return
+    """Import one after the other; one that is refused does not stop the next, a full disk does.
+
+    duplicates: what becomes of another concept under a name that is taken: it is refused, it becomes the next version
+    (snapshots of one training in their order), or it is called by its file's name.
+    """
+    names = _file_names(found) if duplicates == "filenames" and not as_ else {}
+    series = _series(found) if duplicates == "versions" else {}
+    for source in sorted(found, key=lambda each: series[each].step if each in series else 0):
+        word = names.get(source, as_)
+        for outcome in _import(library, source, word, replace, duplicates, series.get(source)):
+            yield outcome
+            if isinstance(outcome.error, NoRoom):  # nothing after it would fare better
+                return
 
 
-def _import(library: Library, source: Source, as_: Token | None, replace: bool) -> Outcome:
+@dataclass(frozen=True)
+class _Snapshot:
+    """A file's name without its step, and the step."""
+
+    series: str
+    step: int
+
+
+def _import(
+    library: Library,
+    source: Source,
+    as_: Token | None,
+    replace: bool,
+    duplicates: Duplicates,
+    snapshot: _Snapshot | None = None,
+) -> Iterator[Outcome]:
+    """One source; its files one by one where they turn out to be no parts of one concept."""
     try:
-        concept = read_path(source.path, as_, source.owner, source.place)
-        known = library.versions(concept.token)
-        token = library.keep(concept, replace)
+        concept = read_source(source, as_)
+        if snapshot and not as_:
+            concept = _of_series(concept, source, snapshot)
+        before = library.identities(concept.token)
+        try:
+            token = library.keep(concept, replace, count_up=duplicates == "versions")
+        except Taken:
+            if as_ or duplicates != "filenames":
+                raise
+            token = library.keep(dataclasses.replace(concept, token=_file_name(source, concept.token)), replace)
+        here = before.get(token) == library.find(token).identity and not replace
+    except Apart:
+        for path in source.files:
+            yield from _import(library, dataclasses.replace(source, path=path, files=()), as_, replace, duplicates)
     except PersonalError as error:
-        return Outcome(str(source.path), error=error)
-    done = "here already" if token in known and not replace else "imported"
-    return Outcome(str(source.path), token, done, _summary(concept))
+        yield Outcome(source.label, error=error)
+    else:
+        yield Outcome(source.label, token, "here already" if here else "imported", _summary(concept))
+
+
+def _of_series(concept: Concept, source: Source, snapshot: _Snapshot) -> Concept:
+    """The concept under the name that its snapshots share, if it is called by its file's name."""
+    owner = concept.token.owner or OWNER
+    token = token_of_file(snapshot.series, owner)
+    by_file = concept.token == token_of_file(source.path.name, owner)
+    return dataclasses.replace(concept, token=token) if by_file and token else concept
+
+
+def _file_names(found: Iterable[Source]) -> dict[Source, Token]:
+    """A token out of the file's name for those whose own token another one has too: files are read twice for it."""
+    tokens: dict[Source, Token] = {}
+    for source in found:
+        try:
+            tokens[source] = read_source(source).token
+        except PersonalError:  # it is told when it is imported
+            continue
+    count = Counter(token.unversioned() for token in tokens.values())
+    return {source: _file_name(source, token) for source, token in tokens.items() if count[token.unversioned()] > 1}
+
+
+def _file_name(source: Source, token: Token) -> Token:
+    """The file's name as a token; where any tool's file is called so, its folder's or its step behind the own name."""
+    owner = token.owner or OWNER
+    if named := token_of_file(source.path.name, owner):
+        return named
+    match = _SNAPSHOT.fullmatch(source.path.stem)
+    behind = match["worded"] if match and match["worded"] else source.path.absolute().parent.name
+    return token_of_file(f"{token.name}-{behind}", owner) or token
+
+
+def _series(found: Sequence[Source]) -> dict[Source, _Snapshot]:
+    """Files of which several differ in the step alone; the one without a step is the last."""
+    groups: dict[tuple[Path, str], dict[Source, int]] = {}
+    plain: set[tuple[Path, str]] = set()
+    for source in found:
+        path = source.all_files[0]
+        match = _SNAPSHOT.fullmatch(path.stem)
+        key = (path.parent, match["series"] if match else path.stem)
+        step = next(int(number) for number in match.groups()[1:] if number) if match else 10**10
+        groups.setdefault(key, {})[source] = step
+        if match and match["plain"] and step % _PLAIN:
+            plain.add(key)
+    return {
+        source: _Snapshot(key[1], step)
+        for key, steps in groups.items()
+        if len(steps) > 1 and key not in plain
+        for source, step in steps.items()
+    }
 
 
 def _summary(concept: Concept) -> str:

@@ -17,13 +17,21 @@ from . import files
 from .card import Card, edited
 from .concept import Concept, check_token, holds, parts, read, read_header
 from .errors import PersonalError
-from .formats.folders import read_path
+from .formats.folders import read_path, united
 from .prompts import Token, show
 from .tensorfile import MAX_FILE
 from .text import check_path
 
 SUFFIX = ".safetensors"
+TAKEN = (
+    "Give it another name with --as '<owner/name>', take its place with --replace, or keep both: --duplicates versions"
+)
 _PATIENCE = 60.0  # seconds to wait for another process that is adding or removing
+OTHER_PART = "If they are one concept, import both files at once with --replace; else give it another name with --as."
+
+
+class Taken(PersonalError):
+    """A name that another concept has in the library."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +103,11 @@ class Library:
         """All versions of a concept that are here, oldest first; empty without one. No file is opened."""
         return self._matching(token.unversioned())
 
+    def identities(self, token: Token) -> dict[Token, str | None]:
+        """What the versions of a concept that are here hold, by their identities; None for a damaged one."""
+        entries = (self._entry(each) for each in self._matching(token.unversioned()))
+        return {entry.token: entry.identity for entry in entries if entry is not None}
+
     def history(self, token: Token) -> list[Entry]:
         """The entries of all versions of a concept, oldest first."""
         found = (self._entry(each) for each in self._matching(self._resolve(token).unversioned()))
@@ -133,10 +146,17 @@ class Library:
         """Add a file or folder of any format we read, under its own token or `as_`; never under one that is taken."""
         return self.keep(read_path(path, as_), replace)
 
-    def keep(self, concept: Concept, replace: bool = False) -> Token:
-        """Add a stranger's concept: as `add`, but never as a new version of what has its name."""
+    def keep(self, concept: Concept, replace: bool = False, count_up: bool = False) -> Token:
+        """Add a stranger's concept: as `add`, but a new version of what has its name only where `count_up` says so.
+
+        A part that an export made of a concept joins the other part, if that is here, and adds nothing to the whole.
+        """
         with self.changing():
-            return self._put(concept, replace, count_up=False)
+            if not replace and (token := self._with_other_part(concept)):
+                return token
+            if count_up and concept.token.version and self._matching(concept.token) and not self._same(concept):
+                concept = dataclasses.replace(concept, token=concept.token.unversioned())
+            return self._put(concept, replace, count_up)
 
     def edit(self, token: Token, changes: Mapping[str, object]) -> Token:
         """Write other facts on a concept's card (`card.edited`); its version and identity stay. Returns its token."""
@@ -286,6 +306,21 @@ class Library:
                     return self._load(token).token
         return None
 
+    def _with_other_part(self, concept: Concept) -> Token | None:
+        """The version that is the whole of this part, or that the part completes and is written anew; else None."""
+        for token in reversed(self._matching(concept.token.unversioned())):
+            with suppress(PersonalError):
+                header = read_header(self._safe_path(token), picture=False)
+                whole, here = concept.whole or concept.identity, header.whole or header.identity
+                if whole != here or not (concept.whole or header.whole):
+                    continue
+                other = self._load(token)
+                one = dataclasses.replace(united([other, concept], token), token=token)
+                if one.identity != other.identity:
+                    files.write_bytes(self._path(token), *parts(one))
+                return token
+        return None
+
     def _put(self, concept: Concept, replace: bool, count_up: bool) -> Token:
         """count_up: where the name is taken and the token names no version, add the next one rather than refuse."""
         if not replace and (same := self._same(concept)):
@@ -317,9 +352,15 @@ class Library:
     def _clash(self, concept: Concept, taken: Token) -> PersonalError:
         entry = self._entry(taken)
         here = ((entry and entry.identity) or "damaged")[:8]
-        return PersonalError(
+        if entry and bool(entry.vectors) != bool(concept.vectors) and bool(entry.lora_rank) != bool(concept.lora):
+            mine, theirs = ("vectors", "a LoRA") if concept.vectors else ("a LoRA", "vectors")
+            return Taken(
+                f"{taken} is here already with {theirs} alone, the new one is {mine} alone.",
+                OTHER_PART,
+            )
+        return Taken(
             f"{taken} is here already with other content (here {here}, the new one {concept.identity[:8]}).",
-            "Give it another name with --as '<owner/name>', or take its place with --replace.",
+            TAKEN,
         )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import PersonalError
+from .filetypes import recognise
 from .prompts import show
 
 MAX_FILE = 4_000_000_000  # bytes: a LoRA of all linear layers of SDXL of rank 256 takes 1.8 GB
@@ -57,7 +58,13 @@ def check_head(head: bytes, size: int, name: str, longest: int = MAX_HEADER) -> 
         length = header_length(head, size, longest)
         return _layout(_header(head[8 : 8 + length]), 8 + length, size)
     except ValueError as error:
-        raise damaged(name, str(error)) from error
+        raise not_read(head, size, name, str(error)) from error
+
+
+def not_read(head: bytes, size: int, name: str, problem: str) -> PersonalError:
+    """Why a file whose header cannot be read is refused: it is another kind of file, else `problem`."""
+    kind = recognise(head, size)
+    return damaged(name, problem) if kind.group in ("safetensors", "unknown") else kind.refusal(name)
 
 
 def header_length(head: bytes, size: int, longest: int = MAX_HEADER) -> int:

@@ -7,6 +7,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from .errors import PersonalError
+from .filetypes import recognise
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 MAX_SIDE = 512  # pixels
 MAX_BYTES = 250_000  # in base64, a third of the header's limit
 _MAX_PIXELS = 16_000_000
-_KINDS = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp"}
+_KINDS = {"PNG": "image/png", "JPEG": "image/jpeg", "WebP": "image/webp"}
 
 
 def thumbnail_bytes(picture: Image.Image, side: int = MAX_SIDE) -> bytes:
@@ -34,9 +35,7 @@ def thumbnail_bytes(picture: Image.Image, side: int = MAX_SIDE) -> bytes:
 
 def media_type(data: bytes) -> str | None:
     """`image/webp` and so on, from the first bytes; None for what is no PNG, JPEG or WebP of at most 250 kB."""
-    if len(data) > MAX_BYTES or (data[:4] == b"RIFF" and data[8:12] != b"WEBP"):
-        return None
-    return next((f"image/{kind}" for start, kind in _KINDS.items() if data.startswith(start)), None)
+    return _KINDS.get(recognise(data).name) if len(data) <= MAX_BYTES else None
 
 
 def remade(data: bytes, side: int = MAX_SIDE) -> bytes:

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load
 
 import teaching
 from samples import card, concept, vectors
 from sdpersonal.bases import load_base
 from sdpersonal.cli import main
-from sdpersonal.concept import Concept, Lora, write
+from sdpersonal.concept import Concept, Lora, LoraLayer, write
 from sdpersonal.errors import PersonalError
 from sdpersonal.exports import FORMATS, export
 from sdpersonal.exports.paths import module_path
@@ -288,14 +289,17 @@ def test_files_for_onetrainer_come_back(base):
     made = export(mine, "onetrainer")
     word = read_any(made.files["embedding/me-toy-duck.safetensors"], "me-toy-duck.safetensors")
     same_vectors(word, mine)
+    there = load(made.files["lora/me-toy-duck.safetensors"])
+    assert {len(each) for name, each in there.items() if name.endswith("lora_down.weight")} == {3}  # even ranks
     back = read_any(made.files["lora/me-toy-duck.safetensors"], "x").lora
-    assert {layer.rank for layer in back.layers.values()} == {3}  # ranks are made even there
     kept = {name for name in mine.lora.layers if base != "sdxl" or name.startswith("lora_unet_")}
     assert back.layers.keys() == kept
     for name, layer in back.layers.items():
-        np.testing.assert_allclose(
-            teaching.change(layer), teaching.change(mine.lora.layers[name]), rtol=1e-6, atol=1e-9
+        same_lora(Lora({name: layer}), Lora({name: mine.lora.layers[name]}))
+        whole = LoraLayer(
+            there[f"{name}.lora_down.weight"], there[f"{name}.lora_up.weight"], float(there[f"{name}.alpha"])
         )
+        np.testing.assert_allclose(teaching.change(whole), teaching.change(layer), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -1,11 +1,14 @@
 """Good files of every format, and pictures of every program, spoiled at random: a concept, a recipe or a refusal,
 within two seconds and 500 MB."""
 
+import io
 import json
 import os
+import pickle
 import random
 import resource
 import time
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from foreign import a1111, rinongal, rows, safe, torch_saved
 from samples import concept, embedding
 from sdpersonal.concept import Concept, write
 from sdpersonal.errors import PersonalError
+from sdpersonal.exports import export
 from sdpersonal.formats import read_any
 from sdpersonal.recipes import Foreign, Recipe, read_recipe
 from test_foreign_pictures import SEEDS as PICTURES
@@ -32,8 +36,33 @@ WORDS = (b"null", b"[]", b"{}", b"-1", b"1e999", b'"x"', b"true", b'["3", 0]', b
 SECONDS, BYTES = 2.0, 500_000_000
 
 
+def exported() -> list[bytes]:
+    """Every file of weights that exports write, with what their headers say of the concept."""
+    made = [export(concept(), format).files for format in ("a1111", "diffusers", "onetrainer", "kohya")]
+    return [data for files in made for name, data in files.items() if name.endswith(".safetensors")]
+
+
+def others() -> list[bytes]:
+    """Good files of kinds that hold no concept: each is refused by its name, spoiled too."""
+    plain = [pickle.dumps({"a": [1, 2.5, "b", None]}, protocol) for protocol in range(6)]
+    archive, photo = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("a/embeddings/x.safetensors", write(embedding()))
+    Image.new("RGB", (8, 8)).save(photo, "BMP")
+    texts = [
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n",
+        b"<!doctype html><p>no",
+        b'{"error":1}',
+    ]
+    boxes = [b"\0\0\0\x20ftypheic\0\0\0\0mif1heic", b"RIFF\x24\0\0\0WAVEfmt ", b"GGUF\x03\0\0\0", bytes(3000)]
+    return [*plain, archive.getvalue(), photo.getvalue(), *texts, *boxes]
+
+
+OTHERS = others()  # made once: a zip tells the time
+
+
 def seeds() -> list[bytes]:
-    """One small good file of each format, and two that mean harm."""
+    """One small good file of each format, what holds no concept, and two that mean harm."""
     photo = Image.new("RGB", (16, 64), "white")
     old = {"_use_new_zipfile_serialization": False}
     vectors = rows(1)
@@ -60,6 +89,8 @@ def seeds() -> list[bytes]:
         safe(peft, {"lora_adapter_metadata": config}),
         foreign.diffusers_lora("sdxl", "processor", every=50),
         foreign.simo_safe(),
+        *exported(),
+        *OTHERS,
         torch_saved([torch.ones(4, 1), torch.ones(1, 768)] * 4),
         torch_saved({"<a>": hostile.Evil(), "<b>": vectors}),
         torch_saved({"string_to_param": {"*": hostile.Evil()}}, **old),
@@ -168,7 +199,12 @@ def examples(count: int, read=read) -> None:
 
 def test_every_seed_is_good():
     for number, data in enumerate(SEEDS[:-3]):
-        assert isinstance(read_any(data, f"seed{number}"), Concept)
+        if data not in OTHERS:
+            assert isinstance(read_any(data, f"seed{number}"), Concept)
+            continue
+        with pytest.raises(PersonalError) as caught:
+            read_any(data, f"seed{number}")
+        assert caught.value.fix
 
 
 def test_spoiled_files_give_a_concept_or_a_refusal():

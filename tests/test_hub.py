@@ -1,5 +1,6 @@
 """Push and pull against a server that speaks the Hub's API, through huggingface_hub itself."""
 
+import dataclasses
 import getpass
 import io
 import json
@@ -105,8 +106,13 @@ def test_importing_what_was_pushed_takes_our_own_file_with_its_card(hub, library
     fetched = {line.rpartition("/")[2] for line, _, _ in hub.asked[asked:] if "/resolve/" in line}
     assert fetched == {f"me-{word}.safetensors"}
     cut = tmp_path / "all" / "down" / f"me-{word}.safetensors"
-    cut.write_bytes(cut.read_bytes()[:-4])  # then the others are not taken for it
-    assert "refused" in refused(library, capsys, "import", str(cut.parent))
+    cut.write_bytes(cut.read_bytes()[:-4])  # it is told, and what stands beside it for diffusers comes in
+    other = Library(tmp_path / "from the copies")
+    assert (
+        run(other, "concepts", "import", str(cut.parent)) == 2 and "refused: it ends early" in capsys.readouterr().out
+    )
+    found = other.get(one.token.unversioned())
+    assert found.identity == one.identity and found.card == one.card and len(other.list()) == 1
 
 
 def test_our_file_among_strangers_is_not_all_that_is_there(tmp_path):
@@ -391,3 +397,27 @@ def test_the_thumbnail_is_the_picture_where_there_are_none():
     names = [each.name for each in ours.uploads(concept(), ID)]
     assert names[0] == "README.md" and "pictures.png" in names
     assert "pictures.png" not in [each.name for each in ours.uploads(embedding(), ID)]
+
+
+def begins(one) -> bytes:
+    return write(dataclasses.replace(one, token=one.token.unversioned()))[:2]
+
+
+def test_versions_pushed_one_after_the_other_are_pulled_as_versions(hub, library, tmp_path, capsys):
+    # A repository each: the server here calls every commit by one name, and the Hub's cache goes by that.
+    other = Library(tmp_path / "other")
+    for number in range(3):
+        one = embedding("<me/ink>", seed=number + 5)
+        texts = ({"description": "x" * count} for count in range(300))
+        ones = (dataclasses.replace(one, card=one.card.model_copy(update=text)) for text in texts)
+        one = next(each for each in ones if begins(each)[:1] == b"\x80")  # as a pickle does
+        token = library.add(one)
+        assert run(library, "concepts", "push", str(token), f"{ID}-{number}", "--yes") == 0
+        capsys.readouterr()
+        if number:
+            assert run(other, "concepts", "pull", f"{ID}-{number}") == 2
+            assert "--duplicates versions" in capsys.readouterr().err
+        assert run(other, "concepts", "pull", f"{ID}-{number}", "--duplicates", "versions") == 0
+        assert run(other, "concepts", "pull", f"{ID}-{number}") == 0  # once more adds nothing
+        assert other.get(Token.parse("<me/ink>")).identity == one.identity
+    assert len(other.list()) == 3 and other.verify() == []

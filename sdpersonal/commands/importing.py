@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ..config import TokenText
 from ..errors import PersonalError
-from ..importing import Outcome, Source, bring_in, sources
+from ..importing import Duplicates, Outcome, Source, bring_in, joined, sources
 from ..library import Library
 from ..prompts import Token, show
 from .concepts import Listing
@@ -26,29 +26,33 @@ class Importing(Listing):
 
     files: tyro.conf.Positional[Annotated[tuple[str, ...], Field(min_length=1)]]
     """Files, folders of them, or repositories of the Hub (sd-concepts-library/cat-toy): embeddings and LoRAs of
-    diffusers, PEFT, A1111, kohya, OneTrainer and others, and our own."""
+    diffusers, PEFT, A1111, kohya, OneTrainer and others, and our own. Files that are parts of one concept become
+    one."""
     as_: Annotated[TokenText | None, tyro.conf.arg(name="as")] = None
     """The token it gets, for example '<me/duck>'. Default: the one in the file."""
     replace: bool = False
     """Take the place of the concept that has this token."""
+    duplicates: Duplicates = "refuse"
+    """What becomes of several files of one name, and of a name that is taken: `refuse` them but the first; `versions`:
+    each is the next version, snapshots of one training (duck-000010, learned_embeds-steps-500) in their order;
+    `filenames`: each is called by its file's name."""
 
 
 def import_concepts(settings: Importing) -> int:
     as_ = Token.parse(settings.as_) if settings.as_ else None
-    if as_ and len(settings.files) > 1:
-        raise _one_name()
     outcomes: list[Outcome] = []
     found: list[Source] = []
     for asked in settings.files:
         try:
-            found += sources(asked)
+            found += sources(asked, steps=settings.duplicates != "refuse")
         except PersonalError as error:
             outcomes.append(Outcome(asked, error=error))
-    if as_ and len(found) > 1:
+    found = joined(found)
+    if as_ and len(found) > 1 and settings.duplicates != "versions":
         raise _one_name()
     library = Library(settings.library)
     with bar("importing") as advance:
-        for number, outcome in enumerate(bring_in(library, found, as_, settings.replace), 1):
+        for number, outcome in enumerate(bring_in(library, found, as_, settings.replace, settings.duplicates), 1):
             outcomes.append(outcome)
             advance(number, len(found))
     return _told(settings, outcomes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -43,6 +43,8 @@ class Pulling(Listing):
     """The token it gets, for example '<me/duck>'. Default: the one in its files."""
     replace: bool = False
     """Take the place of the concept that has this token."""
+    duplicates: Literal["refuse", "versions"] = "refuse"
+    """Where its token is taken by another concept: `refuse` it, or make it the next of the `versions`."""
 
 
 class Exhibiting(Listing):
@@ -84,7 +86,8 @@ def pull_concept(settings: Pulling) -> int:
 
     as_ = Token.parse(settings.as_) if settings.as_ else None
     concept = hub.pull(settings.hub_id, as_)
-    return report(settings.json_, [Library(settings.library).keep(concept, settings.replace)], "pulled")
+    token = Library(settings.library).keep(concept, settings.replace, count_up=settings.duplicates == "versions")
+    return report(settings.json_, [token], "pulled")
 
 
 def write_gallery(settings: Exhibiting) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from ..concept import Concept, Lora, LoraLayer
 from ..formats.diffusers import EMBEDDINGS, LORA
 from ..tensorfile import pack
-from .export import MODELS, Export, words
+from .export import MODELS, Export, lora_of, vectors_of, words
 from .header import facts
 from .paths import module_path
 
@@ -42,7 +42,7 @@ def write(concept: Concept) -> Export:
 def _embedding(concept: Concept, word: str, rows: np.ndarray) -> bytes:
     """rows (n, dim), always two axes: the loader adds a token for each row."""
     tensors = {word: rows}
-    return b"".join(pack(tensors, facts(concept, tensors, word)))
+    return b"".join(pack(tensors, facts(vectors_of(concept), tensors, word)))
 
 
 def _lora(concept: Concept, lora: Lora) -> bytes:
@@ -56,7 +56,7 @@ def _lora(concept: Concept, lora: Lora) -> bytes:
         for component in sorted({component for component, _ in layers})
         for key, value in _adapter({path: layer for (of, path), layer in layers.items() if of == component}).items()
     }
-    metadata = facts(concept, tensors, words(concept, str(concept.token.unversioned())))
+    metadata = facts(lora_of(concept), tensors, words(concept, str(concept.token.unversioned())))
     return b"".join(pack(tensors, metadata | {"lora_adapter_metadata": json.dumps(settings, sort_keys=True)}))
 
 

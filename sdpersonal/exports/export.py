@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..concept import Concept, write
@@ -58,20 +59,30 @@ def sentence(concept: Concept, made: Export) -> str:
     return f"{said} {made.also}".strip()
 
 
-def file_of(concept: Concept) -> bytes:
-    """Our own file, its thumbnail made anew from pixels, under the token without its version."""
+def file_of(concept: Concept, notes: Mapping[str, str] | None = None) -> bytes:
+    """Our own file, its thumbnail made anew from pixels, under the token without its version; notes: for its header."""
     thumbnail = remade(concept.thumbnail) if concept.thumbnail else None
-    return write(dataclasses.replace(concept, token=concept.token.unversioned(), thumbnail=thumbnail))
+    return write(dataclasses.replace(concept, token=concept.token.unversioned(), thumbnail=thumbnail), notes)
 
 
 def embedding(concept: Concept) -> bytes:
     """Our own file of the vectors alone."""
-    return file_of(dataclasses.replace(concept, lora=None))
+    return file_of(vectors_of(concept))
 
 
 def lora(concept: Concept) -> bytes:
     """Our own file of the LoRA alone."""
-    return file_of(dataclasses.replace(concept, vectors={}))
+    return file_of(lora_of(concept))
+
+
+def vectors_of(concept: Concept) -> Concept:
+    """Its vectors as a part that knows its whole, so that an import can put the parts together again."""
+    return dataclasses.replace(concept, lora=None, whole=concept.identity) if concept.lora else concept
+
+
+def lora_of(concept: Concept) -> Concept:
+    """Its LoRA, likewise."""
+    return dataclasses.replace(concept, vectors={}, whole=concept.identity) if concept.vectors else concept
 
 
 def refused(concept: Concept, program: str, why: str, fix: str) -> PersonalError:

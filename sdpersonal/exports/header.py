@@ -6,15 +6,19 @@ import numpy as np
 
 from .. import files
 from ..concept import Concept
+from ..formats.origin import ORIGIN, origin
 from ..modelspec import modelspec
 from ..tensorfile import payload
 from ..thumbnail import remade
 
 
-def facts(concept: Concept, tensors: dict[str, np.ndarray], trigger: str) -> dict[str, str]:
-    """The header's text for a file that holds these tensors and answers to `trigger`."""
-    has_lora = any(name.endswith(".weight") for name in tensors)
-    thumbnail = remade(concept.thumbnail) if concept.thumbnail else None
-    token = concept.token.unversioned()
-    found = modelspec(concept.card, token, has_lora, files.sha256(*payload(tensors)), thumbnail)
-    return {"format": "pt"} | found | ({"modelspec.trigger_phrase": trigger} if trigger else {})
+def facts(part: Concept, tensors: dict[str, np.ndarray], trigger: str) -> dict[str, str]:
+    """The header's text for a file that answers to `trigger` and holds these tensors.
+
+    part: the vectors or the LoRA that the tensors are, of both encoders where each has a file.
+    """
+    has_lora = part.lora is not None
+    thumbnail = remade(part.thumbnail) if part.thumbnail else None
+    found = modelspec(part.card, part.token.unversioned(), has_lora, files.sha256(*payload(tensors)), thumbnail)
+    found |= {"format": "pt", ORIGIN: origin(part)}
+    return found | ({"modelspec.trigger_phrase": trigger} if trigger else {})

@@ -8,14 +8,16 @@ layer filter names, and every linear layer of a text encoder if it has any.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections import defaultdict
 
 import numpy as np
 
 from ..concept import Concept, Lora, LoraLayer
+from ..formats.onetrainer import RANKS
 from ..tensorfile import pack
-from .export import Export, embedding, lora, words
+from .export import Export, embedding, file_of, lora_of, vectors_of, words
 from .header import facts
 from .paths import module_path
 
@@ -35,7 +37,7 @@ def write(concept: Concept) -> Export:
             notes.append("Only OneTrainer and sdpersonal read that file: its tensor is called emp_params there.")
     if concept.lora and (taken := _taken(concept.lora)):
         path = f"lora/{slug}.safetensors"
-        files[path] = lora(dataclasses.replace(concept, lora=taken))
+        files[path] = _lora(concept, taken)
         install.append(
             f"LoRA: choose {path} as LoRA base model, set LoRA rank to {taken.rank} and layer filter to "
             f"{_filter(taken)}: OneTrainer refuses a LoRA that differs from its settings."
@@ -56,7 +58,22 @@ def _embedding(concept: Concept, word: str) -> bytes:
     if concept.card.base == "sdxl":
         return embedding(concept)
     tensors = {"emp_params": concept.vectors["clip_l"]}  # so it is spelled there
-    return b"".join(pack(tensors, facts(concept, tensors, word)))
+    return b"".join(pack(tensors, facts(vectors_of(concept), tensors, word)))
+
+
+def _lora(concept: Concept, taken: Lora) -> bytes:
+    """Our own file of these layers. It notes the ranks and alphas that they had, so that an import gives them back."""
+    whole = concept.lora.layers
+    ranks = {
+        name: [whole[name].rank, whole[name].alpha]
+        for name, layer in taken.layers.items()
+        if layer.rank != whole[name].rank
+    }
+    part = lora_of(concept)
+    if len(taken.layers) < len(whole):
+        part = dataclasses.replace(part, whole=part.whole or concept.identity)
+    part = dataclasses.replace(part, lora=taken)
+    return file_of(part, {RANKS: json.dumps(ranks, sort_keys=True)} if ranks else None)
 
 
 def _taken(whole: Lora) -> Lora | None:

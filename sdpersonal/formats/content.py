@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..errors import PersonalError
+from ..filetypes import recognise
 from ..prompts import show
 from ..tensorfile import MAX_NAME, MAX_STRANGERS_HEADER, MAX_TENSORS, array, check, damaged, header_length
 from . import pickles
@@ -59,7 +60,7 @@ class Content:
 
 def opened(data: bytes, name: str) -> Content:
     """The content of a safetensors file or a pickle. Raises PersonalError."""
-    return _pickled(data, name) if pickles.is_pickle(data) else _safe(data, name)
+    return _pickled(data, name) if recognise(data).group in ("zip", "pickle") else _safe(data, name)
 
 
 def names_in(head: bytes) -> tuple[str, ...]:

@@ -27,6 +27,11 @@ def read(content: Content, token: Token | None = None) -> Concept:
     """The concept in either kind of file: vectors (dim,) or (n, dim) under one name. Raises PersonalError."""
     [word] = content.shapes
     rows = content.rows(word)
+    if content.fact("modelspec.architecture").startswith("stable-diffusion-xl"):
+        raise PersonalError(
+            f"{show(content.name)} is one of the two files of an SDXL embedding, for one text encoder.",
+            "Give both at once, or their folder.",
+        )
     base = base_of({"clip_l": rows.shape[1]}, content.name)
     return made(content, base, {"clip_l": rows}, None, token, word)
 

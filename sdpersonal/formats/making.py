@@ -74,6 +74,16 @@ def _stem(content: Content) -> str:
     return re.sub(r"\.(safetensors|bin|pt|pti|png|webp|ckpt|pth)$", "", name, flags=re.IGNORECASE)
 
 
+def token_of_file(name: str, owner: str) -> Token | None:
+    """The token that a file's or folder's name makes, for whose content has none; None where the name is any tool's.
+
+    Raises PersonalError.
+    """
+    content = Content(name, {}, lambda key: np.empty(0), owner=owner)
+    stem = _stem(content)
+    return None if _GENERIC.fullmatch(stem) else _slugged(stem, content)
+
+
 def _slugged(text: str, content: Content) -> Token | None:
     """`<Marc_Allante>` as `<imported/marc-allante>`; None where no letter is left. Raises PersonalError."""
     inner = plain(text)[:200].strip().removeprefix("<").removesuffix(">")

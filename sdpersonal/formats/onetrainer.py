@@ -5,11 +5,16 @@ Source: OneTrainer `modules/modelSaver/stableDiffusion/StableDiffusionEmbeddingS
 
 from __future__ import annotations
 
-from ..concept import Concept
+import dataclasses
+from collections.abc import Mapping
+
+from ..concept import Concept, Lora, LoraLayer
 from ..prompts import Token
+from ..tensorfile import strict_json
 from .content import Content
 from .making import base_of, made
 
+RANKS = "sdpersonal.ranks"  # in an export of ours: the rank and alpha of layers before all were made of one rank
 _KEY = "emp_params"
 
 
@@ -21,3 +26,23 @@ def read(content: Content, token: Token | None = None) -> Concept:
     """The concept. Raises PersonalError."""
     rows = content.rows(_KEY)
     return made(content, base_of({"clip_l": rows.shape[1]}, content.name), {"clip_l": rows}, None, token)
+
+
+def restored(concept: Concept, notes: Mapping[str, str]) -> Concept:
+    """Our own LoRA with the ranks that it had before an export for OneTrainer filled its layers up with zeros."""
+    try:
+        ranks = strict_json(notes.get(RANKS, "{}"))
+    except ValueError:
+        return concept
+    if concept.lora is None or not isinstance(ranks, dict) or not ranks:
+        return concept
+    layers = {name: _cut(layer, ranks.get(name)) for name, layer in concept.lora.layers.items()}
+    return dataclasses.replace(concept, lora=Lora(layers))
+
+
+def _cut(layer: LoraLayer, was: object) -> LoraLayer:
+    """The layer with [rank, alpha] as noted, where what is cut off is zero; else as it is."""
+    match was:
+        case [int(rank), float(alpha)] if 0 < rank < layer.rank and not layer.down[rank:].any():
+            return LoraLayer(layer.down[:rank].copy(), layer.up[:, :rank].copy(), alpha)
+    return layer

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import math
 import pickletools
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,13 +22,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import PersonalError
+from ..filetypes import recognise
 from ..prompts import show
 from ..tensorfile import WIDTH, damaged, numbers
 
 MAX_STEPS = 150_000  # instructions in one pickle: an embedding takes about 60, a LoRA of SDXL 60,000
 MAX_MEMBERS = 4096
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the old layout
-_ZIP, _ZIP_ENTRY = b"PK\x03\x04", b"PK\x01\x02"
+_ZIP_ENTRY = b"PK\x01\x02"
+_PROGRAM = re.compile(rb"/data\.pkl")  # the member of a zip of torch that says what is in it
 
 # What a broken file sets off in pickletools, zipfile and here. RuntimeError covers encryption and bottomless nesting.
 _BROKEN = (ValueError, TypeError, LookupError, ArithmeticError, EOFError, RuntimeError, OSError, zipfile.BadZipFile)
@@ -96,15 +99,16 @@ class _Unread(ValueError):
     """Something harmless that is not read here; its text is for the user."""
 
 
-def is_pickle(data: bytes) -> bool:
-    """Whether the bytes begin like a zip or a pickle of protocol 2 to 5."""
-    return data.startswith(_ZIP) or (data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
-
-
 def read(data: bytes, name: str) -> object:
-    """The object in the file called `name`: plain containers, with `Tensor` for every tensor. Raises PersonalError."""
+    """The object in the zip or pickle called `name`: plain containers, with `Tensor` for every tensor.
+
+    Raises PersonalError.
+    """
+    kind = recognise(data)
     with _told(name):
-        return _read_zip(data) if data.startswith(_ZIP) else _read_old(data)
+        if kind.group == "zip" and not _PROGRAM.search(data):
+            raise kind.refusal(name)
+        return _read_zip(data) if kind.group == "zip" else _read_old(data)
 
 
 def numbers_of(tensor: Tensor, name: str) -> np.ndarray:

@@ -20,22 +20,19 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import PersonalError
+from ..filetypes import recognise
 from ..prompts import show
 from ..tensorfile import damaged, strict_json
 from . import a1111
 from .content import Content, from_tree
 
-_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
+_READ = ("PNG", "WebP")  # other pictures hold no embedding: they have no such chunk, and pixels near those they had
 _PNG = b"\x89PNG\r\n\x1a\n"
 _KEYWORD = b"sd-ti-embedding\0"
 _TENSOR = "TORCHTENSOR"
 _MAX_PIXELS = 16_000_000
 _MAX_JSON = 6_000_000  # bytes: 64 vectors of 1280 numbers are 2 MB
 _MAX_CHUNKS = 10_000
-
-
-def is_picture(data: bytes) -> bool:
-    return data.startswith(_PICTURES)
 
 
 def holds_embedding(data: bytes) -> bool:
@@ -45,6 +42,8 @@ def holds_embedding(data: bytes) -> bool:
 
 def opened(data: bytes, name: str) -> Content:
     """What A1111's embedding in this picture holds. Raises PersonalError."""
+    if (kind := recognise(data)).name not in _READ:
+        raise PersonalError(f"{show(name)} is {kind.what} without an embedding in it.", kind.fix)
     try:
         text = next(_texts(data), None) if data.startswith(_PNG) else None
         raw = base64.b64decode(text, validate=True) if text is not None else _in_pixels(data)

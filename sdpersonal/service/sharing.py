@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import re
 import secrets
 import zipfile
 from collections.abc import Sequence
@@ -14,7 +13,9 @@ from pathlib import Path
 from .. import files
 from ..errors import PersonalError, show
 from ..exports import FORMATS, Export, export
-from ..importing import Outcome, Source, bring_in, sources
+from ..formats.folders import DROPPED, STEPS, concepts_in
+from ..importing import DUPLICATES, Outcome, Source, bring_in, joined
+from ..library import OTHER_PART, TAKEN
 from ..prompts import Token
 from .cards import token_of
 from .house import House
@@ -30,14 +31,10 @@ PROGRAMS = {
     "onetrainer": "OneTrainer",
     "sd-concepts-library": "sd-concepts-library (old notebooks)",
 }
-_PART = re.compile(
-    r"(learned_embeds(_2)?|pytorch_lora_weights|adapter_model|adapter_config)\.\w+|lora_weight.*\.pt|.*_emb\.safetensors|"
-    r"token_identifier\.txt|type_of_concept\.txt|README\.md|special_params\.json|lora\.safetensors|embeddings\.pti"
-)
-_NO_CONCEPT = "A concept is in a .safetensors, .pt or .bin file, or in a picture of A1111's that holds one."
+_BESIDE = {"readme.md", "token_identifier.txt", "type_of_concept.txt", "special_params.json", "adapter_config.json"}
 _ON_A_PAGE = {  # what the command line calls otherwise
-    "Give it another name with --as '<owner/name>', or take its place with --replace.": "Give it another name below, "
-    "or tick that it takes the place of what is there, and drop it again.",
+    TAKEN: "Give it another name below, or choose what becomes of a name that is taken, and drop it again.",
+    OTHER_PART: "If they are one concept, drop both at once and tick that it takes the place of what is there.",
     "Say what to call it: --as '<owner/name>'.": "Say below what to call it, and drop it again.",
     "Its folder may be a base: --base FOLDER.": "Its folder may be a base.",
     "To draw with it or train on it give it as the base: --base FILE.": "It is a base: start the app with --bases and "
@@ -56,21 +53,25 @@ class Arrival:
     token: str | None = None
 
 
-def arrive(house: House, page: str, dropped: object, as_: object = "", replace: object = False) -> list[Arrival]:
+def arrive(
+    house: House, page: str, dropped: object, as_: object = "", replace: object = False, duplicates: object = "refuse"
+) -> list[Arrival]:
     """Import files that were uploaded, which go; parts of one concept that were dropped together are one.
 
-    as_: the token for the one concept; replace: take the place of what has its name. Raises PersonalError.
+    as_: the token for the one concept; replace: take the place of what has its name; duplicates: as
+    `importing.bring_in`. Raises PersonalError.
     """
     paths = _uploaded(house, dropped)
+    if duplicates not in DUPLICATES:
+        raise PersonalError("Choose what becomes of several of one name.", f"One of {', '.join(DUPLICATES)}.")
     place = files.make_folder(house.room(page) / f"arrivals-{secrets.token_hex(4)}")
     try:
         word = _word(as_)
         moved = _laid_out(paths, place)
-        found = _sources(moved)
-        if word and len(found) > 1:
+        found = _sources(moved, place, steps=duplicates != "refuse")
+        if word and len(found) > 1 and duplicates != "versions":
             raise PersonalError("The name is for one concept; several were dropped.", "Drop them one by one.")
-        told = [_told(outcome) for outcome in bring_in(house.library, found, word, bool(replace))]
-        return told + [Arrival(show(path.name), "refused", _NO_CONCEPT) for path in _passed_over(moved, found)]
+        return [_told(outcome, found) for outcome in bring_in(house.library, found, word, bool(replace), duplicates)]
     finally:
         files.remove(place)
         for path in paths:
@@ -140,37 +141,34 @@ def _word(as_: object) -> Token | None:
 
 
 def _laid_out(paths: Sequence[Path], place: Path) -> list[Path]:
-    """Each in a folder of its own, but in one what other programs keep in one, by the files' names."""
-    names = {path.name for path in paths}
+    """All in one folder, as programs keep the files of a concept; those whose name is there already in another."""
     moved: list[Path] = []
     for number, path in enumerate(paths):
-        with_words = f"{path.stem}_emb.safetensors" in names
-        beside = place / "dropped" if with_words or _PART.fullmatch(path.name) else place / str(number)
-        beside = place / str(number) if (beside / path.name).exists() else beside
-        moved.append(files.make_folder(beside) / path.name)
+        folder = place / DROPPED
+        folder = place / str(number) / DROPPED if (folder / path.name).exists() else folder
+        moved.append(files.make_folder(folder) / path.name)
         files.rename(path, moved[-1])
     return moved
 
 
-def _sources(moved: Sequence[Path]) -> list[Source]:
-    folders = [path.parent for path in moved]
-    found: list[Source] = []
-    for path in moved:
-        if folders.count(path.parent) == 1:
-            found.append(Source(path))  # whatever it is, to say what it is
-        elif not any(path.parent in (each.path, each.path.parent) for each in found):
-            found += sources(str(path.parent))
-    return found
+def _sources(moved: Sequence[Path], place: Path, steps: bool) -> list[Source]:
+    """The concepts in what was dropped, and every other file alone: to say what it is."""
+    if len(moved) == 1:
+        return [Source(moved[0])]
+    found = joined(concepts_in(place, steps=steps))
+    read = {path for source in found for path in source.all_files}
+    beside = {path for path in moved if path.name.lower() in _BESIDE and read}
+    inside = {source.path for source in found if source.path.is_dir() and not source.files}  # PEFT's
+    steps_left = {path for path in moved if STEPS.fullmatch(path.name.lower())} if not steps else set()
+    rest = [path for path in moved if path not in read | beside | steps_left and path.parent not in inside]
+    return [*found, *(Source(path) for path in rest)]
 
 
-def _passed_over(moved: Sequence[Path], found: Sequence[Source]) -> list[Path]:
-    read = {source.path for source in found}
-    return [path for path in moved if not read & {path, path.parent}]
-
-
-def _told(outcome: Outcome) -> Arrival:
+def _told(outcome: Outcome, found: Sequence[Source]) -> Arrival:
     path = Path(outcome.source)
-    name = show(" + ".join(sorted(each.name for each in path.iterdir())) if path.is_dir() else path.name)
+    parts = next((each.files for each in found if each.label == outcome.source and each.files), ())
+    parts = parts or (path.iterdir() if path.is_dir() else (path,))
+    name = show(" + ".join(sorted(each.name for each in parts)), 200)
     if outcome.error:
         return Arrival(name, outcome.done, f"{outcome.error.problem} {in_page(outcome.error.fix)}".strip())
     return Arrival(name, outcome.done, f"{outcome.token}: {outcome.what}", str(outcome.token))

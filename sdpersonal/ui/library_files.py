@@ -14,6 +14,7 @@ from .shared import QUICK, line
 
 BUSY = {"concurrency_limit": 1, "api_visibility": "private"}
 WHAT = "Embeddings and LoRAs of any common program: .safetensors, .pt, .bin, and pictures of A1111's that hold one."
+SAME_NAME = {"refuse": "the first alone", "versions": "as versions", "filenames": "by their files' names"}
 DONE = {"imported": "Added", "here already": "Was here already", "refused": "Not added"}
 
 
@@ -31,17 +32,21 @@ def import_box(app: App, desk) -> None:
             label="Call it", placeholder="<me/duck>; otherwise as the file says", max_lines=1, min_width=150
         )
         replace = gr.Checkbox(False, label="Take the place of what has that name", min_width=150, elem_id="replace")
+        choices = [(text, name) for name, text in SAME_NAME.items()]
+        duplicates = gr.Dropdown(
+            choices, value="refuse", label="Several of one name", min_width=150, elem_id="duplicates"
+        )
     said = line("", "import-said")
     table = gr.HTML("", elem_id="arrivals", elem_classes="table")
 
-    def on_drop(paths, name, replace, chosen, count, request: gr.Request):
-        came, trouble = tried(arrive, app.house, request.session_hash, paths, name, replace)
+    def on_drop(paths, name, replace, duplicates, chosen, count, request: gr.Request):
+        came, trouble = tried(arrive, app.house, request.session_hash, paths, name, replace, duplicates)
         added = [each.token for each in came or () if each.token]
         told = trouble or f"{len(added)} of {len(came)} are in the library."
         first = added[0] if added else chosen
         return None, told, arrivals_html(came or ()), first, count + bool(added), "" if added else gr.skip()
 
-    inputs = [drop, name, replace, desk.chosen, desk.changes]
+    inputs = [drop, name, replace, duplicates, desk.chosen, desk.changes]
     drop.upload(on_drop, inputs, [drop, said, table, desk.chosen, desk.changes, name], **BUSY)
 
 
