@@ -145,8 +145,8 @@ def refuse_variants(adapter: Mapping[str, object], name: str) -> None:
         raise PersonalError(f"{show(name)} is no plain LoRA (PEFT's {variant}).", "Ask for a plain LoRA.")
 
 
-def scale(adapter: Mapping[str, object], path: str, rank: int, name: str) -> float:
-    """What PEFT multiplies one module's change with: alpha / r, or of rsLoRA alpha / sqrt r.
+def alpha_of(adapter: Mapping[str, object], path: str, rank: int, name: str) -> float:
+    """alpha of one module by PEFT's configuration, of rsLoRA such that alpha / r is its alpha / sqrt r.
 
     Raises PersonalError where the configuration of the file called `name` holds no number there.
     """
@@ -155,7 +155,7 @@ def scale(adapter: Mapping[str, object], path: str, rank: int, name: str) -> flo
     alpha = _DEFAULT_ALPHA if alpha is None else alpha
     if type(alpha) not in (int, float) or not math.isfinite(alpha):
         raise damaged(name, "its alpha is no number")
-    return alpha / math.sqrt(rank) if adapter.get("use_rslora") is True else alpha / rank
+    return alpha * math.sqrt(rank) if adapter.get("use_rslora") is True else float(alpha)
 
 
 def _of_module(adapter: Mapping[str, object], key: str, patterns: str, path: str, name: str) -> object:
@@ -217,45 +217,46 @@ def native(
         tensors |= _ia3(tensors.pop("ia3_l"), name)
     if "oft_R.weight" in tensors and adapter:
         tensors |= _oft_terms(adapter, name)
-    factor = _factor(tensors, adapter, path, name)
+    setting = _setting(tensors, adapter, path, name)
     if "lora_B.bias" in tensors:
         bias = tensors.pop("lora_B.bias").astype(np.float32)
-        tensors["diff_b"] = bias * np.float32(factor if factor is not None else _own_scale(tensors))
-    return tensors if factor is None else _scaled(tensors, factor)
+        tensors["diff_b"] = bias * np.float32(setting[0] / setting[1] if setting else _own_scale(tensors))
+    return _scaled(tensors, *setting) if setting else tensors
 
 
-def _factor(
+def _setting(
     tensors: Mapping[str, np.ndarray], adapter: Mapping[str, object] | None, path: str, name: str
-) -> float | None:
-    """What PEFT multiplies the change with, by its configuration; None where alpha or nothing else tells."""
-    kind = form(tensors.keys() & SUFFIXES)
-    if kind not in ("LoRA", "LoHa", "LoKr"):
+) -> tuple[float, int] | None:
+    """(alpha, r) of one module by PEFT's configuration; None where the tensors tell, or the change has none."""
+    if form(tensors.keys() & SUFFIXES) not in ("LoRA", "LoHa", "LoKr"):
         return None
     if "alpha" in tensors:  # 0 is nothing here; by kohya's names it is the rank
-        return 0.0 if not tensors["alpha"].any() else None
+        return None if tensors["alpha"].any() else (0.0, 1)
     if adapter is None:
         return None
-    rank = rank_of(tensors) if all(value.ndim > 1 for value in tensors.values() if value.size > 1) else 0
-    if not rank:
-        rank = _of_module(adapter, "r", "rank_pattern", path, name) or _DEFAULT_RANK
-        if type(rank) is not int or rank < 1:
-            raise damaged(name, "its rank is no whole number")
-    return scale(adapter, path, rank, name)
+    rank = _rank(tensors) or _of_module(adapter, "r", "rank_pattern", path, name) or _DEFAULT_RANK
+    if type(rank) is not int or rank < 1:
+        raise damaged(name, "its rank is no whole number")
+    return alpha_of(adapter, path, rank, name), rank
+
+
+def _rank(tensors: Mapping[str, np.ndarray]) -> int:
+    matrices = {key: value for key, value in tensors.items() if value.ndim}
+    return rank_of(matrices) if form(matrices.keys() & SUFFIXES) else 0
 
 
 def _own_scale(tensors: Mapping[str, np.ndarray]) -> float:
-    rank = tensors["lora_down.weight"].shape[0] if "lora_down.weight" in tensors else 1
+    rank = len(tensors["lora_down.weight"]) if "lora_down.weight" in tensors else 1
     return float(tensors["alpha"].reshape(-1)[0]) / rank if "alpha" in tensors else 1.0
 
 
-def _scaled(tensors: dict[str, np.ndarray], factor: float) -> dict[str, np.ndarray]:
-    """The same with an alpha such that alpha / r is the factor; where no alpha can say it, a matrix is multiplied."""
-    rank = rank_of(tensors)
-    if rank and factor > 0:
-        return tensors | {"alpha": np.array(factor * rank, np.float32)}
+def _scaled(tensors: dict[str, np.ndarray], alpha: float, rank: int) -> dict[str, np.ndarray]:
+    """The same with that alpha; where none can say it, a matrix is multiplied with alpha / r."""
+    if _rank(tensors) and alpha > 0:
+        return tensors | {"alpha": np.array(alpha)}
     first = next(key for key in ("lora_up.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a") if key in tensors)
-    scaled = {key: value for key, value in tensors.items() if key != "alpha"}
-    return scaled | {first: tensors[first].astype(np.float32) * np.float32(factor)}
+    others = {key: value for key, value in tensors.items() if key != "alpha"}
+    return others | {first: tensors[first].astype(np.float32) * np.float32(alpha / rank)}
 
 
 def _ia3(scales: np.ndarray, name: str) -> dict[str, np.ndarray]:

@@ -114,11 +114,13 @@ def _size(outline: Outline) -> str:
 
 
 def _told_apart(bases: list[str], layers: _Outlines, content: Content) -> str:
-    """One of several bases that all layers fit: by how a file spells them, or by what it says."""
-    if "sdxl" in bases and any(part.flat_names and _ORIGINAL.match(part.flat) for part in layers):
-        return "sdxl"
+    """One of several bases that all layers fit: by what the file says, or by how it spells them."""
     if (said := _said(content)) in bases:
         return said
+    if "sdxl" in bases and any(part.flat_names and _ORIGINAL.match(part.flat) for part in layers):
+        return "sdxl"
+    if "sd1" in bases and all(part.component in ("text", "text_encoder") for part in layers):
+        return "sd1"  # of SDXL's encoders the second would hardly be left out
     projections = {outline.axes for part, outline in layers.items() if part.flat.endswith(("proj_in", "proj_out"))}
     if "sd1" in bases and 4 in projections:
         return "sd1"  # the others have matrices there

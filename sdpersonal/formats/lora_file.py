@@ -91,6 +91,8 @@ def _layer(content: Content, part: Part, names: _Names, adapters: Mapping[str, d
     for key in tensors.keys() - SUFFIXES:
         raise damaged(content.name, f"{key} of layer {show(part.flat)} belongs to no known format")
     if "lora_up.weight" not in tensors or not tensors.keys() <= PLAIN:
+        if "alpha" in tensors:
+            tensors["alpha"] = tensors["alpha"].astype(np.float32)
         if wrong := problem(tensors):
             raise damaged(content.name, f"of layer {show(part.flat)}, {wrong}")
         return tensors
