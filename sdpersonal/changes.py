@@ -91,6 +91,15 @@ def kinds(changes: Iterable[Change | Mapping[str, tuple[int, ...]]]) -> str:
     return " and ".join(sorted(counts, key=lambda name: (-counts[name], name)))
 
 
+def is_whole(names: Iterable[str]) -> bool:
+    """Whether tensors of these names make one change, of one form."""
+    names = set(names)
+    name = form(names)
+    must, may = _FORMS.get(name, (set(), set()))
+    beside = _BIASES | ({"dora_scale"} if name in _SCALED else set())
+    return bool(name) and must <= names <= must | may | beside
+
+
 def needs_weight(change: Change) -> bool:
     """Whether what it does depends on the weight that it changes."""
     return "dora_scale" in change or "on_bias" in change or form(change) in _NEEDS_WEIGHT
@@ -142,9 +151,7 @@ def _ia3_outline(change: Change | Mapping[str, tuple[int, ...]]) -> tuple[int, i
 def problem(change: Change) -> str | None:
     """What is wrong with the tensors, in words; None where they can be used. Nothing large is computed."""
     name = form(change)
-    must, may = _FORMS.get(name, (set(), set()))
-    beside = _BIASES | ({"dora_scale"} if name in _SCALED else set())
-    if not name or not must <= change.keys() <= must | may | beside:
+    if not is_whole(change):
         return f"its tensors {', '.join(sorted(change))[:200]} make no change that is known"
     if not {value.dtype for value in change.values()} <= {np.dtype(np.float32), np.dtype(np.float16)}:
         return "weights must be float32 or float16"

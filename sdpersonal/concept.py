@@ -305,6 +305,9 @@ def _read_tensors(data: bytes, layout: Layout, token: Token) -> tuple[dict[str, 
             layers.setdefault(layer, {})[part] = array(data, layout, name)
         else:
             strangers.append(name)
+    for layer, tensors in layers.items():
+        if not (_is_plain(tensors) or changes.is_whole(tensors)):
+            strangers += [f"{layer}.{part}" for part in tensors]
     if strangers:
         raise ValueError(f"I do not know its tensors {show(', '.join(strangers[:3]))}")
     if not layers:
@@ -378,6 +381,8 @@ def _layer_problem(layer: LoraLayer) -> str | None:
         return "it is empty"
     if not (np.isfinite(down).all() and np.isfinite(up).all()):
         return "it holds numbers that are not finite"
-    if not (math.isfinite(layer.alpha) and 0 <= layer.alpha <= changes.MAX_ALPHA_PER_RANK * layer.rank):
+    if layer.alpha == 0 and not up.any():
+        return None  # PEFT's way to say nothing; zeros say it to programs that take 0 for the rank
+    if not (math.isfinite(layer.alpha) and 0 < layer.alpha <= changes.MAX_ALPHA_PER_RANK * layer.rank):
         return f"alpha {layer.alpha:g} with rank {layer.rank} is out of bounds"
     return None

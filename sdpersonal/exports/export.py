@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Set
 from dataclasses import dataclass
 
+from ..changes import form, kind
 from ..concept import Concept, write
 from ..errors import PersonalError
 from ..thumbnail import remade
@@ -72,6 +74,14 @@ def embedding(concept: Concept) -> bytes:
 def lora(concept: Concept) -> bytes:
     """Our own file of the LoRA alone."""
     return file_of(dataclasses.replace(concept, vectors={}))
+
+
+def refuse_unread(concept: Concept, program: str, unread: Set[str]) -> None:
+    """Raise PersonalError where layers are changed in ways that a program does not read; unread: forms of `changes`."""
+    for change in concept.lora.changes.values() if concept.lora else ():
+        if unread & {form(change), kind(change)}:
+            why = f"it changes layers as {kind(change)}, which that program does not read"
+            raise refused(concept, program, why, "Export it with --format native, and draw with it here.")
 
 
 def refused(concept: Concept, program: str, why: str, fix: str) -> PersonalError:

@@ -14,6 +14,7 @@ from collections import defaultdict
 import numpy as np
 
 from ..concept import Concept, Lora, LoraLayer
+from ..plain_lora import plain_concept
 from ..tensorfile import pack
 from .export import Export, embedding, lora, words
 from .header import facts
@@ -25,8 +26,9 @@ _LINEAR_LAYERS = {*(f"self_attn_{each}_proj" for each in ("q", "k", "v", "out"))
 
 def write(concept: Concept) -> Export:
     """`embedding/<owner>-<name>.safetensors`, `lora/<owner>-<name>.safetensors`, or both."""
+    concept, lost = plain_concept(concept)
     slug, word = concept.token.slug, str(concept.token.unversioned())
-    files, install, notes = {}, [], ["OneTrainer trains; it draws only samples."]
+    files, install, notes = {}, [], ["OneTrainer trains; it draws only samples.", *([lost] if lost else [])]
     if concept.vectors:
         path = f"embedding/{slug}.safetensors"
         files[path] = _embedding(concept, word)

@@ -167,15 +167,15 @@ def _joined(concepts: Sequence[Concept], token: Token | None) -> Concept:
     """A LoRA and its embedding, or the parts of a LoRA. Raises PersonalError where they do not fit together."""
     first = concepts[0]
     token = token or first.token
-    vectors, layers = {}, {}
+    vectors, layers, changes = {}, {}, {}
     for concept in concepts:
         if concept.card.base != first.card.base:
             raise PersonalError(f"Its files are for two bases: {first.card.base} and {concept.card.base}.")
-        mine = concept.lora.layers if concept.lora else {}
-        if (vectors and concept.vectors) or layers.keys() & mine.keys():
+        mine = concept.lora or Lora({})
+        if (vectors and concept.vectors) or (layers | changes).keys() & (mine.layers | mine.changes).keys():
             raise PersonalError("Its files hold two concepts.", "Give one of the files.")
-        vectors, layers = vectors | concept.vectors, layers | mine
-    return Concept(token, first.card, vectors, Lora(layers) if layers else None)
+        vectors, layers, changes = vectors | concept.vectors, layers | mine.layers, changes | mine.changes
+    return Concept(token, first.card, vectors, Lora(layers, changes) if layers or changes else None)
 
 
 # --- PEFT -------------------------------------------------------------------------------------------------------------
