@@ -92,18 +92,6 @@ def save_narrow(kind: str, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def put_into_tables(monkeypatch) -> None:
-    """Importing takes files for these for files for Stable Diffusion: its tables have their widths instead."""
-    from sdpersonal.formats import shapes
-
-    one = {"widths": (32, 64), "depths": (1, 0), "middle": 1, "resnets": 1}
-    monkeypatch.setitem(shapes.UNETS, "sd1", shapes.Unet(**one, context=768, flat=False))
-    monkeypatch.setitem(shapes.UNETS, "sd2", shapes.Unet(**one, context=1024))
-    xl = shapes.Unet((32, 32, 64), (0, 1, 2), 2, 2048, resnets=1, added=1280 + 6 * 8)
-    monkeypatch.setitem(shapes.UNETS, "sdxl", xl)
-    shapes.table.cache_clear()
-
-
 def _tokenizer():
     from transformers import CLIPTokenizer
 

@@ -20,6 +20,7 @@ _NARROW = 512  # no Stable Diffusion reads text this narrow
 _FULL_WIDTH = 320  # of the first level of every Stable Diffusion
 _FIRST_LEVEL = ("down_blocks_0_attentions", "up_blocks_3_")
 _ORIGINAL = re.compile(r"(input_blocks|middle_block|output_blocks)_\d")
+_ATTENTION = re.compile(r"lora_unet_((?:down|up|input|output)_blocks_\d+|mid_block|middle_block).*_attn\d_to_[qkv]$")
 _CONV_IN = ("lora_unet_conv_in", "lora_unet_input_blocks_0_0")
 
 
@@ -66,6 +67,8 @@ def base_of_layers(layers: _Outlines, content: Content) -> str:
         return bases[0]
     if bases:
         return _told_apart(bases, layers, content)
+    if stand_in := next((base for base in ("sd1", "sd2", "sdxl") if _is_stand_in(layers, base)), None):
+        return stand_in
     if _is_narrow(layers) and not _is_of_built_in(layers):
         wrong, base = _narrow_misfits(layers), "tiny"
     else:
@@ -89,7 +92,7 @@ def _misfits(layers: _Outlines, base: str) -> list[str]:
     """What does not fit that base, in words, a layer each."""
     table, wrong = shapes.table(base), []
     for part, outline in layers.items():
-        if part.component in (("te",) if base == "sdxl" else ("te1", "te2")):
+        if _is_misnamed(part, base):
             other = "SD 1.x" if base == "sdxl" else "SDXL"
             wrong.append(f"its layer {show(part.flat)} is named as a text encoder of {other}")
             continue
@@ -106,7 +109,9 @@ def _fits(name: str, outline: Outline, shape: shapes.Shape) -> bool:
     widths = {math.prod(shape[1:])}
     if name in _CONV_IN:
         widths = {channels * math.prod(shape[2:]) for channels in (*shapes.IN_CHANNELS, shape[1])}
-    return outline.rows in (0, shape[0]) and outline.width in (0, *widths)
+    # What lies between the two matrices of a text encoder's layer may have any width.
+    rows_fit = name.endswith("_mlp_fc1") or outline.rows in (0, shape[0])
+    return rows_fit and (name.endswith("_mlp_fc2") or outline.width in (0, *widths))
 
 
 def _size(outline: Outline) -> str:
@@ -162,23 +167,49 @@ def _is_narrow(layers: _Outlines) -> bool:
     return bool(first) and all(0 < outline.width < _FULL_WIDTH for outline in first)
 
 
+def _is_stand_in(layers: _Outlines, base: str) -> bool:
+    """Whether it is for a model built like that base, for its text, whose UNet is a quarter as wide or less.
+
+    Such models are made to try programs with; their LoRAs work on them alone.
+    """
+    table = shapes.table(base)
+    for part, outline in layers.items():
+        name = layer_name(part, base, outline)
+        if name not in table or _is_misnamed(part, base):
+            return False
+        rows, narrow = table[name][0], part.component == "unet"
+        if narrow and (not 0 < outline.rows <= rows // 4 or outline.rows % 8):
+            return False
+        reads_text = not narrow or part.flat.endswith(("attn2_to_k", "attn2_to_v"))
+        if reads_text and not _fits(name, outline._replace(rows=0) if narrow else outline, table[name]):
+            return False
+    return any(part.component == "unet" for part in layers) and not _uneven(layers, base)
+
+
+def _is_misnamed(part: Part, base: str) -> bool:
+    """Whether it is named as a text encoder that the base has not: SDXL has two, the others one."""
+    return part.component in (("te",) if base == "sdxl" else ("te1", "te2"))
+
+
 def _is_of_built_in(layers: _Outlines) -> bool:
     return _contexts(layers) == {shapes.UNETS["tiny"].context}
 
 
 def _narrow_misfits(layers: _Outlines) -> list[str]:
     """What is in no narrow base either: an unknown layer, or attentions of one level that differ in width."""
-    wrong, widths = [], {}
     if len(_contexts(layers)) > 1:
         return ["its parts read text of several widths"]
+    unknown = [part for part, outline in layers.items() if layer_name(part, "tiny", outline) not in _names()]
+    return [f"its layer {show(part.flat)} is not in it" for part in unknown] + _uneven(layers, "tiny")
+
+
+def _uneven(layers: _Outlines, base: str) -> list[str]:
+    """Attentions that have other widths than those before them in their level, in words."""
+    wrong, widths = [], {}
     for part, outline in layers.items():
-        name = layer_name(part, "tiny", outline)
-        if name not in _names():
-            wrong.append(f"its layer {show(part.flat)} is not in it")
-        if level := re.match(r"lora_unet_(?:(?:down|up)_blocks_\d|mid_block).*attn\d_to_[qkv]$", name):
-            place = re.match(r"lora_unet_(?:\w+?_blocks_\d|mid_block)", level[0])[0]
-            if outline.rows and widths.setdefault(place, outline.rows) != outline.rows:
-                wrong.append(f"its layer {show(part.flat)} has {outline.rows} rows, where others have {widths[place]}")
+        place = _ATTENTION.match(layer_name(part, base, outline))
+        if place and outline.rows and widths.setdefault(place[1], outline.rows) != outline.rows:
+            wrong.append(f"its layer {show(part.flat)} has {outline.rows} rows, where others have {widths[place[1]]}")
     return wrong
 
 

@@ -76,7 +76,7 @@ def _sorted(content: Content) -> tuple[dict[Part, _Names], list[str]]:
         else:
             strangers.append(key)
     if strangers:
-        raise damaged(content.name, f"its tensors {show(', '.join(strangers[:3]), 200)} belong to no known format")
+        raise damaged(content.name, f"I do not know its tensors {show(', '.join(strangers[:3]), 200)}")
     return layers, bundles
 
 
