@@ -228,8 +228,11 @@ def _setting(
     tensors: Mapping[str, np.ndarray], adapter: Mapping[str, object] | None, path: str, name: str
 ) -> tuple[float, int] | None:
     """(alpha, r) of one module by PEFT's configuration; None where the tensors tell, or the change has none."""
-    if form(tensors.keys() & SUFFIXES) not in ("LoRA", "LoHa", "LoKr"):
+    kind = form(tensors.keys() & SUFFIXES)
+    if kind not in ("LoRA", "LoHa", "LoKr"):
         return None
+    if adapter is not None and (peft_type := str(adapter.get("peft_type") or kind).upper()) != kind.upper():
+        raise damaged(name, f"its configuration says {show(peft_type)}, its tensors are a {kind}")
     if "alpha" in tensors:  # 0 is nothing here; by kohya's names it is the rank
         return None if tensors["alpha"].any() else (0.0, 1)
     if adapter is None:

@@ -73,15 +73,10 @@ def base_of_layers(layers: _Outlines, content: Content) -> str:
         wrong, base = _narrow_misfits(layers), "tiny"
     else:
         allowed = ["tiny"] if _is_narrow(layers) else ["sd1", "sd2", "sdxl"]
-        base = min(allowed, key=lambda base: len(misfits[base]))
+        base = min(allowed, key=lambda base: (len(misfits[base]), *_strangeness(layers, base)))
         wrong = misfits[base]
     if not wrong:
         return base
-    if len(wrong) == len(layers) and base != "tiny" and not any(_is_known(part) for part in layers):
-        raise PersonalError(
-            f"{show(content.name)} was made for another model than Stable Diffusion 1.x, 2.x or XL.",
-            "Use it with the program and the model that it was made for.",
-        )
     raise PersonalError(
         f"{show(content.name)} fits no base: nearest is {BASES[base]}, but {wrong[0]}.",
         "Ask its author for which base it was made.",
@@ -103,6 +98,11 @@ def _misfits(layers: _Outlines, base: str) -> list[str]:
             there = " x ".join(map(str, table[name]))
             wrong.append(f"its layer {show(part.flat)} changes {_size(outline)} numbers, where that has {there}")
     return wrong
+
+
+def _strangeness(layers: _Outlines, base: str) -> tuple[bool, bool]:
+    """Whether layers are named otherwise than that base's, and whether none reads its text."""
+    return any(_is_misnamed(part, base) for part in layers), shapes.UNETS[base].context not in _contexts(layers)
 
 
 def _fits(name: str, outline: Outline, shape: shapes.Shape) -> bool:
@@ -164,7 +164,7 @@ def _is_narrow(layers: _Outlines) -> bool:
     if contexts := _contexts(layers):
         return max(contexts) <= _NARROW
     first = [outline for part, outline in layers.items() if part.flat.startswith(_FIRST_LEVEL)]
-    return bool(first) and all(0 < outline.width < _FULL_WIDTH for outline in first)
+    return bool(first) and all(1 < outline.width < _FULL_WIDTH for outline in first)
 
 
 def _is_stand_in(layers: _Outlines, base: str) -> bool:
@@ -218,14 +218,3 @@ def _names() -> frozenset[str]:
     """The names that layers of a narrow base can have."""
     unets = (path for unet in shapes.UNETS.values() for path, _ in shapes.unet_shapes(unet))
     return frozenset({*shapes.table("sd2"), *(f"lora_unet_{path}" for path in unets)})
-
-
-def _is_known(part: Part) -> bool:
-    return part.flat in _paths()
-
-
-@functools.cache
-def _paths() -> frozenset[str]:
-    """What follows a component's prefix in the name of any layer."""
-    names = {*_names(), *(name for base in shapes.UNETS for name in shapes.table(base))}
-    return frozenset(re.sub(r"^lora_(unet|te[12]?)_", "", name) for name in names)
