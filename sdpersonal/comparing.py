@@ -64,7 +64,7 @@ def compare(a: Concept, b: Concept) -> Likeness:
     if a.lora is None or b.lora is None:
         return Likeness(vectors, encoders, None, {}, None)
     if bound := next((each for each in (a, b) if needs_base(each.lora) or not is_possible(each.lora)), None):
-        note = f"What {bound.token} does ({bound.lora.kinds}) is told by the base's weights or no LoRA: not compared."
+        note = f"{bound.token} changes layers as {bound.lora.kinds}, which cannot be compared without a base."
         return Likeness(vectors, encoders, None, {}, None, note)
     one, two = (plain_lora(each).lora for each in (a, b))
     return Likeness(vectors, encoders, *lora_cosines(one, two), lora_overlap(one, two))

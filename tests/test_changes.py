@@ -13,7 +13,7 @@ from foreign import safe
 from sdpersonal import changes
 from sdpersonal.card import Card
 from sdpersonal.comparing import compare
-from sdpersonal.concept import Concept, Lora, read, write
+from sdpersonal.concept import Concept, Lora, LoraLayer, read, write
 from sdpersonal.deltas import bias_change, fits, weight_change
 from sdpersonal.errors import PersonalError
 from sdpersonal.exports import export
@@ -106,6 +106,43 @@ def test_a_layer_changes_as_lycoris_changes_it_at_any_strength(form, kind):
     torch.testing.assert_close(
         layer(x), applied(layer, x, module.org_weight + change, layer.bias), atol=3e-5, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_a_mix_is_the_sum_of_what_its_parts_do_to_the_layers_own_weight(kind):
+    torch.manual_seed(0)
+    layer = LAYERS[kind]()
+    parts = [
+        (theirs(form, LAYERS[kind]())[1], strength) for form, strength in (("LoHa", 0.7), ("OFT", 1.2), ("DoRA", -1))
+    ]
+    plain = LoraLayer(np.float32(torch.randn(2, *layer.weight.shape[1:])), np.float32(torch.randn(16, 2)), 1.0)
+    mix = [(Lora({}, {"lora_unet_x": tensors}), strength) for tensors, strength in parts]
+    mix.append((Lora({"lora_unet_x": plain}), 0.5))
+    weight = layer.weight + sum(strength * weight_change(tensors, layer.weight) for tensors, strength in parts)
+    weight = weight + 0.25 * torch.tensor(plain.up @ plain.down.reshape(2, -1)).reshape(layer.weight.shape)
+    slots, x = Slots({"lora_unet": nn.ModuleDict({"x": layer})}), picture(layer)
+    with torch.no_grad(), slots.filled(mix):
+        for _ in range(4):
+            torch.testing.assert_close(layer(x), applied(layer, x, weight, layer.bias), atol=3e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("terms", [0, 1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("shared", [False, True])
+def test_rotations_of_inputs_are_pefts(terms, shared):
+    from peft.tuners.oft.layer import OFTRotationModule
+
+    torch.manual_seed(0)
+    module = OFTRotationModule(
+        1 if shared else 3, 6, 4, 12, block_share=shared, use_cayley_neumann=terms > 0, num_cayley_neumann_terms=terms
+    )
+    module.r = 3
+    nn.init.normal_(module.weight, std=0.2)
+    weight = torch.randn(5, 12)
+    change = {"oft_R.weight": module.weight.detach().numpy(), "oft_terms": np.float32(terms).reshape(())}
+    x = torch.randn(7, 12)
+    with torch.no_grad():
+        expected = F.linear(module(x), weight)
+    torch.testing.assert_close(F.linear(x, weight + weight_change(change, weight)), expected, atol=1e-5, rtol=1e-4)
 
 
 # --- PEFT's own files, drawn with on a whole base ---------------------------------------------------------------------

@@ -81,7 +81,7 @@ def refuse_unread(concept: Concept, program: str, unread: Set[str]) -> None:
     for change in concept.lora.changes.values() if concept.lora else ():
         if unread & {form(change), kind(change)}:
             why = f"it changes layers as {kind(change)}, which that program does not read"
-            raise refused(concept, program, why, "Export it with --format native, and draw with it here.")
+            raise refused(concept, program, why, "Export it with --format native, and generate with it here.")
 
 
 def refused(concept: Concept, program: str, why: str, fix: str) -> PersonalError:
