@@ -194,10 +194,10 @@ def rank_of(change: Change | Mapping[str, tuple[int, ...]]) -> int:
     shapes = {name: _shape(value) for name, value in change.items()}
     name = form(shapes)
     if name == "LoKr":
-        key = next((key for key in ("lokr_w2_b", "lokr_w1_b") if key in shapes), None)
-        return shapes[key][0] if key else 0
-    key = {"LoRA": "lora_down.weight", "LoHa": "hada_w1_b", "GLoRA": "b2.weight"}.get(name)
-    return shapes[key][0] if key else 0
+        key = "lokr_w2_b" if "lokr_w2_b" in shapes else "lokr_w1_b"
+    else:
+        key = {"LoRA": "lora_down.weight", "LoHa": "hada_w1_b", "GLoRA": "b2.weight"}.get(name, "")
+    return (shapes.get(key) or (0,))[0]
 
 
 def scale_of(change: Change) -> float:
@@ -223,8 +223,10 @@ def _shape(value: object) -> tuple[int, ...]:
 
 def _lora_fits(shapes: _Shapes) -> bool:
     up, down, mid = (shapes.get(f"lora_{part}.weight") for part in ("up", "down", "mid"))
+    if len(up) < 2 or len(down) < 2:
+        return False
     rank = down[0]
-    if len(up) < 2 or len(down) < 2 or up[1] != rank or math.prod(up[2:]) != 1 or rank > MAX_RANK:
+    if up[1] != rank or math.prod(up[2:]) != 1 or rank > MAX_RANK:
         return False
     return mid is None or (len(mid) == 4 and mid[:2] == (rank, rank) and math.prod(down[2:]) == 1)
 

@@ -51,12 +51,12 @@ def fits(change: Change, shape: torch.Size) -> bool:
         return False
     name = form(change)
     if name == "IA3":
-        return change["weight"].size == (shape[1] if number(change, "on_input") else shape[0])
+        return len(shape) > 1 and change["weight"].size == shape[1 if number(change, "on_input") else 0]
     if name == "OFT of inputs":
         return inner % block_size(change["oft_R.weight"].shape[1]) == 0
     if "dora_scale" in change:
         scale = change["dora_scale"]
-        return scale.size == shape[0] or (scale.shape[0] == 1 and scale.size == shape[1])
+        return scale.size == shape[0] or (scale.shape[:1] == (1,) and len(shape) > 1 and scale.size == shape[1])
     return name != "norm" or len(shape) == 1
 
 

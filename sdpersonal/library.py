@@ -58,7 +58,6 @@ class Entry:
             "token": str(self.token),
             "vectors": self.vectors,
             "lora_rank": self.lora_rank,
-            "kinds": self.kinds,
             "size": self.size,
             "identity": self.identity,
             "path": str(self.path),

@@ -237,27 +237,24 @@ def _setting(
         return None if tensors["alpha"].any() else (0.0, 1)
     if adapter is None:
         return None
-    rank = _rank(tensors) or _of_module(adapter, "r", "rank_pattern", path, name) or _DEFAULT_RANK
+    rank = rank_of(tensors) or _of_module(adapter, "r", "rank_pattern", path, name) or _DEFAULT_RANK
     if type(rank) is not int or rank < 1:
         raise damaged(name, "its rank is no whole number")
     return alpha_of(adapter, path, rank, name), rank
 
 
-def _rank(tensors: Mapping[str, np.ndarray]) -> int:
-    matrices = {key: value for key, value in tensors.items() if value.ndim}
-    return rank_of(matrices) if form(matrices.keys() & SUFFIXES) else 0
-
-
 def _own_scale(tensors: Mapping[str, np.ndarray]) -> float:
-    rank = len(tensors["lora_down.weight"]) if "lora_down.weight" in tensors else 1
+    rank = rank_of(tensors) or 1
     return float(tensors["alpha"].reshape(-1)[0]) / rank if "alpha" in tensors else 1.0
 
 
 def _scaled(tensors: dict[str, np.ndarray], alpha: float, rank: int) -> dict[str, np.ndarray]:
     """The same with that alpha; where none can say it, a matrix is multiplied with alpha / r."""
-    if _rank(tensors) and alpha > 0:
+    if rank_of(tensors) and alpha > 0:
         return tensors | {"alpha": np.array(alpha)}
-    first = next(key for key in ("lora_up.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a") if key in tensors)
+    first = next((key for key in ("lora_up.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a") if key in tensors), None)
+    if first is None:
+        return tensors  # half a change, which is refused
     others = {key: value for key, value in tensors.items() if key != "alpha"}
     return others | {first: tensors[first].astype(np.float32) * np.float32(alpha / rank)}
 
