@@ -45,9 +45,10 @@ class Outline(NamedTuple):
 
 
 _Outlines = Mapping[Part, Outline]
+_UNKNOWN = Outline(0, 0)
 
 
-def layer_name(part: Part, base: str, outline: Outline) -> str:
+def layer_name(part: Part, base: str, outline: Outline = _UNKNOWN) -> str:
     """The layer's name in a concept for that base."""
     if part.component == "unet":
         return f"lora_unet_{unet_name(part.flat, base)}"
