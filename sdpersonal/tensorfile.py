@@ -57,7 +57,7 @@ def check_head(head: bytes, size: int, name: str, longest: int = MAX_HEADER) -> 
     """The layout of a file of `size` bytes, from its first bytes; `head` must hold the header."""
     try:
         length = header_length(head, size, longest)
-        return _layout(_header(head[8 : 8 + length]), 8 + length, size)
+        return _layout(_header(head[8 : 8 + length]), 8 + length, size, ours=longest <= MAX_HEADER)
     except ValueError as error:
         raise damaged(name, str(error)) from error
 
@@ -165,7 +165,8 @@ def _header(raw: bytes) -> dict[str, object]:
     return strict_json(text)
 
 
-def _layout(header: dict[str, object], start: int, size: int) -> Layout:
+def _layout(header: dict[str, object], start: int, size: int, ours: bool) -> Layout:
+    """ours: single numbers too must be of a type that `pack` writes."""
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata are not all text")
@@ -173,7 +174,7 @@ def _layout(header: dict[str, object], start: int, size: int) -> Layout:
         raise ValueError("it holds no tensors")
     if len(header) > MAX_TENSORS:
         raise ValueError(f"it holds {len(header):,} tensors, more than {MAX_TENSORS:,}")
-    tensors = {name: _place(name, entry) for name, entry in header.items()}
+    tensors = {name: _place(name, entry, ours) for name, entry in header.items()}
     position = 0
     for name, place in sorted(tensors.items(), key=lambda item: item[1].begin):
         if place.begin != position:
@@ -184,14 +185,14 @@ def _layout(header: dict[str, object], start: int, size: int) -> Layout:
     return Layout(metadata, tensors, start)
 
 
-def _place(name: str, entry: object) -> Place:
+def _place(name: str, entry: object, ours: bool) -> Place:
     if not (0 < len(name) <= MAX_NAME and name.isprintable()):
         raise ValueError(f"{show(name)} is not a name for a tensor")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"tensor {show(name)} is not described as the format wants")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     sound = _whole_numbers(shape) and len(shape) <= 5 and all(0 < length < 2**32 for length in shape)
-    width = _width(dtype, sound and math.prod(shape) == 1)
+    width = _width(dtype, not ours and sound and math.prod(shape) == 1)
     if not width:
         raise ValueError(f"tensor {show(name)} is of type {show(str(dtype), 20)}; I read F16, BF16 and F32")
     if not sound:
@@ -205,7 +206,7 @@ def _place(name: str, entry: object) -> Place:
 
 
 def _width(dtype: object, is_single: bool) -> int:
-    """Bytes of a number of that type; 0 where it is not read. is_single: the tensor is one number."""
+    """Bytes of a number of that type; 0 where it is not read. is_single: a stranger's tensor of one number."""
     if not isinstance(dtype, str):
         return 0
     return np.dtype(_SINGLE[dtype]).itemsize if is_single and dtype in _SINGLE else WIDTH.get(dtype, 0)

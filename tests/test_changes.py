@@ -266,7 +266,7 @@ def of_width(form: str, width: int) -> dict[str, torch.Tensor]:
 def test_every_kind_comes_in_under_every_name_and_stays_as_it_is(form, naming):
     base, name, ours = NAMINGS[naming]
     tensors = of_width(form, 1280 if naming == "text encoder" else 640)
-    hint = {"ss_base_model_version": {"sd1": "sd_v1", "sdxl": "sdxl_base_v1-0"}[base]}
+    hint = {"format": "pt", "ss_base_model_version": {"sd1": "sd_v1", "sdxl": "sdxl_base_v1-0"}[base]}
     data = safe({f"{name}.{key}": value for key, value in tensors.items()}, hint)
     concept = read_any(data, "x.safetensors", Token.parse("<me/x>"))
     assert concept.card.base == base and list(concept.lora.changes) == [ours] and not concept.lora.layers

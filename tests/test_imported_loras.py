@@ -13,7 +13,6 @@ from sdpersonal.formats.folders import read_folder
 SCALE = 1.5  # alpha / rank
 
 
-
 @pytest.fixture(scope="module", params=["sd1", "sdxl"])
 def saved(request, tmp_path_factory):
     """(folder of the base, class of its pipeline, folder with the LoRA): their writer throughout."""
