@@ -16,6 +16,7 @@ import numpy as np
 from .card import BASES
 from .concept import Concept, Lora, LoraLayer
 from .errors import PersonalError
+from .plain_lora import is_possible, needs_base, plain_lora
 
 # Between what was measured on concepts of the built-in base (docs/performance.md, "The library"): two trainings of one
 # subject lie above, of different ones below; vectors that started from the same class noun lie above as well.
@@ -28,7 +29,8 @@ class Likeness:
     """Two concepts compared; None where one of them lacks what is compared.
 
     vectors: the cosine of their rows, by encoder, and their mean. lora: the cosine of all layers' changes as one long
-    vector; layers: the same layer by layer. overlap: how much the LoRAs act in the same directions, 0 to 1.
+    vector; layers: the same layer by layer. overlap: how much the LoRAs act in the same directions, 0 to 1. note: why
+    LoRAs that are there were not compared.
     """
 
     vectors: float | None
@@ -36,6 +38,7 @@ class Likeness:
     lora: float | None
     layers: dict[str, float]
     overlap: float | None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,11 @@ def compare(a: Concept, b: Concept) -> Likeness:
     vectors = float(np.mean(list(encoders.values()))) if encoders else None
     if a.lora is None or b.lora is None:
         return Likeness(vectors, encoders, None, {}, None)
-    return Likeness(vectors, encoders, *lora_cosines(a.lora, b.lora), lora_overlap(a.lora, b.lora))
+    if bound := next((each for each in (a, b) if needs_base(each.lora) or not is_possible(each.lora)), None):
+        note = f"{bound.token} changes layers as {bound.lora.kinds}, which cannot be compared without a base."
+        return Likeness(vectors, encoders, None, {}, None, note)
+    one, two = (plain_lora(each).lora for each in (a, b))
+    return Likeness(vectors, encoders, *lora_cosines(one, two), lora_overlap(one, two))
 
 
 def conflicts(concepts: Sequence[Concept]) -> list[Conflict]:

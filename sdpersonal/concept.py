@@ -3,7 +3,8 @@
 The file is a `.safetensors` that other programs read as it is:
 
     vectors only    `emb_params` (n, dim), or for SDXL `clip_l` (n, 768) and `clip_g` (n, 1280): an embedding
-    LoRA only       `<layer>.lora_down.weight`, `.lora_up.weight`, `.alpha`, named as kohya names them
+    LoRA only       `<layer>.lora_down.weight`, `.lora_up.weight`, `.alpha`, named as kohya names them; of layers that
+                    LyCORIS changes in other ways, the tensors that it has there (`changes`)
     both            the LoRA, with `bundle_emb.<owner-name>.string_to_param.*` (or `.clip_l`, `.clip_g`)
 
 Its header carries ModelSpec, a thumbnail and the card. Its identity is the sha256 of the bytes after the header.
@@ -14,14 +15,14 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from . import files
+from . import changes, files
 from .card import Card, read_card
 from .errors import PersonalError
 from .modelspec import kohya, modelspec, picture_from
@@ -32,7 +33,6 @@ from .thumbnail import media_type, thumbnail_bytes
 __all__ = ["Card", "Concept", "Header", "Lora", "LoraLayer", "read", "read_header", "thumbnail_bytes", "write"]
 
 MAX_VECTORS = 64
-MAX_ALPHA_PER_RANK = 64.0  # no training ends above it; a hostile file would turn every picture to noise
 WIDTHS = {"sd1": {"clip_l": 768}, "sd2": {"clip_l": 1024}, "sdxl": {"clip_l": 768, "clip_g": 1280}}  # of vectors
 
 _VERSION = "1"
@@ -40,7 +40,6 @@ _FIRST_READ = 32_768  # bytes: nearly every header, with its thumbnail, in one c
 _SUM = "sdpersonal.header_sha256"
 WHOLE = "sdpersonal.whole"
 _LAYER = re.compile(r"lora_(unet|te|te1|te2)_[A-Za-z0-9_]{1,200}")
-_PARTS = {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha"}
 
 
 @dataclass(frozen=True)
@@ -61,14 +60,23 @@ class LoraLayer:
 
 @dataclass(frozen=True)
 class Lora:
-    """Layers by kohya module name, e.g. `lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q`."""
+    """Layers by kohya module name, e.g. `lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q`.
+
+    changes: what is done to layers in other ways (LoHa, LoKr, DoRA, ...), by the same names; no layer is in both.
+    """
 
     layers: dict[str, LoraLayer]
+    changes: dict[str, changes.Change] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
-        """The largest of its layers' ranks."""
-        return max(layer.rank for layer in self.layers.values())
+        """The largest of its layers' ranks; 0 where all are changed in other ways."""
+        return max((layer.rank for layer in self.layers.values()), default=0)
+
+    @property
+    def kinds(self) -> str:
+        """What `changes` are, in words; empty for a plain LoRA."""
+        return changes.kinds(self.changes.values())
 
 
 @dataclass(frozen=True)
@@ -133,15 +141,36 @@ class Header:
 
     @property
     def lora_rank(self) -> int:
-        """The largest rank; 0 without a LoRA."""
-        downs = (shape[0] for name, shape in self.tensors.items() if name.endswith(".lora_down.weight"))
-        return max(downs, default=0)
+        """The largest rank of a plain LoRA's layers; 0 without."""
+        plain = (parts for parts in self._layers.values() if _is_plain(parts))
+        return max(((parts.get("lora_down.weight") or (0,))[0] for parts in plain), default=0)
+
+    @property
+    def kinds(self) -> str:
+        """What it holds besides vectors and a plain LoRA, in words: "LoHa", "DoRA", ...; empty without."""
+        return changes.kinds(parts for parts in self._layers.values() if not _is_plain(parts))
+
+    @cached_property
+    def _layers(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Shapes by layer, and by what follows its name."""
+        layers: dict[str, dict[str, tuple[int, ...]]] = {}
+        for name, shape in self.tensors.items():
+            layer, _, part = name.partition(".")
+            if part in changes.SUFFIXES:
+                layers.setdefault(layer, {})[part] = shape
+        return layers
 
 
-def holds(vectors: int, lora_rank: int) -> str:
-    """In words: `2 vectors + LoRA rank 4`; 0 is none."""
-    said = [f"{vectors} vector{'s' * (vectors > 1)}"] if vectors else []
-    return " + ".join(said + ([f"LoRA rank {lora_rank}"] if lora_rank else []))
+def holds(vectors: int, lora_rank: int, kinds: str = "") -> str:
+    """In words: `2 vectors + LoRA rank 4 + norms`; 0 and "" are none. kinds: `Lora.kinds`."""
+    texts = [f"{vectors} vector{'s' * (vectors > 1)}"] if vectors else []
+    texts += [f"LoRA rank {lora_rank}"] if lora_rank else []
+    return " + ".join(texts + ([kinds] if kinds else []))
+
+
+def _is_plain(names: Iterable[str]) -> bool:
+    """Whether a layer's tensors are those of a plain LoRA."""
+    return set(names) <= changes.PLAIN
 
 
 def write(concept: Concept, notes: Mapping[str, str] | None = None) -> bytes:
@@ -201,6 +230,8 @@ def _tensors(concept: Concept) -> dict[str, np.ndarray]:
         tensors[f"{name}.lora_down.weight"] = layer.down
         tensors[f"{name}.lora_up.weight"] = layer.up
         tensors[f"{name}.alpha"] = np.array(layer.alpha, np.float32)
+    for name, change in (concept.lora.changes if concept.lora else {}).items():
+        tensors |= {f"{name}.{part}": value for part, value in change.items()}
     return tensors
 
 
@@ -228,7 +259,7 @@ def _metadata(concept: Concept) -> dict[str, str]:
     if concept.lora is not None:
         layers = concept.lora.layers.values()
         ranks, alphas = {layer.rank for layer in layers}, {float(layer.alpha) for layer in layers}
-        metadata |= kohya(concept.card, ranks, alphas, identity)
+        metadata |= kohya(concept.card, ranks, alphas, identity, bool(concept.lora.changes))
     return metadata
 
 
@@ -278,21 +309,27 @@ def _read_tensors(data: bytes, layout: Layout, token: Token) -> tuple[dict[str, 
             vectors["clip_l"] = np.array(array(data, layout, name), np.float32)  # few, so they can be anybody's own
         elif name.removeprefix(bundle) in ("clip_l", "clip_g"):
             vectors[name.removeprefix(bundle)] = np.array(array(data, layout, name), np.float32)
-        elif _LAYER.fullmatch(layer) and part in _PARTS:
-            layers.setdefault(layer, {})[_PARTS[part]] = array(data, layout, name)
+        elif _LAYER.fullmatch(layer) and part in changes.SUFFIXES:
+            layers.setdefault(layer, {})[part] = array(data, layout, name)
         else:
             strangers.append(name)
+    for layer, tensors in layers.items():
+        if not (_is_plain(tensors) or changes.is_whole(tensors)):
+            strangers += [f"{layer}.{part}" for part in tensors]
     if strangers:
         raise ValueError(f"I do not know its tensors {show(', '.join(strangers[:3]))}")
-    return vectors, Lora({name: _layer(name, parts) for name, parts in layers.items()}) if layers else None
+    if not layers:
+        return vectors, None
+    plain = {name: _layer(name, parts) for name, parts in layers.items() if _is_plain(parts)}
+    return vectors, Lora(plain, {name: parts for name, parts in layers.items() if name not in plain})
 
 
 def _layer(name: str, parts: dict[str, np.ndarray]) -> LoraLayer:
-    if parts.keys() != set(_PARTS.values()):
-        raise ValueError(f"layer {show(name)} lacks its {' and '.join(set(_PARTS.values()) - parts.keys())}")
+    if missing := changes.PLAIN - parts.keys():
+        raise ValueError(f"layer {show(name)} lacks its {' and '.join(sorted(missing))}")
     if parts["alpha"].size != 1:
         raise ValueError(f"the alpha of layer {show(name)} is not one number")
-    return LoraLayer(parts["down"], parts["up"], float(parts["alpha"].reshape(())))
+    return LoraLayer(parts["lora_down.weight"], parts["lora_up.weight"], float(parts["alpha"].reshape(())))
 
 
 # --- what a concept must be -------------------------------------------------------------------------------------------
@@ -324,15 +361,21 @@ def _check_vectors(vectors: dict[str, np.ndarray], base: str) -> None:
 
 
 def _check_lora(lora: Lora, base: str) -> None:
-    if not lora.layers:
+    if not lora.layers and not lora.changes:
         raise PersonalError("The LoRA has no layers.")
     encoders = ("unet", "te1", "te2") if base == "sdxl" else ("unet", "te")
-    for name, layer in lora.layers.items():
+    for name in (*lora.layers, *lora.changes):
         found = _LAYER.fullmatch(name)
-        if not found or found[1] not in encoders:
+        if not found or found[1] not in encoders or (name in lora.layers and name in lora.changes):
             raise PersonalError(f"{show(name)} is not a LoRA layer of {base}.")
-        if problem := _layer_problem(layer):
+        plain = name in lora.layers
+        problem = _layer_problem(lora.layers[name]) if plain else _change_problem(lora.changes[name])
+        if problem:
             raise PersonalError(f"LoRA layer {show(name)}: {problem}.")
+
+
+def _change_problem(change: changes.Change) -> str | None:
+    return "it is a plain LoRA" if _is_plain(change) else changes.problem(change)
 
 
 def _layer_problem(layer: LoraLayer) -> str | None:
@@ -346,6 +389,8 @@ def _layer_problem(layer: LoraLayer) -> str | None:
         return "it is empty"
     if not (np.isfinite(down).all() and np.isfinite(up).all()):
         return "it holds numbers that are not finite"
-    if not (math.isfinite(layer.alpha) and 0 < layer.alpha <= MAX_ALPHA_PER_RANK * layer.rank):
+    if layer.alpha == 0 and not up.any():
+        return None  # PEFT's way to say nothing; zeros say it to programs that take 0 for the rank
+    if not (math.isfinite(layer.alpha) and 0 < layer.alpha <= changes.MAX_ALPHA_PER_RANK * layer.rank):
         return f"alpha {layer.alpha:g} with rank {layer.rank} is out of bounds"
     return None

@@ -56,9 +56,9 @@ def uploads(concept: Concept, hub_id: str, pictures: Sequence[Path] = ()) -> lis
     card = model_card(concept, ours, hub_id, prompts, grid is not None)
     sent = [Upload("README.md", card.encode(), "model card: what it is, its licence, how it is used")]
     sent += [Upload(name, data, "the concept, for sdpersonal and most programs") for name, data in ours.files.items()]
-    sent += [
-        Upload(name, data, "the same for diffusers") for name, data in exports.diffusers.write(concept).files.items()
-    ]
+    if exports.diffusers.is_possible(concept):
+        made = exports.diffusers.write(concept)
+        sent += [Upload(name, data, "the same for diffusers") for name, data in made.files.items()]
     sent += [Upload(PICTURES, grid, "pictures drawn with it, for the model card")] if grid else []
     return sent
 

@@ -184,7 +184,8 @@ def _series(found: Sequence[Source]) -> dict[Source, _Snapshot]:
 
 def _summary(concept: Concept) -> str:
     rows = max((len(rows) for rows in concept.vectors.values()), default=0)
-    parts = [concept.card.base, holds(rows, concept.lora.rank if concept.lora else 0)]
+    lora = concept.lora
+    parts = [concept.card.base, holds(rows, lora.rank if lora else 0, lora.kinds if lora else "")]
     if length := concept.card.recipe.get("longest_row"):
         parts += [f"rows up to {length:g} long, where a word's is 0.4: try other strengths"]
     return ", ".join(parts)

@@ -45,12 +45,13 @@ class Entry:
     card: Card | None = None
     vectors: int = 0  # rows for each text encoder
     lora_rank: int = 0
+    kinds: str = ""  # what it holds besides, in words: `Lora.kinds`
     identity: str | None = None  # sha256 as the header has it; `Library.verify` proves it
 
     @property
     def holds(self) -> str:
         """What is in it, in words."""
-        return holds(self.vectors, self.lora_rank)
+        return holds(self.vectors, self.lora_rank, self.kinds)
 
     @property
     def thumbnail(self) -> bytes | None:
@@ -292,7 +293,9 @@ class Library:
         card = header.card
         if card.token != str(token):  # a file may have been renamed by hand
             card = card.model_copy(update={"token": str(token)})
-        return Entry(token, path, header.size, None, card, header.vectors, header.lora_rank, header.identity)
+        return Entry(
+            token, path, header.size, None, card, header.vectors, header.lora_rank, header.kinds, header.identity
+        )
 
     def _load(self, token: Token) -> Concept:
         concept = read(files.read_bytes(self._safe_path(token), MAX_FILE), self._path(token).name)

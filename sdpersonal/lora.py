@@ -8,6 +8,9 @@ zero at the start. Several LoRAs with strengths s_i are one of rank r_1 + r_2 + 
 exactly, so a mix costs what one LoRA of that rank costs, changing it is a copy of a few MB, and an empty slot is the
 bare layer to the bit. Layers are named as kohya's files name them: `lora_unet_` or `lora_te_` + the module's path with
 `.` written `_`.
+
+Changes that are no plain LoRA (`changes`) go the same way where a LoRA of a small rank equals them; else the slot holds
+the sum of s_i (W_i' - W) of the layer's own weight W. Biases and norms are replaced, and put back when it is cleared.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .changes import Change, as_lora
 from .concept import Lora, LoraLayer
+from .deltas import bias_change, fits, weight_change
 from .errors import PersonalError
 
 Targets = Literal["attention", "transformer", "all"]
@@ -33,6 +38,7 @@ _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 _UNET = "lora_unet"
 _MERGED_AFTER = 2  # uses, of the UNet's layers; how a prompt is encoded must not depend on those encoded before it
+_FACTORED = 64  # rank up to which a change goes as a LoRA; above, the sum of whole changes costs no more
 _MERGED = 1 << 19  # numbers; of larger weights a LoRA costs a few percent, and the copies would take GBs
 
 
@@ -47,40 +53,57 @@ class Slot:
         self.layer, self.path = layer, path  # its path in the model
         self.down: Tensor | None = None  # A: (r, in) or (r, in, k, k)
         self.up: Tensor | None = None  # B: (out, r) or (out, r, 1, 1)
+        self.whole: Tensor | None = None  # a change of the weight's shape, which is added to it
         self._hook = self._bare = None
         self._uses, self._passing = 0, False
 
-    def put(self, down: Tensor, up: Tensor, passing: bool = False) -> None:
+    def put(self, down: Tensor | None, up: Tensor | None, passing: bool = False, whole: Tensor | None = None) -> None:
         self._restore()
-        self.down, self.up, self._uses, self._passing = down, up, 0, passing
+        self.down, self.up, self.whole, self._uses, self._passing = down, up, whole, 0, passing
         self._hook = self._hook or self.layer.register_forward_hook(self._add)
 
     def clear(self) -> None:
         self._restore()
         self._unhook()
-        self.down = self.up = None
+        self.down = self.up = self.whole = None
+
+    @property
+    def is_empty(self) -> bool:
+        return self.down is None and self.whole is None
 
     def _add(self, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         x = args[0]
-        if self.down.device != x.device:  # it was filled while the model waited elsewhere
-            self.down, self.up = self.down.to(x.device), self.up.to(x.device)
-        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        self._follow(x.device)
         self._uses += 1
         if self._uses == _MERGED_AFTER and self._passing and _is_merged_best(layer.weight):
             self._merge()
+        if self.whole is not None:
+            out = out + _applied(layer, x, self.whole.to(x.dtype))
+        return out if self.down is None else self._add_factors(layer, x, out)
+
+    def _add_factors(self, layer: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
         if isinstance(layer, nn.Linear):
             inner = F.linear(x, down)
             if torch.is_grad_enabled():
                 return out + F.linear(inner, up)
             out.view(-1, out.shape[-1]).addmm_(inner.view(-1, inner.shape[-1]), up.t())  # nobody else has seen it
             return out
-        inner = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
-        return out + F.conv2d(inner, up.flatten(1)[:, :, None, None])
+        return out + F.conv2d(_applied(layer, x, down), up.flatten(1)[:, :, None, None])
+
+    def _follow(self, device: torch.device) -> None:
+        """Bring what it holds to where the layer computes: it may have been filled while the model waited elsewhere."""
+        if self.down is not None and self.down.device != device:
+            self.down, self.up = self.down.to(device), self.up.to(device)
+        if self.whole is not None and self.whole.device != device:
+            self.whole = self.whole.to(device)
 
     def _merge(self) -> None:
         bare = self.layer.weight
-        whole = torch.addmm(bare.detach().flatten(1), self.up.flatten(1), self.down.flatten(1)).view_as(bare)
-        self.layer.weight, self._bare = nn.Parameter(whole, requires_grad=False), bare
+        changed = bare.detach() if self.whole is None else bare.detach() + self.whole
+        if self.down is not None:
+            changed = torch.addmm(changed.flatten(1), self.up.flatten(1), self.down.flatten(1)).view_as(bare)
+        self.layer.weight, self._bare = nn.Parameter(changed, requires_grad=False), bare
         self._unhook()
 
     def _restore(self) -> None:
@@ -91,6 +114,34 @@ class Slot:
         if self._hook:
             self._hook.remove()
         self._hook = None
+
+
+def _applied(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """What the layer would give with this weight and without a bias."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight)
+    return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation)
+
+
+class _Aside:
+    """Biases, and weights of norms, that others stand for while a mix is drawn with."""
+
+    def __init__(self):
+        self._bare: list[tuple[nn.Module, str, nn.Parameter]] = []
+
+    def replace(self, module: nn.Module, name: str, value: Tensor) -> None:
+        bare = getattr(module, name)
+        self._bare.append((module, name, bare))
+        setattr(module, name, nn.Parameter(value.to(bare.device, bare.dtype), requires_grad=False))
+
+    def restore(self) -> list[tuple[nn.Module, str, nn.Parameter]]:
+        """Put the model's own back; return what stood for them."""
+        stood = [(module, name, getattr(module, name)) for module, name, _ in self._bare]
+        for module, name, bare in reversed(self._bare):
+            bare.data = bare.data.to(getattr(module, name).device)  # the model may have moved meanwhile
+            setattr(module, name, bare)
+        self._bare.clear()
+        return stood
 
 
 def _is_merged_best(weight: Tensor) -> bool:
@@ -113,15 +164,20 @@ class Slots:
         idle: Collection[str] = (),
     ):
         self._slots: dict[str, Slot] = {}
+        self._norms: dict[str, nn.Module] = {}
+        self._aside = _Aside()
         self._aliases: dict[str, str] = {}
         self._idle = tuple(idle)
         for prefix, model in models.items():
             rename = (naming or {}).get(prefix, str)
             for path, module in model.named_modules():
-                if isinstance(module, nn.Linear | nn.Conv2d):
+                if isinstance(module, nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm):
                     name = f"{prefix}_{rename(path).replace('.', '_')}"
-                    self._slots[name] = Slot(module, path)
                     self._aliases[f"{prefix}_{path.replace('.', '_')}"] = name
+                    if isinstance(module, nn.Linear | nn.Conv2d):
+                        self._slots[name] = Slot(module, path)
+                    else:
+                        self._norms[name] = module
 
     def layers(self) -> dict[str, nn.Module]:
         """Every layer, by its kohya name."""
@@ -139,9 +195,14 @@ class Slots:
 
     def check(self, lora: Lora, who: str) -> None:
         """Raises PersonalError unless every layer of `lora` exists here with its shape."""
-        for name, layer in lora.layers.items():
-            slot = self._slots.get(self._aliases.get(name, name))
-            if slot is None or not _fits(layer, slot.layer.weight.shape):
+        for name in (*lora.layers, *lora.changes):
+            place = self._aliases.get(name, name)
+            slot = self._slots.get(place)
+            if name in lora.layers:
+                sound = slot is not None and _fits(lora.layers[name], slot.layer.weight.shape)
+            else:
+                sound = _change_fits(lora.changes[name], slot.layer if slot else self._norms.get(place))
+            if not sound:
                 raise PersonalError(
                     f"{who} was made for another base: its layer {name} does not fit the loaded one.",
                     "Load the base it was made for (--base).",
@@ -160,15 +221,41 @@ class Slots:
         """The slots hold this mix and nothing else, from now on: for a change within a `filled` block."""
         self.clear()
         for name, parts in self._by_layer(mix).items():
-            self._put(self._slots[name], parts, passing=name.startswith(_UNET))
+            if name in self._norms:
+                self._replace(self._norms[name], parts)
+            else:
+                self._put(self._slots[name], parts, passing=name.startswith(_UNET))
 
-    def _put(self, slot: Slot, parts: list[tuple[LoraLayer, float]], passing: bool) -> None:
+    def _put(self, slot: Slot, parts: list[tuple[LoraLayer | Change, float]], passing: bool) -> None:
         weight = slot.layer.weight
-        down = torch.cat([_tensor(part.down).view(-1, *weight.shape[1:]) for part, _ in parts])
-        up = torch.cat(
-            [_tensor(part.up).flatten(1) * (s * part.alpha / part.down.shape[0]) for part, s in parts], dim=1
-        )
-        slot.put(down.to(weight.device, weight.dtype), up.to(weight.device, weight.dtype), passing)
+        factors, others = _sorted(parts, weight.shape)
+        down = up = whole = None
+        if factors:
+            down = torch.cat([_tensor(part.down).view(-1, *weight.shape[1:]) for part, _ in factors])
+            up = torch.cat(
+                [_tensor(part.up).flatten(1) * (s * part.alpha / part.down.shape[0]) for part, s in factors], dim=1
+            )
+            down, up = (one.to(weight.device, weight.dtype) for one in (down, up))
+        for change, strength in others:
+            if (added := weight_change(change, weight)) is not None:
+                whole = added.mul_(strength) if whole is None else whole.add_(added, alpha=strength)
+        if down is not None or whole is not None:
+            slot.put(down, up, passing, None if whole is None else whole.to(weight.dtype))
+        self._replace_bias(slot.layer, others)
+
+    def _replace(self, norm: nn.Module, parts: list[tuple[Change, float]]) -> None:
+        """A norm's weight and bias by what they become."""
+        added = [(weight_change(change, norm.weight), strength) for change, strength in parts]
+        if changes := [strength * one for one, strength in added if one is not None]:
+            self._aside.replace(norm, "weight", norm.weight.detach().float() + sum(changes))
+        self._replace_bias(norm, parts)
+
+    def _replace_bias(self, layer: nn.Module, parts: list[tuple[Change, float]]) -> None:
+        if layer.bias is None:
+            return
+        added = [(bias_change(change, layer.bias), strength) for change, strength in parts]
+        if changes := [strength * one for one, strength in added if one is not None]:
+            self._aside.replace(layer, "bias", layer.bias.detach().float() + sum(changes))
 
     def train(
         self, targets: Targets, rank: int, generator: torch.Generator, text: bool = False
@@ -193,24 +280,28 @@ class Slots:
     @contextmanager
     def bypassed(self) -> Iterator[None]:
         """The bare base inside the block; what the slots hold comes back after it."""
-        held = {name: (slot.down, slot.up) for name, slot in self._slots.items() if slot.down is not None}
+        full = [(slot, slot.down, slot.up, slot.whole) for slot in self._slots.values() if not slot.is_empty]
+        replaced = self._aside.restore()
         self.clear()
         try:
             yield
         finally:
-            for name, (down, up) in held.items():
-                self._slots[name].put(down, up)
+            for slot, down, up, whole in full:
+                slot.put(down, up, whole=whole)
+            for module, name, value in replaced:
+                self._aside.replace(module, name, value)
 
     def clear(self) -> None:
+        self._aside.restore()
         for slot in self._slots.values():
             slot.clear()
 
-    def _by_layer(self, mix: Iterable[tuple[Lora, float]]) -> dict[str, list[tuple[LoraLayer, float]]]:
-        parts: dict[str, list[tuple[LoraLayer, float]]] = {}
+    def _by_layer(self, mix: Iterable[tuple[Lora, float]]) -> dict[str, list[tuple[LoraLayer | Change, float]]]:
+        parts: dict[str, list[tuple[LoraLayer | Change, float]]] = {}
         for lora, strength in mix:
             if strength == 0:
                 continue
-            for name, layer in lora.layers.items():
+            for name, layer in (lora.layers | lora.changes).items():
                 parts.setdefault(self._aliases.get(name, name), []).append((layer, strength))
         return parts
 
@@ -236,6 +327,28 @@ def _in_unet(slot: Slot, targets: Targets) -> bool:
 
 def _in_text(slot: Slot, targets: Targets) -> bool:
     return slot.path.endswith(_TEXT_ATTENTION) if targets == "attention" else "layers." in slot.path
+
+
+def _sorted(
+    parts: list[tuple[LoraLayer | Change, float]], shape: torch.Size
+) -> tuple[list[tuple[LoraLayer, float]], list[tuple[Change, float]]]:
+    """Those that a LoRA of a small rank equals, as that, and the others."""
+    factors, others = [], []
+    most = min(_FACTORED, shape[0] // 2, shape[1:].numel() // 2)
+    for part, strength in parts:
+        if isinstance(part, LoraLayer):
+            factors.append((part, strength))
+        elif found := as_lora(part, most):
+            factors.append((LoraLayer(*found, float(len(found[0]))), strength))
+        else:
+            others.append((part, strength))
+    return factors, others
+
+
+def _change_fits(change: Change, layer: nn.Module | None) -> bool:
+    if layer is None or not fits(change, layer.weight.shape):
+        return False
+    return layer.bias is not None or not {"diff_b", "b_norm"} & change.keys()
 
 
 def _fits(layer: LoraLayer, weight: torch.Size) -> bool:

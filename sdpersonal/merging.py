@@ -18,13 +18,15 @@ from .card import BASES, Card
 from .comparing import factors, thin_svd
 from .concept import MAX_VECTORS, Concept, Lora, LoraLayer
 from .errors import PersonalError
+from .plain_lora import plain_lora
 from .prompts import MAX_STRENGTH, Mention, Token
 
 
 @dataclass(frozen=True)
 class Merged:
     """vectors: how they were put together ("average", "concatenation", or "" without any). kept: the share of the
-    LoRA's energy (squared Frobenius norm over all layers) that the rank asked for holds; 1 if merged exactly."""
+    LoRA's energy (squared Frobenius norm over all layers) that the rank asked for holds, and of parts that are no plain
+    LoRA the rank that they were brought to; 1 if merged exactly."""
 
     concept: Concept
     vectors: str
@@ -40,12 +42,14 @@ def merge(
     numbers differ, the rows follow each other, each times its strength.
     rank: cut each layer of the LoRA to it.
     Raises PersonalError where parts are of different base kinds or not two at least, where the rows become too many,
-    and where nothing like a word comes of them at those strengths.
+    where nothing like a word comes of them at those strengths, and where a part changes weights in a way that only its
+    base tells.
     """
     _check(parts)
     vectors, how = _vectors([(concept, strength) for concept, strength in parts if concept.vectors], concatenate)
-    loras = [(concept.lora, strength) for concept, strength in parts if concept.lora is not None]
-    lora, kept = _loras(loras, rank) if loras else (None, 1.0)
+    plain = [(plain_lora(concept), s) for concept, s in parts if concept.lora is not None]
+    lora, kept = _loras([(one.lora, strength) for one, strength in plain], rank) if plain else (None, 1.0)
+    kept *= min((one.kept for one, _ in plain), default=1.0)
     return Merged(Concept(token, _card(parts, token, rank, how), vectors, lora), how, kept)
 
 

@@ -31,7 +31,8 @@ def model_card(
     parts += [fenced("\n".join(dict.fromkeys(prompts)))] if prompts else []
     parts.append("\n".join(f"- {name}: {value}" for name, value in [*facts(concept), *_more(concept)] if value))
     parts.append(f"## Use\n\n{fenced(f'sdpersonal concepts pull {hub_id}', 'sh')}")
-    parts.append(fenced(_diffusers(concept, native, hub_id), "python"))
+    if diffusers.is_possible(concept):
+        parts.append(fenced(_diffusers(concept, native, hub_id), "python"))
     parts += ["\n".join(f"- {literal(note)}" for note in native.notes)] if native.notes else []
     if card.prompts:
         parts.append("Prompts that show it:\n\n" + fenced("\n".join(card.prompts)))
@@ -44,7 +45,7 @@ def model_card(
 def _front_matter(concept: Concept) -> str:
     card = concept.card
     fields: dict[str, object] = dict(on_the_hub(card.license))
-    fields["library_name"] = "diffusers"
+    fields["library_name"] = "diffusers" if diffusers.is_possible(concept) else "sdpersonal"
     if model := MODELS.get(card.base):
         fields |= {"base_model": model, "base_model_relation": "adapter", "pipeline_tag": "text-to-image"}
     fields["tags"] = [

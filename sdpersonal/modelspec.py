@@ -48,13 +48,18 @@ def modelspec(card: Card, token: Token, has_lora: bool, payload_sha256: str, thu
     return {f"modelspec.{key}": value for key, value in fields.items() if value}
 
 
-def kohya(card: Card, ranks: set[int], alphas: set[float], payload_sha256: str) -> dict[str, str]:
-    """The smallest set of `ss_*` keys by which kohya, A1111 and ComfyUI know a LoRA. ranks, alphas: over its layers."""
+def kohya(
+    card: Card, ranks: set[int], alphas: set[float], payload_sha256: str, lycoris: bool = False
+) -> dict[str, str]:
+    """The smallest set of `ss_*` keys by which kohya, A1111 and ComfyUI know a LoRA.
+
+    ranks, alphas: over its layers; lycoris: it also has layers that only LyCORIS reads.
+    """
     velocity = card.recipe.get("prediction_type") in ("v", "v_prediction")
     return {
         "ss_v2": str(card.base == "sd2"),
         "ss_base_model_version": _KOHYA_BASE[card.base] + ("_v" if card.base == "sd2" and velocity else ""),
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "lycoris.kohya" if lycoris else "networks.lora",
         "ss_network_dim": str(min(ranks)) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": f"{min(alphas):g}" if len(alphas) == 1 else "Dynamic",
         "ss_network_args": "{}",

@@ -20,9 +20,11 @@ from .prompts import show
 MAX_FILE = 4_000_000_000  # bytes: a LoRA of all linear layers of SDXL of rank 256 takes 1.8 GB
 MAX_HEADER = 1_000_000  # bytes
 MAX_STRANGERS_HEADER = 4_000_000  # bytes: kohya's writer repeats every tag of every photo
-MAX_TENSORS = 4096
+MAX_TENSORS = 16_384  # LoHa with DoRA on all layers of SDXL and its text encoders: 6 a layer
 MAX_NAME = 256  # characters of a tensor's name
 WIDTH = {"F16": 2, "BF16": 2, "F32": 4}  # bytes per number
+_SINGLE = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?", "F64": "<f8"}
+# Types that one number alone may have: trainers write alpha, or a switch, as PyTorch makes it of a Python number.
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def check_head(head: bytes, size: int, name: str, longest: int = MAX_HEADER) -> 
     """The layout of a file of `size` bytes, from its first bytes; `head` must hold the header."""
     try:
         length = header_length(head, size, longest)
-        return _layout(_header(head[8 : 8 + length]), 8 + length, size)
+        return _layout(_header(head[8 : 8 + length]), 8 + length, size, ours=longest <= MAX_HEADER)
     except ValueError as error:
         raise not_read(head, size, name, str(error)) from error
 
@@ -125,6 +127,8 @@ def numbers(raw: bytes | memoryview, dtype: str) -> np.ndarray:
         wide = np.frombuffer(raw, "<u2").astype("<u4")
         wide <<= 16
         return wide.view("<f4")
+    if dtype in _SINGLE:
+        return np.frombuffer(raw, _SINGLE[dtype]).astype(np.float32)
     found = np.frombuffer(raw, {"F16": "<f2", "F32": "<f4"}[dtype])
     return found if found.flags.aligned else found.copy()
 
@@ -168,7 +172,8 @@ def _header(raw: bytes) -> dict[str, object]:
     return strict_json(text)
 
 
-def _layout(header: dict[str, object], start: int, size: int) -> Layout:
+def _layout(header: dict[str, object], start: int, size: int, ours: bool) -> Layout:
+    """ours: single numbers too must be of a type that `pack` writes."""
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata are not all text")
@@ -176,7 +181,7 @@ def _layout(header: dict[str, object], start: int, size: int) -> Layout:
         raise ValueError("it holds no tensors")
     if len(header) > MAX_TENSORS:
         raise ValueError(f"it holds {len(header):,} tensors, more than {MAX_TENSORS:,}")
-    tensors = {name: _place(name, entry) for name, entry in header.items()}
+    tensors = {name: _place(name, entry, ours) for name, entry in header.items()}
     position = 0
     for name, place in sorted(tensors.items(), key=lambda item: item[1].begin):
         if place.begin != position:
@@ -187,22 +192,31 @@ def _layout(header: dict[str, object], start: int, size: int) -> Layout:
     return Layout(metadata, tensors, start)
 
 
-def _place(name: str, entry: object) -> Place:
+def _place(name: str, entry: object, ours: bool) -> Place:
     if not (0 < len(name) <= MAX_NAME and name.isprintable()):
         raise ValueError(f"{show(name)} is not a name for a tensor")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"tensor {show(name)} is not described as the format wants")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in WIDTH:
+    sound = _whole_numbers(shape) and len(shape) <= 5 and all(0 < length < 2**32 for length in shape)
+    width = _width(dtype, not ours and sound and math.prod(shape) == 1)
+    if not width:
         raise ValueError(f"tensor {show(name)} is of type {show(str(dtype), 20)}; I read F16, BF16 and F32")
-    if not (_whole_numbers(shape) and len(shape) <= 5 and all(0 < length < 2**32 for length in shape)):
+    if not sound:
         raise ValueError(f"tensor {show(name)} has an impossible shape")
     if not (_whole_numbers(offsets) and len(offsets) == 2):
         raise ValueError(f"tensor {show(name)} has impossible offsets")
     begin, end = offsets
-    if end - begin != math.prod(shape) * WIDTH[dtype]:
+    if end - begin != math.prod(shape) * width:
         raise ValueError(f"the shape of tensor {show(name)} does not fit its bytes")
     return Place(dtype, tuple(shape), begin, end)
+
+
+def _width(dtype: object, is_single: bool) -> int:
+    """Bytes of a number of that type; 0 where it is not read. is_single: a stranger's tensor of one number."""
+    if not isinstance(dtype, str):
+        return 0
+    return np.dtype(_SINGLE[dtype]).itemsize if is_single and dtype in _SINGLE else WIDTH.get(dtype, 0)
 
 
 def _whole_numbers(value: object) -> bool:

@@ -148,7 +148,6 @@ def test_folders_of_peft_change_the_base_as_peft_does(pipe, tmp_path, parts, opt
     [
         ({"init_lora_weights": "pissa"}, "began as a part of the base .PEFT's pissa."),
         ({"init_lora_weights": "olora"}, "began as a part of the base .PEFT's olora."),
-        ({"use_dora": True}, "is a DoRA"),
         ({"modules_to_save": ["conv_out"]}, "do not know its tensors"),
     ],
 )

@@ -338,13 +338,8 @@ def test_cloneofsimo(order, tmp_path):
 
 
 REFUSED = {
-    "lora_unet_a.hada_w1_a": "LoHa",
-    "lora_unet_a.lokr_w1": "LoKr",
-    "lora_unet_a.dora_scale": "DoRA",
-    "unet.a.to_q.lora_magnitude_vector": "DoRA",
-    "lora_unet_a.oft_blocks": "OFT",
-    "lora_unet_a.lora_mid.weight": "Tucker",
-    "lora_unet_a.diff": "full changes",
+    "unet.a.to_q.boft_R.default": "BOFT",
+    "unet.a.to_q.vera_lambda_b": "adapter of PEFT",
     "lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": "Flux",
     "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": "Flux",
     "lora_unet_joint_blocks_0_x_block_attn_proj.lora_down.weight": "Stable Diffusion 3",

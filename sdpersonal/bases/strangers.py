@@ -6,6 +6,10 @@ from ..errors import PersonalError
 from ..prompts import show
 from .architecture import Shapes
 
+_LORA_MARKS = (
+    *("lora_down", "lora_up", ".lora_A.", ".lora_B.", "_lora.down", "lora.down", "hada_w1", "lokr_w", "oft_", ".ia3_l"),
+    *(".on_input", ".w_norm", ".set_weight", ".diff_b"),
+)
 _SUPPORTED = "I work with Stable Diffusion 1.x, 2.x and XL."
 
 
@@ -20,7 +24,7 @@ def _stranger(shapes: Shapes) -> tuple[str, str] | None:
     def some(*marks: str) -> bool:
         return any(mark in key for key in shapes for mark in marks)
 
-    if some("lora_down", "lora_up", ".lora_A.", ".lora_B.", "_lora.down", "lora.down", "hada_w1", "lokr_w1", "oft_"):
+    if some(*_LORA_MARKS):
         return "a LoRA, not a base", "Bring it into the library: sdpersonal concepts import FILE"
     if shapes.keys() <= {"emb_params", "emp_params", "clip_l", "clip_g"} or (
         len(shapes) == 1 and not some(".weight", ".scale") and all(len(shape) <= 2 for shape in shapes.values())

@@ -164,7 +164,7 @@ def _likeness(alike, layers: bool) -> list[str]:
     if alike.lora is not None:
         lines += [f"cosine of the LoRAs: {alike.lora:.3f}", f"their directions overlap: {alike.overlap:.0%}"]
         lines += [f"  {cosine:6.3f}  {name}" for name, cosine in sorted(alike.layers.items())] if layers else []
-    return lines
+    return lines + ([alike.note] if alike.note else [])
 
 
 def _short(value: object) -> str:

@@ -25,9 +25,9 @@ class Importing(Listing):
     """Add concept files of any common tool to a library."""
 
     files: tyro.conf.Positional[Annotated[tuple[str, ...], Field(min_length=1)]]
-    """Files, folders of them, or repositories of the Hub (sd-concepts-library/cat-toy): embeddings and LoRAs of
-    diffusers, PEFT, A1111, kohya, OneTrainer and others, and our own. Files that are parts of one concept become
-    one."""
+    """Files, folders of them, or repositories of the Hub (sd-concepts-library/cat-toy): embeddings, LoRAs and LyCORIS
+    (LoHa, LoKr, DoRA, OFT, ...) of diffusers, PEFT, A1111, kohya, OneTrainer and others, and our own. Files that are
+    parts of one concept become one."""
     as_: Annotated[TokenText | None, tyro.conf.arg(name="as")] = None
     """The token it gets, for example '<me/duck>'. Default: the one in the file."""
     replace: bool = False

@@ -13,6 +13,8 @@ import numpy as np
 
 from ..concept import Concept, Lora, LoraLayer
 from ..formats.diffusers import EMBEDDINGS, LORA
+from ..plain_lora import is_possible as plain_is_possible
+from ..plain_lora import needs_base, plain_concept
 from ..tensorfile import pack
 from .export import MODELS, Export, lora_of, vectors_of, words
 from .header import facts
@@ -20,12 +22,16 @@ from .paths import module_path
 
 
 def write(concept: Concept) -> Export:
-    """`learned_embeds.safetensors` (SDXL: and `learned_embeds_2`), `pytorch_lora_weights.safetensors`, or all."""
+    """`learned_embeds.safetensors` (SDXL: and `learned_embeds_2`), `pytorch_lora_weights.safetensors`, or all.
+
+    Raises PersonalError where its LoRA is none that diffusers reads (`is_possible`).
+    """
+    concept, lost = plain_concept(concept)
     word = str(concept.token.unversioned())
     files = {EMBEDDINGS[key]: _embedding(concept, word, rows) for key, rows in concept.vectors.items()}
     if concept.lora:
         files[LORA] = _lora(concept, concept.lora)
-    notes = []
+    notes = [lost] if lost else []
     if concept.vectors:
         notes.append(f"Load the word before you use it: diffusers keeps {word} in its tokenizer until it is unloaded.")
     return Export(
@@ -37,6 +43,11 @@ def write(concept: Concept) -> Export:
         notes=tuple(notes),
         python=_code(concept),
     )
+
+
+def is_possible(concept: Concept) -> bool:
+    """Whether diffusers can load all that the concept does to layers, but for biases and norms."""
+    return concept.lora is None or (plain_is_possible(concept.lora) and not needs_base(concept.lora))
 
 
 def _embedding(concept: Concept, word: str, rows: np.ndarray) -> bytes:

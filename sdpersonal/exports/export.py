@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
+from ..changes import form, kind
 from ..concept import Concept, write
 from ..errors import PersonalError
 from ..thumbnail import remade
@@ -83,6 +84,14 @@ def vectors_of(concept: Concept) -> Concept:
 def lora_of(concept: Concept) -> Concept:
     """Its LoRA, likewise."""
     return dataclasses.replace(concept, vectors={}, whole=concept.identity) if concept.vectors else concept
+
+
+def refuse_unread(concept: Concept, program: str, unread: Set[str]) -> None:
+    """Raise PersonalError where layers are changed in ways that a program does not read; unread: forms of `changes`."""
+    for change in concept.lora.changes.values() if concept.lora else ():
+        if unread & {form(change), kind(change)}:
+            why = f"it changes layers as {kind(change)}, which that program does not read"
+            raise refused(concept, program, why, "Export it with --format native, and generate with it here.")
 
 
 def refused(concept: Concept, program: str, why: str, fix: str) -> PersonalError:

@@ -7,13 +7,16 @@ Sources: its `backend/model_manager/configs` (what a file is taken for), `app/ut
 from __future__ import annotations
 
 from ..concept import Concept
-from .export import Export, embedding, lora, words
+from .export import Export, embedding, lora, refuse_unread, words
 
 _ROOM = 75  # tokens of a prompt
+
+_UNREAD = {"set", "GLoRA", "OFT", "OFT of inputs"}  # forms of `changes`
 
 
 def write(concept: Concept) -> Export:
     """`embedding/<owner>-<name>.safetensors`, `lora/<owner>-<name>.safetensors`, or both."""
+    refuse_unread(concept, "InvokeAI", _UNREAD)
     slug = concept.token.slug
     files, places, install, notes = {}, {}, [], []
     if concept.vectors:

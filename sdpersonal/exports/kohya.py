@@ -7,16 +7,20 @@ files of their own.
 from __future__ import annotations
 
 from ..concept import Concept
-from .export import Export, embedding, file_of, words
+from .export import Export, embedding, file_of, refuse_unread, words
+
+_UNREAD = {"set", "OFT of inputs"}  # forms of `changes`
 
 
 def write(concept: Concept) -> Export:
     """`lora/<owner>-<name>.safetensors`, `embeddings/<owner>-<name>.safetensors`, or both."""
+    refuse_unread(concept, "kohya's sd-scripts", _UNREAD)
     slug = concept.token.slug
     files, options, notes = {}, [], []
     if concept.lora:
         files[f"lora/{slug}.safetensors"] = file_of(concept)
-        options += ["--network_module networks.lora", f"--network_weights lora/{slug}.safetensors", "--network_mul 1"]
+        module = "lycoris.kohya" if concept.lora.changes else "networks.lora"
+        options += [f"--network_module {module}", f"--network_weights lora/{slug}.safetensors", "--network_mul 1"]
     if concept.vectors:
         files[f"embeddings/{slug}.safetensors"] = embedding(concept)
         options.append(f"--textual_inversion_embeddings embeddings/{slug}.safetensors")
@@ -25,6 +29,8 @@ def write(concept: Concept) -> Export:
         notes.append(
             "lora/ also holds the word, for A1111 and ComfyUI; kohya's scripts pass over it there and read embeddings/."
         )
+    if concept.lora and concept.lora.changes:
+        notes.append("Its layers are LyCORIS': install that beside the scripts (pip install lycoris-lora).")
     sdxl = " --sdxl" if concept.card.base == "sdxl" else " --v2" if concept.card.base == "sd2" else ""
     return Export(
         program="kohya's sd-scripts",

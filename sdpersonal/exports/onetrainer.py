@@ -16,6 +16,7 @@ import numpy as np
 
 from ..concept import Concept, Lora, LoraLayer
 from ..formats.onetrainer import RANKS
+from ..plain_lora import plain_concept
 from ..tensorfile import pack
 from .export import Export, embedding, file_of, lora_of, vectors_of, words
 from .header import facts
@@ -27,8 +28,9 @@ _LINEAR_LAYERS = {*(f"self_attn_{each}_proj" for each in ("q", "k", "v", "out"))
 
 def write(concept: Concept) -> Export:
     """`embedding/<owner>-<name>.safetensors`, `lora/<owner>-<name>.safetensors`, or both."""
+    concept, lost = plain_concept(concept)
     slug, word = concept.token.slug, str(concept.token.unversioned())
-    files, install, notes = {}, [], ["OneTrainer trains; it draws only samples."]
+    files, install, notes = {}, [], ["OneTrainer trains; it draws only samples.", *([lost] if lost else [])]
     if concept.vectors:
         path = f"embedding/{slug}.safetensors"
         files[path] = _embedding(concept, word)

@@ -62,7 +62,10 @@ def facts(concept: Concept) -> list[tuple[str, str]]:
     card = concept.card
     rows = len(next(iter(concept.vectors.values()), ()))
     holds = [f"{rows} vector{'s' * (rows > 1)}"] if rows else []
-    holds += [f"a LoRA of rank {concept.lora.rank} in {len(concept.lora.layers)} layers"] if concept.lora else []
+    if concept.lora and concept.lora.layers:
+        holds.append(f"a LoRA of rank {concept.lora.rank} in {len(concept.lora.layers)} layers")
+    if concept.lora and concept.lora.changes:
+        holds.append(f"{concept.lora.kinds} in {len(concept.lora.changes)} layers")
     return [
         ("What it is", plain(f"{card.kind}, {card.class_noun}" if card.class_noun else card.kind)),
         ("Made for", BASES[card.base] + (f" ({plain(card.base_name)})" if card.base_name else "")),

@@ -20,7 +20,7 @@ from ..errors import PersonalError
 from ..prompts import Token, show
 from ..tensorfile import damaged
 from .content import Content
-from .kinds import Part, base_of_lora
+from .kinds import Outline, Part, base_of_layers
 from .making import base_of, made
 
 _KEY = re.compile(r"(unet|text_encoder):(\d{1,4}):(up|down)")
@@ -46,7 +46,8 @@ def read(content: Content, token: Token | None = None) -> Concept:
     for model, pairs in models.items():
         names = _names(pairs, content.name, model)
         layers |= {part: LoraLayer(down, up, float(len(down))) for part, (down, up) in zip(names, pairs, strict=True)}
-    base = base_of_lora({part: layer.down for part, layer in layers.items()}, content)
+    sizes = {part: Outline(len(layer.up), layer.down.shape[1], 2) for part, layer in layers.items()}
+    base = base_of_layers(sizes, content)
     vectors = {}
     if embeds:
         rows = [content.rows(key) for key in embeds]

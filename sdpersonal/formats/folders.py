@@ -446,18 +446,17 @@ def united(parts: Sequence[Concept], token: Token | None = None) -> Concept:
         return first
     vectors: dict = {}
     layers: dict = {}
+    changes: dict = {}
     for part in parts:
         if part.card.base != first.card.base:
             raise Apart(
                 f"Its files are for two bases: {first.card.base} and {part.card.base}.", "Give one of the files."
             )
-        part_layers = part.lora.layers if part.lora else {}
-        if _differ(vectors, part.vectors) or any(
-            _layers_differ(layers[k], part_layers[k]) for k in layers.keys() & part_layers.keys()
-        ):
+        lora = part.lora or Lora({})
+        if _differ(vectors, part.vectors) or _layers_clash(Lora(layers, changes), lora):
             raise Apart("Its files hold two concepts.", "Give one of the files.")
-        vectors, layers = vectors | part.vectors, layers | part_layers
-    lora = Lora(layers) if layers else None
+        vectors, layers, changes = vectors | part.vectors, layers | lora.layers, changes | lora.changes
+    lora = Lora(layers, changes) if layers or changes else None
     whole = Concept(token or first.token, first.card, vectors, lora, first.thumbnail, first.whole)
     return dataclasses.replace(whole, whole="") if whole.identity == first.whole else whole
 
@@ -466,6 +465,15 @@ def _differ(some: Mapping, others: Mapping) -> bool:
     return bool(some and others) and (
         some.keys() != others.keys() or any(some[key].tobytes() != others[key].tobytes() for key in some)
     )
+
+
+def _layers_clash(lora: Lora, other: Lora) -> bool:
+    """Whether a layer is changed by both, and not alike."""
+    if lora.layers.keys() & other.changes.keys() or lora.changes.keys() & other.layers.keys():
+        return True
+    return any(
+        _layers_differ(lora.layers[k], other.layers[k]) for k in lora.layers.keys() & other.layers.keys()
+    ) or any(_differ(lora.changes[k], other.changes[k]) for k in lora.changes.keys() & other.changes.keys())
 
 
 def _layers_differ(one: LoraLayer, other: LoraLayer) -> bool:

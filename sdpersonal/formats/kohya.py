@@ -1,28 +1,34 @@
-"""kohya's names for a LoRA's tensors: `lora_unet_mid_block_..._to_q.lora_down.weight`, `.lora_up.weight`, `.alpha`.
+"""kohya's and LyCORIS' names for a layer's tensors: `lora_unet_mid_block_..._to_q.lora_down.weight`, `.alpha`, ...
 
 Text encoders are `lora_te_`, SDXL's `lora_te1_` and `lora_te2_`; SDXL's UNet has the original's names
-(`lora_unet_input_blocks_4_1_...`), though some writers use diffusers'. Sources: kohya-ss sd-scripts `networks/lora.py`;
-OneTrainer `modules/util/convert_lora_util.py`.
+(`lora_unet_input_blocks_4_1_...`), though some writers use diffusers'. LyCORIS without kohya's scripts calls a UNet's
+layers `lycoris_...`. Sources: kohya-ss sd-scripts `networks/lora.py`; LyCORIS `wrapper.py`; OneTrainer
+`modules/util/convert_lora_util.py`.
 """
 
 from __future__ import annotations
 
 import re
 
+from ..changes import SUFFIXES
 from .kinds import Part
 from .layers import text_name
 
 _KEY = re.compile(
-    r"lora_(?P<component>unet|te|te1|te2)_(?P<flat>[A-Za-z0-9_]{1,200})\."
-    r"(?P<piece>lora_down\.weight|lora_up\.weight|lora_A\.weight|lora_B\.weight|alpha)"
+    r"(?:lora_(?P<component>unet|te|te1|te2)|lycoris)_(?P<flat>[A-Za-z0-9_]{1,240})\.(?P<piece>[A-Za-z0-9_.]{1,40})"
 )
-_PIECES = {"lora_down.weight": "down", "lora_A.weight": "down", "lora_up.weight": "up", "lora_B.weight": "up"}
+_PIECES = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"}
+_WRAPPERS = re.compile(r"^_*(?:module_)+|_orig_mod_")  # of torch.compile anywhere, of data parallel training in front
 
 
 def parsed(key: str) -> tuple[Part, str, str] | None:
-    """(layer, "down", "up" or "alpha", module path) that a tensor's name tells; None where it is not kohya's."""
+    """(layer, the tensor's name in `changes`, module path) that a name tells; None where it is not kohya's."""
     found = _KEY.fullmatch(key)
     if not found:
         return None
-    flat = found["flat"] if found["component"] == "unet" else text_name(found["flat"])
-    return Part(found["component"], flat), _PIECES.get(found["piece"], "alpha"), ""
+    piece = _PIECES.get(found["piece"], found["piece"])
+    if piece not in SUFFIXES:
+        return None
+    flat = _WRAPPERS.sub("", _WRAPPERS.sub("", found["flat"]))
+    component = found["component"] or "unet"
+    return Part(component, flat if component == "unet" else text_name(flat), True), piece, ""

@@ -1,4 +1,4 @@
-"""A LoRA in one file, named as kohya's, diffusers' or PEFT's tools do, with the embedding that it may bundle.
+"""A LoRA, or another change of layers, in one file, named as kohya's, LyCORIS', diffusers' or PEFT's tools do.
 
 Bundled embeddings are `bundle_emb.<NAME>.<KEY>`: KEY is `string_to_param.*` (A1111), or `clip_l` and `clip_g`, where
 OneTrainer has `clip_l` for SD 1.x too. Sources: A1111 `extensions-builtin/Lora/networks.py`, OneTrainer
@@ -11,46 +11,53 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from ..changes import PLAIN, SUFFIXES, Change, outline, problem
 from ..concept import Concept, Lora, LoraLayer
 from ..errors import PersonalError
 from ..prompts import Token, show
 from ..tensorfile import damaged
 from . import diffusers_lora, kohya
 from .content import Content
-from .kinds import Part, base_of_lora
-from .layers import unet_name
+from .kinds import Outline, Part, base_of_layers, layer_name
 from .making import base_of, made
+from .shapes import has_bias
 
 _BUNDLE = "bundle_emb."
 _ENCODER = {"clip_l": "clip_l", "clip_g": "clip_g", "emb_params": "clip_l"}
-_Names = dict[str, tuple[str, str]]  # "down", "up" or "alpha" -> tensor's name, module's path
+_Names = dict[str, tuple[str, str]]  # the tensor's name in `changes` -> its name in the file, module's path
 
 
 def fits(content: Content) -> bool:
-    return any(_parsed(key) for key in content.shapes)
+    return any(_parsed(key, content) for key in content.shapes)
 
 
 def read(content: Content, token: Token | None = None, adapters: Mapping[str, dict] | None = None) -> Concept:
     """The concept. adapters: PEFT's configuration of each component, if not in the header. Raises PersonalError."""
     for adapter in (adapters or {}).values():
         diffusers_lora.refuse_variants(adapter, content.name)
-    layers, bundles = _sorted(content)
-    arrays = {part: _layer(content, part, names, adapters or {}) for part, names in layers.items()}
-    base = base_of_lora({part: layer.down for part, layer in arrays.items()}, content)
-    named: dict[str, LoraLayer] = {}
-    for part, layer in arrays.items():
-        name = layer_name(part, base, layer.down.shape[1])
-        if name in named:
+    parts, bundles = _sorted(content)
+    layers = {part: _layer(content, part, names, adapters or {}) for part, names in parts.items()}
+    sizes = {part: _outline(layer) for part, layer in layers.items()}
+    base = base_of_layers(sizes, content)
+    lora = Lora({}, {})
+    for part, layer in layers.items():
+        name = layer_name(part, base, sizes[part])
+        if name in lora.layers or name in lora.changes:
             raise damaged(content.name, f"layer {show(name)} stands in it twice")
-        named[name] = layer
+        if not has_bias(name) and not isinstance(layer, LoraLayer) and "diff_b" in layer:
+            raise damaged(content.name, f"it changes a bias that layer {show(name)} has not")
+        (lora.layers if isinstance(layer, LoraLayer) else lora.changes)[name] = layer
     word, vectors = _bundle(content, bundles)
     if vectors and (other := base_of({key: rows.shape[1] for key, rows in vectors.items()}, content.name)) != base:
         raise PersonalError(f"{show(content.name)} bundles a LoRA for {base} with vectors for {other}.")
-    return made(content, base, vectors, Lora(named), token, word)
+    return made(content, base, vectors, lora, token, word)
 
 
-def _parsed(key: str) -> tuple[Part, str, str] | None:
-    return kohya.parsed(key) or diffusers_lora.parsed(key)
+def _parsed(key: str, content: Content) -> tuple[Part, str, str] | None:
+    found = kohya.parsed(key) or diffusers_lora.parsed(key)
+    if found and found[1] == "weight" and f"{key.removesuffix('.weight')}.on_input" not in content.shapes:
+        return None  # a weight of its own: only IA3's are changes
+    return found
 
 
 def _sorted(content: Content) -> tuple[dict[Part, _Names], list[str]]:
@@ -60,8 +67,8 @@ def _sorted(content: Content) -> tuple[dict[Part, _Names], list[str]]:
     for key in content.shapes:
         if key.startswith(_BUNDLE):
             bundles.append(key)
-        elif found := _parsed(key):
-            part, piece, path = found
+        elif parsed := _parsed(key, content):
+            part, piece, path = parsed
             names = layers.setdefault(part, {})
             if piece in names:
                 raise damaged(content.name, f"{piece} of layer {show(part.flat)} stands in it twice")
@@ -73,40 +80,45 @@ def _sorted(content: Content) -> tuple[dict[Part, _Names], list[str]]:
     return layers, bundles
 
 
-def _layer(content: Content, part: Part, names: _Names, adapters: Mapping[str, dict]) -> LoraLayer:
-    for piece in ("down", "up"):
-        if piece not in names:
-            raise damaged(content.name, f"layer {show(part.flat)} lacks its {piece}")
-    (key, path), (up_key, _) = names["down"], names["up"]
-    down, up = content.numbers(key), content.numbers(up_key)
+def _layer(content: Content, part: Part, names: _Names, adapters: Mapping[str, dict]) -> LoraLayer | Change:
+    tensors = {piece: content.numbers(key) for piece, (key, _) in names.items()}
+    for piece, other in (("lora_down.weight", "lora_up.weight"), ("lora_up.weight", "lora_down.weight")):
+        if piece in tensors and other not in tensors:
+            raise damaged(content.name, f"layer {show(part.flat)} lacks its {other}")
+    path = next(path for _, path in names.values())
+    if path:
+        tensors = diffusers_lora.native(tensors, _adapter(part, adapters), path, content.name)
+    for key in tensors.keys() - SUFFIXES:
+        raise damaged(content.name, f"{key} of layer {show(part.flat)} belongs to no known format")
+    if "lora_up.weight" not in tensors or not tensors.keys() <= PLAIN:
+        if "alpha" in tensors:
+            tensors["alpha"] = tensors["alpha"].astype(np.float32)
+        if wrong := problem(tensors):
+            raise damaged(content.name, f"of layer {show(part.flat)}, {wrong}")
+        return tensors
+    return _plain(content, part, tensors)
+
+
+def _plain(content: Content, part: Part, tensors: Change) -> LoraLayer:
+    down, up = tensors["lora_down.weight"], tensors["lora_up.weight"]
     if min(down.ndim, up.ndim) < 2:
         raise damaged(content.name, f"layer {show(part.flat)} has shapes {down.shape} and {up.shape}")
-    rank = down.shape[0]
-    if "alpha" in names:
-        number = content.numbers(names["alpha"][0])
-        if number.size != 1:
-            raise damaged(content.name, f"the alpha of layer {show(part.flat)} is not one number")
-        alpha = float(number.reshape(()))
-    else:
-        alpha = diffusers_lora.alpha_of(_adapter(part, adapters), path, rank, content.name)
-    return LoraLayer(down, up, alpha or float(rank))  # kohya's rule: an alpha of 0 is the rank
+    alpha = tensors.get("alpha", np.zeros(()))
+    if alpha.size != 1:
+        raise damaged(content.name, f"the alpha of layer {show(part.flat)} is not one number")
+    # kohya's rule: an alpha of 0 is the rank. PEFT's 0 has made `up` zeros, so that nobody takes it for the rank.
+    return LoraLayer(down, up, float(alpha.reshape(())) or (float(len(down)) if up.any() else 0.0))
 
 
-def _adapter(part: Part, adapters: Mapping[str, dict]) -> dict:
+def _outline(layer: LoraLayer | Change) -> Outline:
+    if isinstance(layer, LoraLayer):
+        return Outline(len(layer.up), layer.down[0].size, layer.down.ndim)
+    return Outline(*outline(layer))
+
+
+def _adapter(part: Part, adapters: Mapping[str, dict]) -> dict | None:
     names = {"te2": ("text_encoder_2",), "text_encoder": ("text_encoder",), "unet": ("unet",)}.get(part.component, ())
-    return next((adapters[name] for name in (*names, "") if name in adapters), {})
-
-
-def layer_name(part: Part, base: str, width: int = 0) -> str:
-    """The layer's name in a concept for that base; width: of what the layer reads."""
-    if part.component == "unet":
-        return f"lora_unet_{unet_name(part.flat, base)}"
-    if base != "sdxl":
-        return f"lora_te_{part.flat}"
-    first = part.component in ("te", "te1", "text_encoder")
-    if part.component == "text":  # PEFT alone does not say of which encoder; SDXL's differ in width
-        first = width in (768, 3072)
-    return f"lora_te{1 if first else 2}_{part.flat}"
+    return next((adapters[name] for name in (*names, "") if name in adapters), None)
 
 
 def _bundle(content: Content, keys: Iterable[str]) -> tuple[str, dict[str, np.ndarray]]:

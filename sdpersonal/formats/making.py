@@ -53,7 +53,7 @@ def made(
 ) -> Concept:
     """The concept, under `token` or one from the file; word: what the file itself calls it. Raises PersonalError."""
     word = word or content.word
-    card = Card(base=base, recipe=_odd_length(vectors, base), **(_facts(content, word, lora is not None) | facts))
+    card = Card(base=base, recipe=_odd_length(vectors, base), **(_facts(content, word, lora) | facts))
     try:
         return Concept(token or token_for(content, word), card, vectors, lora)
     except PersonalError as error:
@@ -104,7 +104,7 @@ def _slugged(text: str, content: Content) -> Token | None:
         raise PersonalError(f"{show(content.name)} calls itself {show(text)}. {error.problem}", _AS) from error
 
 
-def _facts(content: Content, word: str, has_lora: bool) -> dict[str, object]:
+def _facts(content: Content, word: str, lora: Lora | None) -> dict[str, object]:
     """What the card can take from ModelSpec's and kohya's keys. A training caption is no trigger word; theirs is."""
     titles = (content.fact(key) for key in ("modelspec.title", "ss_output_name", "name"))
     title = next((text for text in (*titles, content.place, _stem(content)) if not _GENERIC.fullmatch(text)), "")
@@ -118,7 +118,7 @@ def _facts(content: Content, word: str, has_lora: bool) -> dict[str, object]:
         "license": _text(content.fact("modelspec.license"), 100),
         "base_name": _text(re.split(r"[/\\]", _first(content, "ss_sd_model_name", "sd_checkpoint_name"))[-1], 200),
         "trigger_words": tuple(each for each in triggers if each)[:16],
-        "method": "LoRA" if has_lora else "textual inversion",
+        "method": (lora.kinds or "LoRA")[:50] if lora else "textual inversion",
         "steps": _whole(_first(content, "ss_steps", "step")),
     }
     if re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z?", date := content.fact("modelspec.date")):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from ..concept import Concept, Lora, LoraLayer
+from ..concept import Concept, LoraLayer
 from ..prompts import Token
 from ..tensorfile import strict_json
 from .content import Content
@@ -37,7 +37,7 @@ def restored(concept: Concept, notes: Mapping[str, str]) -> Concept:
     if concept.lora is None or not isinstance(ranks, dict) or not ranks:
         return concept
     layers = {name: _cut(layer, ranks.get(name)) for name, layer in concept.lora.layers.items()}
-    return dataclasses.replace(concept, lora=Lora(layers))
+    return dataclasses.replace(concept, lora=dataclasses.replace(concept.lora, layers=layers))
 
 
 def _cut(layer: LoraLayer, was: object) -> LoraLayer:

@@ -1,0 +1,154 @@
+"""Every layer of Stable Diffusion 1.x, 2.x, XL and the built-in base that a LoRA can change, with its weight's shape.
+
+The tables follow from a few numbers of each architecture. A file whose layers are not in its base's table, or have
+other widths there, fits no such base. Sources: the `config.json` files of the published models (channels, depths,
+widths) and diffusers' `UNet2DConditionModel`; tests compare the tables with modules that diffusers and transformers
+build from those numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .layers import unet_name
+
+Shape = tuple[int, ...]
+
+IN_CHANNELS = (4, 5, 8, 9)  # of `conv_in`: plain, with depth, for instructions and for inpainting
+_UNBIASED = ("to_q", "to_k", "to_v")
+
+
+@dataclass(frozen=True)
+class Unet:
+    """What tells one UNet from another.
+
+    widths: channels of each level; depths: transformer blocks in a row at each level, 0 without attention; middle: the
+    same in the middle; context: width of the text; resnets: a level on the way down, one more on the way up; flat:
+    `proj_in` and `proj_out` are linear layers; added: width of what SDXL's `add_embedding` reads.
+    """
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    middle: int
+    context: int
+    resnets: int = 2
+    flat: bool = True
+    channels: int = 4
+    added: int = 0
+
+
+@dataclass(frozen=True)
+class Text:
+    """One CLIP text encoder."""
+
+    width: int
+    layers: int
+
+
+UNETS = {
+    "sd1": Unet((320, 640, 1280, 1280), (1, 1, 1, 0), 1, 768, flat=False),
+    "sd2": Unet((320, 640, 1280, 1280), (1, 1, 1, 0), 1, 1024),
+    "sdxl": Unet((320, 640, 1280), (0, 2, 10), 10, 2048, added=2816),
+    "tiny": Unet((48, 96, 224), (0, 1, 0), 1, 192, resnets=1, channels=8),
+}
+TEXTS = {
+    "sd1": {"te": Text(768, 12)},
+    "sd2": {"te": Text(1024, 24)},  # diffusers drops the last, which nothing reads
+    "sdxl": {"te1": Text(768, 12), "te2": Text(1280, 32)},
+    "tiny": {"te": Text(192, 4)},
+}
+
+
+@functools.cache
+def table(base: str) -> dict[str, Shape]:
+    """Shapes by the layers' names in a concept: (out, in[, k, k]), of norms (n,)."""
+    found = {f"lora_unet_{unet_name(path, base)}": shape for path, shape in unet_shapes(UNETS[base])}
+    for encoder, text in TEXTS[base].items():
+        found |= {f"lora_{encoder}_text_model_{path}": shape for path, shape in text_shapes(text)}
+        found[f"lora_{encoder}_text_projection"] = (text.width, text.width)
+    return found
+
+
+def has_bias(name: str) -> bool:
+    """Whether the layer of that name has a bias beside its weight."""
+    if name.endswith("text_projection"):
+        return False
+    return not (name.startswith("lora_unet_") and name.endswith(_UNBIASED))
+
+
+def unet_shapes(unet: Unet) -> Iterator[tuple[str, Shape]]:
+    """(diffusers' path with `_` for `.`, shape) of every layer."""
+    first, time = unet.widths[0], 4 * unet.widths[0]
+    yield "conv_in", (first, unet.channels, 3, 3)
+    yield from (("time_embedding_linear_1", (time, first)), ("time_embedding_linear_2", (time, time)))
+    if unet.added:
+        yield from (("add_embedding_linear_1", (time, unet.added)), ("add_embedding_linear_2", (time, time)))
+    yield from _down(unet, time)
+    last = unet.widths[-1]
+    yield from _resnet("mid_block_resnets_0", last, last, time)
+    yield from _transformer("mid_block_attentions_0", last, unet.middle, unet)
+    yield from _resnet("mid_block_resnets_1", last, last, time)
+    yield from _up(unet, time)
+    yield from (("conv_norm_out", (first,)), ("conv_out", (unet.channels, first, 3, 3)))
+
+
+def text_shapes(text: Text) -> Iterator[tuple[str, Shape]]:
+    """The same of a text encoder, after `text_model_`."""
+    width = text.width
+    for number in range(text.layers):
+        layer = f"encoder_layers_{number}"
+        yield from ((f"{layer}_self_attn_{which}_proj", (width, width)) for which in ("q", "k", "v", "out"))
+        yield from ((f"{layer}_mlp_fc1", (4 * width, width)), (f"{layer}_mlp_fc2", (width, 4 * width)))
+        yield from ((f"{layer}_layer_norm{i}", (width,)) for i in (1, 2))
+    yield "final_layer_norm", (width,)
+
+
+def _down(unet: Unet, time: int) -> Iterator[tuple[str, Shape]]:
+    before = unet.widths[0]
+    for level, width in enumerate(unet.widths):
+        block = f"down_blocks_{level}"
+        for number in range(unet.resnets):
+            yield from _resnet(f"{block}_resnets_{number}", before, width, time)
+            if unet.depths[level]:
+                yield from _transformer(f"{block}_attentions_{number}", width, unet.depths[level], unet)
+            before = width
+        if level < len(unet.widths) - 1:
+            yield f"{block}_downsamplers_0_conv", (width, width, 3, 3)
+
+
+def _up(unet: Unet, time: int) -> Iterator[tuple[str, Shape]]:
+    """On the way up each resnet also reads what the way down left at that place."""
+    widths, depths = unet.widths[::-1], unet.depths[::-1]
+    before = widths[0]
+    for level, width in enumerate(widths):
+        block, above = f"up_blocks_{level}", widths[min(level + 1, len(widths) - 1)]
+        for number in range(unet.resnets + 1):
+            left = above if number == unet.resnets else width
+            yield from _resnet(f"{block}_resnets_{number}", before + left, width, time)
+            if depths[level]:
+                yield from _transformer(f"{block}_attentions_{number}", width, depths[level], unet)
+            before = width
+        if level < len(widths) - 1:
+            yield f"{block}_upsamplers_0_conv", (width, width, 3, 3)
+
+
+def _resnet(path: str, reads: int, width: int, time: int) -> Iterator[tuple[str, Shape]]:
+    yield from ((f"{path}_norm1", (reads,)), (f"{path}_conv1", (width, reads, 3, 3)))
+    yield f"{path}_time_emb_proj", (width, time)
+    yield from ((f"{path}_norm2", (width,)), (f"{path}_conv2", (width, width, 3, 3)))
+    if reads != width:
+        yield f"{path}_conv_shortcut", (width, reads, 1, 1)
+
+
+def _transformer(path: str, width: int, depth: int, unet: Unet) -> Iterator[tuple[str, Shape]]:
+    square = (width, width) if unet.flat else (width, width, 1, 1)
+    yield from ((f"{path}_norm", (width,)), (f"{path}_proj_in", square), (f"{path}_proj_out", square))
+    for number in range(depth):
+        block = f"{path}_transformer_blocks_{number}"
+        yield from ((f"{block}_norm{i}", (width,)) for i in (1, 2, 3))
+        for attention, text in (("attn1", width), ("attn2", unet.context)):
+            yield from ((f"{block}_{attention}_{which}", (width, width)) for which in ("to_q", "to_out_0"))
+            yield from ((f"{block}_{attention}_{which}", (width, text)) for which in ("to_k", "to_v"))
+        yield from ((f"{block}_ff_net_0_proj", (8 * width, width)), (f"{block}_ff_net_2", (width, 4 * width)))
