@@ -30,6 +30,7 @@ T = Token.parse
 WIDTHS = {"tiny": {"clip_l": 192}, "sd1": {"clip_l": 768}, "sd2": {"clip_l": 1024}}
 WIDTHS["sdxl"] = {"clip_l": 768, "clip_g": 1280}
 CONTEXT = {"tiny": 192, "sd1": 768, "sd2": 1024, "sdxl": 2048}  # width of what cross attention reads
+BLOCKS = {"tiny": ("down_blocks_1_attentions_0", 96), "sdxl": ("input_blocks_4_1", 32)}
 HOLDS = ("vectors", "lora", "both")
 FILLED = {
     "title": "Toy duck",
@@ -50,10 +51,10 @@ def made(base: str, holds: str, kind: str = "full", rows: int = 1, token: str = 
     draw = np.random.default_rng([len(base), len(holds), rows])
     fields = {"base": base, "title": ""} | ({"class_noun": "duck"} if kind == "bare" else FILLED)
     numbers = {key: (0.02 * draw.normal(size=(rows, width))).astype(np.float32) for key, width in WIDTHS[base].items()}
-    block = "input_blocks_4_1" if base == "sdxl" else "down_blocks_0_attentions_0"
-    names = {f"lora_unet_{block}_transformer_blocks_0_attn2_to_k": (2, CONTEXT[base], 32)}
-    names[f"lora_unet_{block}_transformer_blocks_0_attn2_to_v"] = (3, CONTEXT[base], 32)  # another rank
-    names[f"lora_unet_{block}_transformer_blocks_0_attn1_to_q"] = (2, 32, 32)
+    block, width = BLOCKS.get(base, ("down_blocks_0_attentions_0", 32))
+    names = {f"lora_unet_{block}_transformer_blocks_0_attn2_to_k": (2, CONTEXT[base], width)}
+    names[f"lora_unet_{block}_transformer_blocks_0_attn2_to_v"] = (3, CONTEXT[base], width)  # another rank
+    names[f"lora_unet_{block}_transformer_blocks_0_attn1_to_q"] = (2, width, width)
     layers = {
         name: LoraLayer(
             draw.normal(size=(rank, width)).astype(np.float16), draw.normal(size=(out, rank)).astype(np.float16), 1.7
