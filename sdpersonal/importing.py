@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from .concept import Concept, holds
 from .errors import NoRoom, PersonalError
 from .formats.content import OWNER
-from .formats.folders import Apart, Source, concepts_in, joined, read_source
+from .formats.folders import CHECKPOINT, Apart, Source, concepts_in, joined, read_source
 from .formats.making import token_of_file
 from .formats.repositories import fetched, split
 from .library import Library, Taken
@@ -26,10 +26,10 @@ DUPLICATES: tuple[Duplicates, ...] = get_args(Duplicates)
 
 # What trainers put behind the name of a file that they save on the way: kohya `-000010` (epochs), `-step00000500`;
 # ai-toolkit `_000000500`; diffusers `-steps-500`; cloneofsimo `_e1_s500`; A1111 `-500`; OneTrainer a date and
-# `-save-500-5-0`. The file without it is the last.
+# `-save-500-5-0`, with nothing before it unless a prefix is set. The file without it is the last.
 _SNAPSHOT = re.compile(
-    r"(?P<series>.+?)[-_](?:(?:steps?|epochs?|e\d+_s)[-_]?(?P<worded>\d{1,9})|(?P<padded>\d{6,9})|(?P<plain>\d{1,9})|"
-    r"\d{4}-\d\d-\d\d[_-]\d\d-\d\d-\d\d-save-(?P<saved>\d{1,9})-\d+-\d+)",
+    r"(?P<prefix>.*?)[-_]?\d{4}-\d\d-\d\d[_-]\d\d-\d\d-\d\d-save-(?P<saved>\d{1,9})-\d+-\d+|"
+    r"(?P<series>.+?)[-_](?:(?:steps?|epochs?|e\d+_s)[-_]?(?P<worded>\d{1,9})|(?P<padded>\d{6,9})|(?P<plain>\d{1,9}))",
     re.IGNORECASE,
 )
 _PLAIN = 50  # steps: plain numbers that are not multiples of it may be of different things, cat-1 and cat-2
@@ -115,14 +115,12 @@ def _import(
         concept = read_source(source, as_)
         if snapshot and not as_:
             concept = _of_series(concept, source, snapshot)
-        before = library.identities(concept.token)
         try:
-            token = library.keep(concept, replace, count_up=duplicates == "versions")
+            token, here = _keep(library, concept, replace, duplicates == "versions")
         except Taken:
             if as_ or duplicates != "filenames":
                 raise
-            token = library.keep(dataclasses.replace(concept, token=_file_name(source, concept.token)), replace)
-        here = before.get(token) == library.find(token).identity and not replace
+            token, here = _keep_by_file(library, concept, source, replace)
     except Apart:
         for path in source.files:
             yield from _import(library, dataclasses.replace(source, path=path, files=()), as_, replace, duplicates)
@@ -130,6 +128,23 @@ def _import(
         yield Outcome(source.label, error=error)
     else:
         yield Outcome(source.label, token, "here already" if here else "imported", _summary(concept))
+
+
+def _keep(library: Library, concept: Concept, replace: bool, count_up: bool = False) -> tuple[Token, bool]:
+    """Its token in the library, and whether it was there before. Raises PersonalError."""
+    before = library.identities(concept.token)
+    token = library.keep(concept, replace, count_up)
+    return token, before.get(token) == library.find(token).identity and not replace
+
+
+def _keep_by_file(library: Library, concept: Concept, source: Source, replace: bool) -> tuple[Token, bool]:
+    """The same under its file's name, or with its folder's before that where it is taken too."""
+    by_file = _file_name(source, concept.token)
+    try:
+        return _keep(library, dataclasses.replace(concept, token=by_file), replace)
+    except Taken:
+        token = _with_folder(source, by_file)
+        return _keep(library, dataclasses.replace(concept, token=token), replace)
 
 
 def _of_series(concept: Concept, source: Source, snapshot: _Snapshot) -> Concept:
@@ -149,7 +164,18 @@ def _file_names(found: Iterable[Source]) -> dict[Source, Token]:
         except PersonalError:  # it is told when it is imported
             continue
     count = Counter(token.unversioned() for token in tokens.values())
-    return {source: _file_name(source, token) for source, token in tokens.items() if count[token.unversioned()] > 1}
+    named = {source: _file_name(source, token) for source, token in tokens.items() if count[token.unversioned()] > 1}
+    count = Counter(token.unversioned() for token in named.values())  # files of one name in several folders
+    return {
+        source: _with_folder(source, token) if count[token.unversioned()] > 1 else token
+        for source, token in named.items()
+    }
+
+
+def _with_folder(source: Source, token: Token) -> Token:
+    """The token with the name of the folder before it that its file is in."""
+    folder = source.all_files[0].absolute().parent.name
+    return token_of_file(f"{folder}-{token.name}", token.owner) or token
 
 
 def _file_name(source: Source, token: Token) -> Token:
@@ -158,7 +184,9 @@ def _file_name(source: Source, token: Token) -> Token:
     if named := token_of_file(source.path.name, owner):
         return named
     match = _SNAPSHOT.fullmatch(source.path.stem)
+    checkpoint = CHECKPOINT.fullmatch(source.path.name)
     behind = match["worded"] if match and match["worded"] else source.path.absolute().parent.name
+    behind = checkpoint[1] if checkpoint else behind
     return token_of_file(f"{token.name}-{behind}", owner) or token
 
 
@@ -167,12 +195,9 @@ def _series(found: Sequence[Source]) -> dict[Source, _Snapshot]:
     groups: dict[tuple[Path, str], dict[Source, int]] = {}
     plain: set[tuple[Path, str]] = set()
     for source in found:
-        path = source.all_files[0]
-        match = _SNAPSHOT.fullmatch(path.stem)
-        key = (path.parent, match["series"] if match else path.stem)
-        step = next(int(number) for number in match.groups()[1:] if number) if match else 10**10
+        key, step, is_plain = _step_of(source)
         groups.setdefault(key, {})[source] = step
-        if match and match["plain"] and step % _PLAIN:
+        if is_plain and step % _PLAIN:
             plain.add(key)
     return {
         source: _Snapshot(key[1], step)
@@ -180,6 +205,24 @@ def _series(found: Sequence[Source]) -> dict[Source, _Snapshot]:
         if len(steps) > 1 and key not in plain
         for source, step in steps.items()
     }
+
+
+def _step_of(source: Source) -> tuple[tuple[Path, str], int, bool]:
+    """Its folder and its name without the step, the step, and whether that is a mere number behind the name."""
+    path = source.all_files[0]
+    if checkpoint := CHECKPOINT.fullmatch(source.path.name):
+        return (source.path.parent, path.stem if source.files else ""), int(checkpoint[1]), False
+    match = _SNAPSHOT.fullmatch(path.stem)
+    if match is None:
+        return (path.parent, path.stem), 10**10, False
+    step = next(number for number in match.group("saved", "worded", "padded", "plain") if number)
+    return (path.parent, match["series"] or match["prefix"] or _run_of(path)), int(step), match["plain"] is not None
+
+
+def _run_of(path: Path) -> str:
+    """What the folder of a training is called in which OneTrainer has its `save/`."""
+    folder = path.absolute().parent
+    return folder.parent.name if folder.name.lower() == "save" else folder.name
 
 
 def _summary(concept: Concept) -> str:

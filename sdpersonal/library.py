@@ -24,10 +24,11 @@ from .text import check_path
 
 SUFFIX = ".safetensors"
 TAKEN = (
-    "Give it another name with --as '<owner/name>', take its place with --replace, or keep both: --duplicates versions"
+    "Give it another name with --as '<owner/name>', take its place with --replace, or keep both: "
+    "--duplicates versions (or filenames)"
 )
 _PATIENCE = 60.0  # seconds to wait for another process that is adding or removing
-OTHER_PART = "If they are one concept, import both files at once with --replace; else give it another name with --as."
+OTHER_PART = "If they are one concept, import both files at once with --replace; else keep both: --duplicates filenames"
 
 
 class Taken(PersonalError):

@@ -6,6 +6,7 @@ By hand, with real pictures and other readers: see docs/recipes.md.
 import gzip
 import io
 import json
+import time
 
 import numpy as np
 import pytest
@@ -159,6 +160,61 @@ def test_comfyui_as_it_stood_on_the_canvas():
     assert fields(png(workflow=new)) == wanted | {"scheduler": "Euler a"}
 
 
+def nested():
+    """The workflow as a subgraph in a subgraph, whose prompt is typed on the outermost node."""
+    whole = workflow()
+    names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    inner_links = [dict(zip(names, link, strict=True)) for link in whole["links"] if link[0] != 8]
+    inner_links += [dict(zip(names, (20, 8, 0, -20, 0, "IMAGE"), strict=True))]
+    inner_links += [dict(zip(names, (21, -10, 0, 6, 1, "STRING"), strict=True))]
+    nodes = [entry for entry in whole["nodes"] if entry["id"] != 9]
+    asks = next(entry for entry in nodes if entry["id"] == 6)
+    asks["inputs"].append({"name": "text", "link": 21, "widget": {"name": "text"}})
+    inner = {
+        "id": "inner",
+        "nodes": nodes,
+        "links": inner_links,
+        "inputs": [{"name": "words", "linkIds": [21]}],
+        "outputs": [{"name": "IMAGE", "linkIds": [20]}],
+    }
+    words = {"name": "words", "link": 1, "widget": {"name": "words"}}
+    outer = {
+        "id": "outer",
+        "nodes": [{"id": 4, "type": "inner", "inputs": [words], "widgets_values": ["not this"]}],
+        "links": [
+            dict(zip(names, (1, -10, 0, 4, 0, "STRING"), strict=True)),
+            dict(zip(names, (2, 4, 0, -20, 0, "IMAGE"), strict=True)),
+        ],
+        "inputs": [{"name": "words", "linkIds": [1]}],
+        "outputs": [{"name": "IMAGE", "linkIds": [2]}],
+    }
+    save = {"id": 9, "type": "SaveImage", "inputs": [{"name": "images", "link": 5}], "widgets_values": ["x"]}
+    instance = {"id": 3, "type": "outer", "inputs": [words | {"link": None}], "widgets_values": ["a heron"]}
+    links = [[5, 3, 0, 9, 0, "IMAGE"]]
+    return {"nodes": [save, instance], "links": links, "definitions": {"subgraphs": [inner, outer]}}
+
+
+def test_subgraphs_on_the_canvas():
+    wanted = {"prompt": "a heron", "negative": "cat", "seed": 77, "steps": 20, "guidance": 7.5, "size": "640x512"}
+    assert fields(png(workflow=nested())) == wanted | {"scheduler": "Euler a"}
+
+
+def test_subgraphs_that_hold_themselves_take_no_time():
+    twice = [{"id": number, "type": "a", "inputs": []} for number in (1, 2)]
+    endless = {"id": "a", "nodes": twice, "links": [], "outputs": [{"linkIds": [1]}]}
+    began = time.process_time()
+    for content in (
+        [endless],
+        [endless | {"nodes": twice * 500}],
+        [{"id": "a"}, None, 3],
+        "a",
+        [{"id": "a", "nodes": 3}],
+    ):
+        with pytest.raises(PersonalError, match=r"no sampler|no prompt"):
+            read_recipe(png(workflow={"nodes": twice, "links": [], "definitions": {"subgraphs": content}}))
+    assert time.process_time() - began < 5
+
+
 def custom(**changes):
     """The sampler in parts, as for newer models."""
     return {
@@ -211,6 +267,12 @@ def efficient():
             "lora_1": {"on": True, "lora": "three.safetensors", "strength": 1.5},
             "lora_2": {"on": False, "lora": "four.safetensors", "strength": 1}, "model": ["1", 0]}},
     }  # fmt: skip
+
+
+def test_a_graph_that_saves_nothing_itself():
+    """Whoever asks for pictures by ComfyUI's API may save them: the graph ends where they are decoded."""
+    graph = {name: entry for name, entry in custom().items() if name != "15"}
+    assert fields(png(prompt=graph)) == fields(png(prompt=custom()))
 
 
 def test_nodes_of_packs():
@@ -702,6 +764,39 @@ def test_seeds_of_any_and_other_facts():
 # --- texts of every kind ----------------------------------------------------------------------------------------------
 
 JAPANESE = f"#テスト, é\nSteps: 5, {TAIL}"
+
+
+def test_programs_that_say_little():
+    job = " Job ID: 0c2a6e4e-1111-4222-8333-0123456789ab"
+    data = png(Description=f"a cat, in rain --ar 16:9 --no dogs, hats --v 6.1 --seed 77{job}", Author="x")
+    assert fields(data) == {"prompt": "a cat, in rain", "negative": "dogs, hats", "seed": 77}
+    assert read(data).program == "Midjourney"
+    asked = {"prompt": "a cat", "negativePrompt": "b", "steps": 9, "seed": "4056273632", "width": 64, "height": 72}
+    asked |= {"models": [{"type": "LORA", "label": "ink", "weight": 0.8}, {"type": "BASE_MODEL", "label": "x"}]}
+    data = png(generation_data=json.dumps(asked) + "\0")
+    assert fields(data) == {"prompt": "a cat", "negative": "b", "steps": 9, "seed": 4056273632, "size": "64x72"}
+    assert networks(data) == [("LoRA", "ink", 0.8)] and read(data).program == "Tensor.Art"
+    facts = "Steps: 9, CFG scale: 7.0, Seed: 5, Size: 64x72, RNG: cuda, Sampler: euler_a, Version: stable-diffusion.cpp"
+    assert foreign(f"a cat\n{facts}").program == "stable-diffusion.cpp"
+    facts = "Steps: 9, Sampler: Creative - Euler a, CFG scale: 7.0, Seed: 5, Size: 64x72, Version: 5.2.2"
+    assert foreign(f"a cat\n{facts}").fields["scheduler"] == "Euler a"  # Krita AI Diffusion
+
+
+@pytest.mark.parametrize(
+    ("data", "program"),
+    [
+        (png(Software="Adobe Photoshop 25.0"), "is a picture of Adobe Photoshop 25.0, but it holds no prompt"),
+        (png(prompt="a cat"), "its texts (prompt) hold no prompt that is known here"),
+        (png().replace(b"IDAT", b"IDAT jumb c2pa OpenAI"), "a picture of OpenAI, which signs its pictures (C2PA)"),
+        (with_exif("JPEG", t305="PixelTool 3"), "is a picture of PixelTool 3"),
+        (with_exif("JPEG", t271="Canon", t272="EOS 5D"), "holds no recipe"),
+        (png(Title="x", Author="y"), "holds no recipe"),
+    ],
+)
+def test_what_cannot_be_read_is_named_by_its_program(data, program):
+    with pytest.raises(PersonalError) as refusal:
+        read_recipe(data, "x.png")
+    assert program in str(refusal.value)
 
 
 def test_utf_8_where_the_standard_says_latin_1():

@@ -20,6 +20,7 @@ from sdpersonal.cli import main
 from sdpersonal.exports import export
 from sdpersonal.formats import repositories
 from sdpersonal.formats.repositories import Repository, split
+from sdpersonal.importing import sources
 from sdpersonal.library import Library
 from sdpersonal.prompts import Token
 
@@ -290,6 +291,9 @@ SNAPSHOTS = {
     "A1111": ["{}-500.pt", "{}-1000.pt", "{}-10000.pt"],
     "OneTrainer": [f"{{}}2026-01-01_10-00-00-save-{n}-1-0.safetensors" for n in (90, 100, 1000)],
     "diffusers": [f"learned_embeds-steps-{n}.bin" for n in (90, 1000)] + ["learned_embeds.bin"],
+    "OneTrainer without a prefix": [f"2026-01-01_10-00-00-save-{n}-1-0.safetensors" for n in (90, 100, 1000)],
+    "diffusers' checkpoints": [f"checkpoint-{n}/learned_embeds.bin" for n in (90, 1000)] + ["learned_embeds.bin"],
+    "diffusers' checkpoints alone": [f"checkpoint-{n}/learned_embeds.bin" for n in (90, 100, 1000)],
     "diffusers' steps alone": [f"learned_embeds-steps-{n}.bin" for n in (90, 100, 1000)],
 }
 
@@ -321,13 +325,31 @@ def test_two_of_one_name_are_refused_or_versions_or_called_by_their_files(tmp_pa
 @pytest.mark.parametrize("kind", SNAPSHOTS)
 def test_snapshots_of_a_training_as_versions_in_their_order(kind, tmp_path, capsys):
     content = dict(snapshots(kind))
-    assert run(put(tmp_path / "run", **content), "--duplicates", "versions") == 0
+    assert run(put(tmp_path / "toy", **content), "--duplicates", "versions") == 0
     assert listed().keys() == {"<imported/toy-v1>", "<imported/toy-v2>", "<imported/toy-v3>"}
     for seed in range(3):
         found = Library("shelf").get(Token.parse(f"<imported/toy-v{seed + 1}>")).vectors["clip_l"]
         assert np.array_equal(found, rows(1, seed=seed).numpy()), (kind, seed)
-    assert main(["concepts", "import", str(tmp_path / "run"), "--library", "b", "--duplicates", "filenames"]) == 0
+    assert main(["concepts", "import", str(tmp_path / "toy"), "--library", "b", "--duplicates", "filenames"]) == 0
     assert len({token.partition("-v")[0] for token in listed("b")}) == 3, listed("b")
+
+
+def test_of_checkpoints_alone_the_last_counts(tmp_path, capsys):
+    states = {f"checkpoint-{n}/{name}": b"x" for n in (90, 1000) for name in ("optimizer.bin", "scheduler.bin")}
+    loras = {f"checkpoint-{n}/pytorch_lora_weights.safetensors": lora() for n in (90, 1000)}
+    assert run(put(tmp_path / "duck", **states, **loras)) == 0
+    assert listed() == {"<imported/duck-v1>": (0, 2)}
+    assert "checkpoint-1000" in str(sources(str(tmp_path / "duck")))
+
+
+def test_files_of_one_name_in_several_folders_are_called_by_both(tmp_path, capsys):
+    place = put(tmp_path, **{f"{name}/one.safetensors": emb(seed) for seed, name in enumerate(("cats", "dogs"))})
+    assert run(place / "cats" / "one.safetensors") == 0
+    assert run(place / "dogs" / "one.safetensors", "--duplicates", "filenames") == 0
+    assert listed().keys() == {"<imported/one-v1>", "<imported/dogs-one-v1>"}
+    for _ in range(2):
+        assert main(["concepts", "import", str(place), "--library", "a", "--duplicates", "filenames"]) == 0
+        assert listed("a").keys() == {"<imported/cats-one-v1>", "<imported/dogs-one-v1>"}
 
 
 def test_things_that_are_numbered_are_no_snapshots(tmp_path, capsys):

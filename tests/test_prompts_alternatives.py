@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import time
 from collections import Counter
 from contextlib import contextmanager
@@ -430,9 +431,39 @@ def test_lists_have_the_names_that_people_use(name, tmp_path):
     file.write_text("red\n2::blue")
     lists = Wildcards(tmp_path)
     assert lists.lines(name) == ["red", "2::blue"] and lists.names() == [name]
-    if name[0] not in "#~":
-        assert list(every(f"a __{name}__ b", lists)) == ["a red b", "a blue b"]
-        assert list(every(f"{{2$$__{name}__}}", lists)) == ["red, blue", "blue, red"]
+    assert list(every(f"a __{name}__ b", lists)) == ["a red b", "a blue b"]
+    assert list(every(f"{{2$$__{name}__}}", lists)) == ["red, blue", "blue, red"]
+
+
+@pytest.mark.parametrize("name", ["a__b", "_ab", "ab_", "__a/b", "{ab}", "-ab", "a___b"])
+def test_a_list_whose_name_a_template_cannot_hold_is_proposed_in_a_way_that_works(name, tmp_path):
+    lists = write_lists(tmp_path, {f"{name}.txt": "red"})
+    with pytest.raises(PersonalError) as caught:
+        lists.lines(name.strip("_") + "x")
+    proposed = re.search("__.*__", caught.value.fix)[0]
+    assert list(every(f"a {proposed}", lists)) == ["a red"], proposed
+
+
+def test_signs_for_how_to_draw(tmp_path):
+    lists = write_lists(tmp_path, {"colour.txt": "red", "@home.txt": "blue"})
+    assert list(every("__~colour__ __@home__", lists)) == ["red blue"]
+    for sign in "@!":
+        with pytest.raises(PersonalError, match="one option after the other") as caught:
+            choose(f"__{sign}colour__", 0, lists)
+        assert caught.value.fix == "Write __colour__."
+    assert list(every("really __!__ and #__#__", lists)) == ["really __!__ and #__#__"]
+
+
+def test_a_list_may_be_named_with_its_ending(tmp_path):
+    lists = write_lists(tmp_path, {"x/colour.txt": "red", "moods.json": '["sad"]'})
+    assert lists.lines("x/Colour.txt") == ["red"] and lists.lines("moods.json") == ["sad"]
+
+
+def test_an_empty_list_does_not_spoil_a_pattern(tmp_path):
+    lists = write_lists(tmp_path, {"x/a.txt": "red", "x/b.txt": "# none\n", "y/c.txt": ""})
+    assert lists.lines("x/*") == ["red"]
+    with pytest.raises(PersonalError, match=r"Every list that fits __y/\*__ is empty"):
+        lists.lines("y/*")
 
 
 def write_lists(folder, lists):

@@ -87,7 +87,7 @@ def theirs(text: str) -> bytes:
 def test_a_recipe_asks_for_its_picture():
     found = recipe(near=0.25, near_seed=9, enlarge=2.0, rescale=0.5, change=0.4, negative="rain", fast="<them/lcm>")
     asked = {name: getattr(found, name) for name in Request.model_fields if name in Recipe.model_fields}
-    assert found.request() == Request(**(asked | {"start": None, "mask": None}), n=1)
+    assert found.request() == Request(**(asked | {"start": None, "mask": None, "scheduler": None}), n=1)
     assert found.request().fast == "<them/lcm>" and recipe().request().fast is None
     began = recipe(start=C, mask=A)
     assert began.request(Path("a.png"), Path("b.png")).mask == Path("b.png")

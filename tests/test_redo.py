@@ -237,6 +237,22 @@ def test_a_prompt_that_cannot_be_read_keeps_its_words(place, capsys, tmp_path):
     assert "No words are in the prompt" in err and "generate ''" not in err
 
 
+@pytest.mark.parametrize(
+    ("prompt", "command"),
+    [
+        ("-n a cat", "generate ' -n a cat' --n 1 --negative ' --x' --seed 5"),
+        ("<lora:x:1>", "Type a prompt of your own: sdpersonal generate 'YOUR PROMPT' --n 1 --negative ' --x' --seed 5"),
+        ("a\u200bcat \u202eon a hill", "generate 'acat on a hill' --n 1"),
+    ],
+)
+def test_the_proposed_command_can_be_typed(prompt, command, place, capsys):
+    info = PngInfo()
+    info.add_itxt("parameters", f"{prompt}\nNegative prompt: --x\nSteps: 4, Seed: 5, Size: 64x64, Sampler: Euler")
+    Image.new("RGB", (64, 64)).save("dash.png", pnginfo=info)
+    assert main(["redo", "dash.png"]) == 2
+    assert command in capsys.readouterr().err
+
+
 def test_other_pictures(place, capsys, tmp_path):
     text = "a cat's <lora:x:1>\nNegative prompt: b\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 64x64"
     info = PngInfo()

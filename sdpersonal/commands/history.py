@@ -126,15 +126,20 @@ def _not_ours(name: str, found: Foreign) -> PersonalError:
     """What to type for something like it, and what will be different. A prompt that cannot be used keeps its words."""
     flags = {key: f"--{key.replace('_', '-')}" for key in _SAME_FLAGS if key in found.fields}
     said = {flag: str(found.fields[key]) for key, flag in flags.items()}
-    values = [part for flag, value in said.items() if value for part in (flag, value)]
+    values = [part for flag, value in said.items() if value for part in (flag, _argument(value))]
     program = "another program" + (f" ({found.program})" if found.program != "another program" else "")
     problem = f"{show(name)} was drawn by {program}, so the same cannot be drawn again."
     problem = "\n".join([problem, *found.notes])
-    if not found.words:
-        return PersonalError(problem, "Type a prompt of your own: sdpersonal generate")
-    line = show(shlex.join(["sdpersonal", "generate", found.words, "--n", "1", *values]), 3000)
+    words = _argument(found.words) if found.words else "YOUR PROMPT"
+    line = show(shlex.join(["sdpersonal", "generate", words, "--n", "1", *values]), 3000)
     begin = "Something like it" if found.refusal is None else "Change that in its prompt, then type"
+    begin = begin if found.words else "Type a prompt of your own"
     return PersonalError(problem, f"{begin}: {line}")
+
+
+def _argument(text: str) -> str:
+    """The text as a command's argument: one that begins with a dash would be taken for a flag."""
+    return f" {text}" if text.startswith("-") else text
 
 
 def _sum(path: Path | None, behind: str = "white") -> str | None:

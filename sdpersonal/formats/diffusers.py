@@ -53,7 +53,9 @@ def read_pair(one: Content, two: Content, token: Token | None = None) -> Concept
         vectors["clip_l" if rows.shape[1] == WIDTHS["sdxl"]["clip_l"] else "clip_g"] = rows
     words = {*one.shapes, *two.shapes}
     if len(words) > 1:
+        tokens = " and ".join(map(show, sorted(words)))
         raise PersonalError(
-            f"{show(one.name)} and {show(two.name)} are for different tokens: {show(str(sorted(words)))}."
+            f"{show(one.name)} and {show(two.name)} are for different tokens: {tokens}.",
+            "Put each with the other file of its own concept in a folder.",
         )
     return made(one, "sdxl", vectors, None, token, words.pop())

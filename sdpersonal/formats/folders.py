@@ -3,7 +3,8 @@
 One concept in a folder, where files with these names are (SAFE: .safetensors or .bin, one in `checkpoint-N/` is not
 looked at beside them):
 
-    learned_embeds, its `_2` for SDXL          diffusers; without them the last of `learned_embeds-steps-N`
+    learned_embeds, its `_2` for SDXL          diffusers; without them the last of `learned_embeds-steps-N`, or what
+                                               the last `checkpoint-N/` holds
     the same, token_identifier.txt, type_of_concept.txt, README.md    a repository of the sd-concepts-library
     pytorch_lora_weights and NAME_emb          advanced DreamBooth: a LoRA and its embedding
     lora, embeddings.pti, special_params.json  replicate
@@ -44,6 +45,7 @@ _SAFE, _PICKLES, _PICTURES = (".safetensors", ".pti"), (".bin", ".pt", ".pth", "
 _UNFINISHED = (".part", ".crdownload", ".download", ".aria2", ".partial", ".incomplete", ".opdownload", ".!qb", ".!ut")
 _TEXTS = {"token_identifier.txt", "type_of_concept.txt", "special_params.json"}
 _GENERIC = re.compile(r"(learned_embeds(_2)?|pytorch_lora_weights|adapter_model)\.(safetensors|bin)|lora_weight.*\.pt")
+CHECKPOINT = re.compile(r"checkpoint-(\d{1,9})", re.IGNORECASE)
 STEPS = re.compile(r"(learned_embeds(?:_2)?)-steps-(\d{1,9})\.(safetensors|bin)")
 _PARTS = ("unet", "text_encoder", "text_encoder_2")
 _MODEL = "model_index.json"
@@ -137,11 +139,27 @@ def _unfolded(folder: Path, depth: int, owner: str, place: str, steps: bool) -> 
         return
     owner, place = _cached_words(folder) or (owner, place)
     here = list(_here(folder, {name: path for name, path in names.items() if not path.is_dir()}, owner, place, steps))
+    checkpoints = _checkpoints(folder, names, owner, place)
+    yield from checkpoints if steps else () if here else checkpoints[-1:]
     yield from here
     for name, path in names.items():
-        skipped = here and _STATES.fullmatch(name)
+        skipped = (here or checkpoints) and _STATES.fullmatch(name)
         if path.is_dir() and depth < _MAX_DEPTH and not path.is_symlink() and not skipped:  # links lead in circles
             yield from _unfolded(path, depth + 1, owner, place, steps)
+
+
+def _checkpoints(folder: Path, names: Mapping[str, Path], owner: str, place: str) -> list[Source]:
+    """What diffusers' training saved on its way in `checkpoint-N/`, in that order: files with generic names, PEFT."""
+    numbered = [(int(match[1]), path) for name, path in names.items() if (match := CHECKPOINT.fullmatch(name))]
+    sources = []
+    for _, path in sorted((number, path) for number, path in numbered if path.is_dir() and not path.is_symlink()):
+        inside = {entry.name: Path(entry.path) for entry in _scan(path)}
+        weights = _weights({name: inside[name] for name in inside if _GENERIC.fullmatch(name.lower())})
+        if _adapter_folders(path, inside):
+            sources.append(Source(path, (), owner, place or _name(folder)))
+        elif weights:
+            sources.append(Source(path, tuple(weights.values()), owner, place or _name(folder)))
+    return sources
 
 
 def _cached_words(folder: Path) -> tuple[str, str] | None:

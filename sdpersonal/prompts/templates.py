@@ -19,7 +19,7 @@ JOINER = ", "
 
 _UNIT = 1_000_000  # weights are counted in millionths, so that chance is whole numbers
 _MAX_WEIGHT = 1_000_000
-_NAME = r"__(?P<name>(?:[^\W_]|[*?('&\[](?=[^\s_]|__))[^\n{}|\\]*?)__"
+_NAME = r"__(?P<name>(?:[^\W_]|[*?('&\[](?=[^\s_]|__)|[#~@!](?=[^\W_]))[^\n{}|\\]*?)__"
 _DEFAULT = re.compile(r"\$\{\s*[\w-]+\s*:(?!=)([^{}|\\]*)\}")  # ${figure:frog}, a variable that nobody can have set
 _LEXEME = re.compile(
     rf"(?P<escape>\\.?)|(?P<variable>\$\{{)|(?P<open>\{{)|(?P<stroke>\|)|(?P<close>\}})|(?P<list>{_NAME})"

@@ -71,6 +71,8 @@ class Wildcards:
                 f"I know no folder with a list for __{show(name, 60)}__.",
                 r"Name one with --wildcards FOLDER; for the underscores themselves write \_\_.",
             )
+        if name[0] in "~@!" and name not in self._all():
+            return self._sampled(name)
         if "*" in name or "?" in name:
             return self._matching(name)
         path = files.inside(self.folder, *f"{name}.txt".split("/"))
@@ -78,9 +80,19 @@ class Wildcards:
             return _read_text(path, name)
         return self._lines_at(self._found(name), name)
 
-    def _lines_at(self, place: _Place, name: str) -> list[str]:
+    def _sampled(self, name: str) -> list[str]:
+        """The list behind the extension's signs for how to draw from it: `~` is at random, `@` and `!` are in turn."""
+        if name[0] == "~":
+            return self.lines(name[1:])
+        raise PersonalError(
+            f"__{show(name, 60)}__ asks for one option after the other; here they are drawn at random.",
+            f"Write __{show(name[1:], 60)}__.",
+        )
+
+    def _lines_at(self, place: _Place, name: str, empty: bool = False) -> list[str]:
+        """empty: a file without any is no mistake."""
         if place.keys is None:
-            return _read_text(files.inside(self.folder, *place.path.split("/")), name)
+            return _read_text(files.inside(self.folder, *place.path.split("/")), name, empty)
         return _checked(self._pack(place.path)[place.keys], f"__{show(name, 60)}__")
 
     def _found(self, name: str) -> _Place:
@@ -96,11 +108,12 @@ class Wildcards:
         full = {one: _folded(_full(place)) for one, place in places.items() if place.keys is not None}
         alike = alike or [one for one in full if full[one] == wanted]
         alike = alike or [one for one in places if _folded(one).endswith(f"/{wanted}")]
+        alike = alike or [one for one, place in places.items() if not place.keys and _folded(place.path) == wanted]
         if len(alike) == 1:
             return places[alike[0]]
         if alike:
             raise PersonalError(
-                f"__{show(name, 60)}__ may be any of {', '.join(f'__{show(one, 60)}__' for one in alike[:4])}.",
+                f"__{show(name, 60)}__ may be any of {', '.join(map(_spelled, alike[:4]))}.",
                 "Write the one that is meant, with its folder and capitals.",
             )
         raise self._missing(name)
@@ -110,11 +123,12 @@ class Wildcards:
         if within:
             return PersonalError(
                 f"__{show(name, 60)}__ is a group of {len(within):,} lists.",
-                f"For one of them all write __{show(name, 60)}/**__, or a list: __{show(within[0], 80)}__.",
+                f"For one of them all write __{show(name, 60)}/**__, or a list: {_spelled(within[0])}.",
             )
         problem = f"There is no list {show(name, 60)}.txt in {show(str(self.folder))}."
         if self._damaged:
-            return PersonalError(f"{problem} {self._damaged[0].problem}", self._near(name))
+            damage = " ".join(error.problem for error in self._damaged[:3])
+            return PersonalError(f"{problem} {damage}", self._near(name))
         return PersonalError(problem, self._near(name))
 
     def _matching(self, pattern: str) -> list[str]:
@@ -136,13 +150,13 @@ class Wildcards:
             )
         lines: list[str] = []
         for one in found:
-            lines += self._lines_at(places[one], one)
+            lines += self._lines_at(places[one], one, empty=True)
             if len(lines) > MAX_LINES:
                 raise PersonalError(
                     f"The lists that fit __{show(pattern, 60)}__ have more than {MAX_LINES:,} lines.",
                     "Write a longer part of their names.",
                 )
-        return lines
+        return _checked(lines, f"Every list that fits __{show(pattern, 60)}__")
 
     def _all(self) -> dict[str, _Place]:
         """Every list by its name. A pack's list whose name is taken has the pack's own name in front of it."""
@@ -189,8 +203,8 @@ class Wildcards:
         last = {one.rpartition("/")[2]: one for one in by_letters}  # the right list in a folder that was left out
         near += [last[one] for one in get_close_matches(_folded(name), last, 1) if last[one] not in near]
         if near:
-            return f"Did you mean {' or '.join(f'__{show(by_letters[one], 60)}__' for one in near[:3])}?"
-        here = ", ".join(f"__{show(one, 60)}__" for one in names[:5])
+            return f"Did you mean {' or '.join(_spelled(by_letters[one]) for one in near[:3])}?"
+        here = ", ".join(map(_spelled, names[:5]))
         return f"There are {here}." if here else "Write one: a text file with an option in each line."
 
 
@@ -210,6 +224,12 @@ def _check(name: str) -> None:
             f"__{show(name, 60)}__ is no name that a list can have.",
             r"Write __colour__ or __animals/cats__; for the underscores themselves \_\_.",
         )
+
+
+def _spelled(name: str) -> str:
+    """How a list is written in a template: with `?` for signs that would begin or end something else there."""
+    name = re.sub(r"^_|_$|_(?=_)|(?<=_)_|[{}|\\]|^[^\w*?('&\[#~@!]", "?", name)
+    return f"__{show(name, 80)}__"
 
 
 def _folded(name: str) -> str:
@@ -235,14 +255,15 @@ def _pattern(text: str) -> re.Pattern[str]:
     return re.compile("".join(signs.get(piece) or re.escape(piece) for piece in pieces), re.DOTALL)
 
 
-def _read_text(path: Path, name: str) -> list[str]:
+def _read_text(path: Path, name: str, empty: bool = False) -> list[str]:
     text = _text_of(path, f"{name}.txt", MAX_BYTES)
     lines = [line.strip() for line in re.split(r"\r\n|[\r\n]", text)]
     if too_long := next((i for i, line in enumerate(lines, 1) if len(line) > MAX_LINE), None):
         raise PersonalError(
             f"Line {too_long} of {show(name, 60)}.txt has more than {MAX_LINE:,} characters.", "Cut it."
         )
-    return _checked([line for line in lines if line and not line.startswith("#")], f"{show(name, 60)}.txt")
+    options = [line for line in lines if line and not line.startswith("#")]
+    return options if empty and not options else _checked(options, f"{show(name, 60)}.txt")
 
 
 def _text_of(path: Path, name: str, limit: int) -> str:

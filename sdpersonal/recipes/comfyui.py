@@ -173,6 +173,8 @@ class _Walk:
             if any(isinstance(node.inputs.get(name), Link) for name in ("images", "image"))
             and (node.id not in self._used or _SHOWS.search(node.type))
         ]
+        if not ends:  # what was saved by whoever asked for it, through ComfyUI's API
+            ends = [node for node in self.graph.values() if node.id not in self._used and "samples" in node.inputs]
         ends.sort(key=lambda node: not _SAVES.search(node.type))
         return ends[:20]
 

@@ -2,7 +2,8 @@
 
 `prompt` is what was run: `{"3": {"class_type": "KSampler", "inputs": {"seed": 5, "model": ["4", 0]}}}`. `workflow` is
 what stood on the canvas: a list of nodes with `widgets_values` in the order of the node's widgets, and a table of
-links. Sources: `execution.py`, `nodes.py` of ComfyUI; `LGraph.serialize` and `graphToPrompt` of its frontend.
+links. Since 2025 a node's type can be the id of a subgraph, whose nodes and links stand in `definitions`. Sources:
+`execution.py`, `nodes.py` of ComfyUI; `LGraph.serialize`, `Subgraph` and `graphToPrompt` of its frontend.
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ def _value(value: Any) -> Any:
 
 
 def _canvas(value: dict[str, Any]) -> Graph | None:
+    value = _without_subgraphs(value)
     entries = [entry for entry in value["nodes"][:MAX_NODES] if isinstance(entry, dict) and "type" in entry]
     by_id = {str(entry.get("id")): entry for entry in entries}
     origins = dict(_origins(value.get("links")))
@@ -126,6 +128,88 @@ def _canvas(value: dict[str, Any]) -> Graph | None:
                 node.inputs[str(place.get("name", ""))] = link
         graph[name] = node
     return graph or None
+
+
+_INPUTS = "-10"  # the node of a subgraph that stands for its inputs
+_DEEPEST = 20  # subgraphs in subgraphs
+
+
+def _without_subgraphs(value: dict[str, Any]) -> dict[str, Any]:
+    """Put the nodes of its subgraphs in their places on the canvas. Returns the canvas itself where it has none."""
+    definitions = value.get("definitions")
+    subgraphs = definitions.get("subgraphs") if isinstance(definitions, dict) else None
+    subgraphs = subgraphs if isinstance(subgraphs, list) else []
+    flat = _Flat({str(graph.get("id")): graph for graph in subgraphs if isinstance(graph, dict)})
+    if not flat.subgraphs:
+        return value
+    flat.add(value)
+    return value | {"nodes": flat.nodes, "links": flat.all_links()}
+
+
+@dataclass
+class _Flat:
+    """Nodes of a canvas and of its subgraphs, under the ids that they have in what is run: `57:3` is node 3 in node 57.
+
+    links: where each comes from, by its new number. outputs: which node in a subgraph makes what leaves it, by the
+    subgraph's node and the output's number. budget: how many subgraphs may still be put in.
+    """
+
+    subgraphs: dict[str, dict[str, Any]]
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
+    outputs: dict[Link, Link] = field(default_factory=dict)
+    budget: int = MAX_NODES
+
+    def add(self, graph: dict[str, Any], prefix: str = "", given: tuple[Any, ...] = ()) -> dict[Any, Any]:
+        """Add a graph's nodes. given: for each of its inputs the Link that it comes by, or the value typed there.
+
+        Returns, for each id of a link in the graph, the same.
+        """
+        origins: dict[Any, Any] = {}
+        for name, link in _origins(graph.get("links")):
+            if link.node == _INPUTS and prefix:
+                origins[name] = given[link.slot] if 0 <= link.slot < len(given) else None
+            else:
+                origins[name] = Link(prefix + link.node, link.slot)
+        for entry in _list_or_none(graph.get("nodes")) or []:
+            if len(self.nodes) < MAX_NODES and isinstance(entry, dict) and "type" in entry:
+                self._add_node(entry, prefix, origins)
+        return origins
+
+    def _add_node(self, entry: dict[str, Any], prefix: str, origins: dict[Any, Any]) -> None:
+        name, typed, places = f"{prefix}{entry.get('id')}", {}, []
+        for place in _list(entry.get("inputs")):
+            origin = origins.get(place.get("link"))
+            if origin is None or isinstance(origin, Link):
+                places.append(place | {"link": origin and len(self.links)})
+                self.links += [origin] if origin else []
+            else:
+                typed[str(place.get("name", ""))] = origin
+        subgraph = self.subgraphs.get(str(entry["type"]))
+        whole = subgraph is None or self.budget <= 0 or name.count(":") >= _DEEPEST
+        if whole or entry.get("mode") in (_MUTED, _BYPASSED):
+            more = {"widgets_values": _widgets(entry) | typed} if typed else {}
+            self.nodes.append(entry | {"id": name, "inputs": places} | more)
+            return
+        self.budget -= 1
+        linked = {place.get("name"): self.links[place["link"]] for place in places if place["link"] is not None}
+        by_name = _widgets(entry) | typed | linked
+        given = tuple(by_name.get(str(place.get("name"))) for place in _list(subgraph.get("inputs")))
+        inner = self.add(subgraph, f"{name}:", given)
+        for number, output in enumerate(_list(subgraph.get("outputs"))):
+            ids = output.get("linkIds")
+            made = [inner.get(each) for each in ids if isinstance(each, int)] if isinstance(ids, list) else []
+            if made and isinstance(made[0], Link):
+                self.outputs[Link(name, number)] = made[0]
+
+    def all_links(self) -> list[list[Any]]:
+        """The links as a canvas has them, those from a subgraph from the node in it that makes the value."""
+        table = []
+        for number, link in enumerate(self.links):
+            for _ in range(_DEEPEST):
+                link = self.outputs.get(link, link)
+            table.append([number, link.node, link.slot])
+        return table
 
 
 def _origins(links: Any) -> Iterator[tuple[Any, Link]]:

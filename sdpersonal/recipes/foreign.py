@@ -152,9 +152,18 @@ def _unquoted(value: str) -> str:
 # --- what it says -----------------------------------------------------------------------------------------------------
 
 
+_VERSIONS = (  # how "Version" begins -> whose it is
+    ("fooocus", "Fooocus"),
+    ("comfyui", "ComfyUI"),
+    ("sdpersonal", "sdpersonal"),
+    ("stable-diffusion.cpp", "stable-diffusion.cpp"),
+    ("koboldcpp", "KoboldCpp"),
+)
+
+
 def _program(facts: Mapping[str, str]) -> str:
     version, app = facts.get("version", ""), facts.get("app", "")
-    for word, name in (("fooocus", "Fooocus"), ("comfyui", "ComfyUI"), ("sdpersonal", "sdpersonal")):
+    for word, name in _VERSIONS:
         if version.lower().startswith(word):
             return name
     if re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+", facts.get("sampler", "")):
@@ -221,7 +230,7 @@ def _seeds(facts: Mapping[str, str], said: Parameters) -> None:
 def _sampler(facts: Mapping[str, str], program: str) -> tuple[str, str | None, str]:
     sampler = facts.get("sampler", "")
     schedule = facts.get("schedule type", facts.get("scheduler", facts.get("sampler sigma")))
-    if program in ("Fooocus", "ComfyUI", "SD.Next", "sdpersonal"):
+    if program not in ("A1111", "Forge", "Civitai"):
         return sampler, schedule, "comfyui" if program in ("Fooocus", "ComfyUI") else ""
     return sampler, schedule, "a1111"
 

@@ -170,6 +170,8 @@ def _scheduler(said: Parameters, fields: dict[str, Any]) -> list[str]:
         return []
     called = f"{show(said.sampler, 40)}{f' with the schedule {show(said.schedule, 30)}' if said.schedule else ''}"
     scheduler = find(said.sampler, said.schedule, said.naming)
+    if scheduler is None and (behind := re.fullmatch(r"[^-]+ - (.+)", said.sampler)):  # Krita's: "Default - DPM++ 2M"
+        scheduler = find(behind[1], said.schedule, said.naming)
     if scheduler is None:
         reason = no_counterpart(said.sampler)
         return [f"It was drawn by the sampler {called}, which is not here{f': {reason}' if reason else ''}."]

@@ -106,7 +106,8 @@ def _entries(value: Any) -> list[dict[str, Any]]:
 
 def _object(text: str | None) -> dict[str, Any] | None:
     """The JSON object that a text is, None for anything else."""
-    if not text or text.lstrip()[:1] != "{":
+    text = (text or "").strip("\0 \t\r\n")
+    if not text.startswith("{"):
         return None
     try:
         value = lenient_json(text)
@@ -279,7 +280,8 @@ def _captions(prompt: Any, said: Parameters | None) -> str:
     each = [entry.get("char_caption") for entry in _entries(caption.get("char_captions"))]
     each = [words.strip(" ,") for words in each if isinstance(words, str) and words.strip(" ,")]
     if each and said:
-        said.notes.append(f"Of its {len(each)} characters each had words of its own; here they are one prompt.")
+        whose = "Its character" if len(each) == 1 else f"Each of its {len(each)} characters"
+        said.notes.append(f"{whose} had a prompt of its own; here they are one prompt.")
     return ", ".join([caption["base_caption"].strip(" ,"), *each])
 
 
@@ -517,17 +519,56 @@ def _draw_things(values: dict[str, Any], text: str) -> Parameters:
     return said
 
 
+def midjourney(texts: Mapping[str, str]) -> Parameters | None:
+    """`a cat --ar 16:9 --no dogs --seed 5 --v 6.1 Job ID: ...` in a PNG's Description."""
+    text = texts.get("Description") or texts.get("ImageDescription") or ""
+    if not (job := re.search(r"\s*Job ID: *[0-9a-f-]{30,40}\s*$", text, re.IGNORECASE)):
+        return None
+    prompt, *flags = re.split(r"\s+--(?=[a-z])", f" {text[: job.start()]}")
+    values = {name: value.strip() for name, _, value in (flag.partition(" ") for flag in flags)}
+    said = Parameters("Midjourney", text, prompt.strip(), values.get("no", ""), "comfyui")
+    if "seed" in values:
+        said.values["seed"] = number(values["seed"])
+    said.notes.append("It was drawn with Midjourney's own model: the same words and seed give another picture here.")
+    return said
+
+
 def other(texts: Mapping[str, str]) -> Parameters | None:
     """An object of any other program that uses these names, as Spaces of the Hub do."""
-    for key in ("parameters", "UserComment", "generation_data", "JPEG comment"):
-        values = _object(texts.get(key))
+    for key, text in texts.items():
+        values = _object(text)
         if values is None:
             continue
-        said = _common("another program", texts[key], values, "a1111")
+        program = "Tensor.Art" if key == "generation_data" else "another program"
+        said = _common(program, text, values, "a1111")
         if said.prompt and ("steps" in said.values or "seed" in said.values):
-            for entry in _entries(values.get("loras")):
-                said.networks += _lora(entry.get("name") or entry.get("model"), entry.get("weight"))
+            for entry in _entries(values.get("loras")) or _entries(values.get("models")):
+                if entry.get("type") in (None, "LORA"):
+                    name = entry.get("name") or entry.get("modelFileName") or entry.get("label") or entry.get("model")
+                    said.networks += _lora(name, entry.get("weight"))
             return said
+    return None
+
+
+_SIGNED = (b"ChatGPT", b"OpenAI", b"Adobe Firefly", b"Bing Image Creator", b"Microsoft Designer", b"Google")
+_STANDARD = re.compile(  # texts that no program keeps its settings in, in small letters
+    r"title|author|description|copyright|creation time|disclaimer|warning|source|comment|software|"
+    r"(raw profile|date:|exif:|tiff:|png:|pdf:|icc|thumb::|xml:|dpi|signature).*|xmp|make|model|imagedescription|"
+    r"usercomment|makernote|documentname|jpeg comment|sd-ti-embedding"
+)
+
+
+def unknown(texts: Mapping[str, str], data: bytes) -> Unreadable | None:
+    """Which program a picture is of whose metadata no other reader knows; None where it does not tell."""
+    start = data[:200_000]
+    if b"jumb" in start and b"c2pa" in start:
+        name = next((f"{name.decode()}, which" for name in _SIGNED if name in start), "a program that")
+        return Unreadable(f"{name} signs its pictures (C2PA)", "the signature holds no prompt")
+    tool = re.search(r'xmp:CreatorTool(?:>|=")([^<"]{1,80})', texts.get("XML:com.adobe.xmp", ""))
+    if program := texts.get("Software", "").strip() or (tool and html.unescape(tool[1])):
+        return Unreadable(show(program, 40), "it holds no prompt that is known here")
+    if names := [show(name, 30) for name in texts if not _STANDARD.fullmatch(name.lower())]:
+        return Unreadable("another program", f"its texts ({', '.join(names[:4])}) hold no prompt that is known here")
     return None
 
 

@@ -62,6 +62,8 @@ def _foreign(data: bytes) -> Parameters | None:
         unreadable = unreadable or other
     if found is None and unreadable:
         raise unreadable
+    if found is None and not too_long and (unreadable := programs.unknown(texts, data)):
+        raise unreadable
     if found is None and too_long & {"parameters", "prompt", "workflow", "UserComment", "Comment"}:
         raise TooLong
     return found
@@ -195,6 +197,7 @@ _READERS: tuple[Callable[[Mapping[str, str], bytes], Parameters | None], ...] = 
     _alone(programs.easy_diffusion),  # its PNGs have a text "prompt" too
     _graph,
     _alone(programs.stability_matrix),
+    _alone(programs.midjourney),
     _a1111,
     _alone(programs.other),
 )

@@ -14,6 +14,7 @@ from typing import Literal
 
 from ..errors import PersonalError
 from ..prompts import MAX_PROMPT, Token, show
+from ..text import plain_spaces
 
 Syntax = Literal["a1111", "comfyui", "compel", "novelai"]
 Kind = Literal["LoRA", "embedding", "hypernetwork"]
@@ -21,6 +22,7 @@ Kind = Literal["LoRA", "embedding", "hypernetwork"]
 _NETWORK = re.compile(r"<(lora|lyco|lycoris|hypernet):([^<>:]*)(?::([^<>]*))?>", re.IGNORECASE)
 _EMBEDDING = re.compile(r"\bembedding:([^\s,:()\[\]<>]+)")  # ComfyUI's
 _MOST_NETWORKS = 20
+_LONGEST = 100_000  # characters that are looked at
 _OURS_ALONE = re.compile(r"\\.|[{}]|__(?=[^\W_])|<(?=\S)([^<>]*)>", re.DOTALL)  # signs that are text to A1111
 _SQUARE = re.compile(r"\\.|[\[\]]", re.DOTALL)
 _COMPEL = re.compile(
@@ -50,7 +52,7 @@ class Network:
 def translated(prompt: str, syntax: Syntax) -> tuple[str, list[Network]]:
     """The prompt in our words on one line, and the networks that it names."""
     networks = _networks(prompt)
-    text = " ".join(_NETWORK.sub("", prompt).split())
+    text = plain_spaces(_NETWORK.sub("", prompt)[:_LONGEST])
     if len(text) > 2 * MAX_PROMPT:
         return text, networks  # too long to be used whatever it says
     if syntax == "comfyui":
@@ -67,7 +69,7 @@ def _networks(prompt: str) -> list[Network]:
     kinds: dict[str, Kind] = {"hypernet": "hypernetwork"}
     return [
         Network(kinds.get(kind.lower(), "LoRA"), name.strip(), _strength(strength))
-        for kind, name, strength in _NETWORK.findall(prompt[:100_000])[:_MOST_NETWORKS]
+        for kind, name, strength in _NETWORK.findall(prompt[:_LONGEST])[:_MOST_NETWORKS]
     ]
 
 
