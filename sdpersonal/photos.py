@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from .errors import PersonalError
-from .photo_captions import TABLE, Captions, Refused
+from .photo_captions import Captions, Refused
 from .photo_decode import FORMATS, UNPACK, Unusable, decode, recognise, shorter_side
 from .photo_subject import find_subject
 from .prompts import show
@@ -128,8 +128,8 @@ def load_photos(
             duplicates.append(Skipped(show(name), str(reason)))
     if not photos:
         raise _no_photos(folder, skipped)
-    if captions.problem:
-        skipped.append(Skipped(TABLE, captions.problem))
+    if problem := captions.table_problem(names):
+        skipped.append(Skipped(show(captions.table), problem))
     return PhotoSet(tuple(photos), tuple(skipped), tuple(duplicates), len(set(beside) - captions.used))
 
 

@@ -200,7 +200,7 @@ def _first_of_noun(words: list[str]) -> int:
 
 
 def _may_be_noun(after: str) -> bool:
-    """Whether words behind an identifier can be its class: no surroundings ("in the snow") and no doings ("jogging")."""
+    """Whether words behind an identifier can be its class: not surroundings ("in the snow") nor a verb ("jogging")."""
     first = after.lower().split(" ", 1)[0]
     if _AROUND.match(f" {after} ") or first in _NOT_NOUNS:
         return False
