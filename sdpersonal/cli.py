@@ -95,7 +95,7 @@ def run(command: Callable, settings: type[Settings], argv: Sequence[str], prog: 
         print(error, file=sys.stderr)
         return error.exit_code
     except PersonalError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_by_its_flag(error, settings)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
@@ -150,7 +150,14 @@ def _parsed(settings: type[Settings], argv: Sequence[str], prog: str, descriptio
     try:
         return tyro.cli(settings, args=argv, prog=prog, description=description, registry=_as_typed())
     except FieldError as error:
-        raise error.called(flag_of(settings, error.field)) from None
+        raise _by_its_flag(error, settings) from None
+
+
+def _by_its_flag(error: PersonalError, settings: type[Settings]) -> PersonalError:
+    """The same with the flag's name, where it is about one of the settings and has no name for it yet."""
+    if isinstance(error, FieldError) and error.field in settings.model_fields:
+        return error.called(flag_of(settings, error.field))
+    return error
 
 
 def _check_switches(settings: type[Settings], argv: Sequence[str]) -> None:

@@ -134,10 +134,14 @@ def _expected(field: FieldInfo) -> str:
     kind = next((part for part in get_args(kind) if part is not type(None)), kind) if kind not in _KINDS else kind
     what, bounds = _KINDS.get(kind, "a list" if get_origin(kind) is tuple else "text"), _bounds(field)
     if "gt" in bounds:
-        return f"{what} above {bounds['gt']:,}, up to {bounds['le']:,}"
+        return f"{what} above {_number_text(bounds['gt'])}, up to {_number_text(bounds['le'])}"
     if "ge" in bounds:
-        return f"{what} from {bounds['ge']:,} to {bounds['le']:,}"
+        return f"{what} from {_number_text(bounds['ge'])} to {_number_text(bounds['le'])}"
     return f"{what} of up to {bounds['max_length']:,} characters" if "max_length" in bounds and kind is str else what
+
+
+def _number_text(value: float) -> str:
+    return f"{int(value) if value == int(value) else value:,}"
 
 
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "yes or no", Path: "a path"}
@@ -396,7 +400,8 @@ class Request(Settings):
         """LCM and TCD distil the 50 steps of another scheduler: they cannot take more."""
         few = named(self.scheduler).max_steps if self.scheduler else 50 if self.fast else None
         if few and self.denoising_steps > few:
-            raise PersonalError(
+            raise FieldError(
+                "steps",
                 f"steps must be at most {few} with {self.scheduler or '--fast'}, got {self.denoising_steps}.",
                 "Such schedulers need 4 to 8.",
             )

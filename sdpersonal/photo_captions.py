@@ -2,29 +2,30 @@
 
 A caption says what else is in a photo, a sentence a line, with `{}` where the subject's word goes. It is read from
 `01.txt`, `01.caption`, `01.jpg.txt` or `01.jpg.caption` beside `01.jpg`, in capitals too, or from the rows of a
-`metadata.jsonl` (Hugging Face's imagefolder: `file_name` and `text`). Files of other trainers have no `{}`: their
-trigger word becomes it, else it is put in front.
+`metadata.jsonl` or `metadata.csv` (Hugging Face's imagefolder: `file_name` and `text`). Files of other trainers have no
+`{}`: their trigger word becomes it, else it is put in front.
 """
 
 from __future__ import annotations
 
 import codecs
+import csv
 import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .errors import show
 from .text import control_problem, encoding_problem, plain_spaces
 
 MAX_LINES = 20  # of one caption file
-MAX_LINE = 2000  # characters; what is more than the text encoder reads is cut, and that is said
+MAX_LINE = 20_000  # characters; what is more than the text encoder reads is cut, and that is said
 _MAX_BYTES = 200_000  # of one caption file
-_MAX_TABLE = 20_000_000  # bytes of metadata.jsonl
+_MAX_TABLE = 20_000_000  # bytes of a table
 _SUFFIXES = (".txt", ".caption")
-TABLE = "metadata.jsonl"
+TABLES = ("metadata.jsonl", "metadata.csv")
 _COLUMNS = ("text", "caption", "prompt")
 
 _MARKS = (  # UTF-32 first: its mark begins as UTF-16's
@@ -34,8 +35,12 @@ _MARKS = (  # UTF-32 first: its mark begins as UTF-16's
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 # What other trainers' captions have for the subject: ai-toolkit's [trigger], the advanced scripts' <s0><s1>,
-# Replicate's TOK, the rare words of DreamBooth's tutorials, and a token of ours.
-_TRIGGER = re.compile(r"\[trigger\]|(?:<s\d+>)+|<[a-z0-9-]+/[a-z0-9-]+>|\b(?:sks|ohwx|zwx|TOK)\b")
+# A1111's [name], Replicate's TOK, the rare words of DreamBooth's tutorials, and a token of ours.
+_TRIGGER = re.compile(
+    r"\[(?:trigger|name)\]|(?:<s\d+>)+|<[a-z0-9-]+/[a-z0-9-]+(?::[\d.]+)?>|\b(?:(?i:sks|ohwx|zwx)|TOK)\b"
+)
+_PLACE = re.compile(r"\{\s+\}")  # {} by a slip of the hand
+_LINE_END = re.compile(r"\r\n|\n|\r")  # Unicode's other line ends are pasted within a sentence, and are spaces here
 
 
 class Refused(Exception):
@@ -55,15 +60,16 @@ class Captions:
 
     names: of all files of the folder; read: a file's bytes by its name, raising Refused; kind: "object", "person" or
     "style", which decides how a caption that names no subject is completed. used: the files that captions came from;
-    problem: what is wrong with metadata.jsonl, or "".
+    table: the name of the file with captions of many photos, or "".
     """
 
     def __init__(self, names: Sequence[str], read: Callable[[str], bytes], kind: str = "object"):
         self._files = by_key(sorted(names))
         self._read, self._kind = read, kind
         self.used: set[str] = set()
-        self.problem = ""
-        self._rows = self._table()
+        self.table = next((self._files[name] for name in TABLES if name in self._files), "")
+        self._row_problem = ""
+        self._rows = self._read_table() if self.table else {}
 
     def of(self, photo: str) -> Caption:
         """The caption of the photo with this file name; without lines where it has none or it cannot be used."""
@@ -71,7 +77,7 @@ class Captions:
             self.used.add(source)
             where, load = show(source), lambda: text_of(self._read(source))
         elif (text := self._rows.get(_key(photo))) is not None:
-            where, load = f"its text in {TABLE}", lambda: text
+            where, load = f"its text in {show(self.table)}", lambda: text
         else:
             return Caption()
         try:
@@ -81,23 +87,30 @@ class Captions:
         notes = (f"{where} has no {{}} for the subject; it is read as: {show(lines[0])}",) if completed else ()
         return Caption(lines, notes)
 
-    def _table(self) -> dict[str, str]:
-        """The rows of metadata.jsonl by their photo's name."""
-        source = self._files.get(TABLE)
-        if source is None:
-            return {}
-        self.used.add(source)
-        rows: dict[str, str] = {}
+    def table_problem(self, photos: Sequence[str]) -> str:
+        """What is wrong with the table, for a folder of these photos: the rest of a sentence, "" where nothing is."""
+        if self._rows and not self._rows.keys() & set(map(_key, photos)):
+            return f"is about none of these photos; the first that it names is {show(next(iter(self._rows)))}"
+        return self._row_problem
+
+    def _read_table(self) -> dict[str, str]:
+        """The texts of the table by their photo's name. Bad rows are left out and the first is named."""
+        self.used.add(self.table)
+        texts: dict[str, str] = {}
         try:
-            data = self._read(source)
+            data = self._read(self.table)
             if len(data) > _MAX_TABLE:
                 raise Refused(f"is larger than {_MAX_TABLE // 10**6} MB")
-            for number, line in enumerate(text_of(data, _MAX_TABLE).splitlines(), 1):
-                if line.strip():
-                    _add_row(rows, line, number)
+            table = text_of(data, _MAX_TABLE)
+            rows = _csv_rows(table) if _key(self.table).endswith(".csv") else _json_rows(table)
+            for number, row in rows:
+                try:
+                    _add_text(texts, row)
+                except Refused as reason:
+                    self._row_problem = self._row_problem or f"{reason} in line {number}; its other lines are used"
         except Refused as reason:
-            self.problem = str(reason)
-        return rows
+            self._row_problem = str(reason)
+        return texts
 
 
 def caption_file(photo: str, files: dict[str, str]) -> str | None:
@@ -117,17 +130,37 @@ def _key(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _add_row(rows: dict[str, str], line: str, number: int) -> None:
+def _json_rows(table: str) -> Iterator[tuple[int, object]]:
+    """The rows of a metadata.jsonl with their line's number; a text where a line is not JSON."""
+    for number, line in enumerate(_LINE_END.split(table), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError):
+                yield number, line
+
+
+def _csv_rows(table: str) -> Iterator[tuple[int, object]]:
+    """The rows of a metadata.csv with their line's number. Raises Refused where it is not one."""
+    rows = csv.DictReader(table.splitlines(keepends=True))
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise Refused(f"is not JSON in line {number}; the lines before it are used") from None
-    text = (
-        next((row[key] for key in _COLUMNS if isinstance(row.get(key), str)), None) if isinstance(row, dict) else None
-    )
-    if text is None or not isinstance(row.get("file_name"), str):
-        raise Refused(f"has no file_name and text in line {number}; the lines before it are used")
-    rows.setdefault(_key(row["file_name"]), text)
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise Refused(f"is not CSV in line {rows.line_num + 1}: {error}") from None
+
+
+def _add_text(texts: dict[str, str], row: object) -> None:
+    """Add the text of a row of a table. A row without one says that its photo has no caption. Raises Refused."""
+    if isinstance(row, str):
+        raise Refused("has no whole JSON object")
+    if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+        raise Refused("has no file_name")
+    values = [row[column] for column in _COLUMNS if row.get(column) is not None]
+    if not all(isinstance(value, str) for value in values) or not any(column in row for column in _COLUMNS):
+        raise Refused("has no text")
+    if text := next(filter(None, values), None):
+        texts.setdefault(_key(row["file_name"].removeprefix("./")), text)
 
 
 def text_of(data: bytes, limit: int = _MAX_BYTES) -> str:
@@ -150,7 +183,7 @@ def lines_of(text: str) -> tuple[str, ...]:
     """The captions in a text, with plain spaces. Raises Refused with the true reason."""
     if problem := encoding_problem(text) or control_problem(text):
         raise Refused(problem.text.rstrip("."))
-    lines = tuple(filter(None, map(plain_spaces, text.splitlines())))
+    lines = tuple(filter(None, (_PLACE.sub("{}", plain_spaces(line)) for line in _LINE_END.split(text))))
     if not lines:
         raise Refused("is empty")
     if len(lines) > MAX_LINES:

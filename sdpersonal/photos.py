@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,8 +20,8 @@ from typing import Literal
 import numpy as np
 
 from .errors import PersonalError
-from .photo_captions import TABLE, Captions, Refused
-from .photo_decode import FORMATS, UNPACK, Unusable, decode, recognise, shorter_side
+from .photo_captions import Captions, Refused
+from .photo_decode import FORMATS, MIN_SIDE, UNPACK, Unusable, decode, recognise, shorter_side
 from .photo_subject import find_subject
 from .prompts import show
 from .text import check_path
@@ -128,14 +129,24 @@ def load_photos(
             duplicates.append(Skipped(show(name), str(reason)))
     if not photos:
         raise _no_photos(folder, skipped)
-    if captions.problem:
-        skipped.append(Skipped(TABLE, captions.problem))
+    if problem := captions.table_problem(names):
+        skipped.append(Skipped(show(captions.table), problem))
     return PhotoSet(tuple(photos), tuple(skipped), tuple(duplicates), len(set(beside) - captions.used))
 
 
 def count_photos(folder: Path) -> int:
     """How many files of a folder may be photos; none is opened. Raises PersonalError as `load_photos` does."""
     return len(_listing(Path(folder))[0])
+
+
+def check_photos(folder: Path) -> None:
+    """Raise PersonalError as `load_photos` does for a folder without a usable photo; one that is usable is enough."""
+    folder = Path(folder)
+    for name in _listing(folder)[0]:
+        with suppress(Unusable):
+            decode(_read(folder, name), MIN_SIDE)
+            return
+    load_photos(folder, MIN_SIDE)  # says what there is instead
 
 
 class _Duplicate(Exception):

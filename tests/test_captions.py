@@ -47,7 +47,7 @@ def one_photo(folder, files, kind="object"):
     ("text", "reason"),
     [
         (b"{} and {}", "has {} 2 times in line 1"),
-        (b"{}" + b"x" * 2000, "has 2,002 characters in line 1; up to 2,000 are read"),
+        (b"{}" + b"x" * 20_000, "has 20,002 characters in line 1; up to 20,000 are read"),
         (b"{}\n\xff{}", "is not UTF-8 in line 2; save it as UTF-8"),
         (b"{}\x1b[2J", "holds the control character U+001B"),
         (b"{}\n" * 21, "has 21 lines; up to 20 are read"),
@@ -72,6 +72,7 @@ def test_captions_that_cannot_be_used_are_said_with_the_true_reason(tmp_path, te
         "{}\tin the \u2003 snow\u200e",
         "\ufeff{} in the s\u00adnow\r\n\r\n",
         "{\u200b} in\u202fthe\u2060 snow",
+        "{ } in\u2028the\x0bsnow\x85",
         codecs.BOM_UTF16_LE + "{} in the snow".encode("utf-16-le"),
         codecs.BOM_UTF16_BE + "{} in the snow\r\n".encode("utf-16-be"),
         "{} in the snow".encode("utf-32"),
@@ -122,6 +123,9 @@ def test_one_caption_for_two_photos_is_counted_once(tmp_path):
         ("TOK on a table, TOK from above", "object", "{} on a table, from above"),
         ("<s0><s1> at dawn", "style", "{} at dawn"),
         ("<me/duck> at dawn", "object", "{} at dawn"),
+        ("a photo of <me/duck:0.8>", "object", "a photo of {}"),
+        ("SKS dog", "object", "{} dog"),
+        ("[name] at dawn", "object", "{} at dawn"),
         ("1girl, solo, long hair, outdoors", "person", "{}, 1girl, solo, long hair, outdoors"),
         (
             "A dog is lying on the grass, in the sun.",
@@ -146,11 +150,44 @@ def test_the_table_of_an_image_folder(tmp_path):
     found = one_photo(tmp_path, {"metadata.jsonl": text, "c.txt": "{} of its own"})
     assert [photo.captions for photo in found.photos] == [("{} in the snow",), ("{} at home",), ("{} of its own",)]
     assert found.ignored == 0 and not found.skipped
-    for broken, said in (("\n{", "is not JSON in line 3"), ('\n{"file_name": "c.png"}', "has no file_name and text")):
+    for broken, said in (
+        ("\n{", "has no whole JSON object in line 3"),
+        ('\n{"file_name": "c.png"}', "has no text in line 3"),
+    ):
         found = one_photo(tmp_path, {"metadata.jsonl": text + broken})
         assert said in found.report() and found.photos[0].captions
     found = one_photo(tmp_path, {"metadata.jsonl": json.dumps({"file_name": "a.png", "text": "\ud83d {}"})})
     assert "its text in metadata.jsonl is not valid Unicode" in found.photos[0].notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "caption", "said"),
+    [
+        ([{"file_name": "./a.png", "text": "{} in the snow"}], ("{} in the snow",), ""),
+        ([{"file_name": "a.png", "text": "", "caption": "{} at home"}], ("{} at home",), ""),
+        ([{"file_name": "a.png", "text": "{} in the\u2028snow"}], ("{} in the snow",), ""),
+        (
+            [3, {"file_name": "a.png", "text": "{}"}, []],
+            ("{}",),
+            "has no file_name in line 1; its other lines are used",
+        ),
+        ([{"file_name": "a.png", "text": None}], (), ""),
+        ([{"file_name": "train/a.png", "text": "{}"}], (), "is about none of these photos; the first that it names is"),
+    ],
+)
+def test_rows_of_a_table(tmp_path, rows, caption, said):
+    found = one_photo(tmp_path, {"metadata.jsonl": "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)})
+    assert found.photos[0].captions == caption
+    assert len(found.skipped) == bool(said) and said in found.report()
+
+
+def test_a_table_with_commas(tmp_path):
+    found = one_photo(tmp_path, {"metadata.csv": '\ufefffile_name,text\r\na.png,"{} in the snow, at night"\r\n'})
+    assert found.photos[0].captions == ("{} in the snow, at night",) and not found.skipped
+    found = one_photo(tmp_path, {"metadata.csv": "a;b\nc;d"})
+    assert "metadata.csv has no file_name in line 2" in found.report()
+    found = one_photo(tmp_path, {"metadata.csv": "file_name,text\na.png,{}" + "x" * 200_000})
+    assert "metadata.csv is not CSV in line 2: field larger than field limit" in found.report()
 
 
 def test_what_is_too_long_is_cut_at_a_comma_or_a_word_and_keeps_the_subject():

@@ -327,6 +327,19 @@ REAL = {
     "una foto de sks perro": ("sks-perro", "perro", "object"),
     "ein Foto von einem sks Hund": ("sks-hund", "Hund", "object"),
     "photo d'un chien sks": ("sks-chien", "chien", "object"),
+    "a photo of the person known as sks": ("sks-person", "person", "person"),
+    "photo of a dog identified as sks": ("sks-dog", "dog", "object"),
+    "a photo of a dog with the name sks": ("sks-dog", "dog", "object"),
+    "photo of a man, his name is sks": ("sks-man", "man", "person"),
+    "a photo of a woman whose name is Zoe": ("zoe-woman", "woman", "person"),
+    "a photo of a dog, aka sks": ("sks-dog", "dog", "object"),
+    "photo of zwx the cat": ("zwx-cat", "cat", "object"),
+    "photo of zwx, a man": ("zwx-man", "man", "person"),
+    "a painting of sks dog in the style of van gogh": ("sks-dog", "dog", "object"),
+    "sks artstyle": ("sks-style", "style", "style"),
+    "a photo of sks 's dog": ("sks-dog", "dog", "object"),
+    "a photo of emma watson woman": ("emma-watson-woman", "woman", "person"),
+    "sks wedding ring": ("sks-wedding-ring", "ring", "object"),
 }
 
 
@@ -356,6 +369,7 @@ UNTOLD += [
     "a photo of a face",
     "a photo of cute dog",
 ]
+UNTOLD += ["a photo of sks jogging", "sks outdoors", "a photo of sks doing yoga"]
 UNTOLD += [
     "photo of John Smith",
     "Portrait of a person",

@@ -225,7 +225,7 @@ def test_the_page_says_its_own_labels(monkeypatch):
 
     with gr.Blocks(analytics_enabled=False):
         form = Form(gr.Textbox(label="Prompt"))
-        form.settings(SimpleNamespace(guidance=3, resolution=128, rescale=0))
+        form.settings(SimpleNamespace(guidance=3, resolution=128, rescale=0, schedulers=("Euler",), max_clip_skip=4))
         form.start()
     assert {name: LABELS[name] for name in form.components} == {
         name: component.label for name, component in form.components.items()
@@ -273,3 +273,34 @@ def test_a_terminal_in_ascii_is_printed_to(root, tmp_path):
     argv = [sys.executable, "-m", "sdpersonal", "concepts", "list", "--library", "bücher"]
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 and "b\\xfccher" in done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [("generate", "PROMPT"), ("concepts rename <me/a>", "NEW"), ("vary", "PICTURE"), ("concepts pull", "HUB_ID")],
+)
+def test_what_is_missing_is_called_by_its_name(command, missing, capsys):
+    from sdpersonal.cli import main
+
+    with pytest.raises(SystemExit) as caught:
+        main(command.split())
+    assert caught.value.code == 2 and f" {missing} " in capsys.readouterr().err
+
+
+def test_no_pictures_are_no_favourites(capsys):
+    from sdpersonal.cli import main
+
+    assert main(["outputs", "favourite"]) == 2
+    assert "PICTURES must be one or more, got 0." in capsys.readouterr().err and os.listdir() == []
+
+
+def test_what_only_the_base_refuses_is_said_by_the_flag(capsys):
+    from sdpersonal.cli import main
+
+    for flags, said in (
+        (["--clip-skip", "12"], "--clip-skip must be at most "),
+        (["--scheduler", "Heun"], "--scheduler 'Heun' cannot draw with this base"),
+        (["--scheduler", "DPM2 a", "--steps", "2"], "--steps must be 1 or at least 3 with DPM2 a Uniform"),
+    ):
+        assert main(["generate", "a cat", "--base", "tiny", "--n", "1", *flags]) == 2
+        assert f"error: {said}" in capsys.readouterr().err

@@ -36,6 +36,8 @@ def place(tmp_path, monkeypatch):
     Path("file").write_text("x")
     Path("photos").mkdir()
     Path("empty").mkdir()
+    Path("broken").mkdir()
+    Path("broken/a.jpg").write_text("no picture")
     for name in ("a", "b"):
         Image.new("RGB", (300, 300), "blue" if name == "a" else "red").save(f"photos/{name}.jpg")
     return tmp_path
@@ -93,6 +95,10 @@ def test_what_is_right_goes_on_to_loading(place, capsys):
         (["--prior", "nowhere"], "There is no folder nowhere"),
         (["--photos", "nowhere"], "There is no folder nowhere"),
         (["--photos", "empty"], "There are no photos in empty"),
+        (["--photos", "broken"], "There are no photos in broken"),
+        (["--prior", "empty"], "There are no photos in empty"),
+        (["--prior", "broken"], "There are no photos in broken"),
+        (["--lr", "1e10"], "--lr must be a number above 0, up to 1,000,000,000, got"),
         (["--photos", "file"], "is a file, not a folder"),
         (["--resume"], "--resume"),
         (["--library", "file"], "is a file, not a folder"),

@@ -10,7 +10,7 @@ import diffusers
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 
-from ..errors import PersonalError
+from ..errors import FieldError
 from ..schedulers import Scheduler
 
 
@@ -33,7 +33,7 @@ def make_sampler(config: Mapping[str, Any], scheduler: Scheduler | None = None) 
 
 
 def check_scheduler(config: Mapping[str, Any], scheduler: Scheduler | None, steps: int) -> None:
-    """Raise PersonalError for what cannot draw with a base of this configuration.
+    """Raise FieldError for what cannot draw with a base of this configuration.
 
     With zero terminal SNR the first sigma is infinite, 4096 in diffusers. Beta spaces the sigmas evenly at that end,
     so that nearly every step is lost in noise. Heun takes the mean of the slopes at both ends of its first step, whose
@@ -46,17 +46,20 @@ def check_scheduler(config: Mapping[str, Any], scheduler: Scheduler | None, step
     if scheduler.diffusers == "HeunDiscrete" and not (
         options["use_karras_sigmas"] or options["use_exponential_sigmas"]
     ):
-        raise PersonalError(
+        raise FieldError(
+            "scheduler",
             f"scheduler {scheduler.name!r} cannot draw with this base: its first step would be from unbounded noise.",
             "Take 'Heun Karras' or 'Heun Exponential'.",
         )
     if scheduler.options.get("use_beta_sigmas"):
-        raise PersonalError(
+        raise FieldError(
+            "scheduler",
             f"scheduler {scheduler.name!r} cannot draw with this base: its noise has no largest level to space from.",
             f"Take {scheduler.sampler!r} with another schedule, such as '{scheduler.sampler} Simple'.",
         )
     if steps == 2 and "Ancestral" in scheduler.diffusers:
-        raise PersonalError(f"steps must be 1 or at least 3 with {scheduler.name} and this base.", "For example 25.")
+        problem = f"steps must be 1 or at least 3 with {scheduler.name} and this base, got 2."
+        raise FieldError("steps", problem, "For example 25.")
 
 
 def draws_noise(sampler: SchedulerMixin) -> bool:

@@ -24,7 +24,7 @@ def _fact(limit: int) -> type[str]:
 class Editing(Listing):
     """Fill in a concept's card: its vectors, weights and version stay as they are. An empty text takes a fact away."""
 
-    token: tyro.conf.Positional[TokenText]
+    token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
     """For example '<me/duck>'."""
     title: _fact(100) | None = None
     """A line that says what it is."""
@@ -61,7 +61,7 @@ class Editing(Listing):
 class History(Listing):
     """Show all versions of a concept."""
 
-    token: tyro.conf.Positional[TokenText]
+    token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
     """For example '<me/duck>'."""
 
 

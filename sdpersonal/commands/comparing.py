@@ -19,9 +19,9 @@ from .output import say, say_json
 class Differing(Listing):
     """Say how two concepts differ: settings, scores, and the cosine of what they learned."""
 
-    first: tyro.conf.Positional[TokenText]
+    first: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="FIRST")]
     """For example '<me/duck-v1>'."""
-    second: tyro.conf.Positional[TokenText]
+    second: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="SECOND")]
     """For example '<me/duck-v2>'."""
     layers: bool = False
     """Also the cosine of every layer of the LoRAs."""
@@ -30,14 +30,14 @@ class Differing(Listing):
 class Conflicting(Listing):
     """Say what will go wrong when these concepts are named in one prompt, and the strengths to try."""
 
-    tokens: tyro.conf.Positional[Annotated[tuple[str, ...], Field(min_length=2)]]
+    tokens: Annotated[tuple[str, ...], Field(min_length=2), tyro.conf.Positional, tyro.conf.arg(metavar="TOKENS")]
     """For example '<me/duck>' '<me/ink>'."""
 
 
 class Merging(Listing):
     """Make one concept of several."""
 
-    parts: tyro.conf.Positional[Annotated[tuple[str, ...], Field(min_length=2)]]
+    parts: Annotated[tuple[str, ...], Field(min_length=2), tyro.conf.Positional, tyro.conf.arg(metavar="PARTS")]
     """Each with its strength, for example '<me/duck:0.6>' '<me/ink:0.4>'."""
     as_: Annotated[TokenText, tyro.conf.arg(name="as")]
     """The token of what comes out, for example '<me/inky-duck>'."""

@@ -27,23 +27,23 @@ class Listing(Settings):
 class Showing(Listing):
     """Show the card of a concept."""
 
-    token: tyro.conf.Positional[TokenText]
+    token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
     """For example '<me/duck>'."""
 
 
 class Renaming(Listing):
     """Give a concept another token."""
 
-    old: tyro.conf.Positional[TokenText]
+    old: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="OLD")]
     """Its token, for example '<me/duck>'; with a version only that version."""
-    new: tyro.conf.Positional[TokenText]
+    new: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="NEW")]
     """The token it gets."""
 
 
 class Removing(Listing):
     """Delete a concept. For 30 days it can come back: concepts restore."""
 
-    token: tyro.conf.Positional[TokenText]
+    token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
     """Its token, for example '<me/duck-v2>'."""
     all_versions: bool = False
     """Delete all its versions."""
@@ -54,7 +54,7 @@ class Removing(Listing):
 class Restoring(Listing):
     """Bring back a concept that was deleted; without a token, list what can come back."""
 
-    token: tyro.conf.Positional[TokenText | None] = None
+    token: Annotated[TokenText | None, tyro.conf.Positional, tyro.conf.arg(metavar="[TOKEN]")] = None
     """Its token, for example '<me/duck>': what was deleted last under it, with what went together with it."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Drawing(Request):
     """Draw pictures of a prompt with concepts in it."""
 
-    prompt: tyro.conf.Positional[PromptText]
+    prompt: Annotated[PromptText, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
     """English with concept tokens in it: 'a photo of <me/duck> on the beach'."""
     base: str | None = None
     """Model to draw with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 on CUDA, else tiny."""

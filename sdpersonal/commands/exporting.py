@@ -20,7 +20,7 @@ from .output import say, say_json
 class Exporting(Settings):
     """Write a concept as another program reads it, with a README."""
 
-    token: tyro.conf.Positional[TokenText]
+    token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
     """For example '<me/duck>'; without a version, the newest."""
     format: Format = "native"
     """For which program. The native file already works in A1111, ComfyUI and kohya's scripts."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from pydantic import Field
 
 from ..config import Settings
 from ..errors import PersonalError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class Redoing(Settings):
     """Draw a picture again from the recipe in it: the same bytes on the same device."""
 
-    picture: tyro.conf.Positional[Path]
+    picture: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
     """A PNG that sdpersonal has drawn."""
     base: str | None = None
     """Model to draw with. Default: the one that drew it, if its name is tiny, sd15, sd21 or sdxl."""
@@ -53,7 +54,7 @@ class Looking(Settings):
 class Marking(Settings):
     """Keep copies of pictures as favourites; the page shows them first."""
 
-    pictures: tyro.conf.Positional[tuple[Path, ...]]
+    pictures: Annotated[tuple[Path, ...], Field(min_length=1), tyro.conf.Positional, tyro.conf.arg(metavar="PICTURES")]
     """Pictures in the folder."""
     undo: bool = False
     """Remove the copies instead."""

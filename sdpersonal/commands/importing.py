@@ -24,7 +24,7 @@ _PIPED = 250  # columns where nobody looks: the lines stay whole for grep
 class Importing(Listing):
     """Add concept files of any common tool to a library."""
 
-    files: tyro.conf.Positional[Annotated[tuple[str, ...], Field(min_length=1)]]
+    files: Annotated[tuple[str, ...], Field(min_length=1), tyro.conf.Positional, tyro.conf.arg(metavar="FILES")]
     """Files, folders of them, or repositories of the Hub (sd-concepts-library/cat-toy): embeddings, LoRAs and LyCORIS
     (LoHa, LoKr, DoRA, OFT, ...) of diffusers, PEFT, A1111, kohya, OneTrainer and others, and our own. Files that are
     parts of one concept become one."""

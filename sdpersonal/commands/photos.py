@@ -24,7 +24,7 @@ _ROWS = 4  # of them the subject's own, where the class noun takes no more
 class Checking(Settings):
     """Look for what is wrong with a folder of photos before training on it."""
 
-    folder: tyro.conf.Positional[Path]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Folder with photos of one thing."""
     class_noun: Annotated[str, tyro.conf.arg(name="class"), Field(max_length=100)] = ""
     """The general noun for it, as for training; with it I also look whether the photos show that."""

@@ -43,14 +43,14 @@ class Where(Settings):
 class Sheeting(Where, Sheet):
     """Draw a sheet: one prompt with one thing changed from column to column, another from row to row."""
 
-    prompt: tyro.conf.Positional[Annotated[str, Field(max_length=MAX_PROMPT)]]
+    prompt: Annotated[str, Field(max_length=MAX_PROMPT), tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
     """English with concept tokens in it, and {} where an axis puts words: 'a photo of <me/duck> {}'."""
 
 
 class Endless(Where, Request):
     """Draw on and on from a prompt with alternatives, no picture twice, until Ctrl-C. The next time it goes on."""
 
-    prompt: tyro.conf.Positional[PromptText]
+    prompt: Annotated[PromptText, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
     """English with alternatives in it: 'a {samurai|cowboy} in the style of <me/ink>'."""
     n: ClassVar[int] = 1
     every: ClassVar[bool] = False
@@ -61,7 +61,7 @@ class Endless(Where, Request):
 class Varying(Where):
     """Draw variations of a picture by the recipe in it, and a sheet of them with the picture itself first."""
 
-    picture: tyro.conf.Positional[Path]
+    picture: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
     """A picture with its recipe in it."""
     near: Annotated[float, Number, Field(gt=0, le=1)] | None = None
     """The same prompt, from noise so far from its own; 0.1 is close, 1 another picture. If nothing is asked: 0.15."""

@@ -18,9 +18,9 @@ from .output import bar, report, say, say_json
 class Pushing(Listing):
     """Put a concept on the Hugging Face Hub. Without --yes it only shows every file that would be sent, and why."""
 
-    token: tyro.conf.Positional[TokenText]
+    token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
     """For example '<me/duck>'."""
-    hub_id: tyro.conf.Positional[str]
+    hub_id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="HUB_ID")]
     """The repository, for example karpathy/cool-object; made if it is not there."""
     pictures: tuple[Path, ...] = ()
     """Pictures that were drawn with it, for a grid on its page. Default: its thumbnail."""
@@ -37,7 +37,7 @@ class Pushing(Listing):
 class Pulling(Listing):
     """Get a concept from the Hugging Face Hub."""
 
-    hub_id: tyro.conf.Positional[str]
+    hub_id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="HUB_ID")]
     """The repository, for example sd-concepts-library/cat-toy."""
     as_: Annotated[TokenText | None, tyro.conf.arg(name="as")] = None
     """The token it gets, for example '<me/duck>'. Default: the one in its files."""

@@ -55,7 +55,8 @@ def _steps(first: Decimal, last: Decimal, step: Decimal, text: str) -> list[Deci
 
 
 def _unread(text: str) -> PersonalError:
-    return PersonalError(f"{show(text)} is not a list of numbers.", "For example 1, 2, 5 or 1..4 or 0..1 by 0.25.")
+    shown = repr(show(text)) if text.strip() else "An empty text"
+    return PersonalError(f"{shown} is not a list of numbers.", "For example 1, 2, 5 or 1..4 or 0..1 by 0.25.")
 
 
 def _too_many(text: str) -> PersonalError:

@@ -17,7 +17,7 @@ _MEDIA = (
     "snapshot|shot|headshot|close-?up|selfie|icon|artwork|art|poster|cartoon|logo|collage|photoshoot|figure|scan"
 )
 _STYLE = re.compile(rf"{_ARTICLE}(?P<medium>\S+(?:\s+\S+){{0,3}}?)?\s*\bin\s+(?:the\s+)?style\s+of\s+{_ARTICLE}", re.I)
-_IN_STYLE = re.compile(r"(?:in\s+(?:an?\s+|the\s+)?)?(?P<name>[^\s,]+)[\s_-]+(?:art\s+)?style\b", re.I)
+_IN_STYLE = re.compile(r"(?:in\s+(?:an?\s+|the\s+)?)?(?P<name>[^\s,]+)[\s_-]+(?:art[\s-]*)?style\b", re.I)
 _BY = re.compile(r"\bby\s+(?P<name>[^\s,]+)\s*$", re.I)
 _OPENING = re.compile(rf"{_ARTICLE}(?:\S+\s+){{0,3}}?(?:{_MEDIA})s?\s+(?:of|showing)\s+{_ARTICLE}", re.I)
 # Where a subject ends and its surroundings begin.
@@ -32,7 +32,11 @@ _PEOPLE = re.compile(
     r"baby|child|children|kids?|actor|actress|homme|femme|mann|frau|hombre|mujer|persona|personne)",
     re.I,
 )
-_NAMED = re.compile(r"\s+(?:(?:is|was)\s+)?(?:named|called|nicknamed|by\s+the\s+name\s+of)\s+", re.I)
+_NAMED = re.compile(
+    r",?\s+(?:(?:(?:who|that|which)\s+)?(?:is|was)\s+)?(?:named|called|nicknamed|(?:known|identified|labell?ed)\s+as|"
+    r"a\.?k\.?a\.?|(?:by|with|of)\s+the\s+name(?:\s+of)?|(?:whose|(?:and\s+)?(?:his|her|its|their))\s+name\s+is)\s+",
+    re.I,
+)
 # A word that stands for whatever is to be learned: in brackets, or one that no language has.
 _HELD = r"(?:<[^<>]+>)+|\[[A-Za-z0-9*_-]+\]"
 _RARE = re.compile(
@@ -64,6 +68,7 @@ _NOUNS = _words(
     terrier bulldog shepherd husky wine water golden
     """
 )
+_NOT_NOUNS = _words("is as of was are has outdoors indoors outside inside alone solo here there closeup close-up")
 _DESCRIBING = _words(
     """
     my your his her our their a an the this that some cute beautiful small big large little old young new red blue green
@@ -104,7 +109,7 @@ def read_subject(instance_prompt: str, class_prompt: str | None = None, noun: st
         )
     if noun is None and class_prompt is not None:
         noun = _phrase(class_prompt)[0] or None
-    text = " ".join(instance_prompt.split())
+    text = re.sub(r"\s+(?=['\u2019]s\b)", "", " ".join(instance_prompt.split()))
     found = _style(text, noun) or _named(text, noun) or _by_identifier(text, noun) or _by_order(text, noun)
     if found is None or not found.phrase or not _is_noun(found.noun, found.kind):
         raise PersonalError(
@@ -116,7 +121,7 @@ def read_subject(instance_prompt: str, class_prompt: str | None = None, noun: st
 
 def _style(text: str, noun: str | None) -> Subject | None:
     """ "a painting in the style of sks", "zwx style", "a portrait by sks"."""
-    if opening := _STYLE.match(text + " "):
+    if (opening := _STYLE.match(text + " ")) and not _holds_identifier(opening["medium"] or ""):
         phrase, around = _phrase(text)
         return Subject(phrase, noun or opening["medium"] or "style", "style", around)
     if (found := _IN_STYLE.search(text)) and _may_be_name(found["name"]):
@@ -153,14 +158,14 @@ def _by_identifier(text: str, noun: str | None) -> Subject | None:
     at = spaced.index(words[0])
     name, start, end = _bare(words[0]), spaced[:at], spaced[at + len(words[0]) :]
     after, around = _cut(end.strip(" ")) if re.match(r"\s+[^,;:.!\s]", end) else ("", end.strip(" ,.;:"))
-    after = after if not _AROUND.match(" " + after + " ") and not re.match(r"(?:is|as|of)\b", after, re.I) else ""
+    after = re.sub(r"^(?:the|an?)\s+", "", after, flags=re.I) if _may_be_noun(after) else ""
     if after:
         return Subject(f"{words[0]} {after}", noun or after, _kind(noun or after), around, f"{name} {after}")
     before = _noun_before(start)
     if before:
         phrase = spaced[spaced.rindex(before, 0, at) : at + len(words[0])]
         return Subject(phrase, noun or before, _kind(noun or before), _after(end), f"{name} {noun or before}")
-    follows = _cut(end.strip(" ,;:."))[0]
+    follows = re.sub(r"^(?:the|an?)\s+", "", _cut(end.strip(" ,;:."))[0], flags=re.I)
     if noun is None and re.match(r"\s*,", end) and follows.lower() in _NOUNS:
         return Subject(
             f"{words[0]}{end[: end.index(follows)]}{follows}", follows, _kind(follows), "", f"{name} {follows}"
@@ -178,12 +183,28 @@ def _by_order(text: str, noun: str | None) -> Subject | None:
     if len(words) < 2 or len(words) > 5:
         return None
     if not known[0] and known[-1] and words[0].lower() not in _DESCRIBING:
-        rest = " ".join(words[1:])
+        rest = " ".join(words[_first_of_noun(words) :])
         return Subject(phrase, rest, _kind(rest), around)
     if all(known[:-1]) and not known[-1] and words[-1].lower() not in _DESCRIBING:
         rest = " ".join(words[:-1])
         return Subject(phrase, rest, _kind(rest), around, f"{words[-1]} {rest}")
     return None
+
+
+def _first_of_noun(words: list[str]) -> int:
+    """Where the known words at the end begin: 2 in "emma watson woman", 1 in "rex golden retriever"."""
+    first = len(words) - 1
+    while first > 1 and words[first - 1].lower().strip("'") in _NOUNS | _DESCRIBING:
+        first -= 1
+    return first
+
+
+def _may_be_noun(after: str) -> bool:
+    """Whether words behind an identifier can be its class: not surroundings ("in the snow") nor a verb ("jogging")."""
+    first = after.lower().split(" ", 1)[0]
+    if _AROUND.match(f" {after} ") or first in _NOT_NOUNS:
+        return False
+    return not first.endswith("ing") or first in _NOUNS or len(first) < 5
 
 
 def _is_noun(noun: str | None, kind: str) -> bool:
@@ -200,6 +221,10 @@ def _kind(noun: str | None) -> str:
 def _is_identifier(word: str) -> bool:
     """Whether it is a word that people make up for what they teach."""
     return bool(_RARE.fullmatch(word)) and not _NO_NAMES.fullmatch(word)
+
+
+def _holds_identifier(text: str) -> bool:
+    return any(_is_identifier(_bare(word)) for word in text.split())
 
 
 def _may_be_name(word: str) -> bool:

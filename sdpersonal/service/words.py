@@ -25,6 +25,8 @@ LABELS = {
     "every": "Every alternative",
     "enlarge": "Enlarge",
     "rescale": "Rescale",
+    "scheduler": "Scheduler",
+    "clip_skip": "Clip skip",
     "fast": "Fast",
     "change": "Change",
     "start": "Start picture",

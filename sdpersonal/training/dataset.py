@@ -171,9 +171,8 @@ def fit_captions(
         captions = tuple(shortened(caption, fits) for caption in photo.captions)
         for before, after in zip(photo.captions, captions, strict=True):
             if before != after:
-                notes.append(
-                    f"  {photo.name}: its caption is too long for this base and is cut after: {show(after[-60:])}"
-                )
+                rest = f"after: {after[-60:]}" if before.startswith(after) else f"before: {after[:60]}"
+                notes.append(f"  {photo.name}: its caption is too long for this base and is cut {show(rest)}")
         fitted.append(replace(photo, captions=captions))
     return tuple(fitted), notes
 

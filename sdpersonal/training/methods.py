@@ -11,8 +11,7 @@ from ..bases import Framing, StableDiffusion
 from ..bases.loading import kind_of
 from ..config import DreamboothSettings, Training
 from ..errors import PersonalError
-from ..photo_decode import MIN_SIDE
-from ..photos import count_photos, load_photos
+from ..photos import check_photos, load_photos
 from . import class_pictures
 from .dataset import Samples, TrainingPhotos
 from .dreambooth import DreamboothLora, LoraShape, Pivotal
@@ -66,8 +65,7 @@ def chosen(settings: Training, base: StableDiffusion, photos: int) -> Preset:
 def check_before_loading(settings: Training) -> None:
     """Raise PersonalError for what can be known to be wrong before a base is loaded: loading can take minutes."""
     files.check_folder(settings.library)
-    if not count_photos(settings.photos):
-        load_photos(settings.photos, MIN_SIDE)  # says what there is instead
+    check_photos(settings.photos)
     check_available(settings.optimizer)
     if isinstance(settings, DreamboothSettings):
         _check_prior(settings)
@@ -83,7 +81,7 @@ def _check_prior(settings: DreamboothSettings) -> None:
             "Take --prior drawn or a folder of class photos.",
         )
     if settings.prior not in ("none", "predicted", "drawn"):
-        count_photos(Path(settings.prior))
+        check_photos(Path(settings.prior))
 
 
 def _check_pivot(settings: DreamboothSettings, steps: int, pivot: int) -> None:
