@@ -35,7 +35,7 @@ from .config import Settings, Training, flag_of
 from .errors import FieldError, Interrupted, PersonalError
 from .habits.words import split
 from .prompts import show
-from .text import is_blank
+from .text import IF_UNSET, is_blank
 
 __all__ = ["COMMANDS", "main", "run", "train"]
 
@@ -165,7 +165,7 @@ def _check_switches(settings: type[Settings], argv: Sequence[str]) -> None:
         if item.name in switches and any(is_blank(value) for value in item.values):
             raise PersonalError(
                 f"{item.flag} takes no value, got an empty one.",
-                "If it comes from a shell variable, that variable is not set.",
+                IF_UNSET,
             )
 
 

@@ -21,7 +21,7 @@ from sdpersonal.recipes import read_recipe
 from sdpersonal.service import House, Studio
 from sdpersonal.service.drawing import WAITING, endless, insert, pictures
 from sdpersonal.service.line import Line
-from sdpersonal.service.words import in_words
+from sdpersonal.service.words import LABELS, in_words
 
 FORM = {"prompt": "a cat on grass", "n": 1, "steps": 2, "seed": 7}
 
@@ -73,7 +73,7 @@ def test_how_it_looks_so_far_is_shown_and_changes_nothing(studio):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1, 1e308, "7", True, [1], {}])
 def test_bad_numbers_become_words(studio, field, value):
     (view,) = drawn(studio, **{field: value})
-    assert re.fullmatch(rf"{field} must be a .* got .*\n?.*", view.message)
+    assert re.fullmatch(rf"{LABELS[field]} must be a .* got .*\n?.*", view.message)
 
 
 @pytest.mark.parametrize("form", [{"prompt": None}, {"negative": 3}, {"size": "7x7"}, {"prompt": "<<a>"}, {"evil": 1}])

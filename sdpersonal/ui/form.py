@@ -14,6 +14,7 @@ from ..service.starting import started
 from .shared import line
 
 FRESH_SEEDS = 2**32  # more begin from noise that one of these begins from
+_MAY_STAY_EMPTY = ("fast", "scheduler")  # None in a request, an empty text in the form
 
 
 class Form:
@@ -91,15 +92,17 @@ class Form:
     def read(self, values: dict, app: App, page: str) -> dict[str, Any]:
         """A request's fields. Raises PersonalError for a start picture that is none."""
         fields = {name: values[component] for name, component in self.components.items()}
-        fields["fast"] = fields["fast"] or None
-        fields["seed"] = typed_number(fields["seed"])
+        fields |= {name: fields[name] or None for name in _MAY_STAY_EMPTY}
+        number = typed_number(fields["seed"])
+        fields["seed"] = "" if number is None else number  # refused as empty
         begun = started(app.house, page, values[self.editor])
         if begun:  # its own shape, and drawn as large as it is
             fields |= {"size": None, "enlarge": 1.0}
         return fields | begun
 
     def filled(self, fields: dict[str, Any]) -> list:
-        """Updates for `components`, in their order: what is not in `fields`, or None, stays."""
+        """Updates for `components`, in their order: what is not in `fields`, or is None and may not be empty, stays."""
+        fields = fields | {name: fields[name] or "" for name in _MAY_STAY_EMPTY if name in fields}
         fields = fields | {"seed": str(fields["seed"])} if "seed" in fields else fields
         known = [fields.get(name) for name in self.components]
         return [gr.skip() if value is None else gr.update(value=value) for value in known]
