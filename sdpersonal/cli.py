@@ -95,6 +95,8 @@ def run(command: Callable, settings: type[Settings], argv: Sequence[str], prog: 
         print(error, file=sys.stderr)
         return error.exit_code
     except PersonalError as error:
+        if isinstance(error, FieldError) and error.field in settings.model_fields:  # of what the base cannot do
+            error = error.called(flag_of(settings, error.field))
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

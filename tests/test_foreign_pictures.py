@@ -251,7 +251,7 @@ def test_of_several_samplers_the_one_that_made_the_picture():
 
 def test_comfyui_bounds():
     loop = graph(**{"5": node("LatentBlend", samples=["3", 0]), "6": node("Reroute", conditioning=["6", 0])})
-    with pytest.raises(PersonalError, match=r"x\.png is a picture of ComfyUI, but"):
+    with pytest.raises(PersonalError, match=r"x\.png comes from ComfyUI, but"):
         read_recipe(png(prompt=loop), "x.png")
     with pytest.raises(PersonalError, match="no sampler"):
         read_recipe(

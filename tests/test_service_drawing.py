@@ -81,6 +81,17 @@ def test_other_bad_values_become_words(studio, form):
     assert re.search("must be|No concept|not a setting", drawn(studio, **form)[-1].message)
 
 
+def test_another_scheduler_than_asked_for_is_said(studio):
+    view = drawn(studio, scheduler="Euler a Karras", steps=3)[-1]
+    assert len(view.results) == 1
+    assert view.message.endswith(" Euler a Karras: diffusers has no schedule Karras for Euler a; Uniform is used.")
+    assert "Euler a" not in drawn(studio, scheduler="Euler a", steps=3)[-1].message
+
+
+def test_a_limit_of_the_base_has_the_pages_label(studio):
+    assert drawn(studio, clip_skip=9)[-1].message.startswith("Clip skip must be at most 4 for this base, got 9.")
+
+
 def test_an_unknown_concept_becomes_words(studio):
     assert drawn(studio, prompt="a <me/cta>")[-1].message.startswith("No concept <me/cta>")
 

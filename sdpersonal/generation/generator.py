@@ -19,7 +19,7 @@ from ..bases.placement import settle
 from ..bases.safety import grey
 from ..concept import Concept
 from ..config import SEEDS, Request
-from ..errors import Interrupted, PersonalError
+from ..errors import FieldError, Interrupted
 from ..prompts import Mention, Token, Wildcards, choose
 from ..recipes import Drawn, Ingredient, Recipe
 from ..schedulers import Scheduler, named
@@ -155,9 +155,10 @@ class Generator:
     def _check_clip_skip(self, request: Request) -> None:
         most = self.base.max_clip_skip
         if request.clip_skip > most:
-            raise PersonalError(
+            raise FieldError(
+                "clip_skip",
                 f"clip_skip must be at most {most} for this base, got {request.clip_skip}.",
-                f"Its text encoder has {self.base.encoders['clip_l'].layers} layers. --clip-skip 1 skips none.",
+                f"Its text encoder has {self.base.encoders['clip_l'].layers} layers; 1 skips none.",
             )
 
     def _fast(self, request: Request, reader: Reader) -> Concept | None:

@@ -50,20 +50,17 @@ class Form:
         add["rescale"] = gr.Slider(
             0, 1, value=base.rescale, step=0.05, label="Rescale", info="Takes back contrast that guidance added."
         )
-        with gr.Row():
-            add["scheduler"] = gr.Dropdown(
-                [("The base's own", ""), *((name, name) for name in base.schedulers)],
-                value="",
-                label="Scheduler",
-                info="How noise becomes a picture; any name of A1111, ComfyUI or diffusers may be typed.",
-                allow_custom_value=True,
-                filterable=True,
-                min_width=140,
-                elem_id="scheduler",
-            )
-            add["clip_skip"] = gr.Slider(
-                1, MAX_CLIP_SKIP, value=1, step=1, label="Clip skip", info="1 skips none.", min_width=140
-            )
+        add["scheduler"] = gr.Dropdown(
+            [("The base's own", ""), *((name, name) for name in base.schedulers)],
+            value="",
+            label="Scheduler",
+            info="How noise becomes a picture; any name of A1111, ComfyUI or diffusers may be typed.",
+            allow_custom_value=True,
+            filterable=True,
+            elem_id="scheduler",
+        )
+        skips = "Layers of the text encoder, counted from the last: 1 skips none, many anime models want 2."
+        add["clip_skip"] = gr.Slider(1, MAX_CLIP_SKIP, value=1, step=1, label="Clip skip", info=skips)
         add["fast"] = gr.Textbox(
             "", label="Fast", max_length=150, info="Token of an LCM or TCD LoRA of yours: 6 steps are enough then."
         )
