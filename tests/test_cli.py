@@ -42,7 +42,9 @@ def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as caught:
         main([*name.split(), "--help"])
     assert caught.value.code == 0
-    assert f"sdpersonal {name}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"sdpersonal {name}" in shown
+    assert "(default: None)" not in shown and "(default: )" not in shown and "(default: '')" not in shown
 
 
 def test_list(library, capsys):
