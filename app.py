@@ -28,7 +28,7 @@ class Opening(Settings):
     runs: Path = Path("runs")
     """Folder for trainings."""
     wildcards: Path = Path("wildcards")
-    """Folder of lists for __name__ in prompts: name.txt, an option a line."""
+    """Folder of lists for __name__ in prompts: name.txt, an option a line, in folders too; packs in YAML or JSON."""
     port: Annotated[int, Whole, Field(ge=1024, le=65535)] = 7860
     """Where the page is: http://127.0.0.1:PORT."""
     listen: bool = False

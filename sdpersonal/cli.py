@@ -9,11 +9,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructTypeInfo,
+)
 
 from . import concepts_list, habits
 from .commands import (
@@ -35,7 +42,7 @@ from .config import Settings, Training, flag_of
 from .errors import FieldError, Interrupted, PersonalError
 from .habits.words import split
 from .prompts import show
-from .text import is_blank
+from .text import IF_UNSET, is_blank
 
 __all__ = ["COMMANDS", "main", "run", "train"]
 
@@ -172,7 +179,7 @@ def _check_switches(settings: type[Settings], argv: Sequence[str]) -> None:
         if item.name in switches and any(is_blank(value) for value in item.values):
             raise PersonalError(
                 f"{item.flag} takes no value, got an empty one.",
-                "If it comes from a shell variable, that variable is not set.",
+                IF_UNSET,
             )
 
 
@@ -203,7 +210,29 @@ def _as_typed() -> ConstructorRegistry:
             str_from_instance=lambda value: [str(value)],
         )
 
+    _say_no_empty_defaults(registry)
     return registry
+
+
+def _say_no_empty_defaults(registry: ConstructorRegistry) -> None:
+    """Add the rule by which help says "(default: X)" only of defaults that say something: None and "" do not."""
+    hint = tyro.conf.arg(help_behavior_hint=lambda text: f"(default: {text})" if text not in _EMPTY_DEFAULTS else "")
+    within = False
+
+    @registry.struct_rule
+    def settings(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal within
+        if within or not (isinstance(info.type, type) and issubclass(info.type, Settings)):
+            return None
+        within = True  # so that tyro's own rule is asked
+        try:
+            spec = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            within = False
+        return replace(spec, fields=tuple(replace(field, type=Annotated[field.type, hint]) for field in spec.fields))
+
+
+_EMPTY_DEFAULTS = ("None", "", "''")
 
 
 if __name__ == "__main__":

@@ -385,7 +385,7 @@ class Request(Settings):
     scheduler: Annotated[str | None, _personal(_scheduler)] = None
     """Name of a scheduler as A1111, ComfyUI or diffusers spell it: 'Euler a'. Default: DPM++ 2M Karras (tiny: DDIM)."""
     clip_skip: Annotated[int, Whole, Field(ge=1, le=MAX_CLIP_SKIP)] = 1
-    """Layer of the text encoder to read, counted from the last as A1111 does; 1 skips none, anime models want 2."""
+    """Layer of the text encoder to read, counted from the last as in A1111; 1 skips none, many anime models want 2."""
 
     def __init__(self, **values: Any):
         super().__init__(**values)

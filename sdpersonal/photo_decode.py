@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from pillow_heif import HeifImageFile
 
+from . import filetypes
+
 FORMATS = "JPEG, PNG, WebP, HEIC"
 MAX_MEGAPIXELS = 50
 MIN_SIDE = 256  # pixels; less has too little to learn from
@@ -121,6 +123,9 @@ def _name_other(data: bytes) -> str:
         return "a web page; save the picture itself"
     if b"<svg" in text:
         return f"an SVG; {_EXPORT}"
+    kind = filetypes.recognise(data[: filetypes.LOOKED_AT], len(data))
+    if data and kind.group == "placeholder":  # of Git-LFS and the like, or a download that has not finished
+        return f"{kind.what}; {kind.fix[0].lower()}{kind.fix[1:].removesuffix('.')}"
     return f"not a picture that I know; I read {FORMATS}"
 
 

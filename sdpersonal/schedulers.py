@@ -279,6 +279,11 @@ def named(text: str) -> Scheduler:
     raise PersonalError(f"scheduler {shown} is unknown.", f"Nearest: {', '.join(_nearest(text))}.")
 
 
+def difference(name: str | None) -> str:
+    """A sentence on how the scheduler of that name differs from what it asks for; "" for none, or where it does not."""
+    return named(name).note if name else ""
+
+
 def no_counterpart(sampler: str) -> str:
     """Why a sampler that other programs have cannot be used; "" for any other name."""
     key = _key(sampler)

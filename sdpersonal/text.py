@@ -57,6 +57,9 @@ def control_problem(text: str, allowed: str = _LINE_AND_TAB) -> Problem | None:
     return None
 
 
+IF_UNSET = "If it comes from a shell variable, that variable is not set."  # for a command line; a page leaves it out
+
+
 def is_blank(text: str) -> bool:
     """Whether nothing in the text can be seen."""
     return all(c.isspace() or c in _LOOKS_EMPTY or unicodedata.category(c) in ("Cf", "Cc") for c in text)
@@ -65,7 +68,7 @@ def is_blank(text: str) -> bool:
 def text_problem(text: str, may_be_blank: bool = False) -> Problem | None:
     """What makes a text unusable as a value; None where nothing does."""
     if not may_be_blank and is_blank(text):
-        return Problem("is empty.", "If it comes from a shell variable, that variable is not set.")
+        return Problem("is empty.", IF_UNSET)
     if len(text) > MAX_TEXT:
         return Problem(f"must be text of up to {MAX_TEXT:,} characters, got {len(text):,}.", "Shorten it.")
     return encoding_problem(text) or control_problem(text)

@@ -42,7 +42,9 @@ def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as caught:
         main([*name.split(), "--help"])
     assert caught.value.code == 0
-    assert f"sdpersonal {name}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"sdpersonal {name}" in shown
+    assert "(default: None)" not in shown and "(default: )" not in shown and "(default: '')" not in shown
 
 
 def test_list(library, capsys):
@@ -110,6 +112,7 @@ def test_verify_exits_with_1_and_names_the_damaged(library, capsys):
         (["generate", "duck", "--steps", "0"], "steps must be a whole number from 1 to 150, got 0."),
         (["generate", "duck", "--guidance", "nan"], "guidance must be a number from 1 to 30, got nan."),
         (["generate", "duck", "--base", "nowhere"], "No base called nowhere"),
+        (["generate", "duck", "--base", "tiny", "--clip-skip", "9"], "--clip-skip must be at most 4 for this base"),
         (
             ["train", "dreambooth", "--photos", "nowhere", "--token", "<me/a>", "--class", "cat", "--base", "tiny"],
             "There is no folder nowhere",

@@ -313,7 +313,7 @@ def test_of_several_samplers_the_one_that_made_the_picture():
 
 def test_comfyui_bounds():
     loop = graph(**{"5": node("LatentBlend", samples=["3", 0]), "6": node("Reroute", conditioning=["6", 0])})
-    with pytest.raises(PersonalError, match=r"x\.png is a picture of ComfyUI, but"):
+    with pytest.raises(PersonalError, match=r"x\.png comes from ComfyUI, but"):
         read_recipe(png(prompt=loop), "x.png")
     with pytest.raises(PersonalError, match="no sampler"):
         read_recipe(
@@ -785,10 +785,10 @@ def test_programs_that_say_little():
 @pytest.mark.parametrize(
     ("data", "program"),
     [
-        (png(Software="Adobe Photoshop 25.0"), "is a picture of Adobe Photoshop 25.0, but it holds no prompt"),
+        (png(Software="Adobe Photoshop 25.0"), "comes from Adobe Photoshop 25.0, but it holds no prompt"),
         (png(prompt="a cat"), "its texts (prompt) hold no prompt that is known here"),
         (png().replace(b"IDAT", b"IDAT jumb c2pa OpenAI"), "a picture of OpenAI, which signs its pictures (C2PA)"),
-        (with_exif("JPEG", t305="PixelTool 3"), "is a picture of PixelTool 3"),
+        (with_exif("JPEG", t305="PixelTool 3"), "comes from PixelTool 3"),
         (with_exif("JPEG", t271="Canon", t272="EOS 5D"), "holds no recipe"),
         (png(Title="x", Author="y"), "holds no recipe"),
     ],

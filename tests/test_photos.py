@@ -248,6 +248,15 @@ def test_other_formats_are_named_whatever_the_file_is_called(folder, kind, said)
         (b"\x1f\x8b\x08", "is a gzip archive; unpack it and give the folder"),
         (b"\0" * 257 + b"ustar", "is a tar archive; unpack it and give the folder"),
         (b"\0\0\0\x14ftypqt  ", "is a video; I read pictures only"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 99\n",
+            "is a Git-LFS pointer: the file itself was not downloaded; run `git lfs pull` where it was "
+            "cloned, or fetch the file itself from its page",
+        ),
+        (
+            b"\0" * 4000,
+            "is nothing but zeros: a download that has not finished; fetch the file again and let it finish",
+        ),
         (b"nonsense", "is not a picture that I know; I read JPEG, PNG, WebP, HEIC"),
         (b"\xff", "is not a picture that I know; I read JPEG, PNG, WebP, HEIC"),
     ],

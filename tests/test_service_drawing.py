@@ -21,7 +21,7 @@ from sdpersonal.recipes import read_recipe
 from sdpersonal.service import House, Studio
 from sdpersonal.service.drawing import WAITING, endless, insert, pictures
 from sdpersonal.service.line import Line
-from sdpersonal.service.words import in_words
+from sdpersonal.service.words import LABELS, in_words
 
 FORM = {"prompt": "a cat on grass", "n": 1, "steps": 2, "seed": 7}
 
@@ -73,12 +73,23 @@ def test_how_it_looks_so_far_is_shown_and_changes_nothing(studio):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1, 1e308, "7", True, [1], {}])
 def test_bad_numbers_become_words(studio, field, value):
     (view,) = drawn(studio, **{field: value})
-    assert re.fullmatch(rf"{field} must be a .* got .*\n?.*", view.message)
+    assert re.fullmatch(rf"{LABELS[field]} must be a .* got .*\n?.*", view.message)
 
 
 @pytest.mark.parametrize("form", [{"prompt": None}, {"negative": 3}, {"size": "7x7"}, {"prompt": "<<a>"}, {"evil": 1}])
 def test_other_bad_values_become_words(studio, form):
     assert re.search("must be|No concept|not a setting", drawn(studio, **form)[-1].message)
+
+
+def test_another_scheduler_than_asked_for_is_said(studio):
+    view = drawn(studio, scheduler="Euler a Karras", steps=3)[-1]
+    assert len(view.results) == 1
+    assert view.message.endswith(" Euler a Karras: diffusers has no schedule Karras for Euler a; Uniform is used.")
+    assert "Euler a" not in drawn(studio, scheduler="Euler a", steps=3)[-1].message
+
+
+def test_a_limit_of_the_base_has_the_pages_label(studio):
+    assert drawn(studio, clip_skip=9)[-1].message.startswith("Clip skip must be at most 4 for this base, got 9.")
 
 
 def test_an_unknown_concept_becomes_words(studio):

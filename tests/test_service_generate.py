@@ -20,6 +20,7 @@ from sdpersonal.service.prompting import MOST, Asked, asked, stronger
 from sdpersonal.service.ready import READY, ready
 from sdpersonal.service.sheets import NOTHING, SIDES, axis, sheet_work
 from sdpersonal.service.starting import started
+from sdpersonal.service.words import LABELS, tried
 from sdpersonal.ui.form import Form
 from stock import stocked
 
@@ -139,18 +140,49 @@ def test_the_form_gets_the_words_of_a_prompt_that_cannot_be_used(studio, tmp_pat
     assert "AND in capitals" in view.message and not view.results
 
 
-def test_the_form_keeps_all_digits_of_a_seed():
-    """JavaScript's numbers would lose them above 2**53, so they are text on the page."""
+@pytest.fixture
+def form():
     with gr.Blocks(analytics_enabled=False):
-        form = Form(gr.Textbox())
-        form.settings(SimpleNamespace(guidance=7.5, rescale=0.0, resolution=512))
-        form.start()
+        laid_out = Form(gr.Textbox(label="Prompt"))
+        laid_out.settings(SimpleNamespace(guidance=7.5, rescale=0.0, resolution=512, schedulers=("Euler a",)))
+        laid_out.start()
+    return laid_out
+
+
+def test_the_form_keeps_all_digits_of_a_seed(form):
+    """JavaScript's numbers would lose them above 2**53, so they are text on the page."""
     seed = form.components["seed"]
     assert seed.preprocess("18446744073709551615") == "18446744073709551615"
     updates = dict(zip(form.components, form.filled({"seed": 2**64 - 1}), strict=True))
     assert updates["seed"]["value"] == "18446744073709551615"
     values = {part: "" for part in form.inputs} | {seed: "18446744073709551615"}
     assert form.read(values, SimpleNamespace(house=None), "page")["seed"] == 2**64 - 1
+
+
+def test_a_form_as_it_opens_is_a_request(form):
+    """Nothing is filled in but a prompt; a field that is left empty is the base's own, or named."""
+    values = {part: part.value for part in form.inputs} | {form.components["prompt"]: "a cat"}
+    fields = form.read(values, SimpleNamespace(house=None), "page")
+    asked = Request(**fields)
+    assert asked.scheduler is None and asked.fast is None and asked.clip_skip == 1 and asked.seed == 0
+    empty = form.read(values | {form.components["seed"]: " "}, SimpleNamespace(house=None), "page")
+    assert tried(lambda: Request(**empty))[1] == "Seed is empty."
+
+
+def test_its_labels_are_those_in_messages(form):
+    named = {name: part.label for name, part in form.components.items()}
+    assert named == {name: LABELS[name] for name in named}
+
+
+def test_settings_of_a_picture_leave_nothing_of_the_one_before(form, drawn, tmp_path):
+    info = PngInfo()
+    info.add_text("parameters", "a cat\nSteps: 4, Sampler: Euler a, Seed: 5, Size: 64x64")
+    Image.new("RGB", (64, 64)).save(tmp_path / "theirs.png", pnginfo=info)
+    for picture, scheduler in ((drawn.kept, ""), (tmp_path / "theirs.png", "Euler a")):
+        fields = dict(picking.settings_in(picture).fields)
+        updates = dict(zip(form.components, form.filled(fields), strict=True))
+        got = {name: updates[name]["value"] for name in ("scheduler", "fast", "clip_skip", "negative", "enlarge")}
+        assert got == {"scheduler": scheduler, "fast": "", "clip_skip": 1, "negative": "", "enlarge": 1.0}
 
 
 def test_it_is_a_favourite_or_not(house, drawn):

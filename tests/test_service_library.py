@@ -264,7 +264,7 @@ def test_a_name_that_is_taken_asks_what_to_do(house):
     data = write(concept("<me/duck>", seed=9))
     (came,) = arrive(house, "page", drop(house, **{"duck.safetensors": data}))
     assert came.done == "refused" and "is here already with other content" in came.said
-    assert "another name below" in came.said and "--" not in came.said
+    assert "another name under Call it" in came.said and "--" not in came.said
     shutil_again = drop(House(house.library, house.outputs, house.runs, house.shown / "2"), **{"x.safetensors": data})
     (came,) = arrive(house, "page", shutil_again, as_="goose")
     assert came.token == "<me/goose-v1>"

@@ -31,7 +31,7 @@ class Drawing(Request):
     out: Path = Path("outputs")
     """Folder for the pictures; each day gets one of its own in it."""
     wildcards: Path = Path("wildcards")
-    """Folder of lists for __name__ in prompts: name.txt, an option a line."""
+    """Folder of lists for __name__ in prompts: name.txt, an option a line, in folders too; packs in YAML or JSON."""
     private: bool = False
     """Leave no recipe in the pictures: no prompt, no settings, no names of concepts."""
     grid: bool = False

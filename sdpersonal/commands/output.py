@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from ..config import Request
 from ..prompts import Token
-from ..schedulers import named
+from ..schedulers import difference
 
 
 def is_main_process() -> bool:
@@ -26,8 +26,8 @@ def say(text: str) -> None:
 
 def say_scheduler(request: Request) -> None:
     """Say how the scheduler differs from the one that was asked for, if it does."""
-    if request.scheduler and (note := named(request.scheduler).note):
-        say(note)
+    if near := difference(request.scheduler):
+        say(near)
 
 
 def note(text: str) -> None:

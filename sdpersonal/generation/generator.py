@@ -158,7 +158,7 @@ class Generator:
             raise FieldError(
                 "clip_skip",
                 f"clip_skip must be at most {most} for this base, got {request.clip_skip}.",
-                f"Its text encoder has {self.base.encoders['clip_l'].layers} layers. --clip-skip 1 skips none.",
+                f"Its text encoder has {self.base.encoders['clip_l'].layers} layers; 1 skips none.",
             )
 
     def _fast(self, request: Request, reader: Reader) -> Concept | None:

@@ -38,7 +38,7 @@ def read_recipe(data: bytes, name: str = "The picture") -> Recipe | Foreign:
         raise _refused(name, f"its text is longer than {MAX_TEXT // 1000} kB") from None
     except Unreadable as error:
         raise PersonalError(
-            f"{show(name)} is a picture of {error.program}, but {error.reason}.", "Its words must be typed anew."
+            f"{show(name)} comes from {error.program}, but {error.reason}.", "Its words must be typed anew."
         ) from None
     except ValueError as error:
         raise _refused(name, str(error)) from None

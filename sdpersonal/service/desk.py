@@ -81,7 +81,8 @@ class InTurn:
 
 @dataclass(frozen=True)
 class Desk:
-    """generator: in turn; progress(done, total); tell(change): fields of a `View` that are new."""
+    """generator: in turn; progress(done, total); tell(change): fields of a `View` that are new; notes: sentences that
+    are said when all is drawn."""
 
     generator: InTurn
     house: House
@@ -91,6 +92,7 @@ class Desk:
     tell: Callable[[dict], None]
     results: list[Result]
     hidden: list[bool]
+    notes: list[str]
 
     @property
     def outputs(self) -> Outputs:

@@ -18,6 +18,7 @@ from ..endless import Series, draw_endless
 from ..errors import Interrupted
 from ..generation import Generator
 from ..recipes import hidden_note
+from ..schedulers import difference
 from .desk import Desk, InTurn, Result
 from .device import Device
 from .facts import BaseFacts
@@ -154,11 +155,12 @@ class Studio:
     ) -> None:
         results: list[Result] = []
         hidden: list[bool] = []
+        notes: list[str] = []
         try:
             with self._line.job() as job:
-                desk = self._desk(job, stop, put, page, user, results, hidden)
+                desk = self._desk(job, stop, put, page, user, results, hidden, notes)
                 said = work(desk)
-            message = said or _ending(len(results), time.monotonic() - job.begun, hidden)
+            message = " ".join([said or _ending(len(results), time.monotonic() - job.begun, hidden), *notes])
         except Interrupted:
             message = f"Stopped. {_counted(len(results))} finished and kept." if results else "Stopped."
         except Exception as error:
@@ -166,7 +168,7 @@ class Studio:
         put({"message": message, "done": 1.0, "preview": ()})
         ended.set()
 
-    def _desk(self, job: Job, stop: threading.Event, put, page: str, user, results, hidden) -> Desk:
+    def _desk(self, job: Job, stop: threading.Event, put, page: str, user, results, hidden, notes) -> Desk:
         def waits(ahead: int) -> None:
             put({"message": f"In the line: {ahead} before you." if ahead else "Just a moment …"})
 
@@ -174,7 +176,7 @@ class Studio:
             put({"preview": tuple(pictures)})
 
         generator = InTurn(self._device, self._ready, job, stop.is_set, preview, waits)
-        return Desk(generator, self.house, page, user, stop, put, results, hidden)
+        return Desk(generator, self.house, page, user, stop, put, results, hidden, notes)
 
 
 def pictures(form: Mapping[str, Any]) -> Work:
@@ -182,6 +184,7 @@ def pictures(form: Mapping[str, Any]) -> Work:
     request = Request(**form)
 
     def work(desk: Desk) -> None:
+        desk.notes.extend(filter(None, [difference(request.scheduler)]))
         for picture in desk.generator.draw(request, desk.progress):
             desk.keep(picture)
 
@@ -194,6 +197,7 @@ def endless(form: Mapping[str, Any], wildcards: Path | None = None) -> Work:
     series = Series(request, wildcards)
 
     def work(desk: Desk) -> str:
+        desk.notes.extend(filter(None, [difference(request.scheduler)]))
         drawn = draw_endless(
             series, desk.generator, desk.outputs, MOST_ENDLESS, progress=desk.progress, stopped=desk.stopped
         )

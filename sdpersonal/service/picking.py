@@ -22,6 +22,8 @@ from .drawing import Work
 from .house import House
 
 NONE = PersonalError("No picture is chosen.", "Click one first.")
+# What other programs leave out where it is not used: it must not stay in the form from the picture before.
+_UNUSED = {"negative": "", "enlarge": 1.0, "fast": None, "scheduler": None, "clip_skip": 1}
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,10 @@ def settings_in(picture: object) -> Settings:
     found = read_recipe(files.read_bytes(Path(picture), MAX_PICTURE), "This picture")
     if isinstance(found, Foreign):
         prompt = {"prompt": found.words} if found.words else {}  # what cannot be used stands there to be changed
-        return Settings(dict(found.fields) | prompt, found.notes, same=False)
+        return Settings(_UNUSED | dict(found.fields) | prompt, found.notes, same=False)
     notes = ("It began from another picture, which is not in it.",) if found.start else ()
     fields = found.model_dump(include=set(Request.model_fields) - {"start", "mask"})
-    return Settings(fields | {"n": 1, "fast": found.fast or None}, notes)
+    return Settings(fields | {"n": 1, "fast": found.fast or None, "scheduler": found.scheduler or None}, notes)
 
 
 def taken(settings: Settings) -> str:

@@ -33,9 +33,9 @@ PROGRAMS = {
 }
 _BESIDE = {"readme.md", "token_identifier.txt", "type_of_concept.txt", "special_params.json", "adapter_config.json"}
 _ON_A_PAGE = {  # what the command line calls otherwise
-    TAKEN: "Give it another name below, or choose what becomes of a name that is taken, and drop it again.",
+    TAKEN: "Give it another name under Call it, or choose what becomes of it if its name is taken, and drop it again.",
     OTHER_PART: "If they are one concept, drop both at once and tick that it takes the place of what is there.",
-    "Say what to call it: --as '<owner/name>'.": "Say below what to call it, and drop it again.",
+    "Say what to call it: --as '<owner/name>'.": "Say under Call it what its name is, and drop it again.",
     "Its folder may be a base: --base FOLDER.": "Its folder may be a base.",
     "To draw with it or train on it give it as the base: --base FILE.": "It is a base: start the app with --bases and "
     "the folder it lies in, and choose it on the Base tab.",

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from ..errors import FieldError, PersonalError
+from ..text import IF_UNSET
 
 log = logging.getLogger(__name__)
 P, T = ParamSpec("P"), TypeVar("T")
@@ -25,9 +26,9 @@ LABELS = {
     "every": "Every alternative",
     "enlarge": "Enlarge",
     "rescale": "Rescale",
+    "fast": "Fast",
     "scheduler": "Scheduler",
     "clip_skip": "Clip skip",
-    "fast": "Fast",
     "change": "Change",
     "start": "Start picture",
     "class_noun": "What is it?",
@@ -40,7 +41,9 @@ LABELS = {
 
 
 def labelled(error: PersonalError) -> PersonalError:
-    """The same with the name that the page has for the field, where it is about one and has no name for it yet."""
+    """The same in a page's words: its name for the field, where it is about one, and nothing of shells."""
+    if isinstance(error, FieldError) and error.fix == IF_UNSET:
+        error = FieldError(error.field, error.problem)
     if isinstance(error, FieldError) and error.field in LABELS and error.problem.startswith(f"{error.field} "):
         return error.called(LABELS[error.field])
     return error

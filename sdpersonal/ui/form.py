@@ -14,6 +14,7 @@ from ..service.starting import started
 from .shared import line
 
 FRESH_SEEDS = 2**32  # more begin from noise that one of these begins from
+_MAY_STAY_EMPTY = ("fast", "scheduler")  # None in a request, an empty text in the form
 
 
 class Form:
@@ -49,20 +50,17 @@ class Form:
         add["rescale"] = gr.Slider(
             0, 1, value=base.rescale, step=0.05, label="Rescale", info="Takes back contrast that guidance added."
         )
-        with gr.Row():
-            add["scheduler"] = gr.Dropdown(
-                [("The base's own", ""), *((name, name) for name in base.schedulers)],
-                value="",
-                label="Scheduler",
-                info="How noise becomes a picture; any name of A1111, ComfyUI or diffusers may be typed.",
-                allow_custom_value=True,
-                filterable=True,
-                min_width=140,
-                elem_id="scheduler",
-            )
-            add["clip_skip"] = gr.Slider(
-                1, MAX_CLIP_SKIP, value=1, step=1, label="Clip skip", info="1 skips none.", min_width=140
-            )
+        add["scheduler"] = gr.Dropdown(
+            [("The base's own", ""), *((name, name) for name in base.schedulers)],
+            value="",
+            label="Scheduler",
+            info="How noise becomes a picture; any name of A1111, ComfyUI or diffusers may be typed.",
+            allow_custom_value=True,
+            filterable=True,
+            elem_id="scheduler",
+        )
+        skips = "Layers of the text encoder, counted from the last: 1 skips none, many anime models want 2."
+        add["clip_skip"] = gr.Slider(1, MAX_CLIP_SKIP, value=1, step=1, label="Clip skip", info=skips)
         add["fast"] = gr.Textbox(
             "", label="Fast", max_length=150, info="Token of an LCM or TCD LoRA of yours: 6 steps are enough then."
         )
@@ -91,15 +89,17 @@ class Form:
     def read(self, values: dict, app: App, page: str) -> dict[str, Any]:
         """A request's fields. Raises PersonalError for a start picture that is none."""
         fields = {name: values[component] for name, component in self.components.items()}
-        fields["fast"] = fields["fast"] or None
-        fields["seed"] = typed_number(fields["seed"])
+        fields |= {name: fields[name] or None for name in _MAY_STAY_EMPTY}
+        number = typed_number(fields["seed"])
+        fields["seed"] = "" if number is None else number  # refused as empty
         begun = started(app.house, page, values[self.editor])
         if begun:  # its own shape, and drawn as large as it is
             fields |= {"size": None, "enlarge": 1.0}
         return fields | begun
 
     def filled(self, fields: dict[str, Any]) -> list:
-        """Updates for `components`, in their order: what is not in `fields`, or None, stays."""
+        """Updates for `components`, in their order: what is not in `fields`, or is None and may not be empty, stays."""
+        fields = fields | {name: fields[name] or "" for name in _MAY_STAY_EMPTY if name in fields}
         fields = fields | {"seed": str(fields["seed"])} if "seed" in fields else fields
         known = [fields.get(name) for name in self.components]
         return [gr.skip() if value is None else gr.update(value=value) for value in known]

@@ -14,7 +14,7 @@ from .shared import QUICK, line
 
 BUSY = {"concurrency_limit": 1, "api_visibility": "private"}
 WHAT = "Embeddings and LoRAs of any common program: .safetensors, .pt, .bin, and pictures of A1111's that hold one."
-SAME_NAME = {"refuse": "the first alone", "versions": "as versions", "filenames": "by their files' names"}
+SAME_NAME = {"refuse": "do not add it", "versions": "add it as a version", "filenames": "call it as its file"}
 DONE = {"imported": "Added", "here already": "Was here already", "refused": "Not added"}
 
 
@@ -34,7 +34,7 @@ def import_box(app: App, desk) -> None:
         replace = gr.Checkbox(False, label="Take the place of what has that name", min_width=150, elem_id="replace")
         choices = [(text, name) for name, text in SAME_NAME.items()]
         duplicates = gr.Dropdown(
-            choices, value="refuse", label="Several of one name", min_width=150, elem_id="duplicates"
+            choices, value="refuse", label="If its name is taken", min_width=150, elem_id="duplicates"
         )
     said = line("", "import-said")
     table = gr.HTML("", elem_id="arrivals", elem_classes="table")

@@ -120,6 +120,10 @@ button[role="tab"].selected { color: var(--primary-700); }
 .table td.good, .table td.bad, .table td.maybe { white-space: nowrap; }
 .beside-field { align-self: center; }
 .ask { padding: 12px; border: 1px solid var(--border-color-primary); border-radius: 8px; }
+@media (max-width: 600px) {
+    #arrivals td { display: block; border: none !important; padding: 2px 8px; }
+    #arrivals tr { display: block; border-bottom: 1px solid var(--border-color-primary) !important; padding: 6px 0; }
+}
 .table .differs td { font-weight: 600; }
 .table .good { color: var(--primary-700); }
 .dark .table .good { color: var(--primary-300); }
