@@ -395,7 +395,7 @@ def test_invokeai_until_3():
     assert read(png(Dream=dream + " -I a.png -f 0.4")).fields["change"] == 0.4
     picture["variations"] = [{"seed": 9, "weight": 0.2}]
     assert {"near": 0.2, "near_seed": 9}.items() <= fields(png(sd_dash_metadata=meta)).items()
-    with pytest.raises(PersonalError, match="a picture of InvokeAI, but it has invokeai_workflow without metadata"):
+    with pytest.raises(PersonalError, match="comes from InvokeAI, but it has invokeai_workflow without metadata"):
         read_recipe(png(invokeai_workflow={"nodes": []}), "x.png")
 
 
@@ -621,7 +621,7 @@ def test_draw_things():
     )
     found = read(out.getvalue())
     assert found.fields["change"] == 0.5 and found.fields["clip_skip"] == 2 and found.networks[0].name == "ink"
-    with pytest.raises(PersonalError, match="a picture of Draw Things, but its XMP holds no settings"):
+    with pytest.raises(PersonalError, match="comes from Draw Things, but its XMP holds no settings"):
         read_recipe(png(**{"XML:com.adobe.xmp": xmp("")}), "x.png")
 
 
@@ -787,7 +787,7 @@ def test_programs_that_say_little():
     [
         (png(Software="Adobe Photoshop 25.0"), "comes from Adobe Photoshop 25.0, but it holds no prompt"),
         (png(prompt="a cat"), "its texts (prompt) hold no prompt that is known here"),
-        (png().replace(b"IDAT", b"IDAT jumb c2pa OpenAI"), "a picture of OpenAI, which signs its pictures (C2PA)"),
+        (png().replace(b"IDAT", b"IDAT jumb c2pa OpenAI"), "comes from OpenAI, which signs its pictures (C2PA)"),
         (with_exif("JPEG", t305="PixelTool 3"), "comes from PixelTool 3"),
         (with_exif("JPEG", t271="Canon", t272="EOS 5D"), "holds no recipe"),
         (png(Title="x", Author="y"), "holds no recipe"),
