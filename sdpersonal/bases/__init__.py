@@ -1,7 +1,7 @@
 """`load_base(name)`: the model under a concept, ready to teach and to draw."""
 
 from .loading import BUILT_IN, introduction, load_base
-from .samplers import check_scheduler, draws_noise, step_of
+from .samplers import check_scheduler, draws_noise, step_of, step_options
 from .schedule import Schedule
 from .sd import Conditioning, Framing, Posterior, Spoken, StableDiffusion
 
@@ -18,4 +18,5 @@ __all__ = [
     "introduction",
     "load_base",
     "step_of",
+    "step_options",
 ]

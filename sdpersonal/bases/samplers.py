@@ -8,7 +8,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LMSDiscreteScheduler, SchedulerMixin
 
 from ..errors import FieldError
 from ..schedulers import Scheduler
@@ -72,6 +72,18 @@ def step_of(sampler: SchedulerMixin, index: int, steps: int) -> int:
     if sampler.order > 1:
         return index // sampler.order
     return max(0, index - (len(sampler.timesteps) - steps))  # of PLMS the first step takes two
+
+
+_LMS_ORDER = 4  # diffusers' default
+
+
+def step_options(sampler: SchedulerMixin, done: int) -> dict[str, int]:
+    """Options for a scheduler's next step, after `done` of them.
+
+    LMS has as many slopes as steps were computed. diffusers takes its order from the place in the schedule instead, so
+    that an image that begins in the middle (image-to-image) would be integrated with coefficients of missing slopes.
+    """
+    return {"order": min(_LMS_ORDER, done + 1)} if isinstance(sampler, LMSDiscreteScheduler) else {}
 
 
 def _zero_snr_options(kind: type, config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bases import Conditioning, StableDiffusion, draws_noise, step_of
+from ..bases import Conditioning, StableDiffusion, draws_noise, step_of, step_options
 from ..schedulers import Scheduler
 
 
@@ -93,7 +93,7 @@ def denoise(
         predicted = _guided(base, now, inputs, t, sampling)
         if look:
             look(partial(base.schedule.guess, inputs, predicted, t.long().expand(len(latents))))
-        latents = sampler.step(predicted, t, latents, **options).prev_sample
+        latents = sampler.step(predicted, t, latents, **options, **step_options(sampler, i)).prev_sample
         if start is not None and start.mask is not None:
             kept = start.latents.expand_as(noise)
             if i + 1 < len(times):
