@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .changes import Change, as_lora
+from .changes import Change, as_lora, fits
 from .concept import Lora, LoraLayer
-from .deltas import bias_change, fits, weight_change
+from .deltas import bias_change, weight_change
 from .errors import PersonalError
 
 Targets = Literal["attention", "transformer", "all"]

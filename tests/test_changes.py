@@ -14,7 +14,7 @@ from sdpersonal import changes
 from sdpersonal.card import Card
 from sdpersonal.comparing import compare
 from sdpersonal.concept import Concept, Lora, LoraLayer, read, write
-from sdpersonal.deltas import bias_change, fits, weight_change
+from sdpersonal.deltas import bias_change, weight_change
 from sdpersonal.errors import PersonalError
 from sdpersonal.exports import export
 from sdpersonal.exports.readme import facts
@@ -87,7 +87,7 @@ def test_a_layer_changes_as_lycoris_changes_it_at_any_strength(form, kind):
     torch.manual_seed(len(form))
     layer = LAYERS[kind]()
     module, tensors = theirs(form, layer)
-    assert changes.problem(tensors) is None and fits(tensors, layer.weight.shape)
+    assert changes.problem(tensors) is None and changes.fits(tensors, layer.weight.shape)
     change, bias = weight_change(tensors, layer.weight), None
     if layer.bias is not None:
         bias = bias_change(tensors, layer.bias)
