@@ -357,65 +357,69 @@ def as_lora(change: Change, most: int, shape: tuple[int, ...] | None = None) -> 
     Nothing is approximated: Tucker's core goes into `down`, LoHa has rank r^2 by products of columns and of rows, and
     LoKr's factors are Kronecker products. None too for DoRA and for what depends on the weight or changes a bias.
     """
-    if needs_weight(change) or change.keys() & _BIASES:
+    if not 0 < exact_rank(change) <= most:
         return None
-    build = {"LoRA": _of_tucker, "LoHa": _of_loha, "LoKr": _of_lokr}.get(form(change))
-    found = build({key: value.astype(np.float32) for key, value in change.items()}, most) if build else None
-    if found is None:
-        return None
-    down, up = found
+    build = {"LoRA": _of_tucker, "LoHa": _of_loha, "LoKr": _of_lokr}[form(change)]
+    down, up = build({key: value.astype(np.float32) for key, value in change.items()})
     kernel = shape[2:] if shape else down.shape[2:]
     down = down.reshape(len(down), -1, *kernel)
     up = (up * np.float32(scale_of(change))).reshape(len(up), -1, *(1 for _ in kernel))
     return np.ascontiguousarray(down), np.ascontiguousarray(up)
 
 
-_Factors = tuple[np.ndarray, np.ndarray] | None
+def exact_rank(change: Change) -> int:
+    """The rank of the plain LoRA that equals it; 0 where none does, or as a rule only one of full rank."""
+    name = form(change)
+    if needs_weight(change) or change.keys() & _BIASES:
+        return 0
+    if name == "LoRA":
+        return rank_of(change)
+    if name == "LoHa":
+        axis = 0 if "hada_t1" in change else 1
+        return change["hada_w1_a"].shape[axis] * change["hada_w2_a"].shape[axis]
+    if name != "LoKr" or "lokr_w2_a" not in change:
+        return 0
+    first = change["lokr_w1_a"].shape[1] if "lokr_w1_a" in change else min(change["lokr_w1"].shape)
+    return first * change["lokr_w2_a"].shape[0 if "lokr_t2" in change else 1]
 
 
-def _of_tucker(change: Change, most: int) -> _Factors:
+_Factors = tuple[np.ndarray, np.ndarray]
+
+
+def _of_tucker(change: Change) -> _Factors:
     up, down = change["lora_up.weight"], change["lora_down.weight"]
-    if len(down) > most:
-        return None
     if "lora_mid.weight" in change:
         down = np.einsum("mnxy,ni->mixy", change["lora_mid.weight"], down.reshape(len(down), -1))
     return down, up.reshape(len(up), -1)
 
 
-def _of_loha(change: Change, most: int) -> _Factors:
+def _of_loha(change: Change) -> _Factors:
     a1, a2 = change["hada_w1_a"], change["hada_w2_a"]
     b1, b2 = change["hada_w1_b"], change["hada_w2_b"]
-    is_tucker = "hada_t1" in change
-    rank = len(a1) * len(a2) if is_tucker else a1.shape[1] * a2.shape[1]
-    if rank > most:
-        return None
-    if is_tucker:
+    if "hada_t1" in change:
         a1, a2 = a1.T, a2.T
         b1 = np.einsum("ijxy,jc->icxy", change["hada_t1"], b1)
         b2 = np.einsum("ijxy,jc->icxy", change["hada_t2"], b2)
+    rank = a1.shape[1] * a2.shape[1]
     up = (a1[:, :, None] * a2[:, None, :]).reshape(len(a1), rank)
     down = (b1[:, None] * b2[None, :]).reshape(rank, *b1.shape[1:])
     return down, up
 
 
-def _of_lokr(change: Change, most: int) -> _Factors:
-    if "lokr_w2_a" not in change or len(change["lokr_w2_b"]) > most:
-        return None  # a whole second matrix is of full rank, as a rule
+def _of_lokr(change: Change) -> _Factors:
     w2 = _second(change)
     if "lokr_w1_a" in change:
         first = change["lokr_w1_a"], change["lokr_w1_b"]
     else:
         w1 = change["lokr_w1"]  # (a, b): whichever side is smaller carries it
         first = (np.eye(len(w1), dtype=np.float32), w1) if len(w1) <= w1.shape[1] else (w1, np.eye(w1.shape[1]))
-    if first[0].shape[1] * w2[0].shape[1] > most:
-        return None
     up = np.kron(first[0], w2[0])
     kernel = w2[1].shape[2:]
     down = np.kron(first[1].reshape(*first[1].shape, *(1 for _ in kernel)), w2[1])
     return down.astype(np.float32), up.astype(np.float32)
 
 
-def _second(change: Change) -> tuple[np.ndarray, np.ndarray]:
+def _second(change: Change) -> _Factors:
     """The second matrix of LoKr as (up (c, r), down (r, d[, k, k]))."""
     if "lokr_t2" in change:
         return change["lokr_w2_a"].T, np.einsum("ijxy,jd->idxy", change["lokr_t2"], change["lokr_w2_b"])

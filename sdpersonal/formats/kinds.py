@@ -174,6 +174,8 @@ def _is_stand_in(layers: _Outlines, base: str) -> bool:
     Such models are made to try programs with; their LoRAs work on them alone.
     """
     table = shapes.table(base)
+    if not any(outline.width for outline in layers.values()):
+        return False  # a rotation of few rows tells of a damaged file rather than of a model
     for part, outline in layers.items():
         name = layer_name(part, base, outline)
         if name not in table or _is_misnamed(part, base):
