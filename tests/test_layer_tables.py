@@ -130,6 +130,14 @@ def test_layers_that_no_base_has_are_refused_and_named(tensors, said):
     assert caught.value.fix
 
 
+def test_a_file_of_ours_for_a_narrow_base_is_not_taken_for_a_stand_in():
+    """Its header says which base; without that it might be for a model built like SD 1.x, a quarter as wide."""
+    tensors = lora("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", 16, 32, suffixes=PEFTS)
+    assert read_any(safe(tensors), "x.safetensors", X).card.base == "sd1"
+    said = {"modelspec.architecture": "sdpersonal-tiny/lora"}
+    assert read_any(safe(tensors, said), "x.safetensors", X).card.base == "tiny"
+
+
 WRAPPED = [
     "unet._orig_mod.{}", "_orig_mod.{}", "_orig_mod.unet.{}", "module.unet.{}", "unet.module.{}", "module._orig_mod.{}",
     "base_model.model.{}", "base_model.model.unet.{}", "unet.base_model.model.{}", "base_model.model._orig_mod.{}",
