@@ -279,6 +279,22 @@ def test_every_kind_comes_in_under_every_name_and_stays_as_it_is(form, naming):
     assert concept.card.method == concept.lora.kinds == said
 
 
+def test_a_listing_and_an_import_say_what_kind_it_is(tmp_path, capsys):
+    import json
+
+    from sdpersonal.cli import main
+
+    base, name, _ = NAMINGS["kohya"]
+    data = safe({f"{name}.{key}": value for key, value in of_width("LoHa", 640).items()}, {"ss_v2": "False"})
+    (tmp_path / "thing.safetensors").write_bytes(data)
+    library = ["--library", str(tmp_path / "concepts")]
+    assert main(["concepts", "import", str(tmp_path / "thing.safetensors"), *library]) == 0
+    assert capsys.readouterr().out == f"imported: <imported/thing-v1>  {base}, LoHa, exact when generating here\n"
+    assert main(["concepts", "list", "--json", *library]) == 0
+    [entry] = json.loads(capsys.readouterr().out)
+    assert (entry["lora_kinds"], entry["lora_rank"], entry["method"]) == ("LoHa", 0, "LoHa")
+
+
 def test_whole_numbers_that_pytorch_writes_are_read():
     tensors = {"weight": torch.ones(640), "on_input": torch.tensor(1)}
     named = {f"{NAMINGS['kohya'][1]}.{key}": value for key, value in tensors.items()}
