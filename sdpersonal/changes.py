@@ -169,10 +169,31 @@ def problem(change: Change) -> str | None:
     return _bounds_problem(change, name)
 
 
+def fits(change: Change, shape: tuple[int, ...]) -> bool:
+    """Whether sound tensors (`problem`) are a change of a weight of that shape."""
+    rows, width = outline(change)
+    inner = math.prod(shape[1:])
+    if rows not in (0, shape[0]) or width not in (0, inner):
+        return False
+    if any(change[key].size != shape[0] for key in _BIASES & change.keys()):
+        return False
+    name = form(change)
+    if name == "IA3":
+        return len(shape) > 1 and change["weight"].size == shape[1 if number(change, "on_input") else 0]
+    if name == "OFT of inputs":
+        return inner % block_size(change["oft_R.weight"].shape[1]) == 0
+    if "dora_scale" in change:
+        scale = change["dora_scale"]
+        return scale.size == shape[0] or (scale.shape[:1] == (1,) and len(shape) > 1 and scale.size == shape[1])
+    return name != "norm" or len(shape) == 1
+
+
 def _bounds_problem(change: Change, name: str) -> str | None:
     rows, width = outline(change)
     if rows * max(width, 1) > MAX_NUMBERS or max(rows, width) > MAX_NUMBERS:
         return f"a weight of {rows} x {width} is in no Stable Diffusion"
+    if "dora_scale" in change and not _dora_fits(change["dora_scale"].shape, rows, width):
+        return f"its dora_scale {change['dora_scale'].shape} does not fit a weight of {rows} x {width}"
     if not all(np.isfinite(value).all() for value in change.values()):
         return "it holds numbers that are not finite"
     if name in ("LoRA", "LoHa", "LoKr", "GLoRA") and "alpha" in change:
@@ -284,6 +305,12 @@ def _kron_sides(shapes: _Shapes) -> tuple[tuple[int, int], tuple[int, int]]:
     return first, second
 
 
+def _dora_fits(scale: tuple[int, ...], rows: int, width: int) -> bool:
+    """Whether there is a number for each row, or (1, in[, 1, 1]) for each input of a weight (rows, in * k * k)."""
+    size = math.prod(scale)
+    return size == rows or (scale[:1] == (1,) and width % size == 0)
+
+
 def _glora_fits(shapes: _Shapes) -> bool:
     a1, a2, b1, b2 = (shapes[f"{key}.weight"] for key in ("a1", "a2", "b1", "b2"))
     if any(len(shape) < 2 for shape in (a1, a2, b1, b2)) or math.prod(a1[2:] + a2[2:] + b1[2:]) != 1:
@@ -330,32 +357,43 @@ def as_lora(change: Change, most: int, shape: tuple[int, ...] | None = None) -> 
     Nothing is approximated: Tucker's core goes into `down`, LoHa has rank r^2 by products of columns and of rows, and
     LoKr's factors are Kronecker products. None too for DoRA and for what depends on the weight or changes a bias.
     """
-    if needs_weight(change) or change.keys() & _BIASES:
+    if not 0 < exact_rank(change) <= most:
         return None
-    build = {"LoRA": _of_tucker, "LoHa": _of_loha, "LoKr": _of_lokr}.get(form(change))
-    found = build({key: value.astype(np.float32) for key, value in change.items()}, most) if build else None
-    if found is None:
-        return None
-    down, up = found
+    build = {"LoRA": _of_tucker, "LoHa": _of_loha, "LoKr": _of_lokr}[form(change)]
+    down, up = build({key: value.astype(np.float32) for key, value in change.items()})
     kernel = shape[2:] if shape else down.shape[2:]
     down = down.reshape(len(down), -1, *kernel)
     up = (up * np.float32(scale_of(change))).reshape(len(up), -1, *(1 for _ in kernel))
     return np.ascontiguousarray(down), np.ascontiguousarray(up)
 
 
-_Factors = tuple[np.ndarray, np.ndarray] | None
+def exact_rank(change: Change) -> int:
+    """The rank of the plain LoRA that equals it; 0 where none does, or as a rule only one of full rank."""
+    name = form(change)
+    if needs_weight(change) or change.keys() & _BIASES:
+        return 0
+    if name == "LoRA":
+        return rank_of(change)
+    if name == "LoHa":
+        axis = 0 if "hada_t1" in change else 1
+        return change["hada_w1_a"].shape[axis] * change["hada_w2_a"].shape[axis]
+    if name != "LoKr" or "lokr_w2_a" not in change:
+        return 0
+    first = change["lokr_w1_a"].shape[1] if "lokr_w1_a" in change else min(change["lokr_w1"].shape)
+    return first * change["lokr_w2_a"].shape[0 if "lokr_t2" in change else 1]
 
 
-def _of_tucker(change: Change, most: int) -> _Factors:
+_Factors = tuple[np.ndarray, np.ndarray]
+
+
+def _of_tucker(change: Change) -> _Factors:
     up, down = change["lora_up.weight"], change["lora_down.weight"]
-    if len(down) > most:
-        return None
     if "lora_mid.weight" in change:
         down = np.einsum("mnxy,ni->mixy", change["lora_mid.weight"], down.reshape(len(down), -1))
     return down, up.reshape(len(up), -1)
 
 
-def _of_loha(change: Change, most: int) -> _Factors:
+def _of_loha(change: Change) -> _Factors:
     a1, a2 = change["hada_w1_a"], change["hada_w2_a"]
     b1, b2 = change["hada_w1_b"], change["hada_w2_b"]
     if "hada_t1" in change:
@@ -363,22 +401,18 @@ def _of_loha(change: Change, most: int) -> _Factors:
         b1 = np.einsum("ijxy,jc->icxy", change["hada_t1"], b1)
         b2 = np.einsum("ijxy,jc->icxy", change["hada_t2"], b2)
     rank = a1.shape[1] * a2.shape[1]
-    if rank > most:
-        return None
     up = (a1[:, :, None] * a2[:, None, :]).reshape(len(a1), rank)
     down = (b1[:, None] * b2[None, :]).reshape(rank, *b1.shape[1:])
     return down, up
 
 
-def _of_lokr(change: Change, most: int) -> _Factors:
+def _of_lokr(change: Change) -> _Factors:
     w2 = _second(change)
     if "lokr_w1_a" in change:
         first = change["lokr_w1_a"], change["lokr_w1_b"]
     else:
         w1 = change["lokr_w1"]  # (a, b): whichever side is smaller carries it
         first = (np.eye(len(w1), dtype=np.float32), w1) if len(w1) <= w1.shape[1] else (w1, np.eye(w1.shape[1]))
-    if w2 is None or first[0].shape[1] * w2[0].shape[1] > most:
-        return None
     up = np.kron(first[0], w2[0])
     kernel = w2[1].shape[2:]
     down = np.kron(first[1].reshape(*first[1].shape, *(1 for _ in kernel)), w2[1])
@@ -389,6 +423,4 @@ def _second(change: Change) -> _Factors:
     """The second matrix of LoKr as (up (c, r), down (r, d[, k, k]))."""
     if "lokr_t2" in change:
         return change["lokr_w2_a"].T, np.einsum("ijxy,jd->idxy", change["lokr_t2"], change["lokr_w2_b"])
-    if "lokr_w2_a" in change:
-        return change["lokr_w2_a"], change["lokr_w2_b"]
-    return None  # whole: of full rank, as a rule
+    return change["lokr_w2_a"], change["lokr_w2_b"]

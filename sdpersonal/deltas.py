@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .changes import Change, block_size, form, number, outline, scale_of
+from .changes import Change, block_size, form, number, scale_of
 
 _NEUMANN = 5  # terms of PEFT's series, where a file does not say
 
@@ -19,7 +19,7 @@ _NEUMANN = 5  # terms of PEFT's series, where a file does not say
 def weight_change(change: Change, weight: Tensor) -> Tensor | None:
     """W' - W, fp32, in the shape of `weight` and on its device; None where only the bias changes.
 
-    The tensors must be sound (`changes.problem`) and fit the weight (`fits`).
+    The tensors must be sound (`changes.problem`) and fit the weight (`changes.fits`).
     """
     name = form(change)
     if name == "bias":
@@ -41,23 +41,6 @@ def bias_change(change: Change, bias: Tensor) -> Tensor | None:
         scale = torch.tensor(change["weight"], dtype=torch.float32, device=bias.device)
         return bias.detach().float() * scale.flatten()
     return None
-
-
-def fits(change: Change, shape: torch.Size) -> bool:
-    """Whether the change of these tensors is one of a weight of that shape."""
-    rows, width = outline(change)
-    inner = shape[1:].numel()
-    if rows not in (0, shape[0]) or width not in (0, inner):
-        return False
-    name = form(change)
-    if name == "IA3":
-        return len(shape) > 1 and change["weight"].size == shape[1 if number(change, "on_input") else 0]
-    if name == "OFT of inputs":
-        return inner % block_size(change["oft_R.weight"].shape[1]) == 0
-    if "dora_scale" in change:
-        scale = change["dora_scale"]
-        return scale.size == shape[0] or (scale.shape[:1] == (1,) and len(shape) > 1 and scale.size == shape[1])
-    return name != "norm" or len(shape) == 1
 
 
 # --- changes that do not depend on the weight -------------------------------------------------------------------------

@@ -37,18 +37,20 @@ _PLAIN = 50  # steps: plain numbers that are not multiples of it may be of diffe
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened to one source."""
+    """What happened to one source. what: what the concept holds, in words; kinds: as `Lora.kinds`."""
 
     source: str
     token: Token | None = None
     done: str = "refused"  # or "imported", "here already"
     what: str = ""
     error: PersonalError | None = None
+    kinds: str = ""
 
     def as_json(self) -> dict[str, object]:
         problem, fix = (self.error.problem, self.error.fix) if self.error else (None, None)
         token = str(self.token) if self.token else None
-        return {"from": self.source, "done": self.done, "token": token, "problem": problem, "fix": fix}
+        facts = {"from": self.source, "done": self.done, "token": token, "problem": problem, "fix": fix}
+        return facts | ({"lora_kinds": self.kinds} if self.kinds else {})
 
 
 def sources(asked: str, steps: bool = False) -> list[Source]:
@@ -127,7 +129,8 @@ def _import(
     except PersonalError as error:
         yield Outcome(source.label, error=error)
     else:
-        yield Outcome(source.label, token, "here already" if here else "imported", _summary(concept))
+        kinds = concept.lora.kinds if concept.lora else ""
+        yield Outcome(source.label, token, "here already" if here else "imported", _summary(concept), kinds=kinds)
 
 
 def _keep(library: Library, concept: Concept, replace: bool, count_up: bool = False) -> tuple[Token, bool]:
@@ -229,6 +232,7 @@ def _summary(concept: Concept) -> str:
     rows = max((len(rows) for rows in concept.vectors.values()), default=0)
     lora = concept.lora
     parts = [concept.card.base, holds(rows, lora.rank if lora else 0, lora.kinds if lora else "")]
+    parts += ["exact when generating here"] if lora and lora.kinds else []
     if length := concept.card.recipe.get("longest_row"):
         parts += [f"rows up to {length:g} long, where a word's is 0.4: try other strengths"]
     return ", ".join(parts)

@@ -62,7 +62,10 @@ class Entry:
         return None
 
     def as_json(self) -> dict[str, object]:
-        """Everything a listing knows, under keys that are always there (null for the facts of a damaged file)."""
+        """Everything a listing knows, under keys that are always there (null for the facts of a damaged file).
+
+        Where layers are changed in other ways than by a plain LoRA, `lora_kinds` says how, in words.
+        """
         card = self.card.model_dump(mode="json") if self.card else dict.fromkeys(Card.model_fields)
         return card | {
             "token": str(self.token),
@@ -72,6 +75,7 @@ class Entry:
             "identity": self.identity,
             "path": str(self.path),
             "damaged": self.damaged,
+            **({"lora_kinds": self.kinds} if self.kinds else {}),
         }
 
 

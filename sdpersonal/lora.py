@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .changes import Change, as_lora
+from .changes import Change, as_lora, exact_rank, fits
 from .concept import Lora, LoraLayer
-from .deltas import bias_change, fits, weight_change
+from .deltas import bias_change, weight_change
 from .errors import PersonalError
 
 Targets = Literal["attention", "transformer", "all"]
@@ -226,6 +226,17 @@ class Slots:
             else:
                 self._put(self._slots[name], parts, passing=name.startswith(_UNET))
 
+    def room(self, loras: Iterable[Lora]) -> int:
+        """Bytes that the slots hold for a mix of these: LoRAs, and whole changes as large as the weights themselves."""
+        size = 0
+        for name, parts in self._by_layer((lora, 1.0) for lora in loras).items():
+            if slot := self._slots.get(name):
+                weight = slot.layer.weight
+                ranks = [_factored_rank(part, weight.shape) for part, _ in parts]
+                factors = sum(ranks) * (len(weight) + weight[0].numel())
+                size += (factors + (0 if all(ranks) else weight.numel())) * weight.element_size()
+        return size
+
     def _put(self, slot: Slot, parts: list[tuple[LoraLayer | Change, float]], passing: bool) -> None:
         weight = slot.layer.weight
         factors, others = _sorted(parts, weight.shape)
@@ -334,15 +345,23 @@ def _sorted(
 ) -> tuple[list[tuple[LoraLayer, float]], list[tuple[Change, float]]]:
     """Those that a LoRA of a small rank equals, as that, and the others."""
     factors, others = [], []
-    most = min(_FACTORED, shape[0] // 2, shape[1:].numel() // 2)
     for part, strength in parts:
+        rank = _factored_rank(part, shape)
         if isinstance(part, LoraLayer):
             factors.append((part, strength))
-        elif found := as_lora(part, most):
-            factors.append((LoraLayer(*found, float(len(found[0]))), strength))
+        elif rank and (matrices := as_lora(part, rank)):
+            factors.append((LoraLayer(*matrices, float(rank)), strength))
         else:
             others.append((part, strength))
     return factors, others
+
+
+def _factored_rank(part: LoraLayer | Change, shape: torch.Size) -> int:
+    """The rank of what the slot of a weight of that shape holds as a LoRA; 0 where it holds the whole change."""
+    if isinstance(part, LoraLayer):
+        return part.rank
+    rank = exact_rank(part)
+    return rank if rank <= min(_FACTORED, shape[0] // 2, shape[1:].numel() // 2) else 0
 
 
 def _change_fits(change: Change, layer: nn.Module | None) -> bool:

@@ -26,11 +26,13 @@ from .prompts import MAX_STRENGTH, Mention, Token
 class Merged:
     """vectors: how they were put together ("average", "concatenation", or "" without any). kept: the share of the
     LoRA's energy (squared Frobenius norm over all layers) that the rank asked for holds, and of parts that are no plain
-    LoRA the rank that they were brought to; 1 if merged exactly."""
+    LoRA the rank that they were brought to; 1 if merged exactly. left_out: changes of biases and norms were left
+    out."""
 
     concept: Concept
     vectors: str
     kept: float
+    left_out: bool = False
 
 
 def merge(
@@ -50,7 +52,8 @@ def merge(
     plain = [(plain_lora(concept), s) for concept, s in parts if concept.lora is not None]
     lora, kept = _loras([(one.lora, strength) for one, strength in plain], rank) if plain else (None, 1.0)
     kept *= min((one.kept for one, _ in plain), default=1.0)
-    return Merged(Concept(token, _card(parts, token, rank, how), vectors, lora), how, kept)
+    left_out = any(one.left_out for one, _ in plain)
+    return Merged(Concept(token, _card(parts, token, rank, how), vectors, lora), how, kept, left_out)
 
 
 def _check(parts: Sequence[tuple[Concept, float]]) -> None:

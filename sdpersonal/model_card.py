@@ -11,6 +11,7 @@ from .exports.export import MODELS, Export, sentence
 from .exports.readme import facts, fenced, literal, plain
 from .formats.repositories import TAG
 from .licences import on_the_hub
+from .plain_lora import plain_concept
 
 PICTURES = "pictures.png"
 _CONSENT = {
@@ -32,6 +33,8 @@ def model_card(
     parts.append("\n".join(f"- {name}: {value}" for name, value in [*facts(concept), *_more(concept)] if value))
     parts.append(f"## Use\n\n{fenced(f'sdpersonal concepts pull {hub_id}', 'sh')}")
     if diffusers.is_possible(concept):
+        _, lost = plain_concept(concept)
+        parts += [f"With diffusers, as a plain LoRA: {lost}"] if lost else []
         parts.append(fenced(_diffusers(concept, native, hub_id), "python"))
     parts += ["\n".join(f"- {literal(note)}" for note in native.notes)] if native.notes else []
     if card.prompts:

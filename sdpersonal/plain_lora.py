@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 EXACT = 128  # the largest rank of a layer that is held exactly
 NEAREST = 64  # the rank of one that is not
+_ELSE = "Generate with it here, alone or in a mix, or export it with --format native."
 _WHOLE = 512  # up to that many rows or columns the singular values are computed exactly
 
 
@@ -60,7 +61,7 @@ def plain_lora(concept: Concept) -> PlainLora:
     if bound := next((change for change in lora.changes.values() if needs_weight(change)), None):
         raise PersonalError(
             f"{token} changes layers as {kind(bound)}, which depends on the base's own weights: it is no plain LoRA.",
-            "Generate with it here, or export it with --format native, a1111 or comfyui.",
+            _ELSE,
         )
     layers, energies = dict(lora.layers), np.zeros(2)
     for name, change in lora.changes.items():
@@ -68,7 +69,10 @@ def plain_lora(concept: Concept) -> PlainLora:
             layers[name], energy = _layer(change, table(concept.card.base).get(name))
             energies += energy
     if not layers:
-        raise PersonalError(f"{token} changes only norms and biases: none of it is a LoRA.", "Generate with it here.")
+        raise PersonalError(
+            f"{token} changes only norms and biases: none of it is a LoRA.",
+            _ELSE,
+        )
     left_out = any(change.keys() & {"diff_b", "b_norm"} or not _has_matrix(change) for change in lora.changes.values())
     total = energies[1] + sum(_energy(layer) for layer in lora.layers.values())
     kept = 1 - (energies[1] - energies[0]) / total if total else 1.0

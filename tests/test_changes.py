@@ -14,7 +14,7 @@ from sdpersonal import changes
 from sdpersonal.card import Card
 from sdpersonal.comparing import compare
 from sdpersonal.concept import Concept, Lora, LoraLayer, read, write
-from sdpersonal.deltas import bias_change, fits, weight_change
+from sdpersonal.deltas import bias_change, weight_change
 from sdpersonal.errors import PersonalError
 from sdpersonal.exports import export
 from sdpersonal.exports.readme import facts
@@ -87,7 +87,7 @@ def test_a_layer_changes_as_lycoris_changes_it_at_any_strength(form, kind):
     torch.manual_seed(len(form))
     layer = LAYERS[kind]()
     module, tensors = theirs(form, layer)
-    assert changes.problem(tensors) is None and fits(tensors, layer.weight.shape)
+    assert changes.problem(tensors) is None and changes.fits(tensors, layer.weight.shape)
     change, bias = weight_change(tensors, layer.weight), None
     if layer.bias is not None:
         bias = bias_change(tensors, layer.bias)
@@ -279,6 +279,22 @@ def test_every_kind_comes_in_under_every_name_and_stays_as_it_is(form, naming):
     assert concept.card.method == concept.lora.kinds == said
 
 
+def test_a_listing_and_an_import_say_what_kind_it_is(tmp_path, capsys):
+    import json
+
+    from sdpersonal.cli import main
+
+    base, name, _ = NAMINGS["kohya"]
+    data = safe({f"{name}.{key}": value for key, value in of_width("LoHa", 640).items()}, {"ss_v2": "False"})
+    (tmp_path / "thing.safetensors").write_bytes(data)
+    library = ["--library", str(tmp_path / "concepts")]
+    assert main(["concepts", "import", str(tmp_path / "thing.safetensors"), *library]) == 0
+    assert capsys.readouterr().out == f"imported: <imported/thing-v1>  {base}, LoHa, exact when generating here\n"
+    assert main(["concepts", "list", "--json", *library]) == 0
+    [entry] = json.loads(capsys.readouterr().out)
+    assert (entry["lora_kinds"], entry["lora_rank"], entry["method"]) == ("LoHa", 0, "LoHa")
+
+
 def test_whole_numbers_that_pytorch_writes_are_read():
     tensors = {"weight": torch.ones(640), "on_input": torch.tensor(1)}
     named = {f"{NAMINGS['kohya'][1]}.{key}": value for key, value in tensors.items()}
@@ -351,6 +367,25 @@ def test_pictures_are_those_of_a_base_with_the_changed_weights(form, tiny, tmp_p
     difference = np.abs(np.asarray(ours.image, int) - np.asarray(expected.image, int))
     assert difference.max() <= 1
     assert np.abs(np.asarray(bare.image, int) - np.asarray(expected.image, int)).max() > 1
+
+
+@pytest.mark.parametrize("form", ["LoHa", "LoKr whole", "DoRA", "OFT"])
+def test_room_for_a_mix_is_what_the_slots_hold(form, tiny):
+    """A plan for a card counts it: a change that is no LoRA of a small rank is held as a whole weight."""
+    paths = ("mid_block.attentions.0.proj_in", "down_blocks.1.attentions.0.proj_in", "mid_block.resnets.0.conv1")
+    layers = {path: tiny.unet.get_submodule(path) for path in paths}
+    slots = {path: slot for slot in tiny.slots._slots.values() for path in paths if slot.layer is layers[path]}
+    names = {path: f"lora_unet_{path.replace('.', '_')}" for path in paths}
+    torch.manual_seed(0)
+    shape = layers[paths[1]].weight.shape
+    plain = LoraLayer(np.ones((4, *shape[1:]), np.float32), np.ones((shape[0], 4), np.float32), 4.0)
+    tensors = {names[path]: theirs(form, nn.Linear(*layers[path].weight.shape[::-1]))[1] for path in paths[:1]}
+    diff = {"diff": np.ones(layers[paths[2]].weight.shape, np.float32)}
+    mix = [Lora({names[paths[1]]: plain}, tensors), Lora({}, {names[paths[2]]: diff})]
+    with tiny.slots.filled([(lora, 0.5) for lora in mix]):
+        held = [part for slot in slots.values() for part in (slot.down, slot.up, slot.whole) if part is not None]
+        assert tiny.slots.room(mix) == sum(part.nbytes for part in held) > 0
+    assert tiny.slots.room(mix[:1]) < tiny.slots.room(mix) and tiny.slots.room([]) == 0
 
 
 # --- as plain LoRAs ---------------------------------------------------------------------------------------------------
@@ -446,6 +481,37 @@ BAD = {
     "doubles": ({"diff": np.ones((4, 4))}, "float32 or float16"),
     "five axes": ({"diff": ones(2, 2, 2, 2, 2)}, "do not fit"),
 }  # fmt: skip
+
+
+LAYER = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"  # of SD 1.x: (640, 768)
+MISFITS = {  # outlines fit
+    "DoRA of other rows": {"lora_up.weight": ones(640, 2), "lora_down.weight": ones(2, 768), "dora_scale": ones(77, 1)},
+    "DoRA of other columns": {
+        "lora_up.weight": ones(640, 2),
+        "lora_down.weight": ones(2, 768),
+        "dora_scale": ones(1, 77),
+    },
+    "blocks that are no part of a row": {"oft_R.weight": ones(1, 10)},
+    "a bias of other rows": {"diff": ones(640, 640), "diff_b": ones(639)},
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_what_fits_no_weight_of_its_layer_is_refused_at_import(name):
+    layer = LAYER.replace("attn2_to_k", "attn1_to_out_0") if name.startswith("a bias") else LAYER
+    tensors = {f"{layer}.{key}": torch.tensor(value) for key, value in MISFITS[name].items()}
+    with pytest.raises(PersonalError, match="does not fit a weight of"):
+        read_any(safe(tensors, {"ss_base_model_version": "sd_v1"}), "x.safetensors", Token.parse("<me/x>"))
+
+
+def test_large_cores_of_large_ranks_are_not_multiplied():
+    """Their rank is asked for first: einsum would take minutes here."""
+    rank = 2048
+    empty = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (rank, rank, 3, 3), (0,) * 4)
+    tucker = {"hada_w1_a": ones(rank, 8), "hada_w1_b": ones(rank, 2048), "hada_t1": empty}
+    loha = tucker | {key.replace("1", "2"): value for key, value in tucker.items()}
+    kron = {"lokr_w1": SQUARE, "lokr_w2_a": ones(rank, 8), "lokr_w2_b": ones(rank, 2048), "lokr_t2": empty}
+    assert changes.as_lora(loha, 128) is None and changes.as_lora(kron, 128) is None
 
 
 @pytest.mark.parametrize("name", BAD)

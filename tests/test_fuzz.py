@@ -58,6 +58,31 @@ def others() -> list[bytes]:
     return [*plain, archive.getvalue(), photo.getvalue(), *texts, *boxes]
 
 
+def other_changes() -> list[bytes]:
+    """LoRAs of LyCORIS' and PEFT's other kinds, each by the names that its programs give them."""
+    kinds = {
+        "lora_unet_{}.": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+        "lycoris_{}.": ("lokr_w1", "lokr_w2_a", "lokr_w2_b"),
+        "unet.{}.": ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"),
+        "diffusion_model.{}.": ("diff", "diff_b"),
+        "oft_unet_{}.": ("oft_blocks",),
+        "base_model.model.{}.": ("oft_R.weight",),
+    }
+    sizes = {"hada_w1_a": (320, 2), "hada_w1_b": (2, 320), "hada_w2_a": (320, 2), "hada_w2_b": (2, 320)}
+    sizes |= {"lokr_w1": (8, 8), "lokr_w2_a": (40, 2), "lokr_w2_b": (2, 40), "diff": (320, 320), "diff_b": (320,)}
+    sizes |= {"lora_A.weight": (2, 320), "lora_B.weight": (320, 2), "lora_magnitude_vector": (320,)}
+    sizes |= {"oft_blocks": (40, 8, 8), "oft_R.weight": (40, 28)}
+    path = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0"
+    facts = {"ss_base_model_version": "sd_v1", "modelspec.title": "a"}
+    files = []
+    for prefix, names in kinds.items():
+        layer = prefix.format(path if "." in prefix[:-1] else path.replace(".", "_"))
+        tensors = {layer + name: torch.full(sizes[name], 0.01) for name in names}
+        alpha = {f"{layer}alpha": torch.tensor(2.0)} if prefix.startswith(("lora", "lycoris")) else {}
+        files.append(safe(tensors | alpha, facts))
+    return [*files, torch_saved(safetensors.torch.load(files[0]) | {"ss_base_model_version": "sd_v1"})]
+
+
 OTHERS = others()  # made once: a zip tells the time
 
 
@@ -90,6 +115,7 @@ def seeds() -> list[bytes]:
         foreign.diffusers_lora("sdxl", "processor", every=50),
         foreign.simo_safe(),
         *exported(),
+        *other_changes(),
         *OTHERS,
         torch_saved([torch.ones(4, 1), torch.ones(1, 768)] * 4),
         torch_saved({"<a>": hostile.Evil(), "<b>": vectors}),

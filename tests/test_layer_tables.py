@@ -85,6 +85,12 @@ PARTIAL = {
     "a convolution of XL": ("sdxl", lora("lora_unet_input_blocks_4_0_in_layers_2", 640, 320, 3, 3)),
     "up, by width": ("sdxl", lora("unet.up_blocks.2.resnets.0.conv1", 320, 960, 3, 3)),
     "sizes": ("sdxl", lora("unet.add_embedding.linear_1", 1280, 2816)),
+    "kohya's own OFT": (
+        "sdxl",
+        {"oft_unet_input_blocks_4_1_proj_in.oft_blocks": torch.zeros(80, 8, 8),
+         "oft_unet_input_blocks_8_1_transformer_blocks_9_attn1_to_q.oft_blocks": torch.zeros(160, 8, 8)},
+    ),
+    "LyCORIS alone, text": ("sd1", {"lycoris_text_model_encoder_layers_0_mlp_fc1.diff": torch.ones(3072, 768)}),
     "inpainting": ("sd1", lora("unet.conv_in", 320, 9, 3, 3) | lora("lora_te_" + TE.format(0), 768, 768)),
 }  # fmt: skip
 
@@ -94,7 +100,7 @@ def test_parts_of_a_base_tell_which(name):
     base, tensors = PARTIAL[name]
     concept = read_any(safe(tensors), "x.safetensors", X)
     assert concept.card.base == base
-    assert concept.lora.layers.keys() <= shapes.table(base).keys()
+    assert concept.lora.layers.keys() | concept.lora.changes.keys() <= shapes.table(base).keys()
 
 
 FLAT = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -113,6 +119,7 @@ DOTS = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
         (lora(FLAT.replace("down_blocks_1_attentions_0_transformer_blocks_0", "input_blocks_4_1_transformer_blocks_2"),
               640, 2048), "transformer_blocks_2_attn2_to_k is not in it"),
         (lora("unet.conv_in", 320, 7, 3, 3), "320 x 63 numbers"),
+        ({f"{FLAT}.oft_blocks": torch.zeros(8, 8, 8)}, "64 x any numbers, where that has 640 x 768"),
         ({f"{DOTS}.diff": torch.ones(320, 768), f"{DOTS}.diff_b": torch.ones(320)}, "bias that layer .*to_k has not"),
         ({"lora_unet_down_blocks_0_attentions_0_proj_in.w_norm": torch.ones(320)}, "320 x 1 numbers"),
     ],
@@ -121,6 +128,14 @@ def test_layers_that_no_base_has_are_refused_and_named(tensors, said):
     with pytest.raises(PersonalError, match=said) as caught:
         read_any(safe(tensors), "x.safetensors", X)
     assert caught.value.fix
+
+
+def test_a_file_of_ours_for_a_narrow_base_is_not_taken_for_a_stand_in():
+    """Its header says which base; without that it might be for a model built like SD 1.x, a quarter as wide."""
+    tensors = lora("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", 16, 32, suffixes=PEFTS)
+    assert read_any(safe(tensors), "x.safetensors", X).card.base == "sd1"
+    said = {"modelspec.architecture": "sdpersonal-tiny/lora"}
+    assert read_any(safe(tensors, said), "x.safetensors", X).card.base == "tiny"
 
 
 WRAPPED = [

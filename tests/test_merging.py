@@ -162,7 +162,7 @@ def test_the_command(tmp_path, capsys):
         (("a:-6", "b", "--as", "<me/e>"), "must be a number from -5 to 5"),
         (("a", "b", "--as", "<me/e>", "--rank", "0"), "rank must be"),
         (("a <b>", "b", "--as", "<me/e>"), "token"),
-        (("a", "--as", "<me/e>"), "parts must be"),
+        (("a", "--as", "<me/e>"), "PARTS must be"),
     ):
         assert run(*argv) == 2
         err = capsys.readouterr().err

@@ -149,7 +149,9 @@ def test_as_many_at_once_as_there_is_room_for(tiny, monkeypatch):
     request = Request(prompt="a duck", n=4, steps=2, size="64x64")
     together = [np.asarray(one.image, int) for one in Generator(tiny).draw(request)]
     seen = []
-    monkeypatch.setattr("sdpersonal.generation.generator.settle", lambda base, size, most: seen.append(size) or 3)
+    monkeypatch.setattr(
+        "sdpersonal.generation.generator.settle", lambda base, size, most, beside: seen.append(size) or 3
+    )
     batches = [np.asarray(one.image, int) for one in Generator(tiny).draw(request)]
     assert max(np.abs(a - b).max() for a, b in zip(together, batches, strict=True)) <= 1
     list(Generator(tiny).draw(Request(prompt="a duck", n=1, steps=1, size="64x96", enlarge=1.5)))

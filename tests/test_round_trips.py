@@ -8,6 +8,7 @@ import dataclasses
 import io
 import itertools
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -201,6 +202,72 @@ def test_numbers_that_were_changed_make_another_concept(tmp_path):
     taken_in(library, folder)
     found = library.get(T("<me/toy-duck>"))
     assert found.card.recipe == {} and found.identity != made("sd1", "vectors").identity
+
+
+# --- changes that are no plain LoRA ---
+
+
+def other_kind(kind: str, base: str) -> Concept:
+    """A word and a layer that is changed in that way."""
+    draw, width = np.random.default_rng(len(kind)), {"sd1": 320, "sdxl": 640}[base]
+    block = {"sd1": "down_blocks_0_attentions_0", "sdxl": "input_blocks_4_1"}[base]
+
+    def rows(*shape: int) -> np.ndarray:
+        return (0.05 * draw.normal(size=shape)).astype(np.float32)
+
+    tensors = {
+        "LoHa": {f"hada_w{i}_{part}": rows(*(width, 2)[:: 1 if part == "a" else -1]) for i in (1, 2) for part in "ab"},
+        "LoKr": {"lokr_w1": rows(8, 8), "lokr_w2": rows(width // 8, width // 8)},
+        "DoRA": {"lora_up.weight": rows(width, 2), "lora_down.weight": rows(2, width), "dora_scale": rows(width, 1)},
+        "full weights": {"diff": rows(width, width), "diff_b": rows(width)},
+        "OFT": {"oft_blocks": rows(width // 8, 8, 8), "alpha": np.float32(0.001).reshape(())},
+    }[kind]
+    mine = made(base, "vectors")
+    lora = Lora({}, {f"lora_unet_{block}_transformer_blocks_0_attn1_to_out_0": tensors})
+    return dataclasses.replace(mine, lora=lora)
+
+
+EXACT = {"native", "a1111", "comfyui", "kohya", "invokeai"}
+REFUSED = {
+    ("DoRA", "diffusers"), ("DoRA", "onetrainer"), ("OFT", "diffusers"), ("OFT", "onetrainer"), ("OFT", "invokeai"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr", "DoRA", "full weights", "OFT"])
+@pytest.mark.parametrize("base", ["sd1", "sdxl"])
+def test_other_kinds_come_back_whole_or_are_refused_or_cut_and_told(base, kind, tmp_path):
+    mine = other_kind(kind, base)
+    for format in sorted(FORMATS.keys() - {"sd-concepts-library"}):
+        if (kind, format) in REFUSED:
+            with pytest.raises(PersonalError, match=kind) as refused:
+                export(mine, format)
+            assert refused.value.fix
+            continue
+        notes = " ".join(export(mine, format).notes)
+        folder = laid(mine, format, tmp_path / format)
+        library = Library(tmp_path / f"from {format}")
+        assert [outcome.done for outcome in taken_in(library, folder)] == ["imported"], format
+        if format in EXACT:
+            check(library, mine, format, texts=True)
+            assert library.list()[0].kinds == kind and "The LoRA holds" not in notes
+            continue
+        again = library.get(T("<me/toy-duck>"))
+        assert np.array_equal(again.vectors["clip_l"], mine.vectors["clip_l"])
+        [layer], [tensors] = again.lora.layers.values(), mine.lora.changes.values()
+        whole, cut = changed(tensors), layer.up @ layer.down * layer.alpha / layer.rank
+        share = 1 - ((whole - cut) ** 2).sum() / (whole**2).sum()
+        told = re.search(r"The LoRA holds ([\d.]+)%", notes)
+        assert abs(share - (float(told[1]) / 100 if told else 1)) < 0.002, format
+        assert ("biases and norms are left out" in notes) == ("diff_b" in tensors)
+
+
+def changed(tensors: dict[str, np.ndarray]) -> np.ndarray:
+    """What LoHa, LoKr or full weights add to a weight, after their papers."""
+    if "diff" in tensors:
+        return tensors["diff"]
+    if "lokr_w1" in tensors:
+        return np.kron(tensors["lokr_w1"], tensors["lokr_w2"])
+    return (tensors["hada_w1_a"] @ tensors["hada_w1_b"]) * (tensors["hada_w2_a"] @ tensors["hada_w2_b"])
 
 
 # --- library to library -----------------------------------------------------------------------------------------------

@@ -119,14 +119,15 @@ class Stages:
             self._here ^= {name}
 
 
-def settle(base: StableDiffusion, size: tuple[int, int], most: int) -> int:
+def settle(base: StableDiffusion, size: tuple[int, int], most: int, beside: int = 0) -> int:
     """Place a base's models for pictures of (width, height): how many to draw at once, `most` if they fit.
 
-    Use it with the device to oneself. On a CPU `most`, or twice as many small ones.
+    beside: bytes that concepts take on the device while they act. Use it with the device to oneself. On a CPU `most`,
+    or twice as many small ones.
     """
     if base.device.type != "cuda":
         return most if step_bytes(base, size) > _SMALL else 2 * most
-    placement = choose(_free(base), need(base, size), most)
+    placement = choose(_free(base) - beside, need(base, size), most)
     base.stages.settle(placement)
     return placement.at_once
 

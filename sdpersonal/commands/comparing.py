@@ -110,6 +110,7 @@ def merge_concepts(settings: Merging) -> int:
         "vectors": merged.vectors,
         "lora_rank": lora.rank if lora else 0,
         "kept": round(merged.kept, 6),
+        "left_out": merged.left_out,
         "licences": sorted({concept.card.license for concept, _ in parts}),
     }
     if settings.json_:
@@ -118,6 +119,7 @@ def merge_concepts(settings: Merging) -> int:
     said = [f"merged: {token}"]
     said += [f"Vectors: {merged.vectors} of {len(parts)}."] if merged.vectors else []
     said += [f"LoRA: rank {lora.rank}, {merged.kept:.1%} of what the parts do together."] if lora else []
+    said += ["Their changes of biases and norms are left out: no LoRA holds them."] if merged.left_out else []
     if len(facts["licences"]) > 1:
         said.append("Their licences differ: say which one it has with sdpersonal concepts edit.")
     say("\n".join(said))

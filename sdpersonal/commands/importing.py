@@ -71,6 +71,9 @@ def _told(settings: Importing, outcomes: Sequence[Outcome]) -> int:
     elif len(outcomes) == 1:
         if failed:
             raise failed[0]
+        if not settings.json_ and outcomes[0].kinds:
+            say(f"{outcomes[0].done}: {outcomes[0].token}  {outcomes[0].what}")
+            return 0
         return report(False, [outcomes[0].token], outcomes[0].done)
     else:
         _table(outcomes)

@@ -9,12 +9,12 @@ from __future__ import annotations
 from ..concept import Concept
 from .export import Export, embedding, lora, refuse_unread, words
 
-_UNREAD = {"set", "OFT of inputs"}  # forms of `changes`
+UNREAD = {"set", "OFT of inputs"}  # forms of `changes`
 
 
 def write(concept: Concept) -> Export:
     """`embeddings/<owner>-<name>.safetensors`, `models/Lora/<owner>-<name>.safetensors`, or both."""
-    refuse_unread(concept, "AUTOMATIC1111 web UI", _UNREAD)
+    refuse_unread(concept, "AUTOMATIC1111 web UI", UNREAD)
     slug = concept.token.slug
     files = {}
     if concept.vectors:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from ..concept import Concept
 from .export import Export, embedding, lora, refuse_unread, words
 
-_UNREAD = {"IA3", "OFT of inputs"}  # forms of `changes`
+UNREAD = {"IA3", "OFT of inputs"}  # forms of `changes`
 
 
 def write(concept: Concept) -> Export:
     """`models/embeddings/<owner>-<name>.safetensors`, `models/loras/<owner>-<name>.safetensors`, or both."""
-    refuse_unread(concept, "ComfyUI", _UNREAD)
+    refuse_unread(concept, "ComfyUI", UNREAD)
     slug = concept.token.slug
     files, install = {}, ["Copy the folder models into ComfyUI's own folder, and press R."]
     if concept.vectors:

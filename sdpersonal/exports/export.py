@@ -86,6 +86,11 @@ def lora_of(concept: Concept) -> Concept:
     return dataclasses.replace(concept, vectors={}, whole=concept.identity) if concept.vectors else concept
 
 
+def reads(concept: Concept, unread: Set[str]) -> bool:
+    """Whether a program that knows all forms of `changes` but these reads what the concept does to layers."""
+    return not any(unread & {form(change), kind(change)} for change in concept.lora.changes.values())
+
+
 def refuse_unread(concept: Concept, program: str, unread: Set[str]) -> None:
     """Raise PersonalError where layers are changed in ways that a program does not read; unread: forms of `changes`."""
     for change in concept.lora.changes.values() if concept.lora else ():

@@ -9,12 +9,12 @@ from __future__ import annotations
 from ..concept import Concept
 from .export import Export, embedding, file_of, refuse_unread, words
 
-_UNREAD = {"set", "OFT of inputs"}  # forms of `changes`
+UNREAD = {"set", "OFT of inputs"}  # forms of `changes`
 
 
 def write(concept: Concept) -> Export:
     """`lora/<owner>-<name>.safetensors`, `embeddings/<owner>-<name>.safetensors`, or both."""
-    refuse_unread(concept, "kohya's sd-scripts", _UNREAD)
+    refuse_unread(concept, "kohya's sd-scripts", UNREAD)
     slug = concept.token.slug
     files, options, notes = {}, [], []
     if concept.lora:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from ..concept import Concept
-from .export import Export, file_of, words
+from . import a1111, comfyui, kohya
+from .export import Export, file_of, reads, words
+
+_READERS = {  # program, with what is done there: forms of `changes` that it does not read
+    "A1111 (models/Lora/, type {typed})": a1111.UNREAD,
+    "ComfyUI (models/loras/)": comfyui.UNREAD,
+    "kohya's scripts with LyCORIS beside them (--network_module lycoris.kohya)": kohya.UNREAD,
+}
 
 
 def write(concept: Concept) -> Export:
@@ -27,8 +34,12 @@ def _elsewhere(concept: Concept, slug: str) -> str:
             f"The same file is an embedding for A1111 (embeddings/, type {slug}) and for ComfyUI "
             f"(models/embeddings/, type embedding:{slug}), and for gen_img.py of kohya's scripts."
         )
+    typed = f"{words(concept, slug)} {lora}".strip()
+    if concept.lora.changes:
+        readers = [program.format(typed=typed) for program, unread in _READERS.items() if reads(concept, unread)]
+        known = f"The same file works in {' and in '.join(readers)}." if readers else "No other program reads it."
+        return f"It holds {concept.lora.kinds}, which is no plain LoRA. {known}"
     if not concept.vectors:
-        typed = f"{words(concept, slug)} {lora}".strip()
         return (
             f"The same file is a LoRA for A1111 (models/Lora/, type {typed}), for ComfyUI (models/loras/) and for "
             "kohya's scripts (--network_weights)."

@@ -63,9 +63,9 @@ def facts(concept: Concept) -> list[tuple[str, str]]:
     rows = len(next(iter(concept.vectors.values()), ()))
     holds = [f"{rows} vector{'s' * (rows > 1)}"] if rows else []
     if concept.lora and concept.lora.layers:
-        holds.append(f"a LoRA of rank {concept.lora.rank} in {len(concept.lora.layers)} layers")
+        holds.append(f"a LoRA of rank {concept.lora.rank} in {_layers(len(concept.lora.layers))}")
     if concept.lora and concept.lora.changes:
-        holds.append(f"{concept.lora.kinds} in {len(concept.lora.changes)} layers")
+        holds.append(f"{concept.lora.kinds} in {_layers(len(concept.lora.changes))}")
     return [
         ("What it is", plain(f"{card.kind}, {card.class_noun}" if card.class_noun else card.kind)),
         ("Made for", BASES[card.base] + (f" ({plain(card.base_name)})" if card.base_name else "")),
@@ -74,6 +74,10 @@ def facts(concept: Concept) -> list[tuple[str, str]]:
         ("Licence", plain(card.license) or "not stated: ask its author before you pass it on"),
         ("Its word in sdpersonal", f"`{concept.token.unversioned()}`"),
     ]
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer{'s' * (count > 1)}"
 
 
 def _use(export: Export) -> str:

@@ -68,7 +68,8 @@ def base_of_layers(layers: _Outlines, content: Content) -> str:
         return bases[0]
     if bases:
         return _told_apart(bases, layers, content)
-    if stand_in := next((base for base in ("sd1", "sd2", "sdxl") if _is_stand_in(layers, base)), None):
+    likely = (base for base in ("sd1", "sd2", "sdxl") if _said(content) in (base, None))
+    if stand_in := next((base for base in likely if _is_stand_in(layers, base)), None):
         return stand_in
     if _is_narrow(layers) and not _is_of_built_in(layers):
         wrong, base = _narrow_misfits(layers), "tiny"
@@ -140,6 +141,8 @@ def _said(content: Content) -> str | None:
     version = content.fact("ss_base_model_version") or content.fact("modelspec.architecture")
     if version.startswith(("sdxl", "stable-diffusion-xl")):
         return "sdxl"
+    if version.startswith("sdpersonal-tiny"):
+        return "tiny"
     if content.fact("ss_v2") == "True" or version.startswith(("sd_v2", "stable-diffusion-v2")):
         return "sd2"
     return "sd1" if version.startswith(("sd_v1", "stable-diffusion-v1")) or content.fact("ss_v2") == "False" else None
@@ -174,6 +177,8 @@ def _is_stand_in(layers: _Outlines, base: str) -> bool:
     Such models are made to try programs with; their LoRAs work on them alone.
     """
     table = shapes.table(base)
+    if not any(outline.width for outline in layers.values()):
+        return False  # a rotation of few rows tells of a damaged file rather than of a model
     for part, outline in layers.items():
         name = layer_name(part, base, outline)
         if name not in table or _is_misnamed(part, base):

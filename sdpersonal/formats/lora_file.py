@@ -7,11 +7,13 @@ OneTrainer has `clip_l` for SD 1.x too. Sources: A1111 `extensions-builtin/Lora/
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from ..changes import PLAIN, SUFFIXES, Change, outline, problem
+from ..changes import fits as change_fits
 from ..concept import Concept, Lora, LoraLayer
 from ..errors import PersonalError
 from ..prompts import Token, show
@@ -20,7 +22,7 @@ from . import diffusers_lora, kohya
 from .content import Content
 from .kinds import Outline, Part, base_of_layers, layer_name
 from .making import base_of, made
-from .shapes import has_bias
+from .shapes import Shape, has_bias, table
 
 _BUNDLE = "bundle_emb."
 _ENCODER = {"clip_l": "clip_l", "clip_g": "clip_g", "emb_params": "clip_l"}
@@ -46,6 +48,8 @@ def read(content: Content, token: Token | None = None, adapters: Mapping[str, di
             raise damaged(content.name, f"layer {show(name)} stands in it twice")
         if not has_bias(name) and not isinstance(layer, LoraLayer) and "diff_b" in layer:
             raise damaged(content.name, f"it changes a bias that layer {show(name)} has not")
+        if not isinstance(layer, LoraLayer) and not _fits_weight(layer, sizes[part], table(base).get(name)):
+            raise damaged(content.name, f"what it does to layer {show(name)} does not fit a weight of its shape")
         (lora.layers if isinstance(layer, LoraLayer) else lora.changes)[name] = layer
     word, vectors = _bundle(content, bundles)
     if vectors and (other := base_of({key: rows.shape[1] for key, rows in vectors.items()}, content.name)) != base:
@@ -114,6 +118,15 @@ def _outline(layer: LoraLayer | Change) -> Outline:
     if isinstance(layer, LoraLayer):
         return Outline(len(layer.up), layer.down[0].size, layer.down.ndim)
     return Outline(*outline(layer))
+
+
+def _fits_weight(change: Change, size: Outline, shape: Shape | None) -> bool:
+    """Whether more than the outline fits, which was asked for already: a weight may have other widths than the table.
+
+    Layers that read other inputs, and bases that are narrower, are in no table with their own shapes.
+    """
+    known = shape is not None and size.rows in (0, shape[0]) and size.width in (0, math.prod(shape[1:]))
+    return not known or change_fits(change, shape)
 
 
 def _adapter(part: Part, adapters: Mapping[str, dict]) -> dict | None:

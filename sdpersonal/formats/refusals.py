@@ -22,6 +22,7 @@ _REFUSED: tuple[tuple[str, str, str], ...] = (
      _WHOLE, _MODEL),
     (r"^control_model\.|^controlnet_|^input_hint_block\.|^lllite_", "is a ControlNet", "It has no place in a concept."),
     (r"^(image_proj|ip_adapter)\.", "is an IP-Adapter", "It has no place in a concept."),
+    (r"(^|[._])(motion_modules|temporal_transformer)[._]", "is for AnimateDiff's motion module", _OTHER),
     (r"(^|[._])(double_blocks|single_blocks|single_transformer_blocks)[._]", "is for Flux or a model like it", _OTHER),
     (r"(^|[._])joint_(transformer_)?blocks[._]|^lora_te3_|^text_encoder_3\.", "is for Stable Diffusion 3", _OTHER),
     (r"^lora_prior_|^prior\.|^lora_transformer_|^(diffusion_model\.)?(transformer|transformer_blocks|blocks|layers)\.|"

@@ -109,7 +109,7 @@ class Generator:
         reader = Reader(self.base, self.concepts)
         work = self._work(request, reader)
         jobs = list(self._jobs(request, reader, work))
-        at_once = self._make_room(work)
+        at_once = self._make_room(work, reader, jobs)
         groups = (list(some) for _, some in groupby(jobs, key=lambda job: job.alike))
         batches = [some[first : first + at_once] for some in groups for first in range(0, len(some), at_once)]
         total = len(batches) * work.predictions
@@ -127,12 +127,15 @@ class Generator:
                 recipe = self._recipe(work, job, hidden, (len(batch), place))
                 yield Picture(grey(image.size) if hidden else image, recipe)
 
-    def _make_room(self, work: _Work) -> int:
+    def _make_room(self, work: _Work, reader: Reader, jobs: Sequence[_Job]) -> int:
         """How many pictures to draw at once."""
         with self.base.quiet(), told("before drawing", LESS_MEMORY, self.base.device):
             if self.base.checker:
                 self.base.checker.load()  # what is wrong with its files is told before any computing
-            return settle(self.base, work.largest, AT_ONCE)
+            mixes = {mix for job in jobs for mix in job.alike[0]}
+            loras = ([lora for lora, _ in reader.loras(mix)] for mix in mixes)
+            beside = max(map(self.base.slots.room, loras), default=0)
+            return settle(self.base, work.largest, AT_ONCE, beside)
 
     def _flagged(self, images: Sequence[Image.Image]) -> list[bool]:
         with self.base.quiet():
