@@ -70,7 +70,7 @@ def test_captions_come_along_by_name_and_can_be_changed(bear, tmp_path):
     for wrong, said in (
         ("no place for it", "needs {} once"),
         ("{} and {}", "has {} 2 times in line 1"),
-        ("{} " + "x" * 2000, "has 2,003 characters in line 1"),
+        ("{} " + "x" * 20_000, "has 20,003 characters in line 1"),
         ("{} \x1b[31m", "control character U+001B"),
         ("{} \ud83d", "not valid Unicode"),
     ):

@@ -74,20 +74,26 @@ class TextEncoder:
         """Token ids of a stretch of text, without start and end.
 
         `<|endoftext|>` and whatever else the tokenizer calls special is text like any other, with the ids of its signs:
-        the start, the end and the padding of a prompt are put there by `closed` alone. So is "!", which open_clip's
-        models pad with: they were trained to read it as a sign (id 256), where a tokenizer that takes it for padding
-        gives id 0.
+        the start, the end and the padding of a prompt are put there by `closed` alone. A padding that is a mark people
+        write, "!" of SD 2.x and of SDXL's second encoder, keeps the id that diffusers' pipelines give it.
         """
-        apart = _KEPT_WHOLE.sub(r"\1 \2 \3", text)
-        ids = self.tokenizer(
-            apart, add_special_tokens=False, truncation=False, verbose=False, split_special_tokens=True
-        ).input_ids
+        mark = self.tokenizer.pad_token if len(self.tokenizer.pad_token or "") == 1 else None
+        ids: list[int] = []
+        for i, part in enumerate(text.split(mark) if mark else [text]):
+            ids += [self.tokenizer.pad_token_id] if i else []
+            ids += self._ids_between_marks(part)
         if ids and max(ids) >= len(self.table):
             raise PersonalError(
                 f"The base's tokenizer knows a word in {show(repr(text), 60)} that its text encoder does not.",
                 "Leave the word out, or load a base whose two parts belong together.",
             )
         return ids
+
+    def _ids_between_marks(self, text: str) -> list[int]:
+        apart = _KEPT_WHOLE.sub(r"\1 \2 \3", text)
+        return self.tokenizer(
+            apart, add_special_tokens=False, truncation=False, verbose=False, split_special_tokens=True
+        ).input_ids
 
     def vectors_of(self, words: str) -> Tensor:
         """The embeddings of some words, (tokens, width), fp32."""
