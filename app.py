@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sdpersonal.cli import run
+from sdpersonal.cli.main import run
 from sdpersonal.config import Settings, Whole
 from sdpersonal.errors import PersonalError, show
 
@@ -45,22 +45,22 @@ def say(line: str) -> None:
 
 def open_app(settings: Opening) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, which clears the pictures shown
-    from sdpersonal import files
-    from sdpersonal.ui.door import opened
-    from sdpersonal.ui.environment import seclude
+    from sdpersonal import storage
+    from sdpersonal.app.ui.auth import opened
+    from sdpersonal.app.ui.environment import seclude
 
     for folder in (settings.library, settings.out, settings.runs):
-        files.check_folder(folder)
+        storage.check_folder(folder)
     if settings.bases is not None and not settings.bases.is_dir():
         raise PersonalError(f"--bases: there is no folder {show(str(settings.bases))}.", "Leave it out, or make it.")
     door = opened(settings.port, settings.listen, settings.host, settings.password_file)
     shown = seclude()  # before Gradio is imported
-    from sdpersonal.bases import load_base
+    from sdpersonal.app.backend import App, House, Studio
+    from sdpersonal.app.ui.page import build
+    from sdpersonal.app.ui.server import serve
+    from sdpersonal.concepts.library import Library
     from sdpersonal.generation import Generator
-    from sdpersonal.library import Library
-    from sdpersonal.service import App, House, Studio
-    from sdpersonal.ui.page import build
-    from sdpersonal.ui.serve import serve
+    from sdpersonal.models import load_base
 
     def load(name: str | None) -> Generator:
         return Generator(load_base(name, safety=settings.safety_checker), house.library, settings.wildcards)

@@ -10,7 +10,7 @@ Commands for diffusers' train_dreambooth.py and train_dreambooth_lora*.py work h
 
 import sys
 
-from sdpersonal.cli import run, train
+from sdpersonal.cli.main import run, train
 from sdpersonal.config import DreamboothSettings
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ Commands for diffusers' textual_inversion*.py work here too: docs/from-diffusers
 
 import sys
 
-from sdpersonal.cli import run, train
+from sdpersonal.cli.main import run, train
 from sdpersonal.config import InversionSettings
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ import psutil
 import tyro
 from PIL import Image
 
-import browser as browsers
-from samples import card, vectors
-from sdpersonal.concept import Concept, thumbnail_bytes
+from sdpersonal.concepts.concept import Concept, thumbnail_bytes
+from sdpersonal.concepts.library import Library
 from sdpersonal.config import Request
-from sdpersonal.library import Library
 from sdpersonal.prompts import Token
-from serving import Server
+from support import browser as browsers
+from support.samples import card, vectors
+from support.serving import Server
 
 FORM = {"prompt": "a cat on the beach", "n": 4, "steps": 25, "size": "128x128", "guidance": 3.0}
 
@@ -48,8 +48,8 @@ def main(concepts: int = 500, rounds: int = 8, requests: int = 500) -> None:
 
 def _report(server: Server, place: Path, concepts: int, rounds: int, requests: int) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # the command line's rule; read when torch is loaded
-    from sdpersonal.bases import load_base
     from sdpersonal.generation import Generator
+    from sdpersonal.models import load_base
 
     generator = Generator(load_base("tiny"))
     with browsers.browser(place / "profile") as window:

@@ -16,15 +16,15 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from sdpersonal.card import Card
-from sdpersonal.concept import Concept, write
+from sdpersonal.concepts.card import Card
+from sdpersonal.concepts.concept import Concept, write
+from sdpersonal.concepts.thumbnail import thumbnail_bytes
 from sdpersonal.prompts import Token
-from sdpersonal.thumbnail import thumbnail_bytes
 
 MEASURE = """
 import json, sys, time
 began = time.perf_counter()
-from sdpersonal.library import Library
+from sdpersonal.concepts.library import Library
 from sdpersonal.prompts import Token
 loaded, cpu = time.perf_counter(), time.process_time()
 library = Library(sys.argv[1])

@@ -6,16 +6,16 @@ from sdpersonal import Library, Generator, Request, load_base, train
 from importlib import import_module
 
 _HOMES = {
-    "Concept": "concept",
+    "Concept": "concepts.concept",
     "DreamboothSettings": "config",
     "Generator": "generation",
     "InversionSettings": "config",
-    "Library": "library",
+    "Library": "concepts.library",
     "PersonalError": "errors",
     "Request": "config",
     "Token": "prompts",
-    "load_base": "bases",
-    "load_photos": "photos",
+    "load_base": "models",
+    "load_photos": "photos.loading",
     "train": "training",
 }
 __all__ = list(_HOMES)

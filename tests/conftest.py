@@ -109,6 +109,6 @@ def shared_photos() -> Path:
 @pytest.fixture(scope="session")
 def tiny():
     """The built-in base on the CPU, loaded once. Tests give it back as they found it."""
-    from sdpersonal.bases import load_base
+    from sdpersonal.models import load_base
 
     return load_base("tiny", device="cpu")

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sdpersonal.card import Card
-from sdpersonal.concept import Concept, Lora, LoraLayer
-from sdpersonal.exports import export
-from sdpersonal.library import Library
+from sdpersonal.concepts.card import Card
+from sdpersonal.concepts.concept import Concept, Lora, LoraLayer
+from sdpersonal.concepts.exporters import export
+from sdpersonal.concepts.library import Library
 from sdpersonal.prompts import Token
 
 if TYPE_CHECKING:
-    from sdpersonal.bases import StableDiffusion
+    from sdpersonal.models import StableDiffusion
 
 RANK, VECTORS = 16, 4
 STRENGTHS = (0.7, 0.4)

@@ -66,9 +66,9 @@ def now() -> tuple[float, float]:
 
 class Ours:
     def __init__(self, base: str, concepts: Path, device: str):
-        from sdpersonal.bases import load_base
+        from sdpersonal.concepts.library import Library
         from sdpersonal.generation import Generator
-        from sdpersonal.library import Library
+        from sdpersonal.models import load_base
 
         self._base = load_base(base, device)
         self._generator = Generator(self._base, Library(concepts / "library"))
@@ -90,8 +90,8 @@ class Theirs:
     def __init__(self, base: str, concepts: Path, device: str):
         from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-        from sdpersonal.bases.loading import BUILT_IN, built_in_folder
-        from sdpersonal.bases.samplers import make_sampler
+        from sdpersonal.models.loading import BUILT_IN, built_in_folder
+        from sdpersonal.models.schedulers import make_sampler
 
         folder = built_in_folder() if base == BUILT_IN else Path(base)
         xl = (folder / "text_encoder_2").is_dir()

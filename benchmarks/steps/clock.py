@@ -91,7 +91,7 @@ def without_torchvision() -> bool:
 
 def cast_frozen_base() -> None:
     """UNet and text encoders of this project's bases in bf16; the autoencoder, which runs before the steps, stays."""
-    from sdpersonal.bases.sd import StableDiffusion
+    from sdpersonal.models.stable_diffusion import StableDiffusion
 
     plain = StableDiffusion.__init__
 

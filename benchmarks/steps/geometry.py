@@ -14,11 +14,11 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from sdpersonal.bases.loading import built_in_folder
-from sdpersonal.bases.sd import StableDiffusion
-from sdpersonal.bases.sdxl import StableDiffusionXL
-from sdpersonal.bases.text import TextEncoder
-from sdpersonal.bases.tokenizer import clip_tokenizer
+from sdpersonal.models.loading import built_in_folder
+from sdpersonal.models.loading.tokenizer import clip_tokenizer
+from sdpersonal.models.sdxl import StableDiffusionXL
+from sdpersonal.models.stable_diffusion import StableDiffusion
+from sdpersonal.models.text_encoder import TextEncoder
 
 _SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False} | {
     "steps_offset": 1

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdpersonal.bases import Framing, StableDiffusion
+from sdpersonal.models import Framing, StableDiffusion
 from sdpersonal.training.dataset import Batch, batch_loss
 
 from .geometry import build

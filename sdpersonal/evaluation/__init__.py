@@ -1,7 +1,7 @@
 """How good a concept is, in numbers: the judges, the acceptance test, its words."""
 
-from .acceptance import Acceptance, Scores
-from .judges import Judge, judge_for
-from .verdict import in_figures, verdict
+from .concept_score import Acceptance, Scores
+from .explain import in_figures, verdict
+from .scorers import Judge, judge_for
 
 __all__ = ["Acceptance", "Judge", "Scores", "in_figures", "judge_for", "verdict"]

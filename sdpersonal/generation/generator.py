@@ -13,24 +13,24 @@ from PIL import Image
 from torch import Tensor
 
 from .. import __version__
-from ..bases import Framing, StableDiffusion, check_scheduler
-from ..bases.memory import told
-from ..bases.placement import settle
-from ..bases.safety import grey
-from ..concept import Concept
+from ..concepts.concept import Concept
 from ..config import SEEDS, Request
+from ..config.scheduler_names import Scheduler, named
 from ..errors import FieldError, Interrupted
+from ..image_metadata import Drawn, Ingredient, Recipe
+from ..models import Framing, StableDiffusion, check_scheduler
+from ..models.offload import settle
+from ..models.oom import told
+from ..models.safety_checker import grey
 from ..prompts import Mention, Token, Wildcards, choose
-from ..recipes import Drawn, Ingredient, Recipe
-from ..schedulers import Scheduler, named
-from .checking import prompts_of
-from .conditions import Conditions, Course, Pair, length
-from .denoising import Sampling, Start, denoise
+from .denoise import Sampling, Start, denoise
+from .img2img import Source, enlarged, large_size, latents_of, source_of
 from .noise import between, noise_of
 from .picture import Picture
 from .previews import Look, Previews
-from .reading import Concepts, NoConcepts, Reader, Reading, Share, check_makes_few_steps_enough
-from .starting import Source, enlarged, large_size, latents_of, source_of
+from .prompt_encoding import Conditions, Course, Pair, length
+from .prompt_resolution import Concepts, NoConcepts, Reader, Reading, Share, check_makes_few_steps_enough
+from .request_checks import prompts_of
 
 AT_ONCE = 4  # pictures in one batch, fewer where memory is short; more saves little time on a CPU
 LESS_MEMORY = "Ask for a smaller --size, or --n 1; or close what else takes memory."

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from ..recipes import Recipe, png
+from ..image_metadata import Recipe, png
 
 
 @dataclass(frozen=True)

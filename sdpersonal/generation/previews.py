@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..bases import StableDiffusion
+from ..models import StableDiffusion
 
 Look = Callable[[Callable[[], Tensor]], None]
 _FIRST = 0.4  # seconds before the first one: there is little to see in what is guessed from pure noise

@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .. import files
+from .. import storage
 from ..errors import PersonalError
-from ..recipes import Recipe, read_recipe
+from ..image_metadata import Recipe, read_recipe
 
 KEPT = ".facts.jsonl"
 _VERSION = 1
@@ -31,14 +31,14 @@ def facts_of(folder: Path, names: Iterable[str]) -> dict[str, Facts]:
     found = {name: kept[name] if name in kept else read_facts(folder / name) for name in names}
     if found.keys() != kept.keys():
         lines = (json.dumps({"v": _VERSION, "name": name, **facts}) for name, facts in found.items())
-        files.write_text(folder / KEPT, "".join(f"{line}\n" for line in lines))
+        storage.write_text(folder / KEPT, "".join(f"{line}\n" for line in lines))
     return found
 
 
 def read_facts(path: Path) -> Facts:
     """Of one PNG, by its first bytes; whatever they hold."""
     data = b""
-    with suppress(PersonalError), files.open_to_read(path) as file:
+    with suppress(PersonalError), storage.open_to_read(path) as file:
         data = file.read(_HEAD)
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     facts = {"prompt": "", "negative": "", "facts": [], "width": width, "height": height}
@@ -68,7 +68,7 @@ def _told(recipe: Recipe) -> list[tuple[str, str]]:
 def _kept(path: Path) -> dict[str, Facts]:
     kept: dict[str, Facts] = {}
     with suppress(PersonalError):
-        for line in files.read_bytes(path, _MAX_KEPT).splitlines():
+        for line in storage.read_bytes(path, _MAX_KEPT).splitlines():
             with suppress(ValueError, RecursionError):
                 entry = json.loads(line)
                 if _fits(entry):

@@ -16,10 +16,10 @@ from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
-from .. import files
+from .. import storage
+from ..config.text_checks import check_path
 from ..errors import PersonalError
 from ..prompts import show
-from ..text import check_path
 
 DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 PICTURE = re.compile(r"([0-9]{5,9})-[0-9a-f]{8}\.png")
@@ -40,30 +40,30 @@ class Outputs:
 
     def save(self, data: bytes) -> Path:
         """Keep a PNG's bytes; returns where."""
-        day = files.make_folder(self.folder / self._today().isoformat())
-        mark = files.sha256(data)[:8]
-        with files.lock(day, wait=_PATIENCE):
+        day = storage.make_folder(self.folder / self._today().isoformat())
+        mark = storage.sha256(data)[:8]
+        with storage.lock(day, wait=_PATIENCE):
             number = 1 + _last(day)
             while os.path.lexists(path := day / f"{number:05d}-{mark}.png"):
                 number += 1
-            files.write_text(day / _COUNT, str(number))  # first: a crash then leaves a gap, not a number given twice
-            files.write_bytes(path, data)
+            storage.write_text(day / _COUNT, str(number))  # first: a crash then leaves a gap, not a number given twice
+            storage.write_bytes(path, data)
         return path
 
     def favourite(self, picture: str | os.PathLike) -> Path:
         """Copy a picture of this folder to its favourites; returns the copy, which stays if the picture goes."""
         place = self._favourite_of(picture)
         if not place.exists():
-            data = files.read_bytes(Path(picture), MAX_PICTURE)
-            files.make_folder(place.parent)
-            files.write_bytes(place, data)
+            data = storage.read_bytes(Path(picture), MAX_PICTURE)
+            storage.make_folder(place.parent)
+            storage.write_bytes(place, data)
         return place
 
     def unfavourite(self, picture: str | os.PathLike) -> None:
         """Remove the copy, if there is one; the picture stays."""
         place = self._favourite_of(picture)
         if os.path.lexists(place):
-            files.remove(place)
+            storage.remove(place)
 
     def days(self) -> list[str]:
         """Days that have a folder, newest first."""
@@ -102,7 +102,7 @@ def _number(name: str) -> tuple[int, str]:
 def _last(day: Path) -> int:
     """The last number given; the folder is listed only where nobody has counted."""
     with suppress(PersonalError, UnicodeDecodeError):
-        counted = files.read_bytes(day / _COUNT, 20).decode("ascii")
+        counted = storage.read_bytes(day / _COUNT, 20).decode("ascii")
         if re.fullmatch(r"[0-9]{1,8}", counted):
             return int(counted)
     return max((_number(each.name)[0] for each in _scan(day) if PICTURE.fullmatch(each.name)), default=0)

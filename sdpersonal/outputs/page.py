@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .. import files
+from .. import storage
 from .facts import facts_of
 from .folder import FAVOURITE, FAVOURITES, Outputs
 
@@ -26,13 +26,13 @@ def write_page(outputs: Outputs, title: str = "Pictures") -> tuple[Path, int]:
 
     Only pictures that are new since the last time are opened. Raises PersonalError, NoRoom.
     """
-    files.make_folder(outputs.folder)
+    storage.make_folder(outputs.folder)
     path = outputs.folder / "index.html"
-    with files.lock(outputs.folder, wait=_PATIENCE):  # else a page begun earlier could end up over a later one
+    with storage.lock(outputs.folder, wait=_PATIENCE):  # else a page begun earlier could end up over a later one
         for place in (outputs.folder, *(outputs.folder / day for day in outputs.days())):
-            files.sweep(place)  # what killed processes left half-written
+            storage.sweep(place)  # what killed processes left half-written
         pictures = list(_pictures(outputs))
-        files.write_text(path, page(pictures, title))
+        storage.write_text(path, page(pictures, title))
     return path, len(pictures)
 
 
@@ -40,8 +40,8 @@ def page(pictures: list[dict[str, Any]], title: str) -> str:
     """The HTML. pictures: as `_pictures` has them."""
     from jinja2 import Environment, StrictUndefined
 
-    script, style = (files.read_bytes(_HERE / name, 100_000).decode() for name in ("page.js", "page.css"))
-    template = files.read_bytes(_HERE / "page.html", 100_000).decode()
+    script, style = (storage.read_bytes(_HERE / name, 100_000).decode() for name in ("page.js", "page.css"))
+    template = storage.read_bytes(_HERE / "page.html", 100_000).decode()
     machine = Environment(autoescape=True, undefined=StrictUndefined)
     return machine.from_string(template).render(
         title=title,

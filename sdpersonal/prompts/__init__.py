@@ -14,11 +14,11 @@ The language for users: docs/prompts.md.
 
 from ..errors import show
 from .alternatives import Wildcards, choose, count, every, has_alternatives, nth
-from .pieces import Break, Mention, Prompt, Text, Word
-from .reading import MAX_DEPTH, MAX_PROMPT, MAX_WEIGHT, parse
+from .ast import Break, Mention, Prompt, Text, Word
+from .concept_syntax import MAX_BLEND, MAX_STRENGTH
+from .parser import MAX_DEPTH, MAX_PROMPT, MAX_WEIGHT, parse
+from .render import written
 from .tokens import Token
-from .words import MAX_BLEND, MAX_STRENGTH
-from .writing import written
 
 __all__ = [
     "MAX_BLEND",

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..errors import PersonalError, show
-from .choices import Dice, Node, count_of, drawn_of, nth_of
-from .reading import MAX_PROMPT
+from .combinatorics import Dice, Node, count_of, drawn_of, nth_of
+from .parser import MAX_PROMPT
 from .templates import has_alternatives, read_template
 from .wildcards import Wildcards
 

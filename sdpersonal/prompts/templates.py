@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from ..errors import PersonalError, show
-from .choices import Node, Pick, Series
+from .combinatorics import Node, Pick, Series
 from .wildcards import Wildcards
 
 MAX_NESTING = 10

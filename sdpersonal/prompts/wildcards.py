@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from .. import files
+from .. import storage
 from ..errors import PersonalError, show
-from .packs import SUFFIXES, read_pack
 from .tokens import RESERVED
+from .wildcard_packs import SUFFIXES, read_pack
 
 MAX_BYTES = 2_000_000  # of one list
 MAX_PACK_BYTES = 10_000_000
@@ -75,7 +75,7 @@ class Wildcards:
             return self._sampled(name)
         if "*" in name or "?" in name:
             return self._matching(name)
-        path = files.inside(self.folder, *f"{name}.txt".split("/"))
+        path = storage.inside(self.folder, *f"{name}.txt".split("/"))
         if os.path.lexists(path):
             return _read_text(path, name)
         return self._lines_at(self._found(name), name)
@@ -92,7 +92,7 @@ class Wildcards:
     def _lines_at(self, place: _Place, name: str, empty: bool = False) -> list[str]:
         """empty: a file without any is no mistake."""
         if place.keys is None:
-            return _read_text(files.inside(self.folder, *place.path.split("/")), name, empty)
+            return _read_text(storage.inside(self.folder, *place.path.split("/")), name, empty)
         return _checked(self._pack(place.path)[place.keys], f"__{show(name, 60)}__")
 
     def _found(self, name: str) -> _Place:
@@ -180,7 +180,7 @@ class Wildcards:
 
     def _pack(self, path: str) -> dict[tuple[str, ...], list[str]]:
         if path not in self._packs:
-            text = _text_of(files.inside(self.folder, *path.split("/")), path, MAX_PACK_BYTES)
+            text = _text_of(storage.inside(self.folder, *path.split("/")), path, MAX_PACK_BYTES)
             self._packs[path] = read_pack(text, path)
         return self._packs[path]
 
@@ -268,7 +268,7 @@ def _read_text(path: Path, name: str, empty: bool = False) -> list[str]:
 
 def _text_of(path: Path, name: str, limit: int) -> str:
     """UTF-8, or UTF-16 or UTF-32 that begin with their byte order mark."""
-    data = files.read_bytes(path, limit)
+    data = storage.read_bytes(path, limit)
     encoding = next((encoding for mark, encoding in _ENCODINGS if data.startswith(mark)), "utf-8-sig")
     try:
         return data.decode(encoding)

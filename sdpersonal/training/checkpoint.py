@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from .. import files
+from .. import storage
 from ..errors import PersonalError
 from ..prompts import show
 
@@ -69,20 +69,20 @@ def save_checkpoint(
     others intact."""
     folder = run / f"step-{step:06d}"
     if folder.exists():  # damaged, or the run would have gone on from it
-        files.remove(folder)
-    with files.new_folder(folder) as staged:
+        storage.remove(folder)
+    with storage.new_folder(folder) as staged:
         sums = {}
         for number, part in enumerate(_parts(_tensors(learned))):
             name = f"state-{number}.safetensors" if number else "state.safetensors"
             data = save(part)
-            files.write_bytes(staged / name, data)
-            sums[name] = files.sha256(data)
+            storage.write_bytes(staged / name, data)
+            sums[name] = storage.sha256(data)
         manifest = {"step": step, "sha256": sums, "numbers": _numbers(learned), "run": identity}
-        files.write_json(staged / "manifest.json", manifest)
+        storage.write_json(staged / "manifest.json", manifest)
     kept = [other for other in _folders(run) if _step(other) <= step][-KEEP:]
     for other in _folders(run):
         if other not in kept and _step(other) != best:  # also later ones: they were damaged; this run took another way
-            files.remove(other)
+            storage.remove(other)
 
 
 def latest_step(run: Path) -> int | None:
@@ -168,7 +168,7 @@ def _step(folder: Path) -> int:
 
 
 def _manifest(folder: Path) -> dict:
-    manifest = json.loads(files.read_bytes(folder / "manifest.json", 4 << 20))
+    manifest = json.loads(storage.read_bytes(folder / "manifest.json", 4 << 20))
     wanted = {"step": int, "sha256": dict, "numbers": dict, "run": dict}
     if not all(isinstance(manifest[key], kind) for key, kind in wanted.items()):
         raise ValueError("not a manifest")
@@ -224,8 +224,8 @@ def _restore(folder: Path, manifest: dict, learned: Learned) -> None:
     for file, digest in manifest["sha256"].items():
         if not _STATE_FILE.fullmatch(file):
             raise ValueError("not a file of a checkpoint")
-        data = files.read_bytes(folder / file, _MAX_BYTES)
-        if files.sha256(data) != digest:
+        data = storage.read_bytes(folder / file, _MAX_BYTES)
+        if storage.sha256(data) != digest:
             raise ValueError("not the state that was written")
         for name, tensor in load(data).items():
             filled.add(name)

@@ -6,9 +6,9 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import files
-from .settling import SHARE, evidence
-from .trials import Trial, best_of
+from .. import storage
+from .early_stopping import SHARE, evidence
+from .validation import Trial, best_of
 
 FILE = "loss.png"
 _DOTS, _LINE, _SECOND, _MARK = "#b8c4d6", "#1f4e96", "#c2571a", "#2c7a3f"
@@ -37,7 +37,7 @@ def save_curves(
     all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
-    files.write_bytes(path, buffer.getvalue())
+    storage.write_bytes(path, buffer.getvalue())
 
 
 def _loss(axes, losses: list[float], measured: list[tuple[int, float]]) -> None:

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..bases import Conditioning, Framing, Posterior, StableDiffusion
-from ..photo_captions import shortened
-from ..photos import Photo
+from ..models import Conditioning, Framing, Posterior, StableDiffusion
+from ..photos.captions import shortened
+from ..photos.loading import Photo
 from ..prompts import show
-from .chance import generator_for, photo_at
 from .objective import diffusion_loss
+from .rng import generator_for, photo_at
 
 
 @dataclass(frozen=True)

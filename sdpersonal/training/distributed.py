@@ -23,9 +23,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather
 
-from .. import files
+from .. import storage
 from ..errors import Diverged, Interrupted, NoRoom, PersonalError
-from ..photos import PhotoSet
+from ..photos.loading import PhotoSet
 
 GRACE = 10.0  # seconds to end by oneself once another has failed; a thread stuck in a collective cannot
 _MEETING = 30.0
@@ -56,7 +56,7 @@ def check_same_start(accelerator: Accelerator, photos: PhotoSet, identity: dict[
     """Raises PersonalError, in every process, unless all have the same photos, settings and step to go on from."""
     if accelerator.num_processes == 1:
         return
-    settings = files.sha256(json.dumps(identity, sort_keys=True).encode())
+    settings = storage.sha256(json.dumps(identity, sort_keys=True).encode())
     mine = [len(photos.photos), int(photos.identity[:12], 16), int(settings[:12], 16), start]
     rows = gather(torch.tensor([mine], device=accelerator.device)).tolist()
     for rank, row in enumerate(rows):

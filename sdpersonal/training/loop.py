@@ -14,16 +14,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..errors import Diverged, Interrupted, NoRoom
-from .asking import Wish, heard
-from .averaging import Average, NoAverage
 from .checkpoint import Learned, latest_step, save_checkpoint
+from .control import Wish, heard
 from .dataset import Batch, TrainingPhotos
-from .memory import Room
-from .method import Method
+from .early_stopping import measure
+from .ema import Average, NoAverage
+from .methods.protocol import Method
+from .oom_advice import Room
 from .presets import lower_rate
-from .progress import Journal
-from .settling import measure
-from .stopping import StopSignals
+from .progress_log import Journal
+from .signals import StopSignals
 
 MAX_GRAD_NORM = 1.0
 ABSURD_LOSS = 100.0  # targets have variance 1: a prediction this far off is none

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..bases import Schedule
+from ..models import Schedule
 
 
 def diffusion_loss(

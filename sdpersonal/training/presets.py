@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..lora import Targets
+from ..models.lora import Targets
 
 
 @dataclass(frozen=True)

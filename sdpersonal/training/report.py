@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from .. import files
-from ..card import Card
-from ..concept import Concept
+from .. import storage
+from ..concepts.card import Card
+from ..concepts.concept import Concept
 from ..errors import PersonalError
 from ..evaluation import in_figures, verdict
 from ..prompts import show
 from .curves import FILE as CURVES
-from .pictures import SHEET
-from .trials import FOLDER, PLAIN, Trial, best_of, picture_name
+from .sample_sheet import SHEET
+from .validation import FOLDER, PLAIN, Trial, best_of, picture_name
 
 FILE = "report.html"
 RULE = "the last of those within a twentieth of the highest score"
@@ -61,7 +61,7 @@ def write_report(run: Path, concept: Concept, trials: Sequence[Trial], story: St
         photos=[show(line, 500) for line in story.photos],  # names of files are somebody's
         facts=_facts(card, story.seconds),
     )
-    files.write_text(run / FILE, page)
+    storage.write_text(run / FILE, page)
     return run / FILE
 
 
@@ -74,7 +74,7 @@ def _facts(card: Card, seconds: float) -> list[tuple[str, object]]:
 def _picture(path: Path) -> str:
     """A PNG as a data URL; "" where there is none."""
     try:
-        data = files.read_bytes(path, _LIMIT)
+        data = storage.read_bytes(path, _LIMIT)
     except PersonalError:
         return ""
     return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"

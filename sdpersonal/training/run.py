@@ -10,41 +10,41 @@ from pathlib import Path
 
 from PIL import Image
 
-from .. import files
-from ..bases import StableDiffusion, introduction, load_base
+from .. import storage
+from ..concepts.library import Library
 from ..config import Training
-from ..doctor import examine
 from ..errors import PersonalError
 from ..evaluation import Judge, judge_for, verdict
-from ..evaluation.judges import FETCH
-from ..library import Library
-from ..photos import PhotoSet, load_photos
+from ..evaluation.scorers import FETCH
+from ..models import StableDiffusion, introduction, load_base
+from ..photos.checks import examine
+from ..photos.loading import PhotoSet, load_photos
 from ..prompts import Token
-from .asking import heard
-from .averaging import Average, NoAverage
+from .build_concept import make_concept
 from .checkpoint import load_step
-from .course import End, course_of, follow
+from .control import heard
 from .curves import FILE as CURVES
 from .curves import save_curves
 from .dataset import TrainingPhotos, fit_captions
 from .distributed import check_same_start, join, together
+from .dry_run import FILE as COST
+from .dry_run import clock, rehearse
+from .early_stopping import fixed_batch
+from .ema import Average, NoAverage
 from .loop import Accelerator, Lesson, Plan, Silent
-from .making import make_concept
-from .memory import Room
-from .methods import build, check_before_loading, in_class, method_name, noun_of
-from .methods import chosen as chosen_preset
-from .optimizers import make_optimizer, rate_factor
-from .pictures import with_pictures
+from .methods.factory import build, check_before_loading, in_class, method_name, noun_of
+from .methods.factory import chosen as chosen_preset
+from .milestones import End, course_of, follow
+from .oom_advice import Room
+from .optim import make_optimizer, rate_factor
 from .presets import Preset, preset
-from .progress import Journal, while_heard
-from .rehearsal import FILE as COST
-from .rehearsal import clock, rehearse
+from .progress_log import Journal, while_heard
+from .prompt_templates import TEMPLATES
 from .report import Story, write_report
-from .resuming import RESULT, check_free, check_not_finished, first_step, identity_of, run_folder
-from .settling import fixed_batch
-from .templates import TEMPLATES
-from .tracking import check_installed, tracked
-from .trials import Exam, Trial
+from .run_dir import RESULT, check_free, check_not_finished, first_step, identity_of, run_folder
+from .sample_sheet import with_pictures
+from .trackers import check_installed, tracked
+from .validation import Exam, Trial
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
         run = run_folder(settings)
         check_before_loading(settings)
         check_not_finished(settings, run)
-        files.check_folder(run)
+        storage.check_folder(run)
         given = _loaded(settings, accelerator, say)
         base = given.base
         if accelerator.is_main_process:
-            held.enter_context(files.lock(run))
-            files.sweep(run)
+            held.enter_context(storage.lock(run))
+            storage.sweep(run)
             heard(run)  # what was asked of a run that ended before it heard is not asked of this one
         chosen = chosen_preset(settings, base, len(given.photos.photos))
         lesson, plan, exam = _prepared(settings, run, accelerator, given, chosen, held, say)
@@ -94,7 +94,7 @@ def train(settings: Training, say: Callable[[str], None] = print) -> Result | No
         report = write_report(run, concept, exam.held if exam else [], story)
         token = Library(settings.library).add(concept)
         result = {"token": str(token), "sha256": concept.identity, "steps": ended.step, "best": best.step}
-        files.write_json(run / RESULT, result | {"seconds": round(seconds, 1)})
+        storage.write_json(run / RESULT, result | {"seconds": round(seconds, 1)})
     for line in verdict(best.scores, noun_of(settings)) if best.scores else ():
         say(line)
     say(f"{token} is in {settings.library}, after {clock(seconds)}. All about it: {report}")
@@ -167,7 +167,7 @@ def _prepared(
             trials = chosen.milestones * ((exam.seconds if exam else 0) + cost.checkpoint)
             seconds = chosen.steps * cost.step + trials
             if accelerator.is_main_process:
-                files.write_json(run / COST, cost.as_json() | {"steps": chosen.steps, "seconds": round(seconds, 1)})
+                storage.write_json(run / COST, cost.as_json() | {"steps": chosen.steps, "seconds": round(seconds, 1)})
             say(f"{what}, about {clock(seconds)}; {cost.memory()}.")
         start = first_step(settings, run, lesson.learned(), identity, chosen.steps, say)
         check_same_start(accelerator, photos, identity, start)

@@ -34,7 +34,7 @@ import modules.textual_inversion.textual_inversion as textual_inversion  # noqa:
 import network  # noqa: E402
 import networks  # noqa: E402
 
-import original  # noqa: E402
+from support import original  # noqa: E402
 
 
 def tree(paths: dict[str, nn.Module]) -> nn.Module:

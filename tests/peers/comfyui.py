@@ -20,7 +20,7 @@ import comfy.sdxl_clip  # noqa: E402
 import comfy.text_encoders.sd2_clip  # noqa: E402
 import comfy.utils  # noqa: E402
 
-import original  # noqa: E402
+from support import original  # noqa: E402
 
 folder, name = os.path.split(job.embedding.removesuffix(".safetensors"))
 tokenizer = {

@@ -77,7 +77,7 @@ def as_it_was(model: torch.nn.Module) -> torch.nn.Module:
 
 def narrow(base: str, table=None) -> dict[str, torch.nn.Module]:
     """Narrow models of that kind, real weights."""
-    import original
+    from support import original
 
     torch.manual_seed(0)
     return original.models(base, table or original.NARROW)
@@ -85,8 +85,7 @@ def narrow(base: str, table=None) -> dict[str, torch.nn.Module]:
 
 def published(base: str) -> dict[str, torch.nn.Module]:
     """The published sizes, shapes only."""
-    import original
-    import teaching
+    from support import original, teaching
 
     return teaching.models(base, original.FULL)
 
@@ -100,7 +99,7 @@ def components(base: str) -> dict[str, str]:
 
 def our_names(base: str, parts: dict[str, torch.nn.Module]) -> dict[tuple[str, str], str]:
     """(model, path of a module, with text_model) -> our name of the layer."""
-    import teaching
+    from support import teaching
 
     names = {}
     places = teaching.slots(base, parts)
@@ -120,6 +119,6 @@ def tokenizer():
     """CLIP's."""
     from transformers import CLIPTokenizer
 
-    from sdpersonal.bases.loading import built_in_folder
+    from sdpersonal.models.loading import built_in_folder
 
     return CLIPTokenizer.from_pretrained(built_in_folder() / "tokenizer")

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from sdpersonal.bases import load_base, loading
-from sdpersonal.library import Library
+from sdpersonal.concepts.library import Library
+from sdpersonal.models import load_base, loading
 from sdpersonal.training.run import train
 
 from . import captions, clip, photos, presets, reach

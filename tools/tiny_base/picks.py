@@ -16,10 +16,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdpersonal.bases import loading
+from sdpersonal.models import loading
+from sdpersonal.training.early_stopping import evidence
 from sdpersonal.training.presets import preset
-from sdpersonal.training.settling import evidence
-from sdpersonal.training.trials import FOLDER, Trial, best_of, picture_name, read_trials, wants_more
+from sdpersonal.training.validation import FOLDER, Trial, best_of, picture_name, read_trials, wants_more
 
 from . import photos, presets, reach
 from .workshop import Workshop

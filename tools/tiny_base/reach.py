@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from sdpersonal.bases import load_base, loading
+from sdpersonal.concepts.library import Library
 from sdpersonal.config import DreamboothSettings, InversionSettings, Request
 from sdpersonal.generation import Generator
-from sdpersonal.library import Library
+from sdpersonal.models import load_base, loading
 from sdpersonal.training.run import train
-from sdpersonal.training.trials import read_trials
+from sdpersonal.training.validation import read_trials
 
 from . import captions, clip, judge, photos, presets, sheets
 from .workshop import Workshop

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdpersonal.bases import load_base, loading
-from sdpersonal.library import Library
-from sdpersonal.photos import load_photos
+from sdpersonal.concepts.library import Library
+from sdpersonal.models import load_base, loading
+from sdpersonal.photos.loading import load_photos
 
 from . import captions, presets, reach
 from .workshop import Workshop

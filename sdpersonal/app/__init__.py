@@ -1,0 +1,1 @@
+"""The Gradio app: `backend` works without a page, `ui` shows it."""

@@ -1,0 +1,54 @@
+"""Prompts to begin with, for a concept of each kind. Alternatives in braces: each picture gets another."""
+
+from __future__ import annotations
+
+from ....concepts.library import Library
+from ....config import Kind
+from ....errors import PersonalError
+from ....generation.request_checks import BRACKET
+from ....prompts import Token
+
+READY: dict[Kind, dict[str, str]] = {
+    "person": {
+        "Me as a samurai, a cowboy, a saint …": "a portrait of {} as a "
+        "{samurai in armour|cowboy with a hat|saint with a halo|pirate|astronaut|king with a crown|chef|wizard}",
+        "Me around the world": "a photo of {} "
+        "{on a beach|in the snow|in a forest|in Venice|in the desert|in Tokyo at night}",
+        "Me by the masters": "a portrait of {}, {oil painting by Rembrandt|charcoal drawing|stained glass|"
+        "pop art|art nouveau poster|pencil sketch}",
+    },
+    "object": {
+        "It in many places": "a photo of {} {on the beach|in the snow|in the forest|on a blue background|on grass}",
+        "It at other times": "a photo of {} {at dawn|at night|in the rain|in autumn leaves}",
+        "It in other materials": "{} made of {wood|glass|gold|wool|paper}",
+    },
+    "style": {
+        "A world in this style": "a {cat|house|tree|car|boat} in the style of {}",
+        "Portraits in this style": "a portrait of a {king|robot|fox|sailor} in the style of {}",
+    },
+}
+TITLES = [title for prompts in READY.values() for title in prompts]
+
+
+def ready(title: str, prompt: str, library: Library, kind: str) -> str:
+    """The ready prompt with a fitting concept in it: the prompt's own, else the library's newest.
+
+    kind: of the base that would draw. Raises PersonalError where the title is none, or there is no such concept.
+    """
+    for subject, prompts in READY.items():
+        if title in prompts:
+            token = _fitting(subject, prompt, library, kind)
+            # Braces are alternatives in a prompt; only the place of the concept is empty.
+            return prompts[title].replace("{}", str(token))
+    raise PersonalError("There is no such ready prompt.", "Choose one of the list.")
+
+
+def _fitting(subject: Kind, prompt: str, library: Library, kind: str) -> Token:
+    entries = [each for each in library.list() if not each.damaged and each.card.base == kind]
+    entries.sort(key=lambda each: each.path.stat().st_mtime, reverse=True)
+    named = [word for word in BRACKET.findall(prompt if isinstance(prompt, str) else "")]
+    entries.sort(key=lambda each: not any(str(each.token.unversioned())[1:-1] in word for word in named))
+    for wanted in (subject, *(("person", "object") if subject != "style" else ())):
+        if found := next((each for each in entries if each.card.kind == wanted), None):
+            return found.token.unversioned()
+    raise PersonalError(f"There is no {subject} among your concepts for this base yet.", "Make one, or import one.")

@@ -1,0 +1,1 @@
+"""What the Base tab does."""

@@ -1,0 +1,67 @@
+"""What there is to know of a base, without holding its weights."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ....config.scheduler_names import SCHEDULERS
+from ....errors import PersonalError
+
+_PRECISION = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """name, kind, version: as `StableDiffusion` has them; resolution: pixels a side; device: "cpu" or "cuda";
+    parameters: their number; safety: what checks the pictures, a sentence;
+    schedulers: names of those that can draw with it."""
+
+    name: str
+    kind: str
+    version: str
+    resolution: int
+    guidance: float
+    rescale: float
+    device: str
+    precision: str
+    parameters: int
+    sampler: str
+    safety: str
+    schedulers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, base) -> BaseFacts:
+        return cls(
+            name=base.name,
+            kind=base.kind,
+            version=base.version,
+            resolution=base.resolution,
+            guidance=base.guidance,
+            rescale=base.rescale,
+            device=base.device.type,
+            precision=_PRECISION[str(base.dtype)],
+            parameters=base.parameters,
+            sampler=type(base.sampler()).__name__.removesuffix("Scheduler"),
+            safety=base.safety,
+            schedulers=_schedulers_of(base),
+        )
+
+    def line(self) -> str:
+        """Which base it is, in a line."""
+        place = "graphics card" if self.device == "cuda" else "CPU"
+        line = f"Base: {self.name}, {self.resolution}x{self.resolution} pixels, on the {place}."
+        if self.kind == "tiny":
+            line += " It is built in: small, quick, and draws toy-like pictures."
+        return f"{line} {self.safety}"
+
+
+def _schedulers_of(base) -> tuple[str, ...]:
+    from ....models import check_scheduler
+
+    names = []
+    for scheduler in SCHEDULERS:
+        with suppress(PersonalError):
+            check_scheduler(base.scheduler_config, scheduler, steps=25)
+            names.append(scheduler.name)
+    return tuple(names)

@@ -1,0 +1,1 @@
+"""What the Train tab does."""

@@ -1,0 +1,62 @@
+"""The loss so far as a small drawing (SVG) that takes its colours from the page, so it can be read light and dark.
+
+Nothing but numbers and our own words goes into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .run_status import Points
+
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 440, 170, 4, 22, 8
+_MOST = 240  # points drawn
+
+
+def curve(points: Points, steps: int) -> str:
+    """SVG of a run's losses: each step's as a dot, and as a line the fixed batch's, or else a running mean."""
+    if len(points.losses) < 2:
+        return ""
+    line = points.fixed if len(points.fixed) > 1 else running_mean(points.losses)
+    dots, line = thinned(points.losses), thinned(line)
+    across = max(steps, points.losses[-1][0], 2)
+    highest = sorted(loss for _, loss in points.losses)[int(0.98 * (len(points.losses) - 1))]
+    highest = max(highest, max(loss for _, loss in line)) * 1.05 or 1.0
+
+    def place(step: int, loss: float) -> str:
+        x = _LEFT + (_WIDTH - 2 * _LEFT) * step / across
+        y = _TOP + (_HEIGHT - _BOTTOM - _TOP) * (1 - min(loss / highest, 1.0))
+        return f"{x:.1f},{y:.1f}"
+
+    marks = "".join(f"M{place(*point)}h0" for point in dots)
+    path = "M" + "L".join(place(*point) for point in line)
+    floor, foot = _HEIGHT - _BOTTOM, _HEIGHT - 6
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" class="curve" '
+        f'aria-label="Loss after {points.losses[-1][0]} steps: {line[-1][1]:.3f}, at first {line[0][1]:.3f}">'
+        f'<path class="floor" d="M{_LEFT},{floor}H{_WIDTH - _LEFT}"/>'
+        f'<path class="dots" d="{marks}"/><path class="line" d="{path}"/>'
+        f'<text x="{_LEFT}" y="{foot}">loss: lower is better learned</text>'
+        f'<text x="{_WIDTH - _LEFT}" y="{foot}" text-anchor="end">step {across:,}</text></svg>'
+    )
+
+
+def running_mean(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    window = max(5, len(losses) // 15)
+    total, means = 0.0, []
+    for i, (step, loss) in enumerate(losses):
+        total += loss - (losses[i - window][1] if i >= window else 0.0)
+        means.append((step, total / min(i + 1, window)))
+    return means
+
+
+def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """At most `_MOST` of them, the last one among them."""
+    every = -(-len(points) // _MOST)
+    return [*points[::every], *(points[-1:] if (len(points) - 1) % every else ())]
+
+
+def bar(share: float | None) -> str:
+    """How far it is, as the browser's own progress bar; None where nobody can say."""
+    value = "" if share is None else f' value="{min(max(share, 0.0), 1.0):.4f}"'
+    return f'<progress aria-label="How far the training is" max="1"{value}></progress>'

@@ -1,0 +1,26 @@
+"""What must be settled before Gradio is imported: it obeys its environment variables over its arguments."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import tempfile
+from pathlib import Path
+
+from ... import storage
+
+_OBEYED = ("GRADIO_", "UVICORN_", "FORWARDED_ALLOW_IPS", "SPACE_ID", "SYSTEM=")
+
+
+def seclude() -> Path:
+    """Forget what the environment says to Gradio and its server; return a private folder for what the page shows.
+
+    The folder is readable by this user only and goes when the program ends.
+    """
+    for name in [name for name in os.environ if f"{name}=".startswith(_OBEYED)]:
+        del os.environ[name]
+    folder = Path(tempfile.mkdtemp(prefix="sdpersonal-"))
+    atexit.register(storage.remove, folder)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    return folder

@@ -1,0 +1,48 @@
+"""What was drawn before."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from ...backend import App
+from ...backend.generate import history
+from ..shared import QUICK, Shared, line, user_of
+from .results import Results, tiles
+
+
+def history_box(app: App, shared: Shared, tab: gr.Tab, results: Results) -> None:
+    """Lay out the pictures of other days: a click chooses one as in the newest."""
+    with gr.Row():
+        search = gr.Textbox(label="Search", placeholder="words of the prompt, or a day", scale=3, min_width=160)
+        starred = gr.Checkbox(False, label="Favourites only", scale=1, min_width=140)
+    pictures = gr.Gallery(
+        show_label=False,
+        label="Earlier pictures",
+        columns=4,
+        object_fit="cover",
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+        elem_id="history",
+    )
+    with gr.Row(elem_classes="heading"):
+        back, on = gr.Button("Newer", size="sm", min_width=80), gr.Button("Older", size="sm", min_width=80)
+        note = line("", "history-note")
+    number, found = gr.State(0), gr.State(())
+
+    def on_look_back(search, starred, number, request: gr.Request):
+        page = history.look(app.house, request.session_hash, user_of(request), search, bool(starred), number)
+        return tiles(page.results), page.note, page.number, page.results
+
+    def on_pick(found, chosen: gr.SelectData, request: gr.Request):
+        result = found[chosen.index] if 0 <= chosen.index < len(found) else None
+        return result and history.shown(app.house, request.session_hash, result)
+
+    asked = {"fn": on_look_back, "inputs": [search, starred, number]}
+    asked |= {"outputs": [pictures, note, number, found]} | QUICK
+    tab.select(**asked)
+    for event in (search.change, starred.change):
+        event(lambda: 0, None, number, **QUICK).then(**asked)
+    for button, step in ((back, -1), (on, 1)):
+        button.click(lambda number, step=step: number + step, number, number, **QUICK).then(**asked)
+    pictures.select(on_pick, found, results.picked, **QUICK)

@@ -1,0 +1,120 @@
+"""The card of the concept that was chosen: shown, filled in, renamed."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import get_args
+
+import gradio as gr
+
+from ....config import Kind
+from ...backend import App
+from ...backend.error_text import tried
+from ...backend.library.concept_details import CONSENT, LICENCES, View, rename, save, view
+from ..shared import GENERATE, QUICK, Shared, line
+
+NONE = "<p class='none'>Click a concept to see its card.</p>"
+FIELDS = ("title", "description", "kind", "class_noun", "license", "author", "prompts", "consent", "consent_note")
+
+
+def card_box(app: App, shared: Shared, tab: gr.Tab, desk) -> gr.Column:
+    """Lay out the card and what can be done with a concept that is not damaged, in the column that is returned."""
+    library = app.house.library
+    card = gr.HTML(NONE, elem_id="card")
+    trouble = line("", "card-trouble", visible=False)
+    with gr.Column(visible=False) as whole:
+        versions = gr.Dropdown([], label="Version", visible=False, allow_custom_value=True, elem_id="version")
+        with gr.Group():
+            prompts = gr.Dropdown([], label="Prompts to try", allow_custom_value=True, elem_id="card-prompts")
+            use = gr.Button("Use in Generate", size="sm", elem_id="card-use")
+        with gr.Accordion("Fill in the card", open=False, elem_id="edit-box"):
+            fields = _fields()
+            with gr.Row(elem_classes="heading"):
+                store = gr.Button("Save", variant="primary", scale=0, min_width=110, elem_id="card-save")
+                saved = line("", "card-saved")
+        with gr.Accordion("Rename", open=False, elem_id="rename-box"):
+            name = gr.Textbox(
+                label="New name", placeholder="<me/duck>", max_lines=1, max_length=200, elem_id="new-name"
+            )
+            with gr.Row(elem_classes="heading"):
+                give = gr.Button("Rename", scale=0, min_width=110, elem_id="rename")
+                renamed = line("", "renamed")
+
+    def on_show(token, before):
+        found, said = tried(view, library, token) if token else (None, "")
+        if found and found == before:  # what someone is typing stays
+            return [gr.skip()] * len(shown)
+        html = as_html(found) if found else NONE
+        told, ready = gr.update(value=said, visible=bool(said)), gr.update(visible=bool(found and found.card))
+        return html, told, ready, found, *_choices(found), *_values(found, len(fields))
+
+    def on_save(token, count, *values):
+        done, said = tried(save, library, token, dict(zip(FIELDS, values, strict=True)))
+        return said or "Saved.", count + bool(done)
+
+    def on_rename(token, new, count):
+        done, said = tried(rename, library, token, new)
+        return said or f"It is called {done.unversioned()} now.", str(done) if done else token, count + bool(done)
+
+    last = gr.State(None)
+    shown = [card, trouble, whole, last, versions, prompts, *fields]
+    desk.on(tab, both=True, fn=on_show, inputs=[desk.chosen, last], outputs=shown)
+    desk.chosen.change(lambda: ("", "", ""), None, [saved, renamed, name], **QUICK)
+    versions.input(lambda token: token or "", versions, desk.chosen, **QUICK)
+    use.click(lambda prompt: (prompt or "", gr.Tabs(selected=GENERATE)), prompts, [shared.prompt, shared.tabs], **QUICK)
+    store.click(on_save, [desk.chosen, desk.changes, *fields], [saved, desk.changes], **QUICK)
+    gr.on(
+        [give.click, name.submit],
+        on_rename,
+        [desk.chosen, name, desk.changes],
+        [renamed, desk.chosen, desk.changes],
+        **QUICK,
+    )
+    return whole
+
+
+def as_html(found: View) -> str:
+    """The card as HTML in which every word of its author's is text."""
+    picture = f"<img src='{escape(found.picture)}' alt=''>" if found.picture else ""
+    title = f"<h3>{escape(found.title)}</h3>" if found.title else ""
+    said = "".join(f"<p class='said'>{escape(sentence)}</p>" for sentence in found.said)
+    about = escape(found.card.description) if found.card else ""
+    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in found.facts)
+    head = f"<div><code>{escape(found.token)}</code>{title}<p>{about}</p>{said}</div>"
+    return f"<article><header>{picture}{head}</header><dl>{facts}</dl></article>"
+
+
+def _fields() -> list:
+    """In the order of `FIELDS`."""
+    title = gr.Textbox(label="Title", max_lines=1, max_length=100, elem_id="card-title")
+    description = gr.Textbox(label="Description", lines=2, max_lines=8, max_length=2000)
+    with gr.Row():
+        kind = gr.Dropdown(list(get_args(Kind)), label="Kind", min_width=130)
+        noun = gr.Textbox(
+            label="In general it is a", placeholder="toy duck", max_lines=1, max_length=100, min_width=130
+        )
+    with gr.Row():
+        choices = [(text, name) for name, text in LICENCES.items()]
+        licence = gr.Dropdown(choices, label="Licence", allow_custom_value=True, min_width=130, elem_id="card-licence")
+        author = gr.Textbox(label="Author", max_lines=1, max_length=100, min_width=130)
+    prompts = gr.Textbox(label="Prompts to try, a line each", lines=2, max_lines=8, max_length=8200)
+    with gr.Row():
+        consent = gr.Dropdown(
+            [(text, value) for value, text in CONSENT.items()], label="If a person: do they agree?", min_width=130
+        )
+        note = gr.Textbox(label="To what they agreed, and when", max_lines=2, max_length=500, min_width=130)
+    return [title, description, kind, noun, licence, author, prompts, consent, note]
+
+
+def _choices(found: View | None) -> tuple:
+    if not found:
+        return gr.skip(), gr.skip()
+    several = gr.update(choices=list(found.versions), value=found.token, visible=len(found.versions) > 1)
+    return several, gr.update(choices=list(found.prompts), value=next(iter(found.prompts), None))
+
+
+def _values(found: View | None, count: int) -> list:
+    if not found or not found.card:
+        return [gr.skip()] * count
+    values = {name: getattr(found.card, name) for name in FIELDS} | {"prompts": "\n".join(found.card.prompts)}
+    return [values[name] for name in FIELDS]

@@ -1,0 +1,152 @@
+"""What is refused before Gradio sees it: other hosts, other sites' pages, uploads without end, guessed passwords."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ... import storage
+
+LARGEST_UPLOAD = 1 << 30  # bytes of a file (a LoRA), of one request, and of all that pages have sent and not yet lost
+PARTS = 60  # files at once
+ROOM = 2 << 30  # bytes that stay free on the disk
+LARGEST_BODY = 2 << 20  # bytes of anything that is no upload
+GUESSES, PAUSE = 5, 30.0  # wrong passwords from one place, and the seconds until the next may be tried
+_MOST_PLACES = 10_000
+_READ_ON = 256  # messages, 64 KB each at most
+_PAST_THE_QUEUE = re.compile(r"/gradio_api/(run|api|call)\b")
+
+
+class Guard:
+    """hosts: names that this app goes by; sent: folder in which uploads gather."""
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str], sent: Path):
+        self.app, self.hosts, self.sent = app, hosts, sent
+        self._wrong: dict[str, list[float]] = defaultdict(list)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        refusal = self._refusal(scope, headers)
+        if refusal:
+            await PlainTextResponse(refusal[1], refusal[0])(scope, receive, send)
+            return
+        scope["headers"] = [each for each in scope["headers"] if not each[0].startswith(b"x-forwarded-")]
+        if scope["path"].rstrip("/") == "/login":
+            send = self._counting(_place(scope), send)
+        body = Body(receive, LARGEST_UPLOAD if _is_upload(scope) else LARGEST_BODY, headers)
+        try:
+            await self.app(scope, body.receive, send)
+        except TooLarge as error:
+            await _read_on(receive)
+            await PlainTextResponse(str(error), 413)(scope, receive, send)
+        except TypeError:  # Gradio's answer to a part that has no file name
+            if not _is_upload(scope):
+                raise
+            await PlainTextResponse("That is no upload.", 400)(scope, receive, send)
+
+    def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> tuple[int, str] | None:
+        host = headers.get(b"host", "")
+        if re.sub(r":\d{1,5}$", "", host) not in self.hosts:
+            return 400, "This app does not go by that name."
+        origin = headers.get(b"origin")
+        # Gradio itself trusts every page on this machine, whatever its port: it would let it read the pictures.
+        if origin is not None and origin != f"{scope['scheme']}://{host}":
+            return 403, "Only this app's own page may do that."
+        if _PAST_THE_QUEUE.match(scope["path"]):
+            return 404, "There is only the page."
+        if scope["path"].rstrip("/") == "/login" and self._must_wait(_place(scope)):
+            return 429, f"Too many wrong passwords. Wait {PAUSE:.0f} seconds."
+        return self._full(headers) if _is_upload(scope) else _too_long(headers, LARGEST_BODY)
+
+    def _full(self, headers: dict[bytes, str]) -> tuple[int, str] | None:
+        if refusal := _too_long(headers, LARGEST_UPLOAD):
+            return refusal
+        if storage.free_bytes(self.sent) < ROOM:
+            return 507, "The disk is nearly full here."
+        if _size(self.sent) > LARGEST_UPLOAD:
+            return 507, "There is no more room for uploads; what was sent earlier goes within an hour."
+        return None
+
+    def _must_wait(self, place: str) -> bool:
+        if len(self._wrong) > _MOST_PLACES:
+            self._wrong.clear()
+        recent = [at for at in self._wrong[place] if at > time.monotonic() - PAUSE]
+        self._wrong[place] = recent
+        return len(recent) >= GUESSES
+
+    def _counting(self, place: str, send: Send) -> Send:
+        async def watched(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 400:
+                self._wrong[place].append(time.monotonic())
+            await send(message)
+
+        return watched
+
+
+class TooLarge(Exception):
+    """A body that goes on longer than it may. In words for whoever sent it."""
+
+
+class Body:
+    """Counts what arrives, whatever was announced; of an upload its parts too."""
+
+    def __init__(self, receive: Receive, most: int, headers: dict[bytes, str]):
+        self._receive, self._most, self._size, self._parts, self._rest = receive, most, 0, 0, b""
+        found = re.search(r'boundary="?([^";]{1,200})', headers.get(b"content-type", ""))
+        self._mark = f"--{found[1]}".encode("latin-1") if found else None
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        body = message.get("body", b"")
+        self._size += len(body)
+        if self._size > self._most:
+            raise TooLarge(f"I take up to {self._most >> 20} MB at once.")
+        if self._mark and body:
+            text = self._rest + body
+            self._parts += text.count(self._mark)
+            self._rest = text[-len(self._mark) + 1 :]
+            if self._parts > PARTS + 1:
+                raise TooLarge(f"I take up to {PARTS} files at once.")
+        return message
+
+
+async def _read_on(receive: Receive) -> None:
+    """What is refused in the middle is read a while longer: a client that still sends sees no answer."""
+    for _ in range(_READ_ON):
+        message = await receive()
+        if not message.get("more_body"):
+            return
+
+
+def _is_upload(scope: Scope) -> bool:
+    return scope["path"].rstrip("/").endswith("/upload")
+
+
+def _too_long(headers: dict[bytes, str], most: int) -> tuple[int, str] | None:
+    announced = headers.get(b"content-length", "0")
+    if not announced.isdigit():
+        return 400, "That is no length."
+    return (413, f"I take up to {most >> 20} MB at once.") if int(announced) > most else None
+
+
+def _place(scope: Scope) -> str:
+    return scope["client"][0] if scope.get("client") else ""
+
+
+def _size(folder: Path) -> int:
+    """Bytes in the folder; what goes meanwhile does not count."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.lstat().st_size
+        except OSError:
+            continue
+    return total

@@ -1,0 +1,206 @@
+"""A training on the Make tab: how it stands, live, and what can be done with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+from ...backend.train.page import Workshop
+from ..shared import GENERATE, QUICK, Shared, line, user_of
+
+SURE = "Throw it away? Nothing will be added, and its copies of your photos go too."
+TRIES = 4  # buttons with prompts
+EVERY = 1.0  # seconds
+
+
+@dataclass(frozen=True)
+class Run:
+    """Parts by what they show. whole: all of it; seen: the stamp of the pictures that are shown."""
+
+    timer: gr.Timer
+    whole: gr.Column
+    title: gr.Textbox
+    bar: gr.HTML
+    words: gr.Textbox
+    curve: gr.HTML
+    score: gr.Textbox
+    pictures: gr.Gallery
+    seen: gr.State
+    running: gr.Row
+    sample: gr.Button
+    keep: gr.Button
+    cancel: gr.Button
+    ended: gr.Row
+    go_on: gr.Button
+    throw: gr.Button
+    sure: gr.Column
+    yes: gr.Button
+    no: gr.Button
+    done: gr.Column
+    tries: tuple[gr.Button, ...]
+    report: gr.DownloadButton
+    another: gr.Button
+
+
+def run_box() -> Run:
+    """Lay it out, hidden."""
+    timer, seen = gr.Timer(EVERY, active=False), gr.State("")
+    with gr.Column(visible=False, elem_id="run") as whole:
+        title, bar, words = line("", "run-title"), gr.HTML("", elem_id="run-bar"), line("", "run-words", max_lines=10)
+        with gr.Row(visible=False) as running:
+            sample = gr.Button("Sample now", min_width=110, elem_id="run-sample")
+            keep = gr.Button("Stop and keep", variant="primary", min_width=110, elem_id="run-keep")
+            cancel = gr.Button("Cancel", min_width=90, elem_id="run-cancel")
+        with gr.Row(visible=False) as ended:
+            go_on = gr.Button("Go on", variant="primary", min_width=110, elem_id="run-go-on")
+            throw = gr.Button("Throw away", min_width=110, elem_id="run-throw")
+        with gr.Column(visible=False, elem_id="run-sure") as sure:
+            line(SURE)
+            with gr.Row():
+                yes = gr.Button("Yes, throw it away", variant="stop", min_width=110, elem_id="run-yes")
+                no = gr.Button("No", min_width=90, elem_id="run-no")
+        with gr.Column(visible=False, elem_id="run-done") as done:
+            with gr.Row():
+                tries = tuple(_try(number) for number in range(TRIES))
+            with gr.Row():
+                report = gr.DownloadButton("The whole report", size="sm", min_width=120, elem_id="run-report")
+                another = gr.Button("Make another", variant="primary", size="sm", min_width=120, elem_id="run-another")
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=2, min_width=300):
+                score = line("", "run-score", max_lines=10)
+                curve = gr.HTML("", elem_id="run-curve")
+            with gr.Column(scale=3, min_width=300):
+                pictures = gr.Gallery(
+                    label="Sample pictures",
+                    show_label=False,
+                    columns=2,
+                    height="auto",
+                    object_fit="contain",
+                    interactive=False,
+                    buttons=["fullscreen"],
+                    visible=False,
+                    elem_id="run-pictures",
+                )
+    return Run(
+        timer,
+        whole,
+        title,
+        bar,
+        words,
+        curve,
+        score,
+        pictures,
+        seen,
+        running,
+        sample,
+        keep,
+        cancel,
+        ended,
+        go_on,
+        throw,
+        sure,
+        yes,
+        no,
+        done,
+        tries,
+        report,
+        another,
+    )
+
+
+def _try(number: int) -> gr.Button:
+    return gr.Button("", size="sm", min_width=260, elem_id=f"run-try-{number}", elem_classes="try")
+
+
+def showing(run: Run, preparing: gr.Column, found) -> dict:
+    """What changes on the page. found: as `Workshop.scene` gives it."""
+    if found is None:
+        return {
+            run.timer: gr.Timer(active=False),
+            run.whole: gr.update(visible=False),
+            preparing: gr.update(visible=True),
+            run.seen: "",
+        }
+    scene, standing = found
+    state = standing.state if standing else "failed"
+    moving = bool(standing and standing.running)
+    return {
+        run.timer: gr.Timer(active=moving),
+        run.whole: gr.update(visible=True),
+        preparing: gr.update(visible=False),
+        run.title: scene.title,
+        run.bar: gr.update(value=scene.bar, visible=moving),
+        run.words: scene.words,
+        run.curve: gr.update(value=scene.curve, visible=bool(scene.curve)),
+        run.score: gr.update(value=scene.score, visible=bool(scene.score)),
+        run.running: gr.update(visible=moving),
+        run.sample: gr.update(interactive=state == "learning"),
+        run.keep: gr.update(interactive=state == "learning"),
+        run.ended: gr.update(visible=state in ("stopped", "failed") and standing is not None),
+        run.done: gr.update(visible=state == "done"),
+    } | _pictures(run, scene)
+
+
+def _pictures(run: Run, scene) -> dict:
+    """Only where they are new: they are large."""
+    if not scene.pictures and not scene.prompts:
+        return {}
+    tries = {
+        button: gr.update(value=text, visible=bool(text))
+        for button, text in zip(run.tries, [*scene.prompts, *[""] * TRIES], strict=False)
+    }
+    return tries | {
+        run.seen: scene.stamp,
+        run.pictures: gr.update(value=list(scene.pictures), visible=bool(scene.pictures)),
+        run.report: gr.update(value=scene.report or None, visible=bool(scene.report)),
+    }
+
+
+def connect_run(
+    workshop: Workshop, shared: Shared, run: Run, preparing: gr.Column, note: gr.Textbox, tab: gr.Tab
+) -> None:
+    """Look when the page opens, when the tab does, and every second while something runs."""
+    outputs = [value for value in vars(run).values() if not isinstance(value, tuple)]
+    outputs = [*outputs, *run.tries, preparing, note]
+
+    def look(request: gr.Request, seen: str = "") -> dict:
+        return showing(run, preparing, workshop.scene(request.session_hash, user_of(request), seen))
+
+    def on_look(request: gr.Request):
+        return look(request)
+
+    def on_tick(seen, request: gr.Request):
+        return look(request, seen if isinstance(seen, str) else "")
+
+    def on_go_on(request: gr.Request):
+        said = workshop.go_on(user_of(request))
+        return look(request) | ({run.words: said} if said else {})
+
+    def on_yes(request: gr.Request):
+        said = workshop.cancel(user_of(request))
+        return look(request) | {run.sure: gr.update(visible=False), note: gr.update(value=said, visible=bool(said))}
+
+    def on_another(request: gr.Request):
+        said = workshop.put_away(user_of(request))
+        return look(request) | {note: gr.update(value=said, visible=bool(said))}
+
+    for button, wish in ((run.sample, "sample"), (run.keep, "keep")):
+        _asking(workshop, run, button, wish, look, outputs)
+    for button, seen in ((run.cancel, True), (run.throw, True), (run.no, False)):
+        button.click(lambda seen=seen: gr.update(visible=seen), None, run.sure, **QUICK)
+    for button, work in ((run.go_on, on_go_on), (run.yes, on_yes), (run.another, on_another)):
+        button.click(work, None, outputs, **QUICK)
+    for button in run.tries:
+        button.click(lambda text: (text, gr.Tabs(selected=GENERATE)), button, [shared.prompt, shared.tabs], **QUICK)
+    run.timer.tick(on_tick, run.seen, outputs, **QUICK)
+    shared.page.load(on_look, None, outputs, **QUICK)
+    tab.select(on_look, None, outputs, **QUICK)
+
+
+def _asking(workshop: Workshop, run: Run, button: gr.Button, wish: str, look, outputs: list) -> None:
+    def on_ask(request: gr.Request):
+        said = workshop.ask(user_of(request), wish)
+        return look(request) | ({run.words: said} if said else {})
+
+    button.click(on_ask, None, outputs, **QUICK)

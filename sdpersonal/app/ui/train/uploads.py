@@ -1,0 +1,183 @@
+"""The photos of the Make tab: dropped, looked at, turned and left out by a click."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+from ...backend.train.page import Workshop
+from ...backend.train.uploads import samples
+from ..shared import QUICK, line
+from .form import Fields
+
+HINT = "4 to 10 photos of one thing, each in another place. They stay on this machine."
+CLICK = "Click a photo to turn it, leave it out or describe it. Only what is inside its yellow square is learned from."
+
+
+@dataclass(frozen=True)
+class Photos:
+    """The parts that other handlers touch. chosen: number of the photo that was clicked, None without one."""
+
+    drop: gr.File
+    folder: gr.UploadButton
+    samples: list[gr.Button]
+    tiles: gr.Gallery
+    words: gr.Textbox
+    advice: gr.Button
+    clear: gr.Button
+    chosen: gr.State
+    click: gr.Textbox
+    panel: gr.Column
+    name: gr.Textbox
+    out: gr.Button
+    turns: dict[int, gr.Button]
+    caption: gr.Textbox
+    count: gr.State
+
+
+def photos_box() -> Photos:
+    """Lay them out."""
+    drop = gr.File(label="Drop photos here", file_count="multiple", height=150, elem_id="make-drop", type="filepath")
+    line(HINT, "make-hint")
+    with gr.Row():
+        folder = gr.UploadButton(
+            "A whole folder", file_count="directory", size="sm", min_width=120, elem_id="make-folder"
+        )
+        sets = [
+            gr.Button(f"Try with: {title}", size="sm", min_width=120, elem_id=f"make-sample-{number}")
+            for number, title in enumerate(samples())
+        ]
+    tiles = gr.Gallery(
+        label="Your photos",
+        show_label=False,
+        columns=4,
+        height="auto",
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+        visible=False,
+        object_fit="contain",
+        elem_id="make-tiles",
+    )
+    click = line(CLICK, "make-click", visible=False)
+    with gr.Column(visible=False, elem_id="make-photo") as panel:
+        name = line("", "make-photo-name")
+        with gr.Row():
+            out = gr.Button("Leave out", size="sm", min_width=90, elem_id="make-out")
+            turns = {
+                1: gr.Button("Turn left", size="sm", min_width=90, elem_id="make-left"),
+                3: gr.Button("Turn right", size="sm", min_width=90, elem_id="make-right"),
+            }
+        caption = gr.Textbox(
+            label="What else is in it? (if you like)",
+            placeholder="{} in the snow",
+            lines=1,
+            max_lines=4,
+            max_length=2000,
+            info="Write {} where your subject's word goes. What is named here, the word need not learn.",
+            elem_id="make-caption",
+        )
+    words = line("", "make-verdict", max_lines=16)
+    with gr.Row():
+        advice = gr.Button("Do what I can about it", size="sm", min_width=140, visible=False, elem_id="make-advice")
+        clear = gr.Button("Remove all photos", size="sm", min_width=140, visible=False, elem_id="make-clear")
+    return Photos(
+        drop,
+        folder,
+        sets,
+        tiles,
+        words,
+        advice,
+        clear,
+        gr.State(None),
+        click,
+        panel,
+        name,
+        out,
+        turns,
+        caption,
+        gr.State(0),
+    )
+
+
+def connect_photos(workshop: Workshop, photos: Photos, fields: Fields) -> None:
+    """Every change ends in a new look at the whole set."""
+    shown = [photos.tiles, photos.click, photos.words, photos.advice, photos.clear, photos.count]
+
+    def looked(values, page, said=""):
+        found = workshop.look(page, fields.read(values), said)
+        some = bool(found.tiles)
+        tiles = gr.update(value=found.tiles, visible=some, selected_index=None)
+        seen = gr.update(visible=some)
+        return tiles, seen, found.words, gr.update(visible=found.helpful), seen, found.count
+
+    def on_drop(paths, request: gr.Request, *values):
+        page = request.session_hash
+        return None, *looked(values, page, workshop.drop(page, paths))
+
+    def on_folder(paths, request: gr.Request, *values):
+        page = request.session_hash
+        return looked(values, page, workshop.drop(page, paths))
+
+    def on_click(chosen: gr.SelectData, request: gr.Request):
+        photo = workshop.photo(request.session_hash, chosen.index)
+        out = "Leave out" if photo.used else "Put back"
+        return chosen.index, gr.update(visible=bool(photo.name)), photo.name, out, photo.caption
+
+    def on_out(chosen, request: gr.Request, *values):
+        page = request.session_hash
+        said = workshop.leave_out(page, chosen)
+        return "Leave out" if workshop.photo(page, chosen).used else "Put back", *looked(values, page, said)
+
+    def on_caption(chosen, text, request: gr.Request, *values):
+        page = request.session_hash
+        return looked(values, page, workshop.say_of(page, chosen, text))
+
+    def on_advice(request: gr.Request, *values):
+        page = request.session_hash
+        return None, gr.update(visible=False), *looked(values, page, workshop.follow_advice(page, fields.read(values)))
+
+    def on_clear(request: gr.Request, *values):
+        page = request.session_hash
+        return None, gr.update(visible=False), *looked(values, page, workshop.clear(page))
+
+    def on_look(request: gr.Request, *values):
+        return looked(values, request.session_hash)
+
+    slow = QUICK | {"show_progress": "minimal", "show_progress_on": photos.words, "concurrency_limit": 2}
+    photos.drop.upload(on_drop, [photos.drop, *fields.inputs], [photos.drop, *shown], **slow)
+    photos.folder.upload(on_folder, [photos.folder, *fields.inputs], shown, **slow)
+    photos.tiles.select(on_click, None, [photos.chosen, photos.panel, photos.name, photos.out, photos.caption], **QUICK)
+    photos.out.click(on_out, [photos.chosen, *fields.inputs], [photos.out, *shown], **slow)
+    gr.on(
+        [photos.caption.submit, photos.caption.blur],
+        on_caption,
+        [photos.chosen, photos.caption, *fields.inputs],
+        shown,
+        **slow,
+    )
+    for button, work in ((photos.advice, on_advice), (photos.clear, on_clear)):
+        button.click(work, fields.inputs, [photos.chosen, photos.panel, *shown], **slow)
+    asks = [fields.components[name].change for name in ("kind", "crop")] + [fields.components["noun"].blur]
+    gr.on(asks, on_look, fields.inputs, shown, trigger_mode="always_last", **slow)
+    for quarters, button in photos.turns.items():
+        _turning(workshop, photos, fields, looked, quarters, button, shown, slow)
+    for title, button in zip(samples(), photos.samples, strict=True):
+        _sampling(workshop, photos, fields, looked, title, button, shown, slow)
+
+
+def _turning(workshop, photos, fields, looked, quarters, button, shown, slow) -> None:
+    def on_turn(chosen, request: gr.Request, *values):
+        page = request.session_hash
+        return looked(values, page, workshop.turn(page, chosen, quarters))
+
+    button.click(on_turn, [photos.chosen, *fields.inputs], shown, **slow)
+
+
+def _sampling(workshop, photos, fields, looked, title, button, shown, slow) -> None:
+    def on_sample(request: gr.Request, *values):
+        page = request.session_hash
+        return None, gr.update(visible=False), *looked(values, page, workshop.take_samples(page, title))
+
+    button.click(on_sample, fields.inputs, [photos.chosen, photos.panel, *shown], **slow)

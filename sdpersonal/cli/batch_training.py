@@ -1,0 +1,209 @@
+"""`--concepts-list FILE`: several concepts in one go, each in turn, each with a run's folder of its own.
+
+The file is what DreamBooth scripts with several subjects read, a JSON list of objects:
+
+    [{"instance_prompt": "a photo of sks dog", "class_prompt": "a photo of dog", "instance_data_dir": "dog"},
+     {"token": "<me/duck>", "class": "toy duck", "photos": "duck"}]
+
+An entry says what differs from the rest of the command line. Nothing in it can name a place to write to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import storage
+from ..config import Training
+from ..config.text_checks import check_path, is_blank
+from ..errors import Interrupted, NoRoom, PersonalError
+from ..prompts import Token, show
+from .diffusers_compat.argv import Item, join, split
+
+MAX_BYTES = 1 << 20
+MAX_CONCEPTS = 100
+KEYS = frozenset(
+    (
+        *("instance_prompt", "class_prompt", "instance_data_dir", "class_data_dir"),
+        *("train_data_dir", "placeholder_token", "initializer_token", "learnable_property"),
+        *("photos", "token", "class", "init", "kind", "prior", "steps", "max_train_steps", "num_class_images"),
+    )
+)
+RESULT = "result.json"  # a finished run's
+
+
+@dataclass(frozen=True)
+class Several:
+    """The settings of several trainings, each with its own run folder and token; resume: go on where it was."""
+
+    concepts: tuple[Training, ...]
+    resume: bool
+
+
+def take(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The file of `--concepts-list`, if it is there, and the other words. Raises PersonalError without a name."""
+    items = split(argv)
+    chosen = [item for item in items if item.name == "concepts_list"]
+    rest = join([item for item in items if item.name != "concepts_list"])
+    if not chosen:
+        return None, rest
+    if len(chosen) > 1 or len(chosen[0].values) != 1 or not chosen[0].values[0]:
+        raise PersonalError("--concepts-list takes one file.", "For example --concepts-list concepts_list.json.")
+    check_path(chosen[0].values[0], "--concepts-list")
+    return Path(chosen[0].values[0]), rest
+
+
+def read(path: Path, argv: Sequence[str], parse: Callable[[list[str]], Training]) -> Several:
+    """Every training of the list, checked before the first begins. parse: argv of one training to its settings.
+
+    Raises PersonalError, naming the entry, where the file or an entry cannot be used.
+    """
+    common = split(argv)
+    # diffusers' word for it; whether there is something to go on from is asked of each concept, not of all.
+    resume = any(item.name == "resume" or _is_latest(item) for item in common)
+    common = [item for item in common if item.name != "resume" and not _is_latest(item)]
+    concepts = []
+    for number, entry in enumerate(_entries(path), 1):
+        with _named(number, path):
+            concepts.append(parse(join(_merged(common, _items(entry)))))
+    slugs = [Token.parse(one.token).slug for one in concepts]
+    for second, slug in enumerate(slugs):
+        if (first := slugs.index(slug)) != second:
+            raise PersonalError(
+                f"Entries {first + 1} and {second + 1} of {show(str(path))} are both {concepts[first].token}.",
+                'Give them a "token" each.',
+            )
+    return Several(tuple(_placed(one, path) for one in concepts), resume)
+
+
+def teach_all(several: Several, teach: Callable[..., object], say: Callable[[str], None]) -> int:
+    """Train each; one that fails does not stop the others, a full disk and Ctrl-C do. Ends with a summary.
+
+    Returns 0, or the exit code of the first that failed. Raises Interrupted, NoRoom.
+    """
+    outcomes: list[str] = []
+    code = 0
+    try:
+        for number, settings in enumerate(several.concepts, 1):
+            say(f"\n{number} of {len(several.concepts)}: {settings.token}")
+            failed, outcome = _teach(settings, several.resume, teach, say)
+            outcomes.append(outcome)
+            code = code or failed
+    finally:
+        waiting = [f"{one.token}  not begun or not finished" for one in several.concepts[len(outcomes) :]]
+        say("\n" + "\n".join(outcomes + waiting))
+    return code
+
+
+def _teach(
+    settings: Training, resume: bool, teach: Callable[..., object], say: Callable[[str], None]
+) -> tuple[int, str]:
+    """(exit code, a line of the summary)."""
+    run = settings.run
+    if resume and (done := _finished(run, settings)):
+        say("It is done already.")
+        return 0, f"{done}  done before, {show(str(run))}"
+    began = time.monotonic()
+    try:
+        result = teach(settings.model_copy(update={"resume": resume and _begun(run)}), say=say)
+    except (Interrupted, NoRoom):
+        raise
+    except PersonalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code, f"{settings.token}  failed: {error.problem}"
+    except Exception as error:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise  # the other processes are in the middle of this concept, not of the next
+        traceback.print_exc()
+        return 1, f"{settings.token}  failed: {type(error).__name__}: {show(str(error))}"
+    token = getattr(result, "token", settings.token)
+    return 0, f"{token}  done in {time.monotonic() - began:.0f} s, {show(str(run))}"
+
+
+def _entries(path: Path) -> list[dict[str, object]]:
+    shown = show(str(path))
+    try:
+        content = json.loads(storage.read_bytes(path, MAX_BYTES))  # UTF-8, or UTF-16 as PowerShell writes it
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise PersonalError(f"{shown} is not JSON: {error.msg} at {where}.", _example()) from None
+    except UnicodeDecodeError:
+        raise PersonalError(f"{shown} is not UTF-8 text.", "Save it as UTF-8.") from None
+    except (ValueError, RecursionError):
+        raise PersonalError(f"{shown} is not JSON.", _example()) from None
+    if not isinstance(content, list) or not content or not all(isinstance(one, dict) for one in content):
+        raise PersonalError(f"{shown} is not a list of concepts.", _example())
+    if len(content) > MAX_CONCEPTS:
+        raise PersonalError(f"{shown} lists {len(content):,} concepts; {MAX_CONCEPTS} are the most at once.")
+    return content
+
+
+def _example() -> str:
+    return 'It should be like [{"instance_prompt": "a photo of sks dog", "instance_data_dir": "dog"}, ...].'
+
+
+def _items(entry: dict[str, object]) -> list[Item]:
+    items = []
+    for key, value in entry.items():
+        name = key.replace("-", "_")
+        if name not in KEYS:
+            raise PersonalError(f"{show(key, 40)!r} cannot be said there.", f"I know {', '.join(sorted(KEYS))}.")
+        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+            raise PersonalError(f"{name!r} must be text or a number.")
+        if isinstance(value, str) and is_blank(value):
+            raise PersonalError(f"{name!r} is empty.", "Leave it out, or say null, where it is not needed.")
+        if value is not None:
+            items.append(Item(name, (f"--{name}={value}",)))
+    return items
+
+
+def _merged(common: list[Item], own: list[Item]) -> list[Item]:
+    names = {item.name for item in own}
+    return [item for item in common if item.name not in names] + own
+
+
+def _is_latest(item: Item) -> bool:
+    return item.name == "resume_from_checkpoint" and item.values == ("latest",)
+
+
+def _placed(settings: Training, path: Path) -> Training:
+    """With a run folder of its own: inside the one asked for, else in runs/ under the list's name."""
+    listed = re.sub(r"[^\w-]+", "-", path.stem, flags=re.ASCII).strip("-") or "concepts"
+    place = settings.run or Path("runs") / listed
+    return settings.model_copy(update={"run": place / Token.parse(settings.token).slug})
+
+
+def _begun(run: Path) -> bool:
+    return any(run.glob("step-*/manifest.json"))
+
+
+def _finished(run: Path, settings: Training) -> str | None:
+    """The token that a finished run left, if it was as long as is asked for now."""
+    try:
+        result = json.loads(storage.read_bytes(run / RESULT, MAX_BYTES))
+        return str(result["token"]) if result["steps"] >= (settings.steps or 0) else None
+    except (PersonalError, ValueError, KeyError, TypeError):
+        return None
+
+
+class _named:
+    """Says which entry a mistake is in, also where tyro has told it and wants to leave."""
+
+    def __init__(self, number: int, path: Path):
+        self._place = f"entry {number} of {show(str(path))}"
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, SystemExit) and error.code:
+            raise PersonalError(f"That is in {self._place}.") from None
+        if isinstance(error, PersonalError):
+            raise PersonalError(f"In {self._place}: {error.problem}", error.fix) from None

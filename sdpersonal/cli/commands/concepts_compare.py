@@ -1,0 +1,184 @@
+"""Concepts beside each other: diff, check, merge."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+from pydantic import Field
+
+from ...concepts.library import Entry, Library
+from ...config import TokenText, Whole
+from ...errors import PersonalError
+from ...prompts import Mention, Token, Word, parse, show
+from .concepts_list import Listing
+from .output import say, say_json
+
+
+class Differing(Listing):
+    """Say how two concepts differ: settings, scores, and the cosine of what they learned."""
+
+    first: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="FIRST")]
+    """For example '<me/duck-v1>'."""
+    second: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="SECOND")]
+    """For example '<me/duck-v2>'."""
+    layers: bool = False
+    """Also the cosine of every layer of the LoRAs."""
+
+
+class Conflicting(Listing):
+    """Say what will go wrong when these concepts are named in one prompt, and the strengths to try."""
+
+    tokens: Annotated[tuple[str, ...], Field(min_length=2), tyro.conf.Positional, tyro.conf.arg(metavar="TOKENS")]
+    """For example '<me/duck>' '<me/ink>'."""
+
+
+class Merging(Listing):
+    """Make one concept of several."""
+
+    parts: Annotated[tuple[str, ...], Field(min_length=2), tyro.conf.Positional, tyro.conf.arg(metavar="PARTS")]
+    """Each with its strength, for example '<me/duck:0.6>' '<me/ink:0.4>'."""
+    as_: Annotated[TokenText, tyro.conf.arg(name="as")]
+    """The token of what comes out, for example '<me/inky-duck>'."""
+    rank: Annotated[int, Whole, Field(ge=1, le=1024)] | None = None
+    """Cut the LoRA to this rank. Default: keep all of it, at the sum of the parts' ranks."""
+    concatenate: bool = False
+    """Keep the vectors of all, one after the other, as in a prompt. Default: average them if their numbers agree."""
+
+
+def diff_concepts(settings: Differing) -> int:
+    from ...concepts.compare import compare
+
+    library = Library(settings.library)
+    tokens = [Token.parse(word) for word in (settings.first, settings.second)]
+    entries = [_whole(library.find(token)) for token in tokens]
+    facts = _different(*entries)
+    alike = None
+    if entries[0].card.base == entries[1].card.base:
+        alike = compare(*(library.get(entry.token) for entry in entries))
+    if settings.json_:
+        say_json(
+            {
+                "concepts": [str(e.token) for e in entries],
+                "different": facts,
+                "alike": alike and dataclasses.asdict(alike),
+            }
+        )
+        return 0
+    width = max((len(name) for name in facts), default=0)
+    lines = [f"{name:{width}}  {_short(one)} | {_short(other)}" for name, (one, other) in facts.items()]
+    say("\n".join([f"{entries[0].token} | {entries[1].token}", *(lines or ["Their cards say the same."])]))
+    if alike is None:
+        say("They are made for different bases, so their numbers cannot be compared.")
+    else:
+        say("\n".join(_likeness(alike, settings.layers) or ["One has only vectors, the other only a LoRA."]))
+    return 0
+
+
+def check_concepts(settings: Conflicting) -> int:
+    from ...concepts.compare import conflicts
+
+    library = Library(settings.library)
+    # By their headers first: what no base can draw together is told before anything large is read.
+    entries = [_whole(library.find(_mention(word).token)) for word in settings.tokens]
+    found = conflicts([library.get(entry.token) for entry in entries])
+    if settings.json_:
+        say_json([dataclasses.asdict(conflict) for conflict in found])
+        return 0
+    for conflict in found:
+        first, second = (Token.parse(name) for name in conflict.concepts)
+        say(f"{first} and {second}: {conflict.problem}")
+        if conflict.strengths:
+            say("  Try " + " ".join(_at(t, s) for t, s in zip((first, second), conflict.strengths, strict=True)))
+    if not found:
+        say("Nothing speaks against them in one prompt.")
+    return 0
+
+
+def merge_concepts(settings: Merging) -> int:
+    from ...concepts.merge import merge
+
+    library, as_ = Library(settings.library), Token.parse(settings.as_)
+    mentions = [_mention(word) for word in settings.parts]
+    parts = [(library.get(mention.token), mention.strength) for mention in mentions]
+    merged = merge(parts, as_, settings.rank, settings.concatenate)
+    token = library.add(merged.concept)
+    lora = merged.concept.lora
+    facts = {
+        "merged": [str(token)],
+        "vectors": merged.vectors,
+        "lora_rank": lora.rank if lora else 0,
+        "kept": round(merged.kept, 6),
+        "left_out": merged.left_out,
+        "licences": sorted({concept.card.license for concept, _ in parts}),
+    }
+    if settings.json_:
+        say_json(facts)
+        return 0
+    said = [f"merged: {token}"]
+    said += [f"Vectors: {merged.vectors} of {len(parts)}."] if merged.vectors else []
+    said += [f"LoRA: rank {lora.rank}, {merged.kept:.1%} of what the parts do together."] if lora else []
+    said += ["Their changes of biases and norms are left out: no LoRA holds them."] if merged.left_out else []
+    if len(facts["licences"]) > 1:
+        said.append("Their licences differ: say which one it has with sdpersonal concepts edit.")
+    say("\n".join(said))
+    return 0
+
+
+def _mention(word: str) -> Mention:
+    prompt = parse(_bracketed(word))
+    if len(prompt.mentions) != 1 or prompt.pieces != (Word(prompt.mentions),):
+        raise PersonalError(f"{show(word)} is not one concept's token.", "For example '<me/duck:0.6>'.")
+    return prompt.mentions[0]
+
+
+def _bracketed(word: str) -> str:
+    return word if word.startswith("<") else f"<{word}>"
+
+
+def _whole(entry: Entry) -> Entry:
+    if entry.damaged or entry.card is None:
+        raise PersonalError(f"{entry.token} is damaged: {entry.damaged}", "See: sdpersonal concepts verify")
+    return entry
+
+
+def _different(a: Entry, b: Entry) -> dict[str, tuple[object, object]]:
+    """Facts of the cards and shapes that are not the same; recipe and scores by their own names."""
+    one, other = (
+        {
+            key: value
+            for key, value in e.as_json().items()
+            if key not in ("token", "path", "damaged", "recipe", "scores")
+        }
+        | {f"{group}.{key}": value for group in ("recipe", "scores") for key, value in getattr(e.card, group).items()}
+        for e in (a, b)
+    )
+    return {
+        key: (one.get(key), other.get(key))
+        for key in sorted(one.keys() | other.keys())
+        if one.get(key) != other.get(key)
+    }
+
+
+def _likeness(alike, layers: bool) -> list[str]:
+    lines = [f"cosine of the vectors: {alike.vectors:.3f}"] if alike.vectors is not None else []
+    if alike.lora is not None:
+        lines += [f"cosine of the LoRAs: {alike.lora:.3f}", f"their directions overlap: {alike.overlap:.0%}"]
+        lines += [f"  {cosine:6.3f}  {name}" for name, cosine in sorted(alike.layers.items())] if layers else []
+    return lines + ([alike.note] if alike.note else [])
+
+
+def _short(value: object) -> str:
+    return "-" if value in (None, "", [], ()) else show(str(value), 60)
+
+
+def _at(token: Token, strength: float) -> str:
+    return f"{str(token)[:-1]}:{strength:g}>"
+
+
+COMMANDS = {
+    "concepts diff": (diff_concepts, Differing),
+    "concepts check": (check_concepts, Conflicting),
+    "concepts merge": (merge_concepts, Merging),
+}

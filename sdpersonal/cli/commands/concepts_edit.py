@@ -1,0 +1,115 @@
+"""What people write on a concept's card, and its versions: edit, history."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import Field
+
+from ...concepts.library import Entry, Library
+from ...config import Kind, MayBeEmpty, TokenText
+from ...errors import PersonalError
+from ...prompts import Token, show
+from .concepts_list import Listing
+from .output import report, say, say_json
+
+
+def _fact(limit: int) -> type[str]:
+    """A text of the card, as long as `Card` allows; an empty one takes the fact away."""
+    return Annotated[str, MayBeEmpty(), Field(max_length=limit)]
+
+
+class Editing(Listing):
+    """Fill in a concept's card: its vectors, weights and version stay as they are. An empty text takes a fact away."""
+
+    token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
+    """For example '<me/duck>'."""
+    title: _fact(100) | None = None
+    """A line that says what it is."""
+    description: _fact(2000) | None = None
+    """A few sentences."""
+    kind: Kind | None = None
+    """What it is: one object, one person, or one style."""
+    class_noun: Annotated[_fact(100) | None, tyro.conf.arg(name="class")] = None
+    """The general noun for it."""
+    licence: Annotated[_fact(100) | None, tyro.conf.arg(aliases=["--license"])] = None
+    """What others may do with it, by its SPDX name: CC-BY-4.0, MIT, creativeml-openrail-m."""
+    consent: Literal["yes", "no", "unknown"] | None = None
+    """Whether the person it shows agrees to it."""
+    consent_note: _fact(500) | None = None
+    """To what they agreed, and when."""
+    author: _fact(100) | None = None
+    """Who made it."""
+    base_name: _fact(200) | None = None
+    """The model it was made with."""
+    method: _fact(50) | None = None
+    """How it was made: textual inversion, LoRA, ..."""
+    steps: int | None = None
+    """Optimiser steps it was trained for."""
+    trigger_words: Annotated[tuple[_fact(100), ...], Field(max_length=16)] | None = None
+    """What its token stands for where it has no vectors."""
+    prompts: Annotated[tuple[_fact(500), ...], Field(max_length=16)] | None = None
+    """Prompts that show it well; they replace those on the card."""
+    recipe: tuple[str, ...] = ()
+    """More of how it was made, like lr=0.001 seed=3; `lr=` takes one away."""
+    scores: tuple[str, ...] = ()
+    """How good it was measured to be, like likeness=0.66."""
+
+
+class History(Listing):
+    """Show all versions of a concept."""
+
+    token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
+    """For example '<me/duck>'."""
+
+
+def edit_concept(settings: Editing) -> int:
+    facts = settings.model_dump(exclude={"token", "json_", "library", "licence", "recipe", "scores"}, exclude_none=True)
+    if settings.licence is not None:
+        facts["license"] = settings.licence
+    for name in ("recipe", "scores"):
+        if pairs := getattr(settings, name):
+            facts[name] = dict(_pair(text, name) for text in pairs)
+    if not facts:
+        raise PersonalError("Nothing to change was said.", "For example --title 'My duck' --licence CC-BY-4.0.")
+    token = Library(settings.library).edit(Token.parse(settings.token), facts)
+    return report(settings.json_, [token], "edited")
+
+
+def show_history(settings: History) -> int:
+    entries = Library(settings.library).history(Token.parse(settings.token))
+    if settings.json_:
+        say_json([entry.as_json() for entry in entries])
+    for entry in entries if not settings.json_ else ():
+        say(f"{entry.token}  {_version(entry)}")
+    return 0
+
+
+def _version(entry: Entry) -> str:
+    if entry.damaged or entry.card is None:
+        return f"damaged: {entry.damaged}"
+    card = entry.card
+    made = " ".join(part for part in (card.method, f"{card.steps} steps" if card.steps else "") if part)
+    scores = "  ".join(f"{name} {value:.2f}" for name, value in card.scores.items())
+    what = f"{(entry.identity or '')[:8]}  {card.base:5} {entry.holds:26}"
+    return f"{card.created}  {what} {made}  {scores}  {card.title}".rstrip()
+
+
+def _pair(text: str, flag: str) -> tuple[str, object]:
+    """`lr=0.001` as ("lr", 0.001); a value that is no number, true or false is text."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise PersonalError(f"{show(text)} is not NAME=VALUE.", f"For example --{flag} likeness=0.66.")
+    try:
+        number = json.loads(value)
+    except ValueError:
+        return name, value
+    return name, number if isinstance(number, int | float) else value
+
+
+COMMANDS = {
+    "concepts edit": (edit_concept, Editing),
+    "concepts history": (show_history, History),
+}

@@ -1,0 +1,70 @@
+"""`concepts export`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ... import storage
+from ...concepts import exporters
+from ...concepts.exporters import Export, Format
+from ...concepts.library import Library
+from ...config import Settings, TokenText
+from ...errors import PersonalError
+from ...prompts import Token, show
+from .output import say, say_json
+
+
+class Exporting(Settings):
+    """Write a concept as another program reads it, with a README."""
+
+    token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
+    """For example '<me/duck>'; without a version, the newest."""
+    format: Format = "native"
+    """For which program. The native file already works in A1111, ComfyUI and kohya's scripts."""
+    to: Path | None = None
+    """A new folder for the files. Default: OWNER-NAME-FORMAT in the current folder."""
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON: the folder, where each file goes, and what to type."""
+    library: Path = Path("concepts")
+    """Folder that keeps your concepts."""
+
+
+def export_concept(settings: Exporting) -> int:
+    concept = Library(settings.library).get(Token.parse(settings.token))
+    made = exporters.export(concept, settings.format)
+    folder = settings.to or Path(f"{concept.token.slug}-{settings.format}")
+    save(made, folder)
+    if settings.json_:
+        facts = {"folder": str(folder), "files": made.places, "type": made.trigger, "notes": list(made.notes)}
+        say_json(facts)
+    else:
+        say("\n".join(_lines(made, folder)))
+    return 0
+
+
+def save(made: Export, folder: Path) -> None:
+    """Write the files into a folder that appears whole or not at all. Raises NoRoom, PersonalError."""
+    if os.path.lexists(folder):
+        raise PersonalError(f"{show(str(folder), 200)} is there already.", "Give a folder that is not: --to FOLDER.")
+    with storage.new_folder(folder) as staged:
+        for name, data in made.files.items():
+            path = storage.inside(staged, name)
+            storage.make_folder(path.parent)
+            storage.write_bytes(path, data)
+
+
+def _lines(made: Export, folder: Path) -> list[str]:
+    width = max(map(len, made.places))
+    lines = [f"{show(str(folder), 200)} is ready for {made.program}:"]
+    lines += [f"  {name:{width}}  goes to {place}" for name, place in made.places.items()]
+    lines.append(f"Type: {show(made.trigger, 300)}" if made.trigger else "Nothing has to be typed.")
+    return [*lines, *(f"Note: {note}" for note in made.notes), "README.md says more."]
+
+
+COMMANDS = {
+    "concepts export": (export_concept, Exporting),
+}

@@ -1,0 +1,113 @@
+"""Concepts to others and from them: push, pull, gallery."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from ...concepts.library import Library
+from ...config import TokenText
+from ...errors import PersonalError
+from ...prompts import Token, show
+from .concepts_list import Listing
+from .output import bar, report, say, say_json
+
+
+class Pushing(Listing):
+    """Put a concept on the Hugging Face Hub. Without --yes it only shows every file that would be sent, and why."""
+
+    token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
+    """For example '<me/duck>'."""
+    hub_id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="HUB_ID")]
+    """The repository, for example karpathy/cool-object; made if it is not there."""
+    pictures: tuple[Path, ...] = ()
+    """Pictures that were drawn with it, for a grid on its page. Default: its thumbnail."""
+    public: bool = False
+    """A new repository can be seen by all. Default: only by you."""
+    to: Path | None = None
+    """Write the files into this new folder instead, to look at."""
+    yes: bool = False
+    """Send them."""
+    dry_run: bool = False
+    """Only show them, whatever else is said."""
+
+
+class Pulling(Listing):
+    """Get a concept from the Hugging Face Hub."""
+
+    hub_id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="HUB_ID")]
+    """The repository, for example sd-concepts-library/cat-toy."""
+    as_: Annotated[TokenText | None, tyro.conf.arg(name="as")] = None
+    """The token it gets, for example '<me/duck>'. Default: the one in its files."""
+    replace: bool = False
+    """Take the place of the concept that has this token."""
+    duplicates: Literal["refuse", "versions"] = "refuse"
+    """Where its token is taken by another concept: `refuse` it, or make it the next of the `versions`."""
+
+
+class Exhibiting(Listing):
+    """Write a page with all concepts of a library that anyone can open, without a server."""
+
+    to: Path
+    """Folder for index.html."""
+    title: str = "Concepts"
+    """What stands on top."""
+
+
+def push_concept(settings: Pushing) -> int:
+    from ... import storage
+    from ...concepts import hub
+
+    concept = Library(settings.library).get(Token.parse(settings.token))
+    sent = hub.uploads(concept, settings.hub_id, settings.pictures)
+    facts = {"files": [{"name": each.name, "size": len(each.data), "purpose": each.purpose} for each in sent]}
+    if not settings.json_:
+        width = max(len(each.name) for each in sent)
+        say("\n".join(f"{each.name:{width}}  {len(each.data) / 1e3:10.1f} kB  {each.purpose}" for each in sent))
+        if not concept.card.license:
+            say(f"It has no licence: nobody may use it. sdpersonal concepts edit '{concept.token}' --licence CC-BY-4.0")
+    if settings.to:
+        with storage.new_folder(settings.to) as folder:
+            for each in sent:
+                storage.write_bytes(folder / each.name, each.data)
+    address = None
+    if settings.yes and not settings.dry_run:
+        address = hub.push(concept, sent, settings.hub_id, settings.public)
+    if settings.json_:
+        say_json(facts | {"pushed": address})
+    else:
+        say(f"pushed: {address}" if address else "Nothing was sent. To send it: --yes")
+    return 0
+
+
+def pull_concept(settings: Pulling) -> int:
+    from ...concepts import hub
+
+    as_ = Token.parse(settings.as_) if settings.as_ else None
+    concept = hub.pull(settings.hub_id, as_)
+    token = Library(settings.library).keep(concept, settings.replace, count_up=settings.duplicates == "versions")
+    return report(settings.json_, [token], "pulled")
+
+
+def write_gallery(settings: Exhibiting) -> int:
+    from ...concepts.gallery import gallery
+
+    entries = Library(settings.library).list()
+    if not entries:
+        raise PersonalError(f"No concepts in {show(str(settings.library))}.", "Give the folder with --library.")
+    with bar("gallery") as advance:
+        path, shown = gallery(entries, settings.to, settings.title, advance)
+    if settings.json_:
+        say_json({"gallery": str(path), "concepts": shown})
+    else:
+        say(f"{shown} concepts, {path.stat().st_size / 1e6:.1f} MB: {show(str(path))}")
+    return 0
+
+
+COMMANDS = {
+    "concepts push": (push_concept, Pushing),
+    "concepts pull": (pull_concept, Pulling),
+    "concepts gallery": (write_gallery, Exhibiting),
+}

@@ -1,0 +1,101 @@
+"""`concepts import`: files, folders and repositories of the Hub, many at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from pydantic import Field
+
+from ...concepts.importing import Duplicates, Outcome, Source, bring_in, joined, sources
+from ...concepts.library import Library
+from ...config import TokenText
+from ...errors import PersonalError
+from ...prompts import Token, show
+from .concepts_list import Listing
+from .output import bar, report, say, say_json
+
+_PIPED = 250  # columns where nobody looks: the lines stay whole for grep
+
+
+class Importing(Listing):
+    """Add concept files of any common tool to a library."""
+
+    files: Annotated[tuple[str, ...], Field(min_length=1), tyro.conf.Positional, tyro.conf.arg(metavar="FILES")]
+    """Files, folders of them, or repositories of the Hub (sd-concepts-library/cat-toy): embeddings, LoRAs and LyCORIS
+    (LoHa, LoKr, DoRA, OFT, ...) of diffusers, PEFT, A1111, kohya, OneTrainer and others, and our own. Files that are
+    parts of one concept become one."""
+    as_: Annotated[TokenText | None, tyro.conf.arg(name="as")] = None
+    """The token it gets, for example '<me/duck>'. Default: the one in the file."""
+    replace: bool = False
+    """Take the place of the concept that has this token."""
+    duplicates: Duplicates = "refuse"
+    """What becomes of several files of one name, and of a name that is taken: `refuse` them but the first; `versions`:
+    each is the next version, snapshots of one training (duck-000010, learned_embeds-steps-500) in their order;
+    `filenames`: each is called by its file's name."""
+
+
+def import_concepts(settings: Importing) -> int:
+    as_ = Token.parse(settings.as_) if settings.as_ else None
+    outcomes: list[Outcome] = []
+    found: list[Source] = []
+    for asked in settings.files:
+        try:
+            found += sources(asked, steps=settings.duplicates != "refuse")
+        except PersonalError as error:
+            outcomes.append(Outcome(asked, error=error))
+    found = joined(found)
+    if as_ and len(found) > 1 and settings.duplicates != "versions":
+        raise _one_name()
+    library = Library(settings.library)
+    with bar("importing") as advance:
+        for number, outcome in enumerate(bring_in(library, found, as_, settings.replace, settings.duplicates), 1):
+            outcomes.append(outcome)
+            advance(number, len(found))
+    return _told(settings, outcomes)
+
+
+def _one_name() -> PersonalError:
+    return PersonalError("--as names one concept; several files are given.", "Import them one by one.")
+
+
+def _told(settings: Importing, outcomes: Sequence[Outcome]) -> int:
+    """Print what happened to each; the exit code is that of the worst."""
+    failed = [outcome.error for outcome in outcomes if outcome.error]
+    if settings.json_:
+        tokens = [str(outcome.token) for outcome in outcomes if outcome.token]
+        say_json({"imported": tokens, "files": [outcome.as_json() for outcome in outcomes]})
+    elif len(outcomes) == 1:
+        if failed:
+            raise failed[0]
+        if not settings.json_ and outcomes[0].kinds:
+            say(f"{outcomes[0].done}: {outcomes[0].token}  {outcomes[0].what}")
+            return 0
+        return report(False, [outcomes[0].token], outcomes[0].done)
+    else:
+        _table(outcomes)
+        say(f"{len(outcomes) - len(failed)} of {len(outcomes)} are in {settings.library}.")
+    return max((error.exit_code for error in failed), default=0)
+
+
+def _table(outcomes: Sequence[Outcome]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("file", "", "token, or what is wrong", box=None, pad_edge=False, header_style="bold")
+    for outcome in outcomes:
+        told = f"{outcome.token}  {outcome.what}" if outcome.token else str(outcome.error)
+        style = {"refused": "red", "imported": "green"}.get(outcome.done, "")
+        # Text, not str: in a string rich would read [brackets] of a stranger's name as markup.
+        near = "/".join(Path(outcome.source).parts[-2:])
+        table.add_row(Text(show(near), overflow="fold"), Text(outcome.done, style), Text(told))
+    Console(width=None if sys.stdout.isatty() else _PIPED).print(table)
+
+
+COMMANDS = {
+    "concepts import": (import_concepts, Importing),
+}

@@ -1,0 +1,154 @@
+"""What is in a library: list, show, rename, remove, restore, verify."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ...concepts.library import Entry, Library
+from ...concepts.trash import Trash
+from ...config import Settings, TokenText
+from ...prompts import Token, show
+from .output import report, say
+
+
+class Listing(Settings):
+    """List the concepts of a library."""
+
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON: a list of objects, one per concept."""
+    library: Path = Path("concepts")
+    """Folder that keeps your concepts."""
+
+
+class Showing(Listing):
+    """Show the card of a concept."""
+
+    token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
+    """For example '<me/duck>'."""
+
+
+class Renaming(Listing):
+    """Give a concept another token."""
+
+    old: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="OLD")]
+    """Its token, for example '<me/duck>'; with a version only that version."""
+    new: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="NEW")]
+    """The token it gets."""
+
+
+class Removing(Listing):
+    """Delete a concept. For 30 days it can come back: concepts restore."""
+
+    token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
+    """Its token, for example '<me/duck-v2>'."""
+    all_versions: bool = False
+    """Delete all its versions."""
+    for_good: bool = False
+    """Without a way back."""
+
+
+class Restoring(Listing):
+    """Bring back a concept that was deleted; without a token, list what can come back."""
+
+    token: Annotated[TokenText | None, tyro.conf.Positional, tyro.conf.arg(metavar="[TOKEN]")] = None
+    """Its token, for example '<me/duck>': what was deleted last under it, with what went together with it."""
+
+
+class Verifying(Listing):
+    """Read every file of a library in full and name those that are damaged."""
+
+
+def list_concepts(settings: Listing) -> int:
+    entries = Library(settings.library).list()
+    if settings.json_:
+        say(json.dumps([entry.as_json() for entry in entries], indent=2))
+    elif entries:
+        width = max(len(str(entry.token)) for entry in entries)
+        for entry in entries:
+            say(f"{entry.token!s:{width}}  {_line(entry)}")
+    else:
+        say(f"No concepts in {settings.library} yet. Make one: sdpersonal train dreambooth --help")
+    return 0
+
+
+def show_concept(settings: Showing) -> int:
+    entry = Library(settings.library).find(Token.parse(settings.token))
+    facts = entry.as_json()
+    if settings.json_:
+        say(json.dumps(facts, indent=2))
+    else:
+        for key, value in facts.items():
+            if value not in (None, "", [], {}):
+                say(f"{key:14} {_plain(value)}")
+    return 0
+
+
+def rename_concept(settings: Renaming) -> int:
+    return report(
+        settings.json_,
+        Library(settings.library).rename(Token.parse(settings.old), Token.parse(settings.new)),
+        "renamed",
+    )
+
+
+def remove_concept(settings: Removing) -> int:
+    library, token = Library(settings.library), Token.parse(settings.token)
+    if settings.for_good:
+        gone = library.remove(token, settings.all_versions)
+    else:
+        gone = Trash(library).put(token, settings.all_versions).tokens
+    return report(settings.json_, gone, "removed")
+
+
+def restore_concept(settings: Restoring) -> int:
+    trash = Trash(Library(settings.library))
+    if settings.token:
+        return report(settings.json_, trash.restore(trash.holding(Token.parse(settings.token)).name), "restored")
+    found = [(f"{each.when:%Y-%m-%dT%H:%M:%SZ}", str(token)) for each in trash.list() for token in each.tokens]
+    if settings.json_:
+        say(json.dumps([{"token": token, "deleted": when} for when, token in found], indent=2))
+    else:
+        say("\n".join(f"{when}  {token}" for when, token in found) or "Nothing was deleted here.")
+    return 0
+
+
+def verify_concepts(settings: Verifying) -> int:
+    library = Library(settings.library)
+    problems = [{"token": str(entry.token), "problem": problem} for entry, problem in library.verify()]
+    problems += [
+        {"token": None, "problem": f"{show(str(path))} is not where any token leads"} for path in library.strays()
+    ]
+    if settings.json_:
+        say(json.dumps(problems, indent=2))
+    else:
+        for one in problems:
+            say(f"{one['token'] or '-'}  {one['problem']}")
+        say(f"{len(problems)} of the files are damaged." if problems else "All is well.")
+    return 1 if problems else 0
+
+
+def _line(entry: Entry) -> str:
+    if entry.damaged or entry.card is None:
+        return f"damaged: {entry.damaged}"
+    kind = f"{entry.card.kind:7} {entry.card.base:5}"
+    return f"{kind} {entry.holds:26} {entry.size / 1e6:6.2f} MB  {entry.card.title}".rstrip()
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={each}" for key, each in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+COMMANDS = {
+    "concepts list": (list_concepts, Listing),
+    "concepts show": (show_concept, Showing),
+    "concepts rename": (rename_concept, Renaming),
+    "concepts remove": (remove_concept, Removing),
+    "concepts restore": (restore_concept, Restoring),
+    "concepts verify": (verify_concepts, Verifying),
+}

@@ -1,0 +1,111 @@
+"""`generate` and `demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from ...concepts.library import Library
+from ...config import PromptText, Request, Settings
+from ...prompts import show
+from .output import bar, note, say, say_scheduler
+
+if TYPE_CHECKING:
+    from ...generation import Picture
+    from ...image_metadata import Recipe
+
+
+class Drawing(Request):
+    """Draw pictures of a prompt with concepts in it."""
+
+    prompt: Annotated[PromptText, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
+    """English with concept tokens in it: 'a photo of <me/duck> on the beach'."""
+    base: str | None = None
+    """Model to draw with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 on CUDA, else tiny."""
+    safety_checker: bool = True
+    """Hide what the base's safety checker flags, where it has one."""
+    library: Path = Path("concepts")
+    """Folder that keeps your concepts."""
+    out: Path = Path("outputs")
+    """Folder for the pictures; each day gets one of its own in it."""
+    wildcards: Path = Path("wildcards")
+    """Folder of lists for __name__ in prompts: name.txt, an option a line, in folders too; packs in YAML or JSON."""
+    private: bool = False
+    """Leave no recipe in the pictures: no prompt, no settings, no names of concepts."""
+    grid: bool = False
+    """Also save them in one picture, each with what was chosen for it and its seed (with --private without words)."""
+
+
+class Demo(Settings):
+    """Teach the sample subject and the sample style, and draw a sheet that mixes them."""
+
+    out: Path = Path("outputs/demo")
+    """Folder for the sheet, the runs and a library of their own."""
+
+
+def generate(settings: Drawing) -> int:
+    from ... import storage
+    from ...generation import Generator
+    from ...generation.request_checks import check_requests
+    from ...image_metadata import hidden_note
+    from ...models import introduction, load_base
+    from ...models.loading import kind_of
+    from ...outputs import Outputs, write_page
+
+    request = Request(**{name: getattr(settings, name) for name in Request.model_fields})
+    say_scheduler(request)
+    library = Library(settings.library)
+    storage.check_folder(settings.out)
+    note(check_requests([request], library, settings.wildcards, kind_of(settings.base)))
+    base = load_base(settings.base, safety=settings.safety_checker)
+    say(introduction(base, settings.base, draws=True))
+    outputs, pictures = Outputs(settings.out), []
+    with bar("drawing") as advance:
+        generator = Generator(base, library, settings.wildcards)
+        for picture in generator.draw(request, progress=advance):
+            pictures.append(picture)
+            path = outputs.save(picture.png(settings.private))
+            say(str(path))
+    if hidden := hidden_note([picture.hidden for picture in pictures]):
+        say(hidden)
+    if settings.grid:
+        say(str(_save_grid(path, pictures, settings.private)))
+    write_page(outputs)
+    return 0
+
+
+def _save_grid(beside: Path, pictures: list[Picture], private: bool) -> Path:
+    from ... import storage
+    from ...image_grid import laid_out, png
+
+    captions = [""] * len(pictures) if private else _captions([picture.recipe for picture in pictures])
+    images = [picture.image for picture in pictures]
+    grid = beside.with_name(f"{beside.stem}-grid.png")
+    storage.write_bytes(grid, png(laid_out(list(zip(images, captions, strict=True)), tile=256)))
+    return grid
+
+
+def _captions(recipes: list[Recipe]) -> list[str]:
+    """What was chosen for each, and its seed."""
+    from ...image_grid import differing
+
+    chosen = differing([recipe.prompt for recipe in recipes])
+    begun = [f"{show(words, 200)}, " if words else "" for words in chosen]
+    return [f"{words}seed {recipe.seed}" for words, recipe in zip(begun, recipes, strict=True)]
+
+
+def demo(settings: Demo) -> int:
+    from ... import storage
+    from ..demo import run
+
+    storage.check_folder(settings.out)
+    run(settings.out, say=say)
+    return 0
+
+
+COMMANDS = {
+    "generate": (generate, Drawing),
+    "demo": (demo, Demo),
+}

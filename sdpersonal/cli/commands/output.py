@@ -1,0 +1,65 @@
+"""What the commands print, and where."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+
+from ...config import Request
+from ...config.scheduler_names import difference
+from ...prompts import Token
+
+
+def is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # several under accelerate launch have one voice
+
+
+def silently(_: str) -> None:
+    pass
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def say_scheduler(request: Request) -> None:
+    """Say how the scheduler differs from the one that was asked for, if it does."""
+    if near := difference(request.scheduler):
+        say(near)
+
+
+def note(text: str) -> None:
+    """Print what a person should know before the work begins; nothing for ""."""
+    if text:
+        print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+def say_json(content: object) -> None:
+    say(json.dumps(content, indent=2))
+
+
+def report(as_json: bool, tokens: list[Token], done: str) -> int:
+    """What was done to which concepts; returns exit code 0."""
+    say(json.dumps({done: [str(token) for token in tokens]}) if as_json else f"{done}: {', '.join(map(str, tokens))}")
+    return 0
+
+
+class bar:
+    """A progress bar on a terminal, nothing elsewhere: advance(done, total)."""
+
+    def __init__(self, what: str):
+        self._what = what
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._progress = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        task = self._progress.add_task(self._what, total=None)
+        self._progress.start()
+        return lambda done, total: self._progress.update(task, completed=done, total=total)
+
+    def __exit__(self, *_) -> None:
+        self._progress.stop()

@@ -1,0 +1,223 @@
+"""Many pictures of one idea: `sheet` lays them out, `endless` goes on and on, `vary` begins from a favourite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import tyro
+from pydantic import Field
+
+from ...concepts.library import Library
+from ...config import Number, PromptText, Request, Seed, Settings, Whole
+from ...playground.variations import CHANGE, RecipeFirst, draw_variations, request_of, variations
+from ...playground.xyz_grid import Sheet
+from ...prompts import MAX_PROMPT, show
+from .output import bar, note, say, say_scheduler
+
+if TYPE_CHECKING:
+    from ...image_metadata import Recipe
+    from ...models import StableDiffusion
+    from ...outputs import Outputs
+
+
+class Where(Settings):
+    """What is drawn with, and where it is kept."""
+
+    base: str | None = None
+    """Model to draw with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 on CUDA, else tiny."""
+    safety_checker: bool = True
+    """Hide what the base's safety checker flags, where it has one."""
+    library: Path = Path("concepts")
+    """Folder that keeps your concepts."""
+    out: Path = Path("outputs")
+    """Folder for the pictures; each day gets one of its own in it."""
+    wildcards: Path = Path("wildcards")
+    """Folder of lists for __name__ in prompts: name.txt, an option a line, in folders too; packs in YAML or JSON."""
+    private: bool = False
+    """Leave no recipe in the pictures: no prompt, no settings, no names of concepts."""
+
+
+class Sheeting(Where, Sheet):
+    """Draw a sheet: one prompt with one thing changed from column to column, another from row to row."""
+
+    prompt: Annotated[str, Field(max_length=MAX_PROMPT), tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
+    """English with concept tokens in it, and {} where an axis puts words: 'a photo of <me/duck> {}'."""
+
+
+class Endless(Where, Request):
+    """Draw on and on from a prompt with alternatives, no picture twice, until Ctrl-C. The next time it goes on."""
+
+    prompt: Annotated[PromptText, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
+    """English with alternatives in it: 'a {samurai|cowboy} in the style of <me/ink>'."""
+    n: ClassVar[int] = 1
+    every: ClassVar[bool] = False
+    limit: Annotated[int, Whole, Field(ge=1, le=1_000_000)] | None = None
+    """Stop after so many pictures. Default: on Ctrl-C."""
+
+
+class Varying(Where):
+    """Draw variations of a picture by the recipe in it, and a sheet of them with the picture itself first."""
+
+    picture: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
+    """A picture with its recipe in it."""
+    near: Annotated[float, Number, Field(gt=0, le=1)] | None = None
+    """The same prompt, from noise so far from its own; 0.1 is close, 1 another picture. If nothing is asked: 0.15."""
+    strength: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A concept at other strengths: '<me/duck>=0.6,0.8,1'. May be given several times."""
+    words: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Other words in the place of one: 'beach=snow|space'. May be given several times."""
+    start: bool = False
+    """The same prompt, beginning from the picture itself."""
+    change: Annotated[float, Number, Field(gt=0, le=1)] = CHANGE
+    """How much of it --start may change."""
+    n: Annotated[Annotated[int, Whole, Field(ge=1, le=100)] | None, tyro.conf.arg(aliases=("-n",))] = None
+    """How many pictures for --near (default 8) and for --start (default 4)."""
+    near_seed: Seed = 1
+    """Seed of the first of --near; others give others."""
+    base: str | None = None
+    """Model to draw with. Default: the one that drew it, if its name is tiny, sd15, sd21 or sdxl."""
+    anyway: bool = False
+    """Draw with another base or other versions of concepts too, though that changes more than was asked."""
+
+
+def draw_sheet(settings: Sheeting) -> int:
+    from ... import storage
+    from ...generation import Generator
+    from ...generation.request_checks import check_requests
+    from ...models.loading import kind_of
+    from ...playground.xyz_grid import WithCheckpoints
+    from ...playground.xyz_grid import draw_sheet as draw
+    from ...training.signals import StopSignals
+
+    concepts = Library(settings.library)
+    storage.check_folder(settings.out)
+    checkpoints = [run.token_at(step) for run in settings.runs for step in run.steps]
+    requests = list({cell.request: None for cell in settings.cells})
+    note(check_requests(requests, concepts, settings.wildcards, kind_of(settings.base), checkpoints))
+    base = _loaded(settings, settings.base)
+    for run in settings.runs:
+        concepts = WithCheckpoints(concepts, run, base)
+    generator = Generator(base, concepts, settings.wildcards)
+    with _kept_in(settings) as outputs, bar("drawing") as advance, StopSignals() as stop:
+        kept = draw(settings, generator, outputs, settings.private, advance, lambda: bool(stop.asked))
+    _tell([*kept.sheets, kept.page], kept.hidden)
+    return 0
+
+
+def draw_endless(settings: Endless) -> int:
+    from ... import storage
+    from ...generation import Generator
+    from ...generation.request_checks import check_template
+    from ...models.loading import kind_of
+    from ...playground.endless import Series
+    from ...playground.endless import draw_endless as draw
+    from ...training.signals import StopSignals
+
+    request = Request(**{name: getattr(settings, name) for name in Request.model_fields})
+    say_scheduler(request)
+    series, library = Series(request, settings.wildcards), Library(settings.library)
+    storage.check_folder(settings.out)
+    note(check_template(request, library, settings.wildcards, kind_of(settings.base)))
+    generator = Generator(_loaded(settings, settings.base), library, settings.wildcards)
+    say(f"{series.combinations:,} combinations of the alternatives, with a new seed each time. Ctrl-C ends it.")
+    with _kept_in(settings) as outputs, bar("drawing") as advance, StopSignals(what="picture") as stop:
+        for path, hidden in draw(
+            series, generator, outputs, settings.limit, settings.private, advance, lambda: bool(stop.asked)
+        ):
+            _tell([path], [hidden])
+    return 0
+
+
+def vary(settings: Varying) -> int:
+    from ... import storage
+    from ...generation import Generator
+    from ...generation.img2img import open_picture
+    from ...generation.request_checks import check_requests
+    from ...image_metadata import MAX_PICTURE, Recipe, read_recipe
+    from ...models.loading import kind_of
+    from ...playground.reproduce import base_troubles, raise_any
+    from ...training.signals import StopSignals
+
+    found = read_recipe(storage.read_bytes(settings.picture, MAX_PICTURE), settings.picture.name)
+    ours, library = isinstance(found, Recipe), Library(settings.library)
+    others = settings.near is not None or settings.strength or settings.words
+    favourite = request_of(found, from_itself=settings.start and not others)
+    asked = _asked(favourite, settings)
+    # What is missing is said before anything large is loaded.
+    concepts = RecipeFirst(found, library, settings.anyway) if ours else library
+    for remark in () if ours else found.notes:
+        say(remark)
+    name = settings.base or (_base_of(found) if ours else None)
+    storage.check_folder(settings.out)
+    check_requests([favourite, *asked], concepts, settings.wildcards, kind_of(name))
+    image = open_picture(settings.picture)
+    base = _loaded(settings, name)
+    raise_any(base_troubles(found, base.name, base.version) if ours else [], settings.anyway)
+    generator = Generator(base, concepts, settings.wildcards)
+    with _kept_in(settings) as outputs, bar("drawing") as advance, StopSignals() as stop:
+        kept = draw_variations(
+            (favourite, image), asked, generator, outputs, settings.private, advance, lambda: bool(stop.asked)
+        )
+    _tell([*kept.pictures, kept.sheet], kept.hidden)
+    return 0
+
+
+def _loaded(settings: Where, name: str | None) -> StableDiffusion:
+    from ...models import introduction, load_base
+
+    base = load_base(name, safety=settings.safety_checker)
+    say(introduction(base, name, draws=True))
+    return base
+
+
+@contextmanager
+def _kept_in(settings: Where) -> Iterator[Outputs]:
+    """The folder of pictures; whatever happens, its page is written anew at the end."""
+    from ...outputs import Outputs, write_page
+
+    outputs = Outputs(settings.out)
+    try:
+        yield outputs
+    finally:
+        if outputs.days():
+            write_page(outputs)
+
+
+def _tell(paths: Sequence[Path], hidden: Sequence[bool]) -> None:
+    from ...image_metadata import hidden_note
+
+    for path in paths:
+        say(show(str(path), 300))
+    if note := hidden_note(hidden):
+        say(note)
+
+
+def _asked(favourite: Request, settings: Varying) -> list[Request]:
+    return variations(
+        favourite,
+        settings.picture,
+        near_by=settings.near,
+        n=settings.n,
+        seed=settings.near_seed,
+        strength=settings.strength,
+        word=settings.words,
+        start=settings.start,
+        change=settings.change,
+    )
+
+
+def _base_of(recipe: Recipe) -> str:
+    from ...models.loading import BUILT_IN, SHORT_NAMES
+    from ...playground.reproduce import base_name
+
+    return base_name(recipe, {BUILT_IN, *SHORT_NAMES})
+
+
+COMMANDS = {
+    "sheet": (draw_sheet, Sheeting),
+    "endless": (draw_endless, Endless),
+    "vary": (vary, Varying),
+}

@@ -1,0 +1,239 @@
+"""`sdpersonal ...`: finds the command, reads its settings, and gives the exit code. The commands are in `commands/`.
+
+Exit codes: 0 done, 1 `concepts verify` found damage, 2 the user's mistake, 3 no room on disk, 4 training diverged,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructTypeInfo,
+)
+
+from ..config import Settings, Training, flag_of
+from ..config.text_checks import IF_UNSET, is_blank
+from ..errors import FieldError, Interrupted, PersonalError
+from ..prompts import show
+from . import batch_training, diffusers_compat
+from .commands import (
+    concepts_compare,
+    concepts_edit,
+    concepts_export,
+    concepts_hub,
+    concepts_import,
+    generate,
+    outputs,
+    photos,
+    play,
+)
+from .commands import concepts_list as concepts
+from .commands import train as training
+from .commands.output import is_main_process
+from .commands.train import train
+from .diffusers_compat.argv import split
+
+__all__ = ["COMMANDS", "main", "run", "train"]
+
+INTERRUPTED = 130
+_ALSO = (
+    "The flags of diffusers' training scripts are understood as well; docs/from-diffusers.md lists them. "
+    "--concepts-list FILE teaches several concepts in turn."
+)
+
+COMMANDS: dict[str, tuple[Callable, type[Settings]]] = {
+    name: command
+    for module in (
+        training,
+        generate,
+        play,
+        outputs,
+        photos,
+        concepts,
+        concepts_edit,
+        concepts_compare,
+        concepts_import,
+        concepts_export,
+        concepts_hub,
+    )
+    for name, command in module.COMMANDS.items()
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    _print_anything()
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for name, (command, settings) in COMMANDS.items():
+        words = name.split()
+        if argv[: len(words)] == words:
+            return run(command, settings, argv[len(words) :], f"sdpersonal {name}")
+    asked = not argv or argv[0] in ("-h", "--help")
+    lines = [f"  {name:26} {(settings.__doc__ or '').splitlines()[0]}" for name, (_, settings) in COMMANDS.items()]
+    text = "usage: sdpersonal COMMAND [--help] ...\n\n" + "\n".join(lines)
+    print(
+        text if asked else f"{show(' '.join(argv[:2]))} is not a command.\n{text}",
+        file=sys.stdout if asked else sys.stderr,
+    )
+    return 0 if asked else 2
+
+
+def run(command: Callable, settings: type[Settings], argv: Sequence[str], prog: str) -> int:
+    """Read the settings, do the work, and turn what went wrong into a line and an exit code."""
+    # Threads that spin long while they wait make drawing two to three times slower on a busy machine
+    # (docs/performance.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch loads
+    _print_anything()
+    try:
+        _check_environment()
+        return command(_asked(settings, argv, prog))
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except PersonalError as error:
+        print(f"error: {_by_its_flag(error, settings)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has enough (`| head`). What is left in the buffer must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _print_anything() -> None:
+    """Let a terminal that cannot show a character get its escape instead of ending the program (LANG=C, cp1252)."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+_WHOLE_NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")  # torchrun, accelerate launch
+
+
+def _check_environment() -> None:
+    """Raise PersonalError for variables of a launcher that are no numbers; accelerate would end with a traceback."""
+    for name in _WHOLE_NUMBERS:
+        value = os.environ.get(name)
+        if value is not None and not (value.isascii() and value.removeprefix("-").isdecimal()):
+            raise PersonalError(
+                f"The environment variable {name} must be a whole number, got {show(repr(value), 40)}.",
+                "Unset it, or start with accelerate launch, which sets it.",
+            )
+
+
+def _asked(settings: type[Settings], argv: Sequence[str], prog: str) -> Settings | batch_training.Several:
+    if not issubclass(settings, Training):
+        return _parsed(settings, argv, prog)
+    said: set[str] = set()
+
+    def read(argv: Sequence[str]) -> Training:
+        ours = diffusers_compat.translate(settings, argv, diffusers_compat.here())
+        for note in ours.notes:
+            if note not in said and is_main_process():
+                print(f"note: {note}", file=sys.stderr)
+            said.add(note)
+        return _parsed(settings, ours.argv, prog, f"{settings.__doc__}\n\n{_ALSO}")
+
+    path, argv = batch_training.take(argv)
+    return batch_training.read(path, argv, read) if path else read(argv)
+
+
+def _parsed(settings: type[Settings], argv: Sequence[str], prog: str, description: str | None = None) -> Settings:
+    """The settings on a command line. Raises PersonalError for a value that is unusable, with the flag's own name."""
+    _check_switches(settings, argv)
+    try:
+        return tyro.cli(settings, args=argv, prog=prog, description=description, registry=_as_typed())
+    except FieldError as error:
+        raise _by_its_flag(error, settings) from None
+
+
+def _by_its_flag(error: PersonalError, settings: type[Settings]) -> PersonalError:
+    """The same with the flag's name, where it is about one of the settings and has no name for it yet."""
+    if isinstance(error, FieldError) and error.field in settings.model_fields:
+        return error.called(flag_of(settings, error.field))
+    return error
+
+
+def _check_switches(settings: type[Settings], argv: Sequence[str]) -> None:
+    """Raise PersonalError for an empty word behind a switch, of which tyro would only say that it is not known."""
+    switches = {
+        f"{no}{flag_of(settings, name).removeprefix('--').replace('-', '_')}"
+        for name, field in settings.model_fields.items()
+        for no in ("", "no_")
+        if field.annotation is bool
+    }
+    for item in split(argv):
+        if item.name in switches and any(is_blank(value) for value in item.values):
+            raise PersonalError(
+                f"{item.flag} takes no value, got an empty one.",
+                IF_UNSET,
+            )
+
+
+def _as_typed() -> ConstructorRegistry:
+    """Rules by which tyro hands on what was typed where it is no number, no choice or an empty path: `Settings` then
+    refuses it in the words of a Python call. tyro's own `Path("")` is the current folder."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def raw(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        choices = {str(choice): choice for choice in get_args(info.type)} if get_origin(info.type) is Literal else {}
+        if info.type not in (int, float, Path) and not choices:
+            return None
+
+        def read(words: list[str]) -> Any:
+            if choices:
+                return choices.get(words[0], words[0])
+            try:
+                return words[0] if info.type is Path else info.type(words[0])
+            except ValueError:
+                return words[0]
+
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="{" + ",".join(choices) + "}" if choices else info.type.__name__.upper(),
+            instance_from_str=read,
+            is_instance=lambda value: value in choices.values() if choices else isinstance(value, info.type),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    _say_no_empty_defaults(registry)
+    return registry
+
+
+def _say_no_empty_defaults(registry: ConstructorRegistry) -> None:
+    """Add the rule by which help says "(default: X)" only of defaults that say something: None and "" do not."""
+    hint = tyro.conf.arg(help_behavior_hint=lambda text: f"(default: {text})" if text not in _EMPTY_DEFAULTS else "")
+    within = False
+
+    @registry.struct_rule
+    def settings(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal within
+        if within or not (isinstance(info.type, type) and issubclass(info.type, Settings)):
+            return None
+        within = True  # so that tyro's own rule is asked
+        try:
+            spec = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            within = False
+        return replace(spec, fields=tuple(replace(field, type=Annotated[field.type, hint]) for field in spec.fields))
+
+
+_EMPTY_DEFAULTS = ("None", "", "''")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,408 @@
+"""A concept: the word, the vectors and weights behind it, its card; and the one file that holds them all.
+
+The file is a `.safetensors` that other programs read as it is:
+
+    vectors only    `emb_params` (n, dim), or for SDXL `clip_l` (n, 768) and `clip_g` (n, 1280): an embedding
+    LoRA only       `<layer>.lora_down.weight`, `.lora_up.weight`, `.alpha`, named as kohya names them; of layers that
+                    LyCORIS changes in other ways, the tensors that it has there (`changes`)
+    both            the LoRA, with `bundle_emb.<owner-name>.string_to_param.*` (or `.clip_l`, `.clip_g`)
+
+Its header carries ModelSpec, a thumbnail and the card. Its identity is the sha256 of the bytes after the header.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from .. import storage
+from ..errors import PersonalError
+from ..prompts import Token, show
+from . import layer_changes as changes
+from .card import Card, read_card
+from .modelspec import kohya, modelspec, picture_from
+from .strict_safetensors import (
+    MAX_FILE,
+    Layout,
+    array,
+    check,
+    check_head,
+    damaged,
+    header_length,
+    not_read,
+    pack,
+    payload,
+)
+from .thumbnail import media_type, thumbnail_bytes
+
+__all__ = ["Card", "Concept", "Header", "Lora", "LoraLayer", "read", "read_header", "thumbnail_bytes", "write"]
+
+MAX_VECTORS = 64
+WIDTHS = {"sd1": {"clip_l": 768}, "sd2": {"clip_l": 1024}, "sdxl": {"clip_l": 768, "clip_g": 1280}}  # of vectors
+
+_VERSION = "1"
+_FIRST_READ = 32_768  # bytes: nearly every header, with its thumbnail, in one call
+_SUM = "sdpersonal.header_sha256"
+WHOLE = "sdpersonal.whole"
+_LAYER = re.compile(r"lora_(unet|te|te1|te2)_[A-Za-z0-9_]{1,200}")
+
+
+@dataclass(frozen=True)
+class LoraLayer:
+    """One layer's change: delta weight = up @ down * alpha / r. down (r, in[, k, k]), up (out, r[, 1, 1]).
+
+    As read, the matrices are the file's own bytes, and cannot be written to.
+    """
+
+    down: np.ndarray
+    up: np.ndarray
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Layers by kohya module name, e.g. `lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q`.
+
+    changes: what is done to layers in other ways (LoHa, LoKr, DoRA, ...), by the same names; no layer is in both.
+    """
+
+    layers: dict[str, LoraLayer]
+    changes: dict[str, changes.Change] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> int:
+        """The largest of its layers' ranks; 0 where all are changed in other ways."""
+        return max((layer.rank for layer in self.layers.values()), default=0)
+
+    @property
+    def kinds(self) -> str:
+        """What `changes` are, in words; empty for a plain LoRA."""
+        return changes.kinds(self.changes.values())
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A word and what is behind it: vectors, a LoRA, or both. Raises PersonalError where they could not work.
+
+    token: owner and name; version None until a library has given it one. vectors: float32 (n, dim), 1 to 64 rows, keyed
+    `clip_l` and, for SDXL, `clip_g`. thumbnail: PNG, JPEG or WebP. The card repeats the token.
+    """
+
+    token: Token
+    card: Card
+    vectors: dict[str, np.ndarray] = field(default_factory=dict)
+    lora: Lora | None = None
+    thumbnail: bytes | None = None
+    whole: str = ""  # identity of the concept of which an export made this a part; "" where this is all of it
+
+    def __post_init__(self):
+        check_token(self.token)
+        if self.card.token != str(self.token):
+            object.__setattr__(self, "card", self.card.model_copy(update={"token": str(self.token)}))
+        if not self.vectors and self.lora is None:
+            raise PersonalError(f"{self.token} holds neither vectors nor a LoRA.")
+        if self.vectors:
+            _check_vectors(self.vectors, self.card.base)
+        if self.lora is not None:
+            _check_lora(self.lora, self.card.base)
+        if self.thumbnail is not None and not media_type(self.thumbnail):
+            raise PersonalError("The thumbnail is not a PNG, JPEG or WebP of at most 250 kB.")
+
+    @cached_property
+    def identity(self) -> str:
+        """sha256 of the file's bytes after its header, 64 hexadecimal digits; the same under any name."""
+        return storage.sha256(*payload(_tensors(self)))
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself, read without its tensors' bytes."""
+
+    token: Token
+    card: Card
+    tensors: dict[str, tuple[int, ...]]
+    picture: str  # the thumbnail as the header has it, a data URL or ""
+    size: int  # bytes of the whole file
+    payload_size: int  # bytes
+    identity: str  # as the header has it; only `read` proves it
+    whole: str = ""  # as in Concept
+
+    @cached_property
+    def thumbnail(self) -> bytes | None:
+        """The picture, decoded when it is wanted: a listing of thousands does not. Raises PersonalError."""
+        try:
+            return picture_from(self.picture) if self.picture else None
+        except ValueError as error:
+            raise damaged(self.card.token, str(error)) from error
+
+    @property
+    def vectors(self) -> int:
+        """How many rows each encoder gets; 0 without vectors."""
+        return max((shape[0] for name, shape in self.tensors.items() if not name.startswith("lora_")), default=0)
+
+    @property
+    def lora_rank(self) -> int:
+        """The largest rank of a plain LoRA's layers; 0 without."""
+        plain = (parts for parts in self._layers.values() if _is_plain(parts))
+        return max(((parts.get("lora_down.weight") or (0,))[0] for parts in plain), default=0)
+
+    @property
+    def kinds(self) -> str:
+        """What it holds besides vectors and a plain LoRA, in words: "LoHa", "DoRA", ...; empty without."""
+        return changes.kinds(parts for parts in self._layers.values() if not _is_plain(parts))
+
+    @cached_property
+    def _layers(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Shapes by layer, and by what follows its name."""
+        layers: dict[str, dict[str, tuple[int, ...]]] = {}
+        for name, shape in self.tensors.items():
+            layer, _, part = name.partition(".")
+            if part in changes.SUFFIXES:
+                layers.setdefault(layer, {})[part] = shape
+        return layers
+
+
+def holds(vectors: int, lora_rank: int, kinds: str = "") -> str:
+    """In words: `2 vectors + LoRA rank 4 + norms`; 0 and "" are none. kinds: `Lora.kinds`."""
+    texts = [f"{vectors} vector{'s' * (vectors > 1)}"] if vectors else []
+    texts += [f"LoRA rank {lora_rank}"] if lora_rank else []
+    return " + ".join(texts + ([kinds] if kinds else []))
+
+
+def _is_plain(names: Iterable[str]) -> bool:
+    """Whether a layer's tensors are those of a plain LoRA."""
+    return set(names) <= changes.PLAIN
+
+
+def write(concept: Concept, notes: Mapping[str, str] | None = None) -> bytes:
+    """The concept's file. The same concept gives the same bytes. notes: more text for the header, by key."""
+    return b"".join(parts(concept, notes))
+
+
+def parts(concept: Concept, notes: Mapping[str, str] | None = None) -> list[bytes | memoryview]:
+    """The same in parts: the header, then the tensors where they lie, since a LoRA of SDXL can be of 1 GB and more."""
+    head, *body = pack(_tensors(concept), _metadata(concept) | dict(notes or {}))
+    head = head.replace(_sum_entry(_NO_SUM), _sum_entry(storage.sha256(head)))
+    check_head(head, len(head) + sum(map(len, body)), str(concept.token))  # nothing is written that could not be read
+    return [head, *body]
+
+
+def read(data: bytes, name: str) -> Concept:
+    """The concept in the bytes of a file called `name`. Raises PersonalError for all that `write` cannot have made."""
+    layout = check(data, name)
+    header = _read_header(bytes(data[: layout.payload_start]), layout, name, len(data))
+    if storage.sha256(memoryview(data)[layout.payload_start :]) != header.identity:
+        raise damaged(name, "damaged (sha256 differs from the one in its header)")
+    try:
+        vectors, lora = _read_tensors(data, layout, header.token)
+        return Concept(header.token, header.card, vectors, lora, header.thumbnail, header.whole)
+    except ValueError as error:
+        raise damaged(name, str(error)) from error
+    except PersonalError as error:
+        raise PersonalError(f"{show(name)} is refused. {error.problem}", error.fix) from error
+
+
+def read_header(path: Path, picture: bool = True) -> Header:
+    """The header alone of the file at `path`; picture: its thumbnail too. Raises PersonalError."""
+    name = os.path.basename(path)
+    head, size = storage.read_head(path, _FIRST_READ)
+    try:
+        if size > MAX_FILE:
+            raise ValueError("it is larger than 4 GB, the most I read")
+        whole = 8 + header_length(head, size)
+    except ValueError as error:
+        raise not_read(head, size, name, str(error)) from error
+    if whole > len(head):
+        head, size = storage.read_head(path, whole)
+    head = head[:whole]
+    bare = head if picture else _without_picture(head)
+    return _read_header(head, check_head(bare, size - len(head) + len(bare), name), name, size)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+_NO_SUM = "0" * 64  # stands in the header while its own sum is taken
+
+
+def _tensors(concept: Concept) -> dict[str, np.ndarray]:
+    """Every tensor under its name in the file."""
+    tensors = {_vectors_name(key, concept): vectors for key, vectors in concept.vectors.items()}
+    for name, layer in (concept.lora.layers if concept.lora else {}).items():
+        tensors[f"{name}.lora_down.weight"] = layer.down
+        tensors[f"{name}.lora_up.weight"] = layer.up
+        tensors[f"{name}.alpha"] = np.array(layer.alpha, np.float32)
+    for name, change in (concept.lora.changes if concept.lora else {}).items():
+        tensors |= {f"{name}.{part}": value for part, value in change.items()}
+    return tensors
+
+
+def _vectors_name(key: str, concept: Concept) -> str:
+    if concept.lora is None:
+        return key if concept.card.base == "sdxl" else "emb_params"
+    return f"bundle_emb.{concept.token.slug}.{key if concept.card.base == 'sdxl' else 'string_to_param.*'}"
+
+
+def _sum_entry(value: str) -> bytes:
+    return f'"{_SUM}":"{value}"'.encode()  # inside any other text of the header its quotes would be escaped
+
+
+def _metadata(concept: Concept) -> dict[str, str]:
+    identity = concept.identity
+    metadata = {
+        "format": "pt",
+        "sdpersonal.format": _VERSION,
+        "sdpersonal.card": concept.card.model_dump_json(),
+        _SUM: _NO_SUM,
+        **modelspec(concept.card, concept.token, concept.lora is not None, identity, concept.thumbnail),
+    }
+    if concept.whole:
+        metadata[WHOLE] = concept.whole
+    if concept.lora is not None:
+        layers = concept.lora.layers.values()
+        ranks, alphas = {layer.rank for layer in layers}, {float(layer.alpha) for layer in layers}
+        metadata |= kohya(concept.card, ranks, alphas, identity, bool(concept.lora.changes))
+    return metadata
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+_PICTURE = b'"modelspec.thumbnail":"'  # as `write` has it; inside any other text its quotes would be escaped
+
+
+def _without_picture(head: bytes) -> bytes:
+    """The same header with an empty thumbnail: of 20 kB of JSON a listing reads one."""
+    start = head.find(_PICTURE) + len(_PICTURE)
+    end = head.find(b'"', start)
+    if start < len(_PICTURE) or end < 0 or b"\\" in head[start:end]:
+        return head
+    return (len(head) - 8 - (end - start)).to_bytes(8, "little") + head[8:start] + head[end:]
+
+
+def _read_header(head: bytes, layout: Layout, name: str, size: int) -> Header:
+    """head: all bytes before the payload; size: of the whole file. Raises PersonalError."""
+    metadata = layout.metadata
+    if "sdpersonal.card" not in metadata:
+        raise PersonalError(f"{show(name)} is not one of our concepts.", "Import it: sdpersonal concepts import FILE")
+    if metadata.get("sdpersonal.format") != _VERSION:
+        raise PersonalError(f"{show(name)} was made by a newer sdpersonal.", "Update sdpersonal.")
+    written = metadata.get(_SUM, "")
+    if storage.sha256(head.replace(_sum_entry(written), _sum_entry(_NO_SUM))) != written:
+        raise damaged(name, "damaged (its header was changed)")
+    card = read_card(metadata["sdpersonal.card"], name)
+    token = Token.parse(card.token)
+    shapes = {tensor: place.shape for tensor, place in layout.tensors.items()}
+    identity = metadata.get("modelspec.hash_sha256", "").removeprefix("0x")
+    picture, whole = metadata.get("modelspec.thumbnail", ""), metadata.get(WHOLE, "")
+    if not re.fullmatch(r"([0-9a-f]{64})?", whole):
+        raise damaged(name, f"its {WHOLE} is no sha256")
+    return Header(token, card, shapes, picture, size, size - len(head), identity, whole)
+
+
+def _read_tensors(data: bytes, layout: Layout, token: Token) -> tuple[dict[str, np.ndarray], Lora | None]:
+    """Vectors and LoRA. Raises ValueError where a tensor belongs to neither."""
+    vectors: dict[str, np.ndarray] = {}
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    strangers = []
+    bundle = f"bundle_emb.{token.slug}."
+    for name in layout.tensors:
+        layer, _, part = name.partition(".")
+        if name in ("emb_params", bundle + "string_to_param.*"):
+            vectors["clip_l"] = np.array(array(data, layout, name), np.float32)  # few, so they can be anybody's own
+        elif name.removeprefix(bundle) in ("clip_l", "clip_g"):
+            vectors[name.removeprefix(bundle)] = np.array(array(data, layout, name), np.float32)
+        elif _LAYER.fullmatch(layer) and part in changes.SUFFIXES:
+            layers.setdefault(layer, {})[part] = array(data, layout, name)
+        else:
+            strangers.append(name)
+    for layer, tensors in layers.items():
+        if not (_is_plain(tensors) or changes.is_whole(tensors)):
+            strangers += [f"{layer}.{part}" for part in tensors]
+    if strangers:
+        raise ValueError(f"I do not know its tensors {show(', '.join(strangers[:3]))}")
+    if not layers:
+        return vectors, None
+    plain = {name: _layer(name, parts) for name, parts in layers.items() if _is_plain(parts)}
+    return vectors, Lora(plain, {name: parts for name, parts in layers.items() if name not in plain})
+
+
+def _layer(name: str, parts: dict[str, np.ndarray]) -> LoraLayer:
+    if missing := changes.PLAIN - parts.keys():
+        raise ValueError(f"layer {show(name)} lacks its {' and '.join(sorted(missing))}")
+    if parts["alpha"].size != 1:
+        raise ValueError(f"the alpha of layer {show(name)} is not one number")
+    return LoraLayer(parts["lora_down.weight"], parts["lora_up.weight"], float(parts["alpha"].reshape(())))
+
+
+# --- what a concept must be -------------------------------------------------------------------------------------------
+
+
+def check_token(token: Token) -> None:
+    """Raise PersonalError unless a concept can have this token: it has an owner, and `parse` would read it the same."""
+    if token.owner is None:
+        raise PersonalError(f"{token} has no owner.", f"Write it like <me/{token.name}>.")
+    if Token.parse(str(token)) != token or Token.parse(str(token.unversioned())) != token.unversioned():
+        raise PersonalError(f"{token.unversioned()} ends like a version.", "Leave out the -v and the number.")
+
+
+def _check_vectors(vectors: dict[str, np.ndarray], base: str) -> None:
+    encoders = {"clip_l", "clip_g"} if base == "sdxl" else {"clip_l"}
+    if vectors.keys() != encoders:
+        raise PersonalError(f"A concept for {base} has vectors {sorted(encoders)}, not {show(str(sorted(vectors)))}.")
+    for key, rows in vectors.items():
+        width = WIDTHS.get(base, {}).get(key)
+        if rows.dtype != np.float32 or rows.ndim != 2 or (width and rows.shape[1] != width):
+            wanted = f"(n, {width or 'dim'}) float32"
+            raise PersonalError(f"The vectors {key} for {base} must be {wanted}, not {rows.shape} {rows.dtype}.")
+        if not 1 <= len(rows) <= MAX_VECTORS:
+            raise PersonalError(f"A concept has 1 to {MAX_VECTORS} vectors, not {len(rows)}.")
+        if not (finite := np.isfinite(rows).all(axis=1)).all():
+            raise PersonalError(f"Row {finite.argmin()} of the vectors {key} holds numbers that are not finite.")
+    if len({len(rows) for rows in vectors.values()}) > 1:
+        raise PersonalError("The encoders' vectors differ in number.")
+
+
+def _check_lora(lora: Lora, base: str) -> None:
+    if not lora.layers and not lora.changes:
+        raise PersonalError("The LoRA has no layers.")
+    encoders = ("unet", "te1", "te2") if base == "sdxl" else ("unet", "te")
+    for name in (*lora.layers, *lora.changes):
+        found = _LAYER.fullmatch(name)
+        if not found or found[1] not in encoders or (name in lora.layers and name in lora.changes):
+            raise PersonalError(f"{show(name)} is not a LoRA layer of {base}.")
+        plain = name in lora.layers
+        problem = _layer_problem(lora.layers[name]) if plain else _change_problem(lora.changes[name])
+        if problem:
+            raise PersonalError(f"LoRA layer {show(name)}: {problem}.")
+
+
+def _change_problem(change: changes.Change) -> str | None:
+    return "it is a plain LoRA" if _is_plain(change) else changes.problem(change)
+
+
+def _layer_problem(layer: LoraLayer) -> str | None:
+    down, up = layer.down, layer.up
+    if not {down.dtype, up.dtype} <= {np.dtype(np.float32), np.dtype(np.float16)}:
+        return f"weights must be float32 or float16, not {down.dtype} and {up.dtype}"
+    same_kind = down.ndim == up.ndim and down.ndim in (2, 4)
+    if not same_kind or up.shape[1] != down.shape[0] or up.shape[2:] not in ((), (1, 1)):
+        return f"shapes {up.shape} and {down.shape} do not multiply"
+    if 0 in down.shape or 0 in up.shape:
+        return "it is empty"
+    if not (np.isfinite(down).all() and np.isfinite(up).all()):
+        return "it holds numbers that are not finite"
+    if layer.alpha == 0 and not up.any():
+        return None  # PEFT's way to say nothing; zeros say it to programs that take 0 for the rank
+    if not (math.isfinite(layer.alpha) and 0 < layer.alpha <= changes.MAX_ALPHA_PER_RANK * layer.rank):
+        return f"alpha {layer.alpha:g} with rank {layer.rank} is out of bounds"
+    return None

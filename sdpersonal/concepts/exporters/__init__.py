@@ -1,0 +1,54 @@
+"""Concepts for other programs, one module each. numpy only; the files say what they are in their own headers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, get_args
+
+from ...errors import PersonalError
+from ..concept import Concept
+from . import a1111, comfyui, diffusers, invokeai, kohya, onetrainer, sd_concepts_library, sdpersonal_file
+from .export import Export
+from .readme import readme
+
+__all__ = ["FORMATS", "Export", "Format", "export"]
+
+Format = Literal["native", "diffusers", "a1111", "comfyui", "invokeai", "kohya", "onetrainer", "sd-concepts-library"]
+
+FORMATS: dict[str, Callable[[Concept], Export]] = {
+    "native": sdpersonal_file.write,
+    "diffusers": diffusers.write,
+    "a1111": a1111.write,
+    "comfyui": comfyui.write,
+    "invokeai": invokeai.write,
+    "kohya": kohya.write,
+    "onetrainer": onetrainer.write,
+    "sd-concepts-library": sd_concepts_library.write,
+}
+
+
+def export(concept: Concept, format: Format) -> Export:
+    """The files of one format and a README.md for whoever gets them. Raises PersonalError where it cannot hold any."""
+    if format not in FORMATS:
+        raise PersonalError(f"I write no {format}.", f"Choose one of {', '.join(get_args(Format))}.")
+    made = FORMATS[format](concept)
+    made = dataclasses.replace(made, notes=(*made.notes, *_of_any_program(concept, format)))
+    head = sd_concepts_library.front_matter(concept) if format == "sd-concepts-library" else ""
+    text = head + readme(concept, made)
+    return dataclasses.replace(made, files=made.files | {"README.md": text.encode()})
+
+
+def _of_any_program(concept: Concept, format: Format) -> list[str]:
+    notes = []
+    if concept.card.base == "tiny":
+        notes.append(
+            "It was made for sdpersonal's built-in base, which no other program has"
+            + (": install sdpersonal beside it." if format == "diffusers" else "; with other models it is of no use.")
+        )
+    if concept.card.method == "dreambooth-full":
+        notes.append(
+            "It was taught to a whole model. This is the part of the change that a LoRA holds; the model itself "
+            "stayed in the folder of its training."
+        )
+    return notes

@@ -1,0 +1,111 @@
+"""diffusers: an embedding for `load_textual_inversion`, a LoRA for `load_lora_weights`.
+
+Sources: its `loaders/textual_inversion.py` (one tensor under the token), `loaders/lora_base.py` (PEFT's names, and its
+settings as JSON under `lora_adapter_metadata`), `examples/textual_inversion/textual_inversion_sdxl.py` (two files).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+
+from ..concept import Concept, Lora, LoraLayer
+from ..importers.diffusers import EMBEDDINGS, LORA
+from ..plain_lora import is_possible as plain_is_possible
+from ..plain_lora import needs_base, plain_concept
+from ..strict_safetensors import pack
+from .export import MODELS, Export, lora_of, vectors_of, words
+from .header import facts
+from .paths import module_path
+
+
+def write(concept: Concept) -> Export:
+    """`learned_embeds.safetensors` (SDXL: and `learned_embeds_2`), `pytorch_lora_weights.safetensors`, or all.
+
+    Raises PersonalError where its LoRA is none that diffusers reads (`is_possible`).
+    """
+    concept, lost = plain_concept(concept)
+    word = str(concept.token.unversioned())
+    files = {EMBEDDINGS[key]: _embedding(concept, word, rows) for key, rows in concept.vectors.items()}
+    if concept.lora:
+        files[LORA] = _lora(concept, concept.lora)
+    notes = [lost] if lost else []
+    if concept.vectors:
+        notes.append(f"Load the word before you use it: diffusers keeps {word} in its tokenizer until it is unloaded.")
+    return Export(
+        program="diffusers",
+        files=files,
+        places={name: "any folder" for name in files},
+        word=words(concept, word),
+        install=("Give this folder to the pipeline:",),
+        notes=tuple(notes),
+        python=_code(concept),
+    )
+
+
+def is_possible(concept: Concept) -> bool:
+    """Whether diffusers can load all that the concept does to layers, but for biases and norms."""
+    return concept.lora is None or (plain_is_possible(concept.lora) and not needs_base(concept.lora))
+
+
+def _embedding(concept: Concept, word: str, rows: np.ndarray) -> bytes:
+    """rows (n, dim), always two axes: the loader adds a token for each row."""
+    tensors = {word: rows}
+    return b"".join(pack(tensors, facts(vectors_of(concept), tensors, word)))
+
+
+def _lora(concept: Concept, lora: Lora) -> bytes:
+    layers = {module_path(name): layer for name, layer in lora.layers.items()}
+    tensors = {}
+    for (component, path), layer in layers.items():
+        tensors[f"{component}.{path}.lora_A.weight"] = layer.down
+        tensors[f"{component}.{path}.lora_B.weight"] = layer.up
+    settings = {
+        f"{component}.{key}": value
+        for component in sorted({component for component, _ in layers})
+        for key, value in _adapter({path: layer for (of, path), layer in layers.items() if of == component}).items()
+    }
+    metadata = facts(lora_of(concept), tensors, words(concept, str(concept.token.unversioned())))
+    return b"".join(pack(tensors, metadata | {"lora_adapter_metadata": json.dumps(settings, sort_keys=True)}))
+
+
+def _adapter(layers: dict[str, LoraLayer]) -> dict[str, object]:
+    """PEFT's LoraConfig for one model: the commonest rank and alpha, and the layers that differ from it.
+
+    PEFT matches paths by their ends. CLIP's are given without `text_model.`, which transformers 5 dropped.
+    """
+    layers = {path.removeprefix("text_model."): layer for path, layer in layers.items()}
+    rank = _commonest(layer.rank for layer in layers.values())
+    alpha = _commonest(layer.alpha for layer in layers.values())
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": sorted(layers),
+        "rank_pattern": {path: layer.rank for path, layer in layers.items() if layer.rank != rank},
+        "alpha_pattern": {path: layer.alpha for path, layer in layers.items() if layer.alpha != alpha},
+    }
+
+
+def _commonest(values):
+    return Counter(values).most_common(1)[0][0]
+
+
+def _code(concept: Concept) -> str:
+    base = concept.card.base
+    lines = ["from diffusers import DiffusionPipeline"]
+    lines += ["from sdpersonal.models.loading import built_in_folder"] if base == "tiny" else []
+    model = "built_in_folder()" if base == "tiny" else f'"{MODELS[base]}"'
+    lines.append(f"pipe = DiffusionPipeline.from_pretrained({model})")
+    if base == "sdxl" and concept.vectors:
+        for name, end in ((EMBEDDINGS["clip_l"], ""), (EMBEDDINGS["clip_g"], "_2")):
+            lines.append(
+                f'pipe.load_textual_inversion(".", weight_name="{name}", '
+                f"text_encoder=pipe.text_encoder{end}, tokenizer=pipe.tokenizer{end})"
+            )
+    elif concept.vectors:
+        lines.append(f'pipe.load_textual_inversion(".", weight_name="{EMBEDDINGS["clip_l"]}")')
+    if concept.lora:
+        lines.append(f'pipe.load_lora_weights(".", weight_name="{LORA}")')
+    return "\n".join([*lines, 'pipe({prompt}).images[0].save("picture.png")'])

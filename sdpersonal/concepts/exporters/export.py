@@ -1,0 +1,103 @@
+"""What one program is given of a concept, and what all exports share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+
+from ...errors import PersonalError
+from ..concept import Concept, write
+from ..layer_changes import form, kind
+from ..thumbnail import remade
+
+MODELS = {  # on the Hub
+    "sd1": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd2": "stabilityai/stable-diffusion-2-1",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """Files for one program, and how they are used there.
+
+    files: path in the export's folder -> content; places: the same paths -> where in the program they go; word: what
+    stands for the concept in a prompt, "" where nothing does; also: what is typed besides; install: how the files come
+    in, a sentence each; notes: what this program cannot take or does otherwise; python, terminal: an example, in which
+    {prompt} is to be replaced by a prompt in quotes.
+    """
+
+    program: str
+    files: dict[str, bytes]
+    places: dict[str, str]
+    word: str
+    also: str = ""
+    install: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    python: str = ""
+    terminal: str = ""
+
+    @property
+    def trigger(self) -> str:
+        """All that is typed."""
+        return f"{self.word} {self.also}".strip()
+
+
+def words(concept: Concept, name: str) -> str:
+    """What stands for the concept in a sentence: `name` if it has vectors, else its trigger words, else nothing."""
+    return name if concept.vectors else " ".join(concept.card.trigger_words)
+
+
+def sentence(concept: Concept, made: Export) -> str:
+    """An example prompt."""
+    if not made.word:
+        said = f"a photo of a {concept.card.class_noun}" if concept.card.class_noun else "a photo"
+    elif concept.card.kind == "style":
+        said = f"a lighthouse in the style of {made.word}"
+    else:
+        said = f"a photo of {made.word}"
+    return f"{said} {made.also}".strip()
+
+
+def file_of(concept: Concept, notes: Mapping[str, str] | None = None) -> bytes:
+    """Our own file, its thumbnail made anew from pixels, under the token without its version; notes: for its header."""
+    thumbnail = remade(concept.thumbnail) if concept.thumbnail else None
+    return write(dataclasses.replace(concept, token=concept.token.unversioned(), thumbnail=thumbnail), notes)
+
+
+def embedding(concept: Concept) -> bytes:
+    """Our own file of the vectors alone."""
+    return file_of(vectors_of(concept))
+
+
+def lora(concept: Concept) -> bytes:
+    """Our own file of the LoRA alone."""
+    return file_of(lora_of(concept))
+
+
+def vectors_of(concept: Concept) -> Concept:
+    """Its vectors as a part that knows its whole, so that an import can put the parts together again."""
+    return dataclasses.replace(concept, lora=None, whole=concept.identity) if concept.lora else concept
+
+
+def lora_of(concept: Concept) -> Concept:
+    """Its LoRA, likewise."""
+    return dataclasses.replace(concept, vectors={}, whole=concept.identity) if concept.vectors else concept
+
+
+def reads(concept: Concept, unread: Set[str]) -> bool:
+    """Whether a program that knows all forms of `changes` but these reads what the concept does to layers."""
+    return not any(unread & {form(change), kind(change)} for change in concept.lora.changes.values())
+
+
+def refuse_unread(concept: Concept, program: str, unread: Set[str]) -> None:
+    """Raise PersonalError where layers are changed in ways that a program does not read; unread: forms of `changes`."""
+    for change in concept.lora.changes.values() if concept.lora else ():
+        if unread & {form(change), kind(change)}:
+            why = f"it changes layers as {kind(change)}, which that program does not read"
+            raise refused(concept, program, why, "Export it with --format native, and generate with it here.")
+
+
+def refused(concept: Concept, program: str, why: str, fix: str) -> PersonalError:
+    return PersonalError(f"{concept.token} cannot go to {program}: {why}.", fix)

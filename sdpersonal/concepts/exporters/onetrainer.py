@@ -1,0 +1,109 @@
+"""OneTrainer, which goes on training from these files.
+
+Sources: its `modelSetup/BaseStableDiffusionSetup.py` and `BaseStableDiffusionXLSetup.py` (the names of an embedding's
+tensors), `util/load_lora_util.py`, `module/LoRAModule.py`: a LoRA must have one rank, every layer of the UNet that the
+layer filter names, and every linear layer of a text encoder if it has any.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections import defaultdict
+
+import numpy as np
+
+from ..concept import Concept, Lora, LoraLayer
+from ..importers.onetrainer import RANKS
+from ..plain_lora import plain_concept
+from ..strict_safetensors import pack
+from .export import Export, embedding, file_of, lora_of, vectors_of, words
+from .header import facts
+from .paths import module_path
+
+_ENCODER_LAYER = re.compile(r"lora_te_text_model_encoder_layers_(\d+)_(.+)")
+_LINEAR_LAYERS = {*(f"self_attn_{each}_proj" for each in ("q", "k", "v", "out")), "mlp_fc1", "mlp_fc2"}
+
+
+def write(concept: Concept) -> Export:
+    """`embedding/<owner>-<name>.safetensors`, `lora/<owner>-<name>.safetensors`, or both."""
+    concept, lost = plain_concept(concept)
+    slug, word = concept.token.slug, str(concept.token.unversioned())
+    files, install, notes = {}, [], ["OneTrainer trains; it draws only samples.", *([lost] if lost else [])]
+    if concept.vectors:
+        path = f"embedding/{slug}.safetensors"
+        files[path] = _embedding(concept, word)
+        install.append(f"Embedding: choose {path} as base embedding, or as an additional one, with placeholder {word}.")
+        if concept.card.base != "sdxl":
+            notes.append("Only OneTrainer and sdpersonal read that file: its tensor is called emp_params there.")
+    if concept.lora and (taken := _taken(concept.lora)):
+        path = f"lora/{slug}.safetensors"
+        files[path] = _lora(concept, taken)
+        install.append(
+            f"LoRA: choose {path} as LoRA base model, set LoRA rank to {taken.rank} and layer filter to "
+            f"{_filter(taken)}: OneTrainer refuses a LoRA that differs from its settings."
+        )
+        if len(taken.layers) < len(concept.lora.layers):
+            notes.append("Of its LoRA, the text encoder's layers are left out: OneTrainer wants all of them or none.")
+    return Export(
+        program="OneTrainer",
+        files=files,
+        places={path: "any folder" for path in files},
+        word=words(concept, word),
+        install=tuple(install),
+        notes=tuple(notes),
+    )
+
+
+def _embedding(concept: Concept, word: str) -> bytes:
+    if concept.card.base == "sdxl":
+        return embedding(concept)
+    tensors = {"emp_params": concept.vectors["clip_l"]}  # so it is spelled there
+    return b"".join(pack(tensors, facts(vectors_of(concept), tensors, word)))
+
+
+def _lora(concept: Concept, taken: Lora) -> bytes:
+    """Our own file of these layers. It notes the ranks and alphas that they had, so that an import gives them back."""
+    whole = concept.lora.layers
+    ranks = {
+        name: [whole[name].rank, whole[name].alpha]
+        for name, layer in taken.layers.items()
+        if layer.rank != whole[name].rank
+    }
+    part = lora_of(concept)
+    if len(taken.layers) < len(whole):
+        part = dataclasses.replace(part, whole=part.whole or concept.identity)
+    part = dataclasses.replace(part, lora=taken)
+    return file_of(part, {RANKS: json.dumps(ranks, sort_keys=True)} if ranks else None)
+
+
+def _taken(whole: Lora) -> Lora | None:
+    """The layers that OneTrainer takes, all of the largest rank; None if it takes none."""
+    encoder = defaultdict(set)
+    for name in whole.layers:
+        if found := _ENCODER_LAYER.fullmatch(name):
+            encoder[int(found[1])].add(found[2])
+    complete = sorted(encoder) == [*range(len(encoder))] and all(each == _LINEAR_LAYERS for each in encoder.values())
+    starts = ("lora_unet_", "lora_te_") if complete else ("lora_unet_",)  # SDXL's wants its last projection too
+    layers = {name: layer for name, layer in whole.layers.items() if name.startswith(starts)}
+    rank = max((layer.rank for layer in layers.values()), default=0)
+    return Lora({name: _of_rank(layer, rank) for name, layer in layers.items()}) if layers else None
+
+
+def _of_rank(layer: LoraLayer, rank: int) -> LoraLayer:
+    """The same change by larger matrices, zero where they are larger."""
+    more = rank - layer.rank
+    if not more:
+        return layer
+    down = np.pad(layer.down, [(0, more)] + [(0, 0)] * (layer.down.ndim - 1))
+    up = np.pad(layer.up, [(0, 0), (0, more)] + [(0, 0)] * (layer.up.ndim - 2))
+    return LoraLayer(down, up, layer.alpha * rank / layer.rank)
+
+
+def _filter(taken: Lora) -> str:
+    """The UNet's layers that it has, as OneTrainer selects them: by parts of their paths."""
+    paths = [path for component, path in map(module_path, taken.layers) if component == "unet"]
+    if any("resnets." in path or "samplers." in path for path in paths):
+        return "attentions,resnets,samplers"
+    return "attentions" if any("attn" not in path for path in paths) else "attn1,attn2"

@@ -1,0 +1,66 @@
+"""A folder as the sd-concepts-library on the Hub has them: one word, no LoRA, Stable Diffusion 1.x or 2.x.
+
+Sources: the notebooks sd_textual_inversion_training (what is written) and stable_conceptualizer_inference (what is
+read): `torch.load`, the only key is the word, its value goes into one row of the embedding table.
+"""
+
+from __future__ import annotations
+
+import json
+
+from ..concept import Concept
+from ..licences import on_the_hub
+from ..thumbnail import media_type, remade
+from .export import MODELS, Export, refused
+from .torch_save import saved
+
+_PROGRAM = "the sd-concepts-library"
+
+
+def write(concept: Concept) -> Export:
+    """`learned_embeds.bin`, `token_identifier.txt`, `type_of_concept.txt`, and `concept_images/` with the thumbnail.
+
+    Raises PersonalError where it has no vectors, or is of SDXL.
+    """
+    if not concept.vectors:
+        raise refused(concept, _PROGRAM, "it has no vectors, and that library knows no LoRA", "Choose --format kohya.")
+    if concept.card.base == "sdxl":
+        raise refused(concept, _PROGRAM, "that library knows no SDXL", "Choose --format diffusers.")
+    word, rows = str(concept.token.unversioned()), concept.vectors["clip_l"]
+    files = {
+        "learned_embeds.bin": saved(word, rows[0] if len(rows) == 1 else rows),
+        "token_identifier.txt": word.encode(),
+        "type_of_concept.txt": b"style" if concept.card.kind == "style" else b"object",
+    }
+    if concept.thumbnail:
+        picture = remade(concept.thumbnail)
+        files[f"concept_images/0.{media_type(picture).removeprefix('image/')}"] = picture
+    return Export(
+        program=_PROGRAM,
+        files=files,
+        places={name: "the repository" for name in files},
+        word=word,
+        install=("Upload the folder as a repository of its own.", "diffusers reads it there, and here:"),
+        notes=tuple(_notes(concept, len(rows))),
+        python='pipe.load_textual_inversion("FOLDER OR REPOSITORY")\npipe({prompt})',
+    )
+
+
+def front_matter(concept: Concept) -> str:
+    """The lines that the Hub reads at the top of the README."""
+    fields = on_the_hub(concept.card.license)
+    if model := MODELS.get(concept.card.base):
+        fields["base_model"] = model
+    lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]  # JSON's strings are YAML's
+    return "\n".join(["---", *lines, 'tags: ["stable-diffusion", "textual-inversion"]', "---", "", ""])
+
+
+def _notes(concept: Concept, rows: int) -> list[str]:
+    notes = ["learned_embeds.bin is a pickle, as that library has them; it holds one tensor and runs nothing."]
+    if rows > 1:
+        notes.append(f"It has {rows} vectors: diffusers and A1111 read them all, that library's own notebook only one.")
+    if concept.lora:
+        notes.append("Its LoRA is left out, since that library knows none. Alone, the word shows less of the concept.")
+    if concept.thumbnail:
+        notes.append("concept_images/ holds a drawn picture; the photos it was taught with are nowhere in here.")
+    return notes

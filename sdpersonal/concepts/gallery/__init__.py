@@ -1,0 +1,128 @@
+"""One HTML file that shows a library to anyone: no server, no network, nothing of this machine in it.
+
+Cards come from strangers. Jinja2 escapes every text, thumbnails are made anew from pixels, and the page's own policy
+allows the one script and the one style sheet by their sha256, and nothing to be loaded or sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from ... import storage
+from ...errors import PersonalError
+from ..library import Entry
+from ..modelspec import data_url
+from ..thumbnail import remade
+
+SIDE = 256  # pixels of a thumbnail
+_SMALL, _MANY = 176, 500  # as wide as it is shown, in a page of more concepts: 3,000 take 27 MB rather than 46
+_HERE = Path(__file__).parent
+_BASES = {"tiny": "built-in", "sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
+_CONSENT = {"yes": "the person agrees", "no": "the person does not agree", "unknown": "consent not known"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Exhibit:
+    """What the page shows of one concept; all of it plain text but the thumbnail, a data URL."""
+
+    token: str
+    title: str
+    kind: str
+    base: str
+    thumbnail: str
+    description: str
+    facts: tuple[tuple[str, str], ...]
+    prompts: tuple[str, ...]
+    search: str
+
+
+def gallery(
+    entries: Sequence[Entry],
+    to: Path,
+    title: str = "Concepts",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Path, int]:
+    """Write `to/index.html`; returns its path and how many concepts it shows: the newest whole version of each.
+
+    Raises PersonalError, NoRoom.
+    """
+    path = storage.make_folder(to) / "index.html"
+    shown = _newest(entries)
+    side = SIDE if len(shown) <= _MANY else _SMALL
+    exhibits = []
+    for entry, versions in shown:
+        exhibits.append(_exhibit(entry, versions, side))
+        progress(len(exhibits), len(shown))
+    storage.write_text(path, page(exhibits, title))
+    return path, len(exhibits)
+
+
+def page(exhibits: Sequence[Exhibit], title: str) -> str:
+    """The HTML."""
+    from jinja2 import Environment, StrictUndefined
+
+    script, style = (storage.read_bytes(_HERE / name, 100_000).decode() for name in ("page.js", "page.css"))
+    template = storage.read_bytes(_HERE / "page.html", 100_000).decode()
+    machine = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return machine.from_string(template).render(
+        title=title,
+        exhibits=exhibits,
+        kinds=sorted({each.kind for each in exhibits}),
+        bases=[base for base in _BASES.values() if any(each.base == base for each in exhibits)],
+        script=script,
+        style=style,
+        script_sum=_sum(script),
+        style_sum=_sum(style),
+    )
+
+
+def _sum(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _newest(entries: Iterable[Entry]) -> list[tuple[Entry, int]]:
+    """The newest undamaged version of each concept, and how many there are of it."""
+    found: dict[str, tuple[Entry, int]] = {}
+    for entry in entries:  # oldest version first
+        if entry.card and not entry.damaged:
+            name = str(entry.token.unversioned())
+            found[name] = entry, found.get(name, (entry, 0))[1] + 1
+    return list(found.values())
+
+
+def _exhibit(entry: Entry, versions: int, side: int) -> Exhibit:
+    card, picture = entry.card, entry.thumbnail
+    thumbnail = ""
+    with suppress(PersonalError):  # a picture that cannot be read is no reason to leave out the concept
+        thumbnail = data_url(remade(picture, side)) if picture else ""
+    token = str(entry.token.unversioned())
+    facts = {
+        "Class": card.class_noun,
+        "Holds": entry.holds,
+        "Made for": card.base_name,
+        "Made with": ", ".join(part for part in (card.method, f"{card.steps} steps" if card.steps else "") if part),
+        "Measured": ", ".join(f"{name} {value:.2f}" for name, value in card.scores.items()),
+        "Author": card.author,
+        "Licence": card.license or "not stated",
+        "Consent": f"{_CONSENT[card.consent]} {card.consent_note}".strip() if card.kind == "person" else "",
+        "Version": f"{entry.token.version}{f' ({versions} here)' if versions > 1 else ''}",
+        "Date": card.created[:10],
+        "Identity": (entry.identity or "")[:16],
+    }
+    words = " ".join((token, card.title, card.class_noun, card.author, card.description, card.license)).lower()
+    return Exhibit(
+        token,
+        card.title or entry.token.name,
+        card.kind,
+        _BASES[card.base],
+        thumbnail,
+        card.description,
+        tuple((name, text) for name, text in facts.items() if text),
+        card.prompts,
+        words,
+    )

@@ -1,0 +1,43 @@
+"""A1111's embeddings, and the first textual inversions, which have the same layout.
+
+    .pt           {"string_to_param": {"*": (n, dim)}, "string_to_token": ..., "name", "step", "sd_checkpoint_name"}
+    .safetensors  {"emb_params": (n, dim)}, as kohya's and invoke-training's writers save it too
+
+In rinongal's files `string_to_param` is an `nn.ParameterDict` with a key for every placeholder. A1111 calls an
+embedding as its file is called. Sources: A1111 `modules/textual_inversion/textual_inversion.py`; rinongal
+textual_inversion `ldm/modules/embedding_manager.py`; kohya-ss sd-scripts `train_textual_inversion.py`.
+"""
+
+from __future__ import annotations
+
+from ...errors import PersonalError
+from ...prompts import Token, show
+from ..concept import Concept
+from .contents import Content
+from .to_concept import base_of, made
+
+_PARAM = "string_to_param."
+_SAFE = "emb_params"
+
+
+def fits(content: Content) -> bool:
+    return _SAFE in content.shapes or any(key.startswith(_PARAM) for key in content.shapes)
+
+
+def read(content: Content, token: Token | None = None) -> Concept:
+    """The concept. Raises PersonalError."""
+    keys = [key for key in content.shapes if key.startswith(_PARAM) or key == _SAFE]
+    if len(keys) > 1:
+        names = show(", ".join(key.removeprefix(_PARAM) for key in keys))
+        raise PersonalError(
+            f"{show(content.name)} holds several embeddings ({names}).", "I read one a file; save them apart."
+        )
+    placeholder = keys[0].removeprefix(_PARAM) if keys[0] != _SAFE else ""
+    rows = content.rows(keys[0])
+    base = base_of({"clip_l": rows.shape[1]}, content.name)
+    return made(content, base, {"clip_l": rows}, None, token, **_title(content, placeholder))
+
+
+def _title(content: Content, placeholder: str) -> dict[str, object]:
+    """A placeholder like `sks` is what the author wrote in prompts; A1111's own is always `*`."""
+    return {} if placeholder in ("", "*") or content.fact("name") else {"title": placeholder[:100]}

@@ -1,0 +1,36 @@
+"""Vectors for each text encoder in one file, by the encoders' names.
+
+    clip_l, clip_g                      kohya's SDXL trainer, advanced DreamBooth's `_emb`, OneTrainer, A1111, ComfyUI
+    text_encoders_0, text_encoders_1    replicate's `embeddings.pti`, a safetensors file whatever it is called
+
+`clip_l` alone is an embedding for SD 1.x, as advanced DreamBooth for SD 1.5 writes it. Sources: kohya-ss sd-scripts
+`sdxl_train_textual_inversion.py`; diffusers `examples/advanced_diffusion_training`; replicate cog-sdxl
+`dataset_and_utils.py`.
+"""
+
+from __future__ import annotations
+
+from ...errors import PersonalError
+from ...prompts import Token, show
+from ..concept import Concept
+from .contents import Content
+from .to_concept import base_of, made
+
+_ENCODERS = {"clip_l": "clip_l", "clip_g": "clip_g", "text_encoders_0": "clip_l", "text_encoders_1": "clip_g"}
+
+
+def fits(content: Content) -> bool:
+    return bool(content.shapes) and content.shapes.keys() <= _ENCODERS.keys()
+
+
+def read(content: Content, token: Token | None = None) -> Concept:
+    """The concept. Raises PersonalError."""
+    vectors = {_ENCODERS[key]: content.rows(key) for key in content.shapes}
+    for_xl = content.fact("modelspec.architecture").startswith("stable-diffusion-xl")
+    for missing in {"clip_l", "clip_g"} - vectors.keys():
+        if missing == "clip_l" or for_xl:
+            raise PersonalError(
+                f"{show(content.name)} is an SDXL embedding without its {missing}.", "Ask for all of it."
+            )
+    base = base_of({key: rows.shape[1] for key, rows in vectors.items()}, content.name)
+    return made(content, base, vectors, None, token)

@@ -1,0 +1,226 @@
+"""Which base a LoRA was made for: told by its layers; a file's words count only where the layers fit two bases."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ...errors import PersonalError
+from ...prompts import show
+from ..card import BASES
+from . import layer_shapes
+from .contents import Content
+from .layers import unet_name
+
+_NARROW = 512  # no Stable Diffusion reads text this narrow
+_FULL_WIDTH = 320  # of the first level of every Stable Diffusion
+_FIRST_LEVEL = ("down_blocks_0_attentions", "up_blocks_3_")
+_ORIGINAL = re.compile(r"(input_blocks|middle_block|output_blocks)_\d")
+_ATTENTION = re.compile(r"lora_unet_((?:down|up|input|output)_blocks_\d+|mid_block|middle_block).*_attn\d_to_[qkv]$")
+_CONV_IN = ("lora_unet_conv_in", "lora_unet_input_blocks_0_0")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where one layer is: component "unet", "te", "te1", "te2" or "text" (one of the two), path with `_` for `.`.
+
+    flat_names: it was named as kohya's files name it, which have the original's block names for SDXL alone.
+    """
+
+    component: str
+    flat: str
+    flat_names: bool = field(default=False, compare=False)
+
+
+class Outline(NamedTuple):
+    """What a layer's tensors tell of its weight: rows, numbers in a row, axes; 0 where they do not."""
+
+    rows: int
+    width: int
+    axes: int = 0
+
+
+_Outlines = Mapping[Part, Outline]
+_UNKNOWN = Outline(0, 0)
+
+
+def layer_name(part: Part, base: str, outline: Outline = _UNKNOWN) -> str:
+    """The layer's name in a concept for that base."""
+    if part.component == "unet":
+        return f"lora_unet_{unet_name(part.flat, base)}"
+    if base != "sdxl":
+        return f"lora_te_{part.flat}"
+    first = part.component in ("te", "te1", "text_encoder")
+    if part.component == "text":  # PEFT alone does not say of which encoder; SDXL's differ in width
+        first = bool({outline.rows, outline.width} & {768, 3072})
+    return f"lora_te{1 if first else 2}_{part.flat}"
+
+
+def base_of_layers(layers: _Outlines, content: Content) -> str:
+    """sd1, sd2, sdxl or tiny, whose table has every layer with its widths. Raises PersonalError, naming a layer."""
+    misfits = {base: _misfits(layers, base) for base in layer_shapes.UNETS}
+    bases = [base for base, wrong in misfits.items() if not wrong]
+    if len(bases) == 1:
+        return bases[0]
+    if bases:
+        return _told_apart(bases, layers, content)
+    likely = (base for base in ("sd1", "sd2", "sdxl") if _said(content) in (base, None))
+    if stand_in := next((base for base in likely if _is_stand_in(layers, base)), None):
+        return stand_in
+    if _is_narrow(layers) and not _is_of_built_in(layers):
+        wrong, base = _narrow_misfits(layers), "tiny"
+    else:
+        allowed = ["tiny"] if _is_narrow(layers) else ["sd1", "sd2", "sdxl"]
+        base = min(allowed, key=lambda base: (len(misfits[base]), *_strangeness(layers, base)))
+        wrong = misfits[base]
+    if not wrong:
+        return base
+    raise PersonalError(
+        f"{show(content.name)} fits no base: nearest is {BASES[base]}, but {wrong[0]}.",
+        "Ask its author for which base it was made.",
+    )
+
+
+def _misfits(layers: _Outlines, base: str) -> list[str]:
+    """What does not fit that base, in words, a layer each."""
+    table, wrong = layer_shapes.table(base), []
+    for part, outline in layers.items():
+        if _is_misnamed(part, base):
+            other = "SD 1.x" if base == "sdxl" else "SDXL"
+            wrong.append(f"its layer {show(part.flat)} is named as a text encoder of {other}")
+            continue
+        name = layer_name(part, base, outline)
+        if name not in table:
+            wrong.append(f"its layer {show(part.flat)} is not in it")
+        elif not _fits(name, outline, table[name]):
+            there = " x ".join(map(str, table[name]))
+            wrong.append(f"its layer {show(part.flat)} changes {_size(outline)} numbers, where that has {there}")
+    return wrong
+
+
+def _strangeness(layers: _Outlines, base: str) -> tuple[bool, bool]:
+    """Whether layers are named otherwise than that base's, and whether none reads its text."""
+    return any(_is_misnamed(part, base) for part in layers), layer_shapes.UNETS[base].context not in _contexts(layers)
+
+
+def _fits(name: str, outline: Outline, shape: layer_shapes.Shape) -> bool:
+    widths = {math.prod(shape[1:])}
+    if name in _CONV_IN:
+        widths = {channels * math.prod(shape[2:]) for channels in (*layer_shapes.IN_CHANNELS, shape[1])}
+    # What lies between the two matrices of a text encoder's layer may have any width.
+    rows_fit = name.endswith("_mlp_fc1") or outline.rows in (0, shape[0])
+    return rows_fit and (name.endswith("_mlp_fc2") or outline.width in (0, *widths))
+
+
+def _size(outline: Outline) -> str:
+    return " x ".join(str(size or "any") for size in (outline.rows, outline.width))
+
+
+def _told_apart(bases: list[str], layers: _Outlines, content: Content) -> str:
+    """One of several bases that all layers fit: by what the file says, or by how it spells them."""
+    if (said := _said(content)) in bases:
+        return said
+    if "sdxl" in bases and any(part.flat_names and _ORIGINAL.match(part.flat) for part in layers):
+        return "sdxl"
+    if "sd1" in bases and all(part.component in ("text", "text_encoder") for part in layers):
+        return "sd1"  # of SDXL's encoders the second would hardly be left out
+    projections = {outline.axes for part, outline in layers.items() if part.flat.endswith(("proj_in", "proj_out"))}
+    if "sd1" in bases and 4 in projections:
+        return "sd1"  # the others have matrices there
+    raise PersonalError(
+        f"{show(content.name)} changes only layers that {' and '.join(BASES[base] for base in bases)} may share.",
+        "Ask its author for a file that says for which base it was made.",
+    )
+
+
+def _said(content: Content) -> str | None:
+    version = content.fact("ss_base_model_version") or content.fact("modelspec.architecture")
+    if version.startswith(("sdxl", "stable-diffusion-xl")):
+        return "sdxl"
+    if version.startswith("sdpersonal-tiny"):
+        return "tiny"
+    if content.fact("ss_v2") == "True" or version.startswith(("sd_v2", "stable-diffusion-v2")):
+        return "sd2"
+    return "sd1" if version.startswith(("sd_v1", "stable-diffusion-v1")) or content.fact("ss_v2") == "False" else None
+
+
+# --- bases that are nobody's but their owner's ------------------------------------------------------------------------
+
+
+def _contexts(layers: _Outlines) -> set[int]:
+    """Widths of the text that cross attention reads, and of the text encoders."""
+    return {
+        outline.width
+        for part, outline in layers.items()
+        if part.flat.endswith(
+            ("attn2_to_k", "attn2_to_v") if part.component == "unet" else ("q_proj", "k_proj", "v_proj", "fc1")
+        )
+        and outline.width
+    }
+
+
+def _is_narrow(layers: _Outlines) -> bool:
+    """Whether these are layers of a base built like Stable Diffusion, only narrower."""
+    if contexts := _contexts(layers):
+        return max(contexts) <= _NARROW
+    first = [outline for part, outline in layers.items() if part.flat.startswith(_FIRST_LEVEL)]
+    return bool(first) and all(1 < outline.width < _FULL_WIDTH for outline in first)
+
+
+def _is_stand_in(layers: _Outlines, base: str) -> bool:
+    """Whether it is for a model built like that base, for its text, whose UNet is a quarter as wide or less.
+
+    Such models are made to try programs with; their LoRAs work on them alone.
+    """
+    table = layer_shapes.table(base)
+    if not any(outline.width for outline in layers.values()):
+        return False  # a rotation of few rows tells of a damaged file rather than of a model
+    for part, outline in layers.items():
+        name = layer_name(part, base, outline)
+        if name not in table or _is_misnamed(part, base):
+            return False
+        rows, narrow = table[name][0], part.component == "unet"
+        if narrow and (not 0 < outline.rows <= rows // 4 or outline.rows % 8):
+            return False
+        reads_text = not narrow or part.flat.endswith(("attn2_to_k", "attn2_to_v"))
+        if reads_text and not _fits(name, outline._replace(rows=0) if narrow else outline, table[name]):
+            return False
+    return any(part.component == "unet" for part in layers) and not _uneven(layers, base)
+
+
+def _is_misnamed(part: Part, base: str) -> bool:
+    """Whether it is named as a text encoder that the base has not: SDXL has two, the others one."""
+    return part.component in (("te",) if base == "sdxl" else ("te1", "te2"))
+
+
+def _is_of_built_in(layers: _Outlines) -> bool:
+    return _contexts(layers) == {layer_shapes.UNETS["tiny"].context}
+
+
+def _narrow_misfits(layers: _Outlines) -> list[str]:
+    """What is in no narrow base either: an unknown layer, or attentions of one level that differ in width."""
+    if len(_contexts(layers)) > 1:
+        return ["its parts read text of several widths"]
+    unknown = [part for part, outline in layers.items() if layer_name(part, "tiny", outline) not in _names()]
+    return [f"its layer {show(part.flat)} is not in it" for part in unknown] + _uneven(layers, "tiny")
+
+
+def _uneven(layers: _Outlines, base: str) -> list[str]:
+    """Attentions that have other widths than those before them in their level, in words."""
+    wrong, widths = [], {}
+    for part, outline in layers.items():
+        place = _ATTENTION.match(layer_name(part, base, outline))
+        if place and outline.rows and widths.setdefault(place[1], outline.rows) != outline.rows:
+            wrong.append(f"its layer {show(part.flat)} has {outline.rows} rows, where others have {widths[place[1]]}")
+    return wrong
+
+
+@functools.cache
+def _names() -> frozenset[str]:
+    """The names that layers of a narrow base can have."""
+    unets = (path for unet in layer_shapes.UNETS.values() for path, _ in layer_shapes.unet_shapes(unet))
+    return frozenset({*layer_shapes.table("sd2"), *(f"lora_unet_{path}" for path in unets)})

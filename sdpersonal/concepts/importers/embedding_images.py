@@ -1,0 +1,142 @@
+"""Embeddings inside pictures, as A1111 saves them to be shared.
+
+Twice: a PNG text chunk `sd-ti-embedding`, base64 of the `.pt` as JSON; and, so that it outlives a host that drops
+chunks, in the pixels left and right of the picture: the low four bits of each colour there, XORed with a known random
+sequence, are halves of the bytes of the same JSON, zlib-compressed. A black column parts each side from the picture.
+Source: A1111 `modules/textual_inversion/image_embedding.py`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from ...errors import PersonalError
+from ...prompts import show
+from ...storage.file_types import recognise
+from ..strict_safetensors import damaged, strict_json
+from . import a1111
+from .contents import Content, from_tree
+
+_READ = ("PNG", "WebP")  # other pictures hold no embedding: they have no such chunk, and pixels near those they had
+_PNG = b"\x89PNG\r\n\x1a\n"
+_KEYWORD = b"sd-ti-embedding\0"
+_TENSOR = "TORCHTENSOR"
+_MAX_PIXELS = 16_000_000
+_MAX_JSON = 6_000_000  # bytes: 64 vectors of 1280 numbers are 2 MB
+_MAX_CHUNKS = 10_000
+
+
+def holds_embedding(data: bytes) -> bool:
+    """Whether a picture says so of itself, without a look at its pixels."""
+    return data.startswith(_PNG) and next(_texts(data), None) is not None
+
+
+def opened(data: bytes, name: str) -> Content:
+    """What A1111's embedding in this picture holds. Raises PersonalError."""
+    if (kind := recognise(data)).name not in _READ:
+        raise PersonalError(f"{show(name)} is {kind.what} without an embedding in it.", kind.fix)
+    try:
+        text = next(_texts(data), None) if data.startswith(_PNG) else None
+        raw = base64.b64decode(text, validate=True) if text is not None else _in_pixels(data)
+        tree = strict_json(raw.decode("utf-8")) if raw is not None else None
+        content = from_tree(_with_arrays(tree), name) if isinstance(tree, dict) else None
+    except (ValueError, TypeError, binascii.Error, zlib.error, OverflowError, RecursionError) as error:
+        raise damaged(name, "the embedding in this picture is damaged") from error
+    if content is None or not a1111.fits(content):
+        raise PersonalError(
+            f"{show(name)} is a picture without an embedding in it.", "Pictures go into a folder to train on."
+        )
+    return replace(content, word=content.fact("name"))  # the picture may have been renamed
+
+
+def _texts(data: bytes) -> Iterator[bytes]:
+    """What follows the keyword in a PNG's text chunks; the file may end anywhere."""
+    at = len(_PNG)
+    for _ in range(_MAX_CHUNKS):
+        head = data[at : at + 8]
+        length = int.from_bytes(head[:4], "big")
+        if len(head) < 8 or at + 8 + length > len(data):
+            return
+        if head[4:] == b"tEXt" and data.startswith(_KEYWORD, at + 8) and length <= 4 * _MAX_JSON // 3:
+            yield data[at + 8 + len(_KEYWORD) : at + 8 + length]
+        at += 12 + length
+
+
+def _with_arrays(tree: object, depth: int = 0) -> object:
+    """The JSON with its tensors made. Raises ValueError where one is not made of numbers."""
+    if not isinstance(tree, dict) or depth > 3:
+        return tree
+    if _TENSOR in tree:
+        with np.errstate(over="ignore"):  # becomes infinite, which no concept may be
+            numbers = np.asarray(tree[_TENSOR], np.float64)  # ragged lists raise ValueError, objects TypeError
+            return numbers.astype(np.float32)
+    return {key: _with_arrays(value, depth + 1) for key, value in tree.items()}
+
+
+def _in_pixels(data: bytes) -> bytes | None:
+    """The JSON in the pixels; None where there is none. Raises ValueError where it is damaged."""
+    pixels = _cropped(_pixels(data)) & 0x0F
+    dark = np.flatnonzero(pixels.sum(axis=(0, 2)) == 0)
+    if len(dark) < 2:
+        return None
+    low, high = pixels[:, : dark.min()], pixels[:, dark.max() + 1 :]
+    if low.shape != high.shape or not low.size:
+        return None
+    mask = _random(low.size).reshape(low.shape) & 0x0F
+    packed = ((high ^ mask) << 4 | (low ^ mask)).tobytes()
+    if not re.match(rb"x[\x01\x5e\x9c\xda]", packed):  # zlib's first bytes: else two dark columns by chance
+        return None
+    inflate = zlib.decompressobj()
+    raw = inflate.decompress(packed, _MAX_JSON)
+    if not inflate.eof:
+        raise ValueError("too long, or cut")
+    return raw
+
+
+def _pixels(data: bytes) -> np.ndarray:
+    """uint8 (H, W, 3). Raises ValueError where it is no picture that can be read."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as picture:
+                if picture.width * picture.height > _MAX_PIXELS:
+                    raise ValueError("too many pixels")
+                return np.asarray(picture.convert("RGB"))
+    except Exception as error:  # Pillow raises many kinds for broken files
+        raise ValueError("no picture that can be read") from error
+
+
+def _cropped(pixels: np.ndarray) -> np.ndarray:
+    """Without black edges, where some screenshots have them."""
+    bright = (pixels > 0).all(axis=2)
+    columns, rows = np.flatnonzero(bright.any(axis=0)), np.flatnonzero(bright.any(axis=1))
+    if not len(rows):
+        raise ValueError("all is black")
+    return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _random(count: int) -> np.ndarray:
+    """uint8 (count,): the linear congruential generator of Numerical Recipes from seed 0, modulo 255.
+
+    Doubled rather than stepped: k steps at once are again x -> a x + c (mod 2^32).
+    """
+    states = np.empty(count, np.uint64)
+    a, c = 1664525, 1013904223
+    states[:1] = c
+    done = 1
+    while done < count:
+        take = min(done, count - done)
+        states[done : done + take] = (states[:take] * np.uint64(a) + np.uint64(c)) % np.uint64(2**32)
+        a, c, done = a * a % 2**32, (a * c + c) % 2**32, done + take
+    return (states % 255).astype(np.uint8)

@@ -1,0 +1,606 @@
+"""Folders: which of their files are one concept, and reading several files as one.
+
+One concept in a folder, where files with these names are (SAFE: .safetensors or .bin, one in `checkpoint-N/` is not
+looked at beside them):
+
+    learned_embeds, its `_2` for SDXL          diffusers; without them the last of `learned_embeds-steps-N`, or what
+                                               the last `checkpoint-N/` holds
+    the same, token_identifier.txt, type_of_concept.txt, README.md    a repository of the sd-concepts-library
+    pytorch_lora_weights and NAME_emb          advanced DreamBooth: a LoRA and its embedding
+    lora, embeddings.pti, special_params.json  replicate
+    adapter_config.json, adapter_model         PEFT; or in `unet/`, `text_encoder/`, `text_encoder_2/`
+    lora_weight.pt, .text_encoder.pt           cloneofsimo, one model a file
+
+Every other file is a concept of its own, but for NAME with NAME_emb, NAME.pt with NAME.text_encoder.pt, and for what
+an export of ours took apart. A pickle is not opened where a safetensors file of its name stands beside it, even a
+broken one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ... import storage as files
+from ...errors import PersonalError
+from ...prompts import Token, show
+from ...storage.file_types import SAFETENSORS, recognise
+from ..card import plain, read_card
+from ..concept import WHOLE, Concept, Lora, LoraLayer
+from ..strict_safetensors import MAX_FILE, MAX_STRANGERS_HEADER, check_head, damaged, strict_json
+from . import READ, cloneofsimo, diffusers, is_ours, lora_file, open_any, read_content, read_ours, read_pair
+from . import embedding_images as embedding_pictures
+from .contents import MAX_PICKLE, OWNER, Content, names_in
+from .diffusers import FILES
+from .origin import origin_in
+from .to_concept import token_for
+from .unsupported import refuse
+
+_SAFE, _PICKLES, _PICTURES = (".safetensors", ".pti"), (".bin", ".pt", ".pth", ".ckpt"), (".png", ".webp")
+_UNFINISHED = (".part", ".crdownload", ".download", ".aria2", ".partial", ".incomplete", ".opdownload", ".!qb", ".!ut")
+_TEXTS = {"token_identifier.txt", "type_of_concept.txt", "special_params.json"}
+_GENERIC = re.compile(r"(learned_embeds(_2)?|pytorch_lora_weights|adapter_model)\.(safetensors|bin)|lora_weight.*\.pt")
+CHECKPOINT = re.compile(r"checkpoint-(\d{1,9})", re.IGNORECASE)
+STEPS = re.compile(r"(learned_embeds(?:_2)?)-steps-(\d{1,9})\.(safetensors|bin)")
+_PARTS = ("unet", "text_encoder", "text_encoder_2")
+_MODEL = "model_index.json"
+_STATES = re.compile(r"checkpoint-\d+|.*-state|concept_images|__macosx|samples?|logs?", re.IGNORECASE)
+DROPPED = "dropped"  # a folder of no name of its own: what was dropped on the page together
+_CACHED = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")  # a repository in the Hub's cache; snapshots/SHA in it
+_MAX_FILES, _MAX_DEPTH = 100_000, 4  # the Hub's cache has models--OWNER--NAME/snapshots/SHA/FOLDER
+_FIRST_READ = 32_768  # bytes: nearly every header in one call
+_MAX_TEXT = 1_000_000  # bytes of a README or a configuration
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one concept is read from.
+
+    path: the file or folder that it is called by; files: those with its tensors, none where `path` is a file or is to
+    be looked at as a whole (PEFT, a base); owner, place: whose it is and what to call it, where the files say neither.
+    """
+
+    path: Path
+    files: tuple[Path, ...] = ()
+    owner: str = OWNER
+    place: str = ""
+
+    @property
+    def all_files(self) -> tuple[Path, ...]:
+        return self.files or (self.path,)
+
+    @property
+    def label(self) -> str:
+        """What to call it: its one file, or the folder of several."""
+        return str(self.files[0] if len(self.files) == 1 else self.path)
+
+
+def read_source(source: Source, token: Token | None = None) -> Concept:
+    """The concept, under its own token or the one given. Raises PersonalError."""
+    if not source.files:
+        return read_path(source.path, token, source.owner, source.place)
+    if len(source.files) == 1 and source.path == source.files[0]:
+        return read_path(source.path, token, source.owner, source.place)
+    return _read_files(source, token)
+
+
+def read_path(path: str | os.PathLike, token: Token | None = None, owner: str = OWNER, place: str = "") -> Concept:
+    """The concept in a file or folder, under its own token or the one given. Raises PersonalError.
+
+    owner, place: whose it is and what to call it, where the files say neither.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_folder(path, token, owner, place)
+    _check_downloaded(path)
+    data = _bytes(path)
+    if is_ours(data, path.name):
+        return read_ours(data, path.name, token)
+    return read_content(open_any(data, path.name).standing_in(place, owner), token)
+
+
+def read_folder(folder: str | os.PathLike, token: Token | None = None, owner: str = OWNER, place: str = "") -> Concept:
+    """The one concept in a folder. owner, place: whose and what it is, where its files say neither. PersonalError."""
+    folder = Path(folder)
+    names = {entry.name: Path(entry.path) for entry in _scan(folder)}
+    if _MODEL in names:
+        raise PersonalError(f"{show(str(folder), 200)} is a whole model, not a concept.", "Give it as --base.")
+    if adapter := _adapter_folders(folder, names):
+        return _peft(adapter, token, owner, place or _name(folder))
+    sources = joined(concepts_in(folder, owner, place))
+    if not sources:
+        raise PersonalError("The folder holds no concept that I can read.", "Give the file itself.")
+    if len(sources) > 1:
+        raise _several([path.name for source in sources for path in source.all_files], folder)
+    source = dataclasses.replace(sources[0], place=sources[0].place or place or _name(folder))
+    if source.files:
+        return _read_files(source, token)
+    return read_path(source.path, token, owner, source.place)
+
+
+def concepts_in(path: Path, owner: str = OWNER, place: str = "", steps: bool = False) -> list[Source]:
+    """The concepts that a file or folder stands for; itself, if it is one. Raises PersonalError.
+
+    steps: what diffusers' training saved on its way counts beside its last.
+    """
+    return list(_unfolded(path, 0, owner, place, steps)) if path.is_dir() else [Source(path, (), owner, place)]
+
+
+def _unfolded(folder: Path, depth: int, owner: str, place: str, steps: bool) -> Iterator[Source]:
+    entries = sorted(_scan(folder), key=lambda entry: entry.name)
+    names = {entry.name: Path(entry.path) for entry in entries}
+    if _MODEL in names or _adapter_folders(folder, names):
+        yield Source(folder, (), owner, place)
+        return
+    owner, place = _cached_words(folder) or (owner, place)
+    here = list(_here(folder, {name: path for name, path in names.items() if not path.is_dir()}, owner, place, steps))
+    checkpoints = _checkpoints(folder, names, owner, place)
+    yield from checkpoints if steps else () if here else checkpoints[-1:]
+    yield from here
+    for name, path in names.items():
+        skipped = (here or checkpoints) and _STATES.fullmatch(name)
+        if path.is_dir() and depth < _MAX_DEPTH and not path.is_symlink() and not skipped:  # links lead in circles
+            yield from _unfolded(path, depth + 1, owner, place, steps)
+
+
+def _checkpoints(folder: Path, names: Mapping[str, Path], owner: str, place: str) -> list[Source]:
+    """What diffusers' training saved on its way in `checkpoint-N/`, in that order: files with generic names, PEFT."""
+    numbered = [(int(match[1]), path) for name, path in names.items() if (match := CHECKPOINT.fullmatch(name))]
+    sources = []
+    for _, path in sorted((number, path) for number, path in numbered if path.is_dir() and not path.is_symlink()):
+        inside = {entry.name: Path(entry.path) for entry in _scan(path)}
+        weights = _weights({name: inside[name] for name in inside if _GENERIC.fullmatch(name.lower())})
+        if _adapter_folders(path, inside):
+            sources.append(Source(path, (), owner, place or _name(folder)))
+        elif weights:
+            sources.append(Source(path, tuple(weights.values()), owner, place or _name(folder)))
+    return sources
+
+
+def _cached_words(folder: Path) -> tuple[str, str] | None:
+    """Owner and name of the repository whose snapshot in the Hub's cache this folder is."""
+    parts = folder.absolute().parts[-3:]
+    match = len(parts) == 3 and parts[1] == "snapshots" and _CACHED.fullmatch(parts[0])
+    if not match:
+        return None
+    owner, name = (re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in (match["owner"], match["name"]))
+    return owner or OWNER, name
+
+
+def _here(folder: Path, names: Mapping[str, Path], owner: str, place: str, steps: bool) -> Iterator[Source]:
+    """The concepts in the files directly in a folder: the folder's own one first."""
+    weights = _weights(names)
+    own = _own(folder, names, weights)
+    if own:
+        yield Source(folder, tuple(weights.pop(name) for name in own), owner, place or _name(folder))
+    for paths in _earlier(weights):
+        if steps:
+            yield Source(paths[0], paths, owner, place or _name(folder))
+    groups: dict[str, list[Path]] = {}
+    for name, path in weights.items():
+        groups.setdefault(_stem(name), []).append(path)
+    for stem, paths in groups.items():
+        if len(paths) > 1:
+            yield Source(folder, tuple(paths), owner, place or stem.removesuffix(" safe"))
+        else:
+            yield Source(paths[0], (), owner)
+
+
+def _name(folder: Path) -> str:
+    """What a folder calls the concept in it."""
+    name = folder.absolute().name
+    return "" if name == DROPPED else name
+
+
+def _earlier(weights: dict[str, Path]) -> Iterator[tuple[Path, ...]]:
+    """Take out what was saved before the last, the files of one step together, and copies for diffusers of ours."""
+    by_step: dict[int, list[str]] = {}
+    for name in weights:
+        if match := STEPS.fullmatch(name.lower()):
+            by_step.setdefault(int(match[2]), []).append(name)
+    for name in [name for name in weights if _GENERIC.fullmatch(name.lower())]:
+        del weights[name]
+    for _, names in sorted(by_step.items()):
+        yield tuple(weights.pop(name) for name in names)
+
+
+def _stem(name: str) -> str:
+    """What the files of one concept have in common: NAME of NAME_emb.safetensors and NAME.text_encoder.pt."""
+    name = name.lower()
+    if name.endswith(_SAFE):
+        return name.rpartition(".")[0].removesuffix("_emb") + " safe"
+    return name.rpartition(".")[0].removesuffix(".text_encoder") if name.endswith(_PICKLES) else name
+
+
+def _weights(names: Mapping[str, Path]) -> dict[str, Path]:
+    """The files that may hold a concept's tensors; no pickle beside a safetensors file of its name."""
+    safe = {name.lower().rpartition(".")[0] for name in names if name.lower().endswith(_SAFE)}
+    weights = {}
+    for name, path in names.items():
+        low = name.lower()
+        if low.endswith(_PICKLES) and low.rpartition(".")[0] in safe:
+            continue
+        if _may_be_concept(low, path):
+            weights[name] = path
+    return weights
+
+
+def _own(folder: Path, names: Mapping[str, Path], weights: Mapping[str, Path]) -> list[str]:
+    """The names of the files that are the folder's own concept, those with generic names and what belongs to them."""
+    low = {name: name.lower() for name in weights}
+    own = [name for name in low if _GENERIC.fullmatch(low[name])]
+    if not any(low[name].startswith("learned_embeds") for name in own):
+        own += _latest(weights)
+    others = [name for name in low if name not in own]
+    if own and len(others) == 1 and _are_copies([weights[name] for name in own], weights[others[0]]):
+        return others  # what `push` sends: the rest is the same for diffusers
+    if "special_params.json" in names:
+        own += [name for name in low if low[name] in ("lora.safetensors", "embeddings.pti")]
+    words = [name for name in low if low[name].endswith("_emb.safetensors")]
+    loras = [name for name in own if low[name].startswith("pytorch_lora_weights")]
+    if loras and not any(low[name].startswith("learned_embeds") for name in own):
+        mine = words if len(words) == 1 else [name for name in words if _stem(name) == _stem(f"{folder.name}.pti")]
+        own += mine[:1]
+    elif not own and len(words) == 1 and len([name for name in low if low[name].endswith(_SAFE)]) == 2:
+        own = [name for name in low if low[name].endswith(_SAFE)]
+    if not own and len(weights) == 1 and _TEXTS & names.keys():
+        own = list(weights)
+    return own
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        head, size = _header(path)
+        return is_ours(head, path.name, size)
+    except PersonalError:
+        return False
+
+
+def _are_copies(own: Sequence[Path], other: Path) -> bool:
+    """Whether these are what an export for diffusers makes of the other one, a file of ours."""
+    named = {path.name.lower() for path in own} <= FILES
+    return named and _is_ours(other) and not any(map(_is_ours, own)) and 0 < _count([other]) == _count(own)
+
+
+def _count(paths: Sequence[Path]) -> int:
+    """How many numbers their tensors hold, alphas aside; -1 where one of them cannot be read."""
+    count = 0
+    for path in paths:
+        try:
+            head, size = _header(path)
+            tensors = check_head(head, size, path.name, MAX_STRANGERS_HEADER).tensors
+        except PersonalError:
+            return -1
+        count += sum(math.prod(each.shape) for name, each in tensors.items() if not name.endswith(".alpha"))
+    return count
+
+
+def _header(path: Path) -> tuple[bytes, int]:
+    """The first bytes of a file, with all of the header if it is a safetensors file; and its size. PersonalError."""
+    head, size = files.read_head(path, _FIRST_READ)
+    whole = 8 + int.from_bytes(head[:8], "little")
+    if len(head) < whole <= 8 + MAX_STRANGERS_HEADER and recognise(head, size) is SAFETENSORS:
+        head, size = files.read_head(path, whole)
+    return head, size
+
+
+def _latest(weights: Mapping[str, Path]) -> list[str]:
+    """Of files that training left on its way, the last for each encoder."""
+    found = sorted((int(match[2]), name) for name in weights if (match := STEPS.fullmatch(name.lower())))
+    return [name for steps, name in found if steps == found[-1][0]]
+
+
+def _may_be_concept(low: str, path: Path) -> bool:
+    if ".preview." in low:
+        return False
+    if low.endswith(_PICTURES):  # most pictures are previews of what stands beside them
+        try:
+            return embedding_pictures.holds_embedding(files.read_bytes(path, MAX_PICKLE))
+        except PersonalError:
+            return False
+    return low.endswith(_SAFE + _PICKLES + tuple(f"{end}{more}" for end in _SAFE + _PICKLES for more in _UNFINISHED))
+
+
+def _check_downloaded(path: Path) -> None:
+    """Raise PersonalError where a file's name, what stands beside it or where it links to tells that it is not here."""
+    if path.is_symlink() and not path.exists():
+        kind = recognise(os.readlink(path).encode("utf-8", "replace"))  # git-annex links to where it would put the file
+        raise (
+            kind.refusal(path.name)
+            if kind.group == "placeholder"
+            else PersonalError(f"{show(path.name)} is a link to a file that is not there.", "Fetch the file again.")
+        )
+    if path.name.lower().endswith(_UNFINISHED) or os.path.lexists(path.with_name(f"{path.name}.aria2")):
+        raise PersonalError(
+            f"{show(path.name)} is refused: its download has not finished.", "Let it finish, or fetch it again."
+        )
+
+
+def _several(names: Sequence[str], folder: Path) -> PersonalError:
+    said = f"{show(str(folder), 200)} holds several concepts: {show(', '.join(names), 200)}."
+    return PersonalError(said, "Give one of the files.")
+
+
+# --- what exports of ours took apart ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What a safetensors file's header tells before it is read. whole: of which concept it is a part, or its own
+    identity; part: it is no more than a part; word: its token; lora: it has LoRA layers."""
+
+    whole: str
+    part: bool
+    word: str
+    lora: bool
+
+
+def joined(sources: Sequence[Source]) -> list[Source]:
+    """The same, with those in one that are parts of one concept: by their headers, wherever they lie and whatever they
+    are called; without those, an embedding and a LoRA of one name."""
+    if len(sources) < 2:
+        return list(sources)
+    heads = [_head(source) for source in sources]
+    keys = [(head.whole, head.word) if head and head.whole else None for head in heads]
+    apart = {key for key, head in zip(keys, heads, strict=True) if head and head.part}
+    groups: dict[object, list[int]] = {}
+    for number, (source, head, key) in enumerate(zip(sources, heads, keys, strict=True)):
+        if key in apart:
+            groups.setdefault(key, []).append(number)
+        elif head and not head.whole and len(source.all_files) == 1:
+            groups.setdefault(source.path.stem.lower(), []).append(number)
+        else:
+            groups[number] = [number]
+    return [each for group in groups.values() for each in _merged(group, sources, heads)]
+
+
+def _merged(group: list[int], sources: Sequence[Source], heads: Sequence[_Head | None]) -> Iterator[Source]:
+    members = [sources[number] for number in group]
+    unnamed = not heads[group[0]] or not heads[group[0]].whole
+    if len(group) == 1 or (unnamed and sorted(heads[number].lora for number in group) != [False, True]):
+        yield from members
+        return
+    paths = tuple(dict.fromkeys(path for source in members for path in source.all_files))
+    yield dataclasses.replace(members[0], path=_common(paths), files=paths)
+
+
+def _common(paths: Sequence[Path]) -> Path:
+    """The folder that all of them lie in."""
+    try:
+        return Path(os.path.commonpath([path.parent for path in paths]))
+    except ValueError:  # absolute and relative, or on two drives
+        return paths[0].parent
+
+
+def _head(source: Source) -> _Head | None:
+    """What the first of its files with a word of ours says; None where there is no safetensors file."""
+    heads = [head for path in source.all_files if path.is_file() and (head := _peek(path))]
+    return next((head for head in heads if head.whole), heads[0] if len(heads) == len(source.all_files) == 1 else None)
+
+
+def _peek(path: Path) -> _Head | None:
+    try:
+        head, size = _header(path)
+        if recognise(head, size) is not SAFETENSORS:
+            return None
+        layout = check_head(head, size, path.name, MAX_STRANGERS_HEADER)
+    except PersonalError:
+        return None
+    metadata, lora = layout.metadata, any("lora" in name for name in layout.tensors)
+    if claim := origin_in(metadata, path.name):
+        half = claim.card.base == "sdxl" and len(layout.tensors) == 1  # vectors for one of two encoders
+        return _Head(claim.whole or claim.part, bool(claim.whole) or half, str(claim.token), lora)
+    if "sdpersonal.card" in metadata:
+        try:
+            word = str(Token.parse(read_card(metadata["sdpersonal.card"], path.name).token))
+        except PersonalError:
+            return None
+        whole = metadata.get(WHOLE, "")
+        return _Head(whole or metadata.get("modelspec.hash_sha256", "").removeprefix("0x"), bool(whole), word, lora)
+    return _Head("", False, "", lora)
+
+
+# --- several files as one concept -------------------------------------------------------------------------------------
+
+
+class Apart(PersonalError):
+    """Files that were taken for parts of one concept are not."""
+
+
+def _read_files(source: Source, token: Token | None) -> Concept:
+    """One concept out of several files and of the texts beside them. Raises Apart, PersonalError."""
+    ours: list[Concept] = []
+    contents: list[Content] = []
+    for path in source.files:
+        _check_downloaded(path)
+        data = _bytes(path)
+        if is_ours(data, path.name):
+            ours.append(read_ours(data, path.name, token))
+        else:
+            contents.append(open_any(data, path.name).standing_in(source.place, source.owner))
+    together = all(path.parent == source.path for path in source.files)  # else the texts are of something else
+    beside = {entry.name: Path(entry.path) for entry in _scan(source.path)} if together and not ours else {}
+    word, facts = _said(beside)
+    wanted = token
+    if token is None and word and contents:
+        wanted = token_for(dataclasses.replace(contents[0], name="", place=""), word)
+    parts = [*ours, *(_together(contents, wanted, source.path) if contents else ())]
+    concept = united(parts, token)
+    return dataclasses.replace(concept, card=concept.card.model_copy(update=facts)) if facts else concept
+
+
+def _together(contents: Sequence[Content], token: Token | None, folder: Path) -> list[Concept]:
+    """The parts of a concept, vectors and LoRA, in several foreign files. Raises Apart, PersonalError."""
+    if len(contents) == 2 and diffusers.is_pair(*contents):
+        return [read_pair(*contents, token)]
+    if all(cloneofsimo.fits(content) for content in contents):
+        return [read_content(content, token) for content in contents]
+    loras = [content for content in contents if lora_file.fits(content) or cloneofsimo.fits(content)]
+    rest = [content for content in contents if content not in loras]
+    pair = len(rest) == 2 and diffusers.is_pair(*rest)
+    if len(loras) > 1 or (len(rest) > 1 and not pair):
+        raise Apart(*_several([content.name for content in contents], folder).args)
+    words = [read_pair(*rest, token)] if pair else [read_content(content, token) for content in rest]
+    if words and token is None and next(iter(rest[0].shapes)).startswith("<"):  # only diffusers' rows are named so
+        token = words[0].token
+    return [*(read_content(content, token) for content in loras), *words]
+
+
+def united(parts: Sequence[Concept], token: Token | None = None) -> Concept:
+    """Vectors and LoRA, or parts of a LoRA, as one concept; parts that are twice there are taken once.
+
+    Raises Apart where they do not fit together.
+    """
+    first = next((part for part in parts if part.whole), parts[0])
+    complete = next((part for part in parts if not part.whole and part.identity == first.whole), None)
+    if complete:  # all of it is in one of the files
+        return dataclasses.replace(complete, token=token or complete.token)
+    if len(parts) == 1:
+        return first
+    vectors: dict = {}
+    layers: dict = {}
+    changes: dict = {}
+    for part in parts:
+        if part.card.base != first.card.base:
+            raise Apart(
+                f"Its files are for two bases: {first.card.base} and {part.card.base}.", "Give one of the files."
+            )
+        lora = part.lora or Lora({})
+        if _differ(vectors, part.vectors) or _layers_clash(Lora(layers, changes), lora):
+            raise Apart("Its files hold two concepts.", "Give one of the files.")
+        vectors, layers, changes = vectors | part.vectors, layers | lora.layers, changes | lora.changes
+    lora = Lora(layers, changes) if layers or changes else None
+    whole = Concept(token or first.token, first.card, vectors, lora, first.thumbnail, first.whole)
+    return dataclasses.replace(whole, whole="") if whole.identity == first.whole else whole
+
+
+def _differ(some: Mapping, others: Mapping) -> bool:
+    return bool(some and others) and (
+        some.keys() != others.keys() or any(some[key].tobytes() != others[key].tobytes() for key in some)
+    )
+
+
+def _layers_clash(lora: Lora, other: Lora) -> bool:
+    """Whether a layer is changed by both, and not alike."""
+    if lora.layers.keys() & other.changes.keys() or lora.changes.keys() & other.layers.keys():
+        return True
+    return any(
+        _layers_differ(lora.layers[k], other.layers[k]) for k in lora.layers.keys() & other.layers.keys()
+    ) or any(_differ(lora.changes[k], other.changes[k]) for k in lora.changes.keys() & other.changes.keys())
+
+
+def _layers_differ(one: LoraLayer, other: LoraLayer) -> bool:
+    return one.alpha != other.alpha or _differ({"a": one.down, "b": one.up}, {"a": other.down, "b": other.up})
+
+
+# --- PEFT -------------------------------------------------------------------------------------------------------------
+
+
+def _adapter_folders(folder: Path, names: Mapping[str, Path]) -> dict[str, Path]:
+    """Folders with an adapter_config.json, by the component they are for; "" where only the tensors tell."""
+    if "adapter_config.json" in names:
+        return {"": folder}
+    return {part: names[part] for part in _PARTS if part in names and (names[part] / "adapter_config.json").is_file()}
+
+
+def _adapter_weights(names: Mapping[str, Path]) -> list[Path]:
+    """The files of weights beside an adapter_config.json: safetensors, if any. Raises PersonalError."""
+    for ends in (_SAFE, _PICKLES):
+        if found := [path for name, path in sorted(names.items()) if name.lower().endswith(ends) and path.is_file()]:
+            return found
+    raise PersonalError("The folder holds no concept that I can read.", "Give the file itself.")
+
+
+def _peft(folders: Mapping[str, Path], token: Token | None, owner: str, place: str) -> Concept:
+    adapters, shapes, source = {}, {}, {}
+    for part, folder in folders.items():
+        config = _json(folder / "adapter_config.json")
+        names = {entry.name: Path(entry.path) for entry in _scan(folder)}
+        [path, *more] = _adapter_weights(names)
+        if more:
+            raise PersonalError(f"{show(str(folder), 200)} holds several files of weights.", "Leave in one.")
+        content = open_any(_bytes(path), path.name)
+        adapters[part] = config
+        for key, shape in content.shapes.items():
+            whole = f"{part}.{key.removeprefix('base_model.model.')}" if part else key
+            shapes[whole], source[whole] = shape, (content, key)
+
+    def numbers(key: str):
+        content, inner = source[key]
+        return content.numbers(inner)
+
+    return lora_file.read(Content("adapter_model", shapes, numbers, place=place, owner=owner), token, adapters)
+
+
+# --- what stands beside the tensors ----------------------------------------------------------------
+
+
+def _said(names: Mapping[str, Path]) -> tuple[str, dict[str, object]]:
+    """The token that a folder's text files name, and what they tell for the card."""
+    facts: dict[str, object] = {}
+    word = ""
+    if "token_identifier.txt" in names:
+        word = _text(names["token_identifier.txt"]).strip()
+        word = "" if len(word) > 200 or "," in word else word
+    if "type_of_concept.txt" in names and (kind := _text(names["type_of_concept.txt"]).strip()) in ("object", "style"):
+        facts["kind"] = kind
+    if "README.md" in names and (_TEXTS | {"adapter_config.json"}) & names.keys():
+        text = _text(names["README.md"])
+        if licence := re.search(
+            r"\A---\s.{0,2000}?^license: *[\"']?([\w.-]{1,60})[\"']?\s", text, re.DOTALL | re.MULTILINE
+        ):
+            facts["license"] = licence[1]
+        if title := re.search(r"^#+ (.{1,200}) on Stable Diffusion", text, re.MULTILINE):
+            facts["title"] = plain(title[1])[:100]
+        if title := re.search(r"^# (.{1,200}), for the sd-concepts-library$", text, re.MULTILINE):  # an export of ours
+            facts["title"] = plain(re.sub(r"\\(.)", r"\1", title[1]))[:100]
+    if "special_params.json" in names:
+        words = [str(each) for each in _json(names["special_params.json"])]
+        facts["title"] = plain(words[0])[:100] if words and words[0] != "TOK" else ""
+    return word, {key: value for key, value in facts.items() if value}
+
+
+def _json(path: Path) -> dict:
+    try:
+        found = strict_json(_text(path))
+    except ValueError as error:
+        raise damaged(path.name, str(error)) from error
+    if not isinstance(found, dict):
+        raise damaged(path.name, "it is no JSON object")
+    return found
+
+
+def _text(path: Path) -> str:
+    return files.read_bytes(path, _MAX_TEXT).decode("utf-8", "replace")
+
+
+def _bytes(path: Path) -> bytes:
+    """The file, if its head is that of something that a concept can be. Raises PersonalError."""
+
+    def look(head: bytes, size: int) -> None:
+        kind = recognise(head, size)
+        if kind.group not in READ:
+            raise kind.refusal(path.name)
+        if kind is not SAFETENSORS:
+            if size > MAX_PICKLE:
+                raise PersonalError(f"{show(path.name)} is larger than 300 MB, the most of a pickle or picture.")
+        elif size > len(head):
+            refuse(names_in(head), path.name)
+            check_head(head, size, path.name, MAX_STRANGERS_HEADER)
+
+    return files.read_bytes(path, MAX_FILE, look)
+
+
+def _scan(folder: Path) -> list[os.DirEntry]:
+    """What is in a folder, hidden things left out. Raises PersonalError."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry for _, entry in zip(range(_MAX_FILES), entries, strict=False) if entry.name[0] != "."]
+    except OSError as error:
+        raise PersonalError(f"{show(str(folder), 200)}: {error.strerror}.") from error
+    return found

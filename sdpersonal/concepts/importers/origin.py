@@ -1,0 +1,84 @@
+"""What an export of ours in another program's layout says of the concept that it was made from.
+
+Its header has `sdpersonal.origin`, JSON: `card`; `part`, the identity of what the file (SDXL: both files) holds, by
+which a file that somebody changed is told from ours; `whole`, the identity of the concept that had this part. Files in
+our own layout say the same with `sdpersonal.card` and `sdpersonal.whole`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ...errors import PersonalError
+from ...prompts import Token
+from ..card import Card, read_card
+from ..concept import Concept
+from ..modelspec import picture_from
+from ..strict_safetensors import strict_json
+from ..thumbnail import remade
+
+ORIGIN = "sdpersonal.origin"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A file's claim. whole: "" where the part is all there was."""
+
+    card: Card
+    part: str
+    whole: str
+
+    @property
+    def token(self) -> Token:
+        return Token.parse(self.card.token)
+
+
+def origin(part: Concept) -> str:
+    """The claim of a file that holds `part`, as text."""
+    card = part.card.model_copy(update={"token": str(part.token.unversioned())})
+    claim = {"card": card.model_dump(mode="json"), "part": part.identity, "whole": part.whole}
+    return json.dumps(claim, sort_keys=True, separators=(",", ":"))
+
+
+def origin_in(facts: Mapping[str, object], name: str) -> Origin | None:
+    """The claim in a header, not yet proven; None where there is none that can be read."""
+    text = facts.get(ORIGIN)
+    if not isinstance(text, str):
+        return None
+    try:
+        claim = strict_json(text)
+        card = read_card(json.dumps(claim["card"]), name)
+        found = Origin(card, str(claim["part"]), str(claim["whole"]))
+        sums = all(re.fullmatch(r"([0-9a-f]{64})?", text) for text in (found.part, found.whole))
+        return found if sums and found.token.owner else None
+    except (ValueError, TypeError, KeyError, PersonalError):
+        return None
+
+
+def with_origin(
+    read: Callable[[Token | None], Concept], facts: Mapping[str, object], name: str, token: Token | None
+) -> Concept:
+    """What `read` makes of a file under a token; with its card and thumbnail where its header's claim holds.
+
+    Raises PersonalError as `read` does.
+    """
+    claim = origin_in(facts, name)
+    if claim is None:
+        return read(token)
+    concept = read(token or claim.token)
+    if concept.identity != claim.part or concept.card.base != claim.card.base:  # it was changed since
+        return read(token)
+    whole = claim.whole if claim.whole != claim.part else ""
+    return dataclasses.replace(concept, card=claim.card, thumbnail=_picture(facts), whole=whole)
+
+
+def _picture(facts: Mapping[str, object]) -> bytes | None:
+    text = facts.get("modelspec.thumbnail")
+    try:
+        return remade(picture_from(text)) if isinstance(text, str) else None
+    except (ValueError, PersonalError):
+        return None

@@ -1,0 +1,322 @@
+"""torch.save files, read without ever running what is in them.
+
+A pickle is a program for a small stack machine. The one here knows numbers, text, lists, tuples, dictionaries and
+tensors. It can call nothing: where a file names a function, the name is compared with the few that torch writes for
+tensors and for `nn.ParameterDict` (the first textual inversions are one), and the tensor is noted; any other name ends
+the reading. No code of `pickle` or `torch` runs on the file.
+
+Layouts: the zip of torch >= 1.6 (`*/data.pkl`, `*/data/<key>`), and before it five pickles followed by raw storages.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickletools
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...errors import PersonalError
+from ...prompts import show
+from ...storage.file_types import recognise
+from ..strict_safetensors import WIDTH, damaged, numbers
+
+MAX_STEPS = 150_000  # instructions in one pickle: an embedding takes about 60, a LoRA of SDXL 60,000
+MAX_MEMBERS = 4096
+_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the old layout
+_ZIP_ENTRY = b"PK\x01\x02"
+_PROGRAM = re.compile(rb"/data\.pkl")  # the member of a zip of torch that says what is in it
+
+# What a broken file sets off in pickletools, zipfile and here. RuntimeError covers encryption and bottomless nesting.
+_BROKEN = (ValueError, TypeError, LookupError, ArithmeticError, EOFError, RuntimeError, OSError, zipfile.BadZipFile)
+
+_STORAGES = {"torch FloatStorage": "F32", "torch HalfStorage": "F16", "torch BFloat16Storage": "BF16"}
+# Noted, so that a token's number beside its vectors does no harm; never read. Bytes per number.
+_OTHER_STORAGES = {"DoubleStorage": 8, "LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1} | {
+    "ByteStorage": 1,
+    "BoolStorage": 1,
+}
+_PARAMETERS = "torch.nn.modules.container ParameterDict"
+_SETS = {"__builtin__ set", "builtins set"}
+_CALLS = {
+    "collections OrderedDict",
+    "torch._utils _rebuild_tensor",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
+}
+_NAMES = _CALLS | _SETS | _STORAGES.keys() | {_PARAMETERS}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Numbers somewhere else in the file."""
+
+    dtype: str
+    key: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor as noted; `numbers_of` fetches its numbers."""
+
+    storage: Storage
+    offset: int  # numbers before its first
+    shape: tuple[int, ...]
+    fetch: Callable[[Storage], bytes | memoryview]
+
+    def numpy(self) -> np.ndarray:
+        if self.storage.dtype not in WIDTH:
+            raise _Unread(f"its numbers are in a {show(self.storage.dtype)}; I read float32, float16 and bfloat16")
+        width = WIDTH[self.storage.dtype]
+        raw = self.fetch(self.storage)
+        count = math.prod(self.shape)
+        if len(raw) != self.storage.count * width or self.offset + count > self.storage.count:
+            raise ValueError("a tensor reaches beyond its numbers")
+        part = memoryview(raw)[self.offset * width : (self.offset + count) * width]
+        return numbers(part, self.storage.dtype).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class _Global:
+    name: str  # "module name"
+
+
+class _Ordered(dict):
+    """What was an OrderedDict or a ParameterDict: these may be given a state after they were made."""
+
+
+class _Refused(ValueError):
+    """Something that no tensor needs; its text is the name of it."""
+
+
+class _Unread(ValueError):
+    """Something harmless that is not read here; its text is for the user."""
+
+
+def read(data: bytes, name: str) -> object:
+    """The object in the zip or pickle called `name`: plain containers, with `Tensor` for every tensor.
+
+    Raises PersonalError.
+    """
+    kind = recognise(data)
+    with _told(name):
+        if kind.group == "zip" and not _PROGRAM.search(data):
+            raise kind.refusal(name)
+        return _read_zip(data) if kind.group == "zip" else _read_old(data)
+
+
+def numbers_of(tensor: Tensor, name: str) -> np.ndarray:
+    """The tensor's numbers: float32 or float16 (bfloat16 widened). Raises PersonalError where the file lacks them."""
+    with _told(name):
+        return tensor.numpy()
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    try:
+        yield
+    except _Refused as error:
+        fix = "Ask its author for a .safetensors file."
+        raise PersonalError(f"{show(name)} asks to run {show(str(error))}; refused.", fix) from error
+    except _Unread as error:
+        raise damaged(name, str(error)) from error
+    except _BROKEN as error:
+        raise damaged(name, "it is no torch file that I can read, or a damaged one") from error
+
+
+def _read_zip(data: bytes) -> object:
+    if data.count(_ZIP_ENTRY) > MAX_MEMBERS:  # before zipfile makes an object of each
+        raise ValueError("too many members")
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    names = archive.namelist()
+    [program] = [each for each in names if each.endswith("/data.pkl") and each.count("/") == 1]
+    root = program.removesuffix("data.pkl")
+    if root + "byteorder" in names and _member(archive, root + "byteorder") != b"little":
+        raise ValueError("not little-endian")
+    return _run(io.BytesIO(_member(archive, program)), lambda storage: _member(archive, f"{root}data/{storage.key}"))
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:  # torch compresses nothing; a bomb does
+        raise ValueError("compressed")
+    return archive.read(info)
+
+
+def _read_old(data: bytes) -> object:
+    file = io.BytesIO(data)
+    storages: dict[str, memoryview] = {}
+    no_tensors: dict[str, memoryview] = {}
+    if _run(file, no_tensors.__getitem__) != _MAGIC or _run(file, no_tensors.__getitem__) != 1001:
+        raise ValueError("not of torch")
+    if _of(_run(file, no_tensors.__getitem__), dict).get("little_endian") is not True:
+        raise ValueError("not little-endian")
+    widths: dict[str, int] = {}
+    content = _run(file, lambda storage: storages[storage.key], widths)
+    for key in _run(file, no_tensors.__getitem__):
+        count = int.from_bytes(file.read(8), "little")
+        start = file.tell()
+        end = start + count * widths[key]
+        if end > len(data):
+            raise ValueError("it ends early")
+        file.seek(end)
+        storages[key] = memoryview(data)[start:end]
+    return content
+
+
+def _run(file: io.BytesIO, fetch: Callable, widths: dict[str, int] | None = None) -> object:
+    """Run one pickle from where `file` stands. widths: takes the bytes per number of each storage met."""
+    machine = _Machine(fetch, {} if widths is None else widths)
+    for count, (code, argument, _) in enumerate(pickletools.genops(file)):
+        if count > MAX_STEPS:
+            raise ValueError("too long")
+        if code.name == "STOP":
+            return machine.stack.pop()
+        machine.step(code.name, argument)
+    raise ValueError("no end")
+
+
+_LITERALS = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class _Machine:
+    """The stack machine of pickle protocols 0 to 5, as far as torch.save uses it."""
+
+    def __init__(self, fetch: Callable, widths: dict[str, int]):
+        self.stack: list = []
+        self.marks: list[int] = []
+        self.memo: dict[int, object] = {}
+        self.fetch = fetch
+        self.widths = widths
+
+    def step(self, code: str, argument: object) -> None:
+        stack = self.stack
+        if code in _LITERALS:
+            stack.append(argument)
+        elif code in _CONSTANTS:
+            stack.append(_CONSTANTS[code])
+        elif code in _EMPTY:
+            stack.append(_EMPTY[code]())
+        elif code in _TUPLES:
+            count = _TUPLES[code]
+            stack[-count:] = [tuple(stack[-count:])]
+        elif code in ("PUT", "BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = stack[-1]
+        elif code == "MEMOIZE":
+            self.memo[len(self.memo)] = stack[-1]
+        elif code in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(self.memo[argument])
+        elif code == "MARK":
+            self.marks.append(len(stack))
+        elif code in ("TUPLE", "LIST", "DICT"):
+            stack.append({"TUPLE": tuple, "LIST": list, "DICT": _pairs}[code](self._to_mark()))
+        elif code in ("APPEND", "APPENDS"):
+            items = self._to_mark() if code == "APPENDS" else [stack.pop()]
+            _of(stack[-1], list).extend(items)
+        elif code in ("SETITEM", "SETITEMS"):
+            items = self._to_mark() if code == "SETITEMS" else [stack.pop() for _ in "kv"][::-1]
+            _of(stack[-1], dict).update(_pairs(items))
+        elif code == "GLOBAL":
+            stack.append(_known(argument))
+        elif code == "STACK_GLOBAL":
+            name, module = stack.pop(), stack.pop()
+            stack.append(_known(f"{module} {name}"))
+        elif code == "BINPERSID":
+            stack.append(self._persistent(_of(stack.pop(), tuple)))
+        elif code == "REDUCE":
+            arguments, called = _of(stack.pop(), tuple), _of(stack.pop(), _Global)
+            stack.append(self._call(called.name, arguments))
+        elif code == "NEWOBJ":
+            arguments, made = _of(stack.pop(), tuple), _of(stack.pop(), _Global)
+            if made.name != _PARAMETERS or arguments:
+                raise _Refused(f"{made.name.replace(' ', '.')}.__new__")
+            stack.append(_Ordered())
+        elif code == "BUILD":
+            state = stack.pop()
+            if not isinstance(stack[-1], _Ordered):
+                raise _Refused("the instruction BUILD")
+            # Of a ParameterDict its parameters; what torch notes on an OrderedDict is of no use here.
+            stack[-1].update(_of(_of(state, dict).get("_parameters", {}), dict))
+        elif code not in ("PROTO", "FRAME"):
+            raise _Refused(f"the instruction {code}")
+
+    def _to_mark(self) -> list:
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def _persistent(self, persistent: tuple) -> Storage | _Global:
+        if persistent[0] == "module":  # the old layout puts a class beside its source, which is not looked at
+            return _of(persistent[1], _Global)
+        return self._storage(persistent)
+
+    def _storage(self, persistent: tuple) -> Storage:
+        word, kind, key, _, count = persistent[:5]  # the old layout adds a view, which torch has long stopped writing
+        word_of_kind = _of(kind, _Global).name
+        if word != "storage" or not _is_storage(word_of_kind) or any(persistent[5:]):
+            raise ValueError("no storage")
+        dtype = _STORAGES.get(word_of_kind, word_of_kind.partition(" ")[2])
+        storage = Storage(dtype, _of(key, str), _of(count, int))
+        self.widths[key] = WIDTH.get(dtype) or _OTHER_STORAGES.get(dtype, 1)
+        return storage
+
+    def _call(self, name: str, arguments: tuple) -> object:
+        if name not in _CALLS | _SETS:
+            raise _Refused(name.replace(" ", "."))
+        if name in _SETS:
+            return _of(arguments[0], list) if arguments else []
+        if name.endswith("OrderedDict"):
+            return _Ordered(_pairs(list(arguments)))  # torch calls it empty and adds the items afterwards
+        if name.endswith("_rebuild_parameter"):
+            return _of(arguments[0], Tensor)
+        storage, offset, shape, strides = arguments[:4]
+        if not all(_of(each, int) > 0 for each in _of(shape, tuple)) or _of(offset, int) < 0 or len(shape) > 5:
+            raise ValueError("an impossible shape")
+        if not _is_contiguous(shape, _of(strides, tuple)):
+            raise ValueError("not contiguous")
+        return Tensor(_of(storage, Storage), offset, shape, self.fetch)
+
+
+def _is_contiguous(shape: tuple[int, ...], strides: tuple) -> bool:
+    """Whether the numbers lie in order; the stride of an axis of length 1 is never used and may be anything."""
+    wanted = (math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return len(strides) == len(shape) and all(
+        length == 1 or stride == want for length, stride, want in zip(shape, strides, wanted, strict=True)
+    )
+
+
+def _is_storage(name: str) -> bool:
+    return name in _STORAGES or name.removeprefix("torch ") in _OTHER_STORAGES
+
+
+def _known(name: str) -> _Global:
+    if name not in _NAMES and not _is_storage(name):
+        module, _, rest = name.partition(" ")
+        # Pickles call modules as the system or the Python that wrote them did.
+        raise _Refused(f"{ {'posix': 'os', 'nt': 'os', '__builtin__': 'builtins'}.get(module, module) }.{rest}")
+    return _Global(name)
+
+
+def _pairs(items: list) -> dict:
+    # Other keys are of no use here, and the hash of a deep tuple would end the process.
+    return {_of(key, str | int): value for key, value in zip(items[::2], items[1::2], strict=True)}
+
+
+def _of(value: object, kind: type) -> object:
+    if not isinstance(value, kind):
+        raise ValueError(f"a {type(value).__name__} where it does not belong")
+    return value

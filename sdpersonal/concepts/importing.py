@@ -1,0 +1,238 @@
+"""Files, folders and repositories of any format we read, many at once, into a library; and what happened to each."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from ..errors import NoRoom, PersonalError
+from ..prompts import Token, show
+from .concept import Concept, holds
+from .importers.contents import OWNER
+from .importers.folders import CHECKPOINT, Apart, Source, concepts_in, joined, read_source
+from .importers.hub_repositories import fetched, split
+from .importers.to_concept import token_of_file
+from .library import Library, Taken
+
+__all__ = ["DUPLICATES", "Duplicates", "Outcome", "Source", "bring_in", "joined", "sources"]
+
+Duplicates = Literal["refuse", "versions", "filenames"]
+DUPLICATES: tuple[Duplicates, ...] = get_args(Duplicates)
+
+# What trainers put behind the name of a file that they save on the way: kohya `-000010` (epochs), `-step00000500`;
+# ai-toolkit `_000000500`; diffusers `-steps-500`; cloneofsimo `_e1_s500`; A1111 `-500`; OneTrainer a date and
+# `-save-500-5-0`, with nothing before it unless a prefix is set. The file without it is the last.
+_SNAPSHOT = re.compile(
+    r"(?P<prefix>.*?)[-_]?\d{4}-\d\d-\d\d[_-]\d\d-\d\d-\d\d-save-(?P<saved>\d{1,9})-\d+-\d+|"
+    r"(?P<series>.+?)[-_](?:(?:steps?|epochs?|e\d+_s)[-_]?(?P<worded>\d{1,9})|(?P<padded>\d{6,9})|(?P<plain>\d{1,9}))",
+    re.IGNORECASE,
+)
+_PLAIN = 50  # steps: plain numbers that are not multiples of it may be of different things, cat-1 and cat-2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What happened to one source. what: what the concept holds, in words; kinds: as `Lora.kinds`."""
+
+    source: str
+    token: Token | None = None
+    done: str = "refused"  # or "imported", "here already"
+    what: str = ""
+    error: PersonalError | None = None
+    kinds: str = ""
+
+    def as_json(self) -> dict[str, object]:
+        problem, fix = (self.error.problem, self.error.fix) if self.error else (None, None)
+        token = str(self.token) if self.token else None
+        facts = {"from": self.source, "done": self.done, "token": token, "problem": problem, "fix": fix}
+        return facts | ({"lora_kinds": self.kinds} if self.kinds else {})
+
+
+def sources(asked: str, steps: bool = False) -> list[Source]:
+    """What a path or a repository's name stands for, one concept each. Raises PersonalError.
+
+    steps: files that training left on its way, `learned_embeds-steps-500`, count beside the last one.
+    """
+    path = Path(asked)
+    repository = None if path.exists() else split(asked)
+    if repository:
+        folder, (owner, place) = fetched(repository), repository.words
+        if repository.file:
+            return [Source(folder / repository.file, (), owner)]
+        found = concepts_in(folder, owner, place, steps)
+    else:
+        found = concepts_in(path, steps=steps)
+    if not found:
+        raise PersonalError(
+            f"{show(asked, 200)} holds no embedding or LoRA.", "They are .safetensors, .pt or .bin files."
+        )
+    return found
+
+
+def bring_in(
+    library: Library,
+    found: Sequence[Source],
+    as_: Token | None = None,
+    replace: bool = False,
+    duplicates: Duplicates = "refuse",
+) -> Iterator[Outcome]:
+    """Import one after the other; one that is refused does not stop the next, a full disk does.
+
+    duplicates: what becomes of another concept under a name that is taken: it is refused, it becomes the next version
+    (snapshots of one training in their order), or it is called by its file's name.
+    """
+    names = _file_names(found) if duplicates == "filenames" and not as_ else {}
+    series = _series(found) if duplicates == "versions" else {}
+    for source in sorted(found, key=lambda each: series[each].step if each in series else 0):
+        word = names.get(source, as_)
+        for outcome in _import(library, source, word, replace, duplicates, series.get(source)):
+            yield outcome
+            if isinstance(outcome.error, NoRoom):  # nothing after it would fare better
+                return
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """A file's name without its step, and the step."""
+
+    series: str
+    step: int
+
+
+def _import(
+    library: Library,
+    source: Source,
+    as_: Token | None,
+    replace: bool,
+    duplicates: Duplicates,
+    snapshot: _Snapshot | None = None,
+) -> Iterator[Outcome]:
+    """One source; its files one by one where they turn out to be no parts of one concept."""
+    try:
+        concept = read_source(source, as_)
+        if snapshot and not as_:
+            concept = _of_series(concept, source, snapshot)
+        try:
+            token, here = _keep(library, concept, replace, duplicates == "versions")
+        except Taken:
+            if as_ or duplicates != "filenames":
+                raise
+            token, here = _keep_by_file(library, concept, source, replace)
+    except Apart:
+        for path in source.files:
+            yield from _import(library, dataclasses.replace(source, path=path, files=()), as_, replace, duplicates)
+    except PersonalError as error:
+        yield Outcome(source.label, error=error)
+    else:
+        kinds = concept.lora.kinds if concept.lora else ""
+        yield Outcome(source.label, token, "here already" if here else "imported", _summary(concept), kinds=kinds)
+
+
+def _keep(library: Library, concept: Concept, replace: bool, count_up: bool = False) -> tuple[Token, bool]:
+    """Its token in the library, and whether it was there before. Raises PersonalError."""
+    before = library.identities(concept.token)
+    token = library.keep(concept, replace, count_up)
+    return token, before.get(token) == library.find(token).identity and not replace
+
+
+def _keep_by_file(library: Library, concept: Concept, source: Source, replace: bool) -> tuple[Token, bool]:
+    """The same under its file's name, or with its folder's before that where it is taken too."""
+    by_file = _file_name(source, concept.token)
+    try:
+        return _keep(library, dataclasses.replace(concept, token=by_file), replace)
+    except Taken:
+        token = _with_folder(source, by_file)
+        return _keep(library, dataclasses.replace(concept, token=token), replace)
+
+
+def _of_series(concept: Concept, source: Source, snapshot: _Snapshot) -> Concept:
+    """The concept under the name that its snapshots share, if it is called by its file's name."""
+    owner = concept.token.owner or OWNER
+    token = token_of_file(snapshot.series, owner)
+    by_file = concept.token == token_of_file(source.path.name, owner)
+    return dataclasses.replace(concept, token=token) if by_file and token else concept
+
+
+def _file_names(found: Iterable[Source]) -> dict[Source, Token]:
+    """A token out of the file's name for those whose own token another one has too: files are read twice for it."""
+    tokens: dict[Source, Token] = {}
+    for source in found:
+        try:
+            tokens[source] = read_source(source).token
+        except PersonalError:  # it is told when it is imported
+            continue
+    count = Counter(token.unversioned() for token in tokens.values())
+    named = {source: _file_name(source, token) for source, token in tokens.items() if count[token.unversioned()] > 1}
+    count = Counter(token.unversioned() for token in named.values())  # files of one name in several folders
+    return {
+        source: _with_folder(source, token) if count[token.unversioned()] > 1 else token
+        for source, token in named.items()
+    }
+
+
+def _with_folder(source: Source, token: Token) -> Token:
+    """The token with the name of the folder before it that its file is in."""
+    folder = source.all_files[0].absolute().parent.name
+    return token_of_file(f"{folder}-{token.name}", token.owner) or token
+
+
+def _file_name(source: Source, token: Token) -> Token:
+    """The file's name as a token; where any tool's file is called so, its folder's or its step behind the own name."""
+    owner = token.owner or OWNER
+    if named := token_of_file(source.path.name, owner):
+        return named
+    match = _SNAPSHOT.fullmatch(source.path.stem)
+    checkpoint = CHECKPOINT.fullmatch(source.path.name)
+    behind = match["worded"] if match and match["worded"] else source.path.absolute().parent.name
+    behind = checkpoint[1] if checkpoint else behind
+    return token_of_file(f"{token.name}-{behind}", owner) or token
+
+
+def _series(found: Sequence[Source]) -> dict[Source, _Snapshot]:
+    """Files of which several differ in the step alone; the one without a step is the last."""
+    groups: dict[tuple[Path, str], dict[Source, int]] = {}
+    plain: set[tuple[Path, str]] = set()
+    for source in found:
+        key, step, is_plain = _step_of(source)
+        groups.setdefault(key, {})[source] = step
+        if is_plain and step % _PLAIN:
+            plain.add(key)
+    return {
+        source: _Snapshot(key[1], step)
+        for key, steps in groups.items()
+        if len(steps) > 1 and key not in plain
+        for source, step in steps.items()
+    }
+
+
+def _step_of(source: Source) -> tuple[tuple[Path, str], int, bool]:
+    """Its folder and its name without the step, the step, and whether that is a mere number behind the name."""
+    path = source.all_files[0]
+    if checkpoint := CHECKPOINT.fullmatch(source.path.name):
+        return (source.path.parent, path.stem if source.files else ""), int(checkpoint[1]), False
+    match = _SNAPSHOT.fullmatch(path.stem)
+    if match is None:
+        return (path.parent, path.stem), 10**10, False
+    step = next(number for number in match.group("saved", "worded", "padded", "plain") if number)
+    return (path.parent, match["series"] or match["prefix"] or _run_of(path)), int(step), match["plain"] is not None
+
+
+def _run_of(path: Path) -> str:
+    """What the folder of a training is called in which OneTrainer has its `save/`."""
+    folder = path.absolute().parent
+    return folder.parent.name if folder.name.lower() == "save" else folder.name
+
+
+def _summary(concept: Concept) -> str:
+    rows = max((len(rows) for rows in concept.vectors.values()), default=0)
+    lora = concept.lora
+    parts = [concept.card.base, holds(rows, lora.rank if lora else 0, lora.kinds if lora else "")]
+    parts += ["exact when generating here"] if lora and lora.kinds else []
+    if length := concept.card.recipe.get("longest_row"):
+        parts += [f"rows up to {length:g} long, where a word's is 0.4: try other strengths"]
+    return ", ".join(parts)

@@ -1,0 +1,397 @@
+"""A folder of concepts: `<folder>/<owner>/<name>-v<N>.safetensors`, and nothing else to keep in step with them.
+
+The path is the concept's token; a listing reads headers only. Everything that changes the folder does so under its
+lock, one whole file at a time. Reading needs no lock and works on a read-only disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .. import storage
+from ..config.text_checks import check_path
+from ..errors import PersonalError
+from ..prompts import Token, show
+from .card import Card, edited
+from .concept import Concept, check_token, holds, parts, read, read_header
+from .importers.folders import read_path, united
+from .strict_safetensors import MAX_FILE
+
+SUFFIX = ".safetensors"
+TAKEN = (
+    "Give it another name with --as '<owner/name>', take its place with --replace, or keep both: "
+    "--duplicates versions (or filenames)"
+)
+_PATIENCE = 60.0  # seconds to wait for another process that is adding or removing
+OTHER_PART = "If they are one concept, import both files at once with --replace; else keep both: --duplicates filenames"
+
+
+class Taken(PersonalError):
+    """A name that another concept has in the library."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One concept in a listing. damaged: what is wrong with its file; then card and what follows are not known."""
+
+    token: Token
+    path: Path
+    size: int = 0  # bytes
+    damaged: str | None = None
+    card: Card | None = None
+    vectors: int = 0  # rows for each text encoder
+    lora_rank: int = 0
+    kinds: str = ""  # what it holds besides, in words: `Lora.kinds`
+    identity: str | None = None  # sha256 as the header has it; `Library.verify` proves it
+
+    @property
+    def holds(self) -> str:
+        """What is in it, in words."""
+        return holds(self.vectors, self.lora_rank, self.kinds)
+
+    @property
+    def thumbnail(self) -> bytes | None:
+        """The picture, read now: a listing of thousands must not hold them all."""
+        with suppress(PersonalError):
+            return read_header(self.path).thumbnail
+        return None
+
+    def as_json(self) -> dict[str, object]:
+        """Everything a listing knows, under keys that are always there (null for the facts of a damaged file).
+
+        Where layers are changed in other ways than by a plain LoRA, `lora_kinds` says how, in words.
+        """
+        card = self.card.model_dump(mode="json") if self.card else dict.fromkeys(Card.model_fields)
+        return card | {
+            "token": str(self.token),
+            "vectors": self.vectors,
+            "lora_rank": self.lora_rank,
+            "size": self.size,
+            "identity": self.identity,
+            "path": str(self.path),
+            "damaged": self.damaged,
+            **({"lora_kinds": self.kinds} if self.kinds else {}),
+        }
+
+
+class Library:
+    """The concepts in `folder`, which need not exist until something is added. Every method raises PersonalError."""
+
+    def __init__(self, folder: str | os.PathLike):
+        check_path(folder, "library")
+        self.folder = Path(folder)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def list(self) -> list[Entry]:
+        """Every concept, by owner, name and version; damaged files with what is wrong with them."""
+        found = sorted(self._files(), key=lambda each: (each[0].owner, each[0].name, each[0].version))
+        entries = (self._entry(token, file) for token, file in found)
+        return [entry for entry in entries if entry is not None]
+
+    def find(self, token: Token) -> Entry:
+        """The entry that `token` means: the newest version, unless it names one."""
+        entry = self._entry(self._resolve(token))
+        if entry is None:
+            raise PersonalError(f"{token} was removed just now.")
+        return entry
+
+    def get(self, token: Token) -> Concept:
+        """The concept itself, with its version, proven undamaged."""
+        return self._load(self._resolve(token))
+
+    def versions(self, token: Token) -> list[Token]:
+        """All versions of a concept that are here, oldest first; empty without one. No file is opened."""
+        return self._matching(token.unversioned())
+
+    def identities(self, token: Token) -> dict[Token, str | None]:
+        """What the versions of a concept that are here hold, by their identities; None for a damaged one."""
+        entries = (self._entry(each) for each in self._matching(token.unversioned()))
+        return {entry.token: entry.identity for entry in entries if entry is not None}
+
+    def history(self, token: Token) -> list[Entry]:
+        """The entries of all versions of a concept, oldest first."""
+        found = (self._entry(each) for each in self._matching(self._resolve(token).unversioned()))
+        return [entry for entry in found if entry is not None]
+
+    def verify(self) -> list[tuple[Entry, str]]:
+        """Read every file in full; those that are damaged, each with what is wrong."""
+        problems = []
+        for entry in self.list():
+            try:
+                self._load(entry.token)
+            except PersonalError as error:
+                if os.path.lexists(entry.path):  # else removed meanwhile
+                    problems.append((entry, error.problem))
+        return problems
+
+    def strays(self) -> list[Path]:
+        """Files that look like concepts but that no token can mean: wrongly named, or in a wrong or linked folder."""
+        known = {self._path(token) for token in self._tokens()}
+        places = [self.folder, *(Path(each) for each in _scan(self.folder) if each.is_dir())]
+        found = (Path(each) for place in places for each in _scan(place) if each.name.endswith(SUFFIX))
+        return sorted(path for path in found if path not in known)
+
+    # --- changing -----------------------------------------------------------------------------------------------------
+
+    def add(self, concept: Concept, replace: bool = False) -> Token:
+        """Put a concept in, under a new version unless its token names one; return its token.
+
+        A concept whose vectors and weights are here under that name already is not added again: its token is returned.
+        replace: take the place of the newest version, or of the one that the token names.
+        """
+        with self.changing():
+            return self._put(concept, replace, count_up=True)
+
+    def import_(self, path: str | os.PathLike, as_: Token | None = None, replace: bool = False) -> Token:
+        """Add a file or folder of any format we read, under its own token or `as_`; never under one that is taken."""
+        return self.keep(read_path(path, as_), replace)
+
+    def keep(self, concept: Concept, replace: bool = False, count_up: bool = False) -> Token:
+        """Add a stranger's concept: as `add`, but a new version of what has its name only where `count_up` says so.
+
+        A part that an export made of a concept joins the other part, if that is here, and adds nothing to the whole.
+        """
+        with self.changing():
+            if not replace and (token := self._with_other_part(concept)):
+                return token
+            if count_up and concept.token.version and self._matching(concept.token) and not self._same(concept):
+                concept = dataclasses.replace(concept, token=concept.token.unversioned())
+            return self._put(concept, replace, count_up)
+
+    def edit(self, token: Token, changes: Mapping[str, object]) -> Token:
+        """Write other facts on a concept's card (`card.edited`); its version and identity stay. Returns its token."""
+        found = self._resolve(token)
+        with self.changing():
+            concept = self._load(found)
+            card = edited(concept.card, changes)
+            if card != concept.card:
+                storage.write_bytes(self._path(found), *parts(dataclasses.replace(concept, card=card)))
+        return found
+
+    def rename(self, old: Token, new: Token) -> list[Token]:
+        """Give a concept another token: all its versions, or the one that `old` names. Returns the new tokens."""
+        found = self._resolve(old)
+        new = dataclasses.replace(new, owner=new.owner or found.owner)
+        check_token(new)
+        if new.version and not old.version:
+            raise PersonalError(f"{new} names a version, {old} does not.", "Give both a version, or neither.")
+        with self.changing():
+            moves = [
+                (at, dataclasses.replace(new, version=new.version or at.version))
+                for at in self._matching(found if old.version else found.unversioned())
+            ]
+            taken = self._matching(moves[0][1] if old.version else new) if moves else []
+            if taken:
+                raise PersonalError(f"{taken[-1]} is here already.", "Choose another name.")
+            for at, to in moves:
+                self._move(at, to)
+            storage.remove_empty_folder(self.folder / found.owner)
+        return [to for _, to in moves]
+
+    def remove(self, token: Token, all_versions: bool = False, into: Library | None = None) -> list[Token]:
+        """Delete a concept. Of one with several versions: the one named, or with `all_versions` all. Returns them.
+
+        into: a library on the same disk that gets the files, to the bit, instead (`trash.Trash`).
+        """
+        found = self._resolve(token)
+        with self.changing():
+            doomed = self._matching(found if token.version else found.unversioned())
+            if len(doomed) > 1 and not all_versions:
+                names = show(", ".join(str(each) for each in doomed))
+                raise PersonalError(
+                    f"{found.unversioned()} has several versions: {names}.", "Name one, or ask for all."
+                )
+            for each in doomed:
+                into.place(self._path(each), each) if into else storage.remove(self._path(each))
+            storage.remove_empty_folder(self.folder / found.owner)
+        return doomed
+
+    def place(self, path: Path, token: Token) -> None:
+        """Move a concept's file from elsewhere on this disk to `token`'s place, which is free, in one step."""
+        storage.inside(self.folder, token.owner)  # a linked folder must not take us elsewhere
+        storage.make_folder(self.folder / token.owner)
+        storage.rename(path, self._path(token))
+
+    def sweep(self) -> int:
+        """Remove what killed processes left half-written; return how many such files there were."""
+        return sum(storage.sweep(place) for place in [self.folder, *(Path(owner) for owner in self._owners())])
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Hold the library against others who would change it. Raises PersonalError after a minute's wait."""
+        with storage.lock(self.folder, wait=_PATIENCE):
+            self.sweep()
+            yield
+
+    def _owners(self) -> list[os.DirEntry]:
+        return [each for each in _scan(self.folder) if each.is_dir(follow_symlinks=False) and each.name[0] != "."]
+
+    def _files(self) -> Iterator[tuple[Token, os.DirEntry]]:
+        """Every token that a path in this folder spells, with that path; no file is opened."""
+        for owner in self._owners():
+            for file in _scan(owner):
+                if token := _token(owner.name, file.name):
+                    yield token, file
+
+    def _tokens(self) -> Iterator[Token]:
+        return (token for token, _ in self._files())
+
+    def _path(self, token: Token) -> Path:
+        return self.folder.joinpath(token.owner, _file_name(token))
+
+    def _matching(self, token: Token) -> list[Token]:
+        """The tokens that `token` can mean, oldest version first. One owner's folder is looked at if it is named."""
+        owners = [each for each in self._owners() if token.owner in (None, each.name)]
+        begin = f"{token.name}-v"
+        names = ((owner.name, file.name) for owner in owners for file in _scan(owner) if file.name.startswith(begin))
+        found = (_token(owner, name) for owner, name in names)
+        return sorted(each for each in found if each and token.matches(each))
+
+    def _resolve(self, token: Token) -> Token:
+        """The one that is meant, with owner and version."""
+        matching = self._matching(token)
+        if not matching:
+            raise PersonalError(f"No concept {token}.", self._suggestion(token))
+        owners = sorted({each.owner for each in matching})
+        if len(owners) > 1:
+            names = " or ".join(str(dataclasses.replace(token, owner=owner)) for owner in owners)
+            raise PersonalError(f"Several concepts are called {token}.", f"Write {show(names, 200)}.")
+        return matching[-1]
+
+    def _suggestion(self, token: Token) -> str:
+        known = sorted(self._tokens())
+        spellings = {
+            spelling: each.unversioned() for each in known for spelling in (str(each.unversioned()), each.name)
+        }
+        spellings |= {str(each): each for each in known if token.version}
+        for wanted in (str(token), token.name):
+            if close := difflib.get_close_matches(wanted, spellings, n=1):
+                return f"Did you mean {spellings[close[0]]}?"
+        if not known:
+            return f"The library {show(str(self.folder))} is empty."
+        return "See: sdpersonal concepts list"
+
+    def _safe_path(self, token: Token, seen: os.DirEntry | None = None) -> Path:
+        """Where a concept's bytes are read: never outside, whatever links lie here. seen: spares a look at the disk."""
+        path = self._path(token)
+        if seen.is_symlink() if seen else os.path.islink(path):  # linked folders are not listed to begin with
+            storage.inside(self.folder, token.owner, path.name)
+        return path
+
+    def _entry(self, token: Token, seen: os.DirEntry | None = None) -> Entry | None:
+        """The entry, or None where its file has vanished since it was seen."""
+        try:
+            path = self._safe_path(token, seen)
+            header = read_header(path, picture=False)
+        except (PersonalError, OSError) as error:
+            if not os.path.lexists(path := self._path(token)):
+                return None
+            return Entry(token, path, path.lstat().st_size, getattr(error, "problem", str(error)))
+        card = header.card
+        if card.token != str(token):  # a file may have been renamed by hand
+            card = card.model_copy(update={"token": str(token)})
+        return Entry(
+            token, path, header.size, None, card, header.vectors, header.lora_rank, header.kinds, header.identity
+        )
+
+    def _load(self, token: Token) -> Concept:
+        concept = read(storage.read_bytes(self._safe_path(token), MAX_FILE), self._path(token).name)
+        return dataclasses.replace(concept, token=token)
+
+    def _same(self, concept: Concept) -> Token | None:
+        """The version, newest first, that holds the very same vectors and weights, undamaged."""
+        for token in reversed(self._matching(concept.token.unversioned())):
+            with suppress(PersonalError):
+                if read_header(self._safe_path(token)).identity == concept.identity:
+                    return self._load(token).token
+        return None
+
+    def _with_other_part(self, concept: Concept) -> Token | None:
+        """The version that is the whole of this part, or that the part completes and is written anew; else None."""
+        for token in reversed(self._matching(concept.token.unversioned())):
+            with suppress(PersonalError):
+                header = read_header(self._safe_path(token), picture=False)
+                whole, here = concept.whole or concept.identity, header.whole or header.identity
+                if whole != here or not (concept.whole or header.whole):
+                    continue
+                other = self._load(token)
+                one = dataclasses.replace(united([other, concept], token), token=token)
+                if one.identity != other.identity:
+                    storage.write_bytes(self._path(token), *parts(one))
+                return token
+        return None
+
+    def _put(self, concept: Concept, replace: bool, count_up: bool) -> Token:
+        """count_up: where the name is taken and the token names no version, add the next one rather than refuse."""
+        if not replace and (same := self._same(concept)):
+            return same
+        taken = self._matching(concept.token)  # all versions, or the one that the token names
+        if taken and not replace and not (count_up and concept.token.version is None):
+            raise self._clash(concept, taken[-1])
+        newest = taken[-1].version if taken else 0
+        version = concept.token.version or (newest if replace and newest else newest + 1)
+        token = dataclasses.replace(concept.token, version=version)
+        path = self._path(token)
+        data = parts(dataclasses.replace(concept, token=token))
+        try:
+            storage.inside(self.folder, token.owner)  # as in `place`
+            storage.make_folder(path.parent)
+            storage.write_bytes(path, *data)
+        except PersonalError:
+            storage.remove_empty_folder(path.parent)
+            raise
+        return token
+
+    def _move(self, at: Token, to: Token) -> None:
+        """One renaming is the whole change: a crash leaves the old token or the new."""
+        self.place(self._path(at), to)
+        # The header repeats the token for other programs; where the disk is full, the old word stays, and no harm done.
+        with suppress(PersonalError):
+            storage.write_bytes(self._path(to), *parts(self._load(to)))
+
+    def _clash(self, concept: Concept, taken: Token) -> PersonalError:
+        entry = self._entry(taken)
+        here = ((entry and entry.identity) or "damaged")[:8]
+        if entry and bool(entry.vectors) != bool(concept.vectors) and bool(entry.lora_rank) != bool(concept.lora):
+            mine, theirs = ("vectors", "a LoRA") if concept.vectors else ("a LoRA", "vectors")
+            return Taken(
+                f"{taken} is here already with {theirs} alone, the new one is {mine} alone.",
+                OTHER_PART,
+            )
+        return Taken(
+            f"{taken} is here already with other content (here {here}, the new one {concept.identity[:8]}).",
+            TAKEN,
+        )
+
+
+def _file_name(token: Token) -> str:
+    return f"{token.name}-v{token.version}{SUFFIX}"
+
+
+def _token(owner: str, file_name: str) -> Token | None:
+    """The token that a path spells, if one does."""
+    with suppress(PersonalError):
+        token = Token.parse(f"<{owner}/{file_name.removesuffix(SUFFIX)}>")
+        if file_name == _file_name(token):
+            return token
+    return None
+
+
+def _scan(folder: str | os.PathLike) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise PersonalError(
+            f"{show(os.fspath(folder), 200)}: {error.strerror}.", "Give the folder of a library."
+        ) from error

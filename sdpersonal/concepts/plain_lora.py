@@ -1,0 +1,136 @@
+"""A plain LoRA of whatever a concept does to layers: for programs and commands that know nothing else.
+
+Tucker's LoCon, LoHa and LoKr of small factors are LoRAs exactly; of full changes and larger ones it is the nearest of a
+rank (Eckart and Young 1936), and how much that keeps is told. What depends on a base's own weights is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import PersonalError
+from .concept import Concept, Lora, LoraLayer
+from .importers.layer_shapes import Shape, table
+from .layer_changes import Change, as_lora, form, kind, needs_weight, outline
+
+if TYPE_CHECKING:
+    import torch
+
+EXACT = 128  # the largest rank of a layer that is held exactly
+NEAREST = 64  # the rank of one that is not
+_ELSE = "Generate with it here, alone or in a mix, or export it with --format native."
+_WHOLE = 512  # up to that many rows or columns the singular values are computed exactly
+
+
+@dataclass(frozen=True)
+class PlainLora:
+    """kept: share of the squared Frobenius norm of all weights' changes that the LoRA holds; left_out: changes of
+    biases and norms, which no LoRA holds, were left out."""
+
+    lora: Lora
+    kept: float = 1.0
+    left_out: bool = False
+
+    @property
+    def note(self) -> str:
+        """What was lost, in a sentence; empty where nothing was."""
+        texts = [f"the LoRA holds {self.kept:.1%} of the change"] if self.kept < 0.9995 else []
+        texts += ["changes of biases and norms are left out"] if self.left_out else []
+        return f"{' and '.join(texts).capitalize().replace('lora', 'LoRA')}." if texts else ""
+
+
+def is_possible(lora: Lora) -> bool:
+    """Whether a plain LoRA can be made of it without a base."""
+    return bool(lora.layers) or any(_has_matrix(change) for change in lora.changes.values())
+
+
+def needs_base(lora: Lora) -> bool:
+    return any(needs_weight(change) for change in lora.changes.values())
+
+
+def plain_lora(concept: Concept) -> PlainLora:
+    """The plain LoRA of a concept that has one of any kind. Raises PersonalError where there is none without a base."""
+    lora, token = concept.lora, concept.token
+    if not lora.changes:
+        return PlainLora(lora)
+    if bound := next((change for change in lora.changes.values() if needs_weight(change)), None):
+        raise PersonalError(
+            f"{token} changes layers as {kind(bound)}, which depends on the base's own weights: it is no plain LoRA.",
+            _ELSE,
+        )
+    layers, energies = dict(lora.layers), np.zeros(2)
+    for name, change in lora.changes.items():
+        if _has_matrix(change):
+            layers[name], energy = _layer(change, table(concept.card.base).get(name))
+            energies += energy
+    if not layers:
+        raise PersonalError(
+            f"{token} changes only norms and biases: none of it is a LoRA.",
+            _ELSE,
+        )
+    left_out = any(change.keys() & {"diff_b", "b_norm"} or not _has_matrix(change) for change in lora.changes.values())
+    total = energies[1] + sum(_energy(layer) for layer in lora.layers.values())
+    kept = 1 - (energies[1] - energies[0]) / total if total else 1.0
+    return PlainLora(Lora(layers), float(kept), left_out)
+
+
+def plain_concept(concept: Concept) -> tuple[Concept, str]:
+    """The concept with a plain LoRA instead of its own, and what was lost by it, a sentence or "".
+
+    Raises PersonalError where there is none without a base.
+    """
+    if concept.lora is None or not concept.lora.changes:
+        return concept, ""
+    plain = plain_lora(concept)
+    return dataclasses.replace(concept, lora=plain.lora), plain.note
+
+
+def _has_matrix(change: Change) -> bool:
+    return form(change) not in ("norm", "bias") and outline(change)[1] != 1
+
+
+def _layer(change: Change, known: Shape | None) -> tuple[LoraLayer, np.ndarray]:
+    """The layer, and (energy kept, energy before). known: the weight's shape, since LoHa's and LoKr's may be flat."""
+    weights = {key: value for key, value in change.items() if key not in ("diff_b", "b_norm")}
+    rows, width = outline(weights)
+    shape = known if known and (known[0], math.prod(known[1:])) == (rows, width) else None
+    if found := as_lora(weights, EXACT, shape):
+        layer = LoraLayer(*found, float(len(found[0])))
+        return layer, np.full(2, _energy(layer))
+    import torch
+
+    from .weight_deltas import weight_change
+
+    shape = shape or (weights["diff"].shape if "diff" in weights else (rows, width))
+    return _nearest(weight_change(weights, torch.zeros(shape)))
+
+
+def _nearest(change: torch.Tensor) -> tuple[LoraLayer, np.ndarray]:
+    import torch
+
+    flat = change.flatten(1)
+    rank = min(NEAREST, *flat.shape)
+    if min(flat.shape) <= _WHOLE:
+        u, s, v = torch.linalg.svd(flat, full_matrices=False)
+        u, s, v = u[:, :rank], s[:rank], v[:rank]
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the same file each time
+            u, s, v = torch.svd_lowrank(flat, min(2 * rank, *flat.shape), niter=4)
+        u, s, v = u[:, :rank], s[:rank], v[:, :rank].T
+    half = s.sqrt()
+    down = (half[:, None] * v).reshape(rank, *change.shape[1:])
+    up = (u * half).reshape(-1, rank, *[1] * (change.ndim - 2))
+    energy = np.array([float(s.square().sum()), float(flat.square().sum())])
+    return LoraLayer(down.contiguous().numpy(), up.contiguous().numpy(), float(rank)), energy
+
+
+def _energy(layer: LoraLayer) -> float:
+    up = layer.up.reshape(len(layer.up), -1).astype(np.float64) * (layer.alpha / layer.rank)
+    down = layer.down.reshape(layer.rank, -1).astype(np.float64)
+    return float(((up.T @ up) * (down @ down.T)).sum())

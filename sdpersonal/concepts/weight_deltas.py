@@ -1,0 +1,181 @@
+"""What a change that is not a plain LoRA makes of a layer's weight and bias, in fp32.
+
+Strength is not applied here: drawing takes W + s (W' - W), as A1111 and ComfyUI do, for every form alike. Formulas are
+those of LyCORIS (`functional/*.py`, `modules/*.py`) and PEFT (`tuners/oft/layer.py`, `tuners/lora/dora.py`), from the
+papers that `changes` names. Where programs differ: DoRA of rows takes the norm of the changed weight, as LyCORIS and
+PEFT do (ComfyUI takes the bare weight's).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .layer_changes import Change, block_size, form, number, scale_of
+
+_NEUMANN = 5  # terms of PEFT's series, where a file does not say
+
+
+def weight_change(change: Change, weight: Tensor) -> Tensor | None:
+    """W' - W, fp32, in the shape of `weight` and on its device; None where only the bias changes.
+
+    The tensors must be sound (`changes.problem`) and fit the weight (`changes.fits`).
+    """
+    name = form(change)
+    if name == "bias":
+        return None
+    whole = weight.detach().float()
+    parts = {key: torch.tensor(value, dtype=torch.float32, device=whole.device) for key, value in change.items()}
+    if build := _PLAIN.get(name):
+        plain = build(parts).reshape(whole.shape) * scale_of(change)
+        return _dora(whole, plain, parts["dora_scale"]) if "dora_scale" in parts else plain
+    return _BUILD[name](whole, parts, change)
+
+
+def bias_change(change: Change, bias: Tensor) -> Tensor | None:
+    """What is added to the bias, fp32; None where it stays."""
+    values = next((change[key] for key in ("diff_b", "b_norm") if key in change), None)
+    if values is not None:
+        return torch.tensor(values, dtype=torch.float32, device=bias.device)
+    if number(change, "on_bias"):
+        scale = torch.tensor(change["weight"], dtype=torch.float32, device=bias.device)
+        return bias.detach().float() * scale.flatten()
+    return None
+
+
+# --- changes that do not depend on the weight -------------------------------------------------------------------------
+
+
+def _lora(parts: dict[str, Tensor]) -> Tensor:
+    up, down = parts["lora_up.weight"].flatten(1), parts["lora_down.weight"].flatten(1)
+    if "lora_mid.weight" in parts:
+        return torch.einsum("om,mnxy,ni->oixy", up, parts["lora_mid.weight"], down)
+    return up @ down
+
+
+def _loha(parts: dict[str, Tensor]) -> Tensor:
+    def factor(i: int) -> Tensor:
+        a, b = parts[f"hada_w{i}_a"], parts[f"hada_w{i}_b"]
+        if f"hada_t{i}" in parts:
+            return torch.einsum("ijxy,jc,io->ocxy", parts[f"hada_t{i}"], b, a)
+        return a @ b.flatten(1)
+
+    return factor(1) * factor(2)
+
+
+def _lokr(parts: dict[str, Tensor]) -> Tensor:
+    first = parts["lokr_w1"] if "lokr_w1" in parts else parts["lokr_w1_a"] @ parts["lokr_w1_b"]
+    if "lokr_w2" in parts:
+        second = parts["lokr_w2"].flatten(1)
+    elif "lokr_t2" in parts:
+        core = parts["lokr_t2"]
+        second = torch.einsum("ijxy,ip,jq->pqxy", core, parts["lokr_w2_a"], parts["lokr_w2_b"]).flatten(1)
+    else:
+        second = parts["lokr_w2_a"] @ parts["lokr_w2_b"].flatten(1)
+    return torch.kron(first, second.contiguous())
+
+
+_PLAIN = {"LoRA": _lora, "LoHa": _loha, "LoKr": _lokr, "full": lambda parts: parts["diff"],
+          "norm": lambda parts: parts["w_norm"]}  # fmt: skip
+
+
+def _dora(weight: Tensor, plain: Tensor, scale: Tensor) -> Tensor:
+    """scale (1, in[, 1, 1]): lengths of columns, over all axes but the input's; else (out, ...): lengths of rows."""
+    moved = weight + plain
+    if scale.shape[0] == 1 and weight.shape[0] != 1:
+        axes = [axis for axis in range(weight.ndim) if axis != 1]
+        shape = (1, -1, *(1 for _ in weight.shape[2:]))
+    else:
+        axes, shape = list(range(1, weight.ndim)), (-1, *(1 for _ in weight.shape[1:]))
+    lengths = moved.square().sum(axes, keepdim=True).sqrt()
+    return moved * (scale.reshape(shape) / (lengths + torch.finfo(torch.float32).eps)) - weight
+
+
+# --- changes of the weight that is there ------------------------------------------------------------------------------
+
+
+def _set(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
+    return parts["set_weight"].reshape(weight.shape) - weight
+
+
+def _ia3(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
+    scale = parts["weight"].flatten()
+    if number(change, "on_input"):
+        return weight * scale.view(1, -1, *(1 for _ in weight.shape[2:]))
+    return weight * scale.view(-1, *(1 for _ in weight.shape[1:]))
+
+
+def _glora(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
+    a1, a2, b1, b2 = (parts[f"{key}.weight"].flatten(1) for key in ("a1", "a2", "b1", "b2"))
+    turned = torch.einsum("oi...,ir,rj->oj...", weight, a1, a2)
+    return ((b1 @ b2).reshape(weight.shape) + turned) * scale_of(change)
+
+
+def _oft(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
+    """Rotations of what comes out: R^T W by blocks; of BOFT, in stages that pair rows further and further apart."""
+    blocks = parts["oft_blocks"]  # (n, b, b), or (m, n, b, b)
+    rotations = _cayley(_bounded(blocks - blocks.mT, number(change, "alpha") * len(weight)))
+    turned = weight.flatten(1)
+    if blocks.ndim == 3:
+        turned = (rotations.mT @ turned.view(*blocks.shape[:2], -1)).reshape(turned.shape)
+    else:
+        for stage, rotation in enumerate(rotations):
+            turned = _butterfly(turned, rotation, blocks.shape[-1] // 2 << stage)
+    turned = turned.view(weight.shape)
+    if "rescale" in parts:
+        turned = turned * parts["rescale"].view(-1, *(1 for _ in weight.shape[1:]))
+    return turned - weight
+
+
+def _butterfly(rows: Tensor, rotation: Tensor, apart: int) -> Tensor:
+    """One stage: rotation (n, b, b) of rows (out, in), which are put so that those `apart` from each other are near."""
+    order = torch.arange(len(rows), device=rows.device).view(-1, 2, apart).transpose(1, 2).flatten()
+    turned = (rotation @ rows[order].view(*rotation.shape[:2], -1)).reshape(rows.shape)
+    back = torch.empty_like(turned)
+    back[order] = turned
+    return back
+
+
+def _bounded(skew: Tensor, most: float) -> Tensor:
+    """Skew matrices of a norm, all together, of `most` at most; 0 is no bound (kohya's and LyCORIS' constraint)."""
+    norm = float(torch.linalg.vector_norm(skew)) + 1e-8
+    return skew * (most / norm) if 0 < most < norm else skew
+
+
+def _cayley(skew: Tensor) -> Tensor:
+    """(I + Q) (I - Q)^-1."""
+    eye = torch.eye(skew.shape[-1], device=skew.device)
+    return torch.linalg.solve(eye - skew, eye + skew, left=False)
+
+
+def _inner_oft(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
+    """Rotations of what goes in, x R by blocks: W R^T. One block alone stands for all.
+
+    PEFT's series of Neumann comes near (I + Q) (I - Q)^-1; without it PEFT takes (I - Q) (I + Q)^-1, the other way.
+    """
+    triangles = parts["oft_R.weight"]
+    size = block_size(triangles.shape[1])
+    skew = triangles.new_zeros(len(triangles), size, size)
+    rows, columns = torch.triu_indices(size, size, 1, device=skew.device)
+    skew[:, rows, columns] = triangles
+    skew = skew - skew.mT
+    terms = round(number(change, "oft_terms", _NEUMANN))
+    rotations = _neumann(skew, terms) if terms else _cayley(-skew)
+    flat = weight.reshape(len(weight), -1, size)
+    turned = torch.einsum("onk,nck->onc" if len(rotations) > 1 else "onk,zck->onc", flat, rotations)
+    return turned.reshape(weight.shape) - weight
+
+
+def _neumann(skew: Tensor, terms: int) -> Tensor:
+    """I + 2 Q + 2 Q^2 + ... + Q^(terms - 1): the last power counts once, and is the third at least, as PEFT has it."""
+    total = torch.eye(skew.shape[-1], device=skew.device).expand_as(skew).clone()
+    if terms > 1:
+        total = total + 2 * skew
+    power, last = skew, max(terms - 1, 3) if terms > 2 else 1
+    for i in range(2, last + 1):
+        power = power @ skew
+        total = total + (power if i == last else 2 * power)
+    return total
+
+
+_BUILD = {"set": _set, "IA3": _ia3, "GLoRA": _glora, "OFT": _oft, "OFT of inputs": _inner_oft}

@@ -1,0 +1,88 @@
+"""What can be wrong with a request is found here, before a model is loaded for it: loading can take minutes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ..config import MAX_PICTURES, Request, check_work
+from ..errors import PersonalError
+from ..prompts import Mention, Token, Wildcards, choose, count, nth, parse
+from ..prompts.concept_syntax import read_word
+from .img2img import mask_note
+from .prompt_resolution import Concepts, check_kind, check_makes_few_steps_enough
+
+BRACKET = re.compile(r"(?<!\\)<(?=\S)([^<>]*)>")
+
+
+def check_requests(
+    requests: Sequence[Request],
+    concepts: Concepts,
+    wildcards: Path | None = None,
+    kind: str | None = None,
+    elsewhere: Iterable[Token] = (),
+) -> str:
+    """Find what is wrong with requests without their model; return a note about their mask, or "".
+
+    kind: of the model that will be loaded, None where only loading tells it; elsewhere: tokens that `concepts` need not
+    know. Raises PersonalError for lists and concepts that are not there, concepts of another kind of model, and start
+    pictures and masks that cannot be read: as `Generator.draw` would later.
+    """
+    lists, note = Wildcards(wildcards), ""
+    texts = dict.fromkeys(text for request in requests for text in _texts(request, lists))
+    tokens = dict.fromkeys(mention.token for text in texts for mention in parse(text).mentions)
+    check_tokens([token for token in tokens if token not in set(elsewhere)], concepts, kind)
+    for fast in dict.fromkeys(request.fast for request in requests if request.fast):
+        check_makes_few_steps_enough(concepts.get(Token.parse(fast)))
+        check_tokens([Token.parse(fast)], concepts, kind)
+    for request in {(request.start, request.mask): request for request in requests}.values():
+        note = mask_note(request) or note
+    return note
+
+
+def check_template(request: Request, concepts: Concepts, wildcards: Path | None = None, kind: str | None = None) -> str:
+    """As `check_requests` for a request of which every alternative will be drawn some time; its lists are not read for
+    tokens."""
+    for text in (request.prompt, request.negative):
+        count(text, Wildcards(wildcards))
+        check_tokens([mention.token for mention in named(text)], concepts, kind)
+    return check_requests([request.model_copy(update={"prompt": "", "negative": ""})], concepts, wildcards, kind)
+
+
+def named(template: str) -> list[Mention]:
+    """Every concept in a template's own text, each once, whether or not it would be chosen. Raises PersonalError."""
+    parts = (part for word in BRACKET.findall(template) for part in read_word(word).parts)
+    return list({str(part.token): part for part in parts}.values())
+
+
+def check_tokens(tokens: Iterable[Token], concepts: Concepts, kind: str | None) -> None:
+    """Raise PersonalError where there is no such concept, or it was made for another kind of model."""
+    for token in tokens:
+        concept = concepts.get(token)
+        if kind is not None:
+            check_kind(concept, kind)
+
+
+def prompts_of(request: Request, wildcards: Wildcards) -> Iterator[str]:
+    """The prompt of each picture, alternatives chosen. Raises PersonalError for more than there may be."""
+    template = request.prompt
+    if not request.every:
+        first = request.seed if request.near is None else request.near_seed
+        yield from (choose(template, first + i, wildcards) for i in range(request.n))
+        return
+    number = count(template, wildcards)
+    if number * request.n > MAX_PICTURES:
+        raise PersonalError(
+            f"The prompt has {number:,} alternatives, drawn {request.n} times each; I take up to {MAX_PICTURES}.",
+            "Ask for fewer, or leave --every away: each picture then gets one by chance.",
+        )
+    check_work(request, number * request.n)
+    for i in range(number):
+        yield from [nth(template, i, wildcards)] * request.n
+
+
+def _texts(request: Request, wildcards: Wildcards) -> Iterator[str]:
+    """Prompts and negative prompts of its pictures."""
+    yield from prompts_of(request, wildcards)
+    yield from (choose(request.negative, request.seed + i, wildcards) for i in range(request.n))

@@ -1,0 +1,492 @@
+"""What ComfyUI drew, found by walking its graph from the saved picture back to the empty latent image.
+
+    SaveImage <- VAEDecode <- KSampler <- EmptyLatentImage
+                              KSampler <- CLIPTextEncode <- CLIPSetLastLayer
+                              KSampler <- LoraLoader <- CheckpointLoaderSimple
+
+Nodes are known by what goes into them, so that those of packs (Efficiency, rgthree, Impact, Inspire, Comfyroll,
+pysssss, Easy-Use) are read like ComfyUI's own: a sampler is what has a seed, prompts and a latent image. Nothing is
+run. A walk visits each node once, and `_STEPS` of them at most.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..prompts import show
+from .comfyui_graph import Graph, Link, Node
+from .parameters import Parameters, Unreadable, base_name, number
+from .prompt_syntax import Network
+
+_STEPS = 2000  # nodes of one walk
+_DEEP = 60  # nodes in a row
+_SAVES, _SHOWS = re.compile("save", re.IGNORECASE), re.compile("save|preview", re.IGNORECASE)
+_PICTURES = ("images", "image", "pixels", "samples", "latent_image", "latent", "latents", "optional_latent_image")
+_PICTURES += ("upscaled_image", "input_image", "destination", "samples_to", "image1", "IMAGE", "LATENT", "input", "any")
+_LATENTS = ("latent_image", "latent", "samples", "latents", "optional_latent_image", "init_latent")
+_PIPES = ("pipe", "basic_pipe", "detailer_pipe", "sdxl_tuple", "base_basic_pipe", "context", "base_ctx", "settings")
+_PARTS = ("noise", "guider", "sampler", "sigmas", *_PIPES)
+_CONDITIONS = ("conditioning", "conditioning_1", "conditioning_2", "conditioning_to", "conditioning_from", "cond1")
+_CONDITIONS += ("cond2", "conditioning1", "conditioning2", "conditioning_a", "conditioning_b", "cond", "CONDITIONING")
+_TEXTS = (
+    "populated_text",
+    "text",
+    "text_g",
+    "text_l",
+    "clip_l",
+    "t5xxl",
+    "prompt",
+    "string",
+    "value",
+    "STRING",
+    "text1",
+)
+_JOINS = re.compile(r"concat|join|combine|append|merge", re.IGNORECASE)
+_STRINGS = re.compile(r"(text|string|prompt|input|str)_?[a-z0-9]{0,2}$", re.IGNORECASE)
+_WILD = re.compile(r"wildcard|random|dynamic|\bLLM|generat|ollama|interrogat|tagger|caption", re.IGNORECASE)
+_MODELS = ("model", "MODEL", "model1", "lora_stack", "optional_lora_stack", "base_model", *_PIPES)
+_CHECKPOINTS = ("ckpt_name", "base_ckpt_name", "unet_name", "model_name", "ckpt")
+_LORA_KEY = re.compile(r"lora(?:_name)?_?([0-9]*)$|([0-9]*)_?lora_name$", re.IGNORECASE)
+_STRENGTHS = ("strength_model", "lora_model_strength", "model_strength", "strength", "lora_strength", "model_weight")
+_STRENGTHS += ("lora_wt", "model_str", "weight")
+
+
+@dataclass
+class _Prompt:
+    """Texts of one side, in order; clip_skip: as A1111 counts; sure: whether only nodes that are known gave them."""
+
+    texts: list[str] = field(default_factory=list)
+    clip_skip: int | None = None
+    notes: list[str] = field(default_factory=list)
+    sure: bool = True
+
+    @property
+    def text(self) -> str:
+        return ", ".join(dict.fromkeys(text.strip() for text in self.texts if text.strip()))
+
+
+@dataclass
+class _Way:
+    """From a saved picture back to where it began. path: its nodes in that order; samplers: those that are."""
+
+    output: Node
+    path: list[Node]
+    samplers: list[Node]
+
+
+def comfyui(graph: Graph, text: str, picture_size: tuple[int, int] | None = None) -> tuple[Parameters, bool]:
+    """What the graph says, and whether its prompt is sure. Raises Unreadable where it draws nothing from words.
+
+    picture_size: of the picture in which it stands, which tells several saved pictures apart.
+    """
+    walk = _Walk(graph)
+    ways = [way for way in map(walk.way, walk.outputs()) if way.samplers]
+    if not ways:
+        raise Unreadable("ComfyUI", "its graph has no sampler that leads to a saved picture")
+    saved = [way for way in ways if _SAVES.search(way.output.type)]
+    ways = saved or ways  # what is only shown is in no file
+    way = next((way for way in ways if picture_size and walk.sizes(way)[-1] == picture_size), ways[0])
+    of_its_size = picture_size is not None and walk.sizes(way)[-1] == picture_size
+    said = Parameters("ComfyUI", text, syntax="comfyui", naming="comfyui")
+    if len({id(each.samplers[0]) for each in ways}) > 1:
+        which = "first that has its size" if of_its_size else "first of them"
+        said.notes.append(f"Its graph saves several pictures; this was read as the {which}.")
+    first, last = way.samplers[-1], way.samplers[0]
+    positive, negative = walk.prompt(first, "positive"), walk.prompt(first, "negative")
+    if not positive.text:
+        raise Unreadable("ComfyUI", "its graph has no words for its sampler")
+    said.prompt, said.negative = positive.text, negative.text
+    _numbers(walk, first, positive, said)
+    _passes(walk, way, said)
+    said.model, said.networks = walk.weights(first)
+    said.notes += positive.notes + negative.notes
+    if last is not first and walk.prompt(last, "positive").text not in ("", positive.text):
+        said.notes.append("Its second pass had other words, which are left out.")
+    return said, positive.sure and negative.sure
+
+
+def _numbers(walk: _Walk, sampler: Node, positive: _Prompt, said: Parameters) -> None:
+    values = {
+        "seed": walk.number(sampler, "seed", "noise_seed"),
+        "steps": walk.number(sampler, "steps"),
+        "guidance": walk.number(sampler, "cfg", "cfg_scale", "guidance"),
+        "clip_skip": positive.clip_skip,
+    }
+    said.values |= {name: value for name, value in values.items() if value is not None}
+    said.sampler = walk.word(sampler, "sampler_name", "sampler")
+    said.schedule = walk.word(sampler, "scheduler", "schedule", "scheduler_name") or walk.schedule_node(sampler) or None
+
+
+def _passes(walk: _Walk, way: _Way, said: Parameters) -> None:
+    """Size, enlargement, denoising strength, and where it began."""
+    first, last = way.samplers[-1], way.samplers[0]
+    before, at_last, after = walk.sizes(way)
+    begin = way.path[-1]
+    if before:
+        said.values["size"] = f"{before[0]}x{before[1]}"
+    begun = "image" in begin.inputs and not isinstance(begin.inputs["image"], Link)
+    begun = begun or bool(re.search(r"load.*image|image.*load|LoadImage", begin.type))
+    change = walk.change(first)
+    if begun:
+        said.img2img = True
+        said.values.pop("size", None)  # the start picture's own
+        if change:
+            said.values["change"] = change
+    if last is not first and walk.adds_noise(last):
+        if before and at_last and abs(at_last[0] / before[0] - at_last[1] / before[1]) < 0.03 and not begun:
+            times = round(at_last[0] / before[0], 3)
+            if times > 1:
+                said.values |= {"enlarge": times, "change": walk.change(last) or 0.6}
+        if "enlarge" not in said.values:
+            said.notes.append(f"It was drawn in {len(way.samplers)} passes, of which the first is taken.")
+    elif last is not first:
+        said.notes.append("Its last steps were drawn by another sampler, often a refiner's, which is left out.")
+    if at_last and after and after != at_last:
+        said.notes.append(f"It was enlarged to {after[0]}x{after[1]} afterwards, which is not done here.")
+    batch = next((walk.number(node, "batch_size") for node in way.path if "batch_size" in node.inputs), None)
+    if isinstance(batch, int | float) and batch > 1:
+        said.notes.append(f"It is one of {batch:g} pictures of one seed; the first of them begins from this noise.")
+    repaired = [
+        node.type for node in way.path if node not in way.samplers and {"seed", "positive"} <= node.inputs.keys()
+    ]
+    if repaired:
+        said.notes.append(f"Parts of it were drawn again ({show(', '.join(repaired), 60)}), which is not done here.")
+
+
+class _Walk:
+    """Questions to a graph. Each is answered within bounds whatever the graph is, cycles too."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self._used = {link.node for node in graph.values() for _, link in node.links()}
+
+    # --- from the saved picture back --------------------------------------------------------------------------------
+
+    def outputs(self) -> list[Node]:
+        """Nodes that save or show a picture: savers first, in the order of the graph, 20 at most."""
+        ends = [
+            node
+            for node in self.graph.values()
+            if any(isinstance(node.inputs.get(name), Link) for name in ("images", "image"))
+            and (node.id not in self._used or _SHOWS.search(node.type))
+        ]
+        if not ends:  # what was saved by whoever asked for it, through ComfyUI's API
+            ends = [node for node in self.graph.values() if node.id not in self._used and "samples" in node.inputs]
+        ends.sort(key=lambda node: not _SAVES.search(node.type))
+        return ends[:20]
+
+    def way(self, output: Node) -> _Way:
+        path: list[Node] = []
+        seen: set[str] = set()
+        node: Node | None = output
+        while node is not None and node.id not in seen and len(path) < _STEPS:
+            seen.add(node.id)
+            path.append(node)
+            node = self._picture_before(node)
+        return _Way(output, path, [each for each in path if self.is_sampler(each)])
+
+    def is_sampler(self, node: Node) -> bool:
+        inputs = node.inputs
+        prompts = any(isinstance(inputs.get(name), Link) for name in ("positive", "guider", "text_embeds", *_PIPES))
+        seeded = any(name in inputs for name in ("seed", "noise_seed", "noise"))
+        pictures = any(isinstance(inputs.get(name), Link) for name in ("image", "images", "upscaled_image", "pixels"))
+        return prompts and seeded and not pictures
+
+    def _picture_before(self, node: Node) -> Node | None:
+        names = _LATENTS if self.is_sampler(node) else _PICTURES
+        for name in self._chosen(node) or names:
+            if isinstance(link := node.inputs.get(name), Link):
+                return self.graph.get(link.node)
+        if self.is_sampler(node):
+            pipe = next((node.inputs[name] for name in _PIPES if isinstance(node.inputs.get(name), Link)), None)
+            return self.graph.get(pipe.node) if pipe else None
+        links = [link for _, link in node.links()]
+        if "latent" in node.type.lower() and {"width", "height"} <= node.inputs.keys():
+            return None
+        return self.graph.get(links[0].node) if len(links) == 1 else None
+
+    def _chosen(self, node: Node) -> list[str]:
+        """The inputs that a switch hands on: the selected one; of rgthree's, the first that there is."""
+        if not re.search("switch", node.type, re.IGNORECASE):
+            return []
+        select = self._scalar(node.inputs.get("select", node.inputs.get("Input")), "select")
+        others = sorted(name for name, _ in node.links() if re.fullmatch(r"any_[0-9]+|input[0-9]", name))
+        return [f"input{select}", f"image{select}", f"latent{select}", *others]
+
+    def sizes(self, way: _Way) -> tuple[tuple[int, int] | None, tuple[int, int] | None, tuple[int, int] | None]:
+        """Of what the first sampler drew, of what the last did, and of the picture; None where it cannot be told."""
+        size: tuple[int, int] | None = None
+        drawn: list[tuple[int, int] | None] = []
+        for node in reversed(way.path):
+            size = self._size_after(node, size)
+            if node in way.samplers:
+                drawn.append(size)
+        return drawn[0] if drawn else None, drawn[-1] if drawn else None, size
+
+    def _size_after(self, node: Node, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        text = node.inputs.get("dimensions", node.inputs.get("resolution"))
+        if isinstance(text, str) and (found := re.match(r"\s*([0-9]{2,5})\s*[x×*]\s*([0-9]{2,5})", text)):
+            return int(found[1]), int(found[2])
+        for pair in (("width", "height"), ("empty_latent_width", "empty_latent_height")):
+            if set(pair) <= node.inputs.keys() and not self.is_sampler(node):
+                width, height = (self._scalar(node.inputs[name], name) for name in pair)
+                if isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0:
+                    return width, height
+                return None if isinstance(node.inputs[pair[0]], Link) else size
+        factor = next((self._scalar(node.inputs[name], name) for name in _FACTORS if name in node.inputs), None)
+        if size and isinstance(factor, int | float) and 0 < factor <= 16:
+            return round(size[0] * factor), round(size[1] * factor)
+        if "upscale_model" in node.inputs and "upscale_by" not in node.inputs:
+            return None  # how many times larger is the model's
+        return size
+
+    # --- values ------------------------------------------------------------------------------------------------------
+
+    def number(self, node: Node, *names: str) -> int | float | str | None:
+        return number(self._value(node, names))
+
+    def word(self, node: Node, *names: str) -> str:
+        value = self._value(node, names)
+        return value if isinstance(value, str) else ""
+
+    def _value(self, node: Node, names: tuple[str, ...]) -> Any:
+        """Of the first of these inputs that has one; else that of the nodes that are parts of it."""
+        for each in self._with_parts(node):
+            for name in names:
+                if name in each.inputs and (value := self._scalar(each.inputs[name], name)) is not None:
+                    return value
+        return None
+
+    def _with_parts(self, node: Node) -> Iterator[Node]:
+        """The node, and those that bring it its noise, guider, sampler, sigmas, or what a pipe holds; each once."""
+        waiting, seen = [node], {node.id}
+        while waiting and len(seen) < _DEEP:
+            node = waiting.pop(0)
+            yield node
+            for part in _PARTS:
+                link = node.inputs.get(part)
+                if isinstance(link, Link) and link.node not in seen and link.node in self.graph:
+                    seen.add(link.node)
+                    waiting.append(self.graph[link.node])
+
+    def _scalar(self, value: Any, name: str) -> Any:
+        """A value, wherever a link leads for it; None for anything but a number and a text."""
+        for _ in range(_DEEP):
+            if not isinstance(value, Link):
+                break
+            node = self.graph.get(value.node)
+            if node is None:
+                return None
+            slots = [name, *(("width", "height") if name in ("width", "height") else ())]
+            names = (
+                *slots,
+                "seed",
+                "noise_seed",
+                "value",
+                "Value",
+                "int",
+                "INT",
+                "float",
+                "FLOAT",
+                "number",
+                "sampler",
+            )
+            if name in ("width", "height") and {"width", "height"} <= node.inputs.keys():
+                names = ("width", "height")[value.slot : value.slot + 1] or names
+            held = next((node.inputs[key] for key in names if key in node.inputs), None)
+            links = [link for _, link in node.links()]
+            value = held if held is not None else links[0] if len(links) == 1 else None
+        return value if isinstance(value, int | float | str) and not isinstance(value, bool) else None
+
+    def change(self, sampler: Node) -> float | None:
+        """Its denoising strength, of KSamplerAdvanced by the steps that it leaves out; None for a whole drawing."""
+        strength = self.number(sampler, "denoise", "denoise_strength", "strength")
+        start, steps = self.number(sampler, "start_at_step"), self.number(sampler, "steps")
+        if isinstance(start, int) and isinstance(steps, int) and 0 < start < steps:
+            strength = round(1 - start / steps, 3)
+        return float(strength) if isinstance(strength, int | float) and 0 < strength < 1 else None
+
+    def adds_noise(self, sampler: Node) -> bool:
+        value = sampler.inputs.get("add_noise")
+        noise = self.graph.get(sampler.inputs["noise"].node) if isinstance(sampler.inputs.get("noise"), Link) else None
+        return not (value in ("disable", False) or (noise and noise.type == "DisableNoise"))
+
+    def schedule_node(self, sampler: Node) -> str:
+        """The schedule that a node stands for by its own name: KarrasScheduler."""
+        link = sampler.inputs.get("sigmas")
+        node = self.graph.get(link.node) if isinstance(link, Link) else None
+        found = re.fullmatch(r"(\w+)Scheduler", node.type) if node else None
+        return found[1] if found and found[1] != "Basic" else ""
+
+    # --- words -------------------------------------------------------------------------------------------------------
+
+    def prompt(self, sampler: Node, side: str) -> _Prompt:
+        """side: positive or negative."""
+        found = _Prompt()
+        if (start := self._start(sampler, side)) is not None:
+            self._conditions(*start, found, set())
+        if len(dict.fromkeys(found.texts)) > 1:
+            found.notes.append(f"Several {side} prompts are combined in it; here they are one, with commas.")
+        return found
+
+    def _start(self, sampler: Node, side: str) -> tuple[Link, str] | None:
+        """Where a sampler's words come from: its own input, that of a part, or a part that holds them as texts."""
+        names = (side, *(("conditioning", "cond1") if side == "positive" else ()), "text_embeds")
+        for node in self._with_parts(sampler):
+            for name in names:
+                if isinstance(link := node.inputs.get(name), Link):
+                    return link, side
+            if node is not sampler and isinstance(node.inputs.get(side), str):
+                return Link(node.id, 0), side
+        return None
+
+    def _conditions(self, link: Link, side: str, found: _Prompt, seen: set[tuple[str, str]]) -> None:
+        node = self.graph.get(link.node)
+        if node is None or (node.id, side) in seen or len(seen) > _STEPS // 10:
+            return
+        seen.add((node.id, side))
+        if node.type == "ConditioningZeroOut":
+            return
+        if "SetArea" in node.type or "SetMask" in node.type:
+            found.notes.append("Some of its words were for a part of the picture only; here they are for all of it.")
+        if "control_net" in node.inputs:
+            found.notes.append("A ControlNet guided it, which is not here.")
+        if isinstance(node.inputs.get("positive"), Link) and isinstance(node.inputs.get("negative"), Link):
+            side = "negative" if link.slot == 1 else "positive"  # such as ControlNetApplyAdvanced
+        onward = [value for name, value in node.links() if name in (side, *_CONDITIONS) and not self._gives_text(value)]
+        if onward and "clip" not in node.inputs:
+            for each in onward:
+                self._conditions(each, side, found, seen)
+            return
+        texts = self._texts(node, side, found)
+        if not texts:  # a node that is not known, with one way on
+            links = [value for _, value in node.links()]
+            if len(links) == 1:
+                self._conditions(links[0], side, found, seen)
+            return
+        found.texts += texts
+        found.clip_skip = found.clip_skip or self._clip_skip(node)
+
+    def _gives_text(self, link: Link) -> bool:
+        node = self.graph.get(link.node)
+        return node is not None and "clip" not in node.inputs and bool(self._own_text(node))
+
+    def _texts(self, node: Node, side: str, found: _Prompt) -> list[str]:
+        """What an encoder encodes: its own texts or those that links bring."""
+        sides = (side, f"text_{side}", f"{side}_prompt", f"{side}_text", f"{side}_g", f"text_{side}_g")
+        names = [*sides, *_TEXTS] if any(name in node.inputs for name in sides) else list(_TEXTS)
+        values = [(name, node.inputs[name]) for name in names if name in node.inputs]
+        if any(name in sides for name, _ in values):
+            values = [(name, value) for name, value in values if name in sides]
+        texts = [self._string(value, side, found, set()) for _, value in values]
+        if not any(texts) and isinstance(styler := node.inputs.get("style"), str):
+            found.notes.append(f"It has the style {show(styler, 40)} of a node.")
+        return [text for text in texts if text]
+
+    def _string(self, value: Any, side: str, found: _Prompt, seen: set[str]) -> str:
+        """A text, through nodes that hold, show, or join texts."""
+        if isinstance(value, str):
+            return value
+        node = self.graph.get(value.node) if isinstance(value, Link) else None
+        if node is None or node.id in seen or len(seen) > _DEEP:
+            return ""
+        seen.add(node.id)
+        if _WILD.search(node.type):
+            found.sure = False
+        if _JOINS.search(node.type):
+            between = node.inputs.get("delimiter", node.inputs.get("separator", ""))
+            between = between.replace("\\n", "\n") if isinstance(between, str) else ""
+            keys = [name for name in node.inputs if _STRINGS.match(name)]
+            parts = [self._string(node.inputs[name], side, found, seen) for name in keys]
+            return (between or " ").join(part for part in parts if part)[:100_000]
+        if (branch := self._branch(node)) is not None:
+            return self._string(branch, side, found, seen)
+        own = self._own_text(node, side)
+        if isinstance(own, str):
+            return own
+        links = [own] if isinstance(own, Link) else [link for _, link in node.links()][:1]
+        return self._string(links[0], side, found, seen) if links else ""
+
+    def _branch(self, node: Node) -> Any:
+        """What ComfyUI's own switch hands on, None for any other node."""
+        if not {"on_true", "on_false", "switch"} <= node.inputs.keys():
+            return None
+        condition = node.inputs["switch"]
+        for _ in range(_DEEP):
+            other = self.graph.get(condition.node) if isinstance(condition, Link) else None
+            if other is None:
+                break
+            condition = other.inputs.get("value", other.inputs.get("boolean"))
+        return node.inputs["on_true" if condition is True else "on_false"]
+
+    def _own_text(self, node: Node, side: str = "positive") -> str | Link | None:
+        for name in (f"text_{side}", side, f"{side}_prompt", *_TEXTS, "wildcard_text", "text_0", "Text", "String"):
+            if isinstance(value := node.inputs.get(name), str | Link) and value != "":
+                return value
+        return None
+
+    def _clip_skip(self, node: Node) -> int | None:
+        """As A1111 counts: 2 for `stop_at_clip_layer` -2."""
+        seen: set[str] = set()
+        while node is not None and node.id not in seen and len(seen) < _DEEP:
+            seen.add(node.id)
+            layer = self._scalar(node.inputs.get("stop_at_clip_layer", node.inputs.get("clip_skip")), "clip_skip")
+            if isinstance(layer, int) and layer:
+                return abs(layer)
+            link = next((node.inputs[name] for name in _CLIPS if isinstance(node.inputs.get(name), Link)), None)
+            node = self.graph.get(link.node) if link else None
+        return None
+
+    # --- weights -----------------------------------------------------------------------------------------------------
+
+    def weights(self, sampler: Node) -> tuple[str, list[Network]]:
+        """The model's name, and the LoRAs on the way to it, the nearest to the model first."""
+        model, networks = "", []
+        waiting, seen = [sampler], {sampler.id}
+        while waiting and len(seen) < _STEPS:
+            node = waiting.pop(0)
+            networks = [*_loras(self, node), *networks]
+            if isinstance(name := node.inputs.get("hypernetwork_name"), str):
+                networks.insert(0, Network("hypernetwork", base_name(name), _finite(node.inputs.get("strength"))))
+            if not model and node is not sampler:
+                names = (node.inputs.get(key) for key in _CHECKPOINTS)
+                model = next((base_name(name) for name in names if isinstance(name, str) and name), "")
+            onward = [self._branch(node), *(node.inputs.get(name) for name in (*_MODELS, "guider"))]
+            for link in onward:
+                if isinstance(link, Link) and link.node not in seen:
+                    seen.add(link.node)
+                    if other := self.graph.get(link.node):
+                        waiting.append(other)
+        return model, networks
+
+
+_FACTORS = ("scale_by", "upscale_by", "rescale_factor", "scale_factor", "factor")
+_CLIPS = ("clip", "opt_clip", "CLIP", "clip1")
+
+
+def _loras(walk: _Walk, node: Node) -> Iterator[Network]:
+    """Those that a node applies: one, a numbered list, or rgthree's objects."""
+    count = node.inputs.get("lora_count", node.inputs.get("num_loras"))
+    for key, value in node.inputs.items():
+        if isinstance(value, dict) and isinstance(value.get("lora"), str):
+            if value.get("on", True) and value["lora"] != "None":
+                yield Network("LoRA", base_name(value["lora"]), _finite(value.get("strength", 1)))
+            continue
+        found = _LORA_KEY.match(key) if isinstance(value, str) else None
+        if not found or value in ("", "None"):
+            continue
+        digits = found[1] or found[2] or ""
+        off = node.inputs.get(f"switch_{digits}") in ("Off", False) if digits else False
+        if off or (digits and isinstance(count, int) and int(digits) > count):
+            continue
+        keys = [f"{name}_{digits}" if digits else name for name in _STRENGTHS]
+        strength = next((walk._scalar(node.inputs[name], name) for name in keys if name in node.inputs), None)
+        if strength != 0:
+            yield Network("LoRA", base_name(value), _finite(strength))
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e6 else None

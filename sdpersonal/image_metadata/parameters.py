@@ -1,0 +1,197 @@
+"""What another program's picture says of itself, and as much of it as a `Request` can ask.
+
+Each program's reader makes `Parameters` of its metadata; `foreign_of` makes a `Foreign` of them, in which every field
+holds by itself. LoRAs, embeddings and models are named, never loaded: a picture comes from anywhere, and names are not
+weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..config import Request
+from ..config.scheduler_names import find, no_counterpart
+from ..errors import PersonalError
+from ..prompts import show
+from .prompt_syntax import Network, Syntax, translated
+
+MOST_NOTES = 20  # networks named
+
+
+class Unreadable(Exception):
+    """A program's metadata that holds no recipe. program: its name; reason: what is there instead, in words."""
+
+    def __init__(self, program: str, reason: str):
+        super().__init__(program, reason)
+        self.program, self.reason = program, reason
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Another program's recipe.
+
+    fields: of a `Request`, each of which holds by itself, without "prompt" where the prompt cannot be used; notes: what
+    was left out, a sentence each; text: as it stands in the picture; program: its name; networks: what it was drawn
+    with besides its model; words: the prompt in our spelling, whether it can be used or not; refusal: why it cannot.
+    """
+
+    fields: Mapping[str, Any]
+    notes: tuple[str, ...]
+    text: str
+    program: str = "A1111"
+    networks: tuple[Network, ...] = ()
+    words: str = ""
+    refusal: PersonalError | None = None
+
+    def request(self, **others: Any) -> Request:
+        """One picture of it, `others` said besides or instead.
+
+        Raises PersonalError where its prompt cannot be used and none is said instead, and where fields do not go
+        together.
+        """
+        if self.refusal and "prompt" not in others:
+            raise self.refusal
+        return Request(**({"n": 1} | dict(self.fields) | others))
+
+
+@dataclass
+class Parameters:
+    """One program's metadata in our units, unchecked.
+
+    values: by the names of a `Request`'s fields; a text stands for what is no number. sampler, schedule: as
+    `schedulers.find` takes them. img2img: whether it began from another picture, None where it does not say.
+    """
+
+    program: str
+    text: str
+    prompt: str = ""
+    negative: str = ""
+    syntax: Syntax = "a1111"
+    values: dict[str, Any] = field(default_factory=dict)
+    sampler: str = ""
+    schedule: str | None = None
+    naming: str = ""
+    model: str = ""
+    networks: list[Network] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    img2img: bool | None = False
+
+
+def foreign_of(said: Parameters) -> Foreign:
+    """What can be asked again, checked as a request is, and notes on the rest."""
+    words, networks = translated(said.prompt, said.syntax)
+    negative, in_negative = translated(said.negative, said.syntax)
+    networks = _distinct([*networks, *in_negative, *said.networks])
+    notes = [f"Not loaded: {network}." for network in networks[:MOST_NOTES]]
+    fields: dict[str, Any] = {}
+    refusal = _refusal(words, bool(networks))
+    if refusal:
+        notes.append(f"Its prompt cannot be used as it is. {' '.join(str(refusal).split())}")
+    else:
+        fields["prompt"] = words
+    for name, value in {"negative": negative, **said.values}.items():
+        try:
+            Request(**({"prompt": ""} | {name: value}))
+        except PersonalError as error:
+            notes.append(f"Left out: {error.problem}")
+        else:
+            fields[name] = value
+    if fields.get("enlarge", 1.0) == 1.0 and said.img2img is False:
+        fields.pop("change", None)
+    if "near" not in fields:
+        fields.pop("near_seed", None)
+    notes += _model(said) + _scheduler(said, fields) + said.notes + _beginning(said, fields)
+    return Foreign(fields, tuple(dict.fromkeys(notes)), said.text, said.program, tuple(networks), words, refusal)
+
+
+def number(value: object) -> int | float | str | None:
+    """A number as it is written, of up to 20 digits; else the text, for the request's own check to refuse by name."""
+    if isinstance(value, bool) or value is None or isinstance(value, int | float):
+        return value
+    text = str(value).strip()[:60]
+    if re.fullmatch(r"-?[0-9]{1,20}", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"-?[0-9]{0,15}\.[0-9]{1,20}|-?[0-9]{1,15}\.", text) else text
+
+
+def size_of(width: object, height: object) -> str | None:
+    """WIDTHxHEIGHT, None where one of them is missing."""
+    sides = [number(side) for side in (width, height)]
+    whole = [int(side) for side in sides if isinstance(side, int | float) and 0 < side < 100_000]
+    return "x".join(map(str, whole)) if len(whole) == 2 else None
+
+
+def base_name(path: object) -> str:
+    """The last part of a path of any system, without a weight file's ending."""
+    name = re.split(r"[\\/]", str(path))[-1]
+    return re.sub(r"\.(safetensors|ckpt|pt|pth|bin|gguf|sft)$", "", name, flags=re.IGNORECASE)
+
+
+def enlarged(first: str | None, target: tuple[object, object]) -> float | None:
+    """How many times larger than `first` a second pass drew; one side of the target may be 0. None if unclear."""
+    if first is None:
+        return None
+    ratios = []
+    for side, wanted in zip(map(int, first.split("x")), target, strict=True):
+        wanted = number(wanted)
+        if isinstance(wanted, int | float) and wanted > 0:
+            ratios.append(wanted / side)
+    if not ratios or max(ratios) - min(ratios) > 0.02 * max(ratios):  # sides are rounded to 8 pixels
+        return None
+    return round(sum(ratios) / len(ratios), 3)
+
+
+def _distinct(networks: list[Network]) -> list[Network]:
+    """Each once; one with a strength before one without."""
+    found: dict[tuple[str, str], Network] = {}
+    for network in networks:
+        key = (network.kind, network.name.casefold())
+        if key not in found or found[key].strength is None:
+            found[key] = network
+    return list(found.values())
+
+
+def _refusal(words: str, networks: bool) -> PersonalError | None:
+    if not words:
+        left = "Nothing but LoRAs is" if networks else "No words are"
+        return PersonalError(f"{left} in the prompt of this picture.", "Write a prompt of your own.")
+    try:
+        Request(prompt=words)
+    except PersonalError as error:
+        return error
+    return None
+
+
+def _scheduler(said: Parameters, fields: dict[str, Any]) -> list[str]:
+    if not said.sampler:
+        return []
+    called = f"{show(said.sampler, 40)}{f' with the schedule {show(said.schedule, 30)}' if said.schedule else ''}"
+    scheduler = find(said.sampler, said.schedule, said.naming)
+    if scheduler is None and (behind := re.fullmatch(r"[^-]+ - (.+)", said.sampler)):  # Krita's: "Default - DPM++ 2M"
+        scheduler = find(behind[1], said.schedule, said.naming)
+    if scheduler is None:
+        reason = no_counterpart(said.sampler)
+        return [f"It was drawn by the sampler {called}, which is not here{f': {reason}' if reason else ''}."]
+    try:
+        fields["scheduler"] = Request(prompt="", scheduler=scheduler.name).scheduler
+    except PersonalError as error:
+        return [f"Left out: {error.problem}"]
+    return [f"Its sampler {called} is not the same here: {scheduler.near}."] if scheduler.near else []
+
+
+def _model(said: Parameters) -> list[str]:
+    return [f"It was drawn with the model {show(said.model, 60)}."] if said.model else []
+
+
+def _beginning(said: Parameters, fields: dict[str, Any]) -> list[str]:
+    if said.img2img:
+        return ["It began from another picture: give that with --start."]
+    if said.img2img is None and "change" in fields:
+        return [
+            f"It says a denoising strength of {fields['change']:g}: if it is an image-to-image one, "
+            "give its start with --start."
+        ]
+    return []

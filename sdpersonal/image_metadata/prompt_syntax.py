@@ -1,0 +1,136 @@
+"""Other programs' prompts in our words: what loads weights taken out, and what only we would read escaped.
+
+Emphasis: A1111, SD.Next, SwarmUI and Draw Things mean what we mean by `(x:1.2)` and `[x]`. To ComfyUI and Fooocus a
+square bracket is text (`comfy/sd1_clip.py`). InvokeAI and Easy Diffusion use compel: `word+`, `(some words)1.2`, and a
+bare `(x)` only groups (compel's `prompt_parser.py`). NovelAI: `{x}` is 1.05 times stronger, `[x]` weaker, `1.5::x::`
+a weight, and `(x)` is text (docs.novelai.net, "Strengthening and Weakening Vectors").
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from ..config.text_checks import plain_spaces
+from ..errors import PersonalError
+from ..prompts import MAX_PROMPT, Token, show
+
+Syntax = Literal["a1111", "comfyui", "compel", "novelai"]
+Kind = Literal["LoRA", "embedding", "hypernetwork"]
+
+_NETWORK = re.compile(r"<(lora|lyco|lycoris|hypernet):([^<>:]*)(?::([^<>]*))?>", re.IGNORECASE)
+_EMBEDDING = re.compile(r"\bembedding:([^\s,:()\[\]<>]+)")  # ComfyUI's
+_MOST_NETWORKS = 20
+_LONGEST = 100_000  # characters that are looked at
+_OURS_ALONE = re.compile(r"\\.|[{}]|__(?=[^\W_])|<(?=\S)([^<>]*)>", re.DOTALL)  # signs that are text to A1111
+_SQUARE = re.compile(r"\\.|[\[\]]", re.DOTALL)
+_COMPEL = re.compile(
+    r"""  \\.
+        | \((?P<group>[^()\\]*)\)(?P<weight>[0-9]*\.?[0-9]+|[+]+|-+)?
+        | (?P<word>[^\W\d_][\w']*)(?P<marks>[+]+|-+)(?=[\s,.;!?]|$)
+    """,
+    re.VERBOSE,
+)
+_NAI_WEIGHT = re.compile(r"(-?[0-9]*\.?[0-9]+)::(.*?)(?:::|$)", re.DOTALL)
+_NAI_DEEP = 12  # brackets one in another
+
+
+@dataclass(frozen=True)
+class Network:
+    """Weights that a picture was drawn with besides its model, by name. strength: None where it does not say."""
+
+    kind: Kind
+    name: str
+    strength: float | None = None
+
+    def __str__(self) -> str:
+        weight = "" if self.strength is None else f" ({self.strength:g})"
+        return f"the {self.kind} {show(self.name, 60)}{weight}"
+
+
+def translated(prompt: str, syntax: Syntax) -> tuple[str, list[Network]]:
+    """The prompt in our words on one line, and the networks that it names."""
+    networks = _networks(prompt)
+    text = plain_spaces(_NETWORK.sub("", prompt)[:_LONGEST])
+    if len(text) > 2 * MAX_PROMPT:
+        return text, networks  # too long to be used whatever it says
+    if syntax == "comfyui":
+        networks += [Network("embedding", _stem(name)) for name in _EMBEDDING.findall(text)][:_MOST_NETWORKS]
+        text = _SQUARE.sub(_backslashed, _EMBEDDING.sub(lambda found: _stem(found[1]), text))
+    elif syntax == "compel":
+        text = _COMPEL.sub(_from_compel, _SQUARE.sub(_backslashed, text))
+    elif syntax == "novelai":
+        text = _from_novelai(text)
+    return _OURS_ALONE.sub(_escaped, text), networks
+
+
+def _networks(prompt: str) -> list[Network]:
+    kinds: dict[str, Kind] = {"hypernet": "hypernetwork"}
+    return [
+        Network(kinds.get(kind.lower(), "LoRA"), name.strip(), _strength(strength))
+        for kind, name, strength in _NETWORK.findall(prompt[:_LONGEST])[:_MOST_NETWORKS]
+    ]
+
+
+def _strength(text: str) -> float | None:
+    """Of `<lora:x:0.8>` or `<lora:x:0.8:0.5>`: the first number, which is the picture model's."""
+    first = text.partition(":")[0].strip()
+    return float(first) if re.fullmatch(r"-?[0-9]{0,5}\.?[0-9]{1,9}", first) else None
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"\.(pt|safetensors|bin)$", "", name)
+
+
+def _escaped(sign: re.Match[str]) -> str:
+    if sign[0].startswith("\\"):
+        return sign[0]
+    if sign[1] is None:
+        return "".join(f"\\{letter}" for letter in sign[0])
+    try:
+        Token.parse(sign[1])  # `<cat-toy>`, as embeddings are often called: the library may have it
+    except PersonalError:
+        return f"\\{sign[0]}"
+    return sign[0]
+
+
+def _backslashed(sign: re.Match[str]) -> str:
+    return sign[0] if sign[0].startswith("\\") else f"\\{sign[0]}"
+
+
+def _from_compel(part: re.Match[str]) -> str:
+    if part[0].startswith("\\"):
+        return part[0]
+    words = part["word"] if part["group"] is None else part["group"]
+    mark = (part["marks"] if part["group"] is None else part["weight"]) or "1"
+    weight = {"+": 1.1, "-": 0.9}.get(mark[0], 0) ** min(len(mark), 20) or float(mark)
+    return words if weight == 1 else f"({words}:{weight:.4g})"
+
+
+def _from_novelai(text: str) -> str:
+    """Its weights become ours; a negative one, which we cannot draw, stays one and is refused when it is read."""
+    pieces, at = [], 0
+    for found in _NAI_WEIGHT.finditer(text):
+        pieces.append(_nai_brackets(text[at : found.start()]))
+        pieces.append(f"({_nai_brackets(found[2])}:{float(found[1]):g})" if found[2].strip() else "")
+        at = found.end()
+    return "".join([*pieces, _nai_brackets(text[at:])])
+
+
+def _nai_brackets(text: str) -> str:
+    """`{{x}}` becomes `(x:1.103)`. A bracket without its other half is text."""
+    result: list[str] = []
+    opened: list[tuple[str, int]] = []  # (sign, place in `result`)
+    for letter in text:
+        if letter in "{[" and len(opened) < _NAI_DEEP:
+            opened.append((letter, len(result)))
+            result.append("")
+        elif letter in "}]" and opened and opened[-1][0] == ("{" if letter == "}" else "["):
+            result[opened.pop()[1]] = "("
+            result.append(f":{1.05 if letter == '}' else 1 / 1.05:.4g})")
+        else:
+            result.append(f"\\{letter}" if letter in "()[]{}" else letter)
+    for sign, place in opened:
+        result[place] = f"\\{sign}"
+    return "".join(result)

@@ -1,0 +1,295 @@
+"""A1111's text, which most programs write: into a PNG's `parameters`, and as Exif's UserComment.
+
+    a cat <lora:add-detail:0.6>
+    Negative prompt: blurry
+    Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 512x512, Model: v1-5, Version: v1.10.1
+
+Sources: `parse_generation_parameters` of A1111's `modules/infotext_utils.py`; SD.Next's `modules/infotext.py`;
+Fooocus' `modules/meta_parser.py`; Civitai's `automatic.metadata.ts`. Keys are compared without regard to capitals.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..prompts import show
+from .parameters import MOST_NOTES, Foreign, Parameters, enlarged, foreign_of, number, size_of
+from .prompt_syntax import Network
+
+__all__ = ["Foreign", "a1111", "foreign"]
+
+_FACT = re.compile(r'\s*(\w[\w \-/]*+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', re.DOTALL)  # as A1111 reads it
+_FACT_LINE = re.compile(r"\s*Steps:\s*[0-9]+\s*(,|$)", re.IGNORECASE)
+_NEGATIVE = "negative prompt:"
+_MOST_JSON = 8  # values in JSON of one text, each of which is looked for its end
+_MEANS = {  # our field -> theirs
+    "steps": ("steps",),
+    "guidance": ("cfg scale", "guidance scale", "cfg"),
+    "seed": ("seed",),
+    "change": ("denoising strength", "hires denoising strength", "denoise strength"),
+    "clip_skip": ("clip skip",),
+    "rescale": ("cfg rescale",),
+}
+_BEGAN = ("mask blur", "inpaint area", "masked content", "init image size", "init image hash", "image cfg scale")
+_BEGAN += ("resize mode", "masked area padding", "conditional mask weight", "soft inpainting enabled", "mask mode")
+_OTHER_PARTS = {  # the beginning of a key -> what else made the picture
+    "adetailer": "ADetailer",
+    "controlnet": "ControlNet",
+    "refiner": "a refiner model",
+    "freeu": "FreeU",
+    "tiled diffusion": "Tiled Diffusion",
+    "ip-adapter": "an IP-Adapter",
+    "ip adapter": "an IP-Adapter",
+    "dynamic thresholding": "Dynamic Thresholding",
+    "face restoration": "face restoration",
+    "hires prompt": "other words in its second pass",
+    "hires checkpoint": "another model in its second pass",
+    "hires negative": "other words in its second pass",
+    "cfg end": "guidance that ends early",
+    "seed resize from": "noise of another size",
+    "postprocess": "postprocessing",
+    "token merging ratio": "token merging",
+    "sag": "self-attention guidance",
+}
+
+
+def foreign(text: str) -> Foreign | None:
+    """What A1111's text says; None where the text is nothing of that kind."""
+    said = a1111(text)
+    return None if said is None else foreign_of(said)
+
+
+def a1111(text: str) -> Parameters | None:
+    """The same, unchecked."""
+    prompt, negative, facts = _parts(text.replace("\r\n", "\n").replace("\r", "\n"))
+    if "steps" not in facts and not {"seed", "sampler"} <= facts.keys():
+        return None
+    said = Parameters(_program(facts), text, prompt, negative)
+    if said.program == "ComfyUI" and prompt == "unknown":  # what a node that saves writes where it was told nothing
+        said.prompt, said.negative = "", ""
+    for ours, theirs in _MEANS.items():
+        if (key := next((key for key in theirs if key in facts), None)) is not None:
+            said.values[ours] = number(facts[key])
+    _first_size(facts, said)
+    _second_pass(facts, said)
+    _seeds(facts, said)
+    said.sampler, said.schedule, said.naming = _sampler(facts, said.program)
+    said.model = facts.get("model") or _civitai_model(facts) or facts.get("model hash", "")
+    said.networks += _hashed_networks(facts)
+    said.img2img = _began(facts, said)
+    said.notes += _remarks(facts, said)
+    return said
+
+
+# --- the text ---------------------------------------------------------------------------------------------------------
+
+
+def _parts(text: str) -> tuple[str, str, dict[str, str]]:
+    """Prompt, negative prompt, and the facts behind them by their keys in small letters."""
+    lines = text.strip().split("\n")
+    begin, facts = _last_lines(lines)
+    lines = [line.strip() for line in lines[:begin]]
+    cut = next((i for i, line in enumerate(lines) if line.lower().startswith(_NEGATIVE)), len(lines))
+    negative = "\n".join(lines[cut:])[len(_NEGATIVE) :]
+    return "\n".join(lines[:cut]).strip(), negative.strip(), facts
+
+
+def _last_lines(lines: list[str]) -> tuple[int, dict[str, str]]:
+    """Which line the facts begin in, and the facts: the last one, if it has three as A1111 wants; else the last that
+    begins with "Steps:", behind which a value in quotes may have line ends in it."""
+    last = len(lines) - 1
+    facts = _facts(lines[last])
+    if len(facts) >= 3 and ("steps" in facts or {"seed", "sampler"} <= facts.keys()):
+        return last, facts
+    begins = [i for i in range(last, max(-1, last - 200), -1) if _FACT_LINE.match(lines[i])]
+    for i in begins[:3]:
+        if len(longer := _facts("\n".join(lines[i:]))) >= 3:
+            return i, longer
+    return (last, facts) if len(facts) >= 3 else (len(lines), {})
+
+
+def _facts(line: str) -> dict[str, str]:
+    """`key: value` by key. One walk along the text: where nothing fits, on behind the next comma."""
+    found: dict[str, str] = {}
+    at, tried = 0, 0
+    while at < len(line):
+        if fact := _FACT.match(line, at):
+            value, end = fact[2].strip(), fact.end()
+            if value[:1] in ("[", "{") and tried < _MOST_JSON:
+                tried += 1
+                value, end = _whole_json(line, fact.start(2), value, end)
+            found.setdefault(fact[1].strip().lower(), _unquoted(value))
+            at = max(end, at + 1)
+        else:
+            comma = line.find(",", at)
+            at = comma + 1 if comma >= 0 else len(line)
+    return found
+
+
+def _whole_json(line: str, begin: int, value: str, end: int) -> tuple[str, int]:
+    """A list or an object, which has commas of its own, and where the next fact begins."""
+    try:
+        last = json.JSONDecoder().raw_decode(line[begin : begin + 100_000].lstrip())[1]
+    except (ValueError, RecursionError):
+        return value, end
+    begin += len(line[begin:]) - len(line[begin:].lstrip()) if line[begin : begin + 1].isspace() else 0
+    comma = line.find(",", begin + last)
+    return line[begin : begin + last], comma + 1 if comma >= 0 else len(line)
+
+
+def _unquoted(value: str) -> str:
+    if len(value) < 2 or value[0] != '"':
+        return value
+    try:
+        return str(json.loads(value, strict=False))
+    except (ValueError, RecursionError):
+        return value.strip('"')
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+_VERSIONS = (  # how "Version" begins -> whose it is
+    ("fooocus", "Fooocus"),
+    ("comfyui", "ComfyUI"),
+    ("sdpersonal", "sdpersonal"),
+    ("stable-diffusion.cpp", "stable-diffusion.cpp"),
+    ("koboldcpp", "KoboldCpp"),
+)
+
+
+def _program(facts: Mapping[str, str]) -> str:
+    version, app = facts.get("version", ""), facts.get("app", "")
+    for word, name in _VERSIONS:
+        if version.lower().startswith(word):
+            return name
+    if re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+", facts.get("sampler", "")):
+        return "ComfyUI"  # one of its nodes that save pictures: nobody else writes "euler_ancestral" there
+    if "sd.next" in app.lower() or facts.get("backend") == "Diffusers":
+        return "SD.Next"
+    if "civitai resources" in facts or "civitai metadata" in facts:
+        return "Civitai"
+    return "Forge" if re.match(r"f[0-9]|neo|classic|forge", version) else "A1111"
+
+
+def _pair(text: str | None) -> tuple[str, str] | None:
+    found = re.fullmatch(r"\s*([0-9]{1,6})\s*x\s*([0-9]{1,6})\s*", text or "")
+    return (found[1], found[2]) if found else None
+
+
+def _first_size(facts: Mapping[str, str], said: Parameters) -> None:
+    if (text := facts.get("size")) is not None:
+        pair = _pair(text)
+        said.values["size"] = (size_of(*pair) if pair else None) or text
+    elif size := size_of(facts.get("size-1"), facts.get("size-2")):
+        said.values["size"] = size
+
+
+def _second_pass(facts: Mapping[str, str], said: Parameters) -> None:
+    """`enlarge`, from a factor, a size, or the size that the pictures of 2022 say the first pass had."""
+    factor = number(facts.get("hires upscale", facts.get("hires scale")))
+    if factor is not None and factor != 0:
+        said.values["enlarge"] = factor
+        return
+    size = said.values.get("size")
+    if not _pair(size if isinstance(size, str) else None):
+        return
+    resized = _pair(facts.get("hires resize")) or _pair(facts.get("hires size"))
+    resized = resized or (facts.get("hires resize-1"), facts.get("hires resize-2"))
+    first = _pair(facts.get("first pass size")) or (facts.get("first pass size-1"), facts.get("first pass size-2"))
+    if (begun := size_of(*first)) and (times := enlarged(begun, _pair(size))):
+        said.values |= {"size": begun, "enlarge": times}
+    elif times := enlarged(size, resized):
+        said.values["enlarge"] = times
+    elif any(number(side) for side in (*resized, *first)) or facts.get("first pass size") == "0x0":
+        shown = facts.get("hires resize") or facts.get("first pass size") or "another size"
+        said.notes.append(f"Its second pass changed its shape ({show(shown, 20)}), which is left out.")
+    if said.values.get("enlarge") == 1.0:  # both passes of one size
+        del said.values["enlarge"]
+
+
+def _seeds(facts: Mapping[str, str], said: Parameters) -> None:
+    if said.values.get("seed") == -1:
+        del said.values["seed"]
+        said.notes.append("Its seed is not in it (-1 stands for any).")
+    near = number(facts.get("variation seed strength", facts.get("subseed strength")))
+    if not near:  # "Variation seed strength: 0" is none
+        return
+    seed = number(facts.get("variation seed", facts.get("subseed")))
+    if seed == -1:
+        said.notes.append(f"It is {near} of the way to noise of a seed that is not in it (-1 stands for any).")
+        return
+    said.values["near"] = near
+    if seed is not None:
+        said.values["near_seed"] = seed
+
+
+def _sampler(facts: Mapping[str, str], program: str) -> tuple[str, str | None, str]:
+    sampler = facts.get("sampler", "")
+    schedule = facts.get("schedule type", facts.get("scheduler", facts.get("sampler sigma")))
+    if program not in ("A1111", "Forge", "Civitai"):
+        return sampler, schedule, "comfyui" if program in ("Fooocus", "ComfyUI") else ""
+    return sampler, schedule, "a1111"
+
+
+def _civitai(facts: Mapping[str, str]) -> list[dict[str, Any]]:
+    try:
+        resources = json.loads(facts.get("civitai resources", "[]"))
+    except (ValueError, RecursionError):
+        return []
+    return [entry for entry in resources if isinstance(entry, dict)] if isinstance(resources, list) else []
+
+
+def _civitai_model(facts: Mapping[str, str]) -> str:
+    return next((str(entry.get("modelName", "")) for entry in _civitai(facts) if entry.get("type") == "checkpoint"), "")
+
+
+def _hashed_networks(facts: Mapping[str, str]) -> list[Network]:
+    """Those that the facts name, with the strength where one stands there."""
+    networks = []
+    for entry in _civitai(facts)[:MOST_NOTES]:
+        kind = {"lora": "LoRA", "lycoris": "LoRA", "embed": "embedding", "textualinversion": "embedding"}.get(
+            str(entry.get("type", "")).lower()
+        )
+        if kind:
+            strength = number(entry.get("weight"))
+            name = str(entry.get("modelName") or entry.get("modelVersionId") or "without a name")
+            networks.append(Network(kind, name, strength if isinstance(strength, int | float) else None))
+    for part in filter(None, map(str.strip, facts.get("lora weights", "").split(","))):
+        name, _, weight = part.rpartition(":")
+        strength = number(weight)
+        networks.append(Network("LoRA", name.strip(), strength if isinstance(strength, int | float) else None))
+    for key, kind in (("lora hashes", "LoRA"), ("ti hashes", "embedding"), ("embeddings", "embedding")):
+        names = (part.partition(":")[0].strip() for part in facts.get(key, "").split(","))
+        networks += [Network(kind, name) for name in names if name]
+    return networks[: 2 * MOST_NOTES]
+
+
+def _began(facts: Mapping[str, str], said: Parameters) -> bool | None:
+    """Whether it began from another picture. A denoising strength alone does not tell: programs that ask A1111's API
+    for pictures write it into all of them."""
+    if "img2img" in facts.get("operations", "").lower() or "inpaint" in facts.get("operations", "").lower():
+        return True
+    if any(key in facts for key in _BEGAN):
+        return True
+    if "change" not in said.values:
+        return False
+    hires = any(key.startswith(("hires", "first pass size")) for key in facts)
+    return False if hires or "enlarge" in said.values else None
+
+
+def _remarks(facts: Mapping[str, str], said: Parameters) -> list[str]:
+    notes = []
+    if said.program in ("A1111", "Forge", "Civitai") and facts.get("rng", "GPU") != "CPU":
+        notes.append("Its noise was drawn on a graphics card: the same seed begins from other noise here.")
+    if facts.get("ensd", "0") not in ("0", ""):
+        notes.append(f"The noise that its sampler adds had other seeds (ENSD {show(facts['ensd'], 12)}).")
+    if said.program == "Fooocus":
+        notes.append("Fooocus' own sharpness and guidance of sizes are not here.")
+    parts = [name for start, name in _OTHER_PARTS.items() if any(key.startswith(start) for key in facts)]
+    if parts:
+        notes.append(f"It was also made with {', '.join(dict.fromkeys(parts))}, which is not done here.")
+    return notes

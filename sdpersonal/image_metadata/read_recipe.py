@@ -1,0 +1,214 @@
+"""The recipe in a picture's bytes: ours, or what another program's metadata says. Bounded in time and memory; nothing
+is opened.
+
+Neither sd-parsers (0.6, April 2025; no LoRAs, strengths, EXIF of WebP, SwarmUI, Draw Things, Easy Diffusion) nor
+sd-prompt-reader (1.3.5, May 2024; pins Pillow 10.3 and needs Tk) can be asked: neither bounds what it reads. Both were
+the independent answer by hand: see docs/recipes.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ..concepts.strict_safetensors import strict_json
+from ..errors import PersonalError
+from ..prompts import show
+from . import programs
+from .comfyui import comfyui
+from .comfyui_graph import graph_in, lenient_json
+from .image_text import MAX_TEXT, TooLong, all_texts, png_text
+from .parameters import Foreign, Parameters, Unreadable, foreign_of
+from .read_infotext import a1111
+from .recipe import Recipe
+from .stealth import hidden_text
+from .write_png import KEY
+
+MAX_PICTURE = 100_000_000  # bytes of a file to read
+_A1111_TEXTS = ("parameters", "UserComment", "Comment", "ImageDescription", "JPEG comment")
+
+
+def read_recipe(data: bytes, name: str = "The picture") -> Recipe | Foreign:
+    """What the picture called `name` was drawn from. Raises PersonalError where it holds nothing that can be read."""
+    try:
+        ours = png_text(data, KEY)
+        if ours is not None:
+            return _recipe(ours)
+        found = _foreign(data)
+    except TooLong:
+        raise _refused(name, f"its text is longer than {MAX_TEXT // 1000} kB") from None
+    except Unreadable as error:
+        raise PersonalError(
+            f"{show(name)} comes from {error.program}, but {error.reason}.", "Its words must be typed anew."
+        ) from None
+    except ValueError as error:
+        raise _refused(name, str(error)) from None
+    except PersonalError as error:
+        raise PersonalError(f"The recipe in {show(name)} is refused. {error.problem}", error.fix) from None
+    if found is None:
+        raise PersonalError(
+            f"{show(name)} holds no recipe.",
+            "Pictures drawn with --private have none, and screenshots and messengers leave it out.",
+        )
+    return foreign_of(found)
+
+
+def _foreign(data: bytes) -> Parameters | None:
+    """What any of the programs left in it. Raises TooLong or Unreadable where none of it can be used."""
+    texts, too_long = all_texts(data)
+    found, unreadable = _from_texts(texts, data)
+    # Pillow, which decodes the pixels, would read a text of any length.
+    if found is None and not too_long and (hidden := hidden_text(data)) is not None:
+        found, other = _from_texts(_hidden_texts(hidden), data)
+        unreadable = unreadable or other
+    if found is None and unreadable:
+        raise unreadable
+    if found is None and not too_long and (unreadable := programs.unknown(texts, data)):
+        raise unreadable
+    if found is None and too_long & {"parameters", "prompt", "workflow", "UserComment", "Comment"}:
+        raise TooLong
+    return found
+
+
+def _hidden_texts(text: str) -> dict[str, str]:
+    """NovelAI hides all its texts as one JSON object; A1111's extension hides the one text."""
+    try:
+        values = lenient_json(text)
+    except ValueError:
+        return {"parameters": text}
+    if not isinstance(values, dict) or "sui_image_params" in values:
+        return {"parameters": text}
+    return {str(key): value for key, value in values.items() if isinstance(value, str)} or {"parameters": text}
+
+
+def _from_texts(texts: Mapping[str, str], data: bytes) -> tuple[Parameters | None, Unreadable | None]:
+    """What the first program says whose texts these are; else why the first that knows them could not be read."""
+    unreadable = None
+    for read in _READERS:
+        try:
+            if (said := read(texts, data)) is not None:
+                size = _picture_size(data)
+                if said.program == "NovelAI" and size and "size" not in said.values:
+                    said.values["size"] = "x".join(map(str, size))  # its first pictures say it nowhere else
+                return said, None
+        except Unreadable as error:
+            unreadable = unreadable or error
+    return None, unreadable
+
+
+def _a1111(texts: Mapping[str, str], data: bytes) -> Parameters | None:
+    for key in _A1111_TEXTS:
+        if key in texts and (said := a1111(texts[key])) is not None:
+            return said
+    if "postprocessing" in texts:
+        raise Unreadable("A1111", "it was only enlarged there, which needs no prompt")
+    return None
+
+
+def _graph(texts: Mapping[str, str], data: bytes) -> Parameters | None:
+    """ComfyUI's graphs, what was run before what stood on the canvas; A1111's text beside it where a node that makes
+    words at random, or picks them from a list, stands in the graph."""
+    unreadable, unsure = None, None
+    graphs = _graphs(texts)
+    if not graphs:
+        return None
+    for text, value in graphs:
+        extra = value.pop("extraMetadata", None) if isinstance(value, dict) else None
+        graph = graph_in(value)
+        if graph is None:
+            continue
+        extra = extra or texts.get("extraMetadata")
+        asked = _object(extra) if isinstance(extra, str) else None
+        try:
+            said, sure = comfyui(graph, text, _picture_size(data))
+        except Unreadable as error:
+            if asked:
+                return programs.civitai(asked, extra)
+            unreadable = unreadable or error
+            continue
+        if asked and said.img2img:  # its generator's own picture, drawn before: what was asked says more
+            return programs.civitai(asked, extra)
+        said.program = _graph_program(texts, said.program)
+        if sure:
+            return said
+        unsure = unsure or said
+    said = _a1111_or_none(texts) or unsure
+    if said is None and unreadable:
+        raise unreadable
+    return said
+
+
+def _a1111_or_none(texts: Mapping[str, str]) -> Parameters | None:
+    try:
+        return _a1111(texts, b"")
+    except Unreadable:
+        return None
+
+
+def _graph_program(texts: Mapping[str, str], otherwise: str) -> str:
+    if "parameters-json" in texts or "smproj" in texts:
+        return "Stability Matrix"
+    return "Tensor.Art" if "generation_data" in texts else otherwise
+
+
+def _graphs(texts: Mapping[str, str]) -> list[tuple[str, object]]:
+    """(text, JSON in it): of a PNG's own keys; of Exif, where they stand behind a word ("Prompt: {...}"), or as one
+    object that has both."""
+    found = []
+    for key in ("prompt", "Make", "Model", "UserComment", "ImageDescription", "workflow"):
+        text = texts.get(key, "")
+        if key in ("Make", "Model", "ImageDescription"):
+            word, colon, rest = text.partition(":")
+            text = rest if colon and word.strip().lower() in ("prompt", "workflow") else ""
+        if (value := _object(text)) is None:
+            continue
+        inner = [value[each] for each in ("prompt", "workflow") if each in value] if "nodes" not in value else []
+        inner = [_object(each) if isinstance(each, str) else each for each in inner]
+        found += [(text, each) for each in inner if isinstance(each, dict)] or [(text, value)]
+    return found
+
+
+def _object(text: str) -> dict | None:
+    if text.lstrip()[:1] != "{":
+        return None
+    try:
+        value = lenient_json(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _picture_size(data: bytes) -> tuple[int, int] | None:
+    """Of a PNG, from its first chunk."""
+    if data[12:16] != b"IHDR":
+        return None
+    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+
+
+def _alone(read: Callable[[Mapping[str, str]], Parameters | None]):
+    return lambda texts, data: read(texts)
+
+
+_READERS: tuple[Callable[[Mapping[str, str], bytes], Parameters | None], ...] = (
+    _alone(programs.swarmui),  # before the graph that it has beside it
+    _alone(programs.invokeai),
+    _alone(programs.fooocus),
+    _alone(programs.novelai),
+    _alone(programs.draw_things),
+    _alone(programs.easy_diffusion),  # its PNGs have a text "prompt" too
+    _graph,
+    _alone(programs.stability_matrix),
+    _alone(programs.midjourney),
+    _a1111,
+    _alone(programs.other),
+)
+
+
+def _recipe(text: str) -> Recipe:
+    fields = strict_json(text)
+    if not isinstance(fields, dict):
+        raise ValueError("it is not a JSON object")
+    return Recipe(**fields)
+
+
+def _refused(name: str, why: str) -> PersonalError:
+    return PersonalError(f"The recipe in {show(name)} is refused: {why}.")

@@ -1,0 +1,89 @@
+"""A text in the lowest bits of a picture's pixels, as NovelAI and A1111's stealth extension hide it.
+
+Column by column from the left, top to bottom, one bit of each pixel's alpha ("stealth_png...") or three of its colours
+("stealth_rgb..."): 15 letters, the number of bits that follow (32 bits, big-endian), then UTF-8, in "...comp" packed
+with gzip. Sources: `stealth_pnginfo.py` of the extension, NovelAI's `novelai-image-metadata`.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+import zlib
+from typing import TYPE_CHECKING
+
+from .image_text import MAX_TEXT, TooLong
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MAX_PIXELS = 16_000_000  # NovelAI draws up to 3 million
+_LENGTH = 32  # bits
+_MAGIC = 15  # letters
+_FORMS = {"png": "alpha", "rgb": "colours"}
+
+
+def hidden_text(data: bytes) -> str | None:
+    """The text, None where there is none. Raises TooLong for one of more than `MAX_TEXT` bytes."""
+    pixels = _pixels(data)
+    if pixels is None:
+        return None
+    if pixels.shape[2] == 4 and (text := _read(pixels[:, :, 3:], "png")) is not None:
+        return text
+    return _read(pixels[:, :, :3], "rgb")
+
+
+def _pixels(data: bytes) -> np.ndarray | None:
+    """(height, width, 3 or 4), None for what keeps no low bits, is too large, or cannot be decoded."""
+    import numpy as np
+    from PIL import Image
+
+    kind = "PNG" if data.startswith(b"\x89PNG") else "WEBP" if data[:4] == b"RIFF" and b"VP8L" in data[12:4000] else ""
+    if not kind:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=(kind,)) as picture:
+                if picture.mode not in ("RGB", "RGBA") or picture.width * picture.height > MAX_PIXELS:
+                    return None
+                return np.asarray(picture)
+    except Exception:  # Pillow raises many kinds for broken files
+        return None
+
+
+def _read(channels: np.ndarray, form: str) -> str | None:
+    """The text in (height, width, channels)."""
+    import numpy as np
+
+    height, _, depth = channels.shape
+
+    def taken(begin: int, count: int) -> bytes:
+        """`count` bytes from bit `begin` on: only the columns that hold them are looked at."""
+        first, last = begin // (height * depth), -(-(begin + 8 * count) // (height * depth))
+        bits = (channels[:, first:last] & 1).transpose(1, 0, 2).reshape(-1)
+        skipped = begin - first * height * depth
+        return np.packbits(bits[skipped : skipped + 8 * count]).tobytes()
+
+    magic = taken(0, _MAGIC)
+    packed = magic == f"stealth_{form}comp".encode()
+    if not packed and magic != f"stealth_{form}info".encode():
+        return None
+    size = int.from_bytes(taken(8 * _MAGIC, _LENGTH // 8), "big") // 8
+    if size > MAX_TEXT:
+        raise TooLong
+    raw = taken(8 * _MAGIC + _LENGTH, size)
+    if packed:
+        raw = _unpacked(raw)
+    return None if raw is None or len(raw) == 0 else raw.decode("utf-8", "replace")
+
+
+def _unpacked(raw: bytes) -> bytes | None:
+    inflate = zlib.decompressobj(wbits=31)  # gzip
+    try:
+        text = inflate.decompress(raw, MAX_TEXT)
+    except zlib.error:
+        return None
+    if inflate.unconsumed_tail:
+        raise TooLong
+    return text if inflate.eof else None

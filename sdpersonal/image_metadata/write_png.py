@@ -1,0 +1,29 @@
+"""A picture as PNG, with its recipe in it or with nothing at all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .recipe import Recipe
+from .write_infotext import infotext
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+KEY = "sdpersonal"  # of our own text in a PNG
+THEIR_KEY = "parameters"  # of A1111's
+
+
+def png(picture: Image.Image, recipe: Recipe | None) -> bytes:
+    """The picture as PNG: with its recipe, ours and A1111's; or, for None, with its pixels alone."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    from ..image_grid import png as encoded
+
+    text = PngInfo()
+    if recipe is not None:
+        text.add_text(THEIR_KEY, infotext(recipe).encode("utf-8", "replace").decode())
+        text.add_itxt(KEY, recipe.to_json())
+    bare = Image.frombytes(picture.mode, picture.size, picture.tobytes())  # leaves profile, EXIF and texts behind
+    return encoded(bare, text)

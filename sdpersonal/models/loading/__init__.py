@@ -1,0 +1,179 @@
+"""Where bases come from: the built-in one, a folder in diffusers layout, one file, or the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from ...config.text_checks import check_path
+from ...errors import PersonalError
+from ...prompts import show
+from ..safety_checker import find_checker
+from .architecture import SCALING
+from .diffusers_folder import incomplete, read_folder, read_vae_folder, vae_incomplete
+from .hub_cache import HUB_ID, SHORT_NAMES, cached, fetched
+from .single_file import read_file, read_vae_file
+from .weights import PICKLES, Parts, digest, silent
+
+__all__ = ["BUILT_IN", "SHORT_NAMES", "built_in_folder", "introduction", "kind_of", "load_base", "silent"]
+
+BUILT_IN = "tiny"
+_KIND_NAMES = {
+    "tiny": "the built-in model",
+    "sd1": "Stable Diffusion 1.x",
+    "sd2": "Stable Diffusion 2.x",
+    "sdxl": "Stable Diffusion XL",
+}
+_PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_FILES = (".safetensors", ".gguf", ".onnx", *PICKLES)
+
+
+def load_base(
+    name: str | None = None,
+    device: str | torch.device | None = None,
+    *,
+    revision: str | None = None,
+    vae: str | Path | None = None,
+    safety: bool = True,
+):
+    """Load a base: "tiny" (built in), "sd15", "sd21", "sdxl", a Hub id, a folder, or a .safetensors checkpoint of
+    Stable Diffusion 1.x, 2.x or XL.
+
+    None chooses: sd15 where there is a CUDA card and the model is on this machine, else tiny. On CUDA the frozen base
+    runs in bf16, on a CPU in fp32. revision: a branch, tag or commit of a model on the Hub. vae: an autoencoder to use
+    instead of its own: a folder, a .safetensors file or a Hub id. safety: drawn pictures pass the base's safety checker
+    where it has one. Raises PersonalError if there is no such model, or it is one that cannot be used here.
+    """
+    from ..sdxl import StableDiffusionXL
+    from ..stable_diffusion import StableDiffusion
+    from ..text_encoder import TextEncoder
+
+    check_path(name, "base")
+    check_path(vae, "vae")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    name = name or default_base(device)
+    vae_place = _vae_place(str(vae)) if vae is not None else None
+    with silent():
+        place = _place(name, revision)
+        parts = _parts(place, name, dtype, device, with_vae=vae is None)
+        if vae_place:
+            _put_vae(parts, vae_place, str(vae), dtype)
+    common = {
+        "name": name,
+        "kind": parts.kind,
+        "version": parts.version,
+        "note": parts.note,
+        "unet": parts.unet.to(device),
+        "vae": parts.vae.to(device),
+        "encoders": {key: TextEncoder(tokenizer, text.to(device)) for key, (tokenizer, text) in parts.encoders.items()},
+        "scheduler": parts.scheduler,
+        "checker": find_checker(place, device, safety),
+    }
+    if parts.kind == "sdxl":
+        return StableDiffusionXL(**common, zero_empty=parts.zero_empty)
+    return StableDiffusion(**common)
+
+
+def default_base(device: torch.device) -> str:
+    return "sd15" if device.type == "cuda" and cached(SHORT_NAMES["sd15"], None, incomplete) else BUILT_IN
+
+
+def kind_of(name: str | None) -> str | None:
+    """The kind of base that `load_base` would load, where its name alone tells it; else None."""
+    name = name or default_base(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return {BUILT_IN: "tiny", "sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}.get(name)
+
+
+def introduction(base, asked: str | None, draws: bool = False) -> str:
+    """Which base is loaded: kind, size, precision; where nobody asked for it, why. draws: what checks its pictures."""
+    size = f"{base.parameters / 1e6:,.0f} million parameters"
+    line = f"Base: {base.name} on {base.device.type}, {_KIND_NAMES[base.kind]}: {size} in {_PRECISION[base.dtype]}."
+    line = " ".join(filter(None, (line, base.note, draws and base.safety)))
+    if asked:
+        return line
+    if base.name != BUILT_IN:
+        return f"{line} It is on this machine, and so is a CUDA card."
+    if base.device.type == "cuda":
+        return f"{line} Stable Diffusion 1.5 is not on this machine yet; --base sd15 fetches it (3 GB)."
+    return f"{line} Without a CUDA card the small built-in model is used; --base takes others."
+
+
+def built_in_folder() -> Path:
+    """The built-in base, a folder that `StableDiffusionPipeline.from_pretrained` loads as well."""
+    return Path(str(resources.files("sdpersonal.models") / "tiny" / "weights"))
+
+
+def _place(name: str, revision: str | None) -> Path:
+    """A base's folder or file."""
+    path = built_in_folder() if name == BUILT_IN else _local(name)
+    if path and revision:
+        raise PersonalError(f"--revision is for models of the Hub; {show(name)} is on this machine.", "Leave it out.")
+    return path or _from_hub(name, revision)
+
+
+def _parts(place: Path, name: str, dtype: torch.dtype, device: torch.device, with_vae: bool) -> Parts:
+    if place.is_file():
+        return read_file(place, name, dtype, device, with_vae)
+    return read_folder(place, name, dtype, with_vae)
+
+
+def _local(name: str) -> Path | None:
+    """The file or folder of that name; None if it can only be on the Hub. Raises PersonalError for a pickle."""
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # ~somebody, where nobody is called so
+        raise PersonalError(f"{show(name)} begins with the home of a user who is not known here.") from None
+    if path.is_dir():
+        return path
+    if not name.lower().endswith(_FILES) and not path.is_file():
+        return None
+    if path.suffix.lower() in PICKLES:
+        raise PersonalError(
+            f"{show(name)} is a pickle ({path.suffix}): opening it can run code, so I do not.",
+            "Use its .safetensors copy; most have one on the page they came from.",
+        )
+    if not path.is_file():
+        raise PersonalError(f"There is no file {show(name, 200)}.", "Check the path.")
+    if path.suffix.lower() != ".safetensors":
+        raise PersonalError(f"{show(name)} is not a .safetensors file.", "Use its .safetensors copy.")
+    return path
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    hub_id = SHORT_NAMES.get(name, name)
+    if not HUB_ID.fullmatch(hub_id):
+        raise PersonalError(
+            f"No base called {show(name)}.",
+            "Use tiny, sd15, sd21, sdxl, a Hub id, a folder in diffusers layout or a .safetensors checkpoint.",
+        )
+    return fetched(hub_id, name, incomplete, revision, "Give --base FOLDER or a .safetensors file, or use --base tiny.")
+
+
+def _vae_place(name: str) -> Path:
+    fix = "Give --vae a folder, a .safetensors file or a Hub id."
+    path = _local(name)
+    if path is None and not HUB_ID.fullmatch(name):
+        raise PersonalError(f"No autoencoder called {show(name)}.", fix)
+    path = path or fetched(name, name, vae_incomplete, instead=fix)
+    return path / "vae" if (path / "vae").is_dir() else path
+
+
+def _put_vae(parts: Parts, place: Path, name: str, dtype: torch.dtype) -> None:
+    """Another autoencoder, of the same latents; the base's version then says so."""
+    if place.is_file():
+        resolution = int(parts.unet.config.sample_size) * 8
+        parts.vae, files = read_vae_file(place, parts.kind, resolution, dtype, name), [place]
+    else:
+        parts.vae, files = read_vae_folder(place, parts.kind, dtype)
+    config, scaling = parts.vae.config, SCALING.get(parts.kind)
+    if config.latent_channels != parts.unet.config.in_channels or scaling not in (None, config.scaling_factor):
+        raise PersonalError(
+            f"The autoencoder {show(name)} makes other latents ({config.latent_channels} channels, scaled by "
+            f"{config.scaling_factor:g}) than {show(_KIND_NAMES[parts.kind])} reads.",
+            "Give one that was made for this kind of base.",
+        )
+    parts.version = hashlib.sha256(f"{parts.version}{digest(files)}".encode()).hexdigest()

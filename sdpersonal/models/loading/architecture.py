@@ -1,0 +1,145 @@
+"""What a checkpoint's models look like, read off the shapes of its weights.
+
+Original checkpoints carry no configuration. Widths and depths are in the shapes; what is not (heads, activations,
+scaling of the latents) is the same for all models of a kind and stands here, from CompVis' `v1-inference.yaml`,
+Stability AI's `v2-inference*.yaml` and `sd_xl_base.yaml`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from ...errors import PersonalError
+from ...prompts import show
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+CONTEXT = 77  # tokens that CLIP reads
+SCALING = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}  # makes the latents' standard deviation about 1
+_HEAD = 64  # channels of one attention head, but for SD 1.x, which has 8 heads everywhere
+
+
+KINDS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+TINY = {192: "tiny"}
+
+
+def kind_by_width(width: object, name: str, kinds: Mapping[int, str] = KINDS) -> str:
+    """The kind of the base called `name`, by the width of the text that its UNet reads. Raises PersonalError."""
+    if isinstance(width, int) and width in kinds:
+        return kinds[width]
+    raise PersonalError(
+        f"{show(name)} reads text of width {show(str(width))}; Stable Diffusion 1.x has 768, 2.x 1024, XL 2048.",
+        "Use another base.",
+    )
+
+
+def under(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
+    return {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+
+
+def unet_config(shapes: Shapes, kind: str, resolution: int) -> dict[str, object]:
+    """For UNet2DConditionModel. shapes: without `model.diffusion_model.`. Raises KeyError where it is no such UNet."""
+    levels = _unet_levels(shapes)
+    widths = [width for width, _ in levels]
+    depths = [depth for _, depth in levels]
+    down = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths]
+    up = ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)]
+    middle = _count(shapes, r"middle_block\.1\.transformer_blocks\.(\d+)\.attn1\.to_q\.weight")
+    config: dict[str, object] = {
+        "sample_size": resolution // 8,
+        "in_channels": shapes["input_blocks.0.0.weight"][1],
+        "out_channels": shapes["out.2.weight"][0],
+        "block_out_channels": widths,
+        "down_block_types": down,
+        "up_block_types": up,
+        "layers_per_block": _resnets_per_level(shapes),
+        "transformer_layers_per_block": [depth or middle for depth in depths],
+        "cross_attention_dim": context_width(shapes),
+        "attention_head_dim": 8 if kind == "sd1" else [width // _HEAD for width in widths],  # it counts heads
+        "use_linear_projection": len(shapes["middle_block.1.proj_in.weight"]) == 2,
+    }
+    if kind == "sdxl":
+        config |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": shapes["label_emb.0.0.weight"][1],
+        }
+    return config
+
+
+def context_width(shapes: Shapes) -> int:
+    """Width of the text that the UNet reads, which tells the kinds apart. Raises KeyError."""
+    return shapes["middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1]
+
+
+def vae_config(shapes: Shapes, kind: str, resolution: int) -> dict[str, object]:
+    """For AutoencoderKL. shapes: without `first_stage_model.`. Raises KeyError where it is no such autoencoder."""
+    levels = _count(shapes, r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight")
+    return {
+        "in_channels": shapes["encoder.conv_in.weight"][1],
+        "out_channels": shapes["decoder.conv_out.weight"][0],
+        "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "block_out_channels": [shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(levels)],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "layers_per_block": _count(shapes, r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight"),
+        "scaling_factor": SCALING[kind],
+        "sample_size": resolution,
+    }
+
+
+def clip_config(shapes: Shapes) -> dict[str, object]:
+    """For CLIPTextConfig, of a text model in transformers' layout (OpenAI's ViT-L). shapes: without its prefix."""
+    vocabulary, width = shapes["embeddings.token_embedding.weight"]
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
+        "num_hidden_layers": _count(shapes, r"encoder\.layers\.(\d+)\.mlp\.fc1\.weight"),
+        "num_attention_heads": width // _HEAD,
+        "projection_dim": width,
+        "hidden_act": "quick_gelu",
+        "max_position_embeddings": CONTEXT,
+    }
+
+
+def open_clip_config(shapes: Shapes, whole: bool) -> dict[str, object]:
+    """For CLIPTextConfig, of a text model in open_clip's layout. shapes: without its prefix.
+
+    whole: all layers, as SDXL runs them. SD 2.x reads the last but one and leaves the last of ViT-H's 24 out.
+    """
+    vocabulary, width = shapes["token_embedding.weight"]
+    layers = _count(shapes, r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.weight")
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
+        "num_hidden_layers": layers if whole or layers != 24 else 23,  # a copy made by diffusers' script has 23 already
+        "num_attention_heads": width // _HEAD,
+        "projection_dim": shapes.get("text_projection", (width, width))[1],
+        "hidden_act": "gelu",
+        "max_position_embeddings": CONTEXT,
+    }
+
+
+def _unet_levels(shapes: Shapes) -> list[tuple[int, int]]:
+    """(channels, transformer blocks) of each level of the way down."""
+    levels, number = [], 1
+    while f"input_blocks.{number}.0.in_layers.2.weight" in shapes:
+        width = shapes[f"input_blocks.{number}.0.in_layers.2.weight"][0]
+        blocks = rf"input_blocks\.{number}\.1\.transformer_blocks\.(\d+)\.attn1\.to_q\.weight"
+        levels.append((width, _count(shapes, blocks)))
+        number += _resnets_per_level(shapes) + 1
+    return levels
+
+
+def _resnets_per_level(shapes: Shapes) -> int:
+    number = 1
+    while f"input_blocks.{number}.0.in_layers.2.weight" in shapes:
+        number += 1
+    return number - 1
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    return 1 + max((int(found[1]) for key in shapes if (found := re.fullmatch(pattern, key))), default=-1)

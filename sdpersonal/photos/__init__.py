@@ -1,0 +1,1 @@
+"""Photos to train on: loaded, decoded, cropped and checked."""

@@ -1,0 +1,64 @@
+"""All photos of a set on one page: whole, with the square that is learned from, and what was found written below."""
+
+from __future__ import annotations
+
+import math
+
+from PIL import Image, ImageDraw, ImageFont
+
+from ..loading import Photo, PhotoSet
+from .findings import Verdict
+
+_TILE, _GAP, _TEXT = 240, 14, 20  # pixels: a photo's longer side, between tiles, a line of text
+_INK, _PAPER, _FOUND = (30, 34, 40), (255, 255, 255), (196, 30, 36)
+_INSIDE, _OUTSIDE = (255, 208, 0), 0.45  # the square's outline; how bright the rest of the photo stays
+_WIDEST = 8  # columns
+
+
+def contact_sheet(photos: PhotoSet, verdict: Verdict) -> Image.Image:
+    """RGB; what lies outside a photo's square is darkened, findings are red."""
+    found = {
+        photo.name: [each.name for each in verdict.findings if photo.name in each.photos] for photo in photos.photos
+    }
+    lines = max(map(len, found.values()))
+    columns = min(_WIDEST, max(3, math.ceil(math.sqrt(len(photos.photos) * 1.5))))
+    width, height = _TILE + _GAP, _TILE + _GAP + _TEXT * (1 + lines)
+    rows = math.ceil(len(photos.photos) / columns)
+    page = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), _PAPER)
+    for i, photo in enumerate(photos.photos):
+        _place(page, photo, found[photo.name], _GAP + i % columns * width, _GAP + i // columns * height)
+    return page
+
+
+def _place(page: Image.Image, photo: Photo, found: list[str], left: int, top: int) -> None:
+    shown = with_square(photo)
+    page.paste(shown, (left + (_TILE - shown.width) // 2, top + (_TILE - shown.height) // 2))
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
+    for line, text in enumerate([photo.name, *found]):
+        y = top + _TILE + 3 + line * _TEXT
+        pen.text((left, y), _shortened(text, font), _FOUND if line else _INK, font)
+    if found:
+        pen.rectangle((left - 4, top - 4, left + _TILE + 3, top + _TILE + 3), outline=_FOUND, width=2)
+
+
+def with_square(photo: Photo) -> Image.Image:
+    height, width = photo.pixels.shape[:2]
+    scale = _TILE / max(height, width)
+    small = Image.fromarray(photo.pixels).resize(
+        (round(width * scale), round(height * scale)), Image.Resampling.LANCZOS
+    )
+    left, top = (round(place * scale) for place in photo.crop)
+    side = round(min(height, width) * scale)
+    shown = small.point(lambda level: level * _OUTSIDE)
+    box = (left, top, left + side, top + side)
+    shown.paste(small.crop(box), box[:2])
+    ImageDraw.Draw(shown).rectangle((left, top, left + side - 1, top + side - 1), outline=_INSIDE, width=2)
+    return shown
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont) -> str:
+    if font.getlength(text) <= _TILE:
+        return text
+    while font.getlength(text + "...") > _TILE:
+        text = text[:-1]
+    return text + "..."

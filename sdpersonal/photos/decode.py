@@ -1,0 +1,257 @@
+"""One photo's bytes -> its pixels: upright, sRGB, opaque, scaled, and nothing else of the file.
+
+JPEG, PNG, WebP and HEIC are recognised by content, never by name, and each is opened by its own reader: no other
+decoder of Pillow ever sees the bytes. What leaves is a new array: no EXIF, GPS, XMP, IPTC, thumbnail or profile.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from pillow_heif import HeifImageFile
+
+from ..storage import file_types
+
+FORMATS = "JPEG, PNG, WebP, HEIC"
+MAX_MEGAPIXELS = 50
+MIN_SIDE = 256  # pixels; less has too little to learn from
+MAX_RATIO = 4  # long side / short side; beyond it a square shows a fraction of the picture
+
+_READERS = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "HEIC": HeifImageFile,
+}
+# The first bytes of what else is found in folders of photos, and what to say of it.
+_EXPORT = "export it as PNG or JPEG"
+UNPACK = "unpack it and give the folder"
+_OTHERS = (
+    (b"GIF8", "a GIF", _EXPORT),
+    (b"II*\0", "a TIFF or a camera's raw file", _EXPORT),
+    (b"MM\0*", "a TIFF or a camera's raw file", _EXPORT),
+    (b"8BPS", "a Photoshop file", _EXPORT),
+    (b"%!PS", "an EPS or PostScript file", _EXPORT),
+    (b"\xc5\xd0\xd3\xc6", "an EPS or PostScript file", _EXPORT),
+    (b"SIMPLE  =", "a FITS file", _EXPORT),
+    (b"BM", "a BMP", _EXPORT),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 file", _EXPORT),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL file", _EXPORT),
+    (b"\xff\x0a", "a JPEG XL file", _EXPORT),
+    (b"%PDF", "a PDF", _EXPORT),
+    (b"PK\x03\x04", "a zip archive", UNPACK),
+    (b"\x1f\x8b", "a gzip archive", UNPACK),
+    (b"BZh", "a bzip2 archive", UNPACK),
+    (b"\xfd7zXZ", "an xz archive", UNPACK),
+    (b"7z\xbc\xaf", "a 7z archive", UNPACK),
+    (b"Rar!", "a RAR archive", UNPACK),
+)
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+_AVERAGEABLE = {"1": "L", "La": "LA", "P": "RGB", "PA": "RGBA", "RGBa": "RGBA"}
+_PROFILE_SPACES = {  # ICC colour space -> the mode to convert from, and the pictures that such a profile fits
+    "RGB": ("RGB", ("RGB", "RGBA", "L", "LA")),
+    "GRAY": ("L", ("L", "LA")),
+    "CMYK": ("CMYK", ("CMYK",)),
+}
+_UPRIGHT = {  # EXIF orientation -> what undoes it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+
+
+class Unusable(Exception):
+    """Why a file cannot be a photo of the set: the rest of a sentence that starts with its name."""
+
+
+def decode(data: bytes, size: int, least: int = MIN_SIDE, behind: str = "white") -> tuple[np.ndarray, tuple[str, ...]]:
+    """The picture in `data`, and what a person should know about it.
+
+    Returns uint8 (H, W, 3), sRGB, upright, min(H, W) == size, the aspect kept to a pixel; and the notes.
+    least: pixels that its shorter side must have; behind: the colour that shows where the picture is transparent.
+    Raises Unusable. At 50 megapixels a WebP takes 0.8 GB for the moment, the others up to 0.5 GB.
+    """
+    kind = recognise(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, none of which is kept
+        try:
+            return _decode(kind, data, size, least, behind)
+        except Unusable:
+            raise
+        except Exception as error:  # decoders that read strangers' bytes raise anything
+            raise Unusable(_damage(kind, data, error)) from None
+
+
+def shorter_side(data: bytes) -> int:
+    """Of a picture that `decode` could read, in pixels, before it was scaled."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return min(_READERS[recognise(data)](io.BytesIO(data)).size)
+
+
+def recognise(data: bytes) -> str:
+    """Which of the four formats this is, by its first bytes. Raises Unusable, with the real kind if that is known."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WebP"
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS and b"avif" not in data[8:40]:
+        return "HEIC"
+    raise Unusable(f"is {_name_other(data)}")
+
+
+def _name_other(data: bytes) -> str:
+    for start, kind, remedy in _OTHERS:
+        if data.startswith(start):
+            return f"{kind}; {remedy}"
+    if data[4:8] == b"ftyp":
+        return f"an AVIF; {_EXPORT}" if b"avi" in data[8:40] else "a video; I read pictures only"
+    if data[257:262] == b"ustar":
+        return f"a tar archive; {UNPACK}"
+    text = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "a web page; save the picture itself"
+    if b"<svg" in text:
+        return f"an SVG; {_EXPORT}"
+    kind = file_types.recognise(data[: file_types.LOOKED_AT], len(data))
+    if data and kind.group == "placeholder":  # of Git-LFS and the like, or a download that has not finished
+        return f"{kind.what}; {kind.fix[0].lower()}{kind.fix[1:].removesuffix('.')}"
+    return f"not a picture that I know; I read {FORMATS}"
+
+
+def _decode(kind: str, data: bytes, size: int, least: int, behind: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    image = _READERS[kind](io.BytesIO(data))
+    _check_size(*image.size, least)
+    notes = _notes(image, kind, size)
+    # Scaled first: whatever follows happens on the small picture, and costs next to nothing.
+    small = _upright(_scaled(image, data, size, least), image)
+    small, colour_notes = _to_srgb(small, image.info.get("icc_profile"))
+    return np.array(_flattened(small, behind)), notes + colour_notes
+
+
+def _check_size(width: int, height: int, least: int) -> None:
+    short, long = sorted((width, height))
+    megapixels = short * long / 1e6
+    if megapixels > MAX_MEGAPIXELS:
+        raise Unusable(f"is {width}x{height} ({megapixels:.0f} megapixels); I take up to {MAX_MEGAPIXELS}: resize it")
+    if short < least:
+        raise Unusable(f"is {width}x{height}; the shorter side must have at least {least} pixels")
+    if long > MAX_RATIO * short:
+        raise Unusable(f"is {width}x{height}; the longer side may be at most {MAX_RATIO} times the shorter: crop it")
+
+
+def _notes(image: Image.Image, kind: str, size: int) -> tuple[str, ...]:
+    notes = []
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        notes.append(f"main picture of {frames} in the file" if kind == "HEIC" else "first frame of an animation")
+    if min(image.size) < size:
+        notes.append(f"enlarged from {image.width}x{image.height}")
+    return tuple(notes)
+
+
+def _scaled(image: Image.Image, data: bytes, size: int, least: int) -> Image.Image:
+    """Decode, and scale the shorter side to `size`, in a mode with or without alpha."""
+    width, height = (round(side * size / min(image.size)) for side in image.size)
+    box = None
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        # libjpeg decodes at 1/2, 1/4 or 1/8 for less time and memory. Twice the final size leaves Lanczos all it keeps.
+        _, box = image.draft(None, (2 * width, 2 * height)) or (None, None)
+    packing = image.tile[0].args if isinstance(image, PngImagePlugin.PngImageFile) and image.tile else None
+    image.load()
+    if box is None:
+        _check_size(*image.size, least)  # a HEIC may turn out to be larger than it said
+    # Pillow weighs colours by their alpha here, so what lies under transparent pixels does not bleed into the edges.
+    return _averageable(image, packing, data).resize((width, height), Image.Resampling.LANCZOS, box)
+
+
+def _averageable(image: Image.Image, packing: object, data: bytes) -> Image.Image:
+    """The same picture in a mode whose values can be averaged. packing: of a PNG, how Pillow unpacks its samples."""
+    opaque = _opaque_where_one_colour_is_not(image, packing, data) if packing else None
+    if image.mode.startswith("I"):  # 16 bits: the high byte, which is also what Pillow takes of 16-bit colour
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if opaque is not None:
+        image = image.copy()
+        image.info.pop("transparency", None)
+        image.putalpha(Image.fromarray(np.where(opaque, np.uint8(255), np.uint8(0))))
+    mode = "RGBA" if "transparency" in image.info else _AVERAGEABLE.get(image.mode, image.mode)
+    return image if mode == image.mode else image.convert(mode)
+
+
+_SMALL_DEPTHS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies 2 and 4 bits with
+
+
+def _opaque_where_one_colour_is_not(image: Image.Image, packing: object, data: bytes) -> np.ndarray | None:
+    """(H, W) bool of a PNG whose tRNS chunk names one transparent colour in other than 8 bits; None for all others.
+
+    Pillow compares that colour with pixels which it has cut to 8 bits, or scaled up from 2 or 4. The PNG specification
+    (section 11.3.2.1) compares the samples as they are stored.
+    """
+    colour = image.info.get("transparency")
+    if isinstance(colour, int):
+        if image.mode.startswith("I"):
+            return np.asarray(image) != colour
+        if packing in _SMALL_DEPTHS:
+            return np.asarray(image) != colour * _SMALL_DEPTHS[packing]
+    if isinstance(colour, tuple) and packing == "RGB;16B":
+        again = PngImagePlugin.PngImageFile(io.BytesIO(data))
+        again.tile = [tile._replace(args="RGB;16L") for tile in again.tile]  # of the two bytes it takes the other one
+        bands = zip(image.split(), again.split(), colour, strict=True)
+        return np.logical_or.reduce(
+            [(np.asarray(high) != value >> 8) | (np.asarray(low) != value & 255) for high, low, value in bands]
+        )
+    return None
+
+
+def _upright(small: Image.Image, source: Image.Image) -> Image.Image:
+    try:
+        orientation = source.getexif().get(_ORIENTATION)
+    except Exception:  # broken EXIF in a picture that is whole
+        return small
+    return small.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else small
+
+
+def _to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, tuple[str, ...]]:
+    if not icc:
+        return image, ()
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        mode, fitting = _PROFILE_SPACES[profile.profile.xcolor_space.strip()]
+        if image.mode not in fitting:
+            raise ValueError(f"a {mode} profile on a {image.mode} picture")
+        srgb = ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image.convert(mode), profile, srgb, outputMode="RGB")
+    except (OSError, ValueError, KeyError, TypeError, ImageCms.PyCMSError):
+        return image, ("broken colour profile, taken as sRGB",)
+    if "A" in image.getbands():
+        converted.putalpha(image.getchannel("A"))
+    return converted, ()
+
+
+def _flattened(image: Image.Image, behind: str) -> Image.Image:
+    """RGB, with a colour behind what is transparent."""
+    if "A" not in image.getbands():
+        return image.convert("RGB")
+    paper = Image.new("RGB", image.size, behind)
+    paper.paste(image.convert("RGB"), mask=image.getchannel("A"))
+    return paper
+
+
+def _damage(kind: str, data: bytes, error: Exception) -> str:
+    complete = {
+        "JPEG": data.rstrip(b"\0").endswith(b"\xff\xd9"),
+        "PNG": b"IEND" in data[-64:],
+        "WebP": len(data) >= 8 + int.from_bytes(data[4:8], "little"),
+        "HEIC": "end of file" not in str(error).lower(),
+    }
+    return "is damaged; I cannot decode it" if complete[kind] else "ends early (damaged download?)"

@@ -1,0 +1,279 @@
+"""A folder of photos -> a checked training set: upright, sRGB, opaque, scaled, cropped. Nothing is written.
+
+What cannot be used is named with its reason and the rest is used. Files are read once, in order of their names; a photo
+that is there twice is used once. Pixels and a hash are kept of a file, and its name only to be shown; no EXIF.
+
+A `01.txt` beside `01.jpg` says what else is in that photo (`photo_captions`): `{} in the snow`. What the caption names,
+the word need not learn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ..config.text_checks import check_path
+from ..errors import PersonalError
+from ..prompts import show
+from .captions import Captions, Refused
+from .decode import FORMATS, MIN_SIDE, UNPACK, Unusable, decode, recognise, shorter_side
+from .smart_crop import find_subject
+
+MAX_PHOTOS = 500
+MAX_BYTES = 200_000_000  # of one file
+FEW = 3  # fewer photos than this are warned about
+_REPORT_LINES = 20
+
+# What lies beside photos without being one: captions, sidecars of cameras and phones, leavings of file managers.
+_BESIDE = {".txt", ".caption", ".json", ".jsonl", ".csv", ".xmp", ".aae", ".md", ".ini", ".db"}
+# O_NONBLOCK: a FIFO put in a photo's place does not hang us; O_NOFOLLOW: nor does a link lead us away.
+_OPEN_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """One photo of the set.
+
+    name: to be shown, never to be used as a path; pixels: uint8 (H, W, 3), upright sRGB, min(H, W) == size;
+    sha256: of the file's bytes, hex; crop: (left, top) of its square in `pixels`; notes: what a person should know;
+    captions: sentences about it with `{}` for its subject, if a text file beside it has some; original: (H, W)
+    before it was scaled.
+    """
+
+    name: str
+    pixels: np.ndarray = field(repr=False)
+    sha256: str
+    crop: tuple[int, int]
+    notes: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
+    original: tuple[int, int] = (0, 0)
+
+    def square(self, left_top: tuple[int, int] | None = None) -> np.ndarray:
+        """The square at `left_top` (default: `crop`), a copy: uint8 (size, size, 3)."""
+        left, top = left_top or self.crop
+        height, width = self.pixels.shape[:2]
+        size = min(height, width)
+        if not (0 <= left <= width - size and 0 <= top <= height - size):
+            raise ValueError(f"no square of {size} at {(left, top)} in {width}x{height}")
+        return self.pixels[top : top + size, left : left + size].copy()
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that cannot be used; `name` and `reason` make a sentence."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoSet:
+    """Photos in order of their names; `duplicates` are files that hold the same photo as an earlier one;
+    `ignored` counts what nobody would expect to be a photo (captions, .DS_Store)."""
+
+    photos: tuple[Photo, ...]
+    skipped: tuple[Skipped, ...] = ()
+    duplicates: tuple[Skipped, ...] = ()
+    ignored: int = 0
+
+    @property
+    def identity(self) -> str:
+        """sha256 (hex) of the photos' hashes and captions in order: equal for equal files, whatever their names."""
+        return hashlib.sha256(repr([(photo.sha256, *photo.captions) for photo in self.photos]).encode()).hexdigest()
+
+    def report(self) -> str:
+        """What was found, as a few lines of plain text."""
+        captioned = sum(bool(photo.captions) for photo in self.photos)
+        counts = (
+            _count(len(self.photos), "photo"),
+            captioned and f"{captioned} with captions",
+            self.skipped and f"{_count(len(self.skipped), 'file')} I cannot use",
+            self.duplicates and f"{len(self.duplicates)} there twice",
+            self.ignored and f"{_count(self.ignored, 'other file')} ignored",
+        )
+        details = [f"  {file.name} {file.reason}" for file in self.skipped + self.duplicates]
+        details += [f"  {photo.name}: {', '.join(photo.notes)}" for photo in self.photos if photo.notes]
+        if len(details) > _REPORT_LINES:
+            details[_REPORT_LINES:] = [f"  and {len(details) - _REPORT_LINES} more"]
+        return "\n".join([", ".join(filter(None, counts)), *details])
+
+
+def load_photos(
+    folder: Path, size: int, crop: Literal["center", "subject"] = "center", kind: str = "object"
+) -> PhotoSet:
+    """Read a folder's photos, the shorter side scaled to `size` pixels.
+
+    crop: where along the longer side a photo's square lies: in the middle, or where the subject seems to be. kind: what
+    the photos share, "object", "person" or "style", for captions that do not say where the subject's word goes.
+    Raises PersonalError if the folder cannot be read or holds no usable photo, or more than 500.
+    """
+    check_path(folder, "photos")
+    folder = Path(folder)
+    names, beside = _listing(folder)
+    captions = Captions(beside, lambda name: _caption_bytes(folder, name), kind)
+    photos, skipped, duplicates = [], [], []
+    seen: dict[str, str] = {}
+    for name in names:
+        try:
+            photos.append(_load(folder, name, size, crop, seen, captions))
+        except Unusable as reason:
+            skipped.append(Skipped(show(name), str(reason)))
+        except _Duplicate as reason:
+            duplicates.append(Skipped(show(name), str(reason)))
+    if not photos:
+        raise _no_photos(folder, skipped)
+    if problem := captions.table_problem(names):
+        skipped.append(Skipped(show(captions.table), problem))
+    return PhotoSet(tuple(photos), tuple(skipped), tuple(duplicates), len(set(beside) - captions.used))
+
+
+def count_photos(folder: Path) -> int:
+    """How many files of a folder may be photos; none is opened. Raises PersonalError as `load_photos` does."""
+    return len(_listing(Path(folder))[0])
+
+
+def check_photos(folder: Path) -> None:
+    """Raise PersonalError as `load_photos` does for a folder without a usable photo; one that is usable is enough."""
+    folder = Path(folder)
+    for name in _listing(folder)[0]:
+        with suppress(Unusable):
+            decode(_read(folder, name), MIN_SIDE)
+            return
+    load_photos(folder, MIN_SIDE)  # says what there is instead
+
+
+class _Duplicate(Exception):
+    """The same photo came before; says under which name."""
+
+
+def _load(folder: Path, name: str, size: int, crop: str, seen: dict[str, str], captions: Captions) -> Photo:
+    """One photo. `seen` maps the hashes of files and of pixels to the name that they came with first."""
+    data = _read(folder, name)
+    sha256 = hashlib.sha256(data).hexdigest()
+    _refuse_duplicate(seen, sha256)
+    pixels, notes = decode(data, size)
+    pixels_sha256 = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+    _refuse_duplicate(seen, pixels_sha256)
+    seen[sha256] = seen[pixels_sha256] = show(name)
+    caption = captions.of(name)
+    height, width = pixels.shape[:2]
+    scale = shorter_side(data) / size
+    original = round(height * scale), round(width * scale)
+    return Photo(show(name), pixels, sha256, _CROPS[crop](pixels), (*notes, *caption.notes), caption.lines, original)
+
+
+def _caption_bytes(folder: Path, name: str) -> bytes:
+    try:
+        return _read(folder, name)
+    except Unusable as reason:
+        raise Refused(str(reason)) from None
+
+
+def _refuse_duplicate(seen: dict[str, str], sha256: str) -> None:
+    if sha256 in seen:
+        raise _Duplicate(f"is the same photo as {seen[sha256]}; used once")
+
+
+def _listing(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of what may be photos, in order of their bytes; and the others'."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        raise PersonalError(
+            f"There is no folder {show(str(folder))}.", "Give the folder that holds your photos."
+        ) from None
+    except NotADirectoryError:
+        raise _not_a_folder(folder) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PersonalError(f"I cannot read the folder {show(str(folder))}: {reason}.") from None
+    wanted = sorted((name for name in names if not is_beside(name)), key=os.fsencode)
+    if len(wanted) > MAX_PHOTOS:
+        raise PersonalError(
+            f"{show(str(folder))} holds {len(wanted):,} files; I take up to {MAX_PHOTOS} photos.",
+            "Give a folder with photos of one thing only; 4 to 10 are enough.",
+        )
+    return wanted, [name for name in names if is_beside(name)]
+
+
+def is_beside(name: str) -> bool:
+    """Whether a file of that name lies beside photos without being one."""
+    return name.startswith(".") or os.path.splitext(name)[1].lower() in _BESIDE
+
+
+def _not_a_folder(path: Path) -> PersonalError:
+    shown = show(str(path))
+    try:
+        recognise(_read(path.parent, path.name))
+    except Unusable as reason:
+        if UNPACK in str(reason):
+            return PersonalError(f"{shown} {reason}.")
+    return PersonalError(f"{shown} is a file, not a folder.", "Give the folder that holds your photos.")
+
+
+def _no_photos(folder: Path, skipped: list[Skipped]) -> PersonalError:
+    problem = f"There are no photos in {show(str(folder))} (I read {FORMATS})."
+    if not skipped:
+        return PersonalError(problem, "Put 4 to 10 photos of one thing there.")
+    more = f" And {len(skipped) - 1} more that I cannot use." if len(skipped) > 1 else ""
+    return PersonalError(problem, f"{skipped[0].name} {skipped[0].reason}.{more}")
+
+
+def _read(folder: Path, name: str) -> bytes:
+    """All bytes of a regular file in `folder`; links are followed inside the folder only. Raises Unusable."""
+    path = os.path.join(folder, name)
+    try:
+        if os.path.islink(path):
+            path = _link_target(folder, path)
+        _check_file(os.lstat(path))  # before opening: to open a device can already do something
+        with open(os.open(path, _OPEN_FLAGS), "rb") as file:
+            status = os.fstat(file.fileno())
+            _check_file(status)
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise Unusable("vanished while I was reading") from None
+    except OSError as error:
+        raise Unusable(f"cannot be read: {error.strerror}") from None
+    if len(data) != status.st_size:
+        raise Unusable("changed while I was reading")
+    return data
+
+
+def _link_target(folder: Path, link: str) -> str:
+    target = os.path.realpath(link)
+    if not Path(target).is_relative_to(os.path.realpath(folder)):
+        raise Unusable("is a link that leads out of the folder")
+    if not os.path.lexists(target):
+        raise Unusable("is a link to a file that is not there")
+    return target
+
+
+def _check_file(status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise Unusable("is a folder; I read only the photos that lie in the folder itself")
+    if not stat.S_ISREG(status.st_mode):
+        raise Unusable("is not a regular file")
+    if status.st_size == 0:
+        raise Unusable("is empty")
+    if status.st_size > MAX_BYTES:
+        raise Unusable(f"has {status.st_size / 1e6:,.0f} MB; I take up to {MAX_BYTES / 1e6:.0f}")
+
+
+def _center(pixels: np.ndarray) -> tuple[int, int]:
+    height, width = pixels.shape[:2]
+    size = min(height, width)
+    return (width - size) // 2, (height - size) // 2
+
+
+_CROPS = {"center": _center, "subject": find_subject}
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

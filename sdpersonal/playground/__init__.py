@@ -1,0 +1,1 @@
+"""Many images from one prompt: variations, endless generation and X/Y/Z grids."""

@@ -1,0 +1,101 @@
+"""A sheet as one HTML file: no server, no network. Prompts may come from anyone, so Jinja2 escapes every text and the
+page's own policy allows its one script and its one style sheet by their sha256, and nothing to be loaded or sent."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ... import storage
+from ...image_metadata import Recipe
+from .sheet import Sheet
+
+Place = tuple[int, int, int]
+"""Column, row and sheet, counted from 0."""
+
+_HERE = Path(__file__).parent
+_LIMIT = 100_000  # bytes of a part of the page
+_SMALL = 256  # pixels up to which a picture is kept to the bit; larger ones would make a page of 100 MB
+_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of a sheet. recipe: None where it is to be left out; mark: the last part of its file's name."""
+
+    image: Image.Image
+    recipe: Recipe | None
+    mark: str
+
+
+def page(sheet: Sheet, tiles: Mapping[Place, Tile]) -> str:
+    """The HTML. Places without a tile stay empty; the same sheet and tiles give the same bytes."""
+    from jinja2 import Environment, StrictUndefined
+
+    script, style, template = (
+        storage.read_bytes(_HERE / name, _LIMIT).decode() for name in ("page.js", "page.css", "page.html")
+    )
+    machine = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return machine.from_string(template).render(
+        title=sheet.prompt,
+        asked=[text for side in "xyz" if (text := getattr(sheet, side))],
+        count=len(tiles),
+        missing=len(sheet.cells) - len(tiles),
+        columns=sheet.labels("x"),
+        sheets=list(_sheets(sheet, tiles)),
+        script=script,
+        style=style,
+        script_sum=_sum(script),
+        style_sum=_sum(style),
+    )
+
+
+def facts(tile: Tile) -> list[tuple[str, str]]:
+    """What there is to know of a picture, in words."""
+    recipe = tile.recipe
+    if recipe is None:
+        return [("File", f"*-{tile.mark}.png")]
+    base = recipe.base
+    known = {
+        "Prompt": recipe.prompt,
+        "Chosen from": recipe.template,
+        "Not": recipe.negative,
+        "Seed": str(recipe.seed)
+        if recipe.near is None
+        else f"{recipe.near:g} from {recipe.seed} to {recipe.near_seed}",
+        "Size": recipe.size + (f", enlarged {recipe.enlarge:g} times" if recipe.enlarge > 1 else ""),
+        "Steps": f"{recipe.steps} of {recipe.scheduler or recipe.sampler}",
+        "Guidance": f"{recipe.guidance:g}" + (f", rescaled by {recipe.rescale:g}" if recipe.rescale else ""),
+        "Clip skip": str(recipe.clip_skip) if recipe.clip_skip > 1 else "",
+        "Change": f"{recipe.change:g}" if recipe.start or recipe.enlarge > 1 else "",
+        "Base": f"{base.name} ({base.sha256[:8]})",
+        "Concepts": "\n".join(f"{each.token} {each.strength:g} ({each.sha256[:8]})" for each in recipe.concepts),
+        "File": f"*-{tile.mark}.png",
+    }
+    return [(name, text) for name, text in known.items() if text]
+
+
+def _sheets(sheet: Sheet, tiles: Mapping[Place, Tile]) -> Iterator[tuple[str, list]]:
+    """(label, rows) of each; a row is (label, [(data URL, facts) or None])."""
+    columns, rows, sheets = sheet.shape
+    row_labels = sheet.labels("y") or [""]
+    for z, label in zip(range(sheets), sheet.labels("z") or [""], strict=True):
+        found = ([tiles.get((x, y, z)) for x in range(columns)] for y in range(rows))
+        shown = [[(_embedded(tile.image), facts(tile)) if tile else None for tile in row] for row in found]
+        yield label, list(zip(row_labels, shown, strict=True))
+
+
+def _embedded(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "WEBP", lossless=max(picture.size) <= _SMALL, quality=_QUALITY)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _sum(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,128 @@
+"""What a sheet is asked: a request for one picture, and what is changed in it along each side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from ...config import MAX_PICTURES, MAX_WORK, Request
+from ...errors import PersonalError
+from ...prompts import MAX_PROMPT, show
+from .axes import Axis
+from .checkpoints import Run
+from .wording import PLACE
+
+
+class Sheet(Request):
+    """One prompt, drawn with one thing changed along each side."""
+
+    prompt: Annotated[str, Field(max_length=MAX_PROMPT)]
+    """English with concept tokens in it, and {} where an axis puts words: 'a photo of <me/duck> {}'."""
+    n: ClassVar[int] = 1  # an axis of seeds asks for more
+    every: ClassVar[bool] = False
+    x: str
+    """What changes from column to column: 'seed: 1..4', 'words: samurai|cowboy', 'strength <me/duck>: 0..1 by 0.25'."""
+    y: str | None = None
+    """What changes from row to row: 'guidance: 1, 3, ..., 9', 'window <me/ink>: 0-1, 0.4-1', 'prompt: a cat|a dog'."""
+    z: str | None = None
+    """What changes from sheet to sheet: 'concept <me/duck>: <me/cat>, <me/fox>', 'checkpoint: runs/me-duck-...'."""
+
+    def __init__(self, **values: Any):
+        super().__init__(**values)
+        self._check()
+
+    @cached_property
+    def axes(self) -> dict[str, Axis]:
+        """By side: x, and y and z where they are asked for."""
+        return {side: Axis.parse(text) for side in "xyz" if (text := getattr(self, side)) is not None}
+
+    @property
+    def runs(self) -> list[Run]:
+        """Whose checkpoints are drawn with."""
+        return [axis.run for axis in self.axes.values() if axis.run]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Columns, rows, sheets."""
+        return tuple(len(self.axes[side].values) if side in self.axes else 1 for side in "xyz")
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """Every picture, sheet by sheet and row by row."""
+        return tuple(self._cells())
+
+    def labels(self, side: str) -> list[str]:
+        axis = self.axes.get(side)
+        return [axis.label(value) for value in axis.values] if axis else []
+
+    def _cells(self) -> Iterator[Cell]:
+        fields = {name: getattr(self, name) for name in Request.model_fields}
+        sides = [[(axis, value) for value in axis.values] for axis in self.axes.values()]
+        places = product(*(range(count) for count in reversed(self.shape)))
+        for (z, y, x), changes in zip(places, product(*reversed(sides)), strict=True):
+            changed = fields
+            for axis, value in sorted(changes, key=lambda change: change[0].order):
+                changed = axis.applied(changed, value)
+            yield Cell(x, y, z, Request(**changed))
+
+    def _check(self) -> None:
+        columns, rows, sheets = self.shape
+        if columns * rows * sheets > MAX_PICTURES:
+            raise PersonalError(
+                f"{columns} x {rows} x {sheets} are {columns * rows * sheets:,} pictures; I take up to {MAX_PICTURES}.",
+                "Give fewer values.",
+            )
+        self._check_targets()
+        if (times := sum(work_of(cell.request) for cell in self.cells) / MAX_WORK) > 1:
+            raise PersonalError(
+                f"These {len(self.cells)} pictures are {times:.0f} times more than I take at once.",
+                "Ask for fewer, smaller, or with fewer steps.",
+            )
+
+    def _check_targets(self) -> None:
+        """Each axis must find what it changes in the prompt, or in what another axis puts there; no two the same."""
+        axes = sorted(self.axes.values(), key=lambda axis: axis.order)
+        kinds = [(axis.kind, axis.target) for axis in axes]
+        if twice := next((one for i, one in enumerate(kinds) if one in kinds[:i]), None):
+            name = " ".join(twice).strip()
+            raise PersonalError(
+                f"Two axes change {show(name)}.",
+                "Put {who} and {where} in the prompt; 'words {who}: cat|dog'." if twice[0] == "words" else "",
+            )
+        for i, axis in enumerate(axes):
+            if not any(axis.applies_to(fields) for fields in self._before(axes[:i])):
+                raise PersonalError(
+                    f"There is no {show(axis.target)} in the prompt for {axis.kind} to change.",
+                    f"It is {show(self.prompt)}.",
+                )
+
+        if any(PLACE in fields["prompt"] for fields in self._before(axes)):
+            raise PersonalError("The prompt has {} and no axis fills it.", "For example --x 'words: cat|dog'.")
+
+    def _before(self, axes: list[Axis]) -> Iterator[dict[str, Any]]:
+        for values in product(*(axis.values for axis in axes)):
+            fields = {"prompt": self.prompt}
+            for axis, value in zip(axes, values, strict=True):
+                fields = axis.applied(fields, value)
+            yield fields
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A picture of a sheet: column, row and sheet, counted from 0, and what draws it."""
+
+    x: int
+    y: int
+    z: int
+    request: Request
+
+
+def work_of(request: Request) -> float:
+    """Pixels times steps."""
+    width, height = request.pixels or (512, 512)
+    return request.n * request.denoising_steps * width * height * request.enlarge**2

@@ -1,8 +1,0 @@
-"""What a picture was drawn from: kept inside it, read back from it, and from other programs' pictures."""
-
-from .parameters import Foreign
-from .reading import MAX_PICTURE, read_recipe
-from .recipe import Drawn, Ingredient, Recipe, hidden_note, pixels_sum
-from .writing import png
-
-__all__ = ["MAX_PICTURE", "Drawn", "Foreign", "Ingredient", "Recipe", "hidden_note", "pixels_sum", "png", "read_recipe"]

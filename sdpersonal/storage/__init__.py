@@ -1,0 +1,38 @@
+"""Files that are whole or not there: the only package that creates, renames or deletes.
+
+What is written lands in a temporary file beside its target, is flushed to the disk, and is then renamed into place, so
+that a crash at any moment leaves the old content or the new (the order is SQLite's: data before the name, the folder
+after it). A process killed half-way leaves a temporary file; `sweep` removes those that no living process holds.
+"""
+
+from .atomic import append_line, open_log, write_bytes, write_json, write_text
+from .folders import check_folder, make_folder, new_folder, remove, remove_empty_folder, rename
+from .fsync import sync
+from .locks import LOCK_NAME, lock
+from .os_errors import free_bytes
+from .reading import inside, open_to_read, read_bytes, read_head, sha256
+from .staging import sweep
+
+__all__ = [
+    "LOCK_NAME",
+    "append_line",
+    "check_folder",
+    "free_bytes",
+    "inside",
+    "lock",
+    "make_folder",
+    "new_folder",
+    "open_log",
+    "open_to_read",
+    "read_bytes",
+    "read_head",
+    "remove",
+    "remove_empty_folder",
+    "rename",
+    "sha256",
+    "sweep",
+    "sync",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]

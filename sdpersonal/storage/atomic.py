@@ -1,0 +1,94 @@
+"""Files that are replaced all or nothing, and files that grow by whole lines."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from .fsync import sync_folder
+from .os_errors import told
+from .reading import BINARY
+from .staging import let_go, stage
+
+_CHUNK = 1 << 24  # bytes written at once, where there are so many
+
+
+def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
+    """Put the parts, one after the other, at `path`, replacing what is there, all or nothing.
+
+    Raises NoRoom, PersonalError.
+    """
+    path = Path(path)
+    with told(path, sum(map(len, parts))):
+        temporary, guard = stage(path)
+        try:
+            handle = os.open(temporary, os.O_WRONLY | BINARY)
+            try:
+                for chunk in _gathered(parts):
+                    _write(handle, chunk)
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+        finally:
+            let_go(guard)
+        sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, content: object) -> None:
+    """Strict JSON: a NaN raises ValueError rather than being written."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def append_line(path: Path, text: str) -> None:
+    """Add one line; readers see it at once. A line cut by an earlier kill is closed first, so it spoils no other."""
+    line = (text + "\n").encode()
+    with told(path, len(line)):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY, 0o666)
+        try:
+            size = os.fstat(handle).st_size
+            if size:
+                os.lseek(handle, -1, os.SEEK_END)
+                if os.read(handle, 1) != b"\n":
+                    line = b"\n" + line
+            _write(handle, line)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def open_log(path: Path) -> Iterator[BinaryIO]:
+    """A file for another program to write at the end of; readable by its owner alone."""
+    with told(path), os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY, 0o600), "ab") as file:
+        yield file
+
+
+def _gathered(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """The same bytes in few chunks: a concept has thousands of small parts, or large ones that are best not copied."""
+    held: list[bytes | memoryview] = []
+    size = 0
+    for part in parts:
+        if size + len(part) > _CHUNK and held:
+            yield b"".join(held)
+            held, size = [], 0
+        held.append(part)
+        size += len(part)
+    yield held[0] if len(held) == 1 else b"".join(held)
+
+
+def _write(handle: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(handle, rest) :]

@@ -1,0 +1,43 @@
+"""What was done to files and folders, brought to the disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import PersonalError, show
+from .os_errors import told
+
+
+def sync(path: Path) -> None:
+    """What was appended to the file so far outlives a loss of power too."""
+    with told(path):
+        handle = os.open(path, os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there; the rename is journalled
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:  # too late to say that nothing was changed
+        raise PersonalError(f"{show(str(folder), 200)} was changed, but may forget it: {error.strerror}.") from error
+
+
+def sync_tree(folder: Path) -> None:
+    for place, _, names in os.walk(folder):
+        for name in names:
+            handle = os.open(os.path.join(place, name), os.O_RDWR)  # Windows flushes only writable handles
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        sync_folder(Path(place))

@@ -1,0 +1,80 @@
+"""Pictures that the bare base draws of a class, for prior preservation: drawn once, kept as latents, used by every
+concept of that class.
+
+One file a picture, named by its number, in a folder named by all that it depends on: the class prompt, the base's
+weights, the size. So a broken-off drawing goes on, several processes share the work without asking each other, and
+nobody else's file is ever counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from .. import storage
+from ..errors import PersonalError
+from ..generation import Sampling, denoise, noise_of
+from ..models import Framing, Posterior, StableDiffusion
+
+PLACE = Path("runs") / "class-pictures"
+STEPS = 25
+_MAX_BYTES = 16 << 20
+
+
+def folder_of(base: StableDiffusion, prompt: str, side: int, place: Path = PLACE) -> Path:
+    """Where this base's pictures of this prompt are kept."""
+    words = "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in prompt.lower()).split())[:40]
+    key = storage.sha256(f"{base.version}:{prompt}:{side}".encode())[:12]
+    return place / f"{words or 'class'}-{key}"
+
+
+def draw_missing(
+    base: StableDiffusion, prompt: str, side: int, numbers: Sequence[int], say: Callable[[str], None]
+) -> None:
+    """Draw those of the pictures `numbers` that are not there yet; picture i is drawn from seed i.
+
+    Raises NoRoom; what was drawn stays.
+    """
+    folder = folder_of(base, prompt, side)
+    missing = [number for number in numbers if _read(base, folder, number, side) is None]
+    if not missing:
+        return
+    say(f"Drawing {len(missing)} pictures of {prompt!r}, kept in {folder}.")
+    storage.make_folder(folder)
+    shape = base.latent_shape(side, side)
+    with base.quiet(), base.slots.bypassed():
+        condition = base.condition([[""], [prompt]], [Framing.whole(side, side)] * 2)
+        for number in missing:
+            noise = noise_of(number, shape)[None].to(base.device)
+            latents = denoise(base, condition, noise, Sampling(STEPS, base.guidance))
+            storage.write_bytes(_file(folder, number), save({"latents": latents[0].cpu().contiguous()}))
+
+
+def posteriors(base: StableDiffusion, prompt: str, side: int, count: int) -> list[Posterior]:
+    """The first `count` pictures as if encoded, with no spread. Raises PersonalError if one is missing."""
+    folder = folder_of(base, prompt, side)
+    found = [_read(base, folder, number, side) for number in range(count)]
+    if any(one is None for one in found):
+        raise PersonalError(f"The class pictures in {folder} are not complete.", "Start again; what is there is kept.")
+    return [Posterior(one[None].to(base.device), torch.zeros_like(one[None], device=base.device)) for one in found]
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.safetensors"
+
+
+def _read(base: StableDiffusion, folder: Path, number: int, side: int) -> Tensor | None:
+    path = _file(folder, number)
+    if not path.exists():
+        return None
+    try:
+        latents = load(storage.read_bytes(path, _MAX_BYTES))["latents"].float()
+    except (PersonalError, SafetensorError, KeyError):
+        return None
+    whole = tuple(latents.shape) == base.latent_shape(side, side) and bool(torch.isfinite(latents).all())
+    return latents if whole else None

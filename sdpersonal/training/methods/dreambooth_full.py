@@ -1,0 +1,130 @@
+"""DreamBooth as in the paper (Ruiz et al. 2022, arXiv 2208.12242): every weight of the UNet learns "a [V] dog".
+
+It leaves two things: the whole model, a folder in diffusers layout that answers to the trigger words, and a concept
+that comes close to it in a thousandth of the size: the change of each layer, cut to its largest singular values.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ... import storage
+from ...concepts.concept import Lora, LoraLayer
+from ...models import StableDiffusion
+from ..dataset import Batch, batch_loss
+from ..presets import Preset
+from .prior_preservation import Prior
+
+IDENTIFIER = "sks"  # three letters that mean nothing to CLIP (section 3.2)
+MODEL = "model"  # the folder in the run
+
+
+class DreamboothFull:
+    name = "dreambooth-full"
+
+    def __init__(
+        self,
+        base: StableDiffusion,
+        class_noun: str,
+        rank: int,
+        text: bool,
+        preset: Preset,
+        prior: Prior | None = None,
+        prior_weight: float = 1.0,
+    ):
+        self._base, self._preset, self._rank = base, preset, rank
+        self._prior, self._prior_weight = prior, prior_weight
+        self.trigger = f"{IDENTIFIER} {class_noun}"
+        modules = base.modules()
+        self._models = {"unet": modules["unet"]} | ({key: modules[key] for key in base.encoders} if text else {})
+        self._dtypes = {name: next(model.parameters()).dtype for name, model in self._models.items()}
+        self._before = {name: value.detach().cpu().clone() for name, value in self.trained().items()}
+        for model in self._models.values():
+            _cast(model, torch.float32)  # masters: in bf16 a small step is rounded away
+            model.requires_grad_(True)
+
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        return {}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {
+            f"{name}.{key}": parameter
+            for name, model in self._models.items()
+            for key, parameter in model.named_parameters()
+        }
+
+    def groups(self) -> list[dict]:
+        return [{"params": list(self.trained().values()), "lr": self._preset.lr, "weight_decay": 1e-2}]
+
+    def rates(self, step: int) -> list[float]:
+        return [self._preset.lr]
+
+    def loss(self, batch: Batch, step: int) -> Tensor:
+        base = self._base
+        with torch.autocast(base.device.type, torch.bfloat16, enabled=base.device.type == "cuda"):
+            loss = batch_loss(base, self.words, batch, self._preset.snr_gamma)
+            return loss + self._prior_weight * self._prior.loss(batch) if self._prior else loss
+
+    def words(self, caption: str) -> list[str]:
+        return [caption.replace("{}", self.trigger)]
+
+    def lora(self) -> Lora:
+        """The change of every layer at the rank asked for."""
+        return self._extracted
+
+    @cached_property
+    def _extracted(self) -> Lora:  # asked for twice at the end, and minutes of work for a large base
+        return Lora({layer: cut(change, self._rank) for layer, change in self._layer_changes().items()})
+
+    @torch.no_grad()
+    def finish(self, run: Path) -> dict[str, float]:
+        """Writes the model; returns how much of the change the concept keeps, by its square: 1 is all of it."""
+        if (run / MODEL).exists():  # of a run that was ended while it finished
+            storage.remove(run / MODEL)
+        self._base.save(run / MODEL)
+        total = sum(float(self._change(name, now).square().sum()) for name, now in self.trained().items())
+        # A row of `down` has the length of the root of its singular value.
+        downs = [layer.down.reshape(len(layer.down), -1) for layer in self._extracted.layers.values()]
+        kept = sum(float(((down**2).sum(1) ** 2).sum()) for down in downs)
+        return {"kept": round(kept / total, 4) if total else 1.0}
+
+    def _layer_changes(self) -> dict[str, Tensor]:
+        """What was learned in each layer that a LoRA can change, by its kohya name; norms and biases are none."""
+        names = {id(weight): name for name, weight in self.trained().items()}
+        return {
+            layer: self._change(names[id(module.weight)], module.weight)
+            for layer, module in self._base.slots.layers().items()
+            if id(module.weight) in names
+        }
+
+    def _change(self, name: str, now: Tensor) -> Tensor:
+        return now.detach().float().cpu() - self._before[name].float()
+
+    @torch.no_grad()
+    def close(self) -> None:
+        for name, model in self._models.items():
+            _cast(model, self._dtypes[name])
+            model.requires_grad_(False)
+        for name, weight in self.trained().items():
+            weight.copy_(self._before[name])
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """As `model.to(dtype)`, about which diffusers warns each time."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+
+
+def cut(change: Tensor, rank: int) -> LoraLayer:
+    """A layer's change (out, in[, k, k]) as the LoRA of that rank nearest to it (Eckart and Young 1936)."""
+    u, s, v = torch.linalg.svd(change.flatten(1), full_matrices=False)
+    rank = min(rank, len(s))
+    half = s[:rank].sqrt()  # shared out, so that fp16 files lose no more of one factor than of the other
+    down = (half[:, None] * v[:rank]).reshape(rank, *change.shape[1:])
+    up = (u[:, :rank] * half).reshape(-1, rank, *[1] * (change.ndim - 2))
+    return LoraLayer(down.numpy(), up.numpy(), float(rank))

@@ -1,0 +1,103 @@
+"""DreamBooth (Ruiz et al. 2022, arXiv 2208.12242) with LoRA: the UNet learns the subject, and the token its own rows.
+
+The paper names the subject by a rare syllable before the class noun, "a [V] dog". Here the token starts as the class
+noun itself and its rows are learned with the LoRA, so the subject answers to its own word and the noun keeps its
+meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ...concepts.concept import Lora
+from ...models import StableDiffusion
+from ...models.lora import to_lora
+from ..dataset import Batch, batch_loss
+from ..presets import Preset
+from ..rng import generator_for
+from .prior_preservation import Prior
+from .token_embedding import for_class, with_rows
+
+
+@dataclass(frozen=True)
+class LoraShape:
+    """How large the LoRA is, and whether the text encoders get one too."""
+
+    rank: int
+    text: bool = False
+
+
+class DreamboothLora:
+    name = "dreambooth-lora"
+    trigger = ""
+
+    def __init__(
+        self,
+        base: StableDiffusion,
+        class_noun: str,
+        shape: LoraShape,
+        preset: Preset,
+        seed: int,
+        prior: Prior | None = None,
+        prior_weight: float = 1.0,
+    ):
+        self._base, self._preset = base, preset
+        self._prior, self._prior_weight = prior, prior_weight
+        self._rows = for_class(base, class_noun)
+        self._lora = base.slots.train(preset.targets, shape.rank, generator_for("lora", seed), text=shape.text)
+
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        return self._rows()
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return self._rows.named() | self._lora
+
+    def groups(self) -> list[dict]:
+        return [
+            {"params": list(self._lora.values()), "lr": self._preset.lr, "weight_decay": 1e-2},
+            self._rows.group(self._preset.rows_lr),
+        ]
+
+    def rates(self, step: int) -> list[float]:
+        return [self._preset.lr, self._preset.rows_lr]
+
+    def loss(self, batch: Batch, step: int) -> Tensor:
+        loss = self._subject_loss(batch)
+        return loss + self._prior_weight * self._prior.loss(batch) if self._prior else loss
+
+    def _subject_loss(self, batch: Batch) -> Tensor:
+        return batch_loss(self._base, self.words, batch, self._preset.snr_gamma)
+
+    def words(self, caption: str) -> list[str | Mapping[str, Tensor]]:
+        return with_rows(caption, self._rows())
+
+    def lora(self) -> Lora:
+        return to_lora(self._lora)
+
+    def finish(self, run: Path) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None:
+        self._base.slots.clear()
+
+
+class Pivotal(DreamboothLora):
+    """Pivotal tuning (Roich et al. 2021, arXiv 2106.05744, for a token's rows as its pivot): the rows alone first, so
+    that the word is as near as words can come; then the LoRA learns the rest while the rows hardly move."""
+
+    name = "dreambooth-pivotal"
+
+    def rates(self, step: int) -> list[float]:
+        rows = self._preset.pivot_lr if step < self._preset.pivot else self._preset.rows_lr
+        return [self._preset.lr, rows]
+
+    def loss(self, batch: Batch, step: int) -> Tensor:
+        if step >= self._preset.pivot:
+            return super().loss(batch, step)
+        with self._base.slots.bypassed():
+            return self._subject_loss(batch)

@@ -1,0 +1,57 @@
+"""Prior preservation (DreamBooth, Ruiz et al. 2022, section 3.3): the class stays what it was while the subject is
+learned.
+
+Three ways to know what it was: photos of the class, pictures that the base drew of it, or, with neither, the bare
+base's own answer to the class prompt on the same noisy latents.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ...models import Conditioning, StableDiffusion
+from ..dataset import Batch, Samples, batch_loss
+from ..objective import min_snr
+
+
+class Prior(Protocol):
+    def loss(self, batch: Batch) -> Tensor:
+        """Per sample, (B,), weighted by noise level as the subject's own loss is."""
+
+
+class Predicted:
+    """The bare base is the teacher: no pictures needed, one more prediction a step."""
+
+    def __init__(self, base: StableDiffusion, class_noun: str, snr_gamma: float | None, text_learns: bool):
+        self._base, self._class, self._gamma, self._text_learns = base, class_noun, snr_gamma, text_learns
+        self._bare: dict[str, Conditioning] = {}
+
+    def loss(self, batch: Batch) -> Tensor:
+        base = self._base
+        captions = [caption.replace("{}", self._class) for caption in batch.captions]
+        noisy = base.schedule.mix(batch.latents, batch.noise, batch.t)
+        with base.slots.bypassed(), torch.no_grad():
+            bare = base.framed(Conditioning.cat([self._bare_condition(c) for c in captions]), batch.framings)
+            target = base.predict(noisy, batch.t, bare)
+        now = base.condition([[c] for c in captions], batch.framings) if self._text_learns else bare
+        loss = (base.predict(noisy, batch.t, now) - target).pow(2).flatten(1).mean(1)
+        return loss if self._gamma is None else loss * min_snr(base.schedule, batch.t, self._gamma)
+
+    def _bare_condition(self, caption: str) -> Conditioning:
+        if caption not in self._bare:
+            self._bare[caption] = self._base.condition([[caption]])
+        return self._bare[caption]
+
+
+class ClassPictures:
+    """Photos or drawn pictures of the class are learned beside the subject, one for one."""
+
+    def __init__(self, base: StableDiffusion, class_noun: str, pictures: Samples, snr_gamma: float | None):
+        self._base, self._class, self._pictures, self._gamma = base, class_noun, pictures, snr_gamma
+
+    def loss(self, batch: Batch) -> Tensor:
+        own = self._pictures.samples(batch.indices)
+        return batch_loss(self._base, lambda caption: [caption.replace("{}", self._class)], own, self._gamma)

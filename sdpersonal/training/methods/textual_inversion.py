@@ -1,0 +1,57 @@
+"""Textual inversion (Gal et al. 2022, arXiv 2208.01618): the base stays as it is, only the token's own rows are
+learned.
+
+The rows are a parameter of their own, put in at the output of the token embedding, so no gradient, optimiser state or
+write ever touches the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ...models import StableDiffusion
+from ..dataset import Batch, batch_loss
+from ..presets import Preset
+from .token_embedding import TokenRows, with_rows
+
+
+class TextualInversion:
+    """A token of `vectors` rows, starting from the embeddings of the words `init`."""
+
+    name = "textual-inversion"
+    trigger = ""
+
+    def __init__(self, base: StableDiffusion, init: str, vectors: int, preset: Preset):
+        self._base, self._preset = base, preset
+        self._rows = TokenRows(base, init, vectors)
+
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        return self._rows()
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return self._rows.named()
+
+    def groups(self) -> list[dict]:
+        return [self._rows.group(self._preset.rows_lr)]
+
+    def rates(self, step: int) -> list[float]:
+        return [self._preset.rows_lr]
+
+    def loss(self, batch: Batch, step: int) -> Tensor:
+        return batch_loss(self._base, self.words, batch, self._preset.snr_gamma)
+
+    def words(self, caption: str) -> list[str | Mapping[str, Tensor]]:
+        return with_rows(caption, self._rows())
+
+    def lora(self) -> None:
+        return None
+
+    def finish(self, run: Path) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None:
+        """Nothing of this method is left in the base."""

@@ -1,0 +1,136 @@
+"""What a run says while it runs: a bar with time left, `progress.jsonl` for whoever polls."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
+
+from .. import storage
+from .trackers import NoTrack, Track
+
+FILE = "progress.jsonl"
+
+
+class Journal:
+    """One line of JSON a step, and on a terminal a bar; elsewhere a line of text every tenth of the way.
+
+    Lines are {"step", "steps", "loss", "seconds", "left"}: seconds since this process began training, and how many are
+    left by its pace; "fixed" where the fixed batch was measured.
+    """
+
+    def __init__(self, run: Path, start: int, steps: int, track: Track | None = None, out: TextIO | None = None):
+        self._path = run / FILE
+        self._start, self._steps = start, steps
+        self._track = track or NoTrack()
+        self._out = out or sys.stderr
+        self._began = time.monotonic()
+        kept = _keep_until(self._path, start)
+        self.losses = [float(entry["loss"]) for entry in kept]
+        self.measured = [(int(entry["step"]), float(entry["fixed"])) for entry in kept if "fixed" in entry]
+        self._bar = _bar(steps, start, self._out)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar:
+            with suppress(OSError):  # the terminal is gone
+                self._bar.stop()
+
+    def keep(self) -> None:
+        """What was written stays, like the checkpoint that is made now."""
+        storage.sync(self._path)
+
+    def step(self, step: int, loss: float, rates: Sequence[float] = (), fixed: float | None = None) -> None:
+        """Step number `step` (from 1) is done, with the learning rate of each group and the fixed batch's loss."""
+        self.losses.append(loss)
+        seconds = time.monotonic() - self._began
+        left = seconds / (step - self._start) * (self._steps - step)
+        line = {
+            "step": step,
+            "steps": self._steps,
+            "loss": round(loss, 6),
+            "seconds": round(seconds, 1),
+            "left": round(left, 1),
+        }
+        if fixed is not None and math.isfinite(fixed):
+            line["fixed"] = round(fixed, 6)
+            self.measured.append((step, line["fixed"]))  # as a resumed run will read it
+        storage.append_line(self._path, json.dumps(line))
+        figures = {"loss": loss} | ({} if fixed is None else {"loss/fixed": fixed})
+        self._track.log(figures | {f"rate/{number}": rate for number, rate in enumerate(rates)}, step)
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=step, loss=_smooth(self.losses))
+        elif self._out and (step == self._steps or step % max(1, self._steps // 10) == 0):
+            with suppress(OSError, ValueError):
+                self._out.write(f"step {step} of {self._steps}, loss {_smooth(self.losses):.4f}, {left:.0f} s left\n")
+                self._out.flush()
+
+
+def while_heard(say: Callable[[str], None]) -> Callable[[str], None]:
+    """`say`, until whoever listened has gone (`| head -1`): no reason to stop a training of hours."""
+
+    def tell(line: str) -> None:
+        try:
+            say(line)
+        except BrokenPipeError:
+            # What is left in the buffer must not raise again, now or at exit.
+            with suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return tell
+
+
+def _smooth(losses: list[float], window: int = 30) -> float:
+    recent = losses[-window:]
+    return math.fsum(recent) / len(recent)
+
+
+def _keep_until(path: Path, step: int) -> list[dict]:
+    """Drop what an interrupted run wrote after its last checkpoint; return the lines that stay."""
+    kept = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:  # a kill in the middle of a line
+                continue
+            if isinstance(entry, dict) and entry.get("step", math.inf) <= step:
+                kept.append(entry)
+    storage.write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+    return kept
+
+
+def _bar(steps: int, start: int, out: TextIO | None):
+    if out is None or not out.isatty():  # None: started with stderr closed
+        return None
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=Console(file=out))
+    bar.add_task("train", total=steps, completed=start, loss=float("nan"))
+    bar.start()
+    return bar

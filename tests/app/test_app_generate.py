@@ -1,0 +1,139 @@
+"""The Generate tab in a real browser, from the first word to the picture drawn again from its own file."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdpersonal.image_metadata import read_recipe
+from support import browser as browsers
+from support.serving import Server
+from support.stock import stocked
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(browsers.missing()), reason=browsers.missing())]
+CONTROL, ENTER = "\ue009", "\ue007"
+FIVE = 5  # steps: pictures that are quick, and good enough to tell one from another
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    place = tmp_path_factory.mktemp("generate")
+    stocked(place / "concepts")
+    with Server(place) as running:
+        yield running
+
+
+@pytest.fixture
+def window(server, tmp_path):
+    with browsers.browser(tmp_path / "profile") as opened:
+        opened.open(server.url)
+        opened.wait("document.querySelectorAll('#concepts .thumbnail-item').length == 2")
+        opened.run("document.querySelector('#settings button').click()")
+        opened.wait("document.querySelector('#fresh input')")
+        yield opened
+
+
+def put(window, label, value):
+    """A number into the field of that label, as a person does."""
+    window.run(
+        "const field = [...document.querySelectorAll('#settings label, #settings .block')]"
+        ".find(each => each.innerText.trim().startsWith(arguments[0])).closest('.block')"
+        ".querySelector('input[type=number], textarea, input');"
+        "field.value = arguments[1]; field.dispatchEvent(new Event('input', {bubbles: true}));"
+        "field.dispatchEvent(new Event('change', {bubbles: true}));"
+        "field.dispatchEvent(new Event('blur', {bubbles: true}))",
+        label,
+        value,
+    )
+
+
+def status(window, begins, seconds=90):
+    window.wait(f"document.querySelector('#status textarea').value.startsWith({json.dumps(begins)})", seconds)
+
+
+def kept(server):
+    return sorted((server.place / "outputs").rglob("2*/*.png"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def test_from_the_first_word_to_the_picture_drawn_again(server, window):
+    window.type("#prompt textarea", "a photo of <du")
+    window.wait("!document.querySelector('#completion').hidden")
+    window.type("#prompt textarea", ENTER)
+    window.wait("document.querySelector('#prompt textarea').value == 'a photo of <me/duck>'")
+    window.type("#prompt textarea", " by <you/ink> and <me/nobody>")
+    window.wait("(document.querySelector('#prompt-note textarea')?.value ?? '').includes('No concept <me/nobody>')")
+    window.wait("document.querySelector('#strengths').innerText.includes('<you/ink>')")
+    window.run(
+        "const box = document.querySelector('#prompt textarea'); box.value = 'a photo of <me/duck> by <you/ink:0.5>';"
+        "box.dispatchEvent(new Event('input', {bubbles: true}))"
+    )
+    window.wait("!document.querySelector('#prompt-note textarea')")
+    put(window, "Pictures", "2")
+    put(window, "Steps", str(FIVE))
+    window.type("#prompt textarea", CONTROL + ENTER)
+    status(window, "2 pictures in")
+    first = kept(server)[-2]
+    recipe = read_recipe(first.read_bytes())
+    assert recipe.prompt == "a photo of <me/duck> by <you/ink:0.5>" and recipe.steps == FIVE and recipe.seed != 0
+
+    window.click("#pictures .thumbnail-item")
+    window.wait("(document.querySelector('#recipe textarea')?.value ?? '').includes('<you/ink-v1> 0.5')")
+    window.click("#star")
+    status(window, "It is among your favourites")
+    assert len(list((server.place / "outputs" / "favourites").glob("*.png"))) == 1
+
+    window.click("#vary")
+    status(window, "4 pictures in")
+    near = [read_recipe(path.read_bytes()) for path in kept(server)[-4:]]
+    assert {(each.seed, each.near) for each in near} == {(recipe.seed, 0.15)}
+
+    before = len(kept(server))
+    window.upload("#settings input[type=file]", first)
+    status(window, "Its settings are in the form")
+    window.click("#draw")
+    window.wait("document.querySelector('#status textarea').value.startsWith('1 picture in')", 60)
+    assert len(kept(server)) == before + 1
+    again, once = (np.asarray(Image.open(path), int) for path in (kept(server)[-1], first))
+    assert np.abs(again - once).max() <= 1  # the first was drawn beside another: the kernels' rounding
+
+
+def test_a_start_picture_a_sheet_and_history(server, window, tmp_path):
+    picture = tmp_path / "start.png"
+    Image.new("RGB", (128, 128), (200, 40, 40)).save(picture)
+    window.type("#prompt textarea", "a cat on grass")
+    put(window, "Pictures", "1")
+    put(window, "Steps", str(FIVE))
+    window.run("document.querySelector('#begin-box button').click()")
+    window.wait("document.querySelector('#start input[type=file]')")
+    window.upload("#start input[type=file]", picture)
+    window.wait("document.querySelector('#start canvas')")
+    window.wait("!!document.querySelector('#start [aria-label*=lear]')")
+    window.click("#draw")
+    status(window, "1 picture in")
+    assert read_recipe(kept(server)[-1].read_bytes()).start
+
+    window.run("document.querySelector('#sheet-box button').click()")
+    window.wait("document.querySelector('#draw-sheet')")
+    window.run("document.querySelector('#start [aria-label*=lear]').click()")
+    window.run("document.querySelector('#draw-sheet').click()")
+    status(window, "A sheet of 4 pictures")
+    assert list((server.place / "outputs").rglob("*-sheet.html"))
+
+    window.wait("[...document.querySelectorAll('[role=tab]')].some(tab => tab.innerText == 'History')")
+    window.run("[...document.querySelectorAll('[role=tab]')].find(tab => tab.innerText == 'History').click()")
+    window.wait("document.querySelectorAll('#history .thumbnail-item').length > 4")
+
+
+def test_it_fits_a_phone_and_asks_nobody_else(server, window):
+    window.resize(390, 844)
+    window.run("document.querySelectorAll('.label-wrap').forEach(each => each.click())")
+    window.wait("document.querySelector('#draw-sheet')")
+    assert window.run("return document.documentElement.scrollWidth") <= 390
+    unlabelled = window.run(
+        "return [...document.querySelectorAll('input:not([type=file]), textarea, select')].filter(each =>"
+        "each.offsetParent && !each.closest('label') && !each.getAttribute('aria-label') && !each.labels?.length"
+        "&& !each.getAttribute('aria-labelledby')).map(each => each.outerHTML.slice(0, 120))"
+    )
+    assert unlabelled == []
+    assert [each for each in window.requests() if not each.startswith((server.url, "data:", "blob:"))] == []

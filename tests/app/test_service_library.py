@@ -1,0 +1,370 @@
+"""What the Library tab does, without the page: tiles, cards, versions, files in and out, deleting and undoing."""
+
+import io
+import json
+import math
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from sdpersonal.app.backend.error_text import tried
+from sdpersonal.app.backend.library.compare import beside, check
+from sdpersonal.app.backend.library.concept_details import rename, save, view, words
+from sdpersonal.app.backend.library.deletion import delete, deleted, empty, question, undo
+from sdpersonal.app.backend.library.import_export import PROGRAMS, arrive, parcel
+from sdpersonal.app.backend.library.tiles import data_url, tiles
+from sdpersonal.app.backend.workspace import House
+from sdpersonal.concepts.concept import Concept, thumbnail_bytes, write
+from sdpersonal.concepts.library import Library
+from sdpersonal.errors import PersonalError
+from sdpersonal.prompts import Token
+from support.samples import card, concept, lora, vectors
+from support.stock import stocked
+
+T = Token.parse
+HOSTILE = [
+    None,
+    "",
+    3,
+    math.nan,
+    True,
+    [],
+    ["<me/duck>"],
+    {},
+    "../../etc/passwd",
+    "/etc/passwd",
+    "<me/duck",
+    "a" * 9999,
+]
+
+
+@pytest.fixture
+def house(tmp_path):
+    return House(stocked(tmp_path / "concepts"), tmp_path / "out", tmp_path / "runs", tmp_path / "shown")
+
+
+# --- tiles ------------------------------------------------------------------------------------------------------------
+
+
+def test_tiles_are_small_files_made_once(house):
+    found = tiles(house, loaded="tiny")
+    assert found.tokens == ("<me/duck>", "<me/photo>", "<you/ink>") and found.found == 3
+    assert [caption for _, caption in found.pictures] == ["<me/duck>", "<me/photo> sd1", "<you/ink>"]
+    places = [Path(path) for path, _ in found.pictures]
+    assert all(house.shown in path.parents and path.stat().st_size < 20_000 for path in places)
+    assert Image.open(places[0]).getpixel((5, 5))[0] > 200  # the thumbnail's red
+    assert max(Image.open(places[0]).size) <= 160
+    before = [path.stat().st_mtime_ns for path in places]
+    assert [Path(path) for path, _ in tiles(house).pictures] == places
+    assert [path.stat().st_mtime_ns for path in places] == before
+    places[0].unlink()  # the page's cache is cleared now and then
+    tiles(house)
+    assert places[0].exists()
+
+
+def test_a_changed_file_gets_another_tile(house):
+    (old, _), *_ = tiles(house).pictures
+    blue = thumbnail_bytes(Image.new("RGB", (64, 64), "blue"))
+    house.library.add(Concept(T("<me/duck>"), card(), {"clip_l": vectors(0)}, None, blue), replace=True)
+    (new, _), *_ = tiles(house).pictures
+    assert new != old and Image.open(new).getpixel((5, 5))[2] > 200
+
+
+@pytest.mark.parametrize(
+    "asked, tokens",
+    [
+        ({"search": "ME/DUCK tiny"}, ["<me/duck>"]),
+        ({"search": "me stable"}, ["<me/photo>"]),
+        ({"search": "nothing"}, []),
+        ({"kind": "style"}, ["<you/ink>"]),
+        ({"base": "sd1"}, ["<me/photo>"]),
+        ({"base": "tiny", "kind": "object"}, ["<me/duck>"]),
+        ({"limit": 1}, ["<me/duck>"]),
+        ({"limit": -5}, []),
+    ],
+)
+def test_what_is_asked_for_is_shown(house, asked, tokens):
+    assert list(tiles(house, **asked).tokens) == tokens
+
+
+def test_what_is_damaged_is_shown_and_told(house):
+    (house.library.folder / "me" / "cut-v1.safetensors").write_bytes(b"half")
+    found = tiles(house)
+    assert "<me/cut>" in found.tokens and "1 damaged" in found.note
+    told = view(house.library, "<me/cut>")
+    assert told.card is None and told.facts[0][0] == "Damaged"
+    assert "<me/cut>" not in tiles(house, kind="object").tokens
+
+
+def test_a_hundred_concepts_are_shown_a_page_at_a_time(tmp_path):
+    library = Library(tmp_path / "concepts")
+    for number in range(100):
+        library.add(concept(f"<me/thing-{number}>", seed=number))
+    found = tiles(House(library, tmp_path, tmp_path, tmp_path / "shown"))
+    assert len(found.tokens) == 48 and found.found == 100 and "The first 48 are shown" in found.note
+
+
+def test_no_library_is_no_tiles(tmp_path):
+    found = tiles(House(Library(tmp_path / "none"), tmp_path, tmp_path, tmp_path / "shown"))
+    assert (found.pictures, found.note) == ([], "")
+    (tmp_path / "file").write_text("x")
+    assert "file" in tiles(House(Library(tmp_path / "file"), tmp_path, tmp_path, tmp_path / "shown")).note
+
+
+def test_what_is_no_picture_gets_a_plain_tile(house, monkeypatch):
+    entry = house.library.find(T("<me/duck>"))
+    monkeypatch.setattr(type(entry), "thumbnail", b"\x89PNG\r\n\x1a\nbroken")
+    assert tiles(house).pictures[0][0].endswith(".webp") and data_url(entry) == ""
+
+
+# --- the card ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_card_in_words(house):
+    scores = {"likeness": 0.66, "fidelity": 0.9, "copying": 0.0, "diversity": 0.3, "cosine": 0.7, "score": 0.77}
+    facts = {"title": "Our duck", "steps": 1200, "method": "LoRA", "scores": scores, "prompts": ("<me/duck> at sea",)}
+    house.library.edit(T("<me/duck>"), facts)
+    found = view(house.library, "<duck>")
+    known = dict(found.facts)
+    assert (found.token, found.word, found.title) == ("<me/duck-v2>", "<me/duck>", "Our duck")
+    assert known["Made by"] == "LoRA in 1,200 steps" and known["Made for"].startswith("the built-in base")
+    assert "likeness 0.66" in known["Measured"] and found.said == (
+        "It is like the photos, and the places that prompts ask for are drawn.",
+    )
+    assert found.prompts == ("<me/duck> at sea",) and found.versions == ("<me/duck-v1>", "<me/duck-v2>")
+    assert found.picture.startswith("data:image/webp;base64,")
+    old = view(house.library, "<me/duck-v1>")
+    assert old.word == "<me/duck-v1>" and old.prompts == ("a photo of <me/duck-v1> on the beach",)
+
+
+def test_the_card_is_filled_in(house):
+    values = {
+        "title": "A duck",
+        "description": "Yellow.\nSmall.",
+        "kind": "object",
+        "class_noun": "toy duck",
+        "license": "cc-by-4.0",
+        "author": "Jo",
+        "consent": "unknown",
+        "consent_note": None,
+        "prompts": "one <me/duck>\n\n  two <me/duck>  ",
+    }
+    identity = house.library.find(T("<me/duck>")).identity
+    assert save(house.library, "<me/duck-v2>", values) == T("<me/duck-v2>")
+    entry = house.library.find(T("<me/duck>"))
+    assert entry.card.license == "CC-BY-4.0" and entry.card.prompts == ("one <me/duck>", "two <me/duck>")
+    assert (entry.card.title, entry.card.description, entry.identity) == ("A duck", "Yellow. Small.", identity)
+
+
+@pytest.mark.parametrize(
+    "values, says",
+    [
+        ({"license": "do what you want"}, "is not a licence that I know"),
+        ({"title": "x" * 101}, "title cannot be kept"),
+        ({"kind": "<script>"}, "kind cannot be kept"),
+        ({"title": 3}, "title must be text"),
+        ({"prompts": "a\n" * 17}, "prompts cannot be kept"),
+        ({"description": ["x"]}, "description must be text"),
+    ],
+)
+def test_what_cannot_be_on_a_card_is_refused_in_words(house, values, says):
+    before = house.library.find(T("<me/duck>")).card
+    with pytest.raises(PersonalError, match=says):
+        save(house.library, "<me/duck>", values)
+    assert house.library.find(T("<me/duck>")).card == before
+
+
+def test_other_fields_are_not_a_pages_to_write(house):
+    save(house.library, "<me/duck>", {"title": "x", "scores": {"likeness": 1}, "base": "sdxl", "token": "<a/b>"})
+    assert house.library.find(T("<me/duck>")).card.scores == {}
+
+
+def test_a_rename_takes_all_versions(house):
+    assert rename(house.library, "<me/duck-v2>", "<me/goose>") == T("<me/goose-v2>")
+    assert view(house.library, "<goose>").versions == ("<me/goose-v1>", "<me/goose-v2>")
+    with pytest.raises(PersonalError, match="has no version"):
+        rename(house.library, "<me/goose>", "<me/swan-v3>")
+    with pytest.raises(PersonalError, match="is here already"):
+        rename(house.library, "<me/goose>", "<you/ink>")
+
+
+# --- beside each other ------------------------------------------------------------------------------------------------
+
+
+def test_two_versions_beside_each_other(house):
+    house.library.edit(T("<me/duck-v1>"), {"steps": 100})
+    found = beside(house.library, "<me/duck-v1>", "<me/duck-v2>")
+    a, b = (house.library.get(T(f"<me/duck-v{n}>")).vectors["clip_l"].astype(np.float64) for n in (1, 2))
+    cosine = np.mean([x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(a, b, strict=True)])
+    assert f"cosine {cosine:.2f}" in found.said[0]
+    assert ("Made by", "in 100 steps", "") in found.rows and all(each.startswith("data:") for each in found.pictures)
+    others = beside(house.library, "<me/duck>", "<me/photo>")
+    assert "different bases" in others.said[0]
+
+
+def test_several_are_checked(house):
+    assert "no base can draw both" in check(house.library, ["<me/duck>", "<me/photo>"])
+    assert check(house.library, ["<me/duck>", "<you/ink>"]) == "Nothing speaks against them in one prompt."
+    house.library.add(Concept(T("<me/twin>"), card(), house.library.get(T("<me/duck>")).vectors))
+    assert "Try <me/duck-v2:1> <me/twin-v1:0>" in check(house.library, ["<me/duck>", "<me/twin>"])
+
+
+def test_choices(house):
+    (tokens, first, second), newest = words(house.library, "<me/duck-v2>")
+    assert tokens == ["<me/duck-v1>", "<me/duck-v2>", "<me/photo-v1>", "<you/ink-v1>"]
+    assert (first, second, newest) == ("<me/duck-v2>", "<me/duck-v1>", ["<me/duck>", "<me/photo>", "<you/ink>"])
+
+
+# --- files in ---------------------------------------------------------------------------------------------------------
+
+
+def drop(house, **content: bytes) -> list[str]:
+    """Files as an upload leaves them: each in a folder of its own."""
+    paths = []
+    for number, (name, data) in enumerate(content.items()):
+        place = house.shown / f"upload{number}"
+        place.mkdir(parents=True)
+        (place / name).write_bytes(data)
+        paths.append(str(place / name))
+    return paths
+
+
+def tensors(**content) -> bytes:
+    path = Path("tensors.safetensors")
+    save_file(content, path)
+    return path.read_bytes()
+
+
+def test_files_are_imported_and_go(house):
+    rows = tensors(**{"<cat>": vectors(7, width=768)})
+    paths = drop(house, **{"learned_embeds.safetensors": rows, "a.txt": b"hello", "b.safetensors": b"not one"})
+    came = {each.name: each for each in arrive(house, "page", paths)}
+    assert came["b.safetensors"].done == "refused" and came["a.txt"].done == "refused"
+    assert not any(Path(path).exists() for path in paths) and list(house.room("page").iterdir()) == []
+    np.testing.assert_array_equal(house.library.get(T("<imported/cat>")).vectors["clip_l"], vectors(7, width=768))
+
+
+def test_a_lora_and_its_words_dropped_together_are_one(house):
+    made = Concept(T("<me/both>"), card(), {"clip_l": 0.02 * vectors(4)}, lora())
+    from sdpersonal.concepts.exporters import export
+
+    content = export(made, "diffusers").files
+    del content["README.md"]
+    came = arrive(house, "page", drop(house, **content), as_="<me/both>")
+    assert [each.token for each in came] == ["<me/both-v1>"] and " + " in came[0].name
+    assert house.library.get(T("<me/both>")).lora and house.library.get(T("<me/both>")).vectors
+
+
+def test_a_name_that_is_taken_asks_what_to_do(house):
+    data = write(concept("<me/duck>", seed=9))
+    (came,) = arrive(house, "page", drop(house, **{"duck.safetensors": data}))
+    assert came.done == "refused" and "is here already with other content" in came.said
+    assert "another name under Call it" in came.said and "--" not in came.said
+    shutil_again = drop(House(house.library, house.outputs, house.runs, house.shown / "2"), **{"x.safetensors": data})
+    (came,) = arrive(house, "page", shutil_again, as_="goose")
+    assert came.token == "<me/goose-v1>"
+    again = drop(House(house.library, house.outputs, house.runs, house.shown / "3"), **{"x.safetensors": data})
+    (came,) = arrive(house, "page", again, replace=True)
+    assert (came.done, came.token) == ("imported", "<me/duck-v2>")
+
+
+def test_a_pickle_that_runs_code_runs_nothing(house):
+    evil = b"\x80\x02cos\nmkdir\nq\x00X\x05\x00\x00\x00PWNEDq\x01\x85q\x02Rq\x03."
+    (came,) = arrive(house, "page", drop(house, **{"evil.bin": evil}))
+    assert came.done == "refused" and "os.mkdir; refused" in came.said and not Path("PWNED").exists()
+
+
+@pytest.mark.parametrize("paths", [*HOSTILE, ["/etc/passwd"], ["../x"], [3], ["x"] * 41, [None], ["\0"]])
+def test_only_uploads_are_taken(house, paths):
+    before = [str(entry.token) for entry in house.library.list()]
+    with pytest.raises(PersonalError):
+        arrive(house, "page", paths)
+    assert Path("/etc/passwd").exists() and [str(entry.token) for entry in house.library.list()] == before
+
+
+def test_a_linked_upload_is_not_followed(house, tmp_path):
+    (tmp_path / "secret.safetensors").write_bytes(write(concept("<a/secret>")))
+    house.shown.mkdir()
+    (house.shown / "x.safetensors").symlink_to(tmp_path / "secret.safetensors")
+    with pytest.raises(PersonalError, match="is not a place inside"):
+        arrive(house, "page", [str(house.shown / "x.safetensors")])
+
+
+# --- files out --------------------------------------------------------------------------------------------------------
+
+
+def test_the_native_file_is_one_and_comes_back(house):
+    made = parcel(house, "page", "<me/duck>", "native")
+    assert made.path.name == "me-duck.safetensors" and made.path.parent == house.room("page")
+    np.testing.assert_array_equal(load_file(made.path)["emb_params"], 0.02 * vectors(1))
+    assert made.typed == "<me/duck>"
+
+
+@pytest.mark.parametrize("program", sorted(PROGRAMS.keys() - {"native"}))
+def test_other_programs_get_a_zip_with_a_readme(house, program):
+    made = parcel(house, "page", "<me/photo>", program)
+    with zipfile.ZipFile(io.BytesIO(made.path.read_bytes())) as archive:
+        names = archive.namelist()
+        stem = f"me-photo-{program}/"
+        assert all(name.startswith(stem) for name in names) and f"{stem}README.md" in names
+        assert {name.removeprefix(stem) for name in names} >= {name for name, _ in made.places}
+        assert "Type" in archive.read(f"{stem}README.md").decode()
+
+
+@pytest.mark.parametrize("program", [None, "", "../x", "evil", 3, [], "NATIVE"])
+def test_only_programs_we_know(house, program):
+    with pytest.raises(PersonalError, match="Choose a program"):
+        parcel(house, "page", "<me/duck>", program)
+
+
+# --- deleting ---------------------------------------------------------------------------------------------------------
+
+
+def test_delete_and_undo(house):
+    said, versions = question(house.library, "<me/duck-v2>", others=False)
+    assert said == "Delete <me/duck-v2>? It can be brought back for 30 days." and versions == 2
+    assert "goes for everyone" in question(house.library, "<me/duck>", others=True)[0]
+    before = {entry.token: entry.path.read_bytes() for entry in house.library.list()}
+    said, name = delete(house.library, "<me/duck-v1>", False)
+    assert said == "Deleted: <me/duck-v1>." and undo(house.library, name) == (
+        "Back again: <me/duck-v1>.",
+        "<me/duck-v1>",
+    )
+    said, name = delete(house.library, "<me/duck-v2>", True)
+    assert said == "Deleted: <me/duck> (2 versions)." and [each for _, each in deleted(house.library)] == [name]
+    assert undo(house.library, name)[1] == "<me/duck-v2>"
+    assert {entry.token: entry.path.read_bytes() for entry in house.library.list()} == before
+    delete(house.library, "<you/ink>", False)
+    assert empty(house.library) == "Gone for good: 1 concept." and empty(house.library) == "The trash was empty."
+
+
+# --- anything at all --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+def test_whatever_a_page_sends_ends_in_words(house, word, caplog):
+    library = house.library
+    before = {entry.token: entry.path.read_bytes() for entry in library.list()}
+    for work, arguments in [
+        (view, (word,)),
+        (save, (word, {"title": "x"})),
+        (rename, (word, "<me/x>")),
+        (rename, ("<me/duck>", word)),
+        (beside, (word, "<me/duck>")),
+        (beside, ("<me/duck>", word)),
+        (check, (word,)),
+        (check, ([word, "<me/duck>"],)),
+        (question, (word, False)),
+        (delete, (word, True)),
+        (undo, (word,)),
+    ]:
+        done, said = tried(work, library, *arguments)
+        assert done is None and said and not re.search("failure|Traceback", said), (work, said)
+    assert tried(parcel, house, "page", word, "native")[0] is None
+    assert {entry.token: entry.path.read_bytes() for entry in library.list()} == before
+    assert caplog.text == "" and json.dumps(str(tiles(house, search=word).tokens))

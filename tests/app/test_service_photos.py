@@ -1,0 +1,239 @@
+"""The photos of a page before a training: copied, stripped, looked at, turned, left out, delivered."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdpersonal import storage
+from sdpersonal.app.backend import House
+from sdpersonal.app.backend.train import uploads
+from sdpersonal.app.backend.train.page import Workshop
+from sdpersonal.app.backend.train.photo_review import follow_advice, look
+from sdpersonal.app.backend.train.uploads import MOST, Tray, Trays, samples
+from sdpersonal.concepts.library import Library
+from sdpersonal.errors import NoRoom, PersonalError
+from sdpersonal.photos.loading import load_photos
+from support import bad_photos as bad
+
+BEAR = Path(__file__).parents[2] / "examples" / "photos" / "teddy-bear"
+
+
+def picture(path, seed=0, size=(320, 280), **saving):
+    pixels = np.random.default_rng(seed).integers(0, 255, (9, 10, 3), np.uint8)
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(path, **saving)
+    return path
+
+
+@pytest.fixture
+def tray(tmp_path):
+    (tmp_path / "tray").mkdir()
+    return Tray(tmp_path / "tray", 128)
+
+
+@pytest.fixture
+def house(tmp_path):
+    (tmp_path / "shown").mkdir()
+    return House(Library(tmp_path / "concepts"), tmp_path / "outputs", tmp_path / "runs", tmp_path / "shown")
+
+
+@pytest.fixture
+def bear(tray):
+    tray.add(sorted(BEAR.iterdir()))
+    return tray
+
+
+def everything(folder):
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_is_kept_of_a_photo_is_its_pixels_and_no_more(tray, tmp_path):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "SECRET camera", 6
+    exif.get_ifd(0x8825)[2] = (52.0, 31.0, 12.0)
+    source = picture(tmp_path / "at my SECRET place.jpg", exif=exif, quality=95)
+    assert tray.add([source]) == []
+    assert b"SECRET" not in everything(tray.folder)
+    assert [path.name for path in (tray.folder / "used").iterdir()] == ["photo 01"]
+    with Image.open(tray.path(0)) as kept:
+        assert kept.size == (280, 320) and not kept.getexif()  # upright
+
+
+def test_captions_come_along_by_name_and_can_be_changed(bear, tmp_path):
+    assert [snap.name for snap in bear.snaps] == [f"photo {n:02d}" for n in range(1, 6)]
+    first = (BEAR / "01.txt").read_text().strip()
+    assert bear.captions(0) == first
+    bear.caption(1, "{} at home\n\n{} on a chair")
+    bear.caption(2, "")
+    for wrong, said in (
+        ("no place for it", "needs {} once"),
+        ("{} and {}", "has {} 2 times in line 1"),
+        ("{} " + "x" * 20_000, "has 20,003 characters in line 1"),
+        ("{} \x1b[31m", "control character U+001B"),
+        ("{} \ud83d", "not valid Unicode"),
+    ):
+        with pytest.raises(PersonalError, match=re.escape(said)):
+            bear.caption(1, wrong)
+    bear.caption(1, "{}\u00a0at\u200b home")
+    assert bear.captions(1) == "{} at home"
+    bear.caption(1, "{} at home\n\n{} on a chair")
+    for wrong in (None, 5, ["{}"]):
+        bear.caption(3, wrong)
+    bear.deliver(tmp_path / "photos")
+    found = {photo.name: photo.captions for photo in load_photos(tmp_path / "photos", 128).photos}
+    assert found["photo 01"] == tuple(first.splitlines())
+    assert found["photo 02"] == ("{} at home", "{} on a chair")
+    assert found["photo 03"] == found["photo 04"] == ()
+
+
+def test_files_that_are_no_photos_are_told_and_the_rest_is_used(tray, tmp_path):
+    good = picture(tmp_path / "good.png")
+    (tmp_path / "page.jpg").write_text("<html>")
+    (tmp_path / "cut.jpg").write_bytes(picture(tmp_path / "whole.jpg", 3).read_bytes()[:-3000])
+    (tmp_path / "<img src=x onerror=alert(1)>.jpg").write_bytes(b"GIF89a")
+    picture(tmp_path / "small.png", size=(100, 100))
+    shutil.copy(good, tmp_path / "again.png")
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    said = tray.add([path for path in tmp_path.iterdir() if path.is_file() and path.name != "whole.jpg"])
+    text = "\n".join(said)
+    for words in ("a web page", "ends early", "a GIF", "at least 256", "is the same photo as photo 01"):
+        assert words in text
+    assert "DS_Store" not in text and len(tray.snaps) == 1
+    many = [(tmp_path / f"{n}.gif") for n in range(20)]
+    for path in many:
+        path.write_bytes(b"GIF89a")
+    said = tray.add(many)
+    assert len(said) == 6 and said[-1] == "And 15 more that I cannot use."
+
+
+def test_too_much_at_once_is_refused_before_anything_is_read(tray, tmp_path, monkeypatch):
+    with pytest.raises(PersonalError, match="1,000 files; I take up to 40"):
+        tray.add([tmp_path / f"{n}.jpg" for n in range(1000)])  # which need not exist
+    with pytest.raises(PersonalError, match="no photos"):
+        tray.add([])
+    (tmp_path / "01.txt").write_text("{}")
+    with pytest.raises(PersonalError, match="no photos"):
+        tray.add([tmp_path / "01.txt"])
+    for n in range(MOST):
+        tray.snaps.append(uploads.Snap(f"photo {n}", str(n)))
+    with pytest.raises(PersonalError, match="up to 40"):
+        tray.add([picture(tmp_path / "a.png")])
+    tray.snaps.clear()
+    monkeypatch.setattr(storage, "free_bytes", lambda folder: 1000)
+    with pytest.raises(NoRoom, match="disk is nearly full"):
+        tray.add([tmp_path / "a.png"])
+    assert list(tray.folder.iterdir()) == []
+
+
+def test_a_photo_is_turned_and_left_out_and_comes_back(bear):
+    before = np.asarray(Image.open(bear.path(0)))
+    bear.turn(0, 1)
+    assert np.array_equal(np.asarray(Image.open(bear.path(0))), np.rot90(before))
+    bear.turn(0, 3)
+    assert np.array_equal(np.asarray(Image.open(bear.path(0))), before)
+    bear.use(0, False)
+    assert len(bear.used().photos) == 4 and [photo.name for photo in bear.left_out().photos] == ["photo 01"]
+    bear.use(0, True)
+    assert bear.left_out() is None and bear.used().photos[0].captions
+    for number in (-1, 5, 1.0, True, None, "0", [0]):
+        for act in (lambda n: bear.turn(n, 1), lambda n: bear.use(n, False), bear.captions):
+            with pytest.raises(PersonalError, match="not here any more"):
+                act(number)
+    bear.clear()
+    assert bear.used() is None and bear.left_out() is None and bear.snaps == []
+
+
+def test_a_look_has_a_tile_for_each_photo_whatever_was_done(bear, house):
+    found = look(bear, house, "page", "object", "bear", "center")
+    assert found.count == 5 and not found.helpful and "nothing to change" in found.words
+    bear.use(2, False)
+    bear.turn(0, 1)
+    found = look(bear, house, "page", "object", "bear", "subject")
+    assert len(found.tiles) == 5 and found.count == 4
+    assert found.tiles[2][1] == "03: left out" and "01" in found.tiles[0][1]
+    pale = [np.asarray(Image.open(path)).mean() for path, _ in found.tiles]
+    assert pale[2] > 180
+    assert all(Path(path).is_relative_to(house.room("page")) for path, _ in found.tiles)
+    for _ in range(3):
+        look(bear, house, "page", "object", "bear", "center")
+    assert len(list(house.room("page").iterdir())) == 2  # what is shown, and what was just before
+    for number in range(5):
+        bear.use(number, False)
+    assert look(bear, house, "page", "object", "bear", "center").words.startswith("No photo is used. 5 left out")
+
+
+def test_the_doctors_advice_is_followed_by_a_click(bear, house, tmp_path):
+    """A dark photo and a second one of the same are left out; one on its side is turned upright again."""
+    dark = Image.open(BEAR / "02.jpg").point(lambda level: level * 0.04)
+    dark.save(tmp_path / "dark.png")
+    again = Image.open(BEAR / "03.jpg")
+    again.crop((6, 6, again.width, again.height)).save(tmp_path / "again.png")
+    bear.add([tmp_path / "dark.png", tmp_path / "again.png"])
+    found = look(bear, house, "page", "object", "bear", "center")
+    assert found.helpful and "too dark" in found.words and "nearly the same" in found.words
+    marks = [caption for _, caption in found.tiles]
+    assert [mark for mark in marks if "dark" in mark] == ["07: like another, dark"]
+    assert sum("like another" in mark for mark in marks) == 4
+    follow_advice(bear, "object", "bear", "center")
+    found = look(bear, house, "page", "object", "bear", "center")
+    assert found.count == 5 and not found.helpful and [snap.used for snap in bear.snaps] == [True] * 5 + [False] * 2
+    follow_advice(bear, "object", "bear", "center")  # nothing more to do
+    assert look(bear, house, "page", "object", "bear", "center").count == 5
+
+
+@pytest.mark.parametrize("clockwise", [True, False])
+def test_what_lies_on_its_side_is_turned_to_where_it_was(tray, house, tmp_path, clockwise):
+    upright = bad.in_one_place(seed=0)
+    tray.add(sorted(bad.saved(bad.with_one_turned(upright, 2, clockwise), tmp_path / "photos").iterdir()))
+    assert "on its side?" in look(tray, house, "page", "object", "", "center").tiles[2][1]
+    follow_advice(tray, "object", "", "center")
+    now = np.asarray(Image.open(tray.path(2)).resize((64, 64)), np.float32)
+    then = np.asarray(upright[2].convert("RGB").resize((64, 64)), np.float32)
+    assert np.abs(now - then).mean() < 8 < np.abs(now - np.rot90(then, 2)).mean()
+
+
+def test_trays_are_of_one_page_and_go_with_it():
+    trays = Trays()
+    mine, other = trays.of("mine", 128), trays.of("other", 128)
+    assert mine.folder != other.folder and mine.folder.stat().st_mode & 0o777 == 0o700
+    mine.add([BEAR / "01.jpg"])
+    assert other.snaps == [] and trays.of("mine", 512).snaps and trays.of("mine", 512).side == 512
+    trays.leave("mine")
+    assert not mine.folder.exists() and other.folder.exists()
+    for n in range(60):  # a client that calls itself by ever new names
+        trays.of(f"page {n}", 128)
+    assert len(list(trays._trays)) <= uploads.MOST_PAGES
+    trays.close()
+    assert not other.folder.exists() and trays._trays == {}
+
+
+class Studio:
+    class base:
+        resolution, kind, device, name = 128, "tiny", "cpu", "tiny"
+
+
+def test_only_uploads_are_taken_and_they_are_gone_afterwards(house, tmp_path):
+    workshop = Workshop(house, Studio())
+    try:
+        outside = picture(tmp_path / "private.png")
+        for place in (str(outside), "/etc/passwd", "../private.png", "", "x\0y", str(house.shown)):
+            assert "not a place inside" in workshop.drop("page", [place])
+        assert outside.exists() and workshop.trays.of("page", 128).snaps == []
+        sent = picture(house.shown / "a.png")
+        (house.shown / "evil.gif").write_bytes(b"GIF89a")
+        assert "a GIF" in workshop.drop("page", [str(sent), str(house.shown / "evil.gif")])
+        assert not list(house.shown.glob("*.*")) and len(workshop.trays.of("page", 128).snaps) == 1
+        assert workshop.drop("page", None) == "" == workshop.drop("page", [])
+        form = {"kind": "nonsense", "noun": None, "crop": "yes"}
+        assert workshop.look("page", form).count == 1
+        assert "not here any more" in workshop.turn("page", 7, 1)
+        assert workshop.photo("page", None).name == "" == workshop.photo("page", -9).name
+    finally:
+        workshop.close()
+
+
+def test_the_sample_photos_are_there():
+    assert len(samples()) == 2

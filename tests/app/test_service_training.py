@@ -1,0 +1,361 @@
+"""Trainings for pages, with real processes: started without a shell, found again, asked, stopped, killed, cancelled."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sdpersonal.app.backend import House
+from sdpersonal.app.backend.train import training_service
+from sdpersonal.app.backend.train.form import naming, plan, settings_of
+from sdpersonal.app.backend.train.loss_plot import bar, curve
+from sdpersonal.app.backend.train.processes import Process, begin
+from sdpersonal.app.backend.train.run_status import Ledger, Points, Reader, read_json
+from sdpersonal.app.backend.train.run_view import scene
+from sdpersonal.app.backend.train.training_service import Trainings, argv_of, minutes, settings_from
+from sdpersonal.app.backend.train.uploads import Tray
+from sdpersonal.concepts.library import Library
+from sdpersonal.config import DreamboothSettings, InversionSettings
+from sdpersonal.errors import PersonalError
+
+BEAR = Path(__file__).parents[2] / "examples" / "photos" / "teddy-bear"
+PATIENCE = 150  # seconds, on a machine with other work
+
+
+@pytest.fixture
+def house(tmp_path):
+    (tmp_path / "shown").mkdir()
+    return House(Library(tmp_path / "concepts"), tmp_path / "outputs", tmp_path / "runs", tmp_path / "shown")
+
+
+@pytest.fixture
+def tray(tmp_path):
+    (tmp_path / "tray").mkdir()
+    found = Tray(tmp_path / "tray", 128)
+    found.add(sorted(BEAR.iterdir())[:6])
+    return found
+
+
+@pytest.fixture
+def trainings(house):
+    opened = Trainings(house)
+    yield opened
+    for folder in opened._all():
+        training_service._process(folder).end(at_once=True)
+
+
+def inversion(**more):
+    return InversionSettings(
+        **{"photos": "x", "token": "<me/bear>", "base": "tiny", "init": "bear", "steps": 5000} | more
+    )
+
+
+def until(trainings, what, user=None):
+    """How the user's training stands once `what` of it is true."""
+    end = time.monotonic() + PATIENCE
+    while not what(standing := trainings.shown(user)):
+        if time.monotonic() > end:
+            raise TimeoutError(f"{standing}; {(standing.folder / 'errors.txt').read_text() if standing else ''}")
+        time.sleep(0.05)
+    return standing
+
+
+def learning(standing):
+    return standing.state == "learning" and standing.step >= 2
+
+
+class Base:
+    name, kind, device, resolution = "tiny", "tiny", "cpu", 128
+
+
+FORM = {"owner": "me", "name": "bear", "kind": "One thing or animal", "noun": "bear", "agrees": False}
+FORM |= {"method": "Closest likeness (DreamBooth, LoRA)", "crop": False, "flip": False, "early_stop": True}
+FORM |= {"text_encoder": False, "prior": "Nothing", "steps": "", "lr": None, "rank": " "}
+FORM |= {"resolution": "", "seed": ""}
+
+
+# --- a training's life ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_training_from_start_to_its_concept(trainings, tray, house, monkeypatch):
+    """It is found again by another app, asked for pictures, stopped and kept; its photos go, its concept stays."""
+    monkeypatch.setenv("HF_TOKEN", "SECRET")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SECRET")
+    folder = trainings.start(inversion(), tray, None)
+    standing = until(trainings, lambda standing: True)
+    assert standing.state == "starting" and (folder / "photos" / "photo 01").exists()
+    about = read_json(folder / "process.json")
+    child = psutil.Process(about["pid"])
+    assert "SECRET" not in str(child.environ()) and os.getpgid(child.pid) == child.pid
+    with pytest.raises(PersonalError, match=r"You are training already, since .*in another tab"):
+        trainings.start(inversion(), tray, None)
+    assert len(list(house.runs.iterdir())) == 1
+
+    until(trainings, learning)
+    again = Trainings(house)  # after a restart of the app
+    standing = again.shown(None)
+    assert standing.state == "learning" and standing.folder == folder.resolve() and standing.steps == 5000
+    assert again.busy(None).mine and not again.busy("anna").mine
+    assert "Somebody is training" in again.busy("anna").words() and "bear" not in again.busy("anna").words()
+    assert again.shown("anna") is None
+    first = scene(standing, house, "page")
+    assert first.title == "Learning <me/bear>" and "of at most 5,000" in first.words and "<progress" in first.bar
+    again.ask(None, "sample")
+    standing = until(again, lambda now: (folder / "trials.jsonl").read_text().endswith("\n"))
+    second = scene(standing, house, "page", first.stamp)
+    assert len(second.pictures) == 2 and "So far" in second.score
+    assert scene(standing, house, "page", second.stamp).pictures == ()
+    until(again, lambda now: now.step > standing.step)
+    again.ask(None, "keep")
+    standing = until(again, lambda now: not now.running)
+    assert standing.state == "done" and standing.token == "<me/bear-v1>", (folder / "errors.txt").read_text()
+    last = scene(standing, house, "page")
+    assert last.title == "<me/bear-v1> is ready" and last.prompts[0] == "a photo of <me/bear>"
+    assert Path(last.report).is_relative_to(house.room("page")) and len(last.pictures) == 2
+    until(trainings, lambda now: not (folder / "photos").exists())  # whoever started it tidies up
+    assert trainings.pace() and trainings.busy(None) is None
+    assert "going by the last one here" in plan(
+        FORM | {"method": "Smallest file (textual inversion)"}, 5, Base, house.library, trainings.pace()
+    )
+    trainings.put_away(None)
+    assert trainings.shown(None) is None and (folder / "report.html").exists()
+    assert "will be version 2" in naming(FORM, house.library)
+
+
+@pytest.mark.slow
+def test_the_apps_end_saves_and_another_goes_on(trainings, tray, house):
+    folder = trainings.start(inversion(steps=400, early_stop=False, samples=False), tray, "anna")
+    assert folder.parent == (house.runs / "anna").resolve()
+    until(trainings, learning, "anna")
+    trainings.close()
+    standing = trainings.shown("anna")
+    assert standing.state == "stopped" and standing.can_go_on and standing.step >= 2
+    assert f"Stopped after step {standing.step} of 400; it is saved." in standing.said
+    assert (folder / "photos").exists() and trainings.busy("anna") is None
+    said = scene(standing, house, "page").words
+    assert "Go on takes it up there" in said and "--resume" not in said
+
+    again = Trainings(house)
+    again.go_on("anna")
+    now = until(again, lambda now: now.state == "learning" and now.step > standing.step, "anna")
+    steps = [json.loads(line)["step"] for line in (folder / "progress.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1)) and now.points.losses[0][0] == 1
+    again.ask("anna", "keep")
+    assert until(again, lambda now: not now.running, "anna").state == "done"
+    assert not (folder / "photos").exists() or until(again, lambda _: not (folder / "photos").exists(), "anna")
+
+
+@pytest.mark.slow
+def test_killed_it_is_told_and_cancelled_nothing_is_left(trainings, tray, house, tmp_path):
+    folder = trainings.start(inversion(), tray, None)
+    until(trainings, learning)
+    os.kill(read_json(folder / "process.json")["pid"], signal.SIGKILL)
+    standing = until(trainings, lambda now: not now.running)
+    assert standing.state == "failed" and "killed, or the machine ran out of memory" in standing.said
+    assert not standing.can_go_on and "try once more" in scene(standing, house, "page").words
+    with pytest.raises(PersonalError, match="No training of yours is running"):
+        trainings.ask(None, "keep")
+    trainings.go_on(None)  # there is no checkpoint: from the beginning
+    assert until(trainings, learning).step >= 2
+    assert "copies of your photos are gone" in trainings.cancel(None)
+    assert not folder.exists() and trainings.shown(None) is None and trainings.busy(None) is None
+    assert house.library.list() == []
+    with pytest.raises(PersonalError, match="no training to cancel"):
+        trainings.cancel(None)
+
+
+def test_of_two_pages_that_press_start_at_once_one_begins(trainings, tray, house):
+    ends = []
+
+    def press():
+        try:
+            ends.append(trainings.start(inversion(), tray, None))
+        except PersonalError as error:
+            ends.append(str(error))
+
+    threads = [threading.Thread(target=press) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    begun = [end for end in ends if isinstance(end, Path)]
+    assert len(begun) == 1 and sum("You are training already" in str(end) for end in ends) == 3
+    assert [path.name for path in house.runs.iterdir()] == [begun[0].name]
+
+
+def test_what_goes_wrong_at_the_start_is_the_trainers_own_sentence(trainings, tray, house):
+    folder = trainings.start(inversion(base="no-such-base"), tray, None)
+    standing = until(trainings, lambda now: not now.running)
+    assert standing.state == "failed" and "no-such-base" in standing.said and "Traceback" not in standing.said
+    assert scene(standing, house, "page").title == "<me/bear> is not finished"
+    (folder / "errors.txt").write_text("Traceback (most recent call last):\n  File /home/me/secret\nKeyError: 'x'\n")
+    words = scene(trainings.shown(None), house, "page").words
+    assert "mistake of this program" in words and "secret" not in words
+
+
+@pytest.mark.parametrize("wrong", ["full", "library gone", "no photo left"])
+def test_a_start_that_fails_leaves_nothing(trainings, tray, house, monkeypatch, wrong):
+    if wrong == "full":
+        monkeypatch.setattr(training_service.files, "free_bytes", lambda folder: 1000)
+    elif wrong == "library gone":
+        monkeypatch.setattr(training_service, "begin", lambda *_: (_ for _ in ()).throw(PersonalError("no process")))
+    else:
+        tray.clear()
+    with pytest.raises(PersonalError):
+        trainings.start(inversion(), tray, None)
+    assert not house.runs.exists() or list(house.runs.iterdir()) == []
+    assert trainings.busy(None) is None
+
+
+# --- which process it is ----------------------------------------------------------------------------------------------
+
+
+def test_a_number_that_was_given_to_another_is_not_taken_for_it(trainings, house, tmp_path):
+    mine = psutil.Process()
+    assert Process(mine.pid, mine.create_time()).alive()
+    assert not Process(mine.pid, mine.create_time() - 100).alive()
+    for pid in (0, -1, 2**40):
+        assert not Process(pid, 0.0).alive() and Process(pid, 0.0).end(at_once=True)
+    run = tmp_path / "runs" / "me-bear"
+    run.mkdir(parents=True)
+    (run / "settings.json").write_text(json.dumps(inversion().model_dump(mode="json")))
+    (run / "process.json").write_text(json.dumps({"pid": mine.pid, "born": mine.create_time() - 100, "began": 5.0}))
+    assert Trainings(house).shown(None).state == "failed"
+    assert "gone" in Trainings(house).cancel(None)  # and this test goes on
+    for nonsense in ("{", "[]", '{"pid": "x", "born": null}', '{"pid": true}', "\0"):
+        run.mkdir(exist_ok=True)
+        (run / "process.json").write_text(nonsense)
+        assert Trainings(house).busy(None) is None
+
+
+def test_no_value_is_taken_for_a_flag_or_by_a_shell(tmp_path, monkeypatch):
+    """Whatever was typed is one word with its flag, and reaches the trainer as it is."""
+    monkeypatch.chdir(tmp_path)
+    for noun in ("x; touch PWNED", "$(touch PWNED)", "--config=/etc/passwd", "-h", "a | b", "'\"", "--base", "`id`"):
+        asked = DreamboothSettings(photos="ph otos", token="<me/bear>", class_noun=noun, flip=True, samples=False)
+        argv = argv_of(asked)
+        assert argv[:2] == ["train", "dreambooth"] and all(word.startswith("--") for word in argv[2:])
+        assert f"--class={noun}" in argv and "--flip" in argv and "--no-samples" in argv
+        assert _as_read(argv) == asked.model_copy(update={"photos": Path("ph otos")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def _as_read(argv):
+    from sdpersonal.cli.main import _asked
+
+    return _asked(DreamboothSettings, argv[2:], "train")
+
+
+def test_a_process_of_its_own_takes_no_module_from_where_it_runs(tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise SystemExit('PWNED')")
+    (tmp_path / "sdpersonal.py").write_text("raise SystemExit('PWNED')")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    _, child = begin(["concepts", "list", "--library=nowhere"], tmp_path / "run")
+    assert child.wait(PATIENCE) == 0 and "PWNED" not in (tmp_path / "run" / "errors.txt").read_text()
+    assert (tmp_path / "run" / "said.txt").stat().st_mode & 0o777 == 0o600 and sys.executable
+
+
+def test_settings_come_back_as_they_were_kept():
+    for asked in (
+        inversion(lr=0.5),
+        DreamboothSettings(photos="x", token="<me/a>", class_noun="cat", method="pivotal"),
+    ):
+        kept = json.loads(json.dumps(asked.model_dump(mode="json") | {"program": training_service._program(asked)}))
+        assert settings_from(kept) == asked
+    with pytest.raises(PersonalError):
+        settings_from({"program": "dreambooth", "photos": "x", "token": "<me/a>", "steps": -1})
+
+
+# --- what is read and told --------------------------------------------------------------------------------------------
+
+
+def test_progress_is_read_on_and_anew_after_a_resume(tmp_path):
+    path = tmp_path / "progress.jsonl"
+    ledger = Ledger(path)
+    ledger.look()
+    lines = [
+        json.dumps({"step": n, "steps": 9, "loss": 1 / n, "seconds": n, "left": 9 - n}) + "\n" for n in range(1, 9)
+    ]
+    path.write_text("".join(lines[:3]) + lines[3][:10])
+    ledger.look()
+    assert ledger.last["step"] == 3 and len(ledger.points.losses) == 3
+    with path.open("a") as file:
+        file.write(lines[3][10:] + lines[4] + "garbage\n" + '{"step": "x"}\n{"step": 6, "loss": NaN}\n[]\n')
+    ledger.look()
+    assert [step for step, _ in ledger.points.losses] == [1, 2, 3, 4, 5]
+    path.write_text("".join(lines[:2]))
+    ledger.look()
+    assert [step for step, _ in ledger.points.losses] == [1, 2]
+
+
+def test_a_curve_is_numbers_and_our_own_words():
+    losses = [(n, 1.0 / n) for n in range(1, 3001)]
+    drawn = curve(Points(losses, [(n, 0.5) for n in range(100, 3000, 100)]), 5000)
+    assert drawn.startswith("<svg") and len(drawn) < 12_000 and "step 5,000" in drawn
+    assert curve(Points([(1, 0.5)]), 10) == "" and curve(Points(losses[:2]), 0).count("M") >= 3
+    assert curve(Points([(1, 0.0), (2, 0.0)]), 2) and 'value="0.5000"' in bar(0.5) and "value" not in bar(None)
+
+
+def test_a_form_becomes_settings_or_a_sentence():
+    made = settings_of(FORM, Base)
+    assert (made.token, made.class_noun, made.method, made.base) == ("<me/bear>", "bear", "lora", "tiny")
+    assert made.steps is None and made.consent == "unknown"
+    for text in ("0,001", "1,5", "1,00"):  # in other places of the world a comma is no mark of thousands
+        with pytest.raises(PersonalError, match="lr must be"):
+            settings_of(FORM | {"lr": text}, Base)
+    typed = settings_of(FORM | {"steps": "1,000", "lr": "1e-4", "rank": "8", "resolution": 64, "seed": "7"}, Base)
+    assert (typed.steps, typed.lr, typed.rank, typed.resolution, typed.seed) == (1000, 1e-4, 8, 64, 7)
+    person = settings_of(FORM | {"kind": "One person", "agrees": True}, Base)
+    assert person.consent == "yes" and person.kind == "person"
+    for change, words in (
+        ({"noun": "  "}, "what it is"),
+        ({"noun": None}, "what it is"),
+        ({"noun": 5}, "class_noun must be"),
+        ({"noun": "x" * 101}, "class_noun must be"),
+        ({"name": ""}, "a name"),
+        ({"name": None}, "a name"),
+        ({"name": "My Cat"}, "<me/my-cat>"),
+        ({"name": "cat-v2"}, "has a version"),
+        ({"name": "a/b"}, "not a concept's token"),
+        ({"kind": "One person"}, "tick that this person agrees"),
+        ({"kind": "One person", "agrees": "yes"}, "tick that this person agrees"),
+        ({"kind": "x"}, "not one of the choices"),
+        ({"kind": ["x"]}, "not one of the choices"),
+        ({"steps": float("nan")}, "steps must be"),
+        ({"steps": 2.5}, "steps must be"),
+        ({"lr": -1}, "lr must be"),
+        ({"rank": "x"}, "rank must be"),
+        ({"rank": "1e999"}, "rank must be"),
+        ({"lr": "nan"}, "lr must be"),
+        ({"resolution": 100}, "resolution must be"),
+        ({"flip": "maybe"}, "flip must be"),
+        ({"seed": 2**64}, "seed must be"),
+        ({"prior": "/etc/passwd"}, "not one of the choices"),
+    ):
+        with pytest.raises(PersonalError, match=words):
+            settings_of(FORM | change, Base)
+
+
+def test_a_plan_says_how_long_and_how_much_before_anything_was_measured(house):
+    said = plan(FORM, 5, Base, house.library, {})
+    assert "At most 320 steps" in said and "a guess" in said and "GB of memory" in said
+    assert "At most 640 steps" in plan(FORM, 20, Base, house.library, {})
+    assert "add photos" in plan(FORM, 0, Base, house.library, {}).lower()
+    assert "Before I can start: Give it a name" in plan(FORM | {"name": ""}, 5, Base, house.library, {})
+    assert (minutes(10), minutes(70), minutes(240), minutes(9000)) == (
+        "less than a minute", "a minute", "4 minutes", "2 hours",
+    )  # fmt: skip
+
+
+def test_a_run_of_the_command_line_is_none_of_the_apps(house, tmp_path):
+    (tmp_path / "runs" / "me-cat-dreambooth-lora").mkdir(parents=True)
+    assert Trainings(house).shown(None) is None
+    assert Reader().look(tmp_path / "runs" / "me-cat-dreambooth-lora") is None

@@ -1,0 +1,257 @@
+"""The command line: exit codes, JSON that programs can lean on, and no traceback for a user's mistake."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdpersonal.cli.main import COMMANDS, main
+from sdpersonal.concepts.concept import write
+from sdpersonal.concepts.library import Library
+from sdpersonal.prompts import Token
+from support.samples import concept, embedding
+
+
+@pytest.fixture
+def library(tmp_path):
+    library = Library(tmp_path / "concepts")
+    library.add(concept("<me/duck>"))
+    library.add(embedding("<you/ink>", seed=1))
+    return library
+
+
+def run(library, *argv):
+    return main([*argv, "--library", str(library.folder)])
+
+
+def test_help_names_every_command(capsys):
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in COMMANDS)
+    assert main(["concept", "lst"]) == 2
+    assert "concept lst is not a command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*name.split(), "--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"sdpersonal {name}" in shown
+    assert "(default: None)" not in shown and "(default: )" not in shown and "(default: '')" not in shown
+
+
+def test_list(library, capsys):
+    assert run(library, "concepts", "list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["<me/duck-v1>", "<you/ink-v1>"]
+    assert "2 vectors + LoRA rank 4" in lines[0]
+
+
+def test_json_of_list_and_show_is_stable(library, capsys):
+    assert run(library, "concepts", "list", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert run(library, "concepts", "show", "duck", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == listed[0]
+    keys = "token title description kind class_noun base base_name method steps created author license consent"
+    keys += " consent_note trigger_words prompts recipe scores vectors lora_rank size identity path damaged"
+    assert set(shown) == set(keys.split())
+
+
+def test_an_empty_library_says_what_to_do_next(tmp_path, capsys):
+    assert main(["concepts", "list", "--library", str(tmp_path / "none")]) == 0
+    assert "No concepts in" in capsys.readouterr().out
+    assert main(["concepts", "list", "--json", "--library", str(tmp_path / "none")]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_import_rename_remove(library, tmp_path, capsys):
+    file = tmp_path / "cat.safetensors"
+    file.write_bytes(write(embedding("<me/cat>", seed=5)))
+    assert run(library, "concepts", "import", str(file)) == 0
+    assert capsys.readouterr().out == "imported: <me/cat-v1>\n"
+    assert run(library, "concepts", "import", str(file), "--as", "<me/kitty>", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["imported"] == ["<me/kitty-v1>"]
+    assert run(library, "concepts", "rename", "<me/kitty>", "<me/puss>", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"renamed": ["<me/puss-v1>"]}
+    assert run(library, "concepts", "remove", "<me/puss>") == 0
+    assert [str(entry.token) for entry in library.list()] == ["<me/cat-v1>", "<me/duck-v1>", "<you/ink-v1>"]
+
+
+def test_verify_exits_with_1_and_names_the_damaged(library, capsys):
+    assert run(library, "concepts", "verify") == 0
+    path = library.list()[0].path
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    capsys.readouterr()
+    assert run(library, "concepts", "verify", "--json") == 1
+    (problem,) = json.loads(capsys.readouterr().out)
+    assert problem["token"] == "<me/duck-v1>" and "sha256" in problem["problem"]
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["concepts", "show", "<me/dcuk>"], "Did you mean <me/duck>?"),
+        (["concepts", "remove", "../../etc"], "is not a concept's token"),
+        (["concepts", "rename", "duck", "<../x>"], "is not a concept's token"),
+        (["concepts", "import", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["concepts", "import", "a", "b", "--as", "<me/x>"], "--as names one concept"),
+        (["concepts", "import"], "FILES must be one or more, got 0"),
+        (["generate", "<me/dcuk> on grass", "--base", "tiny"], "Did you mean <me/duck>?"),
+        (["generate", "a <b c>"], "is not a concept's token"),
+        (["generate", "duck", "--steps", "0"], "steps must be a whole number from 1 to 150, got 0."),
+        (["generate", "duck", "--guidance", "nan"], "guidance must be a number from 1 to 30, got nan."),
+        (["generate", "duck", "--base", "nowhere"], "No base called nowhere"),
+        (["generate", "duck", "--base", "tiny", "--clip-skip", "9"], "--clip-skip must be at most 4 for this base"),
+        (
+            ["train", "dreambooth", "--photos", "nowhere", "--token", "<me/a>", "--class", "cat", "--base", "tiny"],
+            "There is no folder nowhere",
+        ),
+    ],
+)
+def test_a_users_mistake_is_told_in_two_lines_and_exits_with_2(library, capsys, argv, said):
+    assert run(library, *argv) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") <= 2 and "Traceback" not in err
+    assert not os.path.exists("outputs") and not os.path.exists("runs")
+
+
+def test_generate_writes_pictures_and_a_grid(tmp_path, capsys):
+    argv = ["generate", "a duck", "--base", "tiny", "--n", "2", "--steps", "1", "--size", "64x64", "--grid"]
+    assert main([*argv, "--out", str(tmp_path / "out"), "--library", str(tmp_path / "none")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Base: tiny on cpu") and len(lines) == 4
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.png")) == sorted(
+        os.path.basename(line) for line in lines[1:]
+    )
+
+
+def test_a_private_grid_has_no_words(tmp_path, capsys):
+    """The chosen words and the seeds are what --private leaves out of each picture."""
+    argv = ["generate", "{duck|cat}", "--base", "tiny", "--n", "9", "--steps", "1", "--size", "64x64", "--grid"]
+    sizes = []
+    for flags in ([], ["--private"]):
+        assert main([*argv, *flags, "--out", str(tmp_path / "out"), "--library", str(tmp_path / "none")]) == 0
+        with Image.open(capsys.readouterr().out.splitlines()[-1]) as grid:
+            assert not grid.info
+            sizes.append(grid.size)
+    (width, height), (bare_width, bare) = sizes
+    assert width == bare_width == 3 * (256 + 6) + 6  # three rows of three
+    assert bare == 3 * (256 + 2 * 6) < height
+
+
+def test_whoever_stops_listening_gets_no_traceback(library, root):
+    script = f"{sys.executable} -m sdpersonal concepts show duck --library {library.folder} | head -c 1"
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+@pytest.mark.parametrize("script", ["train_dreambooth.py", "train_textual_inversion.py"])
+def test_the_scripts_are_the_same_commands(script, root):
+    argv = [sys.executable, str(root / script), "--photos", "nowhere", "--token", "<me/a>", "--base", "tiny"]
+    argv += ["--class", "cat"] if "dreambooth" in script else []
+    done = subprocess.run(argv, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
+    assert done.returncode == 2 and "There is no folder nowhere" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["train dreambooth", "train textual-inversion"])
+def test_help_says_that_other_peoples_flags_are_understood(name, capsys):
+    with pytest.raises(SystemExit):
+        main([*name.split(), "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "diffusers' training scripts are understood" in said
+    assert "docs/from-diffusers.md" in said and "--concepts-list" in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--instance_data_dir", "dog", "--base", "tiny"], "--instance_prompt is missing"),
+        (["--instance_data_dir=", "--instance_prompt", "a photo of sks dog"], "shell variable"),
+        (["--concepts_list", "nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_mistakes_in_diffusers_words_are_told_in_two_lines(argv, said, capsys):
+    assert main(["train", "dreambooth", *argv]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.startswith("error: ") and err.count("\n") <= 2
+
+
+def test_only_the_first_of_several_processes_says_what_was_read(monkeypatch, capsys):
+    argv = ["train", "dreambooth", "--instance_data_dir", "nowhere", "--base", "tiny", "--push_to_hub"]
+    argv += ["--instance_prompt", "a photo of sks dog"]
+    assert main(argv) == 2
+    assert "note: --push_to_hub" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    assert main(argv) == 2
+    assert "note:" not in capsys.readouterr().err
+
+
+def _training(root, place, batch):
+    argv = [
+        sys.executable,
+        str(root / "train_textual_inversion.py"),
+        "--token",
+        "<me/a>",
+        "--base",
+        "tiny",
+        "--no-samples",
+    ]
+    argv += [
+        "--photos",
+        str(root / "examples/photos/teddy-bear"),
+        "--steps",
+        "3",
+        "--batch",
+        str(batch),
+        "--vectors",
+        "2",
+    ]
+    return [*argv, "--library", str(place / "concepts"), "--run", str(place / "run")]
+
+
+@pytest.mark.thorough
+@pytest.mark.slow
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path, root):
+    """Started as a launcher starts them. (accelerate launch itself starts several on a CPU only through MPI.)"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            _training(root, tmp_path / "two", 1),
+            env=common | meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert "3 steps of 2 photos" in said[0] and said[1] == ""  # two processes, one voice
+    subprocess.run(_training(root, tmp_path / "one", 2), env=common, check=True, capture_output=True)
+    vectors = [Library(tmp_path / name / "concepts").get(Token("me", "a")).vectors["clip_l"] for name in ("two", "one")]
+    np.testing.assert_allclose(*vectors, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_scripts_run_under_accelerate_launch(tmp_path, root):
+    argv = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    argv += [str(root / "train_dreambooth.py"), "--photos", str(root / "examples/photos/teddy-bear"), "--class", "bear"]
+    argv += ["--token", "<me/a>", "--base", "tiny", "--steps", "2", "--no-samples", "--rank", "2", "--run", "there"]
+    done = subprocess.run(argv, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [str(entry.token) for entry in Library("concepts").list()] == ["<me/a-v1>"]

@@ -1,0 +1,39 @@
+"""The demo, with its trainings cut short: what it leaves, what it says last, and that it does nothing twice."""
+
+import dataclasses
+
+import pytest
+from PIL import Image
+
+from sdpersonal.cli import demo
+from sdpersonal.concepts.library import Library
+from sdpersonal.errors import PersonalError
+from sdpersonal.training import presets, validation
+
+
+@pytest.mark.slow
+def test_the_demo_teaches_draws_and_says_where(root, tmp_path, monkeypatch):
+    short = {name: dataclasses.replace(preset, steps=10, milestones=1) for name, preset in presets._TINY.items()}
+    monkeypatch.setitem(presets._TABLES, "tiny", short)
+    monkeypatch.setattr(validation, "STEPS", 4)
+    monkeypatch.setattr(demo, "ROWS", demo.ROWS[::4])
+    monkeypatch.chdir(root)
+    said = []
+    path = demo.run(tmp_path, said.append)
+    assert said[-1] == str(path) and sum("up to 10 steps" in line for line in said) == 2
+    assert [str(entry.token) for entry in Library(tmp_path / "concepts").list()] == [
+        "<demo/cyanotype-v1>",
+        "<demo/teddy-v1>",
+    ]
+    with Image.open(path) as sheet:
+        assert sheet.width > 5 * 192 and sheet.height > len(demo.ROWS) * 192
+    monkeypatch.setattr(demo, "ROWS", demo.ROWS[:1])
+    again = []
+    demo.run(tmp_path, again.append)
+    assert sum("is taught already" in line for line in again) == 2
+
+
+def test_elsewhere_it_says_where_to_run_it(tmp_path):
+    with pytest.raises(PersonalError, match="no sample photos") as caught:
+        demo.run(tmp_path, lambda line: None)
+    assert "project's folder" in caught.value.fix

@@ -1,0 +1,95 @@
+"""Every command and link in the README works as written."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def commands():
+    """The lines of the README's shell blocks, continuations joined."""
+    for block in re.findall(r"^```(?:bash|sh|shell)\n(.*?)^```", README, re.M | re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.strip() and not line.lstrip().startswith("#"):
+                yield line.strip()
+
+
+def words_of(command):
+    """Words without environment settings in front and without a comment behind."""
+    words = shlex.split(command, comments=True)
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words.pop(0)
+    return words
+
+
+def flags_of(words):
+    return {word.partition("=")[0] for word in words if word.startswith("--")}
+
+
+def help_of(*command):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    ran = subprocess.run([*command, "--help"], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_there_are_commands():
+    assert {"make demo", "make test"} <= set(commands())
+
+
+@pytest.mark.parametrize("command", sorted({c for c in commands() if words_of(c)[:1] == ["make"]}))
+def test_make_targets_exist(command):
+    assert subprocess.run(["make", "-n", *words_of(command)[1:]], cwd=ROOT, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("command", sorted({c for c in commands() if re.search(r"\w+\.py\b", c)}))
+def test_scripts_take_these_flags(command):
+    words = words_of(command)
+    at = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    assert flags_of(words[at:]) <= _flags_in(help_of(sys.executable, words[at]))
+
+
+@pytest.mark.parametrize("command", sorted({c for c in commands() if "sdpersonal" in words_of(c)[0]}))
+def test_the_command_line_takes_these_flags(command):
+    words = words_of(command)[1:]
+    plain = [word for word in words if re.fullmatch(r"[a-z][a-z-]*", word)]
+    deepest = next(
+        (plain[:n] for n in (2, 1, 0) if n <= len(plain) and plain[:n] == words[:n] and _is_command(plain[:n])), []
+    )
+    assert flags_of(words) <= _flags_in(help_of(sys.executable, "-m", "sdpersonal.cli.main", *deepest))
+
+
+def _is_command(words):
+    ran = subprocess.run(
+        [sys.executable, "-m", "sdpersonal.cli.main", *words, "--help"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+    )
+    return ran.returncode == 0
+
+
+def _flags_in(text):
+    return set(re.findall(r"--[a-z][a-z0-9-]*", text))
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+?)\)", README))))
+def test_links_lead_somewhere(link):
+    if not re.match(r"https?://", link):
+        assert (ROOT / link).exists()
+
+
+def _docstrings():
+    return "".join(script.read_text().partition('"""')[2].partition('"""')[0] for script in ROOT.glob("*.py"))
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\bexamples/[\w./-]+\w", README + _docstrings()))))
+def test_sample_photos_named_are_there(path):
+    assert (ROOT / path).exists()

@@ -1,0 +1,306 @@
+"""Text from outside, at every door: one sentence with the value's own name, and nothing is done."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
+
+import pytest
+from pydantic_core import PydanticUndefined
+
+from sdpersonal.cli.main import COMMANDS, run
+from sdpersonal.config import DreamboothSettings, InversionSettings, Request, flag_of
+from sdpersonal.config.text_checks import check_path, is_blank, plain_spaces
+from sdpersonal.errors import FieldError, PersonalError
+from sdpersonal.image_metadata import Recipe
+
+SURROGATE, HALF = "caf\udce9", "a\ud83d"
+
+
+def walk_types(annotation):
+    yield annotation
+    for part in get_args(annotation):
+        yield from walk_types(part)
+
+
+def app():
+    """app.py, which is no module of the package."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("app", Path(__file__).parents[2] / "app.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PROGRAMS = {name: settings for name, (_, settings) in COMMANDS.items()} | {"app.py": app().Opening}
+FIELDS = [
+    (program, name)
+    for program, settings in PROGRAMS.items()
+    for name, field in settings.model_fields.items()
+    if bool not in set(walk_types(field.annotation))
+]
+MAY_BE_EMPTY = {"negative", "prompt", "class_noun", "title", "description", "licence", "consent_note", "author"} | {
+    "base_name", "method", "trigger_words", "prompts",
+}  # fmt: skip
+
+
+def valid(settings, without):
+    """Values for what a settings class needs besides one field."""
+    examples = {"token": "<me/a>", "class_noun": "dog", "x": "seed: 1, 2", "as_": "<me/b>", "old": "a", "new": "b"}
+    examples |= {"tokens": ["<me/a>", "<me/b>"], "parts": ["<me/a>", "<me/b>"], "files": ["a"], "pictures": ["a"]}
+    needed = {
+        name for name, field in settings.model_fields.items() if field.is_required() and name != without
+    }  # fmt: skip
+    return {name: examples.get(name, "word") for name in needed}
+
+
+def command_line(settings, name, value):
+    words, placed = [], []
+    for field, given in (valid(settings, name) | {name: value}).items():
+        flag, values = flag_of(settings, field), given if isinstance(given, list) else [given]
+        if flag.startswith("--"):
+            words += [f"{flag}={values[0]}", *values[1:]]
+        else:
+            placed.append((list(settings.model_fields).index(field), values))
+    return [*(value for _, values in sorted(placed) for value in values), *words]
+
+
+HOSTILE = {"empty": "", "latin-1": SURROGATE, "long": "y" * 20_000}
+
+
+@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize(("program", "name"), FIELDS, ids="-".join)
+def test_every_field_of_every_program_refuses_hostile_text(program, name, value, capsys):
+    settings, done = PROGRAMS[program], []
+    code = run(done.append, settings, command_line(settings, name, value), program)
+    said = capsys.readouterr().err
+    own = flag_of(settings, name) if name != "report_to" else "--report_to"  # diffusers' flag too, as they spell it
+    if not value and name in MAY_BE_EMPTY and not said:
+        return
+    assert code == 2 and not done, (code, said)
+    assert own in said.replace("--report-to", "--report_to") and said.count("\n") <= 2 and len(said) < 700, said
+    assert all(c.isprintable() or c == "\n" for c in said), said
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize(("program", "name"), FIELDS, ids="-".join)
+def test_a_python_call_is_refused_by_the_parameters_name(program, name):
+    settings = PROGRAMS[program]
+    for value in (SURROGATE, HALF, *(() if name in ("prompt", "negative") else ("a\x00b", "a\x1b[31mb", "y" * 50_000))):
+        shaped = (value,) if tuple in {getattr(kind, "__origin__", kind) for kind in
+                                       walk_types(settings.model_fields[name].annotation)} else value  # fmt: skip
+        with pytest.raises(FieldError) as caught:
+            settings(**(valid(settings, name) | {name: shaped}))
+        assert caught.value.field == name
+
+
+def test_nothing_has_an_empty_default_that_is_a_path():
+    for settings in PROGRAMS.values():
+        for field in settings.model_fields.values():
+            assert field.default is PydanticUndefined or field.default != Path()
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("x" * 300, "has a name of 300 bytes in it; 255 are the most"),
+        ("日" * 100, "has a name of 300 bytes in it"),
+        ("a/" * 3000, "is too long for a path: 6,000 bytes"),
+        ("a\nb", "holds the control character U+000A"),
+        ("", "is empty"),
+    ],
+)
+def test_paths_have_the_file_systems_limits(value, said):
+    with pytest.raises(FieldError, match="^photos " + re.escape(said)):
+        InversionSettings(photos=value, token="<me/a>")
+    with pytest.raises(FieldError, match="^--photos " + re.escape(said)):
+        check_path(value, "--photos")
+
+
+def test_python_callers_are_asked_too():
+    from sdpersonal.concepts.library import Library
+    from sdpersonal.models import load_base
+    from sdpersonal.outputs import Outputs
+    from sdpersonal.photos.loading import load_photos
+
+    for value in ("", "  ", SURROGATE, "a\x00b"):
+        for call in (load_base, lambda name: load_base("tiny", vae=name), Library, Outputs):
+            with pytest.raises(FieldError, match=r"^(base|vae|library|out) (is empty|holds)"):
+                call(value)
+        with pytest.raises(FieldError, match=r"^photos (is empty|holds)"):
+            load_photos(value, 64)
+    with pytest.raises(PersonalError, match="home of a user"):
+        load_base("~nobody-is-called-so/model")
+
+
+def test_lengths_are_said_in_numbers():
+    with pytest.raises(PersonalError, match=r"^class_noun must be text of up to 100 characters, got 512"):
+        DreamboothSettings(photos="x", token="<me/a>", class_noun="y" * 512)
+    with pytest.raises(PersonalError, match=r"^init must be text of up to 100 characters, got 101"):
+        InversionSettings(photos="x", token="<me/a>", init="y" * 101)
+
+
+def test_a_cards_texts_have_the_cards_limits(capsys):
+    """By the flag, before the library is opened; the limits are those of `Card` itself."""
+    from sdpersonal.cli.main import main
+    from sdpersonal.concepts.card import Card
+
+    names = {"title": "title", "author": "author", "class": "class_noun", "method": "method", "licence": "license"}
+    names |= {"description": "description", "base-name": "base_name", "consent-note": "consent_note"}
+    for flag, name in names.items():
+        with pytest.raises(PersonalError, match=r"up to ([\d,]+) characters, got 5,000") as caught:
+            Card(base="tiny", **{name: "y" * 5000})
+        most = re.search(r"up to ([\d,]+)", str(caught.value))[1]
+        assert main(["concepts", "edit", "<me/a>", f"--{flag}", "y" * 5000]) == 2
+        assert f"--{flag} must be text of up to {most} characters, got 5,000." in capsys.readouterr().err
+    assert main(["concepts", "edit", "<me/a>", "--prompts", *"abcdefghijklmnopqrs"]) == 2
+    assert "--prompts must be up to 16, got 19." in capsys.readouterr().err
+    assert main(["concepts", "edit", "<me/a>", "--prompts", "y" * 501]) == 2
+    assert "--prompts must be text of up to 500 characters, got 501." in capsys.readouterr().err
+
+
+def test_words_get_plain_spaces():
+    made = DreamboothSettings(photos="x", token="<me/a>", class_noun="\ufefftoy\u00a0\u200bduck\u200e\n")
+    assert made.class_noun == "toy duck"
+    with pytest.raises(PersonalError, match="class_noun is empty"):
+        DreamboothSettings(photos="x", token="<me/a>", class_noun="\u00a0\u3000\u200b")
+
+
+def test_plain_spaces_against_unicodes_own_categories():
+    for code in range(0x110000):
+        character = chr(code)
+        result = plain_spaces(f"a{character}b")
+        category = unicodedata.category(character)
+        if character.isspace():
+            assert result == "a b", hex(code)
+        elif category in ("Cf", "Cc") or character in "\u115f\u1160\u2800\u3164\uffa0":
+            assert result == "ab", hex(code)
+        else:
+            assert result == f"a{character}b", hex(code)
+
+
+@pytest.mark.parametrize(
+    "text", ["👨\u200d👩\u200d👧", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "❤️\u200d🔥", "می\u200cخواهم", "क्\u200dष", "👋🏽 #️⃣ “quoted”"]
+)
+def test_joined_emoji_and_scripts_stay(text):
+    assert plain_spaces(f"\u200b {text}\u200d ") == text and not is_blank(text)
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--no-samples", "--flip"])
+def test_an_empty_word_behind_a_switch(flag, capsys):
+    for words in ([flag, ""], [f"{flag}="], [flag, " "]):
+        assert run(print, InversionSettings, ["--photos", "x", "--token", "<me/a>", *words], "x") == 2
+        assert f"{flag} takes no value, got an empty one." in capsys.readouterr().err
+
+
+def test_a_recipe_of_a_stranger_with_half_a_character_is_refused():
+    with pytest.raises(PersonalError, match="not valid Unicode"):
+        Recipe(**json.loads(json.dumps({"prompt": HALF, "seed": 1, "steps": 5, "guidance": 3, "size": "64x64"})))
+    with pytest.raises(PersonalError, match=r"^negative is not valid Unicode"):
+        Request(prompt="a", negative=HALF)
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"])
+@pytest.mark.parametrize("value", ["", "two", "1\u00b2", " "])
+def test_a_launchers_variables_that_are_no_numbers(name, value, monkeypatch, capsys):
+    monkeypatch.setenv(name, value)
+    done = []
+    assert run(done.append, InversionSettings, ["--photos", "x", "--token", "<me/a>"], "x") == 2
+    said = capsys.readouterr().err
+    assert f"variable {name} must be a whole number" in said and said.count("\n") == 2 and not done
+
+
+def test_the_page_says_its_own_labels(monkeypatch):
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    import gradio as gr
+
+    from sdpersonal.app.backend.error_text import LABELS, in_words
+    from sdpersonal.app.ui.form import Form
+
+    with gr.Blocks(analytics_enabled=False):
+        form = Form(gr.Textbox(label="Prompt"))
+        form.settings(SimpleNamespace(guidance=3, resolution=128, rescale=0, schedulers=("Euler",), max_clip_skip=4))
+        form.start()
+    assert {name: LABELS[name] for name in form.components} == {
+        name: component.label for name, component in form.components.items()
+    }
+    for fields, said in (
+        ({"n": 1000}, "Pictures must be a whole number from 1 to 100, got 1000."),
+        ({"negative": HALF}, "Negative prompt is not valid Unicode"),
+        ({"size": "7"}, "Size must be WIDTHxHEIGHT"),
+    ):
+        with pytest.raises(PersonalError) as caught:
+            Request(**({"prompt": "a"} | fields))
+        assert in_words(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--library", "file"], "is a file, not a folder"),
+        (["--out", "file"], "is a file, not a folder"),
+        (["--runs", "file"], "is a file, not a folder"),
+        (["--bases", "nowhere"], "--bases: there is no folder nowhere"),
+        (["--port", "80"], "--port must be a whole number from 1,024 to 65,535, got 80"),
+        (["--host", "a b"], "--host"),
+    ],
+)
+def test_the_app_says_what_is_wrong_before_it_loads(flags, said, capsys):
+    Path("file").touch()
+    module = app()
+    assert run(module.open_app, module.Opening, flags, "app.py") == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") <= 2 and "must be valid" not in err
+
+
+def test_bytes_that_are_not_utf8_on_a_real_command_line(root, tmp_path):
+    for words in ([b"a \xff cat"], [b"a cat", b"--negative", b"caf\xe9"], [b"a", b"--library", b"\xe9"]):
+        argv = [sys.executable.encode(), b"-m", b"sdpersonal", b"generate", *words, b"--base", b"tiny"]
+        done = subprocess.run(argv, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, cwd=tmp_path)
+        assert done.returncode == 2 and b"which is not UTF-8" in done.stderr and done.stderr.count(b"\n") == 2
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_terminal_in_ascii_is_printed_to(root, tmp_path):
+    """What it cannot show is escaped; the program goes on."""
+    environment = os.environ | {"PYTHONPATH": str(root), "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    argv = [sys.executable, "-m", "sdpersonal", "concepts", "list", "--library", "bücher"]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "b\\xfccher" in done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [("generate", "PROMPT"), ("concepts rename <me/a>", "NEW"), ("vary", "PICTURE"), ("concepts pull", "HUB_ID")],
+)
+def test_what_is_missing_is_called_by_its_name(command, missing, capsys):
+    from sdpersonal.cli.main import main
+
+    with pytest.raises(SystemExit) as caught:
+        main(command.split())
+    assert caught.value.code == 2 and f" {missing} " in capsys.readouterr().err
+
+
+def test_no_pictures_are_no_favourites(capsys):
+    from sdpersonal.cli.main import main
+
+    assert main(["outputs", "favourite"]) == 2
+    assert "PICTURES must be one or more, got 0." in capsys.readouterr().err and os.listdir() == []
+
+
+def test_what_only_the_base_refuses_is_said_by_the_flag(capsys):
+    from sdpersonal.cli.main import main
+
+    for flags, said in (
+        (["--clip-skip", "12"], "--clip-skip must be at most "),
+        (["--scheduler", "Heun"], "--scheduler 'Heun' cannot draw with this base"),
+        (["--scheduler", "DPM2 a", "--steps", "2"], "--steps must be 1 or at least 3 with DPM2 a Uniform"),
+    ):
+        assert main(["generate", "a cat", "--base", "tiny", "--n", "1", *flags]) == 2
+        assert f"error: {said}" in capsys.readouterr().err

@@ -1,0 +1,148 @@
+"""What people fill in, and the versions: the file's identity stays, bad facts are refused in words."""
+
+import json
+
+import pytest
+
+from sdpersonal.cli.main import main
+from sdpersonal.concepts.card import edited
+from sdpersonal.concepts.library import Library
+from sdpersonal.concepts.licences import canonical, on_the_hub
+from sdpersonal.errors import PersonalError
+from sdpersonal.prompts import Token
+from support.samples import card, concept, embedding
+
+DUCK = Token.parse("<me/duck-v1>")
+
+
+@pytest.fixture
+def library(tmp_path):
+    library = Library(tmp_path / "concepts")
+    library.add(concept())
+    return library
+
+
+def run(library, *argv):
+    return main([*argv, "--library", str(library.folder)])
+
+
+@pytest.mark.parametrize(
+    ("said", "known", "hub"),
+    [
+        ("mit", "MIT", {"license": "mit"}),
+        ("apache-2.0 or mit", "Apache-2.0 OR MIT", {"license": "other", "license_name": "Apache-2.0 OR MIT"}),
+        ("CreativeML-OpenRAIL-M", "creativeml-openrail-m", {"license": "creativeml-openrail-m"}),
+        ("openrail++", "openrail++", {"license": "openrail++"}),
+        ("gpl-3.0-or-later", "GPL-3.0-or-later", {"license": "gpl-3.0"}),
+        ("LicenseRef-Mine", "LicenseRef-Mine", {"license": "other", "license_name": "LicenseRef-Mine"}),
+        ("", "", {}),
+    ],
+)
+def test_licences_are_spelt_as_spdx_and_the_hub_spell_them(said, known, hub):
+    assert canonical(said) == known and on_the_hub(known) == hub
+
+
+@pytest.mark.parametrize(
+    ("said", "fix"),
+    [
+        ("CC BY 4.0", "Did you mean CC-BY-4.0"),
+        ("Apache", "Apache-"),
+        ("free for all", "For example CC0-1.0"),
+        ("<script>", "For example"),
+        ("MIT\x1b[31m", "MIT"),
+        ("(" * 500, "For example"),
+    ],
+)
+def test_a_licence_that_nobody_knows_is_refused_with_one_that_is(said, fix):
+    with pytest.raises(PersonalError) as caught:
+        canonical(said)
+    assert fix in caught.value.fix and "\x1b" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_editing_keeps_identity_and_version(library, capsys):
+    before = library.get(DUCK)
+    argv = ["--title", "My duck", "--licence", "cc-by-4.0", "--kind", "person", "--consent", "yes", "--steps", "300"]
+    argv += ["--consent-note", "asked in May", "--prompts", "<me/duck> on ice", "a <me/duck>", "--author", "me"]
+    argv += ["--recipe", "lr=0.001", "seed=3", "sampler=DDIM", "--scores", "likeness=0.66", "--class", "toy duck"]
+    assert run(library, "concepts", "edit", "duck", *argv) == 0
+    assert capsys.readouterr().out == "edited: <me/duck-v1>\n"
+    after = library.get(DUCK)
+    assert after.identity == before.identity and after.thumbnail == before.thumbnail
+    assert [str(entry.token) for entry in library.list()] == ["<me/duck-v1>"] and library.verify() == []
+    made = after.card
+    assert (made.title, made.license, made.kind, made.consent) == ("My duck", "CC-BY-4.0", "person", "yes")
+    assert made.recipe == {"lr": 0.001, "seed": 3, "sampler": "DDIM"} and made.scores == {"likeness": 0.66}
+    assert made.prompts == ("<me/duck> on ice", "a <me/duck>") and made.created == before.card.created
+    assert run(library, "concepts", "edit", "duck", "--recipe", "lr=", "--author", "", "--license", "MIT") == 0
+    made = library.get(DUCK).card
+    assert made.recipe == {"seed": 3, "sampler": "DDIM"} and made.author == "" and made.license == "MIT"
+    data = library.find(DUCK).path.read_bytes()
+    assert b'"modelspec.license":"MIT"' in data and b'"modelspec.title":"My duck"' in data
+
+
+def test_an_edit_of_an_older_version_is_of_that_one(library):
+    library.add(concept(seed=1))
+    library.edit(Token.parse("<me/duck-v1>"), {"title": "old"})
+    assert [entry.card.title for entry in library.history(Token.parse("<duck>"))] == ["old", "Toy duck"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "Nothing to change was said."),
+        (["--licence", "whatever"], "is not a licence that I know"),
+        (["--consent", "maybe"], "consent must be one of yes, no, unknown"),
+        (["--kind", "animal"], "kind must be one of"),
+        (["--title", "x" * 101], "The card's title cannot be kept"),
+        (["--steps", "-1"], "steps"),
+        (["--recipe", "lr"], "is not NAME=VALUE"),
+        (["--recipe", "L R=1"], "The card's recipe"),
+        (["--scores", "likeness=good"], "The card's scores"),
+        (["--scores", "likeness=nan"], "The card's scores"),
+        (["--prompts", *["x"] * 17], "The card's prompts"),
+    ],
+)
+def test_bad_facts_change_nothing(library, capsys, argv, said):
+    before = library.find(DUCK).path.read_bytes()
+    try:
+        code = run(library, "concepts", "edit", "duck", *argv)
+    except SystemExit as end:  # tyro tells what is not one of a list of choices
+        code = end.code
+    err = capsys.readouterr().err
+    assert code == 2 and "Traceback" not in err
+    assert said in err or "invalid choice" in err.lower() or "--" in err
+    assert library.find(DUCK).path.read_bytes() == before
+
+
+def test_only_facts_that_people_know_can_be_changed(library):
+    for fact in ("base", "token", "created", "colour"):
+        with pytest.raises(PersonalError, match=f"The card's {fact} cannot be changed"):
+            edited(card(), {fact: "sd1"})
+    with pytest.raises(PersonalError, match="No concept"):
+        library.edit(Token.parse("<nobody>"), {"title": "x"})
+    path = library.find(DUCK).path
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(PersonalError, match="refused"):
+        library.edit(DUCK, {"title": "x"})
+
+
+def test_text_is_made_plain(library):
+    library.edit(DUCK, {"title": "a\x1b[31m\u202eb\nc"})
+    assert library.find(DUCK).card.title == "a[31mb c"
+
+
+def test_history_shows_every_version(library, capsys):
+    library.add(concept(seed=1, card=card(method="LoRA", steps=200, scores={"likeness": 0.625})))
+    library.add(embedding("<you/duck>"))
+    assert run(library, "concepts", "history", "<me/duck>") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["<me/duck-v1>", "<me/duck-v2>"]
+    assert "200 steps" in lines[1] and "likeness 0.62" in lines[1] and concept(seed=1).identity[:8] in lines[1]
+    assert run(library, "concepts", "history", "<me/duck-v1>", "--json") == 0
+    assert [entry["token"] for entry in json.loads(capsys.readouterr().out)] == ["<me/duck-v1>", "<me/duck-v2>"]
+    path = library.find(DUCK).path
+    path.write_bytes(b"")
+    assert run(library, "concepts", "history", "<me/duck>") == 0
+    assert "damaged: " in capsys.readouterr().out
+    assert run(library, "concepts", "history", "duck") == 2
+    assert "Several concepts are called" in capsys.readouterr().err

@@ -1,0 +1,202 @@
+"""What concepts have in common, against numpy on the multiplied-out changes; and the commands that say it."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from sdpersonal.cli.main import main
+from sdpersonal.concepts.compare import compare, conflicts, lora_cosines, lora_overlap, rows_cosine, thin_svd
+from sdpersonal.concepts.concept import Lora, LoraLayer
+from sdpersonal.concepts.library import Library
+from sdpersonal.errors import PersonalError
+from support.samples import LAYERS, card, concept, embedding, lora, vectors
+
+
+def change(layer):
+    """up @ down * alpha / r, multiplied out: (out, in)."""
+    return layer.up.reshape(len(layer.up), -1) @ layer.down.reshape(layer.rank, -1) * (layer.alpha / layer.rank)
+
+
+def cosine(a, b):
+    return float((a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum()))
+
+
+def test_cosines_of_rows():
+    a, b = vectors(0, 3), vectors(1, 3)
+    assert rows_cosine(a, b) == pytest.approx(np.mean([cosine(x, y) for x, y in zip(a, b, strict=True)]), abs=1e-6)
+    assert rows_cosine(a, 2.5 * a) == pytest.approx(1) and rows_cosine(a, -a) == pytest.approx(-1)
+    assert rows_cosine(a[[2]], a) == pytest.approx(1) == rows_cosine(a, a[[1, 2]])  # found wherever it stands
+    assert rows_cosine(np.zeros_like(a), a) == 0
+    with pytest.raises(PersonalError, match="widths 192 and 100"):
+        rows_cosine(a, a[:, :100])
+
+
+def test_cosines_of_loras_are_those_of_the_changes():
+    a, b = lora(0), lora(1, rank=7)
+    whole, each = lora_cosines(a, b)
+    flat = [np.concatenate([change(one.layers[name]).ravel() for name in LAYERS]) for one in (a, b)]
+    assert whole == pytest.approx(cosine(*flat), abs=1e-6)
+    for name in LAYERS:
+        assert each[name] == pytest.approx(cosine(change(a.layers[name]), change(b.layers[name])), abs=1e-6)
+    assert lora_cosines(a, a)[0] == pytest.approx(1)
+    other = Lora({"lora_unet_x": next(iter(b.layers.values()))})
+    assert lora_cosines(a, other) == (0, {})
+
+
+def principal_overlap(a, b):
+    """Of one layer, by SVD of the changes and the principal directions' cosines, as the docstring says it."""
+    (ua, sa, va), (ub, sb, vb) = (np.linalg.svd(change(one).astype(np.float64), full_matrices=False) for one in (a, b))
+    p, q = sa**2 / (sa**2).sum(), sb**2 / (sb**2).sum()
+    size = np.sqrt((p**2).sum() * (q**2).sum())
+    both = [
+        sum(p[i] * q[j] * c[i, j] ** 2 for i in range(len(p)) for j in range(len(q))) for c in (ua.T @ ub, va @ vb.T)
+    ]
+    return np.sqrt(both[0] * both[1]) / size
+
+
+def test_overlap_is_that_of_the_principal_directions():
+    one, other = (Lora({LAYERS[0]: lora(seed).layers[LAYERS[0]]}) for seed in (0, 1))
+    expected = principal_overlap(one.layers[LAYERS[0]], other.layers[LAYERS[0]])
+    assert lora_overlap(one, other) == pytest.approx(expected, rel=1e-6)
+    a = lora(0)
+    assert lora_overlap(a, a) == pytest.approx(1)
+    turned = Lora({name: dataclasses.replace(layer, up=-3 * layer.up) for name, layer in a.layers.items()})
+    assert lora_overlap(a, turned) == pytest.approx(1)  # sign and size do not matter
+    assert lora_overlap(a, lora(1)) == pytest.approx(lora_overlap(lora(1), a))
+
+
+def test_overlap_of_orthogonal_and_of_empty_changes_is_nothing():
+    eye = np.eye(8, dtype=np.float32)
+    first = Lora({LAYERS[0]: LoraLayer(eye[:2], eye[:, :2], 2.0)})
+    second = Lora({LAYERS[0]: LoraLayer(eye[2:4], eye[:, 2:4], 2.0)})
+    zero = Lora({LAYERS[0]: LoraLayer(eye[:2], np.zeros((8, 2), np.float32), 2.0)})
+    elsewhere = Lora({LAYERS[1]: second.layers[LAYERS[0]]})
+    assert lora_overlap(first, second) == lora_overlap(first, zero) == lora_overlap(first, elsewhere) == 0
+    assert lora_overlap(zero, zero) == 0 and lora_cosines(zero, first)[0] == 0
+
+
+def test_convolutions_and_thin_svd():
+    draw = np.random.default_rng(0)
+    conv = LoraLayer(
+        draw.normal(size=(4, 6, 3, 3)).astype(np.float32), draw.normal(size=(5, 4, 1, 1)).astype(np.float32), 4.0
+    )
+    both = Lora({LAYERS[0]: conv})
+    assert lora_overlap(both, both) == pytest.approx(1)
+    up, down = draw.normal(size=(9, 4)), draw.normal(size=(4, 30))
+    u, s, v = thin_svd(up, down)
+    np.testing.assert_allclose((u * s) @ v, up @ down, atol=1e-12)
+    np.testing.assert_allclose(s, np.linalg.svd(up @ down, compute_uv=False)[:4], atol=1e-12)
+
+
+def test_layers_of_other_shapes_have_nothing_in_common():
+    wide = Lora({LAYERS[0]: LoraLayer(np.ones((2, 40), np.float32), np.ones((16, 2), np.float32), 2.0)})
+    assert lora_overlap(lora(0), wide) == 0 and lora_cosines(lora(0), wide)[0] == 0
+
+
+# --- conflicts --------------------------------------------------------------------------------------------------------
+
+
+def sd1(token):
+    return concept(token, card=card(base="sd1"), vectors={"clip_l": vectors(0, 2, 768)}, lora=None)
+
+
+def kinds(*concepts):
+    return [conflict.kind for conflict in conflicts(concepts)]
+
+
+def test_conflicts_are_found_and_named():
+    duck, ink = concept(), concept("<you/ink>", 1, card=card(kind="style", class_noun="ink drawing"))
+    assert kinds(duck, ink) == []
+    assert kinds(duck, concept("<me/same>")) == ["same"]
+    assert kinds(duck, sd1("<me/cat>"), ink) == ["base", "base"]
+    assert kinds(duck, concept("<me/other>", 2)) == ["subject"]
+    parallel = concept("<me/x>", vectors={"clip_l": 1.1 * vectors(0)}, lora=None, card=card(class_noun=""))
+    assert kinds(embedding(), parallel) == ["vectors"]
+    alike = concept("<me/y>", vectors={}, card=card(class_noun=""))
+    assert kinds(concept(vectors={}), dataclasses.replace(alike, vectors={"clip_l": vectors(9)})) == ["lora"]
+    [conflict] = conflicts([duck, sd1("<me/cat>")])
+    assert conflict.hard and "Stable Diffusion 1.x" in conflict.problem and "<me/duck>" in conflict.problem
+
+
+@pytest.mark.parametrize("rank", [4, 16])
+def test_loras_that_share_a_part_are_told_and_those_of_high_rank_alone_are_not(rank):
+    """Random ones of rank 16 in layers 16 wide share many directions, by chance; they do nothing that is the same."""
+    names = [f"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn{i}_to_{j}" for i in "12" for j in "qkv"]
+    one, other = (
+        dataclasses.replace(
+            embedding(f"<me/a-{seed}>", seed), lora=lora(seed, rank, names=names), card=card(class_noun="")
+        )
+        for seed in (3, 4)
+    )
+    assert compare(one, other).overlap > 0.1 and kinds(one, other) == []
+    mixed = {
+        name: LoraLayer(
+            np.concatenate([other.lora.layers[name].down, 0.4 * layer.down]),
+            np.concatenate([other.lora.layers[name].up, layer.up], axis=1),
+            float(rank),
+        )
+        for name, layer in one.lora.layers.items()
+    }
+    [conflict] = conflicts([one, dataclasses.replace(other, lora=Lora(mixed))])
+    assert conflict.kind == "lora" and conflict.strengths == (0.6, 0.6)
+
+
+def test_strengths_that_are_suggested_can_be_typed():
+    [conflict] = conflicts([concept(vectors={}), concept("<me/y>", vectors={"clip_l": vectors(9)})])
+    assert conflict.strengths == (0.5, 0.5)  # two halves of the same change are one
+
+
+@pytest.fixture
+def library(tmp_path):
+    library = Library(tmp_path / "concepts")
+    recipe = {"lr": 0.001, "seed": 1}
+    library.add(concept(card=card(steps=100, recipe=recipe, scores={"likeness": 0.5})))
+    library.add(concept(seed=1, card=card(steps=200, recipe=recipe | {"seed": 2}, scores={"likeness": 0.625})))
+    library.add(embedding("<you/ink>", seed=5))
+    library.add(sd1("<me/cat>"))
+    return library
+
+
+def run(library, *argv):
+    return main([*argv, "--library", str(library.folder)])
+
+
+def test_diff_says_settings_scores_and_cosines(library, capsys):
+    assert run(library, "concepts", "diff", "<duck-v1>", "<duck-v2>") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("<me/duck-v1> | <me/duck-v2>\n") and "recipe.lr" not in said  # what is the same is not said
+    for words in ("recipe.seed ", "1 | 2", "scores.likeness", "0.5 | 0.625", "cosine of the LoRAs: "):
+        assert words in said
+    assert run(library, "concepts", "diff", "<duck-v1>", "<duck-v2>", "--layers", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = compare(library.get(library.list()[1].token), library.get(library.list()[2].token))
+    assert found["alike"] == json.loads(json.dumps(dataclasses.asdict(expected)))
+    assert found["different"]["steps"] == [100, 200] and set(found["alike"]["layers"]) == set(LAYERS)
+
+
+def test_diff_of_what_cannot_be_compared(library, capsys):
+    assert run(library, "concepts", "diff", "duck", "cat") == 0
+    assert "different bases, so their numbers cannot be compared" in capsys.readouterr().out
+    assert run(library, "concepts", "diff", "duck-v1", "duck-v1") == 0
+    assert "Their cards say the same." in capsys.readouterr().out
+    path = library.find(library.list()[-1].token).path
+    path.write_bytes(path.read_bytes()[:-100])
+    assert run(library, "concepts", "diff", "duck", "ink") == 2
+    assert "<you/ink-v1> is damaged" in capsys.readouterr().err
+
+
+def test_check_says_what_will_go_wrong(library, capsys):
+    assert run(library, "concepts", "check", "duck", "<you/ink>", "cat") == 0
+    said = capsys.readouterr().out
+    assert (
+        "no base can draw both" in said
+        and "Both are a duck" in said
+        and "Try <me/duck-v2:0.8> <you/ink-v1:0.8>" in said
+    )
+    assert run(library, "concepts", "check", "duck-v1", "duck-v2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["kind"] == "subject"
+    assert run(library, "concepts", "check", "duck") == 2
+    assert run(library, "concepts", "check", "duck", "nowhere") == 2
+    assert "No concept <nowhere>" in capsys.readouterr().err

@@ -1,0 +1,647 @@
+"""The concept's file: what goes in comes out, other readers agree, and nothing hostile gets past the door."""
+
+import base64
+import dataclasses
+import getpass
+import hashlib
+import io
+import json
+import random
+import socket
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+
+from sdpersonal.concepts import concept as concepts
+from sdpersonal.concepts.concept import Concept, Lora, LoraLayer, read, read_header, thumbnail_bytes, write
+from sdpersonal.concepts.strict_safetensors import MAX_HEADER, MAX_TENSORS, check
+from sdpersonal.concepts.thumbnail import remade
+from sdpersonal.errors import PersonalError
+from sdpersonal.prompts import Token
+from support.samples import LAYER, card, concept, embedding, lora, thumbnail, vectors
+
+SDXL = {"clip_l": vectors(1, 3, 768), "clip_g": vectors(2, 3, 1280)}
+KINDS = {
+    "embedding": embedding(),
+    "lora": concept(vectors={}, card=card(trigger_words=("sks duck",))),
+    "both": concept("<a-b/c-d-v7>"),
+    "half": concept(lora=lora(dtype=np.float16)),
+    "convolution": concept(
+        lora=Lora(
+            {
+                "lora_unet_conv_in": LoraLayer(
+                    vectors(3, 2, 36).reshape(2, 4, 3, 3), vectors(4, 8, 2)[..., None, None], 2.0
+                )
+            }
+        )
+    ),
+    "sd1": Concept(Token("me", "duck"), card(base="sd1"), {"clip_l": vectors(0, 1, 768)}),
+    "sdxl": Concept(Token("me", "duck"), card(base="sdxl"), SDXL),
+    "sdxl both": Concept(Token("me", "duck"), card(base="sdxl"), SDXL, lora(names=("lora_te1_x", "lora_te2_x", LAYER))),
+}
+
+
+@pytest.fixture(params=KINDS)
+def each(request):
+    return KINDS[request.param]
+
+
+def same(one: Concept, other: Concept) -> bool:
+    def numbers(each):
+        yield from sorted(each.vectors.items())
+        for name, layer in sorted(each.lora.layers.items() if each.lora else ()):
+            yield from [(name + "d", layer.down), (name + "u", layer.up), (name + "a", np.float32(layer.alpha))]
+
+    pairs = list(zip(numbers(one), numbers(other), strict=True))
+    facts = (one.token, one.card, one.thumbnail) == (other.token, other.card, other.thumbnail)
+    return facts and all(a == b and x.dtype == y.dtype and np.array_equal(x, y) for (a, x), (b, y) in pairs)
+
+
+def metadata(data: bytes) -> dict[str, str]:
+    """By the independent reader."""
+    (path := Path("read-by-safetensors")).write_bytes(data)
+    with safetensors.safe_open(path, "np") as file:
+        return file.metadata()
+
+
+def raw(header: object, payload: bytes = b"") -> bytes:
+    """A safetensors file made by hand."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + payload
+
+
+def tensor(begin: int, end: int, shape: list, dtype: str = "F32") -> dict:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+# --- there and back ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read(each):
+    assert same(read(write(each), "x"), each)
+
+
+def test_the_same_concept_gives_the_same_bytes(each):
+    data = write(each)
+    assert write(read(data, "x")) == data
+    turned = dataclasses.replace(each, vectors=dict(reversed(each.vectors.items())))
+    assert write(turned) == data
+
+
+def test_safetensors_reads_the_same_numbers(each):
+    tensors = safetensors.numpy.load(write(each))
+    expected = {}
+    one_encoder = {"clip_l": "emb_params"} if each.lora is None else {"clip_l": "string_to_param.*"}
+    prefix = f"bundle_emb.{each.token.owner}-{each.token.name}." if each.lora else ""
+    for key, rows in each.vectors.items():
+        expected[prefix + (key if each.card.base == "sdxl" else one_encoder[key])] = rows
+    for name, layer in each.lora.layers.items() if each.lora else ():
+        expected[f"{name}.lora_down.weight"] = layer.down
+        expected[f"{name}.lora_up.weight"] = layer.up
+        expected[f"{name}.alpha"] = np.float32(layer.alpha)
+    assert tensors.keys() == expected.keys()
+    assert all(
+        tensors[key].dtype == expected[key].dtype and np.array_equal(tensors[key], expected[key]) for key in expected
+    )
+
+
+def test_identity_is_the_sha256_of_all_after_the_header(each):
+    data = write(each)
+    [length] = struct.unpack("<Q", data[:8])
+    digest = hashlib.sha256(data[8 + length :]).hexdigest()
+    assert each.identity == digest
+    assert metadata(data)["modelspec.hash_sha256"] == "0x" + digest
+
+
+def test_identity_does_not_depend_on_name_or_card(each):
+    renamed = dataclasses.replace(each, token=Token("zz", "other", 3), card=card(base=each.card.base, title="Other"))
+    assert renamed.identity == each.identity != dataclasses.replace(KINDS["both"], lora=lora(9)).identity
+
+
+def test_the_header_tells_other_programs_what_they_look_for():
+    found = metadata(write(KINDS["both"]))
+    assert (
+        found.items()
+        >= {
+            "modelspec.sai_model_spec": "1.0.1",
+            "modelspec.architecture": "sdpersonal-tiny/lora",
+            "modelspec.implementation": "diffusers",
+            "modelspec.title": "Toy duck",
+            "modelspec.resolution": "128x128",
+            "modelspec.date": "2026-01-31T12:00:00Z",
+            "modelspec.trigger_phrase": "a-b-c-d",
+            "modelspec.prediction_type": "epsilon",
+            "ss_v2": "False",
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": "4",
+            "ss_network_alpha": "2",
+            "sshs_model_hash": KINDS["both"].identity,
+        }.items()
+    )
+    assert base64.b64decode(found["modelspec.thumbnail"].removeprefix("data:image/webp;base64,")) == thumbnail()
+    assert json.loads(found["sdpersonal.card"])["class_noun"] == "duck"
+    assert list(found) and all(isinstance(value, str) for value in found.values())
+
+
+@pytest.mark.parametrize(
+    ("base", "recipe", "architecture", "kohya"),
+    [
+        ("sd1", {}, "stable-diffusion-v1", "sd_v1"),
+        ("sd2", {"resolution": 512}, "stable-diffusion-v2-512", "sd_v2"),
+        ("sd2", {"prediction_type": "v_prediction", "resolution": 768}, "stable-diffusion-v2-768-v", "sd_v2_v"),
+    ],
+)
+def test_architecture_names(base, recipe, architecture, kohya):
+    found = metadata(write(Concept(Token("me", "x"), card(base=base, recipe=recipe), lora=lora())))
+    assert found["modelspec.architecture"] == architecture + "/lora"
+    assert found["ss_base_model_version"] == kohya
+    side = recipe.get("resolution", 512)
+    assert found["modelspec.resolution"] == f"{side}x{side}"
+
+
+def test_keys_stand_in_order(each):
+    data = write(each)
+    [length] = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    assert list(header) == sorted(header) and list(header["__metadata__"]) == sorted(header["__metadata__"])
+    assert length % 8 == 0
+
+
+def test_the_header_alone_says_what_a_listing_needs(tmp_path, each):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(write(each))
+    header = read_header(path)
+    assert (header.token, header.card, header.thumbnail, header.identity) == (
+        each.token,
+        each.card,
+        each.thumbnail,
+        each.identity,
+    )
+    assert header.vectors == len(next(iter(each.vectors.values()), ()))
+    assert header.lora_rank == (each.lora.rank if each.lora else 0)
+    assert header.payload_size == len(path.read_bytes()) - struct.unpack("<Q", path.read_bytes()[:8])[0] - 8
+
+
+def test_bfloat16_is_read_exactly():
+    numbers = np.array([[1.5, -2.0, 2.0**-70, 65280.0]], np.float32)  # none needs more than 8 significant bits
+    payload = (numbers.view("<u4") >> 16).astype("<u2").tobytes()
+    data = raw({"t": tensor(0, 8, [1, 4], "BF16")}, payload)
+    assert np.array_equal(concepts.array(data, check(data, "x"), "t"), numbers)
+
+
+def test_vectors_are_copies_and_a_lora_is_the_files_own_bytes(each):
+    found = read(write(each), "x")
+    for numbers in found.vectors.values():
+        numbers += 1  # torch.from_numpy warns about others
+    for layer in found.lora.layers.values() if found.lora else ():
+        assert layer.down.flags.aligned and not layer.down.flags.writeable and not layer.up.flags.owndata
+
+
+# --- hostile files ----------------------------------------------------------------------------------------------------
+
+GOOD = {"t": tensor(0, 4, [1])}
+HOSTILE = {
+    "empty": b"",
+    "cut length": b"\x01\0\0",
+    "length 2^63": struct.pack("<Q", 2**63) + b"{}",
+    "length 1000 of 40": struct.pack("<Q", 1000) + b"{" + b" " * 31,
+    "99 MB header": struct.pack("<Q", 99_000_000) + b"{" + b" " * 99_000_000,
+    "no tensors": raw({}),
+    "only metadata": raw({"__metadata__": {"a": "b"}}),
+    "overlap": raw({"a": tensor(0, 8, [2]), "b": tensor(4, 12, [2])}, bytes(12)),
+    "hole": raw({"a": tensor(0, 4, [1]), "b": tensor(8, 12, [1])}, bytes(12)),
+    "late start": raw({"a": tensor(4, 8, [1])}, bytes(8)),
+    "trailing zip": raw(GOOD, bytes(4) + b"PK\x03\x04"),
+    "cut": raw(GOOD, bytes(3)),
+    "shape does not fit": raw({"t": tensor(0, 4, [2])}, bytes(4)),
+    "shape overflow": raw({"t": tensor(0, 4, [2**31, 2**31, 2**31, 2**31])}, bytes(4)),
+    "shape wraps to fit": raw({"t": tensor(0, 0, [2**32, 2**32])}),
+    "negative": raw({"t": tensor(4, 0, [-1])}, bytes(4)),
+    "floats": raw({"t": tensor(0, 4, [1.0])}, bytes(4)),
+    "bools": raw({"t": tensor(False, 4, [True])}, bytes(4)),
+    "endless digits": raw(b'{"t":{"dtype":"F32","shape":[' + b"9" * 100_000 + b'],"data_offsets":[0,4]}}', bytes(4)),
+    "six axes": raw({"t": tensor(0, 4, [1] * 6)}, bytes(4)),
+    "duplicate keys": raw(
+        b'{"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        bytes(4),
+    ),
+    "duplicate inner keys": raw(b'{"t":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
+    "many tensors": raw(
+        {f"{i}": tensor(4 * i, 4 * i + 4, [1]) for i in range(MAX_TENSORS + 1)}, bytes(4 * MAX_TENSORS + 4)
+    ),
+    "300k empty tensors": raw({f"{i}": tensor(0, 0, [0]) for i in range(300_000)}),
+    "empty tensor": raw({"t": tensor(0, 0, [0, 768])}),
+    "metadata not text": raw({"__metadata__": {"a": 1}, **GOOD}, bytes(4)),
+    "metadata a list": raw({"__metadata__": ["a"], **GOOD}, bytes(4)),
+    "not UTF-8": raw(b'{"\xff":' + json.dumps(GOOD["t"]).encode() + b"}", bytes(4)),
+    "deep objects": raw(b'{"a":' * 100_000),
+    "deep lists": raw(b'{"t":' + b"[" * 200_000 + b"]" * 200_000 + b"}", bytes(4)),
+    "nested pairs": raw(b"[" + b'["a"],' * 150_000 + b"0]"),
+    "a list": raw([GOOD]),
+    "leading space": raw(b" " + json.dumps(GOOD).encode(), bytes(4)),
+    "NaN": raw(b'{"t":{"dtype":"F32","shape":[NaN],"data_offsets":[0,4]}}', bytes(4)),
+    "F64": raw({"t": tensor(0, 8, [1], "F64")}, bytes(8)),
+    "I8": raw({"t": tensor(0, 1, [1], "I8")}, b"a"),
+    "dtype a list": raw({"t": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
+    "unknown entry": raw({"t": GOOD["t"] | {"url": "http://evil"}}, bytes(4)),
+    "odd name": raw({"a\x1b[31m": GOOD["t"]}, bytes(4)),
+    "right to left": raw({"\u202egnp": GOOD["t"]}, bytes(4)),
+    "long name": raw({"a" * 257: GOOD["t"]}, bytes(4)),
+    "no name": raw({"": GOOD["t"]}, bytes(4)),
+    "html": b"<!doctype html><title>Not found</title>",
+    "lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n",
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_files_are_refused_at_once_and_in_words(case):
+    began = time.process_time()
+    with pytest.raises(PersonalError) as caught:
+        read(HOSTILE[case], "evil\x1b.safetensors")
+    assert time.process_time() - began < 0.5  # 0.05 s on an idle machine
+    assert caught.value.problem.startswith("evil\\x1b.safetensors is refused: ")
+    assert "\n" not in caught.value.problem and len(caught.value.problem) < 250
+
+
+def test_the_header_reader_refuses_the_same(tmp_path):
+    for number, (case, data) in enumerate(HOSTILE.items()):
+        path = tmp_path / f"{number}.safetensors"
+        path.write_bytes(data)
+        with pytest.raises(PersonalError, match="is refused"):
+            read_header(path)
+            pytest.fail(case)
+
+
+def test_what_is_good_for_others_is_not_ours(tmp_path):
+    data = raw(GOOD, bytes(4))
+    assert check(data, "x").tensors["t"].shape == (1,)
+    with pytest.raises(PersonalError, match="not one of our concepts"):
+        read(data, "x")
+
+
+def test_every_flipped_byte_is_noticed():
+    data = write(embedding())
+    for position in range(0, len(data), 3):
+        spoiled = bytearray(data)
+        spoiled[position] ^= 1 << (position // 3 % 8)
+        with pytest.raises(PersonalError):
+            read(bytes(spoiled), "x")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_spoiled_files_are_refused_not_crashed_on(chance: random.Random):
+    spoiled = bytearray(write(KINDS["both"]))
+    for _ in range(chance.randint(1, 5)):
+        at = chance.randrange(len(spoiled))
+        if chance.random() < 0.3:
+            del spoiled[at : at + chance.randint(1, 50)]
+        else:
+            spoiled[at] = (spoiled[at] + chance.randint(1, 255)) % 256
+    with pytest.raises(PersonalError):
+        read(bytes(spoiled), "x")
+
+
+def forged(change=lambda header: None, payload: bytes | None = None, of: Concept | None = None) -> bytes:
+    """A file whose sums are right and whose content is whatever `change` makes of it."""
+    data = write(of or embedding())
+    [length] = struct.unpack("<Q", data[:8])
+    header, payload = json.loads(data[8 : 8 + length]), data[8 + length :] if payload is None else payload
+    facts = header["__metadata__"]
+    facts["modelspec.hash_sha256"] = "0x" + hashlib.sha256(payload).hexdigest()
+    facts["sdpersonal.header_sha256"] = "0" * 64
+    change(header)
+    text = json.dumps(header, separators=(",", ":"), sort_keys=True)
+    head = struct.pack("<Q", len(text)) + text.encode()
+    return head.replace(b"0" * 64, hashlib.sha256(head).hexdigest().encode()) + payload
+
+
+def test_the_forger_is_able():
+    assert same(read(forged(), "x"), embedding())
+
+
+def test_a_newer_format_says_so():
+    with pytest.raises(PersonalError, match="newer sdpersonal"):
+        read(forged(lambda header: header["__metadata__"].update({"sdpersonal.format": "2"})), "x")
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/x", "unet.conv_in.weight", "lora_unet_x.hada_w1_a", "bundle_emb.you-duck.clip_l"]
+)
+def test_unknown_tensors_are_named_and_refused(name):
+    def add(header):
+        header[name] = tensor(2 * 192 * 4, 2 * 192 * 4 + 4, [1])
+
+    with pytest.raises(PersonalError, match="do not know its tensors " + name):
+        read(forged(add, vectors().tobytes() + bytes(4)), "x")
+
+
+# --- vectors and weights that cannot work -----------------------------------------------------------------------------
+
+
+def spoiled(at: float) -> np.ndarray:
+    rows = vectors(rows=3)
+    rows[1, 7] = at
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (spoiled(np.nan), "Row 1 .* not finite"),
+        (spoiled(-np.inf), "Row 1 .* not finite"),
+        (vectors().astype(np.float64), "float32"),
+        (vectors().astype(np.int8), "float32"),
+        (vectors()[0], "float32"),
+        (np.zeros((0, 192), np.float32), "1 to 64"),
+        (vectors(rows=65), "1 to 64"),
+        (np.zeros((10_000, 192), np.float32), "1 to 64"),
+    ],
+)
+def test_vectors_that_cannot_work_are_refused(rows, says):
+    with pytest.raises(PersonalError, match=says):
+        concept(vectors={"clip_l": rows})
+
+
+def test_a_row_that_is_not_finite_is_named_when_read():
+    payload = spoiled(np.nan).tobytes()
+    with pytest.raises(PersonalError, match=r"x.safetensors is refused. Row 1"):
+        read(
+            forged(lambda header: header.update(emb_params=tensor(0, len(payload), [3, 192])), payload), "x.safetensors"
+        )
+
+
+@pytest.mark.parametrize(
+    ("base", "given"),
+    [
+        ("sd1", {"clip_l": vectors(width=1024)}),
+        ("sd2", {"clip_l": vectors(width=768)}),
+        ("sdxl", {"clip_l": vectors(width=768)}),
+        ("sdxl", {"clip_l": vectors(width=768), "clip_g": vectors(width=768)}),
+        ("sdxl", {"clip_l": vectors(width=768), "clip_g": vectors(rows=3, width=1280)}),
+        ("sd1", SDXL),
+        ("tiny", {"t5": vectors()}),
+    ],
+)
+def test_vectors_of_another_base_are_refused(base, given):
+    with pytest.raises(PersonalError):
+        Concept(Token("me", "x"), card(base=base), given)
+
+
+def layer(down=(4, 32), up=(16, 4), alpha=4.0, value=0.5, dtype=np.float32) -> LoraLayer:
+    return LoraLayer(np.full(down, value, dtype), np.full(up, value, dtype), alpha)
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (layer(alpha=1e9), "alpha 1e[+]09 with rank 4"),
+        (layer(alpha=257), "out of bounds"),
+        (layer(alpha=0.0), "out of bounds"),
+        (layer(alpha=-1.0), "out of bounds"),
+        (layer(alpha=np.nan), "out of bounds"),
+        (layer(up=(16, 5)), "do not multiply"),
+        (layer(down=(4,)), "do not multiply"),
+        (layer(down=(4, 32, 3, 3)), "do not multiply"),
+        (layer(down=(4, 32, 3, 3), up=(16, 4, 3, 3)), "do not multiply"),
+        (layer(down=(0, 32), up=(16, 0)), "empty"),
+        (layer(value=np.nan), "not finite"),
+        (layer(value=np.inf, dtype=np.float16), "not finite"),
+        (layer(dtype=np.float64), "float32 or float16"),
+    ],
+)
+def test_loras_that_cannot_work_are_refused(bad, says):
+    with pytest.raises(PersonalError, match=f"LoRA layer {LAYER}: .*{says}"):
+        concept(lora=Lora({LAYER: bad}))
+
+
+@pytest.mark.parametrize(
+    ("base", "name"), [("sd1", "lora_te1_x"), ("sdxl", "lora_te_x"), ("sd1", "../x"), ("sd1", "lora_unet_a.b")]
+)
+def test_layers_of_another_base_are_refused(base, name):
+    with pytest.raises(PersonalError, match="not a LoRA layer of " + base):
+        Concept(Token("me", "x"), card(base=base), lora=Lora({name: layer()}))
+
+
+def test_an_incomplete_layer_is_refused():
+    whole = concept(vectors={}, lora=lora(names=(LAYER,)))
+    tensors = concepts._tensors(whole)
+    del tensors[LAYER + ".alpha"]
+    data = b"".join(concepts.pack(tensors, {"a": "b"})[1:])
+
+    def drop(header):
+        del header[LAYER + ".alpha"]
+        header[LAYER + ".lora_down.weight"] = tensor(0, 512, [4, 32])
+        header[LAYER + ".lora_up.weight"] = tensor(512, 768, [16, 4])
+
+    with pytest.raises(PersonalError, match="lacks its alpha"):
+        read(forged(drop, data, whole), "x")
+
+
+def test_a_concept_holds_something_and_has_an_owner_and_no_odd_name():
+    with pytest.raises(PersonalError, match="neither vectors nor a LoRA"):
+        concept(vectors={}, lora=None)
+    with pytest.raises(PersonalError, match="no owner"):
+        concept("<duck>")
+    for token in (Token("me", "duck-v2"), Token("me", "../x"), Token("Me", "x"), Token("me", "con"), Token("..", "x")):
+        with pytest.raises(PersonalError):
+            Concept(token, card(), {"clip_l": vectors()})
+
+
+# --- cards ------------------------------------------------------------------------------------------------------------
+
+
+def test_control_characters_leave_a_card():
+    found = card(title="a\x1b[31m\u202eb\x00c\r\nd\u200b", prompts=("x\ty",), author=" \udcff me ")
+    assert (found.title, found.prompts, found.author) == ("a[31mbc  d", ("x y",), "me")
+
+
+def test_markup_stays_the_text_it_is():
+    text = "<img src=x onerror=alert(1)> [x](javascript:1) ![](http://t/p.png) </textarea>"
+    assert read(write(concept(card=card(description=text))), "x").card.description == text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"title": "x" * 101},
+        {"description": "x" * 2001},
+        {"prompts": ["x"] * 17},
+        {"prompts": "abc"},
+        {"trigger_words": ["x" * 101]},
+        {"title": ["a"]},
+        {"title": 7},
+        {"kind": "animal"},
+        {"base": "sd3"},
+        {"steps": -1},
+        {"steps": True},
+        {"steps": 1.5},
+        {"steps": "7"},
+        {"created": "yesterday"},
+        {"scores": {"a": float("nan")}},
+        {"scores": {"a": float("inf")}},
+        {"recipe": {"a": float("nan")}},
+        {"recipe": {"a": [1]}},
+        {"recipe": {"a": {"b": 1}}},
+        {"recipe": {"A b": 1}},
+        {"recipe": {f"k{i}": 1 for i in range(65)}},
+        {"recipe": {"a": "x" * 501}},
+        {"html": "x"},
+        {"__class__": "x"},
+        {"model_config": {}},
+    ],
+)
+def test_a_card_has_fixed_fields_of_fixed_kinds(fields):
+    with pytest.raises(PersonalError, match=r"^The card's "):
+        card(**fields)
+
+
+def test_scalars_of_a_recipe_keep_their_type():
+    recipe = {"seed": 7, "lr": 1e-4, "flip": True, "note": "x", "crop": None, "one": 1.0}
+    found = read(write(concept(card=card(recipe=recipe))), "x").card.recipe
+    assert found == recipe and [type(found[key]) for key in recipe] == [type(value) for value in recipe.values()]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x" * 200_001, "too long"),
+        ('"' + "x" * 150_000 + '"', "not a JSON object"),
+        ("[" * 90_000, "nested|cannot be read"),
+        ('{"a":' * 30_000, "nested|cannot be read"),
+        ('{"base":"tiny","steps":NaN}', "NaN"),
+        ('{"base":"tiny","base":"tiny"}', "twice"),
+        ('{"base":"tiny","evil":1}', "evil"),
+        ('{"base":"tiny","title":["a"]}', "title"),
+        ('{"title":"x"}', "base"),
+        ("", "cannot be read"),
+    ],
+)
+def test_hostile_cards_are_refused(text, says):
+    with pytest.raises(PersonalError, match=says) as caught:
+        read(forged(lambda header: header["__metadata__"].update({"sdpersonal.card": text})), "x")
+    assert str(caught.value).startswith("x is refused") and len(caught.value.problem) < 300
+
+
+@pytest.mark.parametrize("word", ["<Mу/cat>", "<me/../x>", "<|endoftext|>", "<duck>", "", "<a/b:2>", "<a/con>"])
+def test_a_card_with_a_bad_token_is_refused(word):
+    fields = json.loads(card().model_dump_json()) | {"token": word}
+    with pytest.raises(PersonalError):
+        read(forged(lambda header: header["__metadata__"].update({"sdpersonal.card": json.dumps(fields)})), "x")
+
+
+def test_a_title_of_zeros_is_a_title():
+    odd = concept(card=card(title="0" * 64, description='"sdpersonal.header_sha256":"' + "0" * 64 + '"'))
+    assert same(read(write(odd), "x"), odd)
+
+
+def test_nothing_of_the_user_is_in_the_file(each):
+    data = write(each)
+    for secret in (getpass.getuser(), str(Path.home()), socket.gethostname(), str(Path.cwd())):
+        assert len(secret) < 5 or secret.encode() not in data
+
+
+# --- thumbnails -------------------------------------------------------------------------------------------------------
+
+
+def test_a_thumbnail_is_small_and_only_pixels():
+    exif = Image.Exif()
+    exif[0x010E] = "CANARY"
+    out = io.BytesIO()
+    Image.radial_gradient("L").resize((1000, 700)).convert("RGB").save(out, "JPEG", exif=exif, comment=b"CANARY")
+    small = thumbnail_bytes(Image.open(io.BytesIO(out.getvalue())))
+    found = Image.open(io.BytesIO(small))
+    assert (found.format, found.size, found.info.get("exif"), found.info.get("icc_profile")) == (
+        "WEBP",
+        (512, 358),
+        None,
+        None,
+    )
+    assert b"CANARY" not in small and b"CANARY" in out.getvalue()
+    mean = np.asarray(found, float).mean() - np.asarray(Image.open(out), float).mean()
+    assert abs(mean) < 2
+
+
+def test_noise_still_fits_the_header():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8))
+    assert read(write(concept(thumbnail=thumbnail_bytes(noise))), "x").thumbnail
+
+
+def png(text_bytes: int = 0, size=(8, 8), **options) -> bytes:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("parameters", "CANARY" + "x" * text_bytes, zip=True)
+    out = io.BytesIO()
+    Image.new("RGBA", size, (200, 0, 0, 255)).save(out, "PNG", pnginfo=text, **options)
+    return out.getvalue()
+
+
+def test_a_strangers_thumbnail_is_made_anew():
+    polyglot = png() + b"<script>CANARY</script>PK\x03\x04"
+    for data in (png(), polyglot, png(size=(900, 30))):
+        again = remade(data)
+        assert b"CANARY" not in again and max(Image.open(io.BytesIO(again)).size) <= 512
+        assert np.abs(np.asarray(Image.open(io.BytesIO(again)).convert("RGB"), int) - [200, 0, 0]).max() < 20
+
+
+def huge_png(side: int) -> bytes:
+    data = bytearray(png())
+    data[16:24] = struct.pack(">II", side, side)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"GIF89a" + bytes(20),
+        b"RIFF\0\0\0\0WAVE",
+        png()[:60],
+        png(100_000_000),
+        huge_png(12_000),
+        huge_png(20_000),
+        huge_png(5_000),
+        b"",
+    ],
+    ids=["svg", "gif", "wav", "cut", "text bomb", "144 MP", "400 MP", "25 MP", "empty"],
+)
+def test_what_is_no_small_picture_is_no_thumbnail(data):
+    with pytest.raises(PersonalError):
+        remade(data)
+
+
+def test_a_concept_takes_only_pictures_for_a_thumbnail():
+    for data in (b"<svg/>", b"RIFF\0\0\0\0WAVE", png() + bytes(250_000)):
+        with pytest.raises(PersonalError, match="thumbnail"):
+            concept(thumbnail=data)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://tracker/p.png",
+        "javascript:alert(1)",
+        "data:image/svg+xml;base64,PHN2Zy8+",
+        "data:image/png;base64,@@",
+        "data:,x",
+    ],
+)
+def test_thumbnails_that_are_no_picture_are_refused(url):
+    with pytest.raises(PersonalError, match="thumbnail"):
+        read(forged(lambda header: header["__metadata__"].update({"modelspec.thumbnail": url})), "x")
+
+
+def test_headers_stay_within_their_bound():
+    many = concept(lora=lora(names=tuple(f"lora_unet_{'x' * 190}{i}" for i in range(1300))))
+    with pytest.raises(PersonalError):
+        write(many)
+    assert MAX_HEADER == 1_000_000

@@ -1,0 +1,213 @@
+"""A stranger's file can be refused or read, soon and in bounds; it can do nothing."""
+
+import json
+import os
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdpersonal.concepts.concept import write
+from sdpersonal.concepts.importers import read_any
+from sdpersonal.concepts.importers.folders import concepts_in, read_folder, read_path, read_source
+from sdpersonal.concepts.library import Library
+from sdpersonal.errors import PersonalError
+from sdpersonal.prompts import Token
+from support import foreign, hostile
+from support.foreign import rows, safe, torch_saved
+
+T = Token.parse
+CORPUS = hostile.corpus()
+
+
+@pytest.mark.parametrize("case", CORPUS)
+def test_each_is_refused_in_words_soon_and_without_effect(case):
+    began = time.process_time()
+    with pytest.raises(PersonalError) as caught:
+        read_any(CORPUS[case], "x\x1b[31m.safetensors")
+    assert time.process_time() - began < 2
+    text = str(caught.value)
+    assert text.count("\n") <= 1 and len(text) < 500 and text.replace("\n", "").isprintable(), text
+    assert os.listdir() == []
+
+
+def test_memory_stays_in_bounds():
+    """The worst of them in a process that may have 500 MB more than it starts with."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + 500_000_000, hard))
+    try:
+        for case, data in CORPUS.items():
+            with pytest.raises(PersonalError):
+                read_any(data, case)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_the_canary_would_have_been_seen():
+    import pickle
+
+    pickle.loads(pickle.dumps(hostile.Evil()))
+    assert Path(hostile.CANARY).exists()
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_broken_file_is_not_replaced_by_the_pickle_beside_it(tmp_path):
+    evil = torch_saved({"<a>": hostile.Evil()})
+    for safe_name, pickle_name in (
+        ("learned_embeds.safetensors", "learned_embeds.bin"),
+        ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"),
+        ("adapter_model.safetensors", "adapter_model.bin"),
+    ):
+        folder = tmp_path / safe_name
+        folder.mkdir()
+        (folder / safe_name).write_bytes(b"broken")
+        (folder / pickle_name).write_bytes(evil)
+        with pytest.raises(PersonalError, match=safe_name):
+            read_folder(folder)
+    for name in ("learned_embeds.bin", "lora_weight.pt"):
+        folder = tmp_path / f"alone {name}"
+        folder.mkdir()
+        (folder / name).write_bytes(evil)
+        with pytest.raises(PersonalError, match=r"asks to run os\.mkdir"):
+            read_folder(folder)
+    assert os.listdir() == []
+
+
+def test_odd_things_in_folders(tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "nowhere.pt").symlink_to("/nowhere")
+    (tmp_path / "device.pt").symlink_to("/dev/zero")
+    for source in concepts_in(tmp_path):
+        with pytest.raises(PersonalError):
+            read_source(source)
+    for text in ("[" * 100_000, "{", "[]", '{"peft_type": "LOKR"}', "\xff"):
+        folder = tmp_path / "adapter"
+        folder.mkdir(exist_ok=True)
+        (folder / "adapter_config.json").write_text(text)
+        (folder / "adapter_model.safetensors").write_bytes(foreign.diffusers_lora(every=20))
+        with pytest.raises(PersonalError):
+            read_folder(folder)
+
+
+def test_hostile_words_beside_the_tensors_stay_text(tmp_path):
+    (tmp_path / "learned_embeds.bin").write_bytes(torch_saved({"<a>": rows(1)}))
+    (tmp_path / "token_identifier.txt").write_text("../../../etc/passwd")
+    (tmp_path / "type_of_concept.txt").write_text("\x1b[31m<script>")
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n### \x1b[31m<img onerror=x> on Stable Diffusion")
+    found = read_folder(tmp_path)
+    assert found.token == T("<etc/passwd>") and found.card.kind == "object"
+    assert found.card.title == "[31m<img onerror=x>"
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+NAMES = [
+    "../../app",
+    "/etc/x",
+    "a/b/../..",
+    "..",
+    ".git",
+    "x.",
+    "a\x00b",
+    "a" * 300,
+    "<a>\n<b>",
+    "\u202eevil",
+    "-",
+    "<cat:2>",
+    "a\\b",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_name_leads_out_of_the_library(tmp_path, name):
+    library = Library(tmp_path / "library")
+    for data in (
+        safe({"emb_params": rows(1)}, {"modelspec.title": name, "name": name}),
+        torch_saved({name or "x": rows(1)}),
+    ):
+        try:
+            token = library.keep(read_any(data, f"{name}.safetensors"))
+        except PersonalError as error:
+            assert error.fix and str(error).replace("\n", "").isprintable()
+        else:
+            assert library.find(token).path.resolve().is_relative_to(library.folder.resolve())
+    assert {path.name for path in tmp_path.iterdir()} <= {"library"} and os.listdir() == []
+
+
+@pytest.mark.parametrize("name", ["con", "<NUL>", "имя", "\uff43\uff41\uff54\u0443", "***", ""])
+def test_names_that_nothing_can_be_made_of_ask_for_one(name):
+    with pytest.raises(PersonalError, match=r"--as") as caught:
+        read_any(safe({"emb_params": rows(1)}), f"{name}.safetensors")
+    assert caught.value.fix
+
+
+# --- other cases ------------------------------------------------------------------------------------------------------
+
+
+def test_too_large_files_are_not_read(tmp_path):
+    path = tmp_path / "big.safetensors"
+    path.touch()
+    os.truncate(path, 4_000_000_000)
+    began = time.process_time()
+    with pytest.raises(PersonalError, match="nothing but zeros"):
+        read_path(path)
+    assert time.process_time() - began < 2
+
+
+def test_a_file_is_read_once(tmp_path, monkeypatch):
+    """What was checked is what is used, whoever changes the file meanwhile."""
+    path = tmp_path / "duck.safetensors"
+    path.write_bytes(safe({"emb_params": rows(1)}))
+    opened = []
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda path, *how: opened.append(path) or real(path, *how))
+    read_path(path)
+    assert opened == [path]
+
+
+def test_tokens_are_never_shared(tmp_path):
+    library = Library(tmp_path)
+    one, two = torch_saved({"<My-Cat>": rows(1)}), torch_saved({"<my-cat>": rows(1, seed=1)})
+    token = library.keep(read_any(one, "a"))
+    assert library.keep(read_any(one, "b")) == token  # the same file twice
+    with pytest.raises(PersonalError, match="is here already") as caught:
+        library.keep(read_any(two, "c"))
+    assert "--as" in caught.value.fix and "--replace" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("length", "told"),
+    [(0.0, True), (0.019, True), (0.021, False), (0.4, False), (7.9, False), (8.1, True), (1e6, True), (1e30, True)],
+)
+def test_vectors_a_twentieth_or_twenty_times_as_long_as_a_words_are_told(length, told):
+    """CLIP's own rows are about 0.4 long. It is the longest that counts: a row of zeros beside it does no harm."""
+    vectors = torch.zeros(2, 768)
+    vectors[1, 7] = length
+    found = read_any(safe({"emb_params": vectors}), "duck.safetensors")
+    assert found.card.recipe == ({"longest_row": round(float(vectors[1, 7]), 4)} if told else {})
+    write(found)
+
+
+@pytest.mark.parametrize("bits", [0x7F800000, 0xFF800000, 0x7FC00000, 0x7FA00000])  # the last: a NaN that signals
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_numbers_that_are_not_finite_are_refused_before_anything_is_computed(bits, dtype):
+    number = bits.to_bytes(4, "little")[2:] if dtype == "BF16" else bits.to_bytes(4, "little")
+    if dtype == "F16":
+        number = ((bits >> 16 & 0x8000) | 0x7C00 | (bits >> 13 & 0x3FF)).to_bytes(2, "little")
+    width = len(number)
+    entry = {"dtype": dtype, "shape": [3, 768], "data_offsets": [0, 3 * 768 * width]}
+    raw = json.dumps({"emb_params": entry}).encode()
+    data = bytearray(len(raw).to_bytes(8, "little") + raw + bytes(3 * 768 * width))
+    at = len(data) - 5 * width
+    data[at : at + width] = number
+    with warnings.catch_warnings(), pytest.raises(PersonalError, match="row 2 of its vectors holds numbers"):
+        warnings.simplefilter("error")
+        read_any(bytes(data), "duck.safetensors")

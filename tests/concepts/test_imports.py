@@ -1,0 +1,472 @@
+"""Every tool's files, laid out as their writers do, read and compared with the tensors that went in."""
+
+import dataclasses
+import json
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sdpersonal.concepts.concept import write
+from sdpersonal.concepts.importers import layers, read_any
+from sdpersonal.concepts.importers.embedding_images import _random
+from sdpersonal.concepts.importers.folders import concepts_in, read_folder, read_path
+from sdpersonal.errors import PersonalError
+from sdpersonal.prompts import Token
+from support import foreign, pictures_with
+from support.foreign import a1111, kohya, numpy, rinongal, rows, safe, torch_saved
+
+T = Token.parse
+LAYOUTS = {"zip": {}, "old": {"_use_new_zipfile_serialization": False}}
+PHOTO = Image.fromarray(np.random.default_rng(1).integers(20, 255, (96, 64, 3), np.uint8))
+
+
+def same(found: np.ndarray, expected: torch.Tensor) -> bool:
+    return found.dtype == np.float32 and np.array_equal(found, numpy(expected))
+
+
+# --- embeddings -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("width", [768, 1024])
+def test_a1111(layout, width):
+    vectors = rows(3, width)
+    found = read_any(torch_saved(a1111(vectors), **LAYOUTS[layout]), "my Duck_1.5.pt")
+    assert same(found.vectors["clip_l"], vectors)
+    assert found.token == T("<imported/my-duck-1-5>")  # A1111 calls it as the file is called
+    assert (found.card.base, found.card.steps) == ({768: "sd1", 1024: "sd2"}[width], 3000)
+    assert found.card.base_name == "v1-5-pruned-emaonly"
+    assert read_any(torch_saved(a1111(vectors)), "learned_embeds.pt").token == T("<imported/duck>")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("device", ["parameter", "half"])
+def test_the_first_textual_inversions(layout, device):
+    vectors = rows(2).half() if device == "half" else rows(2)
+    found = read_any(torch_saved(rinongal(vectors), **LAYOUTS[layout]), "cat statue.pt")
+    assert same(found.vectors["clip_l"], vectors) and found.token == T("<imported/cat-statue>")
+    assert read_any(torch_saved(rinongal(vectors, "sks")), "a.pt").card.title == "sks"
+
+
+def test_several_placeholders_in_one_file_are_refused():
+    both = {"string_to_param": {"a": rows(1), "b": rows(1)}}
+    with pytest.raises(PersonalError, match=r"several embeddings \(a, b\)"):
+        read_any(torch_saved(both), "two.pt")
+
+
+@pytest.mark.parametrize("key", ["emb_params", "emp_params", "clip_l", "<duck>"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_one_tensor_in_a_safetensors_file(key, dtype):
+    vectors = rows(2, dtype=dtype)
+    found = read_any(safe({key: vectors}), "duck.safetensors")
+    assert same(found.vectors["clip_l"], vectors) and found.token == T("<imported/duck>") and found.card.base == "sd1"
+
+
+@pytest.mark.parametrize("keys", [("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")])
+def test_vectors_for_both_encoders(keys):
+    first, second = rows(2, 768), rows(2, 1280)
+    found = read_any(
+        safe(dict(zip(keys, (first, second), strict=True)), {"modelspec.title": "Duck XL"}), "x.safetensors"
+    )
+    assert same(found.vectors["clip_l"], first) and same(found.vectors["clip_g"], second)
+    assert (found.card.base, found.card.title, found.token) == ("sdxl", "Duck XL", T("<imported/duck-xl>"))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "header", "said"),
+    [
+        ({"clip_g": rows(1, 1280)}, {}, "without its clip_l"),
+        (
+            {"clip_l": rows(1)},
+            {"modelspec.architecture": "stable-diffusion-xl-v1-base/textual-inversion"},
+            "its clip_g",
+        ),
+        ({"clip_l": rows(1), "clip_g": rows(2, 1280)}, {}, "differ in number"),
+        ({"clip_l": rows(1), "clip_g": rows(1, 768)}, {}, "width"),
+        ({"clip_l": rows(1), "clip_g": rows(1, 1280), "t5": rows(1, 4096)}, {}, "T5"),
+        ({"emp_params": rows(1), "emp_params_out": rows(1)}, {}, "output embeddings"),
+        ({"emb_params": torch.full((1, 768), torch.nan)}, {}, "not finite"),
+        ({"emb_params": rows(1, 640)}, {}, "width 640"),
+        ({"a": rows(1), "b": rows(1)}, {}, "not of a format"),
+    ],
+)
+def test_embeddings_that_cannot_be_used(tensors, header, said):
+    with pytest.raises(PersonalError, match=said):
+        read_any(safe(tensors, header), "duck.safetensors")
+
+
+def test_what_the_header_tells_goes_to_the_card_as_plain_text():
+    header = {
+        "modelspec.title": "A\x1b[31m duck",
+        "modelspec.author": "Ann <script>",
+        "modelspec.description": "x" * 5000,
+        "modelspec.license": "CC-BY-4.0",
+        "modelspec.trigger_phrase": "sks duck, quack",
+        "modelspec.date": "2024-05-06T07:08:09.123",
+        "ss_sd_model_name": "/home/ann/models/v1-5.safetensors",
+        "ss_steps": "1600",
+        "ss_tag_frequency": '{"10_secret": {"photo of bob": 20}}',
+        "name": "ignored",
+    }
+    card = read_any(safe({"emb_params": rows(1)}, header), "d.safetensors").card
+    assert (card.title, card.author, len(card.description)) == ("A[31m duck", "Ann <script>", 2000)
+    assert (card.trigger_words, card.created) == (("sks duck", "quack"), "2024-05-06T07:08:09Z")
+    assert (card.base_name, card.steps, card.license) == ("v1-5.safetensors", 1600, "CC-BY-4.0")
+    assert "bob" not in card.model_dump_json() and "ann" not in card.model_dump_json()
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_embeddings_in_pictures():
+    vectors = rows(4)
+    embedding = a1111(vectors, "Easy Duck")
+    both = pictures_with.with_pixels(embedding, PHOTO)
+    framed = Image.new("RGB", (both.width + 20, both.height + 10))  # a screenshot's black edges
+    framed.paste(both, (10, 5))
+    for data in (
+        pictures_with.with_chunk(embedding, PHOTO),
+        pictures_with.png(both),
+        pictures_with.png(both.convert("RGBA")),
+        pictures_with.png(both, "WEBP", lossless=True),
+        pictures_with.png(framed),
+    ):
+        found = read_any(data, "renamed.jpg")
+        assert same(found.vectors["clip_l"], vectors) and found.token == T("<imported/easy-duck>")
+
+
+def test_the_known_random_numbers():
+    numbers = _random(100_100)
+    assert numbers[:8].tolist() == [253, 242, 127, 44, 157, 27, 239, 133]  # A1111's own self-test
+    assert int(numbers[100:].astype(np.int64).sum()) == 12731374
+
+
+def test_pictures_without_an_embedding():
+    plain = pictures_with.png(PHOTO)
+    for data in (plain, plain[:300], pictures_with.png(PHOTO, "JPEG"), b"GIF89a" + bytes(50)):
+        with pytest.raises(PersonalError, match=r"^x.png is (a (JPEG |GIF )?picture without|refused)"):
+            read_any(data, "x.png")
+
+
+# --- layers' names ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+def test_every_layer_has_the_name_that_the_original_code_gives_it(kind):
+    for path, original in foreign.originals(kind).items():
+        module = foreign.unet(kind).get_submodule(path)
+        if path and hasattr(module, "weight"):
+            ours, theirs = foreign.flat(path), foreign.flat(original)
+            if kind == "sdxl":
+                assert layers.unet_name(ours, kind) == layers.unet_name(theirs, kind) == theirs
+            else:
+                assert layers.unet_name(theirs, kind) == layers.unet_name(ours, kind) == ours
+
+
+# --- LoRAs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_kohya(kind, dtype):
+    found = read_any(kohya(kind, dtype), "x.safetensors")
+    paths = foreign.originals(kind) if kind == "sdxl" else {}
+    expected = {
+        f"lora_unet_{foreign.flat(paths.get(path, path))}": pair
+        for path, pair in foreign.matrices(foreign.layers(kind, 7), dtype=dtype).items()
+    }
+    assert expected.keys() <= found.lora.layers.keys() and found.card.base == kind
+    for name, (down, up) in expected.items():
+        layer = found.lora.layers[name]
+        assert layer.down.dtype == (np.float16 if dtype == torch.float16 else np.float32)
+        assert np.array_equal(layer.down, numpy(down)) and np.array_equal(layer.up, numpy(up)) and layer.alpha == 1.0
+    assert found.token == T("<imported/kohya-duck>") and not found.card.trigger_words
+    write(found)
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"ss_base_model_version": "sd_v1", "ss_v2": "False", "modelspec.architecture": "stable-diffusion-v1/lora"},
+        {"ss_base_model_version": "sdxl_base_v1-0", "modelspec.architecture": "stable-diffusion-xl-v1-base/lora"},
+    ],
+)
+def test_the_tensors_tell_the_base_whatever_the_header_says(kind, header):
+    assert read_any(foreign.kohya(kind, every=20, **header), "duck.safetensors").card.base == kind
+    width = {"sd1": 768, "sd2": 1024}.get(kind)
+    vectors = {"emb_params": rows(1, width)} if width else {"clip_l": rows(1), "clip_g": rows(1, 1280)}
+    header |= {"sd_checkpoint_name": "some other model"}
+    assert read_any(safe(vectors, header), "duck.safetensors").card.base == kind
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_kohya_is_read_as_diffusers_reads_it(kind, tmp_path):
+    """Their converter's answer, in their own naming, must be the same LoRA to us."""
+    import safetensors.torch
+    from diffusers.loaders import lora_conversion_utils as theirs
+
+    data = kohya(kind)
+    tensors = safetensors.torch.load(data)
+    if kind == "sdxl":
+        config = types.SimpleNamespace(layers_per_block=2)
+        tensors = theirs._maybe_map_sgm_blocks_to_diffusers(tensors, config)
+    converted, alphas = theirs._convert_non_diffusers_lora_to_diffusers(tensors)
+    ours = read_any(data, "duck.safetensors").lora
+    alphas = {key.replace(".down.weight.alpha", ".alpha"): torch.tensor(value) for key, value in alphas.items()}
+    again = read_any(safe(converted | alphas), "duck.safetensors").lora
+    assert ours.layers.keys() == again.layers.keys()
+    for name, layer in ours.layers.items():
+        other = again.layers[name]
+        assert np.array_equal(layer.down, other.down) and np.array_equal(layer.up, other.up)
+        assert layer.alpha == other.alpha
+
+
+def test_alpha_absent_or_zero_is_the_rank():
+    import safetensors.torch
+
+    tensors = safetensors.torch.load(kohya("sd1", torch.float32, rank=4))
+    without = {key: value for key, value in tensors.items() if not key.endswith("alpha")}
+    zero = without | {key: torch.tensor(0.0) for key in tensors if key.endswith("alpha")}
+    for each in (without, zero):
+        assert {layer.alpha for layer in read_any(safe(each), "a.safetensors").lora.layers.values()} == {4.0}
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+@pytest.mark.parametrize("key", ["string_to_param.*", "clip_l"])
+def test_bundled_embeddings(kind, key):
+    import safetensors.torch
+
+    bundle = {f"bundle_emb.<My-Duck>.{key}": rows(2)}
+    if kind == "sdxl":
+        bundle = {"bundle_emb.<My-Duck>.clip_l": rows(2), "bundle_emb.<My-Duck>.clip_g": rows(2, 1280)}
+    found = read_any(safe(safetensors.torch.load(kohya(kind)) | bundle), "x.safetensors")
+    assert found.token == T("<imported/my-duck>") and found.lora and same(found.vectors["clip_l"], rows(2))
+    more = safetensors.torch.load(kohya(kind)) | bundle | {"bundle_emb.b.clip_l": rows(1)}
+    with pytest.raises(PersonalError, match="several embeddings"):
+        read_any(safe(more), "x.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+@pytest.mark.parametrize("naming", ["processor", "lora", "peft"])
+@pytest.mark.parametrize("prefix", ["unet.", "", "base_model.model."])
+def test_diffusers_and_peft_in_every_naming(kind, naming, prefix):
+    found = read_any(foreign.diffusers_lora(kind, naming, prefix=prefix), "duck.safetensors")
+    paths = foreign.originals(kind) if kind == "sdxl" else {}
+    checked = 0
+    for path, (down, up) in foreign.matrices(foreign.layers(kind, 7)).items():
+        if layer := found.lora.layers.get(f"lora_unet_{foreign.flat(paths.get(path, path))}"):
+            assert (
+                np.array_equal(layer.down, numpy(down)) and np.array_equal(layer.up, numpy(up)) and layer.alpha == 2.0
+            )
+            checked += 1
+    assert checked == len(found.lora.layers) > 10
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("pieces", [("lora_down", "lora_up"), ("lora_A", "lora_B")])
+def test_comfyui(kind, pieces):
+    """As its node saves a LoRA: the original code's paths, text encoders by their names there."""
+    tensors = {}
+    for path, pair in foreign.matrices(foreign.layers(kind, 7)).items():
+        tensors |= {
+            f"diffusion_model.{foreign.originals(kind)[path]}.{p}.weight": w for p, w in zip(pieces, pair, strict=True)
+        }
+    encoders = {"sd1": {"clip_l": 768}, "sd2": {"clip_h": 1024}, "sdxl": {"clip_l": 768, "clip_g": 1280}}[kind]
+    for encoder, width in encoders.items():
+        for path, pair in foreign.matrices(foreign.text_layers(width), seed=width).items():
+            name = f"text_encoders.{encoder}.transformer.{path}"
+            tensors |= {f"{name}.{p}.weight": w for p, w in zip(pieces, pair, strict=True)}
+    found = read_any(safe(tensors), "duck.safetensors")
+    theirs = read_any(foreign.kohya(kind, torch.float32, alpha=2.0), "duck.safetensors")
+    assert found.card.base == kind and found.identity == theirs.identity
+
+
+def test_peft_configuration(tmp_path):
+    import safetensors.torch
+
+    tensors = safetensors.torch.load(foreign.diffusers_lora())
+    last = [path for path in foreign.layers("sd1", 7)][-1]
+    config = {"unet.r": 2, "unet.lora_alpha": 8, "unet.alpha_pattern": {last: 16}, "unet.use_rslora": False}
+    found = read_any(safe(tensors, {"lora_adapter_metadata": json.dumps(config)}), "a.safetensors").lora.layers
+    special = found.pop(f"lora_unet_{foreign.flat(last)}")
+    assert special.alpha == 16.0 and {layer.alpha for layer in found.values()} == {8.0}
+    config["unet.use_rslora"] = True
+    found = read_any(safe(tensors, {"lora_adapter_metadata": json.dumps(config)}), "a.safetensors").lora.layers
+    assert special.alpha * 2**0.5 == found[f"lora_unet_{foreign.flat(last)}"].alpha
+    for bad in (
+        "[]",
+        "{",
+        '{"unet.alpha_pattern": {"(a+)+$": 3}}',
+        '{"unet.lora_alpha": "x"}',
+        '{"unet.peft_type": "LOHA"}',
+    ):
+        with pytest.raises(PersonalError):
+            read_any(safe(tensors, {"lora_adapter_metadata": bad}), "a.safetensors")
+    folder = tmp_path / "My Adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 6}))
+    bare = {key.replace("unet.", "base_model.model."): value for key, value in tensors.items()}
+    (folder / "adapter_model.safetensors").write_bytes(safe(bare))
+    found = read_folder(folder)
+    assert found.token == T("<imported/my-adapter>")
+    assert {layer.alpha for layer in found.lora.layers.values()} == {6.0}
+
+
+@pytest.mark.parametrize("order", ["old", "new"])
+def test_cloneofsimo(order, tmp_path):
+    tensors = foreign.simo(order)
+    found = read_any(foreign.simo_safe(order), "lora_krk.safetensors")
+    starts = [f"down_blocks.{i}.attentions.{j}" for i in range(3) for j in range(2)]
+    starts += [f"up_blocks.{i}.attentions.{j}" for i in range(1, 4) for j in range(3)] + ["mid_block.attentions.0"]
+    for number, path in enumerate(each for start in starts for each in foreign.simo_paths(start, order)):
+        layer = found.lora.layers[f"lora_unet_{foreign.flat(path)}"]
+        assert np.array_equal(layer.up, tensors[f"unet:{number}:up"].numpy()) and layer.alpha == 1.0
+        assert np.array_equal(layer.down, tensors[f"unet:{number}:down"].numpy())
+    key = "lora_te_text_model_encoder_layers_3_self_attn_v_proj"
+    assert np.array_equal(found.lora.layers[key].up, tensors["text_encoder:13:up"].numpy())
+    assert same(found.vectors["clip_l"], torch.cat([rows(1, seed=0), rows(1, seed=1)]))
+    (tmp_path / "lora_weight.pt").write_bytes(foreign.simo_list("unet", order))
+    (tmp_path / "lora_weight.text_encoder.pt").write_bytes(foreign.simo_list("text_encoder", order))
+    lists = read_folder(tmp_path, T("<me/krk>"))
+    assert lists.lora.layers.keys() == found.lora.layers.keys()
+    assert all(np.array_equal(lists.lora.layers[name].up, each.up) for name, each in found.lora.layers.items())
+
+
+REFUSED = {
+    "unet.a.to_q.boft_R.default": "BOFT",
+    "unet.a.to_q.vera_lambda_b": "adapter of PEFT",
+    "lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": "Flux",
+    "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": "Flux",
+    "lora_unet_joint_blocks_0_x_block_attn_proj.lora_down.weight": "Stable Diffusion 3",
+    "transformer.transformer_blocks.0.attn.to_q.lora_A.weight": "diffusion transformer",
+    "model.diffusion_model.input_blocks.0.0.weight": "whole model",
+    "conv_in.weight": "whole UNet",
+    "text_model.embeddings.token_embedding.weight": "text encoder",
+    "control_model.a": "ControlNet",
+    "image_proj.proj.weight": "IP-Adapter",
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_cannot_be_used_is_named(key):
+    with pytest.raises(PersonalError, match=REFUSED[key]) as caught:
+        read_any(safe({key: rows(2, 4), "other": rows(1)}), "x.safetensors")
+    assert caught.value.fix
+
+
+def test_hypernetworks_are_named():
+    layer = {"linear.0.weight": torch.ones(4, 4), "linear.0.bias": torch.ones(4)}
+    state = {"step": 3, "name": "hyper", "layer_structure": [1, 2, 1], 768: (layer, layer)}
+    with pytest.raises(PersonalError, match="hypernetwork"):
+        read_any(torch_saved(state), "h.pt")
+
+
+def test_whole_models_are_named_whatever_is_in_them(tmp_path):
+    weights = {"model.diffusion_model.x": rows(1), "cond_stage_model.position_ids": torch.arange(77)}
+    with pytest.raises(PersonalError, match="whole model"):
+        read_any(safe(weights), "v1-5.safetensors")
+    big = tmp_path / "big.safetensors"
+    big.write_bytes(safe(weights))
+    with open(big, "r+b") as file:
+        file.truncate(400_000_000)  # no room is taken for what is not there
+    with pytest.raises(PersonalError, match="whole model"):
+        read_path(big)
+    with pytest.raises(PersonalError, match="not of a format"):
+        read_any(torch_saved({"state_dict": {"a": rows(1), "b": rows(1)}}), "a.ckpt")
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def fill(folder, **contents):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in contents.items():
+        (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    return folder
+
+
+def test_sd_concepts_library(tmp_path):
+    readme = "---\nlicense: mit\n---\n### Marc Allante on Stable Diffusion\nThis is the `<Marc_Allante>` concept"
+    folder = fill(
+        tmp_path / "marc-allante",
+        **{
+            "learned_embeds.bin": torch_saved({"<Marc_Allante>": rows(1)[0]}),
+            "token_identifier.txt": "<Marc_Allante>",
+            "type_of_concept.txt": "style",
+            "README.md": readme,
+        },
+    )
+    found = read_folder(folder, owner="sd-concepts-library")
+    assert found.token == T("<sd-concepts-library/marc-allante>") and same(found.vectors["clip_l"], rows(1))
+    assert (found.card.kind, found.card.license, found.card.title) == ("style", "mit", "Marc Allante")
+    assert [source.path for source in concepts_in(tmp_path)] == [folder]
+
+
+def test_the_pair_of_sdxl(tmp_path):
+    folder = fill(
+        tmp_path / "a",
+        **{
+            "learned_embeds.safetensors": safe({"<duck>": rows(2)}),
+            "learned_embeds_2.safetensors": safe({"<duck>": rows(2, 1280)}),
+            "learned_embeds-steps-500.safetensors": safe({"<duck>": rows(2, seed=9)}),
+        },
+    )
+    found = read_folder(folder)
+    assert same(found.vectors["clip_l"], rows(2)) and same(found.vectors["clip_g"], rows(2, 1280))
+    assert found.token == T("<imported/duck>") and found.card.base == "sdxl"
+
+
+def test_of_steps_alone_the_last_counts(tmp_path):
+    steps = {f"learned_embeds-steps-{n}.safetensors": safe({"<duck>": rows(1, seed=n)}) for n in (500, 1500, 1000)}
+    assert same(read_folder(fill(tmp_path / "a", **steps)).vectors["clip_l"], rows(1, seed=1500))
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_advanced_dreambooth(tmp_path, kind):
+    embedding = {"clip_l": rows(2)} | ({"clip_g": rows(2, 1280)} if kind == "sdxl" else {})
+    names = {"pytorch_lora_weights.safetensors": foreign.diffusers_lora(kind), "corgy_emb.safetensors": safe(embedding)}
+    found = read_folder(fill(tmp_path / "corgy", **names))
+    assert found.lora and same(found.vectors["clip_l"], rows(2)) and found.token == T("<imported/corgy>")
+    names["corgy_emb.safetensors"] = safe({"clip_l": rows(1, 1024)})
+    with pytest.raises(PersonalError, match="two bases"):
+        read_folder(fill(tmp_path / "other", **names))
+
+
+def test_replicate(tmp_path):
+    folder = fill(
+        tmp_path / "My Model",
+        **{
+            "lora.safetensors": foreign.diffusers_lora("sdxl", "processor", prefix=""),
+            "embeddings.pti": safe({"text_encoders_0": rows(2), "text_encoders_1": rows(2, 1280)}),
+            "special_params.json": '{"TOK": "<s0><s1>"}',
+        },
+    )
+    found = read_folder(folder)
+    assert found.token == T("<imported/my-model>") and found.lora and same(found.vectors["clip_g"], rows(2, 1280))
+
+
+def test_a_folder_of_many(tmp_path):
+    fill(tmp_path, **{"a.pt": torch_saved(a1111(rows(1))), "a.preview.png": b"x", "a.png": pictures_with.png(PHOTO)})
+    fill(tmp_path, **{"b.png": pictures_with.with_chunk(a1111(rows(1)), PHOTO), "notes.txt": "x", ".hidden.pt": "x"})
+    fill(tmp_path / "deep/repo", **{"learned_embeds.bin": b"x"})
+    (tmp_path / "deep/circle").symlink_to(tmp_path)
+    found = [str(source.path.relative_to(tmp_path)) for source in concepts_in(tmp_path)]
+    assert found == ["a.pt", "b.png", "deep/repo"]
+    with pytest.raises(PersonalError, match="whole model"):
+        read_folder(fill(tmp_path / "model", **{"model_index.json": "{}"}))
+
+
+# --- round trips ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+def test_what_came_in_is_kept_bit_for_bit(kind):
+    for data in (kohya(kind), kohya(kind, torch.float32)):
+        found = read_any(data, "duck.safetensors")
+        again = read_any(write(dataclasses.replace(found, token=T("<me/duck>"))), "x")
+        assert again.identity == found.identity
+        assert all(np.array_equal(again.lora.layers[name].up, each.up) for name, each in found.lora.layers.items())

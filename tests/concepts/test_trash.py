@@ -1,0 +1,157 @@
+"""The trash of a library: what was deleted comes back to the bit, whatever happened meanwhile."""
+
+import errno
+import json
+import shutil
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from sdpersonal.cli.main import main
+from sdpersonal.concepts.library import Library
+from sdpersonal.concepts.trash import Trash
+from sdpersonal.errors import PersonalError
+from sdpersonal.prompts import Token
+from support.crash import CALLS, DIED, DONE, NO_ROOM, REFUSED, calls_made, die_at, fail_at
+from support.samples import concept, embedding
+
+T = Token.parse
+
+
+@pytest.fixture
+def library(tmp_path):
+    return filled(tmp_path / "concepts")
+
+
+def filled(folder) -> Library:
+    library = Library(folder)
+    for seed in (0, 1):
+        library.add(concept(seed=seed))
+    library.add(embedding("<you/ink>"))
+    return library
+
+
+def here(library) -> dict[str, bytes]:
+    return {str(entry.token): entry.path.read_bytes() for entry in library.list()}
+
+
+def gone(library) -> dict[str, bytes]:
+    return {str(e.token): e.path.read_bytes() for deletion in Trash(library).list() for e in deletion.entries}
+
+
+def test_what_was_deleted_comes_back_to_the_bit(library):
+    before, trash = here(library), Trash(library)
+    deletion = trash.put(T("<me/duck>"), all_versions=True)
+    assert [str(token) for token in deletion.tokens] == ["<me/duck-v1>", "<me/duck-v2>"]
+    assert list(here(library)) == ["<you/ink-v1>"] and not (library.folder / "me").exists()
+    assert library.verify() == [] and library.strays() == []
+    assert [each.name for each in trash.list()] == [deletion.name]
+    assert trash.restore(deletion.name) == deletion.tokens
+    assert here(library) == before and trash.list() == []
+
+
+def test_a_place_that_was_taken_is_not_taken_back(library):
+    trash = Trash(library)
+    deletion = trash.put(T("<me/duck>"), all_versions=True)
+    library.add(concept("<me/duck-v2>", seed=9))
+    with pytest.raises(PersonalError, match=r"<me/duck-v2> cannot come back: its place was taken"):
+        trash.restore(deletion.name)
+    assert list(here(library)) == ["<me/duck-v2>", "<you/ink-v1>"] and len(gone(library)) == 2
+    library.rename(T("<me/duck>"), T("<me/other>"))
+    trash.restore(deletion.name)
+    assert list(here(library)) == ["<me/duck-v1>", "<me/duck-v2>", "<me/other-v2>", "<you/ink-v1>"]
+
+
+def test_one_of_several_versions_must_be_named(library):
+    with pytest.raises(PersonalError, match="has several versions"):
+        Trash(library).put(T("<me/duck>"))
+    assert len(here(library)) == 3 and gone(library) == {}
+    Trash(library).put(T("<me/duck-v1>"))
+    assert list(gone(library)) == ["<me/duck-v1>"]
+
+
+def test_a_damaged_file_can_be_deleted_and_come_back(library):
+    path = library.folder / "me" / "cut-v1.safetensors"
+    path.write_bytes(b"half")
+    deletion = Trash(library).put(T("<me/cut>"))
+    Trash(library).restore(deletion.name)
+    assert path.read_bytes() == b"half"
+
+
+def test_after_thirty_days_it_is_gone(library):
+    trash = Trash(library)
+    old = trash.put(T("<you/ink>")).name
+    long_ago = f"{datetime.now(UTC) - timedelta(days=31):%Y%m%dT%H%M%SZ}-00000000"
+    (trash.folder / old).rename(trash.folder / long_ago)
+    new = trash.put(T("<me/duck-v1>")).name
+    assert [each.name for each in trash.list()] == [new]
+    assert trash.empty() == 1 and trash.list() == [] and list(trash.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "../me", "/etc", "20260131T120000Z-0123456", "99999999T999999Z-00000000", 3]
+)
+def test_only_a_deletions_name_is_one(library, name):
+    with pytest.raises(PersonalError, match="is not in the trash any more"):
+        Trash(library).restore(name)
+
+
+def test_a_linked_trash_takes_nothing_elsewhere(library, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (library.folder / ".trash").symlink_to(tmp_path / "outside")
+    with pytest.raises(PersonalError, match="is not a place inside"):
+        Trash(library).put(T("<you/ink>"))
+    assert list((tmp_path / "outside").iterdir()) == [] and len(here(library)) == 3
+
+
+def put(library):
+    Trash(library).put(T("<me/duck>"), all_versions=True)
+
+
+def restore(library):
+    trash = Trash(library)
+    trash.restore(trash.list()[0].name)
+
+
+def empty(library):
+    Trash(library).empty()
+
+
+@pytest.mark.parametrize("change", [put, restore, empty])
+def test_a_crash_or_a_failing_disk_at_any_moment_loses_nothing(change, tmp_path):
+    """Each file is here or in the trash, whole; only emptying the trash ends any."""
+    library = filled(tmp_path / "before")
+    if change is not put:
+        put(library)
+    everything, rounds = here(library) | gone(library), 0
+    for how, end in [(die_at, (DIED,)), (fail_at, (DONE, REFUSED, NO_ROOM))]:
+        counting = _copy(tmp_path, "counting")
+        for n in range(1, calls_made(lambda counting=counting: change(counting), CALLS) + 1):
+            tried = _copy(tmp_path, f"{how.__name__} {n}")
+            extra = (errno.EIO,) if how is fail_at else ()
+            assert how(n, *extra, lambda tried=tried: change(tried)) in end
+            kept, lost = here(tried), gone(tried)
+            assert not kept.keys() & lost.keys() and tried.verify() == [] and tried.strays() == []
+            assert kept | lost == everything or (change is empty and kept == here(library))
+            if lost:
+                restore(tried)  # and it goes on working
+                assert here(tried) == everything or change is empty
+            rounds += 1
+        shutil.rmtree(tmp_path / "counting")
+    assert rounds > 10
+
+
+def _copy(place, name: str) -> Library:
+    return Library(shutil.copytree(place / "before", place / name))
+
+
+def test_the_command_line_deletes_and_restores(library, capsys):
+    place = ["--library", str(library.folder)]
+    before = here(library)
+    assert main(["concepts", "remove", "<you/ink>", *place]) == 0
+    assert main(["concepts", "restore", "--json", *place]) == 0
+    assert json.loads(capsys.readouterr().out.partition("\n")[2])[0]["token"] == "<you/ink-v1>"
+    assert main(["concepts", "restore", "<ink>", *place]) == 0 and here(library) == before
+    assert main(["concepts", "remove", "<you/ink>", "--for-good", *place]) == 0
+    assert main(["concepts", "restore", "<you/ink>", *place]) == 2
+    assert "No <you/ink> was deleted here" in capsys.readouterr().err

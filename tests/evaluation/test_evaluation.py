@@ -1,0 +1,499 @@
+"""The acceptance test and its judges, against transformers' own models and plain numpy."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sdpersonal.concepts.library import Library
+from sdpersonal.config import DreamboothSettings
+from sdpersonal.errors import PersonalError
+from sdpersonal.evaluation import Acceptance, Judge, Scores, in_figures, judge_for, scorers, verdict
+from sdpersonal.evaluation.concept_score import COPY, PROMPTS, SEEDS, asked, noun_in, with_article
+from sdpersonal.models.loading import built_in_folder
+from sdpersonal.photos.loading import load_photos
+from sdpersonal.training import train
+from sdpersonal.training.sampling import draw
+from support.narrow import save_narrow, save_photos
+
+# --- the judge, again, from its folder ---
+
+
+class Peer:
+    """CLIP with transformers' model; pictures prepared with Pillow and numpy as its configuration says."""
+
+    def __init__(self, folder):
+        from transformers import CLIPModel, CLIPTokenizer
+
+        self.model = CLIPModel.from_pretrained(folder)
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder)
+        self.config = json.loads((folder / "preprocessor_config.json").read_text())
+
+    def see(self, pictures):
+        side, rows = self.config["crop_size"]["height"], []
+        for picture in pictures:
+            picture = picture.convert("RGB")
+            width, height = picture.size
+            assert width == height  # so nothing is cropped
+            picture = picture.resize((side, side), Image.Resampling(self.config["resample"]))
+            pixels = np.asarray(picture, np.float64) * self.config["rescale_factor"]
+            rows.append((pixels - self.config["image_mean"]) / self.config["image_std"])
+        pixels = torch.tensor(np.stack(rows).transpose(0, 3, 1, 2), dtype=torch.float32)
+        with torch.no_grad():
+            found = self.model.visual_projection(self.model.vision_model(pixels)[1])
+        return unit(found.numpy())
+
+    def read(self, texts):
+        ids = self.tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            found = self.model.text_projection(self.model.text_model(ids.input_ids)[1])
+        return unit(found.numpy())
+
+
+def unit(features):
+    features = features.astype(np.float64)
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def peer():
+    return Peer(built_in_folder() / "judge")
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return judge_for("tiny")
+
+
+@pytest.fixture(scope="module")
+def photos(root):
+    found = load_photos(root / "examples" / "photos" / "teddy-bear", 128).photos
+    return [Image.fromarray(photo.square()) for photo in found]
+
+
+@pytest.fixture(scope="module")
+def draws(tiny):
+    return lambda kind, noun, steps=6: draw(
+        tiny, lambda prompt: [prompt.format(noun_in(kind, noun))], asked(kind), 128, steps
+    )
+
+
+@pytest.fixture(scope="module")
+def plain(draws):
+    return {"object": draws("object", "bear"), "style": draws("style", "cyanotype")}
+
+
+@pytest.fixture(scope="module")
+def others(draws):
+    return {"object": draws("object", "duck"), "style": draws("style", "watercolor")}
+
+
+def test_the_built_in_judge_sees_and_reads_as_transformers_does(judge, peer, photos):
+    np.testing.assert_allclose(judge.see(photos), peer.see(photos), atol=1e-4)
+    texts = ["a bear", "an octopus on the beach, far away, in the evening", "", "<script>alert(1)</script>"]
+    np.testing.assert_allclose(judge.read(texts), peer.read(texts), atol=1e-5)
+    assert judge.scale == pytest.approx(float(np.exp(peer.model.logit_scale.item())))
+    assert np.array_equal(judge.subject(photos), judge.see(photos)) and judge.name == "the built-in CLIP"
+
+
+def test_a_judge_of_many_pictures_is_one_of_few(judge, photos):
+    many = (photos * 9)[:40]
+    np.testing.assert_allclose(
+        judge.see(many), np.concatenate([judge.see([one]) for one in photos] * 9)[:40], atol=1e-5
+    )
+
+
+# --- the figures ---
+
+
+def by_hand(peer, kind, noun, photos, plain, pictures):
+    """Every figure, from its definition."""
+    prompts = [one.format(noun if kind == "style" else f"a {noun}") for one in PROMPTS[kind]]
+    mine, his, class_own = peer.see(pictures), peer.see(photos), peer.see(plain)
+    texts, scale = peer.read(prompts), float(np.exp(peer.model.logit_scale.item()))
+
+    def told(features):
+        found = []
+        for number, feature in enumerate(features):
+            odds = [math.exp(scale * float(feature @ text)) for text in texts]
+            found.append(odds[number // len(SEEDS)] / sum(odds))
+        return np.array(found)
+
+    pairs = [float(his[i] @ his[j]) for i in range(len(his)) for j in range(len(his)) if i != j]
+    ceiling = np.mean(pairs) if pairs else 1.0
+    floor = np.mean([float(a @ b) for a in class_own for b in his])
+    cosine = np.mean([float(a @ b) for a in mine for b in his])
+    alike = [float(mine[i] @ mine[i + 1]) for i in range(0, len(mine), 2)]
+
+    def correlation(a, b):
+        """Pearson's, over pixels and colours, each colour's mean taken off."""
+        a, b = (
+            np.asarray(one.convert("RGB").resize((32, 32), Image.Resampling.BOX), np.float64) / 255 for one in (a, b)
+        )
+        a, b = ((one - one.mean((0, 1))).ravel() for one in (a, b))
+        if a.std() < 0.02 or b.std() < 0.02:
+            return 0.0
+        return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+    copied = [
+        max(correlation(one, photo) for photo in photos) > COPY and odds < 0.5
+        for one, odds in zip(pictures, told(mine), strict=True)
+    ]
+    likeness = (cosine - floor) / max(ceiling - floor, 0.05)
+    fidelity = min(1.0, told(mine).mean() / max(told(class_own).mean(), 1 / len(prompts)))
+    figures = {"likeness": likeness, "fidelity": fidelity, "copying": np.mean(copied)}
+    figures |= {"diversity": 1 - np.mean(alike), "cosine": cosine}
+    root = math.sqrt(min(1, max(0, likeness)) * min(1, max(0, fidelity)))
+    return figures | {"score": root * (1 - np.mean(copied))}
+
+
+def assert_equal(scores, expected):
+    assert scores.figures().keys() == expected.keys()
+    for key, value in expected.items():
+        assert scores.figures()[key] == pytest.approx(value, abs=5e-4), key
+
+
+KINDS = {"object": "bear", "style": "cyanotype", "person": "bear"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_figure_is_what_it_is_said_to_be(judge, peer, photos, plain, others, kind):
+    """Of pictures with nothing of the photos in them, and of pictures half of which are the photos."""
+    noun, drawn = KINDS[kind], "style" if kind == "style" else "object"
+    acceptance = Acceptance(judge, kind, noun, photos, plain[drawn])
+    for pictures in (others[drawn], [*photos[:4], *others[drawn][4:]]):
+        assert_equal(acceptance.score(pictures), by_hand(peer, kind, noun, photos, plain[drawn], pictures))
+
+
+def test_the_photos_themselves_only_copy(judge, photos, plain):
+    scores = Acceptance(judge, "object", "bear", photos, plain["object"]).score((photos * 2)[:8])
+    assert scores.copying >= 0.5 and scores.likeness > 0.9
+    said = verdict(scores, "bear")
+    assert said[0].startswith("It only copies a photo: ") and f"{scores.copying:.0%} of the pictures" in said[0]
+    assert not any("no effect" in line for line in said)
+
+
+def test_the_class_nouns_own_pictures_show_no_effect(judge, photos, plain):
+    scores = Acceptance(judge, "object", "bear", photos, plain["object"]).score(plain["object"])
+    assert scores.likeness == pytest.approx(0, abs=1e-6) and scores.score == pytest.approx(0, abs=1e-3)
+    assert scores.copying == 0
+    said = verdict(scores, "bear")
+    assert said[-1].startswith("Training had no effect: the pictures are no more like the photos than any bear.")
+
+
+def test_a_copy_in_the_place_that_was_asked_for_is_none(judge, photos, plain):
+    """The class noun's pictures as photos: each is in its place, and there it may be what it was."""
+    acceptance = Acceptance(judge, "object", "bear", plain["object"], plain["object"])
+    in_place = acceptance.score(plain["object"])
+    elsewhere = acceptance.score(plain["object"][2:] + plain["object"][:2])
+    assert in_place.copying < elsewhere.copying and elsewhere.copying > 0.5
+
+
+def test_one_photo_and_the_same_photo_again(judge, peer, photos, plain, others):
+    for few in (photos[:1], photos[:1] * 4):
+        acceptance = Acceptance(judge, "object", "bear", few, plain["object"])
+        assert acceptance.ceiling == pytest.approx(1.0, abs=1e-5)
+        assert_equal(
+            acceptance.score(others["object"]),
+            by_hand(peer, "object", "bear", few, plain["object"], others["object"]),
+        )
+        copies = acceptance.score(few[:1] * 8)
+        assert copies.likeness == pytest.approx(1, abs=1e-3) and copies.copying >= 0.5 and copies.diversity < 1e-5
+
+
+@pytest.mark.parametrize("colour", ["black", "white", "#3366cc", None])
+@pytest.mark.parametrize("where", ["photos", "plain", "pictures", "all"])
+def test_pictures_of_nothing_give_numbers(judge, photos, plain, others, where, colour):
+    """One colour, or one that no eye tells from it."""
+    flat = Image.new("RGB", (128, 128), colour or "gray")
+    if colour is None:
+        flat = Image.fromarray(np.random.default_rng(0).integers(127, 129, (128, 128, 3), np.uint8))
+
+    def given(name, usual):
+        return [flat] * len(usual) if where in (name, "all") else usual
+
+    acceptance = Acceptance(judge, "object", "bear", given("photos", photos), given("plain", plain["object"]))
+    scores = acceptance.score(given("pictures", others["object"]))
+    assert all(math.isfinite(value) for value in scores.figures().values())
+    assert scores.copying == 0 and 0 <= scores.score <= 1 and verdict(scores, "bear")
+    assert "nan" not in in_figures(scores)
+
+
+@pytest.mark.parametrize("likeness", [-3.0, -0.1, 0.0, 0.3, 1.0, 1.4])
+@pytest.mark.parametrize("fidelity", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("copying", [0.0, 0.5, 1.0])
+def test_the_score_is_bounded_and_no_part_can_be_left_out(likeness, fidelity, copying):
+    scores = Scores(likeness, fidelity, copying, 0.2, 0.5)
+    assert 0 <= scores.score <= 1
+    if likeness <= 0 or fidelity == 0 or copying == 1:
+        assert scores.score == 0
+    elif likeness >= 1 and fidelity == 1 and copying == 0:
+        assert scores.score == 1
+    said = verdict(scores, "bear")
+    assert 1 <= len(said) <= 3
+    assert ("only copies" in said[0]) == (copying >= 0.5)
+    assert any("no effect" in line for line in said) == (likeness < 0.15)
+    good = likeness >= 0.5 and fidelity >= 0.6 and copying < 0.5
+    assert (said == ["It is like the photos, and the places that prompts ask for are drawn."]) == good
+
+
+def test_pictures_are_of_any_mode_and_size(judge, photos, plain):
+    acceptance = Acceptance(judge, "object", "bear", photos, plain["object"])
+    modes = [one.convert("P") if i % 2 else one.resize((64, 64)).convert("RGBA") for i, one in enumerate(photos * 2)]
+    assert math.isfinite(acceptance.score(modes[:8]).score)
+
+
+@pytest.mark.parametrize(
+    ("noun", "said"),
+    [
+        ("bear", "a bear"),
+        ("octopus", "an octopus"),
+        ("The Beatle", "The Beatle"),
+        ("my dog", "my dog"),
+        ("Apple", "an Apple"),
+        ("some", "some"),
+        ("ümlaut", "a ümlaut"),
+    ],
+)
+def test_articles(noun, said):
+    assert with_article(noun) == said == noun_in("object", noun) == noun_in("person", noun)
+    assert noun_in("style", noun) == noun
+
+
+# --- judges from the Hub's cache ---
+
+# As the real repositories have it, which are older than transformers' present names.
+CLIP_PROCESSOR = {"do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3} | {
+    "feature_extractor_type": "CLIPFeatureExtractor",
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+DINO_PROCESSOR = {"do_normalize": True, "do_resize": True, "resample": 2} | {
+    "feature_extractor_type": "ViTFeatureExtractor",
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+
+
+def save_clip(folder):
+    """ViT-B/32's shape with narrow layers and random weights; its tokenizer is CLIP's own."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    torch.manual_seed(1)
+    narrow = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tokenizer = CLIPTokenizer.from_pretrained(built_in_folder() / "tokenizer")
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = CLIPConfig(
+        text_config=narrow | ends | {"vocab_size": len(tokenizer)},
+        vision_config=narrow | {"image_size": 64, "patch_size": 32},
+        projection_dim=16,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(CLIP_PROCESSOR | {"size": 64, "crop_size": 64}))
+
+
+def save_dino(folder):
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(2)
+    config = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    config.image_size, config.patch_size = 64, 16
+    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(DINO_PROCESSOR | {"size": 64}))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty cache of the Hub, offline, and what puts a model into it."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def put(hub_id, save, revision="main"):
+        place, commit = tmp_path / "hub" / f"models--{hub_id.replace('/', '--')}", revision[-1] * 40
+        (place / "refs" / revision).parent.mkdir(parents=True, exist_ok=True)
+        (place / "refs" / revision).write_text(commit)
+        (place / "snapshots" / commit).mkdir(parents=True)
+        save(place / "snapshots" / commit)
+        return place / "snapshots" / commit
+
+    return put
+
+
+CLIP, DINO = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
+
+
+@pytest.fixture
+def pictures():
+    draw = np.random.default_rng(0)
+    shapes = [(90, 64, 3), (64, 100, 3), (200, 200, 3), (64, 64, 3)]  # what is prepared is resized, and cropped
+    return [Image.fromarray(draw.integers(0, 255, shape, np.uint8)) for shape in shapes]
+
+
+def pipeline(folder, kind, processor, pictures):
+    """transformers' own: a processor made by it from today's names, its model."""
+    size = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
+    size = size if "CLIP" in kind.__name__ else {"size": {"height": 64, "width": 64}}
+    old = {"feature_extractor_type", "size", "crop_size"}
+    prepare = processor(**({key: value for key, value in read(folder).items() if key not in old} | size))
+    with torch.no_grad():
+        pixels = prepare(pictures, return_tensors="pt").pixel_values
+        model = kind.from_pretrained(folder).eval()
+        if hasattr(model, "vision_model"):
+            return unit(model.visual_projection(model.vision_model(pixels).pooler_output).numpy())
+        return unit(model(pixels).last_hidden_state[:, 0].numpy())
+
+
+def read(folder):
+    return json.loads((folder / "preprocessor_config.json").read_text())
+
+
+def test_judges_in_the_cache_are_found_offline_and_are_transformers_own(hub, pictures):
+    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, ViTImageProcessorPil, ViTModel
+
+    clip, dino = hub(CLIP, save_clip), hub(DINO, save_dino)
+    judge = judge_for("sd1")
+    assert judge.name == "CLIP ViT-B/32 and DINO ViT-S/16"
+    np.testing.assert_allclose(
+        judge.see(pictures), pipeline(clip, CLIPModel, CLIPImageProcessorPil, pictures), atol=1e-5
+    )
+    mine = judge.subject(pictures)
+    np.testing.assert_allclose(mine, pipeline(dino, ViTModel, ViTImageProcessorPil, pictures), atol=1e-5)
+    assert mine.shape == (4, 32) and judge.see(pictures).shape == (4, 16)
+    texts = ["a duck", "a very long " + "long " * 90 + "text"]
+    ids = CLIPTokenizer.from_pretrained(clip)(
+        texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    )
+    model = CLIPModel.from_pretrained(clip).eval()
+    with torch.no_grad():
+        theirs = unit(model.text_projection(model.text_model(**ids).pooler_output).numpy())
+    np.testing.assert_allclose(judge.read(texts), theirs, atol=1e-5)
+
+
+def test_likeness_is_dinos_and_fidelity_clips(hub, pictures):
+    hub(CLIP, save_clip)
+    alone = judge_for("sdxl")
+    assert alone.name == "CLIP ViT-B/32" and np.array_equal(alone.subject(pictures), alone.see(pictures))
+    hub(DINO, save_dino)
+    both = judge_for("sdxl")
+    eight = pictures * 2
+    for judge in (alone, both):
+        acceptance = Acceptance(judge, "object", "cat", pictures[:3], eight)
+        mine, his = judge.subject(eight[::-1]), judge.subject(pictures[:3])
+        assert acceptance.score(eight[::-1]).cosine == pytest.approx(float((mine @ his.T).mean()), abs=1e-6)
+    assert not np.allclose(alone.subject(pictures)[:, :16], both.subject(pictures)[:, :16])
+
+
+def test_the_branch_with_the_safetensors_counts(hub, pictures):
+    """The first repository's main branch has only a pickle."""
+    hub(CLIP, lambda folder: (folder / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'touch PWNED'\ntR."))
+    assert judge_for("sd1") is None
+    hub(CLIP, save_clip, revision="refs/pr/15")
+    assert judge_for("sd1").name == "CLIP ViT-B/32"
+    assert "--revision refs/pr/15" in scorers.FETCH and CLIP in scorers.FETCH
+
+
+def test_another_repository_will_do(hub):
+    hub("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", save_clip)
+    assert judge_for("sd2").name == "CLIP ViT-B/32"
+
+
+def test_a_pickle_is_not_opened(hub, tmp_path):
+    def as_pickle(folder):
+        save_clip(folder)
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+    hub(CLIP, as_pickle)
+    assert judge_for("sd1") is None
+    hub("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", save_clip)
+    hub(DINO, lambda folder: (save_dino(folder), (folder / "model.safetensors").rename(folder / "pytorch_model.bin")))
+    assert judge_for("sd1").name == "CLIP ViT-B/32"
+
+
+@pytest.mark.parametrize("part", ["config.json", "preprocessor_config.json", "tokenizer.json", "model.safetensors"])
+def test_a_part_of_a_judge_is_none(hub, part):
+    folder = hub(CLIP, save_clip)
+    assert judge_for("sd1")
+    (folder / part).unlink()
+    assert judge_for("sd1") is None
+
+
+def test_without_the_tokenizers_settings_texts_are_still_of_one_length(hub):
+    folder = hub(CLIP, save_clip)
+    whole = judge_for("sd1").read(["a duck", "a", "long " * 100])
+    (folder / "tokenizer_config.json").unlink()
+    np.testing.assert_allclose(judge_for("sd1").read(["a duck", "a", "long " * 100]), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["cut", "nonsense", "lacks a weight", "config"])
+def test_a_damaged_judge_is_told(hub, damage):
+    from safetensors.torch import load_file, save_file
+
+    folder = hub(CLIP, save_clip)
+    weights = folder / "model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "nonsense":
+        weights.write_bytes(b"<html>")
+    elif damage == "config":
+        (folder / "config.json").write_text("{")
+    else:
+        tensors = load_file(weights)
+        tensors.pop("visual_projection.weight")
+        save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(PersonalError, match="is damaged") as caught:
+        judge_for("sd1")
+    assert "--no-samples" in caught.value.fix
+
+
+# --- in a run ---
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    return save_narrow("sd1", tmp_path_factory.mktemp("narrow") / "sd1")
+
+
+@pytest.fixture
+def begin(narrow, tmp_path):
+    def begin(**more):
+        common = {"photos": save_photos(tmp_path / "photos", 3), "token": "<me/thing>", "base": str(narrow)}
+        common |= {"steps": 4, "batch": 1, "rank": 2, "class_noun": "cat"}
+        common |= {"library": tmp_path / "concepts", "run": tmp_path / "run"}
+        said = []
+        result = train(DreamboothSettings(**(common | more)), said.append)
+        return Library(tmp_path / "concepts").get(result.token), said
+
+    return begin
+
+
+def test_a_run_without_a_judge_says_so_and_keeps_the_last(hub, begin, tmp_path):
+    concept, said = begin()
+    line = next(line for line in said if "judge" in line)
+    assert "the last checkpoint counts" in line and line.endswith(scorers.FETCH)
+    assert concept.card.steps == 4 and concept.card.scores == {} and concept.thumbnail
+    assert not (tmp_path / "run" / "trials.jsonl").exists()
+    assert "Nobody judged its pictures." in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_run_is_judged_by_what_the_cache_has(hub, begin, tmp_path):
+    hub(CLIP, save_clip)
+    hub(DINO, save_dino)
+    concept, said = begin()
+    assert not any("Nobody here can judge" in line for line in said)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "trials.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and concept.card.scores["score"] >= 0
+    assert "CLIP ViT-B/32 and DINO ViT-S/16" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_judge_that_is_not_installed_is_told(tmp_path):
+    with pytest.raises(PersonalError, match="no judge in"):
+        Judge(tmp_path / "gone")
+    shutil.copytree(built_in_folder() / "judge", tmp_path / "elsewhere")
+    assert Judge(tmp_path / "elsewhere").name == "CLIP ViT-B/32"

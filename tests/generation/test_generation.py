@@ -1,0 +1,499 @@
+"""Drawing: reproducible, without a trace, each picture by itself, and kind about what cannot be drawn. What diffusers
+makes of the same is in test_equality.py."""
+
+import hashlib
+import io
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sdpersonal.concepts.concept import Card, Concept, Lora, LoraLayer
+from sdpersonal.concepts.library import Library
+from sdpersonal.config import Request
+from sdpersonal.errors import Interrupted, PersonalError
+from sdpersonal.generation import Generator, Sampling, denoise, noise_of
+from sdpersonal.generation.noise import between
+from sdpersonal.generation.prompt_resolution import Reader, rows_at, stands_for
+from sdpersonal.image_metadata import read_recipe
+from sdpersonal.models import Spoken
+from sdpersonal.models.lora import to_lora
+from sdpersonal.prompts import Token
+
+STEPS, SIZE = 3, "64x64"
+
+
+def random_lora(base, seed, rank=3):
+    draw = np.random.default_rng(seed)
+    layers = {}
+    for name in base.slots.names("attention"):
+        out, into = base.slots._slots[name].layer.weight.shape
+        down, up = draw.normal(size=(rank, into)) / into**0.5, draw.normal(size=(out, rank)) / rank**0.5
+        layers[name] = LoraLayer(down.astype(np.float32), up.astype(np.float32), float(rank) / 2)
+    return Lora(layers)
+
+
+def random_concept(base, token, seed, rows=2, lora=True):
+    width = base.widths["clip_l"]
+    vectors = np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32) * 0.05
+    return Concept(
+        Token.parse(token), Card(base="tiny"), {"clip_l": vectors}, random_lora(base, seed) if lora else None
+    )
+
+
+class Shelf(dict):
+    def get(self, token):
+        return self[token.name]
+
+
+@pytest.fixture(scope="module")
+def shelf(tiny):
+    return Shelf(
+        duck=random_concept(tiny, "<me/duck>", 1),
+        ink=random_concept(tiny, "<me/ink>", 2, rows=3),
+        word=random_concept(tiny, "<me/word>", 3, lora=False),
+    )
+
+
+def pictures(base, concepts, prompt, **fields):
+    request = Request(**({"prompt": prompt, "n": 2, "steps": STEPS, "size": SIZE} | fields))
+    return [np.asarray(picture.image) for picture in Generator(base, concepts).draw(request)]
+
+
+def weights(base):
+    digest = hashlib.sha256()
+    for name, module in sorted(base.modules().items()):
+        for key, value in module.state_dict().items():
+            digest.update(f"{name}.{key}".encode() + value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_a_request_leaves_no_trace(tiny, shelf):
+    before = pictures(tiny, shelf, "a cat <duck:0.7>"), weights(tiny)
+
+    def fail_in_the_middle(done, total):
+        if done == 2:
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        request = Request(prompt="<ink> and <duck>", steps=STEPS, size=SIZE)
+        list(Generator(tiny, shelf).draw(request, progress=fail_in_the_middle))
+    after = pictures(tiny, shelf, "a cat <duck:0.7>"), weights(tiny)
+    assert before[1] == after[1]
+    assert all(np.array_equal(a, b) for a, b in zip(before[0], after[0], strict=True))
+
+
+def test_two_at_once_draw_what_each_draws_alone(tiny, shelf):
+    prompts = ["a cat in the style of <ink>", "<duck> on grass"]
+    alone = [pictures(tiny, shelf, prompt) for prompt in prompts]
+    together = [None, None]
+
+    def work(i):
+        together[i] = pictures(tiny, shelf, prompts[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(
+        np.array_equal(a, b) for one, two in zip(alone, together, strict=True) for a, b in zip(one, two, strict=True)
+    )
+
+
+def test_picture_i_depends_on_seed_plus_i_alone(tiny, shelf):
+    five = pictures(tiny, shelf, "<duck>", n=5, seed=10)
+    for i in (0, 3, 4):
+        (one,) = pictures(tiny, shelf, "<duck>", n=1, seed=10 + i)
+        assert np.abs(one.astype(int) - five[i]).max() <= 1  # kernels round differently in another batch
+
+
+def test_strengths_act(tiny, shelf):
+    (bare,), (off,), (half,), (full,) = (
+        pictures(tiny, shelf, f"a cat <duck:{strength}>" if strength is not None else "a cat ", n=1)
+        for strength in (None, 0, 0.5, 1)
+    )
+    distance = [np.abs(each.astype(int) - full).mean() for each in (off, half, full)]
+    assert distance[0] > distance[1] > distance[2] == 0
+    assert not np.array_equal(bare, full)
+
+
+def test_a_lora_in_the_negative_prompt_is_not_loaded(tiny, shelf):
+    rows_only = Shelf(duck=Concept(shelf["duck"].token, shelf["duck"].card, shelf["duck"].vectors))
+    (ours,), (theirs,) = (pictures(tiny, s, "a cat", n=1, negative="<duck>") for s in (shelf, rows_only))
+    assert np.array_equal(ours, theirs)
+
+
+def test_the_recipe_is_all_that_is_needed(tiny, shelf):
+    request = Request(prompt="a «photo»\nof <duck:0.5>", n=1, seed=7, steps=STEPS, size=SIZE)
+    (picture,) = Generator(tiny, shelf).draw(request)
+    with Image.open(io.BytesIO(picture.png())) as opened:
+        assert np.array_equal(np.asarray(opened), np.asarray(picture.image))
+        recipe = read_recipe(picture.png())
+    assert recipe == picture.recipe
+    assert (recipe.prompt, recipe.template, recipe.seed, recipe.size) == (request.prompt, "", 7, SIZE)
+    assert [one.model_dump() for one in recipe.concepts] == [
+        {
+            "token": "<me/duck>",
+            "sha256": shelf["duck"].identity,
+            "strength": 0.5,
+            "vectors": True,
+            "lora": True,
+            "words": "",
+            "hub": "",
+        }
+    ]
+    assert recipe.base.model_dump() == {"name": "tiny", "kind": "tiny", "sha256": tiny.version}
+    (redrawn,) = Generator(tiny, shelf).draw(recipe.request())
+    assert redrawn.png() == picture.png()
+
+
+def test_progress_and_cancelling(tiny, shelf):
+    seen = []
+    request = Request(prompt="a cat", n=10, steps=STEPS, size=SIZE)
+    list(Generator(tiny, shelf).draw(request, progress=lambda done, total: seen.append((done, total))))
+    assert seen == [(i, 6) for i in range(1, 7)]  # two batches of three steps
+    with pytest.raises(Interrupted):
+        list(Generator(tiny, shelf).draw(request, cancelled=lambda: True))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "problem"),
+    [("<me/dcuk>", "No concept <me/dcuk>"), ("<nobody>", "No concept <nobody>"), ("{a|<me/dcuk>}", "No concept")],
+)
+def test_what_cannot_be_drawn(tiny, shelf, tmp_path, prompt, problem):
+    library = Library(tmp_path)
+    library.add(shelf["duck"])
+    with pytest.raises(PersonalError, match=problem):
+        list(Generator(tiny, library).draw(Request(prompt=prompt, steps=1)))
+
+
+def test_a_concept_of_another_base_is_named_before_any_computing(tiny, shelf):
+    stranger = Concept(Token("you", "cat"), Card(base="sd1"), {"clip_l": np.zeros((1, 768), np.float32)})
+    wide = Concept(Token("you", "wide"), Card(base="tiny"), {"clip_l": np.zeros((1, 99), np.float32)})
+    for concept, problem in (
+        (stranger, "made for the base sd1; the loaded one is tiny"),
+        (wide, "vectors of width 99"),
+    ):
+        with pytest.raises(PersonalError, match=problem):
+            list(Generator(tiny, Shelf(cat=concept)).draw(Request(prompt="<cat>", steps=1)))
+
+
+def latents(base, concepts, monkeypatch, prompt, **fields):
+    """What a request ends with, before the autoencoder."""
+    kept, real = [], base.decode
+    with monkeypatch.context() as patched:
+        patched.setattr(base, "decode", lambda some: kept.append(some) or real(some))
+        pictures(base, concepts, prompt, **fields)
+    return torch.cat(kept)
+
+
+# --- strengths, windows, blends ---
+
+
+def test_a_strength_is_the_way_from_the_class_noun_to_what_was_learned(tiny):
+    encoder = tiny.encoders["clip_l"]
+    start = encoder.spread("cup of coffee", 8)
+    learned = np.random.default_rng(0).normal(size=(8, encoder.width)).astype(np.float32)
+    mine = Concept(Token("me", "cup"), Card(base="tiny", class_noun="cup of coffee"), {"clip_l": learned})
+    for strength in (0, 0.3, 1, 1.5, 5, -1, -2.5, -5):
+        expected = (1 - strength) * start.numpy() + strength * learned
+        np.testing.assert_allclose(rows_at(tiny, mine, strength)["clip_l"], expected, atol=1e-6)
+    stranger = Concept(Token("me", "cup"), Card(base="tiny"), {"clip_l": learned})
+    for strength in (0.3, -2):
+        np.testing.assert_allclose(rows_at(tiny, stranger, strength)["clip_l"], strength * learned, atol=1e-6)
+
+
+def test_at_strength_zero_it_is_its_class_noun(tiny, shelf):
+    rows = {"clip_l": shelf["word"].vectors["clip_l"][:1]}
+    noun = Concept(Token("me", "cat"), Card(base="tiny", class_noun="cat"), rows)
+    (off,), (plain,) = (pictures(tiny, Shelf(cat=noun), prompt, n=1) for prompt in ("a <cat:0> here", "a cat here"))
+    assert np.array_equal(off, plain)
+
+
+def test_a_window_is_the_steps_it_says(tiny, shelf, monkeypatch):
+    """Against a loop of our own, with the mix and the words of each step put in by hand."""
+    ours = latents(tiny, shelf, monkeypatch, "a cat <duck:0.8@0.5-1>", n=1, steps=4, seed=5)
+    reader = Reader(tiny, shelf)
+    concept = shelf["duck"]
+
+    def condition(moment):
+        strength = 0.8 if moment >= 0.5 else 0.0
+        tiny.slots.fill([(concept.lora, strength)])
+        words = [Spoken("a cat "), Spoken(rows_at(tiny, concept, strength))]
+        rows = [tiny.read(one) for one in ([], words)]
+        return type(rows[0])(torch.cat([row.states for row in rows]))
+
+    with tiny.quiet(), tiny.slots.filled(()):
+        noise = noise_of(5, tiny.latent_shape(64, 64))[None]
+        assert torch.equal(ours, denoise(tiny, condition, noise, Sampling(4, tiny.guidance)))
+    assert reader.read("a <duck@0-1>").mix(0.99) == reader.read("a <duck>").mix(0.0)
+
+
+def test_early_and_late_are_the_two_halves(tiny, shelf):
+    """Windows that meet leave no step out and share none."""
+    reader = Reader(tiny, shelf)
+    for steps in (1, 2, 3, 7, 25):
+        moments = [(i + 0.5) / steps for i in range(steps)]
+        early, late = (reader.read(f"<duck@{window}>") for window in ("0-0.4", "0.4-1"))
+        assert all(bool(early.mix(m)) != bool(late.mix(m)) for m in moments)
+
+
+def test_a_blend_is_half_of_each(tiny, shelf):
+    other = random_concept(tiny, "<me/other>", 9)
+    both = Shelf(duck=shelf["duck"], other=other)
+    reader = Reader(tiny, both)
+    reading = reader.read("<duck+other>")
+    (spoken,) = reader.spoken(reading.script(0.5))
+    expected = (shelf["duck"].vectors["clip_l"] + other.vectors["clip_l"]) / 2
+    np.testing.assert_allclose(spoken.piece["clip_l"], expected, atol=1e-6)
+    assert [(share.identity, share.strength) for share in reading.mix(0.5)] == [
+        (shelf["duck"].identity, 0.5),
+        (other.identity, 0.5),
+    ]
+    weighted = reader.read("<duck:0.6+other:0.2>")
+    (spoken,) = reader.spoken(weighted.script(0.5))  # three parts to one, four fifths of the way
+    expected = 0.8 * (0.75 * shelf["duck"].vectors["clip_l"] + 0.25 * other.vectors["clip_l"])
+    np.testing.assert_allclose(spoken.piece["clip_l"], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("strengths", [(-1, 2), (1, -1), (-0.5, -1.5), (5, -5), (0.6, 0.2), (0, 0), (-1, 0)])
+def test_a_blend_with_negative_strengths_is_all_ways_from_the_nouns(tiny, strengths):
+    """In numpy: the mean of the nouns, weighted by how far each concept is from 0, and each way times its strength."""
+    nouns, rows = ("dog", "cup"), np.random.default_rng(3).normal(size=(2, 1, tiny.encoders["clip_l"].width))
+    parts = [
+        (Concept(Token("me", noun), Card(base="tiny", class_noun=noun), {"clip_l": one.astype(np.float32)}), strength)
+        for noun, one, strength in zip(nouns, rows, strengths, strict=True)
+    ]
+    starts = np.stack([tiny.encoders["clip_l"].vectors_of(noun).numpy() for noun in nouns])
+    far = np.abs(strengths) if any(strengths) else np.ones(2)
+    expected = np.average(starts, axis=0, weights=far) + np.tensordot(np.array(strengths, float), rows - starts, 1)
+    (block,) = stands_for(tiny, parts)
+    np.testing.assert_allclose(block["clip_l"], expected, atol=1e-4)
+
+
+def test_a_negative_strength_takes_the_change_away(tiny, shelf):
+    """Slots at -s and bare weights less s times the change are one model."""
+    lora, reader = shelf["duck"].lora, Reader(tiny, shelf)
+    name, layer = next((name, layer) for name, layer in lora.layers.items() if layer.down.ndim == 2)
+    linear = tiny.slots.layers()[name]
+    x = torch.randn(3, linear.in_features, generator=torch.Generator().manual_seed(0))
+    change = layer.alpha / layer.rank * layer.up.astype(np.float32) @ layer.down.astype(np.float32)
+    mix = reader.read("a <duck:-1.5>").mix(0.5)
+    with torch.no_grad(), tiny.slots.filled(reader.loras(mix)):
+        got = linear(x)
+    with torch.no_grad():
+        expected = linear(x).numpy() - 1.5 * x.numpy() @ change.T
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-4)
+
+
+def test_of_several_strengths_the_farthest_from_zero_acts(tiny, shelf):
+    reader = Reader(tiny, shelf)
+    for prompt, strength in (
+        ("<duck:-1> and <duck:0.5>", -1.0),
+        ("<duck:0.5> and <duck:-1>", -1.0),
+        ("<duck:-1> and <duck>", 1.0),
+        ("<duck:-2@0-0.6> <duck:-1>", -2.0),
+    ):
+        reading = reader.read(prompt)
+        assert [share.strength for share in reading.mix(0.5)] == [strength]
+        assert [at for _, at in reading.used().values()] == [strength]
+    assert [share.strength for share in reader.read("<duck:-2@0-0.4> <duck:-1>").mix(0.5)] == [-1.0]
+    assert reader.read("<duck:-0>").mix(0.5) == ()
+
+
+def test_a_negative_strength_draws_and_is_in_the_recipe(tiny, shelf):
+    [picture] = Generator(tiny, shelf).draw(Request(prompt="a cat <duck:-1>", n=1, steps=STEPS, size=SIZE))
+    assert [each.strength for each in picture.recipe.concepts] == [-1.0]
+    (plus,), (off,) = (pictures(tiny, shelf, f"a cat <duck:{at}>", n=1) for at in (1, 0))
+    assert not np.array_equal(np.asarray(picture.image), plus) and not np.array_equal(np.asarray(picture.image), off)
+
+
+def test_a_blend_of_words_of_other_lengths_is_one_after_the_other(tiny, shelf):
+    reader = Reader(tiny, shelf)
+    first, second = reader.spoken(reader.read("<duck+ink>").script(0.5))
+    np.testing.assert_allclose(first.piece["clip_l"], 0.5 * shelf["duck"].vectors["clip_l"])
+    np.testing.assert_allclose(second.piece["clip_l"], 0.5 * shelf["ink"].vectors["clip_l"])
+
+
+# --- alternatives ---
+
+
+def test_each_picture_gets_an_alternative_by_its_seed(tiny, shelf, tmp_path):
+    (tmp_path / "place.txt").write_text("the beach\nthe moon\n")
+    request = Request(prompt="{a|b|<duck>} on __place__", n=6, steps=1, size=SIZE)
+    drawn = list(Generator(tiny, shelf, tmp_path).draw(request))
+    assert len({picture.recipe.prompt for picture in drawn}) > 2
+    assert all(picture.recipe.template == request.prompt for picture in drawn)
+    for picture in drawn[::2]:
+        alone = request.model_copy(update={"n": 1, "seed": picture.seed})
+        (again,) = Generator(tiny, shelf, tmp_path).draw(alone)
+        assert again.recipe == picture.recipe.model_copy(update={"batch": 1, "place": 0})
+        (redone,) = Generator(tiny, shelf).draw(picture.recipe.request())
+        assert redone.recipe.prompt == picture.recipe.prompt
+        assert np.abs(np.asarray(redone.image).astype(int) - np.asarray(picture.image)).max() <= 1
+
+
+def test_every_alternative_can_be_drawn(tiny, shelf):
+    request = Request(prompt="a {red|blue} {cat|dog}", every=True, n=2, steps=1, size=SIZE)
+    drawn = [(p.recipe.prompt, p.seed) for p in Generator(tiny, shelf).draw(request)]
+    assert drawn == [(f"a {c} {a}", seed) for c in ("red", "blue") for a in ("cat", "dog") for seed in (0, 1)]
+    many = Request(prompt="{a|b|c|d}" * 6, every=True, n=1, steps=1)
+    with pytest.raises(PersonalError, match="4,096 alternatives, drawn 1 times each; I take up to 1000"):
+        list(Generator(tiny, shelf).draw(many))
+
+
+def test_pictures_of_different_prompts_in_one_batch_are_each_by_itself(tiny, shelf, monkeypatch):
+    prompts = ["a cat", "a dog, " * 30, "a red (fish:1.2)"]
+    together = latents(tiny, shelf, monkeypatch, "{" + "|".join(prompts) + "}", every=True, n=1, seed=4)
+    for mine, prompt in zip(together, prompts, strict=True):
+        alone = latents(tiny, shelf, monkeypatch, prompt, n=1, seed=4)
+        torch.testing.assert_close(mine[None], alone, atol=1e-4, rtol=0)
+
+
+# --- variations, start pictures, passes ---
+
+
+def test_variations_are_on_the_way_from_the_favourite_to_another(tiny, shelf):
+    (favourite,) = pictures(tiny, shelf, "a cat", n=1, seed=5)
+    away = [
+        np.abs(pictures(tiny, shelf, "a cat", n=1, seed=5, near=near, near_seed=8)[0].astype(int) - favourite).mean()
+        for near in (0.05, 0.3, 1.0)
+    ]
+    assert 0 < away[0] < away[1] < away[2]
+    (other,) = pictures(tiny, shelf, "a cat", n=1, seed=8)
+    (end,) = pictures(tiny, shelf, "a cat", n=1, seed=5, near=1.0, near_seed=8)
+    assert np.abs(end.astype(int) - other).max() <= 1
+    two = pictures(tiny, shelf, "a cat", n=2, seed=5, near=0.3, near_seed=8)
+    (second,) = pictures(tiny, shelf, "a cat", n=1, seed=5, near=0.3, near_seed=9)
+    assert np.abs(two[1].astype(int) - second).max() <= 1
+
+
+def test_seeds_of_64_bits(tiny, shelf):
+    """As ComfyUI draws noise (`comfy/sample.py`): torch.manual_seed of the whole seed, then randn on the CPU."""
+    shape = tiny.latent_shape(64, 64)
+    for seed in (0, 7, 2**32 - 1, 2**32, 2**53 + 1, 2**63, 2**64 - 1):
+        torch.manual_seed(seed)
+        assert torch.equal(noise_of(seed, shape), torch.randn(shape))
+        assert torch.equal(noise_of(seed, shape), noise_of(seed % 2**32, shape))  # torch uses its lower half
+    request = Request(prompt="a {cat|dog}", n=2, seed=2**64 - 1, steps=2, size="64x64")
+    drawn = list(Generator(tiny, shelf).draw(request))
+    assert [picture.seed for picture in drawn] == [2**64 - 1, 0]
+    for picture in drawn:
+        recipe = read_recipe(picture.png())
+        again = list(Generator(tiny, shelf).draw(recipe.batch_request()))[recipe.place]
+        assert recipe.seed == picture.seed and again.image.tobytes() == picture.image.tobytes()
+
+
+def test_noise_between_two_is_noise():
+    """Slerp in numpy; and as long as its ends."""
+    one, two = noise_of(0, (4, 16, 16)), noise_of(1, (4, 16, 16))
+    a, b = one.numpy().ravel().astype(np.float64), two.numpy().ravel().astype(np.float64)
+    angle = np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    for share in (0, 0.2, 0.5, 1):
+        expected = (np.sin((1 - share) * angle) * a + np.sin(share * angle) * b) / np.sin(angle)
+        made = between(one, two, share)
+        np.testing.assert_allclose(made.numpy().ravel(), expected, atol=1e-5)
+        assert 0.95 < made.std() < 1.05
+    assert torch.equal(between(one, one.clone(), 0.5), one)
+
+
+@pytest.fixture
+def start(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 6, 3), np.uint8)
+    path = tmp_path / "start.png"
+    Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def test_the_less_may_change_the_nearer_it_stays(tiny, shelf, start):
+    was = np.asarray(Image.open(start)).astype(int)
+    away = [
+        np.abs(pictures(tiny, shelf, "a cat", n=1, start=start, change=change, steps=10)[0] - was).mean()
+        for change in (0.1, 0.5, 1.0)
+    ]
+    assert away[0] < away[1] < away[2]
+
+
+def test_outside_the_mask_not_a_pixel_changes(tiny, shelf, start, tmp_path):
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (40, 0, 64, 64))
+    mask.save(tmp_path / "mask.png")
+    (drawn,) = pictures(tiny, shelf, "a cat", n=1, start=start, mask=tmp_path / "mask.png", change=1.0)
+    was = np.asarray(Image.open(start)).astype(int)
+    assert np.array_equal(drawn[:, :40], was[:, :40]) and np.abs(drawn[:, 48:] - was[:, 48:]).mean() > 5
+
+
+def test_a_start_picture_of_another_shape_is_cut_to_the_size(tiny, shelf, tmp_path):
+    Image.new("RGB", (300, 150), "red").save(tmp_path / "wide.jpg")
+    (own,) = Generator(tiny, shelf).draw(Request(prompt="x", n=1, steps=1, start=tmp_path / "wide.jpg"))
+    assert own.image.size == (184, 88) and own.recipe.size == "184x88"  # as wide, as many pixels as the base's own
+    (square,) = Generator(tiny, shelf).draw(Request(prompt="x", n=1, steps=1, start=tmp_path / "wide.jpg", size=SIZE))
+    assert square.image.size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"no picture", "not a picture that I know"), (b"\x89PNG\r\n\x1a\n1234", "is damaged"), (None, "start.png")],
+)
+def test_a_start_picture_that_is_none(tiny, shelf, tmp_path, content, problem):
+    if content:
+        (tmp_path / "start.png").write_bytes(content)
+    with pytest.raises(PersonalError, match=problem):
+        list(Generator(tiny, shelf).draw(Request(prompt="x", n=1, start=tmp_path / "start.png")))
+
+
+def test_a_second_pass_makes_it_larger_and_keeps_what_it_shows(tiny, shelf):
+    seen = []
+    request = Request(prompt="a cat", n=1, steps=6, size=SIZE, enlarge=2, change=0.5)
+    (large,) = Generator(tiny, shelf).draw(request, progress=lambda done, total: seen.append((done, total)))
+    assert large.image.size == (128, 128) and seen == [(i, 9) for i in range(1, 10)]
+    assert large.recipe.size == SIZE and large.recipe.enlarge == 2
+    (small,) = pictures(tiny, shelf, "a cat", n=1, steps=6)
+    back = np.asarray(large.image.resize((64, 64), Image.Resampling.LANCZOS)).astype(int)
+    (other,) = pictures(tiny, shelf, "a cat", n=1, steps=6, seed=99)
+    assert np.abs(back - small).mean() < 0.7 * np.abs(back - other).mean()
+
+
+@pytest.mark.parametrize("kind", ["lcm", "tcd"])
+def test_few_steps_with_a_lora_that_learned_them(tiny, shelf, kind):
+    """Noise drawn on the way is each picture's own; no guidance; the LoRA is in the slots though no prompt names it."""
+    fast = Concept(Token("them", kind), Card(base="tiny"), {}, shelf["ink"].lora)
+    both = Shelf(shelf, **{kind: fast})
+    request = Request(prompt="a cat", n=3, fast=f"<them/{kind}>", size=SIZE)
+    three = list(Generator(tiny, both).draw(request))
+    assert {(p.recipe.steps, p.recipe.guidance, p.recipe.sampler) for p in three} == {(6, 1.0, kind.upper())}
+    assert [(one.token, one.lora) for one in three[0].recipe.concepts] == [(f"<them/{kind}>", True)]
+    (alone,) = Generator(tiny, both).draw(Request(prompt="a cat", n=1, seed=1, fast=f"<them/{kind}>", size=SIZE))
+    assert np.abs(np.asarray(alone.image).astype(int) - np.asarray(three[1].image)).max() <= 1
+    with pytest.raises(PersonalError, match="has no LoRA"):
+        list(Generator(tiny, both).draw(Request(prompt="a cat", fast="<word>")))
+
+
+def test_what_a_prompt_means_is_encoded_once(tiny, shelf, monkeypatch):
+    generator, read = Generator(tiny, shelf), []
+    real = tiny.read
+    monkeypatch.setattr(tiny, "read", lambda *args, **more: read.append(1) or real(*args, **more))
+    request = Request(prompt="a cat <duck>", n=6, steps=1, size=SIZE)
+    list(generator.draw(request))
+    assert len(read) == 2  # the prompt and the empty one, with these LoRAs in the slots
+    list(generator.draw(request.model_copy(update={"seed": 50})))
+    assert len(read) == 2
+    list(generator.draw(request.model_copy(update={"prompt": "a cat <duck:0.5>", "n": 1})))
+    assert len(read) == 4
+
+
+def test_how_a_prompt_is_encoded_does_not_depend_on_others(tiny):
+    """Encoded as the fourth with a LoRA of the text encoder in the slots, or as the first: the same to the bit."""
+    draw = torch.Generator().manual_seed(0)
+    trained = tiny.slots.train("all", 2, draw, text=True)
+    for parameter in trained.values():
+        parameter.data = 0.05 * torch.randn(parameter.shape, generator=draw)
+    tiny.slots.clear()
+    mix, words = [(to_lora(trained), 1.0)], ["a cat", "a dog", "a fish", "a red duck"]
+    with torch.no_grad(), tiny.slots.filled(mix):
+        together = [tiny.read([Spoken(one)]).states for one in words]
+    with torch.no_grad(), tiny.slots.filled(mix):
+        assert torch.equal(tiny.read([Spoken(words[3])]).states, together[3])

@@ -1,0 +1,218 @@
+"""Masks: what is white is generated anew, and nothing else; whatever kind of transparency a program writes."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pillow_heif
+import pytest
+from PIL import Image
+
+from sdpersonal.config import Request
+from sdpersonal.errors import PersonalError
+from sdpersonal.generation.img2img import mask_note, source_of
+
+SIZE = (160, 128)  # (width, height)
+WHITE = np.zeros(SIZE[::-1], bool)
+WHITE[32:96, :80] = True
+SHAPE = Image.fromarray(WHITE)  # mode "1"
+
+
+def rgba(colour, shape=SHAPE):
+    """Strokes of a colour on a transparent layer."""
+    picture = Image.new("RGBA", SIZE, (*colour, 255))
+    picture.putalpha(shape.convert("L"))
+    return picture
+
+
+def saved(picture, kind, **options):
+    out = io.BytesIO()
+    (pillow_heif.from_pillow(picture) if kind == "HEIF" else picture).save(
+        out, **({} if kind == "HEIF" else {"format": kind}), **options
+    )
+    return out.getvalue()
+
+
+def png(samples, depth, colour_type, transparent=None, palette=None):
+    """A PNG written by hand. samples: (H, W) or (H, W, C) as they are stored."""
+    height, width = samples.shape[:2]
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    if depth >= 8:
+        rows = [row.astype(">u2" if depth == 16 else "u1").tobytes() for row in samples]
+    else:
+        bits = np.unpackbits(samples[..., None].astype(np.uint8), axis=-1)[..., 8 - depth :].reshape(height, -1)
+        rows = [row.tobytes() for row in np.packbits(bits, axis=-1)]
+    return b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)),
+            chunk(b"PLTE", palette) if palette else b"",
+            chunk(b"tRNS", transparent) if transparent else b"",
+            chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))),
+            chunk(b"IEND", b""),
+        ]
+    )
+
+
+def two(white, clear, dtype=np.uint16):
+    """Samples that are `white` in the strokes and `clear` elsewhere."""
+    return np.where(WHITE, np.array(white, dtype), np.array(clear, dtype))
+
+
+def palette_with_alpha():
+    picture = Image.fromarray(WHITE.astype(np.uint8))
+    picture = picture.convert("P")
+    picture.putpalette([255, 255, 255] * 2)
+    return saved(picture, "PNG", transparency=bytes([0, 255]))
+
+
+LAYER = rgba((255, 255, 255))
+KINDS = {
+    "opaque grey": lambda: saved(SHAPE.convert("L"), "PNG"),
+    "opaque 1 bit": lambda: saved(SHAPE, "PNG"),
+    "opaque colour": lambda: saved(SHAPE.convert("RGB"), "PNG"),
+    "JPEG": lambda: saved(SHAPE.convert("L"), "JPEG", quality=95),
+    "RGBA, white below": lambda: saved(LAYER, "PNG"),
+    "RGBA, black and white, all opaque": lambda: saved(SHAPE.convert("RGBA"), "PNG"),
+    "LA": lambda: saved(LAYER.convert("LA"), "PNG"),
+    "WebP": lambda: saved(LAYER, "WEBP", lossless=True, exact=True),
+    "WebP, lossy": lambda: saved(LAYER, "WEBP", quality=95),
+    "HEIC": lambda: saved(LAYER, "HEIF", quality=95),
+    "palette with alpha": palette_with_alpha,
+    "palette of two": lambda: png(two(1, 0), 1, 3, b"\0", bytes([255] * 6)),
+    "1 bit grey": lambda: png(two(1, 0), 1, 0, struct.pack(">H", 0)),
+    "2 bit grey, light grey is clear": lambda: png(two(3, 2), 2, 0, struct.pack(">H", 2)),
+    "4 bit grey, light grey is clear": lambda: png(two(15, 9), 4, 0, struct.pack(">H", 9)),
+    "8 bit grey, nearly white is clear": lambda: png(two(255, 254), 8, 0, struct.pack(">H", 254)),
+    "16 bit grey, nearly white is clear": lambda: png(two(65535, 65534), 16, 0, struct.pack(">H", 65534)),
+    "16 bit colour, nearly white is clear": lambda: png(
+        np.stack([two(65535, 65535)] * 2 + [two(65535, 65534)], -1), 16, 2, struct.pack(">HHH", 65535, 65535, 65534)
+    ),
+    "16 bit LA": lambda: png(np.stack([two(65535, 65535), two(65535, 0)], -1), 16, 4),
+    "16 bit RGBA": lambda: png(np.stack([two(65535, 65535)] * 3 + [two(65535, 0)], -1), 16, 6),
+}  # fmt: skip
+
+
+@pytest.fixture
+def start(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (*SIZE[::-1], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "start.png")
+    return pixels
+
+
+def changed(tmp_path, data):
+    """Where a picture that is another everywhere shows through, (H, W) bool; and the mask's note."""
+    (tmp_path / "mask.png").write_bytes(data)
+    request = Request(prompt="x", start=tmp_path / "start.png", mask=tmp_path / "mask.png", size="{}x{}".format(*SIZE))
+    source = source_of(request, None)
+    was = np.asarray(source.picture).astype(int)
+    made = np.asarray(source.composed(Image.fromarray((255 - was).astype(np.uint8)))).astype(int)
+    return (np.abs(made - was).max(-1) > 0), mask_note(request)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_white_alone_is_generated_anew_and_the_rest_is_equal_to_the_bit(start, tmp_path, kind):
+    anew, note = changed(tmp_path, KINDS[kind]())
+    lossy = kind in ("JPEG", "WebP, lossy", "HEIC")
+    edge = np.zeros_like(WHITE)
+    edge[30:98, :82] = True
+    edge[34:94, :78] = False
+    assert not note
+    assert not (anew & ~WHITE & ~(edge if lossy else False)).any()
+    assert anew[36:92, 2:76].mean() > 0.99  # a pixel of 127 or 128 hardly changes when it is turned over
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        Image.new("RGBA", SIZE, (0, 0, 0, 0)),
+        Image.new("RGBA", SIZE, (255, 255, 255, 0)),
+        Image.new("L", SIZE, 0),
+        rgba((0, 0, 0)),  # strokes of black: black is what stays
+        Image.new("LA", SIZE, (255, 100)),  # less than half there
+    ],
+    ids=["clear", "clear white", "black", "black strokes", "faint"],
+)
+def test_nothing_white_is_said_and_changes_nothing(start, tmp_path, picture):
+    anew, note = changed(tmp_path, saved(picture, "PNG"))
+    assert not anew.any() and "mask.png has nothing white" in note
+
+
+def test_a_mask_of_another_size_is_stretched(start, tmp_path):
+    half = Image.fromarray(WHITE).convert("L").resize((80, 64), Image.Resampling.NEAREST)
+    anew, note = changed(tmp_path, saved(half, "PNG"))
+    assert not note and not (anew & ~WHITE).sum() > 2 * (64 + 80) and anew[36:92, 2:76].mean() > 0.99
+    square = Image.fromarray(WHITE).convert("L").resize((128, 128), Image.Resampling.NEAREST)
+    anew, note = changed(tmp_path, saved(square, "PNG"))
+    assert "is 128x128 and the start picture 160x128: the mask is stretched to it" in note
+    assert anew[36:92, 2:76].mean() > 0.99 and not anew[:, 84:].any()
+
+
+def test_a_start_picture_of_another_shape_is_cut_together_with_its_mask(tmp_path):
+    """The middle 160 of 320 columns: of the right half of the mask their right half is left."""
+    Image.new("RGB", (320, 128), "red").save(tmp_path / "start.png")
+    mask = Image.new("L", (320, 128), 0)
+    mask.paste(255, (160, 0, 320, 128))
+    mask.save(tmp_path / "mask.png")
+    request = Request(prompt="x", start=tmp_path / "start.png", mask=tmp_path / "mask.png", size="160x128")
+    white = np.asarray(source_of(request, None).mask) > 0
+    assert not white[:, :80].any() and white[:, 80:].all()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP"])
+def test_other_containers_are_refused_in_words(start, tmp_path, kind):
+    with pytest.raises(PersonalError, match=rf"mask.png is a {kind}.*export it as PNG"):
+        changed(tmp_path, saved(SHAPE.convert("L"), kind))
+    with pytest.raises(PersonalError, match="nowhere"):
+        mask_note(Request(prompt="x", start=tmp_path / "start.png", mask=Path("nowhere.png")))
+
+
+# --- photos: white where they are transparent, and nowhere else -----------------------------------------------------
+
+PHOTO = (256, 256)
+DEEP = np.random.default_rng(1).integers(0, 65536, (*PHOTO, 3), dtype=np.uint16)
+DEEP[:40, :40] = 1234
+
+
+def flat(samples, transparent, depth):
+    """The answer out of the raw samples: their high byte, and white where all channels are the transparent colour."""
+    shown = (samples >> 8 if depth == 16 else samples * (255 // (2**depth - 1))).astype(np.uint8)
+    shown = np.repeat(shown[..., None], 3, -1) if samples.ndim == 2 else shown
+    clear = samples == transparent if samples.ndim == 2 else (samples == transparent).all(-1)
+    return np.where(clear[..., None], np.uint8(255), shown)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_transparent_grey_of_every_depth(depth):
+    from sdpersonal.photos.decode import decode
+
+    samples = (DEEP[..., 0] >> (16 - depth)).astype(np.uint16)
+    transparent = int(samples[0, 0])
+    samples[50:60, 50:60] = transparent ^ 1  # the nearest other: with 16 bits of the same high byte
+    data = png(samples, depth, 0, struct.pack(">H", transparent))
+    assert np.array_equal(decode(data, 256)[0], flat(samples, transparent, depth))
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_transparent_colour(depth):
+    from sdpersonal.photos.decode import decode
+
+    samples = DEEP >> (16 - depth)
+    transparent = samples[0, 0].copy()
+    samples[50:60, 50:60] = transparent ^ [0, 0, 1]
+    samples[60:70, 50:60] = transparent ^ [1, 0, 0]
+    data = png(samples, depth, 2, struct.pack(">HHH", *transparent.tolist()))
+    assert np.array_equal(decode(data, 256)[0], flat(samples, transparent, depth))
+
+
+def test_sixteen_bits_without_a_transparent_colour_stay():
+    from sdpersonal.photos.decode import decode
+
+    for channels, colour_type in ((0, 0), (3, 2)):
+        samples = DEEP if channels else DEEP[..., 0]
+        assert np.array_equal(decode(png(samples, 16, colour_type), 256)[0], flat(samples, -1, 16))

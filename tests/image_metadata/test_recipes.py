@@ -1,0 +1,642 @@
+"""Recipes: checked in a request's words, in and out of pictures, in A1111's form for others, and against hostile files.
+
+SDPERSONAL_A1111=stable-diffusion-webui also has that program read what is written (see test_peers.py).
+"""
+
+import getpass
+import hashlib
+import io
+import json
+import math
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sdpersonal import __version__
+from sdpersonal.concepts.exporters import export
+from sdpersonal.config import Request
+from sdpersonal.errors import PersonalError
+from sdpersonal.image_metadata import Drawn, Foreign, Ingredient, Recipe, pixels_sum, png, read_recipe
+from sdpersonal.image_metadata.read_infotext import foreign
+from sdpersonal.image_metadata.write_infotext import infotext
+from support.samples import concept, embedding
+
+PICTURE = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
+A, B, C = "a" * 64, "b" * 64, "c" * 64
+FIELDS = {
+    "sdpersonal": __version__,
+    "prompt": "a photo of <me/duck:0.8> in the rain",
+    "seed": 7,
+    "steps": 25,
+    "guidance": 7.5,
+    "size": "512x640",
+    "sampler": "DPMSolverMultistep",
+    "base": {"name": "sd15", "kind": "sd1", "sha256": A},
+    "concepts": [{"token": "<me/duck-v1>", "sha256": B, "strength": 0.8, "vectors": True, "lora": True}],
+}
+EXAMPLES = 10_000 if os.environ.get("SDPERSONAL_THOROUGH") else 200
+fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def recipe(**changes) -> Recipe:
+    return Recipe(**(FIELDS | changes))
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Read by this test alone."""
+    found, at = [], 8
+    while at < len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        found.append((data[at + 4 : at + 8], data[at + 8 : at + 8 + length]))
+        at += 12 + length
+    return found
+
+
+def with_chunks(*parts: bytes) -> bytes:
+    bare = png(PICTURE, None)
+    return bare[:33] + b"".join(parts) + bare[33:]  # behind IHDR
+
+
+def ours(text: str | bytes) -> bytes:
+    return with_chunks(chunk(b"iTXt", b"sdpersonal\0\0\0\0\0" + (text if isinstance(text, bytes) else text.encode())))
+
+
+def theirs(text: str) -> bytes:
+    return with_chunks(chunk(b"iTXt", b"parameters\0\0\0\0\0" + text.encode("utf-8", "surrogatepass")))
+
+
+# --- the class --------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_asks_for_its_picture():
+    found = recipe(near=0.25, near_seed=9, enlarge=2.0, rescale=0.5, change=0.4, negative="rain", fast="<them/lcm>")
+    asked = {name: getattr(found, name) for name in Request.model_fields if name in Recipe.model_fields}
+    assert found.request() == Request(**(asked | {"start": None, "mask": None, "scheduler": None}), n=1)
+    assert found.request().fast == "<them/lcm>" and recipe().request().fast is None
+    began = recipe(start=C, mask=A)
+    assert began.request(Path("a.png"), Path("b.png")).mask == Path("b.png")
+
+
+def test_one_of_a_batch():
+    assert recipe(batch=4, place=2).batch_request().model_dump() == recipe().request().model_dump() | {
+        "n": 4,
+        "seed": 5,
+    }
+    assert recipe(batch=4, place=3, seed=1).batch_request().seed == 2**64 - 2
+    near = recipe(batch=2, place=1, near=0.1, near_seed=9).batch_request()
+    assert (near.seed, near.near_seed, near.n) == (7, 8, 2)
+
+
+WRONG = [math.nan, math.inf, -1, 0, 1e308, 2.5, "7", True, None, 2**64, [1], {}, b"x"]
+
+
+@pytest.mark.parametrize(
+    "name", ["seed", "steps", "guidance", "rescale", "near", "near_seed", "change", "enlarge", "size"]
+)
+def test_what_a_request_refuses_a_recipe_refuses_in_the_same_words(name):
+    refused = 0
+    for value in WRONG:
+        try:
+            Request(**{"prompt": "x", name: value})
+        except PersonalError as error:
+            refused += 1
+            with pytest.raises(PersonalError) as found:
+                recipe(**{name: value})
+            assert str(found.value) == str(error)
+    assert refused >= 9
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"prompt": 5}, "A prompt must be text"),
+        ({"template": 5}, "template must be text"),
+        ({"template": "x" * 2001}, "template must be text of up to 2,000"),
+        ({"prompt": "<no token>"}, "is not a concept's token"),
+        ({"steps": None}, "steps is needed"),
+        ({"size": None}, "size is needed"),
+        ({"sdpersonal": 1}, "sdpersonal must be text"),
+        ({"sampler": "rm -rf /"}, "sampler must be"),
+        ({"base": "tiny"}, "base must be"),
+        ({"base": {"name": "x", "kind": "flux", "sha256": A}}, "kind must be one of tiny, sd1, sd2, sdxl"),
+        ({"base": {"name": "x", "kind": "sd1", "sha256": "A" * 64}}, "64 hexadecimal digits"),
+        ({"concepts": [1]}, "concepts must be"),
+        ({"concepts": [FIELDS["concepts"][0]] * 65}, "concepts must be"),
+        ({"concepts": [FIELDS["concepts"][0] | {"token": "../../etc"}]}, "is not a concept's token"),
+        ({"concepts": [FIELDS["concepts"][0] | {"vectors": 1}]}, "vectors must be yes or no"),
+        ({"concepts": [FIELDS["concepts"][0] | {"strength": math.nan}]}, "strength must be a number from -100"),
+        ({"start": "/etc/passwd"}, "64 hexadecimal digits"),
+        ({"mask": A}, "a mask and no start picture"),
+        ({"start": A, "enlarge": 2.0}, "--enlarge"),
+        ({"fast": "<no token>"}, "is not a concept's token"),
+        ({"batch": 0}, "batch must be a whole number from 1 to 64"),
+        ({"batch": 2, "place": 2}, "place must be below batch"),
+    ],
+)
+def test_what_else_is_refused(changes, said):
+    with pytest.raises(PersonalError, match=said):
+        recipe(**changes)
+
+
+def test_what_is_not_known_is_passed_over():
+    strange = {"self": 1, "cls": 2, "__class__": 3, "n": 9, "every": True, "loader": "os.system"}
+    inner = {"base": FIELDS["base"] | strange, "concepts": [FIELDS["concepts"][0] | strange]}
+    assert Recipe(**(FIELDS | inner), **strange) == recipe()
+
+
+def test_old_recipes_can_be_read():
+    """As pictures had them before there were variations: some keys are missing."""
+    old = {name: FIELDS[name] for name in ("prompt", "seed", "steps", "guidance", "size", "sampler", "base")}
+    old |= {
+        "sdpersonal": "0.0.9",
+        "negative": "",
+        "concepts": [{"token": "<me/duck-v1>", "sha256": B, "strength": 1.0}],
+    }
+    assert read_recipe(ours(json.dumps(old))) == Recipe(**old)
+
+
+def test_the_sum_of_a_start_picture_is_of_what_it_shows(tmp_path):
+    PICTURE.save(tmp_path / "a.png")
+    PICTURE.save(tmp_path / "a.webp", lossless=True, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0")
+    assert {pixels_sum(Image.open(tmp_path / name)) for name in ("a.png", "a.webp")} == {pixels_sum(PICTURE)}
+    assert pixels_sum(Image.new("RGB", (2, 8))) != pixels_sum(Image.new("RGB", (4, 4)))
+    changed = PICTURE.copy()
+    changed.putpixel((0, 0), (1, 2, 3))
+    assert pixels_sum(changed) != pixels_sum(PICTURE)
+
+
+# --- in a picture -----------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_carries_its_recipe():
+    data = png(PICTURE, recipe())
+    assert read_recipe(data) == recipe() and data == png(PICTURE, recipe())
+    with Image.open(io.BytesIO(data)) as picture:
+        assert picture.tobytes() == PICTURE.tobytes()
+        assert json.loads(picture.text["sdpersonal"])["concepts"][0]["sha256"] == B
+        assert picture.text["parameters"] == infotext(recipe())
+    assert [kind for kind, _ in chunks(data)] == [b"IHDR", b"tEXt", b"iTXt", b"IDAT", b"IEND"]
+
+
+def test_a_private_picture_carries_nothing():
+    given = PICTURE.copy()
+    given.info |= {"exif": b"Exif\0\0secret", "icc_profile": b"secret" * 50, "comment": "secret", "dpi": (72, 72)}
+    text = PngInfo()
+    text.add_text("secret", "secret")
+    given.info["pnginfo"] = text
+    data = png(given, None)
+    assert {kind for kind, _ in chunks(data)} == {b"IHDR", b"IDAT", b"IEND"}
+    assert data == png(PICTURE, None) and len(data) == 8 + sum(12 + len(content) for _, content in chunks(data))
+    with Image.open(io.BytesIO(data)) as picture:
+        assert picture.info == {} and not picture.getexif()
+    with pytest.raises(PersonalError, match="holds no recipe"):
+        read_recipe(data)
+    assert b"secret" not in png(given, recipe())  # nor does what the picture came from get in beside the recipe
+
+
+def test_nothing_of_this_machine_gets_in():
+    data = png(PICTURE, recipe())
+    secrets = [str(Path.home()), os.getcwd(), os.environ["HOME"], time.strftime("%Y-%m-%d"), *time.tzname[:1]]
+    secrets += [name for name in (socket.gethostname(), getpass.getuser()) if len(name) > 4]
+    found = b" ".join(content for kind, content in chunks(data) if kind.endswith(b"Xt")).decode()
+    assert not [secret for secret in secrets if secret in found and secret != "UTC"]
+
+
+@st.composite
+def recipes(draw):
+    word = st.text(st.characters(exclude_characters="<>()[]{}\\:_"), max_size=60).filter(lambda text: "AND" not in text)
+    bracket = st.sampled_from(
+        ["", "<me/duck>", "<me/duck:0.5@0-0.5>", "<me/duck+them/ink>", "(x:1.2)", r"\<b\> \{", "[x]"]
+    )
+    prompt = draw(word) + draw(bracket) + draw(word)
+    concepts = [
+        {"token": token, "sha256": draw(st.sampled_from([A, B, C])), "vectors": draw(st.booleans())}
+        | {"lora": draw(st.booleans()), "words": draw(word), "strength": draw(st.floats(-5, 5))}
+        for token in draw(st.lists(st.sampled_from(["<me/duck-v1>", "<them/ink-v12>"]), unique=True))
+    ]
+    return recipe(
+        prompt=prompt,
+        negative=draw(word),
+        template=draw(word),
+        seed=draw(st.integers(0, 2**64 - 1)),
+        near=draw(st.none() | st.floats(0.01, 1)),
+        guidance=draw(st.floats(1, 30)),
+        enlarge=draw(st.floats(1, 2)),
+        base=FIELDS["base"] | {"name": draw(word)},
+        concepts=concepts,
+    )
+
+
+@fuzz
+@given(recipes())
+def test_every_recipe_comes_back_whole_and_is_read_by_others(found):
+    data = png(PICTURE, found)
+    assert read_recipe(data) == found
+    with Image.open(io.BytesIO(data)) as picture:  # Pillow's own limits hold
+        text = picture.text["parameters"]
+    read = foreign(text)
+    assert read.fields["seed"] == found.seed and read.fields["steps"] == found.steps and "\0" not in text
+    assert details(text)["Seed"] == str(found.seed)
+
+
+# --- in A1111's form --------------------------------------------------------------------------------------------------
+
+
+def details(text: str) -> dict[str, str]:
+    """The last line, by a reader of this test's own: commas part, quotes hold together, backslashes escape in them."""
+    found, part, quoted, escaped = [], "", False, False
+    for letter in text.split("\n")[-1] + ",":
+        if letter == "," and not quoted:
+            found.append(part.strip())
+            part = ""
+            continue
+        if letter == '"' and not escaped:
+            quoted = not quoted
+        escaped = letter == "\\" and not escaped
+        part += letter
+    pairs = (each.partition(": ") for each in found if not each.startswith('"embed:'))
+    return {key: json.loads(value) if value.startswith('"') else value for key, _, value in pairs}
+
+
+FOX = {"token": "<me/fox-v2>", "sha256": C, "strength": 0.7, "lora": True, "words": "sks fox"}
+
+
+def test_the_whole_text():
+    found = recipe(
+        prompt="a (photo:1.2) of <me/duck:0.8@0-0.6> and <FOX>,\n日本",
+        negative="<me/duck> blurry",
+        concepts=[*FIELDS["concepts"], FOX, {"token": "<them/lcm-v1>", "sha256": A, "lora": True}],
+        base={"name": "a, b: c", "kind": "sd1", "sha256": A},
+        near=0.1,
+        near_seed=3,
+        enlarge=1.5,
+        change=0.45,
+        fast="<them/lcm>",
+    )
+    assert infotext(found) == (
+        "a (photo:1.2) of (me-duck:0.8) <lora:me-duck:0.8> and sks fox <lora:me-fox:0.7>, 日本 <lora:them-lcm:1>\n"
+        "Negative prompt: me-duck blurry\n"
+        "Steps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 7, Size: 512x640, "
+        'Model hash: aaaaaaaaaa, Model: "a, b: c", Variation seed: 3, Variation seed strength: 0.1, '
+        "Denoising strength: 0.45, RNG: CPU, Hires upscale: 1.5, Hires upscaler: Lanczos, "
+        'Lora hashes: "me-duck: bbbbbbbbbbbb, me-fox: cccccccccccc, them-lcm: aaaaaaaaaaaa", '
+        f'TI hashes: "me-duck: bbbbbbbbbbbb", Version: sdpersonal {__version__}, '
+        'Hashes: {"embed:me-duck": "bbbbbbbbbbbb"}'
+    )
+    assert details(infotext(found))["Model"] == "a, b: c"
+    slider = [FIELDS["concepts"][0] | {"strength": -1.5}, FOX | {"strength": -3}]
+    assert infotext(recipe(prompt="a <me/duck:-1.5>, <fox:-3>", concepts=slider)).startswith(
+        "a (me-duck:0) <lora:me-duck:-1.5>, sks fox <lora:me-fox:-3>\n"
+    )
+    assert infotext(recipe(concepts=[], prompt="a duck", sampler="DDIM")).startswith(
+        "a duck\nSteps: 25, Sampler: DDIM, CFG"
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("<me/duck>", "me-duck <lora:me-duck:0.8>"),
+        ("<duck> <me/duck-v1>", "me-duck <lora:me-duck:0.8> me-duck"),
+        ("<me/fox>, <me/fox:0.1>", "sks fox <lora:me-fox:0.7>, sks fox"),
+        ("<me/duck+me/fox>", "(me-duck:0.5) <lora:me-duck:0.8> sks fox <lora:me-fox:0.7>"),
+        ("a < b", "a < b"),
+        (r"\<b\> \{x\} \(y\)", r"\<b\> \{x\} \(y\)"),  # a backslash means there what it means here
+        ("<you/unknown:0.5>", "you-unknown"),
+        ("Negative prompt: x\nSteps: 5, b: 1, c: 2", "Negative prompt : x Steps : 5, b: 1, c: 2"),
+        ("  a\t\nb\x00\x1b\u202ec ", "a bc"),
+    ],
+)
+def test_prompts_in_their_words(prompt, said):
+    loras = {"<me/duck-v1>": "<lora:me-duck:0.8>", "<me/fox-v2>": "<lora:me-fox:0.7>"}
+    text = infotext(recipe(prompt=prompt, concepts=[*FIELDS["concepts"], FOX])).split("\n")
+    for lora in loras.values():
+        assert text[0].count(lora) == 1  # each once, wherever the prompt has it
+    left = text[0]
+    for lora in loras.values():
+        left = left if lora in said else left.replace(f" {lora}", "").replace(lora, "")
+    assert left == said and text[-1].startswith("Steps: 25")
+
+
+@pytest.mark.parametrize("parts", ["both", "vectors", "lora"])
+def test_hashes_are_of_the_files_that_others_have(parts):
+    """A1111's `addnet_hash_safetensors`, Civitai's AutoV3: over the bytes after the header of what we export."""
+    mine = embedding() if parts == "vectors" else concept() if parts == "both" else concept(vectors={})
+    (data,) = (data for name, data in export(mine, "native").files.items() if name.endswith(".safetensors"))
+    (length,) = struct.unpack("<Q", data[:8])
+    short = hashlib.sha256(data[8 + length :]).hexdigest()[:12]
+    part = {"token": "<me/duck-v1>", "sha256": mine.identity, "vectors": bool(mine.vectors), "lora": bool(mine.lora)}
+    found = details(infotext(recipe(concepts=[part])))
+    assert (
+        found.get("TI hashes", f"me-duck: {short}")
+        == found.get("Lora hashes", f"me-duck: {short}")
+        == f"me-duck: {short}"
+    )
+    assert ("TI hashes" in found, "Lora hashes" in found) == (bool(mine.vectors), bool(mine.lora))
+    if mine.lora:  # what A1111 reads from the header before it computes anything
+        assert json.loads(data[8 : 8 + length])["__metadata__"]["sshs_model_hash"][:12] == short
+
+
+@pytest.mark.slow
+def test_a1111_reads_it(tmp_path):
+    checkout = os.environ.get("SDPERSONAL_A1111")
+    if not checkout or not Path(checkout).is_dir():
+        pytest.skip("no checkout of a1111: set SDPERSONAL_A1111 to its folder")
+    told = [
+        recipe(),
+        recipe(
+            prompt="Negative prompt: x\nSteps: 1, a: 2, b: 3",
+            negative="Steps: 5,\nb",
+            base=FIELDS["base"] | {"name": 'a, "b": c'},
+        ),
+        recipe(
+            near=0.25, near_seed=3, enlarge=2.0, change=0.4, concepts=[*FIELDS["concepts"], FOX], prompt="(a:1.2) <fox>"
+        ),
+        recipe(prompt="", concepts=[], guidance=1.25),
+        recipe(prompt="日本 \u202e \x00", concepts=[]),
+    ]
+    script = Path(__file__).parents[1] / "peers" / "a1111_text.py"
+    texts = json.dumps([infotext(each) for each in told])
+    done = subprocess.run(
+        [sys.executable, script, checkout], input=texts, capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    read = json.loads(done.stdout.splitlines()[-1])
+    for each, there in zip(told, read, strict=True):
+        assert (there["Seed"], there["Steps"], there["CFG scale"]) == (str(each.seed), "25", f"{each.guidance:g}")
+        assert f"{there['Size-1']}x{there['Size-2']}" == each.size and there["RNG"] == "CPU"
+        assert (there["Sampler"], there["Schedule type"]) == ("DPM++ 2M", "Karras")
+        assert there["Model"] == each.base.name and there["Model hash"] == A[:10]
+    assert read[0]["Prompt"] == "a photo of (me-duck:0.8) <lora:me-duck:0.8> in the rain"
+    assert read[0]["Lora hashes"] == read[0]["TI hashes"] == f"me-duck: {B[:12]}"
+    assert read[1]["Negative prompt"] == "Steps : 5, b" and read[1]["Prompt"].startswith(
+        "Negative prompt : x Steps : 1"
+    )
+    assert (read[2]["Variation seed"], read[2]["Variation seed strength"]) == ("3", "0.25")
+    assert (read[2]["Hires upscale"], read[2]["Denoising strength"]) == ("2", "0.4")
+    assert read[3]["Prompt"] == read[3]["Negative prompt"] == "" and read[4]["Prompt"] == "日本"
+
+
+# --- other programs' pictures -----------------------------------------------------------------------------------------
+
+THEIR_TEXT = (
+    "a cat, (sharp:1.2) {x} __name__ <lora:add-detail:0.6> <Not one> <cat-toy>\nof two lines\n"
+    "Negative prompt: easynegative, <3\nblurry\n"
+    "Steps: 20, Sampler: Euler a, CFG scale: 6.5, Seed: 965400086, Size: 512x768, Model hash: 45dee52b, Model: v1-5, "
+    "Denoising strength: 0.4, Clip skip: 2, Variation seed: 11, Variation seed strength: 0.3, Hires upscale: 1.5, "
+    'Hires upscaler: Latent, Lora hashes: "add-detail: 7c6bad76eb54", TI hashes: "easynegative: c74b4e810b03", '
+    "Version: v1.9.4"
+)
+
+
+def test_what_means_the_same_here_is_taken():
+    found = read_recipe(theirs(THEIR_TEXT))
+    assert isinstance(found, Foreign) and found.text == THEIR_TEXT
+    assert dict(found.fields) == {
+        "prompt": r"a cat, (sharp:1.2) \{x\} \_\_name__ \<Not one> <cat-toy> of two lines",
+        "negative": "easynegative, <3 blurry",
+        "steps": 20,
+        "guidance": 6.5,
+        "seed": 965400086,
+        "size": "512x768",
+        "near": 0.3,
+        "near_seed": 11,
+        "enlarge": 1.5,
+        "change": 0.4,
+        "scheduler": "Euler a",
+        "clip_skip": 2,
+    }
+    assert found.notes == (
+        "Not loaded: the LoRA add-detail (0.6).",
+        "Not loaded: the embedding easynegative.",
+        "It was drawn with the model v1-5.",
+        "Its noise was drawn on a graphics card: the same seed begins from other noise here.",
+    )
+    assert found.request(n=2, seed=1) == Request(**(dict(found.fields) | {"n": 2, "seed": 1}))
+
+
+def test_what_we_do_not_take_is_left_out_and_told():
+    text = "a cat\nSteps: 500, Sampler: DPM fast, CFG scale: nan, Seed: 99999999999999999999, Size: 513x512, RNG: CPU"
+    found = foreign(text)
+    assert dict(found.fields) == {"prompt": "a cat", "negative": ""} and len(found.notes) == 5
+    assert found.notes[0] == "Left out: steps must be a whole number from 1 to 150, got 500."
+    assert all(note.startswith("Left out: ") for note in found.notes[:4]) and "DPM fast" in found.notes[4]
+    assert "--start" in foreign("x\nSteps: 20, Denoising strength: 0.5, Size: 512x512").notes[-1]
+    assert "near" not in foreign("x\nSteps: 20, Variation seed strength: 0, Size: 512x512").fields
+    assert foreign("a cat\nof no kind") is None and foreign("") is None
+
+
+def exif(comment: bytes) -> bytes:
+    """By Pillow, which is not how we read it."""
+    made = Image.Exif()
+    made.get_ifd(0x8769)[0x9286] = comment
+    return made.tobytes()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    "comment",
+    [
+        b"UNICODE\0" + THEIR_TEXT.encode("utf-16-be"),  # piexif's, which A1111 uses
+        b"UNICODE\0" + THEIR_TEXT.encode("utf-16-le"),
+        b"UNICODE\0" + THEIR_TEXT.encode("utf-16"),
+        b"ASCII\0\0\0" + THEIR_TEXT.encode(),
+        bytes(8) + THEIR_TEXT.encode(),
+        THEIR_TEXT.encode(),
+    ],
+)
+def test_jpeg_and_webp(format, comment):
+    out = io.BytesIO()
+    PICTURE.save(out, format, exif=exif(comment))
+    assert read_recipe(out.getvalue()).text == THEIR_TEXT
+
+
+def test_texts_of_every_kind():
+    text = "日本 a cat\nSteps: 20, Size: 512x512, Seed: 5"
+    plain = text.removeprefix("日本 ")
+    packed = zlib.compress(text.encode())
+    for data, wanted in [
+        (with_chunks(chunk(b"tEXt", b"parameters\0" + plain.encode())), plain),
+        (with_chunks(chunk(b"zTXt", b"parameters\0\0" + zlib.compress(plain.encode()))), plain),
+        (with_chunks(chunk(b"iTXt", b"parameters\0\1\0en\0Einstellungen\0" + packed)), text),
+        (with_chunks(chunk(b"tEXt", b"other\0x"), chunk(b"iTXt", b"parameters\0\0\0\0\0" + text.encode())), text),
+    ]:
+        assert read_recipe(data).text == wanted
+    both = with_chunks(
+        chunk(b"tEXt", b"parameters\0" + plain.encode()),
+        chunk(b"iTXt", b"sdpersonal\0\0\0\0\0" + recipe().to_json().encode()),
+    )
+    assert read_recipe(both) == recipe()  # ours before theirs, wherever they stand
+
+
+# --- hostile pictures -------------------------------------------------------------------------------------------------
+
+GOOD = png(PICTURE, recipe())
+JSON = recipe().to_json()
+TIFF = b"II*\0\x08\0\0\0"
+
+
+def entry(tag: int, count: int, value: int) -> bytes:
+    return struct.pack("<HHII", tag, 4, count, value)
+
+
+HOSTILE = {
+    "64 MB of ours": lambda: ours(b"[" * 64_000_000),
+    "64 MB of theirs": lambda: with_chunks(chunk(b"tEXt", b"parameters\0" + b'a: "' * 16_000_000)),
+    "a bomb in zTXt": lambda: with_chunks(chunk(b"zTXt", b"parameters\0\0" + zlib.compress(bytes(60_000_000)))),
+    "a bomb in iTXt": lambda: with_chunks(chunk(b"iTXt", b"sdpersonal\0\1\0\0\0" + zlib.compress(bytes(60_000_000)))),
+    "broken zlib": lambda: with_chunks(chunk(b"iTXt", b"sdpersonal\0\1\0\0\0" + b"x" * 100)),
+    "cut zlib": lambda: with_chunks(chunk(b"zTXt", b"parameters\0\0" + zlib.compress(b"a" * 999)[:-5])),
+    "no end of the language": lambda: with_chunks(chunk(b"iTXt", b"sdpersonal\0\0\0" + b"x" * 5000)),
+    "lists 10^5 deep": lambda: ours("[" * 100_000),
+    "objects 10^5 deep": lambda: ours('{"a":' * 49_000),
+    "not UTF-8": lambda: ours(b"\xff\xfe\x00{"),
+    "not JSON": lambda: ours("__import__('os').system('touch PWNED')"),
+    "a list": lambda: ours("[]"),
+    "nothing": lambda: ours(""),
+    "NaN": lambda: ours(JSON.replace('"guidance": 7.5', '"guidance": NaN')),
+    "infinite": lambda: ours(JSON.replace('"guidance": 7.5', '"guidance": 1e999')),
+    "a long number": lambda: ours(JSON.replace('"seed": 7', f'"seed": {"9" * 5000}')),
+    "keys twice": lambda: ours(JSON[:-1] + ', "seed": 8}'),
+    "wrong types": lambda: ours(json.dumps({key: {"a": [1]} for key in json.loads(JSON)})),
+    "a prompt of 200 kB": lambda: ours(JSON.replace("in the rain", "x" * 200_000)),
+    "brackets": lambda: ours(JSON.replace("in the rain", "(" * 1900)),
+    "a script": lambda: ours(JSON.replace("in the rain", "<script>alert(1)</script>")),
+    "a path for a token": lambda: ours(JSON.replace("<me/duck-v1>", "<../../etc/passwd>")),
+    "a path for a picture": lambda: ours(JSON.replace('"start": ""', '"start": "/etc/passwd"')),
+    "30,000 chunks": lambda: with_chunks(chunk(b"tEXt", b"") * 30_000),
+    "a chunk longer than the file": lambda: GOOD[:33] + b"\xff\xff\xff\xffiTXt" + GOOD[41:],
+    "no picture": lambda: b"sdpersonal" * 1000,
+    "nothing at all": lambda: b"",
+    "only a signature": lambda: GOOD[:8],
+    "an embedding as a pickle": lambda: with_chunks(chunk(b"tEXt", b"sd-ti-embedding\0gAJjb3MK")),
+    "many keys": lambda: theirs("x\nSteps: 1, " + "a: 1, " * 40_000),
+    "quotes": lambda: theirs("x\n" + 'a: "\\", ' * 30_000),
+    "spaces": lambda: theirs("x\n" + " " * 240_000 + "Steps: 1, a: 2, b: 3"),
+    "words": lambda: theirs("x\n" + "a " * 120_000),
+    "brackets of theirs": lambda: theirs("<lora:" * 40_000 + "\nSteps: 1, b: 2, c: 3"),
+    "lines": lambda: theirs("\n" * 240_000 + "Steps: 1, b: 2, c: 3"),
+    "their numbers": lambda: theirs(f"x\nSteps: {'9' * 5000}, Seed: -0, CFG scale: 1e5, Size: 0x0, Hires upscale: Ⅷ"),
+    "a lone surrogate": lambda: theirs("\ud800\nSteps: 1, b: 2, c: 3"),
+    "a TIFF that points at itself": lambda: jpeg(TIFF + b"\xff\xff" + entry(0x8769, 1, 8) * 99),
+    "a comment without end": lambda: jpeg(TIFF + b"\1\0" + entry(0x8769, 1, 22) + b"\1\0" + entry(0x9286, 4**15, 9)),
+    "empty segments": lambda: b"\xff\xd8" + b"\xff\xe0\0\2" * 30_000,
+    "a WebP of empty chunks": lambda: b"RIFF\xff\xff\xff\xffWEBP" + b"JUNK\0\0\0\0" * 30_000,
+}  # fmt: skip
+
+
+def jpeg(tiff: bytes) -> bytes:
+    content = b"Exif\0\0" + tiff
+    return b"\xff\xd8\xff\xe1" + struct.pack(">H", 2 + len(content)) + content + b"\xff\xda"
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pictures_take_no_time_and_no_memory(name, monkeypatch):
+    data = HOSTILE[name]()
+
+    def opened(*_, **__):
+        raise AssertionError("something was opened")
+
+    monkeypatch.setattr("builtins.open", opened)
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "stat", opened)
+    tracemalloc.start()
+    began = time.process_time()
+    try:
+        found = read_recipe(data, "x.png")
+    except PersonalError as error:
+        found = error
+    took, peak = time.process_time() - began, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert took < 3 and peak < 20_000_000, (took, peak)  # under tracemalloc, ten times as slow as without
+    if isinstance(found, PersonalError):
+        assert str(found).isprintable() or str(found).count("\n") <= 2
+        assert len(str(found)) < 500 and "x.png" in str(found)
+
+
+def test_hostile_texts_are_refused_in_words():
+    with pytest.raises(PersonalError, match=r"^The recipe in x\.png is refused: its text is longer than 250 kB\.$"):
+        read_recipe(HOSTILE["64 MB of ours"](), "x.png")
+    with pytest.raises(PersonalError, match="nested too deeply"):
+        read_recipe(HOSTILE["lists 10^5 deep"](), "x.png")
+    with pytest.raises(PersonalError, match=r"is refused\. /script is not a concept's token"):
+        read_recipe(HOSTILE["a script"](), "x.png")
+    with pytest.raises(PersonalError, match="holds no recipe"):
+        read_recipe(HOSTILE["an embedding as a pickle"](), "x.png")
+
+
+SEEDS = [GOOD, png(PICTURE, None), theirs(THEIR_TEXT), jpeg(exif(b"UNICODE\0" + THEIR_TEXT.encode("utf-16-be")))]
+
+
+@st.composite
+def spoiled(draw):
+    """A picture with bytes changed, put in, taken out, or cut off."""
+    data = bytearray(draw(st.sampled_from(SEEDS)))
+    for _ in range(draw(st.integers(1, 6))):
+        at = draw(st.integers(0, len(data)))
+        match draw(st.integers(0, 3)):
+            case 0:
+                data[at : at + 1] = bytes([draw(st.integers(0, 255))])
+            case 1:
+                data[at:at] = draw(st.binary(max_size=20))
+            case 2:
+                del data[at : at + draw(st.integers(1, 50))]
+            case 3:
+                del data[at:]
+    return bytes(data)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20) | st.just(A),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*FIELDS, "self", "token"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+strange_recipes = st.dictionaries(st.sampled_from([*Recipe.model_fields, "self"]), json_values).map(
+    lambda changes: ours(json.dumps(json.loads(JSON) | changes))
+)
+strange_texts = st.lists(
+    st.sampled_from(
+        ["Steps", "Seed", "Size", ": ", ", ", '"', "\\", "<lora:", ">", "\n", "{", "__", "1", "Negative prompt:"]
+    )
+    | st.text(max_size=5),
+    max_size=40,
+).map(lambda parts: theirs("".join(parts) + "\nSteps: 5, Size: 64x64, Seed: 1"))
+
+
+@fuzz
+@given(spoiled() | strange_recipes | strange_texts)
+def test_whatever_a_picture_holds(data):
+    try:
+        found = read_recipe(data, "x.png")
+        assert found.request().n == 1
+    except PersonalError as error:
+        assert len(str(error)) < 3000
+        return
+    if isinstance(found, Recipe):
+        assert read_recipe(png(PICTURE, found)) == found
+
+
+def test_parts_can_be_built_alone():
+    """As the generator does it."""
+    base = Drawn(name="tiny", kind="tiny", sha256=A)
+    duck = Ingredient(token="<me/duck>", sha256=B, strength=0.5, vectors=True)
+    assert recipe(base=base, concepts=(duck,)).concepts[0].token == "<me/duck>"

@@ -1,0 +1,208 @@
+"""Where models wait and how many pictures are drawn at once; and what happens where memory is too short after all."""
+
+import gc
+import itertools
+import sys
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from benchmarks.steps.geometry import build
+from sdpersonal.config import Request
+from sdpersonal.errors import NoMemory
+from sdpersonal.generation import Generator
+from sdpersonal.models import offload
+from sdpersonal.models.offload import Need, Placement, Stages, bytes_of, choose, need, settle
+
+GB = 10**9
+SDXL = Need(  # at 1024x1024 in bf16, autoencoder in fp32
+    text=int(1.6 * GB), unet=int(5.1 * GB), vae=int(0.33 * GB), step=int(0.55 * GB), decoding=int(3.3 * GB), tile=GB
+)
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        (24, Placement("all", False, 4)),
+        (11.8, Placement("waiting", False, 4)),
+        (9.8, Placement("turns", False, 4)),
+        (8, Placement("turns", False, 2)),
+        (7.2, Placement("turns", False, 1)),
+        (2, Placement("turns", True, 1)),  # hopeless; the error that comes says what to lower
+    ],
+)
+def test_sdxl_on_cards_of_several_sizes(card, expected):
+    assert choose(int(card * GB), SDXL, 4) == expected
+
+
+def test_tiles_where_nothing_else_fits():
+    need = Need(text=GB, unet=GB, vae=GB // 4, step=GB, decoding=20 * GB, tile=GB)
+    assert choose(8 * GB, need, 4) == Placement("turns", True, 4)
+
+
+def test_what_is_chosen_fits_and_more_memory_never_means_less_speed():
+    cost = {"all": 0, "waiting": 0, "turns": 1}
+    ranks = []
+    for free in range(0, 40 * GB, GB // 7):
+        chosen = choose(free, SDXL, 4)
+        if chosen != Placement("turns", True, 1):
+            assert SDXL.peak(chosen.mode, chosen.tiled, chosen.at_once) < 0.9 * free
+        ranks.append((chosen.tiled, cost[chosen.mode], -chosen.at_once, chosen.mode == "waiting"))
+    assert ranks == sorted(ranks, reverse=True)
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the tensors that live at once at most, models' own aside."""
+
+    def __init__(self, base):
+        super().__init__()
+        own = itertools.chain.from_iterable(
+            (*model.parameters(), *model.buffers()) for model in base.modules().values()
+        )
+        self._sizes = {one.untyped_storage()._cdata: 0 for one in own}
+        self._now = self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for one in tree_iter(out):
+            if isinstance(one, torch.Tensor) and (key := (kept := one.untyped_storage())._cdata) not in self._sizes:
+                self._sizes[key] = kept.nbytes()
+                self._now += kept.nbytes()
+                self.most = max(self.most, self._now)
+                weakref.finalize(kept, self._gone, key)
+        return out
+
+    def _gone(self, key):
+        self._now -= self._sizes.pop(key)
+
+
+@pytest.mark.parametrize("kind, side", [("tiny", 128), ("sd15", 512), ("sdxl", 1024)])
+def test_a_stage_takes_what_is_reckoned_with(kind, side, monkeypatch):
+    """Counted on the meta device, in the models' real shapes."""
+    # There it would be written out with the whole matrix, which no kernel on a card does.
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, *_, **__: torch.empty_like(q))
+    base, pictures = build(kind, "meta"), 4
+    base.unet.to(torch.bfloat16)
+    condition = base.condition([["a"]] * (2 * pictures))
+    latents = torch.zeros(2 * pictures, *base.latent_shape(side, side), device="meta")
+    reckoned = need(base, (side, side))
+    with torch.no_grad(), Live(base) as live:
+        base.predict(latents, torch.zeros(2 * pictures, device="meta"), condition)
+    assert live.most <= pictures * reckoned.step < 2.2 * live.most
+    with torch.no_grad(), Live(base) as live:
+        base.vae.decode(latents[:1])
+    assert live.most <= reckoned.decoding < 1.1 * live.most
+    assert reckoned.unet == 2 * sum(one.numel() for one in base.unet.parameters())
+
+
+class Model(nn.Linear):
+    """Remembers where it was sent."""
+
+    def __init__(self):
+        super().__init__(3, 2)
+        self.place = "card"
+
+    def to(self, device):
+        self.place = "card" if torch.device(device).type == "cuda" else "cpu"
+
+
+def places(stages):
+    return "".join({"card": "x", "cpu": "."}[model.place] for model in stages._models.values())
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("all", ["xxx", "xxx", "xxx", "xxx", "xxx"]),
+        ("waiting", [".x.", "xx.", ".x.", ".x.", ".xx"]),
+        ("turns", ["...", "x..", ".x.", ".x.", "..x"]),
+    ],
+)
+def test_who_is_on_the_card_in_a_drawing(mode, expected):
+    stages = Stages(Model(), Model(), Model(), torch.device("cuda", 0))
+    stages._models["vae"].config = type("Config", (), {"block_out_channels": (1, 1, 1, 1)})
+    stages.settle(Placement(mode, mode == "turns", 1))
+    seen = [places(stages)]
+    for stage in ("text", "unet", "unet", "vae"):
+        stages.bring(stage)
+        seen.append(places(stages))
+        assert stages.held() == 4 * 8 * places(stages).count("x")
+    assert seen == expected
+    assert stages._models["vae"].use_tiling == (mode == "turns")
+    stages.settle(Placement("all", False, 4))
+    assert places(stages) == "xxx" and not stages._models["vae"].use_tiling
+
+
+def test_nothing_moves_on_a_cpu(tiny):
+    assert settle(tiny, (2048, 2048), 4) == 4 and settle(tiny, (128, 128), 4) == 8
+    assert not tiny.vae.use_tiling and tiny.stages.held() == sum(map(bytes_of, tiny.modules().values()))
+
+
+def test_as_many_at_once_as_there_is_room_for(tiny, monkeypatch):
+    """The same pictures, in other batches, up to the kernels' rounding."""
+    request = Request(prompt="a duck", n=4, steps=2, size="64x64")
+    together = [np.asarray(one.image, int) for one in Generator(tiny).draw(request)]
+    seen = []
+    monkeypatch.setattr(
+        "sdpersonal.generation.generator.settle", lambda base, size, most, beside: seen.append(size) or 3
+    )
+    batches = [np.asarray(one.image, int) for one in Generator(tiny).draw(request)]
+    assert max(np.abs(a - b).max() for a, b in zip(together, batches, strict=True)) <= 1
+    list(Generator(tiny).draw(Request(prompt="a duck", n=1, steps=1, size="64x96", enlarge=1.5)))
+    assert seen == [(64, 64), (96, 144)]
+
+
+# --- memory that is too short after all -------------------------------------------------------------------------------
+
+
+class NoRoomAt:
+    """A UNet's n-th answer is the allocator's error, with a tensor in its hands."""
+
+    def __init__(self, base, n):
+        self._real, self._left, self.held = base.predict, n, None
+
+    def __call__(self, noisy, t, condition):
+        self._left -= 1
+        if self._left == 0:
+            block = torch.zeros(1000)
+            self.held = weakref.ref(block)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ...")
+        return self._real(noisy, t, condition)
+
+
+@pytest.mark.parametrize("n", [1, 3])  # in the first batch, and after some pictures
+def test_the_next_request_has_all_the_memory_and_draws_the_same(tiny, monkeypatch, n):
+    request = Request(prompt="a duck", n=10, steps=2, size="64x64")
+    expected = [picture.image.tobytes() for picture in Generator(tiny).draw(request)]
+    generator, failing = Generator(tiny), NoRoomAt(tiny, n)
+    with monkeypatch.context() as patched:
+        patched.setattr(tiny, "predict", failing)
+        with pytest.raises(NoMemory, match=r"^Out of memory drawing \d at once: needs about .* GB there\.") as caught:
+            list(generator.draw(request))
+    assert "--size" in caught.value.fix and "--n 1" in caught.value.fix
+    gc.collect()
+    assert failing.held() is None, sys.getrefcount(failing.held())  # even while the error is at hand
+    assert [picture.image.tobytes() for picture in generator.draw(request)] == expected
+
+
+def test_other_errors_pass(tiny, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(tiny, "predict", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        list(Generator(tiny).draw(Request(prompt="a", n=1, steps=1, size="64x64")))
+
+
+def test_a_card_is_asked_what_is_free(tiny, monkeypatch):
+    """What torch keeps for later and what the base's own models take can be had as well."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5 * GB, 9 * GB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * GB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2 * GB)
+    assert offload._free(tiny) == 6 * GB + sum(map(bytes_of, tiny.modules().values()))

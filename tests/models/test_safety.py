@@ -1,0 +1,217 @@
+"""The safety checker: asks what diffusers' own would hide, shows no black picture, and says what it did."""
+
+import json
+import shutil
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from sdpersonal.config import Request
+from sdpersonal.errors import PersonalError
+from sdpersonal.generation import Generator
+from sdpersonal.image_metadata import hidden_note
+from sdpersonal.models import introduction, load_base
+from sdpersonal.models.loading import built_in_folder
+from sdpersonal.models.loading.hub_cache import wanted
+
+FILE = "safety_checker/model.safetensors"
+
+
+def save_checker(folder):
+    """The real architecture, narrow and random, with thresholds that hide about half of `samples()`: in a copy of the
+    built-in base, as the Hub has Stable Diffusion 1.5."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    torch.manual_seed(0)
+    narrow = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = CLIPConfig(vision_config=narrow | {"patch_size": 56, "image_size": 224}, projection_dim=24)
+    checker = StableDiffusionSafetyChecker(config).eval()
+    prepare = CLIPImageProcessor()
+    with torch.no_grad():
+        checker.concept_embeds.normal_()
+        checker.special_care_embeds.normal_()
+        pixels = prepare(samples(), return_tensors="pt").pixel_values
+        seen = torch.nn.functional.normalize(checker.visual_projection(checker.vision_model(pixels)[1]))
+        for embeds, limits in (
+            (checker.concept_embeds, checker.concept_embeds_weights),
+            (checker.special_care_embeds, checker.special_care_embeds_weights),
+        ):
+            limits.copy_((seen @ torch.nn.functional.normalize(embeds).T).amax(0) + 0.5)
+        cosines = seen @ torch.nn.functional.normalize(checker.concept_embeds).T
+        checker.concept_embeds_weights[3] = cosines[:, 3].median() - 1e-4
+    pipe = StableDiffusionPipeline.from_pretrained(
+        built_in_folder(), safety_checker=checker, feature_extractor=prepare, requires_safety_checker=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(folder)
+    return pipe
+
+
+def samples():
+    draw = np.random.default_rng(0)
+    small = [Image.fromarray(draw.integers(0, 255, (5, 4, 3), np.uint8)) for _ in range(6)]
+    return [one.resize((64 + 16 * i, 96)) for i, one in enumerate(small)]
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory):
+    """A base with a checker, and diffusers' own pipeline of the same files."""
+    folder = tmp_path_factory.mktemp("checked") / "base"
+    return folder, save_checker(folder)
+
+
+def theirs(pipe, pictures):
+    """What `run_safety_checker` would have blackened."""
+    arrays = [np.asarray(picture, np.float32)[None] / 255 for picture in pictures]
+    return [pipe.run_safety_checker(array, "cpu", torch.float32)[1][0] for array in arrays]
+
+
+def test_it_flags_what_diffusers_would_blacken(checked):
+    folder, pipe = checked
+    ours = load_base(str(folder), "cpu").checker.flagged(samples())
+    assert ours == theirs(pipe, samples()) and 0 < sum(ours) < len(ours)
+
+
+def test_pictures_are_not_changed_and_one_by_one_is_as_together(checked):
+    checker, before = load_base(str(checked[0]), "cpu").checker, samples()
+    together = checker.flagged(before)
+    assert [checker.flagged([one])[0] for one in before] == together
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(before, samples(), strict=True))
+
+
+def test_weights_as_the_hub_has_them(checked, tmp_path):
+    """Written by transformers 4, where the tower's names had one part more."""
+    folder = shutil.copytree(checked[0], tmp_path / "old")
+    expected = load_base(str(folder), "cpu").checker.flagged(samples())
+    part = "vision_model."
+    renamed = {
+        f"{part}{key}" if key.startswith(part) else key: value for key, value in load_file(folder / FILE).items()
+    }
+    save_file(renamed, folder / FILE, metadata={"format": "pt"})
+    assert load_base(str(folder), "cpu").checker.flagged(samples()) == expected
+
+
+def test_it_is_read_when_it_is_first_needed_and_not_before(checked, tmp_path):
+    folder = shutil.copytree(checked[0], tmp_path / "cut")
+    (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-100])
+    base = load_base(str(folder), "cpu")  # training needs none
+    with pytest.raises(PersonalError, match="cut short"):
+        base.checker.load()
+
+
+def test_a_missing_weight_is_no_random_one(checked, tmp_path):
+    folder = shutil.copytree(checked[0], tmp_path / "less")
+    weights = load_file(folder / FILE)
+    del weights["concept_embeds"]
+    save_file(weights, folder / FILE, metadata={"format": "pt"})
+    with pytest.raises(PersonalError, match="lacks 1 weights, such as concept_embeds") as caught:
+        load_base(str(folder), "cpu").checker.load()
+    assert "--no-safety-checker" in caught.value.fix
+
+
+def test_the_first_line_says_which_it_is(checked, tiny, tmp_path):
+    folder, _ = checked
+    assert introduction(load_base(str(folder), "cpu"), "x", draws=True).endswith("Its safety checker is on.")
+    off = load_base(str(folder), "cpu", safety=False)
+    assert off.checker is None and introduction(off, "x", draws=True).endswith("Its safety checker is off.")
+    assert introduction(tiny, "tiny", draws=True).endswith("This base comes without a safety checker.")
+    pickled = shutil.copytree(folder, tmp_path / "pickled")
+    (pickled / FILE).rename(pickled / "safety_checker" / "pytorch_model.bin")
+    line = introduction(load_base(str(pickled), "cpu"), "x", draws=True)
+    assert line.endswith("Its safety checker is not on this machine as safetensors: pictures are not checked.")
+
+
+def test_it_is_fetched_with_a_base_and_none_is_incomplete_without(checked, tmp_path):
+    from sdpersonal.models.loading.diffusers_folder import incomplete
+
+    names = [f"safety_checker/model{end}" for end in (".safetensors", ".fp16.safetensors")]
+    names += ["safety_checker/pytorch_model.bin", "safety_checker/config.json"]
+    assert set(wanted(names)) == {names[1], names[3]}
+    folder = shutil.copytree(checked[0], tmp_path / "base")
+    assert incomplete(folder) is None
+    shutil.rmtree(folder / "safety_checker")
+    assert incomplete(folder) is None
+
+
+# --- in a drawing -----------------------------------------------------------------------------------------------------
+
+
+REQUEST = Request(prompt="a duck on the beach", n=6, steps=2, size="64x64")
+
+
+@pytest.fixture(scope="module")
+def drawn(checked):
+    """Pictures of a base with a checker whose limit is the median of what it finds in them; and those without it."""
+    base = load_base(str(checked[0]), "cpu")
+    checker, base.checker = base.checker.load(), None
+    bare = list(Generator(base).draw(REQUEST))
+    limits = checker._model.concept_embeds_weights
+    limits.fill_(9.0)
+    pixels = checker._prepare([one.image for one in bare], return_tensors="pt").pixel_values
+    with torch.no_grad():
+        seen = checker._model.visual_projection(checker._model.vision_model(pixels)[1])
+        limits[3] = torch.cosine_similarity(seen, checker._model.concept_embeds[3:4]).median() + 1e-4
+    base.checker = checker
+    return base, bare, list(Generator(base).draw(REQUEST))
+
+
+def test_what_is_flagged_is_grey_and_says_so(drawn):
+    base, bare, pictures = drawn
+    assert [picture.hidden for picture in pictures] == base.checker.flagged([one.image for one in bare])
+    assert 0 < sum(picture.hidden for picture in pictures) < len(pictures)
+    for picture, before in zip(pictures, bare, strict=True):
+        assert picture.recipe.prompt == REQUEST.prompt and not before.hidden
+        if picture.hidden:
+            assert picture.image.getcolors() == [(64 * 64, (128, 128, 128))]
+        else:
+            assert picture.image.tobytes() == before.image.tobytes()
+
+
+def test_a_file_of_a_hidden_picture_says_why_it_is_grey(drawn):
+    hidden = next(picture for picture in drawn[2] if picture.hidden)
+    recipe = json.loads(Image.open(BytesIO(hidden.png())).text["sdpersonal"])
+    assert recipe["hidden"] is True and recipe["seed"] == hidden.seed
+
+
+def test_nan_is_told_and_not_hidden(drawn, monkeypatch):
+    base = drawn[0]
+    monkeypatch.setattr(base, "predict", lambda noisy, t, condition: torch.full_like(noisy, float("nan")))
+    with pytest.raises(PersonalError, match="The picture came out as NaN"):
+        list(Generator(base).draw(REQUEST))
+
+
+def test_damaged_files_are_told_before_any_step(checked, tmp_path):
+    folder = shutil.copytree(checked[0], tmp_path / "cut")
+    (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-100])
+    steps = []
+    with pytest.raises(PersonalError, match="cut short"):
+        list(Generator(load_base(str(folder), "cpu")).draw(REQUEST, progress=lambda *step: steps.append(step)))
+    assert steps == []
+
+
+def test_the_command_and_the_page_say_how_many_were_hidden(drawn, checked, tmp_path, monkeypatch, capsys):
+    from sdpersonal import models
+    from sdpersonal.app.backend import House, Studio, generation_service
+    from sdpersonal.cli.main import main
+    from sdpersonal.concepts.library import Library
+
+    base, _, pictures = drawn
+    monkeypatch.setattr(models, "load_base", lambda name, safety: base)
+    line = f"The checker hid {sum(picture.hidden for picture in pictures)} of 6 pictures."
+    assert main(["generate", REQUEST.prompt, "--n=6", "--steps=2", "--size=64x64", "--base=x"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert line in said and said[0].endswith("Its safety checker is on.")
+    form = {"prompt": REQUEST.prompt, "n": 6, "steps": 2, "size": "64x64"}
+    studio = Studio(lambda name: Generator(base), House(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b"))
+    assert list(studio.do(lambda: generation_service.pictures(form), "page"))[-1].message.endswith(line)
+
+
+def test_nothing_hidden_is_nothing_said():
+    assert hidden_note([False] * 3) == hidden_note([]) == ""
+    assert hidden_note([True]) == "The checker hid 1 of 1 picture."

@@ -1,0 +1,254 @@
+"""Captions beside photos: whatever program wrote them, they are used or the true reason is said."""
+
+import codecs
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdpersonal.photos.captions import Refused, shortened
+from sdpersonal.photos.loading import load_photos
+from sdpersonal.prompts import show
+
+
+def smooth(seed):
+    few = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(few).resize((256, 256), Image.Resampling.BICUBIC)
+
+
+def encoded(image, kind):
+    out = io.BytesIO()
+    image.save(out, kind)
+    return out.getvalue()
+
+
+def test_a_text_file_beside_a_photo_captions_it(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded(smooth(seed=1), "PNG"))
+    (tmp_path / "b.png").write_bytes(encoded(smooth(seed=2), "PNG"))
+    plain = load_photos(tmp_path, 64)
+    (tmp_path / "a.txt").write_text("\ufeff{} in the snow\r\n\n a drawing of {} \n", encoding="utf-8")
+    captioned = load_photos(tmp_path, 64)
+    assert [photo.captions for photo in captioned.photos] == [("{} in the snow", "a drawing of {}"), ()]
+    assert captioned.identity != plain.identity  # a resumed run must not go on with other words
+    assert "1 with captions" in captioned.report()
+
+
+def one_photo(folder, files, kind="object"):
+    (folder / "a.png").write_bytes(encoded(smooth(seed=1), "PNG"))
+    for name, text in files.items():
+        (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_photos(folder, 64, kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"{} and {}", "has {} 2 times in line 1"),
+        (b"{}" + b"x" * 20_000, "has 20,002 characters in line 1; up to 20,000 are read"),
+        (b"{}\n\xff{}", "is not UTF-8 in line 2; save it as UTF-8"),
+        (b"{}\x1b[2J", "holds the control character U+001B"),
+        (b"{}\n" * 21, "has 21 lines; up to 20 are read"),
+        (b"", "is empty"),
+        (b"\xef\xbb\xbf \r\n\t\xe2\x80\x8b", "is empty"),
+        ("{} here".encode("utf-16-le"), "holds NUL characters, as UTF-16 without its mark does"),
+        (codecs.BOM_UTF16_LE + b"\x00\xd8", "is not UTF-16"),
+        (b"{}" * 200_000, "is larger than 200 kB"),
+        (b"...", "has no word in line 1"),
+    ],
+)
+def test_captions_that_cannot_be_used_are_said_with_the_true_reason(tmp_path, text, reason):
+    found = one_photo(tmp_path, {"a.txt": text})
+    assert found.photos[0].captions == () and found.ignored == 0
+    assert f"its caption is not used: a.txt {reason}" in found.photos[0].notes[-1]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "{} in\u00a0the\u3000snow",
+        "{}\tin the \u2003 snow\u200e",
+        "\ufeff{} in the s\u00adnow\r\n\r\n",
+        "{\u200b} in\u202fthe\u2060 snow",
+        "{ } in\u2028the\x0bsnow\x85",
+        codecs.BOM_UTF16_LE + "{} in the snow".encode("utf-16-le"),
+        codecs.BOM_UTF16_BE + "{} in the snow\r\n".encode("utf-16-be"),
+        "{} in the snow".encode("utf-32"),
+    ],
+    ids=ascii,
+)
+def test_odd_spaces_and_invisible_characters_are_plain_in_captions(tmp_path, data):
+    assert one_photo(tmp_path, {"a.txt": data}).photos[0].captions == ("{} in the snow",)
+
+
+def test_emoji_quotes_and_other_scripts_stay(tmp_path):
+    text = "{} with 👨\u200d👩\u200d👧 and “smart quotes”\n{} 在雪地里\n{} خانه\u200cها"
+    assert one_photo(tmp_path, {"a.txt": text}).photos[0].captions == tuple(text.split("\n"))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.TXT", "A.txt", "a.caption", "a.Caption", "a.png.txt", "a.PNG.caption"])
+def test_names_of_caption_files(tmp_path, name):
+    found = one_photo(tmp_path, {name: "{} in the snow"})
+    assert found.photos[0].captions == ("{} in the snow",) and "ignored" not in found.report()
+
+
+def test_names_that_are_written_in_two_ways(tmp_path):
+    """An é of one character and of two: what a Mac and everybody else writes."""
+    (tmp_path / "e\u0301.png").write_bytes(encoded(smooth(seed=1), "PNG"))
+    (tmp_path / "\u00e9.txt").write_text("{} in the snow")
+    assert load_photos(tmp_path, 64).photos[0].captions == ("{} in the snow",)
+
+
+def test_the_more_telling_name_wins(tmp_path):
+    found = one_photo(tmp_path, {"a.txt": "{} of both", "a.png.txt": "{} of one", "a.caption": "{} later"})
+    assert found.photos[0].captions == ("{} of one",) and found.ignored == 2
+
+
+def test_one_caption_for_two_photos_is_counted_once(tmp_path):
+    (tmp_path / "01.jpg").write_bytes(encoded(smooth(seed=1), "JPEG"))
+    one_photo(tmp_path, {"01.txt": "{} here", "a.txt": "", "notes.md": ""})
+    (tmp_path / "01.png").write_bytes(encoded(smooth(seed=3), "PNG"))
+    found = load_photos(tmp_path, 64)
+    assert [photo.captions for photo in found.photos] == [("{} here",), ("{} here",), ()]
+    assert found.ignored == 1 and "3 photos, 2 with captions, 1 other file ignored" in found.report()
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "caption"),
+    [
+        ("a photo of sks dog in the snow", "object", "a photo of {} dog in the snow"),
+        ("[trigger], outdoors", "object", "{}, outdoors"),
+        ("TOK on a table, TOK from above", "object", "{} on a table, from above"),
+        ("<s0><s1> at dawn", "style", "{} at dawn"),
+        ("<me/duck> at dawn", "object", "{} at dawn"),
+        ("a photo of <me/duck:0.8>", "object", "a photo of {}"),
+        ("SKS dog", "object", "{} dog"),
+        ("[name] at dawn", "object", "{} at dawn"),
+        ("1girl, solo, long hair, outdoors", "person", "{}, 1girl, solo, long hair, outdoors"),
+        (
+            "A dog is lying on the grass, in the sun.",
+            "object",
+            "a photo of {}, A dog is lying on the grass, in the sun.",
+        ),
+        ("a house by the lake.", "style", "a house by the lake in the style of {}"),
+        ("a basket of socks", "object", "a photo of {}, a basket of socks"),  # no "sks" in it
+    ],
+)
+def test_captions_of_other_trainers_get_a_place_for_the_subject(tmp_path, text, kind, caption):
+    (photo,) = one_photo(tmp_path, {"a.txt": text}, kind).photos
+    assert photo.captions == (caption,)
+    assert photo.notes == (f"a.txt has no {{}} for the subject; it is read as: {show(caption)}",)
+
+
+def test_the_table_of_an_image_folder(tmp_path):
+    rows = [{"file_name": "a.png", "text": "{} in the snow"}, {"file_name": "B.PNG", "text": "sks at home"}]
+    (tmp_path / "b.png").write_bytes(encoded(smooth(seed=2), "PNG"))
+    (tmp_path / "c.png").write_bytes(encoded(smooth(seed=3), "PNG"))
+    text = "\n".join(map(json.dumps, rows))
+    found = one_photo(tmp_path, {"metadata.jsonl": text, "c.txt": "{} of its own"})
+    assert [photo.captions for photo in found.photos] == [("{} in the snow",), ("{} at home",), ("{} of its own",)]
+    assert found.ignored == 0 and not found.skipped
+    for broken, said in (
+        ("\n{", "has no whole JSON object in line 3"),
+        ('\n{"file_name": "c.png"}', "has no text in line 3"),
+    ):
+        found = one_photo(tmp_path, {"metadata.jsonl": text + broken})
+        assert said in found.report() and found.photos[0].captions
+    found = one_photo(tmp_path, {"metadata.jsonl": json.dumps({"file_name": "a.png", "text": "\ud83d {}"})})
+    assert "its text in metadata.jsonl is not valid Unicode" in found.photos[0].notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "caption", "said"),
+    [
+        ([{"file_name": "./a.png", "text": "{} in the snow"}], ("{} in the snow",), ""),
+        ([{"file_name": "a.png", "text": "", "caption": "{} at home"}], ("{} at home",), ""),
+        ([{"file_name": "a.png", "text": "{} in the\u2028snow"}], ("{} in the snow",), ""),
+        (
+            [3, {"file_name": "a.png", "text": "{}"}, []],
+            ("{}",),
+            "has no file_name in line 1; its other lines are used",
+        ),
+        ([{"file_name": "a.png", "text": None}], (), ""),
+        ([{"file_name": "train/a.png", "text": "{}"}], (), "is about none of these photos; the first that it names is"),
+    ],
+)
+def test_rows_of_a_table(tmp_path, rows, caption, said):
+    found = one_photo(tmp_path, {"metadata.jsonl": "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)})
+    assert found.photos[0].captions == caption
+    assert len(found.skipped) == bool(said) and said in found.report()
+
+
+def test_a_table_with_commas(tmp_path):
+    found = one_photo(tmp_path, {"metadata.csv": '\ufefffile_name,text\r\na.png,"{} in the snow, at night"\r\n'})
+    assert found.photos[0].captions == ("{} in the snow, at night",) and not found.skipped
+    found = one_photo(tmp_path, {"metadata.csv": "a;b\nc;d"})
+    assert "metadata.csv has no file_name in line 2" in found.report()
+    found = one_photo(tmp_path, {"metadata.csv": "file_name,text\na.png,{}" + "x" * 200_000})
+    assert "metadata.csv is not CSV in line 2: field larger than field limit" in found.report()
+
+
+def test_what_is_too_long_is_cut_at_a_comma_or_a_word_and_keeps_the_subject():
+    def words(most):
+        return lambda caption: len(re.findall(r"\{\}|\w+", caption)) <= most
+
+    text = "a photo of {} on a table, with a cup, a plate and a spoon"
+    assert shortened(text, words(20)) == text
+    assert shortened(text, words(10)) == "a photo of {} on a table, with a cup"
+    assert shortened("one two, three four five {}", words(3)) == "four five {}"
+    assert shortened("日本語" * 50 + " {}", lambda caption: len(caption) < 20).endswith("{}")
+    with pytest.raises(Refused):
+        shortened("a {} b", lambda caption: False)
+
+
+def test_long_captions_are_cut_for_the_base_that_is_trained_on(tiny, tmp_path):
+    """What is left is as long as it can be, keeps the subject, and is encoded; the photo is named."""
+    from sdpersonal.training.dataset import fit_captions
+    from sdpersonal.training.methods.token_embedding import for_class, with_rows
+
+    texts = {
+        "a": "{} " + "日本語の説明文です、" * 25,
+        "b": "x" * 500 + " {}",
+        "c": "{} in the snow",
+        "d": "wörd " * 99 + "{}",
+    }
+    for seed, (name, text) in enumerate(texts.items()):
+        (tmp_path / f"{name}.png").write_bytes(encoded(smooth(seed), "PNG"))
+        (tmp_path / f"{name}.txt").write_text(text)
+    photos = load_photos(tmp_path, 64).photos
+    rows = for_class(tiny, "toy duck")()
+    readings = [lambda caption: with_rows(caption, rows), lambda caption: [caption.replace("{}", "toy duck")]]
+    fitted, notes = fit_captions(tiny, readings, photos)
+    assert [note.split(":")[0].strip() for note in notes] == ["a.png", "b.png", "d.png"]
+    assert fitted[2].captions == photos[2].captions
+    for photo, before in zip(fitted, photos, strict=True):
+        (caption,) = photo.captions
+        assert caption.count("{}") == 1 and (caption[:20] in before.captions[0] or caption[-20:] in before.captions[0])
+        for reading in readings:
+            tiny.condition([reading(caption)])  # raises where it does not fit
+    assert max(len(tiny.encoders["clip_l"].ids(photo.captions[0])) for photo in fitted) > 55
+
+
+def test_the_check_of_photos_names_long_captions(tmp_path, capsys):
+    from sdpersonal.cli.main import main
+
+    (tmp_path / "set").mkdir()
+    for seed, text in enumerate(("{} in the snow", "{} " + "a very long caption, " * 40)):
+        (tmp_path / "set" / f"{seed}.png").write_bytes(encoded(smooth(seed), "PNG"))
+        (tmp_path / "set" / f"{seed}.txt").write_text(text)
+    argv = ["photos", "check", str(tmp_path / "set"), "--kind", "style", "--sheet", str(tmp_path / "sheet.png")]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert "1.png: its caption takes about 204 tokens; 75 are read" in said and "0.png: its caption" not in said
+    assert main([*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["long_captions"] == {"1.png": 204}  # 40 x (4 words + a comma) + 4
+
+
+def test_braces_in_a_caption_are_plain_text(tiny, tmp_path):
+    from sdpersonal.config import DreamboothSettings
+    from sdpersonal.training.methods.factory import in_class
+
+    reading = in_class(DreamboothSettings(photos="x", token="<me/a>", class_noun="dog"))
+    assert reading("{} beside {red} and {") == ["dog beside {red} and {"]

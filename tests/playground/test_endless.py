@@ -1,0 +1,300 @@
+"""Pictures without end: a permutation that is one, no picture twice, and killed anywhere it goes on exactly."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from conftest import ROOT
+from sdpersonal import storage
+from sdpersonal.cli.main import main
+from sdpersonal.config import Request
+from sdpersonal.errors import Interrupted, PersonalError
+from sdpersonal.generation import Picture
+from sdpersonal.image_metadata import Drawn, Recipe, read_recipe
+from sdpersonal.outputs import Outputs
+from sdpersonal.playground.endless import Progress, Series, draw_endless, permuted
+from sdpersonal.prompts import Wildcards, every
+from support.crash import DIED, DONE, calls_made, die_at, in_child
+
+TEMPLATE = "a {red|2::blue|(green:1.2)} {cat|dog|{big|small} fox} in {1-2$$ and $$rain|fog}"  # 3 x 4 x 4
+
+
+# --- the permutation --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [b"", b"one", b"another"])
+def test_it_is_a_bijection_for_every_small_count(key):
+    for count in (*range(1, 70), 255, 256, 257, 1000):
+        assert sorted(permuted(i, count, key) for i in range(count)) == list(range(count))
+
+
+@given(st.integers(2, 2**200), st.binary(min_size=1, max_size=8), st.data())
+def test_it_stays_inside_any_count_and_tells_numbers_apart(count, key, data):
+    some = data.draw(st.lists(st.integers(0, count - 1), min_size=2, max_size=8, unique=True))
+    found = [permuted(i, count, key) for i in some]
+    assert len(set(found)) == len(some) and all(0 <= each < count for each in found)
+
+
+def test_each_key_has_an_order_of_its_own_that_looks_like_chance():
+    count, keys = 48, 300
+    places = np.array([[permuted(i, count, str(key).encode()) for i in range(count)] for key in range(keys)])
+    assert len({row.tobytes() for row in places}) == keys
+    # Where the first one goes: chi-squared with 47 degrees of freedom is above 90 once in 6,000.
+    seen = np.bincount(places[:, 0], minlength=count)
+    assert ((seen - keys / count) ** 2 / (keys / count)).sum() < 90
+    # Neighbours stay neighbours as seldom as chance would have it: 2/48 of the time, give or take.
+    assert (np.abs(np.diff(places, axis=1)) == 1).mean() < 0.06
+
+
+def test_a_thousand_binary_digits_cost_nothing():
+    count = 2**1000 + 297
+    began = time.process_time()
+    assert len({permuted(i, count, b"k") for i in range(200)}) == 200
+    assert time.process_time() - began < 2
+
+
+# --- the series -------------------------------------------------------------------------------------------------------
+
+
+def test_every_round_has_each_combination_once_and_no_pair_comes_twice():
+    series = Series(Request(prompt=TEMPLATE, seed=2**64 - 10))
+    wanted = sorted(every(TEMPLATE, Wildcards(None)))
+    asked = [series.at(position) for position in range(4 * len(wanted))]
+    for first in range(0, len(asked), len(wanted)):
+        assert sorted(request.prompt for request in asked[first : first + len(wanted)]) == wanted
+    assert len({(request.prompt, request.seed) for request in asked}) == len(asked)
+    orders = {tuple(request.prompt for request in asked[n : n + len(wanted)]) for n in range(0, 192, len(wanted))}
+    assert len(orders) == 4  # each round in its own
+    assert asked[10].seed == 0 and {request.n for request in asked} == {1}
+
+
+def test_combinations_that_read_alike_differ_in_their_seed():
+    series = Series(Request(prompt="{a|aa}{aa|a}"))
+    assert len({(series.at(p).prompt, series.at(p).seed) for p in range(40)}) == 40
+
+
+def test_near_a_favourite_only_the_other_seed_counts_up():
+    series = Series(Request(prompt="a cat", seed=7, near=0.2, near_seed=3))
+    assert [(series.at(p).seed, series.at(p).near_seed) for p in range(3)] == [(7, 3), (7, 4), (7, 5)]
+
+
+def test_it_ends_where_seeds_do():
+    series = Series(Request(prompt="a {cat|dog}"))
+    assert series.at(2**32 - 1).seed == 2**32 - 1
+    with pytest.raises(PersonalError, match="All seeds"):
+        series.at(2**32)
+
+
+def test_lists_from_a_folder_are_combinations_too(tmp_path):
+    (tmp_path / "who.txt").write_text("cat\ndog\n\nowl\n")
+    series = Series(Request(prompt="a {big|small} __who__"), tmp_path)
+    assert series.combinations == 6
+    assert sorted(series.at(p).prompt for p in range(6)) == sorted(every("a {big|small} __who__", Wildcards(tmp_path)))
+    with pytest.raises(PersonalError, match="no list"):
+        Series(Request(prompt="a __what__"), tmp_path)
+
+
+# --- kept, killed, resumed --------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    version: str = "0" * 64
+
+
+class Painter:
+    """Paints a picture that the request alone decides, in no time: what is tested here is what is on the disk."""
+
+    base = Base()
+
+    def draw(self, request, progress):
+        digest = hashlib.sha256(request.model_dump_json().encode()).digest()
+        image = Image.frombytes("RGB", (4, 2), digest[:24])
+        fields = request.model_dump(include={"prompt", "seed", "near", "near_seed"})
+        facts = {"steps": 2, "guidance": 1.0, "size": "64x64", "sampler": "DDIM", "sdpersonal": "0"}
+        recipe = Recipe(**fields, **facts, base=Drawn(name="tiny", kind="tiny", sha256="0" * 64))
+        progress(1, 1)
+        yield Picture(image, recipe)
+
+
+def outputs_in(folder: Path, day: int = 1) -> Outputs:
+    return Outputs(folder, today=lambda: date(2026, 1, day))
+
+
+def drawn(folder: Path, limit: int, day: int = 1, prompt: str = TEMPLATE, **options) -> list[Path]:
+    series = Series(Request(prompt=prompt, seed=5))
+    return [path for path, _ in draw_endless(series, Painter(), outputs_in(folder, day), limit, **options)]
+
+
+def pixels(folder: Path) -> list[bytes]:
+    """The content of all pictures, in the order of their numbers."""
+    return [path.read_bytes() for path in sorted(folder.glob("2026-*/?????-????????.png"))]
+
+
+def state(folder: Path) -> dict:
+    (path,) = folder.glob("endless-????????/state.json")
+    return json.loads(path.read_text())
+
+
+def test_it_goes_on_where_it_was(tmp_path):
+    whole = drawn(tmp_path / "whole", 12)
+    parts = [path for _ in range(4) for path in drawn(tmp_path / "parts", 3)]
+    assert len(whole) == len(parts) == 12
+    assert pixels(tmp_path / "whole") == pixels(tmp_path / "parts")
+    assert state(tmp_path / "parts") == state(tmp_path / "whole")
+    assert state(tmp_path / "whole") == {"template": TEMPLATE, "seed": 5, "base": "0" * 64, "position": 12}
+
+
+def test_the_recipe_names_the_template(tmp_path):
+    (path,) = drawn(tmp_path / "a", 1)
+    recipe = read_recipe(path.read_bytes())
+    assert recipe.template == TEMPLATE and recipe.prompt in every(TEMPLATE, Wildcards(None))
+    (path,) = drawn(tmp_path / "b", 1, prompt="a cat")
+    assert read_recipe(path.read_bytes()).template == ""
+    (path,) = drawn(tmp_path / "c", 1, private=True)
+    with pytest.raises(PersonalError, match="holds no recipe"):
+        read_recipe(path.read_bytes())
+
+
+def test_killed_at_every_moment_it_leaves_what_an_uninterrupted_run_leaves(tmp_path):
+    """Dying at the n-th thing that is done to the disk, for every n, and again on the way on from there."""
+    drawn(tmp_path / "whole", 3)
+    wanted = pixels(tmp_path / "whole")
+    calls = calls_made(lambda: drawn(tmp_path / "counted", 3))
+    assert calls > 15
+    for n in range(1, calls + 1):
+        folder = tmp_path / str(n)
+        assert die_at(n, lambda folder=folder: drawn(folder, 3)) == DIED
+        die_at(n % 7 + 1, lambda folder=folder: drawn(folder, 1, day=2))  # the day after
+        done = state(folder)["position"] if list(folder.glob("endless-*/state.json")) else 0
+        assert in_child(lambda folder=folder, done=done: drawn(folder, 3 - done, day=3)) == DONE
+        assert pixels(folder) == wanted, n
+
+
+def test_two_processes_do_not_draw_the_same_series(tmp_path):
+    series = Series(Request(prompt=TEMPLATE, seed=5))
+    with storage.lock(Progress(tmp_path, series.request, "0" * 64).folder):
+        assert in_child(lambda: drawn(tmp_path, 1)) == 2  # refused
+    assert pixels(tmp_path) == []
+
+
+def test_other_commands_are_other_series(tmp_path):
+    drawn(tmp_path, 2)
+    drawn(tmp_path, 3, prompt="a {cat|dog}")
+    found = [json.loads(path.read_text())["position"] for path in tmp_path.glob("endless-*/state.json")]
+    assert sorted(found) == [2, 3]
+    request = Request(prompt=TEMPLATE, seed=5)
+    others = [request.model_copy(update=change) for change in ({"steps": 3}, {"negative": "x"}, {"seed": 6})]
+    folders = {Progress(tmp_path, each, "0" * 64).folder for each in (request, *others)}
+    assert len(folders | {Progress(tmp_path, request, "1" * 64).folder}) == 5
+    assert Progress(tmp_path, request.model_copy(update={"n": 7}), "0" * 64).folder in folders
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "[" * 100_000,
+        '{"position": -1}',
+        '{"position": true}',
+        '{"position": 1.0}',
+        '{"position": 1}',
+        "x" * 30_000,
+    ],
+)
+def test_a_damaged_state_is_told_and_nothing_is_drawn(tmp_path, text):
+    drawn(tmp_path, 1)
+    (path,) = tmp_path.glob("endless-*/state.json")
+    if text == '{"position": 1}':  # another series' state
+        text = json.dumps(state(tmp_path) | {"template": "a cat"})
+    path.write_text(text)
+    with pytest.raises(PersonalError, match="is damaged"):
+        drawn(tmp_path, 1)
+    assert len(pixels(tmp_path)) == 1
+    path.unlink()
+    assert len(drawn(tmp_path, 1)) == 1 and len(pixels(tmp_path)) == 1  # the first one again: it is there already
+
+
+def test_stopped_between_pictures(tmp_path):
+    done = []
+    with pytest.raises(Interrupted, match="Stopped after picture 2"):
+        series = Series(Request(prompt=TEMPLATE, seed=5))
+        for path, _ in draw_endless(series, Painter(), outputs_in(tmp_path), stopped=lambda: len(done) == 2):
+            done.append(path)
+    assert state(tmp_path)["position"] == 2 and len(pixels(tmp_path)) == 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(max_size=30), st.integers(0, 2**32 - 1))
+def test_any_template_that_can_be_read_has_a_first_picture(template, seed):
+    try:
+        series = Series(Request(prompt=template, seed=seed))
+        series.at(0)
+    except PersonalError:
+        pass
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+COMMAND = ["endless", "a {red|blue} {cat|dog}", "--base", "tiny", "--steps", "1", "--size", "64x64"]
+
+
+def test_ctrl_c_ends_it_after_the_picture(tmp_path, capsys):
+    """The first one only: the signal comes while a picture is being drawn, and that picture is kept."""
+    command = [*COMMAND, "--out", str(tmp_path)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background was told to ignore it
+
+    def press():
+        while not list(tmp_path.glob("*/00001-*.png")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    finger = threading.Thread(target=press)
+    finger.start()
+    assert main(command) == 130
+    finger.join()
+    heard = capsys.readouterr()
+    count = state(tmp_path)["position"]
+    assert f"Stopped after picture {count}. The same command goes on from there." in heard.err
+    assert len(list(tmp_path.glob("*/?????-????????.png"))) == count >= 1
+    assert (tmp_path / "index.html").exists() and "4 combinations" in heard.out
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.thorough
+def test_kill_9_and_the_same_command_again(tmp_path):
+    command = [sys.executable, "-m", "sdpersonal", *COMMAND, "--out", str(tmp_path / "killed")]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while len(list((tmp_path / "killed").glob("*/?????-????????.png"))) < 3 and time.monotonic() < until:
+        time.sleep(0.005)
+    running.kill()
+    running.wait()
+    count = len(list((tmp_path / "killed").glob("*/?????-????????.png")))
+    position = state(tmp_path / "killed")["position"]
+    assert count >= 3 and position in (count - 1, count)
+    assert main([*COMMAND, "--out", str(tmp_path / "killed"), "--limit", str(count + 2 - position)]) == 0
+    assert main([*COMMAND, "--out", str(tmp_path / "whole"), "--limit", str(count + 2)]) == 0
+    for folder in ("killed", "whole"):
+        assert len(list((tmp_path / folder).glob("*/?????-????????.png"))) == count + 2
+    found, wanted = (
+        [path.name for path in sorted((tmp_path / folder).glob("*/?????-????????.png"))]
+        for folder in ("killed", "whole")
+    )
+    assert found == wanted  # a name ends in the content's sum

@@ -1,0 +1,325 @@
+"""Variations of a favourite: only what is asked is changed, and the sheet shows the favourite first."""
+
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sdpersonal.cli.main import main
+from sdpersonal.concepts.library import Library
+from sdpersonal.config import Request
+from sdpersonal.errors import Interrupted, PersonalError
+from sdpersonal.generation import Generator
+from sdpersonal.image_grid import differing, laid_out
+from sdpersonal.image_metadata import read_recipe
+from sdpersonal.outputs import Outputs
+from sdpersonal.playground.variations import (
+    RecipeFirst,
+    caption,
+    draw_variations,
+    near,
+    redrawn,
+    request_of,
+    strengths,
+    variations,
+    words,
+)
+from sdpersonal.prompts import Token
+from support.samples import embedding
+
+SMALL = {"steps": 4, "size": "64x64"}
+PROMPT = "a photo of <me/duck:0.9> on the beach"
+FAVOURITE = Request(prompt=PROMPT, seed=2, n=1, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    library = Library(tmp_path_factory.mktemp("library"))
+    library.add(embedding("<me/duck>", 1))
+    return library
+
+
+@pytest.fixture(scope="module")
+def generator(tiny, library):
+    return Generator(tiny, library)
+
+
+@pytest.fixture(scope="module")
+def favourite(generator, tmp_path_factory):
+    """A picture with its recipe, as a file."""
+    (picture,) = generator.draw(FAVOURITE)
+    path = tmp_path_factory.mktemp("favourite") / "00001-abcdef12.png"
+    path.write_bytes(picture.png())
+    return path
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    return Outputs(tmp_path / "outputs", today=lambda: date(2026, 1, 31))
+
+
+def changed(request: Request) -> dict:
+    """What is not as in the favourite."""
+    return {
+        name: value for name, value in request.model_dump().items() if value != getattr(FAVOURITE, name) and name != "n"
+    }
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------------
+
+
+def test_only_what_is_asked_is_changed():
+    (request,) = near(FAVOURITE, 0.3, 5, seed=9)
+    assert changed(request) == {"near": 0.3, "near_seed": 9} and request.n == 5
+    below = [each.prompt for each in strengths(FAVOURITE, "<me/duck>", "-2..0")]
+    assert below == [f"a photo of <me/duck:{strength}> on the beach" for strength in (-2, -1, 0)]
+    found = strengths(FAVOURITE, "<me/duck>", "0.5, 0.75, ..., 1.25")
+    prompts = [f"a photo of <me/duck:{strength}> on the beach" for strength in ("0.5", "0.75", "1", "1.25")]
+    assert [changed(each) for each in found] == [{"prompt": prompt} for prompt in prompts]
+    found = words(FAVOURITE, "the beach", "snow|a {red|blue} hill")
+    assert [each.prompt for each in found] == [PROMPT.replace("the beach", w) for w in ("snow", "a {red|blue} hill")]
+    (request,) = redrawn(FAVOURITE, Path("a.png"), 0.4, 3)
+    assert changed(request) == {"start": Path("a.png"), "change": 0.4, "seed": 3} and request.n == 3
+    last = Request(prompt="x", seed=2**64 - 1)
+    assert redrawn(last, Path("a.png"))[0].seed == 0  # after the last comes the first
+
+
+def test_all_together_in_order_and_near_by_if_nothing_is_asked():
+    found = variations(
+        FAVOURITE,
+        Path("a.png"),
+        near_by=0.2,
+        n=3,
+        strength=["<duck>=1, 2", "<me/duck> = 0"],
+        word=["beach=snow|<me/sky>"],
+        start=True,
+    )
+    assert [each.n for each in found] == [3, 1, 1, 1, 1, 1, 3]
+    others = [f"a photo of <me/duck:{strength}> on the beach" for strength in (1, 2, 0)]
+    others += [PROMPT.replace("beach", word) for word in ("snow", "<me/sky>")]
+    assert [each.prompt for each in found] == [PROMPT, *others, PROMPT]
+    (request,) = variations(FAVOURITE, Path("a.png"))
+    assert changed(request) == {"near": 0.15} and request.n == 8
+    assert [each.start for each in variations(FAVOURITE, Path("a.png"), start=True)] == [Path("a.png")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"strength": ["<me/duck>"]}, "does not say what to change"),
+        ({"strength": ["=1"]}, "does not say what to change"),
+        ({"strength": ["<me/fox>=1"]}, "There is no <me/fox> in the prompt of this picture"),
+        ({"strength": ["<me/duck>=-6"]}, "must be a number from -5 to 5"),
+        ({"strength": ["<me/duck>=much"]}, "not a list of numbers"),
+        ({"strength": ["duck duck=1"]}, "is not a concept's token"),
+        ({"word": ["sea=snow"]}, "There is no sea in the prompt of this picture"),
+        ({"word": ["beach=<me"]}, None),
+        ({"word": ["beach=<m e>"]}, "is not a concept's token"),
+        ({"near_by": 2.0}, "near must be a number above 0, up to 1"),
+        ({"start": True, "change": 0.0}, "change must be a number above 0, up to 1"),
+    ],
+)
+def test_what_cannot_be_varied_is_told(asked, said):
+    if said is None:
+        assert len(variations(FAVOURITE, Path("a.png"), **asked)) == 1
+        return
+    with pytest.raises(PersonalError, match=said) as told:
+        variations(FAVOURITE, Path("a.png"), **asked)
+    assert len(str(told.value).splitlines()) <= 2
+
+
+def test_what_is_near_a_picture_already_is_not_varied_by_a_third_seed():
+    sister = FAVOURITE.model_copy(update={"near": 0.1})
+    with pytest.raises(PersonalError, match="itself near another one, of seed 2"):
+        near(sister)
+    assert strengths(sister, "<me/duck>", "1")[0].near == 0.1
+    assert redrawn(sister, Path("a.png"))[0].near is None
+
+
+# --- what is drawn ----------------------------------------------------------------------------------------------------
+
+
+def test_the_nearer_the_noise_the_nearer_the_pictures(generator, favourite):
+    original = np.asarray(Image.open(favourite).convert("RGB"), np.float64)
+
+    def apart(share):
+        (request,) = near(FAVOURITE, share, 3)
+        found = [np.asarray(picture.image, np.float64) for picture in generator.draw(request)]
+        assert len({image.tobytes() for image in found}) == 3
+        return np.mean([np.abs(image - original).mean() for image in found])
+
+    distances = [apart(share) for share in (0.02, 0.15, 1.0)]
+    assert 0 < distances[0] < 0.5 * distances[1] < 0.5 * distances[2]
+
+
+def test_they_are_kept_with_a_sheet_that_shows_the_favourite_first(generator, favourite, outputs):
+    image = Image.open(favourite).convert("RGB")
+    asked = variations(FAVOURITE, favourite, word=["beach=snow"], strength=["<me/duck>=0, 1"], start=True, n=2)
+    told = []
+    kept = draw_variations(
+        (FAVOURITE, image), asked, generator, outputs, progress=lambda done, total: told.append((done, total))
+    )
+    saved, page = kept.pictures, kept.sheet
+    assert (
+        len(saved) == len(kept.hidden) == 5 and page.name == "00001-variations.png" and page.parent == saved[0].parent
+    )
+    recipes = [read_recipe(path.read_bytes()) for path in saved]
+    assert [each.prompt for each in recipes[:3]] == [each.prompt for each in asked[:3]]
+    assert all(each.start and each.change == 0.5 for each in recipes[3:]) and not recipes[0].start
+    assert told[-1][0] == told[-1][1]
+    sheet = np.asarray(Image.open(page).convert("RGB"), np.int16)
+    head = 192 // 6
+    first = sheet[head + 6 : head + 6 + 192, 6 : 6 + 192]
+    assert np.abs(first - np.asarray(image.resize((192, 192), Image.Resampling.LANCZOS), np.int16)).mean() < 0.01
+
+
+def test_what_was_drawn_before_a_stop_is_kept(generator, favourite, outputs):
+    image, asked = Image.open(favourite).convert("RGB"), strengths(FAVOURITE, "<me/duck>", "0, 1")
+    told = []
+    with pytest.raises(Interrupted):
+        draw_variations(
+            (FAVOURITE, image),
+            asked,
+            generator,
+            outputs,
+            private=True,
+            progress=lambda done, total: told.append(done),
+            cancelled=lambda: len(told) > 5,
+        )
+    (day,) = outputs.folder.iterdir()
+    (path,) = day.glob("0000?-????????.png")
+    assert (day / "00001-variations.png").exists()
+    with pytest.raises(PersonalError, match="holds no recipe"):
+        read_recipe(path.read_bytes())
+
+
+def test_captions_say_what_is_different(generator):
+    def said(request):
+        (picture,) = generator.draw(request)
+        return caption(FAVOURITE, request, picture.recipe)
+
+    assert said(strengths(FAVOURITE, "<me/duck>", "0.5")[0]) == "<me/duck:0.5>"
+    assert said(words(FAVOURITE, "the beach", "a green hill")[0]) == "a green hill"
+    assert said(near(FAVOURITE, 0.2, 1, seed=6)[0]) == "near 0.2, seed 6"
+
+
+def test_a_sheet_of_any_number_has_all_of_them():
+    for count in (1, 2, 5, 9, 26):
+        pictures = [(Image.new("RGB", (16, 16), (8 * i + 1, 0, 99)), "a long caption " * i) for i in range(count)]
+        page = np.asarray(laid_out(pictures, tile=32))
+        assert {tuple(pixel) for pixel in page.reshape(-1, 3)} >= {(8 * i + 1, 0, 99) for i in range(count)}
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["a cat on grass", "a dog on grass"], ["cat", "dog"]),
+        (["a cat on grass", "a big cat on grass"], ["", "big"]),
+        (["a cat", "a cat cat"], ["", "cat"]),
+        (["a cat", "a cat"], ["", ""]),
+        (["one alone"], [""]),
+        (["in snow", "on sand", "at sea"], ["in snow", "on sand", "at sea"]),
+    ],
+)
+def test_what_differs_is_told_in_whole_words(texts, expected):
+    assert differing(texts) == expected
+
+
+def test_without_words_there_is_no_room_for_any():
+    pictures = [Image.new("RGB", (32, 32))] * 2
+    bare, named = (laid_out([(each, text) for each in pictures], tile=32) for text in ("", "seed 1"))
+    assert bare.width == named.width and bare.height < named.height
+    assert bare.height == 32 + 2 * 6  # the picture, and a gap on both sides
+
+
+# --- where concepts come from -----------------------------------------------------------------------------------------
+
+
+def test_a_favourites_concepts_are_the_bytes_that_drew_it(favourite, tmp_path):
+    """Though the library has a newer version since; what a variation adds is the library's newest."""
+    recipe = read_recipe(favourite.read_bytes())
+    library = Library(tmp_path)
+    old, new = embedding("<me/duck>", 1), embedding("<me/duck>", 2)
+    with pytest.raises(PersonalError, match="<me/duck-v1>"):
+        RecipeFirst(recipe, library)
+    library.add(old)
+    library.add(new)
+    library.add(embedding("<me/sky>", 3))
+    found = RecipeFirst(recipe, library)
+    assert library.get(Token.parse("<me/duck>")).identity == new.identity
+    assert found.get(Token.parse("<me/duck>")).identity == old.identity
+    assert found.get(Token.parse("<me/sky>")).token.version == 1
+
+
+def test_what_began_from_another_picture_is_begun_from_alone(generator, favourite):
+    (picture, *_) = generator.draw(redrawn(FAVOURITE, favourite, n=1)[0])
+    with pytest.raises(PersonalError, match="It began from another picture"):
+        request_of(picture.recipe)
+    assert request_of(picture.recipe, from_itself=True).prompt == PROMPT
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_draws_them(favourite, library, tmp_path, capsys):
+    command = ["vary", "--near", "0.1", "-n", "2", "--strength", "<me/duck>=0", "--words", "beach=snow", str(favourite)]
+    assert main([*command, "--library", str(library.folder), "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1].endswith("00001-variations.png") and len(said) == 1 + 4 + 1
+    recipes = [read_recipe(Path(line).read_bytes()) for line in said[1:-1]]
+    assert [each.near for each in recipes] == [0.1, 0.1, None, None]
+    assert [each.near_seed for each in recipes[:2]] == [1, 2] and {each.seed for each in recipes} == {2}
+    assert (tmp_path / "index.html").exists()
+
+
+def test_a_picture_of_another_program_is_varied_too(tmp_path, capsys):
+    text = (
+        "a red ball\nNegative prompt: blue\nSteps: 2, Sampler: DDIM, CFG scale: 3, Seed: 5, Size: 64x64, Model: other"
+    )
+    info = PngInfo()
+    info.add_text("parameters", text)
+    Image.new("RGB", (64, 64)).save(tmp_path / "theirs.png", pnginfo=info)
+    command = ["vary", str(tmp_path / "theirs.png"), "--base", "tiny", "--words", "ball=cube|cone"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "It was drawn with the model other." in said
+    found = [read_recipe(path.read_bytes()) for path in sorted((tmp_path / "out").glob("*/0000?-????????.png"))]
+    assert [(each.prompt, each.negative, each.seed, each.steps) for each in found] == [
+        ("a red cube", "blue", 5, 2),
+        ("a red cone", "blue", 5, 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [("a cat AND a dog", "AND in capitals"), ("<lora:x:1>", "Nothing but LoRAs"), ("a " * 1500, "characters")],
+)
+@pytest.mark.parametrize("options", [[], ["--start"], ["--near", "0.1"]])
+def test_a_prompt_that_cannot_be_read_is_never_an_empty_one(prompt, reason, options, tmp_path, capsys):
+    info = PngInfo()
+    info.add_text("parameters", f"{prompt}\nSteps: 2, Sampler: DDIM, CFG scale: 3, Seed: 5, Size: 64x64")
+    Image.new("RGB", (64, 64)).save(tmp_path / "theirs.png", pnginfo=info)
+    command = ["vary", str(tmp_path / "theirs.png"), "--base", "tiny", "--out", str(tmp_path / "out"), *options]
+    assert main(command) == 2
+    assert reason in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--strength", "<me/fox>=1"], "There is no <me/fox>"), (["--base", "tiny", "--library", "none"], "<me/duck-v1>")],
+)
+def test_the_command_tells_what_is_wrong_before_anything_is_loaded(favourite, options, said, capsys):
+    assert main(["vary", str(favourite), *options]) == 2
+    heard = capsys.readouterr()
+    assert said in heard.err and "Traceback" not in heard.err and heard.out == ""
+
+
+def test_a_picture_without_a_recipe_is_told(tmp_path, capsys):
+    Image.new("RGB", (64, 64)).save(tmp_path / "plain.png")
+    assert main(["vary", str(tmp_path / "plain.png")]) == 2
+    assert main(["vary", str(tmp_path / "nothing.png")]) == 2
+    err = capsys.readouterr().err
+    assert "plain.png holds no recipe" in err and "nothing.png" in err and "Traceback" not in err

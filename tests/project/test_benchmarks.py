@@ -1,0 +1,204 @@
+"""The benchmarks run. Beside diffusers' scripts where SDPERSONAL_DIFFUSERS_EXAMPLES names their folder."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import tyro
+from PIL import Image
+
+from benchmarks.steps.cases import ON_CPU, ON_CUDA, Arm, Case, command, copy_photos
+from benchmarks.steps.chart import draw
+from sdpersonal.config import DreamboothSettings, InversionSettings
+from support.narrow import save_photos
+
+PEERS = "SDPERSONAL_DIFFUSERS_EXAMPLES"
+
+
+def module(name, *arguments, root, cwd):
+    """Run a part of the benchmark as the benchmark does; the result it wrote."""
+    result = cwd / "result.json"
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", f"benchmarks.steps.{name}", str(result), *map(str, arguments)]
+    done = subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
+    assert result.exists(), done.stderr[-2000:]
+    return json.loads(result.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1000)
+@pytest.mark.skipif(PEERS not in os.environ, reason=f"{PEERS} does not name diffusers' folder of examples")
+@pytest.mark.parametrize("method", ["textual-inversion", "lora"])
+def test_both_sides_on_a_narrow_model(root, tmp_path, method):
+    photos = save_photos(tmp_path / "photos", 2)
+    line = [sys.executable, root / "benchmarks" / "training_step.py", "--scripts", os.environ[PEERS]]
+    line += ["--photos", photos, "--work", tmp_path / "work", "--out", tmp_path / "out.json"]
+    line += ["--chart", tmp_path / "chart.png", "--cases", f"narrow:{method}:64:1", "--rounds", "1", "--steps", "2"]
+    line += ["--peak-tflops", "0.1"]
+    done = subprocess.run(list(map(str, line)), cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (case,) = json.loads((tmp_path / "out.json").read_text())["cases"]
+    assert list(case["arms"]) == ["script fp32", "sdpersonal fp32"]
+    for arm in case["arms"].values():
+        assert len(arm["rounds"][0]["wall"]) == 2 and arm["seconds"] > 0
+        assert arm["rounds"][0]["threads"] == 1 and arm["peak"] > case["weights"]
+    assert case["arms"]["script fp32"]["gflop"] > case["arms"]["sdpersonal fp32"]["gflop"]
+    assert "sdpersonal fp32" in done.stdout and Image.open(tmp_path / "chart.png").width > 300
+
+
+def test_this_projects_step_under_the_clock(root, tmp_path):
+    case = Case("tiny", "textual-inversion", 64, 2)
+    photos = copy_photos(save_photos(tmp_path / "photos", 3), 2, tmp_path / "taken")
+    line = command(case, Arm("sdpersonal", "bf16"), Path(), Path(), photos, tmp_path / "run", root)
+    measured = module("clock", 2, 3, "bf16-base", *line, root=root, cwd=tmp_path)
+    assert len(measured["wall"]) == len(measured["cpu"]) == 3
+    assert measured["peak"] >= measured["peak_while_stepping"] > measured["libraries"] / 2 > 0
+    assert not (tmp_path / "concepts").exists()  # the clock ended the run
+
+
+def test_a_script_that_fails_says_why(root, tmp_path):
+    (tmp_path / "bad.py").write_text("raise ValueError('no such photo')")
+    with pytest.raises(AssertionError, match="no such photo"):
+        module("clock", 2, 3, "as-is", tmp_path / "bad.py", root=root, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kind, method, side, teraflops",
+    [  # forward passes as published for these models, times what their backward passes take
+        ("sd15", "lora", 512, {"step": 1.754, "encode": 1.117}),
+        ("sd15", "full", 512, {"step": 3 * 0.803 + 0.0133, "encode": 1.117}),
+        ("sdxl", "textual-inversion", 1024, {"step": 14.5, "encode": 4.879}),
+    ],
+)
+def test_work_of_the_real_geometries(kind, method, side, teraflops):
+    from benchmarks.steps.work import work
+
+    counted = work(kind, method, side, batch=1, rank=16, vectors=4)
+    for part, expected in teraflops.items():
+        assert sum(counted[part].values()) / 1e12 == pytest.approx(expected, rel=0.02)
+
+
+def test_work_grows_with_the_batch_and_the_method():
+    from benchmarks.steps.work import work
+
+    one, four = (work("tiny", "lora", 128, batch, 16, 4) for batch in (1, 4))
+    assert sum(four["step"].values()) == pytest.approx(4 * sum(one["step"].values()), rel=0.01)
+    sums = [sum(work("tiny", method, 128, 1, 16, 4)["step"].values()) for method in ("textual-inversion", "lora")]
+    assert sums[0] < sums[1]
+
+
+def test_only_whole_batches_of_photos(tmp_path):
+    photos = save_photos(tmp_path / "photos", 5)
+    (photos / "notes.txt").write_text("not a photo")
+    assert len(list(copy_photos(photos, 4, tmp_path / "four").iterdir())) == 4
+    assert len(list(copy_photos(photos, 2, tmp_path / "two").iterdir())) == 4
+    with pytest.raises(SystemExit, match="holds 5 photos; a batch of 8 needs 8"):
+        copy_photos(photos, 8, tmp_path / "eight")
+
+
+@pytest.mark.parametrize("case", [*ON_CPU, *ON_CUDA])
+def test_both_command_lines_ask_for_the_same(case, root):
+    places = {"scripts": Path("examples"), "base": Path("model"), "photos": Path("photos"), "out": Path("out")}
+    theirs = command(case, Arm("script", "bf16"), **places, here=root)
+    ours = command(case, Arm("sdpersonal", "bf16"), **places, here=root)
+    assert f"--resolution={case.side}" in theirs and f"--resolution={case.side}" in ours
+    assert f"--train_batch_size={case.batch}" in theirs and f"--batch={case.batch}" in ours
+    assert ("sdxl" in theirs[0]) == (case.base == "sdxl") and "--mixed_precision=bf16" in theirs
+    if case.method == "lora":
+        assert "--rank=16" in theirs and "--rank=16" in ours and "--targets=attention" in ours
+    kind = InversionSettings if case.method == "textual-inversion" else DreamboothSettings
+    settings = tyro.cli(kind, args=ours[1:])
+    assert settings.resolution == case.side and settings.batch == case.batch and not settings.samples
+
+
+@pytest.mark.parametrize("text", ["tiny:lora:128", "tiny:magic:128:1", "tiny:lora:wide:1"])
+def test_a_case_that_is_none(text):
+    with pytest.raises(ValueError):
+        Case.parse(text)
+
+
+def test_the_chart(tmp_path):
+    arms = {"script fp32": {"seconds": 2.0}, "sdpersonal fp32": {"seconds": 1.0}}
+    draw({"cases": [{"case": "tiny lora 128 px batch 4", "arms": arms}]}, tmp_path / "chart.png")
+    assert np.asarray(Image.open(tmp_path / "chart.png").convert("L")).std() > 5
+
+
+def test_the_stand_in_does_what_torchvision_defines(monkeypatch):
+    """Shapes and values by hand, since torchvision is what may be missing."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks" / "stand_in")
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    from torchvision import transforms
+
+    pixels = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
+    picture = Image.fromarray(pixels)
+    whole = transforms.Compose([transforms.CenterCrop(4), transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
+    expected = torch.from_numpy(pixels[1:5, 2:6].astype(np.float32) / 127.5 - 1).permute(2, 0, 1)
+    torch.testing.assert_close(whole(picture), expected)
+    assert transforms.Resize(3)(picture).size == (4, 3) and transforms.Resize(6)(picture) is picture
+    assert np.array_equal(transforms.RandomHorizontalFlip(p=1.0)(picture), pixels[:, ::-1])
+    crop = transforms.RandomCrop(4)
+    top, left, height, width = crop.get_params(picture, (4, 4))
+    assert 0 <= top <= 2 and 0 <= left <= 4 and (height, width) == (4, 4) and crop(picture).size == (4, 4)
+    modes = [name for name in dir(transforms.InterpolationMode) if not name.startswith("__")]
+    assert {"BILINEAR", "LANCZOS", "BICUBIC"} <= set(modes)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(1000)
+def test_drawing_beside_diffusers(root, tmp_path):
+    """Both sides draw the same picture and say what it took."""
+    line = [sys.executable, root / "benchmarks" / "generation.py", "--cases", "tiny:64:2", "--rounds", "1"]
+    line += ["--switches", "1", "--pictures", "2", "--work", tmp_path / "work", "--out", tmp_path / "out.json"]
+    done = subprocess.run(list(map(str, line)), cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (case,) = json.loads((tmp_path / "out.json").read_text())["cases"]
+    assert case["same"] < 0.01
+    for one in case["draws"]:
+        assert one["steps"] == 2 and 0 < one["unet"][1] < one["seconds"][1] and one["peak"] > 1e8
+    for one in case["switches"]:
+        assert 0 <= one["ready"][1] <= one["step"][1]
+    assert done.stdout.count("| tiny 64 px") == 2 + 8 + 1 + 1
+
+
+def test_a_picture_is_put_together_from_its_steps_and_the_rest():
+    from benchmarks.generation import _picture
+
+    assert _picture({"seconds": [10.0, 9.0], "unet": [4.0, 3.0], "n": 2}, clock=1, steps=5) == (9 - 3 + 3 * 5) / 2
+
+
+def test_the_table_names_medians_side_by_side():
+    from benchmarks.generation import table
+
+    def draw(who, mix, seconds):
+        return {"who": who, "mix": mix, "n": 8, "seconds": [0, seconds], "unet": [0, 0.0], "peak": 2e9, "cuda": None}
+
+    def switch(who, mix, source, ready):
+        return {"who": who, "mix": mix, "from": source, "ready": [0, ready], "step": [0, 2 * ready]}
+
+    seconds = {"diffusers": (24.0, 8.0, 16.0), "sdpersonal": (8.0, 8.0, 1.0)}
+    draws = [draw(who, mix, one) for who, some in seconds.items() for mix in ("one", "two") for one in some]
+    switches = [
+        switch(who, mix, source, 3.0) for who in seconds for mix in ("one", "two") for source in ("files", "loaded")
+    ]
+    first = [{"who": who, "since_start": [0, 9.0]} for who in seconds]
+    case = {"case": "tiny 128 px", "steps": 25, "clock": 1, "draws": draws, "switches": switches, "first": first}
+    lines = table({"machine": "two cores", "cases": [case]}).splitlines()
+    assert "| tiny 128 px: two LoRAs, 8 at once, a picture in 25 steps | 2 s | 1 s | 2.00x |" in lines
+    assert "| tiny 128 px: switch to two LoRAs from files, until first step | 6 s | 6 s | 1.00x |" in lines
+    assert "| tiny 128 px: memory at most | 2.00 GB | 2.00 GB | 1.00x |" in lines
+
+
+def test_a_mix_says_the_same_to_both():
+    from benchmarks.pictures.concepts import Mix
+
+    assert Mix.of("one", 3).our_prompt == "a photo of a <bench/word3> on the beach, soft light<bench/lora3:0.7>"
+    assert Mix.of("two", 3).our_prompt.endswith("<bench/lora3:0.7><bench/lora4:0.4>")
+    assert Mix.of("two", 3).prompt == "a photo of a duck on the beach, soft light"

@@ -1,0 +1,212 @@
+"""What holds for the source as a whole: imports go one way, light modules stay light, and no dangerous call is made."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+PACKAGE = ROOT / "sdpersonal"
+SOURCES = sorted(path for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("*.py")])
+LIGHT = [
+    "sdpersonal",
+    *(
+        f"sdpersonal.{name}"
+        for name in (
+            "errors",
+            "storage",
+            "config",
+            "prompts",
+            "photos.loading",
+            "concepts.concept",
+            "concepts.importers",
+            "concepts.library",
+            "cli.main",
+        )
+    ),
+]
+HEAVY = {"torch", "diffusers", "transformers", "accelerate", "gradio"}
+
+# The one reader of legacy pickles subclasses Unpickler; its own tests show that it builds tensors and nothing else.
+RESTRICTED_UNPICKLER = PACKAGE / "concepts" / "importers" / "pickles.py"
+PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+FORBIDDEN_CALLS = {
+    "eval",
+    "exec",
+    "os.system",
+    "os.popen",
+    "torch.load",
+    "torch.hub.load",
+    "yaml.load",
+    "pickle.load",
+    "pickle.loads",
+}
+FORBIDDEN_METHODS = {"extractall"}
+WRITERS = {
+    "os.replace",
+    "os.rename",
+    "os.remove",
+    "os.unlink",
+    "os.rmdir",
+    "os.mkdir",
+    "os.makedirs",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "shutil.rmtree",
+    "shutil.move",
+    "shutil.copy",
+    "shutil.copy2",
+    "shutil.copyfile",
+    "shutil.copytree",
+}
+WRITING_METHODS = {"write_text", "write_bytes", "touch", "unlink", "rmdir", "mkdir", "symlink_to", "hardlink_to"}
+
+
+def trees():
+    for path in SOURCES:
+        yield path, ast.parse(path.read_text(), str(path))
+
+
+def calls(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield node, ast.unparse(node.func)
+
+
+def where(path, node) -> str:
+    return f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def test_imports_go_one_way():
+    # In a process of its own: it sets up logging anew, which silences every logger there is.
+    lint = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
+    done = subprocess.run([sys.executable, "-c", lint], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_load_nothing_heavy(module):
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not there")
+    report = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", report], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == []
+
+
+def test_listing_concepts_loads_nothing_heavy():
+    pytest.importorskip("sdpersonal.cli.main")
+    report = (
+        "import sys\nfrom sdpersonal.cli.main import main\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code, end.code\n"
+        f"print('heavy:', *sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", report, "concepts", "list"], env=_with_root(), capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1].split() == ["heavy:"]
+
+
+def _with_root():
+    import os
+
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def test_no_pickle_is_imported():
+    found = []
+    for path, tree in trees():
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if PICKLES & {name.partition(".")[0] for name in names} and path != RESTRICTED_UNPICKLER:
+                found.append(where(path, node))
+    assert found == []
+
+
+def test_nothing_runs_code_from_data():
+    found = []
+    for path, tree in trees():
+        for node, name in calls(tree):
+            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if (
+                name in FORBIDDEN_CALLS
+                or name.rpartition(".")[2] in FORBIDDEN_METHODS
+                or keywords.get("shell", "False") != "False"
+                or keywords.get("trust_remote_code", "False") != "False"
+                or keywords.get("weights_only") == "False"
+            ):
+                found.append(f"{where(path, node)} {name}")
+    assert found == []
+
+
+def test_no_user_text_becomes_html():
+    """gr.HTML renders what it is given; gr.Markdown loads remote pictures. Both take constants only."""
+    found = []
+    for path, tree in trees():
+        for node, name in calls(tree):
+            given = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "value")]
+            if name in ("gr.HTML", "gr.Markdown") and not all(_is_constant(value) for value in given):
+                found.append(f"{where(path, node)} {name}")
+    assert found == []
+
+
+def _is_constant(value) -> bool:
+    return isinstance(value, ast.Constant) or (isinstance(value, ast.Name) and value.id.isupper())
+
+
+UI = sorted((PACKAGE / "app" / "ui").rglob("*.py"))
+
+
+def test_the_page_is_thin():
+    """What a button does is in `service`: a handler has ten lines at most, and no page imports torch."""
+    long, heavy = [], []
+    for path in UI:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("on_"):
+                lines = node.end_lineno - node.lineno + 1
+                long += [f"{where(path, node)} {node.name}: {lines} lines"] if lines > 10 else []
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            heavy += [where(path, node) for name in names if name.partition(".")[0] in HEAVY - {"gradio"}]
+    assert long == heavy == []
+
+
+def test_no_toast_shows_a_strangers_words():
+    """Gradio's toasts render HTML."""
+    found = [where(path, node) for path in UI for node, name in calls(ast.parse(path.read_text()))
+             if name in ("gr.Info", "gr.Warning", "gr.Error", "gr.Success")]  # fmt: skip
+    assert found == []
+
+
+def test_no_assert_guards_anything():
+    """`python -O` removes asserts; a user's mistake raises PersonalError."""
+    found = [where(path, node) for path, tree in trees() for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    assert found == []
+
+
+def test_only_files_writes():
+    found = []
+    for path, tree in trees():
+        if path.parent == PACKAGE / "storage":
+            continue
+        for node, name in calls(tree):
+            receiver, _, method = name.rpartition(".")
+            if name in WRITERS or (method in WRITING_METHODS and receiver != "storage") or _opens_to_write(node, name):
+                found.append(f"{where(path, node)} {name}")
+    assert found == []
+
+
+def _opens_to_write(node, name) -> bool:
+    if name != "open" and not name.endswith(".open"):
+        return False
+    texts = [
+        value.value
+        for value in [*node.args, *(k.value for k in node.keywords if k.arg == "mode")]
+        if isinstance(value, ast.Constant) and isinstance(value.value, str)
+    ]
+    return any(set(text) <= set("rwaxbt+") and set(text) & set("wax+") for text in texts)

@@ -1,0 +1,204 @@
+"""What people do to their photos, done to good ones: sets with one known fault each.
+
+python tests/support/bad_photos.py DIR ...      each DIR a folder of good sets; prints how often each fault is found
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from sdpersonal.photos.loading import Photo, PhotoSet, load_photos
+
+Pictures = list[Image.Image]
+SIDE = 512
+
+
+def good(folder: Path, side: int = SIDE) -> Pictures:
+    """The squares of a folder's photos."""
+    return [Image.fromarray(photo.square()) for photo in load_photos(folder, side).photos]
+
+
+def as_set(pictures: Sequence[Image.Image]) -> PhotoSet:
+    """Square pictures as the loader would hand them on."""
+    return PhotoSet(
+        tuple(
+            Photo(f"{i:02}.jpg", np.asarray(picture.convert("RGB")), f"{i:064x}", (0, 0), original=picture.size[::-1])
+            for i, picture in enumerate(pictures, 1)
+        )
+    )
+
+
+def saved(pictures: Sequence[Image.Image], folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, picture in enumerate(pictures, 1):
+        picture.convert("RGB").save(folder / f"{i:02}.jpg", quality=92)
+    return folder
+
+
+def saved_again(picture: Image.Image, quality: int = 30) -> Image.Image:
+    data = io.BytesIO()
+    picture.convert("RGB").save(data, "JPEG", quality=quality)
+    return Image.open(data).convert("RGB")
+
+
+def cut(picture: Image.Image, share: float, across: float = 0.5, down: float = 0.5) -> Image.Image:
+    """A square of `share` of the side, enlarged to the old size."""
+    side = round(picture.width * share)
+    left, top = round((picture.width - side) * across), round((picture.height - side) * down)
+    return picture.crop((left, top, left + side, top + side)).resize(picture.size, Image.Resampling.LANCZOS)
+
+
+def lit(picture: Image.Image, stops: float) -> Image.Image:
+    """As with so many stops more light, clipped as a camera clips."""
+    linear = (np.asarray(picture.convert("RGB")) / 255.0) ** 2.2 * 2.0**stops
+    return Image.fromarray((linear.clip(0, 1) ** (1 / 2.2) * 255).round().astype(np.uint8))
+
+
+def foggy(picture: Image.Image, contrast: float = 0.25) -> Image.Image:
+    return picture.convert("RGB").point(lambda level: round(150 + (level - 150) * contrast))
+
+
+def soft(picture: Image.Image, radius: float) -> Image.Image:
+    """Out of focus: a Gaussian, in pixels of a picture of 512."""
+    return picture.convert("RGB").filter(ImageFilter.GaussianBlur(radius * picture.width / SIDE))
+
+
+def shaken(picture: Image.Image, length: int = 21) -> Image.Image:
+    """Moved sideways while it was taken, by `length` pixels of a picture of 512."""
+    pixels = np.asarray(picture.convert("RGB"), np.float32)
+    steps = max(2, round(length * picture.width / SIDE))
+    padded = np.pad(pixels, ((0, 0), (steps // 2, steps - steps // 2 - 1), (0, 0)), mode="edge")
+    moved = sum(padded[:, i : i + picture.width] for i in range(steps)) / steps
+    return Image.fromarray(moved.round().astype(np.uint8))
+
+
+def copies(picture: Image.Image) -> Pictures:
+    """One photo five times: saved anew, cut twice, lit, mirrored."""
+    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return [
+        picture,
+        saved_again(picture),
+        cut(picture, 0.9, 0.0, 1.0),
+        lit(cut(picture, 0.8, 0.3, 0.6), 0.3),
+        saved_again(mirrored, 60),
+    ]
+
+
+# Faults of single photos: all of a set get them, and each is asked whether it was found.
+ONE_BY_ONE: dict[str, tuple[str, Callable[[Image.Image], Image.Image]]] = {
+    "out of focus, 3 px": ("blurred", lambda picture: soft(picture, 3)),
+    "out of focus, 4 px": ("blurred", lambda picture: soft(picture, 4)),
+    "out of focus, 8 px": ("blurred", lambda picture: soft(picture, 8)),
+    "shaken, 21 px": ("blurred", shaken),
+    "3 stops too dark": ("dark", lambda picture: lit(picture, -3)),
+    "4 stops too dark": ("dark", lambda picture: lit(picture, -4)),
+    "2 stops too light": ("burnt-out", lambda picture: lit(picture, 2)),
+    "3 stops too light": ("burnt-out", lambda picture: lit(picture, 3)),
+    "a quarter of the contrast": ("washed-out", foggy),
+}
+
+
+def with_one_turned(pictures: Pictures, which: int, clockwise: bool = False) -> Pictures:
+    turn = Image.Transpose.ROTATE_270 if clockwise else Image.Transpose.ROTATE_90
+    return [picture.transpose(turn) if i == which else picture for i, picture in enumerate(pictures)]
+
+
+def in_one_place(count: int = 5, seed: int = 0, side: int = SIDE) -> Pictures:
+    """A made thing before the same wall, moved and of another size each time."""
+    return [drawn(seed, i, seed, side) for i in range(count)]
+
+
+def in_many_places(count: int = 5, seed: int = 0, side: int = SIDE) -> Pictures:
+    """The same made thing, each time before something else."""
+    return [drawn(seed, i, 1000 + 10 * seed + i, side) for i in range(count)]
+
+
+def drawn(thing: int, photo: int, place: int, side: int = SIDE) -> Image.Image:
+    """A made photo: a thing with parts in its own colours, standing before a wall with a texture of its own."""
+    draw_place, draw_thing = np.random.default_rng([1, place]), np.random.default_rng([2, thing])
+    take = np.random.default_rng([3, thing, photo])
+    page = _wall(draw_place, take, side)
+    pen = ImageDraw.Draw(page)
+    size, x, y = take.uniform(0.5, 0.75) * side, take.uniform(0.42, 0.58) * side, take.uniform(0.5, 0.6) * side
+    for _ in range(7):
+        colour = tuple(int(level) for level in draw_thing.integers(0, 256, 3))
+        across, down, radius = (
+            draw_thing.uniform(-0.25, 0.25),
+            draw_thing.uniform(-0.3, 0.3),
+            draw_thing.uniform(0.1, 0.3),
+        )
+        box = [x + (across - radius) * size, y + (down - radius) * size]
+        box += [x + (across + radius) * size, y + (down + radius) * size]
+        (pen.ellipse if draw_thing.random() < 0.5 else pen.rectangle)(box, fill=colour)
+    return page.filter(ImageFilter.GaussianBlur(0.6 * side / SIDE))
+
+
+def _wall(draw: np.random.Generator, take: np.random.Generator, side: int) -> Image.Image:
+    colour, grain = draw.integers(30, 226, 3), int(draw.integers(4, 24))
+    noise = np.random.default_rng(take.integers(1 << 30)).normal(0, 26, (grain, grain, 1))
+    wall = Image.fromarray(np.clip(colour + noise, 0, 255).astype(np.uint8)).resize(
+        (side, side), Image.Resampling.BICUBIC
+    )
+    pen = ImageDraw.Draw(wall)
+    floor = tuple(int(level) for level in draw.integers(30, 226, 3))
+    top = side * (draw.uniform(0.6, 0.75) + take.uniform(-0.03, 0.03))
+    pen.rectangle((0, top, side, side), fill=floor)
+    for board in range(4):  # lying boards: what is below looks different from what is beside
+        pen.line((0, top + board * side / 12, side, top + board * side / 12), tuple(level // 2 for level in floor), 3)
+    return wall
+
+
+def main(folders: Sequence[str]) -> None:
+    from itertools import combinations, permutations
+
+    from sdpersonal.evaluation import Judge
+    from sdpersonal.photos.checks import examine
+
+    eyes = Judge()
+    sets = {path.name: good(path) for folder in folders for path in sorted(Path(folder).iterdir()) if path.is_dir()}
+    print(len(sets), "sets,", sum(map(len, sets.values())), "photos")
+
+    def found(pictures: Pictures, name: str, **more: object) -> list[str]:
+        verdict = examine(as_set(pictures), "object", **more)
+        return [photo for finding in verdict.findings if finding.name == name for photo in finding.photos]
+
+    def tell(fault: str, name: str, hits: Sequence[bool]) -> None:
+        print(f"| {fault} | {name} | {sum(hits)} of {len(hits)} | {np.mean(hits):.0%} |", flush=True)
+
+    for fault, (name, spoil) in ONE_BY_ONE.items():
+        hits = []
+        for pictures in sets.values():
+            hurt = {f"{i:02}.jpg" for i in range(1, len(pictures) + 1)}
+            these = set(found([spoil(picture) for picture in pictures], name))
+            hits += [photo in these for photo in sorted(hurt)]
+        tell(fault, name, hits)
+    tell(
+        "one photo five times",
+        "near-duplicates",
+        [len(found(copies(p[0]), "near-duplicates")) == 5 for p in sets.values()],
+    )
+    turned = [
+        found(with_one_turned(pictures, i, clockwise), "sideways") == [f"{i + 1:02}.jpg"]
+        for pictures in sets.values()
+        for i in range(len(pictures))
+        for clockwise in (False, True)
+    ]
+    tell("one turned by 90 degrees", "sideways", turned)
+    pairs = [sets[a] + sets[b] for a, b in combinations(sets, 2)]
+    tell("two whole sets", "two-subjects", [bool(found(pair, "two-subjects", eyes=eyes)) for pair in pairs])
+    strays = [sets[a] + sets[b][:2] for a, b in permutations(sets, 2)]
+    tell("a set and two strangers", "two-subjects", [bool(found(pair, "two-subjects", eyes=eyes)) for pair in strays])
+    for noun in ("airplane", "dog", "car", "pizza"):
+        hits = [bool(found(p, "wrong-class", eyes=eyes, class_noun=noun)) for p in sets.values()]
+        tell(f"called {noun}", "wrong-class", hits)
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1:])

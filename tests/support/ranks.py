@@ -1,0 +1,92 @@
+"""Real processes that train by the command line, as a launcher starts them: with RANK, WORLD_SIZE and a meeting port.
+
+They are forked from a server that has imported what they need, which saves each of them some seconds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["sdpersonal.training.run", "sdpersonal.cli.main", "ranks"])
+
+
+@dataclass
+class Child:
+    process: multiprocessing.process.BaseProcess
+    out: Path
+    err: Path
+
+    def wait(self, seconds: float = 120) -> int:
+        """Its exit code: negative for a signal's number."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise TimeoutError(f"still running; it said {self.err.read_text()}")
+        return self.process.exitcode
+
+    @property
+    def said(self) -> str:
+        return self.out.read_text()
+
+    @property
+    def errors(self) -> str:
+        """What it wrote to stderr besides its progress."""
+        return "".join(line for line in self.err.read_text().splitlines(True) if not line.startswith("step "))
+
+    def after_lines(self, progress: Path, count: int) -> Child:
+        """Waits until the run has written that many lines of progress."""
+        while self.process.is_alive() and not (progress.exists() and progress.read_text().count("\n") >= count):
+            time.sleep(0.01)
+        return self
+
+
+def start(
+    argv: Sequence[object], place: Path, environment: dict[str, str] | None = None, fault: Callable | None = None
+) -> Child:
+    """`sdpersonal ARGV` in a process of its own; fault: called there first, to plant what will go wrong."""
+    place.mkdir(parents=True, exist_ok=True)
+    name = (environment or {}).get("RANK", "0")
+    child = Child(None, place / f"out-{name}", place / f"err-{name}")
+    settings = dict(os.environ) | (environment or {})
+    child.process = _context.Process(
+        target=_run, args=([*map(str, argv)], os.getcwd(), settings, child.out, child.err, fault)
+    )
+    child.process.start()
+    return child
+
+
+def start_two(argvs: Sequence[Sequence[object]], place: Path, faults: Sequence[Callable | None] = (None, None)):
+    """Rank 0 and rank 1 of one run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    return [
+        start(argv, place, meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, fault)
+        for rank, (argv, fault) in enumerate(zip(argvs, faults, strict=True))
+    ]
+
+
+def _run(argv, folder, environment, out, err, fault):
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    for path, stream in ((out, sys.stdout), (err, sys.stderr)):
+        with open(path, "wb", buffering=0) as file:
+            os.dup2(file.fileno(), stream.fileno())
+    import torch
+
+    from sdpersonal.cli.main import main
+
+    torch.set_num_threads(1)
+    if fault:
+        fault()
+    sys.exit(main(argv))

@@ -1,0 +1,134 @@
+"""What is asked of a run while it goes on: real processes, a word in a file."""
+
+import json
+import time
+
+import pytest
+from PIL import Image
+
+from sdpersonal.concepts.library import Library
+from sdpersonal.config import InversionSettings
+from sdpersonal.training import train
+from sdpersonal.training.control import FILE, Wish, ask, heard
+from support.narrow import save_narrow, save_photos
+from support.ranks import start, start_two
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    return save_narrow("sd1", tmp_path_factory.mktemp("narrow") / "sd1")
+
+
+@pytest.fixture
+def command(narrow, tmp_path):
+    photos = save_photos(tmp_path / "photos", 2)
+
+    def build(place, *more, base=narrow, steps=5000):
+        flags = ["--photos", photos, "--token", "<me/thing>", "--base", base, "--steps", steps, "--batch", 1]
+        flags += ["--vectors", 2, "--library", place / "concepts", "--run", place / "run"]
+        return ["train", "textual-inversion", *flags, *more]
+
+    return build
+
+
+def result(place):
+    return json.loads((place / "run" / "result.json").read_text())
+
+
+def after_lines(child, place, count):
+    return child.after_lines(place / "run" / "progress.jsonl", count)
+
+
+def test_a_wish_is_heard_once_and_nonsense_not_at_all(tmp_path):
+    assert heard(tmp_path) is Wish.NOTHING
+    for wish in (Wish.SAMPLE, Wish.KEEP):
+        ask(tmp_path, wish)
+        assert (heard(tmp_path), heard(tmp_path)) == (wish, Wish.NOTHING)
+    ask(tmp_path, Wish.SAMPLE)
+    ask(tmp_path, Wish.KEEP)
+    assert heard(tmp_path) is Wish.KEEP
+    for nonsense in (b"", b"nothing", b"stop\n", b"\xff\xfe", b"keep" * 1000):
+        (tmp_path / FILE).write_bytes(nonsense)
+        assert heard(tmp_path) is Wish.NOTHING and not (tmp_path / FILE).exists()
+    (tmp_path / FILE).mkdir()
+    assert heard(tmp_path) is Wish.NOTHING and not (tmp_path / FILE).exists()
+    (tmp_path / FILE).symlink_to("/dev/zero")
+    assert heard(tmp_path) is Wish.NOTHING and not (tmp_path / FILE).is_symlink()
+
+
+@pytest.mark.slow
+def test_sample_now_then_stop_and_keep(command, tmp_path):
+    """On the built-in base, which has a judge: pictures come, are judged, and the concept is what was best."""
+    child = after_lines(start(command(tmp_path, base="tiny", steps=400), tmp_path), tmp_path, 3)
+    ask(tmp_path / "run", Wish.SAMPLE)
+    drawn = tmp_path / "run" / "trials.jsonl"
+    while child.process.is_alive() and not (drawn.exists() and drawn.read_text().endswith("\n")):
+        time.sleep(0.02)
+    first = json.loads(drawn.read_text())
+    reached = first["step"]
+    assert 3 <= reached < 40  # before the first milestone
+    with Image.open(tmp_path / "run" / "trials" / f"step-{reached:06d}.png") as picture:
+        assert picture.width > 300
+    after_lines(child, tmp_path, reached + 2)  # it went on
+    ask(tmp_path / "run", Wish.KEEP)
+    assert child.wait() == 0, child.errors
+    steps = len((tmp_path / "run" / "progress.jsonl").read_text().splitlines())
+    assert f"Ended after step {steps} of 400, as asked." in child.said and not (tmp_path / "run" / FILE).exists()
+    assert result(tmp_path)["steps"] == steps and result(tmp_path)["best"] in (reached, steps)
+    (entry,) = Library(tmp_path / "concepts").list()
+    assert entry.card.scores and entry.card.steps == result(tmp_path)["best"]
+    assert "as asked; 400 were allowed" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("samples", [pytest.param(True, marks=pytest.mark.thorough), False])
+def test_without_a_judge_only_what_is_asked_for_is_drawn(command, tmp_path, samples):
+    child = start(command(tmp_path, *(() if samples else ("--no-samples",))), tmp_path)
+    after_lines(child, tmp_path, 2)
+    ask(tmp_path / "run", Wish.SAMPLE)
+    while child.process.is_alive() and (tmp_path / "run" / FILE).exists():
+        time.sleep(0.02)
+    done = (tmp_path / "run" / "progress.jsonl").read_text().count("\n")
+    after_lines(child, tmp_path, done + 2)
+    ask(tmp_path / "run", Wish.KEEP)
+    assert child.wait() == 0, child.errors
+    ended = result(tmp_path)["steps"]
+    assert result(tmp_path)["best"] == ended and not (tmp_path / "run" / "trials.jsonl").exists()
+    pictures = sorted(path.name for path in (tmp_path / "run").glob("trials/*"))
+    assert len(pictures) == (2 if samples else 0) and (not samples or pictures[-1] == f"step-{ended:06d}.png")
+
+
+def test_pictures_that_somebody_asked_for_change_no_step(command, narrow, tmp_path):
+    """The same run, one watched and one not: the same losses, and the same checkpoint at the same step."""
+    settings = {"photos": tmp_path / "photos", "token": "<me/thing>", "base": str(narrow), "steps": 6, "batch": 1}
+    for name in ("alone", "watched"):
+        place = tmp_path / name
+        (place / "run").mkdir(parents=True)
+
+        def say(line, place=place, name=name):
+            if "Learning" in line and name == "watched":
+                ask(place / "run", Wish.SAMPLE)
+
+        train(InversionSettings(**settings, library=place / "concepts", run=place / "run"), say)
+    assert len(list((tmp_path / "watched" / "run" / "trials").iterdir())) == 1
+    identities = [Library(tmp_path / name / "concepts").list()[0].identity for name in ("alone", "watched")]
+    assert identities[0] == identities[1]
+
+
+def test_what_was_asked_of_a_run_that_died_is_not_asked_of_the_next(command, narrow, tmp_path):
+    (tmp_path / "run").mkdir()
+    ask(tmp_path / "run", Wish.KEEP)
+    child = start(command(tmp_path, steps=3), tmp_path)
+    assert child.wait() == 0 and result(tmp_path)["steps"] == 3
+
+
+@pytest.mark.slow
+def test_of_two_processes_both_end_at_one_step(command, tmp_path):
+    argv = command(tmp_path, "--no-samples", "--no-early-stop")
+    ranks = start_two([argv, argv], tmp_path)
+    after_lines(ranks[0], tmp_path, 3)
+    ask(tmp_path / "run", Wish.SAMPLE)
+    after_lines(ranks[0], tmp_path, 8)
+    ask(tmp_path / "run", Wish.KEEP)
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].errors
+    assert "as asked" in ranks[0].said and ranks[1].said == ""
+    assert len(Library(tmp_path / "concepts").list()) == 1

@@ -1,0 +1,89 @@
+"""Class pictures: drawn once, by whoever gets there, kept whole; nobody else's file is counted."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdpersonal.concepts.library import Library
+from sdpersonal.config import DreamboothSettings, Request
+from sdpersonal.errors import PersonalError
+from sdpersonal.generation import Generator
+from sdpersonal.training import train
+from sdpersonal.training.class_images import draw_missing, folder_of, posteriors
+from support.narrow import save_photos
+
+PROMPT = "a photo of cat"
+
+
+def drawn(base, numbers, prompt=PROMPT):
+    said = []
+    draw_missing(base, prompt, 64, numbers, said.append)
+    return said
+
+
+def files_of(base, prompt=PROMPT):
+    return {path.name: path.read_bytes() for path in sorted(folder_of(base, prompt, 64).iterdir())}
+
+
+def test_they_are_what_the_base_draws(tiny):
+    drawn(tiny, [7])
+    [picture] = Generator(tiny).draw(Request(prompt=PROMPT, n=1, seed=7, size="64x64"))
+    (folder_of(tiny, PROMPT, 64) / "00007.safetensors").rename(folder_of(tiny, PROMPT, 64) / "00000.safetensors")
+    [kept] = posteriors(tiny, PROMPT, 64, 1)
+    ours = tiny.decode(kept.mean)[0].astype(int)
+    assert abs(ours - np.asarray(picture.image).astype(int)).max() <= 1
+    assert not kept.std.any()
+
+
+def test_broken_off_and_shared_work_ends_in_the_same_files(tiny):
+    drawn(tiny, range(4))
+    whole = files_of(tiny)
+    assert list(whole) == [f"{i:05d}.safetensors" for i in range(4)]
+    folder = folder_of(tiny, PROMPT, 64)
+    (folder / "00001.safetensors").unlink()
+    (folder / "00002.safetensors").write_bytes(whole["00002.safetensors"][:100])
+    (folder / "holiday.jpg").write_bytes(b"not ours")
+    said = [drawn(tiny, range(rank, 4, 2)) for rank in range(2)]  # as two processes would
+    assert [len(lines) for lines in said] == [1, 1] and "1 pictures" in said[0][0]
+    assert {name: data for name, data in files_of(tiny).items() if name != "holiday.jpg"} == whole
+    assert drawn(tiny, range(4)) == []
+    assert len(posteriors(tiny, PROMPT, 64, 4)) == 4
+
+
+def test_other_prompts_and_missing_pictures_do_not_mix(tiny):
+    drawn(tiny, [0])
+    assert folder_of(tiny, "a photo of dog", 64) != folder_of(tiny, PROMPT, 64) != folder_of(tiny, PROMPT, 128)
+    assert folder_of(tiny, "../../etc", 64).parent == folder_of(tiny, PROMPT, 64).parent
+    with pytest.raises(PersonalError, match="are not complete"):
+        posteriors(tiny, PROMPT, 64, 2)
+
+
+@pytest.mark.parametrize(
+    "prior, method",
+    [("drawn", "lora"), ("photos", "full")]
+    + [pytest.param(*each, marks=pytest.mark.thorough) for each in (("drawn", "full"), ("photos", "lora"))],
+)
+def test_a_run_uses_them(tiny, tmp_path, method, prior):
+    for name in ("mine", "cats"):
+        save_photos(tmp_path / name, 2)
+    common = {"photos": tmp_path / "mine", "base": "tiny", "class_noun": "cat", "steps": 1, "batch": 1, "rank": 2}
+    common |= {"samples": False, "library": tmp_path / "concepts", "method": method, "class_pictures": 2}
+    where = "drawn" if prior == "drawn" else str(tmp_path / "cats")
+    train(DreamboothSettings(**common, token="<me/with>", run=tmp_path / "with", prior=where), say=lambda line: None)
+    train(DreamboothSettings(**common, token="<me/without>", run=tmp_path / "without"), say=lambda line: None)
+    library = Library(tmp_path / "concepts")
+    assert len({entry.path.read_bytes() for entry in library.list()}) == 2
+    if prior == "drawn":
+        assert len(list(folder_of(tiny, "a photo of cat", tiny.resolution).iterdir())) == 2
+
+
+def test_the_frozen_base_cannot_teach_itself_changed(tmp_path):
+    (tmp_path / "mine").mkdir()
+    Image.new("RGB", (256, 256), "red").save(tmp_path / "mine" / "a.png")
+    asked = {"photos": tmp_path / "mine", "token": "<me/a>", "class_noun": "cat", "base": "tiny"}
+    with pytest.raises(PersonalError, match="--method full changes it"):
+        train(DreamboothSettings(**asked, method="full", prior="predicted"), say=lambda line: None)
+    with pytest.raises(PersonalError, match="learns the word for"):
+        train(DreamboothSettings(**asked, method="pivotal", steps=3), say=lambda line: None)
+    with pytest.raises(PersonalError, match="There is no folder"):
+        train(DreamboothSettings(**asked, prior="nowhere"), say=lambda line: None)

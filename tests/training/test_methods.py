@@ -1,0 +1,437 @@
+"""Each method's loss and gradients against the same step written straight with diffusers' and PEFT's own modules, on
+the real architectures, narrowed, with random weights, in fp32."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sdpersonal.concepts.card import Card
+from sdpersonal.concepts.concept import Concept, write
+from sdpersonal.errors import PersonalError
+from sdpersonal.models import load_base
+from sdpersonal.photos.loading import Photo, load_photos
+from sdpersonal.prompts import Token
+from sdpersonal.training.dataset import TrainingPhotos, _views
+from sdpersonal.training.methods.dreambooth_full import IDENTIFIER, DreamboothFull, cut
+from sdpersonal.training.methods.dreambooth_lora import DreamboothLora, LoraShape, Pivotal
+from sdpersonal.training.methods.prior_preservation import ClassPictures, Predicted
+from sdpersonal.training.methods.textual_inversion import TextualInversion
+from sdpersonal.training.methods.token_embedding import TokenRows, longest_row, shortened
+from sdpersonal.training.objective import min_snr
+from sdpersonal.training.presets import Preset
+from support.narrow import KINDS, save_narrow
+
+PRESET = Preset(steps=4, batch=2, lr=1e-3, rows_lr=5e-3, snr_gamma=5.0, pivot=2, pivot_lr=1e-2)
+CAPTIONS = ("a photo of {}", "{} on the beach")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(kind, tmp_path_factory):
+    return save_narrow(kind, tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture
+def base(folder):
+    return load_base(str(folder), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    place = tmp_path_factory.mktemp("photos")
+    for i in range(2):
+        pixels = np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).resize((256 + 64 * i, 256)).save(place / f"{i}.png")
+    return load_photos(place, 64).photos
+
+
+# What SDXL is told of them: original height and width, top and left of the square when scaled, its height and width.
+TIME_IDS = {"0.png": [256, 256, 0, 0, 64, 64], "1.png": [256, 320, 0, 8, 64, 64]}
+
+
+@pytest.fixture
+def batch(base, photos):
+    return TrainingPhotos(base, photos, CAPTIONS, seed=1, flip=False).samples(range(4))
+
+
+class Peer:
+    """diffusers' way: the token's vectors are rows of the vocabulary, the LoRA is PEFT's."""
+
+    def __init__(self, folder, kind, rows):
+        from diffusers import DDPMScheduler, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+        self.xl = kind == "sdxl"
+        self.unet = UNet2DConditionModel.from_pretrained(folder / "unet").requires_grad_(False)
+        self.scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        count = max((len(value) for value in rows.values()), default=0)
+        self.words = [f"<row{i}>" for i in range(count)]
+        self.tokenizer.add_tokens(self.words)
+        self.texts = {"clip_l": CLIPTextModel.from_pretrained(folder / "text_encoder")}
+        if self.xl:
+            self.texts["clip_g"] = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2")
+        for key, model in self.texts.items():
+            model.requires_grad_(False).eval()
+            if count:
+                eos = self.tokenizer.eos_token_id
+                model.resize_token_embeddings(len(self.tokenizer))
+                table = model.get_input_embeddings().weight
+                table.data[-count:] = rows[key].detach()
+                table.requires_grad_(True)
+                # transformers pools at eos_token_id where the config names it rightly
+                assert model.config.eos_token_id == eos
+
+    def encode(self, prompts, time_ids=None):
+        ids = self.tokenizer(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+        if not self.xl:
+            return self.texts["clip_l"](ids.input_ids)[0], None
+        first = self.texts["clip_l"](ids.input_ids, output_hidden_states=True).hidden_states[-2]
+        second = self.texts["clip_g"](ids.input_ids, output_hidden_states=True)
+        time_ids = time_ids or [[64, 64, 0, 0, 64, 64]] * len(prompts)
+        added = {"text_embeds": second.text_embeds, "time_ids": torch.tensor(time_ids, dtype=torch.float32)}
+        return torch.cat([first, second.hidden_states[-2]], -1), added
+
+    def loss(self, batch, prompts, gamma):
+        from diffusers.training_utils import compute_snr
+
+        noisy = self.scheduler.add_noise(batch.latents, batch.noise, batch.t)
+        velocity = self.scheduler.config.prediction_type == "v_prediction"
+        target = self.scheduler.get_velocity(batch.latents, batch.noise, batch.t) if velocity else batch.noise
+        states, added = self.encode(prompts, [TIME_IDS[name] for name in batch.photos])
+        says = self.unet(noisy, batch.t, states, added_cond_kwargs=added).sample
+        loss = ((says - target) ** 2).mean(dim=(1, 2, 3))
+        if gamma is None:
+            return loss
+        snr = compute_snr(self.scheduler, batch.t)
+        return loss * torch.stack([snr, torch.full_like(snr, gamma)]).amin(0) / (snr + 1 if velocity else snr)
+
+
+def prompts_with(batch, word):
+    return [caption.format(word) for caption in batch.captions]
+
+
+def close(ours, theirs):
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("gamma", [None, 5.0])
+def test_inversion_is_diffusers_step(base, folder, kind, batch, gamma):
+    method = TextualInversion(base, "toy duck", 3, replace(PRESET, snr_gamma=gamma))
+    peer = Peer(folder, kind, method.rows)
+    ours, theirs = method.loss(batch, 0), peer.loss(batch, prompts_with(batch, "".join(peer.words)), gamma)
+    close(ours, theirs)
+    ours.mean().backward()
+    theirs.mean().backward()
+    for key, rows in method.trained().items():
+        grad = peer.texts[key.removeprefix("rows.")].get_input_embeddings().weight.grad[-3:]
+        close(rows.grad, grad)
+        assert (rows.grad.norm(dim=1) > 0).all()  # each vector
+
+
+def test_a_caption_of_several_samples_is_encoded_once(base, batch):
+    """With the losses and the gradient that each by itself would have."""
+    method, runs = TextualInversion(base, "duck", 2, PRESET), []
+    same = replace(batch, captions=("a photo of {}", "{} here", "a photo of {}", "a photo of {}"))
+    seen = [
+        encoder.model.register_forward_pre_hook(lambda _, args: runs.append(len(args[0])))
+        for encoder in base.encoders.values()
+    ]
+    together = method.loss(same, 0)
+    for hook in seen:
+        hook.remove()
+    together.sum().backward()
+    gradients = {name: rows.grad.clone() for name, rows in method.trained().items()}
+    method = TextualInversion(base, "duck", 2, PRESET)
+    alone = torch.cat([method.loss(one, 0) for one in same.parts(1)])
+    alone.sum().backward()
+    assert runs == [2] * len(base.encoders)
+    close(together, alone)
+    for name, rows in method.trained().items():
+        close(gradients[name], rows.grad)
+
+
+@pytest.mark.parametrize("targets", ["attention", "transformer", "all"])
+def test_lora_is_pefts(base, folder, kind, batch, targets):
+
+    from peft import LoraConfig
+
+    method = DreamboothLora(base, "toy duck", LoraShape(rank=2), replace(PRESET, targets=targets), seed=0)
+    try:
+        for name, value in method.trained().items():
+            if name.endswith("lora_up.weight"):
+                value.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
+        peer = Peer(folder, kind, method.rows)
+        layers = {
+            name: layer for name, layer in base.slots.layers().items() if f"{name}.lora_up.weight" in method.trained()
+        }
+        paths = {id(module): path for path, module in base.unet.named_modules()}
+        mine = {paths[id(layer)]: name for name, layer in layers.items()}
+        peer.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=list(mine)))
+        ends = (("lora_A", "lora_down"), ("lora_B", "lora_up"))
+        theirs = {
+            f"{name}.{end}.weight": getattr(peer.unet.get_submodule(path), letter)["default"].weight
+            for path, name in mine.items()
+            for letter, end in ends
+        }
+        for name, weight in theirs.items():
+            weight.data = method.trained()[name].detach().clone()
+        ours, loss = method.loss(batch, 0), peer.loss(batch, prompts_with(batch, "".join(peer.words)), 5.0)
+        close(ours, loss)
+        ours.mean().backward()
+        loss.mean().backward()
+        for name, weight in theirs.items():
+            close(method.trained()[name].grad, weight.grad)
+        frozen = [p for model in base.modules().values() for p in model.parameters()]
+        assert all(p.grad is None and not p.requires_grad for p in frozen)
+    finally:
+        method.close()
+
+
+def test_lora_on_the_text_encoders_is_pefts(base, folder, kind, batch):
+    from peft import LoraConfig, get_peft_model
+
+    method = DreamboothLora(base, "toy duck", LoraShape(rank=2, text=True), PRESET, seed=0)
+    try:
+        peer = Peer(folder, kind, method.rows)
+        trained = method.trained()
+        for name, value in trained.items():
+            if name.endswith("lora_up.weight"):
+                value.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
+                value.data *= not name.startswith("lora_unet")  # the UNet's adds nothing here
+        slots, theirs = base.slots.layers(), {}
+        for key, encoder in base.encoders.items():
+            paths = {id(module): path for path, module in encoder.model.named_modules()}
+            mine = {
+                paths[id(layer)]: name
+                for name, layer in slots.items()
+                if id(layer) in paths and f"{name}.lora_up.weight" in trained
+            }
+            assert mine
+            peer.texts[key] = get_peft_model(
+                peer.texts[key], LoraConfig(r=2, lora_alpha=2, target_modules=list(mine))
+            ).eval()
+            for path, name in mine.items():
+                module = peer.texts[key].base_model.model.get_submodule(path)
+                theirs[f"{name}.lora_down.weight"] = module.lora_A["default"].weight
+                theirs[f"{name}.lora_up.weight"] = module.lora_B["default"].weight
+        for name, weight in theirs.items():
+            weight.data = trained[name].detach().clone()
+        ours, loss = method.loss(batch, 0), peer.loss(batch, prompts_with(batch, "".join(peer.words)), 5.0)
+        close(ours, loss)
+        ours.mean().backward()
+        loss.mean().backward()
+        for name, weight in theirs.items():
+            close(trained[name].grad, weight.grad)
+    finally:
+        method.close()
+
+
+def test_full_is_diffusers_step_and_leaves_the_base_as_it_was(base, folder, kind, batch, tmp_path):
+    before = {name: value.clone() for name, value in base.unet.state_dict().items()}
+    method = DreamboothFull(base, "toy duck", rank=64, text=True, preset=PRESET)
+    peer = Peer(folder, kind, {})
+    for model in (peer.unet, *peer.texts.values()):
+        model.requires_grad_(True)
+    ours = method.loss(batch, 0)
+    theirs = peer.loss(batch, prompts_with(batch, f"{IDENTIFIER} toy duck"), 5.0)
+    close(ours, theirs)
+    ours.mean().backward()
+    theirs.mean().backward()
+    mates = {"unet": peer.unet} | peer.texts
+    for name, weight in method.trained().items():
+        model, path = name.split(".", 1)
+        grad = mates[model].get_parameter(path).grad
+        if grad is None:
+            assert weight.grad is None or not weight.grad.any()
+        else:
+            close(weight.grad, grad)
+    # What it leaves: a model that diffusers loads with these very weights, and a LoRA of the change.
+    optimizer = torch.optim.AdamW(method.groups(), lr=1e-3)
+    optimizer.step()
+    with torch.no_grad():
+        trained = method.loss(batch, 0)
+    figures, lora = method.finish(tmp_path), method.lora()
+    peer_after = Peer(tmp_path / "model", kind, {})
+    close(trained, peer_after.loss(batch, prompts_with(batch, f"{IDENTIFIER} toy duck"), 5.0).detach())
+    method.close()
+    assert all(torch.equal(before[name], value) for name, value in base.unet.state_dict().items())
+    assert not any(p.requires_grad for model in base.modules().values() for p in model.parameters())
+    assert 0.9 < figures["kept"] <= 1.0
+    # At a rank above every layer's own the LoRA lacks only norms and biases.
+    with torch.no_grad(), base.slots.filled([(lora, 1.0)]):
+        noisy = base.schedule.mix(batch.latents, batch.noise, batch.t)
+        condition = base.condition([[p] for p in prompts_with(batch, f"{IDENTIFIER} toy duck")])
+        near = base.predict(noisy, batch.t, condition)
+    with torch.no_grad():
+        states, added = peer_after.encode(prompts_with(batch, f"{IDENTIFIER} toy duck"))
+        there = peer_after.unet(noisy, batch.t, states, added_cond_kwargs=added).sample
+        bare = base.predict(
+            noisy, batch.t, base.condition([[p] for p in prompts_with(batch, f"{IDENTIFIER} toy duck")])
+        )
+    assert (near - there).norm() < 0.35 * (bare - there).norm()
+
+
+def test_the_priors_equal_numpy(base, folder, kind, batch, photos):
+    """Both ways of preserving the class, weighted by noise level per sample, in numpy from the base's own answers."""
+    method = DreamboothLora(base, "duck", LoraShape(rank=2), PRESET, seed=0)
+    try:
+        for name, value in method.trained().items():
+            if name.endswith("lora_up.weight"):
+                value.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
+        own = TrainingPhotos(base, photos, ("a photo of {}",), seed=5, flip=False, purpose="class sample")
+        pictures = own.samples(batch.indices)
+        peer = Peer(folder, kind, {})
+        with torch.no_grad():
+            drawn = ClassPictures(base, "duck", own, 5.0).loss(batch).numpy()
+            predicted = Predicted(base, "duck", 5.0, text_learns=False).loss(batch).numpy()
+
+            def says(batch, bare):
+                noisy = peer.scheduler.add_noise(batch.latents, batch.noise, batch.t)
+                condition = base.condition([[p] for p in prompts_with(batch, "duck")], batch.framings)
+                if bare:
+                    with base.slots.bypassed():
+                        return base.predict(noisy, batch.t, condition).numpy()
+                return base.predict(noisy, batch.t, condition).numpy()
+
+            answers = {"subject": says(batch, False), "bare": says(batch, True), "class": says(pictures, False)}
+        abar = peer.scheduler.alphas_cumprod.numpy().astype(np.float64)
+
+        def weights(t):
+            snr = abar[t] / (1 - abar[t])
+            return np.minimum(snr, 5.0) / (snr + (kind == "sd2 v"))
+
+        expected = weights(batch.t.numpy()) * ((answers["subject"] - answers["bare"]) ** 2).mean(axis=(1, 2, 3))
+        np.testing.assert_allclose(predicted, expected, rtol=1e-4)
+        t, x, e = pictures.t.numpy(), pictures.latents.numpy(), pictures.noise.numpy()
+        a, s = np.sqrt(abar[t])[:, None, None, None], np.sqrt(1 - abar[t])[:, None, None, None]
+        target = a * e - s * x if kind == "sd2 v" else e
+        expected = weights(t) * ((answers["class"] - target) ** 2).mean(axis=(1, 2, 3))
+        np.testing.assert_allclose(drawn, expected, rtol=1e-4)
+        assert not torch.equal(pictures.noise, batch.noise)
+    finally:
+        method.close()
+
+
+def test_pivotal_teaches_the_rows_first_and_slows_them_later(base, batch):
+    method = Pivotal(base, "toy duck", LoraShape(rank=2), PRESET, seed=0)
+    try:
+        trained = method.trained()
+        lora = [value for name, value in trained.items() if name.startswith("lora_")]
+        rows = [value for name, value in trained.items() if name.startswith("rows.")]
+        method.loss(batch, 1).mean().backward()
+        assert all(value.grad is None for value in lora) and all(value.grad is not None for value in rows)
+        assert method.rates(1)[1] == PRESET.pivot_lr
+        method.loss(batch, 2).mean().backward()
+        assert all(value.grad is not None for value in lora)
+        assert method.rates(2) == [PRESET.lr, PRESET.rows_lr]
+    finally:
+        method.close()
+
+
+def test_rows_longer_than_any_word_are_used_at_its_length(base):
+    encoder = base.encoders["clip_l"]
+    limit = longest_row(encoder)
+    assert limit == pytest.approx(np.linalg.norm(encoder.table.detach().numpy(), axis=1).max(), rel=1e-6)
+    rows = torch.stack([torch.ones(8) * 0.01, torch.arange(8.0) * 100])
+    kept = shortened(rows, limit).numpy()
+    np.testing.assert_allclose(kept[0], rows[0].numpy(), rtol=1e-6)
+    np.testing.assert_allclose(kept[1], rows[1].numpy() * limit / np.linalg.norm(rows[1].numpy()), rtol=1e-5)
+
+
+def test_cut_is_the_nearest_of_its_rank():
+    change = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    layer = cut(change, 2)
+    ours = (layer.up.reshape(6, 2) @ layer.down.reshape(2, -1)) * layer.alpha / 2
+    u, s, v = np.linalg.svd(change.numpy().reshape(6, -1), full_matrices=False)
+    np.testing.assert_allclose(ours, (u[:, :2] * s[:2]) @ v[:2], atol=1e-5)
+
+
+def test_min_snr_is_zero_where_only_noise_is_seen(tiny):
+    weights = min_snr(tiny.schedule, torch.tensor([0, 500, 999]), 5.0)
+    assert torch.isfinite(weights).all() and (weights >= 0).all() and weights[2] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("words", "count"), [("duck", 3), ("toy duck", 4), ("a small yellow toy duck", 2), ("toy duck", 2)]
+)
+def test_rows_start_from_words(tiny, words, count):
+    encoder = tiny.encoders["clip_l"]
+    table = encoder.table[encoder.tokenizer(words, add_special_tokens=False).input_ids].detach().numpy()
+    rows = TokenRows(tiny, words, count).raw["clip_l"].detach().numpy()
+    if len(table) >= count:
+        expected = np.stack([part.mean(0) for part in np.array_split(table, count)])
+    else:
+        expected = np.stack([table[i * len(table) // count] for i in range(count)])
+    np.testing.assert_allclose(rows, expected, rtol=1e-6)
+
+
+def test_words_that_hold_no_word_are_refused(tiny):
+    with pytest.raises(PersonalError, match="holds no word"):
+        TokenRows(tiny, "  ", 2)
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_the_concepts_file_answers_in_diffusers_as_the_method_did(base, folder, kind, batch, text):
+    """load_textual_inversion and load_lora_weights of what was written, against the prediction at training time."""
+    from diffusers import DiffusionPipeline
+    from safetensors.torch import load
+
+    method = DreamboothLora(base, "toy duck", LoraShape(rank=2, text=text), PRESET, seed=0)
+    try:
+        draw = torch.Generator().manual_seed(0)
+        for value in method.trained().values():
+            value.data += 0.03 * torch.randn(value.shape, generator=draw)
+        noisy = base.schedule.mix(batch.latents, batch.noise, batch.t)
+        with torch.no_grad():
+            pieces = [["a photo of ", method.rows, " on the beach"]] * len(noisy)
+            expected = base.predict(noisy, batch.t, base.condition(pieces))
+            rows = {key: value.clone() for key, value in method.rows.items()}
+        card = Card(base=base.kind, class_noun="toy duck")
+        concept = Concept(Token("me", "duck"), card, {key: value.numpy() for key, value in rows.items()}, method.lora())
+    finally:
+        method.close()
+    tensors = load(write(concept))
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    bundled = [key for key in tensors if key.startswith("bundle_emb.")]
+    assert len(bundled) == len(rows)
+    if kind == "sdxl":
+        for suffix, key in (("", "clip_l"), ("_2", "clip_g")):
+            pipe.load_textual_inversion(
+                {"<duck>": next(tensors[b] for b in bundled if b.endswith(key))},
+                text_encoder=getattr(pipe, f"text_encoder{suffix}"),
+                tokenizer=getattr(pipe, f"tokenizer{suffix}"),
+            )
+    else:
+        pipe.load_textual_inversion({"<duck>": tensors[bundled[0]]})
+    pipe.load_lora_weights({key: value for key, value in tensors.items() if key not in bundled})
+    with torch.no_grad():
+        states, _, *pooled = pipe.encode_prompt(
+            "a photo of <duck> on the beach",
+            device="cpu",
+            num_images_per_prompt=len(noisy),
+            do_classifier_free_guidance=False,
+        )
+        added = None
+        if kind == "sdxl":
+            ids = torch.tensor([[64, 64, 0, 0, 64, 64]] * len(noisy), dtype=torch.float32)
+            added = {"text_embeds": pooled[0], "time_ids": ids}
+        theirs = pipe.unet(noisy, batch.t, states, added_cond_kwargs=added).sample
+    torch.testing.assert_close(theirs, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_mirrored_photos_place_is_counted_from_its_other_side():
+    pixels = np.random.default_rng(0).integers(0, 255, (10, 16, 3), np.uint8)
+    photo = Photo("a", pixels, "", crop=(1, 0), original=(100, 160))
+    (plain, framing), (mirrored, other) = _views(photo, flip=True)
+    (left, top), (mirrored_left, _) = framing.crop[::-1], other.crop[::-1]
+    np.testing.assert_array_equal(plain, pixels[top : top + 10, left : left + 10])
+    np.testing.assert_array_equal(mirrored, pixels[:, ::-1][:, mirrored_left : mirrored_left + 10])
+    assert framing.original == other.original == (100, 160) and framing.target == (10, 10)

@@ -1,0 +1,275 @@
+"""The page and the curves of a run: whole, alone, harmless, and without any photo."""
+
+import base64
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdpersonal import storage
+from sdpersonal.config import InversionSettings
+from sdpersonal.evaluation import Scores
+from sdpersonal.image_grid import png
+from sdpersonal.prompts import Token
+from sdpersonal.training import run, train, validation
+from sdpersonal.training.curves import save_curves
+from sdpersonal.training.early_stopping import evidence
+from sdpersonal.training.report import RULE, Story, write_report
+from sdpersonal.training.sample_sheet import SHEET
+from sdpersonal.training.validation import FOLDER, PLAIN, Trial, picture_name
+from support.samples import card, concept
+
+STORY = Story(("5 photos",), "It ended after step 3.", "the built-in CLIP", 61.4)
+TRIALS = [Trial(step, Scores(0.3 * step, 0.9, 0.1, 0.2, 0.4)) for step in (1, 2, 3)]
+
+
+class Page(HTMLParser):
+    """What a browser would find: every element with its attributes, the text outside of styles."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self._open = [], "", []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "style" not in self._open:
+            self.text += data
+
+    def pictures(self):
+        found = []
+        for tag, attributes in self.tags:
+            if tag == "img":
+                kind, data = attributes["src"].split(",", 1)
+                assert kind == "data:image/png;base64" and attributes["alt"]
+                found.append(Image.open(io.BytesIO(base64.b64decode(data, validate=True))).convert("RGB"))
+        return found
+
+
+def assert_stands_alone(text):
+    """Nothing is fetched, nothing runs, nothing leads away."""
+    page = Page(text)
+    rest = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", text)
+    assert not re.search(r"https?:|//|url\(|@import|javascript:", rest, re.IGNORECASE)
+    allowed = {"html", "meta", "title", "style", "h1", "h2", "p", "img", "div", "figure", "figcaption"}
+    allowed |= {"table", "tr", "th", "td", "dl", "dt", "dd"}
+    for tag, attributes in page.tags:
+        assert tag in allowed, tag
+        assert not any(name.startswith("on") or name in ("href", "action", "srcdoc") for name in attributes)
+        assert tag == "img" or "src" not in attributes
+    assert any(tag == "meta" and one.get("content", "").startswith("default-src 'none'") for tag, one in page.tags)
+    return page
+
+
+def picture(seed, size=(64, 48)):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run's folder with all that a report shows."""
+    storage.make_folder(tmp_path / FOLDER)
+    storage.write_bytes(tmp_path / SHEET, png(picture(0)))
+    storage.write_bytes(tmp_path / FOLDER / PLAIN, png(picture(1)))
+    for trial in TRIALS:
+        storage.write_bytes(tmp_path / FOLDER / picture_name(trial.step), png(picture(10 + trial.step)))
+    save_curves(tmp_path / "loss.png", [0.5, 0.4, 0.3], [(1, 0.5), (2, 0.4), (3, 0.35)], TRIALS)
+    return tmp_path
+
+
+def made(steps=3, **fields):
+    return concept(card=card(steps=steps, method="dreambooth-lora", recipe={"lr": 0.001, "seed": 0}, **fields))
+
+
+def test_a_page_shows_what_the_run_left(folder):
+    path = write_report(folder, made(), TRIALS, STORY)
+    page = assert_stands_alone(path.read_text(encoding="utf-8"))
+    assert path == folder / "report.html"
+    shown = page.pictures()
+    expected = [picture(0), picture(13), picture(1)]
+    for one, other in zip(shown, expected, strict=False):
+        assert one.tobytes() == other.tobytes()
+    assert len(shown) == 4 and shown[3].size == Image.open(folder / "loss.png").size
+    text = " ".join(page.text.split())
+    for said in ("<me/duck>", "It is like the photos", "It ended after step 3.", "5 photos", "3, kept", RULE):
+        assert said in text, said
+    assert "score 0.81" in text  # the root of 0.9 x 0.9, less a tenth that was copied
+    assert "seconds in all 61" in re.sub(r"(seconds in all)", r"\1 ", text).replace("  ", " ")
+
+
+def test_the_kept_one_is_the_concepts_own_though_another_scored_more(folder):
+    text = write_report(folder, made(steps=1), TRIALS, STORY).read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.pictures()[1].tobytes() == picture(11).tobytes()
+    assert "1, kept" in page.text and "3, kept" not in page.text and page.text.count("kept") == 1
+    assert text.count('class="best"') == 1
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "{{ 7 * 7 }}{% raw %}",
+    "</title></style><h1>mine",
+    "&lt;b&gt; &amp; ]]> <!--",
+    "кот ‮txt.exe‬ \x1b[31m red",
+    "https://example.com/track.png",
+)
+
+
+@pytest.mark.parametrize("noun", HOSTILE)
+def test_nouns_and_names_are_text(folder, noun):
+    """Also those of files: as the report on the photos has them, and as they come."""
+    own = made(class_noun=noun, base_name=noun, title=noun)
+    story = replace(STORY, photos=(f"{noun}.jpg", noun))
+    text = write_report(folder, own, TRIALS, story).read_text(encoding="utf-8")
+    page = Page(text)
+    harmless = {tag for tag, _ in Page(write_report(folder, made(), TRIALS, STORY).read_text()).tags}
+    assert {tag for tag, _ in page.tags} == harmless and len(page.pictures()) == 4
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert own.card.class_noun in page.text
+    assert "\x1b" not in text and "49" not in re.findall(r"class noun\s*(\S+)", page.text)
+
+
+@pytest.mark.parametrize("fault", ["\x1b[31m", "\u202e", "\u2066", "\x00", "\u200f"])
+def test_what_turns_or_hides_text_is_shown_as_its_number(folder, fault):
+    story = replace(STORY, photos=(f"a{fault}b.jpg",))
+    text = write_report(folder, made(class_noun=f"a{fault}b", base_name=f"a{fault}b"), TRIALS, story).read_text(
+        encoding="utf-8"
+    )
+    assert fault not in text
+    assert fault.encode("unicode_escape").decode().replace("[31m", "") in text
+
+
+def test_a_page_without_a_part_is_still_one(folder):
+    wholes = {"trials": TRIALS, "story": STORY}
+    missing = {
+        "trials": [],
+        "unjudged": [Trial(3, None)],
+        "samples": folder / SHEET,
+        "plain": folder / FOLDER / PLAIN,
+        "kept": folder / FOLDER / picture_name(3),
+        "curves": folder / "loss.png",
+        "everything": folder / FOLDER,
+    }
+    counts = {}
+    for name, what in missing.items():
+        if isinstance(what, Path):
+            storage.remove(what) if what.exists() else None
+            given = TRIALS if name != "everything" else []
+        else:
+            given = what
+        text = write_report(folder, made(), given, replace(wholes["story"], photos=())).read_text(encoding="utf-8")
+        page = assert_stands_alone(text)
+        counts[name] = len(page.pictures())
+        assert page.text.count("<me/duck>") >= 1 and "Settings" in page.text
+        assert ("Nobody judged its pictures." in page.text) == (name in ("trials", "unjudged", "everything"))
+    assert counts == {"trials": 2, "unjudged": 2, "samples": 3, "plain": 2, "kept": 1, "curves": 0, "everything": 0}
+
+
+def test_a_picture_too_large_for_a_page_is_left_out(folder, monkeypatch):
+    from sdpersonal.training import report
+
+    monkeypatch.setattr(report, "_LIMIT", 100)
+    assert Page(write_report(folder, made(), TRIALS, STORY).read_text()).pictures() == []
+
+
+def test_a_real_run_leaves_a_page_without_its_photos(root, tmp_path, monkeypatch, tiny):
+    """Not one embedded picture is a photo, whole or scaled, nor holds a photo's bytes; no path, no name of a folder."""
+    monkeypatch.setattr(validation, "STEPS", 2)
+    monkeypatch.setattr(run, "load_base", lambda *_, **__: tiny)
+    photos = root / "examples" / "photos" / "teddy-bear"
+    settings = InversionSettings(
+        photos=photos, token="<me/teddy>", base="tiny", init="<b>bear", steps=2, batch=1, resolution=64,
+        library=tmp_path / "concepts", run=tmp_path / "run",
+    )  # fmt: skip
+    said = []
+    train(settings, said.append)
+    text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    page = assert_stands_alone(text)
+    embedded = page.pictures()
+    assert len(embedded) == 4 and any(str(tmp_path / "run" / "report.html") in line for line in said)
+    assert "<b>bear" in page.text and str(tmp_path) not in text and "home" not in page.text
+    for path in sorted(photos.glob("*.jpg")):
+        data = path.read_bytes()
+        assert base64.b64encode(data[:3000]).decode() not in text
+        photo = Image.open(path).convert("RGB")
+        for sheet in embedded:
+            assert sheet.tobytes() != photo.tobytes()
+            tiles = [sheet.crop((x, y, x + 128, y + 128)) for x in range(0, sheet.width - 127, 67)
+                     for y in range(0, sheet.height - 127, 67)]  # fmt: skip
+            small = np.stack([np.asarray(tile.resize((16, 16)), np.float64).ravel() for tile in tiles])
+            one = np.asarray(photo.resize((16, 16)), np.float64).ravel()
+            assert np.abs(small - one).mean(axis=1).min() > 8
+
+
+# --- curves ---
+
+LOSSES = [1 / (1 + i) + 0.1 * (i % 3) for i in range(60)]
+MEASURED = [(i, 1 / i) for i in range(1, 61)]
+
+
+def heights(path):
+    with Image.open(path) as picture:
+        picture.load()
+        assert picture.format == "PNG" and picture.width > 600 and "Software" not in picture.info
+        assert len(set(picture.convert("L").tobytes())) > 30
+        return picture.height
+
+
+def test_every_panel_that_has_data_is_drawn_and_no_other(tmp_path):
+    cases = {
+        "loss": (LOSSES, [], []),
+        "no evidence yet": (LOSSES[:3], MEASURED[:3], []),
+        "evidence": (LOSSES, MEASURED, []),
+        "scores": (LOSSES[:3], [], TRIALS),
+        "unjudged": (LOSSES, [], [Trial(5, None)]),
+        "all": (LOSSES, MEASURED, TRIALS),
+    }
+    found = {}
+    for name, given in cases.items():
+        save_curves(tmp_path / f"{name}.png", *given)
+        found[name] = heights(tmp_path / f"{name}.png")
+    assert found["loss"] == found["no evidence yet"] == found["unjudged"]
+    assert found["evidence"] == found["scores"] > found["loss"]
+    assert found["all"] - found["evidence"] == found["evidence"] - found["loss"] > 100
+
+
+def test_a_pivotal_runs_evidence_begins_after_its_pivot(tmp_path):
+    save_curves(tmp_path / "a.png", LOSSES, MEASURED, [], pivot=55)
+    save_curves(tmp_path / "b.png", LOSSES, MEASURED, [], pivot=0)
+    assert evidence(MEASURED, 55) == [] and heights(tmp_path / "a.png") < heights(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ([], [], []),
+        ([0.5], [(1, 0.5)], []),
+        ([0.5], [], [Trial(1, Scores(-2.0, 0.0, 1.0, 0.0, -1.0))]),
+        ([0.3] * 50, [(i, 0.3) for i in range(1, 51)], [Trial(1, Scores(9.0, 1.0, 0.0, 0.0, 1.0))]),
+        ([0.0] * 12, [(i, 0.0) for i in range(1, 13)], []),
+    ],
+)
+def test_runs_of_nothing_much_have_a_picture_too(tmp_path, given):
+    save_curves(tmp_path / "loss.png", *given)
+    with Image.open(tmp_path / "loss.png") as picture:
+        picture.load()
+
+
+def test_the_title_is_a_token_of_any_form(folder):
+    own = replace(made(), token=Token("me", "duck", 12))
+    assert "<me/duck-v12>" in Page(write_report(folder, own, TRIALS, STORY).read_text()).text

@@ -1,0 +1,309 @@
+"""When a run is over: the rule, the fixed batch it looks at, the average that is measured, and whole runs that end."""
+
+import json
+import random
+import re
+import statistics
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sdpersonal.concepts.library import Library
+from sdpersonal.config import DreamboothSettings, InversionSettings
+from sdpersonal.training import sampling, train
+from sdpersonal.training.early_stopping import SHARE, SIZE, WINDOW, evidence, fixed_batch, measure
+from sdpersonal.training.ema import Average
+from sdpersonal.training.loop import learn
+from sdpersonal.training.methods import factory
+from sdpersonal.training.milestones import Course, course_of
+from sdpersonal.training.presets import preset
+from sdpersonal.training.progress_log import Journal
+from support.lessons import METHODS, copied, lesson_for, plan_for, same, settings_for
+from support.narrow import save_narrow, save_photos
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    return save_narrow("sd1", tmp_path_factory.mktemp("narrow") / "sd1")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return save_photos(tmp_path_factory.mktemp("photos"), 3)
+
+
+@pytest.fixture
+def settings(narrow, photos):
+    return lambda method, **more: settings_for(method, photos, narrow, **more)
+
+
+# --- the rule ---
+
+
+def by_hand(losses):
+    """Every prefix that is longer than the window: the population variance of its end over that of all."""
+    prefixes = [losses[: end + 1] for end in range(WINDOW, len(losses))]
+    return [statistics.pvariance(prefix[-WINDOW:]) / statistics.pvariance(prefix) for prefix in prefixes]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_rule_is_the_papers(seed):
+    chance = random.Random(seed)
+    losses = [0.2 + chance.random() * 0.9**i for i in range(chance.randint(WINDOW + 1, 60))]
+    seen = evidence([(3 * i, loss) for i, loss in enumerate(losses, 1)])
+    assert [one.step for one in seen] == [3 * i for i in range(WINDOW + 1, len(losses) + 1)]
+    expected = by_hand(losses)
+    np.testing.assert_allclose([one.share for one in seen], expected, rtol=1e-9)
+    assert [one.settled for one in seen] == [share < SHARE for share in expected]
+
+
+def test_a_straight_fall_ends_by_the_lengths_alone():
+    """The variance of n numbers in a row is (n^2 - 1) / 12 of their step's square."""
+    seen = evidence([(i, 1.0 - 0.01 * i) for i in range(1, 41)])
+    lengths = np.arange(WINDOW + 1, 41)
+    np.testing.assert_allclose([one.share for one in seen], (WINDOW**2 - 1) / (lengths**2 - 1), rtol=1e-6)
+
+
+def test_a_curve_that_bends_settles_soon_after():
+    bent = [(i, max(0.1, 1.0 - 0.1 * i)) for i in range(1, 41)]
+    assert next(one.step for one in evidence(bent) if one.settled) in range(9, 9 + WINDOW)
+
+
+def test_nothing_is_known_before_the_window_and_one_more():
+    losses = [(i, 1 / i) for i in range(1, WINDOW + 2)]
+    assert evidence([]) == evidence(losses[:WINDOW]) == []
+    assert len(evidence(losses)) == 1
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.123456, 0.3, 0.7, 1 / 3, 1e-9, 55.555555])
+def test_a_constant_curve_is_settled_at_once_and_stays_so(value):
+    seen = evidence([(i, value) for i in range(1, 200)])
+    assert all(one.share == 0 and one.settled for one in seen)
+
+
+def test_a_number_that_is_none_never_settles():
+    losses = [(i, 1 / i) for i in range(1, 30)] + [(30, float("nan"))]
+    assert not evidence(losses)[-1].settled
+
+
+def test_an_earlier_curve_is_left_out():
+    chance = random.Random(1)
+    earlier = [(i, 5 + chance.random()) for i in range(1, 21)]
+    later = [(i, chance.random()) for i in range(21, 41)]
+    assert evidence(earlier + later, start=20) == evidence(later)
+    assert evidence(earlier + later)[-1] != evidence(later)[-1]
+    assert evidence(earlier, start=20) == []
+
+
+# --- the fixed batch ---
+
+
+def test_the_fixed_batch_is_the_same_each_time_and_its_levels_are_spread(settings):
+    lesson, other = lesson_for(settings("inversion")), lesson_for(settings("inversion"))
+    one, two, three = fixed_batch(lesson.photos), fixed_batch(lesson.photos), fixed_batch(other.photos)
+    for again in (two, three):
+        for field in ("latents", "noise", "t"):
+            assert torch.equal(getattr(one, field), getattr(again, field))
+        assert (one.captions, one.photos, one.indices) == (again.captions, again.photos, again.indices)
+    levels, steps = lesson.photos.levels, np.diff(one.t.numpy())
+    assert levels == 1000 and len(one.t) == SIZE == len(one.latents) == len(one.captions)
+    assert one.t[0] < levels * 0.05 and levels * 0.75 < one.t[-1] < levels
+    assert steps.min() > 0 and steps.max() - steps.min() <= 1
+    assert set(one.photos) == {"0.png", "1.png", "2.png"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_watching_changes_nothing(settings, tmp_path, method):
+    ends, measured = {}, {}
+    for name in ("watched", "not"):
+        lesson = lesson_for(settings(method), lambda trained: Average(trained, 0.9))
+        (tmp_path / name).mkdir()
+        plan = plan_for(tmp_path / name, 6, watched=fixed_batch(lesson.photos) if name == "watched" else None)
+        journal = Journal(plan.run, 0, plan.steps)
+        learn(lesson, plan, journal)
+        ends[name] = copied(lesson.method.trained()) | {
+            f"mean {k}": v for k, v in copied(lesson.average.values).items()
+        }
+        measured[name] = journal.measured, journal.losses
+        with lesson.average.put_in():  # as it was at the last measurement
+            now = measure(lesson.method, fixed_batch(lesson.photos), 5)
+        lesson.method.close()
+    assert same(ends["watched"], ends["not"]) and measured["watched"][1] == measured["not"][1]
+    assert [step for step, _ in measured["watched"][0]] == [1, 2, 3, 4, 5, 6] and measured["not"][0] == []
+    assert measured["watched"][0][-1][1] == pytest.approx(float(now), abs=1e-6)
+
+
+def test_it_is_measured_every_so_many_steps_in_parts_no_larger_than_a_batch(settings, tmp_path):
+    lesson = lesson_for(settings("inversion"))
+    plan = plan_for(tmp_path, 7, watched=fixed_batch(lesson.photos), measure_every=3)
+    sizes, real = [], lesson.method.loss
+    lesson.method.loss = lambda batch, step: sizes.append(len(batch.t)) or real(batch, step)
+    learn(lesson, plan, Journal(tmp_path, 0, 7))
+    lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "fixed" in line] == [3, 6]
+    assert max(sizes) == plan.batch
+
+
+# --- the average ---
+
+
+def test_the_average_is_the_recursion_it_says(settings, tmp_path):
+    draw = np.random.default_rng(0)
+    parameter = torch.nn.Parameter(torch.tensor(draw.normal(size=(3, 2)), dtype=torch.float32))
+    average, expected = Average({"a": parameter}, 0.7), parameter.detach().numpy().astype(np.float64)
+    for step in range(30):
+        value = draw.normal(size=(3, 2)).astype(np.float32)
+        parameter.data.copy_(torch.from_numpy(value))
+        average.update(step)
+        decay = min(0.7, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+    np.testing.assert_allclose(average.values["a"].numpy(), expected, atol=1e-6)
+    assert torch.equal(parameter, torch.from_numpy(value))
+
+
+def test_the_average_stands_in_and_goes_whatever_happens():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    average = Average({"a": parameter}, 0.9)
+    with torch.no_grad():
+        parameter.fill_(2)
+    place, kept = parameter.data_ptr(), average.values["a"].data_ptr()
+    with pytest.raises(KeyboardInterrupt), average.put_in():
+        assert torch.equal(parameter, torch.ones(3)) and torch.equal(average.values["a"], 2 * torch.ones(3))
+        raise KeyboardInterrupt
+    assert torch.equal(parameter, 2 * torch.ones(3)) and torch.equal(average.values["a"], torch.ones(3))
+    assert (parameter.data_ptr(), average.values["a"].data_ptr()) == (place, kept)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_keeping_an_average_leaves_the_raw_values_as_they_are(settings, tmp_path, method):
+    """And the average is that of the values after each step, from numpy."""
+    ends, decay = {}, 0.8
+    for name, kept in (("average", lambda trained: Average(trained, decay)), ("none", None)):
+        lesson = lesson_for(settings(method), *([kept] if kept else []))
+        before, after = copied(lesson.method.trained()), []
+        real = lesson.average.update
+        lesson.average.update = lambda step, real=real, lesson=lesson, after=after: (
+            after.append(copied(lesson.method.trained())),
+            real(step),
+        )
+        (tmp_path / name).mkdir()
+        learn(lesson, plan_for(tmp_path / name, 5), Journal(tmp_path / name, 0, 5))
+        ends[name] = copied(lesson.method.trained())
+        if kept:
+            expected = {key: value.numpy().astype(np.float64) for key, value in before.items()}
+            for step, values in enumerate(after):
+                share = min(decay, (1 + step) / (10 + step))
+                expected = {key: share * expected[key] + (1 - share) * values[key].numpy() for key in expected}
+            for key, value in lesson.average.values.items():
+                np.testing.assert_allclose(value.numpy(), expected[key], atol=1e-6)
+        lesson.method.close()
+    assert same(ends["average"], ends["none"])
+    assert not same(ends["none"], before)
+
+
+# --- runs that end ---
+
+STILL = 1e-30  # a rate at which no value changes by a bit
+
+
+@pytest.fixture
+def begin(narrow, photos, tmp_path):
+    def begin(**more):
+        said = []
+        common = {"photos": photos, "token": "<me/thing>", "base": str(narrow), "steps": 40, "batch": 1, "lr": STILL}
+        common |= {"library": tmp_path / "concepts", "run": tmp_path / "run", "samples": False, "save_every": 1000}
+        kind = DreamboothSettings if "method" in more else InversionSettings
+        result = train(kind(**(common | more)), said.append)
+        return Library(tmp_path / "concepts").get(result.token), said
+
+    return begin
+
+
+def facts(tmp_path):
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "run" / "progress.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, result["steps"] + 1))
+    return result["steps"]
+
+
+@pytest.fixture
+def usual(monkeypatch):
+    """Presets of so many steps."""
+
+    def usual(steps, **more):
+        real = factory.preset
+        monkeypatch.setattr(factory, "preset", lambda *which: replace(real(*which), steps=steps, **more))
+
+    return usual
+
+
+@pytest.mark.parametrize(("steps", "end"), [(40, 12), (80, 24), (120, 36)])
+def test_a_run_that_moves_nothing_ends_where_that_can_be_known(begin, usual, tmp_path, steps, end):
+    """The first of ten milestones that has seen nine of forty measurements."""
+    usual(steps)
+    concept, said = begin(steps=None)
+    assert facts(tmp_path) == concept.card.steps == end
+    line = f"There is no more to learn: ended after step {end} of {steps} (--no-early-stop goes on)."
+    assert said.count(line) == 1
+    assert f"It ended after step {end}, since there was no more to learn; {steps} were allowed." in " ".join(
+        (tmp_path / "run" / "report.html").read_text().split()
+    )
+
+
+def test_who_asks_for_less_is_not_stopped_the_sooner_and_who_asks_for_more_waits_longer(begin, usual, tmp_path):
+    usual(80)
+    begin(steps=40)
+    assert facts(tmp_path) == 20  # nine measurements of every second step
+    begin(steps=160, run=tmp_path / "longer" / "run")
+    assert facts(tmp_path / "longer") == 48
+
+
+def test_a_stopped_run_resumed_ends_there_again_or_goes_on_if_told(begin, usual, tmp_path):
+    usual(14)
+    first, _ = begin(steps=14)
+    assert facts(tmp_path) == first.card.steps == 10
+    again, said = begin(steps=14, resume=True)
+    assert facts(tmp_path) == 10 and again.identity == first.identity
+    assert any("no more to learn" in line for line in said)
+    _, said = begin(steps=14, resume=True, early_stop=False)
+    assert facts(tmp_path) == 14
+    assert any("going on from step 10" in line for line in said)
+
+
+def test_a_short_run_is_never_stopped(begin, usual, tmp_path):
+    usual(80)
+    concept, said = begin(steps=18)
+    assert facts(tmp_path) == concept.card.steps == 18 and not any("no more to learn" in line for line in said)
+
+
+def test_no_early_stop_goes_on(begin, usual, tmp_path):
+    usual(14)
+    concept, said = begin(steps=14, early_stop=False)
+    assert facts(tmp_path) == concept.card.steps == 14 and not any("no more to learn" in line for line in said)
+
+
+def test_a_pivotal_run_is_not_judged_by_its_words_alone(begin, usual, tmp_path):
+    usual(20, pivot=4)
+    concept, _ = begin(method="pivotal", class_noun="cat", rank=2, steps=20)
+    assert facts(tmp_path) == concept.card.steps == 14  # 10 values of the LoRA's curve; by all it would be 10
+
+
+def test_without_samples_nothing_is_drawn_and_the_last_is_kept(begin, tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "denoise", lambda *_: pytest.fail("drew"))
+    concept, said = begin(base="tiny", steps=3, lr=None)
+    assert concept.card.steps == 3 and concept.card.scores == {} and concept.thumbnail is None
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert not left & {"trials", "trials.jsonl", "samples.png"} and "report.html" in left
+    assert not any(re.search("copies|no effect|like the photos", line) for line in said)
+
+
+def test_milestones_cover_the_run_to_its_last_step():
+    assert Course(4, True).milestones(10) == [4, 8, 10] and Course(5, True).milestones(10) == [5, 10]
+    for steps in (1, 2, 9, 10, 11, 39, 40, 250, 801):
+        chosen = replace(preset("textual-inversion", "tiny"), steps=steps)
+        marks = course_of(chosen, examined=True, early_stop=True).milestones(steps)
+        assert marks == sorted(set(marks)) and marks[-1] == steps and len(marks) <= 10
+        assert course_of(chosen, False, False).milestones(steps) == [steps]
+        assert course_of(chosen, False, True).early_stop == (steps > WINDOW + 1)

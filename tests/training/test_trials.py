@@ -1,0 +1,383 @@
+"""Trials during a run: which checkpoint is kept, that it is the one the concept is made of, and that an interrupted
+run ends as an uninterrupted one."""
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from sdpersonal.concepts.library import Library
+from sdpersonal.config import DreamboothSettings, InversionSettings
+from sdpersonal.errors import PersonalError
+from sdpersonal.evaluation import Scores
+from sdpersonal.models.loading import built_in_folder
+from sdpersonal.prompts import Token
+from sdpersonal.training import run, train, validation
+from sdpersonal.training.checkpoint import KEEP, Learned, load_step, save_checkpoint
+from sdpersonal.training.ema import Average
+from sdpersonal.training.milestones import Course, follow
+from sdpersonal.training.progress_log import Journal
+from sdpersonal.training.validation import AS_GOOD, FILE, Trial, best_of, read_trials
+from support.lessons import lesson_for, plan_for, settings_for
+from support.narrow import save_narrow, save_photos
+
+
+@pytest.fixture(scope="module")
+def photos(root):
+    return root / "examples" / "photos" / "teddy-bear"
+
+
+@pytest.fixture
+def quick(monkeypatch, tiny):
+    """Pictures of two steps of denoising, one base for all runs: how good a concept is, is not the question here."""
+    monkeypatch.setattr(validation, "STEPS", 2)
+    monkeypatch.setattr(run, "with_pictures", lambda concept, *_: (concept, None))
+    monkeypatch.setattr(run, "load_base", lambda *_, **__: tiny)
+
+
+@pytest.fixture
+def begin(photos, quick):
+    def begin(place, method="inversion", **more):
+        common = {"photos": photos, "token": "<me/teddy>", "base": "tiny", "steps": 6, "batch": 2, "resolution": 64}
+        common |= {"library": place / "concepts", "run": place / "run"}
+        if method == "inversion":
+            settings = InversionSettings(**(common | {"init": "bear", "vectors": 2} | more))
+        else:
+            settings = DreamboothSettings(**(common | {"class_noun": "bear", "rank": 2, "method": method} | more))
+        said = []
+        train(settings, said.append)
+        return Library(place / "concepts").get(Token("me", "teddy")), said
+
+    return begin
+
+
+def second(held):
+    """Instead of the best: the trial at step 2, as soon as it is there."""
+    return next((one for one in held if one.step == 2), held[-1] if held else None)
+
+
+def result(place):
+    return json.loads((place / "run" / "result.json").read_text())
+
+
+def lines(place):
+    return [json.loads(line) for line in (place / "run" / FILE).read_text().splitlines()]
+
+
+def checkpoints(place):
+    return sorted(path.name for path in (place / "run").glob("step-*"))
+
+
+def scored(score, likeness=0.5):
+    """Scores whose score is this: its square is shared out between likeness and fidelity."""
+    return Scores(score**2 / likeness, likeness, 0.0, 0.1, 0.3)
+
+
+# --- which is the best ---
+
+
+def by_force(held):
+    """Of all that no other beats by more than the judge's noise, the one with the most steps."""
+    judged = [trial for trial in held if trial.scores]
+    good = [a for a in judged if all(b.scores.score - a.scores.score <= AS_GOOD for b in judged)]
+    return max(good, key=lambda trial: trial.step, default=None)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_the_best_is_the_last_that_none_beats(seed):
+    chance = random.Random(seed)
+    spread = chance.choice([0.01, 0.05, 0.5])
+    held = [
+        Trial(10 * i, None if chance.random() < 0.1 else scored(0.4 + spread * chance.random()))
+        for i in range(chance.randint(0, 12))
+    ]
+    assert best_of(held) is by_force(held)
+
+
+def test_scores_of_nothing_are_judged_too():
+    held = [Trial(1, scored(0.0)), Trial(2, scored(0.0))]
+    assert best_of(held).step == 2 and best_of([]) is None and best_of([Trial(1, None)]) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_best_one_that_is_not_the_newest_stays_the_best_or_gives_way_to_the_newest(seed):
+    """So its checkpoint, kept from save to save, is always there."""
+    chance, held, before = random.Random(seed), [], None
+    for step in range(1, 30):
+        held.append(Trial(step, scored(chance.random() * 0.9)))
+        best = best_of(held)
+        assert best in (before, held[-1])
+        before = best
+
+
+@pytest.mark.parametrize(
+    ("scores", "more"),
+    [
+        ([], False),
+        ([0.65], False),
+        ([0.65, 0.7], True),
+        ([0.7, 0.71], False),
+        ([0.7, 0.62, 0.65], False),
+        ([0.65, 0.6, 0.7], True),
+        ([0.61, 0.7, 0.65], True),  # the one before
+        ([0.61, 0.7, 0.65, 0.7], False),
+        ([0.5], True),  # nothing is good yet
+        ([0.5, 0.4, 0.3, 0.2], True),
+    ],
+)
+def test_a_run_wants_more_while_nothing_is_good_or_something_has_lately_risen(scores, more):
+    assert validation.wants_more([Trial(step, scored(score)) for step, score in enumerate(scores, 1)]) is more
+
+
+# --- its checkpoint ---
+
+
+@pytest.mark.parametrize("method", ["inversion", "lora"])
+def test_the_concept_is_the_average_of_the_checkpoint_that_was_picked(begin, tiny, tmp_path, monkeypatch, method):
+    monkeypatch.setattr(validation, "best_of", second)
+    concept, _ = begin(tmp_path, method)
+    assert result(tmp_path)["best"] == concept.card.steps == 2 and result(tmp_path)["steps"] == 6
+    assert checkpoints(tmp_path) == ["step-000002", "step-000005", "step-000006"]
+    picked, last = (load_file(tmp_path / "run" / name / "state.safetensors") for name in ("step-000002", "step-000006"))
+    table = load_file(built_in_folder() / "text_encoder" / "model.safetensors")
+    table = next(value for key, value in table.items() if key.endswith("token_embedding.weight"))
+    longest = np.linalg.norm(table.astype(np.float64), axis=1).max()
+
+    def in_use(rows):
+        return rows * np.minimum(1, longest / np.linalg.norm(rows, axis=1, keepdims=True))
+
+    np.testing.assert_allclose(concept.vectors["clip_l"], in_use(picked["average.rows.clip_l"]), atol=1e-6)
+    for other in (picked["value.rows.clip_l"], last["average.rows.clip_l"]):
+        assert np.abs(concept.vectors["clip_l"] - in_use(other)).max() > 1e-4
+    if method == "lora":
+        assert sum(key.startswith("average.lora_") for key in picked) == 2 * len(concept.lora.layers) > 100
+        for name, layer in concept.lora.layers.items():
+            for part in ("up", "down"):
+                np.testing.assert_array_equal(getattr(layer, part), picked[f"average.{name}.lora_{part}.weight"])
+    line = next(line for line in lines(tmp_path) if line["step"] == 2)
+    for key, value in concept.card.scores.items():
+        assert value == pytest.approx(line[key], abs=1e-4)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "The concept is as it was after step 2." in page
+
+
+def test_what_the_judge_finds_best_is_kept(begin, tmp_path):
+    """By no choice of ours."""
+    concept, said = begin(tmp_path, steps=8, lr=0.2)
+    held = [(line["step"], line["score"]) for line in lines(tmp_path)]
+    assert [step for step, _ in held] == list(range(1, 9))
+    best = max(step for step, score in held if score >= max(score for _, score in held) - AS_GOOD)
+    assert concept.card.steps == result(tmp_path)["best"] == best
+    assert f"step-{best:06d}" in checkpoints(tmp_path)
+    assert any("likeness" not in line and ("no effect" in line or "like the photos" in line) for line in said)
+
+
+class Small:
+    def __init__(self):
+        trained = {"rows": torch.nn.Parameter(torch.zeros(3, 2))}
+        self.learned = Learned(trained, torch.optim.AdamW(trained.values()), {})
+
+    def save(self, run, step, best=None):
+        with torch.no_grad():
+            self.learned.trained["rows"].fill_(step)
+        save_checkpoint(run, step, self.learned, {}, best)
+
+
+def test_the_best_ones_checkpoint_outlives_all_that_come_after(tmp_path):
+    small = Small()
+    for step in range(1, 13):
+        small.save(tmp_path, step, best=3 if step > 3 else None)
+        names = sorted(path.name for path in tmp_path.iterdir())
+        expected = {3} & set(range(1, step + 1)) | set(range(max(1, step - KEEP + 1), step + 1))
+        assert names == [f"step-{one:06d}" for one in sorted(expected)]
+    load_step(tmp_path, 3, small.learned)
+    assert torch.equal(small.learned.trained["rows"], torch.full((3, 2), 3.0))
+    small.save(tmp_path, 13, best=12)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000012", "step-000013"]
+
+
+def test_a_best_checkpoint_that_is_gone_or_damaged_is_told(tmp_path):
+    small = Small()
+    small.save(tmp_path, 2)
+    with pytest.raises(PersonalError, match="step-000001, is damaged"):
+        load_step(tmp_path, 1, small.learned)
+    state = tmp_path / "step-000002" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1] + b"!")
+    with pytest.raises(PersonalError, match="step-000002, is damaged"):
+        load_step(tmp_path, 2, small.learned)
+
+
+def test_a_run_whose_best_checkpoint_is_damaged_ends_with_its_last(begin, tmp_path, monkeypatch):
+    monkeypatch.setattr(validation, "best_of", second)
+    real = run.follow
+
+    def follow(*given):
+        ended = real(*given)
+        state = tmp_path / "run" / "step-000002" / "state.safetensors"
+        state.write_bytes(state.read_bytes()[:-9])
+        return ended
+
+    monkeypatch.setattr(run, "follow", follow)
+    concept, said = begin(tmp_path)
+    assert concept.card.steps == result(tmp_path)["best"] == 6
+    assert any("step-000002" in line and "last" in line for line in said)
+    last = load_file(tmp_path / "run" / "step-000006" / "state.safetensors")["average.rows.clip_l"]
+    cosine = (concept.vectors["clip_l"] * last).sum() / np.linalg.norm(concept.vectors["clip_l"]) / np.linalg.norm(last)
+    assert cosine == pytest.approx(1, abs=1e-5)
+
+
+# --- trials.jsonl ---
+
+GOOD = {"step": 1, "score": 0.5, "likeness": 0.5, "fidelity": 0.5, "copying": 0.0, "diversity": 0.1, "cosine": 0.3}
+BAD = {
+    "half a line": json.dumps(GOOD)[:-9],
+    "NaN": json.dumps(GOOD | {"likeness": math.nan}),
+    "infinity": json.dumps(GOOD | {"cosine": -math.inf}),
+    "infinite step": json.dumps(GOOD | {"step": math.inf}),
+    "foreign key": json.dumps(GOOD | {"evil": 1}),
+    "missing key": json.dumps({key: value for key, value in GOOD.items() if key != "copying"}),
+    "no step": json.dumps({key: value for key, value in GOOD.items() if key != "step"}),
+    "text": json.dumps(GOOD | {"step": "one"}),
+    "words": json.dumps(GOOD | {"likeness": "much"}),
+    "nothing": json.dumps(GOOD | {"likeness": None}),
+    "a list": "[1, 2]",
+    "a number": "7",
+    "no JSON": "step 1: good",
+    "no text": b"\xff\xfe\x00".decode(errors="replace"),
+    "too large": json.dumps(GOOD).replace("0.1", "1" + "0" * 400),
+    "too deep": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_a_line_that_is_none_is_left_out(tmp_path, fault):
+    whole = [GOOD, GOOD | {"step": 2}]
+    (tmp_path / FILE).write_text("\n".join([json.dumps(whole[0]), BAD[fault], json.dumps(whole[1]), ""]))
+    assert [trial.step for trial in read_trials(tmp_path)] == [1, 2]
+    assert read_trials(tmp_path)[0].scores == Scores(0.5, 0.5, 0.0, 0.1, 0.3)
+
+
+def test_without_a_file_there_are_none(tmp_path):
+    assert read_trials(tmp_path) == []
+
+
+# --- a trial leaves no trace, and an interrupted run none either ---
+
+
+def test_trials_do_not_change_what_is_learned(begin, tmp_path):
+    ends = []
+    for samples in (True, False):
+        place = tmp_path / str(samples)
+        begin(place, "lora", samples=samples)
+        state = load_file(place / "run" / "step-000006" / "state.safetensors")
+        ends.append({key: value.tobytes() for key, value in state.items()})
+    assert ends[0] == ends[1]
+
+
+def stopping_at(monkeypatch, where, number):
+    """The run is interrupted at the number-th call there; the calls before are as ever."""
+    owner, name, when = where
+    real, left = getattr(owner, name), [number]
+
+    def interrupted(*given, **named):
+        left[0] -= 1
+        if left[0] == 0 and when == "before":
+            raise KeyboardInterrupt
+        answer = real(*given, **named)
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return answer
+
+    monkeypatch.setattr(owner, name, interrupted)
+    return lambda: monkeypatch.setattr(owner, name, real)
+
+
+PLACES = {
+    "after a step": (Journal, "step", "after"),
+    "before a trial": (validation.Exam, "hold", "before"),
+    "in a trial, its pictures drawn": (validation.Exam, "draw", "after"),
+    "in a trial, before its line": (validation.Exam, "_keep", "after"),
+    "after a trial": (validation.Exam, "hold", "after"),
+}
+
+
+@pytest.fixture
+def whole(begin, tmp_path):
+    return begin(tmp_path / "whole", "lora")[0], (tmp_path / "whole" / "run" / FILE).read_bytes()
+
+
+@pytest.mark.thorough
+@pytest.mark.slow
+def test_interrupted_anywhere_it_ends_the_same(begin, whole, tmp_path, monkeypatch):
+    """Also in the middle of a trial, or of the line that it writes; twice, where the second one is as the first."""
+    concept, held = whole
+    for number, (name, where) in enumerate(PLACES.items()):
+        place = tmp_path / str(number)
+        undo = stopping_at(monkeypatch, where, 4)  # of the exam's first, the class noun's pictures, too
+        with pytest.raises(KeyboardInterrupt):
+            begin(place, "lora")
+        undo()
+        assert not list((place / "concepts").glob("*/*")), name
+        if number % 2:  # a kill within a line
+            with open(place / "run" / FILE, "ab") as file:
+                file.write(b'{"step": 99, "sco')
+        again, said = begin(place, "lora", resume=True)
+        assert any("going on from step" in line for line in said), name
+        assert again.identity == concept.identity, name
+        assert again.card.model_dump(exclude={"created"}) == concept.card.model_dump(exclude={"created"}), name
+        assert (place / "run" / FILE).read_bytes() == held, name
+
+
+def test_what_was_tried_beyond_the_checkpoint_is_tried_anew(begin, whole, tmp_path, monkeypatch):
+    """The newest checkpoint is damaged: the run goes on from the one before, whose trials alone count."""
+    concept, held = whole
+    undo = stopping_at(monkeypatch, (validation.Exam, "hold", "after"), 4)
+    with pytest.raises(KeyboardInterrupt):
+        begin(tmp_path / "cut", "lora")
+    undo()
+    newest = tmp_path / "cut" / "run" / "step-000004" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-5])
+    again, said = begin(tmp_path / "cut", "lora", resume=True)
+    assert any("going on from step 3" in line for line in said)
+    assert again.identity == concept.identity and (tmp_path / "cut" / "run" / FILE).read_bytes() == held
+
+
+def test_a_new_run_forgets_the_trials_of_one_that_left_no_checkpoint(begin, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / FILE).write_text(json.dumps(GOOD | {"step": 5, "likeness": 1, "fidelity": 1}) + "\n")
+    begin(tmp_path, steps=2)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+
+
+def test_pictures_of_every_trial_are_there(begin, tmp_path):
+    from PIL import Image
+
+    begin(tmp_path, steps=3)
+    names = {"class-noun.png", *(f"step-00000{step}.png" for step in (1, 2, 3))}
+    assert {path.name for path in (tmp_path / "run" / "trials").iterdir()} == names
+    for name in names:
+        with Image.open(tmp_path / "run" / "trials" / name) as picture:
+            assert picture.width > 300 and len(set(picture.convert("L").tobytes())) > 20
+
+
+def test_an_interrupted_trial_puts_the_raw_values_back(tmp_path):
+    settings = settings_for("inversion", save_photos(tmp_path / "photos", 2), save_narrow("sd1", tmp_path / "sd1"))
+    lesson = lesson_for(settings, lambda trained: Average(trained, 0.9))
+    rows = lesson.method.trained()["rows.clip_l"]
+    lesson.average.values["rows.clip_l"].fill_(7)
+    before = rows.detach().clone()
+
+    class Asked:
+        best_step = None
+
+        def hold(self, method, step, asked):
+            assert (rows == 7).all()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        follow(lesson, plan_for(tmp_path, 4, start=4), Course(2, False), Journal(tmp_path, 4, 4), Asked(), print)
+    assert torch.equal(rows, before) and (lesson.average.values["rows.clip_l"] == 7).all()
