@@ -7,12 +7,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sdpersonal.cli.main import run
-from sdpersonal.config import Settings, Whole
-from sdpersonal.errors import PersonalError, show
+from sdpersonal.cli.main import run_command
+from sdpersonal.config import SettingsBase, WholeNumber
+from sdpersonal.errors import UserError, printable
 
 
-class Opening(Settings):
+class Opening(SettingsBase):
     """Open the app on this machine: a page to draw with your concepts."""
 
     base: str | None = None
@@ -29,7 +29,7 @@ class Opening(Settings):
     """Folder for trainings."""
     wildcards: Path = Path("wildcards")
     """Folder of lists for __name__ in prompts: name.txt, an option a line, in folders too; packs in YAML or JSON."""
-    port: Annotated[int, Whole, Field(ge=1024, le=65535)] = 7860
+    port: Annotated[int, WholeNumber, Field(ge=1024, le=65535)] = 7860
     """Where the page is: http://127.0.0.1:PORT."""
     listen: bool = False
     """Let other machines in too; needs --password-file."""
@@ -46,17 +46,17 @@ def say(line: str) -> None:
 def open_app(settings: Opening) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, which clears the pictures shown
     from sdpersonal import storage
-    from sdpersonal.app.ui.auth import opened
-    from sdpersonal.app.ui.environment import seclude
+    from sdpersonal.app.ui.auth import configure_access
+    from sdpersonal.app.ui.environment import isolate_gradio
 
     for folder in (settings.library, settings.out, settings.runs):
         storage.check_folder(folder)
     if settings.bases is not None and not settings.bases.is_dir():
-        raise PersonalError(f"--bases: there is no folder {show(str(settings.bases))}.", "Leave it out, or make it.")
-    door = opened(settings.port, settings.listen, settings.host, settings.password_file)
-    shown = seclude()  # before Gradio is imported
-    from sdpersonal.app.backend import App, House, Studio
-    from sdpersonal.app.ui.page import build
+        raise UserError(f"--bases: there is no folder {printable(str(settings.bases))}.", "Leave it out, or make it.")
+    door = configure_access(settings.port, settings.listen, settings.host, settings.password_file)
+    shown = isolate_gradio()  # before Gradio is imported
+    from sdpersonal.app.backend import App, GenerationService, Workspace
+    from sdpersonal.app.ui.page import build_page
     from sdpersonal.app.ui.server import serve
     from sdpersonal.concepts.library import Library
     from sdpersonal.generation import Generator
@@ -65,10 +65,10 @@ def open_app(settings: Opening) -> int:
     def load(name: str | None) -> Generator:
         return Generator(load_base(name, safety=settings.safety_checker), house.library, settings.wildcards)
 
-    house = House(Library(settings.library), settings.out, settings.runs, shown, settings.wildcards)
-    studio = Studio(load, house, settings.base)
-    say(studio.about())
-    page = build(App(house, studio, fixed_base=settings.listen, bases=settings.bases))
+    house = Workspace(Library(settings.library), settings.out, settings.runs, shown, settings.wildcards)
+    studio = GenerationService(load, house, settings.base)
+    say(studio.describe_base())
+    page = build_page(App(house, studio, fixed_base=settings.listen, bases=settings.bases))
     try:
         private = [settings.library, settings.out, settings.runs, Path(__file__).parent]
         serve(page, door, shown, private=private, say=say)
@@ -78,4 +78,4 @@ def open_app(settings: Opening) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(open_app, Opening, sys.argv[1:], "app.py"))
+    sys.exit(run_command(open_app, Opening, sys.argv[1:], "app.py"))

@@ -10,8 +10,8 @@ Commands for diffusers' train_dreambooth.py and train_dreambooth_lora*.py work h
 
 import sys
 
-from sdpersonal.cli.main import run, train
+from sdpersonal.cli.main import run_command, train
 from sdpersonal.config import DreamboothSettings
 
 if __name__ == "__main__":
-    sys.exit(run(train, DreamboothSettings, sys.argv[1:], "train_dreambooth.py"))
+    sys.exit(run_command(train, DreamboothSettings, sys.argv[1:], "train_dreambooth.py"))

@@ -11,8 +11,8 @@ Commands for diffusers' textual_inversion*.py work here too: docs/from-diffusers
 
 import sys
 
-from sdpersonal.cli.main import run, train
-from sdpersonal.config import InversionSettings
+from sdpersonal.cli.main import run_command, train
+from sdpersonal.config import TextualInversionSettings
 
 if __name__ == "__main__":
-    sys.exit(run(train, InversionSettings, sys.argv[1:], "train_textual_inversion.py"))
+    sys.exit(run_command(train, TextualInversionSettings, sys.argv[1:], "train_textual_inversion.py"))

@@ -17,9 +17,9 @@ import psutil
 import tyro
 from PIL import Image
 
-from sdpersonal.concepts.concept import Concept, thumbnail_bytes
+from sdpersonal.concepts.concept import Concept, make_thumbnail
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import Request
+from sdpersonal.config import GenerateRequest
 from sdpersonal.prompts import Token
 from support import browser as browsers
 from support.samples import card, vectors
@@ -28,7 +28,7 @@ from support.serving import Server
 FORM = {"prompt": "a cat on the beach", "n": 4, "steps": 25, "size": "128x128", "guidance": 3.0}
 
 
-def paint(server: Server, window) -> float:
+def seconds_to_prompt(server: Server, window) -> float:
     """Seconds to the prompt of a page that the browser's cache knows already."""
     window.open("about:blank")
     begun = time.monotonic()
@@ -41,7 +41,7 @@ def main(concepts: int = 500, rounds: int = 8, requests: int = 500) -> None:
     """rounds: of overhead; requests: of memory."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        _fill(Library(place / "concepts"), concepts)
+        _fill_library(Library(place / "concepts"), concepts)
         with Server(place) as server:
             _report(server, place, concepts, rounds, requests)
 
@@ -53,16 +53,16 @@ def _report(server: Server, place: Path, concepts: int, rounds: int, requests: i
 
     generator = Generator(load_base("tiny"))
     with browsers.browser(place / "profile") as window:
-        paints = [paint(server, window) for _ in range(4)]
+        paints = [seconds_to_prompt(server, window) for _ in range(4)]
         print(f"first paint with {concepts} concepts: {', '.join(f'{each:.2f}' for each in paints)} s (first: cold)")
         window.type("#prompt textarea", FORM["prompt"])
         window.run("document.querySelector('#settings button').click()")
         pairs = []
         for _ in range(rounds):
             begun = time.monotonic()
-            list(generator.draw(Request(**FORM)))
+            list(generator.draw(GenerateRequest(**FORM)))
             alone = time.monotonic() - begun
-            pairs.append((alone, _four(window)))
+            pairs.append((alone, _seconds_for_four(window)))
         ratio = statistics.median(page / alone for alone, page in pairs)
         print(f"4 pictures: {statistics.median(page for _, page in pairs):.2f} s from the click, "
               f"{statistics.median(alone for alone, _ in pairs):.2f} s without the page: {ratio:.2f}x")  # fmt: skip
@@ -73,16 +73,16 @@ def _report(server: Server, place: Path, concepts: int, rounds: int, requests: i
         server.draw(steps="1", seed=str(number), size='"64x64"')
 
 
-def _four(window) -> float:
+def _seconds_for_four(window) -> float:
     window.run("window.begun = performance.now(); document.querySelector('#draw').click()")
     window.wait("document.querySelector('#status textarea').value.startsWith('Drawing')", 60)
     window.wait("document.querySelector('#status textarea').value.startsWith('4 pictures') && performance.now()", 120)
     return window.run("return performance.now() - window.begun") / 1000
 
 
-def _fill(library: Library, count: int) -> None:
+def _fill_library(library: Library, count: int) -> None:
     for number in range(count):
-        tile = thumbnail_bytes(Image.new("RGB", (256, 256), ((7 * number) % 256, (31 * number) % 256, 90)))
+        tile = make_thumbnail(Image.new("RGB", (256, 256), ((7 * number) % 256, (31 * number) % 256, 90)))
         token = Token(f"owner{number % 9}", f"thing-{number}")
         library.add(Concept(token, card(), {"clip_l": 0.02 * vectors(number)}, None, tile))
 

@@ -70,7 +70,7 @@ class Settings:
     """Figures, as JSON."""
 
 
-class Side:
+class SideProcess:
     """A process that draws on command."""
 
     def __init__(self, who: str, base: Path | str, concepts: Path, device: str, threads: int):
@@ -96,7 +96,7 @@ class Side:
         self.errors.seek(0)
         raise SystemExit(self.errors.read()[-3000:])
 
-    def __enter__(self) -> Side:
+    def __enter__(self) -> SideProcess:
         return self
 
     def __exit__(self, *_) -> None:
@@ -109,25 +109,25 @@ def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
     cuda = _has_cuda()
     cases = [Case.parse(text) for text in settings.cases] or (ON_CUDA if cuda else ON_CPU)
-    report = {"machine": _machine(cuda, settings), "cases": []}
+    report = {"machine": _describe_machine(cuda, settings), "cases": []}
     for case in cases:
         report["cases"].append(_measure(case, cuda, settings))
         settings.out.write_text(json.dumps(report, indent=1))  # after each: the next may take an hour
-    print(table(report))
+    print(markdown_table(report))
 
 
 def _measure(case: Case, cuda: bool, settings: Settings) -> dict:
-    base, concepts = _base(case.base, settings), _concepts(case.base, settings)
+    base, concepts = _make_base(case.base, settings), _make_concepts(case.base, settings)
     numbers = settings.pictures or ((1, 4, 8) if cuda else (1, 8))
     device = "cuda" if cuda else "cpu"
     common = {"size": case.size, "steps": case.steps}
     draws, switches, first, loaded = [], [], [], {}
     for who in SIDES:
-        with Side(who, base, concepts, device, settings.threads) as side:
+        with SideProcess(who, base, concepts, device, settings.threads) as side:
             first.append({"who": who} | side.ask(do="first", mix=["one", 0], **common))
     with (
-        Side(SIDES[0], base, concepts, device, settings.threads) as theirs,
-        Side(SIDES[1], base, concepts, device, settings.threads) as ours,
+        SideProcess(SIDES[0], base, concepts, device, settings.threads) as theirs,
+        SideProcess(SIDES[1], base, concepts, device, settings.threads) as ours,
     ):
         both = dict(zip(SIDES, (theirs, ours), strict=True))
         same = _compare(both, common)
@@ -150,7 +150,7 @@ def _measure(case: Case, cuda: bool, settings: Settings) -> dict:
                     for who, side in both.items():
                         answer = {"who": who, "mix": kind, "n": n} | side.ask(do="draw", mix=[kind, 0], n=n, **common)
                         draws.append(answer)
-                        _tell(f"{case}, {KINDS[kind]}, {n}: {who} {answer['seconds'][1]:.2f} s")
+                        _log(f"{case}, {KINDS[kind]}, {n}: {who} {answer['seconds'][1]:.2f} s")
         loaded = {who: side.hello["loaded"] for who, side in both.items()}
     return {"case": str(case), "steps": case.steps, "clock": _clock(cuda, settings), "same": same, "draws": draws} | {
         "switches": switches,
@@ -159,7 +159,7 @@ def _measure(case: Case, cuda: bool, settings: Settings) -> dict:
     }
 
 
-def _compare(both: dict[str, Side], common: dict) -> float:
+def _compare(both: dict[str, SideProcess], common: dict) -> float:
     """The mean difference of what both draw, of 255; the same work is done only where it is about nothing."""
     with tempfile.TemporaryDirectory() as place:
         pictures = []
@@ -170,11 +170,11 @@ def _compare(both: dict[str, Side], common: dict) -> float:
     return float(np.abs(pictures[0] - pictures[1]).mean())
 
 
-def table(report: dict) -> str:
+def markdown_table(report: dict) -> str:
     """The figures in Markdown: medians."""
     lines = [f"{report['machine']}", "", "| | diffusers | here | |", "| --- | --- | --- | --- |"]
     for case in report["cases"]:
-        for what, of in _figures(case).items():
+        for what, of in _summarise(case).items():
             theirs, ours = (of[who] for who in SIDES)
             unit, form = (" GB", "{:.2f}") if "memory" in what else (" s", "{:.3g}")
             ratio = f"{theirs / ours:.2f}x"
@@ -182,13 +182,16 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
-def _figures(case: dict) -> dict[str, dict[str, float]]:
+def _summarise(case: dict) -> dict[str, dict[str, float]]:
     """{what: {side: seconds of a picture, or GB}}."""
     clock, name, found = case["clock"], case["case"], {}
     for kind, words in KINDS.items():
         for n in sorted({one["n"] for one in case["draws"]}):
             own = [one for one in case["draws"] if one["mix"] == kind and one["n"] == n]
-            of = {who: median(_picture(one, clock, case["steps"]) for one in own if one["who"] == who) for who in SIDES}
+            of = {
+                who: median(_seconds_per_image(one, clock, case["steps"]) for one in own if one["who"] == who)
+                for who in SIDES
+            }
             found[f"{name}: {words}, {n} at once, a picture in {STEPS} steps"] = of
     for kind, words in KINDS.items():
         for source, said in (("files", "from files"), ("loaded", "loaded before")):
@@ -203,7 +206,7 @@ def _figures(case: dict) -> dict[str, dict[str, float]]:
     return found | {f"{name}: memory at most": peak}
 
 
-def _picture(one: dict, clock: int, steps: int) -> float:
+def _seconds_per_image(one: dict, clock: int, steps: int) -> float:
     """Seconds of one of n pictures in STEPS steps: what its steps took in the UNet, and all the rest."""
     whole, unet = one["seconds"][clock], one["unet"][clock]
     return (whole - unet + unet * STEPS / steps) / one["n"]
@@ -214,17 +217,17 @@ def _clock(cuda: bool, settings: Settings) -> int:
     return 0 if cuda or settings.threads > 1 else 1
 
 
-def _base(kind: str, settings: Settings) -> Path | str:
+def _make_base(kind: str, settings: Settings) -> Path | str:
     if kind == "tiny":
         return kind
     folder = settings.work.resolve() / kind
     if not folder.exists():
-        _tell(f"Making {folder}, once.")
+        _log(f"Making {folder}, once.")
         _run("from benchmarks.steps.geometry import save", f"save({kind!r}, Path({str(folder)!r}))")
     return folder
 
 
-def _concepts(kind: str, settings: Settings) -> Path:
+def _make_concepts(kind: str, settings: Settings) -> Path:
     count = settings.switches + 2
     folder = settings.work.resolve() / f"concepts-{kind}-{count}"
     if not folder.exists():
@@ -238,7 +241,7 @@ def _run(*lines: str) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=HERE, env=os.environ | {"PYTHONPATH": str(HERE)}, check=True)
 
 
-def _machine(cuda: bool, settings: Settings) -> str:
+def _describe_machine(cuda: bool, settings: Settings) -> str:
     import diffusers
     import torch
 
@@ -254,7 +257,7 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def _tell(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

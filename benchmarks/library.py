@@ -17,8 +17,8 @@ import tyro
 from PIL import Image
 
 from sdpersonal.concepts.card import Card
-from sdpersonal.concepts.concept import Concept, write
-from sdpersonal.concepts.thumbnail import thumbnail_bytes
+from sdpersonal.concepts.concept import Concept, concept_to_bytes
+from sdpersonal.concepts.thumbnail import make_thumbnail
 from sdpersonal.prompts import Token
 
 MEASURE = """
@@ -34,7 +34,7 @@ heavy = sorted({{'torch', 'diffusers', 'transformers', 'gradio', 'PIL'}} & sys.m
 peak = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
 print(json.dumps({{"imports": loaded - began, "work": done - loaded, "cpu": cpu, "peak_mb": peak, "heavy": heavy}}))
 """
-WORK = {
+MEASURED_CODE = {
     "list": "found = library.list(); assert len(found) == int(sys.argv[2])",
     "get, owner and name": "library.get(Token.parse('<owner7/thing-67>'))",
     "get, name alone": "library.get(Token.parse('<thing-67>'))",
@@ -56,11 +56,11 @@ class Settings:
     """Fill this folder and keep it, or measure the one that is there."""
 
 
-def fill(folder: Path, settings: Settings) -> None:
+def fill_library(folder: Path, settings: Settings) -> None:
     """Concepts of one vector with a card and a thumbnail of 256 pixels, as training leaves them."""
     draw = np.random.default_rng(0)
     noise = Image.fromarray(draw.integers(0, 255, (32, 32, 3), dtype=np.uint8)).resize((256, 256))
-    picture = thumbnail_bytes(noise)
+    picture = make_thumbnail(noise)
     recipe = {"lr": 0.001, "seed": 1, "batch": 4, "rank": 16, "resolution": 512, "base_sha256": "0" * 64}
     for n in range(settings.concepts):
         token = Token(f"owner{n % settings.owners}", f"thing-{n}", 1)
@@ -79,17 +79,17 @@ def fill(folder: Path, settings: Settings) -> None:
         place = folder / token.owner
         place.mkdir(parents=True, exist_ok=True)
         concept = Concept(token, card, {"clip_l": rows}, None, picture)
-        (place / f"{token.name}-v1.safetensors").write_bytes(write(concept))
+        (place / f"{token.name}-v1.safetensors").write_bytes(concept_to_bytes(concept))
 
 
 def main(settings: Settings) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = settings.folder or Path(place) / "concepts"
         if not folder.exists():
-            fill(folder, settings)
+            fill_library(folder, settings)
         size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
         print(f"{settings.concepts} concepts of {size / settings.concepts / 1e3:.1f} kB")
-        for name, work in WORK.items():
+        for name, work in MEASURED_CODE.items():
             argv = [sys.executable, "-c", MEASURE.format(work=work), str(folder), str(settings.concepts)]
             runs = [
                 json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)

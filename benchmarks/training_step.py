@@ -67,25 +67,27 @@ def main() -> None:
     steps, warmup = (50, 10) if cuda else (5, 2)
     settings = replace(settings, steps=settings.steps or steps, warmup=settings.warmup or warmup)
     cases = [Case.parse(text) for text in settings.cases] or (ON_CUDA if cuda else ON_CPU)
-    roof = {} if settings.peak_tflops else _child("benchmarks.steps.work", ["roof"], settings)
-    bases = {case: _base(case.base, settings) for case in cases}
-    works = {case: _work(case, settings) for case in cases}
-    runs: dict[Case, dict[Arm, list[dict]]] = {case: {arm: [] for arm in _arms(case, cuda, settings)} for case in cases}
-    report = {"machine": _machine(cuda, settings), "roof": roof}
+    roof = {} if settings.peak_tflops else _run_module("benchmarks.steps.work", ["roof"], settings)
+    bases = {case: _make_base(case.base, settings) for case in cases}
+    works = {case: _count_work(case, settings) for case in cases}
+    runs: dict[Case, dict[Arm, list[dict]]] = {
+        case: {arm: [] for arm in _make_arms(case, cuda, settings)} for case in cases
+    }
+    report = {"machine": _describe_machine(cuda, settings), "roof": roof}
     for turn in range(settings.rounds):
         for case in cases:
             for arm, own in runs[case].items():
                 own.append(_run(case, arm, bases[case], settings))
                 seconds = median(own[-1][_clock(settings)])
-                _tell(f"round {turn + 1}, {case}, {arm}: {seconds:.3f} s (load {own[-1]['load']:.1f})")
-        report["cases"] = [_measured(case, runs[case], works[case], roof, settings) for case in cases]
+                _log(f"round {turn + 1}, {case}, {arm}: {seconds:.3f} s (load {own[-1]['load']:.1f})")
+        report["cases"] = [_summarise(case, runs[case], works[case], roof, settings) for case in cases]
         settings.out.write_text(json.dumps(report, indent=1))  # after each: the next may take an hour
     _show(report)
     if settings.chart:
         draw(report, settings.chart)
 
 
-def _arms(case: Case, cuda: bool, settings: Settings) -> list[Arm]:
+def _make_arms(case: Case, cuda: bool, settings: Settings) -> list[Arm]:
     if cuda:
         return [Arm(who, "bf16") for who in SIDES]
     # Of a whole UNet that learns nothing is frozen.
@@ -105,10 +107,10 @@ def _run(case: Case, arm: Arm, base: Path, settings: Settings) -> dict:
         line = command(case, arm, settings.scripts.resolve(), base, photos, Path(place) / "run", HERE)
         casts = arm == Arm("sdpersonal", "bf16") and not _has_cuda()
         timing = [str(settings.warmup), str(settings.steps), "bf16-base" if casts else "as-is"]
-        return _child("benchmarks.steps.clock", [*timing, *line], settings) | {"load": load}
+        return _run_module("benchmarks.steps.clock", [*timing, *line], settings) | {"load": load}
 
 
-def _child(module: str, arguments: list[str], settings: Settings) -> dict:
+def _run_module(module: str, arguments: list[str], settings: Settings) -> dict:
     """What a module of this benchmark measured, in a process of its own. Ends this one with its words if it fails."""
     threads = str(settings.threads)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
@@ -123,13 +125,13 @@ def _child(module: str, arguments: list[str], settings: Settings) -> dict:
         return json.loads(result.read_text())
 
 
-def _base(kind: str, settings: Settings) -> Path:
+def _make_base(kind: str, settings: Settings) -> Path:
     """The base's folder; made if it has to be."""
     if kind == "tiny":
         return HERE / "sdpersonal" / "bases" / "tiny" / "weights"
     folder = settings.work.resolve() / kind
     if not folder.exists():
-        _tell(f"Making {folder}, once.")
+        _log(f"Making {folder}, once.")
         folder.parent.mkdir(parents=True, exist_ok=True)
         line = [sys.executable, "-m", "benchmarks.steps.geometry", kind, str(folder)]
         done = subprocess.run(line, cwd=HERE, env=os.environ, capture_output=True, text=True)
@@ -139,12 +141,12 @@ def _base(kind: str, settings: Settings) -> Path:
     return folder
 
 
-def _work(case: Case, settings: Settings) -> dict:
+def _count_work(case: Case, settings: Settings) -> dict:
     numbers = [case.side, case.batch, RANK, VECTORS]
-    return _child("benchmarks.steps.work", [case.base, case.method, *map(str, numbers)], settings)
+    return _run_module("benchmarks.steps.work", [case.base, case.method, *map(str, numbers)], settings)
 
 
-def _measured(case: Case, runs: dict[Arm, list[dict]], work: dict, roof: dict, settings: Settings) -> dict:
+def _summarise(case: Case, runs: dict[Arm, list[dict]], work: dict, roof: dict, settings: Settings) -> dict:
     clock = _clock(settings)
     arms = {}
     for arm, own in runs.items():
@@ -154,7 +156,7 @@ def _measured(case: Case, runs: dict[Arm, list[dict]], work: dict, roof: dict, s
                 flops[kind] = flops.get(kind, 0.0) + count
         seconds, total = median(_steps(own, clock)), sum(flops.values())
         peak = settings.peak_tflops
-        least = total / (peak * 1e12) if peak else _least_seconds(flops, roof[arm.dtype])
+        least = total / (peak * 1e12) if peak else _min_seconds(flops, roof[arm.dtype])
         arms[str(arm)] = {
             "seconds": seconds,
             "least_seconds": min(_steps(own, clock)),
@@ -173,7 +175,7 @@ def _measured(case: Case, runs: dict[Arm, list[dict]], work: dict, roof: dict, s
     return {"case": str(case), "clock": clock, "weights": work["weights"]["fp32"], "arms": arms, "faster": faster}
 
 
-def _least_seconds(flops: dict[str, float], rates: dict[str, float]) -> float:
+def _min_seconds(flops: dict[str, float], rates: dict[str, float]) -> float:
     """If every operation ran as fast as the fastest of its kind here."""
     return sum(count / rates[kind] for kind, count in flops.items())
 
@@ -217,7 +219,7 @@ def _show(report: dict) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-def _machine(cuda: bool, settings: Settings) -> dict:
+def _describe_machine(cuda: bool, settings: Settings) -> dict:
     import torch
 
     name = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores, {settings.threads} threads each side"
@@ -230,7 +232,7 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def _tell(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

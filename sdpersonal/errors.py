@@ -1,66 +1,66 @@
-"""The only exceptions a user sees: a problem, and the next thing to do; and `show`, for what they quote.
+"""The only exceptions a user sees: a message, and the next thing to do; and `show`, for what they quote.
 
 `str(error)` is one or two lines, ready to print. Exit codes are those of the command line:
 2 the user's mistake, 3 no room on disk, 4 training diverged, 130 interrupted.
 """
 
 
-class PersonalError(Exception):
+class UserError(Exception):
     """Something the user can put right.
 
-    problem: what is wrong, and where; fix: the next thing to do (may be empty).
+    message: what is wrong, and where; hint: the next thing to do (may be empty).
     """
 
     exit_code = 2
 
-    def __init__(self, problem: str, fix: str = ""):
-        super().__init__(problem, fix)
-        self.problem = problem
-        self.fix = fix
+    def __init__(self, message: str, hint: str = ""):
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.problem}\n{self.fix}" if self.fix else self.problem
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
 
 
-class FieldError(PersonalError):
+class FieldError(UserError):
     """One value of a settings class is unusable. `field` is the parameter's name in Python; a command line and a page
     call it otherwise, and put their own name in with `called`."""
 
-    def __init__(self, field: str, problem: str, fix: str = ""):
-        super().__init__(problem, fix)
-        self.args = (field, problem, fix)
+    def __init__(self, field: str, message: str, hint: str = ""):
+        super().__init__(message, hint)
+        self.args = (field, message, hint)
         self.field = field
 
     def called(self, name: str) -> "FieldError":
         """The same with another name for the field, which then always stands in the sentence."""
-        if self.problem.startswith(f"{self.field} "):
-            return FieldError(name, name + self.problem.removeprefix(self.field), self.fix)
-        return FieldError(name, f"{name}: {self.problem}", self.fix)
+        if self.message.startswith(f"{self.field} "):
+            return FieldError(name, name + self.message.removeprefix(self.field), self.hint)
+        return FieldError(name, f"{name}: {self.message}", self.hint)
 
 
-class NoRoom(PersonalError):
+class DiskFull(UserError):
     """The disk is full; what was there before is unharmed."""
 
     exit_code = 3
 
 
-class NoMemory(PersonalError):
+class OutOfMemory(UserError):
     """The card, or the machine, has too little memory for what was asked; what it took is free again."""
 
 
-class Diverged(PersonalError):
+class Diverged(UserError):
     """Training produced a number that is not finite; the last good checkpoint is kept."""
 
     exit_code = 4
 
 
-class Interrupted(PersonalError):
+class Interrupted(UserError):
     """The user stopped the work; what was finished is saved."""
 
     exit_code = 130
 
 
-def show(text: str, limit: int = 80) -> str:
+def printable(text: str, limit: int = 80) -> str:
     """Text from outside, safe to print: control, bidirectional and undecodable characters escaped, length bounded.
 
     >>> show("a\\x1b[31mb")

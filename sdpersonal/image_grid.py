@@ -11,13 +11,13 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 _GAP = 6
-_SPACING = 3  # pixels between lines
-_LINES = 8  # of a title, or above a column
-_WIDEST = 5  # pictures in a row, of those that are in no order
-_INK, _PAPER = (30, 34, 40), (255, 255, 255)
+_LINE_SPACING = 3  # pixels between lines
+_MAX_LINES = 8  # of a title, or above a column
+_MAX_COLUMNS = 5  # pictures in a row, of those that are in no order
+_TEXT_COLOUR, _BACKGROUND = (30, 34, 40), (255, 255, 255)
 
 
-def sheet(
+def labelled_grid(
     rows: Sequence[Sequence[Image.Image]],
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
@@ -27,35 +27,38 @@ def sheet(
     """Rows of pictures, each fitted into a square of `tile` pixels, labels to the left and on top; long ones are
     wrapped, and cut where there is no more room."""
     font = ImageFont.load_default(size=max(11, tile // 13))
-    line = round(font.size * 1.2) + _SPACING
+    line = round(font.size * 1.2) + _LINE_SPACING
     step = tile + _GAP
     margin = int(tile * 1.15) if row_labels else 0
     width = margin + max(len(row) for row in rows) * step + _GAP
-    above = _wrapped(title, font, width - 4 * _GAP, _LINES) if title else []
-    columns = [_wrapped(label, font, tile, _LINES) for label in column_labels]
+    above = _wrap(title, font, width - 4 * _GAP, _MAX_LINES) if title else []
+    columns = [_wrap(label, font, tile, _MAX_LINES) for label in column_labels]
     top = len(above) * line + (2 * _GAP if above else 0)
     head = max([tile // 6, *(len(lines) * line + _GAP for lines in columns)]) if columns else 0
-    page = Image.new("RGB", (width, top + head + len(rows) * step + _GAP), _PAPER)
+    page = Image.new("RGB", (width, top + head + len(rows) * step + _GAP), _BACKGROUND)
     pen = ImageDraw.Draw(page)
-    _write(pen, (2 * _GAP, top / 2 + _GAP / 2), above, font, "lm")
+    _draw_text(pen, (2 * _GAP, top / 2 + _GAP / 2), above, font, "lm")
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
-            page.paste(_fitted(picture, tile), (margin + _GAP + x * step, top + head + _GAP + y * step))
+            page.paste(_fit_tile(picture, tile), (margin + _GAP + x * step, top + head + _GAP + y * step))
     for y, label in enumerate(row_labels):
-        lines = _wrapped(label, font, margin - _GAP * 3, tile // line)
-        _write(pen, (_GAP * 2, top + head + _GAP + y * step + tile / 2), lines, font, "lm")
+        lines = _wrap(label, font, margin - _GAP * 3, tile // line)
+        _draw_text(pen, (_GAP * 2, top + head + _GAP + y * step + tile / 2), lines, font, "lm")
     for x, lines in enumerate(columns):
-        _write(pen, (margin + _GAP + x * step + tile / 2, top + head / 2 + 2), lines, font, "mm")
+        _draw_text(pen, (margin + _GAP + x * step + tile / 2, top + head / 2 + 2), lines, font, "mm")
     return page
 
 
-def laid_out(pictures: Sequence[tuple[Image.Image, str]], tile: int = 192) -> Image.Image:
+def captioned_grid(pictures: Sequence[tuple[Image.Image, str]], tile: int = 192) -> Image.Image:
     """All on one sheet, row by row, each with its words above it, if there are any."""
-    columns = min(_WIDEST, math.ceil(math.sqrt(len(pictures))))
+    columns = min(_MAX_COLUMNS, math.ceil(math.sqrt(len(pictures))))
     rows = [pictures[first : first + columns] for first in range(0, len(pictures), columns)]
     named = any(text for _, text in pictures)
-    parts = [sheet([[image for image, _ in row]], (), [text for _, text in row] if named else (), tile) for row in rows]
-    page = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), _PAPER)
+    parts = [
+        labelled_grid([[image for image, _ in row]], (), [text for _, text in row] if named else (), tile)
+        for row in rows
+    ]
+    page = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), _BACKGROUND)
     top = 0
     for part in parts:
         page.paste(part, (0, top))
@@ -63,58 +66,58 @@ def laid_out(pictures: Sequence[tuple[Image.Image, str]], tile: int = 192) -> Im
     return page
 
 
-def differing(texts: Sequence[str]) -> list[str]:
+def differing_words(texts: Sequence[str]) -> list[str]:
     """The words of each between those that all begin with and those that all end with."""
     words = [text.split() for text in texts]
-    begin = _shared(words)
-    behind = _shared([some[begin:][::-1] for some in words])
+    begin = _common_words(words)
+    behind = _common_words([some[begin:][::-1] for some in words])
     return [" ".join(some[begin : len(some) - behind]) for some in words]
 
 
-def _shared(texts: Sequence[list[str]]) -> int:
+def _common_words(texts: Sequence[list[str]]) -> int:
     """How many words all begin with."""
     return sum(1 for _ in takewhile(lambda words: len({*words}) == 1, zip(*texts, strict=False)))
 
 
-def png(picture: Image.Image, text: PngInfo | None = None) -> bytes:
+def encode_png(picture: Image.Image, text: PngInfo | None = None) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", pnginfo=text)
     return buffer.getvalue()
 
 
-def _fitted(picture: Image.Image, tile: int) -> Image.Image:
+def _fit_tile(picture: Image.Image, tile: int) -> Image.Image:
     scale = tile / max(picture.size)
     size = (round(picture.width * scale), round(picture.height * scale))
-    square = Image.new("RGB", (tile, tile), _PAPER)
+    square = Image.new("RGB", (tile, tile), _BACKGROUND)
     square.paste(
         picture.convert("RGB").resize(size, Image.Resampling.LANCZOS), ((tile - size[0]) // 2, (tile - size[1]) // 2)
     )
     return square
 
 
-def _write(
+def _draw_text(
     pen: ImageDraw.ImageDraw, at: tuple[float, float], lines: list[str], font: ImageFont.FreeTypeFont, anchor: str
 ) -> None:
     align = "center" if anchor == "mm" else "left"
-    pen.multiline_text(at, "\n".join(lines), _INK, font, anchor=anchor, spacing=_SPACING, align=align)
+    pen.multiline_text(at, "\n".join(lines), _TEXT_COLOUR, font, anchor=anchor, spacing=_LINE_SPACING, align=align)
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: float, most: int) -> list[str]:
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, most: int) -> list[str]:
     """The text in at most `most` lines of at most `width` pixels; a word that is longer is broken."""
     lines = [""]
     for word in text.split():
-        for part in _broken(word, font, width):
+        for part in _break_word(word, font, width):
             longer = f"{lines[-1]} {part}".strip()
             if font.getlength(longer) <= width:
                 lines[-1] = longer
             else:
                 lines.append(part)
         if len(lines) > most:
-            return [*lines[: most - 1], _cut(lines[most - 1], font, width)]
+            return [*lines[: most - 1], _ellipsize(lines[most - 1], font, width)]
     return lines
 
 
-def _broken(word: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+def _break_word(word: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
     parts = [""]
     for letter in word:
         if parts[-1] and font.getlength(parts[-1] + letter) > width:
@@ -123,7 +126,7 @@ def _broken(word: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
     return parts
 
 
-def _cut(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def _ellipsize(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     while text and font.getlength(f"{text}…") > width:
         text = text[:-1]
     return f"{text}…"

@@ -15,15 +15,15 @@ import sys
 import time
 from pathlib import Path
 
-BEGAN = time.perf_counter(), time.process_time()
+STARTED_AT = time.perf_counter(), time.process_time()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from benchmarks.pictures.concepts import Mix  # noqa: E402
+from benchmarks.pictures.concepts import ConceptMix  # noqa: E402
 
 
-class Reached(Exception):
+class FirstStepReached(Exception):
     """The first step could begin."""
 
 
@@ -50,7 +50,7 @@ class Clock:
     def _begin(self) -> None:
         self._text()
         if self.stops:
-            raise Reached
+            raise FirstStepReached
         self._step = now()
 
     def _end(self) -> None:
@@ -64,7 +64,7 @@ def now() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-class Ours:
+class SdpersonalSide:
     def __init__(self, base: str, concepts: Path, device: str):
         from sdpersonal.concepts.library import Library
         from sdpersonal.generation import Generator
@@ -74,24 +74,24 @@ class Ours:
         self._generator = Generator(self._base, Library(concepts / "library"))
         self.clock = Clock(self._base.unet, [encoder.model for encoder in self._base.encoders.values()])
 
-    def take(self, mix: Mix, from_files: bool) -> None:
+    def take(self, mix: ConceptMix, from_files: bool) -> None:
         """Nothing to do: a prompt names its concepts."""
 
-    def draw(self, mix: Mix, n: int, steps: int, size: int) -> list[np.ndarray]:
-        from sdpersonal.config import Request
+    def draw(self, mix: ConceptMix, n: int, steps: int, size: int) -> list[np.ndarray]:
+        from sdpersonal.config import GenerateRequest
 
-        request = Request(prompt=mix.our_prompt, n=n, steps=steps, size=f"{size}x{size}")
+        request = GenerateRequest(prompt=mix.our_prompt, n=n, steps=steps, size=f"{size}x{size}")
         return [np.asarray(picture.image) for picture in self._generator.draw(request)]
 
 
-class Theirs:
+class DiffusersSide:
     """Their pipeline as its documentation has it, with our sampler, guidance and seeds."""
 
     def __init__(self, base: str, concepts: Path, device: str):
         from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
         from sdpersonal.models.loading import BUILT_IN, built_in_folder
-        from sdpersonal.models.schedulers import make_sampler
+        from sdpersonal.models.schedulers import make_scheduler
 
         folder = built_in_folder() if base == BUILT_IN else Path(base)
         xl = (folder / "text_encoder_2").is_dir()
@@ -101,13 +101,13 @@ class Theirs:
         )
         self._pipe.set_progress_bar_config(disable=True)
         self._pipe.to(device)
-        self._pipe.scheduler = make_sampler(self._pipe.scheduler.config, "usual")
+        self._pipe.scheduler = make_scheduler(self._pipe.scheduler.config, "usual")
         self._guidance = 3.0 if base == BUILT_IN else 5.0 if xl else 7.5
         self._concepts, self._xl, self._loaded = concepts, xl, set()
         texts = [self._pipe.text_encoder, *([self._pipe.text_encoder_2] if xl else [])]
         self.clock = Clock(self._pipe.unet, texts)
 
-    def take(self, mix: Mix, from_files: bool) -> None:
+    def take(self, mix: ConceptMix, from_files: bool) -> None:
         """from_files: as if none were loaded yet."""
         if from_files and self._loaded:
             self._pipe.unload_lora_weights()
@@ -133,7 +133,7 @@ class Theirs:
                 self._pipe.load_textual_inversion(folder / "learned_embeds_2.safetensors", token=token, **more)
         self._loaded.add(name)
 
-    def draw(self, mix: Mix, n: int, steps: int, size: int) -> list[np.ndarray]:
+    def draw(self, mix: ConceptMix, n: int, steps: int, size: int) -> list[np.ndarray]:
         seeds = [torch.Generator("cpu").manual_seed(seed) for seed in range(n)]
         pictures = self._pipe(
             mix.prompt,
@@ -151,16 +151,16 @@ def main() -> None:
     who, base, concepts, device = sys.argv[1:]
     answers = sys.stdout
     sys.stdout = sys.stderr  # the libraries' own words
-    side = (Ours if who == "sdpersonal" else Theirs)(base, Path(concepts), device)
-    loaded = [b - a for a, b in zip(BEGAN, now(), strict=True)]
+    side = (SdpersonalSide if who == "sdpersonal" else DiffusersSide)(base, Path(concepts), device)
+    loaded = [b - a for a, b in zip(STARTED_AT, now(), strict=True)]
     print(json.dumps({"loaded": loaded, "torch": torch.__version__}), file=answers, flush=True)
     for line in sys.stdin:
         command = json.loads(line)
         print(json.dumps(_answer(side, command) | _memory()), file=answers, flush=True)
 
 
-def _answer(side: Ours | Theirs, command: dict) -> dict:
-    mix, size = Mix.of(*command["mix"]), command["size"]
+def _answer(side: SdpersonalSide | DiffusersSide, command: dict) -> dict:
+    mix, size = ConceptMix.of(*command["mix"]), command["size"]
     clock, switches = side.clock, command["do"] == "switch"
     if command["do"] == "draw":  # whoever draws has the concepts at hand
         side.take(mix, from_files=False)
@@ -170,12 +170,12 @@ def _answer(side: Ours | Theirs, command: dict) -> dict:
         side.take(mix, from_files=command.get("from", "files") == "files")
     try:
         pictures = side.draw(mix, command.get("n", 1), command.get("steps", 2), size)
-    except Reached:
+    except FirstStepReached:
         return {"step": clock.since(), "ready": clock.ready}
     taken = clock.since()
     if "path" in command:
         np.save(command["path"], pictures)
-    since_start = [b - a for a, b in zip(BEGAN, now(), strict=True)]
+    since_start = [b - a for a, b in zip(STARTED_AT, now(), strict=True)]
     return {"seconds": taken, "unet": clock.unet, "steps": clock.steps, "since_start": since_start}
 
 

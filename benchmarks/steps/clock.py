@@ -31,14 +31,14 @@ class Clock:
         self._result, self._warmup, self._steps = result, warmup, steps
         self._wall: list[float] = []
         self._cpu: list[float] = []
-        self._before = self._libraries = high_water()
+        self._before = self._libraries = peak_memory()
 
     def tick(self, *_) -> None:
         self._wall.append(time.perf_counter())
         self._cpu.append(time.process_time())
         if len(self._wall) == self._warmup:
-            self._before = max(self._before, high_water())
-            reset_high_water()
+            self._before = max(self._before, peak_memory())
+            reset_peak_memory()
         if len(self._wall) == self._warmup + self._steps:
             self._end()
 
@@ -46,7 +46,7 @@ class Clock:
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.synchronize()
-        while_stepping = high_water()
+        while_stepping = peak_memory()
         answer = {
             "wall": differences(self._wall[self._warmup - 1 :]),
             "cpu": differences(self._cpu[self._warmup - 1 :]),
@@ -65,7 +65,7 @@ def differences(marks: list[float]) -> list[float]:
     return [late - early for early, late in pairwise(marks)]
 
 
-def high_water() -> int:
+def peak_memory() -> int:
     """Bytes of memory this process has had at most, since the last reset where the kernel knows of one."""
     status = Path("/proc/self/status")
     if status.exists():
@@ -74,14 +74,14 @@ def high_water() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (0 if sys.platform == "darwin" else 10)
 
 
-def reset_high_water() -> None:
+def reset_peak_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     if Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def without_torchvision() -> bool:
+def is_torchvision_missing() -> bool:
     """Whether it is missing. What transformers and diffusers find of it they look up here, before a stand-in is put."""
     import diffusers.utils.import_utils as of_diffusers
     import transformers.utils.import_utils as of_transformers
@@ -106,7 +106,7 @@ def cast_frozen_base() -> None:
 
 def main() -> None:
     result, warmup, steps, dtype, script, *arguments = sys.argv[1:]
-    if without_torchvision():
+    if is_torchvision_missing():
         sys.path.append(str(STAND_IN))
     if dtype == "bf16-base":
         cast_frozen_base()

@@ -21,24 +21,28 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdpersonal.models import Framing, StableDiffusion
+from sdpersonal.models import SizeConditioning, StableDiffusion
 from sdpersonal.training.dataset import Batch, batch_loss
 
 from .geometry import build
 
 
-def work(kind: str, method: str, side: int, batch: int, rank: int, vectors: int) -> dict[str, dict[str, float]]:
+def count_flops(kind: str, method: str, side: int, batch: int, rank: int, vectors: int) -> dict[str, dict[str, float]]:
     """{"step": FLOPs by class of operation, "encode": of the photos}, "weights": bytes of the base in fp32."""
     base = build(kind, "meta")
     if method == "full":
         base.unet.requires_grad_(True)
     elif method == "lora":
-        base.slots.train("attention", rank, torch.Generator())
+        base.adapters.train("attention", rank, torch.Generator())
     with FlopCounterMode(display=False) as step:
         _loss(base, side, batch, vectors, trains_rows=method != "full").backward()
     with FlopCounterMode(display=False) as encoding:
         base.encode(np.zeros((batch, side, side, 3), np.uint8))
-    return {"step": _classes(step), "encode": _classes(encoding), "weights": {"fp32": 4.0 * base.parameters}}
+    return {
+        "step": _flops_by_class(step),
+        "encode": _flops_by_class(encoding),
+        "weights": {"fp32": 4.0 * base.parameters},
+    }
 
 
 def _loss(base: StableDiffusion, side: int, batch: int, vectors: int, trains_rows: bool) -> torch.Tensor:
@@ -49,12 +53,12 @@ def _loss(base: StableDiffusion, side: int, batch: int, vectors: int, trains_row
     latents = torch.zeros(batch, *base.latent_shape(side, side), device="meta")
     t = torch.zeros(batch, dtype=torch.long, device="meta")
     captions = tuple(f"a photo {number} of" for number in range(batch))
-    framings = tuple([Framing.whole(side, side)] * batch)
+    framings = tuple([SizeConditioning.whole(side, side)] * batch)
     some = Batch(latents, latents, t, captions, ("",) * batch, tuple(range(batch)), framings)
     return batch_loss(base, lambda caption: [caption, rows], some, None).mean()
 
 
-def _classes(counter: FlopCounterMode) -> dict[str, float]:
+def _flops_by_class(counter: FlopCounterMode) -> dict[str, float]:
     """Convolutions and matrix products; attention is the latter."""
     sums: Counter[str] = Counter()
     for operation, count in counter.get_flop_counts()["Global"].items():
@@ -62,7 +66,7 @@ def _classes(counter: FlopCounterMode) -> dict[str, float]:
     return dict(sums)
 
 
-def roof(seconds: float = 3.0) -> dict[str, dict[str, float]]:
+def measure_peak_flops(seconds: float = 3.0) -> dict[str, dict[str, float]]:
     """FLOP/s of this device by precision and class of operation, the best of what fits in some seconds each."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     side = 8192 if device == "cuda" else 1024
@@ -72,15 +76,15 @@ def roof(seconds: float = 3.0) -> dict[str, dict[str, float]]:
         x = torch.randn(4, 320, 64, 64, device=device, dtype=dtype)
         conv = nn.Conv2d(320, 320, 3, padding=1, device=device, dtype=dtype).requires_grad_(False)
         rates[name] = {
-            "matmul": 2 * side**3 / _least(lambda a=a, b=b: a @ b, seconds),
-            "convolution": 2 * 9 * 320**2 * 4 * 64**2 / _least(lambda conv=conv, x=x: conv(x), seconds),
+            "matmul": 2 * side**3 / _min_seconds(lambda a=a, b=b: a @ b, seconds),
+            "convolution": 2 * 9 * 320**2 * 4 * 64**2 / _min_seconds(lambda conv=conv, x=x: conv(x), seconds),
         }
     return rates
 
 
-def _least(run, seconds: float) -> float:
+def _min_seconds(run, seconds: float) -> float:
     """Of one run: the processor's seconds where that is one thread, which other work hardly changes."""
-    clock = time.process_time if _on_one_thread() else time.perf_counter
+    clock = time.process_time if _is_single_threaded() else time.perf_counter
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         began = clock()
@@ -91,17 +95,17 @@ def _least(run, seconds: float) -> float:
     return best
 
 
-def _on_one_thread() -> bool:
+def _is_single_threaded() -> bool:
     return torch.get_num_threads() == 1 and not torch.cuda.is_available()
 
 
 def main() -> None:
     result, first, *rest = sys.argv[1:]
     if first == "roof":
-        answer = roof()
+        answer = measure_peak_flops()
     else:
         method, *numbers = rest
-        answer = work(first, method, *map(int, numbers))
+        answer = count_flops(first, method, *map(int, numbers))
     Path(result).write_text(json.dumps(answer))
 
 

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import storage
-from ..config import Training
+from ..config import TrainingSettings
 from ..config.text_checks import check_path, is_blank
-from ..errors import Interrupted, NoRoom, PersonalError
-from ..prompts import Token, show
-from .diffusers_compat.argv import Item, join, split
+from ..errors import DiskFull, Interrupted, UserError
+from ..prompts import Token, printable
+from .diffusers_compat.argv import ArgvItem, join_argv, split_argv
 
 MAX_BYTES = 1 << 20
 MAX_CONCEPTS = 100
@@ -36,64 +36,64 @@ KEYS = frozenset(
         *("photos", "token", "class", "init", "kind", "prior", "steps", "max_train_steps", "num_class_images"),
     )
 )
-RESULT = "result.json"  # a finished run's
+RESULT_FILE = "result.json"  # a finished run's
 
 
 @dataclass(frozen=True)
-class Several:
+class BatchSettings:
     """The settings of several trainings, each with its own run folder and token; resume: go on where it was."""
 
-    concepts: tuple[Training, ...]
+    concepts: tuple[TrainingSettings, ...]
     resume: bool
 
 
-def take(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The file of `--concepts-list`, if it is there, and the other words. Raises PersonalError without a name."""
-    items = split(argv)
+def take_list_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The file of `--concepts-list`, if it is there, and the other words. Raises UserError without a name."""
+    items = split_argv(argv)
     chosen = [item for item in items if item.name == "concepts_list"]
-    rest = join([item for item in items if item.name != "concepts_list"])
+    rest = join_argv([item for item in items if item.name != "concepts_list"])
     if not chosen:
         return None, rest
     if len(chosen) > 1 or len(chosen[0].values) != 1 or not chosen[0].values[0]:
-        raise PersonalError("--concepts-list takes one file.", "For example --concepts-list concepts_list.json.")
+        raise UserError("--concepts-list takes one file.", "For example --concepts-list concepts_list.json.")
     check_path(chosen[0].values[0], "--concepts-list")
     return Path(chosen[0].values[0]), rest
 
 
-def read(path: Path, argv: Sequence[str], parse: Callable[[list[str]], Training]) -> Several:
+def read_batch(path: Path, argv: Sequence[str], parse: Callable[[list[str]], TrainingSettings]) -> BatchSettings:
     """Every training of the list, checked before the first begins. parse: argv of one training to its settings.
 
-    Raises PersonalError, naming the entry, where the file or an entry cannot be used.
+    Raises UserError, naming the entry, where the file or an entry cannot be used.
     """
-    common = split(argv)
+    common = split_argv(argv)
     # diffusers' word for it; whether there is something to go on from is asked of each concept, not of all.
-    resume = any(item.name == "resume" or _is_latest(item) for item in common)
-    common = [item for item in common if item.name != "resume" and not _is_latest(item)]
+    resume = any(item.name == "resume" or _is_resume_latest(item) for item in common)
+    common = [item for item in common if item.name != "resume" and not _is_resume_latest(item)]
     concepts = []
-    for number, entry in enumerate(_entries(path), 1):
-        with _named(number, path):
-            concepts.append(parse(join(_merged(common, _items(entry)))))
+    for number, entry in enumerate(_read_entries(path), 1):
+        with _name_entry_in_errors(number, path):
+            concepts.append(parse(join_argv(_merge_items(common, _to_argv_items(entry)))))
     slugs = [Token.parse(one.token).slug for one in concepts]
     for second, slug in enumerate(slugs):
         if (first := slugs.index(slug)) != second:
-            raise PersonalError(
-                f"Entries {first + 1} and {second + 1} of {show(str(path))} are both {concepts[first].token}.",
+            raise UserError(
+                f"Entries {first + 1} and {second + 1} of {printable(str(path))} are both {concepts[first].token}.",
                 'Give them a "token" each.',
             )
-    return Several(tuple(_placed(one, path) for one in concepts), resume)
+    return BatchSettings(tuple(_with_run_folder(one, path) for one in concepts), resume)
 
 
-def teach_all(several: Several, teach: Callable[..., object], say: Callable[[str], None]) -> int:
+def train_all(several: BatchSettings, teach: Callable[..., object], say: Callable[[str], None]) -> int:
     """Train each; one that fails does not stop the others, a full disk and Ctrl-C do. Ends with a summary.
 
-    Returns 0, or the exit code of the first that failed. Raises Interrupted, NoRoom.
+    Returns 0, or the exit code of the first that failed. Raises Interrupted, DiskFull.
     """
     outcomes: list[str] = []
     code = 0
     try:
         for number, settings in enumerate(several.concepts, 1):
             say(f"\n{number} of {len(several.concepts)}: {settings.token}")
-            failed, outcome = _teach(settings, several.resume, teach, say)
+            failed, outcome = _train_one(settings, several.resume, teach, say)
             outcomes.append(outcome)
             code = code or failed
     finally:
@@ -102,108 +102,108 @@ def teach_all(several: Several, teach: Callable[..., object], say: Callable[[str
     return code
 
 
-def _teach(
-    settings: Training, resume: bool, teach: Callable[..., object], say: Callable[[str], None]
+def _train_one(
+    settings: TrainingSettings, resume: bool, teach: Callable[..., object], say: Callable[[str], None]
 ) -> tuple[int, str]:
     """(exit code, a line of the summary)."""
     run = settings.run
-    if resume and (done := _finished(run, settings)):
+    if resume and (done := _finished_token(run, settings)):
         say("It is done already.")
-        return 0, f"{done}  done before, {show(str(run))}"
+        return 0, f"{done}  done before, {printable(str(run))}"
     began = time.monotonic()
     try:
-        result = teach(settings.model_copy(update={"resume": resume and _begun(run)}), say=say)
-    except (Interrupted, NoRoom):
+        result = teach(settings.model_copy(update={"resume": resume and _is_started(run)}), say=say)
+    except (Interrupted, DiskFull):
         raise
-    except PersonalError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_code, f"{settings.token}  failed: {error.problem}"
+        return error.exit_code, f"{settings.token}  failed: {error.message}"
     except Exception as error:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise  # the other processes are in the middle of this concept, not of the next
         traceback.print_exc()
-        return 1, f"{settings.token}  failed: {type(error).__name__}: {show(str(error))}"
+        return 1, f"{settings.token}  failed: {type(error).__name__}: {printable(str(error))}"
     token = getattr(result, "token", settings.token)
-    return 0, f"{token}  done in {time.monotonic() - began:.0f} s, {show(str(run))}"
+    return 0, f"{token}  done in {time.monotonic() - began:.0f} s, {printable(str(run))}"
 
 
-def _entries(path: Path) -> list[dict[str, object]]:
-    shown = show(str(path))
+def _read_entries(path: Path) -> list[dict[str, object]]:
+    shown = printable(str(path))
     try:
         content = json.loads(storage.read_bytes(path, MAX_BYTES))  # UTF-8, or UTF-16 as PowerShell writes it
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise PersonalError(f"{shown} is not JSON: {error.msg} at {where}.", _example()) from None
+        raise UserError(f"{shown} is not JSON: {error.msg} at {where}.", _example_json()) from None
     except UnicodeDecodeError:
-        raise PersonalError(f"{shown} is not UTF-8 text.", "Save it as UTF-8.") from None
+        raise UserError(f"{shown} is not UTF-8 text.", "Save it as UTF-8.") from None
     except (ValueError, RecursionError):
-        raise PersonalError(f"{shown} is not JSON.", _example()) from None
+        raise UserError(f"{shown} is not JSON.", _example_json()) from None
     if not isinstance(content, list) or not content or not all(isinstance(one, dict) for one in content):
-        raise PersonalError(f"{shown} is not a list of concepts.", _example())
+        raise UserError(f"{shown} is not a list of concepts.", _example_json())
     if len(content) > MAX_CONCEPTS:
-        raise PersonalError(f"{shown} lists {len(content):,} concepts; {MAX_CONCEPTS} are the most at once.")
+        raise UserError(f"{shown} lists {len(content):,} concepts; {MAX_CONCEPTS} are the most at once.")
     return content
 
 
-def _example() -> str:
+def _example_json() -> str:
     return 'It should be like [{"instance_prompt": "a photo of sks dog", "instance_data_dir": "dog"}, ...].'
 
 
-def _items(entry: dict[str, object]) -> list[Item]:
+def _to_argv_items(entry: dict[str, object]) -> list[ArgvItem]:
     items = []
     for key, value in entry.items():
         name = key.replace("-", "_")
         if name not in KEYS:
-            raise PersonalError(f"{show(key, 40)!r} cannot be said there.", f"I know {', '.join(sorted(KEYS))}.")
+            raise UserError(f"{printable(key, 40)!r} cannot be said there.", f"I know {', '.join(sorted(KEYS))}.")
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
-            raise PersonalError(f"{name!r} must be text or a number.")
+            raise UserError(f"{name!r} must be text or a number.")
         if isinstance(value, str) and is_blank(value):
-            raise PersonalError(f"{name!r} is empty.", "Leave it out, or say null, where it is not needed.")
+            raise UserError(f"{name!r} is empty.", "Leave it out, or say null, where it is not needed.")
         if value is not None:
-            items.append(Item(name, (f"--{name}={value}",)))
+            items.append(ArgvItem(name, (f"--{name}={value}",)))
     return items
 
 
-def _merged(common: list[Item], own: list[Item]) -> list[Item]:
+def _merge_items(common: list[ArgvItem], own: list[ArgvItem]) -> list[ArgvItem]:
     names = {item.name for item in own}
     return [item for item in common if item.name not in names] + own
 
 
-def _is_latest(item: Item) -> bool:
+def _is_resume_latest(item: ArgvItem) -> bool:
     return item.name == "resume_from_checkpoint" and item.values == ("latest",)
 
 
-def _placed(settings: Training, path: Path) -> Training:
+def _with_run_folder(settings: TrainingSettings, path: Path) -> TrainingSettings:
     """With a run folder of its own: inside the one asked for, else in runs/ under the list's name."""
     listed = re.sub(r"[^\w-]+", "-", path.stem, flags=re.ASCII).strip("-") or "concepts"
     place = settings.run or Path("runs") / listed
     return settings.model_copy(update={"run": place / Token.parse(settings.token).slug})
 
 
-def _begun(run: Path) -> bool:
+def _is_started(run: Path) -> bool:
     return any(run.glob("step-*/manifest.json"))
 
 
-def _finished(run: Path, settings: Training) -> str | None:
+def _finished_token(run: Path, settings: TrainingSettings) -> str | None:
     """The token that a finished run left, if it was as long as is asked for now."""
     try:
-        result = json.loads(storage.read_bytes(run / RESULT, MAX_BYTES))
+        result = json.loads(storage.read_bytes(run / RESULT_FILE, MAX_BYTES))
         return str(result["token"]) if result["steps"] >= (settings.steps or 0) else None
-    except (PersonalError, ValueError, KeyError, TypeError):
+    except (UserError, ValueError, KeyError, TypeError):
         return None
 
 
-class _named:
+class _name_entry_in_errors:
     """Says which entry a mistake is in, also where tyro has told it and wants to leave."""
 
     def __init__(self, number: int, path: Path):
-        self._place = f"entry {number} of {show(str(path))}"
+        self._place = f"entry {number} of {printable(str(path))}"
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         if isinstance(error, SystemExit) and error.code:
-            raise PersonalError(f"That is in {self._place}.") from None
-        if isinstance(error, PersonalError):
-            raise PersonalError(f"In {self._place}: {error.problem}", error.fix) from None
+            raise UserError(f"That is in {self._place}.") from None
+        if isinstance(error, UserError):
+            raise UserError(f"In {self._place}: {error.message}", error.hint) from None

@@ -9,10 +9,10 @@ from PIL import Image
 
 from .. import storage
 from ..concepts.library import Library
-from ..config import DreamboothSettings, Request
-from ..errors import PersonalError
+from ..config import DreamboothSettings, GenerateRequest
+from ..errors import UserError
 from ..generation import Generator
-from ..image_grid import png, sheet
+from ..image_grid import encode_png, labelled_grid
 from ..models import load_base
 from ..photos.loading import load_photos
 from ..prompts import Token
@@ -21,40 +21,42 @@ from ..training.checkpoint import latest_step
 
 PHOTOS = Path("examples") / "photos"
 SUBJECT, STYLE = "<demo/teddy>", "<demo/cyanotype>"
-_MILD = STYLE.replace(">", ":0.8>")  # at full strength it drowns the rest
+_WEAK_STYLE = STYLE.replace(">", ":0.8>")  # at full strength it drowns the rest
 SEEDS = 4
 ROWS = (  # whose photo comes first, and the prompt
     (SUBJECT, f"{SUBJECT} on the beach"),
     (SUBJECT, f"{SUBJECT} in the snow"),
     (SUBJECT, f"{SUBJECT} in space"),
-    (STYLE, f"a duck in the style of {_MILD}"),
-    (STYLE, f"{SUBJECT} in the snow in the style of {_MILD}"),
+    (STYLE, f"a duck in the style of {_WEAK_STYLE}"),
+    (STYLE, f"{SUBJECT} in the snow in the style of {_WEAK_STYLE}"),
 )
 
 
-def run(out: Path, say: Callable[[str], None] = print) -> Path:
-    """Teach what is not yet taught in `out`, draw the sheet, and say where it is. Raises PersonalError."""
+def run_demo(out: Path, say: Callable[[str], None] = print) -> Path:
+    """Teach what is not yet taught in `out`, draw the sheet, and say where it is. Raises UserError."""
     sets = {SUBJECT: PHOTOS / "teddy-bear", STYLE: PHOTOS / "cyanotype"}
     if not all(folder.is_dir() for folder in sets.values()):
-        raise PersonalError(f"There are no sample photos in {PHOTOS}.", "Run this in the project's folder.")
+        raise UserError(f"There are no sample photos in {PHOTOS}.", "Run this in the project's folder.")
     library = Library(out / "concepts")
-    _teach(out, SUBJECT, photos=sets[SUBJECT], class_noun="bear", say=say)
-    _teach(out, STYLE, photos=sets[STYLE], class_noun="blue and white", kind="style", say=say)
+    _train_if_missing(out, SUBJECT, photos=sets[SUBJECT], class_noun="bear", say=say)
+    _train_if_missing(out, STYLE, photos=sets[STYLE], class_noun="blue and white", kind="style", say=say)
     base = load_base("tiny")
     firsts = {token: Image.fromarray(load_photos(folder, 256).photos[0].square()) for token, folder in sets.items()}
     generator, rows = Generator(base, library), []
     for token, prompt in ROWS:
         say(f"Drawing {prompt}")
-        rows.append([firsts[token], *(picture.image for picture in generator.draw(Request(prompt=prompt, n=SEEDS)))])
-    page = sheet(rows, [prompt for _, prompt in ROWS], ["a photo", *(f"seed {i}" for i in range(SEEDS))])
+        rows.append(
+            [firsts[token], *(picture.image for picture in generator.draw(GenerateRequest(prompt=prompt, n=SEEDS)))]
+        )
+    page = labelled_grid(rows, [prompt for _, prompt in ROWS], ["a photo", *(f"seed {i}" for i in range(SEEDS))])
     path = out / "sheet.png"
-    storage.write_bytes(path, png(page))
+    storage.write_bytes(path, encode_png(page))
     say(f"Your turn: sdpersonal generate '{SUBJECT} in the forest' --base tiny --library {library.folder}")
     say(str(path))
     return path
 
 
-def _teach(out: Path, token: str, say: Callable[[str], None], **settings: object) -> None:
+def _train_if_missing(out: Path, token: str, say: Callable[[str], None], **settings: object) -> None:
     library, place = Library(out / "concepts"), out / "runs" / Token.parse(token).name
     if any(Token.parse(token).matches(entry.token) for entry in library.list()):
         say(f"{token} is taught already.")

@@ -22,10 +22,10 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from ..config import Settings, Training, flag_of
+from ..config import SettingsBase, TrainingSettings, flag_of
 from ..config.text_checks import IF_UNSET, is_blank
-from ..errors import FieldError, Interrupted, PersonalError
-from ..prompts import show
+from ..errors import FieldError, Interrupted, UserError
+from ..prompts import printable
 from . import batch_training, diffusers_compat
 from .commands import (
     concepts_compare,
@@ -42,17 +42,17 @@ from .commands import concepts_list as concepts
 from .commands import train as training
 from .commands.output import is_main_process
 from .commands.train import train
-from .diffusers_compat.argv import split
+from .diffusers_compat.argv import split_argv
 
-__all__ = ["COMMANDS", "main", "run", "train"]
+__all__ = ["COMMANDS", "main", "run_command", "train"]
 
-INTERRUPTED = 130
-_ALSO = (
+EXIT_INTERRUPTED = 130
+_HELP_EPILOG = (
     "The flags of diffusers' training scripts are understood as well; docs/from-diffusers.md lists them. "
     "--concepts-list FILE teaches several concepts in turn."
 )
 
-COMMANDS: dict[str, tuple[Callable, type[Settings]]] = {
+COMMANDS: dict[str, tuple[Callable, type[SettingsBase]]] = {
     name: command
     for module in (
         training,
@@ -78,18 +78,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (command, settings) in COMMANDS.items():
         words = name.split()
         if argv[: len(words)] == words:
-            return run(command, settings, argv[len(words) :], f"sdpersonal {name}")
+            return run_command(command, settings, argv[len(words) :], f"sdpersonal {name}")
     asked = not argv or argv[0] in ("-h", "--help")
     lines = [f"  {name:26} {(settings.__doc__ or '').splitlines()[0]}" for name, (_, settings) in COMMANDS.items()]
     text = "usage: sdpersonal COMMAND [--help] ...\n\n" + "\n".join(lines)
     print(
-        text if asked else f"{show(' '.join(argv[:2]))} is not a command.\n{text}",
+        text if asked else f"{printable(' '.join(argv[:2]))} is not a command.\n{text}",
         file=sys.stdout if asked else sys.stderr,
     )
     return 0 if asked else 2
 
 
-def run(command: Callable, settings: type[Settings], argv: Sequence[str], prog: str) -> int:
+def run_command(command: Callable, settings: type[SettingsBase], argv: Sequence[str], prog: str) -> int:
     """Read the settings, do the work, and turn what went wrong into a line and an exit code."""
     # Threads that spin long while they wait make drawing two to three times slower on a busy machine
     # (docs/performance.md).
@@ -97,16 +97,16 @@ def run(command: Callable, settings: type[Settings], argv: Sequence[str], prog: 
     _print_anything()
     try:
         _check_environment()
-        return command(_asked(settings, argv, prog))
+        return command(_parse_settings(settings, argv, prog))
     except Interrupted as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    except PersonalError as error:
+    except UserError as error:
         print(f"error: {_by_its_flag(error, settings)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read us has enough (`| head`). What is left in the buffer must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -124,35 +124,39 @@ _WHOLE_NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTE
 
 
 def _check_environment() -> None:
-    """Raise PersonalError for variables of a launcher that are no numbers; accelerate would end with a traceback."""
+    """Raise UserError for variables of a launcher that are no numbers; accelerate would end with a traceback."""
     for name in _WHOLE_NUMBERS:
         value = os.environ.get(name)
         if value is not None and not (value.isascii() and value.removeprefix("-").isdecimal()):
-            raise PersonalError(
-                f"The environment variable {name} must be a whole number, got {show(repr(value), 40)}.",
+            raise UserError(
+                f"The environment variable {name} must be a whole number, got {printable(repr(value), 40)}.",
                 "Unset it, or start with accelerate launch, which sets it.",
             )
 
 
-def _asked(settings: type[Settings], argv: Sequence[str], prog: str) -> Settings | batch_training.Several:
-    if not issubclass(settings, Training):
+def _parse_settings(
+    settings: type[SettingsBase], argv: Sequence[str], prog: str
+) -> SettingsBase | batch_training.BatchSettings:
+    if not issubclass(settings, TrainingSettings):
         return _parsed(settings, argv, prog)
     said: set[str] = set()
 
-    def read(argv: Sequence[str]) -> Training:
-        ours = diffusers_compat.translate(settings, argv, diffusers_compat.here())
+    def read(argv: Sequence[str]) -> TrainingSettings:
+        ours = diffusers_compat.translate(settings, argv, diffusers_compat.current_environment())
         for note in ours.notes:
             if note not in said and is_main_process():
                 print(f"note: {note}", file=sys.stderr)
             said.add(note)
-        return _parsed(settings, ours.argv, prog, f"{settings.__doc__}\n\n{_ALSO}")
+        return _parsed(settings, ours.argv, prog, f"{settings.__doc__}\n\n{_HELP_EPILOG}")
 
-    path, argv = batch_training.take(argv)
-    return batch_training.read(path, argv, read) if path else read(argv)
+    path, argv = batch_training.take_list_flag(argv)
+    return batch_training.read_batch(path, argv, read) if path else read(argv)
 
 
-def _parsed(settings: type[Settings], argv: Sequence[str], prog: str, description: str | None = None) -> Settings:
-    """The settings on a command line. Raises PersonalError for a value that is unusable, with the flag's own name."""
+def _parsed(
+    settings: type[SettingsBase], argv: Sequence[str], prog: str, description: str | None = None
+) -> SettingsBase:
+    """The settings on a command line. Raises UserError for a value that is unusable, with the flag's own name."""
     _check_switches(settings, argv)
     try:
         return tyro.cli(settings, args=argv, prog=prog, description=description, registry=_as_typed())
@@ -160,24 +164,24 @@ def _parsed(settings: type[Settings], argv: Sequence[str], prog: str, descriptio
         raise _by_its_flag(error, settings) from None
 
 
-def _by_its_flag(error: PersonalError, settings: type[Settings]) -> PersonalError:
+def _by_its_flag(error: UserError, settings: type[SettingsBase]) -> UserError:
     """The same with the flag's name, where it is about one of the settings and has no name for it yet."""
     if isinstance(error, FieldError) and error.field in settings.model_fields:
         return error.called(flag_of(settings, error.field))
     return error
 
 
-def _check_switches(settings: type[Settings], argv: Sequence[str]) -> None:
-    """Raise PersonalError for an empty word behind a switch, of which tyro would only say that it is not known."""
+def _check_switches(settings: type[SettingsBase], argv: Sequence[str]) -> None:
+    """Raise UserError for an empty word behind a switch, of which tyro would only say that it is not known."""
     switches = {
         f"{no}{flag_of(settings, name).removeprefix('--').replace('-', '_')}"
         for name, field in settings.model_fields.items()
         for no in ("", "no_")
         if field.annotation is bool
     }
-    for item in split(argv):
+    for item in split_argv(argv):
         if item.name in switches and any(is_blank(value) for value in item.values):
-            raise PersonalError(
+            raise UserError(
                 f"{item.flag} takes no value, got an empty one.",
                 IF_UNSET,
             )
@@ -222,7 +226,7 @@ def _say_no_empty_defaults(registry: ConstructorRegistry) -> None:
     @registry.struct_rule
     def settings(info: StructTypeInfo) -> StructConstructorSpec | None:
         nonlocal within
-        if within or not (isinstance(info.type, type) and issubclass(info.type, Settings)):
+        if within or not (isinstance(info.type, type) and issubclass(info.type, SettingsBase)):
             return None
         within = True  # so that tyro's own rule is asked
         try:

@@ -20,15 +20,15 @@ from pydantic import (
     ValidationError,
 )
 
-from ..config import Kind
-from ..errors import PersonalError
-from ..prompts import show
-from .strict_safetensors import damaged, strict_json
+from ..config import ConceptKind
+from ..errors import UserError
+from ..prompts import printable
+from .strict_safetensors import damaged_file_error, parse_strict_json
 
-MAX_CARD = 200_000  # characters of JSON
+MAX_CARD_BYTES = 200_000  # characters of JSON
 
 BaseKind = Literal["tiny", "sd1", "sd2", "sdxl"]
-BASES = {  # in words, where a person reads them
+BASE_TITLES = {  # in words, where a person reads them
     "tiny": "the built-in base of sdpersonal",
     "sd1": "Stable Diffusion 1.x",
     "sd2": "Stable Diffusion 2.x",
@@ -36,7 +36,7 @@ BASES = {  # in words, where a person reads them
 }
 
 
-def plain(text: object) -> object:
+def strip_unsafe_characters(text: object) -> object:
     """Text without control, bidirectional and invisible characters; line ends and odd spaces become spaces."""
     if not isinstance(text, str):
         return text  # for pydantic to refuse
@@ -45,27 +45,27 @@ def plain(text: object) -> object:
     return "".join(c if c.isprintable() else " " if c.isspace() else "" for c in text).strip()
 
 
-def _text(limit: int) -> type[str]:
-    return Annotated[str, Field(max_length=limit), BeforeValidator(plain)]
+def _text_type(limit: int) -> type[str]:
+    return Annotated[str, Field(max_length=limit), BeforeValidator(strip_unsafe_characters)]
 
 
-def _date(text: str) -> str:
+def _check_date(text: str) -> str:
     if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", text):
         raise ValueError("a date must look like 2026-01-31T12:00:00Z")
     return text
 
 
-def now() -> str:
+def utc_now() -> str:
     """The time, UTC, to the second: 2026-01-31T12:00:00Z."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-Scalar = StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | _text(500) | None
+Scalar = StrictBool | StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)] | _text_type(500) | None
 Key = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
 
 
 class Card(BaseModel):
-    """Facts about a concept. Raises PersonalError where a field is unknown, of the wrong type or too long.
+    """Facts about a concept. Raises UserError where a field is unknown, of the wrong type or too long.
 
     token is filled in by the concept that holds the card; created is UTC, to the second. recipe: how it was trained
     (seed, lr, rank, ...); scores: how good it was measured to be; consent: whether the person shown agrees to it.
@@ -75,22 +75,22 @@ class Card(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    token: _text(150) = ""
-    title: _text(100) = ""
-    description: _text(2000) = ""
-    kind: Kind = "object"
-    class_noun: _text(100) = ""
+    token: _text_type(150) = ""
+    title: _text_type(100) = ""
+    description: _text_type(2000) = ""
+    kind: ConceptKind = "object"
+    class_noun: _text_type(100) = ""
     base: BaseKind
-    base_name: _text(200) = ""
-    method: _text(50) = ""
+    base_name: _text_type(200) = ""
+    method: _text_type(50) = ""
     steps: Annotated[StrictInt, Field(ge=0, le=10_000_000)] = 0
-    created: Annotated[str, AfterValidator(_date)] = Field(default_factory=now)
-    author: _text(100) = ""
-    license: _text(100) = ""
+    created: Annotated[str, AfterValidator(_check_date)] = Field(default_factory=utc_now)
+    author: _text_type(100) = ""
+    license: _text_type(100) = ""
     consent: Literal["yes", "no", "unknown"] = "unknown"
-    consent_note: _text(500) = ""
-    trigger_words: Annotated[tuple[_text(100), ...], Field(max_length=16)] = ()
-    prompts: Annotated[tuple[_text(500), ...], Field(max_length=16)] = ()
+    consent_note: _text_type(500) = ""
+    trigger_words: Annotated[tuple[_text_type(100), ...], Field(max_length=16)] = ()
+    prompts: Annotated[tuple[_text_type(500), ...], Field(max_length=16)] = ()
     recipe: Annotated[dict[Key, Scalar], Field(max_length=64)] = {}
     scores: Annotated[dict[Key, FiniteFloat], Field(max_length=64)] = {}
 
@@ -99,46 +99,46 @@ class Card(BaseModel):
             super().__init__(**fields)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            where = show(".".join(str(part) for part in first["loc"]) or "its fields")
-            reason = show(first["msg"])
+            where = printable(".".join(str(part) for part in first["loc"]) or "its fields")
+            reason = printable(first["msg"])
             if first["type"] == "string_too_long":
                 most = first["ctx"]["max_length"]
                 reason = f"it must be text of up to {most:,} characters, got {len(first['input']):,}"
-            raise PersonalError(f"The card's {where} cannot be kept: {reason}.") from error
+            raise UserError(f"The card's {where} cannot be kept: {reason}.") from error
 
 
-FILLED_IN = frozenset(Card.model_fields) - {"token", "base", "created"}  # by people; the rest is as it is
+EDITABLE_FIELDS = frozenset(Card.model_fields) - {"token", "base", "created"}  # by people; the rest is as it is
 
 
-def edited(card: Card, changes: Mapping[str, object]) -> Card:
+def edit_card(card: Card, changes: Mapping[str, object]) -> Card:
     """The card with other facts. recipe and scores are added to; there an empty text or None takes a fact away.
 
-    Raises PersonalError where a fact cannot be changed, has a wrong value, or a licence is not known to SPDX.
+    Raises UserError where a fact cannot be changed, has a wrong value, or a licence is not known to SPDX.
     """
-    from .licences import canonical
+    from .licences import spdx_name
 
-    if strangers := changes.keys() - FILLED_IN:
-        raise PersonalError(f"The card's {show(', '.join(sorted(strangers)))} cannot be changed.")
+    if strangers := changes.keys() - EDITABLE_FIELDS:
+        raise UserError(f"The card's {printable(', '.join(sorted(strangers)))} cannot be changed.")
     new = dict(changes)
     for key in {"recipe", "scores"} & new.keys():
         together = getattr(card, key) | dict(new[key])
         new[key] = {name: value for name, value in together.items() if value not in (None, "")}
     if isinstance(licence := new.get("license"), str):
-        new["license"] = canonical(licence.strip())
+        new["license"] = spdx_name(licence.strip())
     return Card(**(card.model_dump() | new))
 
 
-def read_card(text: str, name: str) -> Card:
-    """The card in a file called `name`, from its JSON. Raises PersonalError."""
-    if len(text) > MAX_CARD:
-        raise damaged(name, "its card is too long")
+def parse_card(text: str, name: str) -> Card:
+    """The card in a file called `name`, from its JSON. Raises UserError."""
+    if len(text) > MAX_CARD_BYTES:
+        raise damaged_file_error(name, "its card is too long")
     try:
-        fields = strict_json(text)
+        fields = parse_strict_json(text)
     except ValueError as error:
-        raise damaged(name, f"the card: {error}") from error
+        raise damaged_file_error(name, f"the card: {error}") from error
     if not isinstance(fields, dict):
-        raise damaged(name, "its card is not a JSON object")
+        raise damaged_file_error(name, "its card is not a JSON object")
     try:
         return Card(**fields)
-    except PersonalError as error:
-        raise PersonalError(f"{show(name)} is refused. {error.problem}", error.fix) from error
+    except UserError as error:
+        raise UserError(f"{printable(name)} is refused. {error.message}", error.hint) from error

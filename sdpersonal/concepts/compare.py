@@ -13,19 +13,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import PersonalError
-from .card import BASES
+from ..errors import UserError
+from .card import BASE_TITLES
 from .concept import Concept, Lora, LoraLayer
 from .plain_lora import is_possible, needs_base, plain_lora
 
 # Between what was measured on concepts of the built-in base (docs/performance.md, "The library"): two trainings of one
 # subject lie above, of different ones below; vectors that started from the same class noun lie above as well.
-PARALLEL = 0.3  # cosine of vectors: 0.31 to 0.91 above, up to 0.27 below
-ALIKE = 0.05  # cosine of LoRAs: 0.08 to 0.21 above, up to 0.03 below. By chance it is 0, where overlap grows with rank
+PARALLEL_COSINE = 0.3  # cosine of vectors: 0.31 to 0.91 above, up to 0.27 below
+UNRELATED_COSINE = (
+    0.05  # cosine of LoRAs: 0.08 to 0.21 above, up to 0.03 below. By chance it is 0, where overlap grows with rank
+)
 
 
 @dataclass(frozen=True)
-class Likeness:
+class Similarity:
     """Two concepts compared; None where one of them lacks what is compared.
 
     vectors: the cosine of their rows, by encoder, and their mean. lora: the cosine of all layers' changes as one long
@@ -47,47 +49,59 @@ class Conflict:
 
     concepts: tuple[str, str]
     kind: str  # base, same, subject, vectors, lora
-    problem: str
+    message: str
     hard: bool = False
     strengths: tuple[float, float] | None = None
 
+    def as_json(self) -> dict[str, object]:
+        """Keys that programs read; they stay as they are."""
+        return {
+            "concepts": self.concepts,
+            "kind": self.kind,
+            "problem": self.message,
+            "hard": self.hard,
+            "strengths": self.strengths,
+        }
 
-def compare(a: Concept, b: Concept) -> Likeness:
-    """Everything there is to compare. Raises PersonalError where they are of different base kinds or widths."""
+
+def compare(a: Concept, b: Concept) -> Similarity:
+    """Everything there is to compare. Raises UserError where they are of different base kinds or widths."""
     if a.card.base != b.card.base:
-        raise PersonalError(
-            f"{a.token} is made for {BASES[a.card.base]}, {b.token} for {BASES[b.card.base]}: "
+        raise UserError(
+            f"{a.token} is made for {BASE_TITLES[a.card.base]}, {b.token} for {BASE_TITLES[b.card.base]}: "
             "their numbers mean different things."
         )
-    encoders = {key: rows_cosine(a.vectors[key], b.vectors[key]) for key in a.vectors.keys() & b.vectors.keys()}
+    encoders = {key: embedding_cosine(a.vectors[key], b.vectors[key]) for key in a.vectors.keys() & b.vectors.keys()}
     vectors = float(np.mean(list(encoders.values()))) if encoders else None
     if a.lora is None or b.lora is None:
-        return Likeness(vectors, encoders, None, {}, None)
+        return Similarity(vectors, encoders, None, {}, None)
     if bound := next((each for each in (a, b) if needs_base(each.lora) or not is_possible(each.lora)), None):
         note = f"{bound.token} changes layers as {bound.lora.kinds}, which cannot be compared without a base."
-        return Likeness(vectors, encoders, None, {}, None, note)
+        return Similarity(vectors, encoders, None, {}, None, note)
     one, two = (plain_lora(each).lora for each in (a, b))
-    return Likeness(vectors, encoders, *lora_cosines(one, two), lora_overlap(one, two))
+    return Similarity(vectors, encoders, *lora_cosines(one, two), lora_overlap(one, two))
 
 
-def conflicts(concepts: Sequence[Concept]) -> list[Conflict]:
+def find_conflicts(concepts: Sequence[Concept]) -> list[Conflict]:
     """What will go wrong when these are named in one prompt, the worst of each pair, from their headers and numbers."""
-    found = (_conflict(a, b) for a, b in itertools.combinations(concepts, 2))
+    found = (_find_conflict(a, b) for a, b in itertools.combinations(concepts, 2))
     return [conflict for conflict in found if conflict]
 
 
-def _conflict(a: Concept, b: Concept) -> Conflict | None:
+def _find_conflict(a: Concept, b: Concept) -> Conflict | None:
     names = str(a.token), str(b.token)
     if a.card.base != b.card.base:
-        what = f"{names[0]} is made for {BASES[a.card.base]}, {names[1]} for {BASES[b.card.base]}"
+        what = f"{names[0]} is made for {BASE_TITLES[a.card.base]}, {names[1]} for {BASE_TITLES[b.card.base]}"
         return Conflict(names, "base", f"{what}: no base can draw both.", hard=True)
     if a.identity == b.identity:
         return Conflict(names, "same", "They are the same concept under two names.", strengths=(1.0, 0.0))
     alike = compare(a, b)
-    if alike.lora is not None and alike.lora > ALIKE:
+    if alike.lora is not None and alike.lora > UNRELATED_COSINE:
         what = f"Their LoRAs do in part the same (cosine {alike.lora:.2f}, {alike.overlap:.0%} of directions shared)"
-        return Conflict(names, "lora", f"{what}; together they do too much of it.", strengths=_shared(alike.lora))
-    if alike.vectors is not None and alike.vectors > PARALLEL:
+        return Conflict(
+            names, "lora", f"{what}; together they do too much of it.", strengths=_balanced_strengths(alike.lora)
+        )
+    if alike.vectors is not None and alike.vectors > PARALLEL_COSINE:
         what = f"Their vectors are nearly parallel (cosine {alike.vectors:.2f})"
         return Conflict(names, "vectors", f"{what}; the text encoder hardly tells them apart.", strengths=(1.0, 0.7))
     noun, styles = a.card.class_noun.casefold(), "style" in (a.card.kind, b.card.kind)
@@ -97,7 +111,7 @@ def _conflict(a: Concept, b: Concept) -> Conflict | None:
     return None
 
 
-def _shared(cosine: float) -> tuple[float, float]:
+def _balanced_strengths(cosine: float) -> tuple[float, float]:
     """Equal strengths at which two changes with this cosine are together as large as one: 1 / sqrt(2 + 2 cos)."""
     strength = round(1 / math.sqrt(2 + 2 * cosine), 1)
     return strength, strength
@@ -106,20 +120,20 @@ def _shared(cosine: float) -> tuple[float, float]:
 # --- vectors ----------------------------------------------------------------------------------------------------------
 
 
-def rows_cosine(a: np.ndarray, b: np.ndarray) -> float:
+def embedding_cosine(a: np.ndarray, b: np.ndarray) -> float:
     """Mean cosine of the rows of (n, d) and (m, d): row by row where n = m, else each of the fewer with its best match.
 
-    Raises PersonalError where the widths differ.
+    Raises UserError where the widths differ.
     """
     if a.shape[1] != b.shape[1]:
-        raise PersonalError(f"Vectors of widths {a.shape[1]} and {b.shape[1]} cannot be compared.")
-    table = _unit(a) @ _unit(b).T
+        raise UserError(f"Vectors of widths {a.shape[1]} and {b.shape[1]} cannot be compared.")
+    table = _normalize(a) @ _normalize(b).T
     if len(a) == len(b):
         return float(np.diag(table).mean())
     return float((table if len(a) < len(b) else table.T).max(axis=1).mean())
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def _normalize(rows: np.ndarray) -> np.ndarray:
     rows = rows.astype(np.float64)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
 
@@ -127,16 +141,16 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 # --- LoRAs ------------------------------------------------------------------------------------------------------------
 
 
-def factors(layer: LoraLayer) -> tuple[np.ndarray, np.ndarray]:
+def scaled_factors(layer: LoraLayer) -> tuple[np.ndarray, np.ndarray]:
     """(up, down), float64, as matrices (out, r) and (r, in * k * k), the scale alpha / r in `up`."""
     rank = layer.rank
     up = layer.up.reshape(len(layer.up), rank).astype(np.float64) * (layer.alpha / rank)
     return up, layer.down.reshape(rank, -1).astype(np.float64)
 
 
-def inner(a: LoraLayer, b: LoraLayer) -> float:
+def inner_product(a: LoraLayer, b: LoraLayer) -> float:
     """The Frobenius inner product of two layers' changes: tr(A^T B) = sum((up_a^T up_b) * (down_a down_b^T))."""
-    (up_a, down_a), (up_b, down_b) = factors(a), factors(b)
+    (up_a, down_a), (up_b, down_b) = scaled_factors(a), scaled_factors(b)
     if up_a.shape[0] != up_b.shape[0] or down_a.shape[1] != down_b.shape[1]:
         return 0.0  # layers of one name in differently built models
     return float(((up_a.T @ up_b) * (down_a @ down_b.T)).sum())
@@ -144,8 +158,8 @@ def inner(a: LoraLayer, b: LoraLayer) -> float:
 
 def lora_cosines(a: Lora, b: Lora) -> tuple[float, dict[str, float]]:
     """The cosine of all changes as one vector, and of each layer that both change."""
-    norms_a, norms_b = ({name: inner(layer, layer) for name, layer in lora.layers.items()} for lora in (a, b))
-    shared = {name: inner(a.layers[name], b.layers[name]) for name in a.layers if name in b.layers}
+    norms_a, norms_b = ({name: inner_product(layer, layer) for name, layer in lora.layers.items()} for lora in (a, b))
+    shared = {name: inner_product(a.layers[name], b.layers[name]) for name in a.layers if name in b.layers}
     whole = math.sqrt(sum(norms_a.values()) * sum(norms_b.values()))
     each = {
         name: value / scale if (scale := math.sqrt(norms_a[name] * norms_b[name])) > 0 else 0.0
@@ -162,7 +176,7 @@ def lora_overlap(a: Lora, b: Lora) -> float:
     once for the outputs; the layer's overlap is the geometric mean of the two.
     """
     total = weights = 0.0
-    energies = [{name: inner(layer, layer) for name, layer in lora.layers.items()} for lora in (a, b)]
+    energies = [{name: inner_product(layer, layer) for name, layer in lora.layers.items()} for lora in (a, b)]
     scales = [math.sqrt(sum(energy.values())) or 1.0 for energy in energies]
     for name in a.layers.keys() | b.layers.keys():
         first, second = (
@@ -177,7 +191,7 @@ def lora_overlap(a: Lora, b: Lora) -> float:
 def _layer_overlap(a: LoraLayer, b: LoraLayer) -> float:
     """From Gram matrices alone: sum_ij p_i q_j c_ij^2 is |A B^T|^2 for the inputs and |A^T B|^2 for the outputs, over
     |A|^2 |B|^2, and the squared norm of a product of factors needs only their inner products, r x r."""
-    (up_a, down_a), (up_b, down_b) = factors(a), factors(b)
+    (up_a, down_a), (up_b, down_b) = scaled_factors(a), scaled_factors(b)
     if len(up_a) != len(up_b) or down_a.shape[1] != down_b.shape[1]:
         return 0.0
     ups = up_a.T @ up_a, up_a.T @ up_b, up_b.T @ up_b

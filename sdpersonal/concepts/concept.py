@@ -23,33 +23,47 @@ from pathlib import Path
 import numpy as np
 
 from .. import storage
-from ..errors import PersonalError
-from ..prompts import Token, show
+from ..errors import UserError
+from ..prompts import Token, printable
 from . import layer_changes as changes
-from .card import Card, read_card
-from .modelspec import kohya, modelspec, picture_from
+from .card import Card, parse_card
+from .modelspec import from_data_url, kohya_metadata, modelspec_metadata
 from .strict_safetensors import (
-    MAX_FILE,
-    Layout,
-    array,
-    check,
-    check_head,
-    damaged,
+    MAX_FILE_BYTES,
+    TensorLayout,
+    damaged_file_error,
     header_length,
     not_read,
-    pack,
-    payload,
+    parse_head_layout,
+    parse_layout,
+    read_tensor,
+    serialize,
+    tensor_bytes,
 )
-from .thumbnail import media_type, thumbnail_bytes
+from .thumbnail import make_thumbnail, media_type
 
-__all__ = ["Card", "Concept", "Header", "Lora", "LoraLayer", "read", "read_header", "thumbnail_bytes", "write"]
+__all__ = [
+    "Card",
+    "Concept",
+    "Header",
+    "Lora",
+    "LoraLayer",
+    "concept_from_bytes",
+    "concept_to_bytes",
+    "make_thumbnail",
+    "read_header",
+]
 
 MAX_VECTORS = 64
-WIDTHS = {"sd1": {"clip_l": 768}, "sd2": {"clip_l": 1024}, "sdxl": {"clip_l": 768, "clip_g": 1280}}  # of vectors
+EMBEDDING_WIDTHS = {
+    "sd1": {"clip_l": 768},
+    "sd2": {"clip_l": 1024},
+    "sdxl": {"clip_l": 768, "clip_g": 1280},
+}  # of vectors
 
 _VERSION = "1"
-_FIRST_READ = 32_768  # bytes: nearly every header, with its thumbnail, in one call
-_SUM = "sdpersonal.header_sha256"
+_FIRST_READ_BYTES = 32_768  # bytes: nearly every header, with its thumbnail, in one call
+_CHECKSUM_KEY = "sdpersonal.header_sha256"
 WHOLE = "sdpersonal.whole"
 _LAYER = re.compile(r"lora_(unet|te|te1|te2)_[A-Za-z0-9_]{1,200}")
 
@@ -93,7 +107,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class Concept:
-    """A word and what is behind it: vectors, a LoRA, or both. Raises PersonalError where they could not work.
+    """A word and what is behind it: vectors, a LoRA, or both. Raises UserError where they could not work.
 
     token: owner and name; version None until a library has given it one. vectors: float32 (n, dim), 1 to 64 rows, keyed
     `clip_l` and, for SDXL, `clip_g`. thumbnail: PNG, JPEG or WebP. The card repeats the token.
@@ -111,18 +125,18 @@ class Concept:
         if self.card.token != str(self.token):
             object.__setattr__(self, "card", self.card.model_copy(update={"token": str(self.token)}))
         if not self.vectors and self.lora is None:
-            raise PersonalError(f"{self.token} holds neither vectors nor a LoRA.")
+            raise UserError(f"{self.token} holds neither vectors nor a LoRA.")
         if self.vectors:
             _check_vectors(self.vectors, self.card.base)
         if self.lora is not None:
             _check_lora(self.lora, self.card.base)
         if self.thumbnail is not None and not media_type(self.thumbnail):
-            raise PersonalError("The thumbnail is not a PNG, JPEG or WebP of at most 250 kB.")
+            raise UserError("The thumbnail is not a PNG, JPEG or WebP of at most 250 kB.")
 
     @cached_property
     def identity(self) -> str:
         """sha256 of the file's bytes after its header, 64 hexadecimal digits; the same under any name."""
-        return storage.sha256(*payload(_tensors(self)))
+        return storage.sha256(*tensor_bytes(_tensors(self)))
 
 
 @dataclass(frozen=True)
@@ -140,11 +154,11 @@ class Header:
 
     @cached_property
     def thumbnail(self) -> bytes | None:
-        """The picture, decoded when it is wanted: a listing of thousands does not. Raises PersonalError."""
+        """The picture, decoded when it is wanted: a listing of thousands does not. Raises UserError."""
         try:
-            return picture_from(self.picture) if self.picture else None
+            return from_data_url(self.picture) if self.picture else None
         except ValueError as error:
-            raise damaged(self.card.token, str(error)) from error
+            raise damaged_file_error(self.card.token, str(error)) from error
 
     @property
     def vectors(self) -> int:
@@ -173,7 +187,7 @@ class Header:
         return layers
 
 
-def holds(vectors: int, lora_rank: int, kinds: str = "") -> str:
+def describe_contents(vectors: int, lora_rank: int, kinds: str = "") -> str:
     """In words: `2 vectors + LoRA rank 4 + norms`; 0 and "" are none. kinds: `Lora.kinds`."""
     texts = [f"{vectors} vector{'s' * (vectors > 1)}"] if vectors else []
     texts += [f"LoRA rank {lora_rank}"] if lora_rank else []
@@ -185,40 +199,42 @@ def _is_plain(names: Iterable[str]) -> bool:
     return set(names) <= changes.PLAIN
 
 
-def write(concept: Concept, notes: Mapping[str, str] | None = None) -> bytes:
+def concept_to_bytes(concept: Concept, notes: Mapping[str, str] | None = None) -> bytes:
     """The concept's file. The same concept gives the same bytes. notes: more text for the header, by key."""
-    return b"".join(parts(concept, notes))
+    return b"".join(concept_to_chunks(concept, notes))
 
 
-def parts(concept: Concept, notes: Mapping[str, str] | None = None) -> list[bytes | memoryview]:
+def concept_to_chunks(concept: Concept, notes: Mapping[str, str] | None = None) -> list[bytes | memoryview]:
     """The same in parts: the header, then the tensors where they lie, since a LoRA of SDXL can be of 1 GB and more."""
-    head, *body = pack(_tensors(concept), _metadata(concept) | dict(notes or {}))
-    head = head.replace(_sum_entry(_NO_SUM), _sum_entry(storage.sha256(head)))
-    check_head(head, len(head) + sum(map(len, body)), str(concept.token))  # nothing is written that could not be read
+    head, *body = serialize(_tensors(concept), _metadata(concept) | dict(notes or {}))
+    head = head.replace(_checksum_entry(_EMPTY_CHECKSUM), _checksum_entry(storage.sha256(head)))
+    parse_head_layout(
+        head, len(head) + sum(map(len, body)), str(concept.token)
+    )  # nothing is written that could not be read
     return [head, *body]
 
 
-def read(data: bytes, name: str) -> Concept:
-    """The concept in the bytes of a file called `name`. Raises PersonalError for all that `write` cannot have made."""
-    layout = check(data, name)
-    header = _read_header(bytes(data[: layout.payload_start]), layout, name, len(data))
+def concept_from_bytes(data: bytes, name: str) -> Concept:
+    """The concept in the bytes of a file called `name`. Raises UserError for all that `write` cannot have made."""
+    layout = parse_layout(data, name)
+    header = _parse_header(bytes(data[: layout.payload_start]), layout, name, len(data))
     if storage.sha256(memoryview(data)[layout.payload_start :]) != header.identity:
-        raise damaged(name, "damaged (sha256 differs from the one in its header)")
+        raise damaged_file_error(name, "damaged (sha256 differs from the one in its header)")
     try:
         vectors, lora = _read_tensors(data, layout, header.token)
         return Concept(header.token, header.card, vectors, lora, header.thumbnail, header.whole)
     except ValueError as error:
-        raise damaged(name, str(error)) from error
-    except PersonalError as error:
-        raise PersonalError(f"{show(name)} is refused. {error.problem}", error.fix) from error
+        raise damaged_file_error(name, str(error)) from error
+    except UserError as error:
+        raise UserError(f"{printable(name)} is refused. {error.message}", error.hint) from error
 
 
 def read_header(path: Path, picture: bool = True) -> Header:
-    """The header alone of the file at `path`; picture: its thumbnail too. Raises PersonalError."""
+    """The header alone of the file at `path`; picture: its thumbnail too. Raises UserError."""
     name = os.path.basename(path)
-    head, size = storage.read_head(path, _FIRST_READ)
+    head, size = storage.read_head(path, _FIRST_READ_BYTES)
     try:
-        if size > MAX_FILE:
+        if size > MAX_FILE_BYTES:
             raise ValueError("it is larger than 4 GB, the most I read")
         whole = 8 + header_length(head, size)
     except ValueError as error:
@@ -226,13 +242,13 @@ def read_header(path: Path, picture: bool = True) -> Header:
     if whole > len(head):
         head, size = storage.read_head(path, whole)
     head = head[:whole]
-    bare = head if picture else _without_picture(head)
-    return _read_header(head, check_head(bare, size - len(head) + len(bare), name), name, size)
+    bare = head if picture else _without_thumbnail(head)
+    return _parse_header(head, parse_head_layout(bare, size - len(head) + len(bare), name), name, size)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
-_NO_SUM = "0" * 64  # stands in the header while its own sum is taken
+_EMPTY_CHECKSUM = "0" * 64  # stands in the header while its own sum is taken
 
 
 def _tensors(concept: Concept) -> dict[str, np.ndarray]:
@@ -253,8 +269,8 @@ def _vectors_name(key: str, concept: Concept) -> str:
     return f"bundle_emb.{concept.token.slug}.{key if concept.card.base == 'sdxl' else 'string_to_param.*'}"
 
 
-def _sum_entry(value: str) -> bytes:
-    return f'"{_SUM}":"{value}"'.encode()  # inside any other text of the header its quotes would be escaped
+def _checksum_entry(value: str) -> bytes:
+    return f'"{_CHECKSUM_KEY}":"{value}"'.encode()  # inside any other text of the header its quotes would be escaped
 
 
 def _metadata(concept: Concept) -> dict[str, str]:
@@ -263,53 +279,53 @@ def _metadata(concept: Concept) -> dict[str, str]:
         "format": "pt",
         "sdpersonal.format": _VERSION,
         "sdpersonal.card": concept.card.model_dump_json(),
-        _SUM: _NO_SUM,
-        **modelspec(concept.card, concept.token, concept.lora is not None, identity, concept.thumbnail),
+        _CHECKSUM_KEY: _EMPTY_CHECKSUM,
+        **modelspec_metadata(concept.card, concept.token, concept.lora is not None, identity, concept.thumbnail),
     }
     if concept.whole:
         metadata[WHOLE] = concept.whole
     if concept.lora is not None:
         layers = concept.lora.layers.values()
         ranks, alphas = {layer.rank for layer in layers}, {float(layer.alpha) for layer in layers}
-        metadata |= kohya(concept.card, ranks, alphas, identity, bool(concept.lora.changes))
+        metadata |= kohya_metadata(concept.card, ranks, alphas, identity, bool(concept.lora.changes))
     return metadata
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
-_PICTURE = b'"modelspec.thumbnail":"'  # as `write` has it; inside any other text its quotes would be escaped
+_THUMBNAIL_PREFIX = b'"modelspec.thumbnail":"'  # as `write` has it; inside any other text its quotes would be escaped
 
 
-def _without_picture(head: bytes) -> bytes:
+def _without_thumbnail(head: bytes) -> bytes:
     """The same header with an empty thumbnail: of 20 kB of JSON a listing reads one."""
-    start = head.find(_PICTURE) + len(_PICTURE)
+    start = head.find(_THUMBNAIL_PREFIX) + len(_THUMBNAIL_PREFIX)
     end = head.find(b'"', start)
-    if start < len(_PICTURE) or end < 0 or b"\\" in head[start:end]:
+    if start < len(_THUMBNAIL_PREFIX) or end < 0 or b"\\" in head[start:end]:
         return head
     return (len(head) - 8 - (end - start)).to_bytes(8, "little") + head[8:start] + head[end:]
 
 
-def _read_header(head: bytes, layout: Layout, name: str, size: int) -> Header:
-    """head: all bytes before the payload; size: of the whole file. Raises PersonalError."""
+def _parse_header(head: bytes, layout: TensorLayout, name: str, size: int) -> Header:
+    """head: all bytes before the payload; size: of the whole file. Raises UserError."""
     metadata = layout.metadata
     if "sdpersonal.card" not in metadata:
-        raise PersonalError(f"{show(name)} is not one of our concepts.", "Import it: sdpersonal concepts import FILE")
+        raise UserError(f"{printable(name)} is not one of our concepts.", "Import it: sdpersonal concepts import FILE")
     if metadata.get("sdpersonal.format") != _VERSION:
-        raise PersonalError(f"{show(name)} was made by a newer sdpersonal.", "Update sdpersonal.")
-    written = metadata.get(_SUM, "")
-    if storage.sha256(head.replace(_sum_entry(written), _sum_entry(_NO_SUM))) != written:
-        raise damaged(name, "damaged (its header was changed)")
-    card = read_card(metadata["sdpersonal.card"], name)
+        raise UserError(f"{printable(name)} was made by a newer sdpersonal.", "Update sdpersonal.")
+    written = metadata.get(_CHECKSUM_KEY, "")
+    if storage.sha256(head.replace(_checksum_entry(written), _checksum_entry(_EMPTY_CHECKSUM))) != written:
+        raise damaged_file_error(name, "damaged (its header was changed)")
+    card = parse_card(metadata["sdpersonal.card"], name)
     token = Token.parse(card.token)
     shapes = {tensor: place.shape for tensor, place in layout.tensors.items()}
     identity = metadata.get("modelspec.hash_sha256", "").removeprefix("0x")
     picture, whole = metadata.get("modelspec.thumbnail", ""), metadata.get(WHOLE, "")
     if not re.fullmatch(r"([0-9a-f]{64})?", whole):
-        raise damaged(name, f"its {WHOLE} is no sha256")
+        raise damaged_file_error(name, f"its {WHOLE} is no sha256")
     return Header(token, card, shapes, picture, size, size - len(head), identity, whole)
 
 
-def _read_tensors(data: bytes, layout: Layout, token: Token) -> tuple[dict[str, np.ndarray], Lora | None]:
+def _read_tensors(data: bytes, layout: TensorLayout, token: Token) -> tuple[dict[str, np.ndarray], Lora | None]:
     """Vectors and LoRA. Raises ValueError where a tensor belongs to neither."""
     vectors: dict[str, np.ndarray] = {}
     layers: dict[str, dict[str, np.ndarray]] = {}
@@ -318,29 +334,31 @@ def _read_tensors(data: bytes, layout: Layout, token: Token) -> tuple[dict[str, 
     for name in layout.tensors:
         layer, _, part = name.partition(".")
         if name in ("emb_params", bundle + "string_to_param.*"):
-            vectors["clip_l"] = np.array(array(data, layout, name), np.float32)  # few, so they can be anybody's own
+            vectors["clip_l"] = np.array(
+                read_tensor(data, layout, name), np.float32
+            )  # few, so they can be anybody's own
         elif name.removeprefix(bundle) in ("clip_l", "clip_g"):
-            vectors[name.removeprefix(bundle)] = np.array(array(data, layout, name), np.float32)
+            vectors[name.removeprefix(bundle)] = np.array(read_tensor(data, layout, name), np.float32)
         elif _LAYER.fullmatch(layer) and part in changes.SUFFIXES:
-            layers.setdefault(layer, {})[part] = array(data, layout, name)
+            layers.setdefault(layer, {})[part] = read_tensor(data, layout, name)
         else:
             strangers.append(name)
     for layer, tensors in layers.items():
         if not (_is_plain(tensors) or changes.is_whole(tensors)):
             strangers += [f"{layer}.{part}" for part in tensors]
     if strangers:
-        raise ValueError(f"I do not know its tensors {show(', '.join(strangers[:3]))}")
+        raise ValueError(f"I do not know its tensors {printable(', '.join(strangers[:3]))}")
     if not layers:
         return vectors, None
-    plain = {name: _layer(name, parts) for name, parts in layers.items() if _is_plain(parts)}
+    plain = {name: _build_layer(name, parts) for name, parts in layers.items() if _is_plain(parts)}
     return vectors, Lora(plain, {name: parts for name, parts in layers.items() if name not in plain})
 
 
-def _layer(name: str, parts: dict[str, np.ndarray]) -> LoraLayer:
+def _build_layer(name: str, parts: dict[str, np.ndarray]) -> LoraLayer:
     if missing := changes.PLAIN - parts.keys():
-        raise ValueError(f"layer {show(name)} lacks its {' and '.join(sorted(missing))}")
+        raise ValueError(f"layer {printable(name)} lacks its {' and '.join(sorted(missing))}")
     if parts["alpha"].size != 1:
-        raise ValueError(f"the alpha of layer {show(name)} is not one number")
+        raise ValueError(f"the alpha of layer {printable(name)} is not one number")
     return LoraLayer(parts["lora_down.weight"], parts["lora_up.weight"], float(parts["alpha"].reshape(())))
 
 
@@ -348,42 +366,42 @@ def _layer(name: str, parts: dict[str, np.ndarray]) -> LoraLayer:
 
 
 def check_token(token: Token) -> None:
-    """Raise PersonalError unless a concept can have this token: it has an owner, and `parse` would read it the same."""
+    """Raise UserError unless a concept can have this token: it has an owner, and `parse` would read it the same."""
     if token.owner is None:
-        raise PersonalError(f"{token} has no owner.", f"Write it like <me/{token.name}>.")
+        raise UserError(f"{token} has no owner.", f"Write it like <me/{token.name}>.")
     if Token.parse(str(token)) != token or Token.parse(str(token.unversioned())) != token.unversioned():
-        raise PersonalError(f"{token.unversioned()} ends like a version.", "Leave out the -v and the number.")
+        raise UserError(f"{token.unversioned()} ends like a version.", "Leave out the -v and the number.")
 
 
 def _check_vectors(vectors: dict[str, np.ndarray], base: str) -> None:
     encoders = {"clip_l", "clip_g"} if base == "sdxl" else {"clip_l"}
     if vectors.keys() != encoders:
-        raise PersonalError(f"A concept for {base} has vectors {sorted(encoders)}, not {show(str(sorted(vectors)))}.")
+        raise UserError(f"A concept for {base} has vectors {sorted(encoders)}, not {printable(str(sorted(vectors)))}.")
     for key, rows in vectors.items():
-        width = WIDTHS.get(base, {}).get(key)
+        width = EMBEDDING_WIDTHS.get(base, {}).get(key)
         if rows.dtype != np.float32 or rows.ndim != 2 or (width and rows.shape[1] != width):
             wanted = f"(n, {width or 'dim'}) float32"
-            raise PersonalError(f"The vectors {key} for {base} must be {wanted}, not {rows.shape} {rows.dtype}.")
+            raise UserError(f"The vectors {key} for {base} must be {wanted}, not {rows.shape} {rows.dtype}.")
         if not 1 <= len(rows) <= MAX_VECTORS:
-            raise PersonalError(f"A concept has 1 to {MAX_VECTORS} vectors, not {len(rows)}.")
+            raise UserError(f"A concept has 1 to {MAX_VECTORS} vectors, not {len(rows)}.")
         if not (finite := np.isfinite(rows).all(axis=1)).all():
-            raise PersonalError(f"Row {finite.argmin()} of the vectors {key} holds numbers that are not finite.")
+            raise UserError(f"Row {finite.argmin()} of the vectors {key} holds numbers that are not finite.")
     if len({len(rows) for rows in vectors.values()}) > 1:
-        raise PersonalError("The encoders' vectors differ in number.")
+        raise UserError("The encoders' vectors differ in number.")
 
 
 def _check_lora(lora: Lora, base: str) -> None:
     if not lora.layers and not lora.changes:
-        raise PersonalError("The LoRA has no layers.")
+        raise UserError("The LoRA has no layers.")
     encoders = ("unet", "te1", "te2") if base == "sdxl" else ("unet", "te")
     for name in (*lora.layers, *lora.changes):
         found = _LAYER.fullmatch(name)
         if not found or found[1] not in encoders or (name in lora.layers and name in lora.changes):
-            raise PersonalError(f"{show(name)} is not a LoRA layer of {base}.")
+            raise UserError(f"{printable(name)} is not a LoRA layer of {base}.")
         plain = name in lora.layers
         problem = _layer_problem(lora.layers[name]) if plain else _change_problem(lora.changes[name])
         if problem:
-            raise PersonalError(f"LoRA layer {show(name)}: {problem}.")
+            raise UserError(f"LoRA layer {printable(name)}: {problem}.")
 
 
 def _change_problem(change: changes.Change) -> str | None:

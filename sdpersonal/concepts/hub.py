@@ -11,27 +11,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import storage
-from ..errors import NoRoom, PersonalError
-from ..prompts import Token, show
+from ..errors import DiskFull, UserError
+from ..prompts import Token, printable
 from . import exporters
 from .concept import Concept
 from .importers.diffusers import FILES
 from .importers.folders import read_folder
-from .importers.hub_repositories import TAG, Repository, fetched, native, quieten, split
-from .model_card import PICTURES, model_card
-from .thumbnail import remade
+from .importers.hub_repositories import (
+    HUB_TAG,
+    Repository,
+    fetch_repository,
+    find_native,
+    parse_repository,
+    silence_hub_client,
+)
+from .model_card import GRID_FILE, model_card
+from .thumbnail import reencode_thumbnail
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from PIL import Image
 
-_SECONDS = 4  # for the Hub to answer in
-_MAX_PICTURE = 50_000_000  # bytes
+_TIMEOUT = 4  # for the Hub to answer in
+_MAX_IMAGE_BYTES = 50_000_000  # bytes
 _RECIPE = "sdpersonal"  # the key in a PNG's text that `generation.Picture` writes
 
 
 @dataclass(frozen=True)
-class Upload:
+class RepositoryFile:
     """One file as it will be sent: its name in the repository, its bytes, what it is there for."""
 
     name: str
@@ -39,81 +46,85 @@ class Upload:
     purpose: str
 
 
-def uploads(concept: Concept, hub_id: str, pictures: Sequence[Path] = ()) -> list[Upload]:
+def files_to_push(concept: Concept, hub_id: str, pictures: Sequence[Path] = ()) -> list[RepositoryFile]:
     """Every byte that `push` sends. pictures: PNGs drawn with this very concept, which become one grid.
 
-    Raises PersonalError for a picture that was not drawn with it, and for a person who is not known to agree.
+    Raises UserError for a picture that was not drawn with it, and for a person who is not known to agree.
     """
-    hub_id = _checked(hub_id)
+    hub_id = _check_hub_id(hub_id)
     if concept.card.kind == "person" and concept.card.consent != "yes":
-        raise PersonalError(
+        raise UserError(
             f"{concept.token} shows a person, and its card does not say that they agree.",
             f"Ask them, then: sdpersonal concepts edit '{concept.token}' --consent yes",
         )
-    drawn = [_drawn(path, concept) for path in pictures]
+    drawn = [_read_own_image(path, concept) for path in pictures]
     ours = exporters.sdpersonal_file.write(concept)
     prompts = [prompt for _, prompt in drawn]
-    grid = _grid(concept, [image for image, _ in drawn])
+    grid = _image_grid(concept, [image for image, _ in drawn])
     card = model_card(concept, ours, hub_id, prompts, grid is not None)
-    sent = [Upload("README.md", card.encode(), "model card: what it is, its licence, how it is used")]
-    sent += [Upload(name, data, "the concept, for sdpersonal and most programs") for name, data in ours.files.items()]
+    sent = [RepositoryFile("README.md", card.encode(), "model card: what it is, its licence, how it is used")]
+    sent += [
+        RepositoryFile(name, data, "the concept, for sdpersonal and most programs") for name, data in ours.files.items()
+    ]
     if exporters.diffusers.is_possible(concept):
         made = exporters.diffusers.write(concept)
-        sent += [Upload(name, data, "the same for diffusers") for name, data in made.files.items()]
-    sent += [Upload(PICTURES, grid, "pictures drawn with it, for the model card")] if grid else []
+        sent += [RepositoryFile(name, data, "the same for diffusers") for name, data in made.files.items()]
+    sent += [RepositoryFile(GRID_FILE, grid, "pictures drawn with it, for the model card")] if grid else []
     return sent
 
 
-def push(concept: Concept, sent: Sequence[Upload], hub_id: str, public: bool = False, api: HfApi | None = None) -> str:
+def push(
+    concept: Concept, sent: Sequence[RepositoryFile], hub_id: str, public: bool = False, api: HfApi | None = None
+) -> str:
     """Send the files as one commit, into a new private repository if there is none; returns the page's address.
 
-    Raises PersonalError within seconds where the Hub is out of reach or does not let us, or where the repository holds
+    Raises UserError within seconds where the Hub is out of reach or does not let us, or where the repository holds
     something else.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
-    hub_id, api = _checked(hub_id), api or HfApi()
+    hub_id, api = _check_hub_id(hub_id), api or HfApi()
     if not (api.token or get_token()):
-        raise PersonalError("You are not logged in to the Hub.", "Once: hf auth login")
-    quieten()
+        raise UserError("You are not logged in to the Hub.", "Once: hf auth login")
+    silence_hub_client()
     try:
         # First what answers or fails at once: the other calls wait without end.
-        there = _there(api, hub_id)
+        there = _repository_info(api, hub_id)
         api.whoami()
-        stale = _replaceable(there, hub_id) - {each.name for each in sent}
+        stale = _replaceable_files(there, hub_id) - {each.name for each in sent}
         if there is None:
             api.create_repo(hub_id, private=not public, exist_ok=True)
         changes = [CommitOperationAdd(each.name, each.data) for each in sent]
         changes += [CommitOperationDelete(name) for name in sorted(stale)]
         api.create_commit(hub_id, changes, commit_message=f"Add {concept.token}")
-    except PersonalError:
+    except UserError:
         raise
     except Exception as error:  # the Hub client raises its own, httpx's and OSError's
-        raise _explained(error, hub_id) from None
+        raise _hub_error(error, hub_id) from None
     return f"{api.endpoint}/{hub_id}"
 
 
 def pull(hub_id: str, as_: Token | None = None) -> Concept:
-    """The concept in a repository of the Hub, ours or anybody's. Raises PersonalError."""
-    repository = Repository(_checked(hub_id))
-    return read_folder(fetched(repository), as_, *repository.words)
+    """The concept in a repository of the Hub, ours or anybody's. Raises UserError."""
+    repository = Repository(_check_hub_id(hub_id))
+    return read_folder(fetch_repository(repository), as_, *repository.words)
 
 
 # --- what is sent -----------------------------------------------------------------------------------------------------
 
 
-def _checked(hub_id: str) -> str:
-    found = split(hub_id)
+def _check_hub_id(hub_id: str) -> str:
+    found = parse_repository(hub_id)
     if not found or found.file:
-        raise PersonalError(f"{show(hub_id)} is not a repository's name.", "Write it like karpathy/cool-object.")
+        raise UserError(f"{printable(hub_id)} is not a repository's name.", "Write it like karpathy/cool-object.")
     return found.id
 
 
-def _drawn(path: Path, concept: Concept) -> tuple[Image.Image, str]:
+def _read_own_image(path: Path, concept: Concept) -> tuple[Image.Image, str]:
     """A picture and its prompt, if its recipe names this concept's vectors and weights: so no photo gets in."""
     from PIL import Image
 
-    data = storage.read_bytes(path, _MAX_PICTURE)
+    data = storage.read_bytes(path, _MAX_IMAGE_BYTES)
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
             recipe = json.loads(picture.text[_RECIPE])
@@ -122,64 +133,65 @@ def _drawn(path: Path, concept: Concept) -> tuple[Image.Image, str]:
     except Exception:  # Pillow raises many kinds; a photo has no recipe
         used = set()
     if concept.identity not in used:
-        raise PersonalError(
-            f"{show(str(path))} is not a picture that was drawn with {concept.token}.", "Draw some: sdpersonal generate"
+        raise UserError(
+            f"{printable(str(path))} is not a picture that was drawn with {concept.token}.",
+            "Draw some: sdpersonal generate",
         )
     return image, prompt
 
 
-def _grid(concept: Concept, images: Sequence[Image.Image]) -> bytes | None:
+def _image_grid(concept: Concept, images: Sequence[Image.Image]) -> bytes | None:
     """The pictures on one sheet, or the thumbnail, remade from pixels; None where there are neither."""
     from PIL import Image
 
-    from ..image_grid import laid_out, png
+    from ..image_grid import captioned_grid, encode_png
 
     if images:
-        return png(laid_out([(image, "") for image in images], tile=256))
+        return encode_png(captioned_grid([(image, "") for image in images], tile=256))
     if concept.thumbnail:
-        with Image.open(io.BytesIO(remade(concept.thumbnail))) as picture:
-            return png(picture.convert("RGB"))
+        with Image.open(io.BytesIO(reencode_thumbnail(concept.thumbnail))) as picture:
+            return encode_png(picture.convert("RGB"))
     return None
 
 
 # --- what is there ----------------------------------------------------------------------------------------------------
 
 
-def _there(api: HfApi, hub_id: str):
+def _repository_info(api: HfApi, hub_id: str):
     """What the Hub knows of a repository; None if there is none."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        return api.model_info(hub_id, timeout=_SECONDS)
+        return api.model_info(hub_id, timeout=_TIMEOUT)
     except GatedRepoError:
         raise
     except RepositoryNotFoundError:
         return None
 
 
-def _replaceable(there, hub_id: str) -> set[str]:
-    """The files that an earlier push left. Raises PersonalError where others would be overwritten."""
+def _replaceable_files(there, hub_id: str) -> set[str]:
+    """The files that an earlier push left. Raises UserError where others would be overwritten."""
     names = {each.rfilename for each in (there.siblings or ())} - {".gitattributes"} if there else set()
     tags = (there.tags or ()) if there else ()
-    ours = {"README.md", PICTURES, *FILES, native(names, tags)}
-    if names - {"README.md"} and (TAG not in tags or names - ours):
-        raise PersonalError(f"{hub_id} is there already and holds something else.", "Choose another name.")
+    ours = {"README.md", GRID_FILE, *FILES, find_native(names, tags)}
+    if names - {"README.md"} and (HUB_TAG not in tags or names - ours):
+        raise UserError(f"{hub_id} is there already and holds something else.", "Choose another name.")
     return names - {"README.md"}
 
 
-def _explained(error: Exception, hub_id: str) -> PersonalError:
+def _hub_error(error: Exception, hub_id: str) -> UserError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoRoom("The disk is full; nothing was sent.", "Make room and run it again.")
+        return DiskFull("The disk is full; nothing was sent.", "Make room and run it again.")
     if status == 401:
-        return PersonalError("The Hub does not know your login.", "Log in again: hf auth login")
+        return UserError("The Hub does not know your login.", "Log in again: hf auth login")
     if status == 403:
-        return PersonalError(f"You may not write to {hub_id}.", "Its owner must be you, and the login a write token.")
+        return UserError(f"You may not write to {hub_id}.", "Its owner must be you, and the login a write token.")
     if status == 429:
-        return PersonalError("The Hub asks for a pause: too many requests.", "Try again in some minutes.")
+        return UserError("The Hub asks for a pause: too many requests.", "Try again in some minutes.")
     if status:
-        return PersonalError(f"The Hub refused {hub_id} (HTTP {status}): {show(_reason(error))}", "Try again later.")
-    return PersonalError(
+        return UserError(f"The Hub refused {hub_id} (HTTP {status}): {printable(_reason(error))}", "Try again later.")
+    return UserError(
         "I cannot reach the Hub, or the connection broke; nothing has changed there.", "Go online and try again."
     )
 

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from ..errors import NoRoom, PersonalError
-from ..prompts import Token, show
-from .concept import Concept, holds
-from .importers.contents import OWNER
-from .importers.folders import CHECKPOINT, Apart, Source, concepts_in, joined, read_source
-from .importers.hub_repositories import fetched, split
+from ..errors import DiskFull, UserError
+from ..prompts import Token, printable
+from .concept import Concept, describe_contents
+from .importers.contents import DEFAULT_OWNER
+from .importers.folders import CHECKPOINT, Apart, Source, find_concepts, joined, read_source
+from .importers.hub_repositories import fetch_repository, parse_repository
 from .importers.to_concept import token_of_file
 from .library import Library, Taken
 
-__all__ = ["DUPLICATES", "Duplicates", "Outcome", "Source", "bring_in", "joined", "sources"]
+__all__ = ["DUPLICATES", "Duplicates", "ImportOutcome", "Source", "find_sources", "import_all", "joined"]
 
 Duplicates = Literal["refuse", "versions", "filenames"]
 DUPLICATES: tuple[Duplicates, ...] = get_args(Duplicates)
@@ -36,51 +36,51 @@ _PLAIN = 50  # steps: plain numbers that are not multiples of it may be of diffe
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ImportOutcome:
     """What happened to one source. what: what the concept holds, in words; kinds: as `Lora.kinds`."""
 
     source: str
     token: Token | None = None
     done: str = "refused"  # or "imported", "here already"
     what: str = ""
-    error: PersonalError | None = None
+    error: UserError | None = None
     kinds: str = ""
 
     def as_json(self) -> dict[str, object]:
-        problem, fix = (self.error.problem, self.error.fix) if self.error else (None, None)
+        problem, fix = (self.error.message, self.error.hint) if self.error else (None, None)
         token = str(self.token) if self.token else None
         facts = {"from": self.source, "done": self.done, "token": token, "problem": problem, "fix": fix}
         return facts | ({"lora_kinds": self.kinds} if self.kinds else {})
 
 
-def sources(asked: str, steps: bool = False) -> list[Source]:
-    """What a path or a repository's name stands for, one concept each. Raises PersonalError.
+def find_sources(asked: str, steps: bool = False) -> list[Source]:
+    """What a path or a repository's name stands for, one concept each. Raises UserError.
 
     steps: files that training left on its way, `learned_embeds-steps-500`, count beside the last one.
     """
     path = Path(asked)
-    repository = None if path.exists() else split(asked)
+    repository = None if path.exists() else parse_repository(asked)
     if repository:
-        folder, (owner, place) = fetched(repository), repository.words
+        folder, (owner, place) = fetch_repository(repository), repository.words
         if repository.file:
             return [Source(folder / repository.file, (), owner)]
-        found = concepts_in(folder, owner, place, steps)
+        found = find_concepts(folder, owner, place, steps)
     else:
-        found = concepts_in(path, steps=steps)
+        found = find_concepts(path, steps=steps)
     if not found:
-        raise PersonalError(
-            f"{show(asked, 200)} holds no embedding or LoRA.", "They are .safetensors, .pt or .bin files."
+        raise UserError(
+            f"{printable(asked, 200)} holds no embedding or LoRA.", "They are .safetensors, .pt or .bin files."
         )
     return found
 
 
-def bring_in(
+def import_all(
     library: Library,
     found: Sequence[Source],
     as_: Token | None = None,
     replace: bool = False,
     duplicates: Duplicates = "refuse",
-) -> Iterator[Outcome]:
+) -> Iterator[ImportOutcome]:
     """Import one after the other; one that is refused does not stop the next, a full disk does.
 
     duplicates: what becomes of another concept under a name that is taken: it is refused, it becomes the next version
@@ -90,9 +90,9 @@ def bring_in(
     series = _series(found) if duplicates == "versions" else {}
     for source in sorted(found, key=lambda each: series[each].step if each in series else 0):
         word = names.get(source, as_)
-        for outcome in _import(library, source, word, replace, duplicates, series.get(source)):
+        for outcome in _import_one(library, source, word, replace, duplicates, series.get(source)):
             yield outcome
-            if isinstance(outcome.error, NoRoom):  # nothing after it would fare better
+            if isinstance(outcome.error, DiskFull):  # nothing after it would fare better
                 return
 
 
@@ -104,14 +104,14 @@ class _Snapshot:
     step: int
 
 
-def _import(
+def _import_one(
     library: Library,
     source: Source,
     as_: Token | None,
     replace: bool,
     duplicates: Duplicates,
     snapshot: _Snapshot | None = None,
-) -> Iterator[Outcome]:
+) -> Iterator[ImportOutcome]:
     """One source; its files one by one where they turn out to be no parts of one concept."""
     try:
         concept = read_source(source, as_)
@@ -125,16 +125,16 @@ def _import(
             token, here = _keep_by_file(library, concept, source, replace)
     except Apart:
         for path in source.files:
-            yield from _import(library, dataclasses.replace(source, path=path, files=()), as_, replace, duplicates)
-    except PersonalError as error:
-        yield Outcome(source.label, error=error)
+            yield from _import_one(library, dataclasses.replace(source, path=path, files=()), as_, replace, duplicates)
+    except UserError as error:
+        yield ImportOutcome(source.label, error=error)
     else:
         kinds = concept.lora.kinds if concept.lora else ""
-        yield Outcome(source.label, token, "here already" if here else "imported", _summary(concept), kinds=kinds)
+        yield ImportOutcome(source.label, token, "here already" if here else "imported", _summary(concept), kinds=kinds)
 
 
 def _keep(library: Library, concept: Concept, replace: bool, count_up: bool = False) -> tuple[Token, bool]:
-    """Its token in the library, and whether it was there before. Raises PersonalError."""
+    """Its token in the library, and whether it was there before. Raises UserError."""
     before = library.identities(concept.token)
     token = library.keep(concept, replace, count_up)
     return token, before.get(token) == library.find(token).identity and not replace
@@ -152,7 +152,7 @@ def _keep_by_file(library: Library, concept: Concept, source: Source, replace: b
 
 def _of_series(concept: Concept, source: Source, snapshot: _Snapshot) -> Concept:
     """The concept under the name that its snapshots share, if it is called by its file's name."""
-    owner = concept.token.owner or OWNER
+    owner = concept.token.owner or DEFAULT_OWNER
     token = token_of_file(snapshot.series, owner)
     by_file = concept.token == token_of_file(source.path.name, owner)
     return dataclasses.replace(concept, token=token) if by_file and token else concept
@@ -164,7 +164,7 @@ def _file_names(found: Iterable[Source]) -> dict[Source, Token]:
     for source in found:
         try:
             tokens[source] = read_source(source).token
-        except PersonalError:  # it is told when it is imported
+        except UserError:  # it is told when it is imported
             continue
     count = Counter(token.unversioned() for token in tokens.values())
     named = {source: _file_name(source, token) for source, token in tokens.items() if count[token.unversioned()] > 1}
@@ -183,7 +183,7 @@ def _with_folder(source: Source, token: Token) -> Token:
 
 def _file_name(source: Source, token: Token) -> Token:
     """The file's name as a token; where any tool's file is called so, its folder's or its step behind the own name."""
-    owner = token.owner or OWNER
+    owner = token.owner or DEFAULT_OWNER
     if named := token_of_file(source.path.name, owner):
         return named
     match = _SNAPSHOT.fullmatch(source.path.stem)
@@ -231,7 +231,7 @@ def _run_of(path: Path) -> str:
 def _summary(concept: Concept) -> str:
     rows = max((len(rows) for rows in concept.vectors.values()), default=0)
     lora = concept.lora
-    parts = [concept.card.base, holds(rows, lora.rank if lora else 0, lora.kinds if lora else "")]
+    parts = [concept.card.base, describe_contents(rows, lora.rank if lora else 0, lora.kinds if lora else "")]
     parts += ["exact when generating here"] if lora and lora.kinds else []
     if length := concept.card.recipe.get("longest_row"):
         parts += [f"rows up to {length:g} long, where a word's is 0.4: try other strengths"]

@@ -15,23 +15,23 @@ from pathlib import Path
 
 from .. import storage
 from ..config.text_checks import check_path
-from ..errors import PersonalError
-from ..prompts import Token, show
-from .card import Card, edited
-from .concept import Concept, check_token, holds, parts, read, read_header
+from ..errors import UserError
+from ..prompts import Token, printable
+from .card import Card, edit_card
+from .concept import Concept, check_token, concept_from_bytes, concept_to_chunks, describe_contents, read_header
 from .importers.folders import read_path, united
-from .strict_safetensors import MAX_FILE
+from .strict_safetensors import MAX_FILE_BYTES
 
 SUFFIX = ".safetensors"
 TAKEN = (
     "Give it another name with --as '<owner/name>', take its place with --replace, or keep both: "
     "--duplicates versions (or filenames)"
 )
-_PATIENCE = 60.0  # seconds to wait for another process that is adding or removing
+_LOCK_TIMEOUT = 60.0  # seconds to wait for another process that is adding or removing
 OTHER_PART = "If they are one concept, import both files at once with --replace; else keep both: --duplicates filenames"
 
 
-class Taken(PersonalError):
+class Taken(UserError):
     """A name that another concept has in the library."""
 
 
@@ -50,14 +50,14 @@ class Entry:
     identity: str | None = None  # sha256 as the header has it; `Library.verify` proves it
 
     @property
-    def holds(self) -> str:
+    def contents(self) -> str:
         """What is in it, in words."""
-        return holds(self.vectors, self.lora_rank, self.kinds)
+        return describe_contents(self.vectors, self.lora_rank, self.kinds)
 
     @property
     def thumbnail(self) -> bytes | None:
         """The picture, read now: a listing of thousands must not hold them all."""
-        with suppress(PersonalError):
+        with suppress(UserError):
             return read_header(self.path).thumbnail
         return None
 
@@ -80,7 +80,7 @@ class Entry:
 
 
 class Library:
-    """The concepts in `folder`, which need not exist until something is added. Every method raises PersonalError."""
+    """The concepts in `folder`, which need not exist until something is added. Every method raises UserError."""
 
     def __init__(self, folder: str | os.PathLike):
         check_path(folder, "library")
@@ -98,7 +98,7 @@ class Library:
         """The entry that `token` means: the newest version, unless it names one."""
         entry = self._entry(self._resolve(token))
         if entry is None:
-            raise PersonalError(f"{token} was removed just now.")
+            raise UserError(f"{token} was removed just now.")
         return entry
 
     def get(self, token: Token) -> Concept:
@@ -125,12 +125,12 @@ class Library:
         for entry in self.list():
             try:
                 self._load(entry.token)
-            except PersonalError as error:
+            except UserError as error:
                 if os.path.lexists(entry.path):  # else removed meanwhile
-                    problems.append((entry, error.problem))
+                    problems.append((entry, error.message))
         return problems
 
-    def strays(self) -> list[Path]:
+    def misplaced_files(self) -> list[Path]:
         """Files that look like concepts but that no token can mean: wrongly named, or in a wrong or linked folder."""
         known = {self._path(token) for token in self._tokens()}
         places = [self.folder, *(Path(each) for each in _scan(self.folder) if each.is_dir())]
@@ -145,7 +145,7 @@ class Library:
         A concept whose vectors and weights are here under that name already is not added again: its token is returned.
         replace: take the place of the newest version, or of the one that the token names.
         """
-        with self.changing():
+        with self.write_lock():
             return self._put(concept, replace, count_up=True)
 
     def import_(self, path: str | os.PathLike, as_: Token | None = None, replace: bool = False) -> Token:
@@ -157,21 +157,26 @@ class Library:
 
         A part that an export made of a concept joins the other part, if that is here, and adds nothing to the whole.
         """
-        with self.changing():
+        with self.write_lock():
             if not replace and (token := self._with_other_part(concept)):
                 return token
-            if count_up and concept.token.version and self._matching(concept.token) and not self._same(concept):
+            if (
+                count_up
+                and concept.token.version
+                and self._matching(concept.token)
+                and not self._find_identical(concept)
+            ):
                 concept = dataclasses.replace(concept, token=concept.token.unversioned())
             return self._put(concept, replace, count_up)
 
     def edit(self, token: Token, changes: Mapping[str, object]) -> Token:
         """Write other facts on a concept's card (`card.edited`); its version and identity stay. Returns its token."""
         found = self._resolve(token)
-        with self.changing():
+        with self.write_lock():
             concept = self._load(found)
-            card = edited(concept.card, changes)
+            card = edit_card(concept.card, changes)
             if card != concept.card:
-                storage.write_bytes(self._path(found), *parts(dataclasses.replace(concept, card=card)))
+                storage.write_bytes(self._path(found), *concept_to_chunks(dataclasses.replace(concept, card=card)))
         return found
 
     def rename(self, old: Token, new: Token) -> list[Token]:
@@ -180,15 +185,15 @@ class Library:
         new = dataclasses.replace(new, owner=new.owner or found.owner)
         check_token(new)
         if new.version and not old.version:
-            raise PersonalError(f"{new} names a version, {old} does not.", "Give both a version, or neither.")
-        with self.changing():
+            raise UserError(f"{new} names a version, {old} does not.", "Give both a version, or neither.")
+        with self.write_lock():
             moves = [
                 (at, dataclasses.replace(new, version=new.version or at.version))
                 for at in self._matching(found if old.version else found.unversioned())
             ]
             taken = self._matching(moves[0][1] if old.version else new) if moves else []
             if taken:
-                raise PersonalError(f"{taken[-1]} is here already.", "Choose another name.")
+                raise UserError(f"{taken[-1]} is here already.", "Choose another name.")
             for at, to in moves:
                 self._move(at, to)
             storage.remove_empty_folder(self.folder / found.owner)
@@ -200,13 +205,11 @@ class Library:
         into: a library on the same disk that gets the files, to the bit, instead (`trash.Trash`).
         """
         found = self._resolve(token)
-        with self.changing():
+        with self.write_lock():
             doomed = self._matching(found if token.version else found.unversioned())
             if len(doomed) > 1 and not all_versions:
-                names = show(", ".join(str(each) for each in doomed))
-                raise PersonalError(
-                    f"{found.unversioned()} has several versions: {names}.", "Name one, or ask for all."
-                )
+                names = printable(", ".join(str(each) for each in doomed))
+                raise UserError(f"{found.unversioned()} has several versions: {names}.", "Name one, or ask for all.")
             for each in doomed:
                 into.place(self._path(each), each) if into else storage.remove(self._path(each))
             storage.remove_empty_folder(self.folder / found.owner)
@@ -214,20 +217,22 @@ class Library:
 
     def place(self, path: Path, token: Token) -> None:
         """Move a concept's file from elsewhere on this disk to `token`'s place, which is free, in one step."""
-        storage.inside(self.folder, token.owner)  # a linked folder must not take us elsewhere
+        storage.resolve_inside(self.folder, token.owner)  # a linked folder must not take us elsewhere
         storage.make_folder(self.folder / token.owner)
         storage.rename(path, self._path(token))
 
     def sweep(self) -> int:
         """Remove what killed processes left half-written; return how many such files there were."""
-        return sum(storage.sweep(place) for place in [self.folder, *(Path(owner) for owner in self._owners())])
+        return sum(
+            storage.remove_leftovers(place) for place in [self.folder, *(Path(owner) for owner in self._owners())]
+        )
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def changing(self) -> Iterator[None]:
-        """Hold the library against others who would change it. Raises PersonalError after a minute's wait."""
-        with storage.lock(self.folder, wait=_PATIENCE):
+    def write_lock(self) -> Iterator[None]:
+        """Hold the library against others who would change it. Raises UserError after a minute's wait."""
+        with storage.lock(self.folder, wait=_LOCK_TIMEOUT):
             self.sweep()
             yield
 
@@ -238,7 +243,7 @@ class Library:
         """Every token that a path in this folder spells, with that path; no file is opened."""
         for owner in self._owners():
             for file in _scan(owner):
-                if token := _token(owner.name, file.name):
+                if token := _token_from_path(owner.name, file.name):
                     yield token, file
 
     def _tokens(self) -> Iterator[Token]:
@@ -252,18 +257,18 @@ class Library:
         owners = [each for each in self._owners() if token.owner in (None, each.name)]
         begin = f"{token.name}-v"
         names = ((owner.name, file.name) for owner in owners for file in _scan(owner) if file.name.startswith(begin))
-        found = (_token(owner, name) for owner, name in names)
+        found = (_token_from_path(owner, name) for owner, name in names)
         return sorted(each for each in found if each and token.matches(each))
 
     def _resolve(self, token: Token) -> Token:
         """The one that is meant, with owner and version."""
         matching = self._matching(token)
         if not matching:
-            raise PersonalError(f"No concept {token}.", self._suggestion(token))
+            raise UserError(f"No concept {token}.", self._suggestion(token))
         owners = sorted({each.owner for each in matching})
         if len(owners) > 1:
             names = " or ".join(str(dataclasses.replace(token, owner=owner)) for owner in owners)
-            raise PersonalError(f"Several concepts are called {token}.", f"Write {show(names, 200)}.")
+            raise UserError(f"Several concepts are called {token}.", f"Write {printable(names, 200)}.")
         return matching[-1]
 
     def _suggestion(self, token: Token) -> str:
@@ -276,14 +281,14 @@ class Library:
             if close := difflib.get_close_matches(wanted, spellings, n=1):
                 return f"Did you mean {spellings[close[0]]}?"
         if not known:
-            return f"The library {show(str(self.folder))} is empty."
+            return f"The library {printable(str(self.folder))} is empty."
         return "See: sdpersonal concepts list"
 
     def _safe_path(self, token: Token, seen: os.DirEntry | None = None) -> Path:
         """Where a concept's bytes are read: never outside, whatever links lie here. seen: spares a look at the disk."""
         path = self._path(token)
         if seen.is_symlink() if seen else os.path.islink(path):  # linked folders are not listed to begin with
-            storage.inside(self.folder, token.owner, path.name)
+            storage.resolve_inside(self.folder, token.owner, path.name)
         return path
 
     def _entry(self, token: Token, seen: os.DirEntry | None = None) -> Entry | None:
@@ -291,10 +296,10 @@ class Library:
         try:
             path = self._safe_path(token, seen)
             header = read_header(path, picture=False)
-        except (PersonalError, OSError) as error:
+        except (UserError, OSError) as error:
             if not os.path.lexists(path := self._path(token)):
                 return None
-            return Entry(token, path, path.lstat().st_size, getattr(error, "problem", str(error)))
+            return Entry(token, path, path.lstat().st_size, getattr(error, "message", str(error)))
         card = header.card
         if card.token != str(token):  # a file may have been renamed by hand
             card = card.model_copy(update={"token": str(token)})
@@ -303,13 +308,13 @@ class Library:
         )
 
     def _load(self, token: Token) -> Concept:
-        concept = read(storage.read_bytes(self._safe_path(token), MAX_FILE), self._path(token).name)
+        concept = concept_from_bytes(storage.read_bytes(self._safe_path(token), MAX_FILE_BYTES), self._path(token).name)
         return dataclasses.replace(concept, token=token)
 
-    def _same(self, concept: Concept) -> Token | None:
+    def _find_identical(self, concept: Concept) -> Token | None:
         """The version, newest first, that holds the very same vectors and weights, undamaged."""
         for token in reversed(self._matching(concept.token.unversioned())):
-            with suppress(PersonalError):
+            with suppress(UserError):
                 if read_header(self._safe_path(token)).identity == concept.identity:
                     return self._load(token).token
         return None
@@ -317,7 +322,7 @@ class Library:
     def _with_other_part(self, concept: Concept) -> Token | None:
         """The version that is the whole of this part, or that the part completes and is written anew; else None."""
         for token in reversed(self._matching(concept.token.unversioned())):
-            with suppress(PersonalError):
+            with suppress(UserError):
                 header = read_header(self._safe_path(token), picture=False)
                 whole, here = concept.whole or concept.identity, header.whole or header.identity
                 if whole != here or not (concept.whole or header.whole):
@@ -325,27 +330,27 @@ class Library:
                 other = self._load(token)
                 one = dataclasses.replace(united([other, concept], token), token=token)
                 if one.identity != other.identity:
-                    storage.write_bytes(self._path(token), *parts(one))
+                    storage.write_bytes(self._path(token), *concept_to_chunks(one))
                 return token
         return None
 
     def _put(self, concept: Concept, replace: bool, count_up: bool) -> Token:
         """count_up: where the name is taken and the token names no version, add the next one rather than refuse."""
-        if not replace and (same := self._same(concept)):
+        if not replace and (same := self._find_identical(concept)):
             return same
         taken = self._matching(concept.token)  # all versions, or the one that the token names
         if taken and not replace and not (count_up and concept.token.version is None):
-            raise self._clash(concept, taken[-1])
+            raise self._already_there_error(concept, taken[-1])
         newest = taken[-1].version if taken else 0
         version = concept.token.version or (newest if replace and newest else newest + 1)
         token = dataclasses.replace(concept.token, version=version)
         path = self._path(token)
-        data = parts(dataclasses.replace(concept, token=token))
+        data = concept_to_chunks(dataclasses.replace(concept, token=token))
         try:
-            storage.inside(self.folder, token.owner)  # as in `place`
+            storage.resolve_inside(self.folder, token.owner)  # as in `place`
             storage.make_folder(path.parent)
             storage.write_bytes(path, *data)
-        except PersonalError:
+        except UserError:
             storage.remove_empty_folder(path.parent)
             raise
         return token
@@ -354,10 +359,10 @@ class Library:
         """One renaming is the whole change: a crash leaves the old token or the new."""
         self.place(self._path(at), to)
         # The header repeats the token for other programs; where the disk is full, the old word stays, and no harm done.
-        with suppress(PersonalError):
-            storage.write_bytes(self._path(to), *parts(self._load(to)))
+        with suppress(UserError):
+            storage.write_bytes(self._path(to), *concept_to_chunks(self._load(to)))
 
-    def _clash(self, concept: Concept, taken: Token) -> PersonalError:
+    def _already_there_error(self, concept: Concept, taken: Token) -> UserError:
         entry = self._entry(taken)
         here = ((entry and entry.identity) or "damaged")[:8]
         if entry and bool(entry.vectors) != bool(concept.vectors) and bool(entry.lora_rank) != bool(concept.lora):
@@ -376,9 +381,9 @@ def _file_name(token: Token) -> str:
     return f"{token.name}-v{token.version}{SUFFIX}"
 
 
-def _token(owner: str, file_name: str) -> Token | None:
+def _token_from_path(owner: str, file_name: str) -> Token | None:
     """The token that a path spells, if one does."""
-    with suppress(PersonalError):
+    with suppress(UserError):
         token = Token.parse(f"<{owner}/{file_name.removesuffix(SUFFIX)}>")
         if file_name == _file_name(token):
             return token
@@ -392,6 +397,6 @@ def _scan(folder: str | os.PathLike) -> list[os.DirEntry]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise PersonalError(
-            f"{show(os.fspath(folder), 200)}: {error.strerror}.", "Give the folder of a library."
+        raise UserError(
+            f"{printable(os.fspath(folder), 200)}: {error.strerror}.", "Give the folder of a library."
         ) from error

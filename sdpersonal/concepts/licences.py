@@ -5,45 +5,45 @@ from __future__ import annotations
 import difflib
 from contextlib import suppress
 
-from ..errors import PersonalError
-from ..prompts import show
+from ..errors import UserError
+from ..prompts import printable
 
 # As the Hugging Face Hub writes them. The first is Stable Diffusion 1.x's own, the third SDXL's.
-RAIL = ("creativeml-openrail-m", "openrail", "openrail++", "bigscience-openrail-m", "bigcode-openrail-m")
+RAIL_LICENCES = ("creativeml-openrail-m", "openrail", "openrail++", "bigscience-openrail-m", "bigcode-openrail-m")
 _COMMON = ("CC0-1.0", "CC-BY-4.0", "CC-BY-NC-4.0", "CC-BY-SA-4.0", "MIT", "Apache-2.0")
 # Of the Hub's own list, those that people give to pictures and small models; the rest is `other` there, with the name.
-_ON_THE_HUB = {
+_HUB_LICENCES = {
     *("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-3.0", "cc-by-sa-4.0", "cc-by-sa-3.0", "cc-by-nc-4.0"),
     *("cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nd-4.0", "gpl-3.0", "agpl-3.0", "bsd-3-clause", "unlicense"),
-    *RAIL,
+    *RAIL_LICENCES,
 }
 
 
-def canonical(text: str) -> str:
+def spdx_name(text: str) -> str:
     """The licence as SPDX spells it: `mit` is `MIT`, `apache-2.0 or mit` is `Apache-2.0 OR MIT`; empty stays empty.
 
-    Raises PersonalError for what is not on SPDX's list, nor one of the RAIL licences, nor `LicenseRef-...`.
+    Raises UserError for what is not on SPDX's list, nor one of the RAIL licences, nor `LicenseRef-...`.
     """
     from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
-    if not text or text.lower() in RAIL:
+    if not text or text.lower() in RAIL_LICENCES:
         return text.lower()
     try:
         return canonicalize_license_expression(text)
     except InvalidLicenseExpression:
-        raise PersonalError(f"{show(text)} is not a licence that I know.", _suggestion(text)) from None
+        raise UserError(f"{printable(text)} is not a licence that I know.", _suggestion(text)) from None
 
 
-def on_the_hub(licence: str) -> dict[str, str]:
+def hub_licence(licence: str) -> dict[str, str]:
     """How a model card's front matter says it: {"license": ...}, with "license_name" where the Hub has no such id."""
     word = licence.lower().removesuffix("-only").removesuffix("-or-later")
-    if not licence or word in _ON_THE_HUB:
+    if not licence or word in _HUB_LICENCES:
         return {"license": word} if licence else {}
     return {"license": "other", "license_name": licence}
 
 
 def _suggestion(text: str) -> str:
-    names = {name: name for name in RAIL}
+    names = {name: name for name in RAIL_LICENCES}
     with suppress(ImportError):  # the list is packaging's own affair, and only the hint needs it
         from packaging.licenses._spdx import LICENSES
 

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import PersonalError
+from ..errors import UserError
 from ..prompts import MAX_STRENGTH, Mention, Token
-from .card import BASES, Card
-from .compare import factors, thin_svd
+from .card import BASE_TITLES, Card
+from .compare import scaled_factors, thin_svd
 from .concept import MAX_VECTORS, Concept, Lora, LoraLayer
 from .plain_lora import plain_lora
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergeResult:
     """vectors: how they were put together ("average", "concatenation", or "" without any). kept: the share of the
     LoRA's energy (squared Frobenius norm over all layers) that the rank asked for holds, and of parts that are no plain
     LoRA the rank that they were brought to; 1 if merged exactly. left_out: changes of biases and norms were left
@@ -37,54 +37,55 @@ class Merged:
 
 def merge(
     parts: Sequence[tuple[Concept, float]], token: Token, rank: int | None = None, concatenate: bool = False
-) -> Merged:
+) -> MergeResult:
     """The concept that is all of `parts` at their strengths, called `token`.
 
     Vectors of the same number of rows are averaged with the strengths as weights. With `concatenate`, and where the
     numbers differ, the rows follow each other, each times its strength.
     rank: cut each layer of the LoRA to it.
-    Raises PersonalError where parts are of different base kinds or not two at least, where the rows become too many,
+    Raises UserError where parts are of different base kinds or not two at least, where the rows become too many,
     where nothing like a word comes of them at those strengths, and where a part changes weights in a way that only its
     base tells.
     """
-    _check(parts)
-    vectors, how = _vectors([(concept, strength) for concept, strength in parts if concept.vectors], concatenate)
+    _check_parts(parts)
+    vectors, how = _merge_vectors([(concept, strength) for concept, strength in parts if concept.vectors], concatenate)
     plain = [(plain_lora(concept), s) for concept, s in parts if concept.lora is not None]
-    lora, kept = _loras([(one.lora, strength) for one, strength in plain], rank) if plain else (None, 1.0)
+    lora, kept = _merge_loras([(one.lora, strength) for one, strength in plain], rank) if plain else (None, 1.0)
     kept *= min((one.kept for one, _ in plain), default=1.0)
     left_out = any(one.left_out for one, _ in plain)
-    return Merged(Concept(token, _card(parts, token, rank, how), vectors, lora), how, kept, left_out)
+    return MergeResult(Concept(token, _merge_cards(parts, token, rank, how), vectors, lora), how, kept, left_out)
 
 
-def _check(parts: Sequence[tuple[Concept, float]]) -> None:
+def _check_parts(parts: Sequence[tuple[Concept, float]]) -> None:
     if len(parts) < 2:
-        raise PersonalError("Merging takes two concepts at least.", "For example: <me/a:0.6> <me/b:0.4>")
+        raise UserError("Merging takes two concepts at least.", "For example: <me/a:0.6> <me/b:0.4>")
     first = parts[0][0]
     for concept, strength in parts:
         if concept.card.base != first.card.base:
-            raise PersonalError(
-                f"{first.token} is made for {BASES[first.card.base]}, {concept.token} for {BASES[concept.card.base]}.",
+            raise UserError(
+                f"{first.token} is made for {BASE_TITLES[first.card.base]}, {concept.token} for "
+                f"{BASE_TITLES[concept.card.base]}.",
                 "Merge concepts of one base.",
             )
         if strength == 0:
-            raise PersonalError(f"{concept.token} has strength 0: nothing of it would be left.", "Leave it out.")
+            raise UserError(f"{concept.token} has strength 0: nothing of it would be left.", "Leave it out.")
 
 
 # --- vectors ----------------------------------------------------------------------------------------------------------
 
 
-def _vectors(parts: list[tuple[Concept, float]], concatenate: bool) -> tuple[dict[str, np.ndarray], str]:
+def _merge_vectors(parts: list[tuple[Concept, float]], concatenate: bool) -> tuple[dict[str, np.ndarray], str]:
     if not parts:
         return {}, ""
     widths = {key: {concept.vectors[key].shape[1] for concept, _ in parts} for key in parts[0][0].vectors}
     if any(len(width) > 1 for width in widths.values()):
-        raise PersonalError("Their vectors differ in width: they are made for different text encoders.")
+        raise UserError("Their vectors differ in width: they are made for different text encoders.")
     counts = {len(rows) for concept, _ in parts for rows in concept.vectors.values()}
     if concatenate or len(counts) > 1:
-        return _concatenated(parts), "concatenation"
+        return _concatenate_vectors(parts), "concatenation"
     weights = np.array([strength for _, strength in parts], np.float64)
     if weights.sum() * MAX_STRENGTH < np.abs(weights).max():
-        raise PersonalError(
+        raise UserError(
             f"The strengths of the concepts that have vectors sum to {weights.sum():.3g}; that gives no average.",
             "Give the one to be kept more strength than those to be taken away: <me/a:1> <me/b:-0.5>.",
         )
@@ -96,15 +97,15 @@ def _vectors(parts: list[tuple[Concept, float]], concatenate: bool) -> tuple[dic
     return merged, "average"
 
 
-def _concatenated(parts: list[tuple[Concept, float]]) -> dict[str, np.ndarray]:
+def _concatenate_vectors(parts: list[tuple[Concept, float]]) -> dict[str, np.ndarray]:
     if taken_away := next((concept for concept, strength in parts if strength < 0), None):
-        raise PersonalError(
+        raise UserError(
             f"The vectors of {taken_away.token} cannot stand beside others at a negative strength.",
             "Give it a positive one, or merge concepts with as many vectors, without --concatenate.",
         )
     total = sum(len(next(iter(concept.vectors.values()))) for concept, _ in parts)
     if total > MAX_VECTORS:
-        raise PersonalError(f"Together they have {total} vectors; a concept has {MAX_VECTORS} at most.")
+        raise UserError(f"Together they have {total} vectors; a concept has {MAX_VECTORS} at most.")
     return {
         key: np.concatenate([concept.vectors[key] * np.float32(strength) for concept, strength in parts])
         for key in parts[0][0].vectors
@@ -114,27 +115,27 @@ def _concatenated(parts: list[tuple[Concept, float]]) -> dict[str, np.ndarray]:
 # --- LoRAs ------------------------------------------------------------------------------------------------------------
 
 
-def _loras(parts: list[tuple[Lora, float]], rank: int | None) -> tuple[Lora, float]:
+def _merge_loras(parts: list[tuple[Lora, float]], rank: int | None) -> tuple[Lora, float]:
     """The LoRA of all, and the share of its energy that it keeps."""
     layers: dict[str, list[tuple[LoraLayer, float]]] = {}
     for lora, strength in parts:
         for name, layer in lora.layers.items():
             layers.setdefault(name, []).append((layer, strength))
-    together = {name: _side_by_side(name, some) for name, some in layers.items()}
+    together = {name: _concatenate_layers(name, some) for name, some in layers.items()}
     if rank is None:
         return Lora(together), 1.0
     cut, energies = {}, np.zeros(2)
     for name, layer in together.items():
-        cut[name], energy = _cut(layer, rank)
+        cut[name], energy = _truncate_layer(layer, rank)
         energies += energy
     return Lora(cut), float(energies[0] / energies[1]) if energies[1] else 1.0
 
 
-def _side_by_side(name: str, parts: list[tuple[LoraLayer, float]]) -> LoraLayer:
+def _concatenate_layers(name: str, parts: list[tuple[LoraLayer, float]]) -> LoraLayer:
     """A = [A_1; A_2], B = [s_1 alpha_1/r_1 B_1, ...], alpha = the rank: nothing is left to scale."""
     shapes = {(layer.up.shape[0], layer.down.shape[1:]) for layer, _ in parts}
     if len(shapes) > 1:
-        raise PersonalError(f"Their layers {name} differ in shape: they are made for different bases.")
+        raise UserError(f"Their layers {name} differ in shape: they are made for different bases.")
     down = np.concatenate([layer.down.astype(np.float32) for layer, _ in parts])
     up = np.concatenate(
         [layer.up.astype(np.float32) * np.float32(s * layer.alpha / layer.rank) for layer, s in parts], axis=1
@@ -142,12 +143,12 @@ def _side_by_side(name: str, parts: list[tuple[LoraLayer, float]]) -> LoraLayer:
     return LoraLayer(down, up, float(len(down)))
 
 
-def _cut(layer: LoraLayer, rank: int) -> tuple[LoraLayer, tuple[float, float]]:
+def _truncate_layer(layer: LoraLayer, rank: int) -> tuple[LoraLayer, tuple[float, float]]:
     """The layer of at most that rank nearest to it, and (energy kept, energy before). Each factor gets sqrt(s)."""
     if layer.rank <= rank:
-        energy = float((thin_svd(*factors(layer))[1] ** 2).sum())
+        energy = float((thin_svd(*scaled_factors(layer))[1] ** 2).sum())
         return layer, (energy, energy)
-    left, values, right = thin_svd(*factors(layer))
+    left, values, right = thin_svd(*scaled_factors(layer))
     root = np.sqrt(values[:rank])
     up = (left[:, :rank] * root).astype(np.float32).reshape(len(left), rank, *layer.up.shape[2:])
     down = (root[:, None] * right[:rank]).astype(np.float32).reshape(rank, *layer.down.shape[1:])
@@ -157,7 +158,7 @@ def _cut(layer: LoraLayer, rank: int) -> tuple[LoraLayer, tuple[float, float]]:
 # --- the card ---------------------------------------------------------------------------------------------------------
 
 
-def _card(parts: Sequence[tuple[Concept, float]], token: Token, rank: int | None, how: str) -> Card:
+def _merge_cards(parts: Sequence[tuple[Concept, float]], token: Token, rank: int | None, how: str) -> Card:
     """What is known of the parts, where they agree; who they were, in the recipe."""
     cards = [concept.card for concept, _ in parts]
     names = " + ".join(str(Mention(concept.token, strength)) for concept, strength in parts)
@@ -167,24 +168,24 @@ def _card(parts: Sequence[tuple[Concept, float]], token: Token, rank: int | None
         token=str(token),
         title=f"{len(parts)} concepts merged",
         description=f"Merged of {names}"[:2000],
-        kind=_agreed([card.kind for card in cards]) or "object",
-        class_noun=_agreed([card.class_noun for card in cards]),
+        kind=_common_value([card.kind for card in cards]) or "object",
+        class_noun=_common_value([card.class_noun for card in cards]),
         base=cards[0].base,
-        base_name=_agreed([card.base_name for card in cards]),
+        base_name=_common_value([card.base_name for card in cards]),
         method="merged",
-        license=_agreed([card.license for card in cards]),
-        consent=_consent(cards),
-        author=_agreed([card.author for card in cards]),
+        license=_common_value([card.license for card in cards]),
+        consent=_merge_consent(cards),
+        author=_common_value([card.author for card in cards]),
         trigger_words=tuple(dict.fromkeys(word for card in cards for word in card.trigger_words))[:16],
         recipe=recipe | {"rank": rank, "vectors": how},
     )
 
 
-def _agreed(facts: list[str]) -> str:
+def _common_value(facts: list[str]) -> str:
     return facts[0] if len(set(facts)) == 1 else ""
 
 
-def _consent(cards: Sequence[Card]) -> str:
+def _merge_consent(cards: Sequence[Card]) -> str:
     """The least that any person in it gave; what shows no person needs none."""
     given = [card.consent for card in cards if card.kind == "person"]
     return next((least for least in ("no", "unknown") if least in given), "yes" if given else "unknown")

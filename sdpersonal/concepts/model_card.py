@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from .concept import Concept
 from .exporters import diffusers
-from .exporters.export import MODELS, Export, sentence
-from .exporters.readme import facts, fenced, literal, plain
-from .importers.hub_repositories import TAG
-from .licences import on_the_hub
+from .exporters.export import HUB_MODELS, Export, example_prompt
+from .exporters.readme import concept_facts, escape_html, escape_markdown, fenced
+from .importers.hub_repositories import HUB_TAG
+from .licences import hub_licence
 from .plain_lora import plain_concept
 
-PICTURES = "pictures.png"
+GRID_FILE = "pictures.png"
 _CONSENT = {
     "yes": "the person shown agrees",
     "no": "the person shown does not agree",
@@ -26,17 +26,19 @@ def model_card(
 ) -> str:
     """Markdown. Whatever the card says is shown as plain text. prompts: those of the grid, if there is one."""
     card = concept.card
-    parts = [_front_matter(concept), f"# {plain(card.title or concept.token.name)}"]
-    parts += [plain(card.description)] if card.description else []
-    parts += [f"![Drawn with it]({PICTURES})"] if pictures else []
+    parts = [_front_matter(concept), f"# {escape_markdown(card.title or concept.token.name)}"]
+    parts += [escape_markdown(card.description)] if card.description else []
+    parts += [f"![Drawn with it]({GRID_FILE})"] if pictures else []
     parts += [fenced("\n".join(dict.fromkeys(prompts)))] if prompts else []
-    parts.append("\n".join(f"- {name}: {value}" for name, value in [*facts(concept), *_more(concept)] if value))
+    parts.append(
+        "\n".join(f"- {name}: {value}" for name, value in [*concept_facts(concept), *_extra_facts(concept)] if value)
+    )
     parts.append(f"## Use\n\n{fenced(f'sdpersonal concepts pull {hub_id}', 'sh')}")
     if diffusers.is_possible(concept):
         _, lost = plain_concept(concept)
         parts += [f"With diffusers, as a plain LoRA: {lost}"] if lost else []
-        parts.append(fenced(_diffusers(concept, native, hub_id), "python"))
-    parts += ["\n".join(f"- {literal(note)}" for note in native.notes)] if native.notes else []
+        parts.append(fenced(_diffusers_usage(concept, native, hub_id), "python"))
+    parts += ["\n".join(f"- {escape_html(note)}" for note in native.notes)] if native.notes else []
     if card.prompts:
         parts.append("Prompts that show it:\n\n" + fenced("\n".join(card.prompts)))
     parts.append(
@@ -47,12 +49,12 @@ def model_card(
 
 def _front_matter(concept: Concept) -> str:
     card = concept.card
-    fields: dict[str, object] = dict(on_the_hub(card.license))
+    fields: dict[str, object] = dict(hub_licence(card.license))
     fields["library_name"] = "diffusers" if diffusers.is_possible(concept) else "sdpersonal"
-    if model := MODELS.get(card.base):
+    if model := HUB_MODELS.get(card.base):
         fields |= {"base_model": model, "base_model_relation": "adapter", "pipeline_tag": "text-to-image"}
     fields["tags"] = [
-        TAG,
+        HUB_TAG,
         "stable-diffusion",
         *(["textual-inversion"] if concept.vectors else []),
         *(["lora"] if concept.lora else []),
@@ -61,21 +63,21 @@ def _front_matter(concept: Concept) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _more(concept: Concept) -> list[tuple[str, str]]:
+def _extra_facts(concept: Concept) -> list[tuple[str, str]]:
     card = concept.card
     consent = f"{_CONSENT[card.consent]}{': ' + card.consent_note if card.consent_note else ''}"
     made = [card.method, f"{card.steps} steps" if card.steps else "", *(f"{k} {v}" for k, v in card.recipe.items())]
     scores = ", ".join(f"{name} {value:.3g}" for name, value in card.scores.items())
     return [
-        ("Consent", plain(consent) if card.kind == "person" else ""),
-        ("Made with", plain(", ".join(part for part in made if part))),
-        ("Measured", plain(scores)),
-        ("Trigger words", plain(", ".join(card.trigger_words))),
+        ("Consent", escape_markdown(consent) if card.kind == "person" else ""),
+        ("Made with", escape_markdown(", ".join(part for part in made if part))),
+        ("Measured", escape_markdown(scores)),
+        ("Trigger words", escape_markdown(", ".join(card.trigger_words))),
     ]
 
 
-def _diffusers(concept: Concept, native: Export, hub_id: str) -> str:
+def _diffusers_usage(concept: Concept, native: Export, hub_id: str) -> str:
     made = diffusers.write(concept)
     code = made.python.replace('load_textual_inversion("."', f'load_textual_inversion("{hub_id}"')
     code = code.replace('load_lora_weights("."', f'load_lora_weights("{hub_id}"')
-    return code.replace("{prompt}", repr(sentence(concept, made)))
+    return code.replace("{prompt}", repr(example_prompt(concept, made)))

@@ -22,7 +22,9 @@ _KOHYA_BASE = {"tiny": "sdpersonal_tiny", "sd1": "sd_v1", "sd2": "sd_v2", "sdxl"
 _RESOLUTION = {"tiny": 128, "sd1": 512, "sd2": 512, "sdxl": 1024}  # pixels a side, where the card does not say
 
 
-def modelspec(card: Card, token: Token, has_lora: bool, payload_sha256: str, thumbnail: bytes | None) -> dict[str, str]:
+def modelspec_metadata(
+    card: Card, token: Token, has_lora: bool, payload_sha256: str, thumbnail: bytes | None
+) -> dict[str, str]:
     """The `modelspec.*` keys."""
     velocity = card.recipe.get("prediction_type") in ("v", "v_prediction")
     architecture = _ARCHITECTURE[card.base]
@@ -43,12 +45,12 @@ def modelspec(card: Card, token: Token, has_lora: bool, payload_sha256: str, thu
         "prediction_type": "v" if velocity else "epsilon",
         "trigger_phrase": ", ".join(card.trigger_words) or token.slug,
         "hash_sha256": f"0x{payload_sha256}",
-        "thumbnail": data_url(thumbnail) if thumbnail else "",
+        "thumbnail": to_data_url(thumbnail) if thumbnail else "",
     }
     return {f"modelspec.{key}": value for key, value in fields.items() if value}
 
 
-def kohya(
+def kohya_metadata(
     card: Card, ranks: set[int], alphas: set[float], payload_sha256: str, lycoris: bool = False
 ) -> dict[str, str]:
     """The smallest set of `ss_*` keys by which kohya, A1111 and ComfyUI know a LoRA.
@@ -67,11 +69,11 @@ def kohya(
     }
 
 
-def data_url(picture: bytes) -> str:
+def to_data_url(picture: bytes) -> str:
     return f"data:{media_type(picture)};base64,{base64.b64encode(picture).decode()}"
 
 
-def picture_from(data_url: str) -> bytes:
+def from_data_url(data_url: str) -> bytes:
     """The picture in a data URL. Raises ValueError where there is none that `media_type` knows."""
     try:
         picture = base64.b64decode(data_url.partition(";base64,")[2], validate=True)

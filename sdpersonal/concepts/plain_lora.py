@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import PersonalError
+from ..errors import UserError
 from .concept import Concept, Lora, LoraLayer
 from .importers.layer_shapes import Shape, table
 from .layer_changes import Change, as_lora, form, kind, needs_weight, outline
@@ -54,12 +54,12 @@ def needs_base(lora: Lora) -> bool:
 
 
 def plain_lora(concept: Concept) -> PlainLora:
-    """The plain LoRA of a concept that has one of any kind. Raises PersonalError where there is none without a base."""
+    """The plain LoRA of a concept that has one of any kind. Raises UserError where there is none without a base."""
     lora, token = concept.lora, concept.token
     if not lora.changes:
         return PlainLora(lora)
     if bound := next((change for change in lora.changes.values() if needs_weight(change)), None):
-        raise PersonalError(
+        raise UserError(
             f"{token} changes layers as {kind(bound)}, which depends on the base's own weights: it is no plain LoRA.",
             _ELSE,
         )
@@ -69,7 +69,7 @@ def plain_lora(concept: Concept) -> PlainLora:
             layers[name], energy = _layer(change, table(concept.card.base).get(name))
             energies += energy
     if not layers:
-        raise PersonalError(
+        raise UserError(
             f"{token} changes only norms and biases: none of it is a LoRA.",
             _ELSE,
         )
@@ -82,7 +82,7 @@ def plain_lora(concept: Concept) -> PlainLora:
 def plain_concept(concept: Concept) -> tuple[Concept, str]:
     """The concept with a plain LoRA instead of its own, and what was lost by it, a sentence or "".
 
-    Raises PersonalError where there is none without a base.
+    Raises UserError where there is none without a base.
     """
     if concept.lora is None or not concept.lora.changes:
         return concept, ""

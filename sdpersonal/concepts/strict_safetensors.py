@@ -13,22 +13,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import PersonalError
-from ..prompts import show
+from ..errors import UserError
+from ..prompts import printable
 from ..storage.file_types import recognise
 
-MAX_FILE = 4_000_000_000  # bytes: a LoRA of all linear layers of SDXL of rank 256 takes 1.8 GB
+MAX_FILE_BYTES = 4_000_000_000  # bytes: a LoRA of all linear layers of SDXL of rank 256 takes 1.8 GB
 MAX_HEADER = 1_000_000  # bytes
-MAX_STRANGERS_HEADER = 4_000_000  # bytes: kohya's writer repeats every tag of every photo
+MAX_FOREIGN_HEADER = 4_000_000  # bytes: kohya's writer repeats every tag of every photo
 MAX_TENSORS = 16_384  # LoHa with DoRA on all layers of SDXL and its text encoders: 6 a layer
-MAX_NAME = 256  # characters of a tensor's name
-WIDTH = {"F16": 2, "BF16": 2, "F32": 4}  # bytes per number
+MAX_NAME_LENGTH = 256  # characters of a tensor's name
+DTYPE_BYTES = {"F16": 2, "BF16": 2, "F32": 4}  # bytes per number
 _SINGLE = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?", "F64": "<f8"}
 # Types that one number alone may have: trainers write alpha, or a switch, as PyTorch makes it of a Python number.
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorInfo:
     """Where one tensor lies: bytes begin..end of the payload."""
 
     dtype: str
@@ -38,35 +38,35 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Layout:
+class TensorLayout:
     """A header that holds: every tensor in bounds, the payload filled exactly."""
 
     metadata: dict[str, str]
-    tensors: dict[str, Place]
+    tensors: dict[str, TensorInfo]
     payload_start: int  # bytes from the start of the file
 
 
-def check(data: bytes, name: str, longest: int = MAX_HEADER) -> Layout:
+def parse_layout(data: bytes, name: str, longest: int = MAX_HEADER) -> TensorLayout:
     """The layout of a whole file, whose header has `longest` bytes at most.
 
-    Raises PersonalError, naming the file `name` and what is wrong with it.
+    Raises UserError, naming the file `name` and what is wrong with it.
     """
-    return check_head(data[: 8 + longest], len(data), name, longest)
+    return parse_head_layout(data[: 8 + longest], len(data), name, longest)
 
 
-def check_head(head: bytes, size: int, name: str, longest: int = MAX_HEADER) -> Layout:
+def parse_head_layout(head: bytes, size: int, name: str, longest: int = MAX_HEADER) -> TensorLayout:
     """The layout of a file of `size` bytes, from its first bytes; `head` must hold the header."""
     try:
         length = header_length(head, size, longest)
-        return _layout(_header(head[8 : 8 + length]), 8 + length, size, ours=longest <= MAX_HEADER)
+        return _build_layout(_parse_header(head[8 : 8 + length]), 8 + length, size, ours=longest <= MAX_HEADER)
     except ValueError as error:
         raise not_read(head, size, name, str(error)) from error
 
 
-def not_read(head: bytes, size: int, name: str, problem: str) -> PersonalError:
+def not_read(head: bytes, size: int, name: str, problem: str) -> UserError:
     """Why a file whose header cannot be read is refused: it is another kind of file, else `problem`."""
     kind = recognise(head, size)
-    return damaged(name, problem) if kind.group in ("safetensors", "unknown") else kind.refusal(name)
+    return damaged_file_error(name, problem) if kind.group in ("safetensors", "unknown") else kind.refusal(name)
 
 
 def header_length(head: bytes, size: int, longest: int = MAX_HEADER) -> int:
@@ -81,47 +81,49 @@ def header_length(head: bytes, size: int, longest: int = MAX_HEADER) -> int:
     return length
 
 
-def damaged(name: str, problem: str) -> PersonalError:
-    return PersonalError(f"{show(name)} is refused: {problem}.", "Fetch the file again, or ask whoever made it.")
+def damaged_file_error(name: str, problem: str) -> UserError:
+    return UserError(f"{printable(name)} is refused: {problem}.", "Fetch the file again, or ask whoever made it.")
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _refuse_duplicate_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(found := dict(pairs)) < len(pairs):
         raise ValueError("a key stands twice in its JSON")
     return found
 
 
-def _no_constant(word: str) -> None:
+def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} stands in its JSON")
 
 
-def _short_number(digits: str) -> int:
+def _parse_short_int(digits: str) -> int:
     if len(digits) > 20:
         raise ValueError("a number in its JSON is too long")
     return int(digits)
 
 
-_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_short_number)
+_STRICT_DECODER = json.JSONDecoder(
+    object_pairs_hook=_refuse_duplicate_keys, parse_constant=_refuse_constant, parse_int=_parse_short_int
+)
 
 
-def strict_json(text: str) -> object:
+def parse_strict_json(text: str) -> object:
     """JSON without NaN, Infinity, duplicate keys or bottomless nesting. Raises ValueError, short enough to show."""
     try:
-        return _STRICT.decode(text)
+        return _STRICT_DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise ValueError("its JSON cannot be read") from error
     except RecursionError as error:
         raise ValueError("its JSON is nested too deeply") from error
 
 
-def array(data: bytes, layout: Layout, name: str) -> np.ndarray:
+def read_tensor(data: bytes, layout: TensorLayout, name: str) -> np.ndarray:
     """One tensor, without copying it where the bytes will do: float16 and float32 stay, bfloat16 becomes float32."""
     place = layout.tensors[name]
     raw = memoryview(data)[layout.payload_start + place.begin : layout.payload_start + place.end]
-    return numbers(raw, place.dtype).reshape(place.shape)
+    return to_array(raw, place.dtype).reshape(place.shape)
 
 
-def numbers(raw: bytes | memoryview, dtype: str) -> np.ndarray:
+def to_array(raw: bytes | memoryview, dtype: str) -> np.ndarray:
     """Little-endian bytes as numbers, which nobody can write to; bfloat16 is widened to float32, exactly."""
     if dtype == "BF16":  # numpy has none: it is a float32 without its lower half
         wide = np.frombuffer(raw, "<u2").astype("<u4")
@@ -133,12 +135,12 @@ def numbers(raw: bytes | memoryview, dtype: str) -> np.ndarray:
     return found if found.flags.aligned else found.copy()
 
 
-def pack(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> list[bytes | memoryview]:
+def serialize(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> list[bytes | memoryview]:
     """The parts of a file: its header (with its length), then its payload.
 
     float32 and float16 only; the order is the file's own.
     """
-    tensors = in_order(tensors)
+    tensors = sort_tensors(tensors)
     header: dict[str, object] = {"__metadata__": metadata}
     position = 0
     for name, tensor in tensors.items():
@@ -148,31 +150,31 @@ def pack(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> list[bytes
         position += tensor.nbytes
     raw = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)  # keeps the numbers aligned for programs that map the file
-    return [len(raw).to_bytes(8, "little") + raw, *payload(tensors)]
+    return [len(raw).to_bytes(8, "little") + raw, *tensor_bytes(tensors)]
 
 
-def payload(tensors: dict[str, np.ndarray]) -> list[memoryview]:
+def tensor_bytes(tensors: dict[str, np.ndarray]) -> list[memoryview]:
     """The tensors' bytes in the file's order, little-endian; not copied where they lie so already."""
-    little = (each.astype(each.dtype.newbyteorder("<"), copy=False) for each in in_order(tensors).values())
+    little = (each.astype(each.dtype.newbyteorder("<"), copy=False) for each in sort_tensors(tensors).values())
     return [each.reshape(-1).view(np.uint8).data for each in little]
 
 
-def in_order(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def sort_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Wide numbers first, which keeps all aligned; then by name."""
     return dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
 
 
-def _header(raw: bytes) -> dict[str, object]:
+def _parse_header(raw: bytes) -> dict[str, object]:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError("its header is not UTF-8 text") from error
     if not text.startswith("{"):
         raise ValueError("its header is not a JSON object")
-    return strict_json(text)
+    return parse_strict_json(text)
 
 
-def _layout(header: dict[str, object], start: int, size: int, ours: bool) -> Layout:
+def _build_layout(header: dict[str, object], start: int, size: int, ours: bool) -> TensorLayout:
     """ours: single numbers too must be of a type that `pack` writes."""
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -181,43 +183,43 @@ def _layout(header: dict[str, object], start: int, size: int, ours: bool) -> Lay
         raise ValueError("it holds no tensors")
     if len(header) > MAX_TENSORS:
         raise ValueError(f"it holds {len(header):,} tensors, more than {MAX_TENSORS:,}")
-    tensors = {name: _place(name, entry, ours) for name, entry in header.items()}
+    tensors = {name: _parse_tensor_info(name, entry, ours) for name, entry in header.items()}
     position = 0
     for name, place in sorted(tensors.items(), key=lambda item: item[1].begin):
         if place.begin != position:
-            raise ValueError(f"before tensor {show(name)} there is a hole or an overlap")
+            raise ValueError(f"before tensor {printable(name)} there is a hole or an overlap")
         position = place.end
     if start + position != size:
         raise ValueError("it ends early" if start + position > size else "bytes follow its last tensor")
-    return Layout(metadata, tensors, start)
+    return TensorLayout(metadata, tensors, start)
 
 
-def _place(name: str, entry: object, ours: bool) -> Place:
-    if not (0 < len(name) <= MAX_NAME and name.isprintable()):
-        raise ValueError(f"{show(name)} is not a name for a tensor")
+def _parse_tensor_info(name: str, entry: object, ours: bool) -> TensorInfo:
+    if not (0 < len(name) <= MAX_NAME_LENGTH and name.isprintable()):
+        raise ValueError(f"{printable(name)} is not a name for a tensor")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"tensor {show(name)} is not described as the format wants")
+        raise ValueError(f"tensor {printable(name)} is not described as the format wants")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    sound = _whole_numbers(shape) and len(shape) <= 5 and all(0 < length < 2**32 for length in shape)
+    sound = _are_whole_numbers(shape) and len(shape) <= 5 and all(0 < length < 2**32 for length in shape)
     width = _width(dtype, not ours and sound and math.prod(shape) == 1)
     if not width:
-        raise ValueError(f"tensor {show(name)} is of type {show(str(dtype), 20)}; I read F16, BF16 and F32")
+        raise ValueError(f"tensor {printable(name)} is of type {printable(str(dtype), 20)}; I read F16, BF16 and F32")
     if not sound:
-        raise ValueError(f"tensor {show(name)} has an impossible shape")
-    if not (_whole_numbers(offsets) and len(offsets) == 2):
-        raise ValueError(f"tensor {show(name)} has impossible offsets")
+        raise ValueError(f"tensor {printable(name)} has an impossible shape")
+    if not (_are_whole_numbers(offsets) and len(offsets) == 2):
+        raise ValueError(f"tensor {printable(name)} has impossible offsets")
     begin, end = offsets
     if end - begin != math.prod(shape) * width:
-        raise ValueError(f"the shape of tensor {show(name)} does not fit its bytes")
-    return Place(dtype, tuple(shape), begin, end)
+        raise ValueError(f"the shape of tensor {printable(name)} does not fit its bytes")
+    return TensorInfo(dtype, tuple(shape), begin, end)
 
 
 def _width(dtype: object, is_single: bool) -> int:
     """Bytes of a number of that type; 0 where it is not read. is_single: a stranger's tensor of one number."""
     if not isinstance(dtype, str):
         return 0
-    return np.dtype(_SINGLE[dtype]).itemsize if is_single and dtype in _SINGLE else WIDTH.get(dtype, 0)
+    return np.dtype(_SINGLE[dtype]).itemsize if is_single and dtype in _SINGLE else DTYPE_BYTES.get(dtype, 0)
 
 
-def _whole_numbers(value: object) -> bool:
+def _are_whole_numbers(value: object) -> bool:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)

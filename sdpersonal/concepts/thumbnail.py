@@ -6,7 +6,7 @@ import io
 import warnings
 from typing import TYPE_CHECKING
 
-from ..errors import PersonalError
+from ..errors import UserError
 from ..storage.file_types import recognise
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _MAX_PIXELS = 16_000_000
 _KINDS = {"PNG": "image/png", "JPEG": "image/jpeg", "WebP": "image/webp"}
 
 
-def thumbnail_bytes(picture: Image.Image, side: int = MAX_SIDE) -> bytes:
+def make_thumbnail(picture: Image.Image, side: int = MAX_SIDE) -> bytes:
     """A WebP of at most `side` pixels a side, without metadata."""
     from PIL import Image
 
@@ -38,8 +38,8 @@ def media_type(data: bytes) -> str | None:
     return _KINDS.get(recognise(data).name) if len(data) <= MAX_BYTES else None
 
 
-def remade(data: bytes, side: int = MAX_SIDE) -> bytes:
-    """A stranger's thumbnail, decoded under limits and made anew. Raises PersonalError where it is no picture."""
+def reencode_thumbnail(data: bytes, side: int = MAX_SIDE) -> bytes:
+    """A stranger's thumbnail, decoded under limits and made anew. Raises UserError where it is no picture."""
     from PIL import Image
 
     try:
@@ -49,6 +49,6 @@ def remade(data: bytes, side: int = MAX_SIDE) -> bytes:
                 if picture.width * picture.height > _MAX_PIXELS:
                     raise ValueError("too many pixels")
                 picture.draft("RGB", (side, side))  # a large JPEG is decoded small
-                return thumbnail_bytes(picture, side)
+                return make_thumbnail(picture, side)
     except Exception as error:  # Pillow raises many kinds for broken files
-        raise PersonalError("The thumbnail is not a PNG, JPEG or WebP picture that can be read.") from error
+        raise UserError("The thumbnail is not a PNG, JPEG or WebP picture that can be read.") from error

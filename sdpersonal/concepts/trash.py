@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from .. import storage
-from ..errors import PersonalError
-from ..prompts import Token, show
+from ..errors import UserError
+from ..prompts import Token, printable
 from .library import Entry, Library
 
-FOLDER = ".trash"
-KEPT = timedelta(days=30)
+TRASH_FOLDER = ".trash"
+RETENTION = timedelta(days=30)
 
-_WHEN = "%Y%m%dT%H%M%SZ"
-_NAME = re.compile(r"(\d{8}T\d{6}Z)-[0-9a-f]{8}")
+_TIME_FORMAT = "%Y%m%dT%H%M%SZ"
+_DELETION_NAME = re.compile(r"(\d{8}T\d{6}Z)-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Deletion:
     """What went together. name: what it is called when it is to come back; when: UTC."""
 
     name: str
-    when: datetime
+    deleted_at: datetime
     entries: tuple[Entry, ...]
 
     @property
@@ -38,11 +38,11 @@ class Deletion:
 
 
 class Trash:
-    """The trash of one library. Every method raises PersonalError."""
+    """The trash of one library. Every method raises UserError."""
 
     def __init__(self, library: Library):
         self.library = library
-        self.folder = library.folder / FOLDER
+        self.folder = library.folder / TRASH_FOLDER
 
     def list(self) -> list[Deletion]:
         """What can come back, newest first."""
@@ -50,40 +50,40 @@ class Trash:
 
     def put(self, token: Token, all_versions: bool = False) -> Deletion:
         """Delete a concept as `Library.remove` does, for as long as `KEPT` with a way back; older ones go for good."""
-        name = f"{datetime.now(UTC).strftime(_WHEN)}-{secrets.token_hex(4)}"
-        storage.inside(self.library.folder, FOLDER)  # a link must not take the file elsewhere
+        name = f"{datetime.now(UTC).strftime(_TIME_FORMAT)}-{secrets.token_hex(4)}"
+        storage.resolve_inside(self.library.folder, TRASH_FOLDER)  # a link must not take the file elsewhere
         self.library.remove(token, all_versions, into=Library(self.folder / name))
-        self.empty(KEPT)
+        self.empty(RETENTION)
         return self._read(name)
 
     def restore(self, name: str) -> list[Token]:
-        """Bring a deletion back, to the bit. Raises PersonalError, moving nothing, where a place is taken."""
-        with self.library.changing():
+        """Bring a deletion back, to the bit. Raises UserError, moving nothing, where a place is taken."""
+        with self.library.write_lock():
             deletion = self._read(name)
             for token in deletion.tokens:
                 if token in self.library.versions(token):
                     problem = f"{token} cannot come back: its place was taken by another."
-                    raise PersonalError(problem, "Rename or delete that one first.")
+                    raise UserError(problem, "Rename or delete that one first.")
             for entry in deletion.entries:
                 self.library.place(entry.path, entry.token)
             self._discard(deletion)
         return deletion.tokens
 
-    def holding(self, token: Token) -> Deletion:
+    def find_deletion(self, token: Token) -> Deletion:
         """The newest deletion in which there is what `token` means."""
         for deletion in self.list():
             if any(token.matches(each) for each in deletion.tokens):
                 return deletion
-        raise PersonalError(f"No {token} was deleted here in the last {KEPT.days} days.")
+        raise UserError(f"No {token} was deleted here in the last {RETENTION.days} days.")
 
     def empty(self, older: timedelta = timedelta(0)) -> int:
         """Delete for good what was deleted so long ago; return how many concepts that were."""
         gone, now = 0, datetime.now(UTC)
-        with self.library.changing():
-            storage.sweep(self.folder)
+        with self.library.write_lock():
+            storage.remove_leftovers(self.folder)
             for name in self._names():
                 deletion = self._read(name)
-                if now - deletion.when >= older or not deletion.entries:
+                if now - deletion.deleted_at >= older or not deletion.entries:
                     self._discard(deletion)
                     gone += len(deletion.entries)
         return gone
@@ -92,22 +92,24 @@ class Trash:
         if not self.folder.is_dir():
             return []
         return sorted(
-            each.name for each in os.scandir(self.folder) if _when(each.name) and each.is_dir(follow_symlinks=False)
+            each.name
+            for each in os.scandir(self.folder)
+            if _deletion_time(each.name) and each.is_dir(follow_symlinks=False)
         )
 
     def _read(self, name: str) -> Deletion:
-        when = _when(name)
-        if not when or not (place := storage.inside(self.library.folder, FOLDER, name)).is_dir():
-            raise PersonalError(f"{show(str(name))} is not in the trash any more.")
+        when = _deletion_time(name)
+        if not when or not (place := storage.resolve_inside(self.library.folder, TRASH_FOLDER, name)).is_dir():
+            raise UserError(f"{printable(str(name))} is not in the trash any more.")
         return Deletion(name, when, tuple(Library(place).list()))
 
     def _discard(self, deletion: Deletion) -> None:
         storage.remove(self.folder / deletion.name)
 
 
-def _when(name: object) -> datetime | None:
+def _deletion_time(name: object) -> datetime | None:
     """When that was deleted; None for what is no deletion's name."""
     with suppress(ValueError):
-        if isinstance(name, str) and (found := _NAME.fullmatch(name)):
-            return datetime.strptime(found[1], _WHEN).replace(tzinfo=UTC)
+        if isinstance(name, str) and (found := _DELETION_NAME.fullmatch(name)):
+            return datetime.strptime(found[1], _TIME_FORMAT).replace(tzinfo=UTC)
     return None

@@ -15,12 +15,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from ..errors import FieldError, PersonalError
-from ..prompts import MAX_PROMPT, Token, has_alternatives, parse, show
+from ..errors import FieldError, UserError
+from ..prompts import MAX_PROMPT, Token, has_alternatives, parse, printable
 from .scheduler_names import named
 from .text_checks import Problem, encoding_problem, path_problem, plain_spaces, text_problem
 
-Kind = Literal["object", "style", "person"]
+ConceptKind = Literal["object", "style", "person"]
 
 
 class MayBeEmpty:
@@ -31,8 +31,8 @@ class AnyText:
     """Marks a text that only has to be valid Unicode, in `Annotated`: it has checks of its own for the rest."""
 
 
-class Settings(BaseModel):
-    """Base of every settings class. Building one from bad values raises PersonalError.
+class SettingsBase(BaseModel):
+    """Base of every settings class. Building one from bad values raises UserError.
 
     All text comes through `_usable_text`, before the field's own checks: it is valid Unicode without control
     characters, not longer than its limit, and not empty unless the field is marked MayBeEmpty or its default is "".
@@ -46,14 +46,14 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise explain(error, type(self)) from None
+            raise to_user_error(error, type(self)) from None
 
     @field_validator("*", mode="before")
     @classmethod
     def _usable_text(cls, value: Any, info: ValidationInfo) -> Any:
         for text in value if isinstance(value, list | tuple) else (value,):
             if isinstance(text, str | Path) and (problem := cls._text_problem(info.field_name or "", text)):
-                raise PydanticCustomError("text", "refused", {"problem": problem.text, "fix": problem.fix})
+                raise PydanticCustomError("text", "refused", {"problem": problem.text, "fix": problem.hint})
         return value
 
     @classmethod
@@ -67,7 +67,7 @@ class Settings(BaseModel):
         return _too_long(field, value) or text_problem(value, may_be_empty)
 
 
-def explain(error: ValidationError, settings: type[BaseModel]) -> PersonalError:
+def to_user_error(error: ValidationError, settings: type[BaseModel]) -> UserError:
     """The first thing wrong, as a person would say it: "steps must be a whole number from 1 to 1000, got nan"."""
     fault = error.errors(include_url=False)[0]
     name = str(fault["loc"][0]) if fault["loc"] else settings.__name__
@@ -79,13 +79,17 @@ def explain(error: ValidationError, settings: type[BaseModel]) -> PersonalError:
     if fault["type"] == "missing":
         return FieldError(name, f"{name} is needed.", (field and field.description) or "")
     if field is None:
-        return PersonalError(f"{show(name)} is not a setting.", f"The settings are {', '.join(settings.model_fields)}.")
+        return UserError(
+            f"{printable(name)} is not a setting.", f"The settings are {', '.join(settings.model_fields)}."
+        )
     value, limits = fault["input"], fault.get("ctx", {})
     if fault["type"] == "too_short" and isinstance(value, list | tuple):
         return FieldError(name, f"{name} must be {_COUNTS[limits['min_length']]}, got {len(value)}.", _hint(field))
     if fault["type"] == "too_long" and isinstance(value, list | tuple):
         return FieldError(name, f"{name} must be up to {limits['max_length']}, got {len(value)}.", _hint(field))
-    return FieldError(name, f"{name} must be {_expected(field)}, got {show(repr(value), 60)}.", _hint(field))
+    return FieldError(
+        name, f"{name} must be {_describe_expected(field)}, got {printable(repr(value), 60)}.", _hint(field)
+    )
 
 
 _COUNTS = {1: "one or more", 2: "two or more"}
@@ -126,7 +130,7 @@ def _bounds(field: FieldInfo) -> dict[str, Any]:
     return {name: getattr(part, name) for part in parts for name in names if hasattr(part, name)}
 
 
-def _expected(field: FieldInfo) -> str:
+def _describe_expected(field: FieldInfo) -> str:
     inner = next((arg for arg in get_args(field.annotation) if hasattr(arg, "__metadata__")), None)  # of `X | None`
     kind = inner.__origin__ if inner else field.annotation
     if choices := next((part for part in (kind, *get_args(kind)) if get_origin(part) is Literal), None):
@@ -157,15 +161,15 @@ def flag_of(settings: type[BaseModel], name: str) -> str:
     return f"--{(own or name).replace('_', '-')}"
 
 
-def _number(value: Any) -> Any:
+def _check_number(value: Any) -> Any:
     # True is an int to Python and "7" is one to pydantic; a person who sent either made a mistake.
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     raise PydanticCustomError("number", "not a number")
 
 
-def _whole(value: Any) -> Any:
-    value = _number(value)
+def _check_whole_number(value: Any) -> Any:
+    value = _check_number(value)
     if isinstance(value, float):
         if not (math.isfinite(value) and value.is_integer()):
             raise PydanticCustomError("number", "not a whole number")
@@ -173,28 +177,28 @@ def _whole(value: Any) -> Any:
     return value
 
 
-def _personal(check):
-    """A validator out of a function that raises PersonalError, keeping its words."""
+def _as_validator(check):
+    """A validator out of a function that raises UserError, keeping its words."""
 
     def validate(value: Any) -> Any:
         try:
             return check(value)
-        except PersonalError as error:
-            raise PydanticCustomError("personal", "refused", {"problem": error.problem, "fix": error.fix}) from None
+        except UserError as error:
+            raise PydanticCustomError("personal", "refused", {"problem": error.message, "fix": error.hint}) from None
 
     return BeforeValidator(validate)
 
 
-def _new_token(value: Any) -> Any:
+def _check_new_token(value: Any) -> Any:
     if isinstance(value, Token):
         value = str(value)
     if not isinstance(value, str):
-        raise PersonalError("token must be text like <me/my-cat>.")
+        raise UserError("token must be text like <me/my-cat>.")
     token = Token.parse(value)
     if token.owner is None:
-        raise PersonalError(f"{token} has no owner.", f"Call it <me/{token.name}>.")
+        raise UserError(f"{token} has no owner.", f"Call it <me/{token.name}>.")
     if token.version is not None:
-        raise PersonalError(
+        raise UserError(
             f"{token} has a version; the library counts versions itself.", f"Call it {token.unversioned()}."
         )
     return str(token)
@@ -204,36 +208,36 @@ def _words(value: Any) -> Any:
     return plain_spaces(value) if isinstance(value, str) else value
 
 
-def _token(value: Any) -> Any:
+def _check_token(value: Any) -> Any:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise PersonalError("A token must be text like <me/my-cat>.")
+        raise UserError("A token must be text like <me/my-cat>.")
     return str(Token.parse(value))
 
 
-def _prompt(value: Any) -> Any:
+def _check_prompt(value: Any) -> Any:
     if not isinstance(value, str):
-        raise PersonalError("A prompt must be text.")
+        raise UserError("A prompt must be text.")
     if len(value) > MAX_PROMPT or not has_alternatives(value):
         parse(value)
     return value
 
 
-def _side(value: Any) -> Any:
-    value = _whole(value) if value is not None else None
+def _check_resolution(value: Any) -> Any:
+    value = _check_whole_number(value) if value is not None else None
     if value is not None and (value % 64 or not 64 <= value <= 2048):
-        raise PersonalError(f"resolution must be a multiple of 64 from 64 to 2,048, got {value:,}.", "For example 512.")
+        raise UserError(f"resolution must be a multiple of 64 from 64 to 2,048, got {value:,}.", "For example 512.")
     return value
 
 
-def _size(value: Any) -> Any:
+def _check_size(value: Any) -> Any:
     if value is None:
         return None
     found = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", value) if isinstance(value, str) else None
     if not found or any(int(side) % 8 or not 64 <= int(side) <= 2048 for side in found.groups()):
-        raise PersonalError(
-            f"size must be WIDTHxHEIGHT, multiples of 8 from 64 to 2048, got {show(repr(value), 40)}.",
+        raise UserError(
+            f"size must be WIDTHxHEIGHT, multiples of 8 from 64 to 2048, got {printable(repr(value), 40)}.",
             "For example 512x512.",
         )
     return value
@@ -244,28 +248,28 @@ def _scheduler(value: Any) -> Any:
     if value is None or value == "":
         return None
     if not isinstance(value, str):
-        raise PersonalError(f"scheduler must be text, got {show(repr(value), 60)}.", "For example 'DPM++ 2M Karras'.")
+        raise UserError(f"scheduler must be text, got {printable(repr(value), 60)}.", "For example 'DPM++ 2M Karras'.")
     return named(value).name
 
 
 MAX_CLIP_SKIP = 12  # A1111's limit: the layers of Stable Diffusion 1.x's text encoder
-Number = BeforeValidator(_number)
-Whole = BeforeValidator(_whole)
-PromptText = Annotated[str, _personal(_prompt), AnyText()]
+Number = BeforeValidator(_check_number)
+WholeNumber = BeforeValidator(_check_whole_number)
+PromptText = Annotated[str, _as_validator(_check_prompt), AnyText()]
 SEEDS = 2**64  # as many as ComfyUI and torch have; after the last comes the first
-Seed = Annotated[int, Whole, Field(ge=0, le=SEEDS - 1)]
-TokenText = Annotated[str, _personal(_token)]
+Seed = Annotated[int, WholeNumber, Field(ge=0, le=SEEDS - 1)]
+TokenText = Annotated[str, _as_validator(_check_token)]
 Words = BeforeValidator(_words)
 
 
-class Training(Settings):
+class TrainingSettings(SettingsBase):
     """What both trainers ask."""
 
     photos: Path
     """Folder with 3 to 30 photos of one thing."""
-    token: Annotated[str, _personal(_new_token)]
+    token: Annotated[str, _as_validator(_check_new_token)]
     """How you will write it in prompts, for example '<me/my-cat>'."""
-    kind: Kind = "object"
+    kind: ConceptKind = "object"
     """What the photos share: one object, one person, or one style."""
     consent: Literal["yes", "no", "unknown"] = "unknown"
     """Whether the person shown agrees; kept on the card. Without a yes a person's concept is not sent to the Hub."""
@@ -275,15 +279,15 @@ class Training(Settings):
     """Branch, tag or commit of a base from the Hub."""
     vae: Path | None = None
     """Folder or file of an autoencoder to use in the base's place."""
-    resolution: Annotated[int | None, _personal(_side)] = None
+    resolution: Annotated[int | None, _as_validator(_check_resolution)] = None
     """Side in pixels of the squares that are learned from. Default: the base's own."""
-    steps: Annotated[int, Whole, Field(ge=1, le=100_000)] | None = None
+    steps: Annotated[int, WholeNumber, Field(ge=1, le=100_000)] | None = None
     """Optimiser steps, at most. Default: what suits the method, the base and the number of photos."""
     lr: Annotated[float, Number, Field(gt=0, le=1e9)] | None = None
     """Learning rate. Default: what suits the method and the base."""
-    batch: Annotated[int, Whole, Field(ge=1, le=64)] | None = None
+    batch: Annotated[int, WholeNumber, Field(ge=1, le=64)] | None = None
     """Photos at once in each process. Default: what suits the base."""
-    accumulate: Annotated[int, Whole, Field(ge=1, le=64)] = 1
+    accumulate: Annotated[int, WholeNumber, Field(ge=1, le=64)] = 1
     """Batches a step: a larger step at the memory of a small one."""
     optimizer: Literal["adamw", "adamw8bit", "prodigy"] = "adamw"
     """adamw8bit takes a quarter of the memory for its moments; prodigy finds its own rate."""
@@ -293,7 +297,7 @@ class Training(Settings):
     """Min-SNR weighting (Hang et al. 2023), 5 in the paper. Default: every noise level counts the same."""
     noise_offset: Annotated[float, Number, Field(ge=0, le=1)] = 0.0
     """Noise added to whole channels, so that dark and bright pictures are learned; 0.05 to 0.1."""
-    checkpointing: Annotated[int, Whole, Field(ge=0, le=100)] = 0
+    checkpointing: Annotated[int, WholeNumber, Field(ge=0, le=100)] = 0
     """Save memory: compute every n-th block of the UNet twice; 1 takes the least memory, 0 the least time."""
     seed: Seed = 0
     """Same seed, same concept."""
@@ -307,7 +311,7 @@ class Training(Settings):
     """Folder for checkpoints, progress and pictures of this run. Default: runs/OWNER-NAME-METHOD."""
     resume: bool = False
     """Go on from the newest checkpoint in the run folder."""
-    save_every: Annotated[int, Whole, Field(ge=1, le=100_000)] = 100
+    save_every: Annotated[int, WholeNumber, Field(ge=1, le=100_000)] = 100
     """Steps between checkpoints."""
     samples: bool = True
     """Draw pictures: at milestones, to judge and keep the best; and a sheet and a thumbnail at the end."""
@@ -317,23 +321,23 @@ class Training(Settings):
     """Also write the loss and the rates to this tracker."""
 
 
-class InversionSettings(Training):
+class TextualInversionSettings(TrainingSettings):
     """Textual inversion: teach a word by its embedding alone. Small files; the base stays as it is."""
 
     init: Annotated[str, Field(max_length=100), Words] | None = None
     """Words to start from, for example 'toy duck'. Default: the kind."""
-    vectors: Annotated[int, Whole, Field(ge=1, le=32)] | None = None
+    vectors: Annotated[int, WholeNumber, Field(ge=1, le=32)] | None = None
     """Embedding vectors of the token; more remember more and mix worse. Default: 4, of tiny 8."""
 
 
-class DreamboothSettings(Training):
+class DreamboothSettings(TrainingSettings):
     """DreamBooth: teach the picture model too. Closest likeness."""
 
     class_noun: Annotated[str, tyro.conf.arg(name="class"), Field(min_length=1, max_length=100), Words]
     """The general noun for it, for example 'toy duck' or 'watercolor'."""
     method: Literal["lora", "pivotal", "full"] = "lora"
     """lora: small and quick; pivotal: the word first, then a LoRA; full: every weight, a model folder of its own."""
-    rank: Annotated[int, Whole, Field(ge=1, le=128)] = 16
+    rank: Annotated[int, WholeNumber, Field(ge=1, le=128)] = 16
     """LoRA rank; larger remembers more and makes larger files."""
     targets: Literal["attention", "transformer", "all"] | None = None
     """Layers with a LoRA: attention, the whole transformer blocks, convolutions too. Default: what suits the base."""
@@ -343,30 +347,30 @@ class DreamboothSettings(Training):
     """Keep the class as the base knows it: predicted, drawn, or a folder of class photos."""
     prior_weight: Annotated[float, Number, Field(gt=0, le=10)] = 1.0
     """How much that counts, 1 in the paper."""
-    class_pictures: Annotated[int, Whole, Field(ge=1, le=10_000)] = 50
+    class_pictures: Annotated[int, WholeNumber, Field(ge=1, le=10_000)] = 50
     """How many to draw for --prior drawn; kept for every concept of the class."""
 
 
-class Request(Settings):
+class GenerateRequest(SettingsBase):
     """One request for pictures. Picture i depends on seed + i alone (or, near a favourite, on near_seed + i)."""
 
     prompt: PromptText
     """English with concept tokens in it: 'a photo of <me/duck> on the beach'."""
     negative: PromptText = ""
     """What the picture should not be."""
-    n: Annotated[int, Whole, Field(ge=1, le=100)] = 4
+    n: Annotated[int, WholeNumber, Field(ge=1, le=100)] = 4
     """How many pictures."""
     every: bool = False
     """Draw each of the prompt's alternatives n times, instead of one by chance for each picture."""
     seed: Seed = 0
     """Same seed, same picture."""
-    steps: Annotated[int, Whole, Field(ge=1, le=150)] | None = None
+    steps: Annotated[int, WholeNumber, Field(ge=1, le=150)] | None = None
     """Denoising steps. Default: 25; with --fast 6."""
     guidance: Annotated[float, Number, Field(ge=1, le=30)] | None = None
     """How strictly to follow the prompt; 1 is not at all. Default: what suits the base (7.5, SDXL 5, tiny 3)."""
     rescale: Annotated[float, Number, Field(ge=0, le=1)] | None = None
     """How much of guidance's excess contrast to take back. Default: what suits the base (mostly 0)."""
-    size: Annotated[str | None, _personal(_size)] = None
+    size: Annotated[str | None, _as_validator(_check_size)] = None
     """WIDTHxHEIGHT in pixels. Default: the base's own, or the start picture's."""
     near: Annotated[float, Number, Field(gt=0, le=1)] | None = None
     """Variations of the seed's picture: how far each is from it; 0.1 is close, 1 another picture."""
@@ -380,21 +384,21 @@ class Request(Settings):
     """How much of the start picture, or of the first pass, may change (denoising strength)."""
     enlarge: Annotated[float, Number, Field(ge=1, le=4)] = 1.0
     """Draw it, then again so many times as large, from that."""
-    fast: Annotated[str | None, _personal(_token)] = None
+    fast: Annotated[str | None, _as_validator(_check_token)] = None
     """Token of an LCM or TCD LoRA in your library: a few steps are enough."""
-    scheduler: Annotated[str | None, _personal(_scheduler)] = None
+    scheduler: Annotated[str | None, _as_validator(_scheduler)] = None
     """Name of a scheduler as A1111, ComfyUI or diffusers spell it: 'Euler a'. Default: DPM++ 2M Karras (tiny: DDIM)."""
-    clip_skip: Annotated[int, Whole, Field(ge=1, le=MAX_CLIP_SKIP)] = 1
+    clip_skip: Annotated[int, WholeNumber, Field(ge=1, le=MAX_CLIP_SKIP)] = 1
     """Layer of the text encoder to read, counted from the last as in A1111; 1 skips none, many anime models want 2."""
 
     def __init__(self, **values: Any):
         super().__init__(**values)
         if self.mask and not self.start:
-            raise PersonalError("--mask says what to change in a start picture.", "Give it with --start.")
+            raise UserError("--mask says what to change in a start picture.", "Give it with --start.")
         if self.start and self.enlarge > 1:
-            raise PersonalError("--enlarge is for pictures that begin from noise.", "Ask for a larger --size.")
+            raise UserError("--enlarge is for pictures that begin from noise.", "Ask for a larger --size.")
         self._check_steps()
-        check_work(self, self.n)
+        check_total_work(self, self.n)
 
     def _check_steps(self) -> None:
         """LCM and TCD distil the 50 steps of another scheduler: they cannot take more."""
@@ -408,7 +412,7 @@ class Request(Settings):
 
     @property
     def denoising_steps(self) -> int:
-        return self.steps or (FAST_STEPS if self.fast else STEPS)
+        return self.steps or (DEFAULT_FAST_STEPS if self.fast else DEFAULT_STEPS)
 
     @property
     def pixels(self) -> tuple[int, int] | None:
@@ -419,18 +423,18 @@ class Request(Settings):
         return int(width), int(height)
 
 
-STEPS = 25  # of DPM++ 2M Karras: more change little (Lu et al. 2022, arXiv 2211.01095, figure 1)
-FAST_STEPS = 6  # of LCM or TCD, which learned to do with 4 to 8 (Luo et al. 2023, arXiv 2311.05556)
-MAX_PICTURES = 1000  # of one request for every alternative
+DEFAULT_STEPS = 25  # of DPM++ 2M Karras: more change little (Lu et al. 2022, arXiv 2211.01095, figure 1)
+DEFAULT_FAST_STEPS = 6  # of LCM or TCD, which learned to do with 4 to 8 (Luo et al. 2023, arXiv 2311.05556)
+MAX_IMAGES = 1000  # of one request for every alternative
 MAX_WORK = 100 * 50 * 1024 * 1024  # pictures x steps x pixels: some hours on a fast card
 
 
-def check_work(request: Request, pictures: int) -> None:
-    """Each number within its limits can still be a week of work together: raises PersonalError."""
+def check_total_work(request: GenerateRequest, pictures: int) -> None:
+    """Each number within its limits can still be a week of work together: raises UserError."""
     width, height = request.pixels or (512, 512)
     work = pictures * request.denoising_steps * width * height * request.enlarge**2
     if work > MAX_WORK:
-        raise PersonalError(
+        raise UserError(
             f"{pictures} pictures of {width * request.enlarge:g}x{height * request.enlarge:g} in "
             f"{request.denoising_steps} steps are {work / MAX_WORK:.0f} times more than I take at once.",
             "Ask for fewer, smaller, or with fewer steps.",

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ..errors import PersonalError
-from ..prompts import show
+from ..errors import UserError
+from ..prompts import printable
 
 PLAIN, SGM = "Uniform", "SGM Uniform"
 _FLAGS = {
@@ -270,13 +270,13 @@ def find(sampler: str, schedule: str | None = None, program: str = "") -> Schedu
 
 
 def named(text: str) -> Scheduler:
-    """The scheduler of that name. Raises PersonalError, which names those that are spelt alike."""
+    """The scheduler of that name. Raises UserError, which names those that are spelt alike."""
     if found := find(text):
         return found
-    shown = show(repr(text), 60)
+    shown = printable(repr(text), 60)
     if reason := no_counterpart(text):
-        raise PersonalError(f"scheduler {shown} cannot be used: {reason}.", "For example 'DPM++ 2M Karras'.")
-    raise PersonalError(f"scheduler {shown} is unknown.", f"Nearest: {', '.join(_nearest(text))}.")
+        raise UserError(f"scheduler {shown} cannot be used: {reason}.", "For example 'DPM++ 2M Karras'.")
+    raise UserError(f"scheduler {shown} is unknown.", f"Nearest: {', '.join(_nearest(text))}.")
 
 
 def difference(name: str | None) -> str:

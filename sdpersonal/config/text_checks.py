@@ -11,7 +11,7 @@ import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ..errors import FieldError, show
+from ..errors import FieldError, printable
 
 MAX_TEXT = 10_000  # characters of a value that has no limit of its own
 MAX_PATH = 4096  # bytes of a path, as Linux has it (PATH_MAX)
@@ -29,7 +29,7 @@ class Problem:
     """What is wrong with a value: `text` follows the value's name in a sentence, `fix` is the next thing to do."""
 
     text: str
-    fix: str = ""
+    hint: str = ""
 
 
 def encoding_problem(text: str) -> Problem | None:
@@ -41,7 +41,7 @@ def encoding_problem(text: str) -> Problem | None:
         code = ord(character)
         if 0xDC80 <= code <= 0xDCFF:  # Python's surrogateescape (PEP 383)
             return Problem(
-                f"holds the byte 0x{code - 0xDC00:02X}, which is not UTF-8: {show(text, 60)}",
+                f"holds the byte 0x{code - 0xDC00:02X}, which is not UTF-8: {printable(text, 60)}",
                 "Type it in a terminal that uses UTF-8, or rename the file.",
             )
         if 0xD800 <= code <= 0xDFFF:
@@ -91,7 +91,7 @@ def check_path(value: object, name: str) -> None:
     """Raise FieldError where a path that a Python caller gave as `name` cannot be one. `Path("")` is `Path(".")` and
     cannot be told from it, so only text can be found empty."""
     if isinstance(value, str | os.PathLike) and (problem := path_problem(os.fspath(value))):
-        raise FieldError(name, f"{name} {problem.text}", problem.fix)
+        raise FieldError(name, f"{name} {problem.text}", problem.hint)
 
 
 def plain_spaces(text: str) -> str:

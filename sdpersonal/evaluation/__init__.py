@@ -1,7 +1,7 @@
 """How good a concept is, in numbers: the judges, the acceptance test, its words."""
 
-from .concept_score import Acceptance, Scores
-from .explain import in_figures, verdict
-from .scorers import Judge, judge_for
+from .concept_score import ConceptEvaluation, ConceptScores
+from .explain import explain_scores, format_scores
+from .scorers import Scorer, scorer_for_base
 
-__all__ = ["Acceptance", "Judge", "Scores", "in_figures", "judge_for", "verdict"]
+__all__ = ["ConceptEvaluation", "ConceptScores", "Scorer", "explain_scores", "format_scores", "scorer_for_base"]

@@ -16,21 +16,23 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..errors import PersonalError
-from ..models.loading import built_in_folder, silent
-from ..models.loading.hub_cache import snapshot
-from ..prompts import show
+from ..errors import UserError
+from ..models.loading import built_in_folder, silence_libraries
+from ..models.loading.hub_cache import cached_snapshot
+from ..prompts import printable
 
-OPENAI, CONVERTED = "openai/clip-vit-base-patch32", "refs/pr/15"  # on its main branch there is only a pickle
-CLIPS = ((OPENAI, None), (OPENAI, CONVERTED), ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", None))  # and revision
+OPENAI, CONVERTED_REVISION = "openai/clip-vit-base-patch32", "refs/pr/15"  # on its main branch there is only a pickle
+CLIPS = ((OPENAI, None), (OPENAI, CONVERTED_REVISION), ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", None))  # and revision
 DINOS = (("facebook/dino-vits16", None),)
-FETCH = f"hf download {OPENAI} --revision {CONVERTED} --include '*.json' --include model.safetensors"  # to have one
-_PARTS = ("config.json", "preprocessor_config.json", "model.safetensors")
-_AT_ONCE = 32  # pictures
+FETCH_COMMAND = (  # to have one
+    f"hf download {OPENAI} --revision {CONVERTED_REVISION} --include '*.json' --include model.safetensors"
+)
+_REQUIRED_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+_BATCH_SIZE = 32  # pictures
 
 
-class Judge:
-    """A CLIP with both towers, and a DINO if there is one. Raises PersonalError where their files are not there.
+class Scorer:
+    """A CLIP with both towers, and a DINO if there is one. Raises UserError where their files are not there.
 
     scale: what CLIP multiplies its cosines with before a softmax.
     """
@@ -41,38 +43,38 @@ class Judge:
 
         clip = clip or built_in_folder() / "judge"
         if not clip.is_dir():
-            raise PersonalError(f"There is no judge in {clip}.", "Install sdpersonal again.")
-        self._clip = _read(CLIPModel, clip)
-        self._prepare = _read(CLIPImageProcessorPil, clip)
-        self._tokenizer = _read(CLIPTokenizer, clip)
-        self._dino = _read(ViTModel, dino, add_pooling_layer=False) if dino else None
-        self._prepare_dino = _read(ViTImageProcessorPil, dino) if dino else None
+            raise UserError(f"There is no judge in {clip}.", "Install sdpersonal again.")
+        self._clip = _load(CLIPModel, clip)
+        self._processor = _load(CLIPImageProcessorPil, clip)
+        self._tokenizer = _load(CLIPTokenizer, clip)
+        self._dino = _load(ViTModel, dino, add_pooling_layer=False) if dino else None
+        self._dino_processor = _load(ViTImageProcessorPil, dino) if dino else None
         self.name = "the built-in CLIP" if clip == built_in_folder() / "judge" else "CLIP ViT-B/32"
         self.name += " and DINO ViT-S/16" if dino else ""
         self.scale = float(self._clip.logit_scale.detach().exp())
 
     def likeness(self, pictures: Sequence[Image.Image], photos: Sequence[Image.Image]) -> float:
         """CLIP-I: the mean cosine between each picture and each photo, -1 to 1."""
-        return float((self.see(pictures) @ self.see(photos).T).mean())
+        return float((self.image_features(pictures) @ self.image_features(photos).T).mean())
 
     def fidelity(self, pictures: Sequence[Image.Image], text: str) -> float:
         """CLIP-T: the mean cosine between the pictures and a text that describes them, -1 to 1."""
-        return float((self.see(pictures) @ self.read([text]).T).mean())
+        return float((self.image_features(pictures) @ self.read([text]).T).mean())
 
     def which(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[int]:
         """For each picture, the number of the text that describes it best."""
-        return (self.see(pictures) @ self.read(texts).T).argmax(axis=1).tolist()
+        return (self.image_features(pictures) @ self.read(texts).T).argmax(axis=1).tolist()
 
-    def see(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+    def image_features(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         """CLIP's features of pictures, (N, d) fp32, each of length 1."""
-        return self._features(pictures, self._prepare, lambda pixels: self._clip.get_image_features(pixels))
+        return self._features(pictures, self._processor, lambda pixels: self._clip.get_image_features(pixels))
 
     def subject(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         """Features that tell one subject from another of its class, (N, d): DINO's, which was never taught that two
         dogs are one word, or else CLIP's."""
         if self._dino is None:
-            return self.see(pictures)
-        return self._features(pictures, self._prepare_dino, lambda pixels: self._dino(pixels).last_hidden_state[:, 0])
+            return self.image_features(pictures)
+        return self._features(pictures, self._dino_processor, lambda pixels: self._dino(pixels).last_hidden_state[:, 0])
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> np.ndarray:
@@ -86,40 +88,41 @@ class Judge:
             return_tensors="pt",
             split_special_tokens=True,  # words of a caption, whatever they are
         )
-        return _unit(self._clip.get_text_features(**ids))
+        return _normalize(self._clip.get_text_features(**ids))
 
     @torch.no_grad()
     def _features(self, pictures: Sequence[Image.Image], prepare, look) -> np.ndarray:
         found = []
-        for first in range(0, len(pictures), _AT_ONCE):
-            some = [picture.convert("RGB") for picture in pictures[first : first + _AT_ONCE]]
-            found.append(_unit(look(prepare(some, return_tensors="pt").pixel_values)))
+        for first in range(0, len(pictures), _BATCH_SIZE):
+            some = [picture.convert("RGB") for picture in pictures[first : first + _BATCH_SIZE]]
+            found.append(_normalize(look(prepare(some, return_tensors="pt").pixel_values)))
         return np.concatenate(found)
 
 
-def judge_for(base_kind: str) -> Judge | None:
+def scorer_for_base(base_kind: str) -> Scorer | None:
     """Who can judge this base's pictures: the built-in one its own; others a CLIP ViT-B/32, with a DINO ViT-S/16 if it
     is there too, from the Hub's cache on this machine. None if that has none: nothing is fetched unasked."""
     if base_kind == "tiny":
-        return Judge()
-    clip, dino = _cached(CLIPS, "tokenizer.json"), _cached(DINOS)
-    return Judge(clip, dino) if clip else None
+        return Scorer()
+    clip, dino = _find_cached(CLIPS, "tokenizer.json"), _find_cached(DINOS)
+    return Scorer(clip, dino) if clip else None
 
 
-def _cached(places: Sequence[tuple[str, str | None]], *more: str) -> Path | None:
+def _find_cached(places: Sequence[tuple[str, str | None]], *more: str) -> Path | None:
     """The first that is there with all its parts: who loaded only a part of it elsewhere has only that."""
-    folders = (snapshot(hub_id, revision) for hub_id, revision in places)
+    folders = (cached_snapshot(hub_id, revision) for hub_id, revision in places)
     return next(
-        (folder for folder in folders if folder and all((folder / one).exists() for one in _PARTS + more)), None
+        (folder for folder in folders if folder and all((folder / one).exists() for one in _REQUIRED_FILES + more)),
+        None,
     )
 
 
-def _read(kind: type, folder: Path, **more: object) -> object:
-    """A model or what prepares for it. Raises PersonalError where it is damaged or a weight is missing."""
+def _load(kind: type, folder: Path, **more: object) -> object:
+    """A model or what prepares for it. Raises UserError where it is damaged or a weight is missing."""
     if issubclass(kind, torch.nn.Module):
         more |= {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     try:
-        with silent():
+        with silence_libraries():
             found = kind.from_pretrained(folder, local_files_only=True, **more)
         if not isinstance(found, tuple):
             return found
@@ -127,12 +130,12 @@ def _read(kind: type, folder: Path, **more: object) -> object:
         if about["missing_keys"] or about["mismatched_keys"]:  # filled with random numbers
             raise ValueError("a weight is missing")
     except (OSError, ValueError, RuntimeError, SafetensorError):
-        raise PersonalError(
-            f"The judge in {show(str(folder))} is damaged.", "Fetch it again, or leave it out with --no-samples."
+        raise UserError(
+            f"The judge in {printable(str(folder))} is damaged.", "Fetch it again, or leave it out with --no-samples."
         ) from None
     return model.eval()
 
 
-def _unit(features: Tensor | object) -> np.ndarray:
+def _normalize(features: Tensor | object) -> np.ndarray:
     features = features if isinstance(features, Tensor) else features.pooler_output  # transformers 5 wraps it
     return torch.nn.functional.normalize(features.float(), dim=-1).numpy()

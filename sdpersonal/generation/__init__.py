@@ -1,10 +1,19 @@
 """Pictures from prompts with concepts in them. A request leaves no trace: the same one gives the same pictures,
 whatever ran before."""
 
-from .denoise import Sampling, denoise
-from .generator import AT_ONCE, Generator
-from .noise import noise_of
-from .picture import Picture
-from .prompt_resolution import Concepts, NoConcepts
+from .denoise import SamplingConfig, denoise
+from .generator import MAX_BATCH_SIZE, Generator
+from .noise import noise_from_seed
+from .picture import GeneratedImage
+from .prompt_resolution import ConceptSource, NoConcepts
 
-__all__ = ["AT_ONCE", "Concepts", "Generator", "NoConcepts", "Picture", "Sampling", "denoise", "noise_of"]
+__all__ = [
+    "MAX_BATCH_SIZE",
+    "ConceptSource",
+    "GeneratedImage",
+    "Generator",
+    "NoConcepts",
+    "SamplingConfig",
+    "denoise",
+    "noise_from_seed",
+]

@@ -15,7 +15,7 @@ from ..models import Conditioning, StableDiffusion, draws_noise, step_of, step_o
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingConfig:
     """How to denoise. rescale: 0 leaves guidance's contrast; change: the share of the noise levels gone through;
     scheduler: None for the base's default; restarts_noise: what the scheduler draws begins with the seed's first noise,
     as `--fast` always did: its old images must be drawn again to the bit."""
@@ -41,14 +41,14 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Start:
+class InitLatents:
     """Latents to begin from, (1 or B, C, h, w), as the UNet sees them. mask: (1, 1, h, w), 1 where they may change."""
 
     latents: Tensor
     mask: Tensor | None = None
 
 
-def moment_of(step: int, steps: int) -> float:
+def sampling_progress(step: int, steps: int) -> float:
     """The middle of a step, counted from 0, in the sampling: 0 is noise, 1 the picture."""
     return (step + 0.5) / steps
 
@@ -57,9 +57,9 @@ def denoise(
     base: StableDiffusion,
     condition: Conditioning | Callable[[float], Conditioning],
     noise: Tensor,
-    sampling: Sampling,
+    sampling: SamplingConfig,
     advance: Callable[[int], None] = lambda step: None,
-    start: Start | None = None,
+    start: InitLatents | None = None,
     seeds: tuple[int, ...] = (),
     look: Callable[[Callable[[], Tensor]], None] | None = None,
 ) -> Tensor:
@@ -88,11 +88,11 @@ def denoise(
     for i, t in enumerate(times):
         advance(i + 1)
         step = step_of(sampler, first + i, sampling.steps)
-        now = condition(moment_of(step, sampling.steps)) if callable(condition) else condition
+        now = condition(sampling_progress(step, sampling.steps)) if callable(condition) else condition
         inputs = sampler.scale_model_input(latents, t)
-        predicted = _guided(base, now, inputs, t, sampling)
+        predicted = _predict_with_guidance(base, now, inputs, t, sampling)
         if look:
-            look(partial(base.schedule.guess, inputs, predicted, t.long().expand(len(latents))))
+            look(partial(base.schedule.predict_x0, inputs, predicted, t.long().expand(len(latents))))
         latents = sampler.step(predicted, t, latents, **options, **step_options(sampler, i)).prev_sample
         if start is not None and start.mask is not None:
             kept = start.latents.expand_as(noise)
@@ -113,16 +113,18 @@ def _generators(seeds: tuple[int, ...], shape: tuple[int, ...], restarts: bool) 
     return generators
 
 
-def _guided(base: StableDiffusion, condition: Conditioning, inputs: Tensor, t: Tensor, sampling: Sampling) -> Tensor:
+def _predict_with_guidance(
+    base: StableDiffusion, condition: Conditioning, inputs: Tensor, t: Tensor, sampling: SamplingConfig
+) -> Tensor:
     count = len(inputs)
     if sampling.guidance == 1:  # the negative prompt has no say: half the work
         return base.predict(inputs, t.expand(count), condition[count:])
     without, with_prompt = base.predict(torch.cat([inputs, inputs]), t.expand(2 * count), condition).chunk(2)
     guided = without + sampling.guidance * (with_prompt - without)
-    return _rescaled(guided, with_prompt, sampling.rescale) if sampling.rescale else guided
+    return _rescale_guidance(guided, with_prompt, sampling.rescale) if sampling.rescale else guided
 
 
-def _rescaled(guided: Tensor, with_prompt: Tensor, share: float) -> Tensor:
+def _rescale_guidance(guided: Tensor, with_prompt: Tensor, share: float) -> Tensor:
     """Contrast as without guidance, by a share (Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16)."""
     of_picture = (1, 2, 3)
     scale = with_prompt.std(dim=of_picture, keepdim=True) / guided.std(dim=of_picture, keepdim=True)

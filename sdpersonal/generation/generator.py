@@ -14,47 +14,54 @@ from torch import Tensor
 
 from .. import __version__
 from ..concepts.concept import Concept
-from ..config import SEEDS, Request
+from ..config import SEEDS, GenerateRequest
 from ..config.scheduler_names import Scheduler, named
 from ..errors import FieldError, Interrupted
-from ..image_metadata import Drawn, Ingredient, Recipe
-from ..models import Framing, StableDiffusion, check_scheduler
-from ..models.offload import settle
-from ..models.oom import told
-from ..models.safety_checker import grey
-from ..prompts import Mention, Token, Wildcards, choose
-from .denoise import Sampling, Start, denoise
-from .img2img import Source, enlarged, large_size, latents_of, source_of
-from .noise import between, noise_of
-from .picture import Picture
-from .previews import Look, Previews
-from .prompt_encoding import Conditions, Course, Pair, length
-from .prompt_resolution import Concepts, NoConcepts, Reader, Reading, Share, check_makes_few_steps_enough
+from ..image_metadata import Recipe, RecipeBase, RecipeConcept
+from ..models import SizeConditioning, StableDiffusion, check_scheduler
+from ..models.offload import plan_offload
+from ..models.oom import translate_oom
+from ..models.safety_checker import grey_image
+from ..prompts import Mention, Token, Wildcards, sample_prompt
+from .denoise import InitLatents, SamplingConfig, denoise
+from .img2img import InitImage, encode_image, load_init_image, upscale, upscaled_size
+from .noise import noise_from_seed, slerp
+from .picture import GeneratedImage
+from .previews import OnPrediction, Previews
+from .prompt_encoding import PromptEmbedsCache, PromptPair, StepConditioner, num_chunks
+from .prompt_resolution import (
+    ConceptSource,
+    LoraWeight,
+    NoConcepts,
+    PromptResolver,
+    ResolvedPrompt,
+    check_makes_few_steps_enough,
+)
 from .request_checks import prompts_of
 
-AT_ONCE = 4  # pictures in one batch, fewer where memory is short; more saves little time on a CPU
-LESS_MEMORY = "Ask for a smaller --size, or --n 1; or close what else takes memory."
+MAX_BATCH_SIZE = 4  # pictures in one batch, fewer where memory is short; more saves little time on a CPU
+OOM_HINT = "Ask for a smaller --size, or --n 1; or close what else takes memory."
 
 
 @dataclass(frozen=True)
-class _Job:
+class _ImageJob:
     """One picture of a request."""
 
-    pair: Pair
+    prompts: PromptPair
     seed: int
     near_seed: int
     template: str  # that the prompt was chosen from, or ""
-    alike: tuple  # jobs of which this is equal can be drawn together
+    batch_key: tuple  # jobs of which this is equal can be drawn together
 
 
 @dataclass(frozen=True)
-class _Work:
+class _GenerationPlan:
     """What all pictures of a request share."""
 
-    request: Request
-    sampling: Sampling
+    request: GenerateRequest
+    sampling: SamplingConfig
     size: tuple[int, int]
-    source: Source | None
+    source: InitImage | None
     fast: Concept | None
 
     @property
@@ -64,10 +71,10 @@ class _Work:
     @property
     def largest(self) -> tuple[int, int]:
         """(width, height) of the last pass."""
-        return large_size(self.size, self.request.enlarge) if self.passes == 2 else self.size
+        return upscaled_size(self.size, self.request.enlarge) if self.passes == 2 else self.size
 
     @property
-    def second(self) -> Sampling:
+    def second(self) -> SamplingConfig:
         return replace(self.sampling, change=self.request.change)
 
     @property
@@ -79,13 +86,13 @@ class _Work:
 class Generator:
     """Draws with one base and the concepts of one library. wildcards: folder of lists for `__name__` in prompts."""
 
-    def __init__(self, base: StableDiffusion, concepts: Concepts | None = None, wildcards: Path | None = None):
+    def __init__(self, base: StableDiffusion, concepts: ConceptSource | None = None, wildcards: Path | None = None):
         self.base = base
         self.concepts = concepts or NoConcepts()
         self._wildcards = Wildcards(wildcards)
-        self._conditions = Conditions(base)
+        self._embeds_cache = PromptEmbedsCache(base)
 
-    def of(self, concepts: Concepts) -> Generator:
+    def of(self, concepts: ConceptSource) -> Generator:
         """The same with other concepts; what was encoded for these is shared."""
         other = copy(self)
         other.concepts = concepts
@@ -93,24 +100,24 @@ class Generator:
 
     def draw(
         self,
-        request: Request,
+        request: GenerateRequest,
         progress: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
         preview: Callable[[list[Image.Image]], None] | None = None,
-    ) -> Iterator[Picture]:
+    ) -> Iterator[GeneratedImage]:
         """The pictures of a request, in order, as they are ready.
 
         progress(done, total) counts the predictions of the UNet over all of them, for most schedulers one a step; when
         cancelled() is true the next one raises Interrupted. preview(pictures) is called now and then with how a batch's
-        pictures look so far, small: its work is a few hundredths of drawing. Raises PersonalError for an unknown
-        concept, one of another base, a start picture that is none; NoMemory, after which the next request has all the
-        memory again.
+        pictures look so far, small: its work is a few hundredths of drawing. Raises UserError for an unknown
+        concept, one of another base, a start picture that is none; OutOfMemory, after which the next request has all
+        the memory again.
         """
-        reader = Reader(self.base, self.concepts)
+        reader = PromptResolver(self.base, self.concepts)
         work = self._work(request, reader)
         jobs = list(self._jobs(request, reader, work))
         at_once = self._make_room(work, reader, jobs)
-        groups = (list(some) for _, some in groupby(jobs, key=lambda job: job.alike))
+        groups = (list(some) for _, some in groupby(jobs, key=lambda job: job.batch_key))
         batches = [some[first : first + at_once] for some in groups for first in range(0, len(some), at_once)]
         total = len(batches) * work.predictions
         for number, batch in enumerate(batches):
@@ -120,42 +127,42 @@ class Generator:
                     raise Interrupted("Stopped.")
                 progress(before + step, total)
 
-            with told(f"drawing {len(batch)} at once", LESS_MEMORY, self.base.device):
-                images = self._draw(work, reader, batch, advance, preview)
-                flags = self._flagged(images)
+            with translate_oom(f"drawing {len(batch)} at once", OOM_HINT, self.base.device):
+                images = self._generate_batch(work, reader, batch, advance, preview)
+                flags = self._flag_unsafe(images)
             for place, (job, image, hidden) in enumerate(zip(batch, images, flags, strict=True)):
                 recipe = self._recipe(work, job, hidden, (len(batch), place))
-                yield Picture(grey(image.size) if hidden else image, recipe)
+                yield GeneratedImage(grey_image(image.size) if hidden else image, recipe)
 
-    def _make_room(self, work: _Work, reader: Reader, jobs: Sequence[_Job]) -> int:
+    def _make_room(self, work: _GenerationPlan, reader: PromptResolver, jobs: Sequence[_ImageJob]) -> int:
         """How many pictures to draw at once."""
-        with self.base.quiet(), told("before drawing", LESS_MEMORY, self.base.device):
-            if self.base.checker:
-                self.base.checker.load()  # what is wrong with its files is told before any computing
-            mixes = {mix for job in jobs for mix in job.alike[0]}
+        with self.base.quiet(), translate_oom("before drawing", OOM_HINT, self.base.device):
+            if self.base.safety_checker:
+                self.base.safety_checker.load()  # what is wrong with its files is told before any computing
+            mixes = {mix for job in jobs for mix in job.batch_key[0]}
             loras = ([lora for lora, _ in reader.loras(mix)] for mix in mixes)
-            beside = max(map(self.base.slots.room, loras), default=0)
-            return settle(self.base, work.largest, AT_ONCE, beside)
+            beside = max(map(self.base.adapters.room, loras), default=0)
+            return plan_offload(self.base, work.largest, MAX_BATCH_SIZE, beside)
 
-    def _flagged(self, images: Sequence[Image.Image]) -> list[bool]:
+    def _flag_unsafe(self, images: Sequence[Image.Image]) -> list[bool]:
         with self.base.quiet():
-            return self.base.checker.flagged(images) if self.base.checker else [False] * len(images)
+            return self.base.safety_checker.flag(images) if self.base.safety_checker else [False] * len(images)
 
-    def _work(self, request: Request, reader: Reader) -> _Work:
+    def _work(self, request: GenerateRequest, reader: PromptResolver) -> _GenerationPlan:
         """All that can be wrong with a request is found here or in `_jobs`, before any computing."""
-        base, source = self.base, source_of(request, self.base)
-        fast = self._fast(request, reader)
+        base, source = self.base, load_init_image(request, self.base)
+        fast = self._fast_lora(request, reader)
         self._check_clip_skip(request)
         guidance = request.guidance or (1.0 if fast else base.guidance)
         rescale = base.rescale if request.rescale is None else request.rescale
         change = request.change if source else 1.0
         scheduler, restarts = _scheduler_of(request, fast)
         check_scheduler(base.scheduler_config, scheduler, request.denoising_steps)
-        sampling = Sampling(request.denoising_steps, guidance, rescale, change, scheduler, restarts)
+        sampling = SamplingConfig(request.denoising_steps, guidance, rescale, change, scheduler, restarts)
         size = source.picture.size if source else request.pixels or (base.resolution,) * 2
-        return _Work(request, sampling, size, source, fast)
+        return _GenerationPlan(request, sampling, size, source, fast)
 
-    def _check_clip_skip(self, request: Request) -> None:
+    def _check_clip_skip(self, request: GenerateRequest) -> None:
         most = self.base.max_clip_skip
         if request.clip_skip > most:
             raise FieldError(
@@ -164,18 +171,18 @@ class Generator:
                 f"Its text encoder has {self.base.encoders['clip_l'].layers} layers; 1 skips none.",
             )
 
-    def _fast(self, request: Request, reader: Reader) -> Concept | None:
+    def _fast_lora(self, request: GenerateRequest, reader: PromptResolver) -> Concept | None:
         if request.fast is None:
             return None
         concept = reader.concept(Mention(Token.parse(request.fast)))
         check_makes_few_steps_enough(concept)
         return concept
 
-    def _jobs(self, request: Request, reader: Reader, work: _Work) -> Iterator[_Job]:
-        readings: dict[str, Reading] = {}
-        fast = Share(work.fast.identity, 1.0) if work.fast else None
+    def _jobs(self, request: GenerateRequest, reader: PromptResolver, work: _GenerationPlan) -> Iterator[_ImageJob]:
+        readings: dict[str, ResolvedPrompt] = {}
+        fast = LoraWeight(work.fast.identity, 1.0) if work.fast else None
 
-        def read(text: str) -> Reading:
+        def read(text: str) -> ResolvedPrompt:
             if text not in readings:
                 readings[text] = reader.read(text)
             return readings[text]
@@ -183,73 +190,75 @@ class Generator:
         for i, prompt in enumerate(prompts_of(request, self._wildcards)):
             seed = (request.seed + (i % request.n if request.near is None else 0)) % SEEDS
             near_seed = (request.near_seed + i % request.n) % SEEDS
-            negative = choose(request.negative, seed, self._wildcards)
-            pair = Pair(read(prompt), read(negative), fast)
-            alike = pair.timetable(work.sampling.steps), length(self.base, reader, pair)
-            yield _Job(pair, seed, near_seed, request.prompt if prompt != request.prompt else "", alike)
+            negative = sample_prompt(request.negative, seed, self._wildcards)
+            pair = PromptPair(read(prompt), read(negative), fast)
+            alike = pair.loras_by_step(work.sampling.steps), num_chunks(self.base, reader, pair)
+            yield _ImageJob(pair, seed, near_seed, request.prompt if prompt != request.prompt else "", alike)
 
-    def _draw(
+    def _generate_batch(
         self,
-        work: _Work,
-        reader: Reader,
-        jobs: Sequence[_Job],
+        work: _GenerationPlan,
+        reader: PromptResolver,
+        jobs: Sequence[_ImageJob],
         advance: Callable[[int], None],
         preview: Callable[[list[Image.Image]], None] | None,
     ) -> list[Image.Image]:
         base = self.base
-        with base.quiet(), base.slots.filled(()):
+        with base.quiet(), base.adapters.filled(()):
             start = work.source.start(base) if work.source else None
-            noise = torch.stack([self._noise(work, job, work.size) for job in jobs]).to(base.device)
+            noise = torch.stack([self._initial_noise(work, job, work.size) for job in jobs]).to(base.device)
             look = Previews(base, preview).look if preview else None
-            images = self._pass(work.sampling, reader, jobs, noise, advance, start, work.request.clip_skip, look)
+            images = self._run_pass(work.sampling, reader, jobs, noise, advance, start, work.request.clip_skip, look)
             if work.source:
-                return [work.source.composed(image) for image in images]
+                return [work.source.composite(image) for image in images]
             if work.passes == 1:
                 return images
-            large = [enlarged(image, work.request.enlarge) for image in images]
-            start = Start(torch.cat([latents_of(base, image) for image in large]))
-            noise = torch.stack([self._noise(work, job, large[0].size) for job in jobs]).to(base.device)
+            large = [upscale(image, work.request.enlarge) for image in images]
+            start = InitLatents(torch.cat([encode_image(base, image) for image in large]))
+            noise = torch.stack([self._initial_noise(work, job, large[0].size) for job in jobs]).to(base.device)
             done = work.sampling.predictions
-            return self._pass(
+            return self._run_pass(
                 work.second, reader, jobs, noise, lambda step: advance(done + step), start, work.request.clip_skip
             )
 
-    def _pass(
+    def _run_pass(
         self,
-        sampling: Sampling,
-        reader: Reader,
-        jobs: Sequence[_Job],
+        sampling: SamplingConfig,
+        reader: PromptResolver,
+        jobs: Sequence[_ImageJob],
         noise: Tensor,
         advance: Callable[[int], None],
-        start: Start | None,
+        start: InitLatents | None,
         clip_skip: int,
-        look: Look | None = None,
+        look: OnPrediction | None = None,
     ) -> list[Image.Image]:
         base = self.base
-        height, width = (side * base.downscale for side in noise.shape[2:])
-        pairs = [job.pair for job in jobs]
-        course = Course(base, reader, self._conditions, pairs, Framing.whole(height, width), clip_skip)
+        height, width = (side * base.vae_scale_factor for side in noise.shape[2:])
+        pairs = [job.prompts for job in jobs]
+        course = StepConditioner(
+            base, reader, self._embeds_cache, pairs, SizeConditioning.whole(height, width), clip_skip
+        )
         seeds = tuple(job.seed for job in jobs)
         latents = denoise(base, course, noise, sampling, advance, start, seeds, look)
         # One at a time: what a picture looks like must not depend on its neighbours, nor memory on their number.
         return [Image.fromarray(base.decode(one[None])[0]) for one in latents]
 
-    def _noise(self, work: _Work, job: _Job, size: tuple[int, int]) -> Tensor:
+    def _initial_noise(self, work: _GenerationPlan, job: _ImageJob, size: tuple[int, int]) -> Tensor:
         shape = self.base.latent_shape(*size)
-        noise, near = noise_of(job.seed, shape), work.request.near
-        return noise if near is None else between(noise, noise_of(job.near_seed, shape), near)
+        noise, near = noise_from_seed(job.seed, shape), work.request.near
+        return noise if near is None else slerp(noise, noise_from_seed(job.near_seed, shape), near)
 
-    def _recipe(self, work: _Work, job: _Job, hidden: bool, batch: tuple[int, int]) -> Recipe:
+    def _recipe(self, work: _GenerationPlan, job: _ImageJob, hidden: bool, batch: tuple[int, int]) -> Recipe:
         request, base, sampling = work.request, self.base, work.sampling
-        used = job.pair.negative.used() | job.pair.prompt.used()
+        used = job.prompts.negative.used() | job.prompts.prompt.used()
         if work.fast:
             used[str(work.fast.token)] = work.fast, 1.0
-        acting = {share.identity for mix in job.pair.timetable(sampling.steps) for share in mix}
+        acting = {share.identity for mix in job.prompts.loras_by_step(sampling.steps) for share in mix}
         return Recipe(
             sdpersonal=__version__,
-            prompt=job.pair.prompt.prompt.text,
+            prompt=job.prompts.prompt.prompt.text,
             template=job.template,
-            negative=job.pair.negative.prompt.text,
+            negative=job.prompts.negative.prompt.text,
             seed=job.seed,
             near=request.near,
             near_seed=job.near_seed if request.near else 1,
@@ -259,16 +268,16 @@ class Generator:
             size="{}x{}".format(*work.size),
             enlarge=request.enlarge,
             change=request.change,
-            start=work.source.picture_sum if work.source else "",
-            mask=work.source.mask_sum if work.source else "",
+            start=work.source.image_sha256 if work.source else "",
+            mask=work.source.mask_sha256 if work.source else "",
             sampler=type(base.sampler(sampling.scheduler)).__name__.removesuffix("Scheduler"),
             fast=request.fast or "",
             scheduler=request.scheduler or "",
             clip_skip=request.clip_skip,
             hidden=hidden,
-            base=Drawn(name=Path(base.name).name, kind=base.kind, sha256=base.version),
+            base=RecipeBase(name=Path(base.name).name, kind=base.kind, sha256=base.version),
             concepts=tuple(
-                Ingredient(
+                RecipeConcept(
                     token=token,
                     sha256=concept.identity,
                     strength=strength,
@@ -283,7 +292,7 @@ class Generator:
         )
 
 
-def _scheduler_of(request: Request, fast: Concept | None) -> tuple[Scheduler | None, bool]:
+def _scheduler_of(request: GenerateRequest, fast: Concept | None) -> tuple[Scheduler | None, bool]:
     """The scheduler, None for the default, and whether its noise restarts. One that is named goes before `fast`'s own:
     LCM (Luo et al. 2023, arXiv 2310.04378) or TCD (Zheng et al. 2024, arXiv 2402.19159)."""
     if request.scheduler:

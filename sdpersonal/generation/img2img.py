@@ -15,40 +15,40 @@ import torch
 from PIL import Image, ImageChops, ImageFilter
 
 from .. import storage
-from ..config import Request
-from ..errors import PersonalError
-from ..image_metadata import pixels_sum
+from ..config import GenerateRequest
+from ..errors import UserError
+from ..image_metadata import pixels_sha256
 from ..models import StableDiffusion
-from ..photos.decode import FORMATS, Unusable, decode, shorter_side
-from ..prompts import show
-from .denoise import Start
+from ..photos.decode import FORMATS, UnusablePhoto, decode, shorter_side
+from ..prompts import printable
+from .denoise import InitLatents
 
-_LIMIT = 100 << 20
-_LEAST, _MOST = 64, 2048  # pixels of the shorter side
+_MAX_BYTES = 100 << 20
+_MIN_SIDE, _MAX_SIDE = 64, 2048  # pixels of the shorter side
 _SAME_SHAPE = 0.02  # of width / height: less is rounding
 _FEATHER = 4  # pixels over which a drawn part passes into what was there
 
 
 @dataclass(frozen=True)
-class Source:
+class InitImage:
     """A start picture in its size, and where to draw anew: white in `mask`, in the same size."""
 
     picture: Image.Image
     mask: Image.Image | None
-    picture_sum: str
-    mask_sum: str
+    image_sha256: str
+    mask_sha256: str
 
-    def start(self, base: StableDiffusion) -> Start:
-        return Start(latents_of(base, self.picture), self._latent_mask(base))
+    def start(self, base: StableDiffusion) -> InitLatents:
+        return InitLatents(encode_image(base, self.picture), self._latent_mask(base))
 
     def _latent_mask(self, base: StableDiffusion) -> torch.Tensor | None:
         if self.mask is None:
             return None
         # A latent that any drawn pixel touches is drawn; the picture is put together in pixels afterwards.
         white = torch.from_numpy(np.array(self.mask)) >= 128
-        return torch.nn.functional.max_pool2d(white[None, None].float(), base.downscale).to(base.device)
+        return torch.nn.functional.max_pool2d(white[None, None].float(), base.vae_scale_factor).to(base.device)
 
-    def composed(self, drawn: Image.Image) -> Image.Image:
+    def composite(self, drawn: Image.Image) -> Image.Image:
         """Where nothing was to be drawn, the start picture's own pixels."""
         if self.mask is None:
             return drawn
@@ -57,51 +57,51 @@ class Source:
         return Image.composite(drawn, self.picture, soft)
 
 
-def source_of(request: Request, base: StableDiffusion) -> Source | None:
-    """Raises PersonalError for what is no picture, or too small."""
+def load_init_image(request: GenerateRequest, base: StableDiffusion) -> InitImage | None:
+    """Raises UserError for what is no picture, or too small."""
     if request.start is None:
         return None
-    whole = open_picture(request.start)
-    size = request.pixels or near_size(whole.size, base)
+    whole = open_image(request.start)
+    size = request.pixels or native_size(whole.size, base)
     mask = open_mask(request.mask) if request.mask else None
-    return Source(
-        cropped(whole, size),
-        _white(cropped(mask.resize(whole.size, Image.Resampling.LANCZOS), size)) if mask else None,
-        pixels_sum(whole),
-        pixels_sum(mask) if mask else "",
+    return InitImage(
+        center_crop(whole, size),
+        _white(center_crop(mask.resize(whole.size, Image.Resampling.LANCZOS), size)) if mask else None,
+        pixels_sha256(whole),
+        pixels_sha256(mask) if mask else "",
     )
 
 
-def open_picture(path: Path, behind: str = "white") -> Image.Image:
+def open_image(path: Path, behind: str = "white") -> Image.Image:
     """RGB, upright, sRGB, as large as it is up to 2,048 pixels. behind: the colour that shows where it is transparent.
 
-    Raises PersonalError for what is no picture.
+    Raises UserError for what is no picture.
     """
-    data = storage.read_bytes(path, _LIMIT)
-    name = show(path.name)
+    data = storage.read_bytes(path, _MAX_BYTES)
+    name = printable(path.name)
     try:
-        pixels, _ = decode(data, min(_MOST, shorter_side(data)), _LEAST, behind)
-    except Unusable as error:
-        raise PersonalError(f"{name} {error}.", f"Give a picture: {FORMATS}.") from None
+        pixels, _ = decode(data, min(_MAX_SIDE, shorter_side(data)), _MIN_SIDE, behind)
+    except UnusablePhoto as error:
+        raise UserError(f"{name} {error}.", f"Give a picture: {FORMATS}.") from None
     except Exception:  # the size of a damaged one
-        raise PersonalError(f"{name} is damaged and cannot be decoded.", f"Give a picture: {FORMATS}.") from None
+        raise UserError(f"{name} is damaged and cannot be decoded.", f"Give a picture: {FORMATS}.") from None
     return Image.fromarray(pixels)
 
 
 def open_mask(path: Path) -> Image.Image:
-    """A mask as `open_picture` reads it, with black where it is transparent. Raises PersonalError."""
-    return open_picture(path, behind="black")
+    """A mask as `open_picture` reads it, with black where it is transparent. Raises UserError."""
+    return open_image(path, behind="black")
 
 
-def mask_note(request: Request) -> str:
-    """What a person should know of a request's mask before anything is computed, or "". Raises PersonalError for a
+def mask_note(request: GenerateRequest) -> str:
+    """What a person should know of a request's mask before anything is computed, or "". Raises UserError for a
     start picture or a mask that cannot be read."""
     if request.start is None:
         return ""
-    whole = open_picture(request.start)
+    whole = open_image(request.start)
     if request.mask is None:
         return ""
-    mask, name = open_mask(request.mask), show(request.mask.name)
+    mask, name = open_mask(request.mask), printable(request.mask.name)
     if not _white(mask).getbbox():
         return f"{name} has nothing white, so nothing of the start picture changes. Paint in white what should change."
     shapes = [picture.width / picture.height for picture in (mask, whole)]
@@ -116,13 +116,13 @@ def _white(mask: Image.Image) -> Image.Image:
     return mask.convert("L").point(lambda value: 255 * (value >= 128))
 
 
-def near_size(size: tuple[int, int], base: StableDiffusion) -> tuple[int, int]:
+def native_size(size: tuple[int, int], base: StableDiffusion) -> tuple[int, int]:
     """The picture's shape in about as many pixels as the base was trained on, in multiples of 8."""
     scale = base.resolution / (size[0] * size[1]) ** 0.5
     return tuple(min(2048, max(64, round(side * scale / 8) * 8)) for side in size)
 
 
-def cropped(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def center_crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The middle of a picture in another size, RGB."""
     scale = max(size[0] / picture.width, size[1] / picture.height)
     width, height = size[0] / scale, size[1] / scale
@@ -130,16 +130,16 @@ def cropped(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
 
 
-def latents_of(base: StableDiffusion, picture: Image.Image) -> torch.Tensor:
+def encode_image(base: StableDiffusion, picture: Image.Image) -> torch.Tensor:
     """(1, C, h, w): the posterior's mean, so that nothing is left to chance."""
     return base.encode(np.array(picture.convert("RGB"))[None]).mean
 
 
-def enlarged(picture: Image.Image, times: float) -> Image.Image:
+def upscale(picture: Image.Image, times: float) -> Image.Image:
     """So many times as large, in multiples of 8."""
-    return picture.resize(large_size(picture.size, times), Image.Resampling.LANCZOS)
+    return picture.resize(upscaled_size(picture.size, times), Image.Resampling.LANCZOS)
 
 
-def large_size(size: tuple[int, int], times: float) -> tuple[int, int]:
+def upscaled_size(size: tuple[int, int], times: float) -> tuple[int, int]:
     """The size of `enlarged`."""
     return tuple(round(side * times / 8) * 8 for side in size)

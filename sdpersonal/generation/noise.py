@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def noise_of(seed: int, shape: tuple[int, int, int]) -> Tensor:
+def noise_from_seed(seed: int, shape: tuple[int, int, int]) -> Tensor:
     """(C, h, w). Drawn on the CPU, one generator a picture: a seed means the same picture on any device and in any
     batch.
 
@@ -16,7 +16,7 @@ def noise_of(seed: int, shape: tuple[int, int, int]) -> Tensor:
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
-def between(one: Tensor, other: Tensor, share: float) -> Tensor:
+def slerp(one: Tensor, other: Tensor, share: float) -> Tensor:
     """On the arc from one noise to another (slerp; Shoemake 1985): as long as noise is, which a mean would not be."""
     cosine = torch.dot(one.flatten(), other.flatten()) / (one.norm() * other.norm())
     angle = torch.acos(cosine.clamp(-1, 1))

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from ..image_metadata import Recipe, png
+from ..image_metadata import Recipe, png_with_recipe
 
 
 @dataclass(frozen=True)
-class Picture:
+class GeneratedImage:
     """One result: an RGB image and all that is needed to draw it again."""
 
     image: Image.Image
@@ -27,4 +27,4 @@ class Picture:
 
     def png(self, private: bool = False) -> bytes:
         """As a PNG file with its recipe in it, or with nothing but pixels."""
-        return png(self.image, None if private else self.recipe)
+        return png_with_recipe(self.image, None if private else self.recipe)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..models import StableDiffusion
 
-Look = Callable[[Callable[[], Tensor]], None]
-_FIRST = 0.4  # seconds before the first one: there is little to see in what is guessed from pure noise
-_SHARE = 0.06  # of the time since the drawing began that previews may take
-_SIDE = 24  # latents, a side: larger ones are averaged down, since decoding's time goes with their number
+OnPrediction = Callable[[Callable[[], Tensor]], None]
+_FIRST_AFTER = 0.4  # seconds before the first one: there is little to see in what is guessed from pure noise
+_TIME_SHARE = 0.06  # of the time since the drawing began that previews may take
+_MAX_SIDE = 24  # latents, a side: larger ones are averaged down, since decoding's time goes with their number
 
 
 class Previews:
@@ -25,18 +25,18 @@ class Previews:
 
     def __init__(self, base: StableDiffusion, show: Callable[[list[Image.Image]], None]):
         self._base, self._show = base, show
-        self._began, self._spent, self._cost = time.monotonic(), 0.0, 0.0
+        self._started_at, self._seconds_spent, self._last_seconds = time.monotonic(), 0.0, 0.0
 
     def look(self, guess: Callable[[], Tensor]) -> None:
         """After each step; decodes only where the share of time allows one more like the last."""
         begun = time.monotonic()
-        if begun - self._began < max(_FIRST, (self._spent + self._cost) / _SHARE):
+        if begun - self._started_at < max(_FIRST_AFTER, (self._seconds_spent + self._last_seconds) / _TIME_SHARE):
             return
-        self._show([Image.fromarray(self._base.decode(one[None])[0]) for one in _small(guess())])
-        self._cost = time.monotonic() - begun
-        self._spent += self._cost
+        self._show([Image.fromarray(self._base.decode(one[None])[0]) for one in _downsample(guess())])
+        self._last_seconds = time.monotonic() - begun
+        self._seconds_spent += self._last_seconds
 
 
-def _small(latents: Tensor) -> Tensor:
-    times = -(-max(latents.shape[2:]) // _SIDE)
+def _downsample(latents: Tensor) -> Tensor:
+    times = -(-max(latents.shape[2:]) // _MAX_SIDE)
     return torch.nn.functional.avg_pool2d(latents, times) if times > 1 else latents

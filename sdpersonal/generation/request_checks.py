@@ -6,19 +6,19 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ..config import MAX_PICTURES, Request, check_work
-from ..errors import PersonalError
-from ..prompts import Mention, Token, Wildcards, choose, count, nth, parse
-from ..prompts.concept_syntax import read_word
+from ..config import MAX_IMAGES, GenerateRequest, check_total_work
+from ..errors import UserError
+from ..prompts import Mention, Token, Wildcards, count_prompts, nth_prompt, parse, sample_prompt
+from ..prompts.concept_syntax import parse_concept_ref
 from .img2img import mask_note
-from .prompt_resolution import Concepts, check_kind, check_makes_few_steps_enough
+from .prompt_resolution import ConceptSource, check_kind, check_makes_few_steps_enough
 
 BRACKET = re.compile(r"(?<!\\)<(?=\S)([^<>]*)>")
 
 
 def check_requests(
-    requests: Sequence[Request],
-    concepts: Concepts,
+    requests: Sequence[GenerateRequest],
+    concepts: ConceptSource,
     wildcards: Path | None = None,
     kind: str | None = None,
     elsewhere: Iterable[Token] = (),
@@ -26,7 +26,7 @@ def check_requests(
     """Find what is wrong with requests without their model; return a note about their mask, or "".
 
     kind: of the model that will be loaded, None where only loading tells it; elsewhere: tokens that `concepts` need not
-    know. Raises PersonalError for lists and concepts that are not there, concepts of another kind of model, and start
+    know. Raises UserError for lists and concepts that are not there, concepts of another kind of model, and start
     pictures and masks that cannot be read: as `Generator.draw` would later.
     """
     lists, note = Wildcards(wildcards), ""
@@ -41,48 +41,50 @@ def check_requests(
     return note
 
 
-def check_template(request: Request, concepts: Concepts, wildcards: Path | None = None, kind: str | None = None) -> str:
+def check_template(
+    request: GenerateRequest, concepts: ConceptSource, wildcards: Path | None = None, kind: str | None = None
+) -> str:
     """As `check_requests` for a request of which every alternative will be drawn some time; its lists are not read for
     tokens."""
     for text in (request.prompt, request.negative):
-        count(text, Wildcards(wildcards))
+        count_prompts(text, Wildcards(wildcards))
         check_tokens([mention.token for mention in named(text)], concepts, kind)
     return check_requests([request.model_copy(update={"prompt": "", "negative": ""})], concepts, wildcards, kind)
 
 
 def named(template: str) -> list[Mention]:
-    """Every concept in a template's own text, each once, whether or not it would be chosen. Raises PersonalError."""
-    parts = (part for word in BRACKET.findall(template) for part in read_word(word).parts)
+    """Every concept in a template's own text, each once, whether or not it would be chosen. Raises UserError."""
+    parts = (part for word in BRACKET.findall(template) for part in parse_concept_ref(word).parts)
     return list({str(part.token): part for part in parts}.values())
 
 
-def check_tokens(tokens: Iterable[Token], concepts: Concepts, kind: str | None) -> None:
-    """Raise PersonalError where there is no such concept, or it was made for another kind of model."""
+def check_tokens(tokens: Iterable[Token], concepts: ConceptSource, kind: str | None) -> None:
+    """Raise UserError where there is no such concept, or it was made for another kind of model."""
     for token in tokens:
         concept = concepts.get(token)
         if kind is not None:
             check_kind(concept, kind)
 
 
-def prompts_of(request: Request, wildcards: Wildcards) -> Iterator[str]:
-    """The prompt of each picture, alternatives chosen. Raises PersonalError for more than there may be."""
+def prompts_of(request: GenerateRequest, wildcards: Wildcards) -> Iterator[str]:
+    """The prompt of each picture, alternatives chosen. Raises UserError for more than there may be."""
     template = request.prompt
     if not request.every:
         first = request.seed if request.near is None else request.near_seed
-        yield from (choose(template, first + i, wildcards) for i in range(request.n))
+        yield from (sample_prompt(template, first + i, wildcards) for i in range(request.n))
         return
-    number = count(template, wildcards)
-    if number * request.n > MAX_PICTURES:
-        raise PersonalError(
-            f"The prompt has {number:,} alternatives, drawn {request.n} times each; I take up to {MAX_PICTURES}.",
+    number = count_prompts(template, wildcards)
+    if number * request.n > MAX_IMAGES:
+        raise UserError(
+            f"The prompt has {number:,} alternatives, drawn {request.n} times each; I take up to {MAX_IMAGES}.",
             "Ask for fewer, or leave --every away: each picture then gets one by chance.",
         )
-    check_work(request, number * request.n)
+    check_total_work(request, number * request.n)
     for i in range(number):
-        yield from [nth(template, i, wildcards)] * request.n
+        yield from [nth_prompt(template, i, wildcards)] * request.n
 
 
-def _texts(request: Request, wildcards: Wildcards) -> Iterator[str]:
+def _texts(request: GenerateRequest, wildcards: Wildcards) -> Iterator[str]:
     """Prompts and negative prompts of its pictures."""
     yield from prompts_of(request, wildcards)
-    yield from (choose(request.negative, request.seed + i, wildcards) for i in range(request.n))
+    yield from (sample_prompt(request.negative, request.seed + i, wildcards) for i in range(request.n))

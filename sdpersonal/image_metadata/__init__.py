@@ -1,8 +1,18 @@
 """What a picture was drawn from: kept inside it, read back from it, and from other programs' pictures."""
 
 from .parameters import Foreign
-from .read_recipe import MAX_PICTURE, read_recipe
-from .recipe import Drawn, Ingredient, Recipe, hidden_note, pixels_sum
-from .write_png import png
+from .read_recipe import MAX_IMAGE_BYTES, read_recipe
+from .recipe import Recipe, RecipeBase, RecipeConcept, describe_hidden, pixels_sha256
+from .write_png import png_with_recipe
 
-__all__ = ["MAX_PICTURE", "Drawn", "Foreign", "Ingredient", "Recipe", "hidden_note", "pixels_sum", "png", "read_recipe"]
+__all__ = [
+    "MAX_IMAGE_BYTES",
+    "Foreign",
+    "Recipe",
+    "RecipeBase",
+    "RecipeConcept",
+    "describe_hidden",
+    "pixels_sha256",
+    "png_with_recipe",
+    "read_recipe",
+]

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..prompts import show
+from ..prompts import printable
 from .comfyui_graph import Graph, Link, Node
 from .parameters import Parameters, Unreadable, base_name, number
 from .prompt_syntax import Network
@@ -153,7 +153,9 @@ def _passes(walk: _Walk, way: _Way, said: Parameters) -> None:
         node.type for node in way.path if node not in way.samplers and {"seed", "positive"} <= node.inputs.keys()
     ]
     if repaired:
-        said.notes.append(f"Parts of it were drawn again ({show(', '.join(repaired), 60)}), which is not done here.")
+        said.notes.append(
+            f"Parts of it were drawn again ({printable(', '.join(repaired), 60)}), which is not done here."
+        )
 
 
 class _Walk:
@@ -327,7 +329,7 @@ class _Walk:
         """side: positive or negative."""
         found = _Prompt()
         if (start := self._start(sampler, side)) is not None:
-            self._conditions(*start, found, set())
+            self._embeds_cache(*start, found, set())
         if len(dict.fromkeys(found.texts)) > 1:
             found.notes.append(f"Several {side} prompts are combined in it; here they are one, with commas.")
         return found
@@ -343,7 +345,7 @@ class _Walk:
                 return Link(node.id, 0), side
         return None
 
-    def _conditions(self, link: Link, side: str, found: _Prompt, seen: set[tuple[str, str]]) -> None:
+    def _embeds_cache(self, link: Link, side: str, found: _Prompt, seen: set[tuple[str, str]]) -> None:
         node = self.graph.get(link.node)
         if node is None or (node.id, side) in seen or len(seen) > _STEPS // 10:
             return
@@ -359,13 +361,13 @@ class _Walk:
         onward = [value for name, value in node.links() if name in (side, *_CONDITIONS) and not self._gives_text(value)]
         if onward and "clip" not in node.inputs:
             for each in onward:
-                self._conditions(each, side, found, seen)
+                self._embeds_cache(each, side, found, seen)
             return
         texts = self._texts(node, side, found)
         if not texts:  # a node that is not known, with one way on
             links = [value for _, value in node.links()]
             if len(links) == 1:
-                self._conditions(links[0], side, found, seen)
+                self._embeds_cache(links[0], side, found, seen)
             return
         found.texts += texts
         found.clip_skip = found.clip_skip or self._clip_skip(node)
@@ -383,7 +385,7 @@ class _Walk:
             values = [(name, value) for name, value in values if name in sides]
         texts = [self._string(value, side, found, set()) for _, value in values]
         if not any(texts) and isinstance(styler := node.inputs.get("style"), str):
-            found.notes.append(f"It has the style {show(styler, 40)} of a node.")
+            found.notes.append(f"It has the style {printable(styler, 40)} of a node.")
         return [text for text in texts if text]
 
     def _string(self, value: Any, side: str, found: _Prompt, seen: set[str]) -> str:

@@ -13,15 +13,15 @@ import io
 import zlib
 from collections.abc import Callable, Iterator
 
-MAX_TEXT = 250_000  # bytes; a long prompt and twenty concepts are 10,000
+MAX_TEXT_BYTES = 250_000  # bytes; a long prompt and twenty concepts are 10,000
 MAX_GRAPH = 2_000_000  # bytes of a graph of ComfyUI; 300 nodes are about 300,000
-_MAX_PARTS = 20_000  # chunks or segments of one file; the texts stand before the pixels
+_MAX_CHUNKS = 20_000  # chunks or segments of one file; the texts stand before the pixels
 _MAX_TEXTS = 60  # texts of one file that are read
 _MAX_ENTRIES = 1000  # of one folder of Exif
 _PNG = b"\x89PNG\r\n\x1a\n"
 _EXIF = b"Exif\0\0"
 _XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
-_EXIF_FOLDER = 0x8769  # tags of TIFF 6.0 and Exif 2.3
+_EXIF_IFD = 0x8769  # tags of TIFF 6.0 and Exif 2.3
 _TAGS = {
     0x010D: "DocumentName",
     0x010E: "ImageDescription",
@@ -35,19 +35,19 @@ _GRAPHS = ("prompt", "workflow", "smproj", "invokeai_graph", "invokeai_workflow"
 _GRAPHS += ("ImageDescription",)
 XMP = "XML:com.adobe.xmp"  # the key under which a PNG keeps it; here for any file
 Reader = Callable[[int], "str | None"]
-"""Reads one text, given the most bytes that it may have. Raises TooLong; None for what is damaged."""
+"""Reads one text, given the most bytes that it may have. Raises TextTooLong; None for what is damaged."""
 
 
-class TooLong(Exception):
+class TextTooLong(Exception):
     """A text of more than `MAX_TEXT` bytes."""
 
 
 def png_text(data: bytes, key: str) -> str | None:
-    """The first text of a PNG under `key`: tEXt, zTXt or iTXt. Raises TooLong; what is damaged is passed over."""
+    """The first text of a PNG under `key`: tEXt, zTXt or iTXt. Raises TextTooLong; what is damaged is passed over."""
     wanted = key.encode() + b"\0"
     for kind, begin, end in _chunks(data):
-        if kind in _TEXTS and data.startswith(wanted, begin):
-            text = _TEXTS[kind](memoryview(data)[begin + len(wanted) : end], MAX_TEXT)
+        if kind in _DECODERS and data.startswith(wanted, begin):
+            text = _DECODERS[kind](memoryview(data)[begin + len(wanted) : end], MAX_TEXT_BYTES)
             if text is not None:
                 return text
     return None
@@ -66,8 +66,8 @@ def all_texts(data: bytes) -> tuple[dict[str, str], frozenset[str]]:
         if name in found:
             continue
         try:
-            text = read(MAX_GRAPH if name in _GRAPHS else MAX_TEXT)
-        except TooLong:
+            text = read(MAX_GRAPH if name in _GRAPHS else MAX_TEXT_BYTES)
+        except TextTooLong:
             too_long.add(name)
         else:
             if text:
@@ -92,7 +92,7 @@ def _sources(data: bytes) -> Iterator[tuple[str, Reader]]:
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """(type, begin and end of its content) of each whole chunk."""
     at = len(_PNG) if data.startswith(_PNG) else len(data)
-    for _ in range(_MAX_PARTS):
+    for _ in range(_MAX_CHUNKS):
         head = data[at : at + 8]
         end = at + 8 + int.from_bytes(head[:4], "big")
         if len(head) < 8 or end > len(data):
@@ -105,11 +105,11 @@ def _png_sources(data: bytes) -> Iterator[tuple[str, Reader]]:
     for kind, begin, end in _chunks(data):
         if kind == b"eXIf":
             yield from _exif_sources(data[begin : min(end, begin + 4 * MAX_GRAPH)])
-        elif kind in _TEXTS:
+        elif kind in _DECODERS:
             key_end = data.find(b"\0", begin, min(end, begin + 80))  # a key has up to 79 bytes
             if key_end > begin:
                 content = memoryview(data)[key_end + 1 : end]
-                yield data[begin:key_end].decode("latin-1"), _bound(_TEXTS[kind], content)
+                yield data[begin:key_end].decode("latin-1"), _bound(_DECODERS[kind], content)
 
 
 def _bound(decode: Callable[[memoryview, int], str | None], content: memoryview) -> Reader:
@@ -117,7 +117,7 @@ def _bound(decode: Callable[[memoryview, int], str | None], content: memoryview)
 
 
 def _plain(content: memoryview, limit: int) -> str:
-    return _utf8_or_latin(bytes(_short(content, limit)))
+    return _utf8_or_latin(bytes(_check_length(content, limit)))
 
 
 def _utf8_or_latin(raw: bytes) -> str:
@@ -128,32 +128,32 @@ def _utf8_or_latin(raw: bytes) -> str:
         return raw.decode("latin-1")
 
 
-def _compressed(content: memoryview, limit: int) -> str | None:
-    raw = _inflated(content[1:], limit)
+def _decode_ztxt(content: memoryview, limit: int) -> str | None:
+    raw = _inflate(content[1:], limit)
     return None if raw is None else _utf8_or_latin(raw)
 
 
-def _international(content: memoryview, limit: int) -> str | None:
+def _decode_itxt(content: memoryview, limit: int) -> str | None:
     head = bytes(content[:1000])  # two flags, then language and translated keyword, each ended by a NUL
     language = head.find(b"\0", 2)
     translated = head.find(b"\0", language + 1)
     if language < 0 or translated < 0:
         return None
     rest = content[translated + 1 :]
-    raw = _inflated(rest, limit) if head[0] else bytes(_short(rest, limit))
+    raw = _inflate(rest, limit) if head[0] else bytes(_check_length(rest, limit))
     return None if raw is None else raw.decode("utf-8", "replace")
 
 
-_TEXTS = {b"tEXt": _plain, b"zTXt": _compressed, b"iTXt": _international}
+_DECODERS = {b"tEXt": _plain, b"zTXt": _decode_ztxt, b"iTXt": _decode_itxt}
 
 
-def _short(content: memoryview, limit: int) -> memoryview:
+def _check_length(content: memoryview, limit: int) -> memoryview:
     if len(content) > limit:
-        raise TooLong
+        raise TextTooLong
     return content
 
 
-def _inflated(content: memoryview, limit: int) -> bytes | None:
+def _inflate(content: memoryview, limit: int) -> bytes | None:
     """At most `limit` bytes, whatever the content would become; None where it is damaged."""
     inflate = zlib.decompressobj()
     try:
@@ -161,7 +161,7 @@ def _inflated(content: memoryview, limit: int) -> bytes | None:
     except zlib.error:
         return None
     if inflate.unconsumed_tail:
-        raise TooLong
+        raise TextTooLong
     return raw if inflate.eof else None
 
 
@@ -170,7 +170,7 @@ def _inflated(content: memoryview, limit: int) -> bytes | None:
 
 def _jpeg_sources(data: bytes) -> Iterator[tuple[str, Reader]]:
     at = 2
-    for _ in range(_MAX_PARTS):
+    for _ in range(_MAX_CHUNKS):
         head = data[at : at + 4]
         length = int.from_bytes(head[2:], "big")
         if len(head) < 4 or head[0] != 0xFF or head[1] == 0xDA or length < 2:  # 0xDA: here the pixels begin
@@ -187,7 +187,7 @@ def _jpeg_sources(data: bytes) -> Iterator[tuple[str, Reader]]:
 
 def _webp_sources(data: bytes) -> Iterator[tuple[str, Reader]]:
     at = 12
-    for _ in range(_MAX_PARTS):
+    for _ in range(_MAX_CHUNKS):
         head = data[at : at + 8]
         length = int.from_bytes(head[4:], "little")
         if len(head) < 8:
@@ -224,7 +224,7 @@ def _exif_sources(exif: bytes) -> Iterator[tuple[str, Reader]]:
     first = int.from_bytes(tiff[4:8], order)
     inner = None
     for tag, entry in _entries(tiff, first, order):
-        if tag == _EXIF_FOLDER:
+        if tag == _EXIF_IFD:
             inner = int.from_bytes(entry[8:], order)
         elif tag in _TAGS:
             yield _TAGS[tag], _tag_reader(tiff, entry, tag, order)
@@ -247,14 +247,14 @@ def _tag_reader(tiff: bytes, entry: bytes, tag: int, order: str) -> Reader:
     def read(limit: int) -> str:
         length, begin = int.from_bytes(entry[4:8], order), int.from_bytes(entry[8:], order)
         if length > 2 * limit:  # UTF-16
-            raise TooLong
+            raise TextTooLong
         raw = entry[8 : 8 + length] if length <= 4 else tiff[begin : begin + length]
-        return _comment(raw) if tag == 0x9286 else _utf8_or_latin(raw).strip("\0")
+        return _decode_user_comment(raw) if tag == 0x9286 else _utf8_or_latin(raw).strip("\0")
 
     return read
 
 
-def _comment(raw: bytes) -> str:
+def _decode_user_comment(raw: bytes) -> str:
     """Its first 8 bytes name the encoding. Some programs write UTF-16 one way round and some the other."""
     kind, text = raw[:8].upper(), raw[8:]
     if kind == b"UNICODE\0":

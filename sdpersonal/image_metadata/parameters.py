@@ -1,8 +1,8 @@
-"""What another program's picture says of itself, and as much of it as a `Request` can ask.
+"""What another program's picture says of itself, and as much of it as a `GenerateRequest` can ask.
 
-Each program's reader makes `Parameters` of its metadata; `foreign_of` makes a `Foreign` of them, in which every field
-holds by itself. LoRAs, embeddings and models are named, never loaded: a picture comes from anywhere, and names are not
-weights.
+Each program's reader makes `Parameters` of its metadata; `foreign_of` makes a `ForeignRecipe` of them, in which every
+field holds by itself. LoRAs, embeddings and models are named, never loaded: a picture comes from anywhere, and names
+are not weights.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..config import Request
+from ..config import GenerateRequest
 from ..config.scheduler_names import find, no_counterpart
-from ..errors import PersonalError
-from ..prompts import show
+from ..errors import UserError
+from ..prompts import printable
 from .prompt_syntax import Network, Syntax, translated
 
 MOST_NOTES = 20  # networks named
@@ -33,9 +33,10 @@ class Unreadable(Exception):
 class Foreign:
     """Another program's recipe.
 
-    fields: of a `Request`, each of which holds by itself, without "prompt" where the prompt cannot be used; notes: what
-    was left out, a sentence each; text: as it stands in the picture; program: its name; networks: what it was drawn
-    with besides its model; words: the prompt in our spelling, whether it can be used or not; refusal: why it cannot.
+    fields: of a `GenerateRequest`, each of which holds by itself, without "prompt" where the prompt cannot be used;
+    notes: what was left out, a sentence each; text: as it stands in the picture; program: its name; networks: what it
+    was drawn with besides its model; words: the prompt in our spelling, whether it can be used or not; refusal: why it
+    cannot.
     """
 
     fields: Mapping[str, Any]
@@ -44,24 +45,24 @@ class Foreign:
     program: str = "A1111"
     networks: tuple[Network, ...] = ()
     words: str = ""
-    refusal: PersonalError | None = None
+    refusal: UserError | None = None
 
-    def request(self, **others: Any) -> Request:
+    def request(self, **others: Any) -> GenerateRequest:
         """One picture of it, `others` said besides or instead.
 
-        Raises PersonalError where its prompt cannot be used and none is said instead, and where fields do not go
+        Raises UserError where its prompt cannot be used and none is said instead, and where fields do not go
         together.
         """
         if self.refusal and "prompt" not in others:
             raise self.refusal
-        return Request(**({"n": 1} | dict(self.fields) | others))
+        return GenerateRequest(**({"n": 1} | dict(self.fields) | others))
 
 
 @dataclass
 class Parameters:
     """One program's metadata in our units, unchecked.
 
-    values: by the names of a `Request`'s fields; a text stands for what is no number. sampler, schedule: as
+    values: by the names of a `GenerateRequest`'s fields; a text stands for what is no number. sampler, schedule: as
     `schedulers.find` takes them. img2img: whether it began from another picture, None where it does not say.
     """
 
@@ -94,9 +95,9 @@ def foreign_of(said: Parameters) -> Foreign:
         fields["prompt"] = words
     for name, value in {"negative": negative, **said.values}.items():
         try:
-            Request(**({"prompt": ""} | {name: value}))
-        except PersonalError as error:
-            notes.append(f"Left out: {error.problem}")
+            GenerateRequest(**({"prompt": ""} | {name: value}))
+        except UserError as error:
+            notes.append(f"Left out: {error.message}")
         else:
             fields[name] = value
     if fields.get("enlarge", 1.0) == 1.0 and said.img2img is False:
@@ -154,13 +155,13 @@ def _distinct(networks: list[Network]) -> list[Network]:
     return list(found.values())
 
 
-def _refusal(words: str, networks: bool) -> PersonalError | None:
+def _refusal(words: str, networks: bool) -> UserError | None:
     if not words:
         left = "Nothing but LoRAs is" if networks else "No words are"
-        return PersonalError(f"{left} in the prompt of this picture.", "Write a prompt of your own.")
+        return UserError(f"{left} in the prompt of this picture.", "Write a prompt of your own.")
     try:
-        Request(prompt=words)
-    except PersonalError as error:
+        GenerateRequest(prompt=words)
+    except UserError as error:
         return error
     return None
 
@@ -168,7 +169,9 @@ def _refusal(words: str, networks: bool) -> PersonalError | None:
 def _scheduler(said: Parameters, fields: dict[str, Any]) -> list[str]:
     if not said.sampler:
         return []
-    called = f"{show(said.sampler, 40)}{f' with the schedule {show(said.schedule, 30)}' if said.schedule else ''}"
+    called = (
+        f"{printable(said.sampler, 40)}{f' with the schedule {printable(said.schedule, 30)}' if said.schedule else ''}"
+    )
     scheduler = find(said.sampler, said.schedule, said.naming)
     if scheduler is None and (behind := re.fullmatch(r"[^-]+ - (.+)", said.sampler)):  # Krita's: "Default - DPM++ 2M"
         scheduler = find(behind[1], said.schedule, said.naming)
@@ -176,14 +179,14 @@ def _scheduler(said: Parameters, fields: dict[str, Any]) -> list[str]:
         reason = no_counterpart(said.sampler)
         return [f"It was drawn by the sampler {called}, which is not here{f': {reason}' if reason else ''}."]
     try:
-        fields["scheduler"] = Request(prompt="", scheduler=scheduler.name).scheduler
-    except PersonalError as error:
-        return [f"Left out: {error.problem}"]
+        fields["scheduler"] = GenerateRequest(prompt="", scheduler=scheduler.name).scheduler
+    except UserError as error:
+        return [f"Left out: {error.message}"]
     return [f"Its sampler {called} is not the same here: {scheduler.near}."] if scheduler.near else []
 
 
 def _model(said: Parameters) -> list[str]:
-    return [f"It was drawn with the model {show(said.model, 60)}."] if said.model else []
+    return [f"It was drawn with the model {printable(said.model, 60)}."] if said.model else []
 
 
 def _beginning(said: Parameters, fields: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from ..prompts import show
+from ..prompts import printable
 from .comfyui_graph import lenient_json
 from .parameters import Parameters, Unreadable, base_name, number, size_of
 from .prompt_syntax import Network, Syntax
@@ -154,7 +154,7 @@ def _invokeai(values: dict[str, Any], text: str) -> Parameters:
     said.notes += _also(name for key, name in parts.items() if values.get(key) not in _NONE)
     style = values.get("positive_style_prompt")
     if isinstance(style, str) and style not in ("", said.prompt):
-        said.notes.append(f"Its second text encoder had other words: {show(style, 80)}.")
+        said.notes.append(f"Its second text encoder had other words: {printable(style, 80)}.")
     return said
 
 
@@ -321,7 +321,7 @@ def _fooocus(values: dict[str, Any], text: str, program: str) -> Parameters:
         elif isinstance(entry, dict):
             said.networks += _lora(entry.get("name") or entry.get("lora"), entry.get("weight"))
     if have.any("fullprompt") in _NONE and have.get("styles") not in (None, "[]"):
-        said.notes.append(f"Its styles are not here: {show(str(have.get('styles')), 80)}.")
+        said.notes.append(f"Its styles are not here: {printable(str(have.get('styles')), 80)}.")
     if program == "Fooocus":
         said.notes.append("Fooocus' own sharpness and guidance of sizes are not here.")
     refiner = have.get("refinermodel", "refinermodelname")
@@ -468,7 +468,7 @@ def civitai(values: Mapping[str, Any], text: str) -> Parameters:
     said.img2img = "img2img" in workflow and "upscale" not in workflow and "hires" not in workflow
     changed = [str(entry.get("type", "")) for entry in _entries(values.get("transformations"))]
     if changed:
-        said.notes.append(f"Afterwards it was changed ({show(', '.join(changed), 40)}), which is not done here.")
+        said.notes.append(f"Afterwards it was changed ({printable(', '.join(changed), 40)}), which is not done here.")
     return said
 
 
@@ -566,8 +566,8 @@ def unknown(texts: Mapping[str, str], data: bytes) -> Unreadable | None:
         return Unreadable(f"{name} signs its pictures (C2PA)", "the signature holds no prompt")
     tool = re.search(r'xmp:CreatorTool(?:>|=")([^<"]{1,80})', texts.get("XML:com.adobe.xmp", ""))
     if program := texts.get("Software", "").strip() or (tool and html.unescape(tool[1])):
-        return Unreadable(show(program, 40), "it holds no prompt that is known here")
-    if names := [show(name, 30) for name in texts if not _STANDARD.fullmatch(name.lower())]:
+        return Unreadable(printable(program, 40), "it holds no prompt that is known here")
+    if names := [printable(name, 30) for name in texts if not _STANDARD.fullmatch(name.lower())]:
         return Unreadable("another program", f"its texts ({', '.join(names[:4])}) hold no prompt that is known here")
     return None
 

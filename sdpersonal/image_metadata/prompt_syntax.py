@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..config.text_checks import plain_spaces
-from ..errors import PersonalError
-from ..prompts import MAX_PROMPT, Token, show
+from ..errors import UserError
+from ..prompts import MAX_PROMPT, Token, printable
 
 Syntax = Literal["a1111", "comfyui", "compel", "novelai"]
 Kind = Literal["LoRA", "embedding", "hypernetwork"]
@@ -46,7 +46,7 @@ class Network:
 
     def __str__(self) -> str:
         weight = "" if self.strength is None else f" ({self.strength:g})"
-        return f"the {self.kind} {show(self.name, 60)}{weight}"
+        return f"the {self.kind} {printable(self.name, 60)}{weight}"
 
 
 def translated(prompt: str, syntax: Syntax) -> tuple[str, list[Network]]:
@@ -90,7 +90,7 @@ def _escaped(sign: re.Match[str]) -> str:
         return "".join(f"\\{letter}" for letter in sign[0])
     try:
         Token.parse(sign[1])  # `<cat-toy>`, as embeddings are often called: the library may have it
-    except PersonalError:
+    except UserError:
         return f"\\{sign[0]}"
     return sign[0]
 

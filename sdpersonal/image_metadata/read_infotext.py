@@ -15,17 +15,17 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..prompts import show
+from ..prompts import printable
 from .parameters import MOST_NOTES, Foreign, Parameters, enlarged, foreign_of, number, size_of
 from .prompt_syntax import Network
 
-__all__ = ["Foreign", "a1111", "foreign"]
+__all__ = ["Foreign", "a1111", "parse_infotext"]
 
-_FACT = re.compile(r'\s*(\w[\w \-/]*+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', re.DOTALL)  # as A1111 reads it
+_PARAMETER = re.compile(r'\s*(\w[\w \-/]*+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', re.DOTALL)  # as A1111 reads it
 _FACT_LINE = re.compile(r"\s*Steps:\s*[0-9]+\s*(,|$)", re.IGNORECASE)
 _NEGATIVE = "negative prompt:"
 _MOST_JSON = 8  # values in JSON of one text, each of which is looked for its end
-_MEANS = {  # our field -> theirs
+_A1111_NAMES = {  # our field -> theirs
     "steps": ("steps",),
     "guidance": ("cfg scale", "guidance scale", "cfg"),
     "seed": ("seed",),
@@ -56,7 +56,7 @@ _OTHER_PARTS = {  # the beginning of a key -> what else made the picture
 }
 
 
-def foreign(text: str) -> Foreign | None:
+def parse_infotext(text: str) -> Foreign | None:
     """What A1111's text says; None where the text is nothing of that kind."""
     said = a1111(text)
     return None if said is None else foreign_of(said)
@@ -64,13 +64,13 @@ def foreign(text: str) -> Foreign | None:
 
 def a1111(text: str) -> Parameters | None:
     """The same, unchecked."""
-    prompt, negative, facts = _parts(text.replace("\r\n", "\n").replace("\r", "\n"))
+    prompt, negative, facts = _split_infotext(text.replace("\r\n", "\n").replace("\r", "\n"))
     if "steps" not in facts and not {"seed", "sampler"} <= facts.keys():
         return None
     said = Parameters(_program(facts), text, prompt, negative)
     if said.program == "ComfyUI" and prompt == "unknown":  # what a node that saves writes where it was told nothing
         said.prompt, said.negative = "", ""
-    for ours, theirs in _MEANS.items():
+    for ours, theirs in _A1111_NAMES.items():
         if (key := next((key for key in theirs if key in facts), None)) is not None:
             said.values[ours] = number(facts[key])
     _first_size(facts, said)
@@ -80,14 +80,14 @@ def a1111(text: str) -> Parameters | None:
     said.model = facts.get("model") or _civitai_model(facts) or facts.get("model hash", "")
     said.networks += _hashed_networks(facts)
     said.img2img = _began(facts, said)
-    said.notes += _remarks(facts, said)
+    said.notes += _collect_notes(facts, said)
     return said
 
 
 # --- the text ---------------------------------------------------------------------------------------------------------
 
 
-def _parts(text: str) -> tuple[str, str, dict[str, str]]:
+def _split_infotext(text: str) -> tuple[str, str, dict[str, str]]:
     """Prompt, negative prompt, and the facts behind them by their keys in small letters."""
     lines = text.strip().split("\n")
     begin, facts = _last_lines(lines)
@@ -101,27 +101,27 @@ def _last_lines(lines: list[str]) -> tuple[int, dict[str, str]]:
     """Which line the facts begin in, and the facts: the last one, if it has three as A1111 wants; else the last that
     begins with "Steps:", behind which a value in quotes may have line ends in it."""
     last = len(lines) - 1
-    facts = _facts(lines[last])
+    facts = _parse_parameters(lines[last])
     if len(facts) >= 3 and ("steps" in facts or {"seed", "sampler"} <= facts.keys()):
         return last, facts
     begins = [i for i in range(last, max(-1, last - 200), -1) if _FACT_LINE.match(lines[i])]
     for i in begins[:3]:
-        if len(longer := _facts("\n".join(lines[i:]))) >= 3:
+        if len(longer := _parse_parameters("\n".join(lines[i:]))) >= 3:
             return i, longer
     return (last, facts) if len(facts) >= 3 else (len(lines), {})
 
 
-def _facts(line: str) -> dict[str, str]:
+def _parse_parameters(line: str) -> dict[str, str]:
     """`key: value` by key. One walk along the text: where nothing fits, on behind the next comma."""
     found: dict[str, str] = {}
     at, tried = 0, 0
     while at < len(line):
-        if fact := _FACT.match(line, at):
+        if fact := _PARAMETER.match(line, at):
             value, end = fact[2].strip(), fact.end()
             if value[:1] in ("[", "{") and tried < _MOST_JSON:
                 tried += 1
                 value, end = _whole_json(line, fact.start(2), value, end)
-            found.setdefault(fact[1].strip().lower(), _unquoted(value))
+            found.setdefault(fact[1].strip().lower(), _unquote(value))
             at = max(end, at + 1)
         else:
             comma = line.find(",", at)
@@ -140,7 +140,7 @@ def _whole_json(line: str, begin: int, value: str, end: int) -> tuple[str, int]:
     return line[begin : begin + last], comma + 1 if comma >= 0 else len(line)
 
 
-def _unquoted(value: str) -> str:
+def _unquote(value: str) -> str:
     if len(value) < 2 or value[0] != '"':
         return value
     try:
@@ -206,7 +206,7 @@ def _second_pass(facts: Mapping[str, str], said: Parameters) -> None:
         said.values["enlarge"] = times
     elif any(number(side) for side in (*resized, *first)) or facts.get("first pass size") == "0x0":
         shown = facts.get("hires resize") or facts.get("first pass size") or "another size"
-        said.notes.append(f"Its second pass changed its shape ({show(shown, 20)}), which is left out.")
+        said.notes.append(f"Its second pass changed its shape ({printable(shown, 20)}), which is left out.")
     if said.values.get("enlarge") == 1.0:  # both passes of one size
         del said.values["enlarge"]
 
@@ -281,12 +281,12 @@ def _began(facts: Mapping[str, str], said: Parameters) -> bool | None:
     return False if hires or "enlarge" in said.values else None
 
 
-def _remarks(facts: Mapping[str, str], said: Parameters) -> list[str]:
+def _collect_notes(facts: Mapping[str, str], said: Parameters) -> list[str]:
     notes = []
     if said.program in ("A1111", "Forge", "Civitai") and facts.get("rng", "GPU") != "CPU":
         notes.append("Its noise was drawn on a graphics card: the same seed begins from other noise here.")
     if facts.get("ensd", "0") not in ("0", ""):
-        notes.append(f"The noise that its sampler adds had other seeds (ENSD {show(facts['ensd'], 12)}).")
+        notes.append(f"The noise that its sampler adds had other seeds (ENSD {printable(facts['ensd'], 12)}).")
     if said.program == "Fooocus":
         notes.append("Fooocus' own sharpness and guidance of sizes are not here.")
     parts = [name for start, name in _OTHER_PARTS.items() if any(key.startswith(start) for key in facts)]

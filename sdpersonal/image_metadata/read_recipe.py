@@ -10,50 +10,50 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..concepts.strict_safetensors import strict_json
-from ..errors import PersonalError
-from ..prompts import show
+from ..concepts.strict_safetensors import parse_strict_json
+from ..errors import UserError
+from ..prompts import printable
 from . import programs
 from .comfyui import comfyui
 from .comfyui_graph import graph_in, lenient_json
-from .image_text import MAX_TEXT, TooLong, all_texts, png_text
+from .image_text import MAX_TEXT_BYTES, TextTooLong, all_texts, png_text
 from .parameters import Foreign, Parameters, Unreadable, foreign_of
 from .read_infotext import a1111
 from .recipe import Recipe
 from .stealth import hidden_text
-from .write_png import KEY
+from .write_png import RECIPE_KEY
 
-MAX_PICTURE = 100_000_000  # bytes of a file to read
+MAX_IMAGE_BYTES = 100_000_000  # bytes of a file to read
 _A1111_TEXTS = ("parameters", "UserComment", "Comment", "ImageDescription", "JPEG comment")
 
 
 def read_recipe(data: bytes, name: str = "The picture") -> Recipe | Foreign:
-    """What the picture called `name` was drawn from. Raises PersonalError where it holds nothing that can be read."""
+    """What the picture called `name` was drawn from. Raises UserError where it holds nothing that can be read."""
     try:
-        ours = png_text(data, KEY)
+        ours = png_text(data, RECIPE_KEY)
         if ours is not None:
-            return _recipe(ours)
+            return _parse_recipe(ours)
         found = _foreign(data)
-    except TooLong:
-        raise _refused(name, f"its text is longer than {MAX_TEXT // 1000} kB") from None
+    except TextTooLong:
+        raise _refused_error(name, f"its text is longer than {MAX_TEXT_BYTES // 1000} kB") from None
     except Unreadable as error:
-        raise PersonalError(
-            f"{show(name)} comes from {error.program}, but {error.reason}.", "Its words must be typed anew."
+        raise UserError(
+            f"{printable(name)} comes from {error.program}, but {error.reason}.", "Its words must be typed anew."
         ) from None
     except ValueError as error:
-        raise _refused(name, str(error)) from None
-    except PersonalError as error:
-        raise PersonalError(f"The recipe in {show(name)} is refused. {error.problem}", error.fix) from None
+        raise _refused_error(name, str(error)) from None
+    except UserError as error:
+        raise UserError(f"The recipe in {printable(name)} is refused. {error.message}", error.hint) from None
     if found is None:
-        raise PersonalError(
-            f"{show(name)} holds no recipe.",
+        raise UserError(
+            f"{printable(name)} holds no recipe.",
             "Pictures drawn with --private have none, and screenshots and messengers leave it out.",
         )
     return foreign_of(found)
 
 
 def _foreign(data: bytes) -> Parameters | None:
-    """What any of the programs left in it. Raises TooLong or Unreadable where none of it can be used."""
+    """What any of the programs left in it. Raises TextTooLong or Unreadable where none of it can be used."""
     texts, too_long = all_texts(data)
     found, unreadable = _from_texts(texts, data)
     # Pillow, which decodes the pixels, would read a text of any length.
@@ -65,7 +65,7 @@ def _foreign(data: bytes) -> Parameters | None:
     if found is None and not too_long and (unreadable := programs.unknown(texts, data)):
         raise unreadable
     if found is None and too_long & {"parameters", "prompt", "workflow", "UserComment", "Comment"}:
-        raise TooLong
+        raise TextTooLong
     return found
 
 
@@ -203,12 +203,12 @@ _READERS: tuple[Callable[[Mapping[str, str], bytes], Parameters | None], ...] = 
 )
 
 
-def _recipe(text: str) -> Recipe:
-    fields = strict_json(text)
+def _parse_recipe(text: str) -> Recipe:
+    fields = parse_strict_json(text)
     if not isinstance(fields, dict):
         raise ValueError("it is not a JSON object")
     return Recipe(**fields)
 
 
-def _refused(name: str, why: str) -> PersonalError:
-    return PersonalError(f"The recipe in {show(name)} is refused: {why}.")
+def _refused_error(name: str, why: str) -> UserError:
+    return UserError(f"The recipe in {printable(name)} is refused: {why}.")

@@ -1,7 +1,7 @@
 """A recipe: all that one picture was drawn from, with every weight named by its sha256.
 
-What a `Request` can ask too is checked by `Request`, so limits and words are the same. A recipe may come out of a
-stranger's picture: nothing that it names is ever opened.
+What a `GenerateRequest` can ask too is checked by `GenerateRequest`, so limits and words are the same. A recipe may
+come out of a stranger's picture: nothing that it names is ever opened.
 """
 
 from __future__ import annotations
@@ -15,46 +15,46 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, StrictBool
 
-from ..concepts.card import BaseKind, plain
-from ..config import SEEDS, Number, Request, Settings, Whole
-from ..errors import PersonalError
-from ..prompts import MAX_PROMPT, Token, show
+from ..concepts.card import BaseKind, strip_unsafe_characters
+from ..config import SEEDS, GenerateRequest, Number, SettingsBase, WholeNumber
+from ..errors import UserError
+from ..prompts import MAX_PROMPT, Token, printable
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MAX_BATCH = 64
-_ASKED = {  # fields that a request has too
+_REQUEST_FIELDS = {  # fields that a request has too
     *("prompt", "negative", "seed", "steps", "guidance", "rescale", "size", "near", "near_seed", "change", "enlarge"),
     *("fast", "scheduler", "clip_skip"),
 }
 
 
-def _digest(value: object) -> str:
+def _check_sha256(value: object) -> str:
     if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
         return value
-    raise PersonalError(f"A sha256 must be 64 hexadecimal digits, got {show(repr(value), 60)}.")
+    raise UserError(f"A sha256 must be 64 hexadecimal digits, got {printable(repr(value), 60)}.")
 
 
-def _no_digest(value: object) -> str:
-    return "" if value == "" else _digest(value)
+def _check_optional_sha256(value: object) -> str:
+    return "" if value == "" else _check_sha256(value)
 
 
-def _typed(value: object) -> str:
+def _check_template(value: object) -> str:
     """A person's own text, whatever is in it."""
     if isinstance(value, str) and len(value) <= MAX_PROMPT:
         return value
-    raise PersonalError(f"template must be text of up to {MAX_PROMPT:,} characters, got {show(repr(value), 60)}.")
+    raise UserError(f"template must be text of up to {MAX_PROMPT:,} characters, got {printable(repr(value), 60)}.")
 
 
-def _text(limit: int) -> type[str]:
-    return Annotated[str, Field(strict=True, max_length=limit), BeforeValidator(plain)]
+def _text_up_to(limit: int) -> type[str]:
+    return Annotated[str, Field(strict=True, max_length=limit), BeforeValidator(strip_unsafe_characters)]
 
 
-Digest = Annotated[str, BeforeValidator(_digest)]
+Sha256 = Annotated[str, BeforeValidator(_check_sha256)]
 
 
-class Part(Settings):
+class RecipePart(SettingsBase):
     """Base of a recipe's parts: what a later version may have added is passed over."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
@@ -64,36 +64,36 @@ class Part(Settings):
         super().__init__(**{name: value for name, value in values.items() if name in type(self).model_fields})
 
 
-class Drawn(Part):
+class RecipeBase(RecipePart):
     """The base that drew: its name as a person knows it (never a path), its kind, and `StableDiffusion.version`."""
 
-    name: _text(200)
+    name: _text_up_to(200)
     kind: BaseKind
-    sha256: Digest
+    sha256: Sha256
 
 
-class Ingredient(Part):
+class RecipeConcept(RecipePart):
     """One concept, by its full token: its identity, the strength it had, and what of it acted.
 
     words: what the token stood for in the prompt where the concept has no vectors (its trigger words); hub: the
     repository of the Hub that it came from, "" where that is not known.
     """
 
-    token: _text(150)
-    sha256: Digest
+    token: _text_up_to(150)
+    sha256: Sha256
     strength: Annotated[float, Number, Field(ge=-100, le=100)] = 1.0
     vectors: StrictBool = False
     lora: StrictBool = False
-    words: _text(2000) = ""
-    hub: _text(200) = ""
+    words: _text_up_to(2000) = ""
+    hub: _text_up_to(200) = ""
 
     def __init__(self, /, **values: Any):
         super().__init__(**values)
         Token.parse(self.token)
 
 
-class Recipe(Part):
-    """One picture's recipe. Raises PersonalError for a wrong value, in the words of a `Request`.
+class Recipe(RecipePart):
+    """One picture's recipe. Raises UserError for a wrong value, in the words of a `GenerateRequest`.
 
     sdpersonal: the version that drew; prompt: as drawn, alternatives chosen; template: the prompt they were chosen
     from, "" where there was none; seed, near_seed: of this very picture; size: WIDTHxHEIGHT of the first pass;
@@ -104,9 +104,9 @@ class Recipe(Part):
     which of them this was, counted from 0: the kernels' rounding depends on both.
     """
 
-    sdpersonal: _text(40)
+    sdpersonal: _text_up_to(40)
     prompt: str
-    template: Annotated[str, BeforeValidator(_typed)] = ""
+    template: Annotated[str, BeforeValidator(_check_template)] = ""
     negative: str = ""
     seed: int
     near: float | None = None
@@ -117,34 +117,34 @@ class Recipe(Part):
     size: str
     enlarge: float = 1.0
     change: float = 0.6
-    start: Annotated[str, BeforeValidator(_no_digest)] = ""
-    mask: Annotated[str, BeforeValidator(_no_digest)] = ""
+    start: Annotated[str, BeforeValidator(_check_optional_sha256)] = ""
+    mask: Annotated[str, BeforeValidator(_check_optional_sha256)] = ""
     sampler: Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9]{1,64}$")]
     scheduler: str = ""
     clip_skip: int = 1
     fast: str = ""
     hidden: StrictBool = False
-    base: Drawn
-    concepts: Annotated[tuple[Ingredient, ...], Field(max_length=64)] = ()
-    batch: Annotated[int, Whole, Field(ge=1, le=MAX_BATCH)] = 1
-    place: Annotated[int, Whole, Field(ge=0, le=MAX_BATCH - 1)] = 0
+    base: RecipeBase
+    concepts: Annotated[tuple[RecipeConcept, ...], Field(max_length=64)] = ()
+    batch: Annotated[int, WholeNumber, Field(ge=1, le=MAX_BATCH)] = 1
+    place: Annotated[int, WholeNumber, Field(ge=0, le=MAX_BATCH - 1)] = 0
 
     def __init__(self, /, **values: Any):
         if missing := [name for name in ("steps", "guidance", "size") if values.get(name) is None]:
-            raise PersonalError(f"{missing[0]} is needed.")  # a request may leave them to the base
-        asked = _request(values, start=Path() if values.get("start") else None)
-        shared = {name: getattr(asked, name) for name in _ASKED & values.keys()}
+            raise UserError(f"{missing[0]} is needed.")  # a request may leave them to the base
+        asked = _to_request(values, start=Path() if values.get("start") else None)
+        shared = {name: getattr(asked, name) for name in _REQUEST_FIELDS & values.keys()}
         super().__init__(**(values | shared | {"fast": asked.fast or "", "scheduler": asked.scheduler or ""}))
         if self.mask and not self.start:
-            raise PersonalError("The recipe has a mask and no start picture.")
+            raise UserError("The recipe has a mask and no start picture.")
         if self.place >= self.batch:
-            raise PersonalError(f"place must be below batch, {self.batch}, got {self.place}.")
+            raise UserError(f"place must be below batch, {self.batch}, got {self.place}.")
 
-    def request(self, start: Path | None = None, mask: Path | None = None) -> Request:
+    def request(self, start: Path | None = None, mask: Path | None = None) -> GenerateRequest:
         """What draws this picture again. start, mask: files of the pictures whose sums the recipe has."""
-        return _request(self.model_dump(), start, mask)
+        return _to_request(self.model_dump(), start, mask)
 
-    def batch_request(self, start: Path | None = None, mask: Path | None = None) -> Request:
+    def batch_request(self, start: Path | None = None, mask: Path | None = None) -> GenerateRequest:
         """What draws it as one of as many as then: its number `place` is the same to the bit on the same device."""
         counted = "seed" if self.near is None else "near_seed"
         first = (getattr(self, counted) - self.place) % SEEDS
@@ -155,22 +155,22 @@ class Recipe(Part):
         return json.dumps(self.model_dump(), allow_nan=False)
 
 
-def _request(values: dict[str, Any], start: Path | None = None, mask: Path | None = None) -> Request:
-    asked = {name: values[name] for name in _ASKED & values.keys()}
+def _to_request(values: dict[str, Any], start: Path | None = None, mask: Path | None = None) -> GenerateRequest:
+    asked = {name: values[name] for name in _REQUEST_FIELDS & values.keys()}
     for name in asked.keys() & {"fast", "scheduler"}:
         asked[name] = asked[name] or None
     if asked.get("rescale", 0.0) is None:
-        raise PersonalError("rescale must be a number from 0 to 1, got None.")
-    return Request(**asked, n=1, start=start, mask=mask)
+        raise UserError("rescale must be a number from 0 to 1, got None.")
+    return GenerateRequest(**asked, n=1, start=start, mask=mask)
 
 
-def pixels_sum(picture: Image.Image) -> str:
+def pixels_sha256(picture: Image.Image) -> str:
     """sha256 over a picture's size and its RGB pixels: the same for any file that shows the same."""
     size = f"{picture.width}x{picture.height}\n".encode()
     return hashlib.sha256(size + picture.convert("RGB").tobytes()).hexdigest()
 
 
-def hidden_note(flags: Collection[bool]) -> str:
+def describe_hidden(flags: Collection[bool]) -> str:
     """What to say of a request's pictures (`Recipe.hidden` of each): "" where nothing was hidden."""
     hidden, of = sum(flags), "1 picture" if len(flags) == 1 else f"{len(flags)} pictures"
     return f"The checker hid {hidden} of {of}." if hidden else ""

@@ -12,7 +12,7 @@ import warnings
 import zlib
 from typing import TYPE_CHECKING
 
-from .image_text import MAX_TEXT, TooLong
+from .image_text import MAX_TEXT_BYTES, TextTooLong
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ _FORMS = {"png": "alpha", "rgb": "colours"}
 
 
 def hidden_text(data: bytes) -> str | None:
-    """The text, None where there is none. Raises TooLong for one of more than `MAX_TEXT` bytes."""
+    """The text, None where there is none. Raises TextTooLong for one of more than `MAX_TEXT` bytes."""
     pixels = _pixels(data)
     if pixels is None:
         return None
@@ -70,8 +70,8 @@ def _read(channels: np.ndarray, form: str) -> str | None:
     if not packed and magic != f"stealth_{form}info".encode():
         return None
     size = int.from_bytes(taken(8 * _MAGIC, _LENGTH // 8), "big") // 8
-    if size > MAX_TEXT:
-        raise TooLong
+    if size > MAX_TEXT_BYTES:
+        raise TextTooLong
     raw = taken(8 * _MAGIC + _LENGTH, size)
     if packed:
         raw = _unpacked(raw)
@@ -81,9 +81,9 @@ def _read(channels: np.ndarray, form: str) -> str | None:
 def _unpacked(raw: bytes) -> bytes | None:
     inflate = zlib.decompressobj(wbits=31)  # gzip
     try:
-        text = inflate.decompress(raw, MAX_TEXT)
+        text = inflate.decompress(raw, MAX_TEXT_BYTES)
     except zlib.error:
         return None
     if inflate.unconsumed_tail:
-        raise TooLong
+        raise TextTooLong
     return text if inflate.eof else None

@@ -20,14 +20,14 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 
-from ..concepts.card import plain
+from ..concepts.card import strip_unsafe_characters
 from ..config.scheduler_names import named
-from ..errors import PersonalError
+from ..errors import UserError
 from ..prompts import Mention, Token
-from ..prompts.concept_syntax import read_word
-from .recipe import Ingredient, Recipe
+from ..prompts.concept_syntax import parse_concept_ref
+from .recipe import Recipe, RecipeConcept
 
-DIGITS = 12  # of a sha256
+HASH_DIGITS = 12  # of a sha256
 SAMPLERS = {  # diffusers' class, where no scheduler was asked for -> Sampler, Schedule type
     "DPMSolverMultistep": ("DPM++ 2M", "Karras"),
     "DDIM": ("DDIM", None),
@@ -35,26 +35,26 @@ SAMPLERS = {  # diffusers' class, where no scheduler was asked for -> Sampler, S
     "TCD": ("TCD", None),
 }
 _BRACKET = re.compile(r"\\.|<(?=\S)([^<>]*)>", re.DOTALL)
-_MISREAD = re.compile(r"\b(negative prompt|negative template|template|steps):", re.IGNORECASE)
+_RESERVED_LABEL = re.compile(r"\b(negative prompt|negative template|template|steps):", re.IGNORECASE)
 
 
-def infotext(recipe: Recipe) -> str:
+def format_infotext(recipe: Recipe) -> str:
     """The text of a PNG's `parameters`."""
     loras = {each.token: each for each in recipe.concepts if each.lora}
-    prompt = _worded(recipe.prompt, recipe.concepts, loras)
+    prompt = _translate_prompt(recipe.prompt, recipe.concepts, loras)
     prompt = " ".join(
-        [prompt, *map(_lora, loras.values())]
+        [prompt, *map(_lora_tag, loras.values())]
     ).strip()  # those that the prompt does not name: the fast one
     lines = [_one_line(prompt)]
-    if negative := _one_line(_worded(recipe.negative, recipe.concepts, {})):
+    if negative := _one_line(_translate_prompt(recipe.negative, recipe.concepts, {})):
         lines.append(f"Negative prompt: {negative}")
-    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in _facts(recipe) if value not in (None, "")))
+    lines.append(", ".join(f"{key}: {_quote(value)}" for key, value in _parameters(recipe) if value not in (None, "")))
     text = "\n".join(lines).strip()
-    embeddings = {f"embed:{_slug(each)}": each.sha256[:DIGITS] for each in recipe.concepts if each.vectors}
+    embeddings = {f"embed:{_slug(each)}": each.sha256[:HASH_DIGITS] for each in recipe.concepts if each.vectors}
     return f"{text}, Hashes: {json.dumps(embeddings)}" if embeddings else text
 
 
-def _facts(recipe: Recipe) -> Iterator[tuple[str, object]]:
+def _parameters(recipe: Recipe) -> Iterator[tuple[str, object]]:
     sampler, schedule = SAMPLERS.get(recipe.sampler, (recipe.sampler, None))
     if recipe.scheduler:
         scheduler = named(recipe.scheduler)
@@ -77,39 +77,39 @@ def _facts(recipe: Recipe) -> Iterator[tuple[str, object]]:
     if recipe.enlarge > 1:
         yield "Hires upscale", f"{recipe.enlarge:g}"
         yield "Hires upscaler", "Lanczos"
-    yield "Lora hashes", _hashes(each for each in recipe.concepts if each.lora)
-    yield "TI hashes", _hashes(each for each in recipe.concepts if each.vectors)
+    yield "Lora hashes", _format_hashes(each for each in recipe.concepts if each.lora)
+    yield "TI hashes", _format_hashes(each for each in recipe.concepts if each.vectors)
     yield "Version", f"sdpersonal {recipe.sdpersonal}"
 
 
-def _hashes(concepts: Iterable[Ingredient]) -> str:
-    return ", ".join(f"{_slug(each)}: {each.sha256[:DIGITS]}" for each in concepts)
+def _format_hashes(concepts: Iterable[RecipeConcept]) -> str:
+    return ", ".join(f"{_slug(each)}: {each.sha256[:HASH_DIGITS]}" for each in concepts)
 
 
-def _slug(concept: Ingredient) -> str:
+def _slug(concept: RecipeConcept) -> str:
     return Token.parse(concept.token).slug
 
 
-def _lora(concept: Ingredient) -> str:
+def _lora_tag(concept: RecipeConcept) -> str:
     return f"<lora:{_slug(concept)}:{concept.strength:g}>"
 
 
-def _worded(prompt: str, concepts: tuple[Ingredient, ...], loras: dict[str, Ingredient]) -> str:
+def _translate_prompt(prompt: str, concepts: tuple[RecipeConcept, ...], loras: dict[str, RecipeConcept]) -> str:
     """The prompt in their words. Each LoRA that stands in it is taken out of `loras`."""
 
     def mention(bracket: re.Match[str]) -> str:
         if bracket[1] is None:
             return bracket[0]  # an escape, which means there what it means here
         try:
-            parts = read_word(bracket[1]).parts
-        except PersonalError:
+            parts = parse_concept_ref(bracket[1]).parts
+        except UserError:
             return bracket[1]
-        return " ".join(filter(None, (_said(part, concepts, loras) for part in parts)))
+        return " ".join(filter(None, (_mention_text(part, concepts, loras) for part in parts)))
 
     return _BRACKET.sub(mention, prompt)
 
 
-def _said(mention: Mention, concepts: tuple[Ingredient, ...], loras: dict[str, Ingredient]) -> str:
+def _mention_text(mention: Mention, concepts: tuple[RecipeConcept, ...], loras: dict[str, RecipeConcept]) -> str:
     concept = next((each for each in concepts if mention.token.matches(Token.parse(each.token))), None)
     if concept is None:
         return mention.token.slug
@@ -119,14 +119,14 @@ def _said(mention: Mention, concepts: tuple[Ingredient, ...], loras: dict[str, I
         weight = max(0.0, mention.strength)
         words = _slug(concept) if weight == 1 else f"({_slug(concept)}:{weight:g})"
     lora = loras.pop(concept.token, None)
-    return f"{words} {_lora(lora)}".strip() if lora else words
+    return f"{words} {_lora_tag(lora)}".strip() if lora else words
 
 
 def _one_line(text: str) -> str:
     """Without line ends, and without words that begin a part of such a text."""
-    return _MISREAD.sub(r"\1 :", " ".join(plain(text).split()))
+    return _RESERVED_LABEL.sub(r"\1 :", " ".join(strip_unsafe_characters(text).split()))
 
 
-def _quoted(value: object) -> str:
+def _quote(value: object) -> str:
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if re.search(r'[,:\n"]', text) else text

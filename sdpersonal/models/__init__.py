@@ -1,21 +1,21 @@
 """`load_base(name)`: the model under a concept, ready to teach and to draw."""
 
-from .loading import BUILT_IN, introduction, load_base
-from .schedule import Schedule
+from .loading import BUILT_IN, describe_base, load_base
+from .schedule import NoiseSchedule
 from .schedulers import check_scheduler, draws_noise, step_of, step_options
-from .stable_diffusion import Conditioning, Framing, Posterior, Spoken, StableDiffusion
+from .stable_diffusion import Conditioning, LatentDistribution, Segment, SizeConditioning, StableDiffusion
 
 __all__ = [
     "BUILT_IN",
     "Conditioning",
-    "Framing",
-    "Posterior",
-    "Schedule",
-    "Spoken",
+    "LatentDistribution",
+    "NoiseSchedule",
+    "Segment",
+    "SizeConditioning",
     "StableDiffusion",
     "check_scheduler",
+    "describe_base",
     "draws_noise",
-    "introduction",
     "load_base",
     "step_of",
     "step_options",

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_FEW = 64  # positions; of more, the convolution takes longer than its weights' new layout
-_LARGE = 1 << 22  # numbers in the weights; of fewer, the layout costs little
+_MATMUL_MAX_POSITIONS = 64  # positions; of more, the convolution takes longer than its weights' new layout
+_MATMUL_MIN_WEIGHTS = 1 << 22  # numbers in the weights; of fewer, the layout costs little
 
 
 class FrozenConv2d(nn.Conv2d):
@@ -24,50 +24,55 @@ class FrozenConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.requires_grad or not (x.requires_grad and torch.is_grad_enabled()):
             return super().forward(x)
-        return _Convolution.apply(x, self.weight, self.bias, self.stride, self.padding)
+        return _FrozenConvFunction.apply(x, self.weight, self.bias, self.stride, self.padding)
 
 
-def spare_frozen(model: nn.Module) -> None:
+def use_frozen_convs(model: nn.Module) -> None:
     """Let every plain convolution of a model keep less when it is frozen; its weights, names and hooks stay."""
     for module in model.modules():
-        if type(module) is nn.Conv2d and _is_plain(module):
+        if type(module) is nn.Conv2d and _is_supported(module):
             module.__class__ = FrozenConv2d
 
 
-def _is_plain(module: nn.Conv2d) -> bool:
+def _is_supported(module: nn.Conv2d) -> bool:
     padded = module.padding_mode == "zeros" and not isinstance(module.padding, str)
     return padded and module.groups == 1 and module.dilation == (1, 1)
 
 
-class _Convolution(torch.autograd.Function):
+class _FrozenConvFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.shape, ctx.stride, ctx.padding = x.shape, stride, padding
-        ctx.is_product = _is_better_as_product(x, weight, stride)
-        if not ctx.is_product:
+        ctx.use_matmul = _is_matmul_faster(x, weight, stride)
+        if not ctx.use_matmul:
             return F.conv2d(x, weight, bias, stride, padding)
         columns = F.unfold(x, weight.shape[2:], padding=padding)  # (B, in k k, positions)
-        out = (weight.flatten(1) @ columns).view(*_sides(x, weight, padding))  # (B, out, h, w)
+        out = (weight.flatten(1) @ columns).view(*_output_shape(x, weight, padding))  # (B, out, h, w)
         return out if bias is None else out.add_(bias[:, None, None])
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (weight,) = ctx.saved_tensors
-        if not ctx.is_product:
+        if not ctx.use_matmul:
             given = torch.nn.grad.conv2d_input(ctx.shape, weight, grad, ctx.stride, ctx.padding)
         else:
-            columns = _transposed_product(weight.flatten(1), grad.flatten(2))
+            columns = _transposed_matmul(weight.flatten(1), grad.flatten(2))
             given = F.fold(columns, ctx.shape[2:], weight.shape[2:], padding=ctx.padding)
         return given, None, None, None, None
 
 
-def _is_better_as_product(x: Tensor, weight: Tensor, stride: tuple[int, ...]) -> bool:
+def _is_matmul_faster(x: Tensor, weight: Tensor, stride: tuple[int, ...]) -> bool:
     positions = x.shape[0] * x.shape[2] * x.shape[3]
-    return x.device.type == "cpu" and stride == (1, 1) and positions <= _FEW and weight.numel() >= _LARGE
+    return (
+        x.device.type == "cpu"
+        and stride == (1, 1)
+        and positions <= _MATMUL_MAX_POSITIONS
+        and weight.numel() >= _MATMUL_MIN_WEIGHTS
+    )
 
 
-def _transposed_product(weight: Tensor, grad: Tensor) -> Tensor:
+def _transposed_matmul(weight: Tensor, grad: Tensor) -> Tensor:
     """weight.T @ grad, (out, K) and (B, out, positions) to (B, K, positions)."""
     if weight.dtype == torch.float32:
         return weight.t() @ grad
@@ -75,6 +80,6 @@ def _transposed_product(weight: Tensor, grad: Tensor) -> Tensor:
     return (grad.transpose(1, 2) @ weight).transpose(1, 2)
 
 
-def _sides(x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> tuple[int, ...]:
+def _output_shape(x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> tuple[int, ...]:
     height, width = (x.shape[2 + i] + 2 * padding[i] - weight.shape[2 + i] + 1 for i in range(2))
     return len(x), len(weight), height, width

@@ -23,10 +23,10 @@ def checkpoint_blocks(model: nn.Module, every: int) -> None:
         for number, block in enumerate(blocks):
             block.__dict__.pop("forward", None)  # what an earlier call put before the class's own
             if every and number % every == 0:
-                block.forward = partial(_again_in_backward, block.forward)
+                block.forward = partial(_recompute_in_backward, block.forward)
 
 
-def _again_in_backward(forward: Any, *args: Any, **kwargs: Any) -> Any:
+def _recompute_in_backward(forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)  # no block draws chance

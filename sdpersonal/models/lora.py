@@ -28,21 +28,21 @@ from torch.nn import functional as F
 from ..concepts.concept import Lora, LoraLayer
 from ..concepts.layer_changes import Change, as_lora, exact_rank, fits
 from ..concepts.weight_deltas import bias_change, weight_change
-from ..errors import PersonalError
+from ..errors import UserError
 
-Targets = Literal["attention", "transformer", "all"]
+LoraTargets = Literal["attention", "transformer", "all"]
 """Which layers of the UNet learn: the attentions' projections (q, k, v, out); every linear layer of the transformers,
 1x1 convolutions included; or the convolutions of resnets and resampling too (what kohya's files call LoCon)."""
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 _UNET = "lora_unet"
-_MERGED_AFTER = 2  # uses, of the UNet's layers; how a prompt is encoded must not depend on those encoded before it
+_MERGE_AFTER_USES = 2  # uses, of the UNet's layers; how a prompt is encoded must not depend on those encoded before it
 _FACTORED = 64  # rank up to which a change goes as a LoRA; above, the sum of whole changes costs no more
-_MERGED = 1 << 19  # numbers; of larger weights a LoRA costs a few percent, and the copies would take GBs
+_MERGE_MAX_WEIGHTS = 1 << 19  # numbers; of larger weights a LoRA costs a few percent, and the copies would take GBs
 
 
-class Slot:
+class LoraAdapter:
     """The place beside one linear or convolutional layer. Empty until `put`.
 
     passing: what is put is a mix to draw with, which does not change. Where that is cheaper, it is then added to a copy
@@ -55,11 +55,11 @@ class Slot:
         self.up: Tensor | None = None  # B: (out, r) or (out, r, 1, 1)
         self.whole: Tensor | None = None  # a change of the weight's shape, which is added to it
         self._hook = self._bare = None
-        self._uses, self._passing = 0, False
+        self._uses, self._may_merge = 0, False
 
     def put(self, down: Tensor | None, up: Tensor | None, passing: bool = False, whole: Tensor | None = None) -> None:
         self._restore()
-        self.down, self.up, self.whole, self._uses, self._passing = down, up, whole, 0, passing
+        self.down, self.up, self.whole, self._uses, self._may_merge = down, up, whole, 0, passing
         self._hook = self._hook or self.layer.register_forward_hook(self._add)
 
     def clear(self) -> None:
@@ -75,7 +75,7 @@ class Slot:
         x = args[0]
         self._follow(x.device)
         self._uses += 1
-        if self._uses == _MERGED_AFTER and self._passing and _is_merged_best(layer.weight):
+        if self._uses == _MERGE_AFTER_USES and self._may_merge and _is_merge_faster(layer.weight):
             self._merge()
         if self.whole is not None:
             out = out + _applied(layer, x, self.whole.to(x.dtype))
@@ -144,12 +144,12 @@ class _Aside:
         return stood
 
 
-def _is_merged_best(weight: Tensor) -> bool:
+def _is_merge_faster(weight: Tensor) -> bool:
     """On a card nobody has measured it; and what bf16 rounds off a sum is a good part of a LoRA."""
-    return weight.device.type == "cpu" and weight.dtype.itemsize >= 4 and weight.numel() <= _MERGED
+    return weight.device.type == "cpu" and weight.dtype.itemsize >= 4 and weight.numel() <= _MERGE_MAX_WEIGHTS
 
 
-class Slots:
+class LoraAdapters:
     """Every layer of a base that a LoRA may change, by its kohya name.
 
     models: name prefix -> model, for example {"lora_unet": unet, "lora_te": text_encoder}. naming: for some prefixes,
@@ -163,11 +163,11 @@ class Slots:
         naming: Mapping[str, Callable[[str], str]] | None = None,
         idle: Collection[str] = (),
     ):
-        self._slots: dict[str, Slot] = {}
+        self._adapters: dict[str, LoraAdapter] = {}
         self._norms: dict[str, nn.Module] = {}
         self._aside = _Aside()
         self._aliases: dict[str, str] = {}
-        self._idle = tuple(idle)
+        self._unused = tuple(idle)
         for prefix, model in models.items():
             rename = (naming or {}).get(prefix, str)
             for path, module in model.named_modules():
@@ -175,35 +175,35 @@ class Slots:
                     name = f"{prefix}_{rename(path).replace('.', '_')}"
                     self._aliases[f"{prefix}_{path.replace('.', '_')}"] = name
                     if isinstance(module, nn.Linear | nn.Conv2d):
-                        self._slots[name] = Slot(module, path)
+                        self._adapters[name] = LoraAdapter(module, path)
                     else:
                         self._norms[name] = module
 
     def layers(self) -> dict[str, nn.Module]:
         """Every layer, by its kohya name."""
-        return {name: slot.layer for name, slot in self._slots.items()}
+        return {name: slot.layer for name, slot in self._adapters.items()}
 
-    def names(self, targets: Targets, text: bool = False) -> list[str]:
+    def names(self, targets: LoraTargets, text: bool = False) -> list[str]:
         """The layers where a LoRA of these targets is trained: the UNet's and, with `text`, the text encoders' (their
         attention, and beyond "attention" their whole transformer)."""
         chosen = [
             name
-            for name, slot in self._slots.items()
-            if (_in_unet(slot, targets) if name.startswith(_UNET) else text and _in_text(slot, targets))
+            for name, slot in self._adapters.items()
+            if (_is_unet_target(slot, targets) if name.startswith(_UNET) else text and _is_text_target(slot, targets))
         ]
-        return [name for name in chosen if not name.startswith(self._idle)] if self._idle else chosen
+        return [name for name in chosen if not name.startswith(self._unused)] if self._unused else chosen
 
     def check(self, lora: Lora, who: str) -> None:
-        """Raises PersonalError unless every layer of `lora` exists here with its shape."""
+        """Raises UserError unless every layer of `lora` exists here with its shape."""
         for name in (*lora.layers, *lora.changes):
             place = self._aliases.get(name, name)
-            slot = self._slots.get(place)
+            slot = self._adapters.get(place)
             if name in lora.layers:
-                sound = slot is not None and _fits(lora.layers[name], slot.layer.weight.shape)
+                sound = slot is not None and _has_shape(lora.layers[name], slot.layer.weight.shape)
             else:
                 sound = _change_fits(lora.changes[name], slot.layer if slot else self._norms.get(place))
             if not sound:
-                raise PersonalError(
+                raise UserError(
                     f"{who} was made for another base: its layer {name} does not fit the loaded one.",
                     "Load the base it was made for (--base).",
                 )
@@ -220,31 +220,31 @@ class Slots:
     def fill(self, mix: Iterable[tuple[Lora, float]]) -> None:
         """The slots hold this mix and nothing else, from now on: for a change within a `filled` block."""
         self.clear()
-        for name, parts in self._by_layer(mix).items():
+        for name, parts in self._group_by_layer(mix).items():
             if name in self._norms:
                 self._replace(self._norms[name], parts)
             else:
-                self._put(self._slots[name], parts, passing=name.startswith(_UNET))
+                self._put(self._adapters[name], parts, passing=name.startswith(_UNET))
 
     def room(self, loras: Iterable[Lora]) -> int:
         """Bytes that the slots hold for a mix of these: LoRAs, and whole changes as large as the weights themselves."""
         size = 0
-        for name, parts in self._by_layer((lora, 1.0) for lora in loras).items():
-            if slot := self._slots.get(name):
+        for name, parts in self._group_by_layer((lora, 1.0) for lora in loras).items():
+            if slot := self._adapters.get(name):
                 weight = slot.layer.weight
                 ranks = [_factored_rank(part, weight.shape) for part, _ in parts]
                 factors = sum(ranks) * (len(weight) + weight[0].numel())
                 size += (factors + (0 if all(ranks) else weight.numel())) * weight.element_size()
         return size
 
-    def _put(self, slot: Slot, parts: list[tuple[LoraLayer | Change, float]], passing: bool) -> None:
+    def _put(self, slot: LoraAdapter, parts: list[tuple[LoraLayer | Change, float]], passing: bool) -> None:
         weight = slot.layer.weight
         factors, others = _sorted(parts, weight.shape)
         down = up = whole = None
         if factors:
-            down = torch.cat([_tensor(part.down).view(-1, *weight.shape[1:]) for part, _ in factors])
+            down = torch.cat([_to_tensor(part.down).view(-1, *weight.shape[1:]) for part, _ in factors])
             up = torch.cat(
-                [_tensor(part.up).flatten(1) * (s * part.alpha / part.down.shape[0]) for part, s in factors], dim=1
+                [_to_tensor(part.up).flatten(1) * (s * part.alpha / part.down.shape[0]) for part, s in factors], dim=1
             )
             down, up = (one.to(weight.device, weight.dtype) for one in (down, up))
         for change, strength in others:
@@ -269,7 +269,7 @@ class Slots:
             self._aside.replace(layer, "bias", layer.bias.detach().float() + sum(changes))
 
     def train(
-        self, targets: Targets, rank: int, generator: torch.Generator, text: bool = False
+        self, targets: LoraTargets, rank: int, generator: torch.Generator, text: bool = False
     ) -> dict[str, nn.Parameter]:
         """Fill the slots of these layers with a LoRA to be trained: fp32 masters, by tensor name as in kohya's files.
 
@@ -278,7 +278,7 @@ class Slots:
         """
         trained = {}
         for name in self.names(targets, text):
-            slot = self._slots[name]
+            slot = self._adapters[name]
             weight = slot.layer.weight  # (out, in) or (out, in, k, k)
             bound = 1 / math.sqrt(weight[0].numel())
             down = (torch.rand(rank, *weight.shape[1:], generator=generator) * 2 - 1) * bound
@@ -289,9 +289,9 @@ class Slots:
         return trained
 
     @contextmanager
-    def bypassed(self) -> Iterator[None]:
+    def disabled(self) -> Iterator[None]:
         """The bare base inside the block; what the slots hold comes back after it."""
-        full = [(slot, slot.down, slot.up, slot.whole) for slot in self._slots.values() if not slot.is_empty]
+        full = [(slot, slot.down, slot.up, slot.whole) for slot in self._adapters.values() if not slot.is_empty]
         replaced = self._aside.restore()
         self.clear()
         try:
@@ -304,10 +304,10 @@ class Slots:
 
     def clear(self) -> None:
         self._aside.restore()
-        for slot in self._slots.values():
+        for slot in self._adapters.values():
             slot.clear()
 
-    def _by_layer(self, mix: Iterable[tuple[Lora, float]]) -> dict[str, list[tuple[LoraLayer | Change, float]]]:
+    def _group_by_layer(self, mix: Iterable[tuple[Lora, float]]) -> dict[str, list[tuple[LoraLayer | Change, float]]]:
         parts: dict[str, list[tuple[LoraLayer | Change, float]]] = {}
         for lora, strength in mix:
             if strength == 0:
@@ -318,17 +318,17 @@ class Slots:
 
 
 def to_lora(trained: dict[str, nn.Parameter]) -> Lora:
-    """What `Slots.train` made, as a concept holds it."""
+    """What `LoraAdapters.train` made, as a concept holds it."""
     layers = {}
     for key, down in trained.items():
         name, end = key.split(".", 1)
         if end == "lora_down.weight":
             up = trained[f"{name}.lora_up.weight"]
-            layers[name] = LoraLayer(_array(down), _array(up), float(down.shape[0]))
+            layers[name] = LoraLayer(_to_array(down), _to_array(up), float(down.shape[0]))
     return Lora(layers)
 
 
-def _in_unet(slot: Slot, targets: Targets) -> bool:
+def _is_unet_target(slot: LoraAdapter, targets: LoraTargets) -> bool:
     if targets == "attention":
         return isinstance(slot.layer, nn.Linear) and slot.path.endswith(_ATTENTION)
     if "attentions." in slot.path:
@@ -336,7 +336,7 @@ def _in_unet(slot: Slot, targets: Targets) -> bool:
     return targets == "all" and ("resnets." in slot.path or "samplers." in slot.path)
 
 
-def _in_text(slot: Slot, targets: Targets) -> bool:
+def _is_text_target(slot: LoraAdapter, targets: LoraTargets) -> bool:
     return slot.path.endswith(_TEXT_ATTENTION) if targets == "attention" else "layers." in slot.path
 
 
@@ -370,13 +370,13 @@ def _change_fits(change: Change, layer: nn.Module | None) -> bool:
     return layer.bias is not None or not {"diff_b", "b_norm"} & change.keys()
 
 
-def _fits(layer: LoraLayer, weight: torch.Size) -> bool:
+def _has_shape(layer: LoraLayer, weight: torch.Size) -> bool:
     return layer.up.shape[0] == weight[0] and layer.down[0].size == math.prod(weight[1:])
 
 
-def _tensor(array: np.ndarray) -> Tensor:
+def _to_tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float32))
 
 
-def _array(parameter: Tensor) -> np.ndarray:
+def _to_array(parameter: Tensor) -> np.ndarray:
     return parameter.detach().float().cpu().numpy().copy()

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 
 import torch
 
-from ..errors import NoMemory
+from ..errors import OutOfMemory
 
-_TRIED = re.compile(r"allocate ([0-9.]+) ?(bytes|[KMG]iB)")
+_REQUESTED = re.compile(r"allocate ([0-9.]+) ?(bytes|[KMG]iB)")
 _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 GB = 1e9
 
@@ -27,17 +27,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def tried(error: BaseException) -> int:
+def requested_bytes(error: BaseException) -> int:
     """Bytes of the tensor that there was no room for; 0 where the error does not say."""
-    found = _TRIED.search(str(error))
+    found = _REQUESTED.search(str(error))
     return int(float(found[1]) * _UNITS[found[2]]) if found else 0
 
 
-def sizes(need: float, room: float) -> str:
+def describe_memory(need: float, room: float) -> str:
     return f"needs about {need / GB:.1f} GB, {room / GB:.1f} GB there"
 
 
-def use(device: torch.device) -> tuple[int, int]:
+def memory_usage(device: torch.device) -> tuple[int, int]:
     """(bytes this process has taken at most, bytes it can have)."""
     if device.type == "cuda":
         return (
@@ -49,7 +49,7 @@ def use(device: torch.device) -> tuple[int, int]:
     return held, held + os.sysconf(free) * os.sysconf("SC_PAGE_SIZE")
 
 
-def let_go(error: BaseException, device: torch.device) -> None:
+def drop_traceback(error: BaseException, device: torch.device) -> None:
     """Free what an out-of-memory error's traceback holds: the very tensors that there was no room beside."""
     # Not `from None`: an error raised in its place still has it as its context, frames and all.
     traceback.clear_frames(error.__traceback__)
@@ -58,7 +58,7 @@ def let_go(error: BaseException, device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def give_back() -> None:
+def empty_cache() -> None:
     """What nothing refers to any more goes back to the system, the card's memory too: another process may need it."""
     gc.collect()  # modules refer to each other in circles
     if torch.cuda.is_initialized():
@@ -66,14 +66,14 @@ def give_back() -> None:
 
 
 @contextmanager
-def told(what: str, fix: str, device: torch.device) -> Iterator[None]:
-    """Raises NoMemory in place of an out-of-memory error; other errors pass."""
+def translate_oom(what: str, fix: str, device: torch.device) -> Iterator[None]:
+    """Raises OutOfMemory in place of an out-of-memory error; other errors pass."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        held, room = use(device)
-        said = sizes(held + tried(error), room)
-        let_go(error, device)
-        raise NoMemory(f"Out of memory {what}: {said}.", fix) from None
+        held, room = memory_usage(device)
+        said = describe_memory(held + requested_bytes(error), room)
+        drop_traceback(error, device)
+        raise OutOfMemory(f"Out of memory {what}: {said}.", fix) from None

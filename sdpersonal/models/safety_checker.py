@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from .loading.diffusers_folder import config_in, find_weights, loaded, told
-from .loading.weights import check_whole, silent
+from .loading.diffusers_folder import find_weights, load_strictly, read_config, translate_load_errors
+from .loading.weights import check_complete, silence_libraries
 
-PART = "safety_checker"
+SUBFOLDER = "safety_checker"
 NO_CHECKER = "This base comes without a safety checker."
-_GREY = (128, 128, 128)
+_GREY_RGB = (128, 128, 128)
 
 
 class SafetyChecker:
@@ -26,10 +26,10 @@ class SafetyChecker:
 
     def __init__(self, base: Path, device: torch.device):
         self._base, self._device = base, device
-        self._model = self._prepare = None
+        self._model = self._processor = None
 
     def load(self) -> SafetyChecker:
-        """Ready to look at pictures. Raises PersonalError where its files are damaged."""
+        """Ready to look at pictures. Raises UserError where its files are damaged."""
         if self._model is not None:
             return self
         # The processor that needs no torchvision, and so prepares alike whether it is installed or not.
@@ -37,24 +37,26 @@ class SafetyChecker:
         from transformers import CLIPImageProcessorPil
 
         dtype = torch.float16 if self._device.type == "cuda" else torch.float32
-        variant, paths = find_weights(self._base, PART)
-        check_whole(paths)
+        variant, paths = find_weights(self._base, SUBFOLDER)
+        check_complete(paths)
         prepares = self._base / "feature_extractor"
-        with told(self._base / PART, "safety checker", "Fetch it again, or leave it out with --no-safety-checker."):
+        with translate_load_errors(
+            self._base / SUBFOLDER, "safety checker", "Fetch it again, or leave it out with --no-safety-checker."
+        ):
             known = (prepares / "preprocessor_config.json").exists()
             prepare = CLIPImageProcessorPil.from_pretrained(prepares) if known else CLIPImageProcessorPil()
-            with silent():
-                model = loaded(StableDiffusionSafetyChecker, self._base / PART, variant, dtype)
-        self._model, self._prepare = model.requires_grad_(False).eval(), prepare
+            with silence_libraries():
+                model = load_strictly(StableDiffusionSafetyChecker, self._base / SUBFOLDER, variant, dtype)
+        self._model, self._processor = model.requires_grad_(False).eval(), prepare
         return self
 
-    def flagged(self, pictures: Sequence[Image.Image]) -> list[bool]:
-        """Which of some RGB pictures it would hide. Raises PersonalError as `load` does."""
+    def flag(self, pictures: Sequence[Image.Image]) -> list[bool]:
+        """Which of some RGB pictures it would hide. Raises UserError as `load` does."""
         self.load()
-        pixels = self._prepare(list(pictures), return_tensors="pt").pixel_values  # (B, 3, 224, 224)
+        pixels = self._processor(list(pictures), return_tensors="pt").pixel_values  # (B, 3, 224, 224)
         model = self._model.to(self._device)
         try:
-            with silent():  # it warns of black pictures
+            with silence_libraries():  # it warns of black pictures
                 # Its forward blackens what it is given beside them; we only ask.
                 _, flags = model(pixels.to(self._device, model.dtype), [torch.zeros(1) for _ in pictures])
         finally:
@@ -64,25 +66,25 @@ class SafetyChecker:
 
 def find_checker(base: Path, device: torch.device, wanted: bool = True) -> tuple[SafetyChecker | None, str]:
     """The checker of a base, a folder in diffusers layout or a single file (which has none), and what to say of it."""
-    if not _is_named(base):
+    if not _has_checker(base):
         return None, NO_CHECKER
     if not wanted:
         return None, "Its safety checker is off."
-    if not find_weights(base, PART):
+    if not find_weights(base, SUBFOLDER):
         return None, "Its safety checker is not on this machine as safetensors: pictures are not checked."
     return SafetyChecker(base, device), "Its safety checker is on."
 
 
-def _is_named(folder: Path) -> bool:
-    if find_weights(folder, PART):
+def _has_checker(folder: Path) -> bool:
+    if find_weights(folder, SUBFOLDER):
         return True
     try:
-        named = config_in(folder / "model_index.json").get(PART)
+        named = read_config(folder / "model_index.json").get(SUBFOLDER)
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(named, list) and bool(named) and named[-1] is not None
 
 
-def grey(size: tuple[int, int]) -> Image.Image:
+def grey_image(size: tuple[int, int]) -> Image.Image:
     """What stands where a picture is hidden."""
-    return Image.new("RGB", size, _GREY)
+    return Image.new("RGB", size, _GREY_RGB)

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from .. import storage
-from .loading.weights import silent
+from .loading.weights import silence_libraries
 
 if TYPE_CHECKING:
     from .stable_diffusion import StableDiffusion
 
 
-def save(base: StableDiffusion, folder: Path) -> None:
+def save_diffusers_folder(base: StableDiffusion, folder: Path) -> None:
     """Write a base as it is, each weight in the precision that it has now; slots are not part of it.
 
-    The folder appears whole or not at all. Raises NoRoom, or PersonalError where it is there already.
+    The folder appears whole or not at all. Raises DiskFull, or UserError where it is there already.
     """
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
@@ -27,7 +27,7 @@ def save(base: StableDiffusion, folder: Path) -> None:
     for key, end in (("clip_l", ""), ("clip_g", "_2")):
         if encoder := base.encoders.get(key):
             parts |= {f"text_encoder{end}": encoder.model, f"tokenizer{end}": encoder.tokenizer}
-    with storage.new_folder(folder) as staged, silent():
+    with storage.new_folder(folder) as staged, silence_libraries():
         if base.kind == "sdxl":
             pipe = StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=base.zero_empty)
         else:

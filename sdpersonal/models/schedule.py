@@ -12,11 +12,11 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Schedule:
+class NoiseSchedule:
     """Variance-preserving diffusion (Ho et al. 2020, eq. 4), discrete in `len(alphas_cumprod)` steps."""
 
     alphas_cumprod: Tensor  # (T,) fp32, on the base's device
-    prediction: Literal["epsilon", "v_prediction"]
+    prediction_type: Literal["epsilon", "v_prediction"]
 
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
@@ -28,15 +28,15 @@ class Schedule:
 
     def target(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the model should say: the noise, or the velocity (Salimans and Ho 2022, section 2.4)."""
-        if self.prediction == "epsilon":
+        if self.prediction_type == "epsilon":
             return noise
         signal, sigma = self._at(t)
         return signal * noise - sigma * latents
 
-    def guess(self, noisy: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
+    def predict_x0(self, noisy: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
         """x_0 by what the model said of x_t: `mix` and `target` solved for the latents; (B, C, h, w), t (B,)."""
         signal, sigma = self._at(t)
-        if self.prediction == "epsilon":
+        if self.prediction_type == "epsilon":
             return (noisy - sigma * predicted) / signal
         return signal * noisy - sigma * predicted
 

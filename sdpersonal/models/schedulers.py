@@ -14,7 +14,7 @@ from ..config.scheduler_names import Scheduler
 from ..errors import FieldError
 
 
-def make_sampler(config: Mapping[str, Any], scheduler: Scheduler | None = None) -> SchedulerMixin:
+def make_scheduler(config: Mapping[str, Any], scheduler: Scheduler | None = None) -> SchedulerMixin:
     """Build a fresh scheduler with no memory of other images. config: of the scheduler that the base came with.
 
     scheduler: None for the default. DPM++ 2M Karras (Lu et al. 2022, arXiv 2211.01095) converges in 25 steps; it

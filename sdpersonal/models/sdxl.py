@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from .loading.ldm_keys import unet_paths
-from .lora import Slots
-from .stable_diffusion import Conditioning, Framing, StableDiffusion, text_path
-from .text_encoder import Layout
+from .lora import LoraAdapters
+from .stable_diffusion import Conditioning, SizeConditioning, StableDiffusion, text_encoder_path
+from .text_encoder import PromptChunk
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -31,29 +31,37 @@ class StableDiffusionXL(StableDiffusion):
     def max_clip_skip(self) -> int:
         return min(encoder.layers for encoder in self.encoders.values()) - 1  # without any it reads the last but one
 
-    def _encode(self, layouts: Mapping[str, list[Layout]], said: Sequence[bool], clip_skip: int = 1) -> Conditioning:
+    def _encode(
+        self, layouts: Mapping[str, list[PromptChunk]], said: Sequence[bool], clip_skip: int = 1
+    ) -> Conditioning:
         """As for every base. `added`: text_embeds (B, 1280), the second encoder's pooled text; `framed` adds time_ids
         (B, 6)."""
-        self.stages.bring("text")
-        states_l, _ = self.encoders["clip_l"].penultimate(layouts["clip_l"], clip_skip)  # (B, 77, 768)
-        states_g, pooled = self.encoders["clip_g"].penultimate(layouts["clip_g"], clip_skip)  # (B, 77, 1280)
+        self.offloader.to_device("text")
+        states_l, _ = self.encoders["clip_l"].penultimate_hidden_states(layouts["clip_l"], clip_skip)  # (B, 77, 768)
+        states_g, pooled = self.encoders["clip_g"].penultimate_hidden_states(
+            layouts["clip_g"], clip_skip
+        )  # (B, 77, 1280)
         states = torch.cat([states_l, states_g], dim=-1)  # (B, 77, 2048)
         if self.zero_empty:
             some = torch.tensor(said, device=states.device)
             states, pooled = states.where(some[:, None, None], 0.0), pooled.where(some[:, None], 0.0)
         return Conditioning(states, {"text_embeds": pooled})
 
-    def framed(self, condition: Conditioning, framings: Sequence[Framing]) -> Conditioning:
+    def with_size_conditioning(self, condition: Conditioning, framings: Sequence[SizeConditioning]) -> Conditioning:
         # fp32 whatever the base is: bf16 knows no 1023.
         ids = torch.tensor([one.numbers for one in framings], dtype=torch.float32, device=condition.states.device)
         return replace(condition, added=condition.added | {"time_ids": ids})
 
-    def _slots(self) -> Slots:
+    def _adapters(self) -> LoraAdapters:
         models: dict[str, nn.Module] = {
             "lora_unet": self.unet,
             "lora_te1": self.encoders["clip_l"].model,
             "lora_te2": self.encoders["clip_g"].model,
         }
-        naming = {"lora_unet": unet_paths(self.unet).__getitem__, "lora_te1": text_path, "lora_te2": text_path}
+        naming = {
+            "lora_unet": unet_paths(self.unet).__getitem__,
+            "lora_te1": text_encoder_path,
+            "lora_te2": text_encoder_path,
+        }
         last = self.encoders["clip_l"].model.config.num_hidden_layers - 1  # comes after the states that are read
-        return Slots(models, naming, idle=[f"lora_te1_text_model_encoder_layers_{last}_"])
+        return LoraAdapters(models, naming, idle=[f"lora_te1_text_model_encoder_layers_{last}_"])

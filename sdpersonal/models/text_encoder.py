@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..errors import PersonalError
-from ..prompts import Break, show
+from ..errors import UserError
+from ..prompts import Break, printable
 
 Piece = str | Tensor
 """A stretch of text, or vectors (n, width) that stand where a word would."""
 
 
 @dataclass(frozen=True)
-class Span:
+class EncoderSegment:
     """A piece of a prompt with its emphasis: the states at its positions count `weight` times."""
 
     piece: Piece
@@ -32,12 +32,12 @@ class Span:
 # What CLIP's tokenizer never cuts, even where it is not special. It cuts signs from letters and drops the spaces
 # between, so that a space there changes nothing else.
 _KEPT_WHOLE = re.compile(r"(<\|)(startoftext|endoftext)(\|>)", re.IGNORECASE)
-_STAND_IN = 0  # any id below the end-of-text's: CLIP pools at the highest id
-_BACKTRACK = 20  # tokens: where a chunk ends within so many of a comma, it ends at the comma, as A1111 has it
+_PLACEHOLDER_ID = 0  # any id below the end-of-text's: CLIP pools at the highest id
+_COMMA_BACKTRACK = 20  # tokens: where a chunk ends within so many of a comma, it ends at the comma, as A1111 has it
 
 
 @dataclass
-class Layout:
+class PromptChunk:
     """What one run of the text model reads: its context, filled from the left, and closed by `TextEncoder.closed`."""
 
     ids: list[int] = field(default_factory=list)  # one per position
@@ -50,7 +50,7 @@ class Layout:
 
     def put(self, rows: Tensor, weight: float) -> None:
         self.vectors.append((len(self.ids), rows))
-        self.add([_STAND_IN] * len(rows), weight)
+        self.add([_PLACEHOLDER_ID] * len(rows), weight)
 
 
 class TextEncoder:
@@ -62,13 +62,13 @@ class TextEncoder:
         self.length: int = tokenizer.model_max_length
 
     @property
-    def table(self) -> Tensor:
+    def token_embeddings(self) -> Tensor:
         """The frozen token embeddings, (vocabulary, width)."""
         return self.model.get_input_embeddings().weight
 
     @property
     def width(self) -> int:
-        return self.table.shape[1]
+        return self.token_embeddings.shape[1]
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a stretch of text, without start and end.
@@ -82,9 +82,9 @@ class TextEncoder:
         for i, part in enumerate(text.split(mark) if mark else [text]):
             ids += [self.tokenizer.pad_token_id] if i else []
             ids += self._ids_between_marks(part)
-        if ids and max(ids) >= len(self.table):
-            raise PersonalError(
-                f"The base's tokenizer knows a word in {show(repr(text), 60)} that its text encoder does not.",
+        if ids and max(ids) >= len(self.token_embeddings):
+            raise UserError(
+                f"The base's tokenizer knows a word in {printable(repr(text), 60)} that its text encoder does not.",
                 "Leave the word out, or load a base whose two parts belong together.",
             )
         return ids
@@ -95,17 +95,17 @@ class TextEncoder:
             apart, add_special_tokens=False, truncation=False, verbose=False, split_special_tokens=True
         ).input_ids
 
-    def vectors_of(self, words: str) -> Tensor:
+    def embeddings_of(self, words: str) -> Tensor:
         """The embeddings of some words, (tokens, width), fp32."""
         ids = self.ids(words)
         if not ids:
-            raise PersonalError(f"{show(repr(words))} holds no word.", "Give a word or two, such as 'toy duck'.")
-        return self.table[ids].detach().float()
+            raise UserError(f"{printable(repr(words))} holds no word.", "Give a word or two, such as 'toy duck'.")
+        return self.token_embeddings[ids].detach().float()
 
-    def spread(self, words: str, count: int) -> Tensor:
+    def initial_embeddings(self, words: str, count: int) -> Tensor:
         """`count` rows out of some words', (count, width): repeated where there are fewer, averaged in groups where
-        there are more. Raises PersonalError for no words."""
-        rows = self.vectors_of(words)
+        there are more. Raises UserError for no words."""
+        rows = self.embeddings_of(words)
         if len(rows) >= count:
             return torch.stack([group.mean(0) for group in torch.tensor_split(rows, count)])
         return rows[torch.arange(count) * len(rows) // count].clone()
@@ -114,35 +114,37 @@ class TextEncoder:
     def layers(self) -> int:
         return self.model.config.num_hidden_layers
 
-    def states(self, layouts: Sequence[Layout], clip_skip: int = 1) -> Tensor:
+    def states(self, layouts: Sequence[PromptChunk], clip_skip: int = 1) -> Tensor:
         """Last hidden states (B, 77, width). Gradients reach the vectors.
 
         clip_skip: n reads the n-th layer from the last, then the final norm, as A1111 does (`sd_hijack_clip.py`).
         """
         if clip_skip == 1:
-            return _emphasised(self._run(layouts).last_hidden_state, layouts)
+            return _apply_emphasis(self._run(layouts).last_hidden_state, layouts)
         states = self._run(layouts, output_hidden_states=True).hidden_states[-clip_skip]
-        return _emphasised(self._final_norm(states), layouts)
+        return _apply_emphasis(self._final_norm(states), layouts)
 
-    def penultimate(self, layouts: Sequence[Layout], clip_skip: int = 1) -> tuple[Tensor, Tensor | None]:
+    def penultimate_hidden_states(
+        self, layouts: Sequence[PromptChunk], clip_skip: int = 1
+    ) -> tuple[Tensor, Tensor | None]:
         """The last but one layer's states (B, 77, width), without the final norm, and the projection of the end of
         text (B, d) where this model has one: what SDXL reads. Gradients as above. clip_skip: n - 1 layers before that
         one, as diffusers counts for SDXL; the projection is always of the last layer."""
         answer = self._run(layouts, output_hidden_states=True)
-        return _emphasised(answer.hidden_states[-1 - clip_skip], layouts), getattr(answer, "text_embeds", None)
+        return _apply_emphasis(answer.hidden_states[-1 - clip_skip], layouts), getattr(answer, "text_embeds", None)
 
     def _final_norm(self, states: Tensor) -> Tensor:
         text_model = getattr(self.model, "text_model", self.model)  # transformers 5 has no inner model any more
         return text_model.final_layer_norm(states)
 
-    def _run(self, layouts: Sequence[Layout], **options: bool):
-        ids = torch.tensor([layout.ids for layout in layouts], device=self.table.device)  # (B, 77)
-        with _spliced(self.model.get_input_embeddings(), layouts):
+    def _run(self, layouts: Sequence[PromptChunk], **options: bool):
+        ids = torch.tensor([layout.ids for layout in layouts], device=self.token_embeddings.device)  # (B, 77)
+        with _insert_vectors(self.model.get_input_embeddings(), layouts):
             return self.model(ids, **options)
 
-    def layout(self, pieces: Sequence[Piece]) -> Layout:
-        """A prompt that must fit the context. Raises PersonalError if it does not."""
-        laid = Layout()
+    def layout(self, pieces: Sequence[Piece]) -> PromptChunk:
+        """A prompt that must fit the context. Raises UserError if it does not."""
+        laid = PromptChunk()
         for piece in pieces:
             if isinstance(piece, str):
                 laid.add(self.ids(piece), 1.0)
@@ -150,28 +152,29 @@ class TextEncoder:
                 laid.put(piece, 1.0)
         if len(laid.ids) > self.room:
             rest = self.tokenizer.decode(laid.ids[self.room :]).strip()
-            raise PersonalError(
-                f"The prompt has {len(laid.ids)} tokens and {self.room} fit; too much from {show(repr(rest), 60)} on.",
+            raise UserError(
+                f"The prompt has {len(laid.ids)} tokens and {self.room} fit; too much from "
+                f"{printable(repr(rest), 60)} on.",
                 "Shorten it.",
             )
-        return self.closed(laid)
+        return self.padded(laid)
 
     @property
     def room(self) -> int:
         """Tokens that fit between start and end."""
         return self.length - 2
 
-    def closed(self, laid: Layout) -> Layout:
+    def padded(self, laid: PromptChunk) -> PromptChunk:
         """With the start, the end and the padding that the model was trained with."""
         left, tokens = self.length - 1 - len(laid.ids), self.tokenizer
         end = [tokens.eos_token_id] + [tokens.pad_token_id] * (left - 1)
         vectors = [(at + 1, rows) for at, rows in laid.vectors]
-        return Layout([tokens.bos_token_id, *laid.ids, *end], [1.0, *laid.weights, *[1.0] * left], vectors)
+        return PromptChunk([tokens.bos_token_id, *laid.ids, *end], [1.0, *laid.weights, *[1.0] * left], vectors)
 
-    def chunks(self, spans: Sequence[Span | Break]) -> list[Layout]:
+    def chunks(self, spans: Sequence[EncoderSegment | Break]) -> list[PromptChunk]:
         """A prompt of any length as A1111 cuts it (modules/sd_hijack_clip.py): chunks of 75 tokens, at a comma if one
-        is near, at BREAK, and never within a concept. Raises PersonalError for vectors that fit no chunk."""
-        cutter = _Cutter(self.room, self.ids(",")[0])
+        is near, at BREAK, and never within a concept. Raises UserError for vectors that fit no chunk."""
+        cutter = _Chunker(self.room, self.ids(",")[0])
         for span in spans:
             if isinstance(span, Break):
                 cutter.next()
@@ -180,61 +183,61 @@ class TextEncoder:
                     cutter.add(token, span.weight)
             else:
                 cutter.put(span.piece, span.weight)
-        return [self.closed(one) for one in cutter.end()]
+        return [self.padded(one) for one in cutter.end()]
 
 
-class _Cutter:
+class _Chunker:
     """Fills chunks of `room` tokens one after the other."""
 
     def __init__(self, room: int, comma: int):
-        self._room, self._comma = room, comma
-        self._done: list[Layout] = []
-        self._now, self._last_comma = Layout(), -1
+        self._capacity, self._comma = room, comma
+        self._done: list[PromptChunk] = []
+        self._now, self._comma_position = PromptChunk(), -1
 
     def add(self, token: int, weight: float) -> None:
         if token == self._comma:
-            self._last_comma = len(self._now.ids)
+            self._comma_position = len(self._now.ids)
         self._make_room(may_cut=token != self._comma)
         self._now.add([token], weight)
 
     def put(self, rows: Tensor, weight: float) -> None:
-        if len(rows) > self._room:
-            raise PersonalError(f"A concept of {len(rows)} vectors fits no prompt: {self._room} fit.")
+        if len(rows) > self._capacity:
+            raise UserError(f"A concept of {len(rows)} vectors fits no prompt: {self._capacity} fit.")
         self._make_room()
-        if len(self._now.ids) + len(rows) > self._room:
+        if len(self._now.ids) + len(rows) > self._capacity:
             self.next()
         self._now.put(rows, weight)
 
     def next(self) -> None:
         self._done.append(self._now)
-        self._now, self._last_comma = Layout(), -1
+        self._now, self._comma_position = PromptChunk(), -1
 
-    def end(self) -> list[Layout]:
+    def end(self) -> list[PromptChunk]:
         if self._now.ids or not self._done:
             self.next()
         return self._done
 
     def _make_room(self, may_cut: bool = True) -> None:
         size = len(self._now.ids)
-        if size < self._room:
+        if size < self._capacity:
             return
-        if may_cut and self._last_comma >= 0 and size - self._last_comma <= _BACKTRACK:
-            self._now, rest = _cut(self._now, self._last_comma + 1)
+        if may_cut and self._comma_position >= 0 and size - self._comma_position <= _COMMA_BACKTRACK:
+            self._now, rest = _split_chunk(self._now, self._comma_position + 1)
             self.next()
             self._now = rest
-            if len(rest.ids) < self._room:
+            if len(rest.ids) < self._capacity:
                 return
         self.next()
 
 
-def _cut(laid: Layout, at: int) -> tuple[Layout, Layout]:
+def _split_chunk(laid: PromptChunk, at: int) -> tuple[PromptChunk, PromptChunk]:
     """The layout before a position, and from it on."""
-    before = Layout(laid.ids[:at], laid.weights[:at], [one for one in laid.vectors if one[0] < at])
+    before = PromptChunk(laid.ids[:at], laid.weights[:at], [one for one in laid.vectors if one[0] < at])
     moved = [(first - at, rows) for first, rows in laid.vectors if first >= at]
-    return before, Layout(laid.ids[at:], laid.weights[at:], moved)
+    return before, PromptChunk(laid.ids[at:], laid.weights[at:], moved)
 
 
-def _emphasised(states: Tensor, layouts: Sequence[Layout]) -> Tensor:
+def _apply_emphasis(states: Tensor, layouts: Sequence[PromptChunk]) -> Tensor:
     """States (B, 77, width) times their weights, then as large on average as before (A1111, modules/sd_emphasis.py)."""
     if all(weight == 1 for layout in layouts for weight in layout.weights):
         return states
@@ -247,7 +250,7 @@ def _emphasised(states: Tensor, layouts: Sequence[Layout]) -> Tensor:
 
 
 @contextmanager
-def _spliced(embedding: nn.Module, layouts: Sequence[Layout]) -> Iterator[None]:
+def _insert_vectors(embedding: nn.Module, layouts: Sequence[PromptChunk]) -> Iterator[None]:
     rows = [
         (b, at + i, row) for b, one in enumerate(layouts) for at, block in one.vectors for i, row in enumerate(block)
     ]

@@ -13,43 +13,43 @@ from pathlib import Path
 from typing import Any
 
 from .. import storage
-from ..errors import PersonalError
+from ..errors import UserError
 from ..image_metadata import Recipe, read_recipe
 
-KEPT = ".facts.jsonl"
+CACHE_NAME = ".facts.jsonl"
 _VERSION = 1
-_HEAD = 600_000  # bytes: our recipe and A1111's stand before the pixels
-_MAX_KEPT = 200_000_000  # bytes
+_HEAD_BYTES = 600_000  # bytes: our recipe and A1111's stand before the pixels
+_MAX_CACHE_BYTES = 200_000_000  # bytes
 
 Facts = Mapping[str, Any]
 """prompt, negative: text; width, height: pixels; facts: pairs of texts. Without a recipe all texts are empty."""
 
 
-def facts_of(folder: Path, names: Iterable[str]) -> dict[str, Facts]:
+def load_facts(folder: Path, names: Iterable[str]) -> dict[str, Facts]:
     """By file name, of pictures in one folder. Those read for the first time are kept for the next time."""
-    kept = _kept(folder / KEPT)
+    kept = _read_cache(folder / CACHE_NAME)
     found = {name: kept[name] if name in kept else read_facts(folder / name) for name in names}
     if found.keys() != kept.keys():
         lines = (json.dumps({"v": _VERSION, "name": name, **facts}) for name, facts in found.items())
-        storage.write_text(folder / KEPT, "".join(f"{line}\n" for line in lines))
+        storage.write_text(folder / CACHE_NAME, "".join(f"{line}\n" for line in lines))
     return found
 
 
 def read_facts(path: Path) -> Facts:
     """Of one PNG, by its first bytes; whatever they hold."""
     data = b""
-    with suppress(PersonalError), storage.open_to_read(path) as file:
-        data = file.read(_HEAD)
+    with suppress(UserError), storage.open_to_read(path) as file:
+        data = file.read(_HEAD_BYTES)
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     facts = {"prompt": "", "negative": "", "facts": [], "width": width, "height": height}
-    with suppress(PersonalError):
+    with suppress(UserError):
         recipe = read_recipe(data)
         if isinstance(recipe, Recipe):
-            facts |= {"prompt": recipe.prompt, "negative": recipe.negative, "facts": list(map(list, _told(recipe)))}
+            facts |= {"prompt": recipe.prompt, "negative": recipe.negative, "facts": list(map(list, _describe(recipe)))}
     return facts
 
 
-def _told(recipe: Recipe) -> list[tuple[str, str]]:
+def _describe(recipe: Recipe) -> list[tuple[str, str]]:
     concepts = (f"{each.token} {each.strength:g}" for each in recipe.concepts)
     rows = {
         "Seed": str(recipe.seed),
@@ -65,20 +65,20 @@ def _told(recipe: Recipe) -> list[tuple[str, str]]:
     return [(name, text) for name, text in rows.items() if text]
 
 
-def _kept(path: Path) -> dict[str, Facts]:
+def _read_cache(path: Path) -> dict[str, Facts]:
     kept: dict[str, Facts] = {}
-    with suppress(PersonalError):
-        for line in storage.read_bytes(path, _MAX_KEPT).splitlines():
+    with suppress(UserError):
+        for line in storage.read_bytes(path, _MAX_CACHE_BYTES).splitlines():
             with suppress(ValueError, RecursionError):
                 entry = json.loads(line)
-                if _fits(entry):
+                if _is_valid_entry(entry):
                     kept[entry["name"]] = {
                         key: entry[key] for key in ("prompt", "negative", "facts", "width", "height")
                     }
     return kept
 
 
-def _fits(entry: object) -> bool:
+def _is_valid_entry(entry: object) -> bool:
     if not isinstance(entry, dict) or entry.get("v") != _VERSION:
         return False
     texts, sides, pairs = ("name", "prompt", "negative"), ("width", "height"), entry.get("facts")

@@ -14,29 +14,29 @@ from pathlib import Path
 from typing import Any
 
 from .. import storage
-from .facts import facts_of
-from .folder import FAVOURITE, FAVOURITES, Outputs
+from .facts import load_facts
+from .folder import FAVOURITE_NAME, FAVOURITES_FOLDER, Outputs
 
 _HERE = Path(__file__).parent
-_PATIENCE = 60.0  # seconds to wait for another process that is writing the page
+_LOCK_TIMEOUT = 60.0  # seconds to wait for another process that is writing the page
 
 
 def write_page(outputs: Outputs, title: str = "Pictures") -> tuple[Path, int]:
     """Write `index.html` into the folder; returns its path and how many pictures it shows.
 
-    Only pictures that are new since the last time are opened. Raises PersonalError, NoRoom.
+    Only pictures that are new since the last time are opened. Raises UserError, DiskFull.
     """
     storage.make_folder(outputs.folder)
     path = outputs.folder / "index.html"
-    with storage.lock(outputs.folder, wait=_PATIENCE):  # else a page begun earlier could end up over a later one
+    with storage.lock(outputs.folder, wait=_LOCK_TIMEOUT):  # else a page begun earlier could end up over a later one
         for place in (outputs.folder, *(outputs.folder / day for day in outputs.days())):
-            storage.sweep(place)  # what killed processes left half-written
-        pictures = list(_pictures(outputs))
-        storage.write_text(path, page(pictures, title))
+            storage.remove_leftovers(place)  # what killed processes left half-written
+        pictures = list(_list_images(outputs))
+        storage.write_text(path, render_page(pictures, title))
     return path, len(pictures)
 
 
-def page(pictures: list[dict[str, Any]], title: str) -> str:
+def render_page(pictures: list[dict[str, Any]], title: str) -> str:
     """The HTML. pictures: as `_pictures` has them."""
     from jinja2 import Environment, StrictUndefined
 
@@ -49,23 +49,23 @@ def page(pictures: list[dict[str, Any]], title: str) -> str:
         pictures=json.dumps(pictures, separators=(",", ":")).replace("<", "\\u003c"),  # no "</script>" in a prompt
         script=script,
         style=style,
-        script_sum=_sum(script),
-        style_sum=_sum(style),
+        script_sum=_csp_hash(script),
+        style_sum=_csp_hash(style),
     )
 
 
-def _pictures(outputs: Outputs) -> Iterator[dict[str, Any]]:
+def _list_images(outputs: Outputs) -> Iterator[dict[str, Any]]:
     """Favourites first, then the newest. path: relative to the page."""
     starred = outputs.favourites()
     days = {day: outputs.pictures(day) for day in outputs.days()}
     here = {f"{day}-{name}" for day, names in days.items() for name in names}
     lonely = [name for name in starred if name not in here]  # their originals are gone
-    left = facts_of(outputs.folder / FAVOURITES, lonely) if lonely else {}
-    known = {day: facts_of(outputs.folder / day, names) for day, names in days.items()}
+    left = load_facts(outputs.folder / FAVOURITES_FOLDER, lonely) if lonely else {}
+    known = {day: load_facts(outputs.folder / day, names) for day, names in days.items()}
     for name in starred:
-        day, original = FAVOURITE.fullmatch(name).group(1, 2)
+        day, original = FAVOURITE_NAME.fullmatch(name).group(1, 2)
         if name in left:
-            yield {"path": f"{FAVOURITES}/{name}", "day": day, "star": True} | dict(left[name])
+            yield {"path": f"{FAVOURITES_FOLDER}/{name}", "day": day, "star": True} | dict(left[name])
         else:
             yield {"path": f"{day}/{original}", "day": day, "star": True} | dict(known[day][original])
     marked = set(starred)
@@ -75,5 +75,5 @@ def _pictures(outputs: Outputs) -> Iterator[dict[str, Any]]:
                 yield {"path": f"{day}/{name}", "day": day, "star": False} | dict(known[day][name])
 
 
-def _sum(text: str) -> str:
+def _csp_hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..config.text_checks import control_problem, encoding_problem, plain_spaces
-from ..errors import show
+from ..errors import printable
 
 MAX_LINES = 20  # of one caption file
 MAX_LINE = 20_000  # characters; what is more than the text encoder reads is cut, and that is said
@@ -67,42 +67,42 @@ class Captions:
         self._files = by_key(sorted(names))
         self._read, self._kind = read, kind
         self.used: set[str] = set()
-        self.table = next((self._files[name] for name in TABLES if name in self._files), "")
+        self.token_embeddings = next((self._files[name] for name in TABLES if name in self._files), "")
         self._row_problem = ""
-        self._rows = self._read_table() if self.table else {}
+        self._rows = self._read_table() if self.token_embeddings else {}
 
     def of(self, photo: str) -> Caption:
         """The caption of the photo with this file name; without lines where it has none or it cannot be used."""
         if source := caption_file(photo, self._files):
             self.used.add(source)
-            where, load = show(source), lambda: text_of(self._read(source))
+            where, load = printable(source), lambda: text_of(self._read(source))
         elif (text := self._rows.get(_key(photo))) is not None:
-            where, load = f"its text in {show(self.table)}", lambda: text
+            where, load = f"its text in {printable(self.token_embeddings)}", lambda: text
         else:
             return Caption()
         try:
             lines, completed = completed_lines(lines_of(load()), self._kind)
         except Refused as reason:
             return Caption(notes=(f"its caption is not used: {where} {reason}",))
-        notes = (f"{where} has no {{}} for the subject; it is read as: {show(lines[0])}",) if completed else ()
+        notes = (f"{where} has no {{}} for the subject; it is read as: {printable(lines[0])}",) if completed else ()
         return Caption(lines, notes)
 
     def table_problem(self, photos: Sequence[str]) -> str:
         """What is wrong with the table, for a folder of these photos: the rest of a sentence, "" where nothing is."""
         if self._rows and not self._rows.keys() & set(map(_key, photos)):
-            return f"is about none of these photos; the first that it names is {show(next(iter(self._rows)))}"
+            return f"is about none of these photos; the first that it names is {printable(next(iter(self._rows)))}"
         return self._row_problem
 
     def _read_table(self) -> dict[str, str]:
         """The texts of the table by their photo's name. Bad rows are left out and the first is named."""
-        self.used.add(self.table)
+        self.used.add(self.token_embeddings)
         texts: dict[str, str] = {}
         try:
-            data = self._read(self.table)
+            data = self._read(self.token_embeddings)
             if len(data) > _MAX_TABLE:
                 raise Refused(f"is larger than {_MAX_TABLE // 10**6} MB")
             table = text_of(data, _MAX_TABLE)
-            rows = _csv_rows(table) if _key(self.table).endswith(".csv") else _json_rows(table)
+            rows = _csv_rows(table) if _key(self.token_embeddings).endswith(".csv") else _json_rows(table)
             for number, row in rows:
                 try:
                     _add_text(texts, row)

@@ -27,27 +27,27 @@ _READERS = {
     "HEIC": HeifImageFile,
 }
 # The first bytes of what else is found in folders of photos, and what to say of it.
-_EXPORT = "export it as PNG or JPEG"
-UNPACK = "unpack it and give the folder"
-_OTHERS = (
-    (b"GIF8", "a GIF", _EXPORT),
-    (b"II*\0", "a TIFF or a camera's raw file", _EXPORT),
-    (b"MM\0*", "a TIFF or a camera's raw file", _EXPORT),
-    (b"8BPS", "a Photoshop file", _EXPORT),
-    (b"%!PS", "an EPS or PostScript file", _EXPORT),
-    (b"\xc5\xd0\xd3\xc6", "an EPS or PostScript file", _EXPORT),
-    (b"SIMPLE  =", "a FITS file", _EXPORT),
-    (b"BM", "a BMP", _EXPORT),
-    (b"\0\0\0\x0cjP  ", "a JPEG 2000 file", _EXPORT),
-    (b"\0\0\0\x0cJXL ", "a JPEG XL file", _EXPORT),
-    (b"\xff\x0a", "a JPEG XL file", _EXPORT),
-    (b"%PDF", "a PDF", _EXPORT),
-    (b"PK\x03\x04", "a zip archive", UNPACK),
-    (b"\x1f\x8b", "a gzip archive", UNPACK),
-    (b"BZh", "a bzip2 archive", UNPACK),
-    (b"\xfd7zXZ", "an xz archive", UNPACK),
-    (b"7z\xbc\xaf", "a 7z archive", UNPACK),
-    (b"Rar!", "a RAR archive", UNPACK),
+_EXPORT_HINT = "export it as PNG or JPEG"
+UNPACK_HINT = "unpack it and give the folder"
+_UNSUPPORTED = (
+    (b"GIF8", "a GIF", _EXPORT_HINT),
+    (b"II*\0", "a TIFF or a camera's raw file", _EXPORT_HINT),
+    (b"MM\0*", "a TIFF or a camera's raw file", _EXPORT_HINT),
+    (b"8BPS", "a Photoshop file", _EXPORT_HINT),
+    (b"%!PS", "an EPS or PostScript file", _EXPORT_HINT),
+    (b"\xc5\xd0\xd3\xc6", "an EPS or PostScript file", _EXPORT_HINT),
+    (b"SIMPLE  =", "a FITS file", _EXPORT_HINT),
+    (b"BM", "a BMP", _EXPORT_HINT),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 file", _EXPORT_HINT),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL file", _EXPORT_HINT),
+    (b"\xff\x0a", "a JPEG XL file", _EXPORT_HINT),
+    (b"%PDF", "a PDF", _EXPORT_HINT),
+    (b"PK\x03\x04", "a zip archive", UNPACK_HINT),
+    (b"\x1f\x8b", "a gzip archive", UNPACK_HINT),
+    (b"BZh", "a bzip2 archive", UNPACK_HINT),
+    (b"\xfd7zXZ", "an xz archive", UNPACK_HINT),
+    (b"7z\xbc\xaf", "a 7z archive", UNPACK_HINT),
+    (b"Rar!", "a RAR archive", UNPACK_HINT),
 )
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _AVERAGEABLE = {"1": "L", "La": "LA", "P": "RGB", "PA": "RGBA", "RGBa": "RGBA"}
@@ -56,7 +56,7 @@ _PROFILE_SPACES = {  # ICC colour space -> the mode to convert from, and the pic
     "GRAY": ("L", ("L", "LA")),
     "CMYK": ("CMYK", ("CMYK",)),
 }
-_UPRIGHT = {  # EXIF orientation -> what undoes it
+_TRANSPOSES = {  # EXIF orientation -> what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -68,7 +68,7 @@ _UPRIGHT = {  # EXIF orientation -> what undoes it
 _ORIENTATION = 0x0112
 
 
-class Unusable(Exception):
+class UnusablePhoto(Exception):
     """Why a file cannot be a photo of the set: the rest of a sentence that starts with its name."""
 
 
@@ -79,25 +79,25 @@ def decode(data: bytes, size: int, least: int = MIN_SIDE, behind: str = "white")
     least: pixels that its shorter side must have; behind: the colour that shows where the picture is transparent.
     Raises Unusable. At 50 megapixels a WebP takes 0.8 GB for the moment, the others up to 0.5 GB.
     """
-    kind = recognise(data)
+    kind = detect_format(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, none of which is kept
         try:
             return _decode(kind, data, size, least, behind)
-        except Unusable:
+        except UnusablePhoto:
             raise
         except Exception as error:  # decoders that read strangers' bytes raise anything
-            raise Unusable(_damage(kind, data, error)) from None
+            raise UnusablePhoto(_damage_text(kind, data, error)) from None
 
 
 def shorter_side(data: bytes) -> int:
     """Of a picture that `decode` could read, in pixels, before it was scaled."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return min(_READERS[recognise(data)](io.BytesIO(data)).size)
+        return min(_READERS[detect_format(data)](io.BytesIO(data)).size)
 
 
-def recognise(data: bytes) -> str:
+def detect_format(data: bytes) -> str:
     """Which of the four formats this is, by its first bytes. Raises Unusable, with the real kind if that is known."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
@@ -107,25 +107,25 @@ def recognise(data: bytes) -> str:
         return "WebP"
     if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS and b"avif" not in data[8:40]:
         return "HEIC"
-    raise Unusable(f"is {_name_other(data)}")
+    raise UnusablePhoto(f"is {_describe_unsupported(data)}")
 
 
-def _name_other(data: bytes) -> str:
-    for start, kind, remedy in _OTHERS:
+def _describe_unsupported(data: bytes) -> str:
+    for start, kind, remedy in _UNSUPPORTED:
         if data.startswith(start):
             return f"{kind}; {remedy}"
     if data[4:8] == b"ftyp":
-        return f"an AVIF; {_EXPORT}" if b"avi" in data[8:40] else "a video; I read pictures only"
+        return f"an AVIF; {_EXPORT_HINT}" if b"avi" in data[8:40] else "a video; I read pictures only"
     if data[257:262] == b"ustar":
-        return f"a tar archive; {UNPACK}"
+        return f"a tar archive; {UNPACK_HINT}"
     text = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
         return "a web page; save the picture itself"
     if b"<svg" in text:
-        return f"an SVG; {_EXPORT}"
+        return f"an SVG; {_EXPORT_HINT}"
     kind = file_types.recognise(data[: file_types.LOOKED_AT], len(data))
     if data and kind.group == "placeholder":  # of Git-LFS and the like, or a download that has not finished
-        return f"{kind.what}; {kind.fix[0].lower()}{kind.fix[1:].removesuffix('.')}"
+        return f"{kind.what}; {kind.hint[0].lower()}{kind.hint[1:].removesuffix('.')}"
     return f"not a picture that I know; I read {FORMATS}"
 
 
@@ -134,20 +134,24 @@ def _decode(kind: str, data: bytes, size: int, least: int, behind: str) -> tuple
     _check_size(*image.size, least)
     notes = _notes(image, kind, size)
     # Scaled first: whatever follows happens on the small picture, and costs next to nothing.
-    small = _upright(_scaled(image, data, size, least), image)
+    small = _apply_orientation(_scale(image, data, size, least), image)
     small, colour_notes = _to_srgb(small, image.info.get("icc_profile"))
-    return np.array(_flattened(small, behind)), notes + colour_notes
+    return np.array(_flatten(small, behind)), notes + colour_notes
 
 
 def _check_size(width: int, height: int, least: int) -> None:
     short, long = sorted((width, height))
     megapixels = short * long / 1e6
     if megapixels > MAX_MEGAPIXELS:
-        raise Unusable(f"is {width}x{height} ({megapixels:.0f} megapixels); I take up to {MAX_MEGAPIXELS}: resize it")
+        raise UnusablePhoto(
+            f"is {width}x{height} ({megapixels:.0f} megapixels); I take up to {MAX_MEGAPIXELS}: resize it"
+        )
     if short < least:
-        raise Unusable(f"is {width}x{height}; the shorter side must have at least {least} pixels")
+        raise UnusablePhoto(f"is {width}x{height}; the shorter side must have at least {least} pixels")
     if long > MAX_RATIO * short:
-        raise Unusable(f"is {width}x{height}; the longer side may be at most {MAX_RATIO} times the shorter: crop it")
+        raise UnusablePhoto(
+            f"is {width}x{height}; the longer side may be at most {MAX_RATIO} times the shorter: crop it"
+        )
 
 
 def _notes(image: Image.Image, kind: str, size: int) -> tuple[str, ...]:
@@ -160,7 +164,7 @@ def _notes(image: Image.Image, kind: str, size: int) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _scaled(image: Image.Image, data: bytes, size: int, least: int) -> Image.Image:
+def _scale(image: Image.Image, data: bytes, size: int, least: int) -> Image.Image:
     """Decode, and scale the shorter side to `size`, in a mode with or without alpha."""
     width, height = (round(side * size / min(image.size)) for side in image.size)
     box = None
@@ -172,10 +176,10 @@ def _scaled(image: Image.Image, data: bytes, size: int, least: int) -> Image.Ima
     if box is None:
         _check_size(*image.size, least)  # a HEIC may turn out to be larger than it said
     # Pillow weighs colours by their alpha here, so what lies under transparent pixels does not bleed into the edges.
-    return _averageable(image, packing, data).resize((width, height), Image.Resampling.LANCZOS, box)
+    return _to_averageable_mode(image, packing, data).resize((width, height), Image.Resampling.LANCZOS, box)
 
 
-def _averageable(image: Image.Image, packing: object, data: bytes) -> Image.Image:
+def _to_averageable_mode(image: Image.Image, packing: object, data: bytes) -> Image.Image:
     """The same picture in a mode whose values can be averaged. packing: of a PNG, how Pillow unpacks its samples."""
     opaque = _opaque_where_one_colour_is_not(image, packing, data) if packing else None
     if image.mode.startswith("I"):  # 16 bits: the high byte, which is also what Pillow takes of 16-bit colour
@@ -213,12 +217,12 @@ def _opaque_where_one_colour_is_not(image: Image.Image, packing: object, data: b
     return None
 
 
-def _upright(small: Image.Image, source: Image.Image) -> Image.Image:
+def _apply_orientation(small: Image.Image, source: Image.Image) -> Image.Image:
     try:
         orientation = source.getexif().get(_ORIENTATION)
     except Exception:  # broken EXIF in a picture that is whole
         return small
-    return small.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else small
+    return small.transpose(_TRANSPOSES[orientation]) if orientation in _TRANSPOSES else small
 
 
 def _to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, tuple[str, ...]]:
@@ -238,7 +242,7 @@ def _to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, tuple[
     return converted, ()
 
 
-def _flattened(image: Image.Image, behind: str) -> Image.Image:
+def _flatten(image: Image.Image, behind: str) -> Image.Image:
     """RGB, with a colour behind what is transparent."""
     if "A" not in image.getbands():
         return image.convert("RGB")
@@ -247,7 +251,7 @@ def _flattened(image: Image.Image, behind: str) -> Image.Image:
     return paper
 
 
-def _damage(kind: str, data: bytes, error: Exception) -> str:
+def _damage_text(kind: str, data: bytes, error: Exception) -> str:
     complete = {
         "JPEG": data.rstrip(b"\0").endswith(b"\xff\xd9"),
         "PNG": b"IEND" in data[-64:],

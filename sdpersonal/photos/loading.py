@@ -20,19 +20,19 @@ from typing import Literal
 import numpy as np
 
 from ..config.text_checks import check_path
-from ..errors import PersonalError
-from ..prompts import show
+from ..errors import UserError
+from ..prompts import printable
 from .captions import Captions, Refused
-from .decode import FORMATS, MIN_SIDE, UNPACK, Unusable, decode, recognise, shorter_side
+from .decode import FORMATS, MIN_SIDE, UNPACK_HINT, UnusablePhoto, decode, detect_format, shorter_side
 from .smart_crop import find_subject
 
 MAX_PHOTOS = 500
 MAX_BYTES = 200_000_000  # of one file
-FEW = 3  # fewer photos than this are warned about
+FEW_PHOTOS = 3  # fewer photos than this are warned about
 _REPORT_LINES = 20
 
 # What lies beside photos without being one: captions, sidecars of cameras and phones, leavings of file managers.
-_BESIDE = {".txt", ".caption", ".json", ".jsonl", ".csv", ".xmp", ".aae", ".md", ".ini", ".db"}
+_SIDECAR_SUFFIXES = {".txt", ".caption", ".json", ".jsonl", ".csv", ".xmp", ".aae", ".md", ".ini", ".db"}
 # O_NONBLOCK: a FIFO put in a photo's place does not hang us; O_NOFOLLOW: nor does a link lead us away.
 _OPEN_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
 
@@ -66,7 +66,7 @@ class Photo:
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedFile:
     """A file that cannot be used; `name` and `reason` make a sentence."""
 
     name: str
@@ -79,8 +79,8 @@ class PhotoSet:
     `ignored` counts what nobody would expect to be a photo (captions, .DS_Store)."""
 
     photos: tuple[Photo, ...]
-    skipped: tuple[Skipped, ...] = ()
-    duplicates: tuple[Skipped, ...] = ()
+    skipped: tuple[SkippedFile, ...] = ()
+    duplicates: tuple[SkippedFile, ...] = ()
     ignored: int = 0
 
     @property
@@ -92,11 +92,11 @@ class PhotoSet:
         """What was found, as a few lines of plain text."""
         captioned = sum(bool(photo.captions) for photo in self.photos)
         counts = (
-            _count(len(self.photos), "photo"),
+            _count_text(len(self.photos), "photo"),
             captioned and f"{captioned} with captions",
-            self.skipped and f"{_count(len(self.skipped), 'file')} I cannot use",
+            self.skipped and f"{_count_text(len(self.skipped), 'file')} I cannot use",
             self.duplicates and f"{len(self.duplicates)} there twice",
-            self.ignored and f"{_count(self.ignored, 'other file')} ignored",
+            self.ignored and f"{_count_text(self.ignored, 'other file')} ignored",
         )
         details = [f"  {file.name} {file.reason}" for file in self.skipped + self.duplicates]
         details += [f"  {photo.name}: {', '.join(photo.notes)}" for photo in self.photos if photo.notes]
@@ -112,38 +112,38 @@ def load_photos(
 
     crop: where along the longer side a photo's square lies: in the middle, or where the subject seems to be. kind: what
     the photos share, "object", "person" or "style", for captions that do not say where the subject's word goes.
-    Raises PersonalError if the folder cannot be read or holds no usable photo, or more than 500.
+    Raises UserError if the folder cannot be read or holds no usable photo, or more than 500.
     """
     check_path(folder, "photos")
     folder = Path(folder)
-    names, beside = _listing(folder)
+    names, beside = _list_files(folder)
     captions = Captions(beside, lambda name: _caption_bytes(folder, name), kind)
     photos, skipped, duplicates = [], [], []
     seen: dict[str, str] = {}
     for name in names:
         try:
-            photos.append(_load(folder, name, size, crop, seen, captions))
-        except Unusable as reason:
-            skipped.append(Skipped(show(name), str(reason)))
+            photos.append(_load_photo(folder, name, size, crop, seen, captions))
+        except UnusablePhoto as reason:
+            skipped.append(SkippedFile(printable(name), str(reason)))
         except _Duplicate as reason:
-            duplicates.append(Skipped(show(name), str(reason)))
+            duplicates.append(SkippedFile(printable(name), str(reason)))
     if not photos:
-        raise _no_photos(folder, skipped)
+        raise _no_photos_error(folder, skipped)
     if problem := captions.table_problem(names):
-        skipped.append(Skipped(show(captions.table), problem))
+        skipped.append(SkippedFile(printable(captions.token_embeddings), problem))
     return PhotoSet(tuple(photos), tuple(skipped), tuple(duplicates), len(set(beside) - captions.used))
 
 
 def count_photos(folder: Path) -> int:
-    """How many files of a folder may be photos; none is opened. Raises PersonalError as `load_photos` does."""
-    return len(_listing(Path(folder))[0])
+    """How many files of a folder may be photos; none is opened. Raises UserError as `load_photos` does."""
+    return len(_list_files(Path(folder))[0])
 
 
 def check_photos(folder: Path) -> None:
-    """Raise PersonalError as `load_photos` does for a folder without a usable photo; one that is usable is enough."""
+    """Raise UserError as `load_photos` does for a folder without a usable photo; one that is usable is enough."""
     folder = Path(folder)
-    for name in _listing(folder)[0]:
-        with suppress(Unusable):
+    for name in _list_files(folder)[0]:
+        with suppress(UnusablePhoto):
             decode(_read(folder, name), MIN_SIDE)
             return
     load_photos(folder, MIN_SIDE)  # says what there is instead
@@ -153,77 +153,79 @@ class _Duplicate(Exception):
     """The same photo came before; says under which name."""
 
 
-def _load(folder: Path, name: str, size: int, crop: str, seen: dict[str, str], captions: Captions) -> Photo:
+def _load_photo(folder: Path, name: str, size: int, crop: str, seen: dict[str, str], captions: Captions) -> Photo:
     """One photo. `seen` maps the hashes of files and of pixels to the name that they came with first."""
     data = _read(folder, name)
     sha256 = hashlib.sha256(data).hexdigest()
-    _refuse_duplicate(seen, sha256)
+    _check_duplicate(seen, sha256)
     pixels, notes = decode(data, size)
     pixels_sha256 = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-    _refuse_duplicate(seen, pixels_sha256)
-    seen[sha256] = seen[pixels_sha256] = show(name)
+    _check_duplicate(seen, pixels_sha256)
+    seen[sha256] = seen[pixels_sha256] = printable(name)
     caption = captions.of(name)
     height, width = pixels.shape[:2]
     scale = shorter_side(data) / size
     original = round(height * scale), round(width * scale)
-    return Photo(show(name), pixels, sha256, _CROPS[crop](pixels), (*notes, *caption.notes), caption.lines, original)
+    return Photo(
+        printable(name), pixels, sha256, _CROPS[crop](pixels), (*notes, *caption.notes), caption.lines, original
+    )
 
 
 def _caption_bytes(folder: Path, name: str) -> bytes:
     try:
         return _read(folder, name)
-    except Unusable as reason:
+    except UnusablePhoto as reason:
         raise Refused(str(reason)) from None
 
 
-def _refuse_duplicate(seen: dict[str, str], sha256: str) -> None:
+def _check_duplicate(seen: dict[str, str], sha256: str) -> None:
     if sha256 in seen:
         raise _Duplicate(f"is the same photo as {seen[sha256]}; used once")
 
 
-def _listing(folder: Path) -> tuple[list[str], list[str]]:
+def _list_files(folder: Path) -> tuple[list[str], list[str]]:
     """Names of what may be photos, in order of their bytes; and the others'."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
-        raise PersonalError(
-            f"There is no folder {show(str(folder))}.", "Give the folder that holds your photos."
+        raise UserError(
+            f"There is no folder {printable(str(folder))}.", "Give the folder that holds your photos."
         ) from None
     except NotADirectoryError:
-        raise _not_a_folder(folder) from None
+        raise _not_a_folder_error(folder) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise PersonalError(f"I cannot read the folder {show(str(folder))}: {reason}.") from None
-    wanted = sorted((name for name in names if not is_beside(name)), key=os.fsencode)
+        raise UserError(f"I cannot read the folder {printable(str(folder))}: {reason}.") from None
+    wanted = sorted((name for name in names if not is_sidecar(name)), key=os.fsencode)
     if len(wanted) > MAX_PHOTOS:
-        raise PersonalError(
-            f"{show(str(folder))} holds {len(wanted):,} files; I take up to {MAX_PHOTOS} photos.",
+        raise UserError(
+            f"{printable(str(folder))} holds {len(wanted):,} files; I take up to {MAX_PHOTOS} photos.",
             "Give a folder with photos of one thing only; 4 to 10 are enough.",
         )
-    return wanted, [name for name in names if is_beside(name)]
+    return wanted, [name for name in names if is_sidecar(name)]
 
 
-def is_beside(name: str) -> bool:
+def is_sidecar(name: str) -> bool:
     """Whether a file of that name lies beside photos without being one."""
-    return name.startswith(".") or os.path.splitext(name)[1].lower() in _BESIDE
+    return name.startswith(".") or os.path.splitext(name)[1].lower() in _SIDECAR_SUFFIXES
 
 
-def _not_a_folder(path: Path) -> PersonalError:
-    shown = show(str(path))
+def _not_a_folder_error(path: Path) -> UserError:
+    shown = printable(str(path))
     try:
-        recognise(_read(path.parent, path.name))
-    except Unusable as reason:
-        if UNPACK in str(reason):
-            return PersonalError(f"{shown} {reason}.")
-    return PersonalError(f"{shown} is a file, not a folder.", "Give the folder that holds your photos.")
+        detect_format(_read(path.parent, path.name))
+    except UnusablePhoto as reason:
+        if UNPACK_HINT in str(reason):
+            return UserError(f"{shown} {reason}.")
+    return UserError(f"{shown} is a file, not a folder.", "Give the folder that holds your photos.")
 
 
-def _no_photos(folder: Path, skipped: list[Skipped]) -> PersonalError:
-    problem = f"There are no photos in {show(str(folder))} (I read {FORMATS})."
+def _no_photos_error(folder: Path, skipped: list[SkippedFile]) -> UserError:
+    problem = f"There are no photos in {printable(str(folder))} (I read {FORMATS})."
     if not skipped:
-        return PersonalError(problem, "Put 4 to 10 photos of one thing there.")
+        return UserError(problem, "Put 4 to 10 photos of one thing there.")
     more = f" And {len(skipped) - 1} more that I cannot use." if len(skipped) > 1 else ""
-    return PersonalError(problem, f"{skipped[0].name} {skipped[0].reason}.{more}")
+    return UserError(problem, f"{skipped[0].name} {skipped[0].reason}.{more}")
 
 
 def _read(folder: Path, name: str) -> bytes:
@@ -238,42 +240,42 @@ def _read(folder: Path, name: str) -> bytes:
             _check_file(status)
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise Unusable("vanished while I was reading") from None
+        raise UnusablePhoto("vanished while I was reading") from None
     except OSError as error:
-        raise Unusable(f"cannot be read: {error.strerror}") from None
+        raise UnusablePhoto(f"cannot be read: {error.strerror}") from None
     if len(data) != status.st_size:
-        raise Unusable("changed while I was reading")
+        raise UnusablePhoto("changed while I was reading")
     return data
 
 
 def _link_target(folder: Path, link: str) -> str:
     target = os.path.realpath(link)
     if not Path(target).is_relative_to(os.path.realpath(folder)):
-        raise Unusable("is a link that leads out of the folder")
+        raise UnusablePhoto("is a link that leads out of the folder")
     if not os.path.lexists(target):
-        raise Unusable("is a link to a file that is not there")
+        raise UnusablePhoto("is a link to a file that is not there")
     return target
 
 
 def _check_file(status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
-        raise Unusable("is a folder; I read only the photos that lie in the folder itself")
+        raise UnusablePhoto("is a folder; I read only the photos that lie in the folder itself")
     if not stat.S_ISREG(status.st_mode):
-        raise Unusable("is not a regular file")
+        raise UnusablePhoto("is not a regular file")
     if status.st_size == 0:
-        raise Unusable("is empty")
+        raise UnusablePhoto("is empty")
     if status.st_size > MAX_BYTES:
-        raise Unusable(f"has {status.st_size / 1e6:,.0f} MB; I take up to {MAX_BYTES / 1e6:.0f}")
+        raise UnusablePhoto(f"has {status.st_size / 1e6:,.0f} MB; I take up to {MAX_BYTES / 1e6:.0f}")
 
 
-def _center(pixels: np.ndarray) -> tuple[int, int]:
+def _center_crop(pixels: np.ndarray) -> tuple[int, int]:
     height, width = pixels.shape[:2]
     size = min(height, width)
     return (width - size) // 2, (height - size) // 2
 
 
-_CROPS = {"center": _center, "subject": find_subject}
+_CROPS = {"center": _center_crop, "subject": find_subject}
 
 
-def _count(number: int, noun: str) -> str:
+def _count_text(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-_SHORT = 48  # pixels of the small copy that is looked at: finer detail is texture, not subject
+_SHORT_SIDE = 48  # pixels of the small copy that is looked at: finer detail is texture, not subject
 _BORDER = 2  # of those pixels
 _COLOUR_NOISE = 30.0  # added variance per channel, about 5 of 255 levels: on a plain wall noise must not stand out
 _MIDDLE = 0.1  # share of the best square's sum that a square at the very end must have more than one in the middle
@@ -22,18 +22,18 @@ def find_subject(pixels: np.ndarray) -> tuple[int, int]:
     pixels: uint8 (H, W, 3); the square's side is min(H, W).
     """
     height, width = pixels.shape[:2]
-    start = _start(_stands_out(pixels).sum(0 if width >= height else 1), abs(width - height), min(height, width))
+    start = _best_offset(_saliency(pixels).sum(0 if width >= height else 1), abs(width - height), min(height, width))
     return (start, 0) if width >= height else (0, start)
 
 
-def _stands_out(pixels: np.ndarray) -> np.ndarray:
+def _saliency(pixels: np.ndarray) -> np.ndarray:
     """How much each pixel of a small copy stands out, mean about 2: (h, w), min(h, w) == _SHORT."""
     height, width = pixels.shape[:2]
-    scale = _SHORT / min(height, width)
+    scale = _SHORT_SIDE / min(height, width)
     small = Image.fromarray(pixels).resize((round(width * scale), round(height * scale)), Image.Resampling.BOX)
     colours = np.asarray(small.convert("YCbCr"), dtype=np.float32)
     along_y, along_x = np.gradient(colours[..., 0])
-    return _mean_one(distance_from_border(colours)) + _mean_one(np.hypot(along_x, along_y))
+    return _scale_to_mean_one(distance_from_border(colours)) + _scale_to_mean_one(np.hypot(along_x, along_y))
 
 
 def distance_from_border(colours: np.ndarray) -> np.ndarray:
@@ -46,14 +46,14 @@ def distance_from_border(colours: np.ndarray) -> np.ndarray:
     return np.sqrt(np.einsum("hwi,ij,hwj->hw", difference, np.linalg.inv(covariance), difference))
 
 
-def _mean_one(values: np.ndarray) -> np.ndarray:
+def _scale_to_mean_one(values: np.ndarray) -> np.ndarray:
     return values / max(values.mean(), 1e-6)
 
 
-def _start(profile: np.ndarray, room: int, side: int) -> int:
+def _best_offset(profile: np.ndarray, room: int, side: int) -> int:
     """Where a square of `side` pixels best begins, 0 to `room`. profile: what stands out, summed across the photo."""
     sums = np.concatenate([[0.0], np.cumsum(profile)])
-    held = sums[_SHORT:] - sums[:-_SHORT]  # by the window that begins at each small pixel
+    held = sums[_SHORT_SIDE:] - sums[:-_SHORT_SIDE]  # by the window that begins at each small pixel
     offset = np.linspace(-1, 1, len(held)) if len(held) > 1 else np.zeros(1)
     best = int(np.argmax(held / max(held.max(), 1e-6) - _MIDDLE * offset**2))
-    return min(round(best * side / _SHORT), room)
+    return min(round(best * side / _SHORT_SIDE), room)

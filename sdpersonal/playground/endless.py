@@ -16,22 +16,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import storage
-from ..config import SEEDS, Request
-from ..errors import Interrupted, PersonalError
-from ..image_metadata import Recipe, png
+from ..config import SEEDS, GenerateRequest
+from ..errors import Interrupted, UserError
+from ..image_metadata import Recipe, png_with_recipe
 from ..outputs import Outputs
-from ..prompts import Wildcards, count, nth, show
+from ..prompts import Wildcards, count_prompts, nth_prompt, printable
 
 if TYPE_CHECKING:
-    from ..generation import Generator, Picture
+    from ..generation import GeneratedImage, Generator
 
 PICTURES = 2**32  # of one series
-_ROUNDS = 4  # of a Feistel network, which with a random round function nobody tells from chance (Luby and Rackoff 1988)
-_LIMIT = 20_000  # bytes of a state
+_FEISTEL_ROUNDS = (
+    4  # of a Feistel network, which with a random round function nobody tells from chance (Luby and Rackoff 1988)
+)
+_MAX_STATE_BYTES = 20_000  # bytes of a state
 _LATER = ("scheduler", "clip_skip")  # fields that a request has had only since series are kept
 
 
-def permuted(i: int, count: int, key: bytes) -> int:
+def permute_index(i: int, count: int, key: bytes) -> int:
     """Where i of 0 .. count-1 goes under a permutation of them that the key decides.
 
     A Feistel network over the next power of four, walked until the number is one of them (Black and Rogaway 2002,
@@ -41,49 +43,49 @@ def permuted(i: int, count: int, key: bytes) -> int:
     mask = (1 << half) - 1
     while True:
         left, right = i >> half, i & mask
-        for number in range(_ROUNDS):
-            left, right = right, left ^ (_hashed(key, number, right, half) & mask)
+        for number in range(_FEISTEL_ROUNDS):
+            left, right = right, left ^ (_round_function(key, number, right, half) & mask)
         i = left << half | right
         if i < count:
             return i
 
 
-def _hashed(key: bytes, number: int, value: int, size: int) -> int:
+def _round_function(key: bytes, number: int, value: int, size: int) -> int:
     """size: bits, at least."""
     digest = hashlib.shake_256(key + b"%d:%d" % (number, value)).digest(size // 8 + 1)
     return int.from_bytes(digest, "big")
 
 
-class Series:
+class EndlessSeries:
     """The pictures of a template, in the order in which they are drawn.
 
     request: its prompt is the template, its seed the first picture's; what it says of n and every does not count.
-    Raises PersonalError for a template that cannot be read.
+    Raises UserError for a template that cannot be read.
     """
 
-    def __init__(self, request: Request, wildcards: Path | None = None):
+    def __init__(self, request: GenerateRequest, wildcards: Path | None = None):
         self.request = request
         self._wildcards = Wildcards(wildcards)
-        self.combinations = count(request.prompt, self._wildcards)
+        self.combinations = count_prompts(request.prompt, self._wildcards)
 
-    def at(self, position: int) -> Request:
-        """What draws the picture at a position, counted from 0. Raises PersonalError behind the last."""
+    def at(self, position: int) -> GenerateRequest:
+        """What draws the picture at a position, counted from 0. Raises UserError behind the last."""
         if position >= PICTURES:
-            raise PersonalError("All seeds have been drawn.", "Take another template.")
+            raise UserError("All seeds have been drawn.", "Take another template.")
         number, i = divmod(position, self.combinations)
         key = hashlib.sha256(f"{self.request.seed}:{number}:{self.request.prompt}".encode("utf-8", "replace")).digest()
-        prompt = nth(self.request.prompt, permuted(i, self.combinations, key), self._wildcards)
+        prompt = nth_prompt(self.request.prompt, permute_index(i, self.combinations, key), self._wildcards)
         field = "seed" if self.request.near is None else "near_seed"
         seed = (getattr(self.request, field) + position) % SEEDS
         return self.request.model_copy(update={"prompt": prompt, field: seed, "n": 1, "every": False})
 
-    def recipe(self, picture: Picture) -> Recipe:
+    def recipe(self, picture: GeneratedImage) -> Recipe:
         """With the template, which the picture's own request does not know."""
         template = self.request.prompt if self.request.prompt != picture.recipe.prompt else ""
         return picture.recipe.model_copy(update={"template": template})
 
 
-class Progress:
+class EndlessProgress:
     """How far a series has come, in a folder of its own in the outputs, which is held against other processes.
 
         outputs/endless-abcdef12/state.json    {"template": ..., "seed": ..., "base": ..., "position": 57}
@@ -91,10 +93,10 @@ class Progress:
     abcdef12: the first digits of the sha256 of the request and the base, so that the same command goes on where it was.
     """
 
-    def __init__(self, outputs: Path, request: Request, base: str):
+    def __init__(self, outputs: Path, request: GenerateRequest, base: str):
         facts = request.model_dump(mode="json", exclude={"n", "every"}) | {"base": base}
         for name in _LATER:  # a series that began before there were such fields goes on where it was
-            if facts[name] == Request.model_fields[name].default:
+            if facts[name] == GenerateRequest.model_fields[name].default:
                 del facts[name]
         self._facts = {"template": request.prompt, "seed": request.seed, "base": base}
         mark = storage.sha256(json.dumps(facts, sort_keys=True).encode())[:8]
@@ -102,22 +104,22 @@ class Progress:
         self._path = self.folder / "state.json"
 
     def read(self) -> int:
-        """The position of the next picture; 0 for a new series. Raises PersonalError for what is no such file."""
+        """The position of the next picture; 0 for a new series. Raises UserError for what is no such file."""
         if not self._path.exists():
             return 0
-        with suppress(PersonalError, ValueError, TypeError, KeyError, RecursionError):
-            state = json.loads(storage.read_bytes(self._path, _LIMIT))
+        with suppress(UserError, ValueError, TypeError, KeyError, RecursionError):
+            state = json.loads(storage.read_bytes(self._path, _MAX_STATE_BYTES))
             position = state.pop("position")
             if state == self._facts and type(position) is int and 0 <= position <= PICTURES:
                 return position
-        raise PersonalError(f"{show(str(self._path), 200)} is damaged.", "Remove it to begin with the first picture.")
+        raise UserError(f"{printable(str(self._path), 200)} is damaged.", "Remove it to begin with the first picture.")
 
     def write(self, position: int) -> None:
         storage.write_json(self._path, self._facts | {"position": position})
 
 
-def draw_endless(
-    series: Series,
+def generate_endless(
+    series: EndlessSeries,
     generator: Generator,
     outputs: Outputs,
     limit: int | None = None,
@@ -132,22 +134,22 @@ def draw_endless(
     anew, leaves the files that one never stopped leaves. progress(done, total) counts a picture's steps. Raises as
     `Generator.draw`, and where another process draws this series.
     """
-    state = Progress(outputs.folder, series.request, generator.base.version)
+    state = EndlessProgress(outputs.folder, series.request, generator.base.version)
     with storage.lock(state.folder, "This series"):
         first = position = state.read()
         while limit is None or position - first < limit:
             if stopped():
                 raise Interrupted(f"Stopped after picture {position}. The same command goes on from there.")
             (picture,) = generator.draw(series.at(position), progress)
-            data = png(picture.image, None if private else series.recipe(picture))
+            data = png_with_recipe(picture.image, None if private else series.recipe(picture))
             # A kill between picture and state makes it be drawn once more; only the first can have been kept already.
-            path = (_kept(outputs, data) if position == first else None) or outputs.save(data)
+            path = (_find_saved(outputs, data) if position == first else None) or outputs.save(data)
             position += 1
             state.write(position)
             yield path, picture.hidden
 
 
-def _kept(outputs: Outputs, data: bytes) -> Path | None:
+def _find_saved(outputs: Outputs, data: bytes) -> Path | None:
     """Where these very bytes are already."""
     ending = f"-{storage.sha256(data)[:8]}.png"
     for day in outputs.days():

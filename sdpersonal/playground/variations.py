@@ -14,24 +14,24 @@ from PIL import Image
 from .. import storage
 from ..concepts.concept import Concept
 from ..concepts.library import Library
-from ..config import SEEDS, Request
-from ..errors import PersonalError
-from ..image_grid import differing, laid_out, png
+from ..config import SEEDS, GenerateRequest
+from ..errors import UserError
+from ..image_grid import captioned_grid, differing_words, encode_png
 from ..image_metadata import Foreign, Recipe
 from ..outputs import Outputs
-from ..prompts import Token, show
-from .reproduce import Pinned
-from .xyz_grid import Axis, in_turn
+from ..prompts import Token, printable
+from .reproduce import PinnedConcepts
+from .xyz_grid import Axis, generate_all
 
 if TYPE_CHECKING:
     from ..generation import Generator
 
-NEAR = 0.15  # another picture, and clearly that one's sister
-CHANGE = 0.5  # of the picture itself: what is where stays
+DEFAULT_VARIATION_STRENGTH = 0.15  # another picture, and clearly that one's sister
+DEFAULT_STRENGTH = 0.5  # of the picture itself: what is where stays
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedVariations:
     """sheet: a PNG; pictures: each one's file; hidden: whether the base's checker flagged it."""
 
     sheet: Path
@@ -39,37 +39,41 @@ class Kept:
     hidden: tuple[bool, ...]
 
 
-def near(favourite: Request, share: float = NEAR, n: int = 8, seed: int = 1) -> list[Request]:
+def vary_seed(
+    favourite: GenerateRequest, share: float = DEFAULT_VARIATION_STRENGTH, n: int = 8, seed: int = 1
+) -> list[GenerateRequest]:
     """The same prompt from noise near its noise: `share` of the way to that of n other seeds, from `seed` on.
 
-    Raises PersonalError for a favourite that is such a variation itself: a request has two seeds, not three.
+    Raises UserError for a favourite that is such a variation itself: a request has two seeds, not three.
     """
     if favourite.near is not None:
-        raise PersonalError(
+        raise UserError(
             f"This picture is itself near another one, of seed {favourite.seed}.",
             "Vary that one, or begin from this one with --start.",
         )
-    return [_changed(favourite, near=share, near_seed=seed, n=n)]
+    return [_with_changes(favourite, near=share, near_seed=seed, n=n)]
 
 
-def strengths(favourite: Request, token: str, values: str) -> list[Request]:
-    """One of its concepts at other strengths: "0.6, 0.8, 1". Raises PersonalError where the prompt has no such one."""
-    return _along(favourite, Axis.of("strength", token, values))
+def vary_strength(favourite: GenerateRequest, token: str, values: str) -> list[GenerateRequest]:
+    """One of its concepts at other strengths: "0.6, 0.8, 1". Raises UserError where the prompt has no such one."""
+    return _requests_along(favourite, Axis.of("strength", token, values))
 
 
-def words(favourite: Request, word: str, values: str) -> list[Request]:
-    """Other words in place of one: "snow|space". Raises PersonalError where its prompt has no such one."""
-    return _along(favourite, Axis.of("words", word, values))
+def vary_words(favourite: GenerateRequest, word: str, values: str) -> list[GenerateRequest]:
+    """Other words in place of one: "snow|space". Raises UserError where its prompt has no such one."""
+    return _requests_along(favourite, Axis.of("words", word, values))
 
 
-def redrawn(favourite: Request, picture: Path, change: float = CHANGE, n: int = 4) -> list[Request]:
+def vary_from_image(
+    favourite: GenerateRequest, picture: Path, change: float = DEFAULT_STRENGTH, n: int = 4
+) -> list[GenerateRequest]:
     """The same prompt from other noise, beginning from the picture itself (image-to-image)."""
     seed = (favourite.seed + 1) % SEEDS  # its own noise would bring back what is to change
-    return [_changed(favourite, start=picture, mask=None, near=None, enlarge=1.0, change=change, seed=seed, n=n)]
+    return [_with_changes(favourite, start=picture, mask=None, near=None, enlarge=1.0, change=change, seed=seed, n=n)]
 
 
-def variations(
-    favourite: Request,
+def variation_requests(
+    favourite: GenerateRequest,
     picture: Path,
     *,
     near_by: float | None = None,
@@ -78,41 +82,41 @@ def variations(
     strength: Sequence[str] = (),
     word: Sequence[str] = (),
     start: bool = False,
-    change: float = CHANGE,
-) -> list[Request]:
+    change: float = DEFAULT_STRENGTH,
+) -> list[GenerateRequest]:
     """All that is asked for, in this order; pictures near by where nothing is.
 
     strength, word: each "TARGET=VALUES", for example "<me/duck>=0.6,0.8" and "beach=snow|space"; n: how many near by
     (default 8) and redrawn from the picture (default 4).
     """
-    found: list[Request] = []
+    found: list[GenerateRequest] = []
     if near_by is not None or not (strength or word or start):
-        found += near(favourite, near_by or NEAR, n or 8, seed)
+        found += vary_seed(favourite, near_by or DEFAULT_VARIATION_STRENGTH, n or 8, seed)
     for text in strength:
-        found += strengths(favourite, *_cut(text, "<me/duck>=0.6,0.8,1"))
+        found += vary_strength(favourite, *_split_assignment(text, "<me/duck>=0.6,0.8,1"))
     for text in word:
-        found += words(favourite, *_cut(text, "beach=snow|space"))
+        found += vary_words(favourite, *_split_assignment(text, "beach=snow|space"))
     if start:
-        found += redrawn(favourite, picture, change, n or 4)
+        found += vary_from_image(favourite, picture, change, n or 4)
     return found
 
 
-def request_of(found: Recipe | Foreign, from_itself: bool = False) -> Request:
+def favourite_request(found: Recipe | Foreign, from_itself: bool = False) -> GenerateRequest:
     """What drew the favourite. from_itself: it is only to be begun from.
 
-    Raises PersonalError where it began from another picture, of which a recipe knows only the sum.
+    Raises UserError where it began from another picture, of which a recipe knows only the sum.
     """
     if isinstance(found, Recipe) and found.start and not from_itself:
-        raise PersonalError("It began from another picture, which is not in it.", "Vary it with --start alone.")
+        raise UserError("It began from another picture, which is not in it.", "Vary it with --start alone.")
     return found.request()
 
 
-class RecipeFirst:
+class RecipeThenLibrary:
     """Where the tokens of a favourite and its variations lead: to the bytes that its recipe names; what a variation
-    adds, to the library's newest. Raises PersonalError as `Pinned` does."""
+    adds, to the library's newest. Raises UserError as `PinnedConcepts` does."""
 
     def __init__(self, recipe: Recipe, library: Library, anyway: bool = False):
-        self._pinned, self._library = Pinned(recipe, library, anyway), library
+        self._pinned, self._library = PinnedConcepts(recipe, library, anyway), library
         self._named = [Token.parse(each.token) for each in recipe.concepts]
 
     def get(self, token: Token) -> Concept:
@@ -120,15 +124,15 @@ class RecipeFirst:
         return self._pinned.get(token) if named else self._library.get(token)
 
 
-def draw_variations(
-    favourite: tuple[Request, Image.Image],
-    asked: Sequence[Request],
+def generate_variations(
+    favourite: tuple[GenerateRequest, Image.Image],
+    asked: Sequence[GenerateRequest],
     generator: Generator,
     outputs: Outputs,
     private: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
-) -> Kept:
+) -> SavedVariations:
     """Draw and keep them, and a sheet of them beside the first: 00012-variations.png.
 
     private: no recipe in any. Raises as `Generator.draw`; what was drawn until then is kept, and on the sheet.
@@ -136,48 +140,49 @@ def draw_variations(
     saved: dict[Path, bool] = {}
     shown = [(favourite[1], "the favourite")]
     try:
-        for i, picture in in_turn(generator, asked, progress, cancelled):
+        for i, picture in generate_all(generator, asked, progress, cancelled):
             saved[outputs.save(picture.png(private))] = picture.hidden
             shown.append((picture.image, caption(favourite[0], asked[i], picture.recipe)))
-    except PersonalError:
+    except UserError:
         if saved:
-            with suppress(PersonalError):  # a full disk was told already
-                _keep_sheet(saved, shown)
+            with suppress(UserError):  # a full disk was told already
+                _save_grid(saved, shown)
         raise
-    return _keep_sheet(saved, shown)
+    return _save_grid(saved, shown)
 
 
-def caption(favourite: Request, asked: Request, recipe: Recipe) -> str:
+def caption(favourite: GenerateRequest, asked: GenerateRequest, recipe: Recipe) -> str:
     """What is different in a variation, in a few words."""
     if asked.start:
         return f"from it, seed {recipe.seed}"
     if asked.near is not None:
         return f"near {asked.near:g}, seed {recipe.near_seed}"
-    return show(differing([favourite.prompt, asked.prompt])[1], 200) or "the same words"
+    return printable(differing_words([favourite.prompt, asked.prompt])[1], 200) or "the same words"
 
 
-def _keep_sheet(saved: Mapping[Path, bool], shown: Sequence[tuple[Image.Image, str]]) -> Kept:
+def _save_grid(saved: Mapping[Path, bool], shown: Sequence[tuple[Image.Image, str]]) -> SavedVariations:
     first = next(iter(saved))
     page = first.with_name(f"{first.name.partition('-')[0]}-variations.png")
-    storage.write_bytes(page, png(laid_out(shown)))
-    return Kept(page, tuple(saved), tuple(saved.values()))
+    storage.write_bytes(page, encode_png(captioned_grid(shown)))
+    return SavedVariations(page, tuple(saved), tuple(saved.values()))
 
 
-def _along(favourite: Request, axis: Axis) -> list[Request]:
-    fields = {name: getattr(favourite, name) for name in Request.model_fields} | {"n": 1}
+def _requests_along(favourite: GenerateRequest, axis: Axis) -> list[GenerateRequest]:
+    fields = {name: getattr(favourite, name) for name in GenerateRequest.model_fields} | {"n": 1}
     if not axis.applies_to(fields):
-        raise PersonalError(
-            f"There is no {show(axis.target)} in the prompt of this picture.", f"It is {show(favourite.prompt, 300)}."
+        raise UserError(
+            f"There is no {printable(axis.target)} in the prompt of this picture.",
+            f"It is {printable(favourite.prompt, 300)}.",
         )
-    return [Request(**axis.applied(fields, value)) for value in axis.values]
+    return [GenerateRequest(**axis.applied(fields, value)) for value in axis.values]
 
 
-def _changed(favourite: Request, **fields: object) -> Request:
-    return Request(**({name: getattr(favourite, name) for name in Request.model_fields} | fields))
+def _with_changes(favourite: GenerateRequest, **fields: object) -> GenerateRequest:
+    return GenerateRequest(**({name: getattr(favourite, name) for name in GenerateRequest.model_fields} | fields))
 
 
-def _cut(text: str, example: str) -> tuple[str, str]:
+def _split_assignment(text: str, example: str) -> tuple[str, str]:
     target, mark, values = text.partition("=")
     if not (mark and target.strip()):
-        raise PersonalError(f"{show(text)} does not say what to change.", f"For example '{example}'.")
+        raise UserError(f"{printable(text)} does not say what to change.", f"For example '{example}'.")
     return target.strip(), values.strip()

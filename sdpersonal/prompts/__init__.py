@@ -12,12 +12,12 @@ Emphasis, `(word:1.3)`, is in `reading`; alternatives, `{a|b}`, are chosen befor
 The language for users: docs/prompts.md.
 """
 
-from ..errors import show
-from .alternatives import Wildcards, choose, count, every, has_alternatives, nth
-from .ast import Break, Mention, Prompt, Text, Word
+from ..errors import printable
+from .alternatives import Wildcards, all_prompts, count_prompts, has_alternatives, nth_prompt, sample_prompt
+from .ast import Break, ConceptRef, Mention, Prompt, Text
 from .concept_syntax import MAX_BLEND, MAX_STRENGTH
 from .parser import MAX_DEPTH, MAX_PROMPT, MAX_WEIGHT, parse
-from .render import written
+from .render import format_prompt
 from .tokens import Token
 
 __all__ = [
@@ -27,18 +27,18 @@ __all__ = [
     "MAX_STRENGTH",
     "MAX_WEIGHT",
     "Break",
+    "ConceptRef",
     "Mention",
     "Prompt",
     "Text",
     "Token",
     "Wildcards",
-    "Word",
-    "choose",
-    "count",
-    "every",
+    "all_prompts",
+    "count_prompts",
+    "format_prompt",
     "has_alternatives",
-    "nth",
+    "nth_prompt",
     "parse",
-    "show",
-    "written",
+    "printable",
+    "sample_prompt",
 ]

@@ -24,7 +24,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Word:
+class ConceptRef:
     """Where a concept stands, or a blend of several.
 
     start, end: the part of the sampling in which it acts, as fractions (0 is pure noise); weight: its emphasis.
@@ -49,9 +49,9 @@ class Prompt:
     """
 
     text: str = field(compare=False)
-    pieces: tuple[Text | Word | Break, ...]
+    pieces: tuple[Text | ConceptRef | Break, ...]
 
     @property
     def mentions(self) -> tuple[Mention, ...]:
         """Every concept, in order; a blend's one by one."""
-        return tuple(part for piece in self.pieces if isinstance(piece, Word) for part in piece.parts)
+        return tuple(part for piece in self.pieces if isinstance(piece, ConceptRef) for part in piece.parts)

@@ -1,6 +1,6 @@
 """What a template can become: a tree of texts and choices that is counted, indexed and drawn from, never written out.
 
-A node is a text, a `Series` (one after the other) or a `Pick` (some of several). Counts are exact whole numbers,
+A node is a text, a `Series` (one after the other) or a `VariantNode` (some of several). Counts are exact whole numbers,
 however large; the n-th expansion is found by division, so that one of 10^30 costs no more than one of ten.
 """
 
@@ -17,55 +17,55 @@ from math import comb, factorial, prod
 
 
 @dataclass(frozen=True)
-class Dice:
+class SeededChoice:
     """Chance as a function of a seed and a place in the template: the same on every machine and Python."""
 
     seed: int
     place: str = ""
 
-    def at(self, step: int) -> Dice:
-        return Dice(self.seed, f"{self.place}.{step}")
+    def at(self, step: int) -> SeededChoice:
+        return SeededChoice(self.seed, f"{self.place}.{step}")
 
-    def below(self, n: int, turn: int = 0) -> int:
+    def randbelow(self, n: int, turn: int = 0) -> int:
         """A whole number from 0 to n - 1; each turn's is independent of the others."""
         digest = hashlib.sha256(f"alternatives:{self.seed}:{self.place}:{turn}".encode()).digest()
         return int.from_bytes(digest, "big") * n >> 256  # n is far below 2^256: no number is favoured
 
 
 @dataclass(frozen=True, eq=False)
-class Series:
+class SequenceNode:
     """Texts and choices, one after the other."""
 
     parts: Sequence[Node]
 
     @cached_property
     def count(self) -> int:
-        return prod(count_of(part) for part in self.parts)
+        return prod(count_expansions(part) for part in self.parts)
 
     @cached_property
     def height(self) -> int:
-        return max(map(height_of, self.parts), default=0)
+        return max(map(nesting_depth, self.parts), default=0)
 
     @cached_property
-    def reach(self) -> int:
-        return sum(map(reach_of, self.parts))
+    def max_choices(self) -> int:
+        return sum(map(max_choices, self.parts))
 
     def nth(self, i: int) -> str:
         """The last choice changes fastest."""
         said = []
         for part in reversed(self.parts):
-            i, inner = divmod(i, count_of(part))
-            said.append(nth_of(part, inner))
+            i, inner = divmod(i, count_expansions(part))
+            said.append(nth_expansion(part, inner))
         return "".join(reversed(said))
 
-    def drawn(self, dice: Dice) -> str:
+    def drawn(self, dice: SeededChoice) -> str:
         # Only choices are numbered, so that other words around them do not change what is chosen.
         choices = iter(range(len(self.parts)))
         return "".join(part if isinstance(part, str) else part.drawn(dice.at(next(choices))) for part in self.parts)
 
 
 @dataclass(frozen=True, eq=False)
-class Pick:
+class VariantNode:
     """From `low` to `high` of the options, none twice, in any order.
 
     weights: how often each is drawn, relative to the others, as whole numbers above 0.
@@ -73,26 +73,26 @@ class Pick:
 
     options: Sequence[Node]
     weights: Sequence[int]
-    low: int = 1
-    high: int = 1
-    joiner: str = ""
+    min_picks: int = 1
+    max_picks: int = 1
+    separator: str = ""
 
     @cached_property
     def count(self) -> int:
-        return sum(self._orders(k) for k in range(self.low, self.high + 1))
+        return sum(self._count_orders(k) for k in range(self.min_picks, self.max_picks + 1))
 
     @cached_property
     def height(self) -> int:
-        return 1 + max(map(height_of, self.options))
+        return 1 + max(map(nesting_depth, self.options))
 
     @cached_property
-    def reach(self) -> int:
+    def max_choices(self) -> int:
         """The most choices that one expansion makes."""
-        return self.high * (1 + max(map(reach_of, self.options)))
+        return self.max_picks * (1 + max(map(max_choices, self.options)))
 
     @cached_property
     def _counts(self) -> list[int]:
-        return [count_of(option) for option in self.options]
+        return [count_expansions(option) for option in self.options]
 
     @cached_property
     def _count_ends(self) -> list[int]:
@@ -106,29 +106,29 @@ class Pick:
     def _ways(self) -> list[int]:
         """At k: in how many ways k options can be taken and expanded, whatever their order (the k-th elementary
         symmetric polynomial of their counts). Options of one count are taken together: there are few counts."""
-        ways = [1] + [0] * self.high
+        ways = [1] + [0] * self.max_picks
         for count, times in Counter(self._counts).items():
-            some = [comb(times, k) * count**k for k in range(self.high + 1)]
-            ways = [sum(ways[j] * some[k - j] for j in range(k + 1)) for k in range(self.high + 1)]
+            some = [comb(times, k) * count**k for k in range(self.max_picks + 1)]
+            ways = [sum(ways[j] * some[k - j] for j in range(k + 1)) for k in range(self.max_picks + 1)]
         return ways
 
-    def _orders(self, k: int) -> int:
+    def _count_orders(self, k: int) -> int:
         return factorial(k) * self._ways[k]
 
     def nth(self, i: int) -> str:
         """Fewer options first; then in the order of the options, the last of those taken changing fastest."""
-        k = self.low
-        while i >= self._orders(k):
-            i -= self._orders(k)
+        k = self.min_picks
+        while i >= self._count_orders(k):
+            i -= self._count_orders(k)
             k += 1
         said, taken, ways = [], set(), self._ways
         for left in range(k, 0, -1):
             option, i, behind = self._first(i, left, taken, ways)
             inner, i = divmod(i, behind)
-            said.append(nth_of(self.options[option], inner))
+            said.append(nth_expansion(self.options[option], inner))
             taken.add(option)
-            ways = _without(ways, self._counts[option])
-        return self.joiner.join(said)
+            ways = _remove_option(ways, self._counts[option])
+        return self.separator.join(said)
 
     def _first(self, i: int, left: int, taken: set[int], ways: list[int]) -> tuple[int, int, int]:
         """Of the orders of `left` more options, the i-th: its first option, its number among those with that first
@@ -141,28 +141,28 @@ class Pick:
             if option in taken:
                 continue
             if count not in behind:
-                behind[count] = factorial(left - 1) * _without(ways, count)[left - 1]
+                behind[count] = factorial(left - 1) * _remove_option(ways, count)[left - 1]
             if i < count * behind[count]:
                 return option, i, behind[count]
             i -= count * behind[count]
         raise IndexError(i)
 
-    def drawn(self, dice: Dice) -> str:
-        how_many = self.low + dice.below(self.high - self.low + 1)
+    def drawn(self, dice: SeededChoice) -> str:
+        how_many = self.min_picks + dice.randbelow(self.max_picks - self.min_picks + 1)
         taken: list[int] = []
         for turn in range(1, how_many + 1):
-            at = dice.below(self._weight_ends[-1] - sum(self.weights[option] for option in taken), turn)
+            at = dice.randbelow(self._weight_ends[-1] - sum(self.weights[option] for option in taken), turn)
             for option in sorted(taken):  # step over what is taken
                 if at >= self._weight_ends[option] - self.weights[option]:
                     at += self.weights[option]
             taken.append(bisect_right(self._weight_ends, at))
-        return self.joiner.join(drawn_of(self.options[option], dice.at(option)) for option in taken)
+        return self.separator.join(sample_expansion(self.options[option], dice.at(option)) for option in taken)
 
 
-Node = str | Series | Pick
+Node = str | SequenceNode | VariantNode
 
 
-def _without(ways: list[int], count: int) -> list[int]:
+def _remove_option(ways: list[int], count: int) -> list[int]:
     """The same polynomials with one option of that count fewer."""
     fewer = [1]
     for way in ways[1:]:
@@ -170,22 +170,22 @@ def _without(ways: list[int], count: int) -> list[int]:
     return fewer
 
 
-def count_of(node: Node) -> int:
+def count_expansions(node: Node) -> int:
     return 1 if isinstance(node, str) else node.count
 
 
-def height_of(node: Node) -> int:
+def nesting_depth(node: Node) -> int:
     """Choices within choices."""
     return 0 if isinstance(node, str) else node.height
 
 
-def reach_of(node: Node) -> int:
-    return 0 if isinstance(node, str) else node.reach
+def max_choices(node: Node) -> int:
+    return 0 if isinstance(node, str) else node.max_choices
 
 
-def nth_of(node: Node, i: int) -> str:
+def nth_expansion(node: Node, i: int) -> str:
     return node if isinstance(node, str) else node.nth(i)
 
 
-def drawn_of(node: Node, dice: Dice) -> str:
+def sample_expansion(node: Node, dice: SeededChoice) -> str:
     return node if isinstance(node, str) else node.drawn(dice)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from ..errors import PersonalError, show
-from .ast import Mention, Word
+from ..errors import UserError, printable
+from .ast import ConceptRef, Mention
 from .tokens import Token
 
 MAX_STRENGTH = 5.0  # and as much below 0: sliders are made to be used in both directions
@@ -15,21 +15,25 @@ _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 _STRENGTH = re.compile(rf"[+-]?(?:{_NUMBER.pattern})(?:e[+-]?[0-9]{{1,3}})?", re.I)
 _MINUS = str.maketrans(dict.fromkeys("\u2212\u2013\ufe63\uff0d", "-"))  # what keyboards and word processors put for it
 _WANTS_SIGN = re.compile(r"[^:]*:\s*(?:[+-]?[0-9.]+e)?", re.I)  # a strength that a + may go on
-_OTHERS = re.compile(r"\s*(lora|lyco|lycoris|hypernet)\s*:\s*([^:]*)(?::\s*([^:]*))?", re.I)  # A1111's extra networks
+_A1111_NETWORK = re.compile(
+    r"\s*(lora|lyco|lycoris|hypernet)\s*:\s*([^:]*)(?::\s*([^:]*))?", re.I
+)  # A1111's extra networks
 
 
-def read_word(inner: str) -> Word:
-    """`me/duck:0.7+me/cat:0.3@0-0.6`, what stands between the brackets. Raises PersonalError with one that works."""
-    if other := _OTHERS.match(inner):
-        raise _other_network(inner, *other.groups())
+def parse_concept_ref(inner: str) -> ConceptRef:
+    """`me/duck:0.7+me/cat:0.3@0-0.6`, what stands between the brackets. Raises UserError with one that works."""
+    if other := _A1111_NETWORK.match(inner):
+        raise _a1111_network_error(inner, *other.groups())
     parts, at, window = cut_word(inner)
     if at and "+" in window:
-        raise PersonalError(
-            f"<{show(inner)}> has its @ in the middle; a blend has one for all.",
+        raise UserError(
+            f"<{printable(inner)}> has its @ in the middle; a blend has one for all.",
             "At the end: <me/duck:0.7+me/cat:0.3@0-0.6>.",
         )
-    start, end = _window(inner, window) if at else (0.0, 1.0)
-    return Word(_blend(inner, parts) if len(parts) > 1 else (_mention(inner, parts[0], 1.0),), start, end)
+    start, end = _parse_window(inner, window) if at else (0.0, 1.0)
+    return ConceptRef(
+        _parse_blend(inner, parts) if len(parts) > 1 else (_parse_mention(inner, parts[0], 1.0),), start, end
+    )
 
 
 def cut_word(inner: str) -> tuple[list[str], str, str]:
@@ -56,58 +60,58 @@ def read_strength(text: str) -> float | None:
     return value if abs(value) <= MAX_STRENGTH else None
 
 
-def _blend(inner: str, parts: list[str]) -> tuple[Mention, ...]:
+def _parse_blend(inner: str, parts: list[str]) -> tuple[Mention, ...]:
     if len(parts) > MAX_BLEND:
-        raise PersonalError(f"<{show(inner)}> blends {len(parts)} concepts.", f"I blend up to {MAX_BLEND}.")
+        raise UserError(f"<{printable(inner)}> blends {len(parts)} concepts.", f"I blend up to {MAX_BLEND}.")
     if len({":" in part for part in parts}) > 1:
-        raise PersonalError(
-            f"In <{show(inner)}> some concepts have a strength and some have none.",
+        raise UserError(
+            f"In <{printable(inner)}> some concepts have a strength and some have none.",
             "Give one to each, <me/duck:0.7+me/cat:0.3>, or to none, <me/duck+me/cat>.",
         )
-    mentions = tuple(_mention(inner, part, 1 / len(parts)) for part in parts)
+    mentions = tuple(_parse_mention(inner, part, 1 / len(parts)) for part in parts)
     if len({mention.token for mention in mentions}) < len(mentions):
-        raise PersonalError(f"<{show(inner)}> names a concept twice.", "Once is enough: <me/duck:0.7+me/cat:0.3>.")
+        raise UserError(f"<{printable(inner)}> names a concept twice.", "Once is enough: <me/duck:0.7+me/cat:0.3>.")
     return mentions
 
 
-def _mention(inner: str, part: str, otherwise: float) -> Mention:
+def _parse_mention(inner: str, part: str, otherwise: float) -> Mention:
     """otherwise: the strength if none is written."""
     word, colon, strength = part.partition(":")
     # Capitals are folded here, where people write quickly; only names given to new concepts must be lower case.
     token = Token.parse(word.lower())
-    return Mention(token, _strength(inner, strength) if colon else otherwise)
+    return Mention(token, _parse_strength(inner, strength) if colon else otherwise)
 
 
-def _strength(inner: str, text: str) -> float:
+def _parse_strength(inner: str, text: str) -> float:
     value = read_strength(text)
     if value is None:
-        raise PersonalError(
-            f"The strength in <{show(inner)}> must be a number from {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}.",
+        raise UserError(
+            f"The strength in <{printable(inner)}> must be a number from {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}.",
             "For example <me/duck:0.8>, or <me/age:-2> for the opposite.",
         )
     return value
 
 
-def _window(inner: str, text: str) -> tuple[float, float]:
+def _parse_window(inner: str, text: str) -> tuple[float, float]:
     start, dash, end = (part.strip() for part in text.translate(_MINUS).partition("-"))
     if dash and _NUMBER.fullmatch(start) and _NUMBER.fullmatch(end) and float(start) < float(end) <= 1:
         return float(start), float(end)
-    raise PersonalError(
-        f"What follows @ in <{show(inner)}> must be two numbers from 0 to 1, the smaller first.",
+    raise UserError(
+        f"What follows @ in <{printable(inner)}> must be two numbers from 0 to 1, the smaller first.",
         "For example <me/duck@0-0.6> for the beginning of the drawing, <me/ink:0.7@0.4-1> for the rest.",
     )
 
 
-def _other_network(inner: str, kind: str, name: str, strength: str | None) -> PersonalError:
+def _a1111_network_error(inner: str, kind: str, name: str, strength: str | None) -> UserError:
     if kind.lower() == "hypernet":
-        return PersonalError(f"<{show(inner)}> asks for a hypernetwork; I have none.", "Leave it out.")
+        return UserError(f"<{printable(inner)}> asks for a hypernetwork; I have none.", "Leave it out.")
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:64].strip("-")
     token = f"me/{plain or 'my-style'}"
     written = (strength or "").strip().translate(_MINUS)
     wanted = float(written) + 0.0 if _STRENGTH.fullmatch(written) else 1.0
     wanted = max(-MAX_STRENGTH, min(wanted, MAX_STRENGTH))
-    return PersonalError(
-        f"<{show(inner)}> is how A1111 loads a LoRA.",
+    return UserError(
+        f"<{printable(inner)}> is how A1111 loads a LoRA.",
         f"Import its file once, sdpersonal concepts import FILE --as '<{token}>', then write "
         f"<{token}{'' if wanted == 1 else f':{wanted:g}'}>.",
     )

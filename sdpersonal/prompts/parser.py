@@ -10,15 +10,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
-from ..errors import PersonalError, show
-from .ast import Break, Prompt, Text, Word
-from .concept_syntax import read_word
+from ..errors import UserError, printable
+from .ast import Break, ConceptRef, Prompt, Text
+from .concept_syntax import parse_concept_ref
 
 MAX_PROMPT = 2000  # characters; 77 tokens of English are about 350
 MAX_WEIGHT = 10.0
 MAX_DEPTH = 20  # brackets open at once
 
-_STRONGER, _WEAKER = 1.1, 1 / 1.1
+_ROUND_FACTOR, _SQUARE_FACTOR = 1.1, 1 / 1.1
 # One alternative for each way in which a prompt can go on; together they take any character.
 _LEXEME = re.compile(
     r"""  \\(?P<plain>[()\[\]\\{}|<>_]?)
@@ -30,63 +30,65 @@ _LEXEME = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-_SHOUTED = re.compile(r"\b(BREAK|AND)\b")
+_KEYWORD = re.compile(r"\b(BREAK|AND)\b")
 # What A1111 reads as a change half-way through the sampling: [from:to:when], [to:when], [from::when].
 _SCHEDULED = re.compile(r"(?<!\\)(?:\\\\)*:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\]\Z")
 
 
 def parse(text: str) -> Prompt:
-    """Read a prompt whose alternatives are chosen. Raises PersonalError, showing what is wrong and what works."""
+    """Read a prompt whose alternatives are chosen. Raises UserError, showing what is wrong and what works."""
     if len(text) > MAX_PROMPT:
-        raise PersonalError(f"The prompt has {len(text):,} characters; I read up to {MAX_PROMPT:,}.", "Shorten it.")
-    reading = _Reading(text)
+        raise UserError(f"The prompt has {len(text):,} characters; I read up to {MAX_PROMPT:,}.", "Shorten it.")
+    reading = _PromptParser(text)
     for lexeme in _LEXEME.finditer(text):
         reading.take(lexeme)
     return Prompt(text, reading.pieces())
 
 
 @dataclass
-class _Open:
+class _OpenBracket:
     """A bracket that waits for its other half."""
 
     at: int  # in the prompt
     first: int  # of the pieces in it
-    stroke: bool = False  # an unescaped | directly in it
+    has_bar: bool = False  # an unescaped | directly in it
 
 
 @dataclass
-class _Reading:
+class _PromptParser:
     """The pieces so far, each with the weight it has so far."""
 
     prompt: str
-    so_far: list[tuple[Text | Word | Break, float]] = field(default_factory=list)
-    waiting: dict[str, list[_Open]] = field(default_factory=lambda: {"(": [], "[": []})
+    weighted_pieces: list[tuple[Text | ConceptRef | Break, float]] = field(default_factory=list)
+    open_brackets: dict[str, list[_OpenBracket]] = field(default_factory=lambda: {"(": [], "[": []})
 
     def take(self, lexeme: re.Match[str]) -> None:
         kind = lexeme.lastgroup
         if kind == "plain":
             self._add(Text(lexeme["plain"]))
         elif kind == "word":
-            self._add(read_word(lexeme["word"]))
+            self._add(parse_concept_ref(lexeme["word"]))
         elif kind == "open":
             self._open(lexeme[0], lexeme.start())
-        elif kind == "weight" and self.waiting["("]:
-            self._close("(", lexeme, _weight(self.prompt[self.waiting["("][-1].at : lexeme.end()], lexeme["weight"]))
-        elif kind == "close" and self.waiting["(" if lexeme[0] == ")" else "["]:
-            self._close("(" if lexeme[0] == ")" else "[", lexeme, _STRONGER if lexeme[0] == ")" else _WEAKER)
+        elif kind == "weight" and self.open_brackets["("]:
+            self._close(
+                "(", lexeme, _parse_weight(self.prompt[self.open_brackets["("][-1].at : lexeme.end()], lexeme["weight"])
+            )
+        elif kind == "close" and self.open_brackets["(" if lexeme[0] == ")" else "["]:
+            self._close("(" if lexeme[0] == ")" else "[", lexeme, _ROUND_FACTOR if lexeme[0] == ")" else _SQUARE_FACTOR)
         else:
             self._text(lexeme[0])
 
-    def pieces(self) -> tuple[Text | Word | Break, ...]:
-        for kind, factor in (("(", _STRONGER), ("[", _WEAKER)):
-            for bracket in self.waiting[kind]:
+    def pieces(self) -> tuple[Text | ConceptRef | Break, ...]:
+        for kind, factor in (("(", _ROUND_FACTOR), ("[", _SQUARE_FACTOR)):
+            for bracket in self.open_brackets[kind]:
                 self._multiply(bracket.first, factor)
-        pieces: list[Text | Word | Break] = []
-        for piece, weight in self.so_far:
+        pieces: list[Text | ConceptRef | Break] = []
+        for piece, weight in self.weighted_pieces:
             if isinstance(piece, Break):
                 pieces.append(piece)
                 continue
-            piece = replace(piece, weight=_bounded(piece, weight))
+            piece = replace(piece, weight=_check_weight(piece, weight))
             before = pieces[-1] if pieces else None
             if isinstance(piece, Text) and isinstance(before, Text) and before.weight == piece.weight:
                 pieces[-1] = Text(before.text + piece.text, piece.weight)
@@ -94,85 +96,85 @@ class _Reading:
                 pieces.append(piece)
         return tuple(pieces)
 
-    def _add(self, piece: Text | Word | Break) -> None:
+    def _add(self, piece: Text | ConceptRef | Break) -> None:
         if piece != Text(""):
-            self.so_far.append((piece, 1.0))
+            self.weighted_pieces.append((piece, 1.0))
 
     def _text(self, text: str) -> None:
         """Plain text, but for BREAK, which takes the spaces around it with it, and AND."""
-        parts = _SHOUTED.split(text)
+        parts = _KEYWORD.split(text)
         for i, part in enumerate(parts):
             if i % 2:
-                self._shouted(part)
+                self._add_keyword(part)
                 continue
             part = part.lstrip() if i else part
             self._add(Text(part.rstrip() if i + 1 < len(parts) else part))
-        if "|" in text and (bracket := self._innermost()):
-            bracket.stroke = True
+        if "|" in text and (bracket := self._innermost_bracket()):
+            bracket.has_bar = True
 
-    def _shouted(self, word: str) -> None:
+    def _add_keyword(self, word: str) -> None:
         if word == "AND":
-            raise PersonalError(
+            raise UserError(
                 "AND in capitals joins two prompts in A1111; I cannot do that.",
                 "Write it small: a cat and a dog. For the capitals themselves: A\\ND.",
             )
         self._add(Break())
 
-    def _innermost(self) -> _Open | None:
+    def _innermost_bracket(self) -> _OpenBracket | None:
         return max(
-            (brackets[-1] for brackets in self.waiting.values() if brackets), key=lambda one: one.at, default=None
+            (brackets[-1] for brackets in self.open_brackets.values() if brackets), key=lambda one: one.at, default=None
         )
 
     def _open(self, kind: str, at: int) -> None:
-        self.waiting[kind].append(_Open(at, len(self.so_far)))
-        if sum(map(len, self.waiting.values())) > MAX_DEPTH:
-            raise PersonalError(
-                f"More than {MAX_DEPTH} brackets are open at {show(self.prompt[at:], 30)!r}.",
+        self.open_brackets[kind].append(_OpenBracket(at, len(self.weighted_pieces)))
+        if sum(map(len, self.open_brackets.values())) > MAX_DEPTH:
+            raise UserError(
+                f"More than {MAX_DEPTH} brackets are open at {printable(self.prompt[at:], 30)!r}.",
                 r"Write the weight as a number, (word:1.3); for the bracket itself, \( or \[.",
             )
 
     def _close(self, kind: str, lexeme: re.Match[str], factor: float) -> None:
-        bracket = self.waiting[kind].pop()
+        bracket = self.open_brackets[kind].pop()
         if kind == "[":
-            _refuse_changes(self.prompt[bracket.at : lexeme.end()], bracket.stroke)
+            _refuse_scheduling(self.prompt[bracket.at : lexeme.end()], bracket.has_bar)
         self._multiply(bracket.first, factor)
 
     def _multiply(self, first: int, factor: float) -> None:
-        self.so_far[first:] = [(piece, weight * factor) for piece, weight in self.so_far[first:]]
+        self.weighted_pieces[first:] = [(piece, weight * factor) for piece, weight in self.weighted_pieces[first:]]
 
 
-def _weight(bracket: str, text: str) -> float:
+def _parse_weight(bracket: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:  # 1.3.4 or 1,3
         value = -1.0
     if 0 <= value <= MAX_WEIGHT and not text.startswith("-"):
         return value
-    raise PersonalError(
-        f"The weight {show(text, 20)} in {show(bracket)} must be a number from 0 to {MAX_WEIGHT:g}.",
+    raise UserError(
+        f"The weight {printable(text, 20)} in {printable(bracket)} must be a number from 0 to {MAX_WEIGHT:g}.",
         "For example (word:1.3); what must not be there goes into the negative prompt.",
     )
 
 
-def _bounded(piece: Text | Word, weight: float) -> float:
+def _check_weight(piece: Text | ConceptRef, weight: float) -> float:
     if weight <= MAX_WEIGHT:
         return weight
     what = piece.text if isinstance(piece, Text) else " ".join(str(part.token) for part in piece.parts)
-    raise PersonalError(
-        f"The brackets around {show(what, 40)!r} come to a weight of {weight:.4g}; I go up to {MAX_WEIGHT:g}.",
+    raise UserError(
+        f"The brackets around {printable(what, 40)!r} come to a weight of {weight:.4g}; I go up to {MAX_WEIGHT:g}.",
         "For example (word:1.3).",
     )
 
 
-def _refuse_changes(bracket: str, stroke: bool) -> None:
+def _refuse_scheduling(bracket: str, stroke: bool) -> None:
     """A1111 reads `[a|b]` and `[a:b:0.5]` as words that change during the sampling. As text they would be noise."""
     if stroke:
-        raise PersonalError(
-            f"{show(bracket)} takes turns from step to step in A1111; I cannot do that.",
+        raise UserError(
+            f"{printable(bracket)} takes turns from step to step in A1111; I cannot do that.",
             r"One of them in each picture: {a|b}; two concepts in one: <me/a+me/b>; a plain stroke: \|.",
         )
     if _SCHEDULED.search(bracket):
-        raise PersonalError(
-            f"{show(bracket)} changes words during the sampling in A1111; here only concepts can come or go.",
+        raise UserError(
+            f"{printable(bracket)} changes words during the sampling in A1111; here only concepts can come or go.",
             "For example <me/duck@0-0.4> <me/cat@0.4-1>. For less weight: (word:0.8).",
         )

@@ -6,14 +6,14 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from ..errors import PersonalError, show
+from ..errors import UserError, printable
 
-_WORD = r"[a-z0-9]+(?:-[a-z0-9]+)*"
-_TOKEN = re.compile(rf"(?:(?P<owner>{_WORD})/)?(?P<name>{_WORD}?)(?:-v(?P<version>[1-9][0-9]{{0,5}}))?")
-_MAX_WORD = 64
+_NAME_PATTERN = r"[a-z0-9]+(?:-[a-z0-9]+)*"
+_TOKEN = re.compile(rf"(?:(?P<owner>{_NAME_PATTERN})/)?(?P<name>{_NAME_PATTERN}?)(?:-v(?P<version>[1-9][0-9]{{0,5}}))?")
+_MAX_NAME_LENGTH = 64
 # Device names that Windows reserves in any folder: a concept called so could not be shared with a Windows user.
-RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
-_HABIT = "a-z, 0-9 and -"
+RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+_ALLOWED_CHARACTERS = "a-z, 0-9 and -"
 
 
 @dataclass(frozen=True, order=True)
@@ -26,15 +26,15 @@ class Token:
 
     @classmethod
     def parse(cls, text: str) -> Token:
-        """`<me/duck-v2>`, or the same without brackets. Raises PersonalError, proposing a spelling that works."""
+        """`<me/duck-v2>`, or the same without brackets. Raises UserError, proposing a spelling that works."""
         inner = text.strip()
         if inner.startswith("<") and inner.endswith(">"):
             inner = inner[1:-1]
         found = _TOKEN.fullmatch(inner)
-        if not found or max(len(found["owner"] or ""), len(found["name"])) > _MAX_WORD:
-            raise PersonalError(f"{show(text) or '<>'} is not a concept's token.", _suggestion(inner))
-        if RESERVED & {found["owner"], found["name"]}:
-            raise PersonalError(f"{show(text)} holds a name that Windows keeps for devices.", "Choose another name.")
+        if not found or max(len(found["owner"] or ""), len(found["name"])) > _MAX_NAME_LENGTH:
+            raise UserError(f"{printable(text) or '<>'} is not a concept's token.", _suggest_spelling(inner))
+        if RESERVED_NAMES & {found["owner"], found["name"]}:
+            raise UserError(f"{printable(text)} holds a name that Windows keeps for devices.", "Choose another name.")
         return cls(found["owner"], found["name"], int(found["version"]) if found["version"] else None)
 
     @property
@@ -55,14 +55,14 @@ class Token:
         return f"<{owner}{self.name}{version}>"
 
 
-def _suggestion(inner: str) -> str:
+def _suggest_spelling(inner: str) -> str:
     plain = unicodedata.normalize("NFKC", inner.partition(":")[0]).lower()
     if alike := next((c for c in plain if c.isalnum() and not c.isascii()), None):
         # A look-alike is not seen by reading the word again, so it is named.
-        return f"Its {show(alike)!r} is {unicodedata.name(alike, 'no letter')}; I use {_HABIT}."
-    words = [re.sub(r"[^a-z0-9]+", "-", part).strip("-")[:_MAX_WORD].strip("-") for part in plain.split("/")[:2]]
+        return f"Its {printable(alike)!r} is {unicodedata.name(alike, 'no letter')}; I use {_ALLOWED_CHARACTERS}."
+    words = [re.sub(r"[^a-z0-9]+", "-", part).strip("-")[:_MAX_NAME_LENGTH].strip("-") for part in plain.split("/")[:2]]
     words = [word for word in words if word]
     if not words:
-        return f"Write it like <me/my-cat>; I use {_HABIT}."
+        return f"Write it like <me/my-cat>; I use {_ALLOWED_CHARACTERS}."
     owner, name = words if len(words) == 2 else ("me", words[0])
-    return f"Call it <{owner}/{name}>; I use {_HABIT}."
+    return f"Call it <{owner}/{name}>; I use {_ALLOWED_CHARACTERS}."

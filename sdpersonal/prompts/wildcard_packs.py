@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import PersonalError, show
+from ..errors import UserError, printable
 
 SUFFIXES = (".yaml", ".yml", ".json")
 MAX_DEPTH = 32  # keys and lists within each other
@@ -33,7 +33,7 @@ _UMI_KEYS = {"prompts", "tags", "title", "description", "prefix", "suffix", "aka
 def read_pack(text: str, name: str) -> dict[Path, list[str]]:
     """The lists of a pack, each by its keys; () is that of a pack which is nothing but a list.
 
-    name: the file's, for messages. Raises PersonalError where the text is no YAML or JSON, or too deep or too large.
+    name: the file's, for messages. Raises UserError where the text is no YAML or JSON, or too deep or too large.
     """
     tree = _json(text, name) if name.lower().endswith(".json") else _yaml(text, name)
     return dict(_Lists(name).lists(tree, ()))
@@ -108,8 +108,9 @@ class _Tree:
 
     def _alias(self, anchor: str) -> None:
         if anchor not in self._anchors or any(one.node is self._anchors[anchor] for one in self._open):
-            raise PersonalError(
-                f"{show(self.name, 80)}: *{show(anchor, 40)} stands for what it is itself a part of, or for nothing.",
+            raise UserError(
+                f"{printable(self.name, 80)}: *{printable(anchor, 40)} stands for what it is itself a "
+                "part of, or for nothing.",
                 "Write out what is meant.",
             )
         self._put(self._anchors[anchor], None)
@@ -138,7 +139,7 @@ class _Lists:
     _visited: int = 0
 
     def lists(self, node: Any, path: Path) -> Iterator[tuple[Path, list[str]]]:
-        self._visit(len(path))
+        self._connect_to_main(len(path))
         if isinstance(node, dict):
             if (prompts := _prompts_of(node)) is not None:
                 node = prompts
@@ -150,7 +151,7 @@ class _Lists:
             yield path, options
 
     def _options(self, node: Any, depth: int) -> Iterator[str]:
-        self._visit(depth)
+        self._connect_to_main(depth)
         if isinstance(node, list):
             for each in node:
                 yield from self._options(each, depth + 1)
@@ -170,7 +171,7 @@ class _Lists:
         elif len(node) == 1 and isinstance(value := next(iter(node.values())), str):
             yield _one_line(f"{next(iter(node))}: {value}")
 
-    def _visit(self, depth: int) -> None:
+    def _connect_to_main(self, depth: int) -> None:
         self._visited += 1
         if depth > MAX_DEPTH:
             raise _too_deep(self.name)
@@ -205,14 +206,16 @@ def _one_line(value: object) -> str:
     return " ".join(line for line in lines if line and not line.startswith("#"))
 
 
-def _unreadable(name: str, kind: str, line: int | None) -> PersonalError:
+def _unreadable(name: str, kind: str, line: int | None) -> UserError:
     where = f"; line {line:,} is not" if line else ""
-    return PersonalError(f"{show(name, 80)} cannot be read as {kind}{where}.", "Mend it, or take it out of the folder.")
+    return UserError(
+        f"{printable(name, 80)} cannot be read as {kind}{where}.", "Mend it, or take it out of the folder."
+    )
 
 
-def _too_deep(name: str) -> PersonalError:
-    return PersonalError(f"{show(name, 80)} nests more than {MAX_DEPTH} deep.", "Make it flatter.")
+def _too_deep(name: str) -> UserError:
+    return UserError(f"{printable(name, 80)} nests more than {MAX_DEPTH} deep.", "Make it flatter.")
 
 
-def _too_large(name: str) -> PersonalError:
-    return PersonalError(f"{show(name, 80)} holds more than {MAX_NODES:,} keys and options.", "Split it.")
+def _too_large(name: str) -> UserError:
+    return UserError(f"{printable(name, 80)} holds more than {MAX_NODES:,} keys and options.", "Split it.")

@@ -12,8 +12,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from .. import storage
-from ..errors import PersonalError, show
-from .tokens import RESERVED
+from ..errors import UserError, printable
+from .tokens import RESERVED_NAMES
 from .wildcard_packs import SUFFIXES, read_pack
 
 MAX_BYTES = 2_000_000  # of one list
@@ -21,7 +21,7 @@ MAX_PACK_BYTES = 10_000_000
 MAX_LINES = 50_000
 MAX_LINE = 2000  # characters: as long as a prompt may be
 
-_LOOKED_THROUGH = 10_000  # files, for patterns, packs and the nearest name
+_MAX_FILES = 10_000  # files, for patterns, packs and the nearest name
 _ENCODINGS = (  # by the first bytes; UTF-32's begin with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -45,8 +45,8 @@ class Wildcards:
         self.folder = folder
         self._lines: dict[str, list[str]] = {}
         self._packs: dict[str, dict[tuple[str, ...], list[str]]] = {}
-        self._damaged: list[PersonalError] = []  # packs that cannot be read
-        self._places: dict[str, _Place] | None = None  # by name; found when it is needed
+        self._damaged: list[UserError] = []  # packs that cannot be read
+        self._tokens: dict[str, _Place] | None = None  # by name; found when it is needed
 
     def lines(self, name: str) -> list[str]:
         """The options of `__name__`, blank lines and remarks left out.
@@ -54,7 +54,7 @@ class Wildcards:
         `animals/cats` is `animals/cats.txt`, or the list under those keys in a pack; capitals do not matter where no
         file has them as written. A pattern, `animals/*`, is all lists that it fits: `*` and `?` stand for letters of
         one part of a name, `**` for any folders.
-        Raises PersonalError where there is no such list, or it is empty, too large, no text or outside the folder.
+        Raises UserError where there is no such list, or it is empty, too large, no text or outside the folder.
         """
         if name not in self._lines:
             self._lines[name] = self._read(name)
@@ -67,38 +67,38 @@ class Wildcards:
     def _read(self, name: str) -> list[str]:
         _check(name)
         if self.folder is None:
-            raise PersonalError(
-                f"I know no folder with a list for __{show(name, 60)}__.",
+            raise UserError(
+                f"I know no folder with a list for __{printable(name, 60)}__.",
                 r"Name one with --wildcards FOLDER; for the underscores themselves write \_\_.",
             )
         if name[0] in "~@!" and name not in self._all():
             return self._sampled(name)
         if "*" in name or "?" in name:
             return self._matching(name)
-        path = storage.inside(self.folder, *f"{name}.txt".split("/"))
+        path = storage.resolve_inside(self.folder, *f"{name}.txt".split("/"))
         if os.path.lexists(path):
             return _read_text(path, name)
-        return self._lines_at(self._found(name), name)
+        return self._lines_at(self._concepts_by_identity(name), name)
 
     def _sampled(self, name: str) -> list[str]:
         """The list behind the extension's signs for how to draw from it: `~` is at random, `@` and `!` are in turn."""
         if name[0] == "~":
             return self.lines(name[1:])
-        raise PersonalError(
-            f"__{show(name, 60)}__ asks for one option after the other; here they are drawn at random.",
-            f"Write __{show(name[1:], 60)}__.",
+        raise UserError(
+            f"__{printable(name, 60)}__ asks for one option after the other; here they are drawn at random.",
+            f"Write __{printable(name[1:], 60)}__.",
         )
 
     def _lines_at(self, place: _Place, name: str, empty: bool = False) -> list[str]:
         """empty: a file without any is no mistake."""
         if place.keys is None:
-            return _read_text(storage.inside(self.folder, *place.path.split("/")), name, empty)
-        return _checked(self._pack(place.path)[place.keys], f"__{show(name, 60)}__")
+            return _read_text(storage.resolve_inside(self.folder, *place.path.split("/")), name, empty)
+        return _checked(self._pack(place.path)[place.keys], f"__{printable(name, 60)}__")
 
-    def _found(self, name: str) -> _Place:
+    def _concepts_by_identity(self, name: str) -> _Place:
         """The list of that name, whatever its capitals; else the one of that name in a folder, which was left out.
 
-        Raises PersonalError where there is none, or several.
+        Raises UserError where there is none, or several.
         """
         places, wanted = self._all(), _folded(name)
         if name in places:
@@ -112,29 +112,29 @@ class Wildcards:
         if len(alike) == 1:
             return places[alike[0]]
         if alike:
-            raise PersonalError(
-                f"__{show(name, 60)}__ may be any of {', '.join(map(_spelled, alike[:4]))}.",
+            raise UserError(
+                f"__{printable(name, 60)}__ may be any of {', '.join(map(_spelled, alike[:4]))}.",
                 "Write the one that is meant, with its folder and capitals.",
             )
         raise self._missing(name)
 
-    def _missing(self, name: str) -> PersonalError:
+    def _missing(self, name: str) -> UserError:
         within = [one for one in self._all() if _folded(one).startswith(_folded(name) + "/")]
         if within:
-            return PersonalError(
-                f"__{show(name, 60)}__ is a group of {len(within):,} lists.",
-                f"For one of them all write __{show(name, 60)}/**__, or a list: {_spelled(within[0])}.",
+            return UserError(
+                f"__{printable(name, 60)}__ is a group of {len(within):,} lists.",
+                f"For one of them all write __{printable(name, 60)}/**__, or a list: {_spelled(within[0])}.",
             )
-        problem = f"There is no list {show(name, 60)}.txt in {show(str(self.folder))}."
+        problem = f"There is no list {printable(name, 60)}.txt in {printable(str(self.folder))}."
         if self._damaged:
-            damage = " ".join(error.problem for error in self._damaged[:3])
-            return PersonalError(f"{problem} {damage}", self._near(name))
-        return PersonalError(problem, self._near(name))
+            damage = " ".join(error.message for error in self._damaged[:3])
+            return UserError(f"{problem} {damage}", self._suggest_names(name))
+        return UserError(problem, self._suggest_names(name))
 
     def _matching(self, pattern: str) -> list[str]:
         if not re.search(r"[^*?/]", pattern):
-            raise PersonalError(
-                f"__{show(pattern, 60)}__ would be every list there is.", "Write a part of a name: __animals/*__."
+            raise UserError(
+                f"__{printable(pattern, 60)}__ would be every list there is.", "Write a part of a name: __animals/*__."
             )
         fits, places = _pattern(pattern), self._all()
         found = [one for one in places if fits.fullmatch(_folded(one))]
@@ -144,43 +144,43 @@ class Wildcards:
             if place.keys is not None and one not in found and fits.fullmatch(_folded(_full(place)))
         ]
         if not found:
-            raise PersonalError(
-                f"No list in {show(str(self.folder))} fits __{show(pattern, 60)}__.",
-                self._near(pattern.replace("*", "")),
+            raise UserError(
+                f"No list in {printable(str(self.folder))} fits __{printable(pattern, 60)}__.",
+                self._suggest_names(pattern.replace("*", "")),
             )
         lines: list[str] = []
         for one in found:
             lines += self._lines_at(places[one], one, empty=True)
             if len(lines) > MAX_LINES:
-                raise PersonalError(
-                    f"The lists that fit __{show(pattern, 60)}__ have more than {MAX_LINES:,} lines.",
+                raise UserError(
+                    f"The lists that fit __{printable(pattern, 60)}__ have more than {MAX_LINES:,} lines.",
                     "Write a longer part of their names.",
                 )
-        return _checked(lines, f"Every list that fits __{show(pattern, 60)}__")
+        return _checked(lines, f"Every list that fits __{printable(pattern, 60)}__")
 
     def _all(self) -> dict[str, _Place]:
         """Every list by its name. A pack's list whose name is taken has the pack's own name in front of it."""
-        if self._places is None:
+        if self._tokens is None:
             paths = self._paths()
             texts = {path.removesuffix(path[-4:]): _Place(path) for path in paths if path.lower().endswith(".txt")}
-            self._places = texts
+            self._tokens = texts
             for path in paths:
                 for keys in self._keys(path) if path.lower().endswith(SUFFIXES) else ():
                     place = _Place(path, keys)
                     name = _short(path, keys)
-                    self._places.setdefault(name if name not in self._places else _full(place), place)
-        return self._places
+                    self._tokens.setdefault(name if name not in self._tokens else _full(place), place)
+        return self._tokens
 
     def _keys(self, path: str) -> Iterable[tuple[str, ...]]:
         try:
             return self._pack(path)
-        except PersonalError as error:  # one that cannot be read must not keep the others from being found
+        except UserError as error:  # one that cannot be read must not keep the others from being found
             self._damaged.append(error)
             return ()
 
     def _pack(self, path: str) -> dict[tuple[str, ...], list[str]]:
         if path not in self._packs:
-            text = _text_of(storage.inside(self.folder, *path.split("/")), path, MAX_PACK_BYTES)
+            text = _text_of(storage.resolve_inside(self.folder, *path.split("/")), path, MAX_PACK_BYTES)
             self._packs[path] = read_pack(text, path)
         return self._packs[path]
 
@@ -192,11 +192,11 @@ class Wildcards:
             for one in sorted(here):
                 if one.lower().endswith((".txt", *SUFFIXES)) and not one.startswith("."):
                     found.append(Path(place, one).relative_to(self.folder).as_posix())
-            if len(found) > _LOOKED_THROUGH:
+            if len(found) > _MAX_FILES:
                 break
-        return found[:_LOOKED_THROUGH]
+        return found[:_MAX_FILES]
 
-    def _near(self, name: str) -> str:
+    def _suggest_names(self, name: str) -> str:
         names = self.names()
         by_letters = {_folded(one): one for one in names}
         near = get_close_matches(_folded(name), by_letters, 3)
@@ -209,19 +209,19 @@ class Wildcards:
 
 
 def _check(name: str) -> None:
-    """Raises PersonalError for what no list can be called, on any system."""
+    """Raises UserError for what no list can be called, on any system."""
     if "(" in name and "=" in name.partition("(")[2] and name.endswith(")"):
-        raise PersonalError(
-            f"__{show(name, 60)}__ hands a value to its list; there are no variables here.",
+        raise UserError(
+            f"__{printable(name, 60)}__ hands a value to its list; there are no variables here.",
             "Write the list without the brackets; where it has a default, ${figure:frog}, that is used.",
         )
     parts = name.split("/")
     if any(
-        not part.strip(" .") or part[0] in " ." or part[-1] == " " or part.partition(".")[0].lower() in RESERVED
+        not part.strip(" .") or part[0] in " ." or part[-1] == " " or part.partition(".")[0].lower() in RESERVED_NAMES
         for part in parts
     ) or re.search(r'[\x00-\x1f\x7f\\<>:"|]', name):
-        raise PersonalError(
-            f"__{show(name, 60)}__ is no name that a list can have.",
+        raise UserError(
+            f"__{printable(name, 60)}__ is no name that a list can have.",
             r"Write __colour__ or __animals/cats__; for the underscores themselves \_\_.",
         )
 
@@ -229,7 +229,7 @@ def _check(name: str) -> None:
 def _spelled(name: str) -> str:
     """How a list is written in a template: with `?` for signs that would begin or end something else there."""
     name = re.sub(r"^_|_$|_(?=_)|(?<=_)_|[{}|\\]|^[^\w*?('&\[#~@!]", "?", name)
-    return f"__{show(name, 80)}__"
+    return f"__{printable(name, 80)}__"
 
 
 def _folded(name: str) -> str:
@@ -259,11 +259,11 @@ def _read_text(path: Path, name: str, empty: bool = False) -> list[str]:
     text = _text_of(path, f"{name}.txt", MAX_BYTES)
     lines = [line.strip() for line in re.split(r"\r\n|[\r\n]", text)]
     if too_long := next((i for i, line in enumerate(lines, 1) if len(line) > MAX_LINE), None):
-        raise PersonalError(
-            f"Line {too_long} of {show(name, 60)}.txt has more than {MAX_LINE:,} characters.", "Cut it."
+        raise UserError(
+            f"Line {too_long} of {printable(name, 60)}.txt has more than {MAX_LINE:,} characters.", "Cut it."
         )
     options = [line for line in lines if line and not line.startswith("#")]
-    return options if empty and not options else _checked(options, f"{show(name, 60)}.txt")
+    return options if empty and not options else _checked(options, f"{printable(name, 60)}.txt")
 
 
 def _text_of(path: Path, name: str, limit: int) -> str:
@@ -273,12 +273,12 @@ def _text_of(path: Path, name: str, limit: int) -> str:
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise PersonalError(f"{show(name, 60)} is not UTF-8 text.", "Save it as UTF-8.") from error
+        raise UserError(f"{printable(name, 60)} is not UTF-8 text.", "Save it as UTF-8.") from error
 
 
 def _checked(options: list[str], what: str) -> list[str]:
     if not options:
-        raise PersonalError(f"{what} is empty.", "Write an option in each line.")
+        raise UserError(f"{what} is empty.", "Write an option in each line.")
     if len(options) > MAX_LINES:
-        raise PersonalError(f"{what} has {len(options):,} lines; I read {MAX_LINES:,}.", "Split it.")
+        raise UserError(f"{what} has {len(options):,} lines; I read {MAX_LINES:,}.", "Split it.")
     return options

@@ -10,15 +10,14 @@ from .folders import check_folder, make_folder, new_folder, remove, remove_empty
 from .fsync import sync
 from .locks import LOCK_NAME, lock
 from .os_errors import free_bytes
-from .reading import inside, open_to_read, read_bytes, read_head, sha256
-from .staging import sweep
+from .reading import open_to_read, read_bytes, read_head, resolve_inside, sha256
+from .staging import remove_leftovers
 
 __all__ = [
     "LOCK_NAME",
     "append_line",
     "check_folder",
     "free_bytes",
-    "inside",
     "lock",
     "make_folder",
     "new_folder",
@@ -28,9 +27,10 @@ __all__ = [
     "read_head",
     "remove",
     "remove_empty_folder",
+    "remove_leftovers",
     "rename",
+    "resolve_inside",
     "sha256",
-    "sweep",
     "sync",
     "write_bytes",
     "write_json",

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .fsync import sync_folder
-from .os_errors import told
-from .reading import BINARY
-from .staging import let_go, stage
+from .os_errors import translate_os_errors
+from .reading import O_BINARY
+from .staging import create_temporary, release_guard
 
 _CHUNK = 1 << 24  # bytes written at once, where there are so many
 
@@ -20,15 +20,15 @@ _CHUNK = 1 << 24  # bytes written at once, where there are so many
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
     """Put the parts, one after the other, at `path`, replacing what is there, all or nothing.
 
-    Raises NoRoom, PersonalError.
+    Raises DiskFull, UserError.
     """
     path = Path(path)
-    with told(path, sum(map(len, parts))):
-        temporary, guard = stage(path)
+    with translate_os_errors(path, sum(map(len, parts))):
+        temporary, guard = create_temporary(path)
         try:
-            handle = os.open(temporary, os.O_WRONLY | BINARY)
+            handle = os.open(temporary, os.O_WRONLY | O_BINARY)
             try:
-                for chunk in _gathered(parts):
+                for chunk in _join_small(parts):
                     _write(handle, chunk)
                 os.fsync(handle)
             finally:
@@ -39,7 +39,7 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
                 os.unlink(temporary)
             raise
         finally:
-            let_go(guard)
+            release_guard(guard)
         sync_folder(path.parent)
 
 
@@ -55,8 +55,8 @@ def write_json(path: Path, content: object) -> None:
 def append_line(path: Path, text: str) -> None:
     """Add one line; readers see it at once. A line cut by an earlier kill is closed first, so it spoils no other."""
     line = (text + "\n").encode()
-    with told(path, len(line)):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY, 0o666)
+    with translate_os_errors(path, len(line)):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | O_BINARY, 0o666)
         try:
             size = os.fstat(handle).st_size
             if size:
@@ -71,11 +71,14 @@ def append_line(path: Path, text: str) -> None:
 @contextmanager
 def open_log(path: Path) -> Iterator[BinaryIO]:
     """A file for another program to write at the end of; readable by its owner alone."""
-    with told(path), os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY, 0o600), "ab") as file:
+    with (
+        translate_os_errors(path),
+        os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | O_BINARY, 0o600), "ab") as file,
+    ):
         yield file
 
 
-def _gathered(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+def _join_small(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     """The same bytes in few chunks: a concept has thousands of small parts, or large ones that are best not copied."""
     held: list[bytes | memoryview] = []
     size = 0

@@ -27,7 +27,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import PersonalError, show
+from ..errors import UserError, printable
 
 Group = Literal["safetensors", "image", "zip", "pickle", "archive", "other", "placeholder", "text", "unknown"]
 
@@ -47,11 +47,11 @@ class FileType:
     group: Group
     name: str
     what: str
-    fix: str = _NOT_THAT
+    hint: str = _NOT_THAT
 
-    def refusal(self, file: str) -> PersonalError:
+    def refusal(self, file: str) -> UserError:
         """What to tell whoever gave this file where a concept is wanted."""
-        return PersonalError(f"{show(file)} is refused: it is {self.what}.", self.fix)
+        return UserError(f"{printable(file)} is refused: it is {self.what}.", self.hint)
 
 
 SAFETENSORS = FileType("safetensors", "safetensors", "a safetensors file")
@@ -294,7 +294,7 @@ def _text(head: bytes, whole: int) -> FileType | None:
             return kind
     if not _is_text(text):
         return None
-    begins = show(" ".join(text.decode("utf-8", "ignore").split())[:60], 60)
+    begins = printable(" ".join(text.decode("utf-8", "ignore").split())[:60], 60)
     if _MARKUP.match(text):
         return FileType("text", "HTML", "a web page, not the file", _AGAIN)
     if text[:5] == b"<?xml" or re.match(rb"<[A-Za-z][\w:.-]*[\s/>]", text):

@@ -8,28 +8,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import PersonalError, show
+from ..errors import UserError, printable
 from .fsync import sync_folder, sync_tree
-from .os_errors import FULL, told
-from .staging import leftover_name, let_go, stage
+from .os_errors import DISK_FULL_ERRNOS, translate_os_errors
+from .staging import create_temporary, release_guard, temporary_path
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder that appears at `path` complete: fill the one yielded; it is renamed if the block ends well, else gone.
 
-    Raises NoRoom where the block or the renaming meets a full disk, PersonalError where `path` exists.
+    Raises DiskFull where the block or the renaming meets a full disk, UserError where `path` exists.
     """
     path = Path(path)
     make_folder(path.parent)
-    with told(path):
+    with translate_os_errors(path):
         if os.path.lexists(path):
-            raise PersonalError(f"{show(str(path))} is there already.")
-        staged, guard = stage(path, os.mkdir)
+            raise UserError(f"{printable(str(path))} is there already.")
+        staged, guard = create_temporary(path, os.mkdir)
     try:
-        with told(path, only=FULL):  # other troubles inside the block are about other files
+        with translate_os_errors(path, only=DISK_FULL_ERRNOS):  # other troubles inside the block are about other files
             yield staged
-        with told(path):
+        with translate_os_errors(path):
             sync_tree(staged)
             os.rename(staged, path)
             sync_folder(path.parent)
@@ -37,17 +37,17 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
         raise
     finally:
-        let_go(guard)
+        release_guard(guard)
 
 
 def make_folder(path: Path) -> Path:
     """Create the folder and those above it, durably, unless they exist."""
     path = Path(path)
-    with told(path):
+    with translate_os_errors(path):
         if path.is_dir():
             return path
         if os.path.lexists(path) and not path.is_dir():  # asked again: another process may have made it in between
-            raise PersonalError(f"{show(str(path))} is a file, not a folder.")
+            raise UserError(f"{printable(str(path))} is a file, not a folder.")
         make_folder(path.parent)
         with suppress(FileExistsError):  # made by another process just now
             os.mkdir(path)
@@ -56,23 +56,23 @@ def make_folder(path: Path) -> Path:
 
 
 def check_folder(path: Path) -> None:
-    """Raise PersonalError where a folder could not be made at `path`, or nothing be written there. Nothing is made."""
-    with told(path):
+    """Raise UserError where a folder could not be made at `path`, or nothing be written there. Nothing is made."""
+    with translate_os_errors(path):
         place = Path(path).absolute()
         while not os.path.lexists(place):
             place = place.parent
         if not place.is_dir():
-            raise PersonalError(f"{show(str(place))} is a file, not a folder.")
+            raise UserError(f"{printable(str(place))} is a file, not a folder.")
         if not os.access(place, os.W_OK | os.X_OK):
-            raise PersonalError(f"{show(str(place))}: Permission denied.", "Give a folder that you may write to.")
+            raise UserError(f"{printable(str(place))}: Permission denied.", "Give a folder that you may write to.")
 
 
 def rename(old: Path, new: Path) -> None:
-    """Give a file or folder another name on the same disk. Raises PersonalError where `new` exists."""
+    """Give a file or folder another name on the same disk. Raises UserError where `new` exists."""
     old, new = Path(old), Path(new)
-    with told(old):
+    with translate_os_errors(old):
         if os.path.lexists(new):
-            raise PersonalError(f"{show(str(new))} is there already.")
+            raise UserError(f"{printable(str(new))} is there already.")
         os.rename(old, new)
         for folder in {old.parent, new.parent}:
             sync_folder(folder)
@@ -81,10 +81,10 @@ def rename(old: Path, new: Path) -> None:
 def remove(path: Path) -> None:
     """Delete a file, a folder with all in it, or a link (never what it points to)."""
     path = Path(path)
-    with told(path):
+    with translate_os_errors(path):
         if path.is_dir() and not path.is_symlink():
             # Out of sight in one step first: a crash during the deletion must not leave a half-empty folder.
-            doomed = leftover_name(path)
+            doomed = temporary_path(path)
             os.rename(path, doomed)
             sync_folder(path.parent)
             shutil.rmtree(doomed)

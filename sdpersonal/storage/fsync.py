@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import PersonalError, show
-from .os_errors import told
+from ..errors import UserError, printable
+from .os_errors import translate_os_errors
 
 
 def sync(path: Path) -> None:
     """What was appended to the file so far outlives a loss of power too."""
-    with told(path):
+    with translate_os_errors(path):
         handle = os.open(path, os.O_RDWR)
         try:
             os.fsync(handle)
@@ -29,7 +29,7 @@ def sync_folder(folder: Path) -> None:
         finally:
             os.close(handle)
     except OSError as error:  # too late to say that nothing was changed
-        raise PersonalError(f"{show(str(folder), 200)} was changed, but may forget it: {error.strerror}.") from error
+        raise UserError(f"{printable(str(folder), 200)} was changed, but may forget it: {error.strerror}.") from error
 
 
 def sync_tree(folder: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import filelock
 
-from ..errors import PersonalError, show
+from ..errors import UserError, printable
 from .folders import make_folder
-from .os_errors import told
+from .os_errors import translate_os_errors
 from .reading import read_bytes
 
 LOCK_NAME = ".lock"
@@ -20,33 +20,33 @@ LOCK_NAME = ".lock"
 
 @contextmanager
 def lock(folder: Path, what: str = "", wait: float = 0.0) -> Iterator[None]:
-    """Hold `folder` against other processes, waiting up to `wait` seconds. Raises PersonalError naming the holder.
+    """Hold `folder` against other processes, waiting up to `wait` seconds. Raises UserError naming the holder.
 
     what: how the message calls the folder; by default its path. The kernel frees the lock when the process ends,
     however it ends; the lock file stays and means nothing by itself.
     """
     path = make_folder(folder) / LOCK_NAME
     holder = filelock.FileLock(path, timeout=wait, poll_interval=0.02)
-    with told(path):
+    with translate_os_errors(path):
         try:
             holder.acquire()
         except (filelock.Timeout, RuntimeError) as error:  # RuntimeError: this very thread holds it
-            problem = f"{what or show(str(folder))} is in use{_holder_note(path)}."
-            raise PersonalError(problem, "Wait until it is done, or stop it.") from error
+            problem = f"{what or printable(str(folder))} is in use{_describe_holder(path)}."
+            raise UserError(problem, "Wait until it is done, or stop it.") from error
     try:
-        _leave_note(path)
+        _write_holder(path)
         yield
     finally:
         holder.release()
 
 
-def _leave_note(path: Path) -> None:
+def _write_holder(path: Path) -> None:
     with suppress(OSError), open(path, "r+b") as file:  # only for the message: a full disk must not stop the work
         file.write(f"{os.getpid()} {time.strftime('%H:%M')}".ljust(24).encode())
 
 
-def _holder_note(path: Path) -> str:
+def _describe_holder(path: Path) -> str:
     with suppress(OSError, ValueError):
         process, since = read_bytes(path, 100).decode("ascii").split()
-        return f" by process {int(process)} since {show(since, 5)}"
+        return f" by process {int(process)} since {printable(since, 5)}"
     return ""

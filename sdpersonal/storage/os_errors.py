@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import NoRoom, PersonalError, show
+from ..errors import DiskFull, UserError, printable
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
-def told(path: Path, need: int | None = None, only: set[int] | None = None) -> Iterator[None]:
+def translate_os_errors(path: Path, need: int | None = None, only: set[int] | None = None) -> Iterator[None]:
     """Turn what the system says about `path` into one line for the user.
 
     need: bytes that were to be written; only: the error numbers to explain, others pass unchanged.
@@ -24,22 +24,22 @@ def told(path: Path, need: int | None = None, only: set[int] | None = None) -> I
     except OSError as error:
         if only is not None and error.errno not in only:
             raise
-        raise explained(path, error, need) from error
+        raise to_user_error(path, error, need) from error
 
 
-def explained(path: Path, error: OSError, need: int | None) -> PersonalError:
-    if error.errno not in FULL:
-        return PersonalError(f"{show(str(path), 200)}: {error.strerror or error}.")
-    wanted = f"need {megabytes(need)}, " if need is not None else ""
+def to_user_error(path: Path, error: OSError, need: int | None) -> UserError:
+    if error.errno not in DISK_FULL_ERRNOS:
+        return UserError(f"{printable(str(path), 200)}: {error.strerror or error}.")
+    wanted = f"need {format_bytes(need)}, " if need is not None else ""
     reason = {
-        errno.ENOSPC: lambda: f"{megabytes(free_bytes(path.parent))} free",
+        errno.ENOSPC: lambda: f"{format_bytes(free_bytes(path.parent))} free",
         errno.EDQUOT: lambda: "your quota is used up",
         errno.EFBIG: lambda: "more than one file may have here",
     }[error.errno]()
-    return NoRoom(f"no room in {show(str(path.parent), 200)}: {wanted}{reason}. Nothing was changed.")
+    return DiskFull(f"no room in {printable(str(path.parent), 200)}: {wanted}{reason}. Nothing was changed.")
 
 
-def megabytes(count: int) -> str:
+def format_bytes(count: int) -> str:
     if count >= 1e9:
         return f"{count / 1e9:.1f} GB"
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

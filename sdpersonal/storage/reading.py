@@ -10,41 +10,41 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import PersonalError, show
-from .os_errors import explained, megabytes, told
+from ..errors import UserError, printable
+from .os_errors import format_bytes, to_user_error, translate_os_errors
 
-BINARY = getattr(os, "OBINARY", 0)  # Windows would translate line ends
-_HEAD = 4_200_000  # bytes that tell what a file is: the longest header of a stranger's safetensors file
+O_BINARY = getattr(os, "OBINARY", 0)  # Windows would translate line ends
+_HEAD_BYTES = 4_200_000  # bytes that tell what a file is: the longest header of a stranger's safetensors file
 
 
 @contextmanager
 def open_to_read(path: Path) -> Iterator[BinaryIO]:
-    """A regular file, open. Raises PersonalError; never waits on a pipe or device."""
-    with told(path), os.fdopen(_open_regular(path)[0], "rb") as file:
+    """A regular file, open. Raises UserError; never waits on a pipe or device."""
+    with translate_os_errors(path), os.fdopen(_open_regular(path)[0], "rb") as file:
         yield file
 
 
 def read_bytes(path: Path, limit: int, look: Callable[[bytes, int], None] | None = None) -> bytes:
-    """The content of a regular file of at most `limit` bytes, read once. Raises PersonalError.
+    """The content of a regular file of at most `limit` bytes, read once. Raises UserError.
 
     look: is given the file's first megabytes and its size, and may raise before the rest is read.
     """
     with open_to_read(path) as file:
         size = os.fstat(file.fileno()).st_size
         if look:
-            look(file.read(min(size, _HEAD)), size)
+            look(file.read(min(size, _HEAD_BYTES)), size)
             file.seek(0)
         if size > limit:
-            raise _too_large(path, limit)
+            raise _too_large_error(path, limit)
         try:
             data = file.read(size)  # not `limit`: so much memory would be asked for
             while more := file.read(65_536):  # it has grown since, or the system does not know its size
                 data += more
                 if len(data) > limit:
-                    raise _too_large(path, limit)
+                    raise _too_large_error(path, limit)
         except MemoryError:
-            raise PersonalError(
-                f"{show(str(path), 200)} needs {megabytes(size)} of memory, more than is free."
+            raise UserError(
+                f"{printable(str(path), 200)} needs {format_bytes(size)} of memory, more than is free."
             ) from None
     return data
 
@@ -52,7 +52,7 @@ def read_bytes(path: Path, limit: int, look: Callable[[bytes, int], None] | None
 def read_head(path: Path, count: int) -> tuple[bytes, int]:
     """The first `count` bytes of a regular file, and its size; in half of the time that `open_to_read` takes.
 
-    Raises PersonalError.
+    Raises UserError.
     """
     try:
         handle, size = _open_regular(path)
@@ -61,22 +61,22 @@ def read_head(path: Path, count: int) -> tuple[bytes, int]:
         finally:
             os.close(handle)
     except OSError as error:
-        raise explained(path, error, None) from error
+        raise to_user_error(path, error, None) from error
 
 
 def _open_regular(path: Path) -> tuple[int, int]:
     """A handle, and the size."""
     # O_NONBLOCK: opening a named pipe that nobody writes to would otherwise wait for ever.
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | BINARY)
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | O_BINARY)
     facts = os.fstat(handle)
     if not stat.S_ISREG(facts.st_mode):
         os.close(handle)
-        raise PersonalError(f"{show(str(path))} is not a file.")
+        raise UserError(f"{printable(str(path))} is not a file.")
     return handle, facts.st_size
 
 
-def _too_large(path: Path, limit: int) -> PersonalError:
-    return PersonalError(f"{show(str(path))} is larger than {megabytes(limit)}, the most I read of such a file.")
+def _too_large_error(path: Path, limit: int) -> UserError:
+    return UserError(f"{printable(str(path))} is larger than {format_bytes(limit)}, the most I read of such a file.")
 
 
 def sha256(*parts: bytes | memoryview) -> str:
@@ -87,13 +87,13 @@ def sha256(*parts: bytes | memoryview) -> str:
     return found.hexdigest()
 
 
-def inside(root: Path, *parts: str) -> Path:
-    """`root/parts`, with links resolved. Raises PersonalError where that is not under `root`."""
+def resolve_inside(root: Path, *parts: str) -> Path:
+    """`root/parts`, with links resolved. Raises UserError where that is not under `root`."""
     top = Path(root).resolve()
     try:
         path = top.joinpath(*parts).resolve()
     except (ValueError, OSError, RuntimeError):  # a NUL, a name too long, a loop of links
         path = None
     if path is None or path == top or not path.is_relative_to(top):
-        raise PersonalError(f"{show('/'.join(parts))} is not a place inside {show(str(root))}.")
+        raise UserError(f"{printable('/'.join(parts))} is not a place inside {printable(str(root))}.")
     return path

@@ -14,22 +14,22 @@ try:
 except ImportError:  # Windows, where an open file cannot be deleted and so needs no lock against sweeping
     fcntl = None
 
-LEFTOVER = ".sdpersonal-tmp"
+TEMPORARY_SUFFIX = ".sdpersonal-tmp"
 
 
-def leftover_name(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     # The target's name is cut: with it the temporary name must still fit in 255 bytes.
-    return path.with_name(f".{path.name[:60]}.{secrets.token_hex(4)}{LEFTOVER}")
+    return path.with_name(f".{path.name[:60]}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
 
 
 def _touch(path: Path) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # the umask takes its bits away
 
 
-def stage(path: Path, create: Callable[[Path], None] = _touch) -> tuple[Path, int | None]:
+def create_temporary(path: Path, create: Callable[[Path], None] = _touch) -> tuple[Path, int | None]:
     """A new temporary file (or folder) beside `path`, and the handle whose lock keeps `sweep` away from it."""
     while True:
-        temporary = leftover_name(path)
+        temporary = temporary_path(path)
         create(temporary)
         if fcntl is None:
             return temporary, None
@@ -37,29 +37,29 @@ def stage(path: Path, create: Callable[[Path], None] = _touch) -> tuple[Path, in
             guard = os.open(temporary, os.O_RDONLY)
             with suppress(OSError):  # a network disk without locks: sweep cannot lock there either, and leaves it
                 fcntl.flock(guard, fcntl.LOCK_EX)
-            if _is_at(guard, temporary):
+            if _is_same_file(guard, temporary):
                 return temporary, guard
             os.close(guard)
 
 
-def let_go(handle: int | None) -> None:
+def release_guard(handle: int | None) -> None:
     if handle is not None:
         os.close(handle)
 
 
-def sweep(folder: Path) -> int:
+def remove_leftovers(folder: Path) -> int:
     """Remove temporary files and folders that killed processes left directly in `folder`; return how many."""
     swept = 0
     if fcntl is None or not os.path.isdir(folder):
         return 0
     for entry in os.scandir(folder):
-        if not (entry.name.startswith(".") and entry.name.endswith(LEFTOVER)) or entry.is_symlink():
+        if not (entry.name.startswith(".") and entry.name.endswith(TEMPORARY_SUFFIX)) or entry.is_symlink():
             continue
         with suppress(OSError):  # gone meanwhile, or not ours to delete
             handle = os.open(entry.path, os.O_RDONLY)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError while its writer lives
-                if _is_at(handle, entry.path):
+                if _is_same_file(handle, entry.path):
                     shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
                     swept += 1
             finally:
@@ -67,7 +67,7 @@ def sweep(folder: Path) -> int:
     return swept
 
 
-def _is_at(handle: int, path: str | Path) -> bool:
+def _is_same_file(handle: int, path: str | Path) -> bool:
     try:
         return os.path.samestat(os.fstat(handle), os.lstat(path))
     except FileNotFoundError:

@@ -1,5 +1,5 @@
 """`train(settings)`: photos to a concept in the library."""
 
-from .run import Result, train
+from .run import TrainResult, train
 
-__all__ = ["Result", "train"]
+__all__ = ["TrainResult", "train"]

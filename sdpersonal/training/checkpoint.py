@@ -20,15 +20,15 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from .. import storage
-from ..errors import PersonalError
-from ..prompts import show
+from ..errors import UserError
+from ..prompts import printable
 
-KEEP = 2
-_PART = 1 << 30  # bytes of tensors in a file, so that writing takes no more memory than that on top
+CHECKPOINT_LIMIT = 2
+_SHARD_BYTES = 1 << 30  # bytes of tensors in a file, so that writing takes no more memory than that on top
 _MAX_BYTES = 8 << 30
 _STATE_FILE = re.compile(r"state(-[0-9]+)?\.safetensors")
-_UNREADABLE = (
-    PersonalError,
+_READ_ERRORS = (
+    UserError,
     ValueError,
     KeyError,
     TypeError,
@@ -38,24 +38,24 @@ _UNREADABLE = (
     RecursionError,
 )
 
-Trained = dict[str, nn.Parameter]
+TrainableParameters = dict[str, nn.Parameter]
 
 
 @dataclass(frozen=True)
-class Learned:
+class CheckpointState:
     """What a checkpoint holds: what trains, what the optimiser keeps of it, its average ({} where none is kept)."""
 
-    trained: Trained
+    trainable_parameters: TrainableParameters
     optimizer: torch.optim.Optimizer
     average: dict[str, Tensor]
 
     def size(self) -> int:
         """Bytes of its checkpoint."""
-        return sum(tensor.nbytes for _, tensor in _tensors(self))
+        return sum(tensor.nbytes for _, tensor in _state_tensors(self))
 
 
 @dataclass(frozen=True)
-class Resumed:
+class ResumePoint:
     """Where a run goes on, and what the user should know about it."""
 
     step: int
@@ -63,111 +63,118 @@ class Resumed:
 
 
 def save_checkpoint(
-    run: Path, step: int, learned: Learned, identity: dict[str, object], best: int | None = None
+    run: Path, step: int, learned: CheckpointState, identity: dict[str, object], best: int | None = None
 ) -> None:
-    """Write the checkpoint of a step; others but the best one's go only once it is durable. Raises NoRoom with the
+    """Write the checkpoint of a step; others but the best one's go only once it is durable. Raises DiskFull with the
     others intact."""
     folder = run / f"step-{step:06d}"
     if folder.exists():  # damaged, or the run would have gone on from it
         storage.remove(folder)
     with storage.new_folder(folder) as staged:
         sums = {}
-        for number, part in enumerate(_parts(_tensors(learned))):
+        for number, part in enumerate(_shards(_state_tensors(learned))):
             name = f"state-{number}.safetensors" if number else "state.safetensors"
             data = save(part)
             storage.write_bytes(staged / name, data)
             sums[name] = storage.sha256(data)
-        manifest = {"step": step, "sha256": sums, "numbers": _numbers(learned), "run": identity}
+        manifest = {"step": step, "sha256": sums, "numbers": _optimizer_numbers(learned), "run": identity}
         storage.write_json(staged / "manifest.json", manifest)
-    kept = [other for other in _folders(run) if _step(other) <= step][-KEEP:]
-    for other in _folders(run):
-        if other not in kept and _step(other) != best:  # also later ones: they were damaged; this run took another way
+    kept = [other for other in _checkpoint_folders(run) if _step_of(other) <= step][-CHECKPOINT_LIMIT:]
+    for other in _checkpoint_folders(run):
+        if (
+            other not in kept and _step_of(other) != best
+        ):  # also later ones: they were damaged; this run took another way
             storage.remove(other)
 
 
 def latest_step(run: Path) -> int | None:
     """The newest step with a checkpoint that looks complete, or None."""
-    return max((_step(folder) for folder in _folders(run) if (folder / "manifest.json").exists()), default=None)
+    return max(
+        (_step_of(folder) for folder in _checkpoint_folders(run) if (folder / "manifest.json").exists()), default=None
+    )
 
 
 def latest_identity(run: Path) -> dict[str, object] | None:
     """What run the newest readable checkpoint belongs to, or None."""
-    for folder in reversed(_folders(run)):
+    for folder in reversed(_checkpoint_folders(run)):
         try:
-            return _manifest(folder)["run"]
-        except _UNREADABLE:
+            return _read_manifest(folder)["run"]
+        except _READ_ERRORS:
             continue
     return None
 
 
-def load_checkpoint(run: Path, learned: Learned, identity: dict[str, object]) -> Resumed:
+def load_checkpoint(run: Path, learned: CheckpointState, identity: dict[str, object]) -> ResumePoint:
     """Fill `learned` from the newest checkpoint that is whole.
 
-    Raises PersonalError where there is none, or where it belongs to a run with other settings (naming up to three).
+    Raises UserError where there is none, or where it belongs to a run with other settings (naming up to three).
     """
     damaged = ""
-    for folder in reversed(_folders(run)):
+    for folder in reversed(_checkpoint_folders(run)):
         try:
-            manifest = _manifest(folder)
-        except _UNREADABLE:
+            manifest = _read_manifest(folder)
+        except _READ_ERRORS:
             damaged = f"The checkpoint of {folder.name} is damaged; "
             continue
         check_same_run(identity, manifest["run"])
         try:
             _restore(folder, manifest, learned)
-        except _UNREADABLE:
+        except _READ_ERRORS:
             damaged = f"The checkpoint of {folder.name} is damaged; "
             continue
-        return Resumed(manifest["step"], f"{damaged}going on from step {manifest['step']}.")
-    raise no_checkpoint(run)
+        return ResumePoint(manifest["step"], f"{damaged}going on from step {manifest['step']}.")
+    raise no_checkpoint_error(run)
 
 
-def load_step(run: Path, step: int, learned: Learned) -> None:
-    """Fill `learned` from the checkpoint of a step. Raises PersonalError where it is not there or not whole."""
+def load_step(run: Path, step: int, learned: CheckpointState) -> None:
+    """Fill `learned` from the checkpoint of a step. Raises UserError where it is not there or not whole."""
     folder = run / f"step-{step:06d}"
     try:
-        _restore(folder, _manifest(folder), learned)
-    except _UNREADABLE:
-        raise PersonalError(f"The best checkpoint, {show(folder.name)}, is damaged.", "Start anew.") from None
+        _restore(folder, _read_manifest(folder), learned)
+    except _READ_ERRORS:
+        raise UserError(f"The best checkpoint, {printable(folder.name)}, is damaged.", "Start anew.") from None
 
 
-def no_checkpoint(run: Path) -> PersonalError:
-    return PersonalError(
-        f"There is no checkpoint in {show(str(run))} to go on from.",
+def no_checkpoint_error(run: Path) -> UserError:
+    return UserError(
+        f"There is no checkpoint in {printable(str(run))} to go on from.",
         "Leave --resume out to start from the beginning.",
     )
 
 
 def check_same_run(now: dict[str, object], then: dict[str, object]) -> None:
-    """Raises PersonalError with a line for each of the first three settings that differ."""
+    """Raises UserError with a line for each of the first three settings that differ."""
     now = json.loads(json.dumps(now))  # where a tuple and a list are one
     changed = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
     if changed:
-        lines = [f"  {show(key, 40)} was {_shown(then.get(key))}, is {_shown(now.get(key))}" for key in changed[:3]]
+        lines = [
+            f"  {printable(key, 40)} was {_format_value(then.get(key))}, is {_format_value(now.get(key))}"
+            for key in changed[:3]
+        ]
         more = [f"  and {len(changed) - 3} more"] if len(changed) > 3 else []
-        raise PersonalError(
+        raise UserError(
             "\n".join(["The run in this folder was started with other settings:", *lines, *more]),
             "Give the same again, or start anew with another --run.",
         )
 
 
-def _shown(value: object) -> str:
-    return show(str(value), 40)
+def _format_value(value: object) -> str:
+    return printable(str(value), 40)
 
 
 # --- a checkpoint's folder ---
 
 
-def _folders(run: Path) -> list[Path]:
+def _checkpoint_folders(run: Path) -> list[Path]:
     found = [path for path in run.glob("step-*") if path.name[5:].isdecimal() and path.is_dir()]
-    return sorted(found, key=_step)
+    return sorted(found, key=_step_of)
 
 
-def _step(folder: Path) -> int:
+def _step_of(folder: Path) -> int:
     return int(folder.name[5:])
 
 
-def _manifest(folder: Path) -> dict:
+def _read_manifest(folder: Path) -> dict:
     manifest = json.loads(storage.read_bytes(folder / "manifest.json", 4 << 20))
     wanted = {"step": int, "sha256": dict, "numbers": dict, "run": dict}
     if not all(isinstance(manifest[key], kind) for key, kind in wanted.items()):
@@ -178,9 +185,9 @@ def _manifest(folder: Path) -> dict:
 # --- parameters and optimiser, as tensors and numbers ---
 
 
-def _tensors(learned: Learned) -> Iterator[tuple[str, Tensor]]:
+def _state_tensors(learned: CheckpointState) -> Iterator[tuple[str, Tensor]]:
     optimizer = learned.optimizer
-    for name, parameter in learned.trained.items():
+    for name, parameter in learned.trainable_parameters.items():
         yield f"value.{name}", parameter
         if learned.average:
             yield f"average.{name}", learned.average[name]
@@ -193,23 +200,23 @@ def _tensors(learned: Learned) -> Iterator[tuple[str, Tensor]]:
                 yield f"group.{number}.{key}", value
 
 
-def _numbers(learned: Learned) -> dict[str, object]:
-    trained, optimizer = learned.trained, learned.optimizer
-    states = {name: _plain(optimizer.state.get(parameter, {})) for name, parameter in trained.items()}
+def _optimizer_numbers(learned: CheckpointState) -> dict[str, object]:
+    trained, optimizer = learned.trainable_parameters, learned.optimizer
+    states = {name: _plain_numbers(optimizer.state.get(parameter, {})) for name, parameter in trained.items()}
     return {
         "state": {name: numbers for name, numbers in states.items() if numbers},
-        "groups": [_plain(group) for group in optimizer.param_groups],
+        "groups": [_plain_numbers(group) for group in optimizer.param_groups],
     }
 
 
-def _plain(values: dict) -> dict[str, int | float]:
+def _plain_numbers(values: dict) -> dict[str, int | float]:
     return {key: value for key, value in values.items() if isinstance(value, int | float) and math.isfinite(value)}
 
 
-def _parts(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+def _shards(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
     part, size = {}, 0
     for name, tensor in tensors:
-        if part and size + tensor.nbytes > _PART:
+        if part and size + tensor.nbytes > _SHARD_BYTES:
             yield part
             part, size = {}, 0
         part[name] = tensor.detach().to("cpu", copy=True).contiguous()  # one may stand in several places
@@ -217,8 +224,8 @@ def _parts(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]
     yield part
 
 
-def _restore(folder: Path, manifest: dict, learned: Learned) -> None:
-    trained, optimizer = learned.trained, learned.optimizer
+def _restore(folder: Path, manifest: dict, learned: CheckpointState) -> None:
+    trained, optimizer = learned.trainable_parameters, learned.optimizer
     optimizer.state.clear()
     filled = set()
     for file, digest in manifest["sha256"].items():
@@ -229,7 +236,7 @@ def _restore(folder: Path, manifest: dict, learned: Learned) -> None:
             raise ValueError("not the state that was written")
         for name, tensor in load(data).items():
             filled.add(name)
-            _put(name, tensor, learned)
+            _load_tensor(name, tensor, learned)
     if not {f"value.{name}" for name in trained} | {f"average.{name}" for name in learned.average} <= filled:
         raise ValueError("a part is missing")
     for name, numbers in manifest["numbers"]["state"].items():
@@ -239,8 +246,8 @@ def _restore(folder: Path, manifest: dict, learned: Learned) -> None:
 
 
 @torch.no_grad()
-def _put(name: str, tensor: Tensor, learned: Learned) -> None:
-    trained, optimizer = learned.trained, learned.optimizer
+def _load_tensor(name: str, tensor: Tensor, learned: CheckpointState) -> None:
+    trained, optimizer = learned.trainable_parameters, learned.optimizer
     kind, _, rest = name.partition(".")
     if kind in ("value", "average"):
         place = trained[rest] if kind == "value" else learned.average[rest]

@@ -17,64 +17,66 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from .. import storage
-from ..errors import PersonalError
-from ..generation import Sampling, denoise, noise_of
-from ..models import Framing, Posterior, StableDiffusion
+from ..errors import UserError
+from ..generation import SamplingConfig, denoise, noise_from_seed
+from ..models import LatentDistribution, SizeConditioning, StableDiffusion
 
-PLACE = Path("runs") / "class-pictures"
+CLASS_IMAGES_FOLDER = Path("runs") / "class-pictures"
 STEPS = 25
 _MAX_BYTES = 16 << 20
 
 
-def folder_of(base: StableDiffusion, prompt: str, side: int, place: Path = PLACE) -> Path:
+def class_images_folder(base: StableDiffusion, prompt: str, side: int, place: Path = CLASS_IMAGES_FOLDER) -> Path:
     """Where this base's pictures of this prompt are kept."""
     words = "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in prompt.lower()).split())[:40]
     key = storage.sha256(f"{base.version}:{prompt}:{side}".encode())[:12]
     return place / f"{words or 'class'}-{key}"
 
 
-def draw_missing(
+def generate_missing(
     base: StableDiffusion, prompt: str, side: int, numbers: Sequence[int], say: Callable[[str], None]
 ) -> None:
     """Draw those of the pictures `numbers` that are not there yet; picture i is drawn from seed i.
 
-    Raises NoRoom; what was drawn stays.
+    Raises DiskFull; what was drawn stays.
     """
-    folder = folder_of(base, prompt, side)
-    missing = [number for number in numbers if _read(base, folder, number, side) is None]
+    folder = class_images_folder(base, prompt, side)
+    missing = [number for number in numbers if _load(base, folder, number, side) is None]
     if not missing:
         return
     say(f"Drawing {len(missing)} pictures of {prompt!r}, kept in {folder}.")
     storage.make_folder(folder)
     shape = base.latent_shape(side, side)
-    with base.quiet(), base.slots.bypassed():
-        condition = base.condition([[""], [prompt]], [Framing.whole(side, side)] * 2)
+    with base.quiet(), base.adapters.disabled():
+        condition = base.encode_captions([[""], [prompt]], [SizeConditioning.whole(side, side)] * 2)
         for number in missing:
-            noise = noise_of(number, shape)[None].to(base.device)
-            latents = denoise(base, condition, noise, Sampling(STEPS, base.guidance))
-            storage.write_bytes(_file(folder, number), save({"latents": latents[0].cpu().contiguous()}))
+            noise = noise_from_seed(number, shape)[None].to(base.device)
+            latents = denoise(base, condition, noise, SamplingConfig(STEPS, base.guidance))
+            storage.write_bytes(_path(folder, number), save({"latents": latents[0].cpu().contiguous()}))
 
 
-def posteriors(base: StableDiffusion, prompt: str, side: int, count: int) -> list[Posterior]:
-    """The first `count` pictures as if encoded, with no spread. Raises PersonalError if one is missing."""
-    folder = folder_of(base, prompt, side)
-    found = [_read(base, folder, number, side) for number in range(count)]
+def load_latents(base: StableDiffusion, prompt: str, side: int, count: int) -> list[LatentDistribution]:
+    """The first `count` pictures as if encoded, with no spread. Raises UserError if one is missing."""
+    folder = class_images_folder(base, prompt, side)
+    found = [_load(base, folder, number, side) for number in range(count)]
     if any(one is None for one in found):
-        raise PersonalError(f"The class pictures in {folder} are not complete.", "Start again; what is there is kept.")
-    return [Posterior(one[None].to(base.device), torch.zeros_like(one[None], device=base.device)) for one in found]
+        raise UserError(f"The class pictures in {folder} are not complete.", "Start again; what is there is kept.")
+    return [
+        LatentDistribution(one[None].to(base.device), torch.zeros_like(one[None], device=base.device)) for one in found
+    ]
 
 
-def _file(folder: Path, number: int) -> Path:
+def _path(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.safetensors"
 
 
-def _read(base: StableDiffusion, folder: Path, number: int, side: int) -> Tensor | None:
-    path = _file(folder, number)
+def _load(base: StableDiffusion, folder: Path, number: int, side: int) -> Tensor | None:
+    path = _path(folder, number)
     if not path.exists():
         return None
     try:
         latents = load(storage.read_bytes(path, _MAX_BYTES))["latents"].float()
-    except (PersonalError, SafetensorError, KeyError):
+    except (UserError, SafetensorError, KeyError):
         return None
     whole = tuple(latents.shape) == base.latent_shape(side, side) and bool(torch.isfinite(latents).all())
     return latents if whole else None

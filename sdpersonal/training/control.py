@@ -14,13 +14,13 @@ from enum import IntEnum
 from pathlib import Path
 
 from .. import storage
-from ..errors import PersonalError
+from ..errors import UserError
 
-FILE = "ask"
-_LIMIT = 100
+COMMAND_FILE = "ask"
+_MAX_BYTES = 100
 
 
-class Wish(IntEnum):
+class Command(IntEnum):
     """Below zero, since it goes the same way as a signal's number."""
 
     NOTHING = 0
@@ -28,18 +28,18 @@ class Wish(IntEnum):
     KEEP = -2
 
 
-def ask(run: Path, wish: Wish) -> None:
+def send(run: Path, wish: Command) -> None:
     """Ask it of the run in this folder; a second wish takes the place of one that was not heard yet."""
-    storage.write_text(run / FILE, wish.name.lower() + "\n")
+    storage.write_text(run / COMMAND_FILE, wish.name.lower() + "\n")
 
 
-def heard(run: Path) -> Wish:
+def poll(run: Path) -> Command:
     """What was asked since the last look; costs one `stat` where it is nothing. Other words are dropped."""
-    path = run / FILE
+    path = run / COMMAND_FILE
     if not os.path.lexists(path):
-        return Wish.NOTHING
+        return Command.NOTHING
     word = ""
-    with suppress(PersonalError):  # a folder of that name, or what was typed is no text
-        word = storage.read_bytes(path, _LIMIT).decode(errors="replace")
+    with suppress(UserError):  # a folder of that name, or what was typed is no text
+        word = storage.read_bytes(path, _MAX_BYTES).decode(errors="replace")
     storage.remove(path)
-    return Wish.__members__.get(word.strip().upper(), Wish.NOTHING)
+    return Command.__members__.get(word.strip().upper(), Command.NOTHING)

@@ -7,28 +7,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import storage
-from .early_stopping import SHARE, evidence
-from .validation import Trial, best_of
+from .early_stopping import DVAR_THRESHOLD, dvar
+from .validation import Validation, best_validation
 
-FILE = "loss.png"
+CURVES_FILE = "loss.png"
 _DOTS, _LINE, _SECOND, _MARK = "#b8c4d6", "#1f4e96", "#c2571a", "#2c7a3f"
 
 
 def save_curves(
-    path: Path, losses: list[float], measured: list[tuple[int, float]], trials: Sequence[Trial], pivot: int = 0
+    path: Path, losses: list[float], measured: list[tuple[int, float]], trials: Sequence[Validation], pivot: int = 0
 ) -> None:
     """losses: of every step from 1; measured: (step, loss) of the fixed batch. Panels without data are left out."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    shares = [(one.step, one.share) for one in evidence(measured, pivot)]
+    shares = [(one.step, one.share) for one in dvar(measured, pivot)]
     judged = [trial for trial in trials if trial.scores]
-    panels = [_loss] + [_share] * bool(shares) + [_score] * bool(judged)
+    panels = [_plot_loss] + [_plot_variance_ratio] * bool(shares) + [_plot_scores] * bool(judged)
     figure = Figure(figsize=(7, 0.7 + 2.3 * len(panels)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
-    data = {_loss: (losses, measured), _share: (shares,), _score: (judged,)}
+    data = {_plot_loss: (losses, measured), _plot_variance_ratio: (shares,), _plot_scores: (judged,)}
     for axes, panel in zip(all_axes, panels, strict=True):
         panel(axes, *data[panel])
         axes.spines[["top", "right"]].set_visible(False)
@@ -40,7 +40,7 @@ def save_curves(
     storage.write_bytes(path, buffer.getvalue())
 
 
-def _loss(axes, losses: list[float], measured: list[tuple[int, float]]) -> None:
+def _plot_loss(axes, losses: list[float], measured: list[tuple[int, float]]) -> None:
     """Every step's as a dot, since single ones mostly tell which noise was drawn."""
     steps, window = range(1, len(losses) + 1), max(5, len(losses) // 15)
     axes.plot(steps, losses, ".", color=_DOTS, markersize=3, label="each step")
@@ -51,14 +51,16 @@ def _loss(axes, losses: list[float], measured: list[tuple[int, float]]) -> None:
     axes.set(ylabel="loss", ylim=(0, None))
 
 
-def _share(axes, shares: list[tuple[int, float]]) -> None:
+def _plot_variance_ratio(axes, shares: list[tuple[int, float]]) -> None:
     axes.plot(*zip(*shares, strict=True), color=_LINE, linewidth=2, label="what the fixed batch still moves")
-    axes.axhline(SHARE, color=_SECOND, linestyle="--", linewidth=1, label=f"below {SHARE:g}: no more to learn")
+    axes.axhline(
+        DVAR_THRESHOLD, color=_SECOND, linestyle="--", linewidth=1, label=f"below {DVAR_THRESHOLD:g}: no more to learn"
+    )
     axes.set(ylabel="share of variance", ylim=(0, None))
 
 
-def _score(axes, trials: list[Trial]) -> None:
-    steps, best = [trial.step for trial in trials], best_of(trials)
+def _plot_scores(axes, trials: list[Validation]) -> None:
+    steps, best = [trial.step for trial in trials], best_validation(trials)
     axes.plot(steps, [one.scores.score for one in trials], "o-", color=_LINE, linewidth=2, label="score")
     axes.plot(steps, [one.scores.likeness for one in trials], ".--", color=_DOTS, label="likeness")
     axes.plot(steps, [one.scores.fidelity for one in trials], ".:", color=_SECOND, label="prompts followed")

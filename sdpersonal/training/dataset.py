@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models import Conditioning, Framing, Posterior, StableDiffusion
+from ..models import Conditioning, LatentDistribution, SizeConditioning, StableDiffusion
 from ..photos.captions import shortened
 from ..photos.loading import Photo
-from ..prompts import show
+from ..prompts import printable
 from .objective import diffusion_loss
-from .rng import generator_for, photo_at
+from .rng import generator_for, photo_index
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Batch:
     captions: tuple[str, ...]  # B templates with {} for the token, or sentences without
     photos: tuple[str, ...]  # B names, for messages
     indices: tuple[int, ...]  # B numbers of the samples, counted over the run
-    framings: tuple[Framing, ...]  # B sizes and crops, which SDXL is told
+    size_conditioning: tuple[SizeConditioning, ...]  # B sizes and crops, which SDXL is told
 
     def parts(self, size: int) -> Iterator[Batch]:
         """The batch in pieces of at most `size` samples."""
@@ -39,7 +39,7 @@ class Batch:
             yield Batch(*(getattr(self, field.name)[first : first + size] for field in fields(self)))
 
 
-class Samples:
+class LatentDataset:
     """Latents of N pictures in V variants, with the captions of each; what sample number i is, is computed.
 
     purpose: two sets with different ones draw different noise, times and orders from one seed.
@@ -50,8 +50,8 @@ class Samples:
     def __init__(
         self,
         base: StableDiffusion,
-        posteriors: Sequence[Posterior],  # one a picture, each of V rows
-        framings: Sequence[Sequence[Framing]],  # V a picture
+        posteriors: Sequence[LatentDistribution],  # one a picture, each of V rows
+        framings: Sequence[Sequence[SizeConditioning]],  # V a picture
         captions: Sequence[Sequence[str]],
         names: Sequence[str],
         seed: int,
@@ -78,7 +78,7 @@ class Samples:
         latents, noises, times, captions, names, framings = [], [], [], [], [], []
         for index in indices:
             chance = generator_for(self._purpose, self._seed, index)
-            photo = photo_at(index, len(self._names), self._seed)
+            photo = photo_index(index, len(self._names), self._seed)
             variant = int(torch.randint(self._mean.shape[1], (), generator=chance))
             shape = self._mean.shape[2:]
             latent = self._mean[photo, variant] + self._std[photo, variant] * self._put(
@@ -109,7 +109,7 @@ class Samples:
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-class TrainingPhotos(Samples):
+class PhotoDataset(LatentDataset):
     """Photos, mirrored too if asked, each with its own captions or the templates."""
 
     def __init__(
@@ -122,7 +122,7 @@ class TrainingPhotos(Samples):
         noise_offset: float = 0.0,
         purpose: str = "sample",
     ):
-        views = [_views(photo, flip) for photo in photos]
+        views = [_crop_and_flip(photo, flip) for photo in photos]
         super().__init__(
             base,
             [base.encode(np.stack([square for square, _ in variants])) for variants in views],
@@ -135,22 +135,22 @@ class TrainingPhotos(Samples):
         )
 
 
-def _views(photo: Photo, flip: bool) -> list[tuple[np.ndarray, Framing]]:
+def _crop_and_flip(photo: Photo, flip: bool) -> list[tuple[np.ndarray, SizeConditioning]]:
     """The square of a photo with its place in the photo; mirrored too, if asked."""
     square, (left, top), width = photo.square(), photo.crop, photo.pixels.shape[1]
     side = len(square)
-    views = [(square, Framing(photo.original, (top, left), (side, side)))]
+    views = [(square, SizeConditioning(photo.original, (top, left), (side, side)))]
     if flip:
-        views.append((square[:, ::-1], Framing(photo.original, (top, width - left - side), (side, side))))
+        views.append((square[:, ::-1], SizeConditioning(photo.original, (top, width - left - side), (side, side))))
     return views
 
 
-Pieces = Sequence[str | Mapping[str, Tensor]]
+CaptionPieces = Sequence[str | Mapping[str, Tensor]]
 """A caption as `condition` takes it."""
 
 
 def fit_captions(
-    base: StableDiffusion, readings: Sequence[Callable[[str], Pieces]], photos: Sequence[Photo]
+    base: StableDiffusion, readings: Sequence[Callable[[str], CaptionPieces]], photos: Sequence[Photo]
 ) -> tuple[tuple[Photo, ...], list[str]]:
     """The photos with captions that fit the text encoders, and a line about each photo whose caption was cut.
 
@@ -172,20 +172,22 @@ def fit_captions(
         for before, after in zip(photo.captions, captions, strict=True):
             if before != after:
                 rest = f"after: {after[-60:]}" if before.startswith(after) else f"before: {after[:60]}"
-                notes.append(f"  {photo.name}: its caption is too long for this base and is cut {show(rest)}")
+                notes.append(f"  {photo.name}: its caption is too long for this base and is cut {printable(rest)}")
         fitted.append(replace(photo, captions=captions))
     return tuple(fitted), notes
 
 
-def _tokens(base: StableDiffusion, key: str, pieces: Pieces) -> int:
+def _tokens(base: StableDiffusion, key: str, pieces: CaptionPieces) -> int:
     """Positions that a caption takes in one text encoder, without start and end."""
     ids = base.encoders[key].ids
     return sum(len(ids(piece)) if isinstance(piece, str) else len(piece[key]) for piece in pieces)
 
 
-def batch_loss(base: StableDiffusion, words: Callable[[str], Pieces], batch: Batch, snr_gamma: float | None) -> Tensor:
+def batch_loss(
+    base: StableDiffusion, words: Callable[[str], CaptionPieces], batch: Batch, snr_gamma: float | None
+) -> Tensor:
     """The objective for a batch, per sample: (B,). words: what a caption says, with the token's rows in it."""
-    condition = _condition(base, words, batch)
+    condition = _encode_captions(base, words, batch)
     return diffusion_loss(
         lambda noisy, t: base.predict(noisy, t, condition),
         base.schedule,
@@ -196,9 +198,11 @@ def batch_loss(base: StableDiffusion, words: Callable[[str], Pieces], batch: Bat
     )
 
 
-def _condition(base: StableDiffusion, words: Callable[[str], Pieces], batch: Batch) -> Conditioning:
+def _encode_captions(base: StableDiffusion, words: Callable[[str], CaptionPieces], batch: Batch) -> Conditioning:
     """What the UNet reads for each sample. A caption that several have is encoded once: of four samples and eight
     templates that saves a sixth of the text encoder's work."""
     distinct = list(dict.fromkeys(batch.captions))
     places = torch.tensor([distinct.index(caption) for caption in batch.captions], device=base.device)
-    return base.framed(base.condition([words(caption) for caption in distinct])[places], batch.framings)
+    return base.with_size_conditioning(
+        base.encode_captions([words(caption) for caption in distinct])[places], batch.size_conditioning
+    )

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from .. import storage
-from ..errors import NoRoom
-from ..models.oom import GB, use
-from ..prompts import show
-from .checkpoint import KEEP, Learned, save_checkpoint
-from .loop import MAX_GRAD_NORM, Lesson
+from ..errors import DiskFull
+from ..models.oom import GB, memory_usage
+from ..prompts import printable
+from .checkpoint import CHECKPOINT_LIMIT, CheckpointState, save_checkpoint
+from .loop import MAX_GRAD_NORM, TrainState
 
-FOLDER = "rehearsal"
-FILE = "cost.json"
-_LAST = 1 << 30  # as a step's number: a pivotal run's LoRA, which takes the most, comes last
-_STATE = {"adamw": 3.0, "prodigy": 5.0, "adamw8bit": 1.5}  # gradients and moments, in sizes of what trains
-_QUICK = 2.0  # seconds; a first step that takes less is mostly warming up, so a second one is timed
+DRY_RUN_FOLDER = "rehearsal"
+COST_FILE = "cost.json"
+_LAST_STEP = 1 << 30  # as a step's number: a pivotal run's LoRA, which takes the most, comes last
+_STATE_SIZE = {"adamw": 3.0, "prodigy": 5.0, "adamw8bit": 1.5}  # gradients and moments, in sizes of what trains
+_WARM_UP_SECONDS = 2.0  # seconds; a first step that takes less is mostly warming up, so a second one is timed
 
 
 @dataclass(frozen=True)
@@ -42,37 +42,37 @@ class Cost:
         return {"held": self.held, "room": self.room, "step": round(self.step, 4)}
 
 
-def rehearse(lesson: Lesson, batch: int, accumulate: int, run: Path) -> Cost:
+def perform_dry_run(lesson: TrainState, batch: int, accumulate: int, run: Path) -> Cost:
     """A step at rate zero and, in the first process, a checkpoint; then all is as it was. A step has `accumulate`
     batches of `batch` photos.
 
-    Raises PersonalError where the memory cannot hold what trains, NoRoom where the disk cannot hold its checkpoints.
+    Raises UserError where the memory cannot hold what trains, DiskFull where the disk cannot hold its checkpoints.
     """
-    optimizer, trained, room = lesson.optimizer, lesson.method.trained(), lesson.room
+    optimizer, trained, room = lesson.optimizer, lesson.method.trainable_parameters(), lesson.room
     size = sum(parameter.numel() * 4 for parameter in trained.values())
     # Known before it is allocated: a machine that runs out may end us without a word.
-    room.check(round(_STATE[room.settings.optimizer] * size), "gradients and moments")
-    seconds = _step(lesson, batch, accumulate)
-    if seconds < _QUICK:
-        seconds = _step(lesson, batch, accumulate)
+    room.check(round(_STATE_SIZE[room.settings.optimizer] * size), "gradients and moments")
+    seconds = _time_step(lesson, batch, accumulate)
+    if seconds < _WARM_UP_SECONDS:
+        seconds = _time_step(lesson, batch, accumulate)
     began = time.monotonic()
     if lesson.accelerator.is_main_process:
-        _check_disk(run, (KEEP + 2) * lesson.learned().size())
-        _checkpoint(run, lesson.learned())
+        _check_disk(run, (CHECKPOINT_LIMIT + 2) * lesson.checkpoint_state().size())
+        _try_checkpoint(run, lesson.checkpoint_state())
     writing = time.monotonic() - began
     optimizer.state.clear()
-    return Cost(*use(room.device), seconds, writing)
+    return Cost(*memory_usage(room.device), seconds, writing)
 
 
-def _step(lesson: Lesson, batch: int, accumulate: int) -> float:
+def _time_step(lesson: TrainState, batch: int, accumulate: int) -> float:
     """Seconds of a whole step that changes nothing: the rates are zero."""
     optimizer, began = lesson.optimizer, time.monotonic()
     for _ in range(accumulate):
-        loss = lesson.method.loss(lesson.photos.samples(range(batch)), _LAST).mean() / accumulate
+        loss = lesson.method.loss(lesson.photos.samples(range(batch)), _LAST_STEP).mean() / accumulate
         loss.backward()
-    norm = nn.utils.clip_grad_norm_(lesson.method.trained().values(), MAX_GRAD_NORM)
+    norm = nn.utils.clip_grad_norm_(lesson.method.trainable_parameters().values(), MAX_GRAD_NORM)
     if torch.isfinite(norm):  # else even at rate zero it would spoil what trains; the first real step will say so
-        with _rates_zero(optimizer):
+        with _zero_lr(optimizer):
             optimizer.step()
     optimizer.zero_grad()
     if lesson.room.device.type == "cuda":
@@ -81,7 +81,7 @@ def _step(lesson: Lesson, batch: int, accumulate: int) -> float:
 
 
 @contextmanager
-def _rates_zero(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def _zero_lr(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """What the groups hold comes back, also what an optimiser counts in them."""
     before = [
         {key: value.clone() if isinstance(value, Tensor) else value for key, value in group.items() if key != "params"}
@@ -96,8 +96,8 @@ def _rates_zero(optimizer: torch.optim.Optimizer) -> Iterator[None]:
             group.update(values)
 
 
-def _checkpoint(run: Path, learned: Learned) -> None:
-    place = storage.make_folder(run / FOLDER)
+def _try_checkpoint(run: Path, learned: CheckpointState) -> None:
+    place = storage.make_folder(run / DRY_RUN_FOLDER)
     try:
         save_checkpoint(place, 0, learned, {})
     finally:
@@ -107,13 +107,13 @@ def _checkpoint(run: Path, learned: Learned) -> None:
 def _check_disk(run: Path, need: int) -> None:
     free = storage.free_bytes(run)
     if need > free:
-        raise NoRoom(
-            f"Checkpoints need about {need / GB:.1f} GB in {show(str(run))}; {free / GB:.1f} GB are free.",
+        raise DiskFull(
+            f"Checkpoints need about {need / GB:.1f} GB in {printable(str(run))}; {free / GB:.1f} GB are free.",
             "Make room, or give --run on another disk.",
         )
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """8 s, 1:05 min, 2:10 h."""
     whole = round(seconds)
     if whole < 60:

@@ -14,54 +14,57 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .dataset import Batch, TrainingPhotos
+from .dataset import Batch, PhotoDataset
 from .methods.protocol import Method
 
-SIZE = 8  # samples in the fixed batch
-_FIRST, _LAST = 0.025, 0.8  # of the noise levels; the last fifth says only which photo's background was guessed
-_MEASURES = 40  # over a whole schedule
+FIXED_BATCH_SIZE = 8  # samples in the fixed batch
+_FIRST_LEVEL, _LAST_LEVEL = (
+    0.025,
+    0.8,
+)  # of the noise levels; the last fifth says only which photo's background was guessed
+_MEASUREMENTS = 40  # over a whole schedule
 WINDOW = 8  # of them are the last values: a fifth of the schedule
-SHARE = 0.1  # of the variance
+DVAR_THRESHOLD = 0.1  # of the variance
 
 
 @dataclass(frozen=True)
-class Evidence:
+class DvarPoint:
     """What the rule saw at a step: the window's variance as a share of all, if there were values enough."""
 
     step: int
     share: float
 
     @property
-    def settled(self) -> bool:
-        return self.share < SHARE
+    def converged(self) -> bool:
+        return self.share < DVAR_THRESHOLD
 
 
-def measure_every(steps: int, usual: int) -> int:
+def measure_interval(steps: int, usual: int) -> int:
     """Steps between measurements. A run of fewer than the usual steps is not judged the sooner for it: the curve of
     its first steps bends no earlier."""
-    return max(1, max(steps, usual) // _MEASURES)
+    return max(1, max(steps, usual) // _MEASUREMENTS)
 
 
-def can_settle(steps: int, every: int) -> bool:
+def can_converge(steps: int, every: int) -> bool:
     """Whether the rule will have values enough before the last step."""
     return steps > (WINDOW + 1) * every
 
 
-def fixed_batch(photos: TrainingPhotos) -> Batch:
+def fixed_batch(photos: PhotoDataset) -> Batch:
     """Photos in turn, at noise levels spread evenly."""
-    batch = photos.samples(range(SIZE))
-    levels = torch.linspace(_FIRST, _LAST, SIZE) * photos.levels
+    batch = photos.samples(range(FIXED_BATCH_SIZE))
+    levels = torch.linspace(_FIRST_LEVEL, _LAST_LEVEL, FIXED_BATCH_SIZE) * photos.levels
     return replace(batch, t=levels.long().to(batch.t.device))
 
 
 @torch.no_grad()
-def measure(method: Method, batch: Batch, step: int, at_once: int = SIZE) -> Tensor:
+def fixed_batch_loss(method: Method, batch: Batch, step: int, at_once: int = FIXED_BATCH_SIZE) -> Tensor:
     """The mean loss of the fixed batch, a scalar on the device. at_once: samples; no more than a training step has, and
     it takes no memory that the step did not."""
     return torch.cat([method.loss(part, step) for part in batch.parts(at_once)]).mean()
 
 
-def evidence(measured: Sequence[tuple[int, float]], start: int = 0) -> list[Evidence]:
+def dvar(measured: Sequence[tuple[int, float]], start: int = 0) -> list[DvarPoint]:
     """The rule's view after each measurement of (step, loss). start: values up to that step are another curve's, as a
     pivotal run's before its LoRA."""
     steps = [step for step, _ in measured if step > start]
@@ -71,5 +74,5 @@ def evidence(measured: Sequence[tuple[int, float]], start: int = 0) -> list[Evid
         seen = losses[:count]
         # Of equal numbers a variance is not always 0: their mean is rounded.
         share = 0.0 if seen.min() == seen.max() else float(seen[-WINDOW:].var() / seen.var())
-        found.append(Evidence(steps[count - 1], share))
+        found.append(DvarPoint(steps[count - 1], share))
     return found

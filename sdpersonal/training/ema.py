@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+class EMA:
     """Exponential moving average, fp32. decay: 0.95 is about the last twenty steps."""
 
     def __init__(self, trained: Mapping[str, nn.Parameter], decay: float):
@@ -28,7 +28,7 @@ class Average:
         torch._foreach_lerp_(list(self.values.values()), list(self._trained.values()), 1 - decay)
 
     @contextmanager
-    def put_in(self) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         """The average stands in what trains, inside the block. Nothing is copied."""
         self._swap()
         try:
@@ -41,7 +41,7 @@ class Average:
             parameter.data, self.values[name] = self.values[name], parameter.data
 
 
-class NoAverage:
+class NoEMA:
     """Every step's result as it is: where a second copy of what trains is too much."""
 
     def __init__(self):
@@ -51,5 +51,5 @@ class NoAverage:
         pass
 
     @contextmanager
-    def put_in(self) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         yield

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..models import Schedule
+from ..models import NoiseSchedule
 
 
 def diffusion_loss(
     predict: Callable[[Tensor, Tensor], Tensor],
-    schedule: Schedule,
+    schedule: NoiseSchedule,
     latents: Tensor,
     noise: Tensor,
     t: Tensor,
@@ -28,7 +28,7 @@ def diffusion_loss(
     return loss if snr_gamma is None else loss * min_snr(schedule, t, snr_gamma)
 
 
-def min_snr(schedule: Schedule, t: Tensor, gamma: float) -> Tensor:
+def min_snr(schedule: NoiseSchedule, t: Tensor, gamma: float) -> Tensor:
     """Min-SNR weights, (B,) (Hang et al. 2023, arXiv 2303.09556, section 3.4): min(SNR, gamma) / SNR for the noise,
     over SNR + 1 for the velocity.
 
@@ -37,5 +37,5 @@ def min_snr(schedule: Schedule, t: Tensor, gamma: float) -> Tensor:
     """
     abar = schedule.alphas_cumprod[t]
     snr = abar / (1 - abar)
-    scale = snr if schedule.prediction == "epsilon" else snr + 1
+    scale = snr if schedule.prediction_type == "epsilon" else snr + 1
     return snr.clamp(max=gamma) / scale

@@ -8,31 +8,31 @@ from dataclasses import dataclass
 
 import torch
 
-from ..config import Training
-from ..errors import PersonalError
-from ..models.oom import sizes, told, use
+from ..config import TrainingSettings
+from ..errors import UserError
+from ..models.oom import describe_memory, memory_usage, translate_oom
 
 
 @dataclass(frozen=True)
-class Room:
+class OomAdvice:
     """What a run takes room with. side: of its pictures, in pixels; batch: photos at once."""
 
     device: torch.device
-    settings: Training
+    settings: TrainingSettings
     side: int
     batch: int
 
     @contextmanager
     def at(self, where: str, advice: str = "") -> Iterator[None]:
-        """Raises NoMemory in place of an out-of-memory error; other errors pass. advice: in place of ours."""
-        with told(where, advice or self._advice(), self.device):
+        """Raises OutOfMemory in place of an out-of-memory error; other errors pass. advice: in place of ours."""
+        with translate_oom(where, advice or self._advice(), self.device):
             yield
 
     def check(self, need: int, what: str) -> None:
-        """Raises PersonalError if `need` bytes more cannot be had."""
-        held, room = use(self.device)
+        """Raises UserError if `need` bytes more cannot be had."""
+        held, room = memory_usage(self.device)
         if held + need > room:
-            raise PersonalError(f"No memory for {what}: {sizes(held + need, room)}.", self._advice())
+            raise UserError(f"No memory for {what}: {describe_memory(held + need, room)}.", self._advice())
 
     def _advice(self) -> str:
         settings, full = self.settings, getattr(self.settings, "method", None) == "full"

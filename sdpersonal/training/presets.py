@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..models.lora import Targets
+from ..models.lora import LoraTargets
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Preset:
     steps: int
     batch: int  # photos at once in each process
     lr: float  # of what the method mainly trains
-    rows_lr: float  # of the token's rows
+    embedding_lr: float  # of the token's rows
     vectors: int = 4  # rows of a token that starts from any words
-    targets: Targets = "attention"  # what a LoRA changes
+    targets: LoraTargets = "attention"  # what a LoRA changes
     pivot: int = 0  # steps of rows alone before it
     pivot_lr: float = 0.0  # of the rows in them
     snr_gamma: float | None = None  # min-SNR weighting
@@ -44,25 +44,27 @@ class Preset:
 
 
 _STABLE_DIFFUSION = {
-    "textual-inversion": Preset(steps=800, batch=4, lr=1e-3, rows_lr=1e-3),
-    "dreambooth-lora": Preset(steps=500, batch=4, lr=1e-4, rows_lr=1e-3),
-    "dreambooth-pivotal": Preset(steps=600, batch=4, lr=1e-4, rows_lr=1e-4, pivot=300, pivot_lr=1e-3),
-    "dreambooth-full": Preset(steps=400, batch=2, lr=5e-6, rows_lr=0.0, average=0.0, milestones=4),
+    "textual-inversion": Preset(steps=800, batch=4, lr=1e-3, embedding_lr=1e-3),
+    "dreambooth-lora": Preset(steps=500, batch=4, lr=1e-4, embedding_lr=1e-3),
+    "dreambooth-pivotal": Preset(steps=600, batch=4, lr=1e-4, embedding_lr=1e-4, pivot=300, pivot_lr=1e-3),
+    "dreambooth-full": Preset(steps=400, batch=2, lr=5e-6, embedding_lr=0.0, average=0.0, milestones=4),
 }
 _SDXL = _STABLE_DIFFUSION | {
-    "dreambooth-lora": Preset(steps=800, batch=2, lr=1e-4, rows_lr=1e-3),
-    "dreambooth-pivotal": Preset(steps=800, batch=2, lr=1e-4, rows_lr=1e-4, pivot=300, pivot_lr=1e-3),
+    "dreambooth-lora": Preset(steps=800, batch=2, lr=1e-4, embedding_lr=1e-3),
+    "dreambooth-pivotal": Preset(steps=800, batch=2, lr=1e-4, embedding_lr=1e-4, pivot=300, pivot_lr=1e-3),
 }
 _TINY = {
-    "textual-inversion": Preset(steps=400, batch=4, lr=2e-2, rows_lr=2e-2, vectors=8),
-    "dreambooth-lora": Preset(steps=320, batch=4, lr=3e-3, rows_lr=5e-3, targets="all"),
-    "dreambooth-pivotal": Preset(steps=400, batch=4, lr=2e-3, rows_lr=3e-4, targets="all", pivot=60, pivot_lr=1e-2),
-    "dreambooth-full": Preset(steps=240, batch=4, lr=4e-4, rows_lr=0.0),
+    "textual-inversion": Preset(steps=400, batch=4, lr=2e-2, embedding_lr=2e-2, vectors=8),
+    "dreambooth-lora": Preset(steps=320, batch=4, lr=3e-3, embedding_lr=5e-3, targets="all"),
+    "dreambooth-pivotal": Preset(
+        steps=400, batch=4, lr=2e-3, embedding_lr=3e-4, targets="all", pivot=60, pivot_lr=1e-2
+    ),
+    "dreambooth-full": Preset(steps=240, batch=4, lr=4e-4, embedding_lr=0.0),
 }
 _TABLES = {"tiny": _TINY, "sd1": _STABLE_DIFFUSION, "sd2": _STABLE_DIFFUSION, "sdxl": _SDXL}
 
 
-def steps_for(steps: int, photos: int) -> int:
+def scale_steps(steps: int, photos: int) -> int:
     """A preset's steps, which are for five photos, for more: by the root of their number, up to three times as many.
 
     The longer set needs more, but not in proportion: what the photos share is learned from all of them.

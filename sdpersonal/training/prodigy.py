@@ -48,12 +48,12 @@ class Prodigy(torch.optim.Optimizer):
         moving = []
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            self._allocate(parameters)
+            self._init_state(parameters)
             if not parameters or group["lr"] == 0:
                 continue
             group["k"] += 1
             rate = d * (group["lr"] / group["own_rate"] * _bias_correction(group["k"], *group["betas"]))
-            travelled, gathered = self._gather(group, parameters, beta3)
+            travelled, gathered = self._update_moments(group, parameters, beta3)
             numerator = numerator + d / self._d0 * rate * travelled
             denominator = denominator + gathered
             moving.append((group, parameters, rate))
@@ -62,7 +62,7 @@ class Prodigy(torch.optim.Optimizer):
         for group, parameters, rate in moving:
             self._move(group, parameters, rate, shared["d"])
 
-    def _gather(self, group: dict, parameters: list[Tensor], beta3: float) -> tuple[Tensor, Tensor]:
+    def _update_moments(self, group: dict, parameters: list[Tensor], beta3: float) -> tuple[Tensor, Tensor]:
         """Takes the gradients into the moments; returns <g, x0 - x> and the weighted sum of gradients' 1-norm."""
         d = self.param_groups[0]["d"]
         beta1, beta2 = group["betas"]
@@ -79,7 +79,7 @@ class Prodigy(torch.optim.Optimizer):
         torch._foreach_add_(gathered, torch._foreach_mul(scaled, d * (group["own_rate"] / self._d0)))
         return travelled, torch.stack(torch._foreach_norm(gathered, 1)).sum()
 
-    def _allocate(self, parameters: list[Tensor]) -> None:
+    def _init_state(self, parameters: list[Tensor]) -> None:
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter] = {

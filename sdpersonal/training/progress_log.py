@@ -13,30 +13,30 @@ from pathlib import Path
 from typing import TextIO
 
 from .. import storage
-from .trackers import NoTrack, Track
+from .trackers import NullTracker, Tracker
 
-FILE = "progress.jsonl"
+PROGRESS_FILE = "progress.jsonl"
 
 
-class Journal:
+class ProgressLog:
     """One line of JSON a step, and on a terminal a bar; elsewhere a line of text every tenth of the way.
 
     Lines are {"step", "steps", "loss", "seconds", "left"}: seconds since this process began training, and how many are
     left by its pace; "fixed" where the fixed batch was measured.
     """
 
-    def __init__(self, run: Path, start: int, steps: int, track: Track | None = None, out: TextIO | None = None):
-        self._path = run / FILE
+    def __init__(self, run: Path, start: int, steps: int, track: Tracker | None = None, out: TextIO | None = None):
+        self._path = run / PROGRESS_FILE
         self._start, self._steps = start, steps
-        self._track = track or NoTrack()
+        self._track = track or NullTracker()
         self._out = out or sys.stderr
-        self._began = time.monotonic()
-        kept = _keep_until(self._path, start)
+        self._started_at = time.monotonic()
+        kept = _truncate_after(self._path, start)
         self.losses = [float(entry["loss"]) for entry in kept]
-        self.measured = [(int(entry["step"]), float(entry["fixed"])) for entry in kept if "fixed" in entry]
-        self._bar = _bar(steps, start, self._out)
+        self.fixed_batch_losses = [(int(entry["step"]), float(entry["fixed"])) for entry in kept if "fixed" in entry]
+        self._bar = _progress_bar(steps, start, self._out)
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> ProgressLog:
         return self
 
     def __exit__(self, *_) -> None:
@@ -51,7 +51,7 @@ class Journal:
     def step(self, step: int, loss: float, rates: Sequence[float] = (), fixed: float | None = None) -> None:
         """Step number `step` (from 1) is done, with the learning rate of each group and the fixed batch's loss."""
         self.losses.append(loss)
-        seconds = time.monotonic() - self._began
+        seconds = time.monotonic() - self._started_at
         left = seconds / (step - self._start) * (self._steps - step)
         line = {
             "step": step,
@@ -62,19 +62,21 @@ class Journal:
         }
         if fixed is not None and math.isfinite(fixed):
             line["fixed"] = round(fixed, 6)
-            self.measured.append((step, line["fixed"]))  # as a resumed run will read it
+            self.fixed_batch_losses.append((step, line["fixed"]))  # as a resumed run will read it
         storage.append_line(self._path, json.dumps(line))
         figures = {"loss": loss} | ({} if fixed is None else {"loss/fixed": fixed})
         self._track.log(figures | {f"rate/{number}": rate for number, rate in enumerate(rates)}, step)
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=step, loss=_smooth(self.losses))
+            self._bar.update(self._bar.task_ids[0], completed=step, loss=_smooth_loss(self.losses))
         elif self._out and (step == self._steps or step % max(1, self._steps // 10) == 0):
             with suppress(OSError, ValueError):
-                self._out.write(f"step {step} of {self._steps}, loss {_smooth(self.losses):.4f}, {left:.0f} s left\n")
+                self._out.write(
+                    f"step {step} of {self._steps}, loss {_smooth_loss(self.losses):.4f}, {left:.0f} s left\n"
+                )
                 self._out.flush()
 
 
-def while_heard(say: Callable[[str], None]) -> Callable[[str], None]:
+def ignore_broken_pipe(say: Callable[[str], None]) -> Callable[[str], None]:
     """`say`, until whoever listened has gone (`| head -1`): no reason to stop a training of hours."""
 
     def tell(line: str) -> None:
@@ -88,12 +90,12 @@ def while_heard(say: Callable[[str], None]) -> Callable[[str], None]:
     return tell
 
 
-def _smooth(losses: list[float], window: int = 30) -> float:
+def _smooth_loss(losses: list[float], window: int = 30) -> float:
     recent = losses[-window:]
     return math.fsum(recent) / len(recent)
 
 
-def _keep_until(path: Path, step: int) -> list[dict]:
+def _truncate_after(path: Path, step: int) -> list[dict]:
     """Drop what an interrupted run wrote after its last checkpoint; return the lines that stay."""
     kept = []
     if path.exists():
@@ -108,7 +110,7 @@ def _keep_until(path: Path, step: int) -> list[dict]:
     return kept
 
 
-def _bar(steps: int, start: int, out: TextIO | None):
+def _progress_bar(steps: int, start: int, out: TextIO | None):
     if out is None or not out.isatty():  # None: started with stderr closed
         return None
     from rich.console import Console

@@ -3,7 +3,7 @@
 Our own wording, in the manner of the templates of textual inversion (Gal et al. 2022, appendix E).
 """
 
-TEMPLATES: dict[str, tuple[str, ...]] = {
+CAPTION_TEMPLATES: dict[str, tuple[str, ...]] = {
     "object": (
         "{}",
         "a photo of {}",
@@ -32,7 +32,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-PREVIEWS: dict[str, tuple[str, ...]] = {
+SAMPLE_PROMPTS: dict[str, tuple[str, ...]] = {
     "object": ("a photo of {}", "{} on the beach", "{} in the snow", "{} on a blue background"),
     "person": ("a portrait of {}", "{} on the beach", "{} in the snow", "{} on a blue background"),
     "style": (

@@ -11,20 +11,20 @@ from pathlib import Path
 from .. import storage
 from ..concepts.card import Card
 from ..concepts.concept import Concept
-from ..errors import PersonalError
-from ..evaluation import in_figures, verdict
-from ..prompts import show
-from .curves import FILE as CURVES
-from .sample_sheet import SHEET
-from .validation import FOLDER, PLAIN, Trial, best_of, picture_name
+from ..errors import UserError
+from ..evaluation import explain_scores, format_scores
+from ..prompts import printable
+from .curves import CURVES_FILE as CURVES
+from .sample_sheet import SHEET_FILE
+from .validation import CLASS_NOUN_FILE, VALIDATIONS_FOLDER, Validation, best_validation, image_name
 
-FILE = "report.html"
-RULE = "the last of those within a twentieth of the highest score"
-_LIMIT = 30_000_000  # bytes of a picture
+REPORT_FILE = "report.html"
+SELECTION_RULE = "the last of those within a twentieth of the highest score"
+_MAX_IMAGE_BYTES = 30_000_000  # bytes of a picture
 
 
 @dataclass(frozen=True)
-class Story:
+class RunSummary:
     """photos: what is to be said of them, in lines; course: how the run ended; judge: its name; seconds: in all."""
 
     photos: Sequence[str]
@@ -33,36 +33,36 @@ class Story:
     seconds: float
 
 
-def write_report(run: Path, concept: Concept, trials: Sequence[Trial], story: Story) -> Path:
-    """Write the page from what the run's folder holds, and say where it is. Raises NoRoom."""
+def write_report(run: Path, concept: Concept, trials: Sequence[Validation], story: RunSummary) -> Path:
+    """Write the page from what the run's folder holds, and say where it is. Raises DiskFull."""
     from jinja2 import Environment
 
     # Autoescape: names of files and nouns are somebody's text.
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        (resources.files(__package__) / FILE).read_text(encoding="utf-8")
+        (resources.files(__package__) / REPORT_FILE).read_text(encoding="utf-8")
     )
     card = concept.card
     judged = [trial for trial in trials if trial.scores]
-    best = next((trial for trial in judged if trial.step == card.steps), best_of(judged))
+    best = next((trial for trial in judged if trial.step == card.steps), best_validation(judged))
     page = template.render(
         title=str(concept.token),
         noun=card.class_noun,
-        verdict=verdict(best.scores, card.class_noun) if judged else ["Nobody judged its pictures."],
-        figures=in_figures(best.scores) if judged else "",
-        samples=_picture(run / SHEET),
-        trial=_picture(run / FOLDER / picture_name(best.step)) if judged else "",
-        plain=_picture(run / FOLDER / PLAIN),
+        verdict=explain_scores(best.scores, card.class_noun) if judged else ["Nobody judged its pictures."],
+        figures=format_scores(best.scores) if judged else "",
+        samples=_image_data_url(run / SHEET_FILE),
+        trial=_image_data_url(run / VALIDATIONS_FOLDER / image_name(best.step)) if judged else "",
+        plain=_image_data_url(run / VALIDATIONS_FOLDER / CLASS_NOUN_FILE),
         best=card.steps,
-        curves=_picture(run / CURVES),
+        curves=_image_data_url(run / CURVES),
         course=story.course,
         trials=judged,
         judge=story.judge,
-        rule=RULE,
-        photos=[show(line, 500) for line in story.photos],  # names of files are somebody's
+        rule=SELECTION_RULE,
+        photos=[printable(line, 500) for line in story.photos],  # names of files are somebody's
         facts=_facts(card, story.seconds),
     )
-    storage.write_text(run / FILE, page)
-    return run / FILE
+    storage.write_text(run / REPORT_FILE, page)
+    return run / REPORT_FILE
 
 
 def _facts(card: Card, seconds: float) -> list[tuple[str, object]]:
@@ -71,10 +71,10 @@ def _facts(card: Card, seconds: float) -> list[tuple[str, object]]:
     return [*known, ("steps", card.steps), *recipe, ("seconds in all", round(seconds)), ("made", card.created)]
 
 
-def _picture(path: Path) -> str:
+def _image_data_url(path: Path) -> str:
     """A PNG as a data URL; "" where there is none."""
     try:
-        data = storage.read_bytes(path, _LIMIT)
-    except PersonalError:
+        data = storage.read_bytes(path, _MAX_IMAGE_BYTES)
+    except UserError:
         return ""
     return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"

@@ -18,7 +18,7 @@ def generator_for(purpose: str, seed: int, index: int = 0) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int.from_bytes(key[:8], "big") >> 1)
 
 
-def photo_at(sample: int, photos: int, seed: int) -> int:
+def photo_index(sample: int, photos: int, seed: int) -> int:
     """Which photo the sample is of: every epoch a new order, each photo once in it."""
     epoch, place = divmod(sample, photos)
     return int(torch.randperm(photos, generator=generator_for("order", seed, epoch))[place])

@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..config import Training
-from ..errors import PersonalError
+from ..config import TrainingSettings
+from ..errors import UserError
 from ..models import StableDiffusion
 from ..photos.loading import PhotoSet
-from ..prompts import Token, show
-from .checkpoint import Learned, check_same_run, latest_identity, latest_step, load_checkpoint, no_checkpoint
+from ..prompts import Token, printable
+from .checkpoint import (
+    CheckpointState,
+    check_same_run,
+    latest_identity,
+    latest_step,
+    load_checkpoint,
+    no_checkpoint_error,
+)
 from .methods.factory import method_name
 from .presets import Preset
 
-RESULT = "result.json"
+RESULT_FILE = "result.json"
 
 # The outcome does not depend on these, or only through what `identity` writes in their place. Steps may grow.
-_NOT_THE_RUN = {"photos", "base", "revision", "steps", "lr", "batch", "accumulate", "checkpointing"} | {
+_NOT_IN_IDENTITY = {"photos", "base", "revision", "steps", "lr", "batch", "accumulate", "checkpointing"} | {
     "library",
     "run",
     "resume",
@@ -29,36 +36,36 @@ _NOT_THE_RUN = {"photos", "base", "revision", "steps", "lr", "batch", "accumulat
 }
 
 
-def run_folder(settings: Training) -> Path:
+def run_folder(settings: TrainingSettings) -> Path:
     """The folder asked for; else the first of runs/me-duck-method, ...-2, ... that holds no finished run.
 
-    With --resume it is the newest of those that exists. Raises PersonalError if --resume finds no checkpoint there, or
+    With --resume it is the newest of those that exists. Raises UserError if --resume finds no checkpoint there, or
     if the folder lies among the photos, where its pictures would be learned from.
     """
-    folder = settings.run or _usual_folder(settings)
+    folder = settings.run or _default_folder(settings)
     if folder.resolve().is_relative_to(settings.photos.resolve()):
-        raise PersonalError(
-            f"The run's folder {show(str(folder))} is inside the folder of photos.", "Give another --run."
+        raise UserError(
+            f"The run's folder {printable(str(folder))} is inside the folder of photos.", "Give another --run."
         )
     if settings.resume and latest_step(folder) is None:
-        raise no_checkpoint(folder)
+        raise no_checkpoint_error(folder)
     return folder
 
 
-def _usual_folder(settings: Training) -> Path:
+def _default_folder(settings: TrainingSettings) -> Path:
     name = f"{Token.parse(settings.token).slug}-{method_name(settings)}"
     number, folder = 1, Path("runs") / name
-    while folder.exists() if settings.resume else (folder / RESULT).exists():
+    while folder.exists() if settings.resume else (folder / RESULT_FILE).exists():
         number += 1
         previous, folder = folder, Path("runs") / f"{name}-{number}"
     return previous if settings.resume and number > 1 else folder
 
 
-def identity_of(
-    settings: Training, base: StableDiffusion, photos: PhotoSet, chosen: Preset, photos_a_step: int
+def run_identity(
+    settings: TrainingSettings, base: StableDiffusion, photos: PhotoSet, chosen: Preset, photos_a_step: int
 ) -> dict[str, object]:
     """What makes it the same run: all that its outcome depends on but the number of steps, which may grow."""
-    return settings.model_dump(mode="json", exclude=_NOT_THE_RUN) | {
+    return settings.model_dump(mode="json", exclude=_NOT_IN_IDENTITY) | {
         "method": method_name(settings),
         "base": base.version,
         "resolution": settings.resolution or base.resolution,
@@ -71,54 +78,54 @@ def identity_of(
     }
 
 
-def first_step(
-    settings: Training,
+def start_step(
+    settings: TrainingSettings,
     run: Path,
-    learned: Learned,
+    learned: CheckpointState,
     identity: dict[str, object],
     steps: int,
     say: Callable[[str], None],
 ) -> int:
     """0 for a new run. With --resume the step of the newest whole checkpoint, which is then loaded.
 
-    Raises PersonalError where the run is another one.
+    Raises UserError where the run is another one.
     """
     if not settings.resume:
         return 0
     resumed = load_checkpoint(run, learned, identity)
     if resumed.step > steps:
-        raise PersonalError(
+        raise UserError(
             f"The run is at step {resumed.step} already, past --steps {steps}.", "Give more steps, or start anew."
         )
     say(resumed.note)
     return resumed.step
 
 
-def check_not_finished(settings: Training, run: Path) -> None:
-    """Raises PersonalError where the folder holds a finished run and --resume was not given."""
-    if settings.resume or not (run / RESULT).exists() or (step := latest_step(run)) is None:
+def check_not_finished(settings: TrainingSettings, run: Path) -> None:
+    """Raises UserError where the folder holds a finished run and --resume was not given."""
+    if settings.resume or not (run / RESULT_FILE).exists() or (step := latest_step(run)) is None:
         return
-    raise PersonalError(
-        f"{show(str(run))} holds a finished run, of {step} steps.",
+    raise UserError(
+        f"{printable(str(run))} holds a finished run, of {step} steps.",
         "Add --resume --no-early-stop, and more --steps, to train it on; or --run FOLDER for a new one.",
     )
 
 
-def check_free(settings: Training, run: Path, identity: dict[str, object], steps: int) -> None:
-    """Raises PersonalError where the folder holds a run and --resume was not given."""
+def check_no_earlier_run(settings: TrainingSettings, run: Path, identity: dict[str, object], steps: int) -> None:
+    """Raises UserError where the folder holds a run and --resume was not given."""
     if settings.resume:
         return
-    step, place = latest_step(run), show(str(run))
+    step, place = latest_step(run), printable(str(run))
     if step is None:
         return
     check_not_finished(settings, run)
     try:
         check_same_run(identity, latest_identity(run) or {})
-    except PersonalError:
-        raise PersonalError(
+    except UserError:
+        raise UserError(
             f"{place} holds an unfinished run of other settings, at step {step}.", "Give another --run."
         ) from None
-    raise PersonalError(
+    raise UserError(
         f"{place} holds an unfinished run of these very settings, at step {step} of {steps}.",
         "Add --resume to go on from there, or --run FOLDER to start anew.",
     )

@@ -22,7 +22,7 @@ class StopSignals:
 
     def __init__(self, echo: float = 0.0, speak: bool = True, what: str = "step") -> None:
         self.asked = 0  # the signal's number
-        self._echo, self._speak, self._at = echo, speak, 0.0
+        self._repeat_window, self._verbose, self._at = echo, speak, 0.0
         self._said = f"\nStopping after this {what}; again stops at once.\n".encode()
         self._previous: dict[int, object] = {}
 
@@ -30,7 +30,7 @@ class StopSignals:
         # Only a main thread may set handlers; elsewhere whoever runs us stops us its own way.
         if threading.current_thread() is threading.main_thread():
             wanted = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as under nohup
-            self._previous = {number: signal.signal(number, self._ask) for number in wanted}
+            self._previous = {number: signal.signal(number, self._handle) for number in wanted}
         return self
 
     def __exit__(self, *_) -> None:
@@ -38,15 +38,15 @@ class StopSignals:
             signal.signal(number, handler)
         self._previous = {}
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self.asked:
             self.asked, self._at = number, time.monotonic()
-            if not self._echo:
+            if not self._repeat_window:
                 self.__exit__()
-            if self._speak:
+            if self._verbose:
                 # Not through sys.stderr: the signal may have come in the middle of a write to it.
                 with suppress(OSError, ValueError, AttributeError):
                     os.write(sys.stderr.fileno(), self._said)
-        elif time.monotonic() - self._at > self._echo:
+        elif time.monotonic() - self._at > self._repeat_window:
             self.__exit__()
             os.kill(os.getpid(), number)

@@ -10,38 +10,38 @@ from typing import Protocol
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
-from ..errors import PersonalError
+from ..errors import UserError
 
 PROJECT = "sdpersonal"
 
 
-class Track(Protocol):
+class Tracker(Protocol):
     """A place for the numbers of a step."""
 
     def log(self, values: dict[str, float], step: int) -> None: ...
 
 
-class NoTrack:
+class NullTracker:
     """Where no tracker was asked for, and in every process but the first."""
 
     def log(self, values: dict[str, float], step: int) -> None:
         pass
 
 
-def check_installed(report_to: str | None) -> None:
-    """Raises PersonalError where the tracker's package is missing: before anything is loaded."""
+def check_tracker_installed(report_to: str | None) -> None:
+    """Raises UserError where the tracker's package is missing: before anything is loaded."""
     if report_to and importlib.util.find_spec(report_to) is None:
-        raise PersonalError(
+        raise UserError(
             f"--report-to {report_to} needs the package {report_to}, which is not installed.",
             f"pip install 'sdpersonal[{report_to}]', or leave --report-to out.",
         )
 
 
 @contextmanager
-def tracked(report_to: str | None, run: Path, facts: dict[str, float]) -> Iterator[Track]:
+def open_tracker(report_to: str | None, run: Path, facts: dict[str, float]) -> Iterator[Tracker]:
     """A tracker for the main process. facts: plain numbers about the run; no name, path or photo is ever sent."""
     if report_to is None:
-        yield NoTrack()
+        yield NullTracker()
         return
     tracker: GeneralTracker
     tracker = TensorBoardTracker("tensorboard", run) if report_to == "tensorboard" else WandBTracker(PROJECT)

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from conftest import ROOT
-from sdpersonal.app.backend.generation_service import WAITING
-from sdpersonal.app.ui.middleware import GUESSES, LARGEST_UPLOAD
+from sdpersonal.app.backend.generation_service import MAX_JOBS
+from sdpersonal.app.ui.middleware import MAX_FAILED_LOGINS, MAX_UPLOAD
 from support import browser as browsers
 from support.serving import HOSTILE, Server
 from support.stock import stocked
@@ -123,7 +123,7 @@ def test_a_crowd_is_served_in_order_and_the_rest_told_kindly(server):
     busy = [text for text in said if "It is busy" in text]
     drawn = [text for text in said if "1 picture in" in text]
     assert len(busy) + len(drawn) == len(sessions)
-    assert busy and len(drawn) >= WAITING  # who came once the first had left found a place
+    assert busy and len(drawn) >= MAX_JOBS  # who came once the first had left found a place
     assert len(list((server.place / "outputs").rglob("*.png"))) == before + len(drawn)
     rooms = [re.findall(r"sdpersonal-[^/]*/([^/]*)/", text) for text in drawn]
     seen = [room for some in rooms for room in {*some}]
@@ -216,7 +216,7 @@ def announced(server, length):
 
 @pytest.mark.slow
 def test_uploads_have_limits_and_stay_in_their_place(server):
-    assert announced(server, LARGEST_UPLOAD + 1) == 413
+    assert announced(server, MAX_UPLOAD + 1) == 413
     many = [("files", (f"{i}.png", b"x")) for i in range(1000)]
     assert server.http.post("/gradio_api/upload", files=many).status_code == 413
     for name in ("../../outside.png", "/tmp/outside.png", "", ".."):
@@ -271,7 +271,7 @@ def test_others_come_in_with_a_password_and_see_their_own(tmp_path):
         history = running.ask("on_look_back", Search='""')
         assert "Nothing found" in history and picture.stem not in history
         guesses = [running.log_in("ann", f"guess {i}") for i in range(50)]
-        assert guesses == [400] * GUESSES + [429] * (50 - GUESSES)
+        assert guesses == [400] * MAX_FAILED_LOGINS + [429] * (50 - MAX_FAILED_LOGINS)
         assert running.http.get("/config", headers={"Host": "evil.example"}).status_code == 400
         assert [path.stat().st_mode & 0o777 for path in tmp_path.glob("sdpersonal-*")] == [0o700]
     assert running.process.returncode == 0 and list(tmp_path.glob("sdpersonal-*")) == [] and picture.exists()

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from conftest import ROOT
-from sdpersonal.concepts.concept import Concept, write
+from sdpersonal.concepts.concept import Concept, concept_to_bytes
 from sdpersonal.concepts.library import Library
 from sdpersonal.models.loading import built_in_folder
 from sdpersonal.prompts import Token
@@ -104,7 +104,7 @@ def test_five_hundred_are_shown_a_page_at_a_time(server, window):
 
 @needs_browser
 def test_import_edit_export_delete_and_undo(server, window, library, tmp_path):
-    (tmp_path / "goose.safetensors").write_bytes(write(concept("<new/goose>", seed=77)))
+    (tmp_path / "goose.safetensors").write_bytes(concept_to_bytes(concept("<new/goose>", seed=77)))
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     tab(window, "Library")
     unfold(window, "import-box")

@@ -4,9 +4,9 @@ import anyio
 import httpx
 import pytest
 
-from sdpersonal.app.ui.auth import Door, opened
-from sdpersonal.app.ui.middleware import GUESSES, LARGEST_BODY, PARTS, Guard
-from sdpersonal.errors import PersonalError
+from sdpersonal.app.ui.auth import Access, configure_access
+from sdpersonal.app.ui.middleware import MAX_BODY, MAX_FAILED_LOGINS, MAX_PARTS, SecurityMiddleware
+from sdpersonal.errors import UserError
 
 HOSTS = frozenset({"127.0.0.1", "cellar.example"})
 
@@ -26,7 +26,7 @@ async def answering(scope, receive, send):
 
 @pytest.fixture
 def ask(tmp_path):
-    guard = Guard(answering, HOSTS, tmp_path)
+    guard = SecurityMiddleware(answering, HOSTS, tmp_path)
 
     def asked(method="GET", path="/", host="127.0.0.1:7860", address="10.0.0.9", **more):
         async def go():
@@ -63,7 +63,7 @@ def test_nobody_says_for_the_proxy_where_it_is(ask):
 
 def test_passwords_cannot_be_guessed_fast(ask):
     tried = [ask("POST", "/login", content=b"wrong").status_code for _ in range(200)]
-    assert tried == [400] * GUESSES + [429] * (200 - GUESSES)
+    assert tried == [400] * MAX_FAILED_LOGINS + [429] * (200 - MAX_FAILED_LOGINS)
     assert ask("POST", "/login/", content=b"right").status_code == 429
     assert ask("POST", "/login", content=b"right", address="10.0.0.10").status_code == 200  # not everybody waits
     assert ask().status_code == 200
@@ -74,14 +74,14 @@ def test_a_long_body_is_refused_by_its_announcement_and_by_what_comes(ask):
     assert announced.status_code == 413
 
     async def slowly():
-        for _ in range(LARGEST_BODY // 100_000 + 2):
+        for _ in range(MAX_BODY // 100_000 + 2):
             yield b"x" * 100_000
 
     assert ask("POST", "/queue/join", content=slowly()).status_code == 413
     assert ask("POST", "/queue/join", headers={"Content-Length": "-1"}, content=b"").status_code == 400
 
 
-@pytest.mark.parametrize("count, status", [(PARTS, 200), (PARTS + 1, 413), (1000, 413)])
+@pytest.mark.parametrize("count, status", [(MAX_PARTS, 200), (MAX_PARTS + 1, 413), (1000, 413)])
 def test_many_files_at_once_are_refused(ask, count, status):
     files = [("files", (f"{i}.png", b"x" * 50)) for i in range(count)]
     assert ask("POST", "/gradio_api/upload", files=files).status_code == status
@@ -91,10 +91,10 @@ def test_what_was_sent_has_an_end(ask, tmp_path, monkeypatch):
     from sdpersonal.app.ui import middleware as guard
 
     (tmp_path / "sent").write_bytes(b"x" * 2000)
-    monkeypatch.setattr(guard, "LARGEST_UPLOAD", 1000)
+    monkeypatch.setattr(guard, "MAX_UPLOAD", 1000)
     assert ask("POST", "/gradio_api/upload", content=b"x").status_code == 507
-    monkeypatch.setattr(guard, "LARGEST_UPLOAD", 1 << 30)
-    monkeypatch.setattr(guard, "ROOM", 1 << 60)
+    monkeypatch.setattr(guard, "MAX_UPLOAD", 1 << 30)
+    monkeypatch.setattr(guard, "MIN_FREE_DISK", 1 << 60)
     assert "disk is nearly full" in ask("POST", "/gradio_api/upload", content=b"x").text
 
 
@@ -114,14 +114,16 @@ def passwords(tmp_path):
 
 
 def test_alone_it_is_for_this_machine_only():
-    door = opened(7860, False, (), None)
+    door = configure_access(7860, False, (), None)
     assert door.address == "127.0.0.1" and door.names == {"127.0.0.1", "localhost"} and door.check is None
 
 
 def test_to_listen_needs_passwords(passwords):
-    with pytest.raises(PersonalError, match="--password-file"):
-        opened(7860, True, (), None)
-    door = opened(7860, True, ("cellar.example",), passwords("# who\nann:correct horse\n\nbob:battery: staple\n"))
+    with pytest.raises(UserError, match="--password-file"):
+        configure_access(7860, True, (), None)
+    door = configure_access(
+        7860, True, ("cellar.example",), passwords("# who\nann:correct horse\n\nbob:battery: staple\n")
+    )
     assert door.address == "0.0.0.0" and {"cellar.example", "127.0.0.1"} <= door.names
     assert door.check("ann", "correct horse") and door.check("bob", "battery: staple")
     for name, password in [("ann", "battery: staple"), ("ann", ""), ("eve", ""), ("", ""), ("bob", "battery")]:
@@ -129,17 +131,17 @@ def test_to_listen_needs_passwords(passwords):
 
 
 def test_no_password_is_in_what_is_printed_of_a_door():
-    assert "secret" not in repr(Door(1, passwords={"ann": "secret-word"}))
+    assert "secret" not in repr(Access(1, passwords={"ann": "secret-word"}))
 
 
 @pytest.mark.parametrize("text", ["", "ann", "ann:short", "../ann:long enough", "Ann:long enough", "# ann:long enough"])
 def test_a_bad_file_of_passwords_is_told(passwords, text):
-    with pytest.raises(PersonalError):
-        opened(7860, True, (), passwords(text))
+    with pytest.raises(UserError):
+        configure_access(7860, True, (), passwords(text))
 
 
 def test_a_file_that_others_can_read_is_refused(passwords):
-    with pytest.raises(PersonalError, match="chmod 600"):
-        opened(7860, True, (), passwords("ann:long enough", 0o644))
-    with pytest.raises(PersonalError):
-        opened(7860, True, (), passwords("x").with_name("nothing"))
+    with pytest.raises(UserError, match="chmod 600"):
+        configure_access(7860, True, (), passwords("ann:long enough", 0o644))
+    with pytest.raises(UserError):
+        configure_access(7860, True, (), passwords("x").with_name("nothing"))

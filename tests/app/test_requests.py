@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sdpersonal.concepts.card import Card
 from sdpersonal.concepts.concept import Concept
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import MAX_WORK, Request
-from sdpersonal.errors import PersonalError
+from sdpersonal.config import MAX_WORK, GenerateRequest
+from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
 from sdpersonal.prompts import Token
 
@@ -56,9 +56,9 @@ def library(tmp_path_factory, tiny):
 @pytest.mark.parametrize("value", ODD, ids=lambda value: repr(value)[:12])
 def test_a_number_is_one_or_is_told_in_one_sentence(name, value):
     try:
-        request = Request(prompt="x", **{name: value})
-    except PersonalError as error:
-        assert name in error.problem and "\n" not in error.problem and len(str(error)) < 400
+        request = GenerateRequest(prompt="x", **{name: value})
+    except UserError as error:
+        assert name in error.message and "\n" not in error.message and len(str(error)) < 400
         assert "Traceback" not in str(error)
     else:
         assert isinstance(value, int | float | None) and not isinstance(value, bool)
@@ -87,13 +87,13 @@ def test_a_number_is_one_or_is_told_in_one_sentence(name, value):
 )
 def test_what_is_too_much_is_refused_at_once(fields):
     began = time.process_time()
-    with pytest.raises(PersonalError) as refused:
-        Request(**({"prompt": "x"} | fields))
-    assert time.process_time() - began < 2 and refused.value.fix is not None
+    with pytest.raises(UserError) as refused:
+        GenerateRequest(**({"prompt": "x"} | fields))
+    assert time.process_time() - began < 2 and refused.value.hint is not None
 
 
 def test_all_limits_together_are_within_the_work_that_is_taken():
-    request = Request(prompt="x", n=100, steps=50, size="1024x1024")
+    request = GenerateRequest(prompt="x", n=100, steps=50, size="1024x1024")
     assert request.n * request.denoising_steps * 1024 * 1024 <= MAX_WORK
 
 
@@ -113,25 +113,25 @@ def test_any_prompt_is_drawn_or_refused(tiny, library, prompt, negative, every, 
     began = time.monotonic()
     try:
         fields = {"every": every, "seed": seed, "near": near, "guidance": guidance, "size": "64x64"}
-        request = Request(prompt=prompt, negative=negative, n=2, steps=1, **fields)
+        request = GenerateRequest(prompt=prompt, negative=negative, n=2, steps=1, **fields)
         first = next(iter(Generator(tiny, library).draw(request)))
-    except PersonalError as error:
+    except UserError as error:
         assert str(error) and "\x00" not in str(error) and "\u202e" not in str(error)
         return
     finally:
         assert time.monotonic() - began < 60
     assert first.image.size == (64, 64)
     assert first.recipe.request().prompt == first.recipe.prompt
-    assert all(slot.down is None for slot in tiny.slots._slots.values())
+    assert all(slot.down is None for slot in tiny.adapters._adapters.values())
 
 
 def test_a_concept_that_goes_while_others_are_drawn_is_named(tiny, library, tmp_path):
     copy = Library(tmp_path)
     copy.add(library.get(Token("me", "duck")))
     generator = Generator(tiny, copy)
-    request = Request(prompt="<me/duck>", n=1, steps=1, size="64x64")
+    request = GenerateRequest(prompt="<me/duck>", n=1, steps=1, size="64x64")
     list(generator.draw(request))
     copy.remove(Token("me", "duck"))
-    with pytest.raises(PersonalError, match="<me/duck>"):
+    with pytest.raises(UserError, match="<me/duck>"):
         list(generator.draw(request))
     list(generator.draw(request.model_copy(update={"prompt": "a duck"})))

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from sdpersonal.app.backend import App, House, Studio
-from sdpersonal.app.backend.models.hardware import SIZES, Machine, Size, teaching, verdict
-from sdpersonal.app.backend.models.picker import choose, cost, loaded, offers
+from sdpersonal.app.backend import App, GenerationService, Workspace
+from sdpersonal.app.backend.models.hardware import MODEL_SIZES, Hardware, ModelSize, check_fit, training_memory_text
+from sdpersonal.app.backend.models.picker import download_question, list_models, model_facts, switch_model
 from sdpersonal.concepts.library import Library
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
 from sdpersonal.models import load_base
 from sdpersonal.models.loading import built_in_folder
-from sdpersonal.models.offload import bytes_of, need
+from sdpersonal.models.offload import memory_need, weight_bytes
 from support.hub_server import Repo, hub_server
 
 GB = 10**9
@@ -36,51 +36,51 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def app(tiny, folder, tmp_path):
     library = Library(tmp_path / "concepts")
-    house = House(library, tmp_path / "out", tmp_path / "runs", tmp_path / "shown")
+    house = Workspace(library, tmp_path / "out", tmp_path / "runs", tmp_path / "shown")
 
     def load(name):
         return Generator(tiny if name in (None, "tiny") else load_base(name, device="cpu"), library)
 
-    return App(house, Studio(load, house, "tiny"), bases=folder)
+    return App(house, GenerationService(load, house, "tiny"), bases=folder)
 
 
 def test_what_is_loaded(app, tiny):
-    known = dict(loaded(app.studio.base))
+    known = dict(model_facts(app.generation.base))
     assert (known["Base"], known["Kind"]) == ("tiny", "the built-in base of sdpersonal")
     assert known["Pictures"] == "128 x 128 pixels" and known["Computed on"] == "the CPU" and "fp32" in known["Size"]
     assert known["Fingerprint"] == tiny.version[:16] and known["Safety checker"] == tiny.safety
 
 
 def test_what_is_offered(app):
-    found = {offer.name: offer for offer in offers(app)}
+    found = {offer.name: offer for offer in list_models(app)}
     assert list(found) == ["tiny", "sd15", "sd21", "sdxl", "mine", str(Path("shelf/yours"))]
     assert found["tiny"].fits and found["tiny"].fetch == 0
-    assert found["sd15"].fetch == 2.8 and "2.8 GB to fetch" in found["sd15"].needs
-    assert "in the folder of bases" in found["mine"].needs
+    assert found["sd15"].fetch == 2.8 and "2.8 GB to fetch" in found["sd15"].requirements
+    assert "in the folder of bases" in found["mine"].requirements
 
 
 def test_another_is_loaded_and_draws(app):
-    assert cost(app, "mine") == ""
-    said = choose(app, "mine")
-    assert said.startswith("Base: ") and "mine" in said and app.studio.base.name.endswith("mine")
-    assert choose(app, "tiny").startswith("Base: tiny")
+    assert download_question(app, "mine") == ""
+    said = switch_model(app, "mine")
+    assert said.startswith("Base: ") and "mine" in said and app.generation.base.name.endswith("mine")
+    assert switch_model(app, "tiny").startswith("Base: tiny")
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 def test_gigabytes_are_asked_about_first(app, name):
-    assert "Fetch " in cost(app, name) and "GB from the Hugging Face Hub?" in cost(app, name)
-    with pytest.raises(PersonalError, match="Nothing was fetched"):
-        choose(app, name)
-    assert app.studio.base.name == "tiny"
+    assert "Fetch " in download_question(app, name) and "GB from the Hugging Face Hub?" in download_question(app, name)
+    with pytest.raises(UserError, match="Nothing was fetched"):
+        switch_model(app, name)
+    assert app.generation.base.name == "tiny"
 
 
 @pytest.mark.tries_network
 def test_without_the_hub_the_one_that_is_loaded_stays(app):
-    with pytest.raises(PersonalError, match="I cannot reach the Hub: someone/some-model"):
-        cost(app, "someone/some-model")
-    with pytest.raises(PersonalError, match="cannot reach the Hub"):
-        choose(app, "sd15", agreed=True)
-    assert app.studio.base.name == "tiny"
+    with pytest.raises(UserError, match="I cannot reach the Hub: someone/some-model"):
+        download_question(app, "someone/some-model")
+    with pytest.raises(UserError, match="cannot reach the Hub"):
+        switch_model(app, "sd15", agreed=True)
+    assert app.generation.base.name == "tiny"
 
 
 NO_BASES = [
@@ -117,31 +117,31 @@ NO_BASES += [
 @pytest.mark.parametrize("name", NO_BASES)
 def test_no_path_is_a_base(app, name, folder, monkeypatch):
     monkeypatch.chdir(folder)  # where all of these are
-    for work in (cost, choose):
-        with pytest.raises(PersonalError, match="No base"):
+    for work in (download_question, switch_model):
+        with pytest.raises(UserError, match="No base"):
             work(app, name)
-    with pytest.raises(PersonalError, match="No base"):
-        choose(app, name, agreed=True)
+    with pytest.raises(UserError, match="No base"):
+        switch_model(app, name, agreed=True)
 
 
 def test_a_folder_that_looks_like_a_hub_id_is_not_read(app, folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
-    with pytest.raises(PersonalError, match="No base called"):
-        choose(app, f"{folder.name}/cut", agreed=True)
+    with pytest.raises(UserError, match="No base called"):
+        switch_model(app, f"{folder.name}/cut", agreed=True)
 
 
 def test_where_people_log_in_nobody_chooses(app):
-    fixed = App(app.house, app.studio, fixed_base=True)
+    fixed = App(app.workspace, app.generation, fixed_base=True)
     for agreed in (False, True):
-        with pytest.raises(PersonalError, match="Who started this app chose its base"):
-            choose(fixed, "tiny", agreed)
+        with pytest.raises(UserError, match="Who started this app chose its base"):
+            switch_model(fixed, "tiny", agreed)
 
 
 def test_what_it_needs_is_counted_as_for_drawing(tiny):
     """The same sums as for a base that is loaded."""
-    known = need(tiny, (128, 128))
+    known = memory_need(tiny, (128, 128))
     width = tiny.unet.config.block_out_channels[0] / 320, tiny.vae.config.block_out_channels[0] / 128
-    ours = Size(0, bytes_of(tiny.unet) / 4e6, 0, 128).need(4)
+    ours = ModelSize(0, weight_bytes(tiny.unet) / 4e6, 0, 128).need(4)
     assert ours.unet == pytest.approx(known.unet, abs=4)
     assert (ours.step * width[0], ours.decoding * width[1]) == pytest.approx((known.step, known.decoding), rel=1e-3)
 
@@ -157,17 +157,17 @@ def test_what_it_needs_is_counted_as_for_drawing(tiny):
     ],
 )
 def test_whether_a_card_has_room(name, memory, fits, says):
-    found, words = verdict(SIZES[name], Machine("a card", memory, memory, 100 * GB))
+    found, words = check_fit(MODEL_SIZES[name], Hardware("a card", memory, memory, 100 * GB))
     assert found is fits and says in words
 
 
 def test_without_a_card_it_is_said(tmp_path):
-    machine = Machine("", 64 * GB, 64 * GB, GB)
-    assert "Without a card" in verdict(SIZES["sd15"], machine)[1] and "on a CPU hours" in teaching(
-        SIZES["sd15"], machine
+    machine = Hardware("", 64 * GB, 64 * GB, GB)
+    assert "Without a card" in check_fit(MODEL_SIZES["sd15"], machine)[1] and "on a CPU hours" in training_memory_text(
+        MODEL_SIZES["sd15"], machine
     )
     assert "no CUDA card" in machine.line()
-    assert "not measured" in teaching(SIZES["sdxl"], machine)
+    assert "not measured" in training_memory_text(MODEL_SIZES["sdxl"], machine)
 
 
 def test_the_hub_says_how_much_it_is(app, monkeypatch):
@@ -182,9 +182,9 @@ def test_the_hub_says_how_much_it_is(app, monkeypatch):
             "x.bin": bytes(9),
         }
         hub.repos["someone/small"], hub.repos["someone/lora"] = Repo(files), Repo({"lora.safetensors": b"x"})
-        assert cost(app, "someone/small") == "someone/small is not on this machine. " + (
+        assert download_question(app, "someone/small") == "someone/small is not on this machine. " + (
             "Fetch 0.4 GB from the Hugging Face Hub?"
         )
         for name, says in (("someone/none", "has no such model"), ("someone/lora", "is no base in diffusers' layout")):
-            with pytest.raises(PersonalError, match=says):
-                cost(app, name)
+            with pytest.raises(UserError, match=says):
+                download_question(app, name)

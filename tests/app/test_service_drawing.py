@@ -12,13 +12,13 @@ import weakref
 import pytest
 from PIL import Image
 
-from sdpersonal.app.backend import House, Studio
-from sdpersonal.app.backend.error_text import LABELS, in_words
-from sdpersonal.app.backend.generation_service import WAITING, endless, insert, pictures
-from sdpersonal.app.backend.job_queue import Line
+from sdpersonal.app.backend import GenerationService, Workspace
+from sdpersonal.app.backend.error_text import LABELS, describe_error
+from sdpersonal.app.backend.generation_service import MAX_JOBS, append_token, endless_job, generate_job
+from sdpersonal.app.backend.job_queue import JobQueue
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import Request
-from sdpersonal.errors import Interrupted, PersonalError
+from sdpersonal.config import GenerateRequest
+from sdpersonal.errors import Interrupted, UserError
 from sdpersonal.generation import Generator
 from sdpersonal.image_metadata import read_recipe
 from sdpersonal.models import load_base
@@ -31,17 +31,17 @@ FORM = {"prompt": "a cat on grass", "n": 1, "steps": 2, "seed": 7}
     [("", "<me/duck>"), ("a photo of", "a photo of <me/duck>"), ("a photo of \n", "a photo of <me/duck>")],
 )
 def test_a_word_is_put_in_with_one_space(prompt, whole):
-    assert insert(prompt, "<me/duck>") == whole
+    assert append_token(prompt, "<me/duck>") == whole
 
 
 @pytest.fixture
 def studio(tiny, tmp_path):
     library = Library(tmp_path / "concepts")
-    house = House(library, tmp_path / "keep", tmp_path / "runs", tmp_path / "show")
-    return Studio(lambda name: Generator(tiny, library), house)
+    house = Workspace(library, tmp_path / "keep", tmp_path / "runs", tmp_path / "show")
+    return GenerationService(lambda name: Generator(tiny, library), house)
 
 
-def drawn(studio, page="page", work=pictures, **form):
+def drawn(studio, page="page", work=generate_job, **form):
     return list(studio.do(lambda: work(FORM | form), page))
 
 
@@ -52,13 +52,13 @@ def test_a_drawing_tells_how_far_it_is_and_keeps_its_pictures(studio):
     assert views[-1].message.startswith("2 pictures in ")
     assert [result.caption for result in views[-1].results] == ["seed 7", "seed 8"]
     assert [read_recipe(result.shown.read_bytes()).seed for result in views[-1].results] == [7, 8]
-    kept = {path.read_bytes() for path in studio.house.outputs.rglob("*.png")}
+    kept = {path.read_bytes() for path in studio.workspace.outputs.rglob("*.png")}
     assert kept == {result.shown.read_bytes() for result in views[-1].results} and len(kept) == 2
 
 
 def test_a_drawing_is_the_one_that_the_command_line_makes(studio, tiny):
     (result,) = drawn(studio)[-1].results
-    (alone,) = Generator(tiny).draw(Request(**FORM))
+    (alone,) = Generator(tiny).draw(GenerateRequest(**FORM))
     assert result.kept.read_bytes() == alone.png()
 
 
@@ -98,21 +98,21 @@ def test_an_unknown_concept_becomes_words(studio):
 
 def test_a_page_that_stops_does_not_stop_another(studio):
     for page, ending in [("one", "Stopped."), ("two", "1 picture in ")]:
-        views = studio.do(lambda: pictures(FORM | {"steps": 150}), page)
+        views = studio.do(lambda: generate_job(FORM | {"steps": 150}), page)
         next(views), next(views)  # it is under way
         studio.stop("one")
         assert list(views)[-1].message.startswith(ending)
 
 
 def test_a_page_that_goes_away_frees_the_device(studio):
-    views = studio.do(lambda: pictures(FORM | {"steps": 150, "n": 16}), "page")
+    views = studio.do(lambda: generate_job(FORM | {"steps": 150, "n": 16}), "page")
     next(views), next(views)
     views.close()
     assert drawn(studio, "other")[-1].message.startswith("1 picture")
 
 
 def test_a_page_has_one_drawing_at_a_time(studio):
-    first = studio.do(lambda: pictures(FORM | {"steps": 150}), "page")
+    first = studio.do(lambda: generate_job(FORM | {"steps": 150}), "page")
     next(first), next(first)
     assert drawn(studio)[-1].message.startswith("1 picture")
     assert list(first)[-1].message == "Stopped."
@@ -123,7 +123,7 @@ def test_a_long_drawing_gives_way_to_a_short_one(studio):
     begun = threading.Event()
 
     def long():
-        for view in studio.do(lambda: pictures(FORM | {"n": 16, "steps": 8}), "long"):
+        for view in studio.do(lambda: generate_job(FORM | {"n": 16, "steps": 8}), "long"):
             if view.done:
                 begun.set()
         endings.append("long")
@@ -139,11 +139,11 @@ def test_a_long_drawing_gives_way_to_a_short_one(studio):
 
 def test_endless_drawing_stops_and_goes_on_where_it_was(studio):
     form = {"prompt": "a {cat|dog|fox} on grass"}
-    views = studio.do(lambda: endless(FORM | form), "page")
+    views = studio.do(lambda: endless_job(FORM | form), "page")
     last = next(view for view in views if len(view.results) >= 3)
     studio.stop("page")
     assert list(views)[-1].message.startswith("Stopped. ")
-    again = studio.do(lambda: endless(FORM | form), "page")
+    again = studio.do(lambda: endless_job(FORM | form), "page")
     fourth = next(view for view in again if view.results).results[0]
     again.close()
     recipes = [read_recipe(result.kept.read_bytes()) for result in (*last.results, fourth)]
@@ -152,7 +152,7 @@ def test_endless_drawing_stops_and_goes_on_where_it_was(studio):
 
 
 def test_the_line_is_first_come_first_served_and_never_two():
-    line, order, most = Line(10), [], [0, 0]
+    line, order, most = JobQueue(10), [], [0, 0]
 
     def work(name):
         with line.job() as job, job.turn():
@@ -175,7 +175,7 @@ def test_the_line_is_first_come_first_served_and_never_two():
 
 
 def test_one_who_must_be_alone_waits_for_what_is_half_done():
-    line, order = Line(10), []
+    line, order = JobQueue(10), []
     with line.job() as half:
         with half.turn():
             pass
@@ -201,17 +201,17 @@ def test_one_who_must_be_alone_waits_for_what_is_half_done():
 
 
 def test_one_who_gives_up_leaves_the_line():
-    line, told = Line(10), []
+    line, told = JobQueue(10), []
     with line.job() as first, first.turn(), line.job() as second, pytest.raises(Interrupted):
         second.line.take(second, lambda: bool(told), told.append)
     assert line.jobs == [] and told == [1]
 
 
 def test_a_full_line_is_said_kindly(studio):
-    jobs = [studio._line.job() for _ in range(WAITING)]
+    jobs = [studio._queue.job() for _ in range(MAX_JOBS)]
     for job in jobs:
         job.__enter__()
-    assert drawn(studio)[-1].message.startswith(f"It is busy: {WAITING} drawings are in the line already.")
+    assert drawn(studio)[-1].message.startswith(f"It is busy: {MAX_JOBS} drawings are in the line already.")
     for job in jobs:
         job.__exit__(None, None, None)
     assert drawn(studio)[-1].message.startswith("1 picture")
@@ -220,14 +220,14 @@ def test_a_full_line_is_said_kindly(studio):
 def test_another_base_is_loaded_and_a_bad_one_leaves_the_old(tiny, tmp_path):
     def load(name):
         if name == "bad":
-            raise PersonalError("No base called bad.")
+            raise UserError("No base called bad.")
         loaded.append(name)
         return Generator(tiny)
 
     loaded = []
-    studio = Studio(load, House(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b"))
+    studio = GenerationService(load, Workspace(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b"))
     assert studio.use("tiny").startswith("Base: tiny")
-    with pytest.raises(PersonalError, match="No base called bad"):
+    with pytest.raises(UserError, match="No base called bad"):
         studio.use("bad")
     assert studio.base.name == "tiny"
     assert drawn(studio)[-1].message.startswith("1 picture") and loaded == [None, "tiny", "tiny"]
@@ -245,7 +245,7 @@ def test_a_base_has_gone_before_the_next_one_comes(tmp_path):
         return generator
 
     there, bases = [], []
-    studio = Studio(load, House(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b"))
+    studio = GenerationService(load, Workspace(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b"))
     assert drawn(studio)[-1].message.startswith("1 picture")
     studio.use("tiny")
     studio.release()
@@ -259,12 +259,12 @@ def test_a_failure_inside_is_a_number_outside(studio, caplog):
     message = list(studio.do(broken, "page"))[-1].message
     number = re.search(r"failure (\w{8})", message)[1]
     assert "secret" not in message and number in caplog.text and "secret" in caplog.text
-    assert in_words(PersonalError("No.", "Try.")) == "No.\nTry."
+    assert describe_error(UserError("No.", "Try.")) == "No.\nTry."
 
 
 def test_a_room_is_known_to_its_page_alone_and_goes_with_it(studio):
     (result,) = drawn(studio, "mine")[-1].results
-    assert result.shown.parent == studio.house.room("mine") != studio.house.room("other")
+    assert result.shown.parent == studio.workspace.room("mine") != studio.workspace.room("other")
     assert len(result.shown.parent.name) > 20
     studio.leave("mine")
     assert not result.shown.exists() and result.kept.exists()
@@ -273,7 +273,7 @@ def test_a_room_is_known_to_its_page_alone_and_goes_with_it(studio):
 def test_ctrl_c_waits_for_nothing():
     """A base may be gigabytes on their way here."""
     script = (
-        "import sys, time\nfrom sdpersonal.app.backend.device_worker import Device\n"
+        "import sys, time\nfrom sdpersonal.app.backend.device_worker import DeviceWorker\n"
         "def work():\n    print('under way', flush=True)\n    time.sleep(600)\nDevice().do(work)"
     )
     running = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)

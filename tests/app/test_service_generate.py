@@ -10,17 +10,17 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sdpersonal.app.backend import House, Studio
-from sdpersonal.app.backend.error_text import LABELS, tried
+from sdpersonal.app.backend import GenerationService, Workspace
+from sdpersonal.app.backend.error_text import LABELS, value_or_error
 from sdpersonal.app.backend.generate import history, image_actions
-from sdpersonal.app.backend.generate.init_image import started
-from sdpersonal.app.backend.generate.prompt_check import MOST, Asked, asked, stronger
-from sdpersonal.app.backend.generate.prompt_presets import READY, ready
-from sdpersonal.app.backend.generate.xyz_grid import NOTHING, SIDES, axis, sheet_work
-from sdpersonal.app.backend.generation_service import pictures
-from sdpersonal.app.ui.form import Form
-from sdpersonal.config import Request
-from sdpersonal.errors import PersonalError
+from sdpersonal.app.backend.generate.init_image import save_init_image
+from sdpersonal.app.backend.generate.prompt_check import MAX_STRENGTHS, PromptCheck, change_strength, check_prompt
+from sdpersonal.app.backend.generate.prompt_presets import PROMPT_PRESETS, fill_preset
+from sdpersonal.app.backend.generate.xyz_grid import AXES, NO_AXIS, axis_text, grid_job
+from sdpersonal.app.backend.generation_service import generate_job
+from sdpersonal.app.ui.form import GenerateForm
+from sdpersonal.config import GenerateRequest
+from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
 from sdpersonal.image_metadata import Recipe, read_recipe
 from support.stock import stocked
@@ -31,18 +31,18 @@ FORM = {"prompt": "a <me/duck> on grass", "n": 1, "steps": 2, "seed": 7}
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
     place = tmp_path_factory.mktemp("house")
-    return House(stocked(place / "concepts"), place / "outputs", place / "runs", place / "shown")
+    return Workspace(stocked(place / "concepts"), place / "outputs", place / "runs", place / "shown")
 
 
 @pytest.fixture(scope="module")
 def studio(tiny, house):
-    return Studio(lambda name: Generator(tiny, house.library), house)
+    return GenerationService(lambda name: Generator(tiny, house.library), house)
 
 
 @pytest.fixture(scope="module")
 def drawn(studio):
     """A picture that was drawn on a page."""
-    return list(studio.do(lambda: pictures(FORM), "page"))[-1].results[0]
+    return list(studio.do(lambda: generate_job(FORM), "page"))[-1].results[0]
 
 
 def ended(studio, work):
@@ -65,7 +65,7 @@ def ended(studio, work):
     ],
 )
 def test_a_prompt_says_its_strengths(house, prompt, strengths):
-    assert asked(prompt, house, "tiny") == Asked("", strengths)
+    assert check_prompt(prompt, house, "tiny") == PromptCheck("", strengths)
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,12 @@ def test_a_prompt_says_its_strengths(house, prompt, strengths):
     ],
 )
 def test_a_prompt_says_what_is_wrong_before_anything_is_drawn(house, prompt, words):
-    assert words in asked(prompt, house, "tiny").note
+    assert words in check_prompt(prompt, house, "tiny").note
 
 
 def test_many_concepts_have_as_many_sliders_as_there_are(house):
     prompt = " ".join(f"<me/thing-{i}>" for i in range(9))
-    assert len(asked(prompt, house, "tiny").strengths) == MOST
+    assert len(check_prompt(prompt, house, "tiny").strengths) == MAX_STRENGTHS
 
 
 @pytest.mark.parametrize(
@@ -104,28 +104,28 @@ def test_many_concepts_have_as_many_sliders_as_there_are(house):
     ],
 )
 def test_a_slider_changes_the_prompt(strength, wanted):
-    result = stronger("a <me/duck>", "<me/duck>", strength)
+    result = change_strength("a <me/duck>", "<me/duck>", strength)
     assert result == wanted or (math.isnan(strength) and "nan" not in result)
 
 
 def test_ready_prompts_get_a_fitting_concept(house):
-    for kind, prompts in READY.items():
+    for kind, prompts in PROMPT_PRESETS.items():
         for title in prompts:
-            words = ready(title, "", house.library, "tiny")
+            words = fill_preset(title, "", house.library, "tiny")
             assert ("<you/ink>" if kind == "style" else "<me/duck>") in words and "{}" not in words
-            Request(prompt=words)  # it can be read, alternatives and all
-    with pytest.raises(PersonalError, match="no such ready"):
-        ready("Nothing", "", house.library, "tiny")
-    with pytest.raises(PersonalError, match="There is no object"):
-        ready("It in many places", "", house.library, "sdxl")
+            GenerateRequest(prompt=words)  # it can be read, alternatives and all
+    with pytest.raises(UserError, match="no such ready"):
+        fill_preset("Nothing", "", house.library, "tiny")
+    with pytest.raises(UserError, match="There is no object"):
+        fill_preset("It in many places", "", house.library, "sdxl")
 
 
 # --- one picture ------------------------------------------------------------------------------------------------------
 
 
 def test_its_settings_draw_the_same_picture(studio, drawn):
-    fields = dict(image_actions.settings_in(drawn.kept).fields)
-    again = ended(studio, lambda: pictures(fields)).results[0]
+    fields = dict(image_actions.read_settings(drawn.kept).fields)
+    again = ended(studio, lambda: generate_job(fields)).results[0]
     assert again.kept.read_bytes() == drawn.kept.read_bytes() and again.kept != drawn.kept
 
 
@@ -134,17 +134,19 @@ def test_the_form_gets_the_words_of_a_prompt_that_cannot_be_used(studio, tmp_pat
     text = "a cat AND a dog\nSteps: 4, Sampler: Euler a, CFG scale: 7, Seed: 18446744073709551615, Size: 64x64"
     info.add_text("parameters", text)
     Image.new("RGB", (64, 64)).save(tmp_path / "theirs.png", pnginfo=info)
-    found = image_actions.settings_in(tmp_path / "theirs.png")
+    found = image_actions.read_settings(tmp_path / "theirs.png")
     assert found.fields["prompt"] == "a cat AND a dog" and found.fields["seed"] == 2**64 - 1
-    assert "AND in capitals" in image_actions.taken(found) and "same picture" not in image_actions.taken(found)
-    view = ended(studio, lambda: pictures(dict(found.fields) | {"n": 1}))
+    assert "AND in capitals" in image_actions.settings_note(
+        found
+    ) and "same picture" not in image_actions.settings_note(found)
+    view = ended(studio, lambda: generate_job(dict(found.fields) | {"n": 1}))
     assert "AND in capitals" in view.message and not view.results
 
 
 @pytest.fixture
 def form():
     with gr.Blocks(analytics_enabled=False):
-        laid_out = Form(gr.Textbox(label="Prompt"))
+        laid_out = GenerateForm(gr.Textbox(label="Prompt"))
         laid_out.settings(SimpleNamespace(guidance=7.5, rescale=0.0, resolution=512, schedulers=("Euler a",)))
         laid_out.start()
     return laid_out
@@ -157,17 +159,17 @@ def test_the_form_keeps_all_digits_of_a_seed(form):
     updates = dict(zip(form.components, form.filled({"seed": 2**64 - 1}), strict=True))
     assert updates["seed"]["value"] == "18446744073709551615"
     values = {part: "" for part in form.inputs} | {seed: "18446744073709551615"}
-    assert form.read(values, SimpleNamespace(house=None), "page")["seed"] == 2**64 - 1
+    assert form.read(values, SimpleNamespace(workspace=None), "page")["seed"] == 2**64 - 1
 
 
 def test_a_form_as_it_opens_is_a_request(form):
     """Nothing is filled in but a prompt; a field that is left empty is the base's own, or named."""
     values = {part: part.value for part in form.inputs} | {form.components["prompt"]: "a cat"}
-    fields = form.read(values, SimpleNamespace(house=None), "page")
-    asked = Request(**fields)
+    fields = form.read(values, SimpleNamespace(workspace=None), "page")
+    asked = GenerateRequest(**fields)
     assert asked.scheduler is None and asked.fast is None and asked.clip_skip == 1 and asked.seed == 0
-    empty = form.read(values | {form.components["seed"]: " "}, SimpleNamespace(house=None), "page")
-    assert tried(lambda: Request(**empty))[1] == "Seed is empty."
+    empty = form.read(values | {form.components["seed"]: " "}, SimpleNamespace(workspace=None), "page")
+    assert value_or_error(lambda: GenerateRequest(**empty))[1] == "Seed is empty."
 
 
 def test_its_labels_are_those_in_messages(form):
@@ -180,7 +182,7 @@ def test_settings_of_a_picture_leave_nothing_of_the_one_before(form, drawn, tmp_
     info.add_text("parameters", "a cat\nSteps: 4, Sampler: Euler a, Seed: 5, Size: 64x64")
     Image.new("RGB", (64, 64)).save(tmp_path / "theirs.png", pnginfo=info)
     for picture, scheduler in ((drawn.kept, ""), (tmp_path / "theirs.png", "Euler a")):
-        fields = dict(image_actions.settings_in(picture).fields)
+        fields = dict(image_actions.read_settings(picture).fields)
         updates = dict(zip(form.components, form.filled(fields), strict=True))
         got = {name: updates[name]["value"] for name in ("scheduler", "fast", "clip_skip", "negative", "enlarge")}
         assert got == {"scheduler": scheduler, "fast": "", "clip_skip": 1, "negative": "", "enlarge": 1.0}
@@ -189,14 +191,16 @@ def test_settings_of_a_picture_leave_nothing_of_the_one_before(form, drawn, tmp_
 def test_it_is_a_favourite_or_not(house, drawn):
     outputs = house.pictures(None)
     assert not image_actions.is_favourite(outputs, drawn)
-    assert "among your favourites" in image_actions.favoured(outputs, drawn) and image_actions.is_favourite(
+    assert "among your favourites" in image_actions.toggle_favourite(outputs, drawn) and image_actions.is_favourite(
         outputs, drawn
     )
-    assert "no favourite" in image_actions.favoured(outputs, drawn) and not image_actions.is_favourite(outputs, drawn)
+    assert "no favourite" in image_actions.toggle_favourite(outputs, drawn) and not image_actions.is_favourite(
+        outputs, drawn
+    )
 
 
 def test_it_is_taken_along_with_its_recipe_or_without(house, drawn):
-    whole, private = (image_actions.download(house, "page", drawn, private) for private in (False, True))
+    whole, private = (image_actions.make_download(house, "page", drawn, private) for private in (False, True))
     assert isinstance(read_recipe(whole.read_bytes()), Recipe)
     with Image.open(private) as image, Image.open(whole) as same:
         assert image.info == {} and np.array_equal(np.asarray(image), np.asarray(same))
@@ -204,14 +208,14 @@ def test_it_is_taken_along_with_its_recipe_or_without(house, drawn):
 
 
 def test_variations_are_near_it(studio, house, drawn):
-    view = ended(studio, lambda: image_actions.varied(house, drawn, 0.2, 2))
+    view = ended(studio, lambda: image_actions.variation_job(house, drawn, 0.2, 2))
     recipes = [read_recipe(each.kept.read_bytes()) for each in view.results]
     assert [(each.seed, each.near, each.near_seed) for each in recipes] == [(7, 0.2, 1), (7, 0.2, 2)]
 
 
 def test_one_thing_in_it_is_changed(studio, house, drawn):
-    stronger = ended(studio, lambda: image_actions.changed(house, drawn, "<me/duck>=0.5,0.8"))
-    words = ended(studio, lambda: image_actions.changed(house, drawn, "grass=snow|sand"))
+    stronger = ended(studio, lambda: image_actions.change_job(house, drawn, "<me/duck>=0.5,0.8"))
+    words = ended(studio, lambda: image_actions.change_job(house, drawn, "grass=snow|sand"))
     prompts = [read_recipe(each.kept.read_bytes()).prompt for each in (*stronger.results, *words.results)]
     assert prompts == [f"a <me/duck:{each}> on grass" for each in (0.5, 0.8)] + [
         f"a <me/duck> on {each}" for each in ("snow", "sand")
@@ -219,37 +223,37 @@ def test_one_thing_in_it_is_changed(studio, house, drawn):
 
 
 def test_it_is_drawn_larger(studio, house, drawn):
-    (large,) = ended(studio, lambda: image_actions.enlarged(house, drawn, 2.0)).results
+    (large,) = ended(studio, lambda: image_actions.hires_job(house, drawn, 2.0)).results
     with Image.open(large.kept) as image:
         assert image.size == (256, 256)
 
 
 @pytest.mark.parametrize("change", ["", "snow", "=", "nothing=snow", "<me/cat>=0.5", None])
 def test_a_change_of_nothing_is_told(studio, house, drawn, change):
-    view = ended(studio, lambda: image_actions.changed(house, drawn, change))
+    view = ended(studio, lambda: image_actions.change_job(house, drawn, change))
     assert not view.results and view.message and "failure" not in view.message
 
 
 @pytest.mark.parametrize("share", [math.nan, 0, 7, "x", []])
 def test_a_bad_share_is_told(studio, house, drawn, share):
-    view = ended(studio, lambda: image_actions.varied(house, drawn, share))
+    view = ended(studio, lambda: image_actions.variation_job(house, drawn, share))
     assert not view.results and "near must be" in view.message
 
 
 def test_nothing_chosen_is_told(studio, house):
     for work in (
-        image_actions.varied,
-        lambda house, none: image_actions.changed(house, none, "a=b"),
-        image_actions.enlarged,
+        image_actions.variation_job,
+        lambda house, none: image_actions.change_job(house, none, "a=b"),
+        image_actions.hires_job,
     ):
-        arguments = (house, None, 2.0) if work is image_actions.enlarged else (house, None)
+        arguments = (house, None, 2.0) if work is image_actions.hires_job else (house, None)
         assert "Click one first" in ended(studio, lambda work=work, given=arguments: work(*given)).message
 
 
 @pytest.mark.parametrize("picture", [None, 3, "/etc/passwd", "/nothing/there.png"])
 def test_what_is_no_picture_has_no_settings(picture):
-    with pytest.raises(PersonalError):
-        image_actions.settings_in(picture)
+    with pytest.raises(UserError):
+        image_actions.read_settings(picture)
 
 
 # --- to begin from ----------------------------------------------------------------------------------------------------
@@ -258,7 +262,7 @@ def test_what_is_no_picture_has_no_settings(picture):
 def test_a_painted_part_becomes_a_mask(house):
     picture, layer = Image.new("RGBA", (80, 64), (9, 99, 9, 255)), Image.new("RGBA", (80, 64))
     layer.paste((0, 255, 255, 255), (10, 20, 30, 40))
-    found = started(house, "page", {"background": picture, "layers": [layer], "composite": None})
+    found = save_init_image(house, "page", {"background": picture, "layers": [layer], "composite": None})
     with Image.open(found["mask"]) as mask, Image.open(found["start"]) as start:
         white = np.asarray(mask)[..., 0] == 255
         assert start.mode == "RGB" and white.sum() == 400 and white[20:40, 10:30].all()
@@ -266,22 +270,24 @@ def test_a_painted_part_becomes_a_mask(house):
 
 @pytest.mark.parametrize("editor", [None, {}, {"background": None, "layers": []}, "x", {"background": "/etc/passwd"}])
 def test_an_empty_editor_is_nothing_to_begin_from(house, editor):
-    assert started(house, "page", editor) == {}
+    assert save_init_image(house, "page", editor) == {}
 
 
 def test_unpainted_layers_are_no_mask_and_a_huge_picture_is_told(house):
     picture = Image.new("RGBA", (80, 64), (9, 99, 9, 255))
-    assert [*started(house, "page", {"background": picture, "layers": [Image.new("RGBA", (80, 64))]})] == ["start"]
-    with pytest.raises(PersonalError, match="I take up to"):
-        started(house, "page", {"background": Image.new("L", (9000, 8))})
+    assert [*save_init_image(house, "page", {"background": picture, "layers": [Image.new("RGBA", (80, 64))]})] == [
+        "start"
+    ]
+    with pytest.raises(UserError, match="I take up to"):
+        save_init_image(house, "page", {"background": Image.new("L", (9000, 8))})
 
 
 def test_a_part_is_drawn_anew(studio, house, drawn):
     with Image.open(drawn.kept) as image:
         picture, layer = image.convert("RGBA"), Image.new("RGBA", image.size)
     layer.paste((0, 255, 255, 255), (64, 0, 128, 128))
-    begun = started(house, "page", {"background": picture, "layers": [layer]})
-    (result,) = ended(studio, lambda: pictures(FORM | begun | {"change": 1.0, "seed": 8, "steps": 4})).results
+    begun = save_init_image(house, "page", {"background": picture, "layers": [layer]})
+    (result,) = ended(studio, lambda: generate_job(FORM | begun | {"change": 1.0, "seed": 8, "steps": 4})).results
     with Image.open(result.kept) as new:
         difference = np.abs(np.asarray(new, int) - np.asarray(picture.convert("RGB"), int)).max(-1)
     assert difference[:, :48].max() == 0 and difference[:, 80:].max() > 20
@@ -291,9 +297,9 @@ def test_a_part_is_drawn_anew(studio, house, drawn):
 
 
 def test_every_side_of_a_sheet_has_an_example_that_works(house):
-    for kind, (_, example) in SIDES.items():
+    for kind, (_, example) in AXES.items():
         prompt = "a <me/duck> by <me/ink> {}" if "{}" in kind else "a <me/duck> by <me/ink>"
-        assert callable(sheet_work(FORM | {"prompt": prompt}, kind, example, NOTHING, ""))
+        assert callable(grid_job(FORM | {"prompt": prompt}, kind, example, NO_AXIS, ""))
 
 
 @pytest.mark.parametrize(
@@ -308,18 +314,18 @@ def test_every_side_of_a_sheet_has_an_example_that_works(house):
     ],
 )
 def test_what_no_sheet_can_change_is_told(kind, values):
-    with pytest.raises(PersonalError):
-        sheet_work(FORM, kind, values, NOTHING, "")
+    with pytest.raises(UserError):
+        grid_job(FORM, kind, values, NO_AXIS, "")
 
 
 def test_an_axis_is_one_line_of_a_sheet():
-    assert axis("Seed", "1..4") == "seed: 1..4"
-    assert axis("Strength of a concept", "<me/duck>: 0..1 by 0.25") == "strength <me/duck>: 0..1 by 0.25"
-    assert axis(NOTHING, "1") is None
+    assert axis_text("Seed", "1..4") == "seed: 1..4"
+    assert axis_text("Strength of a concept", "<me/duck>: 0..1 by 0.25") == "strength <me/duck>: 0..1 by 0.25"
+    assert axis_text(NO_AXIS, "1") is None
 
 
 def test_a_sheet_is_drawn_and_its_pictures_are_kept(studio, house):
-    view = ended(studio, lambda: sheet_work(FORM, "Seed", "1..2", "Steps", "1, 2"))
+    view = ended(studio, lambda: grid_job(FORM, "Seed", "1..2", "Steps", "1, 2"))
     assert "4 pictures" in view.message and len(view.results) == 1
     with Image.open(view.results[0].shown) as image:
         assert image.width > 200
@@ -329,32 +335,32 @@ def test_a_sheet_is_drawn_and_its_pictures_are_kept(studio, house):
 
 
 def test_history_finds_by_words_and_by_page(tiny, tmp_path):
-    house = House(stocked(tmp_path / "concepts"), tmp_path / "outputs", tmp_path / "runs", tmp_path / "shown")
-    studio, outputs = Studio(lambda name: Generator(tiny, house.library), house), house.pictures(None)
+    house = Workspace(stocked(tmp_path / "concepts"), tmp_path / "outputs", tmp_path / "runs", tmp_path / "shown")
+    studio, outputs = GenerationService(lambda name: Generator(tiny, house.library), house), house.pictures(None)
     for prompt in ("a cat on grass", "a dog in the snow"):
-        ended(studio, lambda prompt=prompt: pictures(FORM | {"prompt": prompt}))
+        ended(studio, lambda prompt=prompt: generate_job(FORM | {"prompt": prompt}))
     plain = io.BytesIO()
     Image.new("RGB", (8, 8)).save(plain, "PNG")
-    for _ in range(history.PAGE):
+    for _ in range(history.PAGE_SIZE):
         outputs.save(plain.getvalue())
-    first, last = (history.look(house, "page", None, number=number) for number in (0, 99))
-    assert first.total == history.PAGE + 2 and first.note == f"1 to {history.PAGE} of {history.PAGE + 2}"
+    first, last = (history.find_images(house, "page", None, number=number) for number in (0, 99))
+    assert first.total == history.PAGE_SIZE + 2 and first.note == f"1 to {history.PAGE_SIZE} of {history.PAGE_SIZE + 2}"
     assert last.number == 1 and [each.caption for each in last.results] == [outputs.days()[0]] * 2
-    (dog,) = history.look(house, "page", None, "SNOW dog").results
+    (dog,) = history.find_images(house, "page", None, "SNOW dog").results
     assert read_recipe(dog.kept.read_bytes()).prompt == "a dog in the snow"
-    assert history.shown(house, "page", dog).shown.read_bytes() == dog.kept.read_bytes()
-    assert history.look(house, "page", None, "horse").note == "Nothing found."
-    outputs.favourite(dog.kept)
-    (star,) = history.look(house, "page", None, starred=True).results
+    assert history.publish_image(house, "page", dog).shown.read_bytes() == dog.kept.read_bytes()
+    assert history.find_images(house, "page", None, "horse").note == "Nothing found."
+    outputs.add_favourite(dog.kept)
+    (star,) = history.find_images(house, "page", None, starred=True).results
     assert image_actions.is_favourite(outputs, star)
 
 
 def test_nobody_sees_anothers_pictures(studio, house):
-    list(studio.do(lambda: pictures(FORM), "anns", "ann"))
-    assert history.look(house, "p", "ann").total == 1
-    assert history.look(house, "p", "bob").total == 0
-    assert all("ann" not in str(each.kept) for each in history.look(house, "p", None).results)
+    list(studio.do(lambda: generate_job(FORM), "anns", "ann"))
+    assert history.find_images(house, "p", "ann").total == 1
+    assert history.find_images(house, "p", "bob").total == 0
+    assert all("ann" not in str(each.kept) for each in history.find_images(house, "p", None).results)
     for name in ("../ann", "", "A", "a/b", "x" * 40):
         if name:
-            with pytest.raises(PersonalError):
+            with pytest.raises(UserError):
                 house.pictures(name)

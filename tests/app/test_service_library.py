@@ -12,16 +12,27 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from sdpersonal.app.backend.error_text import tried
-from sdpersonal.app.backend.library.compare import beside, check
-from sdpersonal.app.backend.library.concept_details import rename, save, view, words
-from sdpersonal.app.backend.library.deletion import delete, deleted, empty, question, undo
-from sdpersonal.app.backend.library.import_export import PROGRAMS, arrive, parcel
-from sdpersonal.app.backend.library.tiles import data_url, tiles
-from sdpersonal.app.backend.workspace import House
-from sdpersonal.concepts.concept import Concept, thumbnail_bytes, write
+from sdpersonal.app.backend.error_text import value_or_error
+from sdpersonal.app.backend.library.compare import check_conflicts, compare_concepts
+from sdpersonal.app.backend.library.concept_details import (
+    concept_details,
+    rename_all_versions,
+    save_card,
+    token_choices,
+)
+from sdpersonal.app.backend.library.deletion import (
+    delete,
+    deletion_question,
+    empty_trash,
+    list_deletions,
+    undo_deletion,
+)
+from sdpersonal.app.backend.library.import_export import PROGRAMS, import_uploads, make_export_download
+from sdpersonal.app.backend.library.tiles import concept_tiles, thumbnail_data_url
+from sdpersonal.app.backend.workspace import Workspace
+from sdpersonal.concepts.concept import Concept, concept_to_bytes, make_thumbnail
 from sdpersonal.concepts.library import Library
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
 from support.samples import card, concept, lora, vectors
 from support.stock import stocked
@@ -45,14 +56,14 @@ HOSTILE = [
 
 @pytest.fixture
 def house(tmp_path):
-    return House(stocked(tmp_path / "concepts"), tmp_path / "out", tmp_path / "runs", tmp_path / "shown")
+    return Workspace(stocked(tmp_path / "concepts"), tmp_path / "out", tmp_path / "runs", tmp_path / "shown")
 
 
 # --- tiles ------------------------------------------------------------------------------------------------------------
 
 
 def test_tiles_are_small_files_made_once(house):
-    found = tiles(house, loaded="tiny")
+    found = concept_tiles(house, loaded="tiny")
     assert found.tokens == ("<me/duck>", "<me/photo>", "<you/ink>") and found.found == 3
     assert [caption for _, caption in found.pictures] == ["<me/duck>", "<me/photo> sd1", "<you/ink>"]
     places = [Path(path) for path, _ in found.pictures]
@@ -60,18 +71,18 @@ def test_tiles_are_small_files_made_once(house):
     assert Image.open(places[0]).getpixel((5, 5))[0] > 200  # the thumbnail's red
     assert max(Image.open(places[0]).size) <= 160
     before = [path.stat().st_mtime_ns for path in places]
-    assert [Path(path) for path, _ in tiles(house).pictures] == places
+    assert [Path(path) for path, _ in concept_tiles(house).pictures] == places
     assert [path.stat().st_mtime_ns for path in places] == before
     places[0].unlink()  # the page's cache is cleared now and then
-    tiles(house)
+    concept_tiles(house)
     assert places[0].exists()
 
 
 def test_a_changed_file_gets_another_tile(house):
-    (old, _), *_ = tiles(house).pictures
-    blue = thumbnail_bytes(Image.new("RGB", (64, 64), "blue"))
+    (old, _), *_ = concept_tiles(house).pictures
+    blue = make_thumbnail(Image.new("RGB", (64, 64), "blue"))
     house.library.add(Concept(T("<me/duck>"), card(), {"clip_l": vectors(0)}, None, blue), replace=True)
-    (new, _), *_ = tiles(house).pictures
+    (new, _), *_ = concept_tiles(house).pictures
     assert new != old and Image.open(new).getpixel((5, 5))[2] > 200
 
 
@@ -89,37 +100,37 @@ def test_a_changed_file_gets_another_tile(house):
     ],
 )
 def test_what_is_asked_for_is_shown(house, asked, tokens):
-    assert list(tiles(house, **asked).tokens) == tokens
+    assert list(concept_tiles(house, **asked).tokens) == tokens
 
 
 def test_what_is_damaged_is_shown_and_told(house):
     (house.library.folder / "me" / "cut-v1.safetensors").write_bytes(b"half")
-    found = tiles(house)
+    found = concept_tiles(house)
     assert "<me/cut>" in found.tokens and "1 damaged" in found.note
-    told = view(house.library, "<me/cut>")
+    told = concept_details(house.library, "<me/cut>")
     assert told.card is None and told.facts[0][0] == "Damaged"
-    assert "<me/cut>" not in tiles(house, kind="object").tokens
+    assert "<me/cut>" not in concept_tiles(house, kind="object").tokens
 
 
 def test_a_hundred_concepts_are_shown_a_page_at_a_time(tmp_path):
     library = Library(tmp_path / "concepts")
     for number in range(100):
         library.add(concept(f"<me/thing-{number}>", seed=number))
-    found = tiles(House(library, tmp_path, tmp_path, tmp_path / "shown"))
+    found = concept_tiles(Workspace(library, tmp_path, tmp_path, tmp_path / "shown"))
     assert len(found.tokens) == 48 and found.found == 100 and "The first 48 are shown" in found.note
 
 
 def test_no_library_is_no_tiles(tmp_path):
-    found = tiles(House(Library(tmp_path / "none"), tmp_path, tmp_path, tmp_path / "shown"))
+    found = concept_tiles(Workspace(Library(tmp_path / "none"), tmp_path, tmp_path, tmp_path / "shown"))
     assert (found.pictures, found.note) == ([], "")
     (tmp_path / "file").write_text("x")
-    assert "file" in tiles(House(Library(tmp_path / "file"), tmp_path, tmp_path, tmp_path / "shown")).note
+    assert "file" in concept_tiles(Workspace(Library(tmp_path / "file"), tmp_path, tmp_path, tmp_path / "shown")).note
 
 
 def test_what_is_no_picture_gets_a_plain_tile(house, monkeypatch):
     entry = house.library.find(T("<me/duck>"))
     monkeypatch.setattr(type(entry), "thumbnail", b"\x89PNG\r\n\x1a\nbroken")
-    assert tiles(house).pictures[0][0].endswith(".webp") and data_url(entry) == ""
+    assert concept_tiles(house).pictures[0][0].endswith(".webp") and thumbnail_data_url(entry) == ""
 
 
 # --- the card ---------------------------------------------------------------------------------------------------------
@@ -129,7 +140,7 @@ def test_a_card_in_words(house):
     scores = {"likeness": 0.66, "fidelity": 0.9, "copying": 0.0, "diversity": 0.3, "cosine": 0.7, "score": 0.77}
     facts = {"title": "Our duck", "steps": 1200, "method": "LoRA", "scores": scores, "prompts": ("<me/duck> at sea",)}
     house.library.edit(T("<me/duck>"), facts)
-    found = view(house.library, "<duck>")
+    found = concept_details(house.library, "<duck>")
     known = dict(found.facts)
     assert (found.token, found.word, found.title) == ("<me/duck-v2>", "<me/duck>", "Our duck")
     assert known["Made by"] == "LoRA in 1,200 steps" and known["Made for"].startswith("the built-in base")
@@ -138,7 +149,7 @@ def test_a_card_in_words(house):
     )
     assert found.prompts == ("<me/duck> at sea",) and found.versions == ("<me/duck-v1>", "<me/duck-v2>")
     assert found.picture.startswith("data:image/webp;base64,")
-    old = view(house.library, "<me/duck-v1>")
+    old = concept_details(house.library, "<me/duck-v1>")
     assert old.word == "<me/duck-v1>" and old.prompts == ("a photo of <me/duck-v1> on the beach",)
 
 
@@ -155,7 +166,7 @@ def test_the_card_is_filled_in(house):
         "prompts": "one <me/duck>\n\n  two <me/duck>  ",
     }
     identity = house.library.find(T("<me/duck>")).identity
-    assert save(house.library, "<me/duck-v2>", values) == T("<me/duck-v2>")
+    assert save_card(house.library, "<me/duck-v2>", values) == T("<me/duck-v2>")
     entry = house.library.find(T("<me/duck>"))
     assert entry.card.license == "CC-BY-4.0" and entry.card.prompts == ("one <me/duck>", "two <me/duck>")
     assert (entry.card.title, entry.card.description, entry.identity) == ("A duck", "Yellow. Small.", identity)
@@ -174,23 +185,23 @@ def test_the_card_is_filled_in(house):
 )
 def test_what_cannot_be_on_a_card_is_refused_in_words(house, values, says):
     before = house.library.find(T("<me/duck>")).card
-    with pytest.raises(PersonalError, match=says):
-        save(house.library, "<me/duck>", values)
+    with pytest.raises(UserError, match=says):
+        save_card(house.library, "<me/duck>", values)
     assert house.library.find(T("<me/duck>")).card == before
 
 
 def test_other_fields_are_not_a_pages_to_write(house):
-    save(house.library, "<me/duck>", {"title": "x", "scores": {"likeness": 1}, "base": "sdxl", "token": "<a/b>"})
+    save_card(house.library, "<me/duck>", {"title": "x", "scores": {"likeness": 1}, "base": "sdxl", "token": "<a/b>"})
     assert house.library.find(T("<me/duck>")).card.scores == {}
 
 
 def test_a_rename_takes_all_versions(house):
-    assert rename(house.library, "<me/duck-v2>", "<me/goose>") == T("<me/goose-v2>")
-    assert view(house.library, "<goose>").versions == ("<me/goose-v1>", "<me/goose-v2>")
-    with pytest.raises(PersonalError, match="has no version"):
-        rename(house.library, "<me/goose>", "<me/swan-v3>")
-    with pytest.raises(PersonalError, match="is here already"):
-        rename(house.library, "<me/goose>", "<you/ink>")
+    assert rename_all_versions(house.library, "<me/duck-v2>", "<me/goose>") == T("<me/goose-v2>")
+    assert concept_details(house.library, "<goose>").versions == ("<me/goose-v1>", "<me/goose-v2>")
+    with pytest.raises(UserError, match="has no version"):
+        rename_all_versions(house.library, "<me/goose>", "<me/swan-v3>")
+    with pytest.raises(UserError, match="is here already"):
+        rename_all_versions(house.library, "<me/goose>", "<you/ink>")
 
 
 # --- beside each other ------------------------------------------------------------------------------------------------
@@ -198,24 +209,24 @@ def test_a_rename_takes_all_versions(house):
 
 def test_two_versions_beside_each_other(house):
     house.library.edit(T("<me/duck-v1>"), {"steps": 100})
-    found = beside(house.library, "<me/duck-v1>", "<me/duck-v2>")
+    found = compare_concepts(house.library, "<me/duck-v1>", "<me/duck-v2>")
     a, b = (house.library.get(T(f"<me/duck-v{n}>")).vectors["clip_l"].astype(np.float64) for n in (1, 2))
     cosine = np.mean([x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(a, b, strict=True)])
     assert f"cosine {cosine:.2f}" in found.said[0]
     assert ("Made by", "in 100 steps", "") in found.rows and all(each.startswith("data:") for each in found.pictures)
-    others = beside(house.library, "<me/duck>", "<me/photo>")
+    others = compare_concepts(house.library, "<me/duck>", "<me/photo>")
     assert "different bases" in others.said[0]
 
 
 def test_several_are_checked(house):
-    assert "no base can draw both" in check(house.library, ["<me/duck>", "<me/photo>"])
-    assert check(house.library, ["<me/duck>", "<you/ink>"]) == "Nothing speaks against them in one prompt."
+    assert "no base can draw both" in check_conflicts(house.library, ["<me/duck>", "<me/photo>"])
+    assert check_conflicts(house.library, ["<me/duck>", "<you/ink>"]) == "Nothing speaks against them in one prompt."
     house.library.add(Concept(T("<me/twin>"), card(), house.library.get(T("<me/duck>")).vectors))
-    assert "Try <me/duck-v2:1> <me/twin-v1:0>" in check(house.library, ["<me/duck>", "<me/twin>"])
+    assert "Try <me/duck-v2:1> <me/twin-v1:0>" in check_conflicts(house.library, ["<me/duck>", "<me/twin>"])
 
 
 def test_choices(house):
-    (tokens, first, second), newest = words(house.library, "<me/duck-v2>")
+    (tokens, first, second), newest = token_choices(house.library, "<me/duck-v2>")
     assert tokens == ["<me/duck-v1>", "<me/duck-v2>", "<me/photo-v1>", "<you/ink-v1>"]
     assert (first, second, newest) == ("<me/duck-v2>", "<me/duck-v1>", ["<me/duck>", "<me/photo>", "<you/ink>"])
 
@@ -243,7 +254,7 @@ def tensors(**content) -> bytes:
 def test_files_are_imported_and_go(house):
     rows = tensors(**{"<cat>": vectors(7, width=768)})
     paths = drop(house, **{"learned_embeds.safetensors": rows, "a.txt": b"hello", "b.safetensors": b"not one"})
-    came = {each.name: each for each in arrive(house, "page", paths)}
+    came = {each.name: each for each in import_uploads(house, "page", paths)}
     assert came["b.safetensors"].done == "refused" and came["a.txt"].done == "refused"
     assert not any(Path(path).exists() for path in paths) and list(house.room("page").iterdir()) == []
     np.testing.assert_array_equal(house.library.get(T("<imported/cat>")).vectors["clip_l"], vectors(7, width=768))
@@ -255,51 +266,53 @@ def test_a_lora_and_its_words_dropped_together_are_one(house):
 
     content = export(made, "diffusers").files
     del content["README.md"]
-    came = arrive(house, "page", drop(house, **content), as_="<me/both>")
+    came = import_uploads(house, "page", drop(house, **content), as_="<me/both>")
     assert [each.token for each in came] == ["<me/both-v1>"] and " + " in came[0].name
     assert house.library.get(T("<me/both>")).lora and house.library.get(T("<me/both>")).vectors
 
 
 def test_a_name_that_is_taken_asks_what_to_do(house):
-    data = write(concept("<me/duck>", seed=9))
-    (came,) = arrive(house, "page", drop(house, **{"duck.safetensors": data}))
+    data = concept_to_bytes(concept("<me/duck>", seed=9))
+    (came,) = import_uploads(house, "page", drop(house, **{"duck.safetensors": data}))
     assert came.done == "refused" and "is here already with other content" in came.said
     assert "another name under Call it" in came.said and "--" not in came.said
-    shutil_again = drop(House(house.library, house.outputs, house.runs, house.shown / "2"), **{"x.safetensors": data})
-    (came,) = arrive(house, "page", shutil_again, as_="goose")
+    shutil_again = drop(
+        Workspace(house.library, house.outputs, house.runs, house.shown / "2"), **{"x.safetensors": data}
+    )
+    (came,) = import_uploads(house, "page", shutil_again, as_="goose")
     assert came.token == "<me/goose-v1>"
-    again = drop(House(house.library, house.outputs, house.runs, house.shown / "3"), **{"x.safetensors": data})
-    (came,) = arrive(house, "page", again, replace=True)
+    again = drop(Workspace(house.library, house.outputs, house.runs, house.shown / "3"), **{"x.safetensors": data})
+    (came,) = import_uploads(house, "page", again, replace=True)
     assert (came.done, came.token) == ("imported", "<me/duck-v2>")
 
 
 def test_a_pickle_that_runs_code_runs_nothing(house):
     evil = b"\x80\x02cos\nmkdir\nq\x00X\x05\x00\x00\x00PWNEDq\x01\x85q\x02Rq\x03."
-    (came,) = arrive(house, "page", drop(house, **{"evil.bin": evil}))
+    (came,) = import_uploads(house, "page", drop(house, **{"evil.bin": evil}))
     assert came.done == "refused" and "os.mkdir; refused" in came.said and not Path("PWNED").exists()
 
 
 @pytest.mark.parametrize("paths", [*HOSTILE, ["/etc/passwd"], ["../x"], [3], ["x"] * 41, [None], ["\0"]])
 def test_only_uploads_are_taken(house, paths):
     before = [str(entry.token) for entry in house.library.list()]
-    with pytest.raises(PersonalError):
-        arrive(house, "page", paths)
+    with pytest.raises(UserError):
+        import_uploads(house, "page", paths)
     assert Path("/etc/passwd").exists() and [str(entry.token) for entry in house.library.list()] == before
 
 
 def test_a_linked_upload_is_not_followed(house, tmp_path):
-    (tmp_path / "secret.safetensors").write_bytes(write(concept("<a/secret>")))
+    (tmp_path / "secret.safetensors").write_bytes(concept_to_bytes(concept("<a/secret>")))
     house.shown.mkdir()
     (house.shown / "x.safetensors").symlink_to(tmp_path / "secret.safetensors")
-    with pytest.raises(PersonalError, match="is not a place inside"):
-        arrive(house, "page", [str(house.shown / "x.safetensors")])
+    with pytest.raises(UserError, match="is not a place inside"):
+        import_uploads(house, "page", [str(house.shown / "x.safetensors")])
 
 
 # --- files out --------------------------------------------------------------------------------------------------------
 
 
 def test_the_native_file_is_one_and_comes_back(house):
-    made = parcel(house, "page", "<me/duck>", "native")
+    made = make_export_download(house, "page", "<me/duck>", "native")
     assert made.path.name == "me-duck.safetensors" and made.path.parent == house.room("page")
     np.testing.assert_array_equal(load_file(made.path)["emb_params"], 0.02 * vectors(1))
     assert made.typed == "<me/duck>"
@@ -307,7 +320,7 @@ def test_the_native_file_is_one_and_comes_back(house):
 
 @pytest.mark.parametrize("program", sorted(PROGRAMS.keys() - {"native"}))
 def test_other_programs_get_a_zip_with_a_readme(house, program):
-    made = parcel(house, "page", "<me/photo>", program)
+    made = make_export_download(house, "page", "<me/photo>", program)
     with zipfile.ZipFile(io.BytesIO(made.path.read_bytes())) as archive:
         names = archive.namelist()
         stem = f"me-photo-{program}/"
@@ -318,29 +331,32 @@ def test_other_programs_get_a_zip_with_a_readme(house, program):
 
 @pytest.mark.parametrize("program", [None, "", "../x", "evil", 3, [], "NATIVE"])
 def test_only_programs_we_know(house, program):
-    with pytest.raises(PersonalError, match="Choose a program"):
-        parcel(house, "page", "<me/duck>", program)
+    with pytest.raises(UserError, match="Choose a program"):
+        make_export_download(house, "page", "<me/duck>", program)
 
 
 # --- deleting ---------------------------------------------------------------------------------------------------------
 
 
 def test_delete_and_undo(house):
-    said, versions = question(house.library, "<me/duck-v2>", others=False)
+    said, versions = deletion_question(house.library, "<me/duck-v2>", others=False)
     assert said == "Delete <me/duck-v2>? It can be brought back for 30 days." and versions == 2
-    assert "goes for everyone" in question(house.library, "<me/duck>", others=True)[0]
+    assert "goes for everyone" in deletion_question(house.library, "<me/duck>", others=True)[0]
     before = {entry.token: entry.path.read_bytes() for entry in house.library.list()}
     said, name = delete(house.library, "<me/duck-v1>", False)
-    assert said == "Deleted: <me/duck-v1>." and undo(house.library, name) == (
+    assert said == "Deleted: <me/duck-v1>." and undo_deletion(house.library, name) == (
         "Back again: <me/duck-v1>.",
         "<me/duck-v1>",
     )
     said, name = delete(house.library, "<me/duck-v2>", True)
-    assert said == "Deleted: <me/duck> (2 versions)." and [each for _, each in deleted(house.library)] == [name]
-    assert undo(house.library, name)[1] == "<me/duck-v2>"
+    assert said == "Deleted: <me/duck> (2 versions)." and [each for _, each in list_deletions(house.library)] == [name]
+    assert undo_deletion(house.library, name)[1] == "<me/duck-v2>"
     assert {entry.token: entry.path.read_bytes() for entry in house.library.list()} == before
     delete(house.library, "<you/ink>", False)
-    assert empty(house.library) == "Gone for good: 1 concept." and empty(house.library) == "The trash was empty."
+    assert (
+        empty_trash(house.library) == "Gone for good: 1 concept."
+        and empty_trash(house.library) == "The trash was empty."
+    )
 
 
 # --- anything at all --------------------------------------------------------------------------------------------------
@@ -351,20 +367,20 @@ def test_whatever_a_page_sends_ends_in_words(house, word, caplog):
     library = house.library
     before = {entry.token: entry.path.read_bytes() for entry in library.list()}
     for work, arguments in [
-        (view, (word,)),
-        (save, (word, {"title": "x"})),
-        (rename, (word, "<me/x>")),
-        (rename, ("<me/duck>", word)),
-        (beside, (word, "<me/duck>")),
-        (beside, ("<me/duck>", word)),
-        (check, (word,)),
-        (check, ([word, "<me/duck>"],)),
-        (question, (word, False)),
+        (concept_details, (word,)),
+        (save_card, (word, {"title": "x"})),
+        (rename_all_versions, (word, "<me/x>")),
+        (rename_all_versions, ("<me/duck>", word)),
+        (compare_concepts, (word, "<me/duck>")),
+        (compare_concepts, ("<me/duck>", word)),
+        (check_conflicts, (word,)),
+        (check_conflicts, ([word, "<me/duck>"],)),
+        (deletion_question, (word, False)),
         (delete, (word, True)),
-        (undo, (word,)),
+        (undo_deletion, (word,)),
     ]:
-        done, said = tried(work, library, *arguments)
+        done, said = value_or_error(work, library, *arguments)
         assert done is None and said and not re.search("failure|Traceback", said), (work, said)
-    assert tried(parcel, house, "page", word, "native")[0] is None
+    assert value_or_error(make_export_download, house, "page", word, "native")[0] is None
     assert {entry.token: entry.path.read_bytes() for entry in library.list()} == before
-    assert caplog.text == "" and json.dumps(str(tiles(house, search=word).tokens))
+    assert caplog.text == "" and json.dumps(str(concept_tiles(house, search=word).tokens))

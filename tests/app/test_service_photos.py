@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from sdpersonal import storage
-from sdpersonal.app.backend import House
+from sdpersonal.app.backend import Workspace
 from sdpersonal.app.backend.train import uploads
-from sdpersonal.app.backend.train.page import Workshop
-from sdpersonal.app.backend.train.photo_review import follow_advice, look
-from sdpersonal.app.backend.train.uploads import MOST, Tray, Trays, samples
+from sdpersonal.app.backend.train.page import TrainPage
+from sdpersonal.app.backend.train.photo_review import apply_advice, review_photos
+from sdpersonal.app.backend.train.uploads import MAX_UPLOADS, PhotoUploads, UploadsByPage, sample_sets
 from sdpersonal.concepts.library import Library
-from sdpersonal.errors import NoRoom, PersonalError
+from sdpersonal.errors import DiskFull, UserError
 from sdpersonal.photos.loading import load_photos
 from support import bad_photos as bad
 
@@ -31,13 +31,13 @@ def picture(path, seed=0, size=(320, 280), **saving):
 @pytest.fixture
 def tray(tmp_path):
     (tmp_path / "tray").mkdir()
-    return Tray(tmp_path / "tray", 128)
+    return PhotoUploads(tmp_path / "tray", 128)
 
 
 @pytest.fixture
 def house(tmp_path):
     (tmp_path / "shown").mkdir()
-    return House(Library(tmp_path / "concepts"), tmp_path / "outputs", tmp_path / "runs", tmp_path / "shown")
+    return Workspace(Library(tmp_path / "concepts"), tmp_path / "outputs", tmp_path / "runs", tmp_path / "shown")
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_what_is_kept_of_a_photo_is_its_pixels_and_no_more(tray, tmp_path):
 
 
 def test_captions_come_along_by_name_and_can_be_changed(bear, tmp_path):
-    assert [snap.name for snap in bear.snaps] == [f"photo {n:02d}" for n in range(1, 6)]
+    assert [snap.name for snap in bear.uploads] == [f"photo {n:02d}" for n in range(1, 6)]
     first = (BEAR / "01.txt").read_text().strip()
     assert bear.captions(0) == first
     bear.caption(1, "{} at home\n\n{} on a chair")
@@ -75,14 +75,14 @@ def test_captions_come_along_by_name_and_can_be_changed(bear, tmp_path):
         ("{} \x1b[31m", "control character U+001B"),
         ("{} \ud83d", "not valid Unicode"),
     ):
-        with pytest.raises(PersonalError, match=re.escape(said)):
+        with pytest.raises(UserError, match=re.escape(said)):
             bear.caption(1, wrong)
     bear.caption(1, "{}\u00a0at\u200b home")
     assert bear.captions(1) == "{} at home"
     bear.caption(1, "{} at home\n\n{} on a chair")
     for wrong in (None, 5, ["{}"]):
         bear.caption(3, wrong)
-    bear.deliver(tmp_path / "photos")
+    bear.copy_to(tmp_path / "photos")
     found = {photo.name: photo.captions for photo in load_photos(tmp_path / "photos", 128).photos}
     assert found["photo 01"] == tuple(first.splitlines())
     assert found["photo 02"] == ("{} at home", "{} on a chair")
@@ -101,7 +101,7 @@ def test_files_that_are_no_photos_are_told_and_the_rest_is_used(tray, tmp_path):
     text = "\n".join(said)
     for words in ("a web page", "ends early", "a GIF", "at least 256", "is the same photo as photo 01"):
         assert words in text
-    assert "DS_Store" not in text and len(tray.snaps) == 1
+    assert "DS_Store" not in text and len(tray.uploads) == 1
     many = [(tmp_path / f"{n}.gif") for n in range(20)]
     for path in many:
         path.write_bytes(b"GIF89a")
@@ -110,20 +110,20 @@ def test_files_that_are_no_photos_are_told_and_the_rest_is_used(tray, tmp_path):
 
 
 def test_too_much_at_once_is_refused_before_anything_is_read(tray, tmp_path, monkeypatch):
-    with pytest.raises(PersonalError, match="1,000 files; I take up to 40"):
+    with pytest.raises(UserError, match="1,000 files; I take up to 40"):
         tray.add([tmp_path / f"{n}.jpg" for n in range(1000)])  # which need not exist
-    with pytest.raises(PersonalError, match="no photos"):
+    with pytest.raises(UserError, match="no photos"):
         tray.add([])
     (tmp_path / "01.txt").write_text("{}")
-    with pytest.raises(PersonalError, match="no photos"):
+    with pytest.raises(UserError, match="no photos"):
         tray.add([tmp_path / "01.txt"])
-    for n in range(MOST):
-        tray.snaps.append(uploads.Snap(f"photo {n}", str(n)))
-    with pytest.raises(PersonalError, match="up to 40"):
+    for n in range(MAX_UPLOADS):
+        tray.uploads.append(uploads.Upload(f"photo {n}", str(n)))
+    with pytest.raises(UserError, match="up to 40"):
         tray.add([picture(tmp_path / "a.png")])
-    tray.snaps.clear()
+    tray.uploads.clear()
     monkeypatch.setattr(storage, "free_bytes", lambda folder: 1000)
-    with pytest.raises(NoRoom, match="disk is nearly full"):
+    with pytest.raises(DiskFull, match="disk is nearly full"):
         tray.add([tmp_path / "a.png"])
     assert list(tray.folder.iterdir()) == []
 
@@ -140,29 +140,31 @@ def test_a_photo_is_turned_and_left_out_and_comes_back(bear):
     assert bear.left_out() is None and bear.used().photos[0].captions
     for number in (-1, 5, 1.0, True, None, "0", [0]):
         for act in (lambda n: bear.turn(n, 1), lambda n: bear.use(n, False), bear.captions):
-            with pytest.raises(PersonalError, match="not here any more"):
+            with pytest.raises(UserError, match="not here any more"):
                 act(number)
     bear.clear()
-    assert bear.used() is None and bear.left_out() is None and bear.snaps == []
+    assert bear.used() is None and bear.left_out() is None and bear.uploads == []
 
 
 def test_a_look_has_a_tile_for_each_photo_whatever_was_done(bear, house):
-    found = look(bear, house, "page", "object", "bear", "center")
-    assert found.count == 5 and not found.helpful and "nothing to change" in found.words
+    found = review_photos(bear, house, "page", "object", "bear", "center")
+    assert found.count == 5 and not found.has_advice and "nothing to change" in found.words
     bear.use(2, False)
     bear.turn(0, 1)
-    found = look(bear, house, "page", "object", "bear", "subject")
+    found = review_photos(bear, house, "page", "object", "bear", "subject")
     assert len(found.tiles) == 5 and found.count == 4
     assert found.tiles[2][1] == "03: left out" and "01" in found.tiles[0][1]
     pale = [np.asarray(Image.open(path)).mean() for path, _ in found.tiles]
     assert pale[2] > 180
     assert all(Path(path).is_relative_to(house.room("page")) for path, _ in found.tiles)
     for _ in range(3):
-        look(bear, house, "page", "object", "bear", "center")
+        review_photos(bear, house, "page", "object", "bear", "center")
     assert len(list(house.room("page").iterdir())) == 2  # what is shown, and what was just before
     for number in range(5):
         bear.use(number, False)
-    assert look(bear, house, "page", "object", "bear", "center").words.startswith("No photo is used. 5 left out")
+    assert review_photos(bear, house, "page", "object", "bear", "center").words.startswith(
+        "No photo is used. 5 left out"
+    )
 
 
 def test_the_doctors_advice_is_followed_by_a_click(bear, house, tmp_path):
@@ -172,42 +174,44 @@ def test_the_doctors_advice_is_followed_by_a_click(bear, house, tmp_path):
     again = Image.open(BEAR / "03.jpg")
     again.crop((6, 6, again.width, again.height)).save(tmp_path / "again.png")
     bear.add([tmp_path / "dark.png", tmp_path / "again.png"])
-    found = look(bear, house, "page", "object", "bear", "center")
-    assert found.helpful and "too dark" in found.words and "nearly the same" in found.words
+    found = review_photos(bear, house, "page", "object", "bear", "center")
+    assert found.has_advice and "too dark" in found.words and "nearly the same" in found.words
     marks = [caption for _, caption in found.tiles]
     assert [mark for mark in marks if "dark" in mark] == ["07: like another, dark"]
     assert sum("like another" in mark for mark in marks) == 4
-    follow_advice(bear, "object", "bear", "center")
-    found = look(bear, house, "page", "object", "bear", "center")
-    assert found.count == 5 and not found.helpful and [snap.used for snap in bear.snaps] == [True] * 5 + [False] * 2
-    follow_advice(bear, "object", "bear", "center")  # nothing more to do
-    assert look(bear, house, "page", "object", "bear", "center").count == 5
+    apply_advice(bear, "object", "bear", "center")
+    found = review_photos(bear, house, "page", "object", "bear", "center")
+    assert (
+        found.count == 5 and not found.has_advice and [snap.used for snap in bear.uploads] == [True] * 5 + [False] * 2
+    )
+    apply_advice(bear, "object", "bear", "center")  # nothing more to do
+    assert review_photos(bear, house, "page", "object", "bear", "center").count == 5
 
 
 @pytest.mark.parametrize("clockwise", [True, False])
 def test_what_lies_on_its_side_is_turned_to_where_it_was(tray, house, tmp_path, clockwise):
     upright = bad.in_one_place(seed=0)
     tray.add(sorted(bad.saved(bad.with_one_turned(upright, 2, clockwise), tmp_path / "photos").iterdir()))
-    assert "on its side?" in look(tray, house, "page", "object", "", "center").tiles[2][1]
-    follow_advice(tray, "object", "", "center")
+    assert "on its side?" in review_photos(tray, house, "page", "object", "", "center").tiles[2][1]
+    apply_advice(tray, "object", "", "center")
     now = np.asarray(Image.open(tray.path(2)).resize((64, 64)), np.float32)
     then = np.asarray(upright[2].convert("RGB").resize((64, 64)), np.float32)
     assert np.abs(now - then).mean() < 8 < np.abs(now - np.rot90(then, 2)).mean()
 
 
 def test_trays_are_of_one_page_and_go_with_it():
-    trays = Trays()
+    trays = UploadsByPage()
     mine, other = trays.of("mine", 128), trays.of("other", 128)
     assert mine.folder != other.folder and mine.folder.stat().st_mode & 0o777 == 0o700
     mine.add([BEAR / "01.jpg"])
-    assert other.snaps == [] and trays.of("mine", 512).snaps and trays.of("mine", 512).side == 512
+    assert other.uploads == [] and trays.of("mine", 512).uploads and trays.of("mine", 512).side == 512
     trays.leave("mine")
     assert not mine.folder.exists() and other.folder.exists()
     for n in range(60):  # a client that calls itself by ever new names
         trays.of(f"page {n}", 128)
-    assert len(list(trays._trays)) <= uploads.MOST_PAGES
+    assert len(list(trays._uploads_by_page)) <= uploads.MAX_PAGES
     trays.close()
-    assert not other.folder.exists() and trays._trays == {}
+    assert not other.folder.exists() and trays._uploads_by_page == {}
 
 
 class Studio:
@@ -216,16 +220,16 @@ class Studio:
 
 
 def test_only_uploads_are_taken_and_they_are_gone_afterwards(house, tmp_path):
-    workshop = Workshop(house, Studio())
+    workshop = TrainPage(house, Studio())
     try:
         outside = picture(tmp_path / "private.png")
         for place in (str(outside), "/etc/passwd", "../private.png", "", "x\0y", str(house.shown)):
             assert "not a place inside" in workshop.drop("page", [place])
-        assert outside.exists() and workshop.trays.of("page", 128).snaps == []
+        assert outside.exists() and workshop.uploads_by_page.of("page", 128).uploads == []
         sent = picture(house.shown / "a.png")
         (house.shown / "evil.gif").write_bytes(b"GIF89a")
         assert "a GIF" in workshop.drop("page", [str(sent), str(house.shown / "evil.gif")])
-        assert not list(house.shown.glob("*.*")) and len(workshop.trays.of("page", 128).snaps) == 1
+        assert not list(house.shown.glob("*.*")) and len(workshop.uploads_by_page.of("page", 128).uploads) == 1
         assert workshop.drop("page", None) == "" == workshop.drop("page", [])
         form = {"kind": "nonsense", "noun": None, "crop": "yes"}
         assert workshop.look("page", form).count == 1
@@ -236,4 +240,4 @@ def test_only_uploads_are_taken_and_they_are_gone_afterwards(house, tmp_path):
 
 
 def test_the_sample_photos_are_there():
-    assert len(samples()) == 2
+    assert len(sample_sets()) == 2

@@ -4,23 +4,23 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdpersonal.app.backend.generate.concept_picker import shelf
-from sdpersonal.app.backend.workspace import House
+from sdpersonal.app.backend.generate.concept_picker import concept_choices
+from sdpersonal.app.backend.workspace import Workspace
 from sdpersonal.concepts.library import Library
 from support.stock import stocked
 
 
 def test_a_shelf_shows_what_the_base_can_draw(tmp_path):
-    house = House(stocked(tmp_path / "concepts"), tmp_path, tmp_path, tmp_path / "shown")
+    house = Workspace(stocked(tmp_path / "concepts"), tmp_path, tmp_path, tmp_path / "shown")
     (tmp_path / "concepts" / "me" / "cut-v1.safetensors").write_bytes(b"not a concept")
-    found = shelf(house, "tiny")
+    found = concept_choices(house, "tiny")
     assert [token for _, token in found.tiles] == ["<me/duck>", "<you/ink>"] == list(found.words)
     assert Image.open(Path(found.tiles[0][0])).getpixel((5, 5))[0] > 200  # the thumbnail's red
     assert "1 more is for another base" in found.note and "1 damaged" in found.note
-    searched = shelf(house, "tiny", "INK")
+    searched = concept_choices(house, "tiny", "INK")
     assert [token for _, token in searched.tiles] == ["<you/ink>"] and searched.words == found.words
 
 
 def test_an_empty_library_is_an_empty_shelf(tmp_path):
-    found = shelf(House(Library(tmp_path / "none"), tmp_path, tmp_path, tmp_path / "shown"), "tiny")
+    found = concept_choices(Workspace(Library(tmp_path / "none"), tmp_path, tmp_path, tmp_path / "shown"), "tiny")
     assert found.tiles == [] and found.words == () and found.note == ""

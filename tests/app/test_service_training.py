@@ -11,18 +11,23 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sdpersonal.app.backend import House
+from sdpersonal.app.backend import Workspace
 from sdpersonal.app.backend.train import training_service
-from sdpersonal.app.backend.train.form import naming, plan, settings_of
-from sdpersonal.app.backend.train.loss_plot import bar, curve
-from sdpersonal.app.backend.train.processes import Process, begin
-from sdpersonal.app.backend.train.run_status import Ledger, Points, Reader, read_json
-from sdpersonal.app.backend.train.run_view import scene
-from sdpersonal.app.backend.train.training_service import Trainings, argv_of, minutes, settings_from
-from sdpersonal.app.backend.train.uploads import Tray
+from sdpersonal.app.backend.train.form import name_note, parse_settings, plan_text
+from sdpersonal.app.backend.train.loss_plot import loss_svg, progress_html
+from sdpersonal.app.backend.train.processes import Process, start_process
+from sdpersonal.app.backend.train.run_status import LossPoints, ProgressReader, RunStatusReader, read_json
+from sdpersonal.app.backend.train.run_view import run_view
+from sdpersonal.app.backend.train.training_service import (
+    TrainingService,
+    format_minutes,
+    settings_from_json,
+    settings_to_argv,
+)
+from sdpersonal.app.backend.train.uploads import PhotoUploads
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import DreamboothSettings, InversionSettings
-from sdpersonal.errors import PersonalError
+from sdpersonal.config import DreamboothSettings, TextualInversionSettings
+from sdpersonal.errors import UserError
 
 BEAR = Path(__file__).parents[2] / "examples" / "photos" / "teddy-bear"
 PATIENCE = 150  # seconds, on a machine with other work
@@ -31,27 +36,27 @@ PATIENCE = 150  # seconds, on a machine with other work
 @pytest.fixture
 def house(tmp_path):
     (tmp_path / "shown").mkdir()
-    return House(Library(tmp_path / "concepts"), tmp_path / "outputs", tmp_path / "runs", tmp_path / "shown")
+    return Workspace(Library(tmp_path / "concepts"), tmp_path / "outputs", tmp_path / "runs", tmp_path / "shown")
 
 
 @pytest.fixture
 def tray(tmp_path):
     (tmp_path / "tray").mkdir()
-    found = Tray(tmp_path / "tray", 128)
+    found = PhotoUploads(tmp_path / "tray", 128)
     found.add(sorted(BEAR.iterdir())[:6])
     return found
 
 
 @pytest.fixture
 def trainings(house):
-    opened = Trainings(house)
+    opened = TrainingService(house)
     yield opened
     for folder in opened._all():
-        training_service._process(folder).end(at_once=True)
+        training_service._read_process(folder).end(at_once=True)
 
 
 def inversion(**more):
-    return InversionSettings(
+    return TextualInversionSettings(
         **{"photos": "x", "token": "<me/bear>", "base": "tiny", "init": "bear", "steps": 5000} | more
     )
 
@@ -94,39 +99,42 @@ def test_a_training_from_start_to_its_concept(trainings, tray, house, monkeypatc
     about = read_json(folder / "process.json")
     child = psutil.Process(about["pid"])
     assert "SECRET" not in str(child.environ()) and os.getpgid(child.pid) == child.pid
-    with pytest.raises(PersonalError, match=r"You are training already, since .*in another tab"):
+    with pytest.raises(UserError, match=r"You are training already, since .*in another tab"):
         trainings.start(inversion(), tray, None)
     assert len(list(house.runs.iterdir())) == 1
 
     until(trainings, learning)
-    again = Trainings(house)  # after a restart of the app
+    again = TrainingService(house)  # after a restart of the app
     standing = again.shown(None)
     assert standing.state == "learning" and standing.folder == folder.resolve() and standing.steps == 5000
-    assert again.busy(None).mine and not again.busy("anna").mine
-    assert "Somebody is training" in again.busy("anna").words() and "bear" not in again.busy("anna").words()
+    assert again.running_training(None).is_own and not again.running_training("anna").is_own
+    assert (
+        "Somebody is training" in again.running_training("anna").words()
+        and "bear" not in again.running_training("anna").words()
+    )
     assert again.shown("anna") is None
-    first = scene(standing, house, "page")
+    first = run_view(standing, house, "page")
     assert first.title == "Learning <me/bear>" and "of at most 5,000" in first.words and "<progress" in first.bar
     again.ask(None, "sample")
     standing = until(again, lambda now: (folder / "trials.jsonl").read_text().endswith("\n"))
-    second = scene(standing, house, "page", first.stamp)
+    second = run_view(standing, house, "page", first.stamp)
     assert len(second.pictures) == 2 and "So far" in second.score
-    assert scene(standing, house, "page", second.stamp).pictures == ()
+    assert run_view(standing, house, "page", second.stamp).pictures == ()
     until(again, lambda now: now.step > standing.step)
     again.ask(None, "keep")
     standing = until(again, lambda now: not now.running)
     assert standing.state == "done" and standing.token == "<me/bear-v1>", (folder / "errors.txt").read_text()
-    last = scene(standing, house, "page")
+    last = run_view(standing, house, "page")
     assert last.title == "<me/bear-v1> is ready" and last.prompts[0] == "a photo of <me/bear>"
     assert Path(last.report).is_relative_to(house.room("page")) and len(last.pictures) == 2
     until(trainings, lambda now: not (folder / "photos").exists())  # whoever started it tidies up
-    assert trainings.pace() and trainings.busy(None) is None
-    assert "going by the last one here" in plan(
+    assert trainings.pace() and trainings.running_training(None) is None
+    assert "going by the last one here" in plan_text(
         FORM | {"method": "Smallest file (textual inversion)"}, 5, Base, house.library, trainings.pace()
     )
-    trainings.put_away(None)
+    trainings.dismiss(None)
     assert trainings.shown(None) is None and (folder / "report.html").exists()
-    assert "will be version 2" in naming(FORM, house.library)
+    assert "will be version 2" in name_note(FORM, house.library)
 
 
 @pytest.mark.slow
@@ -136,14 +144,14 @@ def test_the_apps_end_saves_and_another_goes_on(trainings, tray, house):
     until(trainings, learning, "anna")
     trainings.close()
     standing = trainings.shown("anna")
-    assert standing.state == "stopped" and standing.can_go_on and standing.step >= 2
+    assert standing.state == "stopped" and standing.can_resume and standing.step >= 2
     assert f"Stopped after step {standing.step} of 400; it is saved." in standing.said
-    assert (folder / "photos").exists() and trainings.busy("anna") is None
-    said = scene(standing, house, "page").words
+    assert (folder / "photos").exists() and trainings.running_training("anna") is None
+    said = run_view(standing, house, "page").words
     assert "Go on takes it up there" in said and "--resume" not in said
 
-    again = Trainings(house)
-    again.go_on("anna")
+    again = TrainingService(house)
+    again.resume("anna")
     now = until(again, lambda now: now.state == "learning" and now.step > standing.step, "anna")
     steps = [json.loads(line)["step"] for line in (folder / "progress.jsonl").read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1)) and now.points.losses[0][0] == 1
@@ -159,15 +167,15 @@ def test_killed_it_is_told_and_cancelled_nothing_is_left(trainings, tray, house,
     os.kill(read_json(folder / "process.json")["pid"], signal.SIGKILL)
     standing = until(trainings, lambda now: not now.running)
     assert standing.state == "failed" and "killed, or the machine ran out of memory" in standing.said
-    assert not standing.can_go_on and "try once more" in scene(standing, house, "page").words
-    with pytest.raises(PersonalError, match="No training of yours is running"):
+    assert not standing.can_resume and "try once more" in run_view(standing, house, "page").words
+    with pytest.raises(UserError, match="No training of yours is running"):
         trainings.ask(None, "keep")
-    trainings.go_on(None)  # there is no checkpoint: from the beginning
+    trainings.resume(None)  # there is no checkpoint: from the beginning
     assert until(trainings, learning).step >= 2
     assert "copies of your photos are gone" in trainings.cancel(None)
-    assert not folder.exists() and trainings.shown(None) is None and trainings.busy(None) is None
+    assert not folder.exists() and trainings.shown(None) is None and trainings.running_training(None) is None
     assert house.library.list() == []
-    with pytest.raises(PersonalError, match="no training to cancel"):
+    with pytest.raises(UserError, match="no training to cancel"):
         trainings.cancel(None)
 
 
@@ -177,7 +185,7 @@ def test_of_two_pages_that_press_start_at_once_one_begins(trainings, tray, house
     def press():
         try:
             ends.append(trainings.start(inversion(), tray, None))
-        except PersonalError as error:
+        except UserError as error:
             ends.append(str(error))
 
     threads = [threading.Thread(target=press) for _ in range(4)]
@@ -194,9 +202,9 @@ def test_what_goes_wrong_at_the_start_is_the_trainers_own_sentence(trainings, tr
     folder = trainings.start(inversion(base="no-such-base"), tray, None)
     standing = until(trainings, lambda now: not now.running)
     assert standing.state == "failed" and "no-such-base" in standing.said and "Traceback" not in standing.said
-    assert scene(standing, house, "page").title == "<me/bear> is not finished"
+    assert run_view(standing, house, "page").title == "<me/bear> is not finished"
     (folder / "errors.txt").write_text("Traceback (most recent call last):\n  File /home/me/secret\nKeyError: 'x'\n")
-    words = scene(trainings.shown(None), house, "page").words
+    words = run_view(trainings.shown(None), house, "page").words
     assert "mistake of this program" in words and "secret" not in words
 
 
@@ -205,13 +213,15 @@ def test_a_start_that_fails_leaves_nothing(trainings, tray, house, monkeypatch, 
     if wrong == "full":
         monkeypatch.setattr(training_service.files, "free_bytes", lambda folder: 1000)
     elif wrong == "library gone":
-        monkeypatch.setattr(training_service, "begin", lambda *_: (_ for _ in ()).throw(PersonalError("no process")))
+        monkeypatch.setattr(
+            training_service, "start_process", lambda *_: (_ for _ in ()).throw(UserError("no process"))
+        )
     else:
         tray.clear()
-    with pytest.raises(PersonalError):
+    with pytest.raises(UserError):
         trainings.start(inversion(), tray, None)
     assert not house.runs.exists() or list(house.runs.iterdir()) == []
-    assert trainings.busy(None) is None
+    assert trainings.running_training(None) is None
 
 
 # --- which process it is ----------------------------------------------------------------------------------------------
@@ -219,20 +229,20 @@ def test_a_start_that_fails_leaves_nothing(trainings, tray, house, monkeypatch, 
 
 def test_a_number_that_was_given_to_another_is_not_taken_for_it(trainings, house, tmp_path):
     mine = psutil.Process()
-    assert Process(mine.pid, mine.create_time()).alive()
-    assert not Process(mine.pid, mine.create_time() - 100).alive()
+    assert Process(mine.pid, mine.create_time()).is_alive()
+    assert not Process(mine.pid, mine.create_time() - 100).is_alive()
     for pid in (0, -1, 2**40):
-        assert not Process(pid, 0.0).alive() and Process(pid, 0.0).end(at_once=True)
+        assert not Process(pid, 0.0).is_alive() and Process(pid, 0.0).end(at_once=True)
     run = tmp_path / "runs" / "me-bear"
     run.mkdir(parents=True)
     (run / "settings.json").write_text(json.dumps(inversion().model_dump(mode="json")))
     (run / "process.json").write_text(json.dumps({"pid": mine.pid, "born": mine.create_time() - 100, "began": 5.0}))
-    assert Trainings(house).shown(None).state == "failed"
-    assert "gone" in Trainings(house).cancel(None)  # and this test goes on
+    assert TrainingService(house).shown(None).state == "failed"
+    assert "gone" in TrainingService(house).cancel(None)  # and this test goes on
     for nonsense in ("{", "[]", '{"pid": "x", "born": null}', '{"pid": true}', "\0"):
         run.mkdir(exist_ok=True)
         (run / "process.json").write_text(nonsense)
-        assert Trainings(house).busy(None) is None
+        assert TrainingService(house).running_training(None) is None
 
 
 def test_no_value_is_taken_for_a_flag_or_by_a_shell(tmp_path, monkeypatch):
@@ -240,7 +250,7 @@ def test_no_value_is_taken_for_a_flag_or_by_a_shell(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for noun in ("x; touch PWNED", "$(touch PWNED)", "--config=/etc/passwd", "-h", "a | b", "'\"", "--base", "`id`"):
         asked = DreamboothSettings(photos="ph otos", token="<me/bear>", class_noun=noun, flip=True, samples=False)
-        argv = argv_of(asked)
+        argv = settings_to_argv(asked)
         assert argv[:2] == ["train", "dreambooth"] and all(word.startswith("--") for word in argv[2:])
         assert f"--class={noun}" in argv and "--flip" in argv and "--no-samples" in argv
         assert _as_read(argv) == asked.model_copy(update={"photos": Path("ph otos")})
@@ -248,9 +258,9 @@ def test_no_value_is_taken_for_a_flag_or_by_a_shell(tmp_path, monkeypatch):
 
 
 def _as_read(argv):
-    from sdpersonal.cli.main import _asked
+    from sdpersonal.cli.main import _parse_settings
 
-    return _asked(DreamboothSettings, argv[2:], "train")
+    return _parse_settings(DreamboothSettings, argv[2:], "train")
 
 
 def test_a_process_of_its_own_takes_no_module_from_where_it_runs(tmp_path, monkeypatch):
@@ -258,7 +268,7 @@ def test_a_process_of_its_own_takes_no_module_from_where_it_runs(tmp_path, monke
     (tmp_path / "sdpersonal.py").write_text("raise SystemExit('PWNED')")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
-    _, child = begin(["concepts", "list", "--library=nowhere"], tmp_path / "run")
+    _, child = start_process(["concepts", "list", "--library=nowhere"], tmp_path / "run")
     assert child.wait(PATIENCE) == 0 and "PWNED" not in (tmp_path / "run" / "errors.txt").read_text()
     assert (tmp_path / "run" / "said.txt").stat().st_mode & 0o777 == 0o600 and sys.executable
 
@@ -268,10 +278,12 @@ def test_settings_come_back_as_they_were_kept():
         inversion(lr=0.5),
         DreamboothSettings(photos="x", token="<me/a>", class_noun="cat", method="pivotal"),
     ):
-        kept = json.loads(json.dumps(asked.model_dump(mode="json") | {"program": training_service._program(asked)}))
-        assert settings_from(kept) == asked
-    with pytest.raises(PersonalError):
-        settings_from({"program": "dreambooth", "photos": "x", "token": "<me/a>", "steps": -1})
+        kept = json.loads(
+            json.dumps(asked.model_dump(mode="json") | {"program": training_service._command_name(asked)})
+        )
+        assert settings_from_json(kept) == asked
+    with pytest.raises(UserError):
+        settings_from_json({"program": "dreambooth", "photos": "x", "token": "<me/a>", "steps": -1})
 
 
 # --- what is read and told --------------------------------------------------------------------------------------------
@@ -279,7 +291,7 @@ def test_settings_come_back_as_they_were_kept():
 
 def test_progress_is_read_on_and_anew_after_a_resume(tmp_path):
     path = tmp_path / "progress.jsonl"
-    ledger = Ledger(path)
+    ledger = ProgressReader(path)
     ledger.look()
     lines = [
         json.dumps({"step": n, "steps": 9, "loss": 1 / n, "seconds": n, "left": 9 - n}) + "\n" for n in range(1, 9)
@@ -298,22 +310,26 @@ def test_progress_is_read_on_and_anew_after_a_resume(tmp_path):
 
 def test_a_curve_is_numbers_and_our_own_words():
     losses = [(n, 1.0 / n) for n in range(1, 3001)]
-    drawn = curve(Points(losses, [(n, 0.5) for n in range(100, 3000, 100)]), 5000)
+    drawn = loss_svg(LossPoints(losses, [(n, 0.5) for n in range(100, 3000, 100)]), 5000)
     assert drawn.startswith("<svg") and len(drawn) < 12_000 and "step 5,000" in drawn
-    assert curve(Points([(1, 0.5)]), 10) == "" and curve(Points(losses[:2]), 0).count("M") >= 3
-    assert curve(Points([(1, 0.0), (2, 0.0)]), 2) and 'value="0.5000"' in bar(0.5) and "value" not in bar(None)
+    assert loss_svg(LossPoints([(1, 0.5)]), 10) == "" and loss_svg(LossPoints(losses[:2]), 0).count("M") >= 3
+    assert (
+        loss_svg(LossPoints([(1, 0.0), (2, 0.0)]), 2)
+        and 'value="0.5000"' in progress_html(0.5)
+        and "value" not in progress_html(None)
+    )
 
 
 def test_a_form_becomes_settings_or_a_sentence():
-    made = settings_of(FORM, Base)
+    made = parse_settings(FORM, Base)
     assert (made.token, made.class_noun, made.method, made.base) == ("<me/bear>", "bear", "lora", "tiny")
     assert made.steps is None and made.consent == "unknown"
     for text in ("0,001", "1,5", "1,00"):  # in other places of the world a comma is no mark of thousands
-        with pytest.raises(PersonalError, match="lr must be"):
-            settings_of(FORM | {"lr": text}, Base)
-    typed = settings_of(FORM | {"steps": "1,000", "lr": "1e-4", "rank": "8", "resolution": 64, "seed": "7"}, Base)
+        with pytest.raises(UserError, match="lr must be"):
+            parse_settings(FORM | {"lr": text}, Base)
+    typed = parse_settings(FORM | {"steps": "1,000", "lr": "1e-4", "rank": "8", "resolution": 64, "seed": "7"}, Base)
     assert (typed.steps, typed.lr, typed.rank, typed.resolution, typed.seed) == (1000, 1e-4, 8, 64, 7)
-    person = settings_of(FORM | {"kind": "One person", "agrees": True}, Base)
+    person = parse_settings(FORM | {"kind": "One person", "agrees": True}, Base)
     assert person.consent == "yes" and person.kind == "person"
     for change, words in (
         ({"noun": "  "}, "what it is"),
@@ -340,22 +356,22 @@ def test_a_form_becomes_settings_or_a_sentence():
         ({"seed": 2**64}, "seed must be"),
         ({"prior": "/etc/passwd"}, "not one of the choices"),
     ):
-        with pytest.raises(PersonalError, match=words):
-            settings_of(FORM | change, Base)
+        with pytest.raises(UserError, match=words):
+            parse_settings(FORM | change, Base)
 
 
 def test_a_plan_says_how_long_and_how_much_before_anything_was_measured(house):
-    said = plan(FORM, 5, Base, house.library, {})
+    said = plan_text(FORM, 5, Base, house.library, {})
     assert "At most 320 steps" in said and "a guess" in said and "GB of memory" in said
-    assert "At most 640 steps" in plan(FORM, 20, Base, house.library, {})
-    assert "add photos" in plan(FORM, 0, Base, house.library, {}).lower()
-    assert "Before I can start: Give it a name" in plan(FORM | {"name": ""}, 5, Base, house.library, {})
-    assert (minutes(10), minutes(70), minutes(240), minutes(9000)) == (
+    assert "At most 640 steps" in plan_text(FORM, 20, Base, house.library, {})
+    assert "add photos" in plan_text(FORM, 0, Base, house.library, {}).lower()
+    assert "Before I can start: Give it a name" in plan_text(FORM | {"name": ""}, 5, Base, house.library, {})
+    assert (format_minutes(10), format_minutes(70), format_minutes(240), format_minutes(9000)) == (
         "less than a minute", "a minute", "4 minutes", "2 hours",
     )  # fmt: skip
 
 
 def test_a_run_of_the_command_line_is_none_of_the_apps(house, tmp_path):
     (tmp_path / "runs" / "me-cat-dreambooth-lora").mkdir(parents=True)
-    assert Trainings(house).shown(None) is None
-    assert Reader().look(tmp_path / "runs" / "me-cat-dreambooth-lora") is None
+    assert TrainingService(house).shown(None) is None
+    assert RunStatusReader().look(tmp_path / "runs" / "me-cat-dreambooth-lora") is None

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sdpersonal.cli.main import COMMANDS, main
-from sdpersonal.concepts.concept import write
+from sdpersonal.concepts.concept import concept_to_bytes
 from sdpersonal.concepts.library import Library
 from sdpersonal.prompts import Token
 from support.samples import concept, embedding
@@ -74,7 +74,7 @@ def test_an_empty_library_says_what_to_do_next(tmp_path, capsys):
 
 def test_import_rename_remove(library, tmp_path, capsys):
     file = tmp_path / "cat.safetensors"
-    file.write_bytes(write(embedding("<me/cat>", seed=5)))
+    file.write_bytes(concept_to_bytes(embedding("<me/cat>", seed=5)))
     assert run(library, "concepts", "import", str(file)) == 0
     assert capsys.readouterr().out == "imported: <me/cat-v1>\n"
     assert run(library, "concepts", "import", str(file), "--as", "<me/kitty>", "--json") == 0

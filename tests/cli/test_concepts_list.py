@@ -7,13 +7,13 @@ import pytest
 import tyro
 
 from sdpersonal.cli import batch_training
-from sdpersonal.cli.diffusers_compat import Surroundings, translate
+from sdpersonal.cli.diffusers_compat import Environment, translate
 from sdpersonal.cli.main import main
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import DreamboothSettings
-from sdpersonal.errors import Diverged, Interrupted, NoRoom, PersonalError
+from sdpersonal.errors import DiskFull, Diverged, Interrupted, UserError
 
-MACHINE = Surroundings(processes=1, photos=lambda folder: 5, saved=lambda run: False)
+MACHINE = Environment(processes=1, photos=lambda folder: 5, saved=lambda run: False)
 TWO = [
     {"instance_prompt": "a photo of sks dog", "class_prompt": "a photo of dog", "instance_data_dir": "dog"},
     {"token": "<me/duck>", "class": "toy duck", "photos": "duck", "steps": 7},
@@ -31,7 +31,7 @@ def _settings(argv):
 
 
 def several(path, command=""):
-    return batch_training.read(path, shlex.split(command), _settings)
+    return batch_training.read_batch(path, shlex.split(command), _settings)
 
 
 def test_a_list_of_concepts_in_their_words_and_ours(tmp_path):
@@ -49,12 +49,12 @@ def test_an_entry_outdoes_the_command_line(tmp_path):
 
 def test_the_list_is_taken_out_of_the_command_line():
     for flag in (["--concepts_list", "a.json"], ["--concepts-list=a.json"]):
-        path, rest = batch_training.take(["--base", "tiny", *flag, "--flip"])
+        path, rest = batch_training.take_list_flag(["--base", "tiny", *flag, "--flip"])
         assert (str(path), rest) == ("a.json", ["--base", "tiny", "--flip"])
-    assert batch_training.take(["--flip"]) == (None, ["--flip"])
+    assert batch_training.take_list_flag(["--flip"]) == (None, ["--flip"])
     for bad in (["--concepts_list"], ["--concepts_list", "a", "b"], ["--concepts_list="]):
-        with pytest.raises(PersonalError, match="takes one file"):
-            batch_training.take(bad)
+        with pytest.raises(UserError, match="takes one file"):
+            batch_training.take_list_flag(bad)
 
 
 @pytest.mark.parametrize(
@@ -78,13 +78,13 @@ def test_the_list_is_taken_out_of_the_command_line():
     ],
 )
 def test_a_bad_list_is_told_before_anything_is_trained(tmp_path, content, said):
-    with pytest.raises(PersonalError, match=said) as caught:
+    with pytest.raises(UserError, match=said) as caught:
         several(listed(tmp_path, content))
     assert "\x1b" not in str(caught.value)
 
 
 def test_a_list_that_is_not_there(tmp_path):
-    with pytest.raises(PersonalError, match=r"none\.json"):
+    with pytest.raises(UserError, match=r"none\.json"):
         several(tmp_path / "none.json")
 
 
@@ -108,7 +108,7 @@ def four(tmp_path, command=""):
 def test_one_that_fails_does_not_lose_the_others(tmp_path, capsys):
     said = []
     teacher = Teacher(b=Diverged("The loss became NaN.", "Try --lr 1e-5."), c=RuntimeError("no memory"))
-    assert batch_training.teach_all(four(tmp_path), teacher, said.append) == Diverged.exit_code
+    assert batch_training.train_all(four(tmp_path), teacher, said.append) == Diverged.exit_code
     assert [token for token, _ in teacher.asked] == ["<me/a>", "<me/b>", "<me/c>", "<me/d>"]
     lines = said[-1].strip().splitlines()
     assert [line.split()[0] for line in lines] == ["<me/a>", "<me/b>", "<me/c>", "<me/d>"]
@@ -117,11 +117,11 @@ def test_one_that_fails_does_not_lose_the_others(tmp_path, capsys):
     assert "Try --lr 1e-5." in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("trouble", [Interrupted("Stopped."), NoRoom("no room")])
+@pytest.mark.parametrize("trouble", [Interrupted("Stopped."), DiskFull("no room")])
 def test_a_full_disk_and_ctrl_c_stop_all_with_a_summary(tmp_path, trouble):
     said, teacher = [], Teacher(b=trouble)
     with pytest.raises(type(trouble)):
-        batch_training.teach_all(four(tmp_path), teacher, said.append)
+        batch_training.train_all(four(tmp_path), teacher, said.append)
     assert len(teacher.asked) == 2 and said[-1].count("not begun or not finished") == 3
 
 
@@ -135,7 +135,7 @@ def test_resuming_goes_on_where_the_list_was(tmp_path):
         (run / "step-000005").mkdir(parents=True)
         (run / "step-000005" / "manifest.json").write_text("{}")
     said, teacher = [], Teacher()
-    assert batch_training.teach_all(plan, teacher, said.append) == 0
+    assert batch_training.train_all(plan, teacher, said.append) == 0
     assert teacher.asked == [("<me/b>", True), ("<me/c>", True), ("<me/d>", False)]
     assert "<me/a-v1>  done before" in said[-1] and not new.exists()
 

@@ -6,8 +6,8 @@ import pytest
 import tyro
 
 from sdpersonal.cli.main import main
-from sdpersonal.config import DreamboothSettings, InversionSettings, Request
-from sdpersonal.errors import PersonalError
+from sdpersonal.config import DreamboothSettings, GenerateRequest, TextualInversionSettings
+from sdpersonal.errors import UserError
 
 BAD = [math.nan, math.inf, -math.inf, -1, 1e308, 2.5, "7", True, None, 2**64, [1], {"a": 1}, b"7"]
 
@@ -16,45 +16,45 @@ BAD = [math.nan, math.inf, -math.inf, -1, 1e308, 2.5, "7", True, None, 2**64, [1
 @pytest.mark.parametrize("value", BAD, ids=repr)
 def test_whole_numbers_of_a_request(field, value):
     if (field, value) == ("steps", None):
-        assert Request(prompt="a cat", steps=None).denoising_steps == 25
+        assert GenerateRequest(prompt="a cat", steps=None).denoising_steps == 25
         return
-    with pytest.raises(PersonalError, match=rf"^{field} must be a whole number from \d+ to [\d,]+, got "):
-        Request(prompt="a cat", **{field: value})
+    with pytest.raises(UserError, match=rf"^{field} must be a whole number from \d+ to [\d,]+, got "):
+        GenerateRequest(prompt="a cat", **{field: value})
 
 
 @pytest.mark.parametrize("value", [each for each in BAD if each not in (2.5, None)], ids=repr)
 def test_guidance(value):
-    with pytest.raises(PersonalError, match=r"^guidance must be a number from 1 to 30, got "):
-        Request(prompt="a cat", guidance=value)
-    assert Request(prompt="a cat", guidance=2.5).guidance == 2.5
+    with pytest.raises(UserError, match=r"^guidance must be a number from 1 to 30, got "):
+        GenerateRequest(prompt="a cat", guidance=value)
+    assert GenerateRequest(prompt="a cat", guidance=2.5).guidance == 2.5
 
 
 @pytest.mark.parametrize(
     "size", ["513x512", "512", "8x8", "4096x64", "-8x64", "64X64", "64x64x64", 512, math.nan, True]
 )
 def test_size(size):
-    with pytest.raises(PersonalError, match="multiples of 8 from 64 to 2048"):
-        Request(prompt="a cat", size=size)
-    assert Request(prompt="a cat", size="512x768").pixels == (512, 768)
+    with pytest.raises(UserError, match="multiples of 8 from 64 to 2048"):
+        GenerateRequest(prompt="a cat", size=size)
+    assert GenerateRequest(prompt="a cat", size="512x768").pixels == (512, 768)
 
 
 def test_everything_at_its_largest_is_too_much_together():
-    with pytest.raises(PersonalError, match="times more than I take at once"):
-        Request(prompt="a cat", n=100, steps=150, size="2048x2048")
+    with pytest.raises(UserError, match="times more than I take at once"):
+        GenerateRequest(prompt="a cat", n=100, steps=150, size="2048x2048")
 
 
 def test_a_whole_float_is_a_whole_number():
-    assert Request(prompt="a cat", steps=25.0).steps == 25  # what JSON from a page brings
+    assert GenerateRequest(prompt="a cat", steps=25.0).steps == 25  # what JSON from a page brings
 
 
 def test_unknown_settings_are_named():
-    with pytest.raises(PersonalError, match="smpler is not a setting"):
-        Request(prompt="a cat", smpler="ddim")
+    with pytest.raises(UserError, match="smpler is not a setting"):
+        GenerateRequest(prompt="a cat", smpler="ddim")
 
 
 def test_what_is_missing_is_named():
-    with pytest.raises(PersonalError, match="photos is needed"):
-        InversionSettings(token="<me/cat>")
+    with pytest.raises(UserError, match="photos is needed"):
+        TextualInversionSettings(token="<me/cat>")
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_what_is_missing_is_named():
     [("dog", "<me/dog>"), ("<me/dog-v2>", "<me/dog>"), ("<Me/My Dog>", "<me/my-dog>"), ("", "shell variable"), (7, "")],
 )
 def test_the_token_of_a_new_concept(token, fix):
-    with pytest.raises(PersonalError) as caught:
+    with pytest.raises(UserError) as caught:
         DreamboothSettings(photos="x", class_noun="dog", token=token)
-    assert fix in caught.value.fix
+    assert fix in caught.value.hint
 
 
 TRAINING = ["train", "dreambooth", "--photos", "x", "--token", "<me/a>", "--class", "dog"]
@@ -89,7 +89,7 @@ def test_the_command_line_refuses_in_the_same_words(flags, capsys):
     assert main([*TRAINING, *flags]) == 2
     said = capsys.readouterr().err
     kind = float if name in ("lr", "prior_weight") else int
-    with pytest.raises(PersonalError) as caught:
+    with pytest.raises(UserError) as caught:
         DreamboothSettings(photos="x", token="<me/a>", class_noun="dog", **{name: kind(value)})
     assert said == f"error: --{name.replace('_', '-')} {str(caught.value).removeprefix(f'{name} ')}\n"
 
@@ -104,5 +104,5 @@ def test_what_the_command_line_cannot_read_exits_with_2(argv, capsys):
 
 def test_settings_and_command_line_are_one():
     argv = ["--photos", "x", "--token", "<me/a>", "--init", "toy duck", "--vectors", "3", "--kind", "style"]
-    typed = tyro.cli(InversionSettings, args=argv)
-    assert typed == InversionSettings(photos="x", token="<me/a>", init="toy duck", vectors=3, kind="style")
+    typed = tyro.cli(TextualInversionSettings, args=argv)
+    assert typed == TextualInversionSettings(photos="x", token="<me/a>", init="toy duck", vectors=3, kind="style")

@@ -7,7 +7,7 @@ from PIL import Image
 
 from sdpersonal.cli import demo
 from sdpersonal.concepts.library import Library
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from sdpersonal.training import presets, validation
 
 
@@ -15,11 +15,11 @@ from sdpersonal.training import presets, validation
 def test_the_demo_teaches_draws_and_says_where(root, tmp_path, monkeypatch):
     short = {name: dataclasses.replace(preset, steps=10, milestones=1) for name, preset in presets._TINY.items()}
     monkeypatch.setitem(presets._TABLES, "tiny", short)
-    monkeypatch.setattr(validation, "STEPS", 4)
+    monkeypatch.setattr(validation, "DENOISING_STEPS", 4)
     monkeypatch.setattr(demo, "ROWS", demo.ROWS[::4])
     monkeypatch.chdir(root)
     said = []
-    path = demo.run(tmp_path, said.append)
+    path = demo.run_demo(tmp_path, said.append)
     assert said[-1] == str(path) and sum("up to 10 steps" in line for line in said) == 2
     assert [str(entry.token) for entry in Library(tmp_path / "concepts").list()] == [
         "<demo/cyanotype-v1>",
@@ -29,11 +29,11 @@ def test_the_demo_teaches_draws_and_says_where(root, tmp_path, monkeypatch):
         assert sheet.width > 5 * 192 and sheet.height > len(demo.ROWS) * 192
     monkeypatch.setattr(demo, "ROWS", demo.ROWS[:1])
     again = []
-    demo.run(tmp_path, again.append)
+    demo.run_demo(tmp_path, again.append)
     assert sum("is taught already" in line for line in again) == 2
 
 
 def test_elsewhere_it_says_where_to_run_it(tmp_path):
-    with pytest.raises(PersonalError, match="no sample photos") as caught:
-        demo.run(tmp_path, lambda line: None)
-    assert "project's folder" in caught.value.fix
+    with pytest.raises(UserError, match="no sample photos") as caught:
+        demo.run_demo(tmp_path, lambda line: None)
+    assert "project's folder" in caught.value.hint

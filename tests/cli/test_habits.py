@@ -12,13 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ROOT
-from sdpersonal.cli.diffusers_compat import Surroundings, translate
-from sdpersonal.cli.diffusers_compat.flags import FULL_ONLY, HABITS, LORA_ONLY, SWITCHES, Kept, Renamed, Switch
-from sdpersonal.cli.diffusers_compat.instance_prompt import read_subject, token_for
+from sdpersonal.cli.diffusers_compat import Environment, translate
+from sdpersonal.cli.diffusers_compat.flags import (
+    DIFFUSERS_FLAGS,
+    FULL_ONLY,
+    LORA_ONLY,
+    SWITCHES,
+    RenamedFlag,
+    SameFlag,
+    SwitchFlag,
+)
+from sdpersonal.cli.diffusers_compat.instance_prompt import parse_subject, token_from_words
 from sdpersonal.cli.main import main
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import DreamboothSettings, InversionSettings
-from sdpersonal.errors import PersonalError
+from sdpersonal.config import DreamboothSettings, TextualInversionSettings
+from sdpersonal.errors import UserError
 
 # What the training scripts of diffusers take, by their parse_args in August 2026.
 COMMON = """adam_beta1 adam_beta2 adam_epsilon adam_weight_decay allow_tf32 center_crop checkpointing_steps
@@ -56,7 +64,7 @@ SCRIPTS = {
         validation_epochs validation_steps""",
 }
 
-MACHINE = Surroundings(processes=1, photos=lambda folder: 5 if folder == "dog" else 0, saved=lambda run: False)
+MACHINE = Environment(processes=1, photos=lambda folder: 5 if folder == "dog" else 0, saved=lambda run: False)
 
 # The commands of the READMEs of diffusers' examples, each with the settings it has to come to.
 SD14, SD15 = "CompVis/stable-diffusion-v1-4", "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -151,7 +159,7 @@ README = {
 def read(command, trainer=None, machine=MACHINE):
     """(settings, notes) of a command line."""
     argv = shlex.split(command) if isinstance(command, str) else command
-    trainer = trainer or (InversionSettings if "train_data_dir" in "".join(argv) else DreamboothSettings)
+    trainer = trainer or (TextualInversionSettings if "train_data_dir" in "".join(argv) else DreamboothSettings)
     ours = translate(trainer, argv, machine)
     return tyro.cli(trainer, args=ours.argv), ours.notes
 
@@ -166,13 +174,13 @@ CATS = "--train_data_dir cat --placeholder_token '<cat-toy>' --initializer_token
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_of_their_scripts_has_a_place_in_the_table(script):
-    assert set(SCRIPTS[script].split()) - HABITS.keys() == set()
+    assert set(SCRIPTS[script].split()) - DIFFUSERS_FLAGS.keys() == set()
 
 
 def test_the_table_holds_nothing_else():
     everything = {flag for flags in SCRIPTS.values() for flag in flags.split()}
-    assert HABITS.keys() - everything == {"use_auth_token"}  # of older READMEs
-    assert (SWITCHES | LORA_ONLY | FULL_ONLY) - HABITS.keys() == set()
+    assert DIFFUSERS_FLAGS.keys() - everything == {"use_auth_token"}  # of older READMEs
+    assert (SWITCHES | LORA_ONLY | FULL_ONLY) - DIFFUSERS_FLAGS.keys() == set()
 
 
 def test_what_tells_the_methods_apart_is_in_one_kind_of_script_only():
@@ -183,10 +191,10 @@ def test_what_tells_the_methods_apart_is_in_one_kind_of_script_only():
 
 
 def test_every_name_of_ours_in_the_table_is_a_setting():
-    known = DreamboothSettings.model_fields.keys() | InversionSettings.model_fields.keys()
-    for name, habit in HABITS.items():
-        assert not isinstance(habit, Renamed | Switch) or habit.ours in known, name
-        assert not isinstance(habit, Kept) or name in known, name
+    known = DreamboothSettings.model_fields.keys() | TextualInversionSettings.model_fields.keys()
+    for name, habit in DIFFUSERS_FLAGS.items():
+        assert not isinstance(habit, RenamedFlag | SwitchFlag) or habit.ours in known, name
+        assert not isinstance(habit, SameFlag) or name in known, name
 
 
 @pytest.mark.parametrize("name", README)
@@ -274,8 +282,8 @@ def test_the_method_of_our_own_commands_is_ours():
     ],
 )
 def test_prompts_say_what_they_are_about(prompt, class_prompt, token, noun, kind, around):
-    subject = read_subject(prompt, class_prompt)
-    assert (subject.token, subject.noun, subject.kind, subject.around) == (token, noun, kind, around)
+    subject = parse_subject(prompt, class_prompt)
+    assert (subject.token, subject.noun, subject.kind, subject.rest) == (token, noun, kind, around)
 
 
 # Instance prompts as people have them in scripts, notebooks and issues: token, class noun, kind, what is around it.
@@ -345,7 +353,7 @@ REAL = {
 
 @pytest.mark.parametrize("prompt", REAL)
 def test_prompts_that_people_have(prompt):
-    subject = read_subject(prompt)
+    subject = parse_subject(prompt)
     assert (subject.token[4:-1], subject.noun, subject.kind) == REAL[prompt]
 
 
@@ -381,9 +389,9 @@ UNTOLD += [
 
 @pytest.mark.parametrize("prompt", UNTOLD)
 def test_a_prompt_that_does_not_say_is_asked_about(prompt):
-    with pytest.raises(PersonalError, match="does not say what kind of thing") as caught:
-        read_subject(prompt)
-    assert "--class" in caught.value.fix
+    with pytest.raises(UserError, match="does not say what kind of thing") as caught:
+        parse_subject(prompt)
+    assert "--class" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -397,9 +405,9 @@ def test_a_prompt_that_does_not_say_is_asked_about(prompt):
     ],
 )
 def test_prompts_that_are_refused_in_words(prompt, problem):
-    with pytest.raises(PersonalError, match=problem) as caught:
-        read_subject(prompt)
-    assert "--class" in caught.value.fix
+    with pytest.raises(UserError, match=problem) as caught:
+        parse_subject(prompt)
+    assert "--class" in caught.value.hint
 
 
 @pytest.mark.parametrize("word", ["sks", "ohwx", "zwx", "TOK", "[V]", "<new1>", "cjw", "sks's"])
@@ -408,18 +416,18 @@ def test_prompts_that_are_refused_in_words(prompt, problem):
 )
 @pytest.mark.parametrize("opening", ["", "a photo of ", "photo of a ", "collage of ", "A close-up photo of the "])
 def test_the_class_is_never_the_identifier(opening, form, word):
-    subject = read_subject(opening + form.format(word))
+    subject = parse_subject(opening + form.format(word))
     assert subject.noun == "dog" and subject.kind == "object" and subject.token.endswith("-dog>")
-    subject = read_subject(opening + form.format(word), "a photo of a puppy")
+    subject = parse_subject(opening + form.format(word), "a photo of a puppy")
     assert subject.noun == "puppy"
 
 
 @given(st.text(max_size=200), st.none() | st.text(max_size=60))
 def test_no_prompt_breaks_the_reader(prompt, class_prompt):
     try:
-        subject = read_subject(prompt, class_prompt)
+        subject = parse_subject(prompt, class_prompt)
         assert re.fullmatch(r"<me/[a-z0-9-]+>", subject.token)
-    except PersonalError as error:
+    except UserError as error:
         assert str(error).isprintable() or str(error).replace("\n", "").isprintable()
 
 
@@ -441,8 +449,8 @@ def test_placeholder_tokens(placeholder, token):
 
 @pytest.mark.parametrize("word", ["*", "<>", "[]", "猫", "<caté>", "con", "<a/con>", "x" * 300, "\x1b[31m"])
 def test_hostile_names_are_told_in_two_lines(word):
-    with pytest.raises(PersonalError) as caught:
-        token_for(word, "--placeholder_token")
+    with pytest.raises(UserError) as caught:
+        token_from_words(word, "--placeholder_token")
     assert str(caught.value).count("\n") <= 1 and "\x1b" not in str(caught.value)
 
 
@@ -462,7 +470,7 @@ def test_what_a_prompt_says_beside_its_subject_is_not_lost_silently():
 
 def test_scale_lr_multiplies_as_theirs_does():
     command = f"{CATS} --learning_rate 5e-4 --scale_lr --train_batch_size 2 --gradient_accumulation_steps 4"
-    settings, notes = read(command, machine=Surroundings(3, MACHINE.photos, MACHINE.saved))
+    settings, notes = read(command, machine=Environment(3, MACHINE.photos, MACHINE.saved))
     assert settings.lr == pytest.approx(5e-4 * 2 * 4 * 3)
     assert says(notes, "--scale_lr", "--lr 0.012")
     settings, notes = read(f"{CATS} --learning_rate 5e-4 --scale_lr")
@@ -481,7 +489,7 @@ def their_steps(epochs, photos, batch, accumulate, processes):
 @pytest.mark.parametrize(("batch", "accumulate", "processes"), [(1, 1, 1), (2, 1, 1), (1, 4, 1), (2, 2, 2)])
 def test_epochs_are_counted_in_photos(batch, accumulate, processes):
     command = f"{DOGS} --num_train_epochs 10 --train_batch_size {batch} --gradient_accumulation_steps {accumulate}"
-    settings, notes = read(command, machine=Surroundings(processes, MACHINE.photos, MACHINE.saved))
+    settings, notes = read(command, machine=Environment(processes, MACHINE.photos, MACHINE.saved))
     assert settings.steps == their_steps(10, 5, batch, accumulate, processes)
     assert says(notes, "--num_train_epochs", f"--steps {settings.steps}")
 
@@ -505,7 +513,7 @@ def test_traps_of_their_defaults_are_named():
 
 
 def test_prior_from_photos_that_are_there():
-    machine = Surroundings(1, {"class": 120, "drawn": 5, "dog": 5}.get, MACHINE.saved)
+    machine = Environment(1, {"class": 120, "drawn": 5, "dog": 5}.get, MACHINE.saved)
     prior = f"{DOGS} --with_prior_preservation --class_prompt 'a photo of a dog'"
     assert read(f"{prior} --class_data_dir class", machine=machine)[0].prior == "./class"
     settings, notes = read(f"{prior} --class_data_dir drawn --num_class_images 50", machine=machine)
@@ -515,11 +523,11 @@ def test_prior_from_photos_that_are_there():
 
 
 def test_resuming():
-    begun = Surroundings(1, MACHINE.photos, lambda run: run == "out")
+    begun = Environment(1, MACHINE.photos, lambda run: run == "out")
     assert read(f"{DOGS} --output_dir out --resume_from_checkpoint latest", machine=begun)[0].resume
     settings, notes = read(f"{DOGS} --output_dir new --resume_from_checkpoint=latest", machine=begun)
     assert not settings.resume and says(notes, "no checkpoint yet")
-    with pytest.raises(PersonalError, match="newest checkpoint only"):
+    with pytest.raises(UserError, match="newest checkpoint only"):
         read(f"{DOGS} --output_dir out --resume_from_checkpoint out/checkpoint-500", machine=begun)
 
 
@@ -576,9 +584,9 @@ def test_single_flags(flags, field, value, said):
     ],
 )
 def test_what_would_change_the_result_and_is_not_built_is_refused(flags):
-    with pytest.raises(PersonalError) as caught:
+    with pytest.raises(UserError) as caught:
         read(f"{DOGS} {flags}")
-    assert flags.split()[0] in caught.value.problem and caught.value.fix
+    assert flags.split()[0] in caught.value.message and caught.value.hint
 
 
 def test_a_token_for_the_hub_is_never_repeated():
@@ -608,13 +616,13 @@ def test_a_validation_prompt_is_handed_back_in_our_words():
     ],
 )
 def test_mistakes_are_told(command, said):
-    with pytest.raises(PersonalError, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(said)):
         read(command, DreamboothSettings)
 
 
 def test_what_belongs_to_the_other_trainer_is_told():
     for flag in ("--train_text_encoder", "--with_prior_preservation", "--rank 4"):
-        with pytest.raises(PersonalError, match="means nothing to textual inversion"):
+        with pytest.raises(UserError, match="means nothing to textual inversion"):
             read(f"{CATS} {flag}")
 
 
@@ -626,18 +634,20 @@ def test_unknown_flags_are_the_parsers_business(capsys):
     assert caught.value.code == 2 and "--nonsense" in capsys.readouterr().err
 
 
-@given(st.lists(st.sampled_from([*sorted(f"--{flag}" for flag in HABITS), "1", "dog", "--x=y", "-1", "--", ""])))
+@given(
+    st.lists(st.sampled_from([*sorted(f"--{flag}" for flag in DIFFUSERS_FLAGS), "1", "dog", "--x=y", "-1", "--", ""]))
+)
 def test_no_command_line_breaks_the_translation(argv):
-    for trainer in (DreamboothSettings, InversionSettings):
+    for trainer in (DreamboothSettings, TextualInversionSettings):
         try:
             translate(trainer, argv, MACHINE)
-        except PersonalError as error:
+        except UserError as error:
             assert str(error).count("\n") <= 1
 
 
 def test_the_page_for_readers_names_every_flag():
     page = (ROOT / "docs" / "from-diffusers.md").read_text()
-    assert HABITS.keys() - set(re.findall(r"`--([a-z0-9_]+)", page)) == set()
+    assert DIFFUSERS_FLAGS.keys() - set(re.findall(r"`--([a-z0-9_]+)", page)) == set()
 
 
 # --- for real ---------------------------------------------------------------------------------------------------------

@@ -13,10 +13,10 @@ from typing import get_args
 import pytest
 from pydantic_core import PydanticUndefined
 
-from sdpersonal.cli.main import COMMANDS, run
-from sdpersonal.config import DreamboothSettings, InversionSettings, Request, flag_of
+from sdpersonal.cli.main import COMMANDS, run_command
+from sdpersonal.config import DreamboothSettings, GenerateRequest, TextualInversionSettings, flag_of
 from sdpersonal.config.text_checks import check_path, is_blank, plain_spaces
-from sdpersonal.errors import FieldError, PersonalError
+from sdpersonal.errors import FieldError, UserError
 from sdpersonal.image_metadata import Recipe
 
 SURROGATE, HALF = "caf\udce9", "a\ud83d"
@@ -78,7 +78,7 @@ HOSTILE = {"empty": "", "latin-1": SURROGATE, "long": "y" * 20_000}
 @pytest.mark.parametrize(("program", "name"), FIELDS, ids="-".join)
 def test_every_field_of_every_program_refuses_hostile_text(program, name, value, capsys):
     settings, done = PROGRAMS[program], []
-    code = run(done.append, settings, command_line(settings, name, value), program)
+    code = run_command(done.append, settings, command_line(settings, name, value), program)
     said = capsys.readouterr().err
     own = flag_of(settings, name) if name != "report_to" else "--report_to"  # diffusers' flag too, as they spell it
     if not value and name in MAY_BE_EMPTY and not said:
@@ -118,7 +118,7 @@ def test_nothing_has_an_empty_default_that_is_a_path():
 )
 def test_paths_have_the_file_systems_limits(value, said):
     with pytest.raises(FieldError, match="^photos " + re.escape(said)):
-        InversionSettings(photos=value, token="<me/a>")
+        TextualInversionSettings(photos=value, token="<me/a>")
     with pytest.raises(FieldError, match="^--photos " + re.escape(said)):
         check_path(value, "--photos")
 
@@ -135,15 +135,15 @@ def test_python_callers_are_asked_too():
                 call(value)
         with pytest.raises(FieldError, match=r"^photos (is empty|holds)"):
             load_photos(value, 64)
-    with pytest.raises(PersonalError, match="home of a user"):
+    with pytest.raises(UserError, match="home of a user"):
         load_base("~nobody-is-called-so/model")
 
 
 def test_lengths_are_said_in_numbers():
-    with pytest.raises(PersonalError, match=r"^class_noun must be text of up to 100 characters, got 512"):
+    with pytest.raises(UserError, match=r"^class_noun must be text of up to 100 characters, got 512"):
         DreamboothSettings(photos="x", token="<me/a>", class_noun="y" * 512)
-    with pytest.raises(PersonalError, match=r"^init must be text of up to 100 characters, got 101"):
-        InversionSettings(photos="x", token="<me/a>", init="y" * 101)
+    with pytest.raises(UserError, match=r"^init must be text of up to 100 characters, got 101"):
+        TextualInversionSettings(photos="x", token="<me/a>", init="y" * 101)
 
 
 def test_a_cards_texts_have_the_cards_limits(capsys):
@@ -154,7 +154,7 @@ def test_a_cards_texts_have_the_cards_limits(capsys):
     names = {"title": "title", "author": "author", "class": "class_noun", "method": "method", "licence": "license"}
     names |= {"description": "description", "base-name": "base_name", "consent-note": "consent_note"}
     for flag, name in names.items():
-        with pytest.raises(PersonalError, match=r"up to ([\d,]+) characters, got 5,000") as caught:
+        with pytest.raises(UserError, match=r"up to ([\d,]+) characters, got 5,000") as caught:
             Card(base="tiny", **{name: "y" * 5000})
         most = re.search(r"up to ([\d,]+)", str(caught.value))[1]
         assert main(["concepts", "edit", "<me/a>", f"--{flag}", "y" * 5000]) == 2
@@ -168,7 +168,7 @@ def test_a_cards_texts_have_the_cards_limits(capsys):
 def test_words_get_plain_spaces():
     made = DreamboothSettings(photos="x", token="<me/a>", class_noun="\ufefftoy\u00a0\u200bduck\u200e\n")
     assert made.class_noun == "toy duck"
-    with pytest.raises(PersonalError, match="class_noun is empty"):
+    with pytest.raises(UserError, match="class_noun is empty"):
         DreamboothSettings(photos="x", token="<me/a>", class_noun="\u00a0\u3000\u200b")
 
 
@@ -195,15 +195,15 @@ def test_joined_emoji_and_scripts_stay(text):
 @pytest.mark.parametrize("flag", ["--resume", "--no-samples", "--flip"])
 def test_an_empty_word_behind_a_switch(flag, capsys):
     for words in ([flag, ""], [f"{flag}="], [flag, " "]):
-        assert run(print, InversionSettings, ["--photos", "x", "--token", "<me/a>", *words], "x") == 2
+        assert run_command(print, TextualInversionSettings, ["--photos", "x", "--token", "<me/a>", *words], "x") == 2
         assert f"{flag} takes no value, got an empty one." in capsys.readouterr().err
 
 
 def test_a_recipe_of_a_stranger_with_half_a_character_is_refused():
-    with pytest.raises(PersonalError, match="not valid Unicode"):
+    with pytest.raises(UserError, match="not valid Unicode"):
         Recipe(**json.loads(json.dumps({"prompt": HALF, "seed": 1, "steps": 5, "guidance": 3, "size": "64x64"})))
-    with pytest.raises(PersonalError, match=r"^negative is not valid Unicode"):
-        Request(prompt="a", negative=HALF)
+    with pytest.raises(UserError, match=r"^negative is not valid Unicode"):
+        GenerateRequest(prompt="a", negative=HALF)
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"])
@@ -211,7 +211,7 @@ def test_a_recipe_of_a_stranger_with_half_a_character_is_refused():
 def test_a_launchers_variables_that_are_no_numbers(name, value, monkeypatch, capsys):
     monkeypatch.setenv(name, value)
     done = []
-    assert run(done.append, InversionSettings, ["--photos", "x", "--token", "<me/a>"], "x") == 2
+    assert run_command(done.append, TextualInversionSettings, ["--photos", "x", "--token", "<me/a>"], "x") == 2
     said = capsys.readouterr().err
     assert f"variable {name} must be a whole number" in said and said.count("\n") == 2 and not done
 
@@ -220,11 +220,11 @@ def test_the_page_says_its_own_labels(monkeypatch):
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     import gradio as gr
 
-    from sdpersonal.app.backend.error_text import LABELS, in_words
-    from sdpersonal.app.ui.form import Form
+    from sdpersonal.app.backend.error_text import LABELS, describe_error
+    from sdpersonal.app.ui.form import GenerateForm
 
     with gr.Blocks(analytics_enabled=False):
-        form = Form(gr.Textbox(label="Prompt"))
+        form = GenerateForm(gr.Textbox(label="Prompt"))
         form.settings(SimpleNamespace(guidance=3, resolution=128, rescale=0, schedulers=("Euler",), max_clip_skip=4))
         form.start()
     assert {name: LABELS[name] for name in form.components} == {
@@ -235,9 +235,9 @@ def test_the_page_says_its_own_labels(monkeypatch):
         ({"negative": HALF}, "Negative prompt is not valid Unicode"),
         ({"size": "7"}, "Size must be WIDTHxHEIGHT"),
     ):
-        with pytest.raises(PersonalError) as caught:
-            Request(**({"prompt": "a"} | fields))
-        assert in_words(caught.value).startswith(said)
+        with pytest.raises(UserError) as caught:
+            GenerateRequest(**({"prompt": "a"} | fields))
+        assert describe_error(caught.value).startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_the_page_says_its_own_labels(monkeypatch):
 def test_the_app_says_what_is_wrong_before_it_loads(flags, said, capsys):
     Path("file").touch()
     module = app()
-    assert run(module.open_app, module.Opening, flags, "app.py") == 2
+    assert run_command(module.open_app, module.Opening, flags, "app.py") == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") <= 2 and "must be valid" not in err
 

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from sdpersonal.cli.main import main
-from sdpersonal.concepts.card import edited
+from sdpersonal.concepts.card import edit_card
 from sdpersonal.concepts.library import Library
-from sdpersonal.concepts.licences import canonical, on_the_hub
-from sdpersonal.errors import PersonalError
+from sdpersonal.concepts.licences import hub_licence, spdx_name
+from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
 from support.samples import card, concept, embedding
 
@@ -39,7 +39,7 @@ def run(library, *argv):
     ],
 )
 def test_licences_are_spelt_as_spdx_and_the_hub_spell_them(said, known, hub):
-    assert canonical(said) == known and on_the_hub(known) == hub
+    assert spdx_name(said) == known and hub_licence(known) == hub
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_licences_are_spelt_as_spdx_and_the_hub_spell_them(said, known, hub):
     ],
 )
 def test_a_licence_that_nobody_knows_is_refused_with_one_that_is(said, fix):
-    with pytest.raises(PersonalError) as caught:
-        canonical(said)
-    assert fix in caught.value.fix and "\x1b" not in str(caught.value) and len(str(caught.value)) < 400
+    with pytest.raises(UserError) as caught:
+        spdx_name(said)
+    assert fix in caught.value.hint and "\x1b" not in str(caught.value) and len(str(caught.value)) < 400
 
 
 def test_editing_keeps_identity_and_version(library, capsys):
@@ -116,13 +116,13 @@ def test_bad_facts_change_nothing(library, capsys, argv, said):
 
 def test_only_facts_that_people_know_can_be_changed(library):
     for fact in ("base", "token", "created", "colour"):
-        with pytest.raises(PersonalError, match=f"The card's {fact} cannot be changed"):
-            edited(card(), {fact: "sd1"})
-    with pytest.raises(PersonalError, match="No concept"):
+        with pytest.raises(UserError, match=f"The card's {fact} cannot be changed"):
+            edit_card(card(), {fact: "sd1"})
+    with pytest.raises(UserError, match="No concept"):
         library.edit(Token.parse("<nobody>"), {"title": "x"})
     path = library.find(DUCK).path
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(PersonalError, match="refused"):
+    with pytest.raises(UserError, match="refused"):
         library.edit(DUCK, {"title": "x"})
 
 

@@ -12,16 +12,16 @@ from torch.nn import functional as F
 from sdpersonal.concepts import layer_changes
 from sdpersonal.concepts.card import Card
 from sdpersonal.concepts.compare import compare
-from sdpersonal.concepts.concept import Concept, Lora, LoraLayer, read, write
+from sdpersonal.concepts.concept import Concept, Lora, LoraLayer, concept_from_bytes, concept_to_bytes
 from sdpersonal.concepts.exporters import export
-from sdpersonal.concepts.exporters.readme import facts
-from sdpersonal.concepts.hub import uploads
+from sdpersonal.concepts.exporters.readme import concept_facts
+from sdpersonal.concepts.hub import files_to_push
 from sdpersonal.concepts.importers import read_any
 from sdpersonal.concepts.merge import merge
 from sdpersonal.concepts.plain_lora import plain_lora
 from sdpersonal.concepts.weight_deltas import bias_change, weight_change
-from sdpersonal.errors import PersonalError
-from sdpersonal.models.lora import Slots
+from sdpersonal.errors import UserError
+from sdpersonal.models.lora import LoraAdapters
 from sdpersonal.prompts import Token
 from support.foreign import safe
 
@@ -93,7 +93,7 @@ def test_a_layer_changes_as_lycoris_changes_it_at_any_strength(form, kind):
         bias = bias_change(tensors, layer.bias)
     x = picture(layer)
     bare = layer(x)
-    slots = Slots({"lora_unet": nn.ModuleDict({"x": layer})})
+    slots = LoraAdapters({"lora_unet": nn.ModuleDict({"x": layer})})
     slots.check(lora := Lora({}, {"lora_unet_x": tensors}), "<me/x>")
     for strength in STRENGTHS:
         weight = layer.weight + strength * change
@@ -120,7 +120,7 @@ def test_a_mix_is_the_sum_of_what_its_parts_do_to_the_layers_own_weight(kind):
     mix.append((Lora({"lora_unet_x": plain}), 0.5))
     weight = layer.weight + sum(strength * weight_change(tensors, layer.weight) for tensors, strength in parts)
     weight = weight + 0.25 * torch.tensor(plain.up @ plain.down.reshape(2, -1)).reshape(layer.weight.shape)
-    slots, x = Slots({"lora_unet": nn.ModuleDict({"x": layer})}), picture(layer)
+    slots, x = LoraAdapters({"lora_unet": nn.ModuleDict({"x": layer})}), picture(layer)
     with torch.no_grad(), slots.filled(mix):
         for _ in range(4):
             torch.testing.assert_close(layer(x), applied(layer, x, weight, layer.bias), atol=3e-5, rtol=1e-4)
@@ -187,7 +187,7 @@ ADAPTERS = {
 
 def predicted(base) -> torch.Tensor:
     noise = torch.randn(1, *base.latent_shape(64, 64), generator=torch.Generator().manual_seed(1))
-    return base.predict(noise, torch.tensor([500]), base.condition([["a duck"]]))
+    return base.predict(noise, torch.tensor([500]), base.encode_captions([["a duck"]]))
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
@@ -212,7 +212,7 @@ def test_a_base_predicts_with_pefts_file_as_peft_merges_it(adapter, tiny, tmp_pa
     assert concept.card.base == "tiny"
     with torch.no_grad():
         bare = predicted(tiny)
-        with tiny.slots.filled([(concept.lora, 1.0)]):
+        with tiny.adapters.filled([(concept.lora, 1.0)]):
             ours = predicted(tiny)
         own, tiny.unet = tiny.unet, merged.eval()
         try:
@@ -270,7 +270,7 @@ def test_every_kind_comes_in_under_every_name_and_stays_as_it_is(form, naming):
     data = safe({f"{name}.{key}": value for key, value in tensors.items()}, hint)
     concept = read_any(data, "x.safetensors", Token.parse("<me/x>"))
     assert concept.card.base == base and list(concept.lora.changes) == [ours] and not concept.lora.layers
-    again = read(write(concept), "x")
+    again = concept_from_bytes(concept_to_bytes(concept), "x")
     for one in (concept, again):
         held = one.lora.changes[ours]
         assert held.keys() == tensors.keys()
@@ -322,9 +322,9 @@ def test_biases_norms_and_whole_weights_on_a_base(tiny):
     assert concept.card.base == "tiny" and len(concept.lora.changes) == 4
     with torch.no_grad():
         bare = predicted(tiny)
-        with tiny.slots.filled([(concept.lora, 1.0)]):
+        with tiny.adapters.filled([(concept.lora, 1.0)]):
             ours = predicted(tiny)
-            with tiny.slots.bypassed():
+            with tiny.adapters.disabled():
                 assert torch.equal(predicted(tiny), bare)
             torch.testing.assert_close(predicted(tiny), ours, atol=1e-5, rtol=1e-5)
         before = {path: (module.weight, module.bias) for path, module in layers.items()}
@@ -343,7 +343,7 @@ def test_biases_norms_and_whole_weights_on_a_base(tiny):
 def test_pictures_are_those_of_a_base_with_the_changed_weights(form, tiny, tmp_path):
     """From a file in a library to pixels, beside a mix with vectors and a plain LoRA."""
     from sdpersonal.concepts.library import Library
-    from sdpersonal.config import Request
+    from sdpersonal.config import GenerateRequest
     from sdpersonal.generation import Generator
 
     torch.manual_seed(4)
@@ -356,14 +356,14 @@ def test_pictures_are_those_of_a_base_with_the_changed_weights(form, tiny, tmp_p
     name = f"lora_unet_{path.replace('.', '_')}"
     library.add(Concept(Token.parse("<me/x>"), Card(base="tiny"), {}, Lora({}, {name: tensors})))
     request = {"seed": 3, "steps": 3, "size": "64x64", "n": 1}
-    [ours] = Generator(tiny, library).draw(Request(prompt="a duck <me/x:0.8>", **request))
+    [ours] = Generator(tiny, library).draw(GenerateRequest(prompt="a duck <me/x:0.8>", **request))
     own = layer.weight
     layer.weight = nn.Parameter(own + 0.8 * weight_change(tensors, own), requires_grad=False)
     try:
-        [expected] = Generator(tiny, library).draw(Request(prompt="a duck", **request))
+        [expected] = Generator(tiny, library).draw(GenerateRequest(prompt="a duck", **request))
     finally:
         layer.weight = own
-    [bare] = Generator(tiny, library).draw(Request(prompt="a duck", **request))
+    [bare] = Generator(tiny, library).draw(GenerateRequest(prompt="a duck", **request))
     difference = np.abs(np.asarray(ours.image, int) - np.asarray(expected.image, int))
     assert difference.max() <= 1
     assert np.abs(np.asarray(bare.image, int) - np.asarray(expected.image, int)).max() > 1
@@ -374,7 +374,7 @@ def test_room_for_a_mix_is_what_the_slots_hold(form, tiny):
     """A plan for a card counts it: a change that is no LoRA of a small rank is held as a whole weight."""
     paths = ("mid_block.attentions.0.proj_in", "down_blocks.1.attentions.0.proj_in", "mid_block.resnets.0.conv1")
     layers = {path: tiny.unet.get_submodule(path) for path in paths}
-    slots = {path: slot for slot in tiny.slots._slots.values() for path in paths if slot.layer is layers[path]}
+    slots = {path: slot for slot in tiny.adapters._adapters.values() for path in paths if slot.layer is layers[path]}
     names = {path: f"lora_unet_{path.replace('.', '_')}" for path in paths}
     torch.manual_seed(0)
     shape = layers[paths[1]].weight.shape
@@ -382,10 +382,10 @@ def test_room_for_a_mix_is_what_the_slots_hold(form, tiny):
     tensors = {names[path]: theirs(form, nn.Linear(*layers[path].weight.shape[::-1]))[1] for path in paths[:1]}
     diff = {"diff": np.ones(layers[paths[2]].weight.shape, np.float32)}
     mix = [Lora({names[paths[1]]: plain}, tensors), Lora({}, {names[paths[2]]: diff})]
-    with tiny.slots.filled([(lora, 0.5) for lora in mix]):
+    with tiny.adapters.filled([(lora, 0.5) for lora in mix]):
         held = [part for slot in slots.values() for part in (slot.down, slot.up, slot.whole) if part is not None]
-        assert tiny.slots.room(mix) == sum(part.nbytes for part in held) > 0
-    assert tiny.slots.room(mix[:1]) < tiny.slots.room(mix) and tiny.slots.room([]) == 0
+        assert tiny.adapters.room(mix) == sum(part.nbytes for part in held) > 0
+    assert tiny.adapters.room(mix[:1]) < tiny.adapters.room(mix) and tiny.adapters.room([]) == 0
 
 
 # --- as plain LoRAs ---------------------------------------------------------------------------------------------------
@@ -432,11 +432,11 @@ def test_what_a_base_must_tell_is_refused_in_a_sentence_where_a_lora_is_needed(f
         lambda: export(concept, "onetrainer"),
         lambda: merge([(concept, 1.0), (other, 1.0)], Token.parse("<me/z>")),
     ):
-        with pytest.raises(PersonalError, match=f"changes layers as {form}, which depends on the base's own weights"):
+        with pytest.raises(UserError, match=f"changes layers as {form}, which depends on the base's own weights"):
             refused()
     assert form in compare(concept, other).note and compare(concept, other).lora is None
-    assert export(concept, "native").files and form in dict(facts(concept))["Holds"]
-    assert "pytorch_lora_weights.safetensors" not in {one.name for one in uploads(concept, "me/x")}
+    assert export(concept, "native").files and form in dict(concept_facts(concept))["Holds"]
+    assert "pytorch_lora_weights.safetensors" not in {one.name for one in files_to_push(concept, "me/x")}
 
 
 def test_what_is_a_lora_merges_compares_and_exports():
@@ -501,7 +501,7 @@ MISFITS = {  # outlines fit
 def test_what_fits_no_weight_of_its_layer_is_refused_at_import(name):
     layer = LAYER.replace("attn2_to_k", "attn1_to_out_0") if name.startswith("a bias") else LAYER
     tensors = {f"{layer}.{key}": torch.tensor(value) for key, value in MISFITS[name].items()}
-    with pytest.raises(PersonalError, match="does not fit a weight of"):
+    with pytest.raises(UserError, match="does not fit a weight of"):
         read_any(safe(tensors, {"ss_base_model_version": "sd_v1"}), "x.safetensors", Token.parse("<me/x>"))
 
 
@@ -518,5 +518,5 @@ def test_large_cores_of_large_ranks_are_not_multiplied():
 @pytest.mark.parametrize("name", BAD)
 def test_changes_that_cannot_work_are_refused(name):
     tensors, said = BAD[name]
-    with pytest.raises(PersonalError, match=said):
+    with pytest.raises(UserError, match=said):
         Concept(Token.parse("<me/x>"), Card(base="tiny"), {}, Lora({}, {"lora_unet_x": tensors}))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from sdpersonal.cli.main import main
-from sdpersonal.concepts.compare import compare, conflicts, lora_cosines, lora_overlap, rows_cosine, thin_svd
+from sdpersonal.concepts.compare import compare, embedding_cosine, find_conflicts, lora_cosines, lora_overlap, thin_svd
 from sdpersonal.concepts.concept import Lora, LoraLayer
 from sdpersonal.concepts.library import Library
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from support.samples import LAYERS, card, concept, embedding, lora, vectors
 
 
@@ -25,12 +25,12 @@ def cosine(a, b):
 
 def test_cosines_of_rows():
     a, b = vectors(0, 3), vectors(1, 3)
-    assert rows_cosine(a, b) == pytest.approx(np.mean([cosine(x, y) for x, y in zip(a, b, strict=True)]), abs=1e-6)
-    assert rows_cosine(a, 2.5 * a) == pytest.approx(1) and rows_cosine(a, -a) == pytest.approx(-1)
-    assert rows_cosine(a[[2]], a) == pytest.approx(1) == rows_cosine(a, a[[1, 2]])  # found wherever it stands
-    assert rows_cosine(np.zeros_like(a), a) == 0
-    with pytest.raises(PersonalError, match="widths 192 and 100"):
-        rows_cosine(a, a[:, :100])
+    assert embedding_cosine(a, b) == pytest.approx(np.mean([cosine(x, y) for x, y in zip(a, b, strict=True)]), abs=1e-6)
+    assert embedding_cosine(a, 2.5 * a) == pytest.approx(1) and embedding_cosine(a, -a) == pytest.approx(-1)
+    assert embedding_cosine(a[[2]], a) == pytest.approx(1) == embedding_cosine(a, a[[1, 2]])  # found wherever it stands
+    assert embedding_cosine(np.zeros_like(a), a) == 0
+    with pytest.raises(UserError, match="widths 192 and 100"):
+        embedding_cosine(a, a[:, :100])
 
 
 def test_cosines_of_loras_are_those_of_the_changes():
@@ -103,7 +103,7 @@ def sd1(token):
 
 
 def kinds(*concepts):
-    return [conflict.kind for conflict in conflicts(concepts)]
+    return [conflict.kind for conflict in find_conflicts(concepts)]
 
 
 def test_conflicts_are_found_and_named():
@@ -116,8 +116,8 @@ def test_conflicts_are_found_and_named():
     assert kinds(embedding(), parallel) == ["vectors"]
     alike = concept("<me/y>", vectors={}, card=card(class_noun=""))
     assert kinds(concept(vectors={}), dataclasses.replace(alike, vectors={"clip_l": vectors(9)})) == ["lora"]
-    [conflict] = conflicts([duck, sd1("<me/cat>")])
-    assert conflict.hard and "Stable Diffusion 1.x" in conflict.problem and "<me/duck>" in conflict.problem
+    [conflict] = find_conflicts([duck, sd1("<me/cat>")])
+    assert conflict.hard and "Stable Diffusion 1.x" in conflict.message and "<me/duck>" in conflict.message
 
 
 @pytest.mark.parametrize("rank", [4, 16])
@@ -139,12 +139,12 @@ def test_loras_that_share_a_part_are_told_and_those_of_high_rank_alone_are_not(r
         )
         for name, layer in one.lora.layers.items()
     }
-    [conflict] = conflicts([one, dataclasses.replace(other, lora=Lora(mixed))])
+    [conflict] = find_conflicts([one, dataclasses.replace(other, lora=Lora(mixed))])
     assert conflict.kind == "lora" and conflict.strengths == (0.6, 0.6)
 
 
 def test_strengths_that_are_suggested_can_be_typed():
-    [conflict] = conflicts([concept(vectors={}), concept("<me/y>", vectors={"clip_l": vectors(9)})])
+    [conflict] = find_conflicts([concept(vectors={}), concept("<me/y>", vectors={"clip_l": vectors(9)})])
     assert conflict.strengths == (0.5, 0.5)  # two halves of the same change are one
 
 

@@ -19,14 +19,14 @@ from PIL import Image
 from safetensors.numpy import load
 
 from sdpersonal.cli.main import main
-from sdpersonal.concepts.concept import Concept, Lora, LoraLayer, write
+from sdpersonal.concepts.concept import Concept, Lora, LoraLayer, concept_to_bytes
 from sdpersonal.concepts.exporters import FORMATS, export
 from sdpersonal.concepts.exporters.paths import module_path
-from sdpersonal.concepts.exporters.torch_save import saved
+from sdpersonal.concepts.exporters.torch_save import torch_save_bytes
 from sdpersonal.concepts.importers import read_any
 from sdpersonal.concepts.importers.folders import read_folder
 from sdpersonal.concepts.library import Library
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from sdpersonal.models import load_base
 from sdpersonal.prompts import Token
 from support import teaching
@@ -82,10 +82,10 @@ def load_words(pipe, folder: Path, base: str) -> None:
 def answers(base, pipe, prompt: str, pieces, mix):
     """The base's and the pipeline's text states and predictions for one prompt."""
     kind = base.kind
-    shape = (1, *base.latent_shape(16 * base.downscale, 16 * base.downscale))
+    shape = (1, *base.latent_shape(16 * base.vae_scale_factor, 16 * base.vae_scale_factor))
     noisy, t = torch.randn(shape, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
-    with base.quiet(), base.slots.filled(mix):
-        condition = base.condition([pieces])
+    with base.quiet(), base.adapters.filled(mix):
+        condition = base.encode_captions([pieces])
         ours = base.predict(noisy, t, condition)
     with torch.no_grad():
         encoded = pipe.encode_prompt(prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
@@ -143,7 +143,7 @@ def test_the_words_of_the_sd_concepts_library_load_in_diffusers(model, stock, tm
     kind, _ = model
     mine = teaching.taught(kind, "vectors")
     if kind == "sdxl":
-        with pytest.raises(PersonalError, match="knows no SDXL"):
+        with pytest.raises(UserError, match="knows no SDXL"):
             export(mine, "sd-concepts-library")
         return
     put(export(mine, "sd-concepts-library"), tmp_path)
@@ -178,7 +178,7 @@ def test_the_built_in_base_takes_a_concept_by_diffusers(tiny, tmp_path):
 @pytest.mark.parametrize("base", teaching.BASES)
 def test_every_layer_of_the_published_models_is_named_as_diffusers_names_it(base):
     parts = teaching.models(base, teaching.original.FULL)
-    places = teaching.slots(base, parts)
+    places = teaching.adapters(base, parts)
     modules = places.layers()
     for name in places.names("all", text=True):
         component, path = module_path(name)
@@ -189,7 +189,7 @@ def test_every_layer_of_the_published_models_is_named_as_diffusers_names_it(base
 
 @pytest.mark.parametrize("name", ["lora_unet_joint_blocks_0_x", "lora_unet_", "lora_te3_text_model", "lora_unet_a__b"])
 def test_layers_of_other_architectures_are_named(name):
-    with pytest.raises(PersonalError, match="no Stable Diffusion"):
+    with pytest.raises(UserError, match="no Stable Diffusion"):
         module_path(name)
 
 
@@ -199,8 +199,8 @@ def test_layers_of_other_architectures_are_named(name):
 @pytest.mark.parametrize("shape", [(768,), (1, 768), (3, 1024)])
 def test_a_torch_file_made_by_hand(shape):
     rows = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    data = saved("<me/duck>", rows)
-    assert data == saved("<me/duck>", rows)
+    data = torch_save_bytes("<me/duck>", rows)
+    assert data == torch_save_bytes("<me/duck>", rows)
     for careful in (True, False):
         loaded = torch.load(io.BytesIO(data), weights_only=careful, map_location="cpu")
         assert list(loaded) == ["<me/duck>"] and torch.equal(loaded["<me/duck>"], torch.from_numpy(rows))
@@ -328,7 +328,7 @@ def test_what_to_type(format):
         mine = teaching.taught("sd1", holds)
         mine = dataclasses.replace(mine, card=mine.card.model_copy(update={"trigger_words": ("sks duck",)}))
         if typed is None:
-            with pytest.raises(PersonalError, match="has no vectors"):
+            with pytest.raises(UserError, match="has no vectors"):
                 export(mine, format)
             continue
         made = export(mine, format)
@@ -415,7 +415,7 @@ def with_exif() -> bytes:
 def test_nothing_private_goes_out(format, monkeypatch):
     monkeypatch.setenv("USER", "secretuser")
     mine = dataclasses.replace(teaching.taught("sd1"), thumbnail=with_exif())
-    assert b"SecretCamera" in spoken(write(mine))  # the canary would be seen
+    assert b"SecretCamera" in spoken(concept_to_bytes(mine))  # the canary would be seen
     private = [b"Secret", b"secretuser", b"EXIF", b"Exif", getpass.getuser().encode(), socket.gethostname().encode()]
     private += [
         str(Path.home()).encode(),

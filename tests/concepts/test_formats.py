@@ -16,9 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpersonal.concepts.concept import Concept, write
+from sdpersonal.concepts.concept import Concept, concept_to_bytes
 from sdpersonal.concepts.importers import pickles, read_any
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
 from support.samples import concept, thumbnail
 
@@ -78,9 +78,9 @@ def test_tokens_that_are_not_ours_become_ours():
 
 def test_look_alikes_ask_for_a_name():
     data = saved({"<M\u0443-cat>": torch.ones(768)})
-    with pytest.raises(PersonalError, match="CYRILLIC SMALL LETTER U") as caught:
+    with pytest.raises(UserError, match="CYRILLIC SMALL LETTER U") as caught:
         read_any(data, "learned_embeds.bin")
-    assert "--as" in caught.value.fix
+    assert "--as" in caught.value.hint
 
 
 def test_the_name_of_a_file_decides_nothing(layout):
@@ -113,19 +113,19 @@ def test_the_name_of_a_file_decides_nothing(layout):
     ],
 )
 def test_other_content_is_refused_in_words(content, layout):
-    with pytest.raises(PersonalError, match=r"^x.bin "):
+    with pytest.raises(UserError, match=r"^x.bin "):
         read_any(saved(content, **layout), "x.bin")
 
 
 def test_pictures_and_web_pages_are_told_apart():
     for data, says in ((thumbnail(), "picture"), (b"<!doctype html>" * 9, "a web page"), (b"", "empty")):
-        with pytest.raises(PersonalError, match=says):
+        with pytest.raises(UserError, match=says):
             read_any(data, "x")
 
 
 def test_our_own_files_are_read_with_a_thumbnail_made_anew():
     first = concept("<me/duck-v3>")
-    found = read_any(write(first), "x", Token("you", "toy"))
+    found = read_any(concept_to_bytes(first), "x", Token("you", "toy"))
     assert (found.token, found.identity) == (Token("you", "toy"), first.identity)
     assert found.thumbnail not in (None, first.thumbnail)
 
@@ -164,7 +164,7 @@ def test_code_in_a_file_never_runs_and_is_named(name, place, layout):
     }[place]
     data = saved(content, **layout)
     for file in ("evil.bin", "evil.pt", "evil.safetensors"):
-        with pytest.raises(PersonalError) as caught:
+        with pytest.raises(UserError) as caught:
             read_any(data, file)
         assert str(caught.value).startswith(f"{file} asks to run {name}; refused.")
     assert not Path("PWNED").exists()
@@ -172,7 +172,7 @@ def test_code_in_a_file_never_runs_and_is_named(name, place, layout):
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_plain_pickles_run_nothing_either(protocol):
-    with pytest.raises(PersonalError, match="refused"):
+    with pytest.raises(UserError, match="refused"):
         read_any(pickle.dumps(EVILS["os.system"], protocol), "evil.ckpt")
     assert not Path("PWNED").exists()
 
@@ -242,7 +242,7 @@ PROGRAMS = {
 @pytest.mark.parametrize("case", PROGRAMS)
 def test_hostile_programs_end_in_words_and_soon(case):
     began = time.process_time()
-    with pytest.raises(PersonalError, match=r"^x.bin "):
+    with pytest.raises(UserError, match=r"^x.bin "):
         read_any(program(PROGRAMS[case]), "x.bin")
     assert time.process_time() - began < 1
     assert not Path("PWNED").exists()
@@ -259,7 +259,7 @@ def test_compressed_or_crowded_archives_are_refused():
         archive.writestr("a/data.pkl", b"}.")
         archive.writestr("b/data.pkl", b"}.")
     for each in (bomb, crowd, twice):
-        with pytest.raises(PersonalError, match=r"x.zip is refused"):
+        with pytest.raises(UserError, match=r"x.zip is refused"):
             read_any(each.getvalue(), "x.zip")
 
 
@@ -268,7 +268,7 @@ def test_old_layout_with_a_count_that_lies():
     at = len(data) - 768 * 4 - 8
     assert data[at : at + 8] == struct.pack("<Q", 768)
     for count in (0, 767, 769, 2**61, 2**64 - 1):
-        with pytest.raises(PersonalError):
+        with pytest.raises(UserError):
             read_any(data[:at] + struct.pack("<Q", count) + data[at + 8 :], "x")
 
 
@@ -288,8 +288,8 @@ def test_spoiled_files_give_a_concept_or_a_refusal(chance: random.Random):
             data[at] = (data[at] + chance.randint(1, 255)) % 256
     try:
         found = read_any(bytes(data), "x")
-    except PersonalError as error:
-        assert "\n" not in error.problem and len(error.problem) < 400
+    except UserError as error:
+        assert "\n" not in error.message and len(error.message) < 400
     else:
         assert isinstance(found, Concept)
 

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from image_metadata.test_foreign_pictures import SEEDS as PICTURES
-from sdpersonal.concepts.concept import Concept, write
+from sdpersonal.concepts.concept import Concept, concept_to_bytes
 from sdpersonal.concepts.exporters import export
 from sdpersonal.concepts.importers import read_any
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from sdpersonal.image_metadata import Foreign, Recipe, read_recipe
 from support import foreign, hostile, pictures_with
 from support.foreign import a1111, rinongal, rows, safe, torch_saved
@@ -45,7 +45,7 @@ def others() -> list[bytes]:
     plain = [pickle.dumps({"a": [1, 2.5, "b", None]}, protocol) for protocol in range(6)]
     archive, photo = io.BytesIO(), io.BytesIO()
     with zipfile.ZipFile(archive, "w") as packed:
-        packed.writestr("a/embeddings/x.safetensors", write(embedding()))
+        packed.writestr("a/embeddings/x.safetensors", concept_to_bytes(embedding()))
     Image.new("RGB", (8, 8)).save(photo, "BMP")
     texts = [
         b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n",
@@ -93,8 +93,8 @@ def seeds() -> list[bytes]:
     config = json.dumps({"unet.r": 2, "unet.lora_alpha": 4})
     peft = safetensors.torch.load(foreign.diffusers_lora(every=40))
     return [
-        write(concept()),
-        write(embedding()),
+        concept_to_bytes(concept()),
+        concept_to_bytes(embedding()),
         torch_saved({"<a>": vectors[0]}),
         torch_saved({"<a>": vectors}, **old),
         safe({"<a>": vectors}),
@@ -182,7 +182,7 @@ def read(chance: random.Random) -> None:
     began = time.process_time()
     try:
         found = read_any(data, "x")
-    except PersonalError as error:
+    except UserError as error:
         assert str(error).count("\n") <= 1 and len(str(error)) < 600
         assert str(error).replace("\n", "").isprintable()
     else:
@@ -205,7 +205,7 @@ def read_picture(chance: random.Random) -> None:
     began = time.process_time()
     try:
         found = read_recipe(data, "x.png")
-    except PersonalError as error:
+    except UserError as error:
         assert str(error).count("\n") <= 1 and len(str(error)) < 600
         assert str(error).replace("\n", "").isprintable()
     else:
@@ -226,9 +226,9 @@ def test_every_seed_is_good():
         if data not in OTHERS:
             assert isinstance(read_any(data, f"seed{number}"), Concept)
             continue
-        with pytest.raises(PersonalError) as caught:
+        with pytest.raises(UserError) as caught:
             read_any(data, f"seed{number}")
-        assert caught.value.fix
+        assert caught.value.hint
 
 
 def test_spoiled_files_give_a_concept_or_a_refusal():

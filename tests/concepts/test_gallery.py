@@ -16,10 +16,10 @@ from PIL import Image
 
 from sdpersonal.cli.main import main
 from sdpersonal.concepts import gallery as gallery_module
-from sdpersonal.concepts.concept import write
-from sdpersonal.concepts.gallery import gallery
+from sdpersonal.concepts.concept import concept_to_bytes
+from sdpersonal.concepts.gallery import write_gallery
 from sdpersonal.concepts.library import Library
-from sdpersonal.concepts.thumbnail import thumbnail_bytes
+from sdpersonal.concepts.thumbnail import make_thumbnail
 from sdpersonal.prompts import Token
 from support.browser import browser, missing
 from support.samples import card, concept, embedding, thumbnail
@@ -42,7 +42,7 @@ def written(library, found) -> None:
     """Put there by hand, which is quicker than `add`."""
     path = library.folder / found.token.owner / f"{found.token.name}-v{found.token.version}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(write(found))
+    path.write_bytes(concept_to_bytes(found))
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +57,14 @@ def full(tmp_path_factory):
         picture = Image.linear_gradient("L").rotate(n).convert("RGB").resize((96, 96))
         token = Token(f"owner{n % 5}", f"thing-{n}", 1)
         written(
-            library, dataclasses.replace(embedding(str(token)), card=card(**facts), thumbnail=thumbnail_bytes(picture))
+            library, dataclasses.replace(embedding(str(token)), card=card(**facts), thumbnail=make_thumbnail(picture))
         )
     return library
 
 
 @pytest.fixture(scope="module")
 def page(full, tmp_path_factory):
-    path, shown = gallery(full.list(), tmp_path_factory.mktemp("page"), "All <b>things</b>")
+    path, shown = write_gallery(full.list(), tmp_path_factory.mktemp("page"), "All <b>things</b>")
     assert shown == 500
     return path
 
@@ -117,7 +117,7 @@ def test_damaged_concepts_and_pictures_are_left_out(library, tmp_path):
     written(library, dataclasses.replace(embedding("<me/odd-v1>"), thumbnail=b"\x89PNG\r\n\x1a\n broken"))
     broken = library.find(Token.parse("<you/ink>")).path
     broken.write_bytes(broken.read_bytes()[:-5] + b"")
-    path, shown = gallery(library.list(), tmp_path / "page")
+    path, shown = write_gallery(library.list(), tmp_path / "page")
     assert shown == 2 and "broken" not in path.read_text() and path.read_text().count("<img") == 1
 
 
@@ -137,7 +137,7 @@ def test_what_cannot_be_done_is_told(library, tmp_path, capsys, to, folder, said
 
 
 def test_thumbnails_are_made_anew(library, tmp_path):
-    path, _ = gallery(library.list(), tmp_path / "page")
+    path, _ = write_gallery(library.list(), tmp_path / "page")
     data = base64.b64decode(re.search(r"data:image/webp;base64,([^\"]+)", path.read_text())[1])
     with Image.open(io.BytesIO(data)) as picture:
         assert max(picture.size) <= 256 and not picture.getexif()
@@ -147,7 +147,7 @@ def test_thumbnails_are_made_anew(library, tmp_path):
 def test_a_page_of_very_many_has_smaller_ones(library, tmp_path, monkeypatch):
     monkeypatch.setattr(gallery_module, "_MANY", 1)
     told = []
-    path, shown = gallery(library.list(), tmp_path / "page", progress=lambda *done: told.append(done))
+    path, shown = write_gallery(library.list(), tmp_path / "page", progress=lambda *done: told.append(done))
     assert told == [(1, 2), (2, 2)] and shown == 2
     found = re.findall(r"data:image/webp;base64,([^\"]+)", path.read_text())
     for data in found:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdpersonal.concepts.concept import write
+from sdpersonal.concepts.concept import concept_to_bytes
 from sdpersonal.concepts.importers import read_any
-from sdpersonal.concepts.importers.folders import concepts_in, read_folder, read_path, read_source
+from sdpersonal.concepts.importers.folders import find_concepts, read_folder, read_path, read_source
 from sdpersonal.concepts.library import Library
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
 from support import foreign, hostile
 from support.foreign import rows, safe, torch_saved
@@ -25,7 +25,7 @@ CORPUS = hostile.corpus()
 @pytest.mark.parametrize("case", CORPUS)
 def test_each_is_refused_in_words_soon_and_without_effect(case):
     began = time.process_time()
-    with pytest.raises(PersonalError) as caught:
+    with pytest.raises(UserError) as caught:
         read_any(CORPUS[case], "x\x1b[31m.safetensors")
     assert time.process_time() - began < 2
     text = str(caught.value)
@@ -42,7 +42,7 @@ def test_memory_stays_in_bounds():
     resource.setrlimit(resource.RLIMIT_AS, (size + 500_000_000, hard))
     try:
         for case, data in CORPUS.items():
-            with pytest.raises(PersonalError):
+            with pytest.raises(UserError):
                 read_any(data, case)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
@@ -69,13 +69,13 @@ def test_a_broken_file_is_not_replaced_by_the_pickle_beside_it(tmp_path):
         folder.mkdir()
         (folder / safe_name).write_bytes(b"broken")
         (folder / pickle_name).write_bytes(evil)
-        with pytest.raises(PersonalError, match=safe_name):
+        with pytest.raises(UserError, match=safe_name):
             read_folder(folder)
     for name in ("learned_embeds.bin", "lora_weight.pt"):
         folder = tmp_path / f"alone {name}"
         folder.mkdir()
         (folder / name).write_bytes(evil)
-        with pytest.raises(PersonalError, match=r"asks to run os\.mkdir"):
+        with pytest.raises(UserError, match=r"asks to run os\.mkdir"):
             read_folder(folder)
     assert os.listdir() == []
 
@@ -85,15 +85,15 @@ def test_odd_things_in_folders(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "nowhere.pt").symlink_to("/nowhere")
     (tmp_path / "device.pt").symlink_to("/dev/zero")
-    for source in concepts_in(tmp_path):
-        with pytest.raises(PersonalError):
+    for source in find_concepts(tmp_path):
+        with pytest.raises(UserError):
             read_source(source)
     for text in ("[" * 100_000, "{", "[]", '{"peft_type": "LOKR"}', "\xff"):
         folder = tmp_path / "adapter"
         folder.mkdir(exist_ok=True)
         (folder / "adapter_config.json").write_text(text)
         (folder / "adapter_model.safetensors").write_bytes(foreign.diffusers_lora(every=20))
-        with pytest.raises(PersonalError):
+        with pytest.raises(UserError):
             read_folder(folder)
 
 
@@ -135,8 +135,8 @@ def test_no_name_leads_out_of_the_library(tmp_path, name):
     ):
         try:
             token = library.keep(read_any(data, f"{name}.safetensors"))
-        except PersonalError as error:
-            assert error.fix and str(error).replace("\n", "").isprintable()
+        except UserError as error:
+            assert error.hint and str(error).replace("\n", "").isprintable()
         else:
             assert library.find(token).path.resolve().is_relative_to(library.folder.resolve())
     assert {path.name for path in tmp_path.iterdir()} <= {"library"} and os.listdir() == []
@@ -144,9 +144,9 @@ def test_no_name_leads_out_of_the_library(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["con", "<NUL>", "имя", "\uff43\uff41\uff54\u0443", "***", ""])
 def test_names_that_nothing_can_be_made_of_ask_for_one(name):
-    with pytest.raises(PersonalError, match=r"--as") as caught:
+    with pytest.raises(UserError, match=r"--as") as caught:
         read_any(safe({"emb_params": rows(1)}), f"{name}.safetensors")
-    assert caught.value.fix
+    assert caught.value.hint
 
 
 # --- other cases ------------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_too_large_files_are_not_read(tmp_path):
     path.touch()
     os.truncate(path, 4_000_000_000)
     began = time.process_time()
-    with pytest.raises(PersonalError, match="nothing but zeros"):
+    with pytest.raises(UserError, match="nothing but zeros"):
         read_path(path)
     assert time.process_time() - began < 2
 
@@ -178,9 +178,9 @@ def test_tokens_are_never_shared(tmp_path):
     one, two = torch_saved({"<My-Cat>": rows(1)}), torch_saved({"<my-cat>": rows(1, seed=1)})
     token = library.keep(read_any(one, "a"))
     assert library.keep(read_any(one, "b")) == token  # the same file twice
-    with pytest.raises(PersonalError, match="is here already") as caught:
+    with pytest.raises(UserError, match="is here already") as caught:
         library.keep(read_any(two, "c"))
-    assert "--as" in caught.value.fix and "--replace" in caught.value.fix
+    assert "--as" in caught.value.hint and "--replace" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_vectors_a_twentieth_or_twenty_times_as_long_as_a_words_are_told(length,
     vectors[1, 7] = length
     found = read_any(safe({"emb_params": vectors}), "duck.safetensors")
     assert found.card.recipe == ({"longest_row": round(float(vectors[1, 7]), 4)} if told else {})
-    write(found)
+    concept_to_bytes(found)
 
 
 @pytest.mark.parametrize("bits", [0x7F800000, 0xFF800000, 0x7FC00000, 0x7FA00000])  # the last: a NaN that signals
@@ -208,6 +208,6 @@ def test_numbers_that_are_not_finite_are_refused_before_anything_is_computed(bit
     data = bytearray(len(raw).to_bytes(8, "little") + raw + bytes(3 * 768 * width))
     at = len(data) - 5 * width
     data[at : at + width] = number
-    with warnings.catch_warnings(), pytest.raises(PersonalError, match="row 2 of its vectors holds numbers"):
+    with warnings.catch_warnings(), pytest.raises(UserError, match="row 2 of its vectors holds numbers"):
         warnings.simplefilter("error")
         read_any(bytes(data), "duck.safetensors")

@@ -18,9 +18,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdpersonal.cli.main import main
 from sdpersonal.concepts import hub as ours
-from sdpersonal.concepts.concept import write
+from sdpersonal.concepts.concept import concept_to_bytes
 from sdpersonal.concepts.library import Library
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
 from support.foreign import rows, safe
 from support.hub_server import TOKEN, Repo, hub_server
@@ -118,13 +118,13 @@ def test_importing_what_was_pushed_takes_our_own_file_with_its_card(hub, library
 def test_our_file_among_strangers_is_not_all_that_is_there(tmp_path):
     from sdpersonal.concepts.importers.folders import read_folder
 
-    (tmp_path / "me-duck.safetensors").write_bytes(write(embedding()))
-    (tmp_path / "learned_embeds.safetensors").write_bytes(write(embedding()))
-    with pytest.raises(PersonalError, match="holds several concepts"):
+    (tmp_path / "me-duck.safetensors").write_bytes(concept_to_bytes(embedding()))
+    (tmp_path / "learned_embeds.safetensors").write_bytes(concept_to_bytes(embedding()))
+    with pytest.raises(UserError, match="holds several concepts"):
         read_folder(tmp_path)
     (tmp_path / "learned_embeds.safetensors").unlink()
     (tmp_path / "other.safetensors").write_bytes(safe({"emb_params": rows(1)}))
-    with pytest.raises(PersonalError, match="holds several concepts"):
+    with pytest.raises(UserError, match="holds several concepts"):
         read_folder(tmp_path)
 
 
@@ -181,7 +181,7 @@ def test_the_model_card_says_what_a_stranger_wants_to_know(hub, library, tmp_pat
         vectors={"clip_l": vectors(0, 2, 768)},
     )
     drawn = picture(tmp_path / "0.png", one)
-    sent = {each.name: each.data for each in ours.uploads(one, ID, [drawn, drawn])}
+    sent = {each.name: each.data for each in ours.files_to_push(one, ID, [drawn, drawn])}
     readme = sent["README.md"].decode()
     head = dict(line.split(": ", 1) for line in readme.split("---")[1].strip().splitlines())
     assert json.loads(head["license"]) == "cc-by-4.0" and "v1-5" in head["base_model"]
@@ -203,7 +203,7 @@ def test_a_hostile_card_is_plain_text_on_the_page():
     one = concept(
         card=card(title=evil[:90], description=evil, author="`" * 5, prompts=("```\n<script>",), license=evil[:90])
     )
-    readme = next(each.data.decode() for each in ours.uploads(one, ID) if each.name == "README.md")
+    readme = next(each.data.decode() for each in ours.files_to_push(one, ID) if each.name == "README.md")
     front, body = readme.split("\n---\n", 1)
     assert [line.split(":")[0] for line in front.splitlines()[1:]] == [
         "license",
@@ -240,10 +240,10 @@ def test_no_photo_gets_in_as_a_picture(tmp_path):
         picture(tmp_path / "x.png", embedding(seed=9)),
         picture(tmp_path / "y.png", one, concepts=3),
     ):
-        with pytest.raises(PersonalError, match="is not a picture that was drawn with <me/duck>"):
-            ours.uploads(one, ID, [path])
-    with pytest.raises(PersonalError):
-        ours.uploads(one, ID, [tmp_path / "nowhere.png"])
+        with pytest.raises(UserError, match="is not a picture that was drawn with <me/duck>"):
+            ours.files_to_push(one, ID, [path])
+    with pytest.raises(UserError):
+        ours.files_to_push(one, ID, [tmp_path / "nowhere.png"])
 
 
 def test_nothing_of_this_machine_is_sent(hub, library, tmp_path):
@@ -329,14 +329,14 @@ def test_pulling_what_is_not_there(hub, library, capsys):
 
 def test_what_the_hub_answers_instead_is_told(hub, library, capsys, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda _: None)  # the client waits between tries
-    hub.repos[ID] = Repo({"x.safetensors": write(embedding())})
+    hub.repos[ID] = Repo({"x.safetensors": concept_to_bytes(embedding())})
     for status in (403, 429, 500):
         hub.fail = {"/api/models/": status}
         assert f"does not give out {ID} (HTTP {status})" in refused(library, capsys, "pull", ID)
 
 
 def test_lists_of_files_are_not_believed(hub, library, capsys, tmp_path):
-    data = write(embedding("<me/cat>", 3))
+    data = concept_to_bytes(embedding("<me/cat>", 3))
     evil = ["../../../evil.safetensors", "/etc/evil.safetensors", "a/../../b.safetensors", "../evil.safetensors"]
     hub.repos["a/b"] = Repo({name: data for name in evil})
     err = refused(library, capsys, "pull", "a/b")
@@ -394,13 +394,13 @@ def test_without_a_network_it_is_said_within_seconds(library, root, command):
 
 def test_the_thumbnail_is_the_picture_where_there_are_none():
     assert thumbnail()
-    names = [each.name for each in ours.uploads(concept(), ID)]
+    names = [each.name for each in ours.files_to_push(concept(), ID)]
     assert names[0] == "README.md" and "pictures.png" in names
-    assert "pictures.png" not in [each.name for each in ours.uploads(embedding(), ID)]
+    assert "pictures.png" not in [each.name for each in ours.files_to_push(embedding(), ID)]
 
 
 def begins(one) -> bytes:
-    return write(dataclasses.replace(one, token=one.token.unversioned()))[:2]
+    return concept_to_bytes(dataclasses.replace(one, token=one.token.unversioned()))[:2]
 
 
 def test_versions_pushed_one_after_the_other_are_pulled_as_versions(hub, library, tmp_path, capsys):

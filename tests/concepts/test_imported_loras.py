@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sdpersonal.concepts.importers.folders import read_folder
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from support.narrow import save_narrow
 
 SCALE = 1.5  # alpha / rank
@@ -153,5 +153,5 @@ def test_folders_of_peft_change_the_base_as_peft_does(pipe, tmp_path, parts, opt
 )
 def test_variants_of_peft_that_no_plain_lora_equals_are_named(pipe, tmp_path, options, said):
     adapted(pipe.unet, "unet", tmp_path / "unet", **options)
-    with pytest.raises(PersonalError, match=said):
+    with pytest.raises(UserError, match=said):
         read_folder(tmp_path)

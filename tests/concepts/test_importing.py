@@ -14,8 +14,8 @@ from PIL import Image
 from sdpersonal.cli.main import main
 from sdpersonal.concepts.exporters import export
 from sdpersonal.concepts.importers import hub_repositories
-from sdpersonal.concepts.importers.hub_repositories import Repository, split
-from sdpersonal.concepts.importing import sources
+from sdpersonal.concepts.importers.hub_repositories import Repository, parse_repository
+from sdpersonal.concepts.importing import find_sources
 from sdpersonal.concepts.library import Library
 from sdpersonal.prompts import Token
 from support import foreign, pictures_with
@@ -86,7 +86,7 @@ def test_as_names_one(folder, capsys):
     ],
 )
 def test_what_names_a_repository(text, expected):
-    assert split(text) == expected
+    assert parse_repository(text) == expected
 
 
 @pytest.mark.tries_network
@@ -102,16 +102,16 @@ def test_without_the_hub_it_says_so_within_seconds(capsys, monkeypatch):
 
 def test_of_a_repository_only_what_can_be_a_concept_is_wanted():
     some = {"learned_embeds.safetensors": 4000, "learned_embeds.bin": 4000, "concept_images/0.jpeg": 9, "README.md": 9}
-    assert hub_repositories._wanted(Repository("a/b"), some) == ["learned_embeds.safetensors", "README.md"]
-    assert hub_repositories._wanted(Repository("a/b", "x.pt"), {"x.pt": 9, "y.pt": 9}) == ["x.pt"]
+    assert hub_repositories._files_to_fetch(Repository("a/b"), some) == ["learned_embeds.safetensors", "README.md"]
+    assert hub_repositories._files_to_fetch(Repository("a/b", "x.pt"), {"x.pt": 9, "y.pt": 9}) == ["x.pt"]
     for sizes, said in (
         ({"model_index.json": 9, "unet/x.safetensors": 9}, "whole model"),
         ({"README.md": 9}, "holds no embedding"),
         ({"x.safetensors": 10**10}, "larger than 4 GB"),
         ({f"{n}.safetensors": 3 * 10**8 for n in range(20)}, "Name the one"),
     ):
-        with pytest.raises(hub_repositories.PersonalError, match=said):
-            hub_repositories._wanted(Repository("a/b"), sizes)
+        with pytest.raises(hub_repositories.UserError, match=said):
+            hub_repositories._files_to_fetch(Repository("a/b"), sizes)
 
 
 @pytest.mark.thorough
@@ -338,7 +338,7 @@ def test_of_checkpoints_alone_the_last_counts(tmp_path, capsys):
     loras = {f"checkpoint-{n}/pytorch_lora_weights.safetensors": lora() for n in (90, 1000)}
     assert run(put(tmp_path / "duck", **states, **loras)) == 0
     assert listed() == {"<imported/duck-v1>": (0, 2)}
-    assert "checkpoint-1000" in str(sources(str(tmp_path / "duck")))
+    assert "checkpoint-1000" in str(find_sources(str(tmp_path / "duck")))
 
 
 def test_files_of_one_name_in_several_folders_are_called_by_both(tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 
 from sdpersonal.concepts.importers.folders import read_path
 from sdpersonal.concepts.library import Library
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from support import foreign
 
 IMPORT = """
@@ -77,16 +77,16 @@ def test_and_so_does_one_of_rank_128(tmp_path):
 def test_what_is_too_large_or_no_concept_is_told_by_its_head(tmp_path):
     path = tmp_path / "big.safetensors"
     sparse(path, 48, {"model.diffusion_model.x": [1000, 1000]})
-    with pytest.raises(PersonalError, match="is a whole model"):
+    with pytest.raises(UserError, match="is a whole model"):
         read_path(path)
     sparse(path, 700)
-    with pytest.raises(PersonalError, match=r"is larger than 4\.0 GB"):
+    with pytest.raises(UserError, match=r"is larger than 4\.0 GB"):
         read_path(path)
     size = sparse(path, 48)
     os.truncate(path, size - 2)
-    with pytest.raises(PersonalError, match="ends early"):
+    with pytest.raises(UserError, match="ends early"):
         read_path(path)
     path.write_bytes(b"PK\x03\x04")
     os.truncate(path, 3_000_000_000)
-    with pytest.raises(PersonalError, match="larger than 300 MB, the most of a pickle"):
+    with pytest.raises(UserError, match="larger than 300 MB, the most of a pickle"):
         read_path(path)

@@ -7,10 +7,10 @@ import pytest
 from test_comparing import change
 
 from sdpersonal.cli.main import main
-from sdpersonal.concepts.concept import Lora, LoraLayer, read, write
+from sdpersonal.concepts.concept import Lora, LoraLayer, concept_from_bytes, concept_to_bytes
 from sdpersonal.concepts.library import Library
 from sdpersonal.concepts.merge import merge
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
 from support.samples import LAYERS, card, concept, lora, vectors
 
@@ -103,7 +103,7 @@ def test_convolutions_are_cut_too():
     layer = merged.lora.layers[LAYERS[0]]
     assert layer.down.shape == (5, 6, 3, 3) and layer.up.shape == (5, 5, 1, 1)
     np.testing.assert_allclose(change(layer), sum(change(p.lora.layers[LAYERS[0]]) for p, _ in parts), atol=1e-4)
-    assert read(write(merged), "c").identity == merged.identity
+    assert concept_from_bytes(concept_to_bytes(merged), "c").identity == merged.identity
 
 
 def test_what_cannot_be_merged_is_refused():
@@ -127,7 +127,7 @@ def test_what_cannot_be_merged_is_refused():
         ([(a, 1), (narrow, 1)], "differ in width"),
         ([(a, 1), (concept("<me/y>", lora=other), 1)], "differ in shape"),
     ):
-        with pytest.raises(PersonalError, match=said):
+        with pytest.raises(UserError, match=said):
             merge(parts, C)
 
 
@@ -171,11 +171,11 @@ def test_the_command(tmp_path, capsys):
 
 
 def test_an_exact_merge_draws_what_the_prompt_with_both_draws(tiny):
-    from sdpersonal.config import Request
+    from sdpersonal.config import GenerateRequest
     from sdpersonal.generation import Generator
 
-    layers = list(tiny.slots.names("attention", text=True))[::3]
-    weights = tiny.slots.layers()
+    layers = list(tiny.adapters.names("attention", text=True))[::3]
+    weights = tiny.adapters.layers()
 
     def made(token, seed):
         draw = np.random.default_rng(seed)
@@ -184,7 +184,7 @@ def test_an_exact_merge_draws_what_the_prompt_with_both_draws(tiny):
             out, width = weights[name].weight.shape
             down, up = draw.normal(size=(2, width)), draw.normal(size=(out, 2))
             parts[name] = LoraLayer(down.astype(np.float32) * 0.1, up.astype(np.float32) * 0.1, 1.0 + seed)
-        rows = tiny.encoders["clip_l"].table[[100 + seed, 200 + seed]].detach().numpy().copy()
+        rows = tiny.encoders["clip_l"].token_embeddings[[100 + seed, 200 + seed]].detach().numpy().copy()
         return concept(token, vectors={"clip_l": rows}, lora=Lora(parts), card=card(class_noun=""))
 
     both = {t: made(t, s) for s, t in enumerate(("<me/a-v1>", "<me/b-v1>"))}
@@ -198,7 +198,7 @@ def test_an_exact_merge_draws_what_the_prompt_with_both_draws(tiny):
     generator = Generator(tiny, Shelf())
 
     mixed, alone, bare = (
-        np.asarray(next(generator.draw(Request(prompt=prompt, n=1, steps=3, size="64x64"))).image, int)
+        np.asarray(next(generator.draw(GenerateRequest(prompt=prompt, n=1, steps=3, size="64x64"))).image, int)
         for prompt in ("<me/a-v1:0.6><me/b-v1:0.4> on grass", "<me/c-v1> on grass", "a duck on grass")
     )
     assert abs(mixed - alone).max() <= 1 and abs(mixed - bare).max() > 20

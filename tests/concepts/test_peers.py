@@ -91,7 +91,7 @@ def check(mine, held, layers=None) -> None:
 
 
 def _named(alias: str, base: str) -> str:
-    part, _, _ = diffusers_lora.parsed(f"{alias}.lora_up.weight")
+    part, _, _ = diffusers_lora.parse_key(f"{alias}.lora_up.weight")
     return lora_file.layer_name(part, base)
 
 

@@ -17,13 +17,13 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load, save
 
-from sdpersonal.app.backend.library.import_export import arrive
-from sdpersonal.app.backend.workspace import House
-from sdpersonal.concepts.concept import Concept, Lora, LoraLayer, thumbnail_bytes, write
+from sdpersonal.app.backend.library.import_export import import_uploads
+from sdpersonal.app.backend.workspace import Workspace
+from sdpersonal.concepts.concept import Concept, Lora, LoraLayer, concept_to_bytes, make_thumbnail
 from sdpersonal.concepts.exporters import FORMATS, export
-from sdpersonal.concepts.importing import bring_in, joined, sources
+from sdpersonal.concepts.importing import find_sources, import_all, joined
 from sdpersonal.concepts.library import Library
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
 from support.samples import card
 
@@ -67,7 +67,7 @@ def made(base: str, holds: str, kind: str = "full", rows: int = 1, token: str = 
         card(**fields),
         numbers if holds != "lora" else {},
         Lora(layers) if holds != "vectors" else None,
-        thumbnail_bytes(Image.new("RGB", (24, 24), "red")) if kind == "full" else None,
+        make_thumbnail(Image.new("RGB", (24, 24), "red")) if kind == "full" else None,
     )
 
 
@@ -83,7 +83,7 @@ def weights(folder: Path) -> list[Path]:
 
 
 def taken_in(library: Library, *asked: Path):
-    return list(bring_in(library, joined([each for path in asked for each in sources(str(path))])))
+    return list(import_all(library, joined([each for path in asked for each in find_sources(str(path))])))
 
 
 def check(library: Library, mine: Concept, format: str, texts: bool = False) -> None:
@@ -115,8 +115,8 @@ def test_out_and_in_again(base, holds, kind, rows, format, tmp_path):
     mine = made(base, holds, kind, rows)
     try:
         folder = laid(mine, format, tmp_path / "sent to me")
-    except PersonalError as error:
-        assert format == "sd-concepts-library" and error.fix and (holds == "lora" or base == "sdxl")
+    except UserError as error:
+        assert format == "sd-concepts-library" and error.hint and (holds == "lora" or base == "sdxl")
         return
     whole = Library(tmp_path / "by folder")
     assert [outcome.done for outcome in taken_in(whole, folder)] == ["imported"]
@@ -144,7 +144,7 @@ def test_out_and_in_again(base, holds, kind, rows, format, tmp_path):
 def test_dropped_on_a_page(base, format, tmp_path):
     """The browser sends files without their folders."""
     mine = made(base, "both")
-    house = House(Library(tmp_path / "concepts"), tmp_path / "out", tmp_path / "runs", tmp_path / "shown")
+    house = Workspace(Library(tmp_path / "concepts"), tmp_path / "out", tmp_path / "runs", tmp_path / "shown")
     folder = laid(mine, format, tmp_path / "sent")
     dropped = []
     for number, path in enumerate(path for path in folder.rglob("*") if path.is_file()):
@@ -152,7 +152,7 @@ def test_dropped_on_a_page(base, format, tmp_path):
         place.parent.mkdir(parents=True)
         place.write_bytes(path.read_bytes())
         dropped.append(str(place))
-    (came,) = arrive(house, "page", dropped)
+    (came,) = import_uploads(house, "page", dropped)
     assert came.done == "imported"
     check(house.library, mine, format)
 
@@ -186,7 +186,7 @@ def test_headers_that_another_program_left_out(format, tmp_path):
     alone = Library(tmp_path / "one by one")
     first, second = (outcome for path in weights(folder) for outcome in taken_in(alone, path))
     assert first.done == "imported"
-    assert format == "kohya" or ("is here already with" in second.error.problem and "alone" in second.error.problem)
+    assert format == "kohya" or ("is here already with" in second.error.message and "alone" in second.error.message)
 
 
 def test_numbers_that_were_changed_make_another_concept(tmp_path):
@@ -239,9 +239,9 @@ def test_other_kinds_come_back_whole_or_are_refused_or_cut_and_told(base, kind, 
     mine = other_kind(kind, base)
     for format in sorted(FORMATS.keys() - {"sd-concepts-library"}):
         if (kind, format) in REFUSED:
-            with pytest.raises(PersonalError, match=kind) as refused:
+            with pytest.raises(UserError, match=kind) as refused:
                 export(mine, format)
-            assert refused.value.fix
+            assert refused.value.hint
             continue
         notes = " ".join(export(mine, format).notes)
         folder = laid(mine, format, tmp_path / format)
@@ -308,11 +308,11 @@ def test_a_part_in_a_library_goes_on_as_one(tmp_path):
     taken_in(other, again)
     taken_in(other, second)
     check(other, mine, "a1111")
-    with pytest.raises(PersonalError, match="other content"):  # another concept of that name joins nothing
+    with pytest.raises(UserError, match="other content"):  # another concept of that name joins nothing
         other.keep(dataclasses.replace(made("sd1", "vectors", rows=3), token=T("<me/toy-duck>")))
 
 
 def test_a_header_that_lies_about_its_whole_is_refused():
-    data = write(dataclasses.replace(made("tiny", "vectors"), whole="a" * 64))
+    data = concept_to_bytes(dataclasses.replace(made("tiny", "vectors"), whole="a" * 64))
     assert json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])["__metadata__"]["sdpersonal.whole"] == "a" * 64
     assert io.BytesIO(data).read(8)[4:] == bytes(4)

@@ -10,7 +10,7 @@ import pytest
 from sdpersonal.cli.main import main
 from sdpersonal.concepts.library import Library
 from sdpersonal.concepts.trash import Trash
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
 from support.crash import CALLS, DIED, DONE, NO_ROOM, REFUSED, calls_made, die_at, fail_at
 from support.samples import concept, embedding
@@ -44,7 +44,7 @@ def test_what_was_deleted_comes_back_to_the_bit(library):
     deletion = trash.put(T("<me/duck>"), all_versions=True)
     assert [str(token) for token in deletion.tokens] == ["<me/duck-v1>", "<me/duck-v2>"]
     assert list(here(library)) == ["<you/ink-v1>"] and not (library.folder / "me").exists()
-    assert library.verify() == [] and library.strays() == []
+    assert library.verify() == [] and library.misplaced_files() == []
     assert [each.name for each in trash.list()] == [deletion.name]
     assert trash.restore(deletion.name) == deletion.tokens
     assert here(library) == before and trash.list() == []
@@ -54,7 +54,7 @@ def test_a_place_that_was_taken_is_not_taken_back(library):
     trash = Trash(library)
     deletion = trash.put(T("<me/duck>"), all_versions=True)
     library.add(concept("<me/duck-v2>", seed=9))
-    with pytest.raises(PersonalError, match=r"<me/duck-v2> cannot come back: its place was taken"):
+    with pytest.raises(UserError, match=r"<me/duck-v2> cannot come back: its place was taken"):
         trash.restore(deletion.name)
     assert list(here(library)) == ["<me/duck-v2>", "<you/ink-v1>"] and len(gone(library)) == 2
     library.rename(T("<me/duck>"), T("<me/other>"))
@@ -63,7 +63,7 @@ def test_a_place_that_was_taken_is_not_taken_back(library):
 
 
 def test_one_of_several_versions_must_be_named(library):
-    with pytest.raises(PersonalError, match="has several versions"):
+    with pytest.raises(UserError, match="has several versions"):
         Trash(library).put(T("<me/duck>"))
     assert len(here(library)) == 3 and gone(library) == {}
     Trash(library).put(T("<me/duck-v1>"))
@@ -92,14 +92,14 @@ def test_after_thirty_days_it_is_gone(library):
     "name", ["", "..", "../me", "/etc", "20260131T120000Z-0123456", "99999999T999999Z-00000000", 3]
 )
 def test_only_a_deletions_name_is_one(library, name):
-    with pytest.raises(PersonalError, match="is not in the trash any more"):
+    with pytest.raises(UserError, match="is not in the trash any more"):
         Trash(library).restore(name)
 
 
 def test_a_linked_trash_takes_nothing_elsewhere(library, tmp_path):
     (tmp_path / "outside").mkdir()
     (library.folder / ".trash").symlink_to(tmp_path / "outside")
-    with pytest.raises(PersonalError, match="is not a place inside"):
+    with pytest.raises(UserError, match="is not a place inside"):
         Trash(library).put(T("<you/ink>"))
     assert list((tmp_path / "outside").iterdir()) == [] and len(here(library)) == 3
 
@@ -131,7 +131,7 @@ def test_a_crash_or_a_failing_disk_at_any_moment_loses_nothing(change, tmp_path)
             extra = (errno.EIO,) if how is fail_at else ()
             assert how(n, *extra, lambda tried=tried: change(tried)) in end
             kept, lost = here(tried), gone(tried)
-            assert not kept.keys() & lost.keys() and tried.verify() == [] and tried.strays() == []
+            assert not kept.keys() & lost.keys() and tried.verify() == [] and tried.misplaced_files() == []
             assert kept | lost == everything or (change is empty and kept == here(library))
             if lost:
                 restore(tried)  # and it goes on working

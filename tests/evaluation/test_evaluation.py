@@ -11,13 +11,28 @@ from PIL import Image
 
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import DreamboothSettings
-from sdpersonal.errors import PersonalError
-from sdpersonal.evaluation import Acceptance, Judge, Scores, in_figures, judge_for, scorers, verdict
-from sdpersonal.evaluation.concept_score import COPY, PROMPTS, SEEDS, asked, noun_in, with_article
+from sdpersonal.errors import UserError
+from sdpersonal.evaluation import (
+    ConceptEvaluation,
+    ConceptScores,
+    Scorer,
+    explain_scores,
+    format_scores,
+    scorer_for_base,
+    scorers,
+)
+from sdpersonal.evaluation.concept_score import (
+    COPY_CORRELATION,
+    PROMPTS,
+    SEEDS,
+    class_phrase,
+    prompts_and_seeds,
+    with_article,
+)
 from sdpersonal.models.loading import built_in_folder
 from sdpersonal.photos.loading import load_photos
 from sdpersonal.training import train
-from sdpersonal.training.sampling import draw
+from sdpersonal.training.sampling import generate_samples
 from support.narrow import save_narrow, save_photos
 
 # --- the judge, again, from its folder ---
@@ -33,7 +48,7 @@ class Peer:
         self.tokenizer = CLIPTokenizer.from_pretrained(folder)
         self.config = json.loads((folder / "preprocessor_config.json").read_text())
 
-    def see(self, pictures):
+    def image_features(self, pictures):
         side, rows = self.config["crop_size"]["height"], []
         for picture in pictures:
             picture = picture.convert("RGB")
@@ -66,7 +81,7 @@ def peer():
 
 @pytest.fixture(scope="module")
 def judge():
-    return judge_for("tiny")
+    return scorer_for_base("tiny")
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +92,8 @@ def photos(root):
 
 @pytest.fixture(scope="module")
 def draws(tiny):
-    return lambda kind, noun, steps=6: draw(
-        tiny, lambda prompt: [prompt.format(noun_in(kind, noun))], asked(kind), 128, steps
+    return lambda kind, noun, steps=6: generate_samples(
+        tiny, lambda prompt: [prompt.format(class_phrase(kind, noun))], prompts_and_seeds(kind), 128, steps
     )
 
 
@@ -93,17 +108,17 @@ def others(draws):
 
 
 def test_the_built_in_judge_sees_and_reads_as_transformers_does(judge, peer, photos):
-    np.testing.assert_allclose(judge.see(photos), peer.see(photos), atol=1e-4)
+    np.testing.assert_allclose(judge.image_features(photos), peer.image_features(photos), atol=1e-4)
     texts = ["a bear", "an octopus on the beach, far away, in the evening", "", "<script>alert(1)</script>"]
     np.testing.assert_allclose(judge.read(texts), peer.read(texts), atol=1e-5)
     assert judge.scale == pytest.approx(float(np.exp(peer.model.logit_scale.item())))
-    assert np.array_equal(judge.subject(photos), judge.see(photos)) and judge.name == "the built-in CLIP"
+    assert np.array_equal(judge.subject(photos), judge.image_features(photos)) and judge.name == "the built-in CLIP"
 
 
 def test_a_judge_of_many_pictures_is_one_of_few(judge, photos):
     many = (photos * 9)[:40]
     np.testing.assert_allclose(
-        judge.see(many), np.concatenate([judge.see([one]) for one in photos] * 9)[:40], atol=1e-5
+        judge.image_features(many), np.concatenate([judge.image_features([one]) for one in photos] * 9)[:40], atol=1e-5
     )
 
 
@@ -113,7 +128,7 @@ def test_a_judge_of_many_pictures_is_one_of_few(judge, photos):
 def by_hand(peer, kind, noun, photos, plain, pictures):
     """Every figure, from its definition."""
     prompts = [one.format(noun if kind == "style" else f"a {noun}") for one in PROMPTS[kind]]
-    mine, his, class_own = peer.see(pictures), peer.see(photos), peer.see(plain)
+    mine, his, class_own = peer.image_features(pictures), peer.image_features(photos), peer.image_features(plain)
     texts, scale = peer.read(prompts), float(np.exp(peer.model.logit_scale.item()))
 
     def told(features):
@@ -140,7 +155,7 @@ def by_hand(peer, kind, noun, photos, plain, pictures):
         return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
     copied = [
-        max(correlation(one, photo) for photo in photos) > COPY and odds < 0.5
+        max(correlation(one, photo) for photo in photos) > COPY_CORRELATION and odds < 0.5
         for one, odds in zip(pictures, told(mine), strict=True)
     ]
     likeness = (cosine - floor) / max(ceiling - floor, 0.05)
@@ -164,30 +179,30 @@ KINDS = {"object": "bear", "style": "cyanotype", "person": "bear"}
 def test_every_figure_is_what_it_is_said_to_be(judge, peer, photos, plain, others, kind):
     """Of pictures with nothing of the photos in them, and of pictures half of which are the photos."""
     noun, drawn = KINDS[kind], "style" if kind == "style" else "object"
-    acceptance = Acceptance(judge, kind, noun, photos, plain[drawn])
+    acceptance = ConceptEvaluation(judge, kind, noun, photos, plain[drawn])
     for pictures in (others[drawn], [*photos[:4], *others[drawn][4:]]):
         assert_equal(acceptance.score(pictures), by_hand(peer, kind, noun, photos, plain[drawn], pictures))
 
 
 def test_the_photos_themselves_only_copy(judge, photos, plain):
-    scores = Acceptance(judge, "object", "bear", photos, plain["object"]).score((photos * 2)[:8])
+    scores = ConceptEvaluation(judge, "object", "bear", photos, plain["object"]).score((photos * 2)[:8])
     assert scores.copying >= 0.5 and scores.likeness > 0.9
-    said = verdict(scores, "bear")
+    said = explain_scores(scores, "bear")
     assert said[0].startswith("It only copies a photo: ") and f"{scores.copying:.0%} of the pictures" in said[0]
     assert not any("no effect" in line for line in said)
 
 
 def test_the_class_nouns_own_pictures_show_no_effect(judge, photos, plain):
-    scores = Acceptance(judge, "object", "bear", photos, plain["object"]).score(plain["object"])
+    scores = ConceptEvaluation(judge, "object", "bear", photos, plain["object"]).score(plain["object"])
     assert scores.likeness == pytest.approx(0, abs=1e-6) and scores.score == pytest.approx(0, abs=1e-3)
     assert scores.copying == 0
-    said = verdict(scores, "bear")
+    said = explain_scores(scores, "bear")
     assert said[-1].startswith("Training had no effect: the pictures are no more like the photos than any bear.")
 
 
 def test_a_copy_in_the_place_that_was_asked_for_is_none(judge, photos, plain):
     """The class noun's pictures as photos: each is in its place, and there it may be what it was."""
-    acceptance = Acceptance(judge, "object", "bear", plain["object"], plain["object"])
+    acceptance = ConceptEvaluation(judge, "object", "bear", plain["object"], plain["object"])
     in_place = acceptance.score(plain["object"])
     elsewhere = acceptance.score(plain["object"][2:] + plain["object"][:2])
     assert in_place.copying < elsewhere.copying and elsewhere.copying > 0.5
@@ -195,7 +210,7 @@ def test_a_copy_in_the_place_that_was_asked_for_is_none(judge, photos, plain):
 
 def test_one_photo_and_the_same_photo_again(judge, peer, photos, plain, others):
     for few in (photos[:1], photos[:1] * 4):
-        acceptance = Acceptance(judge, "object", "bear", few, plain["object"])
+        acceptance = ConceptEvaluation(judge, "object", "bear", few, plain["object"])
         assert acceptance.ceiling == pytest.approx(1.0, abs=1e-5)
         assert_equal(
             acceptance.score(others["object"]),
@@ -216,24 +231,24 @@ def test_pictures_of_nothing_give_numbers(judge, photos, plain, others, where, c
     def given(name, usual):
         return [flat] * len(usual) if where in (name, "all") else usual
 
-    acceptance = Acceptance(judge, "object", "bear", given("photos", photos), given("plain", plain["object"]))
+    acceptance = ConceptEvaluation(judge, "object", "bear", given("photos", photos), given("plain", plain["object"]))
     scores = acceptance.score(given("pictures", others["object"]))
     assert all(math.isfinite(value) for value in scores.figures().values())
-    assert scores.copying == 0 and 0 <= scores.score <= 1 and verdict(scores, "bear")
-    assert "nan" not in in_figures(scores)
+    assert scores.copying == 0 and 0 <= scores.score <= 1 and explain_scores(scores, "bear")
+    assert "nan" not in format_scores(scores)
 
 
 @pytest.mark.parametrize("likeness", [-3.0, -0.1, 0.0, 0.3, 1.0, 1.4])
 @pytest.mark.parametrize("fidelity", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("copying", [0.0, 0.5, 1.0])
 def test_the_score_is_bounded_and_no_part_can_be_left_out(likeness, fidelity, copying):
-    scores = Scores(likeness, fidelity, copying, 0.2, 0.5)
+    scores = ConceptScores(likeness, fidelity, copying, 0.2, 0.5)
     assert 0 <= scores.score <= 1
     if likeness <= 0 or fidelity == 0 or copying == 1:
         assert scores.score == 0
     elif likeness >= 1 and fidelity == 1 and copying == 0:
         assert scores.score == 1
-    said = verdict(scores, "bear")
+    said = explain_scores(scores, "bear")
     assert 1 <= len(said) <= 3
     assert ("only copies" in said[0]) == (copying >= 0.5)
     assert any("no effect" in line for line in said) == (likeness < 0.15)
@@ -242,7 +257,7 @@ def test_the_score_is_bounded_and_no_part_can_be_left_out(likeness, fidelity, co
 
 
 def test_pictures_are_of_any_mode_and_size(judge, photos, plain):
-    acceptance = Acceptance(judge, "object", "bear", photos, plain["object"])
+    acceptance = ConceptEvaluation(judge, "object", "bear", photos, plain["object"])
     modes = [one.convert("P") if i % 2 else one.resize((64, 64)).convert("RGBA") for i, one in enumerate(photos * 2)]
     assert math.isfinite(acceptance.score(modes[:8]).score)
 
@@ -260,8 +275,8 @@ def test_pictures_are_of_any_mode_and_size(judge, photos, plain):
     ],
 )
 def test_articles(noun, said):
-    assert with_article(noun) == said == noun_in("object", noun) == noun_in("person", noun)
-    assert noun_in("style", noun) == noun
+    assert with_article(noun) == said == class_phrase("object", noun) == class_phrase("person", noun)
+    assert class_phrase("style", noun) == noun
 
 
 # --- judges from the Hub's cache ---
@@ -358,14 +373,14 @@ def test_judges_in_the_cache_are_found_offline_and_are_transformers_own(hub, pic
     from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, ViTImageProcessorPil, ViTModel
 
     clip, dino = hub(CLIP, save_clip), hub(DINO, save_dino)
-    judge = judge_for("sd1")
+    judge = scorer_for_base("sd1")
     assert judge.name == "CLIP ViT-B/32 and DINO ViT-S/16"
     np.testing.assert_allclose(
-        judge.see(pictures), pipeline(clip, CLIPModel, CLIPImageProcessorPil, pictures), atol=1e-5
+        judge.image_features(pictures), pipeline(clip, CLIPModel, CLIPImageProcessorPil, pictures), atol=1e-5
     )
     mine = judge.subject(pictures)
     np.testing.assert_allclose(mine, pipeline(dino, ViTModel, ViTImageProcessorPil, pictures), atol=1e-5)
-    assert mine.shape == (4, 32) and judge.see(pictures).shape == (4, 16)
+    assert mine.shape == (4, 32) and judge.image_features(pictures).shape == (4, 16)
     texts = ["a duck", "a very long " + "long " * 90 + "text"]
     ids = CLIPTokenizer.from_pretrained(clip)(
         texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
@@ -378,13 +393,13 @@ def test_judges_in_the_cache_are_found_offline_and_are_transformers_own(hub, pic
 
 def test_likeness_is_dinos_and_fidelity_clips(hub, pictures):
     hub(CLIP, save_clip)
-    alone = judge_for("sdxl")
-    assert alone.name == "CLIP ViT-B/32" and np.array_equal(alone.subject(pictures), alone.see(pictures))
+    alone = scorer_for_base("sdxl")
+    assert alone.name == "CLIP ViT-B/32" and np.array_equal(alone.subject(pictures), alone.image_features(pictures))
     hub(DINO, save_dino)
-    both = judge_for("sdxl")
+    both = scorer_for_base("sdxl")
     eight = pictures * 2
     for judge in (alone, both):
-        acceptance = Acceptance(judge, "object", "cat", pictures[:3], eight)
+        acceptance = ConceptEvaluation(judge, "object", "cat", pictures[:3], eight)
         mine, his = judge.subject(eight[::-1]), judge.subject(pictures[:3])
         assert acceptance.score(eight[::-1]).cosine == pytest.approx(float((mine @ his.T).mean()), abs=1e-6)
     assert not np.allclose(alone.subject(pictures)[:, :16], both.subject(pictures)[:, :16])
@@ -393,15 +408,15 @@ def test_likeness_is_dinos_and_fidelity_clips(hub, pictures):
 def test_the_branch_with_the_safetensors_counts(hub, pictures):
     """The first repository's main branch has only a pickle."""
     hub(CLIP, lambda folder: (folder / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'touch PWNED'\ntR."))
-    assert judge_for("sd1") is None
+    assert scorer_for_base("sd1") is None
     hub(CLIP, save_clip, revision="refs/pr/15")
-    assert judge_for("sd1").name == "CLIP ViT-B/32"
-    assert "--revision refs/pr/15" in scorers.FETCH and CLIP in scorers.FETCH
+    assert scorer_for_base("sd1").name == "CLIP ViT-B/32"
+    assert "--revision refs/pr/15" in scorers.FETCH_COMMAND and CLIP in scorers.FETCH_COMMAND
 
 
 def test_another_repository_will_do(hub):
     hub("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", save_clip)
-    assert judge_for("sd2").name == "CLIP ViT-B/32"
+    assert scorer_for_base("sd2").name == "CLIP ViT-B/32"
 
 
 def test_a_pickle_is_not_opened(hub, tmp_path):
@@ -410,25 +425,25 @@ def test_a_pickle_is_not_opened(hub, tmp_path):
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
     hub(CLIP, as_pickle)
-    assert judge_for("sd1") is None
+    assert scorer_for_base("sd1") is None
     hub("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", save_clip)
     hub(DINO, lambda folder: (save_dino(folder), (folder / "model.safetensors").rename(folder / "pytorch_model.bin")))
-    assert judge_for("sd1").name == "CLIP ViT-B/32"
+    assert scorer_for_base("sd1").name == "CLIP ViT-B/32"
 
 
 @pytest.mark.parametrize("part", ["config.json", "preprocessor_config.json", "tokenizer.json", "model.safetensors"])
 def test_a_part_of_a_judge_is_none(hub, part):
     folder = hub(CLIP, save_clip)
-    assert judge_for("sd1")
+    assert scorer_for_base("sd1")
     (folder / part).unlink()
-    assert judge_for("sd1") is None
+    assert scorer_for_base("sd1") is None
 
 
 def test_without_the_tokenizers_settings_texts_are_still_of_one_length(hub):
     folder = hub(CLIP, save_clip)
-    whole = judge_for("sd1").read(["a duck", "a", "long " * 100])
+    whole = scorer_for_base("sd1").read(["a duck", "a", "long " * 100])
     (folder / "tokenizer_config.json").unlink()
-    np.testing.assert_allclose(judge_for("sd1").read(["a duck", "a", "long " * 100]), whole, atol=1e-6)
+    np.testing.assert_allclose(scorer_for_base("sd1").read(["a duck", "a", "long " * 100]), whole, atol=1e-6)
 
 
 @pytest.mark.parametrize("damage", ["cut", "nonsense", "lacks a weight", "config"])
@@ -447,9 +462,9 @@ def test_a_damaged_judge_is_told(hub, damage):
         tensors = load_file(weights)
         tensors.pop("visual_projection.weight")
         save_file(tensors, weights, {"format": "pt"})
-    with pytest.raises(PersonalError, match="is damaged") as caught:
-        judge_for("sd1")
-    assert "--no-samples" in caught.value.fix
+    with pytest.raises(UserError, match="is damaged") as caught:
+        scorer_for_base("sd1")
+    assert "--no-samples" in caught.value.hint
 
 
 # --- in a run ---
@@ -476,7 +491,7 @@ def begin(narrow, tmp_path):
 def test_a_run_without_a_judge_says_so_and_keeps_the_last(hub, begin, tmp_path):
     concept, said = begin()
     line = next(line for line in said if "judge" in line)
-    assert "the last checkpoint counts" in line and line.endswith(scorers.FETCH)
+    assert "the last checkpoint counts" in line and line.endswith(scorers.FETCH_COMMAND)
     assert concept.card.steps == 4 and concept.card.scores == {} and concept.thumbnail
     assert not (tmp_path / "run" / "trials.jsonl").exists()
     assert "Nobody judged its pictures." in (tmp_path / "run" / "report.html").read_text()
@@ -493,7 +508,7 @@ def test_a_run_is_judged_by_what_the_cache_has(hub, begin, tmp_path):
 
 
 def test_a_judge_that_is_not_installed_is_told(tmp_path):
-    with pytest.raises(PersonalError, match="no judge in"):
-        Judge(tmp_path / "gone")
+    with pytest.raises(UserError, match="no judge in"):
+        Scorer(tmp_path / "gone")
     shutil.copytree(built_in_folder() / "judge", tmp_path / "elsewhere")
-    assert Judge(tmp_path / "elsewhere").name == "CLIP ViT-B/32"
+    assert Scorer(tmp_path / "elsewhere").name == "CLIP ViT-B/32"

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import DreamboothSettings, InversionSettings, Request
-from sdpersonal.evaluation import Judge
+from sdpersonal.config import DreamboothSettings, GenerateRequest, TextualInversionSettings
+from sdpersonal.evaluation import Scorer
 from sdpersonal.generation import Generator
 from sdpersonal.training import train
 
@@ -26,7 +26,7 @@ def photos(folder):
 
 @pytest.fixture(scope="module")
 def judge():
-    return Judge()
+    return Scorer()
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def draw(base, library, what):
     """Three pictures in each place; the places in which they were asked for, in order."""
     pictures, places = [], []
     for number, place in enumerate(PLACES):
-        request = Request(prompt=f"{what} {place}", n=3)
+        request = GenerateRequest(prompt=f"{what} {place}", n=3)
         pictures += [picture.image for picture in Generator(base, library).draw(request)]
         places += [number] * request.n
     return pictures, places
@@ -63,7 +63,7 @@ def test_the_token_means_the_subject(tiny, judge, held_out, ceiling, tmp_path, r
     if method == "dreambooth":
         train(DreamboothSettings(**common, class_noun="bear", steps=128), say=lambda line: None)
     else:
-        train(InversionSettings(**common, init="bear"), say=lambda line: None)
+        train(TextualInversionSettings(**common, init="bear"), say=lambda line: None)
     library = Library(tmp_path / "concepts")
     before, _ = draw(tiny, library, "a bear")
     after, places = draw(tiny, library, "<me/teddy>")

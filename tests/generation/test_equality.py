@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from sdpersonal.concepts.card import Card
-from sdpersonal.concepts.concept import Concept, write
-from sdpersonal.config import Request
+from sdpersonal.concepts.concept import Concept, concept_to_bytes
+from sdpersonal.config import GenerateRequest
 from sdpersonal.generation import Generator
 from sdpersonal.models import load_base
 from sdpersonal.models.loading import built_in_folder
@@ -76,10 +76,10 @@ def shelf(base):
         rows = {key: (0.03 * torch.randn(count, width, generator=draw)).numpy() for key, width in base.widths.items()}
         found[name] = Concept(Token("me", name, 1), Card(token=f"<me/{name}-v1>", base=base.kind), rows)
     for name in ("red", "blue"):
-        trained = base.slots.train("all", 2, draw, text=True)
+        trained = base.adapters.train("all", 2, draw, text=True)
         for parameter in trained.values():
             parameter.data = 0.05 * torch.randn(parameter.shape, generator=draw)
-        base.slots.clear()
+        base.adapters.clear()
         found[name] = Concept(Token("me", name, 1), Card(token=f"<me/{name}-v1>", base=base.kind), {}, to_lora(trained))
     return found
 
@@ -93,7 +93,7 @@ def ours(base, shelf, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(base, "decode", lambda latents: kept.append(latents) or real(latents))
             common = {"negative": NEGATIVE, "n": 1, "seed": 3, "steps": STEPS, "size": f"{WIDTH}x{HEIGHT}"}
-            list(Generator(base, shelf).draw(Request(prompt=prompt, **(common | {"guidance": 4.0} | more))))
+            list(Generator(base, shelf).draw(GenerateRequest(prompt=prompt, **(common | {"guidance": 4.0} | more))))
         return kept[-1]
 
     return ours
@@ -115,7 +115,7 @@ def put(pipe, shelf, tmp_path, *names):
     for name in names:
         concept = shelf[name]
         if concept.lora:
-            (tmp_path / f"{name}.safetensors").write_bytes(write(concept))
+            (tmp_path / f"{name}.safetensors").write_bytes(concept_to_bytes(concept))
             pipe.load_lora_weights(tmp_path, weight_name=f"{name}.safetensors", adapter_name=name)
         for key, part in (("clip_l", ""), ("clip_g", "_2")):
             if key in concept.vectors:

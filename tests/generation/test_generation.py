@@ -12,13 +12,13 @@ from PIL import Image
 
 from sdpersonal.concepts.concept import Card, Concept, Lora, LoraLayer
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import Request
-from sdpersonal.errors import Interrupted, PersonalError
-from sdpersonal.generation import Generator, Sampling, denoise, noise_of
-from sdpersonal.generation.noise import between
-from sdpersonal.generation.prompt_resolution import Reader, rows_at, stands_for
+from sdpersonal.config import GenerateRequest
+from sdpersonal.errors import Interrupted, UserError
+from sdpersonal.generation import Generator, SamplingConfig, denoise, noise_from_seed
+from sdpersonal.generation.noise import slerp
+from sdpersonal.generation.prompt_resolution import PromptResolver, embeddings_at_strength, resolve_concepts
 from sdpersonal.image_metadata import read_recipe
-from sdpersonal.models import Spoken
+from sdpersonal.models import Segment
 from sdpersonal.models.lora import to_lora
 from sdpersonal.prompts import Token
 
@@ -28,8 +28,8 @@ STEPS, SIZE = 3, "64x64"
 def random_lora(base, seed, rank=3):
     draw = np.random.default_rng(seed)
     layers = {}
-    for name in base.slots.names("attention"):
-        out, into = base.slots._slots[name].layer.weight.shape
+    for name in base.adapters.names("attention"):
+        out, into = base.adapters._adapters[name].layer.weight.shape
         down, up = draw.normal(size=(rank, into)) / into**0.5, draw.normal(size=(out, rank)) / rank**0.5
         layers[name] = LoraLayer(down.astype(np.float32), up.astype(np.float32), float(rank) / 2)
     return Lora(layers)
@@ -58,7 +58,7 @@ def shelf(tiny):
 
 
 def pictures(base, concepts, prompt, **fields):
-    request = Request(**({"prompt": prompt, "n": 2, "steps": STEPS, "size": SIZE} | fields))
+    request = GenerateRequest(**({"prompt": prompt, "n": 2, "steps": STEPS, "size": SIZE} | fields))
     return [np.asarray(picture.image) for picture in Generator(base, concepts).draw(request)]
 
 
@@ -78,7 +78,7 @@ def test_a_request_leaves_no_trace(tiny, shelf):
             raise RuntimeError("boom")
 
     with pytest.raises(RuntimeError, match="boom"):
-        request = Request(prompt="<ink> and <duck>", steps=STEPS, size=SIZE)
+        request = GenerateRequest(prompt="<ink> and <duck>", steps=STEPS, size=SIZE)
         list(Generator(tiny, shelf).draw(request, progress=fail_in_the_middle))
     after = pictures(tiny, shelf, "a cat <duck:0.7>"), weights(tiny)
     assert before[1] == after[1]
@@ -127,7 +127,7 @@ def test_a_lora_in_the_negative_prompt_is_not_loaded(tiny, shelf):
 
 
 def test_the_recipe_is_all_that_is_needed(tiny, shelf):
-    request = Request(prompt="a «photo»\nof <duck:0.5>", n=1, seed=7, steps=STEPS, size=SIZE)
+    request = GenerateRequest(prompt="a «photo»\nof <duck:0.5>", n=1, seed=7, steps=STEPS, size=SIZE)
     (picture,) = Generator(tiny, shelf).draw(request)
     with Image.open(io.BytesIO(picture.png())) as opened:
         assert np.array_equal(np.asarray(opened), np.asarray(picture.image))
@@ -152,7 +152,7 @@ def test_the_recipe_is_all_that_is_needed(tiny, shelf):
 
 def test_progress_and_cancelling(tiny, shelf):
     seen = []
-    request = Request(prompt="a cat", n=10, steps=STEPS, size=SIZE)
+    request = GenerateRequest(prompt="a cat", n=10, steps=STEPS, size=SIZE)
     list(Generator(tiny, shelf).draw(request, progress=lambda done, total: seen.append((done, total))))
     assert seen == [(i, 6) for i in range(1, 7)]  # two batches of three steps
     with pytest.raises(Interrupted):
@@ -166,8 +166,8 @@ def test_progress_and_cancelling(tiny, shelf):
 def test_what_cannot_be_drawn(tiny, shelf, tmp_path, prompt, problem):
     library = Library(tmp_path)
     library.add(shelf["duck"])
-    with pytest.raises(PersonalError, match=problem):
-        list(Generator(tiny, library).draw(Request(prompt=prompt, steps=1)))
+    with pytest.raises(UserError, match=problem):
+        list(Generator(tiny, library).draw(GenerateRequest(prompt=prompt, steps=1)))
 
 
 def test_a_concept_of_another_base_is_named_before_any_computing(tiny, shelf):
@@ -177,8 +177,8 @@ def test_a_concept_of_another_base_is_named_before_any_computing(tiny, shelf):
         (stranger, "made for the base sd1; the loaded one is tiny"),
         (wide, "vectors of width 99"),
     ):
-        with pytest.raises(PersonalError, match=problem):
-            list(Generator(tiny, Shelf(cat=concept)).draw(Request(prompt="<cat>", steps=1)))
+        with pytest.raises(UserError, match=problem):
+            list(Generator(tiny, Shelf(cat=concept)).draw(GenerateRequest(prompt="<cat>", steps=1)))
 
 
 def latents(base, concepts, monkeypatch, prompt, **fields):
@@ -195,15 +195,17 @@ def latents(base, concepts, monkeypatch, prompt, **fields):
 
 def test_a_strength_is_the_way_from_the_class_noun_to_what_was_learned(tiny):
     encoder = tiny.encoders["clip_l"]
-    start = encoder.spread("cup of coffee", 8)
+    start = encoder.initial_embeddings("cup of coffee", 8)
     learned = np.random.default_rng(0).normal(size=(8, encoder.width)).astype(np.float32)
     mine = Concept(Token("me", "cup"), Card(base="tiny", class_noun="cup of coffee"), {"clip_l": learned})
     for strength in (0, 0.3, 1, 1.5, 5, -1, -2.5, -5):
         expected = (1 - strength) * start.numpy() + strength * learned
-        np.testing.assert_allclose(rows_at(tiny, mine, strength)["clip_l"], expected, atol=1e-6)
+        np.testing.assert_allclose(embeddings_at_strength(tiny, mine, strength)["clip_l"], expected, atol=1e-6)
     stranger = Concept(Token("me", "cup"), Card(base="tiny"), {"clip_l": learned})
     for strength in (0.3, -2):
-        np.testing.assert_allclose(rows_at(tiny, stranger, strength)["clip_l"], strength * learned, atol=1e-6)
+        np.testing.assert_allclose(
+            embeddings_at_strength(tiny, stranger, strength)["clip_l"], strength * learned, atol=1e-6
+        )
 
 
 def test_at_strength_zero_it_is_its_class_noun(tiny, shelf):
@@ -216,25 +218,25 @@ def test_at_strength_zero_it_is_its_class_noun(tiny, shelf):
 def test_a_window_is_the_steps_it_says(tiny, shelf, monkeypatch):
     """Against a loop of our own, with the mix and the words of each step put in by hand."""
     ours = latents(tiny, shelf, monkeypatch, "a cat <duck:0.8@0.5-1>", n=1, steps=4, seed=5)
-    reader = Reader(tiny, shelf)
+    reader = PromptResolver(tiny, shelf)
     concept = shelf["duck"]
 
     def condition(moment):
         strength = 0.8 if moment >= 0.5 else 0.0
-        tiny.slots.fill([(concept.lora, strength)])
-        words = [Spoken("a cat "), Spoken(rows_at(tiny, concept, strength))]
+        tiny.adapters.fill([(concept.lora, strength)])
+        words = [Segment("a cat "), Segment(embeddings_at_strength(tiny, concept, strength))]
         rows = [tiny.read(one) for one in ([], words)]
         return type(rows[0])(torch.cat([row.states for row in rows]))
 
-    with tiny.quiet(), tiny.slots.filled(()):
-        noise = noise_of(5, tiny.latent_shape(64, 64))[None]
-        assert torch.equal(ours, denoise(tiny, condition, noise, Sampling(4, tiny.guidance)))
+    with tiny.quiet(), tiny.adapters.filled(()):
+        noise = noise_from_seed(5, tiny.latent_shape(64, 64))[None]
+        assert torch.equal(ours, denoise(tiny, condition, noise, SamplingConfig(4, tiny.guidance)))
     assert reader.read("a <duck@0-1>").mix(0.99) == reader.read("a <duck>").mix(0.0)
 
 
 def test_early_and_late_are_the_two_halves(tiny, shelf):
     """Windows that meet leave no step out and share none."""
-    reader = Reader(tiny, shelf)
+    reader = PromptResolver(tiny, shelf)
     for steps in (1, 2, 3, 7, 25):
         moments = [(i + 0.5) / steps for i in range(steps)]
         early, late = (reader.read(f"<duck@{window}>") for window in ("0-0.4", "0.4-1"))
@@ -244,9 +246,9 @@ def test_early_and_late_are_the_two_halves(tiny, shelf):
 def test_a_blend_is_half_of_each(tiny, shelf):
     other = random_concept(tiny, "<me/other>", 9)
     both = Shelf(duck=shelf["duck"], other=other)
-    reader = Reader(tiny, both)
+    reader = PromptResolver(tiny, both)
     reading = reader.read("<duck+other>")
-    (spoken,) = reader.spoken(reading.script(0.5))
+    (spoken,) = reader.segments(reading.script(0.5))
     expected = (shelf["duck"].vectors["clip_l"] + other.vectors["clip_l"]) / 2
     np.testing.assert_allclose(spoken.piece["clip_l"], expected, atol=1e-6)
     assert [(share.identity, share.strength) for share in reading.mix(0.5)] == [
@@ -254,7 +256,7 @@ def test_a_blend_is_half_of_each(tiny, shelf):
         (other.identity, 0.5),
     ]
     weighted = reader.read("<duck:0.6+other:0.2>")
-    (spoken,) = reader.spoken(weighted.script(0.5))  # three parts to one, four fifths of the way
+    (spoken,) = reader.segments(weighted.script(0.5))  # three parts to one, four fifths of the way
     expected = 0.8 * (0.75 * shelf["duck"].vectors["clip_l"] + 0.25 * other.vectors["clip_l"])
     np.testing.assert_allclose(spoken.piece["clip_l"], expected, atol=1e-6)
 
@@ -267,22 +269,22 @@ def test_a_blend_with_negative_strengths_is_all_ways_from_the_nouns(tiny, streng
         (Concept(Token("me", noun), Card(base="tiny", class_noun=noun), {"clip_l": one.astype(np.float32)}), strength)
         for noun, one, strength in zip(nouns, rows, strengths, strict=True)
     ]
-    starts = np.stack([tiny.encoders["clip_l"].vectors_of(noun).numpy() for noun in nouns])
+    starts = np.stack([tiny.encoders["clip_l"].embeddings_of(noun).numpy() for noun in nouns])
     far = np.abs(strengths) if any(strengths) else np.ones(2)
     expected = np.average(starts, axis=0, weights=far) + np.tensordot(np.array(strengths, float), rows - starts, 1)
-    (block,) = stands_for(tiny, parts)
+    (block,) = resolve_concepts(tiny, parts)
     np.testing.assert_allclose(block["clip_l"], expected, atol=1e-4)
 
 
 def test_a_negative_strength_takes_the_change_away(tiny, shelf):
     """Slots at -s and bare weights less s times the change are one model."""
-    lora, reader = shelf["duck"].lora, Reader(tiny, shelf)
+    lora, reader = shelf["duck"].lora, PromptResolver(tiny, shelf)
     name, layer = next((name, layer) for name, layer in lora.layers.items() if layer.down.ndim == 2)
-    linear = tiny.slots.layers()[name]
+    linear = tiny.adapters.layers()[name]
     x = torch.randn(3, linear.in_features, generator=torch.Generator().manual_seed(0))
     change = layer.alpha / layer.rank * layer.up.astype(np.float32) @ layer.down.astype(np.float32)
     mix = reader.read("a <duck:-1.5>").mix(0.5)
-    with torch.no_grad(), tiny.slots.filled(reader.loras(mix)):
+    with torch.no_grad(), tiny.adapters.filled(reader.loras(mix)):
         got = linear(x)
     with torch.no_grad():
         expected = linear(x).numpy() - 1.5 * x.numpy() @ change.T
@@ -290,7 +292,7 @@ def test_a_negative_strength_takes_the_change_away(tiny, shelf):
 
 
 def test_of_several_strengths_the_farthest_from_zero_acts(tiny, shelf):
-    reader = Reader(tiny, shelf)
+    reader = PromptResolver(tiny, shelf)
     for prompt, strength in (
         ("<duck:-1> and <duck:0.5>", -1.0),
         ("<duck:0.5> and <duck:-1>", -1.0),
@@ -305,15 +307,15 @@ def test_of_several_strengths_the_farthest_from_zero_acts(tiny, shelf):
 
 
 def test_a_negative_strength_draws_and_is_in_the_recipe(tiny, shelf):
-    [picture] = Generator(tiny, shelf).draw(Request(prompt="a cat <duck:-1>", n=1, steps=STEPS, size=SIZE))
+    [picture] = Generator(tiny, shelf).draw(GenerateRequest(prompt="a cat <duck:-1>", n=1, steps=STEPS, size=SIZE))
     assert [each.strength for each in picture.recipe.concepts] == [-1.0]
     (plus,), (off,) = (pictures(tiny, shelf, f"a cat <duck:{at}>", n=1) for at in (1, 0))
     assert not np.array_equal(np.asarray(picture.image), plus) and not np.array_equal(np.asarray(picture.image), off)
 
 
 def test_a_blend_of_words_of_other_lengths_is_one_after_the_other(tiny, shelf):
-    reader = Reader(tiny, shelf)
-    first, second = reader.spoken(reader.read("<duck+ink>").script(0.5))
+    reader = PromptResolver(tiny, shelf)
+    first, second = reader.segments(reader.read("<duck+ink>").script(0.5))
     np.testing.assert_allclose(first.piece["clip_l"], 0.5 * shelf["duck"].vectors["clip_l"])
     np.testing.assert_allclose(second.piece["clip_l"], 0.5 * shelf["ink"].vectors["clip_l"])
 
@@ -323,7 +325,7 @@ def test_a_blend_of_words_of_other_lengths_is_one_after_the_other(tiny, shelf):
 
 def test_each_picture_gets_an_alternative_by_its_seed(tiny, shelf, tmp_path):
     (tmp_path / "place.txt").write_text("the beach\nthe moon\n")
-    request = Request(prompt="{a|b|<duck>} on __place__", n=6, steps=1, size=SIZE)
+    request = GenerateRequest(prompt="{a|b|<duck>} on __place__", n=6, steps=1, size=SIZE)
     drawn = list(Generator(tiny, shelf, tmp_path).draw(request))
     assert len({picture.recipe.prompt for picture in drawn}) > 2
     assert all(picture.recipe.template == request.prompt for picture in drawn)
@@ -337,11 +339,11 @@ def test_each_picture_gets_an_alternative_by_its_seed(tiny, shelf, tmp_path):
 
 
 def test_every_alternative_can_be_drawn(tiny, shelf):
-    request = Request(prompt="a {red|blue} {cat|dog}", every=True, n=2, steps=1, size=SIZE)
+    request = GenerateRequest(prompt="a {red|blue} {cat|dog}", every=True, n=2, steps=1, size=SIZE)
     drawn = [(p.recipe.prompt, p.seed) for p in Generator(tiny, shelf).draw(request)]
     assert drawn == [(f"a {c} {a}", seed) for c in ("red", "blue") for a in ("cat", "dog") for seed in (0, 1)]
-    many = Request(prompt="{a|b|c|d}" * 6, every=True, n=1, steps=1)
-    with pytest.raises(PersonalError, match="4,096 alternatives, drawn 1 times each; I take up to 1000"):
+    many = GenerateRequest(prompt="{a|b|c|d}" * 6, every=True, n=1, steps=1)
+    with pytest.raises(UserError, match="4,096 alternatives, drawn 1 times each; I take up to 1000"):
         list(Generator(tiny, shelf).draw(many))
 
 
@@ -376,9 +378,11 @@ def test_seeds_of_64_bits(tiny, shelf):
     shape = tiny.latent_shape(64, 64)
     for seed in (0, 7, 2**32 - 1, 2**32, 2**53 + 1, 2**63, 2**64 - 1):
         torch.manual_seed(seed)
-        assert torch.equal(noise_of(seed, shape), torch.randn(shape))
-        assert torch.equal(noise_of(seed, shape), noise_of(seed % 2**32, shape))  # torch uses its lower half
-    request = Request(prompt="a {cat|dog}", n=2, seed=2**64 - 1, steps=2, size="64x64")
+        assert torch.equal(noise_from_seed(seed, shape), torch.randn(shape))
+        assert torch.equal(
+            noise_from_seed(seed, shape), noise_from_seed(seed % 2**32, shape)
+        )  # torch uses its lower half
+    request = GenerateRequest(prompt="a {cat|dog}", n=2, seed=2**64 - 1, steps=2, size="64x64")
     drawn = list(Generator(tiny, shelf).draw(request))
     assert [picture.seed for picture in drawn] == [2**64 - 1, 0]
     for picture in drawn:
@@ -389,15 +393,15 @@ def test_seeds_of_64_bits(tiny, shelf):
 
 def test_noise_between_two_is_noise():
     """Slerp in numpy; and as long as its ends."""
-    one, two = noise_of(0, (4, 16, 16)), noise_of(1, (4, 16, 16))
+    one, two = noise_from_seed(0, (4, 16, 16)), noise_from_seed(1, (4, 16, 16))
     a, b = one.numpy().ravel().astype(np.float64), two.numpy().ravel().astype(np.float64)
     angle = np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
     for share in (0, 0.2, 0.5, 1):
         expected = (np.sin((1 - share) * angle) * a + np.sin(share * angle) * b) / np.sin(angle)
-        made = between(one, two, share)
+        made = slerp(one, two, share)
         np.testing.assert_allclose(made.numpy().ravel(), expected, atol=1e-5)
         assert 0.95 < made.std() < 1.05
-    assert torch.equal(between(one, one.clone(), 0.5), one)
+    assert torch.equal(slerp(one, one.clone(), 0.5), one)
 
 
 @pytest.fixture
@@ -428,9 +432,11 @@ def test_outside_the_mask_not_a_pixel_changes(tiny, shelf, start, tmp_path):
 
 def test_a_start_picture_of_another_shape_is_cut_to_the_size(tiny, shelf, tmp_path):
     Image.new("RGB", (300, 150), "red").save(tmp_path / "wide.jpg")
-    (own,) = Generator(tiny, shelf).draw(Request(prompt="x", n=1, steps=1, start=tmp_path / "wide.jpg"))
+    (own,) = Generator(tiny, shelf).draw(GenerateRequest(prompt="x", n=1, steps=1, start=tmp_path / "wide.jpg"))
     assert own.image.size == (184, 88) and own.recipe.size == "184x88"  # as wide, as many pixels as the base's own
-    (square,) = Generator(tiny, shelf).draw(Request(prompt="x", n=1, steps=1, start=tmp_path / "wide.jpg", size=SIZE))
+    (square,) = Generator(tiny, shelf).draw(
+        GenerateRequest(prompt="x", n=1, steps=1, start=tmp_path / "wide.jpg", size=SIZE)
+    )
     assert square.image.size == (64, 64)
 
 
@@ -441,13 +447,13 @@ def test_a_start_picture_of_another_shape_is_cut_to_the_size(tiny, shelf, tmp_pa
 def test_a_start_picture_that_is_none(tiny, shelf, tmp_path, content, problem):
     if content:
         (tmp_path / "start.png").write_bytes(content)
-    with pytest.raises(PersonalError, match=problem):
-        list(Generator(tiny, shelf).draw(Request(prompt="x", n=1, start=tmp_path / "start.png")))
+    with pytest.raises(UserError, match=problem):
+        list(Generator(tiny, shelf).draw(GenerateRequest(prompt="x", n=1, start=tmp_path / "start.png")))
 
 
 def test_a_second_pass_makes_it_larger_and_keeps_what_it_shows(tiny, shelf):
     seen = []
-    request = Request(prompt="a cat", n=1, steps=6, size=SIZE, enlarge=2, change=0.5)
+    request = GenerateRequest(prompt="a cat", n=1, steps=6, size=SIZE, enlarge=2, change=0.5)
     (large,) = Generator(tiny, shelf).draw(request, progress=lambda done, total: seen.append((done, total)))
     assert large.image.size == (128, 128) and seen == [(i, 9) for i in range(1, 10)]
     assert large.recipe.size == SIZE and large.recipe.enlarge == 2
@@ -462,21 +468,23 @@ def test_few_steps_with_a_lora_that_learned_them(tiny, shelf, kind):
     """Noise drawn on the way is each picture's own; no guidance; the LoRA is in the slots though no prompt names it."""
     fast = Concept(Token("them", kind), Card(base="tiny"), {}, shelf["ink"].lora)
     both = Shelf(shelf, **{kind: fast})
-    request = Request(prompt="a cat", n=3, fast=f"<them/{kind}>", size=SIZE)
+    request = GenerateRequest(prompt="a cat", n=3, fast=f"<them/{kind}>", size=SIZE)
     three = list(Generator(tiny, both).draw(request))
     assert {(p.recipe.steps, p.recipe.guidance, p.recipe.sampler) for p in three} == {(6, 1.0, kind.upper())}
     assert [(one.token, one.lora) for one in three[0].recipe.concepts] == [(f"<them/{kind}>", True)]
-    (alone,) = Generator(tiny, both).draw(Request(prompt="a cat", n=1, seed=1, fast=f"<them/{kind}>", size=SIZE))
+    (alone,) = Generator(tiny, both).draw(
+        GenerateRequest(prompt="a cat", n=1, seed=1, fast=f"<them/{kind}>", size=SIZE)
+    )
     assert np.abs(np.asarray(alone.image).astype(int) - np.asarray(three[1].image)).max() <= 1
-    with pytest.raises(PersonalError, match="has no LoRA"):
-        list(Generator(tiny, both).draw(Request(prompt="a cat", fast="<word>")))
+    with pytest.raises(UserError, match="has no LoRA"):
+        list(Generator(tiny, both).draw(GenerateRequest(prompt="a cat", fast="<word>")))
 
 
 def test_what_a_prompt_means_is_encoded_once(tiny, shelf, monkeypatch):
     generator, read = Generator(tiny, shelf), []
     real = tiny.read
     monkeypatch.setattr(tiny, "read", lambda *args, **more: read.append(1) or real(*args, **more))
-    request = Request(prompt="a cat <duck>", n=6, steps=1, size=SIZE)
+    request = GenerateRequest(prompt="a cat <duck>", n=6, steps=1, size=SIZE)
     list(generator.draw(request))
     assert len(read) == 2  # the prompt and the empty one, with these LoRAs in the slots
     list(generator.draw(request.model_copy(update={"seed": 50})))
@@ -488,12 +496,12 @@ def test_what_a_prompt_means_is_encoded_once(tiny, shelf, monkeypatch):
 def test_how_a_prompt_is_encoded_does_not_depend_on_others(tiny):
     """Encoded as the fourth with a LoRA of the text encoder in the slots, or as the first: the same to the bit."""
     draw = torch.Generator().manual_seed(0)
-    trained = tiny.slots.train("all", 2, draw, text=True)
+    trained = tiny.adapters.train("all", 2, draw, text=True)
     for parameter in trained.values():
         parameter.data = 0.05 * torch.randn(parameter.shape, generator=draw)
-    tiny.slots.clear()
+    tiny.adapters.clear()
     mix, words = [(to_lora(trained), 1.0)], ["a cat", "a dog", "a fish", "a red duck"]
-    with torch.no_grad(), tiny.slots.filled(mix):
-        together = [tiny.read([Spoken(one)]).states for one in words]
-    with torch.no_grad(), tiny.slots.filled(mix):
-        assert torch.equal(tiny.read([Spoken(words[3])]).states, together[3])
+    with torch.no_grad(), tiny.adapters.filled(mix):
+        together = [tiny.read([Segment(one)]).states for one in words]
+    with torch.no_grad(), tiny.adapters.filled(mix):
+        assert torch.equal(tiny.read([Segment(words[3])]).states, together[3])

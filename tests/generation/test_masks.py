@@ -10,9 +10,9 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from sdpersonal.config import Request
-from sdpersonal.errors import PersonalError
-from sdpersonal.generation.img2img import mask_note, source_of
+from sdpersonal.config import GenerateRequest
+from sdpersonal.errors import UserError
+from sdpersonal.generation.img2img import load_init_image, mask_note
 
 SIZE = (160, 128)  # (width, height)
 WHITE = np.zeros(SIZE[::-1], bool)
@@ -108,10 +108,12 @@ def start(tmp_path):
 def changed(tmp_path, data):
     """Where a picture that is another everywhere shows through, (H, W) bool; and the mask's note."""
     (tmp_path / "mask.png").write_bytes(data)
-    request = Request(prompt="x", start=tmp_path / "start.png", mask=tmp_path / "mask.png", size="{}x{}".format(*SIZE))
-    source = source_of(request, None)
+    request = GenerateRequest(
+        prompt="x", start=tmp_path / "start.png", mask=tmp_path / "mask.png", size="{}x{}".format(*SIZE)
+    )
+    source = load_init_image(request, None)
     was = np.asarray(source.picture).astype(int)
-    made = np.asarray(source.composed(Image.fromarray((255 - was).astype(np.uint8)))).astype(int)
+    made = np.asarray(source.composite(Image.fromarray((255 - was).astype(np.uint8)))).astype(int)
     return (np.abs(made - was).max(-1) > 0), mask_note(request)
 
 
@@ -159,17 +161,17 @@ def test_a_start_picture_of_another_shape_is_cut_together_with_its_mask(tmp_path
     mask = Image.new("L", (320, 128), 0)
     mask.paste(255, (160, 0, 320, 128))
     mask.save(tmp_path / "mask.png")
-    request = Request(prompt="x", start=tmp_path / "start.png", mask=tmp_path / "mask.png", size="160x128")
-    white = np.asarray(source_of(request, None).mask) > 0
+    request = GenerateRequest(prompt="x", start=tmp_path / "start.png", mask=tmp_path / "mask.png", size="160x128")
+    white = np.asarray(load_init_image(request, None).mask) > 0
     assert not white[:, :80].any() and white[:, 80:].all()
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP"])
 def test_other_containers_are_refused_in_words(start, tmp_path, kind):
-    with pytest.raises(PersonalError, match=rf"mask.png is a {kind}.*export it as PNG"):
+    with pytest.raises(UserError, match=rf"mask.png is a {kind}.*export it as PNG"):
         changed(tmp_path, saved(SHAPE.convert("L"), kind))
-    with pytest.raises(PersonalError, match="nowhere"):
-        mask_note(Request(prompt="x", start=tmp_path / "start.png", mask=Path("nowhere.png")))
+    with pytest.raises(UserError, match="nowhere"):
+        mask_note(GenerateRequest(prompt="x", start=tmp_path / "start.png", mask=Path("nowhere.png")))
 
 
 # --- photos: white where they are transparent, and nowhere else -----------------------------------------------------

@@ -2,7 +2,7 @@
 
 import torch
 
-from sdpersonal.config import Request
+from sdpersonal.config import GenerateRequest
 from sdpersonal.generation import Generator
 from sdpersonal.generation.previews import Previews
 
@@ -14,12 +14,12 @@ def test_a_guess_is_what_was_noised(tiny):
     t = torch.tensor([10, 400, 900])
     answer = schedule.target(latents, noise, t)
     torch.testing.assert_close(
-        schedule.guess(schedule.mix(latents, noise, t), answer, t), latents, atol=1e-3, rtol=1e-3
+        schedule.predict_x0(schedule.mix(latents, noise, t), answer, t), latents, atol=1e-3, rtol=1e-3
     )
 
 
 def test_pictures_are_the_same_with_previews(tiny):
-    request, seen = Request(prompt="a cat on grass", n=2, steps=12), []
+    request, seen = GenerateRequest(prompt="a cat on grass", n=2, steps=12), []
     bare = [picture.png() for picture in Generator(tiny).draw(request)]
     watched = [picture.png() for picture in Generator(tiny).draw(request, preview=seen.append)]
     assert watched == bare
@@ -38,5 +38,5 @@ def test_large_latents_are_decoded_small_and_seldom(tiny, monkeypatch):
     for _ in range(100):
         now[0] += 0.2
         previews.look(lambda: torch.zeros(1, tiny.vae.config.latent_channels, 64, 64))
-    assert {size for _, size in shown} == {(21 * tiny.downscale, 21 * tiny.downscale)}
+    assert {size for _, size in shown} == {(21 * tiny.vae_scale_factor, 21 * tiny.vae_scale_factor)}
     assert len(shown) >= 2 and 0.3 * len(shown) <= 0.1 * now[0]

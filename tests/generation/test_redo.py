@@ -13,12 +13,12 @@ from sdpersonal import models
 from sdpersonal.cli.main import main
 from sdpersonal.concepts.concept import Concept, Lora, LoraLayer
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import Request
-from sdpersonal.errors import PersonalError
+from sdpersonal.config import GenerateRequest
+from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
-from sdpersonal.image_metadata import pixels_sum, png, read_recipe
+from sdpersonal.image_metadata import pixels_sha256, png_with_recipe, read_recipe
 from sdpersonal.outputs import Outputs
-from sdpersonal.playground.reproduce import Pinned, base_name
+from sdpersonal.playground.reproduce import PinnedConcepts, base_to_load
 from sdpersonal.prompts import Token
 from support.samples import card, embedding
 
@@ -29,7 +29,7 @@ def a_lora(base, seed: int, token: str) -> Concept:
     """A LoRA that changes what is drawn, with vectors."""
     draw = np.random.default_rng(seed)
     layers = {}
-    for name, module in base.slots.layers().items():
+    for name, module in base.adapters.layers().items():
         if name.startswith("lora_unet_") and "to_q" in name:
             out, width = module.weight.shape
             layers[name] = LoraLayer(
@@ -46,7 +46,7 @@ def stock(tiny, tmp_path_factory):
     library = Library(place / "concepts")
     library.add(a_lora(tiny, 1, "<me/duck>"))
     library.add(embedding("<me/ink>", 3))
-    request = Request(
+    request = GenerateRequest(
         prompt="a photo of <duck:0.8> by <me/ink> {in the rain|at night|on the moon|in snow|in autumn}",
         n=3,
         seed=11,
@@ -79,7 +79,7 @@ def kept(redo) -> list[bytes]:
 
 
 def other_pixels(data: bytes) -> bytes:
-    return png(Image.new("RGB", (64, 64)), read_recipe(data))
+    return png_with_recipe(Image.new("RGB", (64, 64)), read_recipe(data))
 
 
 # --- the same again ---------------------------------------------------------------------------------------------------
@@ -108,8 +108,8 @@ def test_variations_start_pictures_and_masks(stock, place, tiny):
     start, mask = place.folder / "start.png", place.folder / "mask.png"
     Image.radial_gradient("L").convert("RGB").save(start)
     Image.linear_gradient("L").save(mask)
-    near = Request(prompt="a <me/duck>", n=2, seed=5, near=0.2, near_seed=9, **SMALL)
-    inside = Request(prompt="a <me/duck>", n=1, seed=5, start=start, mask=mask, change=0.7, **SMALL)
+    near = GenerateRequest(prompt="a <me/duck>", n=2, seed=5, near=0.2, near_seed=9, **SMALL)
+    inside = GenerateRequest(prompt="a <me/duck>", n=1, seed=5, start=start, mask=mask, change=0.7, **SMALL)
     drawn = [picture.png() for request in (near, inside) for picture in Generator(tiny, place.library).draw(request)]
     for data in drawn[:2]:
         assert place(data) == 0
@@ -121,7 +121,7 @@ def test_pixels_that_differ_are_counted(stock, place, capsys):
     assert place(other_pixels(stock[1][0])) == 0
     line = capsys.readouterr().out.splitlines()[-1]
     assert re.search(r"differs from it in \d+\.\d% of its pixels, by at most \d+/255", line)
-    small = png(Image.new("RGB", (8, 8)), read_recipe(stock[1][0]))
+    small = png_with_recipe(Image.new("RGB", (8, 8)), read_recipe(stock[1][0]))
     assert place(small) == 0 and "drawn, but 64x64 where that was 8x8" in capsys.readouterr().out
     assert place(stock[1][0][:-300]) == 0 and "cannot be read to compare" in capsys.readouterr().out
 
@@ -149,7 +149,7 @@ def test_a_missing_concept_is_named(stock, place, capsys):
     capsys.readouterr()
     recipe = read_recipe(data)
     known = tuple(each.model_copy(update={"hub": "me/ducks"}) for each in recipe.concepts)
-    there = png(Image.new("RGB", (64, 64)), recipe.model_copy(update={"concepts": known}))
+    there = png_with_recipe(Image.new("RGB", (64, 64)), recipe.model_copy(update={"concepts": known}))
     assert "Get it: sdpersonal concepts pull me/ducks" in refused(place, capsys, there)
 
 
@@ -169,7 +169,7 @@ def test_other_bytes_under_the_same_token(stock, place, tiny, capsys):
 def test_another_base(stock, place, capsys):
     recipe = read_recipe(stock[1][0])
     base = recipe.base.model_copy(update={"sha256": "0" * 64})
-    data = png(Image.new("RGB", (64, 64)), recipe.model_copy(update={"base": base}))
+    data = png_with_recipe(Image.new("RGB", (64, 64)), recipe.model_copy(update={"base": base}))
     err = refused(place, capsys, data)
     assert "drawn with the base tiny (00000000); tiny (" in err and "--base" in err and "--anyway" in err
     assert place(data, "--anyway") == 0
@@ -180,26 +180,26 @@ def test_another_base(stock, place, capsys):
 def test_a_pictures_word_is_never_a_path(stock, place, name, capsys):
     recipe = read_recipe(stock[1][0])
     base = recipe.base.model_copy(update={"name": name})
-    err = refused(place, capsys, png(Image.new("RGB", (64, 64)), recipe.model_copy(update={"base": base})))
+    err = refused(place, capsys, png_with_recipe(Image.new("RGB", (64, 64)), recipe.model_copy(update={"base": base})))
     assert "Give its folder, file or Hub id with --base." in err and place.asked == []
-    with pytest.raises(PersonalError):
-        base_name(recipe.model_copy(update={"base": base}), ["tiny", "sd15"])
+    with pytest.raises(UserError):
+        base_to_load(recipe.model_copy(update={"base": base}), ["tiny", "sd15"])
 
 
 def test_lists_are_not_read_for_a_picture(stock, place, capsys):
     """A recipe's alternatives are chosen; one that still has some was made by hand."""
     (place.folder / "wildcards").mkdir()
     recipe = read_recipe(stock[1][0]).model_copy(update={"prompt": "a __secret__", "concepts": ()})
-    assert "I know no folder" in refused(place, capsys, png(Image.new("RGB", (64, 64)), recipe))
+    assert "I know no folder" in refused(place, capsys, png_with_recipe(Image.new("RGB", (64, 64)), recipe))
 
 
 def test_start_pictures_are_known_by_their_pixels(stock, place, capsys):
     right, wrong = place.folder / "right.png", place.folder / "wrong.png"
     Image.radial_gradient("L").convert("RGB").save(right)
     Image.linear_gradient("L").convert("RGB").save(wrong)
-    sums = {path: pixels_sum(Image.open(path)) for path in (right, wrong)}
+    sums = {path: pixels_sha256(Image.open(path)) for path in (right, wrong)}
     recipe = read_recipe(stock[1][0])
-    data = png(Image.new("RGB", (64, 64)), recipe.model_copy(update={"start": sums[right]}))
+    data = png_with_recipe(Image.new("RGB", (64, 64)), recipe.model_copy(update={"start": sums[right]}))
     err = refused(place, capsys, data)
     assert f"It was drawn from a start picture (pixels {sums[right][:8]})." in err and "--start FILE" in err
     err = refused(place, capsys, data, "--start", str(wrong))
@@ -213,9 +213,9 @@ def test_start_pictures_are_known_by_their_pixels(stock, place, capsys):
 
 def test_a_token_that_the_recipe_does_not_explain(stock):
     recipe = read_recipe(stock[1][0]).model_copy(update={"prompt": "a <me/ink> <duck>"})
-    pinned = Pinned(recipe.model_copy(update={"concepts": recipe.concepts[:1]}), stock[0])
+    pinned = PinnedConcepts(recipe.model_copy(update={"concepts": recipe.concepts[:1]}), stock[0])
     assert pinned.get(Token.parse("<duck>")).identity == recipe.concepts[0].sha256
-    with pytest.raises(PersonalError, match="does not say which concept its <you/ink> was"):
+    with pytest.raises(UserError, match="does not say which concept its <you/ink> was"):
         pinned.get(Token.parse("<you/ink>"))
 
 
@@ -263,7 +263,7 @@ def test_other_pictures(place, capsys, tmp_path):
     line = next(line for line in err.splitlines() if "sdpersonal generate" in line).partition(": ")[2]
     assert shlex.split(line)[:5] == ["sdpersonal", "generate", "a cat's", "--n", "1"]
     assert line.endswith(" --negative b --seed 5 --steps 20 --guidance 7 --size 64x64 --scheduler 'Euler a'")
-    assert "holds no recipe" in refused(place, capsys, png(Image.new("RGB", (8, 8)), None))
+    assert "holds no recipe" in refused(place, capsys, png_with_recipe(Image.new("RGB", (8, 8)), None))
     assert "holds no recipe" in refused(place, capsys, b"no picture")
     assert main(["redo", str(tmp_path / "none.png")]) == 2 and "No such file" in capsys.readouterr().err
     assert place.asked == []

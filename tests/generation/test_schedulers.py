@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import ROOT
-from sdpersonal.config import Request
+from sdpersonal.config import GenerateRequest
 from sdpersonal.config.scheduler_names import (
     NAMES,
     NO_COUNTERPART,
@@ -23,13 +23,13 @@ from sdpersonal.config.scheduler_names import (
     no_counterpart,
     table,
 )
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
-from sdpersonal.generation.denoise import Sampling, denoise
+from sdpersonal.generation.denoise import SamplingConfig, denoise
 from sdpersonal.image_metadata import Recipe
-from sdpersonal.image_metadata.write_infotext import infotext
+from sdpersonal.image_metadata.write_infotext import format_infotext
 from sdpersonal.models import load_base
-from sdpersonal.models.schedulers import check_scheduler, make_sampler
+from sdpersonal.models.schedulers import check_scheduler, make_scheduler
 from support.narrow import save_narrow
 
 A1111 = """DPM++ 2M|DPM++ SDE|DPM++ 2M SDE|DPM++ 2M SDE Heun|DPM++ 2S a|DPM++ 3M SDE|Euler a|Euler|LMS|Heun|DPM2|DPM2 a
@@ -74,10 +74,10 @@ def test_every_name_of_other_programs_is_known_or_said_to_have_no_counterpart(na
     found, reason = find(name), no_counterpart(name)
     assert (found is None) == bool(reason)
     if found is None:
-        with pytest.raises(PersonalError, match="cannot be used: "):
-            Request(prompt="a", scheduler=name)
+        with pytest.raises(UserError, match="cannot be used: "):
+            GenerateRequest(prompt="a", scheduler=name)
     else:
-        assert Request(prompt="a", scheduler=name).scheduler == found.name
+        assert GenerateRequest(prompt="a", scheduler=name).scheduler == found.name
 
 
 @pytest.mark.parametrize("schedule", [*A1111_SCHEDULES, *COMFYUI_SCHEDULES])
@@ -134,33 +134,33 @@ def test_names_that_mean_another_schedule_in_another_program():
 def test_spelling_does_not_matter_and_names_mean_themselves(name, gap, upper):
     spelled = name.replace(" ", gap)
     assert find(spelled.upper() if upper else spelled.lower()).name == name
-    assert Request(prompt="", scheduler=name).scheduler == name
+    assert GenerateRequest(prompt="", scheduler=name).scheduler == name
 
 
 @given(st.text(max_size=40) | st.sampled_from(NAMES).map(lambda name: name + "x"))
 def test_any_text_is_a_scheduler_or_one_sentence_with_names_that_are(text):
     try:
         assert named(text).name
-    except PersonalError as error:
-        assert "scheduler" in error.problem and "\n" not in error.problem
-        fix = error.fix.removeprefix("Nearest: ").removesuffix(".")
-        assert error.fix.startswith("For example") or all(find(name) for name in fix.split(", "))
+    except UserError as error:
+        assert "scheduler" in error.message and "\n" not in error.message
+        fix = error.hint.removeprefix("Nearest: ").removesuffix(".")
+        assert error.hint.startswith("For example") or all(find(name) for name in fix.split(", "))
 
 
 @pytest.mark.parametrize("wrong", [3, True, ["Euler"], "\ud800", "Euler\x1b[31m!", "x" * 5000, " "])
 def test_what_is_no_name(wrong):
-    with pytest.raises(PersonalError, match="scheduler") as refused:
-        Request(prompt="a", scheduler=wrong)
+    with pytest.raises(UserError, match="scheduler") as refused:
+        GenerateRequest(prompt="a", scheduler=wrong)
     assert str(refused.value).isascii() or "…" in str(refused.value)
     assert len(str(refused.value)) < 300
 
 
 def test_a_scheduler_of_few_steps_takes_no_more():
-    assert Request(prompt="a", scheduler="LCM", steps=50).scheduler == "LCM"
+    assert GenerateRequest(prompt="a", scheduler="LCM", steps=50).scheduler == "LCM"
     for more in ({"scheduler": "tcd"}, {"fast": "<me/lcm>"}):
-        with pytest.raises(PersonalError, match="steps must be at most 50"):
-            Request(prompt="a", steps=51, **more)
-    Request(prompt="a", steps=51, fast="<me/lcm>", scheduler="Euler a")
+        with pytest.raises(UserError, match="steps must be at most 50"):
+            GenerateRequest(prompt="a", steps=51, **more)
+    GenerateRequest(prompt="a", steps=51, fast="<me/lcm>", scheduler="Euler a")
 
 
 # --- sigmas -----------------------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ SIGMAS = {  # as A1111's `sd_schedulers.py` and ComfyUI's `samplers.py` compute 
 @pytest.mark.parametrize("name", [name for name in NAMES if find(name).sampler in ("Euler", "DPM++ 2M", "DEIS")])
 def test_sigmas_are_those_of_the_schedule(name, steps):
     scheduler = named(name)
-    sampler = make_sampler(CONFIG | {"timestep_spacing": "leading", "use_karras_sigmas": True}, scheduler)
+    sampler = make_scheduler(CONFIG | {"timestep_spacing": "leading", "use_karras_sigmas": True}, scheduler)
     sampler.set_timesteps(steps)
     sigmas = sampler.sigmas.double().numpy()
     assert len(sigmas) == steps + 1 and sigmas[-1] < LOWEST * 1.001
@@ -248,7 +248,7 @@ def ours(base, monkeypatch, **more):
     with monkeypatch.context() as patched:
         patched.setattr(base, "decode", lambda latents: ends.append(latents) or real(latents))
         common = {"n": 1, "seed": SEED, "steps": STEPS, "size": f"{SIDE}x{SIDE}", "guidance": 3.0, "rescale": 0.0}
-        pictures = list(Generator(base).draw(Request(**({"prompt": "a red umbrella"} | common | more))))
+        pictures = list(Generator(base).draw(GenerateRequest(**({"prompt": "a red umbrella"} | common | more))))
     return torch.cat(ends), pictures
 
 
@@ -370,8 +370,8 @@ def test_noise_is_each_images_own(sd1, name, monkeypatch):
 @pytest.mark.parametrize("name", ["Euler", "Heun", "DPM2 a", "PLMS", "DPM++ 2S"])
 def test_predictions_are_counted_and_windows_are_of_steps(sd1, name, change):
     _, base = sd1
-    sampling = Sampling(5, 1.0, change=change, scheduler=named(name))
-    row, moments, counted = base.condition([["a"]] * 2), [], []
+    sampling = SamplingConfig(5, 1.0, change=change, scheduler=named(name))
+    row, moments, counted = base.encode_captions([["a"]] * 2), [], []
     noise, _ = beginning(base)
     with base.quiet():
         denoise(base, lambda moment: moments.append(moment) or row, noise, sampling, counted.append, seeds=(SEED,))
@@ -389,17 +389,19 @@ def test_predictions_are_counted_and_windows_are_of_steps(sd1, name, change):
 def test_progress_is_over_all_predictions_of_both_passes(sd1, monkeypatch):
     _, base = sd1
     told = []
-    request = Request(prompt="a", n=2, steps=3, size="64x64", guidance=1.0, scheduler="Heun", enlarge=1.25, change=0.7)
+    request = GenerateRequest(
+        prompt="a", n=2, steps=3, size="64x64", guidance=1.0, scheduler="Heun", enlarge=1.25, change=0.7
+    )
     list(Generator(base).draw(request, progress=lambda done, total: told.append((done, total))))
     assert told == [(i, 5 + 3) for i in range(1, 9)]
 
 
 @pytest.mark.parametrize("name", [*(name for name in NAMES if "Beta" in name), "Heun", "Heun Simple", "Heun DDIM"])
 def test_what_divides_by_the_last_signal_is_refused_for_such_a_base(tiny, name):
-    with pytest.raises(PersonalError, match="cannot draw with this base"):
-        list(Generator(tiny).draw(Request(prompt="a", n=1, steps=2, scheduler=name)))
-    with pytest.raises(PersonalError, match="steps must be 1 or at least 3"):
-        list(Generator(tiny).draw(Request(prompt="a", n=1, steps=2, scheduler="DPM2 a")))
+    with pytest.raises(UserError, match="cannot draw with this base"):
+        list(Generator(tiny).draw(GenerateRequest(prompt="a", n=1, steps=2, scheduler=name)))
+    with pytest.raises(UserError, match="steps must be 1 or at least 3"):
+        list(Generator(tiny).draw(GenerateRequest(prompt="a", n=1, steps=2, scheduler="DPM2 a")))
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
@@ -412,9 +414,9 @@ def test_no_number_of_steps_is_too_many_or_too_few(tiny, zero_snr):
                 continue
             try:
                 check_scheduler(config, scheduler, steps)
-            except PersonalError:
+            except UserError:
                 continue
-            sampler = make_sampler(config, scheduler)
+            sampler = make_scheduler(config, scheduler)
             sampler.set_timesteps(steps)
             assert len(sampler.timesteps) == scheduler.predictions(steps)
             assert sampler.timesteps.min() >= 0 and sampler.timesteps.max() <= 999
@@ -457,7 +459,7 @@ def test_clip_skip_is_as_diffusers_has_it(skipping, monkeypatch):
         assert picture.recipe.clip_skip == skip
         assert torch.equal(made, before) == (skip == 1)
     most = 2  # both encoders of the narrow models have as many layers; SDXL reads the last but one of three
-    with pytest.raises(PersonalError, match=rf"clip_skip must be at most {most} for this base, got 3.\n.*1 skips none"):
+    with pytest.raises(UserError, match=rf"clip_skip must be at most {most} for this base, got 3.\n.*1 skips none"):
         ours(base, monkeypatch, clip_skip=3)
 
 
@@ -466,7 +468,7 @@ def test_embeddings_are_kept_apart_by_clip_skip(skipping):
     generator, common = Generator(base), {"prompt": "a duck", "n": 1, "steps": 1, "size": "64x64", "guidance": 1.0}
 
     def pixels(skip):
-        (picture,) = generator.draw(Request(**common, clip_skip=skip))
+        (picture,) = generator.draw(GenerateRequest(**common, clip_skip=skip))
         return np.array(picture.image)
 
     one, two, again = pixels(1), pixels(2), pixels(1)
@@ -475,8 +477,8 @@ def test_embeddings_are_kept_apart_by_clip_skip(skipping):
 
 @pytest.mark.parametrize("wrong", [0, 13, -1, 1.5, "2", True, None])
 def test_clip_skip_has_a1111s_range(wrong):
-    with pytest.raises(PersonalError, match="clip_skip must be a whole number from 1 to 12"):
-        Request(prompt="a", clip_skip=wrong)
+    with pytest.raises(UserError, match="clip_skip must be a whole number from 1 to 12"):
+        GenerateRequest(prompt="a", clip_skip=wrong)
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
@@ -497,7 +499,7 @@ FIELDS = {
 def test_a_recipe_is_the_request_again_and_so_is_what_a1111_reads(name, skip):
     recipe = Recipe(**FIELDS, scheduler=name, clip_skip=skip)
     assert (recipe.request().scheduler, recipe.request().clip_skip) == (name, skip)
-    facts = dict(part.split(": ", 1) for part in infotext(recipe).splitlines()[-1].split(", ") if ": " in part)
+    facts = dict(part.split(": ", 1) for part in format_infotext(recipe).splitlines()[-1].split(", ") if ": " in part)
     assert find(facts["Sampler"], facts.get("Schedule type"), "a1111").name == name
     assert facts.get("Clip skip", "1") == str(skip)
 
@@ -506,7 +508,7 @@ def test_old_recipes_ask_for_what_they_did():
     old = Recipe(**FIELDS)
     assert (old.scheduler, old.request().scheduler, old.request().clip_skip) == ("", None, 1)
     for wrong in ({"scheduler": "no such"}, {"scheduler": 3}, {"clip_skip": 99}):
-        with pytest.raises(PersonalError, match=next(iter(wrong))):
+        with pytest.raises(UserError, match=next(iter(wrong))):
             Recipe(**FIELDS, **wrong)
 
 
@@ -521,10 +523,10 @@ def test_the_page_of_names_is_the_table():
 
 
 def test_a_sheet_may_vary_both():
-    from sdpersonal.playground.xyz_grid import Sheet
+    from sdpersonal.playground.xyz_grid import XyzGridRequest
 
-    sheet = Sheet(prompt="a cat", x="scheduler: none, euler_ancestral", y="clip-skip: 1..2")
+    sheet = XyzGridRequest(prompt="a cat", x="scheduler: none, euler_ancestral", y="clip-skip: 1..2")
     asked = [(cell.request.scheduler, cell.request.clip_skip) for cell in sheet.cells]
     assert asked == [(None, 1), ("Euler a", 1), (None, 2), ("Euler a", 2)]
-    with pytest.raises(PersonalError, match="scheduler 'eulr' is unknown"):
-        Sheet(prompt="a cat", x="scheduler: eulr, Euler")
+    with pytest.raises(UserError, match="scheduler 'eulr' is unknown"):
+        XyzGridRequest(prompt="a cat", x="scheduler: eulr, Euler")

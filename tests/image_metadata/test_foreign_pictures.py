@@ -13,10 +13,10 @@ import pytest
 from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo
 
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from sdpersonal.image_metadata import Foreign, read_recipe
 from sdpersonal.image_metadata.prompt_syntax import translated
-from sdpersonal.image_metadata.read_infotext import foreign
+from sdpersonal.image_metadata.read_infotext import parse_infotext
 
 SIZE = (64, 72)
 LARGEST = 2**64 - 1
@@ -210,7 +210,7 @@ def test_subgraphs_that_hold_themselves_take_no_time():
         "a",
         [{"id": "a", "nodes": 3}],
     ):
-        with pytest.raises(PersonalError, match=r"no sampler|no prompt"):
+        with pytest.raises(UserError, match=r"no sampler|no prompt"):
             read_recipe(png(workflow={"nodes": twice, "links": [], "definitions": {"subgraphs": content}}))
     assert time.process_time() - began < 5
 
@@ -313,9 +313,9 @@ def test_of_several_samplers_the_one_that_made_the_picture():
 
 def test_comfyui_bounds():
     loop = graph(**{"5": node("LatentBlend", samples=["3", 0]), "6": node("Reroute", conditioning=["6", 0])})
-    with pytest.raises(PersonalError, match=r"x\.png comes from ComfyUI, but"):
+    with pytest.raises(UserError, match=r"x\.png comes from ComfyUI, but"):
         read_recipe(png(prompt=loop), "x.png")
-    with pytest.raises(PersonalError, match="no sampler"):
+    with pytest.raises(UserError, match="no sampler"):
         read_recipe(
             png(prompt={"1": node("LoadImage", image="a.png"), "2": node("SaveImage", images=["1", 0])}), "x.png"
         )
@@ -395,7 +395,7 @@ def test_invokeai_until_3():
     assert read(png(Dream=dream + " -I a.png -f 0.4")).fields["change"] == 0.4
     picture["variations"] = [{"seed": 9, "weight": 0.2}]
     assert {"near": 0.2, "near_seed": 9}.items() <= fields(png(sd_dash_metadata=meta)).items()
-    with pytest.raises(PersonalError, match="comes from InvokeAI, but it has invokeai_workflow without metadata"):
+    with pytest.raises(UserError, match="comes from InvokeAI, but it has invokeai_workflow without metadata"):
         read_recipe(png(invokeai_workflow={"nodes": []}), "x.png")
 
 
@@ -475,14 +475,14 @@ def test_texts_hidden_in_pixels(form, mode, packed):
 
 
 def test_hidden_texts_are_bounded():
-    with pytest.raises(PersonalError, match="longer than 250 kB"):
+    with pytest.raises(UserError, match="longer than 250 kB"):
         read_recipe(hidden("a" * 3_000_000, "png"), "x.png")
     data = hidden(A1111, "png")
     broken = np.asarray(Image.open(io.BytesIO(data))).copy()
     broken[:, 3:6, 3] ^= 1  # in the packed text
     out = io.BytesIO()
     Image.fromarray(broken).save(out, "PNG")
-    with pytest.raises(PersonalError, match="holds no recipe"):
+    with pytest.raises(UserError, match="holds no recipe"):
         read_recipe(out.getvalue(), "x.png")
 
 
@@ -621,7 +621,7 @@ def test_draw_things():
     )
     found = read(out.getvalue())
     assert found.fields["change"] == 0.5 and found.fields["clip_skip"] == 2 and found.networks[0].name == "ink"
-    with pytest.raises(PersonalError, match="comes from Draw Things, but its XMP holds no settings"):
+    with pytest.raises(UserError, match="comes from Draw Things, but its XMP holds no settings"):
         read_recipe(png(**{"XML:com.adobe.xmp": xmp("")}), "x.png")
 
 
@@ -709,17 +709,17 @@ def test_second_passes_and_what_an_api_writes(more, wanted):
         f"a cat\nSteps: 5, {TAIL}, {more}",
         f"a cat\r\nSTEPS: 5, {TAIL}, {more}".replace("CFG scale", "CFG Scale"),
     ):
-        found = foreign(text)
+        found = parse_infotext(text)
         assert found.fields.items() >= ({"prompt": "a cat", "steps": 5, "guidance": 7} | wanted).items()
         assert found.request() and not any("another picture" in note for note in found.notes)
 
 
 def test_what_only_an_image_to_image_text_says():
-    found = foreign(f"a cat\nSteps: 5, {TAIL}, Denoising strength: 0.5, Mask blur: 4")
+    found = parse_infotext(f"a cat\nSteps: 5, {TAIL}, Denoising strength: 0.5, Mask blur: 4")
     assert "It began from another picture: give that with --start." in found.notes
-    plain = foreign(f"a cat\nSteps: 5, {TAIL}, Denoising strength: 0.5")
+    plain = parse_infotext(f"a cat\nSteps: 5, {TAIL}, Denoising strength: 0.5")
     assert any(note.startswith("It says a denoising strength of 0.5: if it is an") for note in plain.notes)
-    odd = foreign(f"a cat\nSteps: 5, {TAIL}, Denoising strength: 0.5, Hires resize: 1024x640")
+    odd = parse_infotext(f"a cat\nSteps: 5, {TAIL}, Denoising strength: 0.5, Hires resize: 1024x640")
     assert any("changed its shape" in note for note in odd.notes) and "enlarge" not in odd.fields
 
 
@@ -745,19 +745,21 @@ def test_what_only_an_image_to_image_text_says():
     ],
 )
 def test_where_the_facts_begin(text, prompt, negative):
-    found = foreign(text)
+    found = parse_infotext(text)
     assert (found.fields["prompt"], found.fields["negative"], found.fields["steps"]) == (prompt, negative, 5)
     assert found.fields["seed"] == 4091609273
 
 
 def test_seeds_of_any_and_other_facts():
-    found = foreign(
+    found = parse_infotext(
         "a\nSteps: 5, Sampler: Euler a, Seed: -1, Size: 64x64, ENSD: 31337, RNG: CPU, ADetailer model: face"
     )
     assert "seed" not in found.fields
     assert any("-1 stands for any" in note for note in found.notes) and any("31337" in note for note in found.notes)
     assert any("ADetailer" in note for note in found.notes) and not any("graphics" in note for note in found.notes)
-    found = foreign('a <lora:x:0.5:1>\nSteps: 5, Seed: 1, Size: 64x64, Lora hashes: "x: 1, y: 2", TI hashes: "z: 3"')
+    found = parse_infotext(
+        'a <lora:x:0.5:1>\nSteps: 5, Seed: 1, Size: 64x64, Lora hashes: "x: 1, y: 2", TI hashes: "z: 3"'
+    )
     assert [str(each) for each in found.networks] == ["the LoRA x (0.5)", "the LoRA y", "the embedding z"]
 
 
@@ -777,9 +779,9 @@ def test_programs_that_say_little():
     assert fields(data) == {"prompt": "a cat", "negative": "b", "steps": 9, "seed": 4056273632, "size": "64x72"}
     assert networks(data) == [("LoRA", "ink", 0.8)] and read(data).program == "Tensor.Art"
     facts = "Steps: 9, CFG scale: 7.0, Seed: 5, Size: 64x72, RNG: cuda, Sampler: euler_a, Version: stable-diffusion.cpp"
-    assert foreign(f"a cat\n{facts}").program == "stable-diffusion.cpp"
+    assert parse_infotext(f"a cat\n{facts}").program == "stable-diffusion.cpp"
     facts = "Steps: 9, Sampler: Creative - Euler a, CFG scale: 7.0, Seed: 5, Size: 64x72, Version: 5.2.2"
-    assert foreign(f"a cat\n{facts}").fields["scheduler"] == "Euler a"  # Krita AI Diffusion
+    assert parse_infotext(f"a cat\n{facts}").fields["scheduler"] == "Euler a"  # Krita AI Diffusion
 
 
 @pytest.mark.parametrize(
@@ -794,7 +796,7 @@ def test_programs_that_say_little():
     ],
 )
 def test_what_cannot_be_read_is_named_by_its_program(data, program):
-    with pytest.raises(PersonalError) as refusal:
+    with pytest.raises(UserError) as refusal:
         read_recipe(data, "x.png")
     assert program in str(refusal.value)
 
@@ -847,13 +849,11 @@ def test_user_comments_of_every_encoding(format, comment):
     ],
 )
 def test_prompts_that_cannot_be_used_are_never_empty_ones(prompt, reason):
-    found = foreign(f"{prompt}\nSteps: 5, {TAIL}")
+    found = parse_infotext(f"{prompt}\nSteps: 5, {TAIL}")
     assert "prompt" not in found.fields and reason in str(found.refusal)
     assert any(note.startswith("Its prompt cannot be used as it is.") for note in found.notes)
     assert found.words == ("" if "<lora" in prompt else " ".join(prompt.split()))
-    with pytest.raises(
-        PersonalError, match=str(found.refusal).split("\n")[0][:20].replace("[", r"\[").replace("(", r"\(")
-    ):
+    with pytest.raises(UserError, match=str(found.refusal).split("\n")[0][:20].replace("[", r"\[").replace("(", r"\(")):
         found.request()
     assert found.request(prompt="a cat").prompt == "a cat"
 

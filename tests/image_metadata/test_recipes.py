@@ -26,11 +26,19 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdpersonal import __version__
 from sdpersonal.concepts.exporters import export
-from sdpersonal.config import Request
-from sdpersonal.errors import PersonalError
-from sdpersonal.image_metadata import Drawn, Foreign, Ingredient, Recipe, pixels_sum, png, read_recipe
-from sdpersonal.image_metadata.read_infotext import foreign
-from sdpersonal.image_metadata.write_infotext import infotext
+from sdpersonal.config import GenerateRequest
+from sdpersonal.errors import UserError
+from sdpersonal.image_metadata import (
+    Foreign,
+    Recipe,
+    RecipeBase,
+    RecipeConcept,
+    pixels_sha256,
+    png_with_recipe,
+    read_recipe,
+)
+from sdpersonal.image_metadata.read_infotext import parse_infotext
+from sdpersonal.image_metadata.write_infotext import format_infotext
 from support.samples import concept, embedding
 
 PICTURE = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
@@ -69,7 +77,7 @@ def chunks(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def with_chunks(*parts: bytes) -> bytes:
-    bare = png(PICTURE, None)
+    bare = png_with_recipe(PICTURE, None)
     return bare[:33] + b"".join(parts) + bare[33:]  # behind IHDR
 
 
@@ -86,8 +94,8 @@ def theirs(text: str) -> bytes:
 
 def test_a_recipe_asks_for_its_picture():
     found = recipe(near=0.25, near_seed=9, enlarge=2.0, rescale=0.5, change=0.4, negative="rain", fast="<them/lcm>")
-    asked = {name: getattr(found, name) for name in Request.model_fields if name in Recipe.model_fields}
-    assert found.request() == Request(**(asked | {"start": None, "mask": None, "scheduler": None}), n=1)
+    asked = {name: getattr(found, name) for name in GenerateRequest.model_fields if name in Recipe.model_fields}
+    assert found.request() == GenerateRequest(**(asked | {"start": None, "mask": None, "scheduler": None}), n=1)
     assert found.request().fast == "<them/lcm>" and recipe().request().fast is None
     began = recipe(start=C, mask=A)
     assert began.request(Path("a.png"), Path("b.png")).mask == Path("b.png")
@@ -113,10 +121,10 @@ def test_what_a_request_refuses_a_recipe_refuses_in_the_same_words(name):
     refused = 0
     for value in WRONG:
         try:
-            Request(**{"prompt": "x", name: value})
-        except PersonalError as error:
+            GenerateRequest(**{"prompt": "x", name: value})
+        except UserError as error:
             refused += 1
-            with pytest.raises(PersonalError) as found:
+            with pytest.raises(UserError) as found:
                 recipe(**{name: value})
             assert str(found.value) == str(error)
     assert refused >= 9
@@ -150,7 +158,7 @@ def test_what_a_request_refuses_a_recipe_refuses_in_the_same_words(name):
     ],
 )
 def test_what_else_is_refused(changes, said):
-    with pytest.raises(PersonalError, match=said):
+    with pytest.raises(UserError, match=said):
         recipe(**changes)
 
 
@@ -174,23 +182,23 @@ def test_old_recipes_can_be_read():
 def test_the_sum_of_a_start_picture_is_of_what_it_shows(tmp_path):
     PICTURE.save(tmp_path / "a.png")
     PICTURE.save(tmp_path / "a.webp", lossless=True, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0")
-    assert {pixels_sum(Image.open(tmp_path / name)) for name in ("a.png", "a.webp")} == {pixels_sum(PICTURE)}
-    assert pixels_sum(Image.new("RGB", (2, 8))) != pixels_sum(Image.new("RGB", (4, 4)))
+    assert {pixels_sha256(Image.open(tmp_path / name)) for name in ("a.png", "a.webp")} == {pixels_sha256(PICTURE)}
+    assert pixels_sha256(Image.new("RGB", (2, 8))) != pixels_sha256(Image.new("RGB", (4, 4)))
     changed = PICTURE.copy()
     changed.putpixel((0, 0), (1, 2, 3))
-    assert pixels_sum(changed) != pixels_sum(PICTURE)
+    assert pixels_sha256(changed) != pixels_sha256(PICTURE)
 
 
 # --- in a picture -----------------------------------------------------------------------------------------------------
 
 
 def test_a_picture_carries_its_recipe():
-    data = png(PICTURE, recipe())
-    assert read_recipe(data) == recipe() and data == png(PICTURE, recipe())
+    data = png_with_recipe(PICTURE, recipe())
+    assert read_recipe(data) == recipe() and data == png_with_recipe(PICTURE, recipe())
     with Image.open(io.BytesIO(data)) as picture:
         assert picture.tobytes() == PICTURE.tobytes()
         assert json.loads(picture.text["sdpersonal"])["concepts"][0]["sha256"] == B
-        assert picture.text["parameters"] == infotext(recipe())
+        assert picture.text["parameters"] == format_infotext(recipe())
     assert [kind for kind, _ in chunks(data)] == [b"IHDR", b"tEXt", b"iTXt", b"IDAT", b"IEND"]
 
 
@@ -200,18 +208,22 @@ def test_a_private_picture_carries_nothing():
     text = PngInfo()
     text.add_text("secret", "secret")
     given.info["pnginfo"] = text
-    data = png(given, None)
+    data = png_with_recipe(given, None)
     assert {kind for kind, _ in chunks(data)} == {b"IHDR", b"IDAT", b"IEND"}
-    assert data == png(PICTURE, None) and len(data) == 8 + sum(12 + len(content) for _, content in chunks(data))
+    assert data == png_with_recipe(PICTURE, None) and len(data) == 8 + sum(
+        12 + len(content) for _, content in chunks(data)
+    )
     with Image.open(io.BytesIO(data)) as picture:
         assert picture.info == {} and not picture.getexif()
-    with pytest.raises(PersonalError, match="holds no recipe"):
+    with pytest.raises(UserError, match="holds no recipe"):
         read_recipe(data)
-    assert b"secret" not in png(given, recipe())  # nor does what the picture came from get in beside the recipe
+    assert b"secret" not in png_with_recipe(
+        given, recipe()
+    )  # nor does what the picture came from get in beside the recipe
 
 
 def test_nothing_of_this_machine_gets_in():
-    data = png(PICTURE, recipe())
+    data = png_with_recipe(PICTURE, recipe())
     secrets = [str(Path.home()), os.getcwd(), os.environ["HOME"], time.strftime("%Y-%m-%d"), *time.tzname[:1]]
     secrets += [name for name in (socket.gethostname(), getpass.getuser()) if len(name) > 4]
     found = b" ".join(content for kind, content in chunks(data) if kind.endswith(b"Xt")).decode()
@@ -246,11 +258,11 @@ def recipes(draw):
 @fuzz
 @given(recipes())
 def test_every_recipe_comes_back_whole_and_is_read_by_others(found):
-    data = png(PICTURE, found)
+    data = png_with_recipe(PICTURE, found)
     assert read_recipe(data) == found
     with Image.open(io.BytesIO(data)) as picture:  # Pillow's own limits hold
         text = picture.text["parameters"]
-    read = foreign(text)
+    read = parse_infotext(text)
     assert read.fields["seed"] == found.seed and read.fields["steps"] == found.steps and "\0" not in text
     assert details(text)["Seed"] == str(found.seed)
 
@@ -289,7 +301,7 @@ def test_the_whole_text():
         change=0.45,
         fast="<them/lcm>",
     )
-    assert infotext(found) == (
+    assert format_infotext(found) == (
         "a (photo:1.2) of (me-duck:0.8) <lora:me-duck:0.8> and sks fox <lora:me-fox:0.7>, 日本 <lora:them-lcm:1>\n"
         "Negative prompt: me-duck blurry\n"
         "Steps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 7, Size: 512x640, "
@@ -299,12 +311,12 @@ def test_the_whole_text():
         f'TI hashes: "me-duck: bbbbbbbbbbbb", Version: sdpersonal {__version__}, '
         'Hashes: {"embed:me-duck": "bbbbbbbbbbbb"}'
     )
-    assert details(infotext(found))["Model"] == "a, b: c"
+    assert details(format_infotext(found))["Model"] == "a, b: c"
     slider = [FIELDS["concepts"][0] | {"strength": -1.5}, FOX | {"strength": -3}]
-    assert infotext(recipe(prompt="a <me/duck:-1.5>, <fox:-3>", concepts=slider)).startswith(
+    assert format_infotext(recipe(prompt="a <me/duck:-1.5>, <fox:-3>", concepts=slider)).startswith(
         "a (me-duck:0) <lora:me-duck:-1.5>, sks fox <lora:me-fox:-3>\n"
     )
-    assert infotext(recipe(concepts=[], prompt="a duck", sampler="DDIM")).startswith(
+    assert format_infotext(recipe(concepts=[], prompt="a duck", sampler="DDIM")).startswith(
         "a duck\nSteps: 25, Sampler: DDIM, CFG"
     )
 
@@ -325,7 +337,7 @@ def test_the_whole_text():
 )
 def test_prompts_in_their_words(prompt, said):
     loras = {"<me/duck-v1>": "<lora:me-duck:0.8>", "<me/fox-v2>": "<lora:me-fox:0.7>"}
-    text = infotext(recipe(prompt=prompt, concepts=[*FIELDS["concepts"], FOX])).split("\n")
+    text = format_infotext(recipe(prompt=prompt, concepts=[*FIELDS["concepts"], FOX])).split("\n")
     for lora in loras.values():
         assert text[0].count(lora) == 1  # each once, wherever the prompt has it
     left = text[0]
@@ -342,7 +354,7 @@ def test_hashes_are_of_the_files_that_others_have(parts):
     (length,) = struct.unpack("<Q", data[:8])
     short = hashlib.sha256(data[8 + length :]).hexdigest()[:12]
     part = {"token": "<me/duck-v1>", "sha256": mine.identity, "vectors": bool(mine.vectors), "lora": bool(mine.lora)}
-    found = details(infotext(recipe(concepts=[part])))
+    found = details(format_infotext(recipe(concepts=[part])))
     assert (
         found.get("TI hashes", f"me-duck: {short}")
         == found.get("Lora hashes", f"me-duck: {short}")
@@ -372,7 +384,7 @@ def test_a1111_reads_it(tmp_path):
         recipe(prompt="日本 \u202e \x00", concepts=[]),
     ]
     script = Path(__file__).parents[1] / "peers" / "a1111_text.py"
-    texts = json.dumps([infotext(each) for each in told])
+    texts = json.dumps([format_infotext(each) for each in told])
     done = subprocess.run(
         [sys.executable, script, checkout], input=texts, capture_output=True, text=True, cwd=tmp_path,
         env=os.environ | {"HOME": str(tmp_path)},
@@ -429,18 +441,18 @@ def test_what_means_the_same_here_is_taken():
         "It was drawn with the model v1-5.",
         "Its noise was drawn on a graphics card: the same seed begins from other noise here.",
     )
-    assert found.request(n=2, seed=1) == Request(**(dict(found.fields) | {"n": 2, "seed": 1}))
+    assert found.request(n=2, seed=1) == GenerateRequest(**(dict(found.fields) | {"n": 2, "seed": 1}))
 
 
 def test_what_we_do_not_take_is_left_out_and_told():
     text = "a cat\nSteps: 500, Sampler: DPM fast, CFG scale: nan, Seed: 99999999999999999999, Size: 513x512, RNG: CPU"
-    found = foreign(text)
+    found = parse_infotext(text)
     assert dict(found.fields) == {"prompt": "a cat", "negative": ""} and len(found.notes) == 5
     assert found.notes[0] == "Left out: steps must be a whole number from 1 to 150, got 500."
     assert all(note.startswith("Left out: ") for note in found.notes[:4]) and "DPM fast" in found.notes[4]
-    assert "--start" in foreign("x\nSteps: 20, Denoising strength: 0.5, Size: 512x512").notes[-1]
-    assert "near" not in foreign("x\nSteps: 20, Variation seed strength: 0, Size: 512x512").fields
-    assert foreign("a cat\nof no kind") is None and foreign("") is None
+    assert "--start" in parse_infotext("x\nSteps: 20, Denoising strength: 0.5, Size: 512x512").notes[-1]
+    assert "near" not in parse_infotext("x\nSteps: 20, Variation seed strength: 0, Size: 512x512").fields
+    assert parse_infotext("a cat\nof no kind") is None and parse_infotext("") is None
 
 
 def exif(comment: bytes) -> bytes:
@@ -488,7 +500,7 @@ def test_texts_of_every_kind():
 
 # --- hostile pictures -------------------------------------------------------------------------------------------------
 
-GOOD = png(PICTURE, recipe())
+GOOD = png_with_recipe(PICTURE, recipe())
 JSON = recipe().to_json()
 TIFF = b"II*\0\x08\0\0\0"
 
@@ -561,28 +573,33 @@ def test_hostile_pictures_take_no_time_and_no_memory(name, monkeypatch):
     began = time.process_time()
     try:
         found = read_recipe(data, "x.png")
-    except PersonalError as error:
+    except UserError as error:
         found = error
     took, peak = time.process_time() - began, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert took < 3 and peak < 20_000_000, (took, peak)  # under tracemalloc, ten times as slow as without
-    if isinstance(found, PersonalError):
+    if isinstance(found, UserError):
         assert str(found).isprintable() or str(found).count("\n") <= 2
         assert len(str(found)) < 500 and "x.png" in str(found)
 
 
 def test_hostile_texts_are_refused_in_words():
-    with pytest.raises(PersonalError, match=r"^The recipe in x\.png is refused: its text is longer than 250 kB\.$"):
+    with pytest.raises(UserError, match=r"^The recipe in x\.png is refused: its text is longer than 250 kB\.$"):
         read_recipe(HOSTILE["64 MB of ours"](), "x.png")
-    with pytest.raises(PersonalError, match="nested too deeply"):
+    with pytest.raises(UserError, match="nested too deeply"):
         read_recipe(HOSTILE["lists 10^5 deep"](), "x.png")
-    with pytest.raises(PersonalError, match=r"is refused\. /script is not a concept's token"):
+    with pytest.raises(UserError, match=r"is refused\. /script is not a concept's token"):
         read_recipe(HOSTILE["a script"](), "x.png")
-    with pytest.raises(PersonalError, match="holds no recipe"):
+    with pytest.raises(UserError, match="holds no recipe"):
         read_recipe(HOSTILE["an embedding as a pickle"](), "x.png")
 
 
-SEEDS = [GOOD, png(PICTURE, None), theirs(THEIR_TEXT), jpeg(exif(b"UNICODE\0" + THEIR_TEXT.encode("utf-16-be")))]
+SEEDS = [
+    GOOD,
+    png_with_recipe(PICTURE, None),
+    theirs(THEIR_TEXT),
+    jpeg(exif(b"UNICODE\0" + THEIR_TEXT.encode("utf-16-be"))),
+]
 
 
 @st.composite
@@ -628,15 +645,15 @@ def test_whatever_a_picture_holds(data):
     try:
         found = read_recipe(data, "x.png")
         assert found.request().n == 1
-    except PersonalError as error:
+    except UserError as error:
         assert len(str(error)) < 3000
         return
     if isinstance(found, Recipe):
-        assert read_recipe(png(PICTURE, found)) == found
+        assert read_recipe(png_with_recipe(PICTURE, found)) == found
 
 
 def test_parts_can_be_built_alone():
     """As the generator does it."""
-    base = Drawn(name="tiny", kind="tiny", sha256=A)
-    duck = Ingredient(token="<me/duck>", sha256=B, strength=0.5, vectors=True)
+    base = RecipeBase(name="tiny", kind="tiny", sha256=A)
+    duck = RecipeConcept(token="<me/duck>", sha256=B, strength=0.5, vectors=True)
     assert recipe(base=base, concepts=(duck,)).concepts[0].token == "<me/duck>"

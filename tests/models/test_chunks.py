@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from sdpersonal.errors import PersonalError
-from sdpersonal.models import Conditioning, Spoken, load_base
-from sdpersonal.models.text_encoder import Span
+from sdpersonal.errors import UserError
+from sdpersonal.models import Conditioning, Segment, load_base
+from sdpersonal.models.text_encoder import EncoderSegment
 from sdpersonal.prompts import Break
 from support.narrow import save_narrow
 
@@ -70,11 +70,11 @@ def random_prompt(encoder, chance):
             units.append(None)
         elif kind < 0.2:
             rows = torch.randn(chance.choice([1, 2, 8, 30]), encoder.width)
-            spans.append(Span(rows, weight))
+            spans.append(EncoderSegment(rows, weight))
             units.append(([0] * len(rows), weight))
         else:
             words = [chance.choice(["duck", "a", "red", ",", ",", "umbrella"]) for _ in range(chance.randint(1, 12))]
-            spans.append(Span(" ".join(words), weight))
+            spans.append(EncoderSegment(" ".join(words), weight))
             units += [(token, weight) for token in encoder.ids(" ".join(words))]
     return spans, units
 
@@ -93,22 +93,22 @@ def test_prompts_are_cut_as_a1111_cuts_them(tiny, seed):
         assert chunk.weights == [1.0, *weights] + [1.0] * (left + 1)
         assert all(set(chunk.ids[at : at + len(rows)]) == {0} for at, rows in chunk.vectors)
     assert sum(len(chunk.vectors) for chunk in chunks) == sum(
-        isinstance(one, Span) and not isinstance(one.piece, str) for one in spans
+        isinstance(one, EncoderSegment) and not isinstance(one.piece, str) for one in spans
     )
 
 
 def test_what_is_at_a_comma_is_cut_there(tiny):
     encoder = tiny.encoders["clip_l"]
     assert len(encoder.ids("cat")) == 1
-    first, second = encoder.chunks([Span("cat " * 60 + "," + " cat" * 20)])
+    first, second = encoder.chunks([EncoderSegment("cat " * 60 + "," + " cat" * 20)])
     assert first.ids.index(encoder.tokenizer.eos_token_id) == 1 + 61 and len(second.ids) == 77
-    late, _ = encoder.chunks([Span("cat " * 50 + "," + " cat" * 30)])  # the comma is too far back
+    late, _ = encoder.chunks([EncoderSegment("cat " * 50 + "," + " cat" * 30)])  # the comma is too far back
     assert late.ids.index(encoder.tokenizer.eos_token_id) == 1 + 75
 
 
 def test_vectors_that_fit_no_chunk_are_refused(tiny):
-    with pytest.raises(PersonalError, match="80 vectors fits no prompt: 75 fit"):
-        tiny.read([Spoken({"clip_l": torch.zeros(80, tiny.widths["clip_l"])})])
+    with pytest.raises(UserError, match="80 vectors fits no prompt: 75 fit"):
+        tiny.read([Segment({"clip_l": torch.zeros(80, tiny.widths["clip_l"])})])
 
 
 @pytest.mark.parametrize("base", ["tiny", "sd2"])
@@ -116,16 +116,18 @@ def test_a_plain_prompt_is_what_it_always_was(request, base):
     base = request.getfixturevalue(base)
     rows = {"clip_l": torch.randn(3, base.widths["clip_l"]) * 0.05}
     for prompt in ([""], ["a duck"], ["a photo of ", rows, " in the snow"]):
-        assert torch.equal(base.read([Spoken(piece) for piece in prompt]).states, base.condition([prompt]).states)
+        assert torch.equal(
+            base.read([Segment(piece) for piece in prompt]).states, base.encode_captions([prompt]).states
+        )
 
 
 @pytest.mark.parametrize("base", ["tiny", "sd2"])
 def test_emphasis_is_a1111s(request, base):
     base = request.getfixturevalue(base)
     encoder = base.encoders["clip_l"]
-    read = base.read([Spoken("a "), Spoken("red duck", 1.3), Spoken(" in the rain", 0.8)])
+    read = base.read([Segment("a "), Segment("red duck", 1.3), Segment(" in the rain", 0.8)])
     with torch.no_grad():
-        plain = base.condition([["a red duck in the rain"]]).states[0].numpy()
+        plain = base.encode_captions([["a red duck in the rain"]]).states[0].numpy()
         read = read.states[0].numpy()
     counts = [len(encoder.ids(words)) for words in ("a", "red duck", "in the rain")]
     weights = np.ones(77)
@@ -140,8 +142,8 @@ def test_emphasis_never_turns_a_prompt_over(sd2):
     bias = sd2.encoders["clip_l"].model.final_layer_norm.bias
     bias.data.fill_(0.0)
     try:
-        plain = sd2.condition([["a red duck"]]).states[0]
-        read = sd2.read([Spoken("a red duck", 1.3)]).states[0]
+        plain = sd2.encode_captions([["a red duck"]]).states[0]
+        read = sd2.read([Segment("a red duck", 1.3)]).states[0]
     finally:
         bias.data.fill_(0.3)
     words = slice(1, 1 + len(sd2.encoders["clip_l"].ids("a red duck")))
@@ -152,18 +154,18 @@ def test_emphasis_never_turns_a_prompt_over(sd2):
 
 @torch.no_grad()
 def test_a_long_prompt_is_its_chunks_side_by_side(tiny):
-    long = tiny.read([Spoken("a duck, "), Break(), Spoken("a cat")], chunks=3)
+    long = tiny.read([Segment("a duck, "), Break(), Segment("a cat")], chunks=3)
     assert long.states.shape[1] == 3 * 77
-    parts = [tiny.condition([[words]]).states for words in ("a duck, ", "a cat", "")]
+    parts = [tiny.encode_captions([[words]]).states for words in ("a duck, ", "a cat", "")]
     assert torch.equal(long.states, torch.cat(parts, dim=1))
-    assert tiny.chunks([Spoken("a duck, "), Break(), Spoken("a cat")]) == 2 and tiny.chunks([]) == 1
+    assert tiny.chunks([Segment("a duck, "), Break(), Segment("a cat")]) == 2 and tiny.chunks([]) == 1
 
 
 @torch.no_grad()
 def test_sdxl_pools_the_first_chunk_and_leaves_no_words_empty(tmp_path):
     sdxl = load_base(str(save_narrow("sdxl", tmp_path / "sdxl")), "cpu")
-    both = sdxl.read([Spoken("a duck"), Break(), Spoken("a cat", 1.2)])
-    first, second = (sdxl.condition([[words]]) for words in ("a duck", "a cat"))
+    both = sdxl.read([Segment("a duck"), Break(), Segment("a cat", 1.2)])
+    first, second = (sdxl.encode_captions([[words]]) for words in ("a duck", "a cat"))
     assert both.states.shape == (1, 154, 2048)
     assert torch.equal(both.states[:, :77], first.states) and not torch.equal(both.states[:, 77:], second.states)
     assert torch.equal(both.added["text_embeds"], first.added["text_embeds"])
@@ -173,12 +175,12 @@ def test_sdxl_pools_the_first_chunk_and_leaves_no_words_empty(tmp_path):
         weights[1 : 1 + len(sdxl.encoders[key].ids("a cat"))] = 1.2
         expected = plain * weights * plain.mean() / (plain * weights).mean()
         np.testing.assert_allclose(both.states[0, 77:, part].numpy(), expected, rtol=2e-3, atol=1e-4)
-    nothing = sdxl.read([Spoken(" ")], chunks=2)
+    nothing = sdxl.read([Segment(" ")], chunks=2)
     assert not nothing.states.any() and nothing.states.shape[1] == 154
 
 
 @torch.no_grad()
 def test_emphasis_on_one_prompt_is_not_felt_by_its_neighbour(tiny):
-    one, two = tiny.read([Spoken("a duck", 1.4)]), tiny.read([Spoken("a cat", 0.6)])
+    one, two = tiny.read([Segment("a duck", 1.4)]), tiny.read([Segment("a cat", 0.6)])
     both = Conditioning.cat([one, two])
     assert torch.equal(both[:1].states, one.states) and torch.equal(both[1:].states, two.states)

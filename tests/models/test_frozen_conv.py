@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sdpersonal.models import load_base
-from sdpersonal.models.frozen_conv import FrozenConv2d, spare_frozen
+from sdpersonal.models.frozen_conv import FrozenConv2d, use_frozen_convs
 
 SMALL = {"in_channels": 6, "out_channels": 8, "kernel_size": 3}
 LARGE = {"in_channels": 832, "out_channels": 576, "kernel_size": 3}  # weights beyond a core's cache
@@ -17,7 +17,7 @@ def pair(**shape):
     plain = nn.Conv2d(**shape)
     frozen = nn.Conv2d(**shape)
     frozen.load_state_dict(plain.state_dict())
-    spare_frozen(frozen.requires_grad_(False))
+    use_frozen_convs(frozen.requires_grad_(False))
     assert type(frozen) is FrozenConv2d
     return plain, frozen
 
@@ -95,7 +95,7 @@ def test_without_a_gradient_it_is_pytorchs_own_to_the_bit():
 @pytest.mark.parametrize("unusual", [{"groups": 2}, {"dilation": 2}, {"padding": "same"}, {"padding_mode": "reflect"}])
 def test_unusual_convolutions_are_left_alone(unusual):
     model = nn.Sequential(nn.Conv2d(**SMALL | unusual))
-    spare_frozen(model)
+    use_frozen_convs(model)
     assert type(model[0]) is nn.Conv2d
 
 

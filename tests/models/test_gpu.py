@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import DreamboothSettings, Request
+from sdpersonal.config import DreamboothSettings, GenerateRequest
 from sdpersonal.generation import Generator
 from sdpersonal.training import train
 
@@ -23,7 +23,7 @@ def test_the_frozen_base_is_bf16_and_the_schedule_fp32():
 def test_a_seed_means_the_same_picture_as_on_the_cpu_but_for_rounding(tiny):
     from sdpersonal.models import load_base
 
-    request = Request(prompt="a duck on the beach", n=2)
+    request = GenerateRequest(prompt="a duck on the beach", n=2)
     here = [np.asarray(picture.image, int) for picture in Generator(tiny).draw(request)]
     there = [np.asarray(picture.image, int) for picture in Generator(load_base("tiny", device="cuda")).draw(request)]
     assert max(np.abs(a - b).mean() for a, b in zip(here, there, strict=True)) < 12
@@ -47,44 +47,44 @@ def test_training_and_resuming_on_the_card(tmp_path, root):
 @pytest.mark.parametrize("mode", ["waiting", "turns"])
 def test_models_that_wait_beside_the_card_draw_the_same_bytes(mode, monkeypatch):
     from sdpersonal.models import load_base, offload
-    from sdpersonal.models.offload import Placement
+    from sdpersonal.models.offload import OffloadPlan
 
-    base, request = load_base("tiny", device="cuda"), Request(prompt="a duck on the beach", n=3, steps=4)
+    base, request = load_base("tiny", device="cuda"), GenerateRequest(prompt="a duck on the beach", n=3, steps=4)
     expected = [picture.image.tobytes() for picture in Generator(base).draw(request)]
-    held = base.stages.held()
-    monkeypatch.setattr(offload, "choose", lambda free, need, most: Placement(mode, False, most))
+    held = base.offloader.held()
+    monkeypatch.setattr(offload, "choose_plan", lambda free, need, most: OffloadPlan(mode, False, most))
     assert [picture.image.tobytes() for picture in Generator(base).draw(request)] == expected
-    assert base.stages.held() < held and base.device.type == "cuda"
+    assert base.offloader.held() < held and base.device.type == "cuda"
     monkeypatch.undo()
     assert [picture.image.tobytes() for picture in Generator(base).draw(request)] == expected
-    assert base.stages.held() == held
+    assert base.offloader.held() == held
 
 
 def test_a_lora_reaches_models_that_wait(tiny, monkeypatch):
     from test_generation import Shelf, random_concept
 
     from sdpersonal.models import load_base, offload
-    from sdpersonal.models.offload import Placement
+    from sdpersonal.models.offload import OffloadPlan
 
     shelf, base = Shelf(duck=random_concept(tiny, "<me/duck>", 1)), load_base("tiny", device="cuda")
-    request = Request(prompt="a cat <duck:0.7>", n=2, steps=4)
+    request = GenerateRequest(prompt="a cat <duck:0.7>", n=2, steps=4)
     expected = [picture.image.tobytes() for picture in Generator(base, shelf).draw(request)]
-    monkeypatch.setattr(offload, "choose", lambda free, need, most: Placement("turns", False, most))
+    monkeypatch.setattr(offload, "choose_plan", lambda free, need, most: OffloadPlan("turns", False, most))
     assert [picture.image.tobytes() for picture in Generator(base, shelf).draw(request)] == expected
 
 
 def test_a_card_that_is_full_says_so_and_is_as_before_after_it():
-    from sdpersonal.errors import NoMemory
+    from sdpersonal.errors import OutOfMemory
     from sdpersonal.models import load_base
 
-    base, request = load_base("tiny", device="cuda"), Request(prompt="a duck", n=2, steps=2)
+    base, request = load_base("tiny", device="cuda"), GenerateRequest(prompt="a duck", n=2, steps=2)
     expected = [picture.image.tobytes() for picture in Generator(base).draw(request)]
     torch.cuda.empty_cache()
     _, whole = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / whole + 1e-6)
     try:
-        with pytest.raises(NoMemory, match="Out of memory drawing"):
-            list(Generator(base).draw(Request(prompt="a duck", n=8, steps=2, size="2048x2048")))
+        with pytest.raises(OutOfMemory, match="Out of memory drawing"):
+            list(Generator(base).draw(GenerateRequest(prompt="a duck", n=8, steps=2, size="2048x2048")))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert [picture.image.tobytes() for picture in Generator(base).draw(request)] == expected
@@ -92,14 +92,14 @@ def test_a_card_that_is_full_says_so_and_is_as_before_after_it():
 
 def test_what_a_stage_takes_on_a_card_is_about_what_is_reckoned_with():
     from benchmarks.steps.geometry import build
-    from sdpersonal.models.offload import need
+    from sdpersonal.models.offload import memory_need
 
     base, pictures = build("sd15", "cuda"), 4
     for model in base.modules().values():
         model.to(torch.bfloat16)
-    reckoned, shape = need(base, (512, 512)), base.latent_shape(512, 512)
+    reckoned, shape = memory_need(base, (512, 512)), base.latent_shape(512, 512)
     with base.quiet():
-        condition = base.condition([["a"]] * (2 * pictures))
+        condition = base.encode_captions([["a"]] * (2 * pictures))
         latents = torch.zeros(2 * pictures, *shape, device="cuda")
         for work, expected in (
             (lambda: base.predict(latents, torch.zeros(2 * pictures, device="cuda"), condition), 4 * reckoned.step),

@@ -7,8 +7,8 @@ from torch import nn
 
 from sdpersonal.concepts.card import Card
 from sdpersonal.concepts.concept import Concept, Lora, LoraLayer
-from sdpersonal.errors import PersonalError
-from sdpersonal.models.lora import Slots, to_lora
+from sdpersonal.errors import UserError
+from sdpersonal.models.lora import LoraAdapters, to_lora
 from sdpersonal.prompts import Token
 
 
@@ -55,7 +55,7 @@ def dense(model, mix):
 def test_a_mix_is_the_sum_of_its_parts(model, strengths):
     mix = [(some_lora(i, rank=2 + i, alpha=1.5 + i), s) for i, s in enumerate(strengths)]
     x, picture = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
-    with torch.no_grad(), Slots({"lora_unet": model}).filled(mix):
+    with torch.no_grad(), LoraAdapters({"lora_unet": model}).filled(mix):
         ours = model(x, picture)
     for mine, theirs in zip(ours, dense(model, mix)(x, picture), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)  # the slots hold fp32 factors
@@ -63,7 +63,7 @@ def test_a_mix_is_the_sum_of_its_parts(model, strengths):
 
 def test_nothing_stays_even_after_a_failure(model):
     x, picture = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
-    slots, before = Slots({"lora_unet": model}), model(x, picture)
+    slots, before = LoraAdapters({"lora_unet": model}), model(x, picture)
     with pytest.raises(RuntimeError, match="boom"), slots.filled([(some_lora(0, 2, 2.0), 1.0)]):
         assert not torch.equal(model(x, picture)[0], before[0])
         raise RuntimeError("boom")
@@ -72,7 +72,7 @@ def test_nothing_stays_even_after_a_failure(model):
 
 def test_training_starts_at_the_bare_layer_and_can_be_bypassed(model):
     x, picture = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
-    slots, before = Slots({"lora_unet": model}), model(x, picture)[0]
+    slots, before = LoraAdapters({"lora_unet": model}), model(x, picture)[0]
     trained = slots.train("attention", 3, torch.Generator().manual_seed(0))
     assert {name: value.dtype for name, value in trained.items()} == {
         "lora_unet_to_q.lora_down.weight": torch.float32,
@@ -82,7 +82,7 @@ def test_training_starts_at_the_bare_layer_and_can_be_bypassed(model):
     trained["lora_unet_to_q.lora_up.weight"].data += 1.0
     changed = model(x, picture)[0]
     assert not torch.equal(changed, before)
-    with slots.bypassed():
+    with slots.disabled():
         assert torch.equal(model(x, picture)[0], before)
     assert torch.equal(model(x, picture)[0], changed)
     lora = to_lora(trained)
@@ -98,21 +98,21 @@ def test_a_lora_of_another_model_is_refused_before_anything_is_done(model, chang
         lora.layers["lora_unet_elsewhere"] = lora.layers["lora_unet_to_q"]
     else:
         lora.layers["lora_unet_to_q"] = LoraLayer(np.zeros((2, 13)), np.zeros((7, 2)), 2.0)
-    with pytest.raises(PersonalError, match="<me/duck> was made for another base"):
-        Slots({"lora_unet": model}).check(lora, "<me/duck>")
+    with pytest.raises(UserError, match="<me/duck> was made for another base"):
+        LoraAdapters({"lora_unet": model}).check(lora, "<me/duck>")
 
 
 def test_attention_projections_of_a_real_unet(tiny):
-    names = tiny.slots.names("attention")
+    names = tiny.adapters.names("attention")
     blocks = sum(type(module).__name__ == "BasicTransformerBlock" for module in tiny.unet.modules())
     assert len(names) == blocks * 2 * 4  # self and cross; q, k, v, out
     assert all(name.startswith("lora_unet_") and "transformer_blocks" in name for name in names)
-    more = tiny.slots.names("transformer")
+    more = tiny.adapters.names("transformer")
     assert set(names) < set(more) and not any("time" in name or "resnets" in name for name in more)
 
 
 def test_convolutions_and_text_encoders_learn_where_asked(tiny):
-    usual, everything = tiny.slots.names("transformer"), tiny.slots.names("all", text=True)
+    usual, everything = tiny.adapters.names("transformer"), tiny.adapters.names("all", text=True)
     assert set(usual) < set(everything)
     more = set(everything) - set(usual)
     assert {"lora_unet_down_blocks_0_resnets_0_conv1", "lora_unet_down_blocks_0_downsamplers_0_conv"} <= more
@@ -123,34 +123,36 @@ def test_convolutions_and_text_encoders_learn_where_asked(tiny):
     assert not any(
         word in name for name in more for word in ("time_embedding", "conv_in", "conv_out", "token_embedding")
     )
-    assert all(name.endswith("_proj") for name in set(tiny.slots.names("attention", text=True)) - set(usual))
-    alone = tiny.slots.train("attention", 2, torch.Generator().manual_seed(0))
-    both = tiny.slots.train("attention", 2, torch.Generator().manual_seed(0), text=True)
-    tiny.slots.clear()
+    assert all(name.endswith("_proj") for name in set(tiny.adapters.names("attention", text=True)) - set(usual))
+    alone = tiny.adapters.train("attention", 2, torch.Generator().manual_seed(0))
+    both = tiny.adapters.train("attention", 2, torch.Generator().manual_seed(0), text=True)
+    tiny.adapters.clear()
     assert all(torch.equal(alone[name], both[name]) for name in alone) and len(both) > len(alone)
 
 
 def test_a_convolution_is_trained_and_drawn_with_alike(tiny):
     noisy, t = torch.randn(1, *tiny.latent_shape(128, 128)), torch.tensor([500])
-    trained = tiny.slots.train("all", 2, torch.Generator().manual_seed(0), text=True)
+    trained = tiny.adapters.train("all", 2, torch.Generator().manual_seed(0), text=True)
     try:
         for name, parameter in trained.items():
             if name.endswith("up.weight"):
                 parameter.data += 0.01
-        condition = tiny.condition([["a duck"]])
+        condition = tiny.encode_captions([["a duck"]])
         learned = tiny.predict(noisy, t, condition)
         learned.square().mean().backward()
         assert [name for name, one in trained.items() if one.grad is None or not one.grad.abs().sum()] == []
     finally:
-        tiny.slots.clear()
+        tiny.adapters.clear()
     lora = to_lora(trained)
     conv = lora.layers["lora_unet_down_blocks_0_resnets_0_conv1"]
     width = tiny.unet.config.block_out_channels[0]
     assert conv.down.shape == (2, width, 3, 3) and conv.up.shape == (width, 2, 1, 1)
     Concept(Token("me", "duck"), Card(base="tiny"), {}, lora)  # a file can hold it
-    tiny.slots.check(lora, "<me/duck>")
-    with torch.no_grad(), tiny.slots.filled([(lora, 1.0)]):
-        torch.testing.assert_close(tiny.predict(noisy, t, tiny.condition([["a duck"]])), learned, atol=1e-5, rtol=1e-5)
+    tiny.adapters.check(lora, "<me/duck>")
+    with torch.no_grad(), tiny.adapters.filled([(lora, 1.0)]):
+        torch.testing.assert_close(
+            tiny.predict(noisy, t, tiny.encode_captions([["a duck"]])), learned, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_a_linear_layer_and_a_1x1_convolution_take_each_others_lora():
@@ -163,7 +165,7 @@ def test_a_linear_layer_and_a_1x1_convolution_take_each_others_lora():
     x, answers = torch.randn(1, 6, 3, 3), []
     for layer in (flat, square):
         for model in (linear, conv):
-            slots = Slots({"lora_unet": model})
+            slots = LoraAdapters({"lora_unet": model})
             slots.check(lora := Lora({"lora_unet_0": layer}), "<me/duck>")
             with torch.no_grad(), slots.filled([(lora, 1.0)]):
                 answers.append(model(x) if model is conv else model(x.movedim(1, -1)).movedim(-1, 1))
@@ -173,8 +175,8 @@ def test_a_linear_layer_and_a_1x1_convolution_take_each_others_lora():
 
 def test_a_kernel_of_another_size_is_refused(model):
     lora = Lora({"lora_unet_conv": LoraLayer(np.zeros((2, 3, 1, 1)), np.zeros((5, 2, 1, 1)), 2.0)})
-    with pytest.raises(PersonalError, match="layer lora_unet_conv does not fit"):
-        Slots({"lora_unet": model}).check(lora, "<me/duck>")
+    with pytest.raises(UserError, match="layer lora_unet_conv does not fit"):
+        LoraAdapters({"lora_unet": model}).check(lora, "<me/duck>")
 
 
 # --- a mix that is drawn with often is merged -------------------------------------------------------------------------
@@ -185,7 +187,7 @@ def weights_of(model):
 
 
 def test_from_the_third_use_on_a_mix_is_in_the_weights_and_then_gone_to_the_bit(model):
-    slots, mix = Slots({"lora_unet": model}), [(some_lora(i, 2 + i, 1.5), 0.7 - i / 4) for i in range(2)]
+    slots, mix = LoraAdapters({"lora_unet": model}), [(some_lora(i, 2 + i, 1.5), 0.7 - i / 4) for i in range(2)]
     x, picture = torch.randn(2, 3, 12).double(), torch.randn(2, 3, 8, 8).double()
     before, bare = weights_of(model), model(x, picture)
     expected, less = (dense(model, some)(x, picture) for some in (mix, mix[:1]))
@@ -207,12 +209,12 @@ def test_from_the_third_use_on_a_mix_is_in_the_weights_and_then_gone_to_the_bit(
 
 def test_what_learns_is_never_merged(model):
     x, picture = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
-    slots, own = Slots({"lora_unet": model}), model.to_q.weight
+    slots, own = LoraAdapters({"lora_unet": model}), model.to_q.weight
     trained = slots.train("attention", 3, torch.Generator().manual_seed(0))
     for _ in range(4):
         with torch.no_grad():  # a trial's pictures
             model(x, picture)
-        with slots.bypassed():
+        with slots.disabled():
             model(x, picture)
     assert model.to_q.weight is own
     model(x, picture)[0].square().sum().backward()
@@ -221,10 +223,10 @@ def test_what_learns_is_never_merged(model):
 
 def test_a_mix_is_bypassed_and_comes_back_after_it_was_merged(model):
     x, picture, mix = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double(), [(some_lora(0, 2, 2.0), 1.0)]
-    slots, bare = Slots({"lora_unet": model}), model(x, picture)
+    slots, bare = LoraAdapters({"lora_unet": model}), model(x, picture)
     with torch.no_grad(), slots.filled(mix):
         mixed = [model(x, picture)[0] for _ in range(3)][-1]
-        with slots.bypassed():
+        with slots.disabled():
             assert torch.equal(model(x, picture)[0], bare[0])
         torch.testing.assert_close(model(x, picture)[0], mixed)
     assert torch.equal(model(x, picture)[0], bare[0])
@@ -236,7 +238,7 @@ def test_large_layers_and_half_precision_stay_as_they_are():
         width = layer.in_features
         part = LoraLayer(np.ones((1, width), np.float32), np.ones((width, 1), np.float32), 1.0)
         own, x = layer.weight, torch.ones(1, width, dtype=layer.weight.dtype)
-        with torch.no_grad(), Slots({"lora_unet": model}).filled([(Lora({"lora_unet_0": part}), 1.0)]):
+        with torch.no_grad(), LoraAdapters({"lora_unet": model}).filled([(Lora({"lora_unet_0": part}), 1.0)]):
             answers = [model(x) for _ in range(4)]
             assert layer.weight is own
         assert all(torch.equal(one, answers[0]) for one in answers)

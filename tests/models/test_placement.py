@@ -14,14 +14,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from benchmarks.steps.geometry import build
-from sdpersonal.config import Request
-from sdpersonal.errors import NoMemory
+from sdpersonal.config import GenerateRequest
+from sdpersonal.errors import OutOfMemory
 from sdpersonal.generation import Generator
 from sdpersonal.models import offload
-from sdpersonal.models.offload import Need, Placement, Stages, bytes_of, choose, need, settle
+from sdpersonal.models.offload import (
+    MemoryNeed,
+    Offloader,
+    OffloadPlan,
+    choose_plan,
+    memory_need,
+    plan_offload,
+    weight_bytes,
+)
 
 GB = 10**9
-SDXL = Need(  # at 1024x1024 in bf16, autoencoder in fp32
+SDXL = MemoryNeed(  # at 1024x1024 in bf16, autoencoder in fp32
     text=int(1.6 * GB), unet=int(5.1 * GB), vae=int(0.33 * GB), step=int(0.55 * GB), decoding=int(3.3 * GB), tile=GB
 )
 
@@ -29,29 +37,29 @@ SDXL = Need(  # at 1024x1024 in bf16, autoencoder in fp32
 @pytest.mark.parametrize(
     ("card", "expected"),
     [
-        (24, Placement("all", False, 4)),
-        (11.8, Placement("waiting", False, 4)),
-        (9.8, Placement("turns", False, 4)),
-        (8, Placement("turns", False, 2)),
-        (7.2, Placement("turns", False, 1)),
-        (2, Placement("turns", True, 1)),  # hopeless; the error that comes says what to lower
+        (24, OffloadPlan("all", False, 4)),
+        (11.8, OffloadPlan("waiting", False, 4)),
+        (9.8, OffloadPlan("turns", False, 4)),
+        (8, OffloadPlan("turns", False, 2)),
+        (7.2, OffloadPlan("turns", False, 1)),
+        (2, OffloadPlan("turns", True, 1)),  # hopeless; the error that comes says what to lower
     ],
 )
 def test_sdxl_on_cards_of_several_sizes(card, expected):
-    assert choose(int(card * GB), SDXL, 4) == expected
+    assert choose_plan(int(card * GB), SDXL, 4) == expected
 
 
 def test_tiles_where_nothing_else_fits():
-    need = Need(text=GB, unet=GB, vae=GB // 4, step=GB, decoding=20 * GB, tile=GB)
-    assert choose(8 * GB, need, 4) == Placement("turns", True, 4)
+    need = MemoryNeed(text=GB, unet=GB, vae=GB // 4, step=GB, decoding=20 * GB, tile=GB)
+    assert choose_plan(8 * GB, need, 4) == OffloadPlan("turns", True, 4)
 
 
 def test_what_is_chosen_fits_and_more_memory_never_means_less_speed():
     cost = {"all": 0, "waiting": 0, "turns": 1}
     ranks = []
     for free in range(0, 40 * GB, GB // 7):
-        chosen = choose(free, SDXL, 4)
-        if chosen != Placement("turns", True, 1):
+        chosen = choose_plan(free, SDXL, 4)
+        if chosen != OffloadPlan("turns", True, 1):
             assert SDXL.peak(chosen.mode, chosen.tiled, chosen.at_once) < 0.9 * free
         ranks.append((chosen.tiled, cost[chosen.mode], -chosen.at_once, chosen.mode == "waiting"))
     assert ranks == sorted(ranks, reverse=True)
@@ -89,9 +97,9 @@ def test_a_stage_takes_what_is_reckoned_with(kind, side, monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, *_, **__: torch.empty_like(q))
     base, pictures = build(kind, "meta"), 4
     base.unet.to(torch.bfloat16)
-    condition = base.condition([["a"]] * (2 * pictures))
+    condition = base.encode_captions([["a"]] * (2 * pictures))
     latents = torch.zeros(2 * pictures, *base.latent_shape(side, side), device="meta")
-    reckoned = need(base, (side, side))
+    reckoned = memory_need(base, (side, side))
     with torch.no_grad(), Live(base) as live:
         base.predict(latents, torch.zeros(2 * pictures, device="meta"), condition)
     assert live.most <= pictures * reckoned.step < 2.2 * live.most
@@ -125,28 +133,28 @@ def places(stages):
     ],
 )
 def test_who_is_on_the_card_in_a_drawing(mode, expected):
-    stages = Stages(Model(), Model(), Model(), torch.device("cuda", 0))
+    stages = Offloader(Model(), Model(), Model(), torch.device("cuda", 0))
     stages._models["vae"].config = type("Config", (), {"block_out_channels": (1, 1, 1, 1)})
-    stages.settle(Placement(mode, mode == "turns", 1))
+    stages.apply_plan(OffloadPlan(mode, mode == "turns", 1))
     seen = [places(stages)]
     for stage in ("text", "unet", "unet", "vae"):
-        stages.bring(stage)
+        stages.to_device(stage)
         seen.append(places(stages))
         assert stages.held() == 4 * 8 * places(stages).count("x")
     assert seen == expected
     assert stages._models["vae"].use_tiling == (mode == "turns")
-    stages.settle(Placement("all", False, 4))
+    stages.apply_plan(OffloadPlan("all", False, 4))
     assert places(stages) == "xxx" and not stages._models["vae"].use_tiling
 
 
 def test_nothing_moves_on_a_cpu(tiny):
-    assert settle(tiny, (2048, 2048), 4) == 4 and settle(tiny, (128, 128), 4) == 8
-    assert not tiny.vae.use_tiling and tiny.stages.held() == sum(map(bytes_of, tiny.modules().values()))
+    assert plan_offload(tiny, (2048, 2048), 4) == 4 and plan_offload(tiny, (128, 128), 4) == 8
+    assert not tiny.vae.use_tiling and tiny.offloader.held() == sum(map(weight_bytes, tiny.modules().values()))
 
 
 def test_as_many_at_once_as_there_is_room_for(tiny, monkeypatch):
     """The same pictures, in other batches, up to the kernels' rounding."""
-    request = Request(prompt="a duck", n=4, steps=2, size="64x64")
+    request = GenerateRequest(prompt="a duck", n=4, steps=2, size="64x64")
     together = [np.asarray(one.image, int) for one in Generator(tiny).draw(request)]
     seen = []
     monkeypatch.setattr(
@@ -154,7 +162,7 @@ def test_as_many_at_once_as_there_is_room_for(tiny, monkeypatch):
     )
     batches = [np.asarray(one.image, int) for one in Generator(tiny).draw(request)]
     assert max(np.abs(a - b).max() for a, b in zip(together, batches, strict=True)) <= 1
-    list(Generator(tiny).draw(Request(prompt="a duck", n=1, steps=1, size="64x96", enlarge=1.5)))
+    list(Generator(tiny).draw(GenerateRequest(prompt="a duck", n=1, steps=1, size="64x96", enlarge=1.5)))
     assert seen == [(64, 64), (96, 144)]
 
 
@@ -178,14 +186,16 @@ class NoRoomAt:
 
 @pytest.mark.parametrize("n", [1, 3])  # in the first batch, and after some pictures
 def test_the_next_request_has_all_the_memory_and_draws_the_same(tiny, monkeypatch, n):
-    request = Request(prompt="a duck", n=10, steps=2, size="64x64")
+    request = GenerateRequest(prompt="a duck", n=10, steps=2, size="64x64")
     expected = [picture.image.tobytes() for picture in Generator(tiny).draw(request)]
     generator, failing = Generator(tiny), NoRoomAt(tiny, n)
     with monkeypatch.context() as patched:
         patched.setattr(tiny, "predict", failing)
-        with pytest.raises(NoMemory, match=r"^Out of memory drawing \d at once: needs about .* GB there\.") as caught:
+        with pytest.raises(
+            OutOfMemory, match=r"^Out of memory drawing \d at once: needs about .* GB there\."
+        ) as caught:
             list(generator.draw(request))
-    assert "--size" in caught.value.fix and "--n 1" in caught.value.fix
+    assert "--size" in caught.value.hint and "--n 1" in caught.value.hint
     gc.collect()
     assert failing.held() is None, sys.getrefcount(failing.held())  # even while the error is at hand
     assert [picture.image.tobytes() for picture in generator.draw(request)] == expected
@@ -197,7 +207,7 @@ def test_other_errors_pass(tiny, monkeypatch):
 
     monkeypatch.setattr(tiny, "predict", fail)
     with pytest.raises(RuntimeError, match="mat1"):
-        list(Generator(tiny).draw(Request(prompt="a", n=1, steps=1, size="64x64")))
+        list(Generator(tiny).draw(GenerateRequest(prompt="a", n=1, steps=1, size="64x64")))
 
 
 def test_a_card_is_asked_what_is_free(tiny, monkeypatch):
@@ -205,4 +215,4 @@ def test_a_card_is_asked_what_is_free(tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5 * GB, 9 * GB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * GB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2 * GB)
-    assert offload._free(tiny) == 6 * GB + sum(map(bytes_of, tiny.modules().values()))
+    assert offload._available_bytes(tiny) == 6 * GB + sum(map(weight_bytes, tiny.modules().values()))

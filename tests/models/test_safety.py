@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sdpersonal.config import Request
-from sdpersonal.errors import PersonalError
+from sdpersonal.config import GenerateRequest
+from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
-from sdpersonal.image_metadata import hidden_note
-from sdpersonal.models import introduction, load_base
+from sdpersonal.image_metadata import describe_hidden
+from sdpersonal.models import describe_base, load_base
 from sdpersonal.models.loading import built_in_folder
-from sdpersonal.models.loading.hub_cache import wanted
+from sdpersonal.models.loading.hub_cache import files_to_fetch
 
 FILE = "safety_checker/model.safetensors"
 
@@ -74,35 +74,35 @@ def theirs(pipe, pictures):
 
 def test_it_flags_what_diffusers_would_blacken(checked):
     folder, pipe = checked
-    ours = load_base(str(folder), "cpu").checker.flagged(samples())
+    ours = load_base(str(folder), "cpu").safety_checker.flag(samples())
     assert ours == theirs(pipe, samples()) and 0 < sum(ours) < len(ours)
 
 
 def test_pictures_are_not_changed_and_one_by_one_is_as_together(checked):
-    checker, before = load_base(str(checked[0]), "cpu").checker, samples()
-    together = checker.flagged(before)
-    assert [checker.flagged([one])[0] for one in before] == together
+    checker, before = load_base(str(checked[0]), "cpu").safety_checker, samples()
+    together = checker.flag(before)
+    assert [checker.flag([one])[0] for one in before] == together
     assert all(a.tobytes() == b.tobytes() for a, b in zip(before, samples(), strict=True))
 
 
 def test_weights_as_the_hub_has_them(checked, tmp_path):
     """Written by transformers 4, where the tower's names had one part more."""
     folder = shutil.copytree(checked[0], tmp_path / "old")
-    expected = load_base(str(folder), "cpu").checker.flagged(samples())
+    expected = load_base(str(folder), "cpu").safety_checker.flag(samples())
     part = "vision_model."
     renamed = {
         f"{part}{key}" if key.startswith(part) else key: value for key, value in load_file(folder / FILE).items()
     }
     save_file(renamed, folder / FILE, metadata={"format": "pt"})
-    assert load_base(str(folder), "cpu").checker.flagged(samples()) == expected
+    assert load_base(str(folder), "cpu").safety_checker.flag(samples()) == expected
 
 
 def test_it_is_read_when_it_is_first_needed_and_not_before(checked, tmp_path):
     folder = shutil.copytree(checked[0], tmp_path / "cut")
     (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-100])
     base = load_base(str(folder), "cpu")  # training needs none
-    with pytest.raises(PersonalError, match="cut short"):
-        base.checker.load()
+    with pytest.raises(UserError, match="cut short"):
+        base.safety_checker.load()
 
 
 def test_a_missing_weight_is_no_random_one(checked, tmp_path):
@@ -110,60 +110,60 @@ def test_a_missing_weight_is_no_random_one(checked, tmp_path):
     weights = load_file(folder / FILE)
     del weights["concept_embeds"]
     save_file(weights, folder / FILE, metadata={"format": "pt"})
-    with pytest.raises(PersonalError, match="lacks 1 weights, such as concept_embeds") as caught:
-        load_base(str(folder), "cpu").checker.load()
-    assert "--no-safety-checker" in caught.value.fix
+    with pytest.raises(UserError, match="lacks 1 weights, such as concept_embeds") as caught:
+        load_base(str(folder), "cpu").safety_checker.load()
+    assert "--no-safety-checker" in caught.value.hint
 
 
 def test_the_first_line_says_which_it_is(checked, tiny, tmp_path):
     folder, _ = checked
-    assert introduction(load_base(str(folder), "cpu"), "x", draws=True).endswith("Its safety checker is on.")
+    assert describe_base(load_base(str(folder), "cpu"), "x", draws=True).endswith("Its safety checker is on.")
     off = load_base(str(folder), "cpu", safety=False)
-    assert off.checker is None and introduction(off, "x", draws=True).endswith("Its safety checker is off.")
-    assert introduction(tiny, "tiny", draws=True).endswith("This base comes without a safety checker.")
+    assert off.safety_checker is None and describe_base(off, "x", draws=True).endswith("Its safety checker is off.")
+    assert describe_base(tiny, "tiny", draws=True).endswith("This base comes without a safety checker.")
     pickled = shutil.copytree(folder, tmp_path / "pickled")
     (pickled / FILE).rename(pickled / "safety_checker" / "pytorch_model.bin")
-    line = introduction(load_base(str(pickled), "cpu"), "x", draws=True)
+    line = describe_base(load_base(str(pickled), "cpu"), "x", draws=True)
     assert line.endswith("Its safety checker is not on this machine as safetensors: pictures are not checked.")
 
 
 def test_it_is_fetched_with_a_base_and_none_is_incomplete_without(checked, tmp_path):
-    from sdpersonal.models.loading.diffusers_folder import incomplete
+    from sdpersonal.models.loading.diffusers_folder import missing_file
 
     names = [f"safety_checker/model{end}" for end in (".safetensors", ".fp16.safetensors")]
     names += ["safety_checker/pytorch_model.bin", "safety_checker/config.json"]
-    assert set(wanted(names)) == {names[1], names[3]}
+    assert set(files_to_fetch(names)) == {names[1], names[3]}
     folder = shutil.copytree(checked[0], tmp_path / "base")
-    assert incomplete(folder) is None
+    assert missing_file(folder) is None
     shutil.rmtree(folder / "safety_checker")
-    assert incomplete(folder) is None
+    assert missing_file(folder) is None
 
 
 # --- in a drawing -----------------------------------------------------------------------------------------------------
 
 
-REQUEST = Request(prompt="a duck on the beach", n=6, steps=2, size="64x64")
+REQUEST = GenerateRequest(prompt="a duck on the beach", n=6, steps=2, size="64x64")
 
 
 @pytest.fixture(scope="module")
 def drawn(checked):
     """Pictures of a base with a checker whose limit is the median of what it finds in them; and those without it."""
     base = load_base(str(checked[0]), "cpu")
-    checker, base.checker = base.checker.load(), None
+    checker, base.safety_checker = base.safety_checker.load(), None
     bare = list(Generator(base).draw(REQUEST))
     limits = checker._model.concept_embeds_weights
     limits.fill_(9.0)
-    pixels = checker._prepare([one.image for one in bare], return_tensors="pt").pixel_values
+    pixels = checker._processor([one.image for one in bare], return_tensors="pt").pixel_values
     with torch.no_grad():
         seen = checker._model.visual_projection(checker._model.vision_model(pixels)[1])
         limits[3] = torch.cosine_similarity(seen, checker._model.concept_embeds[3:4]).median() + 1e-4
-    base.checker = checker
+    base.safety_checker = checker
     return base, bare, list(Generator(base).draw(REQUEST))
 
 
 def test_what_is_flagged_is_grey_and_says_so(drawn):
     base, bare, pictures = drawn
-    assert [picture.hidden for picture in pictures] == base.checker.flagged([one.image for one in bare])
+    assert [picture.hidden for picture in pictures] == base.safety_checker.flag([one.image for one in bare])
     assert 0 < sum(picture.hidden for picture in pictures) < len(pictures)
     for picture, before in zip(pictures, bare, strict=True):
         assert picture.recipe.prompt == REQUEST.prompt and not before.hidden
@@ -182,7 +182,7 @@ def test_a_file_of_a_hidden_picture_says_why_it_is_grey(drawn):
 def test_nan_is_told_and_not_hidden(drawn, monkeypatch):
     base = drawn[0]
     monkeypatch.setattr(base, "predict", lambda noisy, t, condition: torch.full_like(noisy, float("nan")))
-    with pytest.raises(PersonalError, match="The picture came out as NaN"):
+    with pytest.raises(UserError, match="The picture came out as NaN"):
         list(Generator(base).draw(REQUEST))
 
 
@@ -190,14 +190,14 @@ def test_damaged_files_are_told_before_any_step(checked, tmp_path):
     folder = shutil.copytree(checked[0], tmp_path / "cut")
     (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-100])
     steps = []
-    with pytest.raises(PersonalError, match="cut short"):
+    with pytest.raises(UserError, match="cut short"):
         list(Generator(load_base(str(folder), "cpu")).draw(REQUEST, progress=lambda *step: steps.append(step)))
     assert steps == []
 
 
 def test_the_command_and_the_page_say_how_many_were_hidden(drawn, checked, tmp_path, monkeypatch, capsys):
     from sdpersonal import models
-    from sdpersonal.app.backend import House, Studio, generation_service
+    from sdpersonal.app.backend import GenerationService, Workspace, generation_service
     from sdpersonal.cli.main import main
     from sdpersonal.concepts.library import Library
 
@@ -208,10 +208,12 @@ def test_the_command_and_the_page_say_how_many_were_hidden(drawn, checked, tmp_p
     said = capsys.readouterr().out.splitlines()
     assert line in said and said[0].endswith("Its safety checker is on.")
     form = {"prompt": REQUEST.prompt, "n": 6, "steps": 2, "size": "64x64"}
-    studio = Studio(lambda name: Generator(base), House(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b"))
-    assert list(studio.do(lambda: generation_service.pictures(form), "page"))[-1].message.endswith(line)
+    studio = GenerationService(
+        lambda name: Generator(base), Workspace(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b")
+    )
+    assert list(studio.do(lambda: generation_service.generate_job(form), "page"))[-1].message.endswith(line)
 
 
 def test_nothing_hidden_is_nothing_said():
-    assert hidden_note([False] * 3) == hidden_note([]) == ""
-    assert hidden_note([True]) == "The checker hid 1 of 1 picture."
+    assert describe_hidden([False] * 3) == describe_hidden([]) == ""
+    assert describe_hidden([True]) == "The checker hid 1 of 1 picture."

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from sdpersonal.concepts.card import Card
-from sdpersonal.concepts.concept import Concept, Lora, LoraLayer, write
-from sdpersonal.config import Request
-from sdpersonal.errors import PersonalError
+from sdpersonal.concepts.concept import Concept, Lora, LoraLayer, concept_to_bytes
+from sdpersonal.config import GenerateRequest
+from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
-from sdpersonal.models import Conditioning, Framing, load_base
+from sdpersonal.models import Conditioning, SizeConditioning, load_base
 from sdpersonal.models.loading import built_in_folder
 from sdpersonal.models.lora import to_lora
 from sdpersonal.prompts import Token
@@ -62,10 +62,10 @@ def close(ours, theirs):
 def a_lora(base, targets="all", seed=0):
     """One that says something in every layer that could be trained."""
     generator = torch.Generator().manual_seed(seed)
-    trained = base.slots.train(targets, 2, generator, text=True)
+    trained = base.adapters.train(targets, 2, generator, text=True)
     for parameter in trained.values():
         parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
-    base.slots.clear()
+    base.adapters.clear()
     return to_lora(trained)
 
 
@@ -77,30 +77,30 @@ def test_kind_sizes_and_encoders(base):
 def test_text_and_its_pooled_form_equal_diffusers(base, stock):
     for prompt in (PROMPT, "wow! Ünïcode, (brackets)", "one"):
         states, _, pooled, _ = stock.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False)
-        ours = base.condition([[prompt]])
+        ours = base.encode_captions([[prompt]])
         close(ours.states, states)
         close(ours.added["text_embeds"], pooled)
 
 
 def test_no_words_are_zeros_as_diffusers_has_them(base, stock, folder, tmp_path):
     _, states, _, pooled = stock.encode_prompt(PROMPT, device="cpu")  # no negative prompt given
-    ours = base.condition([[""], [PROMPT], []])
+    ours = base.encode_captions([[""], [PROMPT], []])
     close(ours[:1].states, states)
     close(ours[:1].added["text_embeds"], pooled)
     assert not ours[2:].states.any() and ours[1:2].states.abs().sum() > 0
     copy = shutil.copytree(folder, tmp_path / "copy", symlinks=True)
     index = json.loads((copy / "model_index.json").read_text()) | {"force_zeros_for_empty_prompt": False}
     (copy / "model_index.json").write_text(json.dumps(index))
-    assert load_base(str(copy), "cpu").condition([[""]]).states.any()
+    assert load_base(str(copy), "cpu").encode_captions([[""]]).states.any()
 
 
 def test_sizes_are_told_in_diffusers_order_and_exactly(base, stock):
-    framing = Framing(original=(1023, 771), crop=(13, 0), target=(64, 128))
+    framing = SizeConditioning(original=(1023, 771), crop=(13, 0), target=(64, 128))
     theirs = stock._get_add_time_ids((1023, 771), (13, 0), (64, 128), torch.float32, text_encoder_projection_dim=1280)
-    condition = base.condition([[PROMPT]], [framing])
+    condition = base.encode_captions([[PROMPT]], [framing])
     assert torch.equal(condition.added["time_ids"], theirs)
-    assert base.condition([[PROMPT]]).added["time_ids"].tolist() == [[128, 128, 0, 0, 128, 128]]
-    again = base.framed(condition, [Framing.whole(64, 32)])
+    assert base.encode_captions([[PROMPT]]).added["time_ids"].tolist() == [[128, 128, 0, 0, 128, 128]]
+    again = base.with_size_conditioning(condition, [SizeConditioning.whole(64, 32)])
     assert again.added["time_ids"].tolist() == [[64, 32, 0, 0, 64, 32]] and again.states is condition.states
     noisy, t = torch.randn(1, 4, 8, 16), torch.tensor([500])
     assert not torch.equal(base.predict(noisy, t, condition), base.predict(noisy, t, again))
@@ -115,21 +115,21 @@ def test_an_embedding_equals_diffusers_textual_inversion(base, stock, rows):
     states, _, pooled, _ = stock.encode_prompt(
         "a photo of <duck> here", device="cpu", do_classifier_free_guidance=False
     )
-    ours = base.condition([["a photo of ", rows, " here"]])
+    ours = base.encode_captions([["a photo of ", rows, " here"]])
     close(ours.states, states)
     close(ours.added["text_embeds"], pooled)
 
 
 def test_gradients_reach_the_vectors_of_both_encoders(base, rows):
     rows = {key: torch.nn.Parameter(value) for key, value in rows.items()}
-    condition = base.condition([["a ", rows, " here"]])
+    condition = base.encode_captions([["a ", rows, " here"]])
     (condition.states.square().sum() + condition.added["text_embeds"].square().sum()).backward()
     assert all(value.grad.abs().sum(1).min() > 0 for value in rows.values())
     assert not any(p.requires_grad for module in base.modules().values() for p in module.parameters())
 
 
 def test_layers_are_named_as_kohya_names_them(base):
-    names = base.slots.names("all", text=True)
+    names = base.adapters.names("all", text=True)
     for name in (  # of sd-scripts' networks/lora.py, over its sdxl_original_unet.py
         "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
         "lora_unet_input_blocks_4_1_proj_in",
@@ -151,13 +151,13 @@ def test_a_lora_of_ours_in_diffusers_pipeline(base, stock, tmp_path):
     """Read by diffusers' own converter from kohya's names, of UNet and both encoders."""
     lora = a_lora(base)
     concept = Concept(Token.parse("<me/duck>"), Card(base="sdxl", title="duck"), {}, lora)
-    (tmp_path / "duck.safetensors").write_bytes(write(concept))
+    (tmp_path / "duck.safetensors").write_bytes(concept_to_bytes(concept))
     stock.load_lora_weights(tmp_path, weight_name="duck.safetensors")
     noisy, t = torch.randn(1, 4, 8, 8), torch.tensor([500])
-    with torch.no_grad(), base.slots.filled([(lora, 1.0)]):
-        condition = base.condition([[PROMPT]])
+    with torch.no_grad(), base.adapters.filled([(lora, 1.0)]):
+        condition = base.encode_captions([[PROMPT]])
         ours = base.predict(noisy, t, condition)
-    bare = base.condition([[PROMPT]])
+    bare = base.encode_captions([[PROMPT]])
     with torch.no_grad():
         states, _, pooled, _ = stock.encode_prompt(PROMPT, device="cpu", do_classifier_free_guidance=False)
         added = {"text_embeds": pooled, "time_ids": condition.added["time_ids"]}
@@ -179,25 +179,25 @@ def test_a_lora_may_name_the_unets_layers_either_way(base):
     }
     other = Lora({theirs.get(name, name): layer for name, layer in lora.layers.items()})
     assert any("down_blocks" in name for name in other.layers)
-    base.slots.check(other, "<me/duck>")
-    noisy, t, condition = torch.randn(1, 4, 8, 8), torch.tensor([500]), base.condition([[PROMPT]])
+    base.adapters.check(other, "<me/duck>")
+    noisy, t, condition = torch.randn(1, 4, 8, 8), torch.tensor([500]), base.encode_captions([[PROMPT]])
     answers = []
     for mix in ([(lora, 1.0), (lora, 1.0)], [(lora, 1.0), (other, 1.0)]):
-        with torch.no_grad(), base.slots.filled(mix):
+        with torch.no_grad(), base.adapters.filled(mix):
             answers.append(base.predict(noisy, t, condition))
     assert torch.equal(*answers)
 
 
 def test_every_trained_layer_gets_a_gradient(base, rows):
-    trained = base.slots.train("all", 2, torch.Generator().manual_seed(0), text=True)
+    trained = base.adapters.train("all", 2, torch.Generator().manual_seed(0), text=True)
     try:
         for name, parameter in trained.items():
             parameter.data += 0.01 if name.endswith("up.weight") else 0.0
-        condition = base.condition([["a ", rows, " here"], [""]])
+        condition = base.encode_captions([["a ", rows, " here"], [""]])
         base.predict(torch.randn(2, 4, 8, 8), torch.tensor([500, 3]), condition).square().mean().backward()
         assert [name for name, p in trained.items() if p.grad is None or not p.grad.abs().sum()] == []
     finally:
-        base.slots.clear()
+        base.adapters.clear()
 
 
 def test_a_concept_is_drawn_with_its_text_lora(base, rows):
@@ -212,8 +212,8 @@ def test_a_concept_is_drawn_with_its_text_lora(base, rows):
         def get(self, token):
             return concept
 
-    (picture,) = Generator(base, Shelf()).draw(Request(prompt="a <duck>", n=1, steps=2, size="128x64"))
-    (other,) = Generator(base, Shelf()).draw(Request(prompt="a <duck:0.2>", n=1, steps=2, size="128x64"))
+    (picture,) = Generator(base, Shelf()).draw(GenerateRequest(prompt="a <duck>", n=1, steps=2, size="128x64"))
+    (other,) = Generator(base, Shelf()).draw(GenerateRequest(prompt="a <duck:0.2>", n=1, steps=2, size="128x64"))
     assert picture.image.size == (128, 64) and np.any(np.asarray(picture.image) != np.asarray(other.image))
 
 
@@ -225,9 +225,9 @@ def test_a_saved_base_is_the_same_in_diffusers_and_here(base, tmp_path):
     stock = StableDiffusionXLPipeline.from_pretrained(tmp_path / "model")
     for key, value in base.unet.state_dict().items():
         assert torch.equal(value, again.unet.state_dict()[key]) and torch.equal(value, stock.unet.state_dict()[key])
-    assert torch.equal(base.condition([[PROMPT]]).states, again.condition([[PROMPT]]).states)
-    assert again.schedule.prediction == "epsilon"
-    with pytest.raises(PersonalError, match="is there already"):
+    assert torch.equal(base.encode_captions([[PROMPT]]).states, again.encode_captions([[PROMPT]]).states)
+    assert again.schedule.prediction_type == "epsilon"
+    with pytest.raises(UserError, match="is there already"):
         base.save(tmp_path / "model")
 
 
@@ -245,7 +245,7 @@ def test_a_half_precision_base_with_an_fp32_autoencoder_encodes_and_decodes(fold
         module.to(torch.float32 if name == "vae" else torch.bfloat16)
     posterior = base.encode(np.zeros((1, 64, 64, 3), np.uint8))
     with base.quiet():
-        said = base.predict(posterior.mean, torch.tensor([10]), base.condition([[PROMPT]]))
+        said = base.predict(posterior.mean, torch.tensor([10]), base.encode_captions([[PROMPT]]))
     assert said.dtype == posterior.mean.dtype == torch.float32
     assert base.decode(said).shape == (1, 64, 64, 3)
 
@@ -280,11 +280,11 @@ def test_its_sisters_are_refused_by_name(folder, tmp_path, change, problem):
         (copy / "text_encoder_2" / "model.safetensors").unlink()
     else:
         shutil.rmtree(copy / "tokenizer_2")
-    with pytest.raises(PersonalError, match=problem):
+    with pytest.raises(UserError, match=problem):
         load_base(str(copy), "cpu")
 
 
 def test_a_lora_of_another_base_is_refused(base):
     stranger = Lora({"lora_unet_mid_block_attentions_9_proj_in": LoraLayer(np.zeros((2, 3)), np.zeros((4, 2)), 2.0)})
-    with pytest.raises(PersonalError, match="was made for another base"):
-        base.slots.check(stranger, "<me/duck>")
+    with pytest.raises(UserError, match="was made for another base"):
+        base.adapters.check(stranger, "<me/duck>")

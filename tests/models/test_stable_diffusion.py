@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import DreamboothSettings, InversionSettings, Request
-from sdpersonal.errors import PersonalError
+from sdpersonal.config import DreamboothSettings, GenerateRequest, TextualInversionSettings
+from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
 from sdpersonal.models import load_base
 from sdpersonal.models.loading import built_in_folder
@@ -45,17 +45,17 @@ def test_a_concept_is_taught_and_drawn_and_stays_with_its_kind(model, tmp_path, 
     common = {"photos": tmp_path / "photos", "token": "<me/duck>", "base": str(folder), "steps": 2, "samples": False}
     common |= {"library": tmp_path / "concepts", "run": tmp_path / "run", "batch": 1}
     if method == "inversion":
-        train(InversionSettings(**common, init="toy duck"), say=lambda line: None)
+        train(TextualInversionSettings(**common, init="toy duck"), say=lambda line: None)
     else:
         train(DreamboothSettings(**common, class_noun="toy duck", rank=4, prior="predicted"), say=lambda line: None)
     library = Library(tmp_path / "concepts")
     (entry,) = library.list()
     assert entry.card.base == kind and entry.card.base_name == folder.name and str(tmp_path) not in str(entry.card)
     base = load_base(str(folder), device="cpu")
-    request = Request(prompt="a photo of <duck>", n=1, steps=1, size="128x64")
+    request = GenerateRequest(prompt="a photo of <duck>", n=1, steps=1, size="128x64")
     (picture,) = Generator(base, library).draw(request)
     assert picture.image.size == (128, 64)
-    with pytest.raises(PersonalError, match=f"made for the base {kind}; the loaded one is tiny"):
+    with pytest.raises(UserError, match=f"made for the base {kind}; the loaded one is tiny"):
         list(Generator(tiny, library).draw(request))
 
 
@@ -69,7 +69,7 @@ def test_an_inpainting_model_is_refused_by_name(model, tmp_path):
 
     config = json.loads((copy / "unet" / "config.json").read_text()) | {"in_channels": 9}
     UNet2DConditionModel.from_config(config).save_pretrained(copy / "unet")
-    with pytest.raises(PersonalError, match="is an inpainting or depth model"):
+    with pytest.raises(UserError, match="is an inpainting or depth model"):
         load_base(str(copy), device="cpu")
 
 

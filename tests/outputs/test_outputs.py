@@ -21,8 +21,8 @@ from PIL import Image
 
 from sdpersonal import storage
 from sdpersonal.cli.main import main
-from sdpersonal.errors import NoRoom, PersonalError
-from sdpersonal.image_metadata import Recipe, png
+from sdpersonal.errors import DiskFull, UserError
+from sdpersonal.image_metadata import Recipe, png_with_recipe
 from sdpersonal.outputs import Outputs, facts, folder, write_page
 from support.browser import browser, missing
 from support.crash import DONE, NO_ROOM, calls_made, die_at, fail_at, in_child
@@ -54,7 +54,7 @@ def picture(seed: int = 0) -> Image.Image:
 
 
 def drawn(seed: int = 0, **others) -> bytes:
-    return png(picture(seed), recipe(seed, **others))
+    return png_with_recipe(picture(seed), recipe(seed, **others))
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_saving_does_not_list_the_folder(outputs, monkeypatch):
     def listed(_):
         raise AssertionError("the folder was listed")
 
-    monkeypatch.setattr(folder, "_scan", listed)
+    monkeypatch.setattr(folder, "_list_entries", listed)
     assert outputs.save(b"two").name.startswith("00002-")
 
 
@@ -175,7 +175,7 @@ def test_no_room_for_a_picture_is_said(outputs):
     def work():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-        with pytest.raises(NoRoom, match="Nothing was changed"):
+        with pytest.raises(DiskFull, match="Nothing was changed"):
             outputs.save(b"x" * 5000)
         outputs.save(b"y" * 500)
 
@@ -185,7 +185,7 @@ def test_no_room_for_a_picture_is_said(outputs):
 
 def test_where_nothing_can_be_kept(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(PersonalError, match="is a file"):
+    with pytest.raises(UserError, match="is a file"):
         Outputs(tmp_path / "file").save(b"x")
     assert Outputs(tmp_path / "none").days() == [] and Outputs(tmp_path / "none").favourites() == []
 
@@ -195,12 +195,12 @@ def test_where_nothing_can_be_kept(tmp_path):
 
 def test_favourites_are_copies(outputs):
     path = outputs.save(drawn(1))
-    copy = outputs.favourite(path)
-    assert copy == outputs.folder / "favourites" / f"2026-11-23-{path.name}" == outputs.favourite(path)
+    copy = outputs.add_favourite(path)
+    assert copy == outputs.folder / "favourites" / f"2026-11-23-{path.name}" == outputs.add_favourite(path)
     assert copy.read_bytes() == path.read_bytes() and outputs.favourites() == [copy.name]
-    assert outputs.favourite(copy) == copy  # a favourite's own path is understood
-    outputs.unfavourite(path)
-    outputs.unfavourite(path)
+    assert outputs.add_favourite(copy) == copy  # a favourite's own path is understood
+    outputs.remove_favourite(path)
+    outputs.remove_favourite(path)
     assert path.exists() and outputs.favourites() == []
 
 
@@ -209,11 +209,11 @@ def test_only_pictures_of_the_folder_can_be_favourites(outputs, tmp_path):
     secret = tmp_path / "secret.png"
     secret.write_bytes(b"secret")
     for other in (secret, outputs.folder / "index.html", path.parent / ".count", path.parent.parent, path.parent):
-        with pytest.raises(PersonalError, match="is not a picture of"):
-            outputs.favourite(other)
-    with pytest.raises(PersonalError, match="No such file"):
-        outputs.favourite(path.with_name("00009-abcdef12.png"))
-    assert outputs.favourite(path.parent / ".." / path.parent.name / path.name).exists()
+        with pytest.raises(UserError, match="is not a picture of"):
+            outputs.add_favourite(other)
+    with pytest.raises(UserError, match="No such file"):
+        outputs.add_favourite(path.with_name("00009-abcdef12.png"))
+    assert outputs.add_favourite(path.parent / ".." / path.parent.name / path.name).exists()
     assert len(list((outputs.folder / "favourites").iterdir())) == 1
 
 
@@ -244,8 +244,8 @@ class Page(HTMLParser):
 def test_the_page_shows_favourites_then_the_newest(outputs):
     paths = [outputs.save(drawn(n, prompt=f"number {n}")) for n in range(3)]
     later = Outputs(outputs.folder, today=lambda: date(2026, 11, 24)).save(drawn(3, prompt="number 3"))
-    outputs.favourite(paths[1])
-    lonely = outputs.favourite(paths[0])
+    outputs.add_favourite(paths[1])
+    lonely = outputs.add_favourite(paths[0])
     paths[0].unlink()
     path, count = write_page(outputs)
     shown = Page(path).pictures
@@ -279,14 +279,14 @@ def test_only_new_pictures_are_opened(outputs, monkeypatch):
     new = outputs.save(drawn(9))
     paths[2].unlink()
     assert Page(write_page(outputs)[0]).pictures[0]["facts"][0] == ["Seed", "9"]
-    assert opened == [new] and paths[2].name not in (new.parent / facts.KEPT).read_text()
+    assert opened == [new] and paths[2].name not in (new.parent / facts.CACHE_NAME).read_text()
 
 
 @pytest.mark.parametrize("wrong", [b"", b"\xff\n{", b'{"v": 1}\n[]\n7\nnull\n', b"[" * 100_000, None])
 def test_kept_facts_are_mistrusted(outputs, wrong):
     path = outputs.save(drawn(5))
     good = Page(write_page(outputs)[0]).pictures
-    file = path.parent / facts.KEPT
+    file = path.parent / facts.CACHE_NAME
     if wrong is None:
         entry = json.loads(file.read_text())
         odd = ({"prompt": 7}, {"facts": {}}, {"facts": [["a"]]}, {"width": "1"}, {"v": 0}, {"negative": None})
@@ -297,7 +297,7 @@ def test_kept_facts_are_mistrusted(outputs, wrong):
 
 def test_other_files_and_damaged_ones(outputs, tmp_path):
     path = outputs.save(drawn(1))
-    private = outputs.save(png(picture(2), None))
+    private = outputs.save(png_with_recipe(picture(2), None))
     cut = outputs.save(drawn(3)[:50])
     secret = tmp_path / "secret"
     secret.mkdir()
@@ -356,7 +356,10 @@ def test_the_commands(outputs, capsys):
 
 
 def test_the_folder_loads_nothing_heavy():
-    code = "import sys, sdpersonal.outputs, sdpersonal.playground.reproduce; print({'torch', 'gradio', 'diffusers'} & set(sys.modules))"
+    code = (
+        "import sys, sdpersonal.outputs, sdpersonal.playground.reproduce; "
+        "print({'torch', 'gradio', 'diffusers'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "set()", done.stderr
 
@@ -387,14 +390,14 @@ def full(tmp_path_factory):
         put(outputs, f"2026-11-{23 - n % 5}", 1 + n // 5, drawn(n, prompt=prompt, base=base, template=evil))
     write_page(outputs)
     for n in range(10):
-        file = outputs.folder / f"2026-11-{23 - n % 5}" / facts.KEPT
+        file = outputs.folder / f"2026-11-{23 - n % 5}" / facts.CACHE_NAME
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         last = next(each for each in lines if each["name"].startswith(f"{1 + n // 5:05d}-"))
         last |= {"prompt": HOSTILE[n], "negative": HOSTILE[(n + 1) % 10], "facts": [[HOSTILE[n], HOSTILE[n]]]}
         file.write_text("".join(json.dumps(each) + "\n" for each in lines))
     for n in (3, 77):
         day = f"2026-11-{23 - n % 5}"
-        outputs.favourite(outputs.folder / day / next(x for x in outputs.pictures(day) if int(x[:5]) == 1 + n // 5))
+        outputs.add_favourite(outputs.folder / day / next(x for x in outputs.pictures(day) if int(x[:5]) == 1 + n // 5))
     return outputs
 
 

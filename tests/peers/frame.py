@@ -102,7 +102,7 @@ def our_names(base: str, parts: dict[str, torch.nn.Module]) -> dict[tuple[str, s
     from support import teaching
 
     names = {}
-    places = teaching.slots(base, parts)
+    places = teaching.adapters(base, parts)
     modules = {module: name for name, module in places.layers().items()}
     for component in components(base).values():
         for path, module in as_it_was(parts[component]).named_modules():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sdpersonal.photos.captions import Refused, shortened
 from sdpersonal.photos.loading import load_photos
-from sdpersonal.prompts import show
+from sdpersonal.prompts import printable
 
 
 def smooth(seed):
@@ -139,7 +139,7 @@ def test_one_caption_for_two_photos_is_counted_once(tmp_path):
 def test_captions_of_other_trainers_get_a_place_for_the_subject(tmp_path, text, kind, caption):
     (photo,) = one_photo(tmp_path, {"a.txt": text}, kind).photos
     assert photo.captions == (caption,)
-    assert photo.notes == (f"a.txt has no {{}} for the subject; it is read as: {show(caption)}",)
+    assert photo.notes == (f"a.txt has no {{}} for the subject; it is read as: {printable(caption)}",)
 
 
 def test_the_table_of_an_image_folder(tmp_path):
@@ -206,7 +206,7 @@ def test_what_is_too_long_is_cut_at_a_comma_or_a_word_and_keeps_the_subject():
 def test_long_captions_are_cut_for_the_base_that_is_trained_on(tiny, tmp_path):
     """What is left is as long as it can be, keeps the subject, and is encoded; the photo is named."""
     from sdpersonal.training.dataset import fit_captions
-    from sdpersonal.training.methods.token_embedding import for_class, with_rows
+    from sdpersonal.training.methods.token_embedding import embedding_for_class, insert_embeddings
 
     texts = {
         "a": "{} " + "日本語の説明文です、" * 25,
@@ -218,8 +218,8 @@ def test_long_captions_are_cut_for_the_base_that_is_trained_on(tiny, tmp_path):
         (tmp_path / f"{name}.png").write_bytes(encoded(smooth(seed), "PNG"))
         (tmp_path / f"{name}.txt").write_text(text)
     photos = load_photos(tmp_path, 64).photos
-    rows = for_class(tiny, "toy duck")()
-    readings = [lambda caption: with_rows(caption, rows), lambda caption: [caption.replace("{}", "toy duck")]]
+    rows = embedding_for_class(tiny, "toy duck")()
+    readings = [lambda caption: insert_embeddings(caption, rows), lambda caption: [caption.replace("{}", "toy duck")]]
     fitted, notes = fit_captions(tiny, readings, photos)
     assert [note.split(":")[0].strip() for note in notes] == ["a.png", "b.png", "d.png"]
     assert fitted[2].captions == photos[2].captions
@@ -227,7 +227,7 @@ def test_long_captions_are_cut_for_the_base_that_is_trained_on(tiny, tmp_path):
         (caption,) = photo.captions
         assert caption.count("{}") == 1 and (caption[:20] in before.captions[0] or caption[-20:] in before.captions[0])
         for reading in readings:
-            tiny.condition([reading(caption)])  # raises where it does not fit
+            tiny.encode_captions([reading(caption)])  # raises where it does not fit
     assert max(len(tiny.encoders["clip_l"].ids(photo.captions[0])) for photo in fitted) > 55
 
 

@@ -12,11 +12,11 @@ from PIL import Image
 
 from conftest import ROOT
 from sdpersonal.cli.main import main
-from sdpersonal.photos.checks import Verdict, contact_sheet, examine
+from sdpersonal.photos.checks import Report, check, contact_sheet
 from sdpersonal.photos.checks.exposure import exposure
-from sdpersonal.photos.checks.findings import finding
-from sdpersonal.photos.checks.rotation import edges
-from sdpersonal.photos.checks.sharpness import BLURRED, sharpness
+from sdpersonal.photos.checks.findings import make_finding
+from sdpersonal.photos.checks.rotation import edge_histogram
+from sdpersonal.photos.checks.sharpness import BLUR_THRESHOLD, sharpness
 from sdpersonal.photos.checks.two_subjects import silhouette
 from sdpersonal.photos.loading import load_photos
 from support import bad_photos as bad
@@ -28,9 +28,9 @@ TRUE = {"cat": ["one-background"], "dog6": ["one-background"], "red_cartoon": ["
 
 @pytest.fixture(scope="session")
 def eyes():
-    from sdpersonal.evaluation import Judge
+    from sdpersonal.evaluation import Scorer
 
-    return Judge()
+    return Scorer()
 
 
 @pytest.fixture(scope="session")
@@ -39,18 +39,18 @@ def teddy() -> list[Image.Image]:
 
 
 def names(pictures, kind="object", **more) -> list[str]:
-    return [each.name for each in examine(bad.as_set(pictures), kind, **more).findings]
+    return [each.name for each in check(bad.as_set(pictures), kind, **more).findings]
 
 
 def photos_with(name, pictures, **more) -> tuple[str, ...]:
-    found = examine(bad.as_set(pictures), "object", **more).findings
+    found = check(bad.as_set(pictures), "object", **more).findings
     return next((each.photos for each in found if each.name == name), ())
 
 
 @pytest.mark.parametrize("side", [128, 512])
 def test_the_sample_photos_are_good(side, eyes):
-    assert examine(load_photos(SAMPLES / "teddy-bear", side), "object", "bear", eyes).findings == ()
-    assert examine(load_photos(SAMPLES / "cyanotype", side), "style").findings == ()
+    assert check(load_photos(SAMPLES / "teddy-bear", side), "object", "bear", eyes).findings == ()
+    assert check(load_photos(SAMPLES / "cyanotype", side), "style").findings == ()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -63,7 +63,7 @@ def test_real_sets_get_no_false_warning(shared_photos, eyes):
     classes = dict(line.split(",") for line in lines if "," in line)
     found = {}
     for folder in sorted(path for path in shared_photos.iterdir() if path.is_dir()):
-        verdict = examine(load_photos(folder, 512), "object", classes[folder.name], eyes)
+        verdict = check(load_photos(folder, 512), "object", classes[folder.name], eyes)
         found[folder.name] = [each.name for each in verdict.findings]
     assert len(found) == 15
     assert {name: all_ for name, all_ in found.items() if all_} == TRUE
@@ -85,7 +85,7 @@ def test_one_spoiled_photo_is_named(fault, seed):
     name, spoil = bad.ONE_BY_ONE[fault]
     pictures = bad.in_many_places(seed=seed)
     pictures[3] = spoil(pictures[3])
-    found = examine(bad.as_set(pictures), "object").findings
+    found = check(bad.as_set(pictures), "object").findings
     assert [(each.name, each.photos) for each in found] == [(name, ("04.jpg",))]
 
 
@@ -132,10 +132,10 @@ def test_one_background(seed):
 
 def test_too_few_and_too_small(tmp_path, teddy):
     folder = bad.saved([teddy[0].resize((300, 300)), teddy[1].resize((300, 300))], tmp_path / "few")
-    found = examine(load_photos(folder, 512), "object").findings
+    found = check(load_photos(folder, 512), "object").findings
     assert [each.name for each in found] == ["few", "small"]
-    assert "512 pixels, from 300" in found[1].problem
-    assert [each.name for each in examine(load_photos(folder, 256), "object").findings] == ["few"]
+    assert "512 pixels, from 300" in found[1].message
+    assert [each.name for each in check(load_photos(folder, 256), "object").findings] == ["few"]
     assert names(teddy[:1]) == ["few"]
 
 
@@ -185,7 +185,7 @@ def test_sharpness_is_that_of_the_sharpest_part():
     assert sharpness(softened) == pytest.approx(1 / (sigma * np.sqrt(2 * np.pi)), rel=0.45)
     half = softened.copy()
     half[:, :128] = square[:, :128]
-    assert sharpness(softened) < BLURRED < sharpness(half)
+    assert sharpness(softened) < BLUR_THRESHOLD < sharpness(half)
     assert sharpness(np.full((256, 256, 3), 90, np.uint8)) is None
 
 
@@ -204,7 +204,7 @@ def test_light_is_judged_by_the_histogram():
 def test_edges_turn_with_the_picture():
     stripes = np.zeros((128, 128, 3), np.uint8)
     stripes[::8] = stripes[1::8] = 255
-    lying, standing = edges(stripes), edges(np.rot90(stripes))
+    lying, standing = edge_histogram(stripes), edge_histogram(np.rot90(stripes))
     assert lying @ lying == pytest.approx(1)
     assert lying @ standing < 0.1
 
@@ -220,38 +220,38 @@ def test_the_silhouette_is_rousseeuw_s():
 
 
 def test_names_of_files_are_shown_as_they_are():
-    said = finding("blurred", ["{0}.jpg", "a{}b.jpg"], "{} are blurred.")
-    assert said.problem == "{0}.jpg and a{}b.jpg are blurred."
-    many = finding("dark", [f"{i}.jpg" for i in range(9)], "{} are too dark.")
-    assert "5.jpg and 3 more" in many.problem
+    said = make_finding("blurred", ["{0}.jpg", "a{}b.jpg"], "{} are blurred.")
+    assert said.message == "{0}.jpg and a{}b.jpg are blurred."
+    many = make_finding("dark", [f"{i}.jpg" for i in range(9)], "{} are too dark.")
+    assert "5.jpg and 3 more" in many.message
     assert len(many.photos) == 9
 
 
 def test_a_verdict_in_words_and_in_json(teddy):
-    verdict = examine(bad.as_set([*teddy, bad.soft(teddy[0], 8)]), "object")
+    verdict = check(bad.as_set([*teddy, bad.soft(teddy[0], 8)]), "object")
     said = verdict.lines()
     assert said[0].startswith("6 photos, ")
     assert len(said) == 1 + 2 * len(verdict.findings)
     assert json.loads(json.dumps(verdict.as_json()))["findings"][0]["photos"]
-    assert Verdict(5).lines() == ["5 photos: I see nothing to change."]
+    assert Report(5).lines() == ["5 photos: I see nothing to change."]
 
 
 def test_the_contact_sheet_shows_every_photo_whole_with_its_square(tmp_path):
     wide = Image.new("RGB", (900, 300), "white")
     wide.paste((200, 0, 0), (0, 0, 300, 300))
     photos = load_photos(bad.saved([wide, *bad.in_many_places(3)], tmp_path / "set"), 256)
-    sheet = np.asarray(contact_sheet(photos, examine(photos, "object"))).astype(int)
+    sheet = np.asarray(contact_sheet(photos, check(photos, "object"))).astype(int)
     outside = (sheet[..., 0] > 60) & (sheet[..., 0] < 120) & (sheet[..., 1] < 20)  # the red end, darkened
     outline = (sheet == (255, 208, 0)).all(-1)
     assert outside.sum() > 2000
     assert outline.sum() > 4 * 300
-    assert contact_sheet(photos, Verdict(4)).size[1] <= sheet.shape[0]
+    assert contact_sheet(photos, Report(4)).size[1] <= sheet.shape[0]
 
 
 def test_thirty_photos_take_seconds():
     photos = bad.as_set([picture for seed in range(6) for picture in bad.in_many_places(5, seed)])
     began = time.perf_counter()
-    examine(photos, "object")
+    check(photos, "object")
     assert time.perf_counter() - began < 30  # 3 on an idle core
 
 

@@ -21,9 +21,9 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from sdpersonal.photos import loading
-from sdpersonal.photos.decode import Unusable, decode
+from sdpersonal.photos.decode import UnusablePhoto, decode
 from sdpersonal.photos.loading import load_photos
 from sdpersonal.photos.smart_crop import find_subject
 
@@ -59,7 +59,7 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, **chunks:
 
 
 def unusable(data: bytes, size: int = SIDE) -> str:
-    with pytest.raises(Unusable) as reason:
+    with pytest.raises(UnusablePhoto) as reason:
         decode(data, size)
     return str(reason.value)
 
@@ -359,14 +359,14 @@ def test_what_lies_beside_photos_is_only_counted(folder):
 
 
 def test_no_photo_at_all(tmp_path):
-    with pytest.raises(PersonalError) as empty:
+    with pytest.raises(UserError) as empty:
         load_photos(tmp_path, SIDE)
-    assert empty.value.problem == f"There are no photos in {tmp_path} (I read JPEG, PNG, WebP, HEIC)."
+    assert empty.value.message == f"There are no photos in {tmp_path} (I read JPEG, PNG, WebP, HEIC)."
     (tmp_path / "a.gif").write_bytes(b"GIF89a")
     (tmp_path / "b.gif").write_bytes(b"GIF89a")
-    with pytest.raises(PersonalError) as unfit:
+    with pytest.raises(UserError) as unfit:
         load_photos(tmp_path, SIDE)
-    assert unfit.value.fix == "a.gif is a GIF; export it as PNG or JPEG. And 1 more that I cannot use."
+    assert unfit.value.hint == "a.gif is a GIF; export it as PNG or JPEG. And 1 more that I cannot use."
 
 
 @pytest.mark.parametrize("count", [501, 3000])
@@ -374,7 +374,7 @@ def test_too_many_files_are_refused_unread(tmp_path, count):
     for i in range(count):
         (tmp_path / f"{i}.jpg").touch()
     started = time.process_time()
-    with pytest.raises(PersonalError, match=f"holds {count:,} files; I take up to 500 photos"):
+    with pytest.raises(UserError, match=f"holds {count:,} files; I take up to 500 photos"):
         load_photos(tmp_path, SIDE)
     assert time.process_time() - started < 5
 
@@ -768,7 +768,7 @@ def test_folders_that_are_none(tmp_path):
         tmp_path / ("x" * 300): "has a name of 300 bytes in it",
         Path("a\0b"): "control character U+0000",
     }.items():
-        with pytest.raises(PersonalError) as error:
+        with pytest.raises(UserError) as error:
             load_photos(path, SIDE)
         assert said in str(error.value).replace(str(tmp_path)[:60] + "…", str(tmp_path))
 
@@ -796,7 +796,7 @@ def test_what_may_not_be_read_is_named():
         (folder / "closed").mkdir(mode=0)
         with as_nobody():
             assert reasons(folder)["b.png"] == "cannot be read: Permission denied"
-            with pytest.raises(PersonalError, match=r"I cannot read the folder .*: Permission denied"):
+            with pytest.raises(UserError, match=r"I cannot read the folder .*: Permission denied"):
                 load_photos(folder / "closed", SIDE)
 
 
@@ -818,7 +818,7 @@ def test_flipped_and_cut_bytes_end_in_a_picture_or_a_reason(kind):
         try:
             pixels, _ = decode(bytes(bad), SIDE)
             assert pixels.shape[2] == 3 and min(pixels.shape[:2]) == SIDE
-        except Unusable as reason:
+        except UnusablePhoto as reason:
             assert str(reason)
         assert time.process_time() - started < 5
 

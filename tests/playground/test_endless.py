@@ -21,13 +21,13 @@ from PIL import Image
 from conftest import ROOT
 from sdpersonal import storage
 from sdpersonal.cli.main import main
-from sdpersonal.config import Request
-from sdpersonal.errors import Interrupted, PersonalError
-from sdpersonal.generation import Picture
-from sdpersonal.image_metadata import Drawn, Recipe, read_recipe
+from sdpersonal.config import GenerateRequest
+from sdpersonal.errors import Interrupted, UserError
+from sdpersonal.generation import GeneratedImage
+from sdpersonal.image_metadata import Recipe, RecipeBase, read_recipe
 from sdpersonal.outputs import Outputs
-from sdpersonal.playground.endless import Progress, Series, draw_endless, permuted
-from sdpersonal.prompts import Wildcards, every
+from sdpersonal.playground.endless import EndlessProgress, EndlessSeries, generate_endless, permute_index
+from sdpersonal.prompts import Wildcards, all_prompts
 from support.crash import DIED, DONE, calls_made, die_at, in_child
 
 TEMPLATE = "a {red|2::blue|(green:1.2)} {cat|dog|{big|small} fox} in {1-2$$ and $$rain|fog}"  # 3 x 4 x 4
@@ -39,19 +39,19 @@ TEMPLATE = "a {red|2::blue|(green:1.2)} {cat|dog|{big|small} fox} in {1-2$$ and 
 @pytest.mark.parametrize("key", [b"", b"one", b"another"])
 def test_it_is_a_bijection_for_every_small_count(key):
     for count in (*range(1, 70), 255, 256, 257, 1000):
-        assert sorted(permuted(i, count, key) for i in range(count)) == list(range(count))
+        assert sorted(permute_index(i, count, key) for i in range(count)) == list(range(count))
 
 
 @given(st.integers(2, 2**200), st.binary(min_size=1, max_size=8), st.data())
 def test_it_stays_inside_any_count_and_tells_numbers_apart(count, key, data):
     some = data.draw(st.lists(st.integers(0, count - 1), min_size=2, max_size=8, unique=True))
-    found = [permuted(i, count, key) for i in some]
+    found = [permute_index(i, count, key) for i in some]
     assert len(set(found)) == len(some) and all(0 <= each < count for each in found)
 
 
 def test_each_key_has_an_order_of_its_own_that_looks_like_chance():
     count, keys = 48, 300
-    places = np.array([[permuted(i, count, str(key).encode()) for i in range(count)] for key in range(keys)])
+    places = np.array([[permute_index(i, count, str(key).encode()) for i in range(count)] for key in range(keys)])
     assert len({row.tobytes() for row in places}) == keys
     # Where the first one goes: chi-squared with 47 degrees of freedom is above 90 once in 6,000.
     seen = np.bincount(places[:, 0], minlength=count)
@@ -63,7 +63,7 @@ def test_each_key_has_an_order_of_its_own_that_looks_like_chance():
 def test_a_thousand_binary_digits_cost_nothing():
     count = 2**1000 + 297
     began = time.process_time()
-    assert len({permuted(i, count, b"k") for i in range(200)}) == 200
+    assert len({permute_index(i, count, b"k") for i in range(200)}) == 200
     assert time.process_time() - began < 2
 
 
@@ -71,8 +71,8 @@ def test_a_thousand_binary_digits_cost_nothing():
 
 
 def test_every_round_has_each_combination_once_and_no_pair_comes_twice():
-    series = Series(Request(prompt=TEMPLATE, seed=2**64 - 10))
-    wanted = sorted(every(TEMPLATE, Wildcards(None)))
+    series = EndlessSeries(GenerateRequest(prompt=TEMPLATE, seed=2**64 - 10))
+    wanted = sorted(all_prompts(TEMPLATE, Wildcards(None)))
     asked = [series.at(position) for position in range(4 * len(wanted))]
     for first in range(0, len(asked), len(wanted)):
         assert sorted(request.prompt for request in asked[first : first + len(wanted)]) == wanted
@@ -83,29 +83,31 @@ def test_every_round_has_each_combination_once_and_no_pair_comes_twice():
 
 
 def test_combinations_that_read_alike_differ_in_their_seed():
-    series = Series(Request(prompt="{a|aa}{aa|a}"))
+    series = EndlessSeries(GenerateRequest(prompt="{a|aa}{aa|a}"))
     assert len({(series.at(p).prompt, series.at(p).seed) for p in range(40)}) == 40
 
 
 def test_near_a_favourite_only_the_other_seed_counts_up():
-    series = Series(Request(prompt="a cat", seed=7, near=0.2, near_seed=3))
+    series = EndlessSeries(GenerateRequest(prompt="a cat", seed=7, near=0.2, near_seed=3))
     assert [(series.at(p).seed, series.at(p).near_seed) for p in range(3)] == [(7, 3), (7, 4), (7, 5)]
 
 
 def test_it_ends_where_seeds_do():
-    series = Series(Request(prompt="a {cat|dog}"))
+    series = EndlessSeries(GenerateRequest(prompt="a {cat|dog}"))
     assert series.at(2**32 - 1).seed == 2**32 - 1
-    with pytest.raises(PersonalError, match="All seeds"):
+    with pytest.raises(UserError, match="All seeds"):
         series.at(2**32)
 
 
 def test_lists_from_a_folder_are_combinations_too(tmp_path):
     (tmp_path / "who.txt").write_text("cat\ndog\n\nowl\n")
-    series = Series(Request(prompt="a {big|small} __who__"), tmp_path)
+    series = EndlessSeries(GenerateRequest(prompt="a {big|small} __who__"), tmp_path)
     assert series.combinations == 6
-    assert sorted(series.at(p).prompt for p in range(6)) == sorted(every("a {big|small} __who__", Wildcards(tmp_path)))
-    with pytest.raises(PersonalError, match="no list"):
-        Series(Request(prompt="a __what__"), tmp_path)
+    assert sorted(series.at(p).prompt for p in range(6)) == sorted(
+        all_prompts("a {big|small} __who__", Wildcards(tmp_path))
+    )
+    with pytest.raises(UserError, match="no list"):
+        EndlessSeries(GenerateRequest(prompt="a __what__"), tmp_path)
 
 
 # --- kept, killed, resumed --------------------------------------------------------------------------------------------
@@ -126,9 +128,9 @@ class Painter:
         image = Image.frombytes("RGB", (4, 2), digest[:24])
         fields = request.model_dump(include={"prompt", "seed", "near", "near_seed"})
         facts = {"steps": 2, "guidance": 1.0, "size": "64x64", "sampler": "DDIM", "sdpersonal": "0"}
-        recipe = Recipe(**fields, **facts, base=Drawn(name="tiny", kind="tiny", sha256="0" * 64))
+        recipe = Recipe(**fields, **facts, base=RecipeBase(name="tiny", kind="tiny", sha256="0" * 64))
         progress(1, 1)
-        yield Picture(image, recipe)
+        yield GeneratedImage(image, recipe)
 
 
 def outputs_in(folder: Path, day: int = 1) -> Outputs:
@@ -136,8 +138,8 @@ def outputs_in(folder: Path, day: int = 1) -> Outputs:
 
 
 def drawn(folder: Path, limit: int, day: int = 1, prompt: str = TEMPLATE, **options) -> list[Path]:
-    series = Series(Request(prompt=prompt, seed=5))
-    return [path for path, _ in draw_endless(series, Painter(), outputs_in(folder, day), limit, **options)]
+    series = EndlessSeries(GenerateRequest(prompt=prompt, seed=5))
+    return [path for path, _ in generate_endless(series, Painter(), outputs_in(folder, day), limit, **options)]
 
 
 def pixels(folder: Path) -> list[bytes]:
@@ -162,11 +164,11 @@ def test_it_goes_on_where_it_was(tmp_path):
 def test_the_recipe_names_the_template(tmp_path):
     (path,) = drawn(tmp_path / "a", 1)
     recipe = read_recipe(path.read_bytes())
-    assert recipe.template == TEMPLATE and recipe.prompt in every(TEMPLATE, Wildcards(None))
+    assert recipe.template == TEMPLATE and recipe.prompt in all_prompts(TEMPLATE, Wildcards(None))
     (path,) = drawn(tmp_path / "b", 1, prompt="a cat")
     assert read_recipe(path.read_bytes()).template == ""
     (path,) = drawn(tmp_path / "c", 1, private=True)
-    with pytest.raises(PersonalError, match="holds no recipe"):
+    with pytest.raises(UserError, match="holds no recipe"):
         read_recipe(path.read_bytes())
 
 
@@ -186,8 +188,8 @@ def test_killed_at_every_moment_it_leaves_what_an_uninterrupted_run_leaves(tmp_p
 
 
 def test_two_processes_do_not_draw_the_same_series(tmp_path):
-    series = Series(Request(prompt=TEMPLATE, seed=5))
-    with storage.lock(Progress(tmp_path, series.request, "0" * 64).folder):
+    series = EndlessSeries(GenerateRequest(prompt=TEMPLATE, seed=5))
+    with storage.lock(EndlessProgress(tmp_path, series.request, "0" * 64).folder):
         assert in_child(lambda: drawn(tmp_path, 1)) == 2  # refused
     assert pixels(tmp_path) == []
 
@@ -197,11 +199,11 @@ def test_other_commands_are_other_series(tmp_path):
     drawn(tmp_path, 3, prompt="a {cat|dog}")
     found = [json.loads(path.read_text())["position"] for path in tmp_path.glob("endless-*/state.json")]
     assert sorted(found) == [2, 3]
-    request = Request(prompt=TEMPLATE, seed=5)
+    request = GenerateRequest(prompt=TEMPLATE, seed=5)
     others = [request.model_copy(update=change) for change in ({"steps": 3}, {"negative": "x"}, {"seed": 6})]
-    folders = {Progress(tmp_path, each, "0" * 64).folder for each in (request, *others)}
-    assert len(folders | {Progress(tmp_path, request, "1" * 64).folder}) == 5
-    assert Progress(tmp_path, request.model_copy(update={"n": 7}), "0" * 64).folder in folders
+    folders = {EndlessProgress(tmp_path, each, "0" * 64).folder for each in (request, *others)}
+    assert len(folders | {EndlessProgress(tmp_path, request, "1" * 64).folder}) == 5
+    assert EndlessProgress(tmp_path, request.model_copy(update={"n": 7}), "0" * 64).folder in folders
 
 
 @pytest.mark.parametrize(
@@ -224,7 +226,7 @@ def test_a_damaged_state_is_told_and_nothing_is_drawn(tmp_path, text):
     if text == '{"position": 1}':  # another series' state
         text = json.dumps(state(tmp_path) | {"template": "a cat"})
     path.write_text(text)
-    with pytest.raises(PersonalError, match="is damaged"):
+    with pytest.raises(UserError, match="is damaged"):
         drawn(tmp_path, 1)
     assert len(pixels(tmp_path)) == 1
     path.unlink()
@@ -234,8 +236,8 @@ def test_a_damaged_state_is_told_and_nothing_is_drawn(tmp_path, text):
 def test_stopped_between_pictures(tmp_path):
     done = []
     with pytest.raises(Interrupted, match="Stopped after picture 2"):
-        series = Series(Request(prompt=TEMPLATE, seed=5))
-        for path, _ in draw_endless(series, Painter(), outputs_in(tmp_path), stopped=lambda: len(done) == 2):
+        series = EndlessSeries(GenerateRequest(prompt=TEMPLATE, seed=5))
+        for path, _ in generate_endless(series, Painter(), outputs_in(tmp_path), stopped=lambda: len(done) == 2):
             done.append(path)
     assert state(tmp_path)["position"] == 2 and len(pixels(tmp_path)) == 2
 
@@ -244,9 +246,9 @@ def test_stopped_between_pictures(tmp_path):
 @given(st.text(max_size=30), st.integers(0, 2**32 - 1))
 def test_any_template_that_can_be_read_has_a_first_picture(template, seed):
     try:
-        series = Series(Request(prompt=template, seed=seed))
+        series = EndlessSeries(GenerateRequest(prompt=template, seed=seed))
         series.at(0)
-    except PersonalError:
+    except UserError:
         pass
 
 

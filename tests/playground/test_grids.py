@@ -22,17 +22,17 @@ from PIL import Image
 from conftest import ROOT
 from sdpersonal.cli.main import COMMANDS, main
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import Request
-from sdpersonal.errors import Interrupted, PersonalError
-from sdpersonal.generation import Generator, Picture
-from sdpersonal.image_grid import sheet as labelled
-from sdpersonal.image_metadata import Drawn, Recipe, read_recipe
+from sdpersonal.config import GenerateRequest
+from sdpersonal.errors import Interrupted, UserError
+from sdpersonal.generation import GeneratedImage, Generator
+from sdpersonal.image_grid import labelled_grid as labelled
+from sdpersonal.image_metadata import Recipe, RecipeBase, read_recipe
 from sdpersonal.outputs import Outputs
-from sdpersonal.playground.xyz_grid import Axis, Sheet, WithCheckpoints, draw, draw_sheet
-from sdpersonal.playground.xyz_grid.drawing import batches
-from sdpersonal.playground.xyz_grid.ranges import numbers
-from sdpersonal.playground.xyz_grid.wording import with_concept, with_strength, with_window, with_words
-from sdpersonal.prompts import Token, Word, parse
+from sdpersonal.playground.xyz_grid import Axis, CheckpointConcepts, XyzGridRequest, generate_cells, generate_grid
+from sdpersonal.playground.xyz_grid.drawing import plan_batches
+from sdpersonal.playground.xyz_grid.ranges import parse_numbers
+from sdpersonal.playground.xyz_grid.wording import replace_concept, replace_words, set_strength, set_window
+from sdpersonal.prompts import ConceptRef, Token, parse
 from support.browser import browser, missing
 from support.crash import NO_ROOM, REFUSED, calls_made, fail_at
 from support.samples import embedding
@@ -41,8 +41,8 @@ DUCK = Token("me", "duck")
 SMALL = {"steps": 2, "size": "64x64"}
 
 
-def a_sheet(prompt="a photo of <me/duck>", x="seed: 1..2", **fields) -> Sheet:
-    return Sheet(prompt=prompt, x=x, **(SMALL | fields))
+def a_sheet(prompt="a photo of <me/duck>", x="seed: 1..2", **fields) -> XyzGridRequest:
+    return XyzGridRequest(prompt=prompt, x=x, **(SMALL | fields))
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +83,16 @@ def outputs_in(folder: Path) -> Outputs:
     ],
 )
 def test_lists_of_numbers(text, wanted):
-    assert numbers(text) == wanted and all(isinstance(each, int) == (each % 1 == 0) for each in numbers(text))
+    assert parse_numbers(text) == wanted and all(
+        isinstance(each, int) == (each % 1 == 0) for each in parse_numbers(text)
+    )
 
 
 @given(st.integers(-50, 50), st.integers(0, 60), st.integers(1, 400))
 def test_a_range_is_what_exact_fractions_say(first, count, step):
     """In hundredths, which floats cannot add up."""
     last = first + count * step
-    found = numbers(f"{first / 100:.2f}..{last / 100:.2f} by {step / 100:.2f}")
+    found = parse_numbers(f"{first / 100:.2f}..{last / 100:.2f} by {step / 100:.2f}")
     assert found == tuple(float(Fraction(first + i * step, 100)) for i in range(count + 1))
 
 
@@ -100,8 +102,8 @@ NO_LISTS += ["...", "1, ..., 5", "1, 2, ...", "1, 1, ..., 3", "1, 2, ..., a", "0
 
 @pytest.mark.parametrize("text", [*NO_LISTS, "1" * 21, ", ".join("1" * 101)])
 def test_what_is_no_list_of_numbers_is_told(text):
-    with pytest.raises(PersonalError) as told:
-        numbers(text)
+    with pytest.raises(UserError) as told:
+        parse_numbers(text)
     assert len(str(told.value).splitlines()) <= 2
 
 
@@ -122,7 +124,7 @@ def test_what_is_no_list_of_numbers_is_told(text):
     ],
 )
 def test_words_take_the_place_of_words(prompt, target, words, wanted):
-    assert with_words(prompt, target, words) == wanted
+    assert replace_words(prompt, target, words) == wanted
 
 
 TOKENS = ["me/duck", "duck", "me/duck-v2", "ME/Duck", "me/cat", "you/duck"]
@@ -139,7 +141,7 @@ prompts = st.lists(brackets | blends | st.sampled_from(["a photo", "(in snow:1.2
 def test_a_strength_is_changed_where_it_is_meant_and_nothing_else(pieces, strength):
     """The prompt's own reader is the judge."""
     prompt = ", ".join(pieces)
-    before, after = (parse(text).mentions for text in (prompt, with_strength(prompt, DUCK, strength)))
+    before, after = (parse(text).mentions for text in (prompt, set_strength(prompt, DUCK, strength)))
     assert len(before) == len(after)
     for old, new in zip(before, after, strict=True):
         meant = str(old.token)[1:-1] in MEANT
@@ -149,9 +151,9 @@ def test_a_strength_is_changed_where_it_is_meant_and_nothing_else(pieces, streng
 @given(prompts)
 def test_a_window_is_changed_where_it_is_meant_and_nothing_else(pieces):
     prompt = ", ".join(pieces)
-    before, after = (parse(text).pieces for text in (prompt, with_window(prompt, DUCK, "0.1-0.7")))
+    before, after = (parse(text).pieces for text in (prompt, set_window(prompt, DUCK, "0.1-0.7")))
     for old, new in zip(before, after, strict=True):
-        if isinstance(old, Word) and any(str(part.token)[1:-1] in MEANT for part in old.parts):
+        if isinstance(old, ConceptRef) and any(str(part.token)[1:-1] in MEANT for part in old.parts):
             assert (new.parts, new.start, new.end) == (old.parts, 0.1, 0.7)
         else:
             assert new == old
@@ -160,9 +162,9 @@ def test_a_window_is_changed_where_it_is_meant_and_nothing_else(pieces):
 @given(prompts)
 def test_another_concept_has_the_same_place_strength_and_window(pieces):
     prompt = ", ".join(pieces)
-    before, after = (parse(text).pieces for text in (prompt, with_concept(prompt, DUCK, "<you/fox>")))
+    before, after = (parse(text).pieces for text in (prompt, replace_concept(prompt, DUCK, "<you/fox>")))
     for old, new in zip(before, after, strict=True):
-        if isinstance(old, Word):
+        if isinstance(old, ConceptRef):
             wanted = [Token("you", "fox") if str(part.token)[1:-1] in MEANT else part.token for part in old.parts]
             assert [part.token for part in new.parts] == wanted and (new.start, new.end) == (old.start, old.end)
             assert [part.strength for part in new.parts] == [part.strength for part in old.parts]
@@ -171,8 +173,8 @@ def test_another_concept_has_the_same_place_strength_and_window(pieces):
 
 
 def test_a_concepts_own_strength_wins_and_words_have_none():
-    assert with_concept("<me/duck:0.5@0-1>", DUCK, "<me/cat:0.9>") == "<me/cat:0.9@0-1>"
-    assert with_concept("(<me/duck:0.5@0-1>:1.2)", DUCK, "a toy duck") == "(a toy duck:1.2)"
+    assert replace_concept("<me/duck:0.5@0-1>", DUCK, "<me/cat:0.9>") == "<me/cat:0.9@0-1>"
+    assert replace_concept("(<me/duck:0.5@0-1>:1.2)", DUCK, "a toy duck") == "(a toy duck:1.2)"
 
 
 # --- axes -------------------------------------------------------------------------------------------------------------
@@ -250,7 +252,7 @@ def test_a_sheet_that_cannot_be_is_told_in_two_lines(fields, said):
     if said is None:
         assert len(a_sheet(**fields).cells) == 2
         return
-    with pytest.raises(PersonalError, match=re.escape(said)) as told:
+    with pytest.raises(UserError, match=re.escape(said)) as told:
         a_sheet(**fields)
     assert len(str(told.value).splitlines()) <= 2 and "\x1b" not in str(told.value)
 
@@ -277,9 +279,9 @@ def test_axes_find_what_other_axes_put_in():
     """Whichever side they are on: whole prompts first, then words, then what stands in them, then other concepts."""
     sides = ["strength <me/duck>: 0.5", "concept <me/duck>: <me/cat>, <me/fox>", "prompt: a <me/duck>|art"]
     for order in itertools.permutations(sides):
-        found = Sheet(prompt="nothing", **dict(zip("xyz", order, strict=True)))
+        found = XyzGridRequest(prompt="nothing", **dict(zip("xyz", order, strict=True)))
         assert {cell.request.prompt for cell in found.cells} == {"a <me/cat:0.5>", "a <me/fox:0.5>", "art"}
-    with pytest.raises(PersonalError, match="no axis fills it"):
+    with pytest.raises(UserError, match="no axis fills it"):
         a_sheet(x="prompt: a|b {}")
 
 
@@ -291,7 +293,7 @@ def test_axes_find_what_other_axes_put_in():
 def test_neighbouring_seeds_share_a_request_and_every_cell_gets_its_own(seeds, near):
     kind = "seed" if near is None else "near-seed"
     cells = a_sheet(x=f"{kind}: {', '.join(map(str, seeds))}", y="words photo: photo|map|photo", near=near).cells
-    found = batches(cells)
+    found = plan_batches(cells)
     seen = []
     for batch in found:
         assert batch.request.n == len(batch.cells)
@@ -308,7 +310,7 @@ def test_neighbouring_seeds_share_a_request_and_every_cell_gets_its_own(seeds, n
 
 def test_each_place_shows_its_requests_picture(generator):
     found = a_sheet("a {photo|map} of <me/duck> {}", "seed: 3, 4, 9", y="words: |in snow", guidance=2.0)
-    shown = {(cell.x, cell.y): picture for cells, picture in draw(generator, found.cells) for cell in cells}
+    shown = {(cell.x, cell.y): picture for cells, picture in generate_cells(generator, found.cells) for cell in cells}
     assert len(shown) == 6
     for cell in found.cells:
         (alone,) = generator.draw(cell.request)
@@ -321,7 +323,7 @@ def test_each_place_shows_its_requests_picture(generator):
 def test_progress_counts_work_and_ends_full(generator):
     told = []
     found = a_sheet(x="steps: 1, 3", y="seed: 1, 2")
-    list(draw(generator, found.cells, lambda done, total: told.append((done, total))))
+    list(generate_cells(generator, found.cells, lambda done, total: told.append((done, total))))
     pixels = 64 * 64
     assert told[0] == (2 * pixels, 8 * pixels) and told[-1] == (8 * pixels, 8 * pixels)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
@@ -343,7 +345,7 @@ def drawn(generator, tmp_path_factory):
     words = HOSTILE + "|\u202e\\{\\{ 7*7 \\}\\} it"
     found = a_sheet("a photo of <me/duck> {}", y=f"words: {words}", z="strength <me/duck>: 0.5, 1")
     folder = tmp_path_factory.mktemp("drawn")
-    return found, folder, draw_sheet(found, generator, outputs_in(folder))
+    return found, folder, generate_grid(found, generator, outputs_in(folder))
 
 
 def test_pictures_sheets_and_page_are_kept_and_two_runs_give_the_same_bytes(drawn, generator, tmp_path):
@@ -359,7 +361,7 @@ def test_pictures_sheets_and_page_are_kept_and_two_runs_give_the_same_bytes(draw
         "00001-sheet.html",
     }
     assert len(names) == 11
-    draw_sheet(found, generator, outputs_in(tmp_path))
+    generate_grid(found, generator, outputs_in(tmp_path))
     assert content(tmp_path) == content(folder)
 
 
@@ -392,7 +394,7 @@ def test_the_labelled_sheet_shows_each_picture_in_its_place(drawn):
 def test_what_was_drawn_before_a_stop_is_kept(generator, tmp_path):
     steps = []
     with pytest.raises(Interrupted, match="2 of 4 pictures are on the sheet"):
-        draw_sheet(
+        generate_grid(
             a_sheet(y="words photo: photo|map"),
             generator,
             outputs_in(tmp_path),
@@ -408,19 +410,19 @@ def test_what_was_drawn_before_a_stop_is_kept(generator, tmp_path):
 
 def test_nothing_is_kept_of_a_sheet_stopped_before_its_first_picture(generator, tmp_path):
     with pytest.raises(Interrupted):
-        draw_sheet(a_sheet(), generator, outputs_in(tmp_path), cancelled=lambda: True)
-    with pytest.raises(PersonalError, match="<me/owl>"):
-        draw_sheet(a_sheet("<me/owl>"), generator, outputs_in(tmp_path))
+        generate_grid(a_sheet(), generator, outputs_in(tmp_path), cancelled=lambda: True)
+    with pytest.raises(UserError, match="<me/owl>"):
+        generate_grid(a_sheet("<me/owl>"), generator, outputs_in(tmp_path))
     assert content(tmp_path) == {}
 
 
 def test_private_leaves_no_recipe(generator, tmp_path):
-    draw_sheet(a_sheet("a secret", x="seed: 7"), generator, outputs_in(tmp_path), private=True)
+    generate_grid(a_sheet("a secret", x="seed: 7"), generator, outputs_in(tmp_path), private=True)
     for name, data in content(tmp_path).items():
         if name.endswith("-sheet.html"):
             assert b"<dt>Prompt" not in data and b"<dt>File" in data
         elif "-sheet" not in name:
-            with pytest.raises(PersonalError, match="holds no recipe"):
+            with pytest.raises(UserError, match="holds no recipe"):
                 read_recipe(data)
 
 
@@ -430,19 +432,21 @@ class Painter:
     def draw(self, request, progress, cancelled):
         digest = hashlib.sha256(request.model_dump_json().encode()).digest()
         facts = {"steps": 2, "guidance": 1.0, "size": "64x64", "sampler": "DDIM", "sdpersonal": "0"}
-        recipe = Recipe(**facts, prompt=request.prompt, seed=1, base=Drawn(name="tiny", kind="tiny", sha256="0" * 64))
-        yield Picture(Image.frombytes("RGB", (4, 2), digest[:24]), recipe)
+        recipe = Recipe(
+            **facts, prompt=request.prompt, seed=1, base=RecipeBase(name="tiny", kind="tiny", sha256="0" * 64)
+        )
+        yield GeneratedImage(Image.frombytes("RGB", (4, 2), digest[:24]), recipe)
 
 
 def test_a_full_disk_leaves_every_picture_whole(tmp_path):
     """Full at the n-th thing that is done to the disk, for every third n."""
     found = a_sheet("a {}", x="words: cat|dog|owl")
     whole = tmp_path / "whole"
-    calls = calls_made(lambda: draw_sheet(found, Painter(), outputs_in(whole)))
+    calls = calls_made(lambda: generate_grid(found, Painter(), outputs_in(whole)))
     assert calls > 20
     for n in range(1, calls + 1, 3):
         folder = tmp_path / str(n)
-        ended = fail_at(n, errno.ENOSPC, lambda folder=folder: draw_sheet(found, Painter(), outputs_in(folder)))
+        ended = fail_at(n, errno.ENOSPC, lambda folder=folder: generate_grid(found, Painter(), outputs_in(folder)))
         assert ended in (NO_ROOM, REFUSED)  # refused: kept, but a loss of power may undo it
         for name, data in content(folder).items():
             assert data == (whole / name).read_bytes() or "-sheet" in name  # a sheet may have empty places
@@ -575,7 +579,7 @@ def test_the_command_tells_what_is_wrong(options, said, capsys):
 
 def test_a_request_of_every_cell_is_one_that_anyone_could_ask(library):
     for cell in a_sheet(y="window <me/duck>: 0-1, 0.4-1", z="concept <me/duck>: <me/cat>, duck").cells:
-        assert Request(**json.loads(cell.request.model_dump_json())) == cell.request
+        assert GenerateRequest(**json.loads(cell.request.model_dump_json())) == cell.request
 
 
 # --- checkpoints of a run ---------------------------------------------------------------------------------------------
@@ -584,7 +588,7 @@ def test_a_request_of_every_cell_is_one_that_anyone_could_ask(library):
 @pytest.fixture(scope="module")
 def a_run(tiny, root, tmp_path_factory):
     """Runs of four steps without pictures, by method: what is asked is which numbers stand where."""
-    from sdpersonal.config import DreamboothSettings, InversionSettings
+    from sdpersonal.config import DreamboothSettings, TextualInversionSettings
     from sdpersonal.training import run, train
 
     def taught(method):
@@ -593,7 +597,7 @@ def a_run(tiny, root, tmp_path_factory):
         common |= {"steps": 4, "batch": 1, "resolution": 64, "save_every": 2, "samples": False, "early_stop": False}
         common |= {"library": place / "concepts", "run": place / "run", "lr": 0.02}
         if method == "inversion":
-            settings = InversionSettings(**common, init="bear", vectors=2)
+            settings = TextualInversionSettings(**common, init="bear", vectors=2)
         else:
             settings = DreamboothSettings(**common, class_noun="bear", rank=2, method=method)
         with pytest.MonkeyPatch.context() as patch:
@@ -607,19 +611,19 @@ def a_run(tiny, root, tmp_path_factory):
 @pytest.mark.parametrize("method", ["inversion", pytest.param("lora", marks=pytest.mark.thorough)])
 def test_the_last_checkpoint_is_the_concept_that_the_run_left(a_run, tiny, method):
     place = a_run(method)
-    found = Sheet(prompt="a <me/teddy:0.5> here", x=f"checkpoint: {place / 'run'}", **SMALL)
+    found = XyzGridRequest(prompt="a <me/teddy:0.5> here", x=f"checkpoint: {place / 'run'}", **SMALL)
     assert [cell.request.prompt for cell in found.cells] == [f"a <me/teddy-step-{n}:0.5> here" for n in (2, 4)]
     assert found.labels("x") == ["step 2", "step 4"]
     library = Library(place / "concepts")
     left = library.get(Token.parse("<me/teddy>"))
-    concepts = WithCheckpoints(library, found.runs[0], tiny)
+    concepts = CheckpointConcepts(library, found.runs[0], tiny)
     first, last = (concepts.get(Token.parse(f"<me/teddy-step-{n}>")) for n in (2, 4))
     assert last.identity == left.identity != first.identity
     assert last.card.class_noun == left.card.class_noun and last.card.base == left.card.base
     assert concepts.get(Token.parse("<me/teddy>")).identity == left.identity
-    pictures = [picture for _, picture in draw(Generator(tiny, concepts), found.cells)]
+    pictures = [picture for _, picture in generate_cells(Generator(tiny, concepts), found.cells)]
     assert [picture.recipe.concepts[0].sha256 for picture in pictures] == [first.identity, last.identity]
-    (as_left,) = Generator(tiny, library).draw(Request(prompt="a <me/teddy:0.5> here", n=1, **SMALL))
+    (as_left,) = Generator(tiny, library).draw(GenerateRequest(prompt="a <me/teddy:0.5> here", n=1, **SMALL))
     assert pictures[1].image.tobytes() == as_left.image.tobytes() != pictures[0].image.tobytes()
     if method == "inversion":
         _check_what_is_wrong_with_runs(place / "run", tiny)
@@ -631,9 +635,9 @@ def _check_what_is_wrong_with_runs(folder, tiny):
         before = manifest.read_text()
         manifest.write_text(json.dumps(change(json.loads(before))))
         try:
-            found = Sheet(prompt="<me/teddy>", x=f"checkpoint: {folder}")
-            WithCheckpoints(Library(folder), found.runs[0], tiny)
-        except PersonalError as error:
+            found = XyzGridRequest(prompt="<me/teddy>", x=f"checkpoint: {folder}")
+            CheckpointConcepts(Library(folder), found.runs[0], tiny)
+        except UserError as error:
             return str(error)
         finally:
             manifest.write_text(before)
@@ -642,8 +646,8 @@ def _check_what_is_wrong_with_runs(folder, tiny):
     assert "whole model" in told(lambda facts: facts | {"run": facts["run"] | {"method": "dreambooth-full"}})
     for damage in ({"sha256": {"state.safetensors": "0" * 64}}, {"sha256": {"../x": "0"}}, {"run": []}, {"sha256": 3}):
         assert "step-000004 is damaged" in told(lambda facts, damage=damage: facts | damage)
-    with pytest.raises(PersonalError, match="There is no <me/teddy> in the prompt"):
-        Sheet(prompt="a cat", x=f"checkpoint: {folder}")
+    with pytest.raises(UserError, match="There is no <me/teddy> in the prompt"):
+        XyzGridRequest(prompt="a cat", x=f"checkpoint: {folder}")
 
 
 # --- what the documentation says --------------------------------------------------------------------------------------
@@ -716,7 +720,7 @@ def test_whatever_an_axis_says_it_is_read_or_told(text):
     for fields in ({"x": text}, {"x": "seed: 1", "y": text, "prompt": "a <me/duck:0.5+me/cat:0.2@0-1> {} {a|b}"}):
         try:
             found = a_sheet(**fields)
-        except PersonalError as error:
+        except UserError as error:
             lines = str(error).split("\n")
             assert len(lines) <= 2 and all(line.isprintable() for line in lines)
         else:

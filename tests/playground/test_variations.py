@@ -10,29 +10,29 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdpersonal.cli.main import main
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import Request
-from sdpersonal.errors import Interrupted, PersonalError
+from sdpersonal.config import GenerateRequest
+from sdpersonal.errors import Interrupted, UserError
 from sdpersonal.generation import Generator
-from sdpersonal.image_grid import differing, laid_out
+from sdpersonal.image_grid import captioned_grid, differing_words
 from sdpersonal.image_metadata import read_recipe
 from sdpersonal.outputs import Outputs
 from sdpersonal.playground.variations import (
-    RecipeFirst,
+    RecipeThenLibrary,
     caption,
-    draw_variations,
-    near,
-    redrawn,
-    request_of,
-    strengths,
-    variations,
-    words,
+    favourite_request,
+    generate_variations,
+    variation_requests,
+    vary_from_image,
+    vary_seed,
+    vary_strength,
+    vary_words,
 )
 from sdpersonal.prompts import Token
 from support.samples import embedding
 
 SMALL = {"steps": 4, "size": "64x64"}
 PROMPT = "a photo of <me/duck:0.9> on the beach"
-FAVOURITE = Request(prompt=PROMPT, seed=2, n=1, **SMALL)
+FAVOURITE = GenerateRequest(prompt=PROMPT, seed=2, n=1, **SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def outputs(tmp_path):
     return Outputs(tmp_path / "outputs", today=lambda: date(2026, 1, 31))
 
 
-def changed(request: Request) -> dict:
+def changed(request: GenerateRequest) -> dict:
     """What is not as in the favourite."""
     return {
         name: value for name, value in request.model_dump().items() if value != getattr(FAVOURITE, name) and name != "n"
@@ -72,23 +72,23 @@ def changed(request: Request) -> dict:
 
 
 def test_only_what_is_asked_is_changed():
-    (request,) = near(FAVOURITE, 0.3, 5, seed=9)
+    (request,) = vary_seed(FAVOURITE, 0.3, 5, seed=9)
     assert changed(request) == {"near": 0.3, "near_seed": 9} and request.n == 5
-    below = [each.prompt for each in strengths(FAVOURITE, "<me/duck>", "-2..0")]
+    below = [each.prompt for each in vary_strength(FAVOURITE, "<me/duck>", "-2..0")]
     assert below == [f"a photo of <me/duck:{strength}> on the beach" for strength in (-2, -1, 0)]
-    found = strengths(FAVOURITE, "<me/duck>", "0.5, 0.75, ..., 1.25")
+    found = vary_strength(FAVOURITE, "<me/duck>", "0.5, 0.75, ..., 1.25")
     prompts = [f"a photo of <me/duck:{strength}> on the beach" for strength in ("0.5", "0.75", "1", "1.25")]
     assert [changed(each) for each in found] == [{"prompt": prompt} for prompt in prompts]
-    found = words(FAVOURITE, "the beach", "snow|a {red|blue} hill")
+    found = vary_words(FAVOURITE, "the beach", "snow|a {red|blue} hill")
     assert [each.prompt for each in found] == [PROMPT.replace("the beach", w) for w in ("snow", "a {red|blue} hill")]
-    (request,) = redrawn(FAVOURITE, Path("a.png"), 0.4, 3)
+    (request,) = vary_from_image(FAVOURITE, Path("a.png"), 0.4, 3)
     assert changed(request) == {"start": Path("a.png"), "change": 0.4, "seed": 3} and request.n == 3
-    last = Request(prompt="x", seed=2**64 - 1)
-    assert redrawn(last, Path("a.png"))[0].seed == 0  # after the last comes the first
+    last = GenerateRequest(prompt="x", seed=2**64 - 1)
+    assert vary_from_image(last, Path("a.png"))[0].seed == 0  # after the last comes the first
 
 
 def test_all_together_in_order_and_near_by_if_nothing_is_asked():
-    found = variations(
+    found = variation_requests(
         FAVOURITE,
         Path("a.png"),
         near_by=0.2,
@@ -101,9 +101,9 @@ def test_all_together_in_order_and_near_by_if_nothing_is_asked():
     others = [f"a photo of <me/duck:{strength}> on the beach" for strength in (1, 2, 0)]
     others += [PROMPT.replace("beach", word) for word in ("snow", "<me/sky>")]
     assert [each.prompt for each in found] == [PROMPT, *others, PROMPT]
-    (request,) = variations(FAVOURITE, Path("a.png"))
+    (request,) = variation_requests(FAVOURITE, Path("a.png"))
     assert changed(request) == {"near": 0.15} and request.n == 8
-    assert [each.start for each in variations(FAVOURITE, Path("a.png"), start=True)] == [Path("a.png")]
+    assert [each.start for each in variation_requests(FAVOURITE, Path("a.png"), start=True)] == [Path("a.png")]
 
 
 @pytest.mark.parametrize(
@@ -124,19 +124,19 @@ def test_all_together_in_order_and_near_by_if_nothing_is_asked():
 )
 def test_what_cannot_be_varied_is_told(asked, said):
     if said is None:
-        assert len(variations(FAVOURITE, Path("a.png"), **asked)) == 1
+        assert len(variation_requests(FAVOURITE, Path("a.png"), **asked)) == 1
         return
-    with pytest.raises(PersonalError, match=said) as told:
-        variations(FAVOURITE, Path("a.png"), **asked)
+    with pytest.raises(UserError, match=said) as told:
+        variation_requests(FAVOURITE, Path("a.png"), **asked)
     assert len(str(told.value).splitlines()) <= 2
 
 
 def test_what_is_near_a_picture_already_is_not_varied_by_a_third_seed():
     sister = FAVOURITE.model_copy(update={"near": 0.1})
-    with pytest.raises(PersonalError, match="itself near another one, of seed 2"):
-        near(sister)
-    assert strengths(sister, "<me/duck>", "1")[0].near == 0.1
-    assert redrawn(sister, Path("a.png"))[0].near is None
+    with pytest.raises(UserError, match="itself near another one, of seed 2"):
+        vary_seed(sister)
+    assert vary_strength(sister, "<me/duck>", "1")[0].near == 0.1
+    assert vary_from_image(sister, Path("a.png"))[0].near is None
 
 
 # --- what is drawn ----------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_the_nearer_the_noise_the_nearer_the_pictures(generator, favourite):
     original = np.asarray(Image.open(favourite).convert("RGB"), np.float64)
 
     def apart(share):
-        (request,) = near(FAVOURITE, share, 3)
+        (request,) = vary_seed(FAVOURITE, share, 3)
         found = [np.asarray(picture.image, np.float64) for picture in generator.draw(request)]
         assert len({image.tobytes() for image in found}) == 3
         return np.mean([np.abs(image - original).mean() for image in found])
@@ -157,9 +157,9 @@ def test_the_nearer_the_noise_the_nearer_the_pictures(generator, favourite):
 
 def test_they_are_kept_with_a_sheet_that_shows_the_favourite_first(generator, favourite, outputs):
     image = Image.open(favourite).convert("RGB")
-    asked = variations(FAVOURITE, favourite, word=["beach=snow"], strength=["<me/duck>=0, 1"], start=True, n=2)
+    asked = variation_requests(FAVOURITE, favourite, word=["beach=snow"], strength=["<me/duck>=0, 1"], start=True, n=2)
     told = []
-    kept = draw_variations(
+    kept = generate_variations(
         (FAVOURITE, image), asked, generator, outputs, progress=lambda done, total: told.append((done, total))
     )
     saved, page = kept.pictures, kept.sheet
@@ -177,10 +177,10 @@ def test_they_are_kept_with_a_sheet_that_shows_the_favourite_first(generator, fa
 
 
 def test_what_was_drawn_before_a_stop_is_kept(generator, favourite, outputs):
-    image, asked = Image.open(favourite).convert("RGB"), strengths(FAVOURITE, "<me/duck>", "0, 1")
+    image, asked = Image.open(favourite).convert("RGB"), vary_strength(FAVOURITE, "<me/duck>", "0, 1")
     told = []
     with pytest.raises(Interrupted):
-        draw_variations(
+        generate_variations(
             (FAVOURITE, image),
             asked,
             generator,
@@ -192,7 +192,7 @@ def test_what_was_drawn_before_a_stop_is_kept(generator, favourite, outputs):
     (day,) = outputs.folder.iterdir()
     (path,) = day.glob("0000?-????????.png")
     assert (day / "00001-variations.png").exists()
-    with pytest.raises(PersonalError, match="holds no recipe"):
+    with pytest.raises(UserError, match="holds no recipe"):
         read_recipe(path.read_bytes())
 
 
@@ -201,15 +201,15 @@ def test_captions_say_what_is_different(generator):
         (picture,) = generator.draw(request)
         return caption(FAVOURITE, request, picture.recipe)
 
-    assert said(strengths(FAVOURITE, "<me/duck>", "0.5")[0]) == "<me/duck:0.5>"
-    assert said(words(FAVOURITE, "the beach", "a green hill")[0]) == "a green hill"
-    assert said(near(FAVOURITE, 0.2, 1, seed=6)[0]) == "near 0.2, seed 6"
+    assert said(vary_strength(FAVOURITE, "<me/duck>", "0.5")[0]) == "<me/duck:0.5>"
+    assert said(vary_words(FAVOURITE, "the beach", "a green hill")[0]) == "a green hill"
+    assert said(vary_seed(FAVOURITE, 0.2, 1, seed=6)[0]) == "near 0.2, seed 6"
 
 
 def test_a_sheet_of_any_number_has_all_of_them():
     for count in (1, 2, 5, 9, 26):
         pictures = [(Image.new("RGB", (16, 16), (8 * i + 1, 0, 99)), "a long caption " * i) for i in range(count)]
-        page = np.asarray(laid_out(pictures, tile=32))
+        page = np.asarray(captioned_grid(pictures, tile=32))
         assert {tuple(pixel) for pixel in page.reshape(-1, 3)} >= {(8 * i + 1, 0, 99) for i in range(count)}
 
 
@@ -225,12 +225,12 @@ def test_a_sheet_of_any_number_has_all_of_them():
     ],
 )
 def test_what_differs_is_told_in_whole_words(texts, expected):
-    assert differing(texts) == expected
+    assert differing_words(texts) == expected
 
 
 def test_without_words_there_is_no_room_for_any():
     pictures = [Image.new("RGB", (32, 32))] * 2
-    bare, named = (laid_out([(each, text) for each in pictures], tile=32) for text in ("", "seed 1"))
+    bare, named = (captioned_grid([(each, text) for each in pictures], tile=32) for text in ("", "seed 1"))
     assert bare.width == named.width and bare.height < named.height
     assert bare.height == 32 + 2 * 6  # the picture, and a gap on both sides
 
@@ -243,22 +243,22 @@ def test_a_favourites_concepts_are_the_bytes_that_drew_it(favourite, tmp_path):
     recipe = read_recipe(favourite.read_bytes())
     library = Library(tmp_path)
     old, new = embedding("<me/duck>", 1), embedding("<me/duck>", 2)
-    with pytest.raises(PersonalError, match="<me/duck-v1>"):
-        RecipeFirst(recipe, library)
+    with pytest.raises(UserError, match="<me/duck-v1>"):
+        RecipeThenLibrary(recipe, library)
     library.add(old)
     library.add(new)
     library.add(embedding("<me/sky>", 3))
-    found = RecipeFirst(recipe, library)
+    found = RecipeThenLibrary(recipe, library)
     assert library.get(Token.parse("<me/duck>")).identity == new.identity
     assert found.get(Token.parse("<me/duck>")).identity == old.identity
     assert found.get(Token.parse("<me/sky>")).token.version == 1
 
 
 def test_what_began_from_another_picture_is_begun_from_alone(generator, favourite):
-    (picture, *_) = generator.draw(redrawn(FAVOURITE, favourite, n=1)[0])
-    with pytest.raises(PersonalError, match="It began from another picture"):
-        request_of(picture.recipe)
-    assert request_of(picture.recipe, from_itself=True).prompt == PROMPT
+    (picture, *_) = generator.draw(vary_from_image(FAVOURITE, favourite, n=1)[0])
+    with pytest.raises(UserError, match="It began from another picture"):
+        favourite_request(picture.recipe)
+    assert favourite_request(picture.recipe, from_itself=True).prompt == PROMPT
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

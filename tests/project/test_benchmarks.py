@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks.steps.cases import ON_CPU, ON_CUDA, Arm, Case, command, copy_photos
 from benchmarks.steps.chart import draw
-from sdpersonal.config import DreamboothSettings, InversionSettings
+from sdpersonal.config import DreamboothSettings, TextualInversionSettings
 from support.narrow import save_photos
 
 PEERS = "SDPERSONAL_DIFFUSERS_EXAMPLES"
@@ -76,19 +76,21 @@ def test_a_script_that_fails_says_why(root, tmp_path):
     ],
 )
 def test_work_of_the_real_geometries(kind, method, side, teraflops):
-    from benchmarks.steps.work import work
+    from benchmarks.steps.work import count_flops
 
-    counted = work(kind, method, side, batch=1, rank=16, vectors=4)
+    counted = count_flops(kind, method, side, batch=1, rank=16, vectors=4)
     for part, expected in teraflops.items():
         assert sum(counted[part].values()) / 1e12 == pytest.approx(expected, rel=0.02)
 
 
 def test_work_grows_with_the_batch_and_the_method():
-    from benchmarks.steps.work import work
+    from benchmarks.steps.work import count_flops
 
-    one, four = (work("tiny", "lora", 128, batch, 16, 4) for batch in (1, 4))
+    one, four = (count_flops("tiny", "lora", 128, batch, 16, 4) for batch in (1, 4))
     assert sum(four["step"].values()) == pytest.approx(4 * sum(one["step"].values()), rel=0.01)
-    sums = [sum(work("tiny", method, 128, 1, 16, 4)["step"].values()) for method in ("textual-inversion", "lora")]
+    sums = [
+        sum(count_flops("tiny", method, 128, 1, 16, 4)["step"].values()) for method in ("textual-inversion", "lora")
+    ]
     assert sums[0] < sums[1]
 
 
@@ -111,7 +113,7 @@ def test_both_command_lines_ask_for_the_same(case, root):
     assert ("sdxl" in theirs[0]) == (case.base == "sdxl") and "--mixed_precision=bf16" in theirs
     if case.method == "lora":
         assert "--rank=16" in theirs and "--rank=16" in ours and "--targets=attention" in ours
-    kind = InversionSettings if case.method == "textual-inversion" else DreamboothSettings
+    kind = TextualInversionSettings if case.method == "textual-inversion" else DreamboothSettings
     settings = tyro.cli(kind, args=ours[1:])
     assert settings.resolution == case.side and settings.batch == case.batch and not settings.samples
 
@@ -169,13 +171,16 @@ def test_drawing_beside_diffusers(root, tmp_path):
 
 
 def test_a_picture_is_put_together_from_its_steps_and_the_rest():
-    from benchmarks.generation import _picture
+    from benchmarks.generation import _seconds_per_image
 
-    assert _picture({"seconds": [10.0, 9.0], "unet": [4.0, 3.0], "n": 2}, clock=1, steps=5) == (9 - 3 + 3 * 5) / 2
+    assert (
+        _seconds_per_image({"seconds": [10.0, 9.0], "unet": [4.0, 3.0], "n": 2}, clock=1, steps=5)
+        == (9 - 3 + 3 * 5) / 2
+    )
 
 
 def test_the_table_names_medians_side_by_side():
-    from benchmarks.generation import table
+    from benchmarks.generation import markdown_table
 
     def draw(who, mix, seconds):
         return {"who": who, "mix": mix, "n": 8, "seconds": [0, seconds], "unet": [0, 0.0], "peak": 2e9, "cuda": None}
@@ -190,15 +195,15 @@ def test_the_table_names_medians_side_by_side():
     ]
     first = [{"who": who, "since_start": [0, 9.0]} for who in seconds]
     case = {"case": "tiny 128 px", "steps": 25, "clock": 1, "draws": draws, "switches": switches, "first": first}
-    lines = table({"machine": "two cores", "cases": [case]}).splitlines()
+    lines = markdown_table({"machine": "two cores", "cases": [case]}).splitlines()
     assert "| tiny 128 px: two LoRAs, 8 at once, a picture in 25 steps | 2 s | 1 s | 2.00x |" in lines
     assert "| tiny 128 px: switch to two LoRAs from files, until first step | 6 s | 6 s | 1.00x |" in lines
     assert "| tiny 128 px: memory at most | 2.00 GB | 2.00 GB | 1.00x |" in lines
 
 
 def test_a_mix_says_the_same_to_both():
-    from benchmarks.pictures.concepts import Mix
+    from benchmarks.pictures.concepts import ConceptMix
 
-    assert Mix.of("one", 3).our_prompt == "a photo of a <bench/word3> on the beach, soft light<bench/lora3:0.7>"
-    assert Mix.of("two", 3).our_prompt.endswith("<bench/lora3:0.7><bench/lora4:0.4>")
-    assert Mix.of("two", 3).prompt == "a photo of a duck on the beach, soft light"
+    assert ConceptMix.of("one", 3).our_prompt == "a photo of a <bench/word3> on the beach, soft light<bench/lora3:0.7>"
+    assert ConceptMix.of("two", 3).our_prompt.endswith("<bench/lora3:0.7><bench/lora4:0.4>")
+    assert ConceptMix.of("two", 3).prompt == "a photo of a duck on the beach, soft light"

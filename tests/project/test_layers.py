@@ -184,7 +184,7 @@ def test_no_toast_shows_a_strangers_words():
 
 
 def test_no_assert_guards_anything():
-    """`python -O` removes asserts; a user's mistake raises PersonalError."""
+    """`python -O` removes asserts; a user's mistake raises UserError."""
     found = [where(path, node) for path, tree in trees() for node in ast.walk(tree) if isinstance(node, ast.Assert)]
     assert found == []
 

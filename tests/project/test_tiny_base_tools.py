@@ -40,9 +40,9 @@ def test_captions_name_what_is_drawn(world):
 
 
 def test_batches_are_functions_of_their_step_whoever_draws_them(world):
-    batches = feed.Batches(world, 9, scenes.Mix(), 6, duels=True)
-    some = feed.feed(batches, first=2)
-    later = feed.feed(batches, first=3, workers=1)
+    batches = feed.SceneBatches(world, 9, scenes.Mix(), 6, duels=True)
+    some = feed.iterate_batches(batches, first=2)
+    later = feed.iterate_batches(batches, first=3, workers=1)
     next(some)
     drawn, packed = next(some)
     assert drawn == next(later)[0] == batches[3][0]
@@ -69,7 +69,7 @@ def test_nothing_kept_out_is_in_the_core():
     assert len(names) >= 48
     assert looks
     assert not set(names) & set(worlds.core_names())
-    assert len(worlds.core_names()) >= 160 and len(worlds.starred()) == 100
+    assert len(worlds.core_names()) >= 160 and len(worlds.starred_positions()) == 100
     for preset in presets.PRESETS.values():
         assert not set(looks) & {*preset.looks, *preset.clip_looks}
 
@@ -169,7 +169,7 @@ def test_the_pool_replaces_its_oldest(world):
         def __call__(self, texts, **_):
             return type("Ids", (), {"input_ids": torch.zeros(len(texts), 77, dtype=torch.long)})
 
-    source = feed.Batches(world, 300, scenes.Mix(), 4)
+    source = feed.SceneBatches(world, 300, scenes.Mix(), 4)
     some = pool.Pool(source, Words(), autoencoder.build().eval(), Text(), 6, runs.Machine())
     some.add()
     kept = some.latents[3].clone()

@@ -7,8 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpersonal.errors import PersonalError
-from sdpersonal.prompts import MAX_PROMPT, Break, Mention, Prompt, Text, Token, Word, parse, show, written
+from sdpersonal.errors import UserError
+from sdpersonal.prompts import (
+    MAX_PROMPT,
+    Break,
+    ConceptRef,
+    Mention,
+    Prompt,
+    Text,
+    Token,
+    format_prompt,
+    parse,
+    printable,
+)
 
 DUCK, CAT = Token("me", "duck"), Token("me", "cat")
 
@@ -22,9 +33,9 @@ def test_a_prompt_is_cut_into_text_and_words():
     prompt = parse("a photo of <karpathy/cool-object-v7> in the style of <trippystyle:0.8>.")
     assert prompt.pieces == (
         Text("a photo of "),
-        Word((Mention(Token("karpathy", "cool-object", 7)),)),
+        ConceptRef((Mention(Token("karpathy", "cool-object", 7)),)),
         Text(" in the style of "),
-        Word((Mention(Token(None, "trippystyle"), 0.8),)),
+        ConceptRef((Mention(Token(None, "trippystyle"), 0.8),)),
         Text("."),
     )
     assert prompt.mentions == (Mention(Token("karpathy", "cool-object", 7)), Mention(Token(None, "trippystyle"), 0.8))
@@ -69,7 +80,7 @@ def test_strengths(strength):
     [mention] = parse(f"<me/duck:{strength}>").mentions
     assert mention.strength == STRENGTHS[strength]
     assert math.copysign(1, mention.strength) == 1 or mention.strength < 0  # one zero only
-    assert parse(written(parse(f"a <me/duck:{strength}> b"))) == parse(f"a <me/duck:{strength}> b")
+    assert parse(format_prompt(parse(f"a <me/duck:{strength}> b"))) == parse(f"a <me/duck:{strength}> b")
 
 
 @pytest.mark.parametrize(
@@ -80,36 +91,39 @@ def test_strengths(strength):
     ],
 )
 def test_other_strengths_are_refused(strength):
-    with pytest.raises(PersonalError, match="must be a number from -5 to 5") as caught:
+    with pytest.raises(UserError, match="must be a number from -5 to 5") as caught:
         parse(f"a <me/duck:{strength}>")
     assert parse(example_in(caught.value))
 
 
 def example_in(error):
     """The first thing in brackets that the message proposes."""
-    fix = error.fix
+    fix = error.hint
     return fix[fix.index("<") : fix.index(">") + 1]
 
 
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("<me/ink:0.7@0.4-1>", Word((Mention(Token("me", "ink"), 0.7),), 0.4, 1.0)),
-        ("<me/duck@0-0.6>", Word((Mention(DUCK),), 0.0, 0.6)),
-        ("<me/duck @ .25 - .5>", Word((Mention(DUCK),), 0.25, 0.5)),
-        ("<me/duck+me/cat>", Word((Mention(DUCK, 0.5), Mention(CAT, 0.5)))),
-        ("<me/duck:0.7 + me/cat:0.3>", Word((Mention(DUCK, 0.7), Mention(CAT, 0.3)))),
-        ("<me/duck:0.7+me/cat:0.3@0-0.6>", Word((Mention(DUCK, 0.7), Mention(CAT, 0.3)), 0.0, 0.6)),
-        ("<me/duck:-1>", Word((Mention(DUCK, -1.0),))),
-        ("<me/duck:-1@0-0.6>", Word((Mention(DUCK, -1.0),), 0.0, 0.6)),
-        ("<me/duck:-.5@.4\u20131>", Word((Mention(DUCK, -0.5),), 0.4, 1.0)),
-        ("<me/duck:-1+me/cat:2>", Word((Mention(DUCK, -1.0), Mention(CAT, 2.0)))),
-        ("<me/duck:+1+me/cat:+2>", Word((Mention(DUCK), Mention(CAT, 2.0)))),
-        ("<me/duck: +1e+0 + me/cat:-1e+0@0-.5>", Word((Mention(DUCK), Mention(CAT, -1.0)), 0.0, 0.5)),
-        ("<me/a-1e+me/cat>", Word((Mention(Token("me", "a-1e"), 0.5), Mention(CAT, 0.5)))),
-        ("(<me/duck:-1>:1.3)", Word((Mention(DUCK, -1.0),), weight=1.3)),
-        ("<me/duck-v1+me/duck-v2>", Word((Mention(Token("me", "duck", 1), 0.5), Mention(Token("me", "duck", 2), 0.5)))),
-        ("(<me/duck>:1.3)", Word((Mention(DUCK),), weight=1.3)),
+        ("<me/ink:0.7@0.4-1>", ConceptRef((Mention(Token("me", "ink"), 0.7),), 0.4, 1.0)),
+        ("<me/duck@0-0.6>", ConceptRef((Mention(DUCK),), 0.0, 0.6)),
+        ("<me/duck @ .25 - .5>", ConceptRef((Mention(DUCK),), 0.25, 0.5)),
+        ("<me/duck+me/cat>", ConceptRef((Mention(DUCK, 0.5), Mention(CAT, 0.5)))),
+        ("<me/duck:0.7 + me/cat:0.3>", ConceptRef((Mention(DUCK, 0.7), Mention(CAT, 0.3)))),
+        ("<me/duck:0.7+me/cat:0.3@0-0.6>", ConceptRef((Mention(DUCK, 0.7), Mention(CAT, 0.3)), 0.0, 0.6)),
+        ("<me/duck:-1>", ConceptRef((Mention(DUCK, -1.0),))),
+        ("<me/duck:-1@0-0.6>", ConceptRef((Mention(DUCK, -1.0),), 0.0, 0.6)),
+        ("<me/duck:-.5@.4\u20131>", ConceptRef((Mention(DUCK, -0.5),), 0.4, 1.0)),
+        ("<me/duck:-1+me/cat:2>", ConceptRef((Mention(DUCK, -1.0), Mention(CAT, 2.0)))),
+        ("<me/duck:+1+me/cat:+2>", ConceptRef((Mention(DUCK), Mention(CAT, 2.0)))),
+        ("<me/duck: +1e+0 + me/cat:-1e+0@0-.5>", ConceptRef((Mention(DUCK), Mention(CAT, -1.0)), 0.0, 0.5)),
+        ("<me/a-1e+me/cat>", ConceptRef((Mention(Token("me", "a-1e"), 0.5), Mention(CAT, 0.5)))),
+        ("(<me/duck:-1>:1.3)", ConceptRef((Mention(DUCK, -1.0),), weight=1.3)),
+        (
+            "<me/duck-v1+me/duck-v2>",
+            ConceptRef((Mention(Token("me", "duck", 1), 0.5), Mention(Token("me", "duck", 2), 0.5))),
+        ),
+        ("(<me/duck>:1.3)", ConceptRef((Mention(DUCK),), weight=1.3)),
     ],
 )
 def test_windows_blends_and_weights_of_words(text, word):
@@ -148,13 +162,13 @@ def test_three_in_a_blend_have_a_third_each():
 )
 def test_mistakes_in_words(text, problem):
     if problem is None:  # the inner one is a word, the outer brackets are text
-        assert parse(text).pieces == (Text("<"), Word((Mention(DUCK),)), Text(">"))
+        assert parse(text).pieces == (Text("<"), ConceptRef((Mention(DUCK),)), Text(">"))
         return
-    with pytest.raises(PersonalError, match=problem) as caught:
+    with pytest.raises(UserError, match=problem) as caught:
         parse(f"a photo of {text}, at dawn")
     if text != "<>":
-        assert text[1:-1].split("+")[0] in caught.value.problem or text.endswith("+>")
-    if "<" in caught.value.fix:
+        assert text[1:-1].split("+")[0] in caught.value.message or text.endswith("+>")
+    if "<" in caught.value.hint:
         parse(example_in(caught.value))
 
 
@@ -179,14 +193,14 @@ def test_mistakes_in_words(text, problem):
     ],
 )
 def test_what_a1111_calls_a_lora_gets_its_name_here(pasted, instead):
-    with pytest.raises(PersonalError, match="how A1111 loads a LoRA") as caught:
+    with pytest.raises(UserError, match="how A1111 loads a LoRA") as caught:
         parse(f"masterpiece, {pasted}, 1girl")
-    assert caught.value.fix.endswith(f"then write {instead}.")
+    assert caught.value.hint.endswith(f"then write {instead}.")
     assert parse(instead).mentions
 
 
 def test_a_hypernetwork_is_refused():
-    with pytest.raises(PersonalError, match="hypernetwork"):
+    with pytest.raises(UserError, match="hypernetwork"):
         parse("<hypernet:anime:1>")
 
 
@@ -204,13 +218,13 @@ def test_a_hypernetwork_is_refused():
     ],
 )
 def test_a_word_that_cannot_be_a_token_is_refused_with_one_that_can(word, proposal):
-    with pytest.raises(PersonalError) as caught:
+    with pytest.raises(UserError) as caught:
         parse(f"a <{word}> here")
-    assert proposal.lower() in caught.value.fix.lower() or proposal == "Write it like"
+    assert proposal.lower() in caught.value.hint.lower() or proposal == "Write it like"
 
 
 def test_look_alikes_are_named():
-    with pytest.raises(PersonalError, match="CYRILLIC SMALL LETTER U"):
+    with pytest.raises(UserError, match="CYRILLIC SMALL LETTER U"):
         parse("<m\u0443-cat>")
 
 
@@ -218,7 +232,7 @@ def test_look_alikes_are_named():
     "name", ["con", "NUL", "com1", "a" * 65, "", " ", "a\nb", "a\u200bb", "\u202ecat", "dog.", "a--b", "a-", "cat:2"]
 )
 def test_names_that_no_concept_can_have(name):
-    with pytest.raises(PersonalError):
+    with pytest.raises(UserError):
         Token.parse(name)
 
 
@@ -235,13 +249,13 @@ def test_version_and_ways_of_writing():
 
 
 def test_a_prompt_has_a_bound():
-    with pytest.raises(PersonalError, match="2,001 characters"):
+    with pytest.raises(UserError, match="2,001 characters"):
         parse("x" * (MAX_PROMPT + 1))
 
 
 def test_nothing_printed_can_steer_a_terminal():
-    assert show("a\x1b[2Jb\x00\u202e\udcff") == r"a\x1b[2Jb\x00\u202e\udcff"
-    assert len(show("x" * 500)) == 80
+    assert printable("a\x1b[2Jb\x00\u202e\udcff") == r"a\x1b[2Jb\x00\u202e\udcff"
+    assert len(printable("x" * 500)) == 80
 
 
 # --- written again ---------------------------------------------------------------------------------------------------
@@ -264,14 +278,14 @@ def test_nothing_printed_can_steer_a_terminal():
     ],
 )
 def test_a_prompt_is_written_again(typed, again):
-    assert written(parse(typed)) == again
+    assert format_prompt(parse(typed)) == again
     assert parse(again) == parse(typed)
 
 
 def test_a_changed_prompt_is_written():
     prompt = parse("a (<me/duck>:1.2) here")
-    words = tuple(Word(p.parts, 0.2, 1.0, p.weight) if isinstance(p, Word) else p for p in prompt.pieces)
-    assert written(Prompt("", words)) == "a (<me/duck@0.2-1>:1.2) here"
+    words = tuple(ConceptRef(p.parts, 0.2, 1.0, p.weight) if isinstance(p, ConceptRef) else p for p in prompt.pieces)
+    assert format_prompt(Prompt("", words)) == "a (<me/duck@0.2-1>:1.2) here"
 
 
 ALPHABET = [*"<>/:-@+.()[]{}|\\_,$ \n\x00\x1b019avBREAK", "у", "🙂", "'", "<me/duck", "BREAK", "AND", "__", "::", "$$"]
@@ -284,7 +298,7 @@ TYPED = st.lists(st.sampled_from([*ALPHABET, *WORDS]), max_size=30).map("".join)
 def test_any_text_is_a_prompt_or_a_personal_error(text):
     try:
         prompt = parse(text)
-    except PersonalError as error:
+    except UserError as error:
         assert all(line.isprintable() for line in str(error).split("\n"))
         return
     for mention in prompt.mentions:
@@ -293,6 +307,6 @@ def test_any_text_is_a_prompt_or_a_personal_error(text):
     assert all(piece == Break() or 0 <= piece.weight <= 10 for piece in prompt.pieces)
     for piece, after in pairwise(prompt.pieces):
         assert not (isinstance(piece, Text) and isinstance(after, Text) and piece.weight == after.weight)
-    again = written(prompt)
+    again = format_prompt(prompt)
     assert parse(again) == prompt
-    assert written(parse(again)) == again
+    assert format_prompt(parse(again)) == again

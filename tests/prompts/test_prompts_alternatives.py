@@ -14,18 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_prompts import TYPED
 
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from sdpersonal.prompts import (
     MAX_PROMPT,
     Wildcards,
-    choose,
+    all_prompts,
     combinatorics,
-    count,
-    every,
+    count_prompts,
+    format_prompt,
     has_alternatives,
-    nth,
+    nth_prompt,
     parse,
-    written,
+    sample_prompt,
 )
 
 NONE = Wildcards(None)
@@ -94,10 +94,10 @@ def wildcards(lists):
     ],
 )  # fmt: skip
 def test_everything_that_a_template_can_become(template, prompts, wildcards):
-    assert list(every(template, wildcards)) == prompts
-    assert count(template, wildcards) == len(prompts)
-    assert [nth(template, i, wildcards) for i in range(len(prompts))] == prompts
-    assert {choose(template, seed, wildcards) for seed in range(200)} == set(prompts)
+    assert list(all_prompts(template, wildcards)) == prompts
+    assert count_prompts(template, wildcards) == len(prompts)
+    assert [nth_prompt(template, i, wildcards) for i in range(len(prompts))] == prompts
+    assert {sample_prompt(template, seed, wildcards) for seed in range(200)} == set(prompts)
     assert has_alternatives(template) == (prompts != [template])
 
 
@@ -144,35 +144,35 @@ def braces(draw, depth):
 @given(trees())
 def test_trees_are_all_their_combinations(tree):
     template, prompts = tree
-    assert list(every(template, NONE)) == prompts
-    assert count(template, NONE) == len(prompts)
-    assert nth(template, len(prompts) // 2, NONE) == prompts[len(prompts) // 2]
-    assert choose(template, 3, NONE) in prompts
+    assert list(all_prompts(template, NONE)) == prompts
+    assert count_prompts(template, NONE) == len(prompts)
+    assert nth_prompt(template, len(prompts) // 2, NONE) == prompts[len(prompts) // 2]
+    assert sample_prompt(template, 3, NONE) in prompts
 
 
 def test_the_ith_needs_no_walk(monkeypatch):
     template = "{a|b|c|d|e|f|g|h|i|j}" * 30 + "{3$$x|y|z|{u|v}|w}"
-    assert count(template, NONE) == 10**30 * (24 + 36 * 2)
+    assert count_prompts(template, NONE) == 10**30 * (24 + 36 * 2)
     calls = Counter()
-    for kind in (combinatorics.Pick, combinatorics.Series):
+    for kind in (combinatorics.VariantNode, combinatorics.SequenceNode):
         real = kind.nth
         monkeypatch.setattr(kind, "nth", lambda self, i, real=real: (calls.update(["nth"]), real(self, i))[1])
-    assert nth(template, 10**30 * 96 - 1, NONE) == "j" * 30 + "w, v, z"
-    assert nth(template, 96 * 12345, NONE).startswith("a" * 25 + "bcdef")
+    assert nth_prompt(template, 10**30 * 96 - 1, NONE) == "j" * 30 + "w, v, z"
+    assert nth_prompt(template, 96 * 12345, NONE).startswith("a" * 25 + "bcdef")
     assert calls["nth"] < 200  # one for each node, twice
-    assert next(every(template, NONE)) == "a" * 30 + "x, y, z"
+    assert next(all_prompts(template, NONE)) == "a" * 30 + "x, y, z"
 
 
 def test_none_comes_twice_whatever_the_order():
     template = "{a|b|c}{1-3$$ $$d|e|{f|g}}{h|i}"
-    number = count(template, NONE)
-    assert len({nth(template, i * 7919 % number, NONE) for i in range(number)}) == number
+    number = count_prompts(template, NONE)
+    assert len({nth_prompt(template, i * 7919 % number, NONE) for i in range(number)}) == number
 
 
 def test_an_ith_beyond_the_last_is_refused():
     for i in (-1, 2, 10**40):
-        with pytest.raises(PersonalError, match="has 2 prompts"):
-            nth("{a|b}", i, NONE)
+        with pytest.raises(UserError, match="has 2 prompts"):
+            nth_prompt("{a|b}", i, NONE)
 
 
 # --- chance ----------------------------------------------------------------------------------------------------------
@@ -181,14 +181,14 @@ def test_an_ith_beyond_the_last_is_refused():
 def test_chance_is_a_function_of_the_seed_for_ever():
     """Pictures drawn once are drawn again from their seeds: these must never change."""
     template = "{a|b|c} {2$$u|v|w|x} {5::often|seldom} {d{1|2|3}|e{1|2|3}}"
-    assert [choose(template, seed, NONE) for seed in (0, 1, 2, -1, 10**20)] == PINNED
+    assert [sample_prompt(template, seed, NONE) for seed in (0, 1, 2, -1, 10**20)] == PINNED
 
 
 PINNED = ["b v, w often d3", "b v, u often e3", "c x, w often e2", "b x, v often e1", "a u, x often d1"]
 
 
 def shares(template, wildcards=NONE, draws=4000):
-    drawn = Counter(choose(template, seed, wildcards) for seed in range(draws))
+    drawn = Counter(sample_prompt(template, seed, wildcards) for seed in range(draws))
     return {prompt: times / draws for prompt, times in drawn.items()}
 
 
@@ -218,7 +218,7 @@ def test_places_are_independent():
     assert all(abs(share - 1 / 9) < 0.02 for share in pairs.values()) and len(pairs) == 9
     twice = shares("__often__ __often__", Wildcards(_folder_of_often()))
     assert abs(twice["b b"] - 0.01) < 0.007
-    inner = Counter(choose("{x{a|b}|y{a|b}}", seed, NONE) for seed in range(4000))
+    inner = Counter(sample_prompt("{x{a|b}|y{a|b}}", seed, NONE) for seed in range(4000))
     assert all(abs(times / 4000 - 1 / 4) < 0.03 for times in inner.values())
 
 
@@ -229,9 +229,10 @@ def _folder_of_often():
 
 def test_other_words_around_a_choice_leave_it_as_it_is():
     for seed in range(50):
-        first, second = choose("{a|b|c} {d|e|f}", seed, NONE).split()
+        first, second = sample_prompt("{a|b|c} {d|e|f}", seed, NONE).split()
         assert (
-            choose("a photo of {a|b|c} and (of {d|e|f}:1.2)", seed, NONE) == f"a photo of {first} and (of {second}:1.2)"
+            sample_prompt("a photo of {a|b|c} and (of {d|e|f}:1.2)", seed, NONE)
+            == f"a photo of {first} and (of {second}:1.2)"
         )
 
 
@@ -257,23 +258,27 @@ def test_other_words_around_a_choice_leave_it_as_it_is():
     ],
 )
 def test_templates_that_are_refused(template, problem):
-    for ask in (lambda: choose(template, 0, NONE), lambda: count(template, NONE), lambda: nth(template, 0, NONE)):
-        with pytest.raises(PersonalError, match=problem):
+    for ask in (
+        lambda: sample_prompt(template, 0, NONE),
+        lambda: count_prompts(template, NONE),
+        lambda: nth_prompt(template, 0, NONE),
+    ):
+        with pytest.raises(UserError, match=problem):
             ask()
 
 
 def test_what_becomes_too_long_is_refused(tmp_path):
     (tmp_path / "long.txt").write_text("y" * 1990)
     lists = Wildcards(tmp_path)
-    assert len(choose("__long__ and more", 0, lists)) == MAX_PROMPT - 1
-    for ask in (choose, nth):
-        with pytest.raises(PersonalError, match="With its alternatives the prompt has 2,004"):
+    assert len(sample_prompt("__long__ and more", 0, lists)) == MAX_PROMPT - 1
+    for ask in (sample_prompt, nth_prompt):
+        with pytest.raises(UserError, match="With its alternatives the prompt has 2,004"):
             ask("__long__ and much more", 0, lists)
 
 
 def test_numbers_stay_printable():
     many = "{" + "|".join("abcdefghij") + "}"
-    assert f"{count(many * 90, NONE):,}"
+    assert f"{count_prompts(many * 90, NONE):,}"
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------
@@ -295,9 +300,9 @@ def test_lines_of_a_list(wildcards):
     ],
 )
 def test_a_missing_list_is_named_with_the_nearest(name, fix, wildcards):
-    with pytest.raises(PersonalError, match=f"There is no list {name}.txt in") as caught:
-        choose(f"a __{name}__", 0, wildcards)
-    assert fix in caught.value.fix
+    with pytest.raises(UserError, match=f"There is no list {name}.txt in") as caught:
+        sample_prompt(f"a __{name}__", 0, wildcards)
+    assert fix in caught.value.hint
 
 
 OUTSIDE = ["../secret", "/etc/passwd", "a/../../b", "..", "con", "a/NUL", "a//b", "a/", ".hidden", "a*", "a(b=c)"]
@@ -306,7 +311,7 @@ OUTSIDE = ["../secret", "/etc/passwd", "a/../../b", "..", "con", "a/NUL", "a//b"
 @pytest.mark.parametrize("name", [*OUTSIDE, "a\x00b", "a\\b", "x" * 5000, "日" * 200])
 def test_no_name_leads_out_of_the_folder(name, lists):
     (lists.parent / "secret.txt").write_text("told")
-    with pytest.raises(PersonalError):
+    with pytest.raises(UserError):
         Wildcards(lists).lines(name)
 
 
@@ -321,9 +326,9 @@ def test_links_lead_nowhere_outside(tmp_path):
     (folder / "nowhere.txt").symlink_to(folder / "gone.txt")
     lists = Wildcards(folder)
     for name in ("out", "up/secret"):
-        with pytest.raises(PersonalError, match="not a place inside"):
+        with pytest.raises(UserError, match="not a place inside"):
             lists.lines(name)
-    with pytest.raises(PersonalError):
+    with pytest.raises(UserError):
         lists.lines("nowhere")
     assert lists.lines("within") == ["fine"]
 
@@ -348,25 +353,25 @@ def test_links_lead_nowhere_outside(tmp_path):
 def test_lists_that_are_refused(content, problem, tmp_path):
     (tmp_path / "it.txt").write_bytes(content)
     (tmp_path / "other.txt").write_text("x\n{y|__it__}")
-    with pytest.raises(PersonalError, match=problem.replace("(", r"\(")):
-        choose("a __it__", 0, Wildcards(tmp_path))
+    with pytest.raises(UserError, match=problem.replace("(", r"\(")):
+        sample_prompt("a __it__", 0, Wildcards(tmp_path))
 
 
 def test_what_is_no_file_is_refused(tmp_path):
     (tmp_path / "folder.txt").mkdir()
     os.mkfifo(tmp_path / "pipe.txt")
     for name in ("folder", "pipe"):
-        with pytest.raises(PersonalError):
+        with pytest.raises(UserError):
             Wildcards(tmp_path).lines(name)
 
 
 def test_lists_lead_to_lists_only_so_deep(tmp_path):
     for i in range(12):
         (tmp_path / f"n{i}.txt").write_text(f"__n{i + 1}__\n" if i < 11 else "end\n")
-    assert choose("__n2__", 0, Wildcards(tmp_path)) == "end"
+    assert sample_prompt("__n2__", 0, Wildcards(tmp_path)) == "end"
     for template in ("__n0__", "{{__n2__|a}|b}"):
-        with pytest.raises(PersonalError, match="deep"):
-            choose(template, 0, Wildcards(tmp_path))
+        with pytest.raises(UserError, match="deep"):
+            sample_prompt(template, 0, Wildcards(tmp_path))
 
 
 def test_lists_that_multiply_are_refused(tmp_path):
@@ -374,26 +379,29 @@ def test_lists_that_multiply_are_refused(tmp_path):
     for i in range(8):
         (tmp_path / f"n{i}.txt").write_text(f"__n{i + 1}__" * 200)
     (tmp_path / "n8.txt").write_text("{|}")
-    for ask in (lambda: choose("__n0__", 0, Wildcards(tmp_path)), lambda: count("__n0__", Wildcards(tmp_path))):
-        with pytest.raises(PersonalError, match="choices for one prompt"):
+    for ask in (
+        lambda: sample_prompt("__n0__", 0, Wildcards(tmp_path)),
+        lambda: count_prompts("__n0__", Wildcards(tmp_path)),
+    ):
+        with pytest.raises(UserError, match="choices for one prompt"):
             ask()
 
 
 def test_a_long_list(tmp_path):
     (tmp_path / "tags.txt").write_text("\n".join(f"tag {i}" for i in range(50_000)))
     lists = Wildcards(tmp_path)
-    assert count("{3$$__tags__}", lists) == 50_000 * 49_999 * 49_998
-    assert nth("{2$$__tags__}", 50_000 * 49_999 - 1, lists) == "tag 49999, tag 49998"
-    assert len(set(choose("{20$$,$$__tags__}", 0, lists).split(","))) == 20
+    assert count_prompts("{3$$__tags__}", lists) == 50_000 * 49_999 * 49_998
+    assert nth_prompt("{2$$__tags__}", 50_000 * 49_999 - 1, lists) == "tag 49999, tag 49998"
+    assert len(set(sample_prompt("{20$$,$$__tags__}", 0, lists).split(","))) == 20
 
 
 def test_a_list_stays_as_it_was_first_read(tmp_path):
     (tmp_path / "a.txt").write_text("one")
     lists = Wildcards(tmp_path)
-    assert choose("__a__", 0, lists) == "one"
+    assert sample_prompt("__a__", 0, lists) == "one"
     (tmp_path / "a.txt").write_text("two")
-    assert choose("__a__", 0, lists) == "one"
-    assert choose("__a__", 0, Wildcards(tmp_path)) == "two"
+    assert sample_prompt("__a__", 0, lists) == "one"
+    assert sample_prompt("__a__", 0, Wildcards(tmp_path)) == "two"
 
 
 NAMES = [
@@ -431,27 +439,27 @@ def test_lists_have_the_names_that_people_use(name, tmp_path):
     file.write_text("red\n2::blue")
     lists = Wildcards(tmp_path)
     assert lists.lines(name) == ["red", "2::blue"] and lists.names() == [name]
-    assert list(every(f"a __{name}__ b", lists)) == ["a red b", "a blue b"]
-    assert list(every(f"{{2$$__{name}__}}", lists)) == ["red, blue", "blue, red"]
+    assert list(all_prompts(f"a __{name}__ b", lists)) == ["a red b", "a blue b"]
+    assert list(all_prompts(f"{{2$$__{name}__}}", lists)) == ["red, blue", "blue, red"]
 
 
 @pytest.mark.parametrize("name", ["a__b", "_ab", "ab_", "__a/b", "{ab}", "-ab", "a___b"])
 def test_a_list_whose_name_a_template_cannot_hold_is_proposed_in_a_way_that_works(name, tmp_path):
     lists = write_lists(tmp_path, {f"{name}.txt": "red"})
-    with pytest.raises(PersonalError) as caught:
+    with pytest.raises(UserError) as caught:
         lists.lines(name.strip("_") + "x")
-    proposed = re.search("__.*__", caught.value.fix)[0]
-    assert list(every(f"a {proposed}", lists)) == ["a red"], proposed
+    proposed = re.search("__.*__", caught.value.hint)[0]
+    assert list(all_prompts(f"a {proposed}", lists)) == ["a red"], proposed
 
 
 def test_signs_for_how_to_draw(tmp_path):
     lists = write_lists(tmp_path, {"colour.txt": "red", "@home.txt": "blue"})
-    assert list(every("__~colour__ __@home__", lists)) == ["red blue"]
+    assert list(all_prompts("__~colour__ __@home__", lists)) == ["red blue"]
     for sign in "@!":
-        with pytest.raises(PersonalError, match="one option after the other") as caught:
-            choose(f"__{sign}colour__", 0, lists)
-        assert caught.value.fix == "Write __colour__."
-    assert list(every("really __!__ and #__#__", lists)) == ["really __!__ and #__#__"]
+        with pytest.raises(UserError, match="one option after the other") as caught:
+            sample_prompt(f"__{sign}colour__", 0, lists)
+        assert caught.value.hint == "Write __colour__."
+    assert list(all_prompts("really __!__ and #__#__", lists)) == ["really __!__ and #__#__"]
 
 
 def test_a_list_may_be_named_with_its_ending(tmp_path):
@@ -462,7 +470,7 @@ def test_a_list_may_be_named_with_its_ending(tmp_path):
 def test_an_empty_list_does_not_spoil_a_pattern(tmp_path):
     lists = write_lists(tmp_path, {"x/a.txt": "red", "x/b.txt": "# none\n", "y/c.txt": ""})
     assert lists.lines("x/*") == ["red"]
-    with pytest.raises(PersonalError, match=r"Every list that fits __y/\*__ is empty"):
+    with pytest.raises(UserError, match=r"Every list that fits __y/\*__ is empty"):
         lists.lines("y/*")
 
 
@@ -497,8 +505,8 @@ TREE = {
 )
 def test_a_pattern_is_all_lists_that_it_fits(pattern, options, tmp_path):
     lists = write_lists(tmp_path, TREE)
-    assert sorted(every(f"__{pattern}__", lists)) == sorted(options)
-    assert count(f"{{2$$__{pattern}__}}", lists) == (len(options) * (len(options) - 1) or 1)
+    assert sorted(all_prompts(f"__{pattern}__", lists)) == sorted(options)
+    assert count_prompts(f"{{2$$__{pattern}__}}", lists) == (len(options) * (len(options) - 1) or 1)
 
 
 @pytest.mark.parametrize(
@@ -518,7 +526,7 @@ def test_a_pattern_is_all_lists_that_it_fits(pattern, options, tmp_path):
     ],
 )
 def test_patterns_and_groups_that_are_refused(name, problem, tmp_path):
-    with pytest.raises(PersonalError, match=problem):
+    with pytest.raises(UserError, match=problem):
         write_lists(tmp_path, TREE).lines(name)
     assert has_alternatives("a __*__ b") and has_alternatives("__**/cat*__")
 
@@ -528,12 +536,12 @@ def test_a_pattern_finds_nothing_outside_and_names_its_circles(tmp_path):
     lists = write_lists(tmp_path / "lists", {"in/a.txt": "x", "in/all.txt": "__in/*__", "b.txt": "y"})
     (tmp_path / "lists" / "in" / "up.txt").symlink_to(tmp_path / "secret.txt")
     (tmp_path / "lists" / "folder").symlink_to(tmp_path)
-    with pytest.raises(PersonalError, match="not a place inside"):
+    with pytest.raises(UserError, match="not a place inside"):
         lists.lines("in/*")
     assert "folder/secret" not in lists.names()
     (tmp_path / "lists" / "in" / "up.txt").unlink()
-    with pytest.raises(PersonalError, match="leads back to itself: in/\\* > in/\\*"):
-        choose("__in/*__", 0, Wildcards(tmp_path / "lists"))
+    with pytest.raises(UserError, match="leads back to itself: in/\\* > in/\\*"):
+        sample_prompt("__in/*__", 0, Wildcards(tmp_path / "lists"))
 
 
 def test_capitals_and_folders_that_are_left_out(tmp_path):
@@ -542,7 +550,7 @@ def test_capitals_and_folders_that_are_left_out(tmp_path):
     )
     assert lists.lines("COLOUR") == ["a"] and lists.lines("one") == ["d"] and lists.lines("Z/One") == ["d"]
     assert lists.lines("x/DOG") == ["c"]
-    with pytest.raises(PersonalError, match="may be any of __x/DOG__, __x/Dog__"):
+    with pytest.raises(UserError, match="may be any of __x/DOG__, __x/Dog__"):
         lists.lines("x/dog")
 
 
@@ -600,9 +608,9 @@ def test_a_yaml_pack(ending, tmp_path):
     assert lists.lines("mine/clothing") == PACKED["clothing"]  # by the pack's name too
     assert lists.lines("sub/other") == ["x", "y"]
     assert set(lists.names()) == {*PACKED, "sub/other", "mine/artists/long"}
-    assert list(every("__clothing__", lists))[4:6] == ["red red", "blue red"]
-    assert choose("__mine/artists/long__", 0, Wildcards(tmp_path)) == "soft light, frog toy"
-    assert sorted(every("__mine/artists/fin*__", lists)) == ["Akseli Gallen-Kallela", "Eero Järnefelt"]
+    assert list(all_prompts("__clothing__", lists))[4:6] == ["red red", "blue red"]
+    assert sample_prompt("__mine/artists/long__", 0, Wildcards(tmp_path)) == "soft light, frog toy"
+    assert sorted(all_prompts("__mine/artists/fin*__", lists)) == ["Akseli Gallen-Kallela", "Eero Järnefelt"]
 
 
 def test_a_json_pack(tmp_path):
@@ -656,7 +664,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 def test_packs_that_are_refused(name, text, problem, tmp_path):
     lists = write_lists(tmp_path, {name: text, "good.txt": "fine"})
     began = time.process_time()
-    with pytest.raises(PersonalError, match=problem) as caught:
+    with pytest.raises(UserError, match=problem) as caught:
         lists.lines("x")
     assert time.process_time() - began < 20 and str(caught.value).replace("\n", "").isprintable()
     assert lists.lines("good") == ["fine"] and lists.lines("goo*") == ["fine"]
@@ -666,15 +674,15 @@ def test_packs_that_are_refused(name, text, problem, tmp_path):
 def test_a_packs_damage_is_told_where_a_list_is_missing(tmp_path):
     lists = write_lists(tmp_path, {"bad.yaml": "a: [b", "good.yaml": "c: [d]"})
     assert lists.lines("c") == ["d"]
-    with pytest.raises(PersonalError, match=r"no list a.txt .* bad.yaml cannot be read as YAML"):
+    with pytest.raises(UserError, match=r"no list a.txt .* bad.yaml cannot be read as YAML"):
         lists.lines("a")
 
 
 def test_a_variables_default_is_read_and_a_variable_is_not(tmp_path):
-    assert choose("a ${figure:felt frog}, ${x: }y", 0, NONE) == "a felt frog,  y"
+    assert sample_prompt("a ${figure:felt frog}, ${x: }y", 0, NONE) == "a felt frog,  y"
     for text in ("${figure}", "${a=b}", "${a:=b}", "${a:{b|c}}"):
-        with pytest.raises(PersonalError, match="a variable"):
-            choose(text, 0, NONE)
+        with pytest.raises(UserError, match="a variable"):
+            sample_prompt(text, 0, NONE)
 
 
 # --- whatever is typed -----------------------------------------------------------------------------------------------
@@ -709,13 +717,13 @@ def survives(typed, lists):
     before = time.process_time()
     with nothing_run():
         try:
-            number = count(typed, lists)
-            prompts = [choose(typed, seed, lists) for seed in (0, 1)] + [nth(typed, number - 1, lists)]
+            number = count_prompts(typed, lists)
+            prompts = [sample_prompt(typed, seed, lists) for seed in (0, 1)] + [nth_prompt(typed, number - 1, lists)]
             if not has_alternatives(typed):
                 assert number == 1 and prompts == [typed] * 3
-            fixed = [one for one in (written(parse(prompt)) for prompt in prompts) if len(one) <= MAX_PROMPT]
-            assert [choose(one, 0, lists) for one in fixed] == fixed
-        except PersonalError as error:
+            fixed = [one for one in (format_prompt(parse(prompt)) for prompt in prompts) if len(one) <= MAX_PROMPT]
+            assert [sample_prompt(one, 0, lists) for one in fixed] == fixed
+        except UserError as error:
             assert all(line.isprintable() for line in str(error).split("\n"))
     assert time.process_time() - before < 1
 

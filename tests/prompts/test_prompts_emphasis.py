@@ -14,8 +14,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from sdpersonal.errors import PersonalError
-from sdpersonal.prompts import MAX_DEPTH, Break, Mention, Text, Token, Word, parse
+from sdpersonal.errors import UserError
+from sdpersonal.prompts import MAX_DEPTH, Break, ConceptRef, Mention, Text, Token, parse
 from support import a1111_emphasis
 from support.a1111_emphasis import BREAK
 
@@ -71,9 +71,9 @@ def accepted(prompt):
     """Ours, unless it is one of the things that we refuse and A1111 does not."""
     try:
         return ours(prompt)
-    except PersonalError as error:
+    except UserError as error:
         refused = ("weight", "changes words", "brackets are open")
-        assert any(words in error.problem for words in refused), error
+        assert any(words in error.message for words in refused), error
         assume(False)
 
 
@@ -141,16 +141,16 @@ def test_weights_of_random_brackets_are_those_of_a1111(their_rule, prompt):
 def test_emphasis_around_words_and_concepts():
     duck = (Mention(Token("me", "duck")),)
     assert parse("(<me/duck> in the (rain:1.3):1.2) [<me/duck>]").pieces == (
-        Word(duck, weight=1.2),
+        ConceptRef(duck, weight=1.2),
         Text(" in the ", 1.2),
         Text("rain", 1.3 * 1.2),
         Text(" "),
-        Word(duck, weight=1 / 1.1),
+        ConceptRef(duck, weight=1 / 1.1),
     )
 
 
 def test_brackets_inside_a_word_are_no_emphasis():
-    with pytest.raises(PersonalError, match="not a concept's token"):
+    with pytest.raises(UserError, match="not a concept's token"):
         parse("<me/(duck)>")
 
 
@@ -162,40 +162,40 @@ def test_a_break_in_brackets_is_a_break():
     "bracket", ["(x:1e9)", "(x:nan)", "(x:inf)", "(x:-1)", "(x:-0.5)", "(x:10.1)", "(x:1.2.3)", "(x:1,3)", "(x:.)"]
 )
 def test_weights_that_cannot_be_meant_are_refused(bracket):
-    with pytest.raises(PersonalError, match=r"must be a number from 0 to 10") as caught:
+    with pytest.raises(UserError, match=r"must be a number from 0 to 10") as caught:
         parse(f"a cat, {bracket}, at dawn")
-    assert bracket in caught.value.problem
-    assert parse(re.search(r"\(.*?\)", caught.value.fix)[0]).pieces == (Text("word", 1.3),)
+    assert bracket in caught.value.message
+    assert parse(re.search(r"\(.*?\)", caught.value.hint)[0]).pieces == (Text("word", 1.3),)
 
 
 def test_brackets_that_come_to_too_much_are_refused():
-    with pytest.raises(PersonalError, match=r"around 'cat' come to a weight of 12\.1;"):
+    with pytest.raises(UserError, match=r"around 'cat' come to a weight of 12\.1;"):
         parse("(((cat:10)))")
-    with pytest.raises(PersonalError, match="around '<me/duck>' come to"):
+    with pytest.raises(UserError, match="around '<me/duck>' come to"):
         parse("((<me/duck>:4):3)")
 
 
 def test_brackets_have_a_depth():
     deep = "(" * (MAX_DEPTH + 1)
-    with pytest.raises(PersonalError, match="More than 20 brackets are open"):
+    with pytest.raises(UserError, match="More than 20 brackets are open"):
         parse(deep)
     assert parse("()" * 900) and parse(r"\(" * 900)
 
 
 @pytest.mark.parametrize("prompt", ["[cat|dog]", "a [(big:1.2)|small] cat", "[|x]"])
 def test_turns_of_a1111_are_refused(prompt):
-    with pytest.raises(PersonalError, match="takes turns") as caught:
+    with pytest.raises(UserError, match="takes turns") as caught:
         parse(prompt)
-    assert "{a|b}" in caught.value.fix
+    assert "{a|b}" in caught.value.hint
 
 
 @pytest.mark.parametrize(
     "prompt", ["[cat:dog:0.5]", "[dog:10]", "[cat::.5]", "[:dog: 3 ]", "[(cat:1.2):dog:0.5]", "[cat\\\\:0.5]"]
 )
 def test_changes_of_a1111_are_refused(prompt):
-    with pytest.raises(PersonalError, match="only concepts can come or go") as caught:
+    with pytest.raises(UserError, match="only concepts can come or go") as caught:
         parse(f"a photo, {prompt}")
-    assert "<me/duck@0-0.4>" in caught.value.fix
+    assert "<me/duck@0-0.4>" in caught.value.hint
 
 
 @pytest.mark.parametrize("prompt", ["a|b", "(a|b)", r"[a\|b]", "[(a|b)]", "[a:b]", r"[16\:9]", "[16:9", "a:0.5]"])
@@ -204,6 +204,6 @@ def test_what_only_looks_like_them_is_text(prompt):
 
 
 def test_and_is_refused():
-    with pytest.raises(PersonalError, match="joins two prompts"):
+    with pytest.raises(UserError, match="joins two prompts"):
         parse("a cat AND a dog:0.5")
     assert parse("SAND, ANDREA, and").pieces == (Text("SAND, ANDREA, and"),)

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from conftest import ROOT
-from sdpersonal.errors import PersonalError
-from sdpersonal.prompts import Text, Wildcards, Word, choose, every, has_alternatives, parse
+from sdpersonal.errors import UserError
+from sdpersonal.prompts import ConceptRef, Text, Wildcards, all_prompts, has_alternatives, parse, sample_prompt
 
 PAGE = (ROOT / "docs" / "prompts.md").read_text()
 BLOCKS = re.findall(r"^```(\S+)(?: (\S+))?\n(.*?)^```$", PAGE, re.M | re.S)
@@ -28,7 +28,7 @@ def lists(tmp_path):
 
 
 def read(typed, lists):
-    return parse(choose(typed, 0, lists))
+    return parse(sample_prompt(typed, 0, lists))
 
 
 def test_all_blocks_are_of_a_kind_that_is_run():
@@ -45,7 +45,7 @@ def test_prompts(typed, lists):
 @pytest.mark.parametrize("typed", re.findall(r"^\| `(<[^`]+>)` \|", PAGE, re.M))
 def test_words(typed, lists):
     (word,) = read(typed, lists).pieces
-    assert isinstance(word, Word)
+    assert isinstance(word, ConceptRef)
     assert [part.strength for part in word.parts] == ([0.5] * 2 if "+" in typed and ":" not in typed else [
         float(strength) for strength in re.findall(r":([0-9.-]+)", typed)] or [1.0])  # fmt: skip
     window = re.search(r"@([0-9.]+)-([0-9.]+)", typed)
@@ -66,12 +66,12 @@ def test_signs_as_they_are(typed, text, lists):
 @pytest.mark.parametrize(("typed", "prompts"), examples("alternatives"))
 def test_alternatives(typed, prompts, lists):
     assert has_alternatives(typed)
-    assert list(every(typed, lists)) == prompts.split(" / ")
-    assert all(parse(prompt) for prompt in every(typed, lists))
+    assert list(all_prompts(typed, lists)) == prompts.split(" / ")
+    assert all(parse(prompt) for prompt in all_prompts(typed, lists))
 
 
 @pytest.mark.parametrize(("typed", "fix"), examples("refused"))
 def test_what_is_refused_says_what_to_write(typed, fix, lists):
-    with pytest.raises(PersonalError) as caught:
+    with pytest.raises(UserError) as caught:
         read(typed, lists)
-    assert fix in caught.value.fix
+    assert fix in caught.value.hint

@@ -9,7 +9,7 @@ import pytest
 import regex
 import torch
 
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from sdpersonal.models.loading.tokenizer import clip_tokenizer
 from sdpersonal.models.text_encoder import TextEncoder
 from sdpersonal.prompts import parse
@@ -137,5 +137,5 @@ def test_a_saved_tokenizer_with_words_of_its_own(tmp_path):
         "<|endoftext|>"
     )
     assert toy in whole.ids("a <cat-toy>")
-    with pytest.raises(PersonalError, match="that its text encoder does not"):
+    with pytest.raises(UserError, match="that its text encoder does not"):
         TextEncoder(loaded, Model(49408)).ids("a <cat-toy>")

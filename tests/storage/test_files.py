@@ -12,7 +12,7 @@ import time
 import pytest
 
 from sdpersonal import storage
-from sdpersonal.errors import NoRoom, PersonalError
+from sdpersonal.errors import DiskFull, UserError
 from support.crash import CALLS, DIED, DONE, NO_ROOM, REFUSED, die_at, fail_at, in_child
 
 
@@ -41,7 +41,7 @@ def test_reading_takes_regular_files_up_to_the_limit(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"12345")
     assert storage.read_bytes(path, 5) == b"12345"
-    with pytest.raises(PersonalError, match="larger than"):
+    with pytest.raises(UserError, match="larger than"):
         storage.read_bytes(path, 4)
 
 
@@ -50,9 +50,9 @@ def test_reading_never_waits_on_what_is_no_file(tmp_path):
     (tmp_path / "zero").symlink_to("/dev/zero")
     (tmp_path / "dangling").symlink_to("nowhere")
     for path in (tmp_path / "pipe", tmp_path / "zero", tmp_path, tmp_path / "dangling", tmp_path / "missing"):
-        with pytest.raises(PersonalError) as caught:
+        with pytest.raises(UserError) as caught:
             storage.read_bytes(path, 100)
-        assert "\n" not in caught.value.problem
+        assert "\n" not in caught.value.message
 
 
 @pytest.mark.parametrize("part", ["../x", "/etc/passwd", "..", ".", "", "a/../../x", "a\0b", "out", "out/x"])
@@ -60,14 +60,14 @@ def test_no_name_leads_outside(tmp_path, part):
     root = tmp_path / "root"
     root.mkdir()
     (root / "out").symlink_to(tmp_path)
-    with pytest.raises(PersonalError, match="not a place inside"):
-        storage.inside(root, part)
+    with pytest.raises(UserError, match="not a place inside"):
+        storage.resolve_inside(root, part)
 
 
 def test_names_inside_are_resolved(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    assert storage.inside(tmp_path, "link", "x") == tmp_path.resolve() / "real" / "x"
+    assert storage.resolve_inside(tmp_path, "link", "x") == tmp_path.resolve() / "real" / "x"
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_what_cannot_be_written_is_said_in_one_line(tmp_path, path):
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "folder").mkdir()
     before = content(tmp_path)
-    with pytest.raises(PersonalError) as caught:
+    with pytest.raises(UserError) as caught:
         storage.write_bytes(tmp_path / path, b"x")
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
     assert content(tmp_path) == before
@@ -157,7 +157,7 @@ def test_free_bytes_of_a_folder_to_come(tmp_path):
 
 def test_a_full_disk_keeps_the_old_and_leaves_nothing_over(small_disk):
     storage.write_bytes(small_disk / "a", b"old")
-    with pytest.raises(NoRoom) as caught:
+    with pytest.raises(DiskFull) as caught:
         storage.write_bytes(small_disk / "a", bytes(3_100_000))
     assert content(small_disk) == {"a": b"old"}
     text = str(caught.value)
@@ -165,7 +165,7 @@ def test_a_full_disk_keeps_the_old_and_leaves_nothing_over(small_disk):
 
 
 def test_a_full_disk_in_a_staged_folder(small_disk):
-    with pytest.raises(NoRoom), storage.new_folder(small_disk / "step-1") as staged:
+    with pytest.raises(DiskFull), storage.new_folder(small_disk / "step-1") as staged:
         storage.write_bytes(staged / "state", bytes(600_000))
         storage.write_bytes(staged / "more", bytes(600_000))
     assert content(small_disk) == {}
@@ -200,10 +200,10 @@ def test_a_new_folder_appears_complete_or_not_at_all(tmp_path):
 
 def test_a_new_folder_takes_no_place_that_is_taken(tmp_path):
     (tmp_path / "f").mkdir()
-    with pytest.raises(PersonalError, match="there already"), storage.new_folder(tmp_path / "f"):
+    with pytest.raises(UserError, match="there already"), storage.new_folder(tmp_path / "f"):
         pass
     (tmp_path / "a").write_bytes(b"")
-    with pytest.raises(PersonalError, match="a file, not a folder"):
+    with pytest.raises(UserError, match="a file, not a folder"):
         storage.make_folder(tmp_path / "a")
 
 
@@ -220,14 +220,14 @@ def test_removing_a_link_removes_the_link(tmp_path):
     assert content(tmp_path) == {"real": None, "real/a": b"1"}
     storage.remove(tmp_path / "real")
     assert content(tmp_path) == {}
-    with pytest.raises(PersonalError):
+    with pytest.raises(UserError):
         storage.remove(tmp_path / "real")
 
 
 def test_renaming_overwrites_nothing(tmp_path):
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "b").write_bytes(b"2")
-    with pytest.raises(PersonalError, match="there already"):
+    with pytest.raises(UserError, match="there already"):
         storage.rename(tmp_path / "a", tmp_path / "b")
     storage.rename(tmp_path / "a", tmp_path / "c")
     assert content(tmp_path) == {"b": b"2", "c": b"1"}
@@ -272,7 +272,7 @@ def test_a_crash_at_any_moment_leaves_the_old_or_the_new(tmp_path, change):
         place = tmp_path / str(n)
         start(place)
         status = die_at(n, lambda place=place: change(place))
-        storage.sweep(place)
+        storage.remove_leftovers(place)
         assert content(place) in allowed, n
         if status == DONE:
             break
@@ -305,7 +305,7 @@ def test_a_failing_disk_is_reported_and_leaves_the_old_or_the_new(tmp_path, chan
         place = tmp_path / str(n)
         start(place)
         status = fail_at(n, errno.EIO, lambda place=place: change(place))
-        storage.sweep(place)
+        storage.remove_leftovers(place)
         assert status in (DONE, REFUSED) and content(place) in allowed, n
         if status == DONE:
             break
@@ -315,22 +315,22 @@ def test_a_failing_disk_is_reported_and_leaves_the_old_or_the_new(tmp_path, chan
 
 
 def test_only_our_own_leftovers_that_nobody_holds_are_swept(tmp_path):
-    ours = storage.staging.leftover_name(tmp_path / "a")
+    ours = storage.staging.temporary_path(tmp_path / "a")
     ours.write_bytes(b"half")
-    folder = storage.staging.leftover_name(tmp_path / "f")
+    folder = storage.staging.temporary_path(tmp_path / "f")
     folder.mkdir()
     (folder / "x").write_bytes(b"half")
-    held, guard = storage.staging.stage(tmp_path / "b")
-    link = storage.staging.leftover_name(tmp_path / "l")
+    held, guard = storage.staging.create_temporary(tmp_path / "b")
+    link = storage.staging.temporary_path(tmp_path / "l")
     link.symlink_to(tmp_path / "kept")
-    foreign = [".tmpXYZ123", "a.tmp", ".x.staged", "kept", f"a{storage.staging.LEFTOVER}"]
+    foreign = [".tmpXYZ123", "a.tmp", ".x.staged", "kept", f"a{storage.staging.TEMPORARY_SUFFIX}"]
     for name in foreign:
         (tmp_path / name).write_bytes(b"")
-    assert storage.sweep(tmp_path) == 2
+    assert storage.remove_leftovers(tmp_path) == 2
     assert sorted(content(tmp_path)) == sorted([*foreign, held.name, link.name])
     os.close(guard)
-    assert storage.sweep(tmp_path) == 1
-    assert storage.sweep(tmp_path / "missing") == 0
+    assert storage.remove_leftovers(tmp_path) == 1
+    assert storage.remove_leftovers(tmp_path / "missing") == 0
 
 
 # --- locks ------------------------------------------------------------------------------------------------------------
@@ -359,9 +359,9 @@ def holder(tmp_path):
 
 def test_the_holder_of_a_lock_is_named(tmp_path, holder):
     named = rf"in use by process {holder.pid} since \d\d:\d\d\."
-    with pytest.raises(PersonalError, match=named), storage.lock(tmp_path):
+    with pytest.raises(UserError, match=named), storage.lock(tmp_path):
         pass
-    with pytest.raises(PersonalError, match=r"^The run is in use"), storage.lock(tmp_path, what="The run"):
+    with pytest.raises(UserError, match=r"^The run is in use"), storage.lock(tmp_path, what="The run"):
         pass
 
 
@@ -378,7 +378,7 @@ def test_death_frees_the_lock_and_waiting_gets_it(tmp_path, holder):
 def test_one_process_cannot_hold_a_folder_twice(tmp_path):
     with (
         storage.lock(tmp_path),
-        pytest.raises(PersonalError, match=f"by process {os.getpid()}"),
+        pytest.raises(UserError, match=f"by process {os.getpid()}"),
         storage.lock(tmp_path),
     ):
         pass

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from sdpersonal.concepts.concept import read_header, write
+from sdpersonal.concepts.concept import concept_to_bytes, read_header
 from sdpersonal.concepts.importers import read_any
 from sdpersonal.concepts.importers.folders import read_path
-from sdpersonal.errors import PersonalError
+from sdpersonal.errors import UserError
 from sdpersonal.storage.file_types import recognise
 from support.samples import concept
 
@@ -59,7 +59,7 @@ def test_a_cut_file_is_still_what_it_was(length, begins, left):
 )
 def test_any_bytes_are_something(data, begins):
     kind = recognise(bytes.fromhex(begins) + data)
-    assert kind.what and kind.fix and str(kind.refusal("x")).count("\n") == 1
+    assert kind.what and kind.hint and str(kind.refusal("x")).count("\n") == 1
 
 
 def test_looking_takes_no_time():
@@ -91,9 +91,9 @@ def test_a_long_pickle_is_told_by_its_beginning(protocol):
     content = {f"layer {number}": [0.5] * 50 for number in range(3000)}
     data = pickle.dumps(content, protocol)
     assert recognise(data[:70_000], len(data)).group == "pickle"
-    with pytest.raises(PersonalError, match=r"^x.pt ") as caught:
+    with pytest.raises(UserError, match=r"^x.pt ") as caught:
         read_any(pickle.dumps([1, 2, {"a": "b"}], protocol), "x.pt")
-    assert caught.value.fix
+    assert caught.value.hint
 
 
 @given(st.text(alphabet="abdeghijlnopqrstuIFSVKMNUXTRQ]}(). \n0123456789'", min_size=1, max_size=60))
@@ -138,13 +138,13 @@ def test_archives_are_named_and_asked_to_be_unpacked():
         "zstd": b"\x28\xb5\x2f\xfd" + bytes(50),
     }
     for name, data in packed.items():
-        with pytest.raises(PersonalError, match=f"x.safetensors is refused: it is a {name} archive") as caught:
+        with pytest.raises(UserError, match=f"x.safetensors is refused: it is a {name} archive") as caught:
             read_any(data, "x.safetensors")
-        assert "Unpack" in caught.value.fix
+        assert "Unpack" in caught.value.hint
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("me-duck-a1111/embeddings/me-duck.safetensors", write(concept()))
-    with pytest.raises(PersonalError, match=r"x.zip is refused: it is a zip archive.*\n.*Unpack"):
+        archive.writestr("me-duck-a1111/embeddings/me-duck.safetensors", concept_to_bytes(concept()))
+    with pytest.raises(UserError, match=r"x.zip is refused: it is a zip archive.*\n.*Unpack"):
         read_any(out.getvalue(), "x.zip")
 
 
@@ -173,7 +173,7 @@ def test_heic_and_pictures_that_hold_no_embedding():
     pillow_heif.from_pillow(Image.new("RGB", (64, 64))).save(out)
     assert recognise(out.getvalue()).name == "HEIC"
     for data, name in ((out.getvalue(), "HEIC"), (b"\xff\xd8\xff" + bytes(40), "JPEG"), (b"GIF89a" + bytes(9), "GIF")):
-        with pytest.raises(PersonalError, match=f"x.png is a {name} picture"):
+        with pytest.raises(UserError, match=f"x.png is a {name} picture"):
             read_any(data, "x.png")
 
 
@@ -220,7 +220,7 @@ def test_what_is_not_the_file_is_named(case, end, tmp_path):
     path = tmp_path / f"duck.{end}"
     path.write_bytes(data)
     for read in (read_path, lambda path: read_any(path.read_bytes(), path.name), read_header):
-        with pytest.raises(PersonalError) as caught:
+        with pytest.raises(UserError) as caught:
             read(path)
         assert says in str(caught.value) and f"duck.{end} is " in str(caught.value), read
-        assert caught.value.fix and str(caught.value).count("\n") == 1
+        assert caught.value.hint and str(caught.value).count("\n") == 1

@@ -156,15 +156,15 @@ def _wall(draw: np.random.Generator, take: np.random.Generator, side: int) -> Im
 def main(folders: Sequence[str]) -> None:
     from itertools import combinations, permutations
 
-    from sdpersonal.evaluation import Judge
-    from sdpersonal.photos.checks import examine
+    from sdpersonal.evaluation import Scorer
+    from sdpersonal.photos.checks import check
 
-    eyes = Judge()
+    eyes = Scorer()
     sets = {path.name: good(path) for folder in folders for path in sorted(Path(folder).iterdir()) if path.is_dir()}
     print(len(sets), "sets,", sum(map(len, sets.values())), "photos")
 
     def found(pictures: Pictures, name: str, **more: object) -> list[str]:
-        verdict = examine(as_set(pictures), "object", **more)
+        verdict = check(as_set(pictures), "object", **more)
         return [photo for finding in verdict.findings if finding.name == name for photo in finding.photos]
 
     def tell(fault: str, name: str, hits: Sequence[bool]) -> None:

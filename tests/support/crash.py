@@ -11,7 +11,7 @@ import random
 import traceback
 from collections.abc import Callable
 
-from sdpersonal.errors import NoRoom, PersonalError
+from sdpersonal.errors import DiskFull, UserError
 from sdpersonal.storage import atomic
 
 CALLS = [(os, name) for name in ("replace", "rename", "fsync", "unlink", "rmdir", "mkdir")] + [(atomic, "_write")]
@@ -27,9 +27,9 @@ def in_child(work: Callable[[], None]) -> int:
     try:
         work()
         status = DONE
-    except NoRoom:
+    except DiskFull:
         status = NO_ROOM
-    except PersonalError:
+    except UserError:
         status = REFUSED
     except BaseException:
         traceback.print_exc()

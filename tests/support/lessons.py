@@ -7,46 +7,48 @@ from pathlib import Path
 
 import torch
 
-from sdpersonal.config import DreamboothSettings, InversionSettings, Training
+from sdpersonal.config import DreamboothSettings, TextualInversionSettings, TrainingSettings
 from sdpersonal.models import load_base
 from sdpersonal.photos.loading import load_photos
-from sdpersonal.training.dataset import TrainingPhotos
-from sdpersonal.training.distributed import join
-from sdpersonal.training.ema import NoAverage
-from sdpersonal.training.loop import Lesson, Plan
-from sdpersonal.training.methods.factory import build, chosen, method_name
-from sdpersonal.training.oom_advice import Room
+from sdpersonal.training.dataset import PhotoDataset
+from sdpersonal.training.distributed import init_distributed
+from sdpersonal.training.ema import NoEMA
+from sdpersonal.training.loop import LoopConfig, TrainState
+from sdpersonal.training.methods.factory import build_method, method_name, resolve_preset
+from sdpersonal.training.oom_advice import OomAdvice
 from sdpersonal.training.optim import make_optimizer
 from sdpersonal.training.presets import preset
-from sdpersonal.training.prompt_templates import TEMPLATES
+from sdpersonal.training.prompt_templates import CAPTION_TEMPLATES
 
 METHODS = ("inversion", "lora", "pivotal", "full")
 
 
-def settings_for(method: str, photos: Path, folder: Path, **more: object) -> Training:
+def settings_for(method: str, photos: Path, folder: Path, **more: object) -> TrainingSettings:
     common = {"photos": photos, "token": "<me/thing>", "base": str(folder), "steps": 6, "batch": 2} | more
     if method == "inversion":
         common.pop("rank", None)
-        return InversionSettings(**({"vectors": 2} | common))
+        return TextualInversionSettings(**({"vectors": 2} | common))
     return DreamboothSettings(**({"class_noun": "cat", "method": method, "rank": 2} | common))
 
 
-def lesson_for(settings: Training, average=lambda trained: NoAverage(), pivot: int = 3) -> Lesson:
+def lesson_for(settings: TrainingSettings, average=lambda trained: NoEMA(), pivot: int = 3) -> TrainState:
     """As a run makes it. pivot: of a pivotal one, in place of hundreds of steps."""
     base = load_base(settings.base, "cpu")
     photos = load_photos(settings.photos, 64)
     usual = preset(method_name(settings), base.kind, settings.kind)
     usual = replace(usual, pivot=min(usual.pivot, pivot))
-    wanted = replace(chosen(settings, base, len(photos.photos)), pivot=usual.pivot)
-    method = build(settings, base, wanted, join(), print)
+    wanted = replace(resolve_preset(settings, base, len(photos.photos)), pivot=usual.pivot)
+    method = build_method(settings, base, wanted, init_distributed(), print)
     optimizer = make_optimizer(settings.optimizer, method.groups(), wanted.lr, usual.lr)
-    data = TrainingPhotos(base, photos.photos, TEMPLATES[settings.kind], settings.seed, settings.flip)
-    room = Room(torch.device("cpu"), settings, 64, wanted.batch)
-    return Lesson(join(), method, data, optimizer, room, average(method.trained()))
+    data = PhotoDataset(base, photos.photos, CAPTION_TEMPLATES[settings.kind], settings.seed, settings.flip)
+    room = OomAdvice(torch.device("cpu"), settings, 64, wanted.batch)
+    return TrainState(init_distributed(), method, data, optimizer, room, average(method.trainable_parameters()))
 
 
-def plan_for(run: Path, steps: int, **more: object) -> Plan:
-    plan = Plan(run, 0, steps, batch=2, accumulate=1, save_every=steps, lr=1e-3, factor=lambda step: 1.0, identity={})
+def plan_for(run: Path, steps: int, **more: object) -> LoopConfig:
+    plan = LoopConfig(
+        run, 0, steps, batch=2, accumulate=1, save_every=steps, lr=1e-3, lr_factor=lambda step: 1.0, identity={}
+    )
     return replace(plan, **more)
 
 

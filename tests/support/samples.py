@@ -7,7 +7,7 @@ import functools
 import numpy as np
 from PIL import Image
 
-from sdpersonal.concepts.concept import Card, Concept, Lora, LoraLayer, thumbnail_bytes
+from sdpersonal.concepts.concept import Card, Concept, Lora, LoraLayer, make_thumbnail
 from sdpersonal.prompts import Token
 
 WHEN = "2026-01-31T12:00:00Z"
@@ -37,7 +37,7 @@ def lora(seed: int = 0, rank: int = 4, dtype=np.float32, names=LAYERS) -> Lora:
 
 @functools.cache
 def thumbnail() -> bytes:
-    return thumbnail_bytes(Image.radial_gradient("L"))
+    return make_thumbnail(Image.radial_gradient("L"))
 
 
 def concept(token: str = "<me/duck>", seed: int = 0, **fields) -> Concept:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdpersonal.concepts.concept import Concept, thumbnail_bytes
+from sdpersonal.concepts.concept import Concept, make_thumbnail
 from sdpersonal.concepts.library import Library
 from sdpersonal.prompts import Token
 from support.samples import card, vectors
@@ -15,7 +15,7 @@ from support.samples import card, vectors
 def stocked(folder: Path) -> Library:
     """<me/duck> in two versions and <you/ink> without a thumbnail, for the built-in base; <me/photo> for another."""
     library = Library(folder)
-    red = thumbnail_bytes(Image.new("RGB", (64, 64), "red"))
+    red = make_thumbnail(Image.new("RGB", (64, 64), "red"))
     library.add(Concept(Token("me", "duck"), card(), {"clip_l": 0.02 * vectors(0)}, None, red))
     library.add(Concept(Token("me", "duck"), card(), {"clip_l": 0.02 * vectors(1)}, None, red))
     library.add(Concept(Token("you", "ink"), card(kind="style"), {"clip_l": 0.02 * vectors(2)}))

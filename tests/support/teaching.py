@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from sdpersonal.concepts.card import Card
-from sdpersonal.concepts.concept import WIDTHS, Concept, Lora, LoraLayer
+from sdpersonal.concepts.concept import EMBEDDING_WIDTHS, Concept, Lora, LoraLayer
 from sdpersonal.models.loading import built_in_folder
 from sdpersonal.models.loading.ldm_keys import unet_paths
-from sdpersonal.models.lora import Slots
-from sdpersonal.models.stable_diffusion import text_path
+from sdpersonal.models.lora import LoraAdapters
+from sdpersonal.models.stable_diffusion import text_encoder_path
 from sdpersonal.prompts import Token
 from support import original
 from support.samples import thumbnail
@@ -34,20 +34,24 @@ def models(base: str, table=original.NARROW) -> dict[str, torch.nn.Module]:
         return original.models(base, table)
 
 
-def slots(base: str, parts: dict[str, torch.nn.Module]) -> Slots:
+def adapters(base: str, parts: dict[str, torch.nn.Module]) -> LoraAdapters:
     """The layers of those models by their kohya names."""
     if base != "sdxl":
         models = {"lora_unet": parts["unet"], "lora_te": parts["text_encoder"]}
-        return Slots(models, naming={"lora_te": text_path})
+        return LoraAdapters(models, naming={"lora_te": text_encoder_path})
     models = {"lora_unet": parts["unet"], "lora_te1": parts["text_encoder"], "lora_te2": parts["text_encoder_2"]}
-    naming = {"lora_unet": unet_paths(parts["unet"]).__getitem__, "lora_te1": text_path, "lora_te2": text_path}
-    return Slots(models, naming)
+    naming = {
+        "lora_unet": unet_paths(parts["unet"]).__getitem__,
+        "lora_te1": text_encoder_path,
+        "lora_te2": text_encoder_path,
+    }
+    return LoraAdapters(models, naming)
 
 
 def a_lora(base: str, parts=None, targets="all", dtype=np.float32, even=False, every=1, seed=0) -> Lora:
     """Ranks 1 to 3 and alphas of all sizes; even: the same in all layers; every: n for each n-th layer alone."""
     draw = np.random.default_rng(seed)
-    places = slots(base, parts or models(base))
+    places = adapters(base, parts or models(base))
     modules = places.layers()
     layers = {}
     for name in places.names(targets, text=True)[::every]:
@@ -61,7 +65,9 @@ def a_lora(base: str, parts=None, targets="all", dtype=np.float32, even=False, e
 
 def rows(base: str, count: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
     draw = np.random.default_rng(seed)
-    return {key: draw.normal(0, 0.02, (count, width)).astype(np.float32) for key, width in WIDTHS[base].items()}
+    return {
+        key: draw.normal(0, 0.02, (count, width)).astype(np.float32) for key, width in EMBEDDING_WIDTHS[base].items()
+    }
 
 
 def taught(base: str, holds: str = "both", **lora) -> Concept:

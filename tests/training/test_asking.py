@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import InversionSettings
+from sdpersonal.config import TextualInversionSettings
 from sdpersonal.training import train
-from sdpersonal.training.control import FILE, Wish, ask, heard
+from sdpersonal.training.control import COMMAND_FILE, Command, poll, send
 from support.narrow import save_narrow, save_photos
 from support.ranks import start, start_two
 
@@ -40,27 +40,27 @@ def after_lines(child, place, count):
 
 
 def test_a_wish_is_heard_once_and_nonsense_not_at_all(tmp_path):
-    assert heard(tmp_path) is Wish.NOTHING
-    for wish in (Wish.SAMPLE, Wish.KEEP):
-        ask(tmp_path, wish)
-        assert (heard(tmp_path), heard(tmp_path)) == (wish, Wish.NOTHING)
-    ask(tmp_path, Wish.SAMPLE)
-    ask(tmp_path, Wish.KEEP)
-    assert heard(tmp_path) is Wish.KEEP
+    assert poll(tmp_path) is Command.NOTHING
+    for wish in (Command.SAMPLE, Command.KEEP):
+        send(tmp_path, wish)
+        assert (poll(tmp_path), poll(tmp_path)) == (wish, Command.NOTHING)
+    send(tmp_path, Command.SAMPLE)
+    send(tmp_path, Command.KEEP)
+    assert poll(tmp_path) is Command.KEEP
     for nonsense in (b"", b"nothing", b"stop\n", b"\xff\xfe", b"keep" * 1000):
-        (tmp_path / FILE).write_bytes(nonsense)
-        assert heard(tmp_path) is Wish.NOTHING and not (tmp_path / FILE).exists()
-    (tmp_path / FILE).mkdir()
-    assert heard(tmp_path) is Wish.NOTHING and not (tmp_path / FILE).exists()
-    (tmp_path / FILE).symlink_to("/dev/zero")
-    assert heard(tmp_path) is Wish.NOTHING and not (tmp_path / FILE).is_symlink()
+        (tmp_path / COMMAND_FILE).write_bytes(nonsense)
+        assert poll(tmp_path) is Command.NOTHING and not (tmp_path / COMMAND_FILE).exists()
+    (tmp_path / COMMAND_FILE).mkdir()
+    assert poll(tmp_path) is Command.NOTHING and not (tmp_path / COMMAND_FILE).exists()
+    (tmp_path / COMMAND_FILE).symlink_to("/dev/zero")
+    assert poll(tmp_path) is Command.NOTHING and not (tmp_path / COMMAND_FILE).is_symlink()
 
 
 @pytest.mark.slow
 def test_sample_now_then_stop_and_keep(command, tmp_path):
     """On the built-in base, which has a judge: pictures come, are judged, and the concept is what was best."""
     child = after_lines(start(command(tmp_path, base="tiny", steps=400), tmp_path), tmp_path, 3)
-    ask(tmp_path / "run", Wish.SAMPLE)
+    send(tmp_path / "run", Command.SAMPLE)
     drawn = tmp_path / "run" / "trials.jsonl"
     while child.process.is_alive() and not (drawn.exists() and drawn.read_text().endswith("\n")):
         time.sleep(0.02)
@@ -70,10 +70,12 @@ def test_sample_now_then_stop_and_keep(command, tmp_path):
     with Image.open(tmp_path / "run" / "trials" / f"step-{reached:06d}.png") as picture:
         assert picture.width > 300
     after_lines(child, tmp_path, reached + 2)  # it went on
-    ask(tmp_path / "run", Wish.KEEP)
+    send(tmp_path / "run", Command.KEEP)
     assert child.wait() == 0, child.errors
     steps = len((tmp_path / "run" / "progress.jsonl").read_text().splitlines())
-    assert f"Ended after step {steps} of 400, as asked." in child.said and not (tmp_path / "run" / FILE).exists()
+    assert (
+        f"Ended after step {steps} of 400, as asked." in child.said and not (tmp_path / "run" / COMMAND_FILE).exists()
+    )
     assert result(tmp_path)["steps"] == steps and result(tmp_path)["best"] in (reached, steps)
     (entry,) = Library(tmp_path / "concepts").list()
     assert entry.card.scores and entry.card.steps == result(tmp_path)["best"]
@@ -84,12 +86,12 @@ def test_sample_now_then_stop_and_keep(command, tmp_path):
 def test_without_a_judge_only_what_is_asked_for_is_drawn(command, tmp_path, samples):
     child = start(command(tmp_path, *(() if samples else ("--no-samples",))), tmp_path)
     after_lines(child, tmp_path, 2)
-    ask(tmp_path / "run", Wish.SAMPLE)
-    while child.process.is_alive() and (tmp_path / "run" / FILE).exists():
+    send(tmp_path / "run", Command.SAMPLE)
+    while child.process.is_alive() and (tmp_path / "run" / COMMAND_FILE).exists():
         time.sleep(0.02)
     done = (tmp_path / "run" / "progress.jsonl").read_text().count("\n")
     after_lines(child, tmp_path, done + 2)
-    ask(tmp_path / "run", Wish.KEEP)
+    send(tmp_path / "run", Command.KEEP)
     assert child.wait() == 0, child.errors
     ended = result(tmp_path)["steps"]
     assert result(tmp_path)["best"] == ended and not (tmp_path / "run" / "trials.jsonl").exists()
@@ -106,9 +108,9 @@ def test_pictures_that_somebody_asked_for_change_no_step(command, narrow, tmp_pa
 
         def say(line, place=place, name=name):
             if "Learning" in line and name == "watched":
-                ask(place / "run", Wish.SAMPLE)
+                send(place / "run", Command.SAMPLE)
 
-        train(InversionSettings(**settings, library=place / "concepts", run=place / "run"), say)
+        train(TextualInversionSettings(**settings, library=place / "concepts", run=place / "run"), say)
     assert len(list((tmp_path / "watched" / "run" / "trials").iterdir())) == 1
     identities = [Library(tmp_path / name / "concepts").list()[0].identity for name in ("alone", "watched")]
     assert identities[0] == identities[1]
@@ -116,7 +118,7 @@ def test_pictures_that_somebody_asked_for_change_no_step(command, narrow, tmp_pa
 
 def test_what_was_asked_of_a_run_that_died_is_not_asked_of_the_next(command, narrow, tmp_path):
     (tmp_path / "run").mkdir()
-    ask(tmp_path / "run", Wish.KEEP)
+    send(tmp_path / "run", Command.KEEP)
     child = start(command(tmp_path, steps=3), tmp_path)
     assert child.wait() == 0 and result(tmp_path)["steps"] == 3
 
@@ -126,9 +128,9 @@ def test_of_two_processes_both_end_at_one_step(command, tmp_path):
     argv = command(tmp_path, "--no-samples", "--no-early-stop")
     ranks = start_two([argv, argv], tmp_path)
     after_lines(ranks[0], tmp_path, 3)
-    ask(tmp_path / "run", Wish.SAMPLE)
+    send(tmp_path / "run", Command.SAMPLE)
     after_lines(ranks[0], tmp_path, 8)
-    ask(tmp_path / "run", Wish.KEEP)
+    send(tmp_path / "run", Command.KEEP)
     assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].errors
     assert "as asked" in ranks[0].said and ranks[1].said == ""
     assert len(Library(tmp_path / "concepts").list()) == 1

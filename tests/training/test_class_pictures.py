@@ -5,11 +5,11 @@ import pytest
 from PIL import Image
 
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import DreamboothSettings, Request
-from sdpersonal.errors import PersonalError
+from sdpersonal.config import DreamboothSettings, GenerateRequest
+from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
 from sdpersonal.training import train
-from sdpersonal.training.class_images import draw_missing, folder_of, posteriors
+from sdpersonal.training.class_images import class_images_folder, generate_missing, load_latents
 from support.narrow import save_photos
 
 PROMPT = "a photo of cat"
@@ -17,19 +17,21 @@ PROMPT = "a photo of cat"
 
 def drawn(base, numbers, prompt=PROMPT):
     said = []
-    draw_missing(base, prompt, 64, numbers, said.append)
+    generate_missing(base, prompt, 64, numbers, said.append)
     return said
 
 
 def files_of(base, prompt=PROMPT):
-    return {path.name: path.read_bytes() for path in sorted(folder_of(base, prompt, 64).iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(class_images_folder(base, prompt, 64).iterdir())}
 
 
 def test_they_are_what_the_base_draws(tiny):
     drawn(tiny, [7])
-    [picture] = Generator(tiny).draw(Request(prompt=PROMPT, n=1, seed=7, size="64x64"))
-    (folder_of(tiny, PROMPT, 64) / "00007.safetensors").rename(folder_of(tiny, PROMPT, 64) / "00000.safetensors")
-    [kept] = posteriors(tiny, PROMPT, 64, 1)
+    [picture] = Generator(tiny).draw(GenerateRequest(prompt=PROMPT, n=1, seed=7, size="64x64"))
+    (class_images_folder(tiny, PROMPT, 64) / "00007.safetensors").rename(
+        class_images_folder(tiny, PROMPT, 64) / "00000.safetensors"
+    )
+    [kept] = load_latents(tiny, PROMPT, 64, 1)
     ours = tiny.decode(kept.mean)[0].astype(int)
     assert abs(ours - np.asarray(picture.image).astype(int)).max() <= 1
     assert not kept.std.any()
@@ -39,7 +41,7 @@ def test_broken_off_and_shared_work_ends_in_the_same_files(tiny):
     drawn(tiny, range(4))
     whole = files_of(tiny)
     assert list(whole) == [f"{i:05d}.safetensors" for i in range(4)]
-    folder = folder_of(tiny, PROMPT, 64)
+    folder = class_images_folder(tiny, PROMPT, 64)
     (folder / "00001.safetensors").unlink()
     (folder / "00002.safetensors").write_bytes(whole["00002.safetensors"][:100])
     (folder / "holiday.jpg").write_bytes(b"not ours")
@@ -47,15 +49,19 @@ def test_broken_off_and_shared_work_ends_in_the_same_files(tiny):
     assert [len(lines) for lines in said] == [1, 1] and "1 pictures" in said[0][0]
     assert {name: data for name, data in files_of(tiny).items() if name != "holiday.jpg"} == whole
     assert drawn(tiny, range(4)) == []
-    assert len(posteriors(tiny, PROMPT, 64, 4)) == 4
+    assert len(load_latents(tiny, PROMPT, 64, 4)) == 4
 
 
 def test_other_prompts_and_missing_pictures_do_not_mix(tiny):
     drawn(tiny, [0])
-    assert folder_of(tiny, "a photo of dog", 64) != folder_of(tiny, PROMPT, 64) != folder_of(tiny, PROMPT, 128)
-    assert folder_of(tiny, "../../etc", 64).parent == folder_of(tiny, PROMPT, 64).parent
-    with pytest.raises(PersonalError, match="are not complete"):
-        posteriors(tiny, PROMPT, 64, 2)
+    assert (
+        class_images_folder(tiny, "a photo of dog", 64)
+        != class_images_folder(tiny, PROMPT, 64)
+        != class_images_folder(tiny, PROMPT, 128)
+    )
+    assert class_images_folder(tiny, "../../etc", 64).parent == class_images_folder(tiny, PROMPT, 64).parent
+    with pytest.raises(UserError, match="are not complete"):
+        load_latents(tiny, PROMPT, 64, 2)
 
 
 @pytest.mark.parametrize(
@@ -74,16 +80,16 @@ def test_a_run_uses_them(tiny, tmp_path, method, prior):
     library = Library(tmp_path / "concepts")
     assert len({entry.path.read_bytes() for entry in library.list()}) == 2
     if prior == "drawn":
-        assert len(list(folder_of(tiny, "a photo of cat", tiny.resolution).iterdir())) == 2
+        assert len(list(class_images_folder(tiny, "a photo of cat", tiny.resolution).iterdir())) == 2
 
 
 def test_the_frozen_base_cannot_teach_itself_changed(tmp_path):
     (tmp_path / "mine").mkdir()
     Image.new("RGB", (256, 256), "red").save(tmp_path / "mine" / "a.png")
     asked = {"photos": tmp_path / "mine", "token": "<me/a>", "class_noun": "cat", "base": "tiny"}
-    with pytest.raises(PersonalError, match="--method full changes it"):
+    with pytest.raises(UserError, match="--method full changes it"):
         train(DreamboothSettings(**asked, method="full", prior="predicted"), say=lambda line: None)
-    with pytest.raises(PersonalError, match="learns the word for"):
+    with pytest.raises(UserError, match="learns the word for"):
         train(DreamboothSettings(**asked, method="pivotal", steps=3), say=lambda line: None)
-    with pytest.raises(PersonalError, match="There is no folder"):
+    with pytest.raises(UserError, match="There is no folder"):
         train(DreamboothSettings(**asked, prior="nowhere"), say=lambda line: None)

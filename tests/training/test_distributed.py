@@ -19,7 +19,7 @@ from sdpersonal import storage
 from sdpersonal.concepts.library import Library
 from sdpersonal.prompts import Token
 from sdpersonal.training import distributed, loop
-from sdpersonal.training.dataset import TrainingPhotos
+from sdpersonal.training.dataset import PhotoDataset
 from sdpersonal.training.methods import factory
 from support.narrow import save_narrow, save_photos
 from support.ranks import start, start_two
@@ -81,14 +81,14 @@ def checkpoints(place):
 
 
 def note_samples():
-    real = TrainingPhotos.samples
+    real = PhotoDataset.samples
 
     def samples(self, indices):
         with open(f"samples-{os.environ.get('RANK', 'one')}", "a") as file:
             file.write(f"{list(indices)}\n")
         return real(self, indices)
 
-    TrainingPhotos.samples = samples
+    PhotoDataset.samples = samples
 
 
 @pytest.mark.slow
@@ -131,14 +131,14 @@ def test_a_run_of_two_goes_on_in_one_and_back(command, tmp_path):
 
 def at_step(number, act):
     """In this process, at the third step of the run (after a checkpoint), `act` instead of the forward pass."""
-    real = TrainingPhotos.samples
+    real = PhotoDataset.samples
 
     def samples(self, indices):
         if indices[0] // 2 == number:
             act()
         return real(self, indices)
 
-    TrainingPhotos.samples = samples
+    PhotoDataset.samples = samples
 
 
 def raises():
@@ -211,7 +211,7 @@ def test_the_end_of_rank_0_ends_the_others(command, tmp_path, failure):
 
 
 def hangs():
-    distributed.GRACE = 1.0
+    distributed.GRACE_SECONDS = 1.0
     at_step(3, lambda: time.sleep(600))
 
 
@@ -223,11 +223,11 @@ def test_a_process_that_hangs_is_ended_too(command, tmp_path):
 
 
 def unreadable_photos():
-    from sdpersonal.errors import PersonalError
+    from sdpersonal.errors import UserError
     from sdpersonal.training import run
 
     def load(folder, *_):
-        raise PersonalError("2.png ends early (damaged download?).", "Fetch it again.")
+        raise UserError("2.png ends early (damaged download?).", "Fetch it again.")
 
     run.load_photos = load
 
@@ -240,7 +240,7 @@ def test_a_photo_that_only_one_cannot_read(command, tmp_path):
 
 
 def plants_nan():
-    real = TrainingPhotos.samples
+    real = PhotoDataset.samples
 
     def samples(self, indices):
         batch = real(self, indices)
@@ -248,7 +248,7 @@ def plants_nan():
             batch.latents[0, 0, 0, 0] = math.nan
         return batch
 
-    TrainingPhotos.samples = samples
+    PhotoDataset.samples = samples
 
 
 def test_a_number_that_is_none_stops_both_at_one_step(command, tmp_path):
@@ -336,10 +336,10 @@ def test_a_meeting_port_in_use_is_told(command, tmp_path):
 
 
 def test_samples_are_counted_over_all():
-    plan = loop.Plan(None, 0, 9, 3, 2, 1, 1.0, None, {})
+    plan = loop.LoopConfig(None, 0, 9, 3, 2, 1, 1.0, None, {})
     for processes in (1, 2, 5):
         each = [
-            list(loop.samples_of(step, part, rank, processes, plan))
+            list(loop.sample_indices(step, part, rank, processes, plan))
             for step in range(4)
             for part in range(2)
             for rank in range(processes)

@@ -9,22 +9,22 @@ import torch
 from PIL import Image
 
 from sdpersonal.concepts.card import Card
-from sdpersonal.concepts.concept import Concept, write
-from sdpersonal.errors import PersonalError
+from sdpersonal.concepts.concept import Concept, concept_to_bytes
+from sdpersonal.errors import UserError
 from sdpersonal.models import load_base
 from sdpersonal.photos.loading import Photo, load_photos
 from sdpersonal.prompts import Token
-from sdpersonal.training.dataset import TrainingPhotos, _views
-from sdpersonal.training.methods.dreambooth_full import IDENTIFIER, DreamboothFull, cut
-from sdpersonal.training.methods.dreambooth_lora import DreamboothLora, LoraShape, Pivotal
-from sdpersonal.training.methods.prior_preservation import ClassPictures, Predicted
+from sdpersonal.training.dataset import PhotoDataset, _crop_and_flip
+from sdpersonal.training.methods.dreambooth_full import IDENTIFIER, DreamboothFull, extract_lora_layer
+from sdpersonal.training.methods.dreambooth_lora import DreamboothLora, LoraTrainingConfig, PivotalTuning
+from sdpersonal.training.methods.prior_preservation import ClassImagePrior, PredictedPrior
 from sdpersonal.training.methods.textual_inversion import TextualInversion
-from sdpersonal.training.methods.token_embedding import TokenRows, longest_row, shortened
+from sdpersonal.training.methods.token_embedding import TokenEmbedding, clip_norm, max_embedding_norm
 from sdpersonal.training.objective import min_snr
 from sdpersonal.training.presets import Preset
 from support.narrow import KINDS, save_narrow
 
-PRESET = Preset(steps=4, batch=2, lr=1e-3, rows_lr=5e-3, snr_gamma=5.0, pivot=2, pivot_lr=1e-2)
+PRESET = Preset(steps=4, batch=2, lr=1e-3, embedding_lr=5e-3, snr_gamma=5.0, pivot=2, pivot_lr=1e-2)
 CAPTIONS = ("a photo of {}", "{} on the beach")
 
 
@@ -58,7 +58,7 @@ TIME_IDS = {"0.png": [256, 256, 0, 0, 64, 64], "1.png": [256, 320, 0, 8, 64, 64]
 
 @pytest.fixture
 def batch(base, photos):
-    return TrainingPhotos(base, photos, CAPTIONS, seed=1, flip=False).samples(range(4))
+    return PhotoDataset(base, photos, CAPTIONS, seed=1, flip=False).samples(range(4))
 
 
 class Peer:
@@ -130,7 +130,7 @@ def test_inversion_is_diffusers_step(base, folder, kind, batch, gamma):
     close(ours, theirs)
     ours.mean().backward()
     theirs.mean().backward()
-    for key, rows in method.trained().items():
+    for key, rows in method.trainable_parameters().items():
         grad = peer.texts[key.removeprefix("rows.")].get_input_embeddings().weight.grad[-3:]
         close(rows.grad, grad)
         assert (rows.grad.norm(dim=1) > 0).all()  # each vector
@@ -148,13 +148,13 @@ def test_a_caption_of_several_samples_is_encoded_once(base, batch):
     for hook in seen:
         hook.remove()
     together.sum().backward()
-    gradients = {name: rows.grad.clone() for name, rows in method.trained().items()}
+    gradients = {name: rows.grad.clone() for name, rows in method.trainable_parameters().items()}
     method = TextualInversion(base, "duck", 2, PRESET)
     alone = torch.cat([method.loss(one, 0) for one in same.parts(1)])
     alone.sum().backward()
     assert runs == [2] * len(base.encoders)
     close(together, alone)
-    for name, rows in method.trained().items():
+    for name, rows in method.trainable_parameters().items():
         close(gradients[name], rows.grad)
 
 
@@ -163,14 +163,16 @@ def test_lora_is_pefts(base, folder, kind, batch, targets):
 
     from peft import LoraConfig
 
-    method = DreamboothLora(base, "toy duck", LoraShape(rank=2), replace(PRESET, targets=targets), seed=0)
+    method = DreamboothLora(base, "toy duck", LoraTrainingConfig(rank=2), replace(PRESET, targets=targets), seed=0)
     try:
-        for name, value in method.trained().items():
+        for name, value in method.trainable_parameters().items():
             if name.endswith("lora_up.weight"):
                 value.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
         peer = Peer(folder, kind, method.rows)
         layers = {
-            name: layer for name, layer in base.slots.layers().items() if f"{name}.lora_up.weight" in method.trained()
+            name: layer
+            for name, layer in base.adapters.layers().items()
+            if f"{name}.lora_up.weight" in method.trainable_parameters()
         }
         paths = {id(module): path for path, module in base.unet.named_modules()}
         mine = {paths[id(layer)]: name for name, layer in layers.items()}
@@ -182,13 +184,13 @@ def test_lora_is_pefts(base, folder, kind, batch, targets):
             for letter, end in ends
         }
         for name, weight in theirs.items():
-            weight.data = method.trained()[name].detach().clone()
+            weight.data = method.trainable_parameters()[name].detach().clone()
         ours, loss = method.loss(batch, 0), peer.loss(batch, prompts_with(batch, "".join(peer.words)), 5.0)
         close(ours, loss)
         ours.mean().backward()
         loss.mean().backward()
         for name, weight in theirs.items():
-            close(method.trained()[name].grad, weight.grad)
+            close(method.trainable_parameters()[name].grad, weight.grad)
         frozen = [p for model in base.modules().values() for p in model.parameters()]
         assert all(p.grad is None and not p.requires_grad for p in frozen)
     finally:
@@ -198,15 +200,15 @@ def test_lora_is_pefts(base, folder, kind, batch, targets):
 def test_lora_on_the_text_encoders_is_pefts(base, folder, kind, batch):
     from peft import LoraConfig, get_peft_model
 
-    method = DreamboothLora(base, "toy duck", LoraShape(rank=2, text=True), PRESET, seed=0)
+    method = DreamboothLora(base, "toy duck", LoraTrainingConfig(rank=2, text=True), PRESET, seed=0)
     try:
         peer = Peer(folder, kind, method.rows)
-        trained = method.trained()
+        trained = method.trainable_parameters()
         for name, value in trained.items():
             if name.endswith("lora_up.weight"):
                 value.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
                 value.data *= not name.startswith("lora_unet")  # the UNet's adds nothing here
-        slots, theirs = base.slots.layers(), {}
+        slots, theirs = base.adapters.layers(), {}
         for key, encoder in base.encoders.items():
             paths = {id(module): path for path, module in encoder.model.named_modules()}
             mine = {
@@ -246,7 +248,7 @@ def test_full_is_diffusers_step_and_leaves_the_base_as_it_was(base, folder, kind
     ours.mean().backward()
     theirs.mean().backward()
     mates = {"unet": peer.unet} | peer.texts
-    for name, weight in method.trained().items():
+    for name, weight in method.trainable_parameters().items():
         model, path = name.split(".", 1)
         grad = mates[model].get_parameter(path).grad
         if grad is None:
@@ -266,38 +268,38 @@ def test_full_is_diffusers_step_and_leaves_the_base_as_it_was(base, folder, kind
     assert not any(p.requires_grad for model in base.modules().values() for p in model.parameters())
     assert 0.9 < figures["kept"] <= 1.0
     # At a rank above every layer's own the LoRA lacks only norms and biases.
-    with torch.no_grad(), base.slots.filled([(lora, 1.0)]):
+    with torch.no_grad(), base.adapters.filled([(lora, 1.0)]):
         noisy = base.schedule.mix(batch.latents, batch.noise, batch.t)
-        condition = base.condition([[p] for p in prompts_with(batch, f"{IDENTIFIER} toy duck")])
+        condition = base.encode_captions([[p] for p in prompts_with(batch, f"{IDENTIFIER} toy duck")])
         near = base.predict(noisy, batch.t, condition)
     with torch.no_grad():
         states, added = peer_after.encode(prompts_with(batch, f"{IDENTIFIER} toy duck"))
         there = peer_after.unet(noisy, batch.t, states, added_cond_kwargs=added).sample
         bare = base.predict(
-            noisy, batch.t, base.condition([[p] for p in prompts_with(batch, f"{IDENTIFIER} toy duck")])
+            noisy, batch.t, base.encode_captions([[p] for p in prompts_with(batch, f"{IDENTIFIER} toy duck")])
         )
     assert (near - there).norm() < 0.35 * (bare - there).norm()
 
 
 def test_the_priors_equal_numpy(base, folder, kind, batch, photos):
     """Both ways of preserving the class, weighted by noise level per sample, in numpy from the base's own answers."""
-    method = DreamboothLora(base, "duck", LoraShape(rank=2), PRESET, seed=0)
+    method = DreamboothLora(base, "duck", LoraTrainingConfig(rank=2), PRESET, seed=0)
     try:
-        for name, value in method.trained().items():
+        for name, value in method.trainable_parameters().items():
             if name.endswith("lora_up.weight"):
                 value.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
-        own = TrainingPhotos(base, photos, ("a photo of {}",), seed=5, flip=False, purpose="class sample")
+        own = PhotoDataset(base, photos, ("a photo of {}",), seed=5, flip=False, purpose="class sample")
         pictures = own.samples(batch.indices)
         peer = Peer(folder, kind, {})
         with torch.no_grad():
-            drawn = ClassPictures(base, "duck", own, 5.0).loss(batch).numpy()
-            predicted = Predicted(base, "duck", 5.0, text_learns=False).loss(batch).numpy()
+            drawn = ClassImagePrior(base, "duck", own, 5.0).loss(batch).numpy()
+            predicted = PredictedPrior(base, "duck", 5.0, text_learns=False).loss(batch).numpy()
 
             def says(batch, bare):
                 noisy = peer.scheduler.add_noise(batch.latents, batch.noise, batch.t)
-                condition = base.condition([[p] for p in prompts_with(batch, "duck")], batch.framings)
+                condition = base.encode_captions([[p] for p in prompts_with(batch, "duck")], batch.size_conditioning)
                 if bare:
-                    with base.slots.bypassed():
+                    with base.adapters.disabled():
                         return base.predict(noisy, batch.t, condition).numpy()
                 return base.predict(noisy, batch.t, condition).numpy()
 
@@ -321,34 +323,34 @@ def test_the_priors_equal_numpy(base, folder, kind, batch, photos):
 
 
 def test_pivotal_teaches_the_rows_first_and_slows_them_later(base, batch):
-    method = Pivotal(base, "toy duck", LoraShape(rank=2), PRESET, seed=0)
+    method = PivotalTuning(base, "toy duck", LoraTrainingConfig(rank=2), PRESET, seed=0)
     try:
-        trained = method.trained()
+        trained = method.trainable_parameters()
         lora = [value for name, value in trained.items() if name.startswith("lora_")]
         rows = [value for name, value in trained.items() if name.startswith("rows.")]
         method.loss(batch, 1).mean().backward()
         assert all(value.grad is None for value in lora) and all(value.grad is not None for value in rows)
-        assert method.rates(1)[1] == PRESET.pivot_lr
+        assert method.learning_rates(1)[1] == PRESET.pivot_lr
         method.loss(batch, 2).mean().backward()
         assert all(value.grad is not None for value in lora)
-        assert method.rates(2) == [PRESET.lr, PRESET.rows_lr]
+        assert method.learning_rates(2) == [PRESET.lr, PRESET.embedding_lr]
     finally:
         method.close()
 
 
 def test_rows_longer_than_any_word_are_used_at_its_length(base):
     encoder = base.encoders["clip_l"]
-    limit = longest_row(encoder)
-    assert limit == pytest.approx(np.linalg.norm(encoder.table.detach().numpy(), axis=1).max(), rel=1e-6)
+    limit = max_embedding_norm(encoder)
+    assert limit == pytest.approx(np.linalg.norm(encoder.token_embeddings.detach().numpy(), axis=1).max(), rel=1e-6)
     rows = torch.stack([torch.ones(8) * 0.01, torch.arange(8.0) * 100])
-    kept = shortened(rows, limit).numpy()
+    kept = clip_norm(rows, limit).numpy()
     np.testing.assert_allclose(kept[0], rows[0].numpy(), rtol=1e-6)
     np.testing.assert_allclose(kept[1], rows[1].numpy() * limit / np.linalg.norm(rows[1].numpy()), rtol=1e-5)
 
 
 def test_cut_is_the_nearest_of_its_rank():
     change = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
-    layer = cut(change, 2)
+    layer = extract_lora_layer(change, 2)
     ours = (layer.up.reshape(6, 2) @ layer.down.reshape(2, -1)) * layer.alpha / 2
     u, s, v = np.linalg.svd(change.numpy().reshape(6, -1), full_matrices=False)
     np.testing.assert_allclose(ours, (u[:, :2] * s[:2]) @ v[:2], atol=1e-5)
@@ -364,8 +366,8 @@ def test_min_snr_is_zero_where_only_noise_is_seen(tiny):
 )
 def test_rows_start_from_words(tiny, words, count):
     encoder = tiny.encoders["clip_l"]
-    table = encoder.table[encoder.tokenizer(words, add_special_tokens=False).input_ids].detach().numpy()
-    rows = TokenRows(tiny, words, count).raw["clip_l"].detach().numpy()
+    table = encoder.token_embeddings[encoder.tokenizer(words, add_special_tokens=False).input_ids].detach().numpy()
+    rows = TokenEmbedding(tiny, words, count).raw["clip_l"].detach().numpy()
     if len(table) >= count:
         expected = np.stack([part.mean(0) for part in np.array_split(table, count)])
     else:
@@ -374,8 +376,8 @@ def test_rows_start_from_words(tiny, words, count):
 
 
 def test_words_that_hold_no_word_are_refused(tiny):
-    with pytest.raises(PersonalError, match="holds no word"):
-        TokenRows(tiny, "  ", 2)
+    with pytest.raises(UserError, match="holds no word"):
+        TokenEmbedding(tiny, "  ", 2)
 
 
 @pytest.mark.parametrize("text", [False, True])
@@ -384,21 +386,21 @@ def test_the_concepts_file_answers_in_diffusers_as_the_method_did(base, folder, 
     from diffusers import DiffusionPipeline
     from safetensors.torch import load
 
-    method = DreamboothLora(base, "toy duck", LoraShape(rank=2, text=text), PRESET, seed=0)
+    method = DreamboothLora(base, "toy duck", LoraTrainingConfig(rank=2, text=text), PRESET, seed=0)
     try:
         draw = torch.Generator().manual_seed(0)
-        for value in method.trained().values():
+        for value in method.trainable_parameters().values():
             value.data += 0.03 * torch.randn(value.shape, generator=draw)
         noisy = base.schedule.mix(batch.latents, batch.noise, batch.t)
         with torch.no_grad():
             pieces = [["a photo of ", method.rows, " on the beach"]] * len(noisy)
-            expected = base.predict(noisy, batch.t, base.condition(pieces))
+            expected = base.predict(noisy, batch.t, base.encode_captions(pieces))
             rows = {key: value.clone() for key, value in method.rows.items()}
         card = Card(base=base.kind, class_noun="toy duck")
         concept = Concept(Token("me", "duck"), card, {key: value.numpy() for key, value in rows.items()}, method.lora())
     finally:
         method.close()
-    tensors = load(write(concept))
+    tensors = load(concept_to_bytes(concept))
     pipe = DiffusionPipeline.from_pretrained(folder)
     bundled = [key for key in tensors if key.startswith("bundle_emb.")]
     assert len(bundled) == len(rows)
@@ -430,7 +432,7 @@ def test_the_concepts_file_answers_in_diffusers_as_the_method_did(base, folder, 
 def test_a_mirrored_photos_place_is_counted_from_its_other_side():
     pixels = np.random.default_rng(0).integers(0, 255, (10, 16, 3), np.uint8)
     photo = Photo("a", pixels, "", crop=(1, 0), original=(100, 160))
-    (plain, framing), (mirrored, other) = _views(photo, flip=True)
+    (plain, framing), (mirrored, other) = _crop_and_flip(photo, flip=True)
     (left, top), (mirrored_left, _) = framing.crop[::-1], other.crop[::-1]
     np.testing.assert_array_equal(plain, pixels[top : top + 10, left : left + 10])
     np.testing.assert_array_equal(mirrored, pixels[:, ::-1][:, mirrored_left : mirrored_left + 10])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdpersonal.models import Schedule
+from sdpersonal.models import NoiseSchedule
 from sdpersonal.training.objective import diffusion_loss
 
 
@@ -24,7 +24,7 @@ def test_the_loss_equals_a_numpy_version(prediction):
     abar = np.cumprod(1 - np.linspace(1e-4, 0.02, 50))
     latents, noise = draw.normal(size=(2, 3, 4, 8, 8))
     t = np.array([0, 17, 49])
-    schedule = Schedule(torch.tensor(abar), prediction)
+    schedule = NoiseSchedule(torch.tensor(abar), prediction)
     ours = diffusion_loss(
         lambda noisy, time: noisy.sin() * (1 + time.view(-1, 1, 1, 1)),
         schedule,
@@ -42,12 +42,12 @@ def test_noising_and_target_equal_the_schedulers_of_diffusers(tiny):
     from sdpersonal.models.loading import built_in_folder
 
     theirs = DDPMScheduler.from_pretrained(built_in_folder() / "scheduler")
-    assert theirs.config.prediction_type == tiny.schedule.prediction
+    assert theirs.config.prediction_type == tiny.schedule.prediction_type
     draw = torch.Generator().manual_seed(0)
     latents, noise = torch.randn(2, 4, *tiny.latent_shape(128, 128), generator=draw)
     t = torch.tensor([0, 1, 500, 999])
     torch.testing.assert_close(tiny.schedule.mix(latents, noise, t), theirs.add_noise(latents, noise, t))
-    target = theirs.get_velocity(latents, noise, t) if tiny.schedule.prediction == "v_prediction" else noise
+    target = theirs.get_velocity(latents, noise, t) if tiny.schedule.prediction_type == "v_prediction" else noise
     torch.testing.assert_close(tiny.schedule.target(latents, noise, t), target)
 
 

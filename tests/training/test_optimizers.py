@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from sdpersonal.config import InversionSettings
-from sdpersonal.errors import PersonalError
-from sdpersonal.training.checkpoint import Learned, load_checkpoint, save_checkpoint
-from sdpersonal.training.optim import make_optimizer, rate_factor
+from sdpersonal.config import TextualInversionSettings
+from sdpersonal.errors import UserError
+from sdpersonal.training.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
+from sdpersonal.training.optim import lr_factor, make_optimizer
 from sdpersonal.training.presets import Preset
 from sdpersonal.training.prodigy import Prodigy
 
-PRESET = Preset(steps=10, batch=1, lr=1e-3, rows_lr=5e-3)
+PRESET = Preset(steps=10, batch=1, lr=1e-3, embedding_lr=5e-3)
 
 
 def parameters(sizes=((70, 70), (5,), (2, 3)), seed=0, dtype=torch.float32):
@@ -35,7 +35,7 @@ def gradients(values, step, scales=None):
 
 
 def settings(**values):
-    return InversionSettings(photos="photos", token="<me/a>", **values)
+    return TextualInversionSettings(photos="photos", token="<me/a>", **values)
 
 
 def test_prodigy_is_the_authors_prodigy():
@@ -118,10 +118,10 @@ def test_a_checkpoint_changes_nothing(tmp_path, name):
     for stop in (2, 3, 6):
         parts, other = new()
         learn(parts, other, range(stop))
-        save_checkpoint(tmp_path / str(stop), stop, Learned(parts, other, {}), {})
+        save_checkpoint(tmp_path / str(stop), stop, CheckpointState(parts, other, {}), {})
         parts, other = new()
         learn(parts, other, range(1))  # whatever it held before goes
-        assert load_checkpoint(tmp_path / str(stop), Learned(parts, other, {}), {}).step == stop
+        assert load_checkpoint(tmp_path / str(stop), CheckpointState(parts, other, {}), {}).step == stop
         learn(parts, other, range(stop, 8))
         for key, value in values.items():
             assert torch.equal(value, parts[key]), key
@@ -130,30 +130,30 @@ def test_a_checkpoint_changes_nothing(tmp_path, name):
 def test_a_large_state_is_written_in_parts(tmp_path, monkeypatch):
     from sdpersonal.training import checkpoint
 
-    monkeypatch.setattr(checkpoint, "_PART", 30_000)
+    monkeypatch.setattr(checkpoint, "_SHARD_BYTES", 30_000)
     values = dict(zip("abc", parameters(), strict=True))
     optimizer = torch.optim.AdamW(values.values(), fused=True)
     gradients(values.values(), 0)
     optimizer.step()
-    save_checkpoint(tmp_path, 1, Learned(values, optimizer, {}), {})
+    save_checkpoint(tmp_path, 1, CheckpointState(values, optimizer, {}), {})
     assert len(list((tmp_path / "step-000001").glob("state*.safetensors"))) == 3
     again = dict(zip("abc", parameters(seed=1), strict=True))
-    load_checkpoint(tmp_path, Learned(again, torch.optim.AdamW(again.values(), fused=True), {}), {})
+    load_checkpoint(tmp_path, CheckpointState(again, torch.optim.AdamW(again.values(), fused=True), {}), {})
     assert all(torch.equal(again[key], values[key]) for key in "abc")
     (tmp_path / "step-000001" / "state-1.safetensors").unlink()
-    with pytest.raises(PersonalError, match="no checkpoint"):
-        load_checkpoint(tmp_path, Learned(again, torch.optim.AdamW(again.values(), fused=True), {}), {})
+    with pytest.raises(UserError, match="no checkpoint"):
+        load_checkpoint(tmp_path, CheckpointState(again, torch.optim.AdamW(again.values(), fused=True), {}), {})
 
 
 def test_eight_bits_without_the_package_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(PersonalError, match="needs the package bitsandbytes") as caught:
+    with pytest.raises(UserError, match="needs the package bitsandbytes") as caught:
         make_optimizer("adamw8bit", [], 1e-3, 1e-3)
-    assert "sdpersonal[8bit]" in caught.value.fix
+    assert "sdpersonal[8bit]" in caught.value.hint
 
 
 def test_cosine_falls_to_nothing():
-    factor = rate_factor(settings(schedule="cosine"), PRESET)
+    factor = lr_factor(settings(schedule="cosine"), PRESET)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
     expected = []
@@ -162,13 +162,13 @@ def test_cosine_falls_to_nothing():
         optimizer.step()
         theirs.step()
     np.testing.assert_allclose([factor(step) for step in range(11)], expected, atol=1e-12)
-    assert [rate_factor(settings(), PRESET)(step) for step in (0, 9)] == [1.0, 1.0]
+    assert [lr_factor(settings(), PRESET)(step) for step in (0, 9)] == [1.0, 1.0]
 
 
 def test_prodigys_rates_are_shares_of_the_main_one():
-    assert rate_factor(settings(optimizer="prodigy"), PRESET)(3) * PRESET.lr == pytest.approx(1.0)
-    half = Preset(steps=10, batch=1, lr=0.5, rows_lr=2.5)  # as --lr 0.5 makes it
-    assert rate_factor(settings(optimizer="prodigy", lr=0.5), half)(3) * half.lr == pytest.approx(0.5)
+    assert lr_factor(settings(optimizer="prodigy"), PRESET)(3) * PRESET.lr == pytest.approx(1.0)
+    half = Preset(steps=10, batch=1, lr=0.5, embedding_lr=2.5)  # as --lr 0.5 makes it
+    assert lr_factor(settings(optimizer="prodigy", lr=0.5), half)(3) * half.lr == pytest.approx(0.5)
     groups = [{"params": parameters()[:1], "lr": 0.5}, {"params": parameters()[1:], "lr": 2.5}]
     optimizer = make_optimizer("prodigy", groups, half.lr, PRESET.lr)
     assert [group["lr"] for group in optimizer.param_groups] == [1.0, 5.0]

@@ -10,13 +10,13 @@ import torch
 
 from sdpersonal import storage
 from sdpersonal.concepts.library import Library
-from sdpersonal.errors import Diverged, NoRoom, PersonalError
+from sdpersonal.errors import DiskFull, Diverged, UserError
 from sdpersonal.training import dry_run, oom_advice, train
 from sdpersonal.training.checkpoint import save_checkpoint
-from sdpersonal.training.dry_run import clock, rehearse
-from sdpersonal.training.ema import Average
-from sdpersonal.training.loop import learn
-from sdpersonal.training.progress_log import Journal
+from sdpersonal.training.dry_run import format_duration, perform_dry_run
+from sdpersonal.training.ema import EMA
+from sdpersonal.training.loop import fit
+from sdpersonal.training.progress_log import ProgressLog
 from support.lessons import METHODS, copied, lesson_for, plan_for, same, settings_for
 from support.narrow import save_narrow, save_photos
 from support.ranks import start
@@ -57,16 +57,21 @@ def tree(folder):
 
 def kept(lesson):
     """All that a step could have changed, copied."""
-    return copied(lesson.method.trained()), copied(lesson.average.values), copied(of_base(lesson)), of_groups(lesson)
+    return (
+        copied(lesson.method.trainable_parameters()),
+        copied(lesson.average.values),
+        copied(of_base(lesson)),
+        of_groups(lesson),
+    )
 
 
 def assert_as_before(lesson, before):
     values, average, base, groups = before
-    assert same(values, lesson.method.trained()) and same(average, lesson.average.values)
+    assert same(values, lesson.method.trainable_parameters()) and same(average, lesson.average.values)
     assert same(base, of_base(lesson))
     assert str(of_groups(lesson)) == str(groups)  # tensors among them by their digits
     assert len(lesson.optimizer.state) == 0
-    assert all(parameter.grad is None for parameter in lesson.method.trained().values())
+    assert all(parameter.grad is None for parameter in lesson.method.trainable_parameters().values())
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -77,16 +82,16 @@ def test_nothing_of_it_is_left_and_the_run_is_the_same_to_the_bit(settings, tmp_
         place = tmp_path / str(rehearsed)
         place.mkdir()
         (place / "mine.txt").write_text("was here")
-        lesson = lesson_for(settings(method, optimizer=optimizer, rank=16), lambda trained: Average(trained, 0.9))
+        lesson = lesson_for(settings(method, optimizer=optimizer, rank=16), lambda trained: EMA(trained, 0.9))
         if rehearsed:
             before, was = kept(lesson), tree(place)
-            cost = rehearse(lesson, 2, 2, place)
+            cost = perform_dry_run(lesson, 2, 2, place)
             assert_as_before(lesson, before)
             assert tree(place) == was
             assert 0 < cost.step < 60 and 0 < cost.checkpoint < 60 and 0 < cost.held < cost.room
-        journal = Journal(place, 0, 2)
-        learn(lesson, plan_for(place, 2), journal)
-        ends.append((copied(lesson.method.trained()) | copied(lesson.average.values), journal.losses))
+        journal = ProgressLog(place, 0, 2)
+        fit(lesson, plan_for(place, 2), journal)
+        ends.append((copied(lesson.method.trainable_parameters()) | copied(lesson.average.values), journal.losses))
         lesson.method.close()
     assert same(ends[0][0], ends[1][0]) and ends[0][1] == ends[1][1]
 
@@ -108,13 +113,13 @@ def broken_batch(lesson, number):
 @pytest.mark.parametrize("number", [1, 2])  # of two batches a step: the loss that is looked at last may be a good one
 @pytest.mark.parametrize("method", METHODS)
 def test_a_number_that_is_none_spoils_nothing(settings, tmp_path, method, number):
-    lesson = lesson_for(settings(method), lambda trained: Average(trained, 0.9))
+    lesson = lesson_for(settings(method), lambda trained: EMA(trained, 0.9))
     before, was = kept(lesson), tree(tmp_path)
     broken_batch(lesson, number)
-    rehearse(lesson, 2, 2, tmp_path)
+    perform_dry_run(lesson, 2, 2, tmp_path)
     assert_as_before(lesson, before)
     assert tree(tmp_path) == was
-    assert all(torch.isfinite(value).all() for value in lesson.method.trained().values())
+    assert all(torch.isfinite(value).all() for value in lesson.method.trainable_parameters().values())
     lesson.method.close()
 
 
@@ -137,12 +142,12 @@ def quiet(_line):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_disk_that_is_asked_for_holds_the_checkpoints(settings, tmp_path, monkeypatch, optimizer):
     """Two kept, the best, and one being written, each of as many bytes as a real one's file."""
-    lesson = lesson_for(settings("lora", optimizer=optimizer, rank=16), lambda trained: Average(trained, 0.9))
+    lesson = lesson_for(settings("lora", optimizer=optimizer, rank=16), lambda trained: EMA(trained, 0.9))
     asked = []
     monkeypatch.setattr(dry_run, "_check_disk", lambda run, need: asked.append(need))
-    rehearse(lesson, 2, 1, tmp_path)
+    perform_dry_run(lesson, 2, 1, tmp_path)
     monkeypatch.undo()
-    learn(lesson, plan_for(tmp_path, 1), Journal(tmp_path, 0, 1))
+    fit(lesson, plan_for(tmp_path, 1), ProgressLog(tmp_path, 0, 1))
     size = (tmp_path / "step-000001" / "state.safetensors").stat().st_size
     lesson.method.close()
     assert 4 * size * 0.8 < asked[0] < 4 * size * 1.2
@@ -173,21 +178,21 @@ def no_steps(monkeypatch):
 
 def test_a_disk_that_is_too_small_is_said_first(begin, tmp_path, monkeypatch, no_steps):
     monkeypatch.setattr(storage, "free_bytes", lambda folder: 12_345)
-    with pytest.raises(NoRoom) as caught:
+    with pytest.raises(DiskFull) as caught:
         begin()
-    needed = re.fullmatch(r"Checkpoints need about ([0-9.]+) GB in .*/run; 0\.0 GB are free\.", caught.value.problem)
-    assert needed and "--run" in caught.value.fix and caught.value.exit_code == 3
+    needed = re.fullmatch(r"Checkpoints need about ([0-9.]+) GB in .*/run; 0\.0 GB are free\.", caught.value.message)
+    assert needed and "--run" in caught.value.hint and caught.value.exit_code == 3
     assert left_in(tmp_path / "run") == [] and not (tmp_path / "concepts").exists()
 
 
 def test_a_memory_that_is_too_small_is_said_first(begin, tmp_path, monkeypatch, no_steps):
-    monkeypatch.setattr(oom_advice, "use", lambda device: (3_000_000_000, 3_000_100_000))
-    with pytest.raises(PersonalError) as caught:
+    monkeypatch.setattr(oom_advice, "memory_usage", lambda device: (3_000_000_000, 3_000_100_000))
+    with pytest.raises(UserError) as caught:
         begin("full")
     assert re.fullmatch(
-        r"No memory for gradients and moments: needs about [0-9.]+ GB, 3\.0 GB there\.", caught.value.problem
+        r"No memory for gradients and moments: needs about [0-9.]+ GB, 3\.0 GB there\.", caught.value.message
     )
-    assert "Try --checkpointing 1, --batch 1 --accumulate 2" in caught.value.fix and "adamw8bit" in caught.value.fix
+    assert "Try --checkpointing 1, --batch 1 --accumulate 2" in caught.value.hint and "adamw8bit" in caught.value.hint
     assert left_in(tmp_path / "run") == [] and not (tmp_path / "concepts").exists()
 
 
@@ -195,8 +200,8 @@ def test_running_out_of_memory_in_it_is_said_as_before_the_first_step(begin, tmp
     def step(*_):
         raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB.")
 
-    monkeypatch.setattr(dry_run, "_step", step)
-    with pytest.raises(PersonalError, match="Out of memory before the first step: needs about 2"):
+    monkeypatch.setattr(dry_run, "_time_step", step)
+    with pytest.raises(UserError, match="Out of memory before the first step: needs about 2"):
         begin()
     assert left_in(tmp_path / "run") == []
 
@@ -212,7 +217,7 @@ def test_a_disk_that_fills_while_it_is_tried_leaves_nothing(begin, tmp_path, mon
         return real(handle, data)
 
     monkeypatch.setattr(storage.atomic, "_write", write)
-    with pytest.raises(NoRoom, match="no room in"):
+    with pytest.raises(DiskFull, match="no room in"):
         begin()
     assert left_in(tmp_path / "run") == []
 
@@ -252,9 +257,9 @@ def test_killed_in_it_a_new_run_starts_and_ends_the_same(narrow, photos, tmp_pat
 
 def test_what_a_kill_left_is_written_over(settings, tmp_path):
     lesson = lesson_for(settings("inversion"))
-    (tmp_path / dry_run.FOLDER).mkdir()
-    save_checkpoint(tmp_path / dry_run.FOLDER, 0, lesson.learned(), {})
-    rehearse(lesson, 1, 1, tmp_path)
+    (tmp_path / dry_run.DRY_RUN_FOLDER).mkdir()
+    save_checkpoint(tmp_path / dry_run.DRY_RUN_FOLDER, 0, lesson.checkpoint_state(), {})
+    perform_dry_run(lesson, 1, 1, tmp_path)
     assert tree(tmp_path) == {}
     lesson.method.close()
 
@@ -274,4 +279,4 @@ def test_what_a_kill_left_is_written_over(settings, tmp_path):
     ],
 )
 def test_times_as_people_write_them(seconds, shown):
-    assert clock(seconds) == shown
+    assert format_duration(seconds) == shown

@@ -12,20 +12,20 @@ import pytest
 from PIL import Image
 
 from sdpersonal import storage
-from sdpersonal.config import InversionSettings
-from sdpersonal.evaluation import Scores
-from sdpersonal.image_grid import png
+from sdpersonal.config import TextualInversionSettings
+from sdpersonal.evaluation import ConceptScores
+from sdpersonal.image_grid import encode_png
 from sdpersonal.prompts import Token
 from sdpersonal.training import run, train, validation
 from sdpersonal.training.curves import save_curves
-from sdpersonal.training.early_stopping import evidence
-from sdpersonal.training.report import RULE, Story, write_report
-from sdpersonal.training.sample_sheet import SHEET
-from sdpersonal.training.validation import FOLDER, PLAIN, Trial, picture_name
+from sdpersonal.training.early_stopping import dvar
+from sdpersonal.training.report import SELECTION_RULE, RunSummary, write_report
+from sdpersonal.training.sample_sheet import SHEET_FILE
+from sdpersonal.training.validation import CLASS_NOUN_FILE, VALIDATIONS_FOLDER, Validation, image_name
 from support.samples import card, concept
 
-STORY = Story(("5 photos",), "It ended after step 3.", "the built-in CLIP", 61.4)
-TRIALS = [Trial(step, Scores(0.3 * step, 0.9, 0.1, 0.2, 0.4)) for step in (1, 2, 3)]
+STORY = RunSummary(("5 photos",), "It ended after step 3.", "the built-in CLIP", 61.4)
+TRIALS = [Validation(step, ConceptScores(0.3 * step, 0.9, 0.1, 0.2, 0.4)) for step in (1, 2, 3)]
 
 
 class Page(HTMLParser):
@@ -81,11 +81,13 @@ def picture(seed, size=(64, 48)):
 @pytest.fixture
 def folder(tmp_path):
     """A run's folder with all that a report shows."""
-    storage.make_folder(tmp_path / FOLDER)
-    storage.write_bytes(tmp_path / SHEET, png(picture(0)))
-    storage.write_bytes(tmp_path / FOLDER / PLAIN, png(picture(1)))
+    storage.make_folder(tmp_path / VALIDATIONS_FOLDER)
+    storage.write_bytes(tmp_path / SHEET_FILE, encode_png(picture(0)))
+    storage.write_bytes(tmp_path / VALIDATIONS_FOLDER / CLASS_NOUN_FILE, encode_png(picture(1)))
     for trial in TRIALS:
-        storage.write_bytes(tmp_path / FOLDER / picture_name(trial.step), png(picture(10 + trial.step)))
+        storage.write_bytes(
+            tmp_path / VALIDATIONS_FOLDER / image_name(trial.step), encode_png(picture(10 + trial.step))
+        )
     save_curves(tmp_path / "loss.png", [0.5, 0.4, 0.3], [(1, 0.5), (2, 0.4), (3, 0.35)], TRIALS)
     return tmp_path
 
@@ -104,7 +106,7 @@ def test_a_page_shows_what_the_run_left(folder):
         assert one.tobytes() == other.tobytes()
     assert len(shown) == 4 and shown[3].size == Image.open(folder / "loss.png").size
     text = " ".join(page.text.split())
-    for said in ("<me/duck>", "It is like the photos", "It ended after step 3.", "5 photos", "3, kept", RULE):
+    for said in ("<me/duck>", "It is like the photos", "It ended after step 3.", "5 photos", "3, kept", SELECTION_RULE):
         assert said in text, said
     assert "score 0.81" in text  # the root of 0.9 x 0.9, less a tenth that was copied
     assert "seconds in all 61" in re.sub(r"(seconds in all)", r"\1 ", text).replace("  ", " ")
@@ -158,12 +160,12 @@ def test_a_page_without_a_part_is_still_one(folder):
     wholes = {"trials": TRIALS, "story": STORY}
     missing = {
         "trials": [],
-        "unjudged": [Trial(3, None)],
-        "samples": folder / SHEET,
-        "plain": folder / FOLDER / PLAIN,
-        "kept": folder / FOLDER / picture_name(3),
+        "unjudged": [Validation(3, None)],
+        "samples": folder / SHEET_FILE,
+        "plain": folder / VALIDATIONS_FOLDER / CLASS_NOUN_FILE,
+        "kept": folder / VALIDATIONS_FOLDER / image_name(3),
         "curves": folder / "loss.png",
-        "everything": folder / FOLDER,
+        "everything": folder / VALIDATIONS_FOLDER,
     }
     counts = {}
     for name, what in missing.items():
@@ -183,16 +185,16 @@ def test_a_page_without_a_part_is_still_one(folder):
 def test_a_picture_too_large_for_a_page_is_left_out(folder, monkeypatch):
     from sdpersonal.training import report
 
-    monkeypatch.setattr(report, "_LIMIT", 100)
+    monkeypatch.setattr(report, "_MAX_IMAGE_BYTES", 100)
     assert Page(write_report(folder, made(), TRIALS, STORY).read_text()).pictures() == []
 
 
 def test_a_real_run_leaves_a_page_without_its_photos(root, tmp_path, monkeypatch, tiny):
     """Not one embedded picture is a photo, whole or scaled, nor holds a photo's bytes; no path, no name of a folder."""
-    monkeypatch.setattr(validation, "STEPS", 2)
+    monkeypatch.setattr(validation, "DENOISING_STEPS", 2)
     monkeypatch.setattr(run, "load_base", lambda *_, **__: tiny)
     photos = root / "examples" / "photos" / "teddy-bear"
-    settings = InversionSettings(
+    settings = TextualInversionSettings(
         photos=photos, token="<me/teddy>", base="tiny", init="<b>bear", steps=2, batch=1, resolution=64,
         library=tmp_path / "concepts", run=tmp_path / "run",
     )  # fmt: skip
@@ -236,7 +238,7 @@ def test_every_panel_that_has_data_is_drawn_and_no_other(tmp_path):
         "no evidence yet": (LOSSES[:3], MEASURED[:3], []),
         "evidence": (LOSSES, MEASURED, []),
         "scores": (LOSSES[:3], [], TRIALS),
-        "unjudged": (LOSSES, [], [Trial(5, None)]),
+        "unjudged": (LOSSES, [], [Validation(5, None)]),
         "all": (LOSSES, MEASURED, TRIALS),
     }
     found = {}
@@ -251,7 +253,7 @@ def test_every_panel_that_has_data_is_drawn_and_no_other(tmp_path):
 def test_a_pivotal_runs_evidence_begins_after_its_pivot(tmp_path):
     save_curves(tmp_path / "a.png", LOSSES, MEASURED, [], pivot=55)
     save_curves(tmp_path / "b.png", LOSSES, MEASURED, [], pivot=0)
-    assert evidence(MEASURED, 55) == [] and heights(tmp_path / "a.png") < heights(tmp_path / "b.png")
+    assert dvar(MEASURED, 55) == [] and heights(tmp_path / "a.png") < heights(tmp_path / "b.png")
 
 
 @pytest.mark.parametrize(
@@ -259,8 +261,8 @@ def test_a_pivotal_runs_evidence_begins_after_its_pivot(tmp_path):
     [
         ([], [], []),
         ([0.5], [(1, 0.5)], []),
-        ([0.5], [], [Trial(1, Scores(-2.0, 0.0, 1.0, 0.0, -1.0))]),
-        ([0.3] * 50, [(i, 0.3) for i in range(1, 51)], [Trial(1, Scores(9.0, 1.0, 0.0, 0.0, 1.0))]),
+        ([0.5], [], [Validation(1, ConceptScores(-2.0, 0.0, 1.0, 0.0, -1.0))]),
+        ([0.3] * 50, [(i, 0.3) for i in range(1, 51)], [Validation(1, ConceptScores(9.0, 1.0, 0.0, 0.0, 1.0))]),
         ([0.0] * 12, [(i, 0.0) for i in range(1, 13)], []),
     ],
 )

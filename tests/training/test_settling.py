@@ -11,15 +11,22 @@ import pytest
 import torch
 
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import DreamboothSettings, InversionSettings
+from sdpersonal.config import DreamboothSettings, TextualInversionSettings
 from sdpersonal.training import sampling, train
-from sdpersonal.training.early_stopping import SHARE, SIZE, WINDOW, evidence, fixed_batch, measure
-from sdpersonal.training.ema import Average
-from sdpersonal.training.loop import learn
+from sdpersonal.training.early_stopping import (
+    DVAR_THRESHOLD,
+    FIXED_BATCH_SIZE,
+    WINDOW,
+    dvar,
+    fixed_batch,
+    fixed_batch_loss,
+)
+from sdpersonal.training.ema import EMA
+from sdpersonal.training.loop import fit
 from sdpersonal.training.methods import factory
-from sdpersonal.training.milestones import Course, course_of
+from sdpersonal.training.milestones import Milestones, plan_milestones
 from sdpersonal.training.presets import preset
-from sdpersonal.training.progress_log import Journal
+from sdpersonal.training.progress_log import ProgressLog
 from support.lessons import METHODS, copied, lesson_for, plan_for, same, settings_for
 from support.narrow import save_narrow, save_photos
 
@@ -52,49 +59,49 @@ def by_hand(losses):
 def test_the_rule_is_the_papers(seed):
     chance = random.Random(seed)
     losses = [0.2 + chance.random() * 0.9**i for i in range(chance.randint(WINDOW + 1, 60))]
-    seen = evidence([(3 * i, loss) for i, loss in enumerate(losses, 1)])
+    seen = dvar([(3 * i, loss) for i, loss in enumerate(losses, 1)])
     assert [one.step for one in seen] == [3 * i for i in range(WINDOW + 1, len(losses) + 1)]
     expected = by_hand(losses)
     np.testing.assert_allclose([one.share for one in seen], expected, rtol=1e-9)
-    assert [one.settled for one in seen] == [share < SHARE for share in expected]
+    assert [one.converged for one in seen] == [share < DVAR_THRESHOLD for share in expected]
 
 
 def test_a_straight_fall_ends_by_the_lengths_alone():
     """The variance of n numbers in a row is (n^2 - 1) / 12 of their step's square."""
-    seen = evidence([(i, 1.0 - 0.01 * i) for i in range(1, 41)])
+    seen = dvar([(i, 1.0 - 0.01 * i) for i in range(1, 41)])
     lengths = np.arange(WINDOW + 1, 41)
     np.testing.assert_allclose([one.share for one in seen], (WINDOW**2 - 1) / (lengths**2 - 1), rtol=1e-6)
 
 
 def test_a_curve_that_bends_settles_soon_after():
     bent = [(i, max(0.1, 1.0 - 0.1 * i)) for i in range(1, 41)]
-    assert next(one.step for one in evidence(bent) if one.settled) in range(9, 9 + WINDOW)
+    assert next(one.step for one in dvar(bent) if one.converged) in range(9, 9 + WINDOW)
 
 
 def test_nothing_is_known_before_the_window_and_one_more():
     losses = [(i, 1 / i) for i in range(1, WINDOW + 2)]
-    assert evidence([]) == evidence(losses[:WINDOW]) == []
-    assert len(evidence(losses)) == 1
+    assert dvar([]) == dvar(losses[:WINDOW]) == []
+    assert len(dvar(losses)) == 1
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.123456, 0.3, 0.7, 1 / 3, 1e-9, 55.555555])
 def test_a_constant_curve_is_settled_at_once_and_stays_so(value):
-    seen = evidence([(i, value) for i in range(1, 200)])
-    assert all(one.share == 0 and one.settled for one in seen)
+    seen = dvar([(i, value) for i in range(1, 200)])
+    assert all(one.share == 0 and one.converged for one in seen)
 
 
 def test_a_number_that_is_none_never_settles():
     losses = [(i, 1 / i) for i in range(1, 30)] + [(30, float("nan"))]
-    assert not evidence(losses)[-1].settled
+    assert not dvar(losses)[-1].converged
 
 
 def test_an_earlier_curve_is_left_out():
     chance = random.Random(1)
     earlier = [(i, 5 + chance.random()) for i in range(1, 21)]
     later = [(i, chance.random()) for i in range(21, 41)]
-    assert evidence(earlier + later, start=20) == evidence(later)
-    assert evidence(earlier + later)[-1] != evidence(later)[-1]
-    assert evidence(earlier, start=20) == []
+    assert dvar(earlier + later, start=20) == dvar(later)
+    assert dvar(earlier + later)[-1] != dvar(later)[-1]
+    assert dvar(earlier, start=20) == []
 
 
 # --- the fixed batch ---
@@ -108,7 +115,7 @@ def test_the_fixed_batch_is_the_same_each_time_and_its_levels_are_spread(setting
             assert torch.equal(getattr(one, field), getattr(again, field))
         assert (one.captions, one.photos, one.indices) == (again.captions, again.photos, again.indices)
     levels, steps = lesson.photos.levels, np.diff(one.t.numpy())
-    assert levels == 1000 and len(one.t) == SIZE == len(one.latents) == len(one.captions)
+    assert levels == 1000 and len(one.t) == FIXED_BATCH_SIZE == len(one.latents) == len(one.captions)
     assert one.t[0] < levels * 0.05 and levels * 0.75 < one.t[-1] < levels
     assert steps.min() > 0 and steps.max() - steps.min() <= 1
     assert set(one.photos) == {"0.png", "1.png", "2.png"}
@@ -118,17 +125,17 @@ def test_the_fixed_batch_is_the_same_each_time_and_its_levels_are_spread(setting
 def test_watching_changes_nothing(settings, tmp_path, method):
     ends, measured = {}, {}
     for name in ("watched", "not"):
-        lesson = lesson_for(settings(method), lambda trained: Average(trained, 0.9))
+        lesson = lesson_for(settings(method), lambda trained: EMA(trained, 0.9))
         (tmp_path / name).mkdir()
-        plan = plan_for(tmp_path / name, 6, watched=fixed_batch(lesson.photos) if name == "watched" else None)
-        journal = Journal(plan.run, 0, plan.steps)
-        learn(lesson, plan, journal)
-        ends[name] = copied(lesson.method.trained()) | {
+        plan = plan_for(tmp_path / name, 6, fixed_batch=fixed_batch(lesson.photos) if name == "watched" else None)
+        journal = ProgressLog(plan.run, 0, plan.steps)
+        fit(lesson, plan, journal)
+        ends[name] = copied(lesson.method.trainable_parameters()) | {
             f"mean {k}": v for k, v in copied(lesson.average.values).items()
         }
-        measured[name] = journal.measured, journal.losses
-        with lesson.average.put_in():  # as it was at the last measurement
-            now = measure(lesson.method, fixed_batch(lesson.photos), 5)
+        measured[name] = journal.fixed_batch_losses, journal.losses
+        with lesson.average.applied():  # as it was at the last measurement
+            now = fixed_batch_loss(lesson.method, fixed_batch(lesson.photos), 5)
         lesson.method.close()
     assert same(ends["watched"], ends["not"]) and measured["watched"][1] == measured["not"][1]
     assert [step for step, _ in measured["watched"][0]] == [1, 2, 3, 4, 5, 6] and measured["not"][0] == []
@@ -137,10 +144,10 @@ def test_watching_changes_nothing(settings, tmp_path, method):
 
 def test_it_is_measured_every_so_many_steps_in_parts_no_larger_than_a_batch(settings, tmp_path):
     lesson = lesson_for(settings("inversion"))
-    plan = plan_for(tmp_path, 7, watched=fixed_batch(lesson.photos), measure_every=3)
+    plan = plan_for(tmp_path, 7, fixed_batch=fixed_batch(lesson.photos), measure_every=3)
     sizes, real = [], lesson.method.loss
     lesson.method.loss = lambda batch, step: sizes.append(len(batch.t)) or real(batch, step)
-    learn(lesson, plan, Journal(tmp_path, 0, 7))
+    fit(lesson, plan, ProgressLog(tmp_path, 0, 7))
     lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "fixed" in line] == [3, 6]
     assert max(sizes) == plan.batch
@@ -152,7 +159,7 @@ def test_it_is_measured_every_so_many_steps_in_parts_no_larger_than_a_batch(sett
 def test_the_average_is_the_recursion_it_says(settings, tmp_path):
     draw = np.random.default_rng(0)
     parameter = torch.nn.Parameter(torch.tensor(draw.normal(size=(3, 2)), dtype=torch.float32))
-    average, expected = Average({"a": parameter}, 0.7), parameter.detach().numpy().astype(np.float64)
+    average, expected = EMA({"a": parameter}, 0.7), parameter.detach().numpy().astype(np.float64)
     for step in range(30):
         value = draw.normal(size=(3, 2)).astype(np.float32)
         parameter.data.copy_(torch.from_numpy(value))
@@ -165,11 +172,11 @@ def test_the_average_is_the_recursion_it_says(settings, tmp_path):
 
 def test_the_average_stands_in_and_goes_whatever_happens():
     parameter = torch.nn.Parameter(torch.ones(3))
-    average = Average({"a": parameter}, 0.9)
+    average = EMA({"a": parameter}, 0.9)
     with torch.no_grad():
         parameter.fill_(2)
     place, kept = parameter.data_ptr(), average.values["a"].data_ptr()
-    with pytest.raises(KeyboardInterrupt), average.put_in():
+    with pytest.raises(KeyboardInterrupt), average.applied():
         assert torch.equal(parameter, torch.ones(3)) and torch.equal(average.values["a"], 2 * torch.ones(3))
         raise KeyboardInterrupt
     assert torch.equal(parameter, 2 * torch.ones(3)) and torch.equal(average.values["a"], torch.ones(3))
@@ -180,17 +187,17 @@ def test_the_average_stands_in_and_goes_whatever_happens():
 def test_keeping_an_average_leaves_the_raw_values_as_they_are(settings, tmp_path, method):
     """And the average is that of the values after each step, from numpy."""
     ends, decay = {}, 0.8
-    for name, kept in (("average", lambda trained: Average(trained, decay)), ("none", None)):
+    for name, kept in (("average", lambda trained: EMA(trained, decay)), ("none", None)):
         lesson = lesson_for(settings(method), *([kept] if kept else []))
-        before, after = copied(lesson.method.trained()), []
+        before, after = copied(lesson.method.trainable_parameters()), []
         real = lesson.average.update
         lesson.average.update = lambda step, real=real, lesson=lesson, after=after: (
-            after.append(copied(lesson.method.trained())),
+            after.append(copied(lesson.method.trainable_parameters())),
             real(step),
         )
         (tmp_path / name).mkdir()
-        learn(lesson, plan_for(tmp_path / name, 5), Journal(tmp_path / name, 0, 5))
-        ends[name] = copied(lesson.method.trained())
+        fit(lesson, plan_for(tmp_path / name, 5), ProgressLog(tmp_path / name, 0, 5))
+        ends[name] = copied(lesson.method.trainable_parameters())
         if kept:
             expected = {key: value.numpy().astype(np.float64) for key, value in before.items()}
             for step, values in enumerate(after):
@@ -214,7 +221,7 @@ def begin(narrow, photos, tmp_path):
         said = []
         common = {"photos": photos, "token": "<me/thing>", "base": str(narrow), "steps": 40, "batch": 1, "lr": STILL}
         common |= {"library": tmp_path / "concepts", "run": tmp_path / "run", "samples": False, "save_every": 1000}
-        kind = DreamboothSettings if "method" in more else InversionSettings
+        kind = DreamboothSettings if "method" in more else TextualInversionSettings
         result = train(kind(**(common | more)), said.append)
         return Library(tmp_path / "concepts").get(result.token), said
 
@@ -300,10 +307,10 @@ def test_without_samples_nothing_is_drawn_and_the_last_is_kept(begin, tmp_path, 
 
 
 def test_milestones_cover_the_run_to_its_last_step():
-    assert Course(4, True).milestones(10) == [4, 8, 10] and Course(5, True).milestones(10) == [5, 10]
+    assert Milestones(4, True).milestones(10) == [4, 8, 10] and Milestones(5, True).milestones(10) == [5, 10]
     for steps in (1, 2, 9, 10, 11, 39, 40, 250, 801):
         chosen = replace(preset("textual-inversion", "tiny"), steps=steps)
-        marks = course_of(chosen, examined=True, early_stop=True).milestones(steps)
+        marks = plan_milestones(chosen, examined=True, early_stop=True).milestones(steps)
         assert marks == sorted(set(marks)) and marks[-1] == steps and len(marks) <= 10
-        assert course_of(chosen, False, False).milestones(steps) == [steps]
-        assert course_of(chosen, False, True).early_stop == (steps > WINDOW + 1)
+        assert plan_milestones(chosen, False, False).milestones(steps) == [steps]
+        assert plan_milestones(chosen, False, True).early_stop == (steps > WINDOW + 1)

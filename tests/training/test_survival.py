@@ -20,15 +20,15 @@ from torch import nn
 
 from sdpersonal import storage
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import DreamboothSettings, InversionSettings
-from sdpersonal.errors import Diverged, Interrupted, NoRoom, PersonalError
+from sdpersonal.config import DreamboothSettings, TextualInversionSettings
+from sdpersonal.errors import DiskFull, Diverged, Interrupted, UserError
 from sdpersonal.prompts import Token
 from sdpersonal.training import loop, run, sample_sheet, train
-from sdpersonal.training.checkpoint import Learned, load_checkpoint, save_checkpoint
-from sdpersonal.training.dataset import TrainingPhotos
+from sdpersonal.training.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
+from sdpersonal.training.dataset import PhotoDataset
 from sdpersonal.training.methods.textual_inversion import TextualInversion
 from sdpersonal.training.presets import preset
-from sdpersonal.training.progress_log import Journal
+from sdpersonal.training.progress_log import ProgressLog
 from support import crash
 from support.narrow import save_narrow, save_photos
 from support.ranks import start
@@ -51,7 +51,7 @@ def settings(narrow, photos):
         common = {"photos": photos, "token": "<me/thing>", "base": str(narrow), "steps": 4, "batch": 1, "save_every": 2}
         common |= {"library": place / "concepts", "run": place / "run", "samples": False}
         if kind == "inversion":
-            return InversionSettings(**(common | {"vectors": 2} | changes))
+            return TextualInversionSettings(**(common | {"vectors": 2} | changes))
         return DreamboothSettings(**(common | {"class_noun": "cat", "rank": 2} | changes))
 
     return build
@@ -105,7 +105,7 @@ def test_a_run_leaves_a_concept_and_pictures_of_it(tiny, settings, tmp_path, kin
             assert picture.width > 400 and len(set(picture.convert("L").tobytes())) > 50
     assert "tiny" in said[0] and "3 photos" in said[1]
     assert all(torch.equal(before[key], value) for key, value in tiny.unet.state_dict().items())
-    with pytest.raises(PersonalError, match="holds a finished run, of 4 steps"):
+    with pytest.raises(UserError, match="holds a finished run, of 4 steps"):
         train(settings(kind, tmp_path, base="tiny"), quiet)
 
 
@@ -133,8 +133,8 @@ def test_a_concepts_file_tells_nothing_of_photos_machine_or_user(settings, photo
 def test_however_a_step_is_cut_it_learns_the_same_photos_in_order(settings, tmp_path, monkeypatch):
     """Eight photos a step, at once or in four batches: the same samples, the same concept but for rounding."""
     seen = []
-    real = TrainingPhotos.samples
-    monkeypatch.setattr(TrainingPhotos, "samples", lambda self, which: (seen.append(list(which)), real(self, which))[1])
+    real = PhotoDataset.samples
+    monkeypatch.setattr(PhotoDataset, "samples", lambda self, which: (seen.append(list(which)), real(self, which))[1])
     ends = {}
     for name, batch, accumulate in (("whole", 8, 1), ("parts", 2, 4)):
         seen.clear()
@@ -152,9 +152,9 @@ def test_a_schedule_and_a_resolution_reach_the_loop(settings, tmp_path, monkeypa
     rates, sides = [], []
     real = loop._set_rates
     monkeypatch.setattr(loop, "_set_rates", lambda *given: rates.append(real(*given)) or rates[-1])
-    encode = run.TrainingPhotos.__init__
+    encode = run.PhotoDataset.__init__
     monkeypatch.setattr(
-        run.TrainingPhotos,
+        run.PhotoDataset,
         "__init__",
         lambda self, base, photos, *rest: (sides.append(photos[0].square().shape), encode(self, base, photos, *rest))[
             1
@@ -178,7 +178,7 @@ def test_every_optimizer_resumes_to_the_same_bytes(settings, tmp_path, monkeypat
     monkeypatch.setattr(factory, "preset", lambda *which: dataclasses.replace(real(*which), pivot=2, steps=4))
     common = {"optimizer": optimizer, "method": method, "save_every": 1, "rank": 16}
     train(settings("dreambooth", tmp_path / "whole", **common), quiet)
-    real_step = Journal.step
+    real_step = ProgressLog.step
     for stop in (1, 3):  # before the pivot and after it
         place = tmp_path / str(stop)
 
@@ -187,10 +187,10 @@ def test_every_optimizer_resumes_to_the_same_bytes(settings, tmp_path, monkeypat
                 raise KeyboardInterrupt
             real_step(self, number, *rest)
 
-        monkeypatch.setattr(Journal, "step", step)
+        monkeypatch.setattr(ProgressLog, "step", step)
         with pytest.raises(KeyboardInterrupt):
             train(settings("dreambooth", place, **common), quiet)
-        monkeypatch.setattr(Journal, "step", real_step)
+        monkeypatch.setattr(ProgressLog, "step", real_step)
         assert checkpoints(place)[-1] == f"step-{stop:06d}"
         train(settings("dreambooth", place, **common, resume=True), quiet)
         assert payload(place)[0] == payload(tmp_path / "whole")[0]
@@ -251,18 +251,18 @@ class Small:
     """Something to checkpoint: a parameter and its optimiser, at any step."""
 
     def __init__(self, steps):
-        self.trained = {"rows": nn.Parameter(torch.zeros(40, 10))}
-        self.optimizer = torch.optim.AdamW(self.trained.values(), fused=True)
+        self.trainable_parameters = {"rows": nn.Parameter(torch.zeros(40, 10))}
+        self.optimizer = torch.optim.AdamW(self.trainable_parameters.values(), fused=True)
         for _ in range(steps):
-            self.trained["rows"].grad = torch.ones(40, 10)
+            self.trainable_parameters["rows"].grad = torch.ones(40, 10)
             self.optimizer.step()
-        self.learned = Learned(self.trained, self.optimizer, {})
+        self.checkpoint_state = CheckpointState(self.trainable_parameters, self.optimizer, {})
 
     def save(self, folder, step):
-        save_checkpoint(folder, step, self.learned, {})
+        save_checkpoint(folder, step, self.checkpoint_state, {})
 
     def load(self, folder):
-        return load_checkpoint(folder, self.learned, {}).step
+        return load_checkpoint(folder, self.checkpoint_state, {}).step
 
 
 @pytest.mark.parametrize("number", [None, errno.ENOSPC, errno.EIO])
@@ -280,8 +280,8 @@ def test_at_every_write_of_a_checkpoint_one_is_whole(tmp_path, number):
         found = Small(0)
         step = found.load(folder)
         assert step in (2, 3)
-        assert torch.equal(found.trained["rows"], Small(step).trained["rows"])
-        storage.sweep(folder)
+        assert torch.equal(found.trainable_parameters["rows"], Small(step).trainable_parameters["rows"])
+        storage.remove_leftovers(folder)
         assert {path.name for path in folder.iterdir()} <= {f"step-{step:06d}" for step in (1, 2, 3)}
         if ended == crash.DONE:
             break
@@ -363,7 +363,7 @@ def test_a_terminal_that_is_gone_stops_nothing(settings, tmp_path):
         def write(self, _):
             raise OSError(errno.EIO, "Input/output error")
 
-    journal = Journal(tmp_path, 0, 2, out=Gone())
+    journal = ProgressLog(tmp_path, 0, 2, out=Gone())
     with journal:
         journal.step(1, 0.5)
         journal.step(2, 0.5)
@@ -390,7 +390,7 @@ def test_steps_may_grow_on_resume(settings, tmp_path):
     result = train(settings("inversion", tmp_path / "b", steps=6, resume=True), quiet)
     assert str(result.token) == "<me/thing-v2>"
     assert payload(tmp_path / "a")[0] == payload(tmp_path / "b")[0]
-    with pytest.raises(PersonalError, match="is at step 6 already, past --steps 4"):
+    with pytest.raises(UserError, match="is at step 6 already, past --steps 4"):
         train(settings("inversion", tmp_path / "b", steps=4, resume=True), quiet)
 
 
@@ -406,19 +406,19 @@ def test_other_settings_on_resume_are_named(settings, photos, tmp_path):
         ({"resolution": 128}, "resolution was 64, is 128"),
         ({"schedule": "cosine"}, "schedule was constant, is cosine"),
     ):
-        with pytest.raises(PersonalError, match="other settings") as caught:
+        with pytest.raises(UserError, match="other settings") as caught:
             train(settings("inversion", tmp_path, steps=4, resume=True, **change), quiet)
-        assert names in caught.value.problem
-    with pytest.raises(PersonalError) as caught:
+        assert names in caught.value.message
+    with pytest.raises(UserError) as caught:
         train(settings("inversion", tmp_path, resume=True, seed=1, flip=True, vectors=3, batch=2), quiet)
-    assert caught.value.problem.splitlines()[1:] == [
+    assert caught.value.message.splitlines()[1:] == [
         "  batch was 1, is 2",
         "  flip was False, is True",
         "  seed was 0, is 1",
         "  and 1 more",
     ]
     (photos / "2.png").unlink()
-    with pytest.raises(PersonalError, match="photos was"):
+    with pytest.raises(UserError, match="photos was"):
         train(settings("inversion", tmp_path, steps=4, resume=True), quiet)
 
 
@@ -436,10 +436,10 @@ def test_what_the_outcome_does_not_depend_on_may_change(settings, tmp_path):
 def test_a_command_given_again_says_how_to_go_on(settings, tmp_path, monkeypatch):
     train(settings("inversion", tmp_path, steps=2), quiet)
     (tmp_path / "run" / "result.json").unlink()  # as if killed at the end
-    with pytest.raises(PersonalError, match="unfinished run of these very settings, at step 2 of 4") as caught:
+    with pytest.raises(UserError, match="unfinished run of these very settings, at step 2 of 4") as caught:
         train(settings("inversion", tmp_path), quiet)
-    assert "--resume" in caught.value.fix
-    with pytest.raises(PersonalError, match="unfinished run of other settings, at step 2"):
+    assert "--resume" in caught.value.hint
+    with pytest.raises(UserError, match="unfinished run of other settings, at step 2"):
         train(settings("inversion", tmp_path, seed=1), quiet)
 
 
@@ -447,7 +447,7 @@ def test_a_finished_last_step_still_makes_its_concept(settings, tmp_path, monkey
     def broken(*_):
         raise KeyboardInterrupt  # while the pictures were drawn
 
-    monkeypatch.setattr(run, "with_pictures", broken)
+    monkeypatch.setattr(run, "add_sample_sheet", broken)
     with pytest.raises(KeyboardInterrupt):
         train(settings("inversion", tmp_path, samples=True), quiet)
     monkeypatch.undo()
@@ -457,7 +457,7 @@ def test_a_finished_last_step_still_makes_its_concept(settings, tmp_path, monkey
 
 
 def test_resume_without_a_checkpoint_never_starts_over(settings, tmp_path):
-    with pytest.raises(PersonalError, match="no checkpoint in"):
+    with pytest.raises(UserError, match="no checkpoint in"):
         train(settings("inversion", tmp_path, resume=True), quiet)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
 
@@ -496,13 +496,13 @@ def test_an_absurd_rate_ends_in_a_sentence_and_no_concept(settings, tmp_path, ki
     with pytest.raises(Diverged, match="No concept was made") as caught:
         train(settings(kind, tmp_path, lr=1e6, steps=12, base="tiny"), quiet)
     usual = preset("textual-inversion" if kind == "inversion" else "dreambooth-lora", "tiny").lr
-    assert caught.value.exit_code == 4 and f"Try --lr {usual:g}" in caught.value.fix  # not another absurd one
+    assert caught.value.exit_code == 4 and f"Try --lr {usual:g}" in caught.value.hint  # not another absurd one
     assert not list((tmp_path / "concepts").glob("*/*"))
 
 
 @pytest.mark.parametrize("planted", [math.nan, math.inf])
 def test_one_bad_number_stops_the_run_at_its_step(settings, tmp_path, monkeypatch, planted):
-    real = TrainingPhotos.samples
+    real = PhotoDataset.samples
 
     def samples(self, indices):
         batch = real(self, indices)
@@ -510,7 +510,7 @@ def test_one_bad_number_stops_the_run_at_its_step(settings, tmp_path, monkeypatc
             batch.latents[0, 0, 0, 0] = planted
         return batch
 
-    monkeypatch.setattr(TrainingPhotos, "samples", samples)
+    monkeypatch.setattr(PhotoDataset, "samples", samples)
     with pytest.raises(Diverged, match=r"at step 3 \(\d\.png; --lr 0\.01\)\. Nothing after step 2 was kept"):
         train(settings("inversion", tmp_path, lr=0.01, accumulate=2, steps=8), quiet)
     assert checkpoints(tmp_path) == ["step-000002"]
@@ -542,9 +542,9 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(settings, tmp_path, mo
         return real(handle, data)
 
     monkeypatch.setattr(storage.atomic, "_write", write)
-    with pytest.raises(NoRoom, match="no room in") as caught:
+    with pytest.raises(DiskFull, match="no room in") as caught:
         train(settings("inversion", tmp_path, steps=8), quiet)
-    assert caught.value.exit_code == 3 and "from step 4" in caught.value.fix
+    assert caught.value.exit_code == 3 and "from step 4" in caught.value.hint
     assert checkpoints(tmp_path) == ["step-000002", "step-000004"]
     monkeypatch.undo()
     train(settings("inversion", tmp_path, steps=8, resume=True), quiet)
@@ -566,13 +566,13 @@ def test_out_of_memory_says_how_much_and_what_to_try(settings, tmp_path, monkeyp
         return real(self, batch, now)
 
     monkeypatch.setattr(TextualInversion, "loss", loss)
-    with pytest.raises(PersonalError, match=f"Out of memory at step {step + 1}") as caught:
+    with pytest.raises(UserError, match=f"Out of memory at step {step + 1}") as caught:
         train(settings("inversion", tmp_path, batch=2, resolution=128), quiet)
     needed, there = map(
-        float, re.search(r"needs about ([0-9.]+) GB, ([0-9.]+) GB there", caught.value.problem).groups()
+        float, re.search(r"needs about ([0-9.]+) GB, ([0-9.]+) GB there", caught.value.message).groups()
     )
     assert needed > 21 and there > 0.1
-    assert "Try --checkpointing 1, --batch 1 --accumulate 2, --resolution 64." in caught.value.fix
+    assert "Try --checkpointing 1, --batch 1 --accumulate 2, --resolution 64." in caught.value.hint
     assert checkpoints(tmp_path) == (["step-000002"] if step == 2 else [])
     if step == 2:
         monkeypatch.undo()
@@ -583,10 +583,10 @@ def test_out_of_memory_names_no_way_that_was_taken(settings, tmp_path, monkeypat
     def encode(*_, **__):
         raise torch.OutOfMemoryError("no sizes in this one")
 
-    monkeypatch.setattr(run.TrainingPhotos, "__init__", encode)
-    with pytest.raises(PersonalError, match="Out of memory before the first step: needs about") as caught:
+    monkeypatch.setattr(run.PhotoDataset, "__init__", encode)
+    with pytest.raises(UserError, match="Out of memory before the first step: needs about") as caught:
         train(settings("dreambooth", tmp_path, checkpointing=1, method="full"), quiet)
-    assert caught.value.fix.startswith("Try --optimizer adamw8bit, --method lora.")
+    assert caught.value.hint.startswith("Try --optimizer adamw8bit, --method lora.")
 
 
 def test_no_memory_for_pictures_costs_the_pictures_only(settings, tmp_path, monkeypatch):
@@ -604,14 +604,14 @@ def test_no_memory_for_pictures_costs_the_pictures_only(settings, tmp_path, monk
 
 
 def test_two_runs_cannot_share_a_folder(settings, tmp_path):
-    with storage.lock(tmp_path / "run"), pytest.raises(PersonalError, match="in use by process"):
+    with storage.lock(tmp_path / "run"), pytest.raises(UserError, match="in use by process"):
         train(settings("inversion", tmp_path), quiet)
 
 
 @pytest.mark.parametrize("where", ["photos", "photos/run", "link"])
 def test_a_run_inside_the_photos_is_refused(settings, photos, tmp_path, where):
     (tmp_path / "link").symlink_to(photos)
-    with pytest.raises(PersonalError, match="inside the folder of photos"):
+    with pytest.raises(UserError, match="inside the folder of photos"):
         train(settings("inversion", tmp_path, run=tmp_path / where), quiet)
     assert sorted(path.name for path in photos.iterdir()) == ["0.png", "1.png", "2.png"]
 
@@ -619,7 +619,7 @@ def test_a_run_inside_the_photos_is_refused(settings, photos, tmp_path, where):
 def test_bad_photos_stop_it_before_anything_is_written(settings, tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.jpg").write_bytes(b"<html>")
-    with pytest.raises(PersonalError, match="no photos in"):
+    with pytest.raises(UserError, match="no photos in"):
         train(settings("inversion", tmp_path, photos=tmp_path / "bad"), quiet)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "photos"]
 
@@ -647,9 +647,9 @@ def test_a_missing_tracker_is_said_before_anything_is_loaded(settings, tmp_path,
 
     real = trackers.importlib.util.find_spec
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None if name == tracker else real(name))
-    with pytest.raises(PersonalError, match=f"needs the package {tracker}") as caught:
+    with pytest.raises(UserError, match=f"needs the package {tracker}") as caught:
         train(settings("inversion", tmp_path, base="no-such-base", report_to=tracker), quiet)
-    assert f"sdpersonal[{tracker}]" in caught.value.fix
+    assert f"sdpersonal[{tracker}]" in caught.value.hint
 
 
 # --- a thousand steps ---
@@ -661,10 +661,10 @@ class Slope:
     def __init__(self):
         self.rows = {"clip_l": nn.Parameter(torch.ones(4))}
 
-    def trained(self):
+    def trainable_parameters(self):
         return {"rows.clip_l": self.rows["clip_l"], "frozen": nn.Parameter(torch.ones(3))}
 
-    def rates(self, step):
+    def learning_rates(self, step):
         return [1e-3]
 
     def loss(self, batch, step):
@@ -672,9 +672,9 @@ class Slope:
 
 
 def test_a_thousand_steps_leave_memory_and_open_files_as_they_were(tmp_path):
-    accelerator = run.join()
+    accelerator = run.init_distributed()
     method, used = Slope(), []
-    optimizer = torch.optim.AdamW(list(method.trained().values()), lr=1e-3, fused=True)
+    optimizer = torch.optim.AdamW(list(method.trainable_parameters().values()), lr=1e-3, fused=True)
     noted = SimpleNamespace(
         log=lambda values, step: used.append((resident(), open_files())) if step % 100 == 0 else None
     )
@@ -683,10 +683,10 @@ def test_a_thousand_steps_leave_memory_and_open_files_as_they_were(tmp_path):
         def samples(self, indices):
             return SimpleNamespace(latents=torch.randn(1, 4, 64, 64), photos=("a",))
 
-    plan = loop.Plan(tmp_path, 0, 1000, 1, 1, 50, 1e-3, lambda step: 1.0, {})
-    room = run.Room(accelerator.device, InversionSettings(photos=tmp_path, token="<me/a>"), 64, 1)
-    lesson = loop.Lesson(accelerator, method, Data(), optimizer, room)
-    loop.learn(lesson, plan, Journal(tmp_path, 0, 1000, noted))
+    plan = loop.LoopConfig(tmp_path, 0, 1000, 1, 1, 50, 1e-3, lambda step: 1.0, {})
+    room = run.OomAdvice(accelerator.device, TextualInversionSettings(photos=tmp_path, token="<me/a>"), 64, 1)
+    lesson = loop.TrainState(accelerator, method, Data(), optimizer, room)
+    loop.fit(lesson, plan, ProgressLog(tmp_path, 0, 1000, noted))
     entries = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries] == list(range(1, 1001))
     assert {count for _, count in used[1:]} == {used[1][1]}

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from sdpersonal.models import Schedule
+from sdpersonal.models import NoiseSchedule
 from sdpersonal.photos.loading import load_photos
-from sdpersonal.training.dataset import Batch, TrainingPhotos
-from sdpersonal.training.rng import generator_for, photo_at
+from sdpersonal.training.dataset import Batch, PhotoDataset
+from sdpersonal.training.rng import generator_for, photo_index
 from support.narrow import save_photos
 
 
@@ -22,7 +22,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def batch(tiny, photos):
-    data = TrainingPhotos(tiny, load_photos(photos, 128).photos, ("a photo of {}", "{}"), seed=3, flip=True)
+    data = PhotoDataset(tiny, load_photos(photos, 128).photos, ("a photo of {}", "{}"), seed=3, flip=True)
     return data.samples(range(4))
 
 
@@ -30,22 +30,22 @@ def batch(tiny, photos):
 
 
 def test_every_epoch_shows_every_photo_once_in_a_new_order():
-    orders = [[photo_at(5 * epoch + i, 5, seed=0) for i in range(5)] for epoch in range(20)]
+    orders = [[photo_index(5 * epoch + i, 5, seed=0) for i in range(5)] for epoch in range(20)]
     assert all(sorted(order) == [0, 1, 2, 3, 4] for order in orders)
     assert len(set(map(tuple, orders))) > 10
 
 
 def test_a_sample_is_the_same_whoever_draws_it_and_whenever(tiny, photos):
     loaded = load_photos(photos, 128).photos
-    one = TrainingPhotos(tiny, loaded, ("{}", "a {}"), seed=0, flip=False).samples(range(4))
-    other = TrainingPhotos(tiny, loaded, ("{}", "a {}"), seed=0, flip=False)
+    one = PhotoDataset(tiny, loaded, ("{}", "a {}"), seed=0, flip=False).samples(range(4))
+    other = PhotoDataset(tiny, loaded, ("{}", "a {}"), seed=0, flip=False)
     torch.rand(7)  # somebody else's draw
     parts = [other.samples([i]) for i in (3, 2, 1, 0)][::-1]
     assert torch.equal(one.latents, torch.cat([part.latents for part in parts]))
     assert torch.equal(one.noise, torch.cat([part.noise for part in parts]))
     assert torch.equal(one.t, torch.cat([part.t for part in parts]))
     assert one.captions == sum((part.captions for part in parts), ())
-    changed = TrainingPhotos(tiny, loaded, ("{}",), seed=1, flip=False).samples(range(4))
+    changed = PhotoDataset(tiny, loaded, ("{}",), seed=1, flip=False).samples(range(4))
     assert not torch.equal(one.noise, changed.noise)
 
 
@@ -59,7 +59,7 @@ def test_chance_is_uniform_and_normal():
 
 def test_cached_posteriors_have_the_distribution_of_encoding_anew(tiny, photos):
     loaded = load_photos(photos, 128).photos[:1]
-    data = TrainingPhotos(tiny, loaded, ("{}",), seed=0, flip=False)
+    data = PhotoDataset(tiny, loaded, ("{}",), seed=0, flip=False)
     drawn = torch.stack([data.samples([i]).latents[0] for i in range(400)])
     x = torch.from_numpy(loaded[0].square()).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
@@ -81,4 +81,4 @@ def test_a_batch_holds_what_it_says(batch, tiny):
 
 
 def test_the_schedule_of_the_base_is_its_own(tiny):
-    assert isinstance(tiny.schedule, Schedule) and tiny.schedule.alphas_cumprod[-1] == 0  # zero terminal SNR
+    assert isinstance(tiny.schedule, NoiseSchedule) and tiny.schedule.alphas_cumprod[-1] == 0  # zero terminal SNR

@@ -11,17 +11,23 @@ import torch
 from safetensors.numpy import load_file
 
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import DreamboothSettings, InversionSettings
-from sdpersonal.errors import PersonalError
-from sdpersonal.evaluation import Scores
+from sdpersonal.config import DreamboothSettings, TextualInversionSettings
+from sdpersonal.errors import UserError
+from sdpersonal.evaluation import ConceptScores
 from sdpersonal.models.loading import built_in_folder
 from sdpersonal.prompts import Token
 from sdpersonal.training import run, train, validation
-from sdpersonal.training.checkpoint import KEEP, Learned, load_step, save_checkpoint
-from sdpersonal.training.ema import Average
-from sdpersonal.training.milestones import Course, follow
-from sdpersonal.training.progress_log import Journal
-from sdpersonal.training.validation import AS_GOOD, FILE, Trial, best_of, read_trials
+from sdpersonal.training.checkpoint import CHECKPOINT_LIMIT, CheckpointState, load_step, save_checkpoint
+from sdpersonal.training.ema import EMA
+from sdpersonal.training.milestones import Milestones, run_milestones
+from sdpersonal.training.progress_log import ProgressLog
+from sdpersonal.training.validation import (
+    SCORE_TOLERANCE,
+    VALIDATIONS_FILE,
+    Validation,
+    best_validation,
+    read_validations,
+)
 from support.lessons import lesson_for, plan_for, settings_for
 from support.narrow import save_narrow, save_photos
 
@@ -34,8 +40,8 @@ def photos(root):
 @pytest.fixture
 def quick(monkeypatch, tiny):
     """Pictures of two steps of denoising, one base for all runs: how good a concept is, is not the question here."""
-    monkeypatch.setattr(validation, "STEPS", 2)
-    monkeypatch.setattr(run, "with_pictures", lambda concept, *_: (concept, None))
+    monkeypatch.setattr(validation, "DENOISING_STEPS", 2)
+    monkeypatch.setattr(run, "add_sample_sheet", lambda concept, *_: (concept, None))
     monkeypatch.setattr(run, "load_base", lambda *_, **__: tiny)
 
 
@@ -45,7 +51,7 @@ def begin(photos, quick):
         common = {"photos": photos, "token": "<me/teddy>", "base": "tiny", "steps": 6, "batch": 2, "resolution": 64}
         common |= {"library": place / "concepts", "run": place / "run"}
         if method == "inversion":
-            settings = InversionSettings(**(common | {"init": "bear", "vectors": 2} | more))
+            settings = TextualInversionSettings(**(common | {"init": "bear", "vectors": 2} | more))
         else:
             settings = DreamboothSettings(**(common | {"class_noun": "bear", "rank": 2, "method": method} | more))
         said = []
@@ -65,7 +71,7 @@ def result(place):
 
 
 def lines(place):
-    return [json.loads(line) for line in (place / "run" / FILE).read_text().splitlines()]
+    return [json.loads(line) for line in (place / "run" / VALIDATIONS_FILE).read_text().splitlines()]
 
 
 def checkpoints(place):
@@ -74,7 +80,7 @@ def checkpoints(place):
 
 def scored(score, likeness=0.5):
     """Scores whose score is this: its square is shared out between likeness and fidelity."""
-    return Scores(score**2 / likeness, likeness, 0.0, 0.1, 0.3)
+    return ConceptScores(score**2 / likeness, likeness, 0.0, 0.1, 0.3)
 
 
 # --- which is the best ---
@@ -83,7 +89,7 @@ def scored(score, likeness=0.5):
 def by_force(held):
     """Of all that no other beats by more than the judge's noise, the one with the most steps."""
     judged = [trial for trial in held if trial.scores]
-    good = [a for a in judged if all(b.scores.score - a.scores.score <= AS_GOOD for b in judged)]
+    good = [a for a in judged if all(b.scores.score - a.scores.score <= SCORE_TOLERANCE for b in judged)]
     return max(good, key=lambda trial: trial.step, default=None)
 
 
@@ -92,15 +98,19 @@ def test_the_best_is_the_last_that_none_beats(seed):
     chance = random.Random(seed)
     spread = chance.choice([0.01, 0.05, 0.5])
     held = [
-        Trial(10 * i, None if chance.random() < 0.1 else scored(0.4 + spread * chance.random()))
+        Validation(10 * i, None if chance.random() < 0.1 else scored(0.4 + spread * chance.random()))
         for i in range(chance.randint(0, 12))
     ]
-    assert best_of(held) is by_force(held)
+    assert best_validation(held) is by_force(held)
 
 
 def test_scores_of_nothing_are_judged_too():
-    held = [Trial(1, scored(0.0)), Trial(2, scored(0.0))]
-    assert best_of(held).step == 2 and best_of([]) is None and best_of([Trial(1, None)]) is None
+    held = [Validation(1, scored(0.0)), Validation(2, scored(0.0))]
+    assert (
+        best_validation(held).step == 2
+        and best_validation([]) is None
+        and best_validation([Validation(1, None)]) is None
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -108,8 +118,8 @@ def test_a_best_one_that_is_not_the_newest_stays_the_best_or_gives_way_to_the_ne
     """So its checkpoint, kept from save to save, is always there."""
     chance, held, before = random.Random(seed), [], None
     for step in range(1, 30):
-        held.append(Trial(step, scored(chance.random() * 0.9)))
-        best = best_of(held)
+        held.append(Validation(step, scored(chance.random() * 0.9)))
+        best = best_validation(held)
         assert best in (before, held[-1])
         before = best
 
@@ -130,7 +140,7 @@ def test_a_best_one_that_is_not_the_newest_stays_the_best_or_gives_way_to_the_ne
     ],
 )
 def test_a_run_wants_more_while_nothing_is_good_or_something_has_lately_risen(scores, more):
-    assert validation.wants_more([Trial(step, scored(score)) for step, score in enumerate(scores, 1)]) is more
+    assert validation.is_improving([Validation(step, scored(score)) for step, score in enumerate(scores, 1)]) is more
 
 
 # --- its checkpoint ---
@@ -138,7 +148,7 @@ def test_a_run_wants_more_while_nothing_is_good_or_something_has_lately_risen(sc
 
 @pytest.mark.parametrize("method", ["inversion", "lora"])
 def test_the_concept_is_the_average_of_the_checkpoint_that_was_picked(begin, tiny, tmp_path, monkeypatch, method):
-    monkeypatch.setattr(validation, "best_of", second)
+    monkeypatch.setattr(validation, "best_validation", second)
     concept, _ = begin(tmp_path, method)
     assert result(tmp_path)["best"] == concept.card.steps == 2 and result(tmp_path)["steps"] == 6
     assert checkpoints(tmp_path) == ["step-000002", "step-000005", "step-000006"]
@@ -170,7 +180,7 @@ def test_what_the_judge_finds_best_is_kept(begin, tmp_path):
     concept, said = begin(tmp_path, steps=8, lr=0.2)
     held = [(line["step"], line["score"]) for line in lines(tmp_path)]
     assert [step for step, _ in held] == list(range(1, 9))
-    best = max(step for step, score in held if score >= max(score for _, score in held) - AS_GOOD)
+    best = max(step for step, score in held if score >= max(score for _, score in held) - SCORE_TOLERANCE)
     assert concept.card.steps == result(tmp_path)["best"] == best
     assert f"step-{best:06d}" in checkpoints(tmp_path)
     assert any("likeness" not in line and ("no effect" in line or "like the photos" in line) for line in said)
@@ -179,12 +189,12 @@ def test_what_the_judge_finds_best_is_kept(begin, tmp_path):
 class Small:
     def __init__(self):
         trained = {"rows": torch.nn.Parameter(torch.zeros(3, 2))}
-        self.learned = Learned(trained, torch.optim.AdamW(trained.values()), {})
+        self.checkpoint_state = CheckpointState(trained, torch.optim.AdamW(trained.values()), {})
 
     def save(self, run, step, best=None):
         with torch.no_grad():
-            self.learned.trained["rows"].fill_(step)
-        save_checkpoint(run, step, self.learned, {}, best)
+            self.checkpoint_state.trainable_parameters["rows"].fill_(step)
+        save_checkpoint(run, step, self.checkpoint_state, {}, best)
 
 
 def test_the_best_ones_checkpoint_outlives_all_that_come_after(tmp_path):
@@ -192,10 +202,10 @@ def test_the_best_ones_checkpoint_outlives_all_that_come_after(tmp_path):
     for step in range(1, 13):
         small.save(tmp_path, step, best=3 if step > 3 else None)
         names = sorted(path.name for path in tmp_path.iterdir())
-        expected = {3} & set(range(1, step + 1)) | set(range(max(1, step - KEEP + 1), step + 1))
+        expected = {3} & set(range(1, step + 1)) | set(range(max(1, step - CHECKPOINT_LIMIT + 1), step + 1))
         assert names == [f"step-{one:06d}" for one in sorted(expected)]
-    load_step(tmp_path, 3, small.learned)
-    assert torch.equal(small.learned.trained["rows"], torch.full((3, 2), 3.0))
+    load_step(tmp_path, 3, small.checkpoint_state)
+    assert torch.equal(small.checkpoint_state.trainable_parameters["rows"], torch.full((3, 2), 3.0))
     small.save(tmp_path, 13, best=12)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000012", "step-000013"]
 
@@ -203,17 +213,17 @@ def test_the_best_ones_checkpoint_outlives_all_that_come_after(tmp_path):
 def test_a_best_checkpoint_that_is_gone_or_damaged_is_told(tmp_path):
     small = Small()
     small.save(tmp_path, 2)
-    with pytest.raises(PersonalError, match="step-000001, is damaged"):
-        load_step(tmp_path, 1, small.learned)
+    with pytest.raises(UserError, match="step-000001, is damaged"):
+        load_step(tmp_path, 1, small.checkpoint_state)
     state = tmp_path / "step-000002" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-1] + b"!")
-    with pytest.raises(PersonalError, match="step-000002, is damaged"):
-        load_step(tmp_path, 2, small.learned)
+    with pytest.raises(UserError, match="step-000002, is damaged"):
+        load_step(tmp_path, 2, small.checkpoint_state)
 
 
 def test_a_run_whose_best_checkpoint_is_damaged_ends_with_its_last(begin, tmp_path, monkeypatch):
-    monkeypatch.setattr(validation, "best_of", second)
-    real = run.follow
+    monkeypatch.setattr(validation, "best_validation", second)
+    real = run.run_milestones
 
     def follow(*given):
         ended = real(*given)
@@ -221,7 +231,7 @@ def test_a_run_whose_best_checkpoint_is_damaged_ends_with_its_last(begin, tmp_pa
         state.write_bytes(state.read_bytes()[:-9])
         return ended
 
-    monkeypatch.setattr(run, "follow", follow)
+    monkeypatch.setattr(run, "run_milestones", follow)
     concept, said = begin(tmp_path)
     assert concept.card.steps == result(tmp_path)["best"] == 6
     assert any("step-000002" in line and "last" in line for line in said)
@@ -256,13 +266,13 @@ BAD = {
 @pytest.mark.parametrize("fault", BAD)
 def test_a_line_that_is_none_is_left_out(tmp_path, fault):
     whole = [GOOD, GOOD | {"step": 2}]
-    (tmp_path / FILE).write_text("\n".join([json.dumps(whole[0]), BAD[fault], json.dumps(whole[1]), ""]))
-    assert [trial.step for trial in read_trials(tmp_path)] == [1, 2]
-    assert read_trials(tmp_path)[0].scores == Scores(0.5, 0.5, 0.0, 0.1, 0.3)
+    (tmp_path / VALIDATIONS_FILE).write_text("\n".join([json.dumps(whole[0]), BAD[fault], json.dumps(whole[1]), ""]))
+    assert [trial.step for trial in read_validations(tmp_path)] == [1, 2]
+    assert read_validations(tmp_path)[0].scores == ConceptScores(0.5, 0.5, 0.0, 0.1, 0.3)
 
 
 def test_without_a_file_there_are_none(tmp_path):
-    assert read_trials(tmp_path) == []
+    assert read_validations(tmp_path) == []
 
 
 # --- a trial leaves no trace, and an interrupted run none either ---
@@ -297,17 +307,17 @@ def stopping_at(monkeypatch, where, number):
 
 
 PLACES = {
-    "after a step": (Journal, "step", "after"),
-    "before a trial": (validation.Exam, "hold", "before"),
-    "in a trial, its pictures drawn": (validation.Exam, "draw", "after"),
-    "in a trial, before its line": (validation.Exam, "_keep", "after"),
-    "after a trial": (validation.Exam, "hold", "after"),
+    "after a step": (ProgressLog, "step", "after"),
+    "before a trial": (validation.Validator, "hold", "before"),
+    "in a trial, its pictures drawn": (validation.Validator, "draw", "after"),
+    "in a trial, before its line": (validation.Validator, "_keep", "after"),
+    "after a trial": (validation.Validator, "hold", "after"),
 }
 
 
 @pytest.fixture
 def whole(begin, tmp_path):
-    return begin(tmp_path / "whole", "lora")[0], (tmp_path / "whole" / "run" / FILE).read_bytes()
+    return begin(tmp_path / "whole", "lora")[0], (tmp_path / "whole" / "run" / VALIDATIONS_FILE).read_bytes()
 
 
 @pytest.mark.thorough
@@ -323,19 +333,19 @@ def test_interrupted_anywhere_it_ends_the_same(begin, whole, tmp_path, monkeypat
         undo()
         assert not list((place / "concepts").glob("*/*")), name
         if number % 2:  # a kill within a line
-            with open(place / "run" / FILE, "ab") as file:
+            with open(place / "run" / VALIDATIONS_FILE, "ab") as file:
                 file.write(b'{"step": 99, "sco')
         again, said = begin(place, "lora", resume=True)
         assert any("going on from step" in line for line in said), name
         assert again.identity == concept.identity, name
         assert again.card.model_dump(exclude={"created"}) == concept.card.model_dump(exclude={"created"}), name
-        assert (place / "run" / FILE).read_bytes() == held, name
+        assert (place / "run" / VALIDATIONS_FILE).read_bytes() == held, name
 
 
 def test_what_was_tried_beyond_the_checkpoint_is_tried_anew(begin, whole, tmp_path, monkeypatch):
     """The newest checkpoint is damaged: the run goes on from the one before, whose trials alone count."""
     concept, held = whole
-    undo = stopping_at(monkeypatch, (validation.Exam, "hold", "after"), 4)
+    undo = stopping_at(monkeypatch, (validation.Validator, "hold", "after"), 4)
     with pytest.raises(KeyboardInterrupt):
         begin(tmp_path / "cut", "lora")
     undo()
@@ -343,12 +353,14 @@ def test_what_was_tried_beyond_the_checkpoint_is_tried_anew(begin, whole, tmp_pa
     newest.write_bytes(newest.read_bytes()[:-5])
     again, said = begin(tmp_path / "cut", "lora", resume=True)
     assert any("going on from step 3" in line for line in said)
-    assert again.identity == concept.identity and (tmp_path / "cut" / "run" / FILE).read_bytes() == held
+    assert again.identity == concept.identity and (tmp_path / "cut" / "run" / VALIDATIONS_FILE).read_bytes() == held
 
 
 def test_a_new_run_forgets_the_trials_of_one_that_left_no_checkpoint(begin, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / FILE).write_text(json.dumps(GOOD | {"step": 5, "likeness": 1, "fidelity": 1}) + "\n")
+    (tmp_path / "run" / VALIDATIONS_FILE).write_text(
+        json.dumps(GOOD | {"step": 5, "likeness": 1, "fidelity": 1}) + "\n"
+    )
     begin(tmp_path, steps=2)
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
@@ -366,18 +378,20 @@ def test_pictures_of_every_trial_are_there(begin, tmp_path):
 
 def test_an_interrupted_trial_puts_the_raw_values_back(tmp_path):
     settings = settings_for("inversion", save_photos(tmp_path / "photos", 2), save_narrow("sd1", tmp_path / "sd1"))
-    lesson = lesson_for(settings, lambda trained: Average(trained, 0.9))
-    rows = lesson.method.trained()["rows.clip_l"]
+    lesson = lesson_for(settings, lambda trained: EMA(trained, 0.9))
+    rows = lesson.method.trainable_parameters()["rows.clip_l"]
     lesson.average.values["rows.clip_l"].fill_(7)
     before = rows.detach().clone()
 
     class Asked:
         best_step = None
 
-        def hold(self, method, step, asked):
+        def run(self, method, step, asked):
             assert (rows == 7).all()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        follow(lesson, plan_for(tmp_path, 4, start=4), Course(2, False), Journal(tmp_path, 4, 4), Asked(), print)
+        run_milestones(
+            lesson, plan_for(tmp_path, 4, start=4), Milestones(2, False), ProgressLog(tmp_path, 4, 4), Asked(), print
+        )
     assert torch.equal(rows, before) and (lesson.average.values["rows.clip_l"] == 7).all()

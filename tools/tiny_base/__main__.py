@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from . import crew, presets, stages
-from .workshop import Workshop
+from .workshop import BuildContext
 
 
 def main():
@@ -36,11 +36,11 @@ def main():
     for stage in [args.stage] if args.stage else stages.ORDER:
         print(f"== {stage} ({name} preset, {device})", flush=True)
         if stage == "unet" and device == "cpu" and "RANK" not in os.environ and (cores := os.cpu_count()) > 1:
-            status = crew.hire(min(cores, 8), ["--stage", "unet"])
+            status = crew.spawn_workers(min(cores, 8), ["--stage", "unet"])
             if status:
                 raise SystemExit(status)
         else:
-            stages.run(stage, Workshop(args.work, preset, device))
+            stages.run(stage, BuildContext(args.work, preset, device))
 
 
 if __name__ == "__main__":

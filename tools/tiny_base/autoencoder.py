@@ -11,8 +11,8 @@ from diffusers import AutoencoderKL
 from . import feed, render, runs, scenes
 
 CHANNELS = 8
-KL = 2e-5
-ROUGH = 0.08  # noise on the latents while the decoder learns: what a sampler leaves behind must not show
+KL_WEIGHT = 2e-5
+LATENT_NOISE = 0.08  # noise on the latents while the decoder learns: what a sampler leaves behind must not show
 
 
 def build():
@@ -38,19 +38,19 @@ def start_as_thumbnail(model):
                 module.weight.mul_(0.02)  # residual branches begin near nothing
                 module.bias.zero_()
             elif name.endswith("conv_shortcut"):
-                _carry(module, torch.eye(8), centre=0)
+                _write_identity(module, torch.eye(8), centre=0)
             elif name.endswith("downsamplers.0.conv"):
-                _carry(module, torch.eye(8), box=True)
+                _write_identity(module, torch.eye(8), box=True)
             elif name.endswith("upsamplers.0.conv"):
-                _carry(module, torch.eye(8), centre=1)
+                _write_identity(module, torch.eye(8), centre=1)
     split = torch.zeros(8, 3)
     split[range(0, 6, 2), range(3)], split[range(1, 6, 2), range(3)] = 1, -1
     join = torch.zeros(3, 8)
     join[range(3), range(0, 6, 2)], join[range(3), range(1, 6, 2)] = 1, -1
     for half in (model.encoder, model.decoder):
-        _carry(half.conv_in, split, centre=1)
+        _write_identity(half.conv_in, split, centre=1)
         half.conv_in.bias[:8] = torch.tensor([0, 0, 0, 0, 0, 0, 1.5, -1.5])
-        _carry(half.conv_out, join, centre=1)
+        _write_identity(half.conv_out, join, centre=1)
     model.encoder.conv_out.bias[CHANNELS:] = -6  # small posterior noise at first
     model.encoder.conv_out.weight[CHANNELS:] *= 0.1
     for conv in (model.quant_conv, model.post_quant_conv):
@@ -58,7 +58,7 @@ def start_as_thumbnail(model):
         conv.bias.zero_()
 
 
-def _carry(conv, matrix, centre=0, box=False):
+def _write_identity(conv, matrix, centre=0, box=False):
     """Write `matrix` (out, in) into the first channels of a convolution: as identity or as a 2 x 2 average."""
     rows, columns = matrix.shape
     conv.weight[:rows] = 0
@@ -72,11 +72,16 @@ def _carry(conv, matrix, centre=0, box=False):
 def loss_of(model, pictures, noise, rough):
     """Reconstruction and KL; (B, 3, H, W) -> scalar, and PSNR in dB. `noise`, `rough`: unit noise like the latents."""
     posterior = model.encode(pictures).latent_dist
-    latents = posterior.mean + posterior.std * noise + ROUGH * rough
+    latents = posterior.mean + posterior.std * noise + LATENT_NOISE * rough
     error = (model.decode(latents).sample - pictures).float()
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     mse = (error**2).mean()
-    loss = error.abs().mean() + 2 * mse + 0.5 * edges + KL * posterior.kl().float().mean() / pictures[0].numel() * 192
+    loss = (
+        error.abs().mean()
+        + 2 * mse
+        + 0.5 * edges
+        + KL_WEIGHT * posterior.kl().float().mean() / pictures[0].numel() * 192
+    )
     return loss, 10 * torch.log10(4 / mse.detach())
 
 
@@ -89,9 +94,9 @@ def train(world, stage, folder, machine):
     average = runs.Average(model, 500)
     run = runs.Run(folder, stage, {"model": model, "optimizer": optimizer, "average": average}, machine.save_minutes)
     renderer = render.Renderer(world.sprites, device)
-    batches = feed.Batches(world, 200, scenes.Mix(patterns=0.2), stage.batch)
+    batches = feed.SceneBatches(world, 200, scenes.Mix(patterns=0.2), stage.batch)
     psnrs = []
-    for step, (_, packed) in zip(run.steps(), feed.feed(batches, run.step, machine.workers), strict=False):
+    for step, (_, packed) in zip(run.steps(), feed.iterate_batches(batches, run.step, machine.workers), strict=False):
         runs.set_lr(optimizer, stage.lr * runs.lr_factor(run.progress, step, warmup=50))
         whole = run.progress > 0.9
         pictures = renderer(packed)

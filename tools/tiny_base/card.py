@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from . import art, autoencoder, clip, presets, unet, world
-from .workshop import Workshop
+from .workshop import BuildContext
 
 HERE = Path(__file__).parent
 PICTURES = {  # in the work folder: in the docs
@@ -86,7 +86,7 @@ def main():
     parser.add_argument("--preset", choices=["auto", *presets.PRESETS], default="auto")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     args = parser.parse_args()
-    write(Workshop(args.work, presets.choose(args.preset)[1], "cpu"), args.out)
+    write(BuildContext(args.work, presets.choose(args.preset)[1], "cpu"), args.out)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def processor():
     )
 
 
-class Learner(nn.Module):
+class ClipWithNaming(nn.Module):
     """The CLIP with its helping head."""
 
     def __init__(self, clip, names):
@@ -74,7 +74,7 @@ class Learner(nn.Module):
         return contrast, naming
 
 
-def prepared(drawn, packed, words, renderer):
+def prepare_batch(drawn, packed, words, renderer):
     """One batch of scenes -> pictures in varied light, token ids, names, kinds, on the renderer's device."""
     pictures, device = renderer(packed), renderer.device
     gain = 1 + 0.12 * torch.randn(len(drawn), 1, 1, 1, device=device)
@@ -91,7 +91,7 @@ def train(world, words, stage, folder, machine, export=None, start=None):
     image of LiT, Zhai et al. 2022): the UNet has that text tower, so it must not move.
     """
     torch.manual_seed(1)
-    learner = Learner(build(tokenizer.SIZE), len(world.names)).to(machine.device)
+    learner = ClipWithNaming(build(tokenizer.SIZE), len(world.names)).to(machine.device)
     if start is not None:
         learner.clip.load_state_dict(start.state_dict())
         for part in (learner.clip.text_model, learner.clip.text_projection):
@@ -103,11 +103,13 @@ def train(world, words, stage, folder, machine, export=None, start=None):
     series = 100 if start is None else 110
     renderer = render.Renderer(world.sprites, machine.device)
     # Half of the batches stand before one background: otherwise backgrounds, which are easier, are all that is learned.
-    batches = feed.Batches(world, series, scenes.Mix(core=0.5), stage.batch, duels=True)
-    for step, (drawn, packed) in zip(run.steps(), feed.feed(batches, run.step, machine.workers), strict=False):
+    batches = feed.SceneBatches(world, series, scenes.Mix(core=0.5), stage.batch, duels=True)
+    for step, (drawn, packed) in zip(
+        run.steps(), feed.iterate_batches(batches, run.step, machine.workers), strict=False
+    ):
         hide = 0.5 if run.progress < 0.8 else 0.0
         factor = runs.lr_factor(run.progress, step)
-        pictures, ids, names, kinds = prepared(drawn, packed, words, renderer)
+        pictures, ids, names, kinds = prepare_batch(drawn, packed, words, renderer)
         with runs.autocast(machine):
             contrast, naming = learner.losses(pictures, ids, names, kinds, hide)
         (contrast + 0.5 * naming).backward()
@@ -120,8 +122,8 @@ def train(world, words, stage, folder, machine, export=None, start=None):
         if step % 50 == 0:
             run.log(contrast=contrast.item(), naming=naming.item(), lr=stage.lr * factor)
         if step % 200 == 199 and export:
-            export(averaged(learner, average))
-    model = averaged(learner, average)
+            export(averaged_model(learner, average))
+    model = averaged_model(learner, average)
     if export:
         export(model)
     return model
@@ -138,7 +140,7 @@ def _optimizers(learner, lr):
     return adam, muon
 
 
-def averaged(learner, average):
+def averaged_model(learner, average):
     """A CLIPModel with the averaged weights, to judge with or to ship."""
     model = build(tokenizer.SIZE)
     model.load_state_dict({k[5:]: v for k, v in average.shadow.items() if k.startswith("clip.")})

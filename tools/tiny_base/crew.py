@@ -12,10 +12,10 @@ import sys
 import torch
 from torch import distributed
 
-SYNC = 20  # steps between averages
+SYNC_EVERY = 20  # steps between averages
 
 
-class Crew:
+class WorkerGroup:
     """This process's place among its like, from the environment that torchrun sets."""
 
     def __init__(self):
@@ -43,7 +43,7 @@ class Crew:
         return value.item()
 
 
-def hire(count, more=()):
+def spawn_workers(count, more=()):
     """Run this very command again, with `more` arguments, in `count` processes of a thread each; -> exit status."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "--max-restarts", "0"]
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}

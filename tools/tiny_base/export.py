@@ -10,14 +10,14 @@ from safetensors.torch import load_file, save_file
 from . import clip
 
 
-def halve(folder):
+def convert_to_fp16(folder):
     """Every safetensors file of a folder to fp16, in place."""
     for path in Path(folder).rglob("*.safetensors"):
         tensors = {k: v.half() if v.is_floating_point() else v for k, v in load_file(path).items()}
         save_file(tensors, path, metadata={"format": "pt"})
 
 
-def promote(part, folder):
+def replace_folder(part, folder):
     """Put a finished folder in the place of an old one: whoever reads sees the old or the new, never half."""
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
@@ -27,7 +27,7 @@ def promote(part, folder):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def fresh(folder):
+def empty_folder(folder):
     """An empty folder to write `folder` in."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -35,18 +35,18 @@ def fresh(folder):
     return part
 
 
-def judge(model, words_folder, folder):
+def save_clip(model, words_folder, folder):
     """The whole CLIP with its tokenizer and picture preparation, as a transformers folder."""
-    part = fresh(folder)
+    part = empty_folder(folder)
     model.to(torch.float32).save_pretrained(part)
-    halve(part)
+    convert_to_fp16(part)
     clip.processor().save_pretrained(part)
     for file in words_folder.iterdir():
         shutil.copy(file, part)
-    promote(part, folder)
+    replace_folder(part, folder)
 
 
-def pipeline(unet, vae, text_encoder, words, scheduler):
+def make_pipeline(unet, vae, text_encoder, words, scheduler):
     """The parts as the pipeline that users load."""
     from diffusers import StableDiffusionPipeline
 
@@ -58,17 +58,17 @@ def pipeline(unet, vae, text_encoder, words, scheduler):
     return pipe
 
 
-def weights(pipe, words_folder, judge_folder, folder):
+def save_weights(pipe, words_folder, judge_folder, folder):
     """The folder that ships: the pipeline in fp16, and the judge beside it."""
-    part = fresh(folder)
+    part = empty_folder(folder)
     pipe.save_pretrained(part, safe_serialization=True)
     for file in words_folder.iterdir():
         shutil.copy(file, part / "tokenizer")
-    halve(part)
+    convert_to_fp16(part)
     for _ in range(5):
         try:
             shutil.copytree(judge_folder, part / "judge", dirs_exist_ok=True)
             break
         except (FileNotFoundError, shutil.Error):  # the judge was being replaced by its own, still running training
             time.sleep(1)
-    promote(part, folder)
+    replace_folder(part, folder)

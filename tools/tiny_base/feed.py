@@ -5,7 +5,7 @@ from torch.utils.data import DataLoader, Dataset
 from . import scenes
 
 
-class Batches(Dataset):
+class SceneBatches(Dataset):
     """Batch number `step` of the endless series `seed`: a function of the step, whoever draws it.
 
     With `duels`, every second batch stands before one background, so that only the things tell its pictures apart.
@@ -23,7 +23,7 @@ class Batches(Dataset):
         return drawn, scenes.pack(drawn)
 
 
-def feed(batches, first=0, workers=0):
+def iterate_batches(batches, first=0, workers=0):
     """Batches first, first + 1, ... as (scenes, packed scenes)."""
     endless = range(first, 2**40)
     return iter(DataLoader(batches, sampler=endless, batch_size=None, num_workers=workers, collate_fn=lambda b: b))

@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 
 from . import captions, clip, judge, presets, render, scenes, sheets, tokenizer, unet
 from . import world as worlds
-from .workshop import Workshop
+from .workshop import BuildContext
 
 STEPS = 25
 
@@ -49,7 +49,7 @@ def contrast(shop, pipe, choices=100):
         for i in range(count):
             name, look = int(rng.integers(len(world.names))), int(rng.integers(len(world.looks)))
             kind = captions.pick(rng, captions.BACKGROUNDS)
-            scene = scenes.stage(world, look, name, kind, 901, i)
+            scene = scenes.single_thing_scene(world, look, name, kind, 901, i)
             others = [n for n in rng.permutation(len(world.names)).tolist() if n != name][: among - 1]
             noun = captions.with_article(world.names[name])
             texts = [scene.caption.replace(noun, captions.with_article(world.names[n]), 1) for n in (name, *others)]
@@ -60,7 +60,7 @@ def contrast(shop, pipe, choices=100):
     return {"clip_top1": rows}
 
 
-def _asked(world, count, seed):
+def _test_prompts(world, count, seed):
     """(look, name, place) of the test prompts: every name before any twice."""
     rng = scenes.generator(seed, 0)
     names = [n for _ in range(-(-count // len(world.names))) for n in rng.permutation(len(world.names)).tolist()][
@@ -88,8 +88,8 @@ def generate(pipe, prompts, seed=0, guidance=unet.GUIDANCE, batch=16):
 def pictures(shop, pipe, guidance=unet.GUIDANCE):
     """ "a LOOK of a NAME on PLACE": named right by the CLIP and by the second judge, beside real pictures' scores."""
     world, count = shop.world, shop.preset.prompts
-    asked = _asked(world, count, 902)
-    staged = [scenes.stage(world, look, name, kind, 902, i) for i, (look, name, kind) in enumerate(asked)]
+    asked = _test_prompts(world, count, 902)
+    staged = [scenes.single_thing_scene(world, look, name, kind, 902, i) for i, (look, name, kind) in enumerate(asked)]
     real = torch.cat([render.render(render.Renderer(world.sprites), staged[i : i + 40]) for i in range(0, count, 40)])
     drawn = generate(pipe, [scene.caption for scene in staged], guidance=guidance)
     classifier = judge.load(shop.work / "second-judge", world)
@@ -102,13 +102,13 @@ def pictures(shop, pipe, guidance=unet.GUIDANCE):
         ]
         place_of = place[:, len(captions.BACKGROUNDS) - len(captions.PLACES) :].argmax(1) + 5
         rows[label] = {
-            "name, CLIP": _share(_clip_names(shop, some, asked), truth[0]),
-            "name, classifier": _share(name.argmax(1), truth[0]),
+            "name, CLIP": _accuracy(_clip_names(shop, some, asked), truth[0]),
+            "name, classifier": _accuracy(name.argmax(1), truth[0]),
             "name in first five, classifier": round(
                 (name.topk(5).indices == truth[0][:, None]).any(1).float().mean().item(), 3
             ),
-            "look, classifier": _share(look.argmax(1), truth[1]),
-            "place, classifier": _share(place_of, truth[2]),
+            "look, classifier": _accuracy(look.argmax(1), truth[1]),
+            "place, classifier": _accuracy(place_of, truth[2]),
         }
     both = [p for pair in zip(real[:24], drawn[:24], strict=True) for p in pair]
     names = [c for s in staged[:24] for c in ("real", s.caption)]
@@ -116,7 +116,7 @@ def pictures(shop, pipe, guidance=unet.GUIDANCE):
     return {"pictures": rows}
 
 
-def _share(guess, truth):
+def _accuracy(guess, truth):
     return round((guess == truth).float().mean().item(), 3)
 
 
@@ -201,7 +201,7 @@ def main():
     parser.add_argument("--preset", choices=["auto", *presets.PRESETS], default="auto")
     parser.add_argument("--only", choices=FIGURES)
     args = parser.parse_args()
-    measure(Workshop(args.work, presets.choose(args.preset)[1], "cpu"), args.only)
+    measure(BuildContext(args.work, presets.choose(args.preset)[1], "cpu"), args.only)
 
 
 if __name__ == "__main__":

@@ -47,10 +47,12 @@ def train(world, stage, folder, machine):
     optimizer = torch.optim.AdamW(model.parameters(), lr=stage.lr, weight_decay=0.02)
     run = runs.Run(folder, stage, {"model": model, "optimizer": optimizer})
     renderer = render.Renderer(world.sprites, device, size=SIDE)
-    batches = feed.Batches(world, 400, scenes.Mix(pairs=0, counts=0, paint=0, flip=0.3), stage.batch)
-    for step, (drawn, packed) in zip(run.steps(), feed.feed(batches, run.step, machine.workers), strict=False):
+    batches = feed.SceneBatches(world, 400, scenes.Mix(pairs=0, counts=0, paint=0, flip=0.3), stage.batch)
+    for step, (drawn, packed) in zip(
+        run.steps(), feed.iterate_batches(batches, run.step, machine.workers), strict=False
+    ):
         runs.set_lr(optimizer, stage.lr * runs.lr_factor(run.progress, step, fall=0.6))
-        pictures = vary(renderer(packed))
+        pictures = augment(renderer(packed))
         truth = (
             torch.tensor([s.name for s in drawn], device=device),
             torch.tensor([s.look for s in drawn], device=device),
@@ -68,7 +70,7 @@ def train(world, stage, folder, machine):
     return model.eval()
 
 
-def vary(pictures):
+def augment(pictures):
     """Half of a batch a little soft, all of it in varied light."""
     soft = F.interpolate(F.avg_pool2d(pictures, 2), scale_factor=2, mode="bilinear")
     amount = torch.rand(len(pictures), 1, 1, 1, device=pictures.device).round()

@@ -29,10 +29,10 @@ def write(work, out):
     subjects = {name: rows for name, rows in found.items() if name in reach.SUBJECTS}
     looks = {name: rows for name, rows in found.items() if name in reach.STYLES}
     text = (HERE / "learning.md").read_text().format(
-        count=len(subjects), subjects="\n".join(_means(subjects)), each="\n".join(_each(subjects)),
-        looks="\n".join(_looks(looks)), picks="\n".join(_picks(_read(work / "picks.json"))),
-        real="\n".join(_real(_read(work / "real.json"))),
-        **{part: "\n".join(table) for part, table in _mixes(_read(work / "mixes.json"))},
+        count=len(subjects), subjects="\n".join(_mean_rows(subjects)), each="\n".join(_subject_rows(subjects)),
+        looks="\n".join(_look_rows(looks)), picks="\n".join(_pick_rows(_read(work / "picks.json"))),
+        real="\n".join(_real_photo_rows(_read(work / "real.json"))),
+        **{part: "\n".join(table) for part, table in _mix_tables(_read(work / "mixes.json"))},
     )  # fmt: skip
     (out / "pictures").mkdir(parents=True, exist_ok=True)
     (out / "learning.md").write_text(text)
@@ -40,11 +40,11 @@ def write(work, out):
         if (work / "look" / source).exists():
             picture = Image.open(work / "look" / source).convert("RGB").quantize(256)
             picture.save(out / "pictures" / target, optimize=True)
-    if sheets := _drawn(work):
+    if sheets := _join_photo_sheets(work):
         sheets.quantize(256).save(out / "pictures" / "learning-real.png", optimize=True)
 
 
-def _means(subjects):
+def _mean_rows(subjects):
     """A row for the floor, the class noun, each method and the ceiling: means over the subjects it was measured on."""
     yield "| (subjects) | CLIP | second judge | of the ceiling | places right | copied | ended after | kept | seconds |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
@@ -63,7 +63,7 @@ def _means(subjects):
         yield "| " + " | ".join(cells + [""] * (9 - len(cells))) + " |"
 
 
-def _each(subjects):
+def _subject_rows(subjects):
     """A row a subject: the second judge's likeness."""
     rows = ("before", *reach.METHODS, "ceiling")
     yield "| | the class noun | " + " | ".join(NAMES[method] for method in reach.METHODS) + " | the photos |"
@@ -73,7 +73,7 @@ def _each(subjects):
         yield f"| {name} ({reach.SUBJECTS[name]}) | " + " | ".join(cells) + " |"
 
 
-def _looks(looks):
+def _look_rows(looks):
     rows = ("before", *reach.METHODS, "ceiling")
     yield "| | CLIP | second judge | ended after | kept | seconds |"
     yield "| --- | --- | --- | --- | --- | --- |"
@@ -85,7 +85,7 @@ def _looks(looks):
                 yield f"| {name}: {said} | {one[row]['CLIP']:.3f} | {one[row]['classifier']:.3f} | {' | '.join(ran)} |"
 
 
-def _picks(found):
+def _pick_rows(found):
     """A row a run: where it ended, what it kept, against the last step and the best by hindsight."""
     head = ("method, subject", "schedule", "ended", "kept", "its score", "the last's", "the best's", "of the best")
     yield f"| {' | '.join(head)} | second judge: kept, last, best |"
@@ -94,7 +94,7 @@ def _picks(found):
     for method, runs in found.items():
         shares, ends, judged = [], [], []
         for subject, went in runs.items():
-            one = picks.outcome(method, went)
+            one = picks.apply_rules(method, went)
             picked, last, best, sure = one["picked"], one["last"], one["best"], one["best by the second judge"]
             shares.append(picked["score"] / best["score"])
             ends.append(one["ended"] / one["steps"])
@@ -116,7 +116,7 @@ def _picks(found):
     yield from notes
 
 
-def _mixes(found):
+def _mix_tables(found):
     """(place in the page, its table)"""
     rounded = lambda one, *figures: [f"{one[figure]:.3f}" for figure in figures]  # noqa: E731
     head = ("", "CLIP", "second judge")
@@ -167,7 +167,7 @@ def _table(head, rows):
         yield f"| {' | '.join(row)} |"
 
 
-def _real(found):
+def _real_photo_rows(found):
     rows = [("(sets)", "likeness", "prompts followed", "copied", "seconds")]
     for method in reach.METHODS:
         runs = [one[method] for one in found.values() if method in one]
@@ -186,7 +186,7 @@ def _likeness(one, method):
     return f"{one[method]['own']['likeness']:.2f}" if method in one else ""
 
 
-def _drawn(work):
+def _join_photo_sheets(work):
     """The sheets of real photos, three abreast, without their first row: the photos are not ours to show."""
     parts = []
     for name, methods in _read(work / "real.json").items():

@@ -19,7 +19,7 @@ from sdpersonal.models import load_base, loading
 from sdpersonal.training.run import train
 
 from . import captions, clip, photos, presets, reach
-from .workshop import Workshop
+from .workshop import BuildContext
 
 SUBJECTS = ("teddy bear", "fox")
 STYLE = "cyanotype"
@@ -36,31 +36,31 @@ TOGETHER = {
 SEEDS = 2
 
 
-def word(subject):
+def token_for(subject):
     return f"t/{subject.replace(' ', '-')}"
 
 
-def learned(shop, folder):
+def train_library(shop, folder):
     """A library with both subjects and the look."""
     for subject in SUBJECTS:
         place = folder / subject
         photos.save(photos.sample_photos(shop.work, subject, reach.LEARNED, reach.SEEN), place / "photos")
-        asked = reach.settings("lora", folder, reach.SUBJECTS[subject], "object", photos=place / "photos")
-        train(asked.model_copy(update={"token": f"<{word(subject)}>", "run": place / "run"}), say=str)
+        asked = reach.run_settings("lora", folder, reach.SUBJECTS[subject], "object", photos=place / "photos")
+        train(asked.model_copy(update={"token": f"<{token_for(subject)}>", "run": place / "run"}), say=str)
     place = folder / STYLE
     photos.save(photos.sample_style_photos(shop.work, reach.LEARNED, reach.SEEN, STYLE), place / "photos")
     for number, thing in enumerate(photos.STYLE_THINGS[: reach.LEARNED], 1):
         (place / "photos" / f"{number:02}.txt").write_text(f"{captions.with_article(thing)} in the style of {{}}\n")
-    asked = reach.settings("lora", folder, reach.STYLES[STYLE], "style", photos=place / "photos")
+    asked = reach.run_settings("lora", folder, reach.STYLES[STYLE], "style", photos=place / "photos")
     train(asked.model_copy(update={"token": f"<t/{STYLE}>", "run": place / "run"}), say=str)
     return Library(folder / "library")
 
 
-class Bench:
+class MixEvaluation:
     """Draws and judges."""
 
     def __init__(self, shop, library):
-        self.shop, self.eyes = shop, reach.Eyes(shop)
+        self.shop, self.eyes = shop, reach.JudgePair(shop)
         self.base, self.library = load_base("tiny"), library
         number = list(reach.SUBJECTS).index
         self.unseen = {
@@ -68,13 +68,13 @@ class Bench:
         }
 
     def draw(self, prompt, seeds=SEEDS):
-        return reach.draw(self.base, self.library, [prompt], seeds)
+        return reach.generate(self.base, self.library, [prompt], seeds)
 
     def likeness(self, pictures, subject):
         return self.eyes.likeness(pictures, self.unseen[subject])
 
 
-def grid(bench):
+def subject_grid(bench):
     """Subject x place x look: a row of pictures for each subject and look, figures of each look."""
     rows, found = {}, {}
     in_look = _looks_of(bench)
@@ -83,7 +83,7 @@ def grid(bench):
         for subject in SUBJECTS:
             line = []
             for place in PLACES:
-                drawn = bench.draw(f"{form.format(f'<{word(subject)}>')} {captions.PLACES[place][0]}")
+                drawn = bench.draw(f"{form.format(f'<{token_for(subject)}>')} {captions.PLACES[place][0]}")
                 line.append(drawn[0])
                 pictures += drawn
                 asked += [place] * len(drawn)
@@ -113,7 +113,7 @@ def _nearest(bench, pictures, in_look):
     return [list(in_look)[i] for i in scores.argmax(0).tolist()]
 
 
-def strengths(bench):
+def measure_strengths(bench):
     """Likeness at each strength, mean over both subjects and four places; and a row of pictures."""
     found, rows = {}, {}
     for strength in STRENGTHS:
@@ -122,7 +122,7 @@ def strengths(bench):
             drawn = [
                 picture
                 for place in reach.PLACES
-                for picture in bench.draw(f"a photo of <{word(subject)}:{strength}> {captions.PLACES[place][0]}")
+                for picture in bench.draw(f"a photo of <{token_for(subject)}:{strength}> {captions.PLACES[place][0]}")
             ]
             rows.setdefault(f"{subject} at {strength}", drawn[::SEEDS])
             likeness.append(bench.likeness(drawn, subject))
@@ -130,16 +130,16 @@ def strengths(bench):
     return found, rows
 
 
-def windows(bench):
+def measure_windows(bench):
     """Likeness to the subject when it acts in a part of the sampling, and the share of pictures in the asked look when
     the look does."""
     found, rows, in_look = {}, {}, _looks_of(bench)
     for window in WINDOWS:
-        drawn = {one: bench.draw(f"a photo of <{word(one)}@{window}> on the beach", 4) for one in SUBJECTS}
+        drawn = {one: bench.draw(f"a photo of <{token_for(one)}@{window}> on the beach", 4) for one in SUBJECTS}
         styled = [
             picture
             for one in SUBJECTS
-            for picture in bench.draw(f"<{word(one)}> on the beach in the style of <t/{STYLE}:0.8@{window}>", 4)
+            for picture in bench.draw(f"<{token_for(one)}> on the beach in the style of <t/{STYLE}:0.8@{window}>", 4)
         ]
         seen = _nearest(bench, styled, in_look)
         figures = _mean([bench.likeness(some, one) for one, some in drawn.items()])
@@ -152,7 +152,7 @@ def windows(bench):
     return found, rows
 
 
-def together(bench):
+def measure_pairs(bench):
     """Two subjects in one picture: for each way to ask, how often each is there, and both.
 
     A subject is there if some third of the picture is nearer to its photos than to the other's and than halfway between
@@ -163,10 +163,10 @@ def together(bench):
     for name, form in TOGETHER.items():
         prompt = form
         for number, subject in enumerate(SUBJECTS):
-            prompt = prompt.replace(f"{{{number}", f"{{<{word(subject)}")
-        prompt = prompt.replace("+1}", f"+{word(second)}}}").replace("{<", "<").replace("}", ">")
+            prompt = prompt.replace(f"{{{number}", f"{{<{token_for(subject)}")
+        prompt = prompt.replace("+1}", f"+{token_for(second)}}}").replace("{<", "<").replace("}", ">")
         drawn = bench.draw(prompt, 12)
-        there = [_there(bench, picture) for picture in drawn]
+        there = [_subjects_present(bench, picture) for picture in drawn]
         found[name] = {
             first: round(sum(first in one for one in there) / len(there), 2),
             second: round(sum(second in one for one in there) / len(there), 2),
@@ -177,7 +177,7 @@ def together(bench):
     return found, rows
 
 
-def _there(bench, picture):
+def _subjects_present(bench, picture):
     width, height = picture.size
     parts = [picture.crop((left, height // 4, left + width // 2, height * 3 // 4 + height // 8)) for left in
              (0, width // 4, width // 2)]  # fmt: skip
@@ -200,18 +200,18 @@ def main():
     parser.add_argument("--preset", choices=["auto", *presets.PRESETS], default="auto")
     parser.add_argument("--keep", type=Path, help="folder for the library, to draw from it again")
     args = parser.parse_args()
-    shop = Workshop(args.work, presets.choose(args.preset)[1], "cpu")
+    shop = BuildContext(args.work, presets.choose(args.preset)[1], "cpu")
     loading.built_in_folder = lambda: shop.weights_folder
     with tempfile.TemporaryDirectory() as own:
         folder = args.keep or Path(own)
-        library = Library(folder / "library") if (folder / "library").is_dir() else learned(shop, folder)
-        bench = Bench(shop, library)
+        library = Library(folder / "library") if (folder / "library").is_dir() else train_library(shop, folder)
+        bench = MixEvaluation(shop, library)
         bench.halfway = {
             one: sum(bench.likeness(bench.unseen[other], one)["classifier"] for other in SUBJECTS) / 2
             for one in SUBJECTS
         }
         found = {}
-        for part in (grid, strengths, windows, together):
+        for part in (subject_grid, measure_strengths, measure_windows, measure_pairs):
             found[part.__name__], rows = part(bench)
             reach.save_sheet(rows, shop.work / "look" / f"mixes-{part.__name__}.png")
             print(part.__name__, json.dumps(found[part.__name__]), flush=True)

@@ -19,9 +19,9 @@ from scipy import ndimage
 
 from . import art, render, scenes, sheets, world
 
-PHOTO = 512  # px
+PHOTO_SIDE = 512  # px
 # What stands behind, in this order; neighbours differ, so a set of five never stands before one wall.
-BEHIND = (
+BACKGROUNDS = (
     "table",
     "plain",
     "grass",
@@ -39,15 +39,15 @@ BEHIND = (
 STYLE_THINGS = ("sailboat", "cat face", "house", "sunflower", "rocket", "bicycle", "penguin", "castle")
 
 
-def sample_photos(work, subject, count, seed=0, look="3d", size=PHOTO, behind=BEHIND):
+def sample_photos(work, subject, count, seed=0, look="3d", size=PHOTO_SIDE, behind=BACKGROUNDS):
     """`count` photos of one emoji in one look -> PIL pictures. A seed means a set; no two seeds share a photo."""
     return [_photo(work, subject, look, seed, i, size, behind) for i in range(count)]
 
 
-def sample_style_photos(work, count, seed=0, style="cyanotype", size=PHOTO):
+def sample_style_photos(work, count, seed=0, style="cyanotype", size=PHOTO_SIDE):
     """`count` photos of different everyday things, all in one style that no training has seen."""
     plain = [
-        _photo(work, STYLE_THINGS[i % len(STYLE_THINGS)], "3d", 1000 + seed, i, size, BEHIND) for i in range(count)
+        _photo(work, STYLE_THINGS[i % len(STYLE_THINGS)], "3d", 1000 + seed, i, size, BACKGROUNDS) for i in range(count)
     ]
     return [STYLES[style](photo, seed * 100 + i) for i, photo in enumerate(plain)]
 
@@ -58,7 +58,7 @@ def _photo(work, subject, look, seed, index, size, behind):
         raise art.ArtError(f"There is no {subject!r} in the look {look!r}.")
     only = world.World((subject,), (subject,), (look,), 1, work / "art", work / "sprites")
     kind = behind[(index + 5 * seed) % len(behind)]
-    scene = scenes.stage(only, 0, 0, kind, 5_000 + seed, index)
+    scene = scenes.single_thing_scene(only, 0, 0, kind, 5_000 + seed, index)
     rng = scenes.generator(6_000 + seed, index)
     thing = replace(
         scene.things[0],
@@ -67,10 +67,10 @@ def _photo(work, subject, look, seed, index, size, behind):
     )  # fmt: skip
     renderer = render.Renderer(sprite[None], size=size)
     picture = render.render(renderer, [replace(scene, things=(thing,))])[0]
-    return sheets.to_image(_taken(picture, rng))
+    return sheets.to_image(_simulate_camera(picture, rng))
 
 
-def _taken(picture, rng):
+def _simulate_camera(picture, rng):
     """What a camera adds: light from one side, a warm or cold cast, softness, a little grain; (3, H, W) in -1..1."""
     pixels = (picture.numpy() + 1) / 2
     side = pixels.shape[1]
@@ -117,7 +117,7 @@ def pencil(photo, seed=0):
 STYLES = {"cyanotype": cyanotype, "pencil": pencil}
 
 
-def save(photos, folder, size=PHOTO):
+def save(photos, folder, size=PHOTO_SIDE):
     """Write 01.jpg, 02.jpg, ... with no metadata."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, photo in enumerate(photos, 1):
@@ -134,7 +134,7 @@ def main():
     parser.add_argument("--look", default="3d", choices=art.LOOKS)
     parser.add_argument("--count", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="another seed is another set, for example held-out photos")
-    parser.add_argument("--size", type=int, default=PHOTO, help="pixels")
+    parser.add_argument("--size", type=int, default=PHOTO_SIDE, help="pixels")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("build/tiny-base"))
     args = parser.parse_args()

@@ -17,12 +17,19 @@ from pathlib import Path
 from PIL import Image
 
 from sdpersonal.models import loading
-from sdpersonal.training.early_stopping import evidence
+from sdpersonal.training.early_stopping import dvar
 from sdpersonal.training.presets import preset
-from sdpersonal.training.validation import FOLDER, Trial, best_of, picture_name, read_trials, wants_more
+from sdpersonal.training.validation import (
+    VALIDATIONS_FOLDER,
+    Validation,
+    best_validation,
+    image_name,
+    is_improving,
+    read_validations,
+)
 
 from . import photos, presets, reach
-from .workshop import Workshop
+from .workshop import BuildContext
 
 _TILE, _GAP, _MARGIN = 128, 6, int(128 * 1.15)  # of the sheets that a run keeps
 
@@ -34,39 +41,39 @@ def tiles(path):
     return [page.crop((left, top, left + _TILE, top + _TILE)) for left, top in places]
 
 
-def measured_in(run):
+def read_losses(run):
     """The fixed batch's losses: (step, loss)."""
     lines = [json.loads(line) for line in (run / "progress.jsonl").read_text().splitlines()]
     return [(line["step"], line["fixed"]) for line in lines if "fixed" in line]
 
 
-def pick(shop, subject, method, eyes):
+def measure_run(shop, subject, method, eyes):
     """What one subject and method went through: the scores and the truth at every milestone, and the losses."""
     unseen = photos.sample_photos(shop.work, subject, reach.GUARDED, reach.UNSEEN + list(reach.SUBJECTS).index(subject))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         photos.save(photos.sample_photos(shop.work, subject, reach.LEARNED, reach.SEEN), folder / "photos")
-        whole = reach.taught(method, folder, reach.SUBJECTS[subject], "object", early_stop=False)
+        whole = reach.train_and_time(method, folder, reach.SUBJECTS[subject], "object", early_stop=False)
         run = folder / method
         trials = [
             {"step": trial.step, "score": round(trial.scores.score, 3)}
-            | eyes.likeness(tiles(run / FOLDER / picture_name(trial.step)), unseen)
-            for trial in read_trials(run)
+            | eyes.likeness(tiles(run / VALIDATIONS_FOLDER / image_name(trial.step)), unseen)
+            for trial in read_validations(run)
         ]
-        measured = measured_in(run)
+        measured = read_losses(run)
     return {"steps": whole["steps"], "seconds": whole["seconds"], "trials": trials, "measured": measured}
 
 
-def outcome(method, went):
+def apply_rules(method, went):
     """Where the rule as it is now ends such a run, and which of its trials are kept, last, best, and best in truth."""
-    held = [Trial(one["step"], _Scored(one["score"])) for one in went["trials"]]
+    held = [Validation(one["step"], _TrialScore(one["score"])) for one in went["trials"]]
     name = method if method == "textual-inversion" else f"dreambooth-{method}"
-    ended = _ended_at(held, went["measured"], preset(name, "tiny").pivot)
+    ended = _end_step(held, went["measured"], preset(name, "tiny").pivot)
     by_step = {one["step"]: one for one in went["trials"]}
     return {
         "steps": went["steps"],
         "ended": ended,
-        "picked": by_step[best_of([trial for trial in held if trial.step <= ended]).step],
+        "picked": by_step[best_validation([trial for trial in held if trial.step <= ended]).step],
         "last": went["trials"][-1],
         "best": max(went["trials"], key=lambda one: one["score"]),
         "best by the second judge": max(went["trials"], key=lambda one: one["classifier"]),
@@ -74,16 +81,16 @@ def outcome(method, went):
 
 
 @dataclass(frozen=True)
-class _Scored:
+class _TrialScore:
     """As much of a trial's scores as the rules look at."""
 
     score: float
 
 
-def _ended_at(held, measured, pivot):
+def _end_step(held, measured, pivot):
     for number, trial in enumerate(held, 1):
-        seen = evidence([one for one in measured if one[0] <= trial.step], pivot)
-        if seen and seen[-1].settled and not wants_more(held[:number]):
+        seen = dvar([one for one in measured if one[0] <= trial.step], pivot)
+        if seen and seen[-1].converged and not is_improving(held[:number]):
             return trial.step
     return held[-1].step
 
@@ -95,14 +102,14 @@ def main():
     parser.add_argument("--subjects", type=int, default=len(reach.SUBJECTS))
     parser.add_argument("--methods", nargs="+", choices=reach.METHODS, default=reach.METHODS)
     args = parser.parse_args()
-    shop = Workshop(args.work, presets.choose(args.preset)[1], "cpu")
+    shop = BuildContext(args.work, presets.choose(args.preset)[1], "cpu")
     loading.built_in_folder = lambda: shop.weights_folder
-    eyes, path = reach.Eyes(shop), shop.work / "picks.json"
+    eyes, path = reach.JudgePair(shop), shop.work / "picks.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     for method in args.methods:
         for subject in list(reach.SUBJECTS)[: args.subjects]:
-            found.setdefault(method, {})[subject] = pick(shop, subject, method, eyes)
-            print(method, subject, json.dumps(outcome(method, found[method][subject])), flush=True)
+            found.setdefault(method, {})[subject] = measure_run(shop, subject, method, eyes)
+            print(method, subject, json.dumps(apply_rules(method, found[method][subject])), flush=True)
             path.write_text(json.dumps(found, indent=1) + "\n")
 
 

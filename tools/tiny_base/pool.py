@@ -39,7 +39,7 @@ class Pool:
     @torch.no_grad()
     def add(self):
         """One batch of new scenes over the oldest."""
-        self.feed = self.feed or feed.feed(self.source, self.first, self.machine.workers)
+        self.feed = self.feed or feed.iterate_batches(self.source, self.first, self.machine.workers)
         drawn, packed = next(self.feed)
         count = len(drawn)
         pictures, cover = self.renderer.with_cover(packed)

@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as F
 
 from sdpersonal.concepts.library import Library
-from sdpersonal.config import DreamboothSettings, InversionSettings, Request
+from sdpersonal.config import DreamboothSettings, GenerateRequest, TextualInversionSettings
 from sdpersonal.generation import Generator
 from sdpersonal.models import load_base, loading
 from sdpersonal.training.run import train
-from sdpersonal.training.validation import read_trials
+from sdpersonal.training.validation import read_validations
 
 from . import captions, clip, judge, photos, presets, sheets
-from .workshop import Workshop
+from .workshop import BuildContext
 
 # subject: its class word, a thing the base knows
 SUBJECTS = {
@@ -55,7 +55,7 @@ def tensor(images):
     return torch.stack(pixels).view(-1, 128, 128, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-class Eyes:
+class JudgePair:
     """Both judges: likeness by their features, places by the classifier."""
 
     def __init__(self, shop):
@@ -81,19 +81,19 @@ class Eyes:
         return round(sum(names[g] == a for g, a in zip(guess, asked, strict=True)) / len(asked), 3)
 
 
-def draw(base, library, prompts, seeds=2):
+def generate(base, library, prompts, seeds=2):
     """`seeds` pictures of every prompt, prompt by prompt."""
     generator = Generator(base, library)
-    asked = [Request(prompt=prompt, n=seeds, seed=7) for prompt in prompts]
+    asked = [GenerateRequest(prompt=prompt, n=seeds, seed=7) for prompt in prompts]
     return [picture.image for request in asked for picture in generator.draw(request)]
 
 
-def settings(method, folder, noun, kind, **common):
+def run_settings(method, folder, noun, kind, **common):
     """A run with the method's own presets."""
     common |= {"library": folder / "library", "base": "tiny", "kind": kind, "run": folder / method}
     common |= {"token": f"<t/{method}>"}
     if method == "textual-inversion":
-        return InversionSettings(**common, init=noun)
+        return TextualInversionSettings(**common, init=noun)
     return DreamboothSettings(**common, class_noun=noun, method=method)
 
 
@@ -103,39 +103,39 @@ def score(eyes, pictures, unseen):
     return eyes.likeness(pictures, unseen) | {"places": eyes.places(pictures, asked)}
 
 
-def in_places(what):
+def place_prompts(what):
     return [f"a photo of {what} {captions.PLACES[place][0]}" for place in PLACES]
 
 
-def reach(shop, subject, folder, eyes, unseen, methods):
+def measure_subject(shop, subject, folder, eyes, unseen, methods):
     """Figures of one subject: floor, before, after each method, ceiling; and a row of pictures for each."""
     seen, noun = photos.sample_photos(shop.work, subject, LEARNED, SEEN), SUBJECTS[subject]
     photos.save(seen, folder / "photos")
     base, shelf = load_base("tiny"), Library(folder / "library")
     others = [photo for name, some in unseen.items() if name != subject for photo in some]
-    rows = {"a photo": seen[:4], "before": draw(base, shelf, in_places(captions.with_article(noun)))}
+    rows = {"a photo": seen[:4], "before": generate(base, shelf, place_prompts(captions.with_article(noun)))}
     mine = unseen[subject]
     found = {"floor": eyes.likeness(others, mine), "before": score(eyes, rows["before"], mine)}
     for method in methods:
-        run = taught(method, folder, noun, "object")
-        rows[method] = draw(base, shelf, in_places(f"<t/{method}>"))
+        run = train_and_time(method, folder, noun, "object")
+        rows[method] = generate(base, shelf, place_prompts(f"<t/{method}>"))
         found[method] = score(eyes, rows[method], mine) | run
     found["ceiling"] = eyes.likeness(seen, mine)
     return found, rows
 
 
-def taught(method, folder, noun, kind, **more):
+def train_and_time(method, folder, noun, kind, **more):
     """Train on the photos in the folder; the time it took, where it ended, which step was kept and its scores."""
     began = time.monotonic()
-    asked = settings(method, folder, noun, kind, photos=folder / "photos", **more)
+    asked = run_settings(method, folder, noun, kind, photos=folder / "photos", **more)
     train(asked, say=str)
     seconds = time.monotonic() - began
     result = json.loads((asked.run / "result.json").read_text())
-    own = {trial.step: trial.scores for trial in read_trials(asked.run)}[result["best"]]
+    own = {trial.step: trial.scores for trial in read_validations(asked.run)}[result["best"]]
     return {"seconds": round(seconds), "steps": result["steps"], "kept": result["best"], "own": own.figures()}
 
 
-def reach_style(shop, style, folder, eyes, methods):
+def measure_style(shop, style, folder, eyes, methods):
     """The same for a kept-out look: other things in it, each against a photo of that thing in that look."""
     every = photos.sample_style_photos(shop.work, LEARNED + 3, SEEN, style)
     again = photos.sample_style_photos(shop.work, LEARNED + 3, UNSEEN, style)[LEARNED:]
@@ -145,11 +145,11 @@ def reach_style(shop, style, folder, eyes, methods):
     things = [captions.with_article(name) for name in photos.STYLE_THINGS[LEARNED : LEARNED + 3]]
     base, shelf = load_base("tiny"), Library(folder / "library")
     unseen = [photo for photo in every[LEARNED:] for _ in range(2)]
-    rows = {"a photo": every[:4], "before": draw(base, shelf, [f"a photo of {thing}" for thing in things])}
+    rows = {"a photo": every[:4], "before": generate(base, shelf, [f"a photo of {thing}" for thing in things])}
     found = {"before": eyes.likeness(rows["before"], unseen, pairs=True)}
     for method in methods:
-        run = taught(method, folder, STYLES[style], "style")
-        rows[method] = draw(base, shelf, [f"{thing} in the style of <t/{method}>" for thing in things])
+        run = train_and_time(method, folder, STYLES[style], "style")
+        rows[method] = generate(base, shelf, [f"{thing} in the style of <t/{method}>" for thing in things])
         found[method] = eyes.likeness(rows[method], unseen, pairs=True) | run
     found["ceiling"] = eyes.likeness(again, every[LEARNED:], pairs=True)
     return found, rows
@@ -173,18 +173,18 @@ def main():
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--only", nargs="+", help="these subjects and looks")
     args = parser.parse_args()
-    shop = Workshop(args.work, presets.choose(args.preset)[1], "cpu")
+    shop = BuildContext(args.work, presets.choose(args.preset)[1], "cpu")
     loading.built_in_folder = lambda: shop.weights_folder  # the base that was just made, not the one that ships now
-    eyes = Eyes(shop)
+    eyes = JudgePair(shop)
     unseen = {name: photos.sample_photos(shop.work, name, GUARDED, UNSEEN + i) for i, name in enumerate(SUBJECTS)}
     path = shop.work / "reach.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     jobs = {
-        subject: lambda folder, name=subject: reach(shop, name, folder, eyes, unseen, args.methods)
+        subject: lambda folder, name=subject: measure_subject(shop, name, folder, eyes, unseen, args.methods)
         for subject in list(SUBJECTS)[: args.subjects]
     }
     for style in STYLES:
-        jobs[style] = lambda folder, name=style: reach_style(shop, name, folder, eyes, args.methods)
+        jobs[style] = lambda folder, name=style: measure_style(shop, name, folder, eyes, args.methods)
     for name, job in jobs.items():
         if args.only and name not in args.only:
             continue

@@ -19,7 +19,7 @@ from sdpersonal.models import load_base, loading
 from sdpersonal.photos.loading import load_photos
 
 from . import captions, presets, reach
-from .workshop import Workshop
+from .workshop import BuildContext
 
 CLASSES = {  # of the DreamBooth data set's folders, in words
     "backpack_dog": "backpack", "bear_plushie": "stuffed animal", "duck_toy": "toy", "fancy_boot": "boot",
@@ -28,11 +28,11 @@ CLASSES = {  # of the DreamBooth data set's folders, in words
 PROMPTS = ("a photo of {}", "{} on the beach", "{} in the snow", "{} on a blue background")
 
 
-def noun_of(folder):
+def class_noun(folder):
     return CLASSES.get(folder.name) or re.match(r"[a-z]+", folder.name)[0]
 
 
-def learn(folder, methods):
+def measure_folder(folder, methods):
     """Figures of each method for one folder of photos; a line of pictures for each."""
     found, base = {}, load_base("tiny")
     seen = [Image.fromarray(photo.square()) for photo in load_photos(folder, 128).photos]
@@ -41,9 +41,9 @@ def learn(folder, methods):
         with tempfile.TemporaryDirectory() as place:
             place = Path(place)
             (place / "photos").symlink_to(folder.resolve())
-            found[method] = reach.taught(method, place, noun_of(folder), "object")
+            found[method] = reach.train_and_time(method, place, class_noun(folder), "object")
             prompts = [prompt.format(f"<t/{method}>") for prompt in PROMPTS]
-            rows[method] = reach.draw(base, Library(place / "library"), prompts, seeds=1)
+            rows[method] = reach.generate(base, Library(place / "library"), prompts, seeds=1)
     return found, rows
 
 
@@ -55,19 +55,19 @@ def main():
     parser.add_argument("--methods", nargs="+", choices=reach.METHODS, default=reach.METHODS)
     parser.add_argument("--only", nargs="+", help="these subjects")
     args = parser.parse_args()
-    shop = Workshop(args.work, presets.choose(args.preset)[1], "cpu")
+    shop = BuildContext(args.work, presets.choose(args.preset)[1], "cpu")
     loading.built_in_folder = lambda: shop.weights_folder
     path = shop.work / "real.json"
     found, lines = json.loads(path.read_text()) if path.exists() else {}, {}
     for folder in sorted(one for one in args.photos.iterdir() if one.is_dir()):
         if args.only and folder.name not in args.only:
             continue
-        figures, rows = learn(folder, args.methods)
+        figures, rows = measure_folder(folder, args.methods)
         found[folder.name] = found.get(folder.name, {}) | figures
         print(folder.name, json.dumps(figures), flush=True)
         path.write_text(json.dumps(found, indent=1) + "\n")
         # Drawn pictures only: the photos are not ours to put in a document.
-        lines |= {f"{captions.with_article(noun_of(folder))}, {method}": rows[method] for method in args.methods}
+        lines |= {f"{captions.with_article(class_noun(folder))}, {method}": rows[method] for method in args.methods}
         reach.save_sheet(rows, shop.work / "look" / f"real-{folder.name}.png")
     reach.save_sheet(lines, shop.work / "look" / "real.png")
 

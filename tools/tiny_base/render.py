@@ -42,17 +42,17 @@ class Renderer:
         sprite = self.levels[small][t[:, 0].long()].float() / 255
         layer = F.grid_sample(
             sprite,
-            F.affine_grid(_inverse(t), (len(t), 4, self.size, self.size), align_corners=False),
+            F.affine_grid(_inverse_affine(t), (len(t), 4, self.size, self.size), align_corners=False),
             mode="bilinear",
             padding_mode="zeros",
             align_corners=False,
         )
-        colour, alpha = _painted(layer, t), layer[:, 3:]
+        colour, alpha = _apply_paint(layer, t), layer[:, 3:]
         picture[rows] = picture[rows] * (1 - alpha) + colour
         cover[rows] = cover[rows].maximum(alpha)
 
 
-def _inverse(t):
+def _inverse_affine(t):
     """Where each pixel of the picture lies in the sprite: (B, 2, 3), both in -1..1."""
     x, y, size, angle, flip = t[:, 1] * 2, t[:, 2] * 2, t[:, 3], t[:, 4], 1 - 2 * t[:, 5]
     c, s = torch.cos(angle) / size, torch.sin(angle) / size
@@ -61,7 +61,7 @@ def _inverse(t):
     return torch.stack([a, b], 1)
 
 
-def _painted(layer, t):
+def _apply_paint(layer, t):
     """Premultiplied colours; things with a paint keep only their light and shade."""
     rgb, alpha = layer[:, :3], layer[:, 3:]
     light = rgb.mean(1, keepdim=True) + 0.35 * alpha

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .crew import SYNC, Crew
+from .crew import SYNC_EVERY, WorkerGroup
 
 LONGEST_STEP = 20  # seconds; what is above it was not training: the machine slept, or the process was held up
 
@@ -30,7 +30,7 @@ class Run:
 
     def __init__(self, folder, stage, parts, save_minutes=4.0, crew=None):
         self.folder, self.stage, self.parts, self.save_minutes = folder, stage, parts, save_minutes
-        self.crew = crew or Crew()
+        self.crew = crew or WorkerGroup()
         folder.mkdir(parents=True, exist_ok=True)
         self.step, self.minutes = 0, 0.0  # minutes of training so far, over all sittings
         self.saved = time.monotonic()
@@ -52,7 +52,7 @@ class Run:
     def steps(self):
         """Step numbers until the end; the state is saved every few minutes and at the end."""
         while True:
-            if self.crew.size == 1 or self.step % SYNC == 0:  # a crew ends together
+            if self.crew.size == 1 or self.step % SYNC_EVERY == 0:  # a crew ends together
                 self.minutes = self.crew.largest(self.minutes)
                 if self.progress >= 1:
                     break

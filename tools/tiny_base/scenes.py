@@ -66,7 +66,7 @@ class Scene:
     single: bool  # one thing in its own colours: fit for "what is it?"
 
 
-MOST_THINGS = 3
+MAX_THINGS = 3
 
 
 def generator(seed, index):
@@ -160,7 +160,7 @@ def _several(rng, mix, wander, sprite, noun):
     return things, f"{captions.COUNTS[count]} {captions.plural(noun)}"
 
 
-def stage(world, look, name, background_kind, seed, index, mix=None, colour=None):
+def single_thing_scene(world, look, name, background_kind, seed, index, mix=None, colour=None):
     """One thing of a given name and look before a given background: for judges, photos and sheets."""
     rng = generator(seed, index)
     mix = mix or Mix()
@@ -179,7 +179,7 @@ def pack(scenes):
     """Scenes -> plain arrays for the renderer, so that worker processes can draw and the device can paint."""
     count = len(scenes)
     things = np.zeros(
-        (count, MOST_THINGS, 11), np.float32
+        (count, MAX_THINGS, 11), np.float32
     )  # sprite, x, y, size, angle, flip, has paint, paint RGB, there
     backs = np.zeros((count, 10), np.float32)  # first RGB, second RGB, 4 knobs
     kinds = np.zeros(count, np.int64)

@@ -15,7 +15,7 @@ def run_tokenizer(shop):
 
 
 def run_clip(shop):
-    save = lambda model: export.judge(model, shop.work / "tokenizer", shop.judge_folder)  # noqa: E731
+    save = lambda model: export.save_clip(model, shop.work / "tokenizer", shop.judge_folder)  # noqa: E731
     p, folder = shop.preset, shop.work / "clip"
     if not (folder / "done").exists():
         clip.train(shop.wide, shop.words, p.clip, folder, shop.machine, save)
@@ -23,7 +23,7 @@ def run_clip(shop):
 
 def run_clip_images(shop):
     """The judge's eyes: can run beside the UNet's training, whose text tower it leaves alone."""
-    save = lambda model: export.judge(model, shop.work / "tokenizer", shop.judge_folder)  # noqa: E731
+    save = lambda model: export.save_clip(model, shop.work / "tokenizer", shop.judge_folder)  # noqa: E731
     p, folder = shop.preset, shop.work / "clip-images"
     if not (folder / "done").exists():
         clip.train(shop.wide, shop.words, p.clip_images, folder, shop.machine, save, shop.clip)
@@ -51,8 +51,8 @@ def run_unet(shop):
     def snapshot(model):
         """What there is so far, as the folder that would ship, and a sheet to look at."""
         model = model.cpu()
-        pipe = export.pipeline(model, shop.vae.cpu(), tower.cpu(), shop.words, unet.scheduler())
-        export.weights(pipe, shop.work / "tokenizer", shop.judge_folder, shop.weights_folder)
+        pipe = export.make_pipeline(model, shop.vae.cpu(), tower.cpu(), shop.words, unet.scheduler())
+        export.save_weights(pipe, shop.work / "tokenizer", shop.judge_folder, shop.weights_folder)
         sample_sheet(pipe, shop.world, shop.work / "look" / "newest.png")
         shop.vae.to(shop.device), tower.to(shop.device)
 

@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from . import feed, muon, pool, runs
 from .autoencoder import CHANNELS
 from .clip import WIDTH
-from .crew import SYNC, Crew
+from .crew import SYNC_EVERY, WorkerGroup
 
 GUIDANCE = 3.0
 AVERAGE_EVERY = 4  # steps: an update of the moving average costs as much as one of AdamW
@@ -53,14 +53,14 @@ def timestep_chances(alphas, middle=-0.3, width=2.0, floor=0.3):
 
 def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None):
     """Train to the end (or go on after a kill); -> the averaged UNet. `snapshot(unet)` is called at each save."""
-    stage, device, crew = preset.unet, machine.device, Crew()
+    stage, device, crew = preset.unet, machine.device, WorkerGroup()
     torch.manual_seed(3)
     unet = build().to(device)
     if device == "cpu":
         unet.set_attn_processor(AttnProcessor())  # plain products: the fused kernel's backward is slow on a CPU
     adam, matrices = muon.split(unet, stage.lr, apart=("conv_in", "conv_out"))
     average = runs.Average(unet, 100)
-    source = feed.Batches(world, 300 + crew.rank, preset.mix, preset.refill)
+    source = feed.SceneBatches(world, 300 + crew.rank, preset.mix, preset.refill)
     scenes_pool = pool.Pool(source, words, vae, clip_text, preset.pool, machine)
     parts = {"unet": unet, "adam": adam, "muon": matrices, "average": average, "pool": scenes_pool}
     run = runs.Run(folder, stage, parts, machine.save_minutes, crew)
@@ -73,7 +73,7 @@ def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None):
         rate = stage.lr * runs.lr_factor(run.progress, step, warmup=200, fall=0.4)
         if step % preset.refill_every == 0:
             scenes_pool.add()
-        if step % SYNC == 0:
+        if step % SYNC_EVERY == 0:
             crew.average(unet)
         turn = step * crew.size + crew.rank
         latents, states, weights = scenes_pool.batch(turn, stage.batch)
@@ -96,14 +96,14 @@ def train(world, words, clip_text, vae, preset, folder, machine, snapshot=None):
             run.log(loss=torch.stack(losses).mean().item(), seen=seen, views=round(seen / len(world.sprites)))
             losses.clear()
         if snapshot and crew.rank == 0 and run.minutes - shown > 2 * machine.save_minutes:
-            snapshot(averaged(average))
+            snapshot(averaged_model(average))
             shown = run.minutes
     if snapshot and crew.rank == 0:
-        snapshot(averaged(average))
-    return averaged(average)
+        snapshot(averaged_model(average))
+    return averaged_model(average)
 
 
-def averaged(average):
+def averaged_model(average):
     """A UNet with the averaged weights."""
     model = build()
     model.load_state_dict(average.shadow)

@@ -15,7 +15,7 @@ from .runs import Machine
 
 
 @dataclass(frozen=True)
-class Workshop:
+class BuildContext:
     """The folder of all state, with what the stages take from each other."""
 
     work: Path

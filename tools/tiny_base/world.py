@@ -14,34 +14,34 @@ GROUPS = {"Smileys & Emotion", "Animals & Nature", "Food & Drink", "Travel & Pla
 FACES = {"Smileys & Emotion"}  # only the core's faces: the rest are too like each other at 128 px
 
 
-def _lines(file):
+def _read_lines(file):
     lines = (line.split("#")[0].strip() for line in (HERE / file).read_text("utf-8").splitlines())
     return [line for line in lines if line]
 
 
 def kept_out():
     """(emoji names, looks) that no training may see."""
-    lines = _lines("kept_out.txt")
+    lines = _read_lines("kept_out.txt")
     looks = [line.split(" ", 1)[1] for line in lines if line.startswith("look ")]
     return [line for line in lines if not line.startswith("look ")], looks
 
 
 def core_names():
     """{emoji name: name in captions} of the small world."""
-    pairs = (line.removesuffix(" *").split(" = ") for line in _lines("core_names.txt"))
+    pairs = (line.removesuffix(" *").split(" = ") for line in _read_lines("core_names.txt"))
     return {pair[0]: pair[-1].lower() for pair in pairs}
 
 
-def starred():
+def starred_positions():
     """Positions in the core of the names that are drawn most often where time is short."""
-    return tuple(i for i, line in enumerate(_lines("core_names.txt")) if line.endswith(" *"))
+    return tuple(i for i, line in enumerate(_read_lines("core_names.txt")) if line.endswith(" *"))
 
 
 def wide_names(folder):
     """{emoji name: name in captions} of the wide world: the core and all else that the three looks share."""
     names = core_names()
     out = set(kept_out()[0])
-    dropped = re.compile("|".join(f"(?:{line})" for line in _lines("dropped_names.txt")))
+    dropped = re.compile("|".join(f"(?:{line})" for line in _read_lines("dropped_names.txt")))
     for name, (_, _, group) in art.emoji_table(folder).items():
         if group not in GROUPS - FACES or name in names or name in out or dropped.fullmatch(name):
             continue
@@ -76,7 +76,9 @@ def world(work, size, looks):
     """The `core` or `wide` world in the given looks; art must have been fetched to work/art."""
     folder, cache = work / "art", work / "sprites"
     names = core_names() if size == "core" else wide_names(folder)
-    return World(tuple(names), tuple(names.values()), tuple(looks), len(core_names()), folder, cache, starred())
+    return World(
+        tuple(names), tuple(names.values()), tuple(looks), len(core_names()), folder, cache, starred_positions()
+    )
 
 
 def kept_out_world(work):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .generation_service import Studio, View
-from .workspace import House
+from .generation_service import GenerationService, JobView
+from .workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -14,10 +14,10 @@ class App:
     """house: where things are kept; studio: draws, and knows which base is loaded; fixed_base: whether only who
     started the app chooses the base, since several use it; bases: a folder of more that may be chosen."""
 
-    house: House
-    studio: Studio
+    workspace: Workspace
+    generation: GenerationService
     fixed_base: bool = False
     bases: Path | None = None
 
 
-__all__ = ["App", "House", "Studio", "View"]
+__all__ = ["App", "GenerationService", "JobView", "Workspace"]

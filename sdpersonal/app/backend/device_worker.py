@@ -13,7 +13,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Device:
+class DeviceWorker:
     """Loads and draws, one thing after another, in a thread of its own.
 
     Each thread that computes gets a team of OpenMP threads of its own, and once there are more of them than processors

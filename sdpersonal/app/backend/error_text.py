@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from ...config.text_checks import IF_UNSET
-from ...errors import FieldError, PersonalError
+from ...errors import FieldError, UserError
 
 log = logging.getLogger(__name__)
 P, T = ParamSpec("P"), TypeVar("T")
 
 
-# What the page calls the fields of `Request` and of the trainers' settings; `ui` lays them out under these names.
+# What the page calls the fields of `GenerateRequest` and of the trainers' settings; `ui` lays them out under these
+# names.
 LABELS = {
     "prompt": "Prompt",
     "negative": "Negative prompt",
@@ -40,27 +41,27 @@ LABELS = {
 }
 
 
-def labelled(error: PersonalError) -> PersonalError:
+def labelled(error: UserError) -> UserError:
     """The same in a page's words: its name for the field, where it is about one, and nothing of shells."""
-    if isinstance(error, FieldError) and error.fix == IF_UNSET:
-        error = FieldError(error.field, error.problem)
-    if isinstance(error, FieldError) and error.field in LABELS and error.problem.startswith(f"{error.field} "):
+    if isinstance(error, FieldError) and error.hint == IF_UNSET:
+        error = FieldError(error.field, error.message)
+    if isinstance(error, FieldError) and error.field in LABELS and error.message.startswith(f"{error.field} "):
         return error.called(LABELS[error.field])
     return error
 
 
-def in_words(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """A user's mistake in full, else a number that the terminal's log explains: nothing of our inside is shown."""
-    if isinstance(error, PersonalError):
+    if isinstance(error, UserError):
         return str(labelled(error))
     number = uuid.uuid4().hex[:8]
     log.error("failure %s", number, exc_info=error)
     return f"Something went wrong here (failure {number}; the terminal shows what). Nothing was lost: try again."
 
 
-def tried(work: Callable[P, T], *args: P.args, **named: P.kwargs) -> tuple[T | None, str]:
+def value_or_error(work: Callable[P, T], *args: P.args, **named: P.kwargs) -> tuple[T | None, str]:
     """What the work returns and "", or None and what went wrong in words."""
     try:
         return work(*args, **named), ""
     except Exception as error:
-        return None, in_words(error)
+        return None, describe_error(error)

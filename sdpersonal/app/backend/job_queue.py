@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ...errors import Interrupted, PersonalError
+from ...errors import Interrupted, UserError
 
-_PATIENCE = 0.1  # seconds between looks at whether one who waits has given up
+_POLL_SECONDS = 0.1  # seconds between looks at whether one who waits has given up
 
 
 @dataclass(eq=False)
 class Job:
     """One who stands in the line. alone: has its turn only while no other job is half done."""
 
-    line: Line
+    line: JobQueue
     alone: bool = False
-    begun: float = field(default=0.0, init=False)  # time.monotonic() of its first turn
+    started_at: float = field(default=0.0, init=False)  # time.monotonic() of its first turn
 
     @contextmanager
     def turn(
@@ -33,30 +33,30 @@ class Job:
 
         waits(ahead): told, before the first turn, how many came earlier and have not ended, whenever that changes.
         """
-        self.line.take(self, given_up, (lambda ahead: None) if self.begun else waits)
+        self.line.take(self, given_up, (lambda ahead: None) if self.started_at else waits)
         try:
             yield
         finally:
             self.line.leave()
 
 
-class Line:
+class JobQueue:
     """most: jobs that may stand in it, the one being done among them."""
 
     def __init__(self, most: int):
         self.most = most
         self.jobs: list[Job] = []
         self.change = threading.Condition()
-        self._wanting: deque[Job] = deque()
+        self._waiting_jobs: deque[Job] = deque()
         self._busy = False
 
     @contextmanager
     def job(self, alone: bool = False) -> Iterator[Job]:
-        """Stand in the line until all is done. Raises PersonalError where it is full."""
+        """Stand in the line until all is done. Raises UserError where it is full."""
         job = Job(self, alone)
         with self.change:
             if len(self.jobs) >= self.most:
-                raise PersonalError(
+                raise UserError(
                     f"It is busy: {len(self.jobs)} drawings are in the line already.", "Try again in a minute."
                 )
             self.jobs.append(job)
@@ -70,17 +70,17 @@ class Line:
     def take(self, job: Job, given_up: Callable[[], bool], waits: Callable[[int], None]) -> None:
         told = None
         with self.change:
-            self._wanting.append(job)
+            self._waiting_jobs.append(job)
             try:
                 while self._busy or self._next() is not job:
                     if given_up():
                         raise Interrupted("Stopped.")
                     if (ahead := self.jobs.index(job)) != told:
                         waits(told := ahead)
-                    self.change.wait(_PATIENCE)
-                self._busy, job.begun = True, job.begun or time.monotonic()
+                    self.change.wait(_POLL_SECONDS)
+                self._busy, job.started_at = True, job.started_at or time.monotonic()
             finally:
-                self._wanting.remove(job)
+                self._waiting_jobs.remove(job)
 
     def leave(self) -> None:
         with self.change:
@@ -89,9 +89,9 @@ class Line:
 
     def _next(self) -> Job | None:
         held = False  # one who must be alone waits: what is half done goes on, nothing new begins
-        for job in self._wanting:
-            if job.alone and any(each.begun for each in self.jobs if each is not job):
+        for job in self._waiting_jobs:
+            if job.alone and any(each.started_at for each in self.jobs if each is not job):
                 held = True
-            elif not held or job.begun:
+            elif not held or job.started_at:
                 return job
         return None

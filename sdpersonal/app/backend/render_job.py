@@ -9,16 +9,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...config import Request
-from ...generation import Generator, Picture
+from ...config import GenerateRequest
+from ...generation import GeneratedImage, Generator
 from ...outputs import Outputs
-from .device_worker import Device
+from .device_worker import DeviceWorker
 from .job_queue import Job
-from .workspace import House
+from .workspace import Workspace
 
 
 @dataclass(frozen=True)
-class Result:
+class SessionImage:
     """A picture on the page. kept: where it stays; shown: the copy that the page may serve."""
 
     kept: Path
@@ -26,12 +26,12 @@ class Result:
     caption: str
 
 
-class InTurn:
+class QueuedGenerator:
     """A generator as drawing functions want it, which has the device only while it computes."""
 
     def __init__(
         self,
-        device: Device,
+        device: DeviceWorker,
         generator: Callable[[], Generator],
         job: Job,
         stopped: Callable[[], bool],
@@ -39,34 +39,36 @@ class InTurn:
         waits: Callable[[int], None],
         concepts: object = None,
     ):
-        self._device, self._make, self._job, self._concepts = device, generator, job, concepts
+        self._device, self._get_generator, self._job, self._concepts = device, generator, job, concepts
         self._stopped, self._preview, self._waits = stopped, preview, waits
 
     @property
     def base(self):
-        return self._device.do(self._make).base
+        return self._device.do(self._get_generator).base
 
-    def of(self, concepts: object) -> InTurn:
+    def of(self, concepts: object) -> QueuedGenerator:
         """The same with other concepts: a recipe's, a run's."""
-        return InTurn(self._device, self._make, self._job, self._stopped, self._preview, self._waits, concepts)
+        return QueuedGenerator(
+            self._device, self._get_generator, self._job, self._stopped, self._preview, self._waits, concepts
+        )
 
     def draw(
         self,
-        request: Request,
+        request: GenerateRequest,
         progress: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
-    ) -> Iterator[Picture]:
+    ) -> Iterator[GeneratedImage]:
         """As `Generator.draw`; raises Interrupted also where the page has stopped it."""
 
         def ended() -> bool:
             return self._stopped() or cancelled()
 
-        pictures: Iterator[Picture] | None = None
+        pictures: Iterator[GeneratedImage] | None = None
 
-        def draw_next() -> Picture | None:
+        def draw_next() -> GeneratedImage | None:
             nonlocal pictures
             if pictures is None:
-                generator = self._make()
+                generator = self._get_generator()
                 generator = generator.of(self._concepts) if self._concepts else generator
                 pictures = generator.draw(request, progress, ended, self._preview)
             return next(pictures, None)
@@ -80,23 +82,23 @@ class InTurn:
 
 
 @dataclass(frozen=True)
-class Desk:
+class JobContext:
     """generator: in turn; progress(done, total); tell(change): fields of a `View` that are new; notes: sentences that
     are said when all is drawn."""
 
-    generator: InTurn
-    house: House
+    generator: QueuedGenerator
+    workspace: Workspace
     page: str
     user: str | None
     stop: threading.Event
     tell: Callable[[dict], None]
-    results: list[Result]
+    results: list[SessionImage]
     hidden: list[bool]
     notes: list[str]
 
     @property
     def outputs(self) -> Outputs:
-        return self.house.pictures(self.user)
+        return self.workspace.pictures(self.user)
 
     def stopped(self) -> bool:
         return self.stop.is_set()
@@ -104,12 +106,14 @@ class Desk:
     def progress(self, done: int, total: int) -> None:
         self.tell({"message": f"Drawing: step {done} of {total}", "done": done / total})
 
-    def keep(self, picture: Picture) -> None:
+    def keep(self, picture: GeneratedImage) -> None:
         """A picture is ready."""
         self.show(self.outputs.save(picture.png()), picture.hidden, f"seed {picture.seed}")
 
     def show(self, kept: Path, hidden: bool = False, caption: str = "") -> None:
         """A picture that was kept is ready."""
-        self.results.append(Result(kept, self.house.copy(kept, self.page), caption or kept.stem.partition("-")[0]))
+        self.results.append(
+            SessionImage(kept, self.workspace.copy(kept, self.page), caption or kept.stem.partition("-")[0])
+        )
         self.hidden.append(hidden)
         self.tell({"results": tuple(self.results), "preview": ()})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ... import storage
 from ...concepts.library import Library
-from ...errors import PersonalError
+from ...errors import UserError
 from ...outputs import Outputs
 
 _LARGEST = 1 << 30  # bytes
@@ -17,7 +17,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
 @dataclass(frozen=True)
-class House:
+class Workspace:
     """library: concepts, of all who use the app; outputs: pictures, runs: trainings, both for each user apart;
     shown: a private folder of what the page may serve, gone when the app ends; wildcards: lists for prompts.
 
@@ -29,19 +29,19 @@ class House:
     runs: Path
     shown: Path
     wildcards: Path | None = None
-    _rooms: dict[str, str] = field(default_factory=dict, compare=False)
+    _session_names: dict[str, str] = field(default_factory=dict, compare=False)
 
     def pictures(self, user: str | None) -> Outputs:
         """The user's own pictures, which stay."""
-        return Outputs(self.outputs / named(user) if user else self.outputs)
+        return Outputs(self.outputs / user_folder_name(user) if user else self.outputs)
 
     def trainings(self, user: str | None) -> Path:
         """The folder of the user's own runs."""
-        return self.runs / named(user) if user else self.runs
+        return self.runs / user_folder_name(user) if user else self.runs
 
     def room(self, page: str) -> Path:
         """A folder that the app may serve to one page: nobody who does not know its name finds it."""
-        name = self._rooms.setdefault(page, secrets.token_urlsafe(16))
+        name = self._session_names.setdefault(page, secrets.token_urlsafe(16))
         return storage.make_folder(self.shown / name)
 
     def copy(self, picture: Path, page: str) -> Path:
@@ -52,12 +52,12 @@ class House:
 
     def leave(self, page: str) -> None:
         """The page is closed: what was shown on it goes."""
-        if name := self._rooms.pop(page, None):
+        if name := self._session_names.pop(page, None):
             storage.remove(self.shown / name)
 
 
-def named(user: str) -> str:
-    """A user's name as a folder's. Raises PersonalError if it cannot be one."""
+def user_folder_name(user: str) -> str:
+    """A user's name as a folder's. Raises UserError if it cannot be one."""
     if not _NAME.fullmatch(user):
-        raise PersonalError("A user's name has 1 to 32 of a-z, 0-9 and -.")
+        raise UserError("A user's name has 1 to 32 of a-z, 0-9 and -.")
     return user

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ... import storage
-from ...errors import PersonalError
-from ...prompts import show
+from ...errors import UserError
+from ...prompts import printable
 
-HERE = ("127.0.0.1", "localhost")
-_SHORTEST = 8  # characters of a password
-_LIMIT = 100_000  # bytes of the file
+LOCALHOST = ("127.0.0.1", "localhost")
+_MIN_PASSWORD = 8  # characters of a password
+_MAX_BYTES = 100_000  # bytes of the file
 
 
 @dataclass(frozen=True)
-class Door:
+class Access:
     """port; listen: also to other machines; hosts: more names that this app goes by, behind a proxy for instance;
     passwords: by name, empty where nobody logs in."""
 
@@ -33,12 +33,12 @@ class Door:
 
     @property
     def address(self) -> str:
-        return "0.0.0.0" if self.listen else HERE[0]
+        return "0.0.0.0" if self.listen else LOCALHOST[0]
 
     @property
     def names(self) -> frozenset[str]:
         """What a browser may call it."""
-        return frozenset((*HERE, *self.hosts, *(_own_names() if self.listen else ())))
+        return frozenset((*LOCALHOST, *self.hosts, *(_machine_names() if self.listen else ())))
 
     @property
     def check(self) -> Callable[[str, str], bool] | None:
@@ -56,52 +56,52 @@ class Door:
         return fits
 
 
-def opened(port: int, listen: bool, hosts: Sequence[str], password_file: Path | None) -> Door:
-    """Raises PersonalError: nobody listens to others without passwords, a file of them is nobody else's, and a port
+def configure_access(port: int, listen: bool, hosts: Sequence[str], password_file: Path | None) -> Access:
+    """Raises UserError: nobody listens to others without passwords, a file of them is nobody else's, and a port
     that is taken is somebody else's."""
     if listen and password_file is None:
-        raise PersonalError(
+        raise UserError(
             "--listen lets others use your graphics card and see your concepts.",
             "Give --password-file FILE too, with lines NAME:PASSWORD.",
         )
-    door = Door(port, listen, tuple(hosts), _passwords(password_file) if password_file else {})
+    door = Access(port, listen, tuple(hosts), _read_passwords(password_file) if password_file else {})
     with socket.socket() as probe:
         if os.name == "posix":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((door.address, port))
         except OSError:
-            raise taken(port) from None
+            raise port_taken_error(port) from None
     return door
 
 
-def taken(port: int) -> PersonalError:
-    return PersonalError(f"Port {port} is taken, perhaps by an app that still runs.", "Give another: --port N.")
+def port_taken_error(port: int) -> UserError:
+    return UserError(f"Port {port} is taken, perhaps by an app that still runs.", "Give another: --port N.")
 
 
-def _passwords(path: Path) -> dict[str, str]:
-    from ..backend.workspace import named  # with it comes all that draws, seconds of it
+def _read_passwords(path: Path) -> dict[str, str]:
+    from ..backend.workspace import user_folder_name  # with it comes all that draws, seconds of it
 
-    data = storage.read_bytes(path, _LIMIT)
+    data = storage.read_bytes(path, _MAX_BYTES)
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise PersonalError(f"Others can read {show(str(path))}.", f"Run: chmod 600 {show(str(path))}")
+        raise UserError(f"Others can read {printable(str(path))}.", f"Run: chmod 600 {printable(str(path))}")
     found: dict[str, str] = {}
     for number, text in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
         if not text.strip() or text.startswith("#"):
             continue
         name, colon, password = text.partition(":")
-        if not colon or len(password) < _SHORTEST:
-            raise PersonalError(
-                f"Line {number} of {show(str(path))} is not NAME:PASSWORD, or the password is short.",
-                f"A password has at least {_SHORTEST} characters.",
+        if not colon or len(password) < _MIN_PASSWORD:
+            raise UserError(
+                f"Line {number} of {printable(str(path))} is not NAME:PASSWORD, or the password is short.",
+                f"A password has at least {_MIN_PASSWORD} characters.",
             )
-        found[named(name)] = password
+        found[user_folder_name(name)] = password
     if not found:
-        raise PersonalError(f"{show(str(path))} has no line.", "Write one for each user: NAME:PASSWORD.")
+        raise UserError(f"{printable(str(path))} has no line.", "Write one for each user: NAME:PASSWORD.")
     return found
 
 
-def _own_names() -> set[str]:
+def _machine_names() -> set[str]:
     """The machine's names and addresses in its networks."""
     import psutil
 

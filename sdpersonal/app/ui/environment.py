@@ -9,15 +9,15 @@ from pathlib import Path
 
 from ... import storage
 
-_OBEYED = ("GRADIO_", "UVICORN_", "FORWARDED_ALLOW_IPS", "SPACE_ID", "SYSTEM=")
+_GRADIO_VARIABLES = ("GRADIO_", "UVICORN_", "FORWARDED_ALLOW_IPS", "SPACE_ID", "SYSTEM=")
 
 
-def seclude() -> Path:
+def isolate_gradio() -> Path:
     """Forget what the environment says to Gradio and its server; return a private folder for what the page shows.
 
     The folder is readable by this user only and goes when the program ends.
     """
-    for name in [name for name in os.environ if f"{name}=".startswith(_OBEYED)]:
+    for name in [name for name in os.environ if f"{name}=".startswith(_GRADIO_VARIABLES)]:
         del os.environ[name]
     folder = Path(tempfile.mkdtemp(prefix="sdpersonal-"))
     atexit.register(storage.remove, folder)

@@ -1,4 +1,4 @@
-"""What a drawing can be asked: the settings under the prompt, by the names that a `Request` has for them."""
+"""What a drawing can be asked: the settings under the prompt, by the names that a `GenerateRequest` has for them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import gradio as gr
 
 from ...config import MAX_CLIP_SKIP
 from ..backend import App
-from ..backend.generate.init_image import started
+from ..backend.generate.init_image import save_init_image
 from ..backend.train.form import typed_number
-from .shared import line
+from .shared import text_line
 
 FRESH_SEEDS = 2**32  # more begin from noise that one of these begins from
 _MAY_STAY_EMPTY = ("fast", "scheduler")  # None in a request, an empty text in the form
 
 
-class Form:
+class GenerateForm:
     """components: by field; `inputs` is what an event gets, `read` makes a request's fields of it."""
 
     def __init__(self, prompt: gr.Textbox):
@@ -67,7 +67,7 @@ class Form:
 
     def start(self) -> None:
         """Lay out what a drawing can begin from."""
-        line("Paint over a part to draw only that anew; paint nothing to change all of it.")
+        text_line("Paint over a part to draw only that anew; paint nothing to change all of it.")
         self.editor = gr.ImageEditor(
             type="pil",
             sources=("upload", "clipboard"),
@@ -87,12 +87,12 @@ class Form:
         return {*self.components.values(), self.fresh, self.editor}
 
     def read(self, values: dict, app: App, page: str) -> dict[str, Any]:
-        """A request's fields. Raises PersonalError for a start picture that is none."""
+        """A request's fields. Raises UserError for a start picture that is none."""
         fields = {name: values[component] for name, component in self.components.items()}
         fields |= {name: fields[name] or None for name in _MAY_STAY_EMPTY}
         number = typed_number(fields["seed"])
         fields["seed"] = "" if number is None else number  # refused as empty
-        begun = started(app.house, page, values[self.editor])
+        begun = save_init_image(app.workspace, page, values[self.editor])
         if begun:  # its own shape, and drawn as large as it is
             fields |= {"size": None, "enlarge": 1.0}
         return fields | begun
@@ -105,6 +105,6 @@ class Form:
         return [gr.skip() if value is None else gr.update(value=value) for value in known]
 
 
-def fresh_seed() -> str:
+def random_seed() -> str:
     """Another one each time, as it stands in the form."""
     return str(random.randrange(FRESH_SEEDS))

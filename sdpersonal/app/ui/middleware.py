@@ -12,22 +12,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ... import storage
 
-LARGEST_UPLOAD = 1 << 30  # bytes of a file (a LoRA), of one request, and of all that pages have sent and not yet lost
-PARTS = 60  # files at once
-ROOM = 2 << 30  # bytes that stay free on the disk
-LARGEST_BODY = 2 << 20  # bytes of anything that is no upload
-GUESSES, PAUSE = 5, 30.0  # wrong passwords from one place, and the seconds until the next may be tried
-_MOST_PLACES = 10_000
-_READ_ON = 256  # messages, 64 KB each at most
-_PAST_THE_QUEUE = re.compile(r"/gradio_api/(run|api|call)\b")
+MAX_UPLOAD = 1 << 30  # bytes of a file (a LoRA), of one request, and of all that pages have sent and not yet lost
+MAX_PARTS = 60  # files at once
+MIN_FREE_DISK = 2 << 30  # bytes that stay free on the disk
+MAX_BODY = 2 << 20  # bytes of anything that is no upload
+MAX_FAILED_LOGINS, LOGIN_PAUSE = 5, 30.0  # wrong passwords from one place, and the seconds until the next may be tried
+_MAX_CLIENTS = 10_000
+_DRAIN_MESSAGES = 256  # messages, 64 KB each at most
+_UNQUEUED_ROUTES = re.compile(r"/gradio_api/(run|api|call)\b")
 
 
-class Guard:
+class SecurityMiddleware:
     """hosts: names that this app goes by; sent: folder in which uploads gather."""
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str], sent: Path):
         self.app, self.hosts, self.sent = app, hosts, sent
-        self._wrong: dict[str, list[float]] = defaultdict(list)
+        self._failed_logins: dict[str, list[float]] = defaultdict(list)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -40,12 +40,12 @@ class Guard:
             return
         scope["headers"] = [each for each in scope["headers"] if not each[0].startswith(b"x-forwarded-")]
         if scope["path"].rstrip("/") == "/login":
-            send = self._counting(_place(scope), send)
-        body = Body(receive, LARGEST_UPLOAD if _is_upload(scope) else LARGEST_BODY, headers)
+            send = self._count_failures(_client(scope), send)
+        body = LimitedBody(receive, MAX_UPLOAD if _is_upload(scope) else MAX_BODY, headers)
         try:
             await self.app(scope, body.receive, send)
         except TooLarge as error:
-            await _read_on(receive)
+            await _drain(receive)
             await PlainTextResponse(str(error), 413)(scope, receive, send)
         except TypeError:  # Gradio's answer to a part that has no file name
             if not _is_upload(scope):
@@ -60,32 +60,32 @@ class Guard:
         # Gradio itself trusts every page on this machine, whatever its port: it would let it read the pictures.
         if origin is not None and origin != f"{scope['scheme']}://{host}":
             return 403, "Only this app's own page may do that."
-        if _PAST_THE_QUEUE.match(scope["path"]):
+        if _UNQUEUED_ROUTES.match(scope["path"]):
             return 404, "There is only the page."
-        if scope["path"].rstrip("/") == "/login" and self._must_wait(_place(scope)):
-            return 429, f"Too many wrong passwords. Wait {PAUSE:.0f} seconds."
-        return self._full(headers) if _is_upload(scope) else _too_long(headers, LARGEST_BODY)
+        if scope["path"].rstrip("/") == "/login" and self._must_wait(_client(scope)):
+            return 429, f"Too many wrong passwords. Wait {LOGIN_PAUSE:.0f} seconds."
+        return self._upload_refusal(headers) if _is_upload(scope) else _length_refusal(headers, MAX_BODY)
 
-    def _full(self, headers: dict[bytes, str]) -> tuple[int, str] | None:
-        if refusal := _too_long(headers, LARGEST_UPLOAD):
+    def _upload_refusal(self, headers: dict[bytes, str]) -> tuple[int, str] | None:
+        if refusal := _length_refusal(headers, MAX_UPLOAD):
             return refusal
-        if storage.free_bytes(self.sent) < ROOM:
+        if storage.free_bytes(self.sent) < MIN_FREE_DISK:
             return 507, "The disk is nearly full here."
-        if _size(self.sent) > LARGEST_UPLOAD:
+        if _folder_size(self.sent) > MAX_UPLOAD:
             return 507, "There is no more room for uploads; what was sent earlier goes within an hour."
         return None
 
     def _must_wait(self, place: str) -> bool:
-        if len(self._wrong) > _MOST_PLACES:
-            self._wrong.clear()
-        recent = [at for at in self._wrong[place] if at > time.monotonic() - PAUSE]
-        self._wrong[place] = recent
-        return len(recent) >= GUESSES
+        if len(self._failed_logins) > _MAX_CLIENTS:
+            self._failed_logins.clear()
+        recent = [at for at in self._failed_logins[place] if at > time.monotonic() - LOGIN_PAUSE]
+        self._failed_logins[place] = recent
+        return len(recent) >= MAX_FAILED_LOGINS
 
-    def _counting(self, place: str, send: Send) -> Send:
+    def _count_failures(self, place: str, send: Send) -> Send:
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == 400:
-                self._wrong[place].append(time.monotonic())
+                self._failed_logins[place].append(time.monotonic())
             await send(message)
 
         return watched
@@ -95,7 +95,7 @@ class TooLarge(Exception):
     """A body that goes on longer than it may. In words for whoever sent it."""
 
 
-class Body:
+class LimitedBody:
     """Counts what arrives, whatever was announced; of an upload its parts too."""
 
     def __init__(self, receive: Receive, most: int, headers: dict[bytes, str]):
@@ -113,14 +113,14 @@ class Body:
             text = self._rest + body
             self._parts += text.count(self._mark)
             self._rest = text[-len(self._mark) + 1 :]
-            if self._parts > PARTS + 1:
-                raise TooLarge(f"I take up to {PARTS} files at once.")
+            if self._parts > MAX_PARTS + 1:
+                raise TooLarge(f"I take up to {MAX_PARTS} files at once.")
         return message
 
 
-async def _read_on(receive: Receive) -> None:
+async def _drain(receive: Receive) -> None:
     """What is refused in the middle is read a while longer: a client that still sends sees no answer."""
-    for _ in range(_READ_ON):
+    for _ in range(_DRAIN_MESSAGES):
         message = await receive()
         if not message.get("more_body"):
             return
@@ -130,18 +130,18 @@ def _is_upload(scope: Scope) -> bool:
     return scope["path"].rstrip("/").endswith("/upload")
 
 
-def _too_long(headers: dict[bytes, str], most: int) -> tuple[int, str] | None:
+def _length_refusal(headers: dict[bytes, str], most: int) -> tuple[int, str] | None:
     announced = headers.get(b"content-length", "0")
     if not announced.isdigit():
         return 400, "That is no length."
     return (413, f"I take up to {most >> 20} MB at once.") if int(announced) > most else None
 
 
-def _place(scope: Scope) -> str:
+def _client(scope: Scope) -> str:
     return scope["client"][0] if scope.get("client") else ""
 
 
-def _size(folder: Path) -> int:
+def _folder_size(folder: Path) -> int:
     """Bytes in the folder; what goes meanwhile does not count."""
     total = 0
     for path in folder.rglob("*"):

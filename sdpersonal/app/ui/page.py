@@ -7,23 +7,23 @@ import gradio as gr
 from ..backend import App
 from .generate.generate_tab import generate_tab
 from .library.library_tab import library_tab
-from .models.models_tab import base_tab
-from .shared import BASE, GENERATE, LIBRARY, MAKE, Shared, line
-from .train.train_tab import make_tab
+from .models.models_tab import models_tab
+from .shared import GENERATE, LIBRARY, MODELS, TRAIN, SharedComponents, text_line
+from .train.train_tab import train_tab
 
 TABS = {
     GENERATE: ("Generate", generate_tab),
-    MAKE: ("Make a concept", make_tab),
+    TRAIN: ("Make a concept", train_tab),
     LIBRARY: ("Library", library_tab),
-    BASE: ("Base", base_tab),
+    MODELS: ("Base", models_tab),
 }
 
 
-def build(app: App) -> gr.Blocks:
+def build_page(app: App) -> gr.Blocks:
     """The page, not yet served."""
     with gr.Blocks(title="sdpersonal", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("# sdpersonal", elem_id="title")
-        base = line(app.studio.about(), "base")
+        base = text_line(app.generation.describe_base(), "base")
         prompt = gr.Textbox(
             value="",
             label="Prompt",
@@ -36,11 +36,16 @@ def build(app: App) -> gr.Blocks:
             render=False,
         )
         with gr.Tabs(selected=GENERATE) as tabs:
-            shared = Shared(page, tabs, prompt, base)
+            shared = SharedComponents(page, tabs, prompt, base)
             for name, (title, fill) in TABS.items():
                 with gr.Tab(title, id=name, elem_id=f"tab-{name}") as tab:
                     fill(app, shared, tab)
         page.load(
-            app.studio.about, None, base, concurrency_limit=None, show_progress="hidden", api_visibility="private"
+            app.generation.describe_base,
+            None,
+            base,
+            concurrency_limit=None,
+            show_progress="hidden",
+            api_visibility="private",
         )
     return page

@@ -9,14 +9,14 @@ import tyro
 from pydantic import Field
 
 from ...concepts.library import Entry, Library
-from ...config import TokenText, Whole
-from ...errors import PersonalError
-from ...prompts import Mention, Token, Word, parse, show
-from .concepts_list import Listing
-from .output import say, say_json
+from ...config import TokenText, WholeNumber
+from ...errors import UserError
+from ...prompts import ConceptRef, Mention, Token, parse, printable
+from .concepts_list import ListArgs
+from .output import print_json, say
 
 
-class Differing(Listing):
+class DiffArgs(ListArgs):
     """Say how two concepts differ: settings, scores, and the cosine of what they learned."""
 
     first: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="FIRST")]
@@ -27,38 +27,38 @@ class Differing(Listing):
     """Also the cosine of every layer of the LoRAs."""
 
 
-class Conflicting(Listing):
+class ConflictArgs(ListArgs):
     """Say what will go wrong when these concepts are named in one prompt, and the strengths to try."""
 
     tokens: Annotated[tuple[str, ...], Field(min_length=2), tyro.conf.Positional, tyro.conf.arg(metavar="TOKENS")]
     """For example '<me/duck>' '<me/ink>'."""
 
 
-class Merging(Listing):
+class MergeArgs(ListArgs):
     """Make one concept of several."""
 
     parts: Annotated[tuple[str, ...], Field(min_length=2), tyro.conf.Positional, tyro.conf.arg(metavar="PARTS")]
     """Each with its strength, for example '<me/duck:0.6>' '<me/ink:0.4>'."""
     as_: Annotated[TokenText, tyro.conf.arg(name="as")]
     """The token of what comes out, for example '<me/inky-duck>'."""
-    rank: Annotated[int, Whole, Field(ge=1, le=1024)] | None = None
+    rank: Annotated[int, WholeNumber, Field(ge=1, le=1024)] | None = None
     """Cut the LoRA to this rank. Default: keep all of it, at the sum of the parts' ranks."""
     concatenate: bool = False
     """Keep the vectors of all, one after the other, as in a prompt. Default: average them if their numbers agree."""
 
 
-def diff_concepts(settings: Differing) -> int:
+def diff_concepts(settings: DiffArgs) -> int:
     from ...concepts.compare import compare
 
     library = Library(settings.library)
     tokens = [Token.parse(word) for word in (settings.first, settings.second)]
-    entries = [_whole(library.find(token)) for token in tokens]
-    facts = _different(*entries)
+    entries = [_check_undamaged(library.find(token)) for token in tokens]
+    facts = _differences(*entries)
     alike = None
     if entries[0].card.base == entries[1].card.base:
         alike = compare(*(library.get(entry.token) for entry in entries))
     if settings.json_:
-        say_json(
+        print_json(
             {
                 "concepts": [str(e.token) for e in entries],
                 "different": facts,
@@ -67,40 +67,43 @@ def diff_concepts(settings: Differing) -> int:
         )
         return 0
     width = max((len(name) for name in facts), default=0)
-    lines = [f"{name:{width}}  {_short(one)} | {_short(other)}" for name, (one, other) in facts.items()]
+    lines = [f"{name:{width}}  {_shorten(one)} | {_shorten(other)}" for name, (one, other) in facts.items()]
     say("\n".join([f"{entries[0].token} | {entries[1].token}", *(lines or ["Their cards say the same."])]))
     if alike is None:
         say("They are made for different bases, so their numbers cannot be compared.")
     else:
-        say("\n".join(_likeness(alike, settings.layers) or ["One has only vectors, the other only a LoRA."]))
+        say("\n".join(_similarity_lines(alike, settings.layers) or ["One has only vectors, the other only a LoRA."]))
     return 0
 
 
-def check_concepts(settings: Conflicting) -> int:
-    from ...concepts.compare import conflicts
+def check_concepts(settings: ConflictArgs) -> int:
+    from ...concepts.compare import find_conflicts
 
     library = Library(settings.library)
     # By their headers first: what no base can draw together is told before anything large is read.
-    entries = [_whole(library.find(_mention(word).token)) for word in settings.tokens]
-    found = conflicts([library.get(entry.token) for entry in entries])
+    entries = [_check_undamaged(library.find(_parse_mention(word).token)) for word in settings.tokens]
+    found = find_conflicts([library.get(entry.token) for entry in entries])
     if settings.json_:
-        say_json([dataclasses.asdict(conflict) for conflict in found])
+        print_json([conflict.as_json() for conflict in found])
         return 0
     for conflict in found:
         first, second = (Token.parse(name) for name in conflict.concepts)
-        say(f"{first} and {second}: {conflict.problem}")
+        say(f"{first} and {second}: {conflict.message}")
         if conflict.strengths:
-            say("  Try " + " ".join(_at(t, s) for t, s in zip((first, second), conflict.strengths, strict=True)))
+            say(
+                "  Try "
+                + " ".join(_format_mention(t, s) for t, s in zip((first, second), conflict.strengths, strict=True))
+            )
     if not found:
         say("Nothing speaks against them in one prompt.")
     return 0
 
 
-def merge_concepts(settings: Merging) -> int:
+def merge_concepts(settings: MergeArgs) -> int:
     from ...concepts.merge import merge
 
     library, as_ = Library(settings.library), Token.parse(settings.as_)
-    mentions = [_mention(word) for word in settings.parts]
+    mentions = [_parse_mention(word) for word in settings.parts]
     parts = [(library.get(mention.token), mention.strength) for mention in mentions]
     merged = merge(parts, as_, settings.rank, settings.concatenate)
     token = library.add(merged.concept)
@@ -114,7 +117,7 @@ def merge_concepts(settings: Merging) -> int:
         "licences": sorted({concept.card.license for concept, _ in parts}),
     }
     if settings.json_:
-        say_json(facts)
+        print_json(facts)
         return 0
     said = [f"merged: {token}"]
     said += [f"Vectors: {merged.vectors} of {len(parts)}."] if merged.vectors else []
@@ -126,24 +129,24 @@ def merge_concepts(settings: Merging) -> int:
     return 0
 
 
-def _mention(word: str) -> Mention:
-    prompt = parse(_bracketed(word))
-    if len(prompt.mentions) != 1 or prompt.pieces != (Word(prompt.mentions),):
-        raise PersonalError(f"{show(word)} is not one concept's token.", "For example '<me/duck:0.6>'.")
+def _parse_mention(word: str) -> Mention:
+    prompt = parse(_add_brackets(word))
+    if len(prompt.mentions) != 1 or prompt.pieces != (ConceptRef(prompt.mentions),):
+        raise UserError(f"{printable(word)} is not one concept's token.", "For example '<me/duck:0.6>'.")
     return prompt.mentions[0]
 
 
-def _bracketed(word: str) -> str:
+def _add_brackets(word: str) -> str:
     return word if word.startswith("<") else f"<{word}>"
 
 
-def _whole(entry: Entry) -> Entry:
+def _check_undamaged(entry: Entry) -> Entry:
     if entry.damaged or entry.card is None:
-        raise PersonalError(f"{entry.token} is damaged: {entry.damaged}", "See: sdpersonal concepts verify")
+        raise UserError(f"{entry.token} is damaged: {entry.damaged}", "See: sdpersonal concepts verify")
     return entry
 
 
-def _different(a: Entry, b: Entry) -> dict[str, tuple[object, object]]:
+def _differences(a: Entry, b: Entry) -> dict[str, tuple[object, object]]:
     """Facts of the cards and shapes that are not the same; recipe and scores by their own names."""
     one, other = (
         {
@@ -161,7 +164,7 @@ def _different(a: Entry, b: Entry) -> dict[str, tuple[object, object]]:
     }
 
 
-def _likeness(alike, layers: bool) -> list[str]:
+def _similarity_lines(alike, layers: bool) -> list[str]:
     lines = [f"cosine of the vectors: {alike.vectors:.3f}"] if alike.vectors is not None else []
     if alike.lora is not None:
         lines += [f"cosine of the LoRAs: {alike.lora:.3f}", f"their directions overlap: {alike.overlap:.0%}"]
@@ -169,16 +172,16 @@ def _likeness(alike, layers: bool) -> list[str]:
     return lines + ([alike.note] if alike.note else [])
 
 
-def _short(value: object) -> str:
-    return "-" if value in (None, "", [], ()) else show(str(value), 60)
+def _shorten(value: object) -> str:
+    return "-" if value in (None, "", [], ()) else printable(str(value), 60)
 
 
-def _at(token: Token, strength: float) -> str:
+def _format_mention(token: Token, strength: float) -> str:
     return f"{str(token)[:-1]}:{strength:g}>"
 
 
 COMMANDS = {
-    "concepts diff": (diff_concepts, Differing),
-    "concepts check": (check_concepts, Conflicting),
-    "concepts merge": (merge_concepts, Merging),
+    "concepts diff": (diff_concepts, DiffArgs),
+    "concepts check": (check_concepts, ConflictArgs),
+    "concepts merge": (merge_concepts, MergeArgs),
 }

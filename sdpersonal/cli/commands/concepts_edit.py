@@ -9,11 +9,11 @@ import tyro
 from pydantic import Field
 
 from ...concepts.library import Entry, Library
-from ...config import Kind, MayBeEmpty, TokenText
-from ...errors import PersonalError
-from ...prompts import Token, show
-from .concepts_list import Listing
-from .output import report, say, say_json
+from ...config import ConceptKind, MayBeEmpty, TokenText
+from ...errors import UserError
+from ...prompts import Token, printable
+from .concepts_list import ListArgs
+from .output import print_json, report_done, say
 
 
 def _fact(limit: int) -> type[str]:
@@ -21,7 +21,7 @@ def _fact(limit: int) -> type[str]:
     return Annotated[str, MayBeEmpty(), Field(max_length=limit)]
 
 
-class Editing(Listing):
+class EditArgs(ListArgs):
     """Fill in a concept's card: its vectors, weights and version stay as they are. An empty text takes a fact away."""
 
     token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
@@ -30,7 +30,7 @@ class Editing(Listing):
     """A line that says what it is."""
     description: _fact(2000) | None = None
     """A few sentences."""
-    kind: Kind | None = None
+    kind: ConceptKind | None = None
     """What it is: one object, one person, or one style."""
     class_noun: Annotated[_fact(100) | None, tyro.conf.arg(name="class")] = None
     """The general noun for it."""
@@ -58,50 +58,50 @@ class Editing(Listing):
     """How good it was measured to be, like likeness=0.66."""
 
 
-class History(Listing):
+class HistoryArgs(ListArgs):
     """Show all versions of a concept."""
 
     token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
     """For example '<me/duck>'."""
 
 
-def edit_concept(settings: Editing) -> int:
+def edit_concept(settings: EditArgs) -> int:
     facts = settings.model_dump(exclude={"token", "json_", "library", "licence", "recipe", "scores"}, exclude_none=True)
     if settings.licence is not None:
         facts["license"] = settings.licence
     for name in ("recipe", "scores"):
         if pairs := getattr(settings, name):
-            facts[name] = dict(_pair(text, name) for text in pairs)
+            facts[name] = dict(_parse_pair(text, name) for text in pairs)
     if not facts:
-        raise PersonalError("Nothing to change was said.", "For example --title 'My duck' --licence CC-BY-4.0.")
+        raise UserError("Nothing to change was said.", "For example --title 'My duck' --licence CC-BY-4.0.")
     token = Library(settings.library).edit(Token.parse(settings.token), facts)
-    return report(settings.json_, [token], "edited")
+    return report_done(settings.json_, [token], "edited")
 
 
-def show_history(settings: History) -> int:
+def show_history(settings: HistoryArgs) -> int:
     entries = Library(settings.library).history(Token.parse(settings.token))
     if settings.json_:
-        say_json([entry.as_json() for entry in entries])
+        print_json([entry.as_json() for entry in entries])
     for entry in entries if not settings.json_ else ():
-        say(f"{entry.token}  {_version(entry)}")
+        say(f"{entry.token}  {_version_line(entry)}")
     return 0
 
 
-def _version(entry: Entry) -> str:
+def _version_line(entry: Entry) -> str:
     if entry.damaged or entry.card is None:
         return f"damaged: {entry.damaged}"
     card = entry.card
     made = " ".join(part for part in (card.method, f"{card.steps} steps" if card.steps else "") if part)
     scores = "  ".join(f"{name} {value:.2f}" for name, value in card.scores.items())
-    what = f"{(entry.identity or '')[:8]}  {card.base:5} {entry.holds:26}"
+    what = f"{(entry.identity or '')[:8]}  {card.base:5} {entry.contents:26}"
     return f"{card.created}  {what} {made}  {scores}  {card.title}".rstrip()
 
 
-def _pair(text: str, flag: str) -> tuple[str, object]:
+def _parse_pair(text: str, flag: str) -> tuple[str, object]:
     """`lr=0.001` as ("lr", 0.001); a value that is no number, true or false is text."""
     name, equals, value = text.partition("=")
     if not (name and equals):
-        raise PersonalError(f"{show(text)} is not NAME=VALUE.", f"For example --{flag} likeness=0.66.")
+        raise UserError(f"{printable(text)} is not NAME=VALUE.", f"For example --{flag} likeness=0.66.")
     try:
         number = json.loads(value)
     except ValueError:
@@ -110,6 +110,6 @@ def _pair(text: str, flag: str) -> tuple[str, object]:
 
 
 COMMANDS = {
-    "concepts edit": (edit_concept, Editing),
-    "concepts history": (show_history, History),
+    "concepts edit": (edit_concept, EditArgs),
+    "concepts history": (show_history, HistoryArgs),
 }

@@ -12,13 +12,13 @@ from ... import storage
 from ...concepts import exporters
 from ...concepts.exporters import Export, Format
 from ...concepts.library import Library
-from ...config import Settings, TokenText
-from ...errors import PersonalError
-from ...prompts import Token, show
-from .output import say, say_json
+from ...config import SettingsBase, TokenText
+from ...errors import UserError
+from ...prompts import Token, printable
+from .output import print_json, say
 
 
-class Exporting(Settings):
+class ExportArgs(SettingsBase):
     """Write a concept as another program reads it, with a README."""
 
     token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
@@ -33,38 +33,38 @@ class Exporting(Settings):
     """Folder that keeps your concepts."""
 
 
-def export_concept(settings: Exporting) -> int:
+def export_concept(settings: ExportArgs) -> int:
     concept = Library(settings.library).get(Token.parse(settings.token))
     made = exporters.export(concept, settings.format)
     folder = settings.to or Path(f"{concept.token.slug}-{settings.format}")
-    save(made, folder)
+    write_export(made, folder)
     if settings.json_:
         facts = {"folder": str(folder), "files": made.places, "type": made.trigger, "notes": list(made.notes)}
-        say_json(facts)
+        print_json(facts)
     else:
         say("\n".join(_lines(made, folder)))
     return 0
 
 
-def save(made: Export, folder: Path) -> None:
-    """Write the files into a folder that appears whole or not at all. Raises NoRoom, PersonalError."""
+def write_export(made: Export, folder: Path) -> None:
+    """Write the files into a folder that appears whole or not at all. Raises DiskFull, UserError."""
     if os.path.lexists(folder):
-        raise PersonalError(f"{show(str(folder), 200)} is there already.", "Give a folder that is not: --to FOLDER.")
+        raise UserError(f"{printable(str(folder), 200)} is there already.", "Give a folder that is not: --to FOLDER.")
     with storage.new_folder(folder) as staged:
         for name, data in made.files.items():
-            path = storage.inside(staged, name)
+            path = storage.resolve_inside(staged, name)
             storage.make_folder(path.parent)
             storage.write_bytes(path, data)
 
 
 def _lines(made: Export, folder: Path) -> list[str]:
     width = max(map(len, made.places))
-    lines = [f"{show(str(folder), 200)} is ready for {made.program}:"]
+    lines = [f"{printable(str(folder), 200)} is ready for {made.program}:"]
     lines += [f"  {name:{width}}  goes to {place}" for name, place in made.places.items()]
-    lines.append(f"Type: {show(made.trigger, 300)}" if made.trigger else "Nothing has to be typed.")
+    lines.append(f"Type: {printable(made.trigger, 300)}" if made.trigger else "Nothing has to be typed.")
     return [*lines, *(f"Note: {note}" for note in made.notes), "README.md says more."]
 
 
 COMMANDS = {
-    "concepts export": (export_concept, Exporting),
+    "concepts export": (export_concept, ExportArgs),
 }

@@ -9,13 +9,13 @@ import tyro
 
 from ...concepts.library import Library
 from ...config import TokenText
-from ...errors import PersonalError
-from ...prompts import Token, show
-from .concepts_list import Listing
-from .output import bar, report, say, say_json
+from ...errors import UserError
+from ...prompts import Token, printable
+from .concepts_list import ListArgs
+from .output import print_json, progress_bar, report_done, say
 
 
-class Pushing(Listing):
+class PushArgs(ListArgs):
     """Put a concept on the Hugging Face Hub. Without --yes it only shows every file that would be sent, and why."""
 
     token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
@@ -34,7 +34,7 @@ class Pushing(Listing):
     """Only show them, whatever else is said."""
 
 
-class Pulling(Listing):
+class PullArgs(ListArgs):
     """Get a concept from the Hugging Face Hub."""
 
     hub_id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="HUB_ID")]
@@ -47,7 +47,7 @@ class Pulling(Listing):
     """Where its token is taken by another concept: `refuse` it, or make it the next of the `versions`."""
 
 
-class Exhibiting(Listing):
+class GalleryArgs(ListArgs):
     """Write a page with all concepts of a library that anyone can open, without a server."""
 
     to: Path
@@ -56,12 +56,12 @@ class Exhibiting(Listing):
     """What stands on top."""
 
 
-def push_concept(settings: Pushing) -> int:
+def push_concept(settings: PushArgs) -> int:
     from ... import storage
     from ...concepts import hub
 
     concept = Library(settings.library).get(Token.parse(settings.token))
-    sent = hub.uploads(concept, settings.hub_id, settings.pictures)
+    sent = hub.files_to_push(concept, settings.hub_id, settings.pictures)
     facts = {"files": [{"name": each.name, "size": len(each.data), "purpose": each.purpose} for each in sent]}
     if not settings.json_:
         width = max(len(each.name) for each in sent)
@@ -76,38 +76,38 @@ def push_concept(settings: Pushing) -> int:
     if settings.yes and not settings.dry_run:
         address = hub.push(concept, sent, settings.hub_id, settings.public)
     if settings.json_:
-        say_json(facts | {"pushed": address})
+        print_json(facts | {"pushed": address})
     else:
         say(f"pushed: {address}" if address else "Nothing was sent. To send it: --yes")
     return 0
 
 
-def pull_concept(settings: Pulling) -> int:
+def pull_concept(settings: PullArgs) -> int:
     from ...concepts import hub
 
     as_ = Token.parse(settings.as_) if settings.as_ else None
     concept = hub.pull(settings.hub_id, as_)
     token = Library(settings.library).keep(concept, settings.replace, count_up=settings.duplicates == "versions")
-    return report(settings.json_, [token], "pulled")
+    return report_done(settings.json_, [token], "pulled")
 
 
-def write_gallery(settings: Exhibiting) -> int:
-    from ...concepts.gallery import gallery
+def export_gallery(settings: GalleryArgs) -> int:
+    from ...concepts.gallery import write_gallery
 
     entries = Library(settings.library).list()
     if not entries:
-        raise PersonalError(f"No concepts in {show(str(settings.library))}.", "Give the folder with --library.")
-    with bar("gallery") as advance:
-        path, shown = gallery(entries, settings.to, settings.title, advance)
+        raise UserError(f"No concepts in {printable(str(settings.library))}.", "Give the folder with --library.")
+    with progress_bar("gallery") as advance:
+        path, shown = write_gallery(entries, settings.to, settings.title, advance)
     if settings.json_:
-        say_json({"gallery": str(path), "concepts": shown})
+        print_json({"gallery": str(path), "concepts": shown})
     else:
-        say(f"{shown} concepts, {path.stat().st_size / 1e6:.1f} MB: {show(str(path))}")
+        say(f"{shown} concepts, {path.stat().st_size / 1e6:.1f} MB: {printable(str(path))}")
     return 0
 
 
 COMMANDS = {
-    "concepts push": (push_concept, Pushing),
-    "concepts pull": (pull_concept, Pulling),
-    "concepts gallery": (write_gallery, Exhibiting),
+    "concepts push": (push_concept, PushArgs),
+    "concepts pull": (pull_concept, PullArgs),
+    "concepts gallery": (export_gallery, GalleryArgs),
 }

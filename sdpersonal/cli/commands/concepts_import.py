@@ -10,18 +10,18 @@ from typing import Annotated
 import tyro
 from pydantic import Field
 
-from ...concepts.importing import Duplicates, Outcome, Source, bring_in, joined, sources
+from ...concepts.importing import Duplicates, ImportOutcome, Source, find_sources, import_all, joined
 from ...concepts.library import Library
 from ...config import TokenText
-from ...errors import PersonalError
-from ...prompts import Token, show
-from .concepts_list import Listing
-from .output import bar, report, say, say_json
+from ...errors import UserError
+from ...prompts import Token, printable
+from .concepts_list import ListArgs
+from .output import print_json, progress_bar, report_done, say
 
-_PIPED = 250  # columns where nobody looks: the lines stay whole for grep
+_PIPED_WIDTH = 250  # columns where nobody looks: the lines stay whole for grep
 
 
-class Importing(Listing):
+class ImportArgs(ListArgs):
     """Add concept files of any common tool to a library."""
 
     files: Annotated[tuple[str, ...], Field(min_length=1), tyro.conf.Positional, tyro.conf.arg(metavar="FILES")]
@@ -38,50 +38,50 @@ class Importing(Listing):
     `filenames`: each is called by its file's name."""
 
 
-def import_concepts(settings: Importing) -> int:
+def import_concepts(settings: ImportArgs) -> int:
     as_ = Token.parse(settings.as_) if settings.as_ else None
-    outcomes: list[Outcome] = []
+    outcomes: list[ImportOutcome] = []
     found: list[Source] = []
     for asked in settings.files:
         try:
-            found += sources(asked, steps=settings.duplicates != "refuse")
-        except PersonalError as error:
-            outcomes.append(Outcome(asked, error=error))
+            found += find_sources(asked, steps=settings.duplicates != "refuse")
+        except UserError as error:
+            outcomes.append(ImportOutcome(asked, error=error))
     found = joined(found)
     if as_ and len(found) > 1 and settings.duplicates != "versions":
-        raise _one_name()
+        raise _one_name_error()
     library = Library(settings.library)
-    with bar("importing") as advance:
-        for number, outcome in enumerate(bring_in(library, found, as_, settings.replace, settings.duplicates), 1):
+    with progress_bar("importing") as advance:
+        for number, outcome in enumerate(import_all(library, found, as_, settings.replace, settings.duplicates), 1):
             outcomes.append(outcome)
             advance(number, len(found))
-    return _told(settings, outcomes)
+    return _report_outcomes(settings, outcomes)
 
 
-def _one_name() -> PersonalError:
-    return PersonalError("--as names one concept; several files are given.", "Import them one by one.")
+def _one_name_error() -> UserError:
+    return UserError("--as names one concept; several files are given.", "Import them one by one.")
 
 
-def _told(settings: Importing, outcomes: Sequence[Outcome]) -> int:
+def _report_outcomes(settings: ImportArgs, outcomes: Sequence[ImportOutcome]) -> int:
     """Print what happened to each; the exit code is that of the worst."""
     failed = [outcome.error for outcome in outcomes if outcome.error]
     if settings.json_:
         tokens = [str(outcome.token) for outcome in outcomes if outcome.token]
-        say_json({"imported": tokens, "files": [outcome.as_json() for outcome in outcomes]})
+        print_json({"imported": tokens, "files": [outcome.as_json() for outcome in outcomes]})
     elif len(outcomes) == 1:
         if failed:
             raise failed[0]
         if not settings.json_ and outcomes[0].kinds:
             say(f"{outcomes[0].done}: {outcomes[0].token}  {outcomes[0].what}")
             return 0
-        return report(False, [outcomes[0].token], outcomes[0].done)
+        return report_done(False, [outcomes[0].token], outcomes[0].done)
     else:
-        _table(outcomes)
+        _print_table(outcomes)
         say(f"{len(outcomes) - len(failed)} of {len(outcomes)} are in {settings.library}.")
     return max((error.exit_code for error in failed), default=0)
 
 
-def _table(outcomes: Sequence[Outcome]) -> None:
+def _print_table(outcomes: Sequence[ImportOutcome]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -92,10 +92,10 @@ def _table(outcomes: Sequence[Outcome]) -> None:
         style = {"refused": "red", "imported": "green"}.get(outcome.done, "")
         # Text, not str: in a string rich would read [brackets] of a stranger's name as markup.
         near = "/".join(Path(outcome.source).parts[-2:])
-        table.add_row(Text(show(near), overflow="fold"), Text(outcome.done, style), Text(told))
-    Console(width=None if sys.stdout.isatty() else _PIPED).print(table)
+        table.add_row(Text(printable(near), overflow="fold"), Text(outcome.done, style), Text(told))
+    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
 
 
 COMMANDS = {
-    "concepts import": (import_concepts, Importing),
+    "concepts import": (import_concepts, ImportArgs),
 }

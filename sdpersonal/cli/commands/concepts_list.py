@@ -10,12 +10,12 @@ import tyro
 
 from ...concepts.library import Entry, Library
 from ...concepts.trash import Trash
-from ...config import Settings, TokenText
-from ...prompts import Token, show
-from .output import report, say
+from ...config import SettingsBase, TokenText
+from ...prompts import Token, printable
+from .output import report_done, say
 
 
-class Listing(Settings):
+class ListArgs(SettingsBase):
     """List the concepts of a library."""
 
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
@@ -24,14 +24,14 @@ class Listing(Settings):
     """Folder that keeps your concepts."""
 
 
-class Showing(Listing):
+class ShowArgs(ListArgs):
     """Show the card of a concept."""
 
     token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
     """For example '<me/duck>'."""
 
 
-class Renaming(Listing):
+class RenameArgs(ListArgs):
     """Give a concept another token."""
 
     old: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="OLD")]
@@ -40,7 +40,7 @@ class Renaming(Listing):
     """The token it gets."""
 
 
-class Removing(Listing):
+class RemoveArgs(ListArgs):
     """Delete a concept. For 30 days it can come back: concepts restore."""
 
     token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
@@ -51,31 +51,31 @@ class Removing(Listing):
     """Without a way back."""
 
 
-class Restoring(Listing):
+class RestoreArgs(ListArgs):
     """Bring back a concept that was deleted; without a token, list what can come back."""
 
     token: Annotated[TokenText | None, tyro.conf.Positional, tyro.conf.arg(metavar="[TOKEN]")] = None
     """Its token, for example '<me/duck>': what was deleted last under it, with what went together with it."""
 
 
-class Verifying(Listing):
+class VerifyArgs(ListArgs):
     """Read every file of a library in full and name those that are damaged."""
 
 
-def list_concepts(settings: Listing) -> int:
+def list_concepts(settings: ListArgs) -> int:
     entries = Library(settings.library).list()
     if settings.json_:
         say(json.dumps([entry.as_json() for entry in entries], indent=2))
     elif entries:
         width = max(len(str(entry.token)) for entry in entries)
         for entry in entries:
-            say(f"{entry.token!s:{width}}  {_line(entry)}")
+            say(f"{entry.token!s:{width}}  {_entry_line(entry)}")
     else:
         say(f"No concepts in {settings.library} yet. Make one: sdpersonal train dreambooth --help")
     return 0
 
 
-def show_concept(settings: Showing) -> int:
+def show_concept(settings: ShowArgs) -> int:
     entry = Library(settings.library).find(Token.parse(settings.token))
     facts = entry.as_json()
     if settings.json_:
@@ -83,32 +83,34 @@ def show_concept(settings: Showing) -> int:
     else:
         for key, value in facts.items():
             if value not in (None, "", [], {}):
-                say(f"{key:14} {_plain(value)}")
+                say(f"{key:14} {_format_value(value)}")
     return 0
 
 
-def rename_concept(settings: Renaming) -> int:
-    return report(
+def rename_concept(settings: RenameArgs) -> int:
+    return report_done(
         settings.json_,
         Library(settings.library).rename(Token.parse(settings.old), Token.parse(settings.new)),
         "renamed",
     )
 
 
-def remove_concept(settings: Removing) -> int:
+def remove_concept(settings: RemoveArgs) -> int:
     library, token = Library(settings.library), Token.parse(settings.token)
     if settings.for_good:
         gone = library.remove(token, settings.all_versions)
     else:
         gone = Trash(library).put(token, settings.all_versions).tokens
-    return report(settings.json_, gone, "removed")
+    return report_done(settings.json_, gone, "removed")
 
 
-def restore_concept(settings: Restoring) -> int:
+def restore_concept(settings: RestoreArgs) -> int:
     trash = Trash(Library(settings.library))
     if settings.token:
-        return report(settings.json_, trash.restore(trash.holding(Token.parse(settings.token)).name), "restored")
-    found = [(f"{each.when:%Y-%m-%dT%H:%M:%SZ}", str(token)) for each in trash.list() for token in each.tokens]
+        return report_done(
+            settings.json_, trash.restore(trash.find_deletion(Token.parse(settings.token)).name), "restored"
+        )
+    found = [(f"{each.deleted_at:%Y-%m-%dT%H:%M:%SZ}", str(token)) for each in trash.list() for token in each.tokens]
     if settings.json_:
         say(json.dumps([{"token": token, "deleted": when} for when, token in found], indent=2))
     else:
@@ -116,11 +118,12 @@ def restore_concept(settings: Restoring) -> int:
     return 0
 
 
-def verify_concepts(settings: Verifying) -> int:
+def verify_concepts(settings: VerifyArgs) -> int:
     library = Library(settings.library)
     problems = [{"token": str(entry.token), "problem": problem} for entry, problem in library.verify()]
     problems += [
-        {"token": None, "problem": f"{show(str(path))} is not where any token leads"} for path in library.strays()
+        {"token": None, "problem": f"{printable(str(path))} is not where any token leads"}
+        for path in library.misplaced_files()
     ]
     if settings.json_:
         say(json.dumps(problems, indent=2))
@@ -131,24 +134,24 @@ def verify_concepts(settings: Verifying) -> int:
     return 1 if problems else 0
 
 
-def _line(entry: Entry) -> str:
+def _entry_line(entry: Entry) -> str:
     if entry.damaged or entry.card is None:
         return f"damaged: {entry.damaged}"
     kind = f"{entry.card.kind:7} {entry.card.base:5}"
-    return f"{kind} {entry.holds:26} {entry.size / 1e6:6.2f} MB  {entry.card.title}".rstrip()
+    return f"{kind} {entry.contents:26} {entry.size / 1e6:6.2f} MB  {entry.card.title}".rstrip()
 
 
-def _plain(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}={each}" for key, each in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 COMMANDS = {
-    "concepts list": (list_concepts, Listing),
-    "concepts show": (show_concept, Showing),
-    "concepts rename": (rename_concept, Renaming),
-    "concepts remove": (remove_concept, Removing),
-    "concepts restore": (restore_concept, Restoring),
-    "concepts verify": (verify_concepts, Verifying),
+    "concepts list": (list_concepts, ListArgs),
+    "concepts show": (show_concept, ShowArgs),
+    "concepts rename": (rename_concept, RenameArgs),
+    "concepts remove": (remove_concept, RemoveArgs),
+    "concepts restore": (restore_concept, RestoreArgs),
+    "concepts verify": (verify_concepts, VerifyArgs),
 }

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from ...concepts.library import Library
-from ...config import PromptText, Request, Settings
-from ...prompts import show
-from .output import bar, note, say, say_scheduler
+from ...config import GenerateRequest, PromptText, SettingsBase
+from ...prompts import printable
+from .output import note, progress_bar, say, say_scheduler
 
 if TYPE_CHECKING:
-    from ...generation import Picture
+    from ...generation import GeneratedImage
     from ...image_metadata import Recipe
 
 
-class Drawing(Request):
+class GenerateArgs(GenerateRequest):
     """Draw pictures of a prompt with concepts in it."""
 
     prompt: Annotated[PromptText, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
@@ -38,37 +38,37 @@ class Drawing(Request):
     """Also save them in one picture, each with what was chosen for it and its seed (with --private without words)."""
 
 
-class Demo(Settings):
+class DemoArgs(SettingsBase):
     """Teach the sample subject and the sample style, and draw a sheet that mixes them."""
 
     out: Path = Path("outputs/demo")
     """Folder for the sheet, the runs and a library of their own."""
 
 
-def generate(settings: Drawing) -> int:
+def generate(settings: GenerateArgs) -> int:
     from ... import storage
     from ...generation import Generator
     from ...generation.request_checks import check_requests
-    from ...image_metadata import hidden_note
-    from ...models import introduction, load_base
+    from ...image_metadata import describe_hidden
+    from ...models import describe_base, load_base
     from ...models.loading import kind_of
     from ...outputs import Outputs, write_page
 
-    request = Request(**{name: getattr(settings, name) for name in Request.model_fields})
+    request = GenerateRequest(**{name: getattr(settings, name) for name in GenerateRequest.model_fields})
     say_scheduler(request)
     library = Library(settings.library)
     storage.check_folder(settings.out)
     note(check_requests([request], library, settings.wildcards, kind_of(settings.base)))
     base = load_base(settings.base, safety=settings.safety_checker)
-    say(introduction(base, settings.base, draws=True))
+    say(describe_base(base, settings.base, draws=True))
     outputs, pictures = Outputs(settings.out), []
-    with bar("drawing") as advance:
+    with progress_bar("drawing") as advance:
         generator = Generator(base, library, settings.wildcards)
         for picture in generator.draw(request, progress=advance):
             pictures.append(picture)
             path = outputs.save(picture.png(settings.private))
             say(str(path))
-    if hidden := hidden_note([picture.hidden for picture in pictures]):
+    if hidden := describe_hidden([picture.hidden for picture in pictures]):
         say(hidden)
     if settings.grid:
         say(str(_save_grid(path, pictures, settings.private)))
@@ -76,36 +76,36 @@ def generate(settings: Drawing) -> int:
     return 0
 
 
-def _save_grid(beside: Path, pictures: list[Picture], private: bool) -> Path:
+def _save_grid(beside: Path, pictures: list[GeneratedImage], private: bool) -> Path:
     from ... import storage
-    from ...image_grid import laid_out, png
+    from ...image_grid import captioned_grid, encode_png
 
     captions = [""] * len(pictures) if private else _captions([picture.recipe for picture in pictures])
     images = [picture.image for picture in pictures]
     grid = beside.with_name(f"{beside.stem}-grid.png")
-    storage.write_bytes(grid, png(laid_out(list(zip(images, captions, strict=True)), tile=256)))
+    storage.write_bytes(grid, encode_png(captioned_grid(list(zip(images, captions, strict=True)), tile=256)))
     return grid
 
 
 def _captions(recipes: list[Recipe]) -> list[str]:
     """What was chosen for each, and its seed."""
-    from ...image_grid import differing
+    from ...image_grid import differing_words
 
-    chosen = differing([recipe.prompt for recipe in recipes])
-    begun = [f"{show(words, 200)}, " if words else "" for words in chosen]
+    chosen = differing_words([recipe.prompt for recipe in recipes])
+    begun = [f"{printable(words, 200)}, " if words else "" for words in chosen]
     return [f"{words}seed {recipe.seed}" for words, recipe in zip(begun, recipes, strict=True)]
 
 
-def demo(settings: Demo) -> int:
+def demo(settings: DemoArgs) -> int:
     from ... import storage
-    from ..demo import run
+    from ..demo import run_demo
 
     storage.check_folder(settings.out)
-    run(settings.out, say=say)
+    run_demo(settings.out, say=say)
     return 0
 
 
 COMMANDS = {
-    "generate": (generate, Drawing),
-    "demo": (demo, Demo),
+    "generate": (generate, GenerateArgs),
+    "demo": (demo, DemoArgs),
 }

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from ...config import Request
+from ...config import GenerateRequest
 from ...config.scheduler_names import difference
 from ...prompts import Token
 
@@ -16,7 +16,7 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"  # several under accelerate launch have one voice
 
 
-def silently(_: str) -> None:
+def discard(_: str) -> None:
     pass
 
 
@@ -24,7 +24,7 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def say_scheduler(request: Request) -> None:
+def say_scheduler(request: GenerateRequest) -> None:
     """Say how the scheduler differs from the one that was asked for, if it does."""
     if near := difference(request.scheduler):
         say(near)
@@ -36,17 +36,17 @@ def note(text: str) -> None:
         print(f"note: {text}", file=sys.stderr, flush=True)
 
 
-def say_json(content: object) -> None:
+def print_json(content: object) -> None:
     say(json.dumps(content, indent=2))
 
 
-def report(as_json: bool, tokens: list[Token], done: str) -> int:
+def report_done(as_json: bool, tokens: list[Token], done: str) -> int:
     """What was done to which concepts; returns exit code 0."""
     say(json.dumps({done: [str(token) for token in tokens]}) if as_json else f"{done}: {', '.join(map(str, tokens))}")
     return 0
 
 
-class bar:
+class progress_bar:
     """A progress bar on a terminal, nothing elsewhere: advance(done, total)."""
 
     def __init__(self, what: str):

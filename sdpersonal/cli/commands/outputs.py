@@ -10,10 +10,10 @@ import tyro
 from pydantic import Field
 
 from ...concepts.library import Library
-from ...config import Settings
-from ...errors import PersonalError
-from ...prompts import show
-from .output import bar, say, say_json
+from ...config import SettingsBase
+from ...errors import UserError
+from ...prompts import printable
+from .output import print_json, progress_bar, say
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ...image_metadata import Foreign
 
 
-class Redoing(Settings):
+class RedoArgs(SettingsBase):
     """Draw a picture again from the recipe in it: the same bytes on the same device."""
 
     picture: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
@@ -40,7 +40,7 @@ class Redoing(Settings):
     """Draw with another base, other versions of concepts or other start pictures too, though that changes it."""
 
 
-class Looking(Settings):
+class OutputsArgs(SettingsBase):
     """Write the page of all your pictures, index.html in their folder."""
 
     out: Path = Path("outputs")
@@ -51,7 +51,7 @@ class Looking(Settings):
     """Print JSON."""
 
 
-class Marking(Settings):
+class FavouriteArgs(SettingsBase):
     """Keep copies of pictures as favourites; the page shows them first."""
 
     pictures: Annotated[tuple[Path, ...], Field(min_length=1), tyro.conf.Positional, tyro.conf.arg(metavar="PICTURES")]
@@ -62,59 +62,69 @@ class Marking(Settings):
     """Folder of the pictures."""
 
 
-def redo(settings: Redoing) -> int:
+def redo(settings: RedoArgs) -> int:
     from ... import storage
-    from ...image_metadata import MAX_PICTURE, Recipe, png, read_recipe
-    from ...playground.reproduce import Pinned, base_name, base_troubles, picture_troubles, raise_any
+    from ...image_metadata import MAX_IMAGE_BYTES, Recipe, png_with_recipe, read_recipe
+    from ...playground.reproduce import (
+        PinnedConcepts,
+        base_mismatches,
+        base_to_load,
+        image_mismatches,
+        raise_mismatches,
+    )
 
-    data = storage.read_bytes(settings.picture, MAX_PICTURE)
+    data = storage.read_bytes(settings.picture, MAX_IMAGE_BYTES)
     recipe = read_recipe(data, settings.picture.name)
     if not isinstance(recipe, Recipe):
-        raise _not_ours(settings.picture.name, recipe)
+        raise _foreign_image_error(settings.picture.name, recipe)
     # What is missing is said before anything large is loaded.
-    concepts = Pinned(recipe, Library(settings.library), settings.anyway)
+    concepts = PinnedConcepts(recipe, Library(settings.library), settings.anyway)
     storage.check_folder(settings.out)
-    raise_any(picture_troubles(recipe, _sum(settings.start), _sum(settings.mask, "black")), settings.anyway)
+    raise_mismatches(
+        image_mismatches(recipe, _pixel_hash(settings.start), _pixel_hash(settings.mask, "black")), settings.anyway
+    )
 
     from ...generation import Generator
-    from ...models import introduction, load_base
+    from ...models import describe_base, load_base
     from ...models.loading import BUILT_IN, SHORT_NAMES
     from ...outputs import Outputs, write_page
 
-    name = settings.base or base_name(recipe, {BUILT_IN, *SHORT_NAMES})
+    name = settings.base or base_to_load(recipe, {BUILT_IN, *SHORT_NAMES})
     base = load_base(name)
-    raise_any(base_troubles(recipe, base.name, base.version), settings.anyway)
-    say(introduction(base, name))
-    with bar("drawing") as advance:
+    raise_mismatches(base_mismatches(recipe, base.name, base.version), settings.anyway)
+    say(describe_base(base, name))
+    with progress_bar("drawing") as advance:
         request = recipe.batch_request(settings.start, settings.mask)
         picture = list(Generator(base, concepts).draw(request, progress=advance))[recipe.place]
     outputs = Outputs(settings.out)
-    path = outputs.save(png(picture.image, picture.recipe.model_copy(update={"template": recipe.template})))
+    path = outputs.save(png_with_recipe(picture.image, picture.recipe.model_copy(update={"template": recipe.template})))
     write_page(outputs)
-    say(f"{path}: {_likeness(data, picture.image)}")
+    say(f"{path}: {_compare_pixels(data, picture.image)}")
     return 0
 
 
-def look(settings: Looking) -> int:
+def write_outputs_page(settings: OutputsArgs) -> int:
     from ...outputs import Outputs, write_page
 
     outputs = Outputs(settings.out)
     if not (outputs.days() or outputs.favourites()):
-        raise PersonalError(f"No pictures in {show(str(settings.out))}.", "Draw some: sdpersonal generate")
+        raise UserError(f"No pictures in {printable(str(settings.out))}.", "Draw some: sdpersonal generate")
     path, count = write_page(outputs, settings.title)
-    say_json({"page": str(path), "pictures": count}) if settings.json_ else say(f"{count} pictures: {show(str(path))}")
+    print_json({"page": str(path), "pictures": count}) if settings.json_ else say(
+        f"{count} pictures: {printable(str(path))}"
+    )
     return 0
 
 
-def mark(settings: Marking) -> int:
+def mark_favourites(settings: FavouriteArgs) -> int:
     from ...outputs import Outputs, write_page
 
     outputs = Outputs(settings.out)
     for picture in settings.pictures:
         if settings.undo:
-            outputs.unfavourite(picture)
+            outputs.remove_favourite(picture)
         else:
-            say(show(str(outputs.favourite(picture)), 200))
+            say(printable(str(outputs.add_favourite(picture)), 200))
     write_page(outputs)
     return 0
 
@@ -123,19 +133,19 @@ _SAME_FLAGS = ("negative", "seed", "steps", "guidance", "rescale", "size", "near
 _SAME_FLAGS += ("scheduler", "clip_skip")
 
 
-def _not_ours(name: str, found: Foreign) -> PersonalError:
+def _foreign_image_error(name: str, found: Foreign) -> UserError:
     """What to type for something like it, and what will be different. A prompt that cannot be used keeps its words."""
     flags = {key: f"--{key.replace('_', '-')}" for key in _SAME_FLAGS if key in found.fields}
     said = {flag: str(found.fields[key]) for key, flag in flags.items()}
     values = [part for flag, value in said.items() if value for part in (flag, _argument(value))]
     program = "another program" + (f" ({found.program})" if found.program != "another program" else "")
-    problem = f"{show(name)} was drawn by {program}, so the same cannot be drawn again."
+    problem = f"{printable(name)} was drawn by {program}, so the same cannot be drawn again."
     problem = "\n".join([problem, *found.notes])
     words = _argument(found.words) if found.words else "YOUR PROMPT"
-    line = show(shlex.join(["sdpersonal", "generate", words, "--n", "1", *values]), 3000)
+    line = printable(shlex.join(["sdpersonal", "generate", words, "--n", "1", *values]), 3000)
     begin = "Something like it" if found.refusal is None else "Change that in its prompt, then type"
     begin = begin if found.words else "Type a prompt of your own"
-    return PersonalError(problem, f"{begin}: {line}")
+    return UserError(problem, f"{begin}: {line}")
 
 
 def _argument(text: str) -> str:
@@ -143,17 +153,17 @@ def _argument(text: str) -> str:
     return f" {text}" if text.startswith("-") else text
 
 
-def _sum(path: Path | None, behind: str = "white") -> str | None:
-    from ...image_metadata import pixels_sum
+def _pixel_hash(path: Path | None, behind: str = "white") -> str | None:
+    from ...image_metadata import pixels_sha256
 
     if path is None:
         return None
-    from ...generation.img2img import open_picture  # decodes it as the drawing will
+    from ...generation.img2img import open_image  # decodes it as the drawing will
 
-    return pixels_sum(open_picture(path, behind))
+    return pixels_sha256(open_image(path, behind))
 
 
-def _likeness(data: bytes, drawn: Image.Image) -> str:
+def _compare_pixels(data: bytes, drawn: Image.Image) -> str:
     """How near the new picture is to the one that was given."""
     import io
 
@@ -175,7 +185,7 @@ def _likeness(data: bytes, drawn: Image.Image) -> str:
 
 
 COMMANDS = {
-    "redo": (redo, Redoing),
-    "outputs favourite": (mark, Marking),
-    "outputs": (look, Looking),  # after the longer one, which begins alike
+    "redo": (redo, RedoArgs),
+    "outputs favourite": (mark_favourites, FavouriteArgs),
+    "outputs": (write_outputs_page, OutputsArgs),  # after the longer one, which begins alike
 }

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from pydantic import Field
 
-from ...config import Kind, Settings, Whole
-from ...errors import PersonalError
-from ...prompts import show
+from ...config import ConceptKind, SettingsBase, WholeNumber
+from ...errors import UserError
+from ...prompts import printable
 from .output import say
 
 if TYPE_CHECKING:
@@ -21,16 +21,16 @@ _ROOM = 75  # tokens of a caption that CLIP reads
 _ROWS = 4  # of them the subject's own, where the class noun takes no more
 
 
-class Checking(Settings):
+class CheckPhotosArgs(SettingsBase):
     """Look for what is wrong with a folder of photos before training on it."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Folder with photos of one thing."""
     class_noun: Annotated[str, tyro.conf.arg(name="class"), Field(max_length=100)] = ""
     """The general noun for it, as for training; with it I also look whether the photos show that."""
-    kind: Kind = "object"
+    kind: ConceptKind = "object"
     """What the photos share: one object, one person, or one style."""
-    resolution: Annotated[int, Whole, Field(ge=64, le=2048)] = 512
+    resolution: Annotated[int, WholeNumber, Field(ge=64, le=2048)] = 512
     """Side in pixels of the squares that would be learned from."""
     crop: Literal["center", "subject"] = "center"
     """Which square of a photo would be used."""
@@ -40,18 +40,18 @@ class Checking(Settings):
     """Print JSON."""
 
 
-def check_photos(settings: Checking) -> int:
+def check_photos(settings: CheckPhotosArgs) -> int:
     from ... import storage
-    from ...evaluation import Judge
-    from ...image_grid import png
-    from ...photos.checks import contact_sheet, examine
+    from ...evaluation import Scorer
+    from ...image_grid import encode_png
+    from ...photos.checks import check, contact_sheet
     from ...photos.loading import load_photos
 
     path = _sheet_path(settings)
     storage.check_folder(path.parent)
     photos = load_photos(settings.folder, settings.resolution, settings.crop, settings.kind)
-    verdict = examine(photos, settings.kind, settings.class_noun, Judge() if settings.kind != "style" else None)
-    storage.write_bytes(path, png(contact_sheet(photos, verdict)))
+    verdict = check(photos, settings.kind, settings.class_noun, Scorer() if settings.kind != "style" else None)
+    storage.write_bytes(path, encode_png(contact_sheet(photos, verdict)))
     lengths = _too_long(photos, settings.class_noun)
     if settings.json_:
         skipped = {file.name: file.reason for file in photos.skipped + photos.duplicates}
@@ -62,7 +62,7 @@ def check_photos(settings: Checking) -> int:
             f"  {name}: its caption takes about {tokens} tokens; {_ROOM} are read, so the rest is not learned from"
             for name, tokens in lengths.items()
         ]
-        say("\n".join([photos.report(), *long, *verdict.lines(), f"All photos on one page: {show(str(path))}"]))
+        say("\n".join([photos.report(), *long, *verdict.lines(), f"All photos on one page: {printable(str(path))}"]))
     return 0
 
 
@@ -95,19 +95,20 @@ def _too_long(photos: PhotoSet, noun: str) -> dict[str, int]:
     return {name: count for name, count in lengths.items() if count > _ROOM}
 
 
-def _sheet_path(settings: Checking) -> Path:
+def _sheet_path(settings: CheckPhotosArgs) -> Path:
     """Never among the photos, where it would be taken for one."""
     folder, name = settings.folder.resolve(), "photos-check.png"
     path = (settings.sheet or Path(name)).absolute()
     if settings.sheet is None and path.resolve().is_relative_to(folder):
         path = folder.parent / name
     if path.suffix.lower() != ".png" or path.resolve().is_relative_to(folder):
-        raise PersonalError(
-            f"--sheet {show(str(settings.sheet))} must be a .png outside the folder of photos.", f"For example {name}."
+        raise UserError(
+            f"--sheet {printable(str(settings.sheet))} must be a .png outside the folder of photos.",
+            f"For example {name}.",
         )
     return settings.sheet or path
 
 
 COMMANDS = {
-    "photos check": (check_photos, Checking),
+    "photos check": (check_photos, CheckPhotosArgs),
 }

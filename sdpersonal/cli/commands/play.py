@@ -11,11 +11,17 @@ import tyro
 from pydantic import Field
 
 from ...concepts.library import Library
-from ...config import Number, PromptText, Request, Seed, Settings, Whole
-from ...playground.variations import CHANGE, RecipeFirst, draw_variations, request_of, variations
-from ...playground.xyz_grid import Sheet
-from ...prompts import MAX_PROMPT, show
-from .output import bar, note, say, say_scheduler
+from ...config import GenerateRequest, Number, PromptText, Seed, SettingsBase, WholeNumber
+from ...playground.variations import (
+    DEFAULT_STRENGTH,
+    RecipeThenLibrary,
+    favourite_request,
+    generate_variations,
+    variation_requests,
+)
+from ...playground.xyz_grid import XyzGridRequest
+from ...prompts import MAX_PROMPT, printable
+from .output import note, progress_bar, say, say_scheduler
 
 if TYPE_CHECKING:
     from ...image_metadata import Recipe
@@ -23,7 +29,7 @@ if TYPE_CHECKING:
     from ...outputs import Outputs
 
 
-class Where(Settings):
+class GenerationArgs(SettingsBase):
     """What is drawn with, and where it is kept."""
 
     base: str | None = None
@@ -40,25 +46,25 @@ class Where(Settings):
     """Leave no recipe in the pictures: no prompt, no settings, no names of concepts."""
 
 
-class Sheeting(Where, Sheet):
+class SheetArgs(GenerationArgs, XyzGridRequest):
     """Draw a sheet: one prompt with one thing changed from column to column, another from row to row."""
 
     prompt: Annotated[str, Field(max_length=MAX_PROMPT), tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
     """English with concept tokens in it, and {} where an axis puts words: 'a photo of <me/duck> {}'."""
 
 
-class Endless(Where, Request):
+class EndlessArgs(GenerationArgs, GenerateRequest):
     """Draw on and on from a prompt with alternatives, no picture twice, until Ctrl-C. The next time it goes on."""
 
     prompt: Annotated[PromptText, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
     """English with alternatives in it: 'a {samurai|cowboy} in the style of <me/ink>'."""
     n: ClassVar[int] = 1
     every: ClassVar[bool] = False
-    limit: Annotated[int, Whole, Field(ge=1, le=1_000_000)] | None = None
+    limit: Annotated[int, WholeNumber, Field(ge=1, le=1_000_000)] | None = None
     """Stop after so many pictures. Default: on Ctrl-C."""
 
 
-class Varying(Where):
+class VaryArgs(GenerationArgs):
     """Draw variations of a picture by the recipe in it, and a sheet of them with the picture itself first."""
 
     picture: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
@@ -71,9 +77,9 @@ class Varying(Where):
     """Other words in the place of one: 'beach=snow|space'. May be given several times."""
     start: bool = False
     """The same prompt, beginning from the picture itself."""
-    change: Annotated[float, Number, Field(gt=0, le=1)] = CHANGE
+    change: Annotated[float, Number, Field(gt=0, le=1)] = DEFAULT_STRENGTH
     """How much of it --start may change."""
-    n: Annotated[Annotated[int, Whole, Field(ge=1, le=100)] | None, tyro.conf.arg(aliases=("-n",))] = None
+    n: Annotated[Annotated[int, WholeNumber, Field(ge=1, le=100)] | None, tyro.conf.arg(aliases=("-n",))] = None
     """How many pictures for --near (default 8) and for --start (default 4)."""
     near_seed: Seed = 1
     """Seed of the first of --near; others give others."""
@@ -83,13 +89,13 @@ class Varying(Where):
     """Draw with another base or other versions of concepts too, though that changes more than was asked."""
 
 
-def draw_sheet(settings: Sheeting) -> int:
+def sheet_command(settings: SheetArgs) -> int:
     from ... import storage
     from ...generation import Generator
     from ...generation.request_checks import check_requests
     from ...models.loading import kind_of
-    from ...playground.xyz_grid import WithCheckpoints
-    from ...playground.xyz_grid import draw_sheet as draw
+    from ...playground.xyz_grid import CheckpointConcepts
+    from ...playground.xyz_grid import generate_grid as draw
     from ...training.signals import StopSignals
 
     concepts = Library(settings.library)
@@ -97,84 +103,84 @@ def draw_sheet(settings: Sheeting) -> int:
     checkpoints = [run.token_at(step) for run in settings.runs for step in run.steps]
     requests = list({cell.request: None for cell in settings.cells})
     note(check_requests(requests, concepts, settings.wildcards, kind_of(settings.base), checkpoints))
-    base = _loaded(settings, settings.base)
+    base = _load_base(settings, settings.base)
     for run in settings.runs:
-        concepts = WithCheckpoints(concepts, run, base)
+        concepts = CheckpointConcepts(concepts, run, base)
     generator = Generator(base, concepts, settings.wildcards)
-    with _kept_in(settings) as outputs, bar("drawing") as advance, StopSignals() as stop:
+    with _open_outputs(settings) as outputs, progress_bar("drawing") as advance, StopSignals() as stop:
         kept = draw(settings, generator, outputs, settings.private, advance, lambda: bool(stop.asked))
-    _tell([*kept.sheets, kept.page], kept.hidden)
+    _print_paths([*kept.sheets, kept.page], kept.hidden)
     return 0
 
 
-def draw_endless(settings: Endless) -> int:
+def endless_command(settings: EndlessArgs) -> int:
     from ... import storage
     from ...generation import Generator
     from ...generation.request_checks import check_template
     from ...models.loading import kind_of
-    from ...playground.endless import Series
-    from ...playground.endless import draw_endless as draw
+    from ...playground.endless import EndlessSeries
+    from ...playground.endless import generate_endless as draw
     from ...training.signals import StopSignals
 
-    request = Request(**{name: getattr(settings, name) for name in Request.model_fields})
+    request = GenerateRequest(**{name: getattr(settings, name) for name in GenerateRequest.model_fields})
     say_scheduler(request)
-    series, library = Series(request, settings.wildcards), Library(settings.library)
+    series, library = EndlessSeries(request, settings.wildcards), Library(settings.library)
     storage.check_folder(settings.out)
     note(check_template(request, library, settings.wildcards, kind_of(settings.base)))
-    generator = Generator(_loaded(settings, settings.base), library, settings.wildcards)
+    generator = Generator(_load_base(settings, settings.base), library, settings.wildcards)
     say(f"{series.combinations:,} combinations of the alternatives, with a new seed each time. Ctrl-C ends it.")
-    with _kept_in(settings) as outputs, bar("drawing") as advance, StopSignals(what="picture") as stop:
+    with _open_outputs(settings) as outputs, progress_bar("drawing") as advance, StopSignals(what="picture") as stop:
         for path, hidden in draw(
             series, generator, outputs, settings.limit, settings.private, advance, lambda: bool(stop.asked)
         ):
-            _tell([path], [hidden])
+            _print_paths([path], [hidden])
     return 0
 
 
-def vary(settings: Varying) -> int:
+def vary(settings: VaryArgs) -> int:
     from ... import storage
     from ...generation import Generator
-    from ...generation.img2img import open_picture
+    from ...generation.img2img import open_image
     from ...generation.request_checks import check_requests
-    from ...image_metadata import MAX_PICTURE, Recipe, read_recipe
+    from ...image_metadata import MAX_IMAGE_BYTES, Recipe, read_recipe
     from ...models.loading import kind_of
-    from ...playground.reproduce import base_troubles, raise_any
+    from ...playground.reproduce import base_mismatches, raise_mismatches
     from ...training.signals import StopSignals
 
-    found = read_recipe(storage.read_bytes(settings.picture, MAX_PICTURE), settings.picture.name)
+    found = read_recipe(storage.read_bytes(settings.picture, MAX_IMAGE_BYTES), settings.picture.name)
     ours, library = isinstance(found, Recipe), Library(settings.library)
     others = settings.near is not None or settings.strength or settings.words
-    favourite = request_of(found, from_itself=settings.start and not others)
-    asked = _asked(favourite, settings)
+    favourite = favourite_request(found, from_itself=settings.start and not others)
+    asked = _variation_requests(favourite, settings)
     # What is missing is said before anything large is loaded.
-    concepts = RecipeFirst(found, library, settings.anyway) if ours else library
+    concepts = RecipeThenLibrary(found, library, settings.anyway) if ours else library
     for remark in () if ours else found.notes:
         say(remark)
-    name = settings.base or (_base_of(found) if ours else None)
+    name = settings.base or (_recipe_base_name(found) if ours else None)
     storage.check_folder(settings.out)
     check_requests([favourite, *asked], concepts, settings.wildcards, kind_of(name))
-    image = open_picture(settings.picture)
-    base = _loaded(settings, name)
-    raise_any(base_troubles(found, base.name, base.version) if ours else [], settings.anyway)
+    image = open_image(settings.picture)
+    base = _load_base(settings, name)
+    raise_mismatches(base_mismatches(found, base.name, base.version) if ours else [], settings.anyway)
     generator = Generator(base, concepts, settings.wildcards)
-    with _kept_in(settings) as outputs, bar("drawing") as advance, StopSignals() as stop:
-        kept = draw_variations(
+    with _open_outputs(settings) as outputs, progress_bar("drawing") as advance, StopSignals() as stop:
+        kept = generate_variations(
             (favourite, image), asked, generator, outputs, settings.private, advance, lambda: bool(stop.asked)
         )
-    _tell([*kept.pictures, kept.sheet], kept.hidden)
+    _print_paths([*kept.pictures, kept.sheet], kept.hidden)
     return 0
 
 
-def _loaded(settings: Where, name: str | None) -> StableDiffusion:
-    from ...models import introduction, load_base
+def _load_base(settings: GenerationArgs, name: str | None) -> StableDiffusion:
+    from ...models import describe_base, load_base
 
     base = load_base(name, safety=settings.safety_checker)
-    say(introduction(base, name, draws=True))
+    say(describe_base(base, name, draws=True))
     return base
 
 
 @contextmanager
-def _kept_in(settings: Where) -> Iterator[Outputs]:
+def _open_outputs(settings: GenerationArgs) -> Iterator[Outputs]:
     """The folder of pictures; whatever happens, its page is written anew at the end."""
     from ...outputs import Outputs, write_page
 
@@ -186,17 +192,17 @@ def _kept_in(settings: Where) -> Iterator[Outputs]:
             write_page(outputs)
 
 
-def _tell(paths: Sequence[Path], hidden: Sequence[bool]) -> None:
-    from ...image_metadata import hidden_note
+def _print_paths(paths: Sequence[Path], hidden: Sequence[bool]) -> None:
+    from ...image_metadata import describe_hidden
 
     for path in paths:
-        say(show(str(path), 300))
-    if note := hidden_note(hidden):
+        say(printable(str(path), 300))
+    if note := describe_hidden(hidden):
         say(note)
 
 
-def _asked(favourite: Request, settings: Varying) -> list[Request]:
-    return variations(
+def _variation_requests(favourite: GenerateRequest, settings: VaryArgs) -> list[GenerateRequest]:
+    return variation_requests(
         favourite,
         settings.picture,
         near_by=settings.near,
@@ -209,15 +215,15 @@ def _asked(favourite: Request, settings: Varying) -> list[Request]:
     )
 
 
-def _base_of(recipe: Recipe) -> str:
+def _recipe_base_name(recipe: Recipe) -> str:
     from ...models.loading import BUILT_IN, SHORT_NAMES
-    from ...playground.reproduce import base_name
+    from ...playground.reproduce import base_to_load
 
-    return base_name(recipe, {BUILT_IN, *SHORT_NAMES})
+    return base_to_load(recipe, {BUILT_IN, *SHORT_NAMES})
 
 
 COMMANDS = {
-    "sheet": (draw_sheet, Sheeting),
-    "endless": (draw_endless, Endless),
-    "vary": (vary, Varying),
+    "sheet": (sheet_command, SheetArgs),
+    "endless": (endless_command, EndlessArgs),
+    "vary": (vary, VaryArgs),
 }

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from ...config import DreamboothSettings, InversionSettings, Training
+from ...config import DreamboothSettings, TextualInversionSettings, TrainingSettings
 from .. import batch_training
-from .output import is_main_process, say, silently
+from .output import discard, is_main_process, say
 
 
-def train(asked: Training | batch_training.Several) -> int:
+def train(asked: TrainingSettings | batch_training.BatchSettings) -> int:
     from ...training import train as teach
 
-    if isinstance(asked, batch_training.Several):
-        return batch_training.teach_all(asked, teach, say=say if is_main_process() else silently)
+    if isinstance(asked, batch_training.BatchSettings):
+        return batch_training.train_all(asked, teach, say=say if is_main_process() else discard)
     teach(asked, say=say)
     return 0
 
 
 COMMANDS = {
-    "train textual-inversion": (train, InversionSettings),
+    "train textual-inversion": (train, TextualInversionSettings),
     "train dreambooth": (train, DreamboothSettings),
 }

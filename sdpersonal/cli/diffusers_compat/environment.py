@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """processes: how many train together; photos: how many files of a folder may be photos (raises PersonalError if
+class Environment:
+    """processes: how many train together; photos: how many files of a folder may be photos (raises UserError if
     it cannot be read); saved: whether a run's folder has a checkpoint."""
 
     processes: int
@@ -18,17 +18,17 @@ class Surroundings:
     saved: Callable[[str], bool]
 
 
-def here() -> Surroundings:
+def current_environment() -> Environment:
     """This process's own."""
     world = os.environ.get("WORLD_SIZE", "1")  # set by accelerate launch and torchrun
-    return Surroundings(int(world) if world.isdecimal() else 1, _photos, _saved)
+    return Environment(int(world) if world.isdecimal() else 1, _count_photos, _has_checkpoint)
 
 
-def _photos(folder: str) -> int:
+def _count_photos(folder: str) -> int:
     from ...photos.loading import count_photos
 
     return count_photos(Path(folder))
 
 
-def _saved(run: str) -> bool:
+def _has_checkpoint(run: str) -> bool:
     return any(Path(run).glob("step-*/manifest.json"))

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Renamed:
+class RenamedFlag:
     """`--max_train_steps 400` is our `--steps 400`."""
 
     ours: str
 
 
 @dataclass(frozen=True)
-class Switch:
+class SwitchFlag:
     """`--gradient_checkpointing` is our `--checkpointing 1`; without a value, our switch of that name."""
 
     ours: str
@@ -26,32 +26,32 @@ class Switch:
 
 
 @dataclass(frozen=True)
-class Kept:
+class SameFlag:
     """Called and meant the same here."""
 
 
 @dataclass(frozen=True)
-class Read:
+class RuleFlag:
     """Read together with other flags, in rules.py."""
 
 
 @dataclass(frozen=True)
-class Noted:
+class IgnoredFlag:
     """Changes nothing here; `why` is said, unless the value is a usual one, which means the same here."""
 
-    why: str
-    usual: tuple[str, ...] = ()
+    reason: str
+    accepted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedFlag:
     """Would change the result and cannot be honoured; `why` is the reason. A usual value is what happens anyway."""
 
-    why: str
-    usual: tuple[str, ...] = ()
+    reason: str
+    accepted: tuple[str, ...] = ()
 
 
-Habit = Renamed | Switch | Kept | Read | Noted | Refused
+DiffusersFlag = RenamedFlag | SwitchFlag | SameFlag | RuleFlag | IgnoredFlag | RefusedFlag
 
 _NO_UPLOAD = "nothing is uploaded; the concept stays in your library."
 _PRECISION = "precision follows the device: the base in bf16 on CUDA, in fp32 on a CPU; what is trained, in fp32."
@@ -65,138 +65,140 @@ _SD3 = "is for Stable Diffusion 3, which cannot be taught here."
 _HUB_DATA = "photos are read from a folder: fetch the data set and give the folder as --instance_data_dir."
 _HUB_CAPTIONS = "captions are read from a .txt beside each photo."
 
-HABITS: dict[str, Habit] = {
+DIFFUSERS_FLAGS: dict[str, DiffusersFlag] = {
     # the base
-    "pretrained_model_name_or_path": Renamed("base"),
-    "revision": Kept(),
-    "variant": Noted("a base is read in whichever variant it has."),
-    "pretrained_vae_model_name_or_path": Renamed("vae"),
-    "tokenizer_name": Refused("the tokenizer is always the base's own."),
-    "tokenizer_max_length": Refused(_DEEPFLOYD, usual=("77",)),
-    "text_encoder_use_attention_mask": Refused(_DEEPFLOYD),
-    "class_labels_conditioning": Refused(_DEEPFLOYD),
-    "max_sequence_length": Refused(_SD3, usual=("77",)),
-    "clip_skip": Refused("all layers of the text encoder are used.", usual=("0",)),
-    "cache_dir": Noted("the Hub's usual cache is used; HF_HOME moves it."),
-    "use_auth_token": Noted("the Hub's own login is used."),
+    "pretrained_model_name_or_path": RenamedFlag("base"),
+    "revision": SameFlag(),
+    "variant": IgnoredFlag("a base is read in whichever variant it has."),
+    "pretrained_vae_model_name_or_path": RenamedFlag("vae"),
+    "tokenizer_name": RefusedFlag("the tokenizer is always the base's own."),
+    "tokenizer_max_length": RefusedFlag(_DEEPFLOYD, accepted=("77",)),
+    "text_encoder_use_attention_mask": RefusedFlag(_DEEPFLOYD),
+    "class_labels_conditioning": RefusedFlag(_DEEPFLOYD),
+    "max_sequence_length": RefusedFlag(_SD3, accepted=("77",)),
+    "clip_skip": RefusedFlag("all layers of the text encoder are used.", accepted=("0",)),
+    "cache_dir": IgnoredFlag("the Hub's usual cache is used; HF_HOME moves it."),
+    "use_auth_token": IgnoredFlag("the Hub's own login is used."),
     # photos
-    "instance_data_dir": Renamed("photos"),
-    "train_data_dir": Renamed("photos"),
-    "dataset_name": Refused(_HUB_DATA),
-    "dataset_config_name": Refused(_HUB_DATA),
-    "image_column": Noted(_HUB_CAPTIONS, usual=("image",)),
-    "caption_column": Noted(_HUB_CAPTIONS),
-    "resolution": Kept(),
-    "center_crop": Switch("crop", "center"),
-    "random_flip": Switch("flip"),
-    "image_interpolation_mode": Noted("photos are scaled with Lanczos.", usual=("lanczos",)),
-    "repeats": Read(),
-    "dataloader_num_workers": Noted(
-        "photos are encoded once, before the first step; there is no loader.", usual=("0",)
+    "instance_data_dir": RenamedFlag("photos"),
+    "train_data_dir": RenamedFlag("photos"),
+    "dataset_name": RefusedFlag(_HUB_DATA),
+    "dataset_config_name": RefusedFlag(_HUB_DATA),
+    "image_column": IgnoredFlag(_HUB_CAPTIONS, accepted=("image",)),
+    "caption_column": IgnoredFlag(_HUB_CAPTIONS),
+    "resolution": SameFlag(),
+    "center_crop": SwitchFlag("crop", "center"),
+    "random_flip": SwitchFlag("flip"),
+    "image_interpolation_mode": IgnoredFlag("photos are scaled with Lanczos.", accepted=("lanczos",)),
+    "repeats": RuleFlag(),
+    "dataloader_num_workers": IgnoredFlag(
+        "photos are encoded once, before the first step; there is no loader.", accepted=("0",)
     ),
-    "cache_latents": Noted("is what happens anyway."),
+    "cache_latents": IgnoredFlag("is what happens anyway."),
     # the subject
-    "instance_prompt": Read(),
-    "class_prompt": Read(),
-    "placeholder_token": Read(),
-    "token_abstraction": Noted("the word is found in --instance_prompt without it.", usual=("tok",)),
-    "initializer_token": Renamed("init"),
-    "learnable_property": Renamed("kind"),
-    "num_vectors": Renamed("vectors"),
-    "num_new_tokens_per_abstraction": Noted("the token gets as many vectors as its class noun has."),
+    "instance_prompt": RuleFlag(),
+    "class_prompt": RuleFlag(),
+    "placeholder_token": RuleFlag(),
+    "token_abstraction": IgnoredFlag("the word is found in --instance_prompt without it.", accepted=("tok",)),
+    "initializer_token": RenamedFlag("init"),
+    "learnable_property": RenamedFlag("kind"),
+    "num_vectors": RenamedFlag("vectors"),
+    "num_new_tokens_per_abstraction": IgnoredFlag("the token gets as many vectors as its class noun has."),
     # the method
-    "rank": Kept(),
-    "train_text_encoder": Switch("text_encoder"),
-    "train_text_encoder_ti": Switch("method", "pivotal"),
-    "train_text_encoder_ti_frac": Noted("when the word is learned and the LoRA begins is in our presets."),
-    "train_text_encoder_frac": Noted("the text encoder is taught to the end.", usual=("1",)),
-    "text_encoder_lr": Noted("the text encoder's rate follows --lr."),
-    "lora_dropout": Refused("there is no dropout in our LoRA.", usual=("0",)),
-    "use_dora": Refused("DoRA is not built: few programs could read the file. A plain LoRA is --rank alone."),
-    "use_blora": Refused("B-LoRA is not built; --targets says which layers learn."),
-    "lora_unet_blocks": Refused("--targets says which layers learn: attention, transformer or all."),
-    "lora_layers": Refused("--targets says which layers learn: attention, transformer or all."),
-    "lora_blocks": Refused("--targets says which layers learn: attention, transformer or all."),
-    "do_edm_style_training": Refused("the EDM formulation is not built; bases made with it cannot be taught here."),
+    "rank": SameFlag(),
+    "train_text_encoder": SwitchFlag("text_encoder"),
+    "train_text_encoder_ti": SwitchFlag("method", "pivotal"),
+    "train_text_encoder_ti_frac": IgnoredFlag("when the word is learned and the LoRA begins is in our presets."),
+    "train_text_encoder_frac": IgnoredFlag("the text encoder is taught to the end.", accepted=("1",)),
+    "text_encoder_lr": IgnoredFlag("the text encoder's rate follows --lr."),
+    "lora_dropout": RefusedFlag("there is no dropout in our LoRA.", accepted=("0",)),
+    "use_dora": RefusedFlag("DoRA is not built: few programs could read the file. A plain LoRA is --rank alone."),
+    "use_blora": RefusedFlag("B-LoRA is not built; --targets says which layers learn."),
+    "lora_unet_blocks": RefusedFlag("--targets says which layers learn: attention, transformer or all."),
+    "lora_layers": RefusedFlag("--targets says which layers learn: attention, transformer or all."),
+    "lora_blocks": RefusedFlag("--targets says which layers learn: attention, transformer or all."),
+    "do_edm_style_training": RefusedFlag("the EDM formulation is not built; bases made with it cannot be taught here."),
     # prior preservation
-    "with_prior_preservation": Read(),
-    "class_data_dir": Read(),
-    "prior_loss_weight": Renamed("prior_weight"),
-    "num_class_images": Renamed("class_pictures"),
-    "sample_batch_size": Noted("class pictures are drawn one at a time, and once for all concepts of the class."),
-    "prior_generation_precision": Noted(_PRECISION),
+    "with_prior_preservation": RuleFlag(),
+    "class_data_dir": RuleFlag(),
+    "prior_loss_weight": RenamedFlag("prior_weight"),
+    "num_class_images": RenamedFlag("class_pictures"),
+    "sample_batch_size": IgnoredFlag("class pictures are drawn one at a time, and once for all concepts of the class."),
+    "prior_generation_precision": IgnoredFlag(_PRECISION),
     # how long and how fast
-    "max_train_steps": Renamed("steps"),
-    "num_train_epochs": Read(),
-    "train_batch_size": Renamed("batch"),
-    "gradient_accumulation_steps": Renamed("accumulate"),
-    "gradient_checkpointing": Switch("checkpointing", "1"),
-    "learning_rate": Read(),
-    "scale_lr": Read(),
-    "lr_scheduler": Read(),
-    "lr_warmup_steps": Read(),
-    "lr_num_cycles": Noted("the cosine falls once.", usual=("1",)),
-    "lr_power": Noted("there is no polynomial schedule.", usual=("1",)),
-    "optimizer": Read(),
-    "use_8bit_adam": Read(),
-    "adam_beta1": Noted(_ADAM, usual=("0.9",)),
-    "adam_beta2": Noted(_ADAM, usual=("0.999",)),
-    "adam_epsilon": Noted(_ADAM, usual=("1e-8",)),
-    "adam_weight_decay": Noted(_DECAY, usual=("1e-2",)),
-    "adam_weight_decay_text_encoder": Noted(_DECAY, usual=("1e-2",)),
-    "max_grad_norm": Noted("gradients are cut to norm 1.", usual=("1",)),
-    "prodigy_beta3": Noted(_PRODIGY),
-    "prodigy_decouple": Noted(_PRODIGY),
-    "prodigy_use_bias_correction": Noted(_PRODIGY),
-    "prodigy_safeguard_warmup": Noted(_PRODIGY),
+    "max_train_steps": RenamedFlag("steps"),
+    "num_train_epochs": RuleFlag(),
+    "train_batch_size": RenamedFlag("batch"),
+    "gradient_accumulation_steps": RenamedFlag("accumulate"),
+    "gradient_checkpointing": SwitchFlag("checkpointing", "1"),
+    "learning_rate": RuleFlag(),
+    "scale_lr": RuleFlag(),
+    "lr_scheduler": RuleFlag(),
+    "lr_warmup_steps": RuleFlag(),
+    "lr_num_cycles": IgnoredFlag("the cosine falls once.", accepted=("1",)),
+    "lr_power": IgnoredFlag("there is no polynomial schedule.", accepted=("1",)),
+    "optimizer": RuleFlag(),
+    "use_8bit_adam": RuleFlag(),
+    "adam_beta1": IgnoredFlag(_ADAM, accepted=("0.9",)),
+    "adam_beta2": IgnoredFlag(_ADAM, accepted=("0.999",)),
+    "adam_epsilon": IgnoredFlag(_ADAM, accepted=("1e-8",)),
+    "adam_weight_decay": IgnoredFlag(_DECAY, accepted=("1e-2",)),
+    "adam_weight_decay_text_encoder": IgnoredFlag(_DECAY, accepted=("1e-2",)),
+    "max_grad_norm": IgnoredFlag("gradients are cut to norm 1.", accepted=("1",)),
+    "prodigy_beta3": IgnoredFlag(_PRODIGY),
+    "prodigy_decouple": IgnoredFlag(_PRODIGY),
+    "prodigy_use_bias_correction": IgnoredFlag(_PRODIGY),
+    "prodigy_safeguard_warmup": IgnoredFlag(_PRODIGY),
     # the objective
-    "snr_gamma": Kept(),
-    "offset_noise": Switch("noise_offset", "0.1"),  # its strength in diffusers' script
-    "noise_offset": Kept(),
-    "weighting_scheme": Refused(_SD3),
-    "logit_mean": Refused(_SD3),
-    "logit_std": Refused(_SD3),
-    "mode_scale": Refused(_SD3),
-    "precondition_outputs": Refused(_SD3),
+    "snr_gamma": SameFlag(),
+    "offset_noise": SwitchFlag("noise_offset", "0.1"),  # its strength in diffusers' script
+    "noise_offset": SameFlag(),
+    "weighting_scheme": RefusedFlag(_SD3),
+    "logit_mean": RefusedFlag(_SD3),
+    "logit_std": RefusedFlag(_SD3),
+    "mode_scale": RefusedFlag(_SD3),
+    "precondition_outputs": RefusedFlag(_SD3),
     # what is kept
-    "output_dir": Renamed("run"),
-    "checkpointing_steps": Renamed("save_every"),
-    "checkpoints_total_limit": Noted("the newest two checkpoints are kept.", usual=("2",)),
-    "resume_from_checkpoint": Read(),
-    "save_steps": Noted("--checkpointing_steps (our --save-every) says how often; the concept is written at the end."),
-    "save_as_full_pipeline": Noted("a concept is a file of its own; the base stays as it is."),
-    "no_safe_serialization": Noted("files are always safetensors."),
-    "skip_save_text_encoder": Noted("what is not taught is not changed."),
-    "output_kohya_format": Noted("the concept's file is in kohya's layout anyway."),
-    "upcast_before_saving": Noted("what is trained is fp32 all along."),
-    "push_to_hub": Noted(_NO_UPLOAD),
-    "hub_token": Noted(_NO_UPLOAD),
-    "hub_model_id": Noted(_NO_UPLOAD),
+    "output_dir": RenamedFlag("run"),
+    "checkpointing_steps": RenamedFlag("save_every"),
+    "checkpoints_total_limit": IgnoredFlag("the newest two checkpoints are kept.", accepted=("2",)),
+    "resume_from_checkpoint": RuleFlag(),
+    "save_steps": IgnoredFlag(
+        "--checkpointing_steps (our --save-every) says how often; the concept is written at the end."
+    ),
+    "save_as_full_pipeline": IgnoredFlag("a concept is a file of its own; the base stays as it is."),
+    "no_safe_serialization": IgnoredFlag("files are always safetensors."),
+    "skip_save_text_encoder": IgnoredFlag("what is not taught is not changed."),
+    "output_kohya_format": IgnoredFlag("the concept's file is in kohya's layout anyway."),
+    "upcast_before_saving": IgnoredFlag("what is trained is fp32 all along."),
+    "push_to_hub": IgnoredFlag(_NO_UPLOAD),
+    "hub_token": IgnoredFlag(_NO_UPLOAD),
+    "hub_model_id": IgnoredFlag(_NO_UPLOAD),
     # looking on
-    "report_to": Read(),
-    "logging_dir": Noted("everything of a run is in its own folder."),
-    "validation_prompt": Read(),
-    "num_validation_images": Noted(_PREVIEWS),
-    "validation_steps": Noted(_PREVIEWS),
-    "validation_epochs": Noted(_PREVIEWS),
-    "validation_scheduler": Noted(_PREVIEWS),
-    "validation_images": Refused(_DEEPFLOYD),
-    "seed": Kept(),
+    "report_to": RuleFlag(),
+    "logging_dir": IgnoredFlag("everything of a run is in its own folder."),
+    "validation_prompt": RuleFlag(),
+    "num_validation_images": IgnoredFlag(_PREVIEWS),
+    "validation_steps": IgnoredFlag(_PREVIEWS),
+    "validation_epochs": IgnoredFlag(_PREVIEWS),
+    "validation_scheduler": IgnoredFlag(_PREVIEWS),
+    "validation_images": RefusedFlag(_DEEPFLOYD),
+    "seed": SameFlag(),
     # the machine
-    "mixed_precision": Noted(_PRECISION),
-    "allow_tf32": Noted("nothing is left to gain: the base runs in bf16 on CUDA."),
-    "enable_xformers_memory_efficient_attention": Noted(_OBSOLETE),
-    "set_grads_to_none": Noted(_OBSOLETE),
-    "pre_compute_text_embeddings": Noted("the text encoder stays, since the token's vectors pass through it."),
-    "local_rank": Noted("accelerate and torchrun say it in the environment.", usual=("-1", "0")),
+    "mixed_precision": IgnoredFlag(_PRECISION),
+    "allow_tf32": IgnoredFlag("nothing is left to gain: the base runs in bf16 on CUDA."),
+    "enable_xformers_memory_efficient_attention": IgnoredFlag(_OBSOLETE),
+    "set_grads_to_none": IgnoredFlag(_OBSOLETE),
+    "pre_compute_text_embeddings": IgnoredFlag("the text encoder stays, since the token's vectors pass through it."),
+    "local_rank": IgnoredFlag("accelerate and torchrun say it in the environment.", accepted=("-1", "0")),
 }
 
 
-def _names(text: str) -> frozenset[str]:
+def _split_names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-SWITCHES = _names(
+SWITCHES = _split_names(
     """
     allow_tf32 cache_latents center_crop do_edm_style_training enable_xformers_memory_efficient_attention
     gradient_checkpointing no_safe_serialization offset_noise output_kohya_format pre_compute_text_embeddings
@@ -207,7 +209,7 @@ SWITCHES = _names(
 )
 """Flags that take no value."""
 
-LORA_ONLY = _names(
+LORA_ONLY = _split_names(
     """
     adam_weight_decay_text_encoder image_interpolation_mode lora_dropout noise_offset optimizer output_kohya_format
     pretrained_vae_model_name_or_path prodigy_beta3 prodigy_decouple prodigy_safeguard_warmup

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ...errors import PersonalError
-from ...prompts import Token, show
+from ...errors import UserError
+from ...prompts import Token, printable
 
 _ARTICLE = r"(?:(?:an?|the|my|one)\s+)?"
 _MEDIA = (
@@ -21,7 +21,7 @@ _IN_STYLE = re.compile(r"(?:in\s+(?:an?\s+|the\s+)?)?(?P<name>[^\s,]+)[\s_-]+(?:
 _BY = re.compile(r"\bby\s+(?P<name>[^\s,]+)\s*$", re.I)
 _OPENING = re.compile(rf"{_ARTICLE}(?:\S+\s+){{0,3}}?(?:{_MEDIA})s?\s+(?:of|showing)\s+{_ARTICLE}", re.I)
 # Where a subject ends and its surroundings begin.
-_AROUND = re.compile(
+_REST = re.compile(
     r"\s*[,;:.!]\s*|\s+(?=(?:in|on|at|with|under|near|by|beside|behind|against|from|and|over|inside|outside|next|wearing|"
     r"holding|sitting|standing|lying|looking|walking|running|riding|that|which|who|smiling|laughing|posing|"
     r"playing|eating|drinking|sleeping|jumping|flying|driving|reading|as|is)\s)",
@@ -88,32 +88,32 @@ class Subject:
     phrase: str
     noun: str
     kind: str
-    around: str = ""
+    rest: str = ""
     name: str = ""
 
     @property
     def token(self) -> str:
-        """`<me/sks-dog>`; raises PersonalError where the words leave no name."""
-        return token_for((self.name or self.phrase).replace("/", " "), "--instance_prompt")
+        """`<me/sks-dog>`; raises UserError where the words leave no name."""
+        return token_from_words((self.name or self.phrase).replace("/", " "), "--instance_prompt")
 
 
-def read_subject(instance_prompt: str, class_prompt: str | None = None, noun: str | None = None) -> Subject:
+def parse_subject(instance_prompt: str, class_prompt: str | None = None, noun: str | None = None) -> Subject:
     """What the photos of a DreamBooth command show. noun: the class noun, where it is known already.
 
-    Raises PersonalError where the prompt does not tell, which is also where more than one reading is likely.
+    Raises UserError where the prompt does not tell, which is also where more than one reading is likely.
     """
     if unfilled := _UNFILLED.search(instance_prompt):
-        raise PersonalError(
-            f"--instance_prompt {show(instance_prompt, 60)!r} holds {show(unfilled[0], 30)}, not filled in.",
+        raise UserError(
+            f"--instance_prompt {printable(instance_prompt, 60)!r} holds {printable(unfilled[0], 30)}, not filled in.",
             "Write it like 'a photo of sks dog', or add --token '<me/my-dog>' --class dog.",
         )
     if noun is None and class_prompt is not None:
-        noun = _phrase(class_prompt)[0] or None
+        noun = _split_phrase(class_prompt)[0] or None
     text = re.sub(r"\s+(?=['\u2019]s\b)", "", " ".join(instance_prompt.split()))
     found = _style(text, noun) or _named(text, noun) or _by_identifier(text, noun) or _by_order(text, noun)
     if found is None or not found.phrase or not _is_noun(found.noun, found.kind):
-        raise PersonalError(
-            f"--instance_prompt {show(instance_prompt, 60)!r} does not say what kind of thing it is.",
+        raise UserError(
+            f"--instance_prompt {printable(instance_prompt, 60)!r} does not say what kind of thing it is.",
             "Write it like 'a photo of sks dog', or add --token '<me/my-dog>' --class dog.",
         )
     return found
@@ -122,7 +122,7 @@ def read_subject(instance_prompt: str, class_prompt: str | None = None, noun: st
 def _style(text: str, noun: str | None) -> Subject | None:
     """ "a painting in the style of sks", "zwx style", "a portrait by sks"."""
     if (opening := _STYLE.match(text + " ")) and not _holds_identifier(opening["medium"] or ""):
-        phrase, around = _phrase(text)
+        phrase, around = _split_phrase(text)
         return Subject(phrase, noun or opening["medium"] or "style", "style", around)
     if (found := _IN_STYLE.search(text)) and _may_be_name(found["name"]):
         return Subject(found[0].strip(), noun or "style", "style", _rest(text, found), f"{found['name']} style")
@@ -149,8 +149,9 @@ def _by_identifier(text: str, noun: str | None) -> Subject | None:
     spaced = re.sub(rf"({_HELD})(?=[^\s,.<'])", r"\1 ", text)
     words = [word for word in re.split(r"[\s,;:.!]+", spaced) if _is_identifier(_bare(word))]
     if len({_bare(word).lower() for word in words}) > 1:
-        raise PersonalError(
-            f"--instance_prompt {show(text, 60)!r} names more than one: {show(', '.join(map(_bare, words[:4])), 60)}.",
+        raise UserError(
+            f"--instance_prompt {printable(text, 60)!r} names more than one: "
+            f"{printable(', '.join(map(_bare, words[:4])), 60)}.",
             "Train them one after the other, or give --token '<me/my-dog>' --class dog.",
         )
     if not words:
@@ -175,7 +176,7 @@ def _by_identifier(text: str, noun: str | None) -> Subject | None:
 
 def _by_order(text: str, noun: str | None) -> Subject | None:
     """ "a photo of rex dog", where the word is one that somebody could know: told by the noun beside it."""
-    phrase, around = _phrase(text)
+    phrase, around = _split_phrase(text)
     words = phrase.split()
     known = [word.lower().strip("'") in _NOUNS for word in words]
     if noun is not None:
@@ -202,7 +203,7 @@ def _first_of_noun(words: list[str]) -> int:
 def _may_be_noun(after: str) -> bool:
     """Whether words behind an identifier can be its class: not surroundings ("in the snow") nor a verb ("jogging")."""
     first = after.lower().split(" ", 1)[0]
-    if _AROUND.match(f" {after} ") or first in _NOT_NOUNS:
+    if _REST.match(f" {after} ") or first in _NOT_NOUNS:
         return False
     return not first.endswith("ing") or first in _NOUNS or len(first) < 5
 
@@ -266,35 +267,35 @@ def _after(text: str) -> str:
 def _cut(text: str) -> tuple[str, str]:
     """Words up to where their surroundings begin, and those."""
     padded = text + " "
-    cut = _AROUND.search(padded)
+    cut = _REST.search(padded)
     return (padded[: cut.start()] if cut else padded).strip(" .,;:\"'"), padded[cut.end() :].strip(" .,") if cut else ""
 
 
-def token_for(words: str, flag: str) -> str:
+def token_from_words(words: str, flag: str) -> str:
     """`<me/sks-dog>` for "sks dog", `<me/cat-toy>` for "<cat-toy>"; a token with an owner stays.
 
-    Raises PersonalError where no letters or digits are left to make a name of.
+    Raises UserError where no letters or digits are left to make a name of.
     """
     inner = words.strip().strip("<>[]")
     if re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", inner):
         return str(Token.parse(inner))
     name = re.sub(r"[^a-z0-9]+", "-", inner.lower()).strip("-")
     if not name or not inner.isascii() or not inner.isprintable():
-        raise PersonalError(
-            f"{flag} {show(words, 60)!r} makes no token.", "Add --token '<me/my-cat>' (a-z, 0-9 and -)."
+        raise UserError(
+            f"{flag} {printable(words, 60)!r} makes no token.", "Add --token '<me/my-cat>' (a-z, 0-9 and -)."
         )
     return str(Token.parse(f"<me/{name}>"))
 
 
-def _phrase(prompt: str) -> tuple[str, str]:
+def _split_phrase(prompt: str) -> tuple[str, str]:
     """("sks dog", "in a bucket") of "a photo of a sks dog in a bucket"."""
-    text = _plain(prompt)
+    text = _normalize(prompt)
     opening = _STYLE.match(text) or _OPENING.match(text) or re.match(_ARTICLE, text, re.I)
     rest = text[opening.end() :]
-    cut = _AROUND.search(rest)
+    cut = _REST.search(rest)
     phrase = rest[: cut.start()] if cut else rest
     return phrase.strip(" .,;:\"'"), rest[cut.end() :].strip(" .,") if cut else ""
 
 
-def _plain(prompt: str) -> str:
+def _normalize(prompt: str) -> str:
     return " ".join(prompt.split()) + " "  # so that an opening ends in a space even where nothing follows

@@ -7,15 +7,15 @@ import re
 import shlex
 from collections.abc import Callable
 
-from ...errors import PersonalError
-from ...prompts import show
+from ...errors import UserError
+from ...prompts import printable
 from .flags import FULL_ONLY, LORA_ONLY
-from .instance_prompt import Subject, read_subject, token_for
-from .state import Reading
-from .steps_and_rates import THEIR_CLASS_IMAGES, learning_rate, number, steps
+from .instance_prompt import Subject, parse_subject, token_from_words
+from .state import TranslationState
+from .steps_and_rates import DIFFUSERS_CLASS_IMAGES, parse_number, set_learning_rate, set_steps
 
 IDENTIFIER = "sks"  # of the whole models made here
-LORA_RATE = 5e-5  # diffusers' recipes take 1e-6 to 1e-5 for whole models, 1e-4 and more for LoRA
+MIN_LORA_LR = 5e-5  # diffusers' recipes take 1e-6 to 1e-5 for whole models, 1e-4 and more for LoRA
 _SCHEDULES = {
     "constant": "constant",
     "cosine": "cosine",
@@ -26,51 +26,52 @@ _SCHEDULES = {
 }
 
 
-def _subject(reading: Reading) -> None:
+def _set_subject(reading: TranslationState) -> None:
     """The token, the class noun and the kind, out of the prompts."""
-    theirs = reading.theirs
+    theirs = reading.diffusers_flags
     if "placeholder_token" in theirs:
-        token = token_for(theirs["placeholder_token"], "--placeholder_token")
+        token = token_from_words(theirs["placeholder_token"], "--placeholder_token")
         reading.put("token", token, by="placeholder_token")
         if token != theirs["placeholder_token"]:
-            reading.note(f"{show(theirs['placeholder_token'])} is {token} here: tokens have an owner.")
-    if not reading.has("class"):
+            reading.note(f"{printable(theirs['placeholder_token'])} is {token} here: tokens have an owner.")
+    if not reading.has_flag("class"):
         return
     if "instance_prompt" in theirs:
         prompt, class_prompt = theirs["instance_prompt"], theirs.get("class_prompt")
-        reading.subject = read_subject(prompt, class_prompt, reading.ours.get("class"))
-        _say_subject(reading, reading.subject)
+        reading.subject = parse_subject(prompt, class_prompt, reading.ours.get("class"))
+        _note_subject(reading, reading.subject)
     elif reading.is_diffusers and not {"token", "class"} <= reading.ours.keys():
-        raise PersonalError(
+        raise UserError(
             "--instance_prompt is missing; it names what is on the photos.",
             "For example --instance_prompt 'a photo of sks dog', or --token '<me/my-dog>' --class dog.",
         )
 
 
-def _say_subject(reading: Reading, subject: Subject) -> None:
+def _note_subject(reading: TranslationState, subject: Subject) -> None:
     if "token" not in reading.ours:
-        reading.suggest("token", subject.token)
+        reading.set_default("token", subject.token)
         reading.note(
-            f"{show(subject.phrase)!r} is {subject.token} here, a {show(subject.noun)}: write {subject.token} in "
+            f"{printable(subject.phrase)!r} is {subject.token} here, a {printable(subject.noun)}: write "
+            f"{subject.token} in "
             "prompts. It is taught in many sentences, not in one."
         )
-    reading.suggest("class", subject.noun)
+    reading.set_default("class", subject.noun)
     if subject.kind != "object":
-        reading.suggest("kind", subject.kind)
-    if subject.around:
+        reading.set_default("kind", subject.kind)
+    if subject.rest:
         reading.note(
-            f"{show(subject.around)!r} in --instance_prompt is not used: say it in a .txt beside each photo it is "
-            f"true of, like '{{}} {show(subject.around)}'."
+            f"{printable(subject.rest)!r} in --instance_prompt is not used: say it in a .txt beside each photo it is "
+            f"true of, like '{{}} {printable(subject.rest)}'."
         )
 
 
-def _method(reading: Reading) -> None:
+def _set_method(reading: TranslationState) -> None:
     """diffusers has a script for each method; who changes only its name shows the method by the flags."""
-    theirs, ours = reading.theirs, reading.ours
-    if not reading.is_diffusers or not reading.has("method") or "method" in ours:
+    theirs, ours = reading.diffusers_flags, reading.ours
+    if not reading.is_diffusers or not reading.has_flag("method") or "method" in ours:
         return
     named = theirs.keys() | reading.typed.keys()
-    rate = number(theirs.get("learning_rate"))
+    rate = parse_number(theirs.get("learning_rate"))
     if found := sorted(LORA_ONLY & named):
         method, why = "lora", f"--{found[0]} is a flag of diffusers' LoRA scripts"
     elif found := sorted(FULL_ONLY & named):
@@ -78,127 +79,127 @@ def _method(reading: Reading) -> None:
     elif "xl" in os.path.basename(ours.get("base") or "").lower():
         method, why = "lora", "diffusers teaches SDXL by LoRA"
     elif rate is not None:
-        method = "lora" if rate >= LORA_RATE else "full"
+        method = "lora" if rate >= MIN_LORA_LR else "full"
         why = f"--learning_rate {rate:g} is one for {'LoRA' if method == 'lora' else 'whole models'}"
     else:
         method, why = "full", "so does diffusers' script of this name"
-    reading.suggest("method", method)
+    reading.set_default("method", method)
     other = "--method full teaches the whole model" if method == "lora" else "--method lora leaves a small file"
     reading.note(f"method {method}: {why}; {other}.")
     if method == "full":
-        name = f"{IDENTIFIER} {show(ours.get('class') or '')}".strip()
+        name = f"{IDENTIFIER} {printable(ours.get('class') or '')}".strip()
         reading.note(
             f"the whole model, for diffusers, will be in model/ in the run's folder, and knows it as {name!r}; "
             "the concept goes into your library."
         )
 
 
-def _prior(reading: Reading) -> None:
-    theirs = reading.theirs
+def _set_prior(reading: TranslationState) -> None:
+    theirs = reading.diffusers_flags
     folder = theirs.get("class_data_dir")
     if "with_prior_preservation" not in theirs:
         if folder:
             reading.note("--class_data_dir: is used with --with_prior_preservation only, as in diffusers.")
         return
-    wanted = reading.ours.get("class_pictures") or str(THEIR_CLASS_IMAGES)
-    if folder and (found := _photos_in(reading, folder)):
+    wanted = reading.ours.get("class_pictures") or str(DIFFUSERS_CLASS_IMAGES)
+    if folder and (found := _count_photos(reading, folder)):
         folder = folder if os.path.dirname(folder) else os.path.join(".", folder)  # "drawn" is one of our words
         reading.put("prior", folder, by="with_prior_preservation")
-        if found < (number(wanted) or 0):
-            reading.note(f"--num_class_images: the {found} photos in {show(folder)} are used, and none drawn.")
+        if found < (parse_number(wanted) or 0):
+            reading.note(f"--num_class_images: the {found} photos in {printable(folder)} are used, and none drawn.")
         return
     reading.put("prior", "drawn", by="with_prior_preservation")
-    reading.suggest("class_pictures", wanted)
-    prompt = f"a photo of {show(reading.ours.get('class') or '')}"
+    reading.set_default("class_pictures", wanted)
+    prompt = f"a photo of {printable(reading.ours.get('class') or '')}"
     reading.note(
-        f"{show(wanted)} class pictures of {prompt!r} are drawn once and kept for every concept of that class; "
+        f"{printable(wanted)} class pictures of {prompt!r} are drawn once and kept for every concept of that class; "
         "--class_data_dir stays as it is."
     )
 
 
-def _photos_in(reading: Reading, folder: str) -> int:
+def _count_photos(reading: TranslationState, folder: str) -> int:
     try:
         return reading.machine.photos(folder)
-    except PersonalError:  # diffusers makes the folder; nobody has to
+    except UserError:  # diffusers makes the folder; nobody has to
         return 0
 
 
-def _schedule(reading: Reading) -> None:
-    asked, warmup = reading.theirs.get("lr_scheduler"), reading.theirs.get("lr_warmup_steps")
+def _set_schedule(reading: TranslationState) -> None:
+    asked, warmup = reading.diffusers_flags.get("lr_scheduler"), reading.diffusers_flags.get("lr_warmup_steps")
     ours = "constant"
     if asked is not None:
         if asked not in _SCHEDULES:
-            raise PersonalError(f"--lr_scheduler {show(asked, 40)} is not known here.", "Take constant or cosine.")
+            raise UserError(f"--lr_scheduler {printable(asked, 40)} is not known here.", "Take constant or cosine.")
         ours = _SCHEDULES[asked]
         reading.put("schedule", ours, by="lr_scheduler")
         if ours != asked:
             reading.note(f"--lr_scheduler {asked}: the nearest here is {ours}.")
-    if warmup is not None and number(warmup) != 0:
+    if warmup is not None and parse_number(warmup) != 0:
         also = "; diffusers' constant ignores it too" if asked in (None, "constant") else ""
         reading.note(f"--lr_warmup_steps: there is no warm-up here{also}.")
 
 
-def _optimizer(reading: Reading) -> None:
-    asked, small = reading.theirs.get("optimizer"), "use_8bit_adam" in reading.theirs
+def _set_optimizer(reading: TranslationState) -> None:
+    asked, small = reading.diffusers_flags.get("optimizer"), "use_8bit_adam" in reading.diffusers_flags
     ours = (asked or "adamw").lower()
     if small and ours == "adamw":
         ours = "adamw8bit"
     elif small:
-        reading.note(f"--use_8bit_adam: has no effect on {show(ours, 40)}.")
+        reading.note(f"--use_8bit_adam: has no effect on {printable(ours, 40)}.")
     if asked or small:
         reading.put("optimizer", ours, by="optimizer" if asked else "use_8bit_adam")
 
 
-def _resume(reading: Reading) -> None:
-    asked, run = reading.theirs.get("resume_from_checkpoint"), reading.ours.get("run")
+def _set_resume(reading: TranslationState) -> None:
+    asked, run = reading.diffusers_flags.get("resume_from_checkpoint"), reading.ours.get("run")
     if asked is None:
         return
     if asked != "latest":
-        raise PersonalError(
-            f"--resume_from_checkpoint {show(asked, 60)}: a run goes on from its newest checkpoint only.",
+        raise UserError(
+            f"--resume_from_checkpoint {printable(asked, 60)}: a run goes on from its newest checkpoint only.",
             "Give --resume_from_checkpoint latest, with the same --output_dir.",
         )
     if run and not reading.machine.saved(run):
-        reading.note(f"--resume_from_checkpoint: {show(run)} has no checkpoint yet, so this is the start.")
+        reading.note(f"--resume_from_checkpoint: {printable(run)} has no checkpoint yet, so this is the start.")
     else:
         reading.put("resume", None, by="resume_from_checkpoint")
 
 
-def _report(reading: Reading) -> None:
-    asked = reading.theirs.get("report_to")
+def _set_report_to(reading: TranslationState) -> None:
+    asked = reading.diffusers_flags.get("report_to")
     if asked in ("tensorboard", "wandb"):
         reading.put("report_to", asked, by="report_to")
     elif asked == "all":
         reading.put("report_to", "tensorboard", by="report_to")
         reading.note("--report_to all: TensorBoard gets it; wandb is the other that is known here.")
     elif asked not in (None, "none"):
-        raise PersonalError(f"--report_to {show(asked, 40)} is not known here.", "Take tensorboard, wandb or none.")
+        raise UserError(f"--report_to {printable(asked, 40)} is not known here.", "Take tensorboard, wandb or none.")
 
 
-def _validation(reading: Reading) -> None:
-    prompt, token = reading.theirs.get("validation_prompt"), reading.ours.get("token")
+def _note_validation(reading: TranslationState) -> None:
+    prompt, token = reading.diffusers_flags.get("validation_prompt"), reading.ours.get("token")
     if prompt is None:
         return
-    words = reading.theirs.get("placeholder_token") or (reading.subject.phrase if reading.subject else "")
+    words = reading.diffusers_flags.get("placeholder_token") or (reading.subject.phrase if reading.subject else "")
     if words and token:
         prompt = re.sub(re.escape(words), lambda _: token, prompt, flags=re.I)
-    base = f" --base {shlex.quote(show(reading.ours['base']))}" if reading.ours.get("base") else ""
+    base = f" --base {shlex.quote(printable(reading.ours['base']))}" if reading.ours.get("base") else ""
     reading.note(
         "--validation_prompt: samples.png is drawn at the end, of prompts of ours; for yours: "
-        f"sdpersonal generate {shlex.quote(show(prompt, 200))}{base}"
+        f"sdpersonal generate {shlex.quote(printable(prompt, 200))}{base}"
     )
 
 
-RULES: tuple[Callable[[Reading], None], ...] = (
-    _subject,
-    _method,
-    _prior,
-    learning_rate,
-    steps,
-    _schedule,
-    _optimizer,
-    _resume,
-    _report,
-    _validation,
+RULES: tuple[Callable[[TranslationState], None], ...] = (
+    _set_subject,
+    _set_method,
+    _set_prior,
+    set_learning_rate,
+    set_steps,
+    _set_schedule,
+    _set_optimizer,
+    _set_resume,
+    _set_report_to,
+    _note_validation,
 )
 """In this order: a later rule reads what an earlier one set."""

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 
-from ...errors import PersonalError
-from ...prompts import show
-from .state import Reading
+from ...errors import UserError
+from ...prompts import printable
+from .state import TranslationState
 
-THEIR_CLASS_IMAGES = 100
-_OUR_BATCH = 4
+DIFFUSERS_CLASS_IMAGES = 100
+_DEFAULT_BATCH = 4
 
 
-def learning_rate(reading: Reading) -> None:
+def set_learning_rate(reading: TranslationState) -> None:
     """`--learning_rate`, times the photos of a step if `--scale_lr` says so."""
-    asked, scaled = reading.theirs.get("learning_rate"), "scale_lr" in reading.theirs
-    rate = number(asked)
+    asked, scaled = reading.diffusers_flags.get("learning_rate"), "scale_lr" in reading.diffusers_flags
+    rate = parse_number(asked)
     if scaled and rate is not None:
-        accumulate, batch, processes = whole(reading, "accumulate", 1), _batch(reading), reading.machine.processes
+        accumulate, batch, processes = (
+            int_flag(reading, "accumulate", 1),
+            _resolve_batch(reading),
+            reading.machine.processes,
+        )
         reading.put("lr", f"{rate * accumulate * batch * processes:g}", by="learning_rate")
         reading.note(
             f"--scale_lr: {rate:g} x {accumulate} accumulated x {batch} at once x {processes} processes is "
@@ -29,51 +33,57 @@ def learning_rate(reading: Reading) -> None:
         reading.note("--scale_lr: has no effect without --learning_rate; our rates are for whole steps.")
 
 
-def steps(reading: Reading) -> None:
+def set_steps(reading: TranslationState) -> None:
     """`--max_train_steps`, else what the epochs come to, else our own number."""
-    epochs = reading.theirs.get("num_train_epochs")
+    epochs = reading.diffusers_flags.get("num_train_epochs")
     if "steps" in reading.ours:
         return
-    if not reading.has("class"):
+    if not reading.has_flag("class"):
         if epochs:
             reading.note("--num_train_epochs: textual inversion counts steps only, in diffusers too.")
         if reading.is_diffusers:
             reading.note("steps: ours, since --max_train_steps is not given (diffusers takes 5000, mostly wasted).")
     elif epochs and reading.ours.get("photos"):
-        _steps_of_epochs(reading, epochs)
+        _set_steps_from_epochs(reading, epochs)
     elif reading.is_diffusers:
         reading.note("steps: ours, since --max_train_steps is not given (diffusers looks once at each photo).")
-    if "repeats" in reading.theirs and not epochs:
+    if "repeats" in reading.diffusers_flags and not epochs:
         reading.note("--repeats: counts with --num_train_epochs only.")
 
 
-def _steps_of_epochs(reading: Reading, asked: str) -> None:
+def _set_steps_from_epochs(reading: TranslationState, asked: str) -> None:
     """As diffusers counts: an epoch sees every photo, and every class picture, once."""
-    epochs = number(asked)
+    epochs = parse_number(asked)
     if epochs is None or not epochs.is_integer() or epochs < 1:
-        raise PersonalError(f"--num_train_epochs must be a whole number above 0, got {show(asked, 40)}.")
-    pictures = reading.machine.photos(reading.ours["photos"] or "") * int(number(reading.theirs.get("repeats")) or 1)
-    if "with_prior_preservation" in reading.theirs:
-        pictures = max(pictures, whole(reading, "class_pictures", THEIR_CLASS_IMAGES))
-    accumulate, batch, processes = whole(reading, "accumulate", 1), _batch(reading), reading.machine.processes
+        raise UserError(f"--num_train_epochs must be a whole number above 0, got {printable(asked, 40)}.")
+    pictures = reading.machine.photos(reading.ours["photos"] or "") * int(
+        parse_number(reading.diffusers_flags.get("repeats")) or 1
+    )
+    if "with_prior_preservation" in reading.diffusers_flags:
+        pictures = max(pictures, int_flag(reading, "class_pictures", DIFFUSERS_CLASS_IMAGES))
+    accumulate, batch, processes = (
+        int_flag(reading, "accumulate", 1),
+        _resolve_batch(reading),
+        reading.machine.processes,
+    )
     count = int(epochs) * math.ceil(math.ceil(math.ceil(pictures / batch) / processes) / accumulate)
     reading.put("steps", str(count), by="num_train_epochs")
     reading.note(f"--num_train_epochs: {int(epochs)} of {pictures} pictures, {batch} at once, are --steps {count}.")
 
 
-def _batch(reading: Reading) -> int:
+def _resolve_batch(reading: TranslationState) -> int:
     """How many photos at once; where nobody says, said now, since it is counted with."""
-    reading.suggest("batch", str(_OUR_BATCH))
-    return whole(reading, "batch", _OUR_BATCH)
+    reading.set_default("batch", str(_DEFAULT_BATCH))
+    return int_flag(reading, "batch", _DEFAULT_BATCH)
 
 
-def whole(reading: Reading, name: str, otherwise: int) -> int:
+def int_flag(reading: TranslationState, name: str, otherwise: int) -> int:
     """One of our flags as a number of things."""
-    value = number(reading.ours.get(name))
+    value = parse_number(reading.ours.get(name))
     return int(value) if value is not None and value.is_integer() and value >= 1 else otherwise
 
 
-def number(text: str | None) -> float | None:
+def parse_number(text: str | None) -> float | None:
     """A finite number, or None; whoever gets the text in the end says what is wrong with it."""
     try:
         value = float(text or "")

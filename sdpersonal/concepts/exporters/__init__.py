@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal, get_args
 
-from ...errors import PersonalError
+from ...errors import UserError
 from ..concept import Concept
 from . import a1111, comfyui, diffusers, invokeai, kohya, onetrainer, sd_concepts_library, sdpersonal_file
 from .export import Export
@@ -29,17 +29,17 @@ FORMATS: dict[str, Callable[[Concept], Export]] = {
 
 
 def export(concept: Concept, format: Format) -> Export:
-    """The files of one format and a README.md for whoever gets them. Raises PersonalError where it cannot hold any."""
+    """The files of one format and a README.md for whoever gets them. Raises UserError where it cannot hold any."""
     if format not in FORMATS:
-        raise PersonalError(f"I write no {format}.", f"Choose one of {', '.join(get_args(Format))}.")
+        raise UserError(f"I write no {format}.", f"Choose one of {', '.join(get_args(Format))}.")
     made = FORMATS[format](concept)
-    made = dataclasses.replace(made, notes=(*made.notes, *_of_any_program(concept, format)))
+    made = dataclasses.replace(made, notes=(*made.notes, *_general_notes(concept, format)))
     head = sd_concepts_library.front_matter(concept) if format == "sd-concepts-library" else ""
     text = head + readme(concept, made)
     return dataclasses.replace(made, files=made.files | {"README.md": text.encode()})
 
 
-def _of_any_program(concept: Concept, format: Format) -> list[str]:
+def _general_notes(concept: Concept, format: Format) -> list[str]:
     notes = []
     if concept.card.base == "tiny":
         notes.append(

@@ -7,7 +7,7 @@ Sources: its `modules/textual_inversion/textual_inversion.py` (an embedding is c
 from __future__ import annotations
 
 from ..concept import Concept
-from .export import Export, embedding, lora, refuse_unread, words
+from .export import Export, embedding_file, lora_file, prompt_words, refuse_unread
 
 UNREAD = {"set", "OFT of inputs"}  # forms of `changes`
 
@@ -18,9 +18,9 @@ def write(concept: Concept) -> Export:
     slug = concept.token.slug
     files = {}
     if concept.vectors:
-        files[f"embeddings/{slug}.safetensors"] = embedding(concept)
+        files[f"embeddings/{slug}.safetensors"] = embedding_file(concept)
     if concept.lora:
-        files[f"models/Lora/{slug}.safetensors"] = lora(concept)
+        files[f"models/Lora/{slug}.safetensors"] = lora_file(concept)
     install = ["Copy the folders into the web UI's own folder."]
     install += ["Press the refresh button of the Textual Inversion tab."] if concept.vectors else []
     install += ["Press the refresh button of the Lora tab."] if concept.lora else []
@@ -28,8 +28,8 @@ def write(concept: Concept) -> Export:
         program="AUTOMATIC1111 web UI",
         files=files,
         places={path: path.rpartition("/")[0] + "/" for path in files},
-        word=words(concept, slug),
-        also=f"<lora:{slug}:1>" if concept.lora else "",
+        word=prompt_words(concept, slug),
+        extra_words=f"<lora:{slug}:1>" if concept.lora else "",
         install=tuple(install),
         notes=("Keep the files' names: they are the words to type.",),
     )

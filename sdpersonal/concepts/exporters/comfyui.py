@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..concept import Concept
-from .export import Export, embedding, lora, refuse_unread, words
+from .export import Export, embedding_file, lora_file, prompt_words, refuse_unread
 
 UNREAD = {"IA3", "OFT of inputs"}  # forms of `changes`
 
@@ -14,9 +14,9 @@ def write(concept: Concept) -> Export:
     slug = concept.token.slug
     files, install = {}, ["Copy the folder models into ComfyUI's own folder, and press R."]
     if concept.vectors:
-        files[f"models/embeddings/{slug}.safetensors"] = embedding(concept)
+        files[f"models/embeddings/{slug}.safetensors"] = embedding_file(concept)
     if concept.lora:
-        files[f"models/loras/{slug}.safetensors"] = lora(concept)
+        files[f"models/loras/{slug}.safetensors"] = lora_file(concept)
         install.append(
             f"Put a Load LoRA node with {slug}.safetensors between the checkpoint and both the sampler and the prompts."
         )
@@ -24,7 +24,7 @@ def write(concept: Concept) -> Export:
         program="ComfyUI",
         files=files,
         places={path: path.rpartition("/")[0] + "/" for path in files},
-        word=words(concept, f"embedding:{slug}"),
+        word=prompt_words(concept, f"embedding:{slug}"),
         install=tuple(install),
         notes=("A word in a prompt loads no LoRA here: the node does.",) if concept.lora else (),
     )

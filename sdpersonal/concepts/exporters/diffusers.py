@@ -15,16 +15,16 @@ from ..concept import Concept, Lora, LoraLayer
 from ..importers.diffusers import EMBEDDINGS, LORA
 from ..plain_lora import is_possible as plain_is_possible
 from ..plain_lora import needs_base, plain_concept
-from ..strict_safetensors import pack
-from .export import MODELS, Export, lora_of, vectors_of, words
-from .header import facts
+from ..strict_safetensors import serialize
+from .export import HUB_MODELS, Export, lora_of, prompt_words, vectors_of
+from .header import modelspec_header
 from .paths import module_path
 
 
 def write(concept: Concept) -> Export:
     """`learned_embeds.safetensors` (SDXL: and `learned_embeds_2`), `pytorch_lora_weights.safetensors`, or all.
 
-    Raises PersonalError where its LoRA is none that diffusers reads (`is_possible`).
+    Raises UserError where its LoRA is none that diffusers reads (`is_possible`).
     """
     concept, lost = plain_concept(concept)
     word = str(concept.token.unversioned())
@@ -38,10 +38,10 @@ def write(concept: Concept) -> Export:
         program="diffusers",
         files=files,
         places={name: "any folder" for name in files},
-        word=words(concept, word),
+        word=prompt_words(concept, word),
         install=("Give this folder to the pipeline:",),
         notes=tuple(notes),
-        python=_code(concept),
+        python=_example_code(concept),
     )
 
 
@@ -53,7 +53,7 @@ def is_possible(concept: Concept) -> bool:
 def _embedding(concept: Concept, word: str, rows: np.ndarray) -> bytes:
     """rows (n, dim), always two axes: the loader adds a token for each row."""
     tensors = {word: rows}
-    return b"".join(pack(tensors, facts(vectors_of(concept), tensors, word)))
+    return b"".join(serialize(tensors, modelspec_header(vectors_of(concept), tensors, word)))
 
 
 def _lora(concept: Concept, lora: Lora) -> bytes:
@@ -65,20 +65,20 @@ def _lora(concept: Concept, lora: Lora) -> bytes:
     settings = {
         f"{component}.{key}": value
         for component in sorted({component for component, _ in layers})
-        for key, value in _adapter({path: layer for (of, path), layer in layers.items() if of == component}).items()
+        for key, value in _lora_config({path: layer for (of, path), layer in layers.items() if of == component}).items()
     }
-    metadata = facts(lora_of(concept), tensors, words(concept, str(concept.token.unversioned())))
-    return b"".join(pack(tensors, metadata | {"lora_adapter_metadata": json.dumps(settings, sort_keys=True)}))
+    metadata = modelspec_header(lora_of(concept), tensors, prompt_words(concept, str(concept.token.unversioned())))
+    return b"".join(serialize(tensors, metadata | {"lora_adapter_metadata": json.dumps(settings, sort_keys=True)}))
 
 
-def _adapter(layers: dict[str, LoraLayer]) -> dict[str, object]:
+def _lora_config(layers: dict[str, LoraLayer]) -> dict[str, object]:
     """PEFT's LoraConfig for one model: the commonest rank and alpha, and the layers that differ from it.
 
     PEFT matches paths by their ends. CLIP's are given without `text_model.`, which transformers 5 dropped.
     """
     layers = {path.removeprefix("text_model."): layer for path, layer in layers.items()}
-    rank = _commonest(layer.rank for layer in layers.values())
-    alpha = _commonest(layer.alpha for layer in layers.values())
+    rank = _most_common(layer.rank for layer in layers.values())
+    alpha = _most_common(layer.alpha for layer in layers.values())
     return {
         "r": rank,
         "lora_alpha": alpha,
@@ -88,15 +88,15 @@ def _adapter(layers: dict[str, LoraLayer]) -> dict[str, object]:
     }
 
 
-def _commonest(values):
+def _most_common(values):
     return Counter(values).most_common(1)[0][0]
 
 
-def _code(concept: Concept) -> str:
+def _example_code(concept: Concept) -> str:
     base = concept.card.base
     lines = ["from diffusers import DiffusionPipeline"]
     lines += ["from sdpersonal.models.loading import built_in_folder"] if base == "tiny" else []
-    model = "built_in_folder()" if base == "tiny" else f'"{MODELS[base]}"'
+    model = "built_in_folder()" if base == "tiny" else f'"{HUB_MODELS[base]}"'
     lines.append(f"pipe = DiffusionPipeline.from_pretrained({model})")
     if base == "sdxl" and concept.vectors:
         for name, end in ((EMBEDDINGS["clip_l"], ""), (EMBEDDINGS["clip_g"], "_2")):

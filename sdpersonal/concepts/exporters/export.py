@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
-from ...errors import PersonalError
-from ..concept import Concept, write
+from ...errors import UserError
+from ..concept import Concept, concept_to_bytes
 from ..layer_changes import form, kind
-from ..thumbnail import remade
+from ..thumbnail import reencode_thumbnail
 
-MODELS = {  # on the Hub
+HUB_MODELS = {  # on the Hub
     "sd1": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sd2": "stabilityai/stable-diffusion-2-1",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
@@ -32,7 +32,7 @@ class Export:
     files: dict[str, bytes]
     places: dict[str, str]
     word: str
-    also: str = ""
+    extra_words: str = ""
     install: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     python: str = ""
@@ -41,15 +41,15 @@ class Export:
     @property
     def trigger(self) -> str:
         """All that is typed."""
-        return f"{self.word} {self.also}".strip()
+        return f"{self.word} {self.extra_words}".strip()
 
 
-def words(concept: Concept, name: str) -> str:
+def prompt_words(concept: Concept, name: str) -> str:
     """What stands for the concept in a sentence: `name` if it has vectors, else its trigger words, else nothing."""
     return name if concept.vectors else " ".join(concept.card.trigger_words)
 
 
-def sentence(concept: Concept, made: Export) -> str:
+def example_prompt(concept: Concept, made: Export) -> str:
     """An example prompt."""
     if not made.word:
         said = f"a photo of a {concept.card.class_noun}" if concept.card.class_noun else "a photo"
@@ -57,23 +57,23 @@ def sentence(concept: Concept, made: Export) -> str:
         said = f"a lighthouse in the style of {made.word}"
     else:
         said = f"a photo of {made.word}"
-    return f"{said} {made.also}".strip()
+    return f"{said} {made.extra_words}".strip()
 
 
-def file_of(concept: Concept, notes: Mapping[str, str] | None = None) -> bytes:
+def native_file(concept: Concept, notes: Mapping[str, str] | None = None) -> bytes:
     """Our own file, its thumbnail made anew from pixels, under the token without its version; notes: for its header."""
-    thumbnail = remade(concept.thumbnail) if concept.thumbnail else None
-    return write(dataclasses.replace(concept, token=concept.token.unversioned(), thumbnail=thumbnail), notes)
+    thumbnail = reencode_thumbnail(concept.thumbnail) if concept.thumbnail else None
+    return concept_to_bytes(dataclasses.replace(concept, token=concept.token.unversioned(), thumbnail=thumbnail), notes)
 
 
-def embedding(concept: Concept) -> bytes:
+def embedding_file(concept: Concept) -> bytes:
     """Our own file of the vectors alone."""
-    return file_of(vectors_of(concept))
+    return native_file(vectors_of(concept))
 
 
-def lora(concept: Concept) -> bytes:
+def lora_file(concept: Concept) -> bytes:
     """Our own file of the LoRA alone."""
-    return file_of(lora_of(concept))
+    return native_file(lora_of(concept))
 
 
 def vectors_of(concept: Concept) -> Concept:
@@ -92,12 +92,14 @@ def reads(concept: Concept, unread: Set[str]) -> bool:
 
 
 def refuse_unread(concept: Concept, program: str, unread: Set[str]) -> None:
-    """Raise PersonalError where layers are changed in ways that a program does not read; unread: forms of `changes`."""
+    """Raise UserError where layers are changed in ways that a program does not read; unread: forms of `changes`."""
     for change in concept.lora.changes.values() if concept.lora else ():
         if unread & {form(change), kind(change)}:
             why = f"it changes layers as {kind(change)}, which that program does not read"
-            raise refused(concept, program, why, "Export it with --format native, and generate with it here.")
+            raise not_exportable_error(
+                concept, program, why, "Export it with --format native, and generate with it here."
+            )
 
 
-def refused(concept: Concept, program: str, why: str, fix: str) -> PersonalError:
-    return PersonalError(f"{concept.token} cannot go to {program}: {why}.", fix)
+def not_exportable_error(concept: Concept, program: str, why: str, fix: str) -> UserError:
+    return UserError(f"{concept.token} cannot go to {program}: {why}.", fix)

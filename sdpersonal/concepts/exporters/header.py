@@ -7,18 +7,20 @@ import numpy as np
 from ... import storage
 from ..concept import Concept
 from ..importers.origin import ORIGIN, origin
-from ..modelspec import modelspec
-from ..strict_safetensors import payload
-from ..thumbnail import remade
+from ..modelspec import modelspec_metadata
+from ..strict_safetensors import tensor_bytes
+from ..thumbnail import reencode_thumbnail
 
 
-def facts(part: Concept, tensors: dict[str, np.ndarray], trigger: str) -> dict[str, str]:
+def modelspec_header(part: Concept, tensors: dict[str, np.ndarray], trigger: str) -> dict[str, str]:
     """The header's text for a file that answers to `trigger` and holds these tensors.
 
     part: the vectors or the LoRA that the tensors are, of both encoders where each has a file.
     """
     has_lora = part.lora is not None
-    thumbnail = remade(part.thumbnail) if part.thumbnail else None
-    found = modelspec(part.card, part.token.unversioned(), has_lora, storage.sha256(*payload(tensors)), thumbnail)
+    thumbnail = reencode_thumbnail(part.thumbnail) if part.thumbnail else None
+    found = modelspec_metadata(
+        part.card, part.token.unversioned(), has_lora, storage.sha256(*tensor_bytes(tensors)), thumbnail
+    )
     found |= {"format": "pt", ORIGIN: origin(part)}
     return found | ({"modelspec.trigger_phrase": trigger} if trigger else {})

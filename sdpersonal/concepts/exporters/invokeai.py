@@ -7,9 +7,9 @@ Sources: its `backend/model_manager/configs` (what a file is taken for), `app/ut
 from __future__ import annotations
 
 from ..concept import Concept
-from .export import Export, embedding, lora, refuse_unread, words
+from .export import Export, embedding_file, lora_file, prompt_words, refuse_unread
 
-_ROOM = 75  # tokens of a prompt
+_MAX_TOKENS = 75  # tokens of a prompt
 
 _UNREAD = {"set", "GLoRA", "OFT", "OFT of inputs"}  # forms of `changes`
 
@@ -21,21 +21,23 @@ def write(concept: Concept) -> Export:
     files, places, install, notes = {}, {}, [], []
     if concept.vectors:
         path = f"embedding/{slug}.safetensors"
-        files[path], places[path] = embedding(concept), "Model Manager, as a Textual Inversion"
+        files[path], places[path] = embedding_file(concept), "Model Manager, as a Textual Inversion"
         install.append(f"In the Model Manager, add {path}; leave its name {slug}.")
         rows = len(next(iter(concept.vectors.values())))
         if rows > 1:
-            notes.append(f"The word takes {rows} of {_ROOM} places; InvokeAI cuts a longer prompt without saying so.")
+            notes.append(
+                f"The word takes {rows} of {_MAX_TOKENS} places; InvokeAI cuts a longer prompt without saying so."
+            )
     if concept.lora:
         path = f"lora/{slug}.safetensors"
-        files[path], places[path] = lora(concept), "Model Manager, as a LoRA"
+        files[path], places[path] = lora_file(concept), "Model Manager, as a LoRA"
         install.append(f"In the Model Manager, add {path}. In the Generation panel, choose it under Concepts.")
         notes.append("A word in a prompt loads no LoRA here: it is chosen in the panel.")
     return Export(
         program="InvokeAI",
         files=files,
         places=places,
-        word=words(concept, f"<{slug}>"),
+        word=prompt_words(concept, f"<{slug}>"),
         install=tuple(install),
         notes=tuple(notes),
     )

@@ -7,7 +7,7 @@ files of their own.
 from __future__ import annotations
 
 from ..concept import Concept
-from .export import Export, embedding, file_of, refuse_unread, words
+from .export import Export, embedding_file, native_file, prompt_words, refuse_unread
 
 UNREAD = {"set", "OFT of inputs"}  # forms of `changes`
 
@@ -18,11 +18,11 @@ def write(concept: Concept) -> Export:
     slug = concept.token.slug
     files, options, notes = {}, [], []
     if concept.lora:
-        files[f"lora/{slug}.safetensors"] = file_of(concept)
+        files[f"lora/{slug}.safetensors"] = native_file(concept)
         module = "lycoris.kohya" if concept.lora.changes else "networks.lora"
         options += [f"--network_module {module}", f"--network_weights lora/{slug}.safetensors", "--network_mul 1"]
     if concept.vectors:
-        files[f"embeddings/{slug}.safetensors"] = embedding(concept)
+        files[f"embeddings/{slug}.safetensors"] = embedding_file(concept)
         options.append(f"--textual_inversion_embeddings embeddings/{slug}.safetensors")
         notes.append("The scripts call the word by its file's name: keep it.")
     if concept.lora and concept.vectors:
@@ -36,7 +36,7 @@ def write(concept: Concept) -> Export:
         program="kohya's sd-scripts",
         files=files,
         places={path: "any folder" for path in files},
-        word=words(concept, slug),
+        word=prompt_words(concept, slug),
         install=("Give the files to gen_img.py, or go on training from them with --network_weights or --weights.",),
         notes=tuple(notes),
         terminal=" \\\n  ".join([f"python gen_img.py{sdxl} --ckpt MODEL", *options, "--prompt {prompt}"]),

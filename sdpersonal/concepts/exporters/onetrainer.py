@@ -17,9 +17,9 @@ import numpy as np
 from ..concept import Concept, Lora, LoraLayer
 from ..importers.onetrainer import RANKS
 from ..plain_lora import plain_concept
-from ..strict_safetensors import pack
-from .export import Export, embedding, file_of, lora_of, vectors_of, words
-from .header import facts
+from ..strict_safetensors import serialize
+from .export import Export, embedding_file, lora_of, native_file, prompt_words, vectors_of
+from .header import modelspec_header
 from .paths import module_path
 
 _ENCODER_LAYER = re.compile(r"lora_te_text_model_encoder_layers_(\d+)_(.+)")
@@ -37,12 +37,12 @@ def write(concept: Concept) -> Export:
         install.append(f"Embedding: choose {path} as base embedding, or as an additional one, with placeholder {word}.")
         if concept.card.base != "sdxl":
             notes.append("Only OneTrainer and sdpersonal read that file: its tensor is called emp_params there.")
-    if concept.lora and (taken := _taken(concept.lora)):
+    if concept.lora and (taken := _supported_layers(concept.lora)):
         path = f"lora/{slug}.safetensors"
         files[path] = _lora(concept, taken)
         install.append(
             f"LoRA: choose {path} as LoRA base model, set LoRA rank to {taken.rank} and layer filter to "
-            f"{_filter(taken)}: OneTrainer refuses a LoRA that differs from its settings."
+            f"{_layer_filter(taken)}: OneTrainer refuses a LoRA that differs from its settings."
         )
         if len(taken.layers) < len(concept.lora.layers):
             notes.append("Of its LoRA, the text encoder's layers are left out: OneTrainer wants all of them or none.")
@@ -50,7 +50,7 @@ def write(concept: Concept) -> Export:
         program="OneTrainer",
         files=files,
         places={path: "any folder" for path in files},
-        word=words(concept, word),
+        word=prompt_words(concept, word),
         install=tuple(install),
         notes=tuple(notes),
     )
@@ -58,9 +58,9 @@ def write(concept: Concept) -> Export:
 
 def _embedding(concept: Concept, word: str) -> bytes:
     if concept.card.base == "sdxl":
-        return embedding(concept)
+        return embedding_file(concept)
     tensors = {"emp_params": concept.vectors["clip_l"]}  # so it is spelled there
-    return b"".join(pack(tensors, facts(vectors_of(concept), tensors, word)))
+    return b"".join(serialize(tensors, modelspec_header(vectors_of(concept), tensors, word)))
 
 
 def _lora(concept: Concept, taken: Lora) -> bytes:
@@ -75,10 +75,10 @@ def _lora(concept: Concept, taken: Lora) -> bytes:
     if len(taken.layers) < len(whole):
         part = dataclasses.replace(part, whole=part.whole or concept.identity)
     part = dataclasses.replace(part, lora=taken)
-    return file_of(part, {RANKS: json.dumps(ranks, sort_keys=True)} if ranks else None)
+    return native_file(part, {RANKS: json.dumps(ranks, sort_keys=True)} if ranks else None)
 
 
-def _taken(whole: Lora) -> Lora | None:
+def _supported_layers(whole: Lora) -> Lora | None:
     """The layers that OneTrainer takes, all of the largest rank; None if it takes none."""
     encoder = defaultdict(set)
     for name in whole.layers:
@@ -88,10 +88,10 @@ def _taken(whole: Lora) -> Lora | None:
     starts = ("lora_unet_", "lora_te_") if complete else ("lora_unet_",)  # SDXL's wants its last projection too
     layers = {name: layer for name, layer in whole.layers.items() if name.startswith(starts)}
     rank = max((layer.rank for layer in layers.values()), default=0)
-    return Lora({name: _of_rank(layer, rank) for name, layer in layers.items()}) if layers else None
+    return Lora({name: _pad_to_rank(layer, rank) for name, layer in layers.items()}) if layers else None
 
 
-def _of_rank(layer: LoraLayer, rank: int) -> LoraLayer:
+def _pad_to_rank(layer: LoraLayer, rank: int) -> LoraLayer:
     """The same change by larger matrices, zero where they are larger."""
     more = rank - layer.rank
     if not more:
@@ -101,7 +101,7 @@ def _of_rank(layer: LoraLayer, rank: int) -> LoraLayer:
     return LoraLayer(down, up, layer.alpha * rank / layer.rank)
 
 
-def _filter(taken: Lora) -> str:
+def _layer_filter(taken: Lora) -> str:
     """The UNet's layers that it has, as OneTrainer selects them: by parts of their paths."""
     paths = [path for component, path in map(module_path, taken.layers) if component == "unet"]
     if any("resnets." in path or "samplers." in path for path in paths):

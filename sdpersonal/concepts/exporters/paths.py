@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 
-from ...errors import PersonalError
-from ...prompts import show
+from ...errors import UserError
+from ...prompts import printable
 
 _COMPONENTS = {
     "lora_unet": "unet",
@@ -49,19 +49,19 @@ _OUTSIDE = {
 def module_path(name: str) -> tuple[str, str]:
     """`lora_te_text_model_encoder_layers_0_mlp_fc1` to ("text_encoder", "text_model.encoder.layers.0.mlp.fc1").
 
-    Raises PersonalError for a layer that is in no Stable Diffusion.
+    Raises UserError for a layer that is in no Stable Diffusion.
     """
     prefix, _, inside = re.sub(r"^lora_(unet|te[12]?)_", r"lora_\1 ", name).partition(" ")
     if prefix == "lora_unet":
-        inside = _of_diffusers(inside)
+        inside = _to_diffusers(inside)
     parts = _WORD.findall(inside)
     component = _COMPONENTS.get(prefix, "")
     if not parts or "_".join(parts) != inside or parts[0] not in _STARTS.get(component, ()):
-        raise PersonalError(f"The LoRA's layer {show(name)} is in no Stable Diffusion that I know.")
+        raise UserError(f"The LoRA's layer {printable(name)} is in no Stable Diffusion that I know.")
     return component, ".".join(parts)
 
 
-def _of_diffusers(name: str) -> str:
+def _to_diffusers(name: str) -> str:
     """A layer of the UNet with diffusers' block names, `_` between all parts."""
     if name in _OUTSIDE:
         return _OUTSIDE[name]

@@ -5,33 +5,33 @@ from __future__ import annotations
 import re
 import shlex
 
-from ..card import BASES
+from ..card import BASE_TITLES
 from ..concept import Concept
-from .export import Export, sentence
+from .export import Export, example_prompt
 
 
 def readme(concept: Concept, export: Export) -> str:
     """Markdown. Whatever the card says is shown as plain text: it may come from anybody."""
-    card, prompt = concept.card, sentence(concept, export)
-    title = plain(card.title or concept.token.name)
-    parts = [f"# {title}, for {export.program}", *([plain(card.description)] if card.description else [])]
-    parts.append("\n".join(f"- {key}: {value}" for key, value in facts(concept) if value))
+    card, prompt = concept.card, example_prompt(concept, export)
+    title = escape_markdown(card.title or concept.token.name)
+    parts = [f"# {title}, for {export.program}", *([escape_markdown(card.description)] if card.description else [])]
+    parts.append("\n".join(f"- {key}: {value}" for key, value in concept_facts(concept) if value))
     files = "\n".join(f"| `{path}` | {export.places[path]} |" for path in export.files)
     parts.append(f"## Install\n\n| file | goes to |\n|---|---|\n{files}")
     if export.install:
-        parts.append("\n".join(f"{number}. {step}" for number, step in enumerate(map(literal, export.install), 1)))
+        parts.append("\n".join(f"{number}. {step}" for number, step in enumerate(map(escape_html, export.install), 1)))
     if export.python:
         parts.append(fenced(export.python.replace("{prompt}", repr(prompt)), "python"))
     if export.terminal:
         parts.append(fenced(export.terminal.replace("{prompt}", shlex.quote(prompt)), "sh"))
-    parts.append(f"## Use\n\n{_use(export)}\n\n{fenced(prompt)}")
+    parts.append(f"## Use\n\n{_usage(export)}\n\n{fenced(prompt)}")
     if export.notes:
-        parts.append("\n".join(f"- {literal(note)}" for note in export.notes))
+        parts.append("\n".join(f"- {escape_html(note)}" for note in export.notes))
     parts.append("Made with sdpersonal. Files hold weights and these facts, no photo.")
     return "\n\n".join(parts) + "\n"
 
 
-def plain(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Text that Markdown shows as it is: no link, picture, code or HTML can be in it."""
     return re.sub(r"([\\`*_{}\[\]()<>#+!|~&:@/.-])", r"\\\1", text)
 
@@ -52,12 +52,12 @@ def _backticks(text: str, least: int) -> str:
     return "`" * max([least, *(len(run) + 1 for run in re.findall("`+", text))])
 
 
-def literal(text: str) -> str:
+def escape_html(text: str) -> str:
     """A sentence of ours, in which a token must not be taken for HTML."""
     return re.sub(r"<[^<>\s]+>", lambda found: f"`{found[0]}`", text)
 
 
-def facts(concept: Concept) -> list[tuple[str, str]]:
+def concept_facts(concept: Concept) -> list[tuple[str, str]]:
     """What a stranger wants to know, as (name, Markdown)."""
     card = concept.card
     rows = len(next(iter(concept.vectors.values()), ()))
@@ -67,11 +67,11 @@ def facts(concept: Concept) -> list[tuple[str, str]]:
     if concept.lora and concept.lora.changes:
         holds.append(f"{concept.lora.kinds} in {_layers(len(concept.lora.changes))}")
     return [
-        ("What it is", plain(f"{card.kind}, {card.class_noun}" if card.class_noun else card.kind)),
-        ("Made for", BASES[card.base] + (f" ({plain(card.base_name)})" if card.base_name else "")),
+        ("What it is", escape_markdown(f"{card.kind}, {card.class_noun}" if card.class_noun else card.kind)),
+        ("Made for", BASE_TITLES[card.base] + (f" ({escape_markdown(card.base_name)})" if card.base_name else "")),
         ("Holds", " and ".join(holds)),
-        ("Author", plain(card.author)),
-        ("Licence", plain(card.license) or "not stated: ask its author before you pass it on"),
+        ("Author", escape_markdown(card.author)),
+        ("Licence", escape_markdown(card.license) or "not stated: ask its author before you pass it on"),
         ("Its word in sdpersonal", f"`{concept.token.unversioned()}`"),
     ]
 
@@ -80,7 +80,7 @@ def _layers(count: int) -> str:
     return f"{count} layer{'s' * (count > 1)}"
 
 
-def _use(export: Export) -> str:
+def _usage(export: Export) -> str:
     if not export.trigger:
         return "Nothing has to be typed: the LoRA acts on every prompt while it is loaded. For example:"
     return f"Type {_inline(export.trigger)} where the thing is meant. For example:"

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 
 from ..concept import Concept
-from ..licences import on_the_hub
-from ..thumbnail import media_type, remade
-from .export import MODELS, Export, refused
-from .torch_save import saved
+from ..licences import hub_licence
+from ..thumbnail import media_type, reencode_thumbnail
+from .export import HUB_MODELS, Export, not_exportable_error
+from .torch_save import torch_save_bytes
 
 _PROGRAM = "the sd-concepts-library"
 
@@ -20,20 +20,22 @@ _PROGRAM = "the sd-concepts-library"
 def write(concept: Concept) -> Export:
     """`learned_embeds.bin`, `token_identifier.txt`, `type_of_concept.txt`, and `concept_images/` with the thumbnail.
 
-    Raises PersonalError where it has no vectors, or is of SDXL.
+    Raises UserError where it has no vectors, or is of SDXL.
     """
     if not concept.vectors:
-        raise refused(concept, _PROGRAM, "it has no vectors, and that library knows no LoRA", "Choose --format kohya.")
+        raise not_exportable_error(
+            concept, _PROGRAM, "it has no vectors, and that library knows no LoRA", "Choose --format kohya."
+        )
     if concept.card.base == "sdxl":
-        raise refused(concept, _PROGRAM, "that library knows no SDXL", "Choose --format diffusers.")
+        raise not_exportable_error(concept, _PROGRAM, "that library knows no SDXL", "Choose --format diffusers.")
     word, rows = str(concept.token.unversioned()), concept.vectors["clip_l"]
     files = {
-        "learned_embeds.bin": saved(word, rows[0] if len(rows) == 1 else rows),
+        "learned_embeds.bin": torch_save_bytes(word, rows[0] if len(rows) == 1 else rows),
         "token_identifier.txt": word.encode(),
         "type_of_concept.txt": b"style" if concept.card.kind == "style" else b"object",
     }
     if concept.thumbnail:
-        picture = remade(concept.thumbnail)
+        picture = reencode_thumbnail(concept.thumbnail)
         files[f"concept_images/0.{media_type(picture).removeprefix('image/')}"] = picture
     return Export(
         program=_PROGRAM,
@@ -48,8 +50,8 @@ def write(concept: Concept) -> Export:
 
 def front_matter(concept: Concept) -> str:
     """The lines that the Hub reads at the top of the README."""
-    fields = on_the_hub(concept.card.license)
-    if model := MODELS.get(concept.card.base):
+    fields = hub_licence(concept.card.license)
+    if model := HUB_MODELS.get(concept.card.base):
         fields["base_model"] = model
     lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]  # JSON's strings are YAML's
     return "\n".join(["---", *lines, 'tags: ["stable-diffusion", "textual-inversion"]', "---", "", ""])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..concept import Concept
 from . import a1111, comfyui, kohya
-from .export import Export, file_of, reads, words
+from .export import Export, native_file, prompt_words, reads
 
 _READERS = {  # program, with what is done there: forms of `changes` that it does not read
     "A1111 (models/Lora/, type {typed})": a1111.UNREAD,
@@ -19,22 +19,22 @@ def write(concept: Concept) -> Export:
     name = f"{slug}.safetensors"
     return Export(
         program="sdpersonal",
-        files={name: file_of(concept)},
+        files={name: native_file(concept)},
         places={name: "any folder"},
         word=str(concept.token.unversioned()),
         install=(f"sdpersonal concepts import {name}",),
-        notes=(_elsewhere(concept, slug), "Keep the file's name: other programs call the concept by it."),
+        notes=(_other_programs(concept, slug), "Keep the file's name: other programs call the concept by it."),
     )
 
 
-def _elsewhere(concept: Concept, slug: str) -> str:
+def _other_programs(concept: Concept, slug: str) -> str:
     lora = f"<lora:{slug}:1>"
     if concept.lora is None:
         return (
             f"The same file is an embedding for A1111 (embeddings/, type {slug}) and for ComfyUI "
             f"(models/embeddings/, type embedding:{slug}), and for gen_img.py of kohya's scripts."
         )
-    typed = f"{words(concept, slug)} {lora}".strip()
+    typed = f"{prompt_words(concept, slug)} {lora}".strip()
     if concept.lora.changes:
         readers = [program.format(typed=typed) for program, unread in _READERS.items() if reads(concept, unread)]
         known = f"The same file works in {' and in '.join(readers)}." if readers else "No other program reads it."

@@ -12,44 +12,52 @@ import zipfile
 
 import numpy as np
 
-_LONG_AGO = (1980, 1, 1, 0, 0, 0)  # zip's first date: the same concept gives the same bytes, and no clock is told
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # zip's first date: the same concept gives the same bytes, and no clock is told
 
 
-def saved(word: str, rows: np.ndarray) -> bytes:
+def torch_save_bytes(word: str, rows: np.ndarray) -> bytes:
     """A file that holds {word: rows}; rows float32, contiguous."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name, content in (
-            ("data.pkl", _program(word, rows.shape)),
+            ("data.pkl", _pickle_bytes(word, rows.shape)),
             ("data/0", rows.astype("<f4").tobytes()),
             ("version", b"3\n"),
         ):
-            archive.writestr(zipfile.ZipInfo(f"archive/{name}", _LONG_AGO), content)
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}", _ZIP_DATE), content)
     return out.getvalue()
 
 
-def _program(word: str, shape: tuple[int, ...]) -> bytes:
+def _pickle_bytes(word: str, shape: tuple[int, ...]) -> bytes:
     """Pickle, protocol 2: {word: torch._utils._rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())}."""
     count = int(np.prod(shape))
     strides = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
-    storage = b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _text("0") + _text("cpu") + _number(count) + b"tQ"
+    storage = (
+        b"("
+        + _pickle_text("storage")
+        + b"ctorch\nFloatStorage\n"
+        + _pickle_text("0")
+        + _pickle_text("cpu")
+        + _pickle_int(count)
+        + b"tQ"
+    )
     hooks = b"ccollections\nOrderedDict\n)R"
     tensor = (
         b"ctorch._utils\n_rebuild_tensor_v2\n("
         + storage
-        + _number(0)
-        + b"".join(b"(" + b"".join(map(_number, numbers)) + b"t" for numbers in (shape, strides))
+        + _pickle_int(0)
+        + b"".join(b"(" + b"".join(map(_pickle_int, numbers)) + b"t" for numbers in (shape, strides))
         + b"\x89"  # requires_grad
         + hooks
         + b"tR"
     )
-    return b"\x80\x02}" + _text(word) + tensor + b"s."
+    return b"\x80\x02}" + _pickle_text(word) + tensor + b"s."
 
 
-def _text(text: str) -> bytes:
+def _pickle_text(text: str) -> bytes:
     raw = text.encode()
     return b"X" + struct.pack("<I", len(raw)) + raw
 
 
-def _number(value: int) -> bytes:
+def _pickle_int(value: int) -> bytes:
     return b"J" + struct.pack("<i", value)

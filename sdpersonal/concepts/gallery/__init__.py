@@ -14,20 +14,20 @@ from contextlib import suppress
 from pathlib import Path
 
 from ... import storage
-from ...errors import PersonalError
+from ...errors import UserError
 from ..library import Entry
-from ..modelspec import data_url
-from ..thumbnail import remade
+from ..modelspec import to_data_url
+from ..thumbnail import reencode_thumbnail
 
 SIDE = 256  # pixels of a thumbnail
 _SMALL, _MANY = 176, 500  # as wide as it is shown, in a page of more concepts: 3,000 take 27 MB rather than 46
-_HERE = Path(__file__).parent
+_FOLDER = Path(__file__).parent
 _BASES = {"tiny": "built-in", "sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
 _CONSENT = {"yes": "the person agrees", "no": "the person does not agree", "unknown": "consent not known"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Exhibit:
+class GalleryItem:
     """What the page shows of one concept; all of it plain text but the thumbnail, a data URL."""
 
     token: str
@@ -41,7 +41,7 @@ class Exhibit:
     search: str
 
 
-def gallery(
+def write_gallery(
     entries: Sequence[Entry],
     to: Path,
     title: str = "Concepts",
@@ -49,25 +49,25 @@ def gallery(
 ) -> tuple[Path, int]:
     """Write `to/index.html`; returns its path and how many concepts it shows: the newest whole version of each.
 
-    Raises PersonalError, NoRoom.
+    Raises UserError, DiskFull.
     """
     path = storage.make_folder(to) / "index.html"
-    shown = _newest(entries)
+    shown = _newest_versions(entries)
     side = SIDE if len(shown) <= _MANY else _SMALL
     exhibits = []
     for entry, versions in shown:
-        exhibits.append(_exhibit(entry, versions, side))
+        exhibits.append(_gallery_item(entry, versions, side))
         progress(len(exhibits), len(shown))
-    storage.write_text(path, page(exhibits, title))
+    storage.write_text(path, render_gallery(exhibits, title))
     return path, len(exhibits)
 
 
-def page(exhibits: Sequence[Exhibit], title: str) -> str:
+def render_gallery(exhibits: Sequence[GalleryItem], title: str) -> str:
     """The HTML."""
     from jinja2 import Environment, StrictUndefined
 
-    script, style = (storage.read_bytes(_HERE / name, 100_000).decode() for name in ("page.js", "page.css"))
-    template = storage.read_bytes(_HERE / "page.html", 100_000).decode()
+    script, style = (storage.read_bytes(_FOLDER / name, 100_000).decode() for name in ("page.js", "page.css"))
+    template = storage.read_bytes(_FOLDER / "page.html", 100_000).decode()
     machine = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return machine.from_string(template).render(
         title=title,
@@ -76,16 +76,16 @@ def page(exhibits: Sequence[Exhibit], title: str) -> str:
         bases=[base for base in _BASES.values() if any(each.base == base for each in exhibits)],
         script=script,
         style=style,
-        script_sum=_sum(script),
-        style_sum=_sum(style),
+        script_sum=_csp_hash(script),
+        style_sum=_csp_hash(style),
     )
 
 
-def _sum(text: str) -> str:
+def _csp_hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _newest(entries: Iterable[Entry]) -> list[tuple[Entry, int]]:
+def _newest_versions(entries: Iterable[Entry]) -> list[tuple[Entry, int]]:
     """The newest undamaged version of each concept, and how many there are of it."""
     found: dict[str, tuple[Entry, int]] = {}
     for entry in entries:  # oldest version first
@@ -95,15 +95,15 @@ def _newest(entries: Iterable[Entry]) -> list[tuple[Entry, int]]:
     return list(found.values())
 
 
-def _exhibit(entry: Entry, versions: int, side: int) -> Exhibit:
+def _gallery_item(entry: Entry, versions: int, side: int) -> GalleryItem:
     card, picture = entry.card, entry.thumbnail
     thumbnail = ""
-    with suppress(PersonalError):  # a picture that cannot be read is no reason to leave out the concept
-        thumbnail = data_url(remade(picture, side)) if picture else ""
+    with suppress(UserError):  # a picture that cannot be read is no reason to leave out the concept
+        thumbnail = to_data_url(reencode_thumbnail(picture, side)) if picture else ""
     token = str(entry.token.unversioned())
     facts = {
         "Class": card.class_noun,
-        "Holds": entry.holds,
+        "Holds": entry.contents,
         "Made for": card.base_name,
         "Made with": ", ".join(part for part in (card.method, f"{card.steps} steps" if card.steps else "") if part),
         "Measured": ", ".join(f"{name} {value:.2f}" for name, value in card.scores.items()),
@@ -115,7 +115,7 @@ def _exhibit(entry: Entry, versions: int, side: int) -> Exhibit:
         "Identity": (entry.identity or "")[:16],
     }
     words = " ".join((token, card.title, card.class_noun, card.author, card.description, card.license)).lower()
-    return Exhibit(
+    return GalleryItem(
         token,
         card.title or entry.token.name,
         card.kind,

@@ -10,34 +10,34 @@ textual_inversion `ldm/modules/embedding_manager.py`; kohya-ss sd-scripts `train
 
 from __future__ import annotations
 
-from ...errors import PersonalError
-from ...prompts import Token, show
+from ...errors import UserError
+from ...prompts import Token, printable
 from ..concept import Concept
-from .contents import Content
-from .to_concept import base_of, made
+from .contents import FileContents
+from .to_concept import base_from_widths, make_concept
 
 _PARAM = "string_to_param."
-_SAFE = "emb_params"
+_SAFETENSORS_KEY = "emb_params"
 
 
-def fits(content: Content) -> bool:
-    return _SAFE in content.shapes or any(key.startswith(_PARAM) for key in content.shapes)
+def fits(content: FileContents) -> bool:
+    return _SAFETENSORS_KEY in content.shapes or any(key.startswith(_PARAM) for key in content.shapes)
 
 
-def read(content: Content, token: Token | None = None) -> Concept:
-    """The concept. Raises PersonalError."""
-    keys = [key for key in content.shapes if key.startswith(_PARAM) or key == _SAFE]
+def read(content: FileContents, token: Token | None = None) -> Concept:
+    """The concept. Raises UserError."""
+    keys = [key for key in content.shapes if key.startswith(_PARAM) or key == _SAFETENSORS_KEY]
     if len(keys) > 1:
-        names = show(", ".join(key.removeprefix(_PARAM) for key in keys))
-        raise PersonalError(
-            f"{show(content.name)} holds several embeddings ({names}).", "I read one a file; save them apart."
+        names = printable(", ".join(key.removeprefix(_PARAM) for key in keys))
+        raise UserError(
+            f"{printable(content.name)} holds several embeddings ({names}).", "I read one a file; save them apart."
         )
-    placeholder = keys[0].removeprefix(_PARAM) if keys[0] != _SAFE else ""
+    placeholder = keys[0].removeprefix(_PARAM) if keys[0] != _SAFETENSORS_KEY else ""
     rows = content.rows(keys[0])
-    base = base_of({"clip_l": rows.shape[1]}, content.name)
-    return made(content, base, {"clip_l": rows}, None, token, **_title(content, placeholder))
+    base = base_from_widths({"clip_l": rows.shape[1]}, content.name)
+    return make_concept(content, base, {"clip_l": rows}, None, token, **_title(content, placeholder))
 
 
-def _title(content: Content, placeholder: str) -> dict[str, object]:
+def _title(content: FileContents, placeholder: str) -> dict[str, object]:
     """A placeholder like `sks` is what the author wrote in prompts; A1111's own is always `*`."""
     return {} if placeholder in ("", "*") or content.fact("name") else {"title": placeholder[:100]}

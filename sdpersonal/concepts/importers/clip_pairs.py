@@ -10,27 +10,27 @@
 
 from __future__ import annotations
 
-from ...errors import PersonalError
-from ...prompts import Token, show
+from ...errors import UserError
+from ...prompts import Token, printable
 from ..concept import Concept
-from .contents import Content
-from .to_concept import base_of, made
+from .contents import FileContents
+from .to_concept import base_from_widths, make_concept
 
 _ENCODERS = {"clip_l": "clip_l", "clip_g": "clip_g", "text_encoders_0": "clip_l", "text_encoders_1": "clip_g"}
 
 
-def fits(content: Content) -> bool:
+def fits(content: FileContents) -> bool:
     return bool(content.shapes) and content.shapes.keys() <= _ENCODERS.keys()
 
 
-def read(content: Content, token: Token | None = None) -> Concept:
-    """The concept. Raises PersonalError."""
+def read(content: FileContents, token: Token | None = None) -> Concept:
+    """The concept. Raises UserError."""
     vectors = {_ENCODERS[key]: content.rows(key) for key in content.shapes}
     for_xl = content.fact("modelspec.architecture").startswith("stable-diffusion-xl")
     for missing in {"clip_l", "clip_g"} - vectors.keys():
         if missing == "clip_l" or for_xl:
-            raise PersonalError(
-                f"{show(content.name)} is an SDXL embedding without its {missing}.", "Ask for all of it."
+            raise UserError(
+                f"{printable(content.name)} is an SDXL embedding without its {missing}.", "Ask for all of it."
             )
-    base = base_of({key: rows.shape[1] for key, rows in vectors.items()}, content.name)
-    return made(content, base, vectors, None, token)
+    base = base_from_widths({key: rows.shape[1] for key, rows in vectors.items()}, content.name)
+    return make_concept(content, base, vectors, None, token)

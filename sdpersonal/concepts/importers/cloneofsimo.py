@@ -15,13 +15,13 @@ import re
 
 import numpy as np
 
-from ...errors import PersonalError
-from ...prompts import Token, show
+from ...errors import UserError
+from ...prompts import Token, printable
 from ..concept import Concept, Lora, LoraLayer
-from ..strict_safetensors import damaged
-from .contents import Content
-from .detect_base import Outline, Part, base_of_layers
-from .to_concept import base_of, made
+from ..strict_safetensors import damaged_file_error
+from .contents import FileContents
+from .detect_base import LayerPath, Outline, base_of_layers
+from .to_concept import base_from_widths, make_concept
 
 _KEY = re.compile(r"(unet|text_encoder):(\d{1,4}):(up|down)")
 _EMBED = "<embed>"
@@ -35,44 +35,47 @@ _BLOCKS = (
 _Pairs = list[tuple[np.ndarray, np.ndarray]]  # (down, up)
 
 
-def fits(content: Content) -> bool:
+def fits(content: FileContents) -> bool:
     return any(_KEY.fullmatch(key) for key in content.shapes) or _is_list(content)
 
 
-def read(content: Content, token: Token | None = None) -> Concept:
-    """The concept. Raises PersonalError."""
-    models, embeds = (_listed(content), []) if _is_list(content) else _keyed(content)
-    layers: dict[Part, LoraLayer] = {}
+def read(content: FileContents, token: Token | None = None) -> Concept:
+    """The concept. Raises UserError."""
+    models, embeds = (_layers_from_list(content), []) if _is_list(content) else _layers_from_keys(content)
+    layers: dict[LayerPath, LoraLayer] = {}
     for model, pairs in models.items():
-        names = _names(pairs, content.name, model)
+        names = _layer_paths(pairs, content.name, model)
         layers |= {part: LoraLayer(down, up, float(len(down))) for part, (down, up) in zip(names, pairs, strict=True)}
     sizes = {part: Outline(len(layer.up), layer.down.shape[1], 2) for part, layer in layers.items()}
     base = base_of_layers(sizes, content)
     vectors = {}
     if embeds:
         rows = [content.rows(key) for key in embeds]
-        if len({each.shape[1] for each in rows}) > 1 or base_of({"clip_l": rows[0].shape[1]}, content.name) != base:
-            raise PersonalError(f"{show(content.name)} has vectors that do not fit its LoRA for {base}.")
+        if (
+            len({each.shape[1] for each in rows}) > 1
+            or base_from_widths({"clip_l": rows[0].shape[1]}, content.name) != base
+        ):
+            raise UserError(f"{printable(content.name)} has vectors that do not fit its LoRA for {base}.")
         vectors["clip_l"] = np.concatenate(rows)
     word = embeds[0] if len(embeds) == 1 else ""
     lora = Lora({f"lora_{part.component}_{part.flat}": layer for part, layer in layers.items()})
-    return made(content, base, vectors, lora, token, word)
+    return make_concept(content, base, vectors, lora, token, word)
 
 
-def _is_list(content: Content) -> bool:
+def _is_list(content: FileContents) -> bool:
     count = len(content.shapes)
     return content.flat and count > 1 and content.shapes.keys() == {str(number) for number in range(count)}
 
 
-def _listed(content: Content) -> dict[str, _Pairs]:
+def _layers_from_list(content: FileContents) -> dict[str, _Pairs]:
     arrays = [content.numbers(str(number)) for number in range(len(content.shapes))]
     if len(arrays) % 2:
-        raise damaged(content.name, "a layer lacks its half")
+        raise damaged_file_error(content.name, "a layer lacks its half")
     pairs = list(zip(arrays[1::2], arrays[::2], strict=True))
     return {"unet" if len(pairs) == 9 * len(_BLOCKS) else "text_encoder": pairs}
 
 
-def _keyed(content: Content) -> tuple[dict[str, _Pairs], list[str]]:
+def _layers_from_keys(content: FileContents) -> tuple[dict[str, _Pairs], list[str]]:
     """Layers in their order by model, and the names of rows in theirs."""
     found: dict[str, dict[tuple[int, str], np.ndarray]] = {}
     embeds = []
@@ -82,38 +85,41 @@ def _keyed(content: Content) -> tuple[dict[str, _Pairs], list[str]]:
         elif content.facts.get(key) == _EMBED:
             embeds.append(key)
         else:
-            raise damaged(content.name, f"I do not know its tensor {show(key)}")
+            raise damaged_file_error(content.name, f"I do not know its tensor {printable(key)}")
     models: dict[str, _Pairs] = {}
     for model, tensors in found.items():
         wanted = {(number, piece) for number in range(len(tensors) // 2) for piece in ("up", "down")}
         if tensors.keys() != wanted:
-            raise damaged(content.name, f"layers of its {model} are missing")
+            raise damaged_file_error(content.name, f"layers of its {model} are missing")
         models[model] = [(tensors[number, "down"], tensors[number, "up"]) for number in range(len(tensors) // 2)]
     return models, sorted(embeds, key=lambda each: [int(digits) for digits in re.findall(r"\d{1,6}", each)] or [0])
 
 
-def _names(pairs: _Pairs, name: str, model: str) -> list[Part]:
-    """The layers that these pairs belong to. Raises PersonalError where the number is not Stable Diffusion's."""
+def _layer_paths(pairs: _Pairs, name: str, model: str) -> list[LayerPath]:
+    """The layers that these pairs belong to. Raises UserError where the number is not Stable Diffusion's."""
     if any(array.ndim != 2 for pair in pairs for array in pair):
-        raise PersonalError(
-            f"{show(name)} also changes convolutions, whose order I do not know.", "Ask its author for a kohya LoRA."
+        raise UserError(
+            f"{printable(name)} also changes convolutions, whose order I do not know.",
+            "Ask its author for a kohya LoRA.",
         )
     if model == "unet" and len(pairs) == 9 * len(_BLOCKS):
-        return [Part("unet", flat) for number in range(len(_BLOCKS)) for flat in _transformer(number, pairs)]
+        return [
+            LayerPath("unet", flat) for number in range(len(_BLOCKS)) for flat in _transformer_layers(number, pairs)
+        ]
     if model == "text_encoder" and pairs and len(pairs) % len(_TEXT_ATTENTION) == 0 and len(pairs) <= 4 * 32:
         layers = range(len(pairs) // len(_TEXT_ATTENTION))
         return [
-            Part("te", f"text_model_encoder_layers_{layer}_self_attn_{which}")
+            LayerPath("te", f"text_model_encoder_layers_{layer}_self_attn_{which}")
             for layer in layers
             for which in _TEXT_ATTENTION
         ]
-    raise PersonalError(
-        f"{show(name)} changes {len(pairs)} layers of the {model}; Stable Diffusion has other numbers.",
+    raise UserError(
+        f"{printable(name)} changes {len(pairs)} layers of the {model}; Stable Diffusion has other numbers.",
         "Ask its author for a kohya or diffusers LoRA.",
     )
 
 
-def _transformer(number: int, pairs: _Pairs) -> list[str]:
+def _transformer_layers(number: int, pairs: _Pairs) -> list[str]:
     """The nine layers of one transformer, in the order in which they stand."""
     (down, up) = pairs[9 * number + 4]
     start = f"{_BLOCKS[number]}_transformer_blocks_0"

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ...errors import PersonalError
-from ...prompts import show
-from ..card import BASES
+from ...errors import UserError
+from ...prompts import printable
+from ..card import BASE_TITLES
 from . import layer_shapes
-from .contents import Content
+from .contents import FileContents
 from .layers import unet_name
 
-_NARROW = 512  # no Stable Diffusion reads text this narrow
+_MAX_TINY_WIDTH = 512  # no Stable Diffusion reads text this narrow
 _FULL_WIDTH = 320  # of the first level of every Stable Diffusion
 _FIRST_LEVEL = ("down_blocks_0_attentions", "up_blocks_3_")
 _ORIGINAL = re.compile(r"(input_blocks|middle_block|output_blocks)_\d")
@@ -25,7 +25,7 @@ _CONV_IN = ("lora_unet_conv_in", "lora_unet_input_blocks_0_0")
 
 
 @dataclass(frozen=True)
-class Part:
+class LayerPath:
     """Where one layer is: component "unet", "te", "te1", "te2" or "text" (one of the two), path with `_` for `.`.
 
     flat_names: it was named as kohya's files name it, which have the original's block names for SDXL alone.
@@ -44,11 +44,11 @@ class Outline(NamedTuple):
     axes: int = 0
 
 
-_Outlines = Mapping[Part, Outline]
+_Outlines = Mapping[LayerPath, Outline]
 _UNKNOWN = Outline(0, 0)
 
 
-def layer_name(part: Part, base: str, outline: Outline = _UNKNOWN) -> str:
+def layer_name(part: LayerPath, base: str, outline: Outline = _UNKNOWN) -> str:
     """The layer's name in a concept for that base."""
     if part.component == "unet":
         return f"lora_unet_{unet_name(part.flat, base)}"
@@ -60,15 +60,15 @@ def layer_name(part: Part, base: str, outline: Outline = _UNKNOWN) -> str:
     return f"lora_te{1 if first else 2}_{part.flat}"
 
 
-def base_of_layers(layers: _Outlines, content: Content) -> str:
-    """sd1, sd2, sdxl or tiny, whose table has every layer with its widths. Raises PersonalError, naming a layer."""
+def base_of_layers(layers: _Outlines, content: FileContents) -> str:
+    """sd1, sd2, sdxl or tiny, whose table has every layer with its widths. Raises UserError, naming a layer."""
     misfits = {base: _misfits(layers, base) for base in layer_shapes.UNETS}
     bases = [base for base, wrong in misfits.items() if not wrong]
     if len(bases) == 1:
         return bases[0]
     if bases:
         return _told_apart(bases, layers, content)
-    likely = (base for base in ("sd1", "sd2", "sdxl") if _said(content) in (base, None))
+    likely = (base for base in ("sd1", "sd2", "sdxl") if _declared_base(content) in (base, None))
     if stand_in := next((base for base in likely if _is_stand_in(layers, base)), None):
         return stand_in
     if _is_narrow(layers) and not _is_of_built_in(layers):
@@ -79,8 +79,8 @@ def base_of_layers(layers: _Outlines, content: Content) -> str:
         wrong = misfits[base]
     if not wrong:
         return base
-    raise PersonalError(
-        f"{show(content.name)} fits no base: nearest is {BASES[base]}, but {wrong[0]}.",
+    raise UserError(
+        f"{printable(content.name)} fits no base: nearest is {BASE_TITLES[base]}, but {wrong[0]}.",
         "Ask its author for which base it was made.",
     )
 
@@ -91,14 +91,14 @@ def _misfits(layers: _Outlines, base: str) -> list[str]:
     for part, outline in layers.items():
         if _is_misnamed(part, base):
             other = "SD 1.x" if base == "sdxl" else "SDXL"
-            wrong.append(f"its layer {show(part.flat)} is named as a text encoder of {other}")
+            wrong.append(f"its layer {printable(part.flat)} is named as a text encoder of {other}")
             continue
         name = layer_name(part, base, outline)
         if name not in table:
-            wrong.append(f"its layer {show(part.flat)} is not in it")
+            wrong.append(f"its layer {printable(part.flat)} is not in it")
         elif not _fits(name, outline, table[name]):
             there = " x ".join(map(str, table[name]))
-            wrong.append(f"its layer {show(part.flat)} changes {_size(outline)} numbers, where that has {there}")
+            wrong.append(f"its layer {printable(part.flat)} changes {_size(outline)} numbers, where that has {there}")
     return wrong
 
 
@@ -120,9 +120,9 @@ def _size(outline: Outline) -> str:
     return " x ".join(str(size or "any") for size in (outline.rows, outline.width))
 
 
-def _told_apart(bases: list[str], layers: _Outlines, content: Content) -> str:
+def _told_apart(bases: list[str], layers: _Outlines, content: FileContents) -> str:
     """One of several bases that all layers fit: by what the file says, or by how it spells them."""
-    if (said := _said(content)) in bases:
+    if (said := _declared_base(content)) in bases:
         return said
     if "sdxl" in bases and any(part.flat_names and _ORIGINAL.match(part.flat) for part in layers):
         return "sdxl"
@@ -131,13 +131,14 @@ def _told_apart(bases: list[str], layers: _Outlines, content: Content) -> str:
     projections = {outline.axes for part, outline in layers.items() if part.flat.endswith(("proj_in", "proj_out"))}
     if "sd1" in bases and 4 in projections:
         return "sd1"  # the others have matrices there
-    raise PersonalError(
-        f"{show(content.name)} changes only layers that {' and '.join(BASES[base] for base in bases)} may share.",
+    raise UserError(
+        f"{printable(content.name)} changes only layers that "
+        f"{' and '.join(BASE_TITLES[base] for base in bases)} may share.",
         "Ask its author for a file that says for which base it was made.",
     )
 
 
-def _said(content: Content) -> str | None:
+def _declared_base(content: FileContents) -> str | None:
     version = content.fact("ss_base_model_version") or content.fact("modelspec.architecture")
     if version.startswith(("sdxl", "stable-diffusion-xl")):
         return "sdxl"
@@ -166,7 +167,7 @@ def _contexts(layers: _Outlines) -> set[int]:
 def _is_narrow(layers: _Outlines) -> bool:
     """Whether these are layers of a base built like Stable Diffusion, only narrower."""
     if contexts := _contexts(layers):
-        return max(contexts) <= _NARROW
+        return max(contexts) <= _MAX_TINY_WIDTH
     first = [outline for part, outline in layers.items() if part.flat.startswith(_FIRST_LEVEL)]
     return bool(first) and all(1 < outline.width < _FULL_WIDTH for outline in first)
 
@@ -192,7 +193,7 @@ def _is_stand_in(layers: _Outlines, base: str) -> bool:
     return any(part.component == "unet" for part in layers) and not _uneven(layers, base)
 
 
-def _is_misnamed(part: Part, base: str) -> bool:
+def _is_misnamed(part: LayerPath, base: str) -> bool:
     """Whether it is named as a text encoder that the base has not: SDXL has two, the others one."""
     return part.component in (("te",) if base == "sdxl" else ("te1", "te2"))
 
@@ -206,7 +207,7 @@ def _narrow_misfits(layers: _Outlines) -> list[str]:
     if len(_contexts(layers)) > 1:
         return ["its parts read text of several widths"]
     unknown = [part for part, outline in layers.items() if layer_name(part, "tiny", outline) not in _names()]
-    return [f"its layer {show(part.flat)} is not in it" for part in unknown] + _uneven(layers, "tiny")
+    return [f"its layer {printable(part.flat)} is not in it" for part in unknown] + _uneven(layers, "tiny")
 
 
 def _uneven(layers: _Outlines, base: str) -> list[str]:
@@ -215,7 +216,9 @@ def _uneven(layers: _Outlines, base: str) -> list[str]:
     for part, outline in layers.items():
         place = _ATTENTION.match(layer_name(part, base, outline))
         if place and outline.rows and widths.setdefault(place[1], outline.rows) != outline.rows:
-            wrong.append(f"its layer {show(part.flat)} has {outline.rows} rows, where others have {widths[place[1]]}")
+            wrong.append(
+                f"its layer {printable(part.flat)} has {outline.rows} rows, where others have {widths[place[1]]}"
+            )
     return wrong
 
 

@@ -7,55 +7,55 @@ Sources: diffusers `examples/textual_inversion/textual_inversion.py` and `textua
 
 from __future__ import annotations
 
-from ...errors import PersonalError
-from ...prompts import Token, show
-from ..concept import WIDTHS, Concept
-from .contents import Content
-from .to_concept import base_of, made
+from ...errors import UserError
+from ...prompts import Token, printable
+from ..concept import EMBEDDING_WIDTHS, Concept
+from .contents import FileContents
+from .to_concept import base_from_widths, make_concept
 
 EMBEDDINGS = {"clip_l": "learned_embeds.safetensors", "clip_g": "learned_embeds_2.safetensors"}
 LORA = "pytorch_lora_weights.safetensors"
 FILES = {*EMBEDDINGS.values(), LORA}  # as they are called where diffusers looks for them
 
 
-def fits(content: Content) -> bool:
+def fits(content: FileContents) -> bool:
     [key] = content.shapes if len(content.shapes) == 1 else [""]
     return content.flat and key != "" and not key.isdigit()
 
 
-def read(content: Content, token: Token | None = None) -> Concept:
-    """The concept in either kind of file: vectors (dim,) or (n, dim) under one name. Raises PersonalError."""
+def read(content: FileContents, token: Token | None = None) -> Concept:
+    """The concept in either kind of file: vectors (dim,) or (n, dim) under one name. Raises UserError."""
     [word] = content.shapes
     rows = content.rows(word)
     if content.fact("modelspec.architecture").startswith("stable-diffusion-xl"):
-        raise PersonalError(
-            f"{show(content.name)} is one of the two files of an SDXL embedding, for one text encoder.",
+        raise UserError(
+            f"{printable(content.name)} is one of the two files of an SDXL embedding, for one text encoder.",
             "Give both at once, or their folder.",
         )
-    base = base_of({"clip_l": rows.shape[1]}, content.name)
-    return made(content, base, {"clip_l": rows}, None, token, word)
+    base = base_from_widths({"clip_l": rows.shape[1]}, content.name)
+    return make_concept(content, base, {"clip_l": rows}, None, token, word)
 
 
-def is_pair(one: Content, two: Content) -> bool:
+def is_pair(one: FileContents, two: FileContents) -> bool:
     """Whether these are SDXL's two files, in either order."""
     if not (fits(one) and fits(two)):
         return False
     widths = {shape[-1] for content in (one, two) for shape in content.shapes.values()}
-    return widths == set(WIDTHS["sdxl"].values())
+    return widths == set(EMBEDDING_WIDTHS["sdxl"].values())
 
 
-def read_pair(one: Content, two: Content, token: Token | None = None) -> Concept:
-    """The concept in SDXL's two files. Raises PersonalError."""
+def read_pair(one: FileContents, two: FileContents, token: Token | None = None) -> Concept:
+    """The concept in SDXL's two files. Raises UserError."""
     vectors = {}
     for content in (one, two):
         [key] = content.shapes
         rows = content.rows(key)
-        vectors["clip_l" if rows.shape[1] == WIDTHS["sdxl"]["clip_l"] else "clip_g"] = rows
+        vectors["clip_l" if rows.shape[1] == EMBEDDING_WIDTHS["sdxl"]["clip_l"] else "clip_g"] = rows
     words = {*one.shapes, *two.shapes}
     if len(words) > 1:
-        tokens = " and ".join(map(show, sorted(words)))
-        raise PersonalError(
-            f"{show(one.name)} and {show(two.name)} are for different tokens: {tokens}.",
+        tokens = " and ".join(map(printable, sorted(words)))
+        raise UserError(
+            f"{printable(one.name)} and {printable(two.name)} are for different tokens: {tokens}.",
             "Put each with the other file of its own concept in a folder.",
         )
-    return made(one, "sdxl", vectors, None, token, words.pop())
+    return make_concept(one, "sdxl", vectors, None, token, words.pop())

@@ -24,12 +24,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ...errors import PersonalError
-from ...prompts import show
+from ...errors import UserError
+from ...prompts import printable
 from ..layer_changes import SUFFIXES, form, rank_of
-from ..strict_safetensors import damaged, strict_json
-from .contents import Content
-from .detect_base import Part
+from ..strict_safetensors import damaged_file_error, parse_strict_json
+from .contents import FileContents
+from .detect_base import LayerPath
 from .layers import text_name
 
 METADATA = "lora_adapter_metadata"
@@ -71,22 +71,22 @@ _SUFFIXES = {
 _LONGEST_FIRST = sorted(_SUFFIXES, key=len, reverse=True)
 
 
-def parsed(key: str) -> tuple[Part, str, str] | None:
+def parse_key(key: str) -> tuple[LayerPath, str, str] | None:
     """(layer, the tensor's name in `changes` or PEFT's own, module path with its component) of a name, or None."""
     rest = _WRAP.sub("", _ADAPTER.sub(_without_adapter, key.replace("_orig_mod.", "")))
     prefix = _PREFIX.match(rest)
     rest = _WRAP.sub("", rest[prefix.end() :]) if prefix else rest
-    component = _component(prefix, rest)
+    component = _component_of(prefix, rest)
     if component is None:
         return None
     if old := _OLD.fullmatch(rest):
-        path = f"{old['path']}.{_modern(old['which'], component)}"
-        return _part(component, path), _OLD_PIECES[old["piece"]], path
+        path = f"{old['path']}.{_modernize(old['which'], component)}"
+        return _layer_path(component, path), _OLD_PIECES[old["piece"]], path
     for suffix in _LONGEST_FIRST:
         if rest.endswith(f".{suffix}"):
             path = rest.removesuffix(f".{suffix}").replace(".processor.", ".")
             path = f"{path}.0" if path.endswith(".to_out") else path
-            return _part(component, path), _SUFFIXES[suffix], path
+            return _layer_path(component, path), _SUFFIXES[suffix], path
     return None
 
 
@@ -94,7 +94,7 @@ def _without_adapter(found: re.Match) -> str:
     return f".{found[1]}.{found[2]}" if found[1] else f".{found[3]}"
 
 
-def _component(prefix: re.Match | None, rest: str) -> str | None:
+def _component_of(prefix: re.Match | None, rest: str) -> str | None:
     if prefix:
         return "unet" if prefix["unet"] else "te2" if prefix["two"] else "text_encoder"
     if rest.startswith(_UNET_START + _ORIGINAL_START):
@@ -102,27 +102,27 @@ def _component(prefix: re.Match | None, rest: str) -> str | None:
     return "text" if rest.startswith(_TEXT_START) else None
 
 
-def _modern(which: str, component: str) -> str:
+def _modernize(which: str, component: str) -> str:
     if component == "unet":
         return "to_out.0" if which == "out" else f"to_{which}"
     return f"{which}_proj"
 
 
-def _part(component: str, path: str) -> Part:
-    return Part(component, path.replace(".", "_") if component == "unet" else text_name(path))
+def _layer_path(component: str, path: str) -> LayerPath:
+    return LayerPath(component, path.replace(".", "_") if component == "unet" else text_name(path))
 
 
-def adapters(content: Content) -> dict[str, dict[str, object]]:
+def peft_configs(content: FileContents) -> dict[str, dict[str, object]]:
     """PEFT's configuration of each component ("unet", "text_encoder", ...), where the header has it."""
     text = content.facts.get(METADATA)
     if not isinstance(text, str):
         return {}
     try:
-        found = strict_json(text)
+        found = parse_strict_json(text)
     except ValueError as error:
-        raise damaged(content.name, f"{METADATA}: {error}") from error
+        raise damaged_file_error(content.name, f"{METADATA}: {error}") from error
     if not isinstance(found, dict):
-        raise damaged(content.name, f"its {METADATA} is no JSON object")
+        raise damaged_file_error(content.name, f"its {METADATA} is no JSON object")
     nested: dict[str, dict[str, object]] = {}
     for key, value in found.items():
         component, dot, field = key.partition(".")
@@ -132,29 +132,30 @@ def adapters(content: Content) -> dict[str, dict[str, object]]:
 
 
 def refuse_variants(adapter: Mapping[str, object], name: str) -> None:
-    """Raise PersonalError where PEFT's configuration says that adding up @ down to the base is not what was meant."""
+    """Raise UserError where PEFT's configuration says that adding up @ down to the base is not what was meant."""
     if (kind := str(adapter.get("peft_type") or "LORA")) not in _KINDS:
-        raise PersonalError(f"{show(name)} is PEFT's {show(kind)}, which is not read.", "Ask for a plain LoRA.")
+        raise UserError(f"{printable(name)} is PEFT's {printable(kind)}, which is not read.", "Ask for a plain LoRA.")
     start = str(adapter.get("init_lora_weights", True))
     if start.lower().startswith(_TAKEN_FROM_THE_BASE):
-        raise PersonalError(
-            f"{show(name)} began as a part of the base (PEFT's {show(start)}), and fits only what was left of it.",
+        raise UserError(
+            f"{printable(name)} began as a part of the base (PEFT's {printable(start)}), and fits only "
+            "what was left of it.",
             "Ask its author to convert it: save_pretrained(..., path_initial_model_for_weight_conversion=...).",
         )
     if variant := next((each for each in _VARIANTS if adapter.get(each)), None):
-        raise PersonalError(f"{show(name)} is no plain LoRA (PEFT's {variant}).", "Ask for a plain LoRA.")
+        raise UserError(f"{printable(name)} is no plain LoRA (PEFT's {variant}).", "Ask for a plain LoRA.")
 
 
-def alpha_of(adapter: Mapping[str, object], path: str, rank: int, name: str) -> float:
+def module_alpha(adapter: Mapping[str, object], path: str, rank: int, name: str) -> float:
     """alpha of one module by PEFT's configuration, of rsLoRA such that alpha / r is its alpha / sqrt r.
 
-    Raises PersonalError where the configuration of the file called `name` holds no number there.
+    Raises UserError where the configuration of the file called `name` holds no number there.
     """
     key = "alpha" if adapter.get("peft_type") in ("LOHA", "LOKR") else "lora_alpha"
     alpha = _of_module(adapter, key, "alpha_pattern", path, name)
     alpha = _DEFAULT_ALPHA if alpha is None else alpha
     if type(alpha) not in (int, float) or not math.isfinite(alpha):
-        raise damaged(name, "its alpha is no number")
+        raise damaged_file_error(name, "its alpha is no number")
     return alpha * math.sqrt(rank) if adapter.get("use_rslora") is True else float(alpha)
 
 
@@ -162,7 +163,7 @@ def _of_module(adapter: Mapping[str, object], key: str, patterns: str, path: str
     """One setting of a module: that of the first pattern which its path fits, else everybody's."""
     table = adapter.get(patterns) or {}
     if not isinstance(table, dict):
-        raise damaged(name, f"its {patterns} is no JSON object")
+        raise damaged_file_error(name, f"its {patterns} is no JSON object")
     _check_patterns(table, patterns, name)
     matching = (value for pattern, value in table.items() if re.match(rf"(.*\.)?({pattern})$", path))
     return next(matching, adapter.get(key))
@@ -192,8 +193,8 @@ def _checked(patterns: tuple[str, ...]) -> str | None:
 
 def _check_patterns(table: Mapping[str, object], key: str, name: str) -> None:
     if (strange := _checked(tuple(table))) is not None:
-        raise PersonalError(
-            f"{show(name)} has patterns in its {key} that are not read, such as {show(strange)}.",
+        raise UserError(
+            f"{printable(name)} has patterns in its {key} that are not read, such as {printable(strange)}.",
             "Ask its author for a file that names the modules in full.",
         )
 
@@ -206,7 +207,7 @@ def native(
 ) -> dict[str, np.ndarray]:
     """A layer's tensors as `changes` has them; adapter: PEFT's configuration, None where the file has none.
 
-    Raises PersonalError where they cannot be read so.
+    Raises UserError where they cannot be read so.
     """
     tensors = dict(tensors)
     if "magnitude" in tensors:  # a number for each row, of a convolution (1, out, 1, 1)
@@ -232,15 +233,15 @@ def _setting(
     if kind not in ("LoRA", "LoHa", "LoKr"):
         return None
     if adapter is not None and (peft_type := str(adapter.get("peft_type") or kind).upper()) != kind.upper():
-        raise damaged(name, f"its configuration says {show(peft_type)}, its tensors are a {kind}")
+        raise damaged_file_error(name, f"its configuration says {printable(peft_type)}, its tensors are a {kind}")
     if "alpha" in tensors:  # 0 is nothing here; by kohya's names it is the rank
         return None if tensors["alpha"].any() else (0.0, 1)
     if adapter is None:
         return None
     rank = rank_of(tensors) or _of_module(adapter, "r", "rank_pattern", path, name) or _DEFAULT_RANK
     if type(rank) is not int or rank < 1:
-        raise damaged(name, "its rank is no whole number")
-    return alpha_of(adapter, path, rank, name), rank
+        raise damaged_file_error(name, "its rank is no whole number")
+    return module_alpha(adapter, path, rank, name), rank
 
 
 def _own_scale(tensors: Mapping[str, np.ndarray]) -> float:
@@ -262,7 +263,7 @@ def _scaled(tensors: dict[str, np.ndarray], alpha: float, rank: int) -> dict[str
 def _ia3(scales: np.ndarray, name: str) -> dict[str, np.ndarray]:
     """PEFT's `ia3_l`, (1, in) or (out, 1), multiplies; LyCORIS' `weight` is what is added to 1. Rows take the bias."""
     if scales.ndim != 2 or 1 not in scales.shape:
-        raise PersonalError(f"{show(name)} is an IA3 of convolutions, which PEFT's file does not tell the side of.")
+        raise UserError(f"{printable(name)} is an IA3 of convolutions, which PEFT's file does not tell the side of.")
     on_input = scales.shape[0] == 1
     return {
         "weight": scales.reshape(-1).astype(np.float32) - 1,
@@ -276,5 +277,5 @@ def _oft_terms(adapter: Mapping[str, object], name: str) -> dict[str, np.ndarray
     terms = adapter.get("num_cayley_neumann_terms")
     terms = 5 if terms is None else terms
     if type(terms) is not int or not 1 <= terms <= 100:
-        raise damaged(name, "its num_cayley_neumann_terms are no number from 1 to 100")
+        raise damaged_file_error(name, "its num_cayley_neumann_terms are no number from 1 to 100")
     return {"oft_terms": np.array(0 if adapter.get("use_cayley_neumann") is False else terms, np.float32)}

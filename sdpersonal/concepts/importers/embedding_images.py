@@ -19,12 +19,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...errors import PersonalError
-from ...prompts import show
+from ...errors import UserError
+from ...prompts import printable
 from ...storage.file_types import recognise
-from ..strict_safetensors import damaged, strict_json
+from ..strict_safetensors import damaged_file_error, parse_strict_json
 from . import a1111
-from .contents import Content, from_tree
+from .contents import FileContents, from_tree
 
 _READ = ("PNG", "WebP")  # other pictures hold no embedding: they have no such chunk, and pixels near those they had
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -37,28 +37,28 @@ _MAX_CHUNKS = 10_000
 
 def holds_embedding(data: bytes) -> bool:
     """Whether a picture says so of itself, without a look at its pixels."""
-    return data.startswith(_PNG) and next(_texts(data), None) is not None
+    return data.startswith(_PNG) and next(_text_chunks(data), None) is not None
 
 
-def opened(data: bytes, name: str) -> Content:
-    """What A1111's embedding in this picture holds. Raises PersonalError."""
+def read_image_contents(data: bytes, name: str) -> FileContents:
+    """What A1111's embedding in this picture holds. Raises UserError."""
     if (kind := recognise(data)).name not in _READ:
-        raise PersonalError(f"{show(name)} is {kind.what} without an embedding in it.", kind.fix)
+        raise UserError(f"{printable(name)} is {kind.what} without an embedding in it.", kind.hint)
     try:
-        text = next(_texts(data), None) if data.startswith(_PNG) else None
-        raw = base64.b64decode(text, validate=True) if text is not None else _in_pixels(data)
-        tree = strict_json(raw.decode("utf-8")) if raw is not None else None
-        content = from_tree(_with_arrays(tree), name) if isinstance(tree, dict) else None
+        text = next(_text_chunks(data), None) if data.startswith(_PNG) else None
+        raw = base64.b64decode(text, validate=True) if text is not None else _json_in_pixels(data)
+        tree = parse_strict_json(raw.decode("utf-8")) if raw is not None else None
+        content = from_tree(_decode_tensors(tree), name) if isinstance(tree, dict) else None
     except (ValueError, TypeError, binascii.Error, zlib.error, OverflowError, RecursionError) as error:
-        raise damaged(name, "the embedding in this picture is damaged") from error
+        raise damaged_file_error(name, "the embedding in this picture is damaged") from error
     if content is None or not a1111.fits(content):
-        raise PersonalError(
-            f"{show(name)} is a picture without an embedding in it.", "Pictures go into a folder to train on."
+        raise UserError(
+            f"{printable(name)} is a picture without an embedding in it.", "Pictures go into a folder to train on."
         )
     return replace(content, word=content.fact("name"))  # the picture may have been renamed
 
 
-def _texts(data: bytes) -> Iterator[bytes]:
+def _text_chunks(data: bytes) -> Iterator[bytes]:
     """What follows the keyword in a PNG's text chunks; the file may end anywhere."""
     at = len(_PNG)
     for _ in range(_MAX_CHUNKS):
@@ -71,7 +71,7 @@ def _texts(data: bytes) -> Iterator[bytes]:
         at += 12 + length
 
 
-def _with_arrays(tree: object, depth: int = 0) -> object:
+def _decode_tensors(tree: object, depth: int = 0) -> object:
     """The JSON with its tensors made. Raises ValueError where one is not made of numbers."""
     if not isinstance(tree, dict) or depth > 3:
         return tree
@@ -79,19 +79,19 @@ def _with_arrays(tree: object, depth: int = 0) -> object:
         with np.errstate(over="ignore"):  # becomes infinite, which no concept may be
             numbers = np.asarray(tree[_TENSOR], np.float64)  # ragged lists raise ValueError, objects TypeError
             return numbers.astype(np.float32)
-    return {key: _with_arrays(value, depth + 1) for key, value in tree.items()}
+    return {key: _decode_tensors(value, depth + 1) for key, value in tree.items()}
 
 
-def _in_pixels(data: bytes) -> bytes | None:
+def _json_in_pixels(data: bytes) -> bytes | None:
     """The JSON in the pixels; None where there is none. Raises ValueError where it is damaged."""
-    pixels = _cropped(_pixels(data)) & 0x0F
+    pixels = _crop_black_edges(_pixels(data)) & 0x0F
     dark = np.flatnonzero(pixels.sum(axis=(0, 2)) == 0)
     if len(dark) < 2:
         return None
     low, high = pixels[:, : dark.min()], pixels[:, dark.max() + 1 :]
     if low.shape != high.shape or not low.size:
         return None
-    mask = _random(low.size).reshape(low.shape) & 0x0F
+    mask = _lcg_bytes(low.size).reshape(low.shape) & 0x0F
     packed = ((high ^ mask) << 4 | (low ^ mask)).tobytes()
     if not re.match(rb"x[\x01\x5e\x9c\xda]", packed):  # zlib's first bytes: else two dark columns by chance
         return None
@@ -117,7 +117,7 @@ def _pixels(data: bytes) -> np.ndarray:
         raise ValueError("no picture that can be read") from error
 
 
-def _cropped(pixels: np.ndarray) -> np.ndarray:
+def _crop_black_edges(pixels: np.ndarray) -> np.ndarray:
     """Without black edges, where some screenshots have them."""
     bright = (pixels > 0).all(axis=2)
     columns, rows = np.flatnonzero(bright.any(axis=0)), np.flatnonzero(bright.any(axis=1))
@@ -126,7 +126,7 @@ def _cropped(pixels: np.ndarray) -> np.ndarray:
     return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def _random(count: int) -> np.ndarray:
+def _lcg_bytes(count: int) -> np.ndarray:
     """uint8 (count,): the linear congruential generator of Numerical Recipes from seed 0, modulo 255.
 
     Doubled rather than stepped: k steps at once are again x -> a x + c (mod 2^32).

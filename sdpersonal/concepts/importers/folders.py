@@ -27,27 +27,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ... import storage as files
-from ...errors import PersonalError
-from ...prompts import Token, show
+from ...errors import UserError
+from ...prompts import Token, printable
 from ...storage.file_types import SAFETENSORS, recognise
-from ..card import plain, read_card
+from ..card import parse_card, strip_unsafe_characters
 from ..concept import WHOLE, Concept, Lora, LoraLayer
-from ..strict_safetensors import MAX_FILE, MAX_STRANGERS_HEADER, check_head, damaged, strict_json
-from . import READ, cloneofsimo, diffusers, is_ours, lora_file, open_any, read_content, read_ours, read_pair
+from ..strict_safetensors import (
+    MAX_FILE_BYTES,
+    MAX_FOREIGN_HEADER,
+    damaged_file_error,
+    parse_head_layout,
+    parse_strict_json,
+)
+from . import READ, cloneofsimo, diffusers, is_native, lora_file, open_foreign, read_content, read_ours, read_pair
 from . import embedding_images as embedding_pictures
-from .contents import MAX_PICKLE, OWNER, Content, names_in
+from .contents import DEFAULT_OWNER, MAX_PICKLE_BYTES, FileContents, tensor_names
 from .diffusers import FILES
 from .origin import origin_in
-from .to_concept import token_for
-from .unsupported import refuse
+from .to_concept import derive_token
+from .unsupported import refuse_unsupported
 
-_SAFE, _PICKLES, _PICTURES = (".safetensors", ".pti"), (".bin", ".pt", ".pth", ".ckpt"), (".png", ".webp")
+_SAFETENSORS, _PICKLES, _IMAGES = (".safetensors", ".pti"), (".bin", ".pt", ".pth", ".ckpt"), (".png", ".webp")
 _UNFINISHED = (".part", ".crdownload", ".download", ".aria2", ".partial", ".incomplete", ".opdownload", ".!qb", ".!ut")
 _TEXTS = {"token_identifier.txt", "type_of_concept.txt", "special_params.json"}
 _GENERIC = re.compile(r"(learned_embeds(_2)?|pytorch_lora_weights|adapter_model)\.(safetensors|bin)|lora_weight.*\.pt")
 CHECKPOINT = re.compile(r"checkpoint-(\d{1,9})", re.IGNORECASE)
 STEPS = re.compile(r"(learned_embeds(?:_2)?)-steps-(\d{1,9})\.(safetensors|bin)")
-_PARTS = ("unet", "text_encoder", "text_encoder_2")
+_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 _MODEL = "model_index.json"
 _STATES = re.compile(r"checkpoint-\d+|.*-state|concept_images|__macosx|samples?|logs?", re.IGNORECASE)
 DROPPED = "dropped"  # a folder of no name of its own: what was dropped on the page together
@@ -67,7 +73,7 @@ class Source:
 
     path: Path
     files: tuple[Path, ...] = ()
-    owner: str = OWNER
+    owner: str = DEFAULT_OWNER
     place: str = ""
 
     @property
@@ -81,7 +87,7 @@ class Source:
 
 
 def read_source(source: Source, token: Token | None = None) -> Concept:
-    """The concept, under its own token or the one given. Raises PersonalError."""
+    """The concept, under its own token or the one given. Raises UserError."""
     if not source.files:
         return read_path(source.path, token, source.owner, source.place)
     if len(source.files) == 1 and source.path == source.files[0]:
@@ -89,8 +95,10 @@ def read_source(source: Source, token: Token | None = None) -> Concept:
     return _read_files(source, token)
 
 
-def read_path(path: str | os.PathLike, token: Token | None = None, owner: str = OWNER, place: str = "") -> Concept:
-    """The concept in a file or folder, under its own token or the one given. Raises PersonalError.
+def read_path(
+    path: str | os.PathLike, token: Token | None = None, owner: str = DEFAULT_OWNER, place: str = ""
+) -> Concept:
+    """The concept in a file or folder, under its own token or the one given. Raises UserError.
 
     owner, place: whose it is and what to call it, where the files say neither.
     """
@@ -98,40 +106,42 @@ def read_path(path: str | os.PathLike, token: Token | None = None, owner: str = 
     if path.is_dir():
         return read_folder(path, token, owner, place)
     _check_downloaded(path)
-    data = _bytes(path)
-    if is_ours(data, path.name):
+    data = _read_weights(path)
+    if is_native(data, path.name):
         return read_ours(data, path.name, token)
-    return read_content(open_any(data, path.name).standing_in(place, owner), token)
+    return read_content(open_foreign(data, path.name).with_origin(place, owner), token)
 
 
-def read_folder(folder: str | os.PathLike, token: Token | None = None, owner: str = OWNER, place: str = "") -> Concept:
-    """The one concept in a folder. owner, place: whose and what it is, where its files say neither. PersonalError."""
+def read_folder(
+    folder: str | os.PathLike, token: Token | None = None, owner: str = DEFAULT_OWNER, place: str = ""
+) -> Concept:
+    """The one concept in a folder. owner, place: whose and what it is, where its files say neither. UserError."""
     folder = Path(folder)
     names = {entry.name: Path(entry.path) for entry in _scan(folder)}
     if _MODEL in names:
-        raise PersonalError(f"{show(str(folder), 200)} is a whole model, not a concept.", "Give it as --base.")
+        raise UserError(f"{printable(str(folder), 200)} is a whole model, not a concept.", "Give it as --base.")
     if adapter := _adapter_folders(folder, names):
-        return _peft(adapter, token, owner, place or _name(folder))
-    sources = joined(concepts_in(folder, owner, place))
+        return _read_peft(adapter, token, owner, place or _name(folder))
+    sources = joined(find_concepts(folder, owner, place))
     if not sources:
-        raise PersonalError("The folder holds no concept that I can read.", "Give the file itself.")
+        raise UserError("The folder holds no concept that I can read.", "Give the file itself.")
     if len(sources) > 1:
-        raise _several([path.name for source in sources for path in source.all_files], folder)
+        raise _several_concepts_error([path.name for source in sources for path in source.all_files], folder)
     source = dataclasses.replace(sources[0], place=sources[0].place or place or _name(folder))
     if source.files:
         return _read_files(source, token)
     return read_path(source.path, token, owner, source.place)
 
 
-def concepts_in(path: Path, owner: str = OWNER, place: str = "", steps: bool = False) -> list[Source]:
-    """The concepts that a file or folder stands for; itself, if it is one. Raises PersonalError.
+def find_concepts(path: Path, owner: str = DEFAULT_OWNER, place: str = "", steps: bool = False) -> list[Source]:
+    """The concepts that a file or folder stands for; itself, if it is one. Raises UserError.
 
     steps: what diffusers' training saved on its way counts beside its last.
     """
-    return list(_unfolded(path, 0, owner, place, steps)) if path.is_dir() else [Source(path, (), owner, place)]
+    return list(_walk(path, 0, owner, place, steps)) if path.is_dir() else [Source(path, (), owner, place)]
 
 
-def _unfolded(folder: Path, depth: int, owner: str, place: str, steps: bool) -> Iterator[Source]:
+def _walk(folder: Path, depth: int, owner: str, place: str, steps: bool) -> Iterator[Source]:
     entries = sorted(_scan(folder), key=lambda entry: entry.name)
     names = {entry.name: Path(entry.path) for entry in entries}
     if _MODEL in names or _adapter_folders(folder, names):
@@ -145,7 +155,7 @@ def _unfolded(folder: Path, depth: int, owner: str, place: str, steps: bool) -> 
     for name, path in names.items():
         skipped = (here or checkpoints) and _STATES.fullmatch(name)
         if path.is_dir() and depth < _MAX_DEPTH and not path.is_symlink() and not skipped:  # links lead in circles
-            yield from _unfolded(path, depth + 1, owner, place, steps)
+            yield from _walk(path, depth + 1, owner, place, steps)
 
 
 def _checkpoints(folder: Path, names: Mapping[str, Path], owner: str, place: str) -> list[Source]:
@@ -169,7 +179,7 @@ def _cached_words(folder: Path) -> tuple[str, str] | None:
     if not match:
         return None
     owner, name = (re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in (match["owner"], match["name"]))
-    return owner or OWNER, name
+    return owner or DEFAULT_OWNER, name
 
 
 def _here(folder: Path, names: Mapping[str, Path], owner: str, place: str, steps: bool) -> Iterator[Source]:
@@ -212,14 +222,14 @@ def _earlier(weights: dict[str, Path]) -> Iterator[tuple[Path, ...]]:
 def _stem(name: str) -> str:
     """What the files of one concept have in common: NAME of NAME_emb.safetensors and NAME.text_encoder.pt."""
     name = name.lower()
-    if name.endswith(_SAFE):
+    if name.endswith(_SAFETENSORS):
         return name.rpartition(".")[0].removesuffix("_emb") + " safe"
     return name.rpartition(".")[0].removesuffix(".text_encoder") if name.endswith(_PICKLES) else name
 
 
 def _weights(names: Mapping[str, Path]) -> dict[str, Path]:
     """The files that may hold a concept's tensors; no pickle beside a safetensors file of its name."""
-    safe = {name.lower().rpartition(".")[0] for name in names if name.lower().endswith(_SAFE)}
+    safe = {name.lower().rpartition(".")[0] for name in names if name.lower().endswith(_SAFETENSORS)}
     weights = {}
     for name, path in names.items():
         low = name.lower()
@@ -235,7 +245,7 @@ def _own(folder: Path, names: Mapping[str, Path], weights: Mapping[str, Path]) -
     low = {name: name.lower() for name in weights}
     own = [name for name in low if _GENERIC.fullmatch(low[name])]
     if not any(low[name].startswith("learned_embeds") for name in own):
-        own += _latest(weights)
+        own += _latest_checkpoints(weights)
     others = [name for name in low if name not in own]
     if own and len(others) == 1 and _are_copies([weights[name] for name in own], weights[others[0]]):
         return others  # what `push` sends: the rest is the same for diffusers
@@ -246,8 +256,8 @@ def _own(folder: Path, names: Mapping[str, Path], weights: Mapping[str, Path]) -
     if loras and not any(low[name].startswith("learned_embeds") for name in own):
         mine = words if len(words) == 1 else [name for name in words if _stem(name) == _stem(f"{folder.name}.pti")]
         own += mine[:1]
-    elif not own and len(words) == 1 and len([name for name in low if low[name].endswith(_SAFE)]) == 2:
-        own = [name for name in low if low[name].endswith(_SAFE)]
+    elif not own and len(words) == 1 and len([name for name in low if low[name].endswith(_SAFETENSORS)]) == 2:
+        own = [name for name in low if low[name].endswith(_SAFETENSORS)]
     if not own and len(weights) == 1 and _TEXTS & names.keys():
         own = list(weights)
     return own
@@ -256,8 +266,8 @@ def _own(folder: Path, names: Mapping[str, Path], weights: Mapping[str, Path]) -
 def _is_ours(path: Path) -> bool:
     try:
         head, size = _header(path)
-        return is_ours(head, path.name, size)
-    except PersonalError:
+        return is_native(head, path.name, size)
+    except UserError:
         return False
 
 
@@ -273,23 +283,23 @@ def _count(paths: Sequence[Path]) -> int:
     for path in paths:
         try:
             head, size = _header(path)
-            tensors = check_head(head, size, path.name, MAX_STRANGERS_HEADER).tensors
-        except PersonalError:
+            tensors = parse_head_layout(head, size, path.name, MAX_FOREIGN_HEADER).tensors
+        except UserError:
             return -1
         count += sum(math.prod(each.shape) for name, each in tensors.items() if not name.endswith(".alpha"))
     return count
 
 
 def _header(path: Path) -> tuple[bytes, int]:
-    """The first bytes of a file, with all of the header if it is a safetensors file; and its size. PersonalError."""
+    """The first bytes of a file, with all of the header if it is a safetensors file; and its size. UserError."""
     head, size = files.read_head(path, _FIRST_READ)
     whole = 8 + int.from_bytes(head[:8], "little")
-    if len(head) < whole <= 8 + MAX_STRANGERS_HEADER and recognise(head, size) is SAFETENSORS:
+    if len(head) < whole <= 8 + MAX_FOREIGN_HEADER and recognise(head, size) is SAFETENSORS:
         head, size = files.read_head(path, whole)
     return head, size
 
 
-def _latest(weights: Mapping[str, Path]) -> list[str]:
+def _latest_checkpoints(weights: Mapping[str, Path]) -> list[str]:
     """Of files that training left on its way, the last for each encoder."""
     found = sorted((int(match[2]), name) for name in weights if (match := STEPS.fullmatch(name.lower())))
     return [name for steps, name in found if steps == found[-1][0]]
@@ -298,32 +308,34 @@ def _latest(weights: Mapping[str, Path]) -> list[str]:
 def _may_be_concept(low: str, path: Path) -> bool:
     if ".preview." in low:
         return False
-    if low.endswith(_PICTURES):  # most pictures are previews of what stands beside them
+    if low.endswith(_IMAGES):  # most pictures are previews of what stands beside them
         try:
-            return embedding_pictures.holds_embedding(files.read_bytes(path, MAX_PICKLE))
-        except PersonalError:
+            return embedding_pictures.holds_embedding(files.read_bytes(path, MAX_PICKLE_BYTES))
+        except UserError:
             return False
-    return low.endswith(_SAFE + _PICKLES + tuple(f"{end}{more}" for end in _SAFE + _PICKLES for more in _UNFINISHED))
+    return low.endswith(
+        _SAFETENSORS + _PICKLES + tuple(f"{end}{more}" for end in _SAFETENSORS + _PICKLES for more in _UNFINISHED)
+    )
 
 
 def _check_downloaded(path: Path) -> None:
-    """Raise PersonalError where a file's name, what stands beside it or where it links to tells that it is not here."""
+    """Raise UserError where a file's name, what stands beside it or where it links to tells that it is not here."""
     if path.is_symlink() and not path.exists():
         kind = recognise(os.readlink(path).encode("utf-8", "replace"))  # git-annex links to where it would put the file
         raise (
             kind.refusal(path.name)
             if kind.group == "placeholder"
-            else PersonalError(f"{show(path.name)} is a link to a file that is not there.", "Fetch the file again.")
+            else UserError(f"{printable(path.name)} is a link to a file that is not there.", "Fetch the file again.")
         )
     if path.name.lower().endswith(_UNFINISHED) or os.path.lexists(path.with_name(f"{path.name}.aria2")):
-        raise PersonalError(
-            f"{show(path.name)} is refused: its download has not finished.", "Let it finish, or fetch it again."
+        raise UserError(
+            f"{printable(path.name)} is refused: its download has not finished.", "Let it finish, or fetch it again."
         )
 
 
-def _several(names: Sequence[str], folder: Path) -> PersonalError:
-    said = f"{show(str(folder), 200)} holds several concepts: {show(', '.join(names), 200)}."
-    return PersonalError(said, "Give one of the files.")
+def _several_concepts_error(names: Sequence[str], folder: Path) -> UserError:
+    said = f"{printable(str(folder), 200)} holds several concepts: {printable(', '.join(names), 200)}."
+    return UserError(said, "Give one of the files.")
 
 
 # --- what exports of ours took apart ----------------------------------------------------------------------------------
@@ -345,7 +357,7 @@ def joined(sources: Sequence[Source]) -> list[Source]:
     are called; without those, an embedding and a LoRA of one name."""
     if len(sources) < 2:
         return list(sources)
-    heads = [_head(source) for source in sources]
+    heads = [_read_head(source) for source in sources]
     keys = [(head.whole, head.word) if head and head.whole else None for head in heads]
     apart = {key for key, head in zip(keys, heads, strict=True) if head and head.part}
     groups: dict[object, list[int]] = {}
@@ -377,7 +389,7 @@ def _common(paths: Sequence[Path]) -> Path:
         return paths[0].parent
 
 
-def _head(source: Source) -> _Head | None:
+def _read_head(source: Source) -> _Head | None:
     """What the first of its files with a word of ours says; None where there is no safetensors file."""
     heads = [head for path in source.all_files if path.is_file() and (head := _peek(path))]
     return next((head for head in heads if head.whole), heads[0] if len(heads) == len(source.all_files) == 1 else None)
@@ -388,8 +400,8 @@ def _peek(path: Path) -> _Head | None:
         head, size = _header(path)
         if recognise(head, size) is not SAFETENSORS:
             return None
-        layout = check_head(head, size, path.name, MAX_STRANGERS_HEADER)
-    except PersonalError:
+        layout = parse_head_layout(head, size, path.name, MAX_FOREIGN_HEADER)
+    except UserError:
         return None
     metadata, lora = layout.metadata, any("lora" in name for name in layout.tensors)
     if claim := origin_in(metadata, path.name):
@@ -397,8 +409,8 @@ def _peek(path: Path) -> _Head | None:
         return _Head(claim.whole or claim.part, bool(claim.whole) or half, str(claim.token), lora)
     if "sdpersonal.card" in metadata:
         try:
-            word = str(Token.parse(read_card(metadata["sdpersonal.card"], path.name).token))
-        except PersonalError:
+            word = str(Token.parse(parse_card(metadata["sdpersonal.card"], path.name).token))
+        except UserError:
             return None
         whole = metadata.get(WHOLE, "")
         return _Head(whole or metadata.get("modelspec.hash_sha256", "").removeprefix("0x"), bool(whole), word, lora)
@@ -408,34 +420,34 @@ def _peek(path: Path) -> _Head | None:
 # --- several files as one concept -------------------------------------------------------------------------------------
 
 
-class Apart(PersonalError):
+class Apart(UserError):
     """Files that were taken for parts of one concept are not."""
 
 
 def _read_files(source: Source, token: Token | None) -> Concept:
-    """One concept out of several files and of the texts beside them. Raises Apart, PersonalError."""
+    """One concept out of several files and of the texts beside them. Raises Apart, UserError."""
     ours: list[Concept] = []
-    contents: list[Content] = []
+    contents: list[FileContents] = []
     for path in source.files:
         _check_downloaded(path)
-        data = _bytes(path)
-        if is_ours(data, path.name):
+        data = _read_weights(path)
+        if is_native(data, path.name):
             ours.append(read_ours(data, path.name, token))
         else:
-            contents.append(open_any(data, path.name).standing_in(source.place, source.owner))
+            contents.append(open_foreign(data, path.name).with_origin(source.place, source.owner))
     together = all(path.parent == source.path for path in source.files)  # else the texts are of something else
     beside = {entry.name: Path(entry.path) for entry in _scan(source.path)} if together and not ours else {}
-    word, facts = _said(beside)
+    word, facts = _read_text_files(beside)
     wanted = token
     if token is None and word and contents:
-        wanted = token_for(dataclasses.replace(contents[0], name="", place=""), word)
-    parts = [*ours, *(_together(contents, wanted, source.path) if contents else ())]
+        wanted = derive_token(dataclasses.replace(contents[0], name="", place=""), word)
+    parts = [*ours, *(_combine_contents(contents, wanted, source.path) if contents else ())]
     concept = united(parts, token)
     return dataclasses.replace(concept, card=concept.card.model_copy(update=facts)) if facts else concept
 
 
-def _together(contents: Sequence[Content], token: Token | None, folder: Path) -> list[Concept]:
-    """The parts of a concept, vectors and LoRA, in several foreign files. Raises Apart, PersonalError."""
+def _combine_contents(contents: Sequence[FileContents], token: Token | None, folder: Path) -> list[Concept]:
+    """The parts of a concept, vectors and LoRA, in several foreign files. Raises Apart, UserError."""
     if len(contents) == 2 and diffusers.is_pair(*contents):
         return [read_pair(*contents, token)]
     if all(cloneofsimo.fits(content) for content in contents):
@@ -444,7 +456,7 @@ def _together(contents: Sequence[Content], token: Token | None, folder: Path) ->
     rest = [content for content in contents if content not in loras]
     pair = len(rest) == 2 and diffusers.is_pair(*rest)
     if len(loras) > 1 or (len(rest) > 1 and not pair):
-        raise Apart(*_several([content.name for content in contents], folder).args)
+        raise Apart(*_several_concepts_error([content.name for content in contents], folder).args)
     words = [read_pair(*rest, token)] if pair else [read_content(content, token) for content in rest]
     if words and token is None and next(iter(rest[0].shapes)).startswith("<"):  # only diffusers' rows are named so
         token = words[0].token
@@ -505,26 +517,28 @@ def _adapter_folders(folder: Path, names: Mapping[str, Path]) -> dict[str, Path]
     """Folders with an adapter_config.json, by the component they are for; "" where only the tensors tell."""
     if "adapter_config.json" in names:
         return {"": folder}
-    return {part: names[part] for part in _PARTS if part in names and (names[part] / "adapter_config.json").is_file()}
+    return {
+        part: names[part] for part in _COMPONENTS if part in names and (names[part] / "adapter_config.json").is_file()
+    }
 
 
 def _adapter_weights(names: Mapping[str, Path]) -> list[Path]:
-    """The files of weights beside an adapter_config.json: safetensors, if any. Raises PersonalError."""
-    for ends in (_SAFE, _PICKLES):
+    """The files of weights beside an adapter_config.json: safetensors, if any. Raises UserError."""
+    for ends in (_SAFETENSORS, _PICKLES):
         if found := [path for name, path in sorted(names.items()) if name.lower().endswith(ends) and path.is_file()]:
             return found
-    raise PersonalError("The folder holds no concept that I can read.", "Give the file itself.")
+    raise UserError("The folder holds no concept that I can read.", "Give the file itself.")
 
 
-def _peft(folders: Mapping[str, Path], token: Token | None, owner: str, place: str) -> Concept:
+def _read_peft(folders: Mapping[str, Path], token: Token | None, owner: str, place: str) -> Concept:
     adapters, shapes, source = {}, {}, {}
     for part, folder in folders.items():
-        config = _json(folder / "adapter_config.json")
+        config = _read_json(folder / "adapter_config.json")
         names = {entry.name: Path(entry.path) for entry in _scan(folder)}
         [path, *more] = _adapter_weights(names)
         if more:
-            raise PersonalError(f"{show(str(folder), 200)} holds several files of weights.", "Leave in one.")
-        content = open_any(_bytes(path), path.name)
+            raise UserError(f"{printable(str(folder), 200)} holds several files of weights.", "Leave in one.")
+        content = open_foreign(_read_weights(path), path.name)
         adapters[part] = config
         for key, shape in content.shapes.items():
             whole = f"{part}.{key.removeprefix('base_model.model.')}" if part else key
@@ -534,73 +548,76 @@ def _peft(folders: Mapping[str, Path], token: Token | None, owner: str, place: s
         content, inner = source[key]
         return content.numbers(inner)
 
-    return lora_file.read(Content("adapter_model", shapes, numbers, place=place, owner=owner), token, adapters)
+    return lora_file.read(FileContents("adapter_model", shapes, numbers, place=place, owner=owner), token, adapters)
 
 
 # --- what stands beside the tensors ----------------------------------------------------------------
 
 
-def _said(names: Mapping[str, Path]) -> tuple[str, dict[str, object]]:
+def _read_text_files(names: Mapping[str, Path]) -> tuple[str, dict[str, object]]:
     """The token that a folder's text files name, and what they tell for the card."""
     facts: dict[str, object] = {}
     word = ""
     if "token_identifier.txt" in names:
-        word = _text(names["token_identifier.txt"]).strip()
+        word = _read_text(names["token_identifier.txt"]).strip()
         word = "" if len(word) > 200 or "," in word else word
-    if "type_of_concept.txt" in names and (kind := _text(names["type_of_concept.txt"]).strip()) in ("object", "style"):
+    if "type_of_concept.txt" in names and (kind := _read_text(names["type_of_concept.txt"]).strip()) in (
+        "object",
+        "style",
+    ):
         facts["kind"] = kind
     if "README.md" in names and (_TEXTS | {"adapter_config.json"}) & names.keys():
-        text = _text(names["README.md"])
+        text = _read_text(names["README.md"])
         if licence := re.search(
             r"\A---\s.{0,2000}?^license: *[\"']?([\w.-]{1,60})[\"']?\s", text, re.DOTALL | re.MULTILINE
         ):
             facts["license"] = licence[1]
         if title := re.search(r"^#+ (.{1,200}) on Stable Diffusion", text, re.MULTILINE):
-            facts["title"] = plain(title[1])[:100]
+            facts["title"] = strip_unsafe_characters(title[1])[:100]
         if title := re.search(r"^# (.{1,200}), for the sd-concepts-library$", text, re.MULTILINE):  # an export of ours
-            facts["title"] = plain(re.sub(r"\\(.)", r"\1", title[1]))[:100]
+            facts["title"] = strip_unsafe_characters(re.sub(r"\\(.)", r"\1", title[1]))[:100]
     if "special_params.json" in names:
-        words = [str(each) for each in _json(names["special_params.json"])]
-        facts["title"] = plain(words[0])[:100] if words and words[0] != "TOK" else ""
+        words = [str(each) for each in _read_json(names["special_params.json"])]
+        facts["title"] = strip_unsafe_characters(words[0])[:100] if words and words[0] != "TOK" else ""
     return word, {key: value for key, value in facts.items() if value}
 
 
-def _json(path: Path) -> dict:
+def _read_json(path: Path) -> dict:
     try:
-        found = strict_json(_text(path))
+        found = parse_strict_json(_read_text(path))
     except ValueError as error:
-        raise damaged(path.name, str(error)) from error
+        raise damaged_file_error(path.name, str(error)) from error
     if not isinstance(found, dict):
-        raise damaged(path.name, "it is no JSON object")
+        raise damaged_file_error(path.name, "it is no JSON object")
     return found
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     return files.read_bytes(path, _MAX_TEXT).decode("utf-8", "replace")
 
 
-def _bytes(path: Path) -> bytes:
-    """The file, if its head is that of something that a concept can be. Raises PersonalError."""
+def _read_weights(path: Path) -> bytes:
+    """The file, if its head is that of something that a concept can be. Raises UserError."""
 
     def look(head: bytes, size: int) -> None:
         kind = recognise(head, size)
         if kind.group not in READ:
             raise kind.refusal(path.name)
         if kind is not SAFETENSORS:
-            if size > MAX_PICKLE:
-                raise PersonalError(f"{show(path.name)} is larger than 300 MB, the most of a pickle or picture.")
+            if size > MAX_PICKLE_BYTES:
+                raise UserError(f"{printable(path.name)} is larger than 300 MB, the most of a pickle or picture.")
         elif size > len(head):
-            refuse(names_in(head), path.name)
-            check_head(head, size, path.name, MAX_STRANGERS_HEADER)
+            refuse_unsupported(tensor_names(head), path.name)
+            parse_head_layout(head, size, path.name, MAX_FOREIGN_HEADER)
 
-    return files.read_bytes(path, MAX_FILE, look)
+    return files.read_bytes(path, MAX_FILE_BYTES, look)
 
 
 def _scan(folder: Path) -> list[os.DirEntry]:
-    """What is in a folder, hidden things left out. Raises PersonalError."""
+    """What is in a folder, hidden things left out. Raises UserError."""
     try:
         with os.scandir(folder) as entries:
             found = [entry for _, entry in zip(range(_MAX_FILES), entries, strict=False) if entry.name[0] != "."]
     except OSError as error:
-        raise PersonalError(f"{show(str(folder), 200)}: {error.strerror}.") from error
+        raise UserError(f"{printable(str(folder), 200)}: {error.strerror}.") from error
     return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 from ..layer_changes import SUFFIXES
-from .detect_base import Part
+from .detect_base import LayerPath
 from .layers import text_name
 
 _KEY = re.compile(
@@ -22,7 +22,7 @@ _PIECES = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight
 _WRAPPERS = re.compile(r"^_*(?:module_)+|_orig_mod_")  # of torch.compile anywhere, of data parallel training in front
 
 
-def parsed(key: str) -> tuple[Part, str, str] | None:
+def parse_key(key: str) -> tuple[LayerPath, str, str] | None:
     """(layer, the tensor's name in `changes`, module path) that a name tells; None where it is not kohya's."""
     found = _KEY.fullmatch(key)
     if not found:
@@ -32,4 +32,4 @@ def parsed(key: str) -> tuple[Part, str, str] | None:
         return None
     flat = _WRAPPERS.sub("", _WRAPPERS.sub("", found["flat"]))
     component = found["component"] or ("text" if flat.startswith(_TEXT) else "unet")
-    return Part(component, flat if component == "unet" else text_name(flat), True), piece, ""
+    return LayerPath(component, flat if component == "unet" else text_name(flat), True), piece, ""

@@ -32,7 +32,7 @@ _LAYERS = 2  # resnets a level on the way down, in every Stable Diffusion; one m
 
 def unet_name(flat: str, base: str) -> str:
     """A UNet layer's name after `lora_unet_`, from either way of naming it, dots already `_`."""
-    return _renamed(flat, _to_original(3) if base == "sdxl" else _to_diffusers(4))
+    return _rename(flat, _to_original(3) if base == "sdxl" else _to_diffusers(4))
 
 
 def text_name(path: str) -> str:
@@ -77,7 +77,7 @@ def _resnet(ours: str, original: str) -> dict[str, str]:
     return {f"{ours}_{inside}": f"{original}_{theirs}" for inside, theirs in _RESNET.items()}
 
 
-def _renamed(flat: str, table: dict[str, str]) -> str:
+def _rename(flat: str, table: dict[str, str]) -> str:
     for end in (len(flat), *reversed([found.start() for found in re.finditer("_", flat)])):
         if new := table.get(flat[:end]):
             return new + flat[end:]

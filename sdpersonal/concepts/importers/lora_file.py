@@ -12,104 +12,111 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from ...errors import PersonalError
-from ...prompts import Token, show
+from ...errors import UserError
+from ...prompts import Token, printable
 from ..concept import Concept, Lora, LoraLayer
 from ..layer_changes import PLAIN, SUFFIXES, Change, outline, problem
 from ..layer_changes import fits as change_fits
-from ..strict_safetensors import damaged
+from ..strict_safetensors import damaged_file_error
 from . import diffusers_lora, kohya
-from .contents import Content
-from .detect_base import Outline, Part, base_of_layers, layer_name
+from .contents import FileContents
+from .detect_base import LayerPath, Outline, base_of_layers, layer_name
 from .layer_shapes import Shape, has_bias, table
-from .to_concept import base_of, made
+from .to_concept import base_from_widths, make_concept
 
 _BUNDLE = "bundle_emb."
 _ENCODER = {"clip_l": "clip_l", "clip_g": "clip_g", "emb_params": "clip_l"}
-_Names = dict[str, tuple[str, str]]  # the tensor's name in `changes` -> its name in the file, module's path
+_TensorNames = dict[str, tuple[str, str]]  # the tensor's name in `changes` -> its name in the file, module's path
 
 
-def fits(content: Content) -> bool:
-    return any(_parsed(key, content) for key in content.shapes)
+def fits(content: FileContents) -> bool:
+    return any(_parse_key(key, content) for key in content.shapes)
 
 
-def read(content: Content, token: Token | None = None, adapters: Mapping[str, dict] | None = None) -> Concept:
-    """The concept. adapters: PEFT's configuration of each component, if not in the header. Raises PersonalError."""
+def read(content: FileContents, token: Token | None = None, adapters: Mapping[str, dict] | None = None) -> Concept:
+    """The concept. adapters: PEFT's configuration of each component, if not in the header. Raises UserError."""
     for adapter in (adapters or {}).values():
         diffusers_lora.refuse_variants(adapter, content.name)
-    parts, bundles = _sorted(content)
-    layers = {part: _layer(content, part, names, adapters or {}) for part, names in parts.items()}
+    parts, bundles = _group_by_layer(content)
+    layers = {part: _read_layer(content, part, names, adapters or {}) for part, names in parts.items()}
     sizes = {part: _outline(layer) for part, layer in layers.items()}
     base = base_of_layers(sizes, content)
     lora = Lora({}, {})
     for part, layer in layers.items():
         name = layer_name(part, base, sizes[part])
         if name in lora.layers or name in lora.changes:
-            raise damaged(content.name, f"layer {show(name)} stands in it twice")
+            raise damaged_file_error(content.name, f"layer {printable(name)} stands in it twice")
         if not has_bias(name) and not isinstance(layer, LoraLayer) and "diff_b" in layer:
-            raise damaged(content.name, f"it changes a bias that layer {show(name)} has not")
+            raise damaged_file_error(content.name, f"it changes a bias that layer {printable(name)} has not")
         if not isinstance(layer, LoraLayer) and not _fits_weight(layer, sizes[part], table(base).get(name)):
-            raise damaged(content.name, f"what it does to layer {show(name)} does not fit a weight of its shape")
+            raise damaged_file_error(
+                content.name, f"what it does to layer {printable(name)} does not fit a weight of its shape"
+            )
         (lora.layers if isinstance(layer, LoraLayer) else lora.changes)[name] = layer
-    word, vectors = _bundle(content, bundles)
-    if vectors and (other := base_of({key: rows.shape[1] for key, rows in vectors.items()}, content.name)) != base:
-        raise PersonalError(f"{show(content.name)} bundles a LoRA for {base} with vectors for {other}.")
-    return made(content, base, vectors, lora, token, word)
+    word, vectors = _read_bundle(content, bundles)
+    if (
+        vectors
+        and (other := base_from_widths({key: rows.shape[1] for key, rows in vectors.items()}, content.name)) != base
+    ):
+        raise UserError(f"{printable(content.name)} bundles a LoRA for {base} with vectors for {other}.")
+    return make_concept(content, base, vectors, lora, token, word)
 
 
-def _parsed(key: str, content: Content) -> tuple[Part, str, str] | None:
-    found = kohya.parsed(key) or diffusers_lora.parsed(key)
+def _parse_key(key: str, content: FileContents) -> tuple[LayerPath, str, str] | None:
+    found = kohya.parse_key(key) or diffusers_lora.parse_key(key)
     if found and found[1] == "weight" and f"{key.removesuffix('.weight')}.on_input" not in content.shapes:
         return None  # a weight of its own: only IA3's are changes
     return found
 
 
-def _sorted(content: Content) -> tuple[dict[Part, _Names], list[str]]:
-    """The tensors' names by layer, and those of bundled embeddings. Raises PersonalError where there are others."""
-    layers: dict[Part, _Names] = {}
+def _group_by_layer(content: FileContents) -> tuple[dict[LayerPath, _TensorNames], list[str]]:
+    """The tensors' names by layer, and those of bundled embeddings. Raises UserError where there are others."""
+    layers: dict[LayerPath, _TensorNames] = {}
     bundles, strangers = [], []
     for key in content.shapes:
         if key.startswith(_BUNDLE):
             bundles.append(key)
-        elif parsed := _parsed(key, content):
+        elif parsed := _parse_key(key, content):
             part, piece, path = parsed
             names = layers.setdefault(part, {})
             if piece in names:
-                raise damaged(content.name, f"{piece} of layer {show(part.flat)} stands in it twice")
+                raise damaged_file_error(content.name, f"{piece} of layer {printable(part.flat)} stands in it twice")
             names[piece] = (key, path)
         else:
             strangers.append(key)
     if strangers:
-        raise damaged(content.name, f"I do not know its tensors {show(', '.join(strangers[:3]), 200)}")
+        raise damaged_file_error(content.name, f"I do not know its tensors {printable(', '.join(strangers[:3]), 200)}")
     return layers, bundles
 
 
-def _layer(content: Content, part: Part, names: _Names, adapters: Mapping[str, dict]) -> LoraLayer | Change:
+def _read_layer(
+    content: FileContents, part: LayerPath, names: _TensorNames, adapters: Mapping[str, dict]
+) -> LoraLayer | Change:
     tensors = {piece: content.numbers(key) for piece, (key, _) in names.items()}
     for piece, other in (("lora_down.weight", "lora_up.weight"), ("lora_up.weight", "lora_down.weight")):
         if piece in tensors and other not in tensors:
-            raise damaged(content.name, f"layer {show(part.flat)} lacks its {other}")
+            raise damaged_file_error(content.name, f"layer {printable(part.flat)} lacks its {other}")
     path = next(path for _, path in names.values())
     if path:
-        tensors = diffusers_lora.native(tensors, _adapter(part, adapters), path, content.name)
+        tensors = diffusers_lora.native(tensors, _peft_config(part, adapters), path, content.name)
     for key in tensors.keys() - SUFFIXES:
-        raise damaged(content.name, f"{key} of layer {show(part.flat)} belongs to no known format")
+        raise damaged_file_error(content.name, f"{key} of layer {printable(part.flat)} belongs to no known format")
     if "lora_up.weight" not in tensors or not tensors.keys() <= PLAIN:
         if "alpha" in tensors:
             tensors["alpha"] = tensors["alpha"].astype(np.float32)
         if wrong := problem(tensors):
-            raise damaged(content.name, f"of layer {show(part.flat)}, {wrong}")
+            raise damaged_file_error(content.name, f"of layer {printable(part.flat)}, {wrong}")
         return tensors
     return _plain(content, part, tensors)
 
 
-def _plain(content: Content, part: Part, tensors: Change) -> LoraLayer:
+def _plain(content: FileContents, part: LayerPath, tensors: Change) -> LoraLayer:
     down, up = tensors["lora_down.weight"], tensors["lora_up.weight"]
     if min(down.ndim, up.ndim) < 2:
-        raise damaged(content.name, f"layer {show(part.flat)} has shapes {down.shape} and {up.shape}")
+        raise damaged_file_error(content.name, f"layer {printable(part.flat)} has shapes {down.shape} and {up.shape}")
     alpha = tensors.get("alpha", np.zeros(()))
     if alpha.size != 1:
-        raise damaged(content.name, f"the alpha of layer {show(part.flat)} is not one number")
+        raise damaged_file_error(content.name, f"the alpha of layer {printable(part.flat)} is not one number")
     # kohya's rule: an alpha of 0 is the rank. PEFT's 0 has made `up` zeros, so that nobody takes it for the rank.
     return LoraLayer(down, up, float(alpha.reshape(())) or (float(len(down)) if up.any() else 0.0))
 
@@ -129,24 +136,24 @@ def _fits_weight(change: Change, size: Outline, shape: Shape | None) -> bool:
     return not known or change_fits(change, shape)
 
 
-def _adapter(part: Part, adapters: Mapping[str, dict]) -> dict | None:
+def _peft_config(part: LayerPath, adapters: Mapping[str, dict]) -> dict | None:
     names = {"te2": ("text_encoder_2",), "text_encoder": ("text_encoder",), "unet": ("unet",)}.get(part.component, ())
     return next((adapters[name] for name in (*names, "") if name in adapters), None)
 
 
-def _bundle(content: Content, keys: Iterable[str]) -> tuple[str, dict[str, np.ndarray]]:
+def _read_bundle(content: FileContents, keys: Iterable[str]) -> tuple[str, dict[str, np.ndarray]]:
     """The bundled embedding's name and vectors; both empty without one."""
     vectors: dict[str, dict[str, np.ndarray]] = {}
     for key in keys:
         word, _, kind = key.removeprefix(_BUNDLE).partition(".")
         encoder = "clip_l" if kind.startswith("string_to_param.") else _ENCODER.get(kind)
         if not word or encoder is None or encoder in vectors.get(word, ()):
-            raise damaged(content.name, f"I do not know its tensor {show(key)}")
+            raise damaged_file_error(content.name, f"I do not know its tensor {printable(key)}")
         vectors.setdefault(word, {})[encoder] = content.rows(key)
     if len(vectors) > 1:
-        names = show(", ".join(vectors), 200)
-        raise PersonalError(
-            f"{show(content.name)} bundles several embeddings ({names}); a concept has one token.",
+        names = printable(", ".join(vectors), 200)
+        raise UserError(
+            f"{printable(content.name)} bundles several embeddings ({names}); a concept has one token.",
             "Ask its author for the LoRA and the embeddings as separate files.",
         )
     return next(iter(vectors.items()), ("", {}))

@@ -10,28 +10,30 @@ from collections.abc import Mapping
 
 from ...prompts import Token
 from ..concept import Concept, LoraLayer
-from ..strict_safetensors import strict_json
-from .contents import Content
-from .to_concept import base_of, made
+from ..strict_safetensors import parse_strict_json
+from .contents import FileContents
+from .to_concept import base_from_widths, make_concept
 
 RANKS = "sdpersonal.ranks"  # in an export of ours: the rank and alpha of layers before all were made of one rank
 _KEY = "emp_params"
 
 
-def fits(content: Content) -> bool:
+def fits(content: FileContents) -> bool:
     return content.shapes.keys() == {_KEY}
 
 
-def read(content: Content, token: Token | None = None) -> Concept:
-    """The concept. Raises PersonalError."""
+def read(content: FileContents, token: Token | None = None) -> Concept:
+    """The concept. Raises UserError."""
     rows = content.rows(_KEY)
-    return made(content, base_of({"clip_l": rows.shape[1]}, content.name), {"clip_l": rows}, None, token)
+    return make_concept(
+        content, base_from_widths({"clip_l": rows.shape[1]}, content.name), {"clip_l": rows}, None, token
+    )
 
 
 def restored(concept: Concept, notes: Mapping[str, str]) -> Concept:
     """Our own LoRA with the ranks that it had before an export for OneTrainer filled its layers up with zeros."""
     try:
-        ranks = strict_json(notes.get(RANKS, "{}"))
+        ranks = parse_strict_json(notes.get(RANKS, "{}"))
     except ValueError:
         return concept
     if concept.lora is None or not isinstance(ranks, dict) or not ranks:

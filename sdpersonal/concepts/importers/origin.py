@@ -13,13 +13,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ...errors import PersonalError
+from ...errors import UserError
 from ...prompts import Token
-from ..card import Card, read_card
+from ..card import Card, parse_card
 from ..concept import Concept
-from ..modelspec import picture_from
-from ..strict_safetensors import strict_json
-from ..thumbnail import remade
+from ..modelspec import from_data_url
+from ..strict_safetensors import parse_strict_json
+from ..thumbnail import reencode_thumbnail
 
 ORIGIN = "sdpersonal.origin"
 
@@ -50,12 +50,12 @@ def origin_in(facts: Mapping[str, object], name: str) -> Origin | None:
     if not isinstance(text, str):
         return None
     try:
-        claim = strict_json(text)
-        card = read_card(json.dumps(claim["card"]), name)
+        claim = parse_strict_json(text)
+        card = parse_card(json.dumps(claim["card"]), name)
         found = Origin(card, str(claim["part"]), str(claim["whole"]))
         sums = all(re.fullmatch(r"([0-9a-f]{64})?", text) for text in (found.part, found.whole))
         return found if sums and found.token.owner else None
-    except (ValueError, TypeError, KeyError, PersonalError):
+    except (ValueError, TypeError, KeyError, UserError):
         return None
 
 
@@ -64,7 +64,7 @@ def with_origin(
 ) -> Concept:
     """What `read` makes of a file under a token; with its card and thumbnail where its header's claim holds.
 
-    Raises PersonalError as `read` does.
+    Raises UserError as `read` does.
     """
     claim = origin_in(facts, name)
     if claim is None:
@@ -79,6 +79,6 @@ def with_origin(
 def _picture(facts: Mapping[str, object]) -> bytes | None:
     text = facts.get("modelspec.thumbnail")
     try:
-        return remade(picture_from(text)) if isinstance(text, str) else None
-    except (ValueError, PersonalError):
+        return reencode_thumbnail(from_data_url(text)) if isinstance(text, str) else None
+    except (ValueError, UserError):
         return None

@@ -21,19 +21,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...errors import PersonalError
-from ...prompts import show
+from ...errors import UserError
+from ...prompts import printable
 from ...storage.file_types import recognise
-from ..strict_safetensors import WIDTH, damaged, numbers
+from ..strict_safetensors import DTYPE_BYTES, damaged_file_error, to_array
 
-MAX_STEPS = 150_000  # instructions in one pickle: an embedding takes about 60, a LoRA of SDXL 60,000
+MAX_OPCODES = 150_000  # instructions in one pickle: an embedding takes about 60, a LoRA of SDXL 60,000
 MAX_MEMBERS = 4096
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the old layout
 _ZIP_ENTRY = b"PK\x01\x02"
 _PROGRAM = re.compile(rb"/data\.pkl")  # the member of a zip of torch that says what is in it
 
 # What a broken file sets off in pickletools, zipfile and here. RuntimeError covers encryption and bottomless nesting.
-_BROKEN = (ValueError, TypeError, LookupError, ArithmeticError, EOFError, RuntimeError, OSError, zipfile.BadZipFile)
+_READ_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    RuntimeError,
+    OSError,
+    zipfile.BadZipFile,
+)
 
 _STORAGES = {"torch FloatStorage": "F32", "torch HalfStorage": "F16", "torch BFloat16Storage": "BF16"}
 # Noted, so that a token's number beside its vectors does no harm; never read. Bytes per number.
@@ -42,18 +51,18 @@ _OTHER_STORAGES = {"DoubleStorage": 8, "LongStorage": 8, "IntStorage": 4, "Short
     "BoolStorage": 1,
 }
 _PARAMETERS = "torch.nn.modules.container ParameterDict"
-_SETS = {"__builtin__ set", "builtins set"}
-_CALLS = {
+_SET_TYPES = {"__builtin__ set", "builtins set"}
+_CALLABLES = {
     "collections OrderedDict",
     "torch._utils _rebuild_tensor",
     "torch._utils _rebuild_tensor_v2",
     "torch._utils _rebuild_parameter",
 }
-_NAMES = _CALLS | _SETS | _STORAGES.keys() | {_PARAMETERS}
+_ALLOWED_GLOBALS = _CALLABLES | _SET_TYPES | _STORAGES.keys() | {_PARAMETERS}
 
 
 @dataclass(frozen=True)
-class Storage:
+class PickledStorage:
     """Numbers somewhere else in the file."""
 
     dtype: str
@@ -62,24 +71,26 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class Tensor:
+class PickledTensor:
     """A tensor as noted; `numbers_of` fetches its numbers."""
 
-    storage: Storage
+    storage: PickledStorage
     offset: int  # numbers before its first
     shape: tuple[int, ...]
-    fetch: Callable[[Storage], bytes | memoryview]
+    fetch: Callable[[PickledStorage], bytes | memoryview]
 
     def numpy(self) -> np.ndarray:
-        if self.storage.dtype not in WIDTH:
-            raise _Unread(f"its numbers are in a {show(self.storage.dtype)}; I read float32, float16 and bfloat16")
-        width = WIDTH[self.storage.dtype]
+        if self.storage.dtype not in DTYPE_BYTES:
+            raise _UnsupportedContent(
+                f"its numbers are in a {printable(self.storage.dtype)}; I read float32, float16 and bfloat16"
+            )
+        width = DTYPE_BYTES[self.storage.dtype]
         raw = self.fetch(self.storage)
         count = math.prod(self.shape)
         if len(raw) != self.storage.count * width or self.offset + count > self.storage.count:
             raise ValueError("a tensor reaches beyond its numbers")
         part = memoryview(raw)[self.offset * width : (self.offset + count) * width]
-        return numbers(part, self.storage.dtype).reshape(self.shape)
+        return to_array(part, self.storage.dtype).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -87,47 +98,47 @@ class _Global:
     name: str  # "module name"
 
 
-class _Ordered(dict):
+class _StatefulDict(dict):
     """What was an OrderedDict or a ParameterDict: these may be given a state after they were made."""
 
 
-class _Refused(ValueError):
+class _RefusedGlobal(ValueError):
     """Something that no tensor needs; its text is the name of it."""
 
 
-class _Unread(ValueError):
+class _UnsupportedContent(ValueError):
     """Something harmless that is not read here; its text is for the user."""
 
 
 def read(data: bytes, name: str) -> object:
-    """The object in the zip or pickle called `name`: plain containers, with `Tensor` for every tensor.
+    """The object in the zip or pickle called `name`: plain containers, with `PickledTensor` for every tensor.
 
-    Raises PersonalError.
+    Raises UserError.
     """
     kind = recognise(data)
-    with _told(name):
+    with _translate_errors(name):
         if kind.group == "zip" and not _PROGRAM.search(data):
             raise kind.refusal(name)
-        return _read_zip(data) if kind.group == "zip" else _read_old(data)
+        return _read_zip(data) if kind.group == "zip" else _read_legacy(data)
 
 
-def numbers_of(tensor: Tensor, name: str) -> np.ndarray:
-    """The tensor's numbers: float32 or float16 (bfloat16 widened). Raises PersonalError where the file lacks them."""
-    with _told(name):
+def load_numbers(tensor: PickledTensor, name: str) -> np.ndarray:
+    """The tensor's numbers: float32 or float16 (bfloat16 widened). Raises UserError where the file lacks them."""
+    with _translate_errors(name):
         return tensor.numpy()
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
+def _translate_errors(name: str) -> Iterator[None]:
     try:
         yield
-    except _Refused as error:
+    except _RefusedGlobal as error:
         fix = "Ask its author for a .safetensors file."
-        raise PersonalError(f"{show(name)} asks to run {show(str(error))}; refused.", fix) from error
-    except _Unread as error:
-        raise damaged(name, str(error)) from error
-    except _BROKEN as error:
-        raise damaged(name, "it is no torch file that I can read, or a damaged one") from error
+        raise UserError(f"{printable(name)} asks to run {printable(str(error))}; refused.", fix) from error
+    except _UnsupportedContent as error:
+        raise damaged_file_error(name, str(error)) from error
+    except _READ_ERRORS as error:
+        raise damaged_file_error(name, "it is no torch file that I can read, or a damaged one") from error
 
 
 def _read_zip(data: bytes) -> object:
@@ -137,29 +148,31 @@ def _read_zip(data: bytes) -> object:
     names = archive.namelist()
     [program] = [each for each in names if each.endswith("/data.pkl") and each.count("/") == 1]
     root = program.removesuffix("data.pkl")
-    if root + "byteorder" in names and _member(archive, root + "byteorder") != b"little":
+    if root + "byteorder" in names and _read_member(archive, root + "byteorder") != b"little":
         raise ValueError("not little-endian")
-    return _run(io.BytesIO(_member(archive, program)), lambda storage: _member(archive, f"{root}data/{storage.key}"))
+    return _unpickle(
+        io.BytesIO(_read_member(archive, program)), lambda storage: _read_member(archive, f"{root}data/{storage.key}")
+    )
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED:  # torch compresses nothing; a bomb does
         raise ValueError("compressed")
     return archive.read(info)
 
 
-def _read_old(data: bytes) -> object:
+def _read_legacy(data: bytes) -> object:
     file = io.BytesIO(data)
     storages: dict[str, memoryview] = {}
     no_tensors: dict[str, memoryview] = {}
-    if _run(file, no_tensors.__getitem__) != _MAGIC or _run(file, no_tensors.__getitem__) != 1001:
+    if _unpickle(file, no_tensors.__getitem__) != _MAGIC or _unpickle(file, no_tensors.__getitem__) != 1001:
         raise ValueError("not of torch")
-    if _of(_run(file, no_tensors.__getitem__), dict).get("little_endian") is not True:
+    if _expect_type(_unpickle(file, no_tensors.__getitem__), dict).get("little_endian") is not True:
         raise ValueError("not little-endian")
     widths: dict[str, int] = {}
-    content = _run(file, lambda storage: storages[storage.key], widths)
-    for key in _run(file, no_tensors.__getitem__):
+    content = _unpickle(file, lambda storage: storages[storage.key], widths)
+    for key in _unpickle(file, no_tensors.__getitem__):
         count = int.from_bytes(file.read(8), "little")
         start = file.tell()
         end = start + count * widths[key]
@@ -170,11 +183,11 @@ def _read_old(data: bytes) -> object:
     return content
 
 
-def _run(file: io.BytesIO, fetch: Callable, widths: dict[str, int] | None = None) -> object:
+def _unpickle(file: io.BytesIO, fetch: Callable, widths: dict[str, int] | None = None) -> object:
     """Run one pickle from where `file` stands. widths: takes the bytes per number of each storage met."""
-    machine = _Machine(fetch, {} if widths is None else widths)
+    machine = _PickleMachine(fetch, {} if widths is None else widths)
     for count, (code, argument, _) in enumerate(pickletools.genops(file)):
-        if count > MAX_STEPS:
+        if count > MAX_OPCODES:
             raise ValueError("too long")
         if code.name == "STOP":
             return machine.stack.pop()
@@ -192,7 +205,7 @@ _EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_TUPLE": tuple}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-class _Machine:
+class _PickleMachine:
     """The stack machine of pickle protocols 0 to 5, as far as torch.save uses it."""
 
     def __init__(self, fetch: Callable, widths: dict[str, int]):
@@ -222,36 +235,36 @@ class _Machine:
         elif code == "MARK":
             self.marks.append(len(stack))
         elif code in ("TUPLE", "LIST", "DICT"):
-            stack.append({"TUPLE": tuple, "LIST": list, "DICT": _pairs}[code](self._to_mark()))
+            stack.append({"TUPLE": tuple, "LIST": list, "DICT": _to_dict}[code](self._to_mark()))
         elif code in ("APPEND", "APPENDS"):
             items = self._to_mark() if code == "APPENDS" else [stack.pop()]
-            _of(stack[-1], list).extend(items)
+            _expect_type(stack[-1], list).extend(items)
         elif code in ("SETITEM", "SETITEMS"):
             items = self._to_mark() if code == "SETITEMS" else [stack.pop() for _ in "kv"][::-1]
-            _of(stack[-1], dict).update(_pairs(items))
+            _expect_type(stack[-1], dict).update(_to_dict(items))
         elif code == "GLOBAL":
-            stack.append(_known(argument))
+            stack.append(_allowed_global(argument))
         elif code == "STACK_GLOBAL":
             name, module = stack.pop(), stack.pop()
-            stack.append(_known(f"{module} {name}"))
+            stack.append(_allowed_global(f"{module} {name}"))
         elif code == "BINPERSID":
-            stack.append(self._persistent(_of(stack.pop(), tuple)))
+            stack.append(self._persistent(_expect_type(stack.pop(), tuple)))
         elif code == "REDUCE":
-            arguments, called = _of(stack.pop(), tuple), _of(stack.pop(), _Global)
+            arguments, called = _expect_type(stack.pop(), tuple), _expect_type(stack.pop(), _Global)
             stack.append(self._call(called.name, arguments))
         elif code == "NEWOBJ":
-            arguments, made = _of(stack.pop(), tuple), _of(stack.pop(), _Global)
+            arguments, made = _expect_type(stack.pop(), tuple), _expect_type(stack.pop(), _Global)
             if made.name != _PARAMETERS or arguments:
-                raise _Refused(f"{made.name.replace(' ', '.')}.__new__")
-            stack.append(_Ordered())
+                raise _RefusedGlobal(f"{made.name.replace(' ', '.')}.__new__")
+            stack.append(_StatefulDict())
         elif code == "BUILD":
             state = stack.pop()
-            if not isinstance(stack[-1], _Ordered):
-                raise _Refused("the instruction BUILD")
+            if not isinstance(stack[-1], _StatefulDict):
+                raise _RefusedGlobal("the instruction BUILD")
             # Of a ParameterDict its parameters; what torch notes on an OrderedDict is of no use here.
-            stack[-1].update(_of(_of(state, dict).get("_parameters", {}), dict))
+            stack[-1].update(_expect_type(_expect_type(state, dict).get("_parameters", {}), dict))
         elif code not in ("PROTO", "FRAME"):
-            raise _Refused(f"the instruction {code}")
+            raise _RefusedGlobal(f"the instruction {code}")
 
     def _to_mark(self) -> list:
         start = self.marks.pop()
@@ -259,36 +272,40 @@ class _Machine:
         del self.stack[start:]
         return items
 
-    def _persistent(self, persistent: tuple) -> Storage | _Global:
+    def _persistent(self, persistent: tuple) -> PickledStorage | _Global:
         if persistent[0] == "module":  # the old layout puts a class beside its source, which is not looked at
-            return _of(persistent[1], _Global)
+            return _expect_type(persistent[1], _Global)
         return self._storage(persistent)
 
-    def _storage(self, persistent: tuple) -> Storage:
+    def _storage(self, persistent: tuple) -> PickledStorage:
         word, kind, key, _, count = persistent[:5]  # the old layout adds a view, which torch has long stopped writing
-        word_of_kind = _of(kind, _Global).name
+        word_of_kind = _expect_type(kind, _Global).name
         if word != "storage" or not _is_storage(word_of_kind) or any(persistent[5:]):
             raise ValueError("no storage")
         dtype = _STORAGES.get(word_of_kind, word_of_kind.partition(" ")[2])
-        storage = Storage(dtype, _of(key, str), _of(count, int))
-        self.widths[key] = WIDTH.get(dtype) or _OTHER_STORAGES.get(dtype, 1)
+        storage = PickledStorage(dtype, _expect_type(key, str), _expect_type(count, int))
+        self.widths[key] = DTYPE_BYTES.get(dtype) or _OTHER_STORAGES.get(dtype, 1)
         return storage
 
     def _call(self, name: str, arguments: tuple) -> object:
-        if name not in _CALLS | _SETS:
-            raise _Refused(name.replace(" ", "."))
-        if name in _SETS:
-            return _of(arguments[0], list) if arguments else []
+        if name not in _CALLABLES | _SET_TYPES:
+            raise _RefusedGlobal(name.replace(" ", "."))
+        if name in _SET_TYPES:
+            return _expect_type(arguments[0], list) if arguments else []
         if name.endswith("OrderedDict"):
-            return _Ordered(_pairs(list(arguments)))  # torch calls it empty and adds the items afterwards
+            return _StatefulDict(_to_dict(list(arguments)))  # torch calls it empty and adds the items afterwards
         if name.endswith("_rebuild_parameter"):
-            return _of(arguments[0], Tensor)
+            return _expect_type(arguments[0], PickledTensor)
         storage, offset, shape, strides = arguments[:4]
-        if not all(_of(each, int) > 0 for each in _of(shape, tuple)) or _of(offset, int) < 0 or len(shape) > 5:
+        if (
+            not all(_expect_type(each, int) > 0 for each in _expect_type(shape, tuple))
+            or _expect_type(offset, int) < 0
+            or len(shape) > 5
+        ):
             raise ValueError("an impossible shape")
-        if not _is_contiguous(shape, _of(strides, tuple)):
+        if not _is_contiguous(shape, _expect_type(strides, tuple)):
             raise ValueError("not contiguous")
-        return Tensor(_of(storage, Storage), offset, shape, self.fetch)
+        return PickledTensor(_expect_type(storage, PickledStorage), offset, shape, self.fetch)
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple) -> bool:
@@ -303,20 +320,20 @@ def _is_storage(name: str) -> bool:
     return name in _STORAGES or name.removeprefix("torch ") in _OTHER_STORAGES
 
 
-def _known(name: str) -> _Global:
-    if name not in _NAMES and not _is_storage(name):
+def _allowed_global(name: str) -> _Global:
+    if name not in _ALLOWED_GLOBALS and not _is_storage(name):
         module, _, rest = name.partition(" ")
         # Pickles call modules as the system or the Python that wrote them did.
-        raise _Refused(f"{ {'posix': 'os', 'nt': 'os', '__builtin__': 'builtins'}.get(module, module) }.{rest}")
+        raise _RefusedGlobal(f"{ {'posix': 'os', 'nt': 'os', '__builtin__': 'builtins'}.get(module, module) }.{rest}")
     return _Global(name)
 
 
-def _pairs(items: list) -> dict:
+def _to_dict(items: list) -> dict:
     # Other keys are of no use here, and the hash of a deep tuple would end the process.
-    return {_of(key, str | int): value for key, value in zip(items[::2], items[1::2], strict=True)}
+    return {_expect_type(key, str | int): value for key, value in zip(items[::2], items[1::2], strict=True)}
 
 
-def _of(value: object, kind: type) -> object:
+def _expect_type(value: object, kind: type) -> object:
     if not isinstance(value, kind):
         raise ValueError(f"a {type(value).__name__} where it does not belong")
     return value

@@ -8,19 +8,19 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from ...errors import PersonalError
-from ...prompts import Token, show
-from ..card import Card, plain
-from ..concept import WIDTHS, Concept, Lora
-from .contents import Content
+from ...errors import UserError
+from ...prompts import Token, printable
+from ..card import Card, strip_unsafe_characters
+from ..concept import EMBEDDING_WIDTHS, Concept, Lora
+from .contents import FileContents
 
-_TINY = 512  # no text encoder of Stable Diffusion is this narrow
-_BASES = {widths["clip_l"]: base for base, widths in WIDTHS.items() if len(widths) == 1}
-_SHORTEST, _LONGEST = 0.02, 8.0  # lengths of a row: a twentieth and twenty times of a word's in CLIP, about 0.4
-_AS = "Say what to call it: --as '<owner/name>'."
+_MAX_TINY_WIDTH = 512  # no text encoder of Stable Diffusion is this narrow
+_BASES = {widths["clip_l"]: base for base, widths in EMBEDDING_WIDTHS.items() if len(widths) == 1}
+_MIN_NORM, _MAX_NORM = 0.02, 8.0  # lengths of a row: a twentieth and twenty times of a word's in CLIP, about 0.4
+_AS_HINT = "Say what to call it: --as '<owner/name>'."
 
 # What tools call their files whatever is in them: no name for a concept.
-_GENERIC = re.compile(
+_GENERIC_NAME = re.compile(
     r"(learned_embeds(_2)?(-steps-\d+)?|pytorch_lora_weights|pytorch_model|adapter_model|diffusion_pytorch_model|"
     r"model|lora|lora_weights?(\.text_encoder)?|embeddings?(_gs-\d+)?|weights|checkpoint(-\d+)?|last|final|output|"
     r"unet|text_encoder(_2)?|step_\d+|file|x)?",
@@ -28,22 +28,22 @@ _GENERIC = re.compile(
 )
 
 
-def base_of(widths: dict[str, int], name: str) -> str:
-    """The base whose encoders take vectors of these widths. Raises PersonalError."""
+def base_from_widths(widths: dict[str, int], name: str) -> str:
+    """The base whose encoders take vectors of these widths. Raises UserError."""
     if widths.keys() == {"clip_l", "clip_g"}:
-        base = "sdxl" if widths == WIDTHS["sdxl"] else None
+        base = "sdxl" if widths == EMBEDDING_WIDTHS["sdxl"] else None
     else:
         width = widths.get("clip_l", 0)
-        base = _BASES.get(width, "tiny" if 0 < width <= _TINY else None)
+        base = _BASES.get(width, "tiny" if 0 < width <= _MAX_TINY_WIDTH else None)
     if base is None:
         known = ", ".join(f"{width} ({base})" for width, base in _BASES.items())
         found = " and ".join(str(width) for width in widths.values())
-        raise PersonalError(f"{show(name)} has vectors of width {found}; I know {known} and 768 with 1280 (sdxl).")
+        raise UserError(f"{printable(name)} has vectors of width {found}; I know {known} and 768 with 1280 (sdxl).")
     return base
 
 
-def made(
-    content: Content,
+def make_concept(
+    content: FileContents,
     base: str,
     vectors: dict[str, np.ndarray],
     lora: Lora | None,
@@ -51,25 +51,25 @@ def made(
     word: str = "",
     **facts: object,
 ) -> Concept:
-    """The concept, under `token` or one from the file; word: what the file itself calls it. Raises PersonalError."""
+    """The concept, under `token` or one from the file; word: what the file itself calls it. Raises UserError."""
     word = word or content.word
-    card = Card(base=base, recipe=_odd_length(vectors, base), **(_facts(content, word, lora) | facts))
+    card = Card(base=base, recipe=_unusual_norm(vectors, base), **(_card_fields(content, word, lora) | facts))
     try:
-        return Concept(token or token_for(content, word), card, vectors, lora)
-    except PersonalError as error:
-        raise PersonalError(f"{show(content.name)} is refused. {error.problem}", error.fix) from error
+        return Concept(token or derive_token(content, word), card, vectors, lora)
+    except UserError as error:
+        raise UserError(f"{printable(content.name)} is refused. {error.message}", error.hint) from error
 
 
-def token_for(content: Content, word: str = "") -> Token:
-    """A token from the file's own word, else from its name, its folder's or its title. Raises PersonalError."""
+def derive_token(content: FileContents, word: str = "") -> Token:
+    """A token from the file's own word, else from its name, its folder's or its title. Raises UserError."""
     titles = (content.fact(key) for key in ("name", "ss_output_name", "modelspec.title"))
     for candidate in (word, _stem(content), content.place, *titles):
-        if candidate and not _GENERIC.fullmatch(candidate) and (found := _slugged(candidate, content)):
+        if candidate and not _GENERIC_NAME.fullmatch(candidate) and (found := _slug_token(candidate, content)):
             return found
-    raise PersonalError(f"{show(content.name)} does not say what it is called.", _AS)
+    raise UserError(f"{printable(content.name)} does not say what it is called.", _AS_HINT)
 
 
-def _stem(content: Content) -> str:
+def _stem(content: FileContents) -> str:
     name = PurePosixPath(content.name.replace("\\", "/")).name
     return re.sub(r"\.(safetensors|bin|pt|pti|png|webp|ckpt|pth)$", "", name, flags=re.IGNORECASE)
 
@@ -77,22 +77,24 @@ def _stem(content: Content) -> str:
 def token_of_file(name: str, owner: str) -> Token | None:
     """The token that a file's or folder's name makes, for whose content has none; None where the name is any tool's.
 
-    Raises PersonalError.
+    Raises UserError.
     """
-    content = Content(name, {}, lambda key: np.empty(0), owner=owner)
+    content = FileContents(name, {}, lambda key: np.empty(0), owner=owner)
     stem = _stem(content)
-    return None if _GENERIC.fullmatch(stem) else _slugged(stem, content)
+    return None if _GENERIC_NAME.fullmatch(stem) else _slug_token(stem, content)
 
 
-def _slugged(text: str, content: Content) -> Token | None:
-    """`<Marc_Allante>` as `<imported/marc-allante>`; None where no letter is left. Raises PersonalError."""
-    inner = plain(text)[:200].strip().removeprefix("<").removesuffix(">")
+def _slug_token(text: str, content: FileContents) -> Token | None:
+    """`<Marc_Allante>` as `<imported/marc-allante>`; None where no letter is left. Raises UserError."""
+    inner = strip_unsafe_characters(text)[:200].strip().removeprefix("<").removesuffix(">")
     folded = "".join(c for c in unicodedata.normalize("NFKD", inner) if not unicodedata.combining(c)).lower()
     if any(c.isalnum() and not c.isascii() for c in folded):  # a look-alike must not pass for the letter it mimics
         try:
             Token.parse(text)
-        except PersonalError as error:
-            raise PersonalError(f"{show(content.name)} calls itself {show(text)}. {error.fix}", _AS) from error
+        except UserError as error:
+            raise UserError(
+                f"{printable(content.name)} calls itself {printable(text)}. {error.hint}", _AS_HINT
+            ) from error
     words = [re.sub(r"[^a-z0-9]+", "-", part).strip("-")[:64].strip("-") for part in folded.split("/")]
     words = [each for each in words if each]
     if not words:
@@ -100,48 +102,52 @@ def _slugged(text: str, content: Content) -> Token | None:
     owner = words[-2] if len(words) > 1 else content.owner
     try:
         return Token.parse(f"<{owner}/{words[-1]}>")
-    except PersonalError as error:
-        raise PersonalError(f"{show(content.name)} calls itself {show(text)}. {error.problem}", _AS) from error
+    except UserError as error:
+        raise UserError(
+            f"{printable(content.name)} calls itself {printable(text)}. {error.message}", _AS_HINT
+        ) from error
 
 
-def _facts(content: Content, word: str, lora: Lora | None) -> dict[str, object]:
+def _card_fields(content: FileContents, word: str, lora: Lora | None) -> dict[str, object]:
     """What the card can take from ModelSpec's and kohya's keys. A training caption is no trigger word; theirs is."""
     titles = (content.fact(key) for key in ("modelspec.title", "ss_output_name", "name"))
-    title = next((text for text in (*titles, content.place, _stem(content)) if not _GENERIC.fullmatch(text)), "")
-    triggers = [_text(each, 100) for each in content.fact("modelspec.trigger_phrase").split(",")]
+    title = next((text for text in (*titles, content.place, _stem(content)) if not _GENERIC_NAME.fullmatch(text)), "")
+    triggers = [_clean_text(each, 100) for each in content.fact("modelspec.trigger_phrase").split(",")]
     if triggers == [_stem(content)]:  # the file's own name, which says nothing to a base
         triggers = []
     facts = {
-        "title": _text(word or title, 100),
-        "description": _text(content.fact("modelspec.description"), 2000),
-        "author": _text(content.fact("modelspec.author"), 100),
-        "license": _text(content.fact("modelspec.license"), 100),
-        "base_name": _text(re.split(r"[/\\]", _first(content, "ss_sd_model_name", "sd_checkpoint_name"))[-1], 200),
+        "title": _clean_text(word or title, 100),
+        "description": _clean_text(content.fact("modelspec.description"), 2000),
+        "author": _clean_text(content.fact("modelspec.author"), 100),
+        "license": _clean_text(content.fact("modelspec.license"), 100),
+        "base_name": _clean_text(
+            re.split(r"[/\\]", _first_fact(content, "ss_sd_model_name", "sd_checkpoint_name"))[-1], 200
+        ),
         "trigger_words": tuple(each for each in triggers if each)[:16],
         "method": (lora.kinds or "LoRA")[:50] if lora else "textual inversion",
-        "steps": _whole(_first(content, "ss_steps", "step")),
+        "steps": _parse_int(_first_fact(content, "ss_steps", "step")),
     }
     if re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z?", date := content.fact("modelspec.date")):
         facts["created"] = f"{date[:19]}Z"
     return facts
 
 
-def _odd_length(vectors: dict[str, np.ndarray], base: str) -> dict[str, float]:
+def _unusual_norm(vectors: dict[str, np.ndarray], base: str) -> dict[str, float]:
     """The longest row, where none is as long as a word's may be: such vectors say nothing, or drown all else."""
     if base == "tiny" or not vectors:
         return {}
     longest = max(float(np.linalg.norm(rows.astype(np.float64), axis=1).max()) for rows in vectors.values())
-    usual = _SHORTEST <= longest <= _LONGEST
+    usual = _MIN_NORM <= longest <= _MAX_NORM
     return {} if usual or not np.isfinite(longest) else {"longest_row": round(longest, 4)}
 
 
-def _first(content: Content, *keys: str) -> str:
+def _first_fact(content: FileContents, *keys: str) -> str:
     return next((text for key in keys if (text := content.fact(key)) and text != "None"), "")
 
 
-def _text(text: str, limit: int) -> str:
-    return plain(text)[:limit].strip()
+def _clean_text(text: str, limit: int) -> str:
+    return strip_unsafe_characters(text)[:limit].strip()
 
 
-def _whole(text: str) -> int:
+def _parse_int(text: str) -> int:
     return int(text) if re.fullmatch(r"\d{1,7}", text, re.ASCII) else 0

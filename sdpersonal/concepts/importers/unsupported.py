@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from ...errors import PersonalError
-from ...prompts import show
+from ...errors import UserError
+from ...prompts import printable
 
 _PLAIN = (
     "Ask its author for a plain LoRA, or extract one from a merged model (kohya: networks/extract_lora_from_models.py)."
@@ -17,7 +17,7 @@ _WHOLE = "is a whole model, not a concept"
 _MODEL = "To draw with it or train on it give it as the base: --base FILE."
 
 # In this order: a DoRA for Flux is told to be for Flux, which no conversion mends.
-_REFUSED: tuple[tuple[str, str, str], ...] = (
+_UNSUPPORTED: tuple[tuple[str, str, str], ...] = (
     (r"(^|\.)(model\.diffusion_model|first_stage_model|cond_stage_model|conditioner\.embedders)\.",
      _WHOLE, _MODEL),
     (r"^control_model\.|^controlnet_|^input_hint_block\.|^lllite_", "is a ControlNet", "It has no place in a concept."),
@@ -45,12 +45,12 @@ _REFUSED: tuple[tuple[str, str, str], ...] = (
     (r"^(encoder|decoder)\.(conv_in|mid)\.", "is an autoencoder (VAE)", "It has no place in a concept."),
     (r"^(transformer\.)?text_model\.embeddings\.", "is a text encoder, not a concept", _FOLDER),
 )  # fmt: skip
-_PATTERNS = tuple((re.compile(pattern), what, fix) for pattern, what, fix in _REFUSED)
+_PATTERNS = tuple((re.compile(pattern), what, fix) for pattern, what, fix in _UNSUPPORTED)
 
 
-def refuse(names: Iterable[str], file: str) -> None:
-    """Raise PersonalError, saying what it is, where the tensors' names tell something that cannot be a concept."""
+def refuse_unsupported(names: Iterable[str], file: str) -> None:
+    """Raise UserError, saying what it is, where the tensors' names tell something that cannot be a concept."""
     names = tuple(names)
     for pattern, what, fix in _PATTERNS:
         if any(pattern.search(name) for name in names):
-            raise PersonalError(f"{show(file)} {what}.", fix)
+            raise UserError(f"{printable(file)} {what}.", fix)

@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 
 from ...config.text_checks import check_path
-from ...errors import PersonalError
-from ...prompts import show
+from ...errors import UserError
+from ...prompts import printable
 from ..safety_checker import find_checker
-from .architecture import SCALING
-from .diffusers_folder import incomplete, read_folder, read_vae_folder, vae_incomplete
-from .hub_cache import HUB_ID, SHORT_NAMES, cached, fetched
+from .architecture import SCALING_FACTORS
+from .diffusers_folder import missing_file, missing_vae_file, read_folder, read_vae_folder
+from .hub_cache import HUB_ID, SHORT_NAMES, cached_folder, fetch_folder
 from .single_file import read_file, read_vae_file
-from .weights import PICKLES, Parts, digest, silent
+from .weights import PICKLE_SUFFIXES, BaseParts, sha256_of_files, silence_libraries
 
-__all__ = ["BUILT_IN", "SHORT_NAMES", "built_in_folder", "introduction", "kind_of", "load_base", "silent"]
+__all__ = ["BUILT_IN", "SHORT_NAMES", "built_in_folder", "describe_base", "kind_of", "load_base", "silence_libraries"]
 
 BUILT_IN = "tiny"
 _KIND_NAMES = {
@@ -28,7 +28,7 @@ _KIND_NAMES = {
     "sdxl": "Stable Diffusion XL",
 }
 _PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-_FILES = (".safetensors", ".gguf", ".onnx", *PICKLES)
+_FILE_SUFFIXES = (".safetensors", ".gguf", ".onnx", *PICKLE_SUFFIXES)
 
 
 def load_base(
@@ -45,7 +45,7 @@ def load_base(
     None chooses: sd15 where there is a CUDA card and the model is on this machine, else tiny. On CUDA the frozen base
     runs in bf16, on a CPU in fp32. revision: a branch, tag or commit of a model on the Hub. vae: an autoencoder to use
     instead of its own: a folder, a .safetensors file or a Hub id. safety: drawn pictures pass the base's safety checker
-    where it has one. Raises PersonalError if there is no such model, or it is one that cannot be used here.
+    where it has one. Raises UserError if there is no such model, or it is one that cannot be used here.
     """
     from ..sdxl import StableDiffusionXL
     from ..stable_diffusion import StableDiffusion
@@ -56,12 +56,12 @@ def load_base(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     name = name or default_base(device)
-    vae_place = _vae_place(str(vae)) if vae is not None else None
-    with silent():
-        place = _place(name, revision)
-        parts = _parts(place, name, dtype, device, with_vae=vae is None)
+    vae_place = _locate_vae(str(vae)) if vae is not None else None
+    with silence_libraries():
+        place = _locate(name, revision)
+        parts = _read_parts(place, name, dtype, device, with_vae=vae is None)
         if vae_place:
-            _put_vae(parts, vae_place, str(vae), dtype)
+            _replace_vae(parts, vae_place, str(vae), dtype)
     common = {
         "name": name,
         "kind": parts.kind,
@@ -79,7 +79,7 @@ def load_base(
 
 
 def default_base(device: torch.device) -> str:
-    return "sd15" if device.type == "cuda" and cached(SHORT_NAMES["sd15"], None, incomplete) else BUILT_IN
+    return "sd15" if device.type == "cuda" and cached_folder(SHORT_NAMES["sd15"], None, missing_file) else BUILT_IN
 
 
 def kind_of(name: str | None) -> str | None:
@@ -88,7 +88,7 @@ def kind_of(name: str | None) -> str | None:
     return {BUILT_IN: "tiny", "sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}.get(name)
 
 
-def introduction(base, asked: str | None, draws: bool = False) -> str:
+def describe_base(base, asked: str | None, draws: bool = False) -> str:
     """Which base is loaded: kind, size, precision; where nobody asked for it, why. draws: what checks its pictures."""
     size = f"{base.parameters / 1e6:,.0f} million parameters"
     line = f"Base: {base.name} on {base.device.type}, {_KIND_NAMES[base.kind]}: {size} in {_PRECISION[base.dtype]}."
@@ -107,73 +107,75 @@ def built_in_folder() -> Path:
     return Path(str(resources.files("sdpersonal.models") / "tiny" / "weights"))
 
 
-def _place(name: str, revision: str | None) -> Path:
+def _locate(name: str, revision: str | None) -> Path:
     """A base's folder or file."""
-    path = built_in_folder() if name == BUILT_IN else _local(name)
+    path = built_in_folder() if name == BUILT_IN else _local_path(name)
     if path and revision:
-        raise PersonalError(f"--revision is for models of the Hub; {show(name)} is on this machine.", "Leave it out.")
-    return path or _from_hub(name, revision)
+        raise UserError(f"--revision is for models of the Hub; {printable(name)} is on this machine.", "Leave it out.")
+    return path or _fetch_from_hub(name, revision)
 
 
-def _parts(place: Path, name: str, dtype: torch.dtype, device: torch.device, with_vae: bool) -> Parts:
+def _read_parts(place: Path, name: str, dtype: torch.dtype, device: torch.device, with_vae: bool) -> BaseParts:
     if place.is_file():
         return read_file(place, name, dtype, device, with_vae)
     return read_folder(place, name, dtype, with_vae)
 
 
-def _local(name: str) -> Path | None:
-    """The file or folder of that name; None if it can only be on the Hub. Raises PersonalError for a pickle."""
+def _local_path(name: str) -> Path | None:
+    """The file or folder of that name; None if it can only be on the Hub. Raises UserError for a pickle."""
     try:
         path = Path(name).expanduser()
     except RuntimeError:  # ~somebody, where nobody is called so
-        raise PersonalError(f"{show(name)} begins with the home of a user who is not known here.") from None
+        raise UserError(f"{printable(name)} begins with the home of a user who is not known here.") from None
     if path.is_dir():
         return path
-    if not name.lower().endswith(_FILES) and not path.is_file():
+    if not name.lower().endswith(_FILE_SUFFIXES) and not path.is_file():
         return None
-    if path.suffix.lower() in PICKLES:
-        raise PersonalError(
-            f"{show(name)} is a pickle ({path.suffix}): opening it can run code, so I do not.",
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        raise UserError(
+            f"{printable(name)} is a pickle ({path.suffix}): opening it can run code, so I do not.",
             "Use its .safetensors copy; most have one on the page they came from.",
         )
     if not path.is_file():
-        raise PersonalError(f"There is no file {show(name, 200)}.", "Check the path.")
+        raise UserError(f"There is no file {printable(name, 200)}.", "Check the path.")
     if path.suffix.lower() != ".safetensors":
-        raise PersonalError(f"{show(name)} is not a .safetensors file.", "Use its .safetensors copy.")
+        raise UserError(f"{printable(name)} is not a .safetensors file.", "Use its .safetensors copy.")
     return path
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _fetch_from_hub(name: str, revision: str | None) -> Path:
     hub_id = SHORT_NAMES.get(name, name)
     if not HUB_ID.fullmatch(hub_id):
-        raise PersonalError(
-            f"No base called {show(name)}.",
+        raise UserError(
+            f"No base called {printable(name)}.",
             "Use tiny, sd15, sd21, sdxl, a Hub id, a folder in diffusers layout or a .safetensors checkpoint.",
         )
-    return fetched(hub_id, name, incomplete, revision, "Give --base FOLDER or a .safetensors file, or use --base tiny.")
+    return fetch_folder(
+        hub_id, name, missing_file, revision, "Give --base FOLDER or a .safetensors file, or use --base tiny."
+    )
 
 
-def _vae_place(name: str) -> Path:
+def _locate_vae(name: str) -> Path:
     fix = "Give --vae a folder, a .safetensors file or a Hub id."
-    path = _local(name)
+    path = _local_path(name)
     if path is None and not HUB_ID.fullmatch(name):
-        raise PersonalError(f"No autoencoder called {show(name)}.", fix)
-    path = path or fetched(name, name, vae_incomplete, instead=fix)
+        raise UserError(f"No autoencoder called {printable(name)}.", fix)
+    path = path or fetch_folder(name, name, missing_vae_file, instead=fix)
     return path / "vae" if (path / "vae").is_dir() else path
 
 
-def _put_vae(parts: Parts, place: Path, name: str, dtype: torch.dtype) -> None:
+def _replace_vae(parts: BaseParts, place: Path, name: str, dtype: torch.dtype) -> None:
     """Another autoencoder, of the same latents; the base's version then says so."""
     if place.is_file():
         resolution = int(parts.unet.config.sample_size) * 8
         parts.vae, files = read_vae_file(place, parts.kind, resolution, dtype, name), [place]
     else:
         parts.vae, files = read_vae_folder(place, parts.kind, dtype)
-    config, scaling = parts.vae.config, SCALING.get(parts.kind)
+    config, scaling = parts.vae.config, SCALING_FACTORS.get(parts.kind)
     if config.latent_channels != parts.unet.config.in_channels or scaling not in (None, config.scaling_factor):
-        raise PersonalError(
-            f"The autoencoder {show(name)} makes other latents ({config.latent_channels} channels, scaled by "
-            f"{config.scaling_factor:g}) than {show(_KIND_NAMES[parts.kind])} reads.",
+        raise UserError(
+            f"The autoencoder {printable(name)} makes other latents ({config.latent_channels} channels, scaled by "
+            f"{config.scaling_factor:g}) than {printable(_KIND_NAMES[parts.kind])} reads.",
             "Give one that was made for this kind of base.",
         )
-    parts.version = hashlib.sha256(f"{parts.version}{digest(files)}".encode()).hexdigest()
+    parts.version = hashlib.sha256(f"{parts.version}{sha256_of_files(files)}".encode()).hexdigest()

@@ -10,31 +10,32 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ...errors import PersonalError
-from ...prompts import show
+from ...errors import UserError
+from ...prompts import printable
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-CONTEXT = 77  # tokens that CLIP reads
-SCALING = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}  # makes the latents' standard deviation about 1
-_HEAD = 64  # channels of one attention head, but for SD 1.x, which has 8 heads everywhere
+CONTEXT_LENGTH = 77  # tokens that CLIP reads
+SCALING_FACTORS = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}  # makes the latents' standard deviation about 1
+_HEAD_DIM = 64  # channels of one attention head, but for SD 1.x, which has 8 heads everywhere
 
 
-KINDS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
-TINY = {192: "tiny"}
+KINDS_BY_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+TINY_BY_WIDTH = {192: "tiny"}
 
 
-def kind_by_width(width: object, name: str, kinds: Mapping[int, str] = KINDS) -> str:
-    """The kind of the base called `name`, by the width of the text that its UNet reads. Raises PersonalError."""
+def kind_by_width(width: object, name: str, kinds: Mapping[int, str] = KINDS_BY_WIDTH) -> str:
+    """The kind of the base called `name`, by the width of the text that its UNet reads. Raises UserError."""
     if isinstance(width, int) and width in kinds:
         return kinds[width]
-    raise PersonalError(
-        f"{show(name)} reads text of width {show(str(width))}; Stable Diffusion 1.x has 768, 2.x 1024, XL 2048.",
+    raise UserError(
+        f"{printable(name)} reads text of width {printable(str(width))}; Stable Diffusion 1.x has 768, "
+        "2.x 1024, XL 2048.",
         "Use another base.",
     )
 
 
-def under(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
+def with_prefix_removed(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
     return {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
 
 
@@ -45,7 +46,7 @@ def unet_config(shapes: Shapes, kind: str, resolution: int) -> dict[str, object]
     depths = [depth for _, depth in levels]
     down = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths]
     up = ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)]
-    middle = _count(shapes, r"middle_block\.1\.transformer_blocks\.(\d+)\.attn1\.to_q\.weight")
+    middle = _count_matches(shapes, r"middle_block\.1\.transformer_blocks\.(\d+)\.attn1\.to_q\.weight")
     config: dict[str, object] = {
         "sample_size": resolution // 8,
         "in_channels": shapes["input_blocks.0.0.weight"][1],
@@ -56,7 +57,7 @@ def unet_config(shapes: Shapes, kind: str, resolution: int) -> dict[str, object]
         "layers_per_block": _resnets_per_level(shapes),
         "transformer_layers_per_block": [depth or middle for depth in depths],
         "cross_attention_dim": context_width(shapes),
-        "attention_head_dim": 8 if kind == "sd1" else [width // _HEAD for width in widths],  # it counts heads
+        "attention_head_dim": 8 if kind == "sd1" else [width // _HEAD_DIM for width in widths],  # it counts heads
         "use_linear_projection": len(shapes["middle_block.1.proj_in.weight"]) == 2,
     }
     if kind == "sdxl":
@@ -75,7 +76,7 @@ def context_width(shapes: Shapes) -> int:
 
 def vae_config(shapes: Shapes, kind: str, resolution: int) -> dict[str, object]:
     """For AutoencoderKL. shapes: without `first_stage_model.`. Raises KeyError where it is no such autoencoder."""
-    levels = _count(shapes, r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight")
+    levels = _count_matches(shapes, r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight")
     return {
         "in_channels": shapes["encoder.conv_in.weight"][1],
         "out_channels": shapes["decoder.conv_out.weight"][0],
@@ -83,8 +84,8 @@ def vae_config(shapes: Shapes, kind: str, resolution: int) -> dict[str, object]:
         "block_out_channels": [shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(levels)],
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "layers_per_block": _count(shapes, r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight"),
-        "scaling_factor": SCALING[kind],
+        "layers_per_block": _count_matches(shapes, r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight"),
+        "scaling_factor": SCALING_FACTORS[kind],
         "sample_size": resolution,
     }
 
@@ -96,11 +97,11 @@ def clip_config(shapes: Shapes) -> dict[str, object]:
         "vocab_size": vocabulary,
         "hidden_size": width,
         "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
-        "num_hidden_layers": _count(shapes, r"encoder\.layers\.(\d+)\.mlp\.fc1\.weight"),
-        "num_attention_heads": width // _HEAD,
+        "num_hidden_layers": _count_matches(shapes, r"encoder\.layers\.(\d+)\.mlp\.fc1\.weight"),
+        "num_attention_heads": width // _HEAD_DIM,
         "projection_dim": width,
         "hidden_act": "quick_gelu",
-        "max_position_embeddings": CONTEXT,
+        "max_position_embeddings": CONTEXT_LENGTH,
     }
 
 
@@ -110,16 +111,16 @@ def open_clip_config(shapes: Shapes, whole: bool) -> dict[str, object]:
     whole: all layers, as SDXL runs them. SD 2.x reads the last but one and leaves the last of ViT-H's 24 out.
     """
     vocabulary, width = shapes["token_embedding.weight"]
-    layers = _count(shapes, r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.weight")
+    layers = _count_matches(shapes, r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.weight")
     return {
         "vocab_size": vocabulary,
         "hidden_size": width,
         "intermediate_size": shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
         "num_hidden_layers": layers if whole or layers != 24 else 23,  # a copy made by diffusers' script has 23 already
-        "num_attention_heads": width // _HEAD,
+        "num_attention_heads": width // _HEAD_DIM,
         "projection_dim": shapes.get("text_projection", (width, width))[1],
         "hidden_act": "gelu",
-        "max_position_embeddings": CONTEXT,
+        "max_position_embeddings": CONTEXT_LENGTH,
     }
 
 
@@ -129,7 +130,7 @@ def _unet_levels(shapes: Shapes) -> list[tuple[int, int]]:
     while f"input_blocks.{number}.0.in_layers.2.weight" in shapes:
         width = shapes[f"input_blocks.{number}.0.in_layers.2.weight"][0]
         blocks = rf"input_blocks\.{number}\.1\.transformer_blocks\.(\d+)\.attn1\.to_q\.weight"
-        levels.append((width, _count(shapes, blocks)))
+        levels.append((width, _count_matches(shapes, blocks)))
         number += _resnets_per_level(shapes) + 1
     return levels
 
@@ -141,5 +142,5 @@ def _resnets_per_level(shapes: Shapes) -> int:
     return number - 1
 
 
-def _count(shapes: Shapes, pattern: str) -> int:
+def _count_matches(shapes: Shapes, pattern: str) -> int:
     return 1 + max((int(found[1]) for key in shapes if (found := re.fullmatch(pattern, key))), default=-1)

@@ -48,34 +48,34 @@ _OPEN_CLIP_LAYER = {
 
 
 @dataclass(frozen=True)
-class Place:
+class CheckpointKey:
     """Where a weight lies in a checkpoint: a tensor, or a third of one that holds q, k and v, maybe transposed."""
 
     key: str
-    third: int | None = None
-    transposed: bool = False
+    qkv_index: int | None = None
+    is_transposed: bool = False
 
 
-def unet_places(unet: nn.Module, prefix: str = "model.diffusion_model.") -> dict[str, Place]:
+def unet_keys(unet: nn.Module, prefix: str = "model.diffusion_model.") -> dict[str, CheckpointKey]:
     """Every weight of a UNet2DConditionModel of SD 1.x, 2.x or SDXL."""
     paths = unet_paths(unet)
-    return {name: Place(f"{prefix}{paths[path]}.{end}") for name, path, end in _weights(unet)}
+    return {name: CheckpointKey(f"{prefix}{paths[path]}.{end}") for name, path, end in _split_names(unet)}
 
 
-def vae_places(vae: nn.Module, prefix: str = "first_stage_model.") -> dict[str, Place]:
+def vae_keys(vae: nn.Module, prefix: str = "first_stage_model.") -> dict[str, CheckpointKey]:
     """Every weight of an AutoencoderKL."""
     levels = len(vae.config.block_out_channels)
-    return {name: Place(f"{prefix}{_vae_path(path, levels)}.{end}") for name, path, end in _weights(vae)}
+    return {name: CheckpointKey(f"{prefix}{_vae_path(path, levels)}.{end}") for name, path, end in _split_names(vae)}
 
 
-def clip_places(text: nn.Module, prefix: str) -> dict[str, Place]:
+def clip_keys(text: nn.Module, prefix: str) -> dict[str, CheckpointKey]:
     """Every weight of a CLIP text model in the layout that SD 1.x and SDXL's first encoder have: transformers' own."""
-    return {name: Place(f"{prefix}{name.removeprefix('text_model.')}") for name in text.state_dict()}
+    return {name: CheckpointKey(f"{prefix}{name.removeprefix('text_model.')}") for name in text.state_dict()}
 
 
-def open_clip_places(text: nn.Module, prefix: str) -> dict[str, Place]:
+def open_clip_keys(text: nn.Module, prefix: str) -> dict[str, CheckpointKey]:
     """Every weight of a CLIP text model in open_clip's layout: SD 2.x, and SDXL's second encoder."""
-    return {name: _open_clip_place(name.removeprefix("text_model."), prefix) for name in text.state_dict()}
+    return {name: _open_clip_key(name.removeprefix("text_model."), prefix) for name in text.state_dict()}
 
 
 def unet_paths(unet: nn.Module) -> dict[str, str]:
@@ -133,18 +133,18 @@ def _vae_path(path: str, levels: int) -> str:
     return f"{before}mid.attn_1.{_VAE_ATTENTION[inside]}" if attention else path
 
 
-def _open_clip_place(name: str, prefix: str) -> Place:
+def _open_clip_key(name: str, prefix: str) -> CheckpointKey:
     if name in _OPEN_CLIP:
-        return Place(prefix + _OPEN_CLIP[name], transposed=name.startswith("text_projection"))
+        return CheckpointKey(prefix + _OPEN_CLIP[name], is_transposed=name.startswith("text_projection"))
     number, inside = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", name).groups()
     block = f"{prefix}transformer.resblocks.{number}."
     path, end = inside.rsplit(".", 1)
     if joint := re.fullmatch(r"self_attn\.([qkv])_proj", path):
-        return Place(f"{block}attn.in_proj_{end}", third="qkv".index(joint[1]))
-    return Place(f"{block}{_OPEN_CLIP_LAYER[path]}.{end}")
+        return CheckpointKey(f"{block}attn.in_proj_{end}", qkv_index="qkv".index(joint[1]))
+    return CheckpointKey(f"{block}{_OPEN_CLIP_LAYER[path]}.{end}")
 
 
-def _weights(model: nn.Module) -> Iterator[tuple[str, str, str]]:
+def _split_names(model: nn.Module) -> Iterator[tuple[str, str, str]]:
     """(name, module's path, "weight" or "bias")"""
     for name in model.state_dict():
         path, end = name.rsplit(".", 1)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import gzip
 from importlib import resources
 
-from .architecture import CONTEXT
+from .architecture import CONTEXT_LENGTH
 
-VOCABULARY = 49408
+VOCAB_SIZE = 49408
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -21,13 +21,13 @@ def clip_tokenizer(pad: str = END):
 
     packed = (resources.files("sdpersonal.models.loading") / "clip" / "merges.txt.gz").read_bytes()
     merges = [tuple(line.split(" ")) for line in gzip.decompress(packed).decode("utf-8").splitlines()]
-    letters = _letters()
+    letters = _byte_characters()
     words = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges), START, END]
     vocabulary = {word: number for number, word in enumerate(words)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad, model_max_length=CONTEXT)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad, model_max_length=CONTEXT_LENGTH)
 
 
-def _letters() -> list[str]:
+def _byte_characters() -> list[str]:
     """One printable character for each byte (Radford et al. 2019, GPT-2): itself, or one from 256 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]

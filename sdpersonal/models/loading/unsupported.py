@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ...errors import PersonalError
-from ...prompts import show
+from ...errors import UserError
+from ...prompts import printable
 from .architecture import Shapes
 
 _LORA_MARKS = (
@@ -13,14 +13,14 @@ _LORA_MARKS = (
 _SUPPORTED = "I work with Stable Diffusion 1.x, 2.x and XL."
 
 
-def refuse_strangers(shapes: Shapes, name: str) -> None:
-    """Raises PersonalError unless these weights may be a whole checkpoint of Stable Diffusion."""
-    if what := _stranger(shapes):
+def refuse_unsupported(shapes: Shapes, name: str) -> None:
+    """Raises UserError unless these weights may be a whole checkpoint of Stable Diffusion."""
+    if what := _unsupported_reason(shapes):
         problem, fix = what
-        raise PersonalError(f"{show(name)} is {problem}.", fix)
+        raise UserError(f"{printable(name)} is {problem}.", fix)
 
 
-def _stranger(shapes: Shapes) -> tuple[str, str] | None:
+def _unsupported_reason(shapes: Shapes) -> tuple[str, str] | None:
     def some(*marks: str) -> bool:
         return any(mark in key for key in shapes for mark in marks)
 

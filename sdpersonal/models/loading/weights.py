@@ -13,18 +13,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ...errors import PersonalError
-from ...prompts import show
-from .ldm_keys import Place
+from ...errors import UserError
+from ...prompts import printable
+from .ldm_keys import CheckpointKey
 
 # diffusers imports bitsandbytes where it is installed, and it then tells of 4-bit kernels that nobody here uses.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 
 @dataclass
-class Parts:
+class BaseParts:
     """What a base is made of, as read from wherever it lay."""
 
     kind: str  # "tiny", "sd1", "sd2" or "sdxl"
@@ -43,40 +43,43 @@ def vae_dtype(kind: str, config: Mapping[str, object], dtype: torch.dtype) -> to
 
 
 @contextmanager
-def opened(path: Path) -> Iterator:
-    """A safetensors file, memory-mapped. Raises PersonalError where it is none, or ends early."""
+def open_safetensors(path: Path) -> Iterator:
+    """A safetensors file, memory-mapped. Raises UserError where it is none, or ends early."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
     except SafetensorError as error:
-        raise PersonalError(f"{show(str(path), 200)} {_fault(path, str(error))}.", "Fetch or copy it again.") from None
+        raise UserError(
+            f"{printable(str(path), 200)} {_describe_damage(path, str(error))}.", "Fetch or copy it again."
+        ) from None
     except OSError as error:
-        raise PersonalError(f"{show(str(path), 200)} cannot be read: {error.strerror or error}.") from None
+        raise UserError(f"{printable(str(path), 200)} cannot be read: {error.strerror or error}.") from None
 
 
-def check_whole(paths: Iterable[Path]) -> None:
-    """Raises PersonalError for the first of these files that is cut short or no safetensors file; reads headers."""
+def check_complete(paths: Iterable[Path]) -> None:
+    """Raises UserError for the first of these files that is cut short or no safetensors file; reads headers."""
     for path in paths:
-        with opened(path):
+        with open_safetensors(path):
             pass
 
 
-def fill(model: nn.Module, file, places: Mapping[str, Place], dtype: torch.dtype, name: str) -> None:
-    """Give a model on the meta device its weights from an open file. Raises PersonalError where they do not fit."""
+def load_weights(model: nn.Module, file, places: Mapping[str, CheckpointKey], dtype: torch.dtype, name: str) -> None:
+    """Give a model on the meta device its weights from an open file. Raises UserError where they do not fit."""
     held = set(file.keys())
     missing = sorted({place.key for place in places.values()} - held)
     if missing:
-        raise PersonalError(
-            f"{show(name)} lacks {len(missing)} of the weights it should have; the first is {show(missing[0])}.",
+        raise UserError(
+            f"{printable(name)} lacks {len(missing)} of the weights it should have; the first is "
+            f"{printable(missing[0])}.",
             "It is cut down, or of an architecture that I do not know. Use another copy.",
         )
     tensors = {}
     for key, shape in ((key, value.shape) for key, value in model.state_dict().items()):
-        tensor = _read(file, places[key])
+        tensor = _read_tensor(file, places[key])
         if [n for n in tensor.shape if n != 1] != [n for n in shape if n != 1]:
             found, wanted = tuple(tensor.shape), tuple(shape)
-            raise PersonalError(
-                f"{show(name)}: {show(places[key].key)} has the shape {found} where {wanted} belongs.",
+            raise UserError(
+                f"{printable(name)}: {printable(places[key].key)} has the shape {found} where {wanted} belongs.",
                 "Use another copy.",
             )
         tensors[key] = tensor.reshape(shape).to(dtype).contiguous()  # a 1x1 convolution may stand for a linear layer
@@ -86,7 +89,7 @@ def fill(model: nn.Module, file, places: Mapping[str, Place], dtype: torch.dtype
             module.position_ids = torch.arange(module.position_ids.shape[-1])[None]
 
 
-def digest(paths: Iterable[Path]) -> str:
+def sha256_of_files(paths: Iterable[Path]) -> str:
     """sha256 over the files' bytes; of one file, what `sha256sum` and A1111's model hash say."""
     total = hashlib.sha256()
     for path in paths:
@@ -96,16 +99,16 @@ def digest(paths: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def _read(file, place: Place) -> Tensor:
-    if place.third is None:
+def _read_tensor(file, place: CheckpointKey) -> Tensor:
+    if place.qkv_index is None:
         tensor = file.get_tensor(place.key)
-        return tensor.T if place.transposed else tensor
+        return tensor.T if place.is_transposed else tensor
     joint = file.get_slice(place.key)
     rows = joint.get_shape()[0] // 3
-    return joint[place.third * rows : (place.third + 1) * rows]
+    return joint[place.qkv_index * rows : (place.qkv_index + 1) * rows]
 
 
-def _fault(path: Path, said: str) -> str:
+def _describe_damage(path: Path, said: str) -> str:
     with path.open("rb") as file:
         start = file.read(9)
     if not start:
@@ -115,7 +118,7 @@ def _fault(path: Path, said: str) -> str:
     return "is not a safetensors file that can be read"
 
 
-class silent:
+class silence_libraries:
     """transformers and diffusers draw progress bars and notes of their own while loading; ours is the only voice."""
 
     def __enter__(self):

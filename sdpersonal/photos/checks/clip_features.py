@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 
-class Eyes(Protocol):
+class ClipFeatures(Protocol):
     """Both methods return float rows of length 1: (N, d), the same d."""
 
-    def see(self, pictures: Sequence[Image.Image]) -> np.ndarray: ...
+    def image_features(self, pictures: Sequence[Image.Image]) -> np.ndarray: ...
 
     def read(self, texts: Sequence[str]) -> np.ndarray: ...

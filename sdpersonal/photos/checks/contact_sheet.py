@@ -7,41 +7,41 @@ import math
 from PIL import Image, ImageDraw, ImageFont
 
 from ..loading import Photo, PhotoSet
-from .findings import Verdict
+from .findings import Report
 
 _TILE, _GAP, _TEXT = 240, 14, 20  # pixels: a photo's longer side, between tiles, a line of text
-_INK, _PAPER, _FOUND = (30, 34, 40), (255, 255, 255), (196, 30, 36)
+_INK, _PAPER, _FINDING = (30, 34, 40), (255, 255, 255), (196, 30, 36)
 _INSIDE, _OUTSIDE = (255, 208, 0), 0.45  # the square's outline; how bright the rest of the photo stays
-_WIDEST = 8  # columns
+_MAX_COLUMNS = 8  # columns
 
 
-def contact_sheet(photos: PhotoSet, verdict: Verdict) -> Image.Image:
+def contact_sheet(photos: PhotoSet, verdict: Report) -> Image.Image:
     """RGB; what lies outside a photo's square is darkened, findings are red."""
     found = {
         photo.name: [each.name for each in verdict.findings if photo.name in each.photos] for photo in photos.photos
     }
     lines = max(map(len, found.values()))
-    columns = min(_WIDEST, max(3, math.ceil(math.sqrt(len(photos.photos) * 1.5))))
+    columns = min(_MAX_COLUMNS, max(3, math.ceil(math.sqrt(len(photos.photos) * 1.5))))
     width, height = _TILE + _GAP, _TILE + _GAP + _TEXT * (1 + lines)
     rows = math.ceil(len(photos.photos) / columns)
     page = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), _PAPER)
     for i, photo in enumerate(photos.photos):
-        _place(page, photo, found[photo.name], _GAP + i % columns * width, _GAP + i // columns * height)
+        _paste_photo(page, photo, found[photo.name], _GAP + i % columns * width, _GAP + i // columns * height)
     return page
 
 
-def _place(page: Image.Image, photo: Photo, found: list[str], left: int, top: int) -> None:
-    shown = with_square(photo)
+def _paste_photo(page: Image.Image, photo: Photo, found: list[str], left: int, top: int) -> None:
+    shown = show_crop(photo)
     page.paste(shown, (left + (_TILE - shown.width) // 2, top + (_TILE - shown.height) // 2))
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
     for line, text in enumerate([photo.name, *found]):
         y = top + _TILE + 3 + line * _TEXT
-        pen.text((left, y), _shortened(text, font), _FOUND if line else _INK, font)
+        pen.text((left, y), _shorten(text, font), _FINDING if line else _INK, font)
     if found:
-        pen.rectangle((left - 4, top - 4, left + _TILE + 3, top + _TILE + 3), outline=_FOUND, width=2)
+        pen.rectangle((left - 4, top - 4, left + _TILE + 3, top + _TILE + 3), outline=_FINDING, width=2)
 
 
-def with_square(photo: Photo) -> Image.Image:
+def show_crop(photo: Photo) -> Image.Image:
     height, width = photo.pixels.shape[:2]
     scale = _TILE / max(height, width)
     small = Image.fromarray(photo.pixels).resize(
@@ -56,7 +56,7 @@ def with_square(photo: Photo) -> Image.Image:
     return shown
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont) -> str:
+def _shorten(text: str, font: ImageFont.FreeTypeFont) -> str:
     if font.getlength(text) <= _TILE:
         return text
     while font.getlength(text + "...") > _TILE:

@@ -15,22 +15,22 @@ import numpy as np
 from numpy.fft import irfft2, rfft2
 from PIL import Image, ImageFilter
 
-ALIKE = 0.8  # correlation in 32 pixels
-SAME = 0.87  # in 96; the most alike of different photos has 0.85, a crop to 70 % about 0.93
-_COARSE, _FINE, _KEPT = 32, 96, 256
+COARSE_THRESHOLD = 0.8  # correlation in 32 pixels
+FINE_THRESHOLD = 0.87  # in 96; the most alike of different photos has 0.85, a crop to 70 % about 0.93
+_COARSE, _FINE, _SIDE = 32, 96, 256
 _SCALES = tuple(np.linspace(0.7, 1.0, 11))  # of the searched photo's side
-_REFINED = tuple(np.linspace(-0.03, 0.03, 7))
+_SCALE_STEPS = tuple(np.linspace(-0.03, 0.03, 7))
 _MIDDLE = 0.85  # of the side: the part that is searched for
 _DETAIL = 4.5  # pixels of blur that is taken away
 _AROUND = 0.7  # of the found part's half side: what lies further out is around
-_SAME_AROUND = 0.5  # least correlation there, where there is detail
+_AROUND_THRESHOLD = 0.5  # least correlation there, where there is detail
 _PLAIN = 3.0  # levels of 255: less detail than that is none
-_SAME_COLOUR = 12.0  # levels that the mean Cb and Cr around may differ by
+_MAX_CHROMA_DIFFERENCE = 12.0  # levels that the mean Cb and Cr around may differ by
 _NEIGHBOURS = 30  # of a large set, each photo is compared with so many on either side: copies are near in order of name
 
 
 @dataclass(frozen=True)
-class _Searched:
+class _SearchImage:
     """A picture to look into, (side, side), and what normalising needs of it: running sums, its spectrum."""
 
     side: int
@@ -41,25 +41,30 @@ class _Searched:
 
 def near_duplicates(squares: Sequence[np.ndarray]) -> list[tuple[int, ...]]:
     """Groups of photos that are nearly the same, by their places. squares: uint8 (S, S, 3) each."""
-    images = [Image.fromarray(square).resize((_KEPT, _KEPT), Image.Resampling.BOX) for square in squares]
+    images = [Image.fromarray(square).resize((_SIDE, _SIDE), Image.Resampling.BOX) for square in squares]
     group = list(range(len(images)))
-    for a, b in _alike(images):
-        if group[a] != group[b] and _same(images[a], images[b]):
+    for a, b in _candidate_pairs(images):
+        if group[a] != group[b] and _is_same(images[a], images[b]):
             old, new = group[b], group[a]
             group = [new if each == old else each for each in group]
     groups = [tuple(i for i, each in enumerate(group) if each == first) for first in sorted(set(group))]
     return [members for members in groups if len(members) > 1]
 
 
-def _alike(images: Sequence[Image.Image]) -> Iterator[tuple[int, int]]:
+def _candidate_pairs(images: Sequence[Image.Image]) -> Iterator[tuple[int, int]]:
     """Pairs that look the same from afar."""
-    searched = [_searched(_light(image, _COARSE)) for image in images]
+    searched = [_search_image(_luminance(image, _COARSE)) for image in images]
     both = [(image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)) for image in images]
     templates = [
-        np.stack([[_template(_light(image, _side(scale, _COARSE)), _COARSE)[0] for image in pair] for pair in both])
+        np.stack(
+            [
+                [_template(_luminance(image, _scaled_side(scale, _COARSE)), _COARSE)[0] for image in pair]
+                for pair in both
+            ]
+        )
         for scale in _SCALES
     ]  # for each scale, the spectra of all photos and their mirror images: (n, 2, f, f)
-    sizes = [_size(_side(scale, _COARSE)) for scale in _SCALES]
+    sizes = [_middle_size(_scaled_side(scale, _COARSE)) for scale in _SCALES]
     best = np.zeros((len(images), len(images)))
     for i, whole in enumerate(searched):
         first = max(0, i - _NEIGHBOURS)
@@ -68,42 +73,42 @@ def _alike(images: Sequence[Image.Image]) -> Iterator[tuple[int, int]]:
             found = _correlate(whole, spectra[first:last], size).max(axis=(1, 2, 3))
             best[i, first:last] = np.maximum(best[i, first:last], found)
     best = np.maximum(best, best.T)
-    yield from zip(*np.nonzero(np.triu(best > ALIKE, 1)), strict=True)
+    yield from zip(*np.nonzero(np.triu(best > COARSE_THRESHOLD, 1)), strict=True)
 
 
-def _same(a: Image.Image, b: Image.Image) -> bool:
+def _is_same(a: Image.Image, b: Image.Image) -> bool:
     mirrored = b.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return any(_found_again(whole, part) for other in (b, mirrored) for whole, part in ((a, other), (other, a)))
+    return any(_contains_middle(whole, part) for other in (b, mirrored) for whole, part in ((a, other), (other, a)))
 
 
-def _found_again(whole: Image.Image, part: Image.Image) -> bool:
+def _contains_middle(whole: Image.Image, part: Image.Image) -> bool:
     """Whether the middle of `part` is in `whole`: looked for near the scale at which their light fits best."""
-    coarse = _searched(_light(whole, _COARSE))
-    scale = max(_SCALES, key=lambda scale: _best(coarse, _light(part, _side(scale, _COARSE)))[0])
-    fine = _searched(_detail(whole, _FINE))
-    sides = {_side(scale + step, _FINE) for step in _REFINED}
-    (alike, top, left), side = max((_best(fine, _detail(part, side)), side) for side in sides)
-    return alike > SAME and _same_around(whole, part, side, top, left)
+    coarse = _search_image(_luminance(whole, _COARSE))
+    scale = max(_SCALES, key=lambda scale: _best_match(coarse, _luminance(part, _scaled_side(scale, _COARSE)))[0])
+    fine = _search_image(_detail(whole, _FINE))
+    sides = {_scaled_side(scale + step, _FINE) for step in _SCALE_STEPS}
+    (alike, top, left), side = max((_best_match(fine, _detail(part, side)), side) for side in sides)
+    return alike > FINE_THRESHOLD and _is_same_around(whole, part, side, top, left)
 
 
-def _same_around(whole: Image.Image, part: Image.Image, side: int, top: int, left: int) -> bool:
+def _is_same_around(whole: Image.Image, part: Image.Image, side: int, top: int, left: int) -> bool:
     """Whether what surrounds the middle is the same too, once the part's middle lies at (top, left) in the whole."""
-    size = _size(side)
+    size = _middle_size(side)
     start = (side - size) // 2
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     around = np.maximum(abs(x), abs(y)) > _AROUND
     there = np.s_[top : top + size, left : left + size]
     here = np.s_[start : start + size, start : start + size]
     chroma_a, chroma_b = _chroma(whole, _FINE)[there][around], _chroma(part, side)[here][around]
-    if abs(chroma_a.mean(0) - chroma_b.mean(0)).max() > _SAME_COLOUR:
+    if abs(chroma_a.mean(0) - chroma_b.mean(0)).max() > _MAX_CHROMA_DIFFERENCE:
         return False
     a, b = _detail(whole, _FINE)[there][around], _detail(part, side)[here][around]
     if max(a.std(), b.std()) < _PLAIN:
         return True
-    return float(np.mean((a - a.mean()) * (b - b.mean()))) > _SAME_AROUND * max(a.std() * b.std(), _PLAIN)
+    return float(np.mean((a - a.mean()) * (b - b.mean()))) > _AROUND_THRESHOLD * max(a.std() * b.std(), _PLAIN)
 
 
-def _best(whole: _Searched, part: np.ndarray) -> tuple[float, int, int]:
+def _best_match(whole: _SearchImage, part: np.ndarray) -> tuple[float, int, int]:
     """How well the middle of `part` is found, -1 to 1, and where: (alike, top, left)."""
     spectrum, size = _template(part, whole.side)
     alike = _correlate(whole, spectrum, size)
@@ -111,14 +116,16 @@ def _best(whole: _Searched, part: np.ndarray) -> tuple[float, int, int]:
     return float(alike[top, left]), top, left
 
 
-def _searched(picture: np.ndarray) -> _Searched:
+def _search_image(picture: np.ndarray) -> _SearchImage:
     side = len(picture)
-    return _Searched(side, rfft2(picture, (2 * side, 2 * side)), _running(picture), _running(picture**2))
+    return _SearchImage(
+        side, rfft2(picture, (2 * side, 2 * side)), _integral_image(picture), _integral_image(picture**2)
+    )
 
 
 def _template(picture: np.ndarray, into: int) -> tuple[np.ndarray, int]:
     """The spectrum of a picture's middle, of mean 0 and length 1, to be searched in a picture of side `into`."""
-    size = _size(len(picture))
+    size = _middle_size(len(picture))
     start = (len(picture) - size) // 2
     middle = picture[start : start + size, start : start + size]
     middle = middle - middle.mean()
@@ -126,31 +133,31 @@ def _template(picture: np.ndarray, into: int) -> tuple[np.ndarray, int]:
     return rfft2(middle / length, (2 * into, 2 * into)), size
 
 
-def _correlate(whole: _Searched, spectra: np.ndarray, size: int) -> np.ndarray:
+def _correlate(whole: _SearchImage, spectra: np.ndarray, size: int) -> np.ndarray:
     """Normalised cross-correlation at every place, (..., places, places). spectra: (..., f, f)."""
     places = whole.side - size + 1
     products = irfft2(whole.spectrum * np.conj(spectra), (2 * whole.side, 2 * whole.side))[..., :places, :places]
-    energy = _boxes(whole.squares, size) - _boxes(whole.sums, size) ** 2 / size**2
+    energy = _box_sums(whole.squares, size) - _box_sums(whole.sums, size) ** 2 / size**2
     return products / np.sqrt(np.maximum(energy, size**2))
 
 
-def _running(values: np.ndarray) -> np.ndarray:
+def _integral_image(values: np.ndarray) -> np.ndarray:
     return np.pad(values.astype(np.float64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
 
 
-def _boxes(running: np.ndarray, size: int) -> np.ndarray:
+def _box_sums(running: np.ndarray, size: int) -> np.ndarray:
     return running[size:, size:] - running[:-size, size:] - running[size:, :-size] + running[:-size, :-size]
 
 
-def _side(scale: float, of: int) -> int:
+def _scaled_side(scale: float, of: int) -> int:
     return round(scale * of)
 
 
-def _size(side: int) -> int:
+def _middle_size(side: int) -> int:
     return round(_MIDDLE * side)
 
 
-def _light(image: Image.Image, side: int) -> np.ndarray:
+def _luminance(image: Image.Image, side: int) -> np.ndarray:
     return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX), np.float32)
 
 

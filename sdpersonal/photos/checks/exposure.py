@@ -15,7 +15,7 @@ _WASHED_OUT = 80  # range of the channel that has most; the least of a good phot
 # A studio's white wall is white too, but what stands before it is not: in a burnt-out photo much of the rest is at the
 # limit in one channel or two.
 _WHITE, _WHITE_SHARE = 250, 0.05
-_LIMIT, _LIMIT_SHARE = 252, 0.2
+_CLIPPED, _CLIPPED_SHARE = 252, 0.2
 
 
 def exposure(square: np.ndarray) -> Literal["dark", "burnt-out", "washed-out"] | None:
@@ -25,8 +25,8 @@ def exposure(square: np.ndarray) -> Literal["dark", "burnt-out", "washed-out"] |
     if light_95 < _DARK_95 and light_99 < _DARK_99:
         return "dark"
     white = (pixels >= _WHITE).all(-1)
-    at_limit = (pixels >= _LIMIT).any(-1) & ~white
-    if white.mean() > _WHITE_SHARE and at_limit.sum() > _LIMIT_SHARE * (~white).sum():
+    at_limit = (pixels >= _CLIPPED).any(-1) & ~white
+    if white.mean() > _WHITE_SHARE and at_limit.sum() > _CLIPPED_SHARE * (~white).sum():
         return "burnt-out"
     low, high = np.percentile(pixels.reshape(-1, 3), [1, 99], axis=0)
     return "washed-out" if (high - low).max() < _WASHED_OUT else None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
-Name = Literal[
+FindingName = Literal[
     "few",
     "small",
     "near-duplicates",
@@ -20,10 +20,10 @@ Name = Literal[
     "wrong-class",
     "no-captions",
 ]
-_NAMED = 6  # photos listed by name in a line; the rest is counted
+_MAX_NAMES = 6  # photos listed by name in a line; the rest is counted
 
 # What it does to the concept, and what to change.
-_ADVICE: dict[Name, tuple[str, str]] = {
+_ADVICE: dict[FindingName, tuple[str, str]] = {
     "few": ("What else is in them will be learned as part of it.", "Use 4 to 10, each in another place."),
     "small": ("Enlarged photos teach soft pictures.", "Take larger photos, or train at a lower --resolution."),
     "near-duplicates": (
@@ -65,15 +65,25 @@ class Finding:
     fix: what to change.
     """
 
-    name: Name
+    name: FindingName
     photos: tuple[str, ...]
-    problem: str
+    message: str
     effect: str
-    fix: str
+    hint: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Keys that programs read; they stay as they are."""
+        return {
+            "name": self.name,
+            "photos": self.photos,
+            "problem": self.message,
+            "effect": self.effect,
+            "fix": self.hint,
+        }
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Report:
     """All that was found in a set of `count` photos; no findings means that nothing speaks against training."""
 
     count: int
@@ -87,21 +97,21 @@ class Verdict:
         things = "one thing" if len(self.findings) == 1 else f"{len(self.findings)} things"
         lines = [f"{photos}, {things} to look at before training:"]
         for finding in self.findings:
-            lines += [f"  {finding.name}: {finding.problem} {finding.effect}", f"    {finding.fix}"]
+            lines += [f"  {finding.name}: {finding.message} {finding.effect}", f"    {finding.hint}"]
         return lines
 
     def as_json(self) -> dict[str, Any]:
         """{"photos": count, "findings": [{"name", "photos", "problem", "effect", "fix"}]}."""
-        return {"photos": self.count, "findings": [asdict(finding) for finding in self.findings]}
+        return {"photos": self.count, "findings": [finding.as_json() for finding in self.findings]}
 
 
-def finding(name: Name, photos: Sequence[str], problem: str) -> Finding:
+def make_finding(name: FindingName, photos: Sequence[str], problem: str) -> Finding:
     """With the standing advice for `name`. `{}` in `problem` becomes the photos' names."""
-    return Finding(name, tuple(photos), problem.replace("{}", _listed(photos)), *_ADVICE[name])
+    return Finding(name, tuple(photos), problem.replace("{}", _join_names(photos)), *_ADVICE[name])
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     """a, b and c; of many the first six and how many more."""
-    if len(names) > _NAMED:
-        return f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more"
+    if len(names) > _MAX_NAMES:
+        return f"{', '.join(names[:_MAX_NAMES])} and {len(names) - _MAX_NAMES} more"
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -11,24 +11,26 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-CLEARLY = 0.055  # by how much more alike; the most of an upright photo is 0.045
-FEWEST = 4  # photos in a set; of any three, one differs from the two others by chance
+MIN_MARGIN = 0.055  # by how much more alike; the most of an upright photo is 0.045
+MIN_PHOTOS = 4  # photos in a set; of any three, one differs from the two others by chance
 _SIDE, _CELLS, _DIRECTIONS = 128, 4, 8
 
 
-def sideways(squares: Sequence[np.ndarray]) -> tuple[int, ...]:
+def sideways_photos(squares: Sequence[np.ndarray]) -> tuple[int, ...]:
     """Photos that fit the others better when turned by 90 degrees. squares: uint8 (S, S, 3) each."""
-    if len(squares) < FEWEST:
+    if len(squares) < MIN_PHOTOS:
         return ()
-    turned = np.stack([[edges(np.rot90(square, turns)) for turns in (0, 1, 3)] for square in squares])  # (n, 3, d)
+    turned = np.stack(
+        [[edge_histogram(np.rot90(square, turns)) for turns in (0, 1, 3)] for square in squares]
+    )  # (n, 3, d)
     upright = turned[:, 0]
     alike = np.einsum("itd,jd->itj", turned, upright)
     alike[np.arange(len(squares)), :, np.arange(len(squares))] = 0
     mean = alike.sum(-1) / (len(squares) - 1)
-    return tuple(np.nonzero(mean[:, 1:].max(1) - mean[:, 0] > CLEARLY)[0].tolist())
+    return tuple(np.nonzero(mean[:, 1:].max(1) - mean[:, 0] > MIN_MARGIN)[0].tolist())
 
 
-def edges(square: np.ndarray) -> np.ndarray:
+def edge_histogram(square: np.ndarray) -> np.ndarray:
     """How much of the picture's edges lies in each of 4 x 4 cells in each of 8 directions: (128,), length 1.
     Histograms of oriented gradients (Dalal and Triggs 2005), under a square root."""
     gray = Image.fromarray(square).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)

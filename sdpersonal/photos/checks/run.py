@@ -7,16 +7,16 @@ from typing import TypeVar
 
 import numpy as np
 
-from ...config import Kind
-from ...prompts import show
-from ..loading import FEW, PhotoSet
+from ...config import ConceptKind
+from ...prompts import printable
+from ..loading import FEW_PHOTOS, PhotoSet
 from .background import shared_background
-from .clip_features import Eyes
+from .clip_features import ClipFeatures
 from .duplicates import near_duplicates
 from .exposure import exposure
-from .findings import Finding, Verdict, finding
-from .rotation import sideways
-from .sharpness import BLURRED, sharpness
+from .findings import Finding, Report, make_finding
+from .rotation import sideways_photos
+from .sharpness import BLUR_THRESHOLD, sharpness
 from .two_subjects import two_subjects
 from .wrong_class import wrong_class
 
@@ -25,7 +25,7 @@ _SMALL = 0.8  # of the side that is trained on: enlarging by a quarter is hardly
 _FEW_BACKGROUNDS = 3  # photos that it takes to speak of one background
 
 
-def examine(photos: PhotoSet, kind: Kind, class_noun: str = "", eyes: Eyes | None = None) -> Verdict:
+def check(photos: PhotoSet, kind: ConceptKind, class_noun: str = "", eyes: ClipFeatures | None = None) -> Report:
     """What may go wrong when a concept is learned from these photos.
 
     The photos are judged as they are trained on: scaled and cropped. A style may be dark, soft and of many things, so
@@ -35,68 +35,72 @@ def examine(photos: PhotoSet, kind: Kind, class_noun: str = "", eyes: Eyes | Non
     names = [photo.name for photo in photos.photos]
     squares = [photo.square() for photo in photos.photos]
     groups = near_duplicates(squares)
-    found = [*_of_size(photos, len(squares[0]))]
-    found += [finding("near-duplicates", _some(names, group), "{} are nearly the same picture.") for group in groups]
+    found = [*_check_size(photos, len(squares[0]))]
+    found += [
+        make_finding("near-duplicates", _select(names, group), "{} are nearly the same picture.") for group in groups
+    ]
     if kind == "style":
-        found += _of_a_style(photos)
+        found += _check_style(photos)
     else:
-        found += _of_single_photos(names, squares)
+        found += _check_each(names, squares)
         # Copies of one photo say nothing about the set: one of each group is asked what all have in common.
         copies = {i for group in groups for i in group[1:]}
         different = [i for i in range(len(names)) if i not in copies]
-        found += _of_the_set(_some(names, different), _some(squares, different), kind, class_noun, eyes)
-    return Verdict(len(names), tuple(found))
+        found += _check_set(_select(names, different), _select(squares, different), kind, class_noun, eyes)
+    return Report(len(names), tuple(found))
 
 
-def _of_size(photos: PhotoSet, size: int) -> Iterator[Finding]:
+def _check_size(photos: PhotoSet, size: int) -> Iterator[Finding]:
     names = [photo.name for photo in photos.photos]
-    if len(names) < FEW:
-        yield finding("few", names, f"{len(names)} photos are few." if len(names) > 1 else "One photo is not enough.")
+    if len(names) < FEW_PHOTOS:
+        yield make_finding(
+            "few", names, f"{len(names)} photos are few." if len(names) > 1 else "One photo is not enough."
+        )
     small = [photo for photo in photos.photos if 0 < min(photo.original) < _SMALL * size]
     if small:
         least = min(min(photo.original) for photo in small)
         more = "" if len(small) == 1 else " or more"
         problem = f"{{}} must be enlarged to {size} pixels, from {least}{more}."
-        yield finding("small", [photo.name for photo in small], problem)
+        yield make_finding("small", [photo.name for photo in small], problem)
 
 
-def _of_a_style(photos: PhotoSet) -> Iterator[Finding]:
+def _check_style(photos: PhotoSet) -> Iterator[Finding]:
     bare = [photo.name for photo in photos.photos if not photo.captions]
     if bare:
-        yield finding("no-captions", bare, "Nothing says what is in {}.")
+        yield make_finding("no-captions", bare, "Nothing says what is in {}.")
 
 
-def _of_single_photos(names: Sequence[str], squares: Sequence[np.ndarray]) -> Iterator[Finding]:
+def _check_each(names: Sequence[str], squares: Sequence[np.ndarray]) -> Iterator[Finding]:
     lights = [exposure(square) for square in squares]
     soft = [
         name
         for name, square, light in zip(names, squares, lights, strict=True)
-        if light is None and (measured := sharpness(square)) is not None and measured < BLURRED
+        if light is None and (measured := sharpness(square)) is not None and measured < BLUR_THRESHOLD
     ]
     if soft:
-        yield finding("blurred", soft, "{} is blurred." if len(soft) == 1 else "{} are blurred.")
+        yield make_finding("blurred", soft, "{} is blurred." if len(soft) == 1 else "{} are blurred.")
     for wrong, words in (("dark", "too dark"), ("burnt-out", "burnt out"), ("washed-out", "without contrast")):
         these = [name for name, light in zip(names, lights, strict=True) if light == wrong]
         if these:
-            yield finding(wrong, these, f"{{}} {'is' if len(these) == 1 else 'are'} {words}.")
+            yield make_finding(wrong, these, f"{{}} {'is' if len(these) == 1 else 'are'} {words}.")
 
 
-def _of_the_set(
-    names: list[str], squares: list[np.ndarray], kind: Kind, class_noun: str, eyes: Eyes | None
+def _check_set(
+    names: list[str], squares: list[np.ndarray], kind: ConceptKind, class_noun: str, eyes: ClipFeatures | None
 ) -> Iterator[Finding]:
-    lying = sideways(squares)
+    lying = sideways_photos(squares)
     if lying:
         problem = "{} lies on its side." if len(lying) == 1 else "{} lie on their side."
-        yield finding("sideways", _some(names, lying), problem)
+        yield make_finding("sideways", _select(names, lying), problem)
     if len(squares) >= _FEW_BACKGROUNDS and (same := shared_background(squares)):
-        yield finding("one-background", _some(names, same), "{} have the same background.")
+        yield make_finding("one-background", _select(names, same), "{} have the same background.")
     if eyes is None:
         return
     if others := two_subjects(squares, eyes):
-        yield finding("two-subjects", _some(names, others), "{} seem to show something else than the rest.")
+        yield make_finding("two-subjects", _select(names, others), "{} seem to show something else than the rest.")
     elif kind == "object" and wrong_class(squares, class_noun, eyes):
-        yield finding("wrong-class", names, f"I see nothing like {show(class_noun)} in these photos.")
+        yield make_finding("wrong-class", names, f"I see nothing like {printable(class_noun)} in these photos.")
 
 
-def _some(items: Sequence[T], places: Sequence[int]) -> list[T]:
+def _select(items: Sequence[T], places: Sequence[int]) -> list[T]:
     return [items[i] for i in places]

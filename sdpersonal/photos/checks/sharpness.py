@@ -13,12 +13,12 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 SIDE = 256  # pixels at which it is measured; smaller squares as they are
-BLURRED = 0.36  # the least of 78 real photos is 0.44, of the sample photos 0.39
+BLUR_THRESHOLD = 0.36  # the least of 78 real photos is 0.44, of the sample photos 0.39
 _WINDOW = 9  # pixels in which a step happens
 _STEP = 40  # least step, of 255 levels: below it, noise looks like sharp edges
 _TILES = 8  # along each side
 _SHARPEST = 4  # tiles that count
-_ENOUGH = 5  # tiles with edges; in fewer there is nothing to judge by
+_MIN_TILES = 5  # tiles with edges; in fewer there is nothing to judge by
 
 
 def sharpness(square: np.ndarray) -> float | None:
@@ -42,10 +42,10 @@ def _along_rows(gray: np.ndarray) -> float | None:
     change = np.abs(np.diff(gray, axis=1))[:, middle : middle + step.shape[1]]
     share = np.divide(change, step, out=np.zeros_like(step), where=step > _STEP)
     tiles = [tile for band in np.array_split(share, _TILES, axis=0) for tile in np.array_split(band, _TILES, axis=1)]
-    sharpest = sorted(filter(None, map(_sharpest, tiles)), reverse=True)
-    return float(np.mean(sharpest[:_SHARPEST])) if len(sharpest) >= _ENOUGH else None
+    sharpest = sorted(filter(None, map(_tile_sharpness, tiles)), reverse=True)
+    return float(np.mean(sharpest[:_SHARPEST])) if len(sharpest) >= _MIN_TILES else None
 
 
-def _sharpest(tile: np.ndarray) -> float | None:
+def _tile_sharpness(tile: np.ndarray) -> float | None:
     edges = tile[tile > 0]
     return float(np.quantile(edges, 0.9)) if len(edges) >= max(8, tile.size // 100) else None

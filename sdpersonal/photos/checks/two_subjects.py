@@ -14,12 +14,12 @@ import numpy as np
 from PIL import Image
 
 from ..smart_crop import distance_from_border
-from .background import border_colours, histogram
-from .clip_features import Eyes
+from .background import border_histogram, colour_histogram
+from .clip_features import ClipFeatures
 
 # Least silhouette. No full set of 15 real ones has more than 0.37, but four or five photos of a set up to 0.49.
-CLEARLY, CLEARLY_OF_FEW = 0.4, 0.52
-FEWEST, FEW = 4, 5  # photos in a set; two of each subject
+MIN_SILHOUETTE, MIN_SILHOUETTE_OF_FEW = 0.4, 0.52
+MIN_PHOTOS, FEW_PHOTOS = 4, 5  # photos in a set; two of each subject
 _MIDDLE = 0.7  # of the side
 _SIDE = 48
 _BINS = (6, 8, 8)
@@ -27,20 +27,22 @@ _ROUNDS = 5
 _SEEDS = 16  # photos that splits grow from, taken evenly of a large set
 
 
-def two_subjects(squares: Sequence[np.ndarray], eyes: Eyes) -> tuple[int, ...]:
+def two_subjects(squares: Sequence[np.ndarray], eyes: ClipFeatures) -> tuple[int, ...]:
     """The smaller of two groups of photos that seem to show different things; none if one thing is in all of them.
     squares: uint8 (S, S, 3) each."""
-    if len(squares) < FEWEST:
+    if len(squares) < MIN_PHOTOS:
         return ()
-    seen = eyes.see([_middle(square) for square in squares])
-    colours = np.sqrt(np.stack([_colours(square) for square in squares]))
-    behind = np.sqrt(np.stack([border_colours(square) for square in squares]))
+    seen = eyes.image_features([_crop_middle(square) for square in squares])
+    colours = np.sqrt(np.stack([_subject_histogram(square) for square in squares]))
+    behind = np.sqrt(np.stack([border_histogram(square) for square in squares]))
     apart = 1 - (seen @ seen.T + colours @ colours.T) / 2
-    second = _split(apart)
+    second = _cluster(apart)
     if second is None:
         return ()
     by_background = max(0.0, silhouette(1 - behind @ behind.T, second))
-    if silhouette(apart, second) - by_background / 2 < (CLEARLY_OF_FEW if len(squares) <= FEW else CLEARLY):
+    if silhouette(apart, second) - by_background / 2 < (
+        MIN_SILHOUETTE_OF_FEW if len(squares) <= FEW_PHOTOS else MIN_SILHOUETTE
+    ):
         return ()
     smaller = second if second.sum() * 2 <= len(second) else ~second
     return tuple(np.nonzero(smaller)[0].tolist())
@@ -58,7 +60,7 @@ def silhouette(apart: np.ndarray, second: np.ndarray) -> float:
     return float(np.mean(scores))
 
 
-def _split(apart: np.ndarray) -> np.ndarray | None:
+def _cluster(apart: np.ndarray) -> np.ndarray | None:
     """The best of the splits that grow from pairs of photos; two photos at least in each group."""
     best, found = -1.0, None
     seeds = sorted({round(place) for place in np.linspace(0, len(apart) - 1, min(_SEEDS, len(apart)))})
@@ -73,12 +75,12 @@ def _split(apart: np.ndarray) -> np.ndarray | None:
     return found
 
 
-def _middle(square: np.ndarray) -> Image.Image:
+def _crop_middle(square: np.ndarray) -> Image.Image:
     start = round(len(square) * (1 - _MIDDLE) / 2)
     return Image.fromarray(square[start : len(square) - start, start : len(square) - start])
 
 
-def _colours(square: np.ndarray) -> np.ndarray:
+def _subject_histogram(square: np.ndarray) -> np.ndarray:
     """Colours of what differs from the border, most of all near the middle; sum 1."""
     small = Image.fromarray(square).resize((_SIDE, _SIDE), Image.Resampling.BOX).convert("YCbCr")
     y, x = np.mgrid[-1 : 1 : _SIDE * 1j, -1 : 1 : _SIDE * 1j]
@@ -86,4 +88,4 @@ def _colours(square: np.ndarray) -> np.ndarray:
     weights = distance_from_border(colours) * np.exp(-2 * (x**2 + y**2))
     colours = colours.reshape(-1, 3)
     colours[:, 1:] = np.clip((colours[:, 1:] - 128) * 128 / 90 + 128, 0, 255)  # strong colours are rare: finer bins
-    return histogram(colours, weights.ravel(), _BINS)
+    return colour_histogram(colours, weights.ravel(), _BINS)

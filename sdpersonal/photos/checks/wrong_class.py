@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from .clip_features import Eyes
+from .clip_features import ClipFeatures
 
 _WRONG = -1.0  # standard deviations below the mean of all nouns: for a fox, wolf lies above that and airplane below
 # Least correlation between two photos' rankings, and by how much the median is above that of the photos' own cosines:
@@ -44,13 +44,13 @@ NOUNS = tuple(
 )
 
 
-def wrong_class(squares: Sequence[np.ndarray], class_noun: str, eyes: Eyes) -> bool:
+def wrong_class(squares: Sequence[np.ndarray], class_noun: str, eyes: ClipFeatures) -> bool:
     """Whether `class_noun` plainly does not fit the photos; not if it may, or if nobody can tell.
     squares: uint8 (S, S, 3) each."""
-    noun = _known(class_noun)
+    noun = _known_noun(class_noun)
     if noun is None or len(squares) < _FEWEST:
         return False
-    seen = eyes.see([Image.fromarray(square) for square in squares])
+    seen = eyes.image_features([Image.fromarray(square) for square in squares])
     fits = seen @ eyes.read([_SENTENCE.format("an" if noun[0] in "aeiou" else "a", noun) for noun in NOUNS]).T
     if not _can_tell(seen, fits):
         return False
@@ -58,7 +58,7 @@ def wrong_class(squares: Sequence[np.ndarray], class_noun: str, eyes: Eyes) -> b
     return bool(mean[NOUNS.index(noun)] < mean.mean() + _WRONG * mean.std())
 
 
-def _known(class_noun: str) -> str | None:
+def _known_noun(class_noun: str) -> str | None:
     """The longest end of "fluffy polar bear" that is among the nouns: polar bear."""
     words = class_noun.lower().split()
     return next((end for i in range(len(words)) if (end := " ".join(words[i:])) in NOUNS), None)

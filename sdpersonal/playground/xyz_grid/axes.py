@@ -17,20 +17,27 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
-from ...config import Request
-from ...errors import PersonalError
-from ...prompts import Token, Wildcards, every, show
-from .checkpoints import Run
-from .ranges import MAX_VALUES, numbers
-from .wording import PLACE, mentions, with_concept, with_strength, with_window, with_words
+from ...config import GenerateRequest
+from ...errors import UserError
+from ...prompts import Token, Wildcards, all_prompts, printable
+from .checkpoints import CheckpointRun
+from .ranges import MAX_VALUES, parse_numbers
+from .wording import PLACEHOLDER, mentions_token, replace_concept, replace_words, set_strength, set_window
 
-_OF_TEXT = ("prompt", "words", "strength", "window", "checkpoint", "concept")  # in the order in which they are applied
-_LEFT_OUT = {*_OF_TEXT, "n", "every", "start", "mask"}
-SETTINGS = tuple(name for name in Request.model_fields if name not in _LEFT_OUT)
-_PAIR = re.compile(r"[0-9.]+\s*-\s*[0-9.]+")
+_PROMPT_KINDS = (
+    "prompt",
+    "words",
+    "strength",
+    "window",
+    "checkpoint",
+    "concept",
+)  # in the order in which they are applied
+_EXCLUDED = {*_PROMPT_KINDS, "n", "every", "start", "mask"}
+SETTING_KINDS = tuple(name for name in GenerateRequest.model_fields if name not in _EXCLUDED)
+_WINDOW = re.compile(r"[0-9.]+\s*-\s*[0-9.]+")
 
 Fields = dict[str, Any]
-"""Of a `Request`."""
+"""Of a `GenerateRequest`."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +48,18 @@ class Axis:
     kind: str
     target: str
     values: tuple[Any, ...]
-    run: Run | None = None
+    run: CheckpointRun | None = None
 
     @classmethod
     def parse(cls, text: str) -> Axis:
-        """Raises PersonalError for what is no such line."""
-        head, colon, values = _cut(text.strip())
+        """Raises UserError for what is no such line."""
+        head, colon, values = _split_at_colon(text.strip())
         kind, _, target = head.partition(" ")
         if not colon and target.startswith("{"):
-            values = "|".join(islice(every(target, Wildcards(None)), MAX_VALUES + 1))
+            values = "|".join(islice(all_prompts(target, Wildcards(None)), MAX_VALUES + 1))
         elif not colon:
-            raise PersonalError(
-                f"{show(text)} does not say what to change to what.",
+            raise UserError(
+                f"{printable(text)} does not say what to change to what.",
                 "For example 'seed: 1..4' or 'strength <me/duck>: 0..1 by 0.25'.",
             )
         return cls.of(kind, target.strip(), values.strip())
@@ -63,40 +70,42 @@ class Axis:
         name = kind.lower().replace("-", "_")
         name = name if name in ("words", "steps") else name.removesuffix("s")
         name = "words" if name == "word" else name
-        if name not in (*_OF_TEXT, *SETTINGS):
-            known = ", ".join((*_OF_TEXT, *SETTINGS)).replace("_", "-")
-            raise PersonalError(f"{show(kind)} is nothing that a sheet can change.", f"I can change {known}.")
-        read = _READ.get(name, _setting)
+        if name not in (*_PROMPT_KINDS, *SETTING_KINDS):
+            known = ", ".join((*_PROMPT_KINDS, *SETTING_KINDS)).replace("_", "-")
+            raise UserError(f"{printable(kind)} is nothing that a sheet can change.", f"I can change {known}.")
+        read = _PARSERS.get(name, _parse_setting)
         found = read(name, target, values)
         if not 1 <= len(found.values) <= MAX_VALUES:
-            raise PersonalError(f"{show(kind)} has {len(found.values)} values; I take 1 to {MAX_VALUES}.")
+            raise UserError(f"{printable(kind)} has {len(found.values)} values; I take 1 to {MAX_VALUES}.")
         return found
 
     @property
     def order(self) -> int:
         """Axes that change the prompt come before those that change what stands in it."""
-        return _OF_TEXT.index(self.kind) if self.kind in _OF_TEXT else len(_OF_TEXT)
+        return _PROMPT_KINDS.index(self.kind) if self.kind in _PROMPT_KINDS else len(_PROMPT_KINDS)
 
     def applied(self, fields: Fields, value: Any) -> Fields:
         """The fields of a request with this one thing changed."""
-        if self.kind not in _OF_TEXT:
+        if self.kind not in _PROMPT_KINDS:
             return fields | {self.kind: value}
         if self.kind == "prompt":
             return fields | {"prompt": value}
-        change = {"words": with_words, "strength": with_strength, "window": with_window}.get(self.kind, with_concept)
+        change = {"words": replace_words, "strength": set_strength, "window": set_window}.get(
+            self.kind, replace_concept
+        )
         target = self.target if self.kind == "words" else Token.parse(self.target)
         return fields | {"prompt": change(fields["prompt"], target, value)}
 
     def applies_to(self, fields: Fields) -> bool:
         """Whether there is anything in these fields for it to change."""
         if self.kind == "words":
-            return with_words(fields["prompt"], self.target, "\0") != fields["prompt"]
-        return not self.target or mentions(fields["prompt"], Token.parse(self.target))
+            return replace_words(fields["prompt"], self.target, "\0") != fields["prompt"]
+        return not self.target or mentions_token(fields["prompt"], Token.parse(self.target))
 
     def label(self, value: Any) -> str:
         """Value and what it is the value of, safe to print."""
         if self.kind in ("words", "prompt", "concept"):
-            return show(value, 400) or "(nothing)"
+            return printable(value, 400) or "(nothing)"
         if self.kind == "checkpoint":
             return f"step {value.removesuffix('>').rpartition('-')[2]}"
         if self.kind in ("strength", "window"):
@@ -106,7 +115,7 @@ class Axis:
         return f"{self.kind.replace('_', ' ')} {'none' if value is None else value}"
 
 
-def _cut(text: str) -> tuple[str, str, str]:
+def _split_at_colon(text: str) -> tuple[str, str, str]:
     """What stands before and behind the first colon that is in no bracket, and the colon if there is one."""
     depth = 0
     for i, letter in enumerate(text):
@@ -116,7 +125,7 @@ def _cut(text: str) -> tuple[str, str, str]:
     return text, "", ""
 
 
-def texts(values: str) -> tuple[str, ...]:
+def split_texts(values: str) -> tuple[str, ...]:
     """What stands between the | that are in no bracket; one of them may be empty."""
     found, depth = [""], 0
     for letter in values:
@@ -128,72 +137,72 @@ def texts(values: str) -> tuple[str, ...]:
     return tuple(each.strip() for each in found)
 
 
-def _prompts(kind: str, target: str, values: str) -> Axis:
-    _needs_no(kind, target)
-    return Axis(kind, "", texts(values))
+def _parse_prompts(kind: str, target: str, values: str) -> Axis:
+    _refuse_target(kind, target)
+    return Axis(kind, "", split_texts(values))
 
 
-def _words(kind: str, target: str, values: str) -> Axis:
-    return Axis(kind, target or PLACE, texts(values))
+def _parse_words(kind: str, target: str, values: str) -> Axis:
+    return Axis(kind, target or PLACEHOLDER, split_texts(values))
 
 
-def _strengths(kind: str, target: str, values: str) -> Axis:
-    return Axis(kind, _token(kind, target), numbers(values))
+def _parse_strengths(kind: str, target: str, values: str) -> Axis:
+    return Axis(kind, _parse_token(kind, target), parse_numbers(values))
 
 
-def _windows(kind: str, target: str, values: str) -> Axis:
+def _parse_windows(kind: str, target: str, values: str) -> Axis:
     found = [each.strip() for each in values.split(",")]
-    if wrong := next((each for each in found if not _PAIR.fullmatch(each)), None):
-        raise PersonalError(f"{show(wrong)} is not a part of the sampling.", "For example 0-1, 0-0.6, 0.4-1.")
-    return Axis(kind, _token(kind, target), tuple(re.sub(r"\s", "", each) for each in found))
+    if wrong := next((each for each in found if not _WINDOW.fullmatch(each)), None):
+        raise UserError(f"{printable(wrong)} is not a part of the sampling.", "For example 0-1, 0-0.6, 0.4-1.")
+    return Axis(kind, _parse_token(kind, target), tuple(re.sub(r"\s", "", each) for each in found))
 
 
-def _concepts(kind: str, target: str, values: str) -> Axis:
-    found = texts(values)
+def _parse_concepts(kind: str, target: str, values: str) -> Axis:
+    found = split_texts(values)
     if len(found) == 1:
         found = tuple(each.strip() for each in values.split(","))
-    return Axis(kind, _token(kind, target), found)
+    return Axis(kind, _parse_token(kind, target), found)
 
 
-def _checkpoints(kind: str, target: str, values: str) -> Axis:
-    _needs_no(kind, target)
-    run = Run.open(Path(values))
+def _parse_checkpoints(kind: str, target: str, values: str) -> Axis:
+    _refuse_target(kind, target)
+    run = CheckpointRun.open(Path(values))
     return Axis(kind, str(run.token), tuple(str(run.token_at(step)) for step in run.steps), run)
 
 
-def _setting(kind: str, target: str, values: str) -> Axis:
-    _needs_no(kind, target)
+def _parse_setting(kind: str, target: str, values: str) -> Axis:
+    _refuse_target(kind, target)
     if _is_number(kind):
-        return Axis(kind, "", numbers(values))
+        return Axis(kind, "", parse_numbers(values))
     if kind == "negative":
-        return Axis(kind, "", texts(values))
+        return Axis(kind, "", split_texts(values))
     found = (each.strip() for each in values.split(","))
     return Axis(kind, "", tuple(None if each == "none" else each for each in found))
 
 
-_READ = {
-    "prompt": _prompts,
-    "words": _words,
-    "strength": _strengths,
-    "window": _windows,
-    "concept": _concepts,
-    "checkpoint": _checkpoints,
+_PARSERS = {
+    "prompt": _parse_prompts,
+    "words": _parse_words,
+    "strength": _parse_strengths,
+    "window": _parse_windows,
+    "concept": _parse_concepts,
+    "checkpoint": _parse_checkpoints,
 }
 
 
 def _is_number(setting: str) -> bool:
-    annotation = Request.model_fields[setting].annotation
+    annotation = GenerateRequest.model_fields[setting].annotation
     kinds = {annotation, *get_args(annotation)}
     kinds |= {arg for kind in kinds for arg in get_args(kind)}  # Annotated[int, ...] | None
     return bool(kinds & {int, float})
 
 
-def _token(kind: str, target: str) -> str:
+def _parse_token(kind: str, target: str) -> str:
     if not target:
-        raise PersonalError(f"{kind} needs the concept that it is of.", f"For example '{kind} <me/duck>: ...'.")
+        raise UserError(f"{kind} needs the concept that it is of.", f"For example '{kind} <me/duck>: ...'.")
     return str(Token.parse(target))
 
 
-def _needs_no(kind: str, target: str) -> None:
+def _refuse_target(kind: str, target: str) -> None:
     if target:
-        raise PersonalError(f"{kind} is followed by a colon, not by {show(target)}.", f"For example '{kind}: ...'.")
+        raise UserError(f"{kind} is followed by a colon, not by {printable(target)}.", f"For example '{kind}: ...'.")

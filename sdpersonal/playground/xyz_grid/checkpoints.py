@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ... import storage
-from ...errors import PersonalError
-from ...prompts import Token, show
+from ...errors import UserError
+from ...prompts import Token, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from ...concepts.concept import Concept
     from ...models import StableDiffusion
 
-_MANIFEST, _STATE = 4 << 20, 8 << 30  # bytes
+_MAX_MANIFEST_BYTES, _MAX_STATE_BYTES = 4 << 20, 8 << 30  # bytes
 _FOLDER = re.compile(r"step-([0-9]{6,9})")
 _FILE = re.compile(r"state(-[0-9]+)?\.safetensors")
 
 
-class Concepts(Protocol):
+class LibraryLike(Protocol):
     """A library, or whatever else a generator draws from."""
 
     def get(self, token: Token) -> Concept: ...
 
 
 @dataclass(frozen=True)
-class Run:
+class CheckpointRun:
     """A run's folder. token: of the concept that it teaches; steps: those with a checkpoint, the first first."""
 
     folder: Path
@@ -40,17 +40,18 @@ class Run:
     settings: Mapping[str, object]
 
     @classmethod
-    def open(cls, folder: Path) -> Run:
-        """Raises PersonalError where no checkpoint is there, or none that a word can stand for."""
+    def open(cls, folder: Path) -> CheckpointRun:
+        """Raises UserError where no checkpoint is there, or none that a word can stand for."""
         names = sorted(path.name for path in folder.glob("step-*") if _FOLDER.fullmatch(path.name))
         names = [name for name in names if (folder / name / "manifest.json").exists()]
         if not names:
-            raise PersonalError(
-                f"{show(str(folder))} holds no checkpoint.", "Give the folder of a run, for example runs/me-duck-..."
+            raise UserError(
+                f"{printable(str(folder))} holds no checkpoint.",
+                "Give the folder of a run, for example runs/me-duck-...",
             )
-        settings = _manifest(folder / names[-1])["run"]
+        settings = _read_manifest(folder / names[-1])["run"]
         if settings.get("method") == "dreambooth-full":
-            raise PersonalError(
+            raise UserError(
                 "A checkpoint of --method full is a whole model, not a concept.", "Compare finished runs instead."
             )
         token = Token.parse(str(settings.get("token", "")))
@@ -62,74 +63,75 @@ class Run:
     def concept(self, step: int, base: StableDiffusion) -> Concept:
         """As the run would have left it at this step: the average of its last steps, where one is kept.
 
-        Raises PersonalError where the checkpoint is damaged or of another base.
+        Raises UserError where the checkpoint is damaged or of another base.
         """
         from ...concepts.card import Card
         from ...concepts.concept import Concept
         from ...models.lora import to_lora
 
         if self.settings.get("base") != base.version:
-            raise PersonalError(
-                f"{show(str(self.folder))} was taught on another base than {show(base.name)}.", "Give its --base."
+            raise UserError(
+                f"{printable(str(self.folder))} was taught on another base than {printable(base.name)}.",
+                "Give its --base.",
             )
-        learned = _learned(self.folder / f"step-{step:06d}")
-        rows, lora = _rows(learned, base), {key: learned[key] for key in learned if not key.startswith("rows.")}
+        learned = _load_weights(self.folder / f"step-{step:06d}")
+        rows, lora = _embeddings(learned, base), {key: learned[key] for key in learned if not key.startswith("rows.")}
         noun = str(self.settings.get("class_noun") or self.settings.get("init") or self.settings.get("kind", ""))
         card = Card(base=base.kind, class_noun=noun[:100], method=str(self.settings.get("method", "")), steps=step)
         return Concept(replace(self.token_at(step), version=1), card, rows, to_lora(lora) if lora else None)
 
 
-class WithCheckpoints:
+class CheckpointConcepts:
     """A library, and what a run had learned at each of its checkpoints beside it. Raises as `Run.concept`."""
 
-    def __init__(self, library: Concepts, run: Run, base: StableDiffusion):
+    def __init__(self, library: LibraryLike, run: CheckpointRun, base: StableDiffusion):
         self._library = library
-        self._learned = {run.token_at(step): run.concept(step, base) for step in run.steps}
+        self._concepts_by_token = {run.token_at(step): run.concept(step, base) for step in run.steps}
 
     def get(self, token: Token) -> Concept:
-        return self._learned.get(token) or self._library.get(token)
+        return self._concepts_by_token.get(token) or self._library.get(token)
 
 
-def _rows(learned: Mapping[str, Tensor], base: StableDiffusion) -> dict:
+def _embeddings(learned: Mapping[str, Tensor], base: StableDiffusion) -> dict:
     """Rows as prompts get them: training keeps them at the length that they would have."""
-    from ...training.methods.token_embedding import longest_row, shortened
+    from ...training.methods.token_embedding import clip_norm, max_embedding_norm
 
     found = {}
     for name, rows in learned.items():
         if name.startswith("rows."):
             key = name.removeprefix("rows.")
-            found[key] = shortened(rows, longest_row(base.encoders[key])).numpy()
+            found[key] = clip_norm(rows, max_embedding_norm(base.encoders[key])).numpy()
     return found
 
 
-def _learned(folder: Path) -> dict[str, Tensor]:
+def _load_weights(folder: Path) -> dict[str, Tensor]:
     """What trained, by name: its average where one is kept."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         values, averages = {}, {}
-        for name, digest in _manifest(folder)["sha256"].items():
-            data = storage.read_bytes(folder / name, _STATE) if _FILE.fullmatch(name) else b""
+        for name, digest in _read_manifest(folder)["sha256"].items():
+            data = storage.read_bytes(folder / name, _MAX_STATE_BYTES) if _FILE.fullmatch(name) else b""
             if storage.sha256(data) != digest:
                 raise ValueError("not what was written")
             for key, tensor in load(data).items():
                 kind, _, rest = key.partition(".")
                 {"value": values, "average": averages}.get(kind, {})[rest] = tensor.float()
         return {key: averages.get(key, value) for key, value in values.items()}
-    except (PersonalError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder) from error
+    except (UserError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise _damaged_error(folder) from error
 
 
-def _manifest(folder: Path) -> dict:
+def _read_manifest(folder: Path) -> dict:
     try:
-        manifest = json.loads(storage.read_bytes(folder / "manifest.json", _MANIFEST))
+        manifest = json.loads(storage.read_bytes(folder / "manifest.json", _MAX_MANIFEST_BYTES))
         if isinstance(manifest["run"], dict) and isinstance(manifest["sha256"], dict):
             return manifest
-    except (PersonalError, ValueError, KeyError, TypeError, RecursionError):
+    except (UserError, ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise _damaged(folder)
+    raise _damaged_error(folder)
 
 
-def _damaged(folder: Path) -> PersonalError:
-    return PersonalError(f"The checkpoint {show(str(folder))} is damaged.", "Remove it, or give another run.")
+def _damaged_error(folder: Path) -> UserError:
+    return UserError(f"The checkpoint {printable(str(folder))} is damaged.", "Remove it, or give another run.")

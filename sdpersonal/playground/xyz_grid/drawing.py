@@ -6,61 +6,61 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...config import Request
-from .sheet import Cell, work_of
+from ...config import GenerateRequest
+from .sheet import GridCell, request_work
 
 if TYPE_CHECKING:
-    from ...generation import Generator, Picture
+    from ...generation import GeneratedImage, Generator
 
-_AT_ONCE = 100  # pictures that one request may ask for
+_MAX_BATCH = 100  # pictures that one request may ask for
 
 
 @dataclass(frozen=True)
-class Batch:
+class CellBatch:
     """A request, and for each of its pictures the cells that show it."""
 
-    request: Request
-    cells: tuple[tuple[Cell, ...], ...]
+    request: GenerateRequest
+    cells: tuple[tuple[GridCell, ...], ...]
 
 
-def batches(cells: Sequence[Cell]) -> list[Batch]:
+def plan_batches(cells: Sequence[GridCell]) -> list[CellBatch]:
     """Requests for all cells, as few as there can be: those that differ in nothing but seeds in a row are one."""
-    alike: dict[Request, dict[int, list[Cell]]] = {}
+    alike: dict[GenerateRequest, dict[int, list[GridCell]]] = {}
     for cell in cells:
-        field = _counted(cell.request)
+        field = _seed_field(cell.request)
         bare = cell.request.model_copy(update={field: 0})
         alike.setdefault(bare, {}).setdefault(getattr(cell.request, field), []).append(cell)
-    return [_batch(bare, run) for bare, seeds in alike.items() for run in _runs(seeds)]
+    return [_make_batch(bare, run) for bare, seeds in alike.items() for run in _consecutive_seeds(seeds)]
 
 
-def draw(
+def generate_cells(
     generator: Generator,
-    cells: Sequence[Cell],
+    cells: Sequence[GridCell],
     progress: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
-) -> Iterator[tuple[tuple[Cell, ...], Picture]]:
+) -> Iterator[tuple[tuple[GridCell, ...], GeneratedImage]]:
     """Each picture, as it is ready, with the cells that show it.
 
     progress(done, total) counts pixels times steps, so that the time left is right where steps or sizes differ. Raises
     as `Generator.draw`; what came before is the caller's.
     """
-    planned = batches(cells)
+    planned = plan_batches(cells)
     shown_by = [iter(batch.cells) for batch in planned]
-    for i, picture in in_turn(generator, [batch.request for batch in planned], progress, cancelled):
+    for i, picture in generate_all(generator, [batch.request for batch in planned], progress, cancelled):
         yield next(shown_by[i]), picture
 
 
-def in_turn(
+def generate_all(
     generator: Generator,
-    requests: Sequence[Request],
+    requests: Sequence[GenerateRequest],
     progress: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
-) -> Iterator[tuple[int, Picture]]:
+) -> Iterator[tuple[int, GeneratedImage]]:
     """The pictures of several requests, each with its request's place among them. progress and errors as `draw`."""
-    total = round(sum(map(work_of, requests)))
+    total = round(sum(map(request_work, requests)))
     done = 0.0
     for i, request in enumerate(requests):
-        work = work_of(request)
+        work = request_work(request)
 
         def advance(step: int, steps: int, before: float = done, work: float = work) -> None:
             progress(round(before + work * step / steps), total)
@@ -70,20 +70,20 @@ def in_turn(
         done += work
 
 
-def _counted(request: Request) -> str:
+def _seed_field(request: GenerateRequest) -> str:
     """The seed that the pictures of one request count up from."""
     return "seed" if request.near is None else "near_seed"
 
 
-def _runs(seeds: dict[int, list[Cell]]) -> list[dict[int, list[Cell]]]:
-    found: list[dict[int, list[Cell]]] = []
+def _consecutive_seeds(seeds: dict[int, list[GridCell]]) -> list[dict[int, list[GridCell]]]:
+    found: list[dict[int, list[GridCell]]] = []
     for seed in sorted(seeds):
-        if not found or seed - 1 not in found[-1] or len(found[-1]) == _AT_ONCE:
+        if not found or seed - 1 not in found[-1] or len(found[-1]) == _MAX_BATCH:
             found.append({})
         found[-1][seed] = seeds[seed]
     return found
 
 
-def _batch(bare: Request, run: dict[int, list[Cell]]) -> Batch:
-    request = bare.model_copy(update={_counted(bare): min(run), "n": len(run)})
-    return Batch(request, tuple(tuple(cells) for cells in run.values()))
+def _make_batch(bare: GenerateRequest, run: dict[int, list[GridCell]]) -> CellBatch:
+    request = bare.model_copy(update={_seed_field(bare): min(run), "n": len(run)})
+    return CellBatch(request, tuple(tuple(cells) for cells in run.values()))

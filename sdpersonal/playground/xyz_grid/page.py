@@ -14,19 +14,19 @@ from PIL import Image
 
 from ... import storage
 from ...image_metadata import Recipe
-from .sheet import Sheet
+from .sheet import XyzGridRequest
 
-Place = tuple[int, int, int]
+CellPosition = tuple[int, int, int]
 """Column, row and sheet, counted from 0."""
 
 _HERE = Path(__file__).parent
-_LIMIT = 100_000  # bytes of a part of the page
-_SMALL = 256  # pixels up to which a picture is kept to the bit; larger ones would make a page of 100 MB
+_MAX_BYTES = 100_000  # bytes of a part of the page
+_LOSSLESS_MAX_SIDE = 256  # pixels up to which a picture is kept to the bit; larger ones would make a page of 100 MB
 _QUALITY = 90
 
 
 @dataclass(frozen=True)
-class Tile:
+class GridTile:
     """One picture of a sheet. recipe: None where it is to be left out; mark: the last part of its file's name."""
 
     image: Image.Image
@@ -34,12 +34,12 @@ class Tile:
     mark: str
 
 
-def page(sheet: Sheet, tiles: Mapping[Place, Tile]) -> str:
+def page(sheet: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> str:
     """The HTML. Places without a tile stay empty; the same sheet and tiles give the same bytes."""
     from jinja2 import Environment, StrictUndefined
 
     script, style, template = (
-        storage.read_bytes(_HERE / name, _LIMIT).decode() for name in ("page.js", "page.css", "page.html")
+        storage.read_bytes(_HERE / name, _MAX_BYTES).decode() for name in ("page.js", "page.css", "page.html")
     )
     machine = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return machine.from_string(template).render(
@@ -48,15 +48,15 @@ def page(sheet: Sheet, tiles: Mapping[Place, Tile]) -> str:
         count=len(tiles),
         missing=len(sheet.cells) - len(tiles),
         columns=sheet.labels("x"),
-        sheets=list(_sheets(sheet, tiles)),
+        sheets=list(_page_grids(sheet, tiles)),
         script=script,
         style=style,
-        script_sum=_sum(script),
-        style_sum=_sum(style),
+        script_sum=_csp_hash(script),
+        style_sum=_csp_hash(style),
     )
 
 
-def facts(tile: Tile) -> list[tuple[str, str]]:
+def describe_tile(tile: GridTile) -> list[tuple[str, str]]:
     """What there is to know of a picture, in words."""
     recipe = tile.recipe
     if recipe is None:
@@ -81,21 +81,21 @@ def facts(tile: Tile) -> list[tuple[str, str]]:
     return [(name, text) for name, text in known.items() if text]
 
 
-def _sheets(sheet: Sheet, tiles: Mapping[Place, Tile]) -> Iterator[tuple[str, list]]:
+def _page_grids(sheet: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> Iterator[tuple[str, list]]:
     """(label, rows) of each; a row is (label, [(data URL, facts) or None])."""
     columns, rows, sheets = sheet.shape
     row_labels = sheet.labels("y") or [""]
     for z, label in zip(range(sheets), sheet.labels("z") or [""], strict=True):
         found = ([tiles.get((x, y, z)) for x in range(columns)] for y in range(rows))
-        shown = [[(_embedded(tile.image), facts(tile)) if tile else None for tile in row] for row in found]
+        shown = [[(_data_url(tile.image), describe_tile(tile)) if tile else None for tile in row] for row in found]
         yield label, list(zip(row_labels, shown, strict=True))
 
 
-def _embedded(picture: Image.Image) -> str:
+def _data_url(picture: Image.Image) -> str:
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "WEBP", lossless=max(picture.size) <= _SMALL, quality=_QUALITY)
+    picture.convert("RGB").save(buffer, "WEBP", lossless=max(picture.size) <= _LOSSLESS_MAX_SIDE, quality=_QUALITY)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _sum(text: str) -> str:
+def _csp_hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

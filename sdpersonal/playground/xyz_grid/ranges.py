@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-from ...errors import PersonalError
-from ...prompts import show
+from ...errors import UserError
+from ...prompts import printable
 
 MAX_VALUES = 100  # along one side
 _MINUS = str.maketrans("\u2212\ufe63\uff0d", "---")
@@ -14,50 +14,50 @@ _NUMBER = r"[+-]?(?:[0-9]{1,20}(?:\.[0-9]{1,15})?|\.[0-9]{1,15})"
 _RANGE = re.compile(rf"({_NUMBER})\s*\.\.(?!\.)\s*({_NUMBER})(?:\s+by\s+({_NUMBER}))?")
 
 
-def numbers(text: str) -> tuple[int | float, ...]:
+def parse_numbers(text: str) -> tuple[int | float, ...]:
     """The numbers that a list names, whole ones as int. Decimal arithmetic: 0..1 by 0.1 ends at 1.
 
-    Raises PersonalError where it is no such list, or one of more than `MAX_VALUES`.
+    Raises UserError where it is no such list, or one of more than `MAX_VALUES`.
     """
     text = text.translate(_MINUS)
     found: list[Decimal] = []
     items = [item.strip() for item in text.split(",")]
     for i, item in enumerate(items):
         if item in ("...", "…"):
-            found += _between(found, items[i + 1 : i + 2], text)
+            found += _expand_ellipsis(found, items[i + 1 : i + 2], text)
         elif span := _RANGE.fullmatch(item):
             first, last, step = (Decimal(part) if part else None for part in span.groups())
-            found += _steps(first, last, Decimal(1 if last >= first else -1) if step is None else step, text)
+            found += _arithmetic_range(first, last, Decimal(1 if last >= first else -1) if step is None else step, text)
         elif re.fullmatch(_NUMBER, item):
             found.append(Decimal(item))
         else:
-            raise _unread(text)
+            raise _no_list_error(text)
     if len(found) > MAX_VALUES:
-        raise _too_many(text)
+        raise _too_many_error(text)
     return tuple(int(each) if each == each.to_integral_value() else float(each) for each in found)
 
 
-def _between(before: list[Decimal], after: list[str], text: str) -> list[Decimal]:
+def _expand_ellipsis(before: list[Decimal], after: list[str], text: str) -> list[Decimal]:
     """What `...` stands for: on in the step of the two numbers before it, up to the one behind it."""
     if len(before) < 2 or not after or not re.fullmatch(_NUMBER, after[0]):
-        raise _unread(text)
+        raise _no_list_error(text)
     last, step = Decimal(after[0]), before[-1] - before[-2]
-    steps = _steps(before[-1], last, step, text)[1:]
+    steps = _arithmetic_range(before[-1], last, step, text)[1:]
     return [each for each in steps if each != last]
 
 
-def _steps(first: Decimal, last: Decimal, step: Decimal, text: str) -> list[Decimal]:
+def _arithmetic_range(first: Decimal, last: Decimal, step: Decimal, text: str) -> list[Decimal]:
     if step == 0 or (last - first) / step < 0:
-        raise PersonalError(f"{show(text)} never ends: its steps lead away.", "For example 0..1 by 0.25.")
+        raise UserError(f"{printable(text)} never ends: its steps lead away.", "For example 0..1 by 0.25.")
     if (last - first) / step >= MAX_VALUES:
-        raise _too_many(text)
+        raise _too_many_error(text)
     return [first + step * i for i in range(int((last - first) / step) + 1)]
 
 
-def _unread(text: str) -> PersonalError:
-    shown = repr(show(text)) if text.strip() else "An empty text"
-    return PersonalError(f"{shown} is not a list of numbers.", "For example 1, 2, 5 or 1..4 or 0..1 by 0.25.")
+def _no_list_error(text: str) -> UserError:
+    shown = repr(printable(text)) if text.strip() else "An empty text"
+    return UserError(f"{shown} is not a list of numbers.", "For example 1, 2, 5 or 1..4 or 0..1 by 0.25.")
 
 
-def _too_many(text: str) -> PersonalError:
-    return PersonalError(f"{show(text)} are more than {MAX_VALUES} values.", "Take larger steps.")
+def _too_many_error(text: str) -> UserError:
+    return UserError(f"{printable(text)} are more than {MAX_VALUES} values.", "Take larger steps.")

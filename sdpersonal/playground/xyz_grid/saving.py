@@ -16,25 +16,25 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ... import storage
-from ...errors import Interrupted, PersonalError
-from ...image_grid import png
-from ...image_grid import sheet as labelled
+from ...errors import Interrupted, UserError
+from ...image_grid import encode_png
+from ...image_grid import labelled_grid as labelled
 from ...outputs import Outputs
-from ...prompts import show
-from .drawing import draw
-from .page import Place, Tile, page
-from .sheet import Sheet
+from ...prompts import printable
+from .drawing import generate_cells
+from .page import CellPosition, GridTile, page
+from .sheet import XyzGridRequest
 
 if TYPE_CHECKING:
     from ...generation import Generator
 
-_LARGEST = 16_000  # pixels of a sheet's side: what browsers and WebP take
-_TILES = (96, 256)  # pixels: the least and the most that a picture gets
-_EMPTY = (236, 238, 240)
+_MAX_SIDE = 16_000  # pixels of a sheet's side: what browsers and WebP take
+_TILE_RANGE = (96, 256)  # pixels: the least and the most that a picture gets
+_EMPTY_COLOUR = (236, 238, 240)
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedGrid:
     """page: the HTML; sheets: a PNG each; pictures: each one's file; hidden: whether the base's checker flagged it."""
 
     page: Path
@@ -43,58 +43,60 @@ class Kept:
     hidden: tuple[bool, ...]
 
 
-def draw_sheet(
-    sheet: Sheet,
+def generate_grid(
+    sheet: XyzGridRequest,
     generator: Generator,
     outputs: Outputs,
     private: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
-) -> Kept:
+) -> SavedGrid:
     """Draw all of it. private: no recipe in any picture, nor on the page.
 
     Raises as `draw` does; what was drawn until then is kept, on a sheet with empty places.
     """
-    tiles: dict[Place, Tile] = {}
+    tiles: dict[CellPosition, GridTile] = {}
     saved: dict[Path, bool] = {}
     try:
-        for cells, picture in draw(generator, sheet.cells, progress, cancelled):
+        for cells, picture in generate_cells(generator, sheet.cells, progress, cancelled):
             path = outputs.save(picture.png(private))
             saved[path] = picture.hidden
             mark = path.stem.partition("-")[2]
-            tile = Tile(picture.image, None if private else picture.recipe, mark)
+            tile = GridTile(picture.image, None if private else picture.recipe, mark)
             tiles |= {(cell.x, cell.y, cell.z): tile for cell in cells}
-    except PersonalError as error:
+    except UserError as error:
         kept = None
-        with suppress(PersonalError):  # a full disk was told already
-            kept = _written(sheet, tiles, saved) if saved else None
+        with suppress(UserError):  # a full disk was told already
+            kept = _save_grid(sheet, tiles, saved) if saved else None
         if kept and isinstance(error, Interrupted):
             done = f"{len(tiles)} of {len(sheet.cells)}"
-            raise Interrupted(f"Stopped. {done} pictures are on the sheet {show(str(kept.page), 300)}.") from None
+            raise Interrupted(f"Stopped. {done} pictures are on the sheet {printable(str(kept.page), 300)}.") from None
         raise
-    return _written(sheet, tiles, saved)
+    return _save_grid(sheet, tiles, saved)
 
 
-def images(sheet: Sheet, tiles: Mapping[Place, Tile]) -> Iterator[Image.Image]:
+def grid_images(sheet: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> Iterator[Image.Image]:
     """The sheets with their labels; places without a tile are grey."""
     columns, rows, sheets = sheet.shape
     largest = max(max(tile.image.size) for tile in tiles.values())
-    side = max(_TILES[0], min(_TILES[1], largest, _LARGEST // (max(columns, rows) + 2)))
-    empty = Image.new("RGB", (side, side), _EMPTY)
-    titles = [f"{show(sheet.prompt, 1000)} · {label}" for label in sheet.labels("z")] or [show(sheet.prompt, 1000)]
+    side = max(_TILE_RANGE[0], min(_TILE_RANGE[1], largest, _MAX_SIDE // (max(columns, rows) + 2)))
+    empty = Image.new("RGB", (side, side), _EMPTY_COLOUR)
+    titles = [f"{printable(sheet.prompt, 1000)} · {label}" for label in sheet.labels("z")] or [
+        printable(sheet.prompt, 1000)
+    ]
     for z, title in zip(range(sheets), titles, strict=True):
         places = [[(x, y, z) for x in range(columns)] for y in range(rows)]
         pictures = [[tiles[at].image if at in tiles else empty for at in row] for row in places]
         yield labelled(pictures, sheet.labels("y"), sheet.labels("x"), side, title)
 
 
-def _written(sheet: Sheet, tiles: Mapping[Place, Tile], saved: Mapping[Path, bool]) -> Kept:
+def _save_grid(sheet: XyzGridRequest, tiles: Mapping[CellPosition, GridTile], saved: Mapping[Path, bool]) -> SavedGrid:
     first = next(iter(saved))
     number = first.name.partition("-")[0]
     place = first.with_name(f"{number}-sheet.html")
     storage.write_text(place, page(sheet, tiles))
     sheets = []
-    for z, image in enumerate(images(sheet, tiles)):
+    for z, image in enumerate(grid_images(sheet, tiles)):
         sheets.append(first.with_name(f"{number}-sheet{f'-{z + 1}' if z else ''}.png"))
-        storage.write_bytes(sheets[-1], png(image))
-    return Kept(place, tuple(sheets), tuple(saved), tuple(saved.values()))
+        storage.write_bytes(sheets[-1], encode_png(image))
+    return SavedGrid(place, tuple(sheets), tuple(saved), tuple(saved.values()))

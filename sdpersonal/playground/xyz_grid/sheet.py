@@ -10,15 +10,15 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from ...config import MAX_PICTURES, MAX_WORK, Request
-from ...errors import PersonalError
-from ...prompts import MAX_PROMPT, show
+from ...config import MAX_IMAGES, MAX_WORK, GenerateRequest
+from ...errors import UserError
+from ...prompts import MAX_PROMPT, printable
 from .axes import Axis
-from .checkpoints import Run
-from .wording import PLACE
+from .checkpoints import CheckpointRun
+from .wording import PLACEHOLDER
 
 
-class Sheet(Request):
+class XyzGridRequest(GenerateRequest):
     """One prompt, drawn with one thing changed along each side."""
 
     prompt: Annotated[str, Field(max_length=MAX_PROMPT)]
@@ -42,7 +42,7 @@ class Sheet(Request):
         return {side: Axis.parse(text) for side in "xyz" if (text := getattr(self, side)) is not None}
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[CheckpointRun]:
         """Whose checkpoints are drawn with."""
         return [axis.run for axis in self.axes.values() if axis.run]
 
@@ -52,7 +52,7 @@ class Sheet(Request):
         return tuple(len(self.axes[side].values) if side in self.axes else 1 for side in "xyz")
 
     @cached_property
-    def cells(self) -> tuple[Cell, ...]:
+    def cells(self) -> tuple[GridCell, ...]:
         """Every picture, sheet by sheet and row by row."""
         return tuple(self._cells())
 
@@ -60,26 +60,26 @@ class Sheet(Request):
         axis = self.axes.get(side)
         return [axis.label(value) for value in axis.values] if axis else []
 
-    def _cells(self) -> Iterator[Cell]:
-        fields = {name: getattr(self, name) for name in Request.model_fields}
+    def _cells(self) -> Iterator[GridCell]:
+        fields = {name: getattr(self, name) for name in GenerateRequest.model_fields}
         sides = [[(axis, value) for value in axis.values] for axis in self.axes.values()]
         places = product(*(range(count) for count in reversed(self.shape)))
         for (z, y, x), changes in zip(places, product(*reversed(sides)), strict=True):
             changed = fields
             for axis, value in sorted(changes, key=lambda change: change[0].order):
                 changed = axis.applied(changed, value)
-            yield Cell(x, y, z, Request(**changed))
+            yield GridCell(x, y, z, GenerateRequest(**changed))
 
     def _check(self) -> None:
         columns, rows, sheets = self.shape
-        if columns * rows * sheets > MAX_PICTURES:
-            raise PersonalError(
-                f"{columns} x {rows} x {sheets} are {columns * rows * sheets:,} pictures; I take up to {MAX_PICTURES}.",
+        if columns * rows * sheets > MAX_IMAGES:
+            raise UserError(
+                f"{columns} x {rows} x {sheets} are {columns * rows * sheets:,} pictures; I take up to {MAX_IMAGES}.",
                 "Give fewer values.",
             )
         self._check_targets()
-        if (times := sum(work_of(cell.request) for cell in self.cells) / MAX_WORK) > 1:
-            raise PersonalError(
+        if (times := sum(request_work(cell.request) for cell in self.cells) / MAX_WORK) > 1:
+            raise UserError(
                 f"These {len(self.cells)} pictures are {times:.0f} times more than I take at once.",
                 "Ask for fewer, smaller, or with fewer steps.",
             )
@@ -90,19 +90,19 @@ class Sheet(Request):
         kinds = [(axis.kind, axis.target) for axis in axes]
         if twice := next((one for i, one in enumerate(kinds) if one in kinds[:i]), None):
             name = " ".join(twice).strip()
-            raise PersonalError(
-                f"Two axes change {show(name)}.",
+            raise UserError(
+                f"Two axes change {printable(name)}.",
                 "Put {who} and {where} in the prompt; 'words {who}: cat|dog'." if twice[0] == "words" else "",
             )
         for i, axis in enumerate(axes):
             if not any(axis.applies_to(fields) for fields in self._before(axes[:i])):
-                raise PersonalError(
-                    f"There is no {show(axis.target)} in the prompt for {axis.kind} to change.",
-                    f"It is {show(self.prompt)}.",
+                raise UserError(
+                    f"There is no {printable(axis.target)} in the prompt for {axis.kind} to change.",
+                    f"It is {printable(self.prompt)}.",
                 )
 
-        if any(PLACE in fields["prompt"] for fields in self._before(axes)):
-            raise PersonalError("The prompt has {} and no axis fills it.", "For example --x 'words: cat|dog'.")
+        if any(PLACEHOLDER in fields["prompt"] for fields in self._before(axes)):
+            raise UserError("The prompt has {} and no axis fills it.", "For example --x 'words: cat|dog'.")
 
     def _before(self, axes: list[Axis]) -> Iterator[dict[str, Any]]:
         for values in product(*(axis.values for axis in axes)):
@@ -113,16 +113,16 @@ class Sheet(Request):
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """A picture of a sheet: column, row and sheet, counted from 0, and what draws it."""
 
     x: int
     y: int
     z: int
-    request: Request
+    request: GenerateRequest
 
 
-def work_of(request: Request) -> float:
+def request_work(request: GenerateRequest) -> float:
     """Pixels times steps."""
     width, height = request.pixels or (512, 512)
     return request.n * request.denoising_steps * width * height * request.enlarge**2

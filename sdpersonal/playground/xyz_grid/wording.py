@@ -9,18 +9,18 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 
-from ...errors import PersonalError
+from ...errors import UserError
 from ...prompts import Token
 from ...prompts.concept_syntax import cut_word
 
-PLACE = "{}"
+PLACEHOLDER = "{}"
 """Stands in a prompt for what an axis puts there."""
 
 _BRACKET = re.compile(r"(?<!\\)<(?=\S)([^<>]*)>")
-_Parts = tuple[list[tuple[str, str]], str]  # [(word, strength as written or "")], window as written or ""
+_ConceptParts = tuple[list[tuple[str, str]], str]  # [(word, strength as written or "")], window as written or ""
 
 
-def with_words(prompt: str, target: str, words: str) -> str:
+def replace_words(prompt: str, target: str, words: str) -> str:
     """`words` in place of `target`, wherever it stands as a whole word; inside a token only where it names one."""
     before = r"(?<!\w)" if re.match(r"\w", target) else ""
     after = r"(?!\w)" if re.search(r"\w$", target) else ""
@@ -31,66 +31,74 @@ def with_words(prompt: str, target: str, words: str) -> str:
     return "".join(piece if i % 2 else wanted.sub(lambda _: words, piece) for i, piece in enumerate(pieces))
 
 
-def with_strength(prompt: str, token: Token, strength: float) -> str:
+def set_strength(prompt: str, token: Token, strength: float) -> str:
     """`<me/duck:0.5@0-0.6>` for every mention of the token, alone or in a blend."""
 
     def change(parts: list[tuple[str, str]], window: str) -> str:
         number, other = f"{strength:g}", f"{1 / len(parts):g}"  # of a blend that says no strengths
-        return _spelled([(word, number if _means(word, token) else old or other) for word, old in parts], window)
+        return _format_brackets(
+            [(word, number if _is_same_concept(word, token) else old or other) for word, old in parts], window
+        )
 
-    return _changed(prompt, token, change)
+    return _edit_mentions(prompt, token, change)
 
 
-def with_window(prompt: str, token: Token, window: str) -> str:
+def set_window(prompt: str, token: Token, window: str) -> str:
     """`<me/duck:0.8@0.4-1>` for every mention of the token. window: as it is written behind the @."""
-    return _changed(prompt, token, lambda parts, _: _spelled(parts, window))
+    return _edit_mentions(prompt, token, lambda parts, _: _format_brackets(parts, window))
 
 
-def with_concept(prompt: str, token: Token, other: str) -> str:
+def replace_concept(prompt: str, token: Token, other: str) -> str:
     """Another concept in the same place, with the same strength and window; or plain words, which have neither.
 
     other: a token in brackets, with its own strength or window if it is to have them, or words.
     """
-    new, new_window = _parts(other[1:-1]) if _BRACKET.fullmatch(other) else ([(other, "")], "")
+    new, new_window = _split_brackets(other[1:-1]) if _BRACKET.fullmatch(other) else ([(other, "")], "")
 
     def change(parts: list[tuple[str, str]], window: str) -> str:
         if not _BRACKET.fullmatch(other) and len(parts) == 1:
             return other
         put = []
         for word, strength in parts:
-            replaced = [(each, own or strength) for each, own in new] if _means(word, token) else [(word, strength)]
+            replaced = (
+                [(each, own or strength) for each, own in new] if _is_same_concept(word, token) else [(word, strength)]
+            )
             put += replaced
-        return _spelled(put, new_window or window)
+        return _format_brackets(put, new_window or window)
 
-    return _changed(prompt, token, change)
-
-
-def mentions(prompt: str, token: Token) -> bool:
-    return any(_means(word, token) for bracket in _BRACKET.finditer(prompt) for word, _ in _parts(bracket[1])[0])
+    return _edit_mentions(prompt, token, change)
 
 
-def _changed(prompt: str, token: Token, change: Callable[[list[tuple[str, str]], str], str]) -> str:
+def mentions_token(prompt: str, token: Token) -> bool:
+    return any(
+        _is_same_concept(word, token)
+        for bracket in _BRACKET.finditer(prompt)
+        for word, _ in _split_brackets(bracket[1])[0]
+    )
+
+
+def _edit_mentions(prompt: str, token: Token, change: Callable[[list[tuple[str, str]], str], str]) -> str:
     def one(bracket: re.Match[str]) -> str:
-        parts, window = _parts(bracket[1])
-        return change(parts, window) if any(_means(word, token) for word, _ in parts) else bracket[0]
+        parts, window = _split_brackets(bracket[1])
+        return change(parts, window) if any(_is_same_concept(word, token) for word, _ in parts) else bracket[0]
 
     return _BRACKET.sub(one, prompt)
 
 
-def _parts(inner: str) -> _Parts:
+def _split_brackets(inner: str) -> _ConceptParts:
     written, _, window = cut_word(inner)
     pairs = [part.partition(":") for part in written]
     return [(word.strip(), strength.strip()) for word, _, strength in pairs], window.strip()
 
 
-def _spelled(parts: list[tuple[str, str]], window: str) -> str:
+def _format_brackets(parts: list[tuple[str, str]], window: str) -> str:
     mix = "+".join(f"{word}:{strength}" if strength else word for word, strength in parts)
     return f"<{mix}@{window}>" if window else f"<{mix}>"
 
 
-def _means(word: str, token: Token) -> bool:
+def _is_same_concept(word: str, token: Token) -> bool:
     """Whether a token as written and `token` can be the same concept: either may leave out owner or version."""
-    with suppress(PersonalError):
+    with suppress(UserError):
         written = Token.parse(word.lower())
         pairs = (written.owner, token.owner), (written.version, token.version)
         return written.name == token.name and all(None in pair or pair[0] == pair[1] for pair in pairs)

@@ -17,10 +17,10 @@ from ...concepts.concept import Lora, LoraLayer
 from ...models import StableDiffusion
 from ..dataset import Batch, batch_loss
 from ..presets import Preset
-from .prior_preservation import Prior
+from .prior_preservation import PriorLoss
 
 IDENTIFIER = "sks"  # three letters that mean nothing to CLIP (section 3.2)
-MODEL = "model"  # the folder in the run
+MODEL_FOLDER = "model"  # the folder in the run
 
 
 class DreamboothFull:
@@ -33,7 +33,7 @@ class DreamboothFull:
         rank: int,
         text: bool,
         preset: Preset,
-        prior: Prior | None = None,
+        prior: PriorLoss | None = None,
         prior_weight: float = 1.0,
     ):
         self._base, self._preset, self._rank = base, preset, rank
@@ -42,7 +42,7 @@ class DreamboothFull:
         modules = base.modules()
         self._models = {"unet": modules["unet"]} | ({key: modules[key] for key in base.encoders} if text else {})
         self._dtypes = {name: next(model.parameters()).dtype for name, model in self._models.items()}
-        self._before = {name: value.detach().cpu().clone() for name, value in self.trained().items()}
+        self._before = {name: value.detach().cpu().clone() for name, value in self.trainable_parameters().items()}
         for model in self._models.values():
             _cast(model, torch.float32)  # masters: in bf16 a small step is rounded away
             model.requires_grad_(True)
@@ -51,7 +51,7 @@ class DreamboothFull:
     def rows(self) -> dict[str, Tensor]:
         return {}
 
-    def trained(self) -> dict[str, nn.Parameter]:
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return {
             f"{name}.{key}": parameter
             for name, model in self._models.items()
@@ -59,9 +59,9 @@ class DreamboothFull:
         }
 
     def groups(self) -> list[dict]:
-        return [{"params": list(self.trained().values()), "lr": self._preset.lr, "weight_decay": 1e-2}]
+        return [{"params": list(self.trainable_parameters().values()), "lr": self._preset.lr, "weight_decay": 1e-2}]
 
-    def rates(self, step: int) -> list[float]:
+    def learning_rates(self, step: int) -> list[float]:
         return [self._preset.lr]
 
     def loss(self, batch: Batch, step: int) -> Tensor:
@@ -79,30 +79,30 @@ class DreamboothFull:
 
     @cached_property
     def _extracted(self) -> Lora:  # asked for twice at the end, and minutes of work for a large base
-        return Lora({layer: cut(change, self._rank) for layer, change in self._layer_changes().items()})
+        return Lora({layer: extract_lora_layer(change, self._rank) for layer, change in self._layer_deltas().items()})
 
     @torch.no_grad()
     def finish(self, run: Path) -> dict[str, float]:
         """Writes the model; returns how much of the change the concept keeps, by its square: 1 is all of it."""
-        if (run / MODEL).exists():  # of a run that was ended while it finished
-            storage.remove(run / MODEL)
-        self._base.save(run / MODEL)
-        total = sum(float(self._change(name, now).square().sum()) for name, now in self.trained().items())
+        if (run / MODEL_FOLDER).exists():  # of a run that was ended while it finished
+            storage.remove(run / MODEL_FOLDER)
+        self._base.save(run / MODEL_FOLDER)
+        total = sum(float(self._delta(name, now).square().sum()) for name, now in self.trainable_parameters().items())
         # A row of `down` has the length of the root of its singular value.
         downs = [layer.down.reshape(len(layer.down), -1) for layer in self._extracted.layers.values()]
         kept = sum(float(((down**2).sum(1) ** 2).sum()) for down in downs)
         return {"kept": round(kept / total, 4) if total else 1.0}
 
-    def _layer_changes(self) -> dict[str, Tensor]:
+    def _layer_deltas(self) -> dict[str, Tensor]:
         """What was learned in each layer that a LoRA can change, by its kohya name; norms and biases are none."""
-        names = {id(weight): name for name, weight in self.trained().items()}
+        names = {id(weight): name for name, weight in self.trainable_parameters().items()}
         return {
-            layer: self._change(names[id(module.weight)], module.weight)
-            for layer, module in self._base.slots.layers().items()
+            layer: self._delta(names[id(module.weight)], module.weight)
+            for layer, module in self._base.adapters.layers().items()
             if id(module.weight) in names
         }
 
-    def _change(self, name: str, now: Tensor) -> Tensor:
+    def _delta(self, name: str, now: Tensor) -> Tensor:
         return now.detach().float().cpu() - self._before[name].float()
 
     @torch.no_grad()
@@ -110,7 +110,7 @@ class DreamboothFull:
         for name, model in self._models.items():
             _cast(model, self._dtypes[name])
             model.requires_grad_(False)
-        for name, weight in self.trained().items():
+        for name, weight in self.trainable_parameters().items():
             weight.copy_(self._before[name])
 
 
@@ -120,7 +120,7 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> None:
         weight.data = weight.data.to(dtype)
 
 
-def cut(change: Tensor, rank: int) -> LoraLayer:
+def extract_lora_layer(change: Tensor, rank: int) -> LoraLayer:
     """A layer's change (out, in[, k, k]) as the LoRA of that rank nearest to it (Eckart and Young 1936)."""
     u, s, v = torch.linalg.svd(change.flatten(1), full_matrices=False)
     rank = min(rank, len(s))

@@ -19,12 +19,12 @@ from ...models.lora import to_lora
 from ..dataset import Batch, batch_loss
 from ..presets import Preset
 from ..rng import generator_for
-from .prior_preservation import Prior
-from .token_embedding import for_class, with_rows
+from .prior_preservation import PriorLoss
+from .token_embedding import embedding_for_class, insert_embeddings
 
 
 @dataclass(frozen=True)
-class LoraShape:
+class LoraTrainingConfig:
     """How large the LoRA is, and whether the text encoders get one too."""
 
     rank: int
@@ -39,32 +39,32 @@ class DreamboothLora:
         self,
         base: StableDiffusion,
         class_noun: str,
-        shape: LoraShape,
+        shape: LoraTrainingConfig,
         preset: Preset,
         seed: int,
-        prior: Prior | None = None,
+        prior: PriorLoss | None = None,
         prior_weight: float = 1.0,
     ):
         self._base, self._preset = base, preset
         self._prior, self._prior_weight = prior, prior_weight
-        self._rows = for_class(base, class_noun)
-        self._lora = base.slots.train(preset.targets, shape.rank, generator_for("lora", seed), text=shape.text)
+        self._rows = embedding_for_class(base, class_noun)
+        self._lora = base.adapters.train(preset.targets, shape.rank, generator_for("lora", seed), text=shape.text)
 
     @property
     def rows(self) -> dict[str, Tensor]:
         return self._rows()
 
-    def trained(self) -> dict[str, nn.Parameter]:
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return self._rows.named() | self._lora
 
     def groups(self) -> list[dict]:
         return [
             {"params": list(self._lora.values()), "lr": self._preset.lr, "weight_decay": 1e-2},
-            self._rows.group(self._preset.rows_lr),
+            self._rows.group(self._preset.embedding_lr),
         ]
 
-    def rates(self, step: int) -> list[float]:
-        return [self._preset.lr, self._preset.rows_lr]
+    def learning_rates(self, step: int) -> list[float]:
+        return [self._preset.lr, self._preset.embedding_lr]
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         loss = self._subject_loss(batch)
@@ -74,7 +74,7 @@ class DreamboothLora:
         return batch_loss(self._base, self.words, batch, self._preset.snr_gamma)
 
     def words(self, caption: str) -> list[str | Mapping[str, Tensor]]:
-        return with_rows(caption, self._rows())
+        return insert_embeddings(caption, self._rows())
 
     def lora(self) -> Lora:
         return to_lora(self._lora)
@@ -83,21 +83,21 @@ class DreamboothLora:
         return {}
 
     def close(self) -> None:
-        self._base.slots.clear()
+        self._base.adapters.clear()
 
 
-class Pivotal(DreamboothLora):
+class PivotalTuning(DreamboothLora):
     """Pivotal tuning (Roich et al. 2021, arXiv 2106.05744, for a token's rows as its pivot): the rows alone first, so
     that the word is as near as words can come; then the LoRA learns the rest while the rows hardly move."""
 
     name = "dreambooth-pivotal"
 
-    def rates(self, step: int) -> list[float]:
-        rows = self._preset.pivot_lr if step < self._preset.pivot else self._preset.rows_lr
+    def learning_rates(self, step: int) -> list[float]:
+        rows = self._preset.pivot_lr if step < self._preset.pivot else self._preset.embedding_lr
         return [self._preset.lr, rows]
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         if step >= self._preset.pivot:
             return super().loss(batch, step)
-        with self._base.slots.bypassed():
+        with self._base.adapters.disabled():
             return self._subject_loss(batch)

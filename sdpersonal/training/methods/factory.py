@@ -7,54 +7,54 @@ from dataclasses import replace
 from pathlib import Path
 
 from ... import storage
-from ...config import DreamboothSettings, Training
-from ...errors import PersonalError
-from ...models import Framing, StableDiffusion
+from ...config import DreamboothSettings, TrainingSettings
+from ...errors import UserError
+from ...models import SizeConditioning, StableDiffusion
 from ...models.loading import kind_of
 from ...photos.loading import check_photos, load_photos
 from .. import class_images
-from ..dataset import Samples, TrainingPhotos
-from ..early_stopping import measure_every
+from ..dataset import LatentDataset, PhotoDataset
+from ..early_stopping import measure_interval
 from ..loop import Accelerator
 from ..optim import check_available
-from ..presets import Preset, preset, steps_for
+from ..presets import Preset, preset, scale_steps
 from .dreambooth_full import DreamboothFull
-from .dreambooth_lora import DreamboothLora, LoraShape, Pivotal
-from .prior_preservation import ClassPictures, Predicted, Prior
+from .dreambooth_lora import DreamboothLora, LoraTrainingConfig, PivotalTuning
+from .prior_preservation import ClassImagePrior, PredictedPrior, PriorLoss
 from .protocol import Method
 from .textual_inversion import TextualInversion
 
-CLASS_CAPTION = "a photo of {}"
+CLASS_PROMPT = "a photo of {}"
 
 
-def method_name(settings: Training) -> str:
+def method_name(settings: TrainingSettings) -> str:
     """As the card, the run's folder and the table of presets write it: "textual-inversion", "dreambooth-lora", ..."""
     return f"dreambooth-{settings.method}" if isinstance(settings, DreamboothSettings) else TextualInversion.name
 
 
-def noun_of(settings: Training) -> str:
+def subject_noun(settings: TrainingSettings) -> str:
     """What the subject is in general: the class noun, or the words that its token starts from."""
     return getattr(settings, "class_noun", None) or getattr(settings, "init", None) or settings.kind
 
 
-def in_class(settings: Training) -> Callable[[str], list[str]]:
+def in_class(settings: TrainingSettings) -> Callable[[str], list[str]]:
     """How a caption reads with the class noun for the subject: what a prior, and full DreamBooth, make of it."""
-    return lambda caption: [caption.replace("{}", noun_of(settings))]
+    return lambda caption: [caption.replace("{}", subject_noun(settings))]
 
 
-def chosen(settings: Training, base: StableDiffusion, photos: int) -> Preset:
+def resolve_preset(settings: TrainingSettings, base: StableDiffusion, photos: int) -> Preset:
     """The preset of the method on this kind of base for so many photos, with what the user set in its place."""
     usual = preset(method_name(settings), base.kind, settings.kind)
     times = (settings.lr or usual.lr) / usual.lr
-    schedule = steps_for(usual.steps, photos)
+    schedule = scale_steps(usual.steps, photos)
     steps = settings.steps or schedule
     return replace(
         usual,
         steps=steps,
-        measure_every=measure_every(steps, schedule),
+        measure_every=measure_interval(steps, schedule),
         batch=settings.batch or usual.batch,
         lr=usual.lr * times,
-        rows_lr=usual.rows_lr * times,
+        embedding_lr=usual.embedding_lr * times,
         pivot_lr=usual.pivot_lr * times,
         targets=getattr(settings, "targets", None) or usual.targets,
         vectors=getattr(settings, "vectors", None) or usual.vectors,
@@ -62,8 +62,8 @@ def chosen(settings: Training, base: StableDiffusion, photos: int) -> Preset:
     )
 
 
-def check_before_loading(settings: Training) -> None:
-    """Raise PersonalError for what can be known to be wrong before a base is loaded: loading can take minutes."""
+def check_before_loading(settings: TrainingSettings) -> None:
+    """Raise UserError for what can be known to be wrong before a base is loaded: loading can take minutes."""
     storage.check_folder(settings.library)
     check_photos(settings.photos)
     check_available(settings.optimizer)
@@ -76,7 +76,7 @@ def check_before_loading(settings: Training) -> None:
 
 def _check_prior(settings: DreamboothSettings) -> None:
     if settings.method == "full" and settings.prior == "predicted":
-        raise PersonalError(
+        raise UserError(
             "--prior predicted needs the base as it was, and --method full changes it.",
             "Take --prior drawn or a folder of class photos.",
         )
@@ -86,30 +86,34 @@ def _check_prior(settings: DreamboothSettings) -> None:
 
 def _check_pivot(settings: DreamboothSettings, steps: int, pivot: int) -> None:
     if settings.method == "pivotal" and steps <= pivot:
-        raise PersonalError(
+        raise UserError(
             f"--method pivotal learns the word for {pivot} steps before its LoRA; {steps} are too few.",
             f"Give more than {pivot} --steps.",
         )
 
 
-def build(
-    settings: Training, base: StableDiffusion, preset: Preset, accelerator: Accelerator, say: Callable[[str], None]
+def build_method(
+    settings: TrainingSettings,
+    base: StableDiffusion,
+    preset: Preset,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
 ) -> Method:
-    """The method, ready to learn on this base. Raises PersonalError where the settings do not suit it."""
+    """The method, ready to learn on this base. Raises UserError where the settings do not suit it."""
     if not isinstance(settings, DreamboothSettings):
-        return TextualInversion(base, noun_of(settings), preset.vectors, preset)
+        return TextualInversion(base, subject_noun(settings), preset.vectors, preset)
     _check_prior(settings)
     _check_pivot(settings, preset.steps, preset.pivot)
     _check_noun(settings.class_noun, base)
-    prior = _prior(settings, base, preset, accelerator, say)
+    prior = _build_prior(settings, base, preset, accelerator, say)
     if settings.method == "full":
         return DreamboothFull(
             base, settings.class_noun, settings.rank, settings.text_encoder, preset, prior, settings.prior_weight
         )
-    return {"lora": DreamboothLora, "pivotal": Pivotal}[settings.method](
+    return {"lora": DreamboothLora, "pivotal": PivotalTuning}[settings.method](
         base,
         settings.class_noun,
-        LoraShape(settings.rank, settings.text_encoder),
+        LoraTrainingConfig(settings.rank, settings.text_encoder),
         preset,
         settings.seed,
         prior,
@@ -118,40 +122,40 @@ def build(
 
 
 def _check_noun(noun: str, base: StableDiffusion) -> None:
-    """Raise PersonalError where the class noun leaves no place in a prompt: scripts such as Chinese take a token or
+    """Raise UserError where the class noun leaves no place in a prompt: scripts such as Chinese take a token or
     more for each character."""
     for encoder in base.encoders.values():
         count, most = len(encoder.ids(noun)), encoder.room // 2
         if count > most:
-            raise PersonalError(
+            raise UserError(
                 f"--class takes {count} tokens of this base's text encoder, and {most} are the most.",
                 "Give a shorter noun; English ones take a token or two.",
             )
 
 
-def _prior(
+def _build_prior(
     settings: DreamboothSettings,
     base: StableDiffusion,
     preset: Preset,
     accelerator: Accelerator,
     say: Callable[[str], None],
-) -> Prior | None:
+) -> PriorLoss | None:
     if settings.prior == "none":
         return None
     if settings.prior == "predicted":
-        return Predicted(base, settings.class_noun, preset.snr_gamma, settings.text_encoder)
+        return PredictedPrior(base, settings.class_noun, preset.snr_gamma, settings.text_encoder)
     side, noun = settings.resolution or base.resolution, settings.class_noun
     if settings.prior == "drawn":
-        prompt = CLASS_CAPTION.format(noun)
+        prompt = CLASS_PROMPT.format(noun)
         mine = range(accelerator.process_index, settings.class_pictures, accelerator.num_processes)
-        class_images.draw_missing(base, prompt, side, mine, say)
+        class_images.generate_missing(base, prompt, side, mine, say)
         accelerator.wait_for_everyone()
-        found = class_images.posteriors(base, prompt, side, settings.class_pictures)
+        found = class_images.load_latents(base, prompt, side, settings.class_pictures)
         names = [f"class picture {number}" for number in range(len(found))]
-        captions = [(CLASS_CAPTION,)] * len(found)
-        whole = [[Framing.whole(side, side)]] * len(found)
-        pictures = Samples(base, found, whole, captions, names, settings.seed, purpose="class sample")
+        captions = [(CLASS_PROMPT,)] * len(found)
+        whole = [[SizeConditioning.whole(side, side)]] * len(found)
+        pictures = LatentDataset(base, found, whole, captions, names, settings.seed, purpose="class sample")
     else:
         photos = load_photos(Path(settings.prior), side, settings.crop).photos
-        pictures = TrainingPhotos(base, photos, (CLASS_CAPTION,), settings.seed, flip=False, purpose="class sample")
-    return ClassPictures(base, noun, pictures, preset.snr_gamma)
+        pictures = PhotoDataset(base, photos, (CLASS_PROMPT,), settings.seed, flip=False, purpose="class sample")
+    return ClassImagePrior(base, noun, pictures, preset.snr_gamma)

@@ -13,43 +13,49 @@ import torch
 from torch import Tensor
 
 from ...models import Conditioning, StableDiffusion
-from ..dataset import Batch, Samples, batch_loss
+from ..dataset import Batch, LatentDataset, batch_loss
 from ..objective import min_snr
 
 
-class Prior(Protocol):
+class PriorLoss(Protocol):
     def loss(self, batch: Batch) -> Tensor:
         """Per sample, (B,), weighted by noise level as the subject's own loss is."""
 
 
-class Predicted:
+class PredictedPrior:
     """The bare base is the teacher: no pictures needed, one more prediction a step."""
 
     def __init__(self, base: StableDiffusion, class_noun: str, snr_gamma: float | None, text_learns: bool):
-        self._base, self._class, self._gamma, self._text_learns = base, class_noun, snr_gamma, text_learns
+        self._base, self._class, self._gamma, self._trains_text_encoder = base, class_noun, snr_gamma, text_learns
         self._bare: dict[str, Conditioning] = {}
 
     def loss(self, batch: Batch) -> Tensor:
         base = self._base
         captions = [caption.replace("{}", self._class) for caption in batch.captions]
         noisy = base.schedule.mix(batch.latents, batch.noise, batch.t)
-        with base.slots.bypassed(), torch.no_grad():
-            bare = base.framed(Conditioning.cat([self._bare_condition(c) for c in captions]), batch.framings)
+        with base.adapters.disabled(), torch.no_grad():
+            bare = base.with_size_conditioning(
+                Conditioning.cat([self._base_conditioning(c) for c in captions]), batch.size_conditioning
+            )
             target = base.predict(noisy, batch.t, bare)
-        now = base.condition([[c] for c in captions], batch.framings) if self._text_learns else bare
+        now = (
+            base.encode_captions([[c] for c in captions], batch.size_conditioning)
+            if self._trains_text_encoder
+            else bare
+        )
         loss = (base.predict(noisy, batch.t, now) - target).pow(2).flatten(1).mean(1)
         return loss if self._gamma is None else loss * min_snr(base.schedule, batch.t, self._gamma)
 
-    def _bare_condition(self, caption: str) -> Conditioning:
+    def _base_conditioning(self, caption: str) -> Conditioning:
         if caption not in self._bare:
-            self._bare[caption] = self._base.condition([[caption]])
+            self._bare[caption] = self._base.encode_captions([[caption]])
         return self._bare[caption]
 
 
-class ClassPictures:
+class ClassImagePrior:
     """Photos or drawn pictures of the class are learned beside the subject, one for one."""
 
-    def __init__(self, base: StableDiffusion, class_noun: str, pictures: Samples, snr_gamma: float | None):
+    def __init__(self, base: StableDiffusion, class_noun: str, pictures: LatentDataset, snr_gamma: float | None):
         self._base, self._class, self._pictures, self._gamma = base, class_noun, pictures, snr_gamma
 
     def loss(self, batch: Batch) -> Tensor:

@@ -22,13 +22,13 @@ class Method(Protocol):
     def rows(self) -> dict[str, Tensor]:
         """The token's vectors for each text encoder, (n, width) fp32; {} if it has none."""
 
-    def trained(self) -> dict[str, nn.Parameter]:
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Every parameter that is ever trained, fp32, by a name that stays the same between runs."""
 
     def groups(self) -> list[dict]:
         """The same parameters for an optimiser, in groups with their rates (`lr`) and decay (`weight_decay`)."""
 
-    def rates(self, step: int) -> list[float]:
+    def learning_rates(self, step: int) -> list[float]:
         """Each group's learning rate at a step, before the schedule's factor."""
 
     def loss(self, batch: Batch, step: int) -> Tensor:

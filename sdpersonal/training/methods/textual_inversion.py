@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...models import StableDiffusion
 from ..dataset import Batch, batch_loss
 from ..presets import Preset
-from .token_embedding import TokenRows, with_rows
+from .token_embedding import TokenEmbedding, insert_embeddings
 
 
 class TextualInversion:
@@ -26,26 +26,26 @@ class TextualInversion:
 
     def __init__(self, base: StableDiffusion, init: str, vectors: int, preset: Preset):
         self._base, self._preset = base, preset
-        self._rows = TokenRows(base, init, vectors)
+        self._rows = TokenEmbedding(base, init, vectors)
 
     @property
     def rows(self) -> dict[str, Tensor]:
         return self._rows()
 
-    def trained(self) -> dict[str, nn.Parameter]:
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
         return self._rows.named()
 
     def groups(self) -> list[dict]:
-        return [self._rows.group(self._preset.rows_lr)]
+        return [self._rows.group(self._preset.embedding_lr)]
 
-    def rates(self, step: int) -> list[float]:
-        return [self._preset.rows_lr]
+    def learning_rates(self, step: int) -> list[float]:
+        return [self._preset.embedding_lr]
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         return batch_loss(self._base, self.words, batch, self._preset.snr_gamma)
 
     def words(self, caption: str) -> list[str | Mapping[str, Tensor]]:
-        return with_rows(caption, self._rows())
+        return insert_embeddings(caption, self._rows())
 
     def lora(self) -> None:
         return None

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from ...models import StableDiffusion
 from ...models.text_encoder import TextEncoder
 
-MOST_ROWS = 8  # of a token that starts as a class noun
+MAX_CLASS_VECTORS = 8  # of a token that starts as a class noun
 
 
-class TokenRows:
+class TokenEmbedding:
     """The vectors of a token for each text encoder, (n, width) fp32, started from the embeddings of some words.
 
     A row longer than the vocabulary's longest is used at that length: the attention of the text encoder weighs words by
@@ -21,12 +21,14 @@ class TokenRows:
     """
 
     def __init__(self, base: StableDiffusion, words: str, count: int):
-        self.raw = {key: nn.Parameter(encoder.spread(words, count)) for key, encoder in base.encoders.items()}
-        self._longest = {key: longest_row(encoder) for key, encoder in base.encoders.items()}
+        self.raw = {
+            key: nn.Parameter(encoder.initial_embeddings(words, count)) for key, encoder in base.encoders.items()
+        }
+        self._max_norm = {key: max_embedding_norm(encoder) for key, encoder in base.encoders.items()}
 
     def __call__(self) -> dict[str, Tensor]:
         """As the prompt gets them; gradients reach `raw`."""
-        return {key: shortened(rows, self._longest[key]) for key, rows in self.raw.items()}
+        return {key: clip_norm(rows, self._max_norm[key]) for key, rows in self.raw.items()}
 
     def named(self) -> dict[str, nn.Parameter]:
         return {f"rows.{key}": rows for key, rows in self.raw.items()}
@@ -36,23 +38,23 @@ class TokenRows:
         return {"params": list(self.raw.values()), "lr": lr, "weight_decay": 0.0}
 
 
-def for_class(base: StableDiffusion, class_noun: str) -> TokenRows:
+def embedding_for_class(base: StableDiffusion, class_noun: str) -> TokenEmbedding:
     """A row for each token of the class noun, so that it starts as that noun."""
     count = max(len(encoder.ids(class_noun)) for encoder in base.encoders.values())
-    return TokenRows(base, class_noun, min(count or 1, MOST_ROWS))
+    return TokenEmbedding(base, class_noun, min(count or 1, MAX_CLASS_VECTORS))
 
 
-def with_rows(caption: str, rows: Mapping[str, Tensor]) -> list[str | Mapping[str, Tensor]]:
+def insert_embeddings(caption: str, rows: Mapping[str, Tensor]) -> list[str | Mapping[str, Tensor]]:
     """ "a photo of {}" to the pieces that `condition` takes."""
     before, after = caption.split("{}")
     return [before, rows, after]
 
 
-def shortened(rows: Tensor, longest: float) -> Tensor:
+def clip_norm(rows: Tensor, longest: float) -> Tensor:
     """Rows (n, width) whose length is at most `longest`, directions kept."""
     return rows * (longest / rows.norm(dim=1, keepdim=True)).clamp(max=1.0)
 
 
-def longest_row(encoder: TextEncoder) -> float:
+def max_embedding_norm(encoder: TextEncoder) -> float:
     """Length of the vocabulary's longest row."""
-    return float(encoder.table.float().norm(dim=1).max())
+    return float(encoder.token_embeddings.float().norm(dim=1).max())

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ....errors import PersonalError
-from ..library.tiles import has, newest_of, pictured
-from ..workspace import House
+from ....errors import UserError
+from ..library.tiles import make_tiles, matches_search, newest_versions
+from ..workspace import Workspace
 
-MOST = 96  # tiles at once
+MAX_TILES = 96  # tiles at once
 
 
 @dataclass(frozen=True)
-class Shelf:
+class ConceptChoices:
     """tiles: (path of a picture, token), in the library's order; words: all tokens that the base can draw, whatever is
     searched for; note: what else there is to say, one line."""
 
@@ -21,24 +21,24 @@ class Shelf:
     note: str
 
 
-def shelf(house: House, kind: str, search: object = "") -> Shelf:
+def concept_choices(house: Workspace, kind: str, search: object = "") -> ConceptChoices:
     """The newest version of every concept made for bases of `kind`; tiles of those with the words of `search`."""
     try:
-        newest = newest_of(house.library.list())
-    except PersonalError as error:
-        return Shelf([], (), str(error))
+        newest = newest_versions(house.library.list())
+    except UserError as error:
+        return ConceptChoices([], (), str(error))
     fitting = [entry for entry in newest if entry.card and entry.card.base == kind]
-    found = [entry for entry in fitting if has(entry, search)]
+    found = [entry for entry in fitting if matches_search(entry, search)]
     damaged = sum(bool(entry.damaged) for entry in newest)
     note = _note(len(found), len(newest) - len(fitting) - damaged, damaged)
     words = tuple(str(entry.token.unversioned()) for entry in fitting)
-    return Shelf(pictured(house, found[:MOST], kind), words, note)
+    return ConceptChoices(make_tiles(house, found[:MAX_TILES], kind), words, note)
 
 
 def _note(found: int, others: int, damaged: int) -> str:
     parts = []
-    if found > MOST:
-        parts.append(f"The first {MOST} of {found:,}: search for others, or write them.")
+    if found > MAX_TILES:
+        parts.append(f"The first {MAX_TILES} of {found:,}: search for others, or write them.")
     if others:
         parts.append(f"{others:,} more {'is' if others == 1 else 'are'} for another base.")
     if damaged:

@@ -9,62 +9,69 @@ from pathlib import Path
 from typing import Any
 
 from .... import storage
-from ....config import Request
-from ....errors import PersonalError
-from ....generation.img2img import open_picture
-from ....image_metadata import MAX_PICTURE, Foreign, Recipe, png, read_recipe
+from ....config import GenerateRequest
+from ....errors import UserError
+from ....generation.img2img import open_image
+from ....image_metadata import MAX_IMAGE_BYTES, Foreign, Recipe, png_with_recipe, read_recipe
 from ....outputs import Outputs
-from ....outputs.folder import FAVOURITES
-from ....playground.variations import NEAR, RecipeFirst, near, request_of, strengths, words
-from ....playground.xyz_grid import in_turn
-from ..generation_service import Work
-from ..render_job import Desk, Result
-from ..workspace import House
+from ....outputs.folder import FAVOURITES_FOLDER
+from ....playground.variations import (
+    DEFAULT_VARIATION_STRENGTH,
+    RecipeThenLibrary,
+    favourite_request,
+    vary_seed,
+    vary_strength,
+    vary_words,
+)
+from ....playground.xyz_grid import generate_all
+from ..generation_service import RenderJob
+from ..render_job import JobContext, SessionImage
+from ..workspace import Workspace
 
-NONE = PersonalError("No picture is chosen.", "Click one first.")
+NO_IMAGE = UserError("No picture is chosen.", "Click one first.")
 # What other programs leave out where it is not used: it must not stay in the form from the picture before.
 _UNUSED = {"negative": "", "enlarge": 1.0, "fast": None, "scheduler": None, "clip_skip": 1}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a picture says of how it was drawn. fields: of a `Request`; notes: what could not be taken over; same:
-    whether the same base draws the same picture from them."""
+class ImageSettings:
+    """What a picture says of how it was drawn. fields: of a `GenerateRequest`; notes: what could not be taken over;
+    same: whether the same base draws the same picture from them."""
 
     fields: Mapping[str, Any]
     notes: tuple[str, ...]
     same: bool = True
 
 
-def settings_in(picture: object) -> Settings:
-    """Of a picture of ours or of another program's, by its path. Raises PersonalError for one without settings."""
+def read_settings(picture: object) -> ImageSettings:
+    """Of a picture of ours or of another program's, by its path. Raises UserError for one without settings."""
     if not isinstance(picture, str | Path):
-        raise NONE
-    found = read_recipe(storage.read_bytes(Path(picture), MAX_PICTURE), "This picture")
+        raise NO_IMAGE
+    found = read_recipe(storage.read_bytes(Path(picture), MAX_IMAGE_BYTES), "This picture")
     if isinstance(found, Foreign):
         prompt = {"prompt": found.words} if found.words else {}  # what cannot be used stands there to be changed
-        return Settings(_UNUSED | dict(found.fields) | prompt, found.notes, same=False)
+        return ImageSettings(_UNUSED | dict(found.fields) | prompt, found.notes, same=False)
     notes = ("It began from another picture, which is not in it.",) if found.start else ()
-    fields = found.model_dump(include=set(Request.model_fields) - {"start", "mask"})
-    return Settings(fields | {"n": 1, "fast": found.fast or None, "scheduler": found.scheduler or None}, notes)
+    fields = found.model_dump(include=set(GenerateRequest.model_fields) - {"start", "mask"})
+    return ImageSettings(fields | {"n": 1, "fast": found.fast or None, "scheduler": found.scheduler or None}, notes)
 
 
-def taken(settings: Settings) -> str:
+def settings_note(settings: ImageSettings) -> str:
     """What there is to say once they stand in the form."""
     promise = ": the same base draws the same picture" if settings.same else ", as far as they mean the same here"
     return " ".join([f"Its settings are in the form{promise}.", *settings.notes])
 
 
-def text_of(picture: Path) -> str:
+def recipe_text(picture: Path) -> str:
     """Its recipe as a person reads it; "" without one."""
     try:
-        found = read_recipe(storage.read_bytes(picture, MAX_PICTURE), "This picture")
-    except PersonalError:
+        found = read_recipe(storage.read_bytes(picture, MAX_IMAGE_BYTES), "This picture")
+    except UserError:
         return ""
-    return found.text if isinstance(found, Foreign) else _told(found)
+    return found.text if isinstance(found, Foreign) else _format_recipe(found)
 
 
-def _told(recipe: Recipe) -> str:
+def _format_recipe(recipe: Recipe) -> str:
     facts = {
         "Prompt": recipe.prompt,
         "Chosen from": recipe.template,
@@ -81,69 +88,73 @@ def _told(recipe: Recipe) -> str:
     return "\n".join(f"{name}: {text}" for name, text in facts.items() if text)
 
 
-def favoured(outputs: Outputs, result: Result | None) -> str:
+def toggle_favourite(outputs: Outputs, result: SessionImage | None) -> str:
     """Keep a copy apart, or no longer; what happened."""
     if result is None:
-        return str(NONE)
+        return str(NO_IMAGE)
     if is_favourite(outputs, result):
-        outputs.unfavourite(result.kept)
+        outputs.remove_favourite(result.kept)
         return "It is no favourite any more."
-    outputs.favourite(result.kept)
+    outputs.add_favourite(result.kept)
     return "It is among your favourites."
 
 
-def is_favourite(outputs: Outputs, result: Result | None) -> bool:
+def is_favourite(outputs: Outputs, result: SessionImage | None) -> bool:
     if result is None:
         return False
     folder, name = result.kept.parent.name, result.kept.name
-    return (name if folder == FAVOURITES else f"{folder}-{name}") in outputs.favourites()
+    return (name if folder == FAVOURITES_FOLDER else f"{folder}-{name}") in outputs.favourites()
 
 
-def download(house: House, page: str, result: Result, private: bool) -> Path:
+def make_download(house: Workspace, page: str, result: SessionImage, private: bool) -> Path:
     """A copy to take along, with the recipe in it or without anything but pixels."""
     if not private:
         return result.shown
     place = house.room(page) / f"{result.kept.stem}-private.png"
-    storage.write_bytes(place, png(open_picture(result.kept), None))
+    storage.write_bytes(place, png_with_recipe(open_image(result.kept), None))
     return place
 
 
-def varied(house: House, result: Result | None, share: object = NEAR, n: int = 4) -> Work:
-    """Work for the studio: the same prompt from noise near its own. Raises PersonalError where it allows none."""
-    checked = Request(prompt="", near=share, n=n)  # numbers are anybody's until here
-    found = _recipe(result)
-    return _work(house, found, near(request_of(found), checked.near or NEAR, checked.n))
+def variation_job(
+    house: Workspace, result: SessionImage | None, share: object = DEFAULT_VARIATION_STRENGTH, n: int = 4
+) -> RenderJob:
+    """Work for the studio: the same prompt from noise near its own. Raises UserError where it allows none."""
+    checked = GenerateRequest(prompt="", near=share, n=n)  # numbers are anybody's until here
+    found = _read_recipe(result)
+    return _requests_job(
+        house, found, vary_seed(favourite_request(found), checked.near or DEFAULT_VARIATION_STRENGTH, checked.n)
+    )
 
 
-def changed(house: House, result: Result | None, change: str) -> Work:
+def change_job(house: Workspace, result: SessionImage | None, change: str) -> RenderJob:
     """With a concept at other strengths, "<me/duck>=0.6,0.8,1", or other words, "beach=snow|space"."""
     target, equals, values = str(change).rpartition("=")
     if not (equals and target.strip()):
-        raise PersonalError("Say what to change to what.", "For example <me/duck>=0.6,0.8,1 or beach=snow|space.")
-    found, target = _recipe(result), target.strip()
-    vary = strengths if target.startswith("<") and re.match(r"\s*[-+\u2212]?[0-9.]", values) else words
-    return _work(house, found, vary(request_of(found), target, values.strip()))
+        raise UserError("Say what to change to what.", "For example <me/duck>=0.6,0.8,1 or beach=snow|space.")
+    found, target = _read_recipe(result), target.strip()
+    vary = vary_strength if target.startswith("<") and re.match(r"\s*[-+\u2212]?[0-9.]", values) else vary_words
+    return _requests_job(house, found, vary(favourite_request(found), target, values.strip()))
 
 
-def enlarged(house: House, result: Result | None, times: float) -> Work:
+def hires_job(house: Workspace, result: SessionImage | None, times: float) -> RenderJob:
     """The same picture drawn larger, in a second pass."""
-    found = _recipe(result)
+    found = _read_recipe(result)
     if isinstance(found, Recipe) and found.start:
-        raise PersonalError("It began from another picture.", "Begin from this one, with a larger size.")
-    return _work(house, found, [Request(**(found.request().model_dump() | {"enlarge": times}))])
+        raise UserError("It began from another picture.", "Begin from this one, with a larger size.")
+    return _requests_job(house, found, [GenerateRequest(**(found.request().model_dump() | {"enlarge": times}))])
 
 
-def _recipe(result: Result | None) -> Recipe | Foreign:
+def _read_recipe(result: SessionImage | None) -> Recipe | Foreign:
     if result is None:
-        raise NONE
-    return read_recipe(storage.read_bytes(result.kept, MAX_PICTURE), "This picture")
+        raise NO_IMAGE
+    return read_recipe(storage.read_bytes(result.kept, MAX_IMAGE_BYTES), "This picture")
 
 
-def _work(house: House, found: Recipe | Foreign, asked: list[Request]) -> Work:
-    concepts = RecipeFirst(found, house.library, anyway=True) if isinstance(found, Recipe) else house.library
+def _requests_job(house: Workspace, found: Recipe | Foreign, asked: list[GenerateRequest]) -> RenderJob:
+    concepts = RecipeThenLibrary(found, house.library, anyway=True) if isinstance(found, Recipe) else house.library
 
-    def work(desk: Desk) -> None:
-        for _, picture in in_turn(desk.generator.of(concepts), asked, desk.progress, desk.stopped):
+    def work(desk: JobContext) -> None:
+        for _, picture in generate_all(desk.generator.of(concepts), asked, desk.progress, desk.stopped):
             desk.keep(picture)
 
     return work

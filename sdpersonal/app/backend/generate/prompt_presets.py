@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ....concepts.library import Library
-from ....config import Kind
-from ....errors import PersonalError
+from ....config import ConceptKind
+from ....errors import UserError
 from ....generation.request_checks import BRACKET
 from ....prompts import Token
 
-READY: dict[Kind, dict[str, str]] = {
+PROMPT_PRESETS: dict[ConceptKind, dict[str, str]] = {
     "person": {
         "Me as a samurai, a cowboy, a saint …": "a portrait of {} as a "
         "{samurai in armour|cowboy with a hat|saint with a halo|pirate|astronaut|king with a crown|chef|wizard}",
@@ -27,23 +27,23 @@ READY: dict[Kind, dict[str, str]] = {
         "Portraits in this style": "a portrait of a {king|robot|fox|sailor} in the style of {}",
     },
 }
-TITLES = [title for prompts in READY.values() for title in prompts]
+PRESET_TITLES = [title for prompts in PROMPT_PRESETS.values() for title in prompts]
 
 
-def ready(title: str, prompt: str, library: Library, kind: str) -> str:
+def fill_preset(title: str, prompt: str, library: Library, kind: str) -> str:
     """The ready prompt with a fitting concept in it: the prompt's own, else the library's newest.
 
-    kind: of the base that would draw. Raises PersonalError where the title is none, or there is no such concept.
+    kind: of the base that would draw. Raises UserError where the title is none, or there is no such concept.
     """
-    for subject, prompts in READY.items():
+    for subject, prompts in PROMPT_PRESETS.items():
         if title in prompts:
-            token = _fitting(subject, prompt, library, kind)
+            token = _find_concept(subject, prompt, library, kind)
             # Braces are alternatives in a prompt; only the place of the concept is empty.
             return prompts[title].replace("{}", str(token))
-    raise PersonalError("There is no such ready prompt.", "Choose one of the list.")
+    raise UserError("There is no such ready prompt.", "Choose one of the list.")
 
 
-def _fitting(subject: Kind, prompt: str, library: Library, kind: str) -> Token:
+def _find_concept(subject: ConceptKind, prompt: str, library: Library, kind: str) -> Token:
     entries = [each for each in library.list() if not each.damaged and each.card.base == kind]
     entries.sort(key=lambda each: each.path.stat().st_mtime, reverse=True)
     named = [word for word in BRACKET.findall(prompt if isinstance(prompt, str) else "")]
@@ -51,4 +51,4 @@ def _fitting(subject: Kind, prompt: str, library: Library, kind: str) -> Token:
     for wanted in (subject, *(("person", "object") if subject != "style" else ())):
         if found := next((each for each in entries if each.card.kind == wanted), None):
             return found.token.unversioned()
-    raise PersonalError(f"There is no {subject} among your concepts for this base yet.", "Make one, or import one.")
+    raise UserError(f"There is no {subject} among your concepts for this base yet.", "Make one, or import one.")

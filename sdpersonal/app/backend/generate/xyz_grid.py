@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ....errors import PersonalError
-from ....playground.xyz_grid import Sheet, draw_sheet
-from ..generation_service import Work
-from ..render_job import Desk
+from ....errors import UserError
+from ....playground.xyz_grid import XyzGridRequest, generate_grid
+from ..generation_service import RenderJob
+from ..render_job import JobContext
 
 # What can change: the words of the list, how an axis begins, an example.
-SIDES = {
+AXES = {
     "Seed": ("seed", "1..4"),
     "Words in the place of {}": ("words", "samurai|cowboy|saint"),
     "Whole prompts": ("prompt", "a cat|a dog"),
@@ -18,35 +18,35 @@ SIDES = {
     "Steps": ("steps", "5, 10, 25, 50"),
     "Guidance": ("guidance", "1, 3, 5, 7.5"),
 }
-NOTHING = "Nothing"
+NO_AXIS = "Nothing"
 
 
-def axis(kind: object, values: object) -> str | None:
-    """One line for `Sheet`; None for nothing. Raises PersonalError for what is not in the list.
+def axis_text(kind: object, values: object) -> str | None:
+    """One line for `XyzGridRequest`; None for nothing. Raises UserError for what is not in the list.
 
     Checkpoints are not: their axis names a folder, and a page's text must not.
     """
-    if kind in (None, "", NOTHING):
+    if kind in (None, "", NO_AXIS):
         return None
-    if not isinstance(kind, str) or kind not in SIDES or not isinstance(values, str):
-        raise PersonalError("That is nothing that a sheet can change.", f"Choose one of: {', '.join(SIDES)}.")
-    name, example = SIDES[kind]
+    if not isinstance(kind, str) or kind not in AXES or not isinstance(values, str):
+        raise UserError("That is nothing that a sheet can change.", f"Choose one of: {', '.join(AXES)}.")
+    name, example = AXES[kind]
     target, colon, rest = values.rpartition(": ") if name in ("strength", "window", "concept") else ("", "", values)
     if name in ("strength", "window", "concept") and not colon:
-        raise PersonalError(f"{kind} needs the concept first.", f"For example {example}")
+        raise UserError(f"{kind} needs the concept first.", f"For example {example}")
     return f"{name} {target}: {rest}".replace(" :", ":")
 
 
-def sheet_work(form: dict, x: object, x_values: object, y: object, y_values: object) -> Work:
+def grid_job(form: dict, x: object, x_values: object, y: object, y_values: object) -> RenderJob:
     """Work for the studio. form: as for a drawing; its number of pictures does not count."""
     fields = {name: value for name, value in form.items() if name not in ("n", "every")}
-    across = axis(x, x_values)
+    across = axis_text(x, x_values)
     if across is None:
-        raise PersonalError("Say what changes from column to column.", "For example Seed, 1..4.")
-    asked = Sheet(**fields, x=across, y=axis(y, y_values))
+        raise UserError("Say what changes from column to column.", "For example Seed, 1..4.")
+    asked = XyzGridRequest(**fields, x=across, y=axis_text(y, y_values))
 
-    def work(desk: Desk) -> str:
-        kept = draw_sheet(asked, desk.generator, desk.outputs, False, _share(desk), desk.stopped)
+    def work(desk: JobContext) -> str:
+        kept = generate_grid(asked, desk.generator, desk.outputs, False, _report_progress(desk), desk.stopped)
         for picture in kept.sheets:
             desk.show(picture)
         return f"A sheet of {len(kept.pictures)} pictures, each of them kept too. The page with all: {kept.page.name}"
@@ -54,7 +54,7 @@ def sheet_work(form: dict, x: object, x_values: object, y: object, y_values: obj
     return work
 
 
-def _share(desk: Desk):
+def _report_progress(desk: JobContext):
     def progress(done: int, total: int) -> None:
         desk.tell({"message": f"Drawing the sheet: {done / max(1, total):.0%}", "done": done / max(1, total)})
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ....concepts.card import BASES, Card
+from ....concepts.card import BASE_TITLES, Card
 from ....concepts.library import Entry, Library
-from ....errors import PersonalError
-from ....evaluation.concept_score import Scores
-from ....evaluation.explain import in_figures, verdict
+from ....errors import UserError
+from ....evaluation.concept_score import ConceptScores
+from ....evaluation.explain import explain_scores, format_scores
 from ....prompts import Token
-from .tiles import data_url
+from .tiles import thumbnail_data_url
 
 LICENCES = {  # the choices of a page; any other name of SPDX's list can be written
     "": "Not said",
@@ -29,7 +29,7 @@ _FIGURES = ("likeness", "fidelity", "copying", "diversity", "cosine")
 
 
 @dataclass(frozen=True)
-class View:
+class ConceptDetails:
     """A concept as a page shows it. token: with its version; picture: a data URL or ""; facts: (name, text) of what is
     known; said: how good it is, sentences; prompts: to try, at least one; versions: their tokens, oldest first; card:
     None where the file is damaged, and facts say how."""
@@ -49,30 +49,39 @@ class View:
         return str(Token.parse(self.token).unversioned()) if self.token == self.versions[-1] else self.token
 
 
-def view(library: Library, word: object) -> View:
-    """The concept that a word means. Raises PersonalError."""
-    entry = library.find(token_of(word))
+def concept_details(library: Library, word: object) -> ConceptDetails:
+    """The concept that a word means. Raises UserError."""
+    entry = library.find(parse_token(word))
     versions = tuple(str(token) for token in library.versions(entry.token)) or (str(entry.token),)
     if entry.card is None:
-        wrong = (("Damaged", str(entry.damaged)), ("File", in_bytes(entry.size)))
-        return View(str(entry.token), "", "", wrong, (), (), versions, None)
+        wrong = (("Damaged", str(entry.damaged)), ("File", format_size(entry.size)))
+        return ConceptDetails(str(entry.token), "", "", wrong, (), (), versions, None)
     card = entry.card
     newest = str(entry.token) == versions[-1]
-    prompts = card.prompts or (_example(card, entry.token.unversioned() if newest else entry.token),)
-    found = tuple((name, text) for name, text in facts(entry) if text)
-    return View(str(entry.token), card.title, data_url(entry), found, _said(card), prompts, versions, card)
+    prompts = card.prompts or (_example_prompt(card, entry.token.unversioned() if newest else entry.token),)
+    found = tuple((name, text) for name, text in entry_facts(entry) if text)
+    return ConceptDetails(
+        str(entry.token),
+        card.title,
+        thumbnail_data_url(entry),
+        found,
+        _quality_sentences(card),
+        prompts,
+        versions,
+        card,
+    )
 
 
-def facts(entry: Entry) -> list[tuple[str, str]]:
+def entry_facts(entry: Entry) -> list[tuple[str, str]]:
     """What is known of a concept that is not damaged, "" where something is not."""
     card = entry.card
     consent = "" if card.kind != "person" and card.consent == "unknown" else CONSENT[card.consent]
     made = " ".join(filter(None, (card.method, f"in {card.steps:,} steps" if card.steps else "")))
-    recipe = ", ".join(f"{name} {_short(value)}" for name, value in card.recipe.items())
+    recipe = ", ".join(f"{name} {_shorten(value)}" for name, value in card.recipe.items())
     return [
         ("What it is", f"{card.kind}: {card.class_noun}" if card.class_noun else card.kind),
-        ("Made for", BASES[card.base] + (f" ({card.base_name})" if card.base_name else "")),
-        ("Holds", f"{entry.holds}, {in_bytes(entry.size)}"),
+        ("Made for", BASE_TITLES[card.base] + (f" ({card.base_name})" if card.base_name else "")),
+        ("Holds", f"{entry.contents}, {format_size(entry.size)}"),
         ("Made by", made),
         ("Made on", card.created.replace("T", " ").removesuffix("Z")),
         ("Settings", recipe),
@@ -85,68 +94,68 @@ def facts(entry: Entry) -> list[tuple[str, str]]:
     ]
 
 
-def save(library: Library, word: object, values: Mapping[str, object]) -> Token:
-    """Write what was filled in on the card: the fields of `_FIELDS`, prompts a line each. Raises PersonalError."""
+def save_card(library: Library, word: object, values: Mapping[str, object]) -> Token:
+    """Write what was filled in on the card: the fields of `_FIELDS`, prompts a line each. Raises UserError."""
     changes = {name: value for name, value in values.items() if name in _FIELDS}
     for name, value in changes.items():
         if not isinstance(value, str | None):
-            raise PersonalError(f"{name} must be text.")
+            raise UserError(f"{name} must be text.")
         changes[name] = value or ""
     if "prompts" in changes:
         changes["prompts"] = tuple(line.strip() for line in changes["prompts"].splitlines() if line.strip())
-    return library.edit(token_of(word), changes)
+    return library.edit(parse_token(word), changes)
 
 
-def rename(library: Library, word: object, new: object) -> Token:
-    """Another token for all versions of a concept; the newest one's. Raises PersonalError."""
-    to = token_of(new, "No new name is given.", "Write it like <me/duck>.")
+def rename_all_versions(library: Library, word: object, new: object) -> Token:
+    """Another token for all versions of a concept; the newest one's. Raises UserError."""
+    to = parse_token(new, "No new name is given.", "Write it like <me/duck>.")
     if to.version:
-        raise PersonalError("A new name has no version: all versions keep theirs.", f"Write {to.unversioned()}.")
-    return library.rename(token_of(word).unversioned(), to)[-1]
+        raise UserError("A new name has no version: all versions keep theirs.", f"Write {to.unversioned()}.")
+    return library.rename(parse_token(word).unversioned(), to)[-1]
 
 
-def token_of(word: object, problem: str = "No concept is chosen.", fix: str = "Click one first.") -> Token:
-    """The token that a page sent. Raises PersonalError, where it sent none with these words."""
+def parse_token(word: object, problem: str = "No concept is chosen.", fix: str = "Click one first.") -> Token:
+    """The token that a page sent. Raises UserError, where it sent none with these words."""
     if not word or not isinstance(word, str):
-        raise PersonalError(problem, fix)
+        raise UserError(problem, fix)
     return Token.parse(word)
 
 
-def _example(card: Card, token: Token) -> str:
+def _example_prompt(card: Card, token: Token) -> str:
     return f"a lighthouse in the style of {token}" if card.kind == "style" else f"a photo of {token} on the beach"
 
 
-def _said(card: Card) -> tuple[str, ...]:
+def _quality_sentences(card: Card) -> tuple[str, ...]:
     scores = _scores(card)
-    return tuple(verdict(scores, card.class_noun or "other thing")) if scores else ()
+    return tuple(explain_scores(scores, card.class_noun or "other thing")) if scores else ()
 
 
 def _figures(card: Card) -> str:
     scores = _scores(card)
-    return in_figures(scores) if scores else ", ".join(f"{name} {value:.2f}" for name, value in card.scores.items())
+    return format_scores(scores) if scores else ", ".join(f"{name} {value:.2f}" for name, value in card.scores.items())
 
 
-def _scores(card: Card) -> Scores | None:
-    return Scores(*(card.scores[name] for name in _FIGURES)) if card.scores.keys() >= set(_FIGURES) else None
+def _scores(card: Card) -> ConceptScores | None:
+    return ConceptScores(*(card.scores[name] for name in _FIGURES)) if card.scores.keys() >= set(_FIGURES) else None
 
 
-def in_bytes(count: int) -> str:
+def format_size(count: int) -> str:
     """A file's size, in words."""
     if count < 1000:
         return f"{count} bytes"
     return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     return f"{value[:12]}…" if isinstance(value, str) and len(value) > 40 else f"{value}"
 
 
-def words(library: Library, chosen: str) -> tuple[tuple[list[str], str | None, str | None], list[str]]:
+def token_choices(library: Library, chosen: str) -> tuple[tuple[list[str], str | None, str | None], list[str]]:
     """For choices: all tokens with their versions, the chosen one and the one before it, if any; the newest ones'."""
     try:
         tokens = [str(entry.token) for entry in library.list() if entry.card]
         known = Token.parse(chosen) if chosen else None
-    except PersonalError:
+    except UserError:
         return ([], None, None), []
     mine = [each for each in tokens if known and known.unversioned().matches(Token.parse(each))]
     first = chosen if chosen in mine else next(reversed(mine), None)

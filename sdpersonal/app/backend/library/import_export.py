@@ -12,15 +12,15 @@ from pathlib import Path
 
 from .... import storage
 from ....concepts.exporters import FORMATS, Export, export
-from ....concepts.importers.folders import DROPPED, STEPS, concepts_in
-from ....concepts.importing import DUPLICATES, Outcome, Source, bring_in, joined
+from ....concepts.importers.folders import DROPPED, STEPS, find_concepts
+from ....concepts.importing import DUPLICATES, ImportOutcome, Source, import_all, joined
 from ....concepts.library import OTHER_PART, TAKEN
-from ....errors import PersonalError, show
+from ....errors import UserError, printable
 from ....prompts import Token
-from ..workspace import House
-from .concept_details import token_of
+from ..workspace import Workspace
+from .concept_details import parse_token
 
-MOST_FILES = 40  # in one drop
+MAX_FILES = 40  # in one drop
 PROGRAMS = {
     "native": "sdpersonal: everything in one file, which A1111 and ComfyUI read as well",
     "a1111": "A1111 (Stable Diffusion web UI), Forge",
@@ -32,7 +32,7 @@ PROGRAMS = {
     "sd-concepts-library": "sd-concepts-library (old notebooks)",
 }
 _BESIDE = {"readme.md", "token_identifier.txt", "type_of_concept.txt", "special_params.json", "adapter_config.json"}
-_ON_A_PAGE = {  # what the command line calls otherwise
+_PAGE_HINTS = {  # what the command line calls otherwise
     TAKEN: "Give it another name under Call it, or choose what becomes of it if its name is taken, and drop it again.",
     OTHER_PART: "If they are one concept, drop both at once and tick that it takes the place of what is there.",
     "Say what to call it: --as '<owner/name>'.": "Say under Call it what its name is, and drop it again.",
@@ -44,7 +44,7 @@ _ON_A_PAGE = {  # what the command line calls otherwise
 
 
 @dataclass(frozen=True)
-class Arrival:
+class ImportedFile:
     """What happened to one file: done is "imported", "here already" or "refused"; said: the token, or what is wrong."""
 
     name: str
@@ -53,25 +53,33 @@ class Arrival:
     token: str | None = None
 
 
-def arrive(
-    house: House, page: str, dropped: object, as_: object = "", replace: object = False, duplicates: object = "refuse"
-) -> list[Arrival]:
+def import_uploads(
+    house: Workspace,
+    page: str,
+    dropped: object,
+    as_: object = "",
+    replace: object = False,
+    duplicates: object = "refuse",
+) -> list[ImportedFile]:
     """Import files that were uploaded, which go; parts of one concept that were dropped together are one.
 
     as_: the token for the one concept; replace: take the place of what has its name; duplicates: as
-    `importing.bring_in`. Raises PersonalError.
+    `importing.bring_in`. Raises UserError.
     """
-    paths = _uploaded(house, dropped)
+    paths = _check_uploads(house, dropped)
     if duplicates not in DUPLICATES:
-        raise PersonalError("Choose what becomes of several of one name.", f"One of {', '.join(DUPLICATES)}.")
+        raise UserError("Choose what becomes of several of one name.", f"One of {', '.join(DUPLICATES)}.")
     place = storage.make_folder(house.room(page) / f"arrivals-{secrets.token_hex(4)}")
     try:
-        word = _word(as_)
-        moved = _laid_out(paths, place)
-        found = _sources(moved, place, steps=duplicates != "refuse")
+        word = _parse_token(as_)
+        moved = _group_files(paths, place)
+        found = _find_sources(moved, place, steps=duplicates != "refuse")
         if word and len(found) > 1 and duplicates != "versions":
-            raise PersonalError("The name is for one concept; several were dropped.", "Drop them one by one.")
-        return [_told(outcome, found) for outcome in bring_in(house.library, found, word, bool(replace), duplicates)]
+            raise UserError("The name is for one concept; several were dropped.", "Drop them one by one.")
+        return [
+            _imported_file(outcome, found)
+            for outcome in import_all(house.library, found, word, bool(replace), duplicates)
+        ]
     finally:
         storage.remove(place)
         for path in paths:
@@ -81,7 +89,7 @@ def arrive(
 
 
 @dataclass(frozen=True)
-class Parcel:
+class ExportDownload:
     """A concept for another program. path: the one file, or a zip of several with their README; steps: what to do."""
 
     path: Path
@@ -92,20 +100,20 @@ class Parcel:
     notes: tuple[str, ...]
 
 
-def parcel(house: House, page: str, word: object, format: object) -> Parcel:
-    """The files that the page may offer. Raises PersonalError."""
+def make_export_download(house: Workspace, page: str, word: object, format: object) -> ExportDownload:
+    """The files that the page may offer. Raises UserError."""
     if not isinstance(format, str) or format not in FORMATS:
-        raise PersonalError("Choose a program.", f"One of {', '.join(FORMATS)}.")
-    concept = house.library.get(token_of(word))
+        raise UserError("Choose a program.", f"One of {', '.join(FORMATS)}.")
+    concept = house.library.get(parse_token(word))
     made = export(concept, format)
-    name, data = _packed(made, f"{concept.token.slug}-{format}")
+    name, data = _pack(made, f"{concept.token.slug}-{format}")
     place = house.room(page) / name
     storage.write_bytes(place, data)
     places = tuple((each, to) for each, to in made.places.items() if each != "README.md")
-    return Parcel(place, made.program, places, made.install, made.trigger, made.notes)
+    return ExportDownload(place, made.program, places, made.install, made.trigger, made.notes)
 
 
-def _packed(made: Export, stem: str) -> tuple[str, bytes]:
+def _pack(made: Export, stem: str) -> tuple[str, bytes]:
     ours = {name: data for name, data in made.files.items() if name != "README.md"}
     if len(ours) == 1 and made.program == "sdpersonal":
         return next(iter(ours.items()))
@@ -116,31 +124,31 @@ def _packed(made: Export, stem: str) -> tuple[str, bytes]:
     return f"{stem}.zip", packed.getvalue()
 
 
-def _uploaded(house: House, dropped: object) -> list[Path]:
-    """The uploaded files. Raises PersonalError for anything that is not one: a page may send any words."""
+def _check_uploads(house: Workspace, dropped: object) -> list[Path]:
+    """The uploaded files. Raises UserError for anything that is not one: a page may send any words."""
     if not isinstance(dropped, list | tuple) or not dropped:
-        raise PersonalError("No files were dropped.", "Drop some, or click to choose them.")
-    if len(dropped) > MOST_FILES:
-        raise PersonalError(f"These are {len(dropped)} files; I take {MOST_FILES} at once.", "Drop fewer.")
-    return [_inside(house.shown, each) for each in dropped]
+        raise UserError("No files were dropped.", "Drop some, or click to choose them.")
+    if len(dropped) > MAX_FILES:
+        raise UserError(f"These are {len(dropped)} files; I take {MAX_FILES} at once.", "Drop fewer.")
+    return [_check_inside(house.shown, each) for each in dropped]
 
 
-def _inside(folder: Path, path: object) -> Path:
+def _check_inside(folder: Path, path: object) -> Path:
     if not isinstance(path, str) or not Path(path).is_absolute():
-        raise PersonalError("That is no uploaded file.", "Drop it once more.")
-    found = storage.inside(folder, str(path))
+        raise UserError("That is no uploaded file.", "Drop it once more.")
+    found = storage.resolve_inside(folder, str(path))
     if not found.is_file():
-        raise PersonalError("The uploaded file is gone.", "Drop it once more.")
+        raise UserError("The uploaded file is gone.", "Drop it once more.")
     return found
 
 
-def _word(as_: object) -> Token | None:
+def _parse_token(as_: object) -> Token | None:
     text = as_.strip() if isinstance(as_, str) else ""
     word = Token.parse(text) if text else None
     return dataclasses.replace(word, owner="me") if word and not word.owner else word
 
 
-def _laid_out(paths: Sequence[Path], place: Path) -> list[Path]:
+def _group_files(paths: Sequence[Path], place: Path) -> list[Path]:
     """All in one folder, as programs keep the files of a concept; those whose name is there already in another."""
     moved: list[Path] = []
     for number, path in enumerate(paths):
@@ -151,11 +159,11 @@ def _laid_out(paths: Sequence[Path], place: Path) -> list[Path]:
     return moved
 
 
-def _sources(moved: Sequence[Path], place: Path, steps: bool) -> list[Source]:
+def _find_sources(moved: Sequence[Path], place: Path, steps: bool) -> list[Source]:
     """The concepts in what was dropped, and every other file alone: to say what it is."""
     if len(moved) == 1:
         return [Source(moved[0])]
-    found = joined(concepts_in(place, steps=steps))
+    found = joined(find_concepts(place, steps=steps))
     read = {path for source in found for path in source.all_files}
     beside = {path for path in moved if path.name.lower() in _BESIDE and read}
     inside = {source.path for source in found if source.path.is_dir() and not source.files}  # PEFT's
@@ -164,16 +172,16 @@ def _sources(moved: Sequence[Path], place: Path, steps: bool) -> list[Source]:
     return [*found, *(Source(path) for path in rest)]
 
 
-def _told(outcome: Outcome, found: Sequence[Source]) -> Arrival:
+def _imported_file(outcome: ImportOutcome, found: Sequence[Source]) -> ImportedFile:
     path = Path(outcome.source)
     parts = next((each.files for each in found if each.label == outcome.source and each.files), ())
     parts = parts or (path.iterdir() if path.is_dir() else (path,))
-    name = show(" + ".join(sorted(each.name for each in parts)), 200)
+    name = printable(" + ".join(sorted(each.name for each in parts)), 200)
     if outcome.error:
-        return Arrival(name, outcome.done, f"{outcome.error.problem} {in_page(outcome.error.fix)}".strip())
-    return Arrival(name, outcome.done, f"{outcome.token}: {outcome.what}", str(outcome.token))
+        return ImportedFile(name, outcome.done, f"{outcome.error.message} {page_hint(outcome.error.hint)}".strip())
+    return ImportedFile(name, outcome.done, f"{outcome.token}: {outcome.what}", str(outcome.token))
 
 
-def in_page(fix: str) -> str:
+def page_hint(fix: str) -> str:
     """What to do, where the command line's flags are not."""
-    return _ON_A_PAGE.get(fix, fix)
+    return _PAGE_HINTS.get(fix, fix)

@@ -9,17 +9,17 @@ import psutil
 import torch
 
 from .... import storage
-from ....models.offload import DECODING, STEP, TILE, Need
+from ....models.offload import DECODE_ACTIVATIONS, STEP_ACTIVATIONS, TILE_SIZE, MemoryNeed
 
 GB = 1e9
 
-_UNET, _VAE = 320, 128  # Stable Diffusion's first channels
-_ROOM = 0.9  # of what is free
+_UNET_CHANNELS, _VAE_CHANNELS = 320, 128  # Stable Diffusion's first channels
+_USABLE_SHARE = 0.9  # of what is free
 _TRAINED_AT_256 = 1.2  # GB that a step takes beside the weights in fp32: docs/performance.md
 
 
 @dataclass(frozen=True)
-class Machine:
+class Hardware:
     """Bytes. card: the graphics card's name, "" without one; memory: free on the card, else in the machine; disk: free
     where models are kept."""
 
@@ -29,7 +29,7 @@ class Machine:
     disk: int
 
     @classmethod
-    def here(cls) -> Machine:
+    def here(cls) -> Hardware:
         from huggingface_hub.constants import HF_HUB_CACHE
 
         disk = storage.free_bytes(Path(HF_HUB_CACHE))
@@ -49,7 +49,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """A base by its published size. Millions of weights of its parts; side: of its pictures, in pixels."""
 
     text: float
@@ -58,19 +58,19 @@ class Size:
     side: int
     exact_vae: bool = False  # SDXL's autoencoder runs in fp32
 
-    def need(self, number: int) -> Need:
+    def need(self, number: int) -> MemoryNeed:
         """What drawing one picture takes with numbers of so many bytes."""
         latents, pixels, exact = (self.side // 8) ** 2, self.side**2, 4 if self.exact_vae else number
-        return Need(
+        return MemoryNeed(
             text=int(self.text * 1e6 * number),
             unet=int(self.unet * 1e6 * number),
             vae=int(self.vae * 1e6 * exact),
-            step=int(2 * STEP * _UNET * latents * number),
-            decoding=int(DECODING * _VAE * exact * pixels),
-            tile=int(DECODING * _VAE * exact * min(pixels, TILE**2)),
+            step=int(2 * STEP_ACTIVATIONS * _UNET_CHANNELS * latents * number),
+            decoding=int(DECODE_ACTIVATIONS * _VAE_CHANNELS * exact * pixels),
+            tile=int(DECODE_ACTIVATIONS * _VAE_CHANNELS * exact * min(pixels, TILE_SIZE**2)),
         )
 
-    def teaching(self, number: int) -> float | None:
+    def training_memory(self, number: int) -> float | None:
         """GB that a step of teaching takes, one photo at a time, reckoned from what was measured with Stable Diffusion
         1.5 at 256 pixels; None for a model that nothing was measured with."""
         if self.exact_vae:
@@ -79,17 +79,17 @@ class Size:
         return weights + _TRAINED_AT_256 * number / 4 * (self.side / 256) ** 2
 
 
-SIZES = {
-    "sd15": Size(text=123.1, unet=859.5, vae=83.7, side=512),
-    "sd21": Size(text=340.4, unet=865.9, vae=83.7, side=768),
-    "sdxl": Size(text=817.7, unet=2567.5, vae=83.7, side=1024, exact_vae=True),
+MODEL_SIZES = {
+    "sd15": ModelSize(text=123.1, unet=859.5, vae=83.7, side=512),
+    "sd21": ModelSize(text=340.4, unet=865.9, vae=83.7, side=768),
+    "sdxl": ModelSize(text=817.7, unet=2567.5, vae=83.7, side=1024, exact_vae=True),
 }
 
 
-def verdict(size: Size, machine: Machine) -> tuple[bool, str]:
+def check_fit(size: ModelSize, machine: Hardware) -> tuple[bool, str]:
     """Whether the machine can draw with a base of that size, and how that is, in words."""
     need = size.need(2 if machine.card else 4)
-    room, whole = machine.memory * _ROOM, need.peak("all", False, 1)
+    room, whole = machine.memory * _USABLE_SHARE, need.peak("all", False, 1)
     told = f"Drawing takes {whole / GB:.1f} GB, {machine.memory / GB:.1f} GB free"
     if whole <= room:
         return True, f"{told}: it fits." + ("" if machine.card else " Without a card a picture takes minutes.")
@@ -99,9 +99,9 @@ def verdict(size: Size, machine: Machine) -> tuple[bool, str]:
     return False, f"{told}: too little, with what else runs here."
 
 
-def teaching(size: Size, machine: Machine) -> str:
+def training_memory_text(size: ModelSize, machine: Hardware) -> str:
     """What teaching takes, in words."""
-    needs = size.teaching(2 if machine.card else 4)
+    needs = size.training_memory(2 if machine.card else 4)
     if needs is None:
         return "Teaching: not measured yet; a training says at its start whether it fits."
     return f"Teaching takes about {needs:.0f} GB{', and on a CPU hours' if not machine.card else ''}."

@@ -6,13 +6,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ....config.scheduler_names import SCHEDULERS
-from ....errors import PersonalError
+from ....errors import UserError
 
 _PRECISION = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 
 @dataclass(frozen=True)
-class BaseFacts:
+class ModelInfo:
     """name, kind, version: as `StableDiffusion` has them; resolution: pixels a side; device: "cpu" or "cuda";
     parameters: their number; safety: what checks the pictures, a sentence;
     schedulers: names of those that can draw with it."""
@@ -31,7 +31,7 @@ class BaseFacts:
     schedulers: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, base) -> BaseFacts:
+    def of(cls, base) -> ModelInfo:
         return cls(
             name=base.name,
             kind=base.kind,
@@ -61,7 +61,7 @@ def _schedulers_of(base) -> tuple[str, ...]:
 
     names = []
     for scheduler in SCHEDULERS:
-        with suppress(PersonalError):
+        with suppress(UserError):
             check_scheduler(base.scheduler_config, scheduler, steps=25)
             names.append(scheduler.name)
     return tuple(names)

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .... import storage
-from ....concepts.card import BASES
-from ....concepts.importers.hub_repositories import without_telemetry
-from ....concepts.strict_safetensors import MAX_STRANGERS_HEADER, check_head
-from ....errors import PersonalError, show
+from ....concepts.card import BASE_TITLES
+from ....concepts.importers.hub_repositories import disable_telemetry
+from ....concepts.strict_safetensors import MAX_FOREIGN_HEADER, parse_head_layout
+from ....errors import UserError, printable
 from ....models.loading import BUILT_IN
-from ....models.loading.diffusers_folder import incomplete
-from ....models.loading.hub_cache import HUB_ID, SHORT_NAMES, cached, wanted
+from ....models.loading.diffusers_folder import missing_file
+from ....models.loading.hub_cache import HUB_ID, SHORT_NAMES, cached_folder, files_to_fetch
 from .. import App
-from .hardware import GB, SIZES, Machine, teaching, verdict
-from .info import BaseFacts
+from .hardware import GB, MODEL_SIZES, Hardware, check_fit, training_memory_text
+from .info import ModelInfo
 
 TITLES = {
     BUILT_IN: "Built in: small and quick, toy-like pictures",
@@ -26,14 +26,14 @@ TITLES = {
     "sdxl": "Stable Diffusion XL",
 }
 _DOWNLOADS = {"sd15": 2.8, "sd21": 2.6, "sdxl": 7.0}  # GB: what `hub.wanted` fetches of each
-_MOST = 200  # files and folders of --bases that are looked at
-_LEAST = 100_000_000  # bytes: no base is smaller
-_SECONDS = 4  # for the Hub to answer in
-_NOT_YOURS = PersonalError("Who started this app chose its base; it is the same for all.", "")
+_MAX_MODELS = 200  # files and folders of --bases that are looked at
+_MIN_MODEL_BYTES = 100_000_000  # bytes: no base is smaller
+_TIMEOUT = 4  # for the Hub to answer in
+_FIXED_BASE = UserError("Who started this app chose its base; it is the same for all.", "")
 
 
 @dataclass(frozen=True)
-class Offer:
+class ModelChoice:
     """A base that can be chosen. name: what it is chosen by; fetch: GB that must be fetched first; fits: whether this
     machine can draw with it, None where that is not known; needs: in words."""
 
@@ -41,19 +41,19 @@ class Offer:
     title: str
     fetch: float
     fits: bool | None
-    needs: str
+    requirements: str
 
     @property
     def label(self) -> str:
         return self.name if self.title == self.name else f"{self.name}: {self.title}"
 
 
-def loaded(facts: BaseFacts) -> list[tuple[str, str]]:
+def model_facts(facts: ModelInfo) -> list[tuple[str, str]]:
     """What there is to know of the base that is loaded: (name, text)."""
     place = "the graphics card" if facts.device == "cuda" else "the CPU"
     return [
         ("Base", facts.name),
-        ("Kind", BASES[facts.kind]),
+        ("Kind", BASE_TITLES[facts.kind]),
         ("Pictures", f"{facts.resolution} x {facts.resolution} pixels"),
         ("Size", f"{facts.parameters / 1e6:,.0f} million numbers in {facts.precision}"),
         ("Computed on", place),
@@ -64,134 +64,142 @@ def loaded(facts: BaseFacts) -> list[tuple[str, str]]:
     ]
 
 
-def offers(app: App) -> list[Offer]:
+def list_models(app: App) -> list[ModelChoice]:
     """The built-in base, those with short names, and what lies in the folder given with --bases."""
-    machine = Machine.here()
-    built_in = Offer(
+    machine = Hardware.here()
+    built_in = ModelChoice(
         BUILT_IN, TITLES[BUILT_IN], 0.0, True, "Here already. Draws and learns in a minute, even on a CPU."
     )
-    return [built_in, *(_known(name, machine) for name in SIZES), *_found(app.bases)]
+    return [built_in, *(_known_model(name, machine) for name in MODEL_SIZES), *_models_in_folder(app.bases)]
 
 
-def cost(app: App, name: object) -> str:
+def download_question(app: App, name: object) -> str:
     """What is asked before a base is loaded, since gigabytes must be fetched; "" where it is here.
 
-    Raises PersonalError for what can be no base, or is not to be chosen here.
+    Raises UserError for what can be no base, or is not to be chosen here.
     """
-    name = _checked(app, name)
-    if name not in SIZES and not HUB_ID.fullmatch(name):
+    name = _check_name(app, name)
+    if name not in MODEL_SIZES and not HUB_ID.fullmatch(name):
         return ""
     hub_id = SHORT_NAMES.get(name, name)
-    if cached(hub_id, None, incomplete):
+    if cached_folder(hub_id, None, missing_file):
         return ""
-    size, free = _DOWNLOADS.get(name) or _on_the_hub(hub_id), Machine.here().disk / GB
+    size, free = _DOWNLOADS.get(name) or _download_size(hub_id), Hardware.here().disk / GB
     if size > free:
-        raise PersonalError(
-            f"{show(name)} takes {size:.1f} GB, and {free:.1f} GB of disk are free.", "Make room first."
+        raise UserError(
+            f"{printable(name)} takes {size:.1f} GB, and {free:.1f} GB of disk are free.", "Make room first."
         )
-    return f"{show(name)} is not on this machine. Fetch {size:.1f} GB from the Hugging Face Hub?"
+    return f"{printable(name)} is not on this machine. Fetch {size:.1f} GB from the Hugging Face Hub?"
 
 
-def choose(app: App, name: object, agreed: object = False) -> str:
+def switch_model(app: App, name: object, agreed: object = False) -> str:
     """Load another base as soon as nothing is half drawn; what it is, in a line. agreed: to what `cost` asks.
 
-    Raises PersonalError where it cannot be; then the next drawing uses the former one.
+    Raises UserError where it cannot be; then the next drawing uses the former one.
     """
-    if agreed is not True and (asked := cost(app, name)):
-        raise PersonalError(asked, "Nothing was fetched.")
-    return app.studio.use(_place(app, _checked(app, name)))
+    if agreed is not True and (asked := download_question(app, name)):
+        raise UserError(asked, "Nothing was fetched.")
+    return app.generation.use(_model_path(app, _check_name(app, name)))
 
 
-def _checked(app: App, name: object) -> str:
+def _check_name(app: App, name: object) -> str:
     """A name that may be tried: one that is offered, or a Hub id. Never a path that a page sent."""
     if app.fixed_base:
-        raise _NOT_YOURS
+        raise _FIXED_BASE
     if not isinstance(name, str) or not name.strip():
-        raise PersonalError("No base is chosen.", "Choose one, or write a Hub id.")
+        raise UserError("No base is chosen.", "Choose one, or write a Hub id.")
     name = name.strip()
-    if name in TITLES or name in dict(_places(app.bases)):
+    if name in TITLES or name in dict(_model_paths(app.bases)):
         return name
-    if not HUB_ID.fullmatch(name) or len(name) > 100 or ".." in name or _is_here(name):
-        raise PersonalError(f"No base called {show(name)}.", "Write it as the Hub does: owner/name.")
+    if not HUB_ID.fullmatch(name) or len(name) > 100 or ".." in name or _is_local(name):
+        raise UserError(f"No base called {printable(name)}.", "Write it as the Hub does: owner/name.")
     return name
 
 
-def _is_here(name: str) -> bool:
+def _is_local(name: str) -> bool:
     """Whether loading it would read a file or folder of this machine."""
     with suppress(OSError, ValueError):
         return Path(name).exists() or name.lower().endswith((".safetensors", ".gguf", ".onnx", ".ckpt", ".pt", ".bin"))
     return True
 
 
-def _place(app: App, name: str) -> str:
-    return str(dict(_places(app.bases)).get(name, name))
+def _model_path(app: App, name: str) -> str:
+    return str(dict(_model_paths(app.bases)).get(name, name))
 
 
-def _known(name: str, machine: Machine) -> Offer:
-    size, here = SIZES[name], bool(cached(SHORT_NAMES[name], None, incomplete))
-    fits, how = verdict(size, machine)
+def _known_model(name: str, machine: Hardware) -> ModelChoice:
+    size, here = MODEL_SIZES[name], bool(cached_folder(SHORT_NAMES[name], None, missing_file))
+    fits, how = check_fit(size, machine)
     fetch = 0.0 if here else _DOWNLOADS[name]
     disk = "Here already." if here else f"{fetch:.1f} GB to fetch."
     if not here and fetch > machine.disk / GB:
         fits, disk = False, f"{disk[:-1]}, {machine.disk / GB:.1f} GB of disk free: too little."
-    return Offer(
-        name, f"{TITLES[name]}, {size.side} x {size.side}", fetch, fits, f"{disk} {how} {teaching(size, machine)}"
+    return ModelChoice(
+        name,
+        f"{TITLES[name]}, {size.side} x {size.side}",
+        fetch,
+        fits,
+        f"{disk} {how} {training_memory_text(size, machine)}",
     )
 
 
-def _found(folder: Path | None) -> list[Offer]:
-    return [Offer(name, name, 0.0, None, "Here already, in the folder of bases.") for name, _ in _places(folder)]
+def _models_in_folder(folder: Path | None) -> list[ModelChoice]:
+    return [
+        ModelChoice(name, name, 0.0, None, "Here already, in the folder of bases.") for name, _ in _model_paths(folder)
+    ]
 
 
-def _places(folder: Path | None) -> list[tuple[str, Path]]:
+def _model_paths(folder: Path | None) -> list[tuple[str, Path]]:
     """What can be a base in the folder and those in it: (name, place). Models alone, by their content."""
     if folder is None:
         return []
     found = ((str(place.relative_to(folder)), place) for place in _candidates(folder))
-    return sorted((show(name, 200), place) for name, place in found)[:_MOST]
+    return sorted((printable(name, 200), place) for name, place in found)[:_MAX_MODELS]
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
     for place in _scan(folder):
         if place.is_dir() and not (place / "model_index.json").exists():
-            yield from (each for each in _scan(place) if _is_base(each))
-        elif _is_base(place):
+            yield from (each for each in _scan(place) if _is_model(each))
+        elif _is_model(place):
             yield place
 
 
 def _scan(folder: Path) -> list[Path]:
     try:
-        return [each for _, each in zip(range(_MOST), sorted(folder.iterdir()), strict=False) if each.name[0] != "."]
+        return [
+            each for _, each in zip(range(_MAX_MODELS), sorted(folder.iterdir()), strict=False) if each.name[0] != "."
+        ]
     except OSError:
         return []
 
 
-def _is_base(place: Path) -> bool:
+def _is_model(place: Path) -> bool:
     if place.is_dir():
-        return (place / "model_index.json").is_file() and not incomplete(place)
+        return (place / "model_index.json").is_file() and not missing_file(place)
     if place.suffix.lower() != ".safetensors":
         return False
     try:
         head, size = storage.read_head(place, 8)
-        head, size = storage.read_head(place, 8 + min(int.from_bytes(head, "little"), MAX_STRANGERS_HEADER))
-        names = check_head(head, size, place.name, MAX_STRANGERS_HEADER).tensors
-    except PersonalError:
+        head, size = storage.read_head(place, 8 + min(int.from_bytes(head, "little"), MAX_FOREIGN_HEADER))
+        names = parse_head_layout(head, size, place.name, MAX_FOREIGN_HEADER).tensors
+    except UserError:
         return False
-    return size > _LEAST and any(name.startswith("model.diffusion_model.") for name in names)
+    return size > _MIN_MODEL_BYTES and any(name.startswith("model.diffusion_model.") for name in names)
 
 
-def _on_the_hub(hub_id: str) -> float:
-    """GB that would be fetched. Raises PersonalError where the Hub does not say."""
+def _download_size(hub_id: str) -> float:
+    """GB that would be fetched. Raises UserError where the Hub does not say."""
     from huggingface_hub import HfApi
 
-    without_telemetry()
+    disable_telemetry()
     try:
-        model = HfApi().model_info(hub_id, files_metadata=True, timeout=_SECONDS)
+        model = HfApi().model_info(hub_id, files_metadata=True, timeout=_TIMEOUT)
         sizes = {each.rfilename: each.size or 0 for each in model.siblings or ()}
     except Exception as error:  # the Hub client raises its own, httpx's and OSError's
         gone = "NotFound" in type(error).__name__ or "Gated" in type(error).__name__
         why = "The Hub has no such model, or only for members" if gone else "I cannot reach the Hub"
-        raise PersonalError(f"{why}: {show(hub_id)}.", "Check its name on huggingface.co.") from None
+        raise UserError(f"{why}: {printable(hub_id)}.", "Check its name on huggingface.co.") from None
     if "model_index.json" not in sizes:
-        raise PersonalError(f"{show(hub_id)} is no base in diffusers' layout.", "It has no model_index.json.")
-    return sum(sizes[name] for name in wanted(sizes)) / GB
+        raise UserError(f"{printable(hub_id)} is no base in diffusers' layout.", "It has no model_index.json.")
+    return sum(sizes[name] for name in files_to_fetch(sizes)) / GB

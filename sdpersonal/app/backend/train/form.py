@@ -10,12 +10,12 @@ from typing import Any
 import psutil
 
 from ....concepts.library import Library
-from ....config import DreamboothSettings, InversionSettings, Training
-from ....errors import PersonalError
-from ....prompts import Token, show
+from ....config import DreamboothSettings, TextualInversionSettings, TrainingSettings
+from ....errors import UserError
+from ....prompts import Token, printable
 from ..error_text import labelled
-from ..models.info import BaseFacts
-from .training_service import minutes, pace_key
+from ..models.info import ModelInfo
+from .training_service import format_minutes, pace_key
 
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")  # and no others: 0,001 must not become 1
 
@@ -26,13 +26,13 @@ METHODS = {
     "Smallest file (textual inversion)": "textual-inversion",
 }
 PRIORS = {"Nothing": "none", "The class, as the base knows it": "predicted", "The class, from drawn pictures": "drawn"}
-_DOES = {
+_METHOD_EFFECTS = {
     "lora": "changes how the base draws a little, in a file of a few megabytes",
     "pivotal": "learns the word first and then how it is drawn",
     "textual-inversion": "learns a word alone, in a file of a few kilobytes",
 }
 # Seconds of a step with all that goes with it, and GB, before anything was measured here; by (kind, device).
-_GUESS = {
+_ESTIMATES = {
     ("tiny", "cpu"): (0.4, 0.9),
     ("tiny", "cuda"): (0.15, 1.5),
     ("sd1", "cpu"): (90.0, 9.0),
@@ -43,24 +43,24 @@ _GUESS = {
     ("sdxl", "cuda"): (2.0, 20.0),
 }
 _GB = 1e9
-_PLACE = Path("photos")  # until there is a run
+_PLACEHOLDER_FOLDER = Path("photos")  # until there is a run
 
 
-def settings_of(form: Mapping[str, Any], base: BaseFacts) -> Training:
-    """The settings that a page's form asks for. Raises PersonalError for what cannot be.
+def parse_settings(form: Mapping[str, Any], base: ModelInfo) -> TrainingSettings:
+    """The settings that a page's form asks for. Raises UserError for what cannot be.
 
     form: owner, name, kind, noun, agrees, method, and under "more" steps, lr, rank, resolution, crop, flip, prior,
     text_encoder, early_stop, seed: numbers as they were typed, empty where nothing was.
     """
-    kind, method = _chosen(KINDS, form["kind"]), _chosen(METHODS, form["method"])
+    kind, method = _parse_choice(KINDS, form["kind"]), _parse_choice(METHODS, form["method"])
     noun = form["noun"].strip() if isinstance(form["noun"], str) else form["noun"]
     if not noun:
-        raise PersonalError("Say in a word or two what it is.", "For example 'toy duck', 'woman' or 'watercolour'.")
+        raise UserError("Say in a word or two what it is.", "For example 'toy duck', 'woman' or 'watercolour'.")
     if kind == "person" and form["agrees"] is not True:
-        raise PersonalError("Please tick that this person agrees.", "It is written on the concept's card.")
+        raise UserError("Please tick that this person agrees.", "It is written on the concept's card.")
     common = {
-        "photos": _PLACE,
-        "token": str(token_of(form)),
+        "photos": _PLACEHOLDER_FOLDER,
+        "token": str(parse_form_token(form)),
         "kind": kind,
         "base": base.name,
         "crop": "subject" if form["crop"] else "center",
@@ -72,84 +72,84 @@ def settings_of(form: Mapping[str, Any], base: BaseFacts) -> Training:
     if kind == "person":
         common["consent"] = "yes"
     if method == "textual-inversion":
-        return InversionSettings(**common, init=noun)
-    own = {"class_noun": noun, "method": method, "prior": _chosen(PRIORS, form["prior"])}
+        return TextualInversionSettings(**common, init=noun)
+    own = {"class_noun": noun, "method": method, "prior": _parse_choice(PRIORS, form["prior"])}
     own["text_encoder"] = form["text_encoder"]
     if (rank := typed_number(form["rank"])) is not None:
         own["rank"] = rank
     return DreamboothSettings(**common, **own)
 
 
-def kind_of(title: object) -> str:
+def parse_kind(title: object) -> str:
     """ "object", "person" or "style"; for what is no choice the first."""
     return KINDS.get(title, "object") if isinstance(title, str) else "object"
 
 
-def token_of(form: Mapping[str, Any]) -> Token:
-    """Raises PersonalError, with a spelling that works."""
+def parse_form_token(form: Mapping[str, Any]) -> Token:
+    """Raises UserError, with a spelling that works."""
     owner, name = (form[part].strip() if isinstance(form[part], str) else "" for part in ("owner", "name"))
     if not name:
-        raise PersonalError("Give it a name.", "For example: my-cat")
+        raise UserError("Give it a name.", "For example: my-cat")
     token = Token.parse(f"<{owner or 'me'}/{name}>")
     if token.version:
-        raise PersonalError(f"{token} has a version; I count versions myself.", f"Call it {token.name}.")
+        raise UserError(f"{token} has a version; I count versions myself.", f"Call it {token.name}.")
     return token
 
 
-def naming(form: Mapping[str, Any], library: Library) -> str:
+def name_note(form: Mapping[str, Any], library: Library) -> str:
     """What there is to say of a name while it is typed."""
     if not form["name"]:
         return "This is the word that you will write in prompts."
     try:
-        token = token_of(form)
+        token = parse_form_token(form)
         versions = library.versions(token)
-    except PersonalError as error:
+    except UserError as error:
         return " ".join(str(error).splitlines())
     if not versions:
         return f"You will write {token} in prompts."
     return f"{token} is in the library already: this will be version {versions[-1].version + 1}; the others stay."
 
 
-def plan(form: Mapping[str, Any], photos: int, base: BaseFacts, library: Library, pace: Mapping[str, Any]) -> str:
+def plan_text(form: Mapping[str, Any], photos: int, base: ModelInfo, library: Library, pace: Mapping[str, Any]) -> str:
     """What would be done: how, how long at most, with how much memory."""
     try:
-        settings = settings_of(form, base)
-    except PersonalError as error:
+        settings = parse_settings(form, base)
+    except UserError as error:
         return f"Before I can start: {labelled(error)}" if photos else "Add photos first, then say what it is."
     if not photos:
         return "Before I can start: add photos."
     method = getattr(settings, "method", "textual-inversion")
-    token = token_of(form)
+    token = parse_form_token(form)
     version = len(library.versions(token)) and library.versions(token)[-1].version + 1
-    steps = _steps(settings, base, photos)
+    steps = _max_steps(settings, base, photos)
     took = pace.get(pace_key(settings.model_dump(mode="json")))
     lines = [
         f"I teach {base.name} the word {token}{f' (version {version})' if version else ''} "
         f"from {photos} photo{'s' if photos > 1 else ''} of "
-        f"{'the style ' if settings.kind == 'style' else ''}{show(str(form['noun']).strip(), 60)}: "
-        f"it {_DOES[method]}.",
-        f"At most {steps:,} steps, {_long(steps, took, base)}",
-        _memory(took, base),
+        f"{'the style ' if settings.kind == 'style' else ''}{printable(str(form['noun']).strip(), 60)}: "
+        f"it {_METHOD_EFFECTS[method]}.",
+        f"At most {steps:,} steps, {_duration_text(steps, took, base)}",
+        _memory_text(took, base),
     ]
     return "\n".join(lines)
 
 
-def _steps(settings: Training, base: BaseFacts, photos: int) -> int:
-    from ....training.methods.factory import chosen
+def _max_steps(settings: TrainingSettings, base: ModelInfo, photos: int) -> int:
+    from ....training.methods.factory import resolve_preset
 
-    return chosen(settings, base, photos).steps
+    return resolve_preset(settings, base, photos).steps
 
 
-def _long(steps: int, took: Mapping[str, float] | None, base: BaseFacts) -> str:
+def _duration_text(steps: int, took: Mapping[str, float] | None, base: ModelInfo) -> str:
     sooner = "It ends sooner where there is no more to learn."
     if took:
-        return f"about {minutes(steps * took['step'])}, going by the last one here. {sooner}"
-    guess = steps * _GUESS[base.kind, base.device][0]
-    return f"roughly {minutes(guess)}: a guess, until I have tried a step at the start. {sooner}"
+        return f"about {format_minutes(steps * took['step'])}, going by the last one here. {sooner}"
+    guess = steps * _ESTIMATES[base.kind, base.device][0]
+    return f"roughly {format_minutes(guess)}: a guess, until I have tried a step at the start. {sooner}"
 
 
-def _memory(took: Mapping[str, float] | None, base: BaseFacts) -> str:
-    need = took["held"] / _GB if took else _GUESS[base.kind, base.device][1]
+def _memory_text(took: Mapping[str, float] | None, base: ModelInfo) -> str:
+    need = took["held"] / _GB if took else _ESTIMATES[base.kind, base.device][1]
     there = free_memory(base.device) / _GB
     line = f"It needs about {need:.1f} GB of memory; {there:.1f} GB are free."
     return line if there > need else f"{line} That may be too little: close other programs, or choose a smaller base."
@@ -164,9 +164,9 @@ def free_memory(device: str) -> int:
     return psutil.virtual_memory().available
 
 
-def _chosen(choices: Mapping[str, str], title: object) -> str:
+def _parse_choice(choices: Mapping[str, str], title: object) -> str:
     if not isinstance(title, str) or title not in choices:
-        raise PersonalError("That is not one of the choices.", f"I know: {', '.join(choices)}.")
+        raise UserError("That is not one of the choices.", f"I know: {', '.join(choices)}.")
     return choices[title]
 
 

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .run_status import Points
+from .run_status import LossPoints
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 440, 170, 4, 22, 8
-_MOST = 240  # points drawn
+_MAX_POINTS = 240  # points drawn
 
 
-def curve(points: Points, steps: int) -> str:
+def loss_svg(points: LossPoints, steps: int) -> str:
     """SVG of a run's losses: each step's as a dot, and as a line the fixed batch's, or else a running mean."""
     if len(points.losses) < 2:
         return ""
-    line = points.fixed if len(points.fixed) > 1 else running_mean(points.losses)
-    dots, line = thinned(points.losses), thinned(line)
+    line = points.fixed_batch_losses if len(points.fixed_batch_losses) > 1 else running_mean(points.losses)
+    dots, line = thin_points(points.losses), thin_points(line)
     across = max(steps, points.losses[-1][0], 2)
     highest = sorted(loss for _, loss in points.losses)[int(0.98 * (len(points.losses) - 1))]
     highest = max(highest, max(loss for _, loss in line)) * 1.05 or 1.0
@@ -50,13 +50,13 @@ def running_mean(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]
     return means
 
 
-def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+def thin_points(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     """At most `_MOST` of them, the last one among them."""
-    every = -(-len(points) // _MOST)
+    every = -(-len(points) // _MAX_POINTS)
     return [*points[::every], *(points[-1:] if (len(points) - 1) % every else ())]
 
 
-def bar(share: float | None) -> str:
+def progress_html(share: float | None) -> str:
     """How far it is, as the browser's own progress bar; None where nobody can say."""
     value = "" if share is None else f' value="{min(max(share, 0.0), 1.0):.4f}"'
     return f'<progress aria-label="How far the training is" max="1"{value}></progress>'

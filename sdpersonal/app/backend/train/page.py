@@ -8,39 +8,39 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .... import storage
-from ....errors import PersonalError
-from ..error_text import in_words
-from ..generation_service import Studio
-from ..workspace import House
-from .form import kind_of, naming, plan, settings_of
-from .photo_review import Look, follow_advice, look
-from .run_view import Scene, scene
-from .training_service import Trainings
-from .uploads import Tray, Trays, samples
+from ....errors import UserError
+from ..error_text import describe_error
+from ..generation_service import GenerationService
+from ..workspace import Workspace
+from .form import name_note, parse_kind, parse_settings, plan_text
+from .photo_review import PhotoReview, apply_advice, review_photos
+from .run_view import RunView, run_view
+from .training_service import TrainingService
+from .uploads import PhotoUploads, UploadsByPage, sample_sets
 
-Form = Mapping[str, Any]
+FormValues = Mapping[str, Any]
 
 
-class Workshop:
+class TrainPage:
     """Trays of photos for pages, trainings for users."""
 
-    def __init__(self, house: House, studio: Studio):
-        self.house, self.studio = house, studio
-        self.trays = Trays()
-        self.trainings = Trainings(house, self._make_room)
+    def __init__(self, house: Workspace, studio: GenerationService):
+        self.workspace, self.generation = house, studio
+        self.uploads_by_page = UploadsByPage()
+        self.trainings = TrainingService(house, self._make_room)
 
     def _make_room(self) -> None:
-        if self.studio.base.device == "cuda":  # drawing and training share the card
-            self.studio.release()
+        if self.generation.base.device == "cuda":  # drawing and training share the card
+            self.generation.release()
 
     def leave(self, page: str) -> None:
         """The page is closed: its photos go. A training goes on."""
-        self.trays.leave(page)
+        self.uploads_by_page.leave(page)
 
     def close(self) -> None:
         """The app ends: so does a training, with a checkpoint to go on from."""
         self.trainings.close()
-        self.trays.close()
+        self.uploads_by_page.close()
 
     # --- photos -------------------------------------------------------------------------------------------------------
 
@@ -48,126 +48,126 @@ class Workshop:
         """Take what was uploaded; the uploads themselves go at once. What could not be used, in words."""
         given = [paths] if isinstance(paths, str) else list(paths or ())
         try:
-            places = [storage.inside(self.house.shown, path) for path in given]
-        except PersonalError as error:
+            places = [storage.resolve_inside(self.workspace.shown, path) for path in given]
+        except UserError as error:
             return str(error)
         try:
-            return "\n".join(self._tray(page).add(places)) if places else ""
+            return "\n".join(self._page_uploads(page).add(places)) if places else ""
         except Exception as error:
-            return in_words(error)
+            return describe_error(error)
         finally:
             for place in places:
-                with suppress(PersonalError):
+                with suppress(UserError):
                     storage.remove(place)
 
-    def take_samples(self, page: str, title: str) -> str:
+    def use_sample_photos(self, page: str, title: str) -> str:
         """Put a set of sample photos in the place of what is on the tray."""
         try:
-            folder = samples().get(title)
+            folder = sample_sets().get(title)
             if folder is None:
-                raise PersonalError("These sample photos are not here.")
-            self._tray(page).clear()
-            return "\n".join(self._tray(page).add(sorted(folder.iterdir())))
+                raise UserError("These sample photos are not here.")
+            self._page_uploads(page).clear()
+            return "\n".join(self._page_uploads(page).add(sorted(folder.iterdir())))
         except Exception as error:
-            return in_words(error)
+            return describe_error(error)
 
-    def look(self, page: str, form: Form, said: str = "") -> Look:
+    def look(self, page: str, form: FormValues, said: str = "") -> PhotoReview:
         """What is on the tray, examined; `said` is told first."""
         try:
-            found = look(self._tray(page), self.house, page, *_asked(form))
+            found = review_photos(self._page_uploads(page), self.workspace, page, *_check_options(form))
         except Exception as error:
-            found = Look([], in_words(error), 0, False)
+            found = PhotoReview([], describe_error(error), 0, False)
         return replace(found, words="\n".join(filter(None, [said, found.words])))
 
-    def leave_out(self, page: str, number: int) -> str:
+    def toggle_photo(self, page: str, number: int) -> str:
         """Leave a photo out; or put it back, where it is out."""
-        tray = self._tray(page)
-        return _words(lambda: tray.use(number, not tray.is_used(number)))
+        tray = self._page_uploads(page)
+        return _error_or_nothing(lambda: tray.use(number, not tray.is_used(number)))
 
     def turn(self, page: str, number: int, quarters: int) -> str:
         """Turn a photo to the left."""
-        return _words(lambda: self._tray(page).turn(number, quarters))
+        return _error_or_nothing(lambda: self._page_uploads(page).turn(number, quarters))
 
-    def follow_advice(self, page: str, form: Form) -> str:
+    def apply_advice(self, page: str, form: FormValues) -> str:
         """Do what the doctor proposes, as far as a click can."""
-        return _words(lambda: follow_advice(self._tray(page), *_asked(form)))
+        return _error_or_nothing(lambda: apply_advice(self._page_uploads(page), *_check_options(form)))
 
     def clear(self, page: str) -> str:
         """Begin anew."""
-        return _words(lambda: self._tray(page).clear())
+        return _error_or_nothing(lambda: self._page_uploads(page).clear())
 
-    def say_of(self, page: str, number: int, text: str) -> str:
+    def set_caption(self, page: str, number: int, text: str) -> str:
         """Write a photo's caption."""
-        return _words(lambda: self._tray(page).caption(number, text))
+        return _error_or_nothing(lambda: self._page_uploads(page).caption(number, text))
 
-    def photo(self, page: str, number: int) -> Chosen:
+    def photo(self, page: str, number: int) -> SelectedPhoto:
         """What there is to do with a photo."""
-        tray = self._tray(page)
+        tray = self._page_uploads(page)
         try:
-            name, used, caption = tray.snaps[number].name, tray.is_used(number), tray.captions(number)
-        except (PersonalError, IndexError, TypeError):
-            return Chosen("", True, "")
-        return Chosen(name, used, caption)
+            name, used, caption = tray.uploads[number].name, tray.is_used(number), tray.captions(number)
+        except (UserError, IndexError, TypeError):
+            return SelectedPhoto("", True, "")
+        return SelectedPhoto(name, used, caption)
 
-    def _tray(self, page: str) -> Tray:
-        return self.trays.of(page, self.studio.base.resolution)
+    def _page_uploads(self, page: str) -> PhotoUploads:
+        return self.uploads_by_page.of(page, self.generation.base.resolution)
 
     # --- name and plan ------------------------------------------------------------------------------------------------
 
-    def naming(self, form: Form) -> str:
+    def naming(self, form: FormValues) -> str:
         """What there is to say of a name while it is typed."""
-        return naming(form, self.house.library)
+        return name_note(form, self.workspace.library)
 
-    def plan(self, page: str, user: str | None, form: Form) -> str:
+    def plan(self, page: str, user: str | None, form: FormValues) -> str:
         """What Start would do."""
         try:
-            if busy := self.trainings.busy(user):
+            if busy := self.trainings.running_training(user):
                 return busy.words()
-            count = sum(snap.used for snap in self._tray(page).snaps)
-            return plan(form, count, self.studio.base, self.house.library, self.trainings.pace())
+            count = sum(snap.used for snap in self._page_uploads(page).uploads)
+            return plan_text(form, count, self.generation.base, self.workspace.library, self.trainings.pace())
         except Exception as error:
-            return in_words(error)
+            return describe_error(error)
 
     # --- the training -------------------------------------------------------------------------------------------------
 
-    def start(self, page: str, user: str | None, form: Form) -> str:
+    def start(self, page: str, user: str | None, form: FormValues) -> str:
         """Begin; "" where it began, else why not."""
 
         def begin() -> None:
-            self.trainings.start(settings_of(form, self.studio.base), self._tray(page), user)
+            self.trainings.start(parse_settings(form, self.generation.base), self._page_uploads(page), user)
 
-        return _words(begin)
+        return _error_or_nothing(begin)
 
-    def scene(self, page: str, user: str | None, seen: str = "") -> tuple[Scene, Any] | None:
+    def run_view(self, page: str, user: str | None, seen: str = "") -> tuple[RunView, Any] | None:
         """How the user's training stands; None where there is none to show."""
         try:
             standing = self.trainings.shown(user)
-            return (scene(standing, self.house, page, seen), standing) if standing else None
+            return (run_view(standing, self.workspace, page, seen), standing) if standing else None
         except Exception as error:
-            return Scene("I cannot say how the training stands", in_words(error)), None
+            return RunView("I cannot say how the training stands", describe_error(error)), None
 
     def ask(self, user: str | None, wish: str) -> str:
         """Ask "sample" or "keep" of the user's training."""
-        return _words(lambda: self.trainings.ask(user, wish))
+        return _error_or_nothing(lambda: self.trainings.ask(user, wish))
 
     def cancel(self, user: str | None) -> str:
         """End the user's training and throw away what it has done; what came of it, in words."""
         try:
             return self.trainings.cancel(user)
         except Exception as error:
-            return in_words(error)
+            return describe_error(error)
 
-    def go_on(self, user: str | None) -> str:
+    def resume(self, user: str | None) -> str:
         """Take an unfinished training up again."""
-        return _words(lambda: self.trainings.go_on(user))
+        return _error_or_nothing(lambda: self.trainings.resume(user))
 
-    def put_away(self, user: str | None) -> str:
+    def dismiss(self, user: str | None) -> str:
         """Make room for another."""
-        return _words(lambda: self.trainings.put_away(user))
+        return _error_or_nothing(lambda: self.trainings.dismiss(user))
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SelectedPhoto:
     """A photo that was clicked; name "" where it is none."""
 
     name: str
@@ -175,16 +175,16 @@ class Chosen:
     caption: str
 
 
-def _words(work) -> str:
+def _error_or_nothing(work) -> str:
     """Nothing where it went well, else why not."""
     try:
         work()
         return ""
     except Exception as error:
-        return in_words(error)
+        return describe_error(error)
 
 
-def _asked(form: Form) -> tuple[str, str, str]:
+def _check_options(form: FormValues) -> tuple[str, str, str]:
     """(kind, class noun, crop), as the doctor wants them."""
     noun = form["noun"] if isinstance(form["noun"], str) else ""
-    return kind_of(form["kind"]), noun.strip()[:100], "subject" if form["crop"] else "center"
+    return parse_kind(form["kind"]), noun.strip()[:100], "subject" if form["crop"] else "center"

@@ -6,23 +6,23 @@ from collections.abc import Iterable, Iterator
 
 import gradio as gr
 
-from ....errors import PersonalError
-from ...backend import App, View
+from ....errors import UserError
+from ...backend import App, JobView
 from ...backend.generate import image_actions
-from ...backend.generation_service import endless, pictures
-from ..form import Form, fresh_seed
-from ..shared import QUICK, Shared, user_of
+from ...backend.generation_service import endless_job, generate_job
+from ..form import GenerateForm, random_seed
+from ..shared import QUICK_EVENT, SharedComponents, user_name
 from .history import history_box
-from .prompt import concept_shelf, prompt_box, ready_prompts
-from .results import Results, actions, results_box, shown
-from .xyz_grid import sheet_box
+from .prompt import concepts_box, presets_box, prompt_box
+from .results import ResultComponents, actions_box, results_box, view_updates
+from .xyz_grid import grid_box
 
-LONG = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+LONG_EVENT = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
 
 
-def generate_tab(app: App, shared: Shared, tab: gr.Tab) -> None:
+def generate_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     """Lay out the tab and connect it."""
-    form = Form(shared.prompt)
+    form = GenerateForm(shared.prompt)
     with gr.Row(equal_height=False):
         left, right = gr.Column(scale=4, min_width=320), gr.Column(scale=5, min_width=320)
     with right, gr.Tabs():
@@ -36,59 +36,61 @@ def generate_tab(app: App, shared: Shared, tab: gr.Tab) -> None:
             draw = gr.Button("Draw", variant="primary", scale=3, min_width=120, elem_id="draw")
             on_and_on = gr.Button("Endless", scale=1, min_width=90, elem_id="endless")
             stop = gr.Button("Stop", scale=1, min_width=80, elem_id="stop")
-        ready_prompts(app, shared)
-        concept_shelf(app, shared, tab)
+        presets_box(app, shared)
+        concepts_box(app, shared, tab)
         with gr.Accordion("Settings", open=False, elem_id="settings"):
-            form.settings(app.studio.base)
+            form.settings(app.generation.base)
             upload = gr.UploadButton("Take the settings of a picture", size="sm", file_count="single", elem_id="load")
         with gr.Accordion("Begin from a picture", open=False, elem_id="begin-box"):
             form.start()
         with gr.Accordion("Sheet", open=False, elem_id="sheet-box"):
-            sheet_box(app, form, results)
+            grid_box(app, form, results)
     with right:
-        actions(app, shared, results, form)
+        actions_box(app, shared, results, form)
     _connect(app, shared, form, results, draw, on_and_on, stop, upload)
 
 
-def begun(views: Iterable[View], seed) -> Iterator[tuple]:
+def start_updates(views: Iterable[JobView], seed) -> Iterator[tuple]:
     """As `shown`; at first the picture that was chosen is let go, and the seed is shown."""
     news = (None, seed)
-    for update in shown(views):
+    for update in view_updates(views):
         yield *update, *news
         news = (gr.skip(), gr.skip())
 
 
-def _connect(app: App, shared: Shared, form: Form, results: Results, draw, on_and_on, stop, upload) -> None:
-    studio = app.studio
+def _connect(
+    app: App, shared: SharedComponents, form: GenerateForm, results: ResultComponents, draw, on_and_on, stop, upload
+) -> None:
+    studio = app.generation
 
     def on_draw(values, request: gr.Request):
         page, seed = request.session_hash, form.components["seed"]
-        values[seed] = fresh_seed() if values[form.fresh] else values[seed]
-        yield from begun(
-            studio.do(lambda: pictures(form.read(values, app, page)), page, user_of(request)), values[seed]
+        values[seed] = random_seed() if values[form.fresh] else values[seed]
+        yield from start_updates(
+            studio.do(lambda: generate_job(form.read(values, app, page)), page, user_name(request)), values[seed]
         )
 
     def on_endless(values, request: gr.Request):
-        page, lists = request.session_hash, app.house.wildcards
-        yield from begun(
-            studio.do(lambda: endless(form.read(values, app, page), lists), page, user_of(request)), gr.skip()
+        page, lists = request.session_hash, app.workspace.wildcards
+        yield from start_updates(
+            studio.do(lambda: endless_job(form.read(values, app, page), lists), page, user_name(request)), gr.skip()
         )
 
     def on_upload(path):
         try:
-            found = image_actions.settings_in(path)
-        except PersonalError as error:
+            found = image_actions.read_settings(path)
+        except UserError as error:
             return str(error), gr.skip(), *form.filled({})
-        return image_actions.taken(found), False, *form.filled(dict(found.fields))
+        return image_actions.settings_note(found), False, *form.filled(dict(found.fields))
 
     def on_pick(results, chosen: gr.SelectData):
         return results[chosen.index] if 0 <= chosen.index < len(results) else None
 
-    outputs = [*results.outputs, results.picked, form.components["seed"]]
-    gr.on([draw.click, shared.prompt.submit], on_draw, form.inputs, outputs, trigger_mode="once", **LONG)
-    on_and_on.click(on_endless, form.inputs, outputs, trigger_mode="once", **LONG)
-    upload.upload(on_upload, upload, [results.status, form.fresh, *form.components.values()], **QUICK)
-    results.pictures.select(on_pick, results.results, results.picked, **QUICK)
+    outputs = [*results.outputs, results.selected, form.components["seed"]]
+    gr.on([draw.click, shared.prompt.submit], on_draw, form.inputs, outputs, trigger_mode="once", **LONG_EVENT)
+    on_and_on.click(on_endless, form.inputs, outputs, trigger_mode="once", **LONG_EVENT)
+    upload.upload(on_upload, upload, [results.status, form.fresh, *form.components.values()], **QUICK_EVENT)
+    results.pictures.select(on_pick, results.results, results.selected, **QUICK_EVENT)
 
     def on_stop(request: gr.Request):
         studio.stop(request.session_hash)
@@ -96,5 +98,5 @@ def _connect(app: App, shared: Shared, form: Form, results: Results, draw, on_an
     def on_leave(request: gr.Request):
         studio.leave(request.session_hash)
 
-    stop.click(on_stop, **QUICK)
+    stop.click(on_stop, **QUICK_EVENT)
     shared.page.unload(on_leave)

@@ -6,11 +6,11 @@ import gradio as gr
 
 from ...backend import App
 from ...backend.generate import history
-from ..shared import QUICK, Shared, line, user_of
-from .results import Results, tiles
+from ..shared import QUICK_EVENT, SharedComponents, text_line, user_name
+from .results import ResultComponents, gallery_items
 
 
-def history_box(app: App, shared: Shared, tab: gr.Tab, results: Results) -> None:
+def history_box(app: App, shared: SharedComponents, tab: gr.Tab, results: ResultComponents) -> None:
     """Lay out the pictures of other days: a click chooses one as in the newest."""
     with gr.Row():
         search = gr.Textbox(label="Search", placeholder="words of the prompt, or a day", scale=3, min_width=160)
@@ -27,22 +27,24 @@ def history_box(app: App, shared: Shared, tab: gr.Tab, results: Results) -> None
     )
     with gr.Row(elem_classes="heading"):
         back, on = gr.Button("Newer", size="sm", min_width=80), gr.Button("Older", size="sm", min_width=80)
-        note = line("", "history-note")
+        note = text_line("", "history-note")
     number, found = gr.State(0), gr.State(())
 
     def on_look_back(search, starred, number, request: gr.Request):
-        page = history.look(app.house, request.session_hash, user_of(request), search, bool(starred), number)
-        return tiles(page.results), page.note, page.number, page.results
+        page = history.find_images(
+            app.workspace, request.session_hash, user_name(request), search, bool(starred), number
+        )
+        return gallery_items(page.results), page.note, page.number, page.results
 
     def on_pick(found, chosen: gr.SelectData, request: gr.Request):
         result = found[chosen.index] if 0 <= chosen.index < len(found) else None
-        return result and history.shown(app.house, request.session_hash, result)
+        return result and history.publish_image(app.workspace, request.session_hash, result)
 
     asked = {"fn": on_look_back, "inputs": [search, starred, number]}
-    asked |= {"outputs": [pictures, note, number, found]} | QUICK
+    asked |= {"outputs": [pictures, note, number, found]} | QUICK_EVENT
     tab.select(**asked)
     for event in (search.change, starred.change):
-        event(lambda: 0, None, number, **QUICK).then(**asked)
+        event(lambda: 0, None, number, **QUICK_EVENT).then(**asked)
     for button, step in ((back, -1), (on, 1)):
-        button.click(lambda number, step=step: number + step, number, number, **QUICK).then(**asked)
-    pictures.select(on_pick, found, results.picked, **QUICK)
+        button.click(lambda number, step=step: number + step, number, number, **QUICK_EVENT).then(**asked)
+    pictures.select(on_pick, found, results.selected, **QUICK_EVENT)

@@ -4,74 +4,74 @@ from __future__ import annotations
 
 import gradio as gr
 
-from ....errors import PersonalError
+from ....errors import UserError
 from ....prompts import MAX_STRENGTH
 from ...backend import App
-from ...backend.generate.concept_picker import shelf
-from ...backend.generate.prompt_check import MOST, asked, stronger
-from ...backend.generate.prompt_presets import TITLES, ready
-from ...backend.generation_service import insert
-from ..shared import QUICK, Shared, line
+from ...backend.generate.concept_picker import concept_choices
+from ...backend.generate.prompt_check import MAX_STRENGTHS, change_strength, check_prompt
+from ...backend.generate.prompt_presets import PRESET_TITLES, fill_preset
+from ...backend.generation_service import append_token
+from ..shared import QUICK_EVENT, SharedComponents, text_line
 
 NO_CONCEPTS = "No concepts yet. Make one from photos of something of yours: the tab beside this one."
 
 
-def prompt_box(app: App, shared: Shared) -> None:
+def prompt_box(app: App, shared: SharedComponents) -> None:
     """Lay out the prompt, what there is to say of it, and a strength for each concept in it."""
     shared.prompt.render()
-    note = line("", "prompt-note", visible=False)
+    note = text_line("", "prompt-note", visible=False)
     tokens = gr.State(())
     with gr.Column(elem_id="strengths", visible=False) as strengths:
         sliders = [
             gr.Slider(-MAX_STRENGTH, MAX_STRENGTH, value=1, step=0.05, label="Strength", visible=False)
-            for _ in range(MOST)
+            for _ in range(MAX_STRENGTHS)
         ]
 
     def on_words(prompt):
-        found = asked(prompt, app.house, app.studio.base.kind)
+        found = check_prompt(prompt, app.workspace, app.generation.base.kind)
         names = tuple(token for token, _ in found.strengths)
         note, box = gr.update(value=found.note, visible=bool(found.note)), gr.update(visible=bool(names))
-        return note, names, box, *_strengths(found.strengths)
+        return note, names, box, *_strength_updates(found.strengths)
 
     shared.prompt.change(
-        on_words, shared.prompt, [note, tokens, strengths, *sliders], trigger_mode="always_last", **QUICK
+        on_words, shared.prompt, [note, tokens, strengths, *sliders], trigger_mode="always_last", **QUICK_EVENT
     )
     for number, slider in enumerate(sliders):
 
         def on_slide(prompt, names, value, number=number):
-            return stronger(prompt, names[number], value) if number < len(names) else prompt
+            return change_strength(prompt, names[number], value) if number < len(names) else prompt
 
-        slider.release(on_slide, [shared.prompt, tokens, slider], shared.prompt, **QUICK)
+        slider.release(on_slide, [shared.prompt, tokens, slider], shared.prompt, **QUICK_EVENT)
 
 
-def _strengths(found: tuple[tuple[str, float], ...]) -> list:
+def _strength_updates(found: tuple[tuple[str, float], ...]) -> list:
     """An update for each slider."""
     used = [gr.update(label=token, value=value, visible=True) for token, value in found]
-    return used + [gr.update(visible=False)] * (MOST - len(found))
+    return used + [gr.update(visible=False)] * (MAX_STRENGTHS - len(found))
 
 
-def ready_prompts(app: App, shared: Shared) -> None:
+def presets_box(app: App, shared: SharedComponents) -> None:
     """Lay out the prompts to begin with."""
     choice = gr.Dropdown(
-        TITLES, value=None, label="Ready prompts", info="With your own concept in them.", elem_id="ready"
+        PRESET_TITLES, value=None, label="Ready prompts", info="With your own concept in them.", elem_id="ready"
     )
-    said = line("", visible=False)
+    said = text_line("", visible=False)
 
     def on_choice(title, prompt):
         try:
-            words = ready(title, prompt, app.house.library, app.studio.base.kind)
-        except PersonalError as error:
+            words = fill_preset(title, prompt, app.workspace.library, app.generation.base.kind)
+        except UserError as error:
             return prompt, gr.update(value=str(error), visible=True)
         return words, gr.update(visible=False)
 
-    choice.input(on_choice, [choice, shared.prompt], [shared.prompt, said], **QUICK)
+    choice.input(on_choice, [choice, shared.prompt], [shared.prompt, said], **QUICK_EVENT)
 
 
-def concept_shelf(app: App, shared: Shared, tab: gr.Tab) -> None:
+def concepts_box(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     """Lay out the concepts of the library: a click puts one in the prompt."""
     with gr.Row(elem_classes="heading"):
         search = gr.Textbox(label="Concepts", placeholder="Search", scale=3, min_width=160, elem_id="concept-search")
-    none_yet = line(NO_CONCEPTS, "none-yet", visible=False)
+    none_yet = text_line(NO_CONCEPTS, "none-yet", visible=False)
     concepts = gr.Gallery(
         show_label=False,
         label="Concepts",
@@ -82,19 +82,19 @@ def concept_shelf(app: App, shared: Shared, tab: gr.Tab) -> None:
         buttons=[],
         elem_id="concepts",
     )
-    note = line("", "note", visible=False)
+    note = text_line("", "note", visible=False)
     words = gr.Textbox(visible="hidden", elem_id="tokens", label="All concepts")
 
     def on_look(search):
-        found = shelf(app.house, app.studio.base.kind, search)
+        found = concept_choices(app.workspace, app.generation.base.kind, search)
         note, none = gr.update(value=found.note, visible=bool(found.note)), gr.update(visible=not found.words)
         return found.tiles, note, none, "\n".join(found.words)
 
     def on_pick(prompt, chosen: gr.SelectData):
-        return insert(prompt, str(chosen.value["caption"])), gr.update(selected_index=None)
+        return append_token(prompt, str(chosen.value["caption"])), gr.update(selected_index=None)
 
-    look = {"fn": on_look, "inputs": search, "outputs": [concepts, note, none_yet, words]} | QUICK
+    look = {"fn": on_look, "inputs": search, "outputs": [concepts, note, none_yet, words]} | QUICK_EVENT
     shared.page.load(**look)
     tab.select(**look)
     search.change(trigger_mode="always_last", **look)
-    concepts.select(on_pick, shared.prompt, [shared.prompt, concepts], **QUICK)
+    concepts.select(on_pick, shared.prompt, [shared.prompt, concepts], **QUICK_EVENT)

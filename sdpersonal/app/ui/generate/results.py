@@ -9,36 +9,36 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from ....errors import PersonalError
-from ...backend import App, View
+from ....errors import UserError
+from ...backend import App, JobView
 from ...backend.generate import image_actions
-from ...backend.generation_service import IDLE
-from ...backend.render_job import Result
-from ..form import Form
-from ..shared import QUICK, Shared, line, user_of
+from ...backend.generation_service import IDLE_MESSAGE
+from ...backend.render_job import SessionImage
+from ..form import GenerateForm
+from ..shared import QUICK_EVENT, SharedComponents, text_line, user_name
 
-_SHOWN = 60  # pictures on the page at once
-_IN_ORDER = 16  # of more the newest come first
+_MAX_SHOWN = 60  # pictures on the page at once
+_MAX_IN_ORDER = 16  # of more the newest come first
 
 
 @dataclass(frozen=True)
-class Results:
+class ResultComponents:
     """status, live, pictures, results: what a drawing changes, in this order; picked: the chosen picture."""
 
     status: gr.Textbox
     live: gr.HTML
     pictures: gr.Gallery
     results: gr.State
-    picked: gr.State
+    selected: gr.State
 
     @property
     def outputs(self) -> list:
         return [self.status, self.live, self.pictures, self.results]
 
 
-def results_box(name: str = "") -> Results:
+def results_box(name: str = "") -> ResultComponents:
     """Lay out the pictures of a drawing."""
-    status = line(IDLE, "status", label="Status")
+    status = text_line(IDLE_MESSAGE, "status", label="Status")
     live = gr.HTML("", elem_id="live")
     pictures = gr.Gallery(
         show_label=False,
@@ -49,43 +49,43 @@ def results_box(name: str = "") -> Results:
         buttons=["fullscreen"],
         elem_id="pictures",
     )
-    return Results(status, live, pictures, gr.State(()), gr.State(None))
+    return ResultComponents(status, live, pictures, gr.State(()), gr.State(None))
 
 
-def shown(views: Iterable[View]) -> Iterator[tuple]:
-    """Views as the updates that `Results.outputs` take."""
+def view_updates(views: Iterable[JobView]) -> Iterator[tuple]:
+    """Views as the updates that `ResultComponents.outputs` take."""
     before = None
     for view in views:
-        results = view.results[-_SHOWN:]
-        results = results[::-1] if len(view.results) > _IN_ORDER else results
-        new = (gr.skip(), gr.skip()) if view.results == before or not results else (tiles(results), results)
+        results = view.results[-_MAX_SHOWN:]
+        results = results[::-1] if len(view.results) > _MAX_IN_ORDER else results
+        new = (gr.skip(), gr.skip()) if view.results == before or not results else (gallery_items(results), results)
         before = view.results
-        yield view.message, _live(view), *new
+        yield view.message, _progress_html(view), *new
 
 
-def tiles(results: Iterable[Result]) -> list[tuple[str, str]]:
+def gallery_items(results: Iterable[SessionImage]) -> list[tuple[str, str]]:
     """As a gallery takes them: (file, caption)."""
     return [(str(each.shown), each.caption) for each in results]
 
 
-def _live(view: View) -> str:
+def _progress_html(view: JobView) -> str:
     """How far it is, and how it looks so far. All of it is ours: nobody's words are put into HTML."""
     if view.done >= 1:
         return ""
-    pictures = "".join(f'<img alt="The picture so far" src="{_data(each)}">' for each in view.preview)
+    pictures = "".join(f'<img alt="The picture so far" src="{_data_url(each)}">' for each in view.preview)
     bar = f'<div class="bar" role="progressbar" aria-label="Progress" aria-valuenow="{100 * view.done:.0f}">'
     return f'{bar}<div style="width: {view.done:.1%}"></div></div><div class="so-far">{pictures}</div>'
 
 
-def _data(picture) -> str:
+def _data_url(picture) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def actions(app: App, shared: Shared, results: Results, form: Form) -> None:
+def actions_box(app: App, shared: SharedComponents, results: ResultComponents, form: GenerateForm) -> None:
     """Lay out what can be done with the chosen picture, and connect it."""
-    picked, studio, house = results.picked, app.studio, app.house
+    picked, studio, house = results.selected, app.generation, app.workspace
     with gr.Column(visible=False, elem_id="actions") as box:
         with gr.Row():
             star = gr.Button("☆ Favourite", size="sm", min_width=110, elem_id="star")
@@ -112,42 +112,44 @@ def actions(app: App, shared: Shared, results: Results, form: Form) -> None:
     def on_picked(picked, request: gr.Request):
         if picked is None:
             return gr.update(visible=False), "", gr.skip(), gr.skip(), gr.skip()
-        files = [image_actions.download(house, request.session_hash, picked, private) for private in (False, True)]
-        starred = image_actions.is_favourite(house.pictures(user_of(request)), picked)
-        return gr.update(visible=True), image_actions.text_of(picked.kept), _star(starred), *map(str, files)
+        files = [image_actions.make_download(house, request.session_hash, picked, private) for private in (False, True)]
+        starred = image_actions.is_favourite(house.pictures(user_name(request)), picked)
+        return gr.update(visible=True), image_actions.recipe_text(picked.kept), _star_update(starred), *map(str, files)
 
     def on_star(picked, request: gr.Request):
-        outputs = house.pictures(user_of(request))
-        return image_actions.favoured(outputs, picked), _star(image_actions.is_favourite(outputs, picked))
+        outputs = house.pictures(user_name(request))
+        return image_actions.toggle_favourite(outputs, picked), _star_update(
+            image_actions.is_favourite(outputs, picked)
+        )
 
     def drawn(order, request: gr.Request):
-        yield from shown(studio.do(order, request.session_hash, user_of(request)))
+        yield from view_updates(studio.do(order, request.session_hash, user_name(request)))
 
     def on_near(picked, share, request: gr.Request):
-        yield from drawn(lambda: image_actions.varied(house, picked, share), request)
+        yield from drawn(lambda: image_actions.variation_job(house, picked, share), request)
 
     def on_change(picked, change, request: gr.Request):
-        yield from drawn(lambda: image_actions.changed(house, picked, change), request)
+        yield from drawn(lambda: image_actions.change_job(house, picked, change), request)
 
     def on_large(picked, request: gr.Request):
-        yield from drawn(lambda: image_actions.enlarged(house, picked, 2.0), request)
+        yield from drawn(lambda: image_actions.hires_job(house, picked, 2.0), request)
 
     def on_take(picked):
         try:
-            found = image_actions.settings_in(picked and picked.kept)
-        except PersonalError as error:
+            found = image_actions.read_settings(picked and picked.kept)
+        except UserError as error:
             return str(error), gr.skip(), *form.filled({})
-        return image_actions.taken(found), False, *form.filled(dict(found.fields))
+        return image_actions.settings_note(found), False, *form.filled(dict(found.fields))
 
     long = {"trigger_mode": "once", "concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
-    picked.change(on_picked, picked, [box, recipe, star, download, private], **QUICK)
-    star.click(on_star, picked, [results.status, star], **QUICK)
+    picked.change(on_picked, picked, [box, recipe, star, download, private], **QUICK_EVENT)
+    star.click(on_star, picked, [results.status, star], **QUICK_EVENT)
     near.click(on_near, [picked, share], results.outputs, **long)
     vary.click(on_change, [picked, change], results.outputs, **long)
     large.click(on_large, picked, results.outputs, **long)
-    begin.click(lambda picked: picked and str(picked.shown), picked, form.editor, **QUICK)
-    take.click(on_take, picked, [results.status, form.fresh, *form.components.values()], **QUICK)
+    begin.click(lambda picked: picked and str(picked.shown), picked, form.editor, **QUICK_EVENT)
+    take.click(on_take, picked, [results.status, form.fresh, *form.components.values()], **QUICK_EVENT)
 
 
-def _star(on: bool):
+def _star_update(on: bool):
     return gr.update(value="★ Favourite" if on else "☆ Favourite")

@@ -5,31 +5,31 @@ from __future__ import annotations
 import gradio as gr
 
 from ...backend import App
-from ...backend.generate.xyz_grid import NOTHING, SIDES, sheet_work
-from ..form import Form
-from ..shared import user_of
-from .results import Results, shown
+from ...backend.generate.xyz_grid import AXES, NO_AXIS, grid_job
+from ..form import GenerateForm
+from ..shared import user_name
+from .results import ResultComponents, view_updates
 
 
-def sheet_box(app: App, form: Form, results: Results) -> None:
+def grid_box(app: App, form: GenerateForm, results: ResultComponents) -> None:
     """Lay out the builder and connect it."""
     sides = []
-    for name, first in (("Columns", "Seed"), ("Rows", NOTHING)):
+    for name, first in (("Columns", "Seed"), ("Rows", NO_AXIS)):
         with gr.Row():
-            sides.append(gr.Dropdown([NOTHING, *SIDES], value=first, label=name, min_width=140))
-            sides.append(gr.Textbox(SIDES.get(first, ("", ""))[1], label="Values", max_length=500, min_width=140))
+            sides.append(gr.Dropdown([NO_AXIS, *AXES], value=first, label=name, min_width=140))
+            sides.append(gr.Textbox(AXES.get(first, ("", ""))[1], label="Values", max_length=500, min_width=140))
     draw = gr.Button("Draw the sheet", elem_id="draw-sheet")
 
     def on_kind(kind):
-        return SIDES.get(kind, ("", ""))[1] if isinstance(kind, str) else ""
+        return AXES.get(kind, ("", ""))[1] if isinstance(kind, str) else ""
 
     def on_sheet(values, request: gr.Request):
         page = request.session_hash
 
         def order():
-            return sheet_work(form.read(values, app, page), *(values[side] for side in sides))
+            return grid_job(form.read(values, app, page), *(values[side] for side in sides))
 
-        yield from shown(app.studio.do(order, page, user_of(request)))
+        yield from view_updates(app.generation.do(order, page, user_name(request)))
 
     quick = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
     for kind, text in (sides[:2], sides[2:]):

@@ -7,63 +7,63 @@ from html import escape
 import gradio as gr
 
 from ...backend import App
-from ...backend.error_text import tried
-from ...backend.library.compare import MOST, Beside, beside, check
-from ...backend.library.concept_details import words
-from ..shared import line
+from ...backend.error_text import value_or_error
+from ...backend.library.compare import MAX_CONCEPTS, Comparison, check_conflicts, compare_concepts
+from ...backend.library.concept_details import token_choices
+from ..shared import text_line
 
-BUSY = {"concurrency_limit": 2, "api_visibility": "private"}
+COMPARE_EVENT = {"concurrency_limit": 2, "api_visibility": "private"}
 
 
-def beside_box(app: App, tab: gr.Tab, desk) -> None:
+def comparison_box(app: App, tab: gr.Tab, desk) -> None:
     """Lay out the choice of two and how they differ."""
     with gr.Row(equal_height=False):
         one = gr.Dropdown([], label="This one", allow_custom_value=True, min_width=150, elem_id="beside-one")
         other = gr.Dropdown([], label="and this", allow_custom_value=True, min_width=150, elem_id="beside-other")
         go = gr.Button("Compare", scale=0, min_width=130, elem_id="beside-go", elem_classes="beside-field")
-    said = line("", "beside-said", visible=False)
+    said = text_line("", "beside-said", visible=False)
     table = gr.HTML("", elem_id="beside", elem_classes="table")
 
     def on_choices(token):
-        (tokens, first, second), _ = words(app.house.library, token)
+        (tokens, first, second), _ = token_choices(app.workspace.library, token)
         return gr.update(choices=tokens, value=first), gr.update(choices=tokens, value=second)
 
     def on_compare(one, other):
-        found, trouble = tried(beside, app.house.library, one, other)
-        return beside_html(found) if found else "", gr.update(value=trouble, visible=bool(trouble))
+        found, trouble = value_or_error(compare_concepts, app.workspace.library, one, other)
+        return comparison_html(found) if found else "", gr.update(value=trouble, visible=bool(trouble))
 
     desk.on(tab, both=True, fn=on_choices, inputs=desk.chosen, outputs=[one, other])
-    go.click(on_compare, [one, other], [table, said], **BUSY)
+    go.click(on_compare, [one, other], [table, said], **COMPARE_EVENT)
 
 
-def check_box(app: App, tab: gr.Tab, desk) -> None:
+def conflicts_box(app: App, tab: gr.Tab, desk) -> None:
     """Lay out the choice of several and what speaks against them."""
     with gr.Row(equal_height=False):
         several = gr.Dropdown(
             [],
             multiselect=True,
-            max_choices=MOST,
-            label=f"Two to {MOST} concepts for one prompt",
+            max_choices=MAX_CONCEPTS,
+            label=f"Two to {MAX_CONCEPTS} concepts for one prompt",
             allow_custom_value=True,
             min_width=150,
             elem_id="check",
         )
         go = gr.Button("Check", scale=0, min_width=130, elem_id="check-go", elem_classes="beside-field")
-    said = line("", "check-said", max_lines=12)
+    said = text_line("", "check-said", max_lines=12)
 
     def on_choices():
-        _, newest = words(app.house.library, "")
+        _, newest = token_choices(app.workspace.library, "")
         return gr.update(choices=newest)
 
     def on_check(tokens):
-        found, trouble = tried(check, app.house.library, tokens)
+        found, trouble = value_or_error(check_conflicts, app.workspace.library, tokens)
         return found or trouble
 
     desk.on(tab, both=False, fn=on_choices, outputs=several)
-    go.click(on_check, several, said, **BUSY)
+    go.click(on_check, several, said, **COMPARE_EVENT)
 
 
-def beside_html(found: Beside) -> str:
+def comparison_html(found: Comparison) -> str:
     """A table of both, what differs in bold; every word of theirs is text."""
     names = "".join(f"<th>{_picture(src)}<code>{escape(name)}</code></th>" for name, src in _pairs(found))
     rows = "".join(
@@ -75,7 +75,7 @@ def beside_html(found: Beside) -> str:
     return f"{said}<table><thead><tr><th></th>{names}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _pairs(found: Beside):
+def _pairs(found: Comparison):
     return zip(found.tokens, found.pictures, strict=True)
 
 

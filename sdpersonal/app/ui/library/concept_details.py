@@ -7,73 +7,82 @@ from typing import get_args
 
 import gradio as gr
 
-from ....config import Kind
+from ....config import ConceptKind
 from ...backend import App
-from ...backend.error_text import tried
-from ...backend.library.concept_details import CONSENT, LICENCES, View, rename, save, view
-from ..shared import GENERATE, QUICK, Shared, line
+from ...backend.error_text import value_or_error
+from ...backend.library.concept_details import (
+    CONSENT,
+    LICENCES,
+    ConceptDetails,
+    concept_details,
+    rename_all_versions,
+    save_card,
+)
+from ..shared import GENERATE, QUICK_EVENT, SharedComponents, text_line
 
-NONE = "<p class='none'>Click a concept to see its card.</p>"
+NO_CONCEPT = "<p class='none'>Click a concept to see its card.</p>"
 FIELDS = ("title", "description", "kind", "class_noun", "license", "author", "prompts", "consent", "consent_note")
 
 
-def card_box(app: App, shared: Shared, tab: gr.Tab, desk) -> gr.Column:
+def details_box(app: App, shared: SharedComponents, tab: gr.Tab, desk) -> gr.Column:
     """Lay out the card and what can be done with a concept that is not damaged, in the column that is returned."""
-    library = app.house.library
-    card = gr.HTML(NONE, elem_id="card")
-    trouble = line("", "card-trouble", visible=False)
+    library = app.workspace.library
+    card = gr.HTML(NO_CONCEPT, elem_id="card")
+    trouble = text_line("", "card-trouble", visible=False)
     with gr.Column(visible=False) as whole:
         versions = gr.Dropdown([], label="Version", visible=False, allow_custom_value=True, elem_id="version")
         with gr.Group():
             prompts = gr.Dropdown([], label="Prompts to try", allow_custom_value=True, elem_id="card-prompts")
             use = gr.Button("Use in Generate", size="sm", elem_id="card-use")
         with gr.Accordion("Fill in the card", open=False, elem_id="edit-box"):
-            fields = _fields()
+            fields = _card_fields()
             with gr.Row(elem_classes="heading"):
                 store = gr.Button("Save", variant="primary", scale=0, min_width=110, elem_id="card-save")
-                saved = line("", "card-saved")
+                saved = text_line("", "card-saved")
         with gr.Accordion("Rename", open=False, elem_id="rename-box"):
             name = gr.Textbox(
                 label="New name", placeholder="<me/duck>", max_lines=1, max_length=200, elem_id="new-name"
             )
             with gr.Row(elem_classes="heading"):
                 give = gr.Button("Rename", scale=0, min_width=110, elem_id="rename")
-                renamed = line("", "renamed")
+                renamed = text_line("", "renamed")
 
     def on_show(token, before):
-        found, said = tried(view, library, token) if token else (None, "")
+        found, said = value_or_error(concept_details, library, token) if token else (None, "")
         if found and found == before:  # what someone is typing stays
             return [gr.skip()] * len(shown)
-        html = as_html(found) if found else NONE
+        html = details_html(found) if found else NO_CONCEPT
         told, ready = gr.update(value=said, visible=bool(said)), gr.update(visible=bool(found and found.card))
-        return html, told, ready, found, *_choices(found), *_values(found, len(fields))
+        return html, told, ready, found, *_choices(found), *_field_values(found, len(fields))
 
     def on_save(token, count, *values):
-        done, said = tried(save, library, token, dict(zip(FIELDS, values, strict=True)))
+        done, said = value_or_error(save_card, library, token, dict(zip(FIELDS, values, strict=True)))
         return said or "Saved.", count + bool(done)
 
     def on_rename(token, new, count):
-        done, said = tried(rename, library, token, new)
+        done, said = value_or_error(rename_all_versions, library, token, new)
         return said or f"It is called {done.unversioned()} now.", str(done) if done else token, count + bool(done)
 
     last = gr.State(None)
     shown = [card, trouble, whole, last, versions, prompts, *fields]
     desk.on(tab, both=True, fn=on_show, inputs=[desk.chosen, last], outputs=shown)
-    desk.chosen.change(lambda: ("", "", ""), None, [saved, renamed, name], **QUICK)
-    versions.input(lambda token: token or "", versions, desk.chosen, **QUICK)
-    use.click(lambda prompt: (prompt or "", gr.Tabs(selected=GENERATE)), prompts, [shared.prompt, shared.tabs], **QUICK)
-    store.click(on_save, [desk.chosen, desk.changes, *fields], [saved, desk.changes], **QUICK)
+    desk.chosen.change(lambda: ("", "", ""), None, [saved, renamed, name], **QUICK_EVENT)
+    versions.input(lambda token: token or "", versions, desk.chosen, **QUICK_EVENT)
+    use.click(
+        lambda prompt: (prompt or "", gr.Tabs(selected=GENERATE)), prompts, [shared.prompt, shared.tabs], **QUICK_EVENT
+    )
+    store.click(on_save, [desk.chosen, desk.changes, *fields], [saved, desk.changes], **QUICK_EVENT)
     gr.on(
         [give.click, name.submit],
         on_rename,
         [desk.chosen, name, desk.changes],
         [renamed, desk.chosen, desk.changes],
-        **QUICK,
+        **QUICK_EVENT,
     )
     return whole
 
 
-def as_html(found: View) -> str:
+def details_html(found: ConceptDetails) -> str:
     """The card as HTML in which every word of its author's is text."""
     picture = f"<img src='{escape(found.picture)}' alt=''>" if found.picture else ""
     title = f"<h3>{escape(found.title)}</h3>" if found.title else ""
@@ -84,12 +93,12 @@ def as_html(found: View) -> str:
     return f"<article><header>{picture}{head}</header><dl>{facts}</dl></article>"
 
 
-def _fields() -> list:
+def _card_fields() -> list:
     """In the order of `FIELDS`."""
     title = gr.Textbox(label="Title", max_lines=1, max_length=100, elem_id="card-title")
     description = gr.Textbox(label="Description", lines=2, max_lines=8, max_length=2000)
     with gr.Row():
-        kind = gr.Dropdown(list(get_args(Kind)), label="Kind", min_width=130)
+        kind = gr.Dropdown(list(get_args(ConceptKind)), label="Kind", min_width=130)
         noun = gr.Textbox(
             label="In general it is a", placeholder="toy duck", max_lines=1, max_length=100, min_width=130
         )
@@ -106,14 +115,14 @@ def _fields() -> list:
     return [title, description, kind, noun, licence, author, prompts, consent, note]
 
 
-def _choices(found: View | None) -> tuple:
+def _choices(found: ConceptDetails | None) -> tuple:
     if not found:
         return gr.skip(), gr.skip()
     several = gr.update(choices=list(found.versions), value=found.token, visible=len(found.versions) > 1)
     return several, gr.update(choices=list(found.prompts), value=next(iter(found.prompts), None))
 
 
-def _values(found: View | None, count: int) -> list:
+def _field_values(found: ConceptDetails | None, count: int) -> list:
     if not found or not found.card:
         return [gr.skip()] * count
     values = {name: getattr(found.card, name) for name in FIELDS} | {"prompts": "\n".join(found.card.prompts)}

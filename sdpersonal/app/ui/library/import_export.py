@@ -7,20 +7,28 @@ from html import escape
 import gradio as gr
 
 from ...backend import App
-from ...backend.error_text import tried
-from ...backend.library.concept_details import in_bytes
-from ...backend.library.import_export import PROGRAMS, Arrival, Parcel, arrive, parcel
-from ..shared import QUICK, line
+from ...backend.error_text import value_or_error
+from ...backend.library.concept_details import format_size
+from ...backend.library.import_export import (
+    PROGRAMS,
+    ExportDownload,
+    ImportedFile,
+    import_uploads,
+    make_export_download,
+)
+from ..shared import QUICK_EVENT, text_line
 
-BUSY = {"concurrency_limit": 1, "api_visibility": "private"}
-WHAT = "Embeddings and LoRAs of any common program: .safetensors, .pt, .bin, and pictures of A1111's that hold one."
+IMPORT_EVENT = {"concurrency_limit": 1, "api_visibility": "private"}
+IMPORT_HINT = (
+    "Embeddings and LoRAs of any common program: .safetensors, .pt, .bin, and pictures of A1111's that hold one."
+)
 SAME_NAME = {"refuse": "do not add it", "versions": "add it as a version", "filenames": "call it as its file"}
-DONE = {"imported": "Added", "here already": "Was here already", "refused": "Not added"}
+STATUS_TITLES = {"imported": "Added", "here already": "Was here already", "refused": "Not added"}
 
 
 def import_box(app: App, desk) -> None:
     """Lay out where files are dropped."""
-    gr.Markdown(WHAT)
+    gr.Markdown(IMPORT_HINT)
     drop = gr.File(
         label="Files",
         file_count="multiple",
@@ -36,18 +44,20 @@ def import_box(app: App, desk) -> None:
         duplicates = gr.Dropdown(
             choices, value="refuse", label="If its name is taken", min_width=150, elem_id="duplicates"
         )
-    said = line("", "import-said")
+    said = text_line("", "import-said")
     table = gr.HTML("", elem_id="arrivals", elem_classes="table")
 
     def on_drop(paths, name, replace, duplicates, chosen, count, request: gr.Request):
-        came, trouble = tried(arrive, app.house, request.session_hash, paths, name, replace, duplicates)
+        came, trouble = value_or_error(
+            import_uploads, app.workspace, request.session_hash, paths, name, replace, duplicates
+        )
         added = [each.token for each in came or () if each.token]
         told = trouble or f"{len(added)} of {len(came)} are in the library."
         first = added[0] if added else chosen
-        return None, told, arrivals_html(came or ()), first, count + bool(added), "" if added else gr.skip()
+        return None, told, imported_html(came or ()), first, count + bool(added), "" if added else gr.skip()
 
     inputs = [drop, name, replace, duplicates, desk.chosen, desk.changes]
-    drop.upload(on_drop, inputs, [drop, said, table, desk.chosen, desk.changes, name], **BUSY)
+    drop.upload(on_drop, inputs, [drop, said, table, desk.chosen, desk.changes, name], **IMPORT_EVENT)
 
 
 def export_box(app: App, desk) -> None:
@@ -56,28 +66,28 @@ def export_box(app: App, desk) -> None:
         choices = [(text, name) for name, text in PROGRAMS.items()]
         program = gr.Dropdown(choices, value="native", label="Program", scale=3, min_width=160, elem_id="program")
         make = gr.Button("Make", scale=0, min_width=110, elem_id="make-parcel", elem_classes="beside-field")
-    said = line("", "export-said", visible=False)
+    said = text_line("", "export-said", visible=False)
     load = gr.DownloadButton("Download", visible=False, variant="primary", size="sm", elem_id="load-parcel")
     how = gr.HTML("", elem_id="how")
 
     def on_make(token, program, request: gr.Request):
-        made, trouble = tried(parcel, app.house, request.session_hash, token, program)
+        made, trouble = value_or_error(make_export_download, app.workspace, request.session_hash, token, program)
         load = gr.update(value=made and str(made.path), label=_label(made), visible=bool(made))
-        return load, how_html(made) if made else "", gr.update(value=trouble, visible=bool(trouble))
+        return load, instructions_html(made) if made else "", gr.update(value=trouble, visible=bool(trouble))
 
-    make.click(on_make, [desk.chosen, program], [load, how, said], **BUSY)
+    make.click(on_make, [desk.chosen, program], [load, how, said], **IMPORT_EVENT)
     for event in (desk.chosen.change, program.input):
-        event(lambda: (gr.update(visible=False, value=None), "", ""), None, [load, how, said], **QUICK)
+        event(lambda: (gr.update(visible=False, value=None), "", ""), None, [load, how, said], **QUICK_EVENT)
 
 
-def arrivals_html(came) -> str:
+def imported_html(came) -> str:
     """A table of what happened to each file."""
     if not came:
         return ""
     return f"<table><tbody>{''.join(map(_row, came))}</tbody></table>"
 
 
-def how_html(made: Parcel) -> str:
+def instructions_html(made: ExportDownload) -> str:
     """Where the files go and what is typed, all of it as text."""
     places = "".join(f"<li><code>{escape(name)}</code> goes to {escape(to)}</li>" for name, to in made.places)
     steps = "".join(f"<li>{escape(step)}</li>" for step in made.steps)
@@ -86,10 +96,11 @@ def how_html(made: Parcel) -> str:
     return f"<ul>{places}</ul>{f'<ol>{steps}</ol>' if steps else ''}{typed}{notes}"
 
 
-def _row(one: Arrival) -> str:
+def _row(one: ImportedFile) -> str:
     how = "good" if one.token else "bad"
-    return f"<tr><td>{escape(one.name)}</td><td class='{how}'>{DONE[one.done]}</td><td>{escape(one.said)}</td></tr>"
+    status = f"<td class='{how}'>{STATUS_TITLES[one.done]}</td>"
+    return f"<tr><td>{escape(one.name)}</td>{status}<td>{escape(one.said)}</td></tr>"
 
 
-def _label(made: Parcel | None) -> str:
-    return f"Download {made.path.name} ({in_bytes(made.path.stat().st_size)})" if made else "Download"
+def _label(made: ExportDownload | None) -> str:
+    return f"Download {made.path.name} ({format_size(made.path.stat().st_size)})" if made else "Download"

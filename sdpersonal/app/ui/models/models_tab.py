@@ -8,87 +8,90 @@ from html import escape
 import gradio as gr
 
 from ...backend import App
-from ...backend.error_text import tried
-from ...backend.models.hardware import Machine
-from ...backend.models.picker import Offer, choose, cost, loaded, offers
-from ..shared import QUICK, Shared, line
+from ...backend.error_text import value_or_error
+from ...backend.models.hardware import Hardware
+from ...backend.models.picker import ModelChoice, download_question, list_models, model_facts, switch_model
+from ..shared import QUICK_EVENT, SharedComponents, text_line
 
-FIXED = "Who started this app chose its base; it is the same for all who use it."
-HUB = "Or write the name of another on the Hugging Face Hub: owner/name."
-LOADING = "Loading, as soon as nothing is being drawn …"
-SLOW = {"concurrency_limit": 1, "api_visibility": "private"}
+FIXED_BASE = "Who started this app chose its base; it is the same for all who use it."
+HUB_HINT = "Or write the name of another on the Hugging Face Hub: owner/name."
+LOADING_MESSAGE = "Loading, as soon as nothing is being drawn …"
+LOAD_EVENT = {"concurrency_limit": 1, "api_visibility": "private"}
 
 
-def base_tab(app: App, shared: Shared, tab: gr.Tab) -> None:
+def models_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     """Lay out the tab and connect it."""
     gr.Markdown("### Loaded now")
     facts = gr.HTML("", elem_id="base-facts", elem_classes="facts")
-    tab.select(lambda: facts_html(app), None, facts, **QUICK)
-    shared.base.change(lambda: facts_html(app), None, facts, **QUICK)
+    tab.select(lambda: facts_html(app), None, facts, **QUICK_EVENT)
+    shared.base.change(lambda: facts_html(app), None, facts, **QUICK_EVENT)
     if app.fixed_base:
-        gr.Markdown(FIXED)
+        gr.Markdown(FIXED_BASE)
     else:
         gr.Markdown("### Others")
-        _choice(app, shared, tab)
+        _choice_box(app, shared, tab)
 
 
-def _choice(app: App, shared: Shared, tab: gr.Tab) -> None:
-    machine = line("", "machine")
+def _choice_box(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
+    machine = text_line("", "machine")
     table = gr.HTML("", elem_id="offers", elem_classes="table")
     with gr.Row(equal_height=False):
         name = gr.Dropdown(
-            [], label="Base", allow_custom_value=True, scale=3, min_width=180, elem_id="base-name", info=HUB
+            [], label="Base", allow_custom_value=True, scale=3, min_width=180, elem_id="base-name", info=HUB_HINT
         )
         go = gr.Button(
             "Use it", variant="primary", scale=0, min_width=120, elem_id="base-go", elem_classes="beside-field"
         )
     with gr.Column(visible=False, elem_id="base-ask", elem_classes="ask") as asking:
-        asked = line("", "base-asked")
+        asked = text_line("", "base-asked")
         with gr.Row():
             yes = gr.Button("Fetch it and use it", variant="primary", size="sm", elem_id="base-yes")
             no = gr.Button("No", size="sm", elem_id="base-no")
-    said = line("", "base-said")
+    said = text_line("", "base-said")
 
     def on_look():
-        found, trouble = tried(offers, app)
-        here, _ = tried(Machine.here)
+        found, trouble = value_or_error(list_models, app)
+        here, _ = value_or_error(Hardware.here)
         update = gr.update(choices=[(each.label, each.name) for each in found or ()])
-        return here.line() if here else "", offers_html(found or ()), update, trouble or gr.skip()
+        return here.line() if here else "", choices_html(found or ()), update, trouble or gr.skip()
 
     def on_go(name):
-        question, trouble = tried(cost, app, name)
-        yield gr.update(visible=bool(question)), question or "", trouble or ("" if question else LOADING)
+        question, trouble = value_or_error(download_question, app, name)
+        yield gr.update(visible=bool(question)), question or "", trouble or ("" if question else LOADING_MESSAGE)
         if question == "":
-            line, trouble = tried(choose, app, name)
+            line, trouble = value_or_error(switch_model, app, name)
             yield gr.update(visible=False), "", trouble or f"Loaded. {line}"
 
     def on_yes(name):
-        yield gr.update(visible=False), f"Fetching, then {LOADING[0].lower()}{LOADING[1:]}"
-        line, trouble = tried(choose, app, name, True)
+        yield gr.update(visible=False), f"Fetching, then {LOADING_MESSAGE[0].lower()}{LOADING_MESSAGE[1:]}"
+        line, trouble = value_or_error(switch_model, app, name, True)
         yield gr.update(visible=False), trouble or f"Loaded. {line}"
 
-    look = {"fn": on_look, "inputs": None, "outputs": [machine, table, name, said]} | QUICK
+    look = {"fn": on_look, "inputs": None, "outputs": [machine, table, name, said]} | QUICK_EVENT
     tab.select(**look)
-    loads = (go.click(on_go, name, [asking, asked, said], **SLOW), yes.click(on_yes, name, [asking, said], **SLOW))
+    loads = (
+        go.click(on_go, name, [asking, asked, said], **LOAD_EVENT),
+        yes.click(on_yes, name, [asking, said], **LOAD_EVENT),
+    )
     for done in loads:
-        done.then(app.studio.about, None, shared.base, **QUICK).then(**look)
-    no.click(lambda: (gr.update(visible=False), "Nothing was fetched."), None, [asking, said], **QUICK)
+        done.then(app.generation.describe_base, None, shared.base, **QUICK_EVENT).then(**look)
+    no.click(lambda: (gr.update(visible=False), "Nothing was fetched."), None, [asking, said], **QUICK_EVENT)
 
 
 def facts_html(app: App) -> str:
     """What there is to know of the base that is loaded, all of it as text."""
-    found = loaded(app.studio.base)
+    found = model_facts(app.generation.base)
     return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(text)}</dd>' for name, text in found)}</dl>"
 
 
-def offers_html(found: Sequence[Offer]) -> str:
+def choices_html(found: Sequence[ModelChoice]) -> str:
     """A table of what can be chosen."""
     head = "<tr><th>Base</th><th>Fits</th><th>What it needs</th></tr>"
     return f"<table><thead>{head}</thead><tbody>{''.join(map(_row, found))}</tbody></table>"
 
 
-def _row(offer: Offer) -> str:
+def _row(offer: ModelChoice) -> str:
     word, how = {True: ("Yes", "good"), False: ("No", "bad"), None: ("Perhaps", "maybe")}[offer.fits]
     title = f"<br>{escape(offer.title)}" if offer.title != offer.name else ""
     name = f"<td><code>{escape(offer.name)}</code>{title}</td>"
-    return f"<tr>{name}<td class='{how}'>{word}</td><td>{escape(offer.needs)}</td></tr>"
+    return f"<tr>{name}<td class='{how}'>{word}</td><td>{escape(offer.requirements)}</td></tr>"

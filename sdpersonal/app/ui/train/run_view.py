@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from ...backend.train.page import Workshop
-from ..shared import GENERATE, QUICK, Shared, line, user_of
+from ...backend.train.page import TrainPage
+from ..shared import GENERATE, QUICK_EVENT, SharedComponents, text_line, user_name
 
-SURE = "Throw it away? Nothing will be added, and its copies of your photos go too."
-TRIES = 4  # buttons with prompts
-EVERY = 1.0  # seconds
+CONFIRM_QUESTION = "Throw it away? Nothing will be added, and its copies of your photos go too."
+MAX_TRIES = 4  # buttons with prompts
+POLL_SECONDS = 1.0  # seconds
 
 
 @dataclass(frozen=True)
-class Run:
+class RunComponents:
     """Parts by what they show. whole: all of it; seen: the stamp of the pictures that are shown."""
 
     timer: gr.Timer
@@ -32,7 +32,7 @@ class Run:
     keep: gr.Button
     cancel: gr.Button
     ended: gr.Row
-    go_on: gr.Button
+    resume: gr.Button
     throw: gr.Button
     sure: gr.Column
     yes: gr.Button
@@ -43,11 +43,15 @@ class Run:
     another: gr.Button
 
 
-def run_box() -> Run:
+def run_box() -> RunComponents:
     """Lay it out, hidden."""
-    timer, seen = gr.Timer(EVERY, active=False), gr.State("")
+    timer, seen = gr.Timer(POLL_SECONDS, active=False), gr.State("")
     with gr.Column(visible=False, elem_id="run") as whole:
-        title, bar, words = line("", "run-title"), gr.HTML("", elem_id="run-bar"), line("", "run-words", max_lines=10)
+        title, bar, words = (
+            text_line("", "run-title"),
+            gr.HTML("", elem_id="run-bar"),
+            text_line("", "run-words", max_lines=10),
+        )
         with gr.Row(visible=False) as running:
             sample = gr.Button("Sample now", min_width=110, elem_id="run-sample")
             keep = gr.Button("Stop and keep", variant="primary", min_width=110, elem_id="run-keep")
@@ -56,19 +60,19 @@ def run_box() -> Run:
             go_on = gr.Button("Go on", variant="primary", min_width=110, elem_id="run-go-on")
             throw = gr.Button("Throw away", min_width=110, elem_id="run-throw")
         with gr.Column(visible=False, elem_id="run-sure") as sure:
-            line(SURE)
+            text_line(CONFIRM_QUESTION)
             with gr.Row():
                 yes = gr.Button("Yes, throw it away", variant="stop", min_width=110, elem_id="run-yes")
                 no = gr.Button("No", min_width=90, elem_id="run-no")
         with gr.Column(visible=False, elem_id="run-done") as done:
             with gr.Row():
-                tries = tuple(_try(number) for number in range(TRIES))
+                tries = tuple(_try_button(number) for number in range(MAX_TRIES))
             with gr.Row():
                 report = gr.DownloadButton("The whole report", size="sm", min_width=120, elem_id="run-report")
                 another = gr.Button("Make another", variant="primary", size="sm", min_width=120, elem_id="run-another")
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
-                score = line("", "run-score", max_lines=10)
+                score = text_line("", "run-score", max_lines=10)
                 curve = gr.HTML("", elem_id="run-curve")
             with gr.Column(scale=3, min_width=300):
                 pictures = gr.Gallery(
@@ -82,7 +86,7 @@ def run_box() -> Run:
                     visible=False,
                     elem_id="run-pictures",
                 )
-    return Run(
+    return RunComponents(
         timer,
         whole,
         title,
@@ -109,11 +113,11 @@ def run_box() -> Run:
     )
 
 
-def _try(number: int) -> gr.Button:
+def _try_button(number: int) -> gr.Button:
     return gr.Button("", size="sm", min_width=260, elem_id=f"run-try-{number}", elem_classes="try")
 
 
-def showing(run: Run, preparing: gr.Column, found) -> dict:
+def run_updates(run: RunComponents, preparing: gr.Column, found) -> dict:
     """What changes on the page. found: as `Workshop.scene` gives it."""
     if found is None:
         return {
@@ -139,16 +143,16 @@ def showing(run: Run, preparing: gr.Column, found) -> dict:
         run.keep: gr.update(interactive=state == "learning"),
         run.ended: gr.update(visible=state in ("stopped", "failed") and standing is not None),
         run.done: gr.update(visible=state == "done"),
-    } | _pictures(run, scene)
+    } | _image_updates(run, scene)
 
 
-def _pictures(run: Run, scene) -> dict:
+def _image_updates(run: RunComponents, scene) -> dict:
     """Only where they are new: they are large."""
     if not scene.pictures and not scene.prompts:
         return {}
     tries = {
         button: gr.update(value=text, visible=bool(text))
-        for button, text in zip(run.tries, [*scene.prompts, *[""] * TRIES], strict=False)
+        for button, text in zip(run.tries, [*scene.prompts, *[""] * MAX_TRIES], strict=False)
     }
     return tries | {
         run.seen: scene.stamp,
@@ -158,14 +162,19 @@ def _pictures(run: Run, scene) -> dict:
 
 
 def connect_run(
-    workshop: Workshop, shared: Shared, run: Run, preparing: gr.Column, note: gr.Textbox, tab: gr.Tab
+    workshop: TrainPage,
+    shared: SharedComponents,
+    run: RunComponents,
+    preparing: gr.Column,
+    note: gr.Textbox,
+    tab: gr.Tab,
 ) -> None:
     """Look when the page opens, when the tab does, and every second while something runs."""
     outputs = [value for value in vars(run).values() if not isinstance(value, tuple)]
     outputs = [*outputs, *run.tries, preparing, note]
 
     def look(request: gr.Request, seen: str = "") -> dict:
-        return showing(run, preparing, workshop.scene(request.session_hash, user_of(request), seen))
+        return run_updates(run, preparing, workshop.run_view(request.session_hash, user_name(request), seen))
 
     def on_look(request: gr.Request):
         return look(request)
@@ -174,33 +183,37 @@ def connect_run(
         return look(request, seen if isinstance(seen, str) else "")
 
     def on_go_on(request: gr.Request):
-        said = workshop.go_on(user_of(request))
+        said = workshop.resume(user_name(request))
         return look(request) | ({run.words: said} if said else {})
 
     def on_yes(request: gr.Request):
-        said = workshop.cancel(user_of(request))
+        said = workshop.cancel(user_name(request))
         return look(request) | {run.sure: gr.update(visible=False), note: gr.update(value=said, visible=bool(said))}
 
     def on_another(request: gr.Request):
-        said = workshop.put_away(user_of(request))
+        said = workshop.dismiss(user_name(request))
         return look(request) | {note: gr.update(value=said, visible=bool(said))}
 
     for button, wish in ((run.sample, "sample"), (run.keep, "keep")):
-        _asking(workshop, run, button, wish, look, outputs)
+        _connect_command(workshop, run, button, wish, look, outputs)
     for button, seen in ((run.cancel, True), (run.throw, True), (run.no, False)):
-        button.click(lambda seen=seen: gr.update(visible=seen), None, run.sure, **QUICK)
-    for button, work in ((run.go_on, on_go_on), (run.yes, on_yes), (run.another, on_another)):
-        button.click(work, None, outputs, **QUICK)
+        button.click(lambda seen=seen: gr.update(visible=seen), None, run.sure, **QUICK_EVENT)
+    for button, work in ((run.resume, on_go_on), (run.yes, on_yes), (run.another, on_another)):
+        button.click(work, None, outputs, **QUICK_EVENT)
     for button in run.tries:
-        button.click(lambda text: (text, gr.Tabs(selected=GENERATE)), button, [shared.prompt, shared.tabs], **QUICK)
-    run.timer.tick(on_tick, run.seen, outputs, **QUICK)
-    shared.page.load(on_look, None, outputs, **QUICK)
-    tab.select(on_look, None, outputs, **QUICK)
+        button.click(
+            lambda text: (text, gr.Tabs(selected=GENERATE)), button, [shared.prompt, shared.tabs], **QUICK_EVENT
+        )
+    run.timer.tick(on_tick, run.seen, outputs, **QUICK_EVENT)
+    shared.page.load(on_look, None, outputs, **QUICK_EVENT)
+    tab.select(on_look, None, outputs, **QUICK_EVENT)
 
 
-def _asking(workshop: Workshop, run: Run, button: gr.Button, wish: str, look, outputs: list) -> None:
+def _connect_command(
+    workshop: TrainPage, run: RunComponents, button: gr.Button, wish: str, look, outputs: list
+) -> None:
     def on_ask(request: gr.Request):
-        said = workshop.ask(user_of(request), wish)
+        said = workshop.ask(user_name(request), wish)
         return look(request) | ({run.words: said} if said else {})
 
-    button.click(on_ask, None, outputs, **QUICK)
+    button.click(on_ask, None, outputs, **QUICK_EVENT)

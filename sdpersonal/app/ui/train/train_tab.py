@@ -7,28 +7,28 @@ import atexit
 import gradio as gr
 
 from ...backend import App
-from ...backend.train.page import Workshop
-from ..shared import QUICK, Shared, line, user_of
+from ...backend.train.page import TrainPage
+from ..shared import QUICK_EVENT, SharedComponents, text_line, user_name
 from .form import connect_form, form_box
-from .run_view import connect_run, run_box, showing
+from .run_view import connect_run, run_box, run_updates
 from .uploads import connect_photos, photos_box
 
-BEGIN = "Add photos first, then say what it is."
-OWNER = "me"
+START_HINT = "Add photos first, then say what it is."
+DEFAULT_OWNER = "me"
 
 
-def make_tab(app: App, shared: Shared, tab: gr.Tab) -> None:
+def train_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     """Lay out the tab and connect it."""
-    workshop = Workshop(app.house, app.studio)
+    workshop = TrainPage(app.workspace, app.generation)
     atexit.register(workshop.close)  # a training that runs saves, photos that were dropped go
     with gr.Column(elem_id="preparing") as preparing:
-        note = line("", "make-note", visible=False)
+        note = text_line("", "make-note", visible=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 photos = photos_box()
             with gr.Column(scale=4, min_width=320):
-                fields, naming = form_box(OWNER)
-                plan = line(BEGIN, "make-plan", max_lines=10)
+                fields, naming = form_box(DEFAULT_OWNER)
+                plan = text_line(START_HINT, "make-plan", max_lines=10)
                 start = gr.Button("Start", variant="primary", elem_id="make-start")
     run = run_box()
     connect_photos(workshop, photos, fields)
@@ -36,13 +36,13 @@ def make_tab(app: App, shared: Shared, tab: gr.Tab) -> None:
     connect_run(workshop, shared, run, preparing, note, tab)
 
     def on_start(request: gr.Request, *values):
-        page, user = request.session_hash, user_of(request)
+        page, user = request.session_hash, user_name(request)
         said = workshop.start(page, user, fields.read(values))
-        return {plan: said} if said else showing(run, preparing, workshop.scene(page, user))
+        return {plan: said} if said else run_updates(run, preparing, workshop.run_view(page, user))
 
     def on_leave(request: gr.Request):
         workshop.leave(request.session_hash)
 
     outputs = [value for value in vars(run).values() if not isinstance(value, tuple)]
-    start.click(on_start, fields.inputs, [*outputs, *run.tries, preparing, plan], trigger_mode="once", **QUICK)
+    start.click(on_start, fields.inputs, [*outputs, *run.tries, preparing, plan], trigger_mode="once", **QUICK_EVENT)
     shared.page.unload(on_leave)

@@ -6,17 +6,19 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from ...backend.train.page import Workshop
-from ...backend.train.uploads import samples
-from ..shared import QUICK, line
-from .form import Fields
+from ...backend.train.page import TrainPage
+from ...backend.train.uploads import sample_sets
+from ..shared import QUICK_EVENT, text_line
+from .form import TrainForm
 
-HINT = "4 to 10 photos of one thing, each in another place. They stay on this machine."
-CLICK = "Click a photo to turn it, leave it out or describe it. Only what is inside its yellow square is learned from."
+UPLOAD_HINT = "4 to 10 photos of one thing, each in another place. They stay on this machine."
+CLICK_HINT = (
+    "Click a photo to turn it, leave it out or describe it. Only what is inside its yellow square is learned from."
+)
 
 
 @dataclass(frozen=True)
-class Photos:
+class PhotoComponents:
     """The parts that other handlers touch. chosen: number of the photo that was clicked, None without one."""
 
     drop: gr.File
@@ -36,17 +38,17 @@ class Photos:
     count: gr.State
 
 
-def photos_box() -> Photos:
+def photos_box() -> PhotoComponents:
     """Lay them out."""
     drop = gr.File(label="Drop photos here", file_count="multiple", height=150, elem_id="make-drop", type="filepath")
-    line(HINT, "make-hint")
+    text_line(UPLOAD_HINT, "make-hint")
     with gr.Row():
         folder = gr.UploadButton(
             "A whole folder", file_count="directory", size="sm", min_width=120, elem_id="make-folder"
         )
         sets = [
             gr.Button(f"Try with: {title}", size="sm", min_width=120, elem_id=f"make-sample-{number}")
-            for number, title in enumerate(samples())
+            for number, title in enumerate(sample_sets())
         ]
     tiles = gr.Gallery(
         label="Your photos",
@@ -60,9 +62,9 @@ def photos_box() -> Photos:
         object_fit="contain",
         elem_id="make-tiles",
     )
-    click = line(CLICK, "make-click", visible=False)
+    click = text_line(CLICK_HINT, "make-click", visible=False)
     with gr.Column(visible=False, elem_id="make-photo") as panel:
-        name = line("", "make-photo-name")
+        name = text_line("", "make-photo-name")
         with gr.Row():
             out = gr.Button("Leave out", size="sm", min_width=90, elem_id="make-out")
             turns = {
@@ -78,11 +80,11 @@ def photos_box() -> Photos:
             info="Write {} where your subject's word goes. What is named here, the word need not learn.",
             elem_id="make-caption",
         )
-    words = line("", "make-verdict", max_lines=16)
+    words = text_line("", "make-verdict", max_lines=16)
     with gr.Row():
         advice = gr.Button("Do what I can about it", size="sm", min_width=140, visible=False, elem_id="make-advice")
         clear = gr.Button("Remove all photos", size="sm", min_width=140, visible=False, elem_id="make-clear")
-    return Photos(
+    return PhotoComponents(
         drop,
         folder,
         sets,
@@ -101,7 +103,7 @@ def photos_box() -> Photos:
     )
 
 
-def connect_photos(workshop: Workshop, photos: Photos, fields: Fields) -> None:
+def connect_photos(workshop: TrainPage, photos: PhotoComponents, fields: TrainForm) -> None:
     """Every change ends in a new look at the whole set."""
     shown = [photos.tiles, photos.click, photos.words, photos.advice, photos.clear, photos.count]
 
@@ -110,7 +112,7 @@ def connect_photos(workshop: Workshop, photos: Photos, fields: Fields) -> None:
         some = bool(found.tiles)
         tiles = gr.update(value=found.tiles, visible=some, selected_index=None)
         seen = gr.update(visible=some)
-        return tiles, seen, found.words, gr.update(visible=found.helpful), seen, found.count
+        return tiles, seen, found.words, gr.update(visible=found.has_advice), seen, found.count
 
     def on_drop(paths, request: gr.Request, *values):
         page = request.session_hash
@@ -127,16 +129,16 @@ def connect_photos(workshop: Workshop, photos: Photos, fields: Fields) -> None:
 
     def on_out(chosen, request: gr.Request, *values):
         page = request.session_hash
-        said = workshop.leave_out(page, chosen)
+        said = workshop.toggle_photo(page, chosen)
         return "Leave out" if workshop.photo(page, chosen).used else "Put back", *looked(values, page, said)
 
     def on_caption(chosen, text, request: gr.Request, *values):
         page = request.session_hash
-        return looked(values, page, workshop.say_of(page, chosen, text))
+        return looked(values, page, workshop.set_caption(page, chosen, text))
 
     def on_advice(request: gr.Request, *values):
         page = request.session_hash
-        return None, gr.update(visible=False), *looked(values, page, workshop.follow_advice(page, fields.read(values)))
+        return None, gr.update(visible=False), *looked(values, page, workshop.apply_advice(page, fields.read(values)))
 
     def on_clear(request: gr.Request, *values):
         page = request.session_hash
@@ -145,10 +147,12 @@ def connect_photos(workshop: Workshop, photos: Photos, fields: Fields) -> None:
     def on_look(request: gr.Request, *values):
         return looked(values, request.session_hash)
 
-    slow = QUICK | {"show_progress": "minimal", "show_progress_on": photos.words, "concurrency_limit": 2}
+    slow = QUICK_EVENT | {"show_progress": "minimal", "show_progress_on": photos.words, "concurrency_limit": 2}
     photos.drop.upload(on_drop, [photos.drop, *fields.inputs], [photos.drop, *shown], **slow)
     photos.folder.upload(on_folder, [photos.folder, *fields.inputs], shown, **slow)
-    photos.tiles.select(on_click, None, [photos.chosen, photos.panel, photos.name, photos.out, photos.caption], **QUICK)
+    photos.tiles.select(
+        on_click, None, [photos.chosen, photos.panel, photos.name, photos.out, photos.caption], **QUICK_EVENT
+    )
     photos.out.click(on_out, [photos.chosen, *fields.inputs], [photos.out, *shown], **slow)
     gr.on(
         [photos.caption.submit, photos.caption.blur],
@@ -162,12 +166,12 @@ def connect_photos(workshop: Workshop, photos: Photos, fields: Fields) -> None:
     asks = [fields.components[name].change for name in ("kind", "crop")] + [fields.components["noun"].blur]
     gr.on(asks, on_look, fields.inputs, shown, trigger_mode="always_last", **slow)
     for quarters, button in photos.turns.items():
-        _turning(workshop, photos, fields, looked, quarters, button, shown, slow)
-    for title, button in zip(samples(), photos.samples, strict=True):
-        _sampling(workshop, photos, fields, looked, title, button, shown, slow)
+        _connect_rotation(workshop, photos, fields, looked, quarters, button, shown, slow)
+    for title, button in zip(sample_sets(), photos.samples, strict=True):
+        _connect_samples(workshop, photos, fields, looked, title, button, shown, slow)
 
 
-def _turning(workshop, photos, fields, looked, quarters, button, shown, slow) -> None:
+def _connect_rotation(workshop, photos, fields, looked, quarters, button, shown, slow) -> None:
     def on_turn(chosen, request: gr.Request, *values):
         page = request.session_hash
         return looked(values, page, workshop.turn(page, chosen, quarters))
@@ -175,9 +179,9 @@ def _turning(workshop, photos, fields, looked, quarters, button, shown, slow) ->
     button.click(on_turn, [photos.chosen, *fields.inputs], shown, **slow)
 
 
-def _sampling(workshop, photos, fields, looked, title, button, shown, slow) -> None:
+def _connect_samples(workshop, photos, fields, looked, title, button, shown, slow) -> None:
     def on_sample(request: gr.Request, *values):
         page = request.session_hash
-        return None, gr.update(visible=False), *looked(values, page, workshop.take_samples(page, title))
+        return None, gr.update(visible=False), *looked(values, page, workshop.use_sample_photos(page, title))
 
     button.click(on_sample, fields.inputs, [photos.chosen, photos.panel, *shown], **slow)
