@@ -1,6 +1,6 @@
-"""Photos of one thing in, a concept with a word of its own out, written in prompts like any other word.
+"""Photos of one thing go in; a concept comes out, with a word of its own that is written in prompts like any other.
 
-from sdpersonal import Library, Generator, Request, load_base, train
+from sdpersonal import GenerateRequest, Generator, Library, load_base, train
 """
 
 from importlib import import_module
@@ -8,15 +8,20 @@ from importlib import import_module
 _HOMES = {
     "Concept": "concepts.concept",
     "DreamboothSettings": "config",
+    "GenerateRequest": "config",
     "Generator": "generation",
-    "InversionSettings": "config",
     "Library": "concepts.library",
-    "PersonalError": "errors",
-    "Request": "config",
+    "TextualInversionSettings": "config",
     "Token": "prompts",
+    "UserError": "errors",
     "load_base": "models",
     "load_photos": "photos.loading",
     "train": "training",
+}
+_FORMER_NAMES = {  # for one version more
+    "InversionSettings": "TextualInversionSettings",
+    "PersonalError": "UserError",
+    "Request": "GenerateRequest",
 }
 __all__ = list(_HOMES)
 __version__ = "0.1.0"
@@ -24,6 +29,11 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str):
     # Late, so that `import sdpersonal` and a listing of concepts cost no torch.
+    name = _FORMER_NAMES.get(name, name)
     if name in _HOMES:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import sdpersonal
 from conftest import ROOT
 
 PACKAGE = ROOT / "sdpersonal"
@@ -115,6 +116,14 @@ def _with_root():
     import os
 
     return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def test_every_public_name_is_there_and_so_are_the_former_ones():
+    for name in (*sdpersonal.__all__, "InversionSettings", "PersonalError", "Request"):
+        assert callable(getattr(sdpersonal, name)), name
+    assert sdpersonal.PersonalError is sdpersonal.UserError and {*sdpersonal.__all__} <= {*dir(sdpersonal)}
+    with pytest.raises(AttributeError):
+        sdpersonal.Nothing  # noqa: B018
 
 
 def test_no_pickle_is_imported():
