@@ -274,7 +274,7 @@ def test_ctrl_c_waits_for_nothing():
     """A base may be gigabytes on their way here."""
     script = (
         "import sys, time\nfrom sdpersonal.app.backend.device_worker import DeviceWorker\n"
-        "def work():\n    print('under way', flush=True)\n    time.sleep(600)\nDevice().do(work)"
+        "def work():\n    print('under way', flush=True)\n    time.sleep(600)\nDeviceWorker().do(work)"
     )
     running = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert running.stdout.readline() == b"under way\n"

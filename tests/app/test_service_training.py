@@ -211,7 +211,7 @@ def test_what_goes_wrong_at_the_start_is_the_trainers_own_sentence(trainings, tr
 @pytest.mark.parametrize("wrong", ["full", "library gone", "no photo left"])
 def test_a_start_that_fails_leaves_nothing(trainings, tray, house, monkeypatch, wrong):
     if wrong == "full":
-        monkeypatch.setattr(training_service.files, "free_bytes", lambda folder: 1000)
+        monkeypatch.setattr(training_service.storage, "free_bytes", lambda folder: 1000)
     elif wrong == "library gone":
         monkeypatch.setattr(
             training_service, "start_process", lambda *_: (_ for _ in ()).throw(UserError("no process"))

@@ -127,7 +127,7 @@ began = time.perf_counter()
 try:
     fetch_folder("me/nothing-here", "me/nothing-here", lambda folder: None)
 except UserError as error:
-    print(error.problem, "took", time.perf_counter() - began)
+    print(error.message, "took", time.perf_counter() - began)
 """
 
 

@@ -158,7 +158,7 @@ def test_as_many_at_once_as_there_is_room_for(tiny, monkeypatch):
     together = [np.asarray(one.image, int) for one in Generator(tiny).draw(request)]
     seen = []
     monkeypatch.setattr(
-        "sdpersonal.generation.generator.settle", lambda base, size, most, beside: seen.append(size) or 3
+        "sdpersonal.generation.generator.plan_offload", lambda base, size, most, beside: seen.append(size) or 3
     )
     batches = [np.asarray(one.image, int) for one in Generator(tiny).draw(request)]
     assert max(np.abs(a - b).max() for a, b in zip(together, batches, strict=True)) <= 1

@@ -308,10 +308,10 @@ def stopping_at(monkeypatch, where, number):
 
 PLACES = {
     "after a step": (ProgressLog, "step", "after"),
-    "before a trial": (validation.Validator, "hold", "before"),
+    "before a trial": (validation.Validator, "run", "before"),
     "in a trial, its pictures drawn": (validation.Validator, "draw", "after"),
-    "in a trial, before its line": (validation.Validator, "_keep", "after"),
-    "after a trial": (validation.Validator, "hold", "after"),
+    "in a trial, before its line": (validation.Validator, "_save", "after"),
+    "after a trial": (validation.Validator, "run", "after"),
 }
 
 
@@ -345,7 +345,7 @@ def test_interrupted_anywhere_it_ends_the_same(begin, whole, tmp_path, monkeypat
 def test_what_was_tried_beyond_the_checkpoint_is_tried_anew(begin, whole, tmp_path, monkeypatch):
     """The newest checkpoint is damaged: the run goes on from the one before, whose trials alone count."""
     concept, held = whole
-    undo = stopping_at(monkeypatch, (validation.Validator, "hold", "after"), 4)
+    undo = stopping_at(monkeypatch, (validation.Validator, "run", "after"), 4)
     with pytest.raises(KeyboardInterrupt):
         begin(tmp_path / "cut", "lora")
     undo()
