@@ -1,7 +1,7 @@
 """Offload models during generation: all stay on the GPU, or some are there only for their own stage.
 
-The activations of each stage were counted tensor by tensor (the tests count again). Attention is not sliced: torch's
-kernels never hold the whole matrix. On a CPU nothing is moved.
+The activations of each stage were counted tensor by tensor (tests/models/test_placement.py counts again). Attention is
+not sliced: torch's kernels never hold the whole matrix. On a CPU nothing is moved.
 """
 
 from __future__ import annotations
