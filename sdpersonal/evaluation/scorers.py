@@ -29,7 +29,7 @@ FETCH_COMMAND = (  # downloads a CLIP
     f"hf download {OPENAI} --revision {CONVERTED_REVISION} --include '*.json' --include model.safetensors"
 )
 _REQUIRED_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
-_BATCH_SIZE = 32  # pictures
+_BATCH_SIZE = 32  # images
 
 
 class Scorer:

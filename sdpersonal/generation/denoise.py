@@ -87,15 +87,15 @@ def denoise(
         options = {"generator": _generators(seeds, noise.shape[1:], sampling.restarts_noise)}
     sampler.set_timesteps(sampling.steps, device=base.device)
     first = sampling.skipped * sampler.order  # Heun and DPM2 have two timesteps per step
-    times = sampler.timesteps[first:]
+    timesteps = sampler.timesteps[first:]
     if hasattr(sampler, "set_begin_index"):  # DDIM finds its index by the timestep
         sampler.set_begin_index(first)  # else the index is looked up, and wrong if two timesteps round to the same
     noise = noise.float()
     if start is None:
         latents = noise * sampler.init_noise_sigma
     else:
-        latents = sampler.add_noise(start.latents.expand_as(noise), noise, times[:1])
-    for i, t in enumerate(times):
+        latents = sampler.add_noise(start.latents.expand_as(noise), noise, timesteps[:1])
+    for i, t in enumerate(timesteps):
         advance(i + 1)
         step = step_of(sampler, first + i, sampling.steps)
         conditioning = condition(sampling_progress(step, sampling.steps)) if callable(condition) else condition
@@ -106,8 +106,8 @@ def denoise(
         latents = sampler.step(predicted, t, latents, **options, **step_options(sampler, i)).prev_sample
         if start is not None and start.mask is not None:
             original = start.latents.expand_as(noise)
-            if i + 1 < len(times):
-                original = sampler.add_noise(original, noise, times[i + 1 : i + 2])
+            if i + 1 < len(timesteps):
+                original = sampler.add_noise(original, noise, timesteps[i + 1 : i + 2])
             latents = start.mask * latents + (1 - start.mask) * original
     return latents
 

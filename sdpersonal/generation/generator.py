@@ -149,8 +149,8 @@ class Generator:
                 self.base.safety_checker.load()  # errors in its files are raised before any computing
             mixes = {mix for job in jobs for mix in job.batch_key[0]}
             loras = ([lora for lora, _ in reader.loras(mix)] for mix in mixes)
-            beside = max(map(self.base.adapters.room, loras), default=0)
-            return plan_offload(self.base, work.largest, MAX_BATCH_SIZE, beside)
+            lora_bytes = max(map(self.base.adapters.room, loras), default=0)
+            return plan_offload(self.base, work.largest, MAX_BATCH_SIZE, lora_bytes)
 
     def _flag_unsafe(self, images: Sequence[Image.Image]) -> list[bool]:
         with self.base.quiet():

@@ -144,10 +144,10 @@ class PromptResolver:
     def _check(self, concept: Concept) -> None:
         check_kind(concept, self._base.kind)
         for key, width in self._base.widths.items():
-            rows = concept.vectors.get(key)
-            if rows is not None and rows.shape[1] != width:
+            vectors = concept.vectors.get(key)
+            if vectors is not None and vectors.shape[1] != width:
                 raise UserError(
-                    f"{concept.token} has vectors of width {rows.shape[1]}; the loaded base takes {width}.",
+                    f"{concept.token} has vectors of width {vectors.shape[1]}; the loaded base takes {width}.",
                     "Train it again on this base.",
                 )
         if concept.lora:
@@ -203,11 +203,11 @@ def embeddings_at_strength(base: StableDiffusion, concept: Concept, strength: fl
     They are interpolated from the class noun's embeddings, where training started, at 0, to the trained vectors at 1,
     and extrapolated beyond and below 0. Without a known class noun they are the vectors times the strength.
     """
-    trained = {key: torch.from_numpy(rows) for key, rows in concept.vectors.items()}
+    trained = {key: torch.from_numpy(vectors) for key, vectors in concept.vectors.items()}
     if strength == 1:
         return trained
-    initial = {key: _initial_embeddings(base, key, concept, rows) for key, rows in trained.items()}
-    return {key: initial[key] + strength * (rows - initial[key]) for key, rows in trained.items()}
+    initial = {key: _initial_embeddings(base, key, concept, vectors) for key, vectors in trained.items()}
+    return {key: initial[key] + strength * (vectors - initial[key]) for key, vectors in trained.items()}
 
 
 def _initial_embeddings(base: StableDiffusion, key: str, concept: Concept, rows: Tensor) -> Tensor:

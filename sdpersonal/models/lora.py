@@ -147,7 +147,10 @@ class _Aside:
 
 
 def _is_merge_faster(weight: Tensor) -> bool:
-    """Only on a CPU and in fp32: on a GPU it was not measured, and bf16 rounding would lose a good part of a LoRA."""
+    """Return whether merging pays off: only on a CPU in fp32, and for small weights.
+
+    It was not measured on a GPU, and in bf16 rounding the sum would lose a good part of the LoRA.
+    """
     return weight.device.type == "cpu" and weight.dtype.itemsize >= 4 and weight.numel() <= _MERGE_MAX_WEIGHTS
 
 
@@ -248,7 +251,7 @@ class LoraAdapters:
     def _put(self, slot: LoraAdapter, parts: list[tuple[LoraLayer | Change, float]], passing: bool) -> None:
         weight = slot.layer.weight
         factors, others = _sorted(parts, weight.shape)
-        down = up = whole = None
+        down = up = full_change = None
         if factors:
             down = torch.cat([_to_tensor(part.down).view(-1, *weight.shape[1:]) for part, _ in factors])
             up = torch.cat(
@@ -256,24 +259,24 @@ class LoraAdapters:
             )
             down, up = (matrix.to(weight.device, weight.dtype) for matrix in (down, up))
         for change, strength in others:
-            if (added := weight_change(change, weight)) is not None:
-                whole = added.mul_(strength) if whole is None else whole.add_(added, alpha=strength)
-        if down is not None or whole is not None:
-            slot.put(down, up, passing, None if whole is None else whole.to(weight.dtype))
+            if (delta := weight_change(change, weight)) is not None:
+                full_change = delta.mul_(strength) if full_change is None else full_change.add_(delta, alpha=strength)
+        if down is not None or full_change is not None:
+            slot.put(down, up, passing, None if full_change is None else full_change.to(weight.dtype))
         self._replace_bias(slot.layer, others)
 
     def _replace(self, norm: nn.Module, parts: list[tuple[Change, float]]) -> None:
         """Replace a norm's weight and bias with their changed values."""
-        added = [(weight_change(change, norm.weight), strength) for change, strength in parts]
-        if changes := [strength * delta for delta, strength in added if delta is not None]:
+        deltas = [(weight_change(change, norm.weight), strength) for change, strength in parts]
+        if changes := [strength * delta for delta, strength in deltas if delta is not None]:
             self._aside.replace(norm, "weight", norm.weight.detach().float() + sum(changes))
         self._replace_bias(norm, parts)
 
     def _replace_bias(self, layer: nn.Module, parts: list[tuple[Change, float]]) -> None:
         if layer.bias is None:
             return
-        added = [(bias_change(change, layer.bias), strength) for change, strength in parts]
-        if changes := [strength * delta for delta, strength in added if delta is not None]:
+        deltas = [(bias_change(change, layer.bias), strength) for change, strength in parts]
+        if changes := [strength * delta for delta, strength in deltas if delta is not None]:
             self._aside.replace(layer, "bias", layer.bias.detach().float() + sum(changes))
 
     def train(

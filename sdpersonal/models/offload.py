@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .stable_diffusion import StableDiffusion
 
 OffloadMode = Literal["all", "waiting", "turns"]
-"""all: on the GPU; waiting: text encoders and autoencoder are in CPU memory while idle; turns: the UNet is too."""
+"""all: all models stay on the GPU; waiting: text encoders and autoencoder are on the CPU while idle; turns: the UNet
+too."""
 
 # Peak number of elements in a UNet step, per channel of its first block and latent position.
 STEP_ACTIVATIONS = 27

@@ -204,8 +204,8 @@ class StableDiffusion:
             self._encode({key: [chunk_list[i]] for key, chunk_list in layouts.items()}, [nonempty], clip_skip)
             for i in range(count)
         ]
-        whole = replace(parts[0], states=torch.cat([part.states for part in parts], dim=1))
-        return self.with_size_conditioning(whole, [framing] if framing else self._full_size(1))
+        conditioning = replace(parts[0], states=torch.cat([part.states for part in parts], dim=1))
+        return self.with_size_conditioning(conditioning, [framing] if framing else self._full_size(1))
 
     def chunks(self, prompt: Sequence[Segment | Break]) -> int:
         """Return how many contexts a prompt takes."""

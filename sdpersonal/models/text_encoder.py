@@ -153,10 +153,10 @@ class TextEncoder:
             else:
                 chunk.put(piece, 1.0)
         if len(chunk.ids) > self.room:
-            rest = self.tokenizer.decode(chunk.ids[self.room :]).strip()
+            excess = self.tokenizer.decode(chunk.ids[self.room :]).strip()
             raise UserError(
                 f"The prompt has {len(chunk.ids)} tokens and {self.room} fit; too much from "
-                f"{printable(repr(rest), 60)} on.",
+                f"{printable(repr(excess), 60)} on.",
                 "Shorten it.",
             )
         return self.padded(chunk)

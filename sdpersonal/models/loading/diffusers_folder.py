@@ -168,9 +168,9 @@ def find_weights(folder: Path, part: str) -> tuple[str, list[Path]] | None:
     """Return the variant of a part's weights and their files, as `require_weights`; None if there are none."""
     part_folder, stem = folder / part, WEIGHT_STEMS.get(part, WEIGHT_STEMS["vae"])
     for variant in VARIANTS:
-        whole = part_folder / f"{stem}{variant}.safetensors"
-        if whole.exists():
-            return variant, [whole]
+        single_file = part_folder / f"{stem}{variant}.safetensors"
+        if single_file.exists():
+            return variant, [single_file]
         shards = _shard_paths(part_folder / f"{stem}.safetensors.index{variant}.json")
         if shards and all(shard.exists() for shard in shards):
             return variant, shards

@@ -75,9 +75,9 @@ def files_to_fetch(names: Iterable[str]) -> list[str]:
     ]
     for part, stem in {**{f"{part}/": stem for part, stem in WEIGHT_STEMS.items()}, "": WEIGHT_STEMS["vae"]}.items():
         for variant in reversed(VARIANTS):
-            whole, index = f"{part}{stem}{variant}.safetensors", f"{part}{stem}.safetensors.index{variant}.json"
-            if whole in names:
-                chosen.append(whole)
+            single_file, index = f"{part}{stem}{variant}.safetensors", f"{part}{stem}.safetensors.index{variant}.json"
+            if single_file in names:
+                chosen.append(single_file)
                 break
             if index in names:
                 shard = re.compile(re.escape(f"{part}{stem}{variant}-") + r"\d+-of-\d+\.safetensors")

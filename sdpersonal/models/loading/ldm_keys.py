@@ -1,7 +1,7 @@
 """Map the weight names of diffusers and transformers to those in original Stable Diffusion checkpoints.
 
 The layout is that of CompVis' latent-diffusion (`openaimodel.py`, `model.py`), Stability AI's generative-models and
-open_clip: what A1111, ComfyUI and Civitai call a checkpoint. The mapping goes from diffusers' names to the original
+open_clip; A1111, ComfyUI and Civitai call it a checkpoint. The mapping goes from diffusers' names to the original
 ones, so that each weight of a model has exactly one key, and a missing one can be named.
 """
 
@@ -126,11 +126,11 @@ def _vae_path(path: str, levels: int) -> str:
     path = re.sub(r"^(encoder)\.down_blocks\.(\d+)\.resnets", r"\1.down.\2.block", path)
     path = re.sub(r"^(encoder)\.down_blocks\.(\d+)\.downsamplers\.0", r"\1.down.\2.downsample", path)
     path = re.sub(  # the original's decoder numbers levels by resolution, diffusers in the order they run
-        r"^decoder\.up_blocks\.(\d+)\.", lambda found: f"decoder.up.{levels - 1 - int(found[1])}.", path
+        r"^decoder\.up_blocks\.(\d+)\.", lambda match: f"decoder.up.{levels - 1 - int(match[1])}.", path
     )
     path = path.replace(".upsamplers.0.", ".upsample.").replace("conv_norm_out", "norm_out")
     path = re.sub(r"^(decoder\.up\.\d+)\.resnets", r"\1.block", path).replace("conv_shortcut", "nin_shortcut")
-    path = re.sub(r"mid_block\.resnets\.(\d)", lambda found: f"mid.block_{int(found[1]) + 1}", path)
+    path = re.sub(r"mid_block\.resnets\.(\d)", lambda match: f"mid.block_{int(match[1]) + 1}", path)
     before, attention, inside = path.partition("mid_block.attentions.0.")
     return f"{before}mid.attn_1.{_VAE_ATTENTION[inside]}" if attention else path
 

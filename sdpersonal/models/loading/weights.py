@@ -107,8 +107,8 @@ def _read_tensor(file, place: CheckpointKey) -> Tensor:
         tensor = file.get_tensor(place.key)
         return tensor.T if place.is_transposed else tensor
     joint = file.get_slice(place.key)
-    rows = joint.get_shape()[0] // 3
-    return joint[place.qkv_index * rows : (place.qkv_index + 1) * rows]
+    size = joint.get_shape()[0] // 3
+    return joint[place.qkv_index * size : (place.qkv_index + 1) * size]
 
 
 def _describe_damage(path: Path, said: str) -> str:
@@ -122,7 +122,7 @@ def _describe_damage(path: Path, said: str) -> str:
 
 
 class silence_libraries:
-    """Context manager that hides the progress bars and log messages of transformers and diffusers while loading."""
+    """Hide the progress bars and log messages of transformers and diffusers inside a `with` block."""
 
     def __enter__(self):
         from diffusers.utils import logging as diffusers_log
