@@ -1,4 +1,4 @@
-"""How good a concept is, in numbers: the judges, the acceptance test, its words."""
+"""Evaluate a concept: the scorers, the concept's scores, and their explanation in words."""
 
 from .concept_score import ConceptEvaluation, ConceptScores
 from .explain import explain_scores, format_scores

@@ -1,8 +1,9 @@
-"""Who judges pictures: a CLIP (Radford et al. 2021) for what they show and, where there is one, a DINO (Caron et al.
-2021) for whose picture it is, as in the DreamBooth paper (Ruiz et al. 2022, section 4.1).
+"""Score images with CLIP (Radford et al. 2021) for their content and, if available, DINO (Caron et al. 2021) for the
+identity of the subject, as in the DreamBooth paper (Ruiz et al. 2022, section 4.1).
 
-The built-in base is judged by the small CLIP that ships with it. It saw only that base's world, so its figures mean
-something there, and only beside a floor and a ceiling: other subjects, and real photos of the same.
+The built-in base is scored by the small CLIP that ships with it. That CLIP was trained only on this base's world of
+subjects, so its scores are meaningful only there, and only relative to a floor and a ceiling: other subjects, and real
+photos of the same subject.
 """
 
 from __future__ import annotations
@@ -21,24 +22,24 @@ from ..models.loading import built_in_folder, silence_libraries
 from ..models.loading.hub_cache import cached_snapshot
 from ..prompts import printable
 
-OPENAI, CONVERTED_REVISION = "openai/clip-vit-base-patch32", "refs/pr/15"  # on its main branch there is only a pickle
+OPENAI, CONVERTED_REVISION = "openai/clip-vit-base-patch32", "refs/pr/15"  # its main branch has only a pickle
 CLIPS = ((OPENAI, None), (OPENAI, CONVERTED_REVISION), ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", None))  # and revision
 DINOS = (("facebook/dino-vits16", None),)
-FETCH_COMMAND = (  # to have one
+FETCH_COMMAND = (  # downloads a CLIP
     f"hf download {OPENAI} --revision {CONVERTED_REVISION} --include '*.json' --include model.safetensors"
 )
 _REQUIRED_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
-_BATCH_SIZE = 32  # pictures
+_BATCH_SIZE = 32  # images
 
 
 class Scorer:
-    """A CLIP with both towers, and a DINO if there is one. Raises UserError where their files are not there.
+    """A CLIP with both encoders, and optionally a DINO. Raises UserError if their files are missing.
 
-    scale: what CLIP multiplies its cosines with before a softmax.
+    scale: the factor by which CLIP multiplies its cosines before the softmax.
     """
 
     def __init__(self, clip: Path | None = None, dino: Path | None = None):
-        # The processors that need no torchvision, and so prepare alike whether it is installed or not.
+        # These processors do not need torchvision, so their results do not depend on whether that is installed.
         from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, ViTImageProcessorPil, ViTModel
 
         clip = clip or built_in_folder() / "judge"
@@ -54,31 +55,31 @@ class Scorer:
         self.scale = float(self._clip.logit_scale.detach().exp())
 
     def likeness(self, pictures: Sequence[Image.Image], photos: Sequence[Image.Image]) -> float:
-        """CLIP-I: the mean cosine between each picture and each photo, -1 to 1."""
+        """Return CLIP-I: the mean cosine over all pairs of image and photo, -1 to 1."""
         return float((self.image_features(pictures) @ self.image_features(photos).T).mean())
 
     def fidelity(self, pictures: Sequence[Image.Image], text: str) -> float:
-        """CLIP-T: the mean cosine between the pictures and a text that describes them, -1 to 1."""
+        """Return CLIP-T: the mean cosine between the images and a text that describes them, -1 to 1."""
         return float((self.image_features(pictures) @ self.read([text]).T).mean())
 
     def which(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[int]:
-        """For each picture, the number of the text that describes it best."""
+        """Return for each image the index of the text that describes it best."""
         return (self.image_features(pictures) @ self.read(texts).T).argmax(axis=1).tolist()
 
     def image_features(self, pictures: Sequence[Image.Image]) -> np.ndarray:
-        """CLIP's features of pictures, (N, d) fp32, each of length 1."""
+        """Return CLIP's features of images, (N, d) fp32, normalised."""
         return self._features(pictures, self._processor, lambda pixels: self._clip.get_image_features(pixels))
 
     def subject(self, pictures: Sequence[Image.Image]) -> np.ndarray:
-        """Features that tell one subject from another of its class, (N, d): DINO's, which was never taught that two
-        dogs are one word, or else CLIP's."""
+        """Return features that distinguish subjects of the same class, (N, d): DINO's, which was not trained to map all
+        dogs to one word, or else CLIP's."""
         if self._dino is None:
             return self.image_features(pictures)
         return self._features(pictures, self._dino_processor, lambda pixels: self._dino(pixels).last_hidden_state[:, 0])
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> np.ndarray:
-        """CLIP's features of texts, (N, d) fp32, each of length 1."""
+        """Return CLIP's features of texts, (N, d) fp32, normalised."""
         length = self._clip.config.text_config.max_position_embeddings
         ids = self._tokenizer(
             list(texts),
@@ -86,22 +87,23 @@ class Scorer:
             truncation=True,
             max_length=length,
             return_tensors="pt",
-            split_special_tokens=True,  # words of a caption, whatever they are
+            split_special_tokens=True,  # special tokens in a caption are ordinary text
         )
         return _normalize(self._clip.get_text_features(**ids))
 
     @torch.no_grad()
     def _features(self, pictures: Sequence[Image.Image], prepare, look) -> np.ndarray:
-        found = []
+        features = []
         for first in range(0, len(pictures), _BATCH_SIZE):
-            some = [picture.convert("RGB") for picture in pictures[first : first + _BATCH_SIZE]]
-            found.append(_normalize(look(prepare(some, return_tensors="pt").pixel_values)))
-        return np.concatenate(found)
+            batch = [picture.convert("RGB") for picture in pictures[first : first + _BATCH_SIZE]]
+            features.append(_normalize(look(prepare(batch, return_tensors="pt").pixel_values)))
+        return np.concatenate(features)
 
 
 def scorer_for_base(base_kind: str) -> Scorer | None:
-    """Who can judge this base's pictures: the built-in one its own; others a CLIP ViT-B/32, with a DINO ViT-S/16 if it
-    is there too, from the Hub's cache on this machine. None if that has none: nothing is fetched unasked."""
+    """Return the scorer for a base's images: the built-in CLIP for the built-in base, otherwise a CLIP ViT-B/32, and a
+    DINO ViT-S/16 if available, from the Hub's cache on this machine. None if no CLIP is cached: nothing is downloaded.
+    """
     if base_kind == "tiny":
         return Scorer()
     clip, dino = _find_cached(CLIPS, "tokenizer.json"), _find_cached(DINOS)
@@ -109,25 +111,25 @@ def scorer_for_base(base_kind: str) -> Scorer | None:
 
 
 def _find_cached(places: Sequence[tuple[str, str | None]], *more: str) -> Path | None:
-    """The first that is there with all its parts: who loaded only a part of it elsewhere has only that."""
+    """Return the first cached model with all its files: other programs may have downloaded only a part of them."""
     folders = (cached_snapshot(hub_id, revision) for hub_id, revision in places)
     return next(
-        (folder for folder in folders if folder and all((folder / one).exists() for one in _REQUIRED_FILES + more)),
+        (folder for folder in folders if folder and all((folder / name).exists() for name in _REQUIRED_FILES + more)),
         None,
     )
 
 
 def _load(kind: type, folder: Path, **more: object) -> object:
-    """A model or what prepares for it. Raises UserError where it is damaged or a weight is missing."""
+    """Load a model, its processor or its tokenizer. Raises UserError if it is damaged or a weight is missing."""
     if issubclass(kind, torch.nn.Module):
         more |= {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     try:
         with silence_libraries():
-            found = kind.from_pretrained(folder, local_files_only=True, **more)
-        if not isinstance(found, tuple):
-            return found
-        model, about = found
-        if about["missing_keys"] or about["mismatched_keys"]:  # filled with random numbers
+            loaded = kind.from_pretrained(folder, local_files_only=True, **more)
+        if not isinstance(loaded, tuple):
+            return loaded
+        model, info = loaded
+        if info["missing_keys"] or info["mismatched_keys"]:  # filled with random numbers
             raise ValueError("a weight is missing")
     except (OSError, ValueError, RuntimeError, SafetensorError):
         raise UserError(

@@ -1,5 +1,7 @@
-"""Pictures from prompts with concepts in them. A request leaves no trace: the same one gives the same pictures,
-whatever ran before."""
+"""Generate images from prompts that contain concepts.
+
+Requests are independent: the same request gives the same images, whatever ran before.
+"""
 
 from .denoise import SamplingConfig, denoise
 from .generator import MAX_BATCH_SIZE, Generator

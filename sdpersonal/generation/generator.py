@@ -1,4 +1,4 @@
-"""Requests to pictures: which prompt each gets, which of them are drawn together, and in which passes."""
+"""Generate the images of requests: choose each image's prompt, group images into batches, and run the passes."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ from .prompt_resolution import (
 )
 from .request_checks import prompts_of
 
-MAX_BATCH_SIZE = 4  # pictures in one batch, fewer where memory is short; more saves little time on a CPU
+MAX_BATCH_SIZE = 4  # images in one batch, fewer if memory is short; more saves little time on a CPU
 OOM_HINT = "Ask for a smaller --size, or --n 1; or close what else takes memory."
 
 
 @dataclass(frozen=True)
 class _ImageJob:
-    """One picture of a request."""
+    """One image of a request."""
 
     prompts: PromptPair
     seed: int
     near_seed: int
-    template: str  # that the prompt was chosen from, or ""
-    batch_key: tuple  # jobs of which this is equal can be drawn together
+    template: str  # the template that the prompt was chosen from, or ""
+    batch_key: tuple  # jobs with equal keys can be generated in one batch
 
 
 @dataclass(frozen=True)
 class _GenerationPlan:
-    """What all pictures of a request share."""
+    """The settings that all images of a request share."""
 
     request: GenerateRequest
     sampling: SamplingConfig
@@ -70,7 +70,7 @@ class _GenerationPlan:
 
     @property
     def largest(self) -> tuple[int, int]:
-        """(width, height) of the last pass."""
+        """The size of the last pass, (width, height)."""
         return upscaled_size(self.size, self.request.enlarge) if self.passes == 2 else self.size
 
     @property
@@ -79,12 +79,15 @@ class _GenerationPlan:
 
     @property
     def predictions(self) -> int:
-        """Of a batch, over all passes."""
+        """The number of UNet predictions for a batch, over all passes."""
         return self.sampling.predictions + (self.second.predictions if self.passes == 2 else 0)
 
 
 class Generator:
-    """Draws with one base and the concepts of one library. wildcards: folder of lists for `__name__` in prompts."""
+    """Generates images with one base and the concepts of one library.
+
+    wildcards: folder of lists for `__name__` in prompts.
+    """
 
     def __init__(self, base: StableDiffusion, concepts: ConceptSource | None = None, wildcards: Path | None = None):
         self.base = base
@@ -93,7 +96,7 @@ class Generator:
         self._embeds_cache = PromptEmbedsCache(base)
 
     def of(self, concepts: ConceptSource) -> Generator:
-        """The same with other concepts; what was encoded for these is shared."""
+        """Return the same generator with other concepts; the cache of prompt embeddings is shared."""
         other = copy(self)
         other.concepts = concepts
         return other
@@ -105,69 +108,74 @@ class Generator:
         cancelled: Callable[[], bool] = lambda: False,
         preview: Callable[[list[Image.Image]], None] | None = None,
     ) -> Iterator[GeneratedImage]:
-        """The pictures of a request, in order, as they are ready.
+        """Generate the images of a request; yield them in order as they are ready.
 
-        progress(done, total) counts the predictions of the UNet over all of them, for most schedulers one a step; when
-        cancelled() is true the next one raises Interrupted. preview(pictures) is called now and then with how a batch's
-        pictures look so far, small: its work is a few hundredths of drawing. Raises UserError for an unknown
-        concept, one of another base, a start picture that is none; OutOfMemory, after which the next request has all
-        the memory again.
+        Args:
+            progress: progress(done, total) counts the UNet's predictions over all images, for most schedulers one per
+                step.
+            cancelled: when it returns true, the next prediction raises Interrupted.
+            preview: preview(pictures) is called now and then with small previews of a batch's images; previews take a
+                few percent of the time.
+
+        Raises:
+            UserError: for an unknown concept, one of another base, or an init image that is no image.
+            OutOfMemory: the memory is released, so the next request has all of it again.
         """
-        reader = PromptResolver(self.base, self.concepts)
-        work = self._work(request, reader)
-        jobs = list(self._jobs(request, reader, work))
-        at_once = self._make_room(work, reader, jobs)
-        groups = (list(some) for _, some in groupby(jobs, key=lambda job: job.batch_key))
-        batches = [some[first : first + at_once] for some in groups for first in range(0, len(some), at_once)]
-        total = len(batches) * work.predictions
+        resolver = PromptResolver(self.base, self.concepts)
+        plan = self._work(request, resolver)
+        jobs = list(self._jobs(request, resolver, plan))
+        batch_size = self._make_room(plan, resolver, jobs)
+        groups = (list(group) for _, group in groupby(jobs, key=lambda job: job.batch_key))
+        batches = [group[first : first + batch_size] for group in groups for first in range(0, len(group), batch_size)]
+        total = len(batches) * plan.predictions
         for number, batch in enumerate(batches):
 
-            def advance(step: int, before: int = number * work.predictions) -> None:
+            def advance(step: int, before: int = number * plan.predictions) -> None:
                 if cancelled():
                     raise Interrupted("Stopped.")
                 progress(before + step, total)
 
             with translate_oom(f"drawing {len(batch)} at once", OOM_HINT, self.base.device):
-                images = self._generate_batch(work, reader, batch, advance, preview)
+                images = self._generate_batch(plan, resolver, batch, advance, preview)
                 flags = self._flag_unsafe(images)
-            for place, (job, image, hidden) in enumerate(zip(batch, images, flags, strict=True)):
-                recipe = self._recipe(work, job, hidden, (len(batch), place))
+            for index, (job, image, hidden) in enumerate(zip(batch, images, flags, strict=True)):
+                recipe = self._recipe(plan, job, hidden, (len(batch), index))
                 yield GeneratedImage(grey_image(image.size) if hidden else image, recipe)
 
     def _make_room(self, work: _GenerationPlan, reader: PromptResolver, jobs: Sequence[_ImageJob]) -> int:
-        """How many pictures to draw at once."""
+        """Place the models for the request and return the batch size."""
         with self.base.quiet(), translate_oom("before drawing", OOM_HINT, self.base.device):
             if self.base.safety_checker:
-                self.base.safety_checker.load()  # what is wrong with its files is told before any computing
+                self.base.safety_checker.load()  # errors in its files are raised before any computing
             mixes = {mix for job in jobs for mix in job.batch_key[0]}
             loras = ([lora for lora, _ in reader.loras(mix)] for mix in mixes)
-            beside = max(map(self.base.adapters.room, loras), default=0)
-            return plan_offload(self.base, work.largest, MAX_BATCH_SIZE, beside)
+            lora_bytes = max(map(self.base.adapters.room, loras), default=0)
+            return plan_offload(self.base, work.largest, MAX_BATCH_SIZE, lora_bytes)
 
     def _flag_unsafe(self, images: Sequence[Image.Image]) -> list[bool]:
         with self.base.quiet():
             return self.base.safety_checker.flag(images) if self.base.safety_checker else [False] * len(images)
 
     def _work(self, request: GenerateRequest, reader: PromptResolver) -> _GenerationPlan:
-        """All that can be wrong with a request is found here or in `_jobs`, before any computing."""
+        """Build a request's plan. All errors of the request are raised here or in `_jobs`, before any computing."""
         base, source = self.base, load_init_image(request, self.base)
         fast = self._fast_lora(request, reader)
         self._check_clip_skip(request)
         guidance = request.guidance or (1.0 if fast else base.guidance)
         rescale = base.rescale if request.rescale is None else request.rescale
-        change = request.change if source else 1.0
+        strength = request.change if source else 1.0
         scheduler, restarts = _scheduler_of(request, fast)
         check_scheduler(base.scheduler_config, scheduler, request.denoising_steps)
-        sampling = SamplingConfig(request.denoising_steps, guidance, rescale, change, scheduler, restarts)
+        sampling = SamplingConfig(request.denoising_steps, guidance, rescale, strength, scheduler, restarts)
         size = source.picture.size if source else request.pixels or (base.resolution,) * 2
         return _GenerationPlan(request, sampling, size, source, fast)
 
     def _check_clip_skip(self, request: GenerateRequest) -> None:
-        most = self.base.max_clip_skip
-        if request.clip_skip > most:
+        max_clip_skip = self.base.max_clip_skip
+        if request.clip_skip > max_clip_skip:
             raise FieldError(
                 "clip_skip",
-                f"clip_skip must be at most {most} for this base, got {request.clip_skip}.",
+                f"clip_skip must be at most {max_clip_skip} for this base, got {request.clip_skip}.",
                 f"Its text encoder has {self.base.encoders['clip_l'].layers} layers; 1 skips none.",
             )
 
@@ -179,21 +187,21 @@ class Generator:
         return concept
 
     def _jobs(self, request: GenerateRequest, reader: PromptResolver, work: _GenerationPlan) -> Iterator[_ImageJob]:
-        readings: dict[str, ResolvedPrompt] = {}
+        resolved: dict[str, ResolvedPrompt] = {}
         fast = LoraWeight(work.fast.identity, 1.0) if work.fast else None
 
         def read(text: str) -> ResolvedPrompt:
-            if text not in readings:
-                readings[text] = reader.read(text)
-            return readings[text]
+            if text not in resolved:
+                resolved[text] = reader.read(text)
+            return resolved[text]
 
         for i, prompt in enumerate(prompts_of(request, self._wildcards)):
             seed = (request.seed + (i % request.n if request.near is None else 0)) % SEEDS
             near_seed = (request.near_seed + i % request.n) % SEEDS
             negative = sample_prompt(request.negative, seed, self._wildcards)
             pair = PromptPair(read(prompt), read(negative), fast)
-            alike = pair.loras_by_step(work.sampling.steps), num_chunks(self.base, reader, pair)
-            yield _ImageJob(pair, seed, near_seed, request.prompt if prompt != request.prompt else "", alike)
+            batch_key = pair.loras_by_step(work.sampling.steps), num_chunks(self.base, reader, pair)
+            yield _ImageJob(pair, seed, near_seed, request.prompt if prompt != request.prompt else "", batch_key)
 
     def _generate_batch(
         self,
@@ -207,15 +215,17 @@ class Generator:
         with base.quiet(), base.adapters.filled(()):
             start = work.source.start(base) if work.source else None
             noise = torch.stack([self._initial_noise(work, job, work.size) for job in jobs]).to(base.device)
-            look = Previews(base, preview).look if preview else None
-            images = self._run_pass(work.sampling, reader, jobs, noise, advance, start, work.request.clip_skip, look)
+            on_prediction = Previews(base, preview).look if preview else None
+            images = self._run_pass(
+                work.sampling, reader, jobs, noise, advance, start, work.request.clip_skip, on_prediction
+            )
             if work.source:
                 return [work.source.composite(image) for image in images]
             if work.passes == 1:
                 return images
-            large = [upscale(image, work.request.enlarge) for image in images]
-            start = InitLatents(torch.cat([encode_image(base, image) for image in large]))
-            noise = torch.stack([self._initial_noise(work, job, large[0].size) for job in jobs]).to(base.device)
+            enlarged = [upscale(image, work.request.enlarge) for image in images]
+            start = InitLatents(torch.cat([encode_image(base, image) for image in enlarged]))
+            noise = torch.stack([self._initial_noise(work, job, enlarged[0].size) for job in jobs]).to(base.device)
             done = work.sampling.predictions
             return self._run_pass(
                 work.second, reader, jobs, noise, lambda step: advance(done + step), start, work.request.clip_skip
@@ -235,13 +245,13 @@ class Generator:
         base = self.base
         height, width = (side * base.vae_scale_factor for side in noise.shape[2:])
         pairs = [job.prompts for job in jobs]
-        course = StepConditioner(
+        conditioner = StepConditioner(
             base, reader, self._embeds_cache, pairs, SizeConditioning.whole(height, width), clip_skip
         )
         seeds = tuple(job.seed for job in jobs)
-        latents = denoise(base, course, noise, sampling, advance, start, seeds, look)
-        # One at a time: what a picture looks like must not depend on its neighbours, nor memory on their number.
-        return [Image.fromarray(base.decode(one[None])[0]) for one in latents]
+        latents = denoise(base, conditioner, noise, sampling, advance, start, seeds, look)
+        # One at a time: an image must not depend on the others in its batch, nor the memory on their number.
+        return [Image.fromarray(base.decode(latent[None])[0]) for latent in latents]
 
     def _initial_noise(self, work: _GenerationPlan, job: _ImageJob, size: tuple[int, int]) -> Tensor:
         shape = self.base.latent_shape(*size)
@@ -253,7 +263,7 @@ class Generator:
         used = job.prompts.negative.used() | job.prompts.prompt.used()
         if work.fast:
             used[str(work.fast.token)] = work.fast, 1.0
-        acting = {share.identity for mix in job.prompts.loras_by_step(sampling.steps) for share in mix}
+        active = {lora.identity for loras in job.prompts.loras_by_step(sampling.steps) for lora in loras}
         return Recipe(
             sdpersonal=__version__,
             prompt=job.prompts.prompt.prompt.text,
@@ -282,7 +292,7 @@ class Generator:
                     sha256=concept.identity,
                     strength=strength,
                     vectors=bool(concept.vectors),
-                    lora=concept.identity in acting,
+                    lora=concept.identity in active,
                     words="" if concept.vectors else " ".join(concept.card.trigger_words),
                 )
                 for token, (concept, strength) in used.items()
@@ -293,8 +303,11 @@ class Generator:
 
 
 def _scheduler_of(request: GenerateRequest, fast: Concept | None) -> tuple[Scheduler | None, bool]:
-    """The scheduler, None for the default, and whether its noise restarts. One that is named goes before `fast`'s own:
-    LCM (Luo et al. 2023, arXiv 2310.04378) or TCD (Zheng et al. 2024, arXiv 2402.19159)."""
+    """Return the scheduler, None for the default, and whether its noise restarts.
+
+    A scheduler in the request takes precedence over that of `fast`: LCM (Luo et al. 2023, arXiv 2310.04378) or TCD
+    (Zheng et al. 2024, arXiv 2402.19159).
+    """
     if request.scheduler:
         return named(request.scheduler), False
     if fast is None:

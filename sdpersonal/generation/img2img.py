@@ -1,8 +1,8 @@
-"""Pictures to begin from: image-to-image, and parts to generate anew.
+"""Load init images and masks for img2img and inpainting.
 
-The rule of masks: what is lighter than middle grey is generated anew, all else keeps the start picture's bits. What is
-transparent counts as black, whatever colour lies under it, so strokes of white on a transparent layer are a mask, and
-strokes of black on one are none. A mask of another size is stretched to the start picture's.
+Pixels of the mask lighter than middle grey are generated anew; all others keep the init image's bits. Transparent
+pixels count as black, whatever colour lies under them, so white strokes on a transparent layer are a mask, and black
+strokes are none. A mask of another size is stretched to the init image's.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .denoise import InitLatents
 
 _MAX_BYTES = 100 << 20
 _MIN_SIDE, _MAX_SIDE = 64, 2048  # pixels of the shorter side
-_SAME_SHAPE = 0.02  # of width / height: less is rounding
-_FEATHER = 4  # pixels over which a drawn part passes into what was there
+_SAME_SHAPE = 0.02  # relative difference of width / height: less is rounding
+_FEATHER = 4  # pixels over which a generated region blends into the init image
 
 
 @dataclass(frozen=True)
 class InitImage:
-    """A start picture in its size, and where to draw anew: white in `mask`, in the same size."""
+    """An init image in its final size, and a mask of the same size, white where to generate anew."""
 
     picture: Image.Image
     mask: Image.Image | None
@@ -44,38 +44,38 @@ class InitImage:
     def _latent_mask(self, base: StableDiffusion) -> torch.Tensor | None:
         if self.mask is None:
             return None
-        # A latent that any drawn pixel touches is drawn; the picture is put together in pixels afterwards.
+        # A latent is generated anew if any of its pixels is white; the exact mask is applied in pixels by `composite`.
         white = torch.from_numpy(np.array(self.mask)) >= 128
         return torch.nn.functional.max_pool2d(white[None, None].float(), base.vae_scale_factor).to(base.device)
 
     def composite(self, drawn: Image.Image) -> Image.Image:
-        """Where nothing was to be drawn, the start picture's own pixels."""
+        """Restore the init image's own pixels outside the mask."""
         if self.mask is None:
             return drawn
-        # Softer towards its edge, and nothing outside: there the start picture stays as it is, to the bit.
+        # The mask is softened inside its edge only: outside, the init image stays unchanged to the bit.
         soft = ImageChops.darker(self.mask.filter(ImageFilter.GaussianBlur(_FEATHER)), self.mask)
         return Image.composite(drawn, self.picture, soft)
 
 
 def load_init_image(request: GenerateRequest, base: StableDiffusion) -> InitImage | None:
-    """Raises UserError for what is no picture, or too small."""
+    """Load the request's init image and mask. Raises UserError for a file that is no image, or too small."""
     if request.start is None:
         return None
-    whole = open_image(request.start)
-    size = request.pixels or native_size(whole.size, base)
+    image = open_image(request.start)
+    size = request.pixels or native_size(image.size, base)
     mask = open_mask(request.mask) if request.mask else None
     return InitImage(
-        center_crop(whole, size),
-        _white(center_crop(mask.resize(whole.size, Image.Resampling.LANCZOS), size)) if mask else None,
-        pixels_sha256(whole),
+        center_crop(image, size),
+        _white(center_crop(mask.resize(image.size, Image.Resampling.LANCZOS), size)) if mask else None,
+        pixels_sha256(image),
         pixels_sha256(mask) if mask else "",
     )
 
 
 def open_image(path: Path, behind: str = "white") -> Image.Image:
-    """RGB, upright, sRGB, as large as it is up to 2,048 pixels. behind: the colour that shows where it is transparent.
+    """Open an image as upright sRGB, in its own size up to 2,048 pixels for the shorter side.
 
-    Raises UserError for what is no picture.
+    behind: the background colour of transparent pixels. Raises UserError for a file that is no image.
     """
     data = storage.read_bytes(path, _MAX_BYTES)
     name = printable(path.name)
@@ -83,47 +83,49 @@ def open_image(path: Path, behind: str = "white") -> Image.Image:
         pixels, _ = decode(data, min(_MAX_SIDE, shorter_side(data)), _MIN_SIDE, behind)
     except UnusablePhoto as error:
         raise UserError(f"{name} {error}.", f"Give a picture: {FORMATS}.") from None
-    except Exception:  # the size of a damaged one
+    except Exception:  # reading the size of a damaged file
         raise UserError(f"{name} is damaged and cannot be decoded.", f"Give a picture: {FORMATS}.") from None
     return Image.fromarray(pixels)
 
 
 def open_mask(path: Path) -> Image.Image:
-    """A mask as `open_picture` reads it, with black where it is transparent. Raises UserError."""
+    """Open a mask as `open_image` does, with black where it is transparent. Raises UserError."""
     return open_image(path, behind="black")
 
 
 def mask_note(request: GenerateRequest) -> str:
-    """What a person should know of a request's mask before anything is computed, or "". Raises UserError for a
-    start picture or a mask that cannot be read."""
+    """Return a warning about a request's mask, or "". Raises UserError for an init image or mask that cannot be read.
+
+    The user sees it before anything is computed.
+    """
     if request.start is None:
         return ""
-    whole = open_image(request.start)
+    image = open_image(request.start)
     if request.mask is None:
         return ""
     mask, name = open_mask(request.mask), printable(request.mask.name)
     if not _white(mask).getbbox():
         return f"{name} has nothing white, so nothing of the start picture changes. Paint in white what should change."
-    shapes = [picture.width / picture.height for picture in (mask, whole)]
-    if abs(shapes[0] / shapes[1] - 1) > _SAME_SHAPE:
-        sizes = f"{mask.width}x{mask.height}", f"{whole.width}x{whole.height}"
+    ratios = [picture.width / picture.height for picture in (mask, image)]
+    if abs(ratios[0] / ratios[1] - 1) > _SAME_SHAPE:
+        sizes = f"{mask.width}x{mask.height}", f"{image.width}x{image.height}"
         return f"{name} is {sizes[0]} and the start picture {sizes[1]}: the mask is stretched to it."
     return ""
 
 
 def _white(mask: Image.Image) -> Image.Image:
-    """255 where the mask is lighter than middle grey, else 0."""
+    """Threshold a mask: 255 where it is lighter than middle grey, else 0."""
     return mask.convert("L").point(lambda value: 255 * (value >= 128))
 
 
 def native_size(size: tuple[int, int], base: StableDiffusion) -> tuple[int, int]:
-    """The picture's shape in about as many pixels as the base was trained on, in multiples of 8."""
+    """Return a size with the image's aspect ratio and about the base's training resolution, in multiples of 8."""
     scale = base.resolution / (size[0] * size[1]) ** 0.5
     return tuple(min(2048, max(64, round(side * scale / 8) * 8)) for side in size)
 
 
 def center_crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The middle of a picture in another size, RGB."""
+    """Crop the middle of an image and resize it to `size`, RGB."""
     scale = max(size[0] / picture.width, size[1] / picture.height)
     width, height = size[0] / scale, size[1] / scale
     left, top = (picture.width - width) / 2, (picture.height - height) / 2
@@ -131,15 +133,15 @@ def center_crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def encode_image(base: StableDiffusion, picture: Image.Image) -> torch.Tensor:
-    """(1, C, h, w): the posterior's mean, so that nothing is left to chance."""
+    """Encode an image to latents (1, C, h, w): the posterior's mean, so that the result is deterministic."""
     return base.encode(np.array(picture.convert("RGB"))[None]).mean
 
 
 def upscale(picture: Image.Image, times: float) -> Image.Image:
-    """So many times as large, in multiples of 8."""
+    """Enlarge an image by a factor, to multiples of 8."""
     return picture.resize(upscaled_size(picture.size, times), Image.Resampling.LANCZOS)
 
 
 def upscaled_size(size: tuple[int, int], times: float) -> tuple[int, int]:
-    """The size of `enlarged`."""
+    """Return the size of the result of `upscale`."""
     return tuple(round(side * times / 8) * 8 for side in size)

@@ -1,4 +1,4 @@
-"""Where a picture begins: noise that its seed alone decides."""
+"""The initial noise of an image, which depends on its seed only."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from torch import Tensor
 
 
 def noise_from_seed(seed: int, shape: tuple[int, int, int]) -> Tensor:
-    """(C, h, w). Drawn on the CPU, one generator a picture: a seed means the same picture on any device and in any
+    """Sample the initial noise (C, h, w) of one image.
+
+    It is sampled on the CPU with one generator per image, so a seed gives the same image on any device and in any
     batch.
 
-    seed: 0 to 2**64 - 1, as ComfyUI's, which draws its noise in the same way. torch gives its Mersenne Twister the
-    lower 32 bits only (`mt19937::init_with_uint32`), so seeds a multiple of 2**32 apart begin from the same noise.
+    seed: 0 to 2**64 - 1, as in ComfyUI, which samples its noise in the same way. torch gives its Mersenne Twister only
+    the lower 32 bits (`mt19937::init_with_uint32`), so seeds a multiple of 2**32 apart give the same noise.
     """
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
 def slerp(one: Tensor, other: Tensor, share: float) -> Tensor:
-    """On the arc from one noise to another (slerp; Shoemake 1985): as long as noise is, which a mean would not be."""
+    """Interpolate two noises spherically (slerp; Shoemake 1985), which keeps their norm; a linear mean would not."""
     cosine = torch.dot(one.flatten(), other.flatten()) / (one.norm() * other.norm())
     angle = torch.acos(cosine.clamp(-1, 1))
     if angle < 1e-4:

@@ -1,4 +1,4 @@
-"""One picture and what it was drawn from."""
+"""A generated image with its recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..image_metadata import Recipe, png_with_recipe
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """One result: an RGB image and all that is needed to draw it again."""
+    """A generated RGB image and all that is needed to generate it again."""
 
     image: Image.Image
     recipe: Recipe
@@ -26,5 +26,5 @@ class GeneratedImage:
         return self.recipe.hidden
 
     def png(self, private: bool = False) -> bytes:
-        """As a PNG file with its recipe in it, or with nothing but pixels."""
+        """Return the image as a PNG file, with its recipe or, if `private`, with pixels only."""
         return png_with_recipe(self.image, None if private else self.recipe)

@@ -1,4 +1,4 @@
-"""How a picture looks while it is being drawn: what the model holds it for at a step, decoded small."""
+"""Preview images during generation: the prediction of x_0 at a step, decoded at low resolution."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from ..models import StableDiffusion
 
 OnPrediction = Callable[[Callable[[], Tensor]], None]
-_FIRST_AFTER = 0.4  # seconds before the first one: there is little to see in what is guessed from pure noise
-_TIME_SHARE = 0.06  # of the time since the drawing began that previews may take
-_MAX_SIDE = 24  # latents, a side: larger ones are averaged down, since decoding's time goes with their number
+_FIRST_AFTER = 0.4  # seconds before the first preview: a prediction from pure noise shows little
+_TIME_SHARE = 0.06  # the part of the time since generation began that previews may take
+_MAX_SIDE = 24  # latents per side: larger ones are averaged down, since decoding time grows with their number
 
 
 class Previews:
-    """Shows previews as often as their own time allows.
+    """Shows previews as often as their share of the time allows.
 
-    show: gets RGB pictures, a batch's, each at most `_SIDE` latents times the base's downscale on a side.
+    show: receives a batch's RGB images, at most `_MAX_SIDE` latents times the VAE scale factor per side.
     """
 
     def __init__(self, base: StableDiffusion, show: Callable[[list[Image.Image]], None]):
@@ -28,15 +28,15 @@ class Previews:
         self._started_at, self._seconds_spent, self._last_seconds = time.monotonic(), 0.0, 0.0
 
     def look(self, guess: Callable[[], Tensor]) -> None:
-        """After each step; decodes only where the share of time allows one more like the last."""
-        begun = time.monotonic()
-        if begun - self._started_at < max(_FIRST_AFTER, (self._seconds_spent + self._last_seconds) / _TIME_SHARE):
+        """Show the prediction of a step, but only if the time share allows a preview as slow as the last."""
+        started = time.monotonic()
+        if started - self._started_at < max(_FIRST_AFTER, (self._seconds_spent + self._last_seconds) / _TIME_SHARE):
             return
-        self._show([Image.fromarray(self._base.decode(one[None])[0]) for one in _downsample(guess())])
-        self._last_seconds = time.monotonic() - begun
+        self._show([Image.fromarray(self._base.decode(latent[None])[0]) for latent in _downsample(guess())])
+        self._last_seconds = time.monotonic() - started
         self._seconds_spent += self._last_seconds
 
 
 def _downsample(latents: Tensor) -> Tensor:
-    times = -(-max(latents.shape[2:]) // _MAX_SIDE)
-    return torch.nn.functional.avg_pool2d(latents, times) if times > 1 else latents
+    factor = -(-max(latents.shape[2:]) // _MAX_SIDE)
+    return torch.nn.functional.avg_pool2d(latents, factor) if factor > 1 else latents

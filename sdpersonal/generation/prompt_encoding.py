@@ -1,4 +1,4 @@
-"""What the UNet reads at each moment, and what the slots hold: encoded once, kept for the next picture."""
+"""Encode prompts for each step and load the LoRA adapters; embeddings are cached for the next images."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from ..models import Conditioning, SizeConditioning, StableDiffusion
 from .denoise import sampling_progress
 from .prompt_resolution import LoraWeight, PromptResolver, ResolvedPrompt, StepSegments
 
-_CACHE_SIZE = 64  # prompts; of SDXL each takes about a MB
+_CACHE_SIZE = 64  # prompts; with SDXL a prompt takes about 1 MB
 
 
 @dataclass(frozen=True)
 class PromptPair:
-    """A picture's prompt and negative prompt; fast: a LoRA that acts throughout, whatever they say."""
+    """An image's prompt and negative prompt; fast: a LoRA that is active in all steps, whatever the prompts contain."""
 
     prompt: ResolvedPrompt
     negative: ResolvedPrompt
     fast: LoraWeight | None = None
 
     def mix(self, moment: float) -> tuple[LoraWeight, ...]:
-        # A LoRA changes both halves of the guidance, so one that is only to be avoided must not be loaded.
+        # A LoRA acts on both halves of the guidance, so one that is only in the negative prompt must not be loaded.
         mix = self.prompt.mix(moment)
         return (*mix, self.fast) if self.fast else mix
 
     def loras_by_step(self, steps: int) -> tuple[tuple[LoraWeight, ...], ...]:
-        """The mix at every step."""
+        """Return the active LoRAs of every step."""
         return tuple(self.mix(sampling_progress(i, steps)) for i in range(steps))
 
 
 class PromptEmbedsCache:
-    """Prompts as encoded with a mix in the slots, the newest of them kept. Use it with the device to oneself."""
+    """LRU cache of prompt embeddings, keyed by prompt and active LoRAs. Not thread-safe: hold the model lock."""
 
     def __init__(self, base: StableDiffusion):
         self._base = base
@@ -41,7 +41,7 @@ class PromptEmbedsCache:
     def read(
         self, reader: PromptResolver, script: StepSegments, mix: tuple[LoraWeight, ...], chunks: int, clip_skip: int
     ) -> Conditioning:
-        """One row, `chunks` contexts long. The slots must hold the mix."""
+        """Encode one prompt, `chunks` contexts long. The LoRA adapters must hold the mix."""
         key = script, mix, chunks, clip_skip
         if key not in self._cache:
             self._cache[key] = self._base.read(reader.segments(script), chunks=chunks, clip_skip=clip_skip)
@@ -52,9 +52,10 @@ class PromptEmbedsCache:
 
 
 class StepConditioner:
-    """The conditioning of a batch through the sampling. Calling it for a moment fills the slots where they change.
+    """The conditioning of a batch at each step. A call also reloads the LoRA adapters when the active LoRAs change.
 
-    pairs: one a picture, of equal mixes and lengths. Each is encoded by itself, so that no picture depends on another.
+    pairs: one per image, with equal mixes and lengths. Prompts are encoded one by one, so that no image depends on
+    another.
     """
 
     def __init__(
@@ -81,15 +82,15 @@ class StepConditioner:
         if (mix, negatives, prompts) != self._key:
             if mix != self._mix:
                 self._base.adapters.fill(self._reader.loras(mix))
-            rows = [
+            conditionings = [
                 self._embeds_cache.read(self._reader, script, mix, self._chunks, self._clip_skip)
                 for script in negatives + prompts
             ]
-            self._now = self._base.with_size_conditioning(Conditioning.cat(rows), self._framings)
+            self._now = self._base.with_size_conditioning(Conditioning.cat(conditionings), self._framings)
             self._key, self._mix = (mix, negatives, prompts), mix
         return self._now
 
 
 def num_chunks(base: StableDiffusion, reader: PromptResolver, pair: PromptPair) -> int:
-    """Contexts that both prompts of a picture take: the shorter is filled up."""
-    return max(base.chunks(reader.segments(one.script(0.0))) for one in (pair.prompt, pair.negative))
+    """Return how many contexts an image's prompts take: the shorter prompt is padded to the longer."""
+    return max(base.chunks(reader.segments(prompt.script(0.0))) for prompt in (pair.prompt, pair.negative))

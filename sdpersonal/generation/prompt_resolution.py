@@ -1,4 +1,4 @@
-"""A prompt with its concepts found, and what of it acts at each moment of the sampling."""
+"""Look up a prompt's concepts, and determine which of them are active at each step of the sampling."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ..prompts import Break, ConceptRef, Mention, Prompt, Text, Token, parse
 
 
 class ConceptSource(Protocol):
-    """Where a prompt's tokens lead: a Library, or anything that has `get`."""
+    """Looks up concepts by token: a Library, or anything that has `get`."""
 
     def get(self, token: Token) -> Concept: ...
 
 
 class NoConcepts:
-    """For prompts without tokens."""
+    """A source without concepts, for prompts without tokens."""
 
     def get(self, token: Token) -> Concept:
         raise UserError(f"There is no concept {token} here.", "Open a library that has it.")
@@ -31,7 +31,7 @@ class NoConcepts:
 
 @dataclass(frozen=True)
 class LoraWeight:
-    """A concept at a strength; of two, the same if they are the same bytes."""
+    """A concept at a strength. It is identified by its bytes, so copies of a concept are equal."""
 
     identity: str
     strength: float
@@ -39,43 +39,45 @@ class LoraWeight:
 
 @dataclass(frozen=True)
 class ConceptSegment:
-    """A word of a prompt as it stands at one moment."""
+    """A concept reference of a prompt, with its strengths at one step."""
 
     weights: tuple[LoraWeight, ...]
     weight: float
 
 
 StepSegments = tuple[Text | ConceptSegment | Break, ...]
-"""A prompt as it stands at one moment: what a conditioning depends on, besides the slots."""
+"""A prompt at one step: its embeddings depend on nothing else but the LoRA adapters."""
 
 
 @dataclass(frozen=True)
 class ResolvedPrompt:
-    """A prompt with its concepts, by the token as written."""
+    """A prompt with its concepts, keyed by the token as written."""
 
     prompt: Prompt
     concepts: Mapping[Token, Concept]
 
     def script(self, moment: float) -> StepSegments:
-        """moment: 0 (noise) to 1 (picture)."""
+        """Return the prompt as it is at a step. moment: progress of the sampling, 0 (noise) to 1 (image)."""
         return tuple(
             self._said(piece, moment) if isinstance(piece, ConceptRef) else piece for piece in self.prompt.pieces
         )
 
     def _said(self, word: ConceptRef, moment: float) -> ConceptSegment:
-        acts = is_active_at(word, moment)
-        shares = (LoraWeight(self.concepts[part.token].identity, part.strength if acts else 0.0) for part in word.parts)
-        return ConceptSegment(tuple(shares), word.weight)
+        is_active = is_active_at(word, moment)
+        lora_weights = (
+            LoraWeight(self.concepts[part.token].identity, part.strength if is_active else 0.0) for part in word.parts
+        )
+        return ConceptSegment(tuple(lora_weights), word.weight)
 
     def mix(self, moment: float) -> tuple[LoraWeight, ...]:
-        """Each LoRA once, with the strength farthest from 0 that it has at this moment."""
+        """Return the active LoRAs; one that is mentioned repeatedly has its strength farthest from 0."""
         strengths: dict[str, float] = {}
         for word in self.words:
             for part in word.parts if is_active_at(word, moment) else ():
                 concept = self.concepts[part.token]
                 if concept.lora and part.strength:
                     strengths[concept.identity] = _farther(strengths.get(concept.identity, 0.0), part.strength)
-        return tuple(LoraWeight(*one) for one in strengths.items())
+        return tuple(LoraWeight(*item) for item in strengths.items())
 
     @property
     def words(self) -> Iterator[ConceptRef]:
@@ -86,17 +88,17 @@ class ResolvedPrompt:
         return frozenset((word.start, word.end) for word in self.words)
 
     def used(self) -> dict[str, tuple[Concept, float]]:
-        """Each concept once, by its full token, with the strength farthest from 0 that it is mentioned with."""
-        found: dict[str, tuple[Concept, float]] = {}
+        """Return the concepts by full token, with the strength farthest from 0 that they are mentioned with."""
+        used_concepts: dict[str, tuple[Concept, float]] = {}
         for mention in self.prompt.mentions:
             concept = self.concepts[mention.token]
-            _, so_far = found.get(str(concept.token), (concept, 0.0))
-            found[str(concept.token)] = concept, _farther(so_far, mention.strength)
-        return found
+            _, so_far = used_concepts.get(str(concept.token), (concept, 0.0))
+            used_concepts[str(concept.token)] = concept, _farther(so_far, mention.strength)
+        return used_concepts
 
 
 def _farther(one: float, other: float) -> float:
-    """The strength farther from 0; of two that are equally far the positive one."""
+    """Return the strength farther from 0; the positive one if both are equally far."""
     return max(one, other, key=lambda strength: (abs(strength), strength))
 
 
@@ -105,14 +107,14 @@ def is_active_at(word: ConceptRef, moment: float) -> bool:
 
 
 class PromptResolver:
-    """Finds the concepts of prompts, once each, and says what the base makes of them."""
+    """Looks up the concepts of prompts, once each, and converts them to what the base takes."""
 
     def __init__(self, base: StableDiffusion, concepts: ConceptSource):
         self._base, self._concepts = base, concepts
-        self._concepts_by_identity: dict[str, Concept] = {}  # by identity
+        self._concepts_by_identity: dict[str, Concept] = {}
 
     def read(self, text: str) -> ResolvedPrompt:
-        """Raises UserError for an unknown concept or one of another base."""
+        """Parse a prompt and look up its concepts. Raises UserError for an unknown concept or one of another base."""
         prompt = parse(text)
         return ResolvedPrompt(prompt, {mention.token: self.concept(mention) for mention in prompt.mentions})
 
@@ -124,12 +126,12 @@ class PromptResolver:
         return self._concepts_by_identity[concept.identity]
 
     def loras(self, mix: tuple[LoraWeight, ...]) -> list[tuple[Lora, float]]:
-        """What the slots take."""
+        """Return the LoRAs and strengths of a mix, as `LoraAdapters.fill` takes them."""
         return [(self._concepts_by_identity[share.identity].lora, share.strength) for share in mix]
 
     def segments(self, script: StepSegments) -> list[Segment | Break]:
-        """What `base.read` takes."""
-        return [one for piece in script for one in self._segments(piece)]
+        """Return the segments of a prompt, as `base.read` takes them."""
+        return [segment for piece in script for segment in self._segments(piece)]
 
     def _segments(self, piece: Text | ConceptSegment | Break) -> list[Segment | Break]:
         if isinstance(piece, Break):
@@ -137,15 +139,15 @@ class PromptResolver:
         if isinstance(piece, Text):
             return [Segment(piece.text, piece.weight)]
         parts = [(self._concepts_by_identity[share.identity], share.strength) for share in piece.weights]
-        return [Segment(one, piece.weight) for one in resolve_concepts(self._base, parts)]
+        return [Segment(text_or_vectors, piece.weight) for text_or_vectors in resolve_concepts(self._base, parts)]
 
     def _check(self, concept: Concept) -> None:
         check_kind(concept, self._base.kind)
         for key, width in self._base.widths.items():
-            rows = concept.vectors.get(key)
-            if rows is not None and rows.shape[1] != width:
+            vectors = concept.vectors.get(key)
+            if vectors is not None and vectors.shape[1] != width:
                 raise UserError(
-                    f"{concept.token} has vectors of width {rows.shape[1]}; the loaded base takes {width}.",
+                    f"{concept.token} has vectors of width {vectors.shape[1]}; the loaded base takes {width}.",
                     "Train it again on this base.",
                 )
         if concept.lora:
@@ -153,7 +155,7 @@ class PromptResolver:
 
 
 def check_kind(concept: Concept, kind: str) -> None:
-    """Raise UserError where the concept was made for another kind of base."""
+    """Raise UserError if the concept was made for another kind of base."""
     if concept.card.base != kind:
         raise UserError(
             f"{concept.token} was made for the base {concept.card.base}; the loaded one is {kind}.",
@@ -162,40 +164,50 @@ def check_kind(concept: Concept, kind: str) -> None:
 
 
 def check_makes_few_steps_enough(concept: Concept) -> None:
-    """Raise UserError where the concept of --fast has no LoRA."""
+    """Raise UserError if the concept of --fast has no LoRA."""
     if concept.lora is None:
         raise UserError(f"{concept.token} has no LoRA, so it cannot make few steps enough.")
 
 
 def resolve_concepts(base: StableDiffusion, parts: list[tuple[Concept, float]]) -> list[str | dict[str, Tensor]]:
-    """What concepts at strengths are in a prompt, one word of it: their vectors, or their trigger words, or nothing.
+    """Return what replaces the concepts of one reference in a prompt: their vectors, their trigger words, or nothing.
 
-    Vectors of several that have as many become one: the mean of their class nouns, weighted by how far each concept is
-    from 0, and all their ways from there, each times its strength. Where no strength is negative that is the average of
-    the vectors by their strengths. Others follow each other.
+    If all have vectors, and equally many, these are combined: the mean of their class nouns' embeddings, weighted by
+    the absolute strengths, plus each concept's difference from its class noun times its strength. If no strength is
+    negative, that is the average of the vectors weighted by the strengths. Otherwise the concepts follow each other.
     """
-    stretches = [
+    pieces = [
         embeddings_at_strength(base, concept, strength) if concept.vectors else " ".join(concept.card.trigger_words)
         for concept, strength in parts
     ]
-    blocks = [one for one in stretches if not isinstance(one, str)]
-    if len(blocks) < 2 or len(blocks) < len(stretches) or len({len(row) for one in blocks for row in one.values()}) > 1:
-        return stretches
+    blocks = [piece for piece in pieces if not isinstance(piece, str)]
+    if (
+        len(blocks) < 2
+        or len(blocks) < len(pieces)
+        or len({len(rows) for block in blocks for rows in block.values()}) > 1
+    ):
+        return pieces
     total = sum(abs(strength) for _, strength in parts)
     weights = [abs(strength) / total if total else 1 / len(parts) for _, strength in parts]
-    whole = [embeddings_at_strength(base, concept, math.copysign(total, strength)) for concept, strength in parts]
-    return [{key: sum(w * one[key] for w, one in zip(weights, whole, strict=True)) for key in whole[0]}]
+    word_vectors = [
+        embeddings_at_strength(base, concept, math.copysign(total, strength)) for concept, strength in parts
+    ]
+    return [
+        {key: sum(w * block[key] for w, block in zip(weights, word_vectors, strict=True)) for key in word_vectors[0]}
+    ]
 
 
 def embeddings_at_strength(base: StableDiffusion, concept: Concept, strength: float) -> dict[str, Tensor]:
-    """A concept's vectors at a strength: on the way from its class noun, where they began to learn, at 0, to what was
-    learned at 1, and beyond; below 0 the same way in the other direction. Of a concept whose noun nobody knows: the
-    vectors times the strength."""
-    learned = {key: torch.from_numpy(rows) for key, rows in concept.vectors.items()}
+    """Return a concept's vectors at a strength.
+
+    They are interpolated from the class noun's embeddings, where training started, at 0, to the trained vectors at 1,
+    and extrapolated beyond and below 0. Without a known class noun they are the vectors times the strength.
+    """
+    trained = {key: torch.from_numpy(vectors) for key, vectors in concept.vectors.items()}
     if strength == 1:
-        return learned
-    start = {key: _initial_embeddings(base, key, concept, rows) for key, rows in learned.items()}
-    return {key: start[key] + strength * (rows - start[key]) for key, rows in learned.items()}
+        return trained
+    initial = {key: _initial_embeddings(base, key, concept, vectors) for key, vectors in trained.items()}
+    return {key: initial[key] + strength * (vectors - initial[key]) for key, vectors in trained.items()}
 
 
 def _initial_embeddings(base: StableDiffusion, key: str, concept: Concept, rows: Tensor) -> Tensor:

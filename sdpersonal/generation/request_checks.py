@@ -1,4 +1,4 @@
-"""What can be wrong with a request is found here, before a model is loaded for it: loading can take minutes."""
+"""Check requests before a model is loaded for them: loading can take minutes."""
 
 from __future__ import annotations
 
@@ -23,14 +23,18 @@ def check_requests(
     kind: str | None = None,
     elsewhere: Iterable[Token] = (),
 ) -> str:
-    """Find what is wrong with requests without their model; return a note about their mask, or "".
+    """Check requests without loading their model; return a note about their mask, or "".
 
-    kind: of the model that will be loaded, None where only loading tells it; elsewhere: tokens that `concepts` need not
-    know. Raises UserError for lists and concepts that are not there, concepts of another kind of model, and start
-    pictures and masks that cannot be read: as `Generator.draw` would later.
+    Args:
+        kind: of the model that will be loaded, None if it is known only after loading.
+        elsewhere: tokens that need not be in `concepts`.
+
+    Raises:
+        UserError: as `Generator.draw` would later, for missing wildcard lists and concepts, concepts of another kind of
+            model, and init images and masks that cannot be read.
     """
-    lists, note = Wildcards(wildcards), ""
-    texts = dict.fromkeys(text for request in requests for text in _texts(request, lists))
+    wildcard_lists, note = Wildcards(wildcards), ""
+    texts = dict.fromkeys(text for request in requests for text in _texts(request, wildcard_lists))
     tokens = dict.fromkeys(mention.token for text in texts for mention in parse(text).mentions)
     check_tokens([token for token in tokens if token not in set(elsewhere)], concepts, kind)
     for fast in dict.fromkeys(request.fast for request in requests if request.fast):
@@ -44,8 +48,7 @@ def check_requests(
 def check_template(
     request: GenerateRequest, concepts: ConceptSource, wildcards: Path | None = None, kind: str | None = None
 ) -> str:
-    """As `check_requests` for a request of which every alternative will be drawn some time; its lists are not read for
-    tokens."""
+    """Check a request whose alternatives will all be used at some time; wildcard lists are not searched for tokens."""
     for text in (request.prompt, request.negative):
         count_prompts(text, Wildcards(wildcards))
         check_tokens([mention.token for mention in named(text)], concepts, kind)
@@ -53,13 +56,13 @@ def check_template(
 
 
 def named(template: str) -> list[Mention]:
-    """Every concept in a template's own text, each once, whether or not it would be chosen. Raises UserError."""
+    """Return the concepts in a template's own text, without repetition, chosen or not. Raises UserError."""
     parts = (part for word in BRACKET.findall(template) for part in parse_concept_ref(word).parts)
     return list({str(part.token): part for part in parts}.values())
 
 
 def check_tokens(tokens: Iterable[Token], concepts: ConceptSource, kind: str | None) -> None:
-    """Raise UserError where there is no such concept, or it was made for another kind of model."""
+    """Raise UserError if a concept does not exist, or was made for another kind of model."""
     for token in tokens:
         concept = concepts.get(token)
         if kind is not None:
@@ -67,7 +70,7 @@ def check_tokens(tokens: Iterable[Token], concepts: ConceptSource, kind: str | N
 
 
 def prompts_of(request: GenerateRequest, wildcards: Wildcards) -> Iterator[str]:
-    """The prompt of each picture, alternatives chosen. Raises UserError for more than there may be."""
+    """Yield the prompt of each image, alternatives chosen. Raises UserError for too many images."""
     template = request.prompt
     if not request.every:
         first = request.seed if request.near is None else request.near_seed
@@ -85,6 +88,6 @@ def prompts_of(request: GenerateRequest, wildcards: Wildcards) -> Iterator[str]:
 
 
 def _texts(request: GenerateRequest, wildcards: Wildcards) -> Iterator[str]:
-    """Prompts and negative prompts of its pictures."""
+    """Yield the prompts and negative prompts of the request's images."""
     yield from prompts_of(request, wildcards)
     yield from (sample_prompt(request.negative, request.seed + i, wildcards) for i in range(request.n))

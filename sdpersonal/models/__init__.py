@@ -1,4 +1,4 @@
-"""`load_base(name)`: the model under a concept, ready to teach and to draw."""
+"""Load Stable Diffusion models with `load_base(name)`, ready to train concepts on and to generate images with."""
 
 from .loading import BUILT_IN, describe_base, load_base
 from .schedule import NoiseSchedule

@@ -1,11 +1,11 @@
-"""Convolutions of a frozen model while something before them learns: less kept, and less moved.
+"""Save memory and time in convolutions of a frozen model while something before them is trained.
 
-PyTorch keeps a convolution's input for the gradient of its weights even where these are frozen; the gradient of its
-input needs the weights alone. And on a CPU oneDNN brings the weights into a layout of its own at every call, which for
-a small picture takes longer than the convolution; there it is done as the matrix product that it is.
+PyTorch keeps a convolution's input for the gradient of its weights even if they are frozen; the gradient of its input
+needs only the weights. And on a CPU oneDNN converts the weights to its own layout at every call, which for a small
+image takes longer than the convolution; there it is computed as a matrix product.
 
-The sums are the same ones, in another order where it is a product. Drawing, and a UNet that learns itself, go the plain
-way.
+The sums are the same, in another order in the matrix product. Generation, and a UNet that is itself trained, use the
+plain convolution.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_MATMUL_MAX_POSITIONS = 64  # positions; of more, the convolution takes longer than its weights' new layout
-_MATMUL_MIN_WEIGHTS = 1 << 22  # numbers in the weights; of fewer, the layout costs little
+_MATMUL_MAX_POSITIONS = 64  # positions; with more, the convolution takes longer than converting its weights
+_MATMUL_MIN_WEIGHTS = 1 << 22  # elements in the weights; with fewer, converting them costs little
 
 
 class FrozenConv2d(nn.Conv2d):
-    """A convolution whose weights may be frozen."""
+    """A convolution that does not keep its input for the backward pass if its weights are frozen."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.requires_grad or not (x.requires_grad and torch.is_grad_enabled()):
@@ -28,7 +28,7 @@ class FrozenConv2d(nn.Conv2d):
 
 
 def use_frozen_convs(model: nn.Module) -> None:
-    """Let every plain convolution of a model keep less when it is frozen; its weights, names and hooks stay."""
+    """Turn every plain convolution of a model into a `FrozenConv2d`; its weights, names and hooks stay."""
     for module in model.modules():
         if type(module) is nn.Conv2d and _is_supported(module):
             module.__class__ = FrozenConv2d
@@ -55,11 +55,11 @@ class _FrozenConvFunction(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         (weight,) = ctx.saved_tensors
         if not ctx.use_matmul:
-            given = torch.nn.grad.conv2d_input(ctx.shape, weight, grad, ctx.stride, ctx.padding)
+            grad_input = torch.nn.grad.conv2d_input(ctx.shape, weight, grad, ctx.stride, ctx.padding)
         else:
             columns = _transposed_matmul(weight.flatten(1), grad.flatten(2))
-            given = F.fold(columns, ctx.shape[2:], weight.shape[2:], padding=ctx.padding)
-        return given, None, None, None, None
+            grad_input = F.fold(columns, ctx.shape[2:], weight.shape[2:], padding=ctx.padding)
+        return grad_input, None, None, None, None
 
 
 def _is_matmul_faster(x: Tensor, weight: Tensor, stride: tuple[int, ...]) -> bool:
@@ -73,10 +73,10 @@ def _is_matmul_faster(x: Tensor, weight: Tensor, stride: tuple[int, ...]) -> boo
 
 
 def _transposed_matmul(weight: Tensor, grad: Tensor) -> Tensor:
-    """weight.T @ grad, (out, K) and (B, out, positions) to (B, K, positions)."""
+    """Compute weight.T @ grad: (out, K) and (B, out, positions) to (B, K, positions)."""
     if weight.dtype == torch.float32:
         return weight.t() @ grad
-    # In bf16 oneDNN copies a weight that comes transposed: 95 ms instead of 30 for 2560 channels to 1280.
+    # In bf16 oneDNN copies a transposed weight: 95 ms instead of 30 for 2560 channels to 1280.
     return (grad.transpose(1, 2) @ weight).transpose(1, 2)
 
 

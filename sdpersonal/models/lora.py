@@ -1,16 +1,16 @@
-"""One LoRA implementation: a slot beside each layer, trained at rank r, filled with any mix of concepts for drawing.
+"""LoRA adapters beside every layer of a model: trained at rank r, or loaded with any mix of concepts for generation.
 
 LoRA (Hu et al. 2021, arXiv 2106.09685, section 4.1): W x + (alpha / r) B A x, with A (r, in) random and B (out, r)
-zero at the start. Several LoRAs with strengths s_i are one of rank r_1 + r_2 + ...:
+zero at the start. Several LoRAs with strengths s_i equal one LoRA of rank r_1 + r_2 + ...:
 
     A = [A_1; A_2; ...]        B = [s_1 alpha_1/r_1 B_1, s_2 alpha_2/r_2 B_2, ...]
 
-exactly, so a mix costs what one LoRA of that rank costs, changing it is a copy of a few MB, and an empty slot is the
-bare layer to the bit. Layers are named as kohya's files name them: `lora_unet_` or `lora_te_` + the module's path with
-`.` written `_`.
+exactly, so a mix costs as much as one LoRA of that rank, changing it copies a few MB, and a layer with an empty adapter
+computes the same bits as the bare layer. Layers are named as in kohya's files: `lora_unet_` or `lora_te_` + the
+module's path with `.` written as `_`.
 
-Changes that are no plain LoRA (`changes`) go the same way where a LoRA of a small rank equals them; else the slot holds
-the sum of s_i (W_i' - W) of the layer's own weight W. Biases and norms are replaced, and put back when it is cleared.
+Changes that are not plain LoRAs (`changes`) become one if a LoRA of a small rank equals them; otherwise the adapter
+holds the sum of s_i (W_i' - W) for the layer's weight W. Biases and norms are replaced, and restored by `clear`.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from ..concepts.weight_deltas import bias_change, weight_change
 from ..errors import UserError
 
 LoraTargets = Literal["attention", "transformer", "all"]
-"""Which layers of the UNet learn: the attentions' projections (q, k, v, out); every linear layer of the transformers,
-1x1 convolutions included; or the convolutions of resnets and resampling too (what kohya's files call LoCon)."""
+"""Which layers of the UNet are trained: the attention projections (q, k, v, out); every linear layer of the
+transformers, 1x1 convolutions included; or also the convolutions of resnets and resampling (LoCon in kohya's files)."""
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 _UNET = "lora_unet"
-_MERGE_AFTER_USES = 2  # uses, of the UNet's layers; how a prompt is encoded must not depend on those encoded before it
-_FACTORED = 64  # rank up to which a change goes as a LoRA; above, the sum of whole changes costs no more
-_MERGE_MAX_WEIGHTS = 1 << 19  # numbers; of larger weights a LoRA costs a few percent, and the copies would take GBs
+_MERGE_AFTER_USES = 2  # forward passes; UNet only: how a prompt is encoded must not depend on those encoded before it
+_FACTORED = 64  # rank up to which a change is applied as a LoRA; above it, the sum of full changes costs no more
+_MERGE_MAX_WEIGHTS = 1 << 19  # elements; with larger weights a LoRA costs a few percent, and the copies would take GBs
 
 
 class LoraAdapter:
-    """The place beside one linear or convolutional layer. Empty until `put`.
+    """The LoRA beside one linear or convolutional layer. It is empty until `put`.
 
-    passing: what is put is a mix to draw with, which does not change. Where that is cheaper, it is then added to a copy
-    of the weights from the third use on; the layer's own weights are set aside and come back as they were.
+    passing: the matrices are a mix for generation, which does not change. If that is cheaper, they are then merged into
+    a copy of the weights from the third use on; the layer's own weights are set aside and restored unchanged.
     """
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, path: str = ""):
-        self.layer, self.path = layer, path  # its path in the model
+        self.layer, self.path = layer, path  # path: of the layer in the model
         self.down: Tensor | None = None  # A: (r, in) or (r, in, k, k)
         self.up: Tensor | None = None  # B: (out, r) or (out, r, 1, 1)
-        self.whole: Tensor | None = None  # a change of the weight's shape, which is added to it
+        self.whole: Tensor | None = None  # a full change, of the weight's shape, which is added to the weight
         self._hook = self._bare = None
         self._uses, self._may_merge = 0, False
 
@@ -87,12 +87,14 @@ class LoraAdapter:
             inner = F.linear(x, down)
             if torch.is_grad_enabled():
                 return out + F.linear(inner, up)
-            out.view(-1, out.shape[-1]).addmm_(inner.view(-1, inner.shape[-1]), up.t())  # nobody else has seen it
+            out.view(-1, out.shape[-1]).addmm_(
+                inner.view(-1, inner.shape[-1]), up.t()
+            )  # in place: `out` is not used elsewhere
             return out
         return out + F.conv2d(_applied(layer, x, down), up.flatten(1)[:, :, None, None])
 
     def _follow(self, device: torch.device) -> None:
-        """Bring what it holds to where the layer computes: it may have been filled while the model waited elsewhere."""
+        """Move its tensors to the layer's device: they may have been set while the model was offloaded."""
         if self.down is not None and self.down.device != device:
             self.down, self.up = self.down.to(device), self.up.to(device)
         if self.whole is not None and self.whole.device != device:
@@ -117,14 +119,14 @@ class LoraAdapter:
 
 
 def _applied(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-    """What the layer would give with this weight and without a bias."""
+    """Compute the layer's output with this weight and without a bias."""
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight)
     return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation)
 
 
 class _Aside:
-    """Biases, and weights of norms, that others stand for while a mix is drawn with."""
+    """Biases and norm weights of the model that are replaced while a mix is active."""
 
     def __init__(self):
         self._bare: list[tuple[nn.Module, str, nn.Parameter]] = []
@@ -135,26 +137,31 @@ class _Aside:
         setattr(module, name, nn.Parameter(value.to(bare.device, bare.dtype), requires_grad=False))
 
     def restore(self) -> list[tuple[nn.Module, str, nn.Parameter]]:
-        """Put the model's own back; return what stood for them."""
-        stood = [(module, name, getattr(module, name)) for module, name, _ in self._bare]
+        """Restore the model's own parameters; return their replacements."""
+        replacements = [(module, name, getattr(module, name)) for module, name, _ in self._bare]
         for module, name, bare in reversed(self._bare):
             bare.data = bare.data.to(getattr(module, name).device)  # the model may have moved meanwhile
             setattr(module, name, bare)
         self._bare.clear()
-        return stood
+        return replacements
 
 
 def _is_merge_faster(weight: Tensor) -> bool:
-    """On a card nobody has measured it; and what bf16 rounds off a sum is a good part of a LoRA."""
+    """Return whether merging pays off: only on a CPU in fp32, and for small weights.
+
+    It was not measured on a GPU, and in bf16 rounding the sum would lose a good part of the LoRA.
+    """
     return weight.device.type == "cpu" and weight.dtype.itemsize >= 4 and weight.numel() <= _MERGE_MAX_WEIGHTS
 
 
 class LoraAdapters:
-    """Every layer of a base that a LoRA may change, by its kohya name.
+    """The LoRA adapters of a model: one for every layer that a LoRA may change, by its kohya name.
 
-    models: name prefix -> model, for example {"lora_unet": unet, "lora_te": text_encoder}. naming: for some prefixes,
-    from a module's path here to its path as kohya's files have it; a LoRA may use either. idle: beginnings of names of
-    layers that the base never reads; they can be filled, as files hold them, but training them would move nothing.
+    Args:
+        models: name prefix -> model, for example {"lora_unet": unet, "lora_te": text_encoder}.
+        naming: for some prefixes, maps a module's path here to its path in kohya's files; a LoRA may use either.
+        idle: name prefixes of layers whose output is never used; they can be loaded, since files contain them, but
+            training them would have no effect.
     """
 
     def __init__(
@@ -180,29 +187,33 @@ class LoraAdapters:
                         self._norms[name] = module
 
     def layers(self) -> dict[str, nn.Module]:
-        """Every layer, by its kohya name."""
-        return {name: slot.layer for name, slot in self._adapters.items()}
+        """Return every layer by its kohya name."""
+        return {name: adapter.layer for name, adapter in self._adapters.items()}
 
     def names(self, targets: LoraTargets, text: bool = False) -> list[str]:
-        """The layers where a LoRA of these targets is trained: the UNet's and, with `text`, the text encoders' (their
-        attention, and beyond "attention" their whole transformer)."""
+        """Return the layers where a LoRA of these targets is trained: the UNet's and, with `text`, the text encoders'
+        (their attention; their whole transformer if the targets are more than "attention")."""
         chosen = [
             name
-            for name, slot in self._adapters.items()
-            if (_is_unet_target(slot, targets) if name.startswith(_UNET) else text and _is_text_target(slot, targets))
+            for name, adapter in self._adapters.items()
+            if (
+                _is_unet_target(adapter, targets)
+                if name.startswith(_UNET)
+                else text and _is_text_target(adapter, targets)
+            )
         ]
         return [name for name in chosen if not name.startswith(self._unused)] if self._unused else chosen
 
     def check(self, lora: Lora, who: str) -> None:
-        """Raises UserError unless every layer of `lora` exists here with its shape."""
+        """Raise UserError unless the model has every layer of `lora` with its shape."""
         for name in (*lora.layers, *lora.changes):
-            place = self._aliases.get(name, name)
-            slot = self._adapters.get(place)
+            layer_name = self._aliases.get(name, name)
+            adapter = self._adapters.get(layer_name)
             if name in lora.layers:
-                sound = slot is not None and _has_shape(lora.layers[name], slot.layer.weight.shape)
+                is_valid = adapter is not None and _has_shape(lora.layers[name], adapter.layer.weight.shape)
             else:
-                sound = _change_fits(lora.changes[name], slot.layer if slot else self._norms.get(place))
-            if not sound:
+                is_valid = _change_fits(lora.changes[name], adapter.layer if adapter else self._norms.get(layer_name))
+            if not is_valid:
                 raise UserError(
                     f"{who} was made for another base: its layer {name} does not fit the loaded one.",
                     "Load the base it was made for (--base).",
@@ -210,7 +221,7 @@ class LoraAdapters:
 
     @contextmanager
     def filled(self, mix: Iterable[tuple[Lora, float]]) -> Iterator[None]:
-        """The slots hold this mix inside the block, and nothing after it, whatever happens."""
+        """Load this mix into the adapters for the block; clear them after it, also if it raises."""
         try:
             self.fill(mix)
             yield
@@ -218,7 +229,7 @@ class LoraAdapters:
             self.clear()
 
     def fill(self, mix: Iterable[tuple[Lora, float]]) -> None:
-        """The slots hold this mix and nothing else, from now on: for a change within a `filled` block."""
+        """Replace what the adapters hold with this mix, until further notice: for a change within a `filled` block."""
         self.clear()
         for name, parts in self._group_by_layer(mix).items():
             if name in self._norms:
@@ -227,11 +238,11 @@ class LoraAdapters:
                 self._put(self._adapters[name], parts, passing=name.startswith(_UNET))
 
     def room(self, loras: Iterable[Lora]) -> int:
-        """Bytes that the slots hold for a mix of these: LoRAs, and whole changes as large as the weights themselves."""
+        """Return the bytes that a mix of these takes: LoRAs, and full changes as large as the weights themselves."""
         size = 0
         for name, parts in self._group_by_layer((lora, 1.0) for lora in loras).items():
-            if slot := self._adapters.get(name):
-                weight = slot.layer.weight
+            if adapter := self._adapters.get(name):
+                weight = adapter.layer.weight
                 ranks = [_factored_rank(part, weight.shape) for part, _ in parts]
                 factors = sum(ranks) * (len(weight) + weight[0].numel())
                 size += (factors + (0 if all(ranks) else weight.numel())) * weight.element_size()
@@ -240,72 +251,79 @@ class LoraAdapters:
     def _put(self, slot: LoraAdapter, parts: list[tuple[LoraLayer | Change, float]], passing: bool) -> None:
         weight = slot.layer.weight
         factors, others = _sorted(parts, weight.shape)
-        down = up = whole = None
+        down = up = full_change = None
         if factors:
             down = torch.cat([_to_tensor(part.down).view(-1, *weight.shape[1:]) for part, _ in factors])
             up = torch.cat(
                 [_to_tensor(part.up).flatten(1) * (s * part.alpha / part.down.shape[0]) for part, s in factors], dim=1
             )
-            down, up = (one.to(weight.device, weight.dtype) for one in (down, up))
+            down, up = (matrix.to(weight.device, weight.dtype) for matrix in (down, up))
         for change, strength in others:
-            if (added := weight_change(change, weight)) is not None:
-                whole = added.mul_(strength) if whole is None else whole.add_(added, alpha=strength)
-        if down is not None or whole is not None:
-            slot.put(down, up, passing, None if whole is None else whole.to(weight.dtype))
+            if (delta := weight_change(change, weight)) is not None:
+                full_change = delta.mul_(strength) if full_change is None else full_change.add_(delta, alpha=strength)
+        if down is not None or full_change is not None:
+            slot.put(down, up, passing, None if full_change is None else full_change.to(weight.dtype))
         self._replace_bias(slot.layer, others)
 
     def _replace(self, norm: nn.Module, parts: list[tuple[Change, float]]) -> None:
-        """A norm's weight and bias by what they become."""
-        added = [(weight_change(change, norm.weight), strength) for change, strength in parts]
-        if changes := [strength * one for one, strength in added if one is not None]:
+        """Replace a norm's weight and bias with their changed values."""
+        deltas = [(weight_change(change, norm.weight), strength) for change, strength in parts]
+        if changes := [strength * delta for delta, strength in deltas if delta is not None]:
             self._aside.replace(norm, "weight", norm.weight.detach().float() + sum(changes))
         self._replace_bias(norm, parts)
 
     def _replace_bias(self, layer: nn.Module, parts: list[tuple[Change, float]]) -> None:
         if layer.bias is None:
             return
-        added = [(bias_change(change, layer.bias), strength) for change, strength in parts]
-        if changes := [strength * one for one, strength in added if one is not None]:
+        deltas = [(bias_change(change, layer.bias), strength) for change, strength in parts]
+        if changes := [strength * delta for delta, strength in deltas if delta is not None]:
             self._aside.replace(layer, "bias", layer.bias.detach().float() + sum(changes))
 
     def train(
         self, targets: LoraTargets, rank: int, generator: torch.Generator, text: bool = False
     ) -> dict[str, nn.Parameter]:
-        """Fill the slots of these layers with a LoRA to be trained: fp32 masters, by tensor name as in kohya's files.
+        """Put a trainable LoRA into the adapters of these layers.
 
-        A is uniform in +-1/sqrt(in) (kaiming with a = sqrt 5, as PEFT and kohya start it), B is zero, alpha is r. With
-        `text` the text encoders learn too; the UNet starts the same with or without.
+        A is uniform in +-1/sqrt(in) (kaiming with a = sqrt 5, as in PEFT and kohya), B is zero, alpha is r. With `text`
+        the text encoders are trained too; the UNet's initial values are the same either way.
+
+        Returns:
+            The fp32 master parameters, by tensor name as in kohya's files.
         """
         trained = {}
         for name in self.names(targets, text):
-            slot = self._adapters[name]
-            weight = slot.layer.weight  # (out, in) or (out, in, k, k)
+            adapter = self._adapters[name]
+            weight = adapter.layer.weight  # (out, in) or (out, in, k, k)
             bound = 1 / math.sqrt(weight[0].numel())
             down = (torch.rand(rank, *weight.shape[1:], generator=generator) * 2 - 1) * bound
             up = torch.zeros(weight.shape[0], rank, *(1 for _ in weight.shape[2:]))
             trained[f"{name}.lora_down.weight"] = nn.Parameter(down.to(weight.device))
             trained[f"{name}.lora_up.weight"] = nn.Parameter(up.to(weight.device))
-            slot.put(trained[f"{name}.lora_down.weight"], trained[f"{name}.lora_up.weight"])
+            adapter.put(trained[f"{name}.lora_down.weight"], trained[f"{name}.lora_up.weight"])
         return trained
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """The bare base inside the block; what the slots hold comes back after it."""
-        full = [(slot, slot.down, slot.up, slot.whole) for slot in self._adapters.values() if not slot.is_empty]
+        """Disable all adapters inside the block; restore them after it."""
+        active = [
+            (adapter, adapter.down, adapter.up, adapter.whole)
+            for adapter in self._adapters.values()
+            if not adapter.is_empty
+        ]
         replaced = self._aside.restore()
         self.clear()
         try:
             yield
         finally:
-            for slot, down, up, whole in full:
-                slot.put(down, up, whole=whole)
+            for adapter, down, up, whole in active:
+                adapter.put(down, up, whole=whole)
             for module, name, value in replaced:
                 self._aside.replace(module, name, value)
 
     def clear(self) -> None:
         self._aside.restore()
-        for slot in self._adapters.values():
-            slot.clear()
+        for adapter in self._adapters.values():
+            adapter.clear()
 
     def _group_by_layer(self, mix: Iterable[tuple[Lora, float]]) -> dict[str, list[tuple[LoraLayer | Change, float]]]:
         parts: dict[str, list[tuple[LoraLayer | Change, float]]] = {}
@@ -318,7 +336,7 @@ class LoraAdapters:
 
 
 def to_lora(trained: dict[str, nn.Parameter]) -> Lora:
-    """What `LoraAdapters.train` made, as a concept holds it."""
+    """Convert the parameters from `LoraAdapters.train` to a concept's Lora."""
     layers = {}
     for key, down in trained.items():
         name, end = key.split(".", 1)
@@ -343,7 +361,7 @@ def _is_text_target(slot: LoraAdapter, targets: LoraTargets) -> bool:
 def _sorted(
     parts: list[tuple[LoraLayer | Change, float]], shape: torch.Size
 ) -> tuple[list[tuple[LoraLayer, float]], list[tuple[Change, float]]]:
-    """Those that a LoRA of a small rank equals, as that, and the others."""
+    """Split changes into those that a LoRA of a small rank equals, as LoRA layers, and the others."""
     factors, others = [], []
     for part, strength in parts:
         rank = _factored_rank(part, shape)
@@ -357,7 +375,7 @@ def _sorted(
 
 
 def _factored_rank(part: LoraLayer | Change, shape: torch.Size) -> int:
-    """The rank of what the slot of a weight of that shape holds as a LoRA; 0 where it holds the whole change."""
+    """Return the rank at which a weight of that shape holds the change as a LoRA; 0 if it holds the full change."""
     if isinstance(part, LoraLayer):
         return part.rank
     rank = exact_rank(part)

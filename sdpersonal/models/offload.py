@@ -1,7 +1,7 @@
-"""Where a base's models are while pictures are drawn: all on the card, or some of them only for their own stage.
+"""Offload models during generation: all stay on the GPU, or some are there only for their own stage.
 
-What a stage takes beside the models was counted tensor by tensor (tests/models/test_placement.py counts again).
-Attention is not cut into slices: torch's kernels never hold the whole matrix. On a CPU nothing is moved.
+The activations of each stage were counted tensor by tensor (tests/models/test_placement.py counts again). Attention is
+not sliced: torch's kernels never hold the whole matrix. On a CPU nothing is moved.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ if TYPE_CHECKING:
     from .stable_diffusion import StableDiffusion
 
 OffloadMode = Literal["all", "waiting", "turns"]
-"""All on the card; text encoders and autoencoder wait beside it while they have nothing to do; the UNet does too."""
+"""all: all models stay on the GPU; waiting: text encoders and autoencoder are on the CPU while idle; turns: the UNet
+too."""
 
-STEP_ACTIVATIONS = (
-    27  # numbers kept in a step, at its widest, for each of the UNet's first channels at each place of the latents
-)
-DECODE_ACTIVATIONS = 6.1  # the same in decoding, for each of the autoencoder's first channels at each pixel
-TILE_SIZE = 512  # pixels, a side
-_SPARE_SHARE = 0.1  # of a card's free memory: what is cut into pieces, and the kernels' own
+# Peak number of elements in a UNet step, per channel of its first block and latent position.
+STEP_ACTIVATIONS = 27
+DECODE_ACTIVATIONS = 6.1  # the same in decoding, per channel of the autoencoder's first block and pixel
+TILE_SIZE = 512  # pixels per side
+_SPARE_SHARE = 0.1  # of the GPU's free memory: fragmentation, and the kernels' own buffers
 _KERNEL_BYTES = 400 << 20  # bytes: cuBLAS's and cuDNN's workspaces
-_SMALL_STEP_BYTES = (
-    8 << 20
-)  # bytes a picture takes in a step; below, a tenth of a step's time is spent whatever the batch
+# Bytes per image in a step; below this, a tenth of a step's time is overhead whatever the batch size.
+_SMALL_STEP_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """What drawing takes, in bytes. text, unet, vae: weights; step: of one picture in a step, with guidance; decoding,
-    tile: of one picture in the autoencoder, whole and in tiles."""
+    """The memory that generation needs, in bytes.
+
+    text, unet, vae: weights; step: activations of one image in a step, with guidance; decoding, tile: of one image in
+    the autoencoder, whole and in tiles.
+    """
 
     text: int
     unet: int
@@ -54,7 +56,10 @@ class MemoryNeed:
 
 @dataclass(frozen=True)
 class OffloadPlan:
-    """tiled: pictures are decoded in tiles, which shows faintly where they meet; at_once: pictures in one batch."""
+    """How to fit a generation into memory.
+
+    tiled: images are decoded in tiles, whose seams are faintly visible; at_once: the batch size.
+    """
 
     mode: OffloadMode
     tiled: bool
@@ -62,27 +67,27 @@ class OffloadPlan:
 
 
 def choose_plan(free: int, need: MemoryNeed, most: int) -> OffloadPlan:
-    """The quickest way to draw with `free` bytes, at most `most` pictures at once; the thriftiest where none fits.
+    """Choose the fastest plan that fits into `free` bytes, with at most `most` images per batch.
 
-    Moving what waits costs a fraction of a second a batch, less than halving it; moving the UNet costs more. Tiles are
-    the last resort, since they alone change what a picture looks like.
+    If none fits, the plan with the least memory is returned. Moving idle models costs a fraction of a second per batch,
+    less than halving the batch; moving the UNet costs more. Tiles are the last resort: only they change the images.
     """
-    room = free * (1 - _SPARE_SHARE) - _KERNEL_BYTES
+    available = free * (1 - _SPARE_SHARE) - _KERNEL_BYTES
     for modes, tiled in ((("all", "waiting"), False), (("turns",), False), (("turns",), True)):
-        for pictures in batch_sizes(most):
+        for batch_size in batch_sizes(most):
             for mode in modes:
-                if need.peak(mode, tiled, pictures) <= room:
-                    return OffloadPlan(mode, tiled, pictures)
+                if need.peak(mode, tiled, batch_size) <= available:
+                    return OffloadPlan(mode, tiled, batch_size)
     return OffloadPlan("turns", True, 1)
 
 
 def batch_sizes(most: int) -> list[int]:
-    """Batches to try: `most`, and halves of it down to one."""
+    """List the batch sizes to try: `most`, and halves of it down to one."""
     return [most] if most <= 1 else [most, *batch_sizes(most // 2)]
 
 
 class Offloader:
-    """Which of a base's models are on its device; `bring` is called before each is used."""
+    """Keeps track of which of a base's models are on the device; call `to_device` before using one."""
 
     def __init__(self, text: nn.Module, unet: nn.Module, vae: nn.Module, device: torch.device):
         self.device = device
@@ -91,18 +96,18 @@ class Offloader:
         self._mode: OffloadMode = "all"
 
     def apply_plan(self, placement: OffloadPlan) -> None:
-        """From now on so. Use it with the device to oneself."""
+        """Place the models as planned. Not thread-safe: hold the model lock."""
         self._mode = placement.mode
         vae = self._models["vae"]
         if placement.tiled:
             vae.tile_sample_min_size = TILE_SIZE
             vae.tile_latent_min_size = TILE_SIZE >> (len(vae.config.block_out_channels) - 1)
         vae.use_tiling = placement.tiled
-        for name in sorted(self._models, key=self._is_resident):  # those that leave first
+        for name in sorted(self._models, key=self._is_resident):  # first those that leave the device
             self._move(name, here=self._is_resident(name))
 
     def to_device(self, stage: str) -> None:
-        """Have the models of a stage, "text", "unet" or "vae", on the device; those that need not be there leave."""
+        """Move the model of a stage, "text", "unet" or "vae", to the device, and offload those that are idle."""
         if self._mode == "all":
             return
         for name in self._models:
@@ -111,7 +116,7 @@ class Offloader:
         self._move(stage, here=True)
 
     def held(self) -> int:
-        """Bytes of weights that are on the device now."""
+        """Return the bytes of weights that are on the device now."""
         return sum(weight_bytes(self._models[name]) for name in self._on_device)
 
     def _is_resident(self, name: str) -> bool:
@@ -124,20 +129,21 @@ class Offloader:
 
 
 def plan_offload(base: StableDiffusion, size: tuple[int, int], most: int, beside: int = 0) -> int:
-    """Place a base's models for pictures of (width, height): how many to draw at once, `most` if they fit.
+    """Place a base's models for images of (width, height) and return the batch size. Hold the model lock.
 
-    beside: bytes that concepts take on the device while they act. Use it with the device to oneself. On a CPU `most`,
-    or twice as many small ones.
+    Args:
+        most: the batch size if memory suffices. On a CPU it is not reduced, and doubled for small images.
+        beside: bytes that active concepts take on the device.
     """
     if base.device.type != "cuda":
         return most if bytes_per_step(base, size) > _SMALL_STEP_BYTES else 2 * most
-    placement = choose_plan(_available_bytes(base) - beside, memory_need(base, size), most)
-    base.offloader.apply_plan(placement)
-    return placement.at_once
+    plan = choose_plan(_available_bytes(base) - beside, memory_need(base, size), most)
+    base.offloader.apply_plan(plan)
+    return plan.at_once
 
 
 def memory_need(base: StableDiffusion, size: tuple[int, int]) -> MemoryNeed:
-    """What drawing one picture of (width, height) takes."""
+    """Return the memory needed to generate one image of (width, height)."""
     decoded = DECODE_ACTIVATIONS * base.vae.config.block_out_channels[0] * base.vae.dtype.itemsize
     return MemoryNeed(
         text=sum(weight_bytes(encoder.model) for encoder in base.encoders.values()),
@@ -150,17 +156,17 @@ def memory_need(base: StableDiffusion, size: tuple[int, int]) -> MemoryNeed:
 
 
 def bytes_per_step(base: StableDiffusion, size: tuple[int, int]) -> int:
-    """What one picture takes in a step beside the weights."""
+    """Return the bytes of activations that one image takes in a step."""
     _, h, w = base.latent_shape(*size)
     return 2 * STEP_ACTIVATIONS * base.unet.config.block_out_channels[0] * h * w * base.dtype.itemsize
 
 
 def weight_bytes(model: nn.Module) -> int:
-    return sum(one.numel() * one.element_size() for one in (*model.parameters(), *model.buffers()))
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _available_bytes(base: StableDiffusion) -> int:
-    """Bytes of the card that drawing can have: what nobody has, what torch keeps for itself, and the base's own."""
+    """Return the GPU bytes available to generation: free memory, torch's cache, and the base's own weights."""
     free, _ = torch.cuda.mem_get_info(base.device)
-    kept = torch.cuda.memory_reserved(base.device) - torch.cuda.memory_allocated(base.device)
-    return free + kept + base.offloader.held()
+    cached = torch.cuda.memory_reserved(base.device) - torch.cuda.memory_allocated(base.device)
+    return free + cached + base.offloader.held()

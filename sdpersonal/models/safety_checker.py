@@ -1,7 +1,7 @@
-"""The safety checker that a base may bring (Stable Diffusion 1.x does): CLIP compares each picture with seventeen
-concepts that its makers did not want to see.
+"""Run the safety checker that some models include, such as Stable Diffusion 1.x.
 
-It covers sexual content alone, and is easily misled either way (Rando et al. 2022, arXiv 2210.04610).
+With CLIP it compares each image with seventeen concepts that its makers did not want to see. It covers sexual content
+only, and is easily misled in both directions (Rando et al. 2022, arXiv 2210.04610).
 """
 
 from __future__ import annotations
@@ -21,43 +21,47 @@ _GREY_RGB = (128, 128, 128)
 
 
 class SafetyChecker:
-    """A checker in a base's folder. Its weights (0.6 GB in half precision) are read when they are first needed, and are
-    on the device only while it looks."""
+    """The safety checker in a model's folder.
+
+    Its weights (0.6 GB in half precision) are loaded at the first use, and are on the device only while it runs.
+    """
 
     def __init__(self, base: Path, device: torch.device):
         self._base, self._device = base, device
         self._model = self._processor = None
 
     def load(self) -> SafetyChecker:
-        """Ready to look at pictures. Raises UserError where its files are damaged."""
+        """Load the weights if they are not loaded yet. Raises UserError if its files are damaged."""
         if self._model is not None:
             return self
-        # The processor that needs no torchvision, and so prepares alike whether it is installed or not.
+        # This processor does not need torchvision, so its results do not depend on whether that is installed.
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
         from transformers import CLIPImageProcessorPil
 
         dtype = torch.float16 if self._device.type == "cuda" else torch.float32
         variant, paths = find_weights(self._base, SUBFOLDER)
         check_complete(paths)
-        prepares = self._base / "feature_extractor"
+        processor_folder = self._base / "feature_extractor"
         with translate_load_errors(
             self._base / SUBFOLDER, "safety checker", "Fetch it again, or leave it out with --no-safety-checker."
         ):
-            known = (prepares / "preprocessor_config.json").exists()
-            prepare = CLIPImageProcessorPil.from_pretrained(prepares) if known else CLIPImageProcessorPil()
+            has_config = (processor_folder / "preprocessor_config.json").exists()
+            processor = (
+                CLIPImageProcessorPil.from_pretrained(processor_folder) if has_config else CLIPImageProcessorPil()
+            )
             with silence_libraries():
                 model = load_strictly(StableDiffusionSafetyChecker, self._base / SUBFOLDER, variant, dtype)
-        self._model, self._processor = model.requires_grad_(False).eval(), prepare
+        self._model, self._processor = model.requires_grad_(False).eval(), processor
         return self
 
     def flag(self, pictures: Sequence[Image.Image]) -> list[bool]:
-        """Which of some RGB pictures it would hide. Raises UserError as `load` does."""
+        """Return for each RGB image whether it must be hidden. Raises UserError as `load` does."""
         self.load()
         pixels = self._processor(list(pictures), return_tensors="pt").pixel_values  # (B, 3, 224, 224)
         model = self._model.to(self._device)
         try:
-            with silence_libraries():  # it warns of black pictures
-                # Its forward blackens what it is given beside them; we only ask.
+            with silence_libraries():  # it warns of black images
+                # Its forward also blackens the images passed beside the pixels; dummies suffice for the flags.
                 _, flags = model(pixels.to(self._device, model.dtype), [torch.zeros(1) for _ in pictures])
         finally:
             model.to("cpu")
@@ -65,7 +69,10 @@ class SafetyChecker:
 
 
 def find_checker(base: Path, device: torch.device, wanted: bool = True) -> tuple[SafetyChecker | None, str]:
-    """The checker of a base, a folder in diffusers layout or a single file (which has none), and what to say of it."""
+    """Return a model's checker, or None, and a note for the user. A single file never has a checker.
+
+    base: a folder in diffusers layout, or a single file.
+    """
     if not _has_checker(base):
         return None, NO_CHECKER
     if not wanted:
@@ -79,12 +86,12 @@ def _has_checker(folder: Path) -> bool:
     if find_weights(folder, SUBFOLDER):
         return True
     try:
-        named = read_config(folder / "model_index.json").get(SUBFOLDER)
+        entry = read_config(folder / "model_index.json").get(SUBFOLDER)
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(named, list) and bool(named) and named[-1] is not None
+    return isinstance(entry, list) and bool(entry) and entry[-1] is not None
 
 
 def grey_image(size: tuple[int, int]) -> Image.Image:
-    """What stands where a picture is hidden."""
+    """Return the grey image that is shown in place of a hidden one."""
     return Image.new("RGB", size, _GREY_RGB)

@@ -1,4 +1,4 @@
-"""A base as a folder in diffusers layout, for this program and every other that reads such folders."""
+"""Save a model as a folder in diffusers layout, for this program and every other that reads such folders."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 
 
 def save_diffusers_folder(base: StableDiffusion, folder: Path) -> None:
-    """Write a base as it is, each weight in the precision that it has now; slots are not part of it.
+    """Write a model, each weight in its present precision; LoRA adapters are not saved.
 
-    The folder appears whole or not at all. Raises DiskFull, or UserError where it is there already.
+    The folder appears complete or not at all. Raises DiskFull, or UserError if it exists already.
     """
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    parts = {"unet": base.unet, "vae": base.vae, "scheduler": base.sampler()}
-    for key, end in (("clip_l", ""), ("clip_g", "_2")):
+    components = {"unet": base.unet, "vae": base.vae, "scheduler": base.sampler()}
+    for key, suffix in (("clip_l", ""), ("clip_g", "_2")):
         if encoder := base.encoders.get(key):
-            parts |= {f"text_encoder{end}": encoder.model, f"tokenizer{end}": encoder.tokenizer}
+            components |= {f"text_encoder{suffix}": encoder.model, f"tokenizer{suffix}": encoder.tokenizer}
     with storage.new_folder(folder) as staged, silence_libraries():
         if base.kind == "sdxl":
-            pipe = StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=base.zero_empty)
+            pipe = StableDiffusionXLPipeline(**components, force_zeros_for_empty_prompt=base.zero_empty)
         else:
             pipe = StableDiffusionPipeline(
-                **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+                **components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
             )
         try:
             pipe.save_pretrained(staged, safe_serialization=True)
-        except SafetensorError as error:  # it hides the system's own, by which a full disk is known
+        except SafetensorError as error:  # it hides the OSError by which a full disk is recognised
             if "os error 28" in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
             raise

@@ -1,6 +1,6 @@
-"""The noise schedule that a base was trained with, in fp32 whatever the base runs in.
+"""The noise schedule that a model was trained with, always in fp32, whatever precision the model runs in.
 
-In bf16 a thousand noise levels collapse to 192; so noising and targets never leave fp32.
+In bf16 a thousand noise levels collapse to 192, so noising and targets stay in fp32.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """Variance-preserving diffusion (Ho et al. 2020, eq. 4), discrete in `len(alphas_cumprod)` steps."""
+    """A variance-preserving diffusion (Ho et al. 2020, eq. 4) with `len(alphas_cumprod)` discrete steps."""
 
     alphas_cumprod: Tensor  # (T,) fp32, on the base's device
     prediction_type: Literal["epsilon", "v_prediction"]
@@ -22,19 +22,19 @@ class NoiseSchedule:
         return len(self.alphas_cumprod)
 
     def mix(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise; latents and noise (B, C, h, w), t (B,)."""
+        """Add noise: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise; latents and noise (B, C, h, w), t (B,)."""
         signal, sigma = self._at(t)
         return signal * latents + sigma * noise
 
     def target(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the model should say: the noise, or the velocity (Salimans and Ho 2022, section 2.4)."""
+        """Return the training target: the noise, or the velocity (Salimans and Ho 2022, section 2.4)."""
         if self.prediction_type == "epsilon":
             return noise
         signal, sigma = self._at(t)
         return signal * noise - sigma * latents
 
     def predict_x0(self, noisy: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
-        """x_0 by what the model said of x_t: `mix` and `target` solved for the latents; (B, C, h, w), t (B,)."""
+        """Compute x_0 from the prediction at x_t: `mix` and `target` solved for the latents; (B, C, h, w), t (B,)."""
         signal, sigma = self._at(t)
         if self.prediction_type == "epsilon":
             return (noisy - sigma * predicted) / signal

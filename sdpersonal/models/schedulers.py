@@ -1,4 +1,4 @@
-"""Schedulers of diffusers as a base needs them, from what it was trained with and what was asked for."""
+"""Build diffusers schedulers from the model's own configuration and the scheduler that the user requested."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from ..errors import FieldError
 
 
 def make_scheduler(config: Mapping[str, Any], scheduler: Scheduler | None = None) -> SchedulerMixin:
-    """Build a fresh scheduler with no memory of other images. config: of the scheduler that the base came with.
+    """Build a fresh scheduler with no memory of other images.
 
-    scheduler: None for the default. DPM++ 2M Karras (Lu et al. 2022, arXiv 2211.01095) converges in 25 steps; it
-    divides by the last step's signal, which a schedule with zero terminal SNR does not have, so such a base is drawn by
-    DDIM as it was trained.
+    Args:
+        config: of the scheduler that the base came with.
+        scheduler: None for the default, DPM++ 2M Karras (Lu et al. 2022, arXiv 2211.01095), which converges in 25
+            steps. It divides by the last step's signal, which is 0 with zero terminal SNR; the default for such a base
+            is DDIM with its own configuration.
     """
     if scheduler is not None:
         kind = getattr(diffusers, f"{scheduler.diffusers}Scheduler")
@@ -33,7 +35,7 @@ def make_scheduler(config: Mapping[str, Any], scheduler: Scheduler | None = None
 
 
 def check_scheduler(config: Mapping[str, Any], scheduler: Scheduler | None, steps: int) -> None:
-    """Raise FieldError for what cannot draw with a base of this configuration.
+    """Raise FieldError for a scheduler that cannot generate with a base of this configuration.
 
     With zero terminal SNR the first sigma is infinite, 4096 in diffusers. Beta spaces the sigmas evenly at that end,
     so that nearly every step is lost in noise. Heun takes the mean of the slopes at both ends of its first step, whose
@@ -63,31 +65,31 @@ def check_scheduler(config: Mapping[str, Any], scheduler: Scheduler | None, step
 
 
 def draws_noise(sampler: SchedulerMixin) -> bool:
-    """Whether `step` takes generators: ancestral and SDE schedulers draw noise from them, others let them be."""
+    """Return whether `step` takes generators: ancestral and SDE schedulers draw noise from them, others ignore them."""
     return "generator" in inspect.signature(sampler.step).parameters
 
 
 def step_of(sampler: SchedulerMixin, index: int, steps: int) -> int:
-    """The step, counted from 0, that the prediction at a timestep belongs to. A step may take two of them."""
+    """Return the step, from 0, that the prediction at a timestep belongs to. A step may take two predictions."""
     if sampler.order > 1:
         return index // sampler.order
-    return max(0, index - (len(sampler.timesteps) - steps))  # of PLMS the first step takes two
+    return max(0, index - (len(sampler.timesteps) - steps))  # PLMS: its first step takes two
 
 
 _LMS_ORDER = 4  # diffusers' default
 
 
 def step_options(sampler: SchedulerMixin, done: int) -> dict[str, int]:
-    """Options for a scheduler's next step, after `done` of them.
+    """Return options for a scheduler's next step, after `done` steps.
 
-    LMS has as many slopes as steps were computed. diffusers takes its order from the place in the schedule instead, so
-    that an image that begins in the middle (image-to-image) would be integrated with coefficients of missing slopes.
+    LMS has as many slopes as steps were computed. diffusers takes its order from the position in the schedule instead,
+    so img2img, which begins in the middle, would be integrated with coefficients of missing slopes.
     """
     return {"order": min(_LMS_ORDER, done + 1)} if isinstance(sampler, LMSDiscreteScheduler) else {}
 
 
 def _zero_snr_options(kind: type, config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a class needs for betas with zero terminal SNR (Lin et al. 2023, arXiv 2305.08891).
+    """Return the options that a class needs for zero terminal SNR (Lin et al. 2023, arXiv 2305.08891).
 
     Sampling must begin at the last timestep, which "leading" leaves out (their section 3.3). Classes that do not know
     `rescale_betas_zero_snr` get the rescaled betas themselves, with the last signal as small as diffusers' own classes

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL (Podell et al. 2023, arXiv 2307.01952): two text encoders, and the size of the picture."""
+"""Stable Diffusion XL (Podell et al. 2023, arXiv 2307.01952): two text encoders and size conditioning."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .text_encoder import PromptChunk
 
 
 class StableDiffusionXL(StableDiffusion):
-    """What differs from Stable Diffusion 1.x and 2.x: encoders "clip_l" and "clip_g", and what `condition` gives.
+    """Stable Diffusion XL: text encoders "clip_l" and "clip_g", and pooled text and sizes in the `Conditioning`.
 
-    zero_empty: an empty prompt is zeros, not the encoding of no words; so the base was taught to draw without a prompt.
+    zero_empty: an empty prompt is zeros, not the encoding of no words, because the base was trained this way.
     """
 
     default_guidance = 5.0
@@ -25,17 +25,19 @@ class StableDiffusionXL(StableDiffusion):
     def __init__(self, *, zero_empty: bool = True, **parts):
         self.zero_empty = zero_empty
         super().__init__(**parts)
-        self.vae.enable_slicing()  # decodes one picture at a time: in fp32 several of 1024x1024 do not fit most cards
+        self.vae.enable_slicing()  # decodes one image at a time: in fp32 several of 1024x1024 do not fit most GPUs
 
     @property
     def max_clip_skip(self) -> int:
-        return min(encoder.layers for encoder in self.encoders.values()) - 1  # without any it reads the last but one
+        return (
+            min(encoder.layers for encoder in self.encoders.values()) - 1
+        )  # without clip skip SDXL reads the last but one
 
     def _encode(
         self, layouts: Mapping[str, list[PromptChunk]], said: Sequence[bool], clip_skip: int = 1
     ) -> Conditioning:
-        """As for every base. `added`: text_embeds (B, 1280), the second encoder's pooled text; `framed` adds time_ids
-        (B, 6)."""
+        """Encode one context of each of B prompts. `added` has text_embeds (B, 1280), the second encoder's pooled text;
+        `with_size_conditioning` adds time_ids (B, 6)."""
         self.offloader.to_device("text")
         states_l, _ = self.encoders["clip_l"].penultimate_hidden_states(layouts["clip_l"], clip_skip)  # (B, 77, 768)
         states_g, pooled = self.encoders["clip_g"].penultimate_hidden_states(
@@ -43,13 +45,13 @@ class StableDiffusionXL(StableDiffusion):
         )  # (B, 77, 1280)
         states = torch.cat([states_l, states_g], dim=-1)  # (B, 77, 2048)
         if self.zero_empty:
-            some = torch.tensor(said, device=states.device)
-            states, pooled = states.where(some[:, None, None], 0.0), pooled.where(some[:, None], 0.0)
+            has_text = torch.tensor(said, device=states.device)
+            states, pooled = states.where(has_text[:, None, None], 0.0), pooled.where(has_text[:, None], 0.0)
         return Conditioning(states, {"text_embeds": pooled})
 
     def with_size_conditioning(self, condition: Conditioning, framings: Sequence[SizeConditioning]) -> Conditioning:
-        # fp32 whatever the base is: bf16 knows no 1023.
-        ids = torch.tensor([one.numbers for one in framings], dtype=torch.float32, device=condition.states.device)
+        # fp32 whatever the base's dtype: bf16 cannot represent 1023.
+        ids = torch.tensor([size.numbers for size in framings], dtype=torch.float32, device=condition.states.device)
         return replace(condition, added=condition.added | {"time_ids": ids})
 
     def _adapters(self) -> LoraAdapters:
@@ -63,5 +65,5 @@ class StableDiffusionXL(StableDiffusion):
             "lora_te1": text_encoder_path,
             "lora_te2": text_encoder_path,
         }
-        last = self.encoders["clip_l"].model.config.num_hidden_layers - 1  # comes after the states that are read
+        last = self.encoders["clip_l"].model.config.num_hidden_layers - 1  # comes after the hidden states that are used
         return LoraAdapters(models, naming, idle=[f"lora_te1_text_model_encoder_layers_{last}_"])

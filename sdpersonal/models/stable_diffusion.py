@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x as training and drawing see it (Rombach et al. 2022, arXiv 2112.10752)."""
+"""Stable Diffusion 1.x and 2.x for training and generation (Rombach et al. 2022, arXiv 2112.10752)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Vectors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a prompt with its emphasis."""
+    """A piece of a prompt, text or a concept's vectors, with its emphasis."""
 
     piece: str | Vectors
     weight: float = 1.0
@@ -40,10 +40,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the UNet reads besides the noisy latents; `added` is SDXL's pooled text and sizes."""
+    """The UNet's conditioning: prompt embeddings and, in `added`, SDXL's pooled text and sizes (added_cond_kwargs)."""
 
-    states: Tensor  # (B, 77, d), or several contexts after each other
-    added: dict[str, Tensor] = field(default_factory=dict)  # each (B, ...)
+    states: Tensor  # (B, 77, d), or several contexts concatenated along dim 1
+    added: dict[str, Tensor] = field(default_factory=dict)  # values: (B, ...)
 
     def __getitem__(self, rows: slice | Tensor) -> Conditioning:
         return Conditioning(self.states[rows], {key: value[rows] for key, value in self.added.items()})
@@ -56,12 +56,12 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class SizeConditioning:
-    """How a picture came to its size, in pixels, each (height, width) or (top, left): SDXL's micro-conditioning
-    (Podell et al. 2023, arXiv 2307.01952, section 2.2). It learned from small and cropped pictures knowing that they
-    were, so a picture is asked for as `whole`, and a photo that was enlarged or cut must say so."""
+    """SDXL's size conditioning (Podell et al. 2023, arXiv 2307.01952, section 2.2), in pixels: (height, width) or
+    (top, left). SDXL was trained with the sizes and crops of its images, so generation conditions on `whole`, and
+    training must pass how a photo was enlarged or cropped."""
 
-    original: tuple[int, int]  # before it was resized
-    crop: tuple[int, int]  # where the target begins in the resized picture
+    original: tuple[int, int]  # before resizing
+    crop: tuple[int, int]  # where the target begins in the resized image
     target: tuple[int, int]
 
     @staticmethod
@@ -75,19 +75,21 @@ class SizeConditioning:
 
 @dataclass(frozen=True)
 class LatentDistribution:
-    """The autoencoder's answer for some pictures, scaled for the UNet: mean and std (B, C, h, w), fp32."""
+    """The autoencoder's posterior of a batch of images, scaled for the UNet: mean and std (B, C, h, w), fp32."""
 
     mean: Tensor
     std: Tensor
 
 
 class StableDiffusion:
-    """A frozen model: text encoder, UNet and autoencoder, with a LoRA slot beside every layer of UNet and encoder.
+    """A frozen model: text encoder, UNet and autoencoder, with a LoRA adapter beside every layer of UNet and encoder.
 
-    name: as the user asked for it; kind: "tiny", "sd1", "sd2" or "sdxl", which concepts must match; version: sha256
-    over its UNet's file or its single file, so that a picture's recipe says exactly which weights drew it; note: what
-    the user should know of how it was loaded; checker: what its pictures pass before they are shown, and what to say
-    of it.
+    Args:
+        name: as given by the user.
+        kind: "tiny", "sd1", "sd2" or "sdxl", which concepts must match.
+        version: sha256 over its UNet's file or its single file, so that a recipe identifies the exact weights.
+        note: what the user should know about how it was loaded.
+        checker: the safety checker for its images, and a note about it.
     """
 
     default_guidance = 7.5
@@ -112,7 +114,7 @@ class StableDiffusion:
         self.adapters = self._adapters()
         text = nn.ModuleList(encoder.model for encoder in encoders.values())
         self.offloader = Offloader(text, unet, vae, unet.conv_in.weight.device)
-        self.lock = threading.RLock()  # one drawing on the device at a time; slots and hooks are the model's own state
+        self.lock = threading.RLock()  # one generation at a time: adapters and hooks are state of the model
         self.schedule = NoiseSchedule(
             scheduler.alphas_cumprod.float().to(self.device), scheduler.config.prediction_type
         )
@@ -122,64 +124,64 @@ class StableDiffusion:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes, wherever its models wait."""
+        """The device that it computes on, even while its models are offloaded."""
         return self.offloader.device
 
     @property
     def dtype(self) -> torch.dtype:
-        # diffusers' own `dtype` walks through every module: 0.6 ms in the built-in base, ten times a step.
+        # diffusers' own `dtype` iterates over every module: 0.6 ms in the built-in base, ten times a step.
         return self.unet.conv_in.weight.dtype
 
     @property
     def parameters(self) -> int:
-        """How many numbers it has learned, over all its models."""
-        return sum(one.numel() for model in self.modules().values() for one in model.parameters())
+        """The number of parameters of all its models."""
+        return sum(weight.numel() for model in self.modules().values() for weight in model.parameters())
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels per latent, along one side."""
+        """The number of pixels per latent, along one side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def resolution(self) -> int:
-        """Side in pixels of the pictures it was trained on."""
+        """The side in pixels of the images that it was trained on."""
         return int(self.unet.config.sample_size) * self.vae_scale_factor
 
     @property
     def guidance(self) -> float:
-        """Classifier-free guidance that suits it."""
+        """The default classifier-free guidance scale."""
         return 3.0 if self.kind == "tiny" else self.default_guidance
 
     @property
     def rescale(self) -> float:
-        """How much of guidance's contrast to take back: most where it was trained to begin from noise alone, which
-        guidance then overexposes (Lin et al. 2023, arXiv 2305.08891, section 3.4)."""
-        alone = self.scheduler_config.get("rescale_betas_zero_snr")
-        return 0.7 if alone and self.kind != "tiny" else 0.0  # tiny's guidance is low
+        """The guidance-rescale factor (Lin et al. 2023, arXiv 2305.08891, section 3.4): 0.7 for models with zero
+        terminal SNR, which over-expose under guidance; otherwise 0."""
+        is_zero_snr = self.scheduler_config.get("rescale_betas_zero_snr")
+        return 0.7 if is_zero_snr and self.kind != "tiny" else 0.0  # tiny's guidance scale is low
 
     @property
     def widths(self) -> dict[str, int]:
-        """Width of the vectors that each text encoder takes."""
+        """The width of each text encoder's token embeddings."""
         return {key: encoder.width for key, encoder in self.encoders.items()}
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """(C, h, w) of a picture of that size."""
+        """Return (C, h, w) of the latents of an image of that size."""
         return self.unet.config.in_channels, height // self.vae_scale_factor, width // self.vae_scale_factor
 
     def encode_captions(
         self, prompts: Sequence[Sequence[str | Vectors]], framings: Sequence[SizeConditioning] | None = None
     ) -> Conditioning:
-        """Captions, each as pieces of text and concepts' vectors, to what the UNet reads.
+        """Encode captions, given as pieces of text and concepts' vectors.
 
-        framings: one for each caption, read by SDXL alone; None: whole pictures of the base's own resolution. Raises
-        UserError if a caption is too long.
+        framings: the size conditioning of each caption, used by SDXL only; None: uncropped images of the base's own
+        resolution. Raises UserError if a caption is too long.
         """
         layouts = {
             key: [encoder.layout([_for_encoder(key, piece) for piece in prompt]) for prompt in prompts]
             for key, encoder in self.encoders.items()
         }
-        said = [any(_has_words(piece) for piece in prompt) for prompt in prompts]
-        return self.with_size_conditioning(self._encode(layouts, said), framings or self._full_size(len(prompts)))
+        has_text = [any(_has_words(piece) for piece in prompt) for prompt in prompts]
+        return self.with_size_conditioning(self._encode(layouts, has_text), framings or self._full_size(len(prompts)))
 
     def read(
         self,
@@ -188,30 +190,33 @@ class StableDiffusion:
         chunks: int = 1,
         clip_skip: int = 1,
     ) -> Conditioning:
-        """A prompt of any length with emphasis, at least `chunks` contexts long: states (1, 77 chunks, d).
+        """Encode a prompt of any length with emphasis, at least `chunks` contexts long: states (1, 77 chunks, d).
 
-        The pooled text is the first chunk's, as A1111 has it. clip_skip: A1111's number, from 1 (which skips none) to
+        The pooled text is the first chunk's, as in A1111. clip_skip: as in A1111, from 1 (skips no layer) to
         `max_clip_skip`.
         """
-        laid = {key: self._chunks(key, prompt) for key in self.encoders}
-        count = max(chunks, *map(len, laid.values()))
+        layouts = {key: self._chunks(key, prompt) for key in self.encoders}
+        count = max(chunks, *map(len, layouts.values()))
         for key, encoder in self.encoders.items():
-            laid[key] += [encoder.padded(PromptChunk()) for _ in range(count - len(laid[key]))]
-        said = any(_has_words(spoken.piece) for spoken in prompt if not isinstance(spoken, Break))
-        parts = [self._encode({key: [some[i]] for key, some in laid.items()}, [said], clip_skip) for i in range(count)]
-        whole = replace(parts[0], states=torch.cat([part.states for part in parts], dim=1))
-        return self.with_size_conditioning(whole, [framing] if framing else self._full_size(1))
+            layouts[key] += [encoder.padded(PromptChunk()) for _ in range(count - len(layouts[key]))]
+        nonempty = any(_has_words(segment.piece) for segment in prompt if not isinstance(segment, Break))
+        parts = [
+            self._encode({key: [chunk_list[i]] for key, chunk_list in layouts.items()}, [nonempty], clip_skip)
+            for i in range(count)
+        ]
+        conditioning = replace(parts[0], states=torch.cat([part.states for part in parts], dim=1))
+        return self.with_size_conditioning(conditioning, [framing] if framing else self._full_size(1))
 
     def chunks(self, prompt: Sequence[Segment | Break]) -> int:
-        """How many contexts a prompt takes."""
+        """Return how many contexts a prompt takes."""
         return max(len(self._chunks(key, prompt)) for key in self.encoders)
 
     def _chunks(self, key: str, prompt: Sequence[Segment | Break]) -> list[PromptChunk]:
-        spans = [
-            one if isinstance(one, Break) else EncoderSegment(_for_encoder(key, one.piece), one.weight)
-            for one in prompt
+        segments = [
+            segment if isinstance(segment, Break) else EncoderSegment(_for_encoder(key, segment.piece), segment.weight)
+            for segment in prompt
         ]
-        return self.encoders[key].chunks(spans)
+        return self.encoders[key].chunks(segments)
 
     @property
     def max_clip_skip(self) -> int:
@@ -221,36 +226,37 @@ class StableDiffusion:
     def _encode(
         self, layouts: Mapping[str, list[PromptChunk]], said: Sequence[bool], clip_skip: int = 1
     ) -> Conditioning:
-        """One context of each of B prompts. said: whether there is a word in it."""
+        """Encode one context of each of B prompts. said: whether each prompt has any text or vectors."""
         self.offloader.to_device("text")
-        ((key, laid),) = layouts.items()
-        return Conditioning(self.encoders[key].states(laid, clip_skip))
+        ((key, prompt_chunks),) = layouts.items()
+        return Conditioning(self.encoders[key].states(prompt_chunks, clip_skip))
 
     def _full_size(self, count: int) -> list[SizeConditioning]:
         return [SizeConditioning.whole(self.resolution, self.resolution)] * count
 
     def with_size_conditioning(self, condition: Conditioning, framings: Sequence[SizeConditioning]) -> Conditioning:
-        """The same prompts for pictures of other framings: what to do with a condition that was kept."""
+        """Return the same prompts with other size conditioning; cached prompt embeddings can be reused this way."""
         return condition
 
     def predict(self, noisy: Tensor, t: Tensor, condition: Conditioning) -> Tensor:
-        """The UNet's output for noisy latents (B, C, h, w) at timesteps t (B,), in fp32. Only its input is cast."""
+        """Return the UNet's output in fp32 for noisy latents (B, C, h, w) at timesteps t (B,). Only its input is cast
+        to the UNet's dtype."""
         self.offloader.to_device("unet")
         states, added = condition.states.to(self.dtype), condition.added or None
         return self.unet(noisy.to(self.dtype), t, states, added_cond_kwargs=added).sample.float()
 
     @torch.no_grad()
     def encode(self, pixels: np.ndarray) -> LatentDistribution:
-        """Pictures uint8 (B, H, W, 3) to their posterior."""
+        """Encode images, uint8 (B, H, W, 3), to the distribution of their latents."""
         self.offloader.to_device("vae")
         x = torch.from_numpy(pixels).to(self.device, self.vae.dtype).permute(0, 3, 1, 2) / 127.5 - 1  # (B, 3, H, W)
-        answer = self.vae.encode(x).latent_dist
+        distribution = self.vae.encode(x).latent_dist
         scale, shift = self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
-        return LatentDistribution((answer.mean.float() - shift) * scale, answer.std.float() * scale)
+        return LatentDistribution((distribution.mean.float() - shift) * scale, distribution.std.float() * scale)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
-        """Latents (B, C, h, w) to pictures uint8 (B, H, W, 3)."""
+        """Decode latents (B, C, h, w) to images, uint8 (B, H, W, 3)."""
         scale, shift = self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
         self.offloader.to_device("vae")
         x = self.vae.decode((latents / scale + shift).to(self.vae.dtype)).sample.float()  # (B, 3, H, W)
@@ -264,19 +270,20 @@ class StableDiffusion:
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """The device to oneself, nothing recorded for gradients."""
+        """Hold the model lock and disable gradients."""
         with self.lock, torch.no_grad():
             yield
 
     def enable_gradient_checkpointing(self, every: int) -> None:
-        """Keep less for the backward pass: every n-th block of the UNet is computed twice. 1: all; 0: none.
+        """Checkpoint every n-th block of the UNet, which is then computed twice. 1: all; 0: none.
 
-        All of them cost one more forward pass (Chen et al. 2016, arXiv 1604.06174). Loss and gradients stay the same.
+        Checkpointing all costs one more forward pass (Chen et al. 2016, arXiv 1604.06174). Loss and gradients stay the
+        same.
         """
         checkpoint_blocks(self.unet, every)
 
     def save(self, folder: Path) -> None:
-        """Write it as a folder in diffusers layout, without what the slots hold. Raises DiskFull, UserError."""
+        """Save as a folder in diffusers layout, without the LoRA adapters. Raises DiskFull, UserError."""
         save_diffusers_folder(self, folder)
 
     def _adapters(self) -> LoraAdapters:
@@ -284,11 +291,11 @@ class StableDiffusion:
         return LoraAdapters(models, naming={"lora_te": text_encoder_path})
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"unet": self.unet, "vae": self.vae} | {key: one.model for key, one in self.encoders.items()}
+        return {"unet": self.unet, "vae": self.vae} | {key: encoder.model for key, encoder in self.encoders.items()}
 
 
 def _for_encoder(key: str, piece: str | Vectors) -> Piece:
-    """The piece as one encoder reads it: of a concept's vectors, its own."""
+    """Return a piece as one encoder reads it: text unchanged, or the concept's vectors for this encoder."""
     return piece if isinstance(piece, str) else piece[key]
 
 
@@ -297,5 +304,5 @@ def _has_words(piece: str | Vectors) -> bool:
 
 
 def text_encoder_path(path: str) -> str:
-    """A module of a CLIP text model as its files name it; transformers dropped the outer `text_model` in version 5."""
+    """Return a CLIP module's path as used in files; transformers 5 dropped the outer `text_model`."""
     return path if path.startswith(("text_model.", "text_projection")) else f"text_model.{path}"

@@ -1,7 +1,7 @@
-"""Prompts to what the UNet reads: CLIP, with concepts' vectors put in at the output of its token embedding.
+"""Encode prompts with CLIP; concepts' vectors are inserted at the output of its token embedding.
 
 The tokenizer and the embedding table are never changed (Gal et al. 2022, arXiv 2208.01618, figure 2): text between the
-vectors is tokenised, the vectors stand in for the embeddings of the positions between, for that one call.
+vectors is tokenised, and the vectors replace the embeddings at their positions, for that one call.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from ..errors import UserError
 from ..prompts import Break, printable
 
 Piece = str | Tensor
-"""A stretch of text, or vectors (n, width) that stand where a word would."""
+"""A piece of text, or vectors (n, width) in place of a word."""
 
 
 @dataclass(frozen=True)
 class EncoderSegment:
-    """A piece of a prompt with its emphasis: the states at its positions count `weight` times."""
+    """A piece of a prompt with its emphasis: the hidden states at its positions are multiplied by `weight`."""
 
     piece: Piece
     weight: float = 1.0
 
 
-# What CLIP's tokenizer never cuts, even where it is not special. It cuts signs from letters and drops the spaces
-# between, so that a space there changes nothing else.
+# CLIP's tokenizer never splits these, even if they are not special tokens. It splits punctuation from letters and drops
+# spaces between them, so inserting a space there changes nothing else.
 _KEPT_WHOLE = re.compile(r"(<\|)(startoftext|endoftext)(\|>)", re.IGNORECASE)
 _PLACEHOLDER_ID = 0  # any id below the end-of-text's: CLIP pools at the highest id
-_COMMA_BACKTRACK = 20  # tokens: where a chunk ends within so many of a comma, it ends at the comma, as A1111 has it
+_COMMA_BACKTRACK = 20  # tokens: a chunk whose end is at most this far behind a comma ends at the comma, as in A1111
 
 
 @dataclass
 class PromptChunk:
-    """What one run of the text model reads: its context, filled from the left, and closed by `TextEncoder.closed`."""
+    """One context of the text model, filled from the left and completed by `TextEncoder.padded`."""
 
     ids: list[int] = field(default_factory=list)  # one per position
     weights: list[float] = field(default_factory=list)
@@ -54,7 +54,7 @@ class PromptChunk:
 
 
 class TextEncoder:
-    """One CLIP tokenizer and text model."""
+    """A CLIP tokenizer and its text model."""
 
     def __init__(self, tokenizer, model: nn.Module):
         self.tokenizer = tokenizer
@@ -71,11 +71,11 @@ class TextEncoder:
         return self.token_embeddings.shape[1]
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of a stretch of text, without start and end.
+        """Return the token ids of a text, without start and end tokens.
 
-        `<|endoftext|>` and whatever else the tokenizer calls special is text like any other, with the ids of its signs:
-        the start, the end and the padding of a prompt are put there by `closed` alone. A padding that is a mark people
-        write, "!" of SD 2.x and of SDXL's second encoder, keeps the id that diffusers' pipelines give it.
+        `<|endoftext|>` and the tokenizer's other special tokens are tokenised as ordinary text: only `padded` adds
+        start, end and padding. A padding token that people also write, "!" of SD 2.x and of SDXL's second encoder,
+        keeps the id that diffusers' pipelines give it.
         """
         mark = self.tokenizer.pad_token if len(self.tokenizer.pad_token or "") == 1 else None
         ids: list[int] = []
@@ -90,34 +90,36 @@ class TextEncoder:
         return ids
 
     def _ids_between_marks(self, text: str) -> list[int]:
-        apart = _KEPT_WHOLE.sub(r"\1 \2 \3", text)
+        separated = _KEPT_WHOLE.sub(r"\1 \2 \3", text)
         return self.tokenizer(
-            apart, add_special_tokens=False, truncation=False, verbose=False, split_special_tokens=True
+            separated, add_special_tokens=False, truncation=False, verbose=False, split_special_tokens=True
         ).input_ids
 
     def embeddings_of(self, words: str) -> Tensor:
-        """The embeddings of some words, (tokens, width), fp32."""
+        """Return the token embeddings of a text, (tokens, width), fp32."""
         ids = self.ids(words)
         if not ids:
             raise UserError(f"{printable(repr(words))} holds no word.", "Give a word or two, such as 'toy duck'.")
         return self.token_embeddings[ids].detach().float()
 
     def initial_embeddings(self, words: str, count: int) -> Tensor:
-        """`count` rows out of some words', (count, width): repeated where there are fewer, averaged in groups where
-        there are more. Raises UserError for no words."""
-        rows = self.embeddings_of(words)
-        if len(rows) >= count:
-            return torch.stack([group.mean(0) for group in torch.tensor_split(rows, count)])
-        return rows[torch.arange(count) * len(rows) // count].clone()
+        """Return `count` embeddings made from those of a text, (count, width).
+
+        Too few embeddings are repeated, too many are averaged in groups. Raises UserError for no words.
+        """
+        embeddings = self.embeddings_of(words)
+        if len(embeddings) >= count:
+            return torch.stack([group.mean(0) for group in torch.tensor_split(embeddings, count)])
+        return embeddings[torch.arange(count) * len(embeddings) // count].clone()
 
     @property
     def layers(self) -> int:
         return self.model.config.num_hidden_layers
 
     def states(self, layouts: Sequence[PromptChunk], clip_skip: int = 1) -> Tensor:
-        """Last hidden states (B, 77, width). Gradients reach the vectors.
+        """Return the last hidden states (B, 77, width). Gradients reach the vectors.
 
-        clip_skip: n reads the n-th layer from the last, then the final norm, as A1111 does (`sd_hijack_clip.py`).
+        clip_skip: n takes the n-th layer from the last, then the final norm, as in A1111 (`sd_hijack_clip.py`).
         """
         if clip_skip == 1:
             return _apply_emphasis(self._run(layouts).last_hidden_state, layouts)
@@ -127,11 +129,11 @@ class TextEncoder:
     def penultimate_hidden_states(
         self, layouts: Sequence[PromptChunk], clip_skip: int = 1
     ) -> tuple[Tensor, Tensor | None]:
-        """The last but one layer's states (B, 77, width), without the final norm, and the projection of the end of
-        text (B, d) where this model has one: what SDXL reads. Gradients as above. clip_skip: n - 1 layers before that
-        one, as diffusers counts for SDXL; the projection is always of the last layer."""
-        answer = self._run(layouts, output_hidden_states=True)
-        return _apply_emphasis(answer.hidden_states[-1 - clip_skip], layouts), getattr(answer, "text_embeds", None)
+        """Return what SDXL uses: the last but one layer's states (B, 77, width), without the final norm, and the
+        projection of the end of text (B, d), None if the model has none. Gradients reach the vectors. clip_skip: n
+        takes n - 1 layers earlier, as diffusers counts for SDXL; the projection is always of the last layer."""
+        output = self._run(layouts, output_hidden_states=True)
+        return _apply_emphasis(output.hidden_states[-1 - clip_skip], layouts), getattr(output, "text_embeds", None)
 
     def _final_norm(self, states: Tensor) -> Tensor:
         text_model = getattr(self.model, "text_model", self.model)  # transformers 5 has no inner model any more
@@ -143,51 +145,51 @@ class TextEncoder:
             return self.model(ids, **options)
 
     def layout(self, pieces: Sequence[Piece]) -> PromptChunk:
-        """A prompt that must fit the context. Raises UserError if it does not."""
-        laid = PromptChunk()
+        """Tokenise a prompt into one context. Raises UserError if it does not fit."""
+        chunk = PromptChunk()
         for piece in pieces:
             if isinstance(piece, str):
-                laid.add(self.ids(piece), 1.0)
+                chunk.add(self.ids(piece), 1.0)
             else:
-                laid.put(piece, 1.0)
-        if len(laid.ids) > self.room:
-            rest = self.tokenizer.decode(laid.ids[self.room :]).strip()
+                chunk.put(piece, 1.0)
+        if len(chunk.ids) > self.room:
+            excess = self.tokenizer.decode(chunk.ids[self.room :]).strip()
             raise UserError(
-                f"The prompt has {len(laid.ids)} tokens and {self.room} fit; too much from "
-                f"{printable(repr(rest), 60)} on.",
+                f"The prompt has {len(chunk.ids)} tokens and {self.room} fit; too much from "
+                f"{printable(repr(excess), 60)} on.",
                 "Shorten it.",
             )
-        return self.padded(laid)
+        return self.padded(chunk)
 
     @property
     def room(self) -> int:
-        """Tokens that fit between start and end."""
+        """The number of tokens that fit between start and end."""
         return self.length - 2
 
     def padded(self, laid: PromptChunk) -> PromptChunk:
-        """With the start, the end and the padding that the model was trained with."""
-        left, tokens = self.length - 1 - len(laid.ids), self.tokenizer
-        end = [tokens.eos_token_id] + [tokens.pad_token_id] * (left - 1)
-        vectors = [(at + 1, rows) for at, rows in laid.vectors]
-        return PromptChunk([tokens.bos_token_id, *laid.ids, *end], [1.0, *laid.weights, *[1.0] * left], vectors)
+        """Add the start, the end and the padding that the model was trained with."""
+        remaining, tokenizer = self.length - 1 - len(laid.ids), self.tokenizer
+        end = [tokenizer.eos_token_id] + [tokenizer.pad_token_id] * (remaining - 1)
+        vectors = [(at + 1, embeddings) for at, embeddings in laid.vectors]
+        return PromptChunk([tokenizer.bos_token_id, *laid.ids, *end], [1.0, *laid.weights, *[1.0] * remaining], vectors)
 
     def chunks(self, spans: Sequence[EncoderSegment | Break]) -> list[PromptChunk]:
-        """A prompt of any length as A1111 cuts it (modules/sd_hijack_clip.py): chunks of 75 tokens, at a comma if one
-        is near, at BREAK, and never within a concept. Raises UserError for vectors that fit no chunk."""
-        cutter = _Chunker(self.room, self.ids(",")[0])
-        for span in spans:
-            if isinstance(span, Break):
-                cutter.next()
-            elif isinstance(span.piece, str):
-                for token in self.ids(span.piece):
-                    cutter.add(token, span.weight)
+        """Split a prompt of any length as A1111 does (modules/sd_hijack_clip.py): into chunks of 75 tokens, at a comma
+        if one is near, at BREAK, and never within a concept. Raises UserError for vectors that do not fit a chunk."""
+        chunker = _Chunker(self.room, self.ids(",")[0])
+        for segment in spans:
+            if isinstance(segment, Break):
+                chunker.next()
+            elif isinstance(segment.piece, str):
+                for token in self.ids(segment.piece):
+                    chunker.add(token, segment.weight)
             else:
-                cutter.put(span.piece, span.weight)
-        return [self.padded(one) for one in cutter.end()]
+                chunker.put(segment.piece, segment.weight)
+        return [self.padded(chunk) for chunk in chunker.end()]
 
 
 class _Chunker:
-    """Fills chunks of `room` tokens one after the other."""
+    """Fills consecutive chunks of up to `room` tokens."""
 
     def __init__(self, room: int, comma: int):
         self._capacity, self._comma = room, comma
@@ -231,37 +233,40 @@ class _Chunker:
 
 
 def _split_chunk(laid: PromptChunk, at: int) -> tuple[PromptChunk, PromptChunk]:
-    """The layout before a position, and from it on."""
-    before = PromptChunk(laid.ids[:at], laid.weights[:at], [one for one in laid.vectors if one[0] < at])
-    moved = [(first - at, rows) for first, rows in laid.vectors if first >= at]
+    """Split a chunk in two before a position."""
+    before = PromptChunk(laid.ids[:at], laid.weights[:at], [block for block in laid.vectors if block[0] < at])
+    moved = [(first - at, embeddings) for first, embeddings in laid.vectors if first >= at]
     return before, PromptChunk(laid.ids[at:], laid.weights[at:], moved)
 
 
 def _apply_emphasis(states: Tensor, layouts: Sequence[PromptChunk]) -> Tensor:
-    """States (B, 77, width) times their weights, then as large on average as before (A1111, modules/sd_emphasis.py)."""
+    """Multiply states (B, 77, width) by their weights, then restore each prompt's mean (A1111's sd_emphasis.py)."""
     if all(weight == 1 for layout in layouts for weight in layout.weights):
         return states
     weighted = states * torch.tensor([layout.weights for layout in layouts], device=states.device)[:, :, None]
-    # Of each prompt by itself: what is beside it in a batch must not matter.
+    # The ratio is per prompt: the result must not depend on the rest of the batch.
     ratio = states.mean(dim=(1, 2)) / weighted.mean(dim=(1, 2))
-    # A mean near zero says nothing of size, and dividing by one would turn the states over.
+    # A mean near zero says nothing about the magnitude, and dividing by it could flip the states' sign.
     ratio = torch.where((ratio > 0.5) & (ratio < 2), ratio, torch.ones_like(ratio))
     return weighted * ratio[:, None, None]
 
 
 @contextmanager
 def _insert_vectors(embedding: nn.Module, layouts: Sequence[PromptChunk]) -> Iterator[None]:
-    rows = [
-        (b, at + i, row) for b, one in enumerate(layouts) for at, block in one.vectors for i, row in enumerate(block)
+    insertions = [
+        (b, at + i, embedding_vector)
+        for b, layout in enumerate(layouts)
+        for at, block in layout.vectors
+        for i, embedding_vector in enumerate(block)
     ]
-    if not rows:
+    if not insertions:
         yield
         return
-    batch, position, values = zip(*rows, strict=True)
+    batch, position, values = zip(*insertions, strict=True)
 
     def put(_module: nn.Module, _args: tuple, out: Tensor) -> Tensor:
-        where = (torch.tensor(batch, device=out.device), torch.tensor(position, device=out.device))
-        return out.index_put(where, torch.stack(values).to(out))
+        indices = (torch.tensor(batch, device=out.device), torch.tensor(position, device=out.device))
+        return out.index_put(indices, torch.stack(values).to(out))
 
     hook = embedding.register_forward_hook(put)
     try:

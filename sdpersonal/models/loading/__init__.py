@@ -1,4 +1,4 @@
-"""Where bases come from: the built-in one, a folder in diffusers layout, one file, or the Hugging Face Hub."""
+"""Load models: the built-in one, a folder in diffusers layout, a single file, or one from the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -39,13 +39,17 @@ def load_base(
     vae: str | Path | None = None,
     safety: bool = True,
 ):
-    """Load a base: "tiny" (built in), "sd15", "sd21", "sdxl", a Hub id, a folder, or a .safetensors checkpoint of
-    Stable Diffusion 1.x, 2.x or XL.
+    """Load a Stable Diffusion 1.x, 2.x or XL model. On CUDA the frozen model runs in bf16, on a CPU in fp32.
 
-    None chooses: sd15 where there is a CUDA card and the model is on this machine, else tiny. On CUDA the frozen base
-    runs in bf16, on a CPU in fp32. revision: a branch, tag or commit of a model on the Hub. vae: an autoencoder to use
-    instead of its own: a folder, a .safetensors file or a Hub id. safety: drawn pictures pass the base's safety checker
-    where it has one. Raises UserError if there is no such model, or it is one that cannot be used here.
+    Args:
+        name: "tiny" (built in), "sd15", "sd21", "sdxl", a Hub id, a folder, or a .safetensors checkpoint. None: sd15 if
+            there is a CUDA GPU and the model is on this machine, else tiny.
+        revision: a branch, tag or commit of a model on the Hub.
+        vae: an autoencoder to use instead of its own: a folder, a .safetensors file or a Hub id.
+        safety: run the model's safety checker on generated images, if it has one.
+
+    Raises:
+        UserError: if there is no such model, or it cannot be used here.
     """
     from ..sdxl import StableDiffusionXL
     from ..stable_diffusion import StableDiffusion
@@ -83,13 +87,16 @@ def default_base(device: torch.device) -> str:
 
 
 def kind_of(name: str | None) -> str | None:
-    """The kind of base that `load_base` would load, where its name alone tells it; else None."""
+    """Return the kind of base that `load_base` would load, or None if its name alone does not determine it."""
     name = name or default_base(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return {BUILT_IN: "tiny", "sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}.get(name)
 
 
 def describe_base(base, asked: str | None, draws: bool = False) -> str:
-    """Which base is loaded: kind, size, precision; where nobody asked for it, why. draws: what checks its pictures."""
+    """Describe the loaded base: kind, size, precision and, if the user did not choose it, why it was chosen.
+
+    draws: mention the safety checker too.
+    """
     size = f"{base.parameters / 1e6:,.0f} million parameters"
     line = f"Base: {base.name} on {base.device.type}, {_KIND_NAMES[base.kind]}: {size} in {_PRECISION[base.dtype]}."
     line = " ".join(filter(None, (line, base.note, draws and base.safety)))
@@ -103,12 +110,12 @@ def describe_base(base, asked: str | None, draws: bool = False) -> str:
 
 
 def built_in_folder() -> Path:
-    """The built-in base, a folder that `StableDiffusionPipeline.from_pretrained` loads as well."""
+    """Return the folder of the built-in base, which `StableDiffusionPipeline.from_pretrained` loads as well."""
     return Path(str(resources.files("sdpersonal.models") / "tiny" / "weights"))
 
 
 def _locate(name: str, revision: str | None) -> Path:
-    """A base's folder or file."""
+    """Return a base's folder or file; fetch it from the Hub if it is not on this machine."""
     path = built_in_folder() if name == BUILT_IN else _local_path(name)
     if path and revision:
         raise UserError(f"--revision is for models of the Hub; {printable(name)} is on this machine.", "Leave it out.")
@@ -122,10 +129,10 @@ def _read_parts(place: Path, name: str, dtype: torch.dtype, device: torch.device
 
 
 def _local_path(name: str) -> Path | None:
-    """The file or folder of that name; None if it can only be on the Hub. Raises UserError for a pickle."""
+    """Return the file or folder of that name; None if it can only be on the Hub. Raises UserError for a pickle."""
     try:
         path = Path(name).expanduser()
-    except RuntimeError:  # ~somebody, where nobody is called so
+    except RuntimeError:  # ~name of an unknown user
         raise UserError(f"{printable(name)} begins with the home of a user who is not known here.") from None
     if path.is_dir():
         return path
@@ -165,7 +172,7 @@ def _locate_vae(name: str) -> Path:
 
 
 def _replace_vae(parts: BaseParts, place: Path, name: str, dtype: torch.dtype) -> None:
-    """Another autoencoder, of the same latents; the base's version then says so."""
+    """Use another autoencoder, with the same latents, and include its hash in the base's version."""
     if place.is_file():
         resolution = int(parts.unet.config.sample_size) * 8
         parts.vae, files = read_vae_file(place, parts.kind, resolution, dtype, name), [place]

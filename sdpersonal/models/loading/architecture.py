@@ -1,7 +1,7 @@
-"""What a checkpoint's models look like, read off the shapes of its weights.
+"""Derive the configurations of a checkpoint's models from the shapes of its weights.
 
-Original checkpoints carry no configuration. Widths and depths are in the shapes; what is not (heads, activations,
-scaling of the latents) is the same for all models of a kind and stands here, from CompVis' `v1-inference.yaml`,
+Original checkpoints have no configuration. Widths and depths follow from the shapes; the rest (heads, activations,
+scaling of the latents) is the same for all models of a kind and is defined here, from CompVis' `v1-inference.yaml`,
 Stability AI's `v2-inference*.yaml` and `sd_xl_base.yaml`.
 """
 
@@ -15,9 +15,9 @@ from ...prompts import printable
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-CONTEXT_LENGTH = 77  # tokens that CLIP reads
+CONTEXT_LENGTH = 77  # tokens, CLIP's context length
 SCALING_FACTORS = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}  # makes the latents' standard deviation about 1
-_HEAD_DIM = 64  # channels of one attention head, but for SD 1.x, which has 8 heads everywhere
+_HEAD_DIM = 64  # channels per attention head, except in SD 1.x, which has 8 heads everywhere
 
 
 KINDS_BY_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
@@ -25,7 +25,7 @@ TINY_BY_WIDTH = {192: "tiny"}
 
 
 def kind_by_width(width: object, name: str, kinds: Mapping[int, str] = KINDS_BY_WIDTH) -> str:
-    """The kind of the base called `name`, by the width of the text that its UNet reads. Raises UserError."""
+    """Return the kind of the base called `name` from its cross-attention width. Raises UserError if unknown."""
     if isinstance(width, int) and width in kinds:
         return kinds[width]
     raise UserError(
@@ -40,7 +40,10 @@ def with_prefix_removed(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...
 
 
 def unet_config(shapes: Shapes, kind: str, resolution: int) -> dict[str, object]:
-    """For UNet2DConditionModel. shapes: without `model.diffusion_model.`. Raises KeyError where it is no such UNet."""
+    """Derive the config of a UNet2DConditionModel. Raises KeyError if it is no such UNet.
+
+    shapes: without the prefix `model.diffusion_model.`.
+    """
     levels = _unet_levels(shapes)
     widths = [width for width, _ in levels]
     depths = [depth for _, depth in levels]
@@ -57,7 +60,9 @@ def unet_config(shapes: Shapes, kind: str, resolution: int) -> dict[str, object]
         "layers_per_block": _resnets_per_level(shapes),
         "transformer_layers_per_block": [depth or middle for depth in depths],
         "cross_attention_dim": context_width(shapes),
-        "attention_head_dim": 8 if kind == "sd1" else [width // _HEAD_DIM for width in widths],  # it counts heads
+        "attention_head_dim": 8
+        if kind == "sd1"
+        else [width // _HEAD_DIM for width in widths],  # it is the number of heads
         "use_linear_projection": len(shapes["middle_block.1.proj_in.weight"]) == 2,
     }
     if kind == "sdxl":
@@ -70,12 +75,15 @@ def unet_config(shapes: Shapes, kind: str, resolution: int) -> dict[str, object]
 
 
 def context_width(shapes: Shapes) -> int:
-    """Width of the text that the UNet reads, which tells the kinds apart. Raises KeyError."""
+    """Return the UNet's cross-attention width, which differs between the kinds. Raises KeyError."""
     return shapes["middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1]
 
 
 def vae_config(shapes: Shapes, kind: str, resolution: int) -> dict[str, object]:
-    """For AutoencoderKL. shapes: without `first_stage_model.`. Raises KeyError where it is no such autoencoder."""
+    """Derive the config of an AutoencoderKL. Raises KeyError if it is no such autoencoder.
+
+    shapes: without the prefix `first_stage_model.`.
+    """
     levels = _count_matches(shapes, r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight")
     return {
         "in_channels": shapes["encoder.conv_in.weight"][1],
@@ -91,7 +99,7 @@ def vae_config(shapes: Shapes, kind: str, resolution: int) -> dict[str, object]:
 
 
 def clip_config(shapes: Shapes) -> dict[str, object]:
-    """For CLIPTextConfig, of a text model in transformers' layout (OpenAI's ViT-L). shapes: without its prefix."""
+    """Derive the CLIPTextConfig of a text model in transformers' layout, OpenAI's ViT-L. shapes: without its prefix."""
     vocabulary, width = shapes["embeddings.token_embedding.weight"]
     return {
         "vocab_size": vocabulary,
@@ -106,9 +114,9 @@ def clip_config(shapes: Shapes) -> dict[str, object]:
 
 
 def open_clip_config(shapes: Shapes, whole: bool) -> dict[str, object]:
-    """For CLIPTextConfig, of a text model in open_clip's layout. shapes: without its prefix.
+    """Derive the CLIPTextConfig of a text model in open_clip's layout. shapes: without its prefix.
 
-    whole: all layers, as SDXL runs them. SD 2.x reads the last but one and leaves the last of ViT-H's 24 out.
+    whole: use all layers, as SDXL does. SD 2.x uses the last but one and omits the last of ViT-H's 24.
     """
     vocabulary, width = shapes["token_embedding.weight"]
     layers = _count_matches(shapes, r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.weight")
@@ -125,7 +133,7 @@ def open_clip_config(shapes: Shapes, whole: bool) -> dict[str, object]:
 
 
 def _unet_levels(shapes: Shapes) -> list[tuple[int, int]]:
-    """(channels, transformer blocks) of each level of the way down."""
+    """Return (channels, transformer blocks) of each level of the down blocks."""
     levels, number = [], 1
     while f"input_blocks.{number}.0.in_layers.2.weight" in shapes:
         width = shapes[f"input_blocks.{number}.0.in_layers.2.weight"][0]
@@ -143,4 +151,4 @@ def _resnets_per_level(shapes: Shapes) -> int:
 
 
 def _count_matches(shapes: Shapes, pattern: str) -> int:
-    return 1 + max((int(found[1]) for key in shapes if (found := re.fullmatch(pattern, key))), default=-1)
+    return 1 + max((int(match[1]) for key in shapes if (match := re.fullmatch(pattern, key))), default=-1)

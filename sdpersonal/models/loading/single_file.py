@@ -1,7 +1,7 @@
-"""A base in one `.safetensors` file, in the layout of the original training code: what Civitai has and A1111 reads.
+"""Load a model from one `.safetensors` file in the layout of the original training code, as on Civitai and in A1111.
 
-Nothing else is needed and nothing is fetched: the architecture is in the shapes, CLIP's tokenizer ships with us. What
-the file does not say is decided as A1111 (`modules/sd_models_config.py`) decides it.
+Nothing else is needed and nothing is downloaded: the architecture follows from the shapes, and CLIP's tokenizer ships
+with this package. What the file does not specify is decided as in A1111 (`modules/sd_models_config.py`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
 _CLIP_PREFIXES = (
     "cond_stage_model.transformer.text_model.",
     "cond_stage_model.transformer.",
-)  # some merges lost the latter part
+)  # some merged checkpoints lack the `text_model.` part
 _OPEN_CLIP_PREFIXES = ("cond_stage_model.model.", "conditioner.embedders.0.model.")  # the second in SD Turbo
 _CLIP_L_PREFIX, _CLIP_G_PREFIX = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
 _SCHEDULER_CONFIG = {
@@ -50,7 +50,7 @@ _PREDICTION_NOTE = "It does not say what its UNet predicts; its answer to noise 
 
 
 def read_file(path: Path, name: str, dtype: torch.dtype, device: torch.device, with_vae: bool = True) -> BaseParts:
-    """All of a base from one file. Raises UserError where it is another thing, damaged, or not all there."""
+    """Read a base from one file. Raises UserError if the file is something else, damaged, or incomplete."""
     from diffusers import DDPMScheduler
 
     with open_safetensors(path) as file:
@@ -65,8 +65,8 @@ def read_file(path: Path, name: str, dtype: torch.dtype, device: torch.device, w
             raise UserError(f"{printable(name)} holds no text encoder.", "Use a whole checkpoint.")
         try:
             kind = _detect_kind(shapes, name)
-            said = declared_prediction_type(file.metadata() or {}, shapes, path)
-            resolution = _native_resolution(kind, said, file.metadata() or {})
+            prediction = declared_prediction_type(file.metadata() or {}, shapes, path)
+            resolution = _native_resolution(kind, prediction, file.metadata() or {})
             unet = _build_unet(file, shapes, kind, resolution, dtype, name).to(device)
             encoders = _build_encoders(file, shapes, kind, dtype, name)
             vae = (
@@ -80,27 +80,29 @@ def read_file(path: Path, name: str, dtype: torch.dtype, device: torch.device, w
                 "Use another copy.",
             ) from None
     note = ""
-    if said is None and kind == "sd2":
-        said = "v_prediction" if predicts_v(unet) else "epsilon"
-        note = f"{_PREDICTION_NOTE}{'velocity (v-prediction)' if said == 'v_prediction' else 'the noise (epsilon)'}."
-        unet.register_to_config(sample_size=_native_resolution(kind, said, {}) // 8)
+    if prediction is None and kind == "sd2":
+        prediction = "v_prediction" if predicts_v(unet) else "epsilon"
+        note = (
+            f"{_PREDICTION_NOTE}{'velocity (v-prediction)' if prediction == 'v_prediction' else 'the noise (epsilon)'}."
+        )
+        unet.register_to_config(sample_size=_native_resolution(kind, prediction, {}) // 8)
     scheduler = DDPMScheduler.from_config(
-        _SCHEDULER_CONFIG | {"prediction_type": said or "epsilon"} | _zero_snr_config(shapes)
+        _SCHEDULER_CONFIG | {"prediction_type": prediction or "epsilon"} | _zero_snr_config(shapes)
     )
     return BaseParts(kind, sha256_of_files([path]), unet, vae, encoders, scheduler, note=note)
 
 
 def read_vae_file(path: Path, kind: str, resolution: int, dtype: torch.dtype, name: str) -> nn.Module:
-    """An AutoencoderKL alone, or that of a whole checkpoint. Raises UserError."""
+    """Read an AutoencoderKL from its own file or from a whole checkpoint. Raises UserError."""
     with open_safetensors(path) as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         prefix = VAE_PREFIX if with_prefix_removed(shapes, VAE_PREFIX) else ""
         if f"{prefix}encoder.down.0.block.0.conv1.weight" not in shapes:
-            theirs = "encoder.down_blocks.0.resnets.0.conv1.weight" in shapes
+            is_diffusers = "encoder.down_blocks.0.resnets.0.conv1.weight" in shapes
             raise UserError(
                 f"{printable(name)} is "
-                f"{'a part of a diffusers folder' if theirs else 'not an autoencoder of this kind'}.",
-                "Give the folder that it lies in." if theirs else "Give --vae an autoencoder (AutoencoderKL).",
+                f"{'a part of a diffusers folder' if is_diffusers else 'not an autoencoder of this kind'}.",
+                "Give the folder that it lies in." if is_diffusers else "Give --vae an autoencoder (AutoencoderKL).",
             )
         try:
             return _build_vae(file, with_prefix_removed(shapes, prefix), prefix, kind, resolution, dtype, name)
@@ -110,8 +112,11 @@ def read_vae_file(path: Path, kind: str, resolution: int, dtype: torch.dtype, na
 
 @torch.no_grad()
 def predicts_v(unet: nn.Module) -> bool:
-    """A1111's test for SD 2.x: at the last timestep a picture of one half, asked for by a text of one half, is mostly
-    noise to a model of the noise, and the opposite of a picture to a model of the velocity."""
+    """Test whether an SD 2.x UNet predicts the velocity, as A1111 does.
+
+    Latents and text embeddings are constant, 0.5. At the last timestep an epsilon model predicts the latents themselves
+    as noise; a v-prediction model predicts the negative of the image.
+    """
     x = torch.full((1, unet.config.in_channels, 8, 8), 0.5, device=unet.device, dtype=unet.dtype)
     text = torch.full((1, 2, unet.config.cross_attention_dim), 0.5, device=unet.device, dtype=unet.dtype)
     return float((unet(x, torch.tensor([999], device=unet.device), text).sample - x).float().mean()) < -1
@@ -136,28 +141,32 @@ def _detect_kind(shapes: Shapes, name: str) -> str:
 
 
 def declared_prediction_type(metadata: Mapping[str, str], shapes: Shapes, path: Path) -> str | None:
-    """What the file, or the .yaml that A1111 wants beside it, says that the UNet predicts; None where neither does."""
-    said = metadata.get("modelspec.prediction_type", "").lower()
-    if said in ("v", "v_prediction") or "v_pred" in shapes or metadata.get("modelspec.architecture", "").endswith("-v"):
+    """Return the prediction type that the file, or a .yaml beside it as for A1111, declares; None if neither does."""
+    declared = metadata.get("modelspec.prediction_type", "").lower()
+    if (
+        declared in ("v", "v_prediction")
+        or "v_pred" in shapes
+        or metadata.get("modelspec.architecture", "").endswith("-v")
+    ):
         return "v_prediction"
-    if said == "epsilon":
+    if declared == "epsilon":
         return "epsilon"
     try:
-        beside = path.with_suffix(".yaml").read_text(encoding="utf-8", errors="replace")[:100_000]
+        yaml_text = path.with_suffix(".yaml").read_text(encoding="utf-8", errors="replace")[:100_000]
     except OSError:
         return None
-    return "v_prediction" if re.search(r"""^\s*parameterization:\s*["']?v["']?\s*$""", beside, re.M) else "epsilon"
+    return "v_prediction" if re.search(r"""^\s*parameterization:\s*["']?v["']?\s*$""", yaml_text, re.M) else "epsilon"
 
 
 def _native_resolution(kind: str, prediction: str | None, metadata: Mapping[str, str]) -> int:
-    """Side in pixels of the pictures it was trained on."""
-    if found := re.fullmatch(r"(\d{3,4})x\1", metadata.get("modelspec.resolution", "")):
-        return int(found[1])
+    """Return the side in pixels of the images that the model was trained on."""
+    if match := re.fullmatch(r"(\d{3,4})x\1", metadata.get("modelspec.resolution", "")):
+        return int(match[1])
     return {"sd1": 512, "sd2": 768 if prediction == "v_prediction" else 512, "sdxl": 1024}[kind]
 
 
 def _zero_snr_config(shapes: Shapes) -> dict[str, object]:
-    """A marker that fine-tunes with zero terminal SNR carry (Lin et al. 2023, arXiv 2305.08891)."""
+    """Return the options for the `ztsnr` marker of fine-tunes with zero terminal SNR (Lin et al., arXiv 2305.08891)."""
     return {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if "ztsnr" in shapes else {}
 
 
@@ -194,9 +203,9 @@ def _build_encoders(
                 "Use another copy.",
             )
         with torch.device("meta"):
-            built = model(CLIPTextConfig(**config))
-        load_weights(built, file, places(built, prefix), dtype, name)
-        return built
+            text_model = model(CLIPTextConfig(**config))
+        load_weights(text_model, file, places(text_model, prefix), dtype, name)
+        return text_model
 
     if kind == "sdxl":
         clip_l = text(
@@ -206,8 +215,8 @@ def _build_encoders(
         clip_g = text(CLIPTextModelWithProjection, config, open_clip_keys, _CLIP_G_PREFIX)
         return {"clip_l": (clip_tokenizer(), clip_l), "clip_g": (clip_tokenizer("!"), clip_g)}
     prefixes = _CLIP_PREFIXES if kind == "sd1" else _OPEN_CLIP_PREFIXES
-    first = "embeddings.token_embedding.weight" if kind == "sd1" else "token_embedding.weight"
-    prefix = next((one for one in prefixes if one + first in shapes), prefixes[0])
+    first_key = "embeddings.token_embedding.weight" if kind == "sd1" else "token_embedding.weight"
+    prefix = next((candidate for candidate in prefixes if candidate + first_key in shapes), prefixes[0])
     if kind == "sd1":
         config, places = clip_config(with_prefix_removed(shapes, prefix)), clip_keys
     else:

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer, for checkpoints that come without one.
+"""Build CLIP's tokenizer for checkpoints that come without one.
 
 `clip/merges.txt.gz` holds the 48,894 byte pairs of openai/CLIP's `bpe_simple_vocab_16e6.txt` that its tokenizer uses
 (MIT licence, see NOTICE); the vocabulary follows from them as in that repository's `simple_tokenizer.py`.
@@ -16,7 +16,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def clip_tokenizer(pad: str = END):
-    """A CLIPTokenizer equal to the one in the folders of SD 1.x. pad: "!" (id 0) in open_clip's models."""
+    """Build a CLIPTokenizer equal to that of SD 1.x. pad: "!" (id 0) for open_clip's models."""
     from transformers import CLIPTokenizer
 
     packed = (resources.files("sdpersonal.models.loading") / "clip" / "merges.txt.gz").read_bytes()
@@ -28,7 +28,7 @@ def clip_tokenizer(pad: str = END):
 
 
 def _byte_characters() -> list[str]:
-    """One printable character for each byte (Radford et al. 2019, GPT-2): itself, or one from 256 on."""
+    """Return a printable character for each byte (Radford et al. 2019, GPT-2): itself, or one from 256 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return [*map(chr, printable), *(chr(256 + number) for number in range(len(others)))]

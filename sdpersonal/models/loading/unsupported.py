@@ -1,4 +1,4 @@
-"""Files that people give as a base and that are none, each by its name and with what to do instead."""
+"""Recognise files that users pass as a base but that are something else, and say what to do instead."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SUPPORTED = "I work with Stable Diffusion 1.x, 2.x and XL."
 
 
 def refuse_unsupported(shapes: Shapes, name: str) -> None:
-    """Raises UserError unless these weights may be a whole checkpoint of Stable Diffusion."""
-    if what := _unsupported_reason(shapes):
-        problem, fix = what
+    """Raise UserError unless these weights may be a whole checkpoint of Stable Diffusion."""
+    if reason := _unsupported_reason(shapes):
+        problem, fix = reason
         raise UserError(f"{printable(name)} is {problem}.", fix)
 
 

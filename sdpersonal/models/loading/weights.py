@@ -1,4 +1,4 @@
-"""Reading weights: safetensors only, checked before anything is built, each tensor at its place or named as missing."""
+"""Read weights from safetensors files only; files are checked first, and missing tensors are named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...errors import UserError
 from ...prompts import printable
 from .ldm_keys import CheckpointKey
 
-# diffusers imports bitsandbytes where it is installed, and it then tells of 4-bit kernels that nobody here uses.
+# diffusers imports bitsandbytes if it is installed, and that logs about 4-bit kernels, which are not used here.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -25,26 +25,29 @@ PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 @dataclass
 class BaseParts:
-    """What a base is made of, as read from wherever it lay."""
+    """The components of a base, as read from a folder or a file."""
 
     kind: str  # "tiny", "sd1", "sd2" or "sdxl"
     version: str  # sha256, 64 hexadecimal digits
     unet: nn.Module
     vae: nn.Module | None
-    encoders: dict[str, tuple[object, nn.Module]]  # key: tokenizer and text model
+    encoders: dict[str, tuple[object, nn.Module]]  # "clip_l" or "clip_g": tokenizer and text model
     scheduler: object
     zero_empty: bool = True
-    note: str = ""  # what the user should know of how it was read
+    note: str = ""  # what the user should know about how it was read
 
 
 def vae_dtype(kind: str, config: Mapping[str, object], dtype: torch.dtype) -> torch.dtype:
-    """SDXL's own autoencoder reaches numbers that fp16 has not and shows bands in bf16; it says so in its config."""
+    """Return the autoencoder's dtype: fp32 for SDXL unless its config sets `force_upcast` to false, else `dtype`.
+
+    SDXL's own autoencoder overflows in fp16 and shows banding in bf16.
+    """
     return torch.float32 if kind == "sdxl" and config.get("force_upcast", True) else dtype
 
 
 @contextmanager
 def open_safetensors(path: Path) -> Iterator:
-    """A safetensors file, memory-mapped. Raises UserError where it is none, or ends early."""
+    """Open a safetensors file, memory-mapped. Raises UserError if it is not one, or is truncated."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
@@ -57,16 +60,16 @@ def open_safetensors(path: Path) -> Iterator:
 
 
 def check_complete(paths: Iterable[Path]) -> None:
-    """Raises UserError for the first of these files that is cut short or no safetensors file; reads headers."""
+    """Raise UserError for the first file that is truncated or no safetensors file; only headers are read."""
     for path in paths:
         with open_safetensors(path):
             pass
 
 
 def load_weights(model: nn.Module, file, places: Mapping[str, CheckpointKey], dtype: torch.dtype, name: str) -> None:
-    """Give a model on the meta device its weights from an open file. Raises UserError where they do not fit."""
-    held = set(file.keys())
-    missing = sorted({place.key for place in places.values()} - held)
+    """Load the weights of a model on the meta device from an open file. Raises UserError if they do not fit."""
+    available = set(file.keys())
+    missing = sorted({place.key for place in places.values()} - available)
     if missing:
         raise UserError(
             f"{printable(name)} lacks {len(missing)} of the weights it should have; the first is "
@@ -76,21 +79,21 @@ def load_weights(model: nn.Module, file, places: Mapping[str, CheckpointKey], dt
     tensors = {}
     for key, shape in ((key, value.shape) for key, value in model.state_dict().items()):
         tensor = _read_tensor(file, places[key])
-        if [n for n in tensor.shape if n != 1] != [n for n in shape if n != 1]:
-            found, wanted = tuple(tensor.shape), tuple(shape)
+        if [size for size in tensor.shape if size != 1] != [size for size in shape if size != 1]:
+            actual, expected = tuple(tensor.shape), tuple(shape)
             raise UserError(
-                f"{printable(name)}: {printable(places[key].key)} has the shape {found} where {wanted} belongs.",
+                f"{printable(name)}: {printable(places[key].key)} has the shape {actual} where {expected} belongs.",
                 "Use another copy.",
             )
-        tensors[key] = tensor.reshape(shape).to(dtype).contiguous()  # a 1x1 convolution may stand for a linear layer
+        tensors[key] = tensor.reshape(shape).to(dtype).contiguous()  # a 1x1 convolution may replace a linear layer
     model.load_state_dict(tensors, assign=True)
     for module in model.modules():
-        if "position_ids" in module._buffers:  # CLIP's, which no file need hold
+        if "position_ids" in module._buffers:  # CLIP's buffer, which files may omit
             module.position_ids = torch.arange(module.position_ids.shape[-1])[None]
 
 
 def sha256_of_files(paths: Iterable[Path]) -> str:
-    """sha256 over the files' bytes; of one file, what `sha256sum` and A1111's model hash say."""
+    """Return the sha256 of the files' bytes; for one file it equals `sha256sum` and A1111's model hash."""
     total = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -104,8 +107,8 @@ def _read_tensor(file, place: CheckpointKey) -> Tensor:
         tensor = file.get_tensor(place.key)
         return tensor.T if place.is_transposed else tensor
     joint = file.get_slice(place.key)
-    rows = joint.get_shape()[0] // 3
-    return joint[place.qkv_index * rows : (place.qkv_index + 1) * rows]
+    size = joint.get_shape()[0] // 3
+    return joint[place.qkv_index * size : (place.qkv_index + 1) * size]
 
 
 def _describe_damage(path: Path, said: str) -> str:
@@ -119,7 +122,7 @@ def _describe_damage(path: Path, said: str) -> str:
 
 
 class silence_libraries:
-    """transformers and diffusers draw progress bars and notes of their own while loading; ours is the only voice."""
+    """Hide the progress bars and log messages of transformers and diffusers inside a `with` block."""
 
     def __enter__(self):
         from diffusers.utils import logging as diffusers_log
