@@ -18,13 +18,11 @@ from .dataset import Batch, PhotoDataset
 from .methods.protocol import Method
 
 FIXED_BATCH_SIZE = 8  # samples in the fixed batch
-_FIRST_LEVEL, _LAST_LEVEL = (
-    0.025,
-    0.8,
-)  # of the noise levels; the last fifth only tells whether a photo's background was guessed
+# Shares of the noise levels; the loss in the last fifth only tells whether a photo's background was guessed.
+_FIRST_LEVEL, _LAST_LEVEL = 0.025, 0.8
 _MEASUREMENTS = 40  # over a whole schedule
-WINDOW = 8  # of them are the last values: a fifth of the schedule
-DVAR_THRESHOLD = 0.1  # of the variance
+WINDOW = 8  # the last measurements that are compared with all: a fifth of the schedule
+DVAR_THRESHOLD = 0.1  # of the variance of all
 
 
 @dataclass(frozen=True)
