@@ -119,9 +119,9 @@ def _check_disk(run: Path, need: int) -> None:
 
 def format_duration(seconds: float) -> str:
     """Format a duration: 8 s, 1:05 min, 2:10 h."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    unit, name = (60, "h") if whole >= 3600 else (1, "min")
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    unit, name = (60, "h") if rounded >= 3600 else (1, "min")
     large, small = divmod(round(seconds / unit), 60)
     return f"{large}:{small:02d} {name}"

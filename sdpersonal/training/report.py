@@ -25,7 +25,7 @@ _MAX_IMAGE_BYTES = 30_000_000  # of an image
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A summary of the run. photos: lines about them; course: how the run ended; judge: the scorer's name."""
+    """A run's summary. photos: lines about them; course: how it ended; judge: the scorer's name; seconds: in total."""
 
     photos: Sequence[str]
     course: str
