@@ -28,7 +28,7 @@ class Batch:
     latents: Tensor  # (B, C, h, w) fp32
     noise: Tensor  # (B, C, h, w) fp32
     t: Tensor  # (B,)
-    captions: tuple[str, ...]  # B captions, most with {} for the token
+    captions: tuple[str, ...]  # B captions, with or without {} for the token
     photos: tuple[str, ...]  # B file names, for messages
     indices: tuple[int, ...]  # B sample indices, counted over the run
     size_conditioning: tuple[SizeConditioning, ...]  # B sizes and crops, inputs of SDXL
