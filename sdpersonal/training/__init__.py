@@ -1,4 +1,4 @@
-"""`train(settings)`: photos to a concept in the library."""
+"""Train a concept from photos: `train(settings)` adds it to the library."""
 
 from .run import TrainResult, train
 

@@ -1,4 +1,4 @@
-"""The concept out of a method that was taught."""
+"""Build the Concept from a trained method."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .presets import Preset, lower_rate, preset
 from .prompt_templates import SAMPLE_PROMPTS
 from .validation import Validation
 
-MAX_NORM_RATIO = 50.0  # a row so much longer than the vocabulary's was not learned, it ran away
+MAX_NORM_RATIO = 50.0  # an embedding with a norm so far above the vocabulary's has diverged
 
 
 def build_concept(
@@ -28,23 +28,23 @@ def build_concept(
     best: Validation,
     figures: dict[str, float],
 ) -> Concept:
-    """The concept with its card. best: the trial that it is as good as; figures: what the method says of itself.
+    """Build the concept with its card. best: the validation of its step; figures: the method's own, for the card.
 
-    Raises Diverged if its vectors ran away.
+    Raises Diverged if its embeddings diverged.
     """
     usual = preset(method_name(settings), base.kind, settings.kind)
     _check_embeddings(base, method, lower_rate(chosen.lr, usual.lr))
     token = Token.parse(settings.token)
-    vectors = {key: rows.detach().float().cpu().numpy().copy() for key, rows in method.rows.items()}
+    vectors = {key: embeddings.detach().float().cpu().numpy().copy() for key, embeddings in method.rows.items()}
     card = Card(
         kind=settings.kind,
-        class_noun=subject_noun(settings)[:100],  # the words to start from may be many; a card's are few
+        class_noun=subject_noun(settings)[:100],  # --init may be many words; a card's noun is short
         base=base.kind,
         base_name=Path(base.name).name,
         method=method.name,
         steps=best.step,
         consent=settings.consent if settings.kind == "person" else "unknown",
-        prompts=tuple(one.format(token) for one in SAMPLE_PROMPTS[settings.kind]),
+        prompts=tuple(prompt.format(token) for prompt in SAMPLE_PROMPTS[settings.kind]),
         trigger_words=(method.trigger,) if method.trigger else (),
         recipe={"seed": settings.seed, "lr": chosen.lr, "batch": chosen.batch, "base_sha256": base.version}
         | {"prediction_type": base.schedule.prediction_type, "resolution": settings.resolution or base.resolution}
@@ -58,18 +58,18 @@ def build_concept(
 
 
 def _prior_kind(prior: str) -> str:
-    return prior if prior in ("none", "predicted", "drawn") else "photos"  # a folder's name stays here
+    return prior if prior in ("none", "predicted", "drawn") else "photos"  # the folder's name is not published
 
 
 def _check_embeddings(base: StableDiffusion, method: Method, rate: float) -> None:
-    """Raises Diverged if the token's vectors ran away instead of being learned. rate: the one to propose then."""
-    for name, rows in method.trainable_parameters().items():
+    """Raise Diverged if the token's embeddings diverged. rate: the learning rate to propose then."""
+    for name, embeddings in method.trainable_parameters().items():
         if name.startswith("rows."):
-            times = float(rows.detach().norm(dim=1).max()) / max_embedding_norm(
+            ratio = float(embeddings.detach().norm(dim=1).max()) / max_embedding_norm(
                 base.encoders[name.removeprefix("rows.")]
             )
-            if not times < MAX_NORM_RATIO:
+            if not ratio < MAX_NORM_RATIO:
                 raise Diverged(
-                    f"The token's vectors grew {times:.0f} times as long as a word's. No concept was made.",
+                    f"The token's vectors grew {ratio:.0f} times as long as a word's. No concept was made.",
                     f"Try --lr {rate:g}.",
                 )

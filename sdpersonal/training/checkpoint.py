@@ -1,8 +1,8 @@
-"""Checkpoints: a folder `step-000100` with `state.safetensors` (`state-1.safetensors`, ... for large models) and,
-written last, `manifest.json`.
+"""Save and load checkpoints: folders `step-000100` with `state.safetensors` (`state-1.safetensors`, ... for large
+models) and, written last, `manifest.json`.
 
-The state is what trains and whatever the optimiser keeps: tensors in safetensors, plain numbers in the manifest; chance
-is computed, so there is nothing else. No pickle is written or read.
+The state is the trained parameters and the optimizer's: tensors in safetensors, plain numbers in the manifest. Random
+values are computed (rng.py), so there is nothing else. No pickle is written or read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..errors import UserError
 from ..prompts import printable
 
 CHECKPOINT_LIMIT = 2
-_SHARD_BYTES = 1 << 30  # bytes of tensors in a file, so that writing takes no more memory than that on top
+_SHARD_BYTES = 1 << 30  # bytes of tensors in a file, which limits the additional memory for writing
 _MAX_BYTES = 8 << 30
 _STATE_FILE = re.compile(r"state(-[0-9]+)?\.safetensors")
 _READ_ERRORS = (
@@ -43,20 +43,20 @@ TrainableParameters = dict[str, nn.Parameter]
 
 @dataclass(frozen=True)
 class CheckpointState:
-    """What a checkpoint holds: what trains, what the optimiser keeps of it, its average ({} where none is kept)."""
+    """The content of a checkpoint: parameters, optimizer with its state, average of the parameters ({} without)."""
 
     trainable_parameters: TrainableParameters
     optimizer: torch.optim.Optimizer
     average: dict[str, Tensor]
 
     def size(self) -> int:
-        """Bytes of its checkpoint."""
+        """Return the bytes of its checkpoint."""
         return sum(tensor.nbytes for _, tensor in _state_tensors(self))
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a run goes on, and what the user should know about it."""
+    """The step from which a run resumes, and a note about it for the user."""
 
     step: int
     note: str
@@ -65,37 +65,37 @@ class ResumePoint:
 def save_checkpoint(
     run: Path, step: int, learned: CheckpointState, identity: dict[str, object], best: int | None = None
 ) -> None:
-    """Write the checkpoint of a step; others but the best one's go only once it is durable. Raises DiskFull with the
-    others intact."""
+    """Write the checkpoint of a step; once it is durable, delete old ones except the best step's. Raises DiskFull with
+    the others intact."""
     folder = run / f"step-{step:06d}"
-    if folder.exists():  # damaged, or the run would have gone on from it
+    if folder.exists():  # it is damaged, or the run would have resumed from it
         storage.remove(folder)
-    with storage.new_folder(folder) as staged:
-        sums = {}
+    with storage.new_folder(folder) as temporary_folder:
+        digests = {}
         for number, part in enumerate(_shards(_state_tensors(learned))):
             name = f"state-{number}.safetensors" if number else "state.safetensors"
             data = save(part)
-            storage.write_bytes(staged / name, data)
-            sums[name] = storage.sha256(data)
-        manifest = {"step": step, "sha256": sums, "numbers": _optimizer_numbers(learned), "run": identity}
-        storage.write_json(staged / "manifest.json", manifest)
-    kept = [other for other in _checkpoint_folders(run) if _step_of(other) <= step][-CHECKPOINT_LIMIT:]
-    for other in _checkpoint_folders(run):
+            storage.write_bytes(temporary_folder / name, data)
+            digests[name] = storage.sha256(data)
+        manifest = {"step": step, "sha256": digests, "numbers": _optimizer_numbers(learned), "run": identity}
+        storage.write_json(temporary_folder / "manifest.json", manifest)
+    recent = [old_folder for old_folder in _checkpoint_folders(run) if _step_of(old_folder) <= step][-CHECKPOINT_LIMIT:]
+    for old_folder in _checkpoint_folders(run):
         if (
-            other not in kept and _step_of(other) != best
-        ):  # also later ones: they were damaged; this run took another way
-            storage.remove(other)
+            old_folder not in recent and _step_of(old_folder) != best
+        ):  # later ones too: they were damaged, or this run would have resumed from them
+            storage.remove(old_folder)
 
 
 def latest_step(run: Path) -> int | None:
-    """The newest step with a checkpoint that looks complete, or None."""
+    """Return the newest step with a checkpoint that looks complete, or None."""
     return max(
         (_step_of(folder) for folder in _checkpoint_folders(run) if (folder / "manifest.json").exists()), default=None
     )
 
 
 def latest_identity(run: Path) -> dict[str, object] | None:
-    """What run the newest readable checkpoint belongs to, or None."""
+    """Return the identity of the run of the newest readable checkpoint, or None."""
     for folder in reversed(_checkpoint_folders(run)):
         try:
             return _read_manifest(folder)["run"]
@@ -105,9 +105,9 @@ def latest_identity(run: Path) -> dict[str, object] | None:
 
 
 def load_checkpoint(run: Path, learned: CheckpointState, identity: dict[str, object]) -> ResumePoint:
-    """Fill `learned` from the newest checkpoint that is whole.
+    """Load the newest whole checkpoint into `learned`.
 
-    Raises UserError where there is none, or where it belongs to a run with other settings (naming up to three).
+    Raises UserError if there is none, or if it belongs to a run with other settings (naming up to three).
     """
     damaged = ""
     for folder in reversed(_checkpoint_folders(run)):
@@ -127,7 +127,7 @@ def load_checkpoint(run: Path, learned: CheckpointState, identity: dict[str, obj
 
 
 def load_step(run: Path, step: int, learned: CheckpointState) -> None:
-    """Fill `learned` from the checkpoint of a step. Raises UserError where it is not there or not whole."""
+    """Load the checkpoint of a step into `learned`. Raises UserError if it is missing or damaged."""
     folder = run / f"step-{step:06d}"
     try:
         _restore(folder, _read_manifest(folder), learned)
@@ -143,17 +143,17 @@ def no_checkpoint_error(run: Path) -> UserError:
 
 
 def check_same_run(now: dict[str, object], then: dict[str, object]) -> None:
-    """Raises UserError with a line for each of the first three settings that differ."""
-    now = json.loads(json.dumps(now))  # where a tuple and a list are one
+    """Raise UserError if settings differ, with a line for each of the first three."""
+    now = json.loads(json.dumps(now))  # in JSON a tuple and a list are the same
     changed = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
     if changed:
         lines = [
             f"  {printable(key, 40)} was {_format_value(then.get(key))}, is {_format_value(now.get(key))}"
             for key in changed[:3]
         ]
-        more = [f"  and {len(changed) - 3} more"] if len(changed) > 3 else []
+        omitted = [f"  and {len(changed) - 3} more"] if len(changed) > 3 else []
         raise UserError(
-            "\n".join(["The run in this folder was started with other settings:", *lines, *more]),
+            "\n".join(["The run in this folder was started with other settings:", *lines, *omitted]),
             "Give the same again, or start anew with another --run.",
         )
 
@@ -162,12 +162,12 @@ def _format_value(value: object) -> str:
     return printable(str(value), 40)
 
 
-# --- a checkpoint's folder ---
+# --- checkpoint folders ---
 
 
 def _checkpoint_folders(run: Path) -> list[Path]:
-    found = [path for path in run.glob("step-*") if path.name[5:].isdecimal() and path.is_dir()]
-    return sorted(found, key=_step_of)
+    folders = [path for path in run.glob("step-*") if path.name[5:].isdecimal() and path.is_dir()]
+    return sorted(folders, key=_step_of)
 
 
 def _step_of(folder: Path) -> int:
@@ -176,13 +176,13 @@ def _step_of(folder: Path) -> int:
 
 def _read_manifest(folder: Path) -> dict:
     manifest = json.loads(storage.read_bytes(folder / "manifest.json", 4 << 20))
-    wanted = {"step": int, "sha256": dict, "numbers": dict, "run": dict}
-    if not all(isinstance(manifest[key], kind) for key, kind in wanted.items()):
+    types = {"step": int, "sha256": dict, "numbers": dict, "run": dict}
+    if not all(isinstance(manifest[key], expected_type) for key, expected_type in types.items()):
         raise ValueError("not a manifest")
     return manifest
 
 
-# --- parameters and optimiser, as tensors and numbers ---
+# --- parameters and optimizer, as tensors and numbers ---
 
 
 def _state_tensors(learned: CheckpointState) -> Iterator[tuple[str, Tensor]]:
@@ -219,7 +219,7 @@ def _shards(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]
         if part and size + tensor.nbytes > _SHARD_BYTES:
             yield part
             part, size = {}, 0
-        part[name] = tensor.detach().to("cpu", copy=True).contiguous()  # one may stand in several places
+        part[name] = tensor.detach().to("cpu", copy=True).contiguous()  # a tensor may be shared
         size += tensor.nbytes
     yield part
 
@@ -250,10 +250,10 @@ def _load_tensor(name: str, tensor: Tensor, learned: CheckpointState) -> None:
     trained, optimizer = learned.trainable_parameters, learned.optimizer
     kind, _, rest = name.partition(".")
     if kind in ("value", "average"):
-        place = trained[rest] if kind == "value" else learned.average[rest]
-        if place.shape != tensor.shape:
+        target = trained[rest] if kind == "value" else learned.average[rest]
+        if target.shape != tensor.shape:
             raise ValueError("a parameter has another shape")
-        place.copy_(tensor)
+        target.copy_(tensor)
     elif kind == "state":
         key, _, owner = rest.partition(".")
         optimizer.state[trained[owner]][key] = tensor.to(trained[owner].device)

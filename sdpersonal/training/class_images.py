@@ -1,9 +1,8 @@
-"""Pictures that the bare base draws of a class, for prior preservation: drawn once, kept as latents, used by every
-concept of that class.
+"""Class images for prior preservation: the base model generates them once, and every concept of the class uses them.
 
-One file a picture, named by its number, in a folder named by all that it depends on: the class prompt, the base's
-weights, the size. So a broken-off drawing goes on, several processes share the work without asking each other, and
-nobody else's file is ever counted.
+Each image is stored as latents in a file named by its number, in a folder named by all that it depends on: the class
+prompt, the base's weights, the size. So an interrupted generation is resumed, several processes share the work without
+communication, and no foreign file is ever counted.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ _MAX_BYTES = 16 << 20
 
 
 def class_images_folder(base: StableDiffusion, prompt: str, side: int, place: Path = CLASS_IMAGES_FOLDER) -> Path:
-    """Where this base's pictures of this prompt are kept."""
-    words = "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in prompt.lower()).split())[:40]
+    """Return the folder of this base model's images of this prompt."""
+    slug = "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in prompt.lower()).split())[:40]
     key = storage.sha256(f"{base.version}:{prompt}:{side}".encode())[:12]
-    return place / f"{words or 'class'}-{key}"
+    return place / f"{slug or 'class'}-{key}"
 
 
 def generate_missing(
     base: StableDiffusion, prompt: str, side: int, numbers: Sequence[int], say: Callable[[str], None]
 ) -> None:
-    """Draw those of the pictures `numbers` that are not there yet; picture i is drawn from seed i.
+    """Generate those of the images `numbers` that are missing; image i is generated from seed i.
 
-    Raises DiskFull; what was drawn stays.
+    Raises DiskFull; finished images stay.
     """
     folder = class_images_folder(base, prompt, side)
     missing = [number for number in numbers if _load(base, folder, number, side) is None]
@@ -56,13 +55,14 @@ def generate_missing(
 
 
 def load_latents(base: StableDiffusion, prompt: str, side: int, count: int) -> list[LatentDistribution]:
-    """The first `count` pictures as if encoded, with no spread. Raises UserError if one is missing."""
+    """Load the first `count` images as distributions of std 0. Raises UserError if one is missing."""
     folder = class_images_folder(base, prompt, side)
-    found = [_load(base, folder, number, side) for number in range(count)]
-    if any(one is None for one in found):
+    latents = [_load(base, folder, number, side) for number in range(count)]
+    if any(latent is None for latent in latents):
         raise UserError(f"The class pictures in {folder} are not complete.", "Start again; what is there is kept.")
     return [
-        LatentDistribution(one[None].to(base.device), torch.zeros_like(one[None], device=base.device)) for one in found
+        LatentDistribution(latent[None].to(base.device), torch.zeros_like(latent[None], device=base.device))
+        for latent in latents
     ]
 
 
@@ -78,5 +78,5 @@ def _load(base: StableDiffusion, folder: Path, number: int, side: int) -> Tensor
         latents = load(storage.read_bytes(path, _MAX_BYTES))["latents"].float()
     except (UserError, SafetensorError, KeyError):
         return None
-    whole = tuple(latents.shape) == base.latent_shape(side, side) and bool(torch.isfinite(latents).all())
-    return latents if whole else None
+    valid = tuple(latents.shape) == base.latent_shape(side, side) and bool(torch.isfinite(latents).all())
+    return latents if valid else None

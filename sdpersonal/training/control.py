@@ -1,9 +1,9 @@
-"""What somebody asks of a run while it goes on: a word in the file `ask` of its folder, which is gone once it is heard.
+"""Commands to a running training: a word in the file `ask` of its folder, which the run deletes when it reads it.
 
-    echo sample > runs/me-duck-dreambooth-lora/ask    draw sample pictures now
-    echo keep > runs/me-duck-dreambooth-lora/ask      end here, with the best so far
+    echo sample > runs/me-duck-dreambooth-lora/ask    generate sample images now
+    echo keep > runs/me-duck-dreambooth-lora/ask      end here, with the best checkpoint so far
 
-Of several processes the first one looks, once a step; the others hear of it with that step's losses.
+The main process polls once a step; the others receive the command with that step's losses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_BYTES = 100
 
 
 class Command(IntEnum):
-    """Below zero, since it goes the same way as a signal's number."""
+    """A command to the run; negative, since it is sent between processes in place of a signal's number."""
 
     NOTHING = 0
     SAMPLE = -1
@@ -29,17 +29,17 @@ class Command(IntEnum):
 
 
 def send(run: Path, wish: Command) -> None:
-    """Ask it of the run in this folder; a second wish takes the place of one that was not heard yet."""
+    """Send a command to the run in this folder; it replaces one that was not read yet."""
     storage.write_text(run / COMMAND_FILE, wish.name.lower() + "\n")
 
 
 def poll(run: Path) -> Command:
-    """What was asked since the last look; costs one `stat` where it is nothing. Other words are dropped."""
+    """Read and delete the command, if any; without one this costs a `stat`. Unknown words are dropped."""
     path = run / COMMAND_FILE
     if not os.path.lexists(path):
         return Command.NOTHING
     word = ""
-    with suppress(UserError):  # a folder of that name, or what was typed is no text
+    with suppress(UserError):  # it is a folder, or larger than a word
         word = storage.read_bytes(path, _MAX_BYTES).decode(errors="replace")
     storage.remove(path)
     return Command.__members__.get(word.strip().upper(), Command.NOTHING)

@@ -1,4 +1,4 @@
-"""A run in one picture: the losses, when the rule for stopping was met and on what evidence, the scores."""
+"""Plot a run: its losses, the values of the stopping rule, and the validation scores."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _DOTS, _LINE, _SECOND, _MARK = "#b8c4d6", "#1f4e96", "#c2571a", "#2c7a3f"
 def save_curves(
     path: Path, losses: list[float], measured: list[tuple[int, float]], trials: Sequence[Validation], pivot: int = 0
 ) -> None:
-    """losses: of every step from 1; measured: (step, loss) of the fixed batch. Panels without data are left out."""
+    """Save the plot. losses: from step 1; measured: (step, loss) of the fixed batch. Empty panels are left out."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    shares = [(one.step, one.share) for one in dvar(measured, pivot)]
-    judged = [trial for trial in trials if trial.scores]
-    panels = [_plot_loss] + [_plot_variance_ratio] * bool(shares) + [_plot_scores] * bool(judged)
+    shares = [(point.step, point.share) for point in dvar(measured, pivot)]
+    scored = [validation for validation in trials if validation.scores]
+    panels = [_plot_loss] + [_plot_variance_ratio] * bool(shares) + [_plot_scores] * bool(scored)
     figure = Figure(figsize=(7, 0.7 + 2.3 * len(panels)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
-    data = {_plot_loss: (losses, measured), _plot_variance_ratio: (shares,), _plot_scores: (judged,)}
+    data = {_plot_loss: (losses, measured), _plot_variance_ratio: (shares,), _plot_scores: (scored,)}
     for axes, panel in zip(all_axes, panels, strict=True):
         panel(axes, *data[panel])
         axes.spines[["top", "right"]].set_visible(False)
@@ -41,7 +41,7 @@ def save_curves(
 
 
 def _plot_loss(axes, losses: list[float], measured: list[tuple[int, float]]) -> None:
-    """Every step's as a dot, since single ones mostly tell which noise was drawn."""
+    """Plot each step's loss as a dot, since single losses mostly depend on the sampled noise."""
     steps, window = range(1, len(losses) + 1), max(5, len(losses) // 15)
     axes.plot(steps, losses, ".", color=_DOTS, markersize=3, label="each step")
     if measured:
@@ -61,9 +61,9 @@ def _plot_variance_ratio(axes, shares: list[tuple[int, float]]) -> None:
 
 def _plot_scores(axes, trials: list[Validation]) -> None:
     steps, best = [trial.step for trial in trials], best_validation(trials)
-    axes.plot(steps, [one.scores.score for one in trials], "o-", color=_LINE, linewidth=2, label="score")
-    axes.plot(steps, [one.scores.likeness for one in trials], ".--", color=_DOTS, label="likeness")
-    axes.plot(steps, [one.scores.fidelity for one in trials], ".:", color=_SECOND, label="prompts followed")
+    axes.plot(steps, [trial.scores.score for trial in trials], "o-", color=_LINE, linewidth=2, label="score")
+    axes.plot(steps, [trial.scores.likeness for trial in trials], ".--", color=_DOTS, label="likeness")
+    axes.plot(steps, [trial.scores.fidelity for trial in trials], ".:", color=_SECOND, label="prompts followed")
     axes.axvline(best.step, color=_MARK, linewidth=1, label=f"kept: step {best.step}")
     axes.set(ylabel="acceptance", ylim=(0, 1.05))
 

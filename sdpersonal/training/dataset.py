@@ -1,7 +1,7 @@
-"""Photos as the loop reads them: their latents' posteriors, on the device; and which sample is which.
+"""The training data: the photos' latent distributions, on the device, and the samples computed from them.
 
-Each photo is encoded once per variant. Keeping mean and std, and drawing anew from them at every step, teaches exactly
-what encoding anew would, without its cost (about 40 % of a LoRA step) and without decoding a JPEG in the loop.
+Each photo is encoded once per variant. Storing mean and std, and sampling from them at every step, trains exactly as
+encoding anew would, without its cost (about 40 % of a LoRA step) and without decoding a JPEG in the loop.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from .rng import generator_for, photo_index
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step of one process learns from."""
+    """The samples of one forward pass in one process."""
 
     latents: Tensor  # (B, C, h, w) fp32
     noise: Tensor  # (B, C, h, w) fp32
     t: Tensor  # (B,)
-    captions: tuple[str, ...]  # B templates with {} for the token, or sentences without
-    photos: tuple[str, ...]  # B names, for messages
-    indices: tuple[int, ...]  # B numbers of the samples, counted over the run
-    size_conditioning: tuple[SizeConditioning, ...]  # B sizes and crops, which SDXL is told
+    captions: tuple[str, ...]  # B captions, with or without {} for the token
+    photos: tuple[str, ...]  # B file names, for messages
+    indices: tuple[int, ...]  # B sample indices, counted over the run
+    size_conditioning: tuple[SizeConditioning, ...]  # B sizes and crops, inputs of SDXL
 
     def parts(self, size: int) -> Iterator[Batch]:
-        """The batch in pieces of at most `size` samples."""
+        """Split the batch into parts of at most `size` samples."""
         for first in range(0, len(self.t), size):
             yield Batch(*(getattr(self, field.name)[first : first + size] for field in fields(self)))
 
 
 class LatentDataset:
-    """Latents of N pictures in V variants, with the captions of each; what sample number i is, is computed.
+    """Latents of N images in V variants, with the captions of each; sample i is computed from the seed and i.
 
-    purpose: two sets with different ones draw different noise, times and orders from one seed.
-    noise_offset: how much of a whole channel's noise is one number, so that brightness is learned too (Guttenberg
-    2023, crosslabs.org/blog/diffusion-with-offset-noise).
+    purpose: two datasets with different ones get different noise, timesteps and variants from one seed.
+    noise_offset: scale of a random constant added to each channel's noise, which trains brightness (Guttenberg 2023,
+    crosslabs.org/blog/diffusion-with-offset-noise).
     """
 
     def __init__(
         self,
         base: StableDiffusion,
-        posteriors: Sequence[LatentDistribution],  # one a picture, each of V rows
-        framings: Sequence[Sequence[SizeConditioning]],  # V a picture
+        posteriors: Sequence[LatentDistribution],  # one per image, each with V rows
+        framings: Sequence[Sequence[SizeConditioning]],  # V per image
         captions: Sequence[Sequence[str]],
         names: Sequence[str],
         seed: int,
@@ -60,57 +60,57 @@ class LatentDataset:
     ):
         self._base, self._seed, self._offset, self._purpose = base, seed, noise_offset, purpose
         self._framings, self._captions, self._names = framings, captions, names
-        self._mean = torch.stack([one.mean for one in posteriors])  # (N, V, C, h, w)
-        self._std = torch.stack([one.std for one in posteriors])
+        self._mean = torch.stack([posterior.mean for posterior in posteriors])  # (N, V, C, h, w)
+        self._std = torch.stack([posterior.std for posterior in posteriors])
 
     @property
     def count(self) -> int:
-        """How many pictures there are."""
+        """Return the number of images."""
         return len(self._names)
 
     @property
     def levels(self) -> int:
-        """How many noise levels there are."""
+        """Return the number of noise levels."""
         return len(self._base.schedule)
 
     def samples(self, indices: Sequence[int]) -> Batch:
-        """The samples of these numbers, counted over the whole run and all processes."""
-        latents, noises, times, captions, names, framings = [], [], [], [], [], []
+        """Return the samples with these indices, counted over the whole run and all processes."""
+        latents, noises, timesteps, captions, names, size_conditioning = [], [], [], [], [], []
         for index in indices:
-            chance = generator_for(self._purpose, self._seed, index)
+            generator = generator_for(self._purpose, self._seed, index)
             photo = photo_index(index, len(self._names), self._seed)
-            variant = int(torch.randint(self._mean.shape[1], (), generator=chance))
+            variant = int(torch.randint(self._mean.shape[1], (), generator=generator))
             shape = self._mean.shape[2:]
             latent = self._mean[photo, variant] + self._std[photo, variant] * self._put(
-                torch.randn(shape, generator=chance)
+                torch.randn(shape, generator=generator)
             )
             latents.append(latent)
-            noises.append(torch.randn(shape, generator=chance))
-            times.append(torch.randint(len(self._base.schedule), (), generator=chance))
-            choice = self._captions[photo]
-            captions.append(choice[int(torch.randint(len(choice), (), generator=chance))])
+            noises.append(torch.randn(shape, generator=generator))
+            timesteps.append(torch.randint(len(self._base.schedule), (), generator=generator))
+            photo_captions = self._captions[photo]
+            captions.append(photo_captions[int(torch.randint(len(photo_captions), (), generator=generator))])
             names.append(self._names[photo])
-            framings.append(self._framings[photo][variant])
+            size_conditioning.append(self._framings[photo][variant])
             if self._offset:
-                noises[-1] = noises[-1] + self._offset * torch.randn(shape[0], 1, 1, generator=chance)
+                noises[-1] = noises[-1] + self._offset * torch.randn(shape[0], 1, 1, generator=generator)
         return Batch(
             torch.stack(latents),
             self._put(torch.stack(noises)),
-            self._put(torch.stack(times)),
+            self._put(torch.stack(timesteps)),
             tuple(captions),
             tuple(names),
             tuple(indices),
-            tuple(framings),
+            tuple(size_conditioning),
         )
 
     def _put(self, tensor: Tensor) -> Tensor:
         device = self._base.device
-        # Copied from pinned memory, the device need not be waited for.
+        # A copy from pinned memory does not wait for the device.
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class PhotoDataset(LatentDataset):
-    """Photos, mirrored too if asked, each with its own captions or the templates."""
+    """A dataset of photos, mirrored too if `flip`, each with its own captions or the templates."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class PhotoDataset(LatentDataset):
         super().__init__(
             base,
             [base.encode(np.stack([square for square, _ in variants])) for variants in views],
-            [[framing for _, framing in variants] for variants in views],
+            [[size_conditioning for _, size_conditioning in variants] for variants in views],
             [photo.captions or tuple(templates) for photo in photos],
             [photo.name for photo in photos],
             seed,
@@ -136,7 +136,7 @@ class PhotoDataset(LatentDataset):
 
 
 def _crop_and_flip(photo: Photo, flip: bool) -> list[tuple[np.ndarray, SizeConditioning]]:
-    """The square of a photo with its place in the photo; mirrored too, if asked."""
+    """Return the square crop of a photo with its size conditioning; if `flip`, the mirrored one too."""
     square, (left, top), width = photo.square(), photo.crop, photo.pixels.shape[1]
     side = len(square)
     views = [(square, SizeConditioning(photo.original, (top, left), (side, side)))]
@@ -146,16 +146,16 @@ def _crop_and_flip(photo: Photo, flip: bool) -> list[tuple[np.ndarray, SizeCondi
 
 
 CaptionPieces = Sequence[str | Mapping[str, Tensor]]
-"""A caption as `condition` takes it."""
+"""A caption as `encode_captions` takes it."""
 
 
 def fit_captions(
     base: StableDiffusion, readings: Sequence[Callable[[str], CaptionPieces]], photos: Sequence[Photo]
 ) -> tuple[tuple[Photo, ...], list[str]]:
-    """The photos with captions that fit the text encoders, and a line about each photo whose caption was cut.
+    """Cut captions to fit the text encoders; return the photos, and a line about each caption that was cut.
 
-    readings: the ways in which a caption will be read, such as with the token's rows and with the class noun. A caption
-    of more tokens than a base reads at once would otherwise end the training at the step that draws it.
+    readings: the ways in which a caption will be read, such as with the token's embeddings and with the class noun. A
+    caption with too many tokens would otherwise end the training at the step that samples it.
     """
 
     def fits(caption: str) -> bool:
@@ -171,14 +171,14 @@ def fit_captions(
         captions = tuple(shortened(caption, fits) for caption in photo.captions)
         for before, after in zip(photo.captions, captions, strict=True):
             if before != after:
-                rest = f"after: {after[-60:]}" if before.startswith(after) else f"before: {after[:60]}"
-                notes.append(f"  {photo.name}: its caption is too long for this base and is cut {printable(rest)}")
+                excerpt = f"after: {after[-60:]}" if before.startswith(after) else f"before: {after[:60]}"
+                notes.append(f"  {photo.name}: its caption is too long for this base and is cut {printable(excerpt)}")
         fitted.append(replace(photo, captions=captions))
     return tuple(fitted), notes
 
 
 def _tokens(base: StableDiffusion, key: str, pieces: CaptionPieces) -> int:
-    """Positions that a caption takes in one text encoder, without start and end."""
+    """Count the tokens of a caption in one text encoder, without start and end."""
     ids = base.encoders[key].ids
     return sum(len(ids(piece)) if isinstance(piece, str) else len(piece[key]) for piece in pieces)
 
@@ -186,7 +186,7 @@ def _tokens(base: StableDiffusion, key: str, pieces: CaptionPieces) -> int:
 def batch_loss(
     base: StableDiffusion, words: Callable[[str], CaptionPieces], batch: Batch, snr_gamma: float | None
 ) -> Tensor:
-    """The objective for a batch, per sample: (B,). words: what a caption says, with the token's rows in it."""
+    """Compute the loss of a batch, per sample: (B,). words: turns a caption into pieces for `encode_captions`."""
     condition = _encode_captions(base, words, batch)
     return diffusion_loss(
         lambda noisy, t: base.predict(noisy, t, condition),
@@ -199,10 +199,10 @@ def batch_loss(
 
 
 def _encode_captions(base: StableDiffusion, words: Callable[[str], CaptionPieces], batch: Batch) -> Conditioning:
-    """What the UNet reads for each sample. A caption that several have is encoded once: of four samples and eight
-    templates that saves a sixth of the text encoder's work."""
+    """Return the conditioning of each sample. A repeated caption is encoded once: with four samples and eight templates
+    that saves a sixth of the text encoder's work."""
     distinct = list(dict.fromkeys(batch.captions))
-    places = torch.tensor([distinct.index(caption) for caption in batch.captions], device=base.device)
+    positions = torch.tensor([distinct.index(caption) for caption in batch.captions], device=base.device)
     return base.with_size_conditioning(
-        base.encode_captions([words(caption) for caption in distinct])[places], batch.size_conditioning
+        base.encode_captions([words(caption) for caption in distinct])[positions], batch.size_conditioning
     )

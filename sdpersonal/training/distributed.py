@@ -1,9 +1,9 @@
-"""Several processes as one run: they start equal, and when one fails or dies all end, soon, with the cause said once.
+"""Run several processes as one: they start equal, and when one fails or dies all end soon and report the cause once.
 
-Left to itself a collective waits for a dead partner: half an hour with gloo, ten minutes with NCCL. So beside the
-process group each process holds a plain connection to rank 0. The kernel closes it when a process ends, however it
-ends; no time is measured, so a slow step is never taken for a dead one. (A machine that vanishes from the network
-closes nothing; TCP's own probes notice it within 20 seconds.)
+A collective waits for a dead peer: half an hour with gloo, ten minutes with NCCL. So beside the process group each
+process has a TCP connection to rank 0. The kernel closes it when a process ends, however it ends; there is no timeout,
+so a slow process is never taken for a dead one. (A machine that vanishes from the network closes nothing; TCP's
+keep-alive probes notice it within 20 seconds.)
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from .. import storage
 from ..errors import DiskFull, Diverged, Interrupted, UserError
 from ..photos.loading import PhotoSet
 
-GRACE_SECONDS = 10.0  # seconds to end by oneself once another has failed; a thread stuck in a collective cannot
+GRACE_SECONDS = 10.0  # until a process is ended after another failed; a thread stuck in a collective cannot end itself
 _CONNECT_SECONDS = 30.0
-_FAILURE_NEWS_SECONDS = 3.0  # how long the word of a partner's death may take when a collective has failed already
+_FAILURE_NEWS_SECONDS = 3.0  # to wait for the news of a peer's death after a collective failed
 _ERROR_TYPES = {error.exit_code: error for error in (DiskFull, Diverged, Interrupted)}
 _DONE_MESSAGE = "bye"
 
 
 def init_distributed() -> Accelerator:
-    """This process among those that the launcher started, or alone. Raises UserError if the meeting port is taken.
+    """Join the processes that the launcher started, if any. Raises UserError if the main process's port is in use.
 
-    The masters are fp32 whatever the base is, so there is no mixed precision here.
+    The master weights are fp32 whatever the base model is, so there is no mixed precision here.
     """
     try:
-        # Told of the CPU, or processes without a card would not find each other.
+        # Without cpu=True, processes without a GPU would not find each other.
         return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     except RuntimeError as error:
         if "EADDRINUSE" not in str(error):
@@ -53,25 +53,27 @@ def init_distributed() -> Accelerator:
 
 
 def check_same_start(accelerator: Accelerator, photos: PhotoSet, identity: dict[str, object], start: int) -> None:
-    """Raises UserError, in every process, unless all have the same photos, settings and step to go on from."""
+    """Raise UserError, in every process, unless all have the same photos, settings and start step."""
     if accelerator.num_processes == 1:
         return
     settings = storage.sha256(json.dumps(identity, sort_keys=True).encode())
-    mine = [len(photos.photos), int(photos.identity[:12], 16), int(settings[:12], 16), start]
-    rows = gather(torch.tensor([mine], device=accelerator.device)).tolist()
-    for rank, row in enumerate(rows):
-        if row[0] != rows[0][0]:
-            raise UserError(f"Rank {rank} sees {row[0]} photos, rank 0 sees {rows[0][0]}.", _SAME_FOLDERS)
-        if row[1] != rows[0][1]:
+    summary = [len(photos.photos), int(photos.identity[:12], 16), int(settings[:12], 16), start]
+    summaries = gather(torch.tensor([summary], device=accelerator.device)).tolist()
+    for rank, other in enumerate(summaries):
+        if other[0] != summaries[0][0]:
+            raise UserError(f"Rank {rank} sees {other[0]} photos, rank 0 sees {summaries[0][0]}.", _SAME_FOLDERS)
+        if other[1] != summaries[0][1]:
             raise UserError(f"Rank {rank} sees other photos than rank 0.", _SAME_FOLDERS)
-        if row[2] != rows[0][2]:
+        if other[2] != summaries[0][2]:
             raise UserError(f"Rank {rank} was started with other settings than rank 0.", "Give all the same.")
-        if row[3] != rows[0][3]:
-            raise UserError(f"Rank {rank} would go on from step {row[3]}, rank 0 from {rows[0][3]}.", _SAME_FOLDERS)
+        if other[3] != summaries[0][3]:
+            raise UserError(
+                f"Rank {rank} would go on from step {other[3]}, rank 0 from {summaries[0][3]}.", _SAME_FOLDERS
+            )
 
 
 def broadcast_decision(accelerator: Accelerator, decision: bool) -> bool:
-    """What the first process decided, in every process."""
+    """Return the main process's decision in every process."""
     if accelerator.num_processes == 1:
         return decision
     return bool(broadcast(_int_tensor(accelerator, [decision])).item())
@@ -82,7 +84,7 @@ _SAME_FOLDERS = "Every process needs the same folders; between machines, on a sh
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why one process ended; `trace` is a traceback, where it was no mistake of the user's."""
+    """The reason why a process ended; `trace` is a traceback, if the error was not the user's."""
 
     rank: int
     message: str
@@ -110,27 +112,27 @@ class _Failure:
 
 @contextmanager
 def fail_together(accelerator: Accelerator) -> Iterator[None]:
-    """Work of all processes. Where one fails, rank 0 raises the cause (rank 1 if it was rank 0 that died), and the
-    others SystemExit with the same code; a process that hangs in a collective is ended."""
+    """Run the block in all processes. If one fails, rank 0 raises the cause (rank 1 if rank 0 died), the others
+    SystemExit with the same code; a process that hangs in a collective is ended."""
     if accelerator.num_processes == 1:
         yield
         return
-    crew = _PeerConnections(accelerator)
+    peers = _PeerConnections(accelerator)
     try:
         yield
     except BaseException as error:
-        failure = crew.root_cause(error)
-        if not crew.should_report(failure):
+        failure = peers.root_cause(error)
+        if not peers.should_report(failure):
             raise SystemExit(failure.code) from None
-        if failure.rank == crew.rank:
+        if failure.rank == peers.rank:
             raise
         raise failure.error() from None
     finally:
-        crew.leave()
+        peers.leave()
 
 
 class _PeerConnections:
-    """This process's connections: rank 0 has one to everybody, the others one to rank 0, which passes news on."""
+    """The connections of this process: rank 0 has one to every other and forwards messages; the others one to it."""
 
     def __init__(self, accelerator: Accelerator):
         self.rank, self._size = accelerator.process_index, accelerator.num_processes
@@ -141,12 +143,12 @@ class _PeerConnections:
             threading.Thread(target=self._listen, args=(rank, connection), daemon=True).start()
 
     def root_cause(self, error: BaseException) -> _Failure:
-        """What ended the work here: this error, or a partner's end of which it is only the echo."""
-        own = isinstance(error, UserError | KeyboardInterrupt | SystemExit)
-        if not own:
+        """Return the failure behind this error: the error itself, or the end of a peer that caused it."""
+        is_cause = isinstance(error, UserError | KeyboardInterrupt | SystemExit)
+        if not is_cause:
             self._known.wait(_FAILURE_NEWS_SECONDS)
         with self._mutex:
-            if own or self._failure is None:
+            if is_cause or self._failure is None:
                 self._failure = _Failure.of(self.rank, error)
                 self._known.set()
                 self._send(asdict(self._failure))
@@ -191,7 +193,7 @@ class _PeerConnections:
 
     def _accept_peers(self, accelerator: Accelerator) -> dict[int, socket.socket]:
         with _open_server() as server:
-            secret = secrets.token_bytes(16)  # or anybody who finds the port could end the run
+            secret = secrets.token_bytes(16)  # else anybody who finds the port could end the run
             broadcast(_int_tensor(accelerator, [server.getsockname()[1], *secret]))
             server.settimeout(_CONNECT_SECONDS)
             peers: dict[int, socket.socket] = {}
@@ -220,7 +222,7 @@ def _int_tensor(accelerator: Accelerator, values: list[int]) -> torch.Tensor:
 
 
 def _open_server() -> socket.socket:
-    with suppress(OSError):  # the name of a service rather than of this machine
+    with suppress(OSError):  # MASTER_ADDR may name a service rather than this machine
         return socket.create_server((os.environ["MASTER_ADDR"], 0))
     return socket.create_server(("", 0))
 

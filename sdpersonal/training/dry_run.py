@@ -1,5 +1,5 @@
-"""One hidden step of everything before the first real one: what will fail fails in the first seconds, and what it takes
-is measured instead of guessed. Nothing of it is left."""
+"""Run one step and checkpoint before the first real ones: errors show in the first seconds, and the cost is measured
+instead of guessed. The dry run changes nothing."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ from .loop import MAX_GRAD_NORM, TrainState
 
 DRY_RUN_FOLDER = "rehearsal"
 COST_FILE = "cost.json"
-_LAST_STEP = 1 << 30  # as a step's number: a pivotal run's LoRA, which takes the most, comes last
-_STATE_SIZE = {"adamw": 3.0, "prodigy": 5.0, "adamw8bit": 1.5}  # gradients and moments, in sizes of what trains
-_WARM_UP_SECONDS = 2.0  # seconds; a first step that takes less is mostly warming up, so a second one is timed
+_LAST_STEP = 1 << 30  # a step number past any pivot: a pivotal run's LoRA, which takes the most memory, trains last
+_STATE_SIZE = {
+    "adamw": 3.0,
+    "prodigy": 5.0,
+    "adamw8bit": 1.5,
+}  # gradients and moments, relative to the trained parameters
+_WARM_UP_SECONDS = 2.0  # a first step that takes less is mostly warm-up, so a second one is timed
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What was measured: bytes held by this process at most, bytes it can have; seconds of a step, of a checkpoint."""
+    """The measured cost. held: peak bytes of this process; room: bytes it can have; step, checkpoint: seconds."""
 
     held: int
     room: int
@@ -43,46 +47,46 @@ class Cost:
 
 
 def perform_dry_run(lesson: TrainState, batch: int, accumulate: int, run: Path) -> Cost:
-    """A step at rate zero and, in the first process, a checkpoint; then all is as it was. A step has `accumulate`
-    batches of `batch` photos.
+    """Measure a step at learning rate zero and, in the main process, a checkpoint, then undo both. A step has
+    `accumulate` batches of `batch` photos.
 
-    Raises UserError where the memory cannot hold what trains, DiskFull where the disk cannot hold its checkpoints.
+    Raises UserError if memory cannot hold the training, DiskFull if the disk cannot hold its checkpoints.
     """
-    optimizer, trained, room = lesson.optimizer, lesson.method.trainable_parameters(), lesson.room
-    size = sum(parameter.numel() * 4 for parameter in trained.values())
-    # Known before it is allocated: a machine that runs out may end us without a word.
-    room.check(round(_STATE_SIZE[room.settings.optimizer] * size), "gradients and moments")
+    optimizer, parameters, oom_advice = lesson.optimizer, lesson.method.trainable_parameters(), lesson.room
+    size = sum(parameter.numel() * 4 for parameter in parameters.values())
+    # Checked before allocation: the system may kill a process that runs out of memory, without a message.
+    oom_advice.check(round(_STATE_SIZE[oom_advice.settings.optimizer] * size), "gradients and moments")
     seconds = _time_step(lesson, batch, accumulate)
     if seconds < _WARM_UP_SECONDS:
         seconds = _time_step(lesson, batch, accumulate)
-    began = time.monotonic()
+    started_at = time.monotonic()
     if lesson.accelerator.is_main_process:
         _check_disk(run, (CHECKPOINT_LIMIT + 2) * lesson.checkpoint_state().size())
         _try_checkpoint(run, lesson.checkpoint_state())
-    writing = time.monotonic() - began
+    checkpoint_seconds = time.monotonic() - started_at
     optimizer.state.clear()
-    return Cost(*memory_usage(room.device), seconds, writing)
+    return Cost(*memory_usage(oom_advice.device), seconds, checkpoint_seconds)
 
 
 def _time_step(lesson: TrainState, batch: int, accumulate: int) -> float:
-    """Seconds of a whole step that changes nothing: the rates are zero."""
-    optimizer, began = lesson.optimizer, time.monotonic()
+    """Measure the seconds of a whole step that changes nothing: the learning rates are zero."""
+    optimizer, started_at = lesson.optimizer, time.monotonic()
     for _ in range(accumulate):
         loss = lesson.method.loss(lesson.photos.samples(range(batch)), _LAST_STEP).mean() / accumulate
         loss.backward()
     norm = nn.utils.clip_grad_norm_(lesson.method.trainable_parameters().values(), MAX_GRAD_NORM)
-    if torch.isfinite(norm):  # else even at rate zero it would spoil what trains; the first real step will say so
+    if torch.isfinite(norm):  # else even rate zero would spoil the parameters; the first real step reports it
         with _zero_lr(optimizer):
             optimizer.step()
     optimizer.zero_grad()
     if lesson.room.device.type == "cuda":
         torch.cuda.synchronize(lesson.room.device)
-    return time.monotonic() - began
+    return time.monotonic() - started_at
 
 
 @contextmanager
 def _zero_lr(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """What the groups hold comes back, also what an optimiser counts in them."""
+    """Set all rates to 0 in the block, then restore the groups, with all that the optimizer stores in them."""
     before = [
         {key: value.clone() if isinstance(value, Tensor) else value for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
@@ -97,11 +101,11 @@ def _zero_lr(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 def _try_checkpoint(run: Path, learned: CheckpointState) -> None:
-    place = storage.make_folder(run / DRY_RUN_FOLDER)
+    folder = storage.make_folder(run / DRY_RUN_FOLDER)
     try:
-        save_checkpoint(place, 0, learned, {})
+        save_checkpoint(folder, 0, learned, {})
     finally:
-        storage.remove(place)
+        storage.remove(folder)
 
 
 def _check_disk(run: Path, need: int) -> None:
@@ -114,10 +118,10 @@ def _check_disk(run: Path, need: int) -> None:
 
 
 def format_duration(seconds: float) -> str:
-    """8 s, 1:05 min, 2:10 h."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    unit, name = (60, "h") if whole >= 3600 else (1, "min")
+    """Format a duration: 8 s, 1:05 min, 2:10 h."""
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    unit, name = (60, "h") if rounded >= 3600 else (1, "min")
     large, small = divmod(round(seconds / unit), 60)
     return f"{large}:{small:02d} {name}"

@@ -1,8 +1,8 @@
-"""The average of what trains over its last steps: what is drawn, measured and kept (Polyak and Juditsky 1992; every
-diffusion model since Ho et al. 2020 is one).
+"""Exponential moving average of the trained parameters; it is what is sampled, measured and saved (Polyak and Juditsky
+1992; every diffusion model since Ho et al. 2020 uses one).
 
-At a constant rate single steps jump about: on the built-in base the likeness of one checkpoint and of the next differed
-by a fifth. The average does not, so the rate can be twice as high, and half the steps do (docs/performance.md).
+At a constant rate single steps fluctuate: on the built-in base the likeness of consecutive checkpoints differed by a
+fifth. The average does not, so the rate can be twice as high, and half the steps suffice (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Exponential moving average, fp32. decay: 0.95 is about the last twenty steps."""
+    """Exponential moving average, fp32. decay: 0.95 averages about the last twenty steps."""
 
     def __init__(self, trained: Mapping[str, nn.Parameter], decay: float):
         self._trained, self._decay = dict(trained), decay
@@ -23,13 +23,13 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Step number `step`, from 0, is done. The first ones forget the start sooner: it was no step's result."""
+        """Update after step `step`, from 0. Early steps decay faster: the initial values are no step's result."""
         decay = min(self._decay, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(self.values.values()), list(self._trained.values()), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The average stands in what trains, inside the block. Nothing is copied."""
+        """Swap the average into the trained parameters inside the block. Nothing is copied."""
         self._swap()
         try:
             yield
@@ -42,7 +42,7 @@ class EMA:
 
 
 class NoEMA:
-    """Every step's result as it is: where a second copy of what trains is too much."""
+    """No averaging: for methods whose trained parameters are too large for a second copy."""
 
     def __init__(self):
         self.values: dict[str, Tensor] = {}

@@ -28,12 +28,12 @@ from .signals import StopSignals
 MAX_GRAD_NORM = 1.0
 ABSURD_LOSS = 100.0  # targets have variance 1: a prediction this far off is none
 _BUCKET_SIZE = 1 << 24  # numbers in one message between processes, 64 MB
-_REPEAT_WINDOW = 1.0  # seconds; a launcher passes on the Ctrl-C that the terminal has sent already
+_REPEAT_WINDOW = 1.0  # seconds; a launcher passes on a Ctrl-C that the terminal has sent already
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Who learns, from what, with what, and in which room."""
+    """What a training step works with: processes, method, data, optimizer, memory advice, average."""
 
     accelerator: Accelerator
     method: Method
@@ -43,89 +43,91 @@ class TrainState:
     average: EMA | NoEMA = field(default_factory=NoEMA)
 
     def checkpoint_state(self) -> CheckpointState:
-        """What a checkpoint keeps of it."""
+        """Return what a checkpoint stores of it."""
         return CheckpointState(self.method.trainable_parameters(), self.optimizer, self.average.values)
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How a method is taught, up to a milestone. A step learns from batch * accumulate * processes photos."""
+    """Settings of the loop up to a milestone. A step trains on batch * accumulate * processes photos."""
 
     run: Path
     start: int
     steps: int
-    batch: int  # photos at once in each process
-    accumulate: int  # batches of each process in a step
+    batch: int  # batch size of each process
+    accumulate: int  # gradient accumulation: batches of each process in a step
     save_every: int
-    lr: float  # as --lr gives it, for messages
-    lr_factor: Callable[[int], float]  # what the method's rates are multiplied with at a step
-    identity: dict[str, object]  # what must be equal for a run to go on
-    stop_step: int | None = None  # the milestone; by default the last step
-    fixed_batch: Batch | None = None  # the fixed batch that is measured in the first process
+    lr: float  # the value of --lr, for messages
+    lr_factor: Callable[[int], float]  # factor of the method's learning rates at a step
+    identity: dict[str, object]  # must be equal for a run to be resumed
+    stop_step: int | None = None  # the milestone to stop at; by default the last step
+    fixed_batch: Batch | None = None  # its loss is measured in the main process
     measure_every: int = 1  # steps
-    usual_lr: float = math.inf  # the preset's, which is proposed where --lr was far too high
-    best: int | None = None  # step whose checkpoint is kept however old it is
+    usual_lr: float = math.inf  # the preset's, the highest that is proposed after divergence
+    best: int | None = None  # the step whose checkpoint is never deleted
 
 
 def fit(lesson: TrainState, plan: LoopConfig, journal: ProgressLog | NullLog) -> tuple[int, Command]:
-    """Train from step `plan.start` to `plan.until`, or until something is asked; and keep a checkpoint there. Returns
-    the step that was reached, and what was asked.
+    """Train from step `plan.start` to `plan.stop_step` or until a command arrives, and save a checkpoint there.
 
-    The device is never waited for at a step's end: its numbers are looked at when the next one is under way, and always
-    before a checkpoint. Raises Diverged at the first loss or gradient that is not finite, Interrupted (with a
-    checkpoint) on Ctrl-C or SIGTERM, DiskFull naming the last checkpoint, UserError when out of memory.
+    The loop never waits for the device at a step's end: it reads a step's numbers while the next one runs, and always
+    before a checkpoint.
+
+    Returns: the step that was reached and the command that ended the loop, if any.
+    Raises: Diverged at the first loss or gradient that is not finite, Interrupted (with a checkpoint) on Ctrl-C or
+    SIGTERM, DiskFull naming the last checkpoint, UserError when out of memory.
     """
     accelerator, method, photos, optimizer = lesson.accelerator, lesson.method, lesson.photos, lesson.optimizer
-    trained, until = method.trainable_parameters(), plan.stop_step or plan.steps
+    trainable, last_step = method.trainable_parameters(), plan.stop_step or plan.steps
     alone, main = accelerator.num_processes == 1, accelerator.is_main_process
-    unread: deque[_StepResult] = deque()
-    done, stopping = plan.start, 0
+    pending: deque[_StepResult] = deque()
+    done, stop_code = plan.start, 0
     with _name_checkpoint_if_disk_full(plan.run), StopSignals(0.0 if alone else _REPEAT_WINDOW, speak=main) as stop:
-        for step in range(plan.start, until):
-            wish = poll(plan.run) if main else Command.NOTHING
+        for step in range(plan.start, last_step):
+            command = poll(plan.run) if main else Command.NOTHING
             with lesson.room.at(f"at step {step + 1}"):
                 rates = _set_rates(optimizer, method.learning_rates(step), plan.lr_factor(step))
                 losses = _backward(accelerator, method, photos, plan, step)
-                shares = _reduce_gradients(accelerator, losses, trained.values(), stop.asked or wish)
-                norm = nn.utils.clip_grad_norm_(trained.values(), MAX_GRAD_NORM)
+                gathered = _reduce_gradients(accelerator, losses, trainable.values(), stop.asked or command)
+                norm = nn.utils.clip_grad_norm_(trainable.values(), MAX_GRAD_NORM)
                 optimizer.step()
                 optimizer.zero_grad()
                 lesson.average.update(step)
                 measured = _measure_if_due(lesson, plan, step) if main else []
-                unread.append(_StepResult.of(step, torch.cat([norm.view(1), shares.flatten(), *measured]), rates))
-            done, stopping = step + 1, (stop.asked or wish) if alone else 0
-            saving = done % plan.save_every == 0 or done == until
-            while len(unread) > (0 if saving or stopping else 1):
-                # Of several processes all must stop at one step: where they have heard of it from each other.
-                stopping = _record_step(unread.popleft(), accelerator, photos, plan, journal) or stopping
-            if main and (saving or stopping):
+                pending.append(_StepResult.of(step, torch.cat([norm.view(1), gathered.flatten(), *measured]), rates))
+            done, stop_code = step + 1, (stop.asked or command) if alone else 0
+            saving = done % plan.save_every == 0 or done == last_step
+            while len(pending) > (0 if saving or stop_code else 1):
+                # All processes must stop at the same step: the one whose all-reduce told them of the signal.
+                stop_code = _record_step(pending.popleft(), accelerator, photos, plan, journal) or stop_code
+            if main and (saving or stop_code):
                 journal.keep()
                 save_checkpoint(plan.run, done, lesson.checkpoint_state(), plan.identity, plan.best)
-            if stopping > 0 and done < plan.steps:
-                raise _interrupted_error(done, plan.steps, stopping)
-            if stopping:
+            if stop_code > 0 and done < plan.steps:
+                raise _interrupted_error(done, plan.steps, stop_code)
+            if stop_code:
                 break
-    return done, Command(min(stopping, 0))
+    return done, Command(min(stop_code, 0))
 
 
 @dataclass(frozen=True)
 class _StepResult:
-    """What a step gave: [gradient's norm, then for each process its A losses and the signal it got, the wish it heard
-    or 0, then the fixed batch's loss if it was measured]."""
+    """The numbers of a step: [gradient norm, then for each process its A losses and its signal, command or 0, then the
+    fixed batch's loss if it was measured]."""
 
     step: int
-    numbers: Tensor  # on the CPU, or on its way there
+    numbers: Tensor  # on the CPU; the copy may still be running
     copy_event: torch.cuda.Event | None
     learning_rates: list[float]
 
     @classmethod
     def of(cls, step: int, numbers: Tensor, rates: list[float]) -> _StepResult:
-        here = numbers.detach().to("cpu", non_blocking=True)
+        on_cpu = numbers.detach().to("cpu", non_blocking=True)
         event = None
         if numbers.is_cuda:
             event = torch.cuda.Event()
             event.record()
-        return cls(step, here, event, rates)
+        return cls(step, on_cpu, event, rates)
 
     def read(self) -> tuple[float, list[list[float]]]:
         if self.copy_event:
@@ -135,7 +137,7 @@ class _StepResult:
 
 
 def _measure_if_due(lesson: TrainState, plan: LoopConfig, step: int) -> list[Tensor]:
-    """The fixed batch's loss after a step, (1,), where it is due."""
+    """Measure the fixed batch's loss after a step: [(1,)] if it is due, else []."""
     if plan.fixed_batch is None or (step + 1) % plan.measure_every:
         return []
     with lesson.average.applied():
@@ -149,29 +151,29 @@ def _set_rates(optimizer: torch.optim.Optimizer, rates: list[float], factor: flo
 
 
 def sample_indices(step: int, part: int, rank: int, processes: int, plan: LoopConfig) -> range:
-    """The numbers of the samples in batch `part` of a step's, in process `rank`: counted over the whole run, so that
-    the step sees the same photos however it is cut into batches and shared out."""
+    """Return the sample indices of batch `part` of a step in process `rank`. They are counted over the whole run, so
+    a step trains on the same photos however it is split into batches and processes."""
     first = ((step * plan.accumulate + part) * processes + rank) * plan.batch
     return range(first, first + plan.batch)
 
 
 def _backward(accelerator: Accelerator, method: Method, photos: PhotoDataset, plan: LoopConfig, step: int) -> Tensor:
-    """Leaves the mean gradient of this process's batches; returns their losses, (A,)."""
+    """Accumulate the mean gradient of this process's batches; return their losses, (A,)."""
     losses = []
     for part in range(plan.accumulate):
-        mine = sample_indices(step, part, accelerator.process_index, accelerator.num_processes, plan)
-        loss = method.loss(photos.samples(mine), step).mean()
+        indices = sample_indices(step, part, accelerator.process_index, accelerator.num_processes, plan)
+        loss = method.loss(photos.samples(indices), step).mean()
         accelerator.backward(loss / plan.accumulate)
         losses.append(loss.detach())
     return torch.stack(losses)
 
 
 def _reduce_gradients(accelerator: Accelerator, losses: Tensor, trained: Iterable[nn.Parameter], stop: int) -> Tensor:
-    """Mean gradients over the W processes; returns each one's losses and `stop`, (W, A + 1).
+    """Average the gradients over the W processes; return the losses and `stop` of each process, (W, A + 1).
 
-    stop: the signal that this process got, or the wish that it heard, or 0.
+    stop: the signal that this process got, or the command that it read, or 0.
 
-    What has no gradient here has none anywhere: a method decides that by the step alone.
+    A parameter without a gradient here has none in any process: a method decides that by the step alone.
     """
     shares = losses.new_zeros(accelerator.num_processes, len(losses) + 1)
     shares[accelerator.process_index, :-1] = losses
@@ -187,7 +189,7 @@ def _reduce_gradients(accelerator: Accelerator, losses: Tensor, trained: Iterabl
 
 
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """A LoRA goes in one message; a whole UNet in several, since each is a copy."""
+    """Group tensors into messages: a LoRA fits one, a UNet needs several, since each message is a copy."""
     message, size = [], 0
     for tensor in tensors:
         if message and size + tensor.numel() > _BUCKET_SIZE:
@@ -205,14 +207,13 @@ def _record_step(
     plan: LoopConfig,
     journal: ProgressLog | NullLog,
 ) -> int:
-    """Look at a step's numbers, and write them down; returns the signal that asked a process to stop, else the wish,
-    or 0."""
+    """Check a step's numbers and log them; return the signal that a process got, else the command, or 0."""
     norm, flat = outcome.read()
     width = plan.accumulate + 1
     end = width * accelerator.num_processes
-    shares, measured = [flat[place : place + width] for place in range(0, end, width)], flat[end:]
+    shares, measured = [flat[start : start + width] for start in range(0, end, width)], flat[end:]
     losses = {(rank, part): loss for rank, share in enumerate(shares) for part, loss in enumerate(share[:-1])}
-    bad = [place for place, loss in losses.items() if not (math.isfinite(loss) and loss < ABSURD_LOSS)]
+    bad = [key for key, loss in losses.items() if not (math.isfinite(loss) and loss < ABSURD_LOSS)]
     if bad or not math.isfinite(norm):
         value = losses[bad[0]] if bad else norm
         names = [
@@ -222,16 +223,16 @@ def _record_step(
         ]
         raise _diverged_error("loss" if bad else "gradient", value, outcome.step, names, plan)
     journal.step(outcome.step + 1, math.fsum(losses.values()) / len(losses), outcome.learning_rates, *measured)
-    asked = [share[-1] for share in shares]
-    return int(max(asked) or min(asked))
+    stop_codes = [share[-1] for share in shares]
+    return int(max(stop_codes) or min(stop_codes))
 
 
 def _diverged_error(what: str, value: float, step: int, photos: list[str], plan: LoopConfig) -> Diverged:
     shown = "NaN" if math.isnan(value) else "infinite" if math.isinf(value) else f"{value:.3g}"
     names = list(dict.fromkeys(photos))
     where = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    kept = latest_step(plan.run)
-    after = f"Nothing after step {kept} was kept" if kept else "Nothing was kept"
+    last_checkpoint = latest_step(plan.run)
+    after = f"Nothing after step {last_checkpoint} was kept" if last_checkpoint else "Nothing was kept"
     return Diverged(
         f"The {what} became {shown} at step {step + 1} ({where}; --lr {plan.lr:g}). {after}. No concept was made.",
         f"Try --lr {lower_rate(plan.lr, plan.usual_lr):g}, with another --run.",
@@ -240,13 +241,13 @@ def _diverged_error(what: str, value: float, step: int, photos: list[str], plan:
 
 def _interrupted_error(done: int, steps: int, signal: int) -> Interrupted:
     error = Interrupted(f"Stopped after step {done} of {steps}; it is saved.", "Add --resume to go on.")
-    error.exit_code = 128 + signal  # as a shell counts: 130 for Ctrl-C, 143 for SIGTERM
+    error.exit_code = 128 + signal  # the shell's convention: 130 for Ctrl-C, 143 for SIGTERM
     return error
 
 
 @contextmanager
 def _name_checkpoint_if_disk_full(run: Path) -> Iterator[None]:
-    """A full disk stops a run, which can go on from its newest checkpoint: DiskFull says from which."""
+    """Name in DiskFull the newest checkpoint, from which the run can be resumed."""
     try:
         yield
     except DiskFull as error:
@@ -256,7 +257,7 @@ def _name_checkpoint_if_disk_full(run: Path) -> Iterator[None]:
 
 
 class NullLog:
-    """The journal of every process but the first."""
+    """The progress log of every process but the main one: it writes nothing."""
 
     losses: tuple[float, ...] = ()
     fixed_batch_losses: tuple[tuple[int, float], ...] = ()

@@ -1,4 +1,4 @@
-"""A run from milestone to milestone: at each the concept is examined, and where there is no more to learn it ends."""
+"""Run the loop from milestone to milestone: each validates the concept and ends the run if it has converged."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .validation import Validation, Validator, is_improving
 
 @dataclass(frozen=True)
 class Milestones:
-    """spacing: steps between milestones; early_stop: whether the run may end at one of them; pivot: the step before
-    which the fixed batch's losses are another curve."""
+    """The milestones of a run. spacing: steps between them; early_stop: whether the run may end at one of them; pivot:
+    the step up to which the fixed batch's losses belong to another curve."""
 
     spacing: int
     early_stop: bool
@@ -28,7 +28,7 @@ class Milestones:
 
 
 def plan_milestones(chosen: Preset, examined: bool, early_stop: bool) -> Milestones:
-    """Without anything to do at a milestone there is one, at the end. A run too short to be measured settles never."""
+    """Place the milestones: only one, at the end, without validation and early stopping. Short runs cannot converge."""
     early_stop = early_stop and can_converge(chosen.steps, chosen.measure_every)
     spacing = max(1, -(-chosen.steps // chosen.milestones)) if examined or early_stop else chosen.steps
     return Milestones(spacing, early_stop, chosen.pivot)
@@ -36,7 +36,7 @@ def plan_milestones(chosen: Preset, examined: bool, early_stop: bool) -> Milesto
 
 @dataclass(frozen=True)
 class RunEnd:
-    """The step at which a run ended, and why, in words."""
+    """The step at which a run ended, and the reason in words."""
 
     step: int
     reason: str = ""
@@ -50,32 +50,36 @@ def run_milestones(
     exam: Validator | None,
     say: Callable[[str], None],
 ) -> RunEnd:
-    """Learn from `plan.start` to where it ends. Raises as `learn` does.
+    """Train from `plan.start` to the run's end. Raises as `fit` does.
 
-    exam: in the first process only, which decides for all.
+    exam: only in the main process, which decides for all.
     """
-    at, wish, marks = plan.start, Command.NOTHING, course.milestones(plan.steps)
+    step, command, milestones = plan.start, Command.NOTHING, course.milestones(plan.steps)
     while True:
-        if exam and (wish or at in marks):
+        if exam and (command or step in milestones):
             with lesson.average.applied(), lesson.room.at("drawing sample pictures", "Add --no-samples."):
-                exam.run(lesson.method, at, asked=bool(wish))
-        if wish is Command.KEEP:
-            say(f"Ended after step {at} of {plan.steps}, as asked.")
-            return RunEnd(at, "as asked")
-        if at in marks and course.early_stop:
-            seen = dvar(journal.fixed_batch_losses, course.pivot)
-            settled = (
-                bool(seen) and seen[-1].converged and not (exam and is_improving(_at_milestones(exam.held, marks)))
+                exam.run(lesson.method, step, asked=bool(command))
+        if command is Command.KEEP:
+            say(f"Ended after step {step} of {plan.steps}, as asked.")
+            return RunEnd(step, "as asked")
+        if step in milestones and course.early_stop:
+            points = dvar(journal.fixed_batch_losses, course.pivot)
+            converged = (
+                bool(points)
+                and points[-1].converged
+                and not (exam and is_improving(_at_milestones(exam.held, milestones)))
             )
-            if at < plan.steps and broadcast_decision(lesson.accelerator, settled):
-                say(f"There is no more to learn: ended after step {at} of {plan.steps} (--no-early-stop goes on).")
-                return RunEnd(at, "since there was no more to learn")
-        if at >= plan.steps:
-            return RunEnd(at)
-        until = next(mark for mark in marks if mark > at)
-        at, wish = fit(lesson, replace(plan, start=at, stop_step=until, best=exam.best_step if exam else None), journal)
+            if step < plan.steps and broadcast_decision(lesson.accelerator, converged):
+                say(f"There is no more to learn: ended after step {step} of {plan.steps} (--no-early-stop goes on).")
+                return RunEnd(step, "since there was no more to learn")
+        if step >= plan.steps:
+            return RunEnd(step)
+        next_milestone = next(milestone for milestone in milestones if milestone > step)
+        step, command = fit(
+            lesson, replace(plan, start=step, stop_step=next_milestone, best=exam.best_step if exam else None), journal
+        )
 
 
 def _at_milestones(trials: Sequence[Validation], marks: Sequence[int]) -> list[Validation]:
-    """Without those that somebody asked for: whether a run goes on must not depend on who looks at it."""
-    return [trial for trial in trials if trial.step in marks]
+    """Leave out validations that a user asked for: looking at a run must not change when it ends."""
+    return [validation for validation in trials if validation.step in marks]

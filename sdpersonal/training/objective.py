@@ -1,4 +1,4 @@
-"""What is learned from, as pure functions: all chance comes in as arguments."""
+"""The training objective, as pure functions: all random values are arguments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def diffusion_loss(
     t: Tensor,
     snr_gamma: float | None = None,
 ) -> Tensor:
-    """Mean squared error of the predicted noise or velocity, per sample: (B, C, h, w) -> (B,).
+    """Compute the mean squared error of the predicted noise or velocity, per sample: (B, C, h, w) -> (B,).
 
     Ho et al. 2020, eq. 14 (Salimans and Ho 2022 for the velocity), weighted by min-SNR where a gamma is given.
     latents, noise: fp32 (B, C, h, w); t: (B,).
@@ -29,10 +29,10 @@ def diffusion_loss(
 
 
 def min_snr(schedule: NoiseSchedule, t: Tensor, gamma: float) -> Tensor:
-    """Min-SNR weights, (B,) (Hang et al. 2023, arXiv 2303.09556, section 3.4): min(SNR, gamma) / SNR for the noise,
-    over SNR + 1 for the velocity.
+    """Compute min-SNR weights, (B,) (Hang et al. 2023, arXiv 2303.09556, section 3.4): min(SNR, gamma) / SNR for noise
+    prediction, over SNR + 1 for velocity prediction.
 
-    With zero terminal SNR the last step's weight is 0: there the velocity is the picture itself, about which pure
+    With zero terminal SNR the last timestep's weight is 0: there the velocity is the image itself, about which pure
     noise says nothing.
     """
     abar = schedule.alphas_cumprod[t]

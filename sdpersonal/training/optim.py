@@ -1,4 +1,4 @@
-"""Optimisers by name, and the learning rate over a run."""
+"""Make optimizers by name, and the learning rate schedule of a run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .prodigy import Prodigy
 
 
 def make_optimizer(name: str, groups: list[dict], main_rate: float, usual_rate: float) -> torch.optim.Optimizer:
-    """The optimiser of that name for these groups. Raises UserError where it cannot be had.
+    """Make the optimizer of that name for these groups. Raises UserError if its package is not installed.
 
-    main_rate: the method's main learning rate; Prodigy finds its own and takes the groups' only relative to it.
+    main_rate: the method's main learning rate; Prodigy finds its own and uses the groups' only relative to it.
     usual_rate: the preset's, from a tenth of which Prodigy starts. From the authors' 1e-6 a LoRA of the built-in base
-    learned nothing for 60 steps, the loss staying at 0.50; from a tenth it is 0.27 by then (AdamW: 0.20).
+    did not train for 60 steps, the loss staying at 0.50; from a tenth it is 0.27 by then (AdamW: 0.20).
     """
     if name == "prodigy":
         return Prodigy([group | {"lr": group["lr"] / main_rate} for group in groups], d0=usual_rate / 10)
@@ -28,21 +28,21 @@ def make_optimizer(name: str, groups: list[dict], main_rate: float, usual_rate: 
 
 
 def check_available(name: str) -> None:
-    """Raise UserError where the optimiser of that name needs a package that is not installed."""
+    """Raise UserError if the optimizer of that name needs a package that is not installed."""
     if name == "adamw8bit":
         _import_bitsandbytes()
 
 
 def lr_factor(settings: TrainingSettings, preset: Preset) -> Callable[[int], float]:
-    """What the method's rates are multiplied with at a step: a pure function of it and of the number of steps.
+    """Return the factor of the method's learning rates, as a pure function of the step.
 
-    Cosine (Loshchilov and Hutter 2017, arXiv 1608.03983) falls from 1 to 0. There is no warm-up: what is trained starts
-    from nothing (a LoRA) or from words' own rows, and has no moments that a first large step could spoil.
+    Cosine (Loshchilov and Hutter 2017, arXiv 1608.03983) falls from 1 to 0. There is no warm-up: the parameters start
+    at zero (a LoRA) or from words' embeddings, and have no moments that a first large step could spoil.
     """
-    times = (settings.lr or 1.0) / preset.lr if settings.optimizer == "prodigy" else 1.0
+    scale = (settings.lr or 1.0) / preset.lr if settings.optimizer == "prodigy" else 1.0
     if settings.schedule == "constant":
-        return lambda step: times
-    return lambda step: times * 0.5 * (1 + math.cos(math.pi * step / preset.steps))
+        return lambda step: scale
+    return lambda step: scale * 0.5 * (1 + math.cos(math.pi * step / preset.steps))
 
 
 def _import_bitsandbytes():

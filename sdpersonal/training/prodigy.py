@@ -1,9 +1,9 @@
 """Prodigy (Mishchenko and Defazio 2024, arXiv 2306.06101): Adam whose step size is estimated while it runs.
 
-As the authors' package `prodigyopt` with bias correction and safeguarded warm-up, which the tests compare with, but for
-two things. The package takes one rate for all groups; here each group has its own, relative to the others: x learned at
-rate r is y = x/r learned at rate 1, since Adam does not see the scale of a gradient. And the package reads two numbers
-per parameter from the device at every step; here the estimate stays there.
+It equals the authors' package `prodigyopt` with bias correction and safeguarded warm-up, which the tests compare with,
+except in two points. The package has one rate for all groups; here each group has its own, relative to the others: x
+trained at rate r is y = x/r trained at rate 1, since Adam ignores the scale of a gradient. And the package reads two
+numbers per parameter from the device at every step; here the estimate stays on the device.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 
 
 class Prodigy(torch.optim.Optimizer):
-    """The rates that the groups come with say how fast each is beside the others; `lr` set later, a share of that.
+    """Prodigy with parameter groups. Their initial rates are relative to each other; an `lr` set later scales them.
 
-    A group with `lr` 0, and a parameter without a gradient, stay as they are.
+    A group with `lr` 0, and a parameter without a gradient, are not changed.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Prodigy(torch.optim.Optimizer):
             group["own_rate"] = group["lr"]
             group["k"] = 0  # steps of this group
         first = self.param_groups[0]["params"][0]
-        # Kept in a group, so that they are saved with it. d: the distance to the solution, as estimated so far.
+        # Stored in a group, so that they are saved with it. d: the estimated distance to the solution.
         self.param_groups[0] |= {
             "d": first.new_tensor(d0),
             "numerator": first.new_tensor(0.0),
@@ -41,11 +41,11 @@ class Prodigy(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        shared = self.param_groups[0]
-        d = shared["d"]
-        beta3 = math.sqrt(shared["betas"][1])
-        numerator, denominator = beta3 * shared["numerator"], torch.zeros_like(d)
-        moving = []
+        first_group = self.param_groups[0]
+        d = first_group["d"]
+        beta3 = math.sqrt(first_group["betas"][1])
+        numerator, denominator = beta3 * first_group["numerator"], torch.zeros_like(d)
+        active_groups = []
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             self._init_state(parameters)
@@ -53,31 +53,31 @@ class Prodigy(torch.optim.Optimizer):
                 continue
             group["k"] += 1
             rate = d * (group["lr"] / group["own_rate"] * _bias_correction(group["k"], *group["betas"]))
-            travelled, gathered = self._update_moments(group, parameters, beta3)
-            numerator = numerator + d / self._d0 * rate * travelled
-            denominator = denominator + gathered
-            moving.append((group, parameters, rate))
-        shared["numerator"] = numerator
-        shared["d"] = torch.where(denominator > 0, torch.maximum(d, numerator / denominator), d)
-        for group, parameters, rate in moving:
-            self._move(group, parameters, rate, shared["d"])
+            dot_product, denominator_term = self._update_moments(group, parameters, beta3)
+            numerator = numerator + d / self._d0 * rate * dot_product
+            denominator = denominator + denominator_term
+            active_groups.append((group, parameters, rate))
+        first_group["numerator"] = numerator
+        first_group["d"] = torch.where(denominator > 0, torch.maximum(d, numerator / denominator), d)
+        for group, parameters, rate in active_groups:
+            self._move(group, parameters, rate, first_group["d"])
 
     def _update_moments(self, group: dict, parameters: list[Tensor], beta3: float) -> tuple[Tensor, Tensor]:
-        """Takes the gradients into the moments; returns <g, x0 - x> and the weighted sum of gradients' 1-norm."""
+        """Update the moments; return <g, x0 - x> and the 1-norm of the weighted sum of gradients."""
         d = self.param_groups[0]["d"]
         beta1, beta2 = group["betas"]
         gradients = [parameter.grad for parameter in parameters]
-        away = torch._foreach_sub(self._all(parameters, "start"), parameters)
-        travelled = torch.stack([product.sum() for product in torch._foreach_mul(gradients, away)]).sum()
+        displacement = torch._foreach_sub(self._all(parameters, "start"), parameters)
+        dot_product = torch.stack([product.sum() for product in torch._foreach_mul(gradients, displacement)]).sum()
         scaled = torch._foreach_mul(gradients, d)
-        first, second, gathered = (self._all(parameters, key) for key in ("exp_avg", "exp_avg_sq", "gathered"))
+        first, second, gradient_sum = (self._all(parameters, key) for key in ("exp_avg", "exp_avg_sq", "gathered"))
         torch._foreach_mul_(first, beta1)
         torch._foreach_add_(first, scaled, alpha=1 - beta1)
         torch._foreach_mul_(second, beta2)
         torch._foreach_addcmul_(second, scaled, scaled, value=1 - beta2)
-        torch._foreach_mul_(gathered, beta3)
-        torch._foreach_add_(gathered, torch._foreach_mul(scaled, d * (group["own_rate"] / self._d0)))
-        return travelled, torch.stack(torch._foreach_norm(gathered, 1)).sum()
+        torch._foreach_mul_(gradient_sum, beta3)
+        torch._foreach_add_(gradient_sum, torch._foreach_mul(scaled, d * (group["own_rate"] / self._d0)))
+        return dot_product, torch.stack(torch._foreach_norm(gradient_sum, 1)).sum()
 
     def _init_state(self, parameters: list[Tensor]) -> None:
         for parameter in parameters:
@@ -92,9 +92,9 @@ class Prodigy(torch.optim.Optimizer):
     def _move(self, group: dict, parameters: list[Tensor], rate: Tensor, d: Tensor) -> None:
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - group["weight_decay"] * rate)
-        spread = torch._foreach_sqrt(self._all(parameters, "exp_avg_sq"))
-        torch._foreach_add_(spread, [d * group["eps"]] * len(spread))
-        update = torch._foreach_div(self._all(parameters, "exp_avg"), spread)
+        denominator = torch._foreach_sqrt(self._all(parameters, "exp_avg_sq"))
+        torch._foreach_add_(denominator, [d * group["eps"]] * len(denominator))
+        update = torch._foreach_div(self._all(parameters, "exp_avg"), denominator)
         torch._foreach_mul_(update, rate * group["own_rate"])
         torch._foreach_sub_(parameters, update)
 

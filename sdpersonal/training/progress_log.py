@@ -1,4 +1,4 @@
-"""What a run says while it runs: a bar with time left, `progress.jsonl` for whoever polls."""
+"""Report the progress of a run: a bar with the time left, and `progress.jsonl` for other programs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PROGRESS_FILE = "progress.jsonl"
 
 
 class ProgressLog:
-    """One line of JSON a step, and on a terminal a bar; elsewhere a line of text every tenth of the way.
+    """Writes a JSON line a step, and a bar on a terminal, elsewhere a line of text every tenth of the steps.
 
-    Lines are {"step", "steps", "loss", "seconds", "left"}: seconds since this process began training, and how many are
-    left by its pace; "fixed" where the fixed batch was measured.
+    Lines are {"step", "steps", "loss", "seconds", "left"}: seconds since this process began training, and seconds
+    left at its pace; "fixed" is added where the fixed batch was measured.
     """
 
     def __init__(self, run: Path, start: int, steps: int, track: Tracker | None = None, out: TextIO | None = None):
@@ -31,9 +31,9 @@ class ProgressLog:
         self._track = track or NullTracker()
         self._out = out or sys.stderr
         self._started_at = time.monotonic()
-        kept = _truncate_after(self._path, start)
-        self.losses = [float(entry["loss"]) for entry in kept]
-        self.fixed_batch_losses = [(int(entry["step"]), float(entry["fixed"])) for entry in kept if "fixed" in entry]
+        entries = _truncate_after(self._path, start)
+        self.losses = [float(entry["loss"]) for entry in entries]
+        self.fixed_batch_losses = [(int(entry["step"]), float(entry["fixed"])) for entry in entries if "fixed" in entry]
         self._bar = _progress_bar(steps, start, self._out)
 
     def __enter__(self) -> ProgressLog:
@@ -45,11 +45,11 @@ class ProgressLog:
                 self._bar.stop()
 
     def keep(self) -> None:
-        """What was written stays, like the checkpoint that is made now."""
+        """Sync the log to disk, so that it is as durable as the checkpoint that follows."""
         storage.sync(self._path)
 
     def step(self, step: int, loss: float, rates: Sequence[float] = (), fixed: float | None = None) -> None:
-        """Step number `step` (from 1) is done, with the learning rate of each group and the fixed batch's loss."""
+        """Log step `step` (from 1) with the learning rate of each group and the fixed batch's loss."""
         self.losses.append(loss)
         seconds = time.monotonic() - self._started_at
         left = seconds / (step - self._start) * (self._steps - step)
@@ -62,7 +62,7 @@ class ProgressLog:
         }
         if fixed is not None and math.isfinite(fixed):
             line["fixed"] = round(fixed, 6)
-            self.fixed_batch_losses.append((step, line["fixed"]))  # as a resumed run will read it
+            self.fixed_batch_losses.append((step, line["fixed"]))  # rounded, as a resumed run will read it
         storage.append_line(self._path, json.dumps(line))
         figures = {"loss": loss} | ({} if fixed is None else {"loss/fixed": fixed})
         self._track.log(figures | {f"rate/{number}": rate for number, rate in enumerate(rates)}, step)
@@ -77,13 +77,13 @@ class ProgressLog:
 
 
 def ignore_broken_pipe(say: Callable[[str], None]) -> Callable[[str], None]:
-    """`say`, until whoever listened has gone (`| head -1`): no reason to stop a training of hours."""
+    """Wrap `say` to ignore a closed pipe (`| head -1`): it is no reason to stop a training of hours."""
 
     def tell(line: str) -> None:
         try:
             say(line)
         except BrokenPipeError:
-            # What is left in the buffer must not raise again, now or at exit.
+            # The rest of the buffer must not raise again, now or at exit.
             with suppress(OSError, ValueError, AttributeError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -96,8 +96,8 @@ def _smooth_loss(losses: list[float], window: int = 30) -> float:
 
 
 def _truncate_after(path: Path, step: int) -> list[dict]:
-    """Drop what an interrupted run wrote after its last checkpoint; return the lines that stay."""
-    kept = []
+    """Drop the lines that an interrupted run wrote after its last checkpoint; return the others."""
+    entries = []
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
@@ -105,9 +105,9 @@ def _truncate_after(path: Path, step: int) -> list[dict]:
             except ValueError:  # a kill in the middle of a line
                 continue
             if isinstance(entry, dict) and entry.get("step", math.inf) <= step:
-                kept.append(entry)
-    storage.write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
-    return kept
+                entries.append(entry)
+    storage.write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
+    return entries
 
 
 def _progress_bar(steps: int, start: int, out: TextIO | None):

@@ -1,6 +1,6 @@
-"""Sentences around the token while it is taught, so that it is learned as a word and not as a whole prompt.
+"""Caption templates for training, so that the token is learned as a word and not as a whole prompt.
 
-Our own wording, in the manner of the templates of textual inversion (Gal et al. 2022, appendix E).
+The wording is our own, in the manner of the templates of textual inversion (Gal et al. 2022, appendix E).
 """
 
 CAPTION_TEMPLATES: dict[str, tuple[str, ...]] = {

@@ -1,4 +1,4 @@
-"""`report.html`: what came of a run, on one page that needs nothing else. No photo is in it."""
+"""Write `report.html`: the results of a run on one self-contained page, without any photo."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .validation import CLASS_NOUN_FILE, VALIDATIONS_FOLDER, Validation, best_va
 
 REPORT_FILE = "report.html"
 SELECTION_RULE = "the last of those within a twentieth of the highest score"
-_MAX_IMAGE_BYTES = 30_000_000  # bytes of a picture
+_MAX_IMAGE_BYTES = 30_000_000  # of an image
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """photos: what is to be said of them, in lines; course: how the run ended; judge: its name; seconds: in all."""
+    """A run's summary. photos: lines about them; course: how it ended; judge: the scorer's name; seconds: in total."""
 
     photos: Sequence[str]
     course: str
@@ -34,31 +34,31 @@ class RunSummary:
 
 
 def write_report(run: Path, concept: Concept, trials: Sequence[Validation], story: RunSummary) -> Path:
-    """Write the page from what the run's folder holds, and say where it is. Raises DiskFull."""
+    """Write the page from the files in the run folder; return its path. Raises DiskFull."""
     from jinja2 import Environment
 
-    # Autoescape: names of files and nouns are somebody's text.
+    # Autoescape: file names and nouns are untrusted text.
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         (resources.files(__package__) / REPORT_FILE).read_text(encoding="utf-8")
     )
     card = concept.card
-    judged = [trial for trial in trials if trial.scores]
-    best = next((trial for trial in judged if trial.step == card.steps), best_validation(judged))
+    scored = [validation for validation in trials if validation.scores]
+    best = next((validation for validation in scored if validation.step == card.steps), best_validation(scored))
     page = template.render(
         title=str(concept.token),
         noun=card.class_noun,
-        verdict=explain_scores(best.scores, card.class_noun) if judged else ["Nobody judged its pictures."],
-        figures=format_scores(best.scores) if judged else "",
+        verdict=explain_scores(best.scores, card.class_noun) if scored else ["Nobody judged its pictures."],
+        figures=format_scores(best.scores) if scored else "",
         samples=_image_data_url(run / SHEET_FILE),
-        trial=_image_data_url(run / VALIDATIONS_FOLDER / image_name(best.step)) if judged else "",
+        trial=_image_data_url(run / VALIDATIONS_FOLDER / image_name(best.step)) if scored else "",
         plain=_image_data_url(run / VALIDATIONS_FOLDER / CLASS_NOUN_FILE),
         best=card.steps,
         curves=_image_data_url(run / CURVES),
         course=story.course,
-        trials=judged,
+        trials=scored,
         judge=story.judge,
         rule=SELECTION_RULE,
-        photos=[printable(line, 500) for line in story.photos],  # names of files are somebody's
+        photos=[printable(line, 500) for line in story.photos],  # file names are untrusted
         facts=_facts(card, story.seconds),
     )
     storage.write_text(run / REPORT_FILE, page)
@@ -66,13 +66,18 @@ def write_report(run: Path, concept: Concept, trials: Sequence[Validation], stor
 
 
 def _facts(card: Card, seconds: float) -> list[tuple[str, object]]:
-    known = [("method", card.method), ("base", card.base_name), ("kind", card.kind), ("class noun", card.class_noun)]
+    card_facts = [
+        ("method", card.method),
+        ("base", card.base_name),
+        ("kind", card.kind),
+        ("class noun", card.class_noun),
+    ]
     recipe = [(name.replace("_", " "), value) for name, value in card.recipe.items()]
-    return [*known, ("steps", card.steps), *recipe, ("seconds in all", round(seconds)), ("made", card.created)]
+    return [*card_facts, ("steps", card.steps), *recipe, ("seconds in all", round(seconds)), ("made", card.created)]
 
 
 def _image_data_url(path: Path) -> str:
-    """A PNG as a data URL; "" where there is none."""
+    """Return a PNG as a data URL; "" if there is none."""
     try:
         data = storage.read_bytes(path, _MAX_IMAGE_BYTES)
     except UserError:

@@ -1,4 +1,4 @@
-"""One run, from settings to a concept in the library, with its pictures and its report beside it."""
+"""Run a whole training, from settings to a concept in the library, a sample sheet and a report."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from .validation import Validation, Validator
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run leaves: the concept's token with its version, the run folder, its sample sheet if there is one."""
+    """The result of a run: the versioned token of the concept, the run folder, the sample sheet if there is one."""
 
     token: Token
     run: Path
@@ -58,52 +58,54 @@ class TrainResult:
 
 
 def train(settings: TrainingSettings, say: Callable[[str], None] = print) -> TrainResult | None:
-    """Teach a concept and add it to the library. None in every process but the first of several.
+    """Train a concept and add it to the library.
 
-    Raises UserError (bad photos, another run in the folder, out of memory, ...), Diverged, DiskFull, Interrupted;
-    each leaves the library as it was and the newest checkpoint whole. Of several processes one raises it, the others
-    SystemExit.
+    Returns: the result in the main process, None in the others.
+    Raises: UserError (bad photos, another run in the folder, out of memory, ...), Diverged, DiskFull, Interrupted;
+    each leaves the library as it was and the newest checkpoint whole. One process raises it, the others SystemExit.
     """
-    began = time.monotonic()
+    started_at = time.monotonic()
     accelerator = init_distributed()
     say = ignore_broken_pipe(say) if accelerator.is_main_process else _discard
-    with fail_together(accelerator), ExitStack() as held:
+    with fail_together(accelerator), ExitStack() as stack:
         check_tracker_installed(settings.report_to)
         run = run_folder(settings)
         check_before_loading(settings)
         check_not_finished(settings, run)
         storage.check_folder(run)
-        given = _load(settings, accelerator, say)
-        base = given.base
+        inputs = _load(settings, accelerator, say)
+        base = inputs.base
         if accelerator.is_main_process:
-            held.enter_context(storage.lock(run))
+            stack.enter_context(storage.lock(run))
             storage.remove_leftovers(run)
-            poll(run)  # what was asked of a run that ended before it heard is not asked of this one
-        chosen = chosen_preset(settings, base, len(given.photos.photos))
-        lesson, plan, exam = _setup(settings, run, accelerator, given, chosen, held, say)
-        ended = _fit(settings, lesson, plan, chosen, exam, say)
+            poll(run)  # drop a command that an earlier run did not read
+        method_preset = chosen_preset(settings, base, len(inputs.photos.photos))
+        state, config, validator = _setup(settings, run, accelerator, inputs, method_preset, stack, say)
+        end = _fit(settings, state, config, method_preset, validator, say)
         if not accelerator.is_main_process:
             return None
-        best = _restore_best(run, lesson, ended, exam, say)
-        with lesson.average.applied():
-            concept = build_concept(settings, base, lesson.method, chosen, best, lesson.method.finish(run))
-        lesson.method.close()
-        concept, page = add_sample_sheet(concept, base, run, say) if settings.samples else (concept, None)
-        seconds = time.monotonic() - began
-        story = RunSummary(given.said, _ending_text(ended, plan, best), exam.judge if exam else "", seconds)
-        report = write_report(run, concept, exam.held if exam else [], story)
+        best = _restore_best(run, state, end, validator, say)
+        with state.average.applied():
+            concept = build_concept(settings, base, state.method, method_preset, best, state.method.finish(run))
+        state.method.close()
+        concept, sheet = add_sample_sheet(concept, base, run, say) if settings.samples else (concept, None)
+        seconds = time.monotonic() - started_at
+        summary = RunSummary(
+            inputs.said, _ending_text(end, config, best), validator.judge if validator else "", seconds
+        )
+        report = write_report(run, concept, validator.held if validator else [], summary)
         token = Library(settings.library).add(concept)
-        result = {"token": str(token), "sha256": concept.identity, "steps": ended.step, "best": best.step}
+        result = {"token": str(token), "sha256": concept.identity, "steps": end.step, "best": best.step}
         storage.write_json(run / RESULT_FILE, result | {"seconds": round(seconds, 1)})
     for line in explain_scores(best.scores, subject_noun(settings)) if best.scores else ():
         say(line)
     say(f"{token} is in {settings.library}, after {format_duration(seconds)}. All about it: {report}")
-    return TrainResult(token, run, page, seconds)
+    return TrainResult(token, run, sheet, seconds)
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a run is made of. judge: in the first process, if there is one; said: what there is to say of the photos."""
+    """The inputs of a run. judge: None unless the main process has one; said: the report on the photos, in lines."""
 
     base: StableDiffusion
     photos: PhotoSet
@@ -121,10 +123,10 @@ def _load(settings: TrainingSettings, accelerator: Accelerator, say: Callable[[s
     if not accelerator.is_main_process:
         return _Inputs(base, photos, None, [])
     judge = scorer_for_base(base.kind)
-    found = check(photos, settings.kind, getattr(settings, "class_noun", None) or "", judge)
-    said = [*photos.report().splitlines(), *(found.lines() if found.findings else ())]
-    say("\n".join(said))
-    return _Inputs(base, photos, judge, said)
+    check_report = check(photos, settings.kind, getattr(settings, "class_noun", None) or "", judge)
+    lines = [*photos.report().splitlines(), *(check_report.lines() if check_report.findings else ())]
+    say("\n".join(lines))
+    return _Inputs(base, photos, judge, lines)
 
 
 def _setup(
@@ -136,44 +138,49 @@ def _setup(
     held: ExitStack,
     say: Callable[[str], None],
 ) -> tuple[TrainState, LoopConfig, Validator | None]:
-    """All that a run needs, tried out once. The method's close() is left to `held`; the exam is the first process's."""
+    """Build method, optimizer, data and validator, and dry-run a step.
+
+    The method's close() is pushed on `held`; only the main process gets a validator.
+    """
     base, photos = given.base, given.photos
     side = settings.resolution or base.resolution
-    at_once = chosen.batch * settings.accumulate * accelerator.num_processes
-    identity = run_identity(settings, base, photos, chosen, at_once)
+    per_step = chosen.batch * settings.accumulate * accelerator.num_processes
+    identity = run_identity(settings, base, photos, chosen, per_step)
     check_no_earlier_run(settings, run, identity, chosen.steps)
-    room = OomAdvice(accelerator.device, settings, side, chosen.batch)
-    with room.at("before the first step"):
+    oom_advice = OomAdvice(accelerator.device, settings, side, chosen.batch)
+    with oom_advice.at("before the first step"):
         method = build_method(settings, base, chosen, accelerator, say)
         held.callback(method.close)
         usual = preset(method_name(settings), base.kind, settings.kind)
         optimizer = make_optimizer(settings.optimizer, method.groups(), chosen.lr, usual.lr)
         templates = CAPTION_TEMPLATES[settings.kind]
-        learned_from, cut = fit_captions(base, [method.words, in_class(settings)], photos.photos)
-        given.said.extend(cut)
-        if cut:
-            say("\n".join(cut))
-        data = PhotoDataset(base, learned_from, templates, settings.seed, settings.flip, settings.noise_offset)
-        exam = _build_validator(settings, run, given, say) if settings.samples and accelerator.is_main_process else None
+        fitted_photos, cut_notes = fit_captions(base, [method.words, in_class(settings)], photos.photos)
+        given.said.extend(cut_notes)
+        if cut_notes:
+            say("\n".join(cut_notes))
+        data = PhotoDataset(base, fitted_photos, templates, settings.seed, settings.flip, settings.noise_offset)
+        validator = (
+            _build_validator(settings, run, given, say) if settings.samples and accelerator.is_main_process else None
+        )
         average = EMA(method.trainable_parameters(), chosen.average) if chosen.average else NoEMA()
-        lesson = TrainState(accelerator, method, data, optimizer, room, average)
-        what = (
-            f"Learning {settings.token} by {method.name} at {side} px: up to {chosen.steps} steps of {at_once} photos"
+        state = TrainState(accelerator, method, data, optimizer, oom_advice, average)
+        intro = (
+            f"Learning {settings.token} by {method.name} at {side} px: up to {chosen.steps} steps of {per_step} photos"
         )
         if settings.resume:
-            say(f"{what}.")
+            say(f"{intro}.")
         else:
-            cost = perform_dry_run(lesson, chosen.batch, settings.accumulate, run)
-            trials = chosen.milestones * ((exam.seconds if exam else 0) + cost.checkpoint)
-            seconds = chosen.steps * cost.step + trials
+            cost = perform_dry_run(state, chosen.batch, settings.accumulate, run)
+            validation_seconds = chosen.milestones * ((validator.seconds if validator else 0) + cost.checkpoint)
+            seconds = chosen.steps * cost.step + validation_seconds
             if accelerator.is_main_process:
                 storage.write_json(run / COST, cost.as_json() | {"steps": chosen.steps, "seconds": round(seconds, 1)})
-            say(f"{what}, about {format_duration(seconds)}; {cost.memory()}.")
-        start = start_step(settings, run, lesson.checkpoint_state(), identity, chosen.steps, say)
+            say(f"{intro}, about {format_duration(seconds)}; {cost.memory()}.")
+        start = start_step(settings, run, state.checkpoint_state(), identity, chosen.steps, say)
         check_same_start(accelerator, photos, identity, start)
-    if exam and exam.judge:
-        exam.resume_from(start)
-    plan = LoopConfig(
+    if validator and validator.judge:
+        validator.resume_from(start)
+    config = LoopConfig(
         run=run,
         start=start,
         steps=chosen.steps,
@@ -187,7 +194,7 @@ def _setup(
         fixed_batch=fixed_batch(data) if accelerator.is_main_process and chosen.steps >= chosen.measure_every else None,
         measure_every=chosen.measure_every,
     )
-    return lesson, plan, exam
+    return state, config, validator
 
 
 def _build_validator(settings: TrainingSettings, run: Path, given: _Inputs, say: Callable[[str], None]) -> Validator:
@@ -205,29 +212,29 @@ def _fit(
     exam: Validator | None,
     say: Callable[[str], None],
 ) -> RunEnd:
-    """Teach; where and why the run ended."""
-    course = plan_milestones(chosen, settings.samples, settings.early_stop)
+    """Train the method; return where and why the run ended."""
+    milestones = plan_milestones(chosen, settings.samples, settings.early_stop)
     if not lesson.accelerator.is_main_process:
-        ended = run_milestones(lesson, plan, course, NullLog(), None, say)
+        end = run_milestones(lesson, plan, milestones, NullLog(), None, say)
         lesson.accelerator.wait_for_everyone()
-        return ended
+        return end
     photos = plan.identity["batch"]
     facts = {"steps": plan.steps, "photos": lesson.photos.count, "photos a step": photos, "rate": chosen.lr}
     with (
         open_tracker(settings.report_to, plan.run, facts) as track,
-        ProgressLog(plan.run, plan.start, plan.steps, track) as journal,
+        ProgressLog(plan.run, plan.start, plan.steps, track) as log,
     ):
-        ended = run_milestones(lesson, plan, course, journal, exam, say)
+        end = run_milestones(lesson, plan, milestones, log, exam, say)
     lesson.accelerator.wait_for_everyone()
-    trials = exam.held if exam else []
-    save_curves(plan.run / CURVES, journal.losses, journal.fixed_batch_losses, trials, course.pivot)
-    return ended
+    validations = exam.held if exam else []
+    save_curves(plan.run / CURVES, log.losses, log.fixed_batch_losses, validations, milestones.pivot)
+    return end
 
 
 def _restore_best(
     run: Path, lesson: TrainState, ended: RunEnd, exam: Validator | None, say: Callable[[str], None]
 ) -> Validation:
-    """The best trial, with the lesson as it was then; without any, the end."""
+    """Restore the best checkpoint and return its validation; without one, return the last step's, unscored."""
     best = exam.best if exam else None
     if best is None or best.step == ended.step:
         return best or Validation(ended.step, None)
@@ -237,13 +244,13 @@ def _restore_best(
     except UserError as error:
         say(f"{error.message} The last one counts.")
         load_step(run, ended.step, lesson.checkpoint_state())
-        return next(trial for trial in exam.held if trial.step == ended.step)
+        return next(validation for validation in exam.held if validation.step == ended.step)
 
 
 def _ending_text(ended: RunEnd, plan: LoopConfig, best: Validation) -> str:
     early = f", {ended.reason}; {plan.steps} were allowed" if ended.reason else ""
-    kept = "" if best.step == ended.step else f" The concept is as it was after step {best.step}."
-    return f"It ended after step {ended.step}{early}.{kept}"
+    restored = "" if best.step == ended.step else f" The concept is as it was after step {best.step}."
+    return f"It ended after step {ended.step}{early}.{restored}"
 
 
 def _discard(_: str) -> None:

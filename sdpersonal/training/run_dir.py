@@ -1,4 +1,4 @@
-"""Where a run lives, what makes it the same run, and from which step it goes on."""
+"""Find a run's folder, its identity, and the step from which it resumes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .presets import Preset
 
 RESULT_FILE = "result.json"
 
-# The outcome does not depend on these, or only through what `identity` writes in their place. Steps may grow.
+# The result does not depend on these, or only through what `run_identity` adds in their place. Steps may grow.
 _NOT_IN_IDENTITY = {"photos", "base", "revision", "steps", "lr", "batch", "accumulate", "checkpointing"} | {
     "library",
     "run",
@@ -37,10 +37,10 @@ _NOT_IN_IDENTITY = {"photos", "base", "revision", "steps", "lr", "batch", "accum
 
 
 def run_folder(settings: TrainingSettings) -> Path:
-    """The folder asked for; else the first of runs/me-duck-method, ...-2, ... that holds no finished run.
+    """Return --run; else the first of runs/me-duck-method, ...-2, ... that holds no finished run.
 
     With --resume it is the newest of those that exists. Raises UserError if --resume finds no checkpoint there, or
-    if the folder lies among the photos, where its pictures would be learned from.
+    if the folder is inside that of the photos, where its images would be trained on.
     """
     folder = settings.run or _default_folder(settings)
     if folder.resolve().is_relative_to(settings.photos.resolve()):
@@ -64,7 +64,7 @@ def _default_folder(settings: TrainingSettings) -> Path:
 def run_identity(
     settings: TrainingSettings, base: StableDiffusion, photos: PhotoSet, chosen: Preset, photos_a_step: int
 ) -> dict[str, object]:
-    """What makes it the same run: all that its outcome depends on but the number of steps, which may grow."""
+    """Return all that the result of the run depends on, except the number of steps, which may grow."""
     return settings.model_dump(mode="json", exclude=_NOT_IN_IDENTITY) | {
         "method": method_name(settings),
         "base": base.version,
@@ -74,7 +74,7 @@ def run_identity(
         "targets": chosen.targets,
         "snr_gamma": chosen.snr_gamma,
         "batch": photos_a_step,
-        "steps": chosen.steps if settings.schedule == "cosine" else None,  # the rate at every step depends on them
+        "steps": chosen.steps if settings.schedule == "cosine" else None,  # cosine: every step's rate depends on them
     }
 
 
@@ -86,23 +86,23 @@ def start_step(
     steps: int,
     say: Callable[[str], None],
 ) -> int:
-    """0 for a new run. With --resume the step of the newest whole checkpoint, which is then loaded.
+    """Return 0 for a new run. With --resume, load the newest whole checkpoint and return its step.
 
-    Raises UserError where the run is another one.
+    Raises UserError if the checkpoint belongs to another run.
     """
     if not settings.resume:
         return 0
-    resumed = load_checkpoint(run, learned, identity)
-    if resumed.step > steps:
+    checkpoint = load_checkpoint(run, learned, identity)
+    if checkpoint.step > steps:
         raise UserError(
-            f"The run is at step {resumed.step} already, past --steps {steps}.", "Give more steps, or start anew."
+            f"The run is at step {checkpoint.step} already, past --steps {steps}.", "Give more steps, or start anew."
         )
-    say(resumed.note)
-    return resumed.step
+    say(checkpoint.note)
+    return checkpoint.step
 
 
 def check_not_finished(settings: TrainingSettings, run: Path) -> None:
-    """Raises UserError where the folder holds a finished run and --resume was not given."""
+    """Raise UserError if the folder holds a finished run and --resume was not given."""
     if settings.resume or not (run / RESULT_FILE).exists() or (step := latest_step(run)) is None:
         return
     raise UserError(
@@ -112,7 +112,7 @@ def check_not_finished(settings: TrainingSettings, run: Path) -> None:
 
 
 def check_no_earlier_run(settings: TrainingSettings, run: Path, identity: dict[str, object], steps: int) -> None:
-    """Raises UserError where the folder holds a run and --resume was not given."""
+    """Raise UserError if the folder holds a run and --resume was not given."""
     if settings.resume:
         return
     step, place = latest_step(run), printable(str(run))

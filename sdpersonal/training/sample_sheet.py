@@ -1,4 +1,4 @@
-"""The sample sheet of a new concept, drawn as a user will draw, and its thumbnail."""
+"""Generate the sample sheet of a new concept, as a user would generate images, and its thumbnail."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _SEEDS = 3
 def add_sample_sheet(
     concept: Concept, base: StableDiffusion, run: Path, say: Callable[[str], None]
 ) -> tuple[Concept, Path | None]:
-    """The concept with its first picture for a thumbnail, and the sheet. Without both where there is no memory for
-    drawing: what was learned is worth more than its pictures."""
+    """Return the concept with its first image as thumbnail, and the sheet. Both are left out if memory is too small:
+    the trained concept is worth more than its images."""
     try:
         with translate_oom("drawing", "", base.device):
             return _generate_sheet(concept, base, run)
@@ -36,18 +36,16 @@ def add_sample_sheet(
 
 
 def _generate_sheet(concept: Concept, base: StableDiffusion, run: Path) -> tuple[Concept, Path]:
-    prompts = [one.format(concept.token) for one in SAMPLE_PROMPTS[concept.card.kind]]
+    prompts = [prompt.format(concept.token) for prompt in SAMPLE_PROMPTS[concept.card.kind]]
     generator = Generator(base, _OneConceptLibrary(concept))
-    rows = [
-        [picture.image for picture in generator.draw(GenerateRequest(prompt=prompt, n=_SEEDS))] for prompt in prompts
-    ]
-    page = run / SHEET_FILE
-    storage.write_bytes(page, encode_png(labelled_grid(rows, prompts, [f"seed {i}" for i in range(_SEEDS)])))
-    return replace(concept, thumbnail=make_thumbnail(rows[0][0])), page
+    rows = [[result.image for result in generator.draw(GenerateRequest(prompt=prompt, n=_SEEDS))] for prompt in prompts]
+    sheet = run / SHEET_FILE
+    storage.write_bytes(sheet, encode_png(labelled_grid(rows, prompts, [f"seed {i}" for i in range(_SEEDS)])))
+    return replace(concept, thumbnail=make_thumbnail(rows[0][0])), sheet
 
 
 class _OneConceptLibrary:
-    """A library of one concept that is not yet in any."""
+    """A library of the one concept, which is not in any real one yet."""
 
     def __init__(self, concept: Concept):
         self._concept = concept

@@ -1,4 +1,4 @@
-"""Pictures from a method while it is taught, as the concept would draw them if it ended here."""
+"""Generate images with a method during training, as the concept would if the run ended here."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from ..generation import MAX_BATCH_SIZE, SamplingConfig, denoise, noise_from_see
 from ..models import SizeConditioning, StableDiffusion
 
 CaptionToPieces = Callable[[str], Sequence[object]]
-"""A caption with {} for the subject -> what `condition` takes: `Method.words`, or a plain noun put in."""
+"""A caption with {} for the subject -> what `encode_captions` takes: `Method.words`, or with a plain noun."""
 
 
 def generate_samples(
     base: StableDiffusion, words: CaptionToPieces, asked: Sequence[tuple[str, int]], side: int, steps: int
 ) -> list[Image.Image]:
-    """A picture for each (prompt, seed) with what the slots hold now, which stays as it is. side: in pixels."""
-    pictures: list[Image.Image] = []
+    """Generate an image for each (prompt, seed) with the LoRA layers as they are. side: in pixels."""
+    images: list[Image.Image] = []
     for first in range(0, len(asked), MAX_BATCH_SIZE):
-        some = asked[first : first + MAX_BATCH_SIZE]
+        chunk = asked[first : first + MAX_BATCH_SIZE]
         with base.quiet():
-            prompts = [[""]] * len(some) + [words(prompt) for prompt, _ in some]
-            condition = base.encode_captions(prompts, [SizeConditioning.whole(side, side)] * (2 * len(some)))
-            noise = torch.stack([noise_from_seed(seed, base.latent_shape(side, side)) for _, seed in some]).to(
+            prompts = [[""]] * len(chunk) + [words(prompt) for prompt, _ in chunk]
+            condition = base.encode_captions(prompts, [SizeConditioning.whole(side, side)] * (2 * len(chunk)))
+            noise = torch.stack([noise_from_seed(seed, base.latent_shape(side, side)) for _, seed in chunk]).to(
                 base.device
             )
             latents = denoise(base, condition, noise, SamplingConfig(steps, base.guidance))
-            pictures += [Image.fromarray(one) for one in base.decode(latents)]
-    return pictures
+            images += [Image.fromarray(pixels) for pixels in base.decode(latents)]
+    return images

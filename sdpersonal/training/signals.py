@@ -1,4 +1,4 @@
-"""Ctrl-C once: finish the step, save, stop. Twice: at once. A closed terminal and SIGTERM stop as Ctrl-C does."""
+"""Stop after the step, with a checkpoint, at the first Ctrl-C, SIGTERM or SIGHUP; at once at the second."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 
 
 class StopSignals:
-    """Turns the first such signal into `asked`; after it the signals do what they always did.
+    """Records the first stop signal in `asked`; after it the previous handlers apply.
 
-    echo: seconds in which a second one counts as the first: a terminal and a launcher both pass the same Ctrl-C on.
-    what: is finished first.
+    echo: seconds in which a second one counts as the first: a terminal and a launcher both send the same Ctrl-C.
+    what: the work that is finished first, for the message.
     """
 
     def __init__(self, echo: float = 0.0, speak: bool = True, what: str = "step") -> None:
-        self.asked = 0  # the signal's number
+        self.asked = 0  # the signal's number, 0 before any
         self._repeat_window, self._verbose, self._at = echo, speak, 0.0
         self._said = f"\nStopping after this {what}; again stops at once.\n".encode()
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopSignals:
-        # Only a main thread may set handlers; elsewhere whoever runs us stops us its own way.
+        # Only the main thread may set handlers; a caller in another thread stops the run its own way.
         if threading.current_thread() is threading.main_thread():
-            wanted = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as under nohup
-            self._previous = {number: signal.signal(number, self._handle) for number in wanted}
+            handled = [
+                number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
+            ]  # ignored under nohup
+            self._previous = {number: signal.signal(number, self._handle) for number in handled}
         return self
 
     def __exit__(self, *_) -> None:
@@ -44,7 +46,7 @@ class StopSignals:
             if not self._repeat_window:
                 self.__exit__()
             if self._verbose:
-                # Not through sys.stderr: the signal may have come in the middle of a write to it.
+                # Not through sys.stderr: the signal may have interrupted a write to it.
                 with suppress(OSError, ValueError, AttributeError):
                     os.write(sys.stderr.fileno(), self._said)
         elif time.monotonic() - self._at > self._repeat_window:

@@ -1,4 +1,4 @@
-"""Trackers: a run's loss and rates beside those of others, in TensorBoard (in the run's folder) or Weights & Biases."""
+"""Log a run's loss and learning rates to TensorBoard (in the run folder) or Weights & Biases."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ PROJECT = "sdpersonal"
 
 
 class Tracker(Protocol):
-    """A place for the numbers of a step."""
+    """Logs the numbers of a step."""
 
     def log(self, values: dict[str, float], step: int) -> None: ...
 
 
 class NullTracker:
-    """Where no tracker was asked for, and in every process but the first."""
+    """Logs nothing: without --report-to, and in every process but the main one."""
 
     def log(self, values: dict[str, float], step: int) -> None:
         pass
 
 
 def check_tracker_installed(report_to: str | None) -> None:
-    """Raises UserError where the tracker's package is missing: before anything is loaded."""
+    """Raise UserError if the tracker's package is missing, before anything is loaded."""
     if report_to and importlib.util.find_spec(report_to) is None:
         raise UserError(
             f"--report-to {report_to} needs the package {report_to}, which is not installed.",
@@ -39,7 +39,7 @@ def check_tracker_installed(report_to: str | None) -> None:
 
 @contextmanager
 def open_tracker(report_to: str | None, run: Path, facts: dict[str, float]) -> Iterator[Tracker]:
-    """A tracker for the main process. facts: plain numbers about the run; no name, path or photo is ever sent."""
+    """Open a tracker in the main process. facts: numbers about the run; no name, path or photo is ever sent."""
     if report_to is None:
         yield NullTracker()
         return

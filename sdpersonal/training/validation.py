@@ -1,8 +1,8 @@
-"""Acceptance tests held during a run, and which checkpoint is the best: `trials.jsonl`, and a picture of each.
+"""Validate the concept during a run and choose the best checkpoint: `trials.jsonl`, and a sheet of images for each.
 
-The best is the last of those within a twentieth of the highest score. The judge's own noise is nearly as large; and as
-long as prompts are followed, more steps make better pictures than a small judge can tell: a classifier that had no part
-in the choice preferred a later checkpoint for each of four subjects (docs/learning.md), and so do eyes.
+The best is the last of those within a twentieth of the highest score. The scorer's own noise is nearly as large; and as
+long as prompts are followed, more steps make better images than a small scorer can tell: an independent classifier
+preferred a later checkpoint for each of four subjects (docs/learning.md), and so do people.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from .sampling import CaptionToPieces, generate_samples
 VALIDATIONS_FILE = "trials.jsonl"
 VALIDATIONS_FOLDER = "trials"
 CLASS_NOUN_FILE = "class-noun.png"
-DENOISING_STEPS = 12  # of denoising: enough to compare with the last time, at half the time of a picture for people
+DENOISING_STEPS = 12  # enough to compare with the last validation, at half the time of an image for people
 SCORE_TOLERANCE = 0.05
 MIN_DELTA = 0.02
 _PATIENCE = 2
-_GOOD_SCORE = 0.6  # of 1; less is a concept that is hardly learned
+_GOOD_SCORE = 0.6  # of 1; a concept below it is hardly trained
 _LIMIT = 1 << 22
 
 
 @dataclass(frozen=True)
 class Validation:
-    """The concept as it was after a step."""
+    """The scores of the concept after a step."""
 
     step: int
-    scores: ConceptScores | None  # None where nobody could judge
+    scores: ConceptScores | None  # None without a scorer
 
 
 class Validator:
-    """Holds the trials of a run; without a judge it only draws, and only what is asked for.
+    """Runs the validations of a training; without a scorer it only generates images, and only on request.
 
-    photos: squares of `side` pixels. The class noun's pictures are drawn here, by the base as it is now; `seconds` says
-    how long that took, as a trial will.
+    photos: squares, all of the run's resolution. The constructor generates the class noun's images with the untrained
+    base model; `seconds` is the time that took, and that a validation will take.
     """
 
     def __init__(
@@ -68,28 +68,30 @@ class Validator:
         self.evaluation: ConceptEvaluation | None = None
         if judge is None:
             return
-        began = time.monotonic()
+        started_at = time.monotonic()
         with base.adapters.disabled():
-            plain = self.draw(lambda prompt: [prompt.format(class_phrase(kind, noun))])
-        self.seconds = time.monotonic() - began
-        self.evaluation = ConceptEvaluation(judge, kind, noun, photos, plain)
-        self._save(CLASS_NOUN_FILE, plain, class_phrase(kind, noun))
+            class_images = self.draw(lambda prompt: [prompt.format(class_phrase(kind, noun))])
+        self.seconds = time.monotonic() - started_at
+        self.evaluation = ConceptEvaluation(judge, kind, noun, photos, class_images)
+        self._save(CLASS_NOUN_FILE, class_images, class_phrase(kind, noun))
 
     def resume_from(self, step: int) -> None:
-        """Take up the trials of a run up to this step; forget later ones, which it will hold anew."""
-        self.held = [trial for trial in read_validations(self._run) if trial.step <= step]
-        storage.write_text(self._run / VALIDATIONS_FILE, "".join(_to_json(trial) + "\n" for trial in self.held))
+        """Load the validations up to this step; drop later ones, which the resumed run repeats."""
+        self.held = [validation for validation in read_validations(self._run) if validation.step <= step]
+        storage.write_text(
+            self._run / VALIDATIONS_FILE, "".join(_to_json(validation) + "\n" for validation in self.held)
+        )
 
     def run(self, method: Method, step: int, asked: bool = False) -> None:
-        """The trial after this step, unless it was held before. asked: by somebody who wants to see pictures."""
-        if any(trial.step == step for trial in self.held) or not (self.evaluation or asked):
+        """Validate after this step, unless that was done before. asked: a user requested the images."""
+        if any(validation.step == step for validation in self.held) or not (self.evaluation or asked):
             return
-        pictures = self.draw(method.words)
-        self._save(image_name(step), pictures, "…")
+        images = self.draw(method.words)
+        self._save(image_name(step), images, "…")
         if self.evaluation:
-            trial = Validation(step, self.evaluation.score(pictures))
-            storage.append_line(self._run / VALIDATIONS_FILE, _to_json(trial))
-            self.held.append(trial)
+            validation = Validation(step, self.evaluation.score(images))
+            storage.append_line(self._run / VALIDATIONS_FILE, _to_json(validation))
+            self.held.append(validation)
 
     @property
     def best(self) -> Validation | None:
@@ -110,16 +112,18 @@ class Validator:
 
 
 def best_validation(trials: Sequence[Validation]) -> Validation | None:
-    """The last of those within `AS_GOOD` of the highest score; None of none."""
-    judged = [trial for trial in trials if trial.scores]
-    highest = max((trial.scores.score for trial in judged), default=0.0)
-    return next((trial for trial in reversed(judged) if trial.scores.score >= highest - SCORE_TOLERANCE), None)
+    """Return the last of those within SCORE_TOLERANCE of the highest score; None if there are none."""
+    scored = [validation for validation in trials if validation.scores]
+    highest = max((validation.scores.score for validation in scored), default=0.0)
+    return next(
+        (validation for validation in reversed(scored) if validation.scores.score >= highest - SCORE_TOLERANCE), None
+    )
 
 
 def is_improving(trials: Sequence[Validation]) -> bool:
-    """Whether there is more to learn, whatever the loss says: no trial was good yet, or one of the newest two is
-    clearly better than all before. Of two, since a trial's noise is as large as what a milestone gains."""
-    scores = [trial.scores.score for trial in trials if trial.scores]
+    """Return whether the scores still improve, whatever the loss says: none was good yet, or one of the newest two is
+    clearly better than all before. Two, since the noise of a score is as large as the gain of a milestone."""
+    scores = [validation.scores.score for validation in trials if validation.scores]
     if not scores:
         return False
     return max(scores) < _GOOD_SCORE or max(scores[-_PATIENCE:]) > max(scores[:-_PATIENCE] or scores[:1]) + MIN_DELTA
@@ -130,7 +134,7 @@ def image_name(step: int) -> str:
 
 
 def validation_sheet(pictures: list[Image.Image], kind: ConceptKind, word: str) -> Image.Image:
-    """A sheet: a prompt's pictures side by side. word: what stood in the prompts."""
+    """Build a sheet with a row of images for each prompt. word: the subject in the prompts."""
     rows = [pictures[first : first + len(SEEDS)] for first in range(0, len(pictures), len(SEEDS))]
     return labelled_grid(rows, [prompt.format(word) for prompt in PROMPTS[kind]], tile=128)
 
@@ -140,12 +144,12 @@ def _to_json(trial: Validation) -> str:
 
 
 def read_validations(run: Path) -> list[Validation]:
-    """The trials of a run so far; lines that are not whole are left out."""
+    """Read the validations of a run so far; incomplete lines are left out."""
     try:
         text = storage.read_bytes(run / VALIDATIONS_FILE, _LIMIT).decode(errors="replace")
     except UserError:
         return []
-    found = []
+    validations = []
     for line in text.splitlines():
         try:
             entry = json.loads(line)
@@ -153,7 +157,7 @@ def read_validations(run: Path) -> list[Validation]:
             scores = ConceptScores(**{key: float(value) for key, value in entry.items()})
             if not all(math.isfinite(value) for value in asdict(scores).values()):
                 raise ValueError("not finite")
-            found.append(Validation(int(step), scores))
+            validations.append(Validation(int(step), scores))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):  # a kill within a line
             continue
-    return found
+    return validations

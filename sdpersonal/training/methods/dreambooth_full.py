@@ -1,7 +1,7 @@
-"""DreamBooth as in the paper (Ruiz et al. 2022, arXiv 2208.12242): every weight of the UNet learns "a [V] dog".
+"""DreamBooth as in the paper (Ruiz et al. 2022, arXiv 2208.12242): every weight of the UNet trains on "a [V] dog".
 
-It leaves two things: the whole model, a folder in diffusers layout that answers to the trigger words, and a concept
-that comes close to it in a thousandth of the size: the change of each layer, cut to its largest singular values.
+It writes two results: the whole model, a folder in diffusers layout that answers to the trigger words, and a concept
+that approximates it in a thousandth of the size: each layer's change, cut to its largest singular values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..presets import Preset
 from .prior_preservation import PriorLoss
 
 IDENTIFIER = "sks"  # three letters that mean nothing to CLIP (section 3.2)
-MODEL_FOLDER = "model"  # the folder in the run
+MODEL_FOLDER = "model"  # in the run folder
 
 
 class DreamboothFull:
@@ -44,7 +44,7 @@ class DreamboothFull:
         self._dtypes = {name: next(model.parameters()).dtype for name, model in self._models.items()}
         self._before = {name: value.detach().cpu().clone() for name, value in self.trainable_parameters().items()}
         for model in self._models.values():
-            _cast(model, torch.float32)  # masters: in bf16 a small step is rounded away
+            _cast(model, torch.float32)  # master weights: in bf16 a small step is rounded away
             model.requires_grad_(True)
 
     @property
@@ -74,27 +74,27 @@ class DreamboothFull:
         return [caption.replace("{}", self.trigger)]
 
     def lora(self) -> Lora:
-        """The change of every layer at the rank asked for."""
+        """Return the change of every layer, at the rank of the settings."""
         return self._extracted
 
     @cached_property
-    def _extracted(self) -> Lora:  # asked for twice at the end, and minutes of work for a large base
+    def _extracted(self) -> Lora:  # used twice at the end, and minutes of work for a large base
         return Lora({layer: extract_lora_layer(change, self._rank) for layer, change in self._layer_deltas().items()})
 
     @torch.no_grad()
     def finish(self, run: Path) -> dict[str, float]:
-        """Writes the model; returns how much of the change the concept keeps, by its square: 1 is all of it."""
-        if (run / MODEL_FOLDER).exists():  # of a run that was ended while it finished
+        """Write the model; return the share of the change's squared norm that the concept keeps: 1 is all."""
+        if (run / MODEL_FOLDER).exists():  # from a run that was ended while it finished
             storage.remove(run / MODEL_FOLDER)
         self._base.save(run / MODEL_FOLDER)
         total = sum(float(self._delta(name, now).square().sum()) for name, now in self.trainable_parameters().items())
-        # A row of `down` has the length of the root of its singular value.
+        # The norm of a row of `down` is the root of its singular value.
         downs = [layer.down.reshape(len(layer.down), -1) for layer in self._extracted.layers.values()]
-        kept = sum(float(((down**2).sum(1) ** 2).sum()) for down in downs)
-        return {"kept": round(kept / total, 4) if total else 1.0}
+        kept_norm = sum(float(((down**2).sum(1) ** 2).sum()) for down in downs)
+        return {"kept": round(kept_norm / total, 4) if total else 1.0}
 
     def _layer_deltas(self) -> dict[str, Tensor]:
-        """What was learned in each layer that a LoRA can change, by its kohya name; norms and biases are none."""
+        """Return the change of each layer that a LoRA can change, by its kohya name; norms and biases are none."""
         names = {id(weight): name for name, weight in self.trainable_parameters().items()}
         return {
             layer: self._delta(names[id(module.weight)], module.weight)
@@ -115,16 +115,16 @@ class DreamboothFull:
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """As `model.to(dtype)`, about which diffusers warns each time."""
+    """Convert the weights as `model.to(dtype)` does, about which diffusers warns each time."""
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)
 
 
 def extract_lora_layer(change: Tensor, rank: int) -> LoraLayer:
-    """A layer's change (out, in[, k, k]) as the LoRA of that rank nearest to it (Eckart and Young 1936)."""
+    """Return the rank-`rank` LoRA nearest to a layer's change (out, in[, k, k]) (Eckart and Young 1936)."""
     u, s, v = torch.linalg.svd(change.flatten(1), full_matrices=False)
     rank = min(rank, len(s))
-    half = s[:rank].sqrt()  # shared out, so that fp16 files lose no more of one factor than of the other
+    half = s[:rank].sqrt()  # split evenly, so that fp16 files lose no more of one factor than of the other
     down = (half[:, None] * v[:rank]).reshape(rank, *change.shape[1:])
     up = (u[:, :rank] * half).reshape(-1, rank, *[1] * (change.ndim - 2))
     return LoraLayer(down.numpy(), up.numpy(), float(rank))

@@ -1,7 +1,7 @@
-"""DreamBooth (Ruiz et al. 2022, arXiv 2208.12242) with LoRA: the UNet learns the subject, and the token its own rows.
+"""DreamBooth (Ruiz et al. 2022, arXiv 2208.12242) with LoRA: trains a LoRA of the UNet and the token's embeddings.
 
 The paper names the subject by a rare syllable before the class noun, "a [V] dog". Here the token starts as the class
-noun itself and its rows are learned with the LoRA, so the subject answers to its own word and the noun keeps its
+noun itself and its embeddings train with the LoRA, so the subject answers to its own word and the noun keeps its
 meaning.
 """
 
@@ -25,7 +25,7 @@ from .token_embedding import embedding_for_class, insert_embeddings
 
 @dataclass(frozen=True)
 class LoraTrainingConfig:
-    """How large the LoRA is, and whether the text encoders get one too."""
+    """The rank of the LoRA, and whether the text encoders get one too."""
 
     rank: int
     text: bool = False
@@ -87,14 +87,14 @@ class DreamboothLora:
 
 
 class PivotalTuning(DreamboothLora):
-    """Pivotal tuning (Roich et al. 2021, arXiv 2106.05744, for a token's rows as its pivot): the rows alone first, so
-    that the word is as near as words can come; then the LoRA learns the rest while the rows hardly move."""
+    """Pivotal tuning (Roich et al. 2021, arXiv 2106.05744), with the token's embeddings as the pivot: these train alone
+    first, until they are as near as words can come; then the LoRA learns the rest while they hardly move."""
 
     name = "dreambooth-pivotal"
 
     def learning_rates(self, step: int) -> list[float]:
-        rows = self._preset.pivot_lr if step < self._preset.pivot else self._preset.embedding_lr
-        return [self._preset.lr, rows]
+        embedding_lr = self._preset.pivot_lr if step < self._preset.pivot else self._preset.embedding_lr
+        return [self._preset.lr, embedding_lr]
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         if step >= self._preset.pivot:

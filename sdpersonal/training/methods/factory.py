@@ -1,4 +1,4 @@
-"""Which method a run's settings ask for."""
+"""Build the training method that a run's settings ask for."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ CLASS_PROMPT = "a photo of {}"
 
 
 def method_name(settings: TrainingSettings) -> str:
-    """As the card, the run's folder and the table of presets write it: "textual-inversion", "dreambooth-lora", ..."""
+    """Return the name in cards, run folders and presets: "textual-inversion", "dreambooth-lora", ..."""
     return f"dreambooth-{settings.method}" if isinstance(settings, DreamboothSettings) else TextualInversion.name
 
 
 def subject_noun(settings: TrainingSettings) -> str:
-    """What the subject is in general: the class noun, or the words that its token starts from."""
+    """Return the subject's general noun: the class noun, or the words that its token starts from."""
     return getattr(settings, "class_noun", None) or getattr(settings, "init", None) or settings.kind
 
 
 def in_class(settings: TrainingSettings) -> Callable[[str], list[str]]:
-    """How a caption reads with the class noun for the subject: what a prior, and full DreamBooth, make of it."""
+    """Return how a prior, and full DreamBooth, read a caption: with the class noun for the subject."""
     return lambda caption: [caption.replace("{}", subject_noun(settings))]
 
 
 def resolve_preset(settings: TrainingSettings, base: StableDiffusion, photos: int) -> Preset:
-    """The preset of the method on this kind of base for so many photos, with what the user set in its place."""
+    """Return the method's preset for this base model and number of photos, with the user's settings applied."""
     usual = preset(method_name(settings), base.kind, settings.kind)
-    times = (settings.lr or usual.lr) / usual.lr
+    lr_ratio = (settings.lr or usual.lr) / usual.lr
     schedule = scale_steps(usual.steps, photos)
     steps = settings.steps or schedule
     return replace(
@@ -53,9 +53,9 @@ def resolve_preset(settings: TrainingSettings, base: StableDiffusion, photos: in
         steps=steps,
         measure_every=measure_interval(steps, schedule),
         batch=settings.batch or usual.batch,
-        lr=usual.lr * times,
-        embedding_lr=usual.embedding_lr * times,
-        pivot_lr=usual.pivot_lr * times,
+        lr=usual.lr * lr_ratio,
+        embedding_lr=usual.embedding_lr * lr_ratio,
+        pivot_lr=usual.pivot_lr * lr_ratio,
         targets=getattr(settings, "targets", None) or usual.targets,
         vectors=getattr(settings, "vectors", None) or usual.vectors,
         snr_gamma=settings.snr_gamma or usual.snr_gamma,
@@ -63,7 +63,7 @@ def resolve_preset(settings: TrainingSettings, base: StableDiffusion, photos: in
 
 
 def check_before_loading(settings: TrainingSettings) -> None:
-    """Raise UserError for what can be known to be wrong before a base is loaded: loading can take minutes."""
+    """Raise UserError for mistakes that show before the base model is loaded, which can take minutes."""
     storage.check_folder(settings.library)
     check_photos(settings.photos)
     check_available(settings.optimizer)
@@ -99,7 +99,7 @@ def build_method(
     accelerator: Accelerator,
     say: Callable[[str], None],
 ) -> Method:
-    """The method, ready to learn on this base. Raises UserError where the settings do not suit it."""
+    """Build the method, ready to train on this base model. Raises UserError if the settings do not suit it."""
     if not isinstance(settings, DreamboothSettings):
         return TextualInversion(base, subject_noun(settings), preset.vectors, preset)
     _check_prior(settings)
@@ -122,8 +122,8 @@ def build_method(
 
 
 def _check_noun(noun: str, base: StableDiffusion) -> None:
-    """Raise UserError where the class noun leaves no place in a prompt: scripts such as Chinese take a token or
-    more for each character."""
+    """Raise UserError if the class noun leaves no tokens for a prompt: scripts such as Chinese take one or more
+    tokens per character."""
     for encoder in base.encoders.values():
         count, most = len(encoder.ids(noun)), encoder.room // 2
         if count > most:
@@ -147,15 +147,17 @@ def _build_prior(
     side, noun = settings.resolution or base.resolution, settings.class_noun
     if settings.prior == "drawn":
         prompt = CLASS_PROMPT.format(noun)
-        mine = range(accelerator.process_index, settings.class_pictures, accelerator.num_processes)
-        class_images.generate_missing(base, prompt, side, mine, say)
+        indices = range(accelerator.process_index, settings.class_pictures, accelerator.num_processes)
+        class_images.generate_missing(base, prompt, side, indices, say)
         accelerator.wait_for_everyone()
-        found = class_images.load_latents(base, prompt, side, settings.class_pictures)
-        names = [f"class picture {number}" for number in range(len(found))]
-        captions = [(CLASS_PROMPT,)] * len(found)
-        whole = [[SizeConditioning.whole(side, side)]] * len(found)
-        pictures = LatentDataset(base, found, whole, captions, names, settings.seed, purpose="class sample")
+        latents = class_images.load_latents(base, prompt, side, settings.class_pictures)
+        names = [f"class picture {number}" for number in range(len(latents))]
+        captions = [(CLASS_PROMPT,)] * len(latents)
+        size_conditioning = [[SizeConditioning.whole(side, side)]] * len(latents)
+        dataset = LatentDataset(
+            base, latents, size_conditioning, captions, names, settings.seed, purpose="class sample"
+        )
     else:
         photos = load_photos(Path(settings.prior), side, settings.crop).photos
-        pictures = PhotoDataset(base, photos, (CLASS_PROMPT,), settings.seed, flip=False, purpose="class sample")
-    return ClassImagePrior(base, noun, pictures, preset.snr_gamma)
+        dataset = PhotoDataset(base, photos, (CLASS_PROMPT,), settings.seed, flip=False, purpose="class sample")
+    return ClassImagePrior(base, noun, dataset, preset.snr_gamma)

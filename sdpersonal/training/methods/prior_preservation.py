@@ -1,8 +1,7 @@
-"""Prior preservation (DreamBooth, Ruiz et al. 2022, section 3.3): the class stays what it was while the subject is
-learned.
+"""Prior preservation (DreamBooth, Ruiz et al. 2022, section 3.3): the class stays as it was while the subject trains.
 
-Three ways to know what it was: photos of the class, pictures that the base drew of it, or, with neither, the bare
-base's own answer to the class prompt on the same noisy latents.
+The prior comes from one of three sources: photos of the class, class images that the base model generated, or, with
+neither, the base model's own prediction for the class prompt on the same noisy latents.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from ..objective import min_snr
 
 class PriorLoss(Protocol):
     def loss(self, batch: Batch) -> Tensor:
-        """Per sample, (B,), weighted by noise level as the subject's own loss is."""
+        """Return the loss per sample, (B,), weighted by noise level like the subject's loss."""
 
 
 class PredictedPrior:
-    """The bare base is the teacher: no pictures needed, one more prediction a step."""
+    """Distills the unmodified base model: it needs no images and one more prediction a step."""
 
     def __init__(self, base: StableDiffusion, class_noun: str, snr_gamma: float | None, text_learns: bool):
         self._base, self._class, self._gamma, self._trains_text_encoder = base, class_noun, snr_gamma, text_learns
@@ -34,16 +33,16 @@ class PredictedPrior:
         captions = [caption.replace("{}", self._class) for caption in batch.captions]
         noisy = base.schedule.mix(batch.latents, batch.noise, batch.t)
         with base.adapters.disabled(), torch.no_grad():
-            bare = base.with_size_conditioning(
+            base_condition = base.with_size_conditioning(
                 Conditioning.cat([self._base_conditioning(c) for c in captions]), batch.size_conditioning
             )
-            target = base.predict(noisy, batch.t, bare)
-        now = (
+            target = base.predict(noisy, batch.t, base_condition)
+        condition = (
             base.encode_captions([[c] for c in captions], batch.size_conditioning)
             if self._trains_text_encoder
-            else bare
+            else base_condition
         )
-        loss = (base.predict(noisy, batch.t, now) - target).pow(2).flatten(1).mean(1)
+        loss = (base.predict(noisy, batch.t, condition) - target).pow(2).flatten(1).mean(1)
         return loss if self._gamma is None else loss * min_snr(base.schedule, batch.t, self._gamma)
 
     def _base_conditioning(self, caption: str) -> Conditioning:
@@ -53,11 +52,11 @@ class PredictedPrior:
 
 
 class ClassImagePrior:
-    """Photos or drawn pictures of the class are learned beside the subject, one for one."""
+    """Trains on photos or generated images of the class beside the subject, one for one."""
 
     def __init__(self, base: StableDiffusion, class_noun: str, pictures: LatentDataset, snr_gamma: float | None):
         self._base, self._class, self._pictures, self._gamma = base, class_noun, pictures, snr_gamma
 
     def loss(self, batch: Batch) -> Tensor:
-        own = self._pictures.samples(batch.indices)
-        return batch_loss(self._base, lambda caption: [caption.replace("{}", self._class)], own, self._gamma)
+        class_batch = self._pictures.samples(batch.indices)
+        return batch_loss(self._base, lambda caption: [caption.replace("{}", self._class)], class_batch, self._gamma)

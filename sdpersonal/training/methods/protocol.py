@@ -1,4 +1,4 @@
-"""What a method of training is, to the loop and the run."""
+"""The protocol of a training method, as the loop and the run use it."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from ..dataset import Batch
 
 
 class Method(Protocol):
-    """What trains, what it is taught, what it leaves behind."""
+    """Defines what trains, its loss, and the result."""
 
     name: str
-    trigger: str  # words that the token stands for where it has no rows
+    trigger: str  # words that the token stands for if it has no embeddings
 
     @property
     def rows(self) -> dict[str, Tensor]:
-        """The token's vectors for each text encoder, (n, width) fp32; {} if it has none."""
+        """Return the token's embeddings per text encoder, (n, width) fp32; {} if it has none."""
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """Every parameter that is ever trained, fp32, by a name that stays the same between runs."""
+        """Return every parameter that is ever trained, fp32, by a name that is the same in all runs."""
 
     def groups(self) -> list[dict]:
-        """The same parameters for an optimiser, in groups with their rates (`lr`) and decay (`weight_decay`)."""
+        """Return the optimizer's parameter groups, with their `lr` and `weight_decay`."""
 
     def learning_rates(self, step: int) -> list[float]:
-        """Each group's learning rate at a step, before the schedule's factor."""
+        """Return each group's learning rate at a step, before the schedule's factor."""
 
     def loss(self, batch: Batch, step: int) -> Tensor:
-        """Per sample, (B,). Parameters that this step does not train get no gradient."""
+        """Return the loss per sample, (B,). Parameters that this step does not train get no gradient."""
 
     def words(self, caption: str) -> list[str | Mapping[str, Tensor]]:
-        """A caption with {} for the subject, as `condition` takes it: what the token stands for is put in."""
+        """Split a caption with {} for the subject into the pieces that `encode_captions` takes."""
 
     def lora(self) -> Lora | None:
-        """The LoRA of the concept."""
+        """Return the LoRA of the concept, if the method trains one."""
 
     def finish(self, run: Path) -> dict[str, float]:
-        """Leave in the run's folder what the method leaves besides the concept; figures about it for the card."""
+        """Write the method's files besides the concept to the run folder; return figures for the card."""
 
     def close(self) -> None:
-        """Leave the base as it was."""
+        """Restore the base model to its state before training."""

@@ -1,8 +1,7 @@
-"""Textual inversion (Gal et al. 2022, arXiv 2208.01618): the base stays as it is, only the token's own rows are
-learned.
+"""Textual inversion (Gal et al. 2022, arXiv 2208.01618): the base model is frozen, only the token's embeddings train.
 
-The rows are a parameter of their own, put in at the output of the token embedding, so no gradient, optimiser state or
-write ever touches the vocabulary.
+The embeddings are a separate parameter, inserted at the output of the token embedding layer, so no gradient, optimizer
+state or write ever touches the vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from .token_embedding import TokenEmbedding, insert_embeddings
 
 
 class TextualInversion:
-    """A token of `vectors` rows, starting from the embeddings of the words `init`."""
+    """Trains a token of `vectors` embeddings, which start from those of the words `init`."""
 
     name = "textual-inversion"
     trigger = ""
@@ -54,4 +53,4 @@ class TextualInversion:
         return {}
 
     def close(self) -> None:
-        """Nothing of this method is left in the base."""
+        """Do nothing: this method does not change the base model."""
