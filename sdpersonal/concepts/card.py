@@ -99,12 +99,12 @@ class Card(BaseModel):
             super().__init__(**fields)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            where = printable(".".join(str(part) for part in first["loc"]) or "its fields")
+            field_name = printable(".".join(str(part) for part in first["loc"]) or "its fields")
             reason = printable(first["msg"])
             if first["type"] == "string_too_long":
-                most = first["ctx"]["max_length"]
-                reason = f"it must be text of up to {most:,} characters, got {len(first['input']):,}"
-            raise UserError(f"The card's {where} cannot be kept: {reason}.") from error
+                limit = first["ctx"]["max_length"]
+                reason = f"it must be text of up to {limit:,} characters, got {len(first['input']):,}"
+            raise UserError(f"The card's {field_name} cannot be kept: {reason}.") from error
 
 
 EDITABLE_FIELDS = frozenset(Card.model_fields) - {"token", "base", "created"}  # by people; the rest is as it is
@@ -117,15 +117,15 @@ def edit_card(card: Card, changes: Mapping[str, object]) -> Card:
     """
     from .licences import spdx_name
 
-    if strangers := changes.keys() - EDITABLE_FIELDS:
-        raise UserError(f"The card's {printable(', '.join(sorted(strangers)))} cannot be changed.")
-    new = dict(changes)
-    for key in {"recipe", "scores"} & new.keys():
-        together = getattr(card, key) | dict(new[key])
-        new[key] = {name: value for name, value in together.items() if value not in (None, "")}
-    if isinstance(licence := new.get("license"), str):
-        new["license"] = spdx_name(licence.strip())
-    return Card(**(card.model_dump() | new))
+    if refused := changes.keys() - EDITABLE_FIELDS:
+        raise UserError(f"The card's {printable(', '.join(sorted(refused)))} cannot be changed.")
+    updates = dict(changes)
+    for key in {"recipe", "scores"} & updates.keys():
+        merged = getattr(card, key) | dict(updates[key])
+        updates[key] = {name: value for name, value in merged.items() if value not in (None, "")}
+    if isinstance(licence := updates.get("license"), str):
+        updates["license"] = spdx_name(licence.strip())
+    return Card(**(card.model_dump() | updates))
 
 
 def parse_card(text: str, name: str) -> Card:

@@ -75,39 +75,41 @@ def compare(a: Concept, b: Concept) -> Similarity:
     vectors = float(np.mean(list(encoders.values()))) if encoders else None
     if a.lora is None or b.lora is None:
         return Similarity(vectors, encoders, None, {}, None)
-    if bound := next((each for each in (a, b) if needs_base(each.lora) or not is_possible(each.lora)), None):
+    if bound := next(
+        (concept for concept in (a, b) if needs_base(concept.lora) or not is_possible(concept.lora)), None
+    ):
         note = f"{bound.token} changes layers as {bound.lora.kinds}, which cannot be compared without a base."
         return Similarity(vectors, encoders, None, {}, None, note)
-    one, two = (plain_lora(each).lora for each in (a, b))
-    return Similarity(vectors, encoders, *lora_cosines(one, two), lora_overlap(one, two))
+    lora_a, lora_b = (plain_lora(concept).lora for concept in (a, b))
+    return Similarity(vectors, encoders, *lora_cosines(lora_a, lora_b), lora_overlap(lora_a, lora_b))
 
 
 def find_conflicts(concepts: Sequence[Concept]) -> list[Conflict]:
     """What will go wrong when these are named in one prompt, the worst of each pair, from their headers and numbers."""
-    found = (_find_conflict(a, b) for a, b in itertools.combinations(concepts, 2))
-    return [conflict for conflict in found if conflict]
+    conflicts = (_find_conflict(a, b) for a, b in itertools.combinations(concepts, 2))
+    return [conflict for conflict in conflicts if conflict]
 
 
 def _find_conflict(a: Concept, b: Concept) -> Conflict | None:
     names = str(a.token), str(b.token)
     if a.card.base != b.card.base:
-        what = f"{names[0]} is made for {BASE_TITLES[a.card.base]}, {names[1]} for {BASE_TITLES[b.card.base]}"
-        return Conflict(names, "base", f"{what}: no base can draw both.", hard=True)
+        fact = f"{names[0]} is made for {BASE_TITLES[a.card.base]}, {names[1]} for {BASE_TITLES[b.card.base]}"
+        return Conflict(names, "base", f"{fact}: no base can draw both.", hard=True)
     if a.identity == b.identity:
         return Conflict(names, "same", "They are the same concept under two names.", strengths=(1.0, 0.0))
-    alike = compare(a, b)
-    if alike.lora is not None and alike.lora > UNRELATED_COSINE:
-        what = f"Their LoRAs do in part the same (cosine {alike.lora:.2f}, {alike.overlap:.0%} of directions shared)"
+    pair = compare(a, b)
+    if pair.lora is not None and pair.lora > UNRELATED_COSINE:
+        fact = f"Their LoRAs do in part the same (cosine {pair.lora:.2f}, {pair.overlap:.0%} of directions shared)"
         return Conflict(
-            names, "lora", f"{what}; together they do too much of it.", strengths=_balanced_strengths(alike.lora)
+            names, "lora", f"{fact}; together they do too much of it.", strengths=_balanced_strengths(pair.lora)
         )
-    if alike.vectors is not None and alike.vectors > PARALLEL_COSINE:
-        what = f"Their vectors are nearly parallel (cosine {alike.vectors:.2f})"
-        return Conflict(names, "vectors", f"{what}; the text encoder hardly tells them apart.", strengths=(1.0, 0.7))
+    if pair.vectors is not None and pair.vectors > PARALLEL_COSINE:
+        fact = f"Their vectors are nearly parallel (cosine {pair.vectors:.2f})"
+        return Conflict(names, "vectors", f"{fact}; the text encoder hardly tells them apart.", strengths=(1.0, 0.7))
     noun, styles = a.card.class_noun.casefold(), "style" in (a.card.kind, b.card.kind)
     if noun and noun == b.card.class_noun.casefold() and not styles:
-        what = f"Both are a {a.card.class_noun}"
-        return Conflict(names, "subject", f"{what}; in one picture they may melt into one.", strengths=(0.8, 0.8))
+        fact = f"Both are a {a.card.class_noun}"
+        return Conflict(names, "subject", f"{fact}; in one picture they may melt into one.", strengths=(0.8, 0.8))
     return None
 
 
@@ -161,11 +163,11 @@ def lora_cosines(a: Lora, b: Lora) -> tuple[float, dict[str, float]]:
     norms_a, norms_b = ({name: inner_product(layer, layer) for name, layer in lora.layers.items()} for lora in (a, b))
     shared = {name: inner_product(a.layers[name], b.layers[name]) for name in a.layers if name in b.layers}
     whole = math.sqrt(sum(norms_a.values()) * sum(norms_b.values()))
-    each = {
+    cosines = {
         name: value / scale if (scale := math.sqrt(norms_a[name] * norms_b[name])) > 0 else 0.0
         for name, value in shared.items()
     }
-    return (sum(shared.values()) / whole if whole > 0 else 0.0), each
+    return (sum(shared.values()) / whole if whole > 0 else 0.0), cosines
 
 
 def lora_overlap(a: Lora, b: Lora) -> float:

@@ -329,7 +329,7 @@ def _read_tensors(data: bytes, layout: TensorLayout, token: Token) -> tuple[dict
     """Vectors and LoRA. Raises ValueError where a tensor belongs to neither."""
     vectors: dict[str, np.ndarray] = {}
     layers: dict[str, dict[str, np.ndarray]] = {}
-    strangers = []
+    unknown = []
     bundle = f"bundle_emb.{token.slug}."
     for name in layout.tensors:
         layer, _, part = name.partition(".")
@@ -342,12 +342,12 @@ def _read_tensors(data: bytes, layout: TensorLayout, token: Token) -> tuple[dict
         elif _LAYER.fullmatch(layer) and part in changes.SUFFIXES:
             layers.setdefault(layer, {})[part] = read_tensor(data, layout, name)
         else:
-            strangers.append(name)
+            unknown.append(name)
     for layer, tensors in layers.items():
         if not (_is_plain(tensors) or changes.is_whole(tensors)):
-            strangers += [f"{layer}.{part}" for part in tensors]
-    if strangers:
-        raise ValueError(f"I do not know its tensors {printable(', '.join(strangers[:3]))}")
+            unknown += [f"{layer}.{part}" for part in tensors]
+    if unknown:
+        raise ValueError(f"I do not know its tensors {printable(', '.join(unknown[:3]))}")
     if not layers:
         return vectors, None
     plain = {name: _build_layer(name, parts) for name, parts in layers.items() if _is_plain(parts)}
@@ -395,8 +395,8 @@ def _check_lora(lora: Lora, base: str) -> None:
         raise UserError("The LoRA has no layers.")
     encoders = ("unet", "te1", "te2") if base == "sdxl" else ("unet", "te")
     for name in (*lora.layers, *lora.changes):
-        found = _LAYER.fullmatch(name)
-        if not found or found[1] not in encoders or (name in lora.layers and name in lora.changes):
+        match = _LAYER.fullmatch(name)
+        if not match or match[1] not in encoders or (name in lora.layers and name in lora.changes):
             raise UserError(f"{printable(name)} is not a LoRA layer of {base}.")
         plain = name in lora.layers
         problem = _layer_problem(lora.layers[name]) if plain else _change_problem(lora.changes[name])

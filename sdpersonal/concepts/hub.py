@@ -57,20 +57,21 @@ def files_to_push(concept: Concept, hub_id: str, pictures: Sequence[Path] = ()) 
             f"{concept.token} shows a person, and its card does not say that they agree.",
             f"Ask them, then: sdpersonal concepts edit '{concept.token}' --consent yes",
         )
-    drawn = [_read_own_image(path, concept) for path in pictures]
-    ours = exporters.sdpersonal_file.write(concept)
-    prompts = [prompt for _, prompt in drawn]
-    grid = _image_grid(concept, [image for image, _ in drawn])
-    card = model_card(concept, ours, hub_id, prompts, grid is not None)
-    sent = [RepositoryFile("README.md", card.encode(), "model card: what it is, its licence, how it is used")]
-    sent += [
-        RepositoryFile(name, data, "the concept, for sdpersonal and most programs") for name, data in ours.files.items()
+    images = [_read_own_image(path, concept) for path in pictures]
+    native = exporters.sdpersonal_file.write(concept)
+    prompts = [prompt for _, prompt in images]
+    grid = _image_grid(concept, [image for image, _ in images])
+    card = model_card(concept, native, hub_id, prompts, grid is not None)
+    files = [RepositoryFile("README.md", card.encode(), "model card: what it is, its licence, how it is used")]
+    files += [
+        RepositoryFile(name, data, "the concept, for sdpersonal and most programs")
+        for name, data in native.files.items()
     ]
     if exporters.diffusers.is_possible(concept):
-        made = exporters.diffusers.write(concept)
-        sent += [RepositoryFile(name, data, "the same for diffusers") for name, data in made.files.items()]
-    sent += [RepositoryFile(GRID_FILE, grid, "pictures drawn with it, for the model card")] if grid else []
-    return sent
+        export = exporters.diffusers.write(concept)
+        files += [RepositoryFile(name, data, "the same for diffusers") for name, data in export.files.items()]
+    files += [RepositoryFile(GRID_FILE, grid, "pictures drawn with it, for the model card")] if grid else []
+    return files
 
 
 def push(
@@ -89,12 +90,12 @@ def push(
     silence_hub_client()
     try:
         # First what answers or fails at once: the other calls wait without end.
-        there = _repository_info(api, hub_id)
+        repository = _repository_info(api, hub_id)
         api.whoami()
-        stale = _replaceable_files(there, hub_id) - {each.name for each in sent}
-        if there is None:
+        stale = _replaceable_files(repository, hub_id) - {file.name for file in sent}
+        if repository is None:
             api.create_repo(hub_id, private=not public, exist_ok=True)
-        changes = [CommitOperationAdd(each.name, each.data) for each in sent]
+        changes = [CommitOperationAdd(file.name, file.data) for file in sent]
         changes += [CommitOperationDelete(name) for name in sorted(stale)]
         api.create_commit(hub_id, changes, commit_message=f"Add {concept.token}")
     except UserError:
@@ -114,10 +115,10 @@ def pull(hub_id: str, as_: Token | None = None) -> Concept:
 
 
 def _check_hub_id(hub_id: str) -> str:
-    found = parse_repository(hub_id)
-    if not found or found.file:
+    repository = parse_repository(hub_id)
+    if not repository or repository.file:
         raise UserError(f"{printable(hub_id)} is not a repository's name.", "Write it like karpathy/cool-object.")
-    return found.id
+    return repository.id
 
 
 def _read_own_image(path: Path, concept: Concept) -> tuple[Image.Image, str]:
@@ -128,7 +129,7 @@ def _read_own_image(path: Path, concept: Concept) -> tuple[Image.Image, str]:
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
             recipe = json.loads(picture.text[_RECIPE])
-            used = {each["sha256"] for each in recipe["concepts"]}
+            used = {part["sha256"] for part in recipe["concepts"]}
             image, prompt = picture.convert("RGB"), str(recipe["prompt"])
     except Exception:  # Pillow raises many kinds; a photo has no recipe
         used = set()
@@ -171,7 +172,7 @@ def _repository_info(api: HfApi, hub_id: str):
 
 def _replaceable_files(there, hub_id: str) -> set[str]:
     """The files that an earlier push left. Raises UserError where others would be overwritten."""
-    names = {each.rfilename for each in (there.siblings or ())} - {".gitattributes"} if there else set()
+    names = {sibling.rfilename for sibling in (there.siblings or ())} - {".gitattributes"} if there else set()
     tags = (there.tags or ()) if there else ()
     ours = {"README.md", GRID_FILE, *FILES, find_native(names, tags)}
     if names - {"README.md"} and (HUB_TAG not in tags or names - ours):

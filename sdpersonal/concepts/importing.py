@@ -64,14 +64,14 @@ def find_sources(asked: str, steps: bool = False) -> list[Source]:
         folder, (owner, place) = fetch_repository(repository), repository.words
         if repository.file:
             return [Source(folder / repository.file, (), owner)]
-        found = find_concepts(folder, owner, place, steps)
+        sources = find_concepts(folder, owner, place, steps)
     else:
-        found = find_concepts(path, steps=steps)
-    if not found:
+        sources = find_concepts(path, steps=steps)
+    if not sources:
         raise UserError(
             f"{printable(asked, 200)} holds no embedding or LoRA.", "They are .safetensors, .pt or .bin files."
         )
-    return found
+    return sources
 
 
 def import_all(
@@ -88,9 +88,9 @@ def import_all(
     """
     names = _file_names(found) if duplicates == "filenames" and not as_ else {}
     series = _series(found) if duplicates == "versions" else {}
-    for source in sorted(found, key=lambda each: series[each].step if each in series else 0):
-        word = names.get(source, as_)
-        for outcome in _import_one(library, source, word, replace, duplicates, series.get(source)):
+    for source in sorted(found, key=lambda source: series[source].step if source in series else 0):
+        token = names.get(source, as_)
+        for outcome in _import_one(library, source, token, replace, duplicates, series.get(source)):
             yield outcome
             if isinstance(outcome.error, DiskFull):  # nothing after it would fare better
                 return
@@ -142,11 +142,11 @@ def _keep(library: Library, concept: Concept, replace: bool, count_up: bool = Fa
 
 def _keep_by_file(library: Library, concept: Concept, source: Source, replace: bool) -> tuple[Token, bool]:
     """The same under its file's name, or with its folder's before that where it is taken too."""
-    by_file = _file_name(source, concept.token)
+    token_by_file = _file_name(source, concept.token)
     try:
-        return _keep(library, dataclasses.replace(concept, token=by_file), replace)
+        return _keep(library, dataclasses.replace(concept, token=token_by_file), replace)
     except Taken:
-        token = _with_folder(source, by_file)
+        token = _with_folder(source, token_by_file)
         return _keep(library, dataclasses.replace(concept, token=token), replace)
 
 
@@ -184,13 +184,13 @@ def _with_folder(source: Source, token: Token) -> Token:
 def _file_name(source: Source, token: Token) -> Token:
     """The file's name as a token; where any tool's file is called so, its folder's or its step behind the own name."""
     owner = token.owner or DEFAULT_OWNER
-    if named := token_of_file(source.path.name, owner):
-        return named
+    if token_by_file := token_of_file(source.path.name, owner):
+        return token_by_file
     match = _SNAPSHOT.fullmatch(source.path.stem)
     checkpoint = CHECKPOINT.fullmatch(source.path.name)
-    behind = match["worded"] if match and match["worded"] else source.path.absolute().parent.name
-    behind = checkpoint[1] if checkpoint else behind
-    return token_of_file(f"{token.name}-{behind}", owner) or token
+    suffix = match["worded"] if match and match["worded"] else source.path.absolute().parent.name
+    suffix = checkpoint[1] if checkpoint else suffix
+    return token_of_file(f"{token.name}-{suffix}", owner) or token
 
 
 def _series(found: Sequence[Source]) -> dict[Source, _Snapshot]:

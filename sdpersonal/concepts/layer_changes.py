@@ -156,8 +156,8 @@ def problem(change: Change) -> str | None:
     if not {value.dtype for value in change.values()} <= {np.dtype(np.float32), np.dtype(np.float16)}:
         return "weights must be float32 or float16"
     shapes = {key: value.shape for key, value in change.items()}
-    if wrong := next((key for key in _ONE_NUMBER & shapes.keys() if math.prod(shapes[key]) != 1), None):
-        return f"its {wrong} is not one number"
+    if bad_key := next((key for key in _ONE_NUMBER & shapes.keys() if math.prod(shapes[key]) != 1), None):
+        return f"its {bad_key} is not one number"
     if not all(math.prod(shape) for shape in shapes.values()):
         return "it is empty"
     if not all(len(shape) == 1 for key, shape in shapes.items() if key in _BIASES | {"w_norm"}):
@@ -255,19 +255,19 @@ def _lora_fits(shapes: _Shapes) -> bool:
 def _loha_fits(shapes: _Shapes) -> bool:
     if ("hada_t1" in shapes) != ("hada_t2" in shapes) or any(len(shapes[key]) < 2 for key in _LOHA):
         return False
-    one, two = ({part: shapes[f"hada_w{i}_{part}"] for part in "ab"} for i in (1, 2))
-    rank = one["b"][0]
-    if rank > MAX_RANK or two["b"][0] > MAX_RANK:
+    first, second = ({part: shapes[f"hada_w{i}_{part}"] for part in "ab"} for i in (1, 2))
+    rank = first["b"][0]
+    if rank > MAX_RANK or second["b"][0] > MAX_RANK:
         return False
     if "hada_t1" not in shapes:
-        same = one["a"][0] == two["a"][0] and math.prod(one["b"][1:]) == math.prod(two["b"][1:])
-        return same and all(len(part["a"]) == 2 and part["a"][1] == part["b"][0] for part in (one, two))
+        same = first["a"][0] == second["a"][0] and math.prod(first["b"][1:]) == math.prod(second["b"][1:])
+        return same and all(len(part["a"]) == 2 and part["a"][1] == part["b"][0] for part in (first, second))
     cores = shapes["hada_t1"], shapes["hada_t2"]
     fit = all(
         len(core) == 4 and core[:2] == (part["a"][0], part["b"][0]) and len(part["a"]) == len(part["b"]) == 2
-        for core, part in zip(cores, (one, two), strict=True)
+        for core, part in zip(cores, (first, second), strict=True)
     )
-    return fit and cores[0][2:] == cores[1][2:] and (one["a"][1], one["b"][1]) == (two["a"][1], two["b"][1])
+    return fit and cores[0][2:] == cores[1][2:] and (first["a"][1], first["b"][1]) == (second["a"][1], second["b"][1])
 
 
 def _lokr_fits(shapes: _Shapes) -> bool:

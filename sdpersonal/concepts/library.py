@@ -90,8 +90,8 @@ class Library:
 
     def list(self) -> list[Entry]:
         """Every concept, by owner, name and version; damaged files with what is wrong with them."""
-        found = sorted(self._files(), key=lambda each: (each[0].owner, each[0].name, each[0].version))
-        entries = (self._entry(token, file) for token, file in found)
+        tokens_and_files = sorted(self._files(), key=lambda pair: (pair[0].owner, pair[0].name, pair[0].version))
+        entries = (self._entry(token, file) for token, file in tokens_and_files)
         return [entry for entry in entries if entry is not None]
 
     def find(self, token: Token) -> Entry:
@@ -111,13 +111,13 @@ class Library:
 
     def identities(self, token: Token) -> dict[Token, str | None]:
         """What the versions of a concept that are here hold, by their identities; None for a damaged one."""
-        entries = (self._entry(each) for each in self._matching(token.unversioned()))
+        entries = (self._entry(version) for version in self._matching(token.unversioned()))
         return {entry.token: entry.identity for entry in entries if entry is not None}
 
     def history(self, token: Token) -> list[Entry]:
         """The entries of all versions of a concept, oldest first."""
-        found = (self._entry(each) for each in self._matching(self._resolve(token).unversioned()))
-        return [entry for entry in found if entry is not None]
+        entries = (self._entry(version) for version in self._matching(self._resolve(token).unversioned()))
+        return [entry for entry in entries if entry is not None]
 
     def verify(self) -> list[tuple[Entry, str]]:
         """Read every file in full; those that are damaged, each with what is wrong."""
@@ -133,9 +133,9 @@ class Library:
     def misplaced_files(self) -> list[Path]:
         """Files that look like concepts but that no token can mean: wrongly named, or in a wrong or linked folder."""
         known = {self._path(token) for token in self._tokens()}
-        places = [self.folder, *(Path(each) for each in _scan(self.folder) if each.is_dir())]
-        found = (Path(each) for place in places for each in _scan(place) if each.name.endswith(SUFFIX))
-        return sorted(path for path in found if path not in known)
+        folders = [self.folder, *(Path(entry) for entry in _scan(self.folder) if entry.is_dir())]
+        paths = (Path(entry) for folder in folders for entry in _scan(folder) if entry.name.endswith(SUFFIX))
+        return sorted(path for path in paths if path not in known)
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
@@ -171,49 +171,49 @@ class Library:
 
     def edit(self, token: Token, changes: Mapping[str, object]) -> Token:
         """Write other facts on a concept's card (`card.edited`); its version and identity stay. Returns its token."""
-        found = self._resolve(token)
+        resolved = self._resolve(token)
         with self.write_lock():
-            concept = self._load(found)
+            concept = self._load(resolved)
             card = edit_card(concept.card, changes)
             if card != concept.card:
-                storage.write_bytes(self._path(found), *concept_to_chunks(dataclasses.replace(concept, card=card)))
-        return found
+                storage.write_bytes(self._path(resolved), *concept_to_chunks(dataclasses.replace(concept, card=card)))
+        return resolved
 
     def rename(self, old: Token, new: Token) -> list[Token]:
         """Give a concept another token: all its versions, or the one that `old` names. Returns the new tokens."""
-        found = self._resolve(old)
-        new = dataclasses.replace(new, owner=new.owner or found.owner)
+        resolved = self._resolve(old)
+        new = dataclasses.replace(new, owner=new.owner or resolved.owner)
         check_token(new)
         if new.version and not old.version:
             raise UserError(f"{new} names a version, {old} does not.", "Give both a version, or neither.")
         with self.write_lock():
             moves = [
-                (at, dataclasses.replace(new, version=new.version or at.version))
-                for at in self._matching(found if old.version else found.unversioned())
+                (source, dataclasses.replace(new, version=new.version or source.version))
+                for source in self._matching(resolved if old.version else resolved.unversioned())
             ]
             taken = self._matching(moves[0][1] if old.version else new) if moves else []
             if taken:
                 raise UserError(f"{taken[-1]} is here already.", "Choose another name.")
-            for at, to in moves:
-                self._move(at, to)
-            storage.remove_empty_folder(self.folder / found.owner)
-        return [to for _, to in moves]
+            for source, target in moves:
+                self._move(source, target)
+            storage.remove_empty_folder(self.folder / resolved.owner)
+        return [target for _, target in moves]
 
     def remove(self, token: Token, all_versions: bool = False, into: Library | None = None) -> list[Token]:
         """Delete a concept. Of one with several versions: the one named, or with `all_versions` all. Returns them.
 
         into: a library on the same disk that gets the files, to the bit, instead (`trash.Trash`).
         """
-        found = self._resolve(token)
+        resolved = self._resolve(token)
         with self.write_lock():
-            doomed = self._matching(found if token.version else found.unversioned())
-            if len(doomed) > 1 and not all_versions:
-                names = printable(", ".join(str(each) for each in doomed))
-                raise UserError(f"{found.unversioned()} has several versions: {names}.", "Name one, or ask for all.")
-            for each in doomed:
-                into.place(self._path(each), each) if into else storage.remove(self._path(each))
-            storage.remove_empty_folder(self.folder / found.owner)
-        return doomed
+            versions = self._matching(resolved if token.version else resolved.unversioned())
+            if len(versions) > 1 and not all_versions:
+                names = printable(", ".join(str(version) for version in versions))
+                raise UserError(f"{resolved.unversioned()} has several versions: {names}.", "Name one, or ask for all.")
+            for version in versions:
+                into.place(self._path(version), version) if into else storage.remove(self._path(version))
+            storage.remove_empty_folder(self.folder / resolved.owner)
+        return versions
 
     def place(self, path: Path, token: Token) -> None:
         """Move a concept's file from elsewhere on this disk to `token`'s place, which is free, in one step."""
@@ -224,7 +224,7 @@ class Library:
     def sweep(self) -> int:
         """Remove what killed processes left half-written; return how many such files there were."""
         return sum(
-            storage.remove_leftovers(place) for place in [self.folder, *(Path(owner) for owner in self._owners())]
+            storage.remove_leftovers(folder) for folder in [self.folder, *(Path(owner) for owner in self._owners())]
         )
 
     # --- inside -------------------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ class Library:
             yield
 
     def _owners(self) -> list[os.DirEntry]:
-        return [each for each in _scan(self.folder) if each.is_dir(follow_symlinks=False) and each.name[0] != "."]
+        return [entry for entry in _scan(self.folder) if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
 
     def _files(self) -> Iterator[tuple[Token, os.DirEntry]]:
         """Every token that a path in this folder spells, with that path; no file is opened."""
@@ -254,18 +254,18 @@ class Library:
 
     def _matching(self, token: Token) -> list[Token]:
         """The tokens that `token` can mean, oldest version first. One owner's folder is looked at if it is named."""
-        owners = [each for each in self._owners() if token.owner in (None, each.name)]
-        begin = f"{token.name}-v"
-        names = ((owner.name, file.name) for owner in owners for file in _scan(owner) if file.name.startswith(begin))
-        found = (_token_from_path(owner, name) for owner, name in names)
-        return sorted(each for each in found if each and token.matches(each))
+        owners = [owner for owner in self._owners() if token.owner in (None, owner.name)]
+        prefix = f"{token.name}-v"
+        names = ((owner.name, file.name) for owner in owners for file in _scan(owner) if file.name.startswith(prefix))
+        tokens = (_token_from_path(owner, name) for owner, name in names)
+        return sorted(candidate for candidate in tokens if candidate and token.matches(candidate))
 
     def _resolve(self, token: Token) -> Token:
         """The one that is meant, with owner and version."""
         matching = self._matching(token)
         if not matching:
             raise UserError(f"No concept {token}.", self._suggestion(token))
-        owners = sorted({each.owner for each in matching})
+        owners = sorted({match.owner for match in matching})
         if len(owners) > 1:
             names = " or ".join(str(dataclasses.replace(token, owner=owner)) for owner in owners)
             raise UserError(f"Several concepts are called {token}.", f"Write {printable(names, 200)}.")
@@ -274,9 +274,11 @@ class Library:
     def _suggestion(self, token: Token) -> str:
         known = sorted(self._tokens())
         spellings = {
-            spelling: each.unversioned() for each in known for spelling in (str(each.unversioned()), each.name)
+            spelling: candidate.unversioned()
+            for candidate in known
+            for spelling in (str(candidate.unversioned()), candidate.name)
         }
-        spellings |= {str(each): each for each in known if token.version}
+        spellings |= {str(candidate): candidate for candidate in known if token.version}
         for wanted in (str(token), token.name):
             if close := difflib.get_close_matches(wanted, spellings, n=1):
                 return f"Did you mean {spellings[close[0]]}?"
@@ -328,16 +330,16 @@ class Library:
                 if whole != here or not (concept.whole or header.whole):
                     continue
                 other = self._load(token)
-                one = dataclasses.replace(united([other, concept], token), token=token)
-                if one.identity != other.identity:
-                    storage.write_bytes(self._path(token), *concept_to_chunks(one))
+                joined = dataclasses.replace(united([other, concept], token), token=token)
+                if joined.identity != other.identity:
+                    storage.write_bytes(self._path(token), *concept_to_chunks(joined))
                 return token
         return None
 
     def _put(self, concept: Concept, replace: bool, count_up: bool) -> Token:
         """count_up: where the name is taken and the token names no version, add the next one rather than refuse."""
-        if not replace and (same := self._find_identical(concept)):
-            return same
+        if not replace and (identical := self._find_identical(concept)):
+            return identical
         taken = self._matching(concept.token)  # all versions, or the one that the token names
         if taken and not replace and not (count_up and concept.token.version is None):
             raise self._already_there_error(concept, taken[-1])
@@ -366,9 +368,9 @@ class Library:
         entry = self._entry(taken)
         here = ((entry and entry.identity) or "damaged")[:8]
         if entry and bool(entry.vectors) != bool(concept.vectors) and bool(entry.lora_rank) != bool(concept.lora):
-            mine, theirs = ("vectors", "a LoRA") if concept.vectors else ("a LoRA", "vectors")
+            new_part, old_part = ("vectors", "a LoRA") if concept.vectors else ("a LoRA", "vectors")
             return Taken(
-                f"{taken} is here already with {theirs} alone, the new one is {mine} alone.",
+                f"{taken} is here already with {old_part} alone, the new one is {new_part} alone.",
                 OTHER_PART,
             )
         return Taken(

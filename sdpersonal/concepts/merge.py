@@ -48,12 +48,19 @@ def merge(
     base tells.
     """
     _check_parts(parts)
-    vectors, how = _merge_vectors([(concept, strength) for concept, strength in parts if concept.vectors], concatenate)
+    vectors, method = _merge_vectors(
+        [(concept, strength) for concept, strength in parts if concept.vectors], concatenate
+    )
     plain = [(plain_lora(concept), s) for concept, s in parts if concept.lora is not None]
-    lora, kept = _merge_loras([(one.lora, strength) for one, strength in plain], rank) if plain else (None, 1.0)
-    kept *= min((one.kept for one, _ in plain), default=1.0)
-    left_out = any(one.left_out for one, _ in plain)
-    return MergeResult(Concept(token, _merge_cards(parts, token, rank, how), vectors, lora), how, kept, left_out)
+    lora, share = _merge_loras([(part.lora, strength) for part, strength in plain], rank) if plain else (None, 1.0)
+    share *= min((part.kept for part, _ in plain), default=1.0)
+    left_out = any(part.left_out for part, _ in plain)
+    return MergeResult(
+        Concept(token, _merge_cards(parts, token, rank, method), vectors, lora),
+        method,
+        share,
+        left_out,
+    )
 
 
 def _check_parts(parts: Sequence[tuple[Concept, float]]) -> None:
@@ -121,11 +128,11 @@ def _merge_loras(parts: list[tuple[Lora, float]], rank: int | None) -> tuple[Lor
     for lora, strength in parts:
         for name, layer in lora.layers.items():
             layers.setdefault(name, []).append((layer, strength))
-    together = {name: _concatenate_layers(name, some) for name, some in layers.items()}
+    merged = {name: _concatenate_layers(name, parts_of_layer) for name, parts_of_layer in layers.items()}
     if rank is None:
-        return Lora(together), 1.0
+        return Lora(merged), 1.0
     cut, energies = {}, np.zeros(2)
-    for name, layer in together.items():
+    for name, layer in merged.items():
         cut[name], energy = _truncate_layer(layer, rank)
         energies += energy
     return Lora(cut), float(energies[0] / energies[1]) if energies[1] else 1.0
@@ -187,5 +194,5 @@ def _common_value(facts: list[str]) -> str:
 
 def _merge_consent(cards: Sequence[Card]) -> str:
     """The least that any person in it gave; what shows no person needs none."""
-    given = [card.consent for card in cards if card.kind == "person"]
-    return next((least for least in ("no", "unknown") if least in given), "yes" if given else "unknown")
+    consents = [card.consent for card in cards if card.kind == "person"]
+    return next((least for least in ("no", "unknown") if least in consents), "yes" if consents else "unknown")

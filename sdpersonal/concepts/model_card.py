@@ -66,18 +66,18 @@ def _front_matter(concept: Concept) -> str:
 def _extra_facts(concept: Concept) -> list[tuple[str, str]]:
     card = concept.card
     consent = f"{_CONSENT[card.consent]}{': ' + card.consent_note if card.consent_note else ''}"
-    made = [card.method, f"{card.steps} steps" if card.steps else "", *(f"{k} {v}" for k, v in card.recipe.items())]
+    training = [card.method, f"{card.steps} steps" if card.steps else "", *(f"{k} {v}" for k, v in card.recipe.items())]
     scores = ", ".join(f"{name} {value:.3g}" for name, value in card.scores.items())
     return [
         ("Consent", escape_markdown(consent) if card.kind == "person" else ""),
-        ("Made with", escape_markdown(", ".join(part for part in made if part))),
+        ("Made with", escape_markdown(", ".join(part for part in training if part))),
         ("Measured", escape_markdown(scores)),
         ("Trigger words", escape_markdown(", ".join(card.trigger_words))),
     ]
 
 
 def _diffusers_usage(concept: Concept, native: Export, hub_id: str) -> str:
-    made = diffusers.write(concept)
-    code = made.python.replace('load_textual_inversion("."', f'load_textual_inversion("{hub_id}"')
+    export = diffusers.write(concept)
+    code = export.python.replace('load_textual_inversion("."', f'load_textual_inversion("{hub_id}"')
     code = code.replace('load_lora_weights("."', f'load_lora_weights("{hub_id}"')
-    return code.replace("{prompt}", repr(example_prompt(concept, made)))
+    return code.replace("{prompt}", repr(example_prompt(concept, export)))

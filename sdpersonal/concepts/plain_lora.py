@@ -75,8 +75,8 @@ def plain_lora(concept: Concept) -> PlainLora:
         )
     left_out = any(change.keys() & {"diff_b", "b_norm"} or not _has_matrix(change) for change in lora.changes.values())
     total = energies[1] + sum(_energy(layer) for layer in lora.layers.values())
-    kept = 1 - (energies[1] - energies[0]) / total if total else 1.0
-    return PlainLora(Lora(layers), float(kept), left_out)
+    kept_energy = 1 - (energies[1] - energies[0]) / total if total else 1.0
+    return PlainLora(Lora(layers), float(kept_energy), left_out)
 
 
 def plain_concept(concept: Concept) -> tuple[Concept, str]:
@@ -99,8 +99,8 @@ def _layer(change: Change, known: Shape | None) -> tuple[LoraLayer, np.ndarray]:
     weights = {key: value for key, value in change.items() if key not in ("diff_b", "b_norm")}
     rows, width = outline(weights)
     shape = known if known and (known[0], math.prod(known[1:])) == (rows, width) else None
-    if found := as_lora(weights, EXACT, shape):
-        layer = LoraLayer(*found, float(len(found[0])))
+    if factors := as_lora(weights, EXACT, shape):
+        layer = LoraLayer(*factors, float(len(factors[0])))
         return layer, np.full(2, _energy(layer))
     import torch
 

@@ -86,9 +86,9 @@ def damaged_file_error(name: str, problem: str) -> UserError:
 
 
 def _refuse_duplicate_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    if len(found := dict(pairs)) < len(pairs):
+    if len(values := dict(pairs)) < len(pairs):
         raise ValueError("a key stands twice in its JSON")
-    return found
+    return values
 
 
 def _refuse_constant(word: str) -> None:
@@ -118,9 +118,9 @@ def parse_strict_json(text: str) -> object:
 
 def read_tensor(data: bytes, layout: TensorLayout, name: str) -> np.ndarray:
     """One tensor, without copying it where the bytes will do: float16 and float32 stay, bfloat16 becomes float32."""
-    place = layout.tensors[name]
-    raw = memoryview(data)[layout.payload_start + place.begin : layout.payload_start + place.end]
-    return to_array(raw, place.dtype).reshape(place.shape)
+    info = layout.tensors[name]
+    raw = memoryview(data)[layout.payload_start + info.begin : layout.payload_start + info.end]
+    return to_array(raw, info.dtype).reshape(info.shape)
 
 
 def to_array(raw: bytes | memoryview, dtype: str) -> np.ndarray:
@@ -131,8 +131,8 @@ def to_array(raw: bytes | memoryview, dtype: str) -> np.ndarray:
         return wide.view("<f4")
     if dtype in _SINGLE:
         return np.frombuffer(raw, _SINGLE[dtype]).astype(np.float32)
-    found = np.frombuffer(raw, {"F16": "<f2", "F32": "<f4"}[dtype])
-    return found if found.flags.aligned else found.copy()
+    array = np.frombuffer(raw, {"F16": "<f2", "F32": "<f4"}[dtype])
+    return array if array.flags.aligned else array.copy()
 
 
 def serialize(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> list[bytes | memoryview]:
@@ -155,8 +155,8 @@ def serialize(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> list[
 
 def tensor_bytes(tensors: dict[str, np.ndarray]) -> list[memoryview]:
     """The tensors' bytes in the file's order, little-endian; not copied where they lie so already."""
-    little = (each.astype(each.dtype.newbyteorder("<"), copy=False) for each in sort_tensors(tensors).values())
-    return [each.reshape(-1).view(np.uint8).data for each in little]
+    little = (tensor.astype(tensor.dtype.newbyteorder("<"), copy=False) for tensor in sort_tensors(tensors).values())
+    return [tensor.reshape(-1).view(np.uint8).data for tensor in little]
 
 
 def sort_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -185,10 +185,10 @@ def _build_layout(header: dict[str, object], start: int, size: int, ours: bool) 
         raise ValueError(f"it holds {len(header):,} tensors, more than {MAX_TENSORS:,}")
     tensors = {name: _parse_tensor_info(name, entry, ours) for name, entry in header.items()}
     position = 0
-    for name, place in sorted(tensors.items(), key=lambda item: item[1].begin):
-        if place.begin != position:
+    for name, info in sorted(tensors.items(), key=lambda item: item[1].begin):
+        if info.begin != position:
             raise ValueError(f"before tensor {printable(name)} there is a hole or an overlap")
-        position = place.end
+        position = info.end
     if start + position != size:
         raise ValueError("it ends early" if start + position > size else "bytes follow its last tensor")
     return TensorLayout(metadata, tensors, start)

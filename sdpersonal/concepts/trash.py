@@ -72,36 +72,36 @@ class Trash:
     def find_deletion(self, token: Token) -> Deletion:
         """The newest deletion in which there is what `token` means."""
         for deletion in self.list():
-            if any(token.matches(each) for each in deletion.tokens):
+            if any(token.matches(deleted) for deleted in deletion.tokens):
                 return deletion
         raise UserError(f"No {token} was deleted here in the last {RETENTION.days} days.")
 
     def empty(self, older: timedelta = timedelta(0)) -> int:
         """Delete for good what was deleted so long ago; return how many concepts that were."""
-        gone, now = 0, datetime.now(UTC)
+        deleted, now = 0, datetime.now(UTC)
         with self.library.write_lock():
             storage.remove_leftovers(self.folder)
             for name in self._names():
                 deletion = self._read(name)
                 if now - deletion.deleted_at >= older or not deletion.entries:
                     self._discard(deletion)
-                    gone += len(deletion.entries)
-        return gone
+                    deleted += len(deletion.entries)
+        return deleted
 
     def _names(self) -> list[str]:
         if not self.folder.is_dir():
             return []
         return sorted(
-            each.name
-            for each in os.scandir(self.folder)
-            if _deletion_time(each.name) and each.is_dir(follow_symlinks=False)
+            entry.name
+            for entry in os.scandir(self.folder)
+            if _deletion_time(entry.name) and entry.is_dir(follow_symlinks=False)
         )
 
     def _read(self, name: str) -> Deletion:
-        when = _deletion_time(name)
-        if not when or not (place := storage.resolve_inside(self.library.folder, TRASH_FOLDER, name)).is_dir():
+        deleted_at = _deletion_time(name)
+        if not deleted_at or not (folder := storage.resolve_inside(self.library.folder, TRASH_FOLDER, name)).is_dir():
             raise UserError(f"{printable(str(name))} is not in the trash any more.")
-        return Deletion(name, when, tuple(Library(place).list()))
+        return Deletion(name, deleted_at, tuple(Library(folder).list()))
 
     def _discard(self, deletion: Deletion) -> None:
         storage.remove(self.folder / deletion.name)
@@ -110,6 +110,6 @@ class Trash:
 def _deletion_time(name: object) -> datetime | None:
     """When that was deleted; None for what is no deletion's name."""
     with suppress(ValueError):
-        if isinstance(name, str) and (found := _DELETION_NAME.fullmatch(name)):
-            return datetime.strptime(found[1], _TIME_FORMAT).replace(tzinfo=UTC)
+        if isinstance(name, str) and (match := _DELETION_NAME.fullmatch(name)):
+            return datetime.strptime(match[1], _TIME_FORMAT).replace(tzinfo=UTC)
     return None

@@ -90,22 +90,22 @@ def comfyui(graph: Graph, text: str, picture_size: tuple[int, int] | None = None
     ways = saved or ways  # what is only shown is in no file
     way = next((way for way in ways if picture_size and walk.sizes(way)[-1] == picture_size), ways[0])
     of_its_size = picture_size is not None and walk.sizes(way)[-1] == picture_size
-    said = Parameters("ComfyUI", text, syntax="comfyui", naming="comfyui")
-    if len({id(each.samplers[0]) for each in ways}) > 1:
+    parameters = Parameters("ComfyUI", text, syntax="comfyui", naming="comfyui")
+    if len({id(candidate.samplers[0]) for candidate in ways}) > 1:
         which = "first that has its size" if of_its_size else "first of them"
-        said.notes.append(f"Its graph saves several pictures; this was read as the {which}.")
+        parameters.notes.append(f"Its graph saves several pictures; this was read as the {which}.")
     first, last = way.samplers[-1], way.samplers[0]
     positive, negative = walk.prompt(first, "positive"), walk.prompt(first, "negative")
     if not positive.text:
         raise Unreadable("ComfyUI", "its graph has no words for its sampler")
-    said.prompt, said.negative = positive.text, negative.text
-    _numbers(walk, first, positive, said)
-    _passes(walk, way, said)
-    said.model, said.networks = walk.weights(first)
-    said.notes += positive.notes + negative.notes
+    parameters.prompt, parameters.negative = positive.text, negative.text
+    _numbers(walk, first, positive, parameters)
+    _passes(walk, way, parameters)
+    parameters.model, parameters.networks = walk.weights(first)
+    parameters.notes += positive.notes + negative.notes
     if last is not first and walk.prompt(last, "positive").text not in ("", positive.text):
-        said.notes.append("Its second pass had other words, which are left out.")
-    return said, positive.sure and negative.sure
+        parameters.notes.append("Its second pass had other words, which are left out.")
+    return parameters, positive.sure and negative.sure
 
 
 def _numbers(walk: _Walk, sampler: Node, positive: _Prompt, said: Parameters) -> None:
@@ -188,7 +188,7 @@ class _Walk:
             seen.add(node.id)
             path.append(node)
             node = self._picture_before(node)
-        return _Way(output, path, [each for each in path if self.is_sampler(each)])
+        return _Way(output, path, [step for step in path if self.is_sampler(step)])
 
     def is_sampler(self, node: Node) -> bool:
         inputs = node.inputs
@@ -230,8 +230,8 @@ class _Walk:
 
     def _size_after(self, node: Node, size: tuple[int, int] | None) -> tuple[int, int] | None:
         text = node.inputs.get("dimensions", node.inputs.get("resolution"))
-        if isinstance(text, str) and (found := re.match(r"\s*([0-9]{2,5})\s*[x×*]\s*([0-9]{2,5})", text)):
-            return int(found[1]), int(found[2])
+        if isinstance(text, str) and (match := re.match(r"\s*([0-9]{2,5})\s*[x×*]\s*([0-9]{2,5})", text)):
+            return int(match[1]), int(match[2])
         for pair in (("width", "height"), ("empty_latent_width", "empty_latent_height")):
             if set(pair) <= node.inputs.keys() and not self.is_sampler(node):
                 width, height = (self._scalar(node.inputs[name], name) for name in pair)
@@ -256,9 +256,9 @@ class _Walk:
 
     def _value(self, node: Node, names: tuple[str, ...]) -> Any:
         """Of the first of these inputs that has one; else that of the nodes that are parts of it."""
-        for each in self._with_parts(node):
+        for part in self._with_parts(node):
             for name in names:
-                if name in each.inputs and (value := self._scalar(each.inputs[name], name)) is not None:
+                if name in part.inputs and (value := self._scalar(part.inputs[name], name)) is not None:
                     return value
         return None
 
@@ -298,9 +298,9 @@ class _Walk:
             )
             if name in ("width", "height") and {"width", "height"} <= node.inputs.keys():
                 names = ("width", "height")[value.slot : value.slot + 1] or names
-            held = next((node.inputs[key] for key in names if key in node.inputs), None)
+            literal = next((node.inputs[key] for key in names if key in node.inputs), None)
             links = [link for _, link in node.links()]
-            value = held if held is not None else links[0] if len(links) == 1 else None
+            value = literal if literal is not None else links[0] if len(links) == 1 else None
         return value if isinstance(value, int | float | str) and not isinstance(value, bool) else None
 
     def change(self, sampler: Node) -> float | None:
@@ -320,19 +320,19 @@ class _Walk:
         """The schedule that a node stands for by its own name: KarrasScheduler."""
         link = sampler.inputs.get("sigmas")
         node = self.graph.get(link.node) if isinstance(link, Link) else None
-        found = re.fullmatch(r"(\w+)Scheduler", node.type) if node else None
-        return found[1] if found and found[1] != "Basic" else ""
+        match = re.fullmatch(r"(\w+)Scheduler", node.type) if node else None
+        return match[1] if match and match[1] != "Basic" else ""
 
     # --- words -------------------------------------------------------------------------------------------------------
 
     def prompt(self, sampler: Node, side: str) -> _Prompt:
         """side: positive or negative."""
-        found = _Prompt()
+        prompt = _Prompt()
         if (start := self._start(sampler, side)) is not None:
-            self._embeds_cache(*start, found, set())
-        if len(dict.fromkeys(found.texts)) > 1:
-            found.notes.append(f"Several {side} prompts are combined in it; here they are one, with commas.")
-        return found
+            self._embeds_cache(*start, prompt, set())
+        if len(dict.fromkeys(prompt.texts)) > 1:
+            prompt.notes.append(f"Several {side} prompts are combined in it; here they are one, with commas.")
+        return prompt
 
     def _start(self, sampler: Node, side: str) -> tuple[Link, str] | None:
         """Where a sampler's words come from: its own input, that of a part, or a part that holds them as texts."""
@@ -360,8 +360,8 @@ class _Walk:
             side = "negative" if link.slot == 1 else "positive"  # such as ControlNetApplyAdvanced
         onward = [value for name, value in node.links() if name in (side, *_CONDITIONS) and not self._gives_text(value)]
         if onward and "clip" not in node.inputs:
-            for each in onward:
-                self._embeds_cache(each, side, found, seen)
+            for next_link in onward:
+                self._embeds_cache(next_link, side, found, seen)
             return
         texts = self._texts(node, side, found)
         if not texts:  # a node that is not known, with one way on
@@ -406,10 +406,10 @@ class _Walk:
             return (between or " ").join(part for part in parts if part)[:100_000]
         if (branch := self._branch(node)) is not None:
             return self._string(branch, side, found, seen)
-        own = self._own_text(node, side)
-        if isinstance(own, str):
-            return own
-        links = [own] if isinstance(own, Link) else [link for _, link in node.links()][:1]
+        text = self._own_text(node, side)
+        if isinstance(text, str):
+            return text
+        links = [text] if isinstance(text, Link) else [link for _, link in node.links()][:1]
         return self._string(links[0], side, found, seen) if links else ""
 
     def _branch(self, node: Node) -> Any:
@@ -477,10 +477,10 @@ def _loras(walk: _Walk, node: Node) -> Iterator[Network]:
             if value.get("on", True) and value["lora"] != "None":
                 yield Network("LoRA", base_name(value["lora"]), _finite(value.get("strength", 1)))
             continue
-        found = _LORA_KEY.match(key) if isinstance(value, str) else None
-        if not found or value in ("", "None"):
+        match = _LORA_KEY.match(key) if isinstance(value, str) else None
+        if not match or value in ("", "None"):
             continue
-        digits = found[1] or found[2] or ""
+        digits = match[1] or match[2] or ""
         off = node.inputs.get(f"switch_{digits}") in ("Off", False) if digits else False
         if off or (digits and isinstance(count, int) and int(digits) > count):
             continue

@@ -98,7 +98,7 @@ def _run(value: dict[str, Any]) -> Graph | None:
         if isinstance(entry, dict) and isinstance(entry.get("class_type"), str):
             inputs = entry.get("inputs")
             inputs = inputs if isinstance(inputs, dict) else {}
-            graph[str(name)] = Node(str(name), entry["class_type"], {key: _value(each) for key, each in inputs.items()})
+            graph[str(name)] = Node(str(name), entry["class_type"], {key: _value(item) for key, item in inputs.items()})
     return graph or None
 
 
@@ -177,30 +177,32 @@ class _Flat:
         return origins
 
     def _add_node(self, entry: dict[str, Any], prefix: str, origins: dict[Any, Any]) -> None:
-        name, typed, places = f"{prefix}{entry.get('id')}", {}, []
+        name, values, places = f"{prefix}{entry.get('id')}", {}, []
         for place in _list(entry.get("inputs")):
             origin = origins.get(place.get("link"))
             if origin is None or isinstance(origin, Link):
                 places.append(place | {"link": origin and len(self.links)})
                 self.links += [origin] if origin else []
             else:
-                typed[str(place.get("name", ""))] = origin
+                values[str(place.get("name", ""))] = origin
         subgraph = self.subgraphs.get(str(entry["type"]))
-        whole = subgraph is None or self.budget <= 0 or name.count(":") >= _DEEPEST
-        if whole or entry.get("mode") in (_MUTED, _BYPASSED):
-            more = {"widgets_values": _widgets(entry) | typed} if typed else {}
+        is_plain = subgraph is None or self.budget <= 0 or name.count(":") >= _DEEPEST
+        if is_plain or entry.get("mode") in (_MUTED, _BYPASSED):
+            more = {"widgets_values": _widgets(entry) | values} if values else {}
             self.nodes.append(entry | {"id": name, "inputs": places} | more)
             return
         self.budget -= 1
         linked = {place.get("name"): self.links[place["link"]] for place in places if place["link"] is not None}
-        by_name = _widgets(entry) | typed | linked
+        by_name = _widgets(entry) | values | linked
         given = tuple(by_name.get(str(place.get("name"))) for place in _list(subgraph.get("inputs")))
         inner = self.add(subgraph, f"{name}:", given)
         for number, output in enumerate(_list(subgraph.get("outputs"))):
             ids = output.get("linkIds")
-            made = [inner.get(each) for each in ids if isinstance(each, int)] if isinstance(ids, list) else []
-            if made and isinstance(made[0], Link):
-                self.outputs[Link(name, number)] = made[0]
+            sources = (
+                [inner.get(link_id) for link_id in ids if isinstance(link_id, int)] if isinstance(ids, list) else []
+            )
+            if sources and isinstance(sources[0], Link):
+                self.outputs[Link(name, number)] = sources[0]
 
     def all_links(self) -> list[list[Any]]:
         """The links as a canvas has them, those from a subgraph from the node in it that makes the value."""
@@ -231,9 +233,9 @@ def _through(link: Link | None, by_id: dict[str, dict[str, Any]], origins: dict[
             wanted = _list_or_none(entry.get("widgets_values"))
             setter = next(
                 (
-                    each
-                    for each in by_id.values()
-                    if each["type"] == "SetNode" and wanted and each.get("widgets_values") == wanted
+                    candidate
+                    for candidate in by_id.values()
+                    if candidate["type"] == "SetNode" and wanted and candidate.get("widgets_values") == wanted
                 ),
                 None,
             )
@@ -242,8 +244,10 @@ def _through(link: Link | None, by_id: dict[str, dict[str, Any]], origins: dict[
         elif entry.get("mode") == _BYPASSED:
             outputs = _list(entry.get("outputs"))
             kind = outputs[link.slot].get("type") if 0 <= link.slot < len(outputs) else None
-            alike = (place for place in _list(entry.get("inputs")) if place.get("type") == kind and place.get("link"))
-            link = origins.get(next(alike, {}).get("link"))
+            same_kind = (
+                place for place in _list(entry.get("inputs")) if place.get("type") == kind and place.get("link")
+            )
+            link = origins.get(next(same_kind, {}).get("link"))
         else:
             return link
     return None
@@ -270,17 +274,17 @@ def _widgets(entry: dict[str, Any]) -> dict[str, Any]:
         place["widget"].get("name") for place in _list(entry.get("inputs")) if isinstance(place.get("widget"), dict)
     ]
     names = _WIDGETS.get(str(entry["type"]), "").split() or [str(name) for name in named]
-    found: dict[str, Any] = {}
+    widgets: dict[str, Any] = {}
     rest = list(values)
     for name in names:
         if not rest:
             break
-        found[name] = rest.pop(0)
+        widgets[name] = rest.pop(0)
         if re.search("seed", name) and rest and rest[0] in _CONTROLS:
             rest.pop(0)
     if not names:  # such as a text of a pack that we do not know, and the lists of LoRAs of rgthree
-        found |= {f"lora_{i}" if isinstance(value, dict) else f"widget_{i}": value for i, value in enumerate(rest)}
+        widgets |= {f"lora_{i}" if isinstance(value, dict) else f"widget_{i}": value for i, value in enumerate(rest)}
         texts = [value for value in rest if isinstance(value, str)]
         if len(texts) == 1:
-            found["text"] = texts[0]
-    return found
+            widgets["text"] = texts[0]
+    return widgets

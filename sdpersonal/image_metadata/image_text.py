@@ -58,12 +58,12 @@ def all_texts(data: bytes) -> tuple[dict[str, str], frozenset[str]]:
 
     Names: a PNG's keys, Exif's tags, "XML:com.adobe.xmp" and "JPEG comment". What is damaged is passed over.
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     too_long: set[str] = set()
     for name, read in _sources(data):
-        if len(found) + len(too_long) >= _MAX_TEXTS:
+        if len(texts) + len(too_long) >= _MAX_TEXTS:
             break
-        if name in found:
+        if name in texts:
             continue
         try:
             text = read(MAX_GRAPH if name in _GRAPHS else MAX_TEXT_BYTES)
@@ -71,8 +71,8 @@ def all_texts(data: bytes) -> tuple[dict[str, str], frozenset[str]]:
             too_long.add(name)
         else:
             if text:
-                found[name] = text
-    return found, frozenset(too_long)
+                texts[name] = text
+    return texts, frozenset(too_long)
 
 
 def _sources(data: bytes) -> Iterator[tuple[str, Reader]]:

@@ -147,18 +147,18 @@ def enlarged(first: str | None, target: tuple[object, object]) -> float | None:
 
 def _distinct(networks: list[Network]) -> list[Network]:
     """Each once; one with a strength before one without."""
-    found: dict[tuple[str, str], Network] = {}
+    distinct: dict[tuple[str, str], Network] = {}
     for network in networks:
         key = (network.kind, network.name.casefold())
-        if key not in found or found[key].strength is None:
-            found[key] = network
-    return list(found.values())
+        if key not in distinct or distinct[key].strength is None:
+            distinct[key] = network
+    return list(distinct.values())
 
 
 def _refusal(words: str, networks: bool) -> UserError | None:
     if not words:
-        left = "Nothing but LoRAs is" if networks else "No words are"
-        return UserError(f"{left} in the prompt of this picture.", "Write a prompt of your own.")
+        content = "Nothing but LoRAs is" if networks else "No words are"
+        return UserError(f"{content} in the prompt of this picture.", "Write a prompt of your own.")
     try:
         GenerateRequest(prompt=words)
     except UserError as error:
@@ -169,20 +169,20 @@ def _refusal(words: str, networks: bool) -> UserError | None:
 def _scheduler(said: Parameters, fields: dict[str, Any]) -> list[str]:
     if not said.sampler:
         return []
-    called = (
+    label = (
         f"{printable(said.sampler, 40)}{f' with the schedule {printable(said.schedule, 30)}' if said.schedule else ''}"
     )
     scheduler = find(said.sampler, said.schedule, said.naming)
-    if scheduler is None and (behind := re.fullmatch(r"[^-]+ - (.+)", said.sampler)):  # Krita's: "Default - DPM++ 2M"
-        scheduler = find(behind[1], said.schedule, said.naming)
+    if scheduler is None and (match := re.fullmatch(r"[^-]+ - (.+)", said.sampler)):  # Krita's: "Default - DPM++ 2M"
+        scheduler = find(match[1], said.schedule, said.naming)
     if scheduler is None:
         reason = no_counterpart(said.sampler)
-        return [f"It was drawn by the sampler {called}, which is not here{f': {reason}' if reason else ''}."]
+        return [f"It was drawn by the sampler {label}, which is not here{f': {reason}' if reason else ''}."]
     try:
         fields["scheduler"] = GenerateRequest(prompt="", scheduler=scheduler.name).scheduler
     except UserError as error:
         return [f"Left out: {error.message}"]
-    return [f"Its sampler {called} is not the same here: {scheduler.near}."] if scheduler.near else []
+    return [f"Its sampler {label} is not the same here: {scheduler.near}."] if scheduler.near else []
 
 
 def _model(said: Parameters) -> list[str]:

@@ -57,7 +57,7 @@ def translated(prompt: str, syntax: Syntax) -> tuple[str, list[Network]]:
         return text, networks  # too long to be used whatever it says
     if syntax == "comfyui":
         networks += [Network("embedding", _stem(name)) for name in _EMBEDDING.findall(text)][:_MOST_NETWORKS]
-        text = _SQUARE.sub(_backslashed, _EMBEDDING.sub(lambda found: _stem(found[1]), text))
+        text = _SQUARE.sub(_backslashed, _EMBEDDING.sub(lambda match: _stem(match[1]), text))
     elif syntax == "compel":
         text = _COMPEL.sub(_from_compel, _SQUARE.sub(_backslashed, text))
     elif syntax == "novelai":
@@ -111,10 +111,10 @@ def _from_compel(part: re.Match[str]) -> str:
 def _from_novelai(text: str) -> str:
     """Its weights become ours; a negative one, which we cannot draw, stays one and is refused when it is read."""
     pieces, at = [], 0
-    for found in _NAI_WEIGHT.finditer(text):
-        pieces.append(_nai_brackets(text[at : found.start()]))
-        pieces.append(f"({_nai_brackets(found[2])}:{float(found[1]):g})" if found[2].strip() else "")
-        at = found.end()
+    for match in _NAI_WEIGHT.finditer(text):
+        pieces.append(_nai_brackets(text[at : match.start()]))
+        pieces.append(f"({_nai_brackets(match[2])}:{float(match[1]):g})" if match[2].strip() else "")
+        at = match.end()
     return "".join([*pieces, _nai_brackets(text[at:])])
 
 

@@ -58,8 +58,8 @@ _OTHER_PARTS = {  # the beginning of a key -> what else made the picture
 
 def parse_infotext(text: str) -> Foreign | None:
     """What A1111's text says; None where the text is nothing of that kind."""
-    said = a1111(text)
-    return None if said is None else foreign_of(said)
+    parameters = a1111(text)
+    return None if parameters is None else foreign_of(parameters)
 
 
 def a1111(text: str) -> Parameters | None:
@@ -67,21 +67,23 @@ def a1111(text: str) -> Parameters | None:
     prompt, negative, facts = _split_infotext(text.replace("\r\n", "\n").replace("\r", "\n"))
     if "steps" not in facts and not {"seed", "sampler"} <= facts.keys():
         return None
-    said = Parameters(_program(facts), text, prompt, negative)
-    if said.program == "ComfyUI" and prompt == "unknown":  # what a node that saves writes where it was told nothing
-        said.prompt, said.negative = "", ""
-    for ours, theirs in _A1111_NAMES.items():
-        if (key := next((key for key in theirs if key in facts), None)) is not None:
-            said.values[ours] = number(facts[key])
-    _first_size(facts, said)
-    _second_pass(facts, said)
-    _seeds(facts, said)
-    said.sampler, said.schedule, said.naming = _sampler(facts, said.program)
-    said.model = facts.get("model") or _civitai_model(facts) or facts.get("model hash", "")
-    said.networks += _hashed_networks(facts)
-    said.img2img = _began(facts, said)
-    said.notes += _collect_notes(facts, said)
-    return said
+    parameters = Parameters(_program(facts), text, prompt, negative)
+    if (
+        parameters.program == "ComfyUI" and prompt == "unknown"
+    ):  # what a node that saves writes where it was told nothing
+        parameters.prompt, parameters.negative = "", ""
+    for field, keys in _A1111_NAMES.items():
+        if (key := next((key for key in keys if key in facts), None)) is not None:
+            parameters.values[field] = number(facts[key])
+    _first_size(facts, parameters)
+    _second_pass(facts, parameters)
+    _seeds(facts, parameters)
+    parameters.sampler, parameters.schedule, parameters.naming = _sampler(facts, parameters.program)
+    parameters.model = facts.get("model") or _civitai_model(facts) or facts.get("model hash", "")
+    parameters.networks += _hashed_networks(facts)
+    parameters.img2img = _began(facts, parameters)
+    parameters.notes += _collect_notes(facts, parameters)
+    return parameters
 
 
 # --- the text ---------------------------------------------------------------------------------------------------------
@@ -113,20 +115,20 @@ def _last_lines(lines: list[str]) -> tuple[int, dict[str, str]]:
 
 def _parse_parameters(line: str) -> dict[str, str]:
     """`key: value` by key. One walk along the text: where nothing fits, on behind the next comma."""
-    found: dict[str, str] = {}
-    at, tried = 0, 0
+    facts: dict[str, str] = {}
+    at, json_values = 0, 0
     while at < len(line):
         if fact := _PARAMETER.match(line, at):
             value, end = fact[2].strip(), fact.end()
-            if value[:1] in ("[", "{") and tried < _MOST_JSON:
-                tried += 1
+            if value[:1] in ("[", "{") and json_values < _MOST_JSON:
+                json_values += 1
                 value, end = _whole_json(line, fact.start(2), value, end)
-            found.setdefault(fact[1].strip().lower(), _unquote(value))
+            facts.setdefault(fact[1].strip().lower(), _unquote(value))
             at = max(end, at + 1)
         else:
             comma = line.find(",", at)
             at = comma + 1 if comma >= 0 else len(line)
-    return found
+    return facts
 
 
 def _whole_json(line: str, begin: int, value: str, end: int) -> tuple[str, int]:
@@ -176,8 +178,8 @@ def _program(facts: Mapping[str, str]) -> str:
 
 
 def _pair(text: str | None) -> tuple[str, str] | None:
-    found = re.fullmatch(r"\s*([0-9]{1,6})\s*x\s*([0-9]{1,6})\s*", text or "")
-    return (found[1], found[2]) if found else None
+    match = re.fullmatch(r"\s*([0-9]{1,6})\s*x\s*([0-9]{1,6})\s*", text or "")
+    return (match[1], match[2]) if match else None
 
 
 def _first_size(facts: Mapping[str, str], said: Parameters) -> None:
@@ -200,8 +202,8 @@ def _second_pass(facts: Mapping[str, str], said: Parameters) -> None:
     resized = _pair(facts.get("hires resize")) or _pair(facts.get("hires size"))
     resized = resized or (facts.get("hires resize-1"), facts.get("hires resize-2"))
     first = _pair(facts.get("first pass size")) or (facts.get("first pass size-1"), facts.get("first pass size-2"))
-    if (begun := size_of(*first)) and (times := enlarged(begun, _pair(size))):
-        said.values |= {"size": begun, "enlarge": times}
+    if (first_size := size_of(*first)) and (times := enlarged(first_size, _pair(size))):
+        said.values |= {"size": first_size, "enlarge": times}
     elif times := enlarged(size, resized):
         said.values["enlarge"] = times
     elif any(number(side) for side in (*resized, *first)) or facts.get("first pass size") == "0x0":

@@ -132,9 +132,9 @@ class Recipe(RecipePart):
     def __init__(self, /, **values: Any):
         if missing := [name for name in ("steps", "guidance", "size") if values.get(name) is None]:
             raise UserError(f"{missing[0]} is needed.")  # a request may leave them to the base
-        asked = _to_request(values, start=Path() if values.get("start") else None)
-        shared = {name: getattr(asked, name) for name in _REQUEST_FIELDS & values.keys()}
-        super().__init__(**(values | shared | {"fast": asked.fast or "", "scheduler": asked.scheduler or ""}))
+        request = _to_request(values, start=Path() if values.get("start") else None)
+        shared = {name: getattr(request, name) for name in _REQUEST_FIELDS & values.keys()}
+        super().__init__(**(values | shared | {"fast": request.fast or "", "scheduler": request.scheduler or ""}))
         if self.mask and not self.start:
             raise UserError("The recipe has a mask and no start picture.")
         if self.place >= self.batch:
@@ -146,9 +146,9 @@ class Recipe(RecipePart):
 
     def batch_request(self, start: Path | None = None, mask: Path | None = None) -> GenerateRequest:
         """What draws it as one of as many as then: its number `place` is the same to the bit on the same device."""
-        counted = "seed" if self.near is None else "near_seed"
-        first = (getattr(self, counted) - self.place) % SEEDS
-        return self.request(start, mask).model_copy(update={"n": self.batch, counted: first})
+        seed_field = "seed" if self.near is None else "near_seed"
+        first = (getattr(self, seed_field) - self.place) % SEEDS
+        return self.request(start, mask).model_copy(update={"n": self.batch, seed_field: first})
 
     def to_json(self) -> str:
         """On one line, in ASCII, so that any text chunk holds it and no character of a prompt can break it."""
@@ -156,12 +156,12 @@ class Recipe(RecipePart):
 
 
 def _to_request(values: dict[str, Any], start: Path | None = None, mask: Path | None = None) -> GenerateRequest:
-    asked = {name: values[name] for name in _REQUEST_FIELDS & values.keys()}
-    for name in asked.keys() & {"fast", "scheduler"}:
-        asked[name] = asked[name] or None
-    if asked.get("rescale", 0.0) is None:
+    fields = {name: values[name] for name in _REQUEST_FIELDS & values.keys()}
+    for name in fields.keys() & {"fast", "scheduler"}:
+        fields[name] = fields[name] or None
+    if fields.get("rescale", 0.0) is None:
         raise UserError("rescale must be a number from 0 to 1, got None.")
-    return GenerateRequest(**asked, n=1, start=start, mask=mask)
+    return GenerateRequest(**fields, n=1, start=start, mask=mask)
 
 
 def pixels_sha256(picture: Image.Image) -> str:

@@ -40,7 +40,7 @@ _RESERVED_LABEL = re.compile(r"\b(negative prompt|negative template|template|ste
 
 def format_infotext(recipe: Recipe) -> str:
     """The text of a PNG's `parameters`."""
-    loras = {each.token: each for each in recipe.concepts if each.lora}
+    loras = {concept.token: concept for concept in recipe.concepts if concept.lora}
     prompt = _translate_prompt(recipe.prompt, recipe.concepts, loras)
     prompt = " ".join(
         [prompt, *map(_lora_tag, loras.values())]
@@ -50,7 +50,9 @@ def format_infotext(recipe: Recipe) -> str:
         lines.append(f"Negative prompt: {negative}")
     lines.append(", ".join(f"{key}: {_quote(value)}" for key, value in _parameters(recipe) if value not in (None, "")))
     text = "\n".join(lines).strip()
-    embeddings = {f"embed:{_slug(each)}": each.sha256[:HASH_DIGITS] for each in recipe.concepts if each.vectors}
+    embeddings = {
+        f"embed:{_slug(concept)}": concept.sha256[:HASH_DIGITS] for concept in recipe.concepts if concept.vectors
+    }
     return f"{text}, Hashes: {json.dumps(embeddings)}" if embeddings else text
 
 
@@ -77,13 +79,13 @@ def _parameters(recipe: Recipe) -> Iterator[tuple[str, object]]:
     if recipe.enlarge > 1:
         yield "Hires upscale", f"{recipe.enlarge:g}"
         yield "Hires upscaler", "Lanczos"
-    yield "Lora hashes", _format_hashes(each for each in recipe.concepts if each.lora)
-    yield "TI hashes", _format_hashes(each for each in recipe.concepts if each.vectors)
+    yield "Lora hashes", _format_hashes(concept for concept in recipe.concepts if concept.lora)
+    yield "TI hashes", _format_hashes(concept for concept in recipe.concepts if concept.vectors)
     yield "Version", f"sdpersonal {recipe.sdpersonal}"
 
 
 def _format_hashes(concepts: Iterable[RecipeConcept]) -> str:
-    return ", ".join(f"{_slug(each)}: {each.sha256[:HASH_DIGITS]}" for each in concepts)
+    return ", ".join(f"{_slug(concept)}: {concept.sha256[:HASH_DIGITS]}" for concept in concepts)
 
 
 def _slug(concept: RecipeConcept) -> str:
@@ -110,7 +112,7 @@ def _translate_prompt(prompt: str, concepts: tuple[RecipeConcept, ...], loras: d
 
 
 def _mention_text(mention: Mention, concepts: tuple[RecipeConcept, ...], loras: dict[str, RecipeConcept]) -> str:
-    concept = next((each for each in concepts if mention.token.matches(Token.parse(each.token))), None)
+    concept = next((candidate for candidate in concepts if mention.token.matches(Token.parse(candidate.token))), None)
     if concept is None:
         return mention.token.slug
     words = concept.words

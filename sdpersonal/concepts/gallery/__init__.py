@@ -52,14 +52,14 @@ def write_gallery(
     Raises UserError, DiskFull.
     """
     path = storage.make_folder(to) / "index.html"
-    shown = _newest_versions(entries)
-    side = SIDE if len(shown) <= _MANY else _SMALL
-    exhibits = []
-    for entry, versions in shown:
-        exhibits.append(_gallery_item(entry, versions, side))
-        progress(len(exhibits), len(shown))
-    storage.write_text(path, render_gallery(exhibits, title))
-    return path, len(exhibits)
+    newest = _newest_versions(entries)
+    side = SIDE if len(newest) <= _MANY else _SMALL
+    items = []
+    for entry, versions in newest:
+        items.append(_gallery_item(entry, versions, side))
+        progress(len(items), len(newest))
+    storage.write_text(path, render_gallery(items, title))
+    return path, len(items)
 
 
 def render_gallery(exhibits: Sequence[GalleryItem], title: str) -> str:
@@ -68,12 +68,12 @@ def render_gallery(exhibits: Sequence[GalleryItem], title: str) -> str:
 
     script, style = (storage.read_bytes(_FOLDER / name, 100_000).decode() for name in ("page.js", "page.css"))
     template = storage.read_bytes(_FOLDER / "page.html", 100_000).decode()
-    machine = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return machine.from_string(template).render(
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(
         title=title,
         exhibits=exhibits,
-        kinds=sorted({each.kind for each in exhibits}),
-        bases=[base for base in _BASES.values() if any(each.base == base for each in exhibits)],
+        kinds=sorted({item.kind for item in exhibits}),
+        bases=[base for base in _BASES.values() if any(item.base == base for item in exhibits)],
         script=script,
         style=style,
         script_sum=_csp_hash(script),
@@ -87,12 +87,12 @@ def _csp_hash(text: str) -> str:
 
 def _newest_versions(entries: Iterable[Entry]) -> list[tuple[Entry, int]]:
     """The newest undamaged version of each concept, and how many there are of it."""
-    found: dict[str, tuple[Entry, int]] = {}
+    newest: dict[str, tuple[Entry, int]] = {}
     for entry in entries:  # oldest version first
         if entry.card and not entry.damaged:
             name = str(entry.token.unversioned())
-            found[name] = entry, found.get(name, (entry, 0))[1] + 1
-    return list(found.values())
+            newest[name] = entry, newest.get(name, (entry, 0))[1] + 1
+    return list(newest.values())
 
 
 def _gallery_item(entry: Entry, versions: int, side: int) -> GalleryItem:
@@ -114,7 +114,7 @@ def _gallery_item(entry: Entry, versions: int, side: int) -> GalleryItem:
         "Date": card.created[:10],
         "Identity": (entry.identity or "")[:16],
     }
-    words = " ".join((token, card.title, card.class_noun, card.author, card.description, card.license)).lower()
+    search = " ".join((token, card.title, card.class_noun, card.author, card.description, card.license)).lower()
     return GalleryItem(
         token,
         card.title or entry.token.name,
@@ -124,5 +124,5 @@ def _gallery_item(entry: Entry, versions: int, side: int) -> GalleryItem:
         card.description,
         tuple((name, text) for name, text in facts.items() if text),
         card.prompts,
-        words,
+        search,
     )
