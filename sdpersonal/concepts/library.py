@@ -1,7 +1,7 @@
-"""A folder of concepts: `<folder>/<owner>/<name>-v<N>.safetensors`, and nothing else to keep in step with them.
+"""The concept library: a folder of `<owner>/<name>-v<N>.safetensors` files, without an index to keep in sync.
 
-The path is the concept's token; a listing reads headers only. Everything that changes the folder does so under its
-lock, one whole file at a time. Reading needs no lock and works on a read-only disk.
+The path spells the concept's token; a listing reads headers only. Every change to the folder holds its lock and
+replaces one whole file at a time. Reading needs no lock and works on a read-only disk.
 """
 
 from __future__ import annotations
@@ -27,44 +27,44 @@ TAKEN = (
     "Give it another name with --as '<owner/name>', take its place with --replace, or keep both: "
     "--duplicates versions (or filenames)"
 )
-_LOCK_TIMEOUT = 60.0  # seconds to wait for another process that is adding or removing
+_LOCK_TIMEOUT = 60.0  # seconds to wait for another process that changes the library
 OTHER_PART = "If they are one concept, import both files at once with --replace; else keep both: --duplicates filenames"
 
 
 class Taken(UserError):
-    """A name that another concept has in the library."""
+    """Raised when another concept in the library has the name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One concept in a listing. damaged: what is wrong with its file; then card and what follows are not known."""
+    """One concept in a listing. damaged: what is wrong with its file; the fields after it are then unknown."""
 
     token: Token
     path: Path
     size: int = 0  # bytes
     damaged: str | None = None
     card: Card | None = None
-    vectors: int = 0  # rows for each text encoder
+    vectors: int = 0  # embedding rows per text encoder
     lora_rank: int = 0
-    kinds: str = ""  # what it holds besides, in words: `Lora.kinds`
-    identity: str | None = None  # sha256 as the header has it; `Library.verify` proves it
+    kinds: str = ""  # kinds of other layer changes as text: `Lora.kinds`
+    identity: str | None = None  # sha256 as stated in the header; `Library.verify` proves it
 
     @property
     def contents(self) -> str:
-        """What is in it, in words."""
+        """The contents as text."""
         return describe_contents(self.vectors, self.lora_rank, self.kinds)
 
     @property
     def thumbnail(self) -> bytes | None:
-        """The picture, read now: a listing of thousands must not hold them all."""
+        """The thumbnail, read from disk on access: a listing of thousands must not hold them all."""
         with suppress(UserError):
             return read_header(self.path).thumbnail
         return None
 
     def as_json(self) -> dict[str, object]:
-        """Everything a listing knows, under keys that are always there (null for the facts of a damaged file).
+        """Return the entry as JSON with a fixed set of keys (null for the unknown fields of a damaged file).
 
-        Where layers are changed in other ways than by a plain LoRA, `lora_kinds` says how, in words.
+        `lora_kinds` is added where layers are changed in other ways than by a plain LoRA.
         """
         card = self.card.model_dump(mode="json") if self.card else dict.fromkeys(Card.model_fields)
         return card | {
@@ -80,7 +80,7 @@ class Entry:
 
 
 class Library:
-    """The concepts in `folder`, which need not exist until something is added. Every method raises UserError."""
+    """The concepts in `folder`, which is created by the first addition. Every method raises UserError."""
 
     def __init__(self, folder: str | os.PathLike):
         check_path(folder, "library")
@@ -89,49 +89,49 @@ class Library:
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def list(self) -> list[Entry]:
-        """Every concept, by owner, name and version; damaged files with what is wrong with them."""
+        """List every concept by owner, name and version; a damaged file's entry says what is wrong with it."""
         tokens_and_files = sorted(self._files(), key=lambda pair: (pair[0].owner, pair[0].name, pair[0].version))
         entries = (self._entry(token, file) for token, file in tokens_and_files)
         return [entry for entry in entries if entry is not None]
 
     def find(self, token: Token) -> Entry:
-        """The entry that `token` means: the newest version, unless it names one."""
+        """Return the entry for `token`: the newest version, unless the token names one."""
         entry = self._entry(self._resolve(token))
         if entry is None:
             raise UserError(f"{token} was removed just now.")
         return entry
 
     def get(self, token: Token) -> Concept:
-        """The concept itself, with its version, proven undamaged."""
+        """Load the concept, with its version, after verifying its checksum."""
         return self._load(self._resolve(token))
 
     def versions(self, token: Token) -> list[Token]:
-        """All versions of a concept that are here, oldest first; empty without one. No file is opened."""
+        """List all versions of a concept, oldest first; empty if there is none. No file is opened."""
         return self._matching(token.unversioned())
 
     def identities(self, token: Token) -> dict[Token, str | None]:
-        """What the versions of a concept that are here hold, by their identities; None for a damaged one."""
+        """Return the identity of each version of a concept; None for a damaged one."""
         entries = (self._entry(version) for version in self._matching(token.unversioned()))
         return {entry.token: entry.identity for entry in entries if entry is not None}
 
     def history(self, token: Token) -> list[Entry]:
-        """The entries of all versions of a concept, oldest first."""
+        """List the entries of all versions of a concept, oldest first."""
         entries = (self._entry(version) for version in self._matching(self._resolve(token).unversioned()))
         return [entry for entry in entries if entry is not None]
 
     def verify(self) -> list[tuple[Entry, str]]:
-        """Read every file in full; those that are damaged, each with what is wrong."""
+        """Read every file in full and return the damaged ones, with what is wrong with each."""
         problems = []
         for entry in self.list():
             try:
                 self._load(entry.token)
             except UserError as error:
-                if os.path.lexists(entry.path):  # else removed meanwhile
+                if os.path.lexists(entry.path):  # otherwise it was removed meanwhile
                     problems.append((entry, error.message))
         return problems
 
     def misplaced_files(self) -> list[Path]:
-        """Files that look like concepts but that no token can mean: wrongly named, or in a wrong or linked folder."""
+        """List files that look like concepts but match no token: wrong name, or in a wrong or linked folder."""
         known = {self._path(token) for token in self._tokens()}
         folders = [self.folder, *(Path(entry) for entry in _scan(self.folder) if entry.is_dir())]
         paths = (Path(entry) for folder in folders for entry in _scan(folder) if entry.name.endswith(SUFFIX))
@@ -140,22 +140,23 @@ class Library:
     # --- changing -----------------------------------------------------------------------------------------------------
 
     def add(self, concept: Concept, replace: bool = False) -> Token:
-        """Put a concept in, under a new version unless its token names one; return its token.
+        """Add a concept as a new version unless its token names one; return its token.
 
-        A concept whose vectors and weights are here under that name already is not added again: its token is returned.
-        replace: take the place of the newest version, or of the one that the token names.
+        If the library already has the same vectors and weights under that name, nothing is added and that token is
+        returned. replace: overwrite the newest version, or the one that the token names.
         """
         with self.write_lock():
             return self._put(concept, replace, count_up=True)
 
     def import_(self, path: str | os.PathLike, as_: Token | None = None, replace: bool = False) -> Token:
-        """Add a file or folder of any format we read, under its own token or `as_`; never under one that is taken."""
+        """Import a file or folder of any supported format as its token or `as_`; `replace` allows a taken one."""
         return self.keep(read_path(path, as_), replace)
 
     def keep(self, concept: Concept, replace: bool = False, count_up: bool = False) -> Token:
-        """Add a stranger's concept: as `add`, but a new version of what has its name only where `count_up` says so.
+        """Add an imported concept like `add`, but as a new version of an existing name only with `count_up`.
 
-        A part that an export made of a concept joins the other part, if that is here, and adds nothing to the whole.
+        A part that an export split off is joined with the other part if that is in the library; a part of a full
+        concept in the library adds nothing.
         """
         with self.write_lock():
             if not replace and (token := self._with_other_part(concept)):
@@ -170,7 +171,7 @@ class Library:
             return self._put(concept, replace, count_up)
 
     def edit(self, token: Token, changes: Mapping[str, object]) -> Token:
-        """Write other facts on a concept's card (`card.edited`); its version and identity stay. Returns its token."""
+        """Edit a concept's card (`card.edit_card`); version and identity stay the same. Returns its token."""
         resolved = self._resolve(token)
         with self.write_lock():
             concept = self._load(resolved)
@@ -180,7 +181,7 @@ class Library:
         return resolved
 
     def rename(self, old: Token, new: Token) -> list[Token]:
-        """Give a concept another token: all its versions, or the one that `old` names. Returns the new tokens."""
+        """Rename all versions of a concept, or the one that `old` names. Returns the new tokens."""
         resolved = self._resolve(old)
         new = dataclasses.replace(new, owner=new.owner or resolved.owner)
         check_token(new)
@@ -200,9 +201,9 @@ class Library:
         return [target for _, target in moves]
 
     def remove(self, token: Token, all_versions: bool = False, into: Library | None = None) -> list[Token]:
-        """Delete a concept. Of one with several versions: the one named, or with `all_versions` all. Returns them.
+        """Delete the version that `token` names, or all with `all_versions`. Returns the deleted tokens.
 
-        into: a library on the same disk that gets the files, to the bit, instead (`trash.Trash`).
+        into: a library on the same disk to which the unchanged files are moved instead (`trash.Trash`).
         """
         resolved = self._resolve(token)
         with self.write_lock():
@@ -216,22 +217,22 @@ class Library:
         return versions
 
     def place(self, path: Path, token: Token) -> None:
-        """Move a concept's file from elsewhere on this disk to `token`'s place, which is free, in one step."""
-        storage.resolve_inside(self.folder, token.owner)  # a linked folder must not take us elsewhere
+        """Move a concept's file from elsewhere on this disk to the free path of `token`, atomically."""
+        storage.resolve_inside(self.folder, token.owner)  # a linked folder must not lead outside the library
         storage.make_folder(self.folder / token.owner)
         storage.rename(path, self._path(token))
 
     def sweep(self) -> int:
-        """Remove what killed processes left half-written; return how many such files there were."""
+        """Remove half-written files of killed processes; return how many there were."""
         return sum(
             storage.remove_leftovers(folder) for folder in [self.folder, *(Path(owner) for owner in self._owners())]
         )
 
-    # --- inside -------------------------------------------------------------------------------------------------------
+    # --- internals ----------------------------------------------------------------------------------------------------
 
     @contextmanager
     def write_lock(self) -> Iterator[None]:
-        """Hold the library against others who would change it. Raises UserError after a minute's wait."""
+        """Lock the library against changes by other processes. Raises UserError after waiting for a minute."""
         with storage.lock(self.folder, wait=_LOCK_TIMEOUT):
             self.sweep()
             yield
@@ -240,7 +241,7 @@ class Library:
         return [entry for entry in _scan(self.folder) if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
 
     def _files(self) -> Iterator[tuple[Token, os.DirEntry]]:
-        """Every token that a path in this folder spells, with that path; no file is opened."""
+        """Yield every token that a path in this folder spells, with that path; no file is opened."""
         for owner in self._owners():
             for file in _scan(owner):
                 if token := _token_from_path(owner.name, file.name):
@@ -253,7 +254,7 @@ class Library:
         return self.folder.joinpath(token.owner, _file_name(token))
 
     def _matching(self, token: Token) -> list[Token]:
-        """The tokens that `token` can mean, oldest version first. One owner's folder is looked at if it is named."""
+        """List the tokens that `token` matches, oldest version first. Only the folder of a named owner is scanned."""
         owners = [owner for owner in self._owners() if token.owner in (None, owner.name)]
         prefix = f"{token.name}-v"
         names = ((owner.name, file.name) for owner in owners for file in _scan(owner) if file.name.startswith(prefix))
@@ -261,7 +262,7 @@ class Library:
         return sorted(candidate for candidate in tokens if candidate and token.matches(candidate))
 
     def _resolve(self, token: Token) -> Token:
-        """The one that is meant, with owner and version."""
+        """Return the one token that is meant, with owner and version."""
         matching = self._matching(token)
         if not matching:
             raise UserError(f"No concept {token}.", self._suggestion(token))
@@ -287,14 +288,14 @@ class Library:
         return "See: sdpersonal concepts list"
 
     def _safe_path(self, token: Token, seen: os.DirEntry | None = None) -> Path:
-        """Where a concept's bytes are read: never outside, whatever links lie here. seen: spares a look at the disk."""
+        """Return a concept's path, never outside the library even if links lead there. seen: saves a disk access."""
         path = self._path(token)
-        if seen.is_symlink() if seen else os.path.islink(path):  # linked folders are not listed to begin with
+        if seen.is_symlink() if seen else os.path.islink(path):  # linked folders are never listed
             storage.resolve_inside(self.folder, token.owner, path.name)
         return path
 
     def _entry(self, token: Token, seen: os.DirEntry | None = None) -> Entry | None:
-        """The entry, or None where its file has vanished since it was seen."""
+        """Return the entry, or None if the file has vanished since it was listed."""
         try:
             path = self._safe_path(token, seen)
             header = read_header(path, picture=False)
@@ -314,7 +315,7 @@ class Library:
         return dataclasses.replace(concept, token=token)
 
     def _find_identical(self, concept: Concept) -> Token | None:
-        """The version, newest first, that holds the very same vectors and weights, undamaged."""
+        """Return the newest undamaged version with exactly the same vectors and weights."""
         for token in reversed(self._matching(concept.token.unversioned())):
             with suppress(UserError):
                 if read_header(self._safe_path(token)).identity == concept.identity:
@@ -322,7 +323,7 @@ class Library:
         return None
 
     def _with_other_part(self, concept: Concept) -> Token | None:
-        """The version that is the whole of this part, or that the part completes and is written anew; else None."""
+        """Return the version that contains this part, or that the part completes and that is rewritten; else None."""
         for token in reversed(self._matching(concept.token.unversioned())):
             with suppress(UserError):
                 header = read_header(self._safe_path(token), picture=False)
@@ -337,7 +338,7 @@ class Library:
         return None
 
     def _put(self, concept: Concept, replace: bool, count_up: bool) -> Token:
-        """count_up: where the name is taken and the token names no version, add the next one rather than refuse."""
+        """Write a concept. count_up: add the next version if the name is taken and the token names no version."""
         if not replace and (identical := self._find_identical(concept)):
             return identical
         taken = self._matching(concept.token)  # all versions, or the one that the token names
@@ -358,9 +359,9 @@ class Library:
         return token
 
     def _move(self, at: Token, to: Token) -> None:
-        """One renaming is the whole change: a crash leaves the old token or the new."""
+        """Move with a single rename: a crash leaves either the old token or the new one."""
         self.place(self._path(at), to)
-        # The header repeats the token for other programs; where the disk is full, the old word stays, and no harm done.
+        # The header repeats the token for other programs; on a full disk the old token stays there, which is harmless.
         with suppress(UserError):
             storage.write_bytes(self._path(to), *concept_to_chunks(self._load(to)))
 
@@ -384,7 +385,7 @@ def _file_name(token: Token) -> str:
 
 
 def _token_from_path(owner: str, file_name: str) -> Token | None:
-    """The token that a path spells, if one does."""
+    """Return the token that a path spells, or None."""
     with suppress(UserError):
         token = Token.parse(f"<{owner}/{file_name.removesuffix(SUFFIX)}>")
         if file_name == _file_name(token):

@@ -1,4 +1,4 @@
-"""The README.md of a concept on the Hub: front matter that the Hub reads, then what a stranger wants to know."""
+"""Write the README.md of a concept on the Hub: front matter for the Hub, then what users need to know."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CONSENT = {
 def model_card(
     concept: Concept, native: Export, hub_id: str, prompts: Sequence[str] = (), pictures: bool = False
 ) -> str:
-    """Markdown. Whatever the card says is shown as plain text. prompts: those of the grid, if there is one."""
+    """Return the Markdown. Text from the card is escaped. prompts: those of the grid's images, if there is a grid."""
     card = concept.card
     parts = [_front_matter(concept), f"# {escape_markdown(card.title or concept.token.name)}"]
     parts += [escape_markdown(card.description)] if card.description else []
