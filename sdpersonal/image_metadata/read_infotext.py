@@ -1,4 +1,4 @@
-"""A1111's text, which most programs write: into a PNG's `parameters`, and as Exif's UserComment.
+"""Parse A1111's infotext, which most programs write: in a PNG's `parameters`, or as Exif's UserComment.
 
     a cat <lora:add-detail:0.6>
     Negative prompt: blurry
@@ -24,8 +24,8 @@ __all__ = ["Foreign", "a1111", "parse_infotext"]
 _PARAMETER = re.compile(r'\s*(\w[\w \-/]*+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', re.DOTALL)  # as A1111 reads it
 _FACT_LINE = re.compile(r"\s*Steps:\s*[0-9]+\s*(,|$)", re.IGNORECASE)
 _NEGATIVE = "negative prompt:"
-_MOST_JSON = 8  # values in JSON of one text, each of which is looked for its end
-_A1111_NAMES = {  # our field -> theirs
+_MOST_JSON = 8  # JSON values of one text that are parsed to find their end
+_A1111_NAMES = {  # our field -> A1111's keys
     "steps": ("steps",),
     "guidance": ("cfg scale", "guidance scale", "cfg"),
     "seed": ("seed",),
@@ -35,7 +35,7 @@ _A1111_NAMES = {  # our field -> theirs
 }
 _BEGAN = ("mask blur", "inpaint area", "masked content", "init image size", "init image hash", "image cfg scale")
 _BEGAN += ("resize mode", "masked area padding", "conditional mask weight", "soft inpainting enabled", "mask mode")
-_OTHER_PARTS = {  # the beginning of a key -> what else made the picture
+_OTHER_PARTS = {  # start of a key -> what else changed the image
     "adetailer": "ADetailer",
     "controlnet": "ControlNet",
     "refiner": "a refiner model",
@@ -57,20 +57,18 @@ _OTHER_PARTS = {  # the beginning of a key -> what else made the picture
 
 
 def parse_infotext(text: str) -> Foreign | None:
-    """What A1111's text says; None where the text is nothing of that kind."""
+    """Parse A1111's infotext; None for any other text."""
     parameters = a1111(text)
     return None if parameters is None else foreign_of(parameters)
 
 
 def a1111(text: str) -> Parameters | None:
-    """The same, unchecked."""
+    """Parse A1111's infotext into unchecked `Parameters`; None for any other text."""
     prompt, negative, facts = _split_infotext(text.replace("\r\n", "\n").replace("\r", "\n"))
     if "steps" not in facts and not {"seed", "sampler"} <= facts.keys():
         return None
     parameters = Parameters(_program(facts), text, prompt, negative)
-    if (
-        parameters.program == "ComfyUI" and prompt == "unknown"
-    ):  # what a node that saves writes where it was told nothing
+    if parameters.program == "ComfyUI" and prompt == "unknown":  # written by save nodes without a prompt
         parameters.prompt, parameters.negative = "", ""
     for field, keys in _A1111_NAMES.items():
         if (key := next((key for key in keys if key in facts), None)) is not None:
@@ -90,7 +88,7 @@ def a1111(text: str) -> Parameters | None:
 
 
 def _split_infotext(text: str) -> tuple[str, str, dict[str, str]]:
-    """Prompt, negative prompt, and the facts behind them by their keys in small letters."""
+    """Split into prompt, negative prompt, and the parameters after them by lower-case key."""
     lines = text.strip().split("\n")
     begin, facts = _last_lines(lines)
     lines = [line.strip() for line in lines[:begin]]
@@ -100,8 +98,11 @@ def _split_infotext(text: str) -> tuple[str, str, dict[str, str]]:
 
 
 def _last_lines(lines: list[str]) -> tuple[int, dict[str, str]]:
-    """Which line the facts begin in, and the facts: the last one, if it has three as A1111 wants; else the last that
-    begins with "Steps:", behind which a value in quotes may have line ends in it."""
+    """Return the line where the parameters begin, and the parameters.
+
+    That is the last line, if it has three as A1111 requires; else the last that begins with "Steps:", since a quoted
+    value after it may contain line ends.
+    """
     last = len(lines) - 1
     facts = _parse_parameters(lines[last])
     if len(facts) >= 3 and ("steps" in facts or {"seed", "sampler"} <= facts.keys()):
@@ -114,7 +115,7 @@ def _last_lines(lines: list[str]) -> tuple[int, dict[str, str]]:
 
 
 def _parse_parameters(line: str) -> dict[str, str]:
-    """`key: value` by key. One walk along the text: where nothing fits, on behind the next comma."""
+    """Parse `key: value` pairs in a single pass; text that does not match is skipped to the next comma."""
     facts: dict[str, str] = {}
     at, json_values = 0, 0
     while at < len(line):
@@ -132,7 +133,7 @@ def _parse_parameters(line: str) -> dict[str, str]:
 
 
 def _whole_json(line: str, begin: int, value: str, end: int) -> tuple[str, int]:
-    """A list or an object, which has commas of its own, and where the next fact begins."""
+    """Return a JSON list or object, which may contain commas, and where the next parameter begins."""
     try:
         last = json.JSONDecoder().raw_decode(line[begin : begin + 100_000].lstrip())[1]
     except (ValueError, RecursionError):
@@ -151,10 +152,10 @@ def _unquote(value: str) -> str:
         return value.strip('"')
 
 
-# --- what it says -----------------------------------------------------------------------------------------------------
+# --- the parameters ---------------------------------------------------------------------------------------------------
 
 
-_VERSIONS = (  # how "Version" begins -> whose it is
+_VERSIONS = (  # start of "Version" -> program
     ("fooocus", "Fooocus"),
     ("comfyui", "ComfyUI"),
     ("sdpersonal", "sdpersonal"),
@@ -169,7 +170,7 @@ def _program(facts: Mapping[str, str]) -> str:
         if version.lower().startswith(word):
             return name
     if re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+", facts.get("sampler", "")):
-        return "ComfyUI"  # one of its nodes that save pictures: nobody else writes "euler_ancestral" there
+        return "ComfyUI"  # one of its save nodes: no other program writes "euler_ancestral" there
     if "sd.next" in app.lower() or facts.get("backend") == "Diffusers":
         return "SD.Next"
     if "civitai resources" in facts or "civitai metadata" in facts:
@@ -191,7 +192,7 @@ def _first_size(facts: Mapping[str, str], said: Parameters) -> None:
 
 
 def _second_pass(facts: Mapping[str, str], said: Parameters) -> None:
-    """`enlarge`, from a factor, a size, or the size that the pictures of 2022 say the first pass had."""
+    """Set `enlarge` from a factor, a target size, or the size of the first pass that images of 2022 have."""
     factor = number(facts.get("hires upscale", facts.get("hires scale")))
     if factor is not None and factor != 0:
         said.values["enlarge"] = factor
@@ -209,7 +210,7 @@ def _second_pass(facts: Mapping[str, str], said: Parameters) -> None:
     elif any(number(side) for side in (*resized, *first)) or facts.get("first pass size") == "0x0":
         shown = facts.get("hires resize") or facts.get("first pass size") or "another size"
         said.notes.append(f"Its second pass changed its shape ({printable(shown, 20)}), which is left out.")
-    if said.values.get("enlarge") == 1.0:  # both passes of one size
+    if said.values.get("enlarge") == 1.0:  # both passes have the same size
         del said.values["enlarge"]
 
 
@@ -218,7 +219,7 @@ def _seeds(facts: Mapping[str, str], said: Parameters) -> None:
         del said.values["seed"]
         said.notes.append("Its seed is not in it (-1 stands for any).")
     near = number(facts.get("variation seed strength", facts.get("subseed strength")))
-    if not near:  # "Variation seed strength: 0" is none
+    if not near:  # "Variation seed strength: 0" means no variation
         return
     seed = number(facts.get("variation seed", facts.get("subseed")))
     if seed == -1:
@@ -250,7 +251,7 @@ def _civitai_model(facts: Mapping[str, str]) -> str:
 
 
 def _hashed_networks(facts: Mapping[str, str]) -> list[Network]:
-    """Those that the facts name, with the strength where one stands there."""
+    """Return the networks that the parameters name, with their strengths where given."""
     networks = []
     for entry in _civitai(facts)[:MOST_NOTES]:
         kind = {"lora": "LoRA", "lycoris": "LoRA", "embed": "embedding", "textualinversion": "embedding"}.get(
@@ -271,8 +272,8 @@ def _hashed_networks(facts: Mapping[str, str]) -> list[Network]:
 
 
 def _began(facts: Mapping[str, str], said: Parameters) -> bool | None:
-    """Whether it began from another picture. A denoising strength alone does not tell: programs that ask A1111's API
-    for pictures write it into all of them."""
+    """Return whether it began from another image, or None if unclear. A denoising strength alone does not tell:
+    programs that use A1111's API write it into every image."""
     if "img2img" in facts.get("operations", "").lower() or "inpaint" in facts.get("operations", "").lower():
         return True
     if any(key in facts for key in _BEGAN):
