@@ -1,8 +1,8 @@
-"""ComfyUI's two graphs as one: nodes by their ids, whose inputs are values or links to other nodes' outputs.
+"""Parse ComfyUI's two kinds of graph into one form: nodes by id, with values or links to other nodes as inputs.
 
-`prompt` is what was run: `{"3": {"class_type": "KSampler", "inputs": {"seed": 5, "model": ["4", 0]}}}`. `workflow` is
-what stood on the canvas: a list of nodes with `widgets_values` in the order of the node's widgets, and a table of
-links. Since 2025 a node's type can be the id of a subgraph, whose nodes and links stand in `definitions`. Sources:
+`prompt` is the executed graph: `{"3": {"class_type": "KSampler", "inputs": {"seed": 5, "model": ["4", 0]}}}`.
+`workflow` is the canvas: a list of nodes with `widgets_values` in the order of the node's widgets, and a table of
+links. Since 2025 a node's type can be the id of a subgraph, whose nodes and links are in `definitions`. Sources:
 `execution.py`, `nodes.py` of ComfyUI; `LGraph.serialize`, `Subgraph` and `graphToPrompt` of its frontend.
 """
 
@@ -15,9 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_NODES = 5000
-_CONTROLS = ("fixed", "increment", "decrement", "randomize")  # of a seed's widget, behind the seed
+_CONTROLS = (
+    "fixed",
+    "increment",
+    "decrement",
+    "randomize",
+)  # values of a seed's control widget, which follows the seed
 _MUTED, _BYPASSED = 2, 4  # modes of a node on the canvas
-_WIDGETS = {  # type -> names of the widgets, in order, where the node does not name them itself
+_WIDGETS = {  # type -> names of its widgets in order, for nodes that do not store the names
     "KSampler": "seed steps cfg sampler_name scheduler denoise",
     "KSamplerAdvanced": "add_noise noise_seed steps cfg sampler_name scheduler start_at_step end_at_step "
     "return_with_leftover_noise",
@@ -58,7 +63,7 @@ _WIDGETS = {  # type -> names of the widgets, in order, where the node does not 
 
 @dataclass(frozen=True)
 class Link:
-    """To output number `slot` of another node."""
+    """A link to output number `slot` of another node."""
 
     node: str
     slot: int
@@ -78,7 +83,7 @@ Graph = dict[str, Node]
 
 
 def lenient_json(text: str) -> Any:
-    """JSON as ComfyUI's nodes write it, in which NaN and Infinity occur; they become None. Raises ValueError."""
+    """Parse JSON as ComfyUI's nodes write it: NaN and Infinity occur, and become None. Raises ValueError."""
     try:
         return json.loads(text, parse_constant=lambda word: None, strict=False)
     except RecursionError:
@@ -86,7 +91,7 @@ def lenient_json(text: str) -> Any:
 
 
 def graph_in(value: Any) -> Graph | None:
-    """The graph of either kind, None for anything else."""
+    """Return the graph in JSON of either kind, or None for anything else."""
     if not isinstance(value, dict):
         return None
     return _canvas(value) if isinstance(value.get("nodes"), list) else _run(value)
@@ -103,7 +108,7 @@ def _run(value: dict[str, Any]) -> Graph | None:
 
 
 def _value(value: Any) -> Any:
-    """A list of a name and a number is a link."""
+    """Convert a list of an id and a number to a Link; return other values unchanged."""
     if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str | int) and type(value[1]) is int:
         return Link(str(value[0]), value[1])
     return value
@@ -130,12 +135,12 @@ def _canvas(value: dict[str, Any]) -> Graph | None:
     return graph or None
 
 
-_INPUTS = "-10"  # the node of a subgraph that stands for its inputs
-_DEEPEST = 20  # subgraphs in subgraphs
+_INPUTS = "-10"  # id of the node that stands for a subgraph's inputs
+_DEEPEST = 20  # nesting depth of subgraphs
 
 
 def _without_subgraphs(value: dict[str, Any]) -> dict[str, Any]:
-    """Put the nodes of its subgraphs in their places on the canvas. Returns the canvas itself where it has none."""
+    """Inline the nodes of subgraphs into the canvas. A canvas without subgraphs is returned unchanged."""
     definitions = value.get("definitions")
     subgraphs = definitions.get("subgraphs") if isinstance(definitions, dict) else None
     subgraphs = subgraphs if isinstance(subgraphs, list) else []
@@ -148,10 +153,10 @@ def _without_subgraphs(value: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class _Flat:
-    """Nodes of a canvas and of its subgraphs, under the ids that they have in what is run: `57:3` is node 3 in node 57.
+    """Nodes of a canvas and its subgraphs, with the ids of the executed graph: `57:3` is node 3 in node 57.
 
-    links: where each comes from, by its new number. outputs: which node in a subgraph makes what leaves it, by the
-    subgraph's node and the output's number. budget: how many subgraphs may still be put in.
+    links: the origin of each link, by its new number. outputs: the inner node behind each output of a subgraph's node.
+    budget: how many more subgraphs may be inlined.
     """
 
     subgraphs: dict[str, dict[str, Any]]
@@ -161,9 +166,9 @@ class _Flat:
     budget: int = MAX_NODES
 
     def add(self, graph: dict[str, Any], prefix: str = "", given: tuple[Any, ...] = ()) -> dict[Any, Any]:
-        """Add a graph's nodes. given: for each of its inputs the Link that it comes by, or the value typed there.
+        """Add a graph's nodes. given: the Link or the typed value of each of the graph's inputs.
 
-        Returns, for each id of a link in the graph, the same.
+        Returns the Link or value by id of each link in the graph.
         """
         origins: dict[Any, Any] = {}
         for name, link in _origins(graph.get("links")):
@@ -205,7 +210,7 @@ class _Flat:
                 self.outputs[Link(name, number)] = sources[0]
 
     def all_links(self) -> list[list[Any]]:
-        """The links as a canvas has them, those from a subgraph from the node in it that makes the value."""
+        """Return the links in the canvas' format; those from subgraphs start at the inner node that makes the value."""
         table = []
         for number, link in enumerate(self.links):
             for _ in range(_DEEPEST):
@@ -215,7 +220,7 @@ class _Flat:
 
 
 def _origins(links: Any) -> Iterator[tuple[Any, Link]]:
-    """(id of a link, where it comes from): links are lists, or since 2025 objects."""
+    """Yield (id of a link, its origin): links are lists, or since 2025 objects."""
     for link in links if isinstance(links, list) else []:
         if isinstance(link, list) and len(link) >= 3 and type(link[2]) is int and isinstance(link[0], str | int):
             yield link[0], Link(str(link[1]), link[2])
@@ -224,7 +229,7 @@ def _origins(links: Any) -> Iterator[tuple[Any, Link]]:
 
 
 def _through(link: Link | None, by_id: dict[str, dict[str, Any]], origins: dict[Any, Link]) -> Link | None:
-    """Where it comes from when nodes that are bypassed hand on what they get, and a GetNode means its SetNode."""
+    """Resolve a link's origin: bypassed nodes pass on their input, and a GetNode stands for its SetNode."""
     for _ in range(100):
         entry = by_id.get(link.node) if link else None
         if entry is None or entry.get("mode") == _MUTED:
@@ -254,7 +259,7 @@ def _through(link: Link | None, by_id: dict[str, dict[str, Any]], origins: dict[
 
 
 def _list(value: Any) -> list[dict[str, Any]]:
-    """Its entries that are objects with names that can be keys."""
+    """Return the entries that are objects with a hashable `link`."""
     entries = value if isinstance(value, list) else []
     return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("link"), str | int | None)]
 
@@ -264,7 +269,7 @@ def _list_or_none(value: Any) -> list[Any] | None:
 
 
 def _widgets(entry: dict[str, Any]) -> dict[str, Any]:
-    """The values of its widgets by their names."""
+    """Return the values of a node's widgets by name."""
     values = entry.get("widgets_values")
     if isinstance(values, dict):
         return {str(name): value for name, value in values.items()}
@@ -282,7 +287,7 @@ def _widgets(entry: dict[str, Any]) -> dict[str, Any]:
         widgets[name] = rest.pop(0)
         if re.search("seed", name) and rest and rest[0] in _CONTROLS:
             rest.pop(0)
-    if not names:  # such as a text of a pack that we do not know, and the lists of LoRAs of rgthree
+    if not names:  # such as texts of unknown node packs, and rgthree's lists of LoRAs
         widgets |= {f"lora_{i}" if isinstance(value, dict) else f"widget_{i}": value for i, value in enumerate(rest)}
         texts = [value for value in rest if isinstance(value, str)]
         if len(texts) == 1:

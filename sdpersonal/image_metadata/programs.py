@@ -1,4 +1,4 @@
-"""Programs that keep their settings as one JSON object, each with names of its own.
+"""Read the metadata of programs that store their settings as JSON objects with their own names.
 
 Sources: InvokeAI's `invocations/metadata.py` and 2.x's `pngwriter.py`; SwarmUI's "Image Metadata Format"; Fooocus'
 `meta_parser.py` and `private_logger.py`; Easy Diffusion's `save_utils.py`; NovelAI's own pictures and
@@ -18,7 +18,7 @@ from .comfyui_graph import lenient_json
 from .parameters import Parameters, Unreadable, base_name, number, size_of
 from .prompt_syntax import Network, Syntax
 
-_KEYS: dict[str, tuple[str, ...]] = {  # what it is -> names of it in small letters, without blanks and signs
+_KEYS: dict[str, tuple[str, ...]] = {  # setting -> its names in lower case, without blanks and punctuation
     "prompt": ("positiveprompt", "prompt", "c"),
     "negative": ("negativeprompt", "negative", "uc"),
     "seed": ("seed",),
@@ -38,13 +38,13 @@ _NONE = (None, "", "None", "none", [], {})
 
 
 class _Settings:
-    """An object's values by what they are."""
+    """An object's values, looked up by setting or by simplified name."""
 
     def __init__(self, values: Mapping[str, Any]):
         self._values = {_plain(name): value for name, value in values.items()}
 
     def get(self, *names: str) -> Any:
-        """The first that is there and says something."""
+        """Return the first non-empty scalar of these names, or None."""
         values = (self._values[name] for name in names if name in self._values)
         return next(
             (value for value in values if not isinstance(value, list | dict | None) and value not in _NONE), None
@@ -66,7 +66,7 @@ def _plain(name: str) -> str:
 
 
 def _common(program: str, text: str, values: Mapping[str, Any], syntax: Syntax, naming: str = "") -> Parameters:
-    """What is alike in all of them."""
+    """Read the settings that all programs share."""
     settings = _Settings(values)
     parameters = Parameters(program, text, settings.text("prompt"), settings.text("negative"), syntax, naming=naming)
     for what in ("seed", "steps", "guidance", "rescale", "clip_skip"):
@@ -88,7 +88,7 @@ def _common(program: str, text: str, values: Mapping[str, Any], syntax: Syntax, 
 
 
 def _name(model: Any) -> str:
-    """Of a model or a LoRA, which is its name, or an object that has one."""
+    """Return the name of a model or a LoRA, given as a text or as an object with a name."""
     if isinstance(model, dict):
         keys = ("name", "model_name", "modelFileName", "file", "model")
         return next((str(model[key]) for key in keys if isinstance(model.get(key), str)), "")
@@ -105,7 +105,7 @@ def _entries(value: Any) -> list[dict[str, Any]]:
 
 
 def _object(text: str | None) -> dict[str, Any] | None:
-    """The JSON object that a text is, None for anything else."""
+    """Parse a text that is a JSON object; None for anything else."""
     text = (text or "").strip("\0 \t\r\n")
     if not text.startswith("{"):
         return None
@@ -120,7 +120,7 @@ def _object(text: str | None) -> dict[str, Any] | None:
 
 
 def invokeai(texts: Mapping[str, str]) -> Parameters | None:
-    """`invokeai_metadata` (3.x and later), `sd-metadata` (2.x) and `Dream` (1.x and 2.x)."""
+    """Read InvokeAI's `invokeai_metadata` (3.x and later), `sd-metadata` (2.x) or `Dream` (1.x and 2.x)."""
     if (values := _object(texts.get("invokeai_metadata"))) is not None:
         return _invokeai(values, texts["invokeai_metadata"])
     if (values := _object(texts.get("sd-metadata"))) is not None:
@@ -141,7 +141,7 @@ def _invokeai(values: dict[str, Any], text: str) -> Parameters:
         raise Unreadable("InvokeAI", "its metadata holds no prompt")
     parameters.sampler, parameters.schedule = str(values.get("scheduler") or ""), None
     if isinstance(skip := parameters.values.get("clip_skip"), int):
-        parameters.values["clip_skip"] = skip + 1  # it counts the layers that it leaves out
+        parameters.values["clip_skip"] = skip + 1  # InvokeAI counts the skipped layers
     for entry in _entries(values.get("loras")):
         parameters.networks += _lora(entry.get("model") or entry.get("lora"), entry.get("weight"))
     mode, strength = str(values.get("generation_mode", "")), number(values.get("strength"))
@@ -200,7 +200,7 @@ def _sd_metadata(values: dict[str, Any], text: str) -> Parameters:
 
 
 def _dream(text: str) -> Parameters:
-    """`"a cat [blurry]" -s 50 -S 5 -W 512 -H 768 -C 7.5 -A k_lms`: the command that drew it."""
+    """Parse InvokeAI's command line: `"a cat [blurry]" -s 50 -S 5 -W 512 -H 768 -C 7.5 -A k_lms`."""
     try:
         words = shlex.split(text[:20_000])
     except ValueError:
@@ -230,7 +230,7 @@ def _dream(text: str) -> Parameters:
 
 
 def _without_negative(prompt: str) -> tuple[str, str]:
-    """Words in square brackets were the negative prompt until 3.0."""
+    """Split off words in square brackets, which were the negative prompt until 3.0."""
     negative = [words.strip() for words in re.findall(r"\[([^\[\]]*)\]", prompt)]
     return " ".join(re.sub(r"\[[^\[\]]*\]", " ", prompt).split()), ", ".join(filter(None, negative))
 
@@ -239,7 +239,7 @@ def _without_negative(prompt: str) -> tuple[str, str]:
 
 
 def novelai(texts: Mapping[str, str]) -> Parameters | None:
-    """`Comment`, JSON; in a WebP all of a PNG's texts are one JSON object in the UserComment."""
+    """Read NovelAI's JSON in `Comment`; a WebP holds all of a PNG's texts as one JSON object in the UserComment."""
     outer = _object(texts.get("UserComment")) or {}
     comment = texts.get("Comment") or outer.get("Comment")
     named = (
@@ -262,7 +262,7 @@ def _novelai(values: dict[str, Any], text: str, description: str) -> Parameters:
     strength = number(values.get("strength"))
     parameters.img2img = bool(re.search("img2img|inpaint|infill", request, re.IGNORECASE))
     if not parameters.img2img and not request and isinstance(strength, int | float) and 0 < strength < 1:
-        parameters.img2img = None  # pictures of 2022 do not say
+        parameters.img2img = None  # images of 2022 do not tell
     if parameters.img2img is not False and strength is not None:
         parameters.values["change"] = strength
     if (count := number(values.get("n_samples"))) not in (None, 1):
@@ -278,7 +278,7 @@ def _novelai(values: dict[str, Any], text: str, description: str) -> Parameters:
 
 
 def _captions(prompt: Any, said: Parameters | None) -> str:
-    """A prompt of version 4: what is said of all, and of each character."""
+    """Join a prompt of version 4: the base caption and the caption of each character."""
     caption = prompt.get("caption") if isinstance(prompt, dict) else None
     if not isinstance(caption, dict) or not isinstance(caption.get("base_caption"), str):
         return ""
@@ -294,7 +294,10 @@ def _captions(prompt: Any, said: Parameters | None) -> str:
 
 
 def fooocus(texts: Mapping[str, str]) -> Parameters | None:
-    """Its own scheme in `parameters` or the UserComment; 2.1's in `Comment`; RuinedFooocus'. Its other is A1111's."""
+    """Read Fooocus' own scheme in `parameters` or the UserComment, 2.1's in `Comment`, and RuinedFooocus'.
+
+    `read_infotext` reads its A1111 scheme.
+    """
     for key in ("parameters", "UserComment", "Comment", "JPEG comment"):
         values = _object(texts.get(key))
         if values is None:
@@ -314,7 +317,7 @@ def _fooocus(values: dict[str, Any], text: str, program: str) -> Parameters:
         parts = [part for part in whole if isinstance(part, str)] if isinstance(whole, list) else [whole]
         if words := ", ".join(part.strip(" ,") for part in parts if isinstance(part, str) and part.strip(" ,")):
             setattr(parameters, side, words)
-    parameters.values.pop("clip_skip", None) if program == "Fooocus" else None  # 2 is SDXL's own
+    parameters.values.pop("clip_skip", None) if program == "Fooocus" else None  # Fooocus' 2 is SDXL's default
     for name, value in values.items():
         if re.fullmatch(r"lora(combined)?[0-9]+", _plain(name)) and isinstance(value, str):
             lora, _, weight = value.rpartition(" : ")
@@ -335,7 +338,7 @@ def _fooocus(values: dict[str, Any], text: str, program: str) -> Parameters:
 
 
 def swarmui(texts: Mapping[str, str]) -> Parameters | None:
-    """`sui_image_params` in `parameters`, the UserComment, or, until 2024, Exif's Model."""
+    """Read SwarmUI's `sui_image_params` in `parameters`, the UserComment, or, until 2024, Exif's Model."""
     for key in ("parameters", "UserComment", "Model"):
         values = _object(texts.get(key))
         if values is None or not isinstance(values.get("sui_image_params"), dict):
@@ -374,14 +377,17 @@ def _swarmui(values: dict[str, Any], text: str) -> Parameters:
 
 
 def _listed(value: Any) -> list[str]:
-    """A list, or one with commas in a text."""
+    """Return a list's entries as texts; a text is split at commas."""
     if isinstance(value, list):
         return [str(entry) for entry in value[:64]]
     return [part.strip() for part in value.split(",")][:64] if isinstance(value, str) and value else []
 
 
 def easy_diffusion(texts: Mapping[str, str]) -> Parameters | None:
-    """A PNG has a text for each setting; other files one JSON object. Names are of code or, before, of its page."""
+    """Read Easy Diffusion: one text per setting in a PNG, one JSON object in other files.
+
+    Names are those of its code or, in older versions, of its web page.
+    """
     values: Mapping[str, Any] | None = texts
     known = {_plain(name) for name in texts}
     if not known & {"usestablediffusionmodel", "stablediffusionmodel"}:
@@ -420,7 +426,7 @@ def easy_diffusion(texts: Mapping[str, str]) -> Parameters | None:
 
 
 def _strings(value: Any) -> list[str]:
-    """One, a list, or a list as Python or a person writes it."""
+    """Return the texts in a single value, a list, or a text that spells a list in Python or with commas."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return [str(value)]
     if isinstance(value, str):
@@ -430,7 +436,7 @@ def _strings(value: Any) -> list[str]:
 
 
 def stability_matrix(texts: Mapping[str, str]) -> Parameters | None:
-    """`parameters-json`, where the graph beside it does not say more."""
+    """Read Stability Matrix' `parameters-json` or project, if the graph beside it could not be read."""
     if (values := _object(texts.get("parameters-json"))) is not None:
         return _common("Stability Matrix", texts["parameters-json"], values, "a1111")
     if (project := _object(texts.get("smproj"))) is None:
@@ -442,7 +448,7 @@ def stability_matrix(texts: Mapping[str, str]) -> Parameters | None:
 
 
 def _project(state: dict[str, Any], text: str) -> Parameters:
-    """The cards of its page: `Prompt`, `Sampler`, `Seed`, `Model`."""
+    """Read a project's cards: `Prompt`, `Sampler`, `Seed`, `Model`."""
     cards = {name: card for name, card in state.items() if isinstance(card, dict)}
     prompt, sampler = cards.get("Prompt", {}), cards.get("Sampler", {})
     values = {key: value for key, value in sampler.items() if isinstance(value, str | int | float)}
@@ -465,7 +471,7 @@ def _chosen(card: Any) -> str:
 
 
 def civitai(values: Mapping[str, Any], text: str) -> Parameters:
-    """`extraMetadata`: what was asked of its generator."""
+    """Read Civitai's `extraMetadata`: the request to its generator."""
     parameters = _common("Civitai", text, values, "a1111", "a1111")
     parameters.model = base_name(values.get("baseModel") or "")
     for entry in _entries(values.get("resources")):
@@ -483,7 +489,7 @@ def civitai(values: Mapping[str, Any], text: str) -> Parameters:
 
 
 def draw_things(texts: Mapping[str, str]) -> Parameters | None:
-    """XMP with `exif:UserComment`, JSON."""
+    """Read Draw Things' JSON in XMP's `exif:UserComment`."""
     xmp = next((texts[key] for key in ("XML:com.adobe.xmp", "xmp") if key in texts), "")
     values = _object(_xmp_value(xmp, "exif:UserComment")) if xmp else _object(texts.get("UserComment"))
     if values is not None and "c" in values and ("uc" in values or "scale" in values):
@@ -494,7 +500,7 @@ def draw_things(texts: Mapping[str, str]) -> Parameters | None:
 
 
 def _xmp_value(xmp: str, name: str) -> str:
-    """Of an element or an attribute, without the tags in it. No XML parser: nothing is expanded."""
+    """Return the value of an element, without tags, or of an attribute. No XML parser is used: nothing is expanded."""
     begin = xmp.find(f"<{name}")
     end = xmp.find(f"</{name}>", begin)
     if begin >= 0 and end >= 0:
@@ -533,7 +539,7 @@ def _draw_things(values: dict[str, Any], text: str) -> Parameters:
 
 
 def midjourney(texts: Mapping[str, str]) -> Parameters | None:
-    """`a cat --ar 16:9 --no dogs --seed 5 --v 6.1 Job ID: ...` in a PNG's Description."""
+    """Read Midjourney's `a cat --ar 16:9 --no dogs --seed 5 --v 6.1 Job ID: ...` in a PNG's Description."""
     text = texts.get("Description") or texts.get("ImageDescription") or ""
     if not (job := re.search(r"\s*Job ID: *[0-9a-f-]{30,40}\s*$", text, re.IGNORECASE)):
         return None
@@ -549,7 +555,7 @@ def midjourney(texts: Mapping[str, str]) -> Parameters | None:
 
 
 def other(texts: Mapping[str, str]) -> Parameters | None:
-    """An object of any other program that uses these names, as Spaces of the Hub do."""
+    """Read a JSON object of any other program that uses common names, as Spaces of the Hub do."""
     for key, text in texts.items():
         values = _object(text)
         if values is None:
@@ -566,7 +572,7 @@ def other(texts: Mapping[str, str]) -> Parameters | None:
 
 
 _SIGNED = (b"ChatGPT", b"OpenAI", b"Adobe Firefly", b"Bing Image Creator", b"Microsoft Designer", b"Google")
-_STANDARD = re.compile(  # texts that no program keeps its settings in, in small letters
+_STANDARD = re.compile(  # texts in which no program stores its settings, in lower case
     r"title|author|description|copyright|creation time|disclaimer|warning|source|comment|software|"
     r"(raw profile|date:|exif:|tiff:|png:|pdf:|icc|thumb::|xml:|dpi|signature).*|xmp|make|model|imagedescription|"
     r"usercomment|makernote|documentname|jpeg comment|sd-ti-embedding"
@@ -574,7 +580,7 @@ _STANDARD = re.compile(  # texts that no program keeps its settings in, in small
 
 
 def unknown(texts: Mapping[str, str], data: bytes) -> Unreadable | None:
-    """Which program a picture is of whose metadata no other reader knows; None where it does not tell."""
+    """Return an Unreadable that names the program of an image that no reader recognised; None if it is unknown."""
     start = data[:200_000]
     if b"jumb" in start and b"c2pa" in start:
         name = next((f"{name.decode()}, which" for name in _SIGNED if name in start), "a program that")
