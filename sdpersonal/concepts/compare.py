@@ -21,9 +21,8 @@ from .plain_lora import is_possible, needs_base, plain_lora
 # Thresholds measured on concepts of the built-in base (docs/performance.md, "The library"): two trainings of one
 # subject lie above, of different subjects below; vectors that started from the same class noun lie above as well.
 PARALLEL_COSINE = 0.3  # cosine of vectors: 0.31 to 0.91 above, up to 0.27 below
-UNRELATED_COSINE = (
-    0.05  # cosine of LoRAs: 0.08 to 0.21 above, up to 0.03 below. Chance gives 0, while overlap grows with rank
-)
+# Cosine of LoRAs: 0.08 to 0.21 above, up to 0.03 below. Chance gives 0, while overlap grows with rank.
+UNRELATED_COSINE = 0.05
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,12 @@ def compare(a: Concept, b: Concept) -> Similarity:
     vectors = float(np.mean(list(encoders.values()))) if encoders else None
     if a.lora is None or b.lora is None:
         return Similarity(vectors, encoders, None, {}, None)
-    if bound := next(
+    if unsupported := next(
         (concept for concept in (a, b) if needs_base(concept.lora) or not is_possible(concept.lora)), None
     ):
-        note = f"{bound.token} changes layers as {bound.lora.kinds}, which cannot be compared without a base."
+        note = (
+            f"{unsupported.token} changes layers as {unsupported.lora.kinds}, which cannot be compared without a base."
+        )
         return Similarity(vectors, encoders, None, {}, None, note)
     lora_a, lora_b = (plain_lora(concept).lora for concept in (a, b))
     return Similarity(vectors, encoders, *lora_cosines(lora_a, lora_b), lora_overlap(lora_a, lora_b))

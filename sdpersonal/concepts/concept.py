@@ -209,9 +209,8 @@ def concept_to_chunks(concept: Concept, notes: Mapping[str, str] | None = None) 
     """Serialize to chunks: the header, then the tensors uncopied, because an SDXL LoRA can exceed 1 GB."""
     head, *body = serialize(_tensors(concept), _metadata(concept) | dict(notes or {}))
     head = head.replace(_checksum_entry(_EMPTY_CHECKSUM), _checksum_entry(storage.sha256(head)))
-    parse_head_layout(
-        head, len(head) + sum(map(len, body)), str(concept.token)
-    )  # refuse to write what could not be read back
+    # This refuses to write what could not be read back.
+    parse_head_layout(head, len(head) + sum(map(len, body)), str(concept.token))
     return [head, *body]
 
 
@@ -335,9 +334,8 @@ def _read_tensors(data: bytes, layout: TensorLayout, token: Token) -> tuple[dict
     for name in layout.tensors:
         layer, _, part = name.partition(".")
         if name in ("emb_params", bundle + "string_to_param.*"):
-            vectors["clip_l"] = np.array(
-                read_tensor(data, layout, name), np.float32
-            )  # few, so a writable copy is cheap
+            # Vectors are few, so a writable copy is cheap.
+            vectors["clip_l"] = np.array(read_tensor(data, layout, name), np.float32)
         elif name.removeprefix(bundle) in ("clip_l", "clip_g"):
             vectors[name.removeprefix(bundle)] = np.array(read_tensor(data, layout, name), np.float32)
         elif _LAYER.fullmatch(layer) and part in changes.SUFFIXES:

@@ -118,11 +118,11 @@ def _import_one(
         if snapshot and not as_:
             concept = _of_series(concept, source, snapshot)
         try:
-            token, here = _keep(library, concept, replace, duplicates == "versions")
+            token, existed = _keep(library, concept, replace, duplicates == "versions")
         except Taken:
             if as_ or duplicates != "filenames":
                 raise
-            token, here = _keep_by_file(library, concept, source, replace)
+            token, existed = _keep_by_file(library, concept, source, replace)
     except Apart:
         for path in source.files:
             yield from _import_one(library, dataclasses.replace(source, path=path, files=()), as_, replace, duplicates)
@@ -130,14 +130,16 @@ def _import_one(
         yield ImportOutcome(source.label, error=error)
     else:
         kinds = concept.lora.kinds if concept.lora else ""
-        yield ImportOutcome(source.label, token, "here already" if here else "imported", _summary(concept), kinds=kinds)
+        yield ImportOutcome(
+            source.label, token, "here already" if existed else "imported", _summary(concept), kinds=kinds
+        )
 
 
 def _keep(library: Library, concept: Concept, replace: bool, count_up: bool = False) -> tuple[Token, bool]:
     """Add the concept; return its token in the library and whether it was there before. Raises UserError."""
-    before = library.identities(concept.token)
+    identities = library.identities(concept.token)
     token = library.keep(concept, replace, count_up)
-    return token, before.get(token) == library.find(token).identity and not replace
+    return token, identities.get(token) == library.find(token).identity and not replace
 
 
 def _keep_by_file(library: Library, concept: Concept, source: Source, replace: bool) -> tuple[Token, bool]:
@@ -166,12 +168,15 @@ def _file_names(found: Iterable[Source]) -> dict[Source, Token]:
             tokens[source] = read_source(source).token
         except UserError:  # the import reports it
             continue
-    count = Counter(token.unversioned() for token in tokens.values())
-    named = {source: _file_name(source, token) for source, token in tokens.items() if count[token.unversioned()] > 1}
-    count = Counter(token.unversioned() for token in named.values())  # files with the same name in several folders
+    counts = Counter(token.unversioned() for token in tokens.values())
+    file_tokens = {
+        source: _file_name(source, token) for source, token in tokens.items() if counts[token.unversioned()] > 1
+    }
+    # Several folders can have files with the same name.
+    counts = Counter(token.unversioned() for token in file_tokens.values())
     return {
-        source: _with_folder(source, token) if count[token.unversioned()] > 1 else token
-        for source, token in named.items()
+        source: _with_folder(source, token) if counts[token.unversioned()] > 1 else token
+        for source, token in file_tokens.items()
     }
 
 
@@ -196,16 +201,16 @@ def _file_name(source: Source, token: Token) -> Token:
 def _series(found: Sequence[Source]) -> dict[Source, _Snapshot]:
     """Group files whose names differ only in the step; a file without a step is the last."""
     groups: dict[tuple[Path, str], dict[Source, int]] = {}
-    plain: set[tuple[Path, str]] = set()
+    plain_keys: set[tuple[Path, str]] = set()
     for source in found:
         key, step, is_plain = _step_of(source)
         groups.setdefault(key, {})[source] = step
         if is_plain and step % _PLAIN:
-            plain.add(key)
+            plain_keys.add(key)
     return {
         source: _Snapshot(key[1], step)
         for key, steps in groups.items()
-        if len(steps) > 1 and key not in plain
+        if len(steps) > 1 and key not in plain_keys
         for source, step in steps.items()
     }
 

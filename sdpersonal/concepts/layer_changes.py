@@ -139,7 +139,7 @@ def outline(change: Change | Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
 
 
 def _ia3_outline(change: Change | Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
-    """Return (0, 0) for shapes alone: only the value of `on_input` tells which side is scaled."""
+    """Return the outline of IA3: (0, 0) for shapes alone, since only the value of `on_input` tells the scaled side."""
     weight, on_input = change["weight"], change["on_input"]
     if isinstance(weight, tuple) or not on_input.size:
         return 0, 0

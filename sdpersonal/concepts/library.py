@@ -192,9 +192,9 @@ class Library:
                 (source, dataclasses.replace(new, version=new.version or source.version))
                 for source in self._matching(resolved if old.version else resolved.unversioned())
             ]
-            taken = self._matching(moves[0][1] if old.version else new) if moves else []
-            if taken:
-                raise UserError(f"{taken[-1]} is here already.", "Choose another name.")
+            existing = self._matching(moves[0][1] if old.version else new) if moves else []
+            if existing:
+                raise UserError(f"{existing[-1]} is here already.", "Choose another name.")
             for source, target in moves:
                 self._move(source, target)
             storage.remove_empty_folder(self.folder / resolved.owner)
@@ -327,8 +327,8 @@ class Library:
         for token in reversed(self._matching(concept.token.unversioned())):
             with suppress(UserError):
                 header = read_header(self._safe_path(token), picture=False)
-                whole, here = concept.whole or concept.identity, header.whole or header.identity
-                if whole != here or not (concept.whole or header.whole):
+                whole, header_whole = concept.whole or concept.identity, header.whole or header.identity
+                if whole != header_whole or not (concept.whole or header.whole):
                     continue
                 other = self._load(token)
                 joined = dataclasses.replace(united([other, concept], token), token=token)
@@ -341,10 +341,10 @@ class Library:
         """Write a concept. count_up: add the next version if the name is taken and the token names no version."""
         if not replace and (identical := self._find_identical(concept)):
             return identical
-        taken = self._matching(concept.token)  # all versions, or the one that the token names
-        if taken and not replace and not (count_up and concept.token.version is None):
-            raise self._already_there_error(concept, taken[-1])
-        newest = taken[-1].version if taken else 0
+        existing = self._matching(concept.token)  # all versions, or the one that the token names
+        if existing and not replace and not (count_up and concept.token.version is None):
+            raise self._already_there_error(concept, existing[-1])
+        newest = existing[-1].version if existing else 0
         version = concept.token.version or (newest if replace and newest else newest + 1)
         token = dataclasses.replace(concept.token, version=version)
         path = self._path(token)
@@ -367,7 +367,7 @@ class Library:
 
     def _already_there_error(self, concept: Concept, taken: Token) -> UserError:
         entry = self._entry(taken)
-        here = ((entry and entry.identity) or "damaged")[:8]
+        old_identity = ((entry and entry.identity) or "damaged")[:8]
         if entry and bool(entry.vectors) != bool(concept.vectors) and bool(entry.lora_rank) != bool(concept.lora):
             new_part, old_part = ("vectors", "a LoRA") if concept.vectors else ("a LoRA", "vectors")
             return Taken(
@@ -375,7 +375,7 @@ class Library:
                 OTHER_PART,
             )
         return Taken(
-            f"{taken} is here already with other content (here {here}, the new one {concept.identity[:8]}).",
+            f"{taken} is here already with other content (here {old_identity}, the new one {concept.identity[:8]}).",
             TAKEN,
         )
 

@@ -106,9 +106,9 @@ def _merge_vectors(parts: list[tuple[Concept, float]], concatenate: bool) -> tup
 
 
 def _concatenate_vectors(parts: list[tuple[Concept, float]]) -> dict[str, np.ndarray]:
-    if taken_away := next((concept for concept, strength in parts if strength < 0), None):
+    if negative := next((concept for concept, strength in parts if strength < 0), None):
         raise UserError(
-            f"The vectors of {taken_away.token} cannot stand beside others at a negative strength.",
+            f"The vectors of {negative.token} cannot stand beside others at a negative strength.",
             "Give it a positive one, or merge concepts with as many vectors, without --concatenate.",
         )
     total = sum(len(next(iter(concept.vectors.values()))) for concept, _ in parts)

@@ -35,8 +35,8 @@ def model_card(
     )
     parts.append(f"## Use\n\n{fenced(f'sdpersonal concepts pull {hub_id}', 'sh')}")
     if diffusers.is_possible(concept):
-        _, lost = plain_concept(concept)
-        parts += [f"With diffusers, as a plain LoRA: {lost}"] if lost else []
+        _, note = plain_concept(concept)
+        parts += [f"With diffusers, as a plain LoRA: {note}"] if note else []
         parts.append(fenced(_diffusers_usage(concept, native, hub_id), "python"))
     parts += ["\n".join(f"- {escape_html(note)}" for note in native.notes)] if native.notes else []
     if card.prompts:

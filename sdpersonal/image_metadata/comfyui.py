@@ -126,38 +126,43 @@ def _numbers(walk: _Walk, sampler: Node, positive: _Prompt, said: Parameters) ->
 def _passes(walk: _Walk, way: _Way, said: Parameters) -> None:
     """Set size, hires scale, denoising strength, and whether it began from another image."""
     first, last = way.samplers[-1], way.samplers[0]
-    before, at_last, after = walk.sizes(way)
-    begin = way.path[-1]
-    if before:
-        said.values["size"] = f"{before[0]}x{before[1]}"
-    begun = "image" in begin.inputs and not isinstance(begin.inputs["image"], Link)
-    begun = begun or bool(re.search(r"load.*image|image.*load|LoadImage", begin.type))
+    first_size, last_size, final_size = walk.sizes(way)
+    start = way.path[-1]
+    if first_size:
+        said.values["size"] = f"{first_size[0]}x{first_size[1]}"
+    from_image = "image" in start.inputs and not isinstance(start.inputs["image"], Link)
+    from_image = from_image or bool(re.search(r"load.*image|image.*load|LoadImage", start.type))
     change = walk.change(first)
-    if begun:
+    if from_image:
         said.img2img = True
         said.values.pop("size", None)  # it is the init image's
         if change:
             said.values["change"] = change
     if last is not first and walk.adds_noise(last):
-        if before and at_last and abs(at_last[0] / before[0] - at_last[1] / before[1]) < 0.03 and not begun:
-            times = round(at_last[0] / before[0], 3)
-            if times > 1:
-                said.values |= {"enlarge": times, "change": walk.change(last) or 0.6}
+        if (
+            first_size
+            and last_size
+            and abs(last_size[0] / first_size[0] - last_size[1] / first_size[1]) < 0.03
+            and not from_image
+        ):
+            scale = round(last_size[0] / first_size[0], 3)
+            if scale > 1:
+                said.values |= {"enlarge": scale, "change": walk.change(last) or 0.6}
         if "enlarge" not in said.values:
             said.notes.append(f"It was drawn in {len(way.samplers)} passes, of which the first is taken.")
     elif last is not first:
         said.notes.append("Its last steps were drawn by another sampler, often a refiner's, which is left out.")
-    if at_last and after and after != at_last:
-        said.notes.append(f"It was enlarged to {after[0]}x{after[1]} afterwards, which is not done here.")
+    if last_size and final_size and final_size != last_size:
+        said.notes.append(f"It was enlarged to {final_size[0]}x{final_size[1]} afterwards, which is not done here.")
     batch = next((walk.number(node, "batch_size") for node in way.path if "batch_size" in node.inputs), None)
     if isinstance(batch, int | float) and batch > 1:
         said.notes.append(f"It is one of {batch:g} pictures of one seed; the first of them begins from this noise.")
-    repaired = [
+    detailers = [
         node.type for node in way.path if node not in way.samplers and {"seed", "positive"} <= node.inputs.keys()
     ]
-    if repaired:
+    if detailers:
         said.notes.append(
-            f"Parts of it were drawn again ({printable(', '.join(repaired), 60)}), which is not done here."
+            f"Parts of it were drawn again ({printable(', '.join(detailers), 60)}), which is not done here."
         )
 
 
@@ -404,11 +409,11 @@ class _Walk:
         if _WILD.search(node.type):
             found.sure = False
         if _JOINS.search(node.type):
-            between = node.inputs.get("delimiter", node.inputs.get("separator", ""))
-            between = between.replace("\\n", "\n") if isinstance(between, str) else ""
-            keys = [name for name in node.inputs if _STRINGS.match(name)]
-            parts = [self._string(node.inputs[name], side, found, seen) for name in keys]
-            return (between or " ").join(part for part in parts if part)[:100_000]
+            separator = node.inputs.get("delimiter", node.inputs.get("separator", ""))
+            separator = separator.replace("\\n", "\n") if isinstance(separator, str) else ""
+            names = [name for name in node.inputs if _STRINGS.match(name)]
+            parts = [self._string(node.inputs[name], side, found, seen) for name in names]
+            return (separator or " ").join(part for part in parts if part)[:100_000]
         if (branch := self._branch(node)) is not None:
             return self._string(branch, side, found, seen)
         text = self._own_text(node, side)

@@ -127,10 +127,10 @@ def _canvas(value: dict[str, Any]) -> Graph | None:
         if entry.get("mode") in (_MUTED, _BYPASSED):
             continue
         node = Node(name, str(entry["type"]), _widgets(entry))
-        for place in _list(entry.get("inputs")):
-            link = _through(origins.get(place.get("link")), by_id, origins)
+        for socket in _list(entry.get("inputs")):
+            link = _through(origins.get(socket.get("link")), by_id, origins)
             if link is not None:
-                node.inputs[str(place.get("name", ""))] = link
+                node.inputs[str(socket.get("name", ""))] = link
         graph[name] = node
     return graph or None
 
@@ -182,24 +182,24 @@ class _Flat:
         return origins
 
     def _add_node(self, entry: dict[str, Any], prefix: str, origins: dict[Any, Any]) -> None:
-        name, values, places = f"{prefix}{entry.get('id')}", {}, []
-        for place in _list(entry.get("inputs")):
-            origin = origins.get(place.get("link"))
+        name, values, sockets = f"{prefix}{entry.get('id')}", {}, []
+        for socket in _list(entry.get("inputs")):
+            origin = origins.get(socket.get("link"))
             if origin is None or isinstance(origin, Link):
-                places.append(place | {"link": origin and len(self.links)})
+                sockets.append(socket | {"link": origin and len(self.links)})
                 self.links += [origin] if origin else []
             else:
-                values[str(place.get("name", ""))] = origin
+                values[str(socket.get("name", ""))] = origin
         subgraph = self.subgraphs.get(str(entry["type"]))
         is_plain = subgraph is None or self.budget <= 0 or name.count(":") >= _DEEPEST
         if is_plain or entry.get("mode") in (_MUTED, _BYPASSED):
             more = {"widgets_values": _widgets(entry) | values} if values else {}
-            self.nodes.append(entry | {"id": name, "inputs": places} | more)
+            self.nodes.append(entry | {"id": name, "inputs": sockets} | more)
             return
         self.budget -= 1
-        linked = {place.get("name"): self.links[place["link"]] for place in places if place["link"] is not None}
+        linked = {socket.get("name"): self.links[socket["link"]] for socket in sockets if socket["link"] is not None}
         by_name = _widgets(entry) | values | linked
-        given = tuple(by_name.get(str(place.get("name"))) for place in _list(subgraph.get("inputs")))
+        given = tuple(by_name.get(str(socket.get("name"))) for socket in _list(subgraph.get("inputs")))
         inner = self.add(subgraph, f"{name}:", given)
         for number, output in enumerate(_list(subgraph.get("outputs"))):
             ids = output.get("linkIds")
@@ -244,13 +244,13 @@ def _through(link: Link | None, by_id: dict[str, dict[str, Any]], origins: dict[
                 ),
                 None,
             )
-            places = _list(setter.get("inputs")) if setter else []
-            link = origins.get(places[0].get("link")) if places else None
+            sockets = _list(setter.get("inputs")) if setter else []
+            link = origins.get(sockets[0].get("link")) if sockets else None
         elif entry.get("mode") == _BYPASSED:
             outputs = _list(entry.get("outputs"))
             kind = outputs[link.slot].get("type") if 0 <= link.slot < len(outputs) else None
             same_kind = (
-                place for place in _list(entry.get("inputs")) if place.get("type") == kind and place.get("link")
+                socket for socket in _list(entry.get("inputs")) if socket.get("type") == kind and socket.get("link")
             )
             link = origins.get(next(same_kind, {}).get("link"))
         else:
@@ -276,7 +276,7 @@ def _widgets(entry: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(values, list):
         return {}
     named = [
-        place["widget"].get("name") for place in _list(entry.get("inputs")) if isinstance(place.get("widget"), dict)
+        socket["widget"].get("name") for socket in _list(entry.get("inputs")) if isinstance(socket.get("widget"), dict)
     ]
     names = _WIDGETS.get(str(entry["type"]), "").split() or [str(name) for name in named]
     widgets: dict[str, Any] = {}

@@ -43,10 +43,10 @@ class TextTooLong(Exception):
 
 def png_text(data: bytes, key: str) -> str | None:
     """Return a PNG's first tEXt, zTXt or iTXt text under `key`. Raises TextTooLong; damaged chunks are skipped."""
-    wanted = key.encode() + b"\0"
+    prefix = key.encode() + b"\0"
     for kind, begin, end in _chunks(data):
-        if kind in _DECODERS and data.startswith(wanted, begin):
-            text = _DECODERS[kind](memoryview(data)[begin + len(wanted) : end], MAX_TEXT_BYTES)
+        if kind in _DECODERS and data.startswith(prefix, begin):
+            text = _DECODERS[kind](memoryview(data)[begin + len(prefix) : end], MAX_TEXT_BYTES)
             if text is not None:
                 return text
     return None
@@ -90,14 +90,14 @@ def _sources(data: bytes) -> Iterator[tuple[str, Reader]]:
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yield (type, begin and end of the content) of each complete chunk."""
-    at = len(_PNG) if data.startswith(_PNG) else len(data)
+    position = len(_PNG) if data.startswith(_PNG) else len(data)
     for _ in range(_MAX_CHUNKS):
-        head = data[at : at + 8]
-        end = at + 8 + int.from_bytes(head[:4], "big")
+        head = data[position : position + 8]
+        end = position + 8 + int.from_bytes(head[:4], "big")
         if len(head) < 8 or end > len(data):
             return
-        yield head[4:], at + 8, end
-        at = end + 4
+        yield head[4:], position + 8, end
+        position = end + 4
 
 
 def _png_sources(data: bytes) -> Iterator[tuple[str, Reader]]:
@@ -168,35 +168,35 @@ def _inflate(content: memoryview, limit: int) -> bytes | None:
 
 
 def _jpeg_sources(data: bytes) -> Iterator[tuple[str, Reader]]:
-    at = 2
+    position = 2
     for _ in range(_MAX_CHUNKS):
-        head = data[at : at + 4]
+        head = data[position : position + 4]
         length = int.from_bytes(head[2:], "big")
         if len(head) < 4 or head[0] != 0xFF or head[1] == 0xDA or length < 2:  # 0xDA: start of the pixels
             return
-        begin, end = at + 4, at + 2 + length
+        begin, end = position + 4, position + 2 + length
         if head[1] == 0xE1 and data.startswith(_EXIF, begin):
             yield from _exif_sources(data[begin:end])
         elif head[1] == 0xE1 and data.startswith(_XMP_HEAD, begin):
             yield XMP, _bound(_plain, memoryview(data)[begin + len(_XMP_HEAD) : end])
         elif head[1] == 0xFE:
             yield "JPEG comment", _bound(_plain, memoryview(data)[begin:end])
-        at = end
+        position = end
 
 
 def _webp_sources(data: bytes) -> Iterator[tuple[str, Reader]]:
-    at = 12
+    position = 12
     for _ in range(_MAX_CHUNKS):
-        head = data[at : at + 8]
+        head = data[position : position + 8]
         length = int.from_bytes(head[4:], "little")
         if len(head) < 8:
             return
-        begin, end = at + 8, at + 8 + length
+        begin, end = position + 8, position + 8 + length
         if head[:4] == b"EXIF":
             yield from _exif_sources(data[begin : min(end, begin + 4 * MAX_GRAPH)])
         elif head[:4] == b"XMP ":
             yield XMP, _bound(_plain, memoryview(data)[begin:end])
-        at = end + length % 2
+        position = end + length % 2
 
 
 def _avif_sources(data: bytes) -> Iterator[tuple[str, Reader]]:

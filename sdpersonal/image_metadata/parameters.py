@@ -134,10 +134,10 @@ def enlarged(first: str | None, target: tuple[object, object]) -> float | None:
     if first is None:
         return None
     ratios = []
-    for side, wanted in zip(map(int, first.split("x")), target, strict=True):
-        wanted = number(wanted)
-        if isinstance(wanted, int | float) and wanted > 0:
-            ratios.append(wanted / side)
+    for side, target_side in zip(map(int, first.split("x")), target, strict=True):
+        target_side = number(target_side)
+        if isinstance(target_side, int | float) and target_side > 0:
+            ratios.append(target_side / side)
     if not ratios or max(ratios) - min(ratios) > 0.02 * max(ratios):  # sides are rounded to 8 pixels
         return None
     return round(sum(ratios) / len(ratios), 3)

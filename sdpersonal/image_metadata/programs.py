@@ -69,9 +69,9 @@ def _common(program: str, text: str, values: Mapping[str, Any], syntax: Syntax, 
     """Read the settings that all programs share."""
     settings = _Settings(values)
     parameters = Parameters(program, text, settings.text("prompt"), settings.text("negative"), syntax, naming=naming)
-    for what in ("seed", "steps", "guidance", "rescale", "clip_skip"):
-        if (value := settings.number(what)) is not None:
-            parameters.values[what] = value
+    for setting in ("seed", "steps", "guidance", "rescale", "clip_skip"):
+        if (value := settings.number(setting)) is not None:
+            parameters.values[setting] = value
     if parameters.values.get("seed") == -1:
         del parameters.values["seed"]
         parameters.notes.append("Its seed is not in it (-1 stands for any).")
@@ -206,19 +206,19 @@ def _dream(text: str) -> Parameters:
     except ValueError:
         words = text[:20_000].replace('"', " ").split()
     flags: dict[str, str] = {}
-    plain = []
-    at = 0
-    while at < len(words):
-        if re.fullmatch(r"-{1,2}[A-Za-z_][\w-]*", words[at]) and at + 1 < len(words) and " " not in words[at]:
-            flags.setdefault(words[at].lstrip("-"), words[at + 1])
-            at += 2
+    prompt_words = []
+    i = 0
+    while i < len(words):
+        if re.fullmatch(r"-{1,2}[A-Za-z_][\w-]*", words[i]) and i + 1 < len(words) and " " not in words[i]:
+            flags.setdefault(words[i].lstrip("-"), words[i + 1])
+            i += 2
             continue
-        plain.append(words[at])
-        at += 1
+        prompt_words.append(words[i])
+        i += 1
     names = {"seed": "S", "steps": "s", "guidance": "C"}
     parameters = Parameters("InvokeAI", text, syntax="compel", sampler=flags.get("A", ""))
-    parameters.prompt, parameters.negative = _without_negative(" ".join(plain))
-    parameters.values |= {ours: number(flags[flag]) for ours, flag in names.items() if flag in flags}
+    parameters.prompt, parameters.negative = _without_negative(" ".join(prompt_words))
+    parameters.values |= {field: number(flags[flag]) for field, flag in names.items() if flag in flags}
     if size := size_of(flags.get("W"), flags.get("H")):
         parameters.values["size"] = size
     if "I" in flags or "init_img" in flags:
@@ -242,11 +242,11 @@ def novelai(texts: Mapping[str, str]) -> Parameters | None:
     """Read NovelAI's JSON in `Comment`; a WebP holds all of a PNG's texts as one JSON object in the UserComment."""
     outer = _object(texts.get("UserComment")) or {}
     comment = texts.get("Comment") or outer.get("Comment")
-    named = (
+    source = (
         f"{texts.get('Software', '')} {texts.get('Source', '')} {outer.get('Software', '')} {outer.get('Source', '')}"
     )
     values = _object(comment) if isinstance(comment, str) else comment if isinstance(comment, dict) else None
-    if "novelai" not in named.lower() and (values is None or not {"uc", "sampler", "scale"} <= values.keys()):
+    if "novelai" not in source.lower() and (values is None or not {"uc", "sampler", "scale"} <= values.keys()):
         return None
     if values is None:
         raise Unreadable("NovelAI", "its comment cannot be read")
@@ -285,8 +285,8 @@ def _captions(prompt: Any, said: Parameters | None) -> str:
     characters = [entry.get("char_caption") for entry in _entries(caption.get("char_captions"))]
     characters = [words.strip(" ,") for words in characters if isinstance(words, str) and words.strip(" ,")]
     if characters and said:
-        whose = "Its character" if len(characters) == 1 else f"Each of its {len(characters)} characters"
-        said.notes.append(f"{whose} had a prompt of its own; here they are one prompt.")
+        subject = "Its character" if len(characters) == 1 else f"Each of its {len(characters)} characters"
+        said.notes.append(f"{subject} had a prompt of its own; here they are one prompt.")
     return ", ".join([caption["base_caption"].strip(" ,"), *characters])
 
 
@@ -313,8 +313,10 @@ def _fooocus(values: dict[str, Any], text: str, program: str) -> Parameters:
     parameters = _common(program, text, values, "comfyui", "comfyui")
     settings = _Settings(values)
     for side, key in (("prompt", "fullprompt"), ("negative", "fullnegativeprompt")):
-        whole = settings.any(key)
-        parts = [part for part in whole if isinstance(part, str)] if isinstance(whole, list) else [whole]
+        full_prompt = settings.any(key)
+        parts = (
+            [part for part in full_prompt if isinstance(part, str)] if isinstance(full_prompt, list) else [full_prompt]
+        )
         if words := ", ".join(part.strip(" ,") for part in parts if isinstance(part, str) and part.strip(" ,")):
             setattr(parameters, side, words)
     parameters.values.pop("clip_skip", None) if program == "Fooocus" else None  # Fooocus' 2 is SDXL's default
@@ -359,9 +361,9 @@ def _swarmui(values: dict[str, Any], text: str) -> Parameters:
     parameters.img2img = creativity is not None or settings.any("initimage") not in _NONE
     if parameters.img2img and creativity is not None:
         parameters.values["change"] = creativity
-    times, control = number(settings.get("refinerupscale")), number(settings.get("refinercontrolpercentage"))
-    if isinstance(times, int | float) and times > 1 and not parameters.img2img:
-        parameters.values["enlarge"] = times
+    scale, control = number(settings.get("refinerupscale")), number(settings.get("refinercontrolpercentage"))
+    if isinstance(scale, int | float) and scale > 1 and not parameters.img2img:
+        parameters.values["enlarge"] = scale
         parameters.values |= {"change": control} if control else {}
     strength = number(settings.get("variationseedstrength"))
     if strength:

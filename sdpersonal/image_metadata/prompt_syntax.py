@@ -110,27 +110,27 @@ def _from_compel(part: re.Match[str]) -> str:
 
 def _from_novelai(text: str) -> str:
     """Translate NovelAI's weights; an unsupported negative one is kept, and refused when the prompt is parsed."""
-    pieces, at = [], 0
+    pieces, position = [], 0
     for match in _NAI_WEIGHT.finditer(text):
-        pieces.append(_nai_brackets(text[at : match.start()]))
+        pieces.append(_nai_brackets(text[position : match.start()]))
         pieces.append(f"({_nai_brackets(match[2])}:{float(match[1]):g})" if match[2].strip() else "")
-        at = match.end()
-    return "".join([*pieces, _nai_brackets(text[at:])])
+        position = match.end()
+    return "".join([*pieces, _nai_brackets(text[position:])])
 
 
 def _nai_brackets(text: str) -> str:
     """Translate `{{x}}` to `(x:1.103)`. An unmatched bracket is text."""
     result: list[str] = []
-    opened: list[tuple[str, int]] = []  # (sign, place in `result`)
+    open_brackets: list[tuple[str, int]] = []  # (sign, place in `result`)
     for letter in text:
-        if letter in "{[" and len(opened) < _NAI_DEEP:
-            opened.append((letter, len(result)))
+        if letter in "{[" and len(open_brackets) < _NAI_DEEP:
+            open_brackets.append((letter, len(result)))
             result.append("")
-        elif letter in "}]" and opened and opened[-1][0] == ("{" if letter == "}" else "["):
-            result[opened.pop()[1]] = "("
+        elif letter in "}]" and open_brackets and open_brackets[-1][0] == ("{" if letter == "}" else "["):
+            result[open_brackets.pop()[1]] = "("
             result.append(f":{1.05 if letter == '}' else 1 / 1.05:.4g})")
         else:
             result.append(f"\\{letter}" if letter in "()[]{}" else letter)
-    for sign, place in opened:
-        result[place] = f"\\{sign}"
+    for sign, index in open_brackets:
+        result[index] = f"\\{sign}"
     return "".join(result)

@@ -107,28 +107,28 @@ def _last_lines(lines: list[str]) -> tuple[int, dict[str, str]]:
     facts = _parse_parameters(lines[last])
     if len(facts) >= 3 and ("steps" in facts or {"seed", "sampler"} <= facts.keys()):
         return last, facts
-    begins = [i for i in range(last, max(-1, last - 200), -1) if _FACT_LINE.match(lines[i])]
-    for i in begins[:3]:
-        if len(longer := _parse_parameters("\n".join(lines[i:]))) >= 3:
-            return i, longer
+    starts = [i for i in range(last, max(-1, last - 200), -1) if _FACT_LINE.match(lines[i])]
+    for i in starts[:3]:
+        if len(more_facts := _parse_parameters("\n".join(lines[i:]))) >= 3:
+            return i, more_facts
     return (last, facts) if len(facts) >= 3 else (len(lines), {})
 
 
 def _parse_parameters(line: str) -> dict[str, str]:
     """Parse `key: value` pairs in a single pass; text that does not match is skipped to the next comma."""
     facts: dict[str, str] = {}
-    at, json_values = 0, 0
-    while at < len(line):
-        if fact := _PARAMETER.match(line, at):
+    position, json_values = 0, 0
+    while position < len(line):
+        if fact := _PARAMETER.match(line, position):
             value, end = fact[2].strip(), fact.end()
             if value[:1] in ("[", "{") and json_values < _MOST_JSON:
                 json_values += 1
                 value, end = _whole_json(line, fact.start(2), value, end)
             facts.setdefault(fact[1].strip().lower(), _unquote(value))
-            at = max(end, at + 1)
+            position = max(end, position + 1)
         else:
-            comma = line.find(",", at)
-            at = comma + 1 if comma >= 0 else len(line)
+            comma = line.find(",", position)
+            position = comma + 1 if comma >= 0 else len(line)
     return facts
 
 
@@ -203,13 +203,13 @@ def _second_pass(facts: Mapping[str, str], said: Parameters) -> None:
     resized = _pair(facts.get("hires resize")) or _pair(facts.get("hires size"))
     resized = resized or (facts.get("hires resize-1"), facts.get("hires resize-2"))
     first = _pair(facts.get("first pass size")) or (facts.get("first pass size-1"), facts.get("first pass size-2"))
-    if (first_size := size_of(*first)) and (times := enlarged(first_size, _pair(size))):
-        said.values |= {"size": first_size, "enlarge": times}
-    elif times := enlarged(size, resized):
-        said.values["enlarge"] = times
+    if (first_size := size_of(*first)) and (scale := enlarged(first_size, _pair(size))):
+        said.values |= {"size": first_size, "enlarge": scale}
+    elif scale := enlarged(size, resized):
+        said.values["enlarge"] = scale
     elif any(number(side) for side in (*resized, *first)) or facts.get("first pass size") == "0x0":
-        shown = facts.get("hires resize") or facts.get("first pass size") or "another size"
-        said.notes.append(f"Its second pass changed its shape ({printable(shown, 20)}), which is left out.")
+        size_text = facts.get("hires resize") or facts.get("first pass size") or "another size"
+        said.notes.append(f"Its second pass changed its shape ({printable(size_text, 20)}), which is left out.")
     if said.values.get("enlarge") == 1.0:  # both passes have the same size
         del said.values["enlarge"]
 

@@ -42,9 +42,8 @@ def format_infotext(recipe: Recipe) -> str:
     """Return the text of a PNG's `parameters`."""
     loras = {concept.token: concept for concept in recipe.concepts if concept.lora}
     prompt = _translate_prompt(recipe.prompt, recipe.concepts, loras)
-    prompt = " ".join(
-        [prompt, *map(_lora_tag, loras.values())]
-    ).strip()  # LoRAs that the prompt does not name: the few-step LoRA
+    # `loras` still has those that the prompt does not name: the few-step LoRA.
+    prompt = " ".join([prompt, *map(_lora_tag, loras.values())]).strip()
     lines = [_one_line(prompt)]
     if negative := _one_line(_translate_prompt(recipe.negative, recipe.concepts, {})):
         lines.append(f"Negative prompt: {negative}")
