@@ -194,6 +194,6 @@ def _common_value(facts: list[str]) -> str:
 
 
 def _merge_consent(cards: Sequence[Card]) -> str:
-    """Return the weakest consent of all parts that show a person; "unknown" if none does."""
+    """Return the weakest consent of the parts that show a person, the others need none; "unknown" without any."""
     consents = [card.consent for card in cards if card.kind == "person"]
     return next((least for least in ("no", "unknown") if least in consents), "yes" if consents else "unknown")
