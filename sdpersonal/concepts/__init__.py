@@ -1,1 +1,1 @@
-"""Concepts: one file each, a library of them, importers and exporters, and what is shared on the Hub."""
+"""Concepts: their file format and library, importers and exporters, merging, comparison and the Hub."""

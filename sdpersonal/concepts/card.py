@@ -1,4 +1,4 @@
-"""The card: what is known about a concept. It comes from strangers, so its fields are fixed, short and plain text."""
+"""The card: facts about a concept. It may come from strangers, so its fields are fixed, short and plain text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .strict_safetensors import damaged_file_error, parse_strict_json
 MAX_CARD_BYTES = 200_000  # characters of JSON
 
 BaseKind = Literal["tiny", "sd1", "sd2", "sdxl"]
-BASE_TITLES = {  # in words, where a person reads them
+BASE_TITLES = {  # names for display
     "tiny": "the built-in base of sdpersonal",
     "sd1": "Stable Diffusion 1.x",
     "sd2": "Stable Diffusion 2.x",
@@ -37,11 +37,11 @@ BASE_TITLES = {  # in words, where a person reads them
 
 
 def strip_unsafe_characters(text: object) -> object:
-    """Text without control, bidirectional and invisible characters; line ends and odd spaces become spaces."""
+    """Remove control, bidirectional and invisible characters; line ends and unusual spaces become spaces."""
     if not isinstance(text, str):
-        return text  # for pydantic to refuse
+        return text  # pydantic refuses it
     if text.isprintable():
-        return text.strip()  # nearly always; a listing reads ten texts of each concept
+        return text.strip()  # the common case; a listing reads ten texts per concept
     return "".join(c if c.isprintable() else " " if c.isspace() else "" for c in text).strip()
 
 
@@ -56,7 +56,7 @@ def _check_date(text: str) -> str:
 
 
 def utc_now() -> str:
-    """The time, UTC, to the second: 2026-01-31T12:00:00Z."""
+    """Return the current time, UTC, to the second: 2026-01-31T12:00:00Z."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -67,10 +67,9 @@ Key = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
 class Card(BaseModel):
     """Facts about a concept. Raises UserError where a field is unknown, of the wrong type or too long.
 
-    token is filled in by the concept that holds the card; created is UTC, to the second. recipe: how it was trained
-    (seed, lr, rank, ...); scores: how good it was measured to be; consent: whether the person shown agrees to it.
-    license is text, as strangers write it; what is filled in here is SPDX (`edited`). Nothing about photos, machine or
-    user belongs here.
+    token is set by the concept that holds the card; created is UTC, to the second. recipe: how it was trained (seed,
+    lr, rank, ...); scores: its evaluation results; consent: whether the person shown agrees to it. license is free text
+    in imported files, and SPDX where set here (`edit_card`). Nothing about photos, machine or user belongs here.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -99,37 +98,37 @@ class Card(BaseModel):
             super().__init__(**fields)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            where = printable(".".join(str(part) for part in first["loc"]) or "its fields")
+            field_name = printable(".".join(str(part) for part in first["loc"]) or "its fields")
             reason = printable(first["msg"])
             if first["type"] == "string_too_long":
-                most = first["ctx"]["max_length"]
-                reason = f"it must be text of up to {most:,} characters, got {len(first['input']):,}"
-            raise UserError(f"The card's {where} cannot be kept: {reason}.") from error
+                limit = first["ctx"]["max_length"]
+                reason = f"it must be text of up to {limit:,} characters, got {len(first['input']):,}"
+            raise UserError(f"The card's {field_name} cannot be kept: {reason}.") from error
 
 
-EDITABLE_FIELDS = frozenset(Card.model_fields) - {"token", "base", "created"}  # by people; the rest is as it is
+EDITABLE_FIELDS = frozenset(Card.model_fields) - {"token", "base", "created"}  # by users; the others are fixed
 
 
 def edit_card(card: Card, changes: Mapping[str, object]) -> Card:
-    """The card with other facts. recipe and scores are added to; there an empty text or None takes a fact away.
+    """Return the card with changed fields. recipe and scores are merged; an empty text or None there removes a key.
 
-    Raises UserError where a fact cannot be changed, has a wrong value, or a licence is not known to SPDX.
+    Raises UserError for a fixed field, a wrong value, or a licence that SPDX does not list.
     """
     from .licences import spdx_name
 
-    if strangers := changes.keys() - EDITABLE_FIELDS:
-        raise UserError(f"The card's {printable(', '.join(sorted(strangers)))} cannot be changed.")
-    new = dict(changes)
-    for key in {"recipe", "scores"} & new.keys():
-        together = getattr(card, key) | dict(new[key])
-        new[key] = {name: value for name, value in together.items() if value not in (None, "")}
-    if isinstance(licence := new.get("license"), str):
-        new["license"] = spdx_name(licence.strip())
-    return Card(**(card.model_dump() | new))
+    if refused := changes.keys() - EDITABLE_FIELDS:
+        raise UserError(f"The card's {printable(', '.join(sorted(refused)))} cannot be changed.")
+    updates = dict(changes)
+    for key in {"recipe", "scores"} & updates.keys():
+        merged = getattr(card, key) | dict(updates[key])
+        updates[key] = {name: value for name, value in merged.items() if value not in (None, "")}
+    if isinstance(licence := updates.get("license"), str):
+        updates["license"] = spdx_name(licence.strip())
+    return Card(**(card.model_dump() | updates))
 
 
 def parse_card(text: str, name: str) -> Card:
-    """The card in a file called `name`, from its JSON. Raises UserError."""
+    """Parse the JSON of the card in a file called `name`. Raises UserError."""
     if len(text) > MAX_CARD_BYTES:
         raise damaged_file_error(name, "its card is too long")
     try:

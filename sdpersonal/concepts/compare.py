@@ -1,7 +1,7 @@
-"""How alike two concepts are, from their numbers alone: vectors by cosine, LoRAs as what they do to each layer.
+"""Compare two concepts by their weights alone: embeddings by cosine, LoRAs by the change they make to each layer.
 
 A layer's change is D = up @ down * alpha / r. It is never multiplied out: inner products and singular vectors come from
-the factors, in r x r matrices. All in numpy, float64.
+the factors, in r x r matrices. Everything is computed in numpy, float64.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from .card import BASE_TITLES
 from .concept import Concept, Lora, LoraLayer
 from .plain_lora import is_possible, needs_base, plain_lora
 
-# Between what was measured on concepts of the built-in base (docs/performance.md, "The library"): two trainings of one
-# subject lie above, of different ones below; vectors that started from the same class noun lie above as well.
+# Thresholds measured on concepts of the built-in base (docs/performance.md, "The library"): two trainings of one
+# subject lie above, of different subjects below; vectors that started from the same class noun lie above as well.
 PARALLEL_COSINE = 0.3  # cosine of vectors: 0.31 to 0.91 above, up to 0.27 below
-UNRELATED_COSINE = (
-    0.05  # cosine of LoRAs: 0.08 to 0.21 above, up to 0.03 below. By chance it is 0, where overlap grows with rank
-)
+# Cosine of LoRAs: 0.08 to 0.21 above, up to 0.03 below. Chance gives 0, while overlap grows with rank.
+UNRELATED_COSINE = 0.05
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """Two concepts compared; None where one of them lacks what is compared.
+    """The similarity of two concepts; a value is None where one of them lacks the part.
 
-    vectors: the cosine of their rows, by encoder, and their mean. lora: the cosine of all layers' changes as one long
-    vector; layers: the same layer by layer. overlap: how much the LoRAs act in the same directions, 0 to 1. note: why
-    LoRAs that are there were not compared.
+    encoders: the cosine of their embeddings by text encoder; vectors: the mean of those. lora: the cosine of all
+    layers' changes as one long vector; layers: the same for each layer. overlap: how far the LoRAs act in the same
+    directions, 0 to 1. note: why existing LoRAs were not compared.
     """
 
     vectors: float | None
@@ -45,7 +44,7 @@ class Similarity:
 
 @dataclass(frozen=True)
 class Conflict:
-    """Why two concepts may disturb each other in one prompt, and the strengths to try. hard: they cannot be mixed."""
+    """Why two concepts may disturb each other in one prompt, and strengths to try. hard: they cannot be mixed."""
 
     concepts: tuple[str, str]
     kind: str  # base, same, subject, vectors, lora
@@ -54,7 +53,7 @@ class Conflict:
     strengths: tuple[float, float] | None = None
 
     def as_json(self) -> dict[str, object]:
-        """Keys that programs read; they stay as they are."""
+        """Return the conflict as JSON. Other programs read these keys, so they must not change."""
         return {
             "concepts": self.concepts,
             "kind": self.kind,
@@ -65,7 +64,7 @@ class Conflict:
 
 
 def compare(a: Concept, b: Concept) -> Similarity:
-    """Everything there is to compare. Raises UserError where they are of different base kinds or widths."""
+    """Compare embeddings and LoRAs. Raises UserError where base kinds or embedding widths differ."""
     if a.card.base != b.card.base:
         raise UserError(
             f"{a.token} is made for {BASE_TITLES[a.card.base]}, {b.token} for {BASE_TITLES[b.card.base]}: "
@@ -75,44 +74,48 @@ def compare(a: Concept, b: Concept) -> Similarity:
     vectors = float(np.mean(list(encoders.values()))) if encoders else None
     if a.lora is None or b.lora is None:
         return Similarity(vectors, encoders, None, {}, None)
-    if bound := next((each for each in (a, b) if needs_base(each.lora) or not is_possible(each.lora)), None):
-        note = f"{bound.token} changes layers as {bound.lora.kinds}, which cannot be compared without a base."
+    if unsupported := next(
+        (concept for concept in (a, b) if needs_base(concept.lora) or not is_possible(concept.lora)), None
+    ):
+        note = (
+            f"{unsupported.token} changes layers as {unsupported.lora.kinds}, which cannot be compared without a base."
+        )
         return Similarity(vectors, encoders, None, {}, None, note)
-    one, two = (plain_lora(each).lora for each in (a, b))
-    return Similarity(vectors, encoders, *lora_cosines(one, two), lora_overlap(one, two))
+    lora_a, lora_b = (plain_lora(concept).lora for concept in (a, b))
+    return Similarity(vectors, encoders, *lora_cosines(lora_a, lora_b), lora_overlap(lora_a, lora_b))
 
 
 def find_conflicts(concepts: Sequence[Concept]) -> list[Conflict]:
-    """What will go wrong when these are named in one prompt, the worst of each pair, from their headers and numbers."""
-    found = (_find_conflict(a, b) for a, b in itertools.combinations(concepts, 2))
-    return [conflict for conflict in found if conflict]
+    """Return the worst conflict of each pair of concepts named in one prompt, from their cards and weights."""
+    conflicts = (_find_conflict(a, b) for a, b in itertools.combinations(concepts, 2))
+    return [conflict for conflict in conflicts if conflict]
 
 
 def _find_conflict(a: Concept, b: Concept) -> Conflict | None:
     names = str(a.token), str(b.token)
     if a.card.base != b.card.base:
-        what = f"{names[0]} is made for {BASE_TITLES[a.card.base]}, {names[1]} for {BASE_TITLES[b.card.base]}"
-        return Conflict(names, "base", f"{what}: no base can draw both.", hard=True)
+        fact = f"{names[0]} is made for {BASE_TITLES[a.card.base]}, {names[1]} for {BASE_TITLES[b.card.base]}"
+        return Conflict(names, "base", f"{fact}: no base can draw both.", hard=True)
     if a.identity == b.identity:
         return Conflict(names, "same", "They are the same concept under two names.", strengths=(1.0, 0.0))
-    alike = compare(a, b)
-    if alike.lora is not None and alike.lora > UNRELATED_COSINE:
-        what = f"Their LoRAs do in part the same (cosine {alike.lora:.2f}, {alike.overlap:.0%} of directions shared)"
+    pair = compare(a, b)
+    if pair.lora is not None and pair.lora > UNRELATED_COSINE:
+        fact = f"Their LoRAs do in part the same (cosine {pair.lora:.2f}, {pair.overlap:.0%} of directions shared)"
         return Conflict(
-            names, "lora", f"{what}; together they do too much of it.", strengths=_balanced_strengths(alike.lora)
+            names, "lora", f"{fact}; together they do too much of it.", strengths=_balanced_strengths(pair.lora)
         )
-    if alike.vectors is not None and alike.vectors > PARALLEL_COSINE:
-        what = f"Their vectors are nearly parallel (cosine {alike.vectors:.2f})"
-        return Conflict(names, "vectors", f"{what}; the text encoder hardly tells them apart.", strengths=(1.0, 0.7))
+    if pair.vectors is not None and pair.vectors > PARALLEL_COSINE:
+        fact = f"Their vectors are nearly parallel (cosine {pair.vectors:.2f})"
+        return Conflict(names, "vectors", f"{fact}; the text encoder hardly tells them apart.", strengths=(1.0, 0.7))
     noun, styles = a.card.class_noun.casefold(), "style" in (a.card.kind, b.card.kind)
     if noun and noun == b.card.class_noun.casefold() and not styles:
-        what = f"Both are a {a.card.class_noun}"
-        return Conflict(names, "subject", f"{what}; in one picture they may melt into one.", strengths=(0.8, 0.8))
+        fact = f"Both are a {a.card.class_noun}"
+        return Conflict(names, "subject", f"{fact}; in one picture they may melt into one.", strengths=(0.8, 0.8))
     return None
 
 
 def _balanced_strengths(cosine: float) -> tuple[float, float]:
-    """Equal strengths at which two changes with this cosine are together as large as one: 1 / sqrt(2 + 2 cos)."""
+    """Return equal strengths at which two changes with this cosine sum to the size of one: 1 / sqrt(2 + 2 cos)."""
     strength = round(1 / math.sqrt(2 + 2 * cosine), 1)
     return strength, strength
 
@@ -121,7 +124,7 @@ def _balanced_strengths(cosine: float) -> tuple[float, float]:
 
 
 def embedding_cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean cosine of the rows of (n, d) and (m, d): row by row where n = m, else each of the fewer with its best match.
+    """Return the mean cosine of (n, d) and (m, d): by row if n = m, else each row of the smaller with its best match.
 
     Raises UserError where the widths differ.
     """
@@ -142,34 +145,34 @@ def _normalize(rows: np.ndarray) -> np.ndarray:
 
 
 def scaled_factors(layer: LoraLayer) -> tuple[np.ndarray, np.ndarray]:
-    """(up, down), float64, as matrices (out, r) and (r, in * k * k), the scale alpha / r in `up`."""
+    """Return float64 matrices up (out, r) and down (r, in * k * k), the scale alpha / r in `up`."""
     rank = layer.rank
     up = layer.up.reshape(len(layer.up), rank).astype(np.float64) * (layer.alpha / rank)
     return up, layer.down.reshape(rank, -1).astype(np.float64)
 
 
 def inner_product(a: LoraLayer, b: LoraLayer) -> float:
-    """The Frobenius inner product of two layers' changes: tr(A^T B) = sum((up_a^T up_b) * (down_a down_b^T))."""
+    """Return the Frobenius inner product of two changes: tr(A^T B) = sum((up_a^T up_b) * (down_a down_b^T))."""
     (up_a, down_a), (up_b, down_b) = scaled_factors(a), scaled_factors(b)
     if up_a.shape[0] != up_b.shape[0] or down_a.shape[1] != down_b.shape[1]:
-        return 0.0  # layers of one name in differently built models
+        return 0.0  # layers of the same name in models of different architecture
     return float(((up_a.T @ up_b) * (down_a @ down_b.T)).sum())
 
 
 def lora_cosines(a: Lora, b: Lora) -> tuple[float, dict[str, float]]:
-    """The cosine of all changes as one vector, and of each layer that both change."""
+    """Return the cosine of all changes as one vector, and of each layer that both LoRAs change."""
     norms_a, norms_b = ({name: inner_product(layer, layer) for name, layer in lora.layers.items()} for lora in (a, b))
     shared = {name: inner_product(a.layers[name], b.layers[name]) for name in a.layers if name in b.layers}
     whole = math.sqrt(sum(norms_a.values()) * sum(norms_b.values()))
-    each = {
+    cosines = {
         name: value / scale if (scale := math.sqrt(norms_a[name] * norms_b[name])) > 0 else 0.0
         for name, value in shared.items()
     }
-    return (sum(shared.values()) / whole if whole > 0 else 0.0), each
+    return (sum(shared.values()) / whole if whole > 0 else 0.0), cosines
 
 
 def lora_overlap(a: Lora, b: Lora) -> float:
-    """How far two LoRAs act in the same directions, 0 to 1, whatever the signs; layers count by what they change.
+    """Return how far two LoRAs act in the same directions, 0 to 1, ignoring signs; layers are weighted by their change.
 
     With singular values s_i, t_j and the cosines c_ij of the principal directions of a layer's two changes, weighted by
     their energies p_i = s_i^2 / sum s^2: sum_ij p_i q_j c_ij^2 / sqrt(sum p^2 sum q^2), once for the inputs and
@@ -189,8 +192,11 @@ def lora_overlap(a: Lora, b: Lora) -> float:
 
 
 def _layer_overlap(a: LoraLayer, b: LoraLayer) -> float:
-    """From Gram matrices alone: sum_ij p_i q_j c_ij^2 is |A B^T|^2 for the inputs and |A^T B|^2 for the outputs, over
-    |A|^2 |B|^2, and the squared norm of a product of factors needs only their inner products, r x r."""
+    """Compute a layer's overlap from Gram matrices alone.
+
+    sum_ij p_i q_j c_ij^2 is |A B^T|^2 for the inputs and |A^T B|^2 for the outputs, over |A|^2 |B|^2, and the squared
+    norm of a product of factors needs only their inner products, r x r.
+    """
     (up_a, down_a), (up_b, down_b) = scaled_factors(a), scaled_factors(b)
     if len(up_a) != len(up_b) or down_a.shape[1] != down_b.shape[1]:
         return 0.0
@@ -203,7 +209,7 @@ _Grams = tuple[np.ndarray, np.ndarray, np.ndarray]  # of a with a, a with b, b w
 
 
 def _gram_cosine(weights: _Grams, directions: _Grams) -> float:
-    """tr(W_a C W_b C^T) over the root of the same for a with a and b with b; C holds the directions' inner products."""
+    """Return tr(W_a C W_b C^T), divided by the root of the same for a with a and b with b; C holds inner products."""
     (w_a, _, w_b), (c_a, c, c_b) = weights, directions
     both = np.vdot(w_a @ c, c @ w_b)
     size = math.sqrt(np.vdot(w_a @ c_a, c_a @ w_a) * np.vdot(w_b @ c_b, c_b @ w_b))
@@ -211,7 +217,7 @@ def _gram_cosine(weights: _Grams, directions: _Grams) -> float:
 
 
 def thin_svd(up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The SVD (out, r), (r,), (r, in) of up @ down, by QR of both factors: r^3 instead of out * in * min(out, in)."""
+    """Return the SVD (out, r), (r,), (r, in) of up @ down, by QR of both: r^3 instead of out * in * min(out, in)."""
     left, r_left = np.linalg.qr(up)
     right, r_right = np.linalg.qr(down.T)
     u, values, v = np.linalg.svd(r_left @ r_right.T)

@@ -1,13 +1,14 @@
-"""A concept: the word, the vectors and weights behind it, its card; and the one file that holds them all.
+"""A concept (token, embeddings, LoRA, card) and the single file that stores it.
 
-The file is a `.safetensors` that other programs read as it is:
+The file is a `.safetensors` that other programs read unchanged:
 
     vectors only    `emb_params` (n, dim), or for SDXL `clip_l` (n, 768) and `clip_g` (n, 1280): an embedding
     LoRA only       `<layer>.lora_down.weight`, `.lora_up.weight`, `.alpha`, named as kohya names them; of layers that
-                    LyCORIS changes in other ways, the tensors that it has there (`changes`)
+                    LyCORIS changes in other ways, LyCORIS' tensors (`layer_changes`)
     both            the LoRA, with `bundle_emb.<owner-name>.string_to_param.*` (or `.clip_l`, `.clip_g`)
 
-Its header carries ModelSpec, a thumbnail and the card. Its identity is the sha256 of the bytes after the header.
+The header carries ModelSpec, a thumbnail and the card. The concept's identity is the sha256 of the bytes after the
+header.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ EMBEDDING_WIDTHS = {
     "sd1": {"clip_l": 768},
     "sd2": {"clip_l": 1024},
     "sdxl": {"clip_l": 768, "clip_g": 1280},
-}  # of vectors
+}  # embedding width of each text encoder
 
 _VERSION = "1"
 _FIRST_READ_BYTES = 32_768  # bytes: nearly every header, with its thumbnail, in one call
@@ -72,7 +73,7 @@ _LAYER = re.compile(r"lora_(unet|te|te1|te2)_[A-Za-z0-9_]{1,200}")
 class LoraLayer:
     """One layer's change: delta weight = up @ down * alpha / r. down (r, in[, k, k]), up (out, r[, 1, 1]).
 
-    As read, the matrices are the file's own bytes, and cannot be written to.
+    Matrices read from a file are views of its bytes, and read-only.
     """
 
     down: np.ndarray
@@ -88,7 +89,7 @@ class LoraLayer:
 class Lora:
     """Layers by kohya module name, e.g. `lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q`.
 
-    changes: what is done to layers in other ways (LoHa, LoKr, DoRA, ...), by the same names; no layer is in both.
+    changes: other changes of layers (LoHa, LoKr, DoRA, ...), by the same names; no layer is in both.
     """
 
     layers: dict[str, LoraLayer]
@@ -96,20 +97,20 @@ class Lora:
 
     @property
     def rank(self) -> int:
-        """The largest of its layers' ranks; 0 where all are changed in other ways."""
+        """The largest rank of its layers; 0 where all are changed in other ways."""
         return max((layer.rank for layer in self.layers.values()), default=0)
 
     @property
     def kinds(self) -> str:
-        """What `changes` are, in words; empty for a plain LoRA."""
+        """The kinds of `changes` as text; empty for a plain LoRA."""
         return changes.kinds(self.changes.values())
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A word and what is behind it: vectors, a LoRA, or both. Raises UserError where they could not work.
+    """A token with its vectors, LoRA, or both. Raises UserError where they could not work.
 
-    token: owner and name; version None until a library has given it one. vectors: float32 (n, dim), 1 to 64 rows, keyed
+    token: owner and name; version is None until a library assigns one. vectors: float32 (n, dim), 1 to 64 rows, keyed
     `clip_l` and, for SDXL, `clip_g`. thumbnail: PNG, JPEG or WebP. The card repeats the token.
     """
 
@@ -118,7 +119,7 @@ class Concept:
     vectors: dict[str, np.ndarray] = field(default_factory=dict)
     lora: Lora | None = None
     thumbnail: bytes | None = None
-    whole: str = ""  # identity of the concept of which an export made this a part; "" where this is all of it
+    whole: str = ""  # identity of the full concept if an export split this part off; "" for a full concept
 
     def __post_init__(self):
         check_token(self.token)
@@ -135,26 +136,26 @@ class Concept:
 
     @cached_property
     def identity(self) -> str:
-        """sha256 of the file's bytes after its header, 64 hexadecimal digits; the same under any name."""
+        """sha256 of the file's bytes after its header, 64 hexadecimal digits; it does not depend on the token."""
         return storage.sha256(*tensor_bytes(_tensors(self)))
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself, read without its tensors' bytes."""
+    """The header of a concept's file, read without the tensors' bytes."""
 
     token: Token
     card: Card
     tensors: dict[str, tuple[int, ...]]
-    picture: str  # the thumbnail as the header has it, a data URL or ""
+    picture: str  # the thumbnail as stored in the header, a data URL or ""
     size: int  # bytes of the whole file
     payload_size: int  # bytes
-    identity: str  # as the header has it; only `read` proves it
+    identity: str  # as stated in the header; only `concept_from_bytes` proves it
     whole: str = ""  # as in Concept
 
     @cached_property
     def thumbnail(self) -> bytes | None:
-        """The picture, decoded when it is wanted: a listing of thousands does not. Raises UserError."""
+        """The thumbnail, decoded on demand: a listing of thousands does not need it. Raises UserError."""
         try:
             return from_data_url(self.picture) if self.picture else None
         except ValueError as error:
@@ -162,23 +163,23 @@ class Header:
 
     @property
     def vectors(self) -> int:
-        """How many rows each encoder gets; 0 without vectors."""
+        """The number of embedding rows per text encoder; 0 without vectors."""
         return max((shape[0] for name, shape in self.tensors.items() if not name.startswith("lora_")), default=0)
 
     @property
     def lora_rank(self) -> int:
-        """The largest rank of a plain LoRA's layers; 0 without."""
+        """The largest rank of the plain LoRA layers; 0 without any."""
         plain = (parts for parts in self._layers.values() if _is_plain(parts))
         return max(((parts.get("lora_down.weight") or (0,))[0] for parts in plain), default=0)
 
     @property
     def kinds(self) -> str:
-        """What it holds besides vectors and a plain LoRA, in words: "LoHa", "DoRA", ...; empty without."""
+        """The kinds of its other layer changes as text: "LoHa", "DoRA", ...; empty without any."""
         return changes.kinds(parts for parts in self._layers.values() if not _is_plain(parts))
 
     @cached_property
     def _layers(self) -> dict[str, dict[str, tuple[int, ...]]]:
-        """Shapes by layer, and by what follows its name."""
+        """Shapes by layer, then by the part of the tensor's name after the layer's."""
         layers: dict[str, dict[str, tuple[int, ...]]] = {}
         for name, shape in self.tensors.items():
             layer, _, part = name.partition(".")
@@ -188,34 +189,33 @@ class Header:
 
 
 def describe_contents(vectors: int, lora_rank: int, kinds: str = "") -> str:
-    """In words: `2 vectors + LoRA rank 4 + norms`; 0 and "" are none. kinds: `Lora.kinds`."""
+    """Describe contents as text, e.g. `2 vectors + LoRA rank 4 + norms`; 0 and "" mean none. kinds: `Lora.kinds`."""
     texts = [f"{vectors} vector{'s' * (vectors > 1)}"] if vectors else []
     texts += [f"LoRA rank {lora_rank}"] if lora_rank else []
     return " + ".join(texts + ([kinds] if kinds else []))
 
 
 def _is_plain(names: Iterable[str]) -> bool:
-    """Whether a layer's tensors are those of a plain LoRA."""
+    """Return whether a layer's tensors are those of a plain LoRA."""
     return set(names) <= changes.PLAIN
 
 
 def concept_to_bytes(concept: Concept, notes: Mapping[str, str] | None = None) -> bytes:
-    """The concept's file. The same concept gives the same bytes. notes: more text for the header, by key."""
+    """Serialize a concept. The same concept gives the same bytes. notes: extra text for the header, by key."""
     return b"".join(concept_to_chunks(concept, notes))
 
 
 def concept_to_chunks(concept: Concept, notes: Mapping[str, str] | None = None) -> list[bytes | memoryview]:
-    """The same in parts: the header, then the tensors where they lie, since a LoRA of SDXL can be of 1 GB and more."""
+    """Serialize to chunks: the header, then the tensors uncopied, because an SDXL LoRA can exceed 1 GB."""
     head, *body = serialize(_tensors(concept), _metadata(concept) | dict(notes or {}))
     head = head.replace(_checksum_entry(_EMPTY_CHECKSUM), _checksum_entry(storage.sha256(head)))
-    parse_head_layout(
-        head, len(head) + sum(map(len, body)), str(concept.token)
-    )  # nothing is written that could not be read
+    # This refuses to write what could not be read back.
+    parse_head_layout(head, len(head) + sum(map(len, body)), str(concept.token))
     return [head, *body]
 
 
 def concept_from_bytes(data: bytes, name: str) -> Concept:
-    """The concept in the bytes of a file called `name`. Raises UserError for all that `write` cannot have made."""
+    """Parse the bytes of a file called `name`. Raises UserError for all that `concept_to_bytes` cannot have written."""
     layout = parse_layout(data, name)
     header = _parse_header(bytes(data[: layout.payload_start]), layout, name, len(data))
     if storage.sha256(memoryview(data)[layout.payload_start :]) != header.identity:
@@ -230,7 +230,7 @@ def concept_from_bytes(data: bytes, name: str) -> Concept:
 
 
 def read_header(path: Path, picture: bool = True) -> Header:
-    """The header alone of the file at `path`; picture: its thumbnail too. Raises UserError."""
+    """Read only the header of the file at `path`; picture: include its thumbnail. Raises UserError."""
     name = os.path.basename(path)
     head, size = storage.read_head(path, _FIRST_READ_BYTES)
     try:
@@ -248,11 +248,11 @@ def read_header(path: Path, picture: bool = True) -> Header:
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
-_EMPTY_CHECKSUM = "0" * 64  # stands in the header while its own sum is taken
+_EMPTY_CHECKSUM = "0" * 64  # placeholder in the header while its checksum is computed
 
 
 def _tensors(concept: Concept) -> dict[str, np.ndarray]:
-    """Every tensor under its name in the file."""
+    """Return every tensor under its name in the file."""
     tensors = {_vectors_name(key, concept): vectors for key, vectors in concept.vectors.items()}
     for name, layer in (concept.lora.layers if concept.lora else {}).items():
         tensors[f"{name}.lora_down.weight"] = layer.down
@@ -270,7 +270,7 @@ def _vectors_name(key: str, concept: Concept) -> str:
 
 
 def _checksum_entry(value: str) -> bytes:
-    return f'"{_CHECKSUM_KEY}":"{value}"'.encode()  # inside any other text of the header its quotes would be escaped
+    return f'"{_CHECKSUM_KEY}":"{value}"'.encode()  # in any other header text the quotes would be escaped
 
 
 def _metadata(concept: Concept) -> dict[str, str]:
@@ -293,11 +293,11 @@ def _metadata(concept: Concept) -> dict[str, str]:
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
-_THUMBNAIL_PREFIX = b'"modelspec.thumbnail":"'  # as `write` has it; inside any other text its quotes would be escaped
+_THUMBNAIL_PREFIX = b'"modelspec.thumbnail":"'  # as `concept_to_bytes` writes it; in other text the quotes are escaped
 
 
 def _without_thumbnail(head: bytes) -> bytes:
-    """The same header with an empty thumbnail: of 20 kB of JSON a listing reads one."""
+    """Return the header with an empty thumbnail, so that a listing parses 1 kB of JSON instead of 20."""
     start = head.find(_THUMBNAIL_PREFIX) + len(_THUMBNAIL_PREFIX)
     end = head.find(b'"', start)
     if start < len(_THUMBNAIL_PREFIX) or end < 0 or b"\\" in head[start:end]:
@@ -306,7 +306,7 @@ def _without_thumbnail(head: bytes) -> bytes:
 
 
 def _parse_header(head: bytes, layout: TensorLayout, name: str, size: int) -> Header:
-    """head: all bytes before the payload; size: of the whole file. Raises UserError."""
+    """Parse `head`, all bytes before the payload, of a file of `size` bytes. Raises UserError."""
     metadata = layout.metadata
     if "sdpersonal.card" not in metadata:
         raise UserError(f"{printable(name)} is not one of our concepts.", "Import it: sdpersonal concepts import FILE")
@@ -326,28 +326,27 @@ def _parse_header(head: bytes, layout: TensorLayout, name: str, size: int) -> He
 
 
 def _read_tensors(data: bytes, layout: TensorLayout, token: Token) -> tuple[dict[str, np.ndarray], Lora | None]:
-    """Vectors and LoRA. Raises ValueError where a tensor belongs to neither."""
+    """Return vectors and LoRA. Raises ValueError where a tensor belongs to neither."""
     vectors: dict[str, np.ndarray] = {}
     layers: dict[str, dict[str, np.ndarray]] = {}
-    strangers = []
+    unknown = []
     bundle = f"bundle_emb.{token.slug}."
     for name in layout.tensors:
         layer, _, part = name.partition(".")
         if name in ("emb_params", bundle + "string_to_param.*"):
-            vectors["clip_l"] = np.array(
-                read_tensor(data, layout, name), np.float32
-            )  # few, so they can be anybody's own
+            # Vectors are few, so a writable copy is cheap.
+            vectors["clip_l"] = np.array(read_tensor(data, layout, name), np.float32)
         elif name.removeprefix(bundle) in ("clip_l", "clip_g"):
             vectors[name.removeprefix(bundle)] = np.array(read_tensor(data, layout, name), np.float32)
         elif _LAYER.fullmatch(layer) and part in changes.SUFFIXES:
             layers.setdefault(layer, {})[part] = read_tensor(data, layout, name)
         else:
-            strangers.append(name)
+            unknown.append(name)
     for layer, tensors in layers.items():
         if not (_is_plain(tensors) or changes.is_whole(tensors)):
-            strangers += [f"{layer}.{part}" for part in tensors]
-    if strangers:
-        raise ValueError(f"I do not know its tensors {printable(', '.join(strangers[:3]))}")
+            unknown += [f"{layer}.{part}" for part in tensors]
+    if unknown:
+        raise ValueError(f"I do not know its tensors {printable(', '.join(unknown[:3]))}")
     if not layers:
         return vectors, None
     plain = {name: _build_layer(name, parts) for name, parts in layers.items() if _is_plain(parts)}
@@ -362,11 +361,11 @@ def _build_layer(name: str, parts: dict[str, np.ndarray]) -> LoraLayer:
     return LoraLayer(parts["lora_down.weight"], parts["lora_up.weight"], float(parts["alpha"].reshape(())))
 
 
-# --- what a concept must be -------------------------------------------------------------------------------------------
+# --- validation of a concept ------------------------------------------------------------------------------------------
 
 
 def check_token(token: Token) -> None:
-    """Raise UserError unless a concept can have this token: it has an owner, and `parse` would read it the same."""
+    """Raise UserError unless the token is valid for a concept: it has an owner, and `Token.parse` reads it the same."""
     if token.owner is None:
         raise UserError(f"{token} has no owner.", f"Write it like <me/{token.name}>.")
     if Token.parse(str(token)) != token or Token.parse(str(token.unversioned())) != token.unversioned():
@@ -395,8 +394,8 @@ def _check_lora(lora: Lora, base: str) -> None:
         raise UserError("The LoRA has no layers.")
     encoders = ("unet", "te1", "te2") if base == "sdxl" else ("unet", "te")
     for name in (*lora.layers, *lora.changes):
-        found = _LAYER.fullmatch(name)
-        if not found or found[1] not in encoders or (name in lora.layers and name in lora.changes):
+        match = _LAYER.fullmatch(name)
+        if not match or match[1] not in encoders or (name in lora.layers and name in lora.changes):
             raise UserError(f"{printable(name)} is not a LoRA layer of {base}.")
         plain = name in lora.layers
         problem = _layer_problem(lora.layers[name]) if plain else _change_problem(lora.changes[name])
@@ -420,7 +419,7 @@ def _layer_problem(layer: LoraLayer) -> str | None:
     if not (np.isfinite(down).all() and np.isfinite(up).all()):
         return "it holds numbers that are not finite"
     if layer.alpha == 0 and not up.any():
-        return None  # PEFT's way to say nothing; zeros say it to programs that take 0 for the rank
+        return None  # PEFT's inactive layer; zeros keep it inactive in programs that read alpha 0 as the rank
     if not (math.isfinite(layer.alpha) and 0 < layer.alpha <= changes.MAX_ALPHA_PER_RANK * layer.rank):
         return f"alpha {layer.alpha:g} with rank {layer.rank} is out of bounds"
     return None

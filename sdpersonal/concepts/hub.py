@@ -1,4 +1,4 @@
-"""Concepts to the Hugging Face Hub and back. What is sent is made here, file by file, and can be looked at first."""
+"""Push concepts to the Hugging Face Hub and pull them. The files to push are built first and can be inspected."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from PIL import Image
 
-_TIMEOUT = 4  # for the Hub to answer in
+_TIMEOUT = 4  # seconds for the Hub to answer
 _MAX_IMAGE_BYTES = 50_000_000  # bytes
-_RECIPE = "sdpersonal"  # the key in a PNG's text that `generation.Picture` writes
+_RECIPE = "sdpersonal"  # the key of a PNG's text with its recipe, `image_metadata.write_png.RECIPE_KEY`
 
 
 @dataclass(frozen=True)
 class RepositoryFile:
-    """One file as it will be sent: its name in the repository, its bytes, what it is there for."""
+    """One file to push: its name in the repository, its bytes, and its purpose."""
 
     name: str
     data: bytes
@@ -47,9 +47,9 @@ class RepositoryFile:
 
 
 def files_to_push(concept: Concept, hub_id: str, pictures: Sequence[Path] = ()) -> list[RepositoryFile]:
-    """Every byte that `push` sends. pictures: PNGs drawn with this very concept, which become one grid.
+    """Build every file that `push` sends. pictures: PNGs generated with this concept, which become one grid.
 
-    Raises UserError for a picture that was not drawn with it, and for a person who is not known to agree.
+    Raises UserError for an image not generated with it, and for a person without recorded consent.
     """
     hub_id = _check_hub_id(hub_id)
     if concept.card.kind == "person" and concept.card.consent != "yes":
@@ -57,28 +57,29 @@ def files_to_push(concept: Concept, hub_id: str, pictures: Sequence[Path] = ()) 
             f"{concept.token} shows a person, and its card does not say that they agree.",
             f"Ask them, then: sdpersonal concepts edit '{concept.token}' --consent yes",
         )
-    drawn = [_read_own_image(path, concept) for path in pictures]
-    ours = exporters.sdpersonal_file.write(concept)
-    prompts = [prompt for _, prompt in drawn]
-    grid = _image_grid(concept, [image for image, _ in drawn])
-    card = model_card(concept, ours, hub_id, prompts, grid is not None)
-    sent = [RepositoryFile("README.md", card.encode(), "model card: what it is, its licence, how it is used")]
-    sent += [
-        RepositoryFile(name, data, "the concept, for sdpersonal and most programs") for name, data in ours.files.items()
+    images = [_read_own_image(path, concept) for path in pictures]
+    native = exporters.sdpersonal_file.write(concept)
+    prompts = [prompt for _, prompt in images]
+    grid = _image_grid(concept, [image for image, _ in images])
+    card = model_card(concept, native, hub_id, prompts, grid is not None)
+    files = [RepositoryFile("README.md", card.encode(), "model card: what it is, its licence, how it is used")]
+    files += [
+        RepositoryFile(name, data, "the concept, for sdpersonal and most programs")
+        for name, data in native.files.items()
     ]
     if exporters.diffusers.is_possible(concept):
-        made = exporters.diffusers.write(concept)
-        sent += [RepositoryFile(name, data, "the same for diffusers") for name, data in made.files.items()]
-    sent += [RepositoryFile(GRID_FILE, grid, "pictures drawn with it, for the model card")] if grid else []
-    return sent
+        export = exporters.diffusers.write(concept)
+        files += [RepositoryFile(name, data, "the same for diffusers") for name, data in export.files.items()]
+    files += [RepositoryFile(GRID_FILE, grid, "pictures drawn with it, for the model card")] if grid else []
+    return files
 
 
 def push(
     concept: Concept, sent: Sequence[RepositoryFile], hub_id: str, public: bool = False, api: HfApi | None = None
 ) -> str:
-    """Send the files as one commit, into a new private repository if there is none; returns the page's address.
+    """Push the files as one commit, creating a private repository (or a public one) if needed; return the page's URL.
 
-    Raises UserError within seconds where the Hub is out of reach or does not let us, or where the repository holds
+    Raises UserError within seconds where the Hub is unreachable or denies access, or where the repository holds
     something else.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
@@ -88,13 +89,13 @@ def push(
         raise UserError("You are not logged in to the Hub.", "Once: hf auth login")
     silence_hub_client()
     try:
-        # First what answers or fails at once: the other calls wait without end.
-        there = _repository_info(api, hub_id)
+        # These calls answer or fail at once and go first: the others have no timeout.
+        repository = _repository_info(api, hub_id)
         api.whoami()
-        stale = _replaceable_files(there, hub_id) - {each.name for each in sent}
-        if there is None:
+        stale = _replaceable_files(repository, hub_id) - {file.name for file in sent}
+        if repository is None:
             api.create_repo(hub_id, private=not public, exist_ok=True)
-        changes = [CommitOperationAdd(each.name, each.data) for each in sent]
+        changes = [CommitOperationAdd(file.name, file.data) for file in sent]
         changes += [CommitOperationDelete(name) for name in sorted(stale)]
         api.create_commit(hub_id, changes, commit_message=f"Add {concept.token}")
     except UserError:
@@ -105,30 +106,30 @@ def push(
 
 
 def pull(hub_id: str, as_: Token | None = None) -> Concept:
-    """The concept in a repository of the Hub, ours or anybody's. Raises UserError."""
+    """Load the concept in a Hub repository, in our format or any other. Raises UserError."""
     repository = Repository(_check_hub_id(hub_id))
     return read_folder(fetch_repository(repository), as_, *repository.words)
 
 
-# --- what is sent -----------------------------------------------------------------------------------------------------
+# --- files to push ----------------------------------------------------------------------------------------------------
 
 
 def _check_hub_id(hub_id: str) -> str:
-    found = parse_repository(hub_id)
-    if not found or found.file:
+    repository = parse_repository(hub_id)
+    if not repository or repository.file:
         raise UserError(f"{printable(hub_id)} is not a repository's name.", "Write it like karpathy/cool-object.")
-    return found.id
+    return repository.id
 
 
 def _read_own_image(path: Path, concept: Concept) -> tuple[Image.Image, str]:
-    """A picture and its prompt, if its recipe names this concept's vectors and weights: so no photo gets in."""
+    """Return an image and its prompt if its recipe names this concept's identity; this keeps photos out."""
     from PIL import Image
 
     data = storage.read_bytes(path, _MAX_IMAGE_BYTES)
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
             recipe = json.loads(picture.text[_RECIPE])
-            used = {each["sha256"] for each in recipe["concepts"]}
+            used = {part["sha256"] for part in recipe["concepts"]}
             image, prompt = picture.convert("RGB"), str(recipe["prompt"])
     except Exception:  # Pillow raises many kinds; a photo has no recipe
         used = set()
@@ -141,7 +142,7 @@ def _read_own_image(path: Path, concept: Concept) -> tuple[Image.Image, str]:
 
 
 def _image_grid(concept: Concept, images: Sequence[Image.Image]) -> bytes | None:
-    """The pictures on one sheet, or the thumbnail, remade from pixels; None where there are neither."""
+    """Return the images as one grid, or the re-encoded thumbnail; None where there are neither."""
     from PIL import Image
 
     from ..image_grid import captioned_grid, encode_png
@@ -154,11 +155,11 @@ def _image_grid(concept: Concept, images: Sequence[Image.Image]) -> bytes | None
     return None
 
 
-# --- what is there ----------------------------------------------------------------------------------------------------
+# --- the repository ---------------------------------------------------------------------------------------------------
 
 
 def _repository_info(api: HfApi, hub_id: str):
-    """What the Hub knows of a repository; None if there is none."""
+    """Return the Hub's information on a repository; None if it does not exist."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
@@ -170,8 +171,8 @@ def _repository_info(api: HfApi, hub_id: str):
 
 
 def _replaceable_files(there, hub_id: str) -> set[str]:
-    """The files that an earlier push left. Raises UserError where others would be overwritten."""
-    names = {each.rfilename for each in (there.siblings or ())} - {".gitattributes"} if there else set()
+    """Return the names of files from an earlier push. Raises UserError where others would be overwritten."""
+    names = {sibling.rfilename for sibling in (there.siblings or ())} - {".gitattributes"} if there else set()
     tags = (there.tags or ()) if there else ()
     ours = {"README.md", GRID_FILE, *FILES, find_native(names, tags)}
     if names - {"README.md"} and (HUB_TAG not in tags or names - ours):

@@ -1,4 +1,4 @@
-"""Files, folders and repositories of any format we read, many at once, into a library; and what happened to each."""
+"""Import many files, folders and Hub repositories of any supported format into a library, and report on each."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ __all__ = ["DUPLICATES", "Duplicates", "ImportOutcome", "Source", "find_sources"
 Duplicates = Literal["refuse", "versions", "filenames"]
 DUPLICATES: tuple[Duplicates, ...] = get_args(Duplicates)
 
-# What trainers put behind the name of a file that they save on the way: kohya `-000010` (epochs), `-step00000500`;
+# Suffixes that trainers add to the names of intermediate checkpoints: kohya `-000010` (epochs), `-step00000500`;
 # ai-toolkit `_000000500`; diffusers `-steps-500`; cloneofsimo `_e1_s500`; A1111 `-500`; OneTrainer a date and
-# `-save-500-5-0`, with nothing before it unless a prefix is set. The file without it is the last.
+# `-save-500-5-0`, with nothing before it unless a prefix is set. The file without a suffix is the last.
 _SNAPSHOT = re.compile(
     r"(?P<prefix>.*?)[-_]?\d{4}-\d\d-\d\d[_-]\d\d-\d\d-\d\d-save-(?P<saved>\d{1,9})-\d+-\d+|"
     r"(?P<series>.+?)[-_](?:(?:steps?|epochs?|e\d+_s)[-_]?(?P<worded>\d{1,9})|(?P<padded>\d{6,9})|(?P<plain>\d{1,9}))",
     re.IGNORECASE,
 )
-_PLAIN = 50  # steps: plain numbers that are not multiples of it may be of different things, cat-1 and cat-2
+_PLAIN = 50  # steps: plain numbers that are no multiples of it may name different concepts, cat-1 and cat-2
 
 
 @dataclass(frozen=True)
 class ImportOutcome:
-    """What happened to one source. what: what the concept holds, in words; kinds: as `Lora.kinds`."""
+    """The result of importing one source. what: the concept's contents as text; kinds: as `Lora.kinds`."""
 
     source: str
     token: Token | None = None
@@ -54,9 +54,9 @@ class ImportOutcome:
 
 
 def find_sources(asked: str, steps: bool = False) -> list[Source]:
-    """What a path or a repository's name stands for, one concept each. Raises UserError.
+    """List the sources, one per concept, in a path or a Hub repository. Raises UserError.
 
-    steps: files that training left on its way, `learned_embeds-steps-500`, count beside the last one.
+    steps: include intermediate checkpoints such as `learned_embeds-steps-500`, not only the last one.
     """
     path = Path(asked)
     repository = None if path.exists() else parse_repository(asked)
@@ -64,14 +64,14 @@ def find_sources(asked: str, steps: bool = False) -> list[Source]:
         folder, (owner, place) = fetch_repository(repository), repository.words
         if repository.file:
             return [Source(folder / repository.file, (), owner)]
-        found = find_concepts(folder, owner, place, steps)
+        sources = find_concepts(folder, owner, place, steps)
     else:
-        found = find_concepts(path, steps=steps)
-    if not found:
+        sources = find_concepts(path, steps=steps)
+    if not sources:
         raise UserError(
             f"{printable(asked, 200)} holds no embedding or LoRA.", "They are .safetensors, .pt or .bin files."
         )
-    return found
+    return sources
 
 
 def import_all(
@@ -81,24 +81,24 @@ def import_all(
     replace: bool = False,
     duplicates: Duplicates = "refuse",
 ) -> Iterator[ImportOutcome]:
-    """Import one after the other; one that is refused does not stop the next, a full disk does.
+    """Import sources one after the other. A refused source does not stop the next; a full disk does.
 
-    duplicates: what becomes of another concept under a name that is taken: it is refused, it becomes the next version
-    (snapshots of one training in their order), or it is called by its file's name.
+    duplicates: what to do with another concept under a name that is taken: refuse it, add it as the next version
+    (checkpoints of one training in their order), or name it after its file.
     """
     names = _file_names(found) if duplicates == "filenames" and not as_ else {}
     series = _series(found) if duplicates == "versions" else {}
-    for source in sorted(found, key=lambda each: series[each].step if each in series else 0):
-        word = names.get(source, as_)
-        for outcome in _import_one(library, source, word, replace, duplicates, series.get(source)):
+    for source in sorted(found, key=lambda source: series[source].step if source in series else 0):
+        token = names.get(source, as_)
+        for outcome in _import_one(library, source, token, replace, duplicates, series.get(source)):
             yield outcome
-            if isinstance(outcome.error, DiskFull):  # nothing after it would fare better
+            if isinstance(outcome.error, DiskFull):  # every further source would fail too
                 return
 
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """A file's name without its step, and the step."""
+    """A checkpoint: its file's name without the step, and the step."""
 
     series: str
     step: int
@@ -112,17 +112,17 @@ def _import_one(
     duplicates: Duplicates,
     snapshot: _Snapshot | None = None,
 ) -> Iterator[ImportOutcome]:
-    """One source; its files one by one where they turn out to be no parts of one concept."""
+    """Import one source, or its files one by one if they are not parts of one concept."""
     try:
         concept = read_source(source, as_)
         if snapshot and not as_:
             concept = _of_series(concept, source, snapshot)
         try:
-            token, here = _keep(library, concept, replace, duplicates == "versions")
+            token, existed = _keep(library, concept, replace, duplicates == "versions")
         except Taken:
             if as_ or duplicates != "filenames":
                 raise
-            token, here = _keep_by_file(library, concept, source, replace)
+            token, existed = _keep_by_file(library, concept, source, replace)
     except Apart:
         for path in source.files:
             yield from _import_one(library, dataclasses.replace(source, path=path, files=()), as_, replace, duplicates)
@@ -130,28 +130,30 @@ def _import_one(
         yield ImportOutcome(source.label, error=error)
     else:
         kinds = concept.lora.kinds if concept.lora else ""
-        yield ImportOutcome(source.label, token, "here already" if here else "imported", _summary(concept), kinds=kinds)
+        yield ImportOutcome(
+            source.label, token, "here already" if existed else "imported", _summary(concept), kinds=kinds
+        )
 
 
 def _keep(library: Library, concept: Concept, replace: bool, count_up: bool = False) -> tuple[Token, bool]:
-    """Its token in the library, and whether it was there before. Raises UserError."""
-    before = library.identities(concept.token)
+    """Add the concept; return its token in the library and whether it was there before. Raises UserError."""
+    identities = library.identities(concept.token)
     token = library.keep(concept, replace, count_up)
-    return token, before.get(token) == library.find(token).identity and not replace
+    return token, identities.get(token) == library.find(token).identity and not replace
 
 
 def _keep_by_file(library: Library, concept: Concept, source: Source, replace: bool) -> tuple[Token, bool]:
-    """The same under its file's name, or with its folder's before that where it is taken too."""
-    by_file = _file_name(source, concept.token)
+    """Add the concept under its file's name, prefixed with its folder's if that is taken too."""
+    token_by_file = _file_name(source, concept.token)
     try:
-        return _keep(library, dataclasses.replace(concept, token=by_file), replace)
+        return _keep(library, dataclasses.replace(concept, token=token_by_file), replace)
     except Taken:
-        token = _with_folder(source, by_file)
+        token = _with_folder(source, token_by_file)
         return _keep(library, dataclasses.replace(concept, token=token), replace)
 
 
 def _of_series(concept: Concept, source: Source, snapshot: _Snapshot) -> Concept:
-    """The concept under the name that its snapshots share, if it is called by its file's name."""
+    """Return the concept under the name that its checkpoints share, if it is named after its file."""
     owner = concept.token.owner or DEFAULT_OWNER
     token = token_of_file(snapshot.series, owner)
     by_file = concept.token == token_of_file(source.path.name, owner)
@@ -159,59 +161,62 @@ def _of_series(concept: Concept, source: Source, snapshot: _Snapshot) -> Concept
 
 
 def _file_names(found: Iterable[Source]) -> dict[Source, Token]:
-    """A token out of the file's name for those whose own token another one has too: files are read twice for it."""
+    """Return a token from the file's name for each source whose own token is not unique. This reads files twice."""
     tokens: dict[Source, Token] = {}
     for source in found:
         try:
             tokens[source] = read_source(source).token
-        except UserError:  # it is told when it is imported
+        except UserError:  # the import reports it
             continue
-    count = Counter(token.unversioned() for token in tokens.values())
-    named = {source: _file_name(source, token) for source, token in tokens.items() if count[token.unversioned()] > 1}
-    count = Counter(token.unversioned() for token in named.values())  # files of one name in several folders
+    counts = Counter(token.unversioned() for token in tokens.values())
+    file_tokens = {
+        source: _file_name(source, token) for source, token in tokens.items() if counts[token.unversioned()] > 1
+    }
+    # Several folders can have files with the same name.
+    counts = Counter(token.unversioned() for token in file_tokens.values())
     return {
-        source: _with_folder(source, token) if count[token.unversioned()] > 1 else token
-        for source, token in named.items()
+        source: _with_folder(source, token) if counts[token.unversioned()] > 1 else token
+        for source, token in file_tokens.items()
     }
 
 
 def _with_folder(source: Source, token: Token) -> Token:
-    """The token with the name of the folder before it that its file is in."""
+    """Return the token prefixed with the name of its file's folder."""
     folder = source.all_files[0].absolute().parent.name
     return token_of_file(f"{folder}-{token.name}", token.owner) or token
 
 
 def _file_name(source: Source, token: Token) -> Token:
-    """The file's name as a token; where any tool's file is called so, its folder's or its step behind the own name."""
+    """Return the file's name as a token; if the name is generic, the own name followed by the folder or the step."""
     owner = token.owner or DEFAULT_OWNER
-    if named := token_of_file(source.path.name, owner):
-        return named
+    if token_by_file := token_of_file(source.path.name, owner):
+        return token_by_file
     match = _SNAPSHOT.fullmatch(source.path.stem)
     checkpoint = CHECKPOINT.fullmatch(source.path.name)
-    behind = match["worded"] if match and match["worded"] else source.path.absolute().parent.name
-    behind = checkpoint[1] if checkpoint else behind
-    return token_of_file(f"{token.name}-{behind}", owner) or token
+    suffix = match["worded"] if match and match["worded"] else source.path.absolute().parent.name
+    suffix = checkpoint[1] if checkpoint else suffix
+    return token_of_file(f"{token.name}-{suffix}", owner) or token
 
 
 def _series(found: Sequence[Source]) -> dict[Source, _Snapshot]:
-    """Files of which several differ in the step alone; the one without a step is the last."""
+    """Group files whose names differ only in the step; a file without a step is the last."""
     groups: dict[tuple[Path, str], dict[Source, int]] = {}
-    plain: set[tuple[Path, str]] = set()
+    plain_keys: set[tuple[Path, str]] = set()
     for source in found:
         key, step, is_plain = _step_of(source)
         groups.setdefault(key, {})[source] = step
         if is_plain and step % _PLAIN:
-            plain.add(key)
+            plain_keys.add(key)
     return {
         source: _Snapshot(key[1], step)
         for key, steps in groups.items()
-        if len(steps) > 1 and key not in plain
+        if len(steps) > 1 and key not in plain_keys
         for source, step in steps.items()
     }
 
 
 def _step_of(source: Source) -> tuple[tuple[Path, str], int, bool]:
-    """Its folder and its name without the step, the step, and whether that is a mere number behind the name."""
+    """Return (folder, name without step), the step, and whether the step is a plain number after the name."""
     path = source.all_files[0]
     if checkpoint := CHECKPOINT.fullmatch(source.path.name):
         return (source.path.parent, path.stem if source.files else ""), int(checkpoint[1]), False
@@ -223,7 +228,7 @@ def _step_of(source: Source) -> tuple[tuple[Path, str], int, bool]:
 
 
 def _run_of(path: Path) -> str:
-    """What the folder of a training is called in which OneTrainer has its `save/`."""
+    """Return the name of a run's folder, the parent of OneTrainer's `save/`."""
     folder = path.absolute().parent
     return folder.parent.name if folder.name.lower() == "save" else folder.name
 

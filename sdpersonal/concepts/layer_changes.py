@@ -1,4 +1,4 @@
-"""Changes of a layer that are not a plain LoRA: what their tensors are called, what they must be, which are LoRAs.
+"""Names, shapes and checks of layer changes that are not a plain LoRA, and conversion of those that equal one.
 
 A change is a layer's tensors under the names that LyCORIS gives them, with `lora_unet_...` before the first dot:
 
@@ -12,7 +12,7 @@ A change is a layer's tensors under the names that LyCORIS gives them, with `lor
     OFT of inputs    oft_R.weight (n, b (b - 1) / 2), and here oft_terms                    (PEFT, OneTrainer)
     DoRA             dora_scale beside a LoRA, LoHa or LoKr                                 (arXiv 2402.09353)
 
-numpy only: what a change makes of a weight is computed in `deltas`. Sources of names and shapes: LyCORIS
+This module needs numpy only; `weight_deltas` computes the new weights. Sources of names and shapes: LyCORIS
 `modules/*.py`, PEFT `tuners/oft/layer.py`, `tuners/lora/dora.py`, ComfyUI `comfy/weight_adapter`.
 """
 
@@ -24,18 +24,18 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 Change = Mapping[str, np.ndarray]
-"""One layer's tensors by what follows the layer's name and its dot."""
+"""One layer's tensors, keyed by the part of their names after the layer's name and its dot."""
 
-MAX_ALPHA_PER_RANK = 64.0  # no training ends above it; a hostile file would turn every picture to noise
-MAX_NUMBERS = 1 << 26  # of one weight: twice the largest of SDXL
+MAX_ALPHA_PER_RANK = 64.0  # no training ends above it; a hostile file would turn every image to noise
+MAX_NUMBERS = 1 << 26  # in one weight: twice the largest of SDXL
 MAX_RANK = 4096
-MAX_BLOCK = 2560  # rows of a block of OFT, which is inverted
-MAX_STAGES = 16  # of BOFT
+MAX_BLOCK = 2560  # rows of an OFT block, whose matrix is inverted
+MAX_STAGES = 16  # butterfly stages of BOFT
 
 _LOHA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 _LOKR = {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"}
 _GLORA = {"a1.weight", "a2.weight", "b1.weight", "b2.weight"}
-_FORMS: dict[str, tuple[set[str], set[str]]] = {  # name: (tensors that it must have, may have)
+_FORMS: dict[str, tuple[set[str], set[str]]] = {  # name: (required tensors, optional tensors)
     "LoRA": ({"lora_up.weight", "lora_down.weight"}, {"lora_mid.weight", "alpha"}),
     "LoHa": (_LOHA, {"hada_t1", "hada_t2", "alpha"}),
     "LoKr": (set(), _LOKR | {"lokr_t2", "alpha"}),
@@ -47,21 +47,21 @@ _FORMS: dict[str, tuple[set[str], set[str]]] = {  # name: (tensors that it must 
     "OFT": ({"oft_blocks"}, {"rescale", "alpha"}),
     "OFT of inputs": ({"oft_R.weight"}, {"oft_terms", "alpha"}),
 }
-_MARKS = {  # a tensor that only one form has
+_MARKS = {  # a tensor that only one form has -> that form
     "lora_up.weight": "LoRA", "lora_down.weight": "LoRA", "diff": "full", "set_weight": "set", "w_norm": "norm",
     "on_input": "IA3", "oft_blocks": "OFT", "oft_R.weight": "OFT of inputs",
     **dict.fromkeys(_LOHA, "LoHa"), **dict.fromkeys(_LOKR, "LoKr"), **dict.fromkeys(_GLORA, "GLoRA"),
 }  # fmt: skip
 _BIASES = {"diff_b", "b_norm"}
-_SCALED = ("LoRA", "LoHa", "LoKr")  # what DoRA can stand beside
+_SCALED = ("LoRA", "LoHa", "LoKr")  # forms that DoRA can rescale
 _NEEDS_WEIGHT = {"IA3", "GLoRA", "OFT", "BOFT", "OFT of inputs", "set"}
 _ONE_NUMBER = {"alpha", "on_input", "on_bias", "oft_terms"}
 SUFFIXES = frozenset().union(*(must | may for must, may in _FORMS.values()), _BIASES, {"dora_scale"})
-PLAIN = frozenset({"lora_up.weight", "lora_down.weight", "alpha"})  # of a LoRA that needs none of this
+PLAIN = frozenset({"lora_up.weight", "lora_down.weight", "alpha"})  # tensors of a plain LoRA layer
 
 
 def form(names: Iterable[str]) -> str:
-    """Which form the tensors' names tell: a key of `_FORMS`, "bias" for biases alone, "" for none or several."""
+    """Return the form that tensor names show: a key of `_FORMS`, "bias" for biases alone, "" for none or several."""
     names = set(names)
     marks = {_MARKS[name] for name in names if name in _MARKS}
     if len(marks) > 1:
@@ -70,7 +70,7 @@ def form(names: Iterable[str]) -> str:
 
 
 def kind(change: Change | Mapping[str, tuple[int, ...]]) -> str:
-    """In words: "LoHa", "DoRA", "BOFT", ... Takes arrays or shapes by name."""
+    """Return the kind as text: "LoHa", "DoRA", "BOFT", ... `change` holds arrays or shapes by name."""
     name = form(change)
     if "dora_scale" in change:
         return "DoRA" if name == "LoRA" else f"DoRA of {name}"
@@ -84,7 +84,7 @@ def kind(change: Change | Mapping[str, tuple[int, ...]]) -> str:
 
 
 def kinds(changes: Iterable[Change | Mapping[str, tuple[int, ...]]]) -> str:
-    """All of their kinds in words, the commonest first; empty without any."""
+    """Return all kinds as text, the commonest first; empty without changes."""
     counts: dict[str, int] = {}
     for change in changes:
         counts[name] = counts.get(name := kind(change), 0) + 1
@@ -92,7 +92,7 @@ def kinds(changes: Iterable[Change | Mapping[str, tuple[int, ...]]]) -> str:
 
 
 def is_whole(names: Iterable[str]) -> bool:
-    """Whether tensors of these names make one change, of one form."""
+    """Return whether tensors of these names make exactly one change, of one form."""
     names = set(names)
     name = form(names)
     must, may = _FORMS.get(name, (set(), set()))
@@ -101,14 +101,14 @@ def is_whole(names: Iterable[str]) -> bool:
 
 
 def needs_weight(change: Change) -> bool:
-    """Whether what it does depends on the weight that it changes."""
+    """Return whether the change depends on the weight that it is applied to."""
     return "dora_scale" in change or "on_bias" in change or form(change) in _NEEDS_WEIGHT
 
 
 def outline(change: Change | Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
-    """(rows, numbers in a row) of the weight that the shapes fit; 0 where they do not tell. Norms have rows of 1.
+    """Return (rows, numbers per row) of the weight that the shapes fit; 0 where unknown. Norms have rows of 1.
 
-    The shapes must be sound (`problem`), but for shapes of a LoRA, which may come from anywhere.
+    The shapes must have passed `problem`, except those of a LoRA, which may come from anywhere.
     """
     shapes = {name: _shape(value) for name, value in change.items()}
     name = form(shapes)
@@ -139,7 +139,7 @@ def outline(change: Change | Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
 
 
 def _ia3_outline(change: Change | Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
-    """Of shapes alone nothing is known: which side is scaled stands in `on_input`."""
+    """Return the outline of IA3: (0, 0) for shapes alone, since only the value of `on_input` tells the scaled side."""
     weight, on_input = change["weight"], change["on_input"]
     if isinstance(weight, tuple) or not on_input.size:
         return 0, 0
@@ -149,15 +149,15 @@ def _ia3_outline(change: Change | Mapping[str, tuple[int, ...]]) -> tuple[int, i
 
 
 def problem(change: Change) -> str | None:
-    """What is wrong with the tensors, in words; None where they can be used. Nothing large is computed."""
+    """Return what is wrong with the tensors, or None where they can be used. Nothing large is computed."""
     name = form(change)
     if not is_whole(change):
         return f"its tensors {', '.join(sorted(change))[:200]} make no change that is known"
     if not {value.dtype for value in change.values()} <= {np.dtype(np.float32), np.dtype(np.float16)}:
         return "weights must be float32 or float16"
     shapes = {key: value.shape for key, value in change.items()}
-    if wrong := next((key for key in _ONE_NUMBER & shapes.keys() if math.prod(shapes[key]) != 1), None):
-        return f"its {wrong} is not one number"
+    if bad_key := next((key for key in _ONE_NUMBER & shapes.keys() if math.prod(shapes[key]) != 1), None):
+        return f"its {bad_key} is not one number"
     if not all(math.prod(shape) for shape in shapes.values()):
         return "it is empty"
     if not all(len(shape) == 1 for key, shape in shapes.items() if key in _BIASES | {"w_norm"}):
@@ -170,7 +170,7 @@ def problem(change: Change) -> str | None:
 
 
 def fits(change: Change, shape: tuple[int, ...]) -> bool:
-    """Whether sound tensors (`problem`) are a change of a weight of that shape."""
+    """Return whether tensors that passed `problem` are a change of a weight of that shape."""
     rows, width = outline(change)
     inner = math.prod(shape[1:])
     if rows not in (0, shape[0]) or width not in (0, inner):
@@ -206,12 +206,12 @@ def _bounds_problem(change: Change, name: str) -> str | None:
 
 
 def number(change: Change, name: str, default: float = 0.0) -> float:
-    """One of its numbers, such as alpha."""
+    """Return a single-number tensor of the change, such as alpha, as a float."""
     return float(change[name].reshape(())) if name in change else default
 
 
 def rank_of(change: Change | Mapping[str, tuple[int, ...]]) -> int:
-    """What alpha is divided by; 0 where nothing is: LoKr of two whole matrices, full changes, rotations."""
+    """Return the rank that divides alpha; 0 where none does: LoKr of two whole matrices, full changes, rotations."""
     shapes = {name: _shape(value) for name, value in change.items()}
     name = form(shapes)
     if name == "LoKr":
@@ -222,18 +222,18 @@ def rank_of(change: Change | Mapping[str, tuple[int, ...]]) -> int:
 
 
 def scale_of(change: Change) -> float:
-    """alpha / r. kohya's and LyCORIS' rule: no alpha, or 0, is the rank."""
+    """Return alpha / r. kohya's and LyCORIS' rule: a missing alpha, or 0, means the rank."""
     rank = rank_of(change)
     return (number(change, "alpha") or rank) / rank if rank else 1.0
 
 
 def block_size(numbers: int) -> int:
-    """b, where a block's upper triangle has so many numbers: b (b - 1) / 2; 0 where there is none."""
+    """Return the b for which a block's upper triangle has `numbers` = b (b - 1) / 2 entries; 0 if no b does."""
     size = (1 + math.isqrt(1 + 8 * numbers)) // 2
     return size if size * (size - 1) // 2 == numbers else 0
 
 
-# --- shapes that fit together -----------------------------------------------------------------------------------------
+# --- shapes that must match -------------------------------------------------------------------------------------------
 
 _Shapes = Mapping[str, tuple[int, ...]]
 
@@ -255,19 +255,19 @@ def _lora_fits(shapes: _Shapes) -> bool:
 def _loha_fits(shapes: _Shapes) -> bool:
     if ("hada_t1" in shapes) != ("hada_t2" in shapes) or any(len(shapes[key]) < 2 for key in _LOHA):
         return False
-    one, two = ({part: shapes[f"hada_w{i}_{part}"] for part in "ab"} for i in (1, 2))
-    rank = one["b"][0]
-    if rank > MAX_RANK or two["b"][0] > MAX_RANK:
+    first, second = ({part: shapes[f"hada_w{i}_{part}"] for part in "ab"} for i in (1, 2))
+    rank = first["b"][0]
+    if rank > MAX_RANK or second["b"][0] > MAX_RANK:
         return False
     if "hada_t1" not in shapes:
-        same = one["a"][0] == two["a"][0] and math.prod(one["b"][1:]) == math.prod(two["b"][1:])
-        return same and all(len(part["a"]) == 2 and part["a"][1] == part["b"][0] for part in (one, two))
+        same = first["a"][0] == second["a"][0] and math.prod(first["b"][1:]) == math.prod(second["b"][1:])
+        return same and all(len(part["a"]) == 2 and part["a"][1] == part["b"][0] for part in (first, second))
     cores = shapes["hada_t1"], shapes["hada_t2"]
     fit = all(
         len(core) == 4 and core[:2] == (part["a"][0], part["b"][0]) and len(part["a"]) == len(part["b"]) == 2
-        for core, part in zip(cores, (one, two), strict=True)
+        for core, part in zip(cores, (first, second), strict=True)
     )
-    return fit and cores[0][2:] == cores[1][2:] and (one["a"][1], one["b"][1]) == (two["a"][1], two["b"][1])
+    return fit and cores[0][2:] == cores[1][2:] and (first["a"][1], first["b"][1]) == (second["a"][1], second["b"][1])
 
 
 def _lokr_fits(shapes: _Shapes) -> bool:
@@ -294,7 +294,7 @@ def _lokr_fits(shapes: _Shapes) -> bool:
 
 
 def _kron_sides(shapes: _Shapes) -> tuple[tuple[int, int], tuple[int, int]]:
-    """((a, b), (c, d)) of w1 (a, b) and w2 (c, d), a kernel counted in d."""
+    """Return ((a, b), (c, d)) for w1 (a, b) and w2 (c, d); d includes the kernel."""
     first = shapes.get("lokr_w1") or (shapes["lokr_w1_a"][0], shapes["lokr_w1_b"][1])
     if "lokr_t2" in shapes:
         second = (shapes["lokr_w2_a"][1], shapes["lokr_w2_b"][1] * math.prod(shapes["lokr_t2"][2:]))
@@ -306,7 +306,7 @@ def _kron_sides(shapes: _Shapes) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _dora_fits(scale: tuple[int, ...], rows: int, width: int) -> bool:
-    """Whether there is a number for each row, or (1, in[, 1, 1]) for each input of a weight (rows, in * k * k)."""
+    """Return whether `scale` has one number per row, or per input (1, in[, 1, 1]), of a weight (rows, in * k * k)."""
     size = math.prod(scale)
     return size == rows or (scale[:1] == (1,) and width % size == 0)
 
@@ -323,7 +323,7 @@ def _oft_fits(shapes: _Shapes) -> bool:
     if len(blocks) not in (3, 4) or blocks[-1] != blocks[-2] or blocks[-1] > MAX_BLOCK:
         return False
     rows = blocks[-3] * blocks[-2]
-    if len(blocks) == 4:  # each stage pairs rows 2^i b / 2 apart
+    if len(blocks) == 4:  # stage i pairs rows that are 2^i b / 2 apart
         pairs = blocks[-1] << (blocks[0] - 1) if blocks[0] <= MAX_STAGES else 0
         if blocks[-1] % 2 or not pairs or rows % pairs:
             return False
@@ -347,15 +347,15 @@ _CHECKS = {
 }
 
 
-# --- which are LoRAs --------------------------------------------------------------------------------------------------
+# --- conversion to a LoRA ---------------------------------------------------------------------------------------------
 
 
 def as_lora(change: Change, most: int, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray] | None:
-    """(down, up), float32, whose product is exactly the change of the weight, if a rank of `most` suffices; else None.
+    """Return float32 (down, up) whose product is exactly the change, if a rank of `most` suffices; else None.
 
     down (r, in[, k, k]), up (out, r[, 1, 1]), the scale in `up`. shape: the weight's, where the tensors may be flat.
     Nothing is approximated: Tucker's core goes into `down`, LoHa has rank r^2 by products of columns and of rows, and
-    LoKr's factors are Kronecker products. None too for DoRA and for what depends on the weight or changes a bias.
+    LoKr's factors are Kronecker products. DoRA and changes that depend on the weight or change a bias give None.
     """
     if not 0 < exact_rank(change) <= most:
         return None
@@ -368,7 +368,7 @@ def as_lora(change: Change, most: int, shape: tuple[int, ...] | None = None) -> 
 
 
 def exact_rank(change: Change) -> int:
-    """The rank of the plain LoRA that equals it; 0 where none does, or as a rule only one of full rank."""
+    """Return the rank of the plain LoRA that equals it; 0 where none does, or usually only one of full rank."""
     name = form(change)
     if needs_weight(change) or change.keys() & _BIASES:
         return 0
@@ -411,7 +411,7 @@ def _of_lokr(change: Change) -> _Factors:
     if "lokr_w1_a" in change:
         first = change["lokr_w1_a"], change["lokr_w1_b"]
     else:
-        w1 = change["lokr_w1"]  # (a, b): whichever side is smaller carries it
+        w1 = change["lokr_w1"]  # (a, b): the smaller side is the rank
         first = (np.eye(len(w1), dtype=np.float32), w1) if len(w1) <= w1.shape[1] else (w1, np.eye(w1.shape[1]))
     up = np.kron(first[0], w2[0])
     kernel = w2[1].shape[2:]
@@ -420,7 +420,7 @@ def _of_lokr(change: Change) -> _Factors:
 
 
 def _second(change: Change) -> _Factors:
-    """The second matrix of LoKr as (up (c, r), down (r, d[, k, k]))."""
+    """Return the second matrix of LoKr as (up (c, r), down (r, d[, k, k]))."""
     if "lokr_t2" in change:
         return change["lokr_w2_a"].T, np.einsum("ijxy,jd->idxy", change["lokr_t2"], change["lokr_w2_b"])
     return change["lokr_w2_a"], change["lokr_w2_b"]

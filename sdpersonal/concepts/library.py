@@ -1,7 +1,7 @@
-"""A folder of concepts: `<folder>/<owner>/<name>-v<N>.safetensors`, and nothing else to keep in step with them.
+"""The concept library: a folder of `<owner>/<name>-v<N>.safetensors` files, without an index to keep in sync.
 
-The path is the concept's token; a listing reads headers only. Everything that changes the folder does so under its
-lock, one whole file at a time. Reading needs no lock and works on a read-only disk.
+The path spells the concept's token; a listing reads headers only. Every change to the folder holds its lock and
+replaces one whole file at a time. Reading needs no lock and works on a read-only disk.
 """
 
 from __future__ import annotations
@@ -27,44 +27,44 @@ TAKEN = (
     "Give it another name with --as '<owner/name>', take its place with --replace, or keep both: "
     "--duplicates versions (or filenames)"
 )
-_LOCK_TIMEOUT = 60.0  # seconds to wait for another process that is adding or removing
+_LOCK_TIMEOUT = 60.0  # seconds to wait for another process that changes the library
 OTHER_PART = "If they are one concept, import both files at once with --replace; else keep both: --duplicates filenames"
 
 
 class Taken(UserError):
-    """A name that another concept has in the library."""
+    """Raised when another concept in the library has the name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One concept in a listing. damaged: what is wrong with its file; then card and what follows are not known."""
+    """One concept in a listing. damaged: what is wrong with its file; the fields after it are then unknown."""
 
     token: Token
     path: Path
     size: int = 0  # bytes
     damaged: str | None = None
     card: Card | None = None
-    vectors: int = 0  # rows for each text encoder
+    vectors: int = 0  # embedding rows per text encoder
     lora_rank: int = 0
-    kinds: str = ""  # what it holds besides, in words: `Lora.kinds`
-    identity: str | None = None  # sha256 as the header has it; `Library.verify` proves it
+    kinds: str = ""  # kinds of other layer changes as text: `Lora.kinds`
+    identity: str | None = None  # sha256 as stated in the header; `Library.verify` proves it
 
     @property
     def contents(self) -> str:
-        """What is in it, in words."""
+        """The contents as text."""
         return describe_contents(self.vectors, self.lora_rank, self.kinds)
 
     @property
     def thumbnail(self) -> bytes | None:
-        """The picture, read now: a listing of thousands must not hold them all."""
+        """The thumbnail, read from disk on access: a listing of thousands must not hold them all."""
         with suppress(UserError):
             return read_header(self.path).thumbnail
         return None
 
     def as_json(self) -> dict[str, object]:
-        """Everything a listing knows, under keys that are always there (null for the facts of a damaged file).
+        """Return the entry as JSON with a fixed set of keys (null for the unknown fields of a damaged file).
 
-        Where layers are changed in other ways than by a plain LoRA, `lora_kinds` says how, in words.
+        `lora_kinds` is added where layers are changed in other ways than by a plain LoRA.
         """
         card = self.card.model_dump(mode="json") if self.card else dict.fromkeys(Card.model_fields)
         return card | {
@@ -80,7 +80,7 @@ class Entry:
 
 
 class Library:
-    """The concepts in `folder`, which need not exist until something is added. Every method raises UserError."""
+    """The concepts in `folder`, which is created by the first addition. Every method raises UserError."""
 
     def __init__(self, folder: str | os.PathLike):
         check_path(folder, "library")
@@ -89,73 +89,74 @@ class Library:
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def list(self) -> list[Entry]:
-        """Every concept, by owner, name and version; damaged files with what is wrong with them."""
-        found = sorted(self._files(), key=lambda each: (each[0].owner, each[0].name, each[0].version))
-        entries = (self._entry(token, file) for token, file in found)
+        """List every concept by owner, name and version; a damaged file's entry says what is wrong with it."""
+        tokens_and_files = sorted(self._files(), key=lambda pair: (pair[0].owner, pair[0].name, pair[0].version))
+        entries = (self._entry(token, file) for token, file in tokens_and_files)
         return [entry for entry in entries if entry is not None]
 
     def find(self, token: Token) -> Entry:
-        """The entry that `token` means: the newest version, unless it names one."""
+        """Return the entry for `token`: the newest version, unless the token names one."""
         entry = self._entry(self._resolve(token))
         if entry is None:
             raise UserError(f"{token} was removed just now.")
         return entry
 
     def get(self, token: Token) -> Concept:
-        """The concept itself, with its version, proven undamaged."""
+        """Load the concept, with its version, after verifying its checksum."""
         return self._load(self._resolve(token))
 
     def versions(self, token: Token) -> list[Token]:
-        """All versions of a concept that are here, oldest first; empty without one. No file is opened."""
+        """List all versions of a concept, oldest first; empty if there is none. No file is opened."""
         return self._matching(token.unversioned())
 
     def identities(self, token: Token) -> dict[Token, str | None]:
-        """What the versions of a concept that are here hold, by their identities; None for a damaged one."""
-        entries = (self._entry(each) for each in self._matching(token.unversioned()))
+        """Return the identity of each version of a concept; None for a damaged one."""
+        entries = (self._entry(version) for version in self._matching(token.unversioned()))
         return {entry.token: entry.identity for entry in entries if entry is not None}
 
     def history(self, token: Token) -> list[Entry]:
-        """The entries of all versions of a concept, oldest first."""
-        found = (self._entry(each) for each in self._matching(self._resolve(token).unversioned()))
-        return [entry for entry in found if entry is not None]
+        """List the entries of all versions of a concept, oldest first."""
+        entries = (self._entry(version) for version in self._matching(self._resolve(token).unversioned()))
+        return [entry for entry in entries if entry is not None]
 
     def verify(self) -> list[tuple[Entry, str]]:
-        """Read every file in full; those that are damaged, each with what is wrong."""
+        """Read every file in full and return the damaged ones, with what is wrong with each."""
         problems = []
         for entry in self.list():
             try:
                 self._load(entry.token)
             except UserError as error:
-                if os.path.lexists(entry.path):  # else removed meanwhile
+                if os.path.lexists(entry.path):  # otherwise it was removed meanwhile
                     problems.append((entry, error.message))
         return problems
 
     def misplaced_files(self) -> list[Path]:
-        """Files that look like concepts but that no token can mean: wrongly named, or in a wrong or linked folder."""
+        """List files that look like concepts but match no token: wrong name, or in a wrong or linked folder."""
         known = {self._path(token) for token in self._tokens()}
-        places = [self.folder, *(Path(each) for each in _scan(self.folder) if each.is_dir())]
-        found = (Path(each) for place in places for each in _scan(place) if each.name.endswith(SUFFIX))
-        return sorted(path for path in found if path not in known)
+        folders = [self.folder, *(Path(entry) for entry in _scan(self.folder) if entry.is_dir())]
+        paths = (Path(entry) for folder in folders for entry in _scan(folder) if entry.name.endswith(SUFFIX))
+        return sorted(path for path in paths if path not in known)
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
     def add(self, concept: Concept, replace: bool = False) -> Token:
-        """Put a concept in, under a new version unless its token names one; return its token.
+        """Add a concept as a new version unless its token names one; return its token.
 
-        A concept whose vectors and weights are here under that name already is not added again: its token is returned.
-        replace: take the place of the newest version, or of the one that the token names.
+        If the library already has the same vectors and weights under that name, nothing is added and that token is
+        returned. replace: overwrite the newest version, or the one that the token names.
         """
         with self.write_lock():
             return self._put(concept, replace, count_up=True)
 
     def import_(self, path: str | os.PathLike, as_: Token | None = None, replace: bool = False) -> Token:
-        """Add a file or folder of any format we read, under its own token or `as_`; never under one that is taken."""
+        """Import a file or folder of any supported format as its token or `as_`; `replace` allows a taken one."""
         return self.keep(read_path(path, as_), replace)
 
     def keep(self, concept: Concept, replace: bool = False, count_up: bool = False) -> Token:
-        """Add a stranger's concept: as `add`, but a new version of what has its name only where `count_up` says so.
+        """Add an imported concept like `add`, but as a new version of an existing name only with `count_up`.
 
-        A part that an export made of a concept joins the other part, if that is here, and adds nothing to the whole.
+        A part that an export split off is joined with the other part if that is in the library; a part of a full
+        concept in the library adds nothing.
         """
         with self.write_lock():
             if not replace and (token := self._with_other_part(concept)):
@@ -170,77 +171,77 @@ class Library:
             return self._put(concept, replace, count_up)
 
     def edit(self, token: Token, changes: Mapping[str, object]) -> Token:
-        """Write other facts on a concept's card (`card.edited`); its version and identity stay. Returns its token."""
-        found = self._resolve(token)
+        """Edit a concept's card (`card.edit_card`); version and identity stay the same. Returns its token."""
+        resolved = self._resolve(token)
         with self.write_lock():
-            concept = self._load(found)
+            concept = self._load(resolved)
             card = edit_card(concept.card, changes)
             if card != concept.card:
-                storage.write_bytes(self._path(found), *concept_to_chunks(dataclasses.replace(concept, card=card)))
-        return found
+                storage.write_bytes(self._path(resolved), *concept_to_chunks(dataclasses.replace(concept, card=card)))
+        return resolved
 
     def rename(self, old: Token, new: Token) -> list[Token]:
-        """Give a concept another token: all its versions, or the one that `old` names. Returns the new tokens."""
-        found = self._resolve(old)
-        new = dataclasses.replace(new, owner=new.owner or found.owner)
+        """Rename all versions of a concept, or the one that `old` names. Returns the new tokens."""
+        resolved = self._resolve(old)
+        new = dataclasses.replace(new, owner=new.owner or resolved.owner)
         check_token(new)
         if new.version and not old.version:
             raise UserError(f"{new} names a version, {old} does not.", "Give both a version, or neither.")
         with self.write_lock():
             moves = [
-                (at, dataclasses.replace(new, version=new.version or at.version))
-                for at in self._matching(found if old.version else found.unversioned())
+                (source, dataclasses.replace(new, version=new.version or source.version))
+                for source in self._matching(resolved if old.version else resolved.unversioned())
             ]
-            taken = self._matching(moves[0][1] if old.version else new) if moves else []
-            if taken:
-                raise UserError(f"{taken[-1]} is here already.", "Choose another name.")
-            for at, to in moves:
-                self._move(at, to)
-            storage.remove_empty_folder(self.folder / found.owner)
-        return [to for _, to in moves]
+            existing = self._matching(moves[0][1] if old.version else new) if moves else []
+            if existing:
+                raise UserError(f"{existing[-1]} is here already.", "Choose another name.")
+            for source, target in moves:
+                self._move(source, target)
+            storage.remove_empty_folder(self.folder / resolved.owner)
+        return [target for _, target in moves]
 
     def remove(self, token: Token, all_versions: bool = False, into: Library | None = None) -> list[Token]:
-        """Delete a concept. Of one with several versions: the one named, or with `all_versions` all. Returns them.
+        """Delete the version that `token` names, or all with `all_versions`. Returns the deleted tokens.
 
-        into: a library on the same disk that gets the files, to the bit, instead (`trash.Trash`).
+        into: a library on the same disk to which the unchanged files are moved instead (`trash.Trash`).
         """
-        found = self._resolve(token)
+        resolved = self._resolve(token)
         with self.write_lock():
-            doomed = self._matching(found if token.version else found.unversioned())
-            if len(doomed) > 1 and not all_versions:
-                names = printable(", ".join(str(each) for each in doomed))
-                raise UserError(f"{found.unversioned()} has several versions: {names}.", "Name one, or ask for all.")
-            for each in doomed:
-                into.place(self._path(each), each) if into else storage.remove(self._path(each))
-            storage.remove_empty_folder(self.folder / found.owner)
-        return doomed
+            versions = self._matching(resolved if token.version else resolved.unversioned())
+            if len(versions) > 1 and not all_versions:
+                names = printable(", ".join(str(version) for version in versions))
+                raise UserError(f"{resolved.unversioned()} has several versions: {names}.", "Name one, or ask for all.")
+            for version in versions:
+                into.place(self._path(version), version) if into else storage.remove(self._path(version))
+            storage.remove_empty_folder(self.folder / resolved.owner)
+        return versions
 
     def place(self, path: Path, token: Token) -> None:
-        """Move a concept's file from elsewhere on this disk to `token`'s place, which is free, in one step."""
-        storage.resolve_inside(self.folder, token.owner)  # a linked folder must not take us elsewhere
+        """Move a concept's file from elsewhere on this disk to the free path of `token`, atomically."""
+        storage.resolve_inside(self.folder, token.owner)  # a linked folder must not lead outside the library
         storage.make_folder(self.folder / token.owner)
         storage.rename(path, self._path(token))
 
     def sweep(self) -> int:
-        """Remove what killed processes left half-written; return how many such files there were."""
+        """Remove half-written files of killed processes; return how many there were."""
         return sum(
-            storage.remove_leftovers(place) for place in [self.folder, *(Path(owner) for owner in self._owners())]
+            storage.remove_leftovers(folder) for folder in [self.folder, *(Path(owner) for owner in self._owners())]
         )
 
-    # --- inside -------------------------------------------------------------------------------------------------------
+    # --- internals ----------------------------------------------------------------------------------------------------
 
     @contextmanager
     def write_lock(self) -> Iterator[None]:
-        """Hold the library against others who would change it. Raises UserError after a minute's wait."""
+        """Lock the library against changes by other processes. Raises UserError after waiting for a minute."""
         with storage.lock(self.folder, wait=_LOCK_TIMEOUT):
             self.sweep()
             yield
 
     def _owners(self) -> list[os.DirEntry]:
-        return [each for each in _scan(self.folder) if each.is_dir(follow_symlinks=False) and each.name[0] != "."]
+        return [entry for entry in _scan(self.folder) if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
 
     def _files(self) -> Iterator[tuple[Token, os.DirEntry]]:
-        """Every token that a path in this folder spells, with that path; no file is opened."""
+        """Yield every token that a path in this folder spells, with that path; no file is opened."""
         for owner in self._owners():
             for file in _scan(owner):
                 if token := _token_from_path(owner.name, file.name):
@@ -253,19 +254,19 @@ class Library:
         return self.folder.joinpath(token.owner, _file_name(token))
 
     def _matching(self, token: Token) -> list[Token]:
-        """The tokens that `token` can mean, oldest version first. One owner's folder is looked at if it is named."""
-        owners = [each for each in self._owners() if token.owner in (None, each.name)]
-        begin = f"{token.name}-v"
-        names = ((owner.name, file.name) for owner in owners for file in _scan(owner) if file.name.startswith(begin))
-        found = (_token_from_path(owner, name) for owner, name in names)
-        return sorted(each for each in found if each and token.matches(each))
+        """List the tokens that `token` matches, oldest version first. Only the folder of a named owner is scanned."""
+        owners = [owner for owner in self._owners() if token.owner in (None, owner.name)]
+        prefix = f"{token.name}-v"
+        names = ((owner.name, file.name) for owner in owners for file in _scan(owner) if file.name.startswith(prefix))
+        tokens = (_token_from_path(owner, name) for owner, name in names)
+        return sorted(candidate for candidate in tokens if candidate and token.matches(candidate))
 
     def _resolve(self, token: Token) -> Token:
-        """The one that is meant, with owner and version."""
+        """Return the one token that is meant, with owner and version."""
         matching = self._matching(token)
         if not matching:
             raise UserError(f"No concept {token}.", self._suggestion(token))
-        owners = sorted({each.owner for each in matching})
+        owners = sorted({match.owner for match in matching})
         if len(owners) > 1:
             names = " or ".join(str(dataclasses.replace(token, owner=owner)) for owner in owners)
             raise UserError(f"Several concepts are called {token}.", f"Write {printable(names, 200)}.")
@@ -274,9 +275,11 @@ class Library:
     def _suggestion(self, token: Token) -> str:
         known = sorted(self._tokens())
         spellings = {
-            spelling: each.unversioned() for each in known for spelling in (str(each.unversioned()), each.name)
+            spelling: candidate.unversioned()
+            for candidate in known
+            for spelling in (str(candidate.unversioned()), candidate.name)
         }
-        spellings |= {str(each): each for each in known if token.version}
+        spellings |= {str(candidate): candidate for candidate in known if token.version}
         for wanted in (str(token), token.name):
             if close := difflib.get_close_matches(wanted, spellings, n=1):
                 return f"Did you mean {spellings[close[0]]}?"
@@ -285,14 +288,14 @@ class Library:
         return "See: sdpersonal concepts list"
 
     def _safe_path(self, token: Token, seen: os.DirEntry | None = None) -> Path:
-        """Where a concept's bytes are read: never outside, whatever links lie here. seen: spares a look at the disk."""
+        """Return a concept's path, never outside the library even if links lead there. seen: saves a disk access."""
         path = self._path(token)
-        if seen.is_symlink() if seen else os.path.islink(path):  # linked folders are not listed to begin with
+        if seen.is_symlink() if seen else os.path.islink(path):  # linked folders are never listed
             storage.resolve_inside(self.folder, token.owner, path.name)
         return path
 
     def _entry(self, token: Token, seen: os.DirEntry | None = None) -> Entry | None:
-        """The entry, or None where its file has vanished since it was seen."""
+        """Return the entry, or None if the file has vanished since it was listed."""
         try:
             path = self._safe_path(token, seen)
             header = read_header(path, picture=False)
@@ -312,7 +315,7 @@ class Library:
         return dataclasses.replace(concept, token=token)
 
     def _find_identical(self, concept: Concept) -> Token | None:
-        """The version, newest first, that holds the very same vectors and weights, undamaged."""
+        """Return the newest undamaged version with exactly the same vectors and weights."""
         for token in reversed(self._matching(concept.token.unversioned())):
             with suppress(UserError):
                 if read_header(self._safe_path(token)).identity == concept.identity:
@@ -320,28 +323,28 @@ class Library:
         return None
 
     def _with_other_part(self, concept: Concept) -> Token | None:
-        """The version that is the whole of this part, or that the part completes and is written anew; else None."""
+        """Return the version that contains this part, or that the part completes and that is rewritten; else None."""
         for token in reversed(self._matching(concept.token.unversioned())):
             with suppress(UserError):
                 header = read_header(self._safe_path(token), picture=False)
-                whole, here = concept.whole or concept.identity, header.whole or header.identity
-                if whole != here or not (concept.whole or header.whole):
+                whole, header_whole = concept.whole or concept.identity, header.whole or header.identity
+                if whole != header_whole or not (concept.whole or header.whole):
                     continue
                 other = self._load(token)
-                one = dataclasses.replace(united([other, concept], token), token=token)
-                if one.identity != other.identity:
-                    storage.write_bytes(self._path(token), *concept_to_chunks(one))
+                joined = dataclasses.replace(united([other, concept], token), token=token)
+                if joined.identity != other.identity:
+                    storage.write_bytes(self._path(token), *concept_to_chunks(joined))
                 return token
         return None
 
     def _put(self, concept: Concept, replace: bool, count_up: bool) -> Token:
-        """count_up: where the name is taken and the token names no version, add the next one rather than refuse."""
-        if not replace and (same := self._find_identical(concept)):
-            return same
-        taken = self._matching(concept.token)  # all versions, or the one that the token names
-        if taken and not replace and not (count_up and concept.token.version is None):
-            raise self._already_there_error(concept, taken[-1])
-        newest = taken[-1].version if taken else 0
+        """Write a concept. count_up: add the next version if the name is taken and the token names no version."""
+        if not replace and (identical := self._find_identical(concept)):
+            return identical
+        existing = self._matching(concept.token)  # all versions, or the one that the token names
+        if existing and not replace and not (count_up and concept.token.version is None):
+            raise self._already_there_error(concept, existing[-1])
+        newest = existing[-1].version if existing else 0
         version = concept.token.version or (newest if replace and newest else newest + 1)
         token = dataclasses.replace(concept.token, version=version)
         path = self._path(token)
@@ -356,23 +359,23 @@ class Library:
         return token
 
     def _move(self, at: Token, to: Token) -> None:
-        """One renaming is the whole change: a crash leaves the old token or the new."""
+        """Move with a single rename: a crash leaves either the old token or the new one."""
         self.place(self._path(at), to)
-        # The header repeats the token for other programs; where the disk is full, the old word stays, and no harm done.
+        # The header repeats the token for other programs; on a full disk the old token stays there, which is harmless.
         with suppress(UserError):
             storage.write_bytes(self._path(to), *concept_to_chunks(self._load(to)))
 
     def _already_there_error(self, concept: Concept, taken: Token) -> UserError:
         entry = self._entry(taken)
-        here = ((entry and entry.identity) or "damaged")[:8]
+        old_identity = ((entry and entry.identity) or "damaged")[:8]
         if entry and bool(entry.vectors) != bool(concept.vectors) and bool(entry.lora_rank) != bool(concept.lora):
-            mine, theirs = ("vectors", "a LoRA") if concept.vectors else ("a LoRA", "vectors")
+            new_part, old_part = ("vectors", "a LoRA") if concept.vectors else ("a LoRA", "vectors")
             return Taken(
-                f"{taken} is here already with {theirs} alone, the new one is {mine} alone.",
+                f"{taken} is here already with {old_part} alone, the new one is {new_part} alone.",
                 OTHER_PART,
             )
         return Taken(
-            f"{taken} is here already with other content (here {here}, the new one {concept.identity[:8]}).",
+            f"{taken} is here already with other content (here {old_identity}, the new one {concept.identity[:8]}).",
             TAKEN,
         )
 
@@ -382,7 +385,7 @@ def _file_name(token: Token) -> str:
 
 
 def _token_from_path(owner: str, file_name: str) -> Token | None:
-    """The token that a path spells, if one does."""
+    """Return the token that a path spells, or None."""
     with suppress(UserError):
         token = Token.parse(f"<{owner}/{file_name.removesuffix(SUFFIX)}>")
         if file_name == _file_name(token):

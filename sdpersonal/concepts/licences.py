@@ -1,4 +1,4 @@
-"""Licences by their SPDX names, and the few that models have and SPDX does not list."""
+"""Check licences against SPDX's list and the RAIL licences of models, which SPDX does not list."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import suppress
 from ..errors import UserError
 from ..prompts import printable
 
-# As the Hugging Face Hub writes them. The first is Stable Diffusion 1.x's own, the third SDXL's.
+# Spelled as on the Hugging Face Hub. The first is Stable Diffusion 1.x's own, the third SDXL's.
 RAIL_LICENCES = ("creativeml-openrail-m", "openrail", "openrail++", "bigscience-openrail-m", "bigcode-openrail-m")
 _COMMON = ("CC0-1.0", "CC-BY-4.0", "CC-BY-NC-4.0", "CC-BY-SA-4.0", "MIT", "Apache-2.0")
-# Of the Hub's own list, those that people give to pictures and small models; the rest is `other` there, with the name.
+# The licences on the Hub's list that are common for images and small models; others are `other` there, with a name.
 _HUB_LICENCES = {
     *("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-3.0", "cc-by-sa-4.0", "cc-by-sa-3.0", "cc-by-nc-4.0"),
     *("cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nd-4.0", "gpl-3.0", "agpl-3.0", "bsd-3-clause", "unlicense"),
@@ -20,9 +20,9 @@ _HUB_LICENCES = {
 
 
 def spdx_name(text: str) -> str:
-    """The licence as SPDX spells it: `mit` is `MIT`, `apache-2.0 or mit` is `Apache-2.0 OR MIT`; empty stays empty.
+    """Return the licence in SPDX spelling: `mit` is `MIT`, `apache-2.0 or mit` is `Apache-2.0 OR MIT`; "" stays "".
 
-    Raises UserError for what is not on SPDX's list, nor one of the RAIL licences, nor `LicenseRef-...`.
+    Raises UserError for what is neither on SPDX's list nor a RAIL licence nor `LicenseRef-...`.
     """
     from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
@@ -35,7 +35,7 @@ def spdx_name(text: str) -> str:
 
 
 def hub_licence(licence: str) -> dict[str, str]:
-    """How a model card's front matter says it: {"license": ...}, with "license_name" where the Hub has no such id."""
+    """Return a model card's front matter: {"license": ...}, with "license_name" where the Hub has no such id."""
     word = licence.lower().removesuffix("-only").removesuffix("-or-later")
     if not licence or word in _HUB_LICENCES:
         return {"license": word} if licence else {}
@@ -44,7 +44,7 @@ def hub_licence(licence: str) -> dict[str, str]:
 
 def _suggestion(text: str) -> str:
     names = {name: name for name in RAIL_LICENCES}
-    with suppress(ImportError):  # the list is packaging's own affair, and only the hint needs it
+    with suppress(ImportError):  # the list is private to packaging, and only the hint needs it
         from packaging.licenses._spdx import LICENSES
 
         names |= {name: entry["id"] for name, entry in LICENSES.items()}

@@ -1,10 +1,10 @@
-"""One concept out of several: averages of vectors, and LoRAs put side by side or cut to a rank.
+"""Merge several concepts into one: average or concatenate embeddings, concatenate LoRAs or truncate their rank.
 
-A prompt that mixes `<me/a:0.6>` and `<me/b:0.4>` fills each layer with the sum of both changes. A merged LoRA is that
-sum as one file: exactly, by rank concatenation (lora.py), or the nearest of a given rank (Eckart and Young 1936).
-Vectors at a strength lie, in a prompt, on the way from their class noun, which only a base knows: here they are scaled,
-which is the same where a concept names no noun, where the strength is 1, and in an average of strengths that sum to 1.
-A negative strength takes a LoRA's change away, and an average of vectors then lies beyond the other concepts.
+A prompt that mixes `<me/a:0.6>` and `<me/b:0.4>` loads the sum of both changes into each layer. A merged LoRA is that
+sum as one file: exactly, by rank concatenation (models/lora.py), or the nearest of a given rank (Eckart and Young
+1936). In a prompt, a strength interpolates embeddings from those of the class noun, which needs the base; merging
+scales them, which is the same without a class noun, at strength 1, and in an average of strengths that sum to 1. A
+negative strength subtracts a LoRA's change, and moves an average of vectors beyond the other concepts.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from .plain_lora import plain_lora
 
 @dataclass(frozen=True)
 class MergeResult:
-    """vectors: how they were put together ("average", "concatenation", or "" without any). kept: the share of the
-    LoRA's energy (squared Frobenius norm over all layers) that the rank asked for holds, and of parts that are no plain
-    LoRA the rank that they were brought to; 1 if merged exactly. left_out: changes of biases and norms were left
-    out."""
+    """A merged concept and what the merge lost.
+
+    vectors: how they were merged ("average", "concatenation", or "" without any). kept: the share of the LoRA's energy
+    (squared Frobenius norm over all layers) left after conversion to plain LoRA and truncation to `rank`; 1 if exact.
+    left_out: changes of biases and norms were left out.
+    """
 
     concept: Concept
     vectors: str
@@ -38,22 +40,28 @@ class MergeResult:
 def merge(
     parts: Sequence[tuple[Concept, float]], token: Token, rank: int | None = None, concatenate: bool = False
 ) -> MergeResult:
-    """The concept that is all of `parts` at their strengths, called `token`.
+    """Merge `parts` at their strengths into a concept called `token`.
 
-    Vectors of the same number of rows are averaged with the strengths as weights. With `concatenate`, and where the
-    numbers differ, the rows follow each other, each times its strength.
-    rank: cut each layer of the LoRA to it.
-    Raises UserError where parts are of different base kinds or not two at least, where the rows become too many,
-    where nothing like a word comes of them at those strengths, and where a part changes weights in a way that only its
-    base tells.
+    Vectors with the same number of rows are averaged, weighted by strength. With `concatenate`, and where the numbers
+    differ, the rows are concatenated, each multiplied by its strength.
+    rank: truncate each layer of the LoRA to this rank.
+    Raises UserError for parts of different base kinds, fewer than two parts, too many rows, strengths that give no
+    usable average, and parts whose weight changes depend on their base.
     """
     _check_parts(parts)
-    vectors, how = _merge_vectors([(concept, strength) for concept, strength in parts if concept.vectors], concatenate)
+    vectors, method = _merge_vectors(
+        [(concept, strength) for concept, strength in parts if concept.vectors], concatenate
+    )
     plain = [(plain_lora(concept), s) for concept, s in parts if concept.lora is not None]
-    lora, kept = _merge_loras([(one.lora, strength) for one, strength in plain], rank) if plain else (None, 1.0)
-    kept *= min((one.kept for one, _ in plain), default=1.0)
-    left_out = any(one.left_out for one, _ in plain)
-    return MergeResult(Concept(token, _merge_cards(parts, token, rank, how), vectors, lora), how, kept, left_out)
+    lora, share = _merge_loras([(part.lora, strength) for part, strength in plain], rank) if plain else (None, 1.0)
+    share *= min((part.kept for part, _ in plain), default=1.0)
+    left_out = any(part.left_out for part, _ in plain)
+    return MergeResult(
+        Concept(token, _merge_cards(parts, token, rank, method), vectors, lora),
+        method,
+        share,
+        left_out,
+    )
 
 
 def _check_parts(parts: Sequence[tuple[Concept, float]]) -> None:
@@ -89,7 +97,7 @@ def _merge_vectors(parts: list[tuple[Concept, float]], concatenate: bool) -> tup
             f"The strengths of the concepts that have vectors sum to {weights.sum():.3g}; that gives no average.",
             "Give the one to be kept more strength than those to be taken away: <me/a:1> <me/b:-0.5>.",
         )
-    weights /= weights.sum()  # so that the rows stay as long as a word's
+    weights /= weights.sum()  # so that the rows keep the norm of a word's embedding
     merged = {
         key: np.tensordot(weights, np.stack([concept.vectors[key] for concept, _ in parts]), 1).astype(np.float32)
         for key in widths
@@ -98,9 +106,9 @@ def _merge_vectors(parts: list[tuple[Concept, float]], concatenate: bool) -> tup
 
 
 def _concatenate_vectors(parts: list[tuple[Concept, float]]) -> dict[str, np.ndarray]:
-    if taken_away := next((concept for concept, strength in parts if strength < 0), None):
+    if negative := next((concept for concept, strength in parts if strength < 0), None):
         raise UserError(
-            f"The vectors of {taken_away.token} cannot stand beside others at a negative strength.",
+            f"The vectors of {negative.token} cannot stand beside others at a negative strength.",
             "Give it a positive one, or merge concepts with as many vectors, without --concatenate.",
         )
     total = sum(len(next(iter(concept.vectors.values()))) for concept, _ in parts)
@@ -116,23 +124,23 @@ def _concatenate_vectors(parts: list[tuple[Concept, float]]) -> dict[str, np.nda
 
 
 def _merge_loras(parts: list[tuple[Lora, float]], rank: int | None) -> tuple[Lora, float]:
-    """The LoRA of all, and the share of its energy that it keeps."""
+    """Return the merged LoRA and the share of energy that it keeps."""
     layers: dict[str, list[tuple[LoraLayer, float]]] = {}
     for lora, strength in parts:
         for name, layer in lora.layers.items():
             layers.setdefault(name, []).append((layer, strength))
-    together = {name: _concatenate_layers(name, some) for name, some in layers.items()}
+    merged = {name: _concatenate_layers(name, parts_of_layer) for name, parts_of_layer in layers.items()}
     if rank is None:
-        return Lora(together), 1.0
+        return Lora(merged), 1.0
     cut, energies = {}, np.zeros(2)
-    for name, layer in together.items():
+    for name, layer in merged.items():
         cut[name], energy = _truncate_layer(layer, rank)
         energies += energy
     return Lora(cut), float(energies[0] / energies[1]) if energies[1] else 1.0
 
 
 def _concatenate_layers(name: str, parts: list[tuple[LoraLayer, float]]) -> LoraLayer:
-    """A = [A_1; A_2], B = [s_1 alpha_1/r_1 B_1, ...], alpha = the rank: nothing is left to scale."""
+    """Return A = [A_1; A_2], B = [s_1 alpha_1/r_1 B_1, ...], with alpha = rank so that the scale is 1."""
     shapes = {(layer.up.shape[0], layer.down.shape[1:]) for layer, _ in parts}
     if len(shapes) > 1:
         raise UserError(f"Their layers {name} differ in shape: they are made for different bases.")
@@ -144,7 +152,7 @@ def _concatenate_layers(name: str, parts: list[tuple[LoraLayer, float]]) -> Lora
 
 
 def _truncate_layer(layer: LoraLayer, rank: int) -> tuple[LoraLayer, tuple[float, float]]:
-    """The layer of at most that rank nearest to it, and (energy kept, energy before). Each factor gets sqrt(s)."""
+    """Return the nearest layer of at most `rank`, and (energy kept, energy before). Each factor gets sqrt(s)."""
     if layer.rank <= rank:
         energy = float((thin_svd(*scaled_factors(layer))[1] ** 2).sum())
         return layer, (energy, energy)
@@ -159,7 +167,7 @@ def _truncate_layer(layer: LoraLayer, rank: int) -> tuple[LoraLayer, tuple[float
 
 
 def _merge_cards(parts: Sequence[tuple[Concept, float]], token: Token, rank: int | None, how: str) -> Card:
-    """What is known of the parts, where they agree; who they were, in the recipe."""
+    """Build the merged card: fields on which the parts agree, and the parts themselves in the recipe."""
     cards = [concept.card for concept, _ in parts]
     names = " + ".join(str(Mention(concept.token, strength)) for concept, strength in parts)
     recipe: dict[str, object] = {f"part_{i}": str(c.token) for i, (c, _) in enumerate(parts[:16], 1)}
@@ -186,6 +194,6 @@ def _common_value(facts: list[str]) -> str:
 
 
 def _merge_consent(cards: Sequence[Card]) -> str:
-    """The least that any person in it gave; what shows no person needs none."""
-    given = [card.consent for card in cards if card.kind == "person"]
-    return next((least for least in ("no", "unknown") if least in given), "yes" if given else "unknown")
+    """Return the weakest consent of the parts that show a person, the others need none; "unknown" without any."""
+    consents = [card.consent for card in cards if card.kind == "person"]
+    return next((least for least in ("no", "unknown") if least in consents), "yes" if consents else "unknown")

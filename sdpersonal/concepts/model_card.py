@@ -1,4 +1,4 @@
-"""The README.md of a concept on the Hub: front matter that the Hub reads, then what a stranger wants to know."""
+"""Write the README.md of a concept on the Hub: front matter for the Hub, then what users need to know."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CONSENT = {
 def model_card(
     concept: Concept, native: Export, hub_id: str, prompts: Sequence[str] = (), pictures: bool = False
 ) -> str:
-    """Markdown. Whatever the card says is shown as plain text. prompts: those of the grid, if there is one."""
+    """Return the Markdown. Text from the card is escaped. prompts: those of the grid's images, if there is a grid."""
     card = concept.card
     parts = [_front_matter(concept), f"# {escape_markdown(card.title or concept.token.name)}"]
     parts += [escape_markdown(card.description)] if card.description else []
@@ -35,8 +35,8 @@ def model_card(
     )
     parts.append(f"## Use\n\n{fenced(f'sdpersonal concepts pull {hub_id}', 'sh')}")
     if diffusers.is_possible(concept):
-        _, lost = plain_concept(concept)
-        parts += [f"With diffusers, as a plain LoRA: {lost}"] if lost else []
+        _, note = plain_concept(concept)
+        parts += [f"With diffusers, as a plain LoRA: {note}"] if note else []
         parts.append(fenced(_diffusers_usage(concept, native, hub_id), "python"))
     parts += ["\n".join(f"- {escape_html(note)}" for note in native.notes)] if native.notes else []
     if card.prompts:
@@ -66,18 +66,18 @@ def _front_matter(concept: Concept) -> str:
 def _extra_facts(concept: Concept) -> list[tuple[str, str]]:
     card = concept.card
     consent = f"{_CONSENT[card.consent]}{': ' + card.consent_note if card.consent_note else ''}"
-    made = [card.method, f"{card.steps} steps" if card.steps else "", *(f"{k} {v}" for k, v in card.recipe.items())]
+    training = [card.method, f"{card.steps} steps" if card.steps else "", *(f"{k} {v}" for k, v in card.recipe.items())]
     scores = ", ".join(f"{name} {value:.3g}" for name, value in card.scores.items())
     return [
         ("Consent", escape_markdown(consent) if card.kind == "person" else ""),
-        ("Made with", escape_markdown(", ".join(part for part in made if part))),
+        ("Made with", escape_markdown(", ".join(part for part in training if part))),
         ("Measured", escape_markdown(scores)),
         ("Trigger words", escape_markdown(", ".join(card.trigger_words))),
     ]
 
 
 def _diffusers_usage(concept: Concept, native: Export, hub_id: str) -> str:
-    made = diffusers.write(concept)
-    code = made.python.replace('load_textual_inversion("."', f'load_textual_inversion("{hub_id}"')
+    export = diffusers.write(concept)
+    code = export.python.replace('load_textual_inversion("."', f'load_textual_inversion("{hub_id}"')
     code = code.replace('load_lora_weights("."', f'load_lora_weights("{hub_id}"')
-    return code.replace("{prompt}", repr(example_prompt(concept, made)))
+    return code.replace("{prompt}", repr(example_prompt(concept, export)))

@@ -1,4 +1,4 @@
-"""What a concept's header tells other programs: ModelSpec 1.0.1 and the `ss_*` keys that kohya's readers look for.
+"""Build header metadata for other programs: ModelSpec 1.0.1 and the `ss_*` keys that kohya's readers expect.
 
 Sources: Stability AI's ModelSpec document; kohya-ss sd-scripts `library/sai_model_spec.py` and `train_network.py`.
 """
@@ -19,13 +19,13 @@ _ARCHITECTURE = {
     "sdxl": "stable-diffusion-xl-v1-base",
 }
 _KOHYA_BASE = {"tiny": "sdpersonal_tiny", "sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
-_RESOLUTION = {"tiny": 128, "sd1": 512, "sd2": 512, "sdxl": 1024}  # pixels a side, where the card does not say
+_RESOLUTION = {"tiny": 128, "sd1": 512, "sd2": 512, "sdxl": 1024}  # pixels per side, if the card has no resolution
 
 
 def modelspec_metadata(
     card: Card, token: Token, has_lora: bool, payload_sha256: str, thumbnail: bytes | None
 ) -> dict[str, str]:
-    """The `modelspec.*` keys."""
+    """Build the `modelspec.*` keys."""
     velocity = card.recipe.get("prediction_type") in ("v", "v_prediction")
     architecture = _ARCHITECTURE[card.base]
     if card.base == "sd2" and velocity:
@@ -53,9 +53,9 @@ def modelspec_metadata(
 def kohya_metadata(
     card: Card, ranks: set[int], alphas: set[float], payload_sha256: str, lycoris: bool = False
 ) -> dict[str, str]:
-    """The smallest set of `ss_*` keys by which kohya, A1111 and ComfyUI know a LoRA.
+    """Build the smallest set of `ss_*` keys by which kohya, A1111 and ComfyUI recognise a LoRA.
 
-    ranks, alphas: over its layers; lycoris: it also has layers that only LyCORIS reads.
+    ranks, alphas: of all its layers; lycoris: some layers can only be read by LyCORIS.
     """
     velocity = card.recipe.get("prediction_type") in ("v", "v_prediction")
     return {
@@ -74,7 +74,7 @@ def to_data_url(picture: bytes) -> str:
 
 
 def from_data_url(data_url: str) -> bytes:
-    """The picture in a data URL. Raises ValueError where there is none that `media_type` knows."""
+    """Decode the image in a data URL. Raises ValueError unless `media_type` supports it."""
     try:
         picture = base64.b64decode(data_url.partition(";base64,")[2], validate=True)
     except (ValueError, binascii.Error) as error:

@@ -1,7 +1,7 @@
-"""A plain LoRA of whatever a concept does to layers: for programs and commands that know nothing else.
+"""Convert any layer changes of a concept to a plain LoRA, for programs and commands that support nothing else.
 
-Tucker's LoCon, LoHa and LoKr of small factors are LoRAs exactly; of full changes and larger ones it is the nearest of a
-rank (Eckart and Young 1936), and how much that keeps is told. What depends on a base's own weights is refused.
+Tucker LoCon, LoHa and LoKr with small factors equal a LoRA exactly; full changes and larger ones become the nearest
+LoRA of a rank (Eckart and Young 1936), with the share kept. Changes that depend on a base's weights are refused.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from .layer_changes import Change, as_lora, form, kind, needs_weight, outline
 if TYPE_CHECKING:
     import torch
 
-EXACT = 128  # the largest rank of a layer that is held exactly
-NEAREST = 64  # the rank of one that is not
+EXACT = 128  # the largest rank of a layer that is converted exactly
+NEAREST = 64  # the rank of a layer that is approximated
 _ELSE = "Generate with it here, alone or in a mix, or export it with --format native."
-_WHOLE = 512  # up to that many rows or columns the singular values are computed exactly
+_WHOLE = 512  # up to this many rows or columns the SVD is computed in full
 
 
 @dataclass(frozen=True)
 class PlainLora:
-    """kept: share of the squared Frobenius norm of all weights' changes that the LoRA holds; left_out: changes of
-    biases and norms, which no LoRA holds, were left out."""
+    """A converted LoRA. kept: its share of the squared Frobenius norm of all weights' changes; left_out: changes of
+    biases and norms, which no LoRA can hold, were left out."""
 
     lora: Lora
     kept: float = 1.0
@@ -38,14 +38,14 @@ class PlainLora:
 
     @property
     def note(self) -> str:
-        """What was lost, in a sentence; empty where nothing was."""
+        """What the conversion lost, as a sentence; empty if nothing."""
         texts = [f"the LoRA holds {self.kept:.1%} of the change"] if self.kept < 0.9995 else []
         texts += ["changes of biases and norms are left out"] if self.left_out else []
         return f"{' and '.join(texts).capitalize().replace('lora', 'LoRA')}." if texts else ""
 
 
 def is_possible(lora: Lora) -> bool:
-    """Whether a plain LoRA can be made of it without a base."""
+    """Return whether it changes any weight matrix, so that a plain LoRA can hold some of it."""
     return bool(lora.layers) or any(_has_matrix(change) for change in lora.changes.values())
 
 
@@ -54,7 +54,7 @@ def needs_base(lora: Lora) -> bool:
 
 
 def plain_lora(concept: Concept) -> PlainLora:
-    """The plain LoRA of a concept that has one of any kind. Raises UserError where there is none without a base."""
+    """Convert the LoRA of a concept that has one of any kind. Raises UserError if that is impossible without a base."""
     lora, token = concept.lora, concept.token
     if not lora.changes:
         return PlainLora(lora)
@@ -75,14 +75,14 @@ def plain_lora(concept: Concept) -> PlainLora:
         )
     left_out = any(change.keys() & {"diff_b", "b_norm"} or not _has_matrix(change) for change in lora.changes.values())
     total = energies[1] + sum(_energy(layer) for layer in lora.layers.values())
-    kept = 1 - (energies[1] - energies[0]) / total if total else 1.0
-    return PlainLora(Lora(layers), float(kept), left_out)
+    kept_energy = 1 - (energies[1] - energies[0]) / total if total else 1.0
+    return PlainLora(Lora(layers), float(kept_energy), left_out)
 
 
 def plain_concept(concept: Concept) -> tuple[Concept, str]:
-    """The concept with a plain LoRA instead of its own, and what was lost by it, a sentence or "".
+    """Return the concept with a plain LoRA, and what the conversion lost as a sentence or "".
 
-    Raises UserError where there is none without a base.
+    Raises UserError if that is impossible without a base.
     """
     if concept.lora is None or not concept.lora.changes:
         return concept, ""
@@ -95,12 +95,12 @@ def _has_matrix(change: Change) -> bool:
 
 
 def _layer(change: Change, known: Shape | None) -> tuple[LoraLayer, np.ndarray]:
-    """The layer, and (energy kept, energy before). known: the weight's shape, since LoHa's and LoKr's may be flat."""
+    """Return the layer and (energy kept, energy before). known: the weight's shape; LoHa's and LoKr's may be flat."""
     weights = {key: value for key, value in change.items() if key not in ("diff_b", "b_norm")}
     rows, width = outline(weights)
     shape = known if known and (known[0], math.prod(known[1:])) == (rows, width) else None
-    if found := as_lora(weights, EXACT, shape):
-        layer = LoraLayer(*found, float(len(found[0])))
+    if factors := as_lora(weights, EXACT, shape):
+        layer = LoraLayer(*factors, float(len(factors[0])))
         return layer, np.full(2, _energy(layer))
     import torch
 
@@ -120,7 +120,7 @@ def _nearest(change: torch.Tensor) -> tuple[LoraLayer, np.ndarray]:
         u, s, v = u[:, :rank], s[:rank], v[:rank]
     else:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # the same file each time
+            torch.manual_seed(0)  # makes the output reproducible
             u, s, v = torch.svd_lowrank(flat, min(2 * rank, *flat.shape), niter=4)
         u, s, v = u[:, :rank], s[:rank], v[:, :rank].T
     half = s.sqrt()

@@ -1,8 +1,8 @@
-"""safetensors bytes: mistrusted before any is used, and written so that the same tensors give the same bytes.
+"""Validate safetensors bytes before use, and write them so that the same tensors give the same bytes.
 
 The format: 8 bytes, little-endian, the header's length N; N bytes of JSON; then the tensors' bytes (the payload)
-without hole or overlap. The safetensors library accepts duplicate keys, empty files, any names and any number of
-tensors; here the bounds are those that a concept can need, so that a bad file is refused at once and in words.
+without gap or overlap. The safetensors library accepts duplicate keys, empty files, any names and any number of
+tensors; the limits here are those that a concept can need, so that a bad file is refused at once, with its reason.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ..storage.file_types import recognise
 MAX_FILE_BYTES = 4_000_000_000  # bytes: a LoRA of all linear layers of SDXL of rank 256 takes 1.8 GB
 MAX_HEADER = 1_000_000  # bytes
 MAX_FOREIGN_HEADER = 4_000_000  # bytes: kohya's writer repeats every tag of every photo
-MAX_TENSORS = 16_384  # LoHa with DoRA on all layers of SDXL and its text encoders: 6 a layer
+MAX_TENSORS = 16_384  # LoHa with DoRA on all layers of SDXL and its text encoders has 6 a layer
 MAX_NAME_LENGTH = 256  # characters of a tensor's name
 DTYPE_BYTES = {"F16": 2, "BF16": 2, "F32": 4}  # bytes per number
 _SINGLE = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?", "F64": "<f8"}
-# Types that one number alone may have: trainers write alpha, or a switch, as PyTorch makes it of a Python number.
+# Types allowed for a single number: trainers write alpha, or a switch, in PyTorch's type for a Python number.
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: bytes begin..end of the payload."""
+    """One tensor's type, shape and place: bytes begin..end of the payload."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """A header that holds: every tensor in bounds, the payload filled exactly."""
+    """A validated header: every tensor is in bounds, and they fill the payload exactly."""
 
     metadata: dict[str, str]
     tensors: dict[str, TensorInfo]
@@ -47,7 +47,7 @@ class TensorLayout:
 
 
 def parse_layout(data: bytes, name: str, longest: int = MAX_HEADER) -> TensorLayout:
-    """The layout of a whole file, whose header has `longest` bytes at most.
+    """Parse the layout of a whole file, whose header has at most `longest` bytes.
 
     Raises UserError, naming the file `name` and what is wrong with it.
     """
@@ -55,7 +55,7 @@ def parse_layout(data: bytes, name: str, longest: int = MAX_HEADER) -> TensorLay
 
 
 def parse_head_layout(head: bytes, size: int, name: str, longest: int = MAX_HEADER) -> TensorLayout:
-    """The layout of a file of `size` bytes, from its first bytes; `head` must hold the header."""
+    """Parse the layout of a file of `size` bytes from its first bytes; `head` must hold the header."""
     try:
         length = header_length(head, size, longest)
         return _build_layout(_parse_header(head[8 : 8 + length]), 8 + length, size, ours=longest <= MAX_HEADER)
@@ -64,13 +64,13 @@ def parse_head_layout(head: bytes, size: int, name: str, longest: int = MAX_HEAD
 
 
 def not_read(head: bytes, size: int, name: str, problem: str) -> UserError:
-    """Why a file whose header cannot be read is refused: it is another kind of file, else `problem`."""
+    """Return the error for an unreadable header: the file is of another kind, or else `problem`."""
     kind = recognise(head, size)
     return damaged_file_error(name, problem) if kind.group in ("safetensors", "unknown") else kind.refusal(name)
 
 
 def header_length(head: bytes, size: int, longest: int = MAX_HEADER) -> int:
-    """Bytes of JSON that follow the first 8. Raises ValueError."""
+    """Return the number of JSON bytes that follow the first 8. Raises ValueError."""
     if len(head) < 8:
         raise ValueError("it is empty" if not head else "it ends early")
     length = int.from_bytes(head[:8], "little")
@@ -86,9 +86,9 @@ def damaged_file_error(name: str, problem: str) -> UserError:
 
 
 def _refuse_duplicate_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    if len(found := dict(pairs)) < len(pairs):
+    if len(values := dict(pairs)) < len(pairs):
         raise ValueError("a key stands twice in its JSON")
-    return found
+    return values
 
 
 def _refuse_constant(word: str) -> None:
@@ -107,7 +107,7 @@ _STRICT_DECODER = json.JSONDecoder(
 
 
 def parse_strict_json(text: str) -> object:
-    """JSON without NaN, Infinity, duplicate keys or bottomless nesting. Raises ValueError, short enough to show."""
+    """Parse JSON without NaN, Infinity, duplicate keys or deep nesting. Raises ValueError, short enough to show."""
     try:
         return _STRICT_DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -117,28 +117,28 @@ def parse_strict_json(text: str) -> object:
 
 
 def read_tensor(data: bytes, layout: TensorLayout, name: str) -> np.ndarray:
-    """One tensor, without copying it where the bytes will do: float16 and float32 stay, bfloat16 becomes float32."""
-    place = layout.tensors[name]
-    raw = memoryview(data)[layout.payload_start + place.begin : layout.payload_start + place.end]
-    return to_array(raw, place.dtype).reshape(place.shape)
+    """Return one tensor, uncopied where possible: float16 and float32 stay, bfloat16 becomes float32."""
+    info = layout.tensors[name]
+    raw = memoryview(data)[layout.payload_start + info.begin : layout.payload_start + info.end]
+    return to_array(raw, info.dtype).reshape(info.shape)
 
 
 def to_array(raw: bytes | memoryview, dtype: str) -> np.ndarray:
-    """Little-endian bytes as numbers, which nobody can write to; bfloat16 is widened to float32, exactly."""
-    if dtype == "BF16":  # numpy has none: it is a float32 without its lower half
+    """Return little-endian bytes as an array, read-only if uncopied; bfloat16 is widened to float32, exactly."""
+    if dtype == "BF16":  # numpy has no bfloat16: it is the upper half of a float32
         wide = np.frombuffer(raw, "<u2").astype("<u4")
         wide <<= 16
         return wide.view("<f4")
     if dtype in _SINGLE:
         return np.frombuffer(raw, _SINGLE[dtype]).astype(np.float32)
-    found = np.frombuffer(raw, {"F16": "<f2", "F32": "<f4"}[dtype])
-    return found if found.flags.aligned else found.copy()
+    array = np.frombuffer(raw, {"F16": "<f2", "F32": "<f4"}[dtype])
+    return array if array.flags.aligned else array.copy()
 
 
 def serialize(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> list[bytes | memoryview]:
-    """The parts of a file: its header (with its length), then its payload.
+    """Return the parts of a file: its header (with its length), then its payload.
 
-    float32 and float16 only; the order is the file's own.
+    tensors: float32 and float16 only. They are written in the order of `sort_tensors`.
     """
     tensors = sort_tensors(tensors)
     header: dict[str, object] = {"__metadata__": metadata}
@@ -149,18 +149,18 @@ def serialize(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> list[
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": offsets}
         position += tensor.nbytes
     raw = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)  # keeps the numbers aligned for programs that map the file
+    raw += b" " * (-len(raw) % 8)  # keeps the tensors aligned for programs that map the file
     return [len(raw).to_bytes(8, "little") + raw, *tensor_bytes(tensors)]
 
 
 def tensor_bytes(tensors: dict[str, np.ndarray]) -> list[memoryview]:
-    """The tensors' bytes in the file's order, little-endian; not copied where they lie so already."""
-    little = (each.astype(each.dtype.newbyteorder("<"), copy=False) for each in sort_tensors(tensors).values())
-    return [each.reshape(-1).view(np.uint8).data for each in little]
+    """Return the tensors' bytes in the file's order, little-endian; not copied where they already are."""
+    little = (tensor.astype(tensor.dtype.newbyteorder("<"), copy=False) for tensor in sort_tensors(tensors).values())
+    return [tensor.reshape(-1).view(np.uint8).data for tensor in little]
 
 
 def sort_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Wide numbers first, which keeps all aligned; then by name."""
+    """Sort tensors by type, the widest first, which keeps all aligned; then by name."""
     return dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
 
 
@@ -175,7 +175,7 @@ def _parse_header(raw: bytes) -> dict[str, object]:
 
 
 def _build_layout(header: dict[str, object], start: int, size: int, ours: bool) -> TensorLayout:
-    """ours: single numbers too must be of a type that `pack` writes."""
+    """Check a header and build its layout. ours: single numbers too must be of a type that `serialize` writes."""
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata are not all text")
@@ -185,10 +185,10 @@ def _build_layout(header: dict[str, object], start: int, size: int, ours: bool) 
         raise ValueError(f"it holds {len(header):,} tensors, more than {MAX_TENSORS:,}")
     tensors = {name: _parse_tensor_info(name, entry, ours) for name, entry in header.items()}
     position = 0
-    for name, place in sorted(tensors.items(), key=lambda item: item[1].begin):
-        if place.begin != position:
+    for name, info in sorted(tensors.items(), key=lambda item: item[1].begin):
+        if info.begin != position:
             raise ValueError(f"before tensor {printable(name)} there is a hole or an overlap")
-        position = place.end
+        position = info.end
     if start + position != size:
         raise ValueError("it ends early" if start + position > size else "bytes follow its last tensor")
     return TensorLayout(metadata, tensors, start)
@@ -215,7 +215,7 @@ def _parse_tensor_info(name: str, entry: object, ours: bool) -> TensorInfo:
 
 
 def _width(dtype: object, is_single: bool) -> int:
-    """Bytes of a number of that type; 0 where it is not read. is_single: a stranger's tensor of one number."""
+    """Return the bytes per number; 0 for an unsupported type. is_single: a foreign tensor of one number."""
     if not isinstance(dtype, str):
         return 0
     return np.dtype(_SINGLE[dtype]).itemsize if is_single and dtype in _SINGLE else DTYPE_BYTES.get(dtype, 0)

@@ -1,4 +1,4 @@
-"""The small picture in a concept's file. It is made from pixels only, so it carries nothing of the picture it shows."""
+"""The thumbnail in a concept's file. It is made from pixels only, so it carries no metadata of the original image."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_SIDE = 512  # pixels
-MAX_BYTES = 250_000  # in base64, a third of the header's limit
+MAX_BYTES = 250_000  # in base64 a third of the header's limit
 _MAX_PIXELS = 16_000_000
 _KINDS = {"PNG": "image/png", "JPEG": "image/jpeg", "WebP": "image/webp"}
 
 
 def make_thumbnail(picture: Image.Image, side: int = MAX_SIDE) -> bytes:
-    """A WebP of at most `side` pixels a side, without metadata."""
+    """Encode an image as a WebP of at most `side` pixels per side, without metadata."""
     from PIL import Image
 
     rgb = picture.convert("RGB")
     rgb.thumbnail((side, side))
     bare = Image.frombytes("RGB", rgb.size, rgb.tobytes())  # leaves EXIF, profile and text behind
-    for quality in (85, 60, 30):  # noise at 512 px can need more room than a header has
+    for quality in (85, 60, 30):  # noise at 512 px can exceed the header's limit
         out = io.BytesIO()
         bare.save(out, "WEBP", quality=quality, method=4)
         if out.tell() <= MAX_BYTES:
@@ -34,12 +34,12 @@ def make_thumbnail(picture: Image.Image, side: int = MAX_SIDE) -> bytes:
 
 
 def media_type(data: bytes) -> str | None:
-    """`image/webp` and so on, from the first bytes; None for what is no PNG, JPEG or WebP of at most 250 kB."""
+    """Return `image/webp` and so on from the first bytes; None for anything but a PNG, JPEG or WebP up to 250 kB."""
     return _KINDS.get(recognise(data).name) if len(data) <= MAX_BYTES else None
 
 
 def reencode_thumbnail(data: bytes, side: int = MAX_SIDE) -> bytes:
-    """A stranger's thumbnail, decoded under limits and made anew. Raises UserError where it is no picture."""
+    """Decode an untrusted thumbnail under limits and re-encode it. Raises UserError if it is no image."""
     from PIL import Image
 
     try:
@@ -48,7 +48,7 @@ def reencode_thumbnail(data: bytes, side: int = MAX_SIDE) -> bytes:
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
                 if picture.width * picture.height > _MAX_PIXELS:
                     raise ValueError("too many pixels")
-                picture.draft("RGB", (side, side))  # a large JPEG is decoded small
+                picture.draft("RGB", (side, side))  # a large JPEG is decoded at reduced size
                 return make_thumbnail(picture, side)
     except Exception as error:  # Pillow raises many kinds for broken files
         raise UserError("The thumbnail is not a PNG, JPEG or WebP picture that can be read.") from error

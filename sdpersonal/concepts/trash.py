@@ -1,6 +1,6 @@
-"""What was deleted from a library and can come back: `<library>/.trash/<when>-<number>/`, each a small library.
+"""The trash of a library: each deletion is a small library in `<library>/.trash/<time>-<number>/`.
 
-Deleting and bringing back rename whole files on one disk, so nothing is copied and no byte of them changes.
+Deleting and restoring rename whole files on one disk, so nothing is copied and no byte of them changes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DELETION_NAME = re.compile(r"(\d{8}T\d{6}Z)-[0-9a-f]{8}")
 
 @dataclass(frozen=True)
 class Deletion:
-    """What went together. name: what it is called when it is to come back; when: UTC."""
+    """Concepts that were deleted together. name: identifies it for `restore`; deleted_at: UTC."""
 
     name: str
     deleted_at: datetime
@@ -45,11 +45,11 @@ class Trash:
         self.folder = library.folder / TRASH_FOLDER
 
     def list(self) -> list[Deletion]:
-        """What can come back, newest first."""
+        """List the deletions that can be restored, newest first."""
         return [deletion for name in reversed(self._names()) if (deletion := self._read(name)).entries]
 
     def put(self, token: Token, all_versions: bool = False) -> Deletion:
-        """Delete a concept as `Library.remove` does, for as long as `KEPT` with a way back; older ones go for good."""
+        """Delete like `Library.remove`, restorable for `RETENTION`; purge older deletions."""
         name = f"{datetime.now(UTC).strftime(_TIME_FORMAT)}-{secrets.token_hex(4)}"
         storage.resolve_inside(self.library.folder, TRASH_FOLDER)  # a link must not take the file elsewhere
         self.library.remove(token, all_versions, into=Library(self.folder / name))
@@ -57,7 +57,7 @@ class Trash:
         return self._read(name)
 
     def restore(self, name: str) -> list[Token]:
-        """Bring a deletion back, to the bit. Raises UserError, moving nothing, where a place is taken."""
+        """Restore a deletion's unchanged files. Raises UserError, moving nothing, if a token is taken."""
         with self.library.write_lock():
             deletion = self._read(name)
             for token in deletion.tokens:
@@ -70,46 +70,46 @@ class Trash:
         return deletion.tokens
 
     def find_deletion(self, token: Token) -> Deletion:
-        """The newest deletion in which there is what `token` means."""
+        """Return the newest deletion that contains `token`."""
         for deletion in self.list():
-            if any(token.matches(each) for each in deletion.tokens):
+            if any(token.matches(deleted) for deleted in deletion.tokens):
                 return deletion
         raise UserError(f"No {token} was deleted here in the last {RETENTION.days} days.")
 
     def empty(self, older: timedelta = timedelta(0)) -> int:
-        """Delete for good what was deleted so long ago; return how many concepts that were."""
-        gone, now = 0, datetime.now(UTC)
+        """Delete permanently what was deleted at least `older` ago; return the number of concepts."""
+        deleted, now = 0, datetime.now(UTC)
         with self.library.write_lock():
             storage.remove_leftovers(self.folder)
             for name in self._names():
                 deletion = self._read(name)
                 if now - deletion.deleted_at >= older or not deletion.entries:
                     self._discard(deletion)
-                    gone += len(deletion.entries)
-        return gone
+                    deleted += len(deletion.entries)
+        return deleted
 
     def _names(self) -> list[str]:
         if not self.folder.is_dir():
             return []
         return sorted(
-            each.name
-            for each in os.scandir(self.folder)
-            if _deletion_time(each.name) and each.is_dir(follow_symlinks=False)
+            entry.name
+            for entry in os.scandir(self.folder)
+            if _deletion_time(entry.name) and entry.is_dir(follow_symlinks=False)
         )
 
     def _read(self, name: str) -> Deletion:
-        when = _deletion_time(name)
-        if not when or not (place := storage.resolve_inside(self.library.folder, TRASH_FOLDER, name)).is_dir():
+        deleted_at = _deletion_time(name)
+        if not deleted_at or not (folder := storage.resolve_inside(self.library.folder, TRASH_FOLDER, name)).is_dir():
             raise UserError(f"{printable(str(name))} is not in the trash any more.")
-        return Deletion(name, when, tuple(Library(place).list()))
+        return Deletion(name, deleted_at, tuple(Library(folder).list()))
 
     def _discard(self, deletion: Deletion) -> None:
         storage.remove(self.folder / deletion.name)
 
 
 def _deletion_time(name: object) -> datetime | None:
-    """When that was deleted; None for what is no deletion's name."""
+    """Return the time in a deletion's name; None for any other name."""
     with suppress(ValueError):
-        if isinstance(name, str) and (found := _DELETION_NAME.fullmatch(name)):
-            return datetime.strptime(found[1], _TIME_FORMAT).replace(tzinfo=UTC)
+        if isinstance(name, str) and (match := _DELETION_NAME.fullmatch(name)):
+            return datetime.strptime(match[1], _TIME_FORMAT).replace(tzinfo=UTC)
     return None

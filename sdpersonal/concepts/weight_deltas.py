@@ -1,9 +1,9 @@
-"""What a change that is not a plain LoRA makes of a layer's weight and bias, in fp32.
+"""Compute the fp32 change of a layer's weight and bias for changes that are not a plain LoRA.
 
-Strength is not applied here: drawing takes W + s (W' - W), as A1111 and ComfyUI do, for every form alike. Formulas are
+Strength is not applied here: generation uses W + s (W' - W), as A1111 and ComfyUI do, for every form. The formulas are
 those of LyCORIS (`functional/*.py`, `modules/*.py`) and PEFT (`tuners/oft/layer.py`, `tuners/lora/dora.py`), from the
-papers that `changes` names. Where programs differ: DoRA of rows takes the norm of the changed weight, as LyCORIS and
-PEFT do (ComfyUI takes the bare weight's).
+papers that `layer_changes` names. Where programs differ, DoRA of rows takes the norm of the changed weight, as LyCORIS
+and PEFT do (ComfyUI takes the bare weight's).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from .layer_changes import Change, block_size, form, number, scale_of
 
-_NEUMANN = 5  # terms of PEFT's series, where a file does not say
+_NEUMANN = 5  # terms of PEFT's Neumann series where a file does not give a number
 
 
 def weight_change(change: Change, weight: Tensor) -> Tensor | None:
-    """W' - W, fp32, in the shape of `weight` and on its device; None where only the bias changes.
+    """Return W' - W, fp32, in the shape of `weight` and on its device; None where only the bias changes.
 
-    The tensors must be sound (`changes.problem`) and fit the weight (`changes.fits`).
+    The tensors must have passed `layer_changes.problem` and fit the weight (`layer_changes.fits`).
     """
     name = form(change)
     if name == "bias":
@@ -33,7 +33,7 @@ def weight_change(change: Change, weight: Tensor) -> Tensor | None:
 
 
 def bias_change(change: Change, bias: Tensor) -> Tensor | None:
-    """What is added to the bias, fp32; None where it stays."""
+    """Return the fp32 change of the bias; None where the bias stays the same."""
     values = next((change[key] for key in ("diff_b", "b_norm") if key in change), None)
     if values is not None:
         return torch.tensor(values, dtype=torch.float32, device=bias.device)
@@ -80,7 +80,7 @@ _PLAIN = {"LoRA": _lora, "LoHa": _loha, "LoKr": _lokr, "full": lambda parts: par
 
 
 def _dora(weight: Tensor, plain: Tensor, scale: Tensor) -> Tensor:
-    """scale (1, in[, 1, 1]): lengths of columns, over all axes but the input's; else (out, ...): lengths of rows."""
+    """Apply DoRA. scale (1, in[, 1, 1]): norms of columns, over all axes but the input's; (out, ...): norms of rows."""
     moved = weight + plain
     if scale.shape[0] == 1 and weight.shape[0] != 1:
         axes = [axis for axis in range(weight.ndim) if axis != 1]
@@ -91,7 +91,7 @@ def _dora(weight: Tensor, plain: Tensor, scale: Tensor) -> Tensor:
     return moved * (scale.reshape(shape) / (lengths + torch.finfo(torch.float32).eps)) - weight
 
 
-# --- changes of the weight that is there ------------------------------------------------------------------------------
+# --- changes that depend on the weight --------------------------------------------------------------------------------
 
 
 def _set(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
@@ -112,7 +112,7 @@ def _glora(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
 
 
 def _oft(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
-    """Rotations of what comes out: R^T W by blocks; of BOFT, in stages that pair rows further and further apart."""
+    """Rotate the outputs: R^T W by blocks; BOFT does so in stages that pair rows further and further apart."""
     blocks = parts["oft_blocks"]  # (n, b, b), or (m, n, b, b)
     rotations = _cayley(_bounded(blocks - blocks.mT, number(change, "alpha") * len(weight)))
     turned = weight.flatten(1)
@@ -128,7 +128,7 @@ def _oft(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
 
 
 def _butterfly(rows: Tensor, rotation: Tensor, apart: int) -> Tensor:
-    """One stage: rotation (n, b, b) of rows (out, in), which are put so that those `apart` from each other are near."""
+    """Apply one BOFT stage: rotation (n, b, b) of rows (out, in), permuted so that rows `apart` places apart adjoin."""
     order = torch.arange(len(rows), device=rows.device).view(-1, 2, apart).transpose(1, 2).flatten()
     turned = (rotation @ rows[order].view(*rotation.shape[:2], -1)).reshape(rows.shape)
     back = torch.empty_like(turned)
@@ -137,21 +137,21 @@ def _butterfly(rows: Tensor, rotation: Tensor, apart: int) -> Tensor:
 
 
 def _bounded(skew: Tensor, most: float) -> Tensor:
-    """Skew matrices of a norm, all together, of `most` at most; 0 is no bound (kohya's and LyCORIS' constraint)."""
+    """Scale skew matrices to a joint norm of at most `most`; 0 means no bound (kohya's and LyCORIS' constraint)."""
     norm = float(torch.linalg.vector_norm(skew)) + 1e-8
     return skew * (most / norm) if 0 < most < norm else skew
 
 
 def _cayley(skew: Tensor) -> Tensor:
-    """(I + Q) (I - Q)^-1."""
+    """Return the Cayley transform (I + Q) (I - Q)^-1."""
     eye = torch.eye(skew.shape[-1], device=skew.device)
     return torch.linalg.solve(eye - skew, eye + skew, left=False)
 
 
 def _inner_oft(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
-    """Rotations of what goes in, x R by blocks: W R^T. One block alone stands for all.
+    """Rotate the inputs, x R by blocks: W R^T. A single block is used for all.
 
-    PEFT's series of Neumann comes near (I + Q) (I - Q)^-1; without it PEFT takes (I - Q) (I + Q)^-1, the other way.
+    PEFT's Neumann series approximates (I + Q) (I - Q)^-1; without it PEFT uses the inverse, (I - Q) (I + Q)^-1.
     """
     triangles = parts["oft_R.weight"]
     size = block_size(triangles.shape[1])
@@ -167,7 +167,7 @@ def _inner_oft(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tens
 
 
 def _neumann(skew: Tensor, terms: int) -> Tensor:
-    """I + 2 Q + 2 Q^2 + ... + Q^(terms - 1): the last power counts once, and is the third at least, as PEFT has it."""
+    """Return I + 2 Q + 2 Q^2 + ... + Q^(terms - 1). As in PEFT the last power counts once and is the third at least."""
     total = torch.eye(skew.shape[-1], device=skew.device).expand_as(skew).clone()
     if terms > 1:
         total = total + 2 * skew

@@ -1,4 +1,4 @@
-"""What a picture was drawn from: kept inside it, read back from it, and from other programs' pictures."""
+"""Generation metadata of images: write and read our recipes, and read other programs' metadata."""
 
 from .parameters import Foreign
 from .read_recipe import MAX_IMAGE_BYTES, read_recipe

@@ -1,12 +1,12 @@
-"""What ComfyUI drew, found by walking its graph from the saved picture back to the empty latent image.
+"""Read ComfyUI's parameters by walking its graph from the saved image back to the empty latent image.
 
     SaveImage <- VAEDecode <- KSampler <- EmptyLatentImage
                               KSampler <- CLIPTextEncode <- CLIPSetLastLayer
                               KSampler <- LoraLoader <- CheckpointLoaderSimple
 
-Nodes are known by what goes into them, so that those of packs (Efficiency, rgthree, Impact, Inspire, Comfyroll,
-pysssss, Easy-Use) are read like ComfyUI's own: a sampler is what has a seed, prompts and a latent image. Nothing is
-run. A walk visits each node once, and `_STEPS` of them at most.
+Nodes are recognised by their inputs, so that those of packs (Efficiency, rgthree, Impact, Inspire, Comfyroll, pysssss,
+Easy-Use) are read like ComfyUI's own: a sampler is a node with a seed, prompts and a latent image. Nothing is executed.
+A walk visits each node once, and at most `_STEPS` nodes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .comfyui_graph import Graph, Link, Node
 from .parameters import Parameters, Unreadable, base_name, number
 from .prompt_syntax import Network
 
-_STEPS = 2000  # nodes of one walk
-_DEEP = 60  # nodes in a row
+_STEPS = 2000  # nodes visited in one walk
+_DEEP = 60  # length of a chain of nodes
 _SAVES, _SHOWS = re.compile("save", re.IGNORECASE), re.compile("save|preview", re.IGNORECASE)
 _PICTURES = ("images", "image", "pixels", "samples", "latent_image", "latent", "latents", "optional_latent_image")
 _PICTURES += ("upscaled_image", "input_image", "destination", "samples_to", "image1", "IMAGE", "LATENT", "input", "any")
@@ -56,7 +56,10 @@ _STRENGTHS += ("lora_wt", "model_str", "weight")
 
 @dataclass
 class _Prompt:
-    """Texts of one side, in order; clip_skip: as A1111 counts; sure: whether only nodes that are known gave them."""
+    """Texts of the positive or negative prompt, in order.
+
+    clip_skip: as A1111 counts; sure: false if a node that makes random or generated text is among their sources.
+    """
 
     texts: list[str] = field(default_factory=list)
     clip_skip: int | None = None
@@ -70,7 +73,7 @@ class _Prompt:
 
 @dataclass
 class _Way:
-    """From a saved picture back to where it began. path: its nodes in that order; samplers: those that are."""
+    """The way from a saved image back to its start. path: its nodes in that order; samplers: those among them."""
 
     output: Node
     path: list[Node]
@@ -78,34 +81,34 @@ class _Way:
 
 
 def comfyui(graph: Graph, text: str, picture_size: tuple[int, int] | None = None) -> tuple[Parameters, bool]:
-    """What the graph says, and whether its prompt is sure. Raises Unreadable where it draws nothing from words.
+    """Return the graph's parameters and whether its prompt is sure. Raises Unreadable without a prompted sampler.
 
-    picture_size: of the picture in which it stands, which tells several saved pictures apart.
+    picture_size: the size of the image that holds the graph, which tells several saved images apart.
     """
     walk = _Walk(graph)
     ways = [way for way in map(walk.way, walk.outputs()) if way.samplers]
     if not ways:
         raise Unreadable("ComfyUI", "its graph has no sampler that leads to a saved picture")
     saved = [way for way in ways if _SAVES.search(way.output.type)]
-    ways = saved or ways  # what is only shown is in no file
+    ways = saved or ways  # an image that is only previewed is in no file
     way = next((way for way in ways if picture_size and walk.sizes(way)[-1] == picture_size), ways[0])
     of_its_size = picture_size is not None and walk.sizes(way)[-1] == picture_size
-    said = Parameters("ComfyUI", text, syntax="comfyui", naming="comfyui")
-    if len({id(each.samplers[0]) for each in ways}) > 1:
+    parameters = Parameters("ComfyUI", text, syntax="comfyui", naming="comfyui")
+    if len({id(candidate.samplers[0]) for candidate in ways}) > 1:
         which = "first that has its size" if of_its_size else "first of them"
-        said.notes.append(f"Its graph saves several pictures; this was read as the {which}.")
+        parameters.notes.append(f"Its graph saves several pictures; this was read as the {which}.")
     first, last = way.samplers[-1], way.samplers[0]
     positive, negative = walk.prompt(first, "positive"), walk.prompt(first, "negative")
     if not positive.text:
         raise Unreadable("ComfyUI", "its graph has no words for its sampler")
-    said.prompt, said.negative = positive.text, negative.text
-    _numbers(walk, first, positive, said)
-    _passes(walk, way, said)
-    said.model, said.networks = walk.weights(first)
-    said.notes += positive.notes + negative.notes
+    parameters.prompt, parameters.negative = positive.text, negative.text
+    _numbers(walk, first, positive, parameters)
+    _passes(walk, way, parameters)
+    parameters.model, parameters.networks = walk.weights(first)
+    parameters.notes += positive.notes + negative.notes
     if last is not first and walk.prompt(last, "positive").text not in ("", positive.text):
-        said.notes.append("Its second pass had other words, which are left out.")
-    return said, positive.sure and negative.sure
+        parameters.notes.append("Its second pass had other words, which are left out.")
+    return parameters, positive.sure and negative.sure
 
 
 def _numbers(walk: _Walk, sampler: Node, positive: _Prompt, said: Parameters) -> None:
@@ -121,61 +124,66 @@ def _numbers(walk: _Walk, sampler: Node, positive: _Prompt, said: Parameters) ->
 
 
 def _passes(walk: _Walk, way: _Way, said: Parameters) -> None:
-    """Size, enlargement, denoising strength, and where it began."""
+    """Set size, hires scale, denoising strength, and whether it began from another image."""
     first, last = way.samplers[-1], way.samplers[0]
-    before, at_last, after = walk.sizes(way)
-    begin = way.path[-1]
-    if before:
-        said.values["size"] = f"{before[0]}x{before[1]}"
-    begun = "image" in begin.inputs and not isinstance(begin.inputs["image"], Link)
-    begun = begun or bool(re.search(r"load.*image|image.*load|LoadImage", begin.type))
+    first_size, last_size, final_size = walk.sizes(way)
+    start = way.path[-1]
+    if first_size:
+        said.values["size"] = f"{first_size[0]}x{first_size[1]}"
+    from_image = "image" in start.inputs and not isinstance(start.inputs["image"], Link)
+    from_image = from_image or bool(re.search(r"load.*image|image.*load|LoadImage", start.type))
     change = walk.change(first)
-    if begun:
+    if from_image:
         said.img2img = True
-        said.values.pop("size", None)  # the start picture's own
+        said.values.pop("size", None)  # it is the init image's
         if change:
             said.values["change"] = change
     if last is not first and walk.adds_noise(last):
-        if before and at_last and abs(at_last[0] / before[0] - at_last[1] / before[1]) < 0.03 and not begun:
-            times = round(at_last[0] / before[0], 3)
-            if times > 1:
-                said.values |= {"enlarge": times, "change": walk.change(last) or 0.6}
+        if (
+            first_size
+            and last_size
+            and abs(last_size[0] / first_size[0] - last_size[1] / first_size[1]) < 0.03
+            and not from_image
+        ):
+            scale = round(last_size[0] / first_size[0], 3)
+            if scale > 1:
+                said.values |= {"enlarge": scale, "change": walk.change(last) or 0.6}
         if "enlarge" not in said.values:
             said.notes.append(f"It was drawn in {len(way.samplers)} passes, of which the first is taken.")
     elif last is not first:
         said.notes.append("Its last steps were drawn by another sampler, often a refiner's, which is left out.")
-    if at_last and after and after != at_last:
-        said.notes.append(f"It was enlarged to {after[0]}x{after[1]} afterwards, which is not done here.")
+    if last_size and final_size and final_size != last_size:
+        said.notes.append(f"It was enlarged to {final_size[0]}x{final_size[1]} afterwards, which is not done here.")
     batch = next((walk.number(node, "batch_size") for node in way.path if "batch_size" in node.inputs), None)
     if isinstance(batch, int | float) and batch > 1:
         said.notes.append(f"It is one of {batch:g} pictures of one seed; the first of them begins from this noise.")
-    repaired = [
+    detailers = [
         node.type for node in way.path if node not in way.samplers and {"seed", "positive"} <= node.inputs.keys()
     ]
-    if repaired:
+    if detailers:
         said.notes.append(
-            f"Parts of it were drawn again ({printable(', '.join(repaired), 60)}), which is not done here."
+            f"Parts of it were drawn again ({printable(', '.join(detailers), 60)}), which is not done here."
         )
 
 
 class _Walk:
-    """Questions to a graph. Each is answered within bounds whatever the graph is, cycles too."""
+    """Queries on a graph. Each is bounded for any graph, even one with cycles."""
 
     def __init__(self, graph: Graph):
         self.graph = graph
         self._used = {link.node for node in graph.values() for _, link in node.links()}
 
-    # --- from the saved picture back --------------------------------------------------------------------------------
+    # --- from the saved image back ----------------------------------------------------------------------------------
 
     def outputs(self) -> list[Node]:
-        """Nodes that save or show a picture: savers first, in the order of the graph, 20 at most."""
+        """List up to 20 nodes that save or preview an image: save nodes first, in the order of the graph."""
         ends = [
             node
             for node in self.graph.values()
             if any(isinstance(node.inputs.get(name), Link) for name in ("images", "image"))
             and (node.id not in self._used or _SHOWS.search(node.type))
         ]
-        if not ends:  # what was saved by whoever asked for it, through ComfyUI's API
+        if not ends:  # a client of ComfyUI's API saved the image itself
             ends = [node for node in self.graph.values() if node.id not in self._used and "samples" in node.inputs]
         ends.sort(key=lambda node: not _SAVES.search(node.type))
         return ends[:20]
@@ -188,7 +196,7 @@ class _Walk:
             seen.add(node.id)
             path.append(node)
             node = self._picture_before(node)
-        return _Way(output, path, [each for each in path if self.is_sampler(each)])
+        return _Way(output, path, [step for step in path if self.is_sampler(step)])
 
     def is_sampler(self, node: Node) -> bool:
         inputs = node.inputs
@@ -211,7 +219,7 @@ class _Walk:
         return self.graph.get(links[0].node) if len(links) == 1 else None
 
     def _chosen(self, node: Node) -> list[str]:
-        """The inputs that a switch hands on: the selected one; of rgthree's, the first that there is."""
+        """List the inputs that a switch passes on: the selected one; for rgthree's, the first that is connected."""
         if not re.search("switch", node.type, re.IGNORECASE):
             return []
         select = self._scalar(node.inputs.get("select", node.inputs.get("Input")), "select")
@@ -219,7 +227,7 @@ class _Walk:
         return [f"input{select}", f"image{select}", f"latent{select}", *others]
 
     def sizes(self, way: _Way) -> tuple[tuple[int, int] | None, tuple[int, int] | None, tuple[int, int] | None]:
-        """Of what the first sampler drew, of what the last did, and of the picture; None where it cannot be told."""
+        """Return the image sizes after the first sampler, after the last, and at the end; None if unknown."""
         size: tuple[int, int] | None = None
         drawn: list[tuple[int, int] | None] = []
         for node in reversed(way.path):
@@ -230,8 +238,8 @@ class _Walk:
 
     def _size_after(self, node: Node, size: tuple[int, int] | None) -> tuple[int, int] | None:
         text = node.inputs.get("dimensions", node.inputs.get("resolution"))
-        if isinstance(text, str) and (found := re.match(r"\s*([0-9]{2,5})\s*[x×*]\s*([0-9]{2,5})", text)):
-            return int(found[1]), int(found[2])
+        if isinstance(text, str) and (match := re.match(r"\s*([0-9]{2,5})\s*[x×*]\s*([0-9]{2,5})", text)):
+            return int(match[1]), int(match[2])
         for pair in (("width", "height"), ("empty_latent_width", "empty_latent_height")):
             if set(pair) <= node.inputs.keys() and not self.is_sampler(node):
                 width, height = (self._scalar(node.inputs[name], name) for name in pair)
@@ -242,7 +250,7 @@ class _Walk:
         if size and isinstance(factor, int | float) and 0 < factor <= 16:
             return round(size[0] * factor), round(size[1] * factor)
         if "upscale_model" in node.inputs and "upscale_by" not in node.inputs:
-            return None  # how many times larger is the model's
+            return None  # the factor depends on the upscale model
         return size
 
     # --- values ------------------------------------------------------------------------------------------------------
@@ -255,15 +263,15 @@ class _Walk:
         return value if isinstance(value, str) else ""
 
     def _value(self, node: Node, names: tuple[str, ...]) -> Any:
-        """Of the first of these inputs that has one; else that of the nodes that are parts of it."""
-        for each in self._with_parts(node):
+        """Return the value of the first of these inputs that has one, of the node or of its parts."""
+        for part in self._with_parts(node):
             for name in names:
-                if name in each.inputs and (value := self._scalar(each.inputs[name], name)) is not None:
+                if name in part.inputs and (value := self._scalar(part.inputs[name], name)) is not None:
                     return value
         return None
 
     def _with_parts(self, node: Node) -> Iterator[Node]:
-        """The node, and those that bring it its noise, guider, sampler, sigmas, or what a pipe holds; each once."""
+        """Yield the node, and the nodes behind its noise, guider, sampler, sigmas and pipes, each once."""
         waiting, seen = [node], {node.id}
         while waiting and len(seen) < _DEEP:
             node = waiting.pop(0)
@@ -275,7 +283,7 @@ class _Walk:
                     waiting.append(self.graph[link.node])
 
     def _scalar(self, value: Any, name: str) -> Any:
-        """A value, wherever a link leads for it; None for anything but a number and a text."""
+        """Return a value, following links to it; None for anything but a number or a text."""
         for _ in range(_DEEP):
             if not isinstance(value, Link):
                 break
@@ -298,13 +306,13 @@ class _Walk:
             )
             if name in ("width", "height") and {"width", "height"} <= node.inputs.keys():
                 names = ("width", "height")[value.slot : value.slot + 1] or names
-            held = next((node.inputs[key] for key in names if key in node.inputs), None)
+            literal = next((node.inputs[key] for key in names if key in node.inputs), None)
             links = [link for _, link in node.links()]
-            value = held if held is not None else links[0] if len(links) == 1 else None
+            value = literal if literal is not None else links[0] if len(links) == 1 else None
         return value if isinstance(value, int | float | str) and not isinstance(value, bool) else None
 
     def change(self, sampler: Node) -> float | None:
-        """Its denoising strength, of KSamplerAdvanced by the steps that it leaves out; None for a whole drawing."""
+        """Return the denoising strength, for KSamplerAdvanced from the skipped steps; None for full denoising."""
         strength = self.number(sampler, "denoise", "denoise_strength", "strength")
         start, steps = self.number(sampler, "start_at_step"), self.number(sampler, "steps")
         if isinstance(start, int) and isinstance(steps, int) and 0 < start < steps:
@@ -317,25 +325,25 @@ class _Walk:
         return not (value in ("disable", False) or (noise and noise.type == "DisableNoise"))
 
     def schedule_node(self, sampler: Node) -> str:
-        """The schedule that a node stands for by its own name: KarrasScheduler."""
+        """Return the schedule that a scheduler node's type names, such as KarrasScheduler."""
         link = sampler.inputs.get("sigmas")
         node = self.graph.get(link.node) if isinstance(link, Link) else None
-        found = re.fullmatch(r"(\w+)Scheduler", node.type) if node else None
-        return found[1] if found and found[1] != "Basic" else ""
+        match = re.fullmatch(r"(\w+)Scheduler", node.type) if node else None
+        return match[1] if match and match[1] != "Basic" else ""
 
-    # --- words -------------------------------------------------------------------------------------------------------
+    # --- prompts -----------------------------------------------------------------------------------------------------
 
     def prompt(self, sampler: Node, side: str) -> _Prompt:
-        """side: positive or negative."""
-        found = _Prompt()
+        """Collect the texts of a sampler's prompt. side: positive or negative."""
+        prompt = _Prompt()
         if (start := self._start(sampler, side)) is not None:
-            self._embeds_cache(*start, found, set())
-        if len(dict.fromkeys(found.texts)) > 1:
-            found.notes.append(f"Several {side} prompts are combined in it; here they are one, with commas.")
-        return found
+            self._embeds_cache(*start, prompt, set())
+        if len(dict.fromkeys(prompt.texts)) > 1:
+            prompt.notes.append(f"Several {side} prompts are combined in it; here they are one, with commas.")
+        return prompt
 
     def _start(self, sampler: Node, side: str) -> tuple[Link, str] | None:
-        """Where a sampler's words come from: its own input, that of a part, or a part that holds them as texts."""
+        """Return the origin of a sampler's prompt: its own input, a part's input, or a part that holds the text."""
         names = (side, *(("conditioning", "cond1") if side == "positive" else ()), "text_embeds")
         for node in self._with_parts(sampler):
             for name in names:
@@ -357,14 +365,16 @@ class _Walk:
         if "control_net" in node.inputs:
             found.notes.append("A ControlNet guided it, which is not here.")
         if isinstance(node.inputs.get("positive"), Link) and isinstance(node.inputs.get("negative"), Link):
-            side = "negative" if link.slot == 1 else "positive"  # such as ControlNetApplyAdvanced
+            side = (
+                "negative" if link.slot == 1 else "positive"
+            )  # a node with both sides, such as ControlNetApplyAdvanced
         onward = [value for name, value in node.links() if name in (side, *_CONDITIONS) and not self._gives_text(value)]
         if onward and "clip" not in node.inputs:
-            for each in onward:
-                self._embeds_cache(each, side, found, seen)
+            for next_link in onward:
+                self._embeds_cache(next_link, side, found, seen)
             return
         texts = self._texts(node, side, found)
-        if not texts:  # a node that is not known, with one way on
+        if not texts:  # an unknown node with a single input
             links = [value for _, value in node.links()]
             if len(links) == 1:
                 self._embeds_cache(links[0], side, found, seen)
@@ -377,7 +387,7 @@ class _Walk:
         return node is not None and "clip" not in node.inputs and bool(self._own_text(node))
 
     def _texts(self, node: Node, side: str, found: _Prompt) -> list[str]:
-        """What an encoder encodes: its own texts or those that links bring."""
+        """Return the texts of a text encoder: its own values or those behind links."""
         sides = (side, f"text_{side}", f"{side}_prompt", f"{side}_text", f"{side}_g", f"text_{side}_g")
         names = [*sides, *_TEXTS] if any(name in node.inputs for name in sides) else list(_TEXTS)
         values = [(name, node.inputs[name]) for name in names if name in node.inputs]
@@ -389,7 +399,7 @@ class _Walk:
         return [text for text in texts if text]
 
     def _string(self, value: Any, side: str, found: _Prompt, seen: set[str]) -> str:
-        """A text, through nodes that hold, show, or join texts."""
+        """Return a text, following nodes that hold, show, or join texts."""
         if isinstance(value, str):
             return value
         node = self.graph.get(value.node) if isinstance(value, Link) else None
@@ -399,21 +409,21 @@ class _Walk:
         if _WILD.search(node.type):
             found.sure = False
         if _JOINS.search(node.type):
-            between = node.inputs.get("delimiter", node.inputs.get("separator", ""))
-            between = between.replace("\\n", "\n") if isinstance(between, str) else ""
-            keys = [name for name in node.inputs if _STRINGS.match(name)]
-            parts = [self._string(node.inputs[name], side, found, seen) for name in keys]
-            return (between or " ").join(part for part in parts if part)[:100_000]
+            separator = node.inputs.get("delimiter", node.inputs.get("separator", ""))
+            separator = separator.replace("\\n", "\n") if isinstance(separator, str) else ""
+            names = [name for name in node.inputs if _STRINGS.match(name)]
+            parts = [self._string(node.inputs[name], side, found, seen) for name in names]
+            return (separator or " ").join(part for part in parts if part)[:100_000]
         if (branch := self._branch(node)) is not None:
             return self._string(branch, side, found, seen)
-        own = self._own_text(node, side)
-        if isinstance(own, str):
-            return own
-        links = [own] if isinstance(own, Link) else [link for _, link in node.links()][:1]
+        text = self._own_text(node, side)
+        if isinstance(text, str):
+            return text
+        links = [text] if isinstance(text, Link) else [link for _, link in node.links()][:1]
         return self._string(links[0], side, found, seen) if links else ""
 
     def _branch(self, node: Node) -> Any:
-        """What ComfyUI's own switch hands on, None for any other node."""
+        """Return the input that ComfyUI's own switch passes on, or None for any other node."""
         if not {"on_true", "on_false", "switch"} <= node.inputs.keys():
             return None
         condition = node.inputs["switch"]
@@ -431,7 +441,7 @@ class _Walk:
         return None
 
     def _clip_skip(self, node: Node) -> int | None:
-        """As A1111 counts: 2 for `stop_at_clip_layer` -2."""
+        """Return clip skip as A1111 counts: 2 for `stop_at_clip_layer` -2."""
         seen: set[str] = set()
         while node is not None and node.id not in seen and len(seen) < _DEEP:
             seen.add(node.id)
@@ -445,7 +455,7 @@ class _Walk:
     # --- weights -----------------------------------------------------------------------------------------------------
 
     def weights(self, sampler: Node) -> tuple[str, list[Network]]:
-        """The model's name, and the LoRAs on the way to it, the nearest to the model first."""
+        """Return the model's name and the LoRAs on the way to it, the nearest to the model first."""
         model, networks = "", []
         waiting, seen = [sampler], {sampler.id}
         while waiting and len(seen) < _STEPS:
@@ -470,17 +480,17 @@ _CLIPS = ("clip", "opt_clip", "CLIP", "clip1")
 
 
 def _loras(walk: _Walk, node: Node) -> Iterator[Network]:
-    """Those that a node applies: one, a numbered list, or rgthree's objects."""
+    """Yield the LoRAs that a node applies: a single one, a numbered list, or rgthree's objects."""
     count = node.inputs.get("lora_count", node.inputs.get("num_loras"))
     for key, value in node.inputs.items():
         if isinstance(value, dict) and isinstance(value.get("lora"), str):
             if value.get("on", True) and value["lora"] != "None":
                 yield Network("LoRA", base_name(value["lora"]), _finite(value.get("strength", 1)))
             continue
-        found = _LORA_KEY.match(key) if isinstance(value, str) else None
-        if not found or value in ("", "None"):
+        match = _LORA_KEY.match(key) if isinstance(value, str) else None
+        if not match or value in ("", "None"):
             continue
-        digits = found[1] or found[2] or ""
+        digits = match[1] or match[2] or ""
         off = node.inputs.get(f"switch_{digits}") in ("Off", False) if digits else False
         if off or (digits and isinstance(count, int) and int(digits) > count):
             continue

@@ -1,8 +1,8 @@
-"""ComfyUI's two graphs as one: nodes by their ids, whose inputs are values or links to other nodes' outputs.
+"""Parse ComfyUI's two kinds of graph into one form: nodes by id, with values or links to other nodes as inputs.
 
-`prompt` is what was run: `{"3": {"class_type": "KSampler", "inputs": {"seed": 5, "model": ["4", 0]}}}`. `workflow` is
-what stood on the canvas: a list of nodes with `widgets_values` in the order of the node's widgets, and a table of
-links. Since 2025 a node's type can be the id of a subgraph, whose nodes and links stand in `definitions`. Sources:
+`prompt` is the executed graph: `{"3": {"class_type": "KSampler", "inputs": {"seed": 5, "model": ["4", 0]}}}`.
+`workflow` is the canvas: a list of nodes with `widgets_values` in the order of the node's widgets, and a table of
+links. Since 2025 a node's type can be the id of a subgraph, whose nodes and links are in `definitions`. Sources:
 `execution.py`, `nodes.py` of ComfyUI; `LGraph.serialize`, `Subgraph` and `graphToPrompt` of its frontend.
 """
 
@@ -15,9 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_NODES = 5000
-_CONTROLS = ("fixed", "increment", "decrement", "randomize")  # of a seed's widget, behind the seed
+_CONTROLS = (
+    "fixed",
+    "increment",
+    "decrement",
+    "randomize",
+)  # values of a seed's control widget, which follows the seed
 _MUTED, _BYPASSED = 2, 4  # modes of a node on the canvas
-_WIDGETS = {  # type -> names of the widgets, in order, where the node does not name them itself
+_WIDGETS = {  # type -> names of its widgets in order, for nodes that do not store the names
     "KSampler": "seed steps cfg sampler_name scheduler denoise",
     "KSamplerAdvanced": "add_noise noise_seed steps cfg sampler_name scheduler start_at_step end_at_step "
     "return_with_leftover_noise",
@@ -58,7 +63,7 @@ _WIDGETS = {  # type -> names of the widgets, in order, where the node does not 
 
 @dataclass(frozen=True)
 class Link:
-    """To output number `slot` of another node."""
+    """A link to output number `slot` of another node."""
 
     node: str
     slot: int
@@ -78,7 +83,7 @@ Graph = dict[str, Node]
 
 
 def lenient_json(text: str) -> Any:
-    """JSON as ComfyUI's nodes write it, in which NaN and Infinity occur; they become None. Raises ValueError."""
+    """Parse JSON as ComfyUI's nodes write it: NaN and Infinity occur, and become None. Raises ValueError."""
     try:
         return json.loads(text, parse_constant=lambda word: None, strict=False)
     except RecursionError:
@@ -86,7 +91,7 @@ def lenient_json(text: str) -> Any:
 
 
 def graph_in(value: Any) -> Graph | None:
-    """The graph of either kind, None for anything else."""
+    """Return the graph in JSON of either kind, or None for anything else."""
     if not isinstance(value, dict):
         return None
     return _canvas(value) if isinstance(value.get("nodes"), list) else _run(value)
@@ -98,12 +103,12 @@ def _run(value: dict[str, Any]) -> Graph | None:
         if isinstance(entry, dict) and isinstance(entry.get("class_type"), str):
             inputs = entry.get("inputs")
             inputs = inputs if isinstance(inputs, dict) else {}
-            graph[str(name)] = Node(str(name), entry["class_type"], {key: _value(each) for key, each in inputs.items()})
+            graph[str(name)] = Node(str(name), entry["class_type"], {key: _value(item) for key, item in inputs.items()})
     return graph or None
 
 
 def _value(value: Any) -> Any:
-    """A list of a name and a number is a link."""
+    """Convert a list of an id and a number to a Link; return other values unchanged."""
     if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str | int) and type(value[1]) is int:
         return Link(str(value[0]), value[1])
     return value
@@ -122,20 +127,20 @@ def _canvas(value: dict[str, Any]) -> Graph | None:
         if entry.get("mode") in (_MUTED, _BYPASSED):
             continue
         node = Node(name, str(entry["type"]), _widgets(entry))
-        for place in _list(entry.get("inputs")):
-            link = _through(origins.get(place.get("link")), by_id, origins)
+        for socket in _list(entry.get("inputs")):
+            link = _through(origins.get(socket.get("link")), by_id, origins)
             if link is not None:
-                node.inputs[str(place.get("name", ""))] = link
+                node.inputs[str(socket.get("name", ""))] = link
         graph[name] = node
     return graph or None
 
 
-_INPUTS = "-10"  # the node of a subgraph that stands for its inputs
-_DEEPEST = 20  # subgraphs in subgraphs
+_INPUTS = "-10"  # id of the node that stands for a subgraph's inputs
+_DEEPEST = 20  # nesting depth of subgraphs
 
 
 def _without_subgraphs(value: dict[str, Any]) -> dict[str, Any]:
-    """Put the nodes of its subgraphs in their places on the canvas. Returns the canvas itself where it has none."""
+    """Inline the nodes of subgraphs into the canvas. A canvas without subgraphs is returned unchanged."""
     definitions = value.get("definitions")
     subgraphs = definitions.get("subgraphs") if isinstance(definitions, dict) else None
     subgraphs = subgraphs if isinstance(subgraphs, list) else []
@@ -148,10 +153,10 @@ def _without_subgraphs(value: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class _Flat:
-    """Nodes of a canvas and of its subgraphs, under the ids that they have in what is run: `57:3` is node 3 in node 57.
+    """Nodes of a canvas and its subgraphs, with the ids of the executed graph: `57:3` is node 3 in node 57.
 
-    links: where each comes from, by its new number. outputs: which node in a subgraph makes what leaves it, by the
-    subgraph's node and the output's number. budget: how many subgraphs may still be put in.
+    links: the origin of each link, by its new number. outputs: the inner node behind each output of a subgraph's node.
+    budget: how many more subgraphs may be inlined.
     """
 
     subgraphs: dict[str, dict[str, Any]]
@@ -161,9 +166,9 @@ class _Flat:
     budget: int = MAX_NODES
 
     def add(self, graph: dict[str, Any], prefix: str = "", given: tuple[Any, ...] = ()) -> dict[Any, Any]:
-        """Add a graph's nodes. given: for each of its inputs the Link that it comes by, or the value typed there.
+        """Add a graph's nodes. given: the Link or the typed value of each of the graph's inputs.
 
-        Returns, for each id of a link in the graph, the same.
+        Returns the Link or value by id of each link in the graph.
         """
         origins: dict[Any, Any] = {}
         for name, link in _origins(graph.get("links")):
@@ -177,33 +182,35 @@ class _Flat:
         return origins
 
     def _add_node(self, entry: dict[str, Any], prefix: str, origins: dict[Any, Any]) -> None:
-        name, typed, places = f"{prefix}{entry.get('id')}", {}, []
-        for place in _list(entry.get("inputs")):
-            origin = origins.get(place.get("link"))
+        name, values, sockets = f"{prefix}{entry.get('id')}", {}, []
+        for socket in _list(entry.get("inputs")):
+            origin = origins.get(socket.get("link"))
             if origin is None or isinstance(origin, Link):
-                places.append(place | {"link": origin and len(self.links)})
+                sockets.append(socket | {"link": origin and len(self.links)})
                 self.links += [origin] if origin else []
             else:
-                typed[str(place.get("name", ""))] = origin
+                values[str(socket.get("name", ""))] = origin
         subgraph = self.subgraphs.get(str(entry["type"]))
-        whole = subgraph is None or self.budget <= 0 or name.count(":") >= _DEEPEST
-        if whole or entry.get("mode") in (_MUTED, _BYPASSED):
-            more = {"widgets_values": _widgets(entry) | typed} if typed else {}
-            self.nodes.append(entry | {"id": name, "inputs": places} | more)
+        is_plain = subgraph is None or self.budget <= 0 or name.count(":") >= _DEEPEST
+        if is_plain or entry.get("mode") in (_MUTED, _BYPASSED):
+            more = {"widgets_values": _widgets(entry) | values} if values else {}
+            self.nodes.append(entry | {"id": name, "inputs": sockets} | more)
             return
         self.budget -= 1
-        linked = {place.get("name"): self.links[place["link"]] for place in places if place["link"] is not None}
-        by_name = _widgets(entry) | typed | linked
-        given = tuple(by_name.get(str(place.get("name"))) for place in _list(subgraph.get("inputs")))
+        linked = {socket.get("name"): self.links[socket["link"]] for socket in sockets if socket["link"] is not None}
+        by_name = _widgets(entry) | values | linked
+        given = tuple(by_name.get(str(socket.get("name"))) for socket in _list(subgraph.get("inputs")))
         inner = self.add(subgraph, f"{name}:", given)
         for number, output in enumerate(_list(subgraph.get("outputs"))):
             ids = output.get("linkIds")
-            made = [inner.get(each) for each in ids if isinstance(each, int)] if isinstance(ids, list) else []
-            if made and isinstance(made[0], Link):
-                self.outputs[Link(name, number)] = made[0]
+            sources = (
+                [inner.get(link_id) for link_id in ids if isinstance(link_id, int)] if isinstance(ids, list) else []
+            )
+            if sources and isinstance(sources[0], Link):
+                self.outputs[Link(name, number)] = sources[0]
 
     def all_links(self) -> list[list[Any]]:
-        """The links as a canvas has them, those from a subgraph from the node in it that makes the value."""
+        """Return the links in the canvas' format; those from subgraphs start at the inner node that makes the value."""
         table = []
         for number, link in enumerate(self.links):
             for _ in range(_DEEPEST):
@@ -213,7 +220,7 @@ class _Flat:
 
 
 def _origins(links: Any) -> Iterator[tuple[Any, Link]]:
-    """(id of a link, where it comes from): links are lists, or since 2025 objects."""
+    """Yield (id of a link, its origin): links are lists, or since 2025 objects."""
     for link in links if isinstance(links, list) else []:
         if isinstance(link, list) and len(link) >= 3 and type(link[2]) is int and isinstance(link[0], str | int):
             yield link[0], Link(str(link[1]), link[2])
@@ -222,7 +229,7 @@ def _origins(links: Any) -> Iterator[tuple[Any, Link]]:
 
 
 def _through(link: Link | None, by_id: dict[str, dict[str, Any]], origins: dict[Any, Link]) -> Link | None:
-    """Where it comes from when nodes that are bypassed hand on what they get, and a GetNode means its SetNode."""
+    """Resolve a link's origin: bypassed nodes pass on their input, and a GetNode stands for its SetNode."""
     for _ in range(100):
         entry = by_id.get(link.node) if link else None
         if entry is None or entry.get("mode") == _MUTED:
@@ -231,26 +238,28 @@ def _through(link: Link | None, by_id: dict[str, dict[str, Any]], origins: dict[
             wanted = _list_or_none(entry.get("widgets_values"))
             setter = next(
                 (
-                    each
-                    for each in by_id.values()
-                    if each["type"] == "SetNode" and wanted and each.get("widgets_values") == wanted
+                    candidate
+                    for candidate in by_id.values()
+                    if candidate["type"] == "SetNode" and wanted and candidate.get("widgets_values") == wanted
                 ),
                 None,
             )
-            places = _list(setter.get("inputs")) if setter else []
-            link = origins.get(places[0].get("link")) if places else None
+            sockets = _list(setter.get("inputs")) if setter else []
+            link = origins.get(sockets[0].get("link")) if sockets else None
         elif entry.get("mode") == _BYPASSED:
             outputs = _list(entry.get("outputs"))
             kind = outputs[link.slot].get("type") if 0 <= link.slot < len(outputs) else None
-            alike = (place for place in _list(entry.get("inputs")) if place.get("type") == kind and place.get("link"))
-            link = origins.get(next(alike, {}).get("link"))
+            same_kind = (
+                socket for socket in _list(entry.get("inputs")) if socket.get("type") == kind and socket.get("link")
+            )
+            link = origins.get(next(same_kind, {}).get("link"))
         else:
             return link
     return None
 
 
 def _list(value: Any) -> list[dict[str, Any]]:
-    """Its entries that are objects with names that can be keys."""
+    """Return the entries that are objects with a hashable `link`."""
     entries = value if isinstance(value, list) else []
     return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("link"), str | int | None)]
 
@@ -260,27 +269,27 @@ def _list_or_none(value: Any) -> list[Any] | None:
 
 
 def _widgets(entry: dict[str, Any]) -> dict[str, Any]:
-    """The values of its widgets by their names."""
+    """Return the values of a node's widgets by name."""
     values = entry.get("widgets_values")
     if isinstance(values, dict):
         return {str(name): value for name, value in values.items()}
     if not isinstance(values, list):
         return {}
     named = [
-        place["widget"].get("name") for place in _list(entry.get("inputs")) if isinstance(place.get("widget"), dict)
+        socket["widget"].get("name") for socket in _list(entry.get("inputs")) if isinstance(socket.get("widget"), dict)
     ]
     names = _WIDGETS.get(str(entry["type"]), "").split() or [str(name) for name in named]
-    found: dict[str, Any] = {}
+    widgets: dict[str, Any] = {}
     rest = list(values)
     for name in names:
         if not rest:
             break
-        found[name] = rest.pop(0)
+        widgets[name] = rest.pop(0)
         if re.search("seed", name) and rest and rest[0] in _CONTROLS:
             rest.pop(0)
-    if not names:  # such as a text of a pack that we do not know, and the lists of LoRAs of rgthree
-        found |= {f"lora_{i}" if isinstance(value, dict) else f"widget_{i}": value for i, value in enumerate(rest)}
+    if not names:  # such as texts of unknown node packs, and rgthree's lists of LoRAs
+        widgets |= {f"lora_{i}" if isinstance(value, dict) else f"widget_{i}": value for i, value in enumerate(rest)}
         texts = [value for value in rest if isinstance(value, str)]
         if len(texts) == 1:
-            found["text"] = texts[0]
-    return found
+            widgets["text"] = texts[0]
+    return widgets

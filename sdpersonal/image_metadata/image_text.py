@@ -1,10 +1,9 @@
-"""Texts inside PNG, JPEG, WebP and AVIF files, found without decoding a pixel. The bytes may be anybody's and end
-anywhere.
+"""Read texts in PNG, JPEG, WebP and AVIF files without decoding pixels. The bytes are untrusted and may be truncated.
 
-Nothing is copied or inflated beyond `MAX_TEXT` (`MAX_GRAPH` for ComfyUI's graphs), and nothing is walked through twice,
-so that 64 MB of text cost no more than finding their end. Pillow does not bound that: it reads a whole tEXt chunk into
-memory before it counts, stops at the pixels though texts may stand behind them, and takes UTF-8 in a tEXt chunk, which
-many programs write, for Latin-1. For AVIF, whose boxes only its library knows, Pillow is asked.
+Nothing is copied or inflated beyond `MAX_TEXT_BYTES` (`MAX_GRAPH` for ComfyUI's graphs), and nothing is scanned twice,
+so that 64 MB of text cost no more than finding their end. Pillow has no such bound: it reads a whole tEXt chunk into
+memory before it counts, stops at the pixels although texts may follow them, and reads UTF-8 in a tEXt chunk, which
+many programs write, as Latin-1. AVIF is left to Pillow, because parsing its boxes needs a library.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ MAX_TEXT_BYTES = 250_000  # bytes; a long prompt and twenty concepts are 10,000
 MAX_GRAPH = 2_000_000  # bytes of a graph of ComfyUI; 300 nodes are about 300,000
 _MAX_CHUNKS = 20_000  # chunks or segments of one file; the texts stand before the pixels
 _MAX_TEXTS = 60  # texts of one file that are read
-_MAX_ENTRIES = 1000  # of one folder of Exif
+_MAX_ENTRIES = 1000  # entries of one Exif directory (IFD)
 _PNG = b"\x89PNG\r\n\x1a\n"
 _EXIF = b"Exif\0\0"
 _XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
@@ -33,37 +32,37 @@ _TAGS = {
 }
 _GRAPHS = ("prompt", "workflow", "smproj", "invokeai_graph", "invokeai_workflow", "UserComment", "Make", "Model")
 _GRAPHS += ("ImageDescription",)
-XMP = "XML:com.adobe.xmp"  # the key under which a PNG keeps it; here for any file
+XMP = "XML:com.adobe.xmp"  # the key of XMP in a PNG; used here for every format
 Reader = Callable[[int], "str | None"]
-"""Reads one text, given the most bytes that it may have. Raises TextTooLong; None for what is damaged."""
+"""Reads one text of at most the given number of bytes. Raises TextTooLong; returns None for a damaged text."""
 
 
 class TextTooLong(Exception):
-    """A text of more than `MAX_TEXT` bytes."""
+    """Raised for a text of more than `MAX_TEXT_BYTES` bytes."""
 
 
 def png_text(data: bytes, key: str) -> str | None:
-    """The first text of a PNG under `key`: tEXt, zTXt or iTXt. Raises TextTooLong; what is damaged is passed over."""
-    wanted = key.encode() + b"\0"
+    """Return a PNG's first tEXt, zTXt or iTXt text under `key`. Raises TextTooLong; damaged chunks are skipped."""
+    prefix = key.encode() + b"\0"
     for kind, begin, end in _chunks(data):
-        if kind in _DECODERS and data.startswith(wanted, begin):
-            text = _DECODERS[kind](memoryview(data)[begin + len(wanted) : end], MAX_TEXT_BYTES)
+        if kind in _DECODERS and data.startswith(prefix, begin):
+            text = _DECODERS[kind](memoryview(data)[begin + len(prefix) : end], MAX_TEXT_BYTES)
             if text is not None:
                 return text
     return None
 
 
 def all_texts(data: bytes) -> tuple[dict[str, str], frozenset[str]]:
-    """Every text by its name, the first of a name; and the names of those that are too long to read.
+    """Return the first text of each name, and the names of texts that are too long to read.
 
-    Names: a PNG's keys, Exif's tags, "XML:com.adobe.xmp" and "JPEG comment". What is damaged is passed over.
+    Names: a PNG's keys, Exif's tags, "XML:com.adobe.xmp" and "JPEG comment". Damaged texts are skipped.
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     too_long: set[str] = set()
     for name, read in _sources(data):
-        if len(found) + len(too_long) >= _MAX_TEXTS:
+        if len(texts) + len(too_long) >= _MAX_TEXTS:
             break
-        if name in found:
+        if name in texts:
             continue
         try:
             text = read(MAX_GRAPH if name in _GRAPHS else MAX_TEXT_BYTES)
@@ -71,8 +70,8 @@ def all_texts(data: bytes) -> tuple[dict[str, str], frozenset[str]]:
             too_long.add(name)
         else:
             if text:
-                found[name] = text
-    return found, frozenset(too_long)
+                texts[name] = text
+    return texts, frozenset(too_long)
 
 
 def _sources(data: bytes) -> Iterator[tuple[str, Reader]]:
@@ -90,15 +89,15 @@ def _sources(data: bytes) -> Iterator[tuple[str, Reader]]:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(type, begin and end of its content) of each whole chunk."""
-    at = len(_PNG) if data.startswith(_PNG) else len(data)
+    """Yield (type, begin and end of the content) of each complete chunk."""
+    position = len(_PNG) if data.startswith(_PNG) else len(data)
     for _ in range(_MAX_CHUNKS):
-        head = data[at : at + 8]
-        end = at + 8 + int.from_bytes(head[:4], "big")
+        head = data[position : position + 8]
+        end = position + 8 + int.from_bytes(head[:4], "big")
         if len(head) < 8 or end > len(data):
             return
-        yield head[4:], at + 8, end
-        at = end + 4
+        yield head[4:], position + 8, end
+        position = end + 4
 
 
 def _png_sources(data: bytes) -> Iterator[tuple[str, Reader]]:
@@ -121,7 +120,7 @@ def _plain(content: memoryview, limit: int) -> str:
 
 
 def _utf8_or_latin(raw: bytes) -> str:
-    """The standard says Latin-1; half of all programs write UTF-8, which other text almost never is by chance."""
+    """Decode UTF-8, else Latin-1, which the standard says; half of all programs write UTF-8, rarely valid by chance."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -154,7 +153,7 @@ def _check_length(content: memoryview, limit: int) -> memoryview:
 
 
 def _inflate(content: memoryview, limit: int) -> bytes | None:
-    """At most `limit` bytes, whatever the content would become; None where it is damaged."""
+    """Inflate at most `limit` bytes, whatever the full size; None for damaged content."""
     inflate = zlib.decompressobj()
     try:
         raw = inflate.decompress(content[: 2 * limit], limit)
@@ -169,35 +168,35 @@ def _inflate(content: memoryview, limit: int) -> bytes | None:
 
 
 def _jpeg_sources(data: bytes) -> Iterator[tuple[str, Reader]]:
-    at = 2
+    position = 2
     for _ in range(_MAX_CHUNKS):
-        head = data[at : at + 4]
+        head = data[position : position + 4]
         length = int.from_bytes(head[2:], "big")
-        if len(head) < 4 or head[0] != 0xFF or head[1] == 0xDA or length < 2:  # 0xDA: here the pixels begin
+        if len(head) < 4 or head[0] != 0xFF or head[1] == 0xDA or length < 2:  # 0xDA: start of the pixels
             return
-        begin, end = at + 4, at + 2 + length
+        begin, end = position + 4, position + 2 + length
         if head[1] == 0xE1 and data.startswith(_EXIF, begin):
             yield from _exif_sources(data[begin:end])
         elif head[1] == 0xE1 and data.startswith(_XMP_HEAD, begin):
             yield XMP, _bound(_plain, memoryview(data)[begin + len(_XMP_HEAD) : end])
         elif head[1] == 0xFE:
             yield "JPEG comment", _bound(_plain, memoryview(data)[begin:end])
-        at = end
+        position = end
 
 
 def _webp_sources(data: bytes) -> Iterator[tuple[str, Reader]]:
-    at = 12
+    position = 12
     for _ in range(_MAX_CHUNKS):
-        head = data[at : at + 8]
+        head = data[position : position + 8]
         length = int.from_bytes(head[4:], "little")
         if len(head) < 8:
             return
-        begin, end = at + 8, at + 8 + length
+        begin, end = position + 8, position + 8 + length
         if head[:4] == b"EXIF":
             yield from _exif_sources(data[begin : min(end, begin + 4 * MAX_GRAPH)])
         elif head[:4] == b"XMP ":
             yield XMP, _bound(_plain, memoryview(data)[begin:end])
-        at = end + length % 2
+        position = end + length % 2
 
 
 def _avif_sources(data: bytes) -> Iterator[tuple[str, Reader]]:
@@ -216,7 +215,7 @@ def _avif_sources(data: bytes) -> Iterator[tuple[str, Reader]]:
 
 
 def _exif_sources(exif: bytes) -> Iterator[tuple[str, Reader]]:
-    """The texts of a TIFF structure: of its first folder, and of the Exif folder that it points to."""
+    """Yield the texts of a TIFF structure: of its first directory (IFD) and the Exif directory that it points to."""
     tiff = exif.removeprefix(_EXIF)
     order = {b"II*\0": "little", b"MM\0*": "big"}.get(tiff[:4])
     if order is None:
@@ -235,7 +234,7 @@ def _exif_sources(exif: bytes) -> Iterator[tuple[str, Reader]]:
 
 
 def _entries(tiff: bytes, at: int, order: str) -> Iterator[tuple[int, bytes]]:
-    """(tag, the 12 bytes of its entry: tag, type, count, value or its place) of the folder at `at`."""
+    """Yield (tag, the 12 bytes of its entry: tag, type, count, value or its offset) of the directory at `at`."""
     for i in range(min(int.from_bytes(tiff[at : at + 2], order), _MAX_ENTRIES)):
         entry = tiff[at + 2 + 12 * i : at + 14 + 12 * i]
         if len(entry) < 12:
@@ -246,7 +245,7 @@ def _entries(tiff: bytes, at: int, order: str) -> Iterator[tuple[int, bytes]]:
 def _tag_reader(tiff: bytes, entry: bytes, tag: int, order: str) -> Reader:
     def read(limit: int) -> str:
         length, begin = int.from_bytes(entry[4:8], order), int.from_bytes(entry[8:], order)
-        if length > 2 * limit:  # UTF-16
+        if length > 2 * limit:  # 2 bytes per character in UTF-16
             raise TextTooLong
         raw = entry[8 : 8 + length] if length <= 4 else tiff[begin : begin + length]
         return _decode_user_comment(raw) if tag == 0x9286 else _utf8_or_latin(raw).strip("\0")
@@ -255,7 +254,7 @@ def _tag_reader(tiff: bytes, entry: bytes, tag: int, order: str) -> Reader:
 
 
 def _decode_user_comment(raw: bytes) -> str:
-    """Its first 8 bytes name the encoding. Some programs write UTF-16 one way round and some the other."""
+    """Decode Exif's UserComment, whose first 8 bytes name the encoding. Programs differ in the byte order of UTF-16."""
     kind, text = raw[:8].upper(), raw[8:]
     if kind == b"UNICODE\0":
         return _utf16(text).strip("\0")
@@ -273,12 +272,12 @@ def _utf16(text: bytes) -> str:
             return text.decode("utf-8")
         except UnicodeDecodeError:
             pass
-    big = high >= low  # letters of English have a zero byte first
+    big = high >= low  # in big-endian, English letters have a zero byte first
     return text.decode("utf-16-be" if big else "utf-16-le", "replace")
 
 
 def _japanese(text: bytes) -> str:
-    """JIS X 0208 as Exif says, and the encodings that programs call so."""
+    """Decode JIS X 0208, as Exif says, or an encoding that programs label so."""
     for encoding in ("utf-8",) if text.isascii() and b"\x1b" not in text else ("iso2022_jp", "shift_jis", "euc_jp"):
         try:
             return text.decode(encoding)

@@ -1,8 +1,8 @@
-"""What another program's picture says of itself, and as much of it as a `GenerateRequest` can ask.
+"""Metadata of other programs' images, and its translation to fields of a `GenerateRequest`.
 
-Each program's reader makes `Parameters` of its metadata; `foreign_of` makes a `ForeignRecipe` of them, in which every
-field holds by itself. LoRAs, embeddings and models are named, never loaded: a picture comes from anywhere, and names
-are not weights.
+Each program's reader turns its metadata into `Parameters`; `foreign_of` turns those into a `Foreign`, in which every
+field is valid by itself. LoRAs, embeddings and models are named, never loaded: an image may come from anywhere, and a
+name does not identify weights.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ..errors import UserError
 from ..prompts import printable
 from .prompt_syntax import Network, Syntax, translated
 
-MOST_NOTES = 20  # networks named
+MOST_NOTES = 20  # networks listed in the notes
 
 
 class Unreadable(Exception):
-    """A program's metadata that holds no recipe. program: its name; reason: what is there instead, in words."""
+    """Raised for a program's metadata without a recipe. program: its name; reason: what it has instead, as text."""
 
     def __init__(self, program: str, reason: str):
         super().__init__(program, reason)
@@ -33,10 +33,9 @@ class Unreadable(Exception):
 class Foreign:
     """Another program's recipe.
 
-    fields: of a `GenerateRequest`, each of which holds by itself, without "prompt" where the prompt cannot be used;
-    notes: what was left out, a sentence each; text: as it stands in the picture; program: its name; networks: what it
-    was drawn with besides its model; words: the prompt in our spelling, whether it can be used or not; refusal: why it
-    cannot.
+    fields: fields of a `GenerateRequest`, each valid by itself, without "prompt" if the prompt cannot be used; notes:
+    what was left out, a sentence each; text: the metadata as stored in the image; program: its name; networks: the
+    LoRAs, embeddings and hypernetworks used; words: the prompt in our syntax, usable or not; refusal: why it is not.
     """
 
     fields: Mapping[str, Any]
@@ -48,10 +47,9 @@ class Foreign:
     refusal: UserError | None = None
 
     def request(self, **others: Any) -> GenerateRequest:
-        """One picture of it, `others` said besides or instead.
+        """Return a request for one image, with `others` added or overriding.
 
-        Raises UserError where its prompt cannot be used and none is said instead, and where fields do not go
-        together.
+        Raises UserError if its prompt cannot be used and `others` has none, and if fields conflict.
         """
         if self.refusal and "prompt" not in others:
             raise self.refusal
@@ -62,8 +60,8 @@ class Foreign:
 class Parameters:
     """One program's metadata in our units, unchecked.
 
-    values: by the names of a `GenerateRequest`'s fields; a text stands for what is no number. sampler, schedule: as
-    `schedulers.find` takes them. img2img: whether it began from another picture, None where it does not say.
+    values: by the names of a `GenerateRequest`'s fields; invalid numbers stay text. sampler, schedule: as
+    `scheduler_names.find` takes them. img2img: whether it began from another image, None if not stated.
     """
 
     program: str
@@ -82,7 +80,7 @@ class Parameters:
 
 
 def foreign_of(said: Parameters) -> Foreign:
-    """What can be asked again, checked as a request is, and notes on the rest."""
+    """Return the fields that pass the checks of a request, and notes on the rest."""
     words, networks = translated(said.prompt, said.syntax)
     negative, in_negative = translated(said.negative, said.syntax)
     networks = _distinct([*networks, *in_negative, *said.networks])
@@ -109,7 +107,7 @@ def foreign_of(said: Parameters) -> Foreign:
 
 
 def number(value: object) -> int | float | str | None:
-    """A number as it is written, of up to 20 digits; else the text, for the request's own check to refuse by name."""
+    """Parse a number of up to 20 digits; other text is returned, so that the request's check can refuse it by name."""
     if isinstance(value, bool) or value is None or isinstance(value, int | float):
         return value
     text = str(value).strip()[:60]
@@ -119,46 +117,46 @@ def number(value: object) -> int | float | str | None:
 
 
 def size_of(width: object, height: object) -> str | None:
-    """WIDTHxHEIGHT, None where one of them is missing."""
+    """Return WIDTHxHEIGHT, or None if one of them is missing."""
     sides = [number(side) for side in (width, height)]
     whole = [int(side) for side in sides if isinstance(side, int | float) and 0 < side < 100_000]
     return "x".join(map(str, whole)) if len(whole) == 2 else None
 
 
 def base_name(path: object) -> str:
-    """The last part of a path of any system, without a weight file's ending."""
+    """Return the last part of a path of any system, without a weight file's extension."""
     name = re.split(r"[\\/]", str(path))[-1]
     return re.sub(r"\.(safetensors|ckpt|pt|pth|bin|gguf|sft)$", "", name, flags=re.IGNORECASE)
 
 
 def enlarged(first: str | None, target: tuple[object, object]) -> float | None:
-    """How many times larger than `first` a second pass drew; one side of the target may be 0. None if unclear."""
+    """Return the factor from `first` to the second pass; one side of the target may be 0. None if unclear."""
     if first is None:
         return None
     ratios = []
-    for side, wanted in zip(map(int, first.split("x")), target, strict=True):
-        wanted = number(wanted)
-        if isinstance(wanted, int | float) and wanted > 0:
-            ratios.append(wanted / side)
+    for side, target_side in zip(map(int, first.split("x")), target, strict=True):
+        target_side = number(target_side)
+        if isinstance(target_side, int | float) and target_side > 0:
+            ratios.append(target_side / side)
     if not ratios or max(ratios) - min(ratios) > 0.02 * max(ratios):  # sides are rounded to 8 pixels
         return None
     return round(sum(ratios) / len(ratios), 3)
 
 
 def _distinct(networks: list[Network]) -> list[Network]:
-    """Each once; one with a strength before one without."""
-    found: dict[tuple[str, str], Network] = {}
+    """Remove duplicates, preferring a network with a strength to one without."""
+    distinct: dict[tuple[str, str], Network] = {}
     for network in networks:
         key = (network.kind, network.name.casefold())
-        if key not in found or found[key].strength is None:
-            found[key] = network
-    return list(found.values())
+        if key not in distinct or distinct[key].strength is None:
+            distinct[key] = network
+    return list(distinct.values())
 
 
 def _refusal(words: str, networks: bool) -> UserError | None:
     if not words:
-        left = "Nothing but LoRAs is" if networks else "No words are"
-        return UserError(f"{left} in the prompt of this picture.", "Write a prompt of your own.")
+        content = "Nothing but LoRAs is" if networks else "No words are"
+        return UserError(f"{content} in the prompt of this picture.", "Write a prompt of your own.")
     try:
         GenerateRequest(prompt=words)
     except UserError as error:
@@ -169,20 +167,20 @@ def _refusal(words: str, networks: bool) -> UserError | None:
 def _scheduler(said: Parameters, fields: dict[str, Any]) -> list[str]:
     if not said.sampler:
         return []
-    called = (
+    label = (
         f"{printable(said.sampler, 40)}{f' with the schedule {printable(said.schedule, 30)}' if said.schedule else ''}"
     )
     scheduler = find(said.sampler, said.schedule, said.naming)
-    if scheduler is None and (behind := re.fullmatch(r"[^-]+ - (.+)", said.sampler)):  # Krita's: "Default - DPM++ 2M"
-        scheduler = find(behind[1], said.schedule, said.naming)
+    if scheduler is None and (match := re.fullmatch(r"[^-]+ - (.+)", said.sampler)):  # Krita's: "Default - DPM++ 2M"
+        scheduler = find(match[1], said.schedule, said.naming)
     if scheduler is None:
         reason = no_counterpart(said.sampler)
-        return [f"It was drawn by the sampler {called}, which is not here{f': {reason}' if reason else ''}."]
+        return [f"It was drawn by the sampler {label}, which is not here{f': {reason}' if reason else ''}."]
     try:
         fields["scheduler"] = GenerateRequest(prompt="", scheduler=scheduler.name).scheduler
     except UserError as error:
         return [f"Left out: {error.message}"]
-    return [f"Its sampler {called} is not the same here: {scheduler.near}."] if scheduler.near else []
+    return [f"Its sampler {label} is not the same here: {scheduler.near}."] if scheduler.near else []
 
 
 def _model(said: Parameters) -> list[str]:

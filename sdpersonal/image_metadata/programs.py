@@ -1,4 +1,4 @@
-"""Programs that keep their settings as one JSON object, each with names of its own.
+"""Read the metadata of programs that store their settings as JSON objects with their own names.
 
 Sources: InvokeAI's `invocations/metadata.py` and 2.x's `pngwriter.py`; SwarmUI's "Image Metadata Format"; Fooocus'
 `meta_parser.py` and `private_logger.py`; Easy Diffusion's `save_utils.py`; NovelAI's own pictures and
@@ -18,7 +18,7 @@ from .comfyui_graph import lenient_json
 from .parameters import Parameters, Unreadable, base_name, number, size_of
 from .prompt_syntax import Network, Syntax
 
-_KEYS: dict[str, tuple[str, ...]] = {  # what it is -> names of it in small letters, without blanks and signs
+_KEYS: dict[str, tuple[str, ...]] = {  # setting -> its names in lower case, without blanks and punctuation
     "prompt": ("positiveprompt", "prompt", "c"),
     "negative": ("negativeprompt", "negative", "uc"),
     "seed": ("seed",),
@@ -38,16 +38,16 @@ _NONE = (None, "", "None", "none", [], {})
 
 
 class _Settings:
-    """An object's values by what they are."""
+    """An object's values, looked up by setting or by simplified name."""
 
     def __init__(self, values: Mapping[str, Any]):
         self._values = {_plain(name): value for name, value in values.items()}
 
     def get(self, *names: str) -> Any:
-        """The first that is there and says something."""
-        found = (self._values[name] for name in names if name in self._values)
+        """Return the first non-empty scalar of these names, or None."""
+        values = (self._values[name] for name in names if name in self._values)
         return next(
-            (value for value in found if not isinstance(value, list | dict | None) and value not in _NONE), None
+            (value for value in values if not isinstance(value, list | dict | None) and value not in _NONE), None
         )
 
     def any(self, name: str) -> Any:
@@ -66,29 +66,29 @@ def _plain(name: str) -> str:
 
 
 def _common(program: str, text: str, values: Mapping[str, Any], syntax: Syntax, naming: str = "") -> Parameters:
-    """What is alike in all of them."""
-    have = _Settings(values)
-    said = Parameters(program, text, have.text("prompt"), have.text("negative"), syntax, naming=naming)
-    for what in ("seed", "steps", "guidance", "rescale", "clip_skip"):
-        if (value := have.number(what)) is not None:
-            said.values[what] = value
-    if said.values.get("seed") == -1:
-        del said.values["seed"]
-        said.notes.append("Its seed is not in it (-1 stands for any).")
-    size = have.get("size", "resolution")
+    """Read the settings that all programs share."""
+    settings = _Settings(values)
+    parameters = Parameters(program, text, settings.text("prompt"), settings.text("negative"), syntax, naming=naming)
+    for setting in ("seed", "steps", "guidance", "rescale", "clip_skip"):
+        if (value := settings.number(setting)) is not None:
+            parameters.values[setting] = value
+    if parameters.values.get("seed") == -1:
+        del parameters.values["seed"]
+        parameters.notes.append("Its seed is not in it (-1 stands for any).")
+    size = settings.get("size", "resolution")
     pair = re.match(r"\s*\(?\s*([0-9]{1,5})\s*[x×,*]\s*([0-9]{1,5})", size) if isinstance(size, str) else None
-    found = size_of(*pair.groups()) if pair else size_of(have.number("width"), have.number("height"))
-    if found:
-        said.values["size"] = found
-    said.sampler = have.text("sampler")
-    said.schedule = have.text("schedule") or None
-    model = next((have.any(key) for key in _KEYS["model"] if have.any(key) not in _NONE), "")
-    said.model = base_name(_name(model)) if model else ""
-    return said
+    size_text = size_of(*pair.groups()) if pair else size_of(settings.number("width"), settings.number("height"))
+    if size_text:
+        parameters.values["size"] = size_text
+    parameters.sampler = settings.text("sampler")
+    parameters.schedule = settings.text("schedule") or None
+    model = next((settings.any(key) for key in _KEYS["model"] if settings.any(key) not in _NONE), "")
+    parameters.model = base_name(_name(model)) if model else ""
+    return parameters
 
 
 def _name(model: Any) -> str:
-    """Of a model or a LoRA, which is its name, or an object that has one."""
+    """Return the name of a model or a LoRA, given as a text or as an object with a name."""
     if isinstance(model, dict):
         keys = ("name", "model_name", "modelFileName", "file", "model")
         return next((str(model[key]) for key in keys if isinstance(model.get(key), str)), "")
@@ -105,7 +105,7 @@ def _entries(value: Any) -> list[dict[str, Any]]:
 
 
 def _object(text: str | None) -> dict[str, Any] | None:
-    """The JSON object that a text is, None for anything else."""
+    """Parse a text that is a JSON object; None for anything else."""
     text = (text or "").strip("\0 \t\r\n")
     if not text.startswith("{"):
         return None
@@ -120,42 +120,44 @@ def _object(text: str | None) -> dict[str, Any] | None:
 
 
 def invokeai(texts: Mapping[str, str]) -> Parameters | None:
-    """`invokeai_metadata` (3.x and later), `sd-metadata` (2.x) and `Dream` (1.x and 2.x)."""
+    """Read InvokeAI's `invokeai_metadata` (3.x and later), `sd-metadata` (2.x) or `Dream` (1.x and 2.x)."""
     if (values := _object(texts.get("invokeai_metadata"))) is not None:
         return _invokeai(values, texts["invokeai_metadata"])
     if (values := _object(texts.get("sd-metadata"))) is not None:
         return _sd_metadata(values, texts["sd-metadata"])
     if "Dream" in texts:
         return _dream(texts["Dream"])
-    held = [key for key in ("invokeai_workflow", "invokeai_graph", "invokeai_metadata", "sd-metadata") if key in texts]
-    if held:
-        raise Unreadable("InvokeAI", f"it has {held[0]} without metadata, which holds no prompt")
+    graph_keys = [
+        key for key in ("invokeai_workflow", "invokeai_graph", "invokeai_metadata", "sd-metadata") if key in texts
+    ]
+    if graph_keys:
+        raise Unreadable("InvokeAI", f"it has {graph_keys[0]} without metadata, which holds no prompt")
     return None
 
 
 def _invokeai(values: dict[str, Any], text: str) -> Parameters:
-    said = _common("InvokeAI", text, values, "compel")
-    if not said.prompt and not said.values:
+    parameters = _common("InvokeAI", text, values, "compel")
+    if not parameters.prompt and not parameters.values:
         raise Unreadable("InvokeAI", "its metadata holds no prompt")
-    said.sampler, said.schedule = str(values.get("scheduler") or ""), None
-    if isinstance(skip := said.values.get("clip_skip"), int):
-        said.values["clip_skip"] = skip + 1  # it counts the layers that it leaves out
+    parameters.sampler, parameters.schedule = str(values.get("scheduler") or ""), None
+    if isinstance(skip := parameters.values.get("clip_skip"), int):
+        parameters.values["clip_skip"] = skip + 1  # InvokeAI counts the skipped layers
     for entry in _entries(values.get("loras")):
-        said.networks += _lora(entry.get("model") or entry.get("lora"), entry.get("weight"))
+        parameters.networks += _lora(entry.get("model") or entry.get("lora"), entry.get("weight"))
     mode, strength = str(values.get("generation_mode", "")), number(values.get("strength"))
-    said.img2img = bool(re.search("img2img|paint", mode)) or values.get("init_image") not in _NONE
-    if said.img2img and strength is not None:
-        said.values["change"] = strength
-    _invokeai_second_pass(values, said)
+    parameters.img2img = bool(re.search("img2img|paint", mode)) or values.get("init_image") not in _NONE
+    if parameters.img2img and strength is not None:
+        parameters.values["change"] = strength
+    _invokeai_second_pass(values, parameters)
     if values.get("rand_device") not in (None, "cpu"):
-        said.notes.append("Its noise was drawn on a graphics card: the same seed begins from other noise here.")
+        parameters.notes.append("Its noise was drawn on a graphics card: the same seed begins from other noise here.")
     parts = {"controlnets": "ControlNet", "ipAdapters": "an IP-Adapter", "t2iAdapters": "a T2I-Adapter"}
     parts |= {"refiner_model": "a refiner model", "controlLayers": "control layers"}
-    said.notes += _also(name for key, name in parts.items() if values.get(key) not in _NONE)
+    parameters.notes += _also(name for key, name in parts.items() if values.get(key) not in _NONE)
     style = values.get("positive_style_prompt")
-    if isinstance(style, str) and style not in ("", said.prompt):
-        said.notes.append(f"Its second text encoder had other words: {printable(style, 80)}.")
-    return said
+    if isinstance(style, str) and style not in ("", parameters.prompt):
+        parameters.notes.append(f"Its second text encoder had other words: {printable(style, 80)}.")
+    return parameters
 
 
 def _invokeai_second_pass(values: Mapping[str, Any], said: Parameters) -> None:
@@ -179,53 +181,56 @@ def _sd_metadata(values: dict[str, Any], text: str) -> Parameters:
     words = [str(entry.get("prompt", "")) for entry in _entries(prompts)] or [
         prompts if isinstance(prompts, str) else ""
     ]
-    said = _common("InvokeAI", text, picture | {"prompt": ""}, "compel")
-    said.prompt, said.negative = _without_negative(" ".join(words))
-    said.model = base_name(values.get("model_weights") or values.get("model") or "")
-    said.img2img = picture.get("type") == "img2img"
-    if said.img2img and (strength := number(picture.get("strength"))) is not None:
-        said.values["change"] = strength
+    parameters = _common("InvokeAI", text, picture | {"prompt": ""}, "compel")
+    parameters.prompt, parameters.negative = _without_negative(" ".join(words))
+    parameters.model = base_name(values.get("model_weights") or values.get("model") or "")
+    parameters.img2img = picture.get("type") == "img2img"
+    if parameters.img2img and (strength := number(picture.get("strength"))) is not None:
+        parameters.values["change"] = strength
     variations = _entries(picture.get("variations"))
     if len(variations) == 1:
-        said.values |= {"near": number(variations[0].get("weight")), "near_seed": number(variations[0].get("seed"))}
+        parameters.values |= {
+            "near": number(variations[0].get("weight")),
+            "near_seed": number(variations[0].get("seed")),
+        }
     elif variations:
-        said.notes.append(f"It is a mix of {len(variations) + 1} seeds, of which the first is taken.")
-    said.notes += _also(["postprocessing"] if picture.get("postprocessing") not in _NONE else [])
-    return said
+        parameters.notes.append(f"It is a mix of {len(variations) + 1} seeds, of which the first is taken.")
+    parameters.notes += _also(["postprocessing"] if picture.get("postprocessing") not in _NONE else [])
+    return parameters
 
 
 def _dream(text: str) -> Parameters:
-    """`"a cat [blurry]" -s 50 -S 5 -W 512 -H 768 -C 7.5 -A k_lms`: the command that drew it."""
+    """Parse InvokeAI's command line: `"a cat [blurry]" -s 50 -S 5 -W 512 -H 768 -C 7.5 -A k_lms`."""
     try:
         words = shlex.split(text[:20_000])
     except ValueError:
         words = text[:20_000].replace('"', " ").split()
     flags: dict[str, str] = {}
-    plain = []
-    at = 0
-    while at < len(words):
-        if re.fullmatch(r"-{1,2}[A-Za-z_][\w-]*", words[at]) and at + 1 < len(words) and " " not in words[at]:
-            flags.setdefault(words[at].lstrip("-"), words[at + 1])
-            at += 2
+    prompt_words = []
+    i = 0
+    while i < len(words):
+        if re.fullmatch(r"-{1,2}[A-Za-z_][\w-]*", words[i]) and i + 1 < len(words) and " " not in words[i]:
+            flags.setdefault(words[i].lstrip("-"), words[i + 1])
+            i += 2
             continue
-        plain.append(words[at])
-        at += 1
+        prompt_words.append(words[i])
+        i += 1
     names = {"seed": "S", "steps": "s", "guidance": "C"}
-    said = Parameters("InvokeAI", text, syntax="compel", sampler=flags.get("A", ""))
-    said.prompt, said.negative = _without_negative(" ".join(plain))
-    said.values |= {ours: number(flags[flag]) for ours, flag in names.items() if flag in flags}
+    parameters = Parameters("InvokeAI", text, syntax="compel", sampler=flags.get("A", ""))
+    parameters.prompt, parameters.negative = _without_negative(" ".join(prompt_words))
+    parameters.values |= {field: number(flags[flag]) for field, flag in names.items() if flag in flags}
     if size := size_of(flags.get("W"), flags.get("H")):
-        said.values["size"] = size
+        parameters.values["size"] = size
     if "I" in flags or "init_img" in flags:
-        said.img2img = True
+        parameters.img2img = True
         if "f" in flags:
-            said.values["change"] = number(flags["f"])
-    said.notes += _also(["postprocessing"] if {"G", "U", "gfpgan_strength", "upscale"} & flags.keys() else [])
-    return said
+            parameters.values["change"] = number(flags["f"])
+    parameters.notes += _also(["postprocessing"] if {"G", "U", "gfpgan_strength", "upscale"} & flags.keys() else [])
+    return parameters
 
 
 def _without_negative(prompt: str) -> tuple[str, str]:
-    """Words in square brackets were the negative prompt until 3.0."""
+    """Split off words in square brackets, which were the negative prompt until 3.0."""
     negative = [words.strip() for words in re.findall(r"\[([^\[\]]*)\]", prompt)]
     return " ".join(re.sub(r"\[[^\[\]]*\]", " ", prompt).split()), ", ".join(filter(None, negative))
 
@@ -234,14 +239,14 @@ def _without_negative(prompt: str) -> tuple[str, str]:
 
 
 def novelai(texts: Mapping[str, str]) -> Parameters | None:
-    """`Comment`, JSON; in a WebP all of a PNG's texts are one JSON object in the UserComment."""
+    """Read NovelAI's JSON in `Comment`; a WebP holds all of a PNG's texts as one JSON object in the UserComment."""
     outer = _object(texts.get("UserComment")) or {}
     comment = texts.get("Comment") or outer.get("Comment")
-    named = (
+    source = (
         f"{texts.get('Software', '')} {texts.get('Source', '')} {outer.get('Software', '')} {outer.get('Source', '')}"
     )
     values = _object(comment) if isinstance(comment, str) else comment if isinstance(comment, dict) else None
-    if "novelai" not in named.lower() and (values is None or not {"uc", "sampler", "scale"} <= values.keys()):
+    if "novelai" not in source.lower() and (values is None or not {"uc", "sampler", "scale"} <= values.keys()):
         return None
     if values is None:
         raise Unreadable("NovelAI", "its comment cannot be read")
@@ -250,46 +255,49 @@ def novelai(texts: Mapping[str, str]) -> Parameters | None:
 
 
 def _novelai(values: dict[str, Any], text: str, description: str) -> Parameters:
-    said = _common("NovelAI", text, values, "novelai")
-    said.prompt = _captions(values.get("v4_prompt"), said) or said.prompt or description
-    said.negative = _captions(values.get("v4_negative_prompt"), None) or said.negative
+    parameters = _common("NovelAI", text, values, "novelai")
+    parameters.prompt = _captions(values.get("v4_prompt"), parameters) or parameters.prompt or description
+    parameters.negative = _captions(values.get("v4_negative_prompt"), None) or parameters.negative
     request = str(values.get("request_type", ""))
     strength = number(values.get("strength"))
-    said.img2img = bool(re.search("img2img|inpaint|infill", request, re.IGNORECASE))
-    if not said.img2img and not request and isinstance(strength, int | float) and 0 < strength < 1:
-        said.img2img = None  # pictures of 2022 do not say
-    if said.img2img is not False and strength is not None:
-        said.values["change"] = strength
+    parameters.img2img = bool(re.search("img2img|inpaint|infill", request, re.IGNORECASE))
+    if not parameters.img2img and not request and isinstance(strength, int | float) and 0 < strength < 1:
+        parameters.img2img = None  # images of 2022 do not tell
+    if parameters.img2img is not False and strength is not None:
+        parameters.values["change"] = strength
     if (count := number(values.get("n_samples"))) not in (None, 1):
-        said.notes.append(f"It is one of {count} pictures that share a seed.")
+        parameters.notes.append(f"It is one of {count} pictures that share a seed.")
     parts = ["SMEA"] if values.get("sm") else []
     if (
         values.get("reference_strength_multiple") not in _NONE
         or values.get("director_reference_strengths") not in _NONE
     ):
         parts.append("reference pictures")
-    said.notes += _also(parts)
-    return said
+    parameters.notes += _also(parts)
+    return parameters
 
 
 def _captions(prompt: Any, said: Parameters | None) -> str:
-    """A prompt of version 4: what is said of all, and of each character."""
+    """Join a prompt of version 4: the base caption and the caption of each character."""
     caption = prompt.get("caption") if isinstance(prompt, dict) else None
     if not isinstance(caption, dict) or not isinstance(caption.get("base_caption"), str):
         return ""
-    each = [entry.get("char_caption") for entry in _entries(caption.get("char_captions"))]
-    each = [words.strip(" ,") for words in each if isinstance(words, str) and words.strip(" ,")]
-    if each and said:
-        whose = "Its character" if len(each) == 1 else f"Each of its {len(each)} characters"
-        said.notes.append(f"{whose} had a prompt of its own; here they are one prompt.")
-    return ", ".join([caption["base_caption"].strip(" ,"), *each])
+    characters = [entry.get("char_caption") for entry in _entries(caption.get("char_captions"))]
+    characters = [words.strip(" ,") for words in characters if isinstance(words, str) and words.strip(" ,")]
+    if characters and said:
+        subject = "Its character" if len(characters) == 1 else f"Each of its {len(characters)} characters"
+        said.notes.append(f"{subject} had a prompt of its own; here they are one prompt.")
+    return ", ".join([caption["base_caption"].strip(" ,"), *characters])
 
 
 # --- Fooocus, SwarmUI, Easy Diffusion, Stability Matrix, Civitai, Draw Things -----------------------------------------
 
 
 def fooocus(texts: Mapping[str, str]) -> Parameters | None:
-    """Its own scheme in `parameters` or the UserComment; 2.1's in `Comment`; RuinedFooocus'. Its other is A1111's."""
+    """Read Fooocus' own scheme in `parameters` or the UserComment, 2.1's in `Comment`, and RuinedFooocus'.
+
+    `read_infotext` reads its A1111 scheme.
+    """
     for key in ("parameters", "UserComment", "Comment", "JPEG comment"):
         values = _object(texts.get(key))
         if values is None:
@@ -302,35 +310,37 @@ def fooocus(texts: Mapping[str, str]) -> Parameters | None:
 
 
 def _fooocus(values: dict[str, Any], text: str, program: str) -> Parameters:
-    said = _common(program, text, values, "comfyui", "comfyui")
-    have = _Settings(values)
+    parameters = _common(program, text, values, "comfyui", "comfyui")
+    settings = _Settings(values)
     for side, key in (("prompt", "fullprompt"), ("negative", "fullnegativeprompt")):
-        whole = have.any(key)
-        parts = [part for part in whole if isinstance(part, str)] if isinstance(whole, list) else [whole]
+        full_prompt = settings.any(key)
+        parts = (
+            [part for part in full_prompt if isinstance(part, str)] if isinstance(full_prompt, list) else [full_prompt]
+        )
         if words := ", ".join(part.strip(" ,") for part in parts if isinstance(part, str) and part.strip(" ,")):
-            setattr(said, side, words)
-    said.values.pop("clip_skip", None) if program == "Fooocus" else None  # 2 is SDXL's own
+            setattr(parameters, side, words)
+    parameters.values.pop("clip_skip", None) if program == "Fooocus" else None  # Fooocus' 2 is SDXL's default
     for name, value in values.items():
         if re.fullmatch(r"lora(combined)?[0-9]+", _plain(name)) and isinstance(value, str):
             lora, _, weight = value.rpartition(" : ")
-            said.networks += _lora(lora, weight)
+            parameters.networks += _lora(lora, weight)
     loras = values.get("loras")
-    for entry in loras[:64] if isinstance(loras, list) and not said.networks else []:
+    for entry in loras[:64] if isinstance(loras, list) and not parameters.networks else []:
         if isinstance(entry, list) and len(entry) >= 2:
-            said.networks += _lora(entry[0], entry[1])
+            parameters.networks += _lora(entry[0], entry[1])
         elif isinstance(entry, dict):
-            said.networks += _lora(entry.get("name") or entry.get("lora"), entry.get("weight"))
-    if have.any("fullprompt") in _NONE and have.get("styles") not in (None, "[]"):
-        said.notes.append(f"Its styles are not here: {printable(str(have.get('styles')), 80)}.")
+            parameters.networks += _lora(entry.get("name") or entry.get("lora"), entry.get("weight"))
+    if settings.any("fullprompt") in _NONE and settings.get("styles") not in (None, "[]"):
+        parameters.notes.append(f"Its styles are not here: {printable(str(settings.get('styles')), 80)}.")
     if program == "Fooocus":
-        said.notes.append("Fooocus' own sharpness and guidance of sizes are not here.")
-    refiner = have.get("refinermodel", "refinermodelname")
-    said.notes += _also(["a refiner model"] if refiner not in _NONE else [])
-    return said
+        parameters.notes.append("Fooocus' own sharpness and guidance of sizes are not here.")
+    refiner = settings.get("refinermodel", "refinermodelname")
+    parameters.notes += _also(["a refiner model"] if refiner not in _NONE else [])
+    return parameters
 
 
 def swarmui(texts: Mapping[str, str]) -> Parameters | None:
-    """`sui_image_params` in `parameters`, the UserComment, or, until 2024, Exif's Model."""
+    """Read SwarmUI's `sui_image_params` in `parameters`, the UserComment, or, until 2024, Exif's Model."""
     for key in ("parameters", "UserComment", "Model"):
         values = _object(texts.get(key))
         if values is None or not isinstance(values.get("sui_image_params"), dict):
@@ -340,89 +350,95 @@ def swarmui(texts: Mapping[str, str]) -> Parameters | None:
 
 
 def _swarmui(values: dict[str, Any], text: str) -> Parameters:
-    said = _common("SwarmUI", text, values, "a1111", "comfyui")
-    have = _Settings(values)
-    if isinstance(layer := number(have.get("clipstopatlayer")), int) and layer:
-        said.values["clip_skip"] = abs(layer)
-    names, weights = _listed(have.any("loras")), _listed(have.any("loraweights"))
+    parameters = _common("SwarmUI", text, values, "a1111", "comfyui")
+    settings = _Settings(values)
+    if isinstance(layer := number(settings.get("clipstopatlayer")), int) and layer:
+        parameters.values["clip_skip"] = abs(layer)
+    names, weights = _listed(settings.any("loras")), _listed(settings.any("loraweights"))
     for i, name in enumerate(names):
-        said.networks += _lora(name, weights[i] if i < len(weights) else None)
-    creativity = number(have.get("initimagecreativity"))
-    said.img2img = creativity is not None or have.any("initimage") not in _NONE
-    if said.img2img and creativity is not None:
-        said.values["change"] = creativity
-    times, control = number(have.get("refinerupscale")), number(have.get("refinercontrolpercentage"))
-    if isinstance(times, int | float) and times > 1 and not said.img2img:
-        said.values["enlarge"] = times
-        said.values |= {"change": control} if control else {}
-    strength = number(have.get("variationseedstrength"))
+        parameters.networks += _lora(name, weights[i] if i < len(weights) else None)
+    creativity = number(settings.get("initimagecreativity"))
+    parameters.img2img = creativity is not None or settings.any("initimage") not in _NONE
+    if parameters.img2img and creativity is not None:
+        parameters.values["change"] = creativity
+    scale, control = number(settings.get("refinerupscale")), number(settings.get("refinercontrolpercentage"))
+    if isinstance(scale, int | float) and scale > 1 and not parameters.img2img:
+        parameters.values["enlarge"] = scale
+        parameters.values |= {"change": control} if control else {}
+    strength = number(settings.get("variationseedstrength"))
     if strength:
-        said.values |= {"near": strength, "near_seed": number(have.get("variationseed"))}
-    if said.schedule is None and said.sampler:
-        said.schedule = "normal"
-    tags = sorted(set(re.findall(r"<(segment|object|region|video|refiner|base)\b", said.prompt, re.IGNORECASE)))
+        parameters.values |= {"near": strength, "near_seed": number(settings.get("variationseed"))}
+    if parameters.schedule is None and parameters.sampler:
+        parameters.schedule = "normal"
+    tags = sorted(set(re.findall(r"<(segment|object|region|video|refiner|base)\b", parameters.prompt, re.IGNORECASE)))
     if tags:
-        said.notes.append(f"Its prompt has parts for {', '.join(tags)}, which are text here.")
+        parameters.notes.append(f"Its prompt has parts for {', '.join(tags)}, which are text here.")
     models = {"refinermodel": "a refiner model", "controlnetmodel": "ControlNet"}
-    said.notes += _also(name for key, name in models.items() if have.any(key) not in _NONE)
-    return said
+    parameters.notes += _also(name for key, name in models.items() if settings.any(key) not in _NONE)
+    return parameters
 
 
 def _listed(value: Any) -> list[str]:
-    """A list, or one with commas in a text."""
+    """Return a list's entries as texts; a text is split at commas."""
     if isinstance(value, list):
         return [str(entry) for entry in value[:64]]
     return [part.strip() for part in value.split(",")][:64] if isinstance(value, str) and value else []
 
 
 def easy_diffusion(texts: Mapping[str, str]) -> Parameters | None:
-    """A PNG has a text for each setting; other files one JSON object. Names are of code or, before, of its page."""
+    """Read Easy Diffusion: one text per setting in a PNG, one JSON object in other files.
+
+    Names are those of its code or, in older versions, of its web page.
+    """
     values: Mapping[str, Any] | None = texts
     known = {_plain(name) for name in texts}
     if not known & {"usestablediffusionmodel", "stablediffusionmodel"}:
-        values = next((found for key in ("UserComment", "parameters") if (found := _object(texts.get(key)))), None)
+        values = next(
+            (decoded for key in ("UserComment", "parameters") if (decoded := _object(texts.get(key)))),
+            None,
+        )
         if values is None or not {_plain(name) for name in values} & {
             "usestablediffusionmodel",
             "stablediffusionmodel",
         }:
             return None
-    said = _common(
+    parameters = _common(
         "Easy Diffusion", "\n".join(f"{key}: {value}" for key, value in values.items())[:50_000], values, "compel"
     )
-    said.schedule = None
-    have = _Settings(values)
-    skip = have.any("clipskip")
-    said.values.pop("clip_skip", None)
+    parameters.schedule = None
+    settings = _Settings(values)
+    skip = settings.any("clipskip")
+    parameters.values.pop("clip_skip", None)
     if str(skip).lower() == "true":
-        said.values["clip_skip"] = 2
-    names = _strings(have.any("useloramodel") or have.any("loramodel"))
-    weights = _strings(have.any("loraalpha") or have.any("lorastrength"))
+        parameters.values["clip_skip"] = 2
+    names = _strings(settings.any("useloramodel") or settings.any("loramodel"))
+    weights = _strings(settings.any("loraalpha") or settings.any("lorastrength"))
     for i, name in enumerate(names):
-        said.networks += _lora(name, weights[i] if i < len(weights) else None)
-    embeddings = _strings(have.any("useembeddingsmodel") or have.any("embeddingmodels"))
-    said.networks += [Network("embedding", base_name(name)) for name in embeddings]
-    strength = number(have.get("promptstrength"))
-    said.img2img = strength is not None
-    if said.img2img:
-        said.values["change"] = strength
+        parameters.networks += _lora(name, weights[i] if i < len(weights) else None)
+    embeddings = _strings(settings.any("useembeddingsmodel") or settings.any("embeddingmodels"))
+    parameters.networks += [Network("embedding", base_name(name)) for name in embeddings]
+    strength = number(settings.get("promptstrength"))
+    parameters.img2img = strength is not None
+    if parameters.img2img:
+        parameters.values["change"] = strength
     parts = {"useupscale": "an upscaler", "usefacecorrection": "face correction", "usecontrolnetmodel": "ControlNet"}
     parts |= {"upscaling": "an upscaler", "useupscaling": "an upscaler", "controlnetmodel": "ControlNet"}
-    said.notes += _also(name for key, name in parts.items() if have.any(key) not in (*_NONE, "False", False))
-    return said
+    parameters.notes += _also(name for key, name in parts.items() if settings.any(key) not in (*_NONE, "False", False))
+    return parameters
 
 
 def _strings(value: Any) -> list[str]:
-    """One, a list, or a list as Python or a person writes it."""
+    """Return the texts in a single value, a list, or a text that spells a list in Python or with commas."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return [str(value)]
     if isinstance(value, str):
         value = [part.strip(" '\"") for part in value.strip("[]").split(",")]
-    found = [str(entry) for entry in value[:64]] if isinstance(value, list) else []
-    return [entry for entry in found if entry and entry != "None"]
+    texts = [str(entry) for entry in value[:64]] if isinstance(value, list) else []
+    return [entry for entry in texts if entry and entry != "None"]
 
 
 def stability_matrix(texts: Mapping[str, str]) -> Parameters | None:
-    """`parameters-json`, where the graph beside it does not say more."""
+    """Read Stability Matrix' `parameters-json` or project, if the graph beside it could not be read."""
     if (values := _object(texts.get("parameters-json"))) is not None:
         return _common("Stability Matrix", texts["parameters-json"], values, "a1111")
     if (project := _object(texts.get("smproj"))) is None:
@@ -434,22 +450,22 @@ def stability_matrix(texts: Mapping[str, str]) -> Parameters | None:
 
 
 def _project(state: dict[str, Any], text: str) -> Parameters:
-    """The cards of its page: `Prompt`, `Sampler`, `Seed`, `Model`."""
+    """Read a project's cards: `Prompt`, `Sampler`, `Seed`, `Model`."""
     cards = {name: card for name, card in state.items() if isinstance(card, dict)}
     prompt, sampler = cards.get("Prompt", {}), cards.get("Sampler", {})
     values = {key: value for key, value in sampler.items() if isinstance(value, str | int | float)}
     values |= {"Seed": cards.get("Seed", {}).get("Seed"), "prompt": prompt.get("Prompt")}
     values["negative_prompt"] = prompt.get("NegativePrompt")
     values["model"] = cards.get("Model", {}).get("SelectedModelName")
-    said = _common("Stability Matrix", text[:50_000], values, "a1111", "comfyui")
-    if not said.prompt:
+    parameters = _common("Stability Matrix", text[:50_000], values, "a1111", "comfyui")
+    if not parameters.prompt:
         raise Unreadable("Stability Matrix", "its project holds no prompt")
-    said.sampler = _chosen(sampler.get("SelectedSampler"))
-    said.schedule = _chosen(sampler.get("SelectedScheduler")) or None
+    parameters.sampler = _chosen(sampler.get("SelectedSampler"))
+    parameters.schedule = _chosen(sampler.get("SelectedScheduler")) or None
     model = cards.get("Model", {})
     if model.get("IsClipSkipEnabled") and (skip := number(model.get("ClipSkip"))) is not None:
-        said.values["clip_skip"] = skip
-    return said
+        parameters.values["clip_skip"] = skip
+    return parameters
 
 
 def _chosen(card: Any) -> str:
@@ -457,23 +473,25 @@ def _chosen(card: Any) -> str:
 
 
 def civitai(values: Mapping[str, Any], text: str) -> Parameters:
-    """`extraMetadata`: what was asked of its generator."""
-    said = _common("Civitai", text, values, "a1111", "a1111")
-    said.model = base_name(values.get("baseModel") or "")
+    """Read Civitai's `extraMetadata`: the request to its generator."""
+    parameters = _common("Civitai", text, values, "a1111", "a1111")
+    parameters.model = base_name(values.get("baseModel") or "")
     for entry in _entries(values.get("resources")):
         if str(entry.get("type", "")).lower() in ("lora", "locon", "lycoris", "dora"):
             name = entry.get("name") or entry.get("modelName") or entry.get("modelVersionId")
-            said.networks += _lora(str(name or ""), entry.get("strength", entry.get("weight")))
+            parameters.networks += _lora(str(name or ""), entry.get("strength", entry.get("weight")))
     workflow = str(values.get("workflow", ""))
-    said.img2img = "img2img" in workflow and "upscale" not in workflow and "hires" not in workflow
+    parameters.img2img = "img2img" in workflow and "upscale" not in workflow and "hires" not in workflow
     changed = [str(entry.get("type", "")) for entry in _entries(values.get("transformations"))]
     if changed:
-        said.notes.append(f"Afterwards it was changed ({printable(', '.join(changed), 40)}), which is not done here.")
-    return said
+        parameters.notes.append(
+            f"Afterwards it was changed ({printable(', '.join(changed), 40)}), which is not done here."
+        )
+    return parameters
 
 
 def draw_things(texts: Mapping[str, str]) -> Parameters | None:
-    """XMP with `exif:UserComment`, JSON."""
+    """Read Draw Things' JSON in XMP's `exif:UserComment`."""
     xmp = next((texts[key] for key in ("XML:com.adobe.xmp", "xmp") if key in texts), "")
     values = _object(_xmp_value(xmp, "exif:UserComment")) if xmp else _object(texts.get("UserComment"))
     if values is not None and "c" in values and ("uc" in values or "scale" in values):
@@ -484,74 +502,79 @@ def draw_things(texts: Mapping[str, str]) -> Parameters | None:
 
 
 def _xmp_value(xmp: str, name: str) -> str:
-    """Of an element or an attribute, without the tags in it. No XML parser: nothing is expanded."""
+    """Return the value of an element, without tags, or of an attribute. No XML parser is used: nothing is expanded."""
     begin = xmp.find(f"<{name}")
     end = xmp.find(f"</{name}>", begin)
     if begin >= 0 and end >= 0:
         return html.unescape(re.sub(r"<[^<>]*>", "", xmp[begin:end])).strip()
-    found = re.search(re.escape(name) + r'="([^"]*)"', xmp)
-    return html.unescape(found[1]) if found else ""
+    match = re.search(re.escape(name) + r'="([^"]*)"', xmp)
+    return html.unescape(match[1]) if match else ""
 
 
 def _draw_things(values: dict[str, Any], text: str) -> Parameters:
-    said = _common("Draw Things", text, values, "a1111")
-    said.schedule = None
-    more = values.get("v2") if isinstance(values.get("v2"), dict) else {}
-    for entry in _entries(values.get("lora")) or _entries(more.get("loras")):
-        said.networks += _lora(entry.get("model") or entry.get("file"), entry.get("weight"))
-    skip = number(values.get("clip_skip", more.get("clipSkip")))
+    parameters = _common("Draw Things", text, values, "a1111")
+    parameters.schedule = None
+    v2 = values.get("v2") if isinstance(values.get("v2"), dict) else {}
+    for entry in _entries(values.get("lora")) or _entries(v2.get("loras")):
+        parameters.networks += _lora(entry.get("model") or entry.get("file"), entry.get("weight"))
+    skip = number(values.get("clip_skip", v2.get("clipSkip")))
     if isinstance(skip, int):
-        said.values["clip_skip"] = skip
+        parameters.values["clip_skip"] = skip
     strength = number(values.get("strength"))
-    said.img2img = isinstance(strength, int | float) and 0 < strength < 1
-    if said.img2img:
-        said.values["change"] = strength
-    if more.get("hiresFix") is True:
-        first = size_of(more.get("hiresFixWidth"), more.get("hiresFixHeight"))
-        size = said.values.get("size")
+    parameters.img2img = isinstance(strength, int | float) and 0 < strength < 1
+    if parameters.img2img:
+        parameters.values["change"] = strength
+    if v2.get("hiresFix") is True:
+        first = size_of(v2.get("hiresFixWidth"), v2.get("hiresFixHeight"))
+        size = parameters.values.get("size")
         if first and size:
-            said.values |= {"size": first, "enlarge": round(int(size.split("x")[0]) / int(first.split("x")[0]), 3)}
-            if (again := number(more.get("hiresFixStrength"))) is not None:
-                said.values["change"] = again
+            parameters.values |= {
+                "size": first,
+                "enlarge": round(int(size.split("x")[0]) / int(first.split("x")[0]), 3),
+            }
+            if (second_strength := number(v2.get("hiresFixStrength"))) is not None:
+                parameters.values["change"] = second_strength
     if "cpu" not in str(values.get("seed_mode", "")).lower():
-        said.notes.append("Its noise was drawn in its own way: the same seed begins from other noise here.")
-    said.notes += _also(["control nets"] if (values.get("control") or more.get("controls")) not in _NONE else [])
-    return said
+        parameters.notes.append("Its noise was drawn in its own way: the same seed begins from other noise here.")
+    parameters.notes += _also(["control nets"] if (values.get("control") or v2.get("controls")) not in _NONE else [])
+    return parameters
 
 
 def midjourney(texts: Mapping[str, str]) -> Parameters | None:
-    """`a cat --ar 16:9 --no dogs --seed 5 --v 6.1 Job ID: ...` in a PNG's Description."""
+    """Read Midjourney's `a cat --ar 16:9 --no dogs --seed 5 --v 6.1 Job ID: ...` in a PNG's Description."""
     text = texts.get("Description") or texts.get("ImageDescription") or ""
     if not (job := re.search(r"\s*Job ID: *[0-9a-f-]{30,40}\s*$", text, re.IGNORECASE)):
         return None
     prompt, *flags = re.split(r"\s+--(?=[a-z])", f" {text[: job.start()]}")
     values = {name: value.strip() for name, _, value in (flag.partition(" ") for flag in flags)}
-    said = Parameters("Midjourney", text, prompt.strip(), values.get("no", ""), "comfyui")
+    parameters = Parameters("Midjourney", text, prompt.strip(), values.get("no", ""), "comfyui")
     if "seed" in values:
-        said.values["seed"] = number(values["seed"])
-    said.notes.append("It was drawn with Midjourney's own model: the same words and seed give another picture here.")
-    return said
+        parameters.values["seed"] = number(values["seed"])
+    parameters.notes.append(
+        "It was drawn with Midjourney's own model: the same words and seed give another picture here."
+    )
+    return parameters
 
 
 def other(texts: Mapping[str, str]) -> Parameters | None:
-    """An object of any other program that uses these names, as Spaces of the Hub do."""
+    """Read a JSON object of any other program that uses common names, as Spaces of the Hub do."""
     for key, text in texts.items():
         values = _object(text)
         if values is None:
             continue
         program = "Tensor.Art" if key == "generation_data" else "another program"
-        said = _common(program, text, values, "a1111")
-        if said.prompt and ("steps" in said.values or "seed" in said.values):
+        parameters = _common(program, text, values, "a1111")
+        if parameters.prompt and ("steps" in parameters.values or "seed" in parameters.values):
             for entry in _entries(values.get("loras")) or _entries(values.get("models")):
                 if entry.get("type") in (None, "LORA"):
                     name = entry.get("name") or entry.get("modelFileName") or entry.get("label") or entry.get("model")
-                    said.networks += _lora(name, entry.get("weight"))
-            return said
+                    parameters.networks += _lora(name, entry.get("weight"))
+            return parameters
     return None
 
 
 _SIGNED = (b"ChatGPT", b"OpenAI", b"Adobe Firefly", b"Bing Image Creator", b"Microsoft Designer", b"Google")
-_STANDARD = re.compile(  # texts that no program keeps its settings in, in small letters
+_STANDARD = re.compile(  # texts in which no program stores its settings, in lower case
     r"title|author|description|copyright|creation time|disclaimer|warning|source|comment|software|"
     r"(raw profile|date:|exif:|tiff:|png:|pdf:|icc|thumb::|xml:|dpi|signature).*|xmp|make|model|imagedescription|"
     r"usercomment|makernote|documentname|jpeg comment|sd-ti-embedding"
@@ -559,7 +582,7 @@ _STANDARD = re.compile(  # texts that no program keeps its settings in, in small
 
 
 def unknown(texts: Mapping[str, str], data: bytes) -> Unreadable | None:
-    """Which program a picture is of whose metadata no other reader knows; None where it does not tell."""
+    """Return an Unreadable that names the program of an image that no reader recognised; None if it is unknown."""
     start = data[:200_000]
     if b"jumb" in start and b"c2pa" in start:
         name = next((f"{name.decode()}, which" for name in _SIGNED if name in start), "a program that")

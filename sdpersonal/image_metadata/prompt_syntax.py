@@ -1,9 +1,9 @@
-"""Other programs' prompts in our words: what loads weights taken out, and what only we would read escaped.
+"""Translate other programs' prompts to our syntax: remove tags that load weights, escape signs that only we interpret.
 
-Emphasis: A1111, SD.Next, SwarmUI and Draw Things mean what we mean by `(x:1.2)` and `[x]`. To ComfyUI and Fooocus a
-square bracket is text (`comfy/sd1_clip.py`). InvokeAI and Easy Diffusion use compel: `word+`, `(some words)1.2`, and a
-bare `(x)` only groups (compel's `prompt_parser.py`). NovelAI: `{x}` is 1.05 times stronger, `[x]` weaker, `1.5::x::`
-a weight, and `(x)` is text (docs.novelai.net, "Strengthening and Weakening Vectors").
+Emphasis: A1111, SD.Next, SwarmUI and Draw Things share our `(x:1.2)` and `[x]`. To ComfyUI and Fooocus a square
+bracket is text (`comfy/sd1_clip.py`). InvokeAI and Easy Diffusion use compel: `word+`, `(some words)1.2`, and a bare
+`(x)` only groups (compel's `prompt_parser.py`). NovelAI: `{x}` is 1.05 times stronger, `[x]` weaker, `1.5::x::` a
+weight, and `(x)` is text (docs.novelai.net, "Strengthening and Weakening Vectors").
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Kind = Literal["LoRA", "embedding", "hypernetwork"]
 _NETWORK = re.compile(r"<(lora|lyco|lycoris|hypernet):([^<>:]*)(?::([^<>]*))?>", re.IGNORECASE)
 _EMBEDDING = re.compile(r"\bembedding:([^\s,:()\[\]<>]+)")  # ComfyUI's
 _MOST_NETWORKS = 20
-_LONGEST = 100_000  # characters that are looked at
-_OURS_ALONE = re.compile(r"\\.|[{}]|__(?=[^\W_])|<(?=\S)([^<>]*)>", re.DOTALL)  # signs that are text to A1111
+_LONGEST = 100_000  # characters of a prompt that are read
+_OURS_ALONE = re.compile(r"\\.|[{}]|__(?=[^\W_])|<(?=\S)([^<>]*)>", re.DOTALL)  # syntax of ours that is text to A1111
 _SQUARE = re.compile(r"\\.|[\[\]]", re.DOTALL)
 _COMPEL = re.compile(
     r"""  \\.
@@ -33,12 +33,12 @@ _COMPEL = re.compile(
     re.VERBOSE,
 )
 _NAI_WEIGHT = re.compile(r"(-?[0-9]*\.?[0-9]+)::(.*?)(?:::|$)", re.DOTALL)
-_NAI_DEEP = 12  # brackets one in another
+_NAI_DEEP = 12  # nesting depth of brackets
 
 
 @dataclass(frozen=True)
 class Network:
-    """Weights that a picture was drawn with besides its model, by name. strength: None where it does not say."""
+    """The name of a LoRA, embedding or hypernetwork that an image used. strength: None if not stated."""
 
     kind: Kind
     name: str
@@ -50,14 +50,14 @@ class Network:
 
 
 def translated(prompt: str, syntax: Syntax) -> tuple[str, list[Network]]:
-    """The prompt in our words on one line, and the networks that it names."""
+    """Return the prompt in our syntax on one line, and the networks that it names."""
     networks = _networks(prompt)
     text = plain_spaces(_NETWORK.sub("", prompt)[:_LONGEST])
     if len(text) > 2 * MAX_PROMPT:
-        return text, networks  # too long to be used whatever it says
+        return text, networks  # too long for any use
     if syntax == "comfyui":
         networks += [Network("embedding", _stem(name)) for name in _EMBEDDING.findall(text)][:_MOST_NETWORKS]
-        text = _SQUARE.sub(_backslashed, _EMBEDDING.sub(lambda found: _stem(found[1]), text))
+        text = _SQUARE.sub(_backslashed, _EMBEDDING.sub(lambda match: _stem(match[1]), text))
     elif syntax == "compel":
         text = _COMPEL.sub(_from_compel, _SQUARE.sub(_backslashed, text))
     elif syntax == "novelai":
@@ -74,7 +74,7 @@ def _networks(prompt: str) -> list[Network]:
 
 
 def _strength(text: str) -> float | None:
-    """Of `<lora:x:0.8>` or `<lora:x:0.8:0.5>`: the first number, which is the picture model's."""
+    """Parse the strength in `<lora:x:0.8>` or `<lora:x:0.8:0.5>`: the first number, the image model's."""
     first = text.partition(":")[0].strip()
     return float(first) if re.fullmatch(r"-?[0-9]{0,5}\.?[0-9]{1,9}", first) else None
 
@@ -89,7 +89,7 @@ def _escaped(sign: re.Match[str]) -> str:
     if sign[1] is None:
         return "".join(f"\\{letter}" for letter in sign[0])
     try:
-        Token.parse(sign[1])  # `<cat-toy>`, as embeddings are often called: the library may have it
+        Token.parse(sign[1])  # `<cat-toy>`, a common name for an embedding: the library may have it
     except UserError:
         return f"\\{sign[0]}"
     return sign[0]
@@ -109,28 +109,28 @@ def _from_compel(part: re.Match[str]) -> str:
 
 
 def _from_novelai(text: str) -> str:
-    """Its weights become ours; a negative one, which we cannot draw, stays one and is refused when it is read."""
-    pieces, at = [], 0
-    for found in _NAI_WEIGHT.finditer(text):
-        pieces.append(_nai_brackets(text[at : found.start()]))
-        pieces.append(f"({_nai_brackets(found[2])}:{float(found[1]):g})" if found[2].strip() else "")
-        at = found.end()
-    return "".join([*pieces, _nai_brackets(text[at:])])
+    """Translate NovelAI's weights; an unsupported negative one is kept, and refused when the prompt is parsed."""
+    pieces, position = [], 0
+    for match in _NAI_WEIGHT.finditer(text):
+        pieces.append(_nai_brackets(text[position : match.start()]))
+        pieces.append(f"({_nai_brackets(match[2])}:{float(match[1]):g})" if match[2].strip() else "")
+        position = match.end()
+    return "".join([*pieces, _nai_brackets(text[position:])])
 
 
 def _nai_brackets(text: str) -> str:
-    """`{{x}}` becomes `(x:1.103)`. A bracket without its other half is text."""
+    """Translate `{{x}}` to `(x:1.103)`. An unmatched bracket is text."""
     result: list[str] = []
-    opened: list[tuple[str, int]] = []  # (sign, place in `result`)
+    open_brackets: list[tuple[str, int]] = []  # (sign, place in `result`)
     for letter in text:
-        if letter in "{[" and len(opened) < _NAI_DEEP:
-            opened.append((letter, len(result)))
+        if letter in "{[" and len(open_brackets) < _NAI_DEEP:
+            open_brackets.append((letter, len(result)))
             result.append("")
-        elif letter in "}]" and opened and opened[-1][0] == ("{" if letter == "}" else "["):
-            result[opened.pop()[1]] = "("
+        elif letter in "}]" and open_brackets and open_brackets[-1][0] == ("{" if letter == "}" else "["):
+            result[open_brackets.pop()[1]] = "("
             result.append(f":{1.05 if letter == '}' else 1 / 1.05:.4g})")
         else:
             result.append(f"\\{letter}" if letter in "()[]{}" else letter)
-    for sign, place in opened:
-        result[place] = f"\\{sign}"
+    for sign, index in open_brackets:
+        result[index] = f"\\{sign}"
     return "".join(result)

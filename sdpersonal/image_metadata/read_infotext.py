@@ -1,4 +1,4 @@
-"""A1111's text, which most programs write: into a PNG's `parameters`, and as Exif's UserComment.
+"""Parse A1111's infotext, which most programs write: in a PNG's `parameters`, or as Exif's UserComment.
 
     a cat <lora:add-detail:0.6>
     Negative prompt: blurry
@@ -24,8 +24,8 @@ __all__ = ["Foreign", "a1111", "parse_infotext"]
 _PARAMETER = re.compile(r'\s*(\w[\w \-/]*+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', re.DOTALL)  # as A1111 reads it
 _FACT_LINE = re.compile(r"\s*Steps:\s*[0-9]+\s*(,|$)", re.IGNORECASE)
 _NEGATIVE = "negative prompt:"
-_MOST_JSON = 8  # values in JSON of one text, each of which is looked for its end
-_A1111_NAMES = {  # our field -> theirs
+_MOST_JSON = 8  # JSON values of one text that are parsed to find their end
+_A1111_NAMES = {  # our field -> A1111's keys
     "steps": ("steps",),
     "guidance": ("cfg scale", "guidance scale", "cfg"),
     "seed": ("seed",),
@@ -35,7 +35,7 @@ _A1111_NAMES = {  # our field -> theirs
 }
 _BEGAN = ("mask blur", "inpaint area", "masked content", "init image size", "init image hash", "image cfg scale")
 _BEGAN += ("resize mode", "masked area padding", "conditional mask weight", "soft inpainting enabled", "mask mode")
-_OTHER_PARTS = {  # the beginning of a key -> what else made the picture
+_OTHER_PARTS = {  # start of a key -> what else changed the image
     "adetailer": "ADetailer",
     "controlnet": "ControlNet",
     "refiner": "a refiner model",
@@ -57,38 +57,38 @@ _OTHER_PARTS = {  # the beginning of a key -> what else made the picture
 
 
 def parse_infotext(text: str) -> Foreign | None:
-    """What A1111's text says; None where the text is nothing of that kind."""
-    said = a1111(text)
-    return None if said is None else foreign_of(said)
+    """Parse A1111's infotext; None for any other text."""
+    parameters = a1111(text)
+    return None if parameters is None else foreign_of(parameters)
 
 
 def a1111(text: str) -> Parameters | None:
-    """The same, unchecked."""
+    """Parse A1111's infotext into unchecked `Parameters`; None for any other text."""
     prompt, negative, facts = _split_infotext(text.replace("\r\n", "\n").replace("\r", "\n"))
     if "steps" not in facts and not {"seed", "sampler"} <= facts.keys():
         return None
-    said = Parameters(_program(facts), text, prompt, negative)
-    if said.program == "ComfyUI" and prompt == "unknown":  # what a node that saves writes where it was told nothing
-        said.prompt, said.negative = "", ""
-    for ours, theirs in _A1111_NAMES.items():
-        if (key := next((key for key in theirs if key in facts), None)) is not None:
-            said.values[ours] = number(facts[key])
-    _first_size(facts, said)
-    _second_pass(facts, said)
-    _seeds(facts, said)
-    said.sampler, said.schedule, said.naming = _sampler(facts, said.program)
-    said.model = facts.get("model") or _civitai_model(facts) or facts.get("model hash", "")
-    said.networks += _hashed_networks(facts)
-    said.img2img = _began(facts, said)
-    said.notes += _collect_notes(facts, said)
-    return said
+    parameters = Parameters(_program(facts), text, prompt, negative)
+    if parameters.program == "ComfyUI" and prompt == "unknown":  # written by save nodes without a prompt
+        parameters.prompt, parameters.negative = "", ""
+    for field, keys in _A1111_NAMES.items():
+        if (key := next((key for key in keys if key in facts), None)) is not None:
+            parameters.values[field] = number(facts[key])
+    _first_size(facts, parameters)
+    _second_pass(facts, parameters)
+    _seeds(facts, parameters)
+    parameters.sampler, parameters.schedule, parameters.naming = _sampler(facts, parameters.program)
+    parameters.model = facts.get("model") or _civitai_model(facts) or facts.get("model hash", "")
+    parameters.networks += _hashed_networks(facts)
+    parameters.img2img = _began(facts, parameters)
+    parameters.notes += _collect_notes(facts, parameters)
+    return parameters
 
 
 # --- the text ---------------------------------------------------------------------------------------------------------
 
 
 def _split_infotext(text: str) -> tuple[str, str, dict[str, str]]:
-    """Prompt, negative prompt, and the facts behind them by their keys in small letters."""
+    """Split into prompt, negative prompt, and the parameters after them by lower-case key."""
     lines = text.strip().split("\n")
     begin, facts = _last_lines(lines)
     lines = [line.strip() for line in lines[:begin]]
@@ -98,39 +98,42 @@ def _split_infotext(text: str) -> tuple[str, str, dict[str, str]]:
 
 
 def _last_lines(lines: list[str]) -> tuple[int, dict[str, str]]:
-    """Which line the facts begin in, and the facts: the last one, if it has three as A1111 wants; else the last that
-    begins with "Steps:", behind which a value in quotes may have line ends in it."""
+    """Return the line where the parameters begin, and the parameters.
+
+    That is the last line, if it has three as A1111 requires; else the last that begins with "Steps:", since a quoted
+    value after it may contain line ends.
+    """
     last = len(lines) - 1
     facts = _parse_parameters(lines[last])
     if len(facts) >= 3 and ("steps" in facts or {"seed", "sampler"} <= facts.keys()):
         return last, facts
-    begins = [i for i in range(last, max(-1, last - 200), -1) if _FACT_LINE.match(lines[i])]
-    for i in begins[:3]:
-        if len(longer := _parse_parameters("\n".join(lines[i:]))) >= 3:
-            return i, longer
+    starts = [i for i in range(last, max(-1, last - 200), -1) if _FACT_LINE.match(lines[i])]
+    for i in starts[:3]:
+        if len(more_facts := _parse_parameters("\n".join(lines[i:]))) >= 3:
+            return i, more_facts
     return (last, facts) if len(facts) >= 3 else (len(lines), {})
 
 
 def _parse_parameters(line: str) -> dict[str, str]:
-    """`key: value` by key. One walk along the text: where nothing fits, on behind the next comma."""
-    found: dict[str, str] = {}
-    at, tried = 0, 0
-    while at < len(line):
-        if fact := _PARAMETER.match(line, at):
+    """Parse `key: value` pairs in a single pass; text that does not match is skipped to the next comma."""
+    facts: dict[str, str] = {}
+    position, json_values = 0, 0
+    while position < len(line):
+        if fact := _PARAMETER.match(line, position):
             value, end = fact[2].strip(), fact.end()
-            if value[:1] in ("[", "{") and tried < _MOST_JSON:
-                tried += 1
+            if value[:1] in ("[", "{") and json_values < _MOST_JSON:
+                json_values += 1
                 value, end = _whole_json(line, fact.start(2), value, end)
-            found.setdefault(fact[1].strip().lower(), _unquote(value))
-            at = max(end, at + 1)
+            facts.setdefault(fact[1].strip().lower(), _unquote(value))
+            position = max(end, position + 1)
         else:
-            comma = line.find(",", at)
-            at = comma + 1 if comma >= 0 else len(line)
-    return found
+            comma = line.find(",", position)
+            position = comma + 1 if comma >= 0 else len(line)
+    return facts
 
 
 def _whole_json(line: str, begin: int, value: str, end: int) -> tuple[str, int]:
-    """A list or an object, which has commas of its own, and where the next fact begins."""
+    """Return a JSON list or object, which may contain commas, and where the next parameter begins."""
     try:
         last = json.JSONDecoder().raw_decode(line[begin : begin + 100_000].lstrip())[1]
     except (ValueError, RecursionError):
@@ -149,10 +152,10 @@ def _unquote(value: str) -> str:
         return value.strip('"')
 
 
-# --- what it says -----------------------------------------------------------------------------------------------------
+# --- the parameters ---------------------------------------------------------------------------------------------------
 
 
-_VERSIONS = (  # how "Version" begins -> whose it is
+_VERSIONS = (  # start of "Version" -> program
     ("fooocus", "Fooocus"),
     ("comfyui", "ComfyUI"),
     ("sdpersonal", "sdpersonal"),
@@ -167,7 +170,7 @@ def _program(facts: Mapping[str, str]) -> str:
         if version.lower().startswith(word):
             return name
     if re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+", facts.get("sampler", "")):
-        return "ComfyUI"  # one of its nodes that save pictures: nobody else writes "euler_ancestral" there
+        return "ComfyUI"  # one of its save nodes: no other program writes "euler_ancestral" there
     if "sd.next" in app.lower() or facts.get("backend") == "Diffusers":
         return "SD.Next"
     if "civitai resources" in facts or "civitai metadata" in facts:
@@ -176,8 +179,8 @@ def _program(facts: Mapping[str, str]) -> str:
 
 
 def _pair(text: str | None) -> tuple[str, str] | None:
-    found = re.fullmatch(r"\s*([0-9]{1,6})\s*x\s*([0-9]{1,6})\s*", text or "")
-    return (found[1], found[2]) if found else None
+    match = re.fullmatch(r"\s*([0-9]{1,6})\s*x\s*([0-9]{1,6})\s*", text or "")
+    return (match[1], match[2]) if match else None
 
 
 def _first_size(facts: Mapping[str, str], said: Parameters) -> None:
@@ -189,7 +192,7 @@ def _first_size(facts: Mapping[str, str], said: Parameters) -> None:
 
 
 def _second_pass(facts: Mapping[str, str], said: Parameters) -> None:
-    """`enlarge`, from a factor, a size, or the size that the pictures of 2022 say the first pass had."""
+    """Set `enlarge` from a factor, a target size, or the size of the first pass that images of 2022 have."""
     factor = number(facts.get("hires upscale", facts.get("hires scale")))
     if factor is not None and factor != 0:
         said.values["enlarge"] = factor
@@ -200,14 +203,14 @@ def _second_pass(facts: Mapping[str, str], said: Parameters) -> None:
     resized = _pair(facts.get("hires resize")) or _pair(facts.get("hires size"))
     resized = resized or (facts.get("hires resize-1"), facts.get("hires resize-2"))
     first = _pair(facts.get("first pass size")) or (facts.get("first pass size-1"), facts.get("first pass size-2"))
-    if (begun := size_of(*first)) and (times := enlarged(begun, _pair(size))):
-        said.values |= {"size": begun, "enlarge": times}
-    elif times := enlarged(size, resized):
-        said.values["enlarge"] = times
+    if (first_size := size_of(*first)) and (scale := enlarged(first_size, _pair(size))):
+        said.values |= {"size": first_size, "enlarge": scale}
+    elif scale := enlarged(size, resized):
+        said.values["enlarge"] = scale
     elif any(number(side) for side in (*resized, *first)) or facts.get("first pass size") == "0x0":
-        shown = facts.get("hires resize") or facts.get("first pass size") or "another size"
-        said.notes.append(f"Its second pass changed its shape ({printable(shown, 20)}), which is left out.")
-    if said.values.get("enlarge") == 1.0:  # both passes of one size
+        size_text = facts.get("hires resize") or facts.get("first pass size") or "another size"
+        said.notes.append(f"Its second pass changed its shape ({printable(size_text, 20)}), which is left out.")
+    if said.values.get("enlarge") == 1.0:  # both passes have the same size
         del said.values["enlarge"]
 
 
@@ -216,7 +219,7 @@ def _seeds(facts: Mapping[str, str], said: Parameters) -> None:
         del said.values["seed"]
         said.notes.append("Its seed is not in it (-1 stands for any).")
     near = number(facts.get("variation seed strength", facts.get("subseed strength")))
-    if not near:  # "Variation seed strength: 0" is none
+    if not near:  # "Variation seed strength: 0" means no variation
         return
     seed = number(facts.get("variation seed", facts.get("subseed")))
     if seed == -1:
@@ -248,7 +251,7 @@ def _civitai_model(facts: Mapping[str, str]) -> str:
 
 
 def _hashed_networks(facts: Mapping[str, str]) -> list[Network]:
-    """Those that the facts name, with the strength where one stands there."""
+    """Return the networks that the parameters name, with their strengths where given."""
     networks = []
     for entry in _civitai(facts)[:MOST_NOTES]:
         kind = {"lora": "LoRA", "lycoris": "LoRA", "embed": "embedding", "textualinversion": "embedding"}.get(
@@ -269,8 +272,8 @@ def _hashed_networks(facts: Mapping[str, str]) -> list[Network]:
 
 
 def _began(facts: Mapping[str, str], said: Parameters) -> bool | None:
-    """Whether it began from another picture. A denoising strength alone does not tell: programs that ask A1111's API
-    for pictures write it into all of them."""
+    """Return whether it began from another image, or None if unclear. A denoising strength alone does not tell:
+    programs that use A1111's API write it into every image."""
     if "img2img" in facts.get("operations", "").lower() or "inpaint" in facts.get("operations", "").lower():
         return True
     if any(key in facts for key in _BEGAN):

@@ -1,9 +1,9 @@
-"""The recipe in a picture's bytes: ours, or what another program's metadata says. Bounded in time and memory; nothing
-is opened.
+"""Read the recipe in an image's bytes: ours, or another program's metadata. Time and memory are bounded; nothing that
+the metadata names is opened.
 
 Neither sd-parsers (0.6, April 2025; no LoRAs, strengths, EXIF of WebP, SwarmUI, Draw Things, Easy Diffusion) nor
-sd-prompt-reader (1.3.5, May 2024; pins Pillow 10.3 and needs Tk) can be asked: neither bounds what it reads. Both were
-the independent answer by hand: see docs/recipes.md.
+sd-prompt-reader (1.3.5, May 2024; pins Pillow 10.3 and needs Tk) can be used: neither bounds what it reads. Both were
+compared by hand as independent answers: see docs/recipes.md.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _A1111_TEXTS = ("parameters", "UserComment", "Comment", "ImageDescription", "JPE
 
 
 def read_recipe(data: bytes, name: str = "The picture") -> Recipe | Foreign:
-    """What the picture called `name` was drawn from. Raises UserError where it holds nothing that can be read."""
+    """Return the recipe of the image called `name`. Raises UserError if it holds nothing that can be read."""
     try:
-        ours = png_text(data, RECIPE_KEY)
-        if ours is not None:
-            return _parse_recipe(ours)
-        found = _foreign(data)
+        own_text = png_text(data, RECIPE_KEY)
+        if own_text is not None:
+            return _parse_recipe(own_text)
+        parameters = _foreign(data)
     except TextTooLong:
         raise _refused_error(name, f"its text is longer than {MAX_TEXT_BYTES // 1000} kB") from None
     except Unreadable as error:
@@ -44,33 +44,33 @@ def read_recipe(data: bytes, name: str = "The picture") -> Recipe | Foreign:
         raise _refused_error(name, str(error)) from None
     except UserError as error:
         raise UserError(f"The recipe in {printable(name)} is refused. {error.message}", error.hint) from None
-    if found is None:
+    if parameters is None:
         raise UserError(
             f"{printable(name)} holds no recipe.",
             "Pictures drawn with --private have none, and screenshots and messengers leave it out.",
         )
-    return foreign_of(found)
+    return foreign_of(parameters)
 
 
 def _foreign(data: bytes) -> Parameters | None:
-    """What any of the programs left in it. Raises TextTooLong or Unreadable where none of it can be used."""
+    """Return another program's parameters, or None. Raises TextTooLong or Unreadable if none can be used."""
     texts, too_long = all_texts(data)
-    found, unreadable = _from_texts(texts, data)
-    # Pillow, which decodes the pixels, would read a text of any length.
-    if found is None and not too_long and (hidden := hidden_text(data)) is not None:
-        found, other = _from_texts(_hidden_texts(hidden), data)
+    parameters, unreadable = _from_texts(texts, data)
+    # Pillow reads texts of any length while it decodes the pixels, so images with a too long text are not decoded.
+    if parameters is None and not too_long and (hidden := hidden_text(data)) is not None:
+        parameters, other = _from_texts(_hidden_texts(hidden), data)
         unreadable = unreadable or other
-    if found is None and unreadable:
+    if parameters is None and unreadable:
         raise unreadable
-    if found is None and not too_long and (unreadable := programs.unknown(texts, data)):
+    if parameters is None and not too_long and (unreadable := programs.unknown(texts, data)):
         raise unreadable
-    if found is None and too_long & {"parameters", "prompt", "workflow", "UserComment", "Comment"}:
+    if parameters is None and too_long & {"parameters", "prompt", "workflow", "UserComment", "Comment"}:
         raise TextTooLong
-    return found
+    return parameters
 
 
 def _hidden_texts(text: str) -> dict[str, str]:
-    """NovelAI hides all its texts as one JSON object; A1111's extension hides the one text."""
+    """Return hidden texts by name: NovelAI hides all as one JSON object, A1111's extension hides only the infotext."""
     try:
         values = lenient_json(text)
     except ValueError:
@@ -81,15 +81,15 @@ def _hidden_texts(text: str) -> dict[str, str]:
 
 
 def _from_texts(texts: Mapping[str, str], data: bytes) -> tuple[Parameters | None, Unreadable | None]:
-    """What the first program says whose texts these are; else why the first that knows them could not be read."""
+    """Return the first reader's parameters, else why the first program that was recognised could not be read."""
     unreadable = None
     for read in _READERS:
         try:
-            if (said := read(texts, data)) is not None:
+            if (parameters := read(texts, data)) is not None:
                 size = _picture_size(data)
-                if said.program == "NovelAI" and size and "size" not in said.values:
-                    said.values["size"] = "x".join(map(str, size))  # its first pictures say it nowhere else
-                return said, None
+                if parameters.program == "NovelAI" and size and "size" not in parameters.values:
+                    parameters.values["size"] = "x".join(map(str, size))  # its first images store the size nowhere else
+                return parameters, None
         except Unreadable as error:
             unreadable = unreadable or error
     return None, unreadable
@@ -97,16 +97,18 @@ def _from_texts(texts: Mapping[str, str], data: bytes) -> tuple[Parameters | Non
 
 def _a1111(texts: Mapping[str, str], data: bytes) -> Parameters | None:
     for key in _A1111_TEXTS:
-        if key in texts and (said := a1111(texts[key])) is not None:
-            return said
+        if key in texts and (parameters := a1111(texts[key])) is not None:
+            return parameters
     if "postprocessing" in texts:
         raise Unreadable("A1111", "it was only enlarged there, which needs no prompt")
     return None
 
 
 def _graph(texts: Mapping[str, str], data: bytes) -> Parameters | None:
-    """ComfyUI's graphs, what was run before what stood on the canvas; A1111's text beside it where a node that makes
-    words at random, or picks them from a list, stands in the graph."""
+    """Read ComfyUI's graphs, the executed one before the canvas.
+
+    A1111's infotext beside them is used if a node in the graph makes words at random or picks them from a list.
+    """
     unreadable, unsure = None, None
     graphs = _graphs(texts)
     if not graphs:
@@ -117,24 +119,24 @@ def _graph(texts: Mapping[str, str], data: bytes) -> Parameters | None:
         if graph is None:
             continue
         extra = extra or texts.get("extraMetadata")
-        asked = _object(extra) if isinstance(extra, str) else None
+        requested = _object(extra) if isinstance(extra, str) else None
         try:
-            said, sure = comfyui(graph, text, _picture_size(data))
+            parameters, sure = comfyui(graph, text, _picture_size(data))
         except Unreadable as error:
-            if asked:
-                return programs.civitai(asked, extra)
+            if requested:
+                return programs.civitai(requested, extra)
             unreadable = unreadable or error
             continue
-        if asked and said.img2img:  # its generator's own picture, drawn before: what was asked says more
-            return programs.civitai(asked, extra)
-        said.program = _graph_program(texts, said.program)
+        if requested and parameters.img2img:  # it began from the generator's own earlier image: the request says more
+            return programs.civitai(requested, extra)
+        parameters.program = _graph_program(texts, parameters.program)
         if sure:
-            return said
-        unsure = unsure or said
-    said = _a1111_or_none(texts) or unsure
-    if said is None and unreadable:
+            return parameters
+        unsure = unsure or parameters
+    parameters = _a1111_or_none(texts) or unsure
+    if parameters is None and unreadable:
         raise unreadable
-    return said
+    return parameters
 
 
 def _a1111_or_none(texts: Mapping[str, str]) -> Parameters | None:
@@ -151,9 +153,9 @@ def _graph_program(texts: Mapping[str, str], otherwise: str) -> str:
 
 
 def _graphs(texts: Mapping[str, str]) -> list[tuple[str, object]]:
-    """(text, JSON in it): of a PNG's own keys; of Exif, where they stand behind a word ("Prompt: {...}"), or as one
-    object that has both."""
-    found = []
+    """Return (text, its JSON) for each graph, from a PNG's keys, or from Exif, where a graph follows a word
+    ("Prompt: {...}") or one object holds both."""
+    graphs = []
     for key in ("prompt", "Make", "Model", "UserComment", "ImageDescription", "workflow"):
         text = texts.get(key, "")
         if key in ("Make", "Model", "ImageDescription"):
@@ -161,10 +163,10 @@ def _graphs(texts: Mapping[str, str]) -> list[tuple[str, object]]:
             text = rest if colon and word.strip().lower() in ("prompt", "workflow") else ""
         if (value := _object(text)) is None:
             continue
-        inner = [value[each] for each in ("prompt", "workflow") if each in value] if "nodes" not in value else []
-        inner = [_object(each) if isinstance(each, str) else each for each in inner]
-        found += [(text, each) for each in inner if isinstance(each, dict)] or [(text, value)]
-    return found
+        inner = [value[name] for name in ("prompt", "workflow") if name in value] if "nodes" not in value else []
+        inner = [_object(entry) if isinstance(entry, str) else entry for entry in inner]
+        graphs += [(text, graph) for graph in inner if isinstance(graph, dict)] or [(text, value)]
+    return graphs
 
 
 def _object(text: str) -> dict | None:
@@ -178,7 +180,7 @@ def _object(text: str) -> dict | None:
 
 
 def _picture_size(data: bytes) -> tuple[int, int] | None:
-    """Of a PNG, from its first chunk."""
+    """Return (width, height) of a PNG from its first chunk."""
     if data[12:16] != b"IHDR":
         return None
     return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
@@ -189,12 +191,12 @@ def _alone(read: Callable[[Mapping[str, str]], Parameters | None]):
 
 
 _READERS: tuple[Callable[[Mapping[str, str], bytes], Parameters | None], ...] = (
-    _alone(programs.swarmui),  # before the graph that it has beside it
+    _alone(programs.swarmui),  # before the graph that its images also have
     _alone(programs.invokeai),
     _alone(programs.fooocus),
     _alone(programs.novelai),
     _alone(programs.draw_things),
-    _alone(programs.easy_diffusion),  # its PNGs have a text "prompt" too
+    _alone(programs.easy_diffusion),  # before graphs: its PNGs have a text "prompt" too
     _graph,
     _alone(programs.stability_matrix),
     _alone(programs.midjourney),

@@ -1,7 +1,7 @@
-"""A recipe: all that one picture was drawn from, with every weight named by its sha256.
+"""The recipe: everything that one image was generated from, with all weights identified by sha256.
 
-What a `GenerateRequest` can ask too is checked by `GenerateRequest`, so limits and words are the same. A recipe may
-come out of a stranger's picture: nothing that it names is ever opened.
+Fields that a `GenerateRequest` has too are checked by `GenerateRequest`, so limits and messages are the same. A recipe
+may come from a stranger's image, so nothing that it names is ever opened.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _check_optional_sha256(value: object) -> str:
 
 
 def _check_template(value: object) -> str:
-    """A person's own text, whatever is in it."""
+    """Check the user's own text, which may have any content up to `MAX_PROMPT` characters."""
     if isinstance(value, str) and len(value) <= MAX_PROMPT:
         return value
     raise UserError(f"template must be text of up to {MAX_PROMPT:,} characters, got {printable(repr(value), 60)}.")
@@ -55,17 +55,17 @@ Sha256 = Annotated[str, BeforeValidator(_check_sha256)]
 
 
 class RecipePart(SettingsBase):
-    """Base of a recipe's parts: what a later version may have added is passed over."""
+    """Base class of a recipe's parts: fields added by a later version are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
     only_valid_unicode = True
 
-    def __init__(self, /, **values: Any):  # a stranger's JSON may even call a key "self"
+    def __init__(self, /, **values: Any):  # foreign JSON may even have a key "self"
         super().__init__(**{name: value for name, value in values.items() if name in type(self).model_fields})
 
 
 class RecipeBase(RecipePart):
-    """The base that drew: its name as a person knows it (never a path), its kind, and `StableDiffusion.version`."""
+    """The base model: its display name (never a path), its kind, and `StableDiffusion.version`."""
 
     name: _text_up_to(200)
     kind: BaseKind
@@ -73,10 +73,10 @@ class RecipeBase(RecipePart):
 
 
 class RecipeConcept(RecipePart):
-    """One concept, by its full token: its identity, the strength it had, and what of it acted.
+    """One concept by its full token: its identity, its strength, and which of its parts were active.
 
-    words: what the token stood for in the prompt where the concept has no vectors (its trigger words); hub: the
-    repository of the Hub that it came from, "" where that is not known.
+    words: the text that replaced the token in the prompt if the concept has no vectors (its trigger words); hub: the
+    Hub repository that it came from, "" if unknown.
     """
 
     token: _text_up_to(150)
@@ -93,15 +93,15 @@ class RecipeConcept(RecipePart):
 
 
 class Recipe(RecipePart):
-    """One picture's recipe. Raises UserError for a wrong value, in the words of a `GenerateRequest`.
+    """The recipe of one image. Raises UserError for a wrong value, with the message of a `GenerateRequest`.
 
-    sdpersonal: the version that drew; prompt: as drawn, alternatives chosen; template: the prompt they were chosen
-    from, "" where there was none; seed, near_seed: of this very picture; size: WIDTHxHEIGHT of the first pass;
-    start, mask: `pixels_sum` of those pictures, "" where there was none; sampler: diffusers' class without
-    "Scheduler"; scheduler: the name that was asked for, "" where it was the base's default; clip_skip: as a request's;
-    fast: token of the LoRA that made few steps enough, "" without one; hidden: whether the base's safety
-    checker flagged the picture, so that it is plain grey; batch, place: how many pictures were drawn together, and
-    which of them this was, counted from 0: the kernels' rounding depends on both.
+    sdpersonal: the version that generated it; prompt: the final prompt, alternatives chosen; template: the prompt with
+    alternatives, "" if there were none; seed, near_seed: of this image, not of the batch; size: WIDTHxHEIGHT of the
+    first pass; start, mask: `pixels_sha256` of those images, "" if not given; sampler: the diffusers class without
+    "Scheduler"; scheduler: the requested name, "" for the base's default; clip_skip: as in a request; fast: token of
+    the few-step LoRA, "" without one; hidden: whether the safety checker flagged the image, which is then plain grey;
+    batch, place: the number of images generated together and the index of this one from 0, because the kernels'
+    rounding depends on both.
     """
 
     sdpersonal: _text_up_to(40)
@@ -131,46 +131,46 @@ class Recipe(RecipePart):
 
     def __init__(self, /, **values: Any):
         if missing := [name for name in ("steps", "guidance", "size") if values.get(name) is None]:
-            raise UserError(f"{missing[0]} is needed.")  # a request may leave them to the base
-        asked = _to_request(values, start=Path() if values.get("start") else None)
-        shared = {name: getattr(asked, name) for name in _REQUEST_FIELDS & values.keys()}
-        super().__init__(**(values | shared | {"fast": asked.fast or "", "scheduler": asked.scheduler or ""}))
+            raise UserError(f"{missing[0]} is needed.")  # a request may leave them to the base's defaults
+        request = _to_request(values, start=Path() if values.get("start") else None)
+        shared = {name: getattr(request, name) for name in _REQUEST_FIELDS & values.keys()}
+        super().__init__(**(values | shared | {"fast": request.fast or "", "scheduler": request.scheduler or ""}))
         if self.mask and not self.start:
             raise UserError("The recipe has a mask and no start picture.")
         if self.place >= self.batch:
             raise UserError(f"place must be below batch, {self.batch}, got {self.place}.")
 
     def request(self, start: Path | None = None, mask: Path | None = None) -> GenerateRequest:
-        """What draws this picture again. start, mask: files of the pictures whose sums the recipe has."""
+        """Return a request that generates this image again. start, mask: files of the images that the recipe hashes."""
         return _to_request(self.model_dump(), start, mask)
 
     def batch_request(self, start: Path | None = None, mask: Path | None = None) -> GenerateRequest:
-        """What draws it as one of as many as then: its number `place` is the same to the bit on the same device."""
-        counted = "seed" if self.near is None else "near_seed"
-        first = (getattr(self, counted) - self.place) % SEEDS
-        return self.request(start, mask).model_copy(update={"n": self.batch, counted: first})
+        """Return a request for the whole batch: its image at index `place` is bit-identical on the same device."""
+        seed_field = "seed" if self.near is None else "near_seed"
+        first = (getattr(self, seed_field) - self.place) % SEEDS
+        return self.request(start, mask).model_copy(update={"n": self.batch, seed_field: first})
 
     def to_json(self) -> str:
-        """On one line, in ASCII, so that any text chunk holds it and no character of a prompt can break it."""
+        """Return one line of ASCII JSON, which any text chunk can hold and no character of a prompt can break."""
         return json.dumps(self.model_dump(), allow_nan=False)
 
 
 def _to_request(values: dict[str, Any], start: Path | None = None, mask: Path | None = None) -> GenerateRequest:
-    asked = {name: values[name] for name in _REQUEST_FIELDS & values.keys()}
-    for name in asked.keys() & {"fast", "scheduler"}:
-        asked[name] = asked[name] or None
-    if asked.get("rescale", 0.0) is None:
+    fields = {name: values[name] for name in _REQUEST_FIELDS & values.keys()}
+    for name in fields.keys() & {"fast", "scheduler"}:
+        fields[name] = fields[name] or None
+    if fields.get("rescale", 0.0) is None:
         raise UserError("rescale must be a number from 0 to 1, got None.")
-    return GenerateRequest(**asked, n=1, start=start, mask=mask)
+    return GenerateRequest(**fields, n=1, start=start, mask=mask)
 
 
 def pixels_sha256(picture: Image.Image) -> str:
-    """sha256 over a picture's size and its RGB pixels: the same for any file that shows the same."""
+    """Return the sha256 of an image's size and RGB pixels, which does not depend on the file format."""
     size = f"{picture.width}x{picture.height}\n".encode()
     return hashlib.sha256(size + picture.convert("RGB").tobytes()).hexdigest()
 
 
 def describe_hidden(flags: Collection[bool]) -> str:
-    """What to say of a request's pictures (`Recipe.hidden` of each): "" where nothing was hidden."""
+    """Describe how many images of a request were hidden (`Recipe.hidden` of each): "" if none."""
     hidden, of = sum(flags), "1 picture" if len(flags) == 1 else f"{len(flags)} pictures"
     return f"The checker hid {hidden} of {of}." if hidden else ""

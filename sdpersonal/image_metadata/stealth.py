@@ -1,8 +1,8 @@
-"""A text in the lowest bits of a picture's pixels, as NovelAI and A1111's stealth extension hide it.
+"""Read a text hidden in the lowest bits of an image's pixels by NovelAI or A1111's stealth extension.
 
-Column by column from the left, top to bottom, one bit of each pixel's alpha ("stealth_png...") or three of its colours
-("stealth_rgb..."): 15 letters, the number of bits that follow (32 bits, big-endian), then UTF-8, in "...comp" packed
-with gzip. Sources: `stealth_pnginfo.py` of the extension, NovelAI's `novelai-image-metadata`.
+The bits run column by column from the left, top to bottom: one of each pixel's alpha ("stealth_png...") or three of its
+colours ("stealth_rgb..."). They hold 15 letters, the number of bits that follow (32 bits, big-endian), then UTF-8,
+compressed with gzip for "...comp". Sources: `stealth_pnginfo.py` of the extension, NovelAI's `novelai-image-metadata`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from .image_text import MAX_TEXT_BYTES, TextTooLong
 if TYPE_CHECKING:
     import numpy as np
 
-MAX_PIXELS = 16_000_000  # NovelAI draws up to 3 million
+MAX_PIXELS = 16_000_000  # NovelAI generates up to 3 million
 _LENGTH = 32  # bits
 _MAGIC = 15  # letters
 _FORMS = {"png": "alpha", "rgb": "colours"}
 
 
 def hidden_text(data: bytes) -> str | None:
-    """The text, None where there is none. Raises TextTooLong for one of more than `MAX_TEXT` bytes."""
+    """Return the text, or None without one. Raises TextTooLong for more than `MAX_TEXT_BYTES` bytes."""
     pixels = _pixels(data)
     if pixels is None:
         return None
@@ -34,7 +34,7 @@ def hidden_text(data: bytes) -> str | None:
 
 
 def _pixels(data: bytes) -> np.ndarray | None:
-    """(height, width, 3 or 4), None for what keeps no low bits, is too large, or cannot be decoded."""
+    """Return pixels (height, width, 3 or 4); None for a lossy format, a too large or an unreadable image."""
     import numpy as np
     from PIL import Image
 
@@ -53,13 +53,13 @@ def _pixels(data: bytes) -> np.ndarray | None:
 
 
 def _read(channels: np.ndarray, form: str) -> str | None:
-    """The text in (height, width, channels)."""
+    """Return the text in pixels (height, width, channels), or None."""
     import numpy as np
 
     height, _, depth = channels.shape
 
     def taken(begin: int, count: int) -> bytes:
-        """`count` bytes from bit `begin` on: only the columns that hold them are looked at."""
+        """Return `count` bytes from bit `begin` on, reading only the columns that hold them."""
         first, last = begin // (height * depth), -(-(begin + 8 * count) // (height * depth))
         bits = (channels[:, first:last] & 1).transpose(1, 0, 2).reshape(-1)
         skipped = begin - first * height * depth

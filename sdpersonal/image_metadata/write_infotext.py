@@ -1,15 +1,15 @@
-"""A recipe as A1111 writes it into its pictures, which Civitai and most other programs read too.
+"""Write a recipe as A1111's infotext, which Civitai and most other programs read too.
 
     a photo of me-duck <lora:me-duck:0.8> on the beach
     Negative prompt: blurry
     Steps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 1, Size: 512x512, ...
 
-Concepts have the names that our exports give them: `owner-name`. Emphasis is spelled alike in both programs. What A1111
-has no word for (the part of the sampling in which a concept acts, rescaled guidance) is left out.
+Concepts have the names that our exports give them: `owner-name`. Emphasis has the same syntax in both programs. What
+A1111 has no parameter for (the part of sampling in which a concept is active, rescaled guidance) is left out.
 
-Hashes: of a LoRA A1111 writes the first 12 digits of the sha256 over the bytes after a file's header, which Civitai
-knows as AutoV3; a concept's identity begins with them. The same 12 stand for an embedding, of which A1111 itself would
-write the sum over the whole file: that changes with every word on the card. Sources: `create_infotext` and `quote` of
+Hashes: for a LoRA A1111 writes the first 12 digits of the sha256 over the bytes after a file's header, which Civitai
+calls AutoV3; a concept's identity begins with them. Embeddings get the same 12 digits, although A1111 itself would
+hash the whole file: that hash changes with every edit of the card. Sources: `create_infotext` and `quote` of
 A1111's `modules/processing.py` and `infotext_utils.py`, `networks.py` of its Lora extension; Civitai's
 `automatic.metadata.ts`, for its `Hashes`.
 """
@@ -28,7 +28,7 @@ from ..prompts.concept_syntax import parse_concept_ref
 from .recipe import Recipe, RecipeConcept
 
 HASH_DIGITS = 12  # of a sha256
-SAMPLERS = {  # diffusers' class, where no scheduler was asked for -> Sampler, Schedule type
+SAMPLERS = {  # diffusers' class, if no scheduler was requested -> Sampler, Schedule type
     "DPMSolverMultistep": ("DPM++ 2M", "Karras"),
     "DDIM": ("DDIM", None),
     "LCM": ("LCM", None),
@@ -39,18 +39,19 @@ _RESERVED_LABEL = re.compile(r"\b(negative prompt|negative template|template|ste
 
 
 def format_infotext(recipe: Recipe) -> str:
-    """The text of a PNG's `parameters`."""
-    loras = {each.token: each for each in recipe.concepts if each.lora}
+    """Return the text of a PNG's `parameters`."""
+    loras = {concept.token: concept for concept in recipe.concepts if concept.lora}
     prompt = _translate_prompt(recipe.prompt, recipe.concepts, loras)
-    prompt = " ".join(
-        [prompt, *map(_lora_tag, loras.values())]
-    ).strip()  # those that the prompt does not name: the fast one
+    # `loras` still has those that the prompt does not name: the few-step LoRA.
+    prompt = " ".join([prompt, *map(_lora_tag, loras.values())]).strip()
     lines = [_one_line(prompt)]
     if negative := _one_line(_translate_prompt(recipe.negative, recipe.concepts, {})):
         lines.append(f"Negative prompt: {negative}")
     lines.append(", ".join(f"{key}: {_quote(value)}" for key, value in _parameters(recipe) if value not in (None, "")))
     text = "\n".join(lines).strip()
-    embeddings = {f"embed:{_slug(each)}": each.sha256[:HASH_DIGITS] for each in recipe.concepts if each.vectors}
+    embeddings = {
+        f"embed:{_slug(concept)}": concept.sha256[:HASH_DIGITS] for concept in recipe.concepts if concept.vectors
+    }
     return f"{text}, Hashes: {json.dumps(embeddings)}" if embeddings else text
 
 
@@ -77,13 +78,13 @@ def _parameters(recipe: Recipe) -> Iterator[tuple[str, object]]:
     if recipe.enlarge > 1:
         yield "Hires upscale", f"{recipe.enlarge:g}"
         yield "Hires upscaler", "Lanczos"
-    yield "Lora hashes", _format_hashes(each for each in recipe.concepts if each.lora)
-    yield "TI hashes", _format_hashes(each for each in recipe.concepts if each.vectors)
+    yield "Lora hashes", _format_hashes(concept for concept in recipe.concepts if concept.lora)
+    yield "TI hashes", _format_hashes(concept for concept in recipe.concepts if concept.vectors)
     yield "Version", f"sdpersonal {recipe.sdpersonal}"
 
 
 def _format_hashes(concepts: Iterable[RecipeConcept]) -> str:
-    return ", ".join(f"{_slug(each)}: {each.sha256[:HASH_DIGITS]}" for each in concepts)
+    return ", ".join(f"{_slug(concept)}: {concept.sha256[:HASH_DIGITS]}" for concept in concepts)
 
 
 def _slug(concept: RecipeConcept) -> str:
@@ -95,11 +96,11 @@ def _lora_tag(concept: RecipeConcept) -> str:
 
 
 def _translate_prompt(prompt: str, concepts: tuple[RecipeConcept, ...], loras: dict[str, RecipeConcept]) -> str:
-    """The prompt in their words. Each LoRA that stands in it is taken out of `loras`."""
+    """Translate the prompt to A1111's syntax. Each LoRA named in it is removed from `loras`."""
 
     def mention(bracket: re.Match[str]) -> str:
         if bracket[1] is None:
-            return bracket[0]  # an escape, which means there what it means here
+            return bracket[0]  # an escape, which A1111 reads as we do
         try:
             parts = parse_concept_ref(bracket[1]).parts
         except UserError:
@@ -110,12 +111,12 @@ def _translate_prompt(prompt: str, concepts: tuple[RecipeConcept, ...], loras: d
 
 
 def _mention_text(mention: Mention, concepts: tuple[RecipeConcept, ...], loras: dict[str, RecipeConcept]) -> str:
-    concept = next((each for each in concepts if mention.token.matches(Token.parse(each.token))), None)
+    concept = next((candidate for candidate in concepts if mention.token.matches(Token.parse(candidate.token))), None)
     if concept is None:
         return mention.token.slug
     words = concept.words
     if concept.vectors:
-        # A word that counts less than nothing would turn the states over there; vectors beyond their noun have no word.
+        # A1111 would flip the states of a word with negative weight; vectors beyond their class noun have no syntax.
         weight = max(0.0, mention.strength)
         words = _slug(concept) if weight == 1 else f"({_slug(concept)}:{weight:g})"
     lora = loras.pop(concept.token, None)
@@ -123,7 +124,7 @@ def _mention_text(mention: Mention, concepts: tuple[RecipeConcept, ...], loras: 
 
 
 def _one_line(text: str) -> str:
-    """Without line ends, and without words that begin a part of such a text."""
+    """Remove line ends, and defuse words that would begin a section of an infotext."""
     return _RESERVED_LABEL.sub(r"\1 :", " ".join(strip_unsafe_characters(text).split()))
 
 

@@ -1,4 +1,4 @@
-"""A picture as PNG, with its recipe in it or with nothing at all."""
+"""Encode an image as PNG, with its recipe or without any metadata."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .write_infotext import format_infotext
 if TYPE_CHECKING:
     from PIL import Image
 
-RECIPE_KEY = "sdpersonal"  # of our own text in a PNG
-A1111_KEY = "parameters"  # of A1111's
+RECIPE_KEY = "sdpersonal"  # key of the PNG text with our own recipe
+A1111_KEY = "parameters"  # key of the PNG text with A1111's infotext
 
 
 def png_with_recipe(picture: Image.Image, recipe: Recipe | None) -> bytes:
-    """The picture as PNG: with its recipe, ours and A1111's; or, for None, with its pixels alone."""
+    """Encode the image as PNG with its recipe in our format and A1111's, or for None with its pixels only."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -25,5 +25,5 @@ def png_with_recipe(picture: Image.Image, recipe: Recipe | None) -> bytes:
     if recipe is not None:
         text.add_text(A1111_KEY, format_infotext(recipe).encode("utf-8", "replace").decode())
         text.add_itxt(RECIPE_KEY, recipe.to_json())
-    bare = Image.frombytes(picture.mode, picture.size, picture.tobytes())  # leaves profile, EXIF and texts behind
+    bare = Image.frombytes(picture.mode, picture.size, picture.tobytes())  # drops profile, EXIF and texts
     return encoded(bare, text)

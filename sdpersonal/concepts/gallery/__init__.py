@@ -1,7 +1,7 @@
-"""One HTML file that shows a library to anyone: no server, no network, nothing of this machine in it.
+"""Write a library as one HTML file that needs no server or network and contains nothing about this machine.
 
-Cards come from strangers. Jinja2 escapes every text, thumbnails are made anew from pixels, and the page's own policy
-allows the one script and the one style sheet by their sha256, and nothing to be loaded or sent.
+Cards come from strangers. Jinja2 escapes every text, thumbnails are re-encoded from pixels, and the page's content
+security policy allows its one script and one style sheet by their sha256, and nothing to be loaded or sent.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..modelspec import to_data_url
 from ..thumbnail import reencode_thumbnail
 
 SIDE = 256  # pixels of a thumbnail
-_SMALL, _MANY = 176, 500  # as wide as it is shown, in a page of more concepts: 3,000 take 27 MB rather than 46
+_SMALL, _MANY = 176, 500  # the displayed width, for pages of more concepts: 3,000 take 27 MB rather than 46
 _FOLDER = Path(__file__).parent
 _BASES = {"tiny": "built-in", "sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
 _CONSENT = {"yes": "the person agrees", "no": "the person does not agree", "unknown": "consent not known"}
@@ -28,7 +28,7 @@ _CONSENT = {"yes": "the person agrees", "no": "the person does not agree", "unkn
 
 @dataclasses.dataclass(frozen=True)
 class GalleryItem:
-    """What the page shows of one concept; all of it plain text but the thumbnail, a data URL."""
+    """What the page shows of one concept: plain text, and a data URL for the thumbnail."""
 
     token: str
     title: str
@@ -47,33 +47,33 @@ def write_gallery(
     title: str = "Concepts",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Path, int]:
-    """Write `to/index.html`; returns its path and how many concepts it shows: the newest whole version of each.
+    """Write `to/index.html` with the newest undamaged version of each concept; return its path and their number.
 
     Raises UserError, DiskFull.
     """
     path = storage.make_folder(to) / "index.html"
-    shown = _newest_versions(entries)
-    side = SIDE if len(shown) <= _MANY else _SMALL
-    exhibits = []
-    for entry, versions in shown:
-        exhibits.append(_gallery_item(entry, versions, side))
-        progress(len(exhibits), len(shown))
-    storage.write_text(path, render_gallery(exhibits, title))
-    return path, len(exhibits)
+    newest = _newest_versions(entries)
+    side = SIDE if len(newest) <= _MANY else _SMALL
+    items = []
+    for entry, versions in newest:
+        items.append(_gallery_item(entry, versions, side))
+        progress(len(items), len(newest))
+    storage.write_text(path, render_gallery(items, title))
+    return path, len(items)
 
 
 def render_gallery(exhibits: Sequence[GalleryItem], title: str) -> str:
-    """The HTML."""
+    """Render the page as HTML."""
     from jinja2 import Environment, StrictUndefined
 
     script, style = (storage.read_bytes(_FOLDER / name, 100_000).decode() for name in ("page.js", "page.css"))
     template = storage.read_bytes(_FOLDER / "page.html", 100_000).decode()
-    machine = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return machine.from_string(template).render(
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(
         title=title,
         exhibits=exhibits,
-        kinds=sorted({each.kind for each in exhibits}),
-        bases=[base for base in _BASES.values() if any(each.base == base for each in exhibits)],
+        kinds=sorted({item.kind for item in exhibits}),
+        bases=[base for base in _BASES.values() if any(item.base == base for item in exhibits)],
         script=script,
         style=style,
         script_sum=_csp_hash(script),
@@ -86,19 +86,19 @@ def _csp_hash(text: str) -> str:
 
 
 def _newest_versions(entries: Iterable[Entry]) -> list[tuple[Entry, int]]:
-    """The newest undamaged version of each concept, and how many there are of it."""
-    found: dict[str, tuple[Entry, int]] = {}
+    """Return the newest undamaged version of each concept, and its number of undamaged versions."""
+    newest: dict[str, tuple[Entry, int]] = {}
     for entry in entries:  # oldest version first
         if entry.card and not entry.damaged:
             name = str(entry.token.unversioned())
-            found[name] = entry, found.get(name, (entry, 0))[1] + 1
-    return list(found.values())
+            newest[name] = entry, newest.get(name, (entry, 0))[1] + 1
+    return list(newest.values())
 
 
 def _gallery_item(entry: Entry, versions: int, side: int) -> GalleryItem:
     card, picture = entry.card, entry.thumbnail
     thumbnail = ""
-    with suppress(UserError):  # a picture that cannot be read is no reason to leave out the concept
+    with suppress(UserError):  # an unreadable thumbnail is no reason to leave out the concept
         thumbnail = to_data_url(reencode_thumbnail(picture, side)) if picture else ""
     token = str(entry.token.unversioned())
     facts = {
@@ -114,7 +114,7 @@ def _gallery_item(entry: Entry, versions: int, side: int) -> GalleryItem:
         "Date": card.created[:10],
         "Identity": (entry.identity or "")[:16],
     }
-    words = " ".join((token, card.title, card.class_noun, card.author, card.description, card.license)).lower()
+    search = " ".join((token, card.title, card.class_noun, card.author, card.description, card.license)).lower()
     return GalleryItem(
         token,
         card.title or entry.token.name,
@@ -124,5 +124,5 @@ def _gallery_item(entry: Entry, versions: int, side: int) -> GalleryItem:
         card.description,
         tuple((name, text) for name, text in facts.items() if text),
         card.prompts,
-        words,
+        search,
     )
