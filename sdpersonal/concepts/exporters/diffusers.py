@@ -65,9 +65,7 @@ def _lora(concept: Concept, lora: Lora) -> bytes:
     settings = {
         f"{component}.{key}": value
         for component in sorted({component for component, _ in layers})
-        for key, value in _lora_config(
-            {path: layer for (owner, path), layer in layers.items() if owner == component}
-        ).items()
+        for key, value in _lora_config({path: layer for (of, path), layer in layers.items() if of == component}).items()
     }
     metadata = modelspec_header(lora_of(concept), tensors, prompt_words(concept, str(concept.token.unversioned())))
     return b"".join(serialize(tensors, metadata | {"lora_adapter_metadata": json.dumps(settings, sort_keys=True)}))

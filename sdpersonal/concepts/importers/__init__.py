@@ -16,12 +16,7 @@ from .contents import FileContents, read_contents, tensor_names
 from .origin import with_origin
 from .unsupported import refuse_unsupported
 
-READ = (
-    "safetensors",
-    "image",
-    "zip",
-    "pickle",
-)  # groups of `file_types`; the content may still be unsupported
+READ = ("safetensors", "image", "zip", "pickle")  # groups of `file_types`; the content may still be unsupported
 _EMBEDDINGS = (a1111, onetrainer, clip_pairs, diffusers)  # diffusers last: it accepts any one name
 
 

@@ -3,9 +3,9 @@
     .safetensors   `unet:<i>:up`, `unet:<i>:down`, `text_encoder:<i>:...`; and rows that the metadata call "<embed>"
     .pt            a list [up, down, up, down, ...] for one model
 
-The order is down, up, then middle (diffusers made the middle block last), in each transformer through the
-self attention, then GEGLU and cross attention, whichever that version of diffusers had first, which the widths tell. Their
-scale is 1, so alpha is the rank. Words `<s1>`, `<s2>` stand together in their prompts, so they are one token here.
+The order is down, up, then middle (diffusers made the middle block last); in each transformer the self attention, then
+GEGLU and cross attention, whichever that version of diffusers had first, which the widths tell. Their scale is 1, so
+alpha is the rank. Words `<s1>`, `<s2>` stand together in their prompts, so they are one token here.
 Source: cloneofsimo lora `lora_diffusion/lora.py` (`save_safeloras_with_embeds`, `_find_modules_v2`).
 """
 

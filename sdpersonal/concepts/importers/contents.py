@@ -25,7 +25,7 @@ from ..strict_safetensors import (
 from . import pickles
 
 DEFAULT_OWNER = "imported"  # of concepts whose files name no owner
-MAX_PICKLE_BYTES = 300_000_000  # of a pickle or an image: larger files have long been safetensors
+MAX_PICKLE_BYTES = 300_000_000  # bytes of a pickle or an image: larger files have long been safetensors
 _MAX_DEPTH = 4  # of containers in a pickle; hypernetworks and checkpoints go no deeper
 _MAX_TEXT = 2000  # characters of any one fact about a file
 
