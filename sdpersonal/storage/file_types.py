@@ -9,7 +9,7 @@ The types are tried in this order; the first that fits decides:
     image           the table _MAGIC; RIFF....WEBP; a `ftyp` box of HEIC or AVIF; BMP by the size of its second header
     zip             PK 03 04, PK 05 06 (empty), PK 07 08 (in parts); torch >= 1.6 saves such
     pickle          80 and a protocol of 2 to 5; protocols 0 and 1 have no first bytes of their own: instructions that
-                    a stack machine could run, up to STOP or the end of what is looked at
+                    a stack machine could run, up to STOP or the end of the bytes checked
     others          the table _MAGIC: archives, models of other programs, documents, videos, programs
     placeholders    the text of a Git-LFS, Xet, git-annex or DVC pointer, an aria2 control file, zeros alone, nothing
     text            a web page or XML, JSON, other text

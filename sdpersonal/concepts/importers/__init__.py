@@ -28,7 +28,7 @@ def read_any(data: bytes, name: str, token: Token | None = None) -> Concept:
 
 
 def read_ours(data: bytes, name: str, token: Token | None = None) -> Concept:
-    """Read the concept in a file of our format that comes from a stranger. Raises UserError."""
+    """Read the concept in a file of our own format, which may come from a stranger. Raises UserError."""
     concept = onetrainer.restored(native.concept_from_bytes(data, name), parse_layout(data, name).metadata)
     thumbnail = reencode_thumbnail(concept.thumbnail) if concept.thumbnail else None
     return dataclasses.replace(concept, token=token or concept.token, thumbnail=thumbnail)

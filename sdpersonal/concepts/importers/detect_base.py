@@ -179,7 +179,7 @@ def _is_stand_in(layers: _Outlines, base: str) -> bool:
     """
     table = layer_shapes.table(base)
     if not any(outline.width for outline in layers.values()):
-        return False  # a rotation of few rows tells of a damaged file rather than of a model
+        return False  # a rotation of few rows suggests a damaged file rather than a narrow model
     for part, outline in layers.items():
         name = layer_name(part, base, outline)
         if name not in table or _is_misnamed(part, base):

@@ -74,7 +74,7 @@ def _block(ours: str, layer: int, original: str) -> dict[str, str]:
 
 
 def _resnet(ours: str, original: str) -> dict[str, str]:
-    return {f"{ours}_{inside}": f"{original}_{theirs}" for inside, theirs in _RESNET.items()}
+    return {f"{ours}_{inside}": f"{original}_{renamed}" for inside, renamed in _RESNET.items()}
 
 
 def _rename(flat: str, table: dict[str, str]) -> str:

@@ -99,7 +99,7 @@ class _Global:
 
 
 class _StatefulDict(dict):
-    """Stands for an OrderedDict or a ParameterDict, which may get a state after they were made."""
+    """A stand-in for an OrderedDict or a ParameterDict, which may be given a state after they were made."""
 
 
 class _RefusedGlobal(ValueError):
@@ -253,9 +253,9 @@ class _PickleMachine:
             arguments, called = _expect_type(stack.pop(), tuple), _expect_type(stack.pop(), _Global)
             stack.append(self._call(called.name, arguments))
         elif code == "NEWOBJ":
-            arguments, made = _expect_type(stack.pop(), tuple), _expect_type(stack.pop(), _Global)
-            if made.name != _PARAMETERS or arguments:
-                raise _RefusedGlobal(f"{made.name.replace(' ', '.')}.__new__")
+            arguments, created = _expect_type(stack.pop(), tuple), _expect_type(stack.pop(), _Global)
+            if created.name != _PARAMETERS or arguments:
+                raise _RefusedGlobal(f"{created.name.replace(' ', '.')}.__new__")
             stack.append(_StatefulDict())
         elif code == "BUILD":
             state = stack.pop()

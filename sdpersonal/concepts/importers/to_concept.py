@@ -133,7 +133,7 @@ def _card_fields(content: FileContents, word: str, lora: Lora | None) -> dict[st
 
 
 def _unusual_norm(vectors: dict[str, np.ndarray], base: str) -> dict[str, float]:
-    """Record the largest embedding norm if it is outside the range of words' (too weak, or overpowering)."""
+    """Return the largest embedding norm if it is outside the range of words' (too weak, or overpowering)."""
     if base == "tiny" or not vectors:
         return {}
     longest = max(float(np.linalg.norm(embeddings.astype(np.float64), axis=1).max()) for embeddings in vectors.values())
