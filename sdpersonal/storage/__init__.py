@@ -1,8 +1,9 @@
-"""Files that are whole or not there: the only package that creates, renames or deletes.
+"""Read and write files all or nothing. No other package creates, renames or deletes files.
 
-What is written lands in a temporary file beside its target, is flushed to the disk, and is then renamed into place, so
+Content is written to a temporary file beside its target, is flushed to the disk, and is then renamed into place, so
 that a crash at any moment leaves the old content or the new (the order is SQLite's: data before the name, the folder
-after it). A process killed half-way leaves a temporary file; `sweep` removes those that no living process holds.
+after it). A process killed half-way leaves a temporary file; `remove_leftovers` removes those that
+no living process holds.
 """
 
 from .atomic import append_line, open_log, write_bytes, write_json, write_text

@@ -1,4 +1,4 @@
-"""Files that are replaced all or nothing, and files that grow by whole lines."""
+"""Replace files all or nothing, and append whole lines to files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .os_errors import translate_os_errors
 from .reading import O_BINARY
 from .staging import create_temporary, release_guard
 
-_CHUNK = 1 << 24  # bytes written at once, where there are so many
+_CHUNK = 1 << 24  # bytes: smaller parts are joined up to this size before they are written
 
 
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
-    """Put the parts, one after the other, at `path`, replacing what is there, all or nothing.
+    """Write the parts, one after the other, to `path`, replacing what is there all or nothing.
 
     Raises DiskFull, UserError.
     """
@@ -48,12 +48,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Strict JSON: a NaN raises ValueError rather than being written."""
+    """Write strict JSON: a NaN raises ValueError rather than being written."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def append_line(path: Path, text: str) -> None:
-    """Add one line; readers see it at once. A line cut by an earlier kill is closed first, so it spoils no other."""
+    """Append one line; readers see it at once. A line cut by an earlier kill is ended first, so it spoils no other."""
     line = (text + "\n").encode()
     with translate_os_errors(path, len(line)):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | O_BINARY, 0o666)
@@ -70,7 +70,7 @@ def append_line(path: Path, text: str) -> None:
 
 @contextmanager
 def open_log(path: Path) -> Iterator[BinaryIO]:
-    """A file for another program to write at the end of; readable by its owner alone."""
+    """Open a file that another program appends to; only its owner can read it."""
     with (
         translate_os_errors(path),
         os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | O_BINARY, 0o600), "ab") as file,
@@ -79,16 +79,16 @@ def open_log(path: Path) -> Iterator[BinaryIO]:
 
 
 def _join_small(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """The same bytes in few chunks: a concept has thousands of small parts, or large ones that are best not copied."""
-    held: list[bytes | memoryview] = []
+    """Join the parts into few chunks: a concept has thousands of small parts, or large ones best not copied."""
+    pending: list[bytes | memoryview] = []
     size = 0
     for part in parts:
-        if size + len(part) > _CHUNK and held:
-            yield b"".join(held)
-            held, size = [], 0
-        held.append(part)
+        if size + len(part) > _CHUNK and pending:
+            yield b"".join(pending)
+            pending, size = [], 0
+        pending.append(part)
         size += len(part)
-    yield held[0] if len(held) == 1 else b"".join(held)
+    yield pending[0] if len(pending) == 1 else b"".join(pending)
 
 
 def _write(handle: int, data: bytes) -> None:

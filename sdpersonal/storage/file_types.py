@@ -1,20 +1,21 @@
-"""What a file is, told by its first bytes alone: never by its name. `recognise` is the one place that decides it.
+"""Recognise a file's type by its first bytes alone, never by its name. Only `recognise` decides it.
 
-The rows are asked in this order; the first that fits decides:
+The types are tried in this order; the first that fits decides:
 
     safetensors     bytes 4-7 are zero (a header below 4 GB), byte 8 is `{`, byte 9 is `"`, `}` or white space. It is
-                    asked first: the low bytes of its length can be any other format's first bytes (a header of 640
+                    tried first: the low bytes of its length can be any other format's first bytes (a header of 640
                     bytes begins `80 02`, as a pickle does). Where bytes 0-1 are a pickle's, the header must end
                     within the file, unless byte 3 is zero too.
     image           the table _MAGIC; RIFF....WEBP; a `ftyp` box of HEIC or AVIF; BMP by the size of its second header
     zip             PK 03 04, PK 05 06 (empty), PK 07 08 (in parts); torch >= 1.6 saves such
     pickle          80 and a protocol of 2 to 5; protocols 0 and 1 have no first bytes of their own: instructions that
-                    a stack machine could run, up to STOP or the end of what is looked at
+                    a stack machine could run, up to STOP or the end of the bytes checked
     others          the table _MAGIC: archives, models of other programs, documents, videos, programs
     placeholders    the text of a Git-LFS, Xet, git-annex or DVC pointer, an aria2 control file, zeros alone, nothing
     text            a web page or XML, JSON, other text
 
-Which format of embedding or LoRA a safetensors file or pickle holds is told by its tensors' names, in `formats`.
+Which format of embedding or LoRA a safetensors file or pickle holds is decided by its tensors' names, in
+`concepts.importers`.
 Sources: safetensors README (format); CPython `pickletools`; PKWARE APPNOTE 4.3; ISO/IEC 14496-12 (`ftyp`);
 git-lfs docs/spec.md; the formats' own specifications for their first bytes.
 """
@@ -31,7 +32,7 @@ from ..errors import UserError, printable
 
 Group = Literal["safetensors", "image", "zip", "pickle", "archive", "other", "placeholder", "text", "unknown"]
 
-LOOKED_AT = 65_536  # bytes that decide
+LOOKED_AT = 65_536  # bytes from which the type is decided
 _AGAIN = "Fetch the file again: its page may ask for a login or an agreement."
 _UNPACK = "Unpack it and give the folder."
 _NOT_THAT = "A concept is in a .safetensors, .pt or .bin file."
@@ -42,7 +43,7 @@ _LFS = "Run `git lfs pull` where it was cloned, or fetch the file itself from it
 
 @dataclass(frozen=True)
 class FileType:
-    """One kind of file. name: short, `PNG`; what: in a sentence that begins with the file's name, `a PNG picture`."""
+    """One type of file. name: short, `PNG`; what: in a sentence that begins with the file's name, `a PNG picture`."""
 
     group: Group
     name: str
@@ -50,7 +51,7 @@ class FileType:
     hint: str = _NOT_THAT
 
     def refusal(self, file: str) -> UserError:
-        """What to tell whoever gave this file where a concept is wanted."""
+        """Build the error for a file of this type where a concept is wanted."""
         return UserError(f"{printable(file)} is refused: it is {self.what}.", self.hint)
 
 
@@ -81,7 +82,7 @@ _TIFF = _image("TIFF")
 _EPS = _other("EPS", "an EPS or PostScript file")
 _ZSTD = _archive("zstd")
 
-# (offset, bytes there, what it is). Magic numbers of two bytes stand in _weak, which looks at more.
+# (offset, bytes there, type). Magic numbers of two bytes are in _weak, which checks more bytes.
 _MAGIC: tuple[tuple[int, bytes, FileType], ...] = (
     (0, b"\x89PNG\r\n\x1a\n", _image("PNG")),
     (0, b"\xff\xd8\xff", _image("JPEG")),
@@ -130,7 +131,7 @@ _MAGIC: tuple[tuple[int, bytes, FileType], ...] = (
                                  "Give the file whose name has no ._ before it.")),
 )  # fmt: skip
 
-# The beginning of a text -> what it is. Asked of the text without a byte order mark and white space before it.
+# Patterns of a text's beginning -> its type. A byte order mark and leading white space are removed before.
 _PLACEHOLDERS = (
     (re.compile(rb"version https://(git-lfs\.github\.com|hawser\.github\.com)/spec/"), LFS),
     (re.compile(rb"# xet version "), FileType("placeholder", "Xet pointer", LFS.what.replace("Git-LFS", "Xet"), _LFS)),
@@ -151,7 +152,7 @@ _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}  # bytes
 
 
 def recognise(head: bytes, size: int | None = None) -> FileType:
-    """What a file of `size` bytes is; `head`: its first LOOKED_AT bytes, or all of it. Never raises."""
+    """Return the type of a file of `size` bytes. head: its first LOOKED_AT bytes, or all of it. Never raises."""
     whole = len(head) if size is None else size
     head = bytes(head[:LOOKED_AT])
     if not whole:
@@ -172,7 +173,7 @@ def _is_safetensors(head: bytes, whole: int) -> bool:
 
 
 def _weak(head: bytes) -> FileType | None:
-    """Formats whose first bytes are so few or so usual that more has to be looked at."""
+    """Recognise formats whose first bytes are so few or so common that more bytes must be checked."""
     if head[:4] == b"RIFF":
         return _image("WebP") if head[8:12] == b"WEBP" else _other("RIFF", "a sound or video file")
     if head[4:8] == b"ftyp":
@@ -215,11 +216,11 @@ def _pickle(head: bytes, whole: int) -> FileType | None:
     return PICKLE if _begins_as_pickle(head) or _runs(head, whole) else None
 
 
-_FEWEST = 3  # instructions, where their end is out of sight: words of a text are rarely so many
+_FEWEST = 3  # instructions, where their end lies beyond the window: a text rarely parses as so many
 
 
 class _Window(io.BytesIO):
-    """The first bytes of a file; ended: more was wanted than they hold."""
+    """The first bytes of a file; ended: a read wanted more than they hold."""
 
     ended = False
 
@@ -235,8 +236,8 @@ class _Window(io.BytesIO):
 
 
 def _runs(head: bytes, whole: int) -> bool:
-    """Whether the bytes are a program for pickle's stack machine, as protocols 0 and 1 are. Nothing is run."""
-    window, depths, memo, count = _Window(head), [0], set(), 0  # depths: of the stack, since each MARK
+    """Return whether the bytes are a program for pickle's stack machine, as protocols 0 and 1 are. Runs nothing."""
+    window, depths, memo, count = _Window(head), [0], set(), 0  # depths: stack sizes since each MARK
     try:
         for opcode, argument, _ in pickletools.genops(window):
             count += 1
@@ -246,28 +247,28 @@ def _runs(head: bytes, whole: int) -> bool:
                 return depths == [0]
     except IndexError:
         return False
-    except (ValueError, OverflowError):  # an instruction or argument that is none, or is cut by the window
+    except (ValueError, OverflowError):  # an invalid instruction or argument, or one cut by the window
         return window.ended and whole > len(head) and count >= _FEWEST
     return False
 
 
 def _step(opcode: pickletools.OpcodeInfo, depths: list[int]) -> None:
-    """Keep account of what an instruction takes and leaves. Raises IndexError where it takes what is not there."""
-    takes = opcode.stack_before
+    """Track what an instruction pops and pushes. Raises IndexError where it pops from an empty stack."""
+    popped = opcode.stack_before
     if opcode.name == "MARK":
         depths.append(0)
         return
-    if pickletools.markobject in takes:
+    if pickletools.markobject in popped:
         depths.pop()
-        takes = takes[: takes.index(pickletools.markobject)]
-    depths[-1] -= len(takes)
+        popped = popped[: popped.index(pickletools.markobject)]
+    depths[-1] -= len(popped)
     if depths[-1] < 0:
         raise IndexError
     depths[-1] += len(opcode.stack_after)
 
 
 def _remember(name: str, argument: object, memo: set[object]) -> None:
-    """Keep account of the memo. Raises IndexError where a place is filled twice, or read before it is filled."""
+    """Track the memo. Raises IndexError where an entry is set twice, or read before it is set."""
     if name == "MEMOIZE":
         memo.add(len(memo))
     elif name.endswith(("PUT", "GET")) and (argument in memo) is name.endswith("PUT"):
@@ -294,18 +295,18 @@ def _text(head: bytes, whole: int) -> FileType | None:
             return kind
     if not _is_text(text):
         return None
-    begins = printable(" ".join(text.decode("utf-8", "ignore").split())[:60], 60)
+    beginning = printable(" ".join(text.decode("utf-8", "ignore").split())[:60], 60)
     if _MARKUP.match(text):
         return FileType("text", "HTML", "a web page, not the file", _AGAIN)
     if text[:5] == b"<?xml" or re.match(rb"<[A-Za-z][\w:.-]*[\s/>]", text):
-        return FileType("text", "XML", f"XML, not the file; it begins {begins}", _AGAIN)
+        return FileType("text", "XML", f"XML, not the file; it begins {beginning}", _AGAIN)
     if text[:1] in (b"{", b"["):
-        return FileType("text", "JSON", f"JSON text, not the file; it begins {begins}", _AGAIN)
-    return FileType("text", "text", f"text, not the file; it begins {begins}", _AGAIN)
+        return FileType("text", "JSON", f"JSON text, not the file; it begins {beginning}", _AGAIN)
+    return FileType("text", "text", f"text, not the file; it begins {beginning}", _AGAIN)
 
 
 def _is_text(text: bytes) -> bool:
-    """UTF-8 without control characters; the last character may be cut."""
+    """Return whether the text is UTF-8 without control characters; the last character may be cut."""
     try:
         decoded = text.decode("utf-8")
     except UnicodeDecodeError as error:

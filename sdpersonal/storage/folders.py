@@ -1,4 +1,4 @@
-"""Folders that appear whole, and names that come and go."""
+"""Create folders all or nothing; rename and remove files and folders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .staging import create_temporary, release_guard, temporary_path
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears at `path` complete: fill the one yielded; it is renamed if the block ends well, else gone.
+    """Create a folder at `path` all or nothing. Fill the one yielded; it is renamed if the block ends well, else gone.
 
     Raises DiskFull where the block or the renaming meets a full disk, UserError where `path` exists.
     """
@@ -27,7 +27,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             raise UserError(f"{printable(str(path))} is there already.")
         staged, guard = create_temporary(path, os.mkdir)
     try:
-        with translate_os_errors(path, only=DISK_FULL_ERRNOS):  # other troubles inside the block are about other files
+        with translate_os_errors(path, only=DISK_FULL_ERRNOS):  # other errors in the block concern other files
             yield staged
         with translate_os_errors(path):
             sync_tree(staged)
@@ -46,7 +46,7 @@ def make_folder(path: Path) -> Path:
     with translate_os_errors(path):
         if path.is_dir():
             return path
-        if os.path.lexists(path) and not path.is_dir():  # asked again: another process may have made it in between
+        if os.path.lexists(path) and not path.is_dir():  # checked again: another process may have made it in between
             raise UserError(f"{printable(str(path))} is a file, not a folder.")
         make_folder(path.parent)
         with suppress(FileExistsError):  # made by another process just now
@@ -56,19 +56,19 @@ def make_folder(path: Path) -> Path:
 
 
 def check_folder(path: Path) -> None:
-    """Raise UserError where a folder could not be made at `path`, or nothing be written there. Nothing is made."""
+    """Raise UserError if no folder can be created at `path`, or nothing written there. Creates nothing."""
     with translate_os_errors(path):
-        place = Path(path).absolute()
-        while not os.path.lexists(place):
-            place = place.parent
-        if not place.is_dir():
-            raise UserError(f"{printable(str(place))} is a file, not a folder.")
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise UserError(f"{printable(str(place))}: Permission denied.", "Give a folder that you may write to.")
+        existing = Path(path).absolute()
+        while not os.path.lexists(existing):
+            existing = existing.parent
+        if not existing.is_dir():
+            raise UserError(f"{printable(str(existing))} is a file, not a folder.")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise UserError(f"{printable(str(existing))}: Permission denied.", "Give a folder that you may write to.")
 
 
 def rename(old: Path, new: Path) -> None:
-    """Give a file or folder another name on the same disk. Raises UserError where `new` exists."""
+    """Rename a file or folder on the same disk. Raises UserError where `new` exists."""
     old, new = Path(old), Path(new)
     with translate_os_errors(old):
         if os.path.lexists(new):
@@ -83,7 +83,7 @@ def remove(path: Path) -> None:
     path = Path(path)
     with translate_os_errors(path):
         if path.is_dir() and not path.is_symlink():
-            # Out of sight in one step first: a crash during the deletion must not leave a half-empty folder.
+            # It is renamed in one step first: a crash during the deletion must not leave a half-empty folder.
             doomed = temporary_path(path)
             os.rename(path, doomed)
             sync_folder(path.parent)
@@ -94,7 +94,7 @@ def remove(path: Path) -> None:
 
 
 def remove_empty_folder(path: Path) -> None:
-    """Delete the folder if nothing is in it; else do nothing."""
+    """Delete the folder if it is empty; else do nothing."""
     with suppress(OSError):
         os.rmdir(path)
         sync_folder(Path(path).parent)

@@ -1,4 +1,4 @@
-"""What was done to files and folders, brought to the disk."""
+"""Flush changes of files and folders to the disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .os_errors import translate_os_errors
 
 
 def sync(path: Path) -> None:
-    """What was appended to the file so far outlives a loss of power too."""
+    """Flush the file, so that what was appended so far survives a loss of power."""
     with translate_os_errors(path):
         handle = os.open(path, os.O_RDWR)
         try:
@@ -28,16 +28,16 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-    except OSError as error:  # too late to say that nothing was changed
+    except OSError as error:  # it is too late to say that nothing was changed
         raise UserError(f"{printable(str(folder), 200)} was changed, but may forget it: {error.strerror}.") from error
 
 
 def sync_tree(folder: Path) -> None:
-    for place, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
-            handle = os.open(os.path.join(place, name), os.O_RDWR)  # Windows flushes only writable handles
+            handle = os.open(os.path.join(parent, name), os.O_RDWR)  # Windows flushes only writable handles
             try:
                 os.fsync(handle)
             finally:
                 os.close(handle)
-        sync_folder(Path(place))
+        sync_folder(Path(parent))

@@ -1,4 +1,4 @@
-"""A folder held against other processes."""
+"""Lock a folder against other processes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ LOCK_NAME = ".lock"
 
 @contextmanager
 def lock(folder: Path, what: str = "", wait: float = 0.0) -> Iterator[None]:
-    """Hold `folder` against other processes, waiting up to `wait` seconds. Raises UserError naming the holder.
+    """Lock `folder` against other processes, waiting up to `wait` seconds. Raises UserError naming the holder.
 
     what: how the message calls the folder; by default its path. The kernel frees the lock when the process ends,
     however it ends; the lock file stays and means nothing by itself.
     """
     path = make_folder(folder) / LOCK_NAME
-    holder = filelock.FileLock(path, timeout=wait, poll_interval=0.02)
+    file_lock = filelock.FileLock(path, timeout=wait, poll_interval=0.02)
     with translate_os_errors(path):
         try:
-            holder.acquire()
+            file_lock.acquire()
         except (filelock.Timeout, RuntimeError) as error:  # RuntimeError: this very thread holds it
             problem = f"{what or printable(str(folder))} is in use{_describe_holder(path)}."
             raise UserError(problem, "Wait until it is done, or stop it.") from error
@@ -37,11 +37,11 @@ def lock(folder: Path, what: str = "", wait: float = 0.0) -> Iterator[None]:
         _write_holder(path)
         yield
     finally:
-        holder.release()
+        file_lock.release()
 
 
 def _write_holder(path: Path) -> None:
-    with suppress(OSError), open(path, "r+b") as file:  # only for the message: a full disk must not stop the work
+    with suppress(OSError), open(path, "r+b") as file:  # it serves only the message: a full disk must not stop the work
         file.write(f"{os.getpid()} {time.strftime('%H:%M')}".ljust(24).encode())
 
 

@@ -1,4 +1,4 @@
-"""What the system says about a file, as one line for the user."""
+"""Translate the system's errors about files into one line for the user."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextmanager
 def translate_os_errors(path: Path, need: int | None = None, only: set[int] | None = None) -> Iterator[None]:
-    """Turn what the system says about `path` into one line for the user.
+    """Translate an OSError about `path` into a UserError of one line.
 
-    need: bytes that were to be written; only: the error numbers to explain, others pass unchanged.
+    need: bytes that were to be written; only: the error numbers to explain, others are raised unchanged.
     """
     try:
         yield
@@ -30,13 +30,13 @@ def translate_os_errors(path: Path, need: int | None = None, only: set[int] | No
 def to_user_error(path: Path, error: OSError, need: int | None) -> UserError:
     if error.errno not in DISK_FULL_ERRNOS:
         return UserError(f"{printable(str(path), 200)}: {error.strerror or error}.")
-    wanted = f"need {format_bytes(need)}, " if need is not None else ""
+    needed = f"need {format_bytes(need)}, " if need is not None else ""
     reason = {
         errno.ENOSPC: lambda: f"{format_bytes(free_bytes(path.parent))} free",
         errno.EDQUOT: lambda: "your quota is used up",
         errno.EFBIG: lambda: "more than one file may have here",
     }[error.errno]()
-    return DiskFull(f"no room in {printable(str(path.parent), 200)}: {wanted}{reason}. Nothing was changed.")
+    return DiskFull(f"no room in {printable(str(path.parent), 200)}: {needed}{reason}. Nothing was changed.")
 
 
 def format_bytes(count: int) -> str:
@@ -46,8 +46,8 @@ def format_bytes(count: int) -> str:
 
 
 def free_bytes(folder: Path) -> int:
-    """Free space on the disk that holds `folder`, which need not exist yet."""
-    place = Path(folder).absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
+    """Return the bytes free on the disk that holds `folder`, which need not exist yet."""
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free

@@ -1,4 +1,4 @@
-"""Reading: regular files only, at most as much as was asked for, and nothing outside a folder."""
+"""Read regular files only, at most as many bytes as the caller allows, and nothing outside a folder."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ..errors import UserError, printable
 from .os_errors import format_bytes, to_user_error, translate_os_errors
 
 O_BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
-_HEAD_BYTES = 4_200_000  # bytes that tell what a file is: the longest header of a stranger's safetensors file
+_HEAD_BYTES = 4_200_000  # bytes that tell what a file is: the longest header of a foreign safetensors file
 
 
 @contextmanager
 def open_to_read(path: Path) -> Iterator[BinaryIO]:
-    """A regular file, open. Raises UserError; never waits on a pipe or device."""
+    """Open a regular file for reading. Raises UserError; never waits on a pipe or device."""
     with translate_os_errors(path), os.fdopen(_open_regular(path)[0], "rb") as file:
         yield file
 
 
 def read_bytes(path: Path, limit: int, look: Callable[[bytes, int], None] | None = None) -> bytes:
-    """The content of a regular file of at most `limit` bytes, read once. Raises UserError.
+    """Return the content of a regular file of at most `limit` bytes, read once. Raises UserError.
 
-    look: is given the file's first megabytes and its size, and may raise before the rest is read.
+    look: a function that gets the file's first megabytes and its size, and may raise before the rest is read.
     """
     with open_to_read(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -37,8 +37,8 @@ def read_bytes(path: Path, limit: int, look: Callable[[bytes, int], None] | None
         if size > limit:
             raise _too_large_error(path, limit)
         try:
-            data = file.read(size)  # not `limit`: so much memory would be asked for
-            while more := file.read(65_536):  # it has grown since, or the system does not know its size
+            data = file.read(size)  # not `limit`: as much memory would be allocated
+            while more := file.read(65_536):  # the file has grown since, or the system does not know its size
                 data += more
                 if len(data) > limit:
                     raise _too_large_error(path, limit)
@@ -50,7 +50,7 @@ def read_bytes(path: Path, limit: int, look: Callable[[bytes, int], None] | None
 
 
 def read_head(path: Path, count: int) -> tuple[bytes, int]:
-    """The first `count` bytes of a regular file, and its size; in half of the time that `open_to_read` takes.
+    """Return the first `count` bytes of a regular file, and its size; takes half of the time of `open_to_read`.
 
     Raises UserError.
     """
@@ -65,14 +65,14 @@ def read_head(path: Path, count: int) -> tuple[bytes, int]:
 
 
 def _open_regular(path: Path) -> tuple[int, int]:
-    """A handle, and the size."""
+    """Open a regular file; return its handle and its size."""
     # O_NONBLOCK: opening a named pipe that nobody writes to would otherwise wait for ever.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | O_BINARY)
-    facts = os.fstat(handle)
-    if not stat.S_ISREG(facts.st_mode):
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
         os.close(handle)
         raise UserError(f"{printable(str(path))} is not a file.")
-    return handle, facts.st_size
+    return handle, status.st_size
 
 
 def _too_large_error(path: Path, limit: int) -> UserError:
@@ -80,15 +80,15 @@ def _too_large_error(path: Path, limit: int) -> UserError:
 
 
 def sha256(*parts: bytes | memoryview) -> str:
-    """The digest of the parts one after the other, as 64 hexadecimal digits."""
-    found = hashlib.sha256()
+    """Return the SHA-256 of the parts one after the other, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
     for part in parts:
-        found.update(part)
-    return found.hexdigest()
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def resolve_inside(root: Path, *parts: str) -> Path:
-    """`root/parts`, with links resolved. Raises UserError where that is not under `root`."""
+    """Return `root/parts` with links resolved. Raises UserError where that is not under `root`."""
     top = Path(root).resolve()
     try:
         path = top.joinpath(*parts).resolve()

@@ -1,4 +1,4 @@
-"""Temporary files and folders: their names, the locks that say whose they are, and sweeping."""
+"""Name, create, lock and clean up temporary files and folders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows, where an open file cannot be deleted and so needs no lock against sweeping
+except ImportError:  # Windows, where an open file cannot be deleted and so needs no lock against `remove_leftovers`
     fcntl = None
 
 TEMPORARY_SUFFIX = ".sdpersonal-tmp"
@@ -27,15 +27,15 @@ def _touch(path: Path) -> None:
 
 
 def create_temporary(path: Path, create: Callable[[Path], None] = _touch) -> tuple[Path, int | None]:
-    """A new temporary file (or folder) beside `path`, and the handle whose lock keeps `sweep` away from it."""
+    """Create a temporary file (or folder) beside `path`; return it and the handle whose lock keeps cleaning off."""
     while True:
         temporary = temporary_path(path)
         create(temporary)
         if fcntl is None:
             return temporary, None
-        with suppress(FileNotFoundError):  # swept between creation and lock: once more
+        with suppress(FileNotFoundError):  # removed between creation and lock: try again
             guard = os.open(temporary, os.O_RDONLY)
-            with suppress(OSError):  # a network disk without locks: sweep cannot lock there either, and leaves it
+            with suppress(OSError):  # a network disk without locks: no cleaning can lock there either
                 fcntl.flock(guard, fcntl.LOCK_EX)
             if _is_same_file(guard, temporary):
                 return temporary, guard
@@ -49,22 +49,22 @@ def release_guard(handle: int | None) -> None:
 
 def remove_leftovers(folder: Path) -> int:
     """Remove temporary files and folders that killed processes left directly in `folder`; return how many."""
-    swept = 0
+    removed = 0
     if fcntl is None or not os.path.isdir(folder):
         return 0
     for entry in os.scandir(folder):
         if not (entry.name.startswith(".") and entry.name.endswith(TEMPORARY_SUFFIX)) or entry.is_symlink():
             continue
-        with suppress(OSError):  # gone meanwhile, or not ours to delete
+        with suppress(OSError):  # it is gone meanwhile, or not ours to delete
             handle = os.open(entry.path, os.O_RDONLY)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError while its writer lives
                 if _is_same_file(handle, entry.path):
                     shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
-                    swept += 1
+                    removed += 1
             finally:
                 os.close(handle)
-    return swept
+    return removed
 
 
 def _is_same_file(handle: int, path: str | Path) -> bool:

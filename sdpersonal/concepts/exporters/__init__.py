@@ -1,4 +1,4 @@
-"""Concepts for other programs, one module each. numpy only; the files say what they are in their own headers."""
+"""Export concepts for other programs, one module each, with numpy only. Every file's header says what it is."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ FORMATS: dict[str, Callable[[Concept], Export]] = {
 
 
 def export(concept: Concept, format: Format) -> Export:
-    """The files of one format and a README.md for whoever gets them. Raises UserError where it cannot hold any."""
+    """Build the files of one format and a README.md for their recipient. Raises UserError where it cannot hold them."""
     if format not in FORMATS:
         raise UserError(f"I write no {format}.", f"Choose one of {', '.join(get_args(Format))}.")
-    made = FORMATS[format](concept)
-    made = dataclasses.replace(made, notes=(*made.notes, *_general_notes(concept, format)))
-    head = sd_concepts_library.front_matter(concept) if format == "sd-concepts-library" else ""
-    text = head + readme(concept, made)
-    return dataclasses.replace(made, files=made.files | {"README.md": text.encode()})
+    result = FORMATS[format](concept)
+    result = dataclasses.replace(result, notes=(*result.notes, *_general_notes(concept, format)))
+    front_matter = sd_concepts_library.front_matter(concept) if format == "sd-concepts-library" else ""
+    text = front_matter + readme(concept, result)
+    return dataclasses.replace(result, files=result.files | {"README.md": text.encode()})
 
 
 def _general_notes(concept: Concept, format: Format) -> list[str]:

@@ -1,7 +1,7 @@
-"""AUTOMATIC1111's web UI and its relatives (Forge, SD.Next): folders as theirs, to be copied over their own.
+"""Export for AUTOMATIC1111's web UI and its relatives (Forge, SD.Next): folders to be copied over theirs.
 
-Sources: its `modules/textual_inversion/textual_inversion.py` (an embedding is called by its file's name) and
-`extensions-builtin/Lora/networks.py`. One file with both would do for version 1.7 and later; two do for all.
+Sources: its `modules/textual_inversion/textual_inversion.py` (an embedding is named after its file) and
+`extensions-builtin/Lora/networks.py`. One file with both works from version 1.7 on; two work everywhere.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ UNREAD = {"set", "OFT of inputs"}  # forms of `changes`
 
 
 def write(concept: Concept) -> Export:
-    """`embeddings/<owner>-<name>.safetensors`, `models/Lora/<owner>-<name>.safetensors`, or both."""
+    """Build `embeddings/<owner>-<name>.safetensors`, `models/Lora/<owner>-<name>.safetensors`, or both."""
     refuse_unread(concept, "AUTOMATIC1111 web UI", UNREAD)
     slug = concept.token.slug
     files = {}

@@ -1,4 +1,4 @@
-"""ComfyUI. Sources: its `comfy/sd1_clip.py` (`load_embed`) and `comfy/lora.py`."""
+"""Export for ComfyUI. Sources: its `comfy/sd1_clip.py` (`load_embed`) and `comfy/lora.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ UNREAD = {"IA3", "OFT of inputs"}  # forms of `changes`
 
 
 def write(concept: Concept) -> Export:
-    """`models/embeddings/<owner>-<name>.safetensors`, `models/loras/<owner>-<name>.safetensors`, or both."""
+    """Build `models/embeddings/<owner>-<name>.safetensors`, `models/loras/<owner>-<name>.safetensors`, or both."""
     refuse_unread(concept, "ComfyUI", UNREAD)
     slug = concept.token.slug
     files, install = {}, ["Copy the folder models into ComfyUI's own folder, and press R."]

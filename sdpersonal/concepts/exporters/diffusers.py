@@ -1,4 +1,4 @@
-"""diffusers: an embedding for `load_textual_inversion`, a LoRA for `load_lora_weights`.
+"""Export for diffusers: an embedding for `load_textual_inversion`, a LoRA for `load_lora_weights`.
 
 Sources: its `loaders/textual_inversion.py` (one tensor under the token), `loaders/lora_base.py` (PEFT's names, and its
 settings as JSON under `lora_adapter_metadata`), `examples/textual_inversion/textual_inversion_sdxl.py` (two files).
@@ -22,16 +22,16 @@ from .paths import module_path
 
 
 def write(concept: Concept) -> Export:
-    """`learned_embeds.safetensors` (SDXL: and `learned_embeds_2`), `pytorch_lora_weights.safetensors`, or all.
+    """Build `learned_embeds.safetensors` (SDXL: and `learned_embeds_2`), `pytorch_lora_weights.safetensors`, or all.
 
-    Raises UserError where its LoRA is none that diffusers reads (`is_possible`).
+    Raises UserError where diffusers cannot read its LoRA (`is_possible`).
     """
-    concept, lost = plain_concept(concept)
+    concept, loss_note = plain_concept(concept)
     word = str(concept.token.unversioned())
-    files = {EMBEDDINGS[key]: _embedding(concept, word, rows) for key, rows in concept.vectors.items()}
+    files = {EMBEDDINGS[key]: _embedding(concept, word, embeddings) for key, embeddings in concept.vectors.items()}
     if concept.lora:
         files[LORA] = _lora(concept, concept.lora)
-    notes = [lost] if lost else []
+    notes = [loss_note] if loss_note else []
     if concept.vectors:
         notes.append(f"Load the word before you use it: diffusers keeps {word} in its tokenizer until it is unloaded.")
     return Export(
@@ -46,12 +46,12 @@ def write(concept: Concept) -> Export:
 
 
 def is_possible(concept: Concept) -> bool:
-    """Whether diffusers can load all that the concept does to layers, but for biases and norms."""
+    """Return whether diffusers can load all that the concept does to layers, except biases and norms."""
     return concept.lora is None or (plain_is_possible(concept.lora) and not needs_base(concept.lora))
 
 
 def _embedding(concept: Concept, word: str, rows: np.ndarray) -> bytes:
-    """rows (n, dim), always two axes: the loader adds a token for each row."""
+    """Serialize one encoder's embedding. rows: (n, dim), always two axes: the loader adds a token for each row."""
     tensors = {word: rows}
     return b"".join(serialize(tensors, modelspec_header(vectors_of(concept), tensors, word)))
 
@@ -72,9 +72,9 @@ def _lora(concept: Concept, lora: Lora) -> bytes:
 
 
 def _lora_config(layers: dict[str, LoraLayer]) -> dict[str, object]:
-    """PEFT's LoraConfig for one model: the commonest rank and alpha, and the layers that differ from it.
+    """Return PEFT's LoraConfig for one model: the commonest rank and alpha, and the layers that differ from them.
 
-    PEFT matches paths by their ends. CLIP's are given without `text_model.`, which transformers 5 dropped.
+    PEFT matches paths by their ends. CLIP's paths are given without `text_model.`, which transformers 5 dropped.
     """
     layers = {path.removeprefix("text_model."): layer for path, layer in layers.items()}
     rank = _most_common(layer.rank for layer in layers.values())

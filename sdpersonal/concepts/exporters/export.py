@@ -1,4 +1,4 @@
-"""What one program is given of a concept, and what all exports share."""
+"""The `Export` of a concept for one program, and what all exporters share."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Export:
     """Files for one program, and how they are used there.
 
     files: path in the export's folder -> content; places: the same paths -> where in the program they go; word: what
-    stands for the concept in a prompt, "" where nothing does; also: what is typed besides; install: how the files come
-    in, a sentence each; notes: what this program cannot take or does otherwise; python, terminal: an example, in which
-    {prompt} is to be replaced by a prompt in quotes.
+    stands for the concept in a prompt, "" where nothing does; extra_words: what is typed besides; install: the steps of
+    installation, a sentence each; notes: what this program cannot read or does otherwise; python, terminal: an example,
+    in which {prompt} is to be replaced by a prompt in quotes.
     """
 
     program: str
@@ -40,59 +40,59 @@ class Export:
 
     @property
     def trigger(self) -> str:
-        """All that is typed."""
+        """Return all that is typed in a prompt."""
         return f"{self.word} {self.extra_words}".strip()
 
 
 def prompt_words(concept: Concept, name: str) -> str:
-    """What stands for the concept in a sentence: `name` if it has vectors, else its trigger words, else nothing."""
+    """Return what stands for the concept in a prompt: `name` if it has vectors, else its trigger words, if any."""
     return name if concept.vectors else " ".join(concept.card.trigger_words)
 
 
 def example_prompt(concept: Concept, made: Export) -> str:
-    """An example prompt."""
+    """Return an example prompt."""
     if not made.word:
-        said = f"a photo of a {concept.card.class_noun}" if concept.card.class_noun else "a photo"
+        prompt = f"a photo of a {concept.card.class_noun}" if concept.card.class_noun else "a photo"
     elif concept.card.kind == "style":
-        said = f"a lighthouse in the style of {made.word}"
+        prompt = f"a lighthouse in the style of {made.word}"
     else:
-        said = f"a photo of {made.word}"
-    return f"{said} {made.extra_words}".strip()
+        prompt = f"a photo of {made.word}"
+    return f"{prompt} {made.extra_words}".strip()
 
 
 def native_file(concept: Concept, notes: Mapping[str, str] | None = None) -> bytes:
-    """Our own file, its thumbnail made anew from pixels, under the token without its version; notes: for its header."""
+    """Build our own file, under the unversioned token, its thumbnail re-encoded from pixels. notes: for its header."""
     thumbnail = reencode_thumbnail(concept.thumbnail) if concept.thumbnail else None
     return concept_to_bytes(dataclasses.replace(concept, token=concept.token.unversioned(), thumbnail=thumbnail), notes)
 
 
 def embedding_file(concept: Concept) -> bytes:
-    """Our own file of the vectors alone."""
+    """Build our own file of the vectors alone."""
     return native_file(vectors_of(concept))
 
 
 def lora_file(concept: Concept) -> bytes:
-    """Our own file of the LoRA alone."""
+    """Build our own file of the LoRA alone."""
     return native_file(lora_of(concept))
 
 
 def vectors_of(concept: Concept) -> Concept:
-    """Its vectors as a part that knows its whole, so that an import can put the parts together again."""
+    """Return its vectors as a part that names its whole, so that an import can put the parts together again."""
     return dataclasses.replace(concept, lora=None, whole=concept.identity) if concept.lora else concept
 
 
 def lora_of(concept: Concept) -> Concept:
-    """Its LoRA, likewise."""
+    """Return its LoRA, likewise."""
     return dataclasses.replace(concept, vectors={}, whole=concept.identity) if concept.vectors else concept
 
 
 def reads(concept: Concept, unread: Set[str]) -> bool:
-    """Whether a program that knows all forms of `changes` but these reads what the concept does to layers."""
+    """Return whether a program that knows all forms of `changes` but these reads what the concept does to layers."""
     return not any(unread & {form(change), kind(change)} for change in concept.lora.changes.values())
 
 
 def refuse_unread(concept: Concept, program: str, unread: Set[str]) -> None:
-    """Raise UserError where layers are changed in ways that a program does not read; unread: forms of `changes`."""
+    """Raise UserError where layers are changed in ways that a program does not read. unread: forms of `changes`."""
     for change in concept.lora.changes.values() if concept.lora else ():
         if unread & {form(change), kind(change)}:
             why = f"it changes layers as {kind(change)}, which that program does not read"

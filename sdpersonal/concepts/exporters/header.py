@@ -1,4 +1,4 @@
-"""What the header of a file in another program's layout says of the concept: ModelSpec, which any program may read."""
+"""Write the header of a file in another program's layout: ModelSpec, which any program may read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..thumbnail import reencode_thumbnail
 
 
 def modelspec_header(part: Concept, tensors: dict[str, np.ndarray], trigger: str) -> dict[str, str]:
-    """The header's text for a file that answers to `trigger` and holds these tensors.
+    """Build the header of a file that answers to `trigger` and holds these tensors.
 
-    part: the vectors or the LoRA that the tensors are, of both encoders where each has a file.
+    part: the vectors or the LoRA that the tensors belong to, of both encoders where each has a file.
     """
     has_lora = part.lora is not None
     thumbnail = reencode_thumbnail(part.thumbnail) if part.thumbnail else None
-    found = modelspec_metadata(
+    metadata = modelspec_metadata(
         part.card, part.token.unversioned(), has_lora, storage.sha256(*tensor_bytes(tensors)), thumbnail
     )
-    found |= {"format": "pt", ORIGIN: origin(part)}
-    return found | ({"modelspec.trigger_phrase": trigger} if trigger else {})
+    metadata |= {"format": "pt", ORIGIN: origin(part)}
+    return metadata | ({"modelspec.trigger_phrase": trigger} if trigger else {})

@@ -1,4 +1,4 @@
-"""InvokeAI.
+"""Export for InvokeAI.
 
 Sources: its `backend/model_manager/configs` (what a file is taken for), `app/util/ti_utils.py` (how a prompt names it),
 `backend/model_manager/load/model_loaders/lora.py`, which drops embeddings that lie in a LoRA's file.
@@ -15,7 +15,7 @@ _UNREAD = {"set", "GLoRA", "OFT", "OFT of inputs"}  # forms of `changes`
 
 
 def write(concept: Concept) -> Export:
-    """`embedding/<owner>-<name>.safetensors`, `lora/<owner>-<name>.safetensors`, or both."""
+    """Build `embedding/<owner>-<name>.safetensors`, `lora/<owner>-<name>.safetensors`, or both."""
     refuse_unread(concept, "InvokeAI", _UNREAD)
     slug = concept.token.slug
     files, places, install, notes = {}, {}, [], []
@@ -23,10 +23,10 @@ def write(concept: Concept) -> Export:
         path = f"embedding/{slug}.safetensors"
         files[path], places[path] = embedding_file(concept), "Model Manager, as a Textual Inversion"
         install.append(f"In the Model Manager, add {path}; leave its name {slug}.")
-        rows = len(next(iter(concept.vectors.values())))
-        if rows > 1:
+        vectors = len(next(iter(concept.vectors.values())))
+        if vectors > 1:
             notes.append(
-                f"The word takes {rows} of {_MAX_TOKENS} places; InvokeAI cuts a longer prompt without saying so."
+                f"The word takes {vectors} of {_MAX_TOKENS} places; InvokeAI cuts a longer prompt without saying so."
             )
     if concept.lora:
         path = f"lora/{slug}.safetensors"

@@ -1,4 +1,4 @@
-"""kohya's sd-scripts. Sources: its `networks/lora.py`, `gen_img.py`, `train_textual_inversion.py`.
+"""Export for kohya's sd-scripts. Sources: its `networks/lora.py`, `gen_img.py`, `train_textual_inversion.py`.
 
 The LoRA's file holds the word too (`bundle_emb`), for the programs that look there; these scripts read words from
 files of their own.
@@ -13,7 +13,7 @@ UNREAD = {"set", "OFT of inputs"}  # forms of `changes`
 
 
 def write(concept: Concept) -> Export:
-    """`lora/<owner>-<name>.safetensors`, `embeddings/<owner>-<name>.safetensors`, or both."""
+    """Build `lora/<owner>-<name>.safetensors`, `embeddings/<owner>-<name>.safetensors`, or both."""
     refuse_unread(concept, "kohya's sd-scripts", UNREAD)
     slug = concept.token.slug
     files, options, notes = {}, [], []

@@ -1,4 +1,4 @@
-"""OneTrainer, which goes on training from these files.
+"""Export for OneTrainer, which continues training from these files.
 
 Sources: its `modelSetup/BaseStableDiffusionSetup.py` and `BaseStableDiffusionXLSetup.py` (the names of an embedding's
 tensors), `util/load_lora_util.py`, `module/LoRAModule.py`: a LoRA must have one rank, every layer of the UNet that the
@@ -23,28 +23,28 @@ from .header import modelspec_header
 from .paths import module_path
 
 _ENCODER_LAYER = re.compile(r"lora_te_text_model_encoder_layers_(\d+)_(.+)")
-_LINEAR_LAYERS = {*(f"self_attn_{each}_proj" for each in ("q", "k", "v", "out")), "mlp_fc1", "mlp_fc2"}
+_LINEAR_LAYERS = {*(f"self_attn_{name}_proj" for name in ("q", "k", "v", "out")), "mlp_fc1", "mlp_fc2"}
 
 
 def write(concept: Concept) -> Export:
-    """`embedding/<owner>-<name>.safetensors`, `lora/<owner>-<name>.safetensors`, or both."""
-    concept, lost = plain_concept(concept)
+    """Build `embedding/<owner>-<name>.safetensors`, `lora/<owner>-<name>.safetensors`, or both."""
+    concept, loss_note = plain_concept(concept)
     slug, word = concept.token.slug, str(concept.token.unversioned())
-    files, install, notes = {}, [], ["OneTrainer trains; it draws only samples.", *([lost] if lost else [])]
+    files, install, notes = {}, [], ["OneTrainer trains; it draws only samples.", *([loss_note] if loss_note else [])]
     if concept.vectors:
         path = f"embedding/{slug}.safetensors"
         files[path] = _embedding(concept, word)
         install.append(f"Embedding: choose {path} as base embedding, or as an additional one, with placeholder {word}.")
         if concept.card.base != "sdxl":
             notes.append("Only OneTrainer and sdpersonal read that file: its tensor is called emp_params there.")
-    if concept.lora and (taken := _supported_layers(concept.lora)):
+    if concept.lora and (supported := _supported_layers(concept.lora)):
         path = f"lora/{slug}.safetensors"
-        files[path] = _lora(concept, taken)
+        files[path] = _lora(concept, supported)
         install.append(
-            f"LoRA: choose {path} as LoRA base model, set LoRA rank to {taken.rank} and layer filter to "
-            f"{_layer_filter(taken)}: OneTrainer refuses a LoRA that differs from its settings."
+            f"LoRA: choose {path} as LoRA base model, set LoRA rank to {supported.rank} and layer filter to "
+            f"{_layer_filter(supported)}: OneTrainer refuses a LoRA that differs from its settings."
         )
-        if len(taken.layers) < len(concept.lora.layers):
+        if len(supported.layers) < len(concept.lora.layers):
             notes.append("Of its LoRA, the text encoder's layers are left out: OneTrainer wants all of them or none.")
     return Export(
         program="OneTrainer",
@@ -59,50 +59,50 @@ def write(concept: Concept) -> Export:
 def _embedding(concept: Concept, word: str) -> bytes:
     if concept.card.base == "sdxl":
         return embedding_file(concept)
-    tensors = {"emp_params": concept.vectors["clip_l"]}  # so it is spelled there
+    tensors = {"emp_params": concept.vectors["clip_l"]}  # OneTrainer spells it so
     return b"".join(serialize(tensors, modelspec_header(vectors_of(concept), tensors, word)))
 
 
 def _lora(concept: Concept, taken: Lora) -> bytes:
-    """Our own file of these layers. It notes the ranks and alphas that they had, so that an import gives them back."""
-    whole = concept.lora.layers
+    """Build our own file of these layers. It notes their original ranks and alphas, so that an import restores them."""
+    all_layers = concept.lora.layers
     ranks = {
-        name: [whole[name].rank, whole[name].alpha]
+        name: [all_layers[name].rank, all_layers[name].alpha]
         for name, layer in taken.layers.items()
-        if layer.rank != whole[name].rank
+        if layer.rank != all_layers[name].rank
     }
     part = lora_of(concept)
-    if len(taken.layers) < len(whole):
+    if len(taken.layers) < len(all_layers):
         part = dataclasses.replace(part, whole=part.whole or concept.identity)
     part = dataclasses.replace(part, lora=taken)
     return native_file(part, {RANKS: json.dumps(ranks, sort_keys=True)} if ranks else None)
 
 
 def _supported_layers(whole: Lora) -> Lora | None:
-    """The layers that OneTrainer takes, all of the largest rank; None if it takes none."""
+    """Return the layers that OneTrainer reads, all padded to the largest rank; None if it reads none."""
     encoder = defaultdict(set)
     for name in whole.layers:
-        if found := _ENCODER_LAYER.fullmatch(name):
-            encoder[int(found[1])].add(found[2])
-    complete = sorted(encoder) == [*range(len(encoder))] and all(each == _LINEAR_LAYERS for each in encoder.values())
-    starts = ("lora_unet_", "lora_te_") if complete else ("lora_unet_",)  # SDXL's wants its last projection too
+        if match := _ENCODER_LAYER.fullmatch(name):
+            encoder[int(match[1])].add(match[2])
+    complete = sorted(encoder) == [*range(len(encoder))] and all(names == _LINEAR_LAYERS for names in encoder.values())
+    starts = ("lora_unet_", "lora_te_") if complete else ("lora_unet_",)  # SDXL's encoder needs its last projection too
     layers = {name: layer for name, layer in whole.layers.items() if name.startswith(starts)}
     rank = max((layer.rank for layer in layers.values()), default=0)
     return Lora({name: _pad_to_rank(layer, rank) for name, layer in layers.items()}) if layers else None
 
 
 def _pad_to_rank(layer: LoraLayer, rank: int) -> LoraLayer:
-    """The same change by larger matrices, zero where they are larger."""
-    more = rank - layer.rank
-    if not more:
+    """Return the same change with matrices padded with zeros."""
+    missing = rank - layer.rank
+    if not missing:
         return layer
-    down = np.pad(layer.down, [(0, more)] + [(0, 0)] * (layer.down.ndim - 1))
-    up = np.pad(layer.up, [(0, 0), (0, more)] + [(0, 0)] * (layer.up.ndim - 2))
+    down = np.pad(layer.down, [(0, missing)] + [(0, 0)] * (layer.down.ndim - 1))
+    up = np.pad(layer.up, [(0, 0), (0, missing)] + [(0, 0)] * (layer.up.ndim - 2))
     return LoraLayer(down, up, layer.alpha * rank / layer.rank)
 
 
 def _layer_filter(taken: Lora) -> str:
-    """The UNet's layers that it has, as OneTrainer selects them: by parts of their paths."""
+    """Return the LoRA's UNet layers as OneTrainer selects them: by parts of their paths."""
     paths = [path for component, path in map(module_path, taken.layers) if component == "unet"]
     if any("resnets." in path or "samplers." in path for path in paths):
         return "attentions,resnets,samplers"

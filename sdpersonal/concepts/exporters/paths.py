@@ -1,8 +1,8 @@
-"""From the names that kohya's files give to LoRA layers to the modules' paths in diffusers.
+"""Translate kohya's names of LoRA layers to the paths of the modules in diffusers.
 
-kohya writes `_` for `.`, and for SDXL the block names of Stability AI's own code. The way back needs no model: the
-words that hold a `_` themselves are few, and the numbering of blocks is that of the published UNets (two resnets a
-level). Sources: kohya-ss sd-scripts `networks/lora.py`, `library/sdxl_model_util.py`.
+kohya writes `_` for `.`, and for SDXL the block names of Stability AI's own code. The reverse needs no model:
+few words hold a `_` themselves, and the numbering of blocks is that of the published UNets (two resnets a level).
+Sources: kohya-ss sd-scripts `networks/lora.py`, `library/sdxl_model_util.py`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _OUTSIDE = {
 
 
 def module_path(name: str) -> tuple[str, str]:
-    """`lora_te_text_model_encoder_layers_0_mlp_fc1` to ("text_encoder", "text_model.encoder.layers.0.mlp.fc1").
+    """Turn `lora_te_text_model_encoder_layers_0_mlp_fc1` into ("text_encoder", "text_model.encoder.layers.0.mlp.fc1").
 
     Raises UserError for a layer that is in no Stable Diffusion.
     """
@@ -62,19 +62,19 @@ def module_path(name: str) -> tuple[str, str]:
 
 
 def _to_diffusers(name: str) -> str:
-    """A layer of the UNet with diffusers' block names, `_` between all parts."""
+    """Rename a layer of the UNet with diffusers' block names, `_` between all parts."""
     if name in _OUTSIDE:
         return _OUTSIDE[name]
-    found = _BLOCK.fullmatch(name)
-    if not found:
+    match = _BLOCK.fullmatch(name)
+    if not match:
         return name
-    side, number, place, inside = found[1], int(found[2]), found[3], found[4]
+    side, number, index, inside = match[1], int(match[2]), match[3], match[4]
     if side == "middle_block":
-        inside = inside if place is None else f"{place}_{inside}"
+        inside = inside if index is None else f"{index}_{inside}"
         return f"mid_block_{'attentions_0' if number == 1 else f'resnets_{number // 2}'}_{_RESNET.get(inside, inside)}"
     level, layer = divmod(number - (side == "input_blocks"), 3)
-    half = "down" if side == "input_blocks" else "up"
+    direction = "down" if side == "input_blocks" else "up"
     if inside in ("op", "conv"):
-        return f"{half}_blocks_{level}_{half}samplers_0_conv"
-    kind = "attentions" if place == "1" else "resnets"
-    return f"{half}_blocks_{level}_{kind}_{layer}_{_RESNET.get(inside, inside)}"
+        return f"{direction}_blocks_{level}_{direction}samplers_0_conv"
+    kind = "attentions" if index == "1" else "resnets"
+    return f"{direction}_blocks_{level}_{kind}_{layer}_{_RESNET.get(inside, inside)}"

@@ -1,4 +1,4 @@
-"""README.md of an export, for someone who has never heard of the concept or of this program."""
+"""Write the README.md of an export, for someone who has never heard of the concept or of this program."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .export import Export, example_prompt
 
 
 def readme(concept: Concept, export: Export) -> str:
-    """Markdown. Whatever the card says is shown as plain text: it may come from anybody."""
+    """Build the README in Markdown. The card's texts are shown as plain text: they may come from anybody."""
     card, prompt = concept.card, example_prompt(concept, export)
     title = escape_markdown(card.title or concept.token.name)
     parts = [f"# {title}, for {export.program}", *([escape_markdown(card.description)] if card.description else [])]
@@ -32,12 +32,12 @@ def readme(concept: Concept, export: Export) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is: no link, picture, code or HTML can be in it."""
+    """Escape text so that Markdown shows it as it is: it can hold no link, image, code or HTML."""
     return re.sub(r"([\\`*_{}\[\]()<>#+!|~&:@/.-])", r"\\\1", text)
 
 
 def fenced(text: str, language: str = "") -> str:
-    """A block of code; trigger words come from strangers, and may hold backticks."""
+    """Build a block of code. Trigger words come from strangers, and may hold backticks."""
     fence = _backticks(text, 3)
     return f"{fence}{language}\n{text}\n{fence}"
 
@@ -48,28 +48,28 @@ def _inline(text: str) -> str:
 
 
 def _backticks(text: str, least: int) -> str:
-    """More of them in a row than the text has."""
+    """Return more backticks in a row than the text has, at least `least`."""
     return "`" * max([least, *(len(run) + 1 for run in re.findall("`+", text))])
 
 
 def escape_html(text: str) -> str:
-    """A sentence of ours, in which a token must not be taken for HTML."""
-    return re.sub(r"<[^<>\s]+>", lambda found: f"`{found[0]}`", text)
+    """Quote tokens in a sentence of ours, so that they are not taken for HTML."""
+    return re.sub(r"<[^<>\s]+>", lambda match: f"`{match[0]}`", text)
 
 
 def concept_facts(concept: Concept) -> list[tuple[str, str]]:
-    """What a stranger wants to know, as (name, Markdown)."""
+    """Return the facts that a stranger wants to know, as (name, Markdown)."""
     card = concept.card
-    rows = len(next(iter(concept.vectors.values()), ()))
-    holds = [f"{rows} vector{'s' * (rows > 1)}"] if rows else []
+    vector_count = len(next(iter(concept.vectors.values()), ()))
+    contents = [f"{vector_count} vector{'s' * (vector_count > 1)}"] if vector_count else []
     if concept.lora and concept.lora.layers:
-        holds.append(f"a LoRA of rank {concept.lora.rank} in {_layers(len(concept.lora.layers))}")
+        contents.append(f"a LoRA of rank {concept.lora.rank} in {_layers(len(concept.lora.layers))}")
     if concept.lora and concept.lora.changes:
-        holds.append(f"{concept.lora.kinds} in {_layers(len(concept.lora.changes))}")
+        contents.append(f"{concept.lora.kinds} in {_layers(len(concept.lora.changes))}")
     return [
         ("What it is", escape_markdown(f"{card.kind}, {card.class_noun}" if card.class_noun else card.kind)),
         ("Made for", BASE_TITLES[card.base] + (f" ({escape_markdown(card.base_name)})" if card.base_name else "")),
-        ("Holds", " and ".join(holds)),
+        ("Holds", " and ".join(contents)),
         ("Author", escape_markdown(card.author)),
         ("Licence", escape_markdown(card.license) or "not stated: ask its author before you pass it on"),
         ("Its word in sdpersonal", f"`{concept.token.unversioned()}`"),

@@ -1,4 +1,4 @@
-"""A folder as the sd-concepts-library on the Hub has them: one word, no LoRA, Stable Diffusion 1.x or 2.x.
+"""Export a folder for the sd-concepts-library on the Hub: one word, no LoRA, Stable Diffusion 1.x or 2.x.
 
 Sources: the notebooks sd_textual_inversion_training (what is written) and stable_conceptualizer_inference (what is
 read): `torch.load`, the only key is the word, its value goes into one row of the embedding table.
@@ -18,9 +18,9 @@ _PROGRAM = "the sd-concepts-library"
 
 
 def write(concept: Concept) -> Export:
-    """`learned_embeds.bin`, `token_identifier.txt`, `type_of_concept.txt`, and `concept_images/` with the thumbnail.
+    """Build `learned_embeds.bin`, `token_identifier.txt`, `type_of_concept.txt`, `concept_images/` with the thumbnail.
 
-    Raises UserError where it has no vectors, or is of SDXL.
+    Raises UserError where it has no vectors, or is for SDXL.
     """
     if not concept.vectors:
         raise not_exportable_error(
@@ -28,32 +28,32 @@ def write(concept: Concept) -> Export:
         )
     if concept.card.base == "sdxl":
         raise not_exportable_error(concept, _PROGRAM, "that library knows no SDXL", "Choose --format diffusers.")
-    word, rows = str(concept.token.unversioned()), concept.vectors["clip_l"]
+    word, embeddings = str(concept.token.unversioned()), concept.vectors["clip_l"]
     files = {
-        "learned_embeds.bin": torch_save_bytes(word, rows[0] if len(rows) == 1 else rows),
+        "learned_embeds.bin": torch_save_bytes(word, embeddings[0] if len(embeddings) == 1 else embeddings),
         "token_identifier.txt": word.encode(),
         "type_of_concept.txt": b"style" if concept.card.kind == "style" else b"object",
     }
     if concept.thumbnail:
-        picture = reencode_thumbnail(concept.thumbnail)
-        files[f"concept_images/0.{media_type(picture).removeprefix('image/')}"] = picture
+        image = reencode_thumbnail(concept.thumbnail)
+        files[f"concept_images/0.{media_type(image).removeprefix('image/')}"] = image
     return Export(
         program=_PROGRAM,
         files=files,
         places={name: "the repository" for name in files},
         word=word,
         install=("Upload the folder as a repository of its own.", "diffusers reads it there, and here:"),
-        notes=tuple(_notes(concept, len(rows))),
+        notes=tuple(_notes(concept, len(embeddings))),
         python='pipe.load_textual_inversion("FOLDER OR REPOSITORY")\npipe({prompt})',
     )
 
 
 def front_matter(concept: Concept) -> str:
-    """The lines that the Hub reads at the top of the README."""
+    """Return the lines that the Hub reads at the top of the README."""
     fields = hub_licence(concept.card.license)
     if model := HUB_MODELS.get(concept.card.base):
         fields["base_model"] = model
-    lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]  # JSON's strings are YAML's
+    lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]  # JSON strings are valid YAML
     return "\n".join(["---", *lines, 'tags: ["stable-diffusion", "textual-inversion"]', "---", "", ""])
 
 

@@ -1,4 +1,4 @@
-"""Our own file, which A1111, ComfyUI and kohya's scripts read as it is."""
+"""Export our own file, which A1111, ComfyUI and kohya's scripts read as it is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ..concept import Concept
 from . import a1111, comfyui, kohya
 from .export import Export, native_file, prompt_words, reads
 
-_READERS = {  # program, with what is done there: forms of `changes` that it does not read
+_READERS = {  # program, and how to use the file there -> forms of `changes` that it does not read
     "A1111 (models/Lora/, type {typed})": a1111.UNREAD,
     "ComfyUI (models/loras/)": comfyui.UNREAD,
     "kohya's scripts with LyCORIS beside them (--network_module lycoris.kohya)": kohya.UNREAD,
@@ -14,7 +14,7 @@ _READERS = {  # program, with what is done there: forms of `changes` that it doe
 
 
 def write(concept: Concept) -> Export:
-    """One file, `<owner>-<name>.safetensors`, with everything the concept has."""
+    """Build one file, `<owner>-<name>.safetensors`, with everything the concept has."""
     slug = concept.token.slug
     name = f"{slug}.safetensors"
     return Export(

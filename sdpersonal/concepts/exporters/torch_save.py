@@ -1,4 +1,4 @@
-"""The bytes of `torch.save({word: rows})`, made by hand: neither torch nor pickle is needed to write them.
+"""Build the bytes of `torch.save({word: rows})` by hand, which needs neither torch nor pickle.
 
 The zip of torch >= 1.6 with its three oldest members alone (`data.pkl`, `data/0`, `version`), which every later torch
 reads, also with `weights_only`, and which A1111's checker of pickles lets pass; it refuses what newer torch adds.
@@ -12,11 +12,11 @@ import zipfile
 
 import numpy as np
 
-_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # zip's first date: the same concept gives the same bytes, and no clock is told
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # zip's first date: the same concept gives the same bytes, and no time is revealed
 
 
 def torch_save_bytes(word: str, rows: np.ndarray) -> bytes:
-    """A file that holds {word: rows}; rows float32, contiguous."""
+    """Build a file that holds {word: rows}. rows: float32, contiguous."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name, content in (
@@ -29,7 +29,7 @@ def torch_save_bytes(word: str, rows: np.ndarray) -> bytes:
 
 
 def _pickle_bytes(word: str, shape: tuple[int, ...]) -> bytes:
-    """Pickle, protocol 2: {word: torch._utils._rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())}."""
+    """Protocol 2: {word: torch._utils._rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())}."""
     count = int(np.prod(shape))
     strides = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
     storage = (
@@ -46,7 +46,7 @@ def _pickle_bytes(word: str, shape: tuple[int, ...]) -> bytes:
         b"ctorch._utils\n_rebuild_tensor_v2\n("
         + storage
         + _pickle_int(0)
-        + b"".join(b"(" + b"".join(map(_pickle_int, numbers)) + b"t" for numbers in (shape, strides))
+        + b"".join(b"(" + b"".join(map(_pickle_int, sizes)) + b"t" for sizes in (shape, strides))
         + b"\x89"  # requires_grad
         + hooks
         + b"tR"

@@ -1,4 +1,4 @@
-"""Files of other programs, one module each. A format is known by its content, never by its name."""
+"""Import files of other programs, one module each. A format is recognised by its content, never by its name."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ from .contents import FileContents, read_contents, tensor_names
 from .origin import with_origin
 from .unsupported import refuse_unsupported
 
-READ = ("safetensors", "image", "zip", "pickle")  # groups of `filetypes`; what is in them may still be something else
-_EMBEDDINGS = (a1111, onetrainer, clip_pairs, diffusers)  # diffusers' last: any one name would do for it
+READ = ("safetensors", "image", "zip", "pickle")  # groups of `file_types`; the content may still be unsupported
+_EMBEDDINGS = (a1111, onetrainer, clip_pairs, diffusers)  # diffusers last: it accepts any one name
 
 
 def read_any(data: bytes, name: str, token: Token | None = None) -> Concept:
-    """The concept in a stranger's file called `name`, under its own token or the one given. Raises UserError."""
+    """Read the concept in a foreign file called `name`, under its own token or the one given. Raises UserError."""
     if is_native(data, name):
         return read_ours(data, name, token)
     return read_content(open_foreign(data, name), token)
 
 
 def read_ours(data: bytes, name: str, token: Token | None = None) -> Concept:
-    """The concept in a file of ours that comes from a stranger. Raises UserError."""
+    """Read the concept in a file of our own format, which may come from a stranger. Raises UserError."""
     concept = onetrainer.restored(native.concept_from_bytes(data, name), parse_layout(data, name).metadata)
     thumbnail = reencode_thumbnail(concept.thumbnail) if concept.thumbnail else None
     return dataclasses.replace(concept, token=token or concept.token, thumbnail=thumbnail)
 
 
 def open_foreign(data: bytes, name: str) -> FileContents:
-    """What a foreign file holds. Raises UserError, naming what it is where no concept can hold it."""
+    """Read what a foreign file holds. Raises UserError, saying what it is where no concept can hold it."""
     kind = recognise(data)
     if kind.group == "image":
         return embedding_images.read_image_contents(data, name)
     if kind.group not in READ:
         raise kind.refusal(name)
     if kind is SAFETENSORS:
-        refuse_unsupported(tensor_names(data), name)  # first: a whole model has more in it than may be read
+        refuse_unsupported(tensor_names(data), name)  # before reading: a whole model is larger than may be read
     content = read_contents(data, name)
     refuse_unsupported(content.shapes, name)
     return content
 
 
 def read_content(content: FileContents, token: Token | None = None) -> Concept:
-    """The concept in what a foreign file holds, or an export of ours in its layout. Raises UserError."""
+    """Convert a foreign file's contents, or those of our export in its layout, to a concept. Raises UserError."""
     return with_origin(lambda token: _read_content(content, token), content.facts, content.name, token)
 
 
 def read_pair(one: FileContents, two: FileContents, token: Token | None = None) -> Concept:
-    """The concept in the two files of an SDXL embedding, likewise. Raises UserError."""
+    """Convert the two files of an SDXL embedding, likewise. Raises UserError."""
     return with_origin(lambda token: diffusers.read_pair(one, two, token), one.facts, one.name, token)
 
 
@@ -63,16 +63,16 @@ def _read_content(content: FileContents, token: Token | None) -> Concept:
         return cloneofsimo.read(content, token)
     if lora_file.fits(content):
         return lora_file.read(content, token, diffusers_lora.peft_configs(content))
-    for each in _EMBEDDINGS:
-        if each.fits(content):
-            return each.read(content, token)
+    for importer in _EMBEDDINGS:
+        if importer.fits(content):
+            return importer.read(content, token)
     raise unknown_format_error(content.name)
 
 
 def is_native(head: bytes, name: str, size: int | None = None) -> bool:
-    """Whether a file was written as a concept by this program. Raises UserError where it is damaged.
+    """Return whether this program wrote the file as a concept. Raises UserError where it is damaged.
 
-    head: the file, or its first 1 MB and more, and then its size.
+    head: the file, or at least its first 1 MB; then `size` is needed.
     """
     if recognise(head, size) is not SAFETENSORS or b"sdpersonal.card" not in head[: 8 + MAX_HEADER]:
         return False

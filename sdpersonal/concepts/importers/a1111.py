@@ -1,10 +1,10 @@
-"""A1111's embeddings, and the first textual inversions, which have the same layout.
+"""Read A1111's embeddings, and the first textual inversions, which have the same layout.
 
     .pt           {"string_to_param": {"*": (n, dim)}, "string_to_token": ..., "name", "step", "sd_checkpoint_name"}
     .safetensors  {"emb_params": (n, dim)}, as kohya's and invoke-training's writers save it too
 
-In rinongal's files `string_to_param` is an `nn.ParameterDict` with a key for every placeholder. A1111 calls an
-embedding as its file is called. Sources: A1111 `modules/textual_inversion/textual_inversion.py`; rinongal
+In rinongal's files `string_to_param` is an `nn.ParameterDict` with a key for every placeholder. A1111 names an
+embedding after its file. Sources: A1111 `modules/textual_inversion/textual_inversion.py`; rinongal
 textual_inversion `ldm/modules/embedding_manager.py`; kohya-ss sd-scripts `train_textual_inversion.py`.
 """
 
@@ -25,7 +25,7 @@ def fits(content: FileContents) -> bool:
 
 
 def read(content: FileContents, token: Token | None = None) -> Concept:
-    """The concept. Raises UserError."""
+    """Convert the contents to a concept. Raises UserError."""
     keys = [key for key in content.shapes if key.startswith(_PARAM) or key == _SAFETENSORS_KEY]
     if len(keys) > 1:
         names = printable(", ".join(key.removeprefix(_PARAM) for key in keys))
@@ -33,11 +33,11 @@ def read(content: FileContents, token: Token | None = None) -> Concept:
             f"{printable(content.name)} holds several embeddings ({names}).", "I read one a file; save them apart."
         )
     placeholder = keys[0].removeprefix(_PARAM) if keys[0] != _SAFETENSORS_KEY else ""
-    rows = content.rows(keys[0])
-    base = base_from_widths({"clip_l": rows.shape[1]}, content.name)
-    return make_concept(content, base, {"clip_l": rows}, None, token, **_title(content, placeholder))
+    vectors = content.rows(keys[0])
+    base = base_from_widths({"clip_l": vectors.shape[1]}, content.name)
+    return make_concept(content, base, {"clip_l": vectors}, None, token, **_title(content, placeholder))
 
 
 def _title(content: FileContents, placeholder: str) -> dict[str, object]:
-    """A placeholder like `sks` is what the author wrote in prompts; A1111's own is always `*`."""
+    """Return the placeholder as title: its author wrote it in prompts, unless it is A1111's `*`."""
     return {} if placeholder in ("", "*") or content.fact("name") else {"title": placeholder[:100]}

@@ -1,4 +1,4 @@
-"""Vectors for each text encoder in one file, by the encoders' names.
+"""Read embeddings for each text encoder in one file, by the encoders' names.
 
     clip_l, clip_g                      kohya's SDXL trainer, advanced DreamBooth's `_emb`, OneTrainer, A1111, ComfyUI
     text_encoders_0, text_encoders_1    replicate's `embeddings.pti`, a safetensors file whatever it is called
@@ -24,7 +24,7 @@ def fits(content: FileContents) -> bool:
 
 
 def read(content: FileContents, token: Token | None = None) -> Concept:
-    """The concept. Raises UserError."""
+    """Convert the contents to a concept. Raises UserError."""
     vectors = {_ENCODERS[key]: content.rows(key) for key in content.shapes}
     for_xl = content.fact("modelspec.architecture").startswith("stable-diffusion-xl")
     for missing in {"clip_l", "clip_g"} - vectors.keys():
@@ -32,5 +32,5 @@ def read(content: FileContents, token: Token | None = None) -> Concept:
             raise UserError(
                 f"{printable(content.name)} is an SDXL embedding without its {missing}.", "Ask for all of it."
             )
-    base = base_from_widths({key: rows.shape[1] for key, rows in vectors.items()}, content.name)
+    base = base_from_widths({key: embeddings.shape[1] for key, embeddings in vectors.items()}, content.name)
     return make_concept(content, base, vectors, None, token)

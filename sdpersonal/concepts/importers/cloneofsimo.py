@@ -1,11 +1,11 @@
-"""cloneofsimo's LoRAs: layers by number, in the order in which their program walked the model.
+"""Read cloneofsimo's LoRAs: layers by number, in the order in which that program walked the model.
 
-    .safetensors   `unet:<i>:up`, `unet:<i>:down`, `text_encoder:<i>:...`; a row where the metadata say "<embed>"
+    .safetensors   `unet:<i>:up`, `unet:<i>:down`, `text_encoder:<i>:...`; and rows that the metadata call "<embed>"
     .pt            a list [up, down, up, down, ...] for one model
 
-The walk goes down, up, then through the middle (diffusers made the middle block last), in each transformer through the
-self attention, then GEGLU and cross attention, whichever that version of diffusers had first: the widths tell. Their
-scale is 1, so alpha is the rank. Rows `<s1>`, `<s2>` stand together in their prompts, so they are one token here.
+The order is down, up, then middle (diffusers made the middle block last); in each transformer the self attention, then
+GEGLU and cross attention, whichever that version of diffusers had first, which the widths tell. Their scale is 1, so
+alpha is the rank. Words `<s1>`, `<s2>` stand together in their prompts, so they are one token here.
 Source: cloneofsimo lora `lora_diffusion/lora.py` (`save_safeloras_with_embeds`, `_find_modules_v2`).
 """
 
@@ -40,8 +40,8 @@ def fits(content: FileContents) -> bool:
 
 
 def read(content: FileContents, token: Token | None = None) -> Concept:
-    """The concept. Raises UserError."""
-    models, embeds = (_layers_from_list(content), []) if _is_list(content) else _layers_from_keys(content)
+    """Convert the contents to a concept. Raises UserError."""
+    models, words = (_layers_from_list(content), []) if _is_list(content) else _layers_from_keys(content)
     layers: dict[LayerPath, LoraLayer] = {}
     for model, pairs in models.items():
         names = _layer_paths(pairs, content.name, model)
@@ -49,15 +49,15 @@ def read(content: FileContents, token: Token | None = None) -> Concept:
     sizes = {part: Outline(len(layer.up), layer.down.shape[1], 2) for part, layer in layers.items()}
     base = base_of_layers(sizes, content)
     vectors = {}
-    if embeds:
-        rows = [content.rows(key) for key in embeds]
+    if words:
+        embeddings = [content.rows(key) for key in words]
         if (
-            len({each.shape[1] for each in rows}) > 1
-            or base_from_widths({"clip_l": rows[0].shape[1]}, content.name) != base
+            len({array.shape[1] for array in embeddings}) > 1
+            or base_from_widths({"clip_l": embeddings[0].shape[1]}, content.name) != base
         ):
             raise UserError(f"{printable(content.name)} has vectors that do not fit its LoRA for {base}.")
-        vectors["clip_l"] = np.concatenate(rows)
-    word = embeds[0] if len(embeds) == 1 else ""
+        vectors["clip_l"] = np.concatenate(embeddings)
+    word = words[0] if len(words) == 1 else ""
     lora = Lora({f"lora_{part.component}_{part.flat}": layer for part, layer in layers.items()})
     return make_concept(content, base, vectors, lora, token, word)
 
@@ -76,27 +76,27 @@ def _layers_from_list(content: FileContents) -> dict[str, _Pairs]:
 
 
 def _layers_from_keys(content: FileContents) -> tuple[dict[str, _Pairs], list[str]]:
-    """Layers in their order by model, and the names of rows in theirs."""
-    found: dict[str, dict[tuple[int, str], np.ndarray]] = {}
-    embeds = []
+    """Return the layers in order by model, and the names of embeddings in order."""
+    tensors_by_model: dict[str, dict[tuple[int, str], np.ndarray]] = {}
+    words = []
     for key in content.shapes:
         if match := _KEY.fullmatch(key):
-            found.setdefault(match[1], {})[int(match[2]), match[3]] = content.numbers(key)
+            tensors_by_model.setdefault(match[1], {})[int(match[2]), match[3]] = content.numbers(key)
         elif content.facts.get(key) == _EMBED:
-            embeds.append(key)
+            words.append(key)
         else:
             raise damaged_file_error(content.name, f"I do not know its tensor {printable(key)}")
     models: dict[str, _Pairs] = {}
-    for model, tensors in found.items():
-        wanted = {(number, piece) for number in range(len(tensors) // 2) for piece in ("up", "down")}
-        if tensors.keys() != wanted:
+    for model, tensors in tensors_by_model.items():
+        expected = {(number, piece) for number in range(len(tensors) // 2) for piece in ("up", "down")}
+        if tensors.keys() != expected:
             raise damaged_file_error(content.name, f"layers of its {model} are missing")
         models[model] = [(tensors[number, "down"], tensors[number, "up"]) for number in range(len(tensors) // 2)]
-    return models, sorted(embeds, key=lambda each: [int(digits) for digits in re.findall(r"\d{1,6}", each)] or [0])
+    return models, sorted(words, key=lambda word: [int(digits) for digits in re.findall(r"\d{1,6}", word)] or [0])
 
 
 def _layer_paths(pairs: _Pairs, name: str, model: str) -> list[LayerPath]:
-    """The layers that these pairs belong to. Raises UserError where the number is not Stable Diffusion's."""
+    """Return the layers of these pairs. Raises UserError where their number is not Stable Diffusion's."""
     if any(array.ndim != 2 for pair in pairs for array in pair):
         raise UserError(
             f"{printable(name)} also changes convolutions, whose order I do not know.",
@@ -120,7 +120,7 @@ def _layer_paths(pairs: _Pairs, name: str, model: str) -> list[LayerPath]:
 
 
 def _transformer_layers(number: int, pairs: _Pairs) -> list[str]:
-    """The nine layers of one transformer, in the order in which they stand."""
+    """Return the nine layers of one transformer, in the file's order."""
     (down, up) = pairs[9 * number + 4]
     start = f"{_BLOCKS[number]}_transformer_blocks_0"
     first, second = ([f"{start}_{attention}_{which}" for which in _ATTENTION] for attention in ("attn1", "attn2"))

@@ -1,4 +1,4 @@
-"""What a foreign file holds, the same for safetensors, pickles and pictures: tensors by name, and words about them."""
+"""Read a foreign file's contents, alike for safetensors, pickles and images: tensors by name, and facts about them."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from ..strict_safetensors import (
 from . import pickles
 
 DEFAULT_OWNER = "imported"  # of concepts whose files name no owner
-MAX_PICKLE_BYTES = 300_000_000  # bytes of a pickle or a picture: what is larger has long been safetensors
+MAX_PICKLE_BYTES = 300_000_000  # bytes of a pickle or an image: larger files have long been safetensors
 _MAX_DEPTH = 4  # of containers in a pickle; hypernetworks and checkpoints go no deeper
-_MAX_TEXT = 2000  # characters of any one word about a file
+_MAX_TEXT = 2000  # characters of any one fact about a file
 
 
 @dataclass(frozen=True)
 class FileContents:
-    """The tensors of one file, and what else it says.
+    """The tensors of one file, and its other facts.
 
-    name: what the file is called; word: what it calls itself, where that counts for more; place: the folder or
-    repository it stands in, if that may name the concept; owner: whose token it gets; shapes: every tensor's; facts:
-    texts and numbers beside them, nested keys joined by dots; numbers: one tensor, float32 or float16 (bfloat16 is
-    widened, exactly); flat: no tensor stands inside another thing.
+    name: the file's name; word: the name inside it, where that takes precedence; place: the folder or repository
+    around it, if that may name the concept; owner: the owner of its token; shapes: every tensor's; facts: texts and
+    numbers beside them, nested keys joined by dots; numbers: loads one tensor, float32 or float16 (bfloat16 is
+    widened, exactly); flat: no tensor is nested in a container.
     """
 
     name: str
@@ -50,18 +50,18 @@ class FileContents:
     flat: bool = True
 
     def rows(self, key: str) -> np.ndarray:
-        """A tensor as vectors: float32 (n, dim). Raises UserError where it is neither (dim,) nor (n, dim)."""
+        """Return a tensor as vectors: float32 (n, dim). Raises UserError where it is neither (dim,) nor (n, dim)."""
         if len(self.shapes[key]) not in (1, 2):
             raise UserError(f"{printable(self.name)} has vectors {self.shapes[key]}; I read (n, width).")
-        found = np.atleast_2d(self.numbers(key))
-        if not (finite := np.isfinite(found).all(axis=1)).all():  # before numpy warns of them
+        vectors = np.atleast_2d(self.numbers(key))
+        if not (finite := np.isfinite(vectors).all(axis=1)).all():  # before numpy warns of them
             raise damaged_file_error(
                 self.name, f"row {finite.argmin()} of its vectors holds numbers that are not finite"
             )
-        return np.array(found, np.float32)
+        return np.array(vectors, np.float32)
 
     def fact(self, key: str) -> str:
-        """A fact as text, bounded; empty where there is none."""
+        """Return a fact as text, cut to a limit; empty where there is none."""
         return str(self.facts.get(key, ""))[:_MAX_TEXT]
 
     def with_origin(self, place: str, owner: str) -> FileContents:
@@ -69,12 +69,12 @@ class FileContents:
 
 
 def read_contents(data: bytes, name: str) -> FileContents:
-    """The content of a safetensors file or a pickle. Raises UserError."""
+    """Read a safetensors file or a pickle. Raises UserError."""
     return _from_pickle(data, name) if recognise(data).group in ("zip", "pickle") else _from_safetensors(data, name)
 
 
 def tensor_names(head: bytes) -> tuple[str, ...]:
-    """The tensors' names in the head of a safetensors file that may be too large or odd to be read; else nothing."""
+    """Return the tensors' names from the head of a safetensors file, even one too large or odd to read; else none."""
     try:
         header = json.loads(head[8 : 8 + header_length(head, sys.maxsize, MAX_FOREIGN_HEADER)])
     except (ValueError, RecursionError):
@@ -83,23 +83,23 @@ def tensor_names(head: bytes) -> tuple[str, ...]:
 
 
 def from_tree(tree: object, name: str) -> FileContents:
-    """Containers as a pickle or a picture holds them, with tensors and arrays in them. Raises UserError."""
+    """Build the contents from nested containers, as a pickle or an image holds them. Raises UserError."""
     tensors: dict[str, pickles.PickledTensor | np.ndarray] = {}
     facts: dict[str, str | int | float] = {}
     for key, value in _flatten(tree, name):
         (tensors if isinstance(value, pickles.PickledTensor | np.ndarray) else facts)[key] = value
     if len(tensors) > MAX_TENSORS:
         raise damaged_file_error(name, f"it holds {len(tensors):,} tensors, more than {MAX_TENSORS:,}")
-    # Many views of one storage would otherwise unfold to more than any file.
-    if sum(4 * math.prod(one.shape) for one in tensors.values()) > 2 * MAX_PICKLE_BYTES:
+    # Many views of one storage would otherwise expand to more than any file holds.
+    if sum(4 * math.prod(tensor.shape) for tensor in tensors.values()) > 2 * MAX_PICKLE_BYTES:
         raise damaged_file_error(name, "its tensors are larger than I read")
 
     def numbers(key: str) -> np.ndarray:
-        one = tensors[key]
-        return pickles.load_numbers(one, name) if isinstance(one, pickles.PickledTensor) else one
+        tensor = tensors[key]
+        return pickles.load_numbers(tensor, name) if isinstance(tensor, pickles.PickledTensor) else tensor
 
     flat = isinstance(tree, dict | list) and tensors.keys() <= _keys(tree)
-    return FileContents(name, {key: one.shape for key, one in tensors.items()}, numbers, facts, flat=flat)
+    return FileContents(name, {key: tensor.shape for key, tensor in tensors.items()}, numbers, facts, flat=flat)
 
 
 def _from_safetensors(data: bytes, name: str) -> FileContents:
@@ -117,7 +117,7 @@ def _keys(tree: dict | list) -> set[str]:
 
 
 def _flatten(tree: object, name: str) -> Iterator[tuple[str, object]]:
-    """(key, tensor or fact); a list's items are called by their numbers. Raises UserError where there is no end."""
+    """Yield (key, tensor or fact); a list's items are named by index. Raises UserError where there are too many."""
     left = [("", tree, 0)]
     seen = 0
     while left:
@@ -129,7 +129,7 @@ def _flatten(tree: object, name: str) -> Iterator[tuple[str, object]]:
             value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
         )
         if items and depth < _MAX_DEPTH:
-            pairs = [(f"{key}.{inner}" if key else str(inner), one, depth + 1) for inner, one in items]
+            pairs = [(f"{key}.{inner}" if key else str(inner), item, depth + 1) for inner, item in items]
             left += reversed(pairs)
         elif isinstance(value, pickles.PickledTensor | np.ndarray | str | int | float):
             yield key, value[:_MAX_TEXT] if isinstance(value, str) else value

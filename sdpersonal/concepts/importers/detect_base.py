@@ -1,4 +1,4 @@
-"""Which base a LoRA was made for: told by its layers; a file's words count only where the layers fit two bases."""
+"""Detect a LoRA's base by its layers; the file's metadata count only where the layers fit two bases."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _CONV_IN = ("lora_unet_conv_in", "lora_unet_input_blocks_0_0")
 
 @dataclass(frozen=True)
 class LayerPath:
-    """Where one layer is: component "unet", "te", "te1", "te2" or "text" (one of the two), path with `_` for `.`.
+    """The place of a layer: component "unet", "te", "te1", "te2" or "text" (one of the two), path with `_` for `.`.
 
-    flat_names: it was named as kohya's files name it, which have the original's block names for SDXL alone.
+    flat_names: the name is of kohya's kind, which has the original's block names for SDXL alone.
     """
 
     component: str
@@ -37,7 +37,7 @@ class LayerPath:
 
 
 class Outline(NamedTuple):
-    """What a layer's tensors tell of its weight: rows, numbers in a row, axes; 0 where they do not."""
+    """The shape of a layer's weight as its tensors show it: rows, numbers in a row, axes; 0 where they do not."""
 
     rows: int
     width: int
@@ -49,19 +49,19 @@ _UNKNOWN = Outline(0, 0)
 
 
 def layer_name(part: LayerPath, base: str, outline: Outline = _UNKNOWN) -> str:
-    """The layer's name in a concept for that base."""
+    """Return the layer's name in a concept for that base."""
     if part.component == "unet":
         return f"lora_unet_{unet_name(part.flat, base)}"
     if base != "sdxl":
         return f"lora_te_{part.flat}"
     first = part.component in ("te", "te1", "text_encoder")
-    if part.component == "text":  # PEFT alone does not say of which encoder; SDXL's differ in width
+    if part.component == "text":  # PEFT alone does not say which encoder; SDXL's differ in width
         first = bool({outline.rows, outline.width} & {768, 3072})
     return f"lora_te{1 if first else 2}_{part.flat}"
 
 
 def base_of_layers(layers: _Outlines, content: FileContents) -> str:
-    """sd1, sd2, sdxl or tiny, whose table has every layer with its widths. Raises UserError, naming a layer."""
+    """Return the base whose table has every layer with its widths. Raises UserError, naming a layer that none has."""
     misfits = {base: _misfits(layers, base) for base in layer_shapes.UNETS}
     bases = [base for base, wrong in misfits.items() if not wrong]
     if len(bases) == 1:
@@ -86,7 +86,7 @@ def base_of_layers(layers: _Outlines, content: FileContents) -> str:
 
 
 def _misfits(layers: _Outlines, base: str) -> list[str]:
-    """What does not fit that base, in words, a layer each."""
+    """Describe the layers that do not fit that base, one sentence part each."""
     table, wrong = layer_shapes.table(base), []
     for part, outline in layers.items():
         if _is_misnamed(part, base):
@@ -103,7 +103,7 @@ def _misfits(layers: _Outlines, base: str) -> list[str]:
 
 
 def _strangeness(layers: _Outlines, base: str) -> tuple[bool, bool]:
-    """Whether layers are named otherwise than that base's, and whether none reads its text."""
+    """Return whether layers are named unlike that base's, and whether none reads text of its width."""
     return any(_is_misnamed(part, base) for part in layers), layer_shapes.UNETS[base].context not in _contexts(layers)
 
 
@@ -111,7 +111,7 @@ def _fits(name: str, outline: Outline, shape: layer_shapes.Shape) -> bool:
     widths = {math.prod(shape[1:])}
     if name in _CONV_IN:
         widths = {channels * math.prod(shape[2:]) for channels in (*layer_shapes.IN_CHANNELS, shape[1])}
-    # What lies between the two matrices of a text encoder's layer may have any width.
+    # The hidden layer of a text encoder's MLP may have any width.
     rows_fit = name.endswith("_mlp_fc1") or outline.rows in (0, shape[0])
     return rows_fit and (name.endswith("_mlp_fc2") or outline.width in (0, *widths))
 
@@ -121,16 +121,16 @@ def _size(outline: Outline) -> str:
 
 
 def _told_apart(bases: list[str], layers: _Outlines, content: FileContents) -> str:
-    """One of several bases that all layers fit: by what the file says, or by how it spells them."""
-    if (said := _declared_base(content)) in bases:
-        return said
+    """Choose among bases that all layers fit: by the file's metadata, or by how it names the layers."""
+    if (declared := _declared_base(content)) in bases:
+        return declared
     if "sdxl" in bases and any(part.flat_names and _ORIGINAL.match(part.flat) for part in layers):
         return "sdxl"
     if "sd1" in bases and all(part.component in ("text", "text_encoder") for part in layers):
-        return "sd1"  # of SDXL's encoders the second would hardly be left out
+        return "sd1"  # a LoRA for SDXL would hardly leave out the second encoder
     projections = {outline.axes for part, outline in layers.items() if part.flat.endswith(("proj_in", "proj_out"))}
     if "sd1" in bases and 4 in projections:
-        return "sd1"  # the others have matrices there
+        return "sd1"  # the others have linear layers there
     raise UserError(
         f"{printable(content.name)} changes only layers that "
         f"{' and '.join(BASE_TITLES[base] for base in bases)} may share.",
@@ -149,11 +149,11 @@ def _declared_base(content: FileContents) -> str | None:
     return "sd1" if version.startswith(("sd_v1", "stable-diffusion-v1")) or content.fact("ss_v2") == "False" else None
 
 
-# --- bases that are nobody's but their owner's ------------------------------------------------------------------------
+# --- narrow and custom bases ------------------------------------------------------------------------------------------
 
 
 def _contexts(layers: _Outlines) -> set[int]:
-    """Widths of the text that cross attention reads, and of the text encoders."""
+    """Return the widths of the text that cross attention reads, and of the text encoders."""
     return {
         outline.width
         for part, outline in layers.items()
@@ -165,7 +165,7 @@ def _contexts(layers: _Outlines) -> set[int]:
 
 
 def _is_narrow(layers: _Outlines) -> bool:
-    """Whether these are layers of a base built like Stable Diffusion, only narrower."""
+    """Return whether these are layers of a base built like Stable Diffusion, only narrower."""
     if contexts := _contexts(layers):
         return max(contexts) <= _MAX_TINY_WIDTH
     first = [outline for part, outline in layers.items() if part.flat.startswith(_FIRST_LEVEL)]
@@ -173,13 +173,13 @@ def _is_narrow(layers: _Outlines) -> bool:
 
 
 def _is_stand_in(layers: _Outlines, base: str) -> bool:
-    """Whether it is for a model built like that base, for its text, whose UNet is a quarter as wide or less.
+    """Return whether it is for a model with that base's layers and text width whose UNet is at most a quarter as wide.
 
-    Such models are made to try programs with; their LoRAs work on them alone.
+    Such models are made to test programs; their LoRAs work on them alone.
     """
     table = layer_shapes.table(base)
     if not any(outline.width for outline in layers.values()):
-        return False  # a rotation of few rows tells of a damaged file rather than of a model
+        return False  # a rotation of few rows suggests a damaged file rather than a narrow model
     for part, outline in layers.items():
         name = layer_name(part, base, outline)
         if name not in table or _is_misnamed(part, base):
@@ -194,7 +194,7 @@ def _is_stand_in(layers: _Outlines, base: str) -> bool:
 
 
 def _is_misnamed(part: LayerPath, base: str) -> bool:
-    """Whether it is named as a text encoder that the base has not: SDXL has two, the others one."""
+    """Return whether its name is of a text encoder that the base lacks: SDXL has two, the others one."""
     return part.component in (("te",) if base == "sdxl" else ("te1", "te2"))
 
 
@@ -203,7 +203,7 @@ def _is_of_built_in(layers: _Outlines) -> bool:
 
 
 def _narrow_misfits(layers: _Outlines) -> list[str]:
-    """What is in no narrow base either: an unknown layer, or attentions of one level that differ in width."""
+    """Describe what fits no narrow base either: unknown layers, or attentions of one level that differ in width."""
     if len(_contexts(layers)) > 1:
         return ["its parts read text of several widths"]
     unknown = [part for part, outline in layers.items() if layer_name(part, "tiny", outline) not in _names()]
@@ -211,7 +211,7 @@ def _narrow_misfits(layers: _Outlines) -> list[str]:
 
 
 def _uneven(layers: _Outlines, base: str) -> list[str]:
-    """Attentions that have other widths than those before them in their level, in words."""
+    """Describe the attentions whose width differs from those before them in their level."""
     wrong, widths = [], {}
     for part, outline in layers.items():
         place = _ATTENTION.match(layer_name(part, base, outline))
@@ -224,6 +224,6 @@ def _uneven(layers: _Outlines, base: str) -> list[str]:
 
 @functools.cache
 def _names() -> frozenset[str]:
-    """The names that layers of a narrow base can have."""
+    """Return the names that layers of a narrow base can have."""
     unets = (path for unet in layer_shapes.UNETS.values() for path, _ in layer_shapes.unet_shapes(unet))
     return frozenset({*layer_shapes.table("sd2"), *(f"lora_unet_{path}" for path in unets)})

@@ -1,6 +1,6 @@
-"""diffusers' textual inversions: `learned_embeds.safetensors` and the older `.bin`, one tensor under the token's name.
+"""Read diffusers' textual inversions: `learned_embeds.safetensors` or older `.bin`, one tensor under the token's name.
 
-SDXL's come as two files, `learned_embeds.safetensors` (CLIP-L) and `learned_embeds_2.safetensors` (CLIP-G).
+Those for SDXL are two files, `learned_embeds.safetensors` (CLIP-L) and `learned_embeds_2.safetensors` (CLIP-G).
 Sources: diffusers `examples/textual_inversion/textual_inversion.py` and `textual_inversion_sdxl.py` (`save_progress`),
 `loaders/textual_inversion.py`.
 """
@@ -15,7 +15,7 @@ from .to_concept import base_from_widths, make_concept
 
 EMBEDDINGS = {"clip_l": "learned_embeds.safetensors", "clip_g": "learned_embeds_2.safetensors"}
 LORA = "pytorch_lora_weights.safetensors"
-FILES = {*EMBEDDINGS.values(), LORA}  # as they are called where diffusers looks for them
+FILES = {*EMBEDDINGS.values(), LORA}  # the default names that diffusers looks for
 
 
 def fits(content: FileContents) -> bool:
@@ -24,20 +24,20 @@ def fits(content: FileContents) -> bool:
 
 
 def read(content: FileContents, token: Token | None = None) -> Concept:
-    """The concept in either kind of file: vectors (dim,) or (n, dim) under one name. Raises UserError."""
+    """Convert either kind of file to a concept: vectors (dim,) or (n, dim) under one name. Raises UserError."""
     [word] = content.shapes
-    rows = content.rows(word)
+    vectors = content.rows(word)
     if content.fact("modelspec.architecture").startswith("stable-diffusion-xl"):
         raise UserError(
             f"{printable(content.name)} is one of the two files of an SDXL embedding, for one text encoder.",
             "Give both at once, or their folder.",
         )
-    base = base_from_widths({"clip_l": rows.shape[1]}, content.name)
-    return make_concept(content, base, {"clip_l": rows}, None, token, word)
+    base = base_from_widths({"clip_l": vectors.shape[1]}, content.name)
+    return make_concept(content, base, {"clip_l": vectors}, None, token, word)
 
 
 def is_pair(one: FileContents, two: FileContents) -> bool:
-    """Whether these are SDXL's two files, in either order."""
+    """Return whether these are SDXL's two files, in either order."""
     if not (fits(one) and fits(two)):
         return False
     widths = {shape[-1] for content in (one, two) for shape in content.shapes.values()}
@@ -45,12 +45,12 @@ def is_pair(one: FileContents, two: FileContents) -> bool:
 
 
 def read_pair(one: FileContents, two: FileContents, token: Token | None = None) -> Concept:
-    """The concept in SDXL's two files. Raises UserError."""
+    """Convert SDXL's two files to a concept. Raises UserError."""
     vectors = {}
     for content in (one, two):
         [key] = content.shapes
-        rows = content.rows(key)
-        vectors["clip_l" if rows.shape[1] == EMBEDDING_WIDTHS["sdxl"]["clip_l"] else "clip_g"] = rows
+        embeddings = content.rows(key)
+        vectors["clip_l" if embeddings.shape[1] == EMBEDDING_WIDTHS["sdxl"]["clip_l"] else "clip_g"] = embeddings
     words = {*one.shapes, *two.shapes}
     if len(words) > 1:
         tokens = " and ".join(map(printable, sorted(words)))

@@ -1,4 +1,4 @@
-"""diffusers' and PEFT's names for a LoRA's tensors, in every way they have had, and PEFT's settings beside them.
+"""Parse diffusers' and PEFT's names for a LoRA's tensors, past and present, and PEFT's configuration beside them.
 
     unet.<path>.attn1.processor.to_q_lora.down.weight          diffusers until 0.22; `unet.` may be missing
     unet.<path>.to_q.lora.down.weight                          after that
@@ -7,8 +7,8 @@
     diffusion_model.<original path>.lora_up.weight             ComfyUI's own; its text encoders are
     text_encoders.clip_l.transformer.<path>.lora_up.weight     `clip_l`, `clip_g`, and `clip_h` of SD 2.x
 
-Any of the tensors that `changes` lists may stand in the place of a LoRA's. torch.compile puts `_orig_mod` into paths,
-data parallel training `module` before them, PEFT an adapter's name behind `lora_A`: none of it counts.
+Any tensor that `layer_changes` lists may take the place of a LoRA's. torch.compile puts `_orig_mod` into paths,
+data parallel training `module` before them, PEFT an adapter's name behind `lora_A`: all of it is ignored.
 
 Alpha is `<module>.alpha`, or in `lora_adapter_metadata` or `adapter_config.json`, whose default is 8; with none of them
 it is the rank. Sources: diffusers `utils/state_dict_utils.py`, `loaders/lora_base.py`; PEFT `tuners/lora/config.py`,
@@ -72,7 +72,7 @@ _LONGEST_FIRST = sorted(_SUFFIXES, key=len, reverse=True)
 
 
 def parse_key(key: str) -> tuple[LayerPath, str, str] | None:
-    """(layer, the tensor's name in `changes` or PEFT's own, module path with its component) of a name, or None."""
+    """Parse a name to (layer, the tensor's name in `changes` or PEFT's, module path with its component), or None."""
     rest = _WRAP.sub("", _ADAPTER.sub(_without_adapter, key.replace("_orig_mod.", "")))
     prefix = _PREFIX.match(rest)
     rest = _WRAP.sub("", rest[prefix.end() :]) if prefix else rest
@@ -113,18 +113,18 @@ def _layer_path(component: str, path: str) -> LayerPath:
 
 
 def peft_configs(content: FileContents) -> dict[str, dict[str, object]]:
-    """PEFT's configuration of each component ("unet", "text_encoder", ...), where the header has it."""
+    """Return PEFT's configuration of each component ("unet", "text_encoder", ...), where the header has it."""
     text = content.facts.get(METADATA)
     if not isinstance(text, str):
         return {}
     try:
-        found = parse_strict_json(text)
+        configs = parse_strict_json(text)
     except ValueError as error:
         raise damaged_file_error(content.name, f"{METADATA}: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(configs, dict):
         raise damaged_file_error(content.name, f"its {METADATA} is no JSON object")
     nested: dict[str, dict[str, object]] = {}
-    for key, value in found.items():
+    for key, value in configs.items():
         component, dot, field = key.partition(".")
         component, field = (component, field) if dot else ("", key)
         nested.setdefault(component, {})[field] = value
@@ -132,7 +132,7 @@ def peft_configs(content: FileContents) -> dict[str, dict[str, object]]:
 
 
 def refuse_variants(adapter: Mapping[str, object], name: str) -> None:
-    """Raise UserError where PEFT's configuration says that adding up @ down to the base is not what was meant."""
+    """Raise UserError where, by PEFT's configuration, the change is more than adding up @ down to the base."""
     if (kind := str(adapter.get("peft_type") or "LORA")) not in _KINDS:
         raise UserError(f"{printable(name)} is PEFT's {printable(kind)}, which is not read.", "Ask for a plain LoRA.")
     start = str(adapter.get("init_lora_weights", True))
@@ -142,12 +142,12 @@ def refuse_variants(adapter: Mapping[str, object], name: str) -> None:
             "what was left of it.",
             "Ask its author to convert it: save_pretrained(..., path_initial_model_for_weight_conversion=...).",
         )
-    if variant := next((each for each in _VARIANTS if adapter.get(each)), None):
+    if variant := next((key for key in _VARIANTS if adapter.get(key)), None):
         raise UserError(f"{printable(name)} is no plain LoRA (PEFT's {variant}).", "Ask for a plain LoRA.")
 
 
 def module_alpha(adapter: Mapping[str, object], path: str, rank: int, name: str) -> float:
-    """alpha of one module by PEFT's configuration, of rsLoRA such that alpha / r is its alpha / sqrt r.
+    """Return a module's alpha by PEFT's configuration, for rsLoRA such that alpha / r is its alpha / sqrt r.
 
     Raises UserError where the configuration of the file called `name` holds no number there.
     """
@@ -160,7 +160,7 @@ def module_alpha(adapter: Mapping[str, object], path: str, rank: int, name: str)
 
 
 def _of_module(adapter: Mapping[str, object], key: str, patterns: str, path: str, name: str) -> object:
-    """One setting of a module: that of the first pattern which its path fits, else everybody's."""
+    """Return a module's setting: that of the first pattern which its path fits, else the general one."""
     table = adapter.get(patterns) or {}
     if not isinstance(table, dict):
         raise damaged_file_error(name, f"its {patterns} is no JSON object")
@@ -169,7 +169,7 @@ def _of_module(adapter: Mapping[str, object], key: str, patterns: str, path: str
     return next(matching, adapter.get(key))
 
 
-# PEFT runs a pattern as a regular expression. A stranger's may take for ever, so only those are run that cannot: words,
+# PEFT runs a pattern as a regular expression. A stranger's may take for ever, so only those that cannot are run: words,
 # sets and alternatives, of which one may be of any length, and runs of digits.
 _PATTERN = re.compile(
     r"\^?(?:[A-Za-z0-9_-]|\\[.dw_-]|\.(?![*+?{])|\\d\+|\[[A-Za-z0-9_-]{1,40}\]\+?|"
@@ -181,7 +181,7 @@ _MOST_WIDE, _MOST_WIDE_PATTERNS = 2, 64
 
 @functools.lru_cache(maxsize=8)
 def _checked(patterns: tuple[str, ...]) -> str | None:
-    """The first pattern that is not run, or None."""
+    """Return the first pattern that must not be run, or None."""
     wide = 0
     for pattern in patterns[: _MOST_PATTERNS + 1]:
         runs = len(re.findall(r"[*+]", pattern))
@@ -192,28 +192,28 @@ def _checked(patterns: tuple[str, ...]) -> str | None:
 
 
 def _check_patterns(table: Mapping[str, object], key: str, name: str) -> None:
-    if (strange := _checked(tuple(table))) is not None:
+    if (refused := _checked(tuple(table))) is not None:
         raise UserError(
-            f"{printable(name)} has patterns in its {key} that are not read, such as {printable(strange)}.",
+            f"{printable(name)} has patterns in its {key} that are not read, such as {printable(refused)}.",
             "Ask its author for a file that names the modules in full.",
         )
 
 
-# --- what PEFT holds otherwise ----------------------------------------------------------------------------------------
+# --- PEFT's tensors in our form ---------------------------------------------------------------------------------------
 
 
 def native(
     tensors: dict[str, np.ndarray], adapter: Mapping[str, object] | None, path: str, name: str
 ) -> dict[str, np.ndarray]:
-    """A layer's tensors as `changes` has them; adapter: PEFT's configuration, None where the file has none.
+    """Convert a layer's tensors to the form of `changes`. adapter: PEFT's configuration, None where the file has none.
 
-    Raises UserError where they cannot be read so.
+    Raises UserError where they have no such form.
     """
     tensors = dict(tensors)
-    if "magnitude" in tensors:  # a number for each row, of a convolution (1, out, 1, 1)
+    if "magnitude" in tensors:  # one number a row, for a convolution (1, out, 1, 1)
         down = tensors.get("lora_down.weight")
-        rows = tensors.pop("magnitude").reshape(-1)
-        tensors["dora_scale"] = rows.reshape(-1, *(1 for _ in (down.shape[1:] if down is not None else (0,))))
+        magnitude = tensors.pop("magnitude").reshape(-1)
+        tensors["dora_scale"] = magnitude.reshape(-1, *(1 for _ in (down.shape[1:] if down is not None else (0,))))
     if "ia3_l" in tensors:
         tensors |= _ia3(tensors.pop("ia3_l"), name)
     if "oft_R.weight" in tensors and adapter:
@@ -228,13 +228,13 @@ def native(
 def _setting(
     tensors: Mapping[str, np.ndarray], adapter: Mapping[str, object] | None, path: str, name: str
 ) -> tuple[float, int] | None:
-    """(alpha, r) of one module by PEFT's configuration; None where the tensors tell, or the change has none."""
+    """Return a module's (alpha, r) by PEFT's configuration; None where the tensors tell, or the change has none."""
     kind = form(tensors.keys() & SUFFIXES)
     if kind not in ("LoRA", "LoHa", "LoKr"):
         return None
     if adapter is not None and (peft_type := str(adapter.get("peft_type") or kind).upper()) != kind.upper():
         raise damaged_file_error(name, f"its configuration says {printable(peft_type)}, its tensors are a {kind}")
-    if "alpha" in tensors:  # 0 is nothing here; by kohya's names it is the rank
+    if "alpha" in tensors:  # 0 means no change here; by kohya's names it means the rank
         return None if tensors["alpha"].any() else (0.0, 1)
     if adapter is None:
         return None
@@ -250,18 +250,18 @@ def _own_scale(tensors: Mapping[str, np.ndarray]) -> float:
 
 
 def _scaled(tensors: dict[str, np.ndarray], alpha: float, rank: int) -> dict[str, np.ndarray]:
-    """The same with that alpha; where none can say it, a matrix is multiplied with alpha / r."""
+    """Set that alpha; where the change can hold none, multiply a matrix by alpha / r."""
     if rank_of(tensors) and alpha > 0:
         return tensors | {"alpha": np.array(alpha)}
     first = next((key for key in ("lora_up.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a") if key in tensors), None)
     if first is None:
-        return tensors  # half a change, which is refused
+        return tensors  # half a change, which is refused later
     others = {key: value for key, value in tensors.items() if key != "alpha"}
     return others | {first: tensors[first].astype(np.float32) * np.float32(alpha / rank)}
 
 
 def _ia3(scales: np.ndarray, name: str) -> dict[str, np.ndarray]:
-    """PEFT's `ia3_l`, (1, in) or (out, 1), multiplies; LyCORIS' `weight` is what is added to 1. Rows take the bias."""
+    """Convert PEFT's `ia3_l`, (1, in) or (out, 1), to LyCORIS' `weight` = `ia3_l` - 1. Rows scale the bias too."""
     if scales.ndim != 2 or 1 not in scales.shape:
         raise UserError(f"{printable(name)} is an IA3 of convolutions, which PEFT's file does not tell the side of.")
     on_input = scales.shape[0] == 1
@@ -273,7 +273,7 @@ def _ia3(scales: np.ndarray, name: str) -> dict[str, np.ndarray]:
 
 
 def _oft_terms(adapter: Mapping[str, object], name: str) -> dict[str, np.ndarray]:
-    """How PEFT makes rotations: terms of a series, 5 by default, or 0: exactly."""
+    """Return how PEFT computes rotations: terms of a series, 5 by default, or 0 for exactly."""
     terms = adapter.get("num_cayley_neumann_terms")
     terms = 5 if terms is None else terms
     if type(terms) is not int or not 1 <= terms <= 100:

@@ -1,9 +1,9 @@
-"""Embeddings inside pictures, as A1111 saves them to be shared.
+"""Read embeddings inside images, as A1111 saves them to be shared.
 
-Twice: a PNG text chunk `sd-ti-embedding`, base64 of the `.pt` as JSON; and, so that it outlives a host that drops
-chunks, in the pixels left and right of the picture: the low four bits of each colour there, XORed with a known random
-sequence, are halves of the bytes of the same JSON, zlib-compressed. A black column parts each side from the picture.
-Source: A1111 `modules/textual_inversion/image_embedding.py`.
+They are stored twice: in a PNG text chunk `sd-ti-embedding`, base64 of the `.pt` as JSON; and, to survive a host that
+drops chunks, in the pixels left and right of the image: the low four bits of each colour there, XORed with a known
+random sequence, are halves of the bytes of the same JSON, zlib-compressed. A black column separates each side from the
+image. Source: A1111 `modules/textual_inversion/image_embedding.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..strict_safetensors import damaged_file_error, parse_strict_json
 from . import a1111
 from .contents import FileContents, from_tree
 
-_READ = ("PNG", "WebP")  # other pictures hold no embedding: they have no such chunk, and pixels near those they had
+_READ = ("PNG", "WebP")  # other images hold none: they have no such chunk, and their pixels are only approximate
 _PNG = b"\x89PNG\r\n\x1a\n"
 _KEYWORD = b"sd-ti-embedding\0"
 _TENSOR = "TORCHTENSOR"
@@ -36,12 +36,12 @@ _MAX_CHUNKS = 10_000
 
 
 def holds_embedding(data: bytes) -> bool:
-    """Whether a picture says so of itself, without a look at its pixels."""
+    """Return whether a PNG has the text chunk, without a look at its pixels."""
     return data.startswith(_PNG) and next(_text_chunks(data), None) is not None
 
 
 def read_image_contents(data: bytes, name: str) -> FileContents:
-    """What A1111's embedding in this picture holds. Raises UserError."""
+    """Read the contents of A1111's embedding in this image. Raises UserError."""
     if (kind := recognise(data)).name not in _READ:
         raise UserError(f"{printable(name)} is {kind.what} without an embedding in it.", kind.hint)
     try:
@@ -55,35 +55,35 @@ def read_image_contents(data: bytes, name: str) -> FileContents:
         raise UserError(
             f"{printable(name)} is a picture without an embedding in it.", "Pictures go into a folder to train on."
         )
-    return replace(content, word=content.fact("name"))  # the picture may have been renamed
+    return replace(content, word=content.fact("name"))  # the image may have been renamed
 
 
 def _text_chunks(data: bytes) -> Iterator[bytes]:
-    """What follows the keyword in a PNG's text chunks; the file may end anywhere."""
-    at = len(_PNG)
+    """Yield what follows the keyword in a PNG's text chunks; the file may end anywhere."""
+    offset = len(_PNG)
     for _ in range(_MAX_CHUNKS):
-        head = data[at : at + 8]
+        head = data[offset : offset + 8]
         length = int.from_bytes(head[:4], "big")
-        if len(head) < 8 or at + 8 + length > len(data):
+        if len(head) < 8 or offset + 8 + length > len(data):
             return
-        if head[4:] == b"tEXt" and data.startswith(_KEYWORD, at + 8) and length <= 4 * _MAX_JSON // 3:
-            yield data[at + 8 + len(_KEYWORD) : at + 8 + length]
-        at += 12 + length
+        if head[4:] == b"tEXt" and data.startswith(_KEYWORD, offset + 8) and length <= 4 * _MAX_JSON // 3:
+            yield data[offset + 8 + len(_KEYWORD) : offset + 8 + length]
+        offset += 12 + length
 
 
 def _decode_tensors(tree: object, depth: int = 0) -> object:
-    """The JSON with its tensors made. Raises ValueError where one is not made of numbers."""
+    """Convert the JSON's tensors to arrays. Raises ValueError where one is not made of numbers."""
     if not isinstance(tree, dict) or depth > 3:
         return tree
     if _TENSOR in tree:
-        with np.errstate(over="ignore"):  # becomes infinite, which no concept may be
+        with np.errstate(over="ignore"):  # it becomes infinite, which is refused later
             numbers = np.asarray(tree[_TENSOR], np.float64)  # ragged lists raise ValueError, objects TypeError
             return numbers.astype(np.float32)
     return {key: _decode_tensors(value, depth + 1) for key, value in tree.items()}
 
 
 def _json_in_pixels(data: bytes) -> bytes | None:
-    """The JSON in the pixels; None where there is none. Raises ValueError where it is damaged."""
+    """Return the JSON in the pixels; None where there is none. Raises ValueError where it is damaged."""
     pixels = _crop_black_edges(_pixels(data)) & 0x0F
     dark = np.flatnonzero(pixels.sum(axis=(0, 2)) == 0)
     if len(dark) < 2:
@@ -103,22 +103,22 @@ def _json_in_pixels(data: bytes) -> bytes | None:
 
 
 def _pixels(data: bytes) -> np.ndarray:
-    """uint8 (H, W, 3). Raises ValueError where it is no picture that can be read."""
+    """Decode to uint8 (H, W, 3). Raises ValueError where the image cannot be read."""
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as picture:
-                if picture.width * picture.height > _MAX_PIXELS:
+            with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as image:
+                if image.width * image.height > _MAX_PIXELS:
                     raise ValueError("too many pixels")
-                return np.asarray(picture.convert("RGB"))
+                return np.asarray(image.convert("RGB"))
     except Exception as error:  # Pillow raises many kinds for broken files
         raise ValueError("no picture that can be read") from error
 
 
 def _crop_black_edges(pixels: np.ndarray) -> np.ndarray:
-    """Without black edges, where some screenshots have them."""
+    """Crop the black edges that some screenshots have."""
     bright = (pixels > 0).all(axis=2)
     columns, rows = np.flatnonzero(bright.any(axis=0)), np.flatnonzero(bright.any(axis=1))
     if not len(rows):
@@ -127,9 +127,9 @@ def _crop_black_edges(pixels: np.ndarray) -> np.ndarray:
 
 
 def _lcg_bytes(count: int) -> np.ndarray:
-    """uint8 (count,): the linear congruential generator of Numerical Recipes from seed 0, modulo 255.
+    """Return uint8 (count,): the linear congruential generator of Numerical Recipes from seed 0, modulo 255.
 
-    Doubled rather than stepped: k steps at once are again x -> a x + c (mod 2^32).
+    The sequence is doubled rather than stepped: k steps at once are again x -> a x + c (mod 2^32).
     """
     states = np.empty(count, np.uint64)
     a, c = 1664525, 1013904223

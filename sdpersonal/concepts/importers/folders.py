@@ -1,19 +1,18 @@
-"""Folders: which of their files are one concept, and reading several files as one.
+"""Find the concepts in folders, and read several files as one concept.
 
-One concept in a folder, where files with these names are (SAFE: .safetensors or .bin, one in `checkpoint-N/` is not
-looked at beside them):
+A folder is one concept where it has files with these names (ending .safetensors or .bin where none is given);
+`checkpoint-N/` beside them is ignored:
 
-    learned_embeds, its `_2` for SDXL          diffusers; without them the last of `learned_embeds-steps-N`, or what
-                                               the last `checkpoint-N/` holds
+    learned_embeds, its `_2` for SDXL          diffusers; without them the last of `learned_embeds-steps-N`, or the
+                                               contents of the last `checkpoint-N/`
     the same, token_identifier.txt, type_of_concept.txt, README.md    a repository of the sd-concepts-library
     pytorch_lora_weights and NAME_emb          advanced DreamBooth: a LoRA and its embedding
     lora, embeddings.pti, special_params.json  replicate
     adapter_config.json, adapter_model         PEFT; or in `unet/`, `text_encoder/`, `text_encoder_2/`
     lora_weight.pt, .text_encoder.pt           cloneofsimo, one model a file
 
-Every other file is a concept of its own, but for NAME with NAME_emb, NAME.pt with NAME.text_encoder.pt, and for what
-an export of ours took apart. A pickle is not opened where a safetensors file of its name stands beside it, even a
-broken one.
+Every other file is a concept of its own, except NAME with NAME_emb, NAME.pt with NAME.text_encoder.pt, and the parts
+of an export of ours. A pickle is not opened where a safetensors file of its name stands beside it, even a broken one.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ STEPS = re.compile(r"(learned_embeds(?:_2)?)-steps-(\d{1,9})\.(safetensors|bin)"
 _COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 _MODEL = "model_index.json"
 _STATES = re.compile(r"checkpoint-\d+|.*-state|concept_images|__macosx|samples?|logs?", re.IGNORECASE)
-DROPPED = "dropped"  # a folder of no name of its own: what was dropped on the page together
+DROPPED = "dropped"  # a folder without a name of its own, for files dropped on the page together
 _CACHED = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)")  # a repository in the Hub's cache; snapshots/SHA in it
 _MAX_FILES, _MAX_DEPTH = 100_000, 4  # the Hub's cache has models--OWNER--NAME/snapshots/SHA/FOLDER
 _FIRST_READ = 32_768  # bytes: nearly every header in one call
@@ -65,10 +64,10 @@ _MAX_TEXT = 1_000_000  # bytes of a README or a configuration
 
 @dataclass(frozen=True)
 class Source:
-    """What one concept is read from.
+    """The files that one concept is read from.
 
-    path: the file or folder that it is called by; files: those with its tensors, none where `path` is a file or is to
-    be looked at as a whole (PEFT, a base); owner, place: whose it is and what to call it, where the files say neither.
+    path: the file or folder that names it; files: those with its tensors, none where `path` is a file or is read as a
+    whole (PEFT, a base); owner, place: the owner and name of its token, where the files say neither.
     """
 
     path: Path
@@ -82,12 +81,12 @@ class Source:
 
     @property
     def label(self) -> str:
-        """What to call it: its one file, or the folder of several."""
+        """Return its label for the user: its one file, or the folder of several."""
         return str(self.files[0] if len(self.files) == 1 else self.path)
 
 
 def read_source(source: Source, token: Token | None = None) -> Concept:
-    """The concept, under its own token or the one given. Raises UserError."""
+    """Read the concept, under its own token or the one given. Raises UserError."""
     if not source.files:
         return read_path(source.path, token, source.owner, source.place)
     if len(source.files) == 1 and source.path == source.files[0]:
@@ -98,9 +97,9 @@ def read_source(source: Source, token: Token | None = None) -> Concept:
 def read_path(
     path: str | os.PathLike, token: Token | None = None, owner: str = DEFAULT_OWNER, place: str = ""
 ) -> Concept:
-    """The concept in a file or folder, under its own token or the one given. Raises UserError.
+    """Read the concept in a file or folder, under its own token or the one given. Raises UserError.
 
-    owner, place: whose it is and what to call it, where the files say neither.
+    owner, place: the owner and name of its token, where the files say neither.
     """
     path = Path(path)
     if path.is_dir():
@@ -115,7 +114,7 @@ def read_path(
 def read_folder(
     folder: str | os.PathLike, token: Token | None = None, owner: str = DEFAULT_OWNER, place: str = ""
 ) -> Concept:
-    """The one concept in a folder. owner, place: whose and what it is, where its files say neither. UserError."""
+    """Read the one concept in a folder. owner, place: as for `read_path`. Raises UserError."""
     folder = Path(folder)
     names = {entry.name: Path(entry.path) for entry in _scan(folder)}
     if _MODEL in names:
@@ -134,9 +133,9 @@ def read_folder(
 
 
 def find_concepts(path: Path, owner: str = DEFAULT_OWNER, place: str = "", steps: bool = False) -> list[Source]:
-    """The concepts that a file or folder stands for; itself, if it is one. Raises UserError.
+    """Find the concepts in a file or folder, which may be one itself. Raises UserError.
 
-    steps: what diffusers' training saved on its way counts beside its last.
+    steps: include the checkpoints of diffusers' training beside its last.
     """
     return list(_walk(path, 0, owner, place, steps)) if path.is_dir() else [Source(path, (), owner, place)]
 
@@ -148,18 +147,20 @@ def _walk(folder: Path, depth: int, owner: str, place: str, steps: bool) -> Iter
         yield Source(folder, (), owner, place)
         return
     owner, place = _cached_words(folder) or (owner, place)
-    here = list(_here(folder, {name: path for name, path in names.items() if not path.is_dir()}, owner, place, steps))
+    sources = list(
+        _here(folder, {name: path for name, path in names.items() if not path.is_dir()}, owner, place, steps)
+    )
     checkpoints = _checkpoints(folder, names, owner, place)
-    yield from checkpoints if steps else () if here else checkpoints[-1:]
-    yield from here
+    yield from checkpoints if steps else () if sources else checkpoints[-1:]
+    yield from sources
     for name, path in names.items():
-        skipped = (here or checkpoints) and _STATES.fullmatch(name)
-        if path.is_dir() and depth < _MAX_DEPTH and not path.is_symlink() and not skipped:  # links lead in circles
+        skipped = (sources or checkpoints) and _STATES.fullmatch(name)
+        if path.is_dir() and depth < _MAX_DEPTH and not path.is_symlink() and not skipped:  # links may lead in circles
             yield from _walk(path, depth + 1, owner, place, steps)
 
 
 def _checkpoints(folder: Path, names: Mapping[str, Path], owner: str, place: str) -> list[Source]:
-    """What diffusers' training saved on its way in `checkpoint-N/`, in that order: files with generic names, PEFT."""
+    """Return the checkpoints of diffusers' training in `checkpoint-N/`, by N: files with generic names, or PEFT."""
     numbered = [(int(match[1]), path) for name, path in names.items() if (match := CHECKPOINT.fullmatch(name))]
     sources = []
     for _, path in sorted((number, path) for number, path in numbered if path.is_dir() and not path.is_symlink()):
@@ -173,7 +174,7 @@ def _checkpoints(folder: Path, names: Mapping[str, Path], owner: str, place: str
 
 
 def _cached_words(folder: Path) -> tuple[str, str] | None:
-    """Owner and name of the repository whose snapshot in the Hub's cache this folder is."""
+    """Return owner and name of the repository if this folder is its snapshot in the Hub's cache."""
     parts = folder.absolute().parts[-3:]
     match = len(parts) == 3 and parts[1] == "snapshots" and _CACHED.fullmatch(parts[0])
     if not match:
@@ -183,11 +184,11 @@ def _cached_words(folder: Path) -> tuple[str, str] | None:
 
 
 def _here(folder: Path, names: Mapping[str, Path], owner: str, place: str, steps: bool) -> Iterator[Source]:
-    """The concepts in the files directly in a folder: the folder's own one first."""
+    """Yield the concepts in the files directly in a folder, its own one first."""
     weights = _weights(names)
-    own = _own(folder, names, weights)
-    if own:
-        yield Source(folder, tuple(weights.pop(name) for name in own), owner, place or _name(folder))
+    main_names = _own(folder, names, weights)
+    if main_names:
+        yield Source(folder, tuple(weights.pop(name) for name in main_names), owner, place or _name(folder))
     for paths in _earlier(weights):
         if steps:
             yield Source(paths[0], paths, owner, place or _name(folder))
@@ -202,13 +203,13 @@ def _here(folder: Path, names: Mapping[str, Path], owner: str, place: str, steps
 
 
 def _name(folder: Path) -> str:
-    """What a folder calls the concept in it."""
+    """Return the name that a folder gives to its concept."""
     name = folder.absolute().name
     return "" if name == DROPPED else name
 
 
 def _earlier(weights: dict[str, Path]) -> Iterator[tuple[Path, ...]]:
-    """Take out what was saved before the last, the files of one step together, and copies for diffusers of ours."""
+    """Yield the paths saved at each step before the last; remove them and our copies for diffusers from `weights`."""
     by_step: dict[int, list[str]] = {}
     for name in weights:
         if match := STEPS.fullmatch(name.lower()):
@@ -220,7 +221,7 @@ def _earlier(weights: dict[str, Path]) -> Iterator[tuple[Path, ...]]:
 
 
 def _stem(name: str) -> str:
-    """What the files of one concept have in common: NAME of NAME_emb.safetensors and NAME.text_encoder.pt."""
+    """Return the common stem of one concept's files: NAME of NAME_emb.safetensors and NAME.text_encoder.pt."""
     name = name.lower()
     if name.endswith(_SAFETENSORS):
         return name.rpartition(".")[0].removesuffix("_emb") + " safe"
@@ -228,39 +229,41 @@ def _stem(name: str) -> str:
 
 
 def _weights(names: Mapping[str, Path]) -> dict[str, Path]:
-    """The files that may hold a concept's tensors; no pickle beside a safetensors file of its name."""
-    safe = {name.lower().rpartition(".")[0] for name in names if name.lower().endswith(_SAFETENSORS)}
+    """Return the files that may hold a concept's tensors; no pickle beside a safetensors file of its name."""
+    safe_stems = {name.lower().rpartition(".")[0] for name in names if name.lower().endswith(_SAFETENSORS)}
     weights = {}
     for name, path in names.items():
-        low = name.lower()
-        if low.endswith(_PICKLES) and low.rpartition(".")[0] in safe:
+        lowered = name.lower()
+        if lowered.endswith(_PICKLES) and lowered.rpartition(".")[0] in safe_stems:
             continue
-        if _may_be_concept(low, path):
+        if _may_be_concept(lowered, path):
             weights[name] = path
     return weights
 
 
 def _own(folder: Path, names: Mapping[str, Path], weights: Mapping[str, Path]) -> list[str]:
-    """The names of the files that are the folder's own concept, those with generic names and what belongs to them."""
-    low = {name: name.lower() for name in weights}
-    own = [name for name in low if _GENERIC.fullmatch(low[name])]
-    if not any(low[name].startswith("learned_embeds") for name in own):
-        own += _latest_checkpoints(weights)
-    others = [name for name in low if name not in own]
-    if own and len(others) == 1 and _are_copies([weights[name] for name in own], weights[others[0]]):
-        return others  # what `push` sends: the rest is the same for diffusers
+    """Return the names of the files of the folder's own concept: those with generic names and their companions."""
+    lower = {name: name.lower() for name in weights}
+    picked = [name for name in lower if _GENERIC.fullmatch(lower[name])]
+    if not any(lower[name].startswith("learned_embeds") for name in picked):
+        picked += _latest_checkpoints(weights)
+    others = [name for name in lower if name not in picked]
+    if picked and len(others) == 1 and _are_copies([weights[name] for name in picked], weights[others[0]]):
+        return others  # the layout of `push`: the other files are a copy for diffusers
     if "special_params.json" in names:
-        own += [name for name in low if low[name] in ("lora.safetensors", "embeddings.pti")]
-    words = [name for name in low if low[name].endswith("_emb.safetensors")]
-    loras = [name for name in own if low[name].startswith("pytorch_lora_weights")]
-    if loras and not any(low[name].startswith("learned_embeds") for name in own):
-        mine = words if len(words) == 1 else [name for name in words if _stem(name) == _stem(f"{folder.name}.pti")]
-        own += mine[:1]
-    elif not own and len(words) == 1 and len([name for name in low if low[name].endswith(_SAFETENSORS)]) == 2:
-        own = [name for name in low if low[name].endswith(_SAFETENSORS)]
-    if not own and len(weights) == 1 and _TEXTS & names.keys():
-        own = list(weights)
-    return own
+        picked += [name for name in lower if lower[name] in ("lora.safetensors", "embeddings.pti")]
+    embeds = [name for name in lower if lower[name].endswith("_emb.safetensors")]
+    loras = [name for name in picked if lower[name].startswith("pytorch_lora_weights")]
+    if loras and not any(lower[name].startswith("learned_embeds") for name in picked):
+        matches = (
+            embeds if len(embeds) == 1 else [name for name in embeds if _stem(name) == _stem(f"{folder.name}.pti")]
+        )
+        picked += matches[:1]
+    elif not picked and len(embeds) == 1 and len([name for name in lower if lower[name].endswith(_SAFETENSORS)]) == 2:
+        picked = [name for name in lower if lower[name].endswith(_SAFETENSORS)]
+    if not picked and len(weights) == 1 and _TEXTS & names.keys():
+        picked = list(weights)
+    return picked
 
 
 def _is_ours(path: Path) -> bool:
@@ -272,13 +275,13 @@ def _is_ours(path: Path) -> bool:
 
 
 def _are_copies(own: Sequence[Path], other: Path) -> bool:
-    """Whether these are what an export for diffusers makes of the other one, a file of ours."""
-    named = {path.name.lower() for path in own} <= FILES
-    return named and _is_ours(other) and not any(map(_is_ours, own)) and 0 < _count([other]) == _count(own)
+    """Return whether these are the export for diffusers of the other one, a file of ours."""
+    has_standard_names = {path.name.lower() for path in own} <= FILES
+    return has_standard_names and _is_ours(other) and not any(map(_is_ours, own)) and 0 < _count([other]) == _count(own)
 
 
 def _count(paths: Sequence[Path]) -> int:
-    """How many numbers their tensors hold, alphas aside; -1 where one of them cannot be read."""
+    """Count the numbers in their tensors, without alphas; -1 where a file cannot be read."""
     count = 0
     for path in paths:
         try:
@@ -286,29 +289,29 @@ def _count(paths: Sequence[Path]) -> int:
             tensors = parse_head_layout(head, size, path.name, MAX_FOREIGN_HEADER).tensors
         except UserError:
             return -1
-        count += sum(math.prod(each.shape) for name, each in tensors.items() if not name.endswith(".alpha"))
+        count += sum(math.prod(tensor.shape) for name, tensor in tensors.items() if not name.endswith(".alpha"))
     return count
 
 
 def _header(path: Path) -> tuple[bytes, int]:
-    """The first bytes of a file, with all of the header if it is a safetensors file; and its size. UserError."""
+    """Return a file's first bytes, with the whole header of a safetensors file, and its size. Raises UserError."""
     head, size = files.read_head(path, _FIRST_READ)
-    whole = 8 + int.from_bytes(head[:8], "little")
-    if len(head) < whole <= 8 + MAX_FOREIGN_HEADER and recognise(head, size) is SAFETENSORS:
-        head, size = files.read_head(path, whole)
+    header_end = 8 + int.from_bytes(head[:8], "little")
+    if len(head) < header_end <= 8 + MAX_FOREIGN_HEADER and recognise(head, size) is SAFETENSORS:
+        head, size = files.read_head(path, header_end)
     return head, size
 
 
 def _latest_checkpoints(weights: Mapping[str, Path]) -> list[str]:
-    """Of files that training left on its way, the last for each encoder."""
-    found = sorted((int(match[2]), name) for name in weights if (match := STEPS.fullmatch(name.lower())))
-    return [name for steps, name in found if steps == found[-1][0]]
+    """Return the names of the last of training's step files, one for each text encoder."""
+    checkpoints = sorted((int(match[2]), name) for name in weights if (match := STEPS.fullmatch(name.lower())))
+    return [name for steps, name in checkpoints if steps == checkpoints[-1][0]]
 
 
 def _may_be_concept(low: str, path: Path) -> bool:
     if ".preview." in low:
         return False
-    if low.endswith(_IMAGES):  # most pictures are previews of what stands beside them
+    if low.endswith(_IMAGES):  # most images are previews of the file beside them
         try:
             return embedding_pictures.holds_embedding(files.read_bytes(path, MAX_PICKLE_BYTES))
         except UserError:
@@ -319,9 +322,9 @@ def _may_be_concept(low: str, path: Path) -> bool:
 
 
 def _check_downloaded(path: Path) -> None:
-    """Raise UserError where a file's name, what stands beside it or where it links to tells that it is not here."""
+    """Raise UserError where a file's name, its neighbour or its link target shows that it was not downloaded."""
     if path.is_symlink() and not path.exists():
-        kind = recognise(os.readlink(path).encode("utf-8", "replace"))  # git-annex links to where it would put the file
+        kind = recognise(os.readlink(path).encode("utf-8", "replace"))  # git-annex links to the file's future place
         raise (
             kind.refusal(path.name)
             if kind.group == "placeholder"
@@ -334,17 +337,17 @@ def _check_downloaded(path: Path) -> None:
 
 
 def _several_concepts_error(names: Sequence[str], folder: Path) -> UserError:
-    said = f"{printable(str(folder), 200)} holds several concepts: {printable(', '.join(names), 200)}."
-    return UserError(said, "Give one of the files.")
+    message = f"{printable(str(folder), 200)} holds several concepts: {printable(', '.join(names), 200)}."
+    return UserError(message, "Give one of the files.")
 
 
-# --- what exports of ours took apart ----------------------------------------------------------------------------------
+# --- parts of our exports ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Head:
-    """What a safetensors file's header tells before it is read. whole: of which concept it is a part, or its own
-    identity; part: it is no more than a part; word: its token; lora: it has LoRA layers."""
+    """The facts of a safetensors file's header. whole: the identity of the concept that it is a part of, or its own;
+    part: it is only a part; word: its token; lora: it has LoRA layers."""
 
     whole: str
     part: bool
@@ -353,8 +356,8 @@ class _Head:
 
 
 def joined(sources: Sequence[Source]) -> list[Source]:
-    """The same, with those in one that are parts of one concept: by their headers, wherever they lie and whatever they
-    are called; without those, an embedding and a LoRA of one name."""
+    """Merge the sources that are parts of one concept: by their headers, wherever they lie and whatever their names;
+    without such headers, an embedding and a LoRA of one name."""
     if len(sources) < 2:
         return list(sources)
     heads = [_read_head(source) for source in sources]
@@ -368,7 +371,7 @@ def joined(sources: Sequence[Source]) -> list[Source]:
             groups.setdefault(source.path.stem.lower(), []).append(number)
         else:
             groups[number] = [number]
-    return [each for group in groups.values() for each in _merged(group, sources, heads)]
+    return [source for group in groups.values() for source in _merged(group, sources, heads)]
 
 
 def _merged(group: list[int], sources: Sequence[Source], heads: Sequence[_Head | None]) -> Iterator[Source]:
@@ -382,15 +385,15 @@ def _merged(group: list[int], sources: Sequence[Source], heads: Sequence[_Head |
 
 
 def _common(paths: Sequence[Path]) -> Path:
-    """The folder that all of them lie in."""
+    """Return the folder that holds all of them."""
     try:
         return Path(os.path.commonpath([path.parent for path in paths]))
-    except ValueError:  # absolute and relative, or on two drives
+    except ValueError:  # absolute and relative paths, or two drives
         return paths[0].parent
 
 
 def _read_head(source: Source) -> _Head | None:
-    """What the first of its files with a word of ours says; None where there is no safetensors file."""
+    """Return the head of its first file with a claim of ours; None where there is no safetensors file."""
     heads = [head for path in source.all_files if path.is_file() and (head := _peek(path))]
     return next((head for head in heads if head.whole), heads[0] if len(heads) == len(source.all_files) == 1 else None)
 
@@ -405,8 +408,8 @@ def _peek(path: Path) -> _Head | None:
         return None
     metadata, lora = layout.metadata, any("lora" in name for name in layout.tensors)
     if claim := origin_in(metadata, path.name):
-        half = claim.card.base == "sdxl" and len(layout.tensors) == 1  # vectors for one of two encoders
-        return _Head(claim.whole or claim.part, bool(claim.whole) or half, str(claim.token), lora)
+        is_half = claim.card.base == "sdxl" and len(layout.tensors) == 1  # embeddings for one of two text encoders
+        return _Head(claim.whole or claim.part, bool(claim.whole) or is_half, str(claim.token), lora)
     if "sdpersonal.card" in metadata:
         try:
             word = str(Token.parse(parse_card(metadata["sdpersonal.card"], path.name).token))
@@ -425,7 +428,7 @@ class Apart(UserError):
 
 
 def _read_files(source: Source, token: Token | None) -> Concept:
-    """One concept out of several files and of the texts beside them. Raises Apart, UserError."""
+    """Read one concept from several files and the texts beside them. Raises Apart, UserError."""
     ours: list[Concept] = []
     contents: list[FileContents] = []
     for path in source.files:
@@ -435,19 +438,19 @@ def _read_files(source: Source, token: Token | None) -> Concept:
             ours.append(read_ours(data, path.name, token))
         else:
             contents.append(open_foreign(data, path.name).with_origin(source.place, source.owner))
-    together = all(path.parent == source.path for path in source.files)  # else the texts are of something else
+    together = all(path.parent == source.path for path in source.files)  # else the texts describe something else
     beside = {entry.name: Path(entry.path) for entry in _scan(source.path)} if together and not ours else {}
     word, facts = _read_text_files(beside)
-    wanted = token
+    file_token = token
     if token is None and word and contents:
-        wanted = derive_token(dataclasses.replace(contents[0], name="", place=""), word)
-    parts = [*ours, *(_combine_contents(contents, wanted, source.path) if contents else ())]
+        file_token = derive_token(dataclasses.replace(contents[0], name="", place=""), word)
+    parts = [*ours, *(_combine_contents(contents, file_token, source.path) if contents else ())]
     concept = united(parts, token)
     return dataclasses.replace(concept, card=concept.card.model_copy(update=facts)) if facts else concept
 
 
 def _combine_contents(contents: Sequence[FileContents], token: Token | None, folder: Path) -> list[Concept]:
-    """The parts of a concept, vectors and LoRA, in several foreign files. Raises Apart, UserError."""
+    """Read a concept's parts, vectors and LoRA, from several foreign files. Raises Apart, UserError."""
     if len(contents) == 2 and diffusers.is_pair(*contents):
         return [read_pair(*contents, token)]
     if all(cloneofsimo.fits(content) for content in contents):
@@ -458,19 +461,19 @@ def _combine_contents(contents: Sequence[FileContents], token: Token | None, fol
     if len(loras) > 1 or (len(rest) > 1 and not pair):
         raise Apart(*_several_concepts_error([content.name for content in contents], folder).args)
     words = [read_pair(*rest, token)] if pair else [read_content(content, token) for content in rest]
-    if words and token is None and next(iter(rest[0].shapes)).startswith("<"):  # only diffusers' rows are named so
+    if words and token is None and next(iter(rest[0].shapes)).startswith("<"):  # only diffusers names them so
         token = words[0].token
     return [*(read_content(content, token) for content in loras), *words]
 
 
 def united(parts: Sequence[Concept], token: Token | None = None) -> Concept:
-    """Vectors and LoRA, or parts of a LoRA, as one concept; parts that are twice there are taken once.
+    """Join vectors and LoRA, or parts of a LoRA, into one concept; duplicate parts count once.
 
     Raises Apart where they do not fit together.
     """
     first = next((part for part in parts if part.whole), parts[0])
     complete = next((part for part in parts if not part.whole and part.identity == first.whole), None)
-    if complete:  # all of it is in one of the files
+    if complete:  # one of the files holds all of it
         return dataclasses.replace(complete, token=token or complete.token)
     if len(parts) == 1:
         return first
@@ -487,8 +490,8 @@ def united(parts: Sequence[Concept], token: Token | None = None) -> Concept:
             raise Apart("Its files hold two concepts.", "Give one of the files.")
         vectors, layers, changes = vectors | part.vectors, layers | lora.layers, changes | lora.changes
     lora = Lora(layers, changes) if layers or changes else None
-    whole = Concept(token or first.token, first.card, vectors, lora, first.thumbnail, first.whole)
-    return dataclasses.replace(whole, whole="") if whole.identity == first.whole else whole
+    concept = Concept(token or first.token, first.card, vectors, lora, first.thumbnail, first.whole)
+    return dataclasses.replace(concept, whole="") if concept.identity == first.whole else concept
 
 
 def _differ(some: Mapping, others: Mapping) -> bool:
@@ -498,7 +501,7 @@ def _differ(some: Mapping, others: Mapping) -> bool:
 
 
 def _layers_clash(lora: Lora, other: Lora) -> bool:
-    """Whether a layer is changed by both, and not alike."""
+    """Return whether both change a layer, in different ways."""
     if lora.layers.keys() & other.changes.keys() or lora.changes.keys() & other.layers.keys():
         return True
     return any(
@@ -514,7 +517,7 @@ def _layers_differ(one: LoraLayer, other: LoraLayer) -> bool:
 
 
 def _adapter_folders(folder: Path, names: Mapping[str, Path]) -> dict[str, Path]:
-    """Folders with an adapter_config.json, by the component they are for; "" where only the tensors tell."""
+    """Return the folders with an adapter_config.json by component; "" where only the tensors name it."""
     if "adapter_config.json" in names:
         return {"": folder}
     return {
@@ -523,10 +526,10 @@ def _adapter_folders(folder: Path, names: Mapping[str, Path]) -> dict[str, Path]
 
 
 def _adapter_weights(names: Mapping[str, Path]) -> list[Path]:
-    """The files of weights beside an adapter_config.json: safetensors, if any. Raises UserError."""
+    """Return the weight files beside an adapter_config.json: safetensors, if any. Raises UserError."""
     for ends in (_SAFETENSORS, _PICKLES):
-        if found := [path for name, path in sorted(names.items()) if name.lower().endswith(ends) and path.is_file()]:
-            return found
+        if paths := [path for name, path in sorted(names.items()) if name.lower().endswith(ends) and path.is_file()]:
+            return paths
     raise UserError("The folder holds no concept that I can read.", "Give the file itself.")
 
 
@@ -541,21 +544,21 @@ def _read_peft(folders: Mapping[str, Path], token: Token | None, owner: str, pla
         content = open_foreign(_read_weights(path), path.name)
         adapters[part] = config
         for key, shape in content.shapes.items():
-            whole = f"{part}.{key.removeprefix('base_model.model.')}" if part else key
-            shapes[whole], source[whole] = shape, (content, key)
+            full_key = f"{part}.{key.removeprefix('base_model.model.')}" if part else key
+            shapes[full_key], source[full_key] = shape, (content, key)
 
     def numbers(key: str):
-        content, inner = source[key]
-        return content.numbers(inner)
+        content, file_key = source[key]
+        return content.numbers(file_key)
 
     return lora_file.read(FileContents("adapter_model", shapes, numbers, place=place, owner=owner), token, adapters)
 
 
-# --- what stands beside the tensors ----------------------------------------------------------------
+# --- text files beside the tensors -----------------------------------------------------------------
 
 
 def _read_text_files(names: Mapping[str, Path]) -> tuple[str, dict[str, object]]:
-    """The token that a folder's text files name, and what they tell for the card."""
+    """Return the token that a folder's text files name, and their fields for the card."""
     facts: dict[str, object] = {}
     word = ""
     if "token_identifier.txt" in names:
@@ -577,19 +580,19 @@ def _read_text_files(names: Mapping[str, Path]) -> tuple[str, dict[str, object]]
         if title := re.search(r"^# (.{1,200}), for the sd-concepts-library$", text, re.MULTILINE):  # an export of ours
             facts["title"] = strip_unsafe_characters(re.sub(r"\\(.)", r"\1", title[1]))[:100]
     if "special_params.json" in names:
-        words = [str(each) for each in _read_json(names["special_params.json"])]
+        words = [str(parameter) for parameter in _read_json(names["special_params.json"])]
         facts["title"] = strip_unsafe_characters(words[0])[:100] if words and words[0] != "TOK" else ""
     return word, {key: value for key, value in facts.items() if value}
 
 
 def _read_json(path: Path) -> dict:
     try:
-        found = parse_strict_json(_read_text(path))
+        content = parse_strict_json(_read_text(path))
     except ValueError as error:
         raise damaged_file_error(path.name, str(error)) from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise damaged_file_error(path.name, "it is no JSON object")
-    return found
+    return content
 
 
 def _read_text(path: Path) -> str:
@@ -597,7 +600,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_weights(path: Path) -> bytes:
-    """The file, if its head is that of something that a concept can be. Raises UserError."""
+    """Read the file if its head is of a type that can hold a concept. Raises UserError."""
 
     def look(head: bytes, size: int) -> None:
         kind = recognise(head, size)
@@ -614,10 +617,10 @@ def _read_weights(path: Path) -> bytes:
 
 
 def _scan(folder: Path) -> list[os.DirEntry]:
-    """What is in a folder, hidden things left out. Raises UserError."""
+    """Return a folder's entries, hidden ones left out. Raises UserError."""
     try:
         with os.scandir(folder) as entries:
-            found = [entry for _, entry in zip(range(_MAX_FILES), entries, strict=False) if entry.name[0] != "."]
+            visible = [entry for _, entry in zip(range(_MAX_FILES), entries, strict=False) if entry.name[0] != "."]
     except OSError as error:
         raise UserError(f"{printable(str(folder), 200)}: {error.strerror}.") from error
-    return found
+    return visible

@@ -1,4 +1,4 @@
-"""Concepts in repositories of the Hugging Face Hub: only their files are fetched, never a whole model."""
+"""Fetch concepts from repositories of the Hugging Face Hub: only their files, never a whole model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .contents import DEFAULT_OWNER
 from .diffusers import FILES
 
 _ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:/(?P<file>[^\s\\]{1,300}))?", re.ASCII)
-HUB_TAG = "sdpersonal"  # on the Hub, of what `push` sends
-_TIMEOUT = 4  # to answer in
+HUB_TAG = "sdpersonal"  # on the Hub, of repositories that `push` creates
+_TIMEOUT = 4  # seconds for the Hub's answer
 _SAFETENSORS, _PICKLES = (".safetensors", ".pti"), (".bin", ".pt")
 _TEXTS = {"token_identifier.txt", "type_of_concept.txt", "adapter_config.json", "special_params.json", "README.md"}
 
@@ -30,33 +30,33 @@ class Repository:
 
     @property
     def words(self) -> tuple[str, str]:
-        """Owner and name in the letters of a token; for concepts whose files say neither."""
+        """Return owner and name in a token's characters, for concepts whose files say neither."""
         owner, name = (re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in self.id.split("/"))
         return owner or DEFAULT_OWNER, name
 
 
 def parse_repository(text: str) -> Repository | None:
-    """`owner/name` or `owner/name/file` of the Hub; None where it cannot be one."""
-    found = _ID.fullmatch(text.removeprefix("https://huggingface.co/"))
-    name = found and (found["file"] or "")
-    if not found or ".." in name.split("/") or (not name and found["id"].endswith((*_SAFETENSORS, *_PICKLES, ".png"))):
+    """Parse `owner/name` or `owner/name/file` of the Hub; return None where it cannot be one."""
+    match = _ID.fullmatch(text.removeprefix("https://huggingface.co/"))
+    name = match and (match["file"] or "")
+    if not match or ".." in name.split("/") or (not name and match["id"].endswith((*_SAFETENSORS, *_PICKLES, ".png"))):
         return None
-    return Repository(found["id"], re.sub(r"^(resolve|blob)/[^/]+/", "", name))
+    return Repository(match["id"], re.sub(r"^(resolve|blob)/[^/]+/", "", name))
 
 
 def fetch_repository(repository: Repository) -> Path:
-    """The folder of its files, from the Hub or, where that is out of reach, from this machine's cache.
+    """Return the folder of its files, from the Hub or, where that is unreachable, from this machine's cache.
 
-    Raises UserError within seconds where it cannot be had, DiskFull where the disk is full.
+    Raises UserError within seconds where neither has it, DiskFull where the disk is full.
     """
     from huggingface_hub import HfApi, snapshot_download
 
     silence_hub_client()
     try:
         info = HfApi().model_info(repository.id, files_metadata=True, timeout=_TIMEOUT)
-        sizes = {each.rfilename: each.size or 0 for each in info.siblings or ()}
-        wanted = _files_to_fetch(repository, sizes, info.tags or ())
-        return Path(snapshot_download(repository.id, revision=info.sha, allow_patterns=wanted))
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        names = _files_to_fetch(repository, sizes, info.tags or ())
+        return Path(snapshot_download(repository.id, revision=info.sha, allow_patterns=names))
     except UserError:
         raise
     except Exception as error:  # the Hub client raises its own, httpx's and OSError's; the reason is in the name
@@ -66,7 +66,7 @@ def fetch_repository(repository: Repository) -> Path:
 
 
 def silence_hub_client() -> None:
-    """The client's bars, warnings and retries are not for the user, who is told how it ended."""
+    """Hide the client's progress bars, warnings and retries: the user is told only the result."""
     from huggingface_hub.utils import disable_progress_bars, logging
 
     disable_telemetry()
@@ -75,25 +75,25 @@ def silence_hub_client() -> None:
 
 
 def disable_telemetry() -> None:
-    """What else is installed here is not for the Hub, and the client would first ask it which agents it knows, which
-    takes three seconds more where it does not answer."""
+    """Turn off telemetry: what else is installed is not for the Hub, and the client would first ask it which agents it
+    knows, which takes three seconds more where it does not answer."""
     from huggingface_hub import constants
 
     constants.HF_HUB_DISABLE_TELEMETRY = True
 
 
 def find_native(names: Iterable[str], tags: Iterable[str]) -> str | None:
-    """Our own file in a repository that `push` has made; None in anybody else's."""
-    found = [name for name in names if name.endswith(".safetensors") and "/" not in name and name not in FILES]
-    return found[0] if HUB_TAG in tags and len(found) == 1 else None
+    """Return our own file in a repository that `push` has made; None in anybody else's."""
+    candidates = [name for name in names if name.endswith(".safetensors") and "/" not in name and name not in FILES]
+    return candidates[0] if HUB_TAG in tags and len(candidates) == 1 else None
 
 
 def _files_to_fetch(repository: Repository, sizes: Mapping[str, int], tags: Iterable[str] = ()) -> list[str]:
-    """The names of the files to fetch. Raises UserError where there is nothing that could be a concept."""
+    """Return the names of the files to fetch. Raises UserError where none could be a concept."""
     if repository.file:
         names = [name for name in sizes if name == repository.file]
     elif ours := find_native(sizes, tags):
-        names = [ours]  # the rest is the same for diffusers
+        names = [ours]  # the other files are a copy for diffusers
     elif "model_index.json" in sizes:
         raise UserError(f"{printable(repository.id)} is a whole model, not a concept.", "Give it as --base.")
     else:
@@ -124,15 +124,15 @@ def _cached_folder(repository: Repository) -> Path | None:
 
     try:
         folder = Path(snapshot_download(repository.id, local_files_only=True))
-    except Exception:  # whatever it is, there is no copy to use
+    except Exception:  # whatever the error is, there is no copy to use
         return None
-    names: Iterable[str] = (each.name for each in folder.iterdir())
-    held = (
+    names: Iterable[str] = (file.name for file in folder.iterdir())
+    has_weights = (
         (folder / repository.file).is_file()
         if repository.file
         else any(n.endswith((*_SAFETENSORS, *_PICKLES)) for n in names)
     )
-    return folder if held else None
+    return folder if has_weights else None
 
 
 def _hub_error(error: Exception, repository: Repository) -> UserError:

@@ -1,4 +1,4 @@
-"""Every layer of Stable Diffusion 1.x, 2.x, XL and the built-in base that a LoRA can change, with its weight's shape.
+"""List every layer of Stable Diffusion 1.x, 2.x, XL and the built-in base that a LoRA can change, and its shape.
 
 The tables follow from a few numbers of each architecture. A file whose layers are not in its base's table, or have
 other widths there, fits no such base. Sources: the `config.json` files of the published models (channels, depths,
@@ -22,7 +22,7 @@ _UNBIASED = ("to_q", "to_k", "to_v")
 
 @dataclass(frozen=True)
 class Unet:
-    """What tells one UNet from another.
+    """The numbers in which UNets differ.
 
     widths: channels of each level; depths: transformer blocks in a row at each level, 0 without attention; middle: the
     same in the middle; context: width of the text; resnets: a level on the way down, one more on the way up; flat:
@@ -55,7 +55,7 @@ UNETS = {
 }
 TEXTS = {
     "sd1": {"te": Text(768, 12)},
-    "sd2": {"te": Text(1024, 24)},  # diffusers drops the last, which nothing reads
+    "sd2": {"te": Text(1024, 24)},  # diffusers drops the last layer, which nothing reads
     "sdxl": {"te1": Text(768, 12), "te2": Text(1280, 32)},
     "tiny": {"te": Text(192, 4)},
 }
@@ -63,23 +63,23 @@ TEXTS = {
 
 @functools.cache
 def table(base: str) -> dict[str, Shape]:
-    """Shapes by the layers' names in a concept: (out, in[, k, k]), of norms (n,)."""
-    found = {f"lora_unet_{unet_name(path, base)}": shape for path, shape in unet_shapes(UNETS[base])}
+    """Return shapes by the layers' names in a concept: (out, in[, k, k]), of norms (n,)."""
+    shapes = {f"lora_unet_{unet_name(path, base)}": shape for path, shape in unet_shapes(UNETS[base])}
     for encoder, text in TEXTS[base].items():
-        found |= {f"lora_{encoder}_text_model_{path}": shape for path, shape in text_shapes(text)}
-        found[f"lora_{encoder}_text_projection"] = (text.width, text.width)
-    return found
+        shapes |= {f"lora_{encoder}_text_model_{path}": shape for path, shape in text_shapes(text)}
+        shapes[f"lora_{encoder}_text_projection"] = (text.width, text.width)
+    return shapes
 
 
 def has_bias(name: str) -> bool:
-    """Whether the layer of that name has a bias beside its weight."""
+    """Return whether the layer of that name has a bias beside its weight."""
     if name.endswith("text_projection"):
         return False
     return not (name.startswith("lora_unet_") and name.endswith(_UNBIASED))
 
 
 def unet_shapes(unet: Unet) -> Iterator[tuple[str, Shape]]:
-    """(diffusers' path with `_` for `.`, shape) of every layer."""
+    """Yield (diffusers' path with `_` for `.`, shape) of every layer."""
     first, time = unet.widths[0], 4 * unet.widths[0]
     yield "conv_in", (first, unet.channels, 3, 3)
     yield from (("time_embedding_linear_1", (time, first)), ("time_embedding_linear_2", (time, time)))
@@ -95,7 +95,7 @@ def unet_shapes(unet: Unet) -> Iterator[tuple[str, Shape]]:
 
 
 def text_shapes(text: Text) -> Iterator[tuple[str, Shape]]:
-    """The same of a text encoder, after `text_model_`."""
+    """Yield the same for a text encoder, without the leading `text_model_`."""
     width = text.width
     for number in range(text.layers):
         layer = f"encoder_layers_{number}"
@@ -119,14 +119,14 @@ def _down(unet: Unet, time: int) -> Iterator[tuple[str, Shape]]:
 
 
 def _up(unet: Unet, time: int) -> Iterator[tuple[str, Shape]]:
-    """On the way up each resnet also reads what the way down left at that place."""
+    """Yield the layers of the up blocks, whose resnets also read the skip connections of the down blocks."""
     widths, depths = unet.widths[::-1], unet.depths[::-1]
     before = widths[0]
     for level, width in enumerate(widths):
         block, above = f"up_blocks_{level}", widths[min(level + 1, len(widths) - 1)]
         for number in range(unet.resnets + 1):
-            left = above if number == unet.resnets else width
-            yield from _resnet(f"{block}_resnets_{number}", before + left, width, time)
+            skip = above if number == unet.resnets else width
+            yield from _resnet(f"{block}_resnets_{number}", before + skip, width, time)
             if depths[level]:
                 yield from _transformer(f"{block}_attentions_{number}", width, depths[level], unet)
             before = width

@@ -1,4 +1,4 @@
-"""Names of layers: diffusers' path of a module, the original's, and the one name that a concept has for it.
+"""Translate names of layers: diffusers' path of a module, the original's, and the name that a concept uses.
 
 A concept names a layer as kohya's files do: `lora_unet_`, `lora_te_` (SDXL: `lora_te1_`, `lora_te2_`) and the module's
 path with `_` for `.`. For SD 1.x and 2.x that is diffusers' path, for SDXL's UNet the original's (`input_blocks_4_1_`).
@@ -31,19 +31,19 @@ _LAYERS = 2  # resnets a level on the way down, in every Stable Diffusion; one m
 
 
 def unet_name(flat: str, base: str) -> str:
-    """A UNet layer's name after `lora_unet_`, from either way of naming it, dots already `_`."""
+    """Return a UNet layer's name after `lora_unet_`, from either naming, its dots already `_`."""
     return _rename(flat, _to_original(3) if base == "sdxl" else _to_diffusers(4))
 
 
 def text_name(path: str) -> str:
-    """A text encoder layer's name, from its path; transformers 5 dropped the outer `text_model`."""
+    """Return a text encoder layer's name from its path; transformers 5 dropped the outer `text_model`."""
     flat = path.replace(".", "_")
     return flat if flat.startswith(("text_model_", "text_projection")) else f"text_model_{flat}"
 
 
 @functools.cache
 def _to_original(levels: int) -> dict[str, str]:
-    """Blocks of a UNet of so many levels, diffusers' name to the original's, which counts them through."""
+    """Map diffusers' names of the blocks of a UNet to the original's, which numbers them across levels."""
     table = dict(_ENDS)
     number = 1  # 0 is conv_in
     for level in range(levels):
@@ -58,7 +58,7 @@ def _to_original(levels: int) -> dict[str, str]:
         for layer in range(_LAYERS + 1):
             number = level * (_LAYERS + 1) + layer
             table |= _block(f"up_blocks_{level}", layer, f"output_blocks_{number}")
-        # After an attention, where the level has them: SD's first level up has none, SDXL's last.
+        # It follows an attention, where the level has them: SD's first level up has none, nor has SDXL's last.
         place = 1 if (levels == 4 and level == 0) else 2
         table[f"up_blocks_{level}_upsamplers_0_conv"] = f"output_blocks_{number}_{place}_conv"
     return table
@@ -74,11 +74,11 @@ def _block(ours: str, layer: int, original: str) -> dict[str, str]:
 
 
 def _resnet(ours: str, original: str) -> dict[str, str]:
-    return {f"{ours}_{inside}": f"{original}_{theirs}" for inside, theirs in _RESNET.items()}
+    return {f"{ours}_{inside}": f"{original}_{renamed}" for inside, renamed in _RESNET.items()}
 
 
 def _rename(flat: str, table: dict[str, str]) -> str:
-    for end in (len(flat), *reversed([found.start() for found in re.finditer("_", flat)])):
-        if new := table.get(flat[:end]):
-            return new + flat[end:]
+    for end in (len(flat), *reversed([match.start() for match in re.finditer("_", flat)])):
+        if renamed := table.get(flat[:end]):
+            return renamed + flat[end:]
     return flat

@@ -1,4 +1,4 @@
-"""A LoRA, or another change of layers, in one file, named as kohya's, LyCORIS', diffusers' or PEFT's tools do.
+"""Read a LoRA, or another change of layers, from one file with the names of kohya, LyCORIS, diffusers or PEFT.
 
 Bundled embeddings are `bundle_emb.<NAME>.<KEY>`: KEY is `string_to_param.*` (A1111), or `clip_l` and `clip_g`, where
 OneTrainer has `clip_l` for SD 1.x too. Sources: A1111 `extensions-builtin/Lora/networks.py`, OneTrainer
@@ -34,7 +34,10 @@ def fits(content: FileContents) -> bool:
 
 
 def read(content: FileContents, token: Token | None = None, adapters: Mapping[str, dict] | None = None) -> Concept:
-    """The concept. adapters: PEFT's configuration of each component, if not in the header. Raises UserError."""
+    """Convert the contents to a concept. Raises UserError.
+
+    adapters: PEFT's configuration of each component, if not in the header.
+    """
     for adapter in (adapters or {}).values():
         diffusers_lora.refuse_variants(adapter, content.name)
     parts, bundles = _group_by_layer(content)
@@ -56,23 +59,24 @@ def read(content: FileContents, token: Token | None = None, adapters: Mapping[st
     word, vectors = _read_bundle(content, bundles)
     if (
         vectors
-        and (other := base_from_widths({key: rows.shape[1] for key, rows in vectors.items()}, content.name)) != base
+        and (other_base := base_from_widths({key: array.shape[1] for key, array in vectors.items()}, content.name))
+        != base
     ):
-        raise UserError(f"{printable(content.name)} bundles a LoRA for {base} with vectors for {other}.")
+        raise UserError(f"{printable(content.name)} bundles a LoRA for {base} with vectors for {other_base}.")
     return make_concept(content, base, vectors, lora, token, word)
 
 
 def _parse_key(key: str, content: FileContents) -> tuple[LayerPath, str, str] | None:
-    found = kohya.parse_key(key) or diffusers_lora.parse_key(key)
-    if found and found[1] == "weight" and f"{key.removesuffix('.weight')}.on_input" not in content.shapes:
-        return None  # a weight of its own: only IA3's are changes
-    return found
+    parsed = kohya.parse_key(key) or diffusers_lora.parse_key(key)
+    if parsed and parsed[1] == "weight" and f"{key.removesuffix('.weight')}.on_input" not in content.shapes:
+        return None  # a whole weight: only IA3's `weight` is a change
+    return parsed
 
 
 def _group_by_layer(content: FileContents) -> tuple[dict[LayerPath, _TensorNames], list[str]]:
-    """The tensors' names by layer, and those of bundled embeddings. Raises UserError where there are others."""
+    """Return the tensors' names by layer, and those of bundled embeddings. Raises UserError where there are others."""
     layers: dict[LayerPath, _TensorNames] = {}
-    bundles, strangers = [], []
+    bundles, unknown = [], []
     for key in content.shapes:
         if key.startswith(_BUNDLE):
             bundles.append(key)
@@ -83,9 +87,9 @@ def _group_by_layer(content: FileContents) -> tuple[dict[LayerPath, _TensorNames
                 raise damaged_file_error(content.name, f"{piece} of layer {printable(part.flat)} stands in it twice")
             names[piece] = (key, path)
         else:
-            strangers.append(key)
-    if strangers:
-        raise damaged_file_error(content.name, f"I do not know its tensors {printable(', '.join(strangers[:3]), 200)}")
+            unknown.append(key)
+    if unknown:
+        raise damaged_file_error(content.name, f"I do not know its tensors {printable(', '.join(unknown[:3]), 200)}")
     return layers, bundles
 
 
@@ -128,12 +132,12 @@ def _outline(layer: LoraLayer | Change) -> Outline:
 
 
 def _fits_weight(change: Change, size: Outline, shape: Shape | None) -> bool:
-    """Whether more than the outline fits, which was asked for already: a weight may have other widths than the table.
+    """Return whether the change fits the weight, beyond the outline, which was checked already.
 
-    Layers that read other inputs, and bases that are narrower, are in no table with their own shapes.
+    A weight may have other widths than the table: layers that read other inputs, and narrower bases, are in none.
     """
-    known = shape is not None and size.rows in (0, shape[0]) and size.width in (0, math.prod(shape[1:]))
-    return not known or change_fits(change, shape)
+    in_table = shape is not None and size.rows in (0, shape[0]) and size.width in (0, math.prod(shape[1:]))
+    return not in_table or change_fits(change, shape)
 
 
 def _peft_config(part: LayerPath, adapters: Mapping[str, dict]) -> dict | None:
@@ -142,7 +146,7 @@ def _peft_config(part: LayerPath, adapters: Mapping[str, dict]) -> dict | None:
 
 
 def _read_bundle(content: FileContents, keys: Iterable[str]) -> tuple[str, dict[str, np.ndarray]]:
-    """The bundled embedding's name and vectors; both empty without one."""
+    """Return the bundled embedding's name and vectors; both empty without one."""
     vectors: dict[str, dict[str, np.ndarray]] = {}
     for key in keys:
         word, _, kind = key.removeprefix(_BUNDLE).partition(".")

@@ -1,4 +1,4 @@
-"""OneTrainer's embeddings for SD 1.x and 2.x: `emp_params` (as they spell it). For SDXL it writes `clip_l`, `clip_g`.
+"""Read OneTrainer's embeddings for SD 1.x and 2.x: `emp_params` (its spelling). For SDXL it writes `clip_l`, `clip_g`.
 
 Source: OneTrainer `modules/modelSaver/stableDiffusion/StableDiffusionEmbeddingSaver.py`.
 """
@@ -14,7 +14,7 @@ from ..strict_safetensors import parse_strict_json
 from .contents import FileContents
 from .to_concept import base_from_widths, make_concept
 
-RANKS = "sdpersonal.ranks"  # in an export of ours: the rank and alpha of layers before all were made of one rank
+RANKS = "sdpersonal.ranks"  # in our exports: the rank and alpha of layers before they were padded to one rank
 _KEY = "emp_params"
 
 
@@ -23,15 +23,15 @@ def fits(content: FileContents) -> bool:
 
 
 def read(content: FileContents, token: Token | None = None) -> Concept:
-    """The concept. Raises UserError."""
-    rows = content.rows(_KEY)
+    """Convert the contents to a concept. Raises UserError."""
+    vectors = content.rows(_KEY)
     return make_concept(
-        content, base_from_widths({"clip_l": rows.shape[1]}, content.name), {"clip_l": rows}, None, token
+        content, base_from_widths({"clip_l": vectors.shape[1]}, content.name), {"clip_l": vectors}, None, token
     )
 
 
 def restored(concept: Concept, notes: Mapping[str, str]) -> Concept:
-    """Our own LoRA with the ranks that it had before an export for OneTrainer filled its layers up with zeros."""
+    """Restore the ranks that our LoRA had before an export for OneTrainer padded its layers with zeros."""
     try:
         ranks = parse_strict_json(notes.get(RANKS, "{}"))
     except ValueError:
@@ -43,7 +43,7 @@ def restored(concept: Concept, notes: Mapping[str, str]) -> Concept:
 
 
 def _cut(layer: LoraLayer, was: object) -> LoraLayer:
-    """The layer with [rank, alpha] as noted, where what is cut off is zero; else as it is."""
+    """Cut the layer to the noted [rank, alpha] where what is cut off is zero; else return it unchanged."""
     match was:
         case [int(rank), float(alpha)] if 0 < rank < layer.rank and not layer.down[rank:].any():
             return LoraLayer(layer.down[:rank].copy(), layer.up[:, :rank].copy(), alpha)

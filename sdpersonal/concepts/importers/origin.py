@@ -1,7 +1,7 @@
-"""What an export of ours in another program's layout says of the concept that it was made from.
+"""Record in our exports in other programs' layouts which concept they were made from.
 
-Its header has `sdpersonal.origin`, JSON: `card`; `part`, the identity of what the file (SDXL: both files) holds, by
-which a file that somebody changed is told from ours; `whole`, the identity of the concept that had this part. Files in
+The header has `sdpersonal.origin`, JSON: `card`; `part`, the identity of what the file (SDXL: both files) holds, by
+which a file that was changed since is recognised; `whole`, the identity of the concept that had this part. Files in
 our own layout say the same with `sdpersonal.card` and `sdpersonal.whole`.
 """
 
@@ -26,7 +26,7 @@ ORIGIN = "sdpersonal.origin"
 
 @dataclass(frozen=True)
 class Origin:
-    """A file's claim. whole: "" where the part is all there was."""
+    """A file's claim. whole: "" where the part is the whole concept."""
 
     card: Card
     part: str
@@ -38,23 +38,23 @@ class Origin:
 
 
 def origin(part: Concept) -> str:
-    """The claim of a file that holds `part`, as text."""
+    """Return the claim of a file that holds `part`, as JSON."""
     card = part.card.model_copy(update={"token": str(part.token.unversioned())})
     claim = {"card": card.model_dump(mode="json"), "part": part.identity, "whole": part.whole}
     return json.dumps(claim, sort_keys=True, separators=(",", ":"))
 
 
 def origin_in(facts: Mapping[str, object], name: str) -> Origin | None:
-    """The claim in a header, not yet proven; None where there is none that can be read."""
+    """Return the claim in a header, not yet verified; None where none can be read."""
     text = facts.get(ORIGIN)
     if not isinstance(text, str):
         return None
     try:
         claim = parse_strict_json(text)
         card = parse_card(json.dumps(claim["card"]), name)
-        found = Origin(card, str(claim["part"]), str(claim["whole"]))
-        sums = all(re.fullmatch(r"([0-9a-f]{64})?", text) for text in (found.part, found.whole))
-        return found if sums and found.token.owner else None
+        origin_claim = Origin(card, str(claim["part"]), str(claim["whole"]))
+        valid_hashes = all(re.fullmatch(r"([0-9a-f]{64})?", text) for text in (origin_claim.part, origin_claim.whole))
+        return origin_claim if valid_hashes and origin_claim.token.owner else None
     except (ValueError, TypeError, KeyError, UserError):
         return None
 
@@ -62,7 +62,7 @@ def origin_in(facts: Mapping[str, object], name: str) -> Origin | None:
 def with_origin(
     read: Callable[[Token | None], Concept], facts: Mapping[str, object], name: str, token: Token | None
 ) -> Concept:
-    """What `read` makes of a file under a token; with its card and thumbnail where its header's claim holds.
+    """Call `read` for a file with a token; add the card and thumbnail of its header's claim where that holds.
 
     Raises UserError as `read` does.
     """
@@ -70,7 +70,7 @@ def with_origin(
     if claim is None:
         return read(token)
     concept = read(token or claim.token)
-    if concept.identity != claim.part or concept.card.base != claim.card.base:  # it was changed since
+    if concept.identity != claim.part or concept.card.base != claim.card.base:  # the file was changed since
         return read(token)
     whole = claim.whole if claim.whole != claim.part else ""
     return dataclasses.replace(concept, card=claim.card, thumbnail=_picture(facts), whole=whole)

@@ -1,9 +1,9 @@
-"""torch.save files, read without ever running what is in them.
+"""Read torch.save files without ever running what is in them.
 
-A pickle is a program for a small stack machine. The one here knows numbers, text, lists, tuples, dictionaries and
+A pickle is a program for a small stack machine. This one knows numbers, text, lists, tuples, dictionaries and
 tensors. It can call nothing: where a file names a function, the name is compared with the few that torch writes for
-tensors and for `nn.ParameterDict` (the first textual inversions are one), and the tensor is noted; any other name ends
-the reading. No code of `pickle` or `torch` runs on the file.
+tensors and for `nn.ParameterDict` (the first textual inversions are one), and the tensor is noted; any other name is an
+error. No code of `pickle` or `torch` runs on the file.
 
 Layouts: the zip of torch >= 1.6 (`*/data.pkl`, `*/data/<key>`), and before it five pickles followed by raw storages.
 """
@@ -30,9 +30,9 @@ MAX_OPCODES = 150_000  # instructions in one pickle: an embedding takes about 60
 MAX_MEMBERS = 4096
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of the old layout
 _ZIP_ENTRY = b"PK\x01\x02"
-_PROGRAM = re.compile(rb"/data\.pkl")  # the member of a zip of torch that says what is in it
+_PROGRAM = re.compile(rb"/data\.pkl")  # the member of torch's zip that describes its content
 
-# What a broken file sets off in pickletools, zipfile and here. RuntimeError covers encryption and bottomless nesting.
+# What a broken file raises in pickletools, zipfile and here. RuntimeError covers encryption and endless nesting.
 _READ_ERRORS = (
     ValueError,
     TypeError,
@@ -45,7 +45,7 @@ _READ_ERRORS = (
 )
 
 _STORAGES = {"torch FloatStorage": "F32", "torch HalfStorage": "F16", "torch BFloat16Storage": "BF16"}
-# Noted, so that a token's number beside its vectors does no harm; never read. Bytes per number.
+# Accepted, since a token's number may stand beside its vectors; never read. Bytes per number.
 _OTHER_STORAGES = {"DoubleStorage": 8, "LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1} | {
     "ByteStorage": 1,
     "BoolStorage": 1,
@@ -63,7 +63,7 @@ _ALLOWED_GLOBALS = _CALLABLES | _SET_TYPES | _STORAGES.keys() | {_PARAMETERS}
 
 @dataclass(frozen=True)
 class PickledStorage:
-    """Numbers somewhere else in the file."""
+    """A reference to numbers elsewhere in the file."""
 
     dtype: str
     key: str
@@ -72,7 +72,7 @@ class PickledStorage:
 
 @dataclass(frozen=True)
 class PickledTensor:
-    """A tensor as noted; `numbers_of` fetches its numbers."""
+    """A reference to a tensor; `load_numbers` reads its numbers."""
 
     storage: PickledStorage
     offset: int  # numbers before its first
@@ -99,11 +99,11 @@ class _Global:
 
 
 class _StatefulDict(dict):
-    """What was an OrderedDict or a ParameterDict: these may be given a state after they were made."""
+    """A stand-in for an OrderedDict or a ParameterDict, which may be given a state after they were made."""
 
 
 class _RefusedGlobal(ValueError):
-    """Something that no tensor needs; its text is the name of it."""
+    """Something that no tensor needs; its text is that name."""
 
 
 class _UnsupportedContent(ValueError):
@@ -111,7 +111,7 @@ class _UnsupportedContent(ValueError):
 
 
 def read(data: bytes, name: str) -> object:
-    """The object in the zip or pickle called `name`: plain containers, with `PickledTensor` for every tensor.
+    """Read the object in the zip or pickle called `name`: plain containers, with a `PickledTensor` for every tensor.
 
     Raises UserError.
     """
@@ -123,7 +123,7 @@ def read(data: bytes, name: str) -> object:
 
 
 def load_numbers(tensor: PickledTensor, name: str) -> np.ndarray:
-    """The tensor's numbers: float32 or float16 (bfloat16 widened). Raises UserError where the file lacks them."""
+    """Load the tensor's numbers: float32 or float16 (bfloat16 widened). Raises UserError where the file lacks them."""
     with _translate_errors(name):
         return tensor.numpy()
 
@@ -146,7 +146,7 @@ def _read_zip(data: bytes) -> object:
         raise ValueError("too many members")
     archive = zipfile.ZipFile(io.BytesIO(data))
     names = archive.namelist()
-    [program] = [each for each in names if each.endswith("/data.pkl") and each.count("/") == 1]
+    [program] = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
     root = program.removesuffix("data.pkl")
     if root + "byteorder" in names and _read_member(archive, root + "byteorder") != b"little":
         raise ValueError("not little-endian")
@@ -184,7 +184,7 @@ def _read_legacy(data: bytes) -> object:
 
 
 def _unpickle(file: io.BytesIO, fetch: Callable, widths: dict[str, int] | None = None) -> object:
-    """Run one pickle from where `file` stands. widths: takes the bytes per number of each storage met."""
+    """Run one pickle from where `file` stands. widths: filled with the bytes per number of each storage."""
     machine = _PickleMachine(fetch, {} if widths is None else widths)
     for count, (code, argument, _) in enumerate(pickletools.genops(file)):
         if count > MAX_OPCODES:
@@ -253,15 +253,15 @@ class _PickleMachine:
             arguments, called = _expect_type(stack.pop(), tuple), _expect_type(stack.pop(), _Global)
             stack.append(self._call(called.name, arguments))
         elif code == "NEWOBJ":
-            arguments, made = _expect_type(stack.pop(), tuple), _expect_type(stack.pop(), _Global)
-            if made.name != _PARAMETERS or arguments:
-                raise _RefusedGlobal(f"{made.name.replace(' ', '.')}.__new__")
+            arguments, created = _expect_type(stack.pop(), tuple), _expect_type(stack.pop(), _Global)
+            if created.name != _PARAMETERS or arguments:
+                raise _RefusedGlobal(f"{created.name.replace(' ', '.')}.__new__")
             stack.append(_StatefulDict())
         elif code == "BUILD":
             state = stack.pop()
             if not isinstance(stack[-1], _StatefulDict):
                 raise _RefusedGlobal("the instruction BUILD")
-            # Of a ParameterDict its parameters; what torch notes on an OrderedDict is of no use here.
+            # A ParameterDict's state has its parameters; what torch notes on an OrderedDict is of no use here.
             stack[-1].update(_expect_type(_expect_type(state, dict).get("_parameters", {}), dict))
         elif code not in ("PROTO", "FRAME"):
             raise _RefusedGlobal(f"the instruction {code}")
@@ -273,12 +273,12 @@ class _PickleMachine:
         return items
 
     def _persistent(self, persistent: tuple) -> PickledStorage | _Global:
-        if persistent[0] == "module":  # the old layout puts a class beside its source, which is not looked at
+        if persistent[0] == "module":  # the old layout puts a class beside its source, which is ignored
             return _expect_type(persistent[1], _Global)
         return self._storage(persistent)
 
     def _storage(self, persistent: tuple) -> PickledStorage:
-        word, kind, key, _, count = persistent[:5]  # the old layout adds a view, which torch has long stopped writing
+        word, kind, key, _, count = persistent[:5]  # the old layout adds a view, which torch no longer writes
         word_of_kind = _expect_type(kind, _Global).name
         if word != "storage" or not _is_storage(word_of_kind) or any(persistent[5:]):
             raise ValueError("no storage")
@@ -298,7 +298,7 @@ class _PickleMachine:
             return _expect_type(arguments[0], PickledTensor)
         storage, offset, shape, strides = arguments[:4]
         if (
-            not all(_expect_type(each, int) > 0 for each in _expect_type(shape, tuple))
+            not all(_expect_type(length, int) > 0 for length in _expect_type(shape, tuple))
             or _expect_type(offset, int) < 0
             or len(shape) > 5
         ):
@@ -309,10 +309,10 @@ class _PickleMachine:
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple) -> bool:
-    """Whether the numbers lie in order; the stride of an axis of length 1 is never used and may be anything."""
-    wanted = (math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    """Return whether the numbers lie in order; an axis of length 1 may have any stride, which is never used."""
+    expected = (math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     return len(strides) == len(shape) and all(
-        length == 1 or stride == want for length, stride, want in zip(shape, strides, wanted, strict=True)
+        length == 1 or stride == step for length, stride, step in zip(shape, strides, expected, strict=True)
     )
 
 
@@ -323,7 +323,7 @@ def _is_storage(name: str) -> bool:
 def _allowed_global(name: str) -> _Global:
     if name not in _ALLOWED_GLOBALS and not _is_storage(name):
         module, _, rest = name.partition(" ")
-        # Pickles call modules as the system or the Python that wrote them did.
+        # Pickles name modules as the system or the Python that wrote them did.
         raise _RefusedGlobal(f"{ {'posix': 'os', 'nt': 'os', '__builtin__': 'builtins'}.get(module, module) }.{rest}")
     return _Global(name)
 

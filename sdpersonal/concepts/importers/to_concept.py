@@ -1,4 +1,4 @@
-"""From what a file holds to a concept: its token, its card, its base."""
+"""Convert a file's contents to a concept with its token, card and base."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .contents import FileContents
 
 _MAX_TINY_WIDTH = 512  # no text encoder of Stable Diffusion is this narrow
 _BASES = {widths["clip_l"]: base for base, widths in EMBEDDING_WIDTHS.items() if len(widths) == 1}
-_MIN_NORM, _MAX_NORM = 0.02, 8.0  # lengths of a row: a twentieth and twenty times of a word's in CLIP, about 0.4
+_MIN_NORM, _MAX_NORM = 0.02, 8.0  # of an embedding: a twentieth and twenty times of a word's in CLIP, about 0.4
 _AS_HINT = "Say what to call it: --as '<owner/name>'."
 
-# What tools call their files whatever is in them: no name for a concept.
+# Names that tools give to any file: no name for a concept.
 _GENERIC_NAME = re.compile(
     r"(learned_embeds(_2)?(-steps-\d+)?|pytorch_lora_weights|pytorch_model|adapter_model|diffusion_pytorch_model|"
     r"model|lora|lora_weights?(\.text_encoder)?|embeddings?(_gs-\d+)?|weights|checkpoint(-\d+)?|last|final|output|"
@@ -29,7 +29,7 @@ _GENERIC_NAME = re.compile(
 
 
 def base_from_widths(widths: dict[str, int], name: str) -> str:
-    """The base whose encoders take vectors of these widths. Raises UserError."""
+    """Return the base whose text encoders take vectors of these widths. Raises UserError."""
     if widths.keys() == {"clip_l", "clip_g"}:
         base = "sdxl" if widths == EMBEDDING_WIDTHS["sdxl"] else None
     else:
@@ -37,8 +37,8 @@ def base_from_widths(widths: dict[str, int], name: str) -> str:
         base = _BASES.get(width, "tiny" if 0 < width <= _MAX_TINY_WIDTH else None)
     if base is None:
         known = ", ".join(f"{width} ({base})" for width, base in _BASES.items())
-        found = " and ".join(str(width) for width in widths.values())
-        raise UserError(f"{printable(name)} has vectors of width {found}; I know {known} and 768 with 1280 (sdxl).")
+        actual = " and ".join(str(width) for width in widths.values())
+        raise UserError(f"{printable(name)} has vectors of width {actual}; I know {known} and 768 with 1280 (sdxl).")
     return base
 
 
@@ -51,7 +51,7 @@ def make_concept(
     word: str = "",
     **facts: object,
 ) -> Concept:
-    """The concept, under `token` or one from the file; word: what the file itself calls it. Raises UserError."""
+    """Build the concept, under `token` or one from the file. word: the file's own name for it. Raises UserError."""
     word = word or content.word
     card = Card(base=base, recipe=_unusual_norm(vectors, base), **(_card_fields(content, word, lora) | facts))
     try:
@@ -61,11 +61,11 @@ def make_concept(
 
 
 def derive_token(content: FileContents, word: str = "") -> Token:
-    """A token from the file's own word, else from its name, its folder's or its title. Raises UserError."""
+    """Derive a token from the file's own word, else from its name, its folder's or its title. Raises UserError."""
     titles = (content.fact(key) for key in ("name", "ss_output_name", "modelspec.title"))
     for candidate in (word, _stem(content), content.place, *titles):
-        if candidate and not _GENERIC_NAME.fullmatch(candidate) and (found := _slug_token(candidate, content)):
-            return found
+        if candidate and not _GENERIC_NAME.fullmatch(candidate) and (token := _slug_token(candidate, content)):
+            return token
     raise UserError(f"{printable(content.name)} does not say what it is called.", _AS_HINT)
 
 
@@ -75,7 +75,7 @@ def _stem(content: FileContents) -> str:
 
 
 def token_of_file(name: str, owner: str) -> Token | None:
-    """The token that a file's or folder's name makes, for whose content has none; None where the name is any tool's.
+    """Return the token from the name of a file or folder whose content has none; None for a generic name.
 
     Raises UserError.
     """
@@ -85,7 +85,7 @@ def token_of_file(name: str, owner: str) -> Token | None:
 
 
 def _slug_token(text: str, content: FileContents) -> Token | None:
-    """`<Marc_Allante>` as `<imported/marc-allante>`; None where no letter is left. Raises UserError."""
+    """Turn `<Marc_Allante>` into `<imported/marc-allante>`; None where no letter is left. Raises UserError."""
     inner = strip_unsafe_characters(text)[:200].strip().removeprefix("<").removesuffix(">")
     folded = "".join(c for c in unicodedata.normalize("NFKD", inner) if not unicodedata.combining(c)).lower()
     if any(c.isalnum() and not c.isascii() for c in folded):  # a look-alike must not pass for the letter it mimics
@@ -96,7 +96,7 @@ def _slug_token(text: str, content: FileContents) -> Token | None:
                 f"{printable(content.name)} calls itself {printable(text)}. {error.hint}", _AS_HINT
             ) from error
     words = [re.sub(r"[^a-z0-9]+", "-", part).strip("-")[:64].strip("-") for part in folded.split("/")]
-    words = [each for each in words if each]
+    words = [word for word in words if word]
     if not words:
         return None
     owner = words[-2] if len(words) > 1 else content.owner
@@ -109,11 +109,11 @@ def _slug_token(text: str, content: FileContents) -> Token | None:
 
 
 def _card_fields(content: FileContents, word: str, lora: Lora | None) -> dict[str, object]:
-    """What the card can take from ModelSpec's and kohya's keys. A training caption is no trigger word; theirs is."""
+    """Return card fields from ModelSpec's and kohya's keys. Training captions are no trigger words; ModelSpec's are."""
     titles = (content.fact(key) for key in ("modelspec.title", "ss_output_name", "name"))
     title = next((text for text in (*titles, content.place, _stem(content)) if not _GENERIC_NAME.fullmatch(text)), "")
-    triggers = [_clean_text(each, 100) for each in content.fact("modelspec.trigger_phrase").split(",")]
-    if triggers == [_stem(content)]:  # the file's own name, which says nothing to a base
+    triggers = [_clean_text(phrase, 100) for phrase in content.fact("modelspec.trigger_phrase").split(",")]
+    if triggers == [_stem(content)]:  # the file's own name, which means nothing to a base
         triggers = []
     facts = {
         "title": _clean_text(word or title, 100),
@@ -123,7 +123,7 @@ def _card_fields(content: FileContents, word: str, lora: Lora | None) -> dict[st
         "base_name": _clean_text(
             re.split(r"[/\\]", _first_fact(content, "ss_sd_model_name", "sd_checkpoint_name"))[-1], 200
         ),
-        "trigger_words": tuple(each for each in triggers if each)[:16],
+        "trigger_words": tuple(phrase for phrase in triggers if phrase)[:16],
         "method": (lora.kinds or "LoRA")[:50] if lora else "textual inversion",
         "steps": _parse_int(_first_fact(content, "ss_steps", "step")),
     }
@@ -133,10 +133,10 @@ def _card_fields(content: FileContents, word: str, lora: Lora | None) -> dict[st
 
 
 def _unusual_norm(vectors: dict[str, np.ndarray], base: str) -> dict[str, float]:
-    """The longest row, where none is as long as a word's may be: such vectors say nothing, or drown all else."""
+    """Return the largest embedding norm if it is outside the range of words' (too weak, or overpowering)."""
     if base == "tiny" or not vectors:
         return {}
-    longest = max(float(np.linalg.norm(rows.astype(np.float64), axis=1).max()) for rows in vectors.values())
+    longest = max(float(np.linalg.norm(embeddings.astype(np.float64), axis=1).max()) for embeddings in vectors.values())
     usual = _MIN_NORM <= longest <= _MAX_NORM
     return {} if usual or not np.isfinite(longest) else {"longest_row": round(longest, 4)}
 

@@ -1,4 +1,4 @@
-"""What no concept can hold, known by its tensors' names, and what to do instead."""
+"""Refuse what no concept can hold, recognised by its tensors' names, and say what to do instead."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OTHER = "I know Stable Diffusion 1.x, 2.x and XL."
 _WHOLE = "is a whole model, not a concept"
 _MODEL = "To draw with it or train on it give it as the base: --base FILE."
 
-# In this order: a DoRA for Flux is told to be for Flux, which no conversion mends.
+# The order matters: a DoRA for Flux is refused as for Flux, which no conversion mends.
 _UNSUPPORTED: tuple[tuple[str, str, str], ...] = (
     (r"(^|\.)(model\.diffusion_model|first_stage_model|cond_stage_model|conditioner\.embedders)\.",
      _WHOLE, _MODEL),
@@ -49,7 +49,7 @@ _PATTERNS = tuple((re.compile(pattern), what, fix) for pattern, what, fix in _UN
 
 
 def refuse_unsupported(names: Iterable[str], file: str) -> None:
-    """Raise UserError, saying what it is, where the tensors' names tell something that cannot be a concept."""
+    """Raise UserError, saying what it is, where the tensors' names show that it cannot be a concept."""
     names = tuple(names)
     for pattern, what, fix in _PATTERNS:
         if any(pattern.search(name) for name in names):
