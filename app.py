@@ -28,7 +28,7 @@ class Opening(SettingsBase):
     runs: Path = Path("runs")
     """Folder for training runs."""
     wildcards: Path = Path("wildcards")
-    """Folder of wildcards for __name__ in prompts: name.txt, an option a line, also in subfolders; YAML or JSON packs."""
+    """Folder of wildcards for __name__ in prompts: name.txt, an option a line, also in subfolders; YAML/JSON packs."""
     port: Annotated[int, WholeNumber, Field(ge=1024, le=65535)] = 7860
     """Port of the page: http://127.0.0.1:PORT."""
     listen: bool = False

@@ -1,4 +1,4 @@
-"""Train a word by textual inversion: a few kB, the model is unchanged. The same as `sdpersonal train
+"""Train a token by textual inversion: a few kB, the model is unchanged. The same as `sdpersonal train
 textual-inversion`.
 
 python train_textual_inversion.py --photos examples/photos/cyanotype --token '<me/cyanotype>' --kind style

@@ -99,7 +99,8 @@ class GenerateForm:
         return fields | init_fields
 
     def filled(self, fields: dict[str, Any]) -> list:
-        """Return updates for `components` in their order; fields that are missing or None stay as they are."""
+        """Return updates for `components` in their order; fields that are missing, or None and not in
+        `_MAY_STAY_EMPTY`, stay as they are."""
         fields = fields | {name: fields[name] or "" for name in _MAY_STAY_EMPTY if name in fields}
         fields = fields | {"seed": str(fields["seed"])} if "seed" in fields else fields
         values = [fields.get(name) for name in self.components]

@@ -45,7 +45,7 @@ def change_strength(prompt: str, token: str, strength: object) -> str:
 
 
 def _within(strength: float) -> float:
-    """Clamp to the strengths that a prompt can have, rounded to hundredths. Raises ValueError for NaN."""
+    """Clamp to the strengths that a prompt can have, rounded to hundredths."""
     return round(max(-MAX_STRENGTH, min(MAX_STRENGTH, strength)), 2) + 0.0
 
 

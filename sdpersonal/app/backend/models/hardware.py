@@ -21,7 +21,7 @@ _TRAINED_AT_256 = 1.2  # GB that a training step takes beside the weights in fp3
 @dataclass(frozen=True)
 class Hardware:
     """This machine's resources, in bytes. card: GPU name, "" without one; memory: free on the GPU, else in RAM; whole:
-    total of the same memory; disk: free in the Hub cache."""
+    total of the same memory; disk: free where the Hub cache is."""
 
     card: str
     memory: int

@@ -51,7 +51,7 @@ class Upload:
 @dataclass
 class PhotoUploads:
     """The photos of one page. folder: private to the page, deleted with it; side: training resolution in pixels;
-    held: lock around every access."""
+    held: its lock."""
 
     folder: Path
     side: int
