@@ -1,4 +1,4 @@
-"""The one thread that runs every model of the app."""
+"""Run every model of the app in one thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Error messages in the page's words."""
+"""Word error messages for the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image generation for pages: one device, a queue of jobs for it, and a stream of job views for each page."""
+"""Generate images for pages: one device, a queue of jobs for it, and a stream of job views for each page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queue of jobs for the one device: first come, first served, one batch of images at a time.
+"""Queue the jobs for the one device: first come, first served, one batch of images at a time.
 
 A long job yields to the others after each batch, so that nobody waits for sixteen images of another user.
 """

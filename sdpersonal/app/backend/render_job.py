@@ -1,4 +1,4 @@
-"""The context of one generation job: a generator that yields to other jobs, and a way to update the page."""
+"""Provide the context of one generation job: a generator that yields to other jobs, and a way to update the page."""
 
 from __future__ import annotations
 

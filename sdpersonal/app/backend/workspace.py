@@ -1,4 +1,4 @@
-"""The folders of the app, per user and per session."""
+"""Locate the folders of the app, per user and per session."""
 
 from __future__ import annotations
 

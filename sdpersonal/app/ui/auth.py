@@ -1,4 +1,4 @@
-"""Access to the app: from this machine only, or with --listen by user name and password."""
+"""Control access to the app: from this machine only, or with --listen by user name and password."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Setup that must precede the import of Gradio, whose environment variables override its arguments."""
+"""Set up the environment before Gradio is imported, because its environment variables override its arguments."""
 
 from __future__ import annotations
 

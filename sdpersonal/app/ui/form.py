@@ -1,4 +1,4 @@
-"""Generation settings under the prompt, by their names in `GenerateRequest`."""
+"""Lay out the generation settings under the prompt, by their names in `GenerateRequest`."""
 
 from __future__ import annotations
 

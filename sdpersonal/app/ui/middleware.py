@@ -1,5 +1,4 @@
-"""Middleware that refuses requests before Gradio sees them: other hosts, other sites' pages, oversized uploads,
-guessed passwords."""
+"""Refuse requests before Gradio sees them: other hosts, other sites' pages, oversized uploads, guessed passwords."""
 
 from __future__ import annotations
 

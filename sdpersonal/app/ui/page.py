@@ -1,4 +1,4 @@
-"""The whole page: the line about the loaded model, and the tabs."""
+"""Build the whole page: the line about the loaded model, and the tabs."""
 
 from __future__ import annotations
 

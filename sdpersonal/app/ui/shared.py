@@ -1,4 +1,4 @@
-"""Components, event options and helpers that several tabs share."""
+"""Share components, event options and helpers between tabs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Theme and style sheet of the page, for light and dark mode, wide and narrow screens."""
+"""Style the page for light and dark mode, wide and narrow screens."""
 
 from __future__ import annotations
 

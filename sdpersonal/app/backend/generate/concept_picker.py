@@ -1,4 +1,4 @@
-"""Concepts offered on the Generate tab: a tile and a token for each that fits the loaded model."""
+"""Offer concepts on the Generate tab: a tile and a token for each that fits the loaded model."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def concept_choices(house: Workspace, kind: str, search: object = "") -> Concept
     matching = [entry for entry in fitting if matches_search(entry, search)]
     damaged = sum(bool(entry.damaged) for entry in newest)
     note = _note(len(matching), len(newest) - len(fitting) - damaged, damaged)
-    words = tuple(str(entry.token.unversioned()) for entry in fitting)
-    return ConceptChoices(make_tiles(house, matching[:MAX_TILES], kind), words, note)
+    tokens = tuple(str(entry.token.unversioned()) for entry in fitting)
+    return ConceptChoices(make_tiles(house, matching[:MAX_TILES], kind), tokens, note)
 
 
 def _note(found: int, others: int, damaged: int) -> str:

@@ -1,4 +1,4 @@
-"""History of generated images: pages of thumbnails, searched by words of the prompt."""
+"""List and search generated images, as pages of thumbnails."""
 
 from __future__ import annotations
 

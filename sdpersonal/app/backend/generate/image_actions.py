@@ -1,4 +1,4 @@
-"""Actions on one image: mark it as a favourite, download it, vary it, reuse its settings."""
+"""Act on one image: mark it as a favourite, download it, vary it, reuse its settings."""
 
 from __future__ import annotations
 

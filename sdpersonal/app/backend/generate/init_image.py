@@ -1,4 +1,4 @@
-"""Init image and inpainting mask from the page's image editor."""
+"""Read the init image and the inpainting mask from the page's image editor."""
 
 from __future__ import annotations
 

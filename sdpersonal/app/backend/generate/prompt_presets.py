@@ -1,4 +1,4 @@
-"""Prompt presets for each kind of concept. Braces hold alternatives: each image gets another."""
+"""Offer prompt presets for each kind of concept. Braces hold alternatives: each image gets another."""
 
 from __future__ import annotations
 

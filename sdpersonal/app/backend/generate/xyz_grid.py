@@ -1,4 +1,4 @@
-"""XYZ grid from the page's form: an axis for the columns and one for the rows."""
+"""Generate an XYZ grid from the page's form: one axis for the columns, one for the rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparison of two concepts, and conflicts between several in one prompt."""
+"""Compare two concepts, and find conflicts between several in one prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Details of one concept for the page, and editing of its card."""
+"""Show the details of one concept on the page, and edit its card."""
 
 from __future__ import annotations
 
@@ -76,15 +76,15 @@ def entry_facts(entry: Entry) -> list[tuple[str, str]]:
     """Return (name, text) facts of an undamaged concept, with "" for unknown ones."""
     card = entry.card
     consent = "" if card.kind != "person" and card.consent == "unknown" else CONSENT[card.consent]
-    made = " ".join(filter(None, (card.method, f"in {card.steps:,} steps" if card.steps else "")))
-    recipe = ", ".join(f"{name} {_shorten(value)}" for name, value in card.recipe.items())
+    method = " ".join(filter(None, (card.method, f"in {card.steps:,} steps" if card.steps else "")))
+    settings = ", ".join(f"{name} {_shorten(value)}" for name, value in card.recipe.items())
     return [
         ("What it is", f"{card.kind}: {card.class_noun}" if card.class_noun else card.kind),
         ("Made for", BASE_TITLES[card.base] + (f" ({card.base_name})" if card.base_name else "")),
         ("Holds", f"{entry.contents}, {format_size(entry.size)}"),
-        ("Made by", made),
+        ("Made by", method),
         ("Made on", card.created.replace("T", " ").removesuffix("Z")),
-        ("Settings", recipe),
+        ("Settings", settings),
         ("Trigger words", ", ".join(card.trigger_words)),
         ("Author", card.author),
         ("Licence", card.license),

@@ -1,4 +1,4 @@
-"""Deletion of concepts on the page, and their restoration from the trash."""
+"""Delete concepts on the page, and restore them from the trash."""
 
 from __future__ import annotations
 

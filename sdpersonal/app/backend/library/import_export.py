@@ -1,4 +1,4 @@
-"""Import of concepts from files dropped on the page, and export for other programs."""
+"""Import concepts from files dropped on the page, and export them for other programs."""
 
 from __future__ import annotations
 

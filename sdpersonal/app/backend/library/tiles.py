@@ -1,4 +1,4 @@
-"""Tiles (thumbnails with captions) of the library's concepts, filtered, searched and limited for a page.
+"""Make tiles (thumbnails with captions) of the library's concepts, filtered, searched and limited for a page.
 
 A tile is made once per run of the app, in a folder that the page may serve. All users share the library, and so the
 tiles.
@@ -150,8 +150,8 @@ def _search_text(entry: Entry) -> str:
 
 def _caption(entry: Entry, loaded: str | None) -> str:
     token = str(entry.token.unversioned())
-    known = entry.card is None or loaded in (None, "", entry.card.base)
-    return token if known else f"{token} {entry.card.base}"
+    fits_loaded = entry.card is None or loaded in (None, "", entry.card.base)
+    return token if fits_loaded else f"{token} {entry.card.base}"
 
 
 def _note(seen: int, found: int, newest: Sequence[Entry]) -> str:

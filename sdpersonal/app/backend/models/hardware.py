@@ -1,4 +1,4 @@
-"""Memory that a model needs for generation and training, and what this machine has."""
+"""Estimate the memory that a model needs for generation and training, and whether this machine has it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Facts about a model that outlive its weights."""
+"""Keep facts about a model without keeping its weights."""
 
 from __future__ import annotations
 

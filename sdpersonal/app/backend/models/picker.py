@@ -1,4 +1,4 @@
-"""Model picker: the loaded model, the models on offer with their requirements, and switching between them."""
+"""List the models on offer with their requirements, and switch between them."""
 
 from __future__ import annotations
 

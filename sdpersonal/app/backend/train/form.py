@@ -1,4 +1,4 @@
-"""Training settings from the page's form, and the summary shown before a training starts."""
+"""Build training settings from the page's form, and summarize them before a training starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loss curve as a small SVG that takes its colours from the page, so that it is readable in light and dark mode.
+"""Plot the loss as a small SVG that takes its colours from the page, so that it is readable in light and dark mode.
 
 It contains only numbers and fixed text: nothing has to be escaped.
 """

@@ -1,4 +1,4 @@
-"""Backend of the Train tab. Its methods return error texts and never raise."""
+"""Handle the events of the Train tab. Methods return error texts and never raise."""
 
 from __future__ import annotations
 

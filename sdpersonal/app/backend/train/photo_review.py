@@ -1,4 +1,4 @@
-"""Results of the photo checks as the page shows them: a tile for each photo, and a summary."""
+"""Show the results of the photo checks on the page: a tile for each photo, and a summary."""
 
 from __future__ import annotations
 
@@ -165,13 +165,13 @@ def _make_tiles(tray: PhotoUploads, photos: PhotoSet | None, out: PhotoSet | Non
                 marks = ["left out"]
             elif upload.name not in photos_by_name:
                 marks = ["the same as another"]  # identical after its rotation
-            picture = (
+            image = (
                 show_crop(photos_by_name[upload.name])
                 if upload.name in photos_by_name
                 else _open_photo(tray.path(number))
             )
             storage.write_bytes(
-                staging_folder / f"{upload.name}.jpg", _jpeg(_add_frame(picture, upload.used, bool(marks)))
+                staging_folder / f"{upload.name}.jpg", _jpeg(_add_frame(image, upload.used, bool(marks)))
             )
             caption = f"{upload.name.removeprefix('photo ')}: {', '.join(marks)}" if marks else upload.name
             tiles.append((str(new_folder / f"{upload.name}.jpg"), caption))
@@ -181,9 +181,9 @@ def _make_tiles(tray: PhotoUploads, photos: PhotoSet | None, out: PhotoSet | Non
 
 
 def _open_photo(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        picture.thumbnail((240, 240))
-        return picture.convert("RGB")
+    with Image.open(path) as image:
+        image.thumbnail((240, 240))
+        return image.convert("RGB")
 
 
 def _add_frame(picture: Image.Image, used: bool, marked: bool) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Training processes: started without a shell, recognized after a restart, ended with all their children.
+"""Start training processes without a shell, recognize them after a restart, end them with all their children.
 
 A process is identified by its pid and its creation time, because pids are reused.
 """

@@ -1,4 +1,4 @@
-"""Status of a training, read from its folder: the page and the app that started it may be gone."""
+"""Read the status of a training from its folder: the page and the app that started it may be gone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""View of a training on the page: texts, a progress bar, a loss curve, sample images."""
+"""Build the view of a training for the page: texts, a progress bar, a loss curve, sample images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trainings for pages: one at a time on the machine, each in its own process, recovered from its folder on disk."""
+"""Run trainings for pages: one at a time on the machine, each in its own process, recovered from its folder on disk."""
 
 from __future__ import annotations
 
@@ -252,14 +252,14 @@ class TrainingService:
 
 def settings_to_argv(settings: TrainingSettings) -> list[str]:
     """Return the settings as a command line: each value is in one word with its flag, so none is taken for a flag."""
-    words = []
+    arguments = []
     for name, value in settings.model_dump(mode="json", exclude_defaults=True).items():
         flag = "class" if name == "class_noun" else name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
         elif value is not None:
-            words.append(f"--{flag}={value}")
-    return ["train", _command_name(settings), *words]
+            arguments.append(f"--{flag}={value}")
+    return ["train", _command_name(settings), *arguments]
 
 
 def settings_from_json(kept: dict[str, Any]) -> TrainingSettings:

@@ -1,4 +1,4 @@
-"""Photos uploaded to a page before training: private copies that the user can rotate, caption and leave out.
+"""Keep private copies of a page's photos before training, which the user can rotate, caption and leave out.
 
 Each photo is re-encoded from its pixels on arrival, so that neither its file name nor where it was taken is kept, and
 is called "photo 01" from then on, by the trainer too.

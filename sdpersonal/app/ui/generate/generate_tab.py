@@ -1,4 +1,4 @@
-"""The Generate tab: the prompt, concepts and settings on one side, the images on the other."""
+"""Lay out the Generate tab: the prompt, concepts and settings on one side, the images on the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""History of generated images on the Generate tab."""
+"""Lay out the history of generated images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def history_box(app: App, shared: SharedComponents, tab: gr.Tab, results: Result
     with gr.Row():
         search = gr.Textbox(label="Search", placeholder="words of the prompt, or a day", scale=3, min_width=160)
         starred = gr.Checkbox(False, label="Favourites only", scale=1, min_width=140)
-    pictures = gr.Gallery(
+    gallery = gr.Gallery(
         show_label=False,
         label="Earlier pictures",
         columns=4,
@@ -41,10 +41,10 @@ def history_box(app: App, shared: SharedComponents, tab: gr.Tab, results: Result
         return result and history.publish_image(app.workspace, request.session_hash, result)
 
     search_event = {"fn": on_look_back, "inputs": [search, starred, number]}
-    search_event |= {"outputs": [pictures, note, number, shown_results]} | QUICK_EVENT
+    search_event |= {"outputs": [gallery, note, number, shown_results]} | QUICK_EVENT
     tab.select(**search_event)
     for event in (search.change, starred.change):
         event(lambda: 0, None, number, **QUICK_EVENT).then(**search_event)
     for button, step in ((newer, -1), (older, 1)):
         button.click(lambda number, step=step: number + step, number, number, **QUICK_EVENT).then(**search_event)
-    pictures.select(on_pick, shown_results, results.selected, **QUICK_EVENT)
+    gallery.select(on_pick, shown_results, results.selected, **QUICK_EVENT)

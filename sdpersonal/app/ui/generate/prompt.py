@@ -1,4 +1,4 @@
-"""The prompt, its presets, and the concepts to put in it."""
+"""Lay out the prompt, its presets, and the concepts to put in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generated images, and actions on the selected one."""
+"""Lay out the generated images, and the actions on the selected one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ _MAX_IN_ORDER = 16  # if there are more, the newest come first
 
 @dataclass(frozen=True)
 class ResultComponents:
-    """status, live, pictures, results: the outputs of a job, in this order; selected: the selected image."""
+    """Components of the results. status, live, pictures, results: the outputs of a job, in this order; selected: the
+    selected image."""
 
     status: gr.Textbox
     live: gr.HTML
@@ -40,7 +41,7 @@ def results_box(name: str = "") -> ResultComponents:
     """Lay out the images of a job."""
     status = text_line(IDLE_MESSAGE, "status", label="Status")
     live = gr.HTML("", elem_id="live")
-    pictures = gr.Gallery(
+    gallery = gr.Gallery(
         show_label=False,
         label="Pictures",
         columns=2,
@@ -49,7 +50,7 @@ def results_box(name: str = "") -> ResultComponents:
         buttons=["fullscreen"],
         elem_id="pictures",
     )
-    return ResultComponents(status, live, pictures, gr.State(()), gr.State(None))
+    return ResultComponents(status, live, gallery, gr.State(()), gr.State(None))
 
 
 def view_updates(views: Iterable[JobView]) -> Iterator[tuple]:
@@ -58,9 +59,11 @@ def view_updates(views: Iterable[JobView]) -> Iterator[tuple]:
     for view in views:
         results = view.results[-_MAX_SHOWN:]
         results = results[::-1] if len(view.results) > _MAX_IN_ORDER else results
-        new = (gr.skip(), gr.skip()) if view.results == before or not results else (gallery_items(results), results)
+        image_updates = (
+            (gr.skip(), gr.skip()) if view.results == before or not results else (gallery_items(results), results)
+        )
         before = view.results
-        yield view.message, _progress_html(view), *new
+        yield view.message, _progress_html(view), *image_updates
 
 
 def gallery_items(results: Iterable[SessionImage]) -> list[tuple[str, str]]:
@@ -72,9 +75,9 @@ def _progress_html(view: JobView) -> str:
     """Make the progress bar and the preview as HTML. It contains no user text, so nothing has to be escaped."""
     if view.done >= 1:
         return ""
-    pictures = "".join(f'<img alt="The picture so far" src="{_data_url(image)}">' for image in view.preview)
+    previews = "".join(f'<img alt="The picture so far" src="{_data_url(image)}">' for image in view.preview)
     bar = f'<div class="bar" role="progressbar" aria-label="Progress" aria-valuenow="{100 * view.done:.0f}">'
-    return f'{bar}<div style="width: {view.done:.1%}"></div></div><div class="so-far">{pictures}</div>'
+    return f'{bar}<div style="width: {view.done:.1%}"></div></div><div class="so-far">{previews}</div>'
 
 
 def _data_url(picture) -> str:

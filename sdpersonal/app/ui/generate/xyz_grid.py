@@ -1,4 +1,4 @@
-"""XYZ grid: one prompt, with one setting changed from column to column and another from row to row."""
+"""Lay out the XYZ grid: one prompt, with one setting changed from column to column and another from row to row."""
 
 from __future__ import annotations
 

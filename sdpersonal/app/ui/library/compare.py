@@ -1,4 +1,4 @@
-"""Comparison of two concepts or versions, and conflicts between several in one prompt."""
+"""Lay out the comparison of two concepts or versions, and the check for conflicts between several."""
 
 from __future__ import annotations
 

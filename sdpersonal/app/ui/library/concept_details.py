@@ -1,4 +1,4 @@
-"""The selected concept's card: shown, edited, renamed."""
+"""Show, edit and rename the selected concept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Import of concept files dropped on the page, and export for other programs."""
+"""Lay out the import of concept files dropped on the page, and the export for other programs."""
 
 from __future__ import annotations
 

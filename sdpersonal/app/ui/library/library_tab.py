@@ -1,4 +1,4 @@
-"""The Library tab: a tile for every concept, and the selected concept's card beside them."""
+"""Lay out the Library tab: a tile for every concept, and the selected concept's card beside them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _tiles_box(app: App, shared: SharedComponents, tab: gr.Tab, desk: LibrarySta
         kind = gr.Dropdown(KINDS, value="", label="Show", min_width=140, elem_id="shelf-kind")
         bases = [("Every base", ""), *((text[0].upper() + text[1:], name) for name, text in BASE_TITLES.items())]
         base = gr.Dropdown(bases, value="", label="Made for", min_width=140, elem_id="shelf-base")
-    pictures = gr.Gallery(
+    gallery = gr.Gallery(
         show_label=False,
         label="Concepts",
         columns=4,
@@ -89,7 +89,7 @@ def _tiles_box(app: App, shared: SharedComponents, tab: gr.Tab, desk: LibrarySta
         index = chosen.index
         return tokens[index] if isinstance(index, int) and 0 <= index < len(tokens) else gr.skip()
 
-    look_event = {"fn": on_look, "inputs": [search, kind, base, limit], "outputs": [pictures, tokens, note, more]}
+    look_event = {"fn": on_look, "inputs": [search, kind, base, limit], "outputs": [gallery, tokens, note, more]}
     desk.on(tab, both=False, **look_event)
     shared.base.change(**look_event | QUICK_EVENT)
     for field in (search, kind, base):
@@ -97,5 +97,5 @@ def _tiles_box(app: App, shared: SharedComponents, tab: gr.Tab, desk: LibrarySta
             trigger_mode="always_last", **look_event | QUICK_EVENT
         )
     more.click(lambda limit: limit * 4, limit, limit, **QUICK_EVENT).then(**look_event | QUICK_EVENT)
-    pictures.select(on_pick, tokens, desk.chosen, **QUICK_EVENT)
-    pictures.select(None, js=SCROLL_TO_CARD, **QUICK_EVENT)
+    gallery.select(on_pick, tokens, desk.chosen, **QUICK_EVENT)
+    gallery.select(None, js=SCROLL_TO_CARD, **QUICK_EVENT)

@@ -1,4 +1,4 @@
-"""Deletion of a concept, and the trash."""
+"""Delete a concept, restore it, and empty the trash."""
 
 from __future__ import annotations
 

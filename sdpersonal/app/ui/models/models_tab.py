@@ -1,4 +1,4 @@
-"""The Base tab: facts of the loaded model, and switching to another."""
+"""Lay out the Base tab: facts of the loaded model, and the choice of another."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def choices_html(found: Sequence[ModelChoice]) -> str:
 
 
 def _row(offer: ModelChoice) -> str:
-    word, css_class = {True: ("Yes", "good"), False: ("No", "bad"), None: ("Perhaps", "maybe")}[offer.fits]
+    fits_text, css_class = {True: ("Yes", "good"), False: ("No", "bad"), None: ("Perhaps", "maybe")}[offer.fits]
     title = f"<br>{escape(offer.title)}" if offer.title != offer.name else ""
     name = f"<td><code>{escape(offer.name)}</code>{title}</td>"
-    return f"<tr>{name}<td class='{css_class}'>{word}</td><td>{escape(offer.requirements)}</td></tr>"
+    return f"<tr>{name}<td class='{css_class}'>{fits_text}</td><td>{escape(offer.requirements)}</td></tr>"

@@ -1,4 +1,4 @@
-"""The training form of the Train tab: the concept's name, training settings, and the summary of what Start does."""
+"""Lay out the training form: the concept's name, the training settings, and the summary of what Start does."""
 
 from __future__ import annotations
 

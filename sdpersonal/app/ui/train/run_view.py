@@ -1,4 +1,4 @@
-"""A training on the Train tab: its live status, and the buttons that control it."""
+"""Lay out a training on the Train tab: its live status, and the buttons that control it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def run_box() -> RunComponents:
                 score = text_line("", "run-score", max_lines=10)
                 curve = gr.HTML("", elem_id="run-curve")
             with gr.Column(scale=3, min_width=300):
-                pictures = gr.Gallery(
+                gallery = gr.Gallery(
                     label="Sample pictures",
                     show_label=False,
                     columns=2,
@@ -94,7 +94,7 @@ def run_box() -> RunComponents:
         words,
         curve,
         score,
-        pictures,
+        gallery,
         seen,
         running,
         sample,

@@ -1,4 +1,4 @@
-"""The Train tab: photos and settings in, a trained concept out."""
+"""Lay out the Train tab: photos and settings in, a trained concept out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Photos on the Train tab: upload, checks, rotation, captions, and leaving photos out."""
+"""Lay out the photos of the Train tab: upload, checks, rotation, captions, and leaving photos out."""
 
 from __future__ import annotations
 
