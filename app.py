@@ -1,4 +1,4 @@
-"""The app: python app.py [--base tiny] [--library concepts] [--listen --password-file FILE] [--port 7860]"""
+"""Start the app: python app.py [--base tiny] [--library concepts] [--listen --password-file FILE] [--port 7860]"""
 
 import signal
 import sys
@@ -13,30 +13,30 @@ from sdpersonal.errors import UserError, printable
 
 
 class Opening(SettingsBase):
-    """Open the app on this machine: a page to draw with your concepts."""
+    """Open the app on this machine: a page to train concepts and generate images with them."""
 
     base: str | None = None
-    """Model to draw with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 on CUDA, else tiny."""
+    """Model to generate with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 on CUDA, else tiny."""
     bases: Path | None = None
     """Folder of more models to choose from on the page: folders in diffusers layout and .safetensors checkpoints."""
     safety_checker: bool = True
-    """Hide what the base's safety checker flags, where it has one."""
+    """Hide images that the model's safety checker flags, if it has one."""
     library: Path = Path("concepts")
-    """Folder that keeps your concepts."""
+    """Folder of your concepts."""
     out: Path = Path("outputs")
-    """Folder for the pictures."""
+    """Folder for generated images."""
     runs: Path = Path("runs")
-    """Folder for trainings."""
+    """Folder for training runs."""
     wildcards: Path = Path("wildcards")
-    """Folder of lists for __name__ in prompts: name.txt, an option a line, in folders too; packs in YAML or JSON."""
+    """Folder of wildcards for __name__ in prompts: name.txt, an option a line, also in subfolders; YAML/JSON packs."""
     port: Annotated[int, WholeNumber, Field(ge=1024, le=65535)] = 7860
-    """Where the page is: http://127.0.0.1:PORT."""
+    """Port of the page: http://127.0.0.1:PORT."""
     listen: bool = False
-    """Let other machines in too; needs --password-file."""
+    """Accept connections from other machines; needs --password-file."""
     password_file: Path | None = None
-    """Who may come in: a line NAME:PASSWORD for each user. Each sees only pictures and trainings of their own."""
+    """File with a line NAME:PASSWORD for each user. Each user sees only their own images and trainings."""
     host: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]{1,253}$")], ...] = ()
-    """More names that this machine goes by."""
+    """More host names of this machine."""
 
 
 def say(line: str) -> None:
@@ -44,7 +44,7 @@ def say(line: str) -> None:
 
 
 def open_app(settings: Opening) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, which clears the pictures shown
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, which deletes the files shown
     from sdpersonal import storage
     from sdpersonal.app.ui.auth import configure_access
     from sdpersonal.app.ui.environment import isolate_gradio
@@ -53,7 +53,7 @@ def open_app(settings: Opening) -> int:
         storage.check_folder(folder)
     if settings.bases is not None and not settings.bases.is_dir():
         raise UserError(f"--bases: there is no folder {printable(str(settings.bases))}.", "Leave it out, or make it.")
-    door = configure_access(settings.port, settings.listen, settings.host, settings.password_file)
+    access = configure_access(settings.port, settings.listen, settings.host, settings.password_file)
     shown = isolate_gradio()  # before Gradio is imported
     from sdpersonal.app.backend import App, GenerationService, Workspace
     from sdpersonal.app.ui.page import build_page
@@ -63,17 +63,17 @@ def open_app(settings: Opening) -> int:
     from sdpersonal.models import load_base
 
     def load(name: str | None) -> Generator:
-        return Generator(load_base(name, safety=settings.safety_checker), house.library, settings.wildcards)
+        return Generator(load_base(name, safety=settings.safety_checker), app_workspace.library, settings.wildcards)
 
-    house = Workspace(Library(settings.library), settings.out, settings.runs, shown, settings.wildcards)
-    studio = GenerationService(load, house, settings.base)
-    say(studio.describe_base())
-    page = build_page(App(house, studio, fixed_base=settings.listen, bases=settings.bases))
+    app_workspace = Workspace(Library(settings.library), settings.out, settings.runs, shown, settings.wildcards)
+    generation = GenerationService(load, app_workspace, settings.base)
+    say(generation.describe_base())
+    page = build_page(App(app_workspace, generation, fixed_base=settings.listen, bases=settings.bases))
     try:
         private = [settings.library, settings.out, settings.runs, Path(__file__).parent]
-        serve(page, door, shown, private=private, say=say)
+        serve(page, access, shown, private=private, say=say)
     finally:
-        studio.end()
+        generation.end()
     return 0
 
 

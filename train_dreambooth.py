@@ -1,4 +1,4 @@
-"""Teach a concept by DreamBooth with LoRA: closest likeness. The same as `sdpersonal train dreambooth`.
+"""Train a concept by DreamBooth with LoRA: closest likeness. The same as `sdpersonal train dreambooth`.
 
 python train_dreambooth.py --photos examples/photos/teddy-bear --token '<me/teddy>' --class 'teddy bear'
 python train_dreambooth.py --photos my-dog --token '<me/rex>' --class dog --base sd15

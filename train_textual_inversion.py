@@ -1,4 +1,4 @@
-"""Teach a word by textual inversion: a few kB, the base stays as it is. The same as `sdpersonal train
+"""Train a token by textual inversion: a few kB, the model is unchanged. The same as `sdpersonal train
 textual-inversion`.
 
 python train_textual_inversion.py --photos examples/photos/cyanotype --token '<me/cyanotype>' --kind style

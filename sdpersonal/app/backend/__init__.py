@@ -1,4 +1,4 @@
-"""What the app's page can ask for, without the page: every button's work is a function or a method here."""
+"""The app without its page: the work of every button is a function or a method in this package."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from .workspace import Workspace
 
 @dataclass(frozen=True)
 class App:
-    """house: where things are kept; studio: draws, and knows which base is loaded; fixed_base: whether only who
-    started the app chooses the base, since several use it; bases: a folder of more that may be chosen."""
+    """The services of a running app.
+
+    workspace: its folders; generation: generates images and knows which model is loaded; fixed_base: the page cannot
+    switch the model, because several users share it; bases: folder of further models to choose from.
+    """
 
     workspace: Workspace
     generation: GenerationService

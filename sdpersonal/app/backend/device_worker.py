@@ -1,4 +1,4 @@
-"""The one thread in which the app computes."""
+"""Run every model of the app in one thread."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ T = TypeVar("T")
 
 
 class DeviceWorker:
-    """Loads and draws, one thing after another, in a thread of its own.
+    """Run loading and generation in one dedicated thread, one call after another.
 
-    Each thread that computes gets a team of OpenMP threads of its own, and once there are more of them than processors
-    GNU's runtime hardly spins any more while it waits: one team beside it makes drawing slower (docs/performance.md).
+    Each computing thread gets its own team of OpenMP threads, and once there are more of them than processors, GNU's
+    runtime hardly spins while it waits: a second team makes generation slower (docs/performance.md).
     """
 
     def __init__(self):
         self._waiting: queue.SimpleQueue = queue.SimpleQueue()
-        # Not an executor: Python waits for those at its end, and Ctrl-C must end a base's download too.
+        # Not an executor: Python waits for those at exit, but Ctrl-C must end a model's download too.
         threading.Thread(target=self._run, name="device", daemon=True).start()
 
     def do(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
-        """What `work` returns or raises. Not from within such work."""
+        """Run `work` in the device thread; return or raise what it does. Do not call it from that thread."""
         done: Future = Future()
         self._waiting.put((done, partial(work, *given, **named)))
         return done.result()
@@ -38,4 +38,4 @@ class DeviceWorker:
                 done.set_result(work())
             except BaseException as error:
                 done.set_exception(error)
-            del done, work  # a base that was loaded would stay as long as nothing else comes
+            del done, work  # a loaded model would stay referenced until the next call

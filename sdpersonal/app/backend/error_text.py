@@ -1,4 +1,4 @@
-"""What a page says about what went wrong."""
+"""Word error messages for the page."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ log = logging.getLogger(__name__)
 P, T = ParamSpec("P"), TypeVar("T")
 
 
-# What the page calls the fields of `GenerateRequest` and of the trainers' settings; `ui` lays them out under these
-# names.
+# Labels of the fields of `GenerateRequest` and of the training settings; `ui` lays them out under these labels.
 LABELS = {
     "prompt": "Prompt",
     "negative": "Negative prompt",
@@ -42,7 +41,7 @@ LABELS = {
 
 
 def labelled(error: UserError) -> UserError:
-    """The same in a page's words: its name for the field, where it is about one, and nothing of shells."""
+    """Replace the field's name in the error by its label on the page, and drop hints about shells."""
     if isinstance(error, FieldError) and error.hint == IF_UNSET:
         error = FieldError(error.field, error.message)
     if isinstance(error, FieldError) and error.field in LABELS and error.message.startswith(f"{error.field} "):
@@ -51,16 +50,17 @@ def labelled(error: UserError) -> UserError:
 
 
 def describe_error(error: Exception) -> str:
-    """A user's mistake in full, else a number that the terminal's log explains: nothing of our inside is shown."""
+    """Return a UserError's full text, else a failure number that the terminal's log explains: internals are not
+    shown."""
     if isinstance(error, UserError):
         return str(labelled(error))
-    number = uuid.uuid4().hex[:8]
-    log.error("failure %s", number, exc_info=error)
-    return f"Something went wrong here (failure {number}; the terminal shows what). Nothing was lost: try again."
+    failure_id = uuid.uuid4().hex[:8]
+    log.error("failure %s", failure_id, exc_info=error)
+    return f"Something went wrong here (failure {failure_id}; the terminal shows what). Nothing was lost: try again."
 
 
 def value_or_error(work: Callable[P, T], *args: P.args, **named: P.kwargs) -> tuple[T | None, str]:
-    """What the work returns and "", or None and what went wrong in words."""
+    """Return (result, ""), or (None, error text) if the work fails."""
     try:
         return work(*args, **named), ""
     except Exception as error:

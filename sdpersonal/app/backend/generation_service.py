@@ -1,4 +1,4 @@
-"""Drawing for pages: one device, a line of jobs before it, and for each page what it is to show at the moment."""
+"""Generate images for pages: one device, a queue of jobs for it, and a stream of job views for each page."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from .render_job import JobContext, QueuedGenerator, SessionImage
 from .workspace import Workspace
 
 IDLE_MESSAGE = "Write a prompt and press Draw. Your pictures appear here."
-MAX_JOBS = 24  # jobs in the line, the one that draws among them
-MAX_ENDLESS = 500  # pictures; whoever is there presses again
+MAX_JOBS = 24  # jobs in the queue, including the running one
+MAX_ENDLESS = 500  # images; a user who is still there presses Endless again
 _VIEW_SECONDS = 0.5  # seconds between views: each costs server and browser a tenth of a second of a core
 
 LoadGenerator = Callable[[str | None], Generator]
-"""A base's name, None for the usual one, to a generator with it. Raises UserError."""
+"""Load a model by name (None: the default one) and return a generator with it. Raises UserError."""
 RenderJob = Callable[[JobContext], str | None]
-"""Draws, and says what there is to say at the end instead of the usual."""
+"""Generate images; return the final message, or None for the default one."""
 
 
 @dataclass(frozen=True)
 class JobView:
-    """What the page shows of a job at one moment. done: the share that is finished, 0 to 1; preview: how the pictures
-    that are being drawn look so far."""
+    """The state of a job as the page shows it. done: finished share, 0 to 1; preview: intermediate images of the
+    current batch."""
 
     message: str
     results: tuple[SessionImage, ...] = ()
@@ -49,7 +49,7 @@ class JobView:
 
 
 class GenerationService:
-    """Draws for pages, each known by its session's name; a page has one drawing at a time."""
+    """Generate images for pages, each identified by its session name; a page has one job at a time."""
 
     def __init__(self, load: LoadGenerator, house: Workspace, base: str | None = None):
         self.workspace = house
@@ -60,22 +60,22 @@ class GenerationService:
         self._queue = JobQueue(MAX_JOBS)
         self._stop_events: dict[str, threading.Event] = {}
 
-    # --- the base -----------------------------------------------------------------------------------------------------
+    # --- the model ----------------------------------------------------------------------------------------------------
 
     @property
     def base(self) -> ModelInfo:
-        """Of the base that is loaded, or was last."""
+        """Facts of the loaded model, or of the last one loaded."""
         return self._base
 
     def describe_base(self) -> str:
-        """Which base is loaded, in a line."""
+        """Describe the loaded model in one line."""
         return self.base.line()
 
     def use(self, name: str) -> str:
-        """Load another base as soon as nothing is half drawn; what it is, in a line.
+        """Load another model once no job is half done; return its description in one line.
 
-        The one that was there goes first: memory may not hold both. Raises UserError where the other cannot be
-        loaded; then the next drawing loads the former one again.
+        The current model is dropped first, since memory may not hold both. Raises UserError if the new one cannot be
+        loaded; the next job then loads the former one again.
         """
         with self._queue.job(alone=True) as job, job.turn():
             self._drop()
@@ -84,7 +84,7 @@ class GenerationService:
         return self.describe_base()
 
     def release(self) -> None:
-        """Give the base's memory back until the next drawing, which loads it again: for a training on the same card."""
+        """Free the model's memory for a training on the same GPU; the next job loads the model again."""
         with self._queue.job(alone=True) as job, job.turn():
             self._drop()
 
@@ -93,61 +93,61 @@ class GenerationService:
         empty_cache()
 
     def _load_generator(self) -> Generator:
-        """In the device's thread, with the device to oneself."""
+        """Return the generator, loading it if needed. Call it in the device thread, during the job's turn."""
         if self._generator is None:
             self._generator = self._load(self._name)
             self._base = ModelInfo.of(self._generator.base)
         return self._generator
 
-    # --- drawing ------------------------------------------------------------------------------------------------------
+    # --- generation ---------------------------------------------------------------------------------------------------
 
     def do(self, order: Callable[[], RenderJob], page: str, user: str | None = None) -> Iterator[JobView]:
-        """What to show as a page's work goes on; the last one says how it ended. A mistake in the order is told so too.
+        """Run a page's job and yield its views; the last one says how it ended, also for an error raised by `order`.
 
-        order: for example `lambda: pictures(form)`.
+        order: creates the job, for example `lambda: generate_job(form)`.
         """
         try:
             work = order()
         except Exception as error:
             yield JobView(describe_error(error), done=1.0)
             return
-        self.stop(page)  # a page has one at a time
+        self.stop(page)  # a page has one job at a time
         stop = self._stop_events[page] = threading.Event()
         try:
             yield from self._job_views(work, stop, page, user)
         finally:
-            stop.set()  # also when the page went away and nobody asks for the next view
+            stop.set()  # also when the page was closed and nobody asks for the next view
             if self._stop_events.get(page) is stop:
                 del self._stop_events[page]
 
     def stop(self, page: str) -> None:
-        """End the page's drawing at the next step; what is finished stays."""
+        """Stop the page's job at the next step; finished images stay."""
         if stop := self._stop_events.get(page):
             stop.set()
 
     def end(self) -> None:
-        """The app ends: so do all drawings."""
+        """Stop all jobs when the app ends."""
         for stop in list(self._stop_events.values()):
             stop.set()
 
     def leave(self, page: str) -> None:
-        """The page was closed."""
+        """Clean up after a closed page."""
         self.stop(page)
         self.workspace.leave(page)
 
     def _job_views(self, work: RenderJob, stop: threading.Event, page: str, user: str | None) -> Iterator[JobView]:
-        # A thread of its own: the page asks for views from whichever thread is free, a drawing must stay in one.
-        news: queue.SimpleQueue = queue.SimpleQueue()
-        ended = threading.Event()
-        threading.Thread(target=self._work, args=(work, stop, news.put, ended, page, user), daemon=True).start()
+        # The page asks for views from whichever thread is free, but a job must stay in one thread: it gets its own.
+        updates: queue.SimpleQueue = queue.SimpleQueue()
+        finished = threading.Event()
+        threading.Thread(target=self._work, args=(work, stop, updates.put, finished, page, user), daemon=True).start()
         view, last = JobView(""), False
         while not last:
-            last = ended.wait(_VIEW_SECONDS)
-            change: dict = {}
-            while not news.empty():
-                change |= news.get()
-            if change:
-                view = replace(view, **change)
+            last = finished.wait(_VIEW_SECONDS)
+            changes: dict = {}
+            while not updates.empty():
+                changes |= updates.get()
+            if changes:
+                view = replace(view, **changes)
                 yield view
 
     def _work(
@@ -158,9 +158,11 @@ class GenerationService:
         notes: list[str] = []
         try:
             with self._queue.job() as job:
-                desk = self._job_context(job, stop, put, page, user, results, hidden, notes)
-                said = work(desk)
-            message = " ".join([said or _ending_text(len(results), time.monotonic() - job.started_at, hidden), *notes])
+                context = self._job_context(job, stop, put, page, user, results, hidden, notes)
+                closing_message = work(context)
+            message = " ".join(
+                [closing_message or _ending_text(len(results), time.monotonic() - job.started_at, hidden), *notes]
+            )
         except Interrupted:
             message = f"Stopped. {_count_text(len(results))} finished and kept." if results else "Stopped."
         except Exception as error:
@@ -180,28 +182,28 @@ class GenerationService:
 
 
 def generate_job(form: Mapping[str, Any]) -> RenderJob:
-    """The pictures of a `GenerateRequest` with these fields. Raises UserError."""
+    """Create a job that generates the images of a `GenerateRequest` with these fields. Raises UserError."""
     request = GenerateRequest(**form)
 
     def work(desk: JobContext) -> None:
         desk.notes.extend(filter(None, [difference(request.scheduler)]))
-        for picture in desk.generator.draw(request, desk.progress):
-            desk.keep(picture)
+        for image in desk.generator.draw(request, desk.progress):
+            desk.keep(image)
 
     return work
 
 
 def endless_job(form: Mapping[str, Any], wildcards: Path | None = None) -> RenderJob:
-    """On and on, each picture with other alternatives and another seed, from where it was. Raises UserError."""
+    """Create a job that generates endlessly, each image with other alternatives and another seed. Raises UserError."""
     request = GenerateRequest(**{**form, "n": 1, "every": False})
     series = EndlessSeries(request, wildcards)
 
     def work(desk: JobContext) -> str:
         desk.notes.extend(filter(None, [difference(request.scheduler)]))
-        drawn = generate_endless(
+        saved_images = generate_endless(
             series, desk.generator, desk.outputs, MAX_ENDLESS, progress=desk.progress, stopped=desk.stopped
         )
-        for path, hidden in drawn:
+        for path, hidden in saved_images:
             desk.show(path, hidden)
         return f"{MAX_ENDLESS} pictures are enough for now. Press Endless to go on."
 
@@ -217,5 +219,5 @@ def _count_text(drawn: int) -> str:
 
 
 def append_token(prompt: str, token: str) -> str:
-    """The prompt with the token behind it, one space between."""
+    """Append the token to the prompt after one space."""
     return f"{prompt.rstrip()} {token}".lstrip()

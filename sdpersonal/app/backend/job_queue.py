@@ -1,6 +1,6 @@
-"""Whose turn it is on the one device: first come, first served, one batch of pictures at a time.
+"""Queue the jobs for the one device: first come, first served, one batch of images at a time.
 
-A long job gives way to the others after each batch, so that nobody waits for sixteen pictures of another.
+A long job yields to the others after each batch, so that nobody waits for sixteen images of another user.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 
 from ...errors import Interrupted, UserError
 
-_POLL_SECONDS = 0.1  # seconds between looks at whether one who waits has given up
+_POLL_SECONDS = 0.1  # seconds between checks whether a waiting job was stopped
 
 
 @dataclass(eq=False)
 class Job:
-    """One who stands in the line. alone: has its turn only while no other job is half done."""
+    """A job in the queue. alone: it gets its turn only while no other job is half done."""
 
     line: JobQueue
     alone: bool = False
@@ -29,9 +29,9 @@ class Job:
     def turn(
         self, given_up: Callable[[], bool] = lambda: False, waits: Callable[[int], None] = lambda ahead: None
     ) -> Iterator[None]:
-        """Wait for it, and have the device to oneself. Raises Interrupted where given_up() becomes true first.
+        """Wait for the job's turn and hold the device. Raises Interrupted if given_up() becomes true first.
 
-        waits(ahead): told, before the first turn, how many came earlier and have not ended, whenever that changes.
+        waits(ahead): called before the first turn with the number of unfinished earlier jobs, whenever it changes.
         """
         self.line.take(self, given_up, (lambda ahead: None) if self.started_at else waits)
         try:
@@ -41,7 +41,7 @@ class Job:
 
 
 class JobQueue:
-    """most: jobs that may stand in it, the one being done among them."""
+    """A queue of at most `most` jobs, including the running one."""
 
     def __init__(self, most: int):
         self.most = most
@@ -52,7 +52,7 @@ class JobQueue:
 
     @contextmanager
     def job(self, alone: bool = False) -> Iterator[Job]:
-        """Stand in the line until all is done. Raises UserError where it is full."""
+        """Hold a place in the queue until the job is done. Raises UserError if the queue is full."""
         job = Job(self, alone)
         with self.change:
             if len(self.jobs) >= self.most:
@@ -68,15 +68,15 @@ class JobQueue:
                 self.change.notify_all()
 
     def take(self, job: Job, given_up: Callable[[], bool], waits: Callable[[int], None]) -> None:
-        told = None
+        reported_ahead = None
         with self.change:
             self._waiting_jobs.append(job)
             try:
                 while self._busy or self._next() is not job:
                     if given_up():
                         raise Interrupted("Stopped.")
-                    if (ahead := self.jobs.index(job)) != told:
-                        waits(told := ahead)
+                    if (ahead := self.jobs.index(job)) != reported_ahead:
+                        waits(reported_ahead := ahead)
                     self.change.wait(_POLL_SECONDS)
                 self._busy, job.started_at = True, job.started_at or time.monotonic()
             finally:
@@ -88,10 +88,10 @@ class JobQueue:
             self.change.notify_all()
 
     def _next(self) -> Job | None:
-        held = False  # one who must be alone waits: what is half done goes on, nothing new begins
+        exclusive_waits = False  # an exclusive job waits: half-done jobs go on, new ones do not start
         for job in self._waiting_jobs:
-            if job.alone and any(each.started_at for each in self.jobs if each is not job):
-                held = True
-            elif not held or job.started_at:
+            if job.alone and any(other.started_at for other in self.jobs if other is not job):
+                exclusive_waits = True
+            elif not exclusive_waits or job.started_at:
                 return job
         return None

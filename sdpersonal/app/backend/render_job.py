@@ -1,4 +1,4 @@
-"""What one job of drawing works with: a generator that gives way to others, and a way to tell the page."""
+"""Provide the context of one generation job: a generator that yields to other jobs, and a way to update the page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .workspace import Workspace
 
 @dataclass(frozen=True)
 class SessionImage:
-    """A picture on the page. kept: where it stays; shown: the copy that the page may serve."""
+    """An image on the page. kept: the saved file; shown: its copy in the session's folder, which may be served."""
 
     kept: Path
     shown: Path
@@ -27,7 +27,7 @@ class SessionImage:
 
 
 class QueuedGenerator:
-    """A generator as drawing functions want it, which has the device only while it computes."""
+    """A generator with the interface of `Generator` that holds the device only while it computes."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class QueuedGenerator:
         return self._device.do(self._get_generator).base
 
     def of(self, concepts: object) -> QueuedGenerator:
-        """The same with other concepts: a recipe's, a run's."""
+        """Return the same generator with other concepts: a recipe's, a run's."""
         return QueuedGenerator(
             self._device, self._get_generator, self._job, self._stopped, self._preview, self._waits, concepts
         )
@@ -58,33 +58,33 @@ class QueuedGenerator:
         progress: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[GeneratedImage]:
-        """As `Generator.draw`; raises Interrupted also where the page has stopped it."""
+        """Generate images as `Generator.draw` does; raises Interrupted also if the page stopped the job."""
 
         def ended() -> bool:
             return self._stopped() or cancelled()
 
-        pictures: Iterator[GeneratedImage] | None = None
+        images: Iterator[GeneratedImage] | None = None
 
         def draw_next() -> GeneratedImage | None:
-            nonlocal pictures
-            if pictures is None:
+            nonlocal images
+            if images is None:
                 generator = self._get_generator()
                 generator = generator.of(self._concepts) if self._concepts else generator
-                pictures = generator.draw(request, progress, ended, self._preview)
-            return next(pictures, None)
+                images = generator.draw(request, progress, ended, self._preview)
+            return next(images, None)
 
         while True:
             with self._job.turn(ended, self._waits):
-                picture = self._device.do(draw_next)
-            if picture is None:
+                image = self._device.do(draw_next)
+            if image is None:
                 return
-            yield picture
+            yield image
 
 
 @dataclass(frozen=True)
 class JobContext:
-    """generator: in turn; progress(done, total); tell(change): fields of a `View` that are new; notes: sentences that
-    are said when all is drawn."""
+    """What a `RenderJob` works with. generator: takes turns with other jobs; tell: sends changed fields of the
+    `JobView`; notes: sentences for the final message."""
 
     generator: QueuedGenerator
     workspace: Workspace
@@ -107,11 +107,11 @@ class JobContext:
         self.tell({"message": f"Drawing: step {done} of {total}", "done": done / total})
 
     def keep(self, picture: GeneratedImage) -> None:
-        """A picture is ready."""
+        """Save a finished image and show it."""
         self.show(self.outputs.save(picture.png()), picture.hidden, f"seed {picture.seed}")
 
     def show(self, kept: Path, hidden: bool = False, caption: str = "") -> None:
-        """A picture that was kept is ready."""
+        """Show an image that is already saved."""
         self.results.append(
             SessionImage(kept, self.workspace.copy(kept, self.page), caption or kept.stem.partition("-")[0])
         )

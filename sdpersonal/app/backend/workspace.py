@@ -1,4 +1,4 @@
-"""Where an app keeps things, and for whom."""
+"""Locate the folders of the app, per user and per session."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 @dataclass(frozen=True)
 class Workspace:
-    """library: concepts, of all who use the app; outputs: pictures, runs: trainings, both for each user apart;
-    shown: a private folder of what the page may serve, gone when the app ends; wildcards: lists for prompts.
+    """The folders of the app.
 
-    A user is None where there is one only, who needs no name.
+    library: concepts, shared by all users; outputs: images, and runs: training runs, both separate for each user;
+    shown: private folder of files that the page may serve, deleted when the app ends; wildcards: lists for prompts.
+    The user is None where nobody logs in.
     """
 
     library: Library
@@ -32,32 +33,32 @@ class Workspace:
     _session_names: dict[str, str] = field(default_factory=dict, compare=False)
 
     def pictures(self, user: str | None) -> Outputs:
-        """The user's own pictures, which stay."""
+        """Return the user's saved images."""
         return Outputs(self.outputs / user_folder_name(user) if user else self.outputs)
 
     def trainings(self, user: str | None) -> Path:
-        """The folder of the user's own runs."""
+        """Return the folder of the user's runs."""
         return self.runs / user_folder_name(user) if user else self.runs
 
     def room(self, page: str) -> Path:
-        """A folder that the app may serve to one page: nobody who does not know its name finds it."""
+        """Return the session folder that may be served to one page; its random name cannot be guessed."""
         name = self._session_names.setdefault(page, secrets.token_urlsafe(16))
         return storage.make_folder(self.shown / name)
 
     def copy(self, picture: Path, page: str) -> Path:
-        """A file in the page's room with the same bytes."""
-        place = self.room(page) / picture.name
-        storage.write_bytes(place, storage.read_bytes(picture, _LARGEST))
-        return place
+        """Copy an image's file into the page's session folder."""
+        target = self.room(page) / picture.name
+        storage.write_bytes(target, storage.read_bytes(picture, _LARGEST))
+        return target
 
     def leave(self, page: str) -> None:
-        """The page is closed: what was shown on it goes."""
+        """Delete the session folder of a closed page."""
         if name := self._session_names.pop(page, None):
             storage.remove(self.shown / name)
 
 
 def user_folder_name(user: str) -> str:
-    """A user's name as a folder's. Raises UserError if it cannot be one."""
+    """Return the user's name as a folder name. Raises UserError if it is not allowed."""
     if not _NAME.fullmatch(user):
         raise UserError("A user's name has 1 to 32 of a-z, 0-9 and -.")
     return user

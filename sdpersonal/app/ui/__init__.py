@@ -1,1 +1,1 @@
-"""The app: one page on this machine. Only this package knows Gradio; what its buttons do is in `service`."""
+"""The app: one page on this machine. Only this package knows Gradio; what its buttons do is in `backend`."""

@@ -1,4 +1,4 @@
-"""What must be settled before Gradio is imported: it obeys its environment variables over its arguments."""
+"""Set up the environment before Gradio is imported, because its environment variables override its arguments."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _GRADIO_VARIABLES = ("GRADIO_", "UVICORN_", "FORWARDED_ALLOW_IPS", "SPACE_ID", "
 
 
 def isolate_gradio() -> Path:
-    """Forget what the environment says to Gradio and its server; return a private folder for what the page shows.
+    """Remove the environment variables of Gradio and its server; return a private folder for the files shown.
 
-    The folder is readable by this user only and goes when the program ends.
+    The folder is readable by this user only and is deleted when the program ends.
     """
     for name in [name for name in os.environ if f"{name}=".startswith(_GRADIO_VARIABLES)]:
         del os.environ[name]

@@ -1,4 +1,4 @@
-"""What a drawing can be asked: the settings under the prompt, by the names that a `GenerateRequest` has for them."""
+"""Lay out the generation settings under the prompt, by their names in `GenerateRequest`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from ..backend.generate.init_image import save_init_image
 from ..backend.train.form import typed_number
 from .shared import text_line
 
-FRESH_SEEDS = 2**32  # more begin from noise that one of these begins from
+FRESH_SEEDS = 2**32  # larger seeds start from the same noise as one of these
 _MAY_STAY_EMPTY = ("fast", "scheduler")  # None in a request, an empty text in the form
 
 
 class GenerateForm:
-    """components: by field; `inputs` is what an event gets, `read` makes a request's fields of it."""
+    """The settings form. components: by field; `inputs`: for an event; `read`: converts their values to a request's
+    fields."""
 
     def __init__(self, prompt: gr.Textbox):
         self.components: dict[str, gr.components.Component] = {"prompt": prompt}
 
     def settings(self, base) -> None:
-        """Lay out the settings. base: facts of the one that is loaded, whose own values stand there first."""
+        """Lay out the settings. base: the loaded model's facts, whose values are the defaults."""
         add = self.components
         add["negative"] = gr.Textbox(
             "", label="Negative prompt", lines=1, max_length=2000, info="What the picture should not be."
@@ -34,11 +35,11 @@ class GenerateForm:
             add["steps"] = gr.Slider(1, 150, value=25, step=1, label="Steps", min_width=140)
         with gr.Row():
             add["guidance"] = gr.Slider(1, 30, value=base.guidance, step=0.5, label="Guidance", min_width=140)
-            own = f"{base.resolution}x{base.resolution}"
-            add["size"] = gr.Textbox(own, label="Size", info="WIDTHxHEIGHT", min_width=140)
+            default_size = f"{base.resolution}x{base.resolution}"
+            add["size"] = gr.Textbox(default_size, label="Size", info="WIDTHxHEIGHT", min_width=140)
         with gr.Row():
             seed_info = "Same seed, same picture."
-            # Text: the numbers of a page's fields are JavaScript's, which lose digits of seeds above 2**53.
+            # A text field, because JavaScript numbers lose digits of seeds above 2**53.
             add["seed"] = gr.Textbox(
                 "0", label="Seed", info=seed_info, max_lines=1, max_length=20, min_width=140, elem_id="seed"
             )
@@ -66,7 +67,7 @@ class GenerateForm:
         )
 
     def start(self) -> None:
-        """Lay out what a drawing can begin from."""
+        """Lay out the init image and its mask."""
         text_line("Paint over a part to draw only that anew; paint nothing to change all of it.")
         self.editor = gr.ImageEditor(
             type="pil",
@@ -87,24 +88,25 @@ class GenerateForm:
         return {*self.components.values(), self.fresh, self.editor}
 
     def read(self, values: dict, app: App, page: str) -> dict[str, Any]:
-        """A request's fields. Raises UserError for a start picture that is none."""
+        """Return a request's fields. Raises UserError for an unusable init image."""
         fields = {name: values[component] for name, component in self.components.items()}
         fields |= {name: fields[name] or None for name in _MAY_STAY_EMPTY}
         number = typed_number(fields["seed"])
-        fields["seed"] = "" if number is None else number  # refused as empty
-        begun = save_init_image(app.workspace, page, values[self.editor])
-        if begun:  # its own shape, and drawn as large as it is
+        fields["seed"] = "" if number is None else number  # "" is refused by validation
+        init_fields = save_init_image(app.workspace, page, values[self.editor])
+        if init_fields:  # the init image keeps its own size
             fields |= {"size": None, "enlarge": 1.0}
-        return fields | begun
+        return fields | init_fields
 
     def filled(self, fields: dict[str, Any]) -> list:
-        """Updates for `components`, in their order: what is not in `fields`, or is None and may not be empty, stays."""
+        """Return updates for `components` in their order; fields that are missing, or None and not in
+        `_MAY_STAY_EMPTY`, stay as they are."""
         fields = fields | {name: fields[name] or "" for name in _MAY_STAY_EMPTY if name in fields}
         fields = fields | {"seed": str(fields["seed"])} if "seed" in fields else fields
-        known = [fields.get(name) for name in self.components]
-        return [gr.skip() if value is None else gr.update(value=value) for value in known]
+        values = [fields.get(name) for name in self.components]
+        return [gr.skip() if value is None else gr.update(value=value) for value in values]
 
 
 def random_seed() -> str:
-    """Another one each time, as it stands in the form."""
+    """Return a new random seed as text for the form."""
     return str(random.randrange(FRESH_SEEDS))

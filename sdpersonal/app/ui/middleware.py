@@ -1,4 +1,4 @@
-"""What is refused before Gradio sees it: other hosts, other sites' pages, uploads without end, guessed passwords."""
+"""Refuse requests before Gradio sees them: other hosts, other sites' pages, oversized uploads, guessed passwords."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ... import storage
 
-MAX_UPLOAD = 1 << 30  # bytes of a file (a LoRA), of one request, and of all that pages have sent and not yet lost
+MAX_UPLOAD = 1 << 30  # bytes of a file (a LoRA), of one request, and of all uploads on the disk
 MAX_PARTS = 60  # files at once
-MIN_FREE_DISK = 2 << 30  # bytes that stay free on the disk
-MAX_BODY = 2 << 20  # bytes of anything that is no upload
-MAX_FAILED_LOGINS, LOGIN_PAUSE = 5, 30.0  # wrong passwords from one place, and the seconds until the next may be tried
+MIN_FREE_DISK = 2 << 30  # bytes that must stay free on the disk
+MAX_BODY = 2 << 20  # bytes of any other request
+MAX_FAILED_LOGINS, LOGIN_PAUSE = 5, 30.0  # wrong passwords from one client, and the seconds until the next attempt
 _MAX_CLIENTS = 10_000
 _DRAIN_MESSAGES = 256  # messages, 64 KB each at most
 _UNQUEUED_ROUTES = re.compile(r"/gradio_api/(run|api|call)\b")
 
 
 class SecurityMiddleware:
-    """hosts: names that this app goes by; sent: folder in which uploads gather."""
+    """ASGI middleware. hosts: host names of this app; sent: folder where uploads are stored."""
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str], sent: Path):
         self.app, self.hosts, self.sent = app, hosts, sent
@@ -38,7 +38,7 @@ class SecurityMiddleware:
         if refusal:
             await PlainTextResponse(refusal[1], refusal[0])(scope, receive, send)
             return
-        scope["headers"] = [each for each in scope["headers"] if not each[0].startswith(b"x-forwarded-")]
+        scope["headers"] = [header for header in scope["headers"] if not header[0].startswith(b"x-forwarded-")]
         if scope["path"].rstrip("/") == "/login":
             send = self._count_failures(_client(scope), send)
         body = LimitedBody(receive, MAX_UPLOAD if _is_upload(scope) else MAX_BODY, headers)
@@ -47,7 +47,7 @@ class SecurityMiddleware:
         except TooLarge as error:
             await _drain(receive)
             await PlainTextResponse(str(error), 413)(scope, receive, send)
-        except TypeError:  # Gradio's answer to a part that has no file name
+        except TypeError:  # Gradio raises it for a part without a file name
             if not _is_upload(scope):
                 raise
             await PlainTextResponse("That is no upload.", 400)(scope, receive, send)
@@ -57,7 +57,7 @@ class SecurityMiddleware:
         if re.sub(r":\d{1,5}$", "", host) not in self.hosts:
             return 400, "This app does not go by that name."
         origin = headers.get(b"origin")
-        # Gradio itself trusts every page on this machine, whatever its port: it would let it read the pictures.
+        # Gradio itself trusts every page on this machine, whatever its port: they could read the images.
         if origin is not None and origin != f"{scope['scheme']}://{host}":
             return 403, "Only this app's own page may do that."
         if _UNQUEUED_ROUTES.match(scope["path"]):
@@ -78,9 +78,11 @@ class SecurityMiddleware:
     def _must_wait(self, place: str) -> bool:
         if len(self._failed_logins) > _MAX_CLIENTS:
             self._failed_logins.clear()
-        recent = [at for at in self._failed_logins[place] if at > time.monotonic() - LOGIN_PAUSE]
-        self._failed_logins[place] = recent
-        return len(recent) >= MAX_FAILED_LOGINS
+        recent_failures = [
+            failed_at for failed_at in self._failed_logins[place] if failed_at > time.monotonic() - LOGIN_PAUSE
+        ]
+        self._failed_logins[place] = recent_failures
+        return len(recent_failures) >= MAX_FAILED_LOGINS
 
     def _count_failures(self, place: str, send: Send) -> Send:
         async def watched(message: Message) -> None:
@@ -92,16 +94,16 @@ class SecurityMiddleware:
 
 
 class TooLarge(Exception):
-    """A body that goes on longer than it may. In words for whoever sent it."""
+    """A request body exceeds its limit; the message is for the client."""
 
 
 class LimitedBody:
-    """Counts what arrives, whatever was announced; of an upload its parts too."""
+    """Limit the bytes received, whatever Content-Length says, and the number of an upload's parts."""
 
     def __init__(self, receive: Receive, most: int, headers: dict[bytes, str]):
         self._receive, self._most, self._size, self._parts, self._rest = receive, most, 0, 0, b""
-        found = re.search(r'boundary="?([^";]{1,200})', headers.get(b"content-type", ""))
-        self._mark = f"--{found[1]}".encode("latin-1") if found else None
+        boundary = re.search(r'boundary="?([^";]{1,200})', headers.get(b"content-type", ""))
+        self._mark = f"--{boundary[1]}".encode("latin-1") if boundary else None
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -119,7 +121,7 @@ class LimitedBody:
 
 
 async def _drain(receive: Receive) -> None:
-    """What is refused in the middle is read a while longer: a client that still sends sees no answer."""
+    """Read on for a while after a refusal: a client that is still sending would not see the response."""
     for _ in range(_DRAIN_MESSAGES):
         message = await receive()
         if not message.get("more_body"):
@@ -142,7 +144,7 @@ def _client(scope: Scope) -> str:
 
 
 def _folder_size(folder: Path) -> int:
-    """Bytes in the folder; what goes meanwhile does not count."""
+    """Return the bytes in the folder; files deleted meanwhile do not count."""
     total = 0
     for path in folder.rglob("*"):
         try:

@@ -1,4 +1,4 @@
-// Ctrl+Enter draws; after "<" the concepts that fit are offered, to be chosen by arrows and Enter, or a click.
+// Ctrl+Enter generates; after "<" the matching concepts are offered, to be chosen by arrows and Enter, or a click.
 (() => {
   const list = document.createElement("ul");
   list.id = "completion";
@@ -76,7 +76,7 @@
     }
   }, true);
 
-  // On a phone the pictures are below everything else.
+  // On a phone the images are below everything else.
   document.addEventListener("click", event => {
     if (innerWidth < 768 && event.target.closest?.("#draw, #endless, #draw-sheet")) {
       document.querySelector("#status")?.scrollIntoView({ behavior: "smooth" });

@@ -1,4 +1,4 @@
-"""The whole page: which base is loaded, and the tabs."""
+"""Build the whole page: the line about the loaded model, and the tabs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TABS = {
 
 
 def build_page(app: App) -> gr.Blocks:
-    """The page, not yet served."""
+    """Build the page without serving it."""
     with gr.Blocks(title="sdpersonal", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("# sdpersonal", elem_id="title")
         base = text_line(app.generation.describe_base(), "base")

@@ -1,4 +1,4 @@
-"""Serving the page: what Gradio leaves open by default is closed here."""
+"""Serve the page, closing what Gradio leaves open by default."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .auth import LOCALHOST, Access, port_taken_error
 from .middleware import MAX_UPLOAD, SecurityMiddleware
 from .theme import CSS, HEAD, THEME
 
-POLL_SECONDS = 0.02  # seconds between looks at the queue; Gradio's thousand a second interrupt the processors that draw
-MAX_QUEUE = 200  # events in Gradio's own queue; the line for the device is the studio's
+POLL_SECONDS = 0.02  # seconds between queue polls; Gradio's thousand polls a second slow down generation on a CPU
+MAX_QUEUE = 200  # events in Gradio's own queue; jobs for the device have the `JobQueue`
 
 
 def serve(page: gr.Blocks, door: Access, shown: Path, private: list[Path], say: Callable[[str], None]) -> None:
-    """Serve until interrupted. shown: the folder that may be served from; private: folders of which nothing may be;
-    say: told when the page is there.
+    """Serve until interrupted. shown: folder whose files may be served; private: folders that must never be served;
+    say: called with a line once the page is up.
 
     Raises UserError if the port is taken.
     """

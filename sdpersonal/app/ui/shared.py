@@ -1,4 +1,4 @@
-"""What several tabs touch."""
+"""Share components, event options and helpers between tabs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ QUICK_EVENT = {"concurrency_limit": None, "show_progress": "hidden", "api_visibi
 
 @dataclass(frozen=True)
 class SharedComponents:
-    """tabs: to go to another, return `gr.Tabs(selected=NAME)` to it; prompt: the Generate tab's; base: the line about
-    the base that is loaded."""
+    """Components that several tabs use. tabs: return `gr.Tabs(selected=NAME)` to it to switch; prompt: the Generate
+    tab's; base: the line about the loaded model."""
 
     page: gr.Blocks
     tabs: gr.Tabs
@@ -22,11 +22,11 @@ class SharedComponents:
 
 
 def user_name(request: gr.Request) -> str | None:
-    """Who asks, where people log in; else None: there is one user."""
+    """Return the logged-in user's name; None if nobody logs in."""
     return getattr(request, "username", None)
 
 
 def text_line(text: str = "", name: str | None = None, **more) -> gr.Textbox:
-    """A line of text about how things stand. Not Markdown and no toast: these would show a stranger's words as HTML."""
+    """Make a status line. Neither Markdown nor a toast, which would render text from other people's files as HTML."""
     looks = {"show_label": False, "container": False, "interactive": False, "elem_classes": "line", "max_lines": 6}
     return gr.Textbox(text, lines=1, elem_id=name, **(looks | more))

@@ -1,4 +1,4 @@
-"""How the page looks, light and dark, wide and narrow."""
+"""Style the page for light and dark mode, wide and narrow screens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ... import storage
 
 THEME = gr.themes.Soft(
     primary_hue="teal", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-).set(  # the theme's own are too pale to read well
+).set(  # the theme's own colours are too pale to read well
     body_background_fill="*neutral_50",
     input_border_width="1px",
     input_border_color="*neutral_300",

@@ -1,1 +1,1 @@
-"""What the Generate tab does."""
+"""Backend of the Generate tab."""

@@ -1,4 +1,4 @@
-"""The concepts that the Generate tab offers: a picture and a word for each that the loaded base can draw."""
+"""Offer concepts on the Generate tab: a tile and a token for each that fits the loaded model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ MAX_TILES = 96  # tiles at once
 
 @dataclass(frozen=True)
 class ConceptChoices:
-    """tiles: (path of a picture, token), in the library's order; words: all tokens that the base can draw, whatever is
-    searched for; note: what else there is to say, one line."""
+    """The concepts on offer. tiles: (image path, token), in the library's order; words: all tokens that fit the model,
+    whatever is searched for; note: one line about further or damaged concepts."""
 
     tiles: list[tuple[str, str]]
     words: tuple[str, ...]
@@ -22,17 +22,17 @@ class ConceptChoices:
 
 
 def concept_choices(house: Workspace, kind: str, search: object = "") -> ConceptChoices:
-    """The newest version of every concept made for bases of `kind`; tiles of those with the words of `search`."""
+    """List the newest version of every concept made for models of `kind`, with tiles for those that match `search`."""
     try:
         newest = newest_versions(house.library.list())
     except UserError as error:
         return ConceptChoices([], (), str(error))
     fitting = [entry for entry in newest if entry.card and entry.card.base == kind]
-    found = [entry for entry in fitting if matches_search(entry, search)]
+    matching = [entry for entry in fitting if matches_search(entry, search)]
     damaged = sum(bool(entry.damaged) for entry in newest)
-    note = _note(len(found), len(newest) - len(fitting) - damaged, damaged)
-    words = tuple(str(entry.token.unversioned()) for entry in fitting)
-    return ConceptChoices(make_tiles(house, found[:MAX_TILES], kind), words, note)
+    note = _note(len(matching), len(newest) - len(fitting) - damaged, damaged)
+    tokens = tuple(str(entry.token.unversioned()) for entry in fitting)
+    return ConceptChoices(make_tiles(house, matching[:MAX_TILES], kind), tokens, note)
 
 
 def _note(found: int, others: int, damaged: int) -> str:

@@ -1,4 +1,4 @@
-"""What was drawn before: a page of small pictures, found by words."""
+"""List and search generated images, as pages of thumbnails."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from ....outputs.folder import FAVOURITE_NAME, FAVOURITES_FOLDER
 from ..render_job import SessionImage
 from ..workspace import Workspace
 
-PAGE_SIZE = 48  # pictures at once
-_SIDE = 192  # pixels of a small one
+PAGE_SIZE = 48  # images at once
+_SIDE = 192  # pixels of a thumbnail's longer side
 _LIMIT = 1 << 28
 
 
 @dataclass(frozen=True)
 class HistoryPage:
-    """One page. Of `results` the small pictures are shown. number: of the page, from 0; total: of all pages."""
+    """One page of the history. results: images, of which `shown` is the thumbnail; number: of the page, from 0;
+    total: images on all pages."""
 
     results: tuple[SessionImage, ...]
     number: int
@@ -38,28 +39,29 @@ class HistoryPage:
 def find_images(
     house: Workspace, page: str, user: str | None, search: str = "", starred: bool = False, number: int = 0
 ) -> HistoryPage:
-    """The pictures whose prompt has all the words of `search`, newest first. number: of the page, from 0."""
+    """Find the images whose prompt has all the words of `search`, newest first. number: of the page, from 0."""
     outputs = house.pictures(user)
     words = str(search or "").lower().split()
     matching = [path for path, prompt in _all_images(outputs, starred) if all(word in prompt.lower() for word in words)]
     number = max(0, min(number, (len(matching) - 1) // PAGE_SIZE))
     paths = matching[number * PAGE_SIZE : (number + 1) * PAGE_SIZE]
-    small = [_make_thumbnail(house, page, path) for path in paths]
+    thumbnails = [_make_thumbnail(house, page, path) for path in paths]
     results = tuple(
-        SessionImage(path, place, _day(path.parent, path.name)) for path, place in zip(paths, small, strict=True)
+        SessionImage(path, thumbnail, _day(path.parent, path.name))
+        for path, thumbnail in zip(paths, thumbnails, strict=True)
     )
     return HistoryPage(results, number, len(matching))
 
 
 def publish_image(house: Workspace, page: str, result: SessionImage) -> SessionImage:
-    """With the whole picture as what the page may serve."""
+    """Return the result with its full-size image in the session folder as the file to serve."""
     return SessionImage(result.kept, house.copy(result.kept, page), result.caption)
 
 
 def _all_images(outputs: Outputs, starred: bool) -> list[tuple[Path, str]]:
     if starred:
         return _with_prompts(outputs.folder / FAVOURITES_FOLDER, outputs.favourites())
-    return [each for day in outputs.days() for each in _with_prompts(outputs.folder / day, outputs.pictures(day))]
+    return [image for day in outputs.days() for image in _with_prompts(outputs.folder / day, outputs.pictures(day))]
 
 
 def _with_prompts(folder: Path, names: list[str]) -> list[tuple[Path, str]]:
@@ -68,16 +70,16 @@ def _with_prompts(folder: Path, names: list[str]) -> list[tuple[Path, str]]:
 
 
 def _day(folder: Path, name: str) -> str:
-    found = FAVOURITE_NAME.fullmatch(name)
-    return found[1] if found else folder.name
+    match = FAVOURITE_NAME.fullmatch(name)
+    return match[1] if match else folder.name
 
 
 def _make_thumbnail(house: Workspace, page: str, path: Path) -> Path:
-    place = house.room(page) / f"small-{path.parent.name}-{path.stem}.jpg"
-    if not place.exists():
-        picture = Image.open(io.BytesIO(storage.read_bytes(path, _LIMIT))).convert("RGB")
-        picture.thumbnail((_SIDE, _SIDE))
+    target = house.room(page) / f"small-{path.parent.name}-{path.stem}.jpg"
+    if not target.exists():
+        thumbnail = Image.open(io.BytesIO(storage.read_bytes(path, _LIMIT))).convert("RGB")
+        thumbnail.thumbnail((_SIDE, _SIDE))
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=85)
-        storage.write_bytes(place, buffer.getvalue())
-    return place
+        thumbnail.save(buffer, "JPEG", quality=85)
+        storage.write_bytes(target, buffer.getvalue())
+    return target

@@ -1,4 +1,4 @@
-"""What can be done with one picture: keep it, take it along, vary it, take its settings."""
+"""Act on one image: mark it as a favourite, download it, vary it, reuse its settings."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from ..render_job import JobContext, SessionImage
 from ..workspace import Workspace
 
 NO_IMAGE = UserError("No picture is chosen.", "Click one first.")
-# What other programs leave out where it is not used: it must not stay in the form from the picture before.
+# Fields that other programs leave out when unused: the form must not keep them from the image before.
 _UNUSED = {"negative": "", "enlarge": 1.0, "fast": None, "scheduler": None, "clip_skip": 1}
 
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """What a picture says of how it was drawn. fields: of a `GenerateRequest`; notes: what could not be taken over;
-    same: whether the same base draws the same picture from them."""
+    """Generation settings read from an image. fields: of a `GenerateRequest`; notes: what could not be taken over;
+    same: whether the same model generates the same image from them."""
 
     fields: Mapping[str, Any]
     notes: tuple[str, ...]
@@ -44,31 +44,31 @@ class ImageSettings:
 
 
 def read_settings(picture: object) -> ImageSettings:
-    """Of a picture of ours or of another program's, by its path. Raises UserError for one without settings."""
+    """Read the settings from an image of this or another program. Raises UserError if it has none."""
     if not isinstance(picture, str | Path):
         raise NO_IMAGE
-    found = read_recipe(storage.read_bytes(Path(picture), MAX_IMAGE_BYTES), "This picture")
-    if isinstance(found, Foreign):
-        prompt = {"prompt": found.words} if found.words else {}  # what cannot be used stands there to be changed
-        return ImageSettings(_UNUSED | dict(found.fields) | prompt, found.notes, same=False)
-    notes = ("It began from another picture, which is not in it.",) if found.start else ()
-    fields = found.model_dump(include=set(GenerateRequest.model_fields) - {"start", "mask"})
-    return ImageSettings(fields | {"n": 1, "fast": found.fast or None, "scheduler": found.scheduler or None}, notes)
+    recipe = read_recipe(storage.read_bytes(Path(picture), MAX_IMAGE_BYTES), "This picture")
+    if isinstance(recipe, Foreign):
+        prompt = {"prompt": recipe.words} if recipe.words else {}  # with the unusable parts, for the user to change
+        return ImageSettings(_UNUSED | dict(recipe.fields) | prompt, recipe.notes, same=False)
+    notes = ("It began from another picture, which is not in it.",) if recipe.start else ()
+    fields = recipe.model_dump(include=set(GenerateRequest.model_fields) - {"start", "mask"})
+    return ImageSettings(fields | {"n": 1, "fast": recipe.fast or None, "scheduler": recipe.scheduler or None}, notes)
 
 
 def settings_note(settings: ImageSettings) -> str:
-    """What there is to say once they stand in the form."""
+    """Return the status text after the settings were copied into the form."""
     promise = ": the same base draws the same picture" if settings.same else ", as far as they mean the same here"
     return " ".join([f"Its settings are in the form{promise}.", *settings.notes])
 
 
 def recipe_text(picture: Path) -> str:
-    """Its recipe as a person reads it; "" without one."""
+    """Format the image's recipe for people; "" if it has none."""
     try:
-        found = read_recipe(storage.read_bytes(picture, MAX_IMAGE_BYTES), "This picture")
+        recipe = read_recipe(storage.read_bytes(picture, MAX_IMAGE_BYTES), "This picture")
     except UserError:
         return ""
-    return found.text if isinstance(found, Foreign) else _format_recipe(found)
+    return recipe.text if isinstance(recipe, Foreign) else _format_recipe(recipe)
 
 
 def _format_recipe(recipe: Recipe) -> str:
@@ -82,14 +82,16 @@ def _format_recipe(recipe: Recipe) -> str:
         "Clip skip": str(recipe.clip_skip) if recipe.clip_skip > 1 else "",
         "Size": recipe.size + (f", enlarged {recipe.enlarge:g} times" if recipe.enlarge > 1 else ""),
         "Began from": f"another picture, changed by {recipe.change:g}" if recipe.start else "",
-        "Concepts": ", ".join(f"{each.token} {each.strength:g} ({each.sha256[:8]})" for each in recipe.concepts),
+        "Concepts": ", ".join(
+            f"{concept.token} {concept.strength:g} ({concept.sha256[:8]})" for concept in recipe.concepts
+        ),
         "Base": f"{recipe.base.name} ({recipe.base.sha256[:8]})",
     }
     return "\n".join(f"{name}: {text}" for name, text in facts.items() if text)
 
 
 def toggle_favourite(outputs: Outputs, result: SessionImage | None) -> str:
-    """Keep a copy apart, or no longer; what happened."""
+    """Add the image to the favourites or remove it; return what happened."""
     if result is None:
         return str(NO_IMAGE)
     if is_favourite(outputs, result):
@@ -107,41 +109,43 @@ def is_favourite(outputs: Outputs, result: SessionImage | None) -> bool:
 
 
 def make_download(house: Workspace, page: str, result: SessionImage, private: bool) -> Path:
-    """A copy to take along, with the recipe in it or without anything but pixels."""
+    """Return a file for download, with the recipe or, if `private`, with nothing but pixels."""
     if not private:
         return result.shown
-    place = house.room(page) / f"{result.kept.stem}-private.png"
-    storage.write_bytes(place, png_with_recipe(open_image(result.kept), None))
-    return place
+    target = house.room(page) / f"{result.kept.stem}-private.png"
+    storage.write_bytes(target, png_with_recipe(open_image(result.kept), None))
+    return target
 
 
 def variation_job(
     house: Workspace, result: SessionImage | None, share: object = DEFAULT_VARIATION_STRENGTH, n: int = 4
 ) -> RenderJob:
-    """Work for the studio: the same prompt from noise near its own. Raises UserError where it allows none."""
-    checked = GenerateRequest(prompt="", near=share, n=n)  # numbers are anybody's until here
-    found = _read_recipe(result)
+    """Create a job that generates the same prompt from noise near the image's own. Raises UserError if its recipe
+    allows no variations."""
+    request = GenerateRequest(prompt="", near=share, n=n)  # validates what the page sent
+    recipe = _read_recipe(result)
     return _requests_job(
-        house, found, vary_seed(favourite_request(found), checked.near or DEFAULT_VARIATION_STRENGTH, checked.n)
+        house, recipe, vary_seed(favourite_request(recipe), request.near or DEFAULT_VARIATION_STRENGTH, request.n)
     )
 
 
 def change_job(house: Workspace, result: SessionImage | None, change: str) -> RenderJob:
-    """With a concept at other strengths, "<me/duck>=0.6,0.8,1", or other words, "beach=snow|space"."""
+    """Create a job with a concept at other strengths, "<me/duck>=0.6,0.8,1", or with other words,
+    "beach=snow|space". Raises UserError."""
     target, equals, values = str(change).rpartition("=")
     if not (equals and target.strip()):
         raise UserError("Say what to change to what.", "For example <me/duck>=0.6,0.8,1 or beach=snow|space.")
-    found, target = _read_recipe(result), target.strip()
+    recipe, target = _read_recipe(result), target.strip()
     vary = vary_strength if target.startswith("<") and re.match(r"\s*[-+\u2212]?[0-9.]", values) else vary_words
-    return _requests_job(house, found, vary(favourite_request(found), target, values.strip()))
+    return _requests_job(house, recipe, vary(favourite_request(recipe), target, values.strip()))
 
 
 def hires_job(house: Workspace, result: SessionImage | None, times: float) -> RenderJob:
-    """The same picture drawn larger, in a second pass."""
-    found = _read_recipe(result)
-    if isinstance(found, Recipe) and found.start:
+    """Create a job that generates the same image larger, in a second pass (hires fix). Raises UserError."""
+    recipe = _read_recipe(result)
+    if isinstance(recipe, Recipe) and recipe.start:
         raise UserError("It began from another picture.", "Begin from this one, with a larger size.")
-    return _requests_job(house, found, [GenerateRequest(**(found.request().model_dump() | {"enlarge": times}))])
+    return _requests_job(house, recipe, [GenerateRequest(**(recipe.request().model_dump() | {"enlarge": times}))])
 
 
 def _read_recipe(result: SessionImage | None) -> Recipe | Foreign:
@@ -154,7 +158,7 @@ def _requests_job(house: Workspace, found: Recipe | Foreign, asked: list[Generat
     concepts = RecipeThenLibrary(found, house.library, anyway=True) if isinstance(found, Recipe) else house.library
 
     def work(desk: JobContext) -> None:
-        for _, picture in generate_all(desk.generator.of(concepts), asked, desk.progress, desk.stopped):
-            desk.keep(picture)
+        for _, image in generate_all(desk.generator.of(concepts), asked, desk.progress, desk.stopped):
+            desk.keep(image)
 
     return work

@@ -1,4 +1,4 @@
-"""What a page says of a prompt before anything is drawn: which concepts are in it, how strong, and what is wrong."""
+"""Check a prompt before generation: its concepts, their strengths, and problems."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ MAX_STRENGTHS = 6  # concepts that get a slider
 
 @dataclass(frozen=True)
 class PromptCheck:
-    """note: what is wrong, or ""; strengths: of each concept by its token as written, in order."""
+    """Result of a check. note: what is wrong, or ""; strengths: (token as written, strength) in order."""
 
     note: str
     strengths: tuple[tuple[str, float], ...]
 
 
 def check_prompt(prompt: object, house: Workspace, kind: str) -> PromptCheck:
-    """kind: of the base that would draw. Alternatives are looked into, and need not be chosen for that."""
+    """Check a prompt for a model of `kind`, including all its alternatives."""
     try:
         count_prompts(GenerateRequest(prompt=prompt).prompt, Wildcards(house.wildcards))
         mentions = named(prompt)
@@ -37,7 +37,7 @@ def check_prompt(prompt: object, house: Workspace, kind: str) -> PromptCheck:
 
 
 def change_strength(prompt: str, token: str, strength: object) -> str:
-    """The prompt with another strength of that concept; as it was where either is nothing of the kind."""
+    """Return the prompt with another strength of that concept, unchanged if token or strength is invalid."""
     try:
         return set_strength(prompt, Token.parse(token), _within(float(strength)))
     except (UserError, TypeError, ValueError):
@@ -45,7 +45,7 @@ def change_strength(prompt: str, token: str, strength: object) -> str:
 
 
 def _within(strength: float) -> float:
-    """The nearest strength that a prompt can have, to the hundredth. Raises ValueError for what is no number."""
+    """Clamp to the strengths that a prompt can have, rounded to hundredths."""
     return round(max(-MAX_STRENGTH, min(MAX_STRENGTH, strength)), 2) + 0.0
 
 
@@ -53,7 +53,7 @@ def _concept_problem(token: Token, library: Library, kind: str) -> str:
     try:
         entry = library.find(token)
     except UserError as error:
-        # What to type in a terminal helps nobody on a page.
+        # A hint about the command line is of no use on a page.
         return error.message if "sdpersonal" in error.hint else str(error).replace("\n", " ")
     if entry.damaged:
         return f"{token} is damaged: {entry.damaged}"

@@ -1,4 +1,4 @@
-"""Prompts to begin with, for a concept of each kind. Alternatives in braces: each picture gets another."""
+"""Offer prompt presets for each kind of concept. Braces hold alternatives: each image gets another."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ PRESET_TITLES = [title for prompts in PROMPT_PRESETS.values() for title in promp
 
 
 def fill_preset(title: str, prompt: str, library: Library, kind: str) -> str:
-    """The ready prompt with a fitting concept in it: the prompt's own, else the library's newest.
+    """Fill a preset with a fitting concept: one named in the current prompt, else the library's newest.
 
-    kind: of the base that would draw. Raises UserError where the title is none, or there is no such concept.
+    kind: of the loaded model. Raises UserError if there is no such preset or no fitting concept.
     """
     for subject, prompts in PROMPT_PRESETS.items():
         if title in prompts:
             token = _find_concept(subject, prompt, library, kind)
-            # Braces are alternatives in a prompt; only the place of the concept is empty.
+            # Not str.format: other braces hold alternatives, only the concept's place is empty.
             return prompts[title].replace("{}", str(token))
     raise UserError("There is no such ready prompt.", "Choose one of the list.")
 
 
 def _find_concept(subject: ConceptKind, prompt: str, library: Library, kind: str) -> Token:
-    entries = [each for each in library.list() if not each.damaged and each.card.base == kind]
+    entries = [entry for entry in library.list() if not entry.damaged and entry.card.base == kind]
     entries.sort(key=lambda each: each.path.stat().st_mtime, reverse=True)
     named = [word for word in BRACKET.findall(prompt if isinstance(prompt, str) else "")]
     entries.sort(key=lambda each: not any(str(each.token.unversioned())[1:-1] in word for word in named))
     for wanted in (subject, *(("person", "object") if subject != "style" else ())):
-        if found := next((each for each in entries if each.card.kind == wanted), None):
-            return found.token.unversioned()
+        if match := next((entry for entry in entries if entry.card.kind == wanted), None):
+            return match.token.unversioned()
     raise UserError(f"There is no {subject} among your concepts for this base yet.", "Make one, or import one.")

@@ -1,4 +1,4 @@
-"""A sheet as a page asks for it: what changes along each side, from a list of what can."""
+"""Generate an XYZ grid from the page's form: one axis for the columns, one for the rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ....playground.xyz_grid import XyzGridRequest, generate_grid
 from ..generation_service import RenderJob
 from ..render_job import JobContext
 
-# What can change: the words of the list, how an axis begins, an example.
+# Axes on offer: label, (axis name, example of its values).
 AXES = {
     "Seed": ("seed", "1..4"),
     "Words in the place of {}": ("words", "samurai|cowboy|saint"),
@@ -22,9 +22,9 @@ NO_AXIS = "Nothing"
 
 
 def axis_text(kind: object, values: object) -> str | None:
-    """One line for `XyzGridRequest`; None for nothing. Raises UserError for what is not in the list.
+    """Return the axis as text for `XyzGridRequest`, None for no axis. Raises UserError if it is not on offer.
 
-    Checkpoints are not: their axis names a folder, and a page's text must not.
+    Checkpoints are not on offer: their axis names a folder, and text from a page must not.
     """
     if kind in (None, "", NO_AXIS):
         return None
@@ -38,18 +38,19 @@ def axis_text(kind: object, values: object) -> str | None:
 
 
 def grid_job(form: dict, x: object, x_values: object, y: object, y_values: object) -> RenderJob:
-    """Work for the studio. form: as for a drawing; its number of pictures does not count."""
+    """Create a job that generates a grid. form: as for `generate_job`; its number of images is ignored. Raises
+    UserError."""
     fields = {name: value for name, value in form.items() if name not in ("n", "every")}
     across = axis_text(x, x_values)
     if across is None:
         raise UserError("Say what changes from column to column.", "For example Seed, 1..4.")
-    asked = XyzGridRequest(**fields, x=across, y=axis_text(y, y_values))
+    request = XyzGridRequest(**fields, x=across, y=axis_text(y, y_values))
 
     def work(desk: JobContext) -> str:
-        kept = generate_grid(asked, desk.generator, desk.outputs, False, _report_progress(desk), desk.stopped)
-        for picture in kept.sheets:
-            desk.show(picture)
-        return f"A sheet of {len(kept.pictures)} pictures, each of them kept too. The page with all: {kept.page.name}"
+        grid = generate_grid(request, desk.generator, desk.outputs, False, _report_progress(desk), desk.stopped)
+        for sheet in grid.sheets:
+            desk.show(sheet)
+        return f"A sheet of {len(grid.pictures)} pictures, each of them kept too. The page with all: {grid.page.name}"
 
     return work
 

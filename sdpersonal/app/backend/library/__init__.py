@@ -1,1 +1,1 @@
-"""What the Library tab does."""
+"""Backend of the Library tab."""

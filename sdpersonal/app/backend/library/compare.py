@@ -1,4 +1,4 @@
-"""Concepts beside each other for a page: how two differ, and whether several can be in one prompt."""
+"""Compare two concepts, and find conflicts between several in one prompt."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MAX_CONCEPTS = 4  # concepts in one check
 
 @dataclass(frozen=True)
 class Comparison:
-    """tokens, pictures (data URLs or ""): of both; rows: (fact, the first's, the other's); said: what their numbers
-    have in common, sentences."""
+    """Two concepts side by side. tokens, pictures (data URLs or ""): of both; rows: (fact, first's value, second's);
+    said: sentences on how similar their weights are."""
 
     tokens: tuple[str, str]
     pictures: tuple[str, str]
@@ -26,12 +26,14 @@ class Comparison:
 
 
 def compare_concepts(library: Library, first: object, second: object) -> Comparison:
-    """Two concepts, or two versions of one. Raises UserError."""
+    """Compare two concepts, or two versions of one. Raises UserError."""
     a, b = (_find_undamaged(library, word) for word in (first, second))
     if a.token == b.token:
         raise UserError("That is the same one twice.", "Choose two.")
-    ones, others = dict(entry_facts(a)), dict(entry_facts(b))
-    rows = tuple((name, ones[name], others[name]) for name in ones if ones[name] or others[name])
+    first_facts, second_facts = dict(entry_facts(a)), dict(entry_facts(b))
+    rows = tuple(
+        (name, first_facts[name], second_facts[name]) for name in first_facts if first_facts[name] or second_facts[name]
+    )
     return Comparison(
         (str(a.token), str(b.token)),
         (thumbnail_data_url(a, 256), thumbnail_data_url(b, 256)),
@@ -41,23 +43,25 @@ def compare_concepts(library: Library, first: object, second: object) -> Compari
 
 
 def check_conflicts(library: Library, words: object) -> str:
-    """What speaks against these concepts in one prompt, and the strengths to try. Raises UserError."""
+    """Describe conflicts of these concepts in one prompt, with strengths to try. Raises UserError."""
     if not isinstance(words, list | tuple) or not 2 <= len(words) <= MAX_CONCEPTS:
         raise UserError(f"Choose 2 to {MAX_CONCEPTS} concepts.")
-    # By their headers first: what no base can draw together is told before anything large is read.
+    # Headers are checked first: a damaged concept is reported before any weights are read.
     entries = [_find_undamaged(library, word) for word in words]
-    found = find_conflicts([library.get(entry.token) for entry in entries])
-    if not found:
+    conflicts = find_conflicts([library.get(entry.token) for entry in entries])
+    if not conflicts:
         return "Nothing speaks against them in one prompt."
-    return "\n".join(_format_conflict(conflict.concepts, conflict.message, conflict.strengths) for conflict in found)
+    return "\n".join(
+        _format_conflict(conflict.concepts, conflict.message, conflict.strengths) for conflict in conflicts
+    )
 
 
 def _format_conflict(concepts: Sequence[str], problem: str, strengths: Sequence[float] | None) -> str:
-    said = f"{concepts[0]} and {concepts[1]}: {problem}"
+    sentence = f"{concepts[0]} and {concepts[1]}: {problem}"
     if strengths:
         words = " ".join(f"{name[:-1]}:{at:g}>" for name, at in zip(concepts, strengths, strict=True))
-        said += f" Try {words}"
-    return said
+        sentence += f" Try {words}"
+    return sentence
 
 
 def _find_undamaged(library: Library, word: object) -> Entry:
@@ -76,11 +80,13 @@ def _similarity_sentences(library: Library, a: Entry, b: Entry) -> tuple[str, ..
 
 
 def _format_similarity(alike: Similarity) -> list[str]:
-    said = []
+    sentences = []
     if alike.vectors is not None:
-        how = "much alike" if alike.vectors > PARALLEL_COSINE else "not alike"
-        said.append(f"Their words are {how}: cosine {alike.vectors:.2f} (1 the same, 0 nothing in common).")
+        verdict = "much alike" if alike.vectors > PARALLEL_COSINE else "not alike"
+        sentences.append(f"Their words are {verdict}: cosine {alike.vectors:.2f} (1 the same, 0 nothing in common).")
     if alike.lora is not None:
-        how = "do in part the same" if alike.lora > UNRELATED_COSINE else "do different things"
-        said.append(f"Their LoRAs {how}: cosine {alike.lora:.2f}, {alike.overlap:.0%} of their directions shared.")
-    return said or ["One has only vectors, the other only a LoRA: there is nothing to compare."]
+        verdict = "do in part the same" if alike.lora > UNRELATED_COSINE else "do different things"
+        sentences.append(
+            f"Their LoRAs {verdict}: cosine {alike.lora:.2f}, {alike.overlap:.0%} of their directions shared."
+        )
+    return sentences or ["One has only vectors, the other only a LoRA: there is nothing to compare."]

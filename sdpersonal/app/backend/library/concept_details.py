@@ -1,4 +1,4 @@
-"""One concept for a page: everything about it in words, and what people may write on its card."""
+"""Show the details of one concept on the page, and edit its card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ....evaluation.explain import explain_scores, format_scores
 from ....prompts import Token
 from .tiles import thumbnail_data_url
 
-LICENCES = {  # the choices of a page; any other name of SPDX's list can be written
+LICENCES = {  # choices on the page; any other SPDX identifier can be typed
     "": "Not said",
     "CC0-1.0": "CC0-1.0: anything, no name needed",
     "CC-BY-4.0": "CC-BY-4.0: anything, with my name",
@@ -30,9 +30,9 @@ _FIGURES = ("likeness", "fidelity", "copying", "diversity", "cosine")
 
 @dataclass(frozen=True)
 class ConceptDetails:
-    """A concept as a page shows it. token: with its version; picture: a data URL or ""; facts: (name, text) of what is
-    known; said: how good it is, sentences; prompts: to try, at least one; versions: their tokens, oldest first; card:
-    None where the file is damaged, and facts say how."""
+    """A concept as the page shows it. token: with its version; picture: a data URL or ""; facts: (name, text), known
+    ones only; said: sentences on its quality; prompts: to try, at least one; versions: their tokens, oldest first;
+    card: None if the file is damaged, which the facts then describe."""
 
     token: str
     title: str
@@ -45,26 +45,26 @@ class ConceptDetails:
 
     @property
     def word(self) -> str:
-        """What is written in prompts: without a version for the newest."""
+        """The token to write in prompts: without a version for the newest."""
         return str(Token.parse(self.token).unversioned()) if self.token == self.versions[-1] else self.token
 
 
 def concept_details(library: Library, word: object) -> ConceptDetails:
-    """The concept that a word means. Raises UserError."""
+    """Look up the concept of a token. Raises UserError."""
     entry = library.find(parse_token(word))
     versions = tuple(str(token) for token in library.versions(entry.token)) or (str(entry.token),)
     if entry.card is None:
-        wrong = (("Damaged", str(entry.damaged)), ("File", format_size(entry.size)))
-        return ConceptDetails(str(entry.token), "", "", wrong, (), (), versions, None)
+        damage_facts = (("Damaged", str(entry.damaged)), ("File", format_size(entry.size)))
+        return ConceptDetails(str(entry.token), "", "", damage_facts, (), (), versions, None)
     card = entry.card
     newest = str(entry.token) == versions[-1]
     prompts = card.prompts or (_example_prompt(card, entry.token.unversioned() if newest else entry.token),)
-    found = tuple((name, text) for name, text in entry_facts(entry) if text)
+    facts = tuple((name, text) for name, text in entry_facts(entry) if text)
     return ConceptDetails(
         str(entry.token),
         card.title,
         thumbnail_data_url(entry),
-        found,
+        facts,
         _quality_sentences(card),
         prompts,
         versions,
@@ -73,18 +73,18 @@ def concept_details(library: Library, word: object) -> ConceptDetails:
 
 
 def entry_facts(entry: Entry) -> list[tuple[str, str]]:
-    """What is known of a concept that is not damaged, "" where something is not."""
+    """Return (name, text) facts of an undamaged concept, with "" for unknown ones."""
     card = entry.card
     consent = "" if card.kind != "person" and card.consent == "unknown" else CONSENT[card.consent]
-    made = " ".join(filter(None, (card.method, f"in {card.steps:,} steps" if card.steps else "")))
-    recipe = ", ".join(f"{name} {_shorten(value)}" for name, value in card.recipe.items())
+    method = " ".join(filter(None, (card.method, f"in {card.steps:,} steps" if card.steps else "")))
+    settings = ", ".join(f"{name} {_shorten(value)}" for name, value in card.recipe.items())
     return [
         ("What it is", f"{card.kind}: {card.class_noun}" if card.class_noun else card.kind),
         ("Made for", BASE_TITLES[card.base] + (f" ({card.base_name})" if card.base_name else "")),
         ("Holds", f"{entry.contents}, {format_size(entry.size)}"),
-        ("Made by", made),
+        ("Made by", method),
         ("Made on", card.created.replace("T", " ").removesuffix("Z")),
-        ("Settings", recipe),
+        ("Settings", settings),
         ("Trigger words", ", ".join(card.trigger_words)),
         ("Author", card.author),
         ("Licence", card.license),
@@ -95,7 +95,7 @@ def entry_facts(entry: Entry) -> list[tuple[str, str]]:
 
 
 def save_card(library: Library, word: object, values: Mapping[str, object]) -> Token:
-    """Write what was filled in on the card: the fields of `_FIELDS`, prompts a line each. Raises UserError."""
+    """Save edited card fields (those of `_FIELDS`; prompts one a line). Raises UserError."""
     changes = {name: value for name, value in values.items() if name in _FIELDS}
     for name, value in changes.items():
         if not isinstance(value, str | None):
@@ -107,7 +107,7 @@ def save_card(library: Library, word: object, values: Mapping[str, object]) -> T
 
 
 def rename_all_versions(library: Library, word: object, new: object) -> Token:
-    """Another token for all versions of a concept; the newest one's. Raises UserError."""
+    """Rename all versions of a concept; return the newest one's new token. Raises UserError."""
     to = parse_token(new, "No new name is given.", "Write it like <me/duck>.")
     if to.version:
         raise UserError("A new name has no version: all versions keep theirs.", f"Write {to.unversioned()}.")
@@ -115,7 +115,7 @@ def rename_all_versions(library: Library, word: object, new: object) -> Token:
 
 
 def parse_token(word: object, problem: str = "No concept is chosen.", fix: str = "Click one first.") -> Token:
-    """The token that a page sent. Raises UserError, where it sent none with these words."""
+    """Parse the token that a page sent. Raises UserError, with `problem` and `fix` if it sent none."""
     if not word or not isinstance(word, str):
         raise UserError(problem, fix)
     return Token.parse(word)
@@ -140,7 +140,7 @@ def _scores(card: Card) -> ConceptScores | None:
 
 
 def format_size(count: int) -> str:
-    """A file's size, in words."""
+    """Format a file size given in bytes."""
     if count < 1000:
         return f"{count} bytes"
     return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
@@ -151,14 +151,15 @@ def _shorten(value: object) -> str:
 
 
 def token_choices(library: Library, chosen: str) -> tuple[tuple[list[str], str | None, str | None], list[str]]:
-    """For choices: all tokens with their versions, the chosen one and the one before it, if any; the newest ones'."""
+    """Choices for two dropdowns: all versioned tokens, the default pair (selected, previous version), and the newest
+    versions' unversioned tokens."""
     try:
         tokens = [str(entry.token) for entry in library.list() if entry.card]
-        known = Token.parse(chosen) if chosen else None
+        selected = Token.parse(chosen) if chosen else None
     except UserError:
         return ([], None, None), []
-    mine = [each for each in tokens if known and known.unversioned().matches(Token.parse(each))]
-    first = chosen if chosen in mine else next(reversed(mine), None)
-    second = next((each for each in reversed(mine) if each != first), None)
-    newest = dict.fromkeys(str(Token.parse(each).unversioned()) for each in tokens)
+    same_concept = [token for token in tokens if selected and selected.unversioned().matches(Token.parse(token))]
+    first = chosen if chosen in same_concept else next(reversed(same_concept), None)
+    second = next((token for token in reversed(same_concept) if token != first), None)
+    newest = dict.fromkeys(str(Token.parse(token).unversioned()) for token in tokens)
     return (tokens, first, second), list(newest)

@@ -1,4 +1,4 @@
-"""Concepts into a library from files that someone dropped on a page, and out of it for other programs."""
+"""Import concepts from files dropped on the page, and export them for other programs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PROGRAMS = {
     "sd-concepts-library": "sd-concepts-library (old notebooks)",
 }
 _BESIDE = {"readme.md", "token_identifier.txt", "type_of_concept.txt", "special_params.json", "adapter_config.json"}
-_PAGE_HINTS = {  # what the command line calls otherwise
+_PAGE_HINTS = {  # the command line's hints in the page's words
     TAKEN: "Give it another name under Call it, or choose what becomes of it if its name is taken, and drop it again.",
     OTHER_PART: "If they are one concept, drop both at once and tick that it takes the place of what is there.",
     "Say what to call it: --as '<owner/name>'.": "Say under Call it what its name is, and drop it again.",
@@ -45,7 +45,8 @@ _PAGE_HINTS = {  # what the command line calls otherwise
 
 @dataclass(frozen=True)
 class ImportedFile:
-    """What happened to one file: done is "imported", "here already" or "refused"; said: the token, or what is wrong."""
+    """Result of importing one file. done: "imported", "here already" or "refused"; said: the token and what it is, or
+    what is wrong."""
 
     name: str
     done: str
@@ -61,27 +62,27 @@ def import_uploads(
     replace: object = False,
     duplicates: object = "refuse",
 ) -> list[ImportedFile]:
-    """Import files that were uploaded, which go; parts of one concept that were dropped together are one.
+    """Import uploaded files, then delete the uploads; parts of one concept that were dropped together are joined.
 
-    as_: the token for the one concept; replace: take the place of what has its name; duplicates: as
-    `importing.bring_in`. Raises UserError.
+    as_: the token of a single concept; replace: whether to replace the concept of that name; duplicates: as in
+    `importing.import_all`. Raises UserError.
     """
     paths = _check_uploads(house, dropped)
     if duplicates not in DUPLICATES:
         raise UserError("Choose what becomes of several of one name.", f"One of {', '.join(DUPLICATES)}.")
-    place = storage.make_folder(house.room(page) / f"arrivals-{secrets.token_hex(4)}")
+    folder = storage.make_folder(house.room(page) / f"arrivals-{secrets.token_hex(4)}")
     try:
         word = _parse_token(as_)
-        moved = _group_files(paths, place)
-        found = _find_sources(moved, place, steps=duplicates != "refuse")
-        if word and len(found) > 1 and duplicates != "versions":
+        moved = _group_files(paths, folder)
+        sources = _find_sources(moved, folder, steps=duplicates != "refuse")
+        if word and len(sources) > 1 and duplicates != "versions":
             raise UserError("The name is for one concept; several were dropped.", "Drop them one by one.")
         return [
-            _imported_file(outcome, found)
-            for outcome in import_all(house.library, found, word, bool(replace), duplicates)
+            _imported_file(outcome, sources)
+            for outcome in import_all(house.library, sources, word, bool(replace), duplicates)
         ]
     finally:
-        storage.remove(place)
+        storage.remove(folder)
         for path in paths:
             if path.exists():
                 storage.remove(path)
@@ -90,7 +91,7 @@ def import_uploads(
 
 @dataclass(frozen=True)
 class ExportDownload:
-    """A concept for another program. path: the one file, or a zip of several with their README; steps: what to do."""
+    """A concept for another program. path: the single file, or a zip with README; steps: how to install it."""
 
     path: Path
     program: str
@@ -101,22 +102,22 @@ class ExportDownload:
 
 
 def make_export_download(house: Workspace, page: str, word: object, format: object) -> ExportDownload:
-    """The files that the page may offer. Raises UserError."""
+    """Export a concept into the session folder for download. Raises UserError."""
     if not isinstance(format, str) or format not in FORMATS:
         raise UserError("Choose a program.", f"One of {', '.join(FORMATS)}.")
     concept = house.library.get(parse_token(word))
-    made = export(concept, format)
-    name, data = _pack(made, f"{concept.token.slug}-{format}")
-    place = house.room(page) / name
-    storage.write_bytes(place, data)
-    places = tuple((each, to) for each, to in made.places.items() if each != "README.md")
-    return ExportDownload(place, made.program, places, made.install, made.trigger, made.notes)
+    exported = export(concept, format)
+    name, data = _pack(exported, f"{concept.token.slug}-{format}")
+    target = house.room(page) / name
+    storage.write_bytes(target, data)
+    places = tuple((name, destination) for name, destination in exported.places.items() if name != "README.md")
+    return ExportDownload(target, exported.program, places, exported.install, exported.trigger, exported.notes)
 
 
 def _pack(made: Export, stem: str) -> tuple[str, bytes]:
-    ours = {name: data for name, data in made.files.items() if name != "README.md"}
-    if len(ours) == 1 and made.program == "sdpersonal":
-        return next(iter(ours.items()))
+    contents = {name: data for name, data in made.files.items() if name != "README.md"}
+    if len(contents) == 1 and made.program == "sdpersonal":
+        return next(iter(contents.items()))
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:  # weights do not get smaller
         for name, data in made.files.items():
@@ -125,21 +126,21 @@ def _pack(made: Export, stem: str) -> tuple[str, bytes]:
 
 
 def _check_uploads(house: Workspace, dropped: object) -> list[Path]:
-    """The uploaded files. Raises UserError for anything that is not one: a page may send any words."""
+    """Return the uploaded files' paths. Raises UserError for any other path, since a page may send any text."""
     if not isinstance(dropped, list | tuple) or not dropped:
         raise UserError("No files were dropped.", "Drop some, or click to choose them.")
     if len(dropped) > MAX_FILES:
         raise UserError(f"These are {len(dropped)} files; I take {MAX_FILES} at once.", "Drop fewer.")
-    return [_check_inside(house.shown, each) for each in dropped]
+    return [_check_inside(house.shown, path) for path in dropped]
 
 
 def _check_inside(folder: Path, path: object) -> Path:
     if not isinstance(path, str) or not Path(path).is_absolute():
         raise UserError("That is no uploaded file.", "Drop it once more.")
-    found = storage.resolve_inside(folder, str(path))
-    if not found.is_file():
+    resolved = storage.resolve_inside(folder, str(path))
+    if not resolved.is_file():
         raise UserError("The uploaded file is gone.", "Drop it once more.")
-    return found
+    return resolved
 
 
 def _parse_token(as_: object) -> Token | None:
@@ -149,7 +150,8 @@ def _parse_token(as_: object) -> Token | None:
 
 
 def _group_files(paths: Sequence[Path], place: Path) -> list[Path]:
-    """All in one folder, as programs keep the files of a concept; those whose name is there already in another."""
+    """Move all files to one folder, as programs keep the files of a concept; a file whose name is taken gets its
+    own folder."""
     moved: list[Path] = []
     for number, path in enumerate(paths):
         folder = place / DROPPED
@@ -160,28 +162,31 @@ def _group_files(paths: Sequence[Path], place: Path) -> list[Path]:
 
 
 def _find_sources(moved: Sequence[Path], place: Path, steps: bool) -> list[Source]:
-    """The concepts in what was dropped, and every other file alone: to say what it is."""
+    """Find the concepts in the dropped files; every other file becomes a source of its own, so that its error says
+    what it is."""
     if len(moved) == 1:
         return [Source(moved[0])]
-    found = joined(find_concepts(place, steps=steps))
-    read = {path for source in found for path in source.all_files}
-    beside = {path for path in moved if path.name.lower() in _BESIDE and read}
-    inside = {source.path for source in found if source.path.is_dir() and not source.files}  # PEFT's
+    sources = joined(find_concepts(place, steps=steps))
+    source_files = {path for source in sources for path in source.all_files}
+    companions = {path for path in moved if path.name.lower() in _BESIDE and source_files}
+    peft_folders = {source.path for source in sources if source.path.is_dir() and not source.files}  # PEFT's
     steps_left = {path for path in moved if STEPS.fullmatch(path.name.lower())} if not steps else set()
-    rest = [path for path in moved if path not in read | beside | steps_left and path.parent not in inside]
-    return [*found, *(Source(path) for path in rest)]
+    rest = [
+        path for path in moved if path not in source_files | companions | steps_left and path.parent not in peft_folders
+    ]
+    return [*sources, *(Source(path) for path in rest)]
 
 
 def _imported_file(outcome: ImportOutcome, found: Sequence[Source]) -> ImportedFile:
     path = Path(outcome.source)
-    parts = next((each.files for each in found if each.label == outcome.source and each.files), ())
+    parts = next((part.files for part in found if part.label == outcome.source and part.files), ())
     parts = parts or (path.iterdir() if path.is_dir() else (path,))
-    name = printable(" + ".join(sorted(each.name for each in parts)), 200)
+    name = printable(" + ".join(sorted(part.name for part in parts)), 200)
     if outcome.error:
         return ImportedFile(name, outcome.done, f"{outcome.error.message} {page_hint(outcome.error.hint)}".strip())
     return ImportedFile(name, outcome.done, f"{outcome.token}: {outcome.what}", str(outcome.token))
 
 
 def page_hint(fix: str) -> str:
-    """What to do, where the command line's flags are not."""
+    """Translate a command-line hint to the page's words."""
     return _PAGE_HINTS.get(fix, fix)

@@ -1,7 +1,7 @@
-"""The concepts of a library as small pictures with captions, for pages: those asked for, as many as are looked at.
+"""Make tiles (thumbnails with captions) of the library's concepts, filtered, searched and limited for a page.
 
-A tile is made once for as long as the app runs, into a folder that the page may serve. The library is everybody's who
-uses the app, so the tiles are too.
+A tile is made once per run of the app, in a folder that the page may serve. All users share the library, and so the
+tiles.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ....concepts.thumbnail import make_thumbnail, reencode_thumbnail
 from ....errors import UserError
 from ..workspace import Workspace
 
-PAGE_SIZE = 48  # tiles to begin with, and more at each asking
-MAX_TILES = 3000  # on one page, which is slow by then: whoever has more searches
+PAGE_SIZE = 48  # tiles shown first; "Show more" multiplies them
+MAX_TILES = 3000  # on one page, which is slow by then: search instead
 
-_SIDE = 160  # pixels: sharp on a screen with two to a point
+_SIDE = 160  # pixels: sharp on a screen with two pixels to a point
 
 
 @dataclass(frozen=True)
 class ConceptTiles:
-    """pictures: (path, caption), in the library's order; tokens: of the same concepts; found: how many there are of
-    what was asked for; note: what else there is to say, one line."""
+    """Tiles for a page. pictures: (path, caption), in the library's order; tokens: of the same concepts; found: number
+    of matching concepts; note: one line about counts and damaged concepts."""
 
     pictures: list[tuple[str, str]]
     tokens: tuple[str, ...]
@@ -48,82 +48,82 @@ def concept_tiles(
     limit: int = PAGE_SIZE,
     loaded: str | None = None,
 ) -> ConceptTiles:
-    """The newest version of every concept that is for bases of the kind `base`, is a `kind` ("object", ...), and has
-    all words of `search` on its card. loaded: the kind of base whose concepts need no word of what they are for."""
+    """Make tiles of the newest version of every concept for models of the kind `base`, of a `kind` ("object", ...) and
+    with all words of `search` on its card. loaded: kind of the loaded model, which captions need not name."""
     try:
         newest = newest_versions(house.library.list())
     except UserError as error:
         return ConceptTiles([], (), 0, str(error))
-    found = [entry for entry in newest if _matches_filter(entry, base, kind) and matches_search(entry, search)]
-    seen = found[: max(0, min(limit, MAX_TILES))]
-    pictures = make_tiles(house, seen, loaded or base)
-    note = _note(len(seen), len(found), newest)
-    return ConceptTiles(pictures, tuple(str(entry.token.unversioned()) for entry in seen), len(found), note)
+    matching = [entry for entry in newest if _matches_filter(entry, base, kind) and matches_search(entry, search)]
+    visible = matching[: max(0, min(limit, MAX_TILES))]
+    pictures = make_tiles(house, visible, loaded or base)
+    note = _note(len(visible), len(matching), newest)
+    return ConceptTiles(pictures, tuple(str(entry.token.unversioned()) for entry in visible), len(matching), note)
 
 
 def newest_versions(entries: Iterable[Entry]) -> list[Entry]:
-    """Of each concept the newest version, in the order of a library's listing."""
+    """Keep the newest version of each concept, in the order of a library's listing."""
     return list({entry.token.unversioned(): entry for entry in entries}.values())
 
 
 def matches_search(entry: Entry, search: object) -> bool:
-    """Whether all words of a search are on its card."""
+    """Return whether all words of a search are on the concept's card."""
     return all(word in _search_text(entry) for word in str(search or "").casefold().split())
 
 
 def make_tiles(house: Workspace, entries: Sequence[Entry], loaded: str | None) -> list[tuple[str, str]]:
-    """(path of its tile, caption) of each."""
+    """Return (path of the tile, caption) for each entry."""
     folder = storage.make_folder(house.shown / "tiles")
-    with ThreadPoolExecutor(4) as pool:  # Pillow computes without Python's lock
-        places = list(pool.map(lambda entry: make_tile(entry, folder), entries))
-    return [(str(place), _caption(entry, loaded)) for place, entry in zip(places, entries, strict=True)]
+    with ThreadPoolExecutor(4) as pool:  # Pillow releases the GIL
+        paths = list(pool.map(lambda entry: make_tile(entry, folder), entries))
+    return [(str(path), _caption(entry, loaded)) for path, entry in zip(paths, entries, strict=True)]
 
 
 def make_tile(entry: Entry, folder: Path) -> Path:
-    """The concept's tile in `folder`, made if it is not there (pages clear away what is an hour old)."""
+    """Return the concept's tile in `folder`, making it if it is missing (the page deletes files after an hour)."""
     try:
-        seen = entry.path.stat()
+        status = entry.path.stat()
     except OSError:
         return _placeholder(entry, folder)  # removed just now
-    name = hashlib.sha256(f"{entry.path}\n{seen.st_mtime_ns}\n{seen.st_size}".encode()).hexdigest()[:32]
-    place = folder / f"{name}.webp"
-    if not place.exists():
+    name = hashlib.sha256(f"{entry.path}\n{status.st_mtime_ns}\n{status.st_size}".encode()).hexdigest()[:32]
+    target = folder / f"{name}.webp"
+    if not target.exists():
         try:
             thumbnail = None if entry.damaged else entry.thumbnail
             data = reencode_thumbnail(thumbnail, _SIDE) if thumbnail else None
         except UserError:
-            data = None  # it is no picture after all; the word is still worth showing
+            data = None  # not an image after all: a placeholder still shows the token
         if data is None:
             return _placeholder(entry, folder)
-        storage.write_bytes(place, data)
-    return place
+        storage.write_bytes(target, data)
+    return target
 
 
 def _placeholder(entry: Entry, folder: Path) -> Path:
-    """A plain tile with the name's first letter, in a colour of the name's own; grey where the file is damaged."""
+    """Make a plain tile with the name's first letter, in a colour derived from the token; grey for a damaged file."""
     token = str(entry.token.unversioned())
-    place = folder / f"plain-{'grey' if entry.damaged else entry.token.name[0]}-{zlib.crc32(token.encode()) % 24}.webp"
-    if not place.exists():
+    target = folder / f"plain-{'grey' if entry.damaged else entry.token.name[0]}-{zlib.crc32(token.encode()) % 24}.webp"
+    if not target.exists():
         hue = zlib.crc32(token.encode()) % 24 / 24
         colour = (0.75, 0.75, 0.75) if entry.damaged else colorsys.hls_to_rgb(hue, 0.8, 0.45)
-        picture = Image.new("RGB", (_SIDE, _SIDE), tuple(round(255 * c) for c in colour))
+        image = Image.new("RGB", (_SIDE, _SIDE), tuple(round(255 * c) for c in colour))
         letter, ink = "?" if entry.damaged else entry.token.name[0].upper(), tuple(round(140 * c) for c in colour)
         font = ImageFont.load_default(size=_SIDE // 2)
-        ImageDraw.Draw(picture).text((_SIDE / 2, _SIDE / 2), letter, ink, font, anchor="mm")
-        storage.write_bytes(place, make_thumbnail(picture, _SIDE))
-    return place
+        ImageDraw.Draw(image).text((_SIDE / 2, _SIDE / 2), letter, ink, font, anchor="mm")
+        storage.write_bytes(target, make_thumbnail(image, _SIDE))
+    return target
 
 
 def thumbnail_data_url(entry: Entry, side: int = 384) -> str:
-    """The concept's picture, made anew from pixels, to stand in a page; "" without one."""
+    """Return the concept's thumbnail, re-encoded from pixels, as a data URL; "" without one."""
     import base64
 
     try:
         thumbnail = None if entry.damaged else entry.thumbnail
-        made = reencode_thumbnail(thumbnail, side) if thumbnail else b""
+        data = reencode_thumbnail(thumbnail, side) if thumbnail else b""
     except UserError:
         return ""
-    return f"data:image/webp;base64,{base64.b64encode(made).decode()}" if made else ""
+    return f"data:image/webp;base64,{base64.b64encode(data).decode()}" if data else ""
 
 
 def _matches_filter(entry: Entry, base: str | None, kind: str | None) -> bool:
@@ -136,18 +136,26 @@ def _search_text(entry: Entry) -> str:
     if entry.card is None:
         return f"{entry.token} damaged".casefold()
     card = entry.card
-    said = (card.title, card.description, card.class_noun, card.kind, card.base, BASE_TITLES[card.base], card.author)
-    return " ".join((str(entry.token), *said)).casefold()
+    card_texts = (
+        card.title,
+        card.description,
+        card.class_noun,
+        card.kind,
+        card.base,
+        BASE_TITLES[card.base],
+        card.author,
+    )
+    return " ".join((str(entry.token), *card_texts)).casefold()
 
 
 def _caption(entry: Entry, loaded: str | None) -> str:
     token = str(entry.token.unversioned())
-    known = entry.card is None or loaded in (None, "", entry.card.base)
-    return token if known else f"{token} {entry.card.base}"
+    fits_loaded = entry.card is None or loaded in (None, "", entry.card.base)
+    return token if fits_loaded else f"{token} {entry.card.base}"
 
 
 def _note(seen: int, found: int, newest: Sequence[Entry]) -> str:
-    count, damaged = len(newest), sum(bool(each.damaged) for each in newest)
+    count, damaged = len(newest), sum(bool(entry.damaged) for entry in newest)
     if not count:
         return ""
     parts = [f"{found:,} of {count:,} concepts." if found < count else _count_text(count)]

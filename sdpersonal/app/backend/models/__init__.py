@@ -1,1 +1,1 @@
-"""What the Base tab does."""
+"""Backend of the Base tab."""

@@ -1,4 +1,4 @@
-"""What a base needs to draw, and whether this machine has it."""
+"""Estimate the memory that a model needs for generation and training, and whether this machine has it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ....models.offload import DECODE_ACTIVATIONS, STEP_ACTIVATIONS, TILE_SIZE, 
 GB = 1e9
 
 _UNET_CHANNELS, _VAE_CHANNELS = 320, 128  # Stable Diffusion's first channels
-_USABLE_SHARE = 0.9  # of what is free
-_TRAINED_AT_256 = 1.2  # GB that a step takes beside the weights in fp32: docs/performance.md
+_USABLE_SHARE = 0.9  # of the free memory
+_TRAINED_AT_256 = 1.2  # GB that a training step takes beside the weights in fp32: docs/performance.md
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Bytes. card: the graphics card's name, "" without one; memory: free on the card, else in the machine; disk: free
-    where models are kept."""
+    """This machine's resources, in bytes. card: GPU name, "" without one; memory: free on the GPU, else in RAM; whole:
+    total of the same memory; disk: free where the Hub cache is."""
 
     card: str
     memory: int
@@ -34,13 +34,13 @@ class Hardware:
 
         disk = storage.free_bytes(Path(HF_HUB_CACHE))
         if torch.cuda.is_available():
-            free, whole = torch.cuda.mem_get_info()
-            return cls(torch.cuda.get_device_name(), free, whole, disk)
+            free, total = torch.cuda.mem_get_info()
+            return cls(torch.cuda.get_device_name(), free, total, disk)
         memory = psutil.virtual_memory()
         return cls("", memory.available, memory.total, disk)
 
     def line(self) -> str:
-        """In words."""
+        """Describe the machine in one line."""
         place = self.card or "no CUDA card: everything is computed on the CPU"
         return (
             f"This machine: {place}; {self.memory / GB:.1f} of {self.whole / GB:.1f} GB of memory free, "
@@ -50,16 +50,16 @@ class Hardware:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A base by its published size. Millions of weights of its parts; side: of its pictures, in pixels."""
+    """A model's published size: millions of weights of each part; side: image side in pixels."""
 
     text: float
     unet: float
     vae: float
     side: int
-    exact_vae: bool = False  # SDXL's autoencoder runs in fp32
+    exact_vae: bool = False  # SDXL's VAE runs in fp32
 
     def need(self, number: int) -> MemoryNeed:
-        """What drawing one picture takes with numbers of so many bytes."""
+        """Memory needed to generate one image with weights of `number` bytes each."""
         latents, pixels, exact = (self.side // 8) ** 2, self.side**2, 4 if self.exact_vae else number
         return MemoryNeed(
             text=int(self.text * 1e6 * number),
@@ -71,8 +71,8 @@ class ModelSize:
         )
 
     def training_memory(self, number: int) -> float | None:
-        """GB that a step of teaching takes, one photo at a time, reckoned from what was measured with Stable Diffusion
-        1.5 at 256 pixels; None for a model that nothing was measured with."""
+        """GB that a training step takes at batch size 1 with weights of `number` bytes, scaled from a measurement of
+        Stable Diffusion 1.5 at 256 pixels; None for models without a measurement."""
         if self.exact_vae:
             return None
         weights = (self.text + self.unet + self.vae) * number / 1e3
@@ -87,20 +87,20 @@ MODEL_SIZES = {
 
 
 def check_fit(size: ModelSize, machine: Hardware) -> tuple[bool, str]:
-    """Whether the machine can draw with a base of that size, and how that is, in words."""
+    """Return whether the machine can generate with a model of that size, and a sentence on the memory it takes."""
     need = size.need(2 if machine.card else 4)
-    room, whole = machine.memory * _USABLE_SHARE, need.peak("all", False, 1)
-    told = f"Drawing takes {whole / GB:.1f} GB, {machine.memory / GB:.1f} GB free"
-    if whole <= room:
-        return True, f"{told}: it fits." + ("" if machine.card else " Without a card a picture takes minutes.")
-    least = need.peak("turns", True, 1)
-    if machine.card and least <= room:
-        return True, f"{told}; with its parts in turns {least / GB:.1f} GB: it fits, a little slower."
-    return False, f"{told}: too little, with what else runs here."
+    usable, peak = machine.memory * _USABLE_SHARE, need.peak("all", False, 1)
+    comparison = f"Drawing takes {peak / GB:.1f} GB, {machine.memory / GB:.1f} GB free"
+    if peak <= usable:
+        return True, f"{comparison}: it fits." + ("" if machine.card else " Without a card a picture takes minutes.")
+    offloaded_peak = need.peak("turns", True, 1)
+    if machine.card and offloaded_peak <= usable:
+        return True, f"{comparison}; with its parts in turns {offloaded_peak / GB:.1f} GB: it fits, a little slower."
+    return False, f"{comparison}: too little, with what else runs here."
 
 
 def training_memory_text(size: ModelSize, machine: Hardware) -> str:
-    """What teaching takes, in words."""
+    """Describe the memory that training takes."""
     needs = size.training_memory(2 if machine.card else 4)
     if needs is None:
         return "Teaching: not measured yet; a training says at its start whether it fits."

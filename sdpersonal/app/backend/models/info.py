@@ -1,4 +1,4 @@
-"""What there is to know of a base, without holding its weights."""
+"""Keep facts about a model without keeping its weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ _PRECISION = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """name, kind, version: as `StableDiffusion` has them; resolution: pixels a side; device: "cpu" or "cuda";
-    parameters: their number; safety: what checks the pictures, a sentence;
-    schedulers: names of those that can draw with it."""
+    """Facts about a loaded model.
+
+    name, kind, version: as in `StableDiffusion`; resolution: pixels a side; device: "cpu" or "cuda"; parameters: their
+    number; safety: a sentence on its safety checker; schedulers: names of those that work with it.
+    """
 
     name: str
     kind: str
@@ -48,12 +50,12 @@ class ModelInfo:
         )
 
     def line(self) -> str:
-        """Which base it is, in a line."""
+        """Describe the model in one line."""
         place = "graphics card" if self.device == "cuda" else "CPU"
-        line = f"Base: {self.name}, {self.resolution}x{self.resolution} pixels, on the {place}."
+        text = f"Base: {self.name}, {self.resolution}x{self.resolution} pixels, on the {place}."
         if self.kind == "tiny":
-            line += " It is built in: small, quick, and draws toy-like pictures."
-        return f"{line} {self.safety}"
+            text += " It is built in: small, quick, and draws toy-like pictures."
+        return f"{text} {self.safety}"
 
 
 def _schedulers_of(base) -> tuple[str, ...]:

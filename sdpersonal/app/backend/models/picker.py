@@ -1,4 +1,4 @@
-"""The base under the concepts: which is loaded, which can be chosen, what each needs, and choosing it."""
+"""List the models on offer with their requirements, and switch between them."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ TITLES = {
     "sd21": "Stable Diffusion 2.1",
     "sdxl": "Stable Diffusion XL",
 }
-_DOWNLOADS = {"sd15": 2.8, "sd21": 2.6, "sdxl": 7.0}  # GB: what `hub.wanted` fetches of each
-_MAX_MODELS = 200  # files and folders of --bases that are looked at
-_MIN_MODEL_BYTES = 100_000_000  # bytes: no base is smaller
-_TIMEOUT = 4  # for the Hub to answer in
+_DOWNLOADS = {"sd15": 2.8, "sd21": 2.6, "sdxl": 7.0}  # GB: what `files_to_fetch` selects of each
+_MAX_MODELS = 200  # files and folders of --bases that are listed
+_MIN_MODEL_BYTES = 100_000_000  # bytes: no Stable Diffusion checkpoint is smaller
+_TIMEOUT = 4  # seconds for the Hub to answer
 _FIXED_BASE = UserError("Who started this app chose its base; it is the same for all.", "")
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A base that can be chosen. name: what it is chosen by; fetch: GB that must be fetched first; fits: whether this
-    machine can draw with it, None where that is not known; needs: in words."""
+    """A model on offer. name: what it is chosen by; fetch: GB to download first; fits: whether this machine can
+    generate with it, None if unknown; requirements: a sentence on disk and memory."""
 
     name: str
     title: str
@@ -49,7 +49,7 @@ class ModelChoice:
 
 
 def model_facts(facts: ModelInfo) -> list[tuple[str, str]]:
-    """What there is to know of the base that is loaded: (name, text)."""
+    """Return the facts of the loaded model as (name, text)."""
     place = "the graphics card" if facts.device == "cuda" else "the CPU"
     return [
         ("Base", facts.name),
@@ -65,7 +65,7 @@ def model_facts(facts: ModelInfo) -> list[tuple[str, str]]:
 
 
 def list_models(app: App) -> list[ModelChoice]:
-    """The built-in base, those with short names, and what lies in the folder given with --bases."""
+    """List the built-in model, those with short names, and those in the folder given with --bases."""
     machine = Hardware.here()
     built_in = ModelChoice(
         BUILT_IN, TITLES[BUILT_IN], 0.0, True, "Here already. Draws and learns in a minute, even on a CPU."
@@ -74,9 +74,9 @@ def list_models(app: App) -> list[ModelChoice]:
 
 
 def download_question(app: App, name: object) -> str:
-    """What is asked before a base is loaded, since gigabytes must be fetched; "" where it is here.
+    """Return the question to confirm before a model is downloaded; "" if it is on this machine already.
 
-    Raises UserError for what can be no base, or is not to be chosen here.
+    Raises UserError if the name cannot be a model, or may not be chosen here.
     """
     name = _check_name(app, name)
     if name not in MODEL_SIZES and not HUB_ID.fullmatch(name):
@@ -93,17 +93,17 @@ def download_question(app: App, name: object) -> str:
 
 
 def switch_model(app: App, name: object, agreed: object = False) -> str:
-    """Load another base as soon as nothing is half drawn; what it is, in a line. agreed: to what `cost` asks.
+    """Load another model once no job is half done; return its description. agreed: the answer to `download_question`.
 
-    Raises UserError where it cannot be; then the next drawing uses the former one.
+    Raises UserError if it cannot be loaded; the next job then uses the former one.
     """
-    if agreed is not True and (asked := download_question(app, name)):
-        raise UserError(asked, "Nothing was fetched.")
+    if agreed is not True and (question := download_question(app, name)):
+        raise UserError(question, "Nothing was fetched.")
     return app.generation.use(_model_path(app, _check_name(app, name)))
 
 
 def _check_name(app: App, name: object) -> str:
-    """A name that may be tried: one that is offered, or a Hub id. Never a path that a page sent."""
+    """Return the name if it is on offer or a Hub id, never a path that a page sent. Raises UserError."""
     if app.fixed_base:
         raise _FIXED_BASE
     if not isinstance(name, str) or not name.strip():
@@ -117,7 +117,7 @@ def _check_name(app: App, name: object) -> str:
 
 
 def _is_local(name: str) -> bool:
-    """Whether loading it would read a file or folder of this machine."""
+    """Return whether loading this name would read a file or folder of this machine."""
     with suppress(OSError, ValueError):
         return Path(name).exists() or name.lower().endswith((".safetensors", ".gguf", ".onnx", ".ckpt", ".pt", ".bin"))
     return True
@@ -128,18 +128,18 @@ def _model_path(app: App, name: str) -> str:
 
 
 def _known_model(name: str, machine: Hardware) -> ModelChoice:
-    size, here = MODEL_SIZES[name], bool(cached_folder(SHORT_NAMES[name], None, missing_file))
-    fits, how = check_fit(size, machine)
-    fetch = 0.0 if here else _DOWNLOADS[name]
-    disk = "Here already." if here else f"{fetch:.1f} GB to fetch."
-    if not here and fetch > machine.disk / GB:
+    size, cached = MODEL_SIZES[name], bool(cached_folder(SHORT_NAMES[name], None, missing_file))
+    fits, fit_text = check_fit(size, machine)
+    fetch = 0.0 if cached else _DOWNLOADS[name]
+    disk = "Here already." if cached else f"{fetch:.1f} GB to fetch."
+    if not cached and fetch > machine.disk / GB:
         fits, disk = False, f"{disk[:-1]}, {machine.disk / GB:.1f} GB of disk free: too little."
     return ModelChoice(
         name,
         f"{TITLES[name]}, {size.side} x {size.side}",
         fetch,
         fits,
-        f"{disk} {how} {training_memory_text(size, machine)}",
+        f"{disk} {fit_text} {training_memory_text(size, machine)}",
     )
 
 
@@ -150,25 +150,25 @@ def _models_in_folder(folder: Path | None) -> list[ModelChoice]:
 
 
 def _model_paths(folder: Path | None) -> list[tuple[str, Path]]:
-    """What can be a base in the folder and those in it: (name, place). Models alone, by their content."""
+    """Find models, by their content, in the folder and its subfolders: (name, path)."""
     if folder is None:
         return []
-    found = ((str(place.relative_to(folder)), place) for place in _candidates(folder))
-    return sorted((printable(name, 200), place) for name, place in found)[:_MAX_MODELS]
+    models = ((str(path.relative_to(folder)), path) for path in _candidates(folder))
+    return sorted((printable(name, 200), path) for name, path in models)[:_MAX_MODELS]
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
-    for place in _scan(folder):
-        if place.is_dir() and not (place / "model_index.json").exists():
-            yield from (each for each in _scan(place) if _is_model(each))
-        elif _is_model(place):
-            yield place
+    for path in _scan(folder):
+        if path.is_dir() and not (path / "model_index.json").exists():
+            yield from (subpath for subpath in _scan(path) if _is_model(subpath))
+        elif _is_model(path):
+            yield path
 
 
 def _scan(folder: Path) -> list[Path]:
     try:
         return [
-            each for _, each in zip(range(_MAX_MODELS), sorted(folder.iterdir()), strict=False) if each.name[0] != "."
+            path for _, path in zip(range(_MAX_MODELS), sorted(folder.iterdir()), strict=False) if path.name[0] != "."
         ]
     except OSError:
         return []
@@ -189,16 +189,16 @@ def _is_model(place: Path) -> bool:
 
 
 def _download_size(hub_id: str) -> float:
-    """GB that would be fetched. Raises UserError where the Hub does not say."""
+    """Return the GB to download. Raises UserError if the Hub does not answer or has no such model."""
     from huggingface_hub import HfApi
 
     disable_telemetry()
     try:
         model = HfApi().model_info(hub_id, files_metadata=True, timeout=_TIMEOUT)
-        sizes = {each.rfilename: each.size or 0 for each in model.siblings or ()}
-    except Exception as error:  # the Hub client raises its own, httpx's and OSError's
-        gone = "NotFound" in type(error).__name__ or "Gated" in type(error).__name__
-        why = "The Hub has no such model, or only for members" if gone else "I cannot reach the Hub"
+        sizes = {file.rfilename: file.size or 0 for file in model.siblings or ()}
+    except Exception as error:  # the Hub client raises its own errors, httpx's and OSError
+        unavailable = "NotFound" in type(error).__name__ or "Gated" in type(error).__name__
+        why = "The Hub has no such model, or only for members" if unavailable else "I cannot reach the Hub"
         raise UserError(f"{why}: {printable(hub_id)}.", "Check its name on huggingface.co.") from None
     if "model_index.json" not in sizes:
         raise UserError(f"{printable(hub_id)} is no base in diffusers' layout.", "It has no model_index.json.")

@@ -1,1 +1,1 @@
-"""What the Train tab does."""
+"""Backend of the Train tab."""

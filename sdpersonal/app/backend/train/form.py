@@ -1,4 +1,4 @@
-"""From what a person filled in to the settings of a training, and a plan in plain words before it starts."""
+"""Build training settings from the page's form, and summarize them before a training starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..error_text import labelled
 from ..models.info import ModelInfo
 from .training_service import format_minutes, pace_key
 
-_THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")  # and no others: 0,001 must not become 1
+_THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")  # thousands separators only: 0,001 must not become 1
 
 KINDS = {"One thing or animal": "object", "One person": "person", "A style": "style"}
 METHODS = {
@@ -31,7 +31,7 @@ _METHOD_EFFECTS = {
     "pivotal": "learns the word first and then how it is drawn",
     "textual-inversion": "learns a word alone, in a file of a few kilobytes",
 }
-# Seconds of a step with all that goes with it, and GB, before anything was measured here; by (kind, device).
+# Seconds of a step with all overhead, and GB, until a training was measured here; by (kind, device).
 _ESTIMATES = {
     ("tiny", "cpu"): (0.4, 0.9),
     ("tiny", "cuda"): (0.15, 1.5),
@@ -47,10 +47,10 @@ _PLACEHOLDER_FOLDER = Path("photos")  # until there is a run
 
 
 def parse_settings(form: Mapping[str, Any], base: ModelInfo) -> TrainingSettings:
-    """The settings that a page's form asks for. Raises UserError for what cannot be.
+    """Build the training settings from the page's form. Raises UserError for invalid fields.
 
     form: owner, name, kind, noun, agrees, method, and under "more" steps, lr, rank, resolution, crop, flip, prior,
-    text_encoder, early_stop, seed: numbers as they were typed, empty where nothing was.
+    text_encoder, early_stop, seed: numbers as typed text, empty for the default.
     """
     kind, method = _parse_choice(KINDS, form["kind"]), _parse_choice(METHODS, form["method"])
     noun = form["noun"].strip() if isinstance(form["noun"], str) else form["noun"]
@@ -73,20 +73,20 @@ def parse_settings(form: Mapping[str, Any], base: ModelInfo) -> TrainingSettings
         common["consent"] = "yes"
     if method == "textual-inversion":
         return TextualInversionSettings(**common, init=noun)
-    own = {"class_noun": noun, "method": method, "prior": _parse_choice(PRIORS, form["prior"])}
-    own["text_encoder"] = form["text_encoder"]
+    dreambooth = {"class_noun": noun, "method": method, "prior": _parse_choice(PRIORS, form["prior"])}
+    dreambooth["text_encoder"] = form["text_encoder"]
     if (rank := typed_number(form["rank"])) is not None:
-        own["rank"] = rank
-    return DreamboothSettings(**common, **own)
+        dreambooth["rank"] = rank
+    return DreamboothSettings(**common, **dreambooth)
 
 
 def parse_kind(title: object) -> str:
-    """ "object", "person" or "style"; for what is no choice the first."""
+    """Return "object", "person" or "style"; "object" for an unknown title."""
     return KINDS.get(title, "object") if isinstance(title, str) else "object"
 
 
 def parse_form_token(form: Mapping[str, Any]) -> Token:
-    """Raises UserError, with a spelling that works."""
+    """Build the token from the form's owner and name. Raises UserError, with a spelling that works."""
     owner, name = (form[part].strip() if isinstance(form[part], str) else "" for part in ("owner", "name"))
     if not name:
         raise UserError("Give it a name.", "For example: my-cat")
@@ -97,7 +97,7 @@ def parse_form_token(form: Mapping[str, Any]) -> Token:
 
 
 def name_note(form: Mapping[str, Any], library: Library) -> str:
-    """What there is to say of a name while it is typed."""
+    """Return the note on the name while it is typed."""
     if not form["name"]:
         return "This is the word that you will write in prompts."
     try:
@@ -111,7 +111,7 @@ def name_note(form: Mapping[str, Any], library: Library) -> str:
 
 
 def plan_text(form: Mapping[str, Any], photos: int, base: ModelInfo, library: Library, pace: Mapping[str, Any]) -> str:
-    """What would be done: how, how long at most, with how much memory."""
+    """Summarize what Start would do: the method, the longest time, the memory."""
     try:
         settings = parse_settings(form, base)
     except UserError as error:
@@ -122,14 +122,14 @@ def plan_text(form: Mapping[str, Any], photos: int, base: ModelInfo, library: Li
     token = parse_form_token(form)
     version = len(library.versions(token)) and library.versions(token)[-1].version + 1
     steps = _max_steps(settings, base, photos)
-    took = pace.get(pace_key(settings.model_dump(mode="json")))
+    measured = pace.get(pace_key(settings.model_dump(mode="json")))
     lines = [
         f"I teach {base.name} the word {token}{f' (version {version})' if version else ''} "
         f"from {photos} photo{'s' if photos > 1 else ''} of "
         f"{'the style ' if settings.kind == 'style' else ''}{printable(str(form['noun']).strip(), 60)}: "
         f"it {_METHOD_EFFECTS[method]}.",
-        f"At most {steps:,} steps, {_duration_text(steps, took, base)}",
-        _memory_text(took, base),
+        f"At most {steps:,} steps, {_duration_text(steps, measured, base)}",
+        _memory_text(measured, base),
     ]
     return "\n".join(lines)
 
@@ -141,22 +141,22 @@ def _max_steps(settings: TrainingSettings, base: ModelInfo, photos: int) -> int:
 
 
 def _duration_text(steps: int, took: Mapping[str, float] | None, base: ModelInfo) -> str:
-    sooner = "It ends sooner where there is no more to learn."
+    early_stop_note = "It ends sooner where there is no more to learn."
     if took:
-        return f"about {format_minutes(steps * took['step'])}, going by the last one here. {sooner}"
-    guess = steps * _ESTIMATES[base.kind, base.device][0]
-    return f"roughly {format_minutes(guess)}: a guess, until I have tried a step at the start. {sooner}"
+        return f"about {format_minutes(steps * took['step'])}, going by the last one here. {early_stop_note}"
+    estimate = steps * _ESTIMATES[base.kind, base.device][0]
+    return f"roughly {format_minutes(estimate)}: a guess, until I have tried a step at the start. {early_stop_note}"
 
 
 def _memory_text(took: Mapping[str, float] | None, base: ModelInfo) -> str:
-    need = took["held"] / _GB if took else _ESTIMATES[base.kind, base.device][1]
-    there = free_memory(base.device) / _GB
-    line = f"It needs about {need:.1f} GB of memory; {there:.1f} GB are free."
-    return line if there > need else f"{line} That may be too little: close other programs, or choose a smaller base."
+    needed = took["held"] / _GB if took else _ESTIMATES[base.kind, base.device][1]
+    free = free_memory(base.device) / _GB
+    line = f"It needs about {needed:.1f} GB of memory; {free:.1f} GB are free."
+    return line if free > needed else f"{line} That may be too little: close other programs, or choose a smaller base."
 
 
 def free_memory(device: str) -> int:
-    """Bytes that a training could have. On a card, what drawing holds comes free for it."""
+    """Return the bytes free for a training. On a GPU that includes the memory of generation, which is released."""
     if device == "cuda":
         import torch
 
@@ -171,7 +171,7 @@ def _parse_choice(choices: Mapping[str, str], title: object) -> str:
 
 
 def typed_number(typed: object) -> object:
-    """The number that was typed, None for nothing; what is none stays as it is, and is refused with its name."""
+    """Parse a number field: None if empty; invalid text is returned unchanged so that validation can name it."""
     if not isinstance(typed, str):
         return typed
     text = typed.strip()

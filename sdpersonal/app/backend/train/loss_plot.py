@@ -1,6 +1,6 @@
-"""The loss so far as a small drawing (SVG) that takes its colours from the page, so it can be read light and dark.
+"""Plot the loss as a small SVG that takes its colours from the page, so that it is readable in light and dark mode.
 
-Nothing but numbers and our own words goes into it.
+It contains only numbers and fixed text: nothing has to be escaped.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ _MAX_POINTS = 240  # points drawn
 
 
 def loss_svg(points: LossPoints, steps: int) -> str:
-    """SVG of a run's losses: each step's as a dot, and as a line the fixed batch's, or else a running mean."""
+    """Plot a run's losses: a dot for each step, and a line for the fixed batch's losses or else the running mean."""
     if len(points.losses) < 2:
         return ""
     line = points.fixed_batch_losses if len(points.fixed_batch_losses) > 1 else running_mean(points.losses)
     dots, line = thin_points(points.losses), thin_points(line)
-    across = max(steps, points.losses[-1][0], 2)
+    end_step = max(steps, points.losses[-1][0], 2)
     highest = sorted(loss for _, loss in points.losses)[int(0.98 * (len(points.losses) - 1))]
     highest = max(highest, max(loss for _, loss in line)) * 1.05 or 1.0
 
     def place(step: int, loss: float) -> str:
-        x = _LEFT + (_WIDTH - 2 * _LEFT) * step / across
+        x = _LEFT + (_WIDTH - 2 * _LEFT) * step / end_step
         y = _TOP + (_HEIGHT - _BOTTOM - _TOP) * (1 - min(loss / highest, 1.0))
         return f"{x:.1f},{y:.1f}"
 
@@ -37,7 +37,7 @@ def loss_svg(points: LossPoints, steps: int) -> str:
         f'<path class="floor" d="M{_LEFT},{floor}H{_WIDTH - _LEFT}"/>'
         f'<path class="dots" d="{marks}"/><path class="line" d="{path}"/>'
         f'<text x="{_LEFT}" y="{foot}">loss: lower is better learned</text>'
-        f'<text x="{_WIDTH - _LEFT}" y="{foot}" text-anchor="end">step {across:,}</text></svg>'
+        f'<text x="{_WIDTH - _LEFT}" y="{foot}" text-anchor="end">step {end_step:,}</text></svg>'
     )
 
 
@@ -51,12 +51,12 @@ def running_mean(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]
 
 
 def thin_points(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most `_MOST` of them, the last one among them."""
-    every = -(-len(points) // _MAX_POINTS)
-    return [*points[::every], *(points[-1:] if (len(points) - 1) % every else ())]
+    """Thin the points to about `_MAX_POINTS`, keeping the last one."""
+    stride = -(-len(points) // _MAX_POINTS)
+    return [*points[::stride], *(points[-1:] if (len(points) - 1) % stride else ())]
 
 
 def progress_html(share: float | None) -> str:
-    """How far it is, as the browser's own progress bar; None where nobody can say."""
+    """Make the browser's own progress bar; share: 0 to 1, None for an indeterminate bar."""
     value = "" if share is None else f' value="{min(max(share, 0.0), 1.0):.4f}"'
     return f'<progress aria-label="How far the training is" max="1"{value}></progress>'

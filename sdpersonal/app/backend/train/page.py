@@ -1,4 +1,4 @@
-"""All that the page for making concepts can ask for. What goes wrong comes back in words, never as an exception."""
+"""Handle the events of the Train tab. Methods return error texts and never raise."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FormValues = Mapping[str, Any]
 
 
 class TrainPage:
-    """Trays of photos for pages, trainings for users."""
+    """Photo uploads for each page, trainings for each user."""
 
     def __init__(self, house: Workspace, studio: GenerationService):
         self.workspace, self.generation = house, studio
@@ -30,38 +30,38 @@ class TrainPage:
         self.trainings = TrainingService(house, self._make_room)
 
     def _make_room(self) -> None:
-        if self.generation.base.device == "cuda":  # drawing and training share the card
+        if self.generation.base.device == "cuda":  # generation and training share the GPU
             self.generation.release()
 
     def leave(self, page: str) -> None:
-        """The page is closed: its photos go. A training goes on."""
+        """Delete the photos of a closed page. A training goes on."""
         self.uploads_by_page.leave(page)
 
     def close(self) -> None:
-        """The app ends: so does a training, with a checkpoint to go on from."""
+        """Stop a running training, with a checkpoint to resume from, and delete all uploads."""
         self.trainings.close()
         self.uploads_by_page.close()
 
     # --- photos -------------------------------------------------------------------------------------------------------
 
     def drop(self, page: str, paths: Sequence[str] | str | None) -> str:
-        """Take what was uploaded; the uploads themselves go at once. What could not be used, in words."""
-        given = [paths] if isinstance(paths, str) else list(paths or ())
+        """Add uploaded photos and delete the uploaded files; return the problems as text."""
+        uploaded = [paths] if isinstance(paths, str) else list(paths or ())
         try:
-            places = [storage.resolve_inside(self.workspace.shown, path) for path in given]
+            files = [storage.resolve_inside(self.workspace.shown, path) for path in uploaded]
         except UserError as error:
             return str(error)
         try:
-            return "\n".join(self._page_uploads(page).add(places)) if places else ""
+            return "\n".join(self._page_uploads(page).add(files)) if files else ""
         except Exception as error:
             return describe_error(error)
         finally:
-            for place in places:
+            for file in files:
                 with suppress(UserError):
-                    storage.remove(place)
+                    storage.remove(file)
 
     def use_sample_photos(self, page: str, title: str) -> str:
-        """Put a set of sample photos in the place of what is on the tray."""
+        """Replace the page's photos by a sample set; return the problems as text."""
         try:
             folder = sample_sets().get(title)
             if folder is None:
@@ -72,39 +72,39 @@ class TrainPage:
             return describe_error(error)
 
     def look(self, page: str, form: FormValues, said: str = "") -> PhotoReview:
-        """What is on the tray, examined; `said` is told first."""
+        """Review the page's photos; `said` is put before the review's text."""
         try:
-            found = review_photos(self._page_uploads(page), self.workspace, page, *_check_options(form))
+            review = review_photos(self._page_uploads(page), self.workspace, page, *_check_options(form))
         except Exception as error:
-            found = PhotoReview([], describe_error(error), 0, False)
-        return replace(found, words="\n".join(filter(None, [said, found.words])))
+            review = PhotoReview([], describe_error(error), 0, False)
+        return replace(review, words="\n".join(filter(None, [said, review.words])))
 
     def toggle_photo(self, page: str, number: int) -> str:
-        """Leave a photo out; or put it back, where it is out."""
-        tray = self._page_uploads(page)
-        return _error_or_nothing(lambda: tray.use(number, not tray.is_used(number)))
+        """Leave a photo out, or put it back if it is left out."""
+        uploads = self._page_uploads(page)
+        return _error_or_nothing(lambda: uploads.use(number, not uploads.is_used(number)))
 
     def turn(self, page: str, number: int, quarters: int) -> str:
-        """Turn a photo to the left."""
+        """Rotate a photo to the left by quarters."""
         return _error_or_nothing(lambda: self._page_uploads(page).turn(number, quarters))
 
     def apply_advice(self, page: str, form: FormValues) -> str:
-        """Do what the doctor proposes, as far as a click can."""
+        """Apply the advice of the photo checks as far as rotating and leaving out can."""
         return _error_or_nothing(lambda: apply_advice(self._page_uploads(page), *_check_options(form)))
 
     def clear(self, page: str) -> str:
-        """Begin anew."""
+        """Remove all photos."""
         return _error_or_nothing(lambda: self._page_uploads(page).clear())
 
     def set_caption(self, page: str, number: int, text: str) -> str:
-        """Write a photo's caption."""
+        """Set a photo's caption."""
         return _error_or_nothing(lambda: self._page_uploads(page).caption(number, text))
 
     def photo(self, page: str, number: int) -> SelectedPhoto:
-        """What there is to do with a photo."""
-        tray = self._page_uploads(page)
+        """Return the photo that was clicked, for the panel with its actions."""
+        uploads = self._page_uploads(page)
         try:
-            name, used, caption = tray.uploads[number].name, tray.is_used(number), tray.captions(number)
+            name, used, caption = uploads.uploads[number].name, uploads.is_used(number), uploads.captions(number)
         except (UserError, IndexError, TypeError):
             return SelectedPhoto("", True, "")
         return SelectedPhoto(name, used, caption)
@@ -112,18 +112,18 @@ class TrainPage:
     def _page_uploads(self, page: str) -> PhotoUploads:
         return self.uploads_by_page.of(page, self.generation.base.resolution)
 
-    # --- name and plan ------------------------------------------------------------------------------------------------
+    # --- name and summary ---------------------------------------------------------------------------------------------
 
     def naming(self, form: FormValues) -> str:
-        """What there is to say of a name while it is typed."""
+        """Return the note on the name while it is typed."""
         return name_note(form, self.workspace.library)
 
     def plan(self, page: str, user: str | None, form: FormValues) -> str:
-        """What Start would do."""
+        """Summarize what Start would do."""
         try:
             if busy := self.trainings.running_training(user):
                 return busy.words()
-            count = sum(snap.used for snap in self._page_uploads(page).uploads)
+            count = sum(upload.used for upload in self._page_uploads(page).uploads)
             return plan_text(form, count, self.generation.base, self.workspace.library, self.trainings.pace())
         except Exception as error:
             return describe_error(error)
@@ -131,7 +131,7 @@ class TrainPage:
     # --- the training -------------------------------------------------------------------------------------------------
 
     def start(self, page: str, user: str | None, form: FormValues) -> str:
-        """Begin; "" where it began, else why not."""
+        """Start a training; return "", or why it did not start."""
 
         def begin() -> None:
             self.trainings.start(parse_settings(form, self.generation.base), self._page_uploads(page), user)
@@ -139,36 +139,36 @@ class TrainPage:
         return _error_or_nothing(begin)
 
     def run_view(self, page: str, user: str | None, seen: str = "") -> tuple[RunView, Any] | None:
-        """How the user's training stands; None where there is none to show."""
+        """Return the view and status of the user's training; None if there is none to show."""
         try:
-            standing = self.trainings.shown(user)
-            return (run_view(standing, self.workspace, page, seen), standing) if standing else None
+            status = self.trainings.shown(user)
+            return (run_view(status, self.workspace, page, seen), status) if status else None
         except Exception as error:
             return RunView("I cannot say how the training stands", describe_error(error)), None
 
     def ask(self, user: str | None, wish: str) -> str:
-        """Ask "sample" or "keep" of the user's training."""
+        """Send the command "sample" or "keep" to the user's training."""
         return _error_or_nothing(lambda: self.trainings.ask(user, wish))
 
     def cancel(self, user: str | None) -> str:
-        """End the user's training and throw away what it has done; what came of it, in words."""
+        """Stop the user's training and discard its work; return the outcome as text."""
         try:
             return self.trainings.cancel(user)
         except Exception as error:
             return describe_error(error)
 
     def resume(self, user: str | None) -> str:
-        """Take an unfinished training up again."""
+        """Resume an unfinished training."""
         return _error_or_nothing(lambda: self.trainings.resume(user))
 
     def dismiss(self, user: str | None) -> str:
-        """Make room for another."""
+        """Hide the finished training, so that another can be set up."""
         return _error_or_nothing(lambda: self.trainings.dismiss(user))
 
 
 @dataclass(frozen=True)
 class SelectedPhoto:
-    """A photo that was clicked; name "" where it is none."""
+    """A photo that was clicked; name: "" if there is no such photo."""
 
     name: str
     used: bool
@@ -176,7 +176,7 @@ class SelectedPhoto:
 
 
 def _error_or_nothing(work) -> str:
-    """Nothing where it went well, else why not."""
+    """Run `work`; return "", or the error's text."""
     try:
         work()
         return ""
@@ -185,6 +185,6 @@ def _error_or_nothing(work) -> str:
 
 
 def _check_options(form: FormValues) -> tuple[str, str, str]:
-    """(kind, class noun, crop), as the doctor wants them."""
+    """Return (kind, class noun, crop) as the photo checks take them."""
     noun = form["noun"] if isinstance(form["noun"], str) else ""
     return parse_kind(form["kind"]), noun.strip()[:100], "subject" if form["crop"] else "center"

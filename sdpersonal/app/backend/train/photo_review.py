@@ -1,4 +1,4 @@
-"""What the photo doctor sees on a tray, as a page shows it: a tile for each photo, and plain words."""
+"""Show the results of the photo checks on the page: a tile for each photo, and a summary."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from ..workspace import Workspace
 from .uploads import PhotoUploads
 
 _FRAME, _FRAME_WIDTH = (206, 44, 49), 6  # colour and pixels of the frame around a photo with something wrong
-_PALE = 0.75  # how white a photo is that is left out
-_MARKS = {  # of one photo, beside its name
+_PALE = 0.75  # share of white blended into a photo that is left out
+_MARKS = {  # finding's name to the mark beside the photo's name
     "small": "small",
     "near-duplicates": "like another",
     "blurred": "blurred",
@@ -32,7 +32,7 @@ _MARKS = {  # of one photo, beside its name
     "washed-out": "pale",
     "two-subjects": "something else?",
 }
-_FIXES = {  # where the page has a way of its own
+_FIXES = {  # hints that differ from the command line's, since the page has its own way
     "small": "Take larger photos if you have some.",
     "near-duplicates": "Leave out all but the best; take others from another side or in another place.",
     "blurred": "Leave it out, or take it again with more light.",
@@ -49,8 +49,8 @@ _MIN_PHOTOS = 3
 
 @dataclass(frozen=True)
 class PhotoReview:
-    """tiles: (picture, caption) for each photo in the order of the tray; words: what there is to say; count: photos
-    that will be learned from; helpful: whether `follow_advice` would change anything."""
+    """Review of a page's photos. tiles: (image, caption) for each photo in upload order; words: the summary; count:
+    photos to train on; has_advice: whether `apply_advice` would change anything."""
 
     tiles: list[tuple[str, str]]
     words: str
@@ -59,7 +59,7 @@ class PhotoReview:
 
 
 def review_photos(tray: PhotoUploads, house: Workspace, page: str, kind: str, noun: str, crop: str) -> PhotoReview:
-    """Examine a tray. Raises UserError."""
+    """Check a page's photos. Raises UserError."""
     with tray.held:
         if not tray.uploads:
             return PhotoReview([], "", 0, False)
@@ -75,7 +75,7 @@ def review_photos(tray: PhotoUploads, house: Workspace, page: str, kind: str, no
 
 
 def apply_advice(tray: PhotoUploads, kind: str, noun: str, crop: str) -> None:
-    """Turn what lies on its side; leave out what is blurred, badly lit, or nearly the same as another."""
+    """Rotate photos that lie on their side; leave out those that are blurred, badly lit or near-duplicates."""
     with tray.held:
         photos = tray.used(crop)
         for number, quarters in _find_advice(tray, photos, _check_photos(photos, kind, noun)).items():
@@ -96,37 +96,37 @@ def _clip_features() -> ClipFeatures:
 
 
 def _find_advice(tray: PhotoUploads, photos: PhotoSet | None, verdict: Report) -> dict[int, int]:
-    """{number of a photo: quarters to turn it, 0 to leave it out}."""
-    numbers = {snap.name: number for number, snap in enumerate(tray.uploads)}
-    found, left = {}, verdict.count
+    """Return {number of a photo: quarters to rotate it, 0 to leave it out}."""
+    numbers = {upload.name: number for number, upload in enumerate(tray.uploads)}
+    advice, remaining = {}, verdict.count
     for name in _bad_photos(verdict):
-        if left > _MIN_PHOTOS:
-            found[numbers[name]] = 0
-            left -= 1
-    for each in verdict.findings:
-        if each.name == "sideways":
-            turns = _find_rotations(photos, each.photos)
-            found |= {numbers[name]: turns[name] for name in each.photos if numbers[name] not in found}
-    return found
+        if remaining > _MIN_PHOTOS:
+            advice[numbers[name]] = 0
+            remaining -= 1
+    for finding in verdict.findings:
+        if finding.name == "sideways":
+            turns = _find_rotations(photos, finding.photos)
+            advice |= {numbers[name]: turns[name] for name in finding.photos if numbers[name] not in advice}
+    return advice
 
 
 def _bad_photos(verdict: Report) -> list[str]:
-    """What is better left out, the worst first: bad photos, and of those that are alike all but the first good one."""
-    bad = [name for each in verdict.findings if each.name in _LEAVE_OUT for name in each.photos]
-    for each in verdict.findings:
-        if each.name == "near-duplicates":
-            best = next((name for name in each.photos if name not in bad), each.photos[0])
-            bad += [name for name in each.photos if name != best]
+    """Name the photos to leave out, worst first: bad ones, and all near-duplicates but the first good one."""
+    bad = [name for finding in verdict.findings if finding.name in _LEAVE_OUT for name in finding.photos]
+    for finding in verdict.findings:
+        if finding.name == "near-duplicates":
+            best = next((name for name in finding.photos if name not in bad), finding.photos[0])
+            bad += [name for name in finding.photos if name != best]
     return list(dict.fromkeys(bad))
 
 
 def _find_rotations(photos: PhotoSet, lying: Sequence[str]) -> dict[str, int]:
-    """By how many quarters each photo is turned to lie as the others do."""
-    others = [edge_histogram(photo.square()) for photo in photos.photos if photo.name not in lying]
-    if len(others) < MIN_PHOTOS - 1:
+    """Return by how many quarters to rotate each photo so that it lies as the others do."""
+    upright = [edge_histogram(photo.square()) for photo in photos.photos if photo.name not in lying]
+    if len(upright) < MIN_PHOTOS - 1:
         return dict.fromkeys(lying, 1)
     return {
-        photo.name: max((1, 3), key=lambda turn, p=photo: sum(_rotated_histogram(p, turn) @ other for other in others))
+        photo.name: max((1, 3), key=lambda turn, p=photo: sum(_rotated_histogram(p, turn) @ other for other in upright))
         for photo in photos.photos
         if photo.name in lying
     }
@@ -137,41 +137,53 @@ def _rotated_histogram(photo: Photo, quarters: int) -> np.ndarray:
 
 
 def _summary(verdict: Report, out: PhotoSet | None) -> str:
-    left = f" {len(out.photos)} left out." if out else ""
+    left_out_note = f" {len(out.photos)} left out." if out else ""
     if not verdict.count:
-        return f"No photo is used.{left}"
+        return f"No photo is used.{left_out_note}"
     photos = "1 photo" if verdict.count == 1 else f"{verdict.count} photos"
     if not verdict.findings:
-        return f"{photos}: I see nothing to change.{left}"
-    lines = [f"• {each.message} {each.effect} {_FIXES.get(each.name, each.hint)}" for each in verdict.findings]
-    things = "one thing" if len(lines) == 1 else f"{len(lines)} things"
-    return "\n".join([f"{photos}; {things} to look at, or go on as it is:{left}", *lines])
+        return f"{photos}: I see nothing to change.{left_out_note}"
+    lines = [
+        f"• {finding.message} {finding.effect} {_FIXES.get(finding.name, finding.hint)}" for finding in verdict.findings
+    ]
+    count_text = "one thing" if len(lines) == 1 else f"{len(lines)} things"
+    return "\n".join([f"{photos}; {count_text} to look at, or go on as it is:{left_out_note}", *lines])
 
 
 def _make_tiles(tray: PhotoUploads, photos: PhotoSet | None, out: PhotoSet | None, verdict: Report, room: Path) -> list:
-    known = {photo.name: photo for each in (photos, out) if each for photo in each.photos}
-    place, old = room / f"photos-{secrets.token_hex(4)}", sorted(room.glob("photos-*"))
+    photos_by_name = {photo.name: photo for photo_set in (photos, out) if photo_set for photo in photo_set.photos}
+    new_folder, old_folders = room / f"photos-{secrets.token_hex(4)}", sorted(room.glob("photos-*"))
     tiles = []
-    with storage.new_folder(place) as staged:
-        for number, snap in enumerate(tray.uploads):
-            marks = [_MARKS[each.name] for each in verdict.findings if each.name in _MARKS and snap.name in each.photos]
-            if not snap.used:
+    with storage.new_folder(new_folder) as staging_folder:
+        for number, upload in enumerate(tray.uploads):
+            marks = [
+                _MARKS[finding.name]
+                for finding in verdict.findings
+                if finding.name in _MARKS and upload.name in finding.photos
+            ]
+            if not upload.used:
                 marks = ["left out"]
-            elif snap.name not in known:
-                marks = ["the same as another"]  # once it was turned
-            picture = show_crop(known[snap.name]) if snap.name in known else _open_photo(tray.path(number))
-            storage.write_bytes(staged / f"{snap.name}.jpg", _jpeg(_add_frame(picture, snap.used, bool(marks))))
-            caption = f"{snap.name.removeprefix('photo ')}: {', '.join(marks)}" if marks else snap.name
-            tiles.append((str(place / f"{snap.name}.jpg"), caption))
-    for folder in old[:-1]:  # the last one may still be on its way to the page
+            elif upload.name not in photos_by_name:
+                marks = ["the same as another"]  # identical after its rotation
+            image = (
+                show_crop(photos_by_name[upload.name])
+                if upload.name in photos_by_name
+                else _open_photo(tray.path(number))
+            )
+            storage.write_bytes(
+                staging_folder / f"{upload.name}.jpg", _jpeg(_add_frame(image, upload.used, bool(marks)))
+            )
+            caption = f"{upload.name.removeprefix('photo ')}: {', '.join(marks)}" if marks else upload.name
+            tiles.append((str(new_folder / f"{upload.name}.jpg"), caption))
+    for folder in old_folders[:-1]:  # the page may still be loading the last one
         storage.remove(folder)
     return tiles
 
 
 def _open_photo(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        picture.thumbnail((240, 240))
-        return picture.convert("RGB")
+    with Image.open(path) as image:
+        image.thumbnail((240, 240))
+        return image.convert("RGB")
 
 
 def _add_frame(picture: Image.Image, used: bool, marked: bool) -> Image.Image:

@@ -1,4 +1,4 @@
-"""What a page shows of a training at a moment: words, a bar, a curve, pictures."""
+"""Build the view of a training for the page: texts, a progress bar, a loss curve, sample images."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .loss_plot import loss_svg, progress_html
 from .run_status import RunStatus, to_number
 from .training_service import format_minutes
 
-_LARGEST = 64 << 20  # bytes of a picture or a report
+_LARGEST = 64 << 20  # bytes of an image or a report
 _GB = 1e9
 
 
 @dataclass(frozen=True)
 class RunView:
-    """title, words: how it stands; bar, curve: HTML made of numbers; pictures: (file in the page's room, caption);
-    score: the verdict so far; stamp: changes with the pictures alone."""
+    """A training as the page shows it. title, words: its status; bar, curve: HTML made of numbers; pictures: (file in
+    the session folder, caption); score: the best validation so far; stamp: changes with the images only."""
 
     title: str
     words: str
@@ -35,22 +35,27 @@ class RunView:
 
 
 def run_view(standing: RunStatus, house: Workspace, page: str, seen: str = "") -> RunView:
-    """seen: the stamp of what the page shows already; its pictures are not copied again."""
-    tell = {"starting": _starting_text, "learning": _training_text, "finishing": _finishing_text, "done": _done_text}
-    title, words, share = tell.get(standing.state, _ended_text)(standing)
-    stamp, found = _find_images(standing)
+    """Build the view of a run. seen: stamp of the images that the page shows already, which are not copied again."""
+    formatters = {
+        "starting": _starting_text,
+        "learning": _training_text,
+        "finishing": _finishing_text,
+        "done": _done_text,
+    }
+    title, words, share = formatters.get(standing.state, _ended_text)(standing)
+    stamp, images = _find_images(standing)
     stamp = f"{standing.folder.name} {stamp}"
-    new = stamp != seen
+    images_changed = stamp != seen
     return RunView(
         title,
         words,
         progress_html(share) if standing.running else "",
         loss_svg(standing.points, standing.steps),
-        tuple((_publish(path, house, page), caption) for path, caption in found) if new else (),
+        tuple((_publish(path, house, page), caption) for path, caption in images) if images_changed else (),
         _score_text(standing),
         stamp,
         _prompts(standing, house) if standing.state == "done" else (),
-        _report(standing, house, page) if standing.state == "done" and new else "",
+        _report(standing, house, page) if standing.state == "done" and images_changed else "",
     )
 
 
@@ -84,8 +89,8 @@ def _finishing_text(standing: RunStatus) -> tuple[str, str, float | None]:
 
 
 def _done_text(standing: RunStatus) -> tuple[str, str, float | None]:
-    took = f", after {format_minutes(standing.seconds)}" if standing.seconds else ""
-    words = f"It is in your library{took}. Write {standing.token} in a prompt, or try one of these."
+    duration = f", after {format_minutes(standing.seconds)}" if standing.seconds else ""
+    words = f"It is in your library{duration}. Write {standing.token} in a prompt, or try one of these."
     return f"{standing.token} is ready", words, None
 
 
@@ -99,16 +104,16 @@ def _ended_text(standing: RunStatus) -> tuple[str, str, float | None]:
 
 
 def page_text(said: str) -> str:
-    """A trainer's words without the advice for its command line that the page has buttons for."""
+    """Remove the trainer's command-line hints that the page has buttons for."""
     lines = [line for line in said.splitlines() if line.strip() not in ("Add --resume to go on.",)]
     return "\n".join(lines)
 
 
 def _cost_text(standing: RunStatus) -> str:
-    held, seconds = to_number(standing.cost.get("held")), to_number(standing.cost.get("seconds"))
-    if not held or not seconds:
+    memory, seconds = to_number(standing.cost.get("held")), to_number(standing.cost.get("seconds"))
+    if not memory or not seconds:
         return ""
-    return f"At most {format_minutes(seconds)}, with {held / _GB:.1f} GB of memory"
+    return f"At most {format_minutes(seconds)}, with {memory / _GB:.1f} GB of memory"
 
 
 def _read_validations(standing: RunStatus) -> list:
@@ -118,28 +123,28 @@ def _read_validations(standing: RunStatus) -> list:
 
 
 def _find_images(standing: RunStatus) -> tuple[str, list[tuple[Path, str]]]:
-    """The newest sample pictures beside the class noun's, or the finished concept's."""
+    """Return the stamp and images: the newest samples or the finished concept's, and the class noun's to compare."""
     if standing.state == "done":
-        found = [(standing.folder / "samples.png", f"{standing.token} in its first pictures")]
+        images = [(standing.folder / "samples.png", f"{standing.token} in its first pictures")]
         stamp = "done"
     else:
-        drawn = sorted((standing.folder / "trials").glob("step-*.png"))
-        if not drawn:
+        sample_sheets = sorted((standing.folder / "trials").glob("step-*.png"))
+        if not sample_sheets:
             return "", []
-        step = int(drawn[-1].stem.removeprefix("step-"))
-        found = [(drawn[-1], f"After step {step:,}")]
-        stamp = f"{step} {drawn[-1].stat().st_mtime_ns}"
+        step = int(sample_sheets[-1].stem.removeprefix("step-"))
+        images = [(sample_sheets[-1], f"After step {step:,}")]
+        stamp = f"{step} {sample_sheets[-1].stat().st_mtime_ns}"
     noun = standing.settings.get("class_noun") or standing.settings.get("init") or "the class"
-    plain = standing.folder / "trials" / "class-noun.png"
-    found.append((plain, f"For comparison: any {printable(str(noun), 40)}"))
-    return stamp, [(path, caption) for path, caption in found if path.exists()]
+    class_noun_image = standing.folder / "trials" / "class-noun.png"
+    images.append((class_noun_image, f"For comparison: any {printable(str(noun), 40)}"))
+    return stamp, [(path, caption) for path, caption in images if path.exists()]
 
 
 def _publish(path: Path, house: Workspace, page: str) -> str:
-    run = path.parent.parent if path.parent.name == "trials" else path.parent
-    place = storage.make_folder(house.room(page) / run.name)
+    run_folder = path.parent.parent if path.parent.name == "trials" else path.parent
+    folder = storage.make_folder(house.room(page) / run_folder.name)
     data = storage.read_bytes(path, _LARGEST)
-    target = place / f"{path.stem}-{storage.sha256(data)[:8]}{path.suffix}"
+    target = folder / f"{path.stem}-{storage.sha256(data)[:8]}{path.suffix}"
     if not target.exists():
         storage.write_bytes(target, data)
     return str(target)
@@ -153,9 +158,9 @@ def _score_text(standing: RunStatus) -> str:
     if best is None:
         return ""
     noun = str(standing.settings.get("class_noun") or standing.settings.get("init") or "the class")
-    when = "" if standing.state == "done" else f"So far (step {best.step:,} is the best): "
-    said = " ".join(printable(line, 400) for line in explain_scores(best.scores, noun))
-    return f"{when}{said}\n{format_scores(best.scores)}"
+    prefix = "" if standing.state == "done" else f"So far (step {best.step:,} is the best): "
+    explanation = " ".join(printable(line, 400) for line in explain_scores(best.scores, noun))
+    return f"{prefix}{explanation}\n{format_scores(best.scores)}"
 
 
 def _prompts(standing: RunStatus, house: Workspace) -> tuple[str, ...]:
@@ -163,7 +168,7 @@ def _prompts(standing: RunStatus, house: Workspace) -> tuple[str, ...]:
 
     try:
         return house.library.find(Token.parse(standing.token)).card.prompts[:4]
-    except UserError:  # removed or renamed since
+    except UserError:  # deleted or renamed since
         return ()
 
 

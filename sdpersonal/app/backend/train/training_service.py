@@ -1,4 +1,4 @@
-"""Trainings for pages: one at a time on the machine, each a process of its own, found again from its folder on disk."""
+"""Run trainings for pages: one at a time on the machine, each in its own process, recovered from its folder on disk."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ _PATH_SETTINGS = ("photos", "library", "run", "vae")
 
 @dataclass(frozen=True)
 class RunningTraining:
-    """A training that runs. mine: whether it is that of who asks; left: seconds, None where nobody can say yet."""
+    """A running training. is_own: whether it belongs to the asking user; left: seconds, None if not known yet."""
 
     is_own: bool
     began: float
     left: float | None
 
     def words(self) -> str:
-        """For whom it keeps from starting another."""
+        """Explain to a user why no other training can start."""
         who = "You are training already" if self.is_own else "Somebody is training"
         left = f", for about {format_minutes(self.left)} more" if self.left is not None else ""
         where = ", in another tab" if self.is_own else ""
@@ -57,7 +57,7 @@ class RunningTraining:
 
 
 class TrainingService:
-    """release: called before one starts, for the memory that drawing holds."""
+    """Start, observe and stop trainings. release: called before a start, to free the memory of generation."""
 
     def __init__(self, house: Workspace, release: Callable[[], None] = lambda: None):
         self.workspace, self._release = house, release
@@ -69,26 +69,26 @@ class TrainingService:
     # --- starting -----------------------------------------------------------------------------------------------------
 
     def start(self, settings: TrainingSettings, tray: PhotoUploads, user: str | None) -> Path:
-        """Begin a training of the tray's photos; its folder. settings: photos, library and run are filled in here.
+        """Start a training on the uploaded photos; return its folder. settings: photos, library and run are set here.
 
-        Raises UserError where one runs already, or the photos cannot be used, DiskFull.
+        Raises UserError if a training runs already or the photos cannot be used, DiskFull.
         """
         self._check_can_start(user)
         with self._mutex:
             self._check_free(user)
-            home = self.workspace.trainings(user).resolve()
-            if storage.free_bytes(home) < MIN_FREE_BYTES:
+            runs_folder = self.workspace.trainings(user).resolve()
+            if storage.free_bytes(runs_folder) < MIN_FREE_BYTES:
                 raise DiskFull("The disk is nearly full, so I do not start.", "Make room first.")
-            folder = home / _folder_name(settings)
+            folder = runs_folder / _folder_name(settings)
             try:
                 storage.make_folder(folder)
                 tray.copy_to(folder / PHOTOS_FOLDER)
-                places = {
+                paths = {
                     "photos": folder / PHOTOS_FOLDER,
                     "library": self.workspace.library.folder.resolve(),
                     "run": folder,
                 }
-                settings = settings.model_copy(update=places)
+                settings = settings.model_copy(update=paths)
                 storage.write_json(
                     folder / SETTINGS_FILE, settings.model_dump(mode="json") | {"program": _command_name(settings)}
                 )
@@ -100,19 +100,19 @@ class TrainingService:
             return folder
 
     def resume(self, user: str | None) -> None:
-        """Take up the unfinished run that the user's page shows. Raises UserError."""
+        """Resume the unfinished run that the user's page shows. Raises UserError."""
         self._check_can_start(user)
         with self._mutex:
             self._check_free(user)
-            standing = self.shown(user)
-            if standing is None or standing.state == "done":
+            status = self.shown(user)
+            if status is None or status.state == "done":
                 raise UserError("There is nothing to go on with.", "Start a new one.")
-            settings = settings_from_json(standing.settings).model_copy(update={"resume": standing.can_resume})
-            self._launch(standing.folder, settings)
+            settings = settings_from_json(status.settings).model_copy(update={"resume": status.can_resume})
+            self._launch(status.folder, settings)
 
     def _check_can_start(self, user: str | None) -> None:
         self._check_free(user)
-        self._release()  # may wait for a drawing: not while others want to know how their trainings stand
+        self._release()  # may wait for a generation job: outside the lock, so that other users' pages are not blocked
 
     def _check_free(self, user: str | None) -> None:
         if busy := self.running_training(user):
@@ -122,11 +122,11 @@ class TrainingService:
         for log in (OUTPUT_FILE, ERRORS_FILE):
             storage.append_line(folder / log, RUN_SEPARATOR)
         process, child = start_process(settings_to_argv(settings), folder)
-        about = {"pid": process.pid, "born": process.create_time, "began": time.time()}
+        process_info = {"pid": process.pid, "born": process.create_time, "began": time.time()}
         try:
-            storage.write_json(folder / PROCESS_FILE, about)
+            storage.write_json(folder / PROCESS_FILE, process_info)
         except BaseException:
-            process.end(at_once=True)  # nobody would find it again
+            process.end(at_once=True)  # without the file the process could not be found again
             raise
         self._current = folder
         threading.Thread(target=self._wait_for, args=(child, folder), daemon=True).start()
@@ -136,70 +136,73 @@ class TrainingService:
         with suppress(UserError):
             self._tidy(folder)
 
-    # --- looking ------------------------------------------------------------------------------------------------------
+    # --- status -------------------------------------------------------------------------------------------------------
 
     def shown(self, user: str | None) -> RunStatus | None:
-        """The run that the user's page shows: the one that runs, else the newest that was not put away."""
+        """Return the run that the user's page shows: the running one, else the newest that was not dismissed."""
         with self._mutex:
-            home = self.workspace.trainings(user).resolve()
+            runs_folder = self.workspace.trainings(user).resolve()
             current = self._current
-            if current and current.parent == home and (standing := self._reader.look(current)):
-                return standing
-            for folder in list_runs(home):
-                if not read_json(folder / PROCESS_FILE).get("away") and (standing := self._reader.look(folder)):
-                    return standing
+            if current and current.parent == runs_folder and (status := self._reader.look(current)):
+                return status
+            for folder in list_runs(runs_folder):
+                if not read_json(folder / PROCESS_FILE).get("away") and (status := self._reader.look(folder)):
+                    return status
             return None
 
     def running_training(self, user: str | None) -> RunningTraining | None:
-        """The training that runs on this machine, whoever's it is."""
+        """Return the training that runs on this machine, of any user."""
         with self._mutex:
             if self._current is None or not _read_process(self._current).is_alive():
-                self._current = self._find()  # another app on the same folders may have begun one
-            standing = self._current and self._reader.look(self._current)
-            if not standing or not standing.running:
+                self._current = self._find()  # another app on the same folders may have started one
+            status = self._current and self._reader.look(self._current)
+            if not status or not status.running:
                 return None
-            mine = self._current.parent == self.workspace.trainings(user).resolve()
-            return RunningTraining(mine, standing.began, standing.left)
+            is_own = self._current.parent == self.workspace.trainings(user).resolve()
+            return RunningTraining(is_own, status.began, status.left)
 
     def pace(self) -> dict[str, dict[str, float]]:
-        """What earlier trainings took: {what: {"step": seconds of a step, "held": bytes}}."""
+        """Return measurements of earlier trainings: {pace_key: {"step": seconds of a step, "held": bytes}}."""
         return {key: value for key, value in read_json(self._pace).items() if isinstance(value, dict)}
 
     # --- while it runs ------------------------------------------------------------------------------------------------
 
     def ask(self, user: str | None, wish: str) -> None:
-        """Ask "sample" or "keep" of the user's running training. Raises UserError where none runs."""
-        standing = self._own_run(user)
+        """Send the command "sample" or "keep" to the user's running training. Raises UserError if none runs."""
+        status = self._own_run(user)
         if wish not in RUN_COMMANDS:
             raise UserError("I know only sample and keep.")
-        storage.write_text(standing.folder / "ask", wish + "\n")
+        storage.write_text(status.folder / "ask", wish + "\n")
 
     def cancel(self, user: str | None) -> str:
-        """End the user's training, or put an unfinished one away; its photos and its folder go. Returns what to say."""
+        """Stop the user's training, or discard an unfinished one, and delete its folder; return the message.
+
+        Raises UserError if there is none, or its process does not exit.
+        """
         with self._mutex:
-            standing = self.shown(user)
-            if standing is None:
+            status = self.shown(user)
+            if status is None:
                 raise UserError("There is no training to cancel.")
-            if not _read_process(standing.folder).end(at_once=True):
+            if not _read_process(status.folder).end(at_once=True):
                 raise UserError("It does not end.", "Try once more in a minute.")
-            if read_json(standing.folder / RESULT_FILE):  # a moment too late
-                self._tidy(standing.folder)
+            if read_json(status.folder / RESULT_FILE):  # it finished before it was stopped
+                self._tidy(status.folder)
                 return "It had just finished, so the concept is in your library."
-            self._drop(standing.folder)
+            self._drop(status.folder)
             return "Cancelled: nothing was added, and its copies of your photos are gone."
 
     def dismiss(self, user: str | None) -> None:
-        """The finished run is not shown again. Its report stays."""
+        """Stop showing the finished run. Its report stays."""
         with self._mutex:
-            standing = self.shown(user)
-            if standing and standing.state == "done":
+            status = self.shown(user)
+            if status and status.state == "done":
                 storage.write_json(
-                    standing.folder / PROCESS_FILE, read_json(standing.folder / PROCESS_FILE) | {"away": True}
+                    status.folder / PROCESS_FILE, read_json(status.folder / PROCESS_FILE) | {"away": True}
                 )
                 self._current = None
 
     def close(self) -> None:
-        """The app ends: a training that runs finishes its step, saves, and can go on another time."""
+        """Stop a running training when the app ends: it finishes its step, saves, and can be resumed."""
         with self._mutex:
             if self._current:
                 _read_process(self._current).end(wait=_END_SECONDS)
@@ -211,22 +214,22 @@ class TrainingService:
         return self.workspace.runs / PACE_FILE
 
     def _own_run(self, user: str | None) -> RunStatus:
-        standing = self.shown(user)
-        if standing is None or not standing.running:
+        status = self.shown(user)
+        if status is None or not status.running:
             raise UserError("No training of yours is running.")
-        return standing
+        return status
 
     def _all(self) -> list[Path]:
         top = self.workspace.runs.resolve()
-        homes = [top, *(path for path in top.glob("*") if path.is_dir() and not (path / PROCESS_FILE).exists())]
-        return [folder for home in homes for folder in list_runs(home)]
+        runs_folders = [top, *(path for path in top.glob("*") if path.is_dir() and not (path / PROCESS_FILE).exists())]
+        return [folder for runs_folder in runs_folders for folder in list_runs(runs_folder)]
 
     def _find(self) -> Path | None:
-        """The run that goes on, of whoever it is."""
+        """Return the folder of the running training, of any user."""
         return next((folder for folder in self._all() if _read_process(folder).is_alive()), None)
 
     def _tidy(self, folder: Path) -> None:
-        """Where the concept is made, its photos are not needed any more; what it took is remembered."""
+        """Delete the photos of a finished run, and save its pace."""
         if not read_json(folder / RESULT_FILE) or _read_process(folder).is_alive():
             return
         if (folder / PHOTOS_FOLDER).exists():
@@ -237,8 +240,8 @@ class TrainingService:
         cost = read_json(folder / COST_FILE)
         steps = to_number(cost.get("steps"))
         if steps:
-            took = {"step": to_number(cost.get("seconds")) / steps, "held": to_number(cost.get("held"))}
-            storage.write_json(self._pace, self.pace() | {pace_key(read_json(folder / SETTINGS_FILE)): took})
+            measured = {"step": to_number(cost.get("seconds")) / steps, "held": to_number(cost.get("held"))}
+            storage.write_json(self._pace, self.pace() | {pace_key(read_json(folder / SETTINGS_FILE)): measured})
 
     def _drop(self, folder: Path) -> None:
         self._reader.forget(folder)
@@ -248,32 +251,34 @@ class TrainingService:
 
 
 def settings_to_argv(settings: TrainingSettings) -> list[str]:
-    """The command line of these settings: every value is in one word with its flag, so none is taken for a flag."""
-    words = []
+    """Return the settings as a command line: each value is in one word with its flag, so none is taken for a flag."""
+    arguments = []
     for name, value in settings.model_dump(mode="json", exclude_defaults=True).items():
         flag = "class" if name == "class_noun" else name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
         elif value is not None:
-            words.append(f"--{flag}={value}")
-    return ["train", _command_name(settings), *words]
+            arguments.append(f"--{flag}={value}")
+    return ["train", _command_name(settings), *arguments]
 
 
 def settings_from_json(kept: dict[str, Any]) -> TrainingSettings:
-    """Settings as `start` kept them. Raises UserError where they were changed to what cannot be."""
+    """Read the settings that `start` saved. Raises UserError if they were edited and are invalid."""
     values = {name: value for name, value in kept.items() if name != "program"}
-    kind = DreamboothSettings if kept.get("program") == "dreambooth" else TextualInversionSettings
-    return kind(**values | {name: Path(values[name]) for name in _PATH_SETTINGS if isinstance(values.get(name), str)})
+    settings_class = DreamboothSettings if kept.get("program") == "dreambooth" else TextualInversionSettings
+    return settings_class(
+        **values | {name: Path(values[name]) for name in _PATH_SETTINGS if isinstance(values.get(name), str)}
+    )
 
 
 def pace_key(settings: dict[str, Any]) -> str:
-    """Under which the time of a step is remembered."""
+    """Return the key under which the time of a step is saved."""
     method = settings.get("method") or "textual-inversion"
     return f"{settings.get('base')} {method} {settings.get('resolution') or 'own'}"[:200]
 
 
 def format_minutes(seconds: float) -> str:
-    """Less than a minute, 4 minutes, 2 hours."""
+    """Format a duration: "less than a minute", "4 minutes", "2 hours"."""
     if seconds < 50:
         return "less than a minute"
     if seconds < 90:

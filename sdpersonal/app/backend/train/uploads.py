@@ -1,7 +1,7 @@
-"""The photos of a page, before anything is learned from them: private copies, of which a person leaves out and turns.
+"""Keep private copies of a page's photos before training, which the user can rotate, caption and leave out.
 
-A photo is rebuilt from its pixels as it comes in, so that neither its name nor where it was taken stays with it, and
-is called "photo 01" from then on, in the trainer's words too.
+Each photo is re-encoded from its pixels on arrival, so that neither its file name nor where it was taken is kept, and
+is called "photo 01" from then on, by the trainer too.
 """
 
 from __future__ import annotations
@@ -28,29 +28,30 @@ from ....prompts import printable
 
 MAX_UPLOADS = 40  # photos
 MAX_TOTAL = 1 << 30  # bytes of one drop
-MAX_PAGES = 50  # with photos; the oldest one's go when there are more
-MIN_FREE_BYTES = 1 << 30  # bytes on the disk, below which nothing more is taken
+MAX_PAGES = 50  # pages with photos; when there are more, the oldest one's photos are deleted
+MIN_FREE_BYTES = 1 << 30  # bytes free on the disk below which no photos are accepted
 SAMPLE_SETS = {
     "teddy-bear": "A teddy bear",
     "cyanotype": "A style: cyanotypes",
 }  # folders of examples/photos
-_SIZE_FACTOR = 2  # times the side that is trained on: what is kept, so that a photo may be turned and scaled again
+_SIZE_FACTOR = 2  # photos are kept at this multiple of the training resolution, so they can be rotated and rescaled
 _MAX_CAPTION = 200_000  # bytes
 _MAX_MESSAGES = 5  # lines about files that cannot be used
 
 
 @dataclass
 class Upload:
-    """One photo. name: as it is called here, and its file's; used: whether it will be learned from."""
+    """One photo. name: its name on the page and of its file; used: whether to train on it."""
 
     name: str
-    digest: str  # of its pixels as they came
+    digest: str  # SHA-256 of its pixels on arrival
     used: bool = True
 
 
 @dataclass
 class PhotoUploads:
-    """folder: of this page alone, gone with it; side: in pixels, that will be trained on."""
+    """The photos of one page. folder: private to the page, deleted with it; side: training resolution in pixels;
+    held: its lock."""
 
     folder: Path
     side: int
@@ -59,9 +60,9 @@ class PhotoUploads:
     _count: int = 0
 
     def add(self, paths: Sequence[Path]) -> list[str]:
-        """Take copies; what cannot be used, a line each. Text files beside photos are their captions.
+        """Copy the photos; return a line for each that cannot be used. Text files beside photos are their captions.
 
-        Raises UserError where it is too much at once, DiskFull where the disk is nearly full.
+        Raises UserError if there are too many or they are too large, DiskFull if the disk is nearly full.
         """
         with self.held:
             photos = sorted(
@@ -70,87 +71,87 @@ class PhotoUploads:
             check_uploads(photos, MAX_UPLOADS - len(self.uploads), self.folder)
             texts = {path.name: path for path in paths if is_sidecar(path.name)}
             by_name = by_key(list(texts))
-            said = []
+            problems = []
             for path in photos:
                 try:
                     self._take(path, texts.get(caption_file(path.name, by_name) or ""))
                 except (UnusablePhoto, UserError) as reason:
-                    said.append(f"{printable(path.name, 60)} {reason}.")
-            if len(said) > _MAX_MESSAGES:
-                said[_MAX_MESSAGES:] = [f"And {len(said) - _MAX_MESSAGES} more that I cannot use."]
-            return said
+                    problems.append(f"{printable(path.name, 60)} {reason}.")
+            if len(problems) > _MAX_MESSAGES:
+                problems[_MAX_MESSAGES:] = [f"And {len(problems) - _MAX_MESSAGES} more that I cannot use."]
+            return problems
 
     def use(self, number: int, used: bool) -> None:
         """Leave a photo out, or put it back."""
         with self.held:
-            snap = self._upload(number)
-            if snap.used != used:
-                for name in (snap.name, f"{snap.name}.txt"):
-                    if (self._place(snap) / name).exists():
-                        storage.rename(self._place(snap) / name, self._place(Upload("", "", used)) / name)
-                snap.used = used
+            upload = self._upload(number)
+            if upload.used != used:
+                for name in (upload.name, f"{upload.name}.txt"):
+                    if (self._place(upload) / name).exists():
+                        storage.rename(self._place(upload) / name, self._place(Upload("", "", used)) / name)
+                upload.used = used
 
     def turn(self, number: int, quarters: int) -> None:
-        """Turn a photo by quarters, to the left."""
+        """Rotate a photo to the left by quarters."""
         with self.held:
-            place = self.path(number)
-            pixels = np.asarray(Image.open(io.BytesIO(storage.read_bytes(place, MAX_BYTES))))
-            storage.write_bytes(place, _encode_png(np.rot90(pixels, quarters)))
+            path = self.path(number)
+            pixels = np.asarray(Image.open(io.BytesIO(storage.read_bytes(path, MAX_BYTES))))
+            storage.write_bytes(path, _encode_png(np.rot90(pixels, quarters)))
 
     def caption(self, number: int, text: object) -> None:
-        """Say what else is in a photo, a sentence a line, {} for the subject. Raises UserError."""
+        """Set a photo's captions, one a line, with {} for the subject. Raises UserError."""
         with self.held:
-            place = self.path(number).with_name(f"{self._upload(number).name}.txt")
+            caption_path = self.path(number).with_name(f"{self._upload(number).name}.txt")
             lines = _lines(text) if isinstance(text, str) and not is_blank(text) else ()
             if lines:
-                storage.write_text(place, "\n".join(lines) + "\n")
-            elif place.exists():
-                storage.remove(place)
+                storage.write_text(caption_path, "\n".join(lines) + "\n")
+            elif caption_path.exists():
+                storage.remove(caption_path)
 
     def captions(self, number: int) -> str:
-        """The caption as it is."""
+        """Return a photo's captions, one a line."""
         with self.held:
-            place = self.path(number).with_name(f"{self._upload(number).name}.txt")
-            return storage.read_bytes(place, _MAX_CAPTION).decode(errors="replace").strip() if place.exists() else ""
+            file = self.path(number).with_name(f"{self._upload(number).name}.txt")
+            return storage.read_bytes(file, _MAX_CAPTION).decode(errors="replace").strip() if file.exists() else ""
 
     def clear(self) -> None:
-        """Forget all photos."""
+        """Remove all photos."""
         with self.held:
             self.uploads.clear()
             for used in (True, False):
-                place = self._place(Upload("", "", used))
-                if place.exists():
-                    storage.remove(place)
+                folder = self._place(Upload("", "", used))
+                if folder.exists():
+                    storage.remove(folder)
 
     def used(self, crop: str = "center") -> PhotoSet | None:
-        """The photos as the trainer will see them; None without any."""
+        """Load the used photos as the trainer will see them; None without any."""
         with self.held:
-            if not any(snap.used for snap in self.uploads):
+            if not any(upload.used for upload in self.uploads):
                 return None
             return load_photos(self._place(Upload("", "", True)), self.side, crop)
 
     def left_out(self, crop: str = "center") -> PhotoSet | None:
         with self.held:
-            if all(snap.used for snap in self.uploads):
+            if all(upload.used for upload in self.uploads):
                 return None
             return load_photos(self._place(Upload("", "", False)), self.side, crop)
 
     def copy_to(self, folder: Path) -> None:
-        """Put copies of the used ones, with their captions, into a new folder. Raises UserError, DiskFull."""
-        if not any(snap.used for snap in self.uploads):
+        """Copy the used photos with their captions to a new folder. Raises UserError, DiskFull."""
+        if not any(upload.used for upload in self.uploads):
             raise UserError("There are no photos yet.", "Drop 4 to 10 of one thing.")
-        with self.held, storage.new_folder(folder) as staged:
-            place = self._place(Upload("", "", True))
-            for name in sorted(os.listdir(place)):
-                storage.write_bytes(staged / name, storage.read_bytes(place / name, MAX_BYTES))
+        with self.held, storage.new_folder(folder) as staging_folder:
+            used_folder = self._place(Upload("", "", True))
+            for name in sorted(os.listdir(used_folder)):
+                storage.write_bytes(staging_folder / name, storage.read_bytes(used_folder / name, MAX_BYTES))
 
     def is_used(self, number: int) -> bool:
-        """Raises UserError for a photo that is not there."""
+        """Return whether a photo is used. Raises UserError if there is no such photo."""
         return self._upload(number).used
 
     def path(self, number: int) -> Path:
-        snap = self._upload(number)
-        return self._place(snap) / snap.name
+        upload = self._upload(number)
+        return self._place(upload) / upload.name
 
     def _upload(self, number: int) -> Upload:
         if type(number) is not int or not 0 <= number < len(self.uploads):
@@ -163,20 +164,20 @@ class PhotoUploads:
     def _take(self, path: Path, text: Path | None) -> None:
         pixels = _decode(storage.read_bytes(path, MAX_BYTES), max(512, _SIZE_FACTOR * self.side))
         digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-        for snap in self.uploads:
-            if snap.digest == digest:
-                raise UnusablePhoto(f"is the same photo as {snap.name}")
+        for upload in self.uploads:
+            if upload.digest == digest:
+                raise UnusablePhoto(f"is the same photo as {upload.name}")
         self._count += 1
-        snap = Upload(f"photo {self._count:02d}", digest)
-        storage.make_folder(self._place(snap))
+        upload = Upload(f"photo {self._count:02d}", digest)
+        storage.make_folder(self._place(upload))
         storage.make_folder(self._place(Upload("", "", False)))
-        storage.write_bytes(self._place(snap) / snap.name, _encode_png(pixels))
-        self.uploads.append(snap)
+        storage.write_bytes(self._place(upload) / upload.name, _encode_png(pixels))
+        self.uploads.append(upload)
         if text is not None:
-            self._take_caption(snap, text)
+            self._take_caption(upload, text)
 
     def _take_caption(self, snap: Upload, text: Path) -> None:
-        """Keep a caption as UTF-8 with plain spaces. Raises UserError where it cannot be used; the photo stays."""
+        """Save a caption as UTF-8 with plain spaces. Raises UserError if it cannot be used; the photo stays."""
         try:
             lines = lines_of(text_of(storage.read_bytes(text, _MAX_CAPTION)))
         except Refused as reason:
@@ -185,44 +186,45 @@ class PhotoUploads:
 
 
 class UploadsByPage:
-    """A tray for each page."""
+    """The uploads of every page."""
 
     def __init__(self):
         self._uploads_by_page: dict[str, PhotoUploads] = {}
         self._mutex = threading.Lock()
 
     def of(self, page: str, side: int) -> PhotoUploads:
-        """The page's tray; side: in pixels, that will be trained on."""
+        """Return the page's uploads; side: training resolution in pixels."""
         if len(self._uploads_by_page) >= MAX_PAGES and page not in self._uploads_by_page:
             self.leave(next(iter(self._uploads_by_page)))
         with self._mutex:
             if page not in self._uploads_by_page:
                 self._uploads_by_page[page] = PhotoUploads(Path(tempfile.mkdtemp(prefix="sdpersonal-photos-")), side)
-            tray = self._uploads_by_page[page]
-        tray.side = side
-        return tray
+            uploads = self._uploads_by_page[page]
+        uploads.side = side
+        return uploads
 
     def leave(self, page: str) -> None:
-        """The page is closed: its photos go."""
+        """Delete the photos of a closed page."""
         with self._mutex:
-            tray = self._uploads_by_page.pop(page, None)
-        if tray:
-            storage.remove(tray.folder)
+            uploads = self._uploads_by_page.pop(page, None)
+        if uploads:
+            storage.remove(uploads.folder)
 
     def close(self) -> None:
-        """The app ends."""
+        """Delete all photos when the app ends."""
         for page in list(self._uploads_by_page):
             self.leave(page)
 
 
 def sample_sets() -> dict[str, Path]:
-    """Sets of photos to try with, title to folder; {} where this project's examples are not here."""
+    """Return the sample sets of photos as {title: folder}; {} if the project's examples are not installed."""
     root = Path(__file__).parents[4] / "examples" / "photos"
     return {title: root / name for name, title in SAMPLE_SETS.items() if (root / name).is_dir()}
 
 
 def check_uploads(photos: Sequence[Path], room: int, folder: Path) -> None:
-    """Raises UserError where more is dropped than is taken, DiskFull where the disk is nearly full."""
+    """Check the number and size of dropped photos; `room`: how many more fit. Raises UserError, or DiskFull if the
+    disk is nearly full."""
     if len(photos) > room:
         problem = f"These are {len(photos):,} files; I take up to {MAX_UPLOADS} photos in all."
         raise UserError(problem, "Choose 4 to 10 good ones of one thing.")
@@ -236,7 +238,7 @@ def check_uploads(photos: Sequence[Path], room: int, folder: Path) -> None:
 
 
 def _lines(text: str) -> tuple[str, ...]:
-    """The captions that somebody typed. Raises UserError."""
+    """Split typed text into captions and validate them. Raises UserError."""
     example = "Like: {} in the snow"
     if problem := encoding_problem(text):
         raise UserError(f"The caption {problem.text}", problem.hint)
@@ -250,10 +252,10 @@ def _lines(text: str) -> tuple[str, ...]:
 
 
 def _decode(data: bytes, most: int) -> np.ndarray:
-    """uint8 (H, W, 3), upright, sRGB, its shorter side at most `most`. Raises Unusable."""
+    """Decode to uint8 (H, W, 3), upright, sRGB, with the shorter side at most `most`. Raises UnusablePhoto."""
     try:
         side = min(most, shorter_side(data))
-    except Exception:  # damaged: `decode` says how
+    except Exception:  # damaged: `decode` raises the exact error
         side = most
     return decode(data, side)[0]
 

@@ -1,4 +1,4 @@
-"""The Generate tab: a prompt and the concepts to put in it on one side, the pictures on the other."""
+"""Lay out the Generate tab: the prompt, concepts and settings on one side, the images on the other."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def generate_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     with right, gr.Tabs():
         with gr.Tab("Pictures"):
             results = results_box()
-        with gr.Tab("History") as earlier:
-            history_box(app, shared, earlier, results)
+        with gr.Tab("History") as history_tab:
+            history_box(app, shared, history_tab, results)
     with left:
         prompt_box(app, shared)
         with gr.Row():
-            draw = gr.Button("Draw", variant="primary", scale=3, min_width=120, elem_id="draw")
-            on_and_on = gr.Button("Endless", scale=1, min_width=90, elem_id="endless")
+            draw_button = gr.Button("Draw", variant="primary", scale=3, min_width=120, elem_id="draw")
+            endless_button = gr.Button("Endless", scale=1, min_width=90, elem_id="endless")
             stop = gr.Button("Stop", scale=1, min_width=80, elem_id="stop")
         presets_box(app, shared)
         concepts_box(app, shared, tab)
@@ -47,41 +47,41 @@ def generate_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
             grid_box(app, form, results)
     with right:
         actions_box(app, shared, results, form)
-    _connect(app, shared, form, results, draw, on_and_on, stop, upload)
+    _connect(app, shared, form, results, draw_button, endless_button, stop, upload)
 
 
 def start_updates(views: Iterable[JobView], seed) -> Iterator[tuple]:
-    """As `shown`; at first the picture that was chosen is let go, and the seed is shown."""
-    news = (None, seed)
+    """Yield updates as `view_updates` does; the first one also clears the selected image and shows the seed."""
+    extra_updates = (None, seed)
     for update in view_updates(views):
-        yield *update, *news
-        news = (gr.skip(), gr.skip())
+        yield *update, *extra_updates
+        extra_updates = (gr.skip(), gr.skip())
 
 
 def _connect(
     app: App, shared: SharedComponents, form: GenerateForm, results: ResultComponents, draw, on_and_on, stop, upload
 ) -> None:
-    studio = app.generation
+    generation = app.generation
 
     def on_draw(values, request: gr.Request):
         page, seed = request.session_hash, form.components["seed"]
         values[seed] = random_seed() if values[form.fresh] else values[seed]
         yield from start_updates(
-            studio.do(lambda: generate_job(form.read(values, app, page)), page, user_name(request)), values[seed]
+            generation.do(lambda: generate_job(form.read(values, app, page)), page, user_name(request)), values[seed]
         )
 
     def on_endless(values, request: gr.Request):
         page, lists = request.session_hash, app.workspace.wildcards
         yield from start_updates(
-            studio.do(lambda: endless_job(form.read(values, app, page), lists), page, user_name(request)), gr.skip()
+            generation.do(lambda: endless_job(form.read(values, app, page), lists), page, user_name(request)), gr.skip()
         )
 
     def on_upload(path):
         try:
-            found = image_actions.read_settings(path)
+            settings = image_actions.read_settings(path)
         except UserError as error:
             return str(error), gr.skip(), *form.filled({})
-        return image_actions.settings_note(found), False, *form.filled(dict(found.fields))
+        return image_actions.settings_note(settings), False, *form.filled(dict(settings.fields))
 
     def on_pick(results, chosen: gr.SelectData):
         return results[chosen.index] if 0 <= chosen.index < len(results) else None
@@ -93,10 +93,10 @@ def _connect(
     results.pictures.select(on_pick, results.results, results.selected, **QUICK_EVENT)
 
     def on_stop(request: gr.Request):
-        studio.stop(request.session_hash)
+        generation.stop(request.session_hash)
 
     def on_leave(request: gr.Request):
-        studio.leave(request.session_hash)
+        generation.leave(request.session_hash)
 
     stop.click(on_stop, **QUICK_EVENT)
     shared.page.unload(on_leave)

@@ -1,4 +1,4 @@
-"""What was drawn before."""
+"""Lay out the history of generated images."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .results import ResultComponents, gallery_items
 
 
 def history_box(app: App, shared: SharedComponents, tab: gr.Tab, results: ResultComponents) -> None:
-    """Lay out the pictures of other days: a click chooses one as in the newest."""
+    """Lay out the earlier images; a click selects one as among the newest."""
     with gr.Row():
         search = gr.Textbox(label="Search", placeholder="words of the prompt, or a day", scale=3, min_width=160)
         starred = gr.Checkbox(False, label="Favourites only", scale=1, min_width=140)
-    pictures = gr.Gallery(
+    gallery = gr.Gallery(
         show_label=False,
         label="Earlier pictures",
         columns=4,
@@ -26,9 +26,9 @@ def history_box(app: App, shared: SharedComponents, tab: gr.Tab, results: Result
         elem_id="history",
     )
     with gr.Row(elem_classes="heading"):
-        back, on = gr.Button("Newer", size="sm", min_width=80), gr.Button("Older", size="sm", min_width=80)
+        newer, older = gr.Button("Newer", size="sm", min_width=80), gr.Button("Older", size="sm", min_width=80)
         note = text_line("", "history-note")
-    number, found = gr.State(0), gr.State(())
+    number, shown_results = gr.State(0), gr.State(())
 
     def on_look_back(search, starred, number, request: gr.Request):
         page = history.find_images(
@@ -40,11 +40,11 @@ def history_box(app: App, shared: SharedComponents, tab: gr.Tab, results: Result
         result = found[chosen.index] if 0 <= chosen.index < len(found) else None
         return result and history.publish_image(app.workspace, request.session_hash, result)
 
-    asked = {"fn": on_look_back, "inputs": [search, starred, number]}
-    asked |= {"outputs": [pictures, note, number, found]} | QUICK_EVENT
-    tab.select(**asked)
+    search_event = {"fn": on_look_back, "inputs": [search, starred, number]}
+    search_event |= {"outputs": [gallery, note, number, shown_results]} | QUICK_EVENT
+    tab.select(**search_event)
     for event in (search.change, starred.change):
-        event(lambda: 0, None, number, **QUICK_EVENT).then(**asked)
-    for button, step in ((back, -1), (on, 1)):
-        button.click(lambda number, step=step: number + step, number, number, **QUICK_EVENT).then(**asked)
-    pictures.select(on_pick, found, results.selected, **QUICK_EVENT)
+        event(lambda: 0, None, number, **QUICK_EVENT).then(**search_event)
+    for button, step in ((newer, -1), (older, 1)):
+        button.click(lambda number, step=step: number + step, number, number, **QUICK_EVENT).then(**search_event)
+    gallery.select(on_pick, shown_results, results.selected, **QUICK_EVENT)

@@ -1,4 +1,4 @@
-"""The prompt and the concepts to put in it."""
+"""Lay out the prompt, its presets, and the concepts to put in it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_CONCEPTS = "No concepts yet. Make one from photos of something of yours: the 
 
 
 def prompt_box(app: App, shared: SharedComponents) -> None:
-    """Lay out the prompt, what there is to say of it, and a strength for each concept in it."""
+    """Lay out the prompt, the note on it, and a strength slider for each concept in it."""
     shared.prompt.render()
     note = text_line("", "prompt-note", visible=False)
     tokens = gr.State(())
@@ -28,10 +28,10 @@ def prompt_box(app: App, shared: SharedComponents) -> None:
         ]
 
     def on_words(prompt):
-        found = check_prompt(prompt, app.workspace, app.generation.base.kind)
-        names = tuple(token for token, _ in found.strengths)
-        note, box = gr.update(value=found.note, visible=bool(found.note)), gr.update(visible=bool(names))
-        return note, names, box, *_strength_updates(found.strengths)
+        check = check_prompt(prompt, app.workspace, app.generation.base.kind)
+        names = tuple(token for token, _ in check.strengths)
+        note, box = gr.update(value=check.note, visible=bool(check.note)), gr.update(visible=bool(names))
+        return note, names, box, *_strength_updates(check.strengths)
 
     shared.prompt.change(
         on_words, shared.prompt, [note, tokens, strengths, *sliders], trigger_mode="always_last", **QUICK_EVENT
@@ -45,17 +45,17 @@ def prompt_box(app: App, shared: SharedComponents) -> None:
 
 
 def _strength_updates(found: tuple[tuple[str, float], ...]) -> list:
-    """An update for each slider."""
+    """Return an update for each slider."""
     used = [gr.update(label=token, value=value, visible=True) for token, value in found]
     return used + [gr.update(visible=False)] * (MAX_STRENGTHS - len(found))
 
 
 def presets_box(app: App, shared: SharedComponents) -> None:
-    """Lay out the prompts to begin with."""
+    """Lay out the prompt presets."""
     choice = gr.Dropdown(
         PRESET_TITLES, value=None, label="Ready prompts", info="With your own concept in them.", elem_id="ready"
     )
-    said = text_line("", visible=False)
+    error_line = text_line("", visible=False)
 
     def on_choice(title, prompt):
         try:
@@ -64,11 +64,11 @@ def presets_box(app: App, shared: SharedComponents) -> None:
             return prompt, gr.update(value=str(error), visible=True)
         return words, gr.update(visible=False)
 
-    choice.input(on_choice, [choice, shared.prompt], [shared.prompt, said], **QUICK_EVENT)
+    choice.input(on_choice, [choice, shared.prompt], [shared.prompt, error_line], **QUICK_EVENT)
 
 
 def concepts_box(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
-    """Lay out the concepts of the library: a click puts one in the prompt."""
+    """Lay out the library's concepts; a click appends one to the prompt."""
     with gr.Row(elem_classes="heading"):
         search = gr.Textbox(label="Concepts", placeholder="Search", scale=3, min_width=160, elem_id="concept-search")
     none_yet = text_line(NO_CONCEPTS, "none-yet", visible=False)
@@ -86,9 +86,9 @@ def concepts_box(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     words = gr.Textbox(visible="hidden", elem_id="tokens", label="All concepts")
 
     def on_look(search):
-        found = concept_choices(app.workspace, app.generation.base.kind, search)
-        note, none = gr.update(value=found.note, visible=bool(found.note)), gr.update(visible=not found.words)
-        return found.tiles, note, none, "\n".join(found.words)
+        choices = concept_choices(app.workspace, app.generation.base.kind, search)
+        note, none = gr.update(value=choices.note, visible=bool(choices.note)), gr.update(visible=not choices.words)
+        return choices.tiles, note, none, "\n".join(choices.words)
 
     def on_pick(prompt, chosen: gr.SelectData):
         return append_token(prompt, str(chosen.value["caption"])), gr.update(selected_index=None)

@@ -1,4 +1,4 @@
-"""The pictures of a drawing, and what can be done with the one that is chosen."""
+"""Lay out the generated images, and the actions on the selected one."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from ...backend.render_job import SessionImage
 from ..form import GenerateForm
 from ..shared import QUICK_EVENT, SharedComponents, text_line, user_name
 
-_MAX_SHOWN = 60  # pictures on the page at once
-_MAX_IN_ORDER = 16  # of more the newest come first
+_MAX_SHOWN = 60  # images on the page at once
+_MAX_IN_ORDER = 16  # if there are more, the newest come first
 
 
 @dataclass(frozen=True)
 class ResultComponents:
-    """status, live, pictures, results: what a drawing changes, in this order; picked: the chosen picture."""
+    """Components of the results. status, live, pictures, results: the outputs of a job, in this order; selected: the
+    selected image."""
 
     status: gr.Textbox
     live: gr.HTML
@@ -37,10 +38,10 @@ class ResultComponents:
 
 
 def results_box(name: str = "") -> ResultComponents:
-    """Lay out the pictures of a drawing."""
+    """Lay out the images of a job."""
     status = text_line(IDLE_MESSAGE, "status", label="Status")
     live = gr.HTML("", elem_id="live")
-    pictures = gr.Gallery(
+    gallery = gr.Gallery(
         show_label=False,
         label="Pictures",
         columns=2,
@@ -49,32 +50,34 @@ def results_box(name: str = "") -> ResultComponents:
         buttons=["fullscreen"],
         elem_id="pictures",
     )
-    return ResultComponents(status, live, pictures, gr.State(()), gr.State(None))
+    return ResultComponents(status, live, gallery, gr.State(()), gr.State(None))
 
 
 def view_updates(views: Iterable[JobView]) -> Iterator[tuple]:
-    """Views as the updates that `ResultComponents.outputs` take."""
+    """Convert views to updates of `ResultComponents.outputs`."""
     before = None
     for view in views:
         results = view.results[-_MAX_SHOWN:]
         results = results[::-1] if len(view.results) > _MAX_IN_ORDER else results
-        new = (gr.skip(), gr.skip()) if view.results == before or not results else (gallery_items(results), results)
+        image_updates = (
+            (gr.skip(), gr.skip()) if view.results == before or not results else (gallery_items(results), results)
+        )
         before = view.results
-        yield view.message, _progress_html(view), *new
+        yield view.message, _progress_html(view), *image_updates
 
 
 def gallery_items(results: Iterable[SessionImage]) -> list[tuple[str, str]]:
-    """As a gallery takes them: (file, caption)."""
-    return [(str(each.shown), each.caption) for each in results]
+    """Return the results as a gallery takes them: (file, caption)."""
+    return [(str(result.shown), result.caption) for result in results]
 
 
 def _progress_html(view: JobView) -> str:
-    """How far it is, and how it looks so far. All of it is ours: nobody's words are put into HTML."""
+    """Make the progress bar and the preview as HTML. It contains no user text, so nothing has to be escaped."""
     if view.done >= 1:
         return ""
-    pictures = "".join(f'<img alt="The picture so far" src="{_data_url(each)}">' for each in view.preview)
+    previews = "".join(f'<img alt="The picture so far" src="{_data_url(image)}">' for image in view.preview)
     bar = f'<div class="bar" role="progressbar" aria-label="Progress" aria-valuenow="{100 * view.done:.0f}">'
-    return f'{bar}<div style="width: {view.done:.1%}"></div></div><div class="so-far">{pictures}</div>'
+    return f'{bar}<div style="width: {view.done:.1%}"></div></div><div class="so-far">{previews}</div>'
 
 
 def _data_url(picture) -> str:
@@ -84,20 +87,20 @@ def _data_url(picture) -> str:
 
 
 def actions_box(app: App, shared: SharedComponents, results: ResultComponents, form: GenerateForm) -> None:
-    """Lay out what can be done with the chosen picture, and connect it."""
-    picked, studio, house = results.selected, app.generation, app.workspace
+    """Lay out the actions on the selected image, and connect them."""
+    selected, generation, folders = results.selected, app.generation, app.workspace
     with gr.Column(visible=False, elem_id="actions") as box:
         with gr.Row():
             star = gr.Button("☆ Favourite", size="sm", min_width=110, elem_id="star")
-            near = gr.Button("Variations", size="sm", min_width=110, elem_id="vary")
-            large = gr.Button("Twice as large", size="sm", min_width=110, elem_id="enlarge")
-            begin = gr.Button("Begin from it", size="sm", min_width=110, elem_id="begin")
-            take = gr.Button("Use its settings", size="sm", min_width=110, elem_id="use-settings")
+            variations_button = gr.Button("Variations", size="sm", min_width=110, elem_id="vary")
+            hires_button = gr.Button("Twice as large", size="sm", min_width=110, elem_id="enlarge")
+            init_button = gr.Button("Begin from it", size="sm", min_width=110, elem_id="begin")
+            settings_button = gr.Button("Use its settings", size="sm", min_width=110, elem_id="use-settings")
         with gr.Row():
             download = gr.DownloadButton("Download", size="sm", min_width=110, elem_id="download")
             private = gr.DownloadButton("Download without recipe", size="sm", min_width=110, elem_id="download-private")
         with gr.Accordion("More variations", open=False):
-            share = gr.Slider(0.05, 1, value=0.15, step=0.05, label="How far from it", info="0.1 is close.")
+            distance = gr.Slider(0.05, 1, value=0.15, step=0.05, label="How far from it", info="0.1 is close.")
             change = gr.Textbox(
                 "",
                 label="Change",
@@ -112,43 +115,45 @@ def actions_box(app: App, shared: SharedComponents, results: ResultComponents, f
     def on_picked(picked, request: gr.Request):
         if picked is None:
             return gr.update(visible=False), "", gr.skip(), gr.skip(), gr.skip()
-        files = [image_actions.make_download(house, request.session_hash, picked, private) for private in (False, True)]
-        starred = image_actions.is_favourite(house.pictures(user_name(request)), picked)
+        files = [
+            image_actions.make_download(folders, request.session_hash, picked, private) for private in (False, True)
+        ]
+        starred = image_actions.is_favourite(folders.pictures(user_name(request)), picked)
         return gr.update(visible=True), image_actions.recipe_text(picked.kept), _star_update(starred), *map(str, files)
 
     def on_star(picked, request: gr.Request):
-        outputs = house.pictures(user_name(request))
+        outputs = folders.pictures(user_name(request))
         return image_actions.toggle_favourite(outputs, picked), _star_update(
             image_actions.is_favourite(outputs, picked)
         )
 
     def drawn(order, request: gr.Request):
-        yield from view_updates(studio.do(order, request.session_hash, user_name(request)))
+        yield from view_updates(generation.do(order, request.session_hash, user_name(request)))
 
     def on_near(picked, share, request: gr.Request):
-        yield from drawn(lambda: image_actions.variation_job(house, picked, share), request)
+        yield from drawn(lambda: image_actions.variation_job(folders, picked, share), request)
 
     def on_change(picked, change, request: gr.Request):
-        yield from drawn(lambda: image_actions.change_job(house, picked, change), request)
+        yield from drawn(lambda: image_actions.change_job(folders, picked, change), request)
 
     def on_large(picked, request: gr.Request):
-        yield from drawn(lambda: image_actions.hires_job(house, picked, 2.0), request)
+        yield from drawn(lambda: image_actions.hires_job(folders, picked, 2.0), request)
 
     def on_take(picked):
         try:
-            found = image_actions.read_settings(picked and picked.kept)
+            settings = image_actions.read_settings(picked and picked.kept)
         except UserError as error:
             return str(error), gr.skip(), *form.filled({})
-        return image_actions.settings_note(found), False, *form.filled(dict(found.fields))
+        return image_actions.settings_note(settings), False, *form.filled(dict(settings.fields))
 
     long = {"trigger_mode": "once", "concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
-    picked.change(on_picked, picked, [box, recipe, star, download, private], **QUICK_EVENT)
-    star.click(on_star, picked, [results.status, star], **QUICK_EVENT)
-    near.click(on_near, [picked, share], results.outputs, **long)
-    vary.click(on_change, [picked, change], results.outputs, **long)
-    large.click(on_large, picked, results.outputs, **long)
-    begin.click(lambda picked: picked and str(picked.shown), picked, form.editor, **QUICK_EVENT)
-    take.click(on_take, picked, [results.status, form.fresh, *form.components.values()], **QUICK_EVENT)
+    selected.change(on_picked, selected, [box, recipe, star, download, private], **QUICK_EVENT)
+    star.click(on_star, selected, [results.status, star], **QUICK_EVENT)
+    variations_button.click(on_near, [selected, distance], results.outputs, **long)
+    vary.click(on_change, [selected, change], results.outputs, **long)
+    hires_button.click(on_large, selected, results.outputs, **long)
+    init_button.click(lambda picked: picked and str(picked.shown), selected, form.editor, **QUICK_EVENT)
+    settings_button.click(on_take, selected, [results.status, form.fresh, *form.components.values()], **QUICK_EVENT)
 
 
 def _star_update(on: bool):

@@ -1,4 +1,4 @@
-"""A sheet: one prompt, with one thing changed from column to column and another from row to row."""
+"""Lay out the XYZ grid: one prompt, with one setting changed from column to column and another from row to row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .results import ResultComponents, view_updates
 
 
 def grid_box(app: App, form: GenerateForm, results: ResultComponents) -> None:
-    """Lay out the builder and connect it."""
+    """Lay out the axes of the grid and connect them."""
     sides = []
     for name, first in (("Columns", "Seed"), ("Rows", NO_AXIS)):
         with gr.Row():

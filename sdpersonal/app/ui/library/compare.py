@@ -1,4 +1,4 @@
-"""Two concepts or versions side by side, and whether several go together in one prompt."""
+"""Lay out the comparison of two concepts or versions, and the check for conflicts between several."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ COMPARE_EVENT = {"concurrency_limit": 2, "api_visibility": "private"}
 
 
 def comparison_box(app: App, tab: gr.Tab, desk) -> None:
-    """Lay out the choice of two and how they differ."""
+    """Lay out the choice of two concepts and their comparison."""
     with gr.Row(equal_height=False):
-        one = gr.Dropdown([], label="This one", allow_custom_value=True, min_width=150, elem_id="beside-one")
-        other = gr.Dropdown([], label="and this", allow_custom_value=True, min_width=150, elem_id="beside-other")
+        first_choice = gr.Dropdown([], label="This one", allow_custom_value=True, min_width=150, elem_id="beside-one")
+        second_choice = gr.Dropdown(
+            [], label="and this", allow_custom_value=True, min_width=150, elem_id="beside-other"
+        )
         go = gr.Button("Compare", scale=0, min_width=130, elem_id="beside-go", elem_classes="beside-field")
-    said = text_line("", "beside-said", visible=False)
+    error_line = text_line("", "beside-said", visible=False)
     table = gr.HTML("", elem_id="beside", elem_classes="table")
 
     def on_choices(token):
@@ -29,15 +31,15 @@ def comparison_box(app: App, tab: gr.Tab, desk) -> None:
         return gr.update(choices=tokens, value=first), gr.update(choices=tokens, value=second)
 
     def on_compare(one, other):
-        found, trouble = value_or_error(compare_concepts, app.workspace.library, one, other)
-        return comparison_html(found) if found else "", gr.update(value=trouble, visible=bool(trouble))
+        comparison, error = value_or_error(compare_concepts, app.workspace.library, one, other)
+        return comparison_html(comparison) if comparison else "", gr.update(value=error, visible=bool(error))
 
-    desk.on(tab, both=True, fn=on_choices, inputs=desk.chosen, outputs=[one, other])
-    go.click(on_compare, [one, other], [table, said], **COMPARE_EVENT)
+    desk.on(tab, both=True, fn=on_choices, inputs=desk.chosen, outputs=[first_choice, second_choice])
+    go.click(on_compare, [first_choice, second_choice], [table, error_line], **COMPARE_EVENT)
 
 
 def conflicts_box(app: App, tab: gr.Tab, desk) -> None:
-    """Lay out the choice of several and what speaks against them."""
+    """Lay out the choice of several concepts and their conflicts."""
     with gr.Row(equal_height=False):
         several = gr.Dropdown(
             [],
@@ -49,30 +51,30 @@ def conflicts_box(app: App, tab: gr.Tab, desk) -> None:
             elem_id="check",
         )
         go = gr.Button("Check", scale=0, min_width=130, elem_id="check-go", elem_classes="beside-field")
-    said = text_line("", "check-said", max_lines=12)
+    result_line = text_line("", "check-said", max_lines=12)
 
     def on_choices():
         _, newest = token_choices(app.workspace.library, "")
         return gr.update(choices=newest)
 
     def on_check(tokens):
-        found, trouble = value_or_error(check_conflicts, app.workspace.library, tokens)
-        return found or trouble
+        conflicts, error = value_or_error(check_conflicts, app.workspace.library, tokens)
+        return conflicts or error
 
     desk.on(tab, both=False, fn=on_choices, outputs=several)
-    go.click(on_check, several, said, **COMPARE_EVENT)
+    go.click(on_check, several, result_line, **COMPARE_EVENT)
 
 
 def comparison_html(found: Comparison) -> str:
-    """A table of both, what differs in bold; every word of theirs is text."""
+    """Make a table of both concepts, differences in bold; all their text is escaped."""
     names = "".join(f"<th>{_picture(src)}<code>{escape(name)}</code></th>" for name, src in _pairs(found))
     rows = "".join(
-        f"<tr{' class=differs' * (one != other)}><th>{escape(name)}</th><td>{escape(one) or '–'}</td>"
-        f"<td>{escape(other) or '–'}</td></tr>"
-        for name, one, other in found.rows
+        f"<tr{' class=differs' * (first != second)}><th>{escape(name)}</th><td>{escape(first) or '–'}</td>"
+        f"<td>{escape(second) or '–'}</td></tr>"
+        for name, first, second in found.rows
     )
-    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in found.said)
-    return f"{said}<table><thead><tr><th></th>{names}</tr></thead><tbody>{rows}</tbody></table>"
+    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in found.said)
+    return f"{sentences}<table><thead><tr><th></th>{names}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def _pairs(found: Comparison):

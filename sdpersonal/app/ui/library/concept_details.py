@@ -1,4 +1,4 @@
-"""The card of the concept that was chosen: shown, filled in, renamed."""
+"""Show, edit and rename the selected concept."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ FIELDS = ("title", "description", "kind", "class_noun", "license", "author", "pr
 
 
 def details_box(app: App, shared: SharedComponents, tab: gr.Tab, desk) -> gr.Column:
-    """Lay out the card and what can be done with a concept that is not damaged, in the column that is returned."""
+    """Lay out the card, and in the returned column the actions on an undamaged concept."""
     library = app.workspace.library
     card = gr.HTML(NO_CONCEPT, elem_id="card")
-    trouble = text_line("", "card-trouble", visible=False)
-    with gr.Column(visible=False) as whole:
+    error_line = text_line("", "card-trouble", visible=False)
+    with gr.Column(visible=False) as column:
         versions = gr.Dropdown([], label="Version", visible=False, allow_custom_value=True, elem_id="version")
         with gr.Group():
             prompts = gr.Dropdown([], label="Prompts to try", allow_custom_value=True, elem_id="card-prompts")
@@ -48,23 +48,30 @@ def details_box(app: App, shared: SharedComponents, tab: gr.Tab, desk) -> gr.Col
                 renamed = text_line("", "renamed")
 
     def on_show(token, before):
-        found, said = value_or_error(concept_details, library, token) if token else (None, "")
-        if found and found == before:  # what someone is typing stays
+        details, error = value_or_error(concept_details, library, token) if token else (None, "")
+        if details and details == before:  # unchanged: keep what the user is typing
             return [gr.skip()] * len(shown)
-        html = details_html(found) if found else NO_CONCEPT
-        told, ready = gr.update(value=said, visible=bool(said)), gr.update(visible=bool(found and found.card))
-        return html, told, ready, found, *_choices(found), *_field_values(found, len(fields))
+        html = details_html(details) if details else NO_CONCEPT
+        error_update, column_update = (
+            gr.update(value=error, visible=bool(error)),
+            gr.update(visible=bool(details and details.card)),
+        )
+        return html, error_update, column_update, details, *_choices(details), *_field_values(details, len(fields))
 
     def on_save(token, count, *values):
-        done, said = value_or_error(save_card, library, token, dict(zip(FIELDS, values, strict=True)))
-        return said or "Saved.", count + bool(done)
+        saved_token, error = value_or_error(save_card, library, token, dict(zip(FIELDS, values, strict=True)))
+        return error or "Saved.", count + bool(saved_token)
 
     def on_rename(token, new, count):
-        done, said = value_or_error(rename_all_versions, library, token, new)
-        return said or f"It is called {done.unversioned()} now.", str(done) if done else token, count + bool(done)
+        renamed_token, error = value_or_error(rename_all_versions, library, token, new)
+        return (
+            error or f"It is called {renamed_token.unversioned()} now.",
+            str(renamed_token) if renamed_token else token,
+            count + bool(renamed_token),
+        )
 
     last = gr.State(None)
-    shown = [card, trouble, whole, last, versions, prompts, *fields]
+    shown = [card, error_line, column, last, versions, prompts, *fields]
     desk.on(tab, both=True, fn=on_show, inputs=[desk.chosen, last], outputs=shown)
     desk.chosen.change(lambda: ("", "", ""), None, [saved, renamed, name], **QUICK_EVENT)
     versions.input(lambda token: token or "", versions, desk.chosen, **QUICK_EVENT)
@@ -79,22 +86,22 @@ def details_box(app: App, shared: SharedComponents, tab: gr.Tab, desk) -> gr.Col
         [renamed, desk.chosen, desk.changes],
         **QUICK_EVENT,
     )
-    return whole
+    return column
 
 
 def details_html(found: ConceptDetails) -> str:
-    """The card as HTML in which every word of its author's is text."""
+    """Make the card's HTML; all text of its author is escaped."""
     picture = f"<img src='{escape(found.picture)}' alt=''>" if found.picture else ""
     title = f"<h3>{escape(found.title)}</h3>" if found.title else ""
-    said = "".join(f"<p class='said'>{escape(sentence)}</p>" for sentence in found.said)
+    quality = "".join(f"<p class='said'>{escape(sentence)}</p>" for sentence in found.said)
     about = escape(found.card.description) if found.card else ""
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in found.facts)
-    head = f"<div><code>{escape(found.token)}</code>{title}<p>{about}</p>{said}</div>"
+    head = f"<div><code>{escape(found.token)}</code>{title}<p>{about}</p>{quality}</div>"
     return f"<article><header>{picture}{head}</header><dl>{facts}</dl></article>"
 
 
 def _card_fields() -> list:
-    """In the order of `FIELDS`."""
+    """Make the card's fields, in the order of `FIELDS`."""
     title = gr.Textbox(label="Title", max_lines=1, max_length=100, elem_id="card-title")
     description = gr.Textbox(label="Description", lines=2, max_lines=8, max_length=2000)
     with gr.Row():
@@ -118,8 +125,8 @@ def _card_fields() -> list:
 def _choices(found: ConceptDetails | None) -> tuple:
     if not found:
         return gr.skip(), gr.skip()
-    several = gr.update(choices=list(found.versions), value=found.token, visible=len(found.versions) > 1)
-    return several, gr.update(choices=list(found.prompts), value=next(iter(found.prompts), None))
+    versions_update = gr.update(choices=list(found.versions), value=found.token, visible=len(found.versions) > 1)
+    return versions_update, gr.update(choices=list(found.prompts), value=next(iter(found.prompts), None))
 
 
 def _field_values(found: ConceptDetails | None, count: int) -> list:

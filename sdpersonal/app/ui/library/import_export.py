@@ -1,4 +1,4 @@
-"""Concept files in and out: dropped on the page, and made for another program."""
+"""Lay out the import of concept files dropped on the page, and the export for other programs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STATUS_TITLES = {"imported": "Added", "here already": "Was here already", "refus
 
 
 def import_box(app: App, desk) -> None:
-    """Lay out where files are dropped."""
+    """Lay out the file drop area and its options."""
     gr.Markdown(IMPORT_HINT)
     drop = gr.File(
         label="Files",
@@ -44,51 +44,62 @@ def import_box(app: App, desk) -> None:
         duplicates = gr.Dropdown(
             choices, value="refuse", label="If its name is taken", min_width=150, elem_id="duplicates"
         )
-    said = text_line("", "import-said")
+    result_line = text_line("", "import-said")
     table = gr.HTML("", elem_id="arrivals", elem_classes="table")
 
     def on_drop(paths, name, replace, duplicates, chosen, count, request: gr.Request):
-        came, trouble = value_or_error(
+        imported, error = value_or_error(
             import_uploads, app.workspace, request.session_hash, paths, name, replace, duplicates
         )
-        added = [each.token for each in came or () if each.token]
-        told = trouble or f"{len(added)} of {len(came)} are in the library."
-        first = added[0] if added else chosen
-        return None, told, imported_html(came or ()), first, count + bool(added), "" if added else gr.skip()
+        added = [file.token for file in imported or () if file.token]
+        message = error or f"{len(added)} of {len(imported)} are in the library."
+        selected = added[0] if added else chosen
+        return None, message, imported_html(imported or ()), selected, count + bool(added), "" if added else gr.skip()
 
     inputs = [drop, name, replace, duplicates, desk.chosen, desk.changes]
-    drop.upload(on_drop, inputs, [drop, said, table, desk.chosen, desk.changes, name], **IMPORT_EVENT)
+    drop.upload(on_drop, inputs, [drop, result_line, table, desk.chosen, desk.changes, name], **IMPORT_EVENT)
 
 
 def export_box(app: App, desk) -> None:
-    """Lay out the choice of a program, the download and what to do with it there."""
+    """Lay out the choice of a program, the download and its instructions."""
     with gr.Row(equal_height=False):
         choices = [(text, name) for name, text in PROGRAMS.items()]
         program = gr.Dropdown(choices, value="native", label="Program", scale=3, min_width=160, elem_id="program")
-        make = gr.Button("Make", scale=0, min_width=110, elem_id="make-parcel", elem_classes="beside-field")
-    said = text_line("", "export-said", visible=False)
-    load = gr.DownloadButton("Download", visible=False, variant="primary", size="sm", elem_id="load-parcel")
-    how = gr.HTML("", elem_id="how")
+        export_button = gr.Button("Make", scale=0, min_width=110, elem_id="make-parcel", elem_classes="beside-field")
+    error_line = text_line("", "export-said", visible=False)
+    download = gr.DownloadButton("Download", visible=False, variant="primary", size="sm", elem_id="load-parcel")
+    instructions = gr.HTML("", elem_id="how")
 
     def on_make(token, program, request: gr.Request):
-        made, trouble = value_or_error(make_export_download, app.workspace, request.session_hash, token, program)
-        load = gr.update(value=made and str(made.path), label=_label(made), visible=bool(made))
-        return load, instructions_html(made) if made else "", gr.update(value=trouble, visible=bool(trouble))
+        exported, error = value_or_error(make_export_download, app.workspace, request.session_hash, token, program)
+        download_update = gr.update(
+            value=exported and str(exported.path), label=_label(exported), visible=bool(exported)
+        )
+        return (
+            download_update,
+            instructions_html(exported) if exported else "",
+            gr.update(value=error, visible=bool(error)),
+        )
 
-    make.click(on_make, [desk.chosen, program], [load, how, said], **IMPORT_EVENT)
+    export_button.click(on_make, [desk.chosen, program], [download, instructions, error_line], **IMPORT_EVENT)
     for event in (desk.chosen.change, program.input):
-        event(lambda: (gr.update(visible=False, value=None), "", ""), None, [load, how, said], **QUICK_EVENT)
+        event(
+            lambda: (gr.update(visible=False, value=None), "", ""),
+            None,
+            [download, instructions, error_line],
+            **QUICK_EVENT,
+        )
 
 
 def imported_html(came) -> str:
-    """A table of what happened to each file."""
+    """Make a table of the import results, one row a file."""
     if not came:
         return ""
     return f"<table><tbody>{''.join(map(_row, came))}</tbody></table>"
 
 
 def instructions_html(made: ExportDownload) -> str:
-    """Where the files go and what is typed, all of it as text."""
+    """Make the instructions: where the files go and what to type, all text escaped."""
     places = "".join(f"<li><code>{escape(name)}</code> goes to {escape(to)}</li>" for name, to in made.places)
     steps = "".join(f"<li>{escape(step)}</li>" for step in made.steps)
     typed = f"<p>Type <code>{escape(made.typed)}</code></p>" if made.typed else "<p>Nothing has to be typed.</p>"
@@ -97,8 +108,8 @@ def instructions_html(made: ExportDownload) -> str:
 
 
 def _row(one: ImportedFile) -> str:
-    how = "good" if one.token else "bad"
-    status = f"<td class='{how}'>{STATUS_TITLES[one.done]}</td>"
+    css_class = "good" if one.token else "bad"
+    status = f"<td class='{css_class}'>{STATUS_TITLES[one.done]}</td>"
     return f"<tr><td>{escape(one.name)}</td>{status}<td>{escape(one.said)}</td></tr>"
 
 

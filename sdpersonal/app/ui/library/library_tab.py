@@ -1,4 +1,4 @@
-"""The Library tab: every concept as a picture, and beside them the one that was chosen."""
+"""Lay out the Library tab: a tile for every concept, and the selected concept's card beside them."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ NO_MATCHES = "Nothing like that is here. Try fewer words."
 EXPORT = "Take it to another program"
 SCROLL_TO_CARD = """() => {
     if (innerWidth < 700) document.querySelector("#card").scrollIntoView({behavior: "smooth"});
-}"""  # on a phone it is below the pictures
+}"""  # on a phone the card is below the tiles
 KINDS = [("Everything", ""), ("Objects", "object"), ("People", "person"), ("Styles", "style")]
 
 
 @dataclass(frozen=True)
 class LibraryState:
-    """chosen: the token of the concept whose card is shown, "" for none; changes: counts what was changed in the
-    library, so that what shows it looks again."""
+    """State of the tab. chosen: token of the concept whose card is shown, "" for none; changes: a counter of changes
+    to the library, which makes everything that shows it refresh."""
 
     chosen: gr.State
     changes: gr.State
 
     def on(self, tab: gr.Tab, both: bool, **event) -> None:
-        """Answer whenever the library has changed or is looked at; both: and when another concept is chosen."""
-        for listen in (tab.select, self.changes.change, *([self.chosen.change] if both else [])):
-            listen(**event | QUICK_EVENT)
+        """Run an event when the tab is opened or the library changes; both: also when another concept is selected."""
+        for listener in (tab.select, self.changes.change, *([self.chosen.change] if both else [])):
+            listener(**event | QUICK_EVENT)
 
 
 def library_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     """Lay out the tab and connect it."""
-    desk = LibraryState(gr.State(""), gr.State(0))
+    state = LibraryState(gr.State(""), gr.State(0))
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=320):
-            _tiles_box(app, shared, tab, desk)
+            _tiles_box(app, shared, tab, state)
         with gr.Column(scale=5, min_width=320):
-            with details_box(app, shared, tab, desk), gr.Accordion(EXPORT, open=False, elem_id="export-box"):
-                export_box(app, desk)
-            delete_box(app, tab, desk)
+            with details_box(app, shared, tab, state), gr.Accordion(EXPORT, open=False, elem_id="export-box"):
+                export_box(app, state)
+            delete_box(app, tab, state)
     with gr.Accordion("Add files", open=False, elem_id="import-box"):
-        import_box(app, desk)
+        import_box(app, state)
     with gr.Accordion("Compare two", open=False, elem_id="beside-box"):
-        comparison_box(app, tab, desk)
+        comparison_box(app, tab, state)
     with gr.Accordion("Do they go together?", open=False, elem_id="check-box"):
-        conflicts_box(app, tab, desk)
+        conflicts_box(app, tab, state)
     with gr.Accordion("Deleted", open=False, elem_id="trash-box"):
-        trash_box(app, tab, desk)
+        trash_box(app, tab, state)
 
 
 def _tiles_box(app: App, shared: SharedComponents, tab: gr.Tab, desk: LibraryState) -> None:
@@ -64,7 +64,7 @@ def _tiles_box(app: App, shared: SharedComponents, tab: gr.Tab, desk: LibrarySta
         kind = gr.Dropdown(KINDS, value="", label="Show", min_width=140, elem_id="shelf-kind")
         bases = [("Every base", ""), *((text[0].upper() + text[1:], name) for name, text in BASE_TITLES.items())]
         base = gr.Dropdown(bases, value="", label="Made for", min_width=140, elem_id="shelf-base")
-    pictures = gr.Gallery(
+    gallery = gr.Gallery(
         show_label=False,
         label="Concepts",
         columns=4,
@@ -79,23 +79,23 @@ def _tiles_box(app: App, shared: SharedComponents, tab: gr.Tab, desk: LibrarySta
     tokens, limit = gr.State(()), gr.State(PAGE_SIZE)
 
     def on_look(search, kind, base, limit):
-        found = concept_tiles(app.workspace, base, search, kind, limit, app.generation.base.kind)
-        said = found.note or NO_CONCEPTS
-        said = said if found.tokens or not found.note else f"{said} {NO_MATCHES}"
-        shown = gr.update(value=found.pictures, visible=bool(found.tokens), selected_index=None)
-        return shown, found.tokens, said, gr.update(visible=len(found.tokens) < found.found)
+        tiles = concept_tiles(app.workspace, base, search, kind, limit, app.generation.base.kind)
+        message = tiles.note or NO_CONCEPTS
+        message = message if tiles.tokens or not tiles.note else f"{message} {NO_MATCHES}"
+        gallery_update = gr.update(value=tiles.pictures, visible=bool(tiles.tokens), selected_index=None)
+        return gallery_update, tiles.tokens, message, gr.update(visible=len(tiles.tokens) < tiles.found)
 
     def on_pick(tokens, chosen: gr.SelectData):
-        at = chosen.index
-        return tokens[at] if isinstance(at, int) and 0 <= at < len(tokens) else gr.skip()
+        index = chosen.index
+        return tokens[index] if isinstance(index, int) and 0 <= index < len(tokens) else gr.skip()
 
-    asked = {"fn": on_look, "inputs": [search, kind, base, limit], "outputs": [pictures, tokens, note, more]}
-    desk.on(tab, both=False, **asked)
-    shared.base.change(**asked | QUICK_EVENT)
+    look_event = {"fn": on_look, "inputs": [search, kind, base, limit], "outputs": [gallery, tokens, note, more]}
+    desk.on(tab, both=False, **look_event)
+    shared.base.change(**look_event | QUICK_EVENT)
     for field in (search, kind, base):
         field.change(lambda: PAGE_SIZE, None, limit, **QUICK_EVENT).then(
-            trigger_mode="always_last", **asked | QUICK_EVENT
+            trigger_mode="always_last", **look_event | QUICK_EVENT
         )
-    more.click(lambda limit: limit * 4, limit, limit, **QUICK_EVENT).then(**asked | QUICK_EVENT)
-    pictures.select(on_pick, tokens, desk.chosen, **QUICK_EVENT)
-    pictures.select(None, js=SCROLL_TO_CARD, **QUICK_EVENT)
+    more.click(lambda limit: limit * 4, limit, limit, **QUICK_EVENT).then(**look_event | QUICK_EVENT)
+    gallery.select(on_pick, tokens, desk.chosen, **QUICK_EVENT)
+    gallery.select(None, js=SCROLL_TO_CARD, **QUICK_EVENT)

@@ -1,4 +1,4 @@
-"""The Base tab: the model under the concepts."""
+"""Lay out the Base tab: facts of the loaded model, and the choice of another."""
 
 from __future__ import annotations
 
@@ -42,56 +42,58 @@ def _choice_box(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
         go = gr.Button(
             "Use it", variant="primary", scale=0, min_width=120, elem_id="base-go", elem_classes="beside-field"
         )
-    with gr.Column(visible=False, elem_id="base-ask", elem_classes="ask") as asking:
-        asked = text_line("", "base-asked")
+    with gr.Column(visible=False, elem_id="base-ask", elem_classes="ask") as question_column:
+        question_line = text_line("", "base-asked")
         with gr.Row():
             yes = gr.Button("Fetch it and use it", variant="primary", size="sm", elem_id="base-yes")
             no = gr.Button("No", size="sm", elem_id="base-no")
-    said = text_line("", "base-said")
+    status_line = text_line("", "base-said")
 
     def on_look():
-        found, trouble = value_or_error(list_models, app)
-        here, _ = value_or_error(Hardware.here)
-        update = gr.update(choices=[(each.label, each.name) for each in found or ()])
-        return here.line() if here else "", choices_html(found or ()), update, trouble or gr.skip()
+        models, error = value_or_error(list_models, app)
+        hardware, _ = value_or_error(Hardware.here)
+        update = gr.update(choices=[(model.label, model.name) for model in models or ()])
+        return hardware.line() if hardware else "", choices_html(models or ()), update, error or gr.skip()
 
     def on_go(name):
-        question, trouble = value_or_error(download_question, app, name)
-        yield gr.update(visible=bool(question)), question or "", trouble or ("" if question else LOADING_MESSAGE)
+        question, error = value_or_error(download_question, app, name)
+        yield gr.update(visible=bool(question)), question or "", error or ("" if question else LOADING_MESSAGE)
         if question == "":
-            line, trouble = value_or_error(switch_model, app, name)
-            yield gr.update(visible=False), "", trouble or f"Loaded. {line}"
+            line, error = value_or_error(switch_model, app, name)
+            yield gr.update(visible=False), "", error or f"Loaded. {line}"
 
     def on_yes(name):
         yield gr.update(visible=False), f"Fetching, then {LOADING_MESSAGE[0].lower()}{LOADING_MESSAGE[1:]}"
-        line, trouble = value_or_error(switch_model, app, name, True)
-        yield gr.update(visible=False), trouble or f"Loaded. {line}"
+        line, error = value_or_error(switch_model, app, name, True)
+        yield gr.update(visible=False), error or f"Loaded. {line}"
 
-    look = {"fn": on_look, "inputs": None, "outputs": [machine, table, name, said]} | QUICK_EVENT
+    look = {"fn": on_look, "inputs": None, "outputs": [machine, table, name, status_line]} | QUICK_EVENT
     tab.select(**look)
-    loads = (
-        go.click(on_go, name, [asking, asked, said], **LOAD_EVENT),
-        yes.click(on_yes, name, [asking, said], **LOAD_EVENT),
+    load_events = (
+        go.click(on_go, name, [question_column, question_line, status_line], **LOAD_EVENT),
+        yes.click(on_yes, name, [question_column, status_line], **LOAD_EVENT),
     )
-    for done in loads:
-        done.then(app.generation.describe_base, None, shared.base, **QUICK_EVENT).then(**look)
-    no.click(lambda: (gr.update(visible=False), "Nothing was fetched."), None, [asking, said], **QUICK_EVENT)
+    for load_event in load_events:
+        load_event.then(app.generation.describe_base, None, shared.base, **QUICK_EVENT).then(**look)
+    no.click(
+        lambda: (gr.update(visible=False), "Nothing was fetched."), None, [question_column, status_line], **QUICK_EVENT
+    )
 
 
 def facts_html(app: App) -> str:
-    """What there is to know of the base that is loaded, all of it as text."""
-    found = model_facts(app.generation.base)
-    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(text)}</dd>' for name, text in found)}</dl>"
+    """Make the loaded model's facts as HTML, all text escaped."""
+    facts = model_facts(app.generation.base)
+    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(text)}</dd>' for name, text in facts)}</dl>"
 
 
 def choices_html(found: Sequence[ModelChoice]) -> str:
-    """A table of what can be chosen."""
+    """Make a table of the models on offer."""
     head = "<tr><th>Base</th><th>Fits</th><th>What it needs</th></tr>"
     return f"<table><thead>{head}</thead><tbody>{''.join(map(_row, found))}</tbody></table>"
 
 
 def _row(offer: ModelChoice) -> str:
-    word, how = {True: ("Yes", "good"), False: ("No", "bad"), None: ("Perhaps", "maybe")}[offer.fits]
+    fits_text, css_class = {True: ("Yes", "good"), False: ("No", "bad"), None: ("Perhaps", "maybe")}[offer.fits]
     title = f"<br>{escape(offer.title)}" if offer.title != offer.name else ""
     name = f"<td><code>{escape(offer.name)}</code>{title}</td>"
-    return f"<tr>{name}<td class='{how}'>{word}</td><td>{escape(offer.requirements)}</td></tr>"
+    return f"<tr>{name}<td class='{css_class}'>{fits_text}</td><td>{escape(offer.requirements)}</td></tr>"

@@ -1,4 +1,4 @@
-"""What the trained concept is called and how it is taught: the fields of the Make tab, and the plan that they make."""
+"""Lay out the training form: the concept's name, the training settings, and the summary of what Start does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OBJECT_EXAMPLE, PERSON_EXAMPLE, STYLE_EXAMPLE = (
 
 
 class TrainForm:
-    """The fields by name, in one order: `inputs` for an event, `read` for what its handler gets."""
+    """The form's fields by name. `inputs`: components for an event; `read`: its values by field name."""
 
     def __init__(self):
         self.components: dict[str, gr.components.Component] = {}
@@ -31,11 +31,11 @@ class TrainForm:
 
 
 def form_box(owner: str) -> tuple[TrainForm, gr.Textbox]:
-    """The fields, and the line about the name. owner: who is proposed."""
+    """Lay out the fields and the note on the name; return both. owner: the default owner."""
     fields = TrainForm()
-    put = fields.components
-    put["kind"] = gr.Radio(list(KINDS), value=KIND, label="What do the photos share?", elem_id="make-kind")
-    put["noun"] = gr.Textbox(
+    components = fields.components
+    components["kind"] = gr.Radio(list(KINDS), value=KIND, label="What do the photos share?", elem_id="make-kind")
+    components["noun"] = gr.Textbox(
         label="What is it?",
         placeholder=OBJECT_EXAMPLE,
         max_length=100,
@@ -44,10 +44,10 @@ def form_box(owner: str) -> tuple[TrainForm, gr.Textbox]:
         info="The most ordinary word for it.",
     )
     with gr.Row():
-        put["owner"] = gr.Textbox(
+        components["owner"] = gr.Textbox(
             owner, label="Your name", max_length=64, max_lines=1, scale=1, min_width=110, elem_id="make-owner"
         )
-        put["name"] = gr.Textbox(
+        components["name"] = gr.Textbox(
             label="Its name",
             placeholder="my-cat",
             max_length=64,
@@ -57,11 +57,11 @@ def form_box(owner: str) -> tuple[TrainForm, gr.Textbox]:
             elem_id="make-name",
         )
     note = text_line("", "make-name-note")
-    put["agrees"] = gr.Checkbox(
+    components["agrees"] = gr.Checkbox(
         label="This person agrees to being in pictures made with it", visible=False, elem_id="make-agrees"
     )
     with gr.Accordion("More", open=False, elem_id="make-more"):
-        _advanced_fields(put)
+        _advanced_fields(components)
     return fields, note
 
 
@@ -82,15 +82,15 @@ def _advanced_fields(put: dict) -> None:
 
 
 def _number_field(label: str, placeholder: str, name: str) -> gr.Textbox:
-    """Text, since a number field cannot be empty."""
+    """Make a text field for a number, since Gradio's number fields cannot be empty."""
     return gr.Textbox(label=label, placeholder=placeholder, max_lines=1, max_length=20, min_width=110, elem_id=name)
 
 
 def connect_form(
     workshop: TrainPage, shared: SharedComponents, fields: TrainForm, note, plan, photos_changed: list
 ) -> None:
-    """The name is checked and the plan written anew whenever something they depend on changes."""
-    put = fields.components
+    """Check the name and update the summary whenever something they depend on changes."""
+    components = fields.components
 
     def on_kind(kind):
         person, style = parse_kind(kind) == "person", parse_kind(kind) == "style"
@@ -105,7 +105,7 @@ def connect_form(
     def on_open(owner, request: gr.Request):
         return user_name(request) or owner
 
-    shared.page.load(on_open, put["owner"], put["owner"], **QUICK_EVENT)
-    put["kind"].change(on_kind, put["kind"], [put["noun"], put["agrees"]], **QUICK_EVENT)
-    changes = [each.change for each in fields.inputs] + photos_changed + [shared.base.change]
+    shared.page.load(on_open, components["owner"], components["owner"], **QUICK_EVENT)
+    components["kind"].change(on_kind, components["kind"], [components["noun"], components["agrees"]], **QUICK_EVENT)
+    changes = [component.change for component in fields.inputs] + photos_changed + [shared.base.change]
     gr.on(changes, on_change, fields.inputs, [note, plan], trigger_mode="always_last", **QUICK_EVENT)

@@ -1,4 +1,4 @@
-"""A training on the Make tab: how it stands, live, and what can be done with it."""
+"""Lay out a training on the Train tab: its live status, and the buttons that control it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POLL_SECONDS = 1.0  # seconds
 
 @dataclass(frozen=True)
 class RunComponents:
-    """Parts by what they show. whole: all of it; seen: the stamp of the pictures that are shown."""
+    """Components of the view. whole: the column with all of them; seen: stamp of the images that are shown."""
 
     timer: gr.Timer
     whole: gr.Column
@@ -44,7 +44,7 @@ class RunComponents:
 
 
 def run_box() -> RunComponents:
-    """Lay it out, hidden."""
+    """Lay out the view of a training, hidden at first."""
     timer, seen = gr.Timer(POLL_SECONDS, active=False), gr.State("")
     with gr.Column(visible=False, elem_id="run") as whole:
         title, bar, words = (
@@ -57,9 +57,9 @@ def run_box() -> RunComponents:
             keep = gr.Button("Stop and keep", variant="primary", min_width=110, elem_id="run-keep")
             cancel = gr.Button("Cancel", min_width=90, elem_id="run-cancel")
         with gr.Row(visible=False) as ended:
-            go_on = gr.Button("Go on", variant="primary", min_width=110, elem_id="run-go-on")
+            resume = gr.Button("Go on", variant="primary", min_width=110, elem_id="run-go-on")
             throw = gr.Button("Throw away", min_width=110, elem_id="run-throw")
-        with gr.Column(visible=False, elem_id="run-sure") as sure:
+        with gr.Column(visible=False, elem_id="run-sure") as confirm_column:
             text_line(CONFIRM_QUESTION)
             with gr.Row():
                 yes = gr.Button("Yes, throw it away", variant="stop", min_width=110, elem_id="run-yes")
@@ -75,7 +75,7 @@ def run_box() -> RunComponents:
                 score = text_line("", "run-score", max_lines=10)
                 curve = gr.HTML("", elem_id="run-curve")
             with gr.Column(scale=3, min_width=300):
-                pictures = gr.Gallery(
+                gallery = gr.Gallery(
                     label="Sample pictures",
                     show_label=False,
                     columns=2,
@@ -94,16 +94,16 @@ def run_box() -> RunComponents:
         words,
         curve,
         score,
-        pictures,
+        gallery,
         seen,
         running,
         sample,
         keep,
         cancel,
         ended,
-        go_on,
+        resume,
         throw,
-        sure,
+        confirm_column,
         yes,
         no,
         done,
@@ -118,7 +118,7 @@ def _try_button(number: int) -> gr.Button:
 
 
 def run_updates(run: RunComponents, preparing: gr.Column, found) -> dict:
-    """What changes on the page. found: as `Workshop.scene` gives it."""
+    """Return the updates of the page. found: the result of `TrainPage.run_view`."""
     if found is None:
         return {
             run.timer: gr.Timer(active=False),
@@ -126,28 +126,28 @@ def run_updates(run: RunComponents, preparing: gr.Column, found) -> dict:
             preparing: gr.update(visible=True),
             run.seen: "",
         }
-    scene, standing = found
-    state = standing.state if standing else "failed"
-    moving = bool(standing and standing.running)
+    view, status = found
+    state = status.state if status else "failed"
+    is_running = bool(status and status.running)
     return {
-        run.timer: gr.Timer(active=moving),
+        run.timer: gr.Timer(active=is_running),
         run.whole: gr.update(visible=True),
         preparing: gr.update(visible=False),
-        run.title: scene.title,
-        run.bar: gr.update(value=scene.bar, visible=moving),
-        run.words: scene.words,
-        run.curve: gr.update(value=scene.curve, visible=bool(scene.curve)),
-        run.score: gr.update(value=scene.score, visible=bool(scene.score)),
-        run.running: gr.update(visible=moving),
+        run.title: view.title,
+        run.bar: gr.update(value=view.bar, visible=is_running),
+        run.words: view.words,
+        run.curve: gr.update(value=view.curve, visible=bool(view.curve)),
+        run.score: gr.update(value=view.score, visible=bool(view.score)),
+        run.running: gr.update(visible=is_running),
         run.sample: gr.update(interactive=state == "learning"),
         run.keep: gr.update(interactive=state == "learning"),
-        run.ended: gr.update(visible=state in ("stopped", "failed") and standing is not None),
+        run.ended: gr.update(visible=state in ("stopped", "failed") and status is not None),
         run.done: gr.update(visible=state == "done"),
-    } | _image_updates(run, scene)
+    } | _image_updates(run, view)
 
 
 def _image_updates(run: RunComponents, scene) -> dict:
-    """Only where they are new: they are large."""
+    """Return the updates of images and prompts, empty if nothing is new, because images are large."""
     if not scene.pictures and not scene.prompts:
         return {}
     tries = {
@@ -169,7 +169,7 @@ def connect_run(
     note: gr.Textbox,
     tab: gr.Tab,
 ) -> None:
-    """Look when the page opens, when the tab does, and every second while something runs."""
+    """Update the view when the page or the tab opens, and every second while a training runs."""
     outputs = [value for value in vars(run).values() if not isinstance(value, tuple)]
     outputs = [*outputs, *run.tries, preparing, note]
 
@@ -183,16 +183,19 @@ def connect_run(
         return look(request, seen if isinstance(seen, str) else "")
 
     def on_go_on(request: gr.Request):
-        said = workshop.resume(user_name(request))
-        return look(request) | ({run.words: said} if said else {})
+        error = workshop.resume(user_name(request))
+        return look(request) | ({run.words: error} if error else {})
 
     def on_yes(request: gr.Request):
-        said = workshop.cancel(user_name(request))
-        return look(request) | {run.sure: gr.update(visible=False), note: gr.update(value=said, visible=bool(said))}
+        message = workshop.cancel(user_name(request))
+        return look(request) | {
+            run.sure: gr.update(visible=False),
+            note: gr.update(value=message, visible=bool(message)),
+        }
 
     def on_another(request: gr.Request):
-        said = workshop.dismiss(user_name(request))
-        return look(request) | {note: gr.update(value=said, visible=bool(said))}
+        error = workshop.dismiss(user_name(request))
+        return look(request) | {note: gr.update(value=error, visible=bool(error))}
 
     for button, wish in ((run.sample, "sample"), (run.keep, "keep")):
         _connect_command(workshop, run, button, wish, look, outputs)
@@ -213,7 +216,7 @@ def _connect_command(
     workshop: TrainPage, run: RunComponents, button: gr.Button, wish: str, look, outputs: list
 ) -> None:
     def on_ask(request: gr.Request):
-        said = workshop.ask(user_name(request), wish)
-        return look(request) | ({run.words: said} if said else {})
+        error = workshop.ask(user_name(request), wish)
+        return look(request) | ({run.words: error} if error else {})
 
     button.click(on_ask, None, outputs, **QUICK_EVENT)

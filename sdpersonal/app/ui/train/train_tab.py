@@ -1,4 +1,4 @@
-"""The Make tab: photos in, a concept out."""
+"""Lay out the Train tab: photos and settings in, a trained concept out."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ DEFAULT_OWNER = "me"
 
 def train_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     """Lay out the tab and connect it."""
-    workshop = TrainPage(app.workspace, app.generation)
-    atexit.register(workshop.close)  # a training that runs saves, photos that were dropped go
+    train_page = TrainPage(app.workspace, app.generation)
+    atexit.register(train_page.close)  # saves a running training and deletes the uploaded photos
     with gr.Column(elem_id="preparing") as preparing:
         note = text_line("", "make-note", visible=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 photos = photos_box()
             with gr.Column(scale=4, min_width=320):
-                fields, naming = form_box(DEFAULT_OWNER)
-                plan = text_line(START_HINT, "make-plan", max_lines=10)
+                fields, name_note = form_box(DEFAULT_OWNER)
+                plan_line = text_line(START_HINT, "make-plan", max_lines=10)
                 start = gr.Button("Start", variant="primary", elem_id="make-start")
     run = run_box()
-    connect_photos(workshop, photos, fields)
-    connect_form(workshop, shared, fields, naming, plan, [photos.count.change])
-    connect_run(workshop, shared, run, preparing, note, tab)
+    connect_photos(train_page, photos, fields)
+    connect_form(train_page, shared, fields, name_note, plan_line, [photos.count.change])
+    connect_run(train_page, shared, run, preparing, note, tab)
 
     def on_start(request: gr.Request, *values):
         page, user = request.session_hash, user_name(request)
-        said = workshop.start(page, user, fields.read(values))
-        return {plan: said} if said else run_updates(run, preparing, workshop.run_view(page, user))
+        error = train_page.start(page, user, fields.read(values))
+        return {plan_line: error} if error else run_updates(run, preparing, train_page.run_view(page, user))
 
     def on_leave(request: gr.Request):
-        workshop.leave(request.session_hash)
+        train_page.leave(request.session_hash)
 
     outputs = [value for value in vars(run).values() if not isinstance(value, tuple)]
-    start.click(on_start, fields.inputs, [*outputs, *run.tries, preparing, plan], trigger_mode="once", **QUICK_EVENT)
+    start.click(
+        on_start, fields.inputs, [*outputs, *run.tries, preparing, plan_line], trigger_mode="once", **QUICK_EVENT
+    )
     shared.page.unload(on_leave)

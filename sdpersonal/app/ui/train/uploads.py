@@ -1,4 +1,4 @@
-"""The photos of the Make tab: dropped, looked at, turned and left out by a click."""
+"""Lay out the photos of the Train tab: upload, checks, rotation, captions, and leaving photos out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLICK_HINT = (
 
 @dataclass(frozen=True)
 class PhotoComponents:
-    """The parts that other handlers touch. chosen: number of the photo that was clicked, None without one."""
+    """Components that handlers use. chosen: number of the photo that was clicked, None without one."""
 
     drop: gr.File
     folder: gr.UploadButton
@@ -39,7 +39,7 @@ class PhotoComponents:
 
 
 def photos_box() -> PhotoComponents:
-    """Lay them out."""
+    """Lay out the photos and their actions."""
     drop = gr.File(label="Drop photos here", file_count="multiple", height=150, elem_id="make-drop", type="filepath")
     text_line(UPLOAD_HINT, "make-hint")
     with gr.Row():
@@ -104,15 +104,15 @@ def photos_box() -> PhotoComponents:
 
 
 def connect_photos(workshop: TrainPage, photos: PhotoComponents, fields: TrainForm) -> None:
-    """Every change ends in a new look at the whole set."""
+    """Connect the photos' events: every change ends in a new review of the whole set."""
     shown = [photos.tiles, photos.click, photos.words, photos.advice, photos.clear, photos.count]
 
     def looked(values, page, said=""):
-        found = workshop.look(page, fields.read(values), said)
-        some = bool(found.tiles)
-        tiles = gr.update(value=found.tiles, visible=some, selected_index=None)
-        seen = gr.update(visible=some)
-        return tiles, seen, found.words, gr.update(visible=found.has_advice), seen, found.count
+        review = workshop.look(page, fields.read(values), said)
+        has_photos = bool(review.tiles)
+        tiles = gr.update(value=review.tiles, visible=has_photos, selected_index=None)
+        visibility = gr.update(visible=has_photos)
+        return tiles, visibility, review.words, gr.update(visible=review.has_advice), visibility, review.count
 
     def on_drop(paths, request: gr.Request, *values):
         page = request.session_hash
@@ -129,8 +129,8 @@ def connect_photos(workshop: TrainPage, photos: PhotoComponents, fields: TrainFo
 
     def on_out(chosen, request: gr.Request, *values):
         page = request.session_hash
-        said = workshop.toggle_photo(page, chosen)
-        return "Leave out" if workshop.photo(page, chosen).used else "Put back", *looked(values, page, said)
+        error = workshop.toggle_photo(page, chosen)
+        return "Leave out" if workshop.photo(page, chosen).used else "Put back", *looked(values, page, error)
 
     def on_caption(chosen, text, request: gr.Request, *values):
         page = request.session_hash
@@ -163,8 +163,8 @@ def connect_photos(workshop: TrainPage, photos: PhotoComponents, fields: TrainFo
     )
     for button, work in ((photos.advice, on_advice), (photos.clear, on_clear)):
         button.click(work, fields.inputs, [photos.chosen, photos.panel, *shown], **slow)
-    asks = [fields.components[name].change for name in ("kind", "crop")] + [fields.components["noun"].blur]
-    gr.on(asks, on_look, fields.inputs, shown, trigger_mode="always_last", **slow)
+    review_events = [fields.components[name].change for name in ("kind", "crop")] + [fields.components["noun"].blur]
+    gr.on(review_events, on_look, fields.inputs, shown, trigger_mode="always_last", **slow)
     for quarters, button in photos.turns.items():
         _connect_rotation(workshop, photos, fields, looked, quarters, button, shown, slow)
     for title, button in zip(sample_sets(), photos.samples, strict=True):
