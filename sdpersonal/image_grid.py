@@ -70,8 +70,8 @@ def differing_words(texts: Sequence[str]) -> list[str]:
     """The words of each between those that all begin with and those that all end with."""
     words = [text.split() for text in texts]
     begin = _common_words(words)
-    behind = _common_words([some[begin:][::-1] for some in words])
-    return [" ".join(some[begin : len(some) - behind]) for some in words]
+    behind = _common_words([text_words[begin:][::-1] for text_words in words])
+    return [" ".join(text_words[begin : len(text_words) - behind]) for text_words in words]
 
 
 def _common_words(texts: Sequence[list[str]]) -> int:

@@ -73,14 +73,14 @@ def read_batch(path: Path, argv: Sequence[str], parse: Callable[[list[str]], Tra
     for number, entry in enumerate(_read_entries(path), 1):
         with _name_entry_in_errors(number, path):
             concepts.append(parse(join_argv(_merge_items(common, _to_argv_items(entry)))))
-    slugs = [Token.parse(one.token).slug for one in concepts]
+    slugs = [Token.parse(concept.token).slug for concept in concepts]
     for second, slug in enumerate(slugs):
         if (first := slugs.index(slug)) != second:
             raise UserError(
                 f"Entries {first + 1} and {second + 1} of {printable(str(path))} are both {concepts[first].token}.",
                 'Give them a "token" each.',
             )
-    return BatchSettings(tuple(_with_run_folder(one, path) for one in concepts), resume)
+    return BatchSettings(tuple(_with_run_folder(concept, path) for concept in concepts), resume)
 
 
 def train_all(several: BatchSettings, teach: Callable[..., object], say: Callable[[str], None]) -> int:
@@ -97,7 +97,7 @@ def train_all(several: BatchSettings, teach: Callable[..., object], say: Callabl
             outcomes.append(outcome)
             code = code or failed
     finally:
-        waiting = [f"{one.token}  not begun or not finished" for one in several.concepts[len(outcomes) :]]
+        waiting = [f"{concept.token}  not begun or not finished" for concept in several.concepts[len(outcomes) :]]
         say("\n" + "\n".join(outcomes + waiting))
     return code
 
@@ -128,20 +128,20 @@ def _train_one(
 
 
 def _read_entries(path: Path) -> list[dict[str, object]]:
-    shown = printable(str(path))
+    shown_path = printable(str(path))
     try:
         content = json.loads(storage.read_bytes(path, MAX_BYTES))  # UTF-8, or UTF-16 as PowerShell writes it
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{shown} is not JSON: {error.msg} at {where}.", _example_json()) from None
+        raise UserError(f"{shown_path} is not JSON: {error.msg} at {where}.", _example_json()) from None
     except UnicodeDecodeError:
-        raise UserError(f"{shown} is not UTF-8 text.", "Save it as UTF-8.") from None
+        raise UserError(f"{shown_path} is not UTF-8 text.", "Save it as UTF-8.") from None
     except (ValueError, RecursionError):
-        raise UserError(f"{shown} is not JSON.", _example_json()) from None
-    if not isinstance(content, list) or not content or not all(isinstance(one, dict) for one in content):
-        raise UserError(f"{shown} is not a list of concepts.", _example_json())
+        raise UserError(f"{shown_path} is not JSON.", _example_json()) from None
+    if not isinstance(content, list) or not content or not all(isinstance(entry, dict) for entry in content):
+        raise UserError(f"{shown_path} is not a list of concepts.", _example_json())
     if len(content) > MAX_CONCEPTS:
-        raise UserError(f"{shown} lists {len(content):,} concepts; {MAX_CONCEPTS} are the most at once.")
+        raise UserError(f"{shown_path} lists {len(content):,} concepts; {MAX_CONCEPTS} are the most at once.")
     return content
 
 

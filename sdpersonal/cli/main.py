@@ -79,14 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = name.split()
         if argv[: len(words)] == words:
             return run_command(command, settings, argv[len(words) :], f"sdpersonal {name}")
-    asked = not argv or argv[0] in ("-h", "--help")
+    is_help = not argv or argv[0] in ("-h", "--help")
     lines = [f"  {name:26} {(settings.__doc__ or '').splitlines()[0]}" for name, (_, settings) in COMMANDS.items()]
     text = "usage: sdpersonal COMMAND [--help] ...\n\n" + "\n".join(lines)
     print(
-        text if asked else f"{printable(' '.join(argv[:2]))} is not a command.\n{text}",
-        file=sys.stdout if asked else sys.stderr,
+        text if is_help else f"{printable(' '.join(argv[:2]))} is not a command.\n{text}",
+        file=sys.stdout if is_help else sys.stderr,
     )
-    return 0 if asked else 2
+    return 0 if is_help else 2
 
 
 def run_command(command: Callable, settings: type[SettingsBase], argv: Sequence[str], prog: str) -> int:
@@ -139,15 +139,15 @@ def _parse_settings(
 ) -> SettingsBase | batch_training.BatchSettings:
     if not issubclass(settings, TrainingSettings):
         return _parsed(settings, argv, prog)
-    said: set[str] = set()
+    seen_notes: set[str] = set()
 
     def read(argv: Sequence[str]) -> TrainingSettings:
-        ours = diffusers_compat.translate(settings, argv, diffusers_compat.current_environment())
-        for note in ours.notes:
-            if note not in said and is_main_process():
+        translation = diffusers_compat.translate(settings, argv, diffusers_compat.current_environment())
+        for note in translation.notes:
+            if note not in seen_notes and is_main_process():
                 print(f"note: {note}", file=sys.stderr)
-            said.add(note)
-        return _parsed(settings, ours.argv, prog, f"{settings.__doc__}\n\n{_HELP_EPILOG}")
+            seen_notes.add(note)
+        return _parsed(settings, translation.argv, prog, f"{settings.__doc__}\n\n{_HELP_EPILOG}")
 
     path, argv = batch_training.take_list_flag(argv)
     return batch_training.read_batch(path, argv, read) if path else read(argv)

@@ -120,8 +120,8 @@ def _marks(field: FieldInfo) -> list[Any]:
 
 
 def _inner_marks(annotation: Any) -> list[Any]:
-    own = getattr(annotation, "__metadata__", ())
-    return [*own, *(mark for part in get_args(annotation) for mark in _inner_marks(part))]
+    marks = getattr(annotation, "__metadata__", ())
+    return [*marks, *(mark for part in get_args(annotation) for mark in _inner_marks(part))]
 
 
 def _bounds(field: FieldInfo) -> dict[str, Any]:
@@ -157,8 +157,8 @@ def flag_of(settings: type[BaseModel], name: str) -> str:
     marks = _marks(field) if field else []
     if any(mark is tyro.conf.Positional for mark in marks):
         return name.upper()
-    own = next((mark.name for mark in marks if getattr(mark, "name", None) and hasattr(mark, "aliases")), None)
-    return f"--{(own or name).replace('_', '-')}"
+    flag = next((mark.name for mark in marks if getattr(mark, "name", None) and hasattr(mark, "aliases")), None)
+    return f"--{(flag or name).replace('_', '-')}"
 
 
 def _check_number(value: Any) -> Any:
@@ -234,8 +234,8 @@ def _check_resolution(value: Any) -> Any:
 def _check_size(value: Any) -> Any:
     if value is None:
         return None
-    found = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", value) if isinstance(value, str) else None
-    if not found or any(int(side) % 8 or not 64 <= int(side) <= 2048 for side in found.groups()):
+    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", value) if isinstance(value, str) else None
+    if not match or any(int(side) % 8 or not 64 <= int(side) <= 2048 for side in match.groups()):
         raise UserError(
             f"size must be WIDTHxHEIGHT, multiples of 8 from 64 to 2048, got {printable(repr(value), 40)}.",
             "For example 512x512.",

@@ -223,8 +223,8 @@ class Scheduler:
     def name(self) -> str:
         """As it stands in a request and a recipe: both names, the second left out where it goes without saying."""
         sampler = _BY_NAME[self.sampler]
-        shown = "" if self.schedule == sampler.plain == sampler.default else self.schedule
-        return f"{self.sampler} {shown}".strip()
+        schedule = "" if self.schedule == sampler.plain == sampler.default else self.schedule
+        return f"{self.sampler} {schedule}".strip()
 
     @property
     def note(self) -> str:
@@ -252,31 +252,31 @@ def find(sampler: str, schedule: str | None = None, program: str = "") -> Schedu
     """
     schedule = schedule or None
     key, options = _options(sampler)
-    found, label = _split(key)
-    found = _variant(found, options)
+    match, label = _split(key)
+    match = _variant(match, options)
     for option in options:
         label = _SCHEDULE_KEYS.get(option, label)
-    if found is None:
+    if match is None:
         return None
     if schedule is not None and _key(schedule) not in _AUTOMATIC:
         label = _SCHEDULE_KEYS.get(_key(schedule))
         if label is None:
             return None
     elif label is None and schedule is not None:
-        label = found.default
+        label = match.default
     if label is None:
-        label = PLAIN if program == "a1111" and found.plain == SGM else found.plain
-    return _made(found, "" if found.family == "own" else label, program)
+        label = PLAIN if program == "a1111" and match.plain == SGM else match.plain
+    return _made(match, "" if match.family == "own" else label, program)
 
 
 def named(text: str) -> Scheduler:
     """The scheduler of that name. Raises UserError, which names those that are spelt alike."""
-    if found := find(text):
-        return found
-    shown = printable(repr(text), 60)
+    if scheduler := find(text):
+        return scheduler
+    quoted = printable(repr(text), 60)
     if reason := no_counterpart(text):
-        raise UserError(f"scheduler {shown} cannot be used: {reason}.", "For example 'DPM++ 2M Karras'.")
-    raise UserError(f"scheduler {shown} is unknown.", f"Nearest: {', '.join(_nearest(text))}.")
+        raise UserError(f"scheduler {quoted} cannot be used: {reason}.", "For example 'DPM++ 2M Karras'.")
+    raise UserError(f"scheduler {quoted} is unknown.", f"Nearest: {', '.join(_nearest(text))}.")
 
 
 def difference(name: str | None) -> str:
@@ -288,8 +288,8 @@ def no_counterpart(sampler: str) -> str:
     """Why a sampler that other programs have cannot be used; "" for any other name."""
     key = _key(sampler)
     for name, reason in NO_COUNTERPART.items():
-        ours = _key(name)
-        if key.removeprefix("k") == ours or (key.startswith(ours) and key[len(ours) :] in _SCHEDULE_KEYS):
+        name_key = _key(name)
+        if key.removeprefix("k") == name_key or (key.startswith(name_key) and key[len(name_key) :] in _SCHEDULE_KEYS):
             return reason
     return ""
 
@@ -335,7 +335,7 @@ def _options(text: str) -> tuple[str, list[str]]:
         _key(name.removeprefix(" use_").removeprefix("use_").removesuffix("_sigmas"))
         if _key(value) == "true"
         else _key(value)
-        for name, _, value in ((one[0].strip(), one[1], one[2]) for one in set_)
+        for name, _, value in ((part[0].strip(), part[1], part[2]) for part in set_)
     ]
 
 
@@ -343,7 +343,7 @@ def _variant(sampler: Sampler | None, options: list[str]) -> Sampler | None:
     """DPM++ 2M and its sisters are one class of diffusers, told apart by settings."""
     if sampler is None or sampler.diffusers not in ("DPMSolverMultistep", "DPMSolverSinglestep") or not options:
         return sampler
-    wanted = dict(sampler.options)
+    settings = dict(sampler.options)
     for option in options:
         for setting, value in (
             ("algorithm_type", "sde-dpmsolver++"),
@@ -351,8 +351,12 @@ def _variant(sampler: Sampler | None, options: list[str]) -> Sampler | None:
             ("solver_order", 3),
         ):
             if option == _key(str(value)):
-                wanted[setting] = value
-    alike = (one for one in SAMPLERS if one.diffusers == sampler.diffusers and one.options == wanted)
+                settings[setting] = value
+    alike = (
+        candidate
+        for candidate in SAMPLERS
+        if candidate.diffusers == sampler.diffusers and candidate.options == settings
+    )
     return next(alike, None)
 
 

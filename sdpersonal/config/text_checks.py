@@ -101,13 +101,13 @@ def plain_spaces(text: str) -> str:
     >>> plain_spaces("a wheel\\u00adbarrow\\u00a0in\\tthe snow\\u200e")
     'a wheelbarrow in the snow'
     """
-    kept: list[str] = []
+    visible: list[str] = []
     for place, character in enumerate(text):
         if character.isspace():
-            kept.append(" ")
-        elif _is_seen(character, kept[-1] if kept else " ", text[place + 1 : place + 2]):
-            kept.append(character)
-    return " ".join("".join(kept).split())
+            visible.append(" ")
+        elif _is_seen(character, visible[-1] if visible else " ", text[place + 1 : place + 2]):
+            visible.append(character)
+    return " ".join("".join(visible).split())
 
 
 def _is_seen(character: str, before: str, after: str) -> bool:

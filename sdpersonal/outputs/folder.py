@@ -69,19 +69,19 @@ class Outputs:
 
     def days(self) -> list[str]:
         """Days that have a folder, newest first."""
-        found = (each for each in _list_entries(self.folder) if DAY_NAME.fullmatch(each.name))
-        return sorted((each.name for each in found if each.is_dir(follow_symlinks=False)), reverse=True)
+        day_entries = (entry for entry in _list_entries(self.folder) if DAY_NAME.fullmatch(entry.name))
+        return sorted((entry.name for entry in day_entries if entry.is_dir(follow_symlinks=False)), reverse=True)
 
     def pictures(self, day: str) -> list[str]:
         """File names of a day's pictures, newest first."""
         return sorted(
-            (each.name for each in _list_entries(self.folder / day) if IMAGE_NAME.fullmatch(each.name)), key=_number
+            (entry.name for entry in _list_entries(self.folder / day) if IMAGE_NAME.fullmatch(entry.name)), key=_number
         )[::-1]
 
     def favourites(self) -> list[str]:
         """File names in the folder of favourites, newest first."""
-        found = (FAVOURITE_NAME.fullmatch(each.name) for each in _list_entries(self.folder / FAVOURITES_FOLDER))
-        return [each[0] for each in sorted(filter(None, found), key=lambda each: (each[1], int(each[3])), reverse=True)]
+        matches = (FAVOURITE_NAME.fullmatch(entry.name) for entry in _list_entries(self.folder / FAVOURITES_FOLDER))
+        return [m[0] for m in sorted(filter(None, matches), key=lambda m: (m[1], int(m[3])), reverse=True)]
 
     def _favourite_path(self, picture: str | os.PathLike) -> Path:
         """Where the copy of a picture of this folder is; a favourite's own name leads to itself."""
@@ -107,7 +107,7 @@ def _last_number(day: Path) -> int:
         counted = storage.read_bytes(day / _COUNTER_NAME, 20).decode("ascii")
         if re.fullmatch(r"[0-9]{1,8}", counted):
             return int(counted)
-    return max((_number(each.name)[0] for each in _list_entries(day) if IMAGE_NAME.fullmatch(each.name)), default=0)
+    return max((_number(entry.name)[0] for entry in _list_entries(day) if IMAGE_NAME.fullmatch(entry.name)), default=0)
 
 
 def _list_entries(folder: Path) -> list[os.DirEntry]:

@@ -58,8 +58,8 @@ def _list_images(outputs: Outputs) -> Iterator[dict[str, Any]]:
     """Favourites first, then the newest. path: relative to the page."""
     starred = outputs.favourites()
     days = {day: outputs.pictures(day) for day in outputs.days()}
-    here = {f"{day}-{name}" for day, names in days.items() for name in names}
-    lonely = [name for name in starred if name not in here]  # their originals are gone
+    originals = {f"{day}-{name}" for day, names in days.items() for name in names}
+    lonely = [name for name in starred if name not in originals]  # their originals are gone
     left = load_facts(outputs.folder / FAVOURITES_FOLDER, lonely) if lonely else {}
     known = {day: load_facts(outputs.folder / day, names) for day, names in days.items()}
     for name in starred:

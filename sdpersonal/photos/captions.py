@@ -116,8 +116,8 @@ class Captions:
 def caption_file(photo: str, files: dict[str, str]) -> str | None:
     """The name of the text file that belongs to a photo. files: names by `_key`; of several the most telling one."""
     stem = os.path.splitext(photo)[0]
-    wanted = [f"{begin}{suffix}" for begin in (photo, stem) for suffix in _SUFFIXES]
-    return next((files[_key(name)] for name in wanted if _key(name) in files), None)
+    candidates = [f"{begin}{suffix}" for begin in (photo, stem) for suffix in _SUFFIXES]
+    return next((files[_key(name)] for name in candidates if _key(name) in files), None)
 
 
 def by_key(names: Sequence[str]) -> dict[str, str]:

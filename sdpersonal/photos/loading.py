@@ -196,13 +196,13 @@ def _list_files(folder: Path) -> tuple[list[str], list[str]]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"I cannot read the folder {printable(str(folder))}: {reason}.") from None
-    wanted = sorted((name for name in names if not is_sidecar(name)), key=os.fsencode)
-    if len(wanted) > MAX_PHOTOS:
+    photos = sorted((name for name in names if not is_sidecar(name)), key=os.fsencode)
+    if len(photos) > MAX_PHOTOS:
         raise UserError(
-            f"{printable(str(folder))} holds {len(wanted):,} files; I take up to {MAX_PHOTOS} photos.",
+            f"{printable(str(folder))} holds {len(photos):,} files; I take up to {MAX_PHOTOS} photos.",
             "Give a folder with photos of one thing only; 4 to 10 are enough.",
         )
-    return wanted, [name for name in names if is_sidecar(name)]
+    return photos, [name for name in names if is_sidecar(name)]
 
 
 def is_sidecar(name: str) -> bool:
@@ -211,13 +211,13 @@ def is_sidecar(name: str) -> bool:
 
 
 def _not_a_folder_error(path: Path) -> UserError:
-    shown = printable(str(path))
+    shown_path = printable(str(path))
     try:
         detect_format(_read(path.parent, path.name))
     except UnusablePhoto as reason:
         if UNPACK_HINT in str(reason):
-            return UserError(f"{shown} {reason}.")
-    return UserError(f"{shown} is a file, not a folder.", "Give the folder that holds your photos.")
+            return UserError(f"{shown_path} {reason}.")
+    return UserError(f"{shown_path} is a file, not a folder.", "Give the folder that holds your photos.")
 
 
 def _no_photos_error(folder: Path, skipped: list[SkippedFile]) -> UserError:

@@ -35,23 +35,23 @@ class PinnedConcepts:
         self._library = library
         self._tokens: dict[Token, tuple[Token, bool]] = {}  # the recipe's token -> the library's, and whether it is it
         troubles = []
-        for wanted in recipe.concepts:
-            here = _find_entry(library, wanted)
-            if here is None:
-                troubles.append(_missing_concept(wanted))
+        for concept in recipe.concepts:
+            entry = _find_entry(library, concept)
+            if entry is None:
+                troubles.append(_missing_concept(concept))
                 continue
-            same = here.identity == wanted.sha256
-            self._tokens[Token.parse(wanted.token)] = here.token, same
+            same = entry.identity == concept.sha256
+            self._tokens[Token.parse(concept.token)] = entry.token, same
             if not same:
-                troubles.append(_different_version(wanted, here))
+                troubles.append(_different_version(concept, entry))
         raise_mismatches(troubles, anyway)
 
     def get(self, token: Token) -> Concept:
         """The concept that the recipe means by `token`. Raises UserError."""
-        meant = [each for each in self._tokens if token.matches(each)]
-        if not meant:
+        matches = [candidate for candidate in self._tokens if token.matches(candidate)]
+        if not matches:
             raise UserError(f"The recipe does not say which concept its {token} was.")
-        newest = max(meant, key=lambda each: each.version or 0)
+        newest = max(matches, key=lambda candidate: candidate.version or 0)
         place, same = self._tokens[newest]
         concept = self._library.get(place)
         return dataclasses.replace(concept, token=newest) if same else concept
@@ -70,11 +70,11 @@ def base_mismatches(recipe: Recipe, name: str, sha256: str) -> list[Mismatch]:
 
 def image_mismatches(recipe: Recipe, start: str | None, mask: str | None) -> list[Mismatch]:
     """start, mask: `pixels_sum` of the pictures that are given, None for none."""
-    found = (
+    mismatches = (
         _compare_image("start", "start picture", recipe.start, start),
         _compare_image("mask", "mask", recipe.mask, mask),
     )
-    return [each for each in found if each]
+    return [mismatch for mismatch in mismatches if mismatch]
 
 
 def base_to_load(recipe: Recipe, known: Iterable[str]) -> str:
@@ -92,30 +92,30 @@ def base_to_load(recipe: Recipe, known: Iterable[str]) -> str:
 
 def raise_mismatches(troubles: list[Mismatch], anyway: bool = False) -> None:
     """All in one UserError; where `anyway`, only those that are fatal."""
-    troubles = [each for each in troubles if each.is_fatal or not anyway]
+    troubles = [item for item in troubles if item.is_fatal or not anyway]
     if troubles:
-        fixes = [each.hint for each in troubles] + ([] if any(each.is_fatal for each in troubles) else [_ANYWAY_HINT])
-        raise UserError("\n".join(each.message for each in troubles), "\n".join(dict.fromkeys(fixes)))
+        fixes = [item.hint for item in troubles] + ([] if any(item.is_fatal for item in troubles) else [_ANYWAY_HINT])
+        raise UserError("\n".join(item.message for item in troubles), "\n".join(dict.fromkeys(fixes)))
 
 
 def _find_entry(library: Library, wanted: RecipeConcept) -> Entry | None:
     """Its bytes, under its own token or any; else its version or the newest of that name, with other bytes."""
     token = Token.parse(wanted.token)
     name = token.unversioned()
-    alike = [each for each in library.history(name) if not each.damaged] if library.versions(name) else []
-    alike.sort(key=lambda each: (each.token != token, -each.token.version))
-    for each in alike:
-        if each.identity == wanted.sha256:
-            return each
-    renamed = (each for each in library.list() if each.identity == wanted.sha256 and not each.damaged)
+    alike = [entry for entry in library.history(name) if not entry.damaged] if library.versions(name) else []
+    alike.sort(key=lambda entry: (entry.token != token, -entry.token.version))
+    for entry in alike:
+        if entry.identity == wanted.sha256:
+            return entry
+    renamed = (entry for entry in library.list() if entry.identity == wanted.sha256 and not entry.damaged)
     return next(renamed, alike[0] if alike else None)
 
 
 def _missing_concept(wanted: RecipeConcept) -> Mismatch:
     source = printable(wanted.hub) if wanted.hub else "OWNER/NAME"
-    asked = "Get it: " if wanted.hub else "Ask whoever drew it, or look on the Hub: "
+    advice = "Get it: " if wanted.hub else "Ask whoever drew it, or look on the Hub: "
     problem = f"Its concept {wanted.token} ({_short_digest(wanted.sha256)}) is not in the library."
-    return Mismatch(problem, f"{asked}sdpersonal concepts pull {source}", is_fatal=True)
+    return Mismatch(problem, f"{advice}sdpersonal concepts pull {source}", is_fatal=True)
 
 
 def _different_version(wanted: RecipeConcept, here: Entry) -> Mismatch:

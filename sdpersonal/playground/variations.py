@@ -89,16 +89,16 @@ def variation_requests(
     strength, word: each "TARGET=VALUES", for example "<me/duck>=0.6,0.8" and "beach=snow|space"; n: how many near by
     (default 8) and redrawn from the picture (default 4).
     """
-    found: list[GenerateRequest] = []
+    requests: list[GenerateRequest] = []
     if near_by is not None or not (strength or word or start):
-        found += vary_seed(favourite, near_by or DEFAULT_VARIATION_STRENGTH, n or 8, seed)
+        requests += vary_seed(favourite, near_by or DEFAULT_VARIATION_STRENGTH, n or 8, seed)
     for text in strength:
-        found += vary_strength(favourite, *_split_assignment(text, "<me/duck>=0.6,0.8,1"))
+        requests += vary_strength(favourite, *_split_assignment(text, "<me/duck>=0.6,0.8,1"))
     for text in word:
-        found += vary_words(favourite, *_split_assignment(text, "beach=snow|space"))
+        requests += vary_words(favourite, *_split_assignment(text, "beach=snow|space"))
     if start:
-        found += vary_from_image(favourite, picture, change, n or 4)
-    return found
+        requests += vary_from_image(favourite, picture, change, n or 4)
+    return requests
 
 
 def favourite_request(found: Recipe | Foreign, from_itself: bool = False) -> GenerateRequest:
@@ -117,10 +117,10 @@ class RecipeThenLibrary:
 
     def __init__(self, recipe: Recipe, library: Library, anyway: bool = False):
         self._pinned, self._library = PinnedConcepts(recipe, library, anyway), library
-        self._named = [Token.parse(each.token) for each in recipe.concepts]
+        self._named = [Token.parse(concept.token) for concept in recipe.concepts]
 
     def get(self, token: Token) -> Concept:
-        named = any(token.matches(each) for each in self._named)
+        named = any(token.matches(recipe_token) for recipe_token in self._named)
         return self._pinned.get(token) if named else self._library.get(token)
 
 
@@ -138,17 +138,17 @@ def generate_variations(
     private: no recipe in any. Raises as `Generator.draw`; what was drawn until then is kept, and on the sheet.
     """
     saved: dict[Path, bool] = {}
-    shown = [(favourite[1], "the favourite")]
+    captioned = [(favourite[1], "the favourite")]
     try:
         for i, picture in generate_all(generator, asked, progress, cancelled):
             saved[outputs.save(picture.png(private))] = picture.hidden
-            shown.append((picture.image, caption(favourite[0], asked[i], picture.recipe)))
+            captioned.append((picture.image, caption(favourite[0], asked[i], picture.recipe)))
     except UserError:
         if saved:
             with suppress(UserError):  # a full disk was told already
-                _save_grid(saved, shown)
+                _save_grid(saved, captioned)
         raise
-    return _save_grid(saved, shown)
+    return _save_grid(saved, captioned)
 
 
 def caption(favourite: GenerateRequest, asked: GenerateRequest, recipe: Recipe) -> str:

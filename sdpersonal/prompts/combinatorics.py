@@ -52,11 +52,11 @@ class SequenceNode:
 
     def nth(self, i: int) -> str:
         """The last choice changes fastest."""
-        said = []
+        texts = []
         for part in reversed(self.parts):
             i, inner = divmod(i, count_expansions(part))
-            said.append(nth_expansion(part, inner))
-        return "".join(reversed(said))
+            texts.append(nth_expansion(part, inner))
+        return "".join(reversed(texts))
 
     def drawn(self, dice: SeededChoice) -> str:
         # Only choices are numbered, so that other words around them do not change what is chosen.
@@ -108,8 +108,8 @@ class VariantNode:
         symmetric polynomial of their counts). Options of one count are taken together: there are few counts."""
         ways = [1] + [0] * self.max_picks
         for count, times in Counter(self._counts).items():
-            some = [comb(times, k) * count**k for k in range(self.max_picks + 1)]
-            ways = [sum(ways[j] * some[k - j] for j in range(k + 1)) for k in range(self.max_picks + 1)]
+            same_count = [comb(times, k) * count**k for k in range(self.max_picks + 1)]
+            ways = [sum(ways[j] * same_count[k - j] for j in range(k + 1)) for k in range(self.max_picks + 1)]
         return ways
 
     def _count_orders(self, k: int) -> int:
@@ -121,14 +121,14 @@ class VariantNode:
         while i >= self._count_orders(k):
             i -= self._count_orders(k)
             k += 1
-        said, taken, ways = [], set(), self._ways
+        texts, taken, ways = [], set(), self._ways
         for left in range(k, 0, -1):
             option, i, behind = self._first(i, left, taken, ways)
             inner, i = divmod(i, behind)
-            said.append(nth_expansion(self.options[option], inner))
+            texts.append(nth_expansion(self.options[option], inner))
             taken.add(option)
             ways = _remove_option(ways, self._counts[option])
-        return self.separator.join(said)
+        return self.separator.join(texts)
 
     def _first(self, i: int, left: int, taken: set[int], ways: list[int]) -> tuple[int, int, int]:
         """Of the orders of `left` more options, the i-th: its first option, its number among those with that first

@@ -108,10 +108,10 @@ def _a1111_network_error(inner: str, kind: str, name: str, strength: str | None)
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:64].strip("-")
     token = f"me/{plain or 'my-style'}"
     written = (strength or "").strip().translate(_MINUS)
-    wanted = float(written) + 0.0 if _STRENGTH.fullmatch(written) else 1.0
-    wanted = max(-MAX_STRENGTH, min(wanted, MAX_STRENGTH))
+    value = float(written) + 0.0 if _STRENGTH.fullmatch(written) else 1.0
+    value = max(-MAX_STRENGTH, min(value, MAX_STRENGTH))
     return UserError(
         f"<{printable(inner)}> is how A1111 loads a LoRA.",
         f"Import its file once, sdpersonal concepts import FILE --as '<{token}>', then write "
-        f"<{token}{'' if wanted == 1 else f':{wanted:g}'}>.",
+        f"<{token}{'' if value == 1 else f':{value:g}'}>.",
     )

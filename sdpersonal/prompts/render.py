@@ -27,10 +27,10 @@ def format_prompt(prompt: Prompt) -> str:
             if weight is None
             else [_format_weighted("".join(map(_format_piece, pieces)), weight)]
         )
-    said = "".join(stretches[:1])
+    text = "".join(stretches[:1])
     for before, after in pairwise(stretches):
-        said += _separator(before, after) + after
-    return said
+        text += _separator(before, after) + after
+    return text
 
 
 def _separator(before: str, after: str) -> str:

@@ -66,7 +66,7 @@ class _WildcardNodes:
             loop = [*self._reading[self._reading.index(name) :], name]
             raise UserError(
                 f"The list __{printable(name, 60)}__ leads back to itself: "
-                + " > ".join(printable(one, 60) for one in loop)
+                + " > ".join(printable(list_name, 60) for list_name in loop)
                 + ".",
                 "Take it out of one of them.",
             )
@@ -164,29 +164,29 @@ class _TemplateParser:
 
     def _parse_pick_count(self) -> tuple[int, int, str]:
         """How many options are picked, at least and at most, and what stands between them."""
-        found = _PICK_COUNT.match(self._text, self._at)
-        if not found:
+        match = _PICK_COUNT.match(self._text, self._at)
+        if not match:
             return 1, 1, ""
-        self._at = found.end()
+        self._at = match.end()
         joiner = DEFAULT_SEPARATOR
         if between := _SEPARATOR.match(self._text, self._at):
             self._at = between.end()
             joiner = between[1]
-        if found["exactly"]:
-            return int(found["exactly"]), int(found["exactly"]), joiner
-        low, high = int(found["low"] or 1), int(found["high"] or 10**9)
+        if match["exactly"]:
+            return int(match["exactly"]), int(match["exactly"]), joiner
+        low, high = int(match["low"] or 1), int(match["high"] or 10**9)
         return min(low, high), max(low, high), joiner
 
 
 def _parse_weight(text: str, at: int, where: str = "") -> tuple[int, int]:
     """The weight that stands there, in millionths, and where the option itself begins."""
-    found = _WEIGHT.match(text, at)
-    if not found:
+    match = _WEIGHT.match(text, at)
+    if not match:
         return _UNIT, at
-    if float(found[1]) > _MAX_WEIGHT:
-        raise UserError(f"{where}{printable(found[0], 40)} weighs too much.", f"I take up to {_MAX_WEIGHT:,}::.")
-    whole, _, fraction = found[1].partition(".")
-    return int(whole or 0) * _UNIT + int(fraction[:6].ljust(6, "0")), found.end()
+    if float(match[1]) > _MAX_WEIGHT:
+        raise UserError(f"{where}{printable(match[0], 40)} weighs too much.", f"I take up to {_MAX_WEIGHT:,}::.")
+    whole, _, fraction = match[1].partition(".")
+    return int(whole or 0) * _UNIT + int(fraction[:6].ljust(6, "0")), match.end()
 
 
 def _make_variant(options: list[tuple[str, int, Node]], what: str) -> VariantNode:

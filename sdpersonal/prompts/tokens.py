@@ -30,12 +30,12 @@ class Token:
         inner = text.strip()
         if inner.startswith("<") and inner.endswith(">"):
             inner = inner[1:-1]
-        found = _TOKEN.fullmatch(inner)
-        if not found or max(len(found["owner"] or ""), len(found["name"])) > _MAX_NAME_LENGTH:
+        match = _TOKEN.fullmatch(inner)
+        if not match or max(len(match["owner"] or ""), len(match["name"])) > _MAX_NAME_LENGTH:
             raise UserError(f"{printable(text) or '<>'} is not a concept's token.", _suggest_spelling(inner))
-        if RESERVED_NAMES & {found["owner"], found["name"]}:
+        if RESERVED_NAMES & {match["owner"], match["name"]}:
             raise UserError(f"{printable(text)} holds a name that Windows keeps for devices.", "Choose another name.")
-        return cls(found["owner"], found["name"], int(found["version"]) if found["version"] else None)
+        return cls(match["owner"], match["name"], int(match["version"]) if match["version"] else None)
 
     @property
     def slug(self) -> str:

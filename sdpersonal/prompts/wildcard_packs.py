@@ -107,7 +107,7 @@ class _Tree:
             self._alias(event.anchor)
 
     def _alias(self, anchor: str) -> None:
-        if anchor not in self._anchors or any(one.node is self._anchors[anchor] for one in self._open):
+        if anchor not in self._anchors or any(node.node is self._anchors[anchor] for node in self._open):
             raise UserError(
                 f"{printable(self.name, 80)}: *{printable(anchor, 40)} stands for what it is itself a "
                 "part of, or for nothing.",
@@ -153,8 +153,8 @@ class _Lists:
     def _options(self, node: Any, depth: int) -> Iterator[str]:
         self._connect_to_main(depth)
         if isinstance(node, list):
-            for each in node:
-                yield from self._options(each, depth + 1)
+            for item in node:
+                yield from self._options(item, depth + 1)
         elif isinstance(node, dict):
             yield from self._option(node)
         elif node is not None and (text := _one_line(node)):

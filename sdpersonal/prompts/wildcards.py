@@ -100,15 +100,15 @@ class Wildcards:
 
         Raises UserError where there is none, or several.
         """
-        places, wanted = self._all(), _folded(name)
+        places, target = self._all(), _folded(name)
         if name in places:
             return places[name]
-        alike = [one for one in places if _folded(one) == wanted]
+        alike = [key for key in places if _folded(key) == target]
         # A pack's lists under the pack's own name too.
-        full = {one: _folded(_full(place)) for one, place in places.items() if place.keys is not None}
-        alike = alike or [one for one in full if full[one] == wanted]
-        alike = alike or [one for one in places if _folded(one).endswith(f"/{wanted}")]
-        alike = alike or [one for one, place in places.items() if not place.keys and _folded(place.path) == wanted]
+        full = {key: _folded(_full(place)) for key, place in places.items() if place.keys is not None}
+        alike = alike or [key for key in full if full[key] == target]
+        alike = alike or [key for key in places if _folded(key).endswith(f"/{target}")]
+        alike = alike or [key for key, place in places.items() if not place.keys and _folded(place.path) == target]
         if len(alike) == 1:
             return places[alike[0]]
         if alike:
@@ -119,7 +119,7 @@ class Wildcards:
         raise self._missing(name)
 
     def _missing(self, name: str) -> UserError:
-        within = [one for one in self._all() if _folded(one).startswith(_folded(name) + "/")]
+        within = [candidate for candidate in self._all() if _folded(candidate).startswith(_folded(name) + "/")]
         if within:
             return UserError(
                 f"__{printable(name, 60)}__ is a group of {len(within):,} lists.",
@@ -137,20 +137,20 @@ class Wildcards:
                 f"__{printable(pattern, 60)}__ would be every list there is.", "Write a part of a name: __animals/*__."
             )
         fits, places = _pattern(pattern), self._all()
-        found = [one for one in places if fits.fullmatch(_folded(one))]
-        found += [
-            one
-            for one, place in places.items()
-            if place.keys is not None and one not in found and fits.fullmatch(_folded(_full(place)))
+        matches = [candidate for candidate in places if fits.fullmatch(_folded(candidate))]
+        matches += [
+            candidate
+            for candidate, place in places.items()
+            if place.keys is not None and candidate not in matches and fits.fullmatch(_folded(_full(place)))
         ]
-        if not found:
+        if not matches:
             raise UserError(
                 f"No list in {printable(str(self.folder))} fits __{printable(pattern, 60)}__.",
                 self._suggest_names(pattern.replace("*", "")),
             )
         lines: list[str] = []
-        for one in found:
-            lines += self._lines_at(places[one], one, empty=True)
+        for candidate in matches:
+            lines += self._lines_at(places[candidate], candidate, empty=True)
             if len(lines) > MAX_LINES:
                 raise UserError(
                     f"The lists that fit __{printable(pattern, 60)}__ have more than {MAX_LINES:,} lines.",
@@ -186,26 +186,28 @@ class Wildcards:
 
     def _paths(self) -> list[str]:
         """The lists and packs of the folder, relative to it."""
-        found: list[str] = []
-        for place, folders, here in os.walk(self.folder):
-            folders[:] = sorted(one for one in folders if not one.startswith("."))
-            for one in sorted(here):
-                if one.lower().endswith((".txt", *SUFFIXES)) and not one.startswith("."):
-                    found.append(Path(place, one).relative_to(self.folder).as_posix())
-            if len(found) > _MAX_FILES:
+        paths: list[str] = []
+        for place, folders, files in os.walk(self.folder):
+            folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+            for file in sorted(files):
+                if file.lower().endswith((".txt", *SUFFIXES)) and not file.startswith("."):
+                    paths.append(Path(place, file).relative_to(self.folder).as_posix())
+            if len(paths) > _MAX_FILES:
                 break
-        return found[:_MAX_FILES]
+        return paths[:_MAX_FILES]
 
     def _suggest_names(self, name: str) -> str:
         names = self.names()
-        by_letters = {_folded(one): one for one in names}
+        by_letters = {_folded(listed): listed for listed in names}
         near = get_close_matches(_folded(name), by_letters, 3)
-        last = {one.rpartition("/")[2]: one for one in by_letters}  # the right list in a folder that was left out
-        near += [last[one] for one in get_close_matches(_folded(name), last, 1) if last[one] not in near]
+        last = {
+            listed.rpartition("/")[2]: listed for listed in by_letters
+        }  # the right list in a folder that was left out
+        near += [last[listed] for listed in get_close_matches(_folded(name), last, 1) if last[listed] not in near]
         if near:
-            return f"Did you mean {' or '.join(_spelled(by_letters[one]) for one in near[:3])}?"
-        here = ", ".join(map(_spelled, names[:5]))
-        return f"There are {here}." if here else "Write one: a text file with an option in each line."
+            return f"Did you mean {' or '.join(_spelled(by_letters[listed]) for listed in near[:3])}?"
+        examples = ", ".join(map(_spelled, names[:5]))
+        return f"There are {examples}." if examples else "Write one: a text file with an option in each line."
 
 
 def _check(name: str) -> None:

@@ -67,7 +67,9 @@ def diff_concepts(settings: DiffArgs) -> int:
         )
         return 0
     width = max((len(name) for name in facts), default=0)
-    lines = [f"{name:{width}}  {_shorten(one)} | {_shorten(other)}" for name, (one, other) in facts.items()]
+    lines = [
+        f"{name:{width}}  {_shorten(value)} | {_shorten(other_value)}" for name, (value, other_value) in facts.items()
+    ]
     say("\n".join([f"{entries[0].token} | {entries[1].token}", *(lines or ["Their cards say the same."])]))
     if alike is None:
         say("They are made for different bases, so their numbers cannot be compared.")
@@ -82,11 +84,11 @@ def check_concepts(settings: ConflictArgs) -> int:
     library = Library(settings.library)
     # By their headers first: what no base can draw together is told before anything large is read.
     entries = [_check_undamaged(library.find(_parse_mention(word).token)) for word in settings.tokens]
-    found = find_conflicts([library.get(entry.token) for entry in entries])
+    conflicts = find_conflicts([library.get(entry.token) for entry in entries])
     if settings.json_:
-        print_json([conflict.as_json() for conflict in found])
+        print_json([conflict.as_json() for conflict in conflicts])
         return 0
-    for conflict in found:
+    for conflict in conflicts:
         first, second = (Token.parse(name) for name in conflict.concepts)
         say(f"{first} and {second}: {conflict.message}")
         if conflict.strengths:
@@ -94,7 +96,7 @@ def check_concepts(settings: ConflictArgs) -> int:
                 "  Try "
                 + " ".join(_format_mention(t, s) for t, s in zip((first, second), conflict.strengths, strict=True))
             )
-    if not found:
+    if not conflicts:
         say("Nothing speaks against them in one prompt.")
     return 0
 
@@ -119,13 +121,13 @@ def merge_concepts(settings: MergeArgs) -> int:
     if settings.json_:
         print_json(facts)
         return 0
-    said = [f"merged: {token}"]
-    said += [f"Vectors: {merged.vectors} of {len(parts)}."] if merged.vectors else []
-    said += [f"LoRA: rank {lora.rank}, {merged.kept:.1%} of what the parts do together."] if lora else []
-    said += ["Their changes of biases and norms are left out: no LoRA holds them."] if merged.left_out else []
+    lines = [f"merged: {token}"]
+    lines += [f"Vectors: {merged.vectors} of {len(parts)}."] if merged.vectors else []
+    lines += [f"LoRA: rank {lora.rank}, {merged.kept:.1%} of what the parts do together."] if lora else []
+    lines += ["Their changes of biases and norms are left out: no LoRA holds them."] if merged.left_out else []
     if len(facts["licences"]) > 1:
-        said.append("Their licences differ: say which one it has with sdpersonal concepts edit.")
-    say("\n".join(said))
+        lines.append("Their licences differ: say which one it has with sdpersonal concepts edit.")
+    say("\n".join(lines))
     return 0
 
 
@@ -148,7 +150,7 @@ def _check_undamaged(entry: Entry) -> Entry:
 
 def _differences(a: Entry, b: Entry) -> dict[str, tuple[object, object]]:
     """Facts of the cards and shapes that are not the same; recipe and scores by their own names."""
-    one, other = (
+    facts, other_facts = (
         {
             key: value
             for key, value in e.as_json().items()
@@ -158,9 +160,9 @@ def _differences(a: Entry, b: Entry) -> dict[str, tuple[object, object]]:
         for e in (a, b)
     )
     return {
-        key: (one.get(key), other.get(key))
-        for key in sorted(one.keys() | other.keys())
-        if one.get(key) != other.get(key)
+        key: (facts.get(key), other_facts.get(key))
+        for key in sorted(facts.keys() | other_facts.keys())
+        if facts.get(key) != other_facts.get(key)
     }
 
 

@@ -62,16 +62,16 @@ def push_concept(settings: PushArgs) -> int:
 
     concept = Library(settings.library).get(Token.parse(settings.token))
     sent = hub.files_to_push(concept, settings.hub_id, settings.pictures)
-    facts = {"files": [{"name": each.name, "size": len(each.data), "purpose": each.purpose} for each in sent]}
+    facts = {"files": [{"name": file.name, "size": len(file.data), "purpose": file.purpose} for file in sent]}
     if not settings.json_:
-        width = max(len(each.name) for each in sent)
-        say("\n".join(f"{each.name:{width}}  {len(each.data) / 1e3:10.1f} kB  {each.purpose}" for each in sent))
+        width = max(len(file.name) for file in sent)
+        say("\n".join(f"{file.name:{width}}  {len(file.data) / 1e3:10.1f} kB  {file.purpose}" for file in sent))
         if not concept.card.license:
             say(f"It has no licence: nobody may use it. sdpersonal concepts edit '{concept.token}' --licence CC-BY-4.0")
     if settings.to:
         with storage.new_folder(settings.to) as folder:
-            for each in sent:
-                storage.write_bytes(folder / each.name, each.data)
+            for file in sent:
+                storage.write_bytes(folder / file.name, file.data)
     address = None
     if settings.yes and not settings.dry_run:
         address = hub.push(concept, sent, settings.hub_id, settings.public)
@@ -98,11 +98,11 @@ def export_gallery(settings: GalleryArgs) -> int:
     if not entries:
         raise UserError(f"No concepts in {printable(str(settings.library))}.", "Give the folder with --library.")
     with progress_bar("gallery") as advance:
-        path, shown = write_gallery(entries, settings.to, settings.title, advance)
+        path, num_shown = write_gallery(entries, settings.to, settings.title, advance)
     if settings.json_:
-        print_json({"gallery": str(path), "concepts": shown})
+        print_json({"gallery": str(path), "concepts": num_shown})
     else:
-        say(f"{shown} concepts, {path.stat().st_size / 1e6:.1f} MB: {printable(str(path))}")
+        say(f"{num_shown} concepts, {path.stat().st_size / 1e6:.1f} MB: {printable(str(path))}")
     return 0
 
 

@@ -41,20 +41,20 @@ class ImportArgs(ListArgs):
 def import_concepts(settings: ImportArgs) -> int:
     as_ = Token.parse(settings.as_) if settings.as_ else None
     outcomes: list[ImportOutcome] = []
-    found: list[Source] = []
-    for asked in settings.files:
+    sources: list[Source] = []
+    for name in settings.files:
         try:
-            found += find_sources(asked, steps=settings.duplicates != "refuse")
+            sources += find_sources(name, steps=settings.duplicates != "refuse")
         except UserError as error:
-            outcomes.append(ImportOutcome(asked, error=error))
-    found = joined(found)
-    if as_ and len(found) > 1 and settings.duplicates != "versions":
+            outcomes.append(ImportOutcome(name, error=error))
+    sources = joined(sources)
+    if as_ and len(sources) > 1 and settings.duplicates != "versions":
         raise _one_name_error()
     library = Library(settings.library)
     with progress_bar("importing") as advance:
-        for number, outcome in enumerate(import_all(library, found, as_, settings.replace, settings.duplicates), 1):
+        for number, outcome in enumerate(import_all(library, sources, as_, settings.replace, settings.duplicates), 1):
             outcomes.append(outcome)
-            advance(number, len(found))
+            advance(number, len(sources))
     return _report_outcomes(settings, outcomes)
 
 
@@ -88,11 +88,11 @@ def _print_table(outcomes: Sequence[ImportOutcome]) -> None:
 
     table = Table("file", "", "token, or what is wrong", box=None, pad_edge=False, header_style="bold")
     for outcome in outcomes:
-        told = f"{outcome.token}  {outcome.what}" if outcome.token else str(outcome.error)
+        result = f"{outcome.token}  {outcome.what}" if outcome.token else str(outcome.error)
         style = {"refused": "red", "imported": "green"}.get(outcome.done, "")
         # Text, not str: in a string rich would read [brackets] of a stranger's name as markup.
         near = "/".join(Path(outcome.source).parts[-2:])
-        table.add_row(Text(printable(near), overflow="fold"), Text(outcome.done, style), Text(told))
+        table.add_row(Text(printable(near), overflow="fold"), Text(outcome.done, style), Text(result))
     Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
 
 

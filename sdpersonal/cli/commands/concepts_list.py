@@ -110,11 +110,13 @@ def restore_concept(settings: RestoreArgs) -> int:
         return report_done(
             settings.json_, trash.restore(trash.find_deletion(Token.parse(settings.token)).name), "restored"
         )
-    found = [(f"{each.deleted_at:%Y-%m-%dT%H:%M:%SZ}", str(token)) for each in trash.list() for token in each.tokens]
+    deleted = [
+        (f"{removed.deleted_at:%Y-%m-%dT%H:%M:%SZ}", str(token)) for removed in trash.list() for token in removed.tokens
+    ]
     if settings.json_:
-        say(json.dumps([{"token": token, "deleted": when} for when, token in found], indent=2))
+        say(json.dumps([{"token": token, "deleted": when} for when, token in deleted], indent=2))
     else:
-        say("\n".join(f"{when}  {token}" for when, token in found) or "Nothing was deleted here.")
+        say("\n".join(f"{when}  {token}" for when, token in deleted) or "Nothing was deleted here.")
     return 0
 
 
@@ -128,8 +130,8 @@ def verify_concepts(settings: VerifyArgs) -> int:
     if settings.json_:
         say(json.dumps(problems, indent=2))
     else:
-        for one in problems:
-            say(f"{one['token'] or '-'}  {one['problem']}")
+        for problem in problems:
+            say(f"{problem['token'] or '-'}  {problem['problem']}")
         say(f"{len(problems)} of the files are damaged." if problems else "All is well.")
     return 1 if problems else 0
 
@@ -143,7 +145,7 @@ def _entry_line(entry: Entry) -> str:
 
 def _format_value(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key}={each}" for key, each in value.items())
+        return ", ".join(f"{key}={item}" for key, item in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

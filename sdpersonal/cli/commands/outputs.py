@@ -136,8 +136,8 @@ _SAME_FLAGS += ("scheduler", "clip_skip")
 def _foreign_image_error(name: str, found: Foreign) -> UserError:
     """What to type for something like it, and what will be different. A prompt that cannot be used keeps its words."""
     flags = {key: f"--{key.replace('_', '-')}" for key in _SAME_FLAGS if key in found.fields}
-    said = {flag: str(found.fields[key]) for key, flag in flags.items()}
-    values = [part for flag, value in said.items() if value for part in (flag, _argument(value))]
+    values_by_flag = {flag: str(found.fields[key]) for key, flag in flags.items()}
+    values = [part for flag, value in values_by_flag.items() if value for part in (flag, _argument(value))]
     program = "another program" + (f" ({found.program})" if found.program != "another program" else "")
     problem = f"{printable(name)} was drawn by {program}, so the same cannot be drawn again."
     problem = "\n".join([problem, *found.notes])

@@ -73,7 +73,8 @@ def _too_long(photos: PhotoSet, noun: str) -> dict[str, int]:
     """
     # A token is a byte or more, so most captions need not be counted, nor the tokenizer be loaded.
     captions = {
-        photo.name: [one for one in photo.captions if len(one.encode()) > _ROOM - _ROWS] for photo in photos.photos
+        photo.name: [caption for caption in photo.captions if len(caption.encode()) > _ROOM - _ROWS]
+        for photo in photos.photos
     }
     if not any(captions.values()):
         return {}
@@ -85,7 +86,7 @@ def _too_long(photos: PhotoSet, noun: str) -> dict[str, int]:
         name: max(
             len(ids)
             for ids in tokenizer(
-                [one.replace("{}", "") for one in longest], add_special_tokens=False, verbose=False
+                [caption.replace("{}", "") for caption in longest], add_special_tokens=False, verbose=False
             ).input_ids
         )
         + slot

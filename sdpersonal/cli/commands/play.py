@@ -108,8 +108,8 @@ def sheet_command(settings: SheetArgs) -> int:
         concepts = CheckpointConcepts(concepts, run, base)
     generator = Generator(base, concepts, settings.wildcards)
     with _open_outputs(settings) as outputs, progress_bar("drawing") as advance, StopSignals() as stop:
-        kept = draw(settings, generator, outputs, settings.private, advance, lambda: bool(stop.asked))
-    _print_paths([*kept.sheets, kept.page], kept.hidden)
+        saved = draw(settings, generator, outputs, settings.private, advance, lambda: bool(stop.asked))
+    _print_paths([*saved.sheets, saved.page], saved.hidden)
     return 0
 
 
@@ -147,27 +147,27 @@ def vary(settings: VaryArgs) -> int:
     from ...playground.reproduce import base_mismatches, raise_mismatches
     from ...training.signals import StopSignals
 
-    found = read_recipe(storage.read_bytes(settings.picture, MAX_IMAGE_BYTES), settings.picture.name)
-    ours, library = isinstance(found, Recipe), Library(settings.library)
+    recipe = read_recipe(storage.read_bytes(settings.picture, MAX_IMAGE_BYTES), settings.picture.name)
+    is_recipe, library = isinstance(recipe, Recipe), Library(settings.library)
     others = settings.near is not None or settings.strength or settings.words
-    favourite = favourite_request(found, from_itself=settings.start and not others)
-    asked = _variation_requests(favourite, settings)
+    favourite = favourite_request(recipe, from_itself=settings.start and not others)
+    requests = _variation_requests(favourite, settings)
     # What is missing is said before anything large is loaded.
-    concepts = RecipeThenLibrary(found, library, settings.anyway) if ours else library
-    for remark in () if ours else found.notes:
+    concepts = RecipeThenLibrary(recipe, library, settings.anyway) if is_recipe else library
+    for remark in () if is_recipe else recipe.notes:
         say(remark)
-    name = settings.base or (_recipe_base_name(found) if ours else None)
+    name = settings.base or (_recipe_base_name(recipe) if is_recipe else None)
     storage.check_folder(settings.out)
-    check_requests([favourite, *asked], concepts, settings.wildcards, kind_of(name))
+    check_requests([favourite, *requests], concepts, settings.wildcards, kind_of(name))
     image = open_image(settings.picture)
     base = _load_base(settings, name)
-    raise_mismatches(base_mismatches(found, base.name, base.version) if ours else [], settings.anyway)
+    raise_mismatches(base_mismatches(recipe, base.name, base.version) if is_recipe else [], settings.anyway)
     generator = Generator(base, concepts, settings.wildcards)
     with _open_outputs(settings) as outputs, progress_bar("drawing") as advance, StopSignals() as stop:
-        kept = generate_variations(
-            (favourite, image), asked, generator, outputs, settings.private, advance, lambda: bool(stop.asked)
+        saved = generate_variations(
+            (favourite, image), requests, generator, outputs, settings.private, advance, lambda: bool(stop.asked)
         )
-    _print_paths([*kept.pictures, kept.sheet], kept.hidden)
+    _print_paths([*saved.pictures, saved.sheet], saved.hidden)
     return 0
 
 

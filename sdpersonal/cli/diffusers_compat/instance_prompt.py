@@ -110,13 +110,13 @@ def parse_subject(instance_prompt: str, class_prompt: str | None = None, noun: s
     if noun is None and class_prompt is not None:
         noun = _split_phrase(class_prompt)[0] or None
     text = re.sub(r"\s+(?=['\u2019]s\b)", "", " ".join(instance_prompt.split()))
-    found = _style(text, noun) or _named(text, noun) or _by_identifier(text, noun) or _by_order(text, noun)
-    if found is None or not found.phrase or not _is_noun(found.noun, found.kind):
+    subject = _style(text, noun) or _named(text, noun) or _by_identifier(text, noun) or _by_order(text, noun)
+    if subject is None or not subject.phrase or not _is_noun(subject.noun, subject.kind):
         raise UserError(
             f"--instance_prompt {printable(instance_prompt, 60)!r} does not say what kind of thing it is.",
             "Write it like 'a photo of sks dog', or add --token '<me/my-dog>' --class dog.",
         )
-    return found
+    return subject
 
 
 def _style(text: str, noun: str | None) -> Subject | None:
@@ -124,24 +124,24 @@ def _style(text: str, noun: str | None) -> Subject | None:
     if (opening := _STYLE.match(text + " ")) and not _holds_identifier(opening["medium"] or ""):
         phrase, around = _split_phrase(text)
         return Subject(phrase, noun or opening["medium"] or "style", "style", around)
-    if (found := _IN_STYLE.search(text)) and _may_be_name(found["name"]):
-        return Subject(found[0].strip(), noun or "style", "style", _rest(text, found), f"{found['name']} style")
-    if (found := _BY.search(text)) and _is_identifier(found["name"]):
-        return Subject(found["name"], noun or "style", "style", text[: found.start()].strip(" ,"))
+    if (match := _IN_STYLE.search(text)) and _may_be_name(match["name"]):
+        return Subject(match[0].strip(), noun or "style", "style", _rest(text, match), f"{match['name']} style")
+    if (match := _BY.search(text)) and _is_identifier(match["name"]):
+        return Subject(match["name"], noun or "style", "style", text[: match.start()].strip(" ,"))
     return None
 
 
 def _named(text: str, noun: str | None) -> Subject | None:
     """ "a photo of a man named sks"."""
-    found = _NAMED.search(text)
-    if not found:
+    match = _NAMED.search(text)
+    if not match:
         return None
-    before, (name, around) = _noun_before(text[: found.start()]), _cut(text[found.end() :])
+    before, (name, around) = _noun_before(text[: match.start()]), _cut(text[match.end() :])
     words = name.split()
     if not before or not words or len(words) > 3:
         return None
     noun = noun or before
-    return Subject(f"{before}{found[0]}{name}", noun, _kind(noun), around, f"{name} {noun}")
+    return Subject(f"{before}{match[0]}{name}", noun, _kind(noun), around, f"{name} {noun}")
 
 
 def _by_identifier(text: str, noun: str | None) -> Subject | None:

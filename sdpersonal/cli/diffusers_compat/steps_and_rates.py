@@ -14,8 +14,8 @@ _DEFAULT_BATCH = 4
 
 def set_learning_rate(reading: TranslationState) -> None:
     """`--learning_rate`, times the photos of a step if `--scale_lr` says so."""
-    asked, scaled = reading.diffusers_flags.get("learning_rate"), "scale_lr" in reading.diffusers_flags
-    rate = parse_number(asked)
+    typed, scaled = reading.diffusers_flags.get("learning_rate"), "scale_lr" in reading.diffusers_flags
+    rate = parse_number(typed)
     if scaled and rate is not None:
         accumulate, batch, processes = (
             int_flag(reading, "accumulate", 1),
@@ -27,8 +27,8 @@ def set_learning_rate(reading: TranslationState) -> None:
             f"--scale_lr: {rate:g} x {accumulate} accumulated x {batch} at once x {processes} processes is "
             f"--lr {reading.ours['lr']}."
         )
-    elif asked is not None:
-        reading.put("lr", asked, by="learning_rate")
+    elif typed is not None:
+        reading.put("lr", typed, by="learning_rate")
     elif scaled:
         reading.note("--scale_lr: has no effect without --learning_rate; our rates are for whole steps.")
 

@@ -44,10 +44,12 @@ def translate(settings: type[TrainingSettings], argv: Sequence[str], machine: En
         _apply(reading, name, value)
     for rule in RULES:
         rule(reading)
-    ours = join_argv(stay) + [word for name, value in reading.added.items() for word in _format_flag(name, value)]
+    translated_argv = join_argv(stay) + [
+        word for name, value in reading.added.items() for word in _format_flag(name, value)
+    ]
     if reading.is_diffusers:
-        reading.notes.insert(0, "in this program's own words: " + printable(shlex.join(ours), _MAX_SHOWN))
-    return Translation(ours, reading.notes)
+        reading.notes.insert(0, "in this program's own words: " + printable(shlex.join(translated_argv), _MAX_SHOWN))
+    return Translation(translated_argv, reading.notes)
 
 
 def _is_diffusers_flag(item: ArgvItem, settings: type[TrainingSettings]) -> bool:

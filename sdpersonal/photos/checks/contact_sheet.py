@@ -17,22 +17,23 @@ _MAX_COLUMNS = 8  # columns
 
 def contact_sheet(photos: PhotoSet, verdict: Report) -> Image.Image:
     """RGB; what lies outside a photo's square is darkened, findings are red."""
-    found = {
-        photo.name: [each.name for each in verdict.findings if photo.name in each.photos] for photo in photos.photos
+    findings = {
+        photo.name: [finding.name for finding in verdict.findings if photo.name in finding.photos]
+        for photo in photos.photos
     }
-    lines = max(map(len, found.values()))
+    lines = max(map(len, findings.values()))
     columns = min(_MAX_COLUMNS, max(3, math.ceil(math.sqrt(len(photos.photos) * 1.5))))
     width, height = _TILE + _GAP, _TILE + _GAP + _TEXT * (1 + lines)
     rows = math.ceil(len(photos.photos) / columns)
     page = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), _PAPER)
     for i, photo in enumerate(photos.photos):
-        _paste_photo(page, photo, found[photo.name], _GAP + i % columns * width, _GAP + i // columns * height)
+        _paste_photo(page, photo, findings[photo.name], _GAP + i % columns * width, _GAP + i // columns * height)
     return page
 
 
 def _paste_photo(page: Image.Image, photo: Photo, found: list[str], left: int, top: int) -> None:
-    shown = show_crop(photo)
-    page.paste(shown, (left + (_TILE - shown.width) // 2, top + (_TILE - shown.height) // 2))
+    thumbnail = show_crop(photo)
+    page.paste(thumbnail, (left + (_TILE - thumbnail.width) // 2, top + (_TILE - thumbnail.height) // 2))
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
     for line, text in enumerate([photo.name, *found]):
         y = top + _TILE + 3 + line * _TEXT
@@ -49,11 +50,11 @@ def show_crop(photo: Photo) -> Image.Image:
     )
     left, top = (round(place * scale) for place in photo.crop)
     side = round(min(height, width) * scale)
-    shown = small.point(lambda level: level * _OUTSIDE)
+    image = small.point(lambda level: level * _OUTSIDE)
     box = (left, top, left + side, top + side)
-    shown.paste(small.crop(box), box[:2])
-    ImageDraw.Draw(shown).rectangle((left, top, left + side - 1, top + side - 1), outline=_INSIDE, width=2)
-    return shown
+    image.paste(small.crop(box), box[:2])
+    ImageDraw.Draw(image).rectangle((left, top, left + side - 1, top + side - 1), outline=_INSIDE, width=2)
+    return image
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont) -> str:

@@ -46,8 +46,8 @@ def near_duplicates(squares: Sequence[np.ndarray]) -> list[tuple[int, ...]]:
     for a, b in _candidate_pairs(images):
         if group[a] != group[b] and _is_same(images[a], images[b]):
             old, new = group[b], group[a]
-            group = [new if each == old else each for each in group]
-    groups = [tuple(i for i, each in enumerate(group) if each == first) for first in sorted(set(group))]
+            group = [new if label == old else label for label in group]
+    groups = [tuple(i for i, label in enumerate(group) if label == first) for first in sorted(set(group))]
     return [members for members in groups if len(members) > 1]
 
 
@@ -70,8 +70,8 @@ def _candidate_pairs(images: Sequence[Image.Image]) -> Iterator[tuple[int, int]]
         first = max(0, i - _NEIGHBOURS)
         last = min(len(images), i + _NEIGHBOURS + 1)
         for spectra, size in zip(templates, sizes, strict=True):
-            found = _correlate(whole, spectra[first:last], size).max(axis=(1, 2, 3))
-            best[i, first:last] = np.maximum(best[i, first:last], found)
+            correlation = _correlate(whole, spectra[first:last], size).max(axis=(1, 2, 3))
+            best[i, first:last] = np.maximum(best[i, first:last], correlation)
     best = np.maximum(best, best.T)
     yield from zip(*np.nonzero(np.triu(best > COARSE_THRESHOLD, 1)), strict=True)
 
@@ -97,12 +97,12 @@ def _is_same_around(whole: Image.Image, part: Image.Image, side: int, top: int, 
     start = (side - size) // 2
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     around = np.maximum(abs(x), abs(y)) > _AROUND
-    there = np.s_[top : top + size, left : left + size]
-    here = np.s_[start : start + size, start : start + size]
-    chroma_a, chroma_b = _chroma(whole, _FINE)[there][around], _chroma(part, side)[here][around]
+    whole_region = np.s_[top : top + size, left : left + size]
+    part_region = np.s_[start : start + size, start : start + size]
+    chroma_a, chroma_b = _chroma(whole, _FINE)[whole_region][around], _chroma(part, side)[part_region][around]
     if abs(chroma_a.mean(0) - chroma_b.mean(0)).max() > _MAX_CHROMA_DIFFERENCE:
         return False
-    a, b = _detail(whole, _FINE)[there][around], _detail(part, side)[here][around]
+    a, b = _detail(whole, _FINE)[whole_region][around], _detail(part, side)[part_region][around]
     if max(a.std(), b.std()) < _PLAIN:
         return True
     return float(np.mean((a - a.mean()) * (b - b.mean()))) > _AROUND_THRESHOLD * max(a.std() * b.std(), _PLAIN)

@@ -35,19 +35,19 @@ def check(photos: PhotoSet, kind: ConceptKind, class_noun: str = "", eyes: ClipF
     names = [photo.name for photo in photos.photos]
     squares = [photo.square() for photo in photos.photos]
     groups = near_duplicates(squares)
-    found = [*_check_size(photos, len(squares[0]))]
-    found += [
+    findings = [*_check_size(photos, len(squares[0]))]
+    findings += [
         make_finding("near-duplicates", _select(names, group), "{} are nearly the same picture.") for group in groups
     ]
     if kind == "style":
-        found += _check_style(photos)
+        findings += _check_style(photos)
     else:
-        found += _check_each(names, squares)
+        findings += _check_each(names, squares)
         # Copies of one photo say nothing about the set: one of each group is asked what all have in common.
         copies = {i for group in groups for i in group[1:]}
         different = [i for i in range(len(names)) if i not in copies]
-        found += _check_set(_select(names, different), _select(squares, different), kind, class_noun, eyes)
-    return Report(len(names), tuple(found))
+        findings += _check_set(_select(names, different), _select(squares, different), kind, class_noun, eyes)
+    return Report(len(names), tuple(findings))
 
 
 def _check_size(photos: PhotoSet, size: int) -> Iterator[Finding]:
@@ -79,10 +79,10 @@ def _check_each(names: Sequence[str], squares: Sequence[np.ndarray]) -> Iterator
     ]
     if soft:
         yield make_finding("blurred", soft, "{} is blurred." if len(soft) == 1 else "{} are blurred.")
-    for wrong, words in (("dark", "too dark"), ("burnt-out", "burnt out"), ("washed-out", "without contrast")):
-        these = [name for name, light in zip(names, lights, strict=True) if light == wrong]
-        if these:
-            yield make_finding(wrong, these, f"{{}} {'is' if len(these) == 1 else 'are'} {words}.")
+    for problem, words in (("dark", "too dark"), ("burnt-out", "burnt out"), ("washed-out", "without contrast")):
+        names_with_it = [name for name, light in zip(names, lights, strict=True) if light == problem]
+        if names_with_it:
+            yield make_finding(problem, names_with_it, f"{{}} {'is' if len(names_with_it) == 1 else 'are'} {words}.")
 
 
 def _check_set(

@@ -31,8 +31,8 @@ def sharpness(square: np.ndarray) -> float | None:
         return min(measured)
     # So blurred that no step fits the window: a picture a quarter the size still has edges then, a plain one has not.
     coarse = np.asarray(image.resize((side // 4, side // 4), Image.Resampling.BOX), np.float32)
-    found = _along_rows(coarse) or _along_rows(coarse.T)
-    return found / 4 if found else None
+    coarse_share = _along_rows(coarse) or _along_rows(coarse.T)
+    return coarse_share / 4 if coarse_share else None
 
 
 def _along_rows(gray: np.ndarray) -> float | None:

@@ -52,17 +52,17 @@ def silhouette(apart: np.ndarray, second: np.ndarray) -> float:
     """How much nearer photos are to their own group than to the other, -1 to 1. apart: distances (n, n);
     second: which photos are in the second group, (n,)."""
     scores = []
-    for i, mine in enumerate(second):
-        own = second == mine
-        own[i] = False
-        near, far = apart[i, own].mean(), apart[i, second != mine].mean()
+    for i, label in enumerate(second):
+        same_group = second == label
+        same_group[i] = False
+        near, far = apart[i, same_group].mean(), apart[i, second != label].mean()
         scores.append((far - near) / max(near, far, 1e-6))
     return float(np.mean(scores))
 
 
 def _cluster(apart: np.ndarray) -> np.ndarray | None:
     """The best of the splits that grow from pairs of photos; two photos at least in each group."""
-    best, found = -1.0, None
+    best, best_split = -1.0, None
     seeds = sorted({round(place) for place in np.linspace(0, len(apart) - 1, min(_SEEDS, len(apart)))})
     for a, b in combinations(seeds, 2):
         second = apart[:, b] < apart[:, a]
@@ -71,8 +71,8 @@ def _cluster(apart: np.ndarray) -> np.ndarray | None:
                 break
             second = apart[:, second].mean(1) < apart[:, ~second].mean(1)
         if min(second.sum(), (~second).sum()) >= 2 and (score := silhouette(apart, second)) > best:
-            best, found = score, second
-    return found
+            best, best_split = score, second
+    return best_split
 
 
 def _crop_middle(square: np.ndarray) -> Image.Image:

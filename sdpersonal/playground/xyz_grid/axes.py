@@ -74,10 +74,10 @@ class Axis:
             known = ", ".join((*_PROMPT_KINDS, *SETTING_KINDS)).replace("_", "-")
             raise UserError(f"{printable(kind)} is nothing that a sheet can change.", f"I can change {known}.")
         read = _PARSERS.get(name, _parse_setting)
-        found = read(name, target, values)
-        if not 1 <= len(found.values) <= MAX_VALUES:
-            raise UserError(f"{printable(kind)} has {len(found.values)} values; I take 1 to {MAX_VALUES}.")
-        return found
+        axis = read(name, target, values)
+        if not 1 <= len(axis.values) <= MAX_VALUES:
+            raise UserError(f"{printable(kind)} has {len(axis.values)} values; I take 1 to {MAX_VALUES}.")
+        return axis
 
     @property
     def order(self) -> int:
@@ -127,14 +127,14 @@ def _split_at_colon(text: str) -> tuple[str, str, str]:
 
 def split_texts(values: str) -> tuple[str, ...]:
     """What stands between the | that are in no bracket; one of them may be empty."""
-    found, depth = [""], 0
+    texts, depth = [""], 0
     for letter in values:
         depth += (letter in "<{([") - (letter in ">})]")
         if letter == "|" and depth <= 0:
-            found.append("")
+            texts.append("")
         else:
-            found[-1] += letter
-    return tuple(each.strip() for each in found)
+            texts[-1] += letter
+    return tuple(text.strip() for text in texts)
 
 
 def _parse_prompts(kind: str, target: str, values: str) -> Axis:
@@ -151,17 +151,17 @@ def _parse_strengths(kind: str, target: str, values: str) -> Axis:
 
 
 def _parse_windows(kind: str, target: str, values: str) -> Axis:
-    found = [each.strip() for each in values.split(",")]
-    if wrong := next((each for each in found if not _WINDOW.fullmatch(each)), None):
-        raise UserError(f"{printable(wrong)} is not a part of the sampling.", "For example 0-1, 0-0.6, 0.4-1.")
-    return Axis(kind, _parse_token(kind, target), tuple(re.sub(r"\s", "", each) for each in found))
+    windows = [window.strip() for window in values.split(",")]
+    if invalid := next((window for window in windows if not _WINDOW.fullmatch(window)), None):
+        raise UserError(f"{printable(invalid)} is not a part of the sampling.", "For example 0-1, 0-0.6, 0.4-1.")
+    return Axis(kind, _parse_token(kind, target), tuple(re.sub(r"\s", "", window) for window in windows))
 
 
 def _parse_concepts(kind: str, target: str, values: str) -> Axis:
-    found = split_texts(values)
-    if len(found) == 1:
-        found = tuple(each.strip() for each in values.split(","))
-    return Axis(kind, _parse_token(kind, target), found)
+    concepts = split_texts(values)
+    if len(concepts) == 1:
+        concepts = tuple(concept.strip() for concept in values.split(","))
+    return Axis(kind, _parse_token(kind, target), concepts)
 
 
 def _parse_checkpoints(kind: str, target: str, values: str) -> Axis:
@@ -176,8 +176,8 @@ def _parse_setting(kind: str, target: str, values: str) -> Axis:
         return Axis(kind, "", parse_numbers(values))
     if kind == "negative":
         return Axis(kind, "", split_texts(values))
-    found = (each.strip() for each in values.split(","))
-    return Axis(kind, "", tuple(None if each == "none" else each for each in found))
+    texts = (text.strip() for text in values.split(","))
+    return Axis(kind, "", tuple(None if text == "none" else text for text in texts))
 
 
 _PARSERS = {

@@ -96,12 +96,12 @@ def _embeddings(learned: Mapping[str, Tensor], base: StableDiffusion) -> dict:
     """Rows as prompts get them: training keeps them at the length that they would have."""
     from ...training.methods.token_embedding import clip_norm, max_embedding_norm
 
-    found = {}
+    embeddings = {}
     for name, rows in learned.items():
         if name.startswith("rows."):
             key = name.removeprefix("rows.")
-            found[key] = clip_norm(rows, max_embedding_norm(base.encoders[key])).numpy()
-    return found
+            embeddings[key] = clip_norm(rows, max_embedding_norm(base.encoders[key])).numpy()
+    return embeddings
 
 
 def _load_weights(folder: Path) -> dict[str, Tensor]:

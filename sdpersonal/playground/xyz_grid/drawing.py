@@ -76,12 +76,12 @@ def _seed_field(request: GenerateRequest) -> str:
 
 
 def _consecutive_seeds(seeds: dict[int, list[GridCell]]) -> list[dict[int, list[GridCell]]]:
-    found: list[dict[int, list[GridCell]]] = []
+    runs: list[dict[int, list[GridCell]]] = []
     for seed in sorted(seeds):
-        if not found or seed - 1 not in found[-1] or len(found[-1]) == _MAX_BATCH:
-            found.append({})
-        found[-1][seed] = seeds[seed]
-    return found
+        if not runs or seed - 1 not in runs[-1] or len(runs[-1]) == _MAX_BATCH:
+            runs.append({})
+        runs[-1][seed] = seeds[seed]
+    return runs
 
 
 def _make_batch(bare: GenerateRequest, run: dict[int, list[GridCell]]) -> CellBatch:

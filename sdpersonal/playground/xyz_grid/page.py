@@ -75,7 +75,9 @@ def describe_tile(tile: GridTile) -> list[tuple[str, str]]:
         "Clip skip": str(recipe.clip_skip) if recipe.clip_skip > 1 else "",
         "Change": f"{recipe.change:g}" if recipe.start or recipe.enlarge > 1 else "",
         "Base": f"{base.name} ({base.sha256[:8]})",
-        "Concepts": "\n".join(f"{each.token} {each.strength:g} ({each.sha256[:8]})" for each in recipe.concepts),
+        "Concepts": "\n".join(
+            f"{concept.token} {concept.strength:g} ({concept.sha256[:8]})" for concept in recipe.concepts
+        ),
         "File": f"*-{tile.mark}.png",
     }
     return [(name, text) for name, text in known.items() if text]
@@ -86,9 +88,9 @@ def _page_grids(sheet: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -
     columns, rows, sheets = sheet.shape
     row_labels = sheet.labels("y") or [""]
     for z, label in zip(range(sheets), sheet.labels("z") or [""], strict=True):
-        found = ([tiles.get((x, y, z)) for x in range(columns)] for y in range(rows))
-        shown = [[(_data_url(tile.image), describe_tile(tile)) if tile else None for tile in row] for row in found]
-        yield label, list(zip(row_labels, shown, strict=True))
+        tile_rows = ([tiles.get((x, y, z)) for x in range(columns)] for y in range(rows))
+        cells = [[(_data_url(tile.image), describe_tile(tile)) if tile else None for tile in row] for row in tile_rows]
+        yield label, list(zip(row_labels, cells, strict=True))
 
 
 def _data_url(picture: Image.Image) -> str:

@@ -20,21 +20,23 @@ def parse_numbers(text: str) -> tuple[int | float, ...]:
     Raises UserError where it is no such list, or one of more than `MAX_VALUES`.
     """
     text = text.translate(_MINUS)
-    found: list[Decimal] = []
+    numbers: list[Decimal] = []
     items = [item.strip() for item in text.split(",")]
     for i, item in enumerate(items):
         if item in ("...", "…"):
-            found += _expand_ellipsis(found, items[i + 1 : i + 2], text)
+            numbers += _expand_ellipsis(numbers, items[i + 1 : i + 2], text)
         elif span := _RANGE.fullmatch(item):
             first, last, step = (Decimal(part) if part else None for part in span.groups())
-            found += _arithmetic_range(first, last, Decimal(1 if last >= first else -1) if step is None else step, text)
+            numbers += _arithmetic_range(
+                first, last, Decimal(1 if last >= first else -1) if step is None else step, text
+            )
         elif re.fullmatch(_NUMBER, item):
-            found.append(Decimal(item))
+            numbers.append(Decimal(item))
         else:
             raise _no_list_error(text)
-    if len(found) > MAX_VALUES:
+    if len(numbers) > MAX_VALUES:
         raise _too_many_error(text)
-    return tuple(int(each) if each == each.to_integral_value() else float(each) for each in found)
+    return tuple(int(number) if number == number.to_integral_value() else float(number) for number in numbers)
 
 
 def _expand_ellipsis(before: list[Decimal], after: list[str], text: str) -> list[Decimal]:
@@ -43,7 +45,7 @@ def _expand_ellipsis(before: list[Decimal], after: list[str], text: str) -> list
         raise _no_list_error(text)
     last, step = Decimal(after[0]), before[-1] - before[-2]
     steps = _arithmetic_range(before[-1], last, step, text)[1:]
-    return [each for each in steps if each != last]
+    return [number for number in steps if number != last]
 
 
 def _arithmetic_range(first: Decimal, last: Decimal, step: Decimal, text: str) -> list[Decimal]:
@@ -55,8 +57,8 @@ def _arithmetic_range(first: Decimal, last: Decimal, step: Decimal, text: str) -
 
 
 def _no_list_error(text: str) -> UserError:
-    shown = repr(printable(text)) if text.strip() else "An empty text"
-    return UserError(f"{shown} is not a list of numbers.", "For example 1, 2, 5 or 1..4 or 0..1 by 0.25.")
+    quoted = repr(printable(text)) if text.strip() else "An empty text"
+    return UserError(f"{quoted} is not a list of numbers.", "For example 1, 2, 5 or 1..4 or 0..1 by 0.25.")
 
 
 def _too_many_error(text: str) -> UserError:

@@ -65,12 +65,14 @@ def generate_grid(
             tile = GridTile(picture.image, None if private else picture.recipe, mark)
             tiles |= {(cell.x, cell.y, cell.z): tile for cell in cells}
     except UserError as error:
-        kept = None
+        result = None
         with suppress(UserError):  # a full disk was told already
-            kept = _save_grid(sheet, tiles, saved) if saved else None
-        if kept and isinstance(error, Interrupted):
+            result = _save_grid(sheet, tiles, saved) if saved else None
+        if result and isinstance(error, Interrupted):
             done = f"{len(tiles)} of {len(sheet.cells)}"
-            raise Interrupted(f"Stopped. {done} pictures are on the sheet {printable(str(kept.page), 300)}.") from None
+            raise Interrupted(
+                f"Stopped. {done} pictures are on the sheet {printable(str(result.page), 300)}."
+            ) from None
         raise
     return _save_grid(sheet, tiles, saved)
 

@@ -88,7 +88,7 @@ class XyzGridRequest(GenerateRequest):
         """Each axis must find what it changes in the prompt, or in what another axis puts there; no two the same."""
         axes = sorted(self.axes.values(), key=lambda axis: axis.order)
         kinds = [(axis.kind, axis.target) for axis in axes]
-        if twice := next((one for i, one in enumerate(kinds) if one in kinds[:i]), None):
+        if twice := next((kind for i, kind in enumerate(kinds) if kind in kinds[:i]), None):
             name = " ".join(twice).strip()
             raise UserError(
                 f"Two axes change {printable(name)}.",

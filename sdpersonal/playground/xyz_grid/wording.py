@@ -24,11 +24,11 @@ def replace_words(prompt: str, target: str, words: str) -> str:
     """`words` in place of `target`, wherever it stands as a whole word; inside a token only where it names one."""
     before = r"(?<!\w)" if re.match(r"\w", target) else ""
     after = r"(?!\w)" if re.search(r"\w$", target) else ""
-    wanted = re.compile(before + re.escape(target) + after)
+    pattern = re.compile(before + re.escape(target) + after)
     if "<" in target:
-        return wanted.sub(lambda _: words, prompt)
+        return pattern.sub(lambda _: words, prompt)
     pieces = re.split(r"((?<!\\)<(?=\S)[^<>]*>)", prompt)
-    return "".join(piece if i % 2 else wanted.sub(lambda _: words, piece) for i, piece in enumerate(pieces))
+    return "".join(piece if i % 2 else pattern.sub(lambda _: words, piece) for i, piece in enumerate(pieces))
 
 
 def set_strength(prompt: str, token: Token, strength: float) -> str:
@@ -61,7 +61,9 @@ def replace_concept(prompt: str, token: Token, other: str) -> str:
         put = []
         for word, strength in parts:
             replaced = (
-                [(each, own or strength) for each, own in new] if _is_same_concept(word, token) else [(word, strength)]
+                [(part, value or strength) for part, value in new]
+                if _is_same_concept(word, token)
+                else [(word, strength)]
             )
             put += replaced
         return _format_brackets(put, new_window or window)
