@@ -1,11 +1,11 @@
-"""`--concepts-list FILE`: several concepts in one go, each in turn, each with a run's folder of its own.
+"""`--concepts-list FILE`: train several concepts, one after the other, each with its own run folder.
 
-The file is what DreamBooth scripts with several subjects read, a JSON list of objects:
+The file has the format of DreamBooth scripts for several subjects, a JSON list of objects:
 
     [{"instance_prompt": "a photo of sks dog", "class_prompt": "a photo of dog", "instance_data_dir": "dog"},
      {"token": "<me/duck>", "class": "toy duck", "photos": "duck"}]
 
-An entry says what differs from the rest of the command line. Nothing in it can name a place to write to.
+An entry overrides the rest of the command line. It cannot name a path to write to.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ KEYS = frozenset(
         *("photos", "token", "class", "init", "kind", "prior", "steps", "max_train_steps", "num_class_images"),
     )
 )
-RESULT_FILE = "result.json"  # a finished run's
+RESULT_FILE = "result.json"  # written by a finished run
 
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """The settings of several trainings, each with its own run folder and token; resume: go on where it was."""
+    """The settings of several trainings, each with its own run folder and token; resume: continue started runs."""
 
     concepts: tuple[TrainingSettings, ...]
     resume: bool
 
 
 def take_list_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The file of `--concepts-list`, if it is there, and the other words. Raises UserError without a name."""
+    """Split off `--concepts-list`: its file, if given, and the other arguments. Raises UserError without a name."""
     items = split_argv(argv)
     chosen = [item for item in items if item.name == "concepts_list"]
     rest = join_argv([item for item in items if item.name != "concepts_list"])
@@ -61,12 +61,12 @@ def take_list_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 def read_batch(path: Path, argv: Sequence[str], parse: Callable[[list[str]], TrainingSettings]) -> BatchSettings:
-    """Every training of the list, checked before the first begins. parse: argv of one training to its settings.
+    """Read every training of the list, all validated before the first begins. parse: argv of one to its settings.
 
-    Raises UserError, naming the entry, where the file or an entry cannot be used.
+    Raises UserError, naming the entry, if the file or an entry cannot be used.
     """
     common = split_argv(argv)
-    # diffusers' word for it; whether there is something to go on from is asked of each concept, not of all.
+    # diffusers' value for it; each concept, not all together, decides whether it has a checkpoint to resume from.
     resume = any(item.name == "resume" or _is_resume_latest(item) for item in common)
     common = [item for item in common if item.name != "resume" and not _is_resume_latest(item)]
     concepts = []
@@ -84,9 +84,9 @@ def read_batch(path: Path, argv: Sequence[str], parse: Callable[[list[str]], Tra
 
 
 def train_all(several: BatchSettings, teach: Callable[..., object], say: Callable[[str], None]) -> int:
-    """Train each; one that fails does not stop the others, a full disk and Ctrl-C do. Ends with a summary.
+    """Train every concept and print a summary. A failure does not stop the others; a full disk and Ctrl-C do.
 
-    Returns 0, or the exit code of the first that failed. Raises Interrupted, DiskFull.
+    Returns 0, or the exit code of the first failure. Raises Interrupted, DiskFull.
     """
     outcomes: list[str] = []
     code = 0
@@ -105,7 +105,7 @@ def train_all(several: BatchSettings, teach: Callable[..., object], say: Callabl
 def _train_one(
     settings: TrainingSettings, resume: bool, teach: Callable[..., object], say: Callable[[str], None]
 ) -> tuple[int, str]:
-    """(exit code, a line of the summary)."""
+    """Train one concept. Returns (exit code, a line of the summary)."""
     run = settings.run
     if resume and (done := _finished_token(run, settings)):
         say("It is done already.")
@@ -120,7 +120,7 @@ def _train_one(
         return error.exit_code, f"{settings.token}  failed: {error.message}"
     except Exception as error:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise  # the other processes are in the middle of this concept, not of the next
+            raise  # the other processes are still training this concept, not the next
         traceback.print_exc()
         return 1, f"{settings.token}  failed: {type(error).__name__}: {printable(str(error))}"
     token = getattr(result, "token", settings.token)
@@ -174,7 +174,7 @@ def _is_resume_latest(item: ArgvItem) -> bool:
 
 
 def _with_run_folder(settings: TrainingSettings, path: Path) -> TrainingSettings:
-    """With a run folder of its own: inside the one asked for, else in runs/ under the list's name."""
+    """Give the settings their own run folder: inside the requested one, else in runs/ under the list's name."""
     listed = re.sub(r"[^\w-]+", "-", path.stem, flags=re.ASCII).strip("-") or "concepts"
     place = settings.run or Path("runs") / listed
     return settings.model_copy(update={"run": place / Token.parse(settings.token).slug})
@@ -185,7 +185,7 @@ def _is_started(run: Path) -> bool:
 
 
 def _finished_token(run: Path, settings: TrainingSettings) -> str | None:
-    """The token that a finished run left, if it was as long as is asked for now."""
+    """Return the token of a finished run, if it had at least the steps requested now."""
     try:
         result = json.loads(storage.read_bytes(run / RESULT_FILE, MAX_BYTES))
         return str(result["token"]) if result["steps"] >= (settings.steps or 0) else None
@@ -194,7 +194,7 @@ def _finished_token(run: Path, settings: TrainingSettings) -> str | None:
 
 
 class _name_entry_in_errors:
-    """Says which entry a mistake is in, also where tyro has told it and wants to leave."""
+    """Name the entry that an error is in, also where tyro has printed the error and exits."""
 
     def __init__(self, number: int, path: Path):
         self._place = f"entry {number} of {printable(str(path))}"

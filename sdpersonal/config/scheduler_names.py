@@ -1,4 +1,4 @@
-"""Names of schedulers in other programs, and the diffusers class and settings that each of them means.
+"""Scheduler names of other programs, and the diffusers class and settings that each of them means.
 
 A name has two parts, as in A1111 since 1.9: the sampler ("DPM++ 2M") and the schedule type ("Karras"). Our own names
 are A1111's with both parts: "DPM++ 2M Karras". ComfyUI, InvokeAI, NovelAI, Fooocus, SwarmUI, SD.Next, Draw Things and
@@ -53,7 +53,7 @@ _AUTOMATIC = ("", "automatic", "auto", "default", "none")
 _TWICE = ("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete")
 
 Family = Literal["sigma", "spacing", "lambda", "singlestep", "own"]
-"""Which schedules a class can do: "sigma": all; "spacing": those that are a choice of timesteps; "lambda": all but
+"""Which schedules a class supports: "sigma": all; "spacing": those that choose timesteps; "lambda": all but
 Uniform and DDIM, since its `linspace` is SGM Uniform; "singlestep": as "lambda" without Simple; "own": one."""
 _CAN: dict[Family, tuple[str, ...]] = {
     "sigma": (PLAIN, "Karras", "Exponential", SGM, "Simple", "DDIM", "Beta"),
@@ -67,11 +67,11 @@ _SPACING = {PLAIN: "linspace", SGM: "trailing", "Simple": "trailing", "DDIM": "l
 
 @dataclass(frozen=True)
 class Sampler:
-    """One sampler: its name in A1111, the class in diffusers without "Scheduler", and what is set in it.
+    """A sampler: its A1111 name, its diffusers class without "Scheduler", and that class's options.
 
-    plain: the schedule that the name alone means; automatic: the one that A1111's "Automatic" means, "" for the plain
-    one; aliases: other programs' names; near: how the class differs from the sampler of that name, "" where it is the
-    same method.
+    plain: the schedule that the name alone means; automatic: the one that A1111's "Automatic" means, "" if that is the
+    plain one; aliases: other programs' names; near: how the class differs from the sampler of that name, "" if it is
+    the same method.
     """
 
     name: str
@@ -85,12 +85,12 @@ class Sampler:
 
     @property
     def default(self) -> str:
-        """The schedule that A1111's "Automatic" means."""
+        """Return the schedule that A1111's "Automatic" means."""
         return self.automatic or self.plain
 
     @property
     def schedules(self) -> tuple[str, ...]:
-        """A1111's labels of the schedules that diffusers has for it; empty where it has one of its own."""
+        """Return A1111's labels of the schedules that diffusers supports here; empty if the class has only its own."""
         return _CAN[self.family]
 
 
@@ -98,7 +98,7 @@ def _multistep(**options: Any) -> dict[str, Any]:
     return {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"} | options
 
 
-_FINAL = {"lower_order_final": True}  # the last step, to no noise at all, cannot be of the second order
+_FINAL = {"lower_order_final": True}  # the last step, to zero noise, cannot be of the second order
 _SINGLESTEP = "diffusers has no {}; its singlestep DPM-Solver++ of the same order draws instead"
 _DDIM = {"clip_sample": False}  # Stable Diffusion's latents are not within -1 and 1
 SAMPLERS = (
@@ -206,11 +206,11 @@ NO_COUNTERPART: Mapping[str, str] = MappingProxyType(  # a name, or the beginnin
 
 @dataclass(frozen=True)
 class Scheduler:
-    """What draws: a class of diffusers and its settings.
+    """A scheduler as diffusers runs it: its class and its settings.
 
-    sampler, schedule: A1111's two names of what was asked, schedule "" where the sampler has one of its own;
-    diffusers: the class without "Scheduler"; options: over the configuration that the base came with; near: how it
-    differs from what was asked, in words, "" where it does not.
+    sampler, schedule: A1111's two names of what was requested, schedule "" if the sampler has only its own;
+    diffusers: the class without "Scheduler"; options: override the model's own configuration; near: how it differs
+    from what was requested, in words, "" if it does not.
     """
 
     sampler: str
@@ -221,34 +221,34 @@ class Scheduler:
 
     @property
     def name(self) -> str:
-        """As it stands in a request and a recipe: both names, the second left out where it goes without saying."""
+        """Return the name used in requests and recipes: both parts, without the schedule if it is the default."""
         sampler = _BY_NAME[self.sampler]
         schedule = "" if self.schedule == sampler.plain == sampler.default else self.schedule
         return f"{self.sampler} {schedule}".strip()
 
     @property
     def note(self) -> str:
-        """A sentence on how it differs from what was asked, "" where it does not."""
+        """Return a sentence on how it differs from what was requested, "" if it does not."""
         return f"{self.name}: {self.near}." if self.near else ""
 
     @property
     def max_steps(self) -> int | None:
-        """The most steps that the class takes, None for no limit."""
+        """Return the most steps that the class supports, None for no limit."""
         return 50 if self.diffusers in ("LCM", "TCD") else None  # `original_inference_steps`
 
     def predictions(self, steps: int, skipped: int = 0) -> int:
-        """How often the model is asked in so many steps without the first `skipped`."""
+        """Return the number of model evaluations in `steps` steps without the first `skipped`."""
         computed = steps - skipped
         if self.diffusers in _TWICE:
-            return 2 * computed - 1  # each but the last is corrected by a second prediction
+            return 2 * computed - 1  # each step but the last is corrected by a second prediction
         return computed + 1 if self.diffusers == "PNDM" and steps > 1 else computed
 
 
 def find(sampler: str, schedule: str | None = None, program: str = "") -> Scheduler | None:
-    """The scheduler that two names mean, or one name with both parts in it; None for what has no counterpart.
+    """Find the scheduler for two names, or for one name with both parts in it; None if it has no counterpart.
 
     schedule: None for the sampler's plain one; "Automatic" for the one that A1111 chooses. program: "a1111" or
-    "comfyui" where a picture of that program says it: names that mean different things there are then told apart.
+    "comfyui" if the names come from an image of that program: some names mean different things in the two.
     """
     schedule = schedule or None
     key, options = _options(sampler)
@@ -270,7 +270,7 @@ def find(sampler: str, schedule: str | None = None, program: str = "") -> Schedu
 
 
 def named(text: str) -> Scheduler:
-    """The scheduler of that name. Raises UserError, which names those that are spelt alike."""
+    """Return the scheduler of that name. Raises UserError, which suggests similar names."""
     if scheduler := find(text):
         return scheduler
     quoted = printable(repr(text), 60)
@@ -280,12 +280,12 @@ def named(text: str) -> Scheduler:
 
 
 def difference(name: str | None) -> str:
-    """A sentence on how the scheduler of that name differs from what it asks for; "" for none, or where it does not."""
+    """Describe how the named scheduler differs from the requested one; "" for no name, or if it does not."""
     return named(name).note if name else ""
 
 
 def no_counterpart(sampler: str) -> str:
-    """Why a sampler that other programs have cannot be used; "" for any other name."""
+    """Return why a sampler of other programs cannot be used; "" for any other name."""
     key = _key(sampler)
     for name, reason in NO_COUNTERPART.items():
         name_key = _key(name)
@@ -306,10 +306,10 @@ def _made(sampler: Sampler, label: str, program: str) -> Scheduler:
 
 
 def _schedule_options(family: Family, label: str) -> dict[str, Any]:
-    """Settings of diffusers for a schedule. All are said: the base's own configuration may set others."""
+    """Return diffusers' options for a schedule. All are explicit, since the model's configuration may set others."""
     if family == "own":
         return {}
-    # Of these schedules the ends are the model's own first and last sigma, which "linspace" begins and ends with.
+    # These schedules run from the model's first to its last sigma, with which "linspace" begins and ends.
     options: dict[str, Any] = {"timestep_spacing": _SPACING.get(label, "linspace"), "steps_offset": 1}
     if family in ("lambda", "singlestep"):
         options["timestep_spacing"] = "trailing" if label == "Simple" else "linspace"
@@ -321,12 +321,12 @@ def _schedule_options(family: Family, label: str) -> dict[str, Any]:
 
 
 def _key(text: str) -> str:
-    """A name without what spelling differs in."""
+    """Normalize a name: case, blanks and punctuation do not matter."""
     return re.sub(r"[\W_]", "", text.lower().replace("++", "pp"))
 
 
 def _options(text: str) -> tuple[str, list[str]]:
-    """A name and the settings in brackets behind it: `EulerDiscreteScheduler(use_karras_sigmas=True)`."""
+    """Split a name from the options in brackets behind it: `EulerDiscreteScheduler(use_karras_sigmas=True)`."""
     head, bracket, rest = text[:200].partition("(")
     if not bracket or "=" not in rest:
         return _key(text[:200]), []
@@ -340,7 +340,7 @@ def _options(text: str) -> tuple[str, list[str]]:
 
 
 def _variant(sampler: Sampler | None, options: list[str]) -> Sampler | None:
-    """DPM++ 2M and its sisters are one class of diffusers, told apart by settings."""
+    """Find the sampler for the options: DPM++ 2M and its relatives are one diffusers class with different options."""
     if sampler is None or sampler.diffusers not in ("DPMSolverMultistep", "DPMSolverSinglestep") or not options:
         return sampler
     settings = dict(sampler.options)
@@ -361,7 +361,7 @@ def _variant(sampler: Sampler | None, options: list[str]) -> Sampler | None:
 
 
 def _split(key: str) -> tuple[Sampler | None, str | None]:
-    """The sampler and the schedule's label in one name."""
+    """Split one name into the sampler and the schedule's label."""
     if key in _SAMPLER_KEYS:
         return _SAMPLER_KEYS[key], None
     for ending in _SCHEDULE_ENDINGS:
@@ -394,12 +394,12 @@ _SCHEDULE_ENDINGS = sorted(_SCHEDULE_KEYS, key=len, reverse=True)
 SCHEDULERS = tuple(
     _made(sampler, label, "") for sampler in SAMPLERS if not sampler.near for label in sampler.schedules or ("",)
 )
-"""Those that are what their name says."""
+"""The schedulers that are exactly what their name says."""
 NAMES = tuple(scheduler.name for scheduler in SCHEDULERS)
 
 
 def table() -> str:
-    """The samplers as a table in Markdown, for `docs/schedulers.md`."""
+    """Return the samplers as a Markdown table, for `docs/schedulers.md`."""
     head = ("sampler", "also called", "in diffusers", "schedules, the plain one first", "Automatic")
     rows = [head, ("---",) * len(head), *map(_row, SAMPLERS)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

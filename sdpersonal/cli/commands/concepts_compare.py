@@ -1,4 +1,4 @@
-"""Concepts beside each other: diff, check, merge."""
+"""Commands that compare and combine concepts: diff, check, merge."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from .output import print_json, say
 
 
 class DiffArgs(ListArgs):
-    """Say how two concepts differ: settings, scores, and the cosine of what they learned."""
+    """Show how two concepts differ: settings, scores, and the cosine of their embeddings and weights."""
 
     first: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="FIRST")]
     """For example '<me/duck-v1>'."""
     second: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="SECOND")]
     """For example '<me/duck-v2>'."""
     layers: bool = False
-    """Also the cosine of every layer of the LoRAs."""
+    """Also show the cosine of every LoRA layer."""
 
 
 class ConflictArgs(ListArgs):
-    """Say what will go wrong when these concepts are named in one prompt, and the strengths to try."""
+    """Show what will go wrong when these concepts are used in one prompt, and the strengths to try."""
 
     tokens: Annotated[tuple[str, ...], Field(min_length=2), tyro.conf.Positional, tyro.conf.arg(metavar="TOKENS")]
     """For example '<me/duck>' '<me/ink>'."""
 
 
 class MergeArgs(ListArgs):
-    """Make one concept of several."""
+    """Merge several concepts into one."""
 
     parts: Annotated[tuple[str, ...], Field(min_length=2), tyro.conf.Positional, tyro.conf.arg(metavar="PARTS")]
-    """Each with its strength, for example '<me/duck:0.6>' '<me/ink:0.4>'."""
+    """Concepts with their strengths, for example '<me/duck:0.6>' '<me/ink:0.4>'."""
     as_: Annotated[TokenText, tyro.conf.arg(name="as")]
-    """The token of what comes out, for example '<me/inky-duck>'."""
+    """Token of the merged concept, for example '<me/inky-duck>'."""
     rank: Annotated[int, WholeNumber, Field(ge=1, le=1024)] | None = None
-    """Cut the LoRA to this rank. Default: keep all of it, at the sum of the parts' ranks."""
+    """Reduce the LoRA to this rank. Default: the sum of the parts' ranks, which keeps all of it."""
     concatenate: bool = False
-    """Keep the vectors of all, one after the other, as in a prompt. Default: average them if their numbers agree."""
+    """Concatenate the embedding vectors, as in a prompt. Default: average them if their numbers agree."""
 
 
 def diff_concepts(settings: DiffArgs) -> int:
@@ -82,7 +82,7 @@ def check_concepts(settings: ConflictArgs) -> int:
     from ...concepts.compare import find_conflicts
 
     library = Library(settings.library)
-    # By their headers first: what no base can draw together is told before anything large is read.
+    # Headers first: concepts that no model can use together are reported before anything large is read.
     entries = [_check_undamaged(library.find(_parse_mention(word).token)) for word in settings.tokens]
     conflicts = find_conflicts([library.get(entry.token) for entry in entries])
     if settings.json_:
@@ -149,7 +149,7 @@ def _check_undamaged(entry: Entry) -> Entry:
 
 
 def _differences(a: Entry, b: Entry) -> dict[str, tuple[object, object]]:
-    """Facts of the cards and shapes that are not the same; recipe and scores by their own names."""
+    """Return the facts of the cards and shapes that differ; recipe and scores by their own names."""
     facts, other_facts = (
         {
             key: value

@@ -1,4 +1,4 @@
-"""What cannot be read flag by flag: each rule reads some of diffusers' flags together and sets some of ours."""
+"""Rules for flags that cannot be translated singly: each reads several of diffusers' flags and sets some of ours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .instance_prompt import Subject, parse_subject, token_from_words
 from .state import TranslationState
 from .steps_and_rates import DIFFUSERS_CLASS_IMAGES, parse_number, set_learning_rate, set_steps
 
-IDENTIFIER = "sks"  # of the whole models made here
+IDENTIFIER = "sks"  # of the full models trained here
 MIN_LORA_LR = 5e-5  # diffusers' recipes take 1e-6 to 1e-5 for whole models, 1e-4 and more for LoRA
 _SCHEDULES = {
     "constant": "constant",
@@ -27,7 +27,7 @@ _SCHEDULES = {
 
 
 def _set_subject(reading: TranslationState) -> None:
-    """The token, the class noun and the kind, out of the prompts."""
+    """Set the token, the class noun and the kind from the prompts."""
     flags = reading.diffusers_flags
     if "placeholder_token" in flags:
         token = token_from_words(flags["placeholder_token"], "--placeholder_token")
@@ -66,7 +66,7 @@ def _note_subject(reading: TranslationState, subject: Subject) -> None:
 
 
 def _set_method(reading: TranslationState) -> None:
-    """diffusers has a script for each method; who changes only its name shows the method by the flags."""
+    """Infer the method from the flags, since diffusers has a script for each method."""
     flags, ours = reading.diffusers_flags, reading.ours
     if not reading.is_diffusers or not reading.has_flag("method") or "method" in ours:
         return
@@ -122,7 +122,7 @@ def _set_prior(reading: TranslationState) -> None:
 def _count_photos(reading: TranslationState, folder: str) -> int:
     try:
         return reading.machine.photos(folder)
-    except UserError:  # diffusers makes the folder; nobody has to
+    except UserError:  # the folder need not exist: diffusers creates it
         return 0
 
 
@@ -204,4 +204,4 @@ RULES: tuple[Callable[[TranslationState], None], ...] = (
     _set_report_to,
     _note_validation,
 )
-"""In this order: a later rule reads what an earlier one set."""
+"""The order matters: a later rule reads what an earlier one set."""

@@ -1,4 +1,4 @@
-"""Steps, batches and rates: where diffusers multiplies what was typed, so is it done here, and said."""
+"""Steps, batch sizes and learning rates: where diffusers multiplies a value, do the same here, with a note."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DEFAULT_BATCH = 4
 
 
 def set_learning_rate(reading: TranslationState) -> None:
-    """`--learning_rate`, times the photos of a step if `--scale_lr` says so."""
+    """Set `--lr` from `--learning_rate`, times the photos per step with `--scale_lr`."""
     typed, scaled = reading.diffusers_flags.get("learning_rate"), "scale_lr" in reading.diffusers_flags
     rate = parse_number(typed)
     if scaled and rate is not None:
@@ -34,7 +34,7 @@ def set_learning_rate(reading: TranslationState) -> None:
 
 
 def set_steps(reading: TranslationState) -> None:
-    """`--max_train_steps`, else what the epochs come to, else our own number."""
+    """Set `--steps` from `--max_train_steps`, else from the epochs, else leave our default."""
     epochs = reading.diffusers_flags.get("num_train_epochs")
     if "steps" in reading.ours:
         return
@@ -52,7 +52,7 @@ def set_steps(reading: TranslationState) -> None:
 
 
 def _set_steps_from_epochs(reading: TranslationState, asked: str) -> None:
-    """As diffusers counts: an epoch sees every photo, and every class picture, once."""
+    """Count as diffusers does: an epoch sees every photo, and every class image, once."""
     epochs = parse_number(asked)
     if epochs is None or not epochs.is_integer() or epochs < 1:
         raise UserError(f"--num_train_epochs must be a whole number above 0, got {printable(asked, 40)}.")
@@ -72,19 +72,19 @@ def _set_steps_from_epochs(reading: TranslationState, asked: str) -> None:
 
 
 def _resolve_batch(reading: TranslationState) -> int:
-    """How many photos at once; where nobody says, said now, since it is counted with."""
+    """Return the batch size; set it if it was not given, since other values are computed from it."""
     reading.set_default("batch", str(_DEFAULT_BATCH))
     return int_flag(reading, "batch", _DEFAULT_BATCH)
 
 
 def int_flag(reading: TranslationState, name: str, otherwise: int) -> int:
-    """One of our flags as a number of things."""
+    """Return one of our flags as a count."""
     value = parse_number(reading.ours.get(name))
     return int(value) if value is not None and value.is_integer() and value >= 1 else otherwise
 
 
 def parse_number(text: str | None) -> float | None:
-    """A finite number, or None; whoever gets the text in the end says what is wrong with it."""
+    """Return a finite number, or None; the settings class reports what is wrong with the text."""
     try:
         value = float(text or "")
     except ValueError:
