@@ -1,4 +1,4 @@
-"""All photos of a set on one page: whole, with the square that is learned from, and what was found written below."""
+"""Contact sheet of a set: every photo whole, with its training crop, and its findings below."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .findings import Report
 
 _TILE, _GAP, _TEXT = 240, 14, 20  # pixels: a photo's longer side, between tiles, a line of text
 _INK, _PAPER, _FINDING = (30, 34, 40), (255, 255, 255), (196, 30, 36)
-_INSIDE, _OUTSIDE = (255, 208, 0), 0.45  # the square's outline; how bright the rest of the photo stays
-_MAX_COLUMNS = 8  # columns
+_INSIDE, _OUTSIDE = (255, 208, 0), 0.45  # the crop's outline; brightness factor of the rest of the photo
+_MAX_COLUMNS = 8
 
 
 def contact_sheet(photos: PhotoSet, verdict: Report) -> Image.Image:
-    """RGB; what lies outside a photo's square is darkened, findings are red."""
+    """Draw the contact sheet (RGB): photos are darkened outside their crop, findings are red."""
     findings = {
         photo.name: [finding.name for finding in verdict.findings if photo.name in finding.photos]
         for photo in photos.photos

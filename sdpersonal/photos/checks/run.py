@@ -1,4 +1,4 @@
-"""All checks of a set of photos, in the order in which a person would look."""
+"""Run all checks of a set of photos, in the order in which a person would look."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from .two_subjects import two_subjects
 from .wrong_class import wrong_class
 
 T = TypeVar("T")
-_SMALL = 0.8  # of the side that is trained on: enlarging by a quarter is hardly seen
-_FEW_BACKGROUNDS = 3  # photos that it takes to speak of one background
+_SMALL = 0.8  # of the training resolution: upscaling by a quarter is hardly visible
+_FEW_BACKGROUNDS = 3  # photos needed to report one background
 
 
 def check(photos: PhotoSet, kind: ConceptKind, class_noun: str = "", eyes: ClipFeatures | None = None) -> Report:
-    """What may go wrong when a concept is learned from these photos.
+    """Check for what may go wrong in training on these photos.
 
-    The photos are judged as they are trained on: scaled and cropped. A style may be dark, soft and of many things, so
-    it is not asked about these. `eyes` are needed to see two subjects or a wrong class; without them nobody looks.
-    Takes about 20 ms a photo and, with n photos, 5 ms times n squared / 2.
+    The photos are checked as they are trained on: scaled and cropped. A style may be dark, soft and of many things, so
+    it is not checked for these. `eyes` are needed to detect two subjects or a wrong class; without them these checks
+    are skipped. Takes about 20 ms a photo and, with n photos, 5 ms times n squared / 2.
     """
     names = [photo.name for photo in photos.photos]
     squares = [photo.square() for photo in photos.photos]
@@ -43,7 +43,7 @@ def check(photos: PhotoSet, kind: ConceptKind, class_noun: str = "", eyes: ClipF
         findings += _check_style(photos)
     else:
         findings += _check_each(names, squares)
-        # Copies of one photo say nothing about the set: one of each group is asked what all have in common.
+        # Copies of one photo say nothing about the set: only one of each group is checked for what all share.
         copies = {i for group in groups for i in group[1:]}
         different = [i for i in range(len(names)) if i not in copies]
         findings += _check_set(_select(names, different), _select(squares, different), kind, class_noun, eyes)
