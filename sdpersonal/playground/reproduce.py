@@ -1,4 +1,4 @@
-"""A picture drawn again from its recipe: with the very weights that drew it, or with words on what is missing."""
+"""Reproduce an image from its recipe: with exactly the weights it was generated with, or report what is missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ANYWAY_HINT = "Or draw with what is here, which gives another picture: --anyway
 
 @dataclasses.dataclass(frozen=True)
 class Mismatch:
-    """Why the same picture cannot be drawn. fatal: nor can one like it."""
+    """A reason why the same image cannot be generated. fatal: nor can a similar one."""
 
     message: str
     hint: str
@@ -24,16 +24,18 @@ class Mismatch:
 
 
 class PinnedConcepts:
-    """Where a recipe's tokens lead: to the bytes it names, under whatever token the library has them.
+    """The concepts of a recipe, found by their hashes, under whatever token the library has them.
 
-    A `<me/duck>` stays what it was though the library has a newer version, and keeps the name it had, so that the new
-    picture's recipe is the old one's. Raises UserError where a concept is missing, and where the library has other
-    bytes in its place, unless `anyway`.
+    A `<me/duck>` stays what it was even if the library has a newer version, and keeps its name, so that the new image's
+    recipe equals the old one. Raises UserError if a concept is missing, or if the library has other bytes in its
+    place, unless `anyway`.
     """
 
     def __init__(self, recipe: Recipe, library: Library, anyway: bool = False):
         self._library = library
-        self._tokens: dict[Token, tuple[Token, bool]] = {}  # the recipe's token -> the library's, and whether it is it
+        self._tokens: dict[
+            Token, tuple[Token, bool]
+        ] = {}  # the recipe's token -> the library's, and whether the bytes match
         troubles = []
         for concept in recipe.concepts:
             entry = _find_entry(library, concept)
@@ -47,7 +49,7 @@ class PinnedConcepts:
         raise_mismatches(troubles, anyway)
 
     def get(self, token: Token) -> Concept:
-        """The concept that the recipe means by `token`. Raises UserError."""
+        """Return the concept that the recipe means by `token`. Raises UserError."""
         matches = [candidate for candidate in self._tokens if token.matches(candidate)]
         if not matches:
             raise UserError(f"The recipe does not say which concept its {token} was.")
@@ -58,7 +60,7 @@ class PinnedConcepts:
 
 
 def base_mismatches(recipe: Recipe, name: str, sha256: str) -> list[Mismatch]:
-    """name, sha256: of the base that is loaded."""
+    """Compare the recipe with the loaded model. name, sha256: of that model."""
     if sha256 == recipe.base.sha256:
         return []
     drew, loaded = (
@@ -69,7 +71,7 @@ def base_mismatches(recipe: Recipe, name: str, sha256: str) -> list[Mismatch]:
 
 
 def image_mismatches(recipe: Recipe, start: str | None, mask: str | None) -> list[Mismatch]:
-    """start, mask: `pixels_sum` of the pictures that are given, None for none."""
+    """Compare the recipe with the given images. start, mask: hashes of their pixels, None for none."""
     mismatches = (
         _compare_image("start", "start picture", recipe.start, start),
         _compare_image("mask", "mask", recipe.mask, mask),
@@ -78,7 +80,7 @@ def image_mismatches(recipe: Recipe, start: str | None, mask: str | None) -> lis
 
 
 def base_to_load(recipe: Recipe, known: Iterable[str]) -> str:
-    """What to load where nobody says: one of our `known` names. A picture's word is never taken for a path or address.
+    """Return the default model to load: one of our `known` names. A recipe's text is never used as a path or address.
 
     Raises UserError.
     """
@@ -91,7 +93,7 @@ def base_to_load(recipe: Recipe, known: Iterable[str]) -> str:
 
 
 def raise_mismatches(troubles: list[Mismatch], anyway: bool = False) -> None:
-    """All in one UserError; where `anyway`, only those that are fatal."""
+    """Raise all mismatches in one UserError; with `anyway`, only the fatal ones."""
     troubles = [item for item in troubles if item.is_fatal or not anyway]
     if troubles:
         fixes = [item.hint for item in troubles] + ([] if any(item.is_fatal for item in troubles) else [_ANYWAY_HINT])
@@ -99,7 +101,7 @@ def raise_mismatches(troubles: list[Mismatch], anyway: bool = False) -> None:
 
 
 def _find_entry(library: Library, wanted: RecipeConcept) -> Entry | None:
-    """Its bytes, under its own token or any; else its version or the newest of that name, with other bytes."""
+    """Find the same bytes under its own or any token; else its version or the newest of that name, with other bytes."""
     token = Token.parse(wanted.token)
     name = token.unversioned()
     alike = [entry for entry in library.history(name) if not entry.damaged] if library.versions(name) else []

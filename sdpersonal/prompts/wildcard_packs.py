@@ -161,7 +161,7 @@ class _Lists:
             yield text
 
     def _option(self, node: dict[str, Any]) -> Iterator[str]:
-        """Yield the option of `{text: red, weight: 2}`, an Umi entry's prompts, or `- a: b`, a YAML mapping."""
+        """Yield the option of `{text: red, weight: 2}`, an Umi entry's prompts, or `- a: b`, a mapping, as typed."""
         by_name = {key.lower(): value for key, value in node.items()}
         if (prompts := _prompts_of(node)) is not None:
             yield from self._options(prompts, MAX_DEPTH // 2)

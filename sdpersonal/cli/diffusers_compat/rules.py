@@ -67,8 +67,8 @@ def _note_subject(reading: TranslationState, subject: Subject) -> None:
 
 def _set_method(reading: TranslationState) -> None:
     """Infer the method from the flags, since diffusers has a script for each method."""
-    flags, ours = reading.diffusers_flags, reading.ours
-    if not reading.is_diffusers or not reading.has_flag("method") or "method" in ours:
+    flags, our_flags = reading.diffusers_flags, reading.ours
+    if not reading.is_diffusers or not reading.has_flag("method") or "method" in our_flags:
         return
     named = flags.keys() | reading.typed.keys()
     rate = parse_number(flags.get("learning_rate"))
@@ -76,7 +76,7 @@ def _set_method(reading: TranslationState) -> None:
         method, why = "lora", f"--{names[0]} is a flag of diffusers' LoRA scripts"
     elif names := sorted(FULL_ONLY & named):
         method, why = "full", f"--{names[0]} is a flag of diffusers' script for whole models"
-    elif "xl" in os.path.basename(ours.get("base") or "").lower():
+    elif "xl" in os.path.basename(our_flags.get("base") or "").lower():
         method, why = "lora", "diffusers teaches SDXL by LoRA"
     elif rate is not None:
         method = "lora" if rate >= MIN_LORA_LR else "full"
@@ -87,7 +87,7 @@ def _set_method(reading: TranslationState) -> None:
     other = "--method full teaches the whole model" if method == "lora" else "--method lora leaves a small file"
     reading.note(f"method {method}: {why}; {other}.")
     if method == "full":
-        name = f"{IDENTIFIER} {printable(ours.get('class') or '')}".strip()
+        name = f"{IDENTIFIER} {printable(our_flags.get('class') or '')}".strip()
         reading.note(
             f"the whole model, for diffusers, will be in model/ in the run's folder, and knows it as {name!r}; "
             "the concept goes into your library."

@@ -1,4 +1,4 @@
-"""One side of a sheet: what is changed along it, and to which values. It is written in one line:
+"""An axis of a grid: what changes along it, and to which values. It is written in one line:
 
 seed: 1..4                                 guidance: 1, 3, ..., 9          (any number that a request has)
 words: samurai|cowboy|saint                in place of {} in the prompt
@@ -6,7 +6,7 @@ words beach: snow|space                    in place of a word of it
 prompt: a cat|a dog                        whole prompts
 strength <me/duck>: 0..1 by 0.25           window <me/ink>: 0-1, 0.4-1
 concept <me/duck>: <me/cat>, a toy duck    another concept, or words, in the same place
-checkpoint: runs/me-duck-dreambooth-lora   what a run had learned at each of its checkpoints
+checkpoint: runs/me-duck-dreambooth-lora   the concept at each checkpoint of a training run
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ _PROMPT_KINDS = (
     "window",
     "checkpoint",
     "concept",
-)  # in the order in which they are applied
+)  # in the order of application
 _EXCLUDED = {*_PROMPT_KINDS, "n", "every", "start", "mask"}
 SETTING_KINDS = tuple(name for name in GenerateRequest.model_fields if name not in _EXCLUDED)
 _WINDOW = re.compile(r"[0-9.]+\s*-\s*[0-9.]+")
 
 Fields = dict[str, Any]
-"""Of a `GenerateRequest`."""
+"""Fields of a `GenerateRequest`."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """kind: a setting of a request, or one of prompt, words, strength, window, concept, checkpoint; target: the word or
-    the token that is changed, "" where the kind needs none; values: of the setting, or texts; run: of checkpoints."""
+    """An axis. kind: a setting of a request, or one of prompt, words, strength, window, concept, checkpoint; target:
+    the word or token that changes, "" if the kind needs none; values: of the setting, or texts; run: of checkpoints."""
 
     kind: str
     target: str
@@ -52,7 +52,7 @@ class Axis:
 
     @classmethod
     def parse(cls, text: str) -> Axis:
-        """Raises UserError for what is no such line."""
+        """Parse an axis from one line. Raises UserError if it is invalid."""
         head, colon, values = _split_at_colon(text.strip())
         kind, _, target = head.partition(" ")
         if not colon and target.startswith("{"):
@@ -66,7 +66,7 @@ class Axis:
 
     @classmethod
     def of(cls, kind: str, target: str, values: str) -> Axis:
-        """From its parts as they are written."""
+        """Build an axis from its parts as written."""
         name = kind.lower().replace("-", "_")
         name = name if name in ("words", "steps") else name.removesuffix("s")
         name = "words" if name == "word" else name
@@ -81,11 +81,11 @@ class Axis:
 
     @property
     def order(self) -> int:
-        """Axes that change the prompt come before those that change what stands in it."""
+        """Return the order of application: axes that replace the prompt come before those that change parts of it."""
         return _PROMPT_KINDS.index(self.kind) if self.kind in _PROMPT_KINDS else len(_PROMPT_KINDS)
 
     def applied(self, fields: Fields, value: Any) -> Fields:
-        """The fields of a request with this one thing changed."""
+        """Return the fields of a request with this axis set to `value`."""
         if self.kind not in _PROMPT_KINDS:
             return fields | {self.kind: value}
         if self.kind == "prompt":
@@ -97,13 +97,13 @@ class Axis:
         return fields | {"prompt": change(fields["prompt"], target, value)}
 
     def applies_to(self, fields: Fields) -> bool:
-        """Whether there is anything in these fields for it to change."""
+        """Return whether these fields contain what the axis changes."""
         if self.kind == "words":
             return replace_words(fields["prompt"], self.target, "\0") != fields["prompt"]
         return not self.target or mentions_token(fields["prompt"], Token.parse(self.target))
 
     def label(self, value: Any) -> str:
-        """Value and what it is the value of, safe to print."""
+        """Return the label of a value, with the axis' name, safe to print."""
         if self.kind in ("words", "prompt", "concept"):
             return printable(value, 400) or "(nothing)"
         if self.kind == "checkpoint":
@@ -116,7 +116,7 @@ class Axis:
 
 
 def _split_at_colon(text: str) -> tuple[str, str, str]:
-    """What stands before and behind the first colon that is in no bracket, and the colon if there is one."""
+    """Split at the first colon outside brackets. Returns the texts before and after it, and the colon, if any."""
     depth = 0
     for i, letter in enumerate(text):
         depth += (letter in "<{([") - (letter in ">})]")
@@ -126,7 +126,7 @@ def _split_at_colon(text: str) -> tuple[str, str, str]:
 
 
 def split_texts(values: str) -> tuple[str, ...]:
-    """What stands between the | that are in no bracket; one of them may be empty."""
+    """Split at every | outside brackets; one of the parts may be empty."""
     texts, depth = [""], 0
     for letter in values:
         depth += (letter in "<{([") - (letter in ">})]")

@@ -1,4 +1,4 @@
-"""The pictures of a sheet: equal ones drawn once, neighbouring seeds in one batch."""
+"""Generate the images of a grid: equal ones only once, consecutive seeds in one batch."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from .sheet import GridCell, request_work
 if TYPE_CHECKING:
     from ...generation import GeneratedImage, Generator
 
-_MAX_BATCH = 100  # pictures that one request may ask for
+_MAX_BATCH = 100  # images of one request
 
 
 @dataclass(frozen=True)
 class CellBatch:
-    """A request, and for each of its pictures the cells that show it."""
+    """A request, and for each of its images the cells that show it."""
 
     request: GenerateRequest
     cells: tuple[tuple[GridCell, ...], ...]
 
 
 def plan_batches(cells: Sequence[GridCell]) -> list[CellBatch]:
-    """Requests for all cells, as few as there can be: those that differ in nothing but seeds in a row are one."""
+    """Plan as few requests as possible for all cells: those that differ only by consecutive seeds are one."""
     alike: dict[GenerateRequest, dict[int, list[GridCell]]] = {}
     for cell in cells:
         field = _seed_field(cell.request)
@@ -39,10 +39,10 @@ def generate_cells(
     progress: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[tuple[GridCell, ...], GeneratedImage]]:
-    """Each picture, as it is ready, with the cells that show it.
+    """Yield each image as soon as it is ready, with the cells that show it.
 
-    progress(done, total) counts pixels times steps, so that the time left is right where steps or sizes differ. Raises
-    as `Generator.draw`; what came before is the caller's.
+    progress(done, total) counts pixels times steps, so that the time left is right if steps or sizes differ. Raises
+    as `Generator.draw`; the caller keeps what was yielded before.
     """
     planned = plan_batches(cells)
     shown_by = [iter(batch.cells) for batch in planned]
@@ -56,7 +56,7 @@ def generate_all(
     progress: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, GeneratedImage]]:
-    """The pictures of several requests, each with its request's place among them. progress and errors as `draw`."""
+    """Yield the images of several requests, each with its request's index. progress and errors as `Generator.draw`."""
     total = round(sum(map(request_work, requests)))
     done = 0.0
     for i, request in enumerate(requests):
@@ -71,7 +71,7 @@ def generate_all(
 
 
 def _seed_field(request: GenerateRequest) -> str:
-    """The seed that the pictures of one request count up from."""
+    """Return the name of the seed field that increases from image to image of one request."""
     return "seed" if request.near is None else "near_seed"
 
 

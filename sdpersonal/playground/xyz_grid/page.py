@@ -1,5 +1,5 @@
-"""A sheet as one HTML file: no server, no network. Prompts may come from anyone, so Jinja2 escapes every text and the
-page's own policy allows its one script and its one style sheet by their sha256, and nothing to be loaded or sent."""
+"""A grid as one HTML file: no server, no network. Prompts are untrusted, so Jinja2 escapes every text, and the page's
+own policy allows its one script and its one style sheet by their sha256, and nothing to be loaded or sent."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ...image_metadata import Recipe
 from .sheet import XyzGridRequest
 
 CellPosition = tuple[int, int, int]
-"""Column, row and sheet, counted from 0."""
+"""Column, row and sheet (z), counted from 0."""
 
 _HERE = Path(__file__).parent
-_MAX_BYTES = 100_000  # bytes of a part of the page
-_LOSSLESS_MAX_SIDE = 256  # pixels up to which a picture is kept to the bit; larger ones would make a page of 100 MB
+_MAX_BYTES = 100_000  # bytes of a template file of the page
+_LOSSLESS_MAX_SIDE = 256  # pixels up to which an image is lossless; larger ones would make a page of 100 MB
 _QUALITY = 90
 
 
 @dataclass(frozen=True)
 class GridTile:
-    """One picture of a sheet. recipe: None where it is to be left out; mark: the last part of its file's name."""
+    """One image of a grid. recipe: None if it is to be left out; mark: the last part of its file's name."""
 
     image: Image.Image
     recipe: Recipe | None
@@ -35,7 +35,7 @@ class GridTile:
 
 
 def page(sheet: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> str:
-    """The HTML. Places without a tile stay empty; the same sheet and tiles give the same bytes."""
+    """Render the HTML. Positions without a tile stay empty; the same grid and tiles give the same bytes."""
     from jinja2 import Environment, StrictUndefined
 
     script, style, template = (
@@ -57,7 +57,7 @@ def page(sheet: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> str:
 
 
 def describe_tile(tile: GridTile) -> list[tuple[str, str]]:
-    """What there is to know of a picture, in words."""
+    """Return the facts of an image as (name, text)."""
     recipe = tile.recipe
     if recipe is None:
         return [("File", f"*-{tile.mark}.png")]
@@ -84,7 +84,7 @@ def describe_tile(tile: GridTile) -> list[tuple[str, str]]:
 
 
 def _page_grids(sheet: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> Iterator[tuple[str, list]]:
-    """(label, rows) of each; a row is (label, [(data URL, facts) or None])."""
+    """Yield (label, rows) of each sheet; a row is (label, [(data URL, facts) or None])."""
     columns, rows, sheets = sheet.shape
     row_labels = sheet.labels("y") or [""]
     for z, label in zip(range(sheets), sheet.labels("z") or [""], strict=True):

@@ -1,4 +1,4 @@
-"""Numbers as people list them: `1, 2, 5`, `1..4`, `0..1 by 0.25`, `0, 0.25, ..., 1`."""
+"""Parse lists of numbers: `1, 2, 5`, `1..4`, `0..1 by 0.25`, `0, 0.25, ..., 1`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from decimal import Decimal
 from ...errors import UserError
 from ...prompts import printable
 
-MAX_VALUES = 100  # along one side
+MAX_VALUES = 100  # along one axis
 _MINUS = str.maketrans("\u2212\ufe63\uff0d", "---")
 _NUMBER = r"[+-]?(?:[0-9]{1,20}(?:\.[0-9]{1,15})?|\.[0-9]{1,15})"
 _RANGE = re.compile(rf"({_NUMBER})\s*\.\.(?!\.)\s*({_NUMBER})(?:\s+by\s+({_NUMBER}))?")
 
 
 def parse_numbers(text: str) -> tuple[int | float, ...]:
-    """The numbers that a list names, whole ones as int. Decimal arithmetic: 0..1 by 0.1 ends at 1.
+    """Parse a list of numbers, whole ones as int. The arithmetic is decimal, so that 0..1 by 0.1 ends at 1.
 
-    Raises UserError where it is no such list, or one of more than `MAX_VALUES`.
+    Raises UserError if it is not such a list, or has more than `MAX_VALUES` numbers.
     """
     text = text.translate(_MINUS)
     numbers: list[Decimal] = []
@@ -40,7 +40,7 @@ def parse_numbers(text: str) -> tuple[int | float, ...]:
 
 
 def _expand_ellipsis(before: list[Decimal], after: list[str], text: str) -> list[Decimal]:
-    """What `...` stands for: on in the step of the two numbers before it, up to the one behind it."""
+    """Expand `...`: continue with the step of the two numbers before it, up to the number after it."""
     if len(before) < 2 or not after or not re.fullmatch(_NUMBER, after[0]):
         raise _no_list_error(text)
     last, step = Decimal(after[0]), before[-1] - before[-2]
