@@ -295,14 +295,14 @@ def no_counterpart(sampler: str) -> str:
 
 
 def _made(sampler: Sampler, label: str, program: str) -> Scheduler:
-    near, used = [sampler.near] if sampler.near else [], label
+    differences, used = [sampler.near] if sampler.near else [], label
     if label and label not in sampler.schedules:
         used = sampler.plain
-        near.append(f"diffusers has no schedule {label} for {sampler.name}; {used} is used")
+        differences.append(f"diffusers has no schedule {label} for {sampler.name}; {used} is used")
     elif label == "Beta" and program == "comfyui":
-        near.append("ComfyUI's beta is spaced over timesteps, this one over sigmas")
+        differences.append("ComfyUI's beta is spaced over timesteps, this one over sigmas")
     options = dict(sampler.options) | _schedule_options(sampler.family, used)
-    return Scheduler(sampler.name, label, sampler.diffusers, MappingProxyType(options), "; ".join(near))
+    return Scheduler(sampler.name, label, sampler.diffusers, MappingProxyType(options), "; ".join(differences))
 
 
 def _schedule_options(family: Family, label: str) -> dict[str, Any]:
@@ -352,12 +352,12 @@ def _variant(sampler: Sampler | None, options: list[str]) -> Sampler | None:
         ):
             if option == _key(str(value)):
                 settings[setting] = value
-    alike = (
+    matches = (
         candidate
         for candidate in SAMPLERS
         if candidate.diffusers == sampler.diffusers and candidate.options == settings
     )
-    return next(alike, None)
+    return next(matches, None)
 
 
 def _split(key: str) -> tuple[Sampler | None, str | None]:
@@ -374,8 +374,8 @@ def _split(key: str) -> tuple[Sampler | None, str | None]:
 
 def _nearest(text: str) -> list[str]:
     keys = {_key(name): name for name in NAMES}
-    near = difflib.get_close_matches(_key(text[:100]), keys, n=4, cutoff=0.3)
-    return [keys[key] for key in near] or ["Euler a", "DPM++ 2M Karras", "DDIM", "UniPC"]
+    matches = difflib.get_close_matches(_key(text[:100]), keys, n=4, cutoff=0.3)
+    return [keys[key] for key in matches] or ["Euler a", "DPM++ 2M Karras", "DDIM", "UniPC"]
 
 
 def _sampler_keys() -> dict[str, Sampler]:

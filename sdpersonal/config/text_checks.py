@@ -102,10 +102,10 @@ def plain_spaces(text: str) -> str:
     'a wheelbarrow in the snow'
     """
     visible: list[str] = []
-    for place, character in enumerate(text):
+    for index, character in enumerate(text):
         if character.isspace():
             visible.append(" ")
-        elif _is_seen(character, visible[-1] if visible else " ", text[place + 1 : place + 2]):
+        elif _is_seen(character, visible[-1] if visible else " ", text[index + 1 : index + 2]):
             visible.append(character)
     return " ".join("".join(visible).split())
 

@@ -56,19 +56,19 @@ def render_page(pictures: list[dict[str, Any]], title: str) -> str:
 
 def _list_images(outputs: Outputs) -> Iterator[dict[str, Any]]:
     """Yield the images, favourites first, then the newest. path: relative to the page."""
-    starred = outputs.favourites()
+    favourites = outputs.favourites()
     days = {day: outputs.pictures(day) for day in outputs.days()}
     originals = {f"{day}-{name}" for day, names in days.items() for name in names}
-    lonely = [name for name in starred if name not in originals]  # their originals were deleted
-    left = load_facts(outputs.folder / FAVOURITES_FOLDER, lonely) if lonely else {}
+    orphans = [name for name in favourites if name not in originals]  # their originals were deleted
+    left = load_facts(outputs.folder / FAVOURITES_FOLDER, orphans) if orphans else {}
     known = {day: load_facts(outputs.folder / day, names) for day, names in days.items()}
-    for name in starred:
+    for name in favourites:
         day, original = FAVOURITE_NAME.fullmatch(name).group(1, 2)
         if name in left:
             yield {"path": f"{FAVOURITES_FOLDER}/{name}", "day": day, "star": True} | dict(left[name])
         else:
             yield {"path": f"{day}/{original}", "day": day, "star": True} | dict(known[day][original])
-    marked = set(starred)
+    marked = set(favourites)
     for day, names in days.items():
         for name in names:
             if f"{day}-{name}" not in marked:

@@ -138,13 +138,13 @@ def generate_endless(
         while limit is None or position - first < limit:
             if stopped():
                 raise Interrupted(f"Stopped after picture {position}. The same command goes on from there.")
-            (picture,) = generator.draw(series.at(position), progress)
-            data = png_with_recipe(picture.image, None if private else series.recipe(picture))
+            (image,) = generator.draw(series.at(position), progress)
+            data = png_with_recipe(image.image, None if private else series.recipe(image))
             # A kill between image and state makes the image be generated again; only the first can be saved already.
             path = (_find_saved(outputs, data) if position == first else None) or outputs.save(data)
             position += 1
             state.write(position)
-            yield path, picture.hidden
+            yield path, image.hidden
 
 
 def _find_saved(outputs: Outputs, data: bytes) -> Path | None:

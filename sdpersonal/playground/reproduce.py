@@ -36,17 +36,17 @@ class PinnedConcepts:
         self._tokens: dict[
             Token, tuple[Token, bool]
         ] = {}  # the recipe's token -> the library's, and whether the bytes match
-        troubles = []
+        mismatches = []
         for concept in recipe.concepts:
             entry = _find_entry(library, concept)
             if entry is None:
-                troubles.append(_missing_concept(concept))
+                mismatches.append(_missing_concept(concept))
                 continue
             same = entry.identity == concept.sha256
             self._tokens[Token.parse(concept.token)] = entry.token, same
             if not same:
-                troubles.append(_different_version(concept, entry))
-        raise_mismatches(troubles, anyway)
+                mismatches.append(_different_version(concept, entry))
+        raise_mismatches(mismatches, anyway)
 
     def get(self, token: Token) -> Concept:
         """Return the concept that the recipe means by `token`. Raises UserError."""
@@ -104,13 +104,13 @@ def _find_entry(library: Library, wanted: RecipeConcept) -> Entry | None:
     """Find the same bytes under its own or any token; else its version or the newest of that name, with other bytes."""
     token = Token.parse(wanted.token)
     name = token.unversioned()
-    alike = [entry for entry in library.history(name) if not entry.damaged] if library.versions(name) else []
-    alike.sort(key=lambda entry: (entry.token != token, -entry.token.version))
-    for entry in alike:
+    candidates = [entry for entry in library.history(name) if not entry.damaged] if library.versions(name) else []
+    candidates.sort(key=lambda entry: (entry.token != token, -entry.token.version))
+    for entry in candidates:
         if entry.identity == wanted.sha256:
             return entry
     renamed = (entry for entry in library.list() if entry.identity == wanted.sha256 and not entry.damaged)
-    return next(renamed, alike[0] if alike else None)
+    return next(renamed, candidates[0] if candidates else None)
 
 
 def _missing_concept(wanted: RecipeConcept) -> Mismatch:

@@ -123,8 +123,8 @@ class VariantNode:
             k += 1
         texts, taken, ways = [], set(), self._ways
         for left in range(k, 0, -1):
-            option, i, behind = self._first(i, left, taken, ways)
-            inner, i = divmod(i, behind)
+            option, i, continuations = self._first(i, left, taken, ways)
+            inner, i = divmod(i, continuations)
             texts.append(nth_expansion(self.options[option], inner))
             taken.add(option)
             ways = _remove_option(ways, self._counts[option])
@@ -136,15 +136,15 @@ class VariantNode:
         if left == 1 and not taken:  # the usual case, and lists are long
             option = bisect_right(self._count_ends, i)
             return option, i - self._count_ends[option] + self._counts[option], 1
-        behind: dict[int, int] = {}  # by the first option's count
+        continuations: dict[int, int] = {}  # by the first option's count
         for option, count in enumerate(self._counts):
             if option in taken:
                 continue
-            if count not in behind:
-                behind[count] = factorial(left - 1) * _remove_option(ways, count)[left - 1]
-            if i < count * behind[count]:
-                return option, i, behind[count]
-            i -= count * behind[count]
+            if count not in continuations:
+                continuations[count] = factorial(left - 1) * _remove_option(ways, count)[left - 1]
+            if i < count * continuations[count]:
+                return option, i, continuations[count]
+            i -= count * continuations[count]
         raise IndexError(i)
 
     def drawn(self, dice: SeededChoice) -> str:

@@ -103,17 +103,17 @@ class Wildcards:
         places, target = self._all(), _folded(name)
         if name in places:
             return places[name]
-        alike = [key for key in places if _folded(key) == target]
+        matches = [key for key in places if _folded(key) == target]
         # A pack's lists can also be named with the pack's name in front.
         full = {key: _folded(_full(place)) for key, place in places.items() if place.keys is not None}
-        alike = alike or [key for key in full if full[key] == target]
-        alike = alike or [key for key in places if _folded(key).endswith(f"/{target}")]
-        alike = alike or [key for key, place in places.items() if not place.keys and _folded(place.path) == target]
-        if len(alike) == 1:
-            return places[alike[0]]
-        if alike:
+        matches = matches or [key for key in full if full[key] == target]
+        matches = matches or [key for key in places if _folded(key).endswith(f"/{target}")]
+        matches = matches or [key for key, place in places.items() if not place.keys and _folded(place.path) == target]
+        if len(matches) == 1:
+            return places[matches[0]]
+        if matches:
             raise UserError(
-                f"__{printable(name, 60)}__ may be any of {', '.join(map(_spelled, alike[:4]))}.",
+                f"__{printable(name, 60)}__ may be any of {', '.join(map(_spelled, matches[:4]))}.",
                 "Write the one that is meant, with its folder and capitals.",
             )
         raise self._missing(name)
@@ -199,13 +199,13 @@ class Wildcards:
     def _suggest_names(self, name: str) -> str:
         names = self.names()
         by_letters = {_folded(listed): listed for listed in names}
-        near = get_close_matches(_folded(name), by_letters, 3)
+        similar = get_close_matches(_folded(name), by_letters, 3)
         last = {
             listed.rpartition("/")[2]: listed for listed in by_letters
         }  # by the last part, if the folder was left out
-        near += [last[listed] for listed in get_close_matches(_folded(name), last, 1) if last[listed] not in near]
-        if near:
-            return f"Did you mean {' or '.join(_spelled(by_letters[listed]) for listed in near[:3])}?"
+        similar += [last[listed] for listed in get_close_matches(_folded(name), last, 1) if last[listed] not in similar]
+        if similar:
+            return f"Did you mean {' or '.join(_spelled(by_letters[listed]) for listed in similar[:3])}?"
         examples = ", ".join(map(_spelled, names[:5]))
         return f"There are {examples}." if examples else "Write one: a text file with an option in each line."
 

@@ -54,15 +54,15 @@ def diff_concepts(settings: DiffArgs) -> int:
     tokens = [Token.parse(word) for word in (settings.first, settings.second)]
     entries = [_check_undamaged(library.find(token)) for token in tokens]
     facts = _differences(*entries)
-    alike = None
+    similarities = None
     if entries[0].card.base == entries[1].card.base:
-        alike = compare(*(library.get(entry.token) for entry in entries))
+        similarities = compare(*(library.get(entry.token) for entry in entries))
     if settings.json_:
         print_json(
             {
                 "concepts": [str(e.token) for e in entries],
                 "different": facts,
-                "alike": alike and dataclasses.asdict(alike),
+                "alike": similarities and dataclasses.asdict(similarities),
             }
         )
         return 0
@@ -71,10 +71,14 @@ def diff_concepts(settings: DiffArgs) -> int:
         f"{name:{width}}  {_shorten(value)} | {_shorten(other_value)}" for name, (value, other_value) in facts.items()
     ]
     say("\n".join([f"{entries[0].token} | {entries[1].token}", *(lines or ["Their cards say the same."])]))
-    if alike is None:
+    if similarities is None:
         say("They are made for different bases, so their numbers cannot be compared.")
     else:
-        say("\n".join(_similarity_lines(alike, settings.layers) or ["One has only vectors, the other only a LoRA."]))
+        say(
+            "\n".join(
+                _similarity_lines(similarities, settings.layers) or ["One has only vectors, the other only a LoRA."]
+            )
+        )
     return 0
 
 

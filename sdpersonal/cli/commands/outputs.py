@@ -120,11 +120,11 @@ def mark_favourites(settings: FavouriteArgs) -> int:
     from ...outputs import Outputs, write_page
 
     outputs = Outputs(settings.out)
-    for picture in settings.pictures:
+    for image in settings.pictures:
         if settings.undo:
-            outputs.remove_favourite(picture)
+            outputs.remove_favourite(image)
         else:
-            say(printable(str(outputs.add_favourite(picture)), 200))
+            say(printable(str(outputs.add_favourite(image)), 200))
     write_page(outputs)
     return 0
 

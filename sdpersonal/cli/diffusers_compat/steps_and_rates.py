@@ -56,19 +56,19 @@ def _set_steps_from_epochs(reading: TranslationState, asked: str) -> None:
     epochs = parse_number(asked)
     if epochs is None or not epochs.is_integer() or epochs < 1:
         raise UserError(f"--num_train_epochs must be a whole number above 0, got {printable(asked, 40)}.")
-    pictures = reading.machine.photos(reading.ours["photos"] or "") * int(
+    class_images = reading.machine.photos(reading.ours["photos"] or "") * int(
         parse_number(reading.diffusers_flags.get("repeats")) or 1
     )
     if "with_prior_preservation" in reading.diffusers_flags:
-        pictures = max(pictures, int_flag(reading, "class_pictures", DIFFUSERS_CLASS_IMAGES))
+        class_images = max(class_images, int_flag(reading, "class_pictures", DIFFUSERS_CLASS_IMAGES))
     accumulate, batch, processes = (
         int_flag(reading, "accumulate", 1),
         _resolve_batch(reading),
         reading.machine.processes,
     )
-    count = int(epochs) * math.ceil(math.ceil(math.ceil(pictures / batch) / processes) / accumulate)
+    count = int(epochs) * math.ceil(math.ceil(math.ceil(class_images / batch) / processes) / accumulate)
     reading.put("steps", str(count), by="num_train_epochs")
-    reading.note(f"--num_train_epochs: {int(epochs)} of {pictures} pictures, {batch} at once, are --steps {count}.")
+    reading.note(f"--num_train_epochs: {int(epochs)} of {class_images} pictures, {batch} at once, are --steps {count}.")
 
 
 def _resolve_batch(reading: TranslationState) -> int:

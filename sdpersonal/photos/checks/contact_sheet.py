@@ -48,7 +48,7 @@ def show_crop(photo: Photo) -> Image.Image:
     small = Image.fromarray(photo.pixels).resize(
         (round(width * scale), round(height * scale)), Image.Resampling.LANCZOS
     )
-    left, top = (round(place * scale) for place in photo.crop)
+    left, top = (round(offset * scale) for offset in photo.crop)
     side = round(min(height, width) * scale)
     image = small.point(lambda level: level * _OUTSIDE)
     box = (left, top, left + side, top + side)

@@ -87,8 +87,8 @@ def _contains_middle(whole: Image.Image, part: Image.Image) -> bool:
     scale = max(_SCALES, key=lambda scale: _best_match(coarse, _luminance(part, _scaled_side(scale, _COARSE)))[0])
     fine = _search_image(_detail(whole, _FINE))
     sides = {_scaled_side(scale + step, _FINE) for step in _SCALE_STEPS}
-    (alike, top, left), side = max((_best_match(fine, _detail(part, side)), side) for side in sides)
-    return alike > FINE_THRESHOLD and _is_same_around(whole, part, side, top, left)
+    (correlation, top, left), side = max((_best_match(fine, _detail(part, side)), side) for side in sides)
+    return correlation > FINE_THRESHOLD and _is_same_around(whole, part, side, top, left)
 
 
 def _is_same_around(whole: Image.Image, part: Image.Image, side: int, top: int, left: int) -> bool:
@@ -111,9 +111,9 @@ def _is_same_around(whole: Image.Image, part: Image.Image, side: int, top: int, 
 def _best_match(whole: _SearchImage, part: np.ndarray) -> tuple[float, int, int]:
     """Return the best correlation of the middle of `part`, -1 to 1, and its position: (correlation, top, left)."""
     spectrum, size = _template(part, whole.side)
-    alike = _correlate(whole, spectrum, size)
-    top, left = divmod(int(alike.argmax()), alike.shape[1])
-    return float(alike[top, left]), top, left
+    correlations = _correlate(whole, spectrum, size)
+    top, left = divmod(int(correlations.argmax()), correlations.shape[1])
+    return float(correlations[top, left]), top, left
 
 
 def _search_image(picture: np.ndarray) -> _SearchImage:
@@ -135,8 +135,8 @@ def _template(picture: np.ndarray, into: int) -> tuple[np.ndarray, int]:
 
 def _correlate(whole: _SearchImage, spectra: np.ndarray, size: int) -> np.ndarray:
     """Return the normalised cross-correlation at every position, (..., places, places). spectra: (..., f, f)."""
-    places = whole.side - size + 1
-    products = irfft2(whole.spectrum * np.conj(spectra), (2 * whole.side, 2 * whole.side))[..., :places, :places]
+    positions = whole.side - size + 1
+    products = irfft2(whole.spectrum * np.conj(spectra), (2 * whole.side, 2 * whole.side))[..., :positions, :positions]
     energy = _box_sums(whole.squares, size) - _box_sums(whole.sums, size) ** 2 / size**2
     return products / np.sqrt(np.maximum(energy, size**2))
 

@@ -24,9 +24,9 @@ def sideways_photos(squares: Sequence[np.ndarray]) -> tuple[int, ...]:
         [[edge_histogram(np.rot90(square, turns)) for turns in (0, 1, 3)] for square in squares]
     )  # (n, 3, d)
     upright = turned[:, 0]
-    alike = np.einsum("itd,jd->itj", turned, upright)
-    alike[np.arange(len(squares)), :, np.arange(len(squares))] = 0
-    mean = alike.sum(-1) / (len(squares) - 1)
+    similarity = np.einsum("itd,jd->itj", turned, upright)
+    similarity[np.arange(len(squares)), :, np.arange(len(squares))] = 0
+    mean = similarity.sum(-1) / (len(squares) - 1)
     return tuple(np.nonzero(mean[:, 1:].max(1) - mean[:, 0] > MIN_MARGIN)[0].tolist())
 
 

@@ -25,12 +25,12 @@ class CellBatch:
 
 def plan_batches(cells: Sequence[GridCell]) -> list[CellBatch]:
     """Plan as few requests as possible for all cells: those that differ only by consecutive seeds are one."""
-    alike: dict[GenerateRequest, dict[int, list[GridCell]]] = {}
+    groups: dict[GenerateRequest, dict[int, list[GridCell]]] = {}
     for cell in cells:
         field = _seed_field(cell.request)
         bare = cell.request.model_copy(update={field: 0})
-        alike.setdefault(bare, {}).setdefault(getattr(cell.request, field), []).append(cell)
-    return [_make_batch(bare, run) for bare, seeds in alike.items() for run in _consecutive_seeds(seeds)]
+        groups.setdefault(bare, {}).setdefault(getattr(cell.request, field), []).append(cell)
+    return [_make_batch(bare, run) for bare, seeds in groups.items() for run in _consecutive_seeds(seeds)]
 
 
 def generate_cells(
@@ -46,8 +46,8 @@ def generate_cells(
     """
     planned = plan_batches(cells)
     shown_by = [iter(batch.cells) for batch in planned]
-    for i, picture in generate_all(generator, [batch.request for batch in planned], progress, cancelled):
-        yield next(shown_by[i]), picture
+    for i, image in generate_all(generator, [batch.request for batch in planned], progress, cancelled):
+        yield next(shown_by[i]), image
 
 
 def generate_all(
@@ -65,8 +65,8 @@ def generate_all(
         def advance(step: int, steps: int, before: float = done, work: float = work) -> None:
             progress(round(before + work * step / steps), total)
 
-        for picture in generator.draw(request, advance, cancelled):
-            yield i, picture
+        for image in generator.draw(request, advance, cancelled):
+            yield i, image
         done += work
 
 

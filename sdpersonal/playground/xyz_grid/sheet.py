@@ -88,11 +88,11 @@ class XyzGridRequest(GenerateRequest):
         """Check that the prompt, or what another axis puts there, has what each axis changes; no two may be equal."""
         axes = sorted(self.axes.values(), key=lambda axis: axis.order)
         kinds = [(axis.kind, axis.target) for axis in axes]
-        if twice := next((kind for i, kind in enumerate(kinds) if kind in kinds[:i]), None):
-            name = " ".join(twice).strip()
+        if duplicate := next((kind for i, kind in enumerate(kinds) if kind in kinds[:i]), None):
+            name = " ".join(duplicate).strip()
             raise UserError(
                 f"Two axes change {printable(name)}.",
-                "Put {who} and {where} in the prompt; 'words {who}: cat|dog'." if twice[0] == "words" else "",
+                "Put {who} and {where} in the prompt; 'words {who}: cat|dog'." if duplicate[0] == "words" else "",
             )
         for i, axis in enumerate(axes):
             if not any(axis.applies_to(fields) for fields in self._before(axes[:i])):
