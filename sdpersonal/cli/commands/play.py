@@ -70,7 +70,7 @@ class VaryArgs(GenerationArgs):
     picture: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
     """Image with its recipe in it."""
     near: Annotated[float, Number, Field(gt=0, le=1)] | None = None
-    """Variation strength: distance from the image's noise; 0.1 is close, 1 another image. If nothing else: 0.15."""
+    """Variation strength: 0.1 is close to the image, 1 another image. Default: 0.15 if no other variation is given."""
     strength: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Concept at other strengths: '<me/duck>=0.6,0.8,1'. May be given several times."""
     words: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
