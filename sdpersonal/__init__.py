@@ -1,4 +1,4 @@
-"""Photos of one thing go in; a concept comes out, with a word of its own that is written in prompts like any other.
+"""Train concepts on photos, and use them in prompts of Stable Diffusion by their tokens.
 
 from sdpersonal import GenerateRequest, Generator, Library, load_base, train
 """
@@ -18,7 +18,7 @@ _HOMES = {
     "load_photos": "photos.loading",
     "train": "training",
 }
-_FORMER_NAMES = {  # for one version more
+_FORMER_NAMES = {  # kept for one more version
     "InversionSettings": "TextualInversionSettings",
     "PersonalError": "UserError",
     "Request": "GenerateRequest",
@@ -28,7 +28,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    # Late, so that `import sdpersonal` and a listing of concepts cost no torch.
+    # Imported lazily, so that `import sdpersonal` and listing concepts do not load torch.
     name = _FORMER_NAMES.get(name, name)
     if name in _HOMES:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)

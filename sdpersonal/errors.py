@@ -1,12 +1,12 @@
-"""The only exceptions a user sees: a message, and the next thing to do; and `show`, for what they quote.
+"""The only exceptions that a user sees: a message and a hint; and `printable`, for what they quote.
 
 `str(error)` is one or two lines, ready to print. Exit codes are those of the command line:
-2 the user's mistake, 3 no room on disk, 4 training diverged, 130 interrupted.
+2 the user's mistake, 3 disk full, 4 training diverged, 130 interrupted.
 """
 
 
 class UserError(Exception):
-    """Something the user can put right.
+    """An error that the user can correct.
 
     message: what is wrong, and where; hint: the next thing to do (may be empty).
     """
@@ -23,8 +23,8 @@ class UserError(Exception):
 
 
 class FieldError(UserError):
-    """One value of a settings class is unusable. `field` is the parameter's name in Python; a command line and a page
-    call it otherwise, and put their own name in with `called`."""
+    """One value of a settings class is unusable. `field` is its name in Python; a command line and a page have other
+    names for it, which they set with `called`."""
 
     def __init__(self, field: str, message: str, hint: str = ""):
         super().__init__(message, hint)
@@ -32,38 +32,38 @@ class FieldError(UserError):
         self.field = field
 
     def called(self, name: str) -> "FieldError":
-        """The same with another name for the field, which then always stands in the sentence."""
+        """Return the error with another name for the field, which the message then always contains."""
         if self.message.startswith(f"{self.field} "):
             return FieldError(name, name + self.message.removeprefix(self.field), self.hint)
         return FieldError(name, f"{name}: {self.message}", self.hint)
 
 
 class DiskFull(UserError):
-    """The disk is full; what was there before is unharmed."""
+    """The disk is full; existing files are unharmed."""
 
     exit_code = 3
 
 
 class OutOfMemory(UserError):
-    """The card, or the machine, has too little memory for what was asked; what it took is free again."""
+    """The GPU, or the machine, has too little memory for the request; the memory it took is free again."""
 
 
 class Diverged(UserError):
-    """Training produced a number that is not finite; the last good checkpoint is kept."""
+    """Training produced a non-finite number; the last good checkpoint is kept."""
 
     exit_code = 4
 
 
 class Interrupted(UserError):
-    """The user stopped the work; what was finished is saved."""
+    """The user stopped the work; finished results are saved."""
 
     exit_code = 130
 
 
 def printable(text: str, limit: int = 80) -> str:
-    """Text from outside, safe to print: control, bidirectional and undecodable characters escaped, length bounded.
+    """Make text from outside safe to print: escape control, bidirectional and undecodable characters, limit the length.
 
-    >>> show("a\\x1b[31mb")
+    >>> printable("a\\x1b[31mb")
     'a\\\\x1b[31mb'
     """
     cut = text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,4 +1,4 @@
-"""Grids of pictures with labels, for looking at many at once."""
+"""Labelled grids of images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 _GAP = 6
 _LINE_SPACING = 3  # pixels between lines
 _MAX_LINES = 8  # of a title, or above a column
-_MAX_COLUMNS = 5  # pictures in a row, of those that are in no order
+_MAX_COLUMNS = 5  # images in a row of a captioned grid
 _TEXT_COLOUR, _BACKGROUND = (30, 34, 40), (255, 255, 255)
 
 
@@ -24,8 +24,8 @@ def labelled_grid(
     tile: int = 192,
     title: str = "",
 ) -> Image.Image:
-    """Rows of pictures, each fitted into a square of `tile` pixels, labels to the left and on top; long ones are
-    wrapped, and cut where there is no more room."""
+    """Draw rows of images, each fitted into a square of `tile` pixels, with labels to the left and on top; long labels
+    are wrapped, and cut if they do not fit."""
     font = ImageFont.load_default(size=max(11, tile // 13))
     line = round(font.size * 1.2) + _LINE_SPACING
     step = tile + _GAP
@@ -39,8 +39,8 @@ def labelled_grid(
     pen = ImageDraw.Draw(page)
     _draw_text(pen, (2 * _GAP, top / 2 + _GAP / 2), above, font, "lm")
     for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            page.paste(_fit_tile(picture, tile), (margin + _GAP + x * step, top + head + _GAP + y * step))
+        for x, image in enumerate(row):
+            page.paste(_fit_tile(image, tile), (margin + _GAP + x * step, top + head + _GAP + y * step))
     for y, label in enumerate(row_labels):
         lines = _wrap(label, font, margin - _GAP * 3, tile // line)
         _draw_text(pen, (_GAP * 2, top + head + _GAP + y * step + tile / 2), lines, font, "lm")
@@ -50,7 +50,7 @@ def labelled_grid(
 
 
 def captioned_grid(pictures: Sequence[tuple[Image.Image, str]], tile: int = 192) -> Image.Image:
-    """All on one sheet, row by row, each with its words above it, if there are any."""
+    """Draw all images in one grid, row by row, each with its caption, if any, above it."""
     columns = min(_MAX_COLUMNS, math.ceil(math.sqrt(len(pictures))))
     rows = [pictures[first : first + columns] for first in range(0, len(pictures), columns)]
     named = any(text for _, text in pictures)
@@ -67,15 +67,15 @@ def captioned_grid(pictures: Sequence[tuple[Image.Image, str]], tile: int = 192)
 
 
 def differing_words(texts: Sequence[str]) -> list[str]:
-    """The words of each between those that all begin with and those that all end with."""
+    """Return each text's words without the common beginning and the common end of all texts."""
     words = [text.split() for text in texts]
     begin = _common_words(words)
-    behind = _common_words([some[begin:][::-1] for some in words])
-    return [" ".join(some[begin : len(some) - behind]) for some in words]
+    behind = _common_words([text_words[begin:][::-1] for text_words in words])
+    return [" ".join(text_words[begin : len(text_words) - behind]) for text_words in words]
 
 
 def _common_words(texts: Sequence[list[str]]) -> int:
-    """How many words all begin with."""
+    """Return how many words at the beginning all texts share."""
     return sum(1 for _ in takewhile(lambda words: len({*words}) == 1, zip(*texts, strict=False)))
 
 
@@ -103,7 +103,7 @@ def _draw_text(
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, most: int) -> list[str]:
-    """The text in at most `most` lines of at most `width` pixels; a word that is longer is broken."""
+    """Wrap the text to at most `most` lines of at most `width` pixels; longer words are broken."""
     lines = [""]
     for word in text.split():
         for part in _break_word(word, font, width):

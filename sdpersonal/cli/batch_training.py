@@ -1,11 +1,11 @@
-"""`--concepts-list FILE`: several concepts in one go, each in turn, each with a run's folder of its own.
+"""`--concepts-list FILE`: train several concepts, one after the other, each with its own run folder.
 
-The file is what DreamBooth scripts with several subjects read, a JSON list of objects:
+The file has the format of DreamBooth scripts for several subjects, a JSON list of objects:
 
     [{"instance_prompt": "a photo of sks dog", "class_prompt": "a photo of dog", "instance_data_dir": "dog"},
      {"token": "<me/duck>", "class": "toy duck", "photos": "duck"}]
 
-An entry says what differs from the rest of the command line. Nothing in it can name a place to write to.
+An entry overrides the rest of the command line. It cannot name a path to write to.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ KEYS = frozenset(
         *("photos", "token", "class", "init", "kind", "prior", "steps", "max_train_steps", "num_class_images"),
     )
 )
-RESULT_FILE = "result.json"  # a finished run's
+RESULT_FILE = "result.json"  # written by a finished run
 
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """The settings of several trainings, each with its own run folder and token; resume: go on where it was."""
+    """The settings of several trainings, each with its own run folder and token; resume: continue started runs."""
 
     concepts: tuple[TrainingSettings, ...]
     resume: bool
 
 
 def take_list_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The file of `--concepts-list`, if it is there, and the other words. Raises UserError without a name."""
+    """Split off `--concepts-list`: its file, if given, and the other arguments. Raises UserError without a name."""
     items = split_argv(argv)
     chosen = [item for item in items if item.name == "concepts_list"]
     rest = join_argv([item for item in items if item.name != "concepts_list"])
@@ -61,32 +61,32 @@ def take_list_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 def read_batch(path: Path, argv: Sequence[str], parse: Callable[[list[str]], TrainingSettings]) -> BatchSettings:
-    """Every training of the list, checked before the first begins. parse: argv of one training to its settings.
+    """Read every training of the list, all validated before the first begins. parse: argv of one to its settings.
 
-    Raises UserError, naming the entry, where the file or an entry cannot be used.
+    Raises UserError, naming the entry, if the file or an entry cannot be used.
     """
     common = split_argv(argv)
-    # diffusers' word for it; whether there is something to go on from is asked of each concept, not of all.
+    # diffusers' value for it; each concept, not all together, decides whether it has a checkpoint to resume from.
     resume = any(item.name == "resume" or _is_resume_latest(item) for item in common)
     common = [item for item in common if item.name != "resume" and not _is_resume_latest(item)]
     concepts = []
     for number, entry in enumerate(_read_entries(path), 1):
         with _name_entry_in_errors(number, path):
             concepts.append(parse(join_argv(_merge_items(common, _to_argv_items(entry)))))
-    slugs = [Token.parse(one.token).slug for one in concepts]
+    slugs = [Token.parse(concept.token).slug for concept in concepts]
     for second, slug in enumerate(slugs):
         if (first := slugs.index(slug)) != second:
             raise UserError(
                 f"Entries {first + 1} and {second + 1} of {printable(str(path))} are both {concepts[first].token}.",
                 'Give them a "token" each.',
             )
-    return BatchSettings(tuple(_with_run_folder(one, path) for one in concepts), resume)
+    return BatchSettings(tuple(_with_run_folder(concept, path) for concept in concepts), resume)
 
 
 def train_all(several: BatchSettings, teach: Callable[..., object], say: Callable[[str], None]) -> int:
-    """Train each; one that fails does not stop the others, a full disk and Ctrl-C do. Ends with a summary.
+    """Train every concept and print a summary. A failure does not stop the others; a full disk and Ctrl-C do.
 
-    Returns 0, or the exit code of the first that failed. Raises Interrupted, DiskFull.
+    Returns 0, or the exit code of the first failure. Raises Interrupted, DiskFull.
     """
     outcomes: list[str] = []
     code = 0
@@ -97,7 +97,7 @@ def train_all(several: BatchSettings, teach: Callable[..., object], say: Callabl
             outcomes.append(outcome)
             code = code or failed
     finally:
-        waiting = [f"{one.token}  not begun or not finished" for one in several.concepts[len(outcomes) :]]
+        waiting = [f"{concept.token}  not begun or not finished" for concept in several.concepts[len(outcomes) :]]
         say("\n" + "\n".join(outcomes + waiting))
     return code
 
@@ -105,7 +105,7 @@ def train_all(several: BatchSettings, teach: Callable[..., object], say: Callabl
 def _train_one(
     settings: TrainingSettings, resume: bool, teach: Callable[..., object], say: Callable[[str], None]
 ) -> tuple[int, str]:
-    """(exit code, a line of the summary)."""
+    """Train one concept. Returns (exit code, a line of the summary)."""
     run = settings.run
     if resume and (done := _finished_token(run, settings)):
         say("It is done already.")
@@ -120,7 +120,7 @@ def _train_one(
         return error.exit_code, f"{settings.token}  failed: {error.message}"
     except Exception as error:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise  # the other processes are in the middle of this concept, not of the next
+            raise  # the other processes are still training this concept, not the next
         traceback.print_exc()
         return 1, f"{settings.token}  failed: {type(error).__name__}: {printable(str(error))}"
     token = getattr(result, "token", settings.token)
@@ -128,20 +128,20 @@ def _train_one(
 
 
 def _read_entries(path: Path) -> list[dict[str, object]]:
-    shown = printable(str(path))
+    shown_path = printable(str(path))
     try:
         content = json.loads(storage.read_bytes(path, MAX_BYTES))  # UTF-8, or UTF-16 as PowerShell writes it
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{shown} is not JSON: {error.msg} at {where}.", _example_json()) from None
+        raise UserError(f"{shown_path} is not JSON: {error.msg} at {where}.", _example_json()) from None
     except UnicodeDecodeError:
-        raise UserError(f"{shown} is not UTF-8 text.", "Save it as UTF-8.") from None
+        raise UserError(f"{shown_path} is not UTF-8 text.", "Save it as UTF-8.") from None
     except (ValueError, RecursionError):
-        raise UserError(f"{shown} is not JSON.", _example_json()) from None
-    if not isinstance(content, list) or not content or not all(isinstance(one, dict) for one in content):
-        raise UserError(f"{shown} is not a list of concepts.", _example_json())
+        raise UserError(f"{shown_path} is not JSON.", _example_json()) from None
+    if not isinstance(content, list) or not content or not all(isinstance(entry, dict) for entry in content):
+        raise UserError(f"{shown_path} is not a list of concepts.", _example_json())
     if len(content) > MAX_CONCEPTS:
-        raise UserError(f"{shown} lists {len(content):,} concepts; {MAX_CONCEPTS} are the most at once.")
+        raise UserError(f"{shown_path} lists {len(content):,} concepts; {MAX_CONCEPTS} are the most at once.")
     return content
 
 
@@ -174,7 +174,7 @@ def _is_resume_latest(item: ArgvItem) -> bool:
 
 
 def _with_run_folder(settings: TrainingSettings, path: Path) -> TrainingSettings:
-    """With a run folder of its own: inside the one asked for, else in runs/ under the list's name."""
+    """Give the settings their own run folder: inside the requested one, else in runs/ under the list's name."""
     listed = re.sub(r"[^\w-]+", "-", path.stem, flags=re.ASCII).strip("-") or "concepts"
     place = settings.run or Path("runs") / listed
     return settings.model_copy(update={"run": place / Token.parse(settings.token).slug})
@@ -185,7 +185,7 @@ def _is_started(run: Path) -> bool:
 
 
 def _finished_token(run: Path, settings: TrainingSettings) -> str | None:
-    """The token that a finished run left, if it was as long as is asked for now."""
+    """Return the token of a finished run, if it had at least the steps requested now."""
     try:
         result = json.loads(storage.read_bytes(run / RESULT_FILE, MAX_BYTES))
         return str(result["token"]) if result["steps"] >= (settings.steps or 0) else None
@@ -194,7 +194,7 @@ def _finished_token(run: Path, settings: TrainingSettings) -> str | None:
 
 
 class _name_entry_in_errors:
-    """Says which entry a mistake is in, also where tyro has told it and wants to leave."""
+    """Name the entry that an error is in, also where tyro has printed the error and exits."""
 
     def __init__(self, number: int, path: Path):
         self._place = f"entry {number} of {printable(str(path))}"

@@ -1,4 +1,4 @@
-"""The first thing a newcomer sees: two sample sets of photos taught, and a sheet that mixes what was learned."""
+"""The demo: train on two sample sets of photos, and generate a grid that mixes the two concepts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ..training.checkpoint import latest_step
 
 PHOTOS = Path("examples") / "photos"
 SUBJECT, STYLE = "<demo/teddy>", "<demo/cyanotype>"
-_WEAK_STYLE = STYLE.replace(">", ":0.8>")  # at full strength it drowns the rest
+_WEAK_STYLE = STYLE.replace(">", ":0.8>")  # at full strength it overpowers the rest
 SEEDS = 4
-ROWS = (  # whose photo comes first, and the prompt
+ROWS = (  # the concept whose photo comes first, and the prompt
     (SUBJECT, f"{SUBJECT} on the beach"),
     (SUBJECT, f"{SUBJECT} in the snow"),
     (SUBJECT, f"{SUBJECT} in space"),
@@ -33,7 +33,7 @@ ROWS = (  # whose photo comes first, and the prompt
 
 
 def run_demo(out: Path, say: Callable[[str], None] = print) -> Path:
-    """Teach what is not yet taught in `out`, draw the sheet, and say where it is. Raises UserError."""
+    """Train what is not yet trained in `out`, generate the grid, and say where it is. Raises UserError."""
     sets = {SUBJECT: PHOTOS / "teddy-bear", STYLE: PHOTOS / "cyanotype"}
     if not all(folder.is_dir() for folder in sets.values()):
         raise UserError(f"There are no sample photos in {PHOTOS}.", "Run this in the project's folder.")

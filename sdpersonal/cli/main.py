@@ -1,6 +1,6 @@
-"""`sdpersonal ...`: finds the command, reads its settings, and gives the exit code. The commands are in `commands/`.
+"""`sdpersonal ...`: find the command, parse its settings, and return the exit code. The commands are in `commands/`.
 
-Exit codes: 0 done, 1 `concepts verify` found damage, 2 the user's mistake, 3 no room on disk, 4 training diverged,
+Exit codes: 0 done, 1 `concepts verify` found damage, 2 the user's mistake, 3 disk full, 4 training diverged,
 130 interrupted.
 """
 
@@ -72,26 +72,26 @@ COMMANDS: dict[str, tuple[Callable, type[SettingsBase]]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command and return its exit code."""
     _print_anything()
     argv = list(sys.argv[1:] if argv is None else argv)
     for name, (command, settings) in COMMANDS.items():
         words = name.split()
         if argv[: len(words)] == words:
             return run_command(command, settings, argv[len(words) :], f"sdpersonal {name}")
-    asked = not argv or argv[0] in ("-h", "--help")
+    is_help = not argv or argv[0] in ("-h", "--help")
     lines = [f"  {name:26} {(settings.__doc__ or '').splitlines()[0]}" for name, (_, settings) in COMMANDS.items()]
     text = "usage: sdpersonal COMMAND [--help] ...\n\n" + "\n".join(lines)
     print(
-        text if asked else f"{printable(' '.join(argv[:2]))} is not a command.\n{text}",
-        file=sys.stdout if asked else sys.stderr,
+        text if is_help else f"{printable(' '.join(argv[:2]))} is not a command.\n{text}",
+        file=sys.stdout if is_help else sys.stderr,
     )
-    return 0 if asked else 2
+    return 0 if is_help else 2
 
 
 def run_command(command: Callable, settings: type[SettingsBase], argv: Sequence[str], prog: str) -> int:
-    """Read the settings, do the work, and turn what went wrong into a line and an exit code."""
-    # Threads that spin long while they wait make drawing two to three times slower on a busy machine
+    """Parse the settings, run the command, and turn an error into a message and an exit code."""
+    # Threads that spin long while they wait make generation two to three times slower on a busy machine
     # (docs/performance.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch loads
     _print_anything()
@@ -108,13 +108,13 @@ def run_command(command: Callable, settings: type[SettingsBase], argv: Sequence[
         print("Stopped.", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read us has enough (`| head`). What is left in the buffer must not raise again at exit.
+        # The reader of our output closed the pipe (`| head`). What is left in the buffer must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def _print_anything() -> None:
-    """Let a terminal that cannot show a character get its escape instead of ending the program (LANG=C, cp1252)."""
+    """Print an escape for a character that the terminal cannot show, instead of failing (LANG=C, cp1252)."""
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -124,7 +124,7 @@ _WHOLE_NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTE
 
 
 def _check_environment() -> None:
-    """Raise UserError for variables of a launcher that are no numbers; accelerate would end with a traceback."""
+    """Raise UserError for launcher variables that are not numbers; accelerate would end with a traceback."""
     for name in _WHOLE_NUMBERS:
         value = os.environ.get(name)
         if value is not None and not (value.isascii() and value.removeprefix("-").isdecimal()):
@@ -139,15 +139,15 @@ def _parse_settings(
 ) -> SettingsBase | batch_training.BatchSettings:
     if not issubclass(settings, TrainingSettings):
         return _parsed(settings, argv, prog)
-    said: set[str] = set()
+    seen_notes: set[str] = set()
 
     def read(argv: Sequence[str]) -> TrainingSettings:
-        ours = diffusers_compat.translate(settings, argv, diffusers_compat.current_environment())
-        for note in ours.notes:
-            if note not in said and is_main_process():
+        translation = diffusers_compat.translate(settings, argv, diffusers_compat.current_environment())
+        for note in translation.notes:
+            if note not in seen_notes and is_main_process():
                 print(f"note: {note}", file=sys.stderr)
-            said.add(note)
-        return _parsed(settings, ours.argv, prog, f"{settings.__doc__}\n\n{_HELP_EPILOG}")
+            seen_notes.add(note)
+        return _parsed(settings, translation.argv, prog, f"{settings.__doc__}\n\n{_HELP_EPILOG}")
 
     path, argv = batch_training.take_list_flag(argv)
     return batch_training.read_batch(path, argv, read) if path else read(argv)
@@ -156,7 +156,7 @@ def _parse_settings(
 def _parsed(
     settings: type[SettingsBase], argv: Sequence[str], prog: str, description: str | None = None
 ) -> SettingsBase:
-    """The settings on a command line. Raises UserError for a value that is unusable, with the flag's own name."""
+    """Parse a command line into settings. Raises UserError for an unusable value, with the flag's name."""
     _check_switches(settings, argv)
     try:
         return tyro.cli(settings, args=argv, prog=prog, description=description, registry=_as_typed())
@@ -165,14 +165,14 @@ def _parsed(
 
 
 def _by_its_flag(error: UserError, settings: type[SettingsBase]) -> UserError:
-    """The same with the flag's name, where it is about one of the settings and has no name for it yet."""
+    """Return the error with the flag's name in place of the field's, if it is about a setting."""
     if isinstance(error, FieldError) and error.field in settings.model_fields:
         return error.called(flag_of(settings, error.field))
     return error
 
 
 def _check_switches(settings: type[SettingsBase], argv: Sequence[str]) -> None:
-    """Raise UserError for an empty word behind a switch, of which tyro would only say that it is not known."""
+    """Raise UserError for an empty word behind a switch, which tyro would only report as unknown."""
     switches = {
         f"{no}{flag_of(settings, name).removeprefix('--').replace('-', '_')}"
         for name, field in settings.model_fields.items()
@@ -188,8 +188,8 @@ def _check_switches(settings: type[SettingsBase], argv: Sequence[str]) -> None:
 
 
 def _as_typed() -> ConstructorRegistry:
-    """Rules by which tyro hands on what was typed where it is no number, no choice or an empty path: `Settings` then
-    refuses it in the words of a Python call. tyro's own `Path("")` is the current folder."""
+    """Make tyro pass on raw text that is no number, no choice or an empty path, so that the settings class refuses it
+    with the message of a Python call. tyro's own `Path("")` would be the current folder."""
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
@@ -219,7 +219,7 @@ def _as_typed() -> ConstructorRegistry:
 
 
 def _say_no_empty_defaults(registry: ConstructorRegistry) -> None:
-    """Add the rule by which help says "(default: X)" only of defaults that say something: None and "" do not."""
+    """Add a rule that omits "(default: X)" from help for defaults without information: None and ""."""
     hint = tyro.conf.arg(help_behavior_hint=lambda text: f"(default: {text})" if text not in _EMPTY_DEFAULTS else "")
     within = False
 
@@ -228,7 +228,7 @@ def _say_no_empty_defaults(registry: ConstructorRegistry) -> None:
         nonlocal within
         if within or not (isinstance(info.type, type) and issubclass(info.type, SettingsBase)):
             return None
-        within = True  # so that tyro's own rule is asked
+        within = True  # so that tyro's own rule applies
         try:
             spec = ConstructorRegistry.get_struct_spec(info)
         finally:

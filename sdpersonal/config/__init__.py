@@ -1,6 +1,6 @@
-"""What a program can be asked: one frozen class per program, from which its command line is made (tyro).
+"""Settings of training and generation: one frozen class per command, from which tyro builds its command line.
 
-Values are checked here, once, with the same words for a Python call, a command line and a web page.
+Values are validated here, once, with the same messages for a Python call, a command line and the web page.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ ConceptKind = Literal["object", "style", "person"]
 
 
 class MayBeEmpty:
-    """Marks a text that may be empty, in `Annotated`. All others are refused when they are."""
+    """Mark a text field that may be empty, in `Annotated`. All other text fields must not be empty."""
 
 
 class AnyText:
-    """Marks a text that only has to be valid Unicode, in `Annotated`: it has checks of its own for the rest."""
+    """Mark a text field that only has to be valid Unicode, in `Annotated`: it has its own checks for the rest."""
 
 
 class SettingsBase(BaseModel):
     """Base of every settings class. Building one from bad values raises UserError.
 
-    All text comes through `_usable_text`, before the field's own checks: it is valid Unicode without control
+    All text is checked by `_usable_text` before the field's own checks: it is valid Unicode without control
     characters, not longer than its limit, and not empty unless the field is marked MayBeEmpty or its default is "".
-    A prompt (AnyText) may hold control characters, since pictures of other programs do; no tokenizer sees them.
+    A prompt (AnyText) may contain control characters, since images of other programs do; no tokenizer sees them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -68,7 +68,7 @@ class SettingsBase(BaseModel):
 
 
 def to_user_error(error: ValidationError, settings: type[BaseModel]) -> UserError:
-    """The first thing wrong, as a person would say it: "steps must be a whole number from 1 to 1000, got nan"."""
+    """Describe the first error in plain words: "steps must be a whole number from 1 to 1000, got nan"."""
     fault = error.errors(include_url=False)[0]
     name = str(fault["loc"][0]) if fault["loc"] else settings.__name__
     field = settings.model_fields.get(name)
@@ -100,7 +100,7 @@ def _hint(field: FieldInfo) -> str:
 
 
 def _too_long(field: FieldInfo, text: str) -> Problem | None:
-    """A problem where the text is longer than the field's own limit."""
+    """Return a problem if the text is longer than the field's own limit."""
     limit = _bounds(field).get("max_length")
     if limit is None or len(text) <= limit:
         return None
@@ -108,20 +108,20 @@ def _too_long(field: FieldInfo, text: str) -> Problem | None:
 
 
 def _types(annotation: Any) -> set[Any]:
-    """The plain types in an annotation such as `tuple[Path, ...] | None`."""
+    """Return the plain types in an annotation such as `tuple[Path, ...] | None`."""
     if not (parts := get_args(annotation)):
         return {annotation}
     return set().union(*(_types(part) for part in parts if not isinstance(part, str)))
 
 
 def _marks(field: FieldInfo) -> list[Any]:
-    """Its annotations, of `tuple[Annotated[X, ...], ...] | None` those of X too."""
+    """Return the field's annotations; for `tuple[Annotated[X, ...], ...] | None` those of X too."""
     return [*field.metadata, *_inner_marks(field.annotation)]
 
 
 def _inner_marks(annotation: Any) -> list[Any]:
-    own = getattr(annotation, "__metadata__", ())
-    return [*own, *(mark for part in get_args(annotation) for mark in _inner_marks(part))]
+    marks = getattr(annotation, "__metadata__", ())
+    return [*marks, *(mark for part in get_args(annotation) for mark in _inner_marks(part))]
 
 
 def _bounds(field: FieldInfo) -> dict[str, Any]:
@@ -152,17 +152,17 @@ _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "yes or n
 
 
 def flag_of(settings: type[BaseModel], name: str) -> str:
-    """What a command line calls a field: --class for class_noun, PHOTOS for one that is given by its place."""
+    """Return a field's name on the command line: --class for class_noun, PHOTOS for a positional one."""
     field = settings.model_fields.get(name)
     marks = _marks(field) if field else []
     if any(mark is tyro.conf.Positional for mark in marks):
         return name.upper()
-    own = next((mark.name for mark in marks if getattr(mark, "name", None) and hasattr(mark, "aliases")), None)
-    return f"--{(own or name).replace('_', '-')}"
+    flag = next((mark.name for mark in marks if getattr(mark, "name", None) and hasattr(mark, "aliases")), None)
+    return f"--{(flag or name).replace('_', '-')}"
 
 
 def _check_number(value: Any) -> Any:
-    # True is an int to Python and "7" is one to pydantic; a person who sent either made a mistake.
+    # True is an int to Python and "7" is one to pydantic; a user who sent either made a mistake.
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     raise PydanticCustomError("number", "not a number")
@@ -178,7 +178,7 @@ def _check_whole_number(value: Any) -> Any:
 
 
 def _as_validator(check):
-    """A validator out of a function that raises UserError, keeping its words."""
+    """Make a validator of a function that raises UserError, keeping its message and hint."""
 
     def validate(value: Any) -> Any:
         try:
@@ -234,8 +234,8 @@ def _check_resolution(value: Any) -> Any:
 def _check_size(value: Any) -> Any:
     if value is None:
         return None
-    found = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", value) if isinstance(value, str) else None
-    if not found or any(int(side) % 8 or not 64 <= int(side) <= 2048 for side in found.groups()):
+    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", value) if isinstance(value, str) else None
+    if not match or any(int(side) % 8 or not 64 <= int(side) <= 2048 for side in match.groups()):
         raise UserError(
             f"size must be WIDTHxHEIGHT, multiples of 8 from 64 to 2048, got {printable(repr(value), 40)}.",
             "For example 512x512.",
@@ -244,7 +244,7 @@ def _check_size(value: Any) -> Any:
 
 
 def _scheduler(value: Any) -> Any:
-    """The canonical name; None, and the empty text of a form, for the model's own."""
+    """Return the canonical scheduler name; None, and the empty text of a form, mean the model's own."""
     if value is None or value == "":
         return None
     if not isinstance(value, str):
@@ -256,140 +256,140 @@ MAX_CLIP_SKIP = 12  # A1111's limit: the layers of Stable Diffusion 1.x's text e
 Number = BeforeValidator(_check_number)
 WholeNumber = BeforeValidator(_check_whole_number)
 PromptText = Annotated[str, _as_validator(_check_prompt), AnyText()]
-SEEDS = 2**64  # as many as ComfyUI and torch have; after the last comes the first
+SEEDS = 2**64  # as many as ComfyUI and torch have; seeds wrap around
 Seed = Annotated[int, WholeNumber, Field(ge=0, le=SEEDS - 1)]
 TokenText = Annotated[str, _as_validator(_check_token)]
 Words = BeforeValidator(_words)
 
 
 class TrainingSettings(SettingsBase):
-    """What both trainers ask."""
+    """Settings that both trainers share."""
 
     photos: Path
     """Folder with 3 to 30 photos of one thing."""
     token: Annotated[str, _as_validator(_check_new_token)]
-    """How you will write it in prompts, for example '<me/my-cat>'."""
+    """Token that you will write in prompts, for example '<me/my-cat>'."""
     kind: ConceptKind = "object"
     """What the photos share: one object, one person, or one style."""
     consent: Literal["yes", "no", "unknown"] = "unknown"
-    """Whether the person shown agrees; kept on the card. Without a yes a person's concept is not sent to the Hub."""
+    """Whether the person shown agrees; recorded on the card. A person's concept goes to the Hub only with a yes."""
     base: str | None = None
-    """Model to teach: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 with a CUDA card, else tiny."""
+    """Model to train: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 with a CUDA card, else tiny."""
     revision: str | None = None
-    """Branch, tag or commit of a base from the Hub."""
+    """Branch, tag or commit of a model from the Hub."""
     vae: Path | None = None
-    """Folder or file of an autoencoder to use in the base's place."""
+    """Folder or file of a VAE to use instead of the model's own."""
     resolution: Annotated[int | None, _as_validator(_check_resolution)] = None
-    """Side in pixels of the squares that are learned from. Default: the base's own."""
+    """Side in pixels of the training images. Default: the model's own."""
     steps: Annotated[int, WholeNumber, Field(ge=1, le=100_000)] | None = None
-    """Optimiser steps, at most. Default: what suits the method, the base and the number of photos."""
+    """Maximum number of optimizer steps. Default: depends on the method, the model and the number of photos."""
     lr: Annotated[float, Number, Field(gt=0, le=1e9)] | None = None
-    """Learning rate. Default: what suits the method and the base."""
+    """Learning rate. Default: depends on the method and the model."""
     batch: Annotated[int, WholeNumber, Field(ge=1, le=64)] | None = None
-    """Photos at once in each process. Default: what suits the base."""
+    """Batch size per device. Default: depends on the model."""
     accumulate: Annotated[int, WholeNumber, Field(ge=1, le=64)] = 1
-    """Batches a step: a larger step at the memory of a small one."""
+    """Gradient accumulation steps."""
     optimizer: Literal["adamw", "adamw8bit", "prodigy"] = "adamw"
-    """adamw8bit takes a quarter of the memory for its moments; prodigy finds its own rate."""
+    """adamw8bit needs a quarter of the memory for its moments; prodigy finds its own learning rate."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """The learning rate over the run."""
+    """Learning rate schedule."""
     snr_gamma: Annotated[float, Number, Field(gt=0, le=1000)] | None = None
-    """Min-SNR weighting (Hang et al. 2023), 5 in the paper. Default: every noise level counts the same."""
+    """Gamma of min-SNR weighting (Hang et al. 2023), 5 in the paper. Default: all noise levels weigh the same."""
     noise_offset: Annotated[float, Number, Field(ge=0, le=1)] = 0.0
-    """Noise added to whole channels, so that dark and bright pictures are learned; 0.05 to 0.1."""
+    """Noise added to whole channels, so that the model learns dark and bright images; 0.05 to 0.1 are usual."""
     checkpointing: Annotated[int, WholeNumber, Field(ge=0, le=100)] = 0
-    """Save memory: compute every n-th block of the UNet twice; 1 takes the least memory, 0 the least time."""
+    """Gradient checkpointing of every n-th UNet block; 1 takes the least memory, 0 (off) the least time."""
     seed: Seed = 0
-    """Same seed, same concept."""
+    """Random seed; the same seed trains the same concept."""
     crop: Literal["center", "subject"] = "center"
-    """Which square of a photo to use."""
+    """Where to crop a photo to a square."""
     flip: bool = False
-    """Also learn from mirrored photos; not for text or faces."""
+    """Also train on mirrored photos; not for text or faces."""
     library: Path = Path("concepts")
-    """Folder that keeps your concepts."""
+    """Folder of your concepts."""
     run: Path | None = None
-    """Folder for checkpoints, progress and pictures of this run. Default: runs/OWNER-NAME-METHOD."""
+    """Folder for checkpoints, progress and sample images of this run. Default: runs/OWNER-NAME-METHOD."""
     resume: bool = False
-    """Go on from the newest checkpoint in the run folder."""
+    """Resume from the newest checkpoint in the run folder."""
     save_every: Annotated[int, WholeNumber, Field(ge=1, le=100_000)] = 100
     """Steps between checkpoints."""
     samples: bool = True
-    """Draw pictures: at milestones, to judge and keep the best; and a sheet and a thumbnail at the end."""
+    """Generate samples: at milestones, to score and keep the best, and a grid and a thumbnail at the end."""
     early_stop: bool = True
-    """End where there is no more to learn; else after all steps."""
+    """Stop when the loss has converged (DVAR); --no-early-stop runs all steps."""
     report_to: Literal["tensorboard", "wandb"] | None = None
-    """Also write the loss and the rates to this tracker."""
+    """Also log the loss and the learning rates to this tracker."""
 
 
 class TextualInversionSettings(TrainingSettings):
-    """Textual inversion: teach a word by its embedding alone. Small files; the base stays as it is."""
+    """Textual inversion: train only the embeddings of a token. Small files; the model stays unchanged."""
 
     init: Annotated[str, Field(max_length=100), Words] | None = None
-    """Words to start from, for example 'toy duck'. Default: the kind."""
+    """Words whose embeddings to start from, for example 'toy duck'. Default: the kind."""
     vectors: Annotated[int, WholeNumber, Field(ge=1, le=32)] | None = None
-    """Embedding vectors of the token; more remember more and mix worse. Default: 4, of tiny 8."""
+    """Embedding vectors of the token; more remember more and mix worse. Default: 4 (tiny: 8)."""
 
 
 class DreamboothSettings(TrainingSettings):
-    """DreamBooth: teach the picture model too. Closest likeness."""
+    """DreamBooth: train the UNet too. Closest likeness."""
 
     class_noun: Annotated[str, tyro.conf.arg(name="class"), Field(min_length=1, max_length=100), Words]
-    """The general noun for it, for example 'toy duck' or 'watercolor'."""
+    """Class noun of the subject, for example 'toy duck' or 'watercolor'."""
     method: Literal["lora", "pivotal", "full"] = "lora"
-    """lora: small and quick; pivotal: the word first, then a LoRA; full: every weight, a model folder of its own."""
+    """lora: small and quick; pivotal: the embeddings first, then a LoRA; full: all weights, saved as a model folder."""
     rank: Annotated[int, WholeNumber, Field(ge=1, le=128)] = 16
-    """LoRA rank; larger remembers more and makes larger files."""
+    """LoRA rank; a larger one remembers more and makes larger files."""
     targets: Literal["attention", "transformer", "all"] | None = None
-    """Layers with a LoRA: attention, the whole transformer blocks, convolutions too. Default: what suits the base."""
+    """Layers with a LoRA: attention, whole transformer blocks, or convolutions too. Default: depends on the model."""
     text_encoder: bool = False
-    """Teach the text encoder too: closer likeness, worse mixing."""
+    """Train the text encoder too: closer likeness, worse mixing."""
     prior: str = "none"
-    """Keep the class as the base knows it: predicted, drawn, or a folder of class photos."""
+    """Prior preservation, to keep the class as the model knows it: predicted, drawn, or a folder of class images."""
     prior_weight: Annotated[float, Number, Field(gt=0, le=10)] = 1.0
-    """How much that counts, 1 in the paper."""
+    """Weight of the prior preservation loss, 1 in the paper."""
     class_pictures: Annotated[int, WholeNumber, Field(ge=1, le=10_000)] = 50
-    """How many to draw for --prior drawn; kept for every concept of the class."""
+    """Class images to generate for --prior drawn; reused for every concept of the class."""
 
 
 class GenerateRequest(SettingsBase):
-    """One request for pictures. Picture i depends on seed + i alone (or, near a favourite, on near_seed + i)."""
+    """A request for images. Image i depends only on seed + i (or, for variations of a seed, on near_seed + i)."""
 
     prompt: PromptText
-    """English with concept tokens in it: 'a photo of <me/duck> on the beach'."""
+    """Prompt in English with concept tokens: 'a photo of <me/duck> on the beach'."""
     negative: PromptText = ""
-    """What the picture should not be."""
+    """Negative prompt: what the image should not show."""
     n: Annotated[int, WholeNumber, Field(ge=1, le=100)] = 4
-    """How many pictures."""
+    """Number of images."""
     every: bool = False
-    """Draw each of the prompt's alternatives n times, instead of one by chance for each picture."""
+    """Generate all combinations of the prompt's alternatives, n times each, instead of a random one per image."""
     seed: Seed = 0
-    """Same seed, same picture."""
+    """Seed of the first image; the same seed gives the same image."""
     steps: Annotated[int, WholeNumber, Field(ge=1, le=150)] | None = None
-    """Denoising steps. Default: 25; with --fast 6."""
+    """Denoising steps. Default: 25 (with --fast: 6)."""
     guidance: Annotated[float, Number, Field(ge=1, le=30)] | None = None
-    """How strictly to follow the prompt; 1 is not at all. Default: what suits the base (7.5, SDXL 5, tiny 3)."""
+    """Guidance scale; 1 turns guidance off. Default: depends on the model (7.5, SDXL 5, tiny 3)."""
     rescale: Annotated[float, Number, Field(ge=0, le=1)] | None = None
-    """How much of guidance's excess contrast to take back. Default: what suits the base (mostly 0)."""
+    """Guidance rescale: how much of guidance's excess contrast to remove. Default: depends on the model (mostly 0)."""
     size: Annotated[str | None, _as_validator(_check_size)] = None
-    """WIDTHxHEIGHT in pixels. Default: the base's own, or the start picture's."""
+    """WIDTHxHEIGHT in pixels. Default: the model's own, or the start image's."""
     near: Annotated[float, Number, Field(gt=0, le=1)] | None = None
-    """Variations of the seed's picture: how far each is from it; 0.1 is close, 1 another picture."""
+    """Variation strength: how far each image is from the seed's; 0.1 is close, 1 is another image."""
     near_seed: Seed = 1
-    """Seed of the variations."""
+    """Variation seed."""
     start: Path | None = None
-    """Picture to begin from (image-to-image)."""
+    """Image to start from (img2img)."""
     mask: Path | None = None
-    """Picture that is white where the start picture is to be drawn anew (inpainting)."""
+    """Mask image, white where the start image is to be generated anew (inpainting)."""
     change: Annotated[float, Number, Field(gt=0, le=1)] = 0.6
-    """How much of the start picture, or of the first pass, may change (denoising strength)."""
+    """Denoising strength: how much of the start image, or of the first pass, may change."""
     enlarge: Annotated[float, Number, Field(ge=1, le=4)] = 1.0
-    """Draw it, then again so many times as large, from that."""
+    """Upscale factor of a second pass (hires fix)."""
     fast: Annotated[str | None, _as_validator(_check_token)] = None
-    """Token of an LCM or TCD LoRA in your library: a few steps are enough."""
+    """Token of an LCM or TCD LoRA in your library, with which a few steps are enough."""
     scheduler: Annotated[str | None, _as_validator(_scheduler)] = None
-    """Name of a scheduler as A1111, ComfyUI or diffusers spell it: 'Euler a'. Default: DPM++ 2M Karras (tiny: DDIM)."""
+    """Scheduler, named as in A1111, ComfyUI or diffusers: 'Euler a'. Default: DPM++ 2M Karras (tiny: DDIM)."""
     clip_skip: Annotated[int, WholeNumber, Field(ge=1, le=MAX_CLIP_SKIP)] = 1
-    """Layer of the text encoder to read, counted from the last as in A1111; 1 skips none, many anime models want 2."""
+    """Text encoder layer to use, counted from the last as in A1111; 1 skips none, many anime models want 2."""
 
     def __init__(self, **values: Any):
         super().__init__(**values)
@@ -401,7 +401,7 @@ class GenerateRequest(SettingsBase):
         check_total_work(self, self.n)
 
     def _check_steps(self) -> None:
-        """LCM and TCD distil the 50 steps of another scheduler: they cannot take more."""
+        """Check the limit of LCM and TCD: they distil the 50 steps of another scheduler and cannot take more."""
         few = named(self.scheduler).max_steps if self.scheduler else 50 if self.fast else None
         if few and self.denoising_steps > few:
             raise FieldError(
@@ -416,21 +416,21 @@ class GenerateRequest(SettingsBase):
 
     @property
     def pixels(self) -> tuple[int, int] | None:
-        """(width, height), or None for the base's own."""
+        """Return (width, height), or None for the model's own."""
         if self.size is None:
             return None
         width, height = self.size.split("x")
         return int(width), int(height)
 
 
-DEFAULT_STEPS = 25  # of DPM++ 2M Karras: more change little (Lu et al. 2022, arXiv 2211.01095, figure 1)
-DEFAULT_FAST_STEPS = 6  # of LCM or TCD, which learned to do with 4 to 8 (Luo et al. 2023, arXiv 2311.05556)
-MAX_IMAGES = 1000  # of one request for every alternative
-MAX_WORK = 100 * 50 * 1024 * 1024  # pictures x steps x pixels: some hours on a fast card
+DEFAULT_STEPS = 25  # for DPM++ 2M Karras: more steps change little (Lu et al. 2022, arXiv 2211.01095, figure 1)
+DEFAULT_FAST_STEPS = 6  # for LCM or TCD, which are distilled to 4 to 8 steps (Luo et al. 2023, arXiv 2311.05556)
+MAX_IMAGES = 1000  # of one request for all combinations
+MAX_WORK = 100 * 50 * 1024 * 1024  # images x steps x pixels: some hours on a fast GPU
 
 
 def check_total_work(request: GenerateRequest, pictures: int) -> None:
-    """Each number within its limits can still be a week of work together: raises UserError."""
+    """Raise UserError for too much work in total: numbers within their limits can still add up to a week."""
     width, height = request.pixels or (512, 512)
     work = pictures * request.denoising_steps * width * height * request.enlarge**2
     if work > MAX_WORK:

@@ -1,4 +1,4 @@
-"""Names of schedulers in other programs, and the diffusers class and settings that each of them means.
+"""Scheduler names of other programs, and the diffusers class and settings that each of them means.
 
 A name has two parts, as in A1111 since 1.9: the sampler ("DPM++ 2M") and the schedule type ("Karras"). Our own names
 are A1111's with both parts: "DPM++ 2M Karras". ComfyUI, InvokeAI, NovelAI, Fooocus, SwarmUI, SD.Next, Draw Things and
@@ -53,7 +53,7 @@ _AUTOMATIC = ("", "automatic", "auto", "default", "none")
 _TWICE = ("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete")
 
 Family = Literal["sigma", "spacing", "lambda", "singlestep", "own"]
-"""Which schedules a class can do: "sigma": all; "spacing": those that are a choice of timesteps; "lambda": all but
+"""Which schedules a class supports: "sigma": all; "spacing": those that choose timesteps; "lambda": all but
 Uniform and DDIM, since its `linspace` is SGM Uniform; "singlestep": as "lambda" without Simple; "own": one."""
 _CAN: dict[Family, tuple[str, ...]] = {
     "sigma": (PLAIN, "Karras", "Exponential", SGM, "Simple", "DDIM", "Beta"),
@@ -67,11 +67,11 @@ _SPACING = {PLAIN: "linspace", SGM: "trailing", "Simple": "trailing", "DDIM": "l
 
 @dataclass(frozen=True)
 class Sampler:
-    """One sampler: its name in A1111, the class in diffusers without "Scheduler", and what is set in it.
+    """A sampler: its A1111 name, its diffusers class without "Scheduler", and that class's options.
 
-    plain: the schedule that the name alone means; automatic: the one that A1111's "Automatic" means, "" for the plain
-    one; aliases: other programs' names; near: how the class differs from the sampler of that name, "" where it is the
-    same method.
+    plain: the schedule that the name alone means; automatic: the one that A1111's "Automatic" means, "" if that is the
+    plain one; aliases: other programs' names; near: how the class differs from the sampler of that name, "" if it is
+    the same method.
     """
 
     name: str
@@ -85,12 +85,12 @@ class Sampler:
 
     @property
     def default(self) -> str:
-        """The schedule that A1111's "Automatic" means."""
+        """Return the schedule that A1111's "Automatic" means."""
         return self.automatic or self.plain
 
     @property
     def schedules(self) -> tuple[str, ...]:
-        """A1111's labels of the schedules that diffusers has for it; empty where it has one of its own."""
+        """Return A1111's labels of the schedules that diffusers supports here; empty if the class has only its own."""
         return _CAN[self.family]
 
 
@@ -98,7 +98,7 @@ def _multistep(**options: Any) -> dict[str, Any]:
     return {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"} | options
 
 
-_FINAL = {"lower_order_final": True}  # the last step, to no noise at all, cannot be of the second order
+_FINAL = {"lower_order_final": True}  # the last step, to zero noise, cannot be of the second order
 _SINGLESTEP = "diffusers has no {}; its singlestep DPM-Solver++ of the same order draws instead"
 _DDIM = {"clip_sample": False}  # Stable Diffusion's latents are not within -1 and 1
 SAMPLERS = (
@@ -206,11 +206,11 @@ NO_COUNTERPART: Mapping[str, str] = MappingProxyType(  # a name, or the beginnin
 
 @dataclass(frozen=True)
 class Scheduler:
-    """What draws: a class of diffusers and its settings.
+    """A scheduler as diffusers runs it: its class and its settings.
 
-    sampler, schedule: A1111's two names of what was asked, schedule "" where the sampler has one of its own;
-    diffusers: the class without "Scheduler"; options: over the configuration that the base came with; near: how it
-    differs from what was asked, in words, "" where it does not.
+    sampler, schedule: A1111's two names of what was requested, schedule "" if the sampler has only its own;
+    diffusers: the class without "Scheduler"; options: override the model's own configuration; near: how it differs
+    from what was requested, in words, "" if it does not.
     """
 
     sampler: str
@@ -221,95 +221,95 @@ class Scheduler:
 
     @property
     def name(self) -> str:
-        """As it stands in a request and a recipe: both names, the second left out where it goes without saying."""
+        """Return the name used in requests and recipes: both parts, without the schedule if it is the default."""
         sampler = _BY_NAME[self.sampler]
-        shown = "" if self.schedule == sampler.plain == sampler.default else self.schedule
-        return f"{self.sampler} {shown}".strip()
+        schedule = "" if self.schedule == sampler.plain == sampler.default else self.schedule
+        return f"{self.sampler} {schedule}".strip()
 
     @property
     def note(self) -> str:
-        """A sentence on how it differs from what was asked, "" where it does not."""
+        """Return a sentence on how it differs from what was requested, "" if it does not."""
         return f"{self.name}: {self.near}." if self.near else ""
 
     @property
     def max_steps(self) -> int | None:
-        """The most steps that the class takes, None for no limit."""
+        """Return the most steps that the class supports, None for no limit."""
         return 50 if self.diffusers in ("LCM", "TCD") else None  # `original_inference_steps`
 
     def predictions(self, steps: int, skipped: int = 0) -> int:
-        """How often the model is asked in so many steps without the first `skipped`."""
+        """Return the number of model evaluations in `steps` steps without the first `skipped`."""
         computed = steps - skipped
         if self.diffusers in _TWICE:
-            return 2 * computed - 1  # each but the last is corrected by a second prediction
+            return 2 * computed - 1  # each step but the last is corrected by a second prediction
         return computed + 1 if self.diffusers == "PNDM" and steps > 1 else computed
 
 
 def find(sampler: str, schedule: str | None = None, program: str = "") -> Scheduler | None:
-    """The scheduler that two names mean, or one name with both parts in it; None for what has no counterpart.
+    """Find the scheduler for two names, or for one name with both parts in it; None if it has no counterpart.
 
     schedule: None for the sampler's plain one; "Automatic" for the one that A1111 chooses. program: "a1111" or
-    "comfyui" where a picture of that program says it: names that mean different things there are then told apart.
+    "comfyui" if the names come from an image of that program: some names mean different things in the two.
     """
     schedule = schedule or None
     key, options = _options(sampler)
-    found, label = _split(key)
-    found = _variant(found, options)
+    match, label = _split(key)
+    match = _variant(match, options)
     for option in options:
         label = _SCHEDULE_KEYS.get(option, label)
-    if found is None:
+    if match is None:
         return None
     if schedule is not None and _key(schedule) not in _AUTOMATIC:
         label = _SCHEDULE_KEYS.get(_key(schedule))
         if label is None:
             return None
     elif label is None and schedule is not None:
-        label = found.default
+        label = match.default
     if label is None:
-        label = PLAIN if program == "a1111" and found.plain == SGM else found.plain
-    return _made(found, "" if found.family == "own" else label, program)
+        label = PLAIN if program == "a1111" and match.plain == SGM else match.plain
+    return _made(match, "" if match.family == "own" else label, program)
 
 
 def named(text: str) -> Scheduler:
-    """The scheduler of that name. Raises UserError, which names those that are spelt alike."""
-    if found := find(text):
-        return found
-    shown = printable(repr(text), 60)
+    """Return the scheduler of that name. Raises UserError, which suggests similar names."""
+    if scheduler := find(text):
+        return scheduler
+    quoted = printable(repr(text), 60)
     if reason := no_counterpart(text):
-        raise UserError(f"scheduler {shown} cannot be used: {reason}.", "For example 'DPM++ 2M Karras'.")
-    raise UserError(f"scheduler {shown} is unknown.", f"Nearest: {', '.join(_nearest(text))}.")
+        raise UserError(f"scheduler {quoted} cannot be used: {reason}.", "For example 'DPM++ 2M Karras'.")
+    raise UserError(f"scheduler {quoted} is unknown.", f"Nearest: {', '.join(_nearest(text))}.")
 
 
 def difference(name: str | None) -> str:
-    """A sentence on how the scheduler of that name differs from what it asks for; "" for none, or where it does not."""
+    """Describe how the named scheduler differs from the requested one; "" for no name, or if it does not."""
     return named(name).note if name else ""
 
 
 def no_counterpart(sampler: str) -> str:
-    """Why a sampler that other programs have cannot be used; "" for any other name."""
+    """Return why a sampler of other programs cannot be used; "" for any other name."""
     key = _key(sampler)
     for name, reason in NO_COUNTERPART.items():
-        ours = _key(name)
-        if key.removeprefix("k") == ours or (key.startswith(ours) and key[len(ours) :] in _SCHEDULE_KEYS):
+        name_key = _key(name)
+        if key.removeprefix("k") == name_key or (key.startswith(name_key) and key[len(name_key) :] in _SCHEDULE_KEYS):
             return reason
     return ""
 
 
 def _made(sampler: Sampler, label: str, program: str) -> Scheduler:
-    near, used = [sampler.near] if sampler.near else [], label
+    differences, used = [sampler.near] if sampler.near else [], label
     if label and label not in sampler.schedules:
         used = sampler.plain
-        near.append(f"diffusers has no schedule {label} for {sampler.name}; {used} is used")
+        differences.append(f"diffusers has no schedule {label} for {sampler.name}; {used} is used")
     elif label == "Beta" and program == "comfyui":
-        near.append("ComfyUI's beta is spaced over timesteps, this one over sigmas")
+        differences.append("ComfyUI's beta is spaced over timesteps, this one over sigmas")
     options = dict(sampler.options) | _schedule_options(sampler.family, used)
-    return Scheduler(sampler.name, label, sampler.diffusers, MappingProxyType(options), "; ".join(near))
+    return Scheduler(sampler.name, label, sampler.diffusers, MappingProxyType(options), "; ".join(differences))
 
 
 def _schedule_options(family: Family, label: str) -> dict[str, Any]:
-    """Settings of diffusers for a schedule. All are said: the base's own configuration may set others."""
+    """Return diffusers' options for a schedule. All are explicit, since the model's configuration may set others."""
     if family == "own":
         return {}
-    # Of these schedules the ends are the model's own first and last sigma, which "linspace" begins and ends with.
+    # These schedules run from the model's first to its last sigma, with which "linspace" begins and ends.
     options: dict[str, Any] = {"timestep_spacing": _SPACING.get(label, "linspace"), "steps_offset": 1}
     if family in ("lambda", "singlestep"):
         options["timestep_spacing"] = "trailing" if label == "Simple" else "linspace"
@@ -321,12 +321,12 @@ def _schedule_options(family: Family, label: str) -> dict[str, Any]:
 
 
 def _key(text: str) -> str:
-    """A name without what spelling differs in."""
+    """Normalize a name: case, blanks and punctuation do not matter."""
     return re.sub(r"[\W_]", "", text.lower().replace("++", "pp"))
 
 
 def _options(text: str) -> tuple[str, list[str]]:
-    """A name and the settings in brackets behind it: `EulerDiscreteScheduler(use_karras_sigmas=True)`."""
+    """Split a name from the options in brackets behind it: `EulerDiscreteScheduler(use_karras_sigmas=True)`."""
     head, bracket, rest = text[:200].partition("(")
     if not bracket or "=" not in rest:
         return _key(text[:200]), []
@@ -335,15 +335,15 @@ def _options(text: str) -> tuple[str, list[str]]:
         _key(name.removeprefix(" use_").removeprefix("use_").removesuffix("_sigmas"))
         if _key(value) == "true"
         else _key(value)
-        for name, _, value in ((one[0].strip(), one[1], one[2]) for one in set_)
+        for name, _, value in ((part[0].strip(), part[1], part[2]) for part in set_)
     ]
 
 
 def _variant(sampler: Sampler | None, options: list[str]) -> Sampler | None:
-    """DPM++ 2M and its sisters are one class of diffusers, told apart by settings."""
+    """Find the sampler for the options: DPM++ 2M and its relatives are one diffusers class with different options."""
     if sampler is None or sampler.diffusers not in ("DPMSolverMultistep", "DPMSolverSinglestep") or not options:
         return sampler
-    wanted = dict(sampler.options)
+    settings = dict(sampler.options)
     for option in options:
         for setting, value in (
             ("algorithm_type", "sde-dpmsolver++"),
@@ -351,13 +351,17 @@ def _variant(sampler: Sampler | None, options: list[str]) -> Sampler | None:
             ("solver_order", 3),
         ):
             if option == _key(str(value)):
-                wanted[setting] = value
-    alike = (one for one in SAMPLERS if one.diffusers == sampler.diffusers and one.options == wanted)
-    return next(alike, None)
+                settings[setting] = value
+    matches = (
+        candidate
+        for candidate in SAMPLERS
+        if candidate.diffusers == sampler.diffusers and candidate.options == settings
+    )
+    return next(matches, None)
 
 
 def _split(key: str) -> tuple[Sampler | None, str | None]:
-    """The sampler and the schedule's label in one name."""
+    """Split one name into the sampler and the schedule's label."""
     if key in _SAMPLER_KEYS:
         return _SAMPLER_KEYS[key], None
     for ending in _SCHEDULE_ENDINGS:
@@ -370,8 +374,8 @@ def _split(key: str) -> tuple[Sampler | None, str | None]:
 
 def _nearest(text: str) -> list[str]:
     keys = {_key(name): name for name in NAMES}
-    near = difflib.get_close_matches(_key(text[:100]), keys, n=4, cutoff=0.3)
-    return [keys[key] for key in near] or ["Euler a", "DPM++ 2M Karras", "DDIM", "UniPC"]
+    matches = difflib.get_close_matches(_key(text[:100]), keys, n=4, cutoff=0.3)
+    return [keys[key] for key in matches] or ["Euler a", "DPM++ 2M Karras", "DDIM", "UniPC"]
 
 
 def _sampler_keys() -> dict[str, Sampler]:
@@ -390,12 +394,12 @@ _SCHEDULE_ENDINGS = sorted(_SCHEDULE_KEYS, key=len, reverse=True)
 SCHEDULERS = tuple(
     _made(sampler, label, "") for sampler in SAMPLERS if not sampler.near for label in sampler.schedules or ("",)
 )
-"""Those that are what their name says."""
+"""The schedulers that are exactly what their name says."""
 NAMES = tuple(scheduler.name for scheduler in SCHEDULERS)
 
 
 def table() -> str:
-    """The samplers as a table in Markdown, for `docs/schedulers.md`."""
+    """Return the samplers as a Markdown table, for `docs/schedulers.md`."""
     head = ("sampler", "also called", "in diffusers", "schedules, the plain one first", "Automatic")
     rows = [head, ("---",) * len(head), *map(_row, SAMPLERS)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,7 +1,7 @@
-"""Text from outside: what makes it unusable as a value, in words, and how invisible characters are taken out of it.
+"""Checks of text from outside: why it cannot be used as a value, and how invisible characters are removed from it.
 
-Every value that a person or another program gives comes through here once (`config.Settings`, `photo_captions`), so
-that a terminal in Latin-1, an unset shell variable and half of a surrogate pair in JSON get the same sentence.
+Every value from a user or another program is checked here once (`config.SettingsBase`, `photos.captions`), so that a
+terminal in Latin-1, an unset shell variable and half of a surrogate pair in JSON get the same message.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _LOOKS_EMPTY = "\u115f\u1160\u2800\u3164\uffa0"  # fillers: letters and symbols 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a value: `text` follows the value's name in a sentence, `fix` is the next thing to do."""
+    """What is wrong with a value: `text` follows the value's name in a sentence, `hint` is the next thing to do."""
 
     text: str
     hint: str = ""
 
 
 def encoding_problem(text: str) -> Problem | None:
-    """A problem where the text is not valid Unicode, as `bytes` that are not UTF-8 become on a command line."""
+    """Return a problem if the text is not valid Unicode, such as non-UTF-8 bytes from a command line."""
     with suppress(UnicodeEncodeError):
         text.encode()
         return None
@@ -50,7 +50,7 @@ def encoding_problem(text: str) -> Problem | None:
 
 
 def control_problem(text: str, allowed: str = _LINE_AND_TAB) -> Problem | None:
-    """A problem where the text holds a control character other than `allowed`."""
+    """Return a problem if the text contains a control character other than `allowed`."""
     for character in text:
         if unicodedata.category(character) == "Cc" and character not in allowed:
             return Problem(f"holds the control character U+{ord(character):04X}.", "Remove it.")
@@ -61,12 +61,12 @@ IF_UNSET = "If it comes from a shell variable, that variable is not set."  # for
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing in the text can be seen."""
+    """Return whether nothing in the text is visible."""
     return all(c.isspace() or c in _LOOKS_EMPTY or unicodedata.category(c) in ("Cf", "Cc") for c in text)
 
 
 def text_problem(text: str, may_be_blank: bool = False) -> Problem | None:
-    """What makes a text unusable as a value; None where nothing does."""
+    """Return why a text cannot be used as a value; None if it can."""
     if not may_be_blank and is_blank(text):
         return Problem("is empty.", IF_UNSET)
     if len(text) > MAX_TEXT:
@@ -75,7 +75,7 @@ def text_problem(text: str, may_be_blank: bool = False) -> Problem | None:
 
 
 def path_problem(text: str) -> Problem | None:
-    """What makes a text unusable as a path; None where nothing does."""
+    """Return why a text cannot be used as a path; None if it can."""
     if problem := text_problem(text) or control_problem(text, allowed=""):
         return problem
     size = len(text.encode())
@@ -88,26 +88,26 @@ def path_problem(text: str) -> Problem | None:
 
 
 def check_path(value: object, name: str) -> None:
-    """Raise FieldError where a path that a Python caller gave as `name` cannot be one. `Path("")` is `Path(".")` and
-    cannot be told from it, so only text can be found empty."""
+    """Raise FieldError if the path that a Python caller passed as `name` is unusable. `Path("")` equals `Path(".")`, so
+    only text can be found empty."""
     if isinstance(value, str | os.PathLike) and (problem := path_problem(os.fspath(value))):
         raise FieldError(name, f"{name} {problem.text}", problem.hint)
 
 
 def plain_spaces(text: str) -> str:
-    """The text with single plain spaces for all white space and without what cannot be seen; joined emoji and the
-    joiners inside words of other scripts stay.
+    """Replace all white space by single plain spaces and remove invisible characters; joined emoji and the joiners
+    inside words of other scripts stay.
 
     >>> plain_spaces("a wheel\\u00adbarrow\\u00a0in\\tthe snow\\u200e")
     'a wheelbarrow in the snow'
     """
-    kept: list[str] = []
-    for place, character in enumerate(text):
+    visible: list[str] = []
+    for index, character in enumerate(text):
         if character.isspace():
-            kept.append(" ")
-        elif _is_seen(character, kept[-1] if kept else " ", text[place + 1 : place + 2]):
-            kept.append(character)
-    return " ".join("".join(kept).split())
+            visible.append(" ")
+        elif _is_seen(character, visible[-1] if visible else " ", text[index + 1 : index + 2]):
+            visible.append(character)
+    return " ".join("".join(visible).split())
 
 
 def _is_seen(character: str, before: str, after: str) -> bool:

@@ -1,4 +1,4 @@
-"""A folder that pictures are kept in, one folder a day, and a page to look through it."""
+"""The outputs folder: saved images, one subfolder a day, and an HTML page of them."""
 
 from .folder import Outputs
 from .page import write_page

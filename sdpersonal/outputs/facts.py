@@ -1,7 +1,7 @@
-"""What the page tells of each picture, read from the picture once and then kept beside it.
+"""Facts of each image for the outputs page, read from the image once and then cached beside it.
 
-`.facts.jsonl` in a day's folder has a line for each of its pictures. It can be deleted at any time, and is mistrusted:
-a line that does not fit is read from its picture again.
+`.facts.jsonl` in a day's folder has a line for each of its images. It can be deleted at any time, and is not trusted:
+an invalid line is read from its image again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..image_metadata import Recipe, read_recipe
 
 CACHE_NAME = ".facts.jsonl"
 _VERSION = 1
-_HEAD_BYTES = 600_000  # bytes: our recipe and A1111's stand before the pixels
+_HEAD_BYTES = 600_000  # bytes: our recipe and A1111's precede the pixels
 _MAX_CACHE_BYTES = 200_000_000  # bytes
 
 Facts = Mapping[str, Any]
@@ -26,17 +26,17 @@ Facts = Mapping[str, Any]
 
 
 def load_facts(folder: Path, names: Iterable[str]) -> dict[str, Facts]:
-    """By file name, of pictures in one folder. Those read for the first time are kept for the next time."""
-    kept = _read_cache(folder / CACHE_NAME)
-    found = {name: kept[name] if name in kept else read_facts(folder / name) for name in names}
-    if found.keys() != kept.keys():
-        lines = (json.dumps({"v": _VERSION, "name": name, **facts}) for name, facts in found.items())
+    """Load the facts of images in one folder, by file name. Facts read for the first time are cached."""
+    known = _read_cache(folder / CACHE_NAME)
+    facts_by_name = {name: known[name] if name in known else read_facts(folder / name) for name in names}
+    if facts_by_name.keys() != known.keys():
+        lines = (json.dumps({"v": _VERSION, "name": name, **facts}) for name, facts in facts_by_name.items())
         storage.write_text(folder / CACHE_NAME, "".join(f"{line}\n" for line in lines))
-    return found
+    return facts_by_name
 
 
 def read_facts(path: Path) -> Facts:
-    """Of one PNG, by its first bytes; whatever they hold."""
+    """Read the facts of one PNG from its first bytes, whatever they contain."""
     data = b""
     with suppress(UserError), storage.open_to_read(path) as file:
         data = file.read(_HEAD_BYTES)
@@ -50,7 +50,7 @@ def read_facts(path: Path) -> Facts:
 
 
 def _describe(recipe: Recipe) -> list[tuple[str, str]]:
-    concepts = (f"{each.token} {each.strength:g}" for each in recipe.concepts)
+    concepts = (f"{concept.token} {concept.strength:g}" for concept in recipe.concepts)
     rows = {
         "Seed": str(recipe.seed),
         "Near": f"{recipe.near:g} towards seed {recipe.near_seed}" if recipe.near is not None else "",
@@ -66,16 +66,16 @@ def _describe(recipe: Recipe) -> list[tuple[str, str]]:
 
 
 def _read_cache(path: Path) -> dict[str, Facts]:
-    kept: dict[str, Facts] = {}
+    cached: dict[str, Facts] = {}
     with suppress(UserError):
         for line in storage.read_bytes(path, _MAX_CACHE_BYTES).splitlines():
             with suppress(ValueError, RecursionError):
                 entry = json.loads(line)
                 if _is_valid_entry(entry):
-                    kept[entry["name"]] = {
+                    cached[entry["name"]] = {
                         key: entry[key] for key in ("prompt", "negative", "facts", "width", "height")
                     }
-    return kept
+    return cached
 
 
 def _is_valid_entry(entry: object) -> bool:

@@ -1,10 +1,10 @@
-"""Where pictures are kept:
+"""The folder where images are saved:
 
-    outputs/2026-11-23/00001-abcdef12.png    a number of that day, and the first digits of its bytes' sha256
+    outputs/2026-11-23/00001-abcdef12.png    a number within the day, and the first digits of the file's sha256
     outputs/favourites/2026-11-23-00001-abcdef12.png    a copy
     outputs/index.html                       a page of all (`write_page`)
 
-A name never holds a word of a prompt. Nothing is written over; many processes may save at once.
+A file name never contains a word of a prompt. Nothing is overwritten; several processes may save at once.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ IMAGE_NAME = re.compile(r"([0-9]{5,9})-[0-9a-f]{8}\.png")
 FAVOURITE_NAME = re.compile(rf"({DAY_NAME.pattern})-({IMAGE_NAME.pattern})")
 FAVOURITES_FOLDER = "favourites"
 MAX_IMAGE_BYTES = 200_000_000  # bytes
-_COUNTER_NAME = ".count"  # file in a day's folder: its last number. Without it the folder is listed once
+_COUNTER_NAME = ".count"  # file in a day's folder with the last number; without it the folder is listed once
 _LOCK_TIMEOUT = 60.0  # seconds to wait for other processes that are saving
 
 
 class Outputs:
-    """The pictures in `folder`, which need not exist yet. Every method raises UserError, or DiskFull if it writes."""
+    """The images in `folder`, which need not exist yet. Every method raises UserError, or DiskFull if it writes."""
 
     def __init__(self, folder: str | os.PathLike, today: Callable[[], date] = date.today):
         check_path(folder, "out")
@@ -39,7 +39,7 @@ class Outputs:
         self._today = today
 
     def save(self, data: bytes) -> Path:
-        """Keep a PNG's bytes; returns where."""
+        """Save a PNG's bytes and return its path."""
         day = storage.make_folder(self.folder / self._today().isoformat())
         mark = storage.sha256(data)[:8]
         with storage.lock(day, wait=_LOCK_TIMEOUT):
@@ -53,7 +53,7 @@ class Outputs:
         return path
 
     def add_favourite(self, picture: str | os.PathLike) -> Path:
-        """Copy a picture of this folder to its favourites; returns the copy, which stays if the picture goes."""
+        """Copy an image of this folder to its favourites. Returns the copy, which stays if the image is deleted."""
         place = self._favourite_path(picture)
         if not place.exists():
             data = storage.read_bytes(Path(picture), MAX_IMAGE_BYTES)
@@ -62,29 +62,29 @@ class Outputs:
         return place
 
     def remove_favourite(self, picture: str | os.PathLike) -> None:
-        """Remove the copy, if there is one; the picture stays."""
+        """Remove the favourite's copy, if there is one; the image stays."""
         place = self._favourite_path(picture)
         if os.path.lexists(place):
             storage.remove(place)
 
     def days(self) -> list[str]:
-        """Days that have a folder, newest first."""
-        found = (each for each in _list_entries(self.folder) if DAY_NAME.fullmatch(each.name))
-        return sorted((each.name for each in found if each.is_dir(follow_symlinks=False)), reverse=True)
+        """Return the days that have a folder, newest first."""
+        day_entries = (entry for entry in _list_entries(self.folder) if DAY_NAME.fullmatch(entry.name))
+        return sorted((entry.name for entry in day_entries if entry.is_dir(follow_symlinks=False)), reverse=True)
 
     def pictures(self, day: str) -> list[str]:
-        """File names of a day's pictures, newest first."""
+        """Return the file names of a day's images, newest first."""
         return sorted(
-            (each.name for each in _list_entries(self.folder / day) if IMAGE_NAME.fullmatch(each.name)), key=_number
+            (entry.name for entry in _list_entries(self.folder / day) if IMAGE_NAME.fullmatch(entry.name)), key=_number
         )[::-1]
 
     def favourites(self) -> list[str]:
-        """File names in the folder of favourites, newest first."""
-        found = (FAVOURITE_NAME.fullmatch(each.name) for each in _list_entries(self.folder / FAVOURITES_FOLDER))
-        return [each[0] for each in sorted(filter(None, found), key=lambda each: (each[1], int(each[3])), reverse=True)]
+        """Return the file names of the favourites, newest first."""
+        matches = (FAVOURITE_NAME.fullmatch(entry.name) for entry in _list_entries(self.folder / FAVOURITES_FOLDER))
+        return [m[0] for m in sorted(filter(None, matches), key=lambda m: (m[1], int(m[3])), reverse=True)]
 
     def _favourite_path(self, picture: str | os.PathLike) -> Path:
-        """Where the copy of a picture of this folder is; a favourite's own name leads to itself."""
+        """Return the path of an image's copy in favourites; for a favourite, its own path."""
         path = Path(os.path.abspath(picture))
         top = Path(os.path.abspath(self.folder))
         if path.parent == top / FAVOURITES_FOLDER and FAVOURITE_NAME.fullmatch(path.name):
@@ -102,12 +102,12 @@ def _number(name: str) -> tuple[int, str]:
 
 
 def _last_number(day: Path) -> int:
-    """The last number given; the folder is listed only where nobody has counted."""
+    """Return the last number used; the folder is listed only if the counter file is missing."""
     with suppress(UserError, UnicodeDecodeError):
         counted = storage.read_bytes(day / _COUNTER_NAME, 20).decode("ascii")
         if re.fullmatch(r"[0-9]{1,8}", counted):
             return int(counted)
-    return max((_number(each.name)[0] for each in _list_entries(day) if IMAGE_NAME.fullmatch(each.name)), default=0)
+    return max((_number(entry.name)[0] for entry in _list_entries(day) if IMAGE_NAME.fullmatch(entry.name)), default=0)
 
 
 def _list_entries(folder: Path) -> list[os.DirEntry]:

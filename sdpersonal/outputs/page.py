@@ -1,7 +1,7 @@
-"""One HTML page of all pictures: no server, no network, pictures by their path beside it.
+"""One HTML page of all images: no server, no network, images by their relative path.
 
-Prompts may be anybody's. They are put into the page as JSON and become text, never markup; the page's own policy allows
-the one script and the one style sheet by their sha256, pictures beside it, and nothing else.
+Prompts are untrusted. They are put into the page as JSON and become text, never markup; the page's own policy allows
+its one script and one style sheet by their sha256, images beside it, and nothing else.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ _LOCK_TIMEOUT = 60.0  # seconds to wait for another process that is writing the 
 
 
 def write_page(outputs: Outputs, title: str = "Pictures") -> tuple[Path, int]:
-    """Write `index.html` into the folder; returns its path and how many pictures it shows.
+    """Write `index.html` into the folder. Returns its path and the number of images it shows.
 
-    Only pictures that are new since the last time are opened. Raises UserError, DiskFull.
+    Only images that are new since the last time are opened. Raises UserError, DiskFull.
     """
     storage.make_folder(outputs.folder)
     path = outputs.folder / "index.html"
-    with storage.lock(outputs.folder, wait=_LOCK_TIMEOUT):  # else a page begun earlier could end up over a later one
+    with storage.lock(outputs.folder, wait=_LOCK_TIMEOUT):  # else a page begun earlier could overwrite a later one
         for place in (outputs.folder, *(outputs.folder / day for day in outputs.days())):
-            storage.remove_leftovers(place)  # what killed processes left half-written
+            storage.remove_leftovers(place)  # half-written files of killed processes
         pictures = list(_list_images(outputs))
         storage.write_text(path, render_page(pictures, title))
     return path, len(pictures)
 
 
 def render_page(pictures: list[dict[str, Any]], title: str) -> str:
-    """The HTML. pictures: as `_pictures` has them."""
+    """Render the HTML. pictures: as `_list_images` yields them."""
     from jinja2 import Environment, StrictUndefined
 
     script, style = (storage.read_bytes(_HERE / name, 100_000).decode() for name in ("page.js", "page.css"))
@@ -55,20 +55,20 @@ def render_page(pictures: list[dict[str, Any]], title: str) -> str:
 
 
 def _list_images(outputs: Outputs) -> Iterator[dict[str, Any]]:
-    """Favourites first, then the newest. path: relative to the page."""
-    starred = outputs.favourites()
+    """Yield the images, favourites first, then the newest. path: relative to the page."""
+    favourites = outputs.favourites()
     days = {day: outputs.pictures(day) for day in outputs.days()}
-    here = {f"{day}-{name}" for day, names in days.items() for name in names}
-    lonely = [name for name in starred if name not in here]  # their originals are gone
-    left = load_facts(outputs.folder / FAVOURITES_FOLDER, lonely) if lonely else {}
+    originals = {f"{day}-{name}" for day, names in days.items() for name in names}
+    orphans = [name for name in favourites if name not in originals]  # their originals were deleted
+    left = load_facts(outputs.folder / FAVOURITES_FOLDER, orphans) if orphans else {}
     known = {day: load_facts(outputs.folder / day, names) for day, names in days.items()}
-    for name in starred:
+    for name in favourites:
         day, original = FAVOURITE_NAME.fullmatch(name).group(1, 2)
         if name in left:
             yield {"path": f"{FAVOURITES_FOLDER}/{name}", "day": day, "star": True} | dict(left[name])
         else:
             yield {"path": f"{day}/{original}", "day": day, "star": True} | dict(known[day][original])
-    marked = set(starred)
+    marked = set(favourites)
     for day, names in days.items():
         for name in names:
             if f"{day}-{name}" not in marked:

@@ -1,9 +1,9 @@
-"""Captions beside photos: which text belongs to which photo, and what of it can be learned with.
+"""Captions of photos: which text belongs to which photo, and which part of it can be trained with.
 
-A caption says what else is in a photo, a sentence a line, with `{}` where the subject's word goes. It is read from
-`01.txt`, `01.caption`, `01.jpg.txt` or `01.jpg.caption` beside `01.jpg`, in capitals too, or from the rows of a
+A caption says what else is in a photo, one sentence a line, with `{}` where the subject's token goes. It is read from
+`01.txt`, `01.caption`, `01.jpg.txt` or `01.jpg.caption` beside `01.jpg`, ignoring case, or from the rows of a
 `metadata.jsonl` or `metadata.csv` (Hugging Face's imagefolder: `file_name` and `text`). Files of other trainers have no
-`{}`: their trigger word becomes it, else it is put in front.
+`{}`: it replaces their trigger word, else it is put in front.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from ..config.text_checks import control_problem, encoding_problem, plain_spaces
 from ..errors import printable
 
 MAX_LINES = 20  # of one caption file
-MAX_LINE = 20_000  # characters; what is more than the text encoder reads is cut, and that is said
+MAX_LINE = 20_000  # characters; text beyond the text encoder's limit is cut, with a note
 _MAX_BYTES = 200_000  # of one caption file
 _MAX_TABLE = 20_000_000  # bytes of a table
 _SUFFIXES = (".txt", ".caption")
 TABLES = ("metadata.jsonl", "metadata.csv")
 _COLUMNS = ("text", "caption", "prompt")
 
-_MARKS = (  # UTF-32 first: its mark begins as UTF-16's
+_MARKS = (  # UTF-32 first: its byte order mark begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# What other trainers' captions have for the subject: ai-toolkit's [trigger], the advanced scripts' <s0><s1>,
+# Placeholders of other trainers' captions for the subject: ai-toolkit's [trigger], the advanced scripts' <s0><s1>,
 # A1111's [name], Replicate's TOK, the rare words of DreamBooth's tutorials, and a token of ours.
 _TRIGGER = re.compile(
     r"\[(?:trigger|name)\]|(?:<s\d+>)+|<[a-z0-9-]+/[a-z0-9-]+(?::[\d.]+)?>|\b(?:(?i:sks|ohwx|zwx)|TOK)\b"
 )
-_PLACE = re.compile(r"\{\s+\}")  # {} by a slip of the hand
-_LINE_END = re.compile(r"\r\n|\n|\r")  # Unicode's other line ends are pasted within a sentence, and are spaces here
+_PLACE = re.compile(r"\{\s+\}")  # a mistyped {}
+_LINE_END = re.compile(r"\r\n|\n|\r")  # Unicode's other line ends occur in pasted sentences and count as spaces
 
 
 class Refused(Exception):
-    """Why a caption cannot be used: the rest of a sentence that starts with its file's name."""
+    """The reason why a caption cannot be used: the rest of a sentence that starts with its file's name."""
 
 
 @dataclass(frozen=True)
 class Caption:
-    """The captions of one photo, each with `{}` once; notes: what a person should know of them."""
+    """The captions of one photo, each with `{}` once; notes: remarks for the user."""
 
     lines: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -58,9 +58,9 @@ class Caption:
 class Captions:
     """The captions in a folder, by the names of its photos.
 
-    names: of all files of the folder; read: a file's bytes by its name, raising Refused; kind: "object", "person" or
-    "style", which decides how a caption that names no subject is completed. used: the files that captions came from;
-    table: the name of the file with captions of many photos, or "".
+    names: of all files of the folder; read: returns a file's bytes by its name, raises Refused; kind: "object",
+    "person" or "style", which decides how a caption that names no subject is completed. used: the files that captions
+    came from; table: the name of the file with captions of many photos, or "".
     """
 
     def __init__(self, names: Sequence[str], read: Callable[[str], bytes], kind: str = "object"):
@@ -72,7 +72,7 @@ class Captions:
         self._rows = self._read_table() if self.token_embeddings else {}
 
     def of(self, photo: str) -> Caption:
-        """The caption of the photo with this file name; without lines where it has none or it cannot be used."""
+        """Return the caption of the photo with this file name; without lines if it has none or it cannot be used."""
         if source := caption_file(photo, self._files):
             self.used.add(source)
             where, load = printable(source), lambda: text_of(self._read(source))
@@ -88,13 +88,13 @@ class Captions:
         return Caption(lines, notes)
 
     def table_problem(self, photos: Sequence[str]) -> str:
-        """What is wrong with the table, for a folder of these photos: the rest of a sentence, "" where nothing is."""
+        """Return what is wrong with the table for these photos: the rest of a sentence, "" for nothing."""
         if self._rows and not self._rows.keys() & set(map(_key, photos)):
             return f"is about none of these photos; the first that it names is {printable(next(iter(self._rows)))}"
         return self._row_problem
 
     def _read_table(self) -> dict[str, str]:
-        """The texts of the table by their photo's name. Bad rows are left out and the first is named."""
+        """Read the texts of the table by their photo's name. Invalid rows are left out and the first is reported."""
         self.used.add(self.token_embeddings)
         texts: dict[str, str] = {}
         try:
@@ -114,24 +114,24 @@ class Captions:
 
 
 def caption_file(photo: str, files: dict[str, str]) -> str | None:
-    """The name of the text file that belongs to a photo. files: names by `_key`; of several the most telling one."""
+    """Return the text file that belongs to a photo, the most specific of several. files: names by `_key`."""
     stem = os.path.splitext(photo)[0]
-    wanted = [f"{begin}{suffix}" for begin in (photo, stem) for suffix in _SUFFIXES]
-    return next((files[_key(name)] for name in wanted if _key(name) in files), None)
+    candidates = [f"{begin}{suffix}" for begin in (photo, stem) for suffix in _SUFFIXES]
+    return next((files[_key(name)] for name in candidates if _key(name) in files), None)
 
 
 def by_key(names: Sequence[str]) -> dict[str, str]:
-    """Names as `caption_file` looks them up."""
+    """Index names as `caption_file` looks them up."""
     return {_key(name): name for name in names}
 
 
 def _key(name: str) -> str:
-    """File systems differ in capitals and in how they write an é; people do not see either."""
+    """Normalize a file name: file systems differ in case and in how they store an é, both invisible to people."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _json_rows(table: str) -> Iterator[tuple[int, object]]:
-    """The rows of a metadata.jsonl with their line's number; a text where a line is not JSON."""
+    """Yield the rows of a metadata.jsonl with their line's number; a line that is not JSON as text."""
     for number, line in enumerate(_LINE_END.split(table), 1):
         if line.strip():
             try:
@@ -141,7 +141,7 @@ def _json_rows(table: str) -> Iterator[tuple[int, object]]:
 
 
 def _csv_rows(table: str) -> Iterator[tuple[int, object]]:
-    """The rows of a metadata.csv with their line's number. Raises Refused where it is not one."""
+    """Yield the rows of a metadata.csv with their line's number. Raises Refused if it is not one."""
     rows = csv.DictReader(table.splitlines(keepends=True))
     try:
         for row in rows:
@@ -151,7 +151,7 @@ def _csv_rows(table: str) -> Iterator[tuple[int, object]]:
 
 
 def _add_text(texts: dict[str, str], row: object) -> None:
-    """Add the text of a row of a table. A row without one says that its photo has no caption. Raises Refused."""
+    """Add the text of a table's row. A row without text means that its photo has no caption. Raises Refused."""
     if isinstance(row, str):
         raise Refused("has no whole JSON object")
     if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
@@ -164,7 +164,7 @@ def _add_text(texts: dict[str, str], row: object) -> None:
 
 
 def text_of(data: bytes, limit: int = _MAX_BYTES) -> str:
-    """The text in a file: UTF-8, or UTF-16 or UTF-32 with its mark. Raises Refused."""
+    """Decode a file's text: UTF-8, or UTF-16 or UTF-32 with a byte order mark. Raises Refused."""
     if len(data) > limit:
         raise Refused(f"is larger than {limit // 1000} kB")
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
@@ -180,7 +180,7 @@ def text_of(data: bytes, limit: int = _MAX_BYTES) -> str:
 
 
 def lines_of(text: str) -> tuple[str, ...]:
-    """The captions in a text, with plain spaces. Raises Refused with the true reason."""
+    """Split a text into its captions, with plain spaces. Raises Refused with the actual reason."""
     if problem := encoding_problem(text) or control_problem(text):
         raise Refused(problem.text.rstrip("."))
     lines = tuple(filter(None, (_PLACE.sub("{}", plain_spaces(line)) for line in _LINE_END.split(text))))
@@ -199,7 +199,7 @@ def lines_of(text: str) -> tuple[str, ...]:
 
 
 def completed_lines(lines: Sequence[str], kind: str) -> tuple[tuple[str, ...], bool]:
-    """The captions, each with `{}`, and whether one had none."""
+    """Return the captions, each with `{}`, and whether it was missing in one."""
     whole = tuple(line if "{}" in line else _completed(line, kind) for line in lines)
     return whole, whole != tuple(lines)
 
@@ -213,15 +213,15 @@ def _completed(line: str, kind: str) -> str:
 
 
 def _is_tags(line: str) -> bool:
-    """Whether it is a list as taggers write it: three or more, of three words or fewer in the middle."""
+    """Return whether the line is a list of tags: three or more, with a median of at most three words."""
     words = sorted(len(part.split()) for part in line.split(","))
     return len(words) >= 3 and words[len(words) // 2] <= 3
 
 
 def shortened(caption: str, fits: Callable[[str], bool]) -> str:
-    """As much of a caption as fits, its end or else its beginning left out at a comma or between words; `{}` stays.
+    """Shorten a caption to what fits: cut its end, or else its beginning, at a comma or between words; `{}` stays.
 
-    Raises Refused where not even `{}` alone fits.
+    Raises Refused if not even `{}` alone fits.
     """
     if fits(caption):
         return caption
@@ -235,7 +235,7 @@ def shortened(caption: str, fits: Callable[[str], bool]) -> str:
 
 
 def _most(text: str, fits: Callable[[str], bool]) -> str:
-    """The longest beginning that fits, found by halving, cut back to the last comma or space near its end."""
+    """Return the longest prefix that fits, by binary search, cut back to the last comma or space near its end."""
     least, most = 0, len(text)
     while least < most:
         middle = (least + most + 1) // 2

@@ -1,7 +1,7 @@
-"""One photo's bytes -> its pixels: upright, sRGB, opaque, scaled, and nothing else of the file.
+"""Decode a photo's bytes into pixels: upright, sRGB, opaque and scaled, and nothing else of the file.
 
 JPEG, PNG, WebP and HEIC are recognised by content, never by name, and each is opened by its own reader: no other
-decoder of Pillow ever sees the bytes. What leaves is a new array: no EXIF, GPS, XMP, IPTC, thumbnail or profile.
+decoder of Pillow ever sees the bytes. The result is a new array: no EXIF, GPS, XMP, IPTC, thumbnail or profile.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ..storage import file_types
 
 FORMATS = "JPEG, PNG, WebP, HEIC"
 MAX_MEGAPIXELS = 50
-MIN_SIDE = 256  # pixels; less has too little to learn from
-MAX_RATIO = 4  # long side / short side; beyond it a square shows a fraction of the picture
+MIN_SIDE = 256  # pixels; smaller photos have too little detail to train on
+MAX_RATIO = 4  # long side / short side; beyond it a square crop shows a fraction of the image
 
 _READERS = {
     "JPEG": JpegImagePlugin.JpegImageFile,
@@ -26,7 +26,7 @@ _READERS = {
     "WebP": WebPImagePlugin.WebPImageFile,
     "HEIC": HeifImageFile,
 }
-# The first bytes of what else is found in folders of photos, and what to say of it.
+# The first bytes of other files found in folders of photos, and what to report for them.
 _EXPORT_HINT = "export it as PNG or JPEG"
 UNPACK_HINT = "unpack it and give the folder"
 _UNSUPPORTED = (
@@ -51,7 +51,7 @@ _UNSUPPORTED = (
 )
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _AVERAGEABLE = {"1": "L", "La": "LA", "P": "RGB", "PA": "RGBA", "RGBa": "RGBA"}
-_PROFILE_SPACES = {  # ICC colour space -> the mode to convert from, and the pictures that such a profile fits
+_PROFILE_SPACES = {  # ICC colour space -> the mode to convert from, and the modes of images that such a profile fits
     "RGB": ("RGB", ("RGB", "RGBA", "L", "LA")),
     "GRAY": ("L", ("L", "LA")),
     "CMYK": ("CMYK", ("CMYK",)),
@@ -69,36 +69,36 @@ _ORIENTATION = 0x0112
 
 
 class UnusablePhoto(Exception):
-    """Why a file cannot be a photo of the set: the rest of a sentence that starts with its name."""
+    """The reason why a file cannot be used as a photo: the rest of a sentence that starts with its name."""
 
 
 def decode(data: bytes, size: int, least: int = MIN_SIDE, behind: str = "white") -> tuple[np.ndarray, tuple[str, ...]]:
-    """The picture in `data`, and what a person should know about it.
+    """Decode the image in `data`, and return it with notes for the user.
 
-    Returns uint8 (H, W, 3), sRGB, upright, min(H, W) == size, the aspect kept to a pixel; and the notes.
-    least: pixels that its shorter side must have; behind: the colour that shows where the picture is transparent.
-    Raises Unusable. At 50 megapixels a WebP takes 0.8 GB for the moment, the others up to 0.5 GB.
+    Returns uint8 (H, W, 3), sRGB, upright, min(H, W) == size, the aspect ratio kept to a pixel; and the notes.
+    least: minimum of its shorter side in pixels; behind: the background colour of transparent images.
+    Raises UnusablePhoto. At 50 megapixels a WebP needs 0.8 GB temporarily, the others up to 0.5 GB.
     """
     kind = detect_format(data)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, none of which is kept
+        warnings.simplefilter("ignore")  # Pillow's warnings about odd metadata, none of which is kept
         try:
             return _decode(kind, data, size, least, behind)
         except UnusablePhoto:
             raise
-        except Exception as error:  # decoders that read strangers' bytes raise anything
+        except Exception as error:  # decoders of untrusted bytes raise anything
             raise UnusablePhoto(_damage_text(kind, data, error)) from None
 
 
 def shorter_side(data: bytes) -> int:
-    """Of a picture that `decode` could read, in pixels, before it was scaled."""
+    """Return the shorter side, in pixels before scaling, of an image that `decode` could read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return min(_READERS[detect_format(data)](io.BytesIO(data)).size)
 
 
 def detect_format(data: bytes) -> str:
-    """Which of the four formats this is, by its first bytes. Raises Unusable, with the real kind if that is known."""
+    """Detect which of the four formats this is, by its first bytes. Raises UnusablePhoto, with the kind if known."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -124,7 +124,7 @@ def _describe_unsupported(data: bytes) -> str:
     if b"<svg" in text:
         return f"an SVG; {_EXPORT_HINT}"
     kind = file_types.recognise(data[: file_types.LOOKED_AT], len(data))
-    if data and kind.group == "placeholder":  # of Git-LFS and the like, or a download that has not finished
+    if data and kind.group == "placeholder":  # a pointer of Git-LFS and the like, or an unfinished download
         return f"{kind.what}; {kind.hint[0].lower()}{kind.hint[1:].removesuffix('.')}"
     return f"not a picture that I know; I read {FORMATS}"
 
@@ -133,7 +133,7 @@ def _decode(kind: str, data: bytes, size: int, least: int, behind: str) -> tuple
     image = _READERS[kind](io.BytesIO(data))
     _check_size(*image.size, least)
     notes = _notes(image, kind, size)
-    # Scaled first: whatever follows happens on the small picture, and costs next to nothing.
+    # Scale first, so that all further steps work on the small image and cost next to nothing.
     small = _apply_orientation(_scale(image, data, size, least), image)
     small, colour_notes = _to_srgb(small, image.info.get("icc_profile"))
     return np.array(_flatten(small, behind)), notes + colour_notes
@@ -165,22 +165,22 @@ def _notes(image: Image.Image, kind: str, size: int) -> tuple[str, ...]:
 
 
 def _scale(image: Image.Image, data: bytes, size: int, least: int) -> Image.Image:
-    """Decode, and scale the shorter side to `size`, in a mode with or without alpha."""
+    """Decode the image and scale its shorter side to `size`, in a mode with or without alpha."""
     width, height = (round(side * size / min(image.size)) for side in image.size)
     box = None
     if isinstance(image, JpegImagePlugin.JpegImageFile):
-        # libjpeg decodes at 1/2, 1/4 or 1/8 for less time and memory. Twice the final size leaves Lanczos all it keeps.
+        # libjpeg decodes at 1/2, 1/4 or 1/8 in less time and memory. Twice the final size is enough for Lanczos.
         _, box = image.draft(None, (2 * width, 2 * height)) or (None, None)
     packing = image.tile[0].args if isinstance(image, PngImagePlugin.PngImageFile) and image.tile else None
     image.load()
     if box is None:
-        _check_size(*image.size, least)  # a HEIC may turn out to be larger than it said
-    # Pillow weighs colours by their alpha here, so what lies under transparent pixels does not bleed into the edges.
+        _check_size(*image.size, least)  # a HEIC may be larger than its header says
+    # Pillow weights colours by alpha here, so colours of transparent pixels do not bleed into the edges.
     return _to_averageable_mode(image, packing, data).resize((width, height), Image.Resampling.LANCZOS, box)
 
 
 def _to_averageable_mode(image: Image.Image, packing: object, data: bytes) -> Image.Image:
-    """The same picture in a mode whose values can be averaged. packing: of a PNG, how Pillow unpacks its samples."""
+    """Convert to a mode whose values can be averaged. packing: of a PNG, how Pillow unpacks its samples."""
     opaque = _opaque_where_one_colour_is_not(image, packing, data) if packing else None
     if image.mode.startswith("I"):  # 16 bits: the high byte, which is also what Pillow takes of 16-bit colour
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -192,14 +192,14 @@ def _to_averageable_mode(image: Image.Image, packing: object, data: bytes) -> Im
     return image if mode == image.mode else image.convert(mode)
 
 
-_SMALL_DEPTHS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies 2 and 4 bits with
+_SMALL_DEPTHS = {"L;2": 85, "L;4": 17}  # Pillow's factors for samples of 2 and 4 bits
 
 
 def _opaque_where_one_colour_is_not(image: Image.Image, packing: object, data: bytes) -> np.ndarray | None:
-    """(H, W) bool of a PNG whose tRNS chunk names one transparent colour in other than 8 bits; None for all others.
+    """Return (H, W) bool for a PNG whose tRNS chunk names one transparent colour not in 8 bits; None for all others.
 
-    Pillow compares that colour with pixels which it has cut to 8 bits, or scaled up from 2 or 4. The PNG specification
-    (section 11.3.2.1) compares the samples as they are stored.
+    Pillow compares that colour with pixels that it has reduced to 8 bits, or scaled up from 2 or 4. The PNG
+    specification (section 11.3.2.1) compares the samples as stored.
     """
     colour = image.info.get("transparency")
     if isinstance(colour, int):
@@ -209,7 +209,7 @@ def _opaque_where_one_colour_is_not(image: Image.Image, packing: object, data: b
             return np.asarray(image) != colour * _SMALL_DEPTHS[packing]
     if isinstance(colour, tuple) and packing == "RGB;16B":
         again = PngImagePlugin.PngImageFile(io.BytesIO(data))
-        again.tile = [tile._replace(args="RGB;16L") for tile in again.tile]  # of the two bytes it takes the other one
+        again.tile = [tile._replace(args="RGB;16L") for tile in again.tile]  # takes the other one of the two bytes
         bands = zip(image.split(), again.split(), colour, strict=True)
         return np.logical_or.reduce(
             [(np.asarray(high) != value >> 8) | (np.asarray(low) != value & 255) for high, low, value in bands]
@@ -220,7 +220,7 @@ def _opaque_where_one_colour_is_not(image: Image.Image, packing: object, data: b
 def _apply_orientation(small: Image.Image, source: Image.Image) -> Image.Image:
     try:
         orientation = source.getexif().get(_ORIENTATION)
-    except Exception:  # broken EXIF in a picture that is whole
+    except Exception:  # broken EXIF in an intact image
         return small
     return small.transpose(_TRANSPOSES[orientation]) if orientation in _TRANSPOSES else small
 
@@ -243,7 +243,7 @@ def _to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, tuple[
 
 
 def _flatten(image: Image.Image, behind: str) -> Image.Image:
-    """RGB, with a colour behind what is transparent."""
+    """Convert to RGB, with a colour behind transparent pixels."""
     if "A" not in image.getbands():
         return image.convert("RGB")
     paper = Image.new("RGB", image.size, behind)

@@ -1,10 +1,10 @@
-"""A folder of photos -> a checked training set: upright, sRGB, opaque, scaled, cropped. Nothing is written.
+"""Load a folder of photos as a checked training set: upright, sRGB, opaque, scaled, cropped. Nothing is written.
 
-What cannot be used is named with its reason and the rest is used. Files are read once, in order of their names; a photo
-that is there twice is used once. Pixels and a hash are kept of a file, and its name only to be shown; no EXIF.
+Unusable files are reported with the reason, and the others are used. Files are read once, in order of their names; a
+photo that occurs twice is used once. Only pixels, a hash, and the name for display are kept of a file; no EXIF.
 
-A `01.txt` beside `01.jpg` says what else is in that photo (`photo_captions`): `{} in the snow`. What the caption names,
-the word need not learn.
+A `01.txt` beside `01.jpg` captions what else is in that photo (see `captions`): `{} in the snow`. The concept does not
+absorb what the caption names.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from .smart_crop import find_subject
 
 MAX_PHOTOS = 500
 MAX_BYTES = 200_000_000  # of one file
-FEW_PHOTOS = 3  # fewer photos than this are warned about
+FEW_PHOTOS = 3  # fewer photos than this cause a warning
 _REPORT_LINES = 20
 
-# What lies beside photos without being one: captions, sidecars of cameras and phones, leavings of file managers.
+# Files beside photos that are not photos: captions, sidecars of cameras and phones, files of file managers.
 _SIDECAR_SUFFIXES = {".txt", ".caption", ".json", ".jsonl", ".csv", ".xmp", ".aae", ".md", ".ini", ".db"}
-# O_NONBLOCK: a FIFO put in a photo's place does not hang us; O_NOFOLLOW: nor does a link lead us away.
+# O_NONBLOCK: a FIFO in a photo's place does not block us; O_NOFOLLOW: a link does not lead out of the folder.
 _OPEN_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
 
 
@@ -41,10 +41,10 @@ _OPEN_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", 
 class Photo:
     """One photo of the set.
 
-    name: to be shown, never to be used as a path; pixels: uint8 (H, W, 3), upright sRGB, min(H, W) == size;
-    sha256: of the file's bytes, hex; crop: (left, top) of its square in `pixels`; notes: what a person should know;
-    captions: sentences about it with `{}` for its subject, if a text file beside it has some; original: (H, W)
-    before it was scaled.
+    name: for display, never to be used as a path; pixels: uint8 (H, W, 3), upright sRGB, min(H, W) == size;
+    sha256: of the file's bytes, hex; crop: (left, top) of its square in `pixels`; notes: remarks for the user;
+    captions: sentences with `{}` for the subject, if a text file beside the photo has some; original: (H, W)
+    before scaling.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Photo:
     original: tuple[int, int] = (0, 0)
 
     def square(self, left_top: tuple[int, int] | None = None) -> np.ndarray:
-        """The square at `left_top` (default: `crop`), a copy: uint8 (size, size, 3)."""
+        """Return the square at `left_top` (default: `crop`), a copy: uint8 (size, size, 3)."""
         left, top = left_top or self.crop
         height, width = self.pixels.shape[:2]
         size = min(height, width)
@@ -67,7 +67,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class SkippedFile:
-    """A file that cannot be used; `name` and `reason` make a sentence."""
+    """A file that cannot be used; `name` and `reason` form a sentence."""
 
     name: str
     reason: str
@@ -76,7 +76,7 @@ class SkippedFile:
 @dataclass(frozen=True, eq=False)
 class PhotoSet:
     """Photos in order of their names; `duplicates` are files that hold the same photo as an earlier one;
-    `ignored` counts what nobody would expect to be a photo (captions, .DS_Store)."""
+    `ignored` counts files that are obviously not photos (captions, .DS_Store)."""
 
     photos: tuple[Photo, ...]
     skipped: tuple[SkippedFile, ...] = ()
@@ -85,11 +85,11 @@ class PhotoSet:
 
     @property
     def identity(self) -> str:
-        """sha256 (hex) of the photos' hashes and captions in order: equal for equal files, whatever their names."""
+        """Return the sha256 (hex) of the photos' hashes and captions in order: equal for equal files of any names."""
         return hashlib.sha256(repr([(photo.sha256, *photo.captions) for photo in self.photos]).encode()).hexdigest()
 
     def report(self) -> str:
-        """What was found, as a few lines of plain text."""
+        """Summarize the set in a few lines of plain text."""
         captioned = sum(bool(photo.captions) for photo in self.photos)
         counts = (
             _count_text(len(self.photos), "photo"),
@@ -108,10 +108,10 @@ class PhotoSet:
 def load_photos(
     folder: Path, size: int, crop: Literal["center", "subject"] = "center", kind: str = "object"
 ) -> PhotoSet:
-    """Read a folder's photos, the shorter side scaled to `size` pixels.
+    """Load a folder's photos, with the shorter side scaled to `size` pixels.
 
     crop: where along the longer side a photo's square lies: in the middle, or where the subject seems to be. kind: what
-    the photos share, "object", "person" or "style", for captions that do not say where the subject's word goes.
+    the photos share, "object", "person" or "style", for captions without a place for the subject's token.
     Raises UserError if the folder cannot be read or holds no usable photo, or more than 500.
     """
     check_path(folder, "photos")
@@ -135,26 +135,26 @@ def load_photos(
 
 
 def count_photos(folder: Path) -> int:
-    """How many files of a folder may be photos; none is opened. Raises UserError as `load_photos` does."""
+    """Count the files of a folder that may be photos; none is opened. Raises UserError as `load_photos` does."""
     return len(_list_files(Path(folder))[0])
 
 
 def check_photos(folder: Path) -> None:
-    """Raise UserError as `load_photos` does for a folder without a usable photo; one that is usable is enough."""
+    """Raise UserError as `load_photos` does for a folder without a usable photo; one usable photo is enough."""
     folder = Path(folder)
     for name in _list_files(folder)[0]:
         with suppress(UnusablePhoto):
             decode(_read(folder, name), MIN_SIDE)
             return
-    load_photos(folder, MIN_SIDE)  # says what there is instead
+    load_photos(folder, MIN_SIDE)  # raises, with what the folder contains instead
 
 
 class _Duplicate(Exception):
-    """The same photo came before; says under which name."""
+    """The same photo was loaded before; holds its earlier name."""
 
 
 def _load_photo(folder: Path, name: str, size: int, crop: str, seen: dict[str, str], captions: Captions) -> Photo:
-    """One photo. `seen` maps the hashes of files and of pixels to the name that they came with first."""
+    """Load one photo. `seen` maps the hashes of files and of pixels to the name of their first occurrence."""
     data = _read(folder, name)
     sha256 = hashlib.sha256(data).hexdigest()
     _check_duplicate(seen, sha256)
@@ -184,7 +184,7 @@ def _check_duplicate(seen: dict[str, str], sha256: str) -> None:
 
 
 def _list_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of what may be photos, in order of their bytes; and the others'."""
+    """Return the names of possible photos, in byte order; and those of the other files."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
@@ -196,28 +196,28 @@ def _list_files(folder: Path) -> tuple[list[str], list[str]]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"I cannot read the folder {printable(str(folder))}: {reason}.") from None
-    wanted = sorted((name for name in names if not is_sidecar(name)), key=os.fsencode)
-    if len(wanted) > MAX_PHOTOS:
+    photos = sorted((name for name in names if not is_sidecar(name)), key=os.fsencode)
+    if len(photos) > MAX_PHOTOS:
         raise UserError(
-            f"{printable(str(folder))} holds {len(wanted):,} files; I take up to {MAX_PHOTOS} photos.",
+            f"{printable(str(folder))} holds {len(photos):,} files; I take up to {MAX_PHOTOS} photos.",
             "Give a folder with photos of one thing only; 4 to 10 are enough.",
         )
-    return wanted, [name for name in names if is_sidecar(name)]
+    return photos, [name for name in names if is_sidecar(name)]
 
 
 def is_sidecar(name: str) -> bool:
-    """Whether a file of that name lies beside photos without being one."""
+    """Return whether a file of that name is a sidecar, not a photo."""
     return name.startswith(".") or os.path.splitext(name)[1].lower() in _SIDECAR_SUFFIXES
 
 
 def _not_a_folder_error(path: Path) -> UserError:
-    shown = printable(str(path))
+    shown_path = printable(str(path))
     try:
         detect_format(_read(path.parent, path.name))
     except UnusablePhoto as reason:
         if UNPACK_HINT in str(reason):
-            return UserError(f"{shown} {reason}.")
-    return UserError(f"{shown} is a file, not a folder.", "Give the folder that holds your photos.")
+            return UserError(f"{shown_path} {reason}.")
+    return UserError(f"{shown_path} is a file, not a folder.", "Give the folder that holds your photos.")
 
 
 def _no_photos_error(folder: Path, skipped: list[SkippedFile]) -> UserError:
@@ -229,12 +229,12 @@ def _no_photos_error(folder: Path, skipped: list[SkippedFile]) -> UserError:
 
 
 def _read(folder: Path, name: str) -> bytes:
-    """All bytes of a regular file in `folder`; links are followed inside the folder only. Raises Unusable."""
+    """Read a regular file in `folder`; links are followed only inside the folder. Raises UnusablePhoto."""
     path = os.path.join(folder, name)
     try:
         if os.path.islink(path):
             path = _link_target(folder, path)
-        _check_file(os.lstat(path))  # before opening: to open a device can already do something
+        _check_file(os.lstat(path))  # before opening: opening a device can already have an effect
         with open(os.open(path, _OPEN_FLAGS), "rb") as file:
             status = os.fstat(file.fileno())
             _check_file(status)

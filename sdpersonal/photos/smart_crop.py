@@ -1,8 +1,8 @@
-"""Where in a photo its subject seems to be: a guess from colours and edges, for placing the square crop.
+"""Estimate where the subject of a photo is, from colours and edges, to place the square crop.
 
-A pixel stands out by how far its colour is from the colours along the border (Mahalanobis distance, so a colourful
-background does not count as a subject) and by the edges around it; both are scaled to mean 1 and added. The square goes
-where most of this lies, with a mild preference for the middle, where people put what they photograph.
+A pixel's saliency is how far its colour is from the colours along the border (Mahalanobis distance, so a colourful
+background does not count as a subject) plus the edges around it, both scaled to mean 1. The square goes where most of
+the saliency is, with a mild preference for the middle, where people put what they photograph.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-_SHORT_SIDE = 48  # pixels of the small copy that is looked at: finer detail is texture, not subject
+_SHORT_SIDE = 48  # pixels of the small copy that is analysed: finer detail is texture, not subject
 _BORDER = 2  # of those pixels
 _COLOUR_NOISE = 30.0  # added variance per channel, about 5 of 255 levels: on a plain wall noise must not stand out
-_MIDDLE = 0.1  # share of the best square's sum that a square at the very end must have more than one in the middle
+_MIDDLE = 0.1  # share of the best square's sum by which a square at the very end must exceed one in the middle
 
 
 def find_subject(pixels: np.ndarray) -> tuple[int, int]:
-    """(left, top) of the square that holds the subject; it moves along the longer side only.
+    """Return (left, top) of the square around the subject; it moves along the longer side only.
 
     pixels: uint8 (H, W, 3); the square's side is min(H, W).
     """
@@ -27,7 +27,7 @@ def find_subject(pixels: np.ndarray) -> tuple[int, int]:
 
 
 def _saliency(pixels: np.ndarray) -> np.ndarray:
-    """How much each pixel of a small copy stands out, mean about 2: (h, w), min(h, w) == _SHORT."""
+    """Return the saliency of a small copy, mean about 2: (h, w), min(h, w) == _SHORT_SIDE."""
     height, width = pixels.shape[:2]
     scale = _SHORT_SIDE / min(height, width)
     small = Image.fromarray(pixels).resize((round(width * scale), round(height * scale)), Image.Resampling.BOX)
@@ -37,7 +37,7 @@ def _saliency(pixels: np.ndarray) -> np.ndarray:
 
 
 def distance_from_border(colours: np.ndarray) -> np.ndarray:
-    """How far each colour is from those along the border (Mahalanobis): (H, W, 3) -> (H, W)."""
+    """Return the Mahalanobis distance of each colour from those along the border: (H, W, 3) -> (H, W)."""
     inside = np.zeros(colours.shape[:2], dtype=bool)
     inside[_BORDER:-_BORDER, _BORDER:-_BORDER] = True
     border = colours[~inside]  # (n, 3)
@@ -51,9 +51,9 @@ def _scale_to_mean_one(values: np.ndarray) -> np.ndarray:
 
 
 def _best_offset(profile: np.ndarray, room: int, side: int) -> int:
-    """Where a square of `side` pixels best begins, 0 to `room`. profile: what stands out, summed across the photo."""
+    """Return where a square of `side` pixels best begins, 0 to `room`. profile: saliency, summed across the photo."""
     sums = np.concatenate([[0.0], np.cumsum(profile)])
-    held = sums[_SHORT_SIDE:] - sums[:-_SHORT_SIDE]  # by the window that begins at each small pixel
-    offset = np.linspace(-1, 1, len(held)) if len(held) > 1 else np.zeros(1)
-    best = int(np.argmax(held / max(held.max(), 1e-6) - _MIDDLE * offset**2))
+    window_sums = sums[_SHORT_SIDE:] - sums[:-_SHORT_SIDE]  # of the window that begins at each small pixel
+    offset = np.linspace(-1, 1, len(window_sums)) if len(window_sums) > 1 else np.zeros(1)
+    best = int(np.argmax(window_sums / max(window_sums.max(), 1e-6) - _MIDDLE * offset**2))
     return min(round(best * side / _SHORT_SIDE), room)

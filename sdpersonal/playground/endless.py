@@ -1,9 +1,9 @@
-"""Pictures without end from one template, none of them twice.
+"""Endless generation from one template, without repeating an image.
 
-The p-th picture is a function of p alone. A template has C combinations of its alternatives. In round r = p // C every
-combination comes once, in an order of that round's own: a keyed permutation of 0 .. C-1, so nothing of what was drawn
-need be remembered. The seed goes up by one with each picture, so no (prompt, seed) comes twice even where two
-combinations read alike; after 2**32 pictures, when all noise has been drawn (see `generation.noise`), it is over.
+The p-th image depends on p alone. A template has C combinations of its alternatives. In round r = p // C every
+combination comes once, in that round's own order: a keyed permutation of 0 .. C-1, so no history of what was generated
+is needed. The seed increases by one with each image, so no (prompt, seed) comes twice even if two combinations read
+alike; after 2**32 images, when all noise is used up (see `generation.noise`), the series ends.
 """
 
 from __future__ import annotations
@@ -26,17 +26,15 @@ if TYPE_CHECKING:
     from ..generation import GeneratedImage, Generator
 
 PICTURES = 2**32  # of one series
-_FEISTEL_ROUNDS = (
-    4  # of a Feistel network, which with a random round function nobody tells from chance (Luby and Rackoff 1988)
-)
-_MAX_STATE_BYTES = 20_000  # bytes of a state
-_LATER = ("scheduler", "clip_skip")  # fields that a request has had only since series are kept
+_FEISTEL_ROUNDS = 4  # with random rounds, four are indistinguishable from random (Luby and Rackoff 1988)
+_MAX_STATE_BYTES = 20_000  # bytes of a state file
+_LATER = ("scheduler", "clip_skip")  # fields that were added to requests after the first series were saved
 
 
 def permute_index(i: int, count: int, key: bytes) -> int:
-    """Where i of 0 .. count-1 goes under a permutation of them that the key decides.
+    """Return the image of i under a permutation of 0 .. count-1 that the key determines.
 
-    A Feistel network over the next power of four, walked until the number is one of them (Black and Rogaway 2002,
+    A Feistel network over the next power of four is iterated until the number is below count (Black and Rogaway 2002,
     "Ciphers with Arbitrary Finite Domains"): each step is a bijection, and fewer than four are needed on average.
     """
     half = max(1, ((count - 1).bit_length() + 1) // 2)  # bits
@@ -51,16 +49,16 @@ def permute_index(i: int, count: int, key: bytes) -> int:
 
 
 def _round_function(key: bytes, number: int, value: int, size: int) -> int:
-    """size: bits, at least."""
+    """Compute the Feistel round function. size: minimum number of bits."""
     digest = hashlib.shake_256(key + b"%d:%d" % (number, value)).digest(size // 8 + 1)
     return int.from_bytes(digest, "big")
 
 
 class EndlessSeries:
-    """The pictures of a template, in the order in which they are drawn.
+    """The images of a template, in the order in which they are generated.
 
-    request: its prompt is the template, its seed the first picture's; what it says of n and every does not count.
-    Raises UserError for a template that cannot be read.
+    request: its prompt is the template, its seed the first image's; its n and every are ignored.
+    Raises UserError for a template that cannot be parsed.
     """
 
     def __init__(self, request: GenerateRequest, wildcards: Path | None = None):
@@ -69,7 +67,7 @@ class EndlessSeries:
         self.combinations = count_prompts(request.prompt, self._wildcards)
 
     def at(self, position: int) -> GenerateRequest:
-        """What draws the picture at a position, counted from 0. Raises UserError behind the last."""
+        """Return the request for the image at a position, counted from 0. Raises UserError after the last."""
         if position >= PICTURES:
             raise UserError("All seeds have been drawn.", "Take another template.")
         number, i = divmod(position, self.combinations)
@@ -80,22 +78,22 @@ class EndlessSeries:
         return self.request.model_copy(update={"prompt": prompt, field: seed, "n": 1, "every": False})
 
     def recipe(self, picture: GeneratedImage) -> Recipe:
-        """With the template, which the picture's own request does not know."""
+        """Return the image's recipe with the template, which the image's own request lacks."""
         template = self.request.prompt if self.request.prompt != picture.recipe.prompt else ""
         return picture.recipe.model_copy(update={"template": template})
 
 
 class EndlessProgress:
-    """How far a series has come, in a folder of its own in the outputs, which is held against other processes.
+    """The position of a series, saved in its own folder in the outputs, which is locked against other processes.
 
         outputs/endless-abcdef12/state.json    {"template": ..., "seed": ..., "base": ..., "position": 57}
 
-    abcdef12: the first digits of the sha256 of the request and the base, so that the same command goes on where it was.
+    abcdef12: the first digits of the sha256 of the request and the model, so that the same command resumes its series.
     """
 
     def __init__(self, outputs: Path, request: GenerateRequest, base: str):
         facts = request.model_dump(mode="json", exclude={"n", "every"}) | {"base": base}
-        for name in _LATER:  # a series that began before there were such fields goes on where it was
+        for name in _LATER:  # a series that began before these fields existed can still resume
             if facts[name] == GenerateRequest.model_fields[name].default:
                 del facts[name]
         self._facts = {"template": request.prompt, "seed": request.seed, "base": base}
@@ -104,7 +102,7 @@ class EndlessProgress:
         self._path = self.folder / "state.json"
 
     def read(self) -> int:
-        """The position of the next picture; 0 for a new series. Raises UserError for what is no such file."""
+        """Return the position of the next image; 0 for a new series. Raises UserError for an invalid file."""
         if not self._path.exists():
             return 0
         with suppress(UserError, ValueError, TypeError, KeyError, RecursionError):
@@ -127,12 +125,12 @@ def generate_endless(
     progress: Callable[[int, int], None] = lambda done, total: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[Path, bool]]:
-    """Draw on from where the series was, up to `limit` pictures now; yields each one's file once it is kept, and
-    whether the base's checker flagged it.
+    """Continue the series, for up to `limit` images; yields each image's file once it is saved, and whether the
+    safety checker flagged it.
 
-    stopped() is asked between pictures, and ends it with Interrupted. A process killed at any moment, and started
-    anew, leaves the files that one never stopped leaves. progress(done, total) counts a picture's steps. Raises as
-    `Generator.draw`, and where another process draws this series.
+    stopped() is polled between images, and ends the series with Interrupted. A process that is killed at any moment
+    and restarted leaves the same files as one that was never stopped. progress(done, total) counts an image's steps.
+    Raises as `Generator.draw`, and if another process generates this series.
     """
     state = EndlessProgress(outputs.folder, series.request, generator.base.version)
     with storage.lock(state.folder, "This series"):
@@ -140,17 +138,17 @@ def generate_endless(
         while limit is None or position - first < limit:
             if stopped():
                 raise Interrupted(f"Stopped after picture {position}. The same command goes on from there.")
-            (picture,) = generator.draw(series.at(position), progress)
-            data = png_with_recipe(picture.image, None if private else series.recipe(picture))
-            # A kill between picture and state makes it be drawn once more; only the first can have been kept already.
+            (image,) = generator.draw(series.at(position), progress)
+            data = png_with_recipe(image.image, None if private else series.recipe(image))
+            # A kill between image and state makes the image be generated again; only the first can be saved already.
             path = (_find_saved(outputs, data) if position == first else None) or outputs.save(data)
             position += 1
             state.write(position)
-            yield path, picture.hidden
+            yield path, image.hidden
 
 
 def _find_saved(outputs: Outputs, data: bytes) -> Path | None:
-    """Where these very bytes are already."""
+    """Return the path of a saved image with exactly these bytes."""
     ending = f"-{storage.sha256(data)[:8]}.png"
     for day in outputs.days():
         for name in outputs.pictures(day):

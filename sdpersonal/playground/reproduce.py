@@ -1,4 +1,4 @@
-"""A picture drawn again from its recipe: with the very weights that drew it, or with words on what is missing."""
+"""Reproduce an image from its recipe: with exactly the weights it was generated with, or report what is missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ANYWAY_HINT = "Or draw with what is here, which gives another picture: --anyway
 
 @dataclasses.dataclass(frozen=True)
 class Mismatch:
-    """Why the same picture cannot be drawn. fatal: nor can one like it."""
+    """A reason why the same image cannot be generated. fatal: nor can a similar one."""
 
     message: str
     hint: str
@@ -24,41 +24,43 @@ class Mismatch:
 
 
 class PinnedConcepts:
-    """Where a recipe's tokens lead: to the bytes it names, under whatever token the library has them.
+    """The concepts of a recipe, found by their hashes, under whatever token the library has them.
 
-    A `<me/duck>` stays what it was though the library has a newer version, and keeps the name it had, so that the new
-    picture's recipe is the old one's. Raises UserError where a concept is missing, and where the library has other
-    bytes in its place, unless `anyway`.
+    A `<me/duck>` stays what it was even if the library has a newer version, and keeps its name, so that the new image's
+    recipe equals the old one. Raises UserError if a concept is missing, or if the library has other bytes in its
+    place, unless `anyway`.
     """
 
     def __init__(self, recipe: Recipe, library: Library, anyway: bool = False):
         self._library = library
-        self._tokens: dict[Token, tuple[Token, bool]] = {}  # the recipe's token -> the library's, and whether it is it
-        troubles = []
-        for wanted in recipe.concepts:
-            here = _find_entry(library, wanted)
-            if here is None:
-                troubles.append(_missing_concept(wanted))
+        self._tokens: dict[
+            Token, tuple[Token, bool]
+        ] = {}  # the recipe's token -> the library's, and whether the bytes match
+        mismatches = []
+        for concept in recipe.concepts:
+            entry = _find_entry(library, concept)
+            if entry is None:
+                mismatches.append(_missing_concept(concept))
                 continue
-            same = here.identity == wanted.sha256
-            self._tokens[Token.parse(wanted.token)] = here.token, same
+            same = entry.identity == concept.sha256
+            self._tokens[Token.parse(concept.token)] = entry.token, same
             if not same:
-                troubles.append(_different_version(wanted, here))
-        raise_mismatches(troubles, anyway)
+                mismatches.append(_different_version(concept, entry))
+        raise_mismatches(mismatches, anyway)
 
     def get(self, token: Token) -> Concept:
-        """The concept that the recipe means by `token`. Raises UserError."""
-        meant = [each for each in self._tokens if token.matches(each)]
-        if not meant:
+        """Return the concept that the recipe means by `token`. Raises UserError."""
+        matches = [candidate for candidate in self._tokens if token.matches(candidate)]
+        if not matches:
             raise UserError(f"The recipe does not say which concept its {token} was.")
-        newest = max(meant, key=lambda each: each.version or 0)
+        newest = max(matches, key=lambda candidate: candidate.version or 0)
         place, same = self._tokens[newest]
         concept = self._library.get(place)
         return dataclasses.replace(concept, token=newest) if same else concept
 
 
 def base_mismatches(recipe: Recipe, name: str, sha256: str) -> list[Mismatch]:
-    """name, sha256: of the base that is loaded."""
+    """Compare the recipe with the loaded model. name, sha256: of that model."""
     if sha256 == recipe.base.sha256:
         return []
     drew, loaded = (
@@ -69,16 +71,16 @@ def base_mismatches(recipe: Recipe, name: str, sha256: str) -> list[Mismatch]:
 
 
 def image_mismatches(recipe: Recipe, start: str | None, mask: str | None) -> list[Mismatch]:
-    """start, mask: `pixels_sum` of the pictures that are given, None for none."""
-    found = (
+    """Compare the recipe with the given images. start, mask: hashes of their pixels, None for none."""
+    mismatches = (
         _compare_image("start", "start picture", recipe.start, start),
         _compare_image("mask", "mask", recipe.mask, mask),
     )
-    return [each for each in found if each]
+    return [mismatch for mismatch in mismatches if mismatch]
 
 
 def base_to_load(recipe: Recipe, known: Iterable[str]) -> str:
-    """What to load where nobody says: one of our `known` names. A picture's word is never taken for a path or address.
+    """Return the default model to load: one of our `known` names. A recipe's text is never used as a path or address.
 
     Raises UserError.
     """
@@ -91,31 +93,31 @@ def base_to_load(recipe: Recipe, known: Iterable[str]) -> str:
 
 
 def raise_mismatches(troubles: list[Mismatch], anyway: bool = False) -> None:
-    """All in one UserError; where `anyway`, only those that are fatal."""
-    troubles = [each for each in troubles if each.is_fatal or not anyway]
+    """Raise all mismatches in one UserError; with `anyway`, only the fatal ones."""
+    troubles = [item for item in troubles if item.is_fatal or not anyway]
     if troubles:
-        fixes = [each.hint for each in troubles] + ([] if any(each.is_fatal for each in troubles) else [_ANYWAY_HINT])
-        raise UserError("\n".join(each.message for each in troubles), "\n".join(dict.fromkeys(fixes)))
+        fixes = [item.hint for item in troubles] + ([] if any(item.is_fatal for item in troubles) else [_ANYWAY_HINT])
+        raise UserError("\n".join(item.message for item in troubles), "\n".join(dict.fromkeys(fixes)))
 
 
 def _find_entry(library: Library, wanted: RecipeConcept) -> Entry | None:
-    """Its bytes, under its own token or any; else its version or the newest of that name, with other bytes."""
+    """Find the same bytes under its own or any token; else its version or the newest of that name, with other bytes."""
     token = Token.parse(wanted.token)
     name = token.unversioned()
-    alike = [each for each in library.history(name) if not each.damaged] if library.versions(name) else []
-    alike.sort(key=lambda each: (each.token != token, -each.token.version))
-    for each in alike:
-        if each.identity == wanted.sha256:
-            return each
-    renamed = (each for each in library.list() if each.identity == wanted.sha256 and not each.damaged)
-    return next(renamed, alike[0] if alike else None)
+    candidates = [entry for entry in library.history(name) if not entry.damaged] if library.versions(name) else []
+    candidates.sort(key=lambda entry: (entry.token != token, -entry.token.version))
+    for entry in candidates:
+        if entry.identity == wanted.sha256:
+            return entry
+    renamed = (entry for entry in library.list() if entry.identity == wanted.sha256 and not entry.damaged)
+    return next(renamed, candidates[0] if candidates else None)
 
 
 def _missing_concept(wanted: RecipeConcept) -> Mismatch:
     source = printable(wanted.hub) if wanted.hub else "OWNER/NAME"
-    asked = "Get it: " if wanted.hub else "Ask whoever drew it, or look on the Hub: "
+    advice = "Get it: " if wanted.hub else "Ask whoever drew it, or look on the Hub: "
     problem = f"Its concept {wanted.token} ({_short_digest(wanted.sha256)}) is not in the library."
-    return Mismatch(problem, f"{asked}sdpersonal concepts pull {source}", is_fatal=True)
+    return Mismatch(problem, f"{advice}sdpersonal concepts pull {source}", is_fatal=True)
 
 
 def _different_version(wanted: RecipeConcept, here: Entry) -> Mismatch:

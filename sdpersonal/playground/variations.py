@@ -1,5 +1,5 @@
-"""Variations of a favourite: what its recipe drew, with one thing changed. `near`, `strengths`, `words` and `redrawn`
-give requests for `Generator.draw`; `draw_variations` keeps their pictures, and a sheet with the favourite first."""
+"""Variations of a favourite: its recipe with one thing changed. `vary_seed`, `vary_strength`, `vary_words` and
+`vary_from_image` return requests; `generate_variations` saves their images, and a grid with the favourite first."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from .xyz_grid import Axis, generate_all
 if TYPE_CHECKING:
     from ..generation import Generator
 
-DEFAULT_VARIATION_STRENGTH = 0.15  # another picture, and clearly that one's sister
-DEFAULT_STRENGTH = 0.5  # of the picture itself: what is where stays
+DEFAULT_VARIATION_STRENGTH = 0.15  # another image, but clearly similar
+DEFAULT_STRENGTH = 0.5  # denoising strength from the image itself: the composition stays
 
 
 @dataclass(frozen=True)
 class SavedVariations:
-    """sheet: a PNG; pictures: each one's file; hidden: whether the base's checker flagged it."""
+    """Saved files. sheet: a PNG; pictures: each image's file; hidden: whether the safety checker flagged it."""
 
     sheet: Path
     pictures: tuple[Path, ...]
@@ -42,9 +42,9 @@ class SavedVariations:
 def vary_seed(
     favourite: GenerateRequest, share: float = DEFAULT_VARIATION_STRENGTH, n: int = 8, seed: int = 1
 ) -> list[GenerateRequest]:
-    """The same prompt from noise near its noise: `share` of the way to that of n other seeds, from `seed` on.
+    """Vary the noise: `share` of the way from the favourite's noise to that of n other seeds, from `seed` on.
 
-    Raises UserError for a favourite that is such a variation itself: a request has two seeds, not three.
+    Raises UserError if the favourite is such a variation itself: a request has two seeds, not three.
     """
     if favourite.near is not None:
         raise UserError(
@@ -55,20 +55,20 @@ def vary_seed(
 
 
 def vary_strength(favourite: GenerateRequest, token: str, values: str) -> list[GenerateRequest]:
-    """One of its concepts at other strengths: "0.6, 0.8, 1". Raises UserError where the prompt has no such one."""
+    """Vary the strength of one concept: "0.6, 0.8, 1". Raises UserError if the prompt does not have it."""
     return _requests_along(favourite, Axis.of("strength", token, values))
 
 
 def vary_words(favourite: GenerateRequest, word: str, values: str) -> list[GenerateRequest]:
-    """Other words in place of one: "snow|space". Raises UserError where its prompt has no such one."""
+    """Replace a word by others: "snow|space". Raises UserError if the prompt does not have it."""
     return _requests_along(favourite, Axis.of("words", word, values))
 
 
 def vary_from_image(
     favourite: GenerateRequest, picture: Path, change: float = DEFAULT_STRENGTH, n: int = 4
 ) -> list[GenerateRequest]:
-    """The same prompt from other noise, beginning from the picture itself (image-to-image)."""
-    seed = (favourite.seed + 1) % SEEDS  # its own noise would bring back what is to change
+    """Use the same prompt and other noise, with the image itself as the start image (img2img)."""
+    seed = (favourite.seed + 1) % SEEDS  # its own noise would restore what is to change
     return [_with_changes(favourite, start=picture, mask=None, near=None, enlarge=1.0, change=change, seed=seed, n=n)]
 
 
@@ -84,27 +84,27 @@ def variation_requests(
     start: bool = False,
     change: float = DEFAULT_STRENGTH,
 ) -> list[GenerateRequest]:
-    """All that is asked for, in this order; pictures near by where nothing is.
+    """Return all requested variations, in this order; seed variations if nothing is requested.
 
-    strength, word: each "TARGET=VALUES", for example "<me/duck>=0.6,0.8" and "beach=snow|space"; n: how many near by
-    (default 8) and redrawn from the picture (default 4).
+    strength, word: each "TARGET=VALUES", for example "<me/duck>=0.6,0.8" and "beach=snow|space"; n: number of seed
+    variations (default 8) and of variations from the image (default 4).
     """
-    found: list[GenerateRequest] = []
+    requests: list[GenerateRequest] = []
     if near_by is not None or not (strength or word or start):
-        found += vary_seed(favourite, near_by or DEFAULT_VARIATION_STRENGTH, n or 8, seed)
+        requests += vary_seed(favourite, near_by or DEFAULT_VARIATION_STRENGTH, n or 8, seed)
     for text in strength:
-        found += vary_strength(favourite, *_split_assignment(text, "<me/duck>=0.6,0.8,1"))
+        requests += vary_strength(favourite, *_split_assignment(text, "<me/duck>=0.6,0.8,1"))
     for text in word:
-        found += vary_words(favourite, *_split_assignment(text, "beach=snow|space"))
+        requests += vary_words(favourite, *_split_assignment(text, "beach=snow|space"))
     if start:
-        found += vary_from_image(favourite, picture, change, n or 4)
-    return found
+        requests += vary_from_image(favourite, picture, change, n or 4)
+    return requests
 
 
 def favourite_request(found: Recipe | Foreign, from_itself: bool = False) -> GenerateRequest:
-    """What drew the favourite. from_itself: it is only to be begun from.
+    """Return the request of the favourite. from_itself: it is only used as the start image.
 
-    Raises UserError where it began from another picture, of which a recipe knows only the sum.
+    Raises UserError if it has a start image itself, of which the recipe knows only the hash.
     """
     if isinstance(found, Recipe) and found.start and not from_itself:
         raise UserError("It began from another picture, which is not in it.", "Vary it with --start alone.")
@@ -112,15 +112,15 @@ def favourite_request(found: Recipe | Foreign, from_itself: bool = False) -> Gen
 
 
 class RecipeThenLibrary:
-    """Where the tokens of a favourite and its variations lead: to the bytes that its recipe names; what a variation
-    adds, to the library's newest. Raises UserError as `PinnedConcepts` does."""
+    """The concepts of a favourite and its variations: the bytes that its recipe names, and for tokens that a variation
+    adds, the library's newest. Raises UserError as `PinnedConcepts` does."""
 
     def __init__(self, recipe: Recipe, library: Library, anyway: bool = False):
         self._pinned, self._library = PinnedConcepts(recipe, library, anyway), library
-        self._named = [Token.parse(each.token) for each in recipe.concepts]
+        self._named = [Token.parse(concept.token) for concept in recipe.concepts]
 
     def get(self, token: Token) -> Concept:
-        named = any(token.matches(each) for each in self._named)
+        named = any(token.matches(recipe_token) for recipe_token in self._named)
         return self._pinned.get(token) if named else self._library.get(token)
 
 
@@ -133,26 +133,26 @@ def generate_variations(
     progress: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> SavedVariations:
-    """Draw and keep them, and a sheet of them beside the first: 00012-variations.png.
+    """Generate and save the variations, and a grid of them beside the first: 00012-variations.png.
 
-    private: no recipe in any. Raises as `Generator.draw`; what was drawn until then is kept, and on the sheet.
+    private: save no recipes. Raises as `Generator.draw`; images generated until then are saved, and on the grid.
     """
     saved: dict[Path, bool] = {}
-    shown = [(favourite[1], "the favourite")]
+    captioned = [(favourite[1], "the favourite")]
     try:
         for i, picture in generate_all(generator, asked, progress, cancelled):
             saved[outputs.save(picture.png(private))] = picture.hidden
-            shown.append((picture.image, caption(favourite[0], asked[i], picture.recipe)))
+            captioned.append((picture.image, caption(favourite[0], asked[i], picture.recipe)))
     except UserError:
         if saved:
-            with suppress(UserError):  # a full disk was told already
-                _save_grid(saved, shown)
+            with suppress(UserError):  # a full disk was reported already
+                _save_grid(saved, captioned)
         raise
-    return _save_grid(saved, shown)
+    return _save_grid(saved, captioned)
 
 
 def caption(favourite: GenerateRequest, asked: GenerateRequest, recipe: Recipe) -> str:
-    """What is different in a variation, in a few words."""
+    """Describe what is different in a variation, in a few words."""
     if asked.start:
         return f"from it, seed {recipe.seed}"
     if asked.near is not None:

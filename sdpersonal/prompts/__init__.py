@@ -1,14 +1,14 @@
-"""The prompt language: English with concepts in it, emphasis, alternatives.
+"""The prompt language: English with concept tokens, emphasis and alternatives.
 
     a photo of <karpathy/cool-object-v7> in the style of <coolperson/trippystyle:0.8>, (at dawn:1.2)
 
 A token is `<owner/name-vN>`: lower-case ASCII letters, digits and hyphens. `-vN` is the version; without it the newest
-is meant. `<name>` alone works while only one owner has such a concept. `:0.8` sets the strength, -5 to 5; `@0.4-1` the
-part of the sampling in which it acts; `<me/duck+me/cat>` blends two. A `<` that opens no word ("a < b") is text.
-Tokens never reach a tokenizer: `parse` cuts the prompt into text and words, and whoever draws puts each concept's
-vectors in the word's place.
+is used. `<name>` alone works while only one owner has such a concept. `:0.8` sets the strength, -5 to 5; `@0.4-1` the
+part of the sampling in which it acts; `<me/duck+me/cat>` blends two. A `<` that opens no token ("a < b") is text.
+Tokens never reach a tokenizer: `parse` splits the prompt into text and concept references, and the generator puts
+each concept's embeddings in their place.
 
-Emphasis, `(word:1.3)`, is in `reading`; alternatives, `{a|b}`, are chosen before a prompt is read, by `alternatives`.
+`parser` parses emphasis, `(word:1.3)`; `alternatives` resolves alternatives, `{a|b}`, before a prompt is parsed.
 The language for users: docs/prompts.md.
 """
 

@@ -1,9 +1,9 @@
-"""Alternatives, chosen before a prompt is read: at random by a seed, or one combination after the other.
+"""Resolve a template's alternatives before the prompt is parsed: at random by a seed, or all combinations in order.
 
     a {red|2::blue} car, {2$$ and $$rain|fog|snow}, painted by __painters__
 
-All functions are pure: of the template, the lists' lines and the number. They raise UserError for a template that
-cannot be read, a list that is not there, or a prompt that would become too long.
+All functions are pure: they depend on the template, the lists' lines and the number. They raise UserError for a
+template that cannot be parsed, a list that does not exist, or a prompt that would become too long.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ __all__ = ["Wildcards", "all_prompts", "count_prompts", "has_alternatives", "nth
 
 
 def sample_prompt(template: str, seed: int, wildcards: Wildcards) -> str:
-    """One of its prompts, drawn by the weights. What is chosen in one place says nothing of another."""
+    """Sample one of the template's prompts by the weights. Choices in different places are independent."""
     return _check_length(sample_expansion(_parse(template, wildcards), SeededChoice(seed)))
 
 
 def count_prompts(template: str, wildcards: Wildcards) -> int:
-    """How many prompts `every` yields: combinations of choices, of which two may read the same ({a|aa}{aa|a})."""
+    """Count the prompts of `all_prompts`: combinations of choices, of which two may read the same ({a|aa}{aa|a})."""
     return count_expansions(_parse(template, wildcards))
 
 
 def all_prompts(template: str, wildcards: Wildcards) -> Iterator[str]:
-    """All its prompts, the last choice changing fastest; weights do not matter, but that those of 0 are left out."""
+    """Yield all prompts, the last choice changing fastest. Options of weight 0 are left out; others ignore weights."""
     tree = _parse(template, wildcards)
     return (_check_length(nth_expansion(tree, i)) for i in range(count_expansions(tree)))
 
 
 def nth_prompt(template: str, i: int, wildcards: Wildcards) -> str:
-    """The i-th of `every`, from 0, without those before it."""
+    """Return the i-th prompt of `all_prompts`, from 0, without computing those before it."""
     tree = _parse(template, wildcards)
     if not 0 <= i < count_expansions(tree):
         raise UserError(f"{printable(template)} has {count_expansions(tree):,} prompts; there is no number {i + 1:,}.")

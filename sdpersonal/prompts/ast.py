@@ -1,4 +1,4 @@
-"""What a prompt is made of, once it is read."""
+"""The parts of a parsed prompt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .tokens import Token
 
 @dataclass(frozen=True)
 class Mention:
-    """One concept, and how strongly it is wanted (-5 to 5)."""
+    """One concept and its strength (-5 to 5)."""
 
     token: Token
     strength: float = 1.0
@@ -17,7 +17,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class Text:
-    """A stretch of plain text, its escapes undone. weight: its emphasis."""
+    """A stretch of plain text, unescaped. weight: its emphasis."""
 
     text: str
     weight: float = 1.0
@@ -25,7 +25,7 @@ class Text:
 
 @dataclass(frozen=True)
 class ConceptRef:
-    """Where a concept stands, or a blend of several.
+    """A reference to a concept, or to a blend of several.
 
     start, end: the part of the sampling in which it acts, as fractions (0 is pure noise); weight: its emphasis.
     """
@@ -38,14 +38,14 @@ class ConceptRef:
 
 @dataclass(frozen=True)
 class Break:
-    """What follows begins a new chunk of the text encoder's 75 tokens."""
+    """A BREAK: the text after it begins a new chunk of 75 tokens of the text encoder."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as read. Two are equal when they mean the same, however they were typed.
+    """A parsed prompt. Two are equal when they mean the same, however they were typed.
 
-    text: as typed; pieces: in order, neighbouring texts of one weight joined, none empty.
+    text: as typed; pieces: in order, neighbouring texts of equal weight joined, none empty.
     """
 
     text: str = field(compare=False)
@@ -53,5 +53,5 @@ class Prompt:
 
     @property
     def mentions(self) -> tuple[Mention, ...]:
-        """Every concept, in order; a blend's one by one."""
+        """Return every concept in order, those of a blend one by one."""
         return tuple(part for piece in self.pieces if isinstance(piece, ConceptRef) for part in piece.parts)

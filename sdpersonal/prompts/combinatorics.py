@@ -1,6 +1,6 @@
-"""What a template can become: a tree of texts and choices that is counted, indexed and drawn from, never written out.
+"""The expansions of a template: a tree of texts and choices that is counted, indexed and sampled, never enumerated.
 
-A node is a text, a `Series` (one after the other) or a `VariantNode` (some of several). Counts are exact whole numbers,
+A node is a text, a `SequenceNode` (parts in order) or a `VariantNode` (a choice of options). Counts are exact integers,
 however large; the n-th expansion is found by division, so that one of 10^30 costs no more than one of ten.
 """
 
@@ -18,7 +18,7 @@ from math import comb, factorial, prod
 
 @dataclass(frozen=True)
 class SeededChoice:
-    """Chance as a function of a seed and a place in the template: the same on every machine and Python."""
+    """Random numbers as a function of a seed and a place in the template: the same on every machine and Python."""
 
     seed: int
     place: str = ""
@@ -27,14 +27,14 @@ class SeededChoice:
         return SeededChoice(self.seed, f"{self.place}.{step}")
 
     def randbelow(self, n: int, turn: int = 0) -> int:
-        """A whole number from 0 to n - 1; each turn's is independent of the others."""
+        """Return an integer from 0 to n - 1, independent for each turn."""
         digest = hashlib.sha256(f"alternatives:{self.seed}:{self.place}:{turn}".encode()).digest()
         return int.from_bytes(digest, "big") * n >> 256  # n is far below 2^256: no number is favoured
 
 
 @dataclass(frozen=True, eq=False)
 class SequenceNode:
-    """Texts and choices, one after the other."""
+    """A sequence of texts and choices."""
 
     parts: Sequence[Node]
 
@@ -51,24 +51,24 @@ class SequenceNode:
         return sum(map(max_choices, self.parts))
 
     def nth(self, i: int) -> str:
-        """The last choice changes fastest."""
-        said = []
+        """Return the i-th expansion; the last choice changes fastest."""
+        texts = []
         for part in reversed(self.parts):
             i, inner = divmod(i, count_expansions(part))
-            said.append(nth_expansion(part, inner))
-        return "".join(reversed(said))
+            texts.append(nth_expansion(part, inner))
+        return "".join(reversed(texts))
 
     def drawn(self, dice: SeededChoice) -> str:
-        # Only choices are numbered, so that other words around them do not change what is chosen.
+        # Only choices are numbered, so that changing the words around them does not change what is chosen.
         choices = iter(range(len(self.parts)))
         return "".join(part if isinstance(part, str) else part.drawn(dice.at(next(choices))) for part in self.parts)
 
 
 @dataclass(frozen=True, eq=False)
 class VariantNode:
-    """From `low` to `high` of the options, none twice, in any order.
+    """A choice of `min_picks` to `max_picks` of the options, none twice, in any order.
 
-    weights: how often each is drawn, relative to the others, as whole numbers above 0.
+    weights: how often each option is sampled, relative to the others, as integers above 0.
     """
 
     options: Sequence[Node]
@@ -87,7 +87,7 @@ class VariantNode:
 
     @cached_property
     def max_choices(self) -> int:
-        """The most choices that one expansion makes."""
+        """Return the most choices that one expansion makes."""
         return self.max_picks * (1 + max(map(max_choices, self.options)))
 
     @cached_property
@@ -104,47 +104,47 @@ class VariantNode:
 
     @cached_property
     def _ways(self) -> list[int]:
-        """At k: in how many ways k options can be taken and expanded, whatever their order (the k-th elementary
-        symmetric polynomial of their counts). Options of one count are taken together: there are few counts."""
+        """Return at index k in how many ways k options can be taken and expanded, ignoring order (the k-th elementary
+        symmetric polynomial of their counts). Options with equal counts are grouped: there are few counts."""
         ways = [1] + [0] * self.max_picks
         for count, times in Counter(self._counts).items():
-            some = [comb(times, k) * count**k for k in range(self.max_picks + 1)]
-            ways = [sum(ways[j] * some[k - j] for j in range(k + 1)) for k in range(self.max_picks + 1)]
+            same_count = [comb(times, k) * count**k for k in range(self.max_picks + 1)]
+            ways = [sum(ways[j] * same_count[k - j] for j in range(k + 1)) for k in range(self.max_picks + 1)]
         return ways
 
     def _count_orders(self, k: int) -> int:
         return factorial(k) * self._ways[k]
 
     def nth(self, i: int) -> str:
-        """Fewer options first; then in the order of the options, the last of those taken changing fastest."""
+        """Return the i-th expansion: fewer options first, then in option order, the last one changing fastest."""
         k = self.min_picks
         while i >= self._count_orders(k):
             i -= self._count_orders(k)
             k += 1
-        said, taken, ways = [], set(), self._ways
+        texts, taken, ways = [], set(), self._ways
         for left in range(k, 0, -1):
-            option, i, behind = self._first(i, left, taken, ways)
-            inner, i = divmod(i, behind)
-            said.append(nth_expansion(self.options[option], inner))
+            option, i, continuations = self._first(i, left, taken, ways)
+            inner, i = divmod(i, continuations)
+            texts.append(nth_expansion(self.options[option], inner))
             taken.add(option)
             ways = _remove_option(ways, self._counts[option])
-        return self.separator.join(said)
+        return self.separator.join(texts)
 
     def _first(self, i: int, left: int, taken: set[int], ways: list[int]) -> tuple[int, int, int]:
-        """Of the orders of `left` more options, the i-th: its first option, its number among those with that first
-        option, and in how many ways it can go on behind each expansion of that one."""
+        """Find the first option of the i-th order of `left` more options. Returns the option, the order's number among
+        those with that first option, and in how many ways each expansion of the option can continue."""
         if left == 1 and not taken:  # the usual case, and lists are long
             option = bisect_right(self._count_ends, i)
             return option, i - self._count_ends[option] + self._counts[option], 1
-        behind: dict[int, int] = {}  # by the first option's count
+        continuations: dict[int, int] = {}  # by the first option's count
         for option, count in enumerate(self._counts):
             if option in taken:
                 continue
-            if count not in behind:
-                behind[count] = factorial(left - 1) * _remove_option(ways, count)[left - 1]
-            if i < count * behind[count]:
-                return option, i, behind[count]
-            i -= count * behind[count]
+            if count not in continuations:
+                continuations[count] = factorial(left - 1) * _remove_option(ways, count)[left - 1]
+            if i < count * continuations[count]:
+                return option, i, continuations[count]
+            i -= count * continuations[count]
         raise IndexError(i)
 
     def drawn(self, dice: SeededChoice) -> str:
@@ -152,7 +152,7 @@ class VariantNode:
         taken: list[int] = []
         for turn in range(1, how_many + 1):
             at = dice.randbelow(self._weight_ends[-1] - sum(self.weights[option] for option in taken), turn)
-            for option in sorted(taken):  # step over what is taken
+            for option in sorted(taken):  # skip the taken ones
                 if at >= self._weight_ends[option] - self.weights[option]:
                     at += self.weights[option]
             taken.append(bisect_right(self._weight_ends, at))
@@ -163,7 +163,7 @@ Node = str | SequenceNode | VariantNode
 
 
 def _remove_option(ways: list[int], count: int) -> list[int]:
-    """The same polynomials with one option of that count fewer."""
+    """Return the same polynomials without one option of that count."""
     fewer = [1]
     for way in ways[1:]:
         fewer.append(way - count * fewer[-1])
@@ -175,7 +175,7 @@ def count_expansions(node: Node) -> int:
 
 
 def nesting_depth(node: Node) -> int:
-    """Choices within choices."""
+    """Return how deeply choices are nested."""
     return 0 if isinstance(node, str) else node.height
 
 

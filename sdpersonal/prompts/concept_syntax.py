@@ -1,4 +1,4 @@
-"""What stands in angle brackets: a concept or a blend, strengths, and the part of the sampling in which it acts."""
+"""Syntax inside angle brackets: a concept or a blend, strengths, and the part of the sampling in which it acts."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from ..errors import UserError, printable
 from .ast import ConceptRef, Mention
 from .tokens import Token
 
-MAX_STRENGTH = 5.0  # and as much below 0: sliders are made to be used in both directions
+MAX_STRENGTH = 5.0  # also the limit below 0: sliders work in both directions
 MAX_BLEND = 8  # concepts in one pair of brackets
 
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 _STRENGTH = re.compile(rf"[+-]?(?:{_NUMBER.pattern})(?:e[+-]?[0-9]{{1,3}})?", re.I)
-_MINUS = str.maketrans(dict.fromkeys("\u2212\u2013\ufe63\uff0d", "-"))  # what keyboards and word processors put for it
-_WANTS_SIGN = re.compile(r"[^:]*:\s*(?:[+-]?[0-9.]+e)?", re.I)  # a strength that a + may go on
+_MINUS = str.maketrans(
+    dict.fromkeys("\u2212\u2013\ufe63\uff0d", "-")
+)  # what keyboards and word processors insert for a minus
+_WANTS_SIGN = re.compile(r"[^:]*:\s*(?:[+-]?[0-9.]+e)?", re.I)  # a strength that a + may continue
 _A1111_NETWORK = re.compile(
     r"\s*(lora|lyco|lycoris|hypernet)\s*:\s*([^:]*)(?::\s*([^:]*))?", re.I
 )  # A1111's extra networks
 
 
 def parse_concept_ref(inner: str) -> ConceptRef:
-    """`me/duck:0.7+me/cat:0.3@0-0.6`, what stands between the brackets. Raises UserError with one that works."""
+    """Parse the text between the brackets, `me/duck:0.7+me/cat:0.3@0-0.6`. Raises UserError with a working example."""
     if other := _A1111_NETWORK.match(inner):
         raise _a1111_network_error(inner, *other.groups())
     parts, at, window = cut_word(inner)
@@ -37,7 +39,7 @@ def parse_concept_ref(inner: str) -> ConceptRef:
 
 
 def cut_word(inner: str) -> tuple[list[str], str, str]:
-    """The concepts of a word with their strengths, as written; "@" if a window follows; and the window.
+    """Split a reference into its concepts with their strengths, as written; "@" if a window follows; and the window.
 
     A + before a strength, or in its exponent, joins nothing: `<me/duck:+1+me/cat:1e+0>` has two parts.
     """
@@ -52,11 +54,11 @@ def cut_word(inner: str) -> tuple[list[str], str, str]:
 
 
 def read_strength(text: str) -> float | None:
-    """A strength as people write it, `-1.5`, `+1`, `.5`, `1e0`, with any sign for minus; None for anything else."""
+    """Parse a strength as people write it, `-1.5`, `+1`, `.5`, `1e0`, with any minus sign; None for anything else."""
     plain = text.strip().translate(_MINUS)
     if not _STRENGTH.fullmatch(plain):
         return None
-    value = float(plain) + 0.0  # of the two zeros the one without a sign
+    value = float(plain) + 0.0  # turns -0.0 into 0.0
     return value if abs(value) <= MAX_STRENGTH else None
 
 
@@ -75,9 +77,9 @@ def _parse_blend(inner: str, parts: list[str]) -> tuple[Mention, ...]:
 
 
 def _parse_mention(inner: str, part: str, otherwise: float) -> Mention:
-    """otherwise: the strength if none is written."""
+    """Parse one concept. otherwise: the strength if none is written."""
     word, colon, strength = part.partition(":")
-    # Capitals are folded here, where people write quickly; only names given to new concepts must be lower case.
+    # Prompts may use capitals, since people write them quickly; only names of new concepts must be lower case.
     token = Token.parse(word.lower())
     return Mention(token, _parse_strength(inner, strength) if colon else otherwise)
 
@@ -108,10 +110,10 @@ def _a1111_network_error(inner: str, kind: str, name: str, strength: str | None)
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:64].strip("-")
     token = f"me/{plain or 'my-style'}"
     written = (strength or "").strip().translate(_MINUS)
-    wanted = float(written) + 0.0 if _STRENGTH.fullmatch(written) else 1.0
-    wanted = max(-MAX_STRENGTH, min(wanted, MAX_STRENGTH))
+    value = float(written) + 0.0 if _STRENGTH.fullmatch(written) else 1.0
+    value = max(-MAX_STRENGTH, min(value, MAX_STRENGTH))
     return UserError(
         f"<{printable(inner)}> is how A1111 loads a LoRA.",
         f"Import its file once, sdpersonal concepts import FILE --as '<{token}>', then write "
-        f"<{token}{'' if wanted == 1 else f':{wanted:g}'}>.",
+        f"<{token}{'' if value == 1 else f':{value:g}'}>.",
     )

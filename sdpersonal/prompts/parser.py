@@ -1,8 +1,8 @@
-"""A prompt, as typed, to its pieces.
+"""Parse a prompt, as typed, into its pieces.
 
 Emphasis has A1111's meaning (AUTOMATIC1111/stable-diffusion-webui, modules/prompt_parser.py, parse_prompt_attention),
-down to its corners: round and square brackets are matched each kind by itself, so that `(a [b) c]` overlap; what is
-never closed reaches to the end; a closing bracket too many is text; a lone backslash is nothing.
+including its corner cases: round and square brackets are matched separately, so that `(a [b) c]` overlap; an
+unclosed bracket reaches to the end; an extra closing bracket is text; a lone backslash is dropped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_WEIGHT = 10.0
 MAX_DEPTH = 20  # brackets open at once
 
 _ROUND_FACTOR, _SQUARE_FACTOR = 1.1, 1 / 1.1
-# One alternative for each way in which a prompt can go on; together they take any character.
+# One alternative for each kind of lexeme; together they match any character.
 _LEXEME = re.compile(
     r"""  \\(?P<plain>[()\[\]\\{}|<>_]?)
         | <(?=\S)(?P<word>[^<>]*)>
@@ -31,12 +31,12 @@ _LEXEME = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _KEYWORD = re.compile(r"\b(BREAK|AND)\b")
-# What A1111 reads as a change half-way through the sampling: [from:to:when], [to:when], [from::when].
+# A1111's prompt editing, a change during the sampling: [from:to:when], [to:when], [from::when].
 _SCHEDULED = re.compile(r"(?<!\\)(?:\\\\)*:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\]\Z")
 
 
 def parse(text: str) -> Prompt:
-    """Read a prompt whose alternatives are chosen. Raises UserError, showing what is wrong and what works."""
+    """Parse a prompt without alternatives. Raises UserError, showing what is wrong and what works."""
     if len(text) > MAX_PROMPT:
         raise UserError(f"The prompt has {len(text):,} characters; I read up to {MAX_PROMPT:,}.", "Shorten it.")
     reading = _PromptParser(text)
@@ -47,16 +47,16 @@ def parse(text: str) -> Prompt:
 
 @dataclass
 class _OpenBracket:
-    """A bracket that waits for its other half."""
+    """An opened bracket that is not closed yet."""
 
-    at: int  # in the prompt
-    first: int  # of the pieces in it
-    has_bar: bool = False  # an unescaped | directly in it
+    at: int  # position in the prompt
+    first: int  # index of the first piece in it
+    has_bar: bool = False  # whether an unescaped | is directly in it
 
 
 @dataclass
 class _PromptParser:
-    """The pieces so far, each with the weight it has so far."""
+    """Collects the pieces, each with its weight so far."""
 
     prompt: str
     weighted_pieces: list[tuple[Text | ConceptRef | Break, float]] = field(default_factory=list)
@@ -101,7 +101,7 @@ class _PromptParser:
             self.weighted_pieces.append((piece, 1.0))
 
     def _text(self, text: str) -> None:
-        """Plain text, but for BREAK, which takes the spaces around it with it, and AND."""
+        """Add plain text, but handle BREAK, which absorbs the spaces around it, and AND."""
         parts = _KEYWORD.split(text)
         for i, part in enumerate(parts):
             if i % 2:
@@ -167,7 +167,7 @@ def _check_weight(piece: Text | ConceptRef, weight: float) -> float:
 
 
 def _refuse_scheduling(bracket: str, stroke: bool) -> None:
-    """A1111 reads `[a|b]` and `[a:b:0.5]` as words that change during the sampling. As text they would be noise."""
+    """Refuse A1111's `[a|b]` and `[a:b:0.5]`, which change words during the sampling: as plain text they are noise."""
     if stroke:
         raise UserError(
             f"{printable(bracket)} takes turns from step to step in A1111; I cannot do that.",

@@ -1,4 +1,4 @@
-"""Pieces to a prompt that reads as the same pieces."""
+"""Format pieces as a prompt that parses to the same pieces."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .ast import Break, ConceptRef, Prompt, Text
 
 _BREAK = "BREAK"
 _ESCAPED_SIGNS = re.compile(r"[()\[\]\\{}<]|(?<=_)_|_(?=_)")
-# A sign of its own before and after: a letter would make another word of it.
+# Only a whole word counts: a letter before or after would make it another word.
 _KEYWORD = re.compile(r"(?<![^\W_])(BREAK|AND)(?![^\W_])")
 
 
 def format_prompt(prompt: Prompt) -> str:
-    """A prompt with the same pieces, in which nothing is left to be chosen: `parse(written(prompt)) == prompt`.
+    """Format a prompt without alternatives: `parse(format_prompt(prompt)) == prompt`.
 
-    May be longer than what was typed: each stretch of one weight is put in brackets of its own.
+    The result may be longer than the typed text: each stretch of one weight gets its own brackets.
     """
     groups = groupby(prompt.pieces, key=lambda piece: None if isinstance(piece, Break) else piece.weight)
     stretches: list[str] = []
@@ -27,16 +27,16 @@ def format_prompt(prompt: Prompt) -> str:
             if weight is None
             else [_format_weighted("".join(map(_format_piece, pieces)), weight)]
         )
-    said = "".join(stretches[:1])
+    text = "".join(stretches[:1])
     for before, after in pairwise(stretches):
-        said += _separator(before, after) + after
-    return said
+        text += _separator(before, after) + after
+    return text
 
 
 def _separator(before: str, after: str) -> str:
     if _BREAK not in (before, after):
         return ""
-    # BREAK takes the spaces beside it with it; a backslash keeps them.
+    # BREAK absorbs the spaces beside it; a backslash keeps them.
     return "\\" if before[-1].isspace() or after[0].isspace() else " "
 
 
@@ -54,5 +54,5 @@ def _format_piece(piece: Text | ConceptRef) -> str:
 
 
 def _format_number(value: float) -> str:
-    """All its digits, and no exponent."""
+    """Format a number with all its digits and no exponent."""
     return format(Decimal(repr(value)), "f").removesuffix(".0")

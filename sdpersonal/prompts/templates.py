@@ -1,7 +1,7 @@
-"""Templates to trees of choices: `{a|b}`, `{2::a|b}`, `{1-2$$ and $$a|b|c}`, `__list__`, one within another.
+"""Parse templates into trees of choices: `{a|b}`, `{2::a|b}`, `{1-2$$ and $$a|b|c}`, `__list__`, nested freely.
 
 The notation is that of the dynamic-prompts extension (adieyal/sd-dynamic-prompts, docs/SYNTAX.md), without its
-variables (their defaults are read) and remarks. A backslash keeps its meaning for whoever reads the prompt afterwards.
+variables (their defaults are used) and comments. Backslashes are kept for the parser of the resulting prompt.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from .combinatorics import Node, SequenceNode, VariantNode
 from .wildcards import Wildcards
 
 MAX_NESTING = 10
-MAX_CHOICES = 500  # that one expansion makes
-MAX_PICKS = 20  # options of one alternative at once
+MAX_CHOICES = 500  # of one expansion
+MAX_PICKS = 20  # options picked from one alternative
 DEFAULT_SEPARATOR = ", "
 
-_UNIT = 1_000_000  # weights are counted in millionths, so that chance is whole numbers
+_UNIT = 1_000_000  # weights are integers in millionths, so that sampling is exact
 _MAX_WEIGHT = 1_000_000
 _NAME = r"__(?P<name>(?:[^\W_]|[*?('&\[](?=[^\s_]|__)|[#~@!](?=[^\W_]))[^\n{}|\\]*?)__"
-_DEFAULT = re.compile(r"\$\{\s*[\w-]+\s*:(?!=)([^{}|\\]*)\}")  # ${figure:frog}, a variable that nobody can have set
+_DEFAULT = re.compile(r"\$\{\s*[\w-]+\s*:(?!=)([^{}|\\]*)\}")  # ${figure:frog}, a variable; none can be set here
 _LEXEME = re.compile(
     rf"(?P<escape>\\.?)|(?P<variable>\$\{{)|(?P<open>\{{)|(?P<stroke>\|)|(?P<close>\}})|(?P<list>{_NAME})"
     r"|(?P<text>[^\\$_{}|]+|[$_])",
@@ -32,12 +32,12 @@ _WEIGHT = re.compile(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*::")
 
 
 def has_alternatives(template: str) -> bool:
-    """Whether something is to be chosen in it."""
+    """Return whether the template has alternatives."""
     return any(lexeme.lastgroup in ("variable", "open", "list") for lexeme in _LEXEME.finditer(template))
 
 
 def parse_template(template: str, wildcards: Wildcards) -> Node:
-    """The tree, its lists included. Raises UserError for what is not closed, unknown, endless or too much."""
+    """Parse a template and its lists into a tree. Raises UserError if it is unclosed, unknown, endless or too large."""
     tree = _WildcardNodes(wildcards).read(template)
     if tree.height > MAX_NESTING:
         raise UserError(f"{printable(template)} nests {tree.height} deep; I go {MAX_NESTING} deep.", "Make it flatter.")
@@ -50,12 +50,12 @@ def parse_template(template: str, wildcards: Wildcards) -> Node:
 
 
 class _WildcardNodes:
-    """Lists as picks, each read once for a template, however often it stands there."""
+    """Nodes of wildcard lists, each list parsed only once per template."""
 
     def __init__(self, wildcards: Wildcards):
         self._wildcards = wildcards
         self._read: dict[str, VariantNode] = {}
-        self._reading: list[str] = []  # lists within lists, at this moment
+        self._reading: list[str] = []  # stack of the lists being parsed, to detect cycles
 
     def read(self, text: str) -> SequenceNode:
         where = f"In __{printable(self._reading[-1], 60)}__: " if self._reading else ""
@@ -66,7 +66,7 @@ class _WildcardNodes:
             loop = [*self._reading[self._reading.index(name) :], name]
             raise UserError(
                 f"The list __{printable(name, 60)}__ leads back to itself: "
-                + " > ".join(printable(one, 60) for one in loop)
+                + " > ".join(printable(list_name, 60) for list_name in loop)
                 + ".",
                 "Take it out of one of them.",
             )
@@ -88,7 +88,7 @@ class _WildcardNodes:
 
 
 class _TemplateParser:
-    """Reads one text from left to right."""
+    """Parser of one text, from left to right."""
 
     def __init__(self, text: str, lists: _WildcardNodes, where: str):
         self._text, self._lists, self._where = text, lists, where
@@ -96,7 +96,7 @@ class _TemplateParser:
         self._open = 0  # braces
 
     def series(self, inside: bool) -> SequenceNode:
-        """As far as the text goes; inside braces as far as the option goes."""
+        """Parse up to the end of the text; inside braces, up to the end of the option."""
         parts: list[Node] = []
         while self._at < len(self._text):
             if default := _DEFAULT.match(self._text, self._at):
@@ -163,34 +163,34 @@ class _TemplateParser:
         return self._text[start : self._at], weight, series
 
     def _parse_pick_count(self) -> tuple[int, int, str]:
-        """How many options are picked, at least and at most, and what stands between them."""
-        found = _PICK_COUNT.match(self._text, self._at)
-        if not found:
+        """Parse the least and the most options to pick, and the separator between them."""
+        match = _PICK_COUNT.match(self._text, self._at)
+        if not match:
             return 1, 1, ""
-        self._at = found.end()
+        self._at = match.end()
         joiner = DEFAULT_SEPARATOR
         if between := _SEPARATOR.match(self._text, self._at):
             self._at = between.end()
             joiner = between[1]
-        if found["exactly"]:
-            return int(found["exactly"]), int(found["exactly"]), joiner
-        low, high = int(found["low"] or 1), int(found["high"] or 10**9)
+        if match["exactly"]:
+            return int(match["exactly"]), int(match["exactly"]), joiner
+        low, high = int(match["low"] or 1), int(match["high"] or 10**9)
         return min(low, high), max(low, high), joiner
 
 
 def _parse_weight(text: str, at: int, where: str = "") -> tuple[int, int]:
-    """The weight that stands there, in millionths, and where the option itself begins."""
-    found = _WEIGHT.match(text, at)
-    if not found:
+    """Parse a weight. Returns it in millionths, and where the option itself begins."""
+    match = _WEIGHT.match(text, at)
+    if not match:
         return _UNIT, at
-    if float(found[1]) > _MAX_WEIGHT:
-        raise UserError(f"{where}{printable(found[0], 40)} weighs too much.", f"I take up to {_MAX_WEIGHT:,}::.")
-    whole, _, fraction = found[1].partition(".")
-    return int(whole or 0) * _UNIT + int(fraction[:6].ljust(6, "0")), found.end()
+    if float(match[1]) > _MAX_WEIGHT:
+        raise UserError(f"{where}{printable(match[0], 40)} weighs too much.", f"I take up to {_MAX_WEIGHT:,}::.")
+    whole, _, fraction = match[1].partition(".")
+    return int(whole or 0) * _UNIT + int(fraction[:6].ljust(6, "0")), match.end()
 
 
 def _make_variant(options: list[tuple[str, int, Node]], what: str) -> VariantNode:
-    """One of the options (as written, weight, tree). One that stands there twice is one of twice the weight."""
+    """Make a choice of the options (as written, weight, tree). Equal options are joined and their weights added."""
     weights: dict[str, int] = {}
     trees: dict[str, Node] = {}
     for text, weight, tree in options:

@@ -1,4 +1,4 @@
-"""A concept's word: what may stand in angle brackets, and the spelling proposed where something else does."""
+"""Tokens of concepts: what is valid in angle brackets, and the spelling suggested for anything else."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..errors import UserError, printable
 _NAME_PATTERN = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 _TOKEN = re.compile(rf"(?:(?P<owner>{_NAME_PATTERN})/)?(?P<name>{_NAME_PATTERN}?)(?:-v(?P<version>[1-9][0-9]{{0,5}}))?")
 _MAX_NAME_LENGTH = 64
-# Device names that Windows reserves in any folder: a concept called so could not be shared with a Windows user.
+# Device names that Windows reserves in any folder: a concept of that name could not be shared with a Windows user.
 RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 _ALLOWED_CHARACTERS = "a-z, 0-9 and -"
 
 
 @dataclass(frozen=True, order=True)
 class Token:
-    """A concept's word: `<owner/name-vN>`. owner None: whoever has that name; version None: the newest."""
+    """The token of a concept: `<owner/name-vN>`. owner None: any owner; version None: the newest."""
 
     owner: str | None
     name: str
@@ -26,24 +26,24 @@ class Token:
 
     @classmethod
     def parse(cls, text: str) -> Token:
-        """`<me/duck-v2>`, or the same without brackets. Raises UserError, proposing a spelling that works."""
+        """Parse `<me/duck-v2>`, or the same without brackets. Raises UserError, suggesting a valid spelling."""
         inner = text.strip()
         if inner.startswith("<") and inner.endswith(">"):
             inner = inner[1:-1]
-        found = _TOKEN.fullmatch(inner)
-        if not found or max(len(found["owner"] or ""), len(found["name"])) > _MAX_NAME_LENGTH:
+        match = _TOKEN.fullmatch(inner)
+        if not match or max(len(match["owner"] or ""), len(match["name"])) > _MAX_NAME_LENGTH:
             raise UserError(f"{printable(text) or '<>'} is not a concept's token.", _suggest_spelling(inner))
-        if RESERVED_NAMES & {found["owner"], found["name"]}:
+        if RESERVED_NAMES & {match["owner"], match["name"]}:
             raise UserError(f"{printable(text)} holds a name that Windows keeps for devices.", "Choose another name.")
-        return cls(found["owner"], found["name"], int(found["version"]) if found["version"] else None)
+        return cls(match["owner"], match["name"], int(match["version"]) if match["version"] else None)
 
     @property
     def slug(self) -> str:
-        """`owner-name`: what other programs, which allow no slash or dot, call the concept."""
+        """Return `owner-name`, the name for other programs, which allow no slash or dot."""
         return f"{self.owner}-{self.name}" if self.owner else self.name
 
     def matches(self, other: Token) -> bool:
-        """Whether this way of writing means `other`, which has owner and version."""
+        """Return whether this token refers to `other`, which has owner and version."""
         return self.name == other.name and self.owner in (None, other.owner) and self.version in (None, other.version)
 
     def unversioned(self) -> Token:
@@ -58,7 +58,7 @@ class Token:
 def _suggest_spelling(inner: str) -> str:
     plain = unicodedata.normalize("NFKC", inner.partition(":")[0]).lower()
     if alike := next((c for c in plain if c.isalnum() and not c.isascii()), None):
-        # A look-alike is not seen by reading the word again, so it is named.
+        # A look-alike character cannot be seen by reading the word again, so the message names it.
         return f"Its {printable(alike)!r} is {unicodedata.name(alike, 'no letter')}; I use {_ALLOWED_CHARACTERS}."
     words = [re.sub(r"[^a-z0-9]+", "-", part).strip("-")[:_MAX_NAME_LENGTH].strip("-") for part in plain.split("/")[:2]]
     words = [word for word in words if word]

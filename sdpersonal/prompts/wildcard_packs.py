@@ -1,4 +1,4 @@
-"""Packs of lists: one YAML or JSON file with lists in it, by their keys.
+"""Packs of wildcard lists: one YAML or JSON file with several lists, found by their keys.
 
     animals:
       cats: [tabby cat, "2::{big|small} cat"]
@@ -7,7 +7,7 @@
 
 The layouts are those of the dynamic-prompts extension (adieyal/sd-dynamic-prompts, docs/SYNTAX.md: lists under keys, an
 option as `{text, weight}`) and of Umi AI (an entry with `Prompts`, `Tags`, `Description`, ...: its prompts are the
-options). Every scalar is text as it is written: `no` is the word no, 1990 is no number.
+options). Every scalar is text as written: `no` is the word no, and 1990 is not a number.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 from ..errors import UserError, printable
 
 SUFFIXES = (".yaml", ".yml", ".json")
-MAX_DEPTH = 32  # keys and lists within each other
-MAX_NODES = 300_000  # of one pack, what an alias repeats included
+MAX_DEPTH = 32  # nested keys and lists
+MAX_NODES = 300_000  # of one pack, including what aliases repeat
 
 Path = tuple[str, ...]
 """The keys that lead to a list."""
@@ -31,9 +31,9 @@ _UMI_KEYS = {"prompts", "tags", "title", "description", "prefix", "suffix", "aka
 
 
 def read_pack(text: str, name: str) -> dict[Path, list[str]]:
-    """The lists of a pack, each by its keys; () is that of a pack which is nothing but a list.
+    """Read the lists of a pack, by their keys; () if the pack is a single list.
 
-    name: the file's, for messages. Raises UserError where the text is no YAML or JSON, or too deep or too large.
+    name: the file's, for messages. Raises UserError if the text is not YAML or JSON, or is too deep or too large.
     """
     tree = _json(text, name) if name.lower().endswith(".json") else _yaml(text, name)
     return dict(_Lists(name).lists(tree, ()))
@@ -49,16 +49,16 @@ def _json(text: str, name: str) -> Any:
 
 
 def _yaml(text: str, name: str) -> Any:
-    """Built from the parser's events, so that depth and size are known before anything is built of them. Constructing
-    objects, which is where YAML runs code, is never done."""
+    """Build the tree from the parser's events, so that depth and size are checked before anything is built. YAML's
+    construction of objects, which can run code, is never used."""
     import yaml
 
-    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the same language in C, where it is built in
+    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the C implementation, if available
     tree = _Tree(name)
     try:
         for event in yaml.parse(text, Loader=loader):
             tree.take(event)
-            if tree.done:  # of several documents the first
+            if tree.done:  # only the first of several documents is read
                 break
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -68,7 +68,7 @@ def _yaml(text: str, name: str) -> Any:
 
 @dataclass
 class _Open:
-    """A mapping or sequence that is not closed yet. key: the one whose value comes next."""
+    """A mapping or sequence that is not closed yet. key: of the value that comes next."""
 
     node: dict[str, Any] | list[Any]
     key: str | None = None
@@ -76,7 +76,7 @@ class _Open:
 
 @dataclass
 class _Tree:
-    """YAML's events, put together to dicts, lists and texts."""
+    """Builder of dicts, lists and texts from YAML's events."""
 
     name: str
     root: Any = None
@@ -107,7 +107,7 @@ class _Tree:
             self._alias(event.anchor)
 
     def _alias(self, anchor: str) -> None:
-        if anchor not in self._anchors or any(one.node is self._anchors[anchor] for one in self._open):
+        if anchor not in self._anchors or any(node.node is self._anchors[anchor] for node in self._open):
             raise UserError(
                 f"{printable(self.name, 80)}: *{printable(anchor, 40)} stands for what it is itself a "
                 "part of, or for nothing.",
@@ -133,7 +133,7 @@ class _Tree:
 
 @dataclass
 class _Lists:
-    """Finds the lists in a tree. Aliases make a small file a large tree, so what is visited is counted here too."""
+    """Finder of the lists in a tree. Aliases make a small file a large tree, so visited nodes are counted here too."""
 
     name: str
     _visited: int = 0
@@ -153,15 +153,15 @@ class _Lists:
     def _options(self, node: Any, depth: int) -> Iterator[str]:
         self._connect_to_main(depth)
         if isinstance(node, list):
-            for each in node:
-                yield from self._options(each, depth + 1)
+            for item in node:
+                yield from self._options(item, depth + 1)
         elif isinstance(node, dict):
             yield from self._option(node)
         elif node is not None and (text := _one_line(node)):
             yield text
 
     def _option(self, node: dict[str, Any]) -> Iterator[str]:
-        """`{text: red, weight: 2}`; of an Umi entry its prompts; `- a: b`, which YAML takes for a mapping, as typed."""
+        """Yield the option of `{text: red, weight: 2}`, an Umi entry's prompts, or `- a: b`, a mapping, as typed."""
         by_name = {key.lower(): value for key, value in node.items()}
         if (prompts := _prompts_of(node)) is not None:
             yield from self._options(prompts, MAX_DEPTH // 2)
@@ -180,7 +180,7 @@ class _Lists:
 
 
 def _prompts_of(node: dict[str, Any]) -> list[Any] | None:
-    """The prompts of an Umi AI entry: a list `Prompts` beside `Tags` and other remarks, and nothing else."""
+    """Return the prompts of an Umi AI entry: a list `Prompts` beside `Tags` and other remarks, and nothing else."""
     by_name = {key.strip().lower(): value for key, value in node.items()}
     if not {"prompts", "tags"} <= by_name.keys() <= _UMI_KEYS or not isinstance(by_name["prompts"], list):
         return None
@@ -195,13 +195,13 @@ def _joined(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _add(node: dict[str, Any], key: str, value: Any) -> None:
-    """A key that comes twice means both its lists."""
+    """Add a value; if the key occurs twice, its lists are joined."""
     before = node.get(key)
     node[key] = [*before, *value] if isinstance(before, list) and isinstance(value, list) else value
 
 
 def _one_line(value: object) -> str:
-    """An option may be written over several lines, with remarks among them."""
+    """Join an option that is written over several lines, with comments among them."""
     lines = [line.strip() for line in str(value).splitlines()]
     return " ".join(line for line in lines if line and not line.startswith("#"))
 

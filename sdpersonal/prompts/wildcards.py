@@ -1,4 +1,4 @@
-"""A folder of lists for `__name__` in templates: text files, one option a line, and packs of lists (YAML, JSON)."""
+"""Wildcards, the lists for `__name__` in templates: text files with one option a line, and packs (YAML, JSON)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .wildcard_packs import SUFFIXES, read_pack
 MAX_BYTES = 2_000_000  # of one list
 MAX_PACK_BYTES = 10_000_000
 MAX_LINES = 50_000
-MAX_LINE = 2000  # characters: as long as a prompt may be
+MAX_LINE = 2000  # characters, as for a prompt
 
-_MAX_FILES = 10_000  # files, for patterns, packs and the nearest name
-_ENCODINGS = (  # by the first bytes; UTF-32's begin with UTF-16's
+_MAX_FILES = 10_000  # files listed for patterns, packs and name suggestions
+_ENCODINGS = (  # by the byte order mark; UTF-32's begins with UTF-16's, so it comes first
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -32,36 +32,36 @@ _ENCODINGS = (  # by the first bytes; UTF-32's begin with UTF-16's
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a list is: a text file, or the keys in a pack. path: relative to the folder, with its suffix."""
+    """The location of a list: a text file, or keys in a pack. path: relative to the folder, with its suffix."""
 
     path: str
     keys: tuple[str, ...] | None = None
 
 
 class Wildcards:
-    """The lists of a folder. Each is read once and then stays as it was. folder None: there are none."""
+    """The lists of a folder. Each is read once and then cached. folder None: there are none."""
 
     def __init__(self, folder: Path | None):
         self.folder = folder
         self._lines: dict[str, list[str]] = {}
         self._packs: dict[str, dict[tuple[str, ...], list[str]]] = {}
         self._damaged: list[UserError] = []  # packs that cannot be read
-        self._tokens: dict[str, _Place] | None = None  # by name; found when it is needed
+        self._tokens: dict[str, _Place] | None = None  # lists by name, filled lazily
 
     def lines(self, name: str) -> list[str]:
-        """The options of `__name__`, blank lines and remarks left out.
+        """Return the options of `__name__`, without blank lines and comments.
 
-        `animals/cats` is `animals/cats.txt`, or the list under those keys in a pack; capitals do not matter where no
-        file has them as written. A pattern, `animals/*`, is all lists that it fits: `*` and `?` stand for letters of
-        one part of a name, `**` for any folders.
-        Raises UserError where there is no such list, or it is empty, too large, no text or outside the folder.
+        `animals/cats` is `animals/cats.txt`, or the list under those keys in a pack; capitals do not matter unless a
+        file has the exact name. A pattern, `animals/*`, joins all lists that it matches: `*` and `?` match letters of
+        one part of a name, `**` any folders.
+        Raises UserError if there is no such list, or it is empty, too large, not text or outside the folder.
         """
         if name not in self._lines:
             self._lines[name] = self._read(name)
         return self._lines[name]
 
     def names(self) -> list[str]:
-        """What lists there are: those in text files, then those in packs."""
+        """Return the names of all lists: those in text files, then those in packs."""
         return list(self._all())
 
     def _read(self, name: str) -> list[str]:
@@ -81,7 +81,7 @@ class Wildcards:
         return self._lines_at(self._concepts_by_identity(name), name)
 
     def _sampled(self, name: str) -> list[str]:
-        """The list behind the extension's signs for how to draw from it: `~` is at random, `@` and `!` are in turn."""
+        """Read a list whose name may begin with the extension's sampler signs: `~` random, `@` and `!` in turn."""
         if name[0] == "~":
             return self.lines(name[1:])
         raise UserError(
@@ -90,36 +90,36 @@ class Wildcards:
         )
 
     def _lines_at(self, place: _Place, name: str, empty: bool = False) -> list[str]:
-        """empty: a file without any is no mistake."""
+        """Read the list at a location. empty: whether a file without options is allowed."""
         if place.keys is None:
             return _read_text(storage.resolve_inside(self.folder, *place.path.split("/")), name, empty)
         return _checked(self._pack(place.path)[place.keys], f"__{printable(name, 60)}__")
 
     def _concepts_by_identity(self, name: str) -> _Place:
-        """The list of that name, whatever its capitals; else the one of that name in a folder, which was left out.
+        """Find the list of that name, ignoring case; else the only list of that name in any subfolder.
 
-        Raises UserError where there is none, or several.
+        Raises UserError if there is none, or several.
         """
-        places, wanted = self._all(), _folded(name)
+        places, target = self._all(), _folded(name)
         if name in places:
             return places[name]
-        alike = [one for one in places if _folded(one) == wanted]
-        # A pack's lists under the pack's own name too.
-        full = {one: _folded(_full(place)) for one, place in places.items() if place.keys is not None}
-        alike = alike or [one for one in full if full[one] == wanted]
-        alike = alike or [one for one in places if _folded(one).endswith(f"/{wanted}")]
-        alike = alike or [one for one, place in places.items() if not place.keys and _folded(place.path) == wanted]
-        if len(alike) == 1:
-            return places[alike[0]]
-        if alike:
+        matches = [key for key in places if _folded(key) == target]
+        # A pack's lists can also be named with the pack's name in front.
+        full = {key: _folded(_full(place)) for key, place in places.items() if place.keys is not None}
+        matches = matches or [key for key in full if full[key] == target]
+        matches = matches or [key for key in places if _folded(key).endswith(f"/{target}")]
+        matches = matches or [key for key, place in places.items() if not place.keys and _folded(place.path) == target]
+        if len(matches) == 1:
+            return places[matches[0]]
+        if matches:
             raise UserError(
-                f"__{printable(name, 60)}__ may be any of {', '.join(map(_spelled, alike[:4]))}.",
+                f"__{printable(name, 60)}__ may be any of {', '.join(map(_spelled, matches[:4]))}.",
                 "Write the one that is meant, with its folder and capitals.",
             )
         raise self._missing(name)
 
     def _missing(self, name: str) -> UserError:
-        within = [one for one in self._all() if _folded(one).startswith(_folded(name) + "/")]
+        within = [candidate for candidate in self._all() if _folded(candidate).startswith(_folded(name) + "/")]
         if within:
             return UserError(
                 f"__{printable(name, 60)}__ is a group of {len(within):,} lists.",
@@ -137,20 +137,20 @@ class Wildcards:
                 f"__{printable(pattern, 60)}__ would be every list there is.", "Write a part of a name: __animals/*__."
             )
         fits, places = _pattern(pattern), self._all()
-        found = [one for one in places if fits.fullmatch(_folded(one))]
-        found += [
-            one
-            for one, place in places.items()
-            if place.keys is not None and one not in found and fits.fullmatch(_folded(_full(place)))
+        matches = [candidate for candidate in places if fits.fullmatch(_folded(candidate))]
+        matches += [
+            candidate
+            for candidate, place in places.items()
+            if place.keys is not None and candidate not in matches and fits.fullmatch(_folded(_full(place)))
         ]
-        if not found:
+        if not matches:
             raise UserError(
                 f"No list in {printable(str(self.folder))} fits __{printable(pattern, 60)}__.",
                 self._suggest_names(pattern.replace("*", "")),
             )
         lines: list[str] = []
-        for one in found:
-            lines += self._lines_at(places[one], one, empty=True)
+        for candidate in matches:
+            lines += self._lines_at(places[candidate], candidate, empty=True)
             if len(lines) > MAX_LINES:
                 raise UserError(
                     f"The lists that fit __{printable(pattern, 60)}__ have more than {MAX_LINES:,} lines.",
@@ -159,7 +159,7 @@ class Wildcards:
         return _checked(lines, f"Every list that fits __{printable(pattern, 60)}__")
 
     def _all(self) -> dict[str, _Place]:
-        """Every list by its name. A pack's list whose name is taken has the pack's own name in front of it."""
+        """Return every list by its name. If a name in a pack is taken, the pack's own name is put in front of it."""
         if self._tokens is None:
             paths = self._paths()
             texts = {path.removesuffix(path[-4:]): _Place(path) for path in paths if path.lower().endswith(".txt")}
@@ -174,7 +174,7 @@ class Wildcards:
     def _keys(self, path: str) -> Iterable[tuple[str, ...]]:
         try:
             return self._pack(path)
-        except UserError as error:  # one that cannot be read must not keep the others from being found
+        except UserError as error:  # an unreadable pack must not hide the others
             self._damaged.append(error)
             return ()
 
@@ -185,31 +185,33 @@ class Wildcards:
         return self._packs[path]
 
     def _paths(self) -> list[str]:
-        """The lists and packs of the folder, relative to it."""
-        found: list[str] = []
-        for place, folders, here in os.walk(self.folder):
-            folders[:] = sorted(one for one in folders if not one.startswith("."))
-            for one in sorted(here):
-                if one.lower().endswith((".txt", *SUFFIXES)) and not one.startswith("."):
-                    found.append(Path(place, one).relative_to(self.folder).as_posix())
-            if len(found) > _MAX_FILES:
+        """Return the paths of the lists and packs, relative to the folder."""
+        paths: list[str] = []
+        for place, folders, files in os.walk(self.folder):
+            folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+            for file in sorted(files):
+                if file.lower().endswith((".txt", *SUFFIXES)) and not file.startswith("."):
+                    paths.append(Path(place, file).relative_to(self.folder).as_posix())
+            if len(paths) > _MAX_FILES:
                 break
-        return found[:_MAX_FILES]
+        return paths[:_MAX_FILES]
 
     def _suggest_names(self, name: str) -> str:
         names = self.names()
-        by_letters = {_folded(one): one for one in names}
-        near = get_close_matches(_folded(name), by_letters, 3)
-        last = {one.rpartition("/")[2]: one for one in by_letters}  # the right list in a folder that was left out
-        near += [last[one] for one in get_close_matches(_folded(name), last, 1) if last[one] not in near]
-        if near:
-            return f"Did you mean {' or '.join(_spelled(by_letters[one]) for one in near[:3])}?"
-        here = ", ".join(map(_spelled, names[:5]))
-        return f"There are {here}." if here else "Write one: a text file with an option in each line."
+        by_letters = {_folded(listed): listed for listed in names}
+        similar = get_close_matches(_folded(name), by_letters, 3)
+        last = {
+            listed.rpartition("/")[2]: listed for listed in by_letters
+        }  # by the last part, if the folder was left out
+        similar += [last[listed] for listed in get_close_matches(_folded(name), last, 1) if last[listed] not in similar]
+        if similar:
+            return f"Did you mean {' or '.join(_spelled(by_letters[listed]) for listed in similar[:3])}?"
+        examples = ", ".join(map(_spelled, names[:5]))
+        return f"There are {examples}." if examples else "Write one: a text file with an option in each line."
 
 
 def _check(name: str) -> None:
-    """Raises UserError for what no list can be called, on any system."""
+    """Raise UserError for a name that is not possible on every system."""
     if "(" in name and "=" in name.partition("(")[2] and name.endswith(")"):
         raise UserError(
             f"__{printable(name, 60)}__ hands a value to its list; there are no variables here.",
@@ -227,29 +229,29 @@ def _check(name: str) -> None:
 
 
 def _spelled(name: str) -> str:
-    """How a list is written in a template: with `?` for signs that would begin or end something else there."""
+    """Format a list's name for a template, with `?` for characters that have another meaning there."""
     name = re.sub(r"^_|_$|_(?=_)|(?<=_)_|[{}|\\]|^[^\w*?('&\[#~@!]", "?", name)
     return f"__{printable(name, 80)}__"
 
 
 def _folded(name: str) -> str:
-    """The same for names that differ in capitals, or in how their accents are stored (macOS takes them apart)."""
+    """Normalize a name: ignore case, and how accents are stored (macOS decomposes them)."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _short(path: str, keys: tuple[str, ...]) -> str:
-    """A pack's keys stand where the pack does, as in the dynamic-prompts extension; a mere list has its file's name."""
+    """Return a list's name: its file's, or a pack's keys in the pack's folder, as in the dynamic-prompts extension."""
     folder, _, file = path.rpartition("/")
     return "/".join(filter(None, (folder, *(keys or (file.rpartition(".")[0],)))))
 
 
 def _full(place: _Place) -> str:
-    """The name with the pack's own in front of the keys."""
+    """Return the name with the pack's own name in front of the keys."""
     return "/".join((place.path.rpartition(".")[0], *(place.keys or ())))
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    """`*` and `?` within a part of a name, `**` across folders."""
+    """Compile a pattern: `*` and `?` match within a part of a name, `**` across folders."""
     signs = {"**/": r"(?:.+/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     pieces = re.split(r"(\*\*/|\*\*|\*|\?)", re.sub(r"\*{3,}", "**", _folded(text)))
     return re.compile("".join(signs.get(piece) or re.escape(piece) for piece in pieces), re.DOTALL)
@@ -267,7 +269,7 @@ def _read_text(path: Path, name: str, empty: bool = False) -> list[str]:
 
 
 def _text_of(path: Path, name: str, limit: int) -> str:
-    """UTF-8, or UTF-16 or UTF-32 that begin with their byte order mark."""
+    """Read a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark."""
     data = storage.read_bytes(path, limit)
     encoding = next((encoding for mark, encoding in _ENCODINGS if data.startswith(mark)), "utf-8-sig")
     try:

@@ -1,4 +1,4 @@
-"""The commands, a module for each group: what can be asked (Settings), what is done, and `COMMANDS`, which `cli` reads.
+"""The commands, a module for each group: argument classes, functions, and `COMMANDS`, which `cli.main` reads.
 
-A module here loads nothing heavy; a command that needs torch imports it when it is run.
+No module here imports anything heavy; a command that needs torch imports it when it runs.
 """

@@ -1,4 +1,4 @@
-"""Concepts beside each other: diff, check, merge."""
+"""Commands that compare and combine concepts: diff, check, merge."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from .output import print_json, say
 
 
 class DiffArgs(ListArgs):
-    """Say how two concepts differ: settings, scores, and the cosine of what they learned."""
+    """Show how two concepts differ: settings, scores, and the cosine of their embeddings and weights."""
 
     first: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="FIRST")]
     """For example '<me/duck-v1>'."""
     second: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="SECOND")]
     """For example '<me/duck-v2>'."""
     layers: bool = False
-    """Also the cosine of every layer of the LoRAs."""
+    """Also show the cosine of every LoRA layer."""
 
 
 class ConflictArgs(ListArgs):
-    """Say what will go wrong when these concepts are named in one prompt, and the strengths to try."""
+    """Show what will go wrong when these concepts are used in one prompt, and the strengths to try."""
 
     tokens: Annotated[tuple[str, ...], Field(min_length=2), tyro.conf.Positional, tyro.conf.arg(metavar="TOKENS")]
     """For example '<me/duck>' '<me/ink>'."""
 
 
 class MergeArgs(ListArgs):
-    """Make one concept of several."""
+    """Merge several concepts into one."""
 
     parts: Annotated[tuple[str, ...], Field(min_length=2), tyro.conf.Positional, tyro.conf.arg(metavar="PARTS")]
-    """Each with its strength, for example '<me/duck:0.6>' '<me/ink:0.4>'."""
+    """Concepts with their strengths, for example '<me/duck:0.6>' '<me/ink:0.4>'."""
     as_: Annotated[TokenText, tyro.conf.arg(name="as")]
-    """The token of what comes out, for example '<me/inky-duck>'."""
+    """Token of the merged concept, for example '<me/inky-duck>'."""
     rank: Annotated[int, WholeNumber, Field(ge=1, le=1024)] | None = None
-    """Cut the LoRA to this rank. Default: keep all of it, at the sum of the parts' ranks."""
+    """Reduce the LoRA to this rank. Default: the sum of the parts' ranks, which keeps all of it."""
     concatenate: bool = False
-    """Keep the vectors of all, one after the other, as in a prompt. Default: average them if their numbers agree."""
+    """Concatenate the embedding vectors, as in a prompt. Default: average them if their numbers agree."""
 
 
 def diff_concepts(settings: DiffArgs) -> int:
@@ -54,25 +54,31 @@ def diff_concepts(settings: DiffArgs) -> int:
     tokens = [Token.parse(word) for word in (settings.first, settings.second)]
     entries = [_check_undamaged(library.find(token)) for token in tokens]
     facts = _differences(*entries)
-    alike = None
+    similarities = None
     if entries[0].card.base == entries[1].card.base:
-        alike = compare(*(library.get(entry.token) for entry in entries))
+        similarities = compare(*(library.get(entry.token) for entry in entries))
     if settings.json_:
         print_json(
             {
                 "concepts": [str(e.token) for e in entries],
                 "different": facts,
-                "alike": alike and dataclasses.asdict(alike),
+                "alike": similarities and dataclasses.asdict(similarities),
             }
         )
         return 0
     width = max((len(name) for name in facts), default=0)
-    lines = [f"{name:{width}}  {_shorten(one)} | {_shorten(other)}" for name, (one, other) in facts.items()]
+    lines = [
+        f"{name:{width}}  {_shorten(value)} | {_shorten(other_value)}" for name, (value, other_value) in facts.items()
+    ]
     say("\n".join([f"{entries[0].token} | {entries[1].token}", *(lines or ["Their cards say the same."])]))
-    if alike is None:
+    if similarities is None:
         say("They are made for different bases, so their numbers cannot be compared.")
     else:
-        say("\n".join(_similarity_lines(alike, settings.layers) or ["One has only vectors, the other only a LoRA."]))
+        say(
+            "\n".join(
+                _similarity_lines(similarities, settings.layers) or ["One has only vectors, the other only a LoRA."]
+            )
+        )
     return 0
 
 
@@ -80,13 +86,13 @@ def check_concepts(settings: ConflictArgs) -> int:
     from ...concepts.compare import find_conflicts
 
     library = Library(settings.library)
-    # By their headers first: what no base can draw together is told before anything large is read.
+    # Headers first: concepts that no model can use together are reported before anything large is read.
     entries = [_check_undamaged(library.find(_parse_mention(word).token)) for word in settings.tokens]
-    found = find_conflicts([library.get(entry.token) for entry in entries])
+    conflicts = find_conflicts([library.get(entry.token) for entry in entries])
     if settings.json_:
-        print_json([conflict.as_json() for conflict in found])
+        print_json([conflict.as_json() for conflict in conflicts])
         return 0
-    for conflict in found:
+    for conflict in conflicts:
         first, second = (Token.parse(name) for name in conflict.concepts)
         say(f"{first} and {second}: {conflict.message}")
         if conflict.strengths:
@@ -94,7 +100,7 @@ def check_concepts(settings: ConflictArgs) -> int:
                 "  Try "
                 + " ".join(_format_mention(t, s) for t, s in zip((first, second), conflict.strengths, strict=True))
             )
-    if not found:
+    if not conflicts:
         say("Nothing speaks against them in one prompt.")
     return 0
 
@@ -119,13 +125,13 @@ def merge_concepts(settings: MergeArgs) -> int:
     if settings.json_:
         print_json(facts)
         return 0
-    said = [f"merged: {token}"]
-    said += [f"Vectors: {merged.vectors} of {len(parts)}."] if merged.vectors else []
-    said += [f"LoRA: rank {lora.rank}, {merged.kept:.1%} of what the parts do together."] if lora else []
-    said += ["Their changes of biases and norms are left out: no LoRA holds them."] if merged.left_out else []
+    lines = [f"merged: {token}"]
+    lines += [f"Vectors: {merged.vectors} of {len(parts)}."] if merged.vectors else []
+    lines += [f"LoRA: rank {lora.rank}, {merged.kept:.1%} of what the parts do together."] if lora else []
+    lines += ["Their changes of biases and norms are left out: no LoRA holds them."] if merged.left_out else []
     if len(facts["licences"]) > 1:
-        said.append("Their licences differ: say which one it has with sdpersonal concepts edit.")
-    say("\n".join(said))
+        lines.append("Their licences differ: say which one it has with sdpersonal concepts edit.")
+    say("\n".join(lines))
     return 0
 
 
@@ -147,8 +153,8 @@ def _check_undamaged(entry: Entry) -> Entry:
 
 
 def _differences(a: Entry, b: Entry) -> dict[str, tuple[object, object]]:
-    """Facts of the cards and shapes that are not the same; recipe and scores by their own names."""
-    one, other = (
+    """Return the facts of the cards and shapes that differ; recipe and scores by their own names."""
+    facts, other_facts = (
         {
             key: value
             for key, value in e.as_json().items()
@@ -158,9 +164,9 @@ def _differences(a: Entry, b: Entry) -> dict[str, tuple[object, object]]:
         for e in (a, b)
     )
     return {
-        key: (one.get(key), other.get(key))
-        for key in sorted(one.keys() | other.keys())
-        if one.get(key) != other.get(key)
+        key: (facts.get(key), other_facts.get(key))
+        for key in sorted(facts.keys() | other_facts.keys())
+        if facts.get(key) != other_facts.get(key)
     }
 
 

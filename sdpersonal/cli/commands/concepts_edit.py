@@ -1,4 +1,4 @@
-"""What people write on a concept's card, and its versions: edit, history."""
+"""Commands for a concept's card and its versions: edit, history."""
 
 from __future__ import annotations
 
@@ -17,45 +17,45 @@ from .output import print_json, report_done, say
 
 
 def _fact(limit: int) -> type[str]:
-    """A text of the card, as long as `Card` allows; an empty one takes the fact away."""
+    """Make the type of a card's text, as long as `Card` allows; an empty text removes the fact."""
     return Annotated[str, MayBeEmpty(), Field(max_length=limit)]
 
 
 class EditArgs(ListArgs):
-    """Fill in a concept's card: its vectors, weights and version stay as they are. An empty text takes a fact away."""
+    """Edit a concept's card: its embeddings, weights and version stay unchanged. An empty text removes a fact."""
 
     token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
     """For example '<me/duck>'."""
     title: _fact(100) | None = None
-    """A line that says what it is."""
+    """Title, one line."""
     description: _fact(2000) | None = None
-    """A few sentences."""
+    """Description in a few sentences."""
     kind: ConceptKind | None = None
-    """What it is: one object, one person, or one style."""
+    """Kind of concept: one object, one person, or one style."""
     class_noun: Annotated[_fact(100) | None, tyro.conf.arg(name="class")] = None
-    """The general noun for it."""
+    """Class noun of the subject."""
     licence: Annotated[_fact(100) | None, tyro.conf.arg(aliases=["--license"])] = None
-    """What others may do with it, by its SPDX name: CC-BY-4.0, MIT, creativeml-openrail-m."""
+    """Licence, by its SPDX name: CC-BY-4.0, MIT, creativeml-openrail-m."""
     consent: Literal["yes", "no", "unknown"] | None = None
-    """Whether the person it shows agrees to it."""
+    """Whether the person shown agrees."""
     consent_note: _fact(500) | None = None
-    """To what they agreed, and when."""
+    """What the person agreed to, and when."""
     author: _fact(100) | None = None
-    """Who made it."""
+    """Author of the concept."""
     base_name: _fact(200) | None = None
-    """The model it was made with."""
+    """Model that it was trained on."""
     method: _fact(50) | None = None
-    """How it was made: textual inversion, LoRA, ..."""
+    """Training method: textual inversion, LoRA, ..."""
     steps: int | None = None
-    """Optimiser steps it was trained for."""
+    """Number of optimizer steps it was trained for."""
     trigger_words: Annotated[tuple[_fact(100), ...], Field(max_length=16)] | None = None
-    """What its token stands for where it has no vectors."""
+    """Words that the token stands for if the concept has no embeddings."""
     prompts: Annotated[tuple[_fact(500), ...], Field(max_length=16)] | None = None
-    """Prompts that show it well; they replace those on the card."""
+    """Example prompts; they replace those on the card."""
     recipe: tuple[str, ...] = ()
-    """More of how it was made, like lr=0.001 seed=3; `lr=` takes one away."""
+    """Further training settings, like lr=0.001 seed=3; `lr=` removes one."""
     scores: tuple[str, ...] = ()
-    """How good it was measured to be, like likeness=0.66."""
+    """Measured scores, like likeness=0.66."""
 
 
 class HistoryArgs(ListArgs):
@@ -98,7 +98,7 @@ def _version_line(entry: Entry) -> str:
 
 
 def _parse_pair(text: str, flag: str) -> tuple[str, object]:
-    """`lr=0.001` as ("lr", 0.001); a value that is no number, true or false is text."""
+    """Parse `lr=0.001` into ("lr", 0.001); a value that is no number, true or false is text."""
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise UserError(f"{printable(text)} is not NAME=VALUE.", f"For example --{flag} likeness=0.66.")

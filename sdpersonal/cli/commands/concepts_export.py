@@ -1,4 +1,4 @@
-"""`concepts export`."""
+"""The command `concepts export`."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .output import print_json, say
 
 
 class ExportArgs(SettingsBase):
-    """Write a concept as another program reads it, with a README."""
+    """Export a concept in another program's format, with a README."""
 
     token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
     """For example '<me/duck>'; without a version, the newest."""
     format: Format = "native"
-    """For which program. The native file already works in A1111, ComfyUI and kohya's scripts."""
+    """Format to write. The native file already works in A1111, ComfyUI and kohya's scripts."""
     to: Path | None = None
-    """A new folder for the files. Default: OWNER-NAME-FORMAT in the current folder."""
+    """New folder for the files. Default: OWNER-NAME-FORMAT in the current folder."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print JSON: the folder, where each file goes, and what to type."""
     library: Path = Path("concepts")
-    """Folder that keeps your concepts."""
+    """Folder of your concepts."""
 
 
 def export_concept(settings: ExportArgs) -> int:
@@ -47,7 +47,7 @@ def export_concept(settings: ExportArgs) -> int:
 
 
 def write_export(made: Export, folder: Path) -> None:
-    """Write the files into a folder that appears whole or not at all. Raises DiskFull, UserError."""
+    """Write the files into a folder that appears completely or not at all. Raises DiskFull, UserError."""
     if os.path.lexists(folder):
         raise UserError(f"{printable(str(folder), 200)} is there already.", "Give a folder that is not: --to FOLDER.")
     with storage.new_folder(folder) as staged:

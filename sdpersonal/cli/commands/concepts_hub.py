@@ -1,4 +1,4 @@
-"""Concepts to others and from them: push, pull, gallery."""
+"""Commands that share concepts: push, pull, gallery."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ from .output import print_json, progress_bar, report_done, say
 
 
 class PushArgs(ListArgs):
-    """Put a concept on the Hugging Face Hub. Without --yes it only shows every file that would be sent, and why."""
+    """Upload a concept to the Hugging Face Hub. Without --yes, only show every file that would be sent, and why."""
 
     token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
     """For example '<me/duck>'."""
     hub_id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="HUB_ID")]
-    """The repository, for example karpathy/cool-object; made if it is not there."""
+    """Repository, for example karpathy/cool-object; created if it does not exist."""
     pictures: tuple[Path, ...] = ()
-    """Pictures that were drawn with it, for a grid on its page. Default: its thumbnail."""
+    """Images generated with the concept, for a grid on its page. Default: its thumbnail."""
     public: bool = False
-    """A new repository can be seen by all. Default: only by you."""
+    """Make a new repository public. Default: private."""
     to: Path | None = None
-    """Write the files into this new folder instead, to look at."""
+    """Write the files into this new folder instead of sending them."""
     yes: bool = False
-    """Send them."""
+    """Send the files."""
     dry_run: bool = False
-    """Only show them, whatever else is said."""
+    """Only show the files, even with --yes."""
 
 
 class PullArgs(ListArgs):
-    """Get a concept from the Hugging Face Hub."""
+    """Download a concept from the Hugging Face Hub."""
 
     hub_id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="HUB_ID")]
-    """The repository, for example sd-concepts-library/cat-toy."""
+    """Repository, for example sd-concepts-library/cat-toy."""
     as_: Annotated[TokenText | None, tyro.conf.arg(name="as")] = None
-    """The token it gets, for example '<me/duck>'. Default: the one in its files."""
+    """Token for the concept, for example '<me/duck>'. Default: the one in its files."""
     replace: bool = False
-    """Take the place of the concept that has this token."""
+    """Replace the concept that has this token."""
     duplicates: Literal["refuse", "versions"] = "refuse"
-    """Where its token is taken by another concept: `refuse` it, or make it the next of the `versions`."""
+    """If another concept has the token: `refuse` the new one, or add it as the next of the `versions`."""
 
 
 class GalleryArgs(ListArgs):
-    """Write a page with all concepts of a library that anyone can open, without a server."""
+    """Write an HTML page with all concepts of a library, which needs no server."""
 
     to: Path
     """Folder for index.html."""
     title: str = "Concepts"
-    """What stands on top."""
+    """Title of the page."""
 
 
 def push_concept(settings: PushArgs) -> int:
@@ -62,16 +62,16 @@ def push_concept(settings: PushArgs) -> int:
 
     concept = Library(settings.library).get(Token.parse(settings.token))
     sent = hub.files_to_push(concept, settings.hub_id, settings.pictures)
-    facts = {"files": [{"name": each.name, "size": len(each.data), "purpose": each.purpose} for each in sent]}
+    facts = {"files": [{"name": file.name, "size": len(file.data), "purpose": file.purpose} for file in sent]}
     if not settings.json_:
-        width = max(len(each.name) for each in sent)
-        say("\n".join(f"{each.name:{width}}  {len(each.data) / 1e3:10.1f} kB  {each.purpose}" for each in sent))
+        width = max(len(file.name) for file in sent)
+        say("\n".join(f"{file.name:{width}}  {len(file.data) / 1e3:10.1f} kB  {file.purpose}" for file in sent))
         if not concept.card.license:
             say(f"It has no licence: nobody may use it. sdpersonal concepts edit '{concept.token}' --licence CC-BY-4.0")
     if settings.to:
         with storage.new_folder(settings.to) as folder:
-            for each in sent:
-                storage.write_bytes(folder / each.name, each.data)
+            for file in sent:
+                storage.write_bytes(folder / file.name, file.data)
     address = None
     if settings.yes and not settings.dry_run:
         address = hub.push(concept, sent, settings.hub_id, settings.public)
@@ -98,11 +98,11 @@ def export_gallery(settings: GalleryArgs) -> int:
     if not entries:
         raise UserError(f"No concepts in {printable(str(settings.library))}.", "Give the folder with --library.")
     with progress_bar("gallery") as advance:
-        path, shown = write_gallery(entries, settings.to, settings.title, advance)
+        path, num_shown = write_gallery(entries, settings.to, settings.title, advance)
     if settings.json_:
-        print_json({"gallery": str(path), "concepts": shown})
+        print_json({"gallery": str(path), "concepts": num_shown})
     else:
-        say(f"{shown} concepts, {path.stat().st_size / 1e6:.1f} MB: {printable(str(path))}")
+        say(f"{num_shown} concepts, {path.stat().st_size / 1e6:.1f} MB: {printable(str(path))}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`concepts import`: files, folders and repositories of the Hub, many at once."""
+"""The command `concepts import`: files, folders and Hub repositories, many at once."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ from ...prompts import Token, printable
 from .concepts_list import ListArgs
 from .output import print_json, progress_bar, report_done, say
 
-_PIPED_WIDTH = 250  # columns where nobody looks: the lines stay whole for grep
+_PIPED_WIDTH = 250  # columns when the output is no terminal, so that lines stay whole for grep
 
 
 class ImportArgs(ListArgs):
-    """Add concept files of any common tool to a library."""
+    """Import concept files of any common tool into a library."""
 
     files: Annotated[tuple[str, ...], Field(min_length=1), tyro.conf.Positional, tyro.conf.arg(metavar="FILES")]
-    """Files, folders of them, or repositories of the Hub (sd-concepts-library/cat-toy): embeddings, LoRAs and LyCORIS
+    """Files, folders of files, or Hub repositories (sd-concepts-library/cat-toy): embeddings, LoRAs and LyCORIS
     (LoHa, LoKr, DoRA, OFT, ...) of diffusers, PEFT, A1111, kohya, OneTrainer and others, and our own. Files that are
-    parts of one concept become one."""
+    parts of one concept are joined."""
     as_: Annotated[TokenText | None, tyro.conf.arg(name="as")] = None
-    """The token it gets, for example '<me/duck>'. Default: the one in the file."""
+    """Token for the concept, for example '<me/duck>'. Default: the one in the file."""
     replace: bool = False
-    """Take the place of the concept that has this token."""
+    """Replace the concept that has this token."""
     duplicates: Duplicates = "refuse"
-    """What becomes of several files of one name, and of a name that is taken: `refuse` them but the first; `versions`:
+    """How to treat several files of one name, or a name that is taken: `refuse` all but the first; `versions`:
     each is the next version, snapshots of one training (duck-000010, learned_embeds-steps-500) in their order;
-    `filenames`: each is called by its file's name."""
+    `filenames`: each is named by its file's name."""
 
 
 def import_concepts(settings: ImportArgs) -> int:
     as_ = Token.parse(settings.as_) if settings.as_ else None
     outcomes: list[ImportOutcome] = []
-    found: list[Source] = []
-    for asked in settings.files:
+    sources: list[Source] = []
+    for name in settings.files:
         try:
-            found += find_sources(asked, steps=settings.duplicates != "refuse")
+            sources += find_sources(name, steps=settings.duplicates != "refuse")
         except UserError as error:
-            outcomes.append(ImportOutcome(asked, error=error))
-    found = joined(found)
-    if as_ and len(found) > 1 and settings.duplicates != "versions":
+            outcomes.append(ImportOutcome(name, error=error))
+    sources = joined(sources)
+    if as_ and len(sources) > 1 and settings.duplicates != "versions":
         raise _one_name_error()
     library = Library(settings.library)
     with progress_bar("importing") as advance:
-        for number, outcome in enumerate(import_all(library, found, as_, settings.replace, settings.duplicates), 1):
+        for number, outcome in enumerate(import_all(library, sources, as_, settings.replace, settings.duplicates), 1):
             outcomes.append(outcome)
-            advance(number, len(found))
+            advance(number, len(sources))
     return _report_outcomes(settings, outcomes)
 
 
@@ -63,7 +63,7 @@ def _one_name_error() -> UserError:
 
 
 def _report_outcomes(settings: ImportArgs, outcomes: Sequence[ImportOutcome]) -> int:
-    """Print what happened to each; the exit code is that of the worst."""
+    """Print what happened to each file. Returns the exit code of the worst."""
     failed = [outcome.error for outcome in outcomes if outcome.error]
     if settings.json_:
         tokens = [str(outcome.token) for outcome in outcomes if outcome.token]
@@ -88,11 +88,11 @@ def _print_table(outcomes: Sequence[ImportOutcome]) -> None:
 
     table = Table("file", "", "token, or what is wrong", box=None, pad_edge=False, header_style="bold")
     for outcome in outcomes:
-        told = f"{outcome.token}  {outcome.what}" if outcome.token else str(outcome.error)
+        result = f"{outcome.token}  {outcome.what}" if outcome.token else str(outcome.error)
         style = {"refused": "red", "imported": "green"}.get(outcome.done, "")
-        # Text, not str: in a string rich would read [brackets] of a stranger's name as markup.
+        # Text, not str: in a string rich would read [brackets] of an untrusted name as markup.
         near = "/".join(Path(outcome.source).parts[-2:])
-        table.add_row(Text(printable(near), overflow="fold"), Text(outcome.done, style), Text(told))
+        table.add_row(Text(printable(near), overflow="fold"), Text(outcome.done, style), Text(result))
     Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
 
 

@@ -1,4 +1,4 @@
-"""What is in a library: list, show, rename, remove, restore, verify."""
+"""Commands for a library's contents: list, show, rename, remove, restore, verify."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ListArgs(SettingsBase):
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print JSON: a list of objects, one per concept."""
     library: Path = Path("concepts")
-    """Folder that keeps your concepts."""
+    """Folder of your concepts."""
 
 
 class ShowArgs(ListArgs):
@@ -35,31 +35,31 @@ class RenameArgs(ListArgs):
     """Give a concept another token."""
 
     old: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="OLD")]
-    """Its token, for example '<me/duck>'; with a version only that version."""
+    """Token of the concept, for example '<me/duck>'; with a version, only that version."""
     new: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="NEW")]
-    """The token it gets."""
+    """New token."""
 
 
 class RemoveArgs(ListArgs):
-    """Delete a concept. For 30 days it can come back: concepts restore."""
+    """Delete a concept. For 30 days it can be restored: concepts restore."""
 
     token: Annotated[TokenText, tyro.conf.Positional, tyro.conf.arg(metavar="TOKEN")]
-    """Its token, for example '<me/duck-v2>'."""
+    """Token of the concept, for example '<me/duck-v2>'."""
     all_versions: bool = False
     """Delete all its versions."""
     for_good: bool = False
-    """Without a way back."""
+    """Delete permanently."""
 
 
 class RestoreArgs(ListArgs):
-    """Bring back a concept that was deleted; without a token, list what can come back."""
+    """Restore a deleted concept; without a token, list what can be restored."""
 
     token: Annotated[TokenText | None, tyro.conf.Positional, tyro.conf.arg(metavar="[TOKEN]")] = None
-    """Its token, for example '<me/duck>': what was deleted last under it, with what went together with it."""
+    """Token, for example '<me/duck>': restores what was last deleted under it, with all that was deleted together."""
 
 
 class VerifyArgs(ListArgs):
-    """Read every file of a library in full and name those that are damaged."""
+    """Read every file of a library in full and list the damaged ones."""
 
 
 def list_concepts(settings: ListArgs) -> int:
@@ -110,11 +110,13 @@ def restore_concept(settings: RestoreArgs) -> int:
         return report_done(
             settings.json_, trash.restore(trash.find_deletion(Token.parse(settings.token)).name), "restored"
         )
-    found = [(f"{each.deleted_at:%Y-%m-%dT%H:%M:%SZ}", str(token)) for each in trash.list() for token in each.tokens]
+    deleted = [
+        (f"{removed.deleted_at:%Y-%m-%dT%H:%M:%SZ}", str(token)) for removed in trash.list() for token in removed.tokens
+    ]
     if settings.json_:
-        say(json.dumps([{"token": token, "deleted": when} for when, token in found], indent=2))
+        say(json.dumps([{"token": token, "deleted": when} for when, token in deleted], indent=2))
     else:
-        say("\n".join(f"{when}  {token}" for when, token in found) or "Nothing was deleted here.")
+        say("\n".join(f"{when}  {token}" for when, token in deleted) or "Nothing was deleted here.")
     return 0
 
 
@@ -128,8 +130,8 @@ def verify_concepts(settings: VerifyArgs) -> int:
     if settings.json_:
         say(json.dumps(problems, indent=2))
     else:
-        for one in problems:
-            say(f"{one['token'] or '-'}  {one['problem']}")
+        for problem in problems:
+            say(f"{problem['token'] or '-'}  {problem['problem']}")
         say(f"{len(problems)} of the files are damaged." if problems else "All is well.")
     return 1 if problems else 0
 
@@ -143,7 +145,7 @@ def _entry_line(entry: Entry) -> str:
 
 def _format_value(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key}={each}" for key, each in value.items())
+        return ", ".join(f"{key}={item}" for key, item in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""`generate` and `demo`."""
+"""The commands `generate` and `demo`."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
 
 
 class GenerateArgs(GenerateRequest):
-    """Draw pictures of a prompt with concepts in it."""
+    """Generate images from a prompt with concepts in it."""
 
     prompt: Annotated[PromptText, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
-    """English with concept tokens in it: 'a photo of <me/duck> on the beach'."""
+    """Prompt in English with concept tokens: 'a photo of <me/duck> on the beach'."""
     base: str | None = None
-    """Model to draw with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 on CUDA, else tiny."""
+    """Model to generate with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 on CUDA, else tiny."""
     safety_checker: bool = True
-    """Hide what the base's safety checker flags, where it has one."""
+    """Hide images that the model's safety checker flags, if it has one."""
     library: Path = Path("concepts")
-    """Folder that keeps your concepts."""
+    """Folder of your concepts."""
     out: Path = Path("outputs")
-    """Folder for the pictures; each day gets one of its own in it."""
+    """Folder for the images, with a subfolder for each day."""
     wildcards: Path = Path("wildcards")
-    """Folder of lists for __name__ in prompts: name.txt, an option a line, in folders too; packs in YAML or JSON."""
+    """Folder of wildcards for __name__ in prompts: name.txt with one option a line, subfolders, YAML or JSON packs."""
     private: bool = False
-    """Leave no recipe in the pictures: no prompt, no settings, no names of concepts."""
+    """Save no recipe in the images: no prompt, no settings, no names of concepts."""
     grid: bool = False
-    """Also save them in one picture, each with what was chosen for it and its seed (with --private without words)."""
+    """Also save a grid of the images, labelled with the chosen alternatives and seeds (with --private unlabelled)."""
 
 
 class DemoArgs(SettingsBase):
-    """Teach the sample subject and the sample style, and draw a sheet that mixes them."""
+    """Train the sample subject and the sample style, and generate a grid that mixes them."""
 
     out: Path = Path("outputs/demo")
-    """Folder for the sheet, the runs and a library of their own."""
+    """Folder for the grid, the runs and their own library."""
 
 
 def generate(settings: GenerateArgs) -> int:
@@ -88,7 +88,7 @@ def _save_grid(beside: Path, pictures: list[GeneratedImage], private: bool) -> P
 
 
 def _captions(recipes: list[Recipe]) -> list[str]:
-    """What was chosen for each, and its seed."""
+    """Caption each image with the chosen alternatives and its seed."""
     from ...image_grid import differing_words
 
     chosen = differing_words([recipe.prompt for recipe in recipes])

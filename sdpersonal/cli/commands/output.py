@@ -1,4 +1,4 @@
-"""What the commands print, and where."""
+"""Output of the commands on the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...prompts import Token
 
 
 def is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"  # several under accelerate launch have one voice
+    return os.environ.get("RANK", "0") == "0"  # under accelerate launch only one of the processes prints
 
 
 def discard(_: str) -> None:
@@ -25,13 +25,13 @@ def say(text: str) -> None:
 
 
 def say_scheduler(request: GenerateRequest) -> None:
-    """Say how the scheduler differs from the one that was asked for, if it does."""
+    """Print how the scheduler differs from the requested one, if it does."""
     if near := difference(request.scheduler):
         say(near)
 
 
 def note(text: str) -> None:
-    """Print what a person should know before the work begins; nothing for ""."""
+    """Print what the user should know before the work begins; nothing for ""."""
     if text:
         print(f"note: {text}", file=sys.stderr, flush=True)
 
@@ -41,13 +41,13 @@ def print_json(content: object) -> None:
 
 
 def report_done(as_json: bool, tokens: list[Token], done: str) -> int:
-    """What was done to which concepts; returns exit code 0."""
+    """Print what was done to which concepts. Returns exit code 0."""
     say(json.dumps({done: [str(token) for token in tokens]}) if as_json else f"{done}: {', '.join(map(str, tokens))}")
     return 0
 
 
 class progress_bar:
-    """A progress bar on a terminal, nothing elsewhere: advance(done, total)."""
+    """Show a progress bar on a terminal, nothing elsewhere: advance(done, total)."""
 
     def __init__(self, what: str):
         self._what = what

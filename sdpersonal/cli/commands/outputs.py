@@ -1,4 +1,4 @@
-"""Pictures that are there already: `redo` draws one again, `outputs` looks after the folder."""
+"""Commands for existing images: `redo` generates one again, `outputs` manages their folder."""
 
 from __future__ import annotations
 
@@ -22,44 +22,44 @@ if TYPE_CHECKING:
 
 
 class RedoArgs(SettingsBase):
-    """Draw a picture again from the recipe in it: the same bytes on the same device."""
+    """Generate an image again from the recipe in it: the same bytes on the same device."""
 
     picture: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
-    """A PNG that sdpersonal has drawn."""
+    """PNG that sdpersonal generated."""
     base: str | None = None
-    """Model to draw with. Default: the one that drew it, if its name is tiny, sd15, sd21 or sdxl."""
+    """Model to generate with. Default: the one of the recipe, if its name is tiny, sd15, sd21 or sdxl."""
     library: Path = Path("concepts")
-    """Folder that keeps your concepts."""
+    """Folder of your concepts."""
     out: Path = Path("outputs")
-    """Folder for the picture."""
+    """Folder for the image."""
     start: Path | None = None
-    """The picture it began from, if it did."""
+    """Start image that it was generated from, if any."""
     mask: Path | None = None
-    """The mask it was drawn with, if it was."""
+    """Mask that it was generated with, if any."""
     anyway: bool = False
-    """Draw with another base, other versions of concepts or other start pictures too, though that changes it."""
+    """Accept another model, other versions of concepts or another start image, though the result will differ."""
 
 
 class OutputsArgs(SettingsBase):
-    """Write the page of all your pictures, index.html in their folder."""
+    """Write an HTML page of all your images, index.html in their folder."""
 
     out: Path = Path("outputs")
-    """Folder of the pictures."""
+    """Folder of the images."""
     title: str = "Pictures"
-    """What stands on top."""
+    """Title of the page."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print JSON."""
 
 
 class FavouriteArgs(SettingsBase):
-    """Keep copies of pictures as favourites; the page shows them first."""
+    """Keep copies of images as favourites; the page shows them first."""
 
     pictures: Annotated[tuple[Path, ...], Field(min_length=1), tyro.conf.Positional, tyro.conf.arg(metavar="PICTURES")]
-    """Pictures in the folder."""
+    """Images in the folder."""
     undo: bool = False
     """Remove the copies instead."""
     out: Path = Path("outputs")
-    """Folder of the pictures."""
+    """Folder of the images."""
 
 
 def redo(settings: RedoArgs) -> int:
@@ -77,7 +77,7 @@ def redo(settings: RedoArgs) -> int:
     recipe = read_recipe(data, settings.picture.name)
     if not isinstance(recipe, Recipe):
         raise _foreign_image_error(settings.picture.name, recipe)
-    # What is missing is said before anything large is loaded.
+    # Anything missing is reported before anything large is loaded.
     concepts = PinnedConcepts(recipe, Library(settings.library), settings.anyway)
     storage.check_folder(settings.out)
     raise_mismatches(
@@ -120,11 +120,11 @@ def mark_favourites(settings: FavouriteArgs) -> int:
     from ...outputs import Outputs, write_page
 
     outputs = Outputs(settings.out)
-    for picture in settings.pictures:
+    for image in settings.pictures:
         if settings.undo:
-            outputs.remove_favourite(picture)
+            outputs.remove_favourite(image)
         else:
-            say(printable(str(outputs.add_favourite(picture)), 200))
+            say(printable(str(outputs.add_favourite(image)), 200))
     write_page(outputs)
     return 0
 
@@ -134,10 +134,10 @@ _SAME_FLAGS += ("scheduler", "clip_skip")
 
 
 def _foreign_image_error(name: str, found: Foreign) -> UserError:
-    """What to type for something like it, and what will be different. A prompt that cannot be used keeps its words."""
+    """Suggest a command for a similar image, and say what will differ. An unusable prompt is quoted as it is."""
     flags = {key: f"--{key.replace('_', '-')}" for key in _SAME_FLAGS if key in found.fields}
-    said = {flag: str(found.fields[key]) for key, flag in flags.items()}
-    values = [part for flag, value in said.items() if value for part in (flag, _argument(value))]
+    values_by_flag = {flag: str(found.fields[key]) for key, flag in flags.items()}
+    values = [part for flag, value in values_by_flag.items() if value for part in (flag, _argument(value))]
     program = "another program" + (f" ({found.program})" if found.program != "another program" else "")
     problem = f"{printable(name)} was drawn by {program}, so the same cannot be drawn again."
     problem = "\n".join([problem, *found.notes])
@@ -149,7 +149,7 @@ def _foreign_image_error(name: str, found: Foreign) -> UserError:
 
 
 def _argument(text: str) -> str:
-    """The text as a command's argument: one that begins with a dash would be taken for a flag."""
+    """Return the text as a command's argument: one that begins with a dash would be taken for a flag."""
     return f" {text}" if text.startswith("-") else text
 
 
@@ -158,13 +158,13 @@ def _pixel_hash(path: Path | None, behind: str = "white") -> str | None:
 
     if path is None:
         return None
-    from ...generation.img2img import open_image  # decodes it as the drawing will
+    from ...generation.img2img import open_image  # decodes it as generation will
 
     return pixels_sha256(open_image(path, behind))
 
 
 def _compare_pixels(data: bytes, drawn: Image.Image) -> str:
-    """How near the new picture is to the one that was given."""
+    """Describe how close the new image is to the given one."""
     import io
 
     import numpy as np
@@ -175,7 +175,7 @@ def _compare_pixels(data: bytes, drawn: Image.Image) -> str:
             if picture.size != drawn.size:
                 return f"drawn, but {drawn.width}x{drawn.height} where that was {picture.width}x{picture.height}"
             before = np.asarray(picture.convert("RGB"), np.int16)
-    except Exception:  # Pillow raises many kinds for broken files; its recipe could be read, that is enough
+    except Exception:  # Pillow raises many kinds for broken files; a readable recipe is enough
         return "drawn; the pixels of the picture you gave cannot be read to compare"
     apart = np.abs(before - np.asarray(drawn.convert("RGB"), np.int16))
     if not apart.any():
@@ -187,5 +187,5 @@ def _compare_pixels(data: bytes, drawn: Image.Image) -> str:
 COMMANDS = {
     "redo": (redo, RedoArgs),
     "outputs favourite": (mark_favourites, FavouriteArgs),
-    "outputs": (write_outputs_page, OutputsArgs),  # after the longer one, which begins alike
+    "outputs": (write_outputs_page, OutputsArgs),  # after the longer command, which begins with the same word
 }

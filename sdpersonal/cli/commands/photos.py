@@ -1,4 +1,4 @@
-"""`photos check`."""
+"""The command `photos check`."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from .output import say
 if TYPE_CHECKING:
     from ...photos.loading import PhotoSet
 
-_ROOM = 75  # tokens of a caption that CLIP reads
-_ROWS = 4  # of them the subject's own, where the class noun takes no more
+_ROOM = 75  # tokens of a caption that fit CLIP's text encoder
+_ROWS = 4  # of them for the subject's embeddings, if the class noun needs no more
 
 
 class CheckPhotosArgs(SettingsBase):
-    """Look for what is wrong with a folder of photos before training on it."""
+    """Check a folder of photos for problems before training on it."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Folder with photos of one thing."""
     class_noun: Annotated[str, tyro.conf.arg(name="class"), Field(max_length=100)] = ""
-    """The general noun for it, as for training; with it I also look whether the photos show that."""
+    """Class noun, as for training; with it, also check whether the photos show that class."""
     kind: ConceptKind = "object"
     """What the photos share: one object, one person, or one style."""
     resolution: Annotated[int, WholeNumber, Field(ge=64, le=2048)] = 512
-    """Side in pixels of the squares that would be learned from."""
+    """Side in pixels of the training images."""
     crop: Literal["center", "subject"] = "center"
-    """Which square of a photo would be used."""
+    """Where a photo would be cropped to a square."""
     sheet: Path | None = None
-    """PNG with all photos, their squares and what I found. Default: photos-check.png in the current folder."""
+    """PNG with all photos, their crops and the findings. Default: photos-check.png in the current folder."""
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False
     """Print JSON."""
 
@@ -67,13 +67,14 @@ def check_photos(settings: CheckPhotosArgs) -> int:
 
 
 def _too_long(photos: PhotoSet, noun: str) -> dict[str, int]:
-    """Tokens of the longest caption of each photo that has one which no text encoder reads whole, by photo's name.
+    """Return the token count of the longest caption that exceeds the text encoder's limit, by photo's name.
 
-    Counted with CLIP's tokenizer, which SD 1.x, 2.x and XL share; the built-in base's needs a few tokens more.
+    The tokenizer is CLIP's, which SD 1.x, 2.x and XL share; the built-in model's needs a few tokens more.
     """
-    # A token is a byte or more, so most captions need not be counted, nor the tokenizer be loaded.
+    # A token is at least a byte, so most captions need no counting, and the tokenizer need not be loaded.
     captions = {
-        photo.name: [one for one in photo.captions if len(one.encode()) > _ROOM - _ROWS] for photo in photos.photos
+        photo.name: [caption for caption in photo.captions if len(caption.encode()) > _ROOM - _ROWS]
+        for photo in photos.photos
     }
     if not any(captions.values()):
         return {}
@@ -85,7 +86,7 @@ def _too_long(photos: PhotoSet, noun: str) -> dict[str, int]:
         name: max(
             len(ids)
             for ids in tokenizer(
-                [one.replace("{}", "") for one in longest], add_special_tokens=False, verbose=False
+                [caption.replace("{}", "") for caption in longest], add_special_tokens=False, verbose=False
             ).input_ids
         )
         + slot
@@ -96,7 +97,7 @@ def _too_long(photos: PhotoSet, noun: str) -> dict[str, int]:
 
 
 def _sheet_path(settings: CheckPhotosArgs) -> Path:
-    """Never among the photos, where it would be taken for one."""
+    """Return the PNG's path, never among the photos, where it would be taken for one."""
     folder, name = settings.folder.resolve(), "photos-check.png"
     path = (settings.sheet or Path(name)).absolute()
     if settings.sheet is None and path.resolve().is_relative_to(folder):

@@ -1,4 +1,4 @@
-"""Many pictures of one idea: `sheet` lays them out, `endless` goes on and on, `vary` begins from a favourite."""
+"""Commands for many images of one prompt: `sheet` (X/Y/Z grid), `endless`, `vary` (from a favourite)."""
 
 from __future__ import annotations
 
@@ -30,63 +30,63 @@ if TYPE_CHECKING:
 
 
 class GenerationArgs(SettingsBase):
-    """What is drawn with, and where it is kept."""
+    """The model to generate with, and where images are saved."""
 
     base: str | None = None
-    """Model to draw with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 on CUDA, else tiny."""
+    """Model to generate with: tiny, sd15, sd21, sdxl, a Hub id, folder or file. Default: sd15 on CUDA, else tiny."""
     safety_checker: bool = True
-    """Hide what the base's safety checker flags, where it has one."""
+    """Hide images that the model's safety checker flags, if it has one."""
     library: Path = Path("concepts")
-    """Folder that keeps your concepts."""
+    """Folder of your concepts."""
     out: Path = Path("outputs")
-    """Folder for the pictures; each day gets one of its own in it."""
+    """Folder for the images, with a subfolder for each day."""
     wildcards: Path = Path("wildcards")
-    """Folder of lists for __name__ in prompts: name.txt, an option a line, in folders too; packs in YAML or JSON."""
+    """Folder of wildcards for __name__ in prompts: name.txt with one option a line, subfolders, YAML or JSON packs."""
     private: bool = False
-    """Leave no recipe in the pictures: no prompt, no settings, no names of concepts."""
+    """Save no recipe in the images: no prompt, no settings, no names of concepts."""
 
 
 class SheetArgs(GenerationArgs, XyzGridRequest):
-    """Draw a sheet: one prompt with one thing changed from column to column, another from row to row."""
+    """Generate an X/Y/Z grid: one prompt, with one thing changed along the columns, another along the rows."""
 
     prompt: Annotated[str, Field(max_length=MAX_PROMPT), tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
-    """English with concept tokens in it, and {} where an axis puts words: 'a photo of <me/duck> {}'."""
+    """Prompt with concept tokens, and {} where an axis puts words: 'a photo of <me/duck> {}'."""
 
 
 class EndlessArgs(GenerationArgs, GenerateRequest):
-    """Draw on and on from a prompt with alternatives, no picture twice, until Ctrl-C. The next time it goes on."""
+    """Generate from a prompt with alternatives until Ctrl-C, no image twice. The same command continues later."""
 
     prompt: Annotated[PromptText, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
-    """English with alternatives in it: 'a {samurai|cowboy} in the style of <me/ink>'."""
+    """Prompt with alternatives: 'a {samurai|cowboy} in the style of <me/ink>'."""
     n: ClassVar[int] = 1
     every: ClassVar[bool] = False
     limit: Annotated[int, WholeNumber, Field(ge=1, le=1_000_000)] | None = None
-    """Stop after so many pictures. Default: on Ctrl-C."""
+    """Stop after this many images. Default: on Ctrl-C."""
 
 
 class VaryArgs(GenerationArgs):
-    """Draw variations of a picture by the recipe in it, and a sheet of them with the picture itself first."""
+    """Generate variations of an image from the recipe in it, and a grid of them with the image itself first."""
 
     picture: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
-    """A picture with its recipe in it."""
+    """Image with its recipe in it."""
     near: Annotated[float, Number, Field(gt=0, le=1)] | None = None
-    """The same prompt, from noise so far from its own; 0.1 is close, 1 another picture. If nothing is asked: 0.15."""
+    """Variation strength: 0.1 is close to the image, 1 another image. Default: 0.15 if no other variation is given."""
     strength: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """A concept at other strengths: '<me/duck>=0.6,0.8,1'. May be given several times."""
+    """Concept at other strengths: '<me/duck>=0.6,0.8,1'. May be given several times."""
     words: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Other words in the place of one: 'beach=snow|space'. May be given several times."""
+    """Other words in place of one: 'beach=snow|space'. May be given several times."""
     start: bool = False
-    """The same prompt, beginning from the picture itself."""
+    """The same prompt, with the image itself as the start image (img2img)."""
     change: Annotated[float, Number, Field(gt=0, le=1)] = DEFAULT_STRENGTH
-    """How much of it --start may change."""
+    """Denoising strength of --start."""
     n: Annotated[Annotated[int, WholeNumber, Field(ge=1, le=100)] | None, tyro.conf.arg(aliases=("-n",))] = None
-    """How many pictures for --near (default 8) and for --start (default 4)."""
+    """Number of images. Default: 8 for --near, 4 for --start."""
     near_seed: Seed = 1
-    """Seed of the first of --near; others give others."""
+    """Variation seed of the first image of --near."""
     base: str | None = None
-    """Model to draw with. Default: the one that drew it, if its name is tiny, sd15, sd21 or sdxl."""
+    """Model to generate with. Default: the one of the recipe, if its name is tiny, sd15, sd21 or sdxl."""
     anyway: bool = False
-    """Draw with another base or other versions of concepts too, though that changes more than was asked."""
+    """Accept another model or other versions of concepts, though that changes more than requested."""
 
 
 def sheet_command(settings: SheetArgs) -> int:
@@ -108,8 +108,8 @@ def sheet_command(settings: SheetArgs) -> int:
         concepts = CheckpointConcepts(concepts, run, base)
     generator = Generator(base, concepts, settings.wildcards)
     with _open_outputs(settings) as outputs, progress_bar("drawing") as advance, StopSignals() as stop:
-        kept = draw(settings, generator, outputs, settings.private, advance, lambda: bool(stop.asked))
-    _print_paths([*kept.sheets, kept.page], kept.hidden)
+        saved = draw(settings, generator, outputs, settings.private, advance, lambda: bool(stop.asked))
+    _print_paths([*saved.sheets, saved.page], saved.hidden)
     return 0
 
 
@@ -147,27 +147,27 @@ def vary(settings: VaryArgs) -> int:
     from ...playground.reproduce import base_mismatches, raise_mismatches
     from ...training.signals import StopSignals
 
-    found = read_recipe(storage.read_bytes(settings.picture, MAX_IMAGE_BYTES), settings.picture.name)
-    ours, library = isinstance(found, Recipe), Library(settings.library)
+    recipe = read_recipe(storage.read_bytes(settings.picture, MAX_IMAGE_BYTES), settings.picture.name)
+    is_recipe, library = isinstance(recipe, Recipe), Library(settings.library)
     others = settings.near is not None or settings.strength or settings.words
-    favourite = favourite_request(found, from_itself=settings.start and not others)
-    asked = _variation_requests(favourite, settings)
-    # What is missing is said before anything large is loaded.
-    concepts = RecipeThenLibrary(found, library, settings.anyway) if ours else library
-    for remark in () if ours else found.notes:
+    favourite = favourite_request(recipe, from_itself=settings.start and not others)
+    requests = _variation_requests(favourite, settings)
+    # Anything missing is reported before anything large is loaded.
+    concepts = RecipeThenLibrary(recipe, library, settings.anyway) if is_recipe else library
+    for remark in () if is_recipe else recipe.notes:
         say(remark)
-    name = settings.base or (_recipe_base_name(found) if ours else None)
+    name = settings.base or (_recipe_base_name(recipe) if is_recipe else None)
     storage.check_folder(settings.out)
-    check_requests([favourite, *asked], concepts, settings.wildcards, kind_of(name))
+    check_requests([favourite, *requests], concepts, settings.wildcards, kind_of(name))
     image = open_image(settings.picture)
     base = _load_base(settings, name)
-    raise_mismatches(base_mismatches(found, base.name, base.version) if ours else [], settings.anyway)
+    raise_mismatches(base_mismatches(recipe, base.name, base.version) if is_recipe else [], settings.anyway)
     generator = Generator(base, concepts, settings.wildcards)
     with _open_outputs(settings) as outputs, progress_bar("drawing") as advance, StopSignals() as stop:
-        kept = generate_variations(
-            (favourite, image), asked, generator, outputs, settings.private, advance, lambda: bool(stop.asked)
+        saved = generate_variations(
+            (favourite, image), requests, generator, outputs, settings.private, advance, lambda: bool(stop.asked)
         )
-    _print_paths([*kept.pictures, kept.sheet], kept.hidden)
+    _print_paths([*saved.pictures, saved.sheet], saved.hidden)
     return 0
 
 
@@ -181,7 +181,7 @@ def _load_base(settings: GenerationArgs, name: str | None) -> StableDiffusion:
 
 @contextmanager
 def _open_outputs(settings: GenerationArgs) -> Iterator[Outputs]:
-    """The folder of pictures; whatever happens, its page is written anew at the end."""
+    """Open the folder of images; its page is rewritten at the end, whatever happens."""
     from ...outputs import Outputs, write_page
 
     outputs = Outputs(settings.out)

@@ -1,4 +1,4 @@
-"""`train ...`."""
+"""The commands `train ...`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people's fingers know: the flags of diffusers' training scripts, read as ours."""
+"""Compatibility with diffusers: translate the flags of its training scripts to ours."""
 
 from .environment import Environment, current_environment
 from .translate import Translation, translate

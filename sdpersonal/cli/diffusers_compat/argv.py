@@ -1,4 +1,4 @@
-"""A command line as items: a flag's name with the words after it."""
+"""A command line as items: a flag's name with the arguments after it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ...prompts import printable
 
 @dataclass(frozen=True)
 class ArgvItem:
-    """One flag as typed. name: without dashes in front, with `_` for `-`, "" for words before any flag; words: raw."""
+    """One flag as typed. name: without leading dashes, with `_` for `-`, "" for words before any flag; words: raw."""
 
     name: str
     words: tuple[str, ...]
 
     @property
     def flag(self) -> str:
-        """As typed, without a value."""
+        """Return the flag as typed, without a value."""
         return self.words[0].partition("=")[0]
 
     @property
@@ -28,7 +28,7 @@ class ArgvItem:
 
 
 def split_argv(argv: Sequence[str]) -> list[ArgvItem]:
-    """The items of a command line. What is no flag belongs to the flag before it."""
+    """Split a command line into items. A word that is no flag belongs to the flag before it."""
     items: list[ArgvItem] = []
     for word in argv:
         if word.startswith("--") or word == "-h" or not items:
@@ -44,7 +44,7 @@ def join_argv(items: Sequence[ArgvItem]) -> list[str]:
 
 
 def single_value(item: ArgvItem) -> str:
-    """Its one value. Raises UserError where there is none, an empty one, or several."""
+    """Return the item's one value. Raises UserError if it is missing, empty or not the only one."""
     values = item.values
     if len(values) > 1:
         together = printable(" ".join(values))
@@ -59,7 +59,7 @@ def single_value(item: ArgvItem) -> str:
 
 
 def check_no_value(item: ArgvItem) -> str:
-    """ "", or UserError where a switch is given a value."""
+    """Return "". Raises UserError if the switch has a value."""
     if item.values:
         raise UserError(f"{item.flag} takes no value, got {printable(' '.join(item.values), 40)}.")
     return ""

@@ -1,4 +1,4 @@
-"""What a translation has to know of the machine, as functions, so that it can be tested without one."""
+"""What a translation needs to know of the machine, as functions, so that tests can replace them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Environment:
-    """processes: how many train together; photos: how many files of a folder may be photos (raises UserError if
-    it cannot be read); saved: whether a run's folder has a checkpoint."""
+    """Facts of the machine. processes: how many train together; photos: counts a folder's files that may be photos
+    (raises UserError if it cannot be read); saved: whether a run's folder has a checkpoint."""
 
     processes: int
     photos: Callable[[str], int]
@@ -19,7 +19,7 @@ class Environment:
 
 
 def current_environment() -> Environment:
-    """This process's own."""
+    """Return the environment of this process."""
     world = os.environ.get("WORLD_SIZE", "1")  # set by accelerate launch and torchrun
     return Environment(int(world) if world.isdecimal() else 1, _count_photos, _has_checkpoint)
 

@@ -1,4 +1,4 @@
-"""Every flag of diffusers' training scripts for Stable Diffusion, and what becomes of it here.
+"""Every flag of diffusers' training scripts for Stable Diffusion, and how it is translated.
 
 Source: `parse_args` in diffusers' examples of August 2026: train_dreambooth{,_lora,_lora_sdxl,_sd3,_lora_sd3}.py,
 textual_inversion{,_sdxl}.py and train_dreambooth_lora_{sd15,sdxl}_advanced.py. For readers:
@@ -27,17 +27,17 @@ class SwitchFlag:
 
 @dataclass(frozen=True)
 class SameFlag:
-    """Called and meant the same here."""
+    """A flag with the same name and meaning here."""
 
 
 @dataclass(frozen=True)
 class RuleFlag:
-    """Read together with other flags, in rules.py."""
+    """A flag that rules.py translates together with others."""
 
 
 @dataclass(frozen=True)
 class IgnoredFlag:
-    """Changes nothing here; `why` is said, unless the value is a usual one, which means the same here."""
+    """A flag without effect here; `why` is printed, unless the value is a usual one, which means the same here."""
 
     reason: str
     accepted: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class IgnoredFlag:
 
 @dataclass(frozen=True)
 class RefusedFlag:
-    """Would change the result and cannot be honoured; `why` is the reason. A usual value is what happens anyway."""
+    """A flag that would change the result and is not supported; `why` is the reason. Usual values are accepted."""
 
     reason: str
     accepted: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ _HUB_DATA = "photos are read from a folder: fetch the data set and give the fold
 _HUB_CAPTIONS = "captions are read from a .txt beside each photo."
 
 DIFFUSERS_FLAGS: dict[str, DiffusersFlag] = {
-    # the base
+    # the model
     "pretrained_model_name_or_path": RenamedFlag("base"),
     "revision": SameFlag(),
     "variant": IgnoredFlag("a base is read in whichever variant it has."),
@@ -125,7 +125,7 @@ DIFFUSERS_FLAGS: dict[str, DiffusersFlag] = {
     "num_class_images": RenamedFlag("class_pictures"),
     "sample_batch_size": IgnoredFlag("class pictures are drawn one at a time, and once for all concepts of the class."),
     "prior_generation_precision": IgnoredFlag(_PRECISION),
-    # how long and how fast
+    # steps and learning rate
     "max_train_steps": RenamedFlag("steps"),
     "num_train_epochs": RuleFlag(),
     "train_batch_size": RenamedFlag("batch"),
@@ -158,7 +158,7 @@ DIFFUSERS_FLAGS: dict[str, DiffusersFlag] = {
     "logit_std": RefusedFlag(_SD3),
     "mode_scale": RefusedFlag(_SD3),
     "precondition_outputs": RefusedFlag(_SD3),
-    # what is kept
+    # saving
     "output_dir": RenamedFlag("run"),
     "checkpointing_steps": RenamedFlag("save_every"),
     "checkpoints_total_limit": IgnoredFlag("the newest two checkpoints are kept.", accepted=("2",)),
@@ -174,7 +174,7 @@ DIFFUSERS_FLAGS: dict[str, DiffusersFlag] = {
     "push_to_hub": IgnoredFlag(_NO_UPLOAD),
     "hub_token": IgnoredFlag(_NO_UPLOAD),
     "hub_model_id": IgnoredFlag(_NO_UPLOAD),
-    # looking on
+    # logging and validation
     "report_to": RuleFlag(),
     "logging_dir": IgnoredFlag("everything of a run is in its own folder."),
     "validation_prompt": RuleFlag(),
@@ -216,7 +216,7 @@ LORA_ONLY = _split_names(
     prodigy_use_bias_correction random_flip rank repeats text_encoder_lr validation_epochs
     """
 )
-"""Flags that diffusers' DreamBooth LoRA scripts have and its full DreamBooth script has not."""
+"""Flags of diffusers' DreamBooth LoRA scripts that its full DreamBooth script does not have."""
 
 FULL_ONLY = frozenset(["offset_noise", "set_grads_to_none", "skip_save_text_encoder", "validation_scheduler"])
-"""The other way round. (`validation_steps` too, but there people mix the two up.)"""
+"""Flags of the full script only. (`validation_steps` is one too, but people mix the two up.)"""

@@ -1,6 +1,6 @@
-"""DreamBooth prompts as people write them, "a photo of sks dog", read for what they are about.
+"""Parser of DreamBooth prompts such as "a photo of sks dog": find their subject.
 
-diffusers ties one prompt to all photos. Here the subject has a token of its own, and sentences around it of many kinds.
+diffusers uses one prompt for all photos. Here the subject has its own token, in many different sentences.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _STYLE = re.compile(rf"{_ARTICLE}(?P<medium>\S+(?:\s+\S+){{0,3}}?)?\s*\bin\s+(?:
 _IN_STYLE = re.compile(r"(?:in\s+(?:an?\s+|the\s+)?)?(?P<name>[^\s,]+)[\s_-]+(?:art[\s-]*)?style\b", re.I)
 _BY = re.compile(r"\bby\s+(?P<name>[^\s,]+)\s*$", re.I)
 _OPENING = re.compile(rf"{_ARTICLE}(?:\S+\s+){{0,3}}?(?:{_MEDIA})s?\s+(?:of|showing)\s+{_ARTICLE}", re.I)
-# Where a subject ends and its surroundings begin.
+# Words at which a subject ends and its surroundings begin.
 _REST = re.compile(
     r"\s*[,;:.!]\s*|\s+(?=(?:in|on|at|with|under|near|by|beside|behind|against|from|and|over|inside|outside|next|wearing|"
     r"holding|sitting|standing|lying|looking|walking|running|riding|that|which|who|smiling|laughing|posing|"
@@ -37,7 +37,7 @@ _NAMED = re.compile(
     r"a\.?k\.?a\.?|(?:by|with|of)\s+the\s+name(?:\s+of)?|(?:whose|(?:and\s+)?(?:his|her|its|their))\s+name\s+is)\s+",
     re.I,
 )
-# A word that stands for whatever is to be learned: in brackets, or one that no language has.
+# An identifier of the concept: a word in brackets, or one that no language has.
 _HELD = r"(?:<[^<>]+>)+|\[[A-Za-z0-9*_-]+\]"
 _RARE = re.compile(
     rf"(?:{_HELD}|tok|ohwx|olis|bnha|rinks|xyz|[b-df-hj-np-tv-xz]{{3,6}}|[^\W\d_]+\*|[^\W_]*[a-z][0-9][^\W_]*)", re.I
@@ -80,9 +80,9 @@ _DESCRIBING = _words(
 
 @dataclass(frozen=True)
 class Subject:
-    """What a prompt is about: its words in it ("sks dog"), the class noun ("dog"), the kind, and what else it says.
+    """The subject of a prompt: its phrase ("sks dog"), the class noun ("dog"), the kind, and the rest of the prompt.
 
-    name: what the token is made of, where that is not the words in their order.
+    name: the words that the token is made of, if they differ from the phrase.
     """
 
     phrase: str
@@ -93,14 +93,14 @@ class Subject:
 
     @property
     def token(self) -> str:
-        """`<me/sks-dog>`; raises UserError where the words leave no name."""
+        """Return the token, `<me/sks-dog>`. Raises UserError if the words leave no name."""
         return token_from_words((self.name or self.phrase).replace("/", " "), "--instance_prompt")
 
 
 def parse_subject(instance_prompt: str, class_prompt: str | None = None, noun: str | None = None) -> Subject:
-    """What the photos of a DreamBooth command show. noun: the class noun, where it is known already.
+    """Find what the photos of a DreamBooth command show. noun: the class noun, if it is known already.
 
-    Raises UserError where the prompt does not tell, which is also where more than one reading is likely.
+    Raises UserError if the prompt does not tell, or if it is ambiguous.
     """
     if unfilled := _UNFILLED.search(instance_prompt):
         raise UserError(
@@ -110,42 +110,42 @@ def parse_subject(instance_prompt: str, class_prompt: str | None = None, noun: s
     if noun is None and class_prompt is not None:
         noun = _split_phrase(class_prompt)[0] or None
     text = re.sub(r"\s+(?=['\u2019]s\b)", "", " ".join(instance_prompt.split()))
-    found = _style(text, noun) or _named(text, noun) or _by_identifier(text, noun) or _by_order(text, noun)
-    if found is None or not found.phrase or not _is_noun(found.noun, found.kind):
+    subject = _style(text, noun) or _named(text, noun) or _by_identifier(text, noun) or _by_order(text, noun)
+    if subject is None or not subject.phrase or not _is_noun(subject.noun, subject.kind):
         raise UserError(
             f"--instance_prompt {printable(instance_prompt, 60)!r} does not say what kind of thing it is.",
             "Write it like 'a photo of sks dog', or add --token '<me/my-dog>' --class dog.",
         )
-    return found
+    return subject
 
 
 def _style(text: str, noun: str | None) -> Subject | None:
-    """ "a painting in the style of sks", "zwx style", "a portrait by sks"."""
+    """Match "a painting in the style of sks", "zwx style", "a portrait by sks"."""
     if (opening := _STYLE.match(text + " ")) and not _holds_identifier(opening["medium"] or ""):
         phrase, around = _split_phrase(text)
         return Subject(phrase, noun or opening["medium"] or "style", "style", around)
-    if (found := _IN_STYLE.search(text)) and _may_be_name(found["name"]):
-        return Subject(found[0].strip(), noun or "style", "style", _rest(text, found), f"{found['name']} style")
-    if (found := _BY.search(text)) and _is_identifier(found["name"]):
-        return Subject(found["name"], noun or "style", "style", text[: found.start()].strip(" ,"))
+    if (match := _IN_STYLE.search(text)) and _may_be_name(match["name"]):
+        return Subject(match[0].strip(), noun or "style", "style", _rest(text, match), f"{match['name']} style")
+    if (match := _BY.search(text)) and _is_identifier(match["name"]):
+        return Subject(match["name"], noun or "style", "style", text[: match.start()].strip(" ,"))
     return None
 
 
 def _named(text: str, noun: str | None) -> Subject | None:
-    """ "a photo of a man named sks"."""
-    found = _NAMED.search(text)
-    if not found:
+    """Match "a photo of a man named sks"."""
+    match = _NAMED.search(text)
+    if not match:
         return None
-    before, (name, around) = _noun_before(text[: found.start()]), _cut(text[found.end() :])
+    before, (name, around) = _noun_before(text[: match.start()]), _cut(text[match.end() :])
     words = name.split()
     if not before or not words or len(words) > 3:
         return None
     noun = noun or before
-    return Subject(f"{before}{found[0]}{name}", noun, _kind(noun), around, f"{name} {noun}")
+    return Subject(f"{before}{match[0]}{name}", noun, _kind(noun), around, f"{name} {noun}")
 
 
 def _by_identifier(text: str, noun: str | None) -> Subject | None:
-    """Round the one word that stands for the subject, wherever it is."""
+    """Read the words around the one identifier of the subject, wherever it is."""
     spaced = re.sub(rf"({_HELD})(?=[^\s,.<'])", r"\1 ", text)
     words = [word for word in re.split(r"[\s,;:.!]+", spaced) if _is_identifier(_bare(word))]
     if len({_bare(word).lower() for word in words}) > 1:
@@ -175,7 +175,7 @@ def _by_identifier(text: str, noun: str | None) -> Subject | None:
 
 
 def _by_order(text: str, noun: str | None) -> Subject | None:
-    """ "a photo of rex dog", where the word is one that somebody could know: told by the noun beside it."""
+    """Match "a photo of rex dog", where the identifier is a known word: the noun beside it shows which it is."""
     phrase, around = _split_phrase(text)
     words = phrase.split()
     known = [word.lower().strip("'") in _NOUNS for word in words]
@@ -193,7 +193,7 @@ def _by_order(text: str, noun: str | None) -> Subject | None:
 
 
 def _first_of_noun(words: list[str]) -> int:
-    """Where the known words at the end begin: 2 in "emma watson woman", 1 in "rex golden retriever"."""
+    """Return where the known words at the end begin: 2 in "emma watson woman", 1 in "rex golden retriever"."""
     first = len(words) - 1
     while first > 1 and words[first - 1].lower().strip("'") in _NOUNS | _DESCRIBING:
         first -= 1
@@ -201,7 +201,7 @@ def _first_of_noun(words: list[str]) -> int:
 
 
 def _may_be_noun(after: str) -> bool:
-    """Whether words behind an identifier can be its class: not surroundings ("in the snow") nor a verb ("jogging")."""
+    """Return whether words behind an identifier can be its class: no place ("in the snow"), no verb ("jogging")."""
     first = after.lower().split(" ", 1)[0]
     if _REST.match(f" {after} ") or first in _NOT_NOUNS:
         return False
@@ -209,7 +209,7 @@ def _may_be_noun(after: str) -> bool:
 
 
 def _is_noun(noun: str | None, kind: str) -> bool:
-    """A photo is no thing that is on photos, but a style may be that of paintings."""
+    """Return whether the noun can be the class: "photo" is no subject of photos, but a style may be of paintings."""
     if not noun or not _NO_NOUN.fullmatch(noun):
         return bool(noun)
     return kind == "style" and bool(re.fullmatch(_MEDIA, noun, re.I))
@@ -220,7 +220,7 @@ def _kind(noun: str | None) -> str:
 
 
 def _is_identifier(word: str) -> bool:
-    """Whether it is a word that people make up for what they teach."""
+    """Return whether people use the word as an identifier."""
     return bool(_RARE.fullmatch(word)) and not _NO_NAMES.fullmatch(word)
 
 
@@ -233,16 +233,16 @@ def _may_be_name(word: str) -> bool:
 
 
 def _bare(word: str) -> str:
-    """Without an owner's ending and quotation marks."""
+    """Remove a possessive ending and quotation marks."""
     return re.sub(r"['\u2019]s$", "", word.strip("\"\u201c\u201d'()"))
 
 
 def _noun_before(text: str) -> str:
-    """The class noun at the end of "a photo of a golden retriever", "" where there is none."""
+    """Return the class noun at the end of "a photo of a golden retriever", "" if there is none."""
     rest = text.rstrip(" ,;:\"'(\u201c")
     opening = _OPENING.match(rest + " ")
     rest = rest[opening.end() :] if opening else re.sub(rf"^{_ARTICLE}", "", rest, flags=re.I)
-    # In any language an article or a preposition stands before it.
+    # In any language an article or a preposition precedes it.
     rest = re.split(
         r"(?:\b(?:an?|the|of|de|du|des|une?|d'une?|von|einem|einer|eines|di|del|da|um|uma|una)\s+|,\s*)", rest
     )[-1]
@@ -265,16 +265,16 @@ def _after(text: str) -> str:
 
 
 def _cut(text: str) -> tuple[str, str]:
-    """Words up to where their surroundings begin, and those."""
+    """Split the words before the surroundings from the surroundings."""
     padded = text + " "
     cut = _REST.search(padded)
     return (padded[: cut.start()] if cut else padded).strip(" .,;:\"'"), padded[cut.end() :].strip(" .,") if cut else ""
 
 
 def token_from_words(words: str, flag: str) -> str:
-    """`<me/sks-dog>` for "sks dog", `<me/cat-toy>` for "<cat-toy>"; a token with an owner stays.
+    """Make a token: `<me/sks-dog>` of "sks dog", `<me/cat-toy>` of "<cat-toy>"; a token with an owner stays.
 
-    Raises UserError where no letters or digits are left to make a name of.
+    Raises UserError if no letters or digits are left for a name.
     """
     inner = words.strip().strip("<>[]")
     if re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", inner):
@@ -288,7 +288,7 @@ def token_from_words(words: str, flag: str) -> str:
 
 
 def _split_phrase(prompt: str) -> tuple[str, str]:
-    """("sks dog", "in a bucket") of "a photo of a sks dog in a bucket"."""
+    """Split "a photo of a sks dog in a bucket" into ("sks dog", "in a bucket")."""
     text = _normalize(prompt)
     opening = _STYLE.match(text) or _OPENING.match(text) or re.match(_ARTICLE, text, re.I)
     rest = text[opening.end() :]

@@ -1,4 +1,4 @@
-"""What cannot be read flag by flag: each rule reads some of diffusers' flags together and sets some of ours."""
+"""Rules for flags that cannot be translated singly: each reads several of diffusers' flags and sets some of ours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .instance_prompt import Subject, parse_subject, token_from_words
 from .state import TranslationState
 from .steps_and_rates import DIFFUSERS_CLASS_IMAGES, parse_number, set_learning_rate, set_steps
 
-IDENTIFIER = "sks"  # of the whole models made here
+IDENTIFIER = "sks"  # of the full models trained here
 MIN_LORA_LR = 5e-5  # diffusers' recipes take 1e-6 to 1e-5 for whole models, 1e-4 and more for LoRA
 _SCHEDULES = {
     "constant": "constant",
@@ -27,17 +27,17 @@ _SCHEDULES = {
 
 
 def _set_subject(reading: TranslationState) -> None:
-    """The token, the class noun and the kind, out of the prompts."""
-    theirs = reading.diffusers_flags
-    if "placeholder_token" in theirs:
-        token = token_from_words(theirs["placeholder_token"], "--placeholder_token")
+    """Set the token, the class noun and the kind from the prompts."""
+    flags = reading.diffusers_flags
+    if "placeholder_token" in flags:
+        token = token_from_words(flags["placeholder_token"], "--placeholder_token")
         reading.put("token", token, by="placeholder_token")
-        if token != theirs["placeholder_token"]:
-            reading.note(f"{printable(theirs['placeholder_token'])} is {token} here: tokens have an owner.")
+        if token != flags["placeholder_token"]:
+            reading.note(f"{printable(flags['placeholder_token'])} is {token} here: tokens have an owner.")
     if not reading.has_flag("class"):
         return
-    if "instance_prompt" in theirs:
-        prompt, class_prompt = theirs["instance_prompt"], theirs.get("class_prompt")
+    if "instance_prompt" in flags:
+        prompt, class_prompt = flags["instance_prompt"], flags.get("class_prompt")
         reading.subject = parse_subject(prompt, class_prompt, reading.ours.get("class"))
         _note_subject(reading, reading.subject)
     elif reading.is_diffusers and not {"token", "class"} <= reading.ours.keys():
@@ -66,17 +66,17 @@ def _note_subject(reading: TranslationState, subject: Subject) -> None:
 
 
 def _set_method(reading: TranslationState) -> None:
-    """diffusers has a script for each method; who changes only its name shows the method by the flags."""
-    theirs, ours = reading.diffusers_flags, reading.ours
-    if not reading.is_diffusers or not reading.has_flag("method") or "method" in ours:
+    """Infer the method from the flags, since diffusers has a script for each method."""
+    flags, our_flags = reading.diffusers_flags, reading.ours
+    if not reading.is_diffusers or not reading.has_flag("method") or "method" in our_flags:
         return
-    named = theirs.keys() | reading.typed.keys()
-    rate = parse_number(theirs.get("learning_rate"))
-    if found := sorted(LORA_ONLY & named):
-        method, why = "lora", f"--{found[0]} is a flag of diffusers' LoRA scripts"
-    elif found := sorted(FULL_ONLY & named):
-        method, why = "full", f"--{found[0]} is a flag of diffusers' script for whole models"
-    elif "xl" in os.path.basename(ours.get("base") or "").lower():
+    named = flags.keys() | reading.typed.keys()
+    rate = parse_number(flags.get("learning_rate"))
+    if names := sorted(LORA_ONLY & named):
+        method, why = "lora", f"--{names[0]} is a flag of diffusers' LoRA scripts"
+    elif names := sorted(FULL_ONLY & named):
+        method, why = "full", f"--{names[0]} is a flag of diffusers' script for whole models"
+    elif "xl" in os.path.basename(our_flags.get("base") or "").lower():
         method, why = "lora", "diffusers teaches SDXL by LoRA"
     elif rate is not None:
         method = "lora" if rate >= MIN_LORA_LR else "full"
@@ -87,7 +87,7 @@ def _set_method(reading: TranslationState) -> None:
     other = "--method full teaches the whole model" if method == "lora" else "--method lora leaves a small file"
     reading.note(f"method {method}: {why}; {other}.")
     if method == "full":
-        name = f"{IDENTIFIER} {printable(ours.get('class') or '')}".strip()
+        name = f"{IDENTIFIER} {printable(our_flags.get('class') or '')}".strip()
         reading.note(
             f"the whole model, for diffusers, will be in model/ in the run's folder, and knows it as {name!r}; "
             "the concept goes into your library."
@@ -95,24 +95,26 @@ def _set_method(reading: TranslationState) -> None:
 
 
 def _set_prior(reading: TranslationState) -> None:
-    theirs = reading.diffusers_flags
-    folder = theirs.get("class_data_dir")
-    if "with_prior_preservation" not in theirs:
+    flags = reading.diffusers_flags
+    folder = flags.get("class_data_dir")
+    if "with_prior_preservation" not in flags:
         if folder:
             reading.note("--class_data_dir: is used with --with_prior_preservation only, as in diffusers.")
         return
-    wanted = reading.ours.get("class_pictures") or str(DIFFUSERS_CLASS_IMAGES)
-    if folder and (found := _count_photos(reading, folder)):
+    count = reading.ours.get("class_pictures") or str(DIFFUSERS_CLASS_IMAGES)
+    if folder and (num_photos := _count_photos(reading, folder)):
         folder = folder if os.path.dirname(folder) else os.path.join(".", folder)  # "drawn" is one of our words
         reading.put("prior", folder, by="with_prior_preservation")
-        if found < (parse_number(wanted) or 0):
-            reading.note(f"--num_class_images: the {found} photos in {printable(folder)} are used, and none drawn.")
+        if num_photos < (parse_number(count) or 0):
+            reading.note(
+                f"--num_class_images: the {num_photos} photos in {printable(folder)} are used, and none drawn."
+            )
         return
     reading.put("prior", "drawn", by="with_prior_preservation")
-    reading.set_default("class_pictures", wanted)
+    reading.set_default("class_pictures", count)
     prompt = f"a photo of {printable(reading.ours.get('class') or '')}"
     reading.note(
-        f"{printable(wanted)} class pictures of {prompt!r} are drawn once and kept for every concept of that class; "
+        f"{printable(count)} class pictures of {prompt!r} are drawn once and kept for every concept of that class; "
         "--class_data_dir stays as it is."
     )
 
@@ -120,43 +122,43 @@ def _set_prior(reading: TranslationState) -> None:
 def _count_photos(reading: TranslationState, folder: str) -> int:
     try:
         return reading.machine.photos(folder)
-    except UserError:  # diffusers makes the folder; nobody has to
+    except UserError:  # the folder need not exist: diffusers creates it
         return 0
 
 
 def _set_schedule(reading: TranslationState) -> None:
-    asked, warmup = reading.diffusers_flags.get("lr_scheduler"), reading.diffusers_flags.get("lr_warmup_steps")
-    ours = "constant"
-    if asked is not None:
-        if asked not in _SCHEDULES:
-            raise UserError(f"--lr_scheduler {printable(asked, 40)} is not known here.", "Take constant or cosine.")
-        ours = _SCHEDULES[asked]
-        reading.put("schedule", ours, by="lr_scheduler")
-        if ours != asked:
-            reading.note(f"--lr_scheduler {asked}: the nearest here is {ours}.")
+    scheduler, warmup = reading.diffusers_flags.get("lr_scheduler"), reading.diffusers_flags.get("lr_warmup_steps")
+    schedule = "constant"
+    if scheduler is not None:
+        if scheduler not in _SCHEDULES:
+            raise UserError(f"--lr_scheduler {printable(scheduler, 40)} is not known here.", "Take constant or cosine.")
+        schedule = _SCHEDULES[scheduler]
+        reading.put("schedule", schedule, by="lr_scheduler")
+        if schedule != scheduler:
+            reading.note(f"--lr_scheduler {scheduler}: the nearest here is {schedule}.")
     if warmup is not None and parse_number(warmup) != 0:
-        also = "; diffusers' constant ignores it too" if asked in (None, "constant") else ""
+        also = "; diffusers' constant ignores it too" if scheduler in (None, "constant") else ""
         reading.note(f"--lr_warmup_steps: there is no warm-up here{also}.")
 
 
 def _set_optimizer(reading: TranslationState) -> None:
-    asked, small = reading.diffusers_flags.get("optimizer"), "use_8bit_adam" in reading.diffusers_flags
-    ours = (asked or "adamw").lower()
-    if small and ours == "adamw":
-        ours = "adamw8bit"
+    name, small = reading.diffusers_flags.get("optimizer"), "use_8bit_adam" in reading.diffusers_flags
+    optimizer = (name or "adamw").lower()
+    if small and optimizer == "adamw":
+        optimizer = "adamw8bit"
     elif small:
-        reading.note(f"--use_8bit_adam: has no effect on {printable(ours, 40)}.")
-    if asked or small:
-        reading.put("optimizer", ours, by="optimizer" if asked else "use_8bit_adam")
+        reading.note(f"--use_8bit_adam: has no effect on {printable(optimizer, 40)}.")
+    if name or small:
+        reading.put("optimizer", optimizer, by="optimizer" if name else "use_8bit_adam")
 
 
 def _set_resume(reading: TranslationState) -> None:
-    asked, run = reading.diffusers_flags.get("resume_from_checkpoint"), reading.ours.get("run")
-    if asked is None:
+    checkpoint, run = reading.diffusers_flags.get("resume_from_checkpoint"), reading.ours.get("run")
+    if checkpoint is None:
         return
-    if asked != "latest":
+    if checkpoint != "latest":
         raise UserError(
-            f"--resume_from_checkpoint {printable(asked, 60)}: a run goes on from its newest checkpoint only.",
+            f"--resume_from_checkpoint {printable(checkpoint, 60)}: a run goes on from its newest checkpoint only.",
             "Give --resume_from_checkpoint latest, with the same --output_dir.",
         )
     if run and not reading.machine.saved(run):
@@ -166,14 +168,14 @@ def _set_resume(reading: TranslationState) -> None:
 
 
 def _set_report_to(reading: TranslationState) -> None:
-    asked = reading.diffusers_flags.get("report_to")
-    if asked in ("tensorboard", "wandb"):
-        reading.put("report_to", asked, by="report_to")
-    elif asked == "all":
+    trackers = reading.diffusers_flags.get("report_to")
+    if trackers in ("tensorboard", "wandb"):
+        reading.put("report_to", trackers, by="report_to")
+    elif trackers == "all":
         reading.put("report_to", "tensorboard", by="report_to")
         reading.note("--report_to all: TensorBoard gets it; wandb is the other that is known here.")
-    elif asked not in (None, "none"):
-        raise UserError(f"--report_to {printable(asked, 40)} is not known here.", "Take tensorboard, wandb or none.")
+    elif trackers not in (None, "none"):
+        raise UserError(f"--report_to {printable(trackers, 40)} is not known here.", "Take tensorboard, wandb or none.")
 
 
 def _note_validation(reading: TranslationState) -> None:
@@ -202,4 +204,4 @@ RULES: tuple[Callable[[TranslationState], None], ...] = (
     _set_report_to,
     _note_validation,
 )
-"""In this order: a later rule reads what an earlier one set."""
+"""The order matters: a later rule reads what an earlier one set."""

@@ -1,4 +1,4 @@
-"""What the rules of a translation read and write."""
+"""State that the rules of a translation read and write."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .instance_prompt import Subject
 
 @dataclass
 class TranslationState:
-    """A translation on its way.
+    """A translation in progress.
 
-    typed: our own flags as the user gave them, None for a switch; theirs: diffusers' flags, "" for a switch;
-    added: our flags that these became; notes: what to say of it; subject: what a DreamBooth prompt is about.
+    typed: our own flags as the user gave them, None for a switch; diffusers_flags: diffusers' flags, "" for a switch;
+    added: our flags translated from these; notes: messages for the user; subject: that of the DreamBooth prompt.
     """
 
     settings: type[TrainingSettings]
@@ -29,16 +29,16 @@ class TranslationState:
 
     @property
     def ours(self) -> dict[str, str | None]:
-        """All of our flags so far."""
+        """Return all of our flags set so far."""
         return {**self.typed, **self.added}
 
     @property
     def is_diffusers(self) -> bool:
-        """Whether it is a command for diffusers' scripts: each of those has to be told its photos in such words."""
+        """Return whether the command is one for diffusers' scripts: all of them require a flag for the photos."""
         return not self.diffusers_flags.keys().isdisjoint(("instance_data_dir", "train_data_dir", "instance_prompt"))
 
     def has_flag(self, name: str) -> bool:
-        """Whether the trainer has this flag."""
+        """Return whether the trainer has this flag."""
         return ("class_noun" if name == "class" else name) in self.settings.model_fields
 
     def note(self, text: str) -> None:
@@ -46,7 +46,7 @@ class TranslationState:
             self.notes.append(text)
 
     def put(self, name: str, value: str | None, by: str) -> None:
-        """Set one of our flags on behalf of one of theirs. Raises UserError where the two are at odds."""
+        """Set one of our flags from one of diffusers'. Raises UserError if the two contradict each other."""
         if not self.has_flag(name):
             method = "DreamBooth" if self.has_flag("class") else "textual inversion"
             raise UserError(f"--{by} means nothing to {method}.", "Leave it out, or take the other trainer.")
@@ -55,6 +55,6 @@ class TranslationState:
         self.added[name] = value
 
     def set_default(self, name: str, value: str) -> None:
-        """Set one of our flags unless it is set."""
+        """Set one of our flags if it is not set yet."""
         if name not in self.ours:
             self.added[name] = value

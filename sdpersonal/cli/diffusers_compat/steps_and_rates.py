@@ -1,4 +1,4 @@
-"""Steps, batches and rates: where diffusers multiplies what was typed, so is it done here, and said."""
+"""Steps, batch sizes and learning rates: where diffusers multiplies a value, do the same here, with a note."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _DEFAULT_BATCH = 4
 
 
 def set_learning_rate(reading: TranslationState) -> None:
-    """`--learning_rate`, times the photos of a step if `--scale_lr` says so."""
-    asked, scaled = reading.diffusers_flags.get("learning_rate"), "scale_lr" in reading.diffusers_flags
-    rate = parse_number(asked)
+    """Set `--lr` from `--learning_rate`, times the photos per step with `--scale_lr`."""
+    typed, scaled = reading.diffusers_flags.get("learning_rate"), "scale_lr" in reading.diffusers_flags
+    rate = parse_number(typed)
     if scaled and rate is not None:
         accumulate, batch, processes = (
             int_flag(reading, "accumulate", 1),
@@ -27,14 +27,14 @@ def set_learning_rate(reading: TranslationState) -> None:
             f"--scale_lr: {rate:g} x {accumulate} accumulated x {batch} at once x {processes} processes is "
             f"--lr {reading.ours['lr']}."
         )
-    elif asked is not None:
-        reading.put("lr", asked, by="learning_rate")
+    elif typed is not None:
+        reading.put("lr", typed, by="learning_rate")
     elif scaled:
         reading.note("--scale_lr: has no effect without --learning_rate; our rates are for whole steps.")
 
 
 def set_steps(reading: TranslationState) -> None:
-    """`--max_train_steps`, else what the epochs come to, else our own number."""
+    """Set `--steps` from `--max_train_steps`, else from the epochs, else leave our default."""
     epochs = reading.diffusers_flags.get("num_train_epochs")
     if "steps" in reading.ours:
         return
@@ -52,39 +52,39 @@ def set_steps(reading: TranslationState) -> None:
 
 
 def _set_steps_from_epochs(reading: TranslationState, asked: str) -> None:
-    """As diffusers counts: an epoch sees every photo, and every class picture, once."""
+    """Count as diffusers does: an epoch sees every photo, and every class image, once."""
     epochs = parse_number(asked)
     if epochs is None or not epochs.is_integer() or epochs < 1:
         raise UserError(f"--num_train_epochs must be a whole number above 0, got {printable(asked, 40)}.")
-    pictures = reading.machine.photos(reading.ours["photos"] or "") * int(
+    class_images = reading.machine.photos(reading.ours["photos"] or "") * int(
         parse_number(reading.diffusers_flags.get("repeats")) or 1
     )
     if "with_prior_preservation" in reading.diffusers_flags:
-        pictures = max(pictures, int_flag(reading, "class_pictures", DIFFUSERS_CLASS_IMAGES))
+        class_images = max(class_images, int_flag(reading, "class_pictures", DIFFUSERS_CLASS_IMAGES))
     accumulate, batch, processes = (
         int_flag(reading, "accumulate", 1),
         _resolve_batch(reading),
         reading.machine.processes,
     )
-    count = int(epochs) * math.ceil(math.ceil(math.ceil(pictures / batch) / processes) / accumulate)
+    count = int(epochs) * math.ceil(math.ceil(math.ceil(class_images / batch) / processes) / accumulate)
     reading.put("steps", str(count), by="num_train_epochs")
-    reading.note(f"--num_train_epochs: {int(epochs)} of {pictures} pictures, {batch} at once, are --steps {count}.")
+    reading.note(f"--num_train_epochs: {int(epochs)} of {class_images} pictures, {batch} at once, are --steps {count}.")
 
 
 def _resolve_batch(reading: TranslationState) -> int:
-    """How many photos at once; where nobody says, said now, since it is counted with."""
+    """Return the batch size; set it if it was not given, since other values are computed from it."""
     reading.set_default("batch", str(_DEFAULT_BATCH))
     return int_flag(reading, "batch", _DEFAULT_BATCH)
 
 
 def int_flag(reading: TranslationState, name: str, otherwise: int) -> int:
-    """One of our flags as a number of things."""
+    """Return one of our flags as a count."""
     value = parse_number(reading.ours.get(name))
     return int(value) if value is not None and value.is_integer() and value >= 1 else otherwise
 
 
 def parse_number(text: str | None) -> float | None:
-    """A finite number, or None; whoever gets the text in the end says what is wrong with it."""
+    """Return a finite number, or None; the settings class reports what is wrong with the text."""
     try:
         value = float(text or "")
     except ValueError:

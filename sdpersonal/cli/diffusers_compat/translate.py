@@ -1,4 +1,4 @@
-"""diffusers' command lines to ours: argv in, argv and a few lines to say out."""
+"""Translate diffusers' command lines to ours: argv in, argv and notes out."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _MAX_SHOWN = 2000  # characters of a command line repeated to its author
 
 @dataclass(frozen=True)
 class Translation:
-    """argv: our command line; notes: what the user should know of the difference, a line each."""
+    """A translated command line. notes: differences that the user should know, a line each."""
 
     argv: list[str]
     notes: list[str]
 
 
 def translate(settings: type[TrainingSettings], argv: Sequence[str], machine: Environment) -> Translation:
-    """Read diffusers' flags, with `_` or `-`, as ours; what is ours or nobody's stays as it is.
+    """Translate diffusers' flags, with `_` or `-`, to ours; our own and unknown flags stay as they are.
 
-    Raises UserError where a flag changes what would be learned in a way that is not built here, and where values
-    are missing, empty or at odds.
+    Raises UserError if a flag changes the training in a way that is not supported here, or if values are missing,
+    empty or contradictory.
     """
     items = split_argv(argv)
     if any(word in ("-h", "--help") for word in argv):
@@ -44,10 +44,12 @@ def translate(settings: type[TrainingSettings], argv: Sequence[str], machine: En
         _apply(reading, name, value)
     for rule in RULES:
         rule(reading)
-    ours = join_argv(stay) + [word for name, value in reading.added.items() for word in _format_flag(name, value)]
+    translated_argv = join_argv(stay) + [
+        word for name, value in reading.added.items() for word in _format_flag(name, value)
+    ]
     if reading.is_diffusers:
-        reading.notes.insert(0, "in this program's own words: " + printable(shlex.join(ours), _MAX_SHOWN))
-    return Translation(ours, reading.notes)
+        reading.notes.insert(0, "in this program's own words: " + printable(shlex.join(translated_argv), _MAX_SHOWN))
+    return Translation(translated_argv, reading.notes)
 
 
 def _is_diffusers_flag(item: ArgvItem, settings: type[TrainingSettings]) -> bool:
@@ -62,7 +64,7 @@ def _apply(reading: TranslationState, name: str, value: str) -> None:
         case SwitchFlag(ours, fixed):
             reading.put(ours, fixed, by=name)
         case SameFlag():
-            reading.put(name, value, by=name)  # only where the trainer has no such setting: says so
+            reading.put(name, value, by=name)  # fails if the trainer has no such setting, with a message
         case IgnoredFlag(why, usual) if not _is_accepted(value, usual):
             reading.note(f"--{name}: {why}")
         case RefusedFlag(why, usual) if not _is_accepted(value, usual):

@@ -1,7 +1,7 @@
-"""Looks at a set of photos before anything is learned from it, and says what is wrong with it in plain words.
+"""Check a set of photos before training on it, and describe what is wrong with it in plain words.
 
-`examine` finds, `Report` tells, `contact_sheet` shows. Every threshold was set on real and on made sets, so that good
-sets pass in silence; docs/photos.md has the figures. No torch: whoever has a CLIP hands it in as `Eyes`.
+`check` returns a `Report`, which `contact_sheet` draws. Every threshold was set on real and synthetic sets, so that
+good sets have no findings; docs/photos.md has the figures. No torch: the caller passes a CLIP as `ClipFeatures`.
 """
 
 from .clip_features import ClipFeatures

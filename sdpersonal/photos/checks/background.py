@@ -1,4 +1,4 @@
-"""Do the photos share a background? By the colours along their edges: left, right and top, where few subjects reach."""
+"""Detect a shared background by the colours along the left, right and top edges, where few subjects reach."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-SHARED_SIMILARITY = 0.68  # median overlap; the most of a good set with several backgrounds is 0.61
+SHARED_SIMILARITY = 0.68  # median overlap; the highest of a good set with several backgrounds is 0.61
 _SIDE, _STRIP = 64, 9
 _BINS = (8, 16, 16)  # of Y, Cb, Cr
 
 
 def border_histogram(square: np.ndarray) -> np.ndarray:
-    """A histogram of the colours along three edges, sum 1, (2048,). square: uint8 (S, S, 3)."""
+    """Return a histogram of the colours along three edges, sum 1, (2048,). square: uint8 (S, S, 3)."""
     small = Image.fromarray(square).resize((_SIDE, _SIDE), Image.Resampling.BOX).convert("YCbCr")
     edge = np.zeros((_SIDE, _SIDE), bool)
     edge[:_STRIP] = edge[:, :_STRIP] = edge[:, -_STRIP:] = True
@@ -21,8 +21,8 @@ def border_histogram(square: np.ndarray) -> np.ndarray:
 
 
 def colour_histogram(colours: np.ndarray, weights: np.ndarray, bins: tuple[int, int, int]) -> np.ndarray:
-    """Weighted counts of colours (n, 3), 0 to 255, smoothed over neighbouring bins so that a shade more or less is
-    nearly the same; sum 1."""
+    """Return weighted counts of colours (n, 3), 0 to 255, smoothed over neighbouring bins so that similar shades
+    count as nearly equal; sum 1."""
     places = [np.clip(colours[:, i].astype(np.float32) * bins[i] // 256, 0, bins[i] - 1).astype(int) for i in range(3)]
     counts = np.zeros(bins)
     np.add.at(counts, tuple(places), weights)
@@ -34,7 +34,7 @@ def colour_histogram(colours: np.ndarray, weights: np.ndarray, bins: tuple[int, 
 
 
 def shared_background(squares: Sequence[np.ndarray]) -> tuple[int, ...]:
-    """The photos that have one background, if most pairs of the set do; else none."""
+    """Return the photos that share one background, if most pairs of the set do; else none."""
     colours = np.stack([border_histogram(square) for square in squares])
     overlap = np.array([[np.minimum(a, b).sum() for b in colours] for a in colours])
     if np.median(overlap[np.triu_indices(len(overlap), 1)]) < SHARED_SIMILARITY:

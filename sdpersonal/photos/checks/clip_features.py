@@ -1,4 +1,4 @@
-"""What the doctor asks of a CLIP: features of pictures and of texts that can be compared."""
+"""The interface to CLIP: comparable features of images and texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 class ClipFeatures(Protocol):
-    """Both methods return float rows of length 1: (N, d), the same d."""
+    """Image and text features. Both methods return float rows of length 1: (N, d), with the same d."""
 
     def image_features(self, pictures: Sequence[Image.Image]) -> np.ndarray: ...
 

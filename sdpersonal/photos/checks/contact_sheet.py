@@ -1,4 +1,4 @@
-"""All photos of a set on one page: whole, with the square that is learned from, and what was found written below."""
+"""Contact sheet of a set: every photo whole, with its training crop, and its findings below."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from .findings import Report
 
 _TILE, _GAP, _TEXT = 240, 14, 20  # pixels: a photo's longer side, between tiles, a line of text
 _INK, _PAPER, _FINDING = (30, 34, 40), (255, 255, 255), (196, 30, 36)
-_INSIDE, _OUTSIDE = (255, 208, 0), 0.45  # the square's outline; how bright the rest of the photo stays
-_MAX_COLUMNS = 8  # columns
+_INSIDE, _OUTSIDE = (255, 208, 0), 0.45  # the crop's outline; brightness factor of the rest of the photo
+_MAX_COLUMNS = 8
 
 
 def contact_sheet(photos: PhotoSet, verdict: Report) -> Image.Image:
-    """RGB; what lies outside a photo's square is darkened, findings are red."""
-    found = {
-        photo.name: [each.name for each in verdict.findings if photo.name in each.photos] for photo in photos.photos
+    """Draw the contact sheet (RGB): photos are darkened outside their crop, findings are red."""
+    findings = {
+        photo.name: [finding.name for finding in verdict.findings if photo.name in finding.photos]
+        for photo in photos.photos
     }
-    lines = max(map(len, found.values()))
+    lines = max(map(len, findings.values()))
     columns = min(_MAX_COLUMNS, max(3, math.ceil(math.sqrt(len(photos.photos) * 1.5))))
     width, height = _TILE + _GAP, _TILE + _GAP + _TEXT * (1 + lines)
     rows = math.ceil(len(photos.photos) / columns)
     page = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), _PAPER)
     for i, photo in enumerate(photos.photos):
-        _paste_photo(page, photo, found[photo.name], _GAP + i % columns * width, _GAP + i // columns * height)
+        _paste_photo(page, photo, findings[photo.name], _GAP + i % columns * width, _GAP + i // columns * height)
     return page
 
 
 def _paste_photo(page: Image.Image, photo: Photo, found: list[str], left: int, top: int) -> None:
-    shown = show_crop(photo)
-    page.paste(shown, (left + (_TILE - shown.width) // 2, top + (_TILE - shown.height) // 2))
+    thumbnail = show_crop(photo)
+    page.paste(thumbnail, (left + (_TILE - thumbnail.width) // 2, top + (_TILE - thumbnail.height) // 2))
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
     for line, text in enumerate([photo.name, *found]):
         y = top + _TILE + 3 + line * _TEXT
@@ -47,13 +48,13 @@ def show_crop(photo: Photo) -> Image.Image:
     small = Image.fromarray(photo.pixels).resize(
         (round(width * scale), round(height * scale)), Image.Resampling.LANCZOS
     )
-    left, top = (round(place * scale) for place in photo.crop)
+    left, top = (round(offset * scale) for offset in photo.crop)
     side = round(min(height, width) * scale)
-    shown = small.point(lambda level: level * _OUTSIDE)
+    image = small.point(lambda level: level * _OUTSIDE)
     box = (left, top, left + side, top + side)
-    shown.paste(small.crop(box), box[:2])
-    ImageDraw.Draw(shown).rectangle((left, top, left + side - 1, top + side - 1), outline=_INSIDE, width=2)
-    return shown
+    image.paste(small.crop(box), box[:2])
+    ImageDraw.Draw(image).rectangle((left, top, left + side - 1, top + side - 1), outline=_INSIDE, width=2)
+    return image
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont) -> str:

@@ -1,9 +1,9 @@
-"""Photos that are nearly the same: saved again, cut differently, mirrored, or taken a moment later.
+"""Find near-duplicate photos: saved again, cropped differently, mirrored, or taken a moment later.
 
 A perceptual hash does not survive a crop of a tenth (measured: docs/photos.md), so the middle of one photo is searched
-for in the other, at several scales, by normalised cross-correlation: first in 32 pixels, where the light counts; what
-is alike there once more in 96, where only detail counts, and there around the middle on its own: one cartoon in two
-poses fails the first of these, one thing before two walls the second.
+for in the other, at several scales, by normalised cross-correlation: first at 32 pixels, on luminance; similar pairs
+again at 96 pixels, on detail only, and there the surroundings of the middle separately: one cartoon in two poses fails
+the first of these, one object before two walls the second.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import numpy as np
 from numpy.fft import irfft2, rfft2
 from PIL import Image, ImageFilter
 
-COARSE_THRESHOLD = 0.8  # correlation in 32 pixels
-FINE_THRESHOLD = 0.87  # in 96; the most alike of different photos has 0.85, a crop to 70 % about 0.93
+COARSE_THRESHOLD = 0.8  # correlation at 32 pixels
+FINE_THRESHOLD = 0.87  # at 96; the most similar different photos have 0.85, a crop to 70 % about 0.93
 _COARSE, _FINE, _SIDE = 32, 96, 256
 _SCALES = tuple(np.linspace(0.7, 1.0, 11))  # of the searched photo's side
 _SCALE_STEPS = tuple(np.linspace(-0.03, 0.03, 7))
 _MIDDLE = 0.85  # of the side: the part that is searched for
-_DETAIL = 4.5  # pixels of blur that is taken away
-_AROUND = 0.7  # of the found part's half side: what lies further out is around
-_AROUND_THRESHOLD = 0.5  # least correlation there, where there is detail
-_PLAIN = 3.0  # levels of 255: less detail than that is none
-_MAX_CHROMA_DIFFERENCE = 12.0  # levels that the mean Cb and Cr around may differ by
-_NEIGHBOURS = 30  # of a large set, each photo is compared with so many on either side: copies are near in order of name
+_DETAIL = 4.5  # pixels, radius of the blur that is subtracted
+_AROUND = 0.7  # of the matched part's half side: the surroundings lie further out
+_AROUND_THRESHOLD = 0.5  # least correlation of the surroundings, if they have detail
+_PLAIN = 3.0  # levels of 255: less detail than that counts as none
+_MAX_CHROMA_DIFFERENCE = 12.0  # levels, between the surroundings' mean Cb and Cr
+_NEIGHBOURS = 30  # of a large set, each photo is compared with so many on either side: copies have similar names
 
 
 @dataclass(frozen=True)
 class _SearchImage:
-    """A picture to look into, (side, side), and what normalising needs of it: running sums, its spectrum."""
+    """An image to search in, (side, side): its spectrum, and the integral images that normalising needs."""
 
     side: int
     spectrum: np.ndarray
@@ -40,19 +40,19 @@ class _SearchImage:
 
 
 def near_duplicates(squares: Sequence[np.ndarray]) -> list[tuple[int, ...]]:
-    """Groups of photos that are nearly the same, by their places. squares: uint8 (S, S, 3) each."""
+    """Return groups of near-duplicates, by their indices. squares: uint8 (S, S, 3) each."""
     images = [Image.fromarray(square).resize((_SIDE, _SIDE), Image.Resampling.BOX) for square in squares]
     group = list(range(len(images)))
     for a, b in _candidate_pairs(images):
         if group[a] != group[b] and _is_same(images[a], images[b]):
             old, new = group[b], group[a]
-            group = [new if each == old else each for each in group]
-    groups = [tuple(i for i, each in enumerate(group) if each == first) for first in sorted(set(group))]
+            group = [new if label == old else label for label in group]
+    groups = [tuple(i for i, label in enumerate(group) if label == first) for first in sorted(set(group))]
     return [members for members in groups if len(members) > 1]
 
 
 def _candidate_pairs(images: Sequence[Image.Image]) -> Iterator[tuple[int, int]]:
-    """Pairs that look the same from afar."""
+    """Yield the pairs that match at the coarse size."""
     searched = [_search_image(_luminance(image, _COARSE)) for image in images]
     both = [(image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)) for image in images]
     templates = [
@@ -70,8 +70,8 @@ def _candidate_pairs(images: Sequence[Image.Image]) -> Iterator[tuple[int, int]]
         first = max(0, i - _NEIGHBOURS)
         last = min(len(images), i + _NEIGHBOURS + 1)
         for spectra, size in zip(templates, sizes, strict=True):
-            found = _correlate(whole, spectra[first:last], size).max(axis=(1, 2, 3))
-            best[i, first:last] = np.maximum(best[i, first:last], found)
+            correlation = _correlate(whole, spectra[first:last], size).max(axis=(1, 2, 3))
+            best[i, first:last] = np.maximum(best[i, first:last], correlation)
     best = np.maximum(best, best.T)
     yield from zip(*np.nonzero(np.triu(best > COARSE_THRESHOLD, 1)), strict=True)
 
@@ -82,38 +82,38 @@ def _is_same(a: Image.Image, b: Image.Image) -> bool:
 
 
 def _contains_middle(whole: Image.Image, part: Image.Image) -> bool:
-    """Whether the middle of `part` is in `whole`: looked for near the scale at which their light fits best."""
+    """Return whether the middle of `part` is in `whole`, searched near the scale at which luminance matches best."""
     coarse = _search_image(_luminance(whole, _COARSE))
     scale = max(_SCALES, key=lambda scale: _best_match(coarse, _luminance(part, _scaled_side(scale, _COARSE)))[0])
     fine = _search_image(_detail(whole, _FINE))
     sides = {_scaled_side(scale + step, _FINE) for step in _SCALE_STEPS}
-    (alike, top, left), side = max((_best_match(fine, _detail(part, side)), side) for side in sides)
-    return alike > FINE_THRESHOLD and _is_same_around(whole, part, side, top, left)
+    (correlation, top, left), side = max((_best_match(fine, _detail(part, side)), side) for side in sides)
+    return correlation > FINE_THRESHOLD and _is_same_around(whole, part, side, top, left)
 
 
 def _is_same_around(whole: Image.Image, part: Image.Image, side: int, top: int, left: int) -> bool:
-    """Whether what surrounds the middle is the same too, once the part's middle lies at (top, left) in the whole."""
+    """Return whether the surroundings of the middle match too, with the part's middle at (top, left) in the whole."""
     size = _middle_size(side)
     start = (side - size) // 2
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     around = np.maximum(abs(x), abs(y)) > _AROUND
-    there = np.s_[top : top + size, left : left + size]
-    here = np.s_[start : start + size, start : start + size]
-    chroma_a, chroma_b = _chroma(whole, _FINE)[there][around], _chroma(part, side)[here][around]
+    whole_region = np.s_[top : top + size, left : left + size]
+    part_region = np.s_[start : start + size, start : start + size]
+    chroma_a, chroma_b = _chroma(whole, _FINE)[whole_region][around], _chroma(part, side)[part_region][around]
     if abs(chroma_a.mean(0) - chroma_b.mean(0)).max() > _MAX_CHROMA_DIFFERENCE:
         return False
-    a, b = _detail(whole, _FINE)[there][around], _detail(part, side)[here][around]
+    a, b = _detail(whole, _FINE)[whole_region][around], _detail(part, side)[part_region][around]
     if max(a.std(), b.std()) < _PLAIN:
         return True
     return float(np.mean((a - a.mean()) * (b - b.mean()))) > _AROUND_THRESHOLD * max(a.std() * b.std(), _PLAIN)
 
 
 def _best_match(whole: _SearchImage, part: np.ndarray) -> tuple[float, int, int]:
-    """How well the middle of `part` is found, -1 to 1, and where: (alike, top, left)."""
+    """Return the best correlation of the middle of `part`, -1 to 1, and its position: (correlation, top, left)."""
     spectrum, size = _template(part, whole.side)
-    alike = _correlate(whole, spectrum, size)
-    top, left = divmod(int(alike.argmax()), alike.shape[1])
-    return float(alike[top, left]), top, left
+    correlations = _correlate(whole, spectrum, size)
+    top, left = divmod(int(correlations.argmax()), correlations.shape[1])
+    return float(correlations[top, left]), top, left
 
 
 def _search_image(picture: np.ndarray) -> _SearchImage:
@@ -124,19 +124,19 @@ def _search_image(picture: np.ndarray) -> _SearchImage:
 
 
 def _template(picture: np.ndarray, into: int) -> tuple[np.ndarray, int]:
-    """The spectrum of a picture's middle, of mean 0 and length 1, to be searched in a picture of side `into`."""
+    """Return the spectrum of an image's middle, mean 0 and norm 1, to search in an image of side `into`."""
     size = _middle_size(len(picture))
     start = (len(picture) - size) // 2
     middle = picture[start : start + size, start : start + size]
     middle = middle - middle.mean()
-    length = max(float(np.linalg.norm(middle)), size)  # plain ones must not match each other by their noise
+    length = max(float(np.linalg.norm(middle)), size)  # plain images must not match by their noise
     return rfft2(middle / length, (2 * into, 2 * into)), size
 
 
 def _correlate(whole: _SearchImage, spectra: np.ndarray, size: int) -> np.ndarray:
-    """Normalised cross-correlation at every place, (..., places, places). spectra: (..., f, f)."""
-    places = whole.side - size + 1
-    products = irfft2(whole.spectrum * np.conj(spectra), (2 * whole.side, 2 * whole.side))[..., :places, :places]
+    """Return the normalised cross-correlation at every position, (..., places, places). spectra: (..., f, f)."""
+    positions = whole.side - size + 1
+    products = irfft2(whole.spectrum * np.conj(spectra), (2 * whole.side, 2 * whole.side))[..., :positions, :positions]
     energy = _box_sums(whole.squares, size) - _box_sums(whole.sums, size) ** 2 / size**2
     return products / np.sqrt(np.maximum(energy, size**2))
 

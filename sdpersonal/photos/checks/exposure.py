@@ -1,4 +1,4 @@
-"""Too dark, burnt out, or without contrast: by the histogram alone, and only where it leaves no doubt."""
+"""Detect photos that are too dark, burnt out or without contrast, by the histogram, and only in clear cases."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from PIL import Image
 
 _SIDE = 128
 _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
-# Levels of 255. Cats photographed in the shade, which are still good photos, have 105 and 127 here.
+# Levels of 255. Good photos of cats in the shade have 105 and 127 here.
 _DARK_95, _DARK_99 = 90, 115
-_WASHED_OUT = 80  # range of the channel that has most; the least of a good photo is 112
-# A studio's white wall is white too, but what stands before it is not: in a burnt-out photo much of the rest is at the
+_WASHED_OUT = 80  # range of the channel with the largest range; the least of a good photo is 112
+# A studio's white wall is white too, but the subject before it is not: in a burnt-out photo much of the rest is at the
 # limit in one channel or two.
 _WHITE, _WHITE_SHARE = 250, 0.05
 _CLIPPED, _CLIPPED_SHARE = 252, 0.2
 
 
 def exposure(square: np.ndarray) -> Literal["dark", "burnt-out", "washed-out"] | None:
-    """What is wrong with a photo's light, if anything. square: uint8 (S, S, 3)."""
+    """Return what is wrong with a photo's exposure, if anything. square: uint8 (S, S, 3)."""
     pixels = np.asarray(Image.fromarray(square).resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float32)
     light_95, light_99 = np.percentile(pixels @ _LUMA, [95, 99])
     if light_95 < _DARK_95 and light_99 < _DARK_99:

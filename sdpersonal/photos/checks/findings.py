@@ -1,4 +1,4 @@
-"""What can be wrong with a set of photos, and how it is said."""
+"""Findings: what can be wrong with a set of photos, and the advice for it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ FindingName = Literal[
     "wrong-class",
     "no-captions",
 ]
-_MAX_NAMES = 6  # photos listed by name in a line; the rest is counted
+_MAX_NAMES = 6  # photos listed by name in a line; the others are counted
 
-# What it does to the concept, and what to change.
+# The effect on the concept, and what to change.
 _ADVICE: dict[FindingName, tuple[str, str]] = {
     "few": ("What else is in them will be learned as part of it.", "Use 4 to 10, each in another place."),
     "small": ("Enlarged photos teach soft pictures.", "Take larger photos, or train at a lower --resolution."),
@@ -59,10 +59,10 @@ _ADVICE: dict[FindingName, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """One problem of a set of photos.
 
-    name: which; photos: the names of those it concerns; problem: what I see; effect: what it will do to the concept;
-    fix: what to change.
+    name: the kind of problem; photos: names of the photos concerned; message: what is wrong; effect: the consequence
+    for the concept; hint: what to change.
     """
 
     name: FindingName
@@ -72,7 +72,7 @@ class Finding:
     hint: str
 
     def as_json(self) -> dict[str, Any]:
-        """Keys that programs read; they stay as they are."""
+        """Return the finding as JSON. Programs read these keys, so they must not change."""
         return {
             "name": self.name,
             "photos": self.photos,
@@ -84,13 +84,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found in a set of `count` photos; no findings means that nothing speaks against training."""
+    """All findings in a set of `count` photos; none means that the set is ready for training."""
 
     count: int
     findings: tuple[Finding, ...] = ()
 
     def lines(self) -> list[str]:
-        """For a terminal: a summary, then two lines for each finding."""
+        """Format for a terminal: a summary, then two lines for each finding."""
         photos = "1 photo" if self.count == 1 else f"{self.count} photos"
         if not self.findings:
             return [f"{photos}: I see nothing to change."]
@@ -101,17 +101,17 @@ class Report:
         return lines
 
     def as_json(self) -> dict[str, Any]:
-        """{"photos": count, "findings": [{"name", "photos", "problem", "effect", "fix"}]}."""
+        """Return {"photos": count, "findings": [{"name", "photos", "problem", "effect", "fix"}]}."""
         return {"photos": self.count, "findings": [finding.as_json() for finding in self.findings]}
 
 
 def make_finding(name: FindingName, photos: Sequence[str], problem: str) -> Finding:
-    """With the standing advice for `name`. `{}` in `problem` becomes the photos' names."""
+    """Make a finding with the advice for `name`. `{}` in `problem` becomes the photos' names."""
     return Finding(name, tuple(photos), problem.replace("{}", _join_names(photos)), *_ADVICE[name])
 
 
 def _join_names(names: Sequence[str]) -> str:
-    """a, b and c; of many the first six and how many more."""
+    """Format "a, b and c"; of many, the first six and the number of the others."""
     if len(names) > _MAX_NAMES:
         return f"{', '.join(names[:_MAX_NAMES])} and {len(names) - _MAX_NAMES} more"
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

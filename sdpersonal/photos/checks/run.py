@@ -1,4 +1,4 @@
-"""All checks of a set of photos, in the order in which a person would look."""
+"""Run all checks of a set of photos, in the order in which a person would look."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from .two_subjects import two_subjects
 from .wrong_class import wrong_class
 
 T = TypeVar("T")
-_SMALL = 0.8  # of the side that is trained on: enlarging by a quarter is hardly seen
-_FEW_BACKGROUNDS = 3  # photos that it takes to speak of one background
+_SMALL = 0.8  # of the training resolution: upscaling by a quarter is hardly visible
+_FEW_BACKGROUNDS = 3  # photos needed to report one background
 
 
 def check(photos: PhotoSet, kind: ConceptKind, class_noun: str = "", eyes: ClipFeatures | None = None) -> Report:
-    """What may go wrong when a concept is learned from these photos.
+    """Check for what may go wrong in training on these photos.
 
-    The photos are judged as they are trained on: scaled and cropped. A style may be dark, soft and of many things, so
-    it is not asked about these. `eyes` are needed to see two subjects or a wrong class; without them nobody looks.
-    Takes about 20 ms a photo and, with n photos, 5 ms times n squared / 2.
+    The photos are checked as they are trained on: scaled and cropped. A style may be dark, soft and of many things, so
+    it is not checked for these. `eyes` are needed to detect two subjects or a wrong class; without them these checks
+    are skipped. Takes about 20 ms a photo and, with n photos, 5 ms times n squared / 2.
     """
     names = [photo.name for photo in photos.photos]
     squares = [photo.square() for photo in photos.photos]
     groups = near_duplicates(squares)
-    found = [*_check_size(photos, len(squares[0]))]
-    found += [
+    findings = [*_check_size(photos, len(squares[0]))]
+    findings += [
         make_finding("near-duplicates", _select(names, group), "{} are nearly the same picture.") for group in groups
     ]
     if kind == "style":
-        found += _check_style(photos)
+        findings += _check_style(photos)
     else:
-        found += _check_each(names, squares)
-        # Copies of one photo say nothing about the set: one of each group is asked what all have in common.
+        findings += _check_each(names, squares)
+        # Copies of one photo say nothing about the set: only one of each group is checked for what all share.
         copies = {i for group in groups for i in group[1:]}
         different = [i for i in range(len(names)) if i not in copies]
-        found += _check_set(_select(names, different), _select(squares, different), kind, class_noun, eyes)
-    return Report(len(names), tuple(found))
+        findings += _check_set(_select(names, different), _select(squares, different), kind, class_noun, eyes)
+    return Report(len(names), tuple(findings))
 
 
 def _check_size(photos: PhotoSet, size: int) -> Iterator[Finding]:
@@ -79,10 +79,10 @@ def _check_each(names: Sequence[str], squares: Sequence[np.ndarray]) -> Iterator
     ]
     if soft:
         yield make_finding("blurred", soft, "{} is blurred." if len(soft) == 1 else "{} are blurred.")
-    for wrong, words in (("dark", "too dark"), ("burnt-out", "burnt out"), ("washed-out", "without contrast")):
-        these = [name for name, light in zip(names, lights, strict=True) if light == wrong]
-        if these:
-            yield make_finding(wrong, these, f"{{}} {'is' if len(these) == 1 else 'are'} {words}.")
+    for problem, words in (("dark", "too dark"), ("burnt-out", "burnt out"), ("washed-out", "without contrast")):
+        names_with_it = [name for name, light in zip(names, lights, strict=True) if light == problem]
+        if names_with_it:
+            yield make_finding(problem, names_with_it, f"{{}} {'is' if len(names_with_it) == 1 else 'are'} {words}.")
 
 
 def _check_set(

@@ -1,9 +1,9 @@
-"""How sharp a photo is where it is sharpest.
+"""Measure how sharp a photo is where it is sharpest.
 
-An edge is as sharp as the share of the step that happens within one pixel: about 0.6 on a sharp photo, 0.35 where a
-Gaussian of 1.5 pixels went over it. This does not depend on contrast, nor on how much of the picture is plain. Only the
-sharpest parts count, so a soft background is no fault. Along the rows and along the columns apart, because a shaken
-photo is sharp in one direction.
+An edge's sharpness is the share of its step that lies within one pixel: about 0.6 on a sharp photo, 0.35 after a
+Gaussian blur of 1.5 pixels. It does not depend on contrast, nor on how much of the image is plain. Only the sharpest
+parts count, so a soft background is no fault. Rows and columns are measured separately, because a photo with motion
+blur is sharp in one direction.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-SIDE = 256  # pixels at which it is measured; smaller squares as they are
-BLUR_THRESHOLD = 0.36  # the least of 78 real photos is 0.44, of the sample photos 0.39
-_WINDOW = 9  # pixels in which a step happens
+SIDE = 256  # pixels at which sharpness is measured; smaller squares are not enlarged
+BLUR_THRESHOLD = 0.36  # the lowest of 78 real photos is 0.44, of the sample photos 0.39
+_WINDOW = 9  # pixels within which a step is measured
 _STEP = 40  # least step, of 255 levels: below it, noise looks like sharp edges
 _TILES = 8  # along each side
 _SHARPEST = 4  # tiles that count
-_MIN_TILES = 5  # tiles with edges; in fewer there is nothing to judge by
+_MIN_TILES = 5  # tiles with edges; fewer are not enough to judge by
 
 
 def sharpness(square: np.ndarray) -> float | None:
-    """0 to 1; None where there is no edge to judge by. square: uint8 (S, S, 3)."""
+    """Return the sharpness, 0 to 1; None if there is no edge to judge by. square: uint8 (S, S, 3)."""
     image = Image.fromarray(square).convert("L")
     side = min(SIDE, image.width)
     gray = np.asarray(image.resize((side, side), Image.Resampling.LANCZOS), np.float32)
     measured = [value for value in (_along_rows(gray), _along_rows(gray.T)) if value is not None]
     if measured:
         return min(measured)
-    # So blurred that no step fits the window: a picture a quarter the size still has edges then, a plain one has not.
+    # Too blurred for a step to fit the window: at a quarter of the size a blurred image has edges, a plain one has not.
     coarse = np.asarray(image.resize((side // 4, side // 4), Image.Resampling.BOX), np.float32)
-    found = _along_rows(coarse) or _along_rows(coarse.T)
-    return found / 4 if found else None
+    coarse_share = _along_rows(coarse) or _along_rows(coarse.T)
+    return coarse_share / 4 if coarse_share else None
 
 
 def _along_rows(gray: np.ndarray) -> float | None:

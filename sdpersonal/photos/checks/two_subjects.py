@@ -1,8 +1,8 @@
-"""Are there two subjects in the set?
+"""Detect two subjects in a set.
 
-The photos are split in two so that each half is as alike as possible, by what a CLIP sees in the middle and by the
-colours that stand out from the border: a silhouette (Rousseeuw 1987) says how clear the split is. A set of one thing in
-two places splits as well; but then the backgrounds split the same way, and half of that silhouette is taken off.
+The photos are split into two groups, each as similar as possible by CLIP features of the middle and by the colours that
+differ from the border: the silhouette (Rousseeuw 1987) measures how clear the split is. One subject in two places
+splits as well; but then the backgrounds split the same way, and half of that silhouette is subtracted.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from ..smart_crop import distance_from_border
 from .background import border_histogram, colour_histogram
 from .clip_features import ClipFeatures
 
-# Least silhouette. No full set of 15 real ones has more than 0.37, but four or five photos of a set up to 0.49.
+# Least silhouette. None of 15 full real sets has more than 0.37, but four or five photos of a set have up to 0.49.
 MIN_SILHOUETTE, MIN_SILHOUETTE_OF_FEW = 0.4, 0.52
 MIN_PHOTOS, FEW_PHOTOS = 4, 5  # photos in a set; two of each subject
 _MIDDLE = 0.7  # of the side
 _SIDE = 48
 _BINS = (6, 8, 8)
 _ROUNDS = 5
-_SEEDS = 16  # photos that splits grow from, taken evenly of a large set
+_SEEDS = 16  # photos from which splits grow, spaced evenly in a large set
 
 
 def two_subjects(squares: Sequence[np.ndarray], eyes: ClipFeatures) -> tuple[int, ...]:
-    """The smaller of two groups of photos that seem to show different things; none if one thing is in all of them.
+    """Return the smaller of two groups of photos that seem to show different subjects; none if all show the same.
     squares: uint8 (S, S, 3) each."""
     if len(squares) < MIN_PHOTOS:
         return ()
@@ -49,20 +49,20 @@ def two_subjects(squares: Sequence[np.ndarray], eyes: ClipFeatures) -> tuple[int
 
 
 def silhouette(apart: np.ndarray, second: np.ndarray) -> float:
-    """How much nearer photos are to their own group than to the other, -1 to 1. apart: distances (n, n);
+    """Return how much closer photos are to their own group than to the other, -1 to 1. apart: distances (n, n);
     second: which photos are in the second group, (n,)."""
     scores = []
-    for i, mine in enumerate(second):
-        own = second == mine
-        own[i] = False
-        near, far = apart[i, own].mean(), apart[i, second != mine].mean()
+    for i, label in enumerate(second):
+        same_group = second == label
+        same_group[i] = False
+        near, far = apart[i, same_group].mean(), apart[i, second != label].mean()
         scores.append((far - near) / max(near, far, 1e-6))
     return float(np.mean(scores))
 
 
 def _cluster(apart: np.ndarray) -> np.ndarray | None:
-    """The best of the splits that grow from pairs of photos; two photos at least in each group."""
-    best, found = -1.0, None
+    """Return the best split grown from a pair of photos, with at least two photos in each group."""
+    best, best_split = -1.0, None
     seeds = sorted({round(place) for place in np.linspace(0, len(apart) - 1, min(_SEEDS, len(apart)))})
     for a, b in combinations(seeds, 2):
         second = apart[:, b] < apart[:, a]
@@ -71,8 +71,8 @@ def _cluster(apart: np.ndarray) -> np.ndarray | None:
                 break
             second = apart[:, second].mean(1) < apart[:, ~second].mean(1)
         if min(second.sum(), (~second).sum()) >= 2 and (score := silhouette(apart, second)) > best:
-            best, found = score, second
-    return found
+            best, best_split = score, second
+    return best_split
 
 
 def _crop_middle(square: np.ndarray) -> Image.Image:
@@ -81,7 +81,7 @@ def _crop_middle(square: np.ndarray) -> Image.Image:
 
 
 def _subject_histogram(square: np.ndarray) -> np.ndarray:
-    """Colours of what differs from the border, most of all near the middle; sum 1."""
+    """Return a histogram of the colours that differ from the border, weighted towards the middle; sum 1."""
     small = Image.fromarray(square).resize((_SIDE, _SIDE), Image.Resampling.BOX).convert("YCbCr")
     y, x = np.mgrid[-1 : 1 : _SIDE * 1j, -1 : 1 : _SIDE * 1j]
     colours = np.array(small, np.float32)

@@ -1,8 +1,8 @@
-"""Is the class noun plainly wrong?
+"""Detect a class noun that is plainly wrong.
 
-A CLIP ranks the noun among many others for each photo. The built-in one is small and knows only drawn things, so it is
-believed only where it proves that it knows the thing: it must name it alike in photos that are unlike each other. On
-real photos it does not, and then nothing is said.
+CLIP ranks the noun among many others for each photo. The built-in CLIP is small and knows only drawn objects, so it is
+trusted only if it recognizes the subject: it must rank nouns alike for photos that are unlike each other. On real
+photos it does not, and then there is no finding.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from PIL import Image
 from .clip_features import ClipFeatures
 
 _WRONG = -1.0  # standard deviations below the mean of all nouns: for a fox, wolf lies above that and airplane below
-# Least correlation between two photos' rankings, and by how much the median is above that of the photos' own cosines:
-# that one picture is named alike many times proves nothing. No four real photos of a set have both.
+# Least correlation between two photos' rankings, and by how much the median exceeds that of the photos' own cosines:
+# equal rankings of one repeated image prove nothing. No four real photos of a set reach both.
 _NAMED_ALIKE, _MORE_THAN_THEY_LOOK = 0.85, 0.2
 _FEWEST = 4
 _SENTENCE = "a picture of {} {}"
 
-# Nouns to compare with: the things that the built-in base knows. A class noun that is not here is not judged.
+# Nouns to compare with: the objects that the built-in model knows. Other class nouns are not checked.
 NOUNS = tuple(
     noun.strip()
     for noun in """
@@ -45,7 +45,7 @@ NOUNS = tuple(
 
 
 def wrong_class(squares: Sequence[np.ndarray], class_noun: str, eyes: ClipFeatures) -> bool:
-    """Whether `class_noun` plainly does not fit the photos; not if it may, or if nobody can tell.
+    """Return whether `class_noun` plainly does not fit the photos; False also if that is uncertain.
     squares: uint8 (S, S, 3) each."""
     noun = _known_noun(class_noun)
     if noun is None or len(squares) < _FEWEST:
@@ -59,7 +59,7 @@ def wrong_class(squares: Sequence[np.ndarray], class_noun: str, eyes: ClipFeatur
 
 
 def _known_noun(class_noun: str) -> str | None:
-    """The longest end of "fluffy polar bear" that is among the nouns: polar bear."""
+    """Return the longest suffix that is a known noun: "polar bear" for "fluffy polar bear"."""
     words = class_noun.lower().split()
     return next((end for i in range(len(words)) if (end := " ".join(words[i:])) in NOUNS), None)
 

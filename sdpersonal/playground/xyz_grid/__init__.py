@@ -1,4 +1,4 @@
-"""Sheets: one prompt, drawn with one thing changed along each side."""
+"""X/Y/Z grids (sheets): one prompt, generated with one thing changed along each axis."""
 
 from .axes import Axis
 from .checkpoints import CheckpointConcepts

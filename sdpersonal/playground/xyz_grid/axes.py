@@ -1,4 +1,4 @@
-"""One side of a sheet: what is changed along it, and to which values. It is written in one line:
+"""An axis of a grid: what changes along it, and to which values. It is written in one line:
 
 seed: 1..4                                 guidance: 1, 3, ..., 9          (any number that a request has)
 words: samurai|cowboy|saint                in place of {} in the prompt
@@ -6,7 +6,7 @@ words beach: snow|space                    in place of a word of it
 prompt: a cat|a dog                        whole prompts
 strength <me/duck>: 0..1 by 0.25           window <me/ink>: 0-1, 0.4-1
 concept <me/duck>: <me/cat>, a toy duck    another concept, or words, in the same place
-checkpoint: runs/me-duck-dreambooth-lora   what a run had learned at each of its checkpoints
+checkpoint: runs/me-duck-dreambooth-lora   the concept at each checkpoint of a training run
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ _PROMPT_KINDS = (
     "window",
     "checkpoint",
     "concept",
-)  # in the order in which they are applied
+)  # in the order of application
 _EXCLUDED = {*_PROMPT_KINDS, "n", "every", "start", "mask"}
 SETTING_KINDS = tuple(name for name in GenerateRequest.model_fields if name not in _EXCLUDED)
 _WINDOW = re.compile(r"[0-9.]+\s*-\s*[0-9.]+")
 
 Fields = dict[str, Any]
-"""Of a `GenerateRequest`."""
+"""Fields of a `GenerateRequest`."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """kind: a setting of a request, or one of prompt, words, strength, window, concept, checkpoint; target: the word or
-    the token that is changed, "" where the kind needs none; values: of the setting, or texts; run: of checkpoints."""
+    """An axis. kind: a setting of a request, or one of prompt, words, strength, window, concept, checkpoint; target:
+    the word or token that changes, "" if the kind needs none; values: of the setting, or texts; run: of checkpoints."""
 
     kind: str
     target: str
@@ -52,7 +52,7 @@ class Axis:
 
     @classmethod
     def parse(cls, text: str) -> Axis:
-        """Raises UserError for what is no such line."""
+        """Parse an axis from one line. Raises UserError if it is invalid."""
         head, colon, values = _split_at_colon(text.strip())
         kind, _, target = head.partition(" ")
         if not colon and target.startswith("{"):
@@ -66,7 +66,7 @@ class Axis:
 
     @classmethod
     def of(cls, kind: str, target: str, values: str) -> Axis:
-        """From its parts as they are written."""
+        """Build an axis from its parts as written."""
         name = kind.lower().replace("-", "_")
         name = name if name in ("words", "steps") else name.removesuffix("s")
         name = "words" if name == "word" else name
@@ -74,18 +74,18 @@ class Axis:
             known = ", ".join((*_PROMPT_KINDS, *SETTING_KINDS)).replace("_", "-")
             raise UserError(f"{printable(kind)} is nothing that a sheet can change.", f"I can change {known}.")
         read = _PARSERS.get(name, _parse_setting)
-        found = read(name, target, values)
-        if not 1 <= len(found.values) <= MAX_VALUES:
-            raise UserError(f"{printable(kind)} has {len(found.values)} values; I take 1 to {MAX_VALUES}.")
-        return found
+        axis = read(name, target, values)
+        if not 1 <= len(axis.values) <= MAX_VALUES:
+            raise UserError(f"{printable(kind)} has {len(axis.values)} values; I take 1 to {MAX_VALUES}.")
+        return axis
 
     @property
     def order(self) -> int:
-        """Axes that change the prompt come before those that change what stands in it."""
+        """Return the order of application: axes that replace the prompt come before those that change parts of it."""
         return _PROMPT_KINDS.index(self.kind) if self.kind in _PROMPT_KINDS else len(_PROMPT_KINDS)
 
     def applied(self, fields: Fields, value: Any) -> Fields:
-        """The fields of a request with this one thing changed."""
+        """Return the fields of a request with this axis set to `value`."""
         if self.kind not in _PROMPT_KINDS:
             return fields | {self.kind: value}
         if self.kind == "prompt":
@@ -97,13 +97,13 @@ class Axis:
         return fields | {"prompt": change(fields["prompt"], target, value)}
 
     def applies_to(self, fields: Fields) -> bool:
-        """Whether there is anything in these fields for it to change."""
+        """Return whether these fields contain what the axis changes."""
         if self.kind == "words":
             return replace_words(fields["prompt"], self.target, "\0") != fields["prompt"]
         return not self.target or mentions_token(fields["prompt"], Token.parse(self.target))
 
     def label(self, value: Any) -> str:
-        """Value and what it is the value of, safe to print."""
+        """Return the label of a value, with the axis' name, safe to print."""
         if self.kind in ("words", "prompt", "concept"):
             return printable(value, 400) or "(nothing)"
         if self.kind == "checkpoint":
@@ -116,7 +116,7 @@ class Axis:
 
 
 def _split_at_colon(text: str) -> tuple[str, str, str]:
-    """What stands before and behind the first colon that is in no bracket, and the colon if there is one."""
+    """Split at the first colon outside brackets. Returns the texts before and after it, and the colon, if any."""
     depth = 0
     for i, letter in enumerate(text):
         depth += (letter in "<{([") - (letter in ">})]")
@@ -126,15 +126,15 @@ def _split_at_colon(text: str) -> tuple[str, str, str]:
 
 
 def split_texts(values: str) -> tuple[str, ...]:
-    """What stands between the | that are in no bracket; one of them may be empty."""
-    found, depth = [""], 0
+    """Split at every | outside brackets; one of the parts may be empty."""
+    texts, depth = [""], 0
     for letter in values:
         depth += (letter in "<{([") - (letter in ">})]")
         if letter == "|" and depth <= 0:
-            found.append("")
+            texts.append("")
         else:
-            found[-1] += letter
-    return tuple(each.strip() for each in found)
+            texts[-1] += letter
+    return tuple(text.strip() for text in texts)
 
 
 def _parse_prompts(kind: str, target: str, values: str) -> Axis:
@@ -151,17 +151,17 @@ def _parse_strengths(kind: str, target: str, values: str) -> Axis:
 
 
 def _parse_windows(kind: str, target: str, values: str) -> Axis:
-    found = [each.strip() for each in values.split(",")]
-    if wrong := next((each for each in found if not _WINDOW.fullmatch(each)), None):
-        raise UserError(f"{printable(wrong)} is not a part of the sampling.", "For example 0-1, 0-0.6, 0.4-1.")
-    return Axis(kind, _parse_token(kind, target), tuple(re.sub(r"\s", "", each) for each in found))
+    windows = [window.strip() for window in values.split(",")]
+    if invalid := next((window for window in windows if not _WINDOW.fullmatch(window)), None):
+        raise UserError(f"{printable(invalid)} is not a part of the sampling.", "For example 0-1, 0-0.6, 0.4-1.")
+    return Axis(kind, _parse_token(kind, target), tuple(re.sub(r"\s", "", window) for window in windows))
 
 
 def _parse_concepts(kind: str, target: str, values: str) -> Axis:
-    found = split_texts(values)
-    if len(found) == 1:
-        found = tuple(each.strip() for each in values.split(","))
-    return Axis(kind, _parse_token(kind, target), found)
+    concepts = split_texts(values)
+    if len(concepts) == 1:
+        concepts = tuple(concept.strip() for concept in values.split(","))
+    return Axis(kind, _parse_token(kind, target), concepts)
 
 
 def _parse_checkpoints(kind: str, target: str, values: str) -> Axis:
@@ -176,8 +176,8 @@ def _parse_setting(kind: str, target: str, values: str) -> Axis:
         return Axis(kind, "", parse_numbers(values))
     if kind == "negative":
         return Axis(kind, "", split_texts(values))
-    found = (each.strip() for each in values.split(","))
-    return Axis(kind, "", tuple(None if each == "none" else each for each in found))
+    texts = (text.strip() for text in values.split(","))
+    return Axis(kind, "", tuple(None if text == "none" else text for text in texts))
 
 
 _PARSERS = {

@@ -1,4 +1,4 @@
-"""What a run had learned at each checkpoint that it keeps, as concepts of their own words: `<me/duck-step-120>`."""
+"""Checkpoints of a training run as concepts with their own tokens: `<me/duck-step-120>`."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _FILE = re.compile(r"state(-[0-9]+)?\.safetensors")
 
 
 class LibraryLike(Protocol):
-    """A library, or whatever else a generator draws from."""
+    """A library, or another source of concepts for a generator."""
 
     def get(self, token: Token) -> Concept: ...
 
 
 @dataclass(frozen=True)
 class CheckpointRun:
-    """A run's folder. token: of the concept that it teaches; steps: those with a checkpoint, the first first."""
+    """A run's folder. token: of the concept that it trains; steps: those with a checkpoint, ascending."""
 
     folder: Path
     token: Token
@@ -41,7 +41,7 @@ class CheckpointRun:
 
     @classmethod
     def open(cls, folder: Path) -> CheckpointRun:
-        """Raises UserError where no checkpoint is there, or none that a word can stand for."""
+        """Open a run. Raises UserError if it has no checkpoint, or none that a token can refer to."""
         names = sorted(path.name for path in folder.glob("step-*") if _FOLDER.fullmatch(path.name))
         names = [name for name in names if (folder / name / "manifest.json").exists()]
         if not names:
@@ -61,9 +61,9 @@ class CheckpointRun:
         return replace(self.token, name=f"{self.token.name}-step-{step}")
 
     def concept(self, step: int, base: StableDiffusion) -> Concept:
-        """As the run would have left it at this step: the average of its last steps, where one is kept.
+        """Build the concept that the run would have saved at this step: from the EMA weights, if there are any.
 
-        Raises UserError where the checkpoint is damaged or of another base.
+        Raises UserError if the checkpoint is damaged or of another model.
         """
         from ...concepts.card import Card
         from ...concepts.concept import Concept
@@ -82,7 +82,7 @@ class CheckpointRun:
 
 
 class CheckpointConcepts:
-    """A library, and what a run had learned at each of its checkpoints beside it. Raises as `Run.concept`."""
+    """A library together with the checkpoints of a run. Raises as `CheckpointRun.concept`."""
 
     def __init__(self, library: LibraryLike, run: CheckpointRun, base: StableDiffusion):
         self._library = library
@@ -93,19 +93,19 @@ class CheckpointConcepts:
 
 
 def _embeddings(learned: Mapping[str, Tensor], base: StableDiffusion) -> dict:
-    """Rows as prompts get them: training keeps them at the length that they would have."""
+    """Return embeddings as prompts use them: training keeps them at the norm that they would have."""
     from ...training.methods.token_embedding import clip_norm, max_embedding_norm
 
-    found = {}
+    embeddings = {}
     for name, rows in learned.items():
         if name.startswith("rows."):
             key = name.removeprefix("rows.")
-            found[key] = clip_norm(rows, max_embedding_norm(base.encoders[key])).numpy()
-    return found
+            embeddings[key] = clip_norm(rows, max_embedding_norm(base.encoders[key])).numpy()
+    return embeddings
 
 
 def _load_weights(folder: Path) -> dict[str, Tensor]:
-    """What trained, by name: its average where one is kept."""
+    """Load the trained weights by name: the EMA weights, if there are any."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 

@@ -1,4 +1,4 @@
-"""The pictures of a sheet: equal ones drawn once, neighbouring seeds in one batch."""
+"""Generate the images of a grid: equal ones only once, consecutive seeds in one batch."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from .sheet import GridCell, request_work
 if TYPE_CHECKING:
     from ...generation import GeneratedImage, Generator
 
-_MAX_BATCH = 100  # pictures that one request may ask for
+_MAX_BATCH = 100  # images of one request
 
 
 @dataclass(frozen=True)
 class CellBatch:
-    """A request, and for each of its pictures the cells that show it."""
+    """A request, and for each of its images the cells that show it."""
 
     request: GenerateRequest
     cells: tuple[tuple[GridCell, ...], ...]
 
 
 def plan_batches(cells: Sequence[GridCell]) -> list[CellBatch]:
-    """Requests for all cells, as few as there can be: those that differ in nothing but seeds in a row are one."""
-    alike: dict[GenerateRequest, dict[int, list[GridCell]]] = {}
+    """Plan as few requests as possible for all cells: those that differ only by consecutive seeds are one."""
+    groups: dict[GenerateRequest, dict[int, list[GridCell]]] = {}
     for cell in cells:
         field = _seed_field(cell.request)
         bare = cell.request.model_copy(update={field: 0})
-        alike.setdefault(bare, {}).setdefault(getattr(cell.request, field), []).append(cell)
-    return [_make_batch(bare, run) for bare, seeds in alike.items() for run in _consecutive_seeds(seeds)]
+        groups.setdefault(bare, {}).setdefault(getattr(cell.request, field), []).append(cell)
+    return [_make_batch(bare, run) for bare, seeds in groups.items() for run in _consecutive_seeds(seeds)]
 
 
 def generate_cells(
@@ -39,15 +39,15 @@ def generate_cells(
     progress: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[tuple[GridCell, ...], GeneratedImage]]:
-    """Each picture, as it is ready, with the cells that show it.
+    """Yield each image as soon as it is ready, with the cells that show it.
 
-    progress(done, total) counts pixels times steps, so that the time left is right where steps or sizes differ. Raises
-    as `Generator.draw`; what came before is the caller's.
+    progress(done, total) counts pixels times steps, so that the time left is right if steps or sizes differ. Raises
+    as `Generator.draw`; the caller keeps what was yielded before.
     """
     planned = plan_batches(cells)
     shown_by = [iter(batch.cells) for batch in planned]
-    for i, picture in generate_all(generator, [batch.request for batch in planned], progress, cancelled):
-        yield next(shown_by[i]), picture
+    for i, image in generate_all(generator, [batch.request for batch in planned], progress, cancelled):
+        yield next(shown_by[i]), image
 
 
 def generate_all(
@@ -56,7 +56,7 @@ def generate_all(
     progress: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, GeneratedImage]]:
-    """The pictures of several requests, each with its request's place among them. progress and errors as `draw`."""
+    """Yield the images of several requests, each with its request's index. progress and errors as `Generator.draw`."""
     total = round(sum(map(request_work, requests)))
     done = 0.0
     for i, request in enumerate(requests):
@@ -65,23 +65,23 @@ def generate_all(
         def advance(step: int, steps: int, before: float = done, work: float = work) -> None:
             progress(round(before + work * step / steps), total)
 
-        for picture in generator.draw(request, advance, cancelled):
-            yield i, picture
+        for image in generator.draw(request, advance, cancelled):
+            yield i, image
         done += work
 
 
 def _seed_field(request: GenerateRequest) -> str:
-    """The seed that the pictures of one request count up from."""
+    """Return the name of the seed field that increases from image to image of one request."""
     return "seed" if request.near is None else "near_seed"
 
 
 def _consecutive_seeds(seeds: dict[int, list[GridCell]]) -> list[dict[int, list[GridCell]]]:
-    found: list[dict[int, list[GridCell]]] = []
+    runs: list[dict[int, list[GridCell]]] = []
     for seed in sorted(seeds):
-        if not found or seed - 1 not in found[-1] or len(found[-1]) == _MAX_BATCH:
-            found.append({})
-        found[-1][seed] = seeds[seed]
-    return found
+        if not runs or seed - 1 not in runs[-1] or len(runs[-1]) == _MAX_BATCH:
+            runs.append({})
+        runs[-1][seed] = seeds[seed]
+    return runs
 
 
 def _make_batch(bare: GenerateRequest, run: dict[int, list[GridCell]]) -> CellBatch:

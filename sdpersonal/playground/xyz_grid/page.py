@@ -1,5 +1,5 @@
-"""A sheet as one HTML file: no server, no network. Prompts may come from anyone, so Jinja2 escapes every text and the
-page's own policy allows its one script and its one style sheet by their sha256, and nothing to be loaded or sent."""
+"""A grid as one HTML file: no server, no network. Prompts are untrusted, so Jinja2 escapes every text, and the page's
+own policy allows its one script and its one style sheet by their sha256, and nothing to be loaded or sent."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ...image_metadata import Recipe
 from .sheet import XyzGridRequest
 
 CellPosition = tuple[int, int, int]
-"""Column, row and sheet, counted from 0."""
+"""Column, row and sheet (z), counted from 0."""
 
 _HERE = Path(__file__).parent
-_MAX_BYTES = 100_000  # bytes of a part of the page
-_LOSSLESS_MAX_SIDE = 256  # pixels up to which a picture is kept to the bit; larger ones would make a page of 100 MB
+_MAX_BYTES = 100_000  # bytes of a template file of the page
+_LOSSLESS_MAX_SIDE = 256  # pixels up to which an image is lossless; larger ones would make a page of 100 MB
 _QUALITY = 90
 
 
 @dataclass(frozen=True)
 class GridTile:
-    """One picture of a sheet. recipe: None where it is to be left out; mark: the last part of its file's name."""
+    """One image of a grid. recipe: None if it is to be left out; mark: the last part of its file's name."""
 
     image: Image.Image
     recipe: Recipe | None
@@ -35,7 +35,7 @@ class GridTile:
 
 
 def page(sheet: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> str:
-    """The HTML. Places without a tile stay empty; the same sheet and tiles give the same bytes."""
+    """Render the HTML. Positions without a tile stay empty; the same grid and tiles give the same bytes."""
     from jinja2 import Environment, StrictUndefined
 
     script, style, template = (
@@ -57,7 +57,7 @@ def page(sheet: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> str:
 
 
 def describe_tile(tile: GridTile) -> list[tuple[str, str]]:
-    """What there is to know of a picture, in words."""
+    """Return the facts of an image as (name, text)."""
     recipe = tile.recipe
     if recipe is None:
         return [("File", f"*-{tile.mark}.png")]
@@ -75,20 +75,22 @@ def describe_tile(tile: GridTile) -> list[tuple[str, str]]:
         "Clip skip": str(recipe.clip_skip) if recipe.clip_skip > 1 else "",
         "Change": f"{recipe.change:g}" if recipe.start or recipe.enlarge > 1 else "",
         "Base": f"{base.name} ({base.sha256[:8]})",
-        "Concepts": "\n".join(f"{each.token} {each.strength:g} ({each.sha256[:8]})" for each in recipe.concepts),
+        "Concepts": "\n".join(
+            f"{concept.token} {concept.strength:g} ({concept.sha256[:8]})" for concept in recipe.concepts
+        ),
         "File": f"*-{tile.mark}.png",
     }
     return [(name, text) for name, text in known.items() if text]
 
 
 def _page_grids(sheet: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> Iterator[tuple[str, list]]:
-    """(label, rows) of each; a row is (label, [(data URL, facts) or None])."""
+    """Yield (label, rows) of each sheet; a row is (label, [(data URL, facts) or None])."""
     columns, rows, sheets = sheet.shape
     row_labels = sheet.labels("y") or [""]
     for z, label in zip(range(sheets), sheet.labels("z") or [""], strict=True):
-        found = ([tiles.get((x, y, z)) for x in range(columns)] for y in range(rows))
-        shown = [[(_data_url(tile.image), describe_tile(tile)) if tile else None for tile in row] for row in found]
-        yield label, list(zip(row_labels, shown, strict=True))
+        tile_rows = ([tiles.get((x, y, z)) for x in range(columns)] for y in range(rows))
+        cells = [[(_data_url(tile.image), describe_tile(tile)) if tile else None for tile in row] for row in tile_rows]
+        yield label, list(zip(row_labels, cells, strict=True))
 
 
 def _data_url(picture: Image.Image) -> str:

@@ -1,4 +1,4 @@
-"""Numbers as people list them: `1, 2, 5`, `1..4`, `0..1 by 0.25`, `0, 0.25, ..., 1`."""
+"""Parse lists of numbers: `1, 2, 5`, `1..4`, `0..1 by 0.25`, `0, 0.25, ..., 1`."""
 
 from __future__ import annotations
 
@@ -8,42 +8,44 @@ from decimal import Decimal
 from ...errors import UserError
 from ...prompts import printable
 
-MAX_VALUES = 100  # along one side
+MAX_VALUES = 100  # along one axis
 _MINUS = str.maketrans("\u2212\ufe63\uff0d", "---")
 _NUMBER = r"[+-]?(?:[0-9]{1,20}(?:\.[0-9]{1,15})?|\.[0-9]{1,15})"
 _RANGE = re.compile(rf"({_NUMBER})\s*\.\.(?!\.)\s*({_NUMBER})(?:\s+by\s+({_NUMBER}))?")
 
 
 def parse_numbers(text: str) -> tuple[int | float, ...]:
-    """The numbers that a list names, whole ones as int. Decimal arithmetic: 0..1 by 0.1 ends at 1.
+    """Parse a list of numbers, whole ones as int. The arithmetic is decimal, so that 0..1 by 0.1 ends at 1.
 
-    Raises UserError where it is no such list, or one of more than `MAX_VALUES`.
+    Raises UserError if it is not such a list, or has more than `MAX_VALUES` numbers.
     """
     text = text.translate(_MINUS)
-    found: list[Decimal] = []
+    numbers: list[Decimal] = []
     items = [item.strip() for item in text.split(",")]
     for i, item in enumerate(items):
         if item in ("...", "…"):
-            found += _expand_ellipsis(found, items[i + 1 : i + 2], text)
+            numbers += _expand_ellipsis(numbers, items[i + 1 : i + 2], text)
         elif span := _RANGE.fullmatch(item):
             first, last, step = (Decimal(part) if part else None for part in span.groups())
-            found += _arithmetic_range(first, last, Decimal(1 if last >= first else -1) if step is None else step, text)
+            numbers += _arithmetic_range(
+                first, last, Decimal(1 if last >= first else -1) if step is None else step, text
+            )
         elif re.fullmatch(_NUMBER, item):
-            found.append(Decimal(item))
+            numbers.append(Decimal(item))
         else:
             raise _no_list_error(text)
-    if len(found) > MAX_VALUES:
+    if len(numbers) > MAX_VALUES:
         raise _too_many_error(text)
-    return tuple(int(each) if each == each.to_integral_value() else float(each) for each in found)
+    return tuple(int(number) if number == number.to_integral_value() else float(number) for number in numbers)
 
 
 def _expand_ellipsis(before: list[Decimal], after: list[str], text: str) -> list[Decimal]:
-    """What `...` stands for: on in the step of the two numbers before it, up to the one behind it."""
+    """Expand `...`: continue with the step of the two numbers before it, up to the number after it."""
     if len(before) < 2 or not after or not re.fullmatch(_NUMBER, after[0]):
         raise _no_list_error(text)
     last, step = Decimal(after[0]), before[-1] - before[-2]
     steps = _arithmetic_range(before[-1], last, step, text)[1:]
-    return [each for each in steps if each != last]
+    return [number for number in steps if number != last]
 
 
 def _arithmetic_range(first: Decimal, last: Decimal, step: Decimal, text: str) -> list[Decimal]:
@@ -55,8 +57,8 @@ def _arithmetic_range(first: Decimal, last: Decimal, step: Decimal, text: str) -
 
 
 def _no_list_error(text: str) -> UserError:
-    shown = repr(printable(text)) if text.strip() else "An empty text"
-    return UserError(f"{shown} is not a list of numbers.", "For example 1, 2, 5 or 1..4 or 0..1 by 0.25.")
+    quoted = repr(printable(text)) if text.strip() else "An empty text"
+    return UserError(f"{quoted} is not a list of numbers.", "For example 1, 2, 5 or 1..4 or 0..1 by 0.25.")
 
 
 def _too_many_error(text: str) -> UserError:

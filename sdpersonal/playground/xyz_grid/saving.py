@@ -1,8 +1,8 @@
-"""A sheet drawn and kept: every picture in the outputs folder, and beside the first of them the sheet itself.
+"""Generate and save a grid: every image in the outputs folder, and the grid itself beside the first of them.
 
-outputs/2026-11-23/00012-abcdef12.png      the pictures, as `generate` keeps them
-outputs/2026-11-23/00012-sheet.html        all of them, one page that needs nothing else
-outputs/2026-11-23/00012-sheet.png         with labels; 00012-sheet-2.png, ... where there are several
+outputs/2026-11-23/00012-abcdef12.png      the images, as `generate` saves them
+outputs/2026-11-23/00012-sheet.html        all of them, one self-contained page
+outputs/2026-11-23/00012-sheet.png         with labels; 00012-sheet-2.png, ... if there are several
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from .sheet import XyzGridRequest
 if TYPE_CHECKING:
     from ...generation import Generator
 
-_MAX_SIDE = 16_000  # pixels of a sheet's side: what browsers and WebP take
-_TILE_RANGE = (96, 256)  # pixels: the least and the most that a picture gets
+_MAX_SIDE = 16_000  # pixels of a grid's side, the limit of browsers and WebP
+_TILE_RANGE = (96, 256)  # pixels, the smallest and the largest tile
 _EMPTY_COLOUR = (236, 238, 240)
 
 
 @dataclass(frozen=True)
 class SavedGrid:
-    """page: the HTML; sheets: a PNG each; pictures: each one's file; hidden: whether the base's checker flagged it."""
+    """Saved files. page: the HTML; sheets: PNGs; pictures: each image's file; hidden: whether it was flagged unsafe."""
 
     page: Path
     sheets: tuple[Path, ...]
@@ -51,9 +51,9 @@ def generate_grid(
     progress: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> SavedGrid:
-    """Draw all of it. private: no recipe in any picture, nor on the page.
+    """Generate the whole grid and save it. private: no recipe in any image, nor on the page.
 
-    Raises as `draw` does; what was drawn until then is kept, on a sheet with empty places.
+    Raises as `Generator.draw`; images generated until then are saved, and the grid has empty positions.
     """
     tiles: dict[CellPosition, GridTile] = {}
     saved: dict[Path, bool] = {}
@@ -65,18 +65,20 @@ def generate_grid(
             tile = GridTile(picture.image, None if private else picture.recipe, mark)
             tiles |= {(cell.x, cell.y, cell.z): tile for cell in cells}
     except UserError as error:
-        kept = None
-        with suppress(UserError):  # a full disk was told already
-            kept = _save_grid(sheet, tiles, saved) if saved else None
-        if kept and isinstance(error, Interrupted):
+        result = None
+        with suppress(UserError):  # a full disk was reported already
+            result = _save_grid(sheet, tiles, saved) if saved else None
+        if result and isinstance(error, Interrupted):
             done = f"{len(tiles)} of {len(sheet.cells)}"
-            raise Interrupted(f"Stopped. {done} pictures are on the sheet {printable(str(kept.page), 300)}.") from None
+            raise Interrupted(
+                f"Stopped. {done} pictures are on the sheet {printable(str(result.page), 300)}."
+            ) from None
         raise
     return _save_grid(sheet, tiles, saved)
 
 
 def grid_images(sheet: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> Iterator[Image.Image]:
-    """The sheets with their labels; places without a tile are grey."""
+    """Yield the sheets with their labels; positions without a tile are grey."""
     columns, rows, sheets = sheet.shape
     largest = max(max(tile.image.size) for tile in tiles.values())
     side = max(_TILE_RANGE[0], min(_TILE_RANGE[1], largest, _MAX_SIDE // (max(columns, rows) + 2)))

@@ -1,4 +1,4 @@
-"""What a sheet is asked: a request for one picture, and what is changed in it along each side."""
+"""The request of an X/Y/Z grid: a request for one image, and what changes in it along each axis."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .wording import PLACEHOLDER
 
 
 class XyzGridRequest(GenerateRequest):
-    """One prompt, drawn with one thing changed along each side."""
+    """One prompt, generated with one thing changed along each axis."""
 
     prompt: Annotated[str, Field(max_length=MAX_PROMPT)]
-    """English with concept tokens in it, and {} where an axis puts words: 'a photo of <me/duck> {}'."""
-    n: ClassVar[int] = 1  # an axis of seeds asks for more
+    """Prompt with concept tokens, and {} where an axis puts words: 'a photo of <me/duck> {}'."""
+    n: ClassVar[int] = 1  # a seed axis gives more images
     every: ClassVar[bool] = False
     x: str
-    """What changes from column to column: 'seed: 1..4', 'words: samurai|cowboy', 'strength <me/duck>: 0..1 by 0.25'."""
+    """X axis (columns): 'seed: 1..4', 'words: samurai|cowboy', 'strength <me/duck>: 0..1 by 0.25'."""
     y: str | None = None
-    """What changes from row to row: 'guidance: 1, 3, ..., 9', 'window <me/ink>: 0-1, 0.4-1', 'prompt: a cat|a dog'."""
+    """Y axis (rows): 'guidance: 1, 3, ..., 9', 'window <me/ink>: 0-1, 0.4-1', 'prompt: a cat|a dog'."""
     z: str | None = None
-    """What changes from sheet to sheet: 'concept <me/duck>: <me/cat>, <me/fox>', 'checkpoint: runs/me-duck-...'."""
+    """Z axis (one sheet per value): 'concept <me/duck>: <me/cat>, <me/fox>', 'checkpoint: runs/me-duck-...'."""
 
     def __init__(self, **values: Any):
         super().__init__(**values)
@@ -38,22 +38,22 @@ class XyzGridRequest(GenerateRequest):
 
     @cached_property
     def axes(self) -> dict[str, Axis]:
-        """By side: x, and y and z where they are asked for."""
+        """Return the axes by name: x, and y and z if given."""
         return {side: Axis.parse(text) for side in "xyz" if (text := getattr(self, side)) is not None}
 
     @property
     def runs(self) -> list[CheckpointRun]:
-        """Whose checkpoints are drawn with."""
+        """Return the runs whose checkpoints are used."""
         return [axis.run for axis in self.axes.values() if axis.run]
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Columns, rows, sheets."""
+        """Return the number of columns, rows and sheets."""
         return tuple(len(self.axes[side].values) if side in self.axes else 1 for side in "xyz")
 
     @cached_property
     def cells(self) -> tuple[GridCell, ...]:
-        """Every picture, sheet by sheet and row by row."""
+        """Return every cell, sheet by sheet and row by row."""
         return tuple(self._cells())
 
     def labels(self, side: str) -> list[str]:
@@ -85,14 +85,14 @@ class XyzGridRequest(GenerateRequest):
             )
 
     def _check_targets(self) -> None:
-        """Each axis must find what it changes in the prompt, or in what another axis puts there; no two the same."""
+        """Check that the prompt, or what another axis puts there, has what each axis changes; no two may be equal."""
         axes = sorted(self.axes.values(), key=lambda axis: axis.order)
         kinds = [(axis.kind, axis.target) for axis in axes]
-        if twice := next((one for i, one in enumerate(kinds) if one in kinds[:i]), None):
-            name = " ".join(twice).strip()
+        if duplicate := next((kind for i, kind in enumerate(kinds) if kind in kinds[:i]), None):
+            name = " ".join(duplicate).strip()
             raise UserError(
                 f"Two axes change {printable(name)}.",
-                "Put {who} and {where} in the prompt; 'words {who}: cat|dog'." if twice[0] == "words" else "",
+                "Put {who} and {where} in the prompt; 'words {who}: cat|dog'." if duplicate[0] == "words" else "",
             )
         for i, axis in enumerate(axes):
             if not any(axis.applies_to(fields) for fields in self._before(axes[:i])):
@@ -114,7 +114,7 @@ class XyzGridRequest(GenerateRequest):
 
 @dataclass(frozen=True)
 class GridCell:
-    """A picture of a sheet: column, row and sheet, counted from 0, and what draws it."""
+    """An image of a grid: column, row and sheet, counted from 0, and its request."""
 
     x: int
     y: int
@@ -123,6 +123,6 @@ class GridCell:
 
 
 def request_work(request: GenerateRequest) -> float:
-    """Pixels times steps."""
+    """Return pixels times steps."""
     width, height = request.pixels or (512, 512)
     return request.n * request.denoising_steps * width * height * request.enlarge**2

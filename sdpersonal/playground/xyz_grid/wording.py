@@ -1,6 +1,6 @@
-"""A prompt with one thing in it changed: a word, a concept, a concept's strength or the time in which it acts.
+"""Change one thing in a prompt: a word, a concept, a concept's strength or window.
 
-Prompts are changed as text, before alternatives are chosen, so that what surrounds the change stays as it was typed.
+Prompts are edited as text, before alternatives are chosen, so that the text around the change stays as typed.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from ...prompts import Token
 from ...prompts.concept_syntax import cut_word
 
 PLACEHOLDER = "{}"
-"""Stands in a prompt for what an axis puts there."""
+"""Placeholder in a prompt for what an axis puts there."""
 
 _BRACKET = re.compile(r"(?<!\\)<(?=\S)([^<>]*)>")
 _ConceptParts = tuple[list[tuple[str, str]], str]  # [(word, strength as written or "")], window as written or ""
 
 
 def replace_words(prompt: str, target: str, words: str) -> str:
-    """`words` in place of `target`, wherever it stands as a whole word; inside a token only where it names one."""
+    """Replace `target` by `words` wherever it is a whole word; inside a token only if it names one."""
     before = r"(?<!\w)" if re.match(r"\w", target) else ""
     after = r"(?!\w)" if re.search(r"\w$", target) else ""
-    wanted = re.compile(before + re.escape(target) + after)
+    pattern = re.compile(before + re.escape(target) + after)
     if "<" in target:
-        return wanted.sub(lambda _: words, prompt)
+        return pattern.sub(lambda _: words, prompt)
     pieces = re.split(r"((?<!\\)<(?=\S)[^<>]*>)", prompt)
-    return "".join(piece if i % 2 else wanted.sub(lambda _: words, piece) for i, piece in enumerate(pieces))
+    return "".join(piece if i % 2 else pattern.sub(lambda _: words, piece) for i, piece in enumerate(pieces))
 
 
 def set_strength(prompt: str, token: Token, strength: float) -> str:
-    """`<me/duck:0.5@0-0.6>` for every mention of the token, alone or in a blend."""
+    """Set the strength, `<me/duck:0.5@0-0.6>`, in every mention of the token, alone or in a blend."""
 
     def change(parts: list[tuple[str, str]], window: str) -> str:
-        number, other = f"{strength:g}", f"{1 / len(parts):g}"  # of a blend that says no strengths
+        number, other = f"{strength:g}", f"{1 / len(parts):g}"  # of a blend without strengths
         return _format_brackets(
             [(word, number if _is_same_concept(word, token) else old or other) for word, old in parts], window
         )
@@ -44,14 +44,14 @@ def set_strength(prompt: str, token: Token, strength: float) -> str:
 
 
 def set_window(prompt: str, token: Token, window: str) -> str:
-    """`<me/duck:0.8@0.4-1>` for every mention of the token. window: as it is written behind the @."""
+    """Set the window, `<me/duck:0.8@0.4-1>`, in every mention of the token. window: as written after the @."""
     return _edit_mentions(prompt, token, lambda parts, _: _format_brackets(parts, window))
 
 
 def replace_concept(prompt: str, token: Token, other: str) -> str:
-    """Another concept in the same place, with the same strength and window; or plain words, which have neither.
+    """Replace a concept by another, with the same strength and window; or by plain words, which have neither.
 
-    other: a token in brackets, with its own strength or window if it is to have them, or words.
+    other: a token in brackets, optionally with its own strength or window, or words.
     """
     new, new_window = _split_brackets(other[1:-1]) if _BRACKET.fullmatch(other) else ([(other, "")], "")
 
@@ -61,7 +61,9 @@ def replace_concept(prompt: str, token: Token, other: str) -> str:
         put = []
         for word, strength in parts:
             replaced = (
-                [(each, own or strength) for each, own in new] if _is_same_concept(word, token) else [(word, strength)]
+                [(part, value or strength) for part, value in new]
+                if _is_same_concept(word, token)
+                else [(word, strength)]
             )
             put += replaced
         return _format_brackets(put, new_window or window)
@@ -97,7 +99,7 @@ def _format_brackets(parts: list[tuple[str, str]], window: str) -> str:
 
 
 def _is_same_concept(word: str, token: Token) -> bool:
-    """Whether a token as written and `token` can be the same concept: either may leave out owner or version."""
+    """Return whether a token as written and `token` can be the same concept: either may omit owner or version."""
     with suppress(UserError):
         written = Token.parse(word.lower())
         pairs = (written.owner, token.owner), (written.version, token.version)
