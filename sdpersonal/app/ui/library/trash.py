@@ -40,15 +40,8 @@ def delete_box(app: App, tab: gr.Tab, desk) -> None:
     def on_delete(token, which, count):
         result, error = value_or_error(delete, library, token, which == ALL)
         words, name = result or (error, "")
-        message_update, undo_update = gr.update(value=words, visible=True), gr.update(visible=bool(name))
-        return (
-            gr.update(visible=False),
-            message_update,
-            undo_update,
-            name,
-            "" if result else token,
-            count + bool(result),
-        )
+        message, undo = gr.update(value=words, visible=True), gr.update(visible=bool(name))
+        return gr.update(visible=False), message, undo, name, "" if result else token, count + bool(result)
 
     def on_undo(name, count):
         result, error = value_or_error(undo_deletion, library, name)
