@@ -258,9 +258,9 @@ def test_no_value_is_taken_for_a_flag_or_by_a_shell(tmp_path, monkeypatch):
 
 
 def _as_read(argv):
-    from sdpersonal.cli.main import _parse_settings
+    from sdpersonal.cli.commands.train import parse_training
 
-    return _parse_settings(DreamboothSettings, argv[2:], "train")
+    return parse_training(DreamboothSettings, argv[2:], "train")
 
 
 def test_a_process_of_its_own_takes_no_module_from_where_it_runs(tmp_path, monkeypatch):

@@ -629,9 +629,8 @@ def test_what_belongs_to_the_other_trainer_is_told():
 def test_unknown_flags_are_the_parsers_business(capsys):
     argv = [*shlex.split(DOGS), "--nonsense", "3"]
     assert "--nonsense" in translate(DreamboothSettings, argv, MACHINE).argv
-    with pytest.raises(SystemExit) as caught:
-        main(["train", "dreambooth", *argv, "--base", "tiny"])
-    assert caught.value.code == 2 and "--nonsense" in capsys.readouterr().err
+    assert main(["train", "dreambooth", *argv, "--base", "tiny"]) == 2
+    assert "has no flag --nonsense" in capsys.readouterr().err
 
 
 @given(

@@ -12,8 +12,8 @@ from ...concepts.library import Entry, Library
 from ...config import TokenText, WholeNumber
 from ...errors import UserError
 from ...prompts import ConceptRef, Mention, Token, parse, printable
+from ..terminal import print_json, say
 from .concepts_list import ListArgs
-from .output import print_json, say
 
 
 class DiffArgs(ListArgs):

@@ -12,13 +12,16 @@ from ...concepts.library import Entry, Library
 from ...config import ConceptKind, MayBeEmpty, TokenText
 from ...errors import UserError
 from ...prompts import Token, printable
+from ..terminal import print_json, report_done, say
 from .concepts_list import ListArgs
-from .output import print_json, report_done, say
 
 
 def _fact(limit: int) -> type[str]:
     """Make the type of a card's text, as long as `Card` allows; an empty text removes the fact."""
     return Annotated[str, MayBeEmpty(), Field(max_length=limit)]
+
+
+_TEXTS, _PAIRS = tyro.conf.arg(metavar="TEXT ..."), tyro.conf.arg(metavar="NAME=VALUE ...")
 
 
 class EditArgs(ListArgs):
@@ -48,13 +51,13 @@ class EditArgs(ListArgs):
     """Training method: textual inversion, LoRA, ..."""
     steps: int | None = None
     """Number of optimizer steps it was trained for."""
-    trigger_words: Annotated[tuple[_fact(100), ...], Field(max_length=16)] | None = None
+    trigger_words: Annotated[Annotated[tuple[_fact(100), ...], Field(max_length=16)] | None, _TEXTS] = None
     """Words that the token stands for if the concept has no embeddings."""
-    prompts: Annotated[tuple[_fact(500), ...], Field(max_length=16)] | None = None
+    prompts: Annotated[Annotated[tuple[_fact(500), ...], Field(max_length=16)] | None, _TEXTS] = None
     """Example prompts; they replace those on the card."""
-    recipe: tuple[str, ...] = ()
+    recipe: Annotated[tuple[str, ...], _PAIRS] = ()
     """Further training settings, like lr=0.001 seed=3; `lr=` removes one."""
-    scores: tuple[str, ...] = ()
+    scores: Annotated[tuple[str, ...], _PAIRS] = ()
     """Measured scores, like likeness=0.66."""
 
 

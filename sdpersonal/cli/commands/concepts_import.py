@@ -15,8 +15,8 @@ from ...concepts.library import Library
 from ...config import TokenText
 from ...errors import UserError
 from ...prompts import Token, printable
+from ..terminal import print_json, progress_bar, report_done, say
 from .concepts_list import ListArgs
-from .output import print_json, progress_bar, report_done, say
 
 _PIPED_WIDTH = 250  # columns when the output is no terminal, so that lines stay whole for grep
 

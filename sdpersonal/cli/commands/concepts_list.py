@@ -12,7 +12,7 @@ from ...concepts.library import Entry, Library
 from ...concepts.trash import Trash
 from ...config import SettingsBase, TokenText
 from ...prompts import Token, printable
-from .output import report_done, say
+from ..terminal import report_done, say
 
 
 class ListArgs(SettingsBase):

@@ -12,7 +12,7 @@ from pydantic import Field
 from ...config import ConceptKind, SettingsBase, WholeNumber
 from ...errors import UserError
 from ...prompts import printable
-from .output import say
+from ..terminal import say
 
 if TYPE_CHECKING:
     from ...photos.loading import PhotoSet

@@ -21,6 +21,7 @@ from PIL import Image
 from .... import storage
 from ....config.text_checks import encoding_problem, is_blank
 from ....errors import DiskFull, UserError
+from ....photos import SAMPLES
 from ....photos.captions import Refused, by_key, caption_file, lines_of, text_of
 from ....photos.decode import FORMATS, UnusablePhoto, decode, shorter_side
 from ....photos.loading import MAX_BYTES, PhotoSet, is_sidecar, load_photos
@@ -33,7 +34,7 @@ MIN_FREE_BYTES = 1 << 30  # bytes free on the disk below which no photos are acc
 SAMPLE_SETS = {
     "teddy-bear": "A teddy bear",
     "cyanotype": "A style: cyanotypes",
-}  # folders of examples/photos
+}  # folders of photos.SAMPLES
 _SIZE_FACTOR = 2  # photos are kept at this multiple of the training resolution, so they can be rotated and rescaled
 _MAX_CAPTION = 200_000  # bytes
 _MAX_MESSAGES = 5  # lines about files that cannot be used
@@ -217,9 +218,8 @@ class UploadsByPage:
 
 
 def sample_sets() -> dict[str, Path]:
-    """Return the sample sets of photos as {title: folder}; {} if the project's examples are not installed."""
-    root = Path(__file__).parents[4] / "examples" / "photos"
-    return {title: root / name for name, title in SAMPLE_SETS.items() if (root / name).is_dir()}
+    """Return the sample sets of photos as {title: folder}."""
+    return {title: SAMPLES / name for name, title in SAMPLE_SETS.items()}
 
 
 def check_uploads(photos: Sequence[Path], room: int, folder: Path) -> None:

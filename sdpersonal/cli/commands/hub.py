@@ -1,4 +1,4 @@
-"""Commands that share concepts: push, pull, gallery."""
+"""The commands `hub ...`: share concepts on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import tyro
 
 from ...concepts.library import Library
 from ...config import TokenText
-from ...errors import UserError
-from ...prompts import Token, printable
+from ...prompts import Token
+from ..terminal import print_json, report_done, say
 from .concepts_list import ListArgs
-from .output import print_json, progress_bar, report_done, say
 
 
 class PushArgs(ListArgs):
@@ -45,15 +44,6 @@ class PullArgs(ListArgs):
     """Replace the concept that has this token."""
     duplicates: Literal["refuse", "versions"] = "refuse"
     """If another concept has the token: `refuse` the new one, or add it as the next of the `versions`."""
-
-
-class GalleryArgs(ListArgs):
-    """Write an HTML page with all concepts of a library, which needs no server."""
-
-    to: Path
-    """Folder for index.html."""
-    title: str = "Concepts"
-    """Title of the page."""
 
 
 def push_concept(settings: PushArgs) -> int:
@@ -91,23 +81,7 @@ def pull_concept(settings: PullArgs) -> int:
     return report_done(settings.json_, [token], "pulled")
 
 
-def export_gallery(settings: GalleryArgs) -> int:
-    from ...concepts.gallery import write_gallery
-
-    entries = Library(settings.library).list()
-    if not entries:
-        raise UserError(f"No concepts in {printable(str(settings.library))}.", "Give the folder with --library.")
-    with progress_bar("gallery") as advance:
-        path, num_shown = write_gallery(entries, settings.to, settings.title, advance)
-    if settings.json_:
-        print_json({"gallery": str(path), "concepts": num_shown})
-    else:
-        say(f"{num_shown} concepts, {path.stat().st_size / 1e6:.1f} MB: {printable(str(path))}")
-    return 0
-
-
 COMMANDS = {
-    "concepts push": (push_concept, PushArgs),
-    "concepts pull": (pull_concept, PullArgs),
-    "concepts gallery": (export_gallery, GalleryArgs),
+    "hub push": (push_concept, PushArgs),
+    "hub pull": (pull_concept, PullArgs),
 }

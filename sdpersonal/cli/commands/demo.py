@@ -1,25 +1,20 @@
-"""The demo: train on two sample sets of photos, and generate a grid that mixes the two concepts."""
+"""The command `demo`: train on two sample sets of photos, and generate a grid that mixes the two concepts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from .. import storage
-from ..concepts.library import Library
-from ..config import DreamboothSettings, GenerateRequest
-from ..errors import UserError
-from ..generation import Generator
-from ..image_grid import encode_png, labelled_grid
-from ..models import load_base
-from ..photos.loading import load_photos
-from ..prompts import Token
-from ..training import train
-from ..training.checkpoint import latest_step
+from ... import storage
+from ...concepts.library import Library
+from ...config import DreamboothSettings, GenerateRequest, SettingsBase
+from ...photos import SAMPLES
+from ...prompts import Token
+from ..terminal import say
 
-PHOTOS = Path("examples") / "photos"
 SUBJECT, STYLE = "<demo/teddy>", "<demo/cyanotype>"
 _WEAK_STYLE = STYLE.replace(">", ":0.8>")  # at full strength it overpowers the rest
 SEEDS = 4
@@ -32,11 +27,27 @@ ROWS = (  # the concept whose photo comes first, and the prompt
 )
 
 
+class DemoArgs(SettingsBase):
+    """Train the sample subject and the sample style, and generate a grid that mixes them."""
+
+    out: Path = Path("outputs/demo")
+    """Folder for the grid, the runs and their own library."""
+
+
+def demo(settings: DemoArgs) -> int:
+    storage.check_folder(settings.out)
+    run_demo(settings.out, say=say)
+    return 0
+
+
 def run_demo(out: Path, say: Callable[[str], None] = print) -> Path:
     """Train what is not yet trained in `out`, generate the grid, and say where it is. Raises UserError."""
-    sets = {SUBJECT: PHOTOS / "teddy-bear", STYLE: PHOTOS / "cyanotype"}
-    if not all(folder.is_dir() for folder in sets.values()):
-        raise UserError(f"There are no sample photos in {PHOTOS}.", "Run this in the project's folder.")
+    from ...generation import Generator
+    from ...image_grid import encode_png, labelled_grid
+    from ...models import load_base
+    from ...photos.loading import load_photos
+
+    sets = {SUBJECT: SAMPLES / "teddy-bear", STYLE: SAMPLES / "cyanotype"}
     library = Library(out / "concepts")
     _train_if_missing(out, SUBJECT, photos=sets[SUBJECT], class_noun="bear", say=say)
     _train_if_missing(out, STYLE, photos=sets[STYLE], class_noun="blue and white", kind="style", say=say)
@@ -44,7 +55,7 @@ def run_demo(out: Path, say: Callable[[str], None] = print) -> Path:
     firsts = {token: Image.fromarray(load_photos(folder, 256).photos[0].square()) for token, folder in sets.items()}
     generator, rows = Generator(base, library), []
     for token, prompt in ROWS:
-        say(f"Drawing {prompt}")
+        say(f"Generating {prompt}")
         rows.append(
             [firsts[token], *(picture.image for picture in generator.draw(GenerateRequest(prompt=prompt, n=SEEDS)))]
         )
@@ -56,13 +67,19 @@ def run_demo(out: Path, say: Callable[[str], None] = print) -> Path:
     return path
 
 
-def _train_if_missing(out: Path, token: str, say: Callable[[str], None], **settings: object) -> None:
+def _train_if_missing(out: Path, token: str, say: Callable[[str], None], **settings: Any) -> None:
+    from ...training import train
+    from ...training.checkpoint import latest_step
+
     library, place = Library(out / "concepts"), out / "runs" / Token.parse(token).name
     if any(Token.parse(token).matches(entry.token) for entry in library.list()):
-        say(f"{token} is taught already.")
+        say(f"{token} is trained already.")
         return
     unfinished = latest_step(place) is not None
     train(
         DreamboothSettings(token=token, base="tiny", library=library.folder, run=place, resume=unfinished, **settings),
         say,
     )
+
+
+COMMANDS = {"demo": (demo, DemoArgs)}

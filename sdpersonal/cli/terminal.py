@@ -1,4 +1,4 @@
-"""Output of the commands on the terminal."""
+"""What the commands print: lines, notes, JSON and progress bars."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Callable
 
-from ...config import GenerateRequest
-from ...config.scheduler_names import difference
-from ...prompts import Token
+from ..config import GenerateRequest
+from ..config.scheduler_names import difference
+from ..prompts import Token
 
 
 def is_main_process() -> bool:
@@ -30,7 +30,7 @@ def say_scheduler(request: GenerateRequest) -> None:
         say(near)
 
 
-def note(text: str) -> None:
+def print_note(text: str) -> None:
     """Print what the user should know before the work begins; nothing for ""."""
     if text:
         print(f"note: {text}", file=sys.stderr, flush=True)

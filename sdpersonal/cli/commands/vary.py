@@ -1,0 +1,107 @@
+"""The command `vary`: variations of an image, from the recipe in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from pydantic import Field
+
+from ...concepts.library import Library
+from ...config import GenerateRequest, Number, Seed, WholeNumber
+from ...playground.variations import (
+    DEFAULT_STRENGTH,
+    RecipeThenLibrary,
+    favourite_request,
+    generate_variations,
+    variation_requests,
+)
+from ..terminal import progress_bar, say
+from .generate import GenerationArgs, load_model, open_outputs, print_paths
+
+if TYPE_CHECKING:
+    from ...image_metadata import Recipe
+
+
+class VaryArgs(GenerationArgs):
+    """Generate variations of an image from the recipe in it, and a grid of them with the image itself first."""
+
+    picture: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
+    """Image with its recipe in it."""
+    near: Annotated[float, Number, Field(gt=0, le=1)] | None = None
+    """Variation strength: 0.1 is close to the image, 1 another image. Default: 0.15 if no other variation is given."""
+    strength: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Concept at other strengths: '<me/duck>=0.6,0.8,1'. May be given several times."""
+    words: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Other words in place of one: 'beach=snow|space'. May be given several times."""
+    start: bool = False
+    """The same prompt, with the image itself as the start image (img2img)."""
+    change: Annotated[float, Number, Field(gt=0, le=1)] = DEFAULT_STRENGTH
+    """Denoising strength of --start."""
+    n: Annotated[Annotated[int, WholeNumber, Field(ge=1, le=100)] | None, tyro.conf.arg(aliases=("-n",))] = None
+    """Number of images. Default: 8 for --near, 4 for --start."""
+    near_seed: Seed = 1
+    """Variation seed of the first image of --near."""
+    base: str | None = None
+    """Model to generate with. Default: the one of the recipe, if its name is tiny, sd15, sd21 or sdxl."""
+    anyway: bool = False
+    """Accept another model or other versions of concepts, though that changes more than requested."""
+
+
+def vary(settings: VaryArgs) -> int:
+    from ... import storage
+    from ...generation import Generator
+    from ...generation.img2img import open_image
+    from ...generation.request_checks import check_requests
+    from ...image_metadata import MAX_IMAGE_BYTES, Recipe, read_recipe
+    from ...models.loading import kind_of
+    from ...playground.reproduce import base_mismatches, raise_mismatches
+    from ...training.signals import StopSignals
+
+    recipe = read_recipe(storage.read_bytes(settings.picture, MAX_IMAGE_BYTES), settings.picture.name)
+    is_recipe, library = isinstance(recipe, Recipe), Library(settings.library)
+    others = settings.near is not None or settings.strength or settings.words
+    favourite = favourite_request(recipe, from_itself=settings.start and not others)
+    requests = _variation_requests(favourite, settings)
+    # Anything missing is reported before anything large is loaded.
+    concepts = RecipeThenLibrary(recipe, library, settings.anyway) if is_recipe else library
+    for remark in () if is_recipe else recipe.notes:
+        say(remark)
+    name = settings.base or (_recipe_base_name(recipe) if is_recipe else None)
+    storage.check_folder(settings.out)
+    check_requests([favourite, *requests], concepts, settings.wildcards, kind_of(name))
+    image = open_image(settings.picture)
+    base = load_model(settings, name)
+    raise_mismatches(base_mismatches(recipe, base.name, base.version) if is_recipe else [], settings.anyway)
+    generator = Generator(base, concepts, settings.wildcards)
+    with open_outputs(settings) as outputs, progress_bar("drawing") as advance, StopSignals() as stop:
+        saved = generate_variations(
+            (favourite, image), requests, generator, outputs, settings.private, advance, lambda: bool(stop.asked)
+        )
+    print_paths([*saved.pictures, saved.sheet], saved.hidden)
+    return 0
+
+
+def _variation_requests(favourite: GenerateRequest, settings: VaryArgs) -> list[GenerateRequest]:
+    return variation_requests(
+        favourite,
+        settings.picture,
+        near_by=settings.near,
+        n=settings.n,
+        seed=settings.near_seed,
+        strength=settings.strength,
+        word=settings.words,
+        start=settings.start,
+        change=settings.change,
+    )
+
+
+def _recipe_base_name(recipe: Recipe) -> str:
+    from ...models.loading import BUILT_IN, SHORT_NAMES
+    from ...playground.reproduce import base_to_load
+
+    return base_to_load(recipe, {BUILT_IN, *SHORT_NAMES})
+
+
+COMMANDS = {"vary": (vary, VaryArgs)}
