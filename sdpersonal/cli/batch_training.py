@@ -83,7 +83,7 @@ def read_batch(path: Path, argv: Sequence[str], parse: Callable[[list[str]], Tra
     return BatchSettings(tuple(_with_run_folder(concept, path) for concept in concepts), resume)
 
 
-def train_all(several: BatchSettings, teach: Callable[..., object], say: Callable[[str], None]) -> int:
+def train_all(batch: BatchSettings, train: Callable[..., object], say: Callable[[str], None]) -> int:
     """Train every concept and print a summary. A failure does not stop the others; a full disk and Ctrl-C do.
 
     Returns 0, or the exit code of the first failure. Raises Interrupted, DiskFull.
@@ -91,28 +91,28 @@ def train_all(several: BatchSettings, teach: Callable[..., object], say: Callabl
     outcomes: list[str] = []
     code = 0
     try:
-        for number, settings in enumerate(several.concepts, 1):
-            say(f"\n{number} of {len(several.concepts)}: {settings.token}")
-            failed, outcome = _train_one(settings, several.resume, teach, say)
+        for number, settings in enumerate(batch.concepts, 1):
+            say(f"\n{number} of {len(batch.concepts)}: {settings.token}")
+            failed, outcome = _train_one(settings, batch.resume, train, say)
             outcomes.append(outcome)
             code = code or failed
     finally:
-        waiting = [f"{concept.token}  not begun or not finished" for concept in several.concepts[len(outcomes) :]]
+        waiting = [f"{concept.token}  not started or not finished" for concept in batch.concepts[len(outcomes) :]]
         say("\n" + "\n".join(outcomes + waiting))
     return code
 
 
 def _train_one(
-    settings: TrainingSettings, resume: bool, teach: Callable[..., object], say: Callable[[str], None]
+    settings: TrainingSettings, resume: bool, train: Callable[..., object], say: Callable[[str], None]
 ) -> tuple[int, str]:
     """Train one concept. Returns (exit code, a line of the summary)."""
-    run = settings.run
+    run = settings.run or Path()  # _with_run_folder has set it
     if resume and (done := _finished_token(run, settings)):
-        say("It is done already.")
+        say("It is trained already.")
         return 0, f"{done}  done before, {printable(str(run))}"
     began = time.monotonic()
     try:
-        result = teach(settings.model_copy(update={"resume": resume and _is_started(run)}), say=say)
+        result = train(settings.model_copy(update={"resume": resume and _is_started(run)}), say=say)
     except (Interrupted, DiskFull):
         raise
     except UserError as error:
@@ -146,7 +146,7 @@ def _read_entries(path: Path) -> list[dict[str, object]]:
 
 
 def _example_json() -> str:
-    return 'It should be like [{"instance_prompt": "a photo of sks dog", "instance_data_dir": "dog"}, ...].'
+    return 'For example: [{"instance_prompt": "a photo of sks dog", "instance_data_dir": "dog"}, ...].'
 
 
 def _to_argv_items(entry: dict[str, object]) -> list[ArgvItem]:
@@ -154,19 +154,19 @@ def _to_argv_items(entry: dict[str, object]) -> list[ArgvItem]:
     for key, value in entry.items():
         name = key.replace("-", "_")
         if name not in KEYS:
-            raise UserError(f"{printable(key, 40)!r} cannot be said there.", f"I know {', '.join(sorted(KEYS))}.")
+            raise UserError(f"Unknown key {printable(key, 40)!r}.", f"Known keys: {', '.join(sorted(KEYS))}.")
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
             raise UserError(f"{name!r} must be text or a number.")
         if isinstance(value, str) and is_blank(value):
-            raise UserError(f"{name!r} is empty.", "Leave it out, or say null, where it is not needed.")
+            raise UserError(f"{name!r} is empty.", "Leave it out, or use null.")
         if value is not None:
             items.append(ArgvItem(name, (f"--{name}={value}",)))
     return items
 
 
-def _merge_items(common: list[ArgvItem], own: list[ArgvItem]) -> list[ArgvItem]:
-    names = {item.name for item in own}
-    return [item for item in common if item.name not in names] + own
+def _merge_items(common: list[ArgvItem], items: list[ArgvItem]) -> list[ArgvItem]:
+    names = {item.name for item in items}
+    return [item for item in common if item.name not in names] + items
 
 
 def _is_resume_latest(item: ArgvItem) -> bool:

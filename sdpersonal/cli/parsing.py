@@ -32,7 +32,7 @@ from ..prompts import printable
 
 _FLAG = re.compile(r"--?[A-Za-z]")
 _NEGATIVE_NUMBER = re.compile(r"-(inf|infinity|nan)$", re.I)  # a value for tyro too
-_APPEND = get_args(tyro.conf.UseAppendAction[Any])[1:]
+_APPEND = get_args(tyro.conf.UseAppendAction[Any])[1:]  # type: ignore[misc]  # for mypy it is no generic class
 S = TypeVar("S", bound=SettingsBase)
 
 
@@ -247,7 +247,7 @@ def _shorten_help(registry: ConstructorRegistry) -> None:
             spec = ConstructorRegistry.get_struct_spec(info)
         finally:
             within = False
-        if spec is None:
+        if not isinstance(spec, StructConstructorSpec):
             return None
         return replace(spec, fields=tuple(replace(f, type=_marked(f.type, f.default)) for f in spec.fields))
 

@@ -20,7 +20,7 @@ from ..prompts import Token, printable
 from .text_checks import Problem, encoding_problem, path_problem, plain_spaces, text_problem
 
 ConceptKind = Literal["object", "style", "person"]
-FORMER_FIELDS: Mapping[str, str] = {}
+FORMER_FIELDS: Mapping[str, str] = {"picture": "image", "pictures": "images"}
 """Former names of settings, which Python calls, command lines and files of the version before still use."""
 
 

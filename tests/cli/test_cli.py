@@ -118,7 +118,7 @@ def test_former_commands_are_read(library, tmp_path, capsys):
     assert "Nothing was sent" in capsys.readouterr().out
     for argv in (["outputs"], ["outputs", "page"]):
         assert main([*argv, "--out", str(tmp_path)]) == 2
-        assert "No pictures in" in capsys.readouterr().err
+        assert "No images in" in capsys.readouterr().err
     assert main(["--help"]) == 0
     assert "concepts push" not in capsys.readouterr().out
 

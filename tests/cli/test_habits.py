@@ -222,7 +222,7 @@ def test_our_own_words_stay_as_they_are():
 
 def test_the_equivalent_command_is_shown_and_means_the_same():
     settings, notes = read(README["SDXL LoRA"][0])
-    shown = next(note for note in notes if note.startswith("in this program's own words: "))
+    shown = next(note for note in notes if note.startswith("the same in this program's flags: "))
     assert tyro.cli(DreamboothSettings, args=shlex.split(shown.partition(": ")[2])) == settings
 
 
@@ -503,7 +503,7 @@ def test_epochs_with_class_pictures_and_repeats():
 
 def test_traps_of_their_defaults_are_named():
     settings, notes = read(DOGS)
-    assert settings.steps is None and says(notes, "steps: ours")
+    assert settings.steps is None and says(notes, "steps: our default")
     settings, notes = read(f"{CATS} --num_train_epochs 3")
     assert settings.steps is None and says(notes, "5000") and says(notes, "--num_train_epochs", "steps only")
     _, notes = read(f"{DOGS} --lr_warmup_steps 500")
@@ -609,10 +609,10 @@ def test_a_validation_prompt_is_handed_back_in_our_words():
         ("--instance_data_dir --instance_prompt 'a photo of sks dog'", "--instance_data_dir needs a value"),
         ("--instance_data_dir dog --instance_prompt a photo of sks dog", "takes one value, got 5 words"),
         (f"{DOGS} --push_to_hub yes", "--push_to_hub takes no value"),
-        (f"{DOGS} --learning_rate 1e-4 --lr 1e-3", "--learning_rate and --lr are one setting"),
-        (f"{DOGS} --placeholder_token '<x>' --train_data_dir cat", "are one setting"),
+        (f"{DOGS} --learning_rate 1e-4 --lr 1e-3", "--learning_rate and --lr are the same setting"),
+        (f"{DOGS} --placeholder_token '<x>' --train_data_dir cat", "are the same setting"),
         (f"{DOGS} --num_train_epochs many", "--num_train_epochs must be a whole number"),
-        (f"{DOGS} --num_vectors 3", "--num_vectors means nothing to DreamBooth"),
+        (f"{DOGS} --num_vectors 3", "--num_vectors has no meaning for DreamBooth"),
     ],
 )
 def test_mistakes_are_told(command, said):
@@ -622,7 +622,7 @@ def test_mistakes_are_told(command, said):
 
 def test_what_belongs_to_the_other_trainer_is_told():
     for flag in ("--train_text_encoder", "--with_prior_preservation", "--rank 4"):
-        with pytest.raises(UserError, match="means nothing to textual inversion"):
+        with pytest.raises(UserError, match="has no meaning for textual inversion"):
             read(f"{CATS} {flag}")
 
 

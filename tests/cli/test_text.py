@@ -266,7 +266,7 @@ def test_a_terminal_in_ascii_is_printed_to(root, tmp_path):
 
 @pytest.mark.parametrize(
     ("command", "missing"),
-    [("generate", "PROMPT"), ("concepts rename <me/a>", "NEW"), ("vary", "PICTURE"), ("hub pull", "HUB_ID")],
+    [("generate", "PROMPT"), ("concepts rename <me/a>", "NEW"), ("vary", "IMAGE"), ("hub pull", "HUB_ID")],
 )
 def test_what_is_missing_is_called_by_its_name(command, missing, capsys):
     from sdpersonal.cli.main import main
@@ -280,7 +280,7 @@ def test_no_pictures_are_no_favourites(capsys):
     from sdpersonal.cli.main import main
 
     assert main(["outputs", "favourite"]) == 2
-    assert "PICTURES must be one or more, got 0." in capsys.readouterr().err and os.listdir() == []
+    assert "IMAGES must be one or more, got 0." in capsys.readouterr().err and os.listdir() == []
 
 
 def test_what_only_the_base_refuses_is_said_by_the_flag(capsys):

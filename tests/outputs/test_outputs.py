@@ -339,10 +339,10 @@ def test_two_writers_at_once_lose_no_picture(outputs):
 
 def test_the_commands(outputs, capsys):
     here = ["--out", str(outputs.folder)]
-    assert main(["outputs", *here]) == 2 and "No pictures in" in capsys.readouterr().err
+    assert main(["outputs", *here]) == 2 and "No images in" in capsys.readouterr().err
     paths = [outputs.save(drawn(n)) for n in range(2)]
     assert main(["outputs", *here]) == 0
-    assert capsys.readouterr().out == f"2 pictures: {outputs.folder / 'index.html'}\n"
+    assert capsys.readouterr().out == f"2 images: {outputs.folder / 'index.html'}\n"
     assert main(["outputs", "favourite", str(paths[0]), *here]) == 0
     copy = outputs.folder / "favourites" / f"2026-11-23-{paths[0].name}"
     assert capsys.readouterr().out == f"{copy}\n" and copy.exists()

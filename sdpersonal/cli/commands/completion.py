@@ -25,8 +25,8 @@ def print_completion(settings: CompletionArgs) -> int:
     for name, group in groups.items():
         root.command(group, name=name, help=GROUPS[name])
     for name, (_, command) in COMMANDS.items():
-        group, _, word = name.rpartition(" ")
-        groups.get(group, root).command(command, name=word)
+        group_name, _, word = name.rpartition(" ")
+        groups.get(group_name, root).command(command, name=word)
     root.cli(prog="sdpersonal", args=["--tyro-print-completion", settings.shell])
     return 0
 

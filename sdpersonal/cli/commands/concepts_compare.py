@@ -44,7 +44,7 @@ class MergeArgs(ListArgs):
     rank: Annotated[int, WholeNumber, Field(ge=1, le=1024)] | None = None
     """Reduce the LoRA to this rank. Default: the sum of the parts' ranks, which keeps all of it."""
     concatenate: bool = False
-    """Concatenate the embedding vectors, as in a prompt. Default: average them if their numbers agree."""
+    """Concatenate the embedding vectors, as in a prompt, instead of averaging those of the same number."""
 
 
 def diff_concepts(settings: DiffArgs) -> int:
@@ -70,13 +70,13 @@ def diff_concepts(settings: DiffArgs) -> int:
     lines = [
         f"{name:{width}}  {_shorten(value)} | {_shorten(other_value)}" for name, (value, other_value) in facts.items()
     ]
-    say("\n".join([f"{entries[0].token} | {entries[1].token}", *(lines or ["Their cards say the same."])]))
+    say("\n".join([f"{entries[0].token} | {entries[1].token}", *(lines or ["Their cards are the same."])]))
     if similarities is None:
-        say("They are made for different bases, so their numbers cannot be compared.")
+        say("They are for different models, so their weights cannot be compared.")
     else:
         say(
             "\n".join(
-                _similarity_lines(similarities, settings.layers) or ["One has only vectors, the other only a LoRA."]
+                _similarity_lines(similarities, settings.layers) or ["One has only embeddings, the other only a LoRA."]
             )
         )
     return 0
@@ -101,7 +101,7 @@ def check_concepts(settings: ConflictArgs) -> int:
                 + " ".join(_format_mention(t, s) for t, s in zip((first, second), conflict.strengths, strict=True))
             )
     if not conflicts:
-        say("Nothing speaks against them in one prompt.")
+        say("No conflict: they can be used in one prompt.")
     return 0
 
 
@@ -114,23 +114,24 @@ def merge_concepts(settings: MergeArgs) -> int:
     merged = merge(parts, as_, settings.rank, settings.concatenate)
     token = library.add(merged.concept)
     lora = merged.concept.lora
-    facts = {
+    licences = sorted({concept.card.license for concept, _ in parts})
+    facts: dict[str, object] = {
         "merged": [str(token)],
         "vectors": merged.vectors,
         "lora_rank": lora.rank if lora else 0,
         "kept": round(merged.kept, 6),
         "left_out": merged.left_out,
-        "licences": sorted({concept.card.license for concept, _ in parts}),
+        "licences": licences,
     }
     if settings.json_:
         print_json(facts)
         return 0
     lines = [f"merged: {token}"]
     lines += [f"Vectors: {merged.vectors} of {len(parts)}."] if merged.vectors else []
-    lines += [f"LoRA: rank {lora.rank}, {merged.kept:.1%} of what the parts do together."] if lora else []
-    lines += ["Their changes of biases and norms are left out: no LoRA holds them."] if merged.left_out else []
-    if len(facts["licences"]) > 1:
-        lines.append("Their licences differ: say which one it has with sdpersonal concepts edit.")
+    lines += [f"LoRA: rank {lora.rank}, {merged.kept:.1%} of the parts' combined change."] if lora else []
+    lines += ["Their changes of biases and norms are left out: a LoRA cannot hold them."] if merged.left_out else []
+    if len(licences) > 1:
+        lines.append("Their licences differ: set its own with sdpersonal concepts edit --licence.")
     say("\n".join(lines))
     return 0
 

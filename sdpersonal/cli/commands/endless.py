@@ -29,8 +29,7 @@ def endless_command(settings: EndlessArgs) -> int:
     from ...generation import Generator
     from ...generation.request_checks import check_template
     from ...models.loading import kind_of
-    from ...playground.endless import EndlessSeries
-    from ...playground.endless import generate_endless as draw
+    from ...playground.endless import EndlessSeries, generate_endless
     from ...training.signals import StopSignals
 
     request = request_of(settings)
@@ -40,8 +39,8 @@ def endless_command(settings: EndlessArgs) -> int:
     print_note(check_template(request, library, settings.wildcards, kind_of(settings.base)))
     generator = Generator(load_model(settings, settings.base), library, settings.wildcards)
     say(f"{series.combinations:,} combinations of the alternatives, with a new seed each time. Ctrl-C ends it.")
-    with open_outputs(settings) as outputs, progress_bar("drawing") as advance, StopSignals(what="picture") as stop:
-        for path, hidden in draw(
+    with open_outputs(settings) as outputs, progress_bar("generating") as advance, StopSignals(what="image") as stop:
+        for path, hidden in generate_endless(
             series, generator, outputs, settings.limit, settings.private, advance, lambda: bool(stop.asked)
         ):
             print_paths([path], [hidden])

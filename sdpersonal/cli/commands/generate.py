@@ -111,12 +111,12 @@ def print_paths(paths: Sequence[Path], hidden: Sequence[bool]) -> None:
         say(hidden_line)
 
 
-def _save_grid(beside: Path, pictures: list[GeneratedImage], private: bool) -> Path:
+def _save_grid(beside: Path, generated: list[GeneratedImage], private: bool) -> Path:
     from ... import storage
     from ...image_grid import captioned_grid, encode_png
 
-    captions = [""] * len(pictures) if private else _captions([picture.recipe for picture in pictures])
-    images = [picture.image for picture in pictures]
+    captions = [""] * len(generated) if private else _captions([image.recipe for image in generated])
+    images = [image.image for image in generated]
     grid = beside.with_name(f"{beside.stem}-grid.png")
     storage.write_bytes(grid, encode_png(captioned_grid(list(zip(images, captions, strict=True)), tile=256)))
     return grid

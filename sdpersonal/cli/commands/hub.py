@@ -21,10 +21,10 @@ class PushArgs(ListArgs):
     """For example '<me/duck>'."""
     hub_id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="HUB_ID")]
     """Repository, for example karpathy/cool-object; created if it does not exist."""
-    pictures: tuple[Path, ...] = ()
+    images: tuple[Path, ...] = ()
     """Images generated with the concept, for a grid on its page. Default: its thumbnail."""
     public: bool = False
-    """Make a new repository public. Default: private."""
+    """Make a new repository public instead of private."""
     to: Path | None = None
     """Write the files into this new folder instead of sending them."""
     yes: bool = False
@@ -51,13 +51,14 @@ def push_concept(settings: PushArgs) -> int:
     from ...concepts import hub
 
     concept = Library(settings.library).get(Token.parse(settings.token))
-    sent = hub.files_to_push(concept, settings.hub_id, settings.pictures)
+    sent = hub.files_to_push(concept, settings.hub_id, settings.images)
     facts = {"files": [{"name": file.name, "size": len(file.data), "purpose": file.purpose} for file in sent]}
     if not settings.json_:
         width = max(len(file.name) for file in sent)
         say("\n".join(f"{file.name:{width}}  {len(file.data) / 1e3:10.1f} kB  {file.purpose}" for file in sent))
         if not concept.card.license:
-            say(f"It has no licence: nobody may use it. sdpersonal concepts edit '{concept.token}' --licence CC-BY-4.0")
+            say("The concept has no licence, so nobody may use it. Set one:")
+            say(f"  sdpersonal concepts edit '{concept.token}' --licence CC-BY-4.0")
     if settings.to:
         with storage.new_folder(settings.to) as folder:
             for file in sent:
@@ -68,7 +69,7 @@ def push_concept(settings: PushArgs) -> int:
     if settings.json_:
         print_json(facts | {"pushed": address})
     else:
-        say(f"pushed: {address}" if address else "Nothing was sent. To send it: --yes")
+        say(f"pushed: {address}" if address else "Nothing was sent. Add --yes to send it.")
     return 0
 
 

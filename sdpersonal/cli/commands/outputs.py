@@ -28,7 +28,7 @@ class OutputsArgs(SettingsBase):
 class FavouriteArgs(SettingsBase):
     """Keep copies of images as favourites; the page shows them first."""
 
-    pictures: Annotated[tuple[Path, ...], Field(min_length=1), tyro.conf.Positional, tyro.conf.arg(metavar="PICTURES")]
+    images: Annotated[tuple[Path, ...], Field(min_length=1), tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
     """Images in the folder."""
     undo: bool = False
     """Remove the copies instead."""
@@ -41,11 +41,12 @@ def write_outputs_page(settings: OutputsArgs) -> int:
 
     outputs = Outputs(settings.out)
     if not (outputs.days() or outputs.favourites()):
-        raise UserError(f"No pictures in {printable(str(settings.out))}.", "Draw some: sdpersonal generate")
+        raise UserError(f"No images in {printable(str(settings.out))}.", "Generate some: sdpersonal generate")
     path, count = write_page(outputs, settings.title)
-    print_json({"page": str(path), "pictures": count}) if settings.json_ else say(
-        f"{count} pictures: {printable(str(path))}"
-    )
+    if settings.json_:
+        print_json({"page": str(path), "pictures": count})
+    else:
+        say(f"{count} images: {printable(str(path))}")
     return 0
 
 
@@ -53,7 +54,7 @@ def mark_favourites(settings: FavouriteArgs) -> int:
     from ...outputs import Outputs, write_page
 
     outputs = Outputs(settings.out)
-    for image in settings.pictures:
+    for image in settings.images:
         if settings.undo:
             outputs.remove_favourite(image)
         else:

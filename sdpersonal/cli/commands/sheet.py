@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from pydantic import Field
@@ -12,6 +12,9 @@ from ...playground.xyz_grid import XyzGridRequest
 from ...prompts import MAX_PROMPT
 from ..terminal import print_note, progress_bar
 from .generate import GenerationArgs, load_model, open_outputs, print_paths
+
+if TYPE_CHECKING:
+    from ...generation.prompt_resolution import ConceptSource
 
 
 class SheetArgs(GenerationArgs, XyzGridRequest):
@@ -26,11 +29,10 @@ def sheet_command(settings: SheetArgs) -> int:
     from ...generation import Generator
     from ...generation.request_checks import check_requests
     from ...models.loading import kind_of
-    from ...playground.xyz_grid import CheckpointConcepts
-    from ...playground.xyz_grid import generate_grid as draw
+    from ...playground.xyz_grid import CheckpointConcepts, generate_grid
     from ...training.signals import StopSignals
 
-    concepts = Library(settings.library)
+    concepts: ConceptSource = Library(settings.library)
     storage.check_folder(settings.out)
     checkpoints = [run.token_at(step) for run in settings.runs for step in run.steps]
     requests = list({cell.request: None for cell in settings.cells})
@@ -39,8 +41,8 @@ def sheet_command(settings: SheetArgs) -> int:
     for run in settings.runs:
         concepts = CheckpointConcepts(concepts, run, base)
     generator = Generator(base, concepts, settings.wildcards)
-    with open_outputs(settings) as outputs, progress_bar("drawing") as advance, StopSignals() as stop:
-        saved = draw(settings, generator, outputs, settings.private, advance, lambda: bool(stop.asked))
+    with open_outputs(settings) as outputs, progress_bar("generating") as advance, StopSignals() as stop:
+        saved = generate_grid(settings, generator, outputs, settings.private, advance, lambda: bool(stop.asked))
     print_paths([*saved.sheets, saved.page], saved.hidden)
     return 0
 

@@ -21,13 +21,14 @@ from ..terminal import progress_bar, say
 from .generate import GenerationArgs, load_model, open_outputs, print_paths
 
 if TYPE_CHECKING:
+    from ...generation.prompt_resolution import ConceptSource
     from ...image_metadata import Recipe
 
 
 class VaryArgs(GenerationArgs):
     """Generate variations of an image from the recipe in it, and a grid of them with the image itself first."""
 
-    picture: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
+    image: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """Image with its recipe in it."""
     near: Annotated[float, Number, Field(gt=0, le=1)] | None = None
     """Variation strength: 0.1 is close to the image, 1 another image. Default: 0.15 if no other variation is given."""
@@ -59,23 +60,23 @@ def vary(settings: VaryArgs) -> int:
     from ...playground.reproduce import base_mismatches, raise_mismatches
     from ...training.signals import StopSignals
 
-    recipe = read_recipe(storage.read_bytes(settings.picture, MAX_IMAGE_BYTES), settings.picture.name)
-    is_recipe, library = isinstance(recipe, Recipe), Library(settings.library)
+    recipe = read_recipe(storage.read_bytes(settings.image, MAX_IMAGE_BYTES), settings.image.name)
+    exact, library = recipe if isinstance(recipe, Recipe) else None, Library(settings.library)
     others = settings.near is not None or settings.strength or settings.words
     favourite = favourite_request(recipe, from_itself=settings.start and not others)
     requests = _variation_requests(favourite, settings)
     # Anything missing is reported before anything large is loaded.
-    concepts = RecipeThenLibrary(recipe, library, settings.anyway) if is_recipe else library
-    for remark in () if is_recipe else recipe.notes:
+    concepts: ConceptSource = RecipeThenLibrary(exact, library, settings.anyway) if exact else library
+    for remark in () if isinstance(recipe, Recipe) else recipe.notes:
         say(remark)
-    name = settings.base or (_recipe_base_name(recipe) if is_recipe else None)
+    name = settings.base or (_recipe_base_name(exact) if exact else None)
     storage.check_folder(settings.out)
     check_requests([favourite, *requests], concepts, settings.wildcards, kind_of(name))
-    image = open_image(settings.picture)
+    image = open_image(settings.image)
     base = load_model(settings, name)
-    raise_mismatches(base_mismatches(recipe, base.name, base.version) if is_recipe else [], settings.anyway)
+    raise_mismatches(base_mismatches(exact, base.name, base.version) if exact else [], settings.anyway)
     generator = Generator(base, concepts, settings.wildcards)
-    with open_outputs(settings) as outputs, progress_bar("drawing") as advance, StopSignals() as stop:
+    with open_outputs(settings) as outputs, progress_bar("generating") as advance, StopSignals() as stop:
         saved = generate_variations(
             (favourite, image), requests, generator, outputs, settings.private, advance, lambda: bool(stop.asked)
         )
@@ -86,7 +87,7 @@ def vary(settings: VaryArgs) -> int:
 def _variation_requests(favourite: GenerateRequest, settings: VaryArgs) -> list[GenerateRequest]:
     return variation_requests(
         favourite,
-        settings.picture,
+        settings.image,
         near_by=settings.near,
         n=settings.n,
         seed=settings.near_seed,
