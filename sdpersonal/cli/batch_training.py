@@ -36,6 +36,7 @@ KEYS = frozenset(
         *("photos", "token", "class", "init", "kind", "prior", "steps", "max_train_steps", "num_class_images"),
     )
 )
+Train = Callable[[TrainingSettings, Callable[[str], None]], object]
 RESULT_FILE = "result.json"  # written by a finished run
 
 
@@ -83,7 +84,7 @@ def read_batch(path: Path, argv: Sequence[str], parse: Callable[[list[str]], Tra
     return BatchSettings(tuple(_with_run_folder(concept, path) for concept in concepts), resume)
 
 
-def train_all(batch: BatchSettings, train: Callable[..., object], say: Callable[[str], None]) -> int:
+def train_all(batch: BatchSettings, train: Train, say: Callable[[str], None]) -> int:
     """Train every concept and print a summary. A failure does not stop the others; a full disk and Ctrl-C do.
 
     Returns 0, or the exit code of the first failure. Raises Interrupted, DiskFull.
@@ -102,9 +103,7 @@ def train_all(batch: BatchSettings, train: Callable[..., object], say: Callable[
     return code
 
 
-def _train_one(
-    settings: TrainingSettings, resume: bool, train: Callable[..., object], say: Callable[[str], None]
-) -> tuple[int, str]:
+def _train_one(settings: TrainingSettings, resume: bool, train: Train, say: Callable[[str], None]) -> tuple[int, str]:
     """Train one concept. Returns (exit code, a line of the summary)."""
     run = settings.run or Path()  # _with_run_folder has set it
     if resume and (done := _finished_token(run, settings)):
@@ -112,7 +111,7 @@ def _train_one(
         return 0, f"{done}  done before, {printable(str(run))}"
     began = time.monotonic()
     try:
-        result = train(settings.model_copy(update={"resume": resume and _is_started(run)}), say=say)
+        result = train(settings.model_copy(update={"resume": resume and _is_started(run)}), say)
     except (Interrupted, DiskFull):
         raise
     except UserError as error:

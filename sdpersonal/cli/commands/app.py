@@ -71,7 +71,7 @@ def open_app(settings: AppArgs) -> int:
     try:
         serve(page, access, shown, private=[settings.library, settings.out, settings.runs, *_own_folders()], say=say)
     finally:
-        generation.end()
+        generation.close()
     return 0
 
 

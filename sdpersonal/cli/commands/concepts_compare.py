@@ -119,7 +119,7 @@ def merge_concepts(settings: MergeArgs) -> int:
         "merged": [str(token)],
         "vectors": merged.vectors,
         "lora_rank": lora.rank if lora else 0,
-        "kept": round(merged.kept, 6),
+        "kept": round(merged.energy_kept, 6),
         "left_out": merged.left_out,
         "licences": licences,
     }
@@ -128,7 +128,7 @@ def merge_concepts(settings: MergeArgs) -> int:
         return 0
     lines = [f"merged: {token}"]
     lines += [f"Vectors: {merged.vectors} of {len(parts)}."] if merged.vectors else []
-    lines += [f"LoRA: rank {lora.rank}, {merged.kept:.1%} of the parts' combined change."] if lora else []
+    lines += [f"LoRA: rank {lora.rank}, {merged.energy_kept:.1%} of the parts' combined change."] if lora else []
     lines += ["Their changes of biases and norms are left out: a LoRA cannot hold them."] if merged.left_out else []
     if len(licences) > 1:
         lines.append("Their licences differ: set its own with sdpersonal concepts edit --licence.")

@@ -78,7 +78,7 @@ def _lines(made: Export, folder: Path) -> list[str]:
 def export_gallery(settings: GalleryArgs) -> int:
     from ...concepts.gallery import write_gallery
 
-    entries = Library(settings.library).list()
+    entries = Library(settings.library).entries()
     if not entries:
         raise UserError(f"No concepts in {printable(str(settings.library))}.", "Give the folder with --library.")
     with progress_bar("gallery") as advance:

@@ -71,8 +71,8 @@ def _report_outcomes(settings: ImportArgs, outcomes: Sequence[ImportOutcome]) ->
     elif len(outcomes) == 1:
         if failed:
             raise failed[0]
-        what = f"  {outcomes[0].what}" if outcomes[0].kinds else ""
-        say(f"{outcomes[0].done}: {outcomes[0].token}{what}")
+        what = f"  {outcomes[0].summary}" if outcomes[0].kinds else ""
+        say(f"{outcomes[0].status}: {outcomes[0].token}{what}")
     else:
         _print_table(outcomes)
         say(f"{len(outcomes) - len(failed)} of {len(outcomes)} are in {settings.library}.")
@@ -86,11 +86,11 @@ def _print_table(outcomes: Sequence[ImportOutcome]) -> None:
 
     table = Table("file", "", "token, or what is wrong", box=None, pad_edge=False, header_style="bold")
     for outcome in outcomes:
-        result = f"{outcome.token}  {outcome.what}" if outcome.token else str(outcome.error)
-        style = {"refused": "red", "imported": "green"}.get(outcome.done, "")
+        result = f"{outcome.token}  {outcome.summary}" if outcome.token else str(outcome.error)
+        style = {"refused": "red", "imported": "green"}.get(outcome.status, "")
         # Text, not str: in a string rich would read [brackets] of an untrusted name as markup.
         near = "/".join(Path(outcome.source).parts[-2:])
-        table.add_row(Text(printable(near), overflow="fold"), Text(outcome.done, style), Text(result))
+        table.add_row(Text(printable(near), overflow="fold"), Text(outcome.status, style), Text(result))
     Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
 
 

@@ -57,7 +57,7 @@ def run_demo(out: Path, say: Callable[[str], None] = print) -> Path:
     for token, prompt in ROWS:
         say(f"Generating {prompt}")
         rows.append(
-            [firsts[token], *(image.image for image in generator.draw(GenerateRequest(prompt=prompt, n=SEEDS)))]
+            [firsts[token], *(image.image for image in generator.generate(GenerateRequest(prompt=prompt, n=SEEDS)))]
         )
     page = labelled_grid(rows, [prompt for _, prompt in ROWS], ["a photo", *(f"seed {i}" for i in range(SEEDS))])
     path = out / "sheet.png"
@@ -72,7 +72,7 @@ def _train_if_missing(out: Path, token: str, say: Callable[[str], None], **setti
     from ...training.checkpoint import latest_step
 
     library, run = Library(out / "concepts"), out / "runs" / Token.parse(token).name
-    if any(Token.parse(token).matches(entry.token) for entry in library.list()):
+    if any(Token.parse(token).matches(entry.token) for entry in library.entries()):
         say(f"{token} is trained already.")
         return
     unfinished = latest_step(run) is not None

@@ -41,7 +41,7 @@ def endless_command(settings: EndlessArgs) -> int:
     say(f"{series.combinations:,} combinations of the alternatives, with a new seed each time. Ctrl-C ends it.")
     with open_outputs(settings) as outputs, progress_bar("generating") as advance, StopSignals(what="image") as stop:
         for path, hidden in generate_endless(
-            series, generator, outputs, settings.limit, settings.private, advance, lambda: bool(stop.asked)
+            series, generator, outputs, settings.limit, settings.private, advance, lambda: bool(stop.signal_number)
         ):
             print_paths([path], [hidden])
     return 0

@@ -63,9 +63,9 @@ def generate(settings: GenerateArgs) -> int:
     images: list[GeneratedImage] = []
     with open_outputs(settings) as outputs:
         with progress_bar("generating") as advance:
-            for image in generator.draw(request, progress=advance):
+            for image in generator.generate(request, progress=advance):
                 images.append(image)
-                path = outputs.save(image.png(settings.private))
+                path = outputs.save(image.to_png(settings.private))
                 say(str(path))
         if hidden := describe_hidden([image.hidden for image in images]):
             say(hidden)
@@ -84,7 +84,7 @@ def load_model(settings: GenerationArgs, name: str | None) -> StableDiffusion:
     from ...models import describe_base, load_base
 
     base = load_base(name, safety=settings.safety_checker)
-    say(describe_base(base, name, draws=True))
+    say(describe_base(base, name, with_safety=True))
     return base
 
 
@@ -118,7 +118,7 @@ def _save_grid(beside: Path, generated: list[GeneratedImage], private: bool) -> 
     captions = [""] * len(generated) if private else _captions([image.recipe for image in generated])
     images = [image.image for image in generated]
     grid = beside.with_name(f"{beside.stem}-grid.png")
-    storage.write_bytes(grid, encode_png(captioned_grid(list(zip(images, captions, strict=True)), tile=256)))
+    storage.write_bytes(grid, encode_png(captioned_grid(list(zip(images, captions, strict=True)), tile_size=256)))
     return grid
 
 

@@ -72,7 +72,7 @@ def redo(settings: RedoArgs) -> int:
     say(describe_base(base, name))
     with progress_bar("generating") as advance:
         request = recipe.batch_request(settings.start, settings.mask)
-        generated = list(Generator(base, concepts).draw(request, progress=advance))[recipe.place]
+        generated = list(Generator(base, concepts).generate(request, progress=advance))[recipe.place]
     outputs = Outputs(settings.out)
     path = outputs.save(
         png_with_recipe(generated.image, generated.recipe.model_copy(update={"template": recipe.template}))

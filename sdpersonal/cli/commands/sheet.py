@@ -42,8 +42,8 @@ def sheet_command(settings: SheetArgs) -> int:
         concepts = CheckpointConcepts(concepts, run, base)
     generator = Generator(base, concepts, settings.wildcards)
     with open_outputs(settings) as outputs, progress_bar("generating") as advance, StopSignals() as stop:
-        saved = generate_grid(settings, generator, outputs, settings.private, advance, lambda: bool(stop.asked))
-    print_paths([*saved.sheets, saved.page], saved.hidden)
+        saved = generate_grid(settings, generator, outputs, settings.private, advance, lambda: bool(stop.signal_number))
+    print_paths([*saved.grids, saved.page], saved.hidden)
     return 0
 
 

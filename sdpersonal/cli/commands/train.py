@@ -42,7 +42,7 @@ def train(settings: TrainingSettings | batch_training.BatchSettings) -> int:
 
     if isinstance(settings, batch_training.BatchSettings):
         return batch_training.train_all(settings, train_concept, say=say if is_main_process() else discard)
-    train_concept(settings, say=say)
+    train_concept(settings, log=say)
     return 0
 
 

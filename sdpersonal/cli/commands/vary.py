@@ -63,7 +63,7 @@ def vary(settings: VaryArgs) -> int:
     recipe = read_recipe(storage.read_bytes(settings.image, MAX_IMAGE_BYTES), settings.image.name)
     exact, library = recipe if isinstance(recipe, Recipe) else None, Library(settings.library)
     others = settings.near is not None or settings.strength or settings.words
-    favourite = favourite_request(recipe, from_itself=settings.start and not others)
+    favourite = favourite_request(recipe, image_only=settings.start and not others)
     requests = _variation_requests(favourite, settings)
     # Anything missing is reported before anything large is loaded.
     concepts: ConceptSource = RecipeThenLibrary(exact, library, settings.anyway) if exact else library
@@ -78,9 +78,15 @@ def vary(settings: VaryArgs) -> int:
     generator = Generator(base, concepts, settings.wildcards)
     with open_outputs(settings) as outputs, progress_bar("generating") as advance, StopSignals() as stop:
         saved = generate_variations(
-            (favourite, image), requests, generator, outputs, settings.private, advance, lambda: bool(stop.asked)
+            (favourite, image),
+            requests,
+            generator,
+            outputs,
+            settings.private,
+            advance,
+            lambda: bool(stop.signal_number),
         )
-    print_paths([*saved.pictures, saved.sheet], saved.hidden)
+    print_paths([*saved.images, saved.grid], saved.hidden)
     return 0
 
 
@@ -88,7 +94,7 @@ def _variation_requests(favourite: GenerateRequest, settings: VaryArgs) -> list[
     return variation_requests(
         favourite,
         settings.image,
-        near_by=settings.near,
+        variation_strength=settings.near,
         n=settings.n,
         seed=settings.near_seed,
         strength=settings.strength,

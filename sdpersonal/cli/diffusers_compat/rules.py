@@ -31,16 +31,16 @@ def _set_subject(state: TranslationState) -> None:
     flags = state.diffusers_flags
     if "placeholder_token" in flags:
         token = token_from_words(flags["placeholder_token"], "--placeholder_token")
-        state.put("token", token, by="placeholder_token")
+        state.set_flag("token", token, by="placeholder_token")
         if token != flags["placeholder_token"]:
             state.note(f"{printable(flags['placeholder_token'])} is {token} here: tokens have an owner.")
     if not state.has_flag("class"):
         return
     if "instance_prompt" in flags:
         prompt, class_prompt = flags["instance_prompt"], flags.get("class_prompt")
-        state.subject = parse_subject(prompt, class_prompt, state.ours.get("class"))
+        state.subject = parse_subject(prompt, class_prompt, state.flags.get("class"))
         _note_subject(state, state.subject)
-    elif state.is_diffusers and not {"token", "class"} <= state.ours.keys():
+    elif state.is_diffusers and not {"token", "class"} <= state.flags.keys():
         raise UserError(
             "--instance_prompt is missing; it names what the photos show.",
             "For example --instance_prompt 'a photo of sks dog', or --token '<me/my-dog>' --class dog.",
@@ -48,7 +48,7 @@ def _set_subject(state: TranslationState) -> None:
 
 
 def _note_subject(state: TranslationState, subject: Subject) -> None:
-    if "token" not in state.ours:
+    if "token" not in state.flags:
         state.set_default("token", subject.token)
         state.note(
             f"{printable(subject.phrase)!r} is {subject.token} here, a {printable(subject.noun)}: write "
@@ -67,7 +67,7 @@ def _note_subject(state: TranslationState, subject: Subject) -> None:
 
 def _set_method(state: TranslationState) -> None:
     """Infer the method from the flags, since diffusers has a script for each method."""
-    flags, our_flags = state.diffusers_flags, state.ours
+    flags, our_flags = state.diffusers_flags, state.flags
     if not state.is_diffusers or not state.has_flag("method") or "method" in our_flags:
         return
     named = flags.keys() | state.typed.keys()
@@ -101,18 +101,18 @@ def _set_prior(state: TranslationState) -> None:
         if folder:
             state.note("--class_data_dir: is used with --with_prior_preservation only, as in diffusers.")
         return
-    count = state.ours.get("class_pictures") or str(DIFFUSERS_CLASS_IMAGES)
+    count = state.flags.get("class_pictures") or str(DIFFUSERS_CLASS_IMAGES)
     if folder and (num_photos := _count_photos(state, folder)):
         folder = folder if os.path.dirname(folder) else os.path.join(".", folder)  # "drawn" is one of our words
-        state.put("prior", folder, by="with_prior_preservation")
+        state.set_flag("prior", folder, by="with_prior_preservation")
         if num_photos < (parse_number(count) or 0):
             state.note(
                 f"--num_class_images: the {num_photos} photos in {printable(folder)} are used, and none is generated."
             )
         return
-    state.put("prior", "drawn", by="with_prior_preservation")
+    state.set_flag("prior", "drawn", by="with_prior_preservation")
     state.set_default("class_pictures", count)
-    prompt = f"a photo of {printable(state.ours.get('class') or '')}"
+    prompt = f"a photo of {printable(state.flags.get('class') or '')}"
     state.note(
         f"{printable(count)} class images of {prompt!r} are generated once and kept for every concept of that class; "
         "--class_data_dir stays unchanged."
@@ -121,7 +121,7 @@ def _set_prior(state: TranslationState) -> None:
 
 def _count_photos(state: TranslationState, folder: str) -> int:
     try:
-        return state.machine.photos(folder)
+        return state.environment.count_photos(folder)
     except UserError:  # the folder need not exist: diffusers creates it
         return 0
 
@@ -133,7 +133,7 @@ def _set_schedule(state: TranslationState) -> None:
         if scheduler not in _SCHEDULES:
             raise UserError(f"--lr_scheduler {printable(scheduler, 40)} is not supported.", "Use constant or cosine.")
         schedule = _SCHEDULES[scheduler]
-        state.put("schedule", schedule, by="lr_scheduler")
+        state.set_flag("schedule", schedule, by="lr_scheduler")
         if schedule != scheduler:
             state.note(f"--lr_scheduler {scheduler}: the nearest here is {schedule}.")
     if warmup is not None and parse_number(warmup) != 0:
@@ -149,11 +149,11 @@ def _set_optimizer(state: TranslationState) -> None:
     elif small:
         state.note(f"--use_8bit_adam: has no effect on {printable(optimizer, 40)}.")
     if name or small:
-        state.put("optimizer", optimizer, by="optimizer" if name else "use_8bit_adam")
+        state.set_flag("optimizer", optimizer, by="optimizer" if name else "use_8bit_adam")
 
 
 def _set_resume(state: TranslationState) -> None:
-    checkpoint, run = state.diffusers_flags.get("resume_from_checkpoint"), state.ours.get("run")
+    checkpoint, run = state.diffusers_flags.get("resume_from_checkpoint"), state.flags.get("run")
     if checkpoint is None:
         return
     if checkpoint != "latest":
@@ -161,31 +161,31 @@ def _set_resume(state: TranslationState) -> None:
             f"--resume_from_checkpoint {printable(checkpoint, 60)}: a run resumes from its newest checkpoint only.",
             "Use --resume_from_checkpoint latest, with the same --output_dir.",
         )
-    if run and not state.machine.saved(run):
+    if run and not state.environment.has_checkpoint(run):
         state.note(f"--resume_from_checkpoint: {printable(run)} has no checkpoint yet, so this is the start.")
     else:
-        state.put("resume", None, by="resume_from_checkpoint")
+        state.set_flag("resume", None, by="resume_from_checkpoint")
 
 
 def _set_report_to(state: TranslationState) -> None:
     trackers = state.diffusers_flags.get("report_to")
     if trackers in ("tensorboard", "wandb"):
-        state.put("report_to", trackers, by="report_to")
+        state.set_flag("report_to", trackers, by="report_to")
     elif trackers == "all":
-        state.put("report_to", "tensorboard", by="report_to")
+        state.set_flag("report_to", "tensorboard", by="report_to")
         state.note("--report_to all: TensorBoard is used; wandb is supported too.")
     elif trackers not in (None, "none"):
         raise UserError(f"--report_to {printable(trackers, 40)} is not supported.", "Use tensorboard, wandb or none.")
 
 
 def _note_validation(state: TranslationState) -> None:
-    prompt, token = state.diffusers_flags.get("validation_prompt"), state.ours.get("token")
+    prompt, token = state.diffusers_flags.get("validation_prompt"), state.flags.get("token")
     if prompt is None:
         return
     words = state.diffusers_flags.get("placeholder_token") or (state.subject.phrase if state.subject else "")
     if words and token:
         prompt = re.sub(re.escape(words), lambda _: token, prompt, flags=re.I)
-    base = f" --base {shlex.quote(printable(base_name))}" if (base_name := state.ours.get("base")) else ""
+    base = f" --base {shlex.quote(printable(base_name))}" if (base_name := state.flags.get("base")) else ""
     state.note(
         "--validation_prompt: samples.png is generated at the end, from built-in prompts; for yours: "
         f"sdpersonal generate {shlex.quote(printable(prompt, 200))}{base}"

@@ -20,15 +20,15 @@ def set_learning_rate(state: TranslationState) -> None:
         accumulate, batch, processes = (
             int_flag(state, "accumulate", 1),
             _resolve_batch(state),
-            state.machine.processes,
+            state.environment.processes,
         )
-        state.put("lr", f"{rate * accumulate * batch * processes:g}", by="learning_rate")
+        state.set_flag("lr", f"{rate * accumulate * batch * processes:g}", by="learning_rate")
         state.note(
             f"--scale_lr: {rate:g} x {accumulate} accumulated x {batch} per batch x {processes} processes is "
-            f"--lr {state.ours['lr']}."
+            f"--lr {state.flags['lr']}."
         )
     elif typed is not None:
-        state.put("lr", typed, by="learning_rate")
+        state.set_flag("lr", typed, by="learning_rate")
     elif scaled:
         state.note("--scale_lr: has no effect without --learning_rate; our learning rates are for whole steps.")
 
@@ -36,14 +36,14 @@ def set_learning_rate(state: TranslationState) -> None:
 def set_steps(state: TranslationState) -> None:
     """Set `--steps` from `--max_train_steps`, else from the epochs, else leave our default."""
     epochs = state.diffusers_flags.get("num_train_epochs")
-    if "steps" in state.ours:
+    if "steps" in state.flags:
         return
     if not state.has_flag("class"):
         if epochs:
             state.note("--num_train_epochs: textual inversion counts steps only, in diffusers too.")
         if state.is_diffusers:
             state.note("steps: our default, since --max_train_steps is not given (diffusers' 5000 are mostly wasted).")
-    elif epochs and state.ours.get("photos"):
+    elif epochs and state.flags.get("photos"):
         _set_steps_from_epochs(state, epochs)
     elif state.is_diffusers:
         state.note("steps: our default, since --max_train_steps is not given (diffusers trains one epoch).")
@@ -56,7 +56,7 @@ def _set_steps_from_epochs(state: TranslationState, asked: str) -> None:
     epochs = parse_number(asked)
     if epochs is None or not epochs.is_integer() or epochs < 1:
         raise UserError(f"--num_train_epochs must be a whole number above 0, got {printable(asked, 40)}.")
-    images = state.machine.photos(state.ours["photos"] or "") * int(
+    images = state.environment.count_photos(state.flags["photos"] or "") * int(
         parse_number(state.diffusers_flags.get("repeats")) or 1
     )
     if "with_prior_preservation" in state.diffusers_flags:
@@ -64,10 +64,10 @@ def _set_steps_from_epochs(state: TranslationState, asked: str) -> None:
     accumulate, batch, processes = (
         int_flag(state, "accumulate", 1),
         _resolve_batch(state),
-        state.machine.processes,
+        state.environment.processes,
     )
     count = int(epochs) * math.ceil(math.ceil(math.ceil(images / batch) / processes) / accumulate)
-    state.put("steps", str(count), by="num_train_epochs")
+    state.set_flag("steps", str(count), by="num_train_epochs")
     state.note(f"--num_train_epochs: {int(epochs)} of {images} images, batch size {batch}, are --steps {count}.")
 
 
@@ -79,7 +79,7 @@ def _resolve_batch(state: TranslationState) -> int:
 
 def int_flag(state: TranslationState, name: str, otherwise: int) -> int:
     """Return one of our flags as a count."""
-    value = parse_number(state.ours.get(name))
+    value = parse_number(state.flags.get(name))
     return int(value) if value is not None and value.is_integer() and value >= 1 else otherwise
 
 

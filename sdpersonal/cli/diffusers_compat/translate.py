@@ -59,11 +59,11 @@ def _is_diffusers_flag(item: ArgvItem, settings: type[TrainingSettings]) -> bool
 def _apply(state: TranslationState, name: str, value: str) -> None:
     match DIFFUSERS_FLAGS[name]:
         case RenamedFlag(ours):
-            state.put(ours, value, by=name)
+            state.set_flag(ours, value, by=name)
         case SwitchFlag(ours, fixed):
-            state.put(ours, fixed, by=name)
+            state.set_flag(ours, fixed, by=name)
         case SameFlag():
-            state.put(name, value, by=name)  # fails if the trainer has no such setting, with a message
+            state.set_flag(name, value, by=name)  # fails if the trainer has no such setting, with a message
         case IgnoredFlag(why, usual) if not _is_accepted(value, usual):
             state.note(f"--{name}: {why}")
         case RefusedFlag(why, usual) if not _is_accepted(value, usual):
