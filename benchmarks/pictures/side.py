@@ -80,7 +80,7 @@ class SdpersonalSide:
     def draw(self, mix: ConceptMix, n: int, steps: int, size: int) -> list[np.ndarray]:
         from sdpersonal.config import GenerateRequest
 
-        request = GenerateRequest(prompt=mix.our_prompt, n=n, steps=steps, size=f"{size}x{size}")
+        request = GenerateRequest(prompt=mix.our_prompt, num_images=n, steps=steps, size=f"{size}x{size}")
         return [np.asarray(picture.image) for picture in self._generator.generate(request)]
 
 

@@ -20,7 +20,18 @@ from ..prompts import Token, printable
 from .text_checks import Problem, encoding_problem, path_problem, plain_spaces, text_problem
 
 ConceptKind = Literal["object", "style", "person"]
-FORMER_FIELDS: Mapping[str, str] = {"picture": "image", "pictures": "images"}
+FORMER_FIELDS: Mapping[str, str] = {
+    "change": "strength",
+    "near": "variation_strength",
+    "near_seed": "variation_seed",
+    "every": "all_combinations",
+    "enlarge": "hires_scale",
+    "start": "init_image",
+    "n": "num_images",
+    "picture": "image",
+    "pictures": "images",
+    "class_pictures": "num_class_images",
+}
 """Former names of settings, which Python calls, command lines and files of the version before still use."""
 
 

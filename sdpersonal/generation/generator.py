@@ -40,7 +40,7 @@ from .prompt_resolution import (
 from .request_checks import prompts_of
 
 MAX_BATCH_SIZE = 4  # images in one batch, fewer if memory is short; more saves little time on a CPU
-OOM_HINT = "Ask for a smaller --size, or --n 1; or close what else takes memory."
+OOM_HINT = "Ask for a smaller --size, or --num-images 1; or close what else takes memory."
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class _ImageJob:
 
     prompts: PromptPair
     seed: int
-    near_seed: int
+    variation_seed: int
     template: str  # the template that the prompt was chosen from, or ""
     batch_key: tuple  # jobs with equal keys can be generated in one batch
 
@@ -66,16 +66,16 @@ class _GenerationPlan:
 
     @property
     def passes(self) -> int:
-        return 2 if self.request.enlarge > 1 else 1
+        return 2 if self.request.hires_scale > 1 else 1
 
     @property
     def final_size(self) -> tuple[int, int]:
         """The size of the last pass, (width, height)."""
-        return upscaled_size(self.size, self.request.enlarge) if self.passes == 2 else self.size
+        return upscaled_size(self.size, self.request.hires_scale) if self.passes == 2 else self.size
 
     @property
     def second_pass(self) -> SamplingConfig:
-        return replace(self.sampling, change=self.request.change)
+        return replace(self.sampling, strength=self.request.strength)
 
     @property
     def predictions(self) -> int:
@@ -163,7 +163,7 @@ class Generator:
         self._check_clip_skip(request)
         guidance = request.guidance or (1.0 if fast else base.guidance)
         rescale = base.rescale if request.rescale is None else request.rescale
-        strength = request.change if source else 1.0
+        strength = request.strength if source else 1.0
         scheduler, restarts = _scheduler_of(request, fast)
         check_scheduler(base.scheduler_config, scheduler, request.denoising_steps)
         sampling = SamplingConfig(request.denoising_steps, guidance, rescale, strength, scheduler, restarts)
@@ -196,12 +196,12 @@ class Generator:
             return resolved[text]
 
         for i, prompt in enumerate(prompts_of(request, self._wildcards)):
-            seed = (request.seed + (i % request.n if request.near is None else 0)) % SEEDS
-            near_seed = (request.near_seed + i % request.n) % SEEDS
+            seed = (request.seed + (i % request.num_images if request.variation_strength is None else 0)) % SEEDS
+            variation_seed = (request.variation_seed + i % request.num_images) % SEEDS
             negative = sample_prompt(request.negative, seed, self._wildcards)
             pair = PromptPair(read(prompt), read(negative), fast)
             batch_key = pair.loras_by_step(plan.sampling.steps), num_chunks(self.base, resolver, pair)
-            yield _ImageJob(pair, seed, near_seed, request.prompt if prompt != request.prompt else "", batch_key)
+            yield _ImageJob(pair, seed, variation_seed, request.prompt if prompt != request.prompt else "", batch_key)
 
     def _generate_batch(
         self,
@@ -223,7 +223,7 @@ class Generator:
                 return [plan.init_image.composite(image) for image in images]
             if plan.passes == 1:
                 return images
-            enlarged = [upscale(image, plan.request.enlarge) for image in images]
+            enlarged = [upscale(image, plan.request.hires_scale) for image in images]
             start = InitLatents(torch.cat([encode_image(base, image) for image in enlarged]))
             noise = torch.stack([self._initial_noise(plan, job, enlarged[0].size) for job in jobs]).to(base.device)
             done = plan.sampling.predictions
@@ -261,8 +261,8 @@ class Generator:
 
     def _initial_noise(self, plan: _GenerationPlan, job: _ImageJob, size: tuple[int, int]) -> Tensor:
         shape = self.base.latent_shape(*size)
-        noise, near = noise_from_seed(job.seed, shape), plan.request.near
-        return noise if near is None else slerp(noise, noise_from_seed(job.near_seed, shape), near)
+        noise, near = noise_from_seed(job.seed, shape), plan.request.variation_strength
+        return noise if near is None else slerp(noise, noise_from_seed(job.variation_seed, shape), near)
 
     def _recipe(self, plan: _GenerationPlan, job: _ImageJob, hidden: bool, batch: tuple[int, int]) -> Recipe:
         request, base, sampling = plan.request, self.base, plan.sampling
@@ -276,15 +276,15 @@ class Generator:
             template=job.template,
             negative=job.prompts.negative.prompt.text,
             seed=job.seed,
-            near=request.near,
-            near_seed=job.near_seed if request.near else 1,
+            variation_strength=request.variation_strength,
+            variation_seed=job.variation_seed if request.variation_strength else 1,
             steps=sampling.steps,
             guidance=sampling.guidance,
             rescale=sampling.rescale,
             size="{}x{}".format(*plan.size),
-            enlarge=request.enlarge,
-            change=request.change,
-            start=plan.init_image.image_sha256 if plan.init_image else "",
+            hires_scale=request.hires_scale,
+            strength=request.strength,
+            init_image=plan.init_image.image_sha256 if plan.init_image else "",
             mask=plan.init_image.mask_sha256 if plan.init_image else "",
             sampler=type(base.make_scheduler(sampling.scheduler)).__name__.removesuffix("Scheduler"),
             fast=request.fast or "",

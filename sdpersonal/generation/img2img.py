@@ -59,9 +59,9 @@ class InitImage:
 
 def load_init_image(request: GenerateRequest, base: StableDiffusion) -> InitImage | None:
     """Load the request's init image and mask. Raises UserError for a file that is no image, or too small."""
-    if request.start is None:
+    if request.init_image is None:
         return None
-    image = open_image(request.start)
+    image = open_image(request.init_image)
     size = request.width_height or native_size(image.size, base)
     mask = open_mask(request.mask) if request.mask else None
     return InitImage(
@@ -98,9 +98,9 @@ def mask_note(request: GenerateRequest) -> str:
 
     The user sees it before anything is computed.
     """
-    if request.start is None:
+    if request.init_image is None:
         return ""
-    image = open_image(request.start)
+    image = open_image(request.init_image)
     if request.mask is None:
         return ""
     mask, name = open_mask(request.mask), printable(request.mask.name)

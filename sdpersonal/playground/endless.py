@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import storage
-from ..config import SEEDS, GenerateRequest
+from ..config import FORMER_FIELDS, SEEDS, GenerateRequest
 from ..errors import Interrupted, UserError
 from ..image_metadata import Recipe, png_with_recipe
 from ..outputs import Outputs
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PICTURES = 2**32  # of one series
 _FEISTEL_ROUNDS = 4  # with random rounds, four are indistinguishable from random (Luby and Rackoff 1988)
 _MAX_STATE_BYTES = 20_000  # bytes of a state file
+_FORMER_NAMES = {present: former for former, present in FORMER_FIELDS.items()}
 _LATER = ("scheduler", "clip_skip")  # fields that were added to requests after the first series were saved
 
 
@@ -57,7 +58,7 @@ def _round_function(key: bytes, number: int, value: int, size: int) -> int:
 class EndlessSeries:
     """The images of a template, in the order in which they are generated.
 
-    request: its prompt is the template, its seed the first image's; its n and every are ignored.
+    request: its prompt is the template, its seed the first image's; its num_images and all_combinations are ignored.
     Raises UserError for a template that cannot be parsed.
     """
 
@@ -73,9 +74,11 @@ class EndlessSeries:
         number, i = divmod(position, self.combinations)
         key = hashlib.sha256(f"{self.request.seed}:{number}:{self.request.prompt}".encode("utf-8", "replace")).digest()
         prompt = nth_prompt(self.request.prompt, permute_index(i, self.combinations, key), self._wildcards)
-        field = "seed" if self.request.near is None else "near_seed"
+        field = "seed" if self.request.variation_strength is None else "variation_seed"
         seed = (getattr(self.request, field) + position) % SEEDS
-        return self.request.model_copy(update={"prompt": prompt, field: seed, "n": 1, "every": False})
+        return self.request.model_copy(
+            update={"prompt": prompt, field: seed, "num_images": 1, "all_combinations": False}
+        )
 
     def recipe(self, image: GeneratedImage) -> Recipe:
         """Return the image's recipe with the template, which the image's own request lacks."""
@@ -92,7 +95,9 @@ class EndlessProgress:
     """
 
     def __init__(self, outputs: Path, request: GenerateRequest, base: str):
-        facts = request.model_dump(mode="json", exclude={"n", "every"}) | {"base": base}
+        fields = request.model_dump(mode="json", exclude={"num_images", "all_combinations"})
+        # Under the names that these fields had when the first series were saved, so that those resume.
+        facts = {_FORMER_NAMES.get(name, name): value for name, value in fields.items()} | {"base": base}
         for name in _LATER:  # a series that began before these fields existed can still resume
             if facts[name] == GenerateRequest.model_fields[name].default:
                 del facts[name]

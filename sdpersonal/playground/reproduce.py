@@ -70,11 +70,11 @@ def base_mismatches(recipe: Recipe, name: str, sha256: str) -> list[Mismatch]:
     return [Mismatch(f"It was drawn with the base {drew}; {loaded} is loaded.", "Give that base with --base.")]
 
 
-def image_mismatches(recipe: Recipe, start: str | None, mask: str | None) -> list[Mismatch]:
-    """Compare the recipe with the given images. start, mask: hashes of their pixels, None for none."""
+def image_mismatches(recipe: Recipe, init_image: str | None, mask: str | None) -> list[Mismatch]:
+    """Compare the recipe with the given images. init_image, mask: hashes of their pixels, None for none."""
     mismatches = (
-        _compare_image("start", "start picture", recipe.start, start),
-        _compare_image("mask", "mask", recipe.mask, mask),
+        _compare_image("init-image", "an initial image", recipe.init_image, init_image),
+        _compare_image("mask", "a mask", recipe.mask, mask),
     )
     return [mismatch for mismatch in mismatches if mismatch]
 
@@ -131,15 +131,15 @@ def _different_version(wanted: RecipeConcept, entry: Entry) -> Mismatch:
 
 def _compare_image(flag: str, called: str, wanted: str, given: str | None) -> Mismatch | None:
     if not wanted:
-        return Mismatch(f"It was drawn without a {called}.", f"Leave --{flag} away.", is_fatal=True) if given else None
+        return Mismatch(f"It was generated without {called}.", f"Leave out --{flag}.", is_fatal=True) if given else None
     if given is None:
         return Mismatch(
-            f"It was drawn from a {called} (pixels {_short_digest(wanted)}).", f"Give it: --{flag} FILE", is_fatal=True
+            f"It was generated from {called} (pixels {_short_digest(wanted)}).",
+            f"Give it: --{flag} FILE",
+            is_fatal=True,
         )
     if given != wanted:
-        problem = (
-            f"Its {called} had other pixels ({_short_digest(wanted)}) than the one you give ({_short_digest(given)})."
-        )
+        problem = f"--{flag} has other pixels ({_short_digest(given)}) than the original ({_short_digest(wanted)})."
         return Mismatch(problem, f"Give the right one: --{flag} FILE")
     return None
 

@@ -39,7 +39,8 @@ def _generate_sheet(concept: Concept, base: StableDiffusion, run: Path) -> tuple
     prompts = [prompt.format(concept.token) for prompt in SAMPLE_PROMPTS[concept.card.kind]]
     generator = Generator(base, _OneConceptLibrary(concept))
     rows = [
-        [result.image for result in generator.generate(GenerateRequest(prompt=prompt, n=_SEEDS))] for prompt in prompts
+        [result.image for result in generator.generate(GenerateRequest(prompt=prompt, num_images=_SEEDS))]
+        for prompt in prompts
     ]
     sheet = run / SHEET_FILE
     storage.write_bytes(sheet, encode_png(labelled_grid(rows, prompts, [f"seed {i}" for i in range(_SEEDS)])))

@@ -57,7 +57,7 @@ def test_a_drawing_through_the_queue(server):
         {"seed": "NaN"},
         {"steps": "NaN"},
         {"guidance": "NaN"},
-        {"n": "NaN"},
+        {"num_images": "NaN"},
         {"seed": "null"},
         {"seed": "1e999"},
         {"prompt": "null"},
@@ -76,7 +76,7 @@ def test_bad_numbers_are_refused_in_words(server, form):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", [{"steps": "51000"}, {"steps": '"x"'}, {"n": "[1]"}, {"prompt": "{}"}])
+@pytest.mark.parametrize("form", [{"steps": "51000"}, {"steps": '"x"'}, {"num_images": "[1]"}, {"prompt": "{}"}])
 def test_wrong_types_end_in_an_answer(server, form):
     answer = server.draw(**form)
     assert "Traceback" not in json.dumps(answer) and str(ROOT) not in json.dumps(answer)

@@ -43,9 +43,9 @@ def draw(base, library, what):
     """Three pictures in each place; the places in which they were asked for, in order."""
     pictures, places = [], []
     for number, place in enumerate(PLACES):
-        request = GenerateRequest(prompt=f"{what} {place}", n=3)
+        request = GenerateRequest(prompt=f"{what} {place}", num_images=3)
         pictures += [picture.image for picture in Generator(base, library).generate(request)]
-        places += [number] * request.n
+        places += [number] * request.num_images
     return pictures, places
 
 

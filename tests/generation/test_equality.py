@@ -92,7 +92,7 @@ def ours(base, shelf, monkeypatch):
         kept, real = [], base.decode
         with monkeypatch.context() as patched:
             patched.setattr(base, "decode", lambda latents: kept.append(latents) or real(latents))
-            common = {"negative": NEGATIVE, "n": 1, "seed": 3, "steps": STEPS, "size": f"{WIDTH}x{HEIGHT}"}
+            common = {"negative": NEGATIVE, "num_images": 1, "seed": 3, "steps": STEPS, "size": f"{WIDTH}x{HEIGHT}"}
             list(Generator(base, shelf).generate(GenerateRequest(prompt=prompt, **(common | {"guidance": 4.0} | more))))
         return kept[-1]
 
@@ -195,7 +195,7 @@ def test_from_a_picture(place, base, stock, ours, image, monkeypatch, change):
     monkeypatch.setattr(pipe, "prepare_latents", lambda *_, **__: begun)
     settings = {"negative_prompt": NEGATIVE, "num_inference_steps": STEPS, "guidance_scale": 4.0, "strength": change}
     made = pipe(PROMPT, image=Image.open(image), output_type="latent", **settings).images
-    close(ours(PROMPT, start=image, change=change), made)
+    close(ours(PROMPT, init_image=image, strength=change), made)
 
 
 def test_a_part_of_a_picture(place, base, stock, ours, image, monkeypatch, tmp_path):
@@ -213,4 +213,4 @@ def test_a_part_of_a_picture(place, base, stock, ours, image, monkeypatch, tmp_p
     settings = {"negative_prompt": NEGATIVE, "num_inference_steps": STEPS, "guidance_scale": 4.0, "strength": 0.5}
     settings |= {"height": HEIGHT, "width": WIDTH, "output_type": "latent"}
     made = pipe(PROMPT, image=Image.open(image), mask_image=mask, **settings).images
-    close(ours(PROMPT, start=image, mask=tmp_path / "mask.png", change=0.5), made)
+    close(ours(PROMPT, init_image=image, mask=tmp_path / "mask.png", strength=0.5), made)

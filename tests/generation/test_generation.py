@@ -58,7 +58,7 @@ def shelf(tiny):
 
 
 def pictures(base, concepts, prompt, **fields):
-    request = GenerateRequest(**({"prompt": prompt, "n": 2, "steps": STEPS, "size": SIZE} | fields))
+    request = GenerateRequest(**({"prompt": prompt, "num_images": 2, "steps": STEPS, "size": SIZE} | fields))
     return [np.asarray(picture.image) for picture in Generator(base, concepts).generate(request)]
 
 
@@ -104,15 +104,15 @@ def test_two_at_once_draw_what_each_draws_alone(tiny, shelf):
 
 
 def test_picture_i_depends_on_seed_plus_i_alone(tiny, shelf):
-    five = pictures(tiny, shelf, "<duck>", n=5, seed=10)
+    five = pictures(tiny, shelf, "<duck>", num_images=5, seed=10)
     for i in (0, 3, 4):
-        (one,) = pictures(tiny, shelf, "<duck>", n=1, seed=10 + i)
+        (one,) = pictures(tiny, shelf, "<duck>", num_images=1, seed=10 + i)
         assert np.abs(one.astype(int) - five[i]).max() <= 1  # kernels round differently in another batch
 
 
 def test_strengths_act(tiny, shelf):
     (bare,), (off,), (half,), (full,) = (
-        pictures(tiny, shelf, f"a cat <duck:{strength}>" if strength is not None else "a cat ", n=1)
+        pictures(tiny, shelf, f"a cat <duck:{strength}>" if strength is not None else "a cat ", num_images=1)
         for strength in (None, 0, 0.5, 1)
     )
     distance = [np.abs(each.astype(int) - full).mean() for each in (off, half, full)]
@@ -122,12 +122,12 @@ def test_strengths_act(tiny, shelf):
 
 def test_a_lora_in_the_negative_prompt_is_not_loaded(tiny, shelf):
     rows_only = Shelf(duck=Concept(shelf["duck"].token, shelf["duck"].card, shelf["duck"].vectors))
-    (ours,), (theirs,) = (pictures(tiny, s, "a cat", n=1, negative="<duck>") for s in (shelf, rows_only))
+    (ours,), (theirs,) = (pictures(tiny, s, "a cat", num_images=1, negative="<duck>") for s in (shelf, rows_only))
     assert np.array_equal(ours, theirs)
 
 
 def test_the_recipe_is_all_that_is_needed(tiny, shelf):
-    request = GenerateRequest(prompt="a «photo»\nof <duck:0.5>", n=1, seed=7, steps=STEPS, size=SIZE)
+    request = GenerateRequest(prompt="a «photo»\nof <duck:0.5>", num_images=1, seed=7, steps=STEPS, size=SIZE)
     (picture,) = Generator(tiny, shelf).generate(request)
     with Image.open(io.BytesIO(picture.to_png())) as opened:
         assert np.array_equal(np.asarray(opened), np.asarray(picture.image))
@@ -152,7 +152,7 @@ def test_the_recipe_is_all_that_is_needed(tiny, shelf):
 
 def test_progress_and_cancelling(tiny, shelf):
     seen = []
-    request = GenerateRequest(prompt="a cat", n=10, steps=STEPS, size=SIZE)
+    request = GenerateRequest(prompt="a cat", num_images=10, steps=STEPS, size=SIZE)
     list(Generator(tiny, shelf).generate(request, progress=lambda done, total: seen.append((done, total))))
     assert seen == [(i, 6) for i in range(1, 7)]  # two batches of three steps
     with pytest.raises(Interrupted):
@@ -211,7 +211,9 @@ def test_a_strength_is_the_way_from_the_class_noun_to_what_was_learned(tiny):
 def test_at_strength_zero_it_is_its_class_noun(tiny, shelf):
     rows = {"clip_l": shelf["word"].vectors["clip_l"][:1]}
     noun = Concept(Token("me", "cat"), Card(base="tiny", class_noun="cat"), rows)
-    (off,), (plain,) = (pictures(tiny, Shelf(cat=noun), prompt, n=1) for prompt in ("a <cat:0> here", "a cat here"))
+    (off,), (plain,) = (
+        pictures(tiny, Shelf(cat=noun), prompt, num_images=1) for prompt in ("a <cat:0> here", "a cat here")
+    )
     assert np.array_equal(off, plain)
 
 
@@ -307,9 +309,11 @@ def test_of_several_strengths_the_farthest_from_zero_acts(tiny, shelf):
 
 
 def test_a_negative_strength_draws_and_is_in_the_recipe(tiny, shelf):
-    [picture] = Generator(tiny, shelf).generate(GenerateRequest(prompt="a cat <duck:-1>", n=1, steps=STEPS, size=SIZE))
+    [picture] = Generator(tiny, shelf).generate(
+        GenerateRequest(prompt="a cat <duck:-1>", num_images=1, steps=STEPS, size=SIZE)
+    )
     assert [each.strength for each in picture.recipe.concepts] == [-1.0]
-    (plus,), (off,) = (pictures(tiny, shelf, f"a cat <duck:{at}>", n=1) for at in (1, 0))
+    (plus,), (off,) = (pictures(tiny, shelf, f"a cat <duck:{at}>", num_images=1) for at in (1, 0))
     assert not np.array_equal(np.asarray(picture.image), plus) and not np.array_equal(np.asarray(picture.image), off)
 
 
@@ -325,12 +329,12 @@ def test_a_blend_of_words_of_other_lengths_is_one_after_the_other(tiny, shelf):
 
 def test_each_picture_gets_an_alternative_by_its_seed(tiny, shelf, tmp_path):
     (tmp_path / "place.txt").write_text("the beach\nthe moon\n")
-    request = GenerateRequest(prompt="{a|b|<duck>} on __place__", n=6, steps=1, size=SIZE)
+    request = GenerateRequest(prompt="{a|b|<duck>} on __place__", num_images=6, steps=1, size=SIZE)
     drawn = list(Generator(tiny, shelf, tmp_path).generate(request))
     assert len({picture.recipe.prompt for picture in drawn}) > 2
     assert all(picture.recipe.template == request.prompt for picture in drawn)
     for picture in drawn[::2]:
-        alone = request.model_copy(update={"n": 1, "seed": picture.seed})
+        alone = request.model_copy(update={"num_images": 1, "seed": picture.seed})
         (again,) = Generator(tiny, shelf, tmp_path).generate(alone)
         assert again.recipe == picture.recipe.model_copy(update={"batch": 1, "place": 0})
         (redone,) = Generator(tiny, shelf).generate(picture.recipe.request())
@@ -339,10 +343,10 @@ def test_each_picture_gets_an_alternative_by_its_seed(tiny, shelf, tmp_path):
 
 
 def test_every_alternative_can_be_drawn(tiny, shelf):
-    request = GenerateRequest(prompt="a {red|blue} {cat|dog}", every=True, n=2, steps=1, size=SIZE)
+    request = GenerateRequest(prompt="a {red|blue} {cat|dog}", all_combinations=True, num_images=2, steps=1, size=SIZE)
     drawn = [(p.recipe.prompt, p.seed) for p in Generator(tiny, shelf).generate(request)]
     assert drawn == [(f"a {c} {a}", seed) for c in ("red", "blue") for a in ("cat", "dog") for seed in (0, 1)]
-    many = GenerateRequest(prompt="{a|b|c|d}" * 6, every=True, n=1, steps=1)
+    many = GenerateRequest(prompt="{a|b|c|d}" * 6, all_combinations=True, num_images=1, steps=1)
     with pytest.raises(UserError, match="4,096 alternatives, drawn 1 times each; I take up to 1000"):
         list(Generator(tiny, shelf).generate(many))
 
@@ -359,17 +363,22 @@ def test_pictures_of_different_prompts_in_one_batch_are_each_by_itself(tiny, she
 
 
 def test_variations_are_on_the_way_from_the_favourite_to_another(tiny, shelf):
-    (favourite,) = pictures(tiny, shelf, "a cat", n=1, seed=5)
+    (favourite,) = pictures(tiny, shelf, "a cat", num_images=1, seed=5)
     away = [
-        np.abs(pictures(tiny, shelf, "a cat", n=1, seed=5, near=near, near_seed=8)[0].astype(int) - favourite).mean()
+        np.abs(
+            pictures(tiny, shelf, "a cat", num_images=1, seed=5, variation_strength=near, variation_seed=8)[0].astype(
+                int
+            )
+            - favourite
+        ).mean()
         for near in (0.05, 0.3, 1.0)
     ]
     assert 0 < away[0] < away[1] < away[2]
-    (other,) = pictures(tiny, shelf, "a cat", n=1, seed=8)
-    (end,) = pictures(tiny, shelf, "a cat", n=1, seed=5, near=1.0, near_seed=8)
+    (other,) = pictures(tiny, shelf, "a cat", num_images=1, seed=8)
+    (end,) = pictures(tiny, shelf, "a cat", num_images=1, seed=5, variation_strength=1.0, variation_seed=8)
     assert np.abs(end.astype(int) - other).max() <= 1
-    two = pictures(tiny, shelf, "a cat", n=2, seed=5, near=0.3, near_seed=8)
-    (second,) = pictures(tiny, shelf, "a cat", n=1, seed=5, near=0.3, near_seed=9)
+    two = pictures(tiny, shelf, "a cat", num_images=2, seed=5, variation_strength=0.3, variation_seed=8)
+    (second,) = pictures(tiny, shelf, "a cat", num_images=1, seed=5, variation_strength=0.3, variation_seed=9)
     assert np.abs(two[1].astype(int) - second).max() <= 1
 
 
@@ -382,7 +391,7 @@ def test_seeds_of_64_bits(tiny, shelf):
         assert torch.equal(
             noise_from_seed(seed, shape), noise_from_seed(seed % 2**32, shape)
         )  # torch uses its lower half
-    request = GenerateRequest(prompt="a {cat|dog}", n=2, seed=2**64 - 1, steps=2, size="64x64")
+    request = GenerateRequest(prompt="a {cat|dog}", num_images=2, seed=2**64 - 1, steps=2, size="64x64")
     drawn = list(Generator(tiny, shelf).generate(request))
     assert [picture.seed for picture in drawn] == [2**64 - 1, 0]
     for picture in drawn:
@@ -415,7 +424,9 @@ def start(tmp_path):
 def test_the_less_may_change_the_nearer_it_stays(tiny, shelf, start):
     was = np.asarray(Image.open(start)).astype(int)
     away = [
-        np.abs(pictures(tiny, shelf, "a cat", n=1, start=start, change=change, steps=10)[0] - was).mean()
+        np.abs(
+            pictures(tiny, shelf, "a cat", num_images=1, init_image=start, strength=change, steps=10)[0] - was
+        ).mean()
         for change in (0.1, 0.5, 1.0)
     ]
     assert away[0] < away[1] < away[2]
@@ -425,17 +436,19 @@ def test_outside_the_mask_not_a_pixel_changes(tiny, shelf, start, tmp_path):
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (40, 0, 64, 64))
     mask.save(tmp_path / "mask.png")
-    (drawn,) = pictures(tiny, shelf, "a cat", n=1, start=start, mask=tmp_path / "mask.png", change=1.0)
+    (drawn,) = pictures(tiny, shelf, "a cat", num_images=1, init_image=start, mask=tmp_path / "mask.png", strength=1.0)
     was = np.asarray(Image.open(start)).astype(int)
     assert np.array_equal(drawn[:, :40], was[:, :40]) and np.abs(drawn[:, 48:] - was[:, 48:]).mean() > 5
 
 
 def test_a_start_picture_of_another_shape_is_cut_to_the_size(tiny, shelf, tmp_path):
     Image.new("RGB", (300, 150), "red").save(tmp_path / "wide.jpg")
-    (own,) = Generator(tiny, shelf).generate(GenerateRequest(prompt="x", n=1, steps=1, start=tmp_path / "wide.jpg"))
+    (own,) = Generator(tiny, shelf).generate(
+        GenerateRequest(prompt="x", num_images=1, steps=1, init_image=tmp_path / "wide.jpg")
+    )
     assert own.image.size == (184, 88) and own.recipe.size == "184x88"  # as wide, as many pixels as the base's own
     (square,) = Generator(tiny, shelf).generate(
-        GenerateRequest(prompt="x", n=1, steps=1, start=tmp_path / "wide.jpg", size=SIZE)
+        GenerateRequest(prompt="x", num_images=1, steps=1, init_image=tmp_path / "wide.jpg", size=SIZE)
     )
     assert square.image.size == (64, 64)
 
@@ -448,18 +461,22 @@ def test_a_start_picture_that_is_none(tiny, shelf, tmp_path, content, problem):
     if content:
         (tmp_path / "start.png").write_bytes(content)
     with pytest.raises(UserError, match=problem):
-        list(Generator(tiny, shelf).generate(GenerateRequest(prompt="x", n=1, start=tmp_path / "start.png")))
+        list(
+            Generator(tiny, shelf).generate(
+                GenerateRequest(prompt="x", num_images=1, init_image=tmp_path / "start.png")
+            )
+        )
 
 
 def test_a_second_pass_makes_it_larger_and_keeps_what_it_shows(tiny, shelf):
     seen = []
-    request = GenerateRequest(prompt="a cat", n=1, steps=6, size=SIZE, enlarge=2, change=0.5)
+    request = GenerateRequest(prompt="a cat", num_images=1, steps=6, size=SIZE, hires_scale=2, strength=0.5)
     (large,) = Generator(tiny, shelf).generate(request, progress=lambda done, total: seen.append((done, total)))
     assert large.image.size == (128, 128) and seen == [(i, 9) for i in range(1, 10)]
-    assert large.recipe.size == SIZE and large.recipe.enlarge == 2
-    (small,) = pictures(tiny, shelf, "a cat", n=1, steps=6)
+    assert large.recipe.size == SIZE and large.recipe.hires_scale == 2
+    (small,) = pictures(tiny, shelf, "a cat", num_images=1, steps=6)
     back = np.asarray(large.image.resize((64, 64), Image.Resampling.LANCZOS)).astype(int)
-    (other,) = pictures(tiny, shelf, "a cat", n=1, steps=6, seed=99)
+    (other,) = pictures(tiny, shelf, "a cat", num_images=1, steps=6, seed=99)
     assert np.abs(back - small).mean() < 0.7 * np.abs(back - other).mean()
 
 
@@ -468,12 +485,12 @@ def test_few_steps_with_a_lora_that_learned_them(tiny, shelf, kind):
     """Noise drawn on the way is each picture's own; no guidance; the LoRA is in the slots though no prompt names it."""
     fast = Concept(Token("them", kind), Card(base="tiny"), {}, shelf["ink"].lora)
     both = Shelf(shelf, **{kind: fast})
-    request = GenerateRequest(prompt="a cat", n=3, fast=f"<them/{kind}>", size=SIZE)
+    request = GenerateRequest(prompt="a cat", num_images=3, fast=f"<them/{kind}>", size=SIZE)
     three = list(Generator(tiny, both).generate(request))
     assert {(p.recipe.steps, p.recipe.guidance, p.recipe.sampler) for p in three} == {(6, 1.0, kind.upper())}
     assert [(one.token, one.lora) for one in three[0].recipe.concepts] == [(f"<them/{kind}>", True)]
     (alone,) = Generator(tiny, both).generate(
-        GenerateRequest(prompt="a cat", n=1, seed=1, fast=f"<them/{kind}>", size=SIZE)
+        GenerateRequest(prompt="a cat", num_images=1, seed=1, fast=f"<them/{kind}>", size=SIZE)
     )
     assert np.abs(np.asarray(alone.image).astype(int) - np.asarray(three[1].image)).max() <= 1
     with pytest.raises(UserError, match="has no LoRA"):
@@ -484,12 +501,12 @@ def test_what_a_prompt_means_is_encoded_once(tiny, shelf, monkeypatch):
     generator, read = Generator(tiny, shelf), []
     real = tiny.encode_prompt
     monkeypatch.setattr(tiny, "encode_prompt", lambda *args, **more: read.append(1) or real(*args, **more))
-    request = GenerateRequest(prompt="a cat <duck>", n=6, steps=1, size=SIZE)
+    request = GenerateRequest(prompt="a cat <duck>", num_images=6, steps=1, size=SIZE)
     list(generator.generate(request))
     assert len(read) == 2  # the prompt and the empty one, with these LoRAs in the slots
     list(generator.generate(request.model_copy(update={"seed": 50})))
     assert len(read) == 2
-    list(generator.generate(request.model_copy(update={"prompt": "a cat <duck:0.5>", "n": 1})))
+    list(generator.generate(request.model_copy(update={"prompt": "a cat <duck:0.5>", "num_images": 1})))
     assert len(read) == 4
 
 

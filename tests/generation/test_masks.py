@@ -109,7 +109,7 @@ def changed(tmp_path, data):
     """Where a picture that is another everywhere shows through, (H, W) bool; and the mask's note."""
     (tmp_path / "mask.png").write_bytes(data)
     request = GenerateRequest(
-        prompt="x", start=tmp_path / "start.png", mask=tmp_path / "mask.png", size="{}x{}".format(*SIZE)
+        prompt="x", init_image=tmp_path / "start.png", mask=tmp_path / "mask.png", size="{}x{}".format(*SIZE)
     )
     source = load_init_image(request, None)
     was = np.asarray(source.image).astype(int)
@@ -161,7 +161,7 @@ def test_a_start_picture_of_another_shape_is_cut_together_with_its_mask(tmp_path
     mask = Image.new("L", (320, 128), 0)
     mask.paste(255, (160, 0, 320, 128))
     mask.save(tmp_path / "mask.png")
-    request = GenerateRequest(prompt="x", start=tmp_path / "start.png", mask=tmp_path / "mask.png", size="160x128")
+    request = GenerateRequest(prompt="x", init_image=tmp_path / "start.png", mask=tmp_path / "mask.png", size="160x128")
     white = np.asarray(load_init_image(request, None).mask) > 0
     assert not white[:, :80].any() and white[:, 80:].all()
 
@@ -171,7 +171,7 @@ def test_other_containers_are_refused_in_words(start, tmp_path, kind):
     with pytest.raises(UserError, match=rf"mask.png is a {kind}.*export it as PNG"):
         changed(tmp_path, saved(SHAPE.convert("L"), kind))
     with pytest.raises(UserError, match="nowhere"):
-        mask_note(GenerateRequest(prompt="x", start=tmp_path / "start.png", mask=Path("nowhere.png")))
+        mask_note(GenerateRequest(prompt="x", init_image=tmp_path / "start.png", mask=Path("nowhere.png")))
 
 
 # --- photos: white where they are transparent, and nowhere else -----------------------------------------------------

@@ -19,7 +19,7 @@ def test_a_guess_is_what_was_noised(tiny):
 
 
 def test_pictures_are_the_same_with_previews(tiny):
-    request, seen = GenerateRequest(prompt="a cat on grass", n=2, steps=12), []
+    request, seen = GenerateRequest(prompt="a cat on grass", num_images=2, steps=12), []
     bare = [picture.to_png() for picture in Generator(tiny).generate(request)]
     watched = [picture.to_png() for picture in Generator(tiny).generate(request, preview=seen.append)]
     assert watched == bare

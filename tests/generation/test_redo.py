@@ -48,7 +48,7 @@ def stock(tiny, tmp_path_factory):
     library.add(embedding("<me/ink>", 3))
     request = GenerateRequest(
         prompt="a photo of <duck:0.8> by <me/ink> {in the rain|at night|on the moon|in snow|in autumn}",
-        n=3,
+        num_images=3,
         seed=11,
         **SMALL,
     )
@@ -108,8 +108,12 @@ def test_variations_start_pictures_and_masks(stock, place, tiny):
     start, mask = place.folder / "start.png", place.folder / "mask.png"
     Image.radial_gradient("L").convert("RGB").save(start)
     Image.linear_gradient("L").save(mask)
-    near = GenerateRequest(prompt="a <me/duck>", n=2, seed=5, near=0.2, near_seed=9, **SMALL)
-    inside = GenerateRequest(prompt="a <me/duck>", n=1, seed=5, start=start, mask=mask, change=0.7, **SMALL)
+    near = GenerateRequest(
+        prompt="a <me/duck>", num_images=2, seed=5, variation_strength=0.2, variation_seed=9, **SMALL
+    )
+    inside = GenerateRequest(
+        prompt="a <me/duck>", num_images=1, seed=5, init_image=start, mask=mask, strength=0.7, **SMALL
+    )
     drawn = [
         picture.to_png() for request in (near, inside) for picture in Generator(tiny, place.library).generate(request)
     ]
@@ -201,13 +205,13 @@ def test_start_pictures_are_known_by_their_pixels(stock, place, capsys):
     Image.linear_gradient("L").convert("RGB").save(wrong)
     sums = {path: pixels_sha256(Image.open(path)) for path in (right, wrong)}
     recipe = read_recipe(stock[1][0])
-    data = png_with_recipe(Image.new("RGB", (64, 64)), recipe.model_copy(update={"start": sums[right]}))
+    data = png_with_recipe(Image.new("RGB", (64, 64)), recipe.model_copy(update={"init_image": sums[right]}))
     err = refused(place, capsys, data)
-    assert f"It was drawn from a start picture (pixels {sums[right][:8]})." in err and "--start FILE" in err
+    assert f"It was generated from an initial image (pixels {sums[right][:8]})." in err and "--init-image FILE" in err
     err = refused(place, capsys, data, "--start", str(wrong))
-    assert f"had other pixels ({sums[right][:8]}) than the one you give ({sums[wrong][:8]})" in err
-    assert "drawn without a mask" in refused(place, capsys, data, "--start", str(right), "--mask", str(right))
-    assert "drawn without a start" in refused(place, capsys, stock[1][0], "--start", str(right))
+    assert f"has other pixels ({sums[wrong][:8]}) than the original ({sums[right][:8]})" in err
+    assert "generated without a mask" in refused(place, capsys, data, "--start", str(right), "--mask", str(right))
+    assert "generated without an initial image" in refused(place, capsys, stock[1][0], "--start", str(right))
     assert "No such file" in refused(place, capsys, data, "--start", str(place.folder / "none.png"))
     assert place.asked == []
     assert place(data, "--start", str(right)) == 0 and place(data, "--start", str(wrong), "--anyway") == 0
@@ -230,7 +234,9 @@ def test_a_prompt_that_cannot_be_read_keeps_its_words(place, capsys, tmp_path):
     err = refused(place, capsys, (tmp_path / "theirs.png").read_bytes())
     assert "[cat:dog:0.5] changes words during the sampling" in err and "generate ''" not in err
     line = next(line for line in err.splitlines() if "sdpersonal generate" in line)
-    assert line.startswith("Change that in its prompt, then type: sdpersonal generate 'a [cat:dog:0.5] in rain' --n 1")
+    assert line.startswith(
+        "Change that in its prompt, then type: sdpersonal generate 'a [cat:dog:0.5] in rain' --num-images 1"
+    )
     assert "--seed 12345678901234567890" in line
     empty = PngInfo()
     empty.add_text("parameters", "Negative prompt: x\nSteps: 4, Sampler: Euler a, Seed: 1, Size: 64x64")
@@ -242,9 +248,12 @@ def test_a_prompt_that_cannot_be_read_keeps_its_words(place, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("prompt", "command"),
     [
-        ("-n a cat", "generate ' -n a cat' --n 1 --negative ' --x' --seed 5"),
-        ("<lora:x:1>", "Type a prompt of your own: sdpersonal generate 'YOUR PROMPT' --n 1 --negative ' --x' --seed 5"),
-        ("a\u200bcat \u202eon a hill", "generate 'acat on a hill' --n 1"),
+        ("-n a cat", "generate ' -n a cat' --num-images 1 --negative ' --x' --seed 5"),
+        (
+            "<lora:x:1>",
+            "Type a prompt of your own: sdpersonal generate 'YOUR PROMPT' --num-images 1 --negative ' --x' --seed 5",
+        ),
+        ("a\u200bcat \u202eon a hill", "generate 'acat on a hill' --num-images 1"),
     ],
 )
 def test_the_proposed_command_can_be_typed(prompt, command, place, capsys):

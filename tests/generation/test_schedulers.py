@@ -247,7 +247,14 @@ def ours(base, monkeypatch, **more):
     ends, real = [], base.decode
     with monkeypatch.context() as patched:
         patched.setattr(base, "decode", lambda latents: ends.append(latents) or real(latents))
-        common = {"n": 1, "seed": SEED, "steps": STEPS, "size": f"{SIDE}x{SIDE}", "guidance": 3.0, "rescale": 0.0}
+        common = {
+            "num_images": 1,
+            "seed": SEED,
+            "steps": STEPS,
+            "size": f"{SIDE}x{SIDE}",
+            "guidance": 3.0,
+            "rescale": 0.0,
+        }
         pictures = list(Generator(base).generate(GenerateRequest(**({"prompt": "a red umbrella"} | common | more))))
     return torch.cat(ends), pictures
 
@@ -337,14 +344,14 @@ def test_images_from_images_are_those_of_the_stock_pipelines(sd1, name, inpainti
         # What a UNet of nine channels would be given; encoding it draws from the generator.
         monkeypatch.setattr(pipe, "_encode_vae_image", lambda *_, **__: latents)
     theirs = pipe("a red umbrella", **COMMON, **more).images
-    made, _ = ours(base, monkeypatch, scheduler=name, start=photo, change=0.5, **asked)
+    made, _ = ours(base, monkeypatch, scheduler=name, init_image=photo, strength=0.5, **asked)
     close(made, theirs)
 
 
 def test_lms_from_an_image_begins_as_euler(sd1, photo, monkeypatch):
     """With one slope a linear multistep method is Euler's, wherever in the schedule it begins."""
     _, base = sd1
-    asked = {"start": photo, "change": 0.1, "steps": 10}
+    asked = {"init_image": photo, "strength": 0.1, "steps": 10}
     one, two = (ours(base, monkeypatch, scheduler=name, **asked)[0] for name in ("LMS", "Euler"))
     close(one, two)
 
@@ -359,7 +366,7 @@ def test_the_default_by_its_name_is_the_default(model, monkeypatch):
 def test_noise_is_each_images_own(sd1, name, monkeypatch):
     """Whatever is drawn beside it; other seeds give other noise, the same seed the same."""
     _, base = sd1
-    together, _ = ours(base, monkeypatch, scheduler=name, n=3, seed=SEED - 1)
+    together, _ = ours(base, monkeypatch, scheduler=name, num_images=3, seed=SEED - 1)
     alone, _ = ours(base, monkeypatch, scheduler=name)
     close(together[1:2], alone)
     assert torch.equal(ours(base, monkeypatch, scheduler=name)[0], alone)
@@ -390,7 +397,7 @@ def test_progress_is_over_all_predictions_of_both_passes(sd1, monkeypatch):
     _, base = sd1
     told = []
     request = GenerateRequest(
-        prompt="a", n=2, steps=3, size="64x64", guidance=1.0, scheduler="Heun", enlarge=1.25, change=0.7
+        prompt="a", num_images=2, steps=3, size="64x64", guidance=1.0, scheduler="Heun", hires_scale=1.25, strength=0.7
     )
     list(Generator(base).generate(request, progress=lambda done, total: told.append((done, total))))
     assert told == [(i, 5 + 3) for i in range(1, 9)]
@@ -399,9 +406,9 @@ def test_progress_is_over_all_predictions_of_both_passes(sd1, monkeypatch):
 @pytest.mark.parametrize("name", [*(name for name in NAMES if "Beta" in name), "Heun", "Heun Simple", "Heun DDIM"])
 def test_what_divides_by_the_last_signal_is_refused_for_such_a_base(tiny, name):
     with pytest.raises(UserError, match="cannot draw with this base"):
-        list(Generator(tiny).generate(GenerateRequest(prompt="a", n=1, steps=2, scheduler=name)))
+        list(Generator(tiny).generate(GenerateRequest(prompt="a", num_images=1, steps=2, scheduler=name)))
     with pytest.raises(UserError, match="steps must be 1 or at least 3"):
-        list(Generator(tiny).generate(GenerateRequest(prompt="a", n=1, steps=2, scheduler="DPM2 a")))
+        list(Generator(tiny).generate(GenerateRequest(prompt="a", num_images=1, steps=2, scheduler="DPM2 a")))
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
@@ -465,7 +472,10 @@ def test_clip_skip_is_as_diffusers_has_it(skipping, monkeypatch):
 
 def test_embeddings_are_kept_apart_by_clip_skip(skipping):
     _, base = skipping
-    generator, common = Generator(base), {"prompt": "a duck", "n": 1, "steps": 1, "size": "64x64", "guidance": 1.0}
+    generator, common = (
+        Generator(base),
+        {"prompt": "a duck", "num_images": 1, "steps": 1, "size": "64x64", "guidance": 1.0},
+    )
 
     def pixels(skip):
         (picture,) = generator.generate(GenerateRequest(**common, clip_skip=skip))

@@ -23,7 +23,7 @@ def test_the_frozen_base_is_bf16_and_the_schedule_fp32():
 def test_a_seed_means_the_same_picture_as_on_the_cpu_but_for_rounding(tiny):
     from sdpersonal.models import load_base
 
-    request = GenerateRequest(prompt="a duck on the beach", n=2)
+    request = GenerateRequest(prompt="a duck on the beach", num_images=2)
     here = [np.asarray(picture.image, int) for picture in Generator(tiny).generate(request)]
     there = [
         np.asarray(picture.image, int) for picture in Generator(load_base("tiny", device="cuda")).generate(request)
@@ -54,7 +54,10 @@ def test_models_that_wait_beside_the_card_draw_the_same_bytes(mode, monkeypatch)
     from sdpersonal.models import load_base, offload
     from sdpersonal.models.offload import OffloadPlan
 
-    base, request = load_base("tiny", device="cuda"), GenerateRequest(prompt="a duck on the beach", n=3, steps=4)
+    base, request = (
+        load_base("tiny", device="cuda"),
+        GenerateRequest(prompt="a duck on the beach", num_images=3, steps=4),
+    )
     expected = [picture.image.tobytes() for picture in Generator(base).generate(request)]
     held = base.offloader.bytes_on_device()
     monkeypatch.setattr(offload, "choose_plan", lambda free, need, most: OffloadPlan(mode, False, most))
@@ -72,7 +75,7 @@ def test_a_lora_reaches_models_that_wait(tiny, monkeypatch):
     from sdpersonal.models.offload import OffloadPlan
 
     shelf, base = Shelf(duck=random_concept(tiny, "<me/duck>", 1)), load_base("tiny", device="cuda")
-    request = GenerateRequest(prompt="a cat <duck:0.7>", n=2, steps=4)
+    request = GenerateRequest(prompt="a cat <duck:0.7>", num_images=2, steps=4)
     expected = [picture.image.tobytes() for picture in Generator(base, shelf).generate(request)]
     monkeypatch.setattr(offload, "choose_plan", lambda free, need, most: OffloadPlan("turns", False, most))
     assert [picture.image.tobytes() for picture in Generator(base, shelf).generate(request)] == expected
@@ -82,14 +85,14 @@ def test_a_card_that_is_full_says_so_and_is_as_before_after_it():
     from sdpersonal.errors import OutOfMemory
     from sdpersonal.models import load_base
 
-    base, request = load_base("tiny", device="cuda"), GenerateRequest(prompt="a duck", n=2, steps=2)
+    base, request = load_base("tiny", device="cuda"), GenerateRequest(prompt="a duck", num_images=2, steps=2)
     expected = [picture.image.tobytes() for picture in Generator(base).generate(request)]
     torch.cuda.empty_cache()
     _, whole = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / whole + 1e-6)
     try:
         with pytest.raises(OutOfMemory, match="Out of memory drawing"):
-            list(Generator(base).generate(GenerateRequest(prompt="a duck", n=8, steps=2, size="2048x2048")))
+            list(Generator(base).generate(GenerateRequest(prompt="a duck", num_images=8, steps=2, size="2048x2048")))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert [picture.image.tobytes() for picture in Generator(base).generate(request)] == expected

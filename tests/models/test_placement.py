@@ -156,7 +156,7 @@ def test_nothing_moves_on_a_cpu(tiny):
 
 def test_as_many_at_once_as_there_is_room_for(tiny, monkeypatch):
     """The same pictures, in other batches, up to the kernels' rounding."""
-    request = GenerateRequest(prompt="a duck", n=4, steps=2, size="64x64")
+    request = GenerateRequest(prompt="a duck", num_images=4, steps=2, size="64x64")
     together = [np.asarray(one.image, int) for one in Generator(tiny).generate(request)]
     seen = []
     monkeypatch.setattr(
@@ -164,7 +164,9 @@ def test_as_many_at_once_as_there_is_room_for(tiny, monkeypatch):
     )
     batches = [np.asarray(one.image, int) for one in Generator(tiny).generate(request)]
     assert max(np.abs(a - b).max() for a, b in zip(together, batches, strict=True)) <= 1
-    list(Generator(tiny).generate(GenerateRequest(prompt="a duck", n=1, steps=1, size="64x96", enlarge=1.5)))
+    list(
+        Generator(tiny).generate(GenerateRequest(prompt="a duck", num_images=1, steps=1, size="64x96", hires_scale=1.5))
+    )
     assert seen == [(64, 64), (96, 144)]
 
 
@@ -188,7 +190,7 @@ class NoRoomAt:
 
 @pytest.mark.parametrize("n", [1, 3])  # in the first batch, and after some pictures
 def test_the_next_request_has_all_the_memory_and_draws_the_same(tiny, monkeypatch, n):
-    request = GenerateRequest(prompt="a duck", n=10, steps=2, size="64x64")
+    request = GenerateRequest(prompt="a duck", num_images=10, steps=2, size="64x64")
     expected = [picture.image.tobytes() for picture in Generator(tiny).generate(request)]
     generator, failing = Generator(tiny), NoRoomAt(tiny, n)
     with monkeypatch.context() as patched:
@@ -197,7 +199,7 @@ def test_the_next_request_has_all_the_memory_and_draws_the_same(tiny, monkeypatc
             OutOfMemory, match=r"^Out of memory drawing \d at once: needs about .* GB there\."
         ) as caught:
             list(generator.generate(request))
-    assert "--size" in caught.value.hint and "--n 1" in caught.value.hint
+    assert "--size" in caught.value.hint and "--num-images 1" in caught.value.hint
     gc.collect()
     assert failing.held() is None, sys.getrefcount(failing.held())  # even while the error is at hand
     assert [picture.image.tobytes() for picture in generator.generate(request)] == expected
@@ -209,7 +211,7 @@ def test_other_errors_pass(tiny, monkeypatch):
 
     monkeypatch.setattr(tiny, "predict", fail)
     with pytest.raises(RuntimeError, match="mat1"):
-        list(Generator(tiny).generate(GenerateRequest(prompt="a", n=1, steps=1, size="64x64")))
+        list(Generator(tiny).generate(GenerateRequest(prompt="a", num_images=1, steps=1, size="64x64")))
 
 
 def test_a_card_is_asked_what_is_free(tiny, monkeypatch):

@@ -144,7 +144,7 @@ def test_it_is_fetched_with_a_base_and_none_is_incomplete_without(checked, tmp_p
 # --- in a drawing -----------------------------------------------------------------------------------------------------
 
 
-REQUEST = GenerateRequest(prompt="a duck on the beach", n=6, steps=2, size="64x64")
+REQUEST = GenerateRequest(prompt="a duck on the beach", num_images=6, steps=2, size="64x64")
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_the_command_and_the_page_say_how_many_were_hidden(drawn, checked, tmp_p
     assert main(["generate", REQUEST.prompt, "--n=6", "--steps=2", "--size=64x64", "--base=x"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert line in said and said[0].endswith("Its safety checker is on.")
-    form = {"prompt": REQUEST.prompt, "n": 6, "steps": 2, "size": "64x64"}
+    form = {"prompt": REQUEST.prompt, "num_images": 6, "steps": 2, "size": "64x64"}
     studio = GenerationService(
         lambda name: Generator(base), Workspace(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b")
     )

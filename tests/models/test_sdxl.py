@@ -217,8 +217,12 @@ def test_a_concept_is_drawn_with_its_text_lora(base, rows):
         def get(self, token):
             return concept
 
-    (picture,) = Generator(base, Shelf()).generate(GenerateRequest(prompt="a <duck>", n=1, steps=2, size="128x64"))
-    (other,) = Generator(base, Shelf()).generate(GenerateRequest(prompt="a <duck:0.2>", n=1, steps=2, size="128x64"))
+    (picture,) = Generator(base, Shelf()).generate(
+        GenerateRequest(prompt="a <duck>", num_images=1, steps=2, size="128x64")
+    )
+    (other,) = Generator(base, Shelf()).generate(
+        GenerateRequest(prompt="a <duck:0.2>", num_images=1, steps=2, size="128x64")
+    )
     assert picture.image.size == (128, 64) and np.any(np.asarray(picture.image) != np.asarray(other.image))
 
 

@@ -52,7 +52,7 @@ def test_a_concept_is_taught_and_drawn_and_stays_with_its_kind(model, tmp_path, 
     (entry,) = library.entries()
     assert entry.card.base == kind and entry.card.base_name == folder.name and str(tmp_path) not in str(entry.card)
     base = load_base(str(folder), device="cpu")
-    request = GenerateRequest(prompt="a photo of <duck>", n=1, steps=1, size="128x64")
+    request = GenerateRequest(prompt="a photo of <duck>", num_images=1, steps=1, size="128x64")
     (picture,) = Generator(base, library).generate(request)
     assert picture.image.size == (128, 64)
     with pytest.raises(UserError, match=f"made for the base {kind}; the loaded one is tiny"):

@@ -260,7 +260,13 @@ def test_the_page_shows_favourites_then_the_newest(outputs):
 
 def test_what_else_a_recipe_tells(outputs):
     duck = {"token": "<me/duck-v1>", "sha256": "b" * 64, "strength": 0.8}
-    more = {"near": 0.1, "near_seed": 7, "enlarge": 2.0, "template": "a {duck|fox}", "concepts": [duck]}
+    more = {
+        "variation_strength": 0.1,
+        "variation_seed": 7,
+        "hires_scale": 2.0,
+        "template": "a {duck|fox}",
+        "concepts": [duck],
+    }
     outputs.save(drawn(1, **more))
     outputs.save(drawn(1, start="c" * 64, change=0.5))
     second, first = (dict(each["facts"]) for each in Page(write_page(outputs)[0]).pictures)

@@ -79,7 +79,7 @@ def test_every_round_has_each_combination_once_and_no_pair_comes_twice():
     assert len({(request.prompt, request.seed) for request in asked}) == len(asked)
     orders = {tuple(request.prompt for request in asked[n : n + len(wanted)]) for n in range(0, 192, len(wanted))}
     assert len(orders) == 4  # each round in its own
-    assert asked[10].seed == 0 and {request.n for request in asked} == {1}
+    assert asked[10].seed == 0 and {request.num_images for request in asked} == {1}
 
 
 def test_combinations_that_read_alike_differ_in_their_seed():
@@ -88,8 +88,12 @@ def test_combinations_that_read_alike_differ_in_their_seed():
 
 
 def test_near_a_favourite_only_the_other_seed_counts_up():
-    series = EndlessSeries(GenerateRequest(prompt="a cat", seed=7, near=0.2, near_seed=3))
-    assert [(series.request_at(p).seed, series.request_at(p).near_seed) for p in range(3)] == [(7, 3), (7, 4), (7, 5)]
+    series = EndlessSeries(GenerateRequest(prompt="a cat", seed=7, variation_strength=0.2, variation_seed=3))
+    assert [(series.request_at(p).seed, series.request_at(p).variation_seed) for p in range(3)] == [
+        (7, 3),
+        (7, 4),
+        (7, 5),
+    ]
 
 
 def test_it_ends_where_seeds_do():
@@ -123,10 +127,10 @@ class Painter:
 
     base = Base()
 
-    def draw(self, request, progress):
+    def generate(self, request, progress):
         digest = hashlib.sha256(request.model_dump_json().encode()).digest()
         image = Image.frombytes("RGB", (4, 2), digest[:24])
-        fields = request.model_dump(include={"prompt", "seed", "near", "near_seed"})
+        fields = request.model_dump(include={"prompt", "seed", "variation_strength", "variation_seed"})
         facts = {"steps": 2, "guidance": 1.0, "size": "64x64", "sampler": "DDIM", "sdpersonal": "0"}
         recipe = Recipe(**fields, **facts, base=RecipeBase(name="tiny", kind="tiny", sha256="0" * 64))
         progress(1, 1)
@@ -203,7 +207,7 @@ def test_other_commands_are_other_series(tmp_path):
     others = [request.model_copy(update=change) for change in ({"steps": 3}, {"negative": "x"}, {"seed": 6})]
     folders = {EndlessProgress(tmp_path, each, "0" * 64).folder for each in (request, *others)}
     assert len(folders | {EndlessProgress(tmp_path, request, "1" * 64).folder}) == 5
-    assert EndlessProgress(tmp_path, request.model_copy(update={"n": 7}), "0" * 64).folder in folders
+    assert EndlessProgress(tmp_path, request.model_copy(update={"num_images": 7}), "0" * 64).folder in folders
 
 
 @pytest.mark.parametrize(

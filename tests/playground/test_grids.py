@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import ROOT
 from sdpersonal.cli.main import COMMANDS, main
+from sdpersonal.cli.parsing import parse_settings
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import GenerateRequest
 from sdpersonal.errors import Interrupted, UserError
@@ -185,7 +185,9 @@ def test_a_concepts_own_strength_wins_and_words_have_none():
     [
         ("seed: 1..3", "seed", "", (1, 2, 3), "seed 1"),
         ("seeds: 18446744073709551615", "seed", "", (2**64 - 1,), "seed 18446744073709551615"),
-        ("near-seed: 1", "near_seed", "", (1,), "near seed 1"),
+        ("variation-seed: 1", "variation_seed", "", (1,), "variation seed 1"),
+        ("near-seed: 1", "variation_seed", "", (1,), "variation seed 1"),
+        ("change: 0.5", "strength", "", (0.5,), "strength 0.5"),
         ("guidance: 1, 3, ..., 7", "guidance", "", (1, 3, 5, 7), "guidance 1"),
         ("steps: 4", "steps", "", (4,), "steps 4"),
         ("size: 64x64, 128x64", "size", "", ("64x64", "128x64"), "size 64x64"),
@@ -196,9 +198,9 @@ def test_a_concepts_own_strength_wins_and_words_have_none():
         ("words {2::a|b}: x|y", "words", "{2::a|b}", ("x", "y"), "x"),
         ("words {2::a|b {c|d}}", "words", "{2::a|b {c|d}}", ("a", "b c", "b d"), "a"),
         ("word beach: |snow", "words", "beach", ("", "snow"), "(nothing)"),
-        ("strength <me/duck>: 0..1 by .5", "strength", "<me/duck>", (0, 0.5, 1), "<me/duck:0>"),
-        ("strength <me/duck>: -2..2", "strength", "<me/duck>", (-2, -1, 0, 1, 2), "<me/duck:-2>"),
-        ("strength <duck>: \u22121, -.5, ..., .5", "strength", "<duck>", (-1, -0.5, 0, 0.5), "<duck:-1>"),
+        ("strength <me/duck>: 0..1 by .5", "concept_strength", "<me/duck>", (0, 0.5, 1), "<me/duck:0>"),
+        ("strength <me/duck>: -2..2", "concept_strength", "<me/duck>", (-2, -1, 0, 1, 2), "<me/duck:-2>"),
+        ("strength <duck>: \u22121, -.5, ..., .5", "concept_strength", "<duck>", (-1, -0.5, 0, 0.5), "<duck:-1>"),
         ("window <duck>: 0-1, 0.4 - 1", "window", "<duck>", ("0-1", "0.4-1"), "<duck@0-1>"),
         ("concept <me/duck>: <me/cat>, a toy", "concept", "<me/duck>", ("<me/cat>", "a toy"), "<me/cat>"),
         ("Concept <me/duck>: a, b|c", "concept", "<me/duck>", ("a, b", "c"), "a, b"),
@@ -215,11 +217,12 @@ def test_axes_as_they_are_written(text, kind, target, values, first_label):
     [
         ({"x": "seed"}, "does not say what to change"),
         ({"x": ""}, "x is empty"),
-        ({"x": "colour: red"}, "colour is nothing that a sheet can change"),
+        ({"x": "colour: red"}, "colour is nothing that a grid can change"),
         ({"x": "n: 1..3"}, "n is nothing"),
         ({"x": "start: a.png"}, "start is nothing"),
         ({"x": "seed <me/duck>: 1"}, "seed is followed by a colon"),
-        ({"x": "strength: 1, 2"}, "strength needs the concept"),
+        ({"x": "window: 0-1"}, "window needs the concept"),
+        ({"x": "strength: 1, 2"}, "strength must be a number above 0, up to 1"),
         ({"x": "strength <Me/Düc>: 1"}, "is not a concept's token"),
         ({"x": "strength <me/fox>: 1"}, "There is no <me/fox> in the prompt"),
         ({"x": "strength <me/duck>: 1, 6"}, "must be a number from -5 to 5"),
@@ -242,7 +245,7 @@ def test_axes_as_they_are_written(text, kind, target, values, first_label):
         ({"x": "seed: 1..60", "y": "guidance: 1..20"}, "1,200 pictures; I take up to 1000"),
         ({"x": "seed: 1..100", "y": "steps: 100, 150", "size": "2048x2048"}, "times more than I take at once"),
         ({"x": "checkpoint: runs/nothing"}, "holds no checkpoint"),
-        ({"x": "seed: 1..2", "n": 3}, "n is not a setting"),
+        ({"x": "seed: 1..2", "num_images": 3}, "num_images is not a setting"),
         ({"prompt": "x" * 2001}, "prompt must be"),
         ({"x": "words photo: " + "y" * 2000}, "I read up to 2,000"),
         ({"x": "\x1b[31m]: 1"}, "holds the control character U+001B"),
@@ -271,7 +274,9 @@ def test_cells_are_every_combination_sheet_by_sheet_and_row_by_row():
     assert [cell.request.prompt for cell in found.cells] == prompts
     places = [(x, y, z) for z, y, x in itertools.product(range(2), range(3), range(2))]
     assert [(cell.x, cell.y, cell.z) for cell in found.cells] == places
-    assert {(cell.request.n, cell.request.guidance, cell.request.steps) for cell in found.cells} == {(1, 2.0, 2)}
+    assert {(cell.request.num_images, cell.request.guidance, cell.request.steps) for cell in found.cells} == {
+        (1, 2.0, 2)
+    }
     assert found.labels("x") == ["a photo", "art"] and found.labels("z") == ["on a hill", "in space"]
 
 
@@ -296,12 +301,12 @@ def test_neighbouring_seeds_share_a_request_and_every_cell_gets_its_own(seeds, n
     found = plan_batches(cells)
     seen = []
     for batch in found:
-        assert batch.request.n == len(batch.cells)
+        assert batch.request.num_images == len(batch.cells)
         for i, shown_by in enumerate(batch.cells):
-            count = {"seed": i} if near is None else {"near_seed": i}
+            count = {"seed": i} if near is None else {"variation_seed": i}
             for cell in shown_by:
                 moved = {name: getattr(batch.request, name) + i for name in count}
-                assert cell.request == batch.request.model_copy(update=moved | {"n": 1})
+                assert cell.request == batch.request.model_copy(update=moved | {"num_images": 1})
                 seen.append(cell)
     assert sorted(seen, key=lambda c: (c.y, c.x)) == list(cells)
     runs = sum(seed - 1 not in seeds for seed in set(seeds))
@@ -565,7 +570,7 @@ def test_the_command_draws_and_says_where(library, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(["--x", "colour: red"], "nothing that a sheet can change"), (["--x", "seed: 1", "--n", "2"], "--n")],
+    [(["--x", "colour: red"], "nothing that a grid can change"), (["--x", "seed: 1", "--n", "2"], "--n")],
 )
 def test_the_command_tells_what_is_wrong(options, said, capsys):
     try:
@@ -622,7 +627,9 @@ def test_the_last_checkpoint_is_the_concept_that_the_run_left(a_run, tiny, metho
     assert concepts.get(Token.parse("<me/teddy>")).identity == left.identity
     pictures = [picture for _, picture in generate_cells(Generator(tiny, concepts), found.cells)]
     assert [picture.recipe.concepts[0].sha256 for picture in pictures] == [first.identity, last.identity]
-    (as_left,) = Generator(tiny, library).generate(GenerateRequest(prompt="a <me/teddy:0.5> here", n=1, **SMALL))
+    (as_left,) = Generator(tiny, library).generate(
+        GenerateRequest(prompt="a <me/teddy:0.5> here", num_images=1, **SMALL)
+    )
     assert pictures[1].image.tobytes() == as_left.image.tobytes() != pictures[0].image.tobytes()
     if method == "inversion":
         _check_what_is_wrong_with_runs(place / "run", tiny)
@@ -659,8 +666,8 @@ def documented() -> list[list[str]]:
 
 @pytest.mark.parametrize("command", documented(), ids=" ".join)
 def test_documented_commands_are_understood(command):
-    _, asked = COMMANDS[command[0]]
-    assert tyro.cli(asked, args=command[1:])
+    _, settings = COMMANDS[command[0]]
+    assert parse_settings(settings, command[1:], "sdpersonal")
 
 
 def test_documented_axes_are_understood():

@@ -32,7 +32,7 @@ from support.samples import embedding
 
 SMALL = {"steps": 4, "size": "64x64"}
 PROMPT = "a photo of <me/duck:0.9> on the beach"
-FAVOURITE = GenerateRequest(prompt=PROMPT, seed=2, n=1, **SMALL)
+FAVOURITE = GenerateRequest(prompt=PROMPT, seed=2, num_images=1, **SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,9 @@ def outputs(tmp_path):
 def changed(request: GenerateRequest) -> dict:
     """What is not as in the favourite."""
     return {
-        name: value for name, value in request.model_dump().items() if value != getattr(FAVOURITE, name) and name != "n"
+        name: value
+        for name, value in request.model_dump().items()
+        if value != getattr(FAVOURITE, name) and name != "num_images"
     }
 
 
@@ -73,7 +75,7 @@ def changed(request: GenerateRequest) -> dict:
 
 def test_only_what_is_asked_is_changed():
     (request,) = vary_seed(FAVOURITE, 0.3, 5, seed=9)
-    assert changed(request) == {"near": 0.3, "near_seed": 9} and request.n == 5
+    assert changed(request) == {"variation_strength": 0.3, "variation_seed": 9} and request.num_images == 5
     below = [each.prompt for each in vary_strength(FAVOURITE, "<me/duck>", "-2..0")]
     assert below == [f"a photo of <me/duck:{strength}> on the beach" for strength in (-2, -1, 0)]
     found = vary_strength(FAVOURITE, "<me/duck>", "0.5, 0.75, ..., 1.25")
@@ -82,7 +84,7 @@ def test_only_what_is_asked_is_changed():
     found = vary_words(FAVOURITE, "the beach", "snow|a {red|blue} hill")
     assert [each.prompt for each in found] == [PROMPT.replace("the beach", w) for w in ("snow", "a {red|blue} hill")]
     (request,) = vary_from_image(FAVOURITE, Path("a.png"), 0.4, 3)
-    assert changed(request) == {"start": Path("a.png"), "change": 0.4, "seed": 3} and request.n == 3
+    assert changed(request) == {"init_image": Path("a.png"), "strength": 0.4, "seed": 3} and request.num_images == 3
     last = GenerateRequest(prompt="x", seed=2**64 - 1)
     assert vary_from_image(last, Path("a.png"))[0].seed == 0  # after the last comes the first
 
@@ -92,34 +94,34 @@ def test_all_together_in_order_and_near_by_if_nothing_is_asked():
         FAVOURITE,
         Path("a.png"),
         variation_strength=0.2,
-        n=3,
-        strength=["<duck>=1, 2", "<me/duck> = 0"],
-        word=["beach=snow|<me/sky>"],
-        start=True,
+        num_images=3,
+        concept_strengths=["<duck>=1, 2", "<me/duck> = 0"],
+        words=["beach=snow|<me/sky>"],
+        img2img=True,
     )
-    assert [each.n for each in found] == [3, 1, 1, 1, 1, 1, 3]
+    assert [each.num_images for each in found] == [3, 1, 1, 1, 1, 1, 3]
     others = [f"a photo of <me/duck:{strength}> on the beach" for strength in (1, 2, 0)]
     others += [PROMPT.replace("beach", word) for word in ("snow", "<me/sky>")]
     assert [each.prompt for each in found] == [PROMPT, *others, PROMPT]
     (request,) = variation_requests(FAVOURITE, Path("a.png"))
-    assert changed(request) == {"near": 0.15} and request.n == 8
-    assert [each.start for each in variation_requests(FAVOURITE, Path("a.png"), start=True)] == [Path("a.png")]
+    assert changed(request) == {"variation_strength": 0.15} and request.num_images == 8
+    assert [each.init_image for each in variation_requests(FAVOURITE, Path("a.png"), img2img=True)] == [Path("a.png")]
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"strength": ["<me/duck>"]}, "does not say what to change"),
-        ({"strength": ["=1"]}, "does not say what to change"),
-        ({"strength": ["<me/fox>=1"]}, "There is no <me/fox> in the prompt of this picture"),
-        ({"strength": ["<me/duck>=-6"]}, "must be a number from -5 to 5"),
-        ({"strength": ["<me/duck>=much"]}, "not a list of numbers"),
-        ({"strength": ["duck duck=1"]}, "is not a concept's token"),
-        ({"word": ["sea=snow"]}, "There is no sea in the prompt of this picture"),
-        ({"word": ["beach=<me"]}, None),
-        ({"word": ["beach=<m e>"]}, "is not a concept's token"),
-        ({"near_by": 2.0}, "near must be a number above 0, up to 1"),
-        ({"start": True, "change": 0.0}, "change must be a number above 0, up to 1"),
+        ({"concept_strengths": ["<me/duck>"]}, "does not say what to change"),
+        ({"concept_strengths": ["=1"]}, "does not say what to change"),
+        ({"concept_strengths": ["<me/fox>=1"]}, "There is no <me/fox> in the prompt of this picture"),
+        ({"concept_strengths": ["<me/duck>=-6"]}, "must be a number from -5 to 5"),
+        ({"concept_strengths": ["<me/duck>=much"]}, "not a list of numbers"),
+        ({"concept_strengths": ["duck duck=1"]}, "is not a concept's token"),
+        ({"words": ["sea=snow"]}, "There is no sea in the prompt of this picture"),
+        ({"words": ["beach=<me"]}, None),
+        ({"words": ["beach=<m e>"]}, "is not a concept's token"),
+        ({"variation_strength": 2.0}, "variation_strength must be a number above 0, up to 1"),
+        ({"img2img": True, "strength": 0.0}, "strength must be a number above 0, up to 1"),
     ],
 )
 def test_what_cannot_be_varied_is_told(asked, said):
@@ -132,11 +134,11 @@ def test_what_cannot_be_varied_is_told(asked, said):
 
 
 def test_what_is_near_a_picture_already_is_not_varied_by_a_third_seed():
-    sister = FAVOURITE.model_copy(update={"near": 0.1})
-    with pytest.raises(UserError, match="itself near another one, of seed 2"):
+    sister = FAVOURITE.model_copy(update={"variation_strength": 0.1})
+    with pytest.raises(UserError, match="itself a variation of another one, of seed 2"):
         vary_seed(sister)
-    assert vary_strength(sister, "<me/duck>", "1")[0].near == 0.1
-    assert vary_from_image(sister, Path("a.png"))[0].near is None
+    assert vary_strength(sister, "<me/duck>", "1")[0].variation_strength == 0.1
+    assert vary_from_image(sister, Path("a.png"))[0].variation_strength is None
 
 
 # --- what is drawn ----------------------------------------------------------------------------------------------------
@@ -157,7 +159,9 @@ def test_the_nearer_the_noise_the_nearer_the_pictures(generator, favourite):
 
 def test_they_are_kept_with_a_sheet_that_shows_the_favourite_first(generator, favourite, outputs):
     image = Image.open(favourite).convert("RGB")
-    asked = variation_requests(FAVOURITE, favourite, word=["beach=snow"], strength=["<me/duck>=0, 1"], start=True, n=2)
+    asked = variation_requests(
+        FAVOURITE, favourite, words=["beach=snow"], concept_strengths=["<me/duck>=0, 1"], img2img=True, num_images=2
+    )
     told = []
     kept = generate_variations(
         (FAVOURITE, image), asked, generator, outputs, progress=lambda done, total: told.append((done, total))
@@ -168,7 +172,7 @@ def test_they_are_kept_with_a_sheet_that_shows_the_favourite_first(generator, fa
     )
     recipes = [read_recipe(path.read_bytes()) for path in saved]
     assert [each.prompt for each in recipes[:3]] == [each.prompt for each in asked[:3]]
-    assert all(each.start and each.change == 0.5 for each in recipes[3:]) and not recipes[0].start
+    assert all(each.init_image and each.strength == 0.5 for each in recipes[3:]) and not recipes[0].init_image
     assert told[-1][0] == told[-1][1]
     sheet = np.asarray(Image.open(page).convert("RGB"), np.int16)
     head = 192 // 6
@@ -203,7 +207,7 @@ def test_captions_say_what_is_different(generator):
 
     assert said(vary_strength(FAVOURITE, "<me/duck>", "0.5")[0]) == "<me/duck:0.5>"
     assert said(vary_words(FAVOURITE, "the beach", "a green hill")[0]) == "a green hill"
-    assert said(vary_seed(FAVOURITE, 0.2, 1, seed=6)[0]) == "near 0.2, seed 6"
+    assert said(vary_seed(FAVOURITE, 0.2, 1, seed=6)[0]) == "variation 0.2, seed 6"
 
 
 def test_a_sheet_of_any_number_has_all_of_them():
@@ -255,8 +259,8 @@ def test_a_favourites_concepts_are_the_bytes_that_drew_it(favourite, tmp_path):
 
 
 def test_what_began_from_another_picture_is_begun_from_alone(generator, favourite):
-    (picture, *_) = generator.generate(vary_from_image(FAVOURITE, favourite, n=1)[0])
-    with pytest.raises(UserError, match="It began from another picture"):
+    (picture, *_) = generator.generate(vary_from_image(FAVOURITE, favourite, num_images=1)[0])
+    with pytest.raises(UserError, match="It was generated from another image"):
         favourite_request(picture.recipe)
     assert favourite_request(picture.recipe, image_only=True).prompt == PROMPT
 
@@ -270,8 +274,8 @@ def test_the_command_draws_them(favourite, library, tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[-1].endswith("00001-variations.png") and len(said) == 1 + 4 + 1
     recipes = [read_recipe(Path(line).read_bytes()) for line in said[1:-1]]
-    assert [each.near for each in recipes] == [0.1, 0.1, None, None]
-    assert [each.near_seed for each in recipes[:2]] == [1, 2] and {each.seed for each in recipes} == {2}
+    assert [each.variation_strength for each in recipes] == [0.1, 0.1, None, None]
+    assert [each.variation_seed for each in recipes[:2]] == [1, 2] and {each.seed for each in recipes} == {2}
     assert (tmp_path / "index.html").exists()
 
 

@@ -26,8 +26,14 @@ HOSTILE = {
 }
 
 
-LABELS = {"Prompt": "prompt", "Negative prompt": "negative", "Pictures": "n", "Steps": "steps", "Guidance": "guidance"}
-LABELS |= {"Size": "size", "Seed": "seed", "Start picture": "start", "A new seed each time": "fresh"}
+LABELS = {
+    "Prompt": "prompt",
+    "Negative prompt": "negative",
+    "Pictures": "num_images",
+    "Steps": "steps",
+    "Guidance": "guidance",
+}
+LABELS |= {"Size": "size", "Seed": "seed", "Start picture": "init_image", "A new seed each time": "fresh"}
 
 
 class Server:
@@ -103,7 +109,7 @@ class Server:
         session = f"s{time.monotonic_ns()}"
         usual = {
             "prompt": '"a cat on grass"',
-            "n": "1",
+            "num_images": "1",
             "steps": "2",
             "guidance": "4",
             "size": '"128x128"',

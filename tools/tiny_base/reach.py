@@ -84,7 +84,7 @@ class JudgePair:
 def generate(base, library, prompts, seeds=2):
     """`seeds` pictures of every prompt, prompt by prompt."""
     generator = Generator(base, library)
-    asked = [GenerateRequest(prompt=prompt, n=seeds, seed=7) for prompt in prompts]
+    asked = [GenerateRequest(prompt=prompt, num_images=seeds, seed=7) for prompt in prompts]
     return [picture.image for request in asked for picture in generator.generate(request)]
 
 

@@ -195,7 +195,7 @@ def generate_job(form: Mapping[str, Any]) -> RenderJob:
 
 def endless_job(form: Mapping[str, Any], wildcards: Path | None = None) -> RenderJob:
     """Create a job that generates endlessly, each image with other alternatives and another seed. Raises UserError."""
-    request = GenerateRequest(**{**form, "n": 1, "every": False})
+    request = GenerateRequest(**{**form, "num_images": 1, "all_combinations": False})
     series = EndlessSeries(request, wildcards)
 
     def work(job: JobContext) -> str:

@@ -31,7 +31,7 @@ class GenerateForm:
             "", label="Negative prompt", lines=1, max_length=2000, info="What the picture should not be."
         )
         with gr.Row():
-            add["n"] = gr.Slider(1, 16, value=4, step=1, label="Pictures", min_width=140)
+            add["num_images"] = gr.Slider(1, 16, value=4, step=1, label="Pictures", min_width=140)
             add["steps"] = gr.Slider(1, 150, value=25, step=1, label="Steps", min_width=140)
         with gr.Row():
             add["guidance"] = gr.Slider(1, 30, value=base.guidance, step=0.5, label="Guidance", min_width=140)
@@ -44,10 +44,10 @@ class GenerateForm:
                 "0", label="Seed", info=seed_info, max_lines=1, max_length=20, min_width=140, elem_id="seed"
             )
             self.random_seed = gr.Checkbox(True, label="A new seed each time", min_width=140, elem_id="fresh")
-        add["every"] = gr.Checkbox(
+        add["all_combinations"] = gr.Checkbox(
             False, label="Every alternative", info="Draws each choice of the prompt, so many pictures of each."
         )
-        add["enlarge"] = gr.Slider(1, 4, value=1, step=0.25, label="Enlarge", info="A second pass draws it larger.")
+        add["hires_scale"] = gr.Slider(1, 4, value=1, step=0.25, label="Enlarge", info="A second pass draws it larger.")
         add["rescale"] = gr.Slider(
             0, 1, value=base.rescale, step=0.05, label="Rescale", info="Takes back contrast that guidance added."
         )
@@ -79,7 +79,7 @@ class GenerateForm:
             canvas_size=(512, 512),
             elem_id="start",
         )
-        self.components["change"] = gr.Slider(
+        self.components["strength"] = gr.Slider(
             0.05, 1, value=0.6, step=0.05, label="Change", info="How much of it may become another."
         )
 
@@ -95,7 +95,7 @@ class GenerateForm:
         fields["seed"] = "" if number is None else number  # "" is refused by validation
         init_fields = save_init_image(app.workspace, page, values[self.editor])
         if init_fields:  # the init image keeps its own size
-            fields |= {"size": None, "enlarge": 1.0}
+            fields |= {"size": None, "hires_scale": 1.0}
         return fields | init_fields
 
     def updates(self, fields: dict[str, Any]) -> list:

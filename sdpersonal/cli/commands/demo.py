@@ -57,7 +57,10 @@ def run_demo(out: Path, say: Callable[[str], None] = print) -> Path:
     for token, prompt in ROWS:
         say(f"Generating {prompt}")
         rows.append(
-            [firsts[token], *(image.image for image in generator.generate(GenerateRequest(prompt=prompt, n=SEEDS)))]
+            [
+                firsts[token],
+                *(image.image for image in generator.generate(GenerateRequest(prompt=prompt, num_images=SEEDS))),
+            ]
         )
     page = labelled_grid(rows, [prompt for _, prompt in ROWS], ["a photo", *(f"seed {i}" for i in range(SEEDS))])
     path = out / "sheet.png"

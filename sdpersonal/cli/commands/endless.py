@@ -18,8 +18,8 @@ class EndlessArgs(GenerationArgs, GenerateRequest):
 
     prompt: Annotated[PromptText, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
     """Prompt with alternatives: 'a {samurai|cowboy} in the style of <me/ink>'."""
-    n: ClassVar[int] = 1
-    every: ClassVar[bool] = False
+    num_images: ClassVar[int] = 1  # type: ignore[misc]  # no field here: --limit is the number of images
+    all_combinations: ClassVar[bool] = False  # type: ignore[misc]  # no field here: they all come in time
     limit: Annotated[int, WholeNumber, Field(ge=1, le=1_000_000)] | None = None
     """Stop after this many images. Default: on Ctrl-C."""
 

@@ -30,24 +30,34 @@ class VaryArgs(GenerationArgs):
 
     image: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """Image with its recipe in it."""
-    near: Annotated[float, Number, Field(gt=0, le=1)] | None = None
-    """Variation strength: 0.1 is close to the image, 1 another image. Default: 0.15 if no other variation is given."""
-    strength: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    variation_strength: Annotated[float, Number, Field(gt=0, le=1)] | None = None
+    """How far from the image: 0.1 is close, 1 is another image. Default: 0.15 if no other variation is given."""
+    concept_strength: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Concept at other strengths: '<me/duck>=0.6,0.8,1'. May be given several times."""
     words: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Other words in place of one: 'beach=snow|space'. May be given several times."""
-    start: bool = False
-    """The same prompt, with the image itself as the start image (img2img)."""
-    change: Annotated[float, Number, Field(gt=0, le=1)] = DEFAULT_STRENGTH
-    """Denoising strength of --start."""
-    n: Annotated[Annotated[int, WholeNumber, Field(ge=1, le=100)] | None, tyro.conf.arg(aliases=("-n",))] = None
-    """Number of images. Default: 8 for --near, 4 for --start."""
-    near_seed: Seed = 1
-    """Variation seed of the first image of --near."""
+    img2img: bool = False
+    """The same prompt, with the image itself as the initial image."""
+    strength: Annotated[float, Number, Field(gt=0, le=1)] = DEFAULT_STRENGTH
+    """Denoising strength of --img2img."""
+    num_images: Annotated[Annotated[int, WholeNumber, Field(ge=1, le=100)] | None, tyro.conf.arg(aliases=("-n",))] = (
+        None
+    )
+    """Number of images. Default: 8 for --variation-strength, 4 for --img2img."""
+    variation_seed: Seed = 1
+    """Variation seed of the first image of --variation-strength."""
     base: str | None = None
     """Model to generate with. Default: the one of the recipe, if its name is tiny, sd15, sd21 or sdxl."""
     anyway: bool = False
     """Accept another model or other versions of concepts, though that changes more than requested."""
+
+    @classmethod
+    def present_name(cls, name: str, value: object = None) -> str:
+        if name == "start":
+            return "img2img"
+        if name == "strength" and isinstance(value, str) and "=" in value:  # '<me/duck>=0.6,0.8' of the version before
+            return "concept_strength"
+        return super().present_name(name, value)
 
 
 def vary(settings: VaryArgs) -> int:
@@ -62,8 +72,8 @@ def vary(settings: VaryArgs) -> int:
 
     recipe = read_recipe(storage.read_bytes(settings.image, MAX_IMAGE_BYTES), settings.image.name)
     exact, library = recipe if isinstance(recipe, Recipe) else None, Library(settings.library)
-    others = settings.near is not None or settings.strength or settings.words
-    favourite = favourite_request(recipe, image_only=settings.start and not others)
+    others = settings.variation_strength is not None or settings.concept_strength or settings.words
+    favourite = favourite_request(recipe, image_only=settings.img2img and not others)
     requests = _variation_requests(favourite, settings)
     # Anything missing is reported before anything large is loaded.
     concepts: ConceptSource = RecipeThenLibrary(exact, library, settings.anyway) if exact else library
@@ -94,13 +104,13 @@ def _variation_requests(favourite: GenerateRequest, settings: VaryArgs) -> list[
     return variation_requests(
         favourite,
         settings.image,
-        variation_strength=settings.near,
-        n=settings.n,
-        seed=settings.near_seed,
+        variation_strength=settings.variation_strength,
+        num_images=settings.num_images,
+        seed=settings.variation_seed,
+        concept_strengths=settings.concept_strength,
+        words=settings.words,
+        img2img=settings.img2img,
         strength=settings.strength,
-        word=settings.words,
-        start=settings.start,
-        change=settings.change,
     )
 
 

@@ -72,7 +72,7 @@ def generate_all(
 
 def _seed_field(request: GenerateRequest) -> str:
     """Return the name of the seed field that increases from image to image of one request."""
-    return "seed" if request.near is None else "near_seed"
+    return "seed" if request.variation_strength is None else "variation_seed"
 
 
 def _consecutive_seeds(seeds: dict[int, list[GridCell]]) -> list[dict[int, list[GridCell]]]:
@@ -85,5 +85,5 @@ def _consecutive_seeds(seeds: dict[int, list[GridCell]]) -> list[dict[int, list[
 
 
 def _make_batch(bare: GenerateRequest, run: dict[int, list[GridCell]]) -> CellBatch:
-    request = bare.model_copy(update={_seed_field(bare): min(run), "n": len(run)})
+    request = bare.model_copy(update={_seed_field(bare): min(run), "num_images": len(run)})
     return CellBatch(request, tuple(tuple(cells) for cells in run.values()))

@@ -67,13 +67,13 @@ def describe_tile(tile: GridTile) -> list[tuple[str, str]]:
         "Chosen from": recipe.template,
         "Not": recipe.negative,
         "Seed": str(recipe.seed)
-        if recipe.near is None
-        else f"{recipe.near:g} from {recipe.seed} to {recipe.near_seed}",
-        "Size": recipe.size + (f", enlarged {recipe.enlarge:g} times" if recipe.enlarge > 1 else ""),
+        if recipe.variation_strength is None
+        else f"{recipe.variation_strength:g} from {recipe.seed} to {recipe.variation_seed}",
+        "Size": recipe.size + (f", enlarged {recipe.hires_scale:g} times" if recipe.hires_scale > 1 else ""),
         "Steps": f"{recipe.steps} of {recipe.scheduler or recipe.sampler}",
         "Guidance": f"{recipe.guidance:g}" + (f", rescaled by {recipe.rescale:g}" if recipe.rescale else ""),
         "Clip skip": str(recipe.clip_skip) if recipe.clip_skip > 1 else "",
-        "Change": f"{recipe.change:g}" if recipe.start or recipe.enlarge > 1 else "",
+        "Change": f"{recipe.strength:g}" if recipe.init_image or recipe.hires_scale > 1 else "",
         "Base": f"{base.name} ({base.sha256[:8]})",
         "Concepts": "\n".join(
             f"{concept.token} {concept.strength:g} ({concept.sha256[:8]})" for concept in recipe.concepts

@@ -23,8 +23,8 @@ class XyzGridRequest(GenerateRequest):
 
     prompt: Annotated[str, Field(max_length=MAX_PROMPT)]
     """Prompt with concept tokens, and {} where an axis puts words: 'a photo of <me/duck> {}'."""
-    n: ClassVar[int] = 1  # a seed axis gives more images
-    every: ClassVar[bool] = False
+    num_images: ClassVar[int] = 1  # type: ignore[misc]  # no field here: a seed axis gives more images
+    all_combinations: ClassVar[bool] = False  # type: ignore[misc]  # no field here
     x: str
     """X axis (columns): 'seed: 1..4', 'words: samurai|cowboy', 'strength <me/duck>: 0..1 by 0.25'."""
     y: str | None = None
@@ -125,4 +125,4 @@ class GridCell:
 def request_work(request: GenerateRequest) -> float:
     """Return pixels times steps."""
     width, height = request.width_height or (512, 512)
-    return request.n * request.denoising_steps * width * height * request.enlarge**2
+    return request.num_images * request.denoising_steps * width * height * request.hires_scale**2
