@@ -46,7 +46,7 @@ def drawn(service, page="page", work=generate_job, **form):
 
 
 def test_a_drawing_tells_how_far_it_is_and_keeps_its_pictures(service):
-    views = drawn(service, n=2)
+    views = drawn(service, num_images=2)
     shares = [view.progress for view in views]
     assert shares == sorted(shares) and shares[-1] == 1
     assert views[-1].message.startswith("2 pictures in ")

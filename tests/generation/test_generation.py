@@ -219,7 +219,7 @@ def test_at_strength_zero_it_is_its_class_noun(tiny, shelf):
 
 def test_a_window_is_the_steps_it_says(tiny, shelf, monkeypatch):
     """Against a loop of our own, with the mix and the words of each step put in by hand."""
-    ours = latents(tiny, shelf, monkeypatch, "a cat <duck:0.8@0.5-1>", n=1, steps=4, seed=5)
+    ours = latents(tiny, shelf, monkeypatch, "a cat <duck:0.8@0.5-1>", num_images=1, steps=4, seed=5)
     reader = PromptResolver(tiny, shelf)
     concept = shelf["duck"]
 
@@ -347,15 +347,15 @@ def test_every_alternative_can_be_drawn(tiny, shelf):
     drawn = [(p.recipe.prompt, p.seed) for p in Generator(tiny, shelf).generate(request)]
     assert drawn == [(f"a {c} {a}", seed) for c in ("red", "blue") for a in ("cat", "dog") for seed in (0, 1)]
     many = GenerateRequest(prompt="{a|b|c|d}" * 6, all_combinations=True, num_images=1, steps=1)
-    with pytest.raises(UserError, match="4,096 alternatives, drawn 1 times each; I take up to 1000"):
+    with pytest.raises(UserError, match="4,096 alternatives; 1 of each exceed 1,000 images"):
         list(Generator(tiny, shelf).generate(many))
 
 
 def test_pictures_of_different_prompts_in_one_batch_are_each_by_itself(tiny, shelf, monkeypatch):
     prompts = ["a cat", "a dog, " * 30, "a red (fish:1.2)"]
-    together = latents(tiny, shelf, monkeypatch, "{" + "|".join(prompts) + "}", every=True, n=1, seed=4)
+    together = latents(tiny, shelf, monkeypatch, "{" + "|".join(prompts) + "}", all_combinations=True, num_images=1, seed=4)
     for mine, prompt in zip(together, prompts, strict=True):
-        alone = latents(tiny, shelf, monkeypatch, prompt, n=1, seed=4)
+        alone = latents(tiny, shelf, monkeypatch, prompt, num_images=1, seed=4)
         torch.testing.assert_close(mine[None], alone, atol=1e-4, rtol=0)
 
 

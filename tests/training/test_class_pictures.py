@@ -27,7 +27,7 @@ def files_of(base, prompt=PROMPT):
 
 def test_they_are_what_the_base_draws(tiny):
     drawn(tiny, [7])
-    [picture] = Generator(tiny).generate(GenerateRequest(prompt=PROMPT, n=1, seed=7, size="64x64"))
+    [picture] = Generator(tiny).generate(GenerateRequest(prompt=PROMPT, num_images=1, seed=7, size="64x64"))
     (class_images_folder(tiny, PROMPT, 64) / "00007.safetensors").rename(
         class_images_folder(tiny, PROMPT, 64) / "00000.safetensors"
     )
