@@ -2,6 +2,7 @@
 
 from .base import (
     FORMER_FIELDS,
+    FORMER_PRIORS,
     SEEDS,
     ConceptKind,
     MayBeEmpty,
@@ -17,6 +18,7 @@ from .training import DreamboothSettings, TextualInversionSettings, TrainingSett
 
 __all__ = [
     "FORMER_FIELDS",
+    "FORMER_PRIORS",
     "MAX_CLIP_SKIP",
     "MAX_IMAGES",
     "MAX_WORK",

@@ -33,6 +33,7 @@ FORMER_FIELDS: Mapping[str, str] = {
     "class_pictures": "num_class_images",
 }
 """Former names of settings, which Python calls, command lines and files of the version before still use."""
+FORMER_PRIORS = {"drawn": "generated"}  # former values of --prior
 
 
 class MayBeEmpty:

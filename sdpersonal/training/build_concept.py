@@ -58,7 +58,7 @@ def build_concept(
 
 
 def _prior_kind(prior: str) -> str:
-    return prior if prior in ("none", "predicted", "drawn") else "photos"  # the folder's name is not published
+    return prior if prior in ("none", "predicted", "generated") else "photos"  # the folder's name is not published
 
 
 def _check_embeddings(base: StableDiffusion, method: Method, rate: float) -> None:

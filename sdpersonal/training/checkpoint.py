@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from .. import storage
+from ..config import FORMER_FIELDS, FORMER_PRIORS
 from ..errors import UserError
 from ..prompts import printable
 
@@ -145,6 +146,8 @@ def no_checkpoint_error(run: Path) -> UserError:
 def check_same_run(now: dict[str, object], then: dict[str, object]) -> None:
     """Raise UserError if settings differ, with a line for each of the first three."""
     now = json.loads(json.dumps(now))  # in JSON a tuple and a list are the same
+    then = {FORMER_FIELDS.get(name, name): value for name, value in then.items()}
+    then |= {"prior": FORMER_PRIORS.get(str(then["prior"]), then["prior"])} if "prior" in then else {}
     changed = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
     if changed:
         lines = [

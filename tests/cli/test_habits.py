@@ -85,7 +85,7 @@ CAT = """--train_data_dir=./cat --learnable_property="object" --placeholder_toke
     --lr_warmup_steps=0"""
 DOG = {"token": "<me/sks-dog>", "class_noun": "dog", "photos": "dog", "resolution": 512, "batch": 1}
 FULL = DOG | {"method": "full", "base": SD14, "lr": 5e-6, "run": "path-to-save-model", "schedule": "constant"}
-DRAWN = FULL | {"prior": "drawn", "prior_weight": 1.0, "class_pictures": 200, "steps": 800}
+DRAWN = FULL | {"prior": "generated", "prior_weight": 1.0, "num_class_images": 200, "steps": 800}
 TOY = {"token": "<me/cat-toy>", "init": "toy", "kind": "object", "photos": "cat", "lr": 0.002, "batch": 1}
 README = {
     "whole model": (

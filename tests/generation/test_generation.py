@@ -353,7 +353,9 @@ def test_every_alternative_can_be_drawn(tiny, shelf):
 
 def test_pictures_of_different_prompts_in_one_batch_are_each_by_itself(tiny, shelf, monkeypatch):
     prompts = ["a cat", "a dog, " * 30, "a red (fish:1.2)"]
-    together = latents(tiny, shelf, monkeypatch, "{" + "|".join(prompts) + "}", all_combinations=True, num_images=1, seed=4)
+    together = latents(
+        tiny, shelf, monkeypatch, "{" + "|".join(prompts) + "}", all_combinations=True, num_images=1, seed=4
+    )
     for mine, prompt in zip(together, prompts, strict=True):
         alone = latents(tiny, shelf, monkeypatch, prompt, num_images=1, seed=4)
         torch.testing.assert_close(mine[None], alone, atol=1e-4, rtol=0)

@@ -73,8 +73,8 @@ def test_a_run_uses_them(tiny, tmp_path, method, prior):
     for name in ("mine", "cats"):
         save_photos(tmp_path / name, 2)
     common = {"photos": tmp_path / "mine", "base": "tiny", "class_noun": "cat", "steps": 1, "batch": 1, "rank": 2}
-    common |= {"samples": False, "library": tmp_path / "concepts", "method": method, "class_pictures": 2}
-    where = "drawn" if prior == "drawn" else str(tmp_path / "cats")
+    common |= {"samples": False, "library": tmp_path / "concepts", "method": method, "num_class_images": 2}
+    where = "generated" if prior == "drawn" else str(tmp_path / "cats")
     train(DreamboothSettings(**common, token="<me/with>", run=tmp_path / "with", prior=where), log=lambda line: None)
     train(DreamboothSettings(**common, token="<me/without>", run=tmp_path / "without"), log=lambda line: None)
     library = Library(tmp_path / "concepts")

@@ -130,7 +130,7 @@ DIFFUSERS_FLAGS: dict[str, DiffusersFlag] = {
     "with_prior_preservation": RuleFlag(),
     "class_data_dir": RuleFlag(),
     "prior_loss_weight": RenamedFlag("prior_weight"),
-    "num_class_images": RenamedFlag("class_pictures"),
+    "num_class_images": SameFlag(),
     "sample_batch_size": IgnoredFlag(
         "class images are generated one at a time, and once for all concepts of the class."
     ),

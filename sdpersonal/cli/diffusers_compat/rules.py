@@ -101,17 +101,17 @@ def _set_prior(state: TranslationState) -> None:
         if folder:
             state.note("--class_data_dir: is used with --with_prior_preservation only, as in diffusers.")
         return
-    count = state.flags.get("class_pictures") or str(DIFFUSERS_CLASS_IMAGES)
+    count = state.flags.get("num_class_images") or str(DIFFUSERS_CLASS_IMAGES)
     if folder and (num_photos := _count_photos(state, folder)):
-        folder = folder if os.path.dirname(folder) else os.path.join(".", folder)  # "drawn" is one of our words
+        folder = folder if os.path.dirname(folder) else os.path.join(".", folder)  # "generated" is a value of --prior
         state.set_flag("prior", folder, by="with_prior_preservation")
         if num_photos < (parse_number(count) or 0):
             state.note(
                 f"--num_class_images: the {num_photos} photos in {printable(folder)} are used, and none is generated."
             )
         return
-    state.set_flag("prior", "drawn", by="with_prior_preservation")
-    state.set_default("class_pictures", count)
+    state.set_flag("prior", "generated", by="with_prior_preservation")
+    state.set_default("num_class_images", count)
     prompt = f"a photo of {printable(state.flags.get('class') or '')}"
     state.note(
         f"{printable(count)} class images of {prompt!r} are generated once and kept for every concept of that class; "

@@ -60,7 +60,7 @@ def _set_steps_from_epochs(state: TranslationState, asked: str) -> None:
         parse_number(state.diffusers_flags.get("repeats")) or 1
     )
     if "with_prior_preservation" in state.diffusers_flags:
-        images = max(images, int_flag(state, "class_pictures", DIFFUSERS_CLASS_IMAGES))
+        images = max(images, int_flag(state, "num_class_images", DIFFUSERS_CLASS_IMAGES))
     accumulate, batch, processes = (
         int_flag(state, "accumulate", 1),
         _resolve_batch(state),

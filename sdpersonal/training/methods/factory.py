@@ -78,9 +78,9 @@ def _check_prior(settings: DreamboothSettings) -> None:
     if settings.method == "full" and settings.prior == "predicted":
         raise UserError(
             "--prior predicted needs the base as it was, and --method full changes it.",
-            "Take --prior drawn or a folder of class photos.",
+            "Use --prior generated or a folder of class photos.",
         )
-    if settings.prior not in ("none", "predicted", "drawn"):
+    if settings.prior not in ("none", "predicted", "generated"):
         check_photos(Path(settings.prior))
 
 
@@ -145,13 +145,13 @@ def _build_prior(
     if settings.prior == "predicted":
         return PredictedPrior(base, settings.class_noun, preset.snr_gamma, settings.text_encoder)
     side, noun = settings.resolution or base.resolution, settings.class_noun
-    if settings.prior == "drawn":
+    if settings.prior == "generated":
         prompt = CLASS_PROMPT.format(noun)
-        indices = range(accelerator.process_index, settings.class_pictures, accelerator.num_processes)
+        indices = range(accelerator.process_index, settings.num_class_images, accelerator.num_processes)
         class_images.generate_missing(base, prompt, side, indices, say)
         accelerator.wait_for_everyone()
-        latents = class_images.load_latents(base, prompt, side, settings.class_pictures)
-        names = [f"class picture {number}" for number in range(len(latents))]
+        latents = class_images.load_latents(base, prompt, side, settings.num_class_images)
+        names = [f"class image {number}" for number in range(len(latents))]
         captions = [(CLASS_PROMPT,)] * len(latents)
         size_conditioning = [[SizeConditioning.full(side, side)]] * len(latents)
         dataset = LatentDataset(

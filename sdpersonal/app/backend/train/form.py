@@ -25,7 +25,11 @@ METHODS = {
     "Likeness that mixes well (pivotal tuning)": "pivotal",
     "Smallest file (textual inversion)": "textual-inversion",
 }
-PRIORS = {"Nothing": "none", "The class, as the base knows it": "predicted", "The class, from drawn pictures": "drawn"}
+PRIORS = {
+    "Nothing": "none",
+    "The class, as the base knows it": "predicted",
+    "The class, from drawn pictures": "generated",
+}
 _METHOD_EFFECTS = {
     "lora": "changes how the base draws a little, in a file of a few megabytes",
     "pivotal": "learns the word first and then how it is drawn",
