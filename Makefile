@@ -17,7 +17,7 @@ test-thorough: .venv/.all
 	SDPERSONAL_THOROUGH=1 $(IN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 app: .venv/.app
-	$(IN)/python app.py
+	$(IN)/sdpersonal app
 
 tiny-base: .venv/.tools
 	$(IN)/python -m tools.tiny_base

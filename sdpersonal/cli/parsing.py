@@ -32,7 +32,8 @@ from ..prompts import printable
 
 _FLAG = re.compile(r"--?[A-Za-z]")
 _NEGATIVE_NUMBER = re.compile(r"-(inf|infinity|nan)$", re.I)  # a value for tyro too
-_APPEND = get_args(tyro.conf.UseAppendAction[Any])[1:]  # type: ignore[misc]  # for mypy it is no generic class
+_Append: Any = tyro.conf.UseAppendAction  # Any: its subscript is no type for mypy
+_APPEND = get_args(_Append[Any])[1:]
 S = TypeVar("S", bound=SettingsBase)
 
 
@@ -120,6 +121,8 @@ class _Checker:
                 checked += [word, *(queue if word == "--" else ())]
                 queue = [] if word == "--" else queue
                 continue
+            if not word.startswith("--") and _plain(word[:2]) in self._by_spelling:
+                word = f"{word[:2]}={word[2:].removeprefix('=')}" if len(word) > 2 else word  # -n3
             option = self._by_spelling.get(_plain(word)) or self._raise_unknown(word)
             given.add(option.name)
             values = self._take_values(option, word, queue)
@@ -253,7 +256,8 @@ def _shorten_help(registry: ConstructorRegistry) -> None:
 
     def _marked(annotation: Any, default: object) -> Any:
         marked = Annotated[annotation, hint]
-        return tyro.conf.FlagCreatePairsOff[marked] if default is False else marked
+        switch: Any = tyro.conf.FlagCreatePairsOff  # Any: its subscript is no type for mypy
+        return switch[marked] if default is False else marked
 
 
 _HINTS = {"None": "", "": "", "''": "", "False": "", "True": "(default: on)"}

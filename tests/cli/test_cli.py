@@ -123,6 +123,14 @@ def test_former_commands_are_read(library, tmp_path, capsys):
     assert "concepts push" not in capsys.readouterr().out
 
 
+def test_the_app_without_its_extra_says_how_to_install_it(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["app"]) == 2
+    assert capsys.readouterr().err == (
+        "error: The app needs gradio and psutil.\nInstall with pip install 'sdpersonal[app]'.\n"
+    )
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_the_completion_script_knows_every_command(shell, capsys):
     with pytest.raises(SystemExit) as caught:

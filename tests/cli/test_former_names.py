@@ -48,6 +48,7 @@ def test_flags(dash):
     assert parse("generate", "x", *former) == parse("generate", "x", *present)
     assert not parse("generate", "x", *present, f"--no{dash}every").all_combinations
     assert parse("generate", "x", "-n", "2", "--start", "a.png").init_image == Path("a.png")
+    assert [parse("generate", "x", *n).num_images for n in (["-n3"], ["-n=3"], ["-n", "3"])] == [3, 3, 3]
     assert parse("redo", "a.png", "--start", "b.png").init_image == Path("b.png")
     assert parse("hub push", "<me/a>", "me/a", "--pictures", "a.png").images == (Path("a.png"),)
 

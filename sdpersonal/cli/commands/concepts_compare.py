@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from pydantic import Field
 
+from ...concepts.card import Card
 from ...concepts.library import Entry, Library
 from ...config import TokenText, WholeNumber
 from ...errors import UserError
 from ...prompts import ConceptRef, Mention, Token, parse, printable
 from ..terminal import print_json, say
 from .concepts_list import ListArgs
+
+if TYPE_CHECKING:
+    from ...concepts.compare import Similarity
 
 
 class DiffArgs(ListArgs):
@@ -52,10 +56,11 @@ def diff_concepts(settings: DiffArgs) -> int:
 
     library = Library(settings.library)
     tokens = [Token.parse(word) for word in (settings.first, settings.second)]
-    entries = [_check_undamaged(library.find(token)) for token in tokens]
+    entries = [library.find(token) for token in tokens]
+    cards = [_undamaged_card(entry) for entry in entries]
     facts = _differences(*entries)
     similarities = None
-    if entries[0].card.base == entries[1].card.base:
+    if cards[0].base == cards[1].base:
         similarities = compare(*(library.get(entry.token) for entry in entries))
     if settings.json_:
         print_json(
@@ -87,7 +92,9 @@ def check_concepts(settings: ConflictArgs) -> int:
 
     library = Library(settings.library)
     # Headers first: concepts that no model can use together are reported before anything large is read.
-    entries = [_check_undamaged(library.find(_parse_mention(word).token)) for word in settings.tokens]
+    entries = [library.find(_parse_mention(word).token) for word in settings.tokens]
+    for entry in entries:
+        _undamaged_card(entry)
     conflicts = find_conflicts([library.get(entry.token) for entry in entries])
     if settings.json_:
         print_json([conflict.as_json() for conflict in conflicts])
@@ -147,10 +154,10 @@ def _add_brackets(word: str) -> str:
     return word if word.startswith("<") else f"<{word}>"
 
 
-def _check_undamaged(entry: Entry) -> Entry:
+def _undamaged_card(entry: Entry) -> Card:
     if entry.damaged or entry.card is None:
         raise UserError(f"{entry.token} is damaged: {entry.damaged}", "See: sdpersonal concepts verify")
-    return entry
+    return entry.card
 
 
 def _differences(a: Entry, b: Entry) -> dict[str, tuple[object, object]]:
@@ -171,7 +178,7 @@ def _differences(a: Entry, b: Entry) -> dict[str, tuple[object, object]]:
     }
 
 
-def _similarity_lines(alike, layers: bool) -> list[str]:
+def _similarity_lines(alike: Similarity, layers: bool) -> list[str]:
     lines = [f"cosine of the vectors: {alike.vectors:.3f}"] if alike.vectors is not None else []
     if alike.lora is not None:
         lines += [f"cosine of the LoRAs: {alike.lora:.3f}", f"their directions overlap: {alike.overlap:.0%}"]
