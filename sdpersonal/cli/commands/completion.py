@@ -26,7 +26,7 @@ def print_completion(settings: CompletionArgs) -> int:
         root.command(group, name=name, help=GROUPS[name])
     for name, (_, command) in COMMANDS.items():
         group_name, _, word = name.rpartition(" ")
-        groups.get(group_name, root).command(command, name=word)
+        groups.get(group_name, root).command(name=word)(command)
     root.cli(prog="sdpersonal", args=["--tyro-print-completion", settings.shell])
     return 0
 

@@ -124,7 +124,9 @@ def restore_concept(settings: RestoreArgs) -> int:
 
 def verify_concepts(settings: VerifyArgs) -> int:
     library = Library(settings.library)
-    problems = [{"token": str(entry.token), "problem": problem} for entry, problem in library.verify()]
+    problems: list[dict[str, str | None]] = [
+        {"token": str(entry.token), "problem": problem} for entry, problem in library.verify()
+    ]
     problems += [
         {"token": None, "problem": f"{printable(str(path))} is not reachable by any token (wrong file name or folder)"}
         for path in library.misplaced_files()
