@@ -1,0 +1,179 @@
+"""Report progress to a callback, and as a bar in a terminal or a notebook."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+_SMOOTHING = 30  # steps: the loss on a bar is their mean, since that of one step depends mostly on its noise levels
+_NOTEBOOK_INTERVAL = 0.1  # seconds between updates of a notebook's page
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The progress of a training or a generation: steps done, of how many, and an estimate of the seconds left.
+
+    A generation counts the denoising steps of all its images and has no loss.
+    """
+
+    step: int
+    steps: int
+    seconds_left: float
+    loss: float | None = None
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class ProgressBar:
+    """Passes progress on to a callback, and shows it as a bar on a terminal or in a notebook, unless `quiet`.
+
+    on_progress: may raise an exception to stop the work. transient: the bar disappears at the end.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        on_progress: OnProgress | None = None,
+        quiet: bool = False,
+        transient: bool = True,
+        out: TextIO | None = None,
+    ):
+        self._on_progress = on_progress
+        self._bar = None if quiet else _choose_bar(label, transient, out or sys.stderr)
+        self._started_at = time.monotonic()
+
+    @property
+    def shown(self) -> bool:
+        """Whether there is a bar: none is shown in a file or a pipe."""
+        return self._bar is not None
+
+    def __enter__(self) -> ProgressBar:
+        self._started_at = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            with suppress(OSError):  # the terminal is gone
+                self._bar.stop()
+
+    def show(self, progress: Progress) -> None:
+        if self._bar:
+            self._bar.show(progress)
+        if self._on_progress:
+            self._on_progress(progress)
+
+    def advance(self, done: int, total: int) -> None:
+        """Show `done` of `total` steps, with the time left at the pace so far."""
+        seconds = time.monotonic() - self._started_at
+        self.show(Progress(done, total, seconds / done * (total - done) if done else math.inf))
+
+
+def _choose_bar(label: str, transient: bool, out: TextIO | None) -> _TerminalBar | _NotebookBar | None:
+    if _in_notebook():
+        return _NotebookBar(label, transient)
+    if out is None or not out.isatty():  # None: started with stderr closed
+        return None
+    return _TerminalBar(label, transient, out)
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return hasattr(shell, "kernel")  # a shell in a terminal has none
+
+
+class _TerminalBar:
+    """A bar of rich. It begins with the first step, so that it is not broken by messages before."""
+
+    def __init__(self, label: str, transient: bool, out: TextIO):
+        self._label, self._transient, self._out = label, transient, out
+        self._losses: deque[float] = deque(maxlen=_SMOOTHING)
+        self._progress: RichProgress | None = None
+
+    def show(self, progress: Progress) -> None:
+        if self._progress is None:
+            self._progress = self._start(progress)
+        if progress.loss is not None:
+            self._losses.append(progress.loss)
+        fields: dict[str, Any] = {"loss": _loss_text(self._losses), "left": _time_text(progress.seconds_left)}
+        self._progress.update(self._progress.task_ids[0], completed=progress.step, total=progress.steps, **fields)
+
+    def stop(self) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def _start(self, progress: Progress) -> RichProgress:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+        )
+        bar = Bar(*columns, console=Console(file=self._out), transient=self._transient)
+        bar.add_task(self._label, total=progress.steps, completed=progress.step, loss="", left="")
+        bar.start()
+        return bar
+
+
+class _NotebookBar:
+    """A bar in HTML, which needs no widgets."""
+
+    def __init__(self, label: str, transient: bool):
+        self._label, self._transient = label, transient
+        self._losses: deque[float] = deque(maxlen=_SMOOTHING)
+        self._handle: Any = None  # of IPython, which is there in a notebook only
+        self._shown_at = -math.inf
+
+    def show(self, progress: Progress) -> None:
+        if progress.loss is not None:
+            self._losses.append(progress.loss)
+        now = time.monotonic()
+        if progress.step < progress.steps and now - self._shown_at < _NOTEBOOK_INTERVAL:
+            return
+        self._shown_at = now
+        texts = (
+            f"{self._label}: {progress.step} of {progress.steps}",
+            _loss_text(self._losses),
+            _time_text(progress.seconds_left),
+        )
+        bar = f'<progress value="{progress.step}" max="{progress.steps}" style="width: 20em"></progress>'
+        self._display(f"{bar} {', '.join(filter(None, texts))}")
+
+    def stop(self) -> None:
+        if self._handle and self._transient:
+            self._display("")
+
+    def _display(self, html: str) -> None:
+        from IPython.display import HTML, display
+
+        if self._handle is None:
+            self._handle = display(HTML(html), display_id=True)
+        else:
+            self._handle.update(HTML(html))
+
+
+def _loss_text(losses: deque[float]) -> str:
+    return f"loss {math.fsum(losses) / len(losses):.4f}" if losses else ""
+
+
+def _time_text(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return ""
+    return f"{timedelta(seconds=round(seconds))} left"
