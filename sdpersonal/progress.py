@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class _NotebookBar:
     def __init__(self, label: str, transient: bool):
         self._label, self._transient = label, transient
         self._losses: deque[float] = deque(maxlen=_SMOOTHING)
-        self._handle: Any = None  # of IPython, which is there in a notebook only
+        self._handle: Any = None
         self._shown_at = -math.inf
 
     def show(self, progress: Progress) -> None:
@@ -161,12 +162,11 @@ class _NotebookBar:
             self._display("")
 
     def _display(self, html: str) -> None:
-        from IPython.display import HTML, display
-
+        ipython = import_module("IPython.display")  # in a notebook only
         if self._handle is None:
-            self._handle = display(HTML(html), display_id=True)
+            self._handle = ipython.display(ipython.HTML(html), display_id=True)
         else:
-            self._handle.update(HTML(html))
+            self._handle.update(ipython.HTML(html))
 
 
 def _loss_text(losses: deque[float]) -> str:

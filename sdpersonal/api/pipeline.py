@@ -6,11 +6,10 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from PIL import Image
 
@@ -23,9 +22,9 @@ from ..image_grid import encode_png
 from ..image_metadata import MAX_IMAGE_BYTES, Foreign, Recipe, describe_hidden, pixels_sha256, read_recipe
 from ..progress import OnProgress, ProgressBar
 from ..prompts import Wildcards
-from .options import GenerateOptions, Photo, RequestOptions, StrPath, documented, in_keywords, to_fields
+from .options import FIELDS, GenerateOptions, Photo, RequestOptions, StrPath, documented, in_keywords, to_fields
 
-_IMAGE_FIELDS = ("start", "mask")
+_IMAGE_FIELDS = (FIELDS["init_image"], "mask")
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +109,7 @@ class Pipeline:
             UserError: for unusable settings or an unknown concept, before anything is computed.
             OutOfMemory: the memory is free again.
         """
-        with _request(prompt, GenerateOptions, settings) as request:
+        with _request(GenerateRequest, GenerateOptions, settings, prompt=prompt) as request:
             return self._generate([request], on_progress, quiet)
 
     @documented(GenerateRequest, RequestOptions)
@@ -138,7 +137,7 @@ class Pipeline:
         from ..playground.endless import EndlessSeries
 
         with ExitStack() as stack:
-            request = stack.enter_context(_request(prompt, RequestOptions, settings))
+            request = stack.enter_context(_request(GenerateRequest, RequestOptions, settings, prompt=prompt))
             series = EndlessSeries(request, self.wildcards)
             _warn(check_template(request, self.library, self.wildcards, self.base.kind))
             positions = count(first) if limit is None else range(first, first + limit)
@@ -174,7 +173,7 @@ class Pipeline:
         from .xyz_grid import XyzGrid
 
         sides = {side: axis for side, axis in (("x", x), ("y", y), ("z", z)) if axis is not None}
-        with _request(prompt, RequestOptions, settings, XyzGridRequest, sides) as request:
+        with _request(XyzGridRequest, RequestOptions, settings, prompt=prompt, **sides) as request:
             concepts: ConceptSource = self.library
             trained = [run.token_at(step) for run in request.runs for step in run.steps]
             requests = list({cell.request: None for cell in request.cells})
@@ -232,14 +231,14 @@ class Pipeline:
         strengths = [f"{token}={','.join(map(str, values))}" for token, values in (concept_strengths or {}).items()]
         texts = [f"{word}={'|'.join(values)}" for word, values in (words or {}).items()]
         others = variation_strength is not None or strengths or texts
-        with in_keywords(GenerateRequest), _as_files({"image": image}) as files:
+        with in_keywords(GenerateRequest), ExitStack() as stack:
             concepts: ConceptSource = self.library
             if isinstance(recipe, Recipe):
                 raise_mismatches(base_mismatches(recipe, self.base.name, self.base.version), anyway)
                 concepts = RecipeThenLibrary(recipe, self.library, anyway)
             requests = variation_requests(
                 favourite_request(recipe, from_itself=from_image and not others),
-                files["image"],
+                _as_file(image, stack),
                 near_by=variation_strength,
                 n=num_images,
                 seed=variation_seed,
@@ -279,10 +278,11 @@ class Pipeline:
         recipe = _read_recipe(image)
         if not isinstance(recipe, Recipe):
             raise UserError("The image is of another program, so the same cannot be generated.", "Use vary().")
-        with in_keywords(GenerateRequest), _as_files({"start": init_image, "mask": mask}) as files:
-            start, mask_file = files["start"], files["mask"]
-            hashes = start and pixels_sha256(open_image(start)), mask_file and pixels_sha256(open_mask(mask_file))
-            mismatches = image_mismatches(recipe, *hashes)
+        with in_keywords(GenerateRequest), ExitStack() as stack:
+            start, mask_file = (None if given is None else _as_file(given, stack) for given in (init_image, mask))
+            start_hash = None if start is None else pixels_sha256(open_image(start))
+            mask_hash = None if mask_file is None else pixels_sha256(open_mask(mask_file))
+            mismatches = image_mismatches(recipe, start_hash, mask_hash)
             mismatches += base_mismatches(recipe, self.base.name, self.base.version)
             raise_mismatches(mismatches, anyway)
             concepts = PinnedConcepts(recipe, self.library, anyway)
@@ -324,40 +324,24 @@ class Pipeline:
 RequestT = TypeVar("RequestT", bound=GenerateRequest)
 
 
-@overload
-def _request(prompt: str, options: type, given: Any) -> AbstractContextManager[GenerateRequest]: ...
-@overload
-def _request(
-    prompt: str, options: type, given: Any, settings: type[RequestT], axes: Mapping[str, str]
-) -> AbstractContextManager[RequestT]: ...
 @contextmanager
-def _request(
-    prompt: str,
-    options: type,
-    given: Any,
-    settings: type[GenerateRequest] = GenerateRequest,
-    axes: Mapping[str, str] = MappingProxyType({}),
-) -> Iterator[GenerateRequest]:
+def _request(settings: type[RequestT], options: type, given: Any, **explicit: str) -> Iterator[RequestT]:
     """Build the request of keyword arguments; the files of its Pillow images exist until the end of the context."""
-    with in_keywords(settings):
-        fields = to_fields(GenerateRequest, options, given)
-        with _as_files({name: fields.get(name) for name in _IMAGE_FIELDS}) as files:
-            yield settings(prompt=prompt, **axes, **fields | files)
+    with in_keywords(settings), ExitStack() as stack:
+        fields = explicit | to_fields(GenerateRequest, options, given)
+        for name in _IMAGE_FIELDS:
+            if fields.get(name) is not None:
+                fields[name] = _as_file(fields[name], stack)
+        yield settings(**fields)
 
 
-@contextmanager
-def _as_files(images: Mapping[str, Photo | None]) -> Iterator[dict[str, Path | None]]:
-    """Give each image as a file: Pillow images as temporary ones, without their metadata."""
-    with ExitStack() as stack:
-        files: dict[str, Path | None] = {}
-        for name, image in images.items():
-            if isinstance(image, Image.Image):
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sdpersonal-")))
-                storage.write_bytes(folder / f"{name}.png", _pixels_as_png(image))
-                files[name] = folder / f"{name}.png"
-            else:
-                files[name] = None if image is None else Path(image)
-        yield files
+def _as_file(image: Photo, stack: ExitStack) -> Path:
+    """Return an image's file: of a Pillow image a temporary one, without its metadata, until the stack is closed."""
+    if not isinstance(image, Image.Image):
+        return Path(image)
+    path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sdpersonal-"))) / "image.png"
+    storage.write_bytes(path, _pixels_as_png(image))
+    return path
 
 
 def _pixels_as_png(image: Image.Image) -> bytes:
