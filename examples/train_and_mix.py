@@ -49,7 +49,7 @@ def main() -> None:
         x="strength <me/ink>: 0, 0.5, 1",
         y="seed: 1..2",
     )
-    for path in grid.save(arguments.out).sheets:
+    for path in grid.save(arguments.out).grids:
         print(path)
 
 

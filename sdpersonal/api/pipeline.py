@@ -161,12 +161,12 @@ class Pipeline:
             prompt: text with tokens, and {} where an axis puts words: "a photo of <me/duck> {}".
             x: the columns: "seed: 1..4", "words: on the beach|in the snow", "strength <me/duck>: 0..1 by 0.25".
             y: the rows: "guidance: 1, 3, ..., 9", "window <me/ink>: 0-1, 0.4-1".
-            z: one sheet for each value: "checkpoint: runs/me-duck-dreambooth-lora".
+            z: one grid for each value: "checkpoint: runs/me-duck-dreambooth-lora".
             on_progress: called with a `Progress` after each denoising step.
             quiet: show no bar.
 
         Returns:
-            The images by their cells, and the labelled sheets. A notebook shows the first sheet.
+            The images by their cells, and the labelled grids. A notebook shows the first one.
         """
         from ..generation.request_checks import check_requests
         from ..playground.xyz_grid import CheckpointConcepts, XyzGridRequest, generate_cells
@@ -184,7 +184,7 @@ class Pipeline:
                 advance = _in_steps(bar, requests, self.wildcards)
                 cells = {
                     (cell.x, cell.y, cell.z): image
-                    for shown, image in generate_cells(self.generator.of(concepts), request.cells, advance)
+                    for shown, image in generate_cells(self.generator.with_concepts(concepts), request.cells, advance)
                     for cell in shown
                 }
             _warn(describe_hidden([image.hidden for image in cells.values()]))
@@ -237,9 +237,9 @@ class Pipeline:
                 raise_mismatches(base_mismatches(recipe, self.base.name, self.base.version), anyway)
                 concepts = RecipeThenLibrary(recipe, self.library, anyway)
             requests = variation_requests(
-                favourite_request(recipe, from_itself=from_image and not others),
+                favourite_request(recipe, image_only=from_image and not others),
                 _as_file(image, stack),
-                near_by=variation_strength,
+                variation_strength=variation_strength,
                 n=num_images,
                 seed=variation_seed,
                 strength=strengths,
@@ -296,7 +296,7 @@ class Pipeline:
 
         with stack:
             for position in positions:
-                (image,) = self.generator.draw(series.at(position))
+                (image,) = self.generator.generate(series.request_at(position))
                 yield GeneratedImage(image.image, series.recipe(image))
 
     def _generate(
@@ -315,8 +315,8 @@ class Pipeline:
             _warn(note)
         _warn(check_requests(requests, concepts, self.wildcards, self.base.kind))
         with ProgressBar("generating", on_progress, quiet) as bar:
-            advance = _in_steps(bar, requests, self.wildcards)
-            images = GeneratedImages(image for _, image in generate_all(self.generator.of(concepts), requests, advance))
+            advance, generator = _in_steps(bar, requests, self.wildcards), self.generator.with_concepts(concepts)
+            images = GeneratedImages(image for _, image in generate_all(generator, requests, advance))
         _warn(describe_hidden([image.hidden for image in images]))
         return images
 

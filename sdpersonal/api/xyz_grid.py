@@ -12,7 +12,7 @@ from PIL import Image
 from ..generation import GeneratedImage, GeneratedImages
 from ..image_grid import encode_png
 from ..outputs import Outputs, write_page
-from ..playground.xyz_grid import GridTile, SavedGrid, XyzGridRequest, grid_images, save_sheets
+from ..playground.xyz_grid import GridTile, SavedGrid, XyzGridRequest, grid_images, save_grid
 
 if TYPE_CHECKING:
     from .options import StrPath
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class XyzGrid:
-    """A generated X/Y/Z grid, which a notebook shows as its first sheet.
+    """A generated X/Y/Z grid, which a notebook shows as its labelled grid.
 
-    cells: the image at each (column, row, sheet), counted from 0.
+    cells: the image at each (column, row, grid), counted from 0.
     """
 
     request: XyzGridRequest
@@ -34,25 +34,25 @@ class XyzGrid:
         return GeneratedImages({id(image): image for image in self.cells.values()}.values())
 
     @cached_property
-    def sheets(self) -> list[Image.Image]:
-        """The labelled sheets: one for each value of z."""
+    def grids(self) -> list[Image.Image]:
+        """The labelled grids: one for each value of z."""
         tiles = {at: GridTile(image.image, image.recipe, "") for at, image in self.cells.items()}
         return list(grid_images(self.request, tiles))
 
     def save(self, folder: StrPath = "outputs", private: bool = False) -> SavedGrid:
-        """Save as `sdpersonal sheet` does: each image, the sheets, and a page of them.
+        """Save as `sdpersonal sheet` does: each image, the labelled grids, and a page of them.
 
         private: save no recipes. Raises: UserError, DiskFull.
         """
         outputs = Outputs(folder)
-        paths = {id(image): outputs.save(image.png(private)) for image in self.images}
+        paths = {id(image): outputs.save(image.to_png(private)) for image in self.images}
         tiles = {
             at: GridTile(image.image, None if private else image.recipe, paths[id(image)].stem.partition("-")[2])
             for at, image in self.cells.items()
         }
-        saved = save_sheets(self.request, tiles, {paths[id(image)]: image.hidden for image in self.images})
+        saved = save_grid(self.request, tiles, {paths[id(image)]: image.hidden for image in self.images})
         write_page(outputs)
         return saved
 
     def _repr_png_(self) -> bytes:
-        return encode_png(self.sheets[0])
+        return encode_png(self.grids[0])

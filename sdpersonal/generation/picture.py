@@ -49,7 +49,7 @@ class GeneratedImage(Image.Image):
         """Whether the base's safety checker flagged it: the image is plain grey."""
         return self.recipe.hidden
 
-    def png(self, private: bool = False) -> bytes:
+    def to_png(self, private: bool = False) -> bytes:
         """Return the image as a PNG file, with its recipe or, if `private`, with pixels only."""
         return png_with_recipe(self.image, None if private else self.recipe)
 
@@ -157,7 +157,7 @@ class GeneratedImages(list[GeneratedImage]):
         private: save no recipes. Returns: the paths. Raises: UserError, DiskFull.
         """
         outputs = Outputs(folder)
-        paths = [outputs.save(image.png(private)) for image in self]
+        paths = [outputs.save(image.to_png(private)) for image in self]
         if paths:
             write_page(outputs)
         return paths

@@ -16,14 +16,14 @@ A1111_KEY = "parameters"  # key of the PNG text with A1111's infotext
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286  # tags of Exif 2.3
 
 
-def png_with_recipe(picture: Image.Image, recipe: Recipe | None) -> bytes:
+def png_with_recipe(image: Image.Image, recipe: Recipe | None) -> bytes:
     """Encode the image as PNG with its recipe in our format and A1111's, or for None with its pixels only."""
     from PIL import Image
 
     from ..image_grid import encode_png as encoded
 
     text = None if recipe is None else recipe_as_png_text(recipe)
-    bare = Image.frombytes(picture.mode, picture.size, picture.tobytes())  # drops profile, EXIF and texts
+    bare = Image.frombytes(image.mode, image.size, image.tobytes())  # drops profile, EXIF and texts
     return encoded(bare, text)
 
 

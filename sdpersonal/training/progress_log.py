@@ -33,13 +33,13 @@ class ProgressLog:
         run: Path,
         start: int,
         steps: int,
-        track: Tracker | None = None,
+        tracker: Tracker | None = None,
         out: TextIO | None = None,
         on_progress: OnProgress | None = None,
     ):
         self._path = run / PROGRESS_FILE
         self._start, self._steps = start, steps
-        self._track = track or NullTracker()
+        self._track = tracker or NullTracker()
         self._out = out or sys.stderr
         self._started_at = time.monotonic()
         entries = _truncate_after(self._path, start)
@@ -54,7 +54,7 @@ class ProgressLog:
     def __exit__(self, *_) -> None:
         self._bar.__exit__()
 
-    def keep(self) -> None:
+    def flush(self) -> None:
         """Sync the log to disk, so that it is as durable as the checkpoint that follows."""
         storage.sync(self._path)
 

@@ -4,7 +4,7 @@ from .axes import Axis
 from .checkpoints import CheckpointConcepts
 from .drawing import generate_all, generate_cells
 from .page import GridTile
-from .saving import SavedGrid, generate_grid, grid_images, save_sheets
+from .saving import SavedGrid, generate_grid, grid_images, save_grid
 from .sheet import GridCell, XyzGridRequest
 
 __all__ = [
@@ -18,5 +18,5 @@ __all__ = [
     "generate_cells",
     "generate_grid",
     "grid_images",
-    "save_sheets",
+    "save_grid",
 ]
