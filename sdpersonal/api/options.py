@@ -201,6 +201,7 @@ def _class_statements(cls: type) -> list[ast.stmt]:
     return definition.body if isinstance(definition, ast.ClassDef) else []
 
 
+_OTHER_FLAGS = {"--anyway": "anyway=True", "--base": "load(base=...)"}  # of commands, and their way in Python
 _FLAG = re.compile(r"--(no-)?([a-z][a-z-]*)(?: ([0-9][0-9.e-]*[0-9]|[0-9]|[A-Z]{2,}))?(?![a-z-])")
 
 
@@ -212,7 +213,7 @@ def _reword(text: str, settings: type[SettingsBase]) -> str:
         negation, flag, value = match.groups()
         field = fields.get(flag)
         if field is None:
-            return match[0]
+            return _OTHER_FLAGS.get(match[0], match[0])
         name = _KEYWORDS.get(field, field)
         if settings.model_fields[field].annotation is bool:
             return f"{name}={not negation}" + (f" {value}" if value else "")
