@@ -108,6 +108,7 @@ def test_type_checkers_see_what_is_there_at_run_time():
 
 
 def test_the_functions_load_no_torch_before_they_are_called():
-    code = "import sys, sdpersonal as sp; sp.load, sp.train_dreambooth, sp.Library, sp.Progress; print('torch' in sys.modules)"
+    names = "sp.load, sp.train_dreambooth, sp.Library, sp.Progress"
+    code = f"import sys, sdpersonal as sp; {names}; print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"

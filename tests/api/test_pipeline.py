@@ -74,7 +74,9 @@ def test_images_are_those_of_the_generator(sd, images):
     request = sp.GenerateRequest(prompt=PROMPT, seed=7, steps=3, size="64x64").model_copy(update={"n": 2})
     expected = list(sp.Generator(sd.base, sd.library).generate(request))
     assert isinstance(images, sp.GeneratedImages) and len(images) == 2
-    assert all(same(image, other) and image.recipe == other.recipe for image, other in zip(images, expected, strict=True))
+    assert all(
+        same(image, other) and image.recipe == other.recipe for image, other in zip(images, expected, strict=True)
+    )
     assert [image.seed for image in images] == [7, 8] and images[0].size == (64, 64)
 
 
@@ -314,7 +316,9 @@ def test_a_saved_image_holds_its_recipe(images, tmp_path):
     for name in ("a.jpg", "a.webp"):
         image.save(str(tmp_path / name), quality=90)
         found = read_recipe((tmp_path / name).read_bytes(), name)
-        assert isinstance(found, Foreign) and found.fields["seed"] == 7 and found.fields["prompt"].startswith("a photo of")
+        assert (
+            isinstance(found, Foreign) and found.fields["seed"] == 7 and found.fields["prompt"].startswith("a photo of")
+        )
     image.save(tmp_path / "a.bmp")
     with Image.open(tmp_path / "a.bmp") as saved:
         assert same(saved, image)
