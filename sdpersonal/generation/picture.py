@@ -137,11 +137,11 @@ class GeneratedImages(list[GeneratedImage]):
     def recipes(self) -> list[Recipe]:
         return [image.recipe for image in self]
 
-    def grid(self, tile: int | None = None, private: bool = False) -> Image.Image:
+    def grid(self, tile_size: int | None = None, private: bool = False) -> Image.Image:
         """Draw all images in one, each with the words that only its prompt has, and its seed, above it.
 
         Args:
-            tile: pixels of the side of each. Default: the size of the largest, up to 512.
+            tile_size: pixels of the side of each. Default: the size of the largest, up to 512.
             private: without any text.
         """
         if not self:
@@ -149,7 +149,7 @@ class GeneratedImages(list[GeneratedImage]):
         captions = [""] * len(self) if private else _captions(self.recipes)
         largest = max(max(image.size) for image in self)
         images = [image.image for image in self]
-        return captioned_grid(list(zip(images, captions, strict=True)), tile or min(largest, _MAX_TILE))
+        return captioned_grid(list(zip(images, captions, strict=True)), tile_size or min(largest, _MAX_TILE))
 
     def save(self, folder: str | os.PathLike[str] = "outputs", private: bool = False) -> list[Path]:
         """Save as the command line does: a numbered PNG each in the folder of the day, and a page of all in `folder`.
@@ -170,5 +170,6 @@ def _captions(recipes: Iterable[Recipe]) -> list[str]:
     """Caption each image with the words that differ and its seeds."""
     recipes = list(recipes)
     words = [printable(text, 200) for text in differing_words([recipe.prompt for recipe in recipes])]
-    seeds = [f"seed {recipe.seed}" + (f"/{recipe.near_seed}" if recipe.near else "") for recipe in recipes]
-    return [", ".join(filter(None, texts)) for texts in zip(words, seeds, strict=True)]
+    variations = [f"variation {recipe.near_seed}" if recipe.near else "" for recipe in recipes]
+    seeds = [f"seed {recipe.seed}" for recipe in recipes]
+    return [", ".join(filter(None, texts)) for texts in zip(words, seeds, variations, strict=True)]
