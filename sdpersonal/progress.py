@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import sys
 import time
+import warnings
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
@@ -70,7 +71,7 @@ class ProgressBar:
 
     def show(self, progress: Progress) -> None:
         if self._bar:
-            self._bar.show(progress)
+            self._bar.update(progress)
         if self._on_progress:
             self._on_progress(progress)
 
@@ -80,7 +81,15 @@ class ProgressBar:
         self.show(Progress(done, total, seconds / done * (total - done) if done else math.inf))
 
 
-def _choose_bar(label: str, transient: bool, out: TextIO | None) -> _TerminalBar | _NotebookBar | None:
+@contextmanager
+def ignore_missing_widgets() -> Iterator[None]:
+    """Ignore the warning of tqdm, on import in a notebook, that ipywidgets is missing: the bars here need none."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        yield
+
+
+def _choose_bar(label: str, transient: bool, out: TextIO | None) -> _Bar | None:
     if _in_notebook():
         return _NotebookBar(label, transient)
     if out is None or not out.isatty():  # None: started with stderr closed
@@ -94,30 +103,51 @@ def _in_notebook() -> bool:
     return hasattr(shell, "kernel")  # a shell in a terminal has none
 
 
-class _TerminalBar:
+class _Bar:
+    """A bar with the mean of the last losses; a subclass shows it."""
+
+    def __init__(self, label: str, transient: bool):
+        self.label, self.transient = label, transient
+        self._losses: deque[float] = deque(maxlen=_SMOOTHING)
+        self._last: Progress | None = None
+
+    def update(self, progress: Progress) -> None:
+        if progress.loss is not None:
+            self._losses.append(progress.loss)
+        self._last = progress
+        self.show(progress, self._loss_text(), _time_text(progress.seconds_left))
+
+    def stop(self) -> None:
+        """Show the last step without a time left: the work may have ended early."""
+        if self._last:
+            self.show(self._last, self._loss_text(), "", is_last=True)
+
+    def show(self, progress: Progress, loss: str, time_left: str, is_last: bool = False) -> None:
+        raise NotImplementedError
+
+    def _loss_text(self) -> str:
+        return f"loss {math.fsum(self._losses) / len(self._losses):.4f}" if self._losses else ""
+
+
+class _TerminalBar(_Bar):
     """A bar of rich. It begins with the first step, so that it is not broken by messages before."""
 
     def __init__(self, label: str, transient: bool, out: TextIO):
-        self._label, self._transient, self._out = label, transient, out
-        self._losses: deque[float] = deque(maxlen=_SMOOTHING)
+        super().__init__(label, transient)
+        self._out = out
         self._progress: RichProgress | None = None
 
-    def show(self, progress: Progress) -> None:
-        if self._progress is None:
-            self._progress = self._start(progress)
-        if progress.loss is not None:
-            self._losses.append(progress.loss)
-        fields: dict[str, Any] = {"loss": _loss_text(self._losses), "left": _time_text(progress.seconds_left)}
-        self._progress.update(self._progress.task_ids[0], completed=progress.step, total=progress.steps, **fields)
+    def show(self, progress: Progress, loss: str, time_left: str, is_last: bool = False) -> None:
+        fields: dict[str, Any] = {"completed": progress.step, "total": progress.steps, "loss": loss, "left": time_left}
+        bar = self._progress = self._progress or self._start(fields)
+        bar.update(bar.task_ids[0], **fields)
+        if is_last:
+            bar.stop()
 
-    def stop(self) -> None:
-        if self._progress:
-            self._progress.stop()
-
-    def _start(self, progress: Progress) -> RichProgress:
+    def _start(self, fields: dict[str, Any]) -> RichProgress:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bar
+        from rich.progress import Progress as RichBar
 
         columns = (
             TextColumn("{task.description}"),
@@ -127,50 +157,35 @@ class _TerminalBar:
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
         )
-        bar = Bar(*columns, console=Console(file=self._out), transient=self._transient)
-        bar.add_task(self._label, total=progress.steps, completed=progress.step, loss="", left="")
+        bar = RichBar(*columns, console=Console(file=self._out), transient=self.transient)
+        bar.add_task(self.label, **fields)
         bar.start()
         return bar
 
 
-class _NotebookBar:
+class _NotebookBar(_Bar):
     """A bar in HTML, which needs no widgets."""
 
     def __init__(self, label: str, transient: bool):
-        self._label, self._transient = label, transient
-        self._losses: deque[float] = deque(maxlen=_SMOOTHING)
+        super().__init__(label, transient)
         self._handle: Any = None
         self._shown_at = -math.inf
 
-    def show(self, progress: Progress) -> None:
-        if progress.loss is not None:
-            self._losses.append(progress.loss)
+    def show(self, progress: Progress, loss: str, time_left: str, is_last: bool = False) -> None:
         now = time.monotonic()
-        if progress.step < progress.steps and now - self._shown_at < _NOTEBOOK_INTERVAL:
+        if now - self._shown_at < _NOTEBOOK_INTERVAL and not is_last:
             return
         self._shown_at = now
-        texts = (
-            f"{self._label}: {progress.step} of {progress.steps}",
-            _loss_text(self._losses),
-            _time_text(progress.seconds_left),
-        )
         bar = f'<progress value="{progress.step}" max="{progress.steps}" style="width: 20em"></progress>'
-        self._display(f"{bar} {', '.join(filter(None, texts))}")
-
-    def stop(self) -> None:
-        if self._handle and self._transient:
-            self._display("")
+        texts = filter(None, (f"{self.label}: {progress.step} of {progress.steps}", loss, time_left))
+        self._display("" if is_last and self.transient else f"{bar} {', '.join(texts)}")
 
     def _display(self, html: str) -> None:
-        ipython = import_module("IPython.display")  # in a notebook only
+        ipython = import_module("IPython.display")
         if self._handle is None:
             self._handle = ipython.display(ipython.HTML(html), display_id=True)
         else:
             self._handle.update(ipython.HTML(html))
-
-
-def _loss_text(losses: deque[float]) -> str:
-    return f"loss {math.fsum(losses) / len(losses):.4f}" if losses else ""
 
 
 def _time_text(seconds: float) -> str:

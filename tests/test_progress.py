@@ -47,7 +47,18 @@ def test_a_terminal_shows_steps_loss_and_time(monkeypatch):
     out = Terminal()
     run(ProgressBar("training", out=out, transient=False))
     text = out.getvalue()
-    assert "training" in text and "3/3" in text and "loss 0.5000" in text and "0:00:00 left" in text
+    assert "training" in text and "1/3" in text and "0:02:00 left" in text
+    last = text.split("\x1b[2K")[-1]
+    assert "3/3" in last and "loss 0.5000" in last and "left" not in last
+
+
+def test_a_work_that_ends_early_shows_no_time_left(monkeypatch):
+    display = Display(monkeypatch)
+    with ProgressBar("training", transient=False) as bar:
+        bar.show(Progress(1, 9, 60.0, 0.5))
+        bar.show(Progress(2, 9, 50.0, 0.5))
+    assert display.shown[0].endswith("training: 1 of 9, loss 0.5000, 0:01:00 left")
+    assert display.shown[-1].endswith("training: 2 of 9, loss 0.5000")
 
 
 @pytest.mark.parametrize("out", [io.StringIO(), None])
@@ -73,9 +84,9 @@ def test_a_notebook_shows_one_bar_and_clears_a_transient_one(monkeypatch):
     display = Display(monkeypatch)
     run(ProgressBar("training", transient=False))
     assert 'value="3" max="3"' in display.shown[-1] and "training: 3 of 3, loss 0.5000" in display.shown[-1]
-    assert len(display.shown) == 2  # the second step came too soon after the first
+    assert len(display.shown) == 2  # the first step and the end: the others came too soon
     run(ProgressBar("generating"))
-    assert display.shown[-1] == "" and "generating: 3 of 3" in display.shown[-2]
+    assert display.shown[-1] == "" and "generating: 1 of 3" in display.shown[-2]
 
 
 def test_a_shell_in_a_terminal_is_no_notebook(monkeypatch):

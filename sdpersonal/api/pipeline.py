@@ -20,7 +20,7 @@ from ..config.scheduler_names import difference
 from ..errors import UserError
 from ..image_grid import encode_png
 from ..image_metadata import MAX_IMAGE_BYTES, Foreign, Recipe, describe_hidden, pixels_sha256, read_recipe
-from ..progress import OnProgress, ProgressBar
+from ..progress import OnProgress, ProgressBar, ignore_missing_widgets
 from ..prompts import Wildcards
 from .options import FIELDS, GenerateOptions, Photo, RequestOptions, StrPath, documented, in_keywords, to_fields
 
@@ -60,7 +60,8 @@ def load(
     Raises:
         UserError: if there is no such model or device.
     """
-    from ..models import load_base
+    with ignore_missing_widgets():
+        from ..models import load_base
 
     name = None if base is None else os.fspath(base)
     vae = None if vae is None else os.fspath(vae)

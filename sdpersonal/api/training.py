@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ..config import DreamboothSettings, TextualInversionSettings, TrainingSettings
 from ..errors import UserError
-from ..progress import OnProgress, ProgressBar
+from ..progress import OnProgress, ProgressBar, ignore_missing_widgets
 from ..prompts import Token
 from .options import DreamboothOptions, StrPath, TextualInversionOptions, documented, in_keywords, to_fields
 
@@ -91,7 +91,8 @@ def _train(
                 "This function trains in one process, and the launcher started several.",
                 "Use `accelerate launch train_dreambooth.py`, or sdpersonal.train(settings).",
             )
-        from ..training import train
+        with ignore_missing_widgets():
+            from ..training import train
 
         with bar:
             result = train(settings, logger.info, bar.show)

@@ -13,12 +13,13 @@ from ..generation import GeneratedImage, GeneratedImages
 from ..image_grid import encode_png
 from ..outputs import Outputs, write_page
 from ..playground.xyz_grid import GridTile, SavedGrid, XyzGridRequest, grid_images, save_grid
+from ..prompts import printable
 
 if TYPE_CHECKING:
     from .options import StrPath
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class XyzGrid:
     """A generated X/Y/Z grid, which a notebook shows as its labelled grid.
 
@@ -27,6 +28,10 @@ class XyzGrid:
 
     request: XyzGridRequest
     cells: Mapping[tuple[int, int, int], GeneratedImage]
+
+    def __repr__(self) -> str:
+        columns, rows, grids = self.request.shape
+        return f"<XyzGrid {columns} x {rows} x {grids}, {printable(self.request.prompt, 100)!r}>"
 
     @property
     def images(self) -> GeneratedImages:
