@@ -11,7 +11,8 @@ from ...config.text_checks import IF_UNSET
 from ...errors import FieldError, UserError
 
 log = logging.getLogger(__name__)
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 # Labels of the fields of `GenerateRequest` and of the training settings; `ui` lays them out under these labels.

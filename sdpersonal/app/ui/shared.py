@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, NotRequired, TypedDict
 
 import gradio as gr
+from gradio.blocks import Block
+from gradio.components import Component
 
 GENERATE, TRAIN, LIBRARY, MODELS = "generate", "make", "library", "base"  # the tabs' names
-QUICK_EVENT = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}  # answered at once
+
+
+class EventOptions(TypedDict):
+    """Options of a Gradio event listener, by the names of its parameters."""
+
+    concurrency_limit: int | None
+    show_progress: Literal["full", "minimal", "hidden"]
+    api_visibility: Literal["public", "private", "undocumented"]
+    show_progress_on: NotRequired[Component]
+
+
+class Event(EventOptions):
+    """A whole event, for listeners that share one handler."""
+
+    fn: Callable[..., Any]
+    inputs: Block | Sequence[Block] | None
+    outputs: Block | Sequence[Block]
+
+
+# Of most events: no limit, since jobs for the device have the `JobQueue`; no spinner, since the page has status lines.
+EVENT: EventOptions = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass(frozen=True)
@@ -21,12 +45,50 @@ class SharedComponents:
     base: gr.Textbox
 
 
+@dataclass(frozen=True)
+class LibraryState:
+    """State of the Library tab. chosen: token of the concept whose card is shown, "" for none; changes: a counter of
+    changes to the library."""
+
+    chosen: gr.State
+    changes: gr.State
+
+    def refresh(
+        self,
+        tab: gr.Tab,
+        fn: Callable[..., Any],
+        inputs: Block | Sequence[Block] | None,
+        outputs: Block | Sequence[Block],
+        on_choice: bool = False,
+    ) -> None:
+        """Run fn when the tab is opened or the library changes; on_choice: also when another concept is chosen."""
+        for listen in (tab.select, self.changes.change, *([self.chosen.change] if on_choice else [])):
+            listen(fn, inputs, outputs, **EVENT)
+
+
 def user_name(request: gr.Request) -> str | None:
     """Return the logged-in user's name; None if nobody logs in."""
     return getattr(request, "username", None)
 
 
-def text_line(text: str = "", name: str | None = None, **more) -> gr.Textbox:
+def session_id(request: gr.Request) -> str:
+    """Return the id of the page's session."""
+    return request.session_hash or ""
+
+
+def text_line(
+    text: str = "", name: str | None = None, label: str | None = None, max_lines: int = 6, visible: bool = True
+) -> gr.Textbox:
     """Make a status line. Neither Markdown nor a toast, which would render text from other people's files as HTML."""
-    looks = {"show_label": False, "container": False, "interactive": False, "elem_classes": "line", "max_lines": 6}
-    return gr.Textbox(text, lines=1, elem_id=name, **(looks | more))
+    return gr.Textbox(
+        text,
+        label=label,
+        lines=1,
+        max_lines=max_lines,
+        visible=visible,
+        show_label=False,
+        container=False,
+        interactive=False,
+        elem_id=name,
+        elem_classes="line",
+    )

@@ -11,13 +11,11 @@ from ...backend import App, JobView
 from ...backend.generate import image_actions
 from ...backend.generation_service import endless_job, generate_job
 from ..form import GenerateForm, random_seed
-from ..shared import QUICK_EVENT, SharedComponents, user_name
+from ..shared import EVENT, SharedComponents, session_id, user_name
 from .history import history_box
 from .prompt import concepts_box, presets_box, prompt_box
 from .results import ResultComponents, actions_box, results_box, view_updates
 from .xyz_grid import grid_box
-
-LONG_EVENT = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
 
 
 def generate_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
@@ -64,14 +62,14 @@ def _connect(
     generation = app.generation
 
     def on_draw(values, request: gr.Request):
-        page, seed = request.session_hash, form.components["seed"]
+        page, seed = session_id(request), form.components["seed"]
         values[seed] = random_seed() if values[form.fresh] else values[seed]
         yield from start_updates(
             generation.do(lambda: generate_job(form.read(values, app, page)), page, user_name(request)), values[seed]
         )
 
     def on_endless(values, request: gr.Request):
-        page, lists = request.session_hash, app.workspace.wildcards
+        page, lists = session_id(request), app.workspace.wildcards
         yield from start_updates(
             generation.do(lambda: endless_job(form.read(values, app, page), lists), page, user_name(request)), gr.skip()
         )
@@ -87,16 +85,16 @@ def _connect(
         return results[chosen.index] if 0 <= chosen.index < len(results) else None
 
     outputs = [*results.outputs, results.selected, form.components["seed"]]
-    gr.on([draw.click, shared.prompt.submit], on_draw, form.inputs, outputs, trigger_mode="once", **LONG_EVENT)
-    on_and_on.click(on_endless, form.inputs, outputs, trigger_mode="once", **LONG_EVENT)
-    upload.upload(on_upload, upload, [results.status, form.fresh, *form.components.values()], **QUICK_EVENT)
-    results.pictures.select(on_pick, results.results, results.selected, **QUICK_EVENT)
+    gr.on([draw.click, shared.prompt.submit], on_draw, form.inputs, outputs, **EVENT)
+    on_and_on.click(on_endless, form.inputs, outputs, **EVENT)
+    upload.upload(on_upload, upload, [results.status, form.fresh, *form.components.values()], **EVENT)
+    results.pictures.select(on_pick, results.results, results.selected, **EVENT)
 
     def on_stop(request: gr.Request):
-        generation.stop(request.session_hash)
+        generation.stop(session_id(request))
 
     def on_leave(request: gr.Request):
-        generation.leave(request.session_hash)
+        generation.leave(session_id(request))
 
-    stop.click(on_stop, **QUICK_EVENT)
+    stop.click(on_stop, **EVENT)
     shared.page.unload(on_leave)

@@ -6,7 +6,7 @@ import gradio as gr
 
 from ...backend import App
 from ...backend.generate import history
-from ..shared import QUICK_EVENT, SharedComponents, text_line, user_name
+from ..shared import EVENT, Event, SharedComponents, session_id, text_line, user_name
 from .results import ResultComponents, gallery_items
 
 
@@ -32,19 +32,23 @@ def history_box(app: App, shared: SharedComponents, tab: gr.Tab, results: Result
 
     def on_look_back(search, starred, number, request: gr.Request):
         page = history.find_images(
-            app.workspace, request.session_hash, user_name(request), search, bool(starred), number
+            app.workspace, session_id(request), user_name(request), search, bool(starred), number
         )
         return gallery_items(page.results), page.note, page.number, page.results
 
     def on_pick(found, chosen: gr.SelectData, request: gr.Request):
         result = found[chosen.index] if 0 <= chosen.index < len(found) else None
-        return result and history.publish_image(app.workspace, request.session_hash, result)
+        return result and history.publish_image(app.workspace, session_id(request), result)
 
-    search_event = {"fn": on_look_back, "inputs": [search, starred, number]}
-    search_event |= {"outputs": [gallery, note, number, shown_results]} | QUICK_EVENT
+    search_event: Event = {
+        "fn": on_look_back,
+        "inputs": [search, starred, number],
+        "outputs": [gallery, note, number, shown_results],
+        **EVENT,
+    }
     tab.select(**search_event)
     for event in (search.change, starred.change):
-        event(lambda: 0, None, number, **QUICK_EVENT).then(**search_event)
+        event(lambda: 0, None, number, **EVENT).then(**search_event)
     for button, step in ((newer, -1), (older, 1)):
-        button.click(lambda number, step=step: number + step, number, number, **QUICK_EVENT).then(**search_event)
-    gallery.select(on_pick, shown_results, results.selected, **QUICK_EVENT)
+        button.click(lambda number, step=step: number + step, number, number, **EVENT).then(**search_event)
+    gallery.select(on_pick, shown_results, results.selected, **EVENT)

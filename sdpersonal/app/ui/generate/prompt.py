@@ -11,7 +11,7 @@ from ...backend.generate.concept_picker import concept_choices
 from ...backend.generate.prompt_check import MAX_STRENGTHS, change_strength, check_prompt
 from ...backend.generate.prompt_presets import PRESET_TITLES, fill_preset
 from ...backend.generation_service import append_token
-from ..shared import QUICK_EVENT, SharedComponents, text_line
+from ..shared import EVENT, Event, SharedComponents, text_line
 
 NO_CONCEPTS = "No concepts yet. Make one from photos of something of yours: the tab beside this one."
 
@@ -33,15 +33,13 @@ def prompt_box(app: App, shared: SharedComponents) -> None:
         note, box = gr.update(value=check.note, visible=bool(check.note)), gr.update(visible=bool(names))
         return note, names, box, *_strength_updates(check.strengths)
 
-    shared.prompt.change(
-        on_words, shared.prompt, [note, tokens, strengths, *sliders], trigger_mode="always_last", **QUICK_EVENT
-    )
+    shared.prompt.change(on_words, shared.prompt, [note, tokens, strengths, *sliders], **EVENT)
     for number, slider in enumerate(sliders):
 
         def on_slide(prompt, names, value, number=number):
             return change_strength(prompt, names[number], value) if number < len(names) else prompt
 
-        slider.release(on_slide, [shared.prompt, tokens, slider], shared.prompt, **QUICK_EVENT)
+        slider.release(on_slide, [shared.prompt, tokens, slider], shared.prompt, **EVENT)
 
 
 def _strength_updates(found: tuple[tuple[str, float], ...]) -> list:
@@ -64,7 +62,7 @@ def presets_box(app: App, shared: SharedComponents) -> None:
             return prompt, gr.update(value=str(error), visible=True)
         return words, gr.update(visible=False)
 
-    choice.input(on_choice, [choice, shared.prompt], [shared.prompt, error_line], **QUICK_EVENT)
+    choice.input(on_choice, [choice, shared.prompt], [shared.prompt, error_line], **EVENT)
 
 
 def concepts_box(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
@@ -93,8 +91,8 @@ def concepts_box(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     def on_pick(prompt, chosen: gr.SelectData):
         return append_token(prompt, str(chosen.value["caption"])), gr.update(selected_index=None)
 
-    look = {"fn": on_look, "inputs": search, "outputs": [concepts, note, none_yet, words]} | QUICK_EVENT
+    look: Event = {"fn": on_look, "inputs": search, "outputs": [concepts, note, none_yet, words], **EVENT}
     shared.page.load(**look)
     tab.select(**look)
-    search.change(trigger_mode="always_last", **look)
-    concepts.select(on_pick, shared.prompt, [shared.prompt, concepts], **QUICK_EVENT)
+    search.change(**look)
+    concepts.select(on_pick, shared.prompt, [shared.prompt, concepts], **EVENT)

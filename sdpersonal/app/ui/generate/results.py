@@ -15,7 +15,7 @@ from ...backend.generate import image_actions
 from ...backend.generation_service import IDLE_MESSAGE
 from ...backend.render_job import SessionImage
 from ..form import GenerateForm
-from ..shared import QUICK_EVENT, SharedComponents, text_line, user_name
+from ..shared import EVENT, SharedComponents, session_id, text_line, user_name
 
 _MAX_SHOWN = 60  # images on the page at once
 _MAX_IN_ORDER = 16  # if there are more, the newest come first
@@ -116,7 +116,7 @@ def actions_box(app: App, shared: SharedComponents, results: ResultComponents, f
         if picked is None:
             return gr.update(visible=False), "", gr.skip(), gr.skip(), gr.skip()
         files = [
-            image_actions.make_download(folders, request.session_hash, picked, private) for private in (False, True)
+            image_actions.make_download(folders, session_id(request), picked, private) for private in (False, True)
         ]
         starred = image_actions.is_favourite(folders.pictures(user_name(request)), picked)
         return gr.update(visible=True), image_actions.recipe_text(picked.kept), _star_update(starred), *map(str, files)
@@ -128,7 +128,7 @@ def actions_box(app: App, shared: SharedComponents, results: ResultComponents, f
         )
 
     def drawn(order, request: gr.Request):
-        yield from view_updates(generation.do(order, request.session_hash, user_name(request)))
+        yield from view_updates(generation.do(order, session_id(request), user_name(request)))
 
     def on_near(picked, share, request: gr.Request):
         yield from drawn(lambda: image_actions.variation_job(folders, picked, share), request)
@@ -146,14 +146,13 @@ def actions_box(app: App, shared: SharedComponents, results: ResultComponents, f
             return str(error), gr.skip(), *form.filled({})
         return image_actions.settings_note(settings), False, *form.filled(dict(settings.fields))
 
-    long = {"trigger_mode": "once", "concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
-    selected.change(on_picked, selected, [box, recipe, star, download, private], **QUICK_EVENT)
-    star.click(on_star, selected, [results.status, star], **QUICK_EVENT)
-    variations_button.click(on_near, [selected, distance], results.outputs, **long)
-    vary.click(on_change, [selected, change], results.outputs, **long)
-    hires_button.click(on_large, selected, results.outputs, **long)
-    init_button.click(lambda picked: picked and str(picked.shown), selected, form.editor, **QUICK_EVENT)
-    settings_button.click(on_take, selected, [results.status, form.fresh, *form.components.values()], **QUICK_EVENT)
+    selected.change(on_picked, selected, [box, recipe, star, download, private], **EVENT)
+    star.click(on_star, selected, [results.status, star], **EVENT)
+    variations_button.click(on_near, [selected, distance], results.outputs, **EVENT)
+    vary.click(on_change, [selected, change], results.outputs, **EVENT)
+    hires_button.click(on_large, selected, results.outputs, **EVENT)
+    init_button.click(lambda picked: picked and str(picked.shown), selected, form.editor, **EVENT)
+    settings_button.click(on_take, selected, [results.status, form.fresh, *form.components.values()], **EVENT)
 
 
 def _star_update(on: bool):

@@ -10,12 +10,12 @@ from ...backend import App
 from ...backend.error_text import value_or_error
 from ...backend.library.compare import MAX_CONCEPTS, Comparison, check_conflicts, compare_concepts
 from ...backend.library.concept_details import token_choices
-from ..shared import text_line
+from ..shared import EventOptions, LibraryState, text_line
 
-COMPARE_EVENT = {"concurrency_limit": 2, "api_visibility": "private"}
+COMPARE_EVENT: EventOptions = {"concurrency_limit": 2, "show_progress": "full", "api_visibility": "private"}
 
 
-def comparison_box(app: App, tab: gr.Tab, desk) -> None:
+def comparison_box(app: App, tab: gr.Tab, state: LibraryState) -> None:
     """Lay out the choice of two concepts and their comparison."""
     with gr.Row(equal_height=False):
         first_choice = gr.Dropdown([], label="This one", allow_custom_value=True, min_width=150, elem_id="beside-one")
@@ -34,11 +34,11 @@ def comparison_box(app: App, tab: gr.Tab, desk) -> None:
         comparison, error = value_or_error(compare_concepts, app.workspace.library, one, other)
         return comparison_html(comparison) if comparison else "", gr.update(value=error, visible=bool(error))
 
-    desk.on(tab, both=True, fn=on_choices, inputs=desk.chosen, outputs=[first_choice, second_choice])
+    state.refresh(tab, on_choices, state.chosen, [first_choice, second_choice], on_choice=True)
     go.click(on_compare, [first_choice, second_choice], [table, error_line], **COMPARE_EVENT)
 
 
-def conflicts_box(app: App, tab: gr.Tab, desk) -> None:
+def conflicts_box(app: App, tab: gr.Tab, state: LibraryState) -> None:
     """Lay out the choice of several concepts and their conflicts."""
     with gr.Row(equal_height=False):
         several = gr.Dropdown(
@@ -61,7 +61,7 @@ def conflicts_box(app: App, tab: gr.Tab, desk) -> None:
         conflicts, error = value_or_error(check_conflicts, app.workspace.library, tokens)
         return conflicts or error
 
-    desk.on(tab, both=False, fn=on_choices, outputs=several)
+    state.refresh(tab, on_choices, None, several)
     go.click(on_check, several, result_line, **COMPARE_EVENT)
 
 

@@ -18,13 +18,13 @@ from ...backend.library.concept_details import (
     rename_all_versions,
     save_card,
 )
-from ..shared import GENERATE, QUICK_EVENT, SharedComponents, text_line
+from ..shared import EVENT, GENERATE, LibraryState, SharedComponents, text_line
 
 NO_CONCEPT = "<p class='none'>Click a concept to see its card.</p>"
 FIELDS = ("title", "description", "kind", "class_noun", "license", "author", "prompts", "consent", "consent_note")
 
 
-def details_box(app: App, shared: SharedComponents, tab: gr.Tab, desk) -> gr.Column:
+def details_box(app: App, shared: SharedComponents, tab: gr.Tab, state: LibraryState) -> gr.Column:
     """Lay out the card, and in the returned column the actions on an undamaged concept."""
     library = app.workspace.library
     card = gr.HTML(NO_CONCEPT, elem_id="card")
@@ -72,19 +72,17 @@ def details_box(app: App, shared: SharedComponents, tab: gr.Tab, desk) -> gr.Col
 
     last = gr.State(None)
     shown = [card, error_line, column, last, versions, prompts, *fields]
-    desk.on(tab, both=True, fn=on_show, inputs=[desk.chosen, last], outputs=shown)
-    desk.chosen.change(lambda: ("", "", ""), None, [saved, renamed, name], **QUICK_EVENT)
-    versions.input(lambda token: token or "", versions, desk.chosen, **QUICK_EVENT)
-    use.click(
-        lambda prompt: (prompt or "", gr.Tabs(selected=GENERATE)), prompts, [shared.prompt, shared.tabs], **QUICK_EVENT
-    )
-    store.click(on_save, [desk.chosen, desk.changes, *fields], [saved, desk.changes], **QUICK_EVENT)
+    state.refresh(tab, on_show, [state.chosen, last], shown, on_choice=True)
+    state.chosen.change(lambda: ("", "", ""), None, [saved, renamed, name], **EVENT)
+    versions.input(lambda token: token or "", versions, state.chosen, **EVENT)
+    use.click(lambda prompt: (prompt or "", gr.Tabs(selected=GENERATE)), prompts, [shared.prompt, shared.tabs], **EVENT)
+    store.click(on_save, [state.chosen, state.changes, *fields], [saved, state.changes], **EVENT)
     gr.on(
         [give.click, name.submit],
         on_rename,
-        [desk.chosen, name, desk.changes],
-        [renamed, desk.chosen, desk.changes],
-        **QUICK_EVENT,
+        [state.chosen, name, state.changes],
+        [renamed, state.chosen, state.changes],
+        **EVENT,
     )
     return column
 

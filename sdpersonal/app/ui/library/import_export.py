@@ -16,9 +16,9 @@ from ...backend.library.import_export import (
     import_uploads,
     make_export_download,
 )
-from ..shared import QUICK_EVENT, text_line
+from ..shared import EVENT, EventOptions, LibraryState, session_id, text_line
 
-IMPORT_EVENT = {"concurrency_limit": 1, "api_visibility": "private"}
+IMPORT_EVENT: EventOptions = {"concurrency_limit": 1, "show_progress": "full", "api_visibility": "private"}
 IMPORT_HINT = (
     "Embeddings and LoRAs of any common program: .safetensors, .pt, .bin, and pictures of A1111's that hold one."
 )
@@ -26,7 +26,7 @@ SAME_NAME = {"refuse": "do not add it", "versions": "add it as a version", "file
 STATUS_TITLES = {"imported": "Added", "here already": "Was here already", "refused": "Not added"}
 
 
-def import_box(app: App, desk) -> None:
+def import_box(app: App, state: LibraryState) -> None:
     """Lay out the file drop area and its options."""
     gr.Markdown(IMPORT_HINT)
     drop = gr.File(
@@ -49,18 +49,19 @@ def import_box(app: App, desk) -> None:
 
     def on_drop(paths, name, replace, duplicates, chosen, count, request: gr.Request):
         imported, error = value_or_error(
-            import_uploads, app.workspace, request.session_hash, paths, name, replace, duplicates
+            import_uploads, app.workspace, session_id(request), paths, name, replace, duplicates
         )
-        added = [file.token for file in imported or () if file.token]
-        message = error or f"{len(added)} of {len(imported)} are in the library."
+        files = imported or []
+        added = [file.token for file in files if file.token]
+        message = error or f"{len(added)} of {len(files)} are in the library."
         selected = added[0] if added else chosen
-        return None, message, imported_html(imported or ()), selected, count + bool(added), "" if added else gr.skip()
+        return None, message, imported_html(files), selected, count + bool(added), "" if added else gr.skip()
 
-    inputs = [drop, name, replace, duplicates, desk.chosen, desk.changes]
-    drop.upload(on_drop, inputs, [drop, result_line, table, desk.chosen, desk.changes, name], **IMPORT_EVENT)
+    inputs = [drop, name, replace, duplicates, state.chosen, state.changes]
+    drop.upload(on_drop, inputs, [drop, result_line, table, state.chosen, state.changes, name], **IMPORT_EVENT)
 
 
-def export_box(app: App, desk) -> None:
+def export_box(app: App, state: LibraryState) -> None:
     """Lay out the choice of a program, the download and its instructions."""
     with gr.Row(equal_height=False):
         choices = [(text, name) for name, text in PROGRAMS.items()]
@@ -71,7 +72,7 @@ def export_box(app: App, desk) -> None:
     instructions = gr.HTML("", elem_id="how")
 
     def on_make(token, program, request: gr.Request):
-        exported, error = value_or_error(make_export_download, app.workspace, request.session_hash, token, program)
+        exported, error = value_or_error(make_export_download, app.workspace, session_id(request), token, program)
         download_update = gr.update(
             value=exported and str(exported.path), label=_label(exported), visible=bool(exported)
         )
@@ -81,13 +82,13 @@ def export_box(app: App, desk) -> None:
             gr.update(value=error, visible=bool(error)),
         )
 
-    export_button.click(on_make, [desk.chosen, program], [download, instructions, error_line], **IMPORT_EVENT)
-    for event in (desk.chosen.change, program.input):
+    export_button.click(on_make, [state.chosen, program], [download, instructions, error_line], **IMPORT_EVENT)
+    for event in (state.chosen.change, program.input):
         event(
             lambda: (gr.update(visible=False, value=None), "", ""),
             None,
             [download, instructions, error_line],
-            **QUICK_EVENT,
+            **EVENT,
         )
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import gradio as gr
 
 from ....concepts.card import BASE_TITLES
 from ...backend import App
 from ...backend.library.tiles import PAGE_SIZE, concept_tiles
-from ..shared import QUICK_EVENT, SharedComponents, text_line
+from ..shared import EVENT, Event, LibraryState, SharedComponents, text_line
 from .compare import comparison_box, conflicts_box
 from .concept_details import details_box
 from .import_export import export_box, import_box
@@ -22,20 +20,6 @@ SCROLL_TO_CARD = """() => {
     if (innerWidth < 700) document.querySelector("#card").scrollIntoView({behavior: "smooth"});
 }"""  # on a phone the card is below the tiles
 KINDS = [("Everything", ""), ("Objects", "object"), ("People", "person"), ("Styles", "style")]
-
-
-@dataclass(frozen=True)
-class LibraryState:
-    """State of the tab. chosen: token of the concept whose card is shown, "" for none; changes: a counter of changes
-    to the library, which makes everything that shows it refresh."""
-
-    chosen: gr.State
-    changes: gr.State
-
-    def on(self, tab: gr.Tab, both: bool, **event) -> None:
-        """Run an event when the tab is opened or the library changes; both: also when another concept is selected."""
-        for listener in (tab.select, self.changes.change, *([self.chosen.change] if both else [])):
-            listener(**event | QUICK_EVENT)
 
 
 def library_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
@@ -58,7 +42,7 @@ def library_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
         trash_box(app, tab, state)
 
 
-def _tiles_box(app: App, shared: SharedComponents, tab: gr.Tab, desk: LibraryState) -> None:
+def _tiles_box(app: App, shared: SharedComponents, tab: gr.Tab, state: LibraryState) -> None:
     search = gr.Textbox(label="Search", placeholder="name, title, what it is ...", elem_id="shelf-search", max_lines=1)
     with gr.Row():
         kind = gr.Dropdown(KINDS, value="", label="Show", min_width=140, elem_id="shelf-kind")
@@ -89,13 +73,16 @@ def _tiles_box(app: App, shared: SharedComponents, tab: gr.Tab, desk: LibrarySta
         index = chosen.index
         return tokens[index] if isinstance(index, int) and 0 <= index < len(tokens) else gr.skip()
 
-    look_event = {"fn": on_look, "inputs": [search, kind, base, limit], "outputs": [gallery, tokens, note, more]}
-    desk.on(tab, both=False, **look_event)
-    shared.base.change(**look_event | QUICK_EVENT)
+    look: Event = {
+        "fn": on_look,
+        "inputs": [search, kind, base, limit],
+        "outputs": [gallery, tokens, note, more],
+        **EVENT,
+    }
+    state.refresh(tab, on_look, look["inputs"], look["outputs"])
+    shared.base.change(**look)
     for field in (search, kind, base):
-        field.change(lambda: PAGE_SIZE, None, limit, **QUICK_EVENT).then(
-            trigger_mode="always_last", **look_event | QUICK_EVENT
-        )
-    more.click(lambda limit: limit * 4, limit, limit, **QUICK_EVENT).then(**look_event | QUICK_EVENT)
-    gallery.select(on_pick, tokens, desk.chosen, **QUICK_EVENT)
-    gallery.select(None, js=SCROLL_TO_CARD, **QUICK_EVENT)
+        field.change(lambda: PAGE_SIZE, None, limit, **EVENT).then(trigger_mode="always_last", **look)
+    more.click(lambda limit: limit * 4, limit, limit, **EVENT).then(**look)
+    gallery.select(on_pick, tokens, state.chosen, **EVENT)
+    gallery.select(None, js=SCROLL_TO_CARD, **EVENT)

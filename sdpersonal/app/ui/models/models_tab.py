@@ -11,20 +11,20 @@ from ...backend import App
 from ...backend.error_text import value_or_error
 from ...backend.models.hardware import Hardware
 from ...backend.models.picker import ModelChoice, download_question, list_models, model_facts, switch_model
-from ..shared import QUICK_EVENT, SharedComponents, text_line
+from ..shared import EVENT, Event, EventOptions, SharedComponents, text_line
 
 FIXED_BASE = "Who started this app chose its base; it is the same for all who use it."
 HUB_HINT = "Or write the name of another on the Hugging Face Hub: owner/name."
 LOADING_MESSAGE = "Loading, as soon as nothing is being drawn …"
-LOAD_EVENT = {"concurrency_limit": 1, "api_visibility": "private"}
+LOAD_EVENT: EventOptions = {"concurrency_limit": 1, "show_progress": "full", "api_visibility": "private"}
 
 
 def models_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     """Lay out the tab and connect it."""
     gr.Markdown("### Loaded now")
     facts = gr.HTML("", elem_id="base-facts", elem_classes="facts")
-    tab.select(lambda: facts_html(app), None, facts, **QUICK_EVENT)
-    shared.base.change(lambda: facts_html(app), None, facts, **QUICK_EVENT)
+    tab.select(lambda: facts_html(app), None, facts, **EVENT)
+    shared.base.change(lambda: facts_html(app), None, facts, **EVENT)
     if app.fixed_base:
         gr.Markdown(FIXED_BASE)
     else:
@@ -67,17 +67,15 @@ def _choice_box(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
         line, error = value_or_error(switch_model, app, name, True)
         yield gr.update(visible=False), error or f"Loaded. {line}"
 
-    look = {"fn": on_look, "inputs": None, "outputs": [machine, table, name, status_line]} | QUICK_EVENT
+    look: Event = {"fn": on_look, "inputs": None, "outputs": [machine, table, name, status_line], **EVENT}
     tab.select(**look)
     load_events = (
         go.click(on_go, name, [question_column, question_line, status_line], **LOAD_EVENT),
         yes.click(on_yes, name, [question_column, status_line], **LOAD_EVENT),
     )
     for load_event in load_events:
-        load_event.then(app.generation.describe_base, None, shared.base, **QUICK_EVENT).then(**look)
-    no.click(
-        lambda: (gr.update(visible=False), "Nothing was fetched."), None, [question_column, status_line], **QUICK_EVENT
-    )
+        load_event.then(app.generation.describe_base, None, shared.base, **EVENT).then(**look)
+    no.click(lambda: (gr.update(visible=False), "Nothing was fetched."), None, [question_column, status_line], **EVENT)
 
 
 def facts_html(app: App) -> str:

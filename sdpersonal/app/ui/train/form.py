@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import gradio as gr
 
 from ...backend.train.form import KINDS, METHODS, PRIORS, parse_kind
 from ...backend.train.page import TrainPage
-from ..shared import QUICK_EVENT, SharedComponents, text_line, user_name
+from ..shared import EVENT, SharedComponents, session_id, text_line, user_name
 
 KIND, METHOD, PRIOR = next(iter(KINDS)), next(iter(METHODS)), next(iter(PRIORS))
 OBJECT_EXAMPLE, PERSON_EXAMPLE, STYLE_EXAMPLE = (
@@ -16,14 +18,19 @@ OBJECT_EXAMPLE, PERSON_EXAMPLE, STYLE_EXAMPLE = (
 )
 
 
-class TrainForm:
-    """The form's fields by name. `inputs`: components for an event; `read`: its values by field name."""
+FormField = gr.Textbox | gr.Radio | gr.Checkbox
 
-    def __init__(self):
-        self.components: dict[str, gr.components.Component] = {}
+
+@dataclass(frozen=True)
+class TrainForm:
+    """The form's fields by name. noun: the class noun's; `inputs`: components for an event; `read`: its values by field
+    name."""
+
+    components: dict[str, FormField]
+    noun: gr.Textbox
 
     @property
-    def inputs(self) -> list[gr.components.Component]:
+    def inputs(self) -> list[FormField]:
         return list(self.components.values())
 
     def read(self, values: tuple) -> dict:
@@ -32,10 +39,9 @@ class TrainForm:
 
 def form_box(owner: str) -> tuple[TrainForm, gr.Textbox]:
     """Lay out the fields and the note on the name; return both. owner: the default owner."""
-    fields = TrainForm()
-    components = fields.components
+    components: dict[str, FormField] = {}
     components["kind"] = gr.Radio(list(KINDS), value=KIND, label="What do the photos share?", elem_id="make-kind")
-    components["noun"] = gr.Textbox(
+    components["noun"] = noun = gr.Textbox(
         label="What is it?",
         placeholder=OBJECT_EXAMPLE,
         max_length=100,
@@ -62,7 +68,7 @@ def form_box(owner: str) -> tuple[TrainForm, gr.Textbox]:
     )
     with gr.Accordion("More", open=False, elem_id="make-more"):
         _advanced_fields(components)
-    return fields, note
+    return TrainForm(components, noun), note
 
 
 def _advanced_fields(put: dict) -> None:
@@ -100,12 +106,12 @@ def connect_form(
 
     def on_change(request: gr.Request, *values):
         form = fields.read(values)
-        return workshop.naming(form), workshop.plan(request.session_hash, user_name(request), form)
+        return workshop.naming(form), workshop.plan(session_id(request), user_name(request), form)
 
     def on_open(owner, request: gr.Request):
         return user_name(request) or owner
 
-    shared.page.load(on_open, components["owner"], components["owner"], **QUICK_EVENT)
-    components["kind"].change(on_kind, components["kind"], [components["noun"], components["agrees"]], **QUICK_EVENT)
+    shared.page.load(on_open, components["owner"], components["owner"], **EVENT)
+    components["kind"].change(on_kind, components["kind"], [components["noun"], components["agrees"]], **EVENT)
     changes = [component.change for component in fields.inputs] + photos_changed + [shared.base.change]
-    gr.on(changes, on_change, fields.inputs, [note, plan], trigger_mode="always_last", **QUICK_EVENT)
+    gr.on(changes, on_change, fields.inputs, [note, plan], trigger_mode="always_last", **EVENT)

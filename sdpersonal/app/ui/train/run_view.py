@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from ...backend.train.page import TrainPage
-from ..shared import GENERATE, QUICK_EVENT, SharedComponents, text_line, user_name
+from ..shared import EVENT, GENERATE, SharedComponents, session_id, text_line, user_name
 
 CONFIRM_QUESTION = "Throw it away? Nothing will be added, and its copies of your photos go too."
 MAX_TRIES = 4  # buttons with prompts
@@ -174,7 +174,7 @@ def connect_run(
     outputs = [*outputs, *run.tries, preparing, note]
 
     def look(request: gr.Request, seen: str = "") -> dict:
-        return run_updates(run, preparing, workshop.run_view(request.session_hash, user_name(request), seen))
+        return run_updates(run, preparing, workshop.run_view(session_id(request), user_name(request), seen))
 
     def on_look(request: gr.Request):
         return look(request)
@@ -200,16 +200,14 @@ def connect_run(
     for button, wish in ((run.sample, "sample"), (run.keep, "keep")):
         _connect_command(workshop, run, button, wish, look, outputs)
     for button, seen in ((run.cancel, True), (run.throw, True), (run.no, False)):
-        button.click(lambda seen=seen: gr.update(visible=seen), None, run.sure, **QUICK_EVENT)
+        button.click(lambda seen=seen: gr.update(visible=seen), None, run.sure, **EVENT)
     for button, work in ((run.resume, on_go_on), (run.yes, on_yes), (run.another, on_another)):
-        button.click(work, None, outputs, **QUICK_EVENT)
+        button.click(work, None, outputs, **EVENT)
     for button in run.tries:
-        button.click(
-            lambda text: (text, gr.Tabs(selected=GENERATE)), button, [shared.prompt, shared.tabs], **QUICK_EVENT
-        )
-    run.timer.tick(on_tick, run.seen, outputs, **QUICK_EVENT)
-    shared.page.load(on_look, None, outputs, **QUICK_EVENT)
-    tab.select(on_look, None, outputs, **QUICK_EVENT)
+        button.click(lambda text: (text, gr.Tabs(selected=GENERATE)), button, [shared.prompt, shared.tabs], **EVENT)
+    run.timer.tick(on_tick, run.seen, outputs, **EVENT)
+    shared.page.load(on_look, None, outputs, **EVENT)
+    tab.select(on_look, None, outputs, **EVENT)
 
 
 def _connect_command(
@@ -219,4 +217,4 @@ def _connect_command(
         error = workshop.ask(user_name(request), wish)
         return look(request) | ({run.words: error} if error else {})
 
-    button.click(on_ask, None, outputs, **QUICK_EVENT)
+    button.click(on_ask, None, outputs, **EVENT)

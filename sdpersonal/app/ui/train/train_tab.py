@@ -8,7 +8,7 @@ import gradio as gr
 
 from ...backend import App
 from ...backend.train.page import TrainPage
-from ..shared import QUICK_EVENT, SharedComponents, text_line, user_name
+from ..shared import EVENT, SharedComponents, session_id, text_line, user_name
 from .form import connect_form, form_box
 from .run_view import connect_run, run_box, run_updates
 from .uploads import connect_photos, photos_box
@@ -36,15 +36,13 @@ def train_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     connect_run(train_page, shared, run, preparing, note, tab)
 
     def on_start(request: gr.Request, *values):
-        page, user = request.session_hash, user_name(request)
+        page, user = session_id(request), user_name(request)
         error = train_page.start(page, user, fields.read(values))
         return {plan_line: error} if error else run_updates(run, preparing, train_page.run_view(page, user))
 
     def on_leave(request: gr.Request):
-        train_page.leave(request.session_hash)
+        train_page.leave(session_id(request))
 
     outputs = [value for value in vars(run).values() if not isinstance(value, tuple)]
-    start.click(
-        on_start, fields.inputs, [*outputs, *run.tries, preparing, plan_line], trigger_mode="once", **QUICK_EVENT
-    )
+    start.click(on_start, fields.inputs, [*outputs, *run.tries, preparing, plan_line], **EVENT)
     shared.page.unload(on_leave)

@@ -8,7 +8,7 @@ import gradio as gr
 
 from ...backend.train.page import TrainPage
 from ...backend.train.uploads import sample_sets
-from ..shared import QUICK_EVENT, text_line
+from ..shared import EVENT, EventOptions, session_id, text_line
 from .form import TrainForm
 
 UPLOAD_HINT = "4 to 10 photos of one thing, each in another place. They stay on this machine."
@@ -115,44 +115,47 @@ def connect_photos(workshop: TrainPage, photos: PhotoComponents, fields: TrainFo
         return tiles, visibility, review.words, gr.update(visible=review.has_advice), visibility, review.count
 
     def on_drop(paths, request: gr.Request, *values):
-        page = request.session_hash
+        page = session_id(request)
         return None, *looked(values, page, workshop.drop(page, paths))
 
     def on_folder(paths, request: gr.Request, *values):
-        page = request.session_hash
+        page = session_id(request)
         return looked(values, page, workshop.drop(page, paths))
 
     def on_click(chosen: gr.SelectData, request: gr.Request):
-        photo = workshop.photo(request.session_hash, chosen.index)
+        photo = workshop.photo(session_id(request), chosen.index)
         out = "Leave out" if photo.used else "Put back"
         return chosen.index, gr.update(visible=bool(photo.name)), photo.name, out, photo.caption
 
     def on_out(chosen, request: gr.Request, *values):
-        page = request.session_hash
+        page = session_id(request)
         error = workshop.toggle_photo(page, chosen)
         return "Leave out" if workshop.photo(page, chosen).used else "Put back", *looked(values, page, error)
 
     def on_caption(chosen, text, request: gr.Request, *values):
-        page = request.session_hash
+        page = session_id(request)
         return looked(values, page, workshop.set_caption(page, chosen, text))
 
     def on_advice(request: gr.Request, *values):
-        page = request.session_hash
+        page = session_id(request)
         return None, gr.update(visible=False), *looked(values, page, workshop.apply_advice(page, fields.read(values)))
 
     def on_clear(request: gr.Request, *values):
-        page = request.session_hash
+        page = session_id(request)
         return None, gr.update(visible=False), *looked(values, page, workshop.clear(page))
 
     def on_look(request: gr.Request, *values):
-        return looked(values, request.session_hash)
+        return looked(values, session_id(request))
 
-    slow = QUICK_EVENT | {"show_progress": "minimal", "show_progress_on": photos.words, "concurrency_limit": 2}
+    slow: EventOptions = {
+        "concurrency_limit": 2,
+        "show_progress": "minimal",
+        "show_progress_on": photos.words,
+        "api_visibility": "private",
+    }
     photos.drop.upload(on_drop, [photos.drop, *fields.inputs], [photos.drop, *shown], **slow)
     photos.folder.upload(on_folder, [photos.folder, *fields.inputs], shown, **slow)
-    photos.tiles.select(
-        on_click, None, [photos.chosen, photos.panel, photos.name, photos.out, photos.caption], **QUICK_EVENT
-    )
+    photos.tiles.select(on_click, None, [photos.chosen, photos.panel, photos.name, photos.out, photos.caption], **EVENT)
     photos.out.click(on_out, [photos.chosen, *fields.inputs], [photos.out, *shown], **slow)
     gr.on(
         [photos.caption.submit, photos.caption.blur],
@@ -163,7 +166,7 @@ def connect_photos(workshop: TrainPage, photos: PhotoComponents, fields: TrainFo
     )
     for button, work in ((photos.advice, on_advice), (photos.clear, on_clear)):
         button.click(work, fields.inputs, [photos.chosen, photos.panel, *shown], **slow)
-    review_events = [fields.components[name].change for name in ("kind", "crop")] + [fields.components["noun"].blur]
+    review_events = [fields.components[name].change for name in ("kind", "crop")] + [fields.noun.blur]
     gr.on(review_events, on_look, fields.inputs, shown, trigger_mode="always_last", **slow)
     for quarters, button in photos.turns.items():
         _connect_rotation(workshop, photos, fields, looked, quarters, button, shown, slow)
@@ -173,7 +176,7 @@ def connect_photos(workshop: TrainPage, photos: PhotoComponents, fields: TrainFo
 
 def _connect_rotation(workshop, photos, fields, looked, quarters, button, shown, slow) -> None:
     def on_turn(chosen, request: gr.Request, *values):
-        page = request.session_hash
+        page = session_id(request)
         return looked(values, page, workshop.turn(page, chosen, quarters))
 
     button.click(on_turn, [photos.chosen, *fields.inputs], shown, **slow)
@@ -181,7 +184,7 @@ def _connect_rotation(workshop, photos, fields, looked, quarters, button, shown,
 
 def _connect_samples(workshop, photos, fields, looked, title, button, shown, slow) -> None:
     def on_sample(request: gr.Request, *values):
-        page = request.session_hash
+        page = session_id(request)
         return None, gr.update(visible=False), *looked(values, page, workshop.use_sample_photos(page, title))
 
     button.click(on_sample, fields.inputs, [photos.chosen, photos.panel, *shown], **slow)
