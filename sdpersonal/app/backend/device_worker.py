@@ -20,7 +20,7 @@ class DeviceWorker:
     runtime hardly spins while it waits: a second team makes generation slower (docs/performance.md).
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._waiting: queue.SimpleQueue = queue.SimpleQueue()
         # Not an executor: Python waits for those at exit, but Ctrl-C must end a model's download too.
         threading.Thread(target=self._run, name="device", daemon=True).start()

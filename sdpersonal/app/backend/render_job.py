@@ -11,6 +11,7 @@ from PIL import Image
 
 from ...config import GenerateRequest
 from ...generation import GeneratedImage, Generator
+from ...generation.prompt_resolution import ConceptSource
 from ...outputs import Outputs
 from .device_worker import DeviceWorker
 from .job_queue import Job
@@ -37,7 +38,7 @@ class QueuedGenerator:
         stopped: Callable[[], bool],
         preview: Callable[[list[Image.Image]], None],
         waits: Callable[[int], None],
-        concepts: object = None,
+        concepts: ConceptSource | None = None,
     ):
         self._device, self._get_generator, self._job, self._concepts = device, generator, job, concepts
         self._stopped, self._preview, self._waits = stopped, preview, waits
@@ -46,7 +47,7 @@ class QueuedGenerator:
     def base(self):
         return self._device.do(self._get_generator).base
 
-    def of(self, concepts: object) -> QueuedGenerator:
+    def of(self, concepts: ConceptSource) -> QueuedGenerator:
         """Return the same generator with other concepts: a recipe's, a run's."""
         return QueuedGenerator(
             self._device, self._get_generator, self._job, self._stopped, self._preview, self._waits, concepts

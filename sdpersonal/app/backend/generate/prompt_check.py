@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ....concepts.library import Library
 from ....config import GenerateRequest
@@ -24,11 +25,12 @@ class PromptCheck:
     strengths: tuple[tuple[str, float], ...]
 
 
-def check_prompt(prompt: object, house: Workspace, kind: str) -> PromptCheck:
+def check_prompt(prompt: Any, house: Workspace, kind: str) -> PromptCheck:
     """Check a prompt for a model of `kind`, including all its alternatives."""
     try:
-        count_prompts(GenerateRequest(prompt=prompt).prompt, Wildcards(house.wildcards))
-        mentions = named(prompt)
+        text = GenerateRequest(prompt=prompt).prompt
+        count_prompts(text, Wildcards(house.wildcards))
+        mentions = named(text)
         notes = [_concept_problem(mention.token, house.library, kind) for mention in mentions]
     except UserError as error:
         return PromptCheck(str(labelled(error)).replace("\n", " "), ())
@@ -36,7 +38,7 @@ def check_prompt(prompt: object, house: Workspace, kind: str) -> PromptCheck:
     return PromptCheck("  ".join(filter(None, notes)), strengths)
 
 
-def change_strength(prompt: str, token: str, strength: object) -> str:
+def change_strength(prompt: str, token: str, strength: Any) -> str:
     """Return the prompt with another strength of that concept, unchanged if token or strength is invalid."""
     try:
         return set_strength(prompt, Token.parse(token), _within(float(strength)))
@@ -55,7 +57,7 @@ def _concept_problem(token: Token, library: Library, kind: str) -> str:
     except UserError as error:
         # A hint about the command line is of no use on a page.
         return error.message if "sdpersonal" in error.hint else str(error).replace("\n", " ")
-    if entry.damaged:
+    if entry.card is None:
         return f"{token} is damaged: {entry.damaged}"
     if entry.card.base != kind:
         return f"{token} was made for another kind of base ({entry.card.base}); this one is {kind}."

@@ -72,7 +72,7 @@ def _find_undamaged(library: Library, word: object) -> Entry:
 
 
 def _similarity_sentences(library: Library, a: Entry, b: Entry) -> tuple[str, ...]:
-    if a.card.base != b.card.base:
+    if a.card and b.card and a.card.base != b.card.base:
         return ("They are made for different bases, so their numbers cannot be compared.",)
     if a.identity == b.identity:
         return ("Their vectors and weights are the very same.",)

@@ -24,7 +24,7 @@ LICENCES = {  # choices on the page; any other SPDX identifier can be typed
     "creativeml-openrail-m": "CreativeML OpenRAIL-M: as Stable Diffusion 1.x",
 }
 CONSENT = {"unknown": "Not known", "yes": "Yes", "no": "No"}
-_FIELDS = ("title", "description", "kind", "class_noun", "license", "author", "consent", "consent_note", "prompts")
+_FIELDS = {"title", "description", "kind", "class_noun", "license", "author", "consent", "consent_note", "prompts"}
 _FIGURES = ("likeness", "fidelity", "copying", "diversity", "cosine")
 
 
@@ -73,8 +73,10 @@ def concept_details(library: Library, word: object) -> ConceptDetails:
 
 
 def entry_facts(entry: Entry) -> list[tuple[str, str]]:
-    """Return (name, text) facts of an undamaged concept, with "" for unknown ones."""
+    """Return (name, text) facts of a concept, with "" for unknown ones; [] if its file is damaged."""
     card = entry.card
+    if card is None:
+        return []
     consent = "" if card.kind != "person" and card.consent == "unknown" else CONSENT[card.consent]
     method = " ".join(filter(None, (card.method, f"in {card.steps:,} steps" if card.steps else "")))
     settings = ", ".join(f"{name} {_shorten(value)}" for name, value in card.recipe.items())
@@ -96,13 +98,14 @@ def entry_facts(entry: Entry) -> list[tuple[str, str]]:
 
 def save_card(library: Library, word: object, values: Mapping[str, object]) -> Token:
     """Save edited card fields (those of `_FIELDS`; prompts one a line). Raises UserError."""
-    changes = {name: value for name, value in values.items() if name in _FIELDS}
-    for name, value in changes.items():
+    changes: dict[str, object] = {}
+    for name, value in values.items():
+        if name not in _FIELDS:
+            continue
         if not isinstance(value, str | None):
             raise UserError(f"{name} must be text.")
-        changes[name] = value or ""
-    if "prompts" in changes:
-        changes["prompts"] = tuple(line.strip() for line in changes["prompts"].splitlines() if line.strip())
+        lines = (line.strip() for line in (value or "").splitlines())
+        changes[name] = tuple(filter(None, lines)) if name == "prompts" else value or ""
     return library.edit(parse_token(word), changes)
 
 

@@ -28,7 +28,7 @@ def delete(library: Library, word: object, all_versions: object) -> tuple[str, s
 
 def undo_deletion(library: Library, name: object) -> tuple[str, str]:
     """Restore a deletion; return the message and the restored token. Raises UserError."""
-    if not name:
+    if not name or not isinstance(name, str):
         raise UserError("Nothing is chosen.", "Choose what is to come back.")
     restored = Trash(library).restore(name)
     return f"Back again: {_join_tokens(restored)}.", str(restored[-1]) if restored else ""

@@ -9,9 +9,10 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from .... import storage
-from ....concepts.exporters import FORMATS, Export, export
+from ....concepts.exporters import FORMATS, Export, Format, export
 from ....concepts.importers.folders import DROPPED, STEPS, find_concepts
 from ....concepts.importing import DUPLICATES, ImportOutcome, Source, import_all, joined
 from ....concepts.library import OTHER_PART, TAKEN
@@ -106,7 +107,7 @@ def make_export_download(house: Workspace, page: str, word: object, format: obje
     if not isinstance(format, str) or format not in FORMATS:
         raise UserError("Choose a program.", f"One of {', '.join(FORMATS)}.")
     concept = house.library.get(parse_token(word))
-    exported = export(concept, format)
+    exported = export(concept, cast(Format, format))
     name, data = _pack(exported, f"{concept.token.slug}-{format}")
     target = house.room(page) / name
     storage.write_bytes(target, data)
@@ -180,7 +181,7 @@ def _find_sources(moved: Sequence[Path], place: Path, steps: bool) -> list[Sourc
 def _imported_file(outcome: ImportOutcome, found: Sequence[Source]) -> ImportedFile:
     path = Path(outcome.source)
     parts = next((part.files for part in found if part.label == outcome.source and part.files), ())
-    parts = parts or (path.iterdir() if path.is_dir() else (path,))
+    parts = parts or (tuple(path.iterdir()) if path.is_dir() else (path,))
     name = printable(" + ".join(sorted(part.name for part in parts)), 200)
     if outcome.error:
         return ImportedFile(name, outcome.done, f"{outcome.error.message} {page_hint(outcome.error.hint)}".strip())

@@ -150,8 +150,9 @@ def _search_text(entry: Entry) -> str:
 
 def _caption(entry: Entry, loaded: str | None) -> str:
     token = str(entry.token.unversioned())
-    fits_loaded = entry.card is None or loaded in (None, "", entry.card.base)
-    return token if fits_loaded else f"{token} {entry.card.base}"
+    if entry.card is None or loaded in (None, "", entry.card.base):
+        return token
+    return f"{token} {entry.card.base}"
 
 
 def _note(seen: int, found: int, newest: Sequence[Entry]) -> str:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from ....concepts.library import Library
-from ....config import DreamboothSettings, TextualInversionSettings, TrainingSettings
+from ....config import ConceptKind, DreamboothSettings, TextualInversionSettings, TrainingSettings
 from ....errors import UserError
 from ....prompts import Token, printable
 from ..error_text import labelled
 from ..models.info import ModelInfo
 from .training_service import format_minutes, pace_key
 
+Choice = TypeVar("Choice", bound=str)
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")  # thousands separators only: 0,001 must not become 1
 
-KINDS = {"One thing or animal": "object", "One person": "person", "A style": "style"}
+KINDS: dict[str, ConceptKind] = {"One thing or animal": "object", "One person": "person", "A style": "style"}
 METHODS = {
     "Closest likeness (DreamBooth, LoRA)": "lora",
     "Likeness that mixes well (pivotal tuning)": "pivotal",
@@ -58,7 +59,7 @@ def parse_settings(form: Mapping[str, Any], base: ModelInfo) -> TrainingSettings
         raise UserError("Say in a word or two what it is.", "For example 'toy duck', 'woman' or 'watercolour'.")
     if kind == "person" and form["agrees"] is not True:
         raise UserError("Please tick that this person agrees.", "It is written on the concept's card.")
-    common = {
+    common: dict[str, Any] = {
         "photos": _PLACEHOLDER_FOLDER,
         "token": str(parse_form_token(form)),
         "kind": kind,
@@ -73,14 +74,14 @@ def parse_settings(form: Mapping[str, Any], base: ModelInfo) -> TrainingSettings
         common["consent"] = "yes"
     if method == "textual-inversion":
         return TextualInversionSettings(**common, init=noun)
-    dreambooth = {"class_noun": noun, "method": method, "prior": _parse_choice(PRIORS, form["prior"])}
+    dreambooth: dict[str, Any] = {"class_noun": noun, "method": method, "prior": _parse_choice(PRIORS, form["prior"])}
     dreambooth["text_encoder"] = form["text_encoder"]
     if (rank := typed_number(form["rank"])) is not None:
         dreambooth["rank"] = rank
     return DreamboothSettings(**common, **dreambooth)
 
 
-def parse_kind(title: object) -> str:
+def parse_kind(title: object) -> ConceptKind:
     """Return "object", "person" or "style"; "object" for an unknown title."""
     return KINDS.get(title, "object") if isinstance(title, str) else "object"
 
@@ -164,7 +165,7 @@ def free_memory(device: str) -> int:
     return psutil.virtual_memory().available
 
 
-def _parse_choice(choices: Mapping[str, str], title: object) -> str:
+def _parse_choice(choices: Mapping[str, Choice], title: object) -> Choice:
     if not isinstance(title, str) or title not in choices:
         raise UserError("That is not one of the choices.", f"I know: {', '.join(choices)}.")
     return choices[title]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .... import storage
+from ....config import ConceptKind, CropMode
 from ....errors import UserError
 from ..error_text import describe_error
 from ..generation_service import GenerationService
@@ -184,7 +185,7 @@ def _error_or_nothing(work) -> str:
         return describe_error(error)
 
 
-def _check_options(form: FormValues) -> tuple[str, str, str]:
+def _check_options(form: FormValues) -> tuple[ConceptKind, str, CropMode]:
     """Return (kind, class noun, crop) as the photo checks take them."""
     noun = form["noun"] if isinstance(form["noun"], str) else ""
     return parse_kind(form["kind"]), noun.strip()[:100], "subject" if form["crop"] else "center"

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .... import storage
+from ....config import ConceptKind, CropMode
 from ....photos.checks import ClipFeatures, Report, check
 from ....photos.checks.contact_sheet import show_crop
 from ....photos.checks.rotation import MIN_PHOTOS, edge_histogram
@@ -58,7 +59,9 @@ class PhotoReview:
     has_advice: bool
 
 
-def review_photos(tray: PhotoUploads, house: Workspace, page: str, kind: str, noun: str, crop: str) -> PhotoReview:
+def review_photos(
+    tray: PhotoUploads, house: Workspace, page: str, kind: ConceptKind, noun: str, crop: CropMode
+) -> PhotoReview:
     """Check a page's photos. Raises UserError."""
     with tray.held:
         if not tray.uploads:
@@ -74,7 +77,7 @@ def review_photos(tray: PhotoUploads, house: Workspace, page: str, kind: str, no
         )
 
 
-def apply_advice(tray: PhotoUploads, kind: str, noun: str, crop: str) -> None:
+def apply_advice(tray: PhotoUploads, kind: ConceptKind, noun: str, crop: CropMode) -> None:
     """Rotate photos that lie on their side; leave out those that are blurred, badly lit or near-duplicates."""
     with tray.held:
         photos = tray.used(crop)
@@ -82,7 +85,7 @@ def apply_advice(tray: PhotoUploads, kind: str, noun: str, crop: str) -> None:
             tray.turn(number, quarters) if quarters else tray.use(number, False)
 
 
-def _check_photos(photos: PhotoSet | None, kind: str, noun: str) -> Report:
+def _check_photos(photos: PhotoSet | None, kind: ConceptKind, noun: str) -> Report:
     if photos is None:
         return Report(0)
     return check(photos, kind, noun, _clip_features() if kind != "style" else None)
@@ -98,13 +101,14 @@ def _clip_features() -> ClipFeatures:
 def _find_advice(tray: PhotoUploads, photos: PhotoSet | None, verdict: Report) -> dict[int, int]:
     """Return {number of a photo: quarters to rotate it, 0 to leave it out}."""
     numbers = {upload.name: number for number, upload in enumerate(tray.uploads)}
-    advice, remaining = {}, verdict.count
+    advice: dict[int, int] = {}
+    remaining = verdict.count
     for name in _bad_photos(verdict):
         if remaining > _MIN_PHOTOS:
             advice[numbers[name]] = 0
             remaining -= 1
     for finding in verdict.findings:
-        if finding.name == "sideways":
+        if photos and finding.name == "sideways":
             turns = _find_rotations(photos, finding.photos)
             advice |= {numbers[name]: turns[name] for name in finding.photos if numbers[name] not in advice}
     return advice
@@ -125,15 +129,17 @@ def _find_rotations(photos: PhotoSet, lying: Sequence[str]) -> dict[str, int]:
     upright = [edge_histogram(photo.square()) for photo in photos.photos if photo.name not in lying]
     if len(upright) < MIN_PHOTOS - 1:
         return dict.fromkeys(lying, 1)
-    return {
-        photo.name: max((1, 3), key=lambda turn, p=photo: sum(_rotated_histogram(p, turn) @ other for other in upright))
-        for photo in photos.photos
-        if photo.name in lying
-    }
+    return {photo.name: _best_rotation(photo, upright) for photo in photos.photos if photo.name in lying}
 
 
-def _rotated_histogram(photo: Photo, quarters: int) -> np.ndarray:
-    return edge_histogram(np.rot90(photo.square(), quarters))
+def _best_rotation(photo: Photo, upright: Sequence[np.ndarray]) -> int:
+    """Return 1 or 3 quarters, whichever makes the photo's edges more like those of the upright photos."""
+
+    def similarity(quarters: int) -> float:
+        rotated = edge_histogram(np.rot90(photo.square(), quarters))
+        return float(sum(rotated @ other for other in upright))
+
+    return max((1, 3), key=similarity)
 
 
 def _summary(verdict: Report, out: PhotoSet | None) -> str:

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,7 +105,7 @@ class ProgressReader:
 class RunStatusReader:
     """Read the status of runs, and remember how far each progress file was read."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._progress_readers: dict[Path, ProgressReader] = {}
 
     def look(self, folder: Path) -> RunStatus | None:
@@ -120,25 +120,39 @@ class RunStatusReader:
             return self._done(folder, settings, began, result)
         progress = self._progress_readers.setdefault(folder, ProgressReader(folder / PROGRESS_FILE))
         progress.look()
-        log_text = _read_tail(folder / OUTPUT_FILE)
         step, steps = int(to_number(progress.last.get("step"))), int(to_number(progress.last.get("steps")))
-        common = {"step": step, "steps": steps, "points": progress.points, "cost": read_json(folder / COST_FILE)}
-        common |= {"left": to_number(progress.last.get("left")) if steps else None}
-        common |= {"asked": _read_tail(folder / COMMAND_FILE).strip()[:20]}
+        status = RunStatus(
+            folder,
+            _running_state(folder, began, step, steps) if alive else "failed",
+            settings,
+            began,
+            step=step,
+            steps=steps,
+            left=to_number(progress.last.get("left")) if steps else None,
+            points=progress.points,
+            cost=read_json(folder / COST_FILE),
+            asked=_read_tail(folder / COMMAND_FILE).strip()[:20],
+        )
         if alive:
-            current_log = log_text[log_text.rfind(RUN_SEPARATOR) + 1 :]
-            return RunStatus(folder, _running_state(folder, began, step, steps, current_log), settings, began, **common)
-        log_text = _last_message(_read_tail(folder / ERRORS_FILE))
-        if saved := newest_checkpoint_step(folder):
-            return RunStatus(folder, "stopped", settings, began, said=log_text, **common | {"step": saved})
-        return RunStatus(folder, "failed", settings, began, said=log_text, **common)
+            return status
+        status = replace(status, said=_last_message(_read_tail(folder / ERRORS_FILE)))
+        saved = newest_checkpoint_step(folder)
+        return replace(status, state="stopped", step=saved) if saved else status
 
     def _done(self, folder: Path, settings: dict, began: float, result: dict) -> RunStatus:
         progress = self._progress_readers.setdefault(folder, ProgressReader(folder / PROGRESS_FILE))
         progress.look()
-        common = {"step": int(to_number(result.get("steps"))), "token": printable(str(result.get("token", "")))}
-        common |= {"seconds": to_number(result.get("seconds")), "points": progress.points}
-        return RunStatus(folder, "done", settings, began, cost=read_json(folder / COST_FILE), **common)
+        return RunStatus(
+            folder,
+            "done",
+            settings,
+            began,
+            step=int(to_number(result.get("steps"))),
+            points=progress.points,
+            cost=read_json(folder / COST_FILE),
+            token=printable(str(result.get("token", ""))),
+            seconds=to_number(result.get("seconds")),
+        )
 
     def forget(self, folder: Path) -> None:
         self._progress_readers.pop(folder, None)
@@ -147,8 +161,10 @@ class RunStatusReader:
 RUN_SEPARATOR = "\f"  # in the trainer's log, where a run was started or resumed
 
 
-def _running_state(folder: Path, began: float, step: int, steps: int, said: str) -> RunState:
-    if any(line.startswith(_ENDING_LINES) for line in said.splitlines()) or (steps and step >= steps):
+def _running_state(folder: Path, began: float, step: int, steps: int) -> RunState:
+    log_text = _read_tail(folder / OUTPUT_FILE)
+    current_log = log_text[log_text.rfind(RUN_SEPARATOR) + 1 :]
+    if any(line.startswith(_ENDING_LINES) for line in current_log.splitlines()) or (steps and step >= steps):
         return "finishing"
     try:
         fresh = (folder / PROGRESS_FILE).stat().st_mtime >= began
@@ -178,8 +194,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def to_number(value: object) -> float:
     """Convert a JSON value to a float; 0 if it is not a finite number."""
-    valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if valid else 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return 0.0
+    return float(value)
 
 
 def _read_tail(path: Path) -> str:

@@ -155,7 +155,7 @@ def _score_text(standing: RunStatus) -> str:
     from ....training.validation import best_validation
 
     best = best_validation(_read_validations(standing))
-    if best is None:
+    if best is None or best.scores is None:
         return ""
     noun = str(standing.settings.get("class_noun") or standing.settings.get("init") or "the class")
     prefix = "" if standing.state == "done" else f"So far (step {best.step:,} is the best): "
@@ -167,9 +167,10 @@ def _prompts(standing: RunStatus, house: Workspace) -> tuple[str, ...]:
     from ....prompts import Token
 
     try:
-        return house.library.find(Token.parse(standing.token)).card.prompts[:4]
+        card = house.library.find(Token.parse(standing.token)).card
     except UserError:  # deleted or renamed since
         return ()
+    return card.prompts[:4] if card else ()
 
 
 def _report(standing: RunStatus, house: Workspace, page: str) -> str:

@@ -155,7 +155,9 @@ class TrainingService:
         with self._mutex:
             if self._current is None or not _read_process(self._current).is_alive():
                 self._current = self._find()  # another app on the same folders may have started one
-            status = self._current and self._reader.look(self._current)
+            if self._current is None:
+                return None
+            status = self._reader.look(self._current)
             if not status or not status.running:
                 return None
             is_own = self._current.parent == self.workspace.trainings(user).resolve()

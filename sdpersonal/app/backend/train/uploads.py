@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from .... import storage
+from ....config import CropMode
 from ....config.text_checks import encoding_problem, is_blank
 from ....errors import DiskFull, UserError
 from ....photos.captions import Refused, by_key, caption_file, lines_of, text_of
@@ -123,14 +124,14 @@ class PhotoUploads:
                 if folder.exists():
                     storage.remove(folder)
 
-    def used(self, crop: str = "center") -> PhotoSet | None:
+    def used(self, crop: CropMode = "center") -> PhotoSet | None:
         """Load the used photos as the trainer will see them; None without any."""
         with self.held:
             if not any(upload.used for upload in self.uploads):
                 return None
             return load_photos(self._place(Upload("", "", True)), self.side, crop)
 
-    def left_out(self, crop: str = "center") -> PhotoSet | None:
+    def left_out(self, crop: CropMode = "center") -> PhotoSet | None:
         with self.held:
             if all(upload.used for upload in self.uploads):
                 return None
@@ -188,7 +189,7 @@ class PhotoUploads:
 class UploadsByPage:
     """The uploads of every page."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._uploads_by_page: dict[str, PhotoUploads] = {}
         self._mutex = threading.Lock()
 
