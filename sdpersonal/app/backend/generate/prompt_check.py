@@ -25,13 +25,13 @@ class PromptCheck:
     strengths: tuple[tuple[str, float], ...]
 
 
-def check_prompt(prompt: Any, house: Workspace, kind: str) -> PromptCheck:
+def check_prompt(prompt: Any, workspace: Workspace, kind: str) -> PromptCheck:
     """Check a prompt for a model of `kind`, including all its alternatives."""
     try:
         text = GenerateRequest(prompt=prompt).prompt
-        count_prompts(text, Wildcards(house.wildcards))
+        count_prompts(text, Wildcards(workspace.wildcards))
         mentions = named(text)
-        notes = [_concept_problem(mention.token, house.library, kind) for mention in mentions]
+        notes = [_concept_problem(mention.token, workspace.library, kind) for mention in mentions]
     except UserError as error:
         return PromptCheck(str(labelled(error)).replace("\n", " "), ())
     strengths = tuple((str(mention.token), mention.strength) for mention in mentions)[:MAX_STRENGTHS]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -108,7 +108,7 @@ def name_note(form: Mapping[str, Any], library: Library) -> str:
         return " ".join(str(error).splitlines())
     if not versions:
         return f"You will write {token} in prompts."
-    return f"{token} is in the library already: this will be version {versions[-1].version + 1}; the others stay."
+    return f"{token} is in the library already: this will be version {_next_version(versions)}; the others stay."
 
 
 def plan_text(form: Mapping[str, Any], photos: int, base: ModelInfo, library: Library, pace: Mapping[str, Any]) -> str:
@@ -121,11 +121,11 @@ def plan_text(form: Mapping[str, Any], photos: int, base: ModelInfo, library: Li
         return "Before I can start: add photos."
     method = getattr(settings, "method", "textual-inversion")
     token = parse_form_token(form)
-    version = len(library.versions(token)) and library.versions(token)[-1].version + 1
+    version = _next_version(library.versions(token))
     steps = _max_steps(settings, base, photos)
     measured = pace.get(pace_key(settings.model_dump(mode="json")))
     lines = [
-        f"I teach {base.name} the word {token}{f' (version {version})' if version else ''} "
+        f"I teach {base.name} the word {token}{f' (version {version})' if version > 1 else ''} "
         f"from {photos} photo{'s' if photos > 1 else ''} of "
         f"{'the style ' if settings.kind == 'style' else ''}{printable(str(form['noun']).strip(), 60)}: "
         f"it {_METHOD_EFFECTS[method]}.",
@@ -135,10 +135,15 @@ def plan_text(form: Mapping[str, Any], photos: int, base: ModelInfo, library: Li
     return "\n".join(lines)
 
 
+def _next_version(versions: Sequence[Token]) -> int:
+    """Return the version that a concept gets; versions: those in the library, oldest first."""
+    return (versions[-1].version or 0) + 1 if versions else 1
+
+
 def _max_steps(settings: TrainingSettings, base: ModelInfo, photos: int) -> int:
     from ....training.methods.factory import resolve_preset
 
-    return resolve_preset(settings, base, photos).steps
+    return resolve_preset(settings, base.kind, photos).steps
 
 
 def _duration_text(steps: int, took: Mapping[str, float] | None, base: ModelInfo) -> str:

@@ -29,7 +29,7 @@ def grid_box(app: App, form: GenerateForm, results: ResultComponents) -> None:
         def order():
             return grid_job(form.read(values, app, page), *(values[side] for side in sides))
 
-        yield from view_updates(app.generation.do(order, page, user_name(request)))
+        yield from view_updates(app.generation.submit(order, page, user_name(request)))
 
     for kind, text in (sides[:2], sides[2:]):
         kind.input(on_kind, kind, text, **EVENT)

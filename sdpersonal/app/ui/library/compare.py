@@ -65,20 +65,20 @@ def conflicts_box(app: App, tab: gr.Tab, state: LibraryState) -> None:
     go.click(on_check, several, result_line, **COMPARE_EVENT)
 
 
-def comparison_html(found: Comparison) -> str:
+def comparison_html(comparison: Comparison) -> str:
     """Make a table of both concepts, differences in bold; all their text is escaped."""
-    names = "".join(f"<th>{_picture(src)}<code>{escape(name)}</code></th>" for name, src in _pairs(found))
+    names = "".join(f"<th>{_picture(src)}<code>{escape(name)}</code></th>" for name, src in _pairs(comparison))
     rows = "".join(
         f"<tr{' class=differs' * (first != second)}><th>{escape(name)}</th><td>{escape(first) or '–'}</td>"
         f"<td>{escape(second) or '–'}</td></tr>"
-        for name, first, second in found.rows
+        for name, first, second in comparison.rows
     )
-    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in found.said)
+    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in comparison.sentences)
     return f"{sentences}<table><thead><tr><th></th>{names}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _pairs(found: Comparison):
-    return zip(found.tokens, found.pictures, strict=True)
+def _pairs(comparison: Comparison):
+    return zip(comparison.tokens, comparison.pictures, strict=True)
 
 
 def _picture(src: str) -> str:

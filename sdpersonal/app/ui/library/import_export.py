@@ -108,10 +108,10 @@ def instructions_html(made: ExportDownload) -> str:
     return f"<ul>{places}</ul>{f'<ol>{steps}</ol>' if steps else ''}{typed}{notes}"
 
 
-def _row(one: ImportedFile) -> str:
-    css_class = "good" if one.token else "bad"
-    status = f"<td class='{css_class}'>{STATUS_TITLES[one.done]}</td>"
-    return f"<tr><td>{escape(one.name)}</td>{status}<td>{escape(one.said)}</td></tr>"
+def _row(imported: ImportedFile) -> str:
+    css_class = "good" if imported.token else "bad"
+    status = f"<td class='{css_class}'>{STATUS_TITLES[imported.status]}</td>"
+    return f"<tr><td>{escape(imported.name)}</td>{status}<td>{escape(imported.message)}</td></tr>"
 
 
 def _label(made: ExportDownload | None) -> str:

@@ -67,7 +67,7 @@ def _tiles_box(app: App, shared: SharedComponents, tab: gr.Tab, state: LibrarySt
         message = tiles.note or NO_CONCEPTS
         message = message if tiles.tokens or not tiles.note else f"{message} {NO_MATCHES}"
         gallery_update = gr.update(value=tiles.pictures, visible=bool(tiles.tokens), selected_index=None)
-        return gallery_update, tiles.tokens, message, gr.update(visible=len(tiles.tokens) < tiles.found)
+        return gallery_update, tiles.tokens, message, gr.update(visible=len(tiles.tokens) < tiles.match_count)
 
     def on_pick(tokens, chosen: gr.SelectData):
         index = chosen.index

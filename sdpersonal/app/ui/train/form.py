@@ -106,7 +106,7 @@ def connect_form(
 
     def on_change(request: gr.Request, *values):
         form = fields.read(values)
-        return workshop.naming(form), workshop.plan(session_id(request), user_name(request), form)
+        return workshop.name_note(form), workshop.plan_text(session_id(request), user_name(request), form)
 
     def on_open(owner, request: gr.Request):
         return user_name(request) or owner

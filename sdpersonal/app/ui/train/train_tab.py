@@ -41,7 +41,7 @@ def train_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
         return {plan_line: error} if error else run_updates(run, preparing, train_page.run_view(page, user))
 
     def on_leave(request: gr.Request):
-        train_page.leave(session_id(request))
+        train_page.close_session(session_id(request))
 
     outputs = [value for value in vars(run).values() if not isinstance(value, tuple)]
     start.click(on_start, fields.inputs, [*outputs, *run.tries, preparing, plan_line], **EVENT)
