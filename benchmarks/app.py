@@ -75,8 +75,8 @@ def _report(server: Server, place: Path, concepts: int, rounds: int, requests: i
 
 def _seconds_for_four(window) -> float:
     window.run("window.begun = performance.now(); document.querySelector('#draw').click()")
-    window.wait("document.querySelector('#status textarea').value.startsWith('Drawing')", 60)
-    window.wait("document.querySelector('#status textarea').value.startsWith('4 pictures') && performance.now()", 120)
+    window.wait("document.querySelector('#status textarea').value.startsWith('Generating')", 60)
+    window.wait("document.querySelector('#status textarea').value.startsWith('4 images') && performance.now()", 120)
     return window.run("return performance.now() - window.begun") / 1000
 
 

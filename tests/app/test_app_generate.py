@@ -69,7 +69,7 @@ def test_from_the_first_word_to_the_picture_drawn_again(server, window):
         "box.dispatchEvent(new Event('input', {bubbles: true}))"
     )
     window.wait("!document.querySelector('#prompt-note textarea')")
-    put(window, "Pictures", "2")
+    put(window, "Images", "2")
     put(window, "Steps", str(FIVE))
     window.type("#prompt textarea", CONTROL + ENTER)
     status(window, "2 pictures in")
@@ -80,7 +80,7 @@ def test_from_the_first_word_to_the_picture_drawn_again(server, window):
     window.click("#pictures .thumbnail-item")
     window.wait("(document.querySelector('#recipe textarea')?.value ?? '').includes('<you/ink-v1> 0.5')")
     window.click("#star")
-    status(window, "It is among your favourites")
+    status(window, "Added to your favourites")
     assert len(list((server.place / "outputs" / "favourites").glob("*.png"))) == 1
 
     window.click("#vary")
@@ -92,7 +92,7 @@ def test_from_the_first_word_to_the_picture_drawn_again(server, window):
     window.upload("#settings input[type=file]", first)
     status(window, "Its settings are in the form")
     window.click("#draw")
-    window.wait("document.querySelector('#status textarea').value.startsWith('1 picture in')", 60)
+    window.wait("document.querySelector('#status textarea').value.startsWith('1 image in')", 60)
     assert len(kept(server)) == before + 1
     again, once = (np.asarray(Image.open(path), int) for path in (kept(server)[-1], first))
     assert np.abs(again - once).max() <= 1  # the first was drawn beside another: the kernels' rounding
@@ -102,7 +102,7 @@ def test_a_start_picture_a_sheet_and_history(server, window, tmp_path):
     picture = tmp_path / "start.png"
     Image.new("RGB", (128, 128), (200, 40, 40)).save(picture)
     window.type("#prompt textarea", "a cat on grass")
-    put(window, "Pictures", "1")
+    put(window, "Images", "1")
     put(window, "Steps", str(FIVE))
     window.run("document.querySelector('#begin-box button').click()")
     window.wait("document.querySelector('#start input[type=file]')")
@@ -110,14 +110,14 @@ def test_a_start_picture_a_sheet_and_history(server, window, tmp_path):
     window.wait("document.querySelector('#start canvas')")
     window.wait("!!document.querySelector('#start [aria-label*=lear]')")
     window.click("#draw")
-    status(window, "1 picture in")
+    status(window, "1 image in")
     assert read_recipe(kept(server)[-1].read_bytes()).start
 
     window.run("document.querySelector('#sheet-box button').click()")
     window.wait("document.querySelector('#draw-sheet')")
     window.run("document.querySelector('#start [aria-label*=lear]').click()")
     window.run("document.querySelector('#draw-sheet').click()")
-    status(window, "A sheet of 4 pictures")
+    status(window, "A grid of 4 images")
     assert list((server.place / "outputs").rglob("*-sheet.html"))
 
     window.wait("[...document.querySelectorAll('[role=tab]')].some(tab => tab.innerText == 'History')")

@@ -113,7 +113,7 @@ def test_import_edit_export_delete_and_undo(server, window, library, tmp_path):
     window.type("#drop input[type=file]", dropped)
     window.wait(says("#import-said", "1 of 2"))
     window.wait("document.querySelector('#card code')?.innerText == '<new/goose-v1>'")  # its card is open
-    assert "Not added" in window.text("#arrivals") and "sdpersonal" not in window.text("#arrivals")
+    assert "Not imported" in window.text("#arrivals") and "sdpersonal" not in window.text("#arrivals")
     assert library.get(T("<new/goose>")).identity == concept(seed=77).identity
     assert not [path for path in server.place.rglob("goose.safetensors") if "concepts" not in str(path)]
 
@@ -145,7 +145,7 @@ def test_import_edit_export_delete_and_undo(server, window, library, tmp_path):
     window.wait(says("#deleted", "Deleted: <new/goose-v1>"))
     assert not (library.folder / "new").exists()
     window.click("#undo")
-    window.wait(says("#deleted", "Back again: <new/goose-v1>"))
+    window.wait(says("#deleted", "Restored: <new/goose-v1>"))
     assert library.find(T("<new/goose>")).path.read_bytes() == before
     window.wait("document.querySelector('#card code')?.innerText == '<new/goose-v1>'")
 
@@ -172,7 +172,7 @@ def test_a_strangers_words_stay_text(server, window):
 @needs_browser
 def test_on_a_phone_nothing_is_wider_than_it(window):
     try:
-        for name in ("Library", "Base"):
+        for name in ("Library", "Models"):
             window.resize(1280, 900)  # where no tab is folded away
             tab(window, name)
             window.resize(390, 844)
@@ -184,7 +184,7 @@ def test_on_a_phone_nothing_is_wider_than_it(window):
 
 @needs_browser
 def test_another_base_is_loaded(window):
-    tab(window, "Base")
+    tab(window, "Models")
     window.wait("(document.querySelector('#offers')?.innerText ?? '').includes('mine')")
     assert "GB to fetch" in window.text("#offers") and "tiny" in window.text("#base-facts")
     for name, asks in (("sd15", True), ("mine", False)):
@@ -192,10 +192,10 @@ def test_another_base_is_loaded(window):
         window.type("#base-name input", f"{name}\ue007")  # Enter
         window.click("#base-go")
         if asks:
-            window.wait("(document.querySelector('#base-asked textarea')?.value ?? '').includes('Fetch 2.8 GB')")
+            window.wait("(document.querySelector('#base-asked textarea')?.value ?? '').includes('Download 2.8 GB')")
             window.click("#base-no")
-            window.wait(says("#base-said", "Nothing was fetched"))
-    window.wait(says("#base-said", "Loaded. Base: "), seconds=60)
+            window.wait(says("#base-said", "Nothing was downloaded"))
+    window.wait(says("#base-said", "Loaded. Model: "), seconds=60)
     window.wait("document.querySelector('#base textarea').value.includes('mine')")
     window.wait("document.querySelector('#base-facts').innerText.includes('mine')")
 

@@ -48,7 +48,7 @@ def says(window, selector, words, seconds=SLOW):
 
 
 OPEN = """(() => {
-    const named = each => each.textContent.trim() == 'Make a concept';  // on a phone it is in a menu
+    const named = each => each.textContent.trim() == 'Train';  // on a phone it is in a menu
     [...document.querySelectorAll('button')].filter(named).forEach(each => each.click());
     return document.querySelector('#make-start, #run-title')?.offsetParent;
 })()"""
@@ -173,7 +173,7 @@ def test_the_end_of_the_app_ends_the_training_with_a_checkpoint(server):
     """Started over HTTP, as a page does; SIGTERM to the app reaches it."""
     assert "photo 05" in ask(server, "on_sample", FILLED)
     assert "Getting ready" in ask(server, "on_start", FILLED)
-    assert "You are training already" in ask(server, "on_start", FILLED, "another page")
+    assert "You are already training" in ask(server, "on_start", FILLED, "another page")
     run = max((server.place / "runs").glob("me-bear-*"), key=lambda run: run.stat().st_mtime)
     trainer, progress = psutil.Process(json.loads((run / "process.json").read_text())["pid"]), run / "progress.jsonl"
     until = time.monotonic() + SLOW

@@ -72,7 +72,7 @@ def test_a_prompt_says_its_strengths(workspace, prompt, strengths):
     "prompt, words",
     [
         ("a <me/duk>", "Did you mean <me/duck>?"),
-        ("a <me/photo>", "another kind of base"),
+        ("a <me/photo>", "another kind of model"),
         ("a <me/duck:9>", "must be a number from -5 to 5"),
         ("a {b", "{"),
         ("a __nothing__", "nothing"),
@@ -114,7 +114,7 @@ def test_ready_prompts_get_a_fitting_concept(workspace):
             words = fill_preset(title, "", workspace.library, "tiny")
             assert ("<you/ink>" if kind == "style" else "<me/duck>") in words and "{}" not in words
             GenerateRequest(prompt=words)  # it can be read, alternatives and all
-    with pytest.raises(UserError, match="no such ready"):
+    with pytest.raises(UserError, match="no such prompt preset"):
         fill_preset("Nothing", "", workspace.library, "tiny")
     with pytest.raises(UserError, match="There is no object"):
         fill_preset("It in many places", "", workspace.library, "sdxl")
@@ -191,12 +191,12 @@ def test_settings_of_a_picture_leave_nothing_of_the_one_before(form, drawn, tmp_
 def test_it_is_a_favourite_or_not(workspace, drawn):
     outputs = workspace.user_outputs(None)
     assert not image_actions.is_favourite(outputs, drawn)
-    assert "among your favourites" in image_actions.toggle_favourite(outputs, drawn) and image_actions.is_favourite(
+    assert "Added to your favourites" in image_actions.toggle_favourite(outputs, drawn) and image_actions.is_favourite(
         outputs, drawn
     )
-    assert "no favourite" in image_actions.toggle_favourite(outputs, drawn) and not image_actions.is_favourite(
+    assert "Removed from your favourites" in image_actions.toggle_favourite(
         outputs, drawn
-    )
+    ) and not image_actions.is_favourite(outputs, drawn)
 
 
 def test_it_is_taken_along_with_its_recipe_or_without(workspace, drawn):
@@ -278,7 +278,7 @@ def test_unpainted_layers_are_no_mask_and_a_huge_picture_is_told(workspace):
     assert [*save_init_image(workspace, "page", {"background": picture, "layers": [Image.new("RGBA", (80, 64))]})] == [
         "start"
     ]
-    with pytest.raises(UserError, match="I take up to"):
+    with pytest.raises(UserError, match="at most 4096"):
         save_init_image(workspace, "page", {"background": Image.new("L", (9000, 8))})
 
 
@@ -326,7 +326,7 @@ def test_an_axis_is_one_line_of_a_sheet():
 
 def test_a_sheet_is_drawn_and_its_pictures_are_kept(service, workspace):
     view = ended(service, lambda: grid_job(FORM, "Seed", "1..2", "Steps", "1, 2"))
-    assert "4 pictures" in view.message and len(view.results) == 1
+    assert "4 images" in view.message and len(view.results) == 1
     with Image.open(view.results[0].served) as image:
         assert image.width > 200
 
@@ -351,7 +351,7 @@ def test_history_finds_by_words_and_by_page(tiny, tmp_path):
     (dog,) = history.find_images(workspace, "page", None, "SNOW dog").results
     assert read_recipe(dog.saved.read_bytes()).prompt == "a dog in the snow"
     assert history.publish_image(workspace, "page", dog).served.read_bytes() == dog.saved.read_bytes()
-    assert history.find_images(workspace, "page", None, "horse").note == "Nothing found."
+    assert history.find_images(workspace, "page", None, "horse").note == "No images found."
     outputs.add_favourite(dog.saved)
     (star,) = history.find_images(workspace, "page", None, starred=True).results
     assert image_actions.is_favourite(outputs, star)

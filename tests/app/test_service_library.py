@@ -143,8 +143,8 @@ def test_a_card_in_words(workspace):
     found = concept_details(workspace.library, "<duck>")
     known = dict(found.facts)
     assert (found.token, found.prompt_token, found.title) == ("<me/duck-v2>", "<me/duck>", "Our duck")
-    assert known["Made by"] == "LoRA in 1,200 steps" and known["Made for"].startswith("the built-in base")
-    assert "likeness 0.66" in known["Measured"] and found.quality == (
+    assert known["Method"] == "LoRA in 1,200 steps" and known["Model"].startswith("the built-in base")
+    assert "likeness 0.66" in known["Scores"] and found.quality == (
         "It is like the photos, and the places that prompts ask for are drawn.",
     )
     assert found.prompts == ("<me/duck> at sea",) and found.versions == ("<me/duck-v1>", "<me/duck-v2>")
@@ -215,15 +215,16 @@ def test_two_versions_beside_each_other(workspace):
     a, b = (workspace.library.get(T(f"<me/duck-v{n}>")).vectors["clip_l"].astype(np.float64) for n in (1, 2))
     cosine = np.mean([x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(a, b, strict=True)])
     assert f"cosine {cosine:.2f}" in found.sentences[0]
-    assert ("Made by", "in 100 steps", "") in found.rows and all(each.startswith("data:") for each in found.pictures)
+    assert ("Method", "in 100 steps", "") in found.rows and all(each.startswith("data:") for each in found.pictures)
     others = compare_concepts(workspace.library, "<me/duck>", "<me/photo>")
-    assert "different bases" in others.sentences[0]
+    assert "different kinds of models" in others.sentences[0]
 
 
 def test_several_are_checked(workspace):
     assert "no base can draw both" in check_conflicts(workspace.library, ["<me/duck>", "<me/photo>"])
     assert (
-        check_conflicts(workspace.library, ["<me/duck>", "<you/ink>"]) == "Nothing speaks against them in one prompt."
+        check_conflicts(workspace.library, ["<me/duck>", "<you/ink>"])
+        == "No conflicts: they can be used in one prompt."
     )
     workspace.library.add(Concept(T("<me/twin>"), card(), workspace.library.get(T("<me/duck>")).vectors))
     assert "Try <me/duck-v2:1> <me/twin-v1:0>" in check_conflicts(workspace.library, ["<me/duck>", "<me/twin>"])
@@ -279,7 +280,7 @@ def test_a_name_that_is_taken_asks_what_to_do(workspace):
     data = concept_to_bytes(concept("<me/duck>", seed=9))
     (came,) = import_uploads(workspace, "page", drop(workspace, **{"duck.safetensors": data}))
     assert came.status == "refused" and "is here already with other content" in came.message
-    assert "another name under Call it" in came.message and "--" not in came.message
+    assert "another name" in came.message and "--" not in came.message
     shutil_again = drop(
         Workspace(workspace.library, workspace.outputs, workspace.runs, workspace.served_dir / "2"),
         **{"x.safetensors": data},
@@ -348,12 +349,12 @@ def test_only_programs_we_know(workspace, program):
 
 def test_delete_and_undo(workspace):
     said, versions = deletion_question(workspace.library, "<me/duck-v2>", others=False)
-    assert said == "Delete <me/duck-v2>? It can be brought back for 30 days." and versions == 2
-    assert "goes for everyone" in deletion_question(workspace.library, "<me/duck>", others=True)[0]
+    assert said == "Delete <me/duck-v2>? It can be restored for 30 days." and versions == 2
+    assert "deleted for all users" in deletion_question(workspace.library, "<me/duck>", others=True)[0]
     before = {entry.token: entry.path.read_bytes() for entry in workspace.library.entries()}
     said, name = delete(workspace.library, "<me/duck-v1>", False)
     assert said == "Deleted: <me/duck-v1>." and undo_deletion(workspace.library, name) == (
-        "Back again: <me/duck-v1>.",
+        "Restored: <me/duck-v1>.",
         "<me/duck-v1>",
     )
     said, name = delete(workspace.library, "<me/duck-v2>", True)
@@ -364,7 +365,7 @@ def test_delete_and_undo(workspace):
     assert {entry.token: entry.path.read_bytes() for entry in workspace.library.entries()} == before
     delete(workspace.library, "<you/ink>", False)
     assert (
-        empty_trash(workspace.library) == "Gone for good: 1 concept."
+        empty_trash(workspace.library) == "Deleted for good: 1 concept."
         and empty_trash(workspace.library) == "The trash was empty."
     )
 

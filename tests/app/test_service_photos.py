@@ -106,11 +106,11 @@ def test_files_that_are_no_photos_are_told_and_the_rest_is_used(photo_uploads, t
     for path in many:
         path.write_bytes(b"GIF89a")
     said = photo_uploads.add(many)
-    assert len(said) == 6 and said[-1] == "And 15 more that I cannot use."
+    assert len(said) == 6 and said[-1] == "And 15 more that cannot be used."
 
 
 def test_too_much_at_once_is_refused_before_anything_is_read(photo_uploads, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="1,000 files; I take up to 40"):
+    with pytest.raises(UserError, match="1,000 files; at most 40"):
         photo_uploads.add([tmp_path / f"{n}.jpg" for n in range(1000)])  # which need not exist
     with pytest.raises(UserError, match="no photos"):
         photo_uploads.add([])
@@ -119,7 +119,7 @@ def test_too_much_at_once_is_refused_before_anything_is_read(photo_uploads, tmp_
         photo_uploads.add([tmp_path / "01.txt"])
     for n in range(MAX_UPLOADS):
         photo_uploads.uploads.append(uploads.Upload(f"photo {n}", str(n)))
-    with pytest.raises(UserError, match="up to 40"):
+    with pytest.raises(UserError, match="at most 40"):
         photo_uploads.add([picture(tmp_path / "a.png")])
     photo_uploads.uploads.clear()
     monkeypatch.setattr(storage, "free_bytes", lambda folder: 1000)
@@ -140,7 +140,7 @@ def test_a_photo_is_turned_and_left_out_and_comes_back(bear):
     assert bear.left_out() is None and bear.used_photos().photos[0].captions
     for number in (-1, 5, 1.0, True, None, "0", [0]):
         for act in (lambda n: bear.rotate(n, 1), lambda n: bear.use(n, False), bear.captions):
-            with pytest.raises(UserError, match="not here any more"):
+            with pytest.raises(UserError, match="does not exist any more"):
                 act(number)
     bear.clear()
     assert bear.used_photos() is None and bear.left_out() is None and bear.uploads == []
@@ -148,7 +148,7 @@ def test_a_photo_is_turned_and_left_out_and_comes_back(bear):
 
 def test_a_look_has_a_tile_for_each_photo_whatever_was_done(bear, workspace):
     found = review_photos(bear, workspace, "page", "object", "bear", "center")
-    assert found.count == 5 and not found.has_advice and "nothing to change" in found.summary
+    assert found.count == 5 and not found.has_advice and "no problems found" in found.summary
     bear.use(2, False)
     bear.rotate(0, 1)
     found = review_photos(bear, workspace, "page", "object", "bear", "subject")
@@ -235,7 +235,7 @@ def test_only_uploads_are_taken_and_they_are_gone_afterwards(workspace, tmp_path
         assert workshop.add_photos("page", None) == "" == workshop.add_photos("page", [])
         form = {"kind": "nonsense", "noun": None, "crop": "yes"}
         assert workshop.review_photos("page", form).count == 1
-        assert "not here any more" in workshop.rotate_photo("page", 7, 1)
+        assert "does not exist any more" in workshop.rotate_photo("page", 7, 1)
         assert workshop.select_photo("page", None).name == "" == workshop.select_photo("page", -9).name
     finally:
         workshop.close()

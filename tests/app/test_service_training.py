@@ -79,9 +79,9 @@ class Base:
     name, kind, device, resolution = "tiny", "tiny", "cpu", 128
 
 
-FORM = {"owner": "me", "name": "bear", "kind": "One thing or animal", "noun": "bear", "agrees": False}
-FORM |= {"method": "Closest likeness (DreamBooth, LoRA)", "crop": False, "flip": False, "early_stop": True}
-FORM |= {"text_encoder": False, "prior": "Nothing", "steps": "", "lr": None, "rank": " "}
+FORM = {"owner": "me", "name": "bear", "kind": "Object or animal", "noun": "bear", "agrees": False}
+FORM |= {"method": "DreamBooth LoRA: closest likeness", "crop": False, "flip": False, "early_stop": True}
+FORM |= {"text_encoder": False, "prior": "None", "steps": "", "lr": None, "rank": " "}
 FORM |= {"resolution": "", "seed": ""}
 
 
@@ -99,7 +99,7 @@ def test_a_training_from_start_to_its_concept(trainings, photo_uploads, workspac
     about = read_json(folder / "process.json")
     child = psutil.Process(about["pid"])
     assert "SECRET" not in str(child.environ()) and os.getpgid(child.pid) == child.pid
-    with pytest.raises(UserError, match=r"You are training already, since .*in another tab"):
+    with pytest.raises(UserError, match=r"You are already training, since .*in another tab"):
         trainings.start(inversion(), photo_uploads, None)
     assert len(list(workspace.runs.iterdir())) == 1
 
@@ -109,7 +109,7 @@ def test_a_training_from_start_to_its_concept(trainings, photo_uploads, workspac
     assert standing.state == "learning" and standing.folder == folder.resolve() and standing.steps == 5000
     assert again.running_training(None).is_own and not again.running_training("anna").is_own
     assert (
-        "Somebody is training" in again.running_training("anna").message()
+        "Another user is training" in again.running_training("anna").message()
         and "bear" not in again.running_training("anna").message()
     )
     assert again.shown_run("anna") is None
@@ -129,8 +129,8 @@ def test_a_training_from_start_to_its_concept(trainings, photo_uploads, workspac
     assert Path(last.report).is_relative_to(workspace.session_dir("page")) and len(last.pictures) == 2
     until(trainings, lambda now: not (folder / "photos").exists())  # whoever started it tidies up
     assert trainings.pace() and trainings.running_training(None) is None
-    assert "going by the last one here" in plan_text(
-        FORM | {"method": "Smallest file (textual inversion)"}, 5, Base, workspace.library, trainings.pace()
+    assert "as measured in the last training here" in plan_text(
+        FORM | {"method": "Textual inversion: smallest file"}, 5, Base, workspace.library, trainings.pace()
     )
     trainings.dismiss(None)
     assert trainings.shown_run(None) is None and (folder / "report.html").exists()
@@ -148,7 +148,7 @@ def test_the_apps_end_saves_and_another_goes_on(trainings, photo_uploads, worksp
     assert f"Stopped after step {standing.step} of 400; it is saved." in standing.message
     assert (folder / "photos").exists() and trainings.running_training("anna") is None
     said = run_view(standing, workspace, "page").text
-    assert "Go on takes it up there" in said and "--resume" not in said
+    assert "press Resume to continue" in said and "--resume" not in said
 
     again = TrainingService(workspace)
     again.resume("anna")
@@ -168,7 +168,7 @@ def test_killed_it_is_told_and_cancelled_nothing_is_left(trainings, photo_upload
     standing = until(trainings, lambda now: not now.running)
     assert standing.state == "failed" and "killed, or the machine ran out of memory" in standing.message
     assert not standing.can_resume and "try once more" in run_view(standing, workspace, "page").text
-    with pytest.raises(UserError, match="No training of yours is running"):
+    with pytest.raises(UserError, match="You have no running training"):
         trainings.send_command(None, "keep")
     trainings.resume(None)  # there is no checkpoint: from the beginning
     assert until(trainings, learning).step >= 2
@@ -194,7 +194,7 @@ def test_of_two_pages_that_press_start_at_once_one_begins(trainings, photo_uploa
     for thread in threads:
         thread.join()
     begun = [end for end in ends if isinstance(end, Path)]
-    assert len(begun) == 1 and sum("You are training already" in str(end) for end in ends) == 3
+    assert len(begun) == 1 and sum("You are already training" in str(end) for end in ends) == 3
     assert [path.name for path in workspace.runs.iterdir()] == [begun[0].name]
 
 
@@ -205,7 +205,7 @@ def test_what_goes_wrong_at_the_start_is_the_trainers_own_sentence(trainings, ph
     assert run_view(standing, workspace, "page").title == "<me/bear> is not finished"
     (folder / "errors.txt").write_text("Traceback (most recent call last):\n  File /home/me/secret\nKeyError: 'x'\n")
     words = run_view(trainings.shown_run(None), workspace, "page").text
-    assert "mistake of this program" in words and "secret" not in words
+    assert "error in this program" in words and "secret" not in words
 
 
 @pytest.mark.parametrize("wrong", ["full", "library gone", "no photo left"])
@@ -238,7 +238,7 @@ def test_a_number_that_was_given_to_another_is_not_taken_for_it(trainings, works
     (run / "settings.json").write_text(json.dumps(inversion().model_dump(mode="json")))
     (run / "process.json").write_text(json.dumps({"pid": mine.pid, "born": mine.create_time() - 100, "began": 5.0}))
     assert TrainingService(workspace).shown_run(None).state == "failed"
-    assert "gone" in TrainingService(workspace).cancel(None)  # and this test goes on
+    assert "deleted" in TrainingService(workspace).cancel(None)  # and this test goes on
     for nonsense in ("{", "[]", '{"pid": "x", "born": null}', '{"pid": true}', "\0"):
         run.mkdir(exist_ok=True)
         (run / "process.json").write_text(nonsense)
@@ -329,20 +329,20 @@ def test_a_form_becomes_settings_or_a_sentence():
             parse_settings(FORM | {"lr": text}, Base)
     typed = parse_settings(FORM | {"steps": "1,000", "lr": "1e-4", "rank": "8", "resolution": 64, "seed": "7"}, Base)
     assert (typed.steps, typed.lr, typed.rank, typed.resolution, typed.seed) == (1000, 1e-4, 8, 64, 7)
-    person = parse_settings(FORM | {"kind": "One person", "agrees": True}, Base)
+    person = parse_settings(FORM | {"kind": "Person", "agrees": True}, Base)
     assert person.consent == "yes" and person.kind == "person"
     for change, words in (
         ({"noun": "  "}, "what it is"),
-        ({"noun": None}, "what it is"),
+        ({"noun": None}, "class noun is empty"),
         ({"noun": 5}, "class_noun must be"),
         ({"noun": "x" * 101}, "class_noun must be"),
-        ({"name": ""}, "a name"),
-        ({"name": None}, "a name"),
+        ({"name": ""}, "name is empty"),
+        ({"name": None}, "name is empty"),
         ({"name": "My Cat"}, "<me/my-cat>"),
         ({"name": "cat-v2"}, "has a version"),
         ({"name": "a/b"}, "not a concept's token"),
-        ({"kind": "One person"}, "tick that this person agrees"),
-        ({"kind": "One person", "agrees": "yes"}, "tick that this person agrees"),
+        ({"kind": "Person"}, "consent of this person is not ticked"),
+        ({"kind": "Person", "agrees": "yes"}, "consent of this person is not ticked"),
         ({"kind": "x"}, "not one of the choices"),
         ({"kind": ["x"]}, "not one of the choices"),
         ({"steps": float("nan")}, "steps must be"),
@@ -362,10 +362,12 @@ def test_a_form_becomes_settings_or_a_sentence():
 
 def test_a_plan_says_how_long_and_how_much_before_anything_was_measured(workspace):
     said = plan_text(FORM, 5, Base, workspace.library, {})
-    assert "At most 320 steps" in said and "a guess" in said and "GB of memory" in said
+    assert "At most 320 steps" in said and "an estimate" in said and "GB of memory" in said
     assert "At most 640 steps" in plan_text(FORM, 20, Base, workspace.library, {})
-    assert "add photos" in plan_text(FORM, 0, Base, workspace.library, {}).lower()
-    assert "Before I can start: Give it a name" in plan_text(FORM | {"name": ""}, 5, Base, workspace.library, {})
+    assert "photos" in plan_text(FORM, 0, Base, workspace.library, {}).lower()
+    assert "Missing before training: The concept name is empty" in plan_text(
+        FORM | {"name": ""}, 5, Base, workspace.library, {}
+    )
     assert (format_minutes(10), format_minutes(70), format_minutes(240), format_minutes(9000)) == (
         "less than a minute", "a minute", "4 minutes", "2 hours",
     )  # fmt: skip

@@ -26,7 +26,7 @@ from .models.info import ModelInfo
 from .render_job import JobContext, JobViewUpdate, QueuedGenerator, SessionImage
 from .workspace import Workspace
 
-IDLE_MESSAGE = "Write a prompt and press Draw. Your pictures appear here."
+IDLE_MESSAGE = "Write a prompt and press Generate. Your images appear here."
 MAX_JOBS = 24  # jobs in the queue, including the running one
 MAX_ENDLESS = 500  # images; a user who is still there presses Endless again
 _VIEW_SECONDS = 0.5  # seconds between views: each costs server and browser a tenth of a second of a core
@@ -164,7 +164,7 @@ class GenerationService:
                 [closing_message or _ending_text(len(results), time.monotonic() - job.started_at, hidden), *notes]
             )
         except Interrupted:
-            message = f"Stopped. {_count_text(len(results))} finished and kept." if results else "Stopped."
+            message = f"Stopped. {_count_text(len(results))} finished and saved." if results else "Stopped."
         except Exception as error:
             message = describe_error(error)
         put({"message": message, "progress": 1.0, "preview": ()})
@@ -172,7 +172,7 @@ class GenerationService:
 
     def _job_context(self, job: Job, stop: threading.Event, put, page: str, user, results, hidden, notes) -> JobContext:
         def waits(ahead: int) -> None:
-            put({"message": f"In the line: {ahead} before you." if ahead else "Just a moment …"})
+            put({"message": f"In the queue: {ahead} ahead of you." if ahead else "Starting …"})
 
         def preview(images: list[Image.Image]) -> None:
             put({"preview": tuple(images)})
@@ -205,17 +205,17 @@ def endless_job(form: Mapping[str, Any], wildcards: Path | None = None) -> Rende
         )
         for path, hidden in saved_images:
             job.add_image(path, hidden)
-        return f"{MAX_ENDLESS} pictures are enough for now. Press Endless to go on."
+        return f"{MAX_ENDLESS} images are enough for now. Press Endless to continue."
 
     return work
 
 
 def _ending_text(drawn: int, seconds: float, hidden: list[bool]) -> str:
-    return f"{_count_text(drawn)} in {seconds:.1f} s. Click one to do more with it. {describe_hidden(hidden)}".rstrip()
+    return f"{_count_text(drawn)} in {seconds:.1f} s. Click one for more actions. {describe_hidden(hidden)}".rstrip()
 
 
 def _count_text(drawn: int) -> str:
-    return "1 picture" if drawn == 1 else f"{drawn} pictures"
+    return "1 image" if drawn == 1 else f"{drawn} images"
 
 
 def append_token(prompt: str, token: str) -> str:

@@ -56,9 +56,7 @@ class JobQueue:
         job = Job(self, alone)
         with self.condition:
             if len(self.jobs) >= self.max_jobs:
-                raise UserError(
-                    f"It is busy: {len(self.jobs)} drawings are in the line already.", "Try again in a minute."
-                )
+                raise UserError(f"The queue is full: {len(self.jobs)} jobs are waiting.", "Try again in a minute.")
             self.jobs.append(job)
         try:
             yield job

@@ -115,7 +115,7 @@ class JobContext:
         return self.stop.is_set()
 
     def progress(self, done: int, total: int) -> None:
-        self.update_view({"message": f"Drawing: step {done} of {total}", "progress": done / total})
+        self.update_view({"message": f"Generating: step {done} of {total}", "progress": done / total})
 
     def save_image(self, image: GeneratedImage) -> None:
         """Save a finished image and show it."""

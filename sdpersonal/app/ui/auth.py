@@ -61,7 +61,7 @@ def configure_access(port: int, listen: bool, hosts: Sequence[str], password_fil
     read, or a port that is taken."""
     if listen and password_file is None:
         raise UserError(
-            "--listen lets others use your graphics card and see your concepts.",
+            "--listen lets others use your GPU and see your concepts.",
             "Give --password-file FILE too, with lines NAME:PASSWORD.",
         )
     access = Access(port, listen, tuple(hosts), _read_passwords(password_file) if password_file else {})
@@ -76,7 +76,7 @@ def configure_access(port: int, listen: bool, hosts: Sequence[str], password_fil
 
 
 def port_taken_error(port: int) -> UserError:
-    return UserError(f"Port {port} is taken, perhaps by an app that still runs.", "Give another: --port N.")
+    return UserError(f"Port {port} is taken, perhaps by another running app.", "Choose another: --port N.")
 
 
 def _read_passwords(path: Path) -> dict[str, str]:

@@ -28,51 +28,58 @@ class GenerateForm:
         """Lay out the settings. base: the loaded model's facts, whose values are the defaults."""
         add = self.components
         add["negative"] = gr.Textbox(
-            "", label="Negative prompt", lines=1, max_length=2000, info="What the picture should not be."
+            "", label="Negative prompt", lines=1, max_length=2000, info="What the image should not show."
         )
         with gr.Row():
-            add["n"] = gr.Slider(1, 16, value=4, step=1, label="Pictures", min_width=140)
+            add["n"] = gr.Slider(1, 16, value=4, step=1, label="Images", min_width=140)
             add["steps"] = gr.Slider(1, 150, value=25, step=1, label="Steps", min_width=140)
         with gr.Row():
-            add["guidance"] = gr.Slider(1, 30, value=base.guidance, step=0.5, label="Guidance", min_width=140)
+            add["guidance"] = gr.Slider(1, 30, value=base.guidance, step=0.5, label="Guidance scale", min_width=140)
             default_size = f"{base.resolution}x{base.resolution}"
             add["size"] = gr.Textbox(default_size, label="Size", info="WIDTHxHEIGHT", min_width=140)
         with gr.Row():
-            seed_info = "Same seed, same picture."
+            seed_info = "The same seed gives the same image."
             # A text field, because JavaScript numbers lose digits of seeds above 2**53.
             add["seed"] = gr.Textbox(
                 "0", label="Seed", info=seed_info, max_lines=1, max_length=20, min_width=140, elem_id="seed"
             )
-            self.random_seed = gr.Checkbox(True, label="A new seed each time", min_width=140, elem_id="fresh")
+            self.random_seed = gr.Checkbox(True, label="New seed each time", min_width=140, elem_id="fresh")
         add["every"] = gr.Checkbox(
-            False, label="Every alternative", info="Draws each choice of the prompt, so many pictures of each."
+            False, label="All combinations", info="Of the alternatives in the prompt, with that many images each."
         )
-        add["enlarge"] = gr.Slider(1, 4, value=1, step=0.25, label="Enlarge", info="A second pass draws it larger.")
+        add["enlarge"] = gr.Slider(
+            1, 4, value=1, step=0.25, label="Hires scale", info="Upscale factor of a second pass (hires fix)."
+        )
         add["rescale"] = gr.Slider(
-            0, 1, value=base.rescale, step=0.05, label="Rescale", info="Takes back contrast that guidance added."
+            0,
+            1,
+            value=base.rescale,
+            step=0.05,
+            label="Guidance rescale",
+            info="Reduces the contrast that guidance adds.",
         )
         add["scheduler"] = gr.Dropdown(
-            [("The base's own", ""), *((name, name) for name in base.schedulers)],
+            [("The model's default", ""), *((name, name) for name in base.schedulers)],
             value="",
             label="Scheduler",
-            info="How noise becomes a picture; any name of A1111, ComfyUI or diffusers may be typed.",
+            info="Any name of A1111, ComfyUI or diffusers can be typed.",
             allow_custom_value=True,
             filterable=True,
             elem_id="scheduler",
         )
-        skips = "Layers of the text encoder, counted from the last: 1 skips none, many anime models want 2."
+        skips = "Layer of the text encoder, counted from the last: 1 skips none; many anime models want 2."
         add["clip_skip"] = gr.Slider(1, MAX_CLIP_SKIP, value=1, step=1, label="Clip skip", info=skips)
         add["fast"] = gr.Textbox(
-            "", label="Fast", max_length=150, info="Token of an LCM or TCD LoRA of yours: 6 steps are enough then."
+            "", label="Fast LoRA", max_length=150, info="Token of an LCM or TCD LoRA: 6 steps are then enough."
         )
 
     def start(self) -> None:
         """Lay out the init image and its mask."""
-        text_line("Paint over a part to draw only that anew; paint nothing to change all of it.")
+        text_line("Paint over the part to regenerate (inpainting); paint nothing to change the whole image.")
         self.editor = gr.ImageEditor(
             type="pil",
             sources=("upload", "clipboard"),
-            label="Start picture",
+            label="Init image",
             brush=gr.Brush(colors=["#00b3a4"], color_mode="fixed"),
             transforms=(),
             layers=False,
@@ -80,7 +87,7 @@ class GenerateForm:
             elem_id="start",
         )
         self.components["change"] = gr.Slider(
-            0.05, 1, value=0.6, step=0.05, label="Change", info="How much of it may become another."
+            0.05, 1, value=0.6, step=0.05, label="Denoising strength", info="How much of the init image may change."
         )
 
     @property

@@ -50,18 +50,18 @@ class SecurityMiddleware:
         except TypeError:  # Gradio raises it for a part without a file name
             if not _is_upload(scope):
                 raise
-            await PlainTextResponse("That is no upload.", 400)(scope, receive, send)
+            await PlainTextResponse("That is not an upload.", 400)(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> tuple[int, str] | None:
         host = headers.get(b"host", "")
         if re.sub(r":\d{1,5}$", "", host) not in self.hosts:
-            return 400, "This app does not go by that name."
+            return 400, "Unknown host name."
         origin = headers.get(b"origin")
         # Gradio itself trusts every page on this machine, whatever its port: they could read the images.
         if origin is not None and origin != f"{scope['scheme']}://{host}":
-            return 403, "Only this app's own page may do that."
+            return 403, "Requests from other sites are refused."
         if _UNQUEUED_ROUTES.match(scope["path"]):
-            return 404, "There is only the page."
+            return 404, "The API is disabled; use the page."
         if scope["path"].rstrip("/") == "/login" and self._must_wait(_client(scope)):
             return 429, f"Too many wrong passwords. Wait {LOGIN_PAUSE:.0f} seconds."
         return self._upload_refusal(headers) if _is_upload(scope) else _length_refusal(headers, MAX_BODY)
@@ -70,9 +70,9 @@ class SecurityMiddleware:
         if refusal := _length_refusal(headers, MAX_UPLOAD):
             return refusal
         if storage.free_bytes(self.upload_dir) < MIN_FREE_DISK:
-            return 507, "The disk is nearly full here."
+            return 507, "The disk is nearly full."
         if _folder_size(self.upload_dir) > MAX_UPLOAD:
-            return 507, "There is no more room for uploads; what was sent earlier goes within an hour."
+            return 507, "The space for uploads is full; older ones are deleted within an hour."
         return None
 
     def _must_wait(self, place: str) -> bool:
@@ -110,13 +110,13 @@ class LimitedBody:
         body = message.get("body", b"")
         self._size += len(body)
         if self._size > self._most:
-            raise TooLarge(f"I take up to {self._most >> 20} MB at once.")
+            raise TooLarge(f"At most {self._most >> 20} MB are accepted at once.")
         if self._mark and body:
             text = self._rest + body
             self._parts += text.count(self._mark)
             self._rest = text[-len(self._mark) + 1 :]
             if self._parts > MAX_PARTS + 1:
-                raise TooLarge(f"I take up to {MAX_PARTS} files at once.")
+                raise TooLarge(f"At most {MAX_PARTS} files are accepted at once.")
         return message
 
 
@@ -135,8 +135,8 @@ def _is_upload(scope: Scope) -> bool:
 def _length_refusal(headers: dict[bytes, str], most: int) -> tuple[int, str] | None:
     announced = headers.get(b"content-length", "0")
     if not announced.isdigit():
-        return 400, "That is no length."
-    return (413, f"I take up to {most >> 20} MB at once.") if int(announced) > most else None
+        return 400, "Invalid Content-Length."
+    return (413, f"At most {most >> 20} MB are accepted at once.") if int(announced) > most else None
 
 
 def _client(scope: Scope) -> str:

@@ -13,9 +13,9 @@ from .train.train_tab import train_tab
 
 TABS = {
     GENERATE: ("Generate", generate_tab),
-    TRAIN: ("Make a concept", train_tab),
+    TRAIN: ("Train", train_tab),
     LIBRARY: ("Library", library_tab),
-    MODELS: ("Base", models_tab),
+    MODELS: ("Models", models_tab),
 }
 
 

@@ -38,9 +38,9 @@ def concept_choices(workspace: Workspace, kind: str, search: object = "") -> Con
 def _note(match_count: int, others: int, damaged: int) -> str:
     parts = []
     if match_count > MAX_TILES:
-        parts.append(f"The first {MAX_TILES} of {match_count:,}: search for others, or write them.")
+        parts.append(f"Showing the first {MAX_TILES} of {match_count:,}; search for others, or type them.")
     if others:
-        parts.append(f"{others:,} more {'is' if others == 1 else 'are'} for another base.")
+        parts.append(f"{others:,} more {'is' if others == 1 else 'are'} for other models.")
     if damaged:
-        parts.append(f"{damaged} damaged: see the Library.")
+        parts.append(f"{damaged} damaged; see the Library tab.")
     return " ".join(parts)

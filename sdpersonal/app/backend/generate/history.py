@@ -32,7 +32,7 @@ class HistoryPage:
     @property
     def note(self) -> str:
         if not self.total:
-            return "Nothing found."
+            return "No images found."
         return f"{self.number * PAGE_SIZE + 1} to {min(self.total, (self.number + 1) * PAGE_SIZE)} of {self.total:,}"
 
 

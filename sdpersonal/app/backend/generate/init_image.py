@@ -27,7 +27,9 @@ def save_init_image(workspace: Workspace, page: str, editor: Any) -> dict[str, P
     if not isinstance(image, Image.Image):
         return {}
     if max(image.size) > _MAX_SIDE:
-        raise UserError(f"The start picture is {image.width}x{image.height}.", f"I take up to {_MAX_SIDE} pixels.")
+        raise UserError(
+            f"The init image is {image.width}x{image.height}.", f"Use one of at most {_MAX_SIDE} pixels a side."
+        )
     layers = [
         layer for layer in editor.get("layers") or () if isinstance(layer, Image.Image) and layer.size == image.size
     ]

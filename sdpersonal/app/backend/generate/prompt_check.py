@@ -60,5 +60,5 @@ def _concept_problem(token: Token, library: Library, kind: str) -> str:
     if entry.card is None:
         return f"{token} is damaged: {entry.damaged}"
     if entry.card.base != kind:
-        return f"{token} was made for another kind of base ({entry.card.base}); this one is {kind}."
+        return f"{token} was made for another kind of model ({entry.card.base}); the loaded one is {kind}."
     return ""

@@ -40,7 +40,7 @@ def fill_preset(title: str, prompt: str, library: Library, kind: str) -> str:
             token = _find_concept(subject, prompt, library, kind)
             # Not str.format: other braces hold alternatives, only the concept's place is empty.
             return prompts[title].replace("{}", str(token))
-    raise UserError("There is no such ready prompt.", "Choose one of the list.")
+    raise UserError("There is no such prompt preset.", "Choose one from the list.")
 
 
 def _find_concept(subject: ConceptKind, prompt: str, library: Library, kind: str) -> Token:
@@ -51,4 +51,4 @@ def _find_concept(subject: ConceptKind, prompt: str, library: Library, kind: str
     for wanted in (subject, *(("person", "object") if subject != "style" else ())):
         if match := next((entry for entry in entries if entry.card and entry.card.kind == wanted), None):
             return match.token.unversioned()
-    raise UserError(f"There is no {subject} among your concepts for this base yet.", "Make one, or import one.")
+    raise UserError(f"There is no {subject} among your concepts for this model yet.", "Train one, or import one.")

@@ -10,15 +10,15 @@ from ..render_job import JobContext
 # Axes on offer: label, (axis name, example of its values).
 AXES = {
     "Seed": ("seed", "1..4"),
-    "Words in the place of {}": ("words", "samurai|cowboy|saint"),
-    "Whole prompts": ("prompt", "a cat|a dog"),
+    "Words in place of {}": ("words", "samurai|cowboy|saint"),
+    "Prompt": ("prompt", "a cat|a dog"),
     "Strength of a concept": ("strength", "<me/duck>: 0..1 by 0.25"),
-    "Time of a concept": ("window", "<me/ink>: 0-1, 0-0.6, 0.4-1"),
-    "One concept for another": ("concept", "<me/duck>: <me/cat>, a toy duck"),
+    "Window of a concept": ("window", "<me/ink>: 0-1, 0-0.6, 0.4-1"),
+    "Another concept": ("concept", "<me/duck>: <me/cat>, a toy duck"),
     "Steps": ("steps", "5, 10, 25, 50"),
-    "Guidance": ("guidance", "1, 3, 5, 7.5"),
+    "Guidance scale": ("guidance", "1, 3, 5, 7.5"),
 }
-NO_AXIS = "Nothing"
+NO_AXIS = "None"
 
 
 def axis_text(kind: object, values: object) -> str | None:
@@ -29,11 +29,11 @@ def axis_text(kind: object, values: object) -> str | None:
     if kind in (None, "", NO_AXIS):
         return None
     if not isinstance(kind, str) or kind not in AXES or not isinstance(values, str):
-        raise UserError("That is nothing that a sheet can change.", f"Choose one of: {', '.join(AXES)}.")
+        raise UserError("That is not an axis of the grid.", f"Choose one of: {', '.join(AXES)}.")
     name, example = AXES[kind]
     target, colon, rest = values.rpartition(": ") if name in ("strength", "window", "concept") else ("", "", values)
     if name in ("strength", "window", "concept") and not colon:
-        raise UserError(f"{kind} needs the concept first.", f"For example {example}")
+        raise UserError(f"The values of {kind} start with the concept.", f"For example {example}")
     return f"{name} {target}: {rest}".replace(" :", ":")
 
 
@@ -43,20 +43,22 @@ def grid_job(form: dict, x: object, x_values: object, y: object, y_values: objec
     fields = {name: value for name, value in form.items() if name not in ("n", "every")}
     across = axis_text(x, x_values)
     if across is None:
-        raise UserError("Say what changes from column to column.", "For example Seed, 1..4.")
+        raise UserError("Choose what changes from column to column.", "For example Seed, 1..4.")
     request = XyzGridRequest(**fields, x=across, y=axis_text(y, y_values))
 
     def work(job: JobContext) -> str:
         grid = generate_grid(request, job.generator, job.outputs, False, _report_progress(job), job.stopped)
         for sheet in grid.grids:
             job.add_image(sheet)
-        return f"A sheet of {len(grid.images)} pictures, each of them kept too. The page with all: {grid.page.name}"
+        return f"A grid of {len(grid.images)} images, each saved as well. The page with all of them: {grid.page.name}"
 
     return work
 
 
 def _report_progress(job: JobContext):
     def progress(done: int, total: int) -> None:
-        job.update_view({"message": f"Drawing the sheet: {done / max(1, total):.0%}", "progress": done / max(1, total)})
+        job.update_view(
+            {"message": f"Generating the grid: {done / max(1, total):.0%}", "progress": done / max(1, total)}
+        )
 
     return progress

@@ -29,7 +29,7 @@ def compare_concepts(library: Library, first: object, second: object) -> Compari
     """Compare two concepts, or two versions of one. Raises UserError."""
     a, b = (_find_undamaged(library, word) for word in (first, second))
     if a.token == b.token:
-        raise UserError("That is the same one twice.", "Choose two.")
+        raise UserError("Both are the same concept.", "Choose two different ones.")
     first_facts, second_facts = dict(entry_facts(a)), dict(entry_facts(b))
     rows = tuple(
         (name, first_facts[name], second_facts[name]) for name in first_facts if first_facts[name] or second_facts[name]
@@ -50,7 +50,7 @@ def check_conflicts(library: Library, words: object) -> str:
     entries = [_find_undamaged(library, word) for word in words]
     conflicts = find_conflicts([library.get(entry.token) for entry in entries])
     if not conflicts:
-        return "Nothing speaks against them in one prompt."
+        return "No conflicts: they can be used in one prompt."
     return "\n".join(
         _format_conflict(conflict.concepts, conflict.message, conflict.strengths) for conflict in conflicts
     )
@@ -73,20 +73,20 @@ def _find_undamaged(library: Library, word: object) -> Entry:
 
 def _similarity_sentences(library: Library, a: Entry, b: Entry) -> tuple[str, ...]:
     if a.card and b.card and a.card.base != b.card.base:
-        return ("They are made for different bases, so their numbers cannot be compared.",)
+        return ("They are made for different kinds of models, so their weights cannot be compared.",)
     if a.identity == b.identity:
-        return ("Their vectors and weights are the very same.",)
+        return ("Their embeddings and weights are identical.",)
     return tuple(_format_similarity(compare(library.get(a.token), library.get(b.token))))
 
 
 def _format_similarity(alike: Similarity) -> list[str]:
     sentences = []
     if alike.vectors is not None:
-        verdict = "much alike" if alike.vectors > PARALLEL_COSINE else "not alike"
-        sentences.append(f"Their words are {verdict}: cosine {alike.vectors:.2f} (1 the same, 0 nothing in common).")
+        verdict = "similar" if alike.vectors > PARALLEL_COSINE else "not similar"
+        sentences.append(f"Their embeddings are {verdict}: cosine {alike.vectors:.2f} (1 is the same, 0 is unrelated).")
     if alike.lora is not None:
-        verdict = "do in part the same" if alike.lora > UNRELATED_COSINE else "do different things"
+        verdict = "overlap" if alike.lora > UNRELATED_COSINE else "differ"
         sentences.append(
             f"Their LoRAs {verdict}: cosine {alike.lora:.2f}, {alike.overlap:.0%} of their directions shared."
         )
-    return sentences or ["One has only vectors, the other only a LoRA: there is nothing to compare."]
+    return sentences or ["One has only embeddings, the other only a LoRA: there is nothing to compare."]

@@ -14,16 +14,16 @@ from ....prompts import Token
 from .tiles import thumbnail_data_url
 
 LICENCES = {  # choices on the page; any other SPDX identifier can be typed
-    "": "Not said",
-    "CC0-1.0": "CC0-1.0: anything, no name needed",
-    "CC-BY-4.0": "CC-BY-4.0: anything, with my name",
-    "CC-BY-SA-4.0": "CC-BY-SA-4.0: anything, with my name, passed on likewise",
-    "CC-BY-NC-4.0": "CC-BY-NC-4.0: nothing commercial, with my name",
+    "": "Not stated",
+    "CC0-1.0": "CC0-1.0: any use, no attribution",
+    "CC-BY-4.0": "CC-BY-4.0: any use, with attribution",
+    "CC-BY-SA-4.0": "CC-BY-SA-4.0: any use, with attribution, under the same licence",
+    "CC-BY-NC-4.0": "CC-BY-NC-4.0: non-commercial use, with attribution",
     "MIT": "MIT",
     "Apache-2.0": "Apache-2.0",
     "creativeml-openrail-m": "CreativeML OpenRAIL-M: as Stable Diffusion 1.x",
 }
-CONSENT = {"unknown": "Not known", "yes": "Yes", "no": "No"}
+CONSENT = {"unknown": "Unknown", "yes": "Yes", "no": "No"}
 _FIELDS = {"title", "description", "kind", "class_noun", "license", "author", "consent", "consent_note", "prompts"}
 _FIGURES = ("likeness", "fidelity", "copying", "diversity", "cosine")
 
@@ -81,18 +81,18 @@ def entry_facts(entry: Entry) -> list[tuple[str, str]]:
     method = " ".join(filter(None, (card.method, f"in {card.steps:,} steps" if card.steps else "")))
     settings = ", ".join(f"{name} {_shorten(value)}" for name, value in card.recipe.items())
     return [
-        ("What it is", f"{card.kind}: {card.class_noun}" if card.class_noun else card.kind),
-        ("Made for", BASE_TITLES[card.base] + (f" ({card.base_name})" if card.base_name else "")),
-        ("Holds", f"{entry.contents}, {format_size(entry.size)}"),
-        ("Made by", method),
-        ("Made on", card.created.replace("T", " ").removesuffix("Z")),
+        ("Kind", f"{card.kind}: {card.class_noun}" if card.class_noun else card.kind),
+        ("Model", BASE_TITLES[card.base] + (f" ({card.base_name})" if card.base_name else "")),
+        ("Contents", f"{entry.contents}, {format_size(entry.size)}"),
+        ("Method", method),
+        ("Created", card.created.replace("T", " ").removesuffix("Z")),
         ("Settings", settings),
         ("Trigger words", ", ".join(card.trigger_words)),
         ("Author", card.author),
         ("Licence", card.license),
-        ("The person agrees", consent + (f": {card.consent_note}" if consent and card.consent_note else "")),
-        ("Measured", _figures(card)),
-        ("Fingerprint", (entry.identity or "")[:16]),
+        ("Consent", consent + (f": {card.consent_note}" if consent and card.consent_note else "")),
+        ("Scores", _figures(card)),
+        ("SHA-256", (entry.identity or "")[:16]),
     ]
 
 
@@ -111,13 +111,13 @@ def save_card(library: Library, word: object, values: Mapping[str, object]) -> T
 
 def rename_all_versions(library: Library, word: object, new: object) -> Token:
     """Rename all versions of a concept; return the newest one's new token. Raises UserError."""
-    to = parse_token(new, "No new name is given.", "Write it like <me/duck>.")
+    to = parse_token(new, "The new name is empty.", "Write it like <me/duck>.")
     if to.version:
         raise UserError("A new name has no version: all versions keep theirs.", f"Write {to.unversioned()}.")
     return library.rename(parse_token(word).unversioned(), to)[-1]
 
 
-def parse_token(word: object, problem: str = "No concept is chosen.", fix: str = "Click one first.") -> Token:
+def parse_token(word: object, problem: str = "No concept is selected.", fix: str = "Click one first.") -> Token:
     """Parse the token that a page sent. Raises UserError, with `problem` and `fix` if it sent none."""
     if not word or not isinstance(word, str):
         raise UserError(problem, fix)

@@ -13,9 +13,9 @@ def deletion_question(library: Library, word: object, others: bool) -> tuple[str
     users share the library. Raises UserError."""
     token = library.find(parse_token(word)).token
     versions = library.versions(token)
-    question = f"Delete {token}? It can be brought back for {RETENTION.days} days."
+    question = f"Delete {token}? It can be restored for {RETENTION.days} days."
     if others:
-        question += " The library belongs to all who use this app: it goes for everyone."
+        question += " The library is shared: it is deleted for all users."
     return question, len(versions)
 
 
@@ -29,9 +29,9 @@ def delete(library: Library, word: object, all_versions: object) -> tuple[str, s
 def undo_deletion(library: Library, name: object) -> tuple[str, str]:
     """Restore a deletion; return the message and the restored token. Raises UserError."""
     if not name or not isinstance(name, str):
-        raise UserError("Nothing is chosen.", "Choose what is to come back.")
+        raise UserError("Nothing is selected.", "Choose what to restore.")
     restored = Trash(library).restore(name)
-    return f"Back again: {_join_tokens(restored)}.", str(restored[-1]) if restored else ""
+    return f"Restored: {_join_tokens(restored)}.", str(restored[-1]) if restored else ""
 
 
 def list_deletions(library: Library) -> list[tuple[str, str]]:
@@ -45,7 +45,7 @@ def list_deletions(library: Library) -> list[tuple[str, str]]:
 def empty_trash(library: Library) -> str:
     """Empty the trash for good; return the message. Raises UserError."""
     count = Trash(library).empty()
-    return f"Gone for good: {count} concept{'s' * (count != 1)}." if count else "The trash was empty."
+    return f"Deleted for good: {count} concept{'s' * (count != 1)}." if count else "The trash was empty."
 
 
 def _join_tokens(tokens) -> str:

@@ -34,13 +34,13 @@ PROGRAMS = {
 }
 _BESIDE = {"readme.md", "token_identifier.txt", "type_of_concept.txt", "special_params.json", "adapter_config.json"}
 _PAGE_HINTS = {  # the command line's hints in the page's words
-    TAKEN: "Give it another name under Call it, or choose what becomes of it if its name is taken, and drop it again.",
-    OTHER_PART: "If they are one concept, drop both at once and tick that it takes the place of what is there.",
-    "Say what to call it: --as '<owner/name>'.": "Say under Call it what its name is, and drop it again.",
-    "Its folder may be a base: --base FOLDER.": "Its folder may be a base.",
-    "To draw with it or train on it give it as the base: --base FILE.": "It is a base: start the app with --bases and "
-    "the folder it lies in, and choose it on the Base tab.",
-    "Give it as --base.": "It is a base, not a concept.",
+    TAKEN: "Enter another name, or choose what to do if the name is taken, and drop it again.",
+    OTHER_PART: "If they are one concept, drop both at once and tick that they replace the concept with that name.",
+    "Say what to call it: --as '<owner/name>'.": "Enter a name, and drop it again.",
+    "Its folder may be a base: --base FOLDER.": "Its folder may be a model.",
+    "To draw with it or train on it give it as the base: --base FILE.": "It is a model: start the app with --bases and "
+    "the folder it lies in, and choose it on the Models tab.",
+    "Give it as --base.": "It is a model, not a concept.",
 }
 
 
@@ -70,14 +70,14 @@ def import_uploads(
     """
     paths = _check_uploads(workspace, dropped)
     if duplicates not in DUPLICATES:
-        raise UserError("Choose what becomes of several of one name.", f"One of {', '.join(DUPLICATES)}.")
+        raise UserError("Choose what to do if the name is taken.", f"One of {', '.join(DUPLICATES)}.")
     folder = storage.make_folder(workspace.session_dir(page) / f"arrivals-{secrets.token_hex(4)}")
     try:
         word = _parse_token(as_)
         moved = _group_files(paths, folder)
         sources = _find_sources(moved, folder, steps=duplicates != "refuse")
         if word and len(sources) > 1 and duplicates != "versions":
-            raise UserError("The name is for one concept; several were dropped.", "Drop them one by one.")
+            raise UserError("The name is for one concept, but several were dropped.", "Drop them one at a time.")
         return [
             _imported_file(outcome, sources)
             for outcome in import_all(workspace.library, sources, word, bool(replace), duplicates)
@@ -131,16 +131,16 @@ def _check_uploads(workspace: Workspace, dropped: object) -> list[Path]:
     if not isinstance(dropped, list | tuple) or not dropped:
         raise UserError("No files were dropped.", "Drop some, or click to choose them.")
     if len(dropped) > MAX_FILES:
-        raise UserError(f"These are {len(dropped)} files; I take {MAX_FILES} at once.", "Drop fewer.")
+        raise UserError(f"These are {len(dropped)} files; {MAX_FILES} can be imported at once.", "Drop fewer.")
     return [_check_inside(workspace.served_dir, path) for path in dropped]
 
 
 def _check_inside(folder: Path, path: object) -> Path:
     if not isinstance(path, str) or not Path(path).is_absolute():
-        raise UserError("That is no uploaded file.", "Drop it once more.")
+        raise UserError("That is not an uploaded file.", "Drop it again.")
     resolved = storage.resolve_inside(folder, str(path))
     if not resolved.is_file():
-        raise UserError("The uploaded file is gone.", "Drop it once more.")
+        raise UserError("The uploaded file is gone.", "Drop it again.")
     return resolved
 
 

@@ -163,7 +163,7 @@ def _note(seen: int, match_count: int, newest: Sequence[Entry]) -> str:
     if seen < match_count:
         parts.append(f"The first {seen:,} are shown.")
     if damaged:
-        parts.append(f"{damaged} damaged: choose one to see what is wrong.")
+        parts.append(f"{damaged} damaged; click one to see why.")
     return " ".join(parts)
 
 

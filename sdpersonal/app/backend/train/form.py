@@ -20,17 +20,18 @@ from .training_service import format_minutes, pace_key
 Choice = TypeVar("Choice", bound=str)
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")  # thousands separators only: 0,001 must not become 1
 
-KINDS: dict[str, ConceptKind] = {"One thing or animal": "object", "One person": "person", "A style": "style"}
+KINDS: dict[str, ConceptKind] = {"Object or animal": "object", "Person": "person", "Style": "style"}
 METHODS = {
-    "Closest likeness (DreamBooth, LoRA)": "lora",
-    "Likeness that mixes well (pivotal tuning)": "pivotal",
-    "Smallest file (textual inversion)": "textual-inversion",
+    "DreamBooth LoRA: closest likeness": "lora",
+    "Pivotal tuning: a likeness that mixes well": "pivotal",
+    "Textual inversion: smallest file": "textual-inversion",
 }
-PRIORS = {"Nothing": "none", "The class, as the base knows it": "predicted", "The class, from drawn pictures": "drawn"}
+PRIORS = {"None": "none", "Predicted by the model": "predicted", "Generated class images": "drawn"}
+START_HINT = "Add photos, then fill in the class noun and the name."
 _METHOD_EFFECTS = {
-    "lora": "changes how the base draws a little, in a file of a few megabytes",
-    "pivotal": "learns the word first and then how it is drawn",
-    "textual-inversion": "learns a word alone, in a file of a few kilobytes",
+    "lora": "a LoRA and the embedding of its token, in a file of a few megabytes",
+    "pivotal": "first the embedding of its token, then a LoRA",
+    "textual-inversion": "the embedding of its token alone, in a file of a few kilobytes",
 }
 # Seconds of a step with all overhead, and GB, until a training was measured here; by (kind, device).
 _ESTIMATES = {
@@ -56,9 +57,12 @@ def parse_settings(form: Mapping[str, Any], base: ModelInfo) -> TrainingSettings
     kind, method = _parse_choice(KINDS, form["kind"]), _parse_choice(METHODS, form["method"])
     noun = form["noun"].strip() if isinstance(form["noun"], str) else form["noun"]
     if not noun:
-        raise UserError("Say in a word or two what it is.", "For example 'toy duck', 'woman' or 'watercolour'.")
+        raise UserError(
+            "The class noun is empty.",
+            "Say in a word or two what it is, for example 'toy duck', 'woman' or 'watercolour'.",
+        )
     if kind == "person" and form["agrees"] is not True:
-        raise UserError("Please tick that this person agrees.", "It is written on the concept's card.")
+        raise UserError("The consent of this person is not ticked.", "It is written on the concept's card.")
     common: dict[str, Any] = {
         "photos": _PLACEHOLDER_FOLDER,
         "token": str(parse_form_token(form)),
@@ -90,25 +94,25 @@ def parse_form_token(form: Mapping[str, Any]) -> Token:
     """Build the token from the form's owner and name. Raises UserError, with a spelling that works."""
     owner, name = (form[part].strip() if isinstance(form[part], str) else "" for part in ("owner", "name"))
     if not name:
-        raise UserError("Give it a name.", "For example: my-cat")
+        raise UserError("The concept name is empty.", "For example: my-cat")
     token = Token.parse(f"<{owner or 'me'}/{name}>")
     if token.version:
-        raise UserError(f"{token} has a version; I count versions myself.", f"Call it {token.name}.")
+        raise UserError(f"{token} has a version; the library counts versions itself.", f"Call it {token.name}.")
     return token
 
 
 def name_note(form: Mapping[str, Any], library: Library) -> str:
     """Return the note on the name while it is typed."""
     if not form["name"]:
-        return "This is the word that you will write in prompts."
+        return "Its token is what you write in prompts."
     try:
         token = parse_form_token(form)
         versions = library.versions(token)
     except UserError as error:
         return " ".join(str(error).splitlines())
     if not versions:
-        return f"You will write {token} in prompts."
-    return f"{token} is in the library already: this will be version {_next_version(versions)}; the others stay."
+        return f"Write {token} in prompts."
+    return f"{token} is in the library already: this will be version {_next_version(versions)}; the older ones stay."
 
 
 def plan_text(form: Mapping[str, Any], photos: int, base: ModelInfo, library: Library, pace: Mapping[str, Any]) -> str:
@@ -116,19 +120,19 @@ def plan_text(form: Mapping[str, Any], photos: int, base: ModelInfo, library: Li
     try:
         settings = parse_settings(form, base)
     except UserError as error:
-        return f"Before I can start: {labelled(error)}" if photos else "Add photos first, then say what it is."
+        return f"Missing before training: {labelled(error)}" if photos else START_HINT
     if not photos:
-        return "Before I can start: add photos."
+        return "Missing before training: photos."
     method = getattr(settings, "method", "textual-inversion")
     token = parse_form_token(form)
     version = _next_version(library.versions(token))
     steps = _max_steps(settings, base, photos)
     measured = pace.get(pace_key(settings.model_dump(mode="json")))
     lines = [
-        f"I teach {base.name} the word {token}{f' (version {version})' if version > 1 else ''} "
-        f"from {photos} photo{'s' if photos > 1 else ''} of "
+        f"Train {token}{f' (version {version})' if version > 1 else ''} for the model {base.name} "
+        f"on {photos} photo{'s' if photos > 1 else ''} of "
         f"{'the style ' if settings.kind == 'style' else ''}{printable(str(form['noun']).strip(), 60)}: "
-        f"it {_METHOD_EFFECTS[method]}.",
+        f"{_METHOD_EFFECTS[method]}.",
         f"At most {steps:,} steps, {_duration_text(steps, measured, base)}",
         _memory_text(measured, base),
     ]
@@ -147,18 +151,18 @@ def _max_steps(settings: TrainingSettings, base: ModelInfo, photos: int) -> int:
 
 
 def _duration_text(steps: int, took: Mapping[str, float] | None, base: ModelInfo) -> str:
-    early_stop_note = "It ends sooner where there is no more to learn."
+    early_stop_note = "It stops earlier if the loss has converged."
     if took:
-        return f"about {format_minutes(steps * took['step'])}, going by the last one here. {early_stop_note}"
+        return f"about {format_minutes(steps * took['step'])}, as measured in the last training here. {early_stop_note}"
     estimate = steps * _ESTIMATES[base.kind, base.device][0]
-    return f"roughly {format_minutes(estimate)}: a guess, until I have tried a step at the start. {early_stop_note}"
+    return f"roughly {format_minutes(estimate)}: an estimate until the first step was measured. {early_stop_note}"
 
 
 def _memory_text(took: Mapping[str, float] | None, base: ModelInfo) -> str:
     needed = took["held"] / _GB if took else _ESTIMATES[base.kind, base.device][1]
     free = free_memory(base.device) / _GB
     line = f"It needs about {needed:.1f} GB of memory; {free:.1f} GB are free."
-    return line if free > needed else f"{line} That may be too little: close other programs, or choose a smaller base."
+    return line if free > needed else f"{line} That may be too little: close other programs, or choose a smaller model."
 
 
 def free_memory(device: str) -> int:
@@ -172,7 +176,7 @@ def free_memory(device: str) -> int:
 
 def _parse_choice(choices: Mapping[str, Choice], title: object) -> Choice:
     if not isinstance(title, str) or title not in choices:
-        raise UserError("That is not one of the choices.", f"I know: {', '.join(choices)}.")
+        raise UserError("That is not one of the choices.", f"Choose one of: {', '.join(choices)}.")
     return choices[title]
 
 

@@ -66,7 +66,7 @@ class TrainPage:
         try:
             folder = sample_sets().get(title)
             if folder is None:
-                raise UserError("These sample photos are not here.")
+                raise UserError("There is no such sample set.")
             self._page_uploads(page).clear()
             return "\n".join(self._page_uploads(page).add(sorted(folder.iterdir())))
         except Exception as error:
@@ -145,7 +145,7 @@ class TrainPage:
             status = self.training_service.shown_run(user)
             return (run_view(status, self.workspace, page, seen), status) if status else None
         except Exception as error:
-            return RunView("I cannot say how the training stands", describe_error(error)), None
+            return RunView("The status of the training is unknown", describe_error(error)), None
 
     def send_command(self, user: str | None, command: str) -> str:
         """Send the command "sample" or "keep" to the user's training."""

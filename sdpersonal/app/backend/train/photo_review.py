@@ -37,11 +37,11 @@ _FIXES = {  # hints that differ from the command line's, since the page has its 
     "small": "Take larger photos if you have some.",
     "near-duplicates": "Leave out all but the best; take others from another side or in another place.",
     "blurred": "Leave it out, or take it again with more light.",
-    "sideways": "Turn it upright, or leave it if it was meant so.",
+    "sideways": "Rotate it, or leave it if it was meant so.",
     "one-background": "Take some elsewhere, or name the background: click a photo and write "
     "'{} on a white wall' as its caption.",
     "two-subjects": "Make two concepts: leave one of the two out. Ignore this if it is the same one.",
-    "wrong-class": "Check what you wrote for 'What is it?': the most ordinary word is best.",
+    "wrong-class": "Check the class noun: the most ordinary word is best.",
     "no-captions": "Say what is in each: click a photo and write 'a house in the style of {}' as its caption.",
 }
 _LEAVE_OUT = ("blurred", "dark", "burnt-out", "washed-out")
@@ -148,12 +148,12 @@ def _summary(verdict: Report, out: PhotoSet | None) -> str:
         return f"No photo is used.{left_out_note}"
     photos = "1 photo" if verdict.count == 1 else f"{verdict.count} photos"
     if not verdict.findings:
-        return f"{photos}: I see nothing to change.{left_out_note}"
+        return f"{photos}: no problems found.{left_out_note}"
     lines = [
         f"• {finding.message} {finding.effect} {_FIXES.get(finding.name, finding.hint)}" for finding in verdict.findings
     ]
-    count_text = "one thing" if len(lines) == 1 else f"{len(lines)} things"
-    return "\n".join([f"{photos}; {count_text} to look at, or go on as it is:{left_out_note}", *lines])
+    count_text = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+    return "\n".join([f"{photos}; {count_text} found, which you may ignore:{left_out_note}", *lines])
 
 
 def _make_tiles(

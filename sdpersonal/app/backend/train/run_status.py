@@ -23,7 +23,7 @@ RUNNING_STATES = ("starting", "learning", "finishing")
 _TEXT, _JSON, _LINES = 200_000, 1 << 20, 64 << 20  # bytes read at most
 _MAX_SHOWN = 600  # characters of a line of the trainer's log
 _ENDING_LINES = ("There is no more to learn", "Ended after step")
-_KILLED_MESSAGE = "It ended without a word: it was killed, or the machine ran out of memory."
+_KILLED_MESSAGE = "The process ended without a message: it was killed, or the machine ran out of memory."
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,9 @@ def _last_message(errors: str) -> str:
         if lines[index].startswith("Stopped"):
             return printable(lines[index], _MAX_SHOWN)
     if any(line.startswith("Traceback") for line in lines):
-        return "The trainer broke down. That is a mistake of this program, not yours; its log is in the run's folder."
+        return (
+            "Training failed because of an error in this program, not in your settings; the log is in the run's folder."
+        )
     return _KILLED_MESSAGE
 
 

@@ -65,38 +65,38 @@ def _token(status: RunStatus) -> str:
 
 def _starting_text(status: RunStatus) -> tuple[str, str, float | None]:
     waited = max(0, round(time.time() - status.started_at))
-    words = "Loading the base, looking at the photos, trying out a step"
+    words = "Loading the model, checking the photos, testing one step"
     if cost := _cost_text(status):
-        words = f"Everything was tried out. {cost}"
-    return f"Getting ready to learn {_token(status)}", f"{words} … ({waited} s)", None
+        words = f"The dry run is done. {cost}"
+    return f"Preparing to train {_token(status)}", f"{words} … ({waited} s)", None
 
 
 def _training_text(status: RunStatus) -> tuple[str, str, float | None]:
     left = f"at most about {format_minutes(status.seconds_left)} left" if status.seconds_left is not None else ""
-    words = f"Step {status.step:,} of at most {status.steps:,}; {left}. It ends sooner where there is no more to learn."
+    words = f"Step {status.step:,} of at most {status.steps:,}; {left}. It stops earlier if the loss has converged."
     if status.pending_command:
-        words += {"sample": " Pictures come after this step.", "keep": " It ends after this step."}.get(
+        words += {"sample": " Samples come after this step.", "keep": " It stops after this step."}.get(
             status.pending_command, ""
         )
-    return f"Learning {_token(status)}", words, status.step / max(status.steps, 1)
+    return f"Training {_token(status)}", words, status.step / max(status.steps, 1)
 
 
 def _finishing_text(status: RunStatus) -> tuple[str, str, float | None]:
-    words = f"Learned, after step {status.step:,}. Now I choose the best and draw its pictures …"
+    words = f"Trained for {status.step:,} steps. Choosing the best checkpoint and generating its samples …"
     return f"Finishing {_token(status)}", words, None
 
 
 def _done_text(status: RunStatus) -> tuple[str, str, float | None]:
     duration = f", after {format_minutes(status.seconds)}" if status.seconds else ""
-    words = f"It is in your library{duration}. Write {status.token} in a prompt, or try one of these."
+    words = f"It is in your library{duration}. Use {status.token} in a prompt, or try one of these."
     return f"{status.token} is ready", words, None
 
 
 def _ended_text(status: RunStatus) -> tuple[str, str, float | None]:
     if status.can_resume:
-        next_ = f"It is saved up to step {status.step:,} of {status.steps:,}: Go on takes it up there."
+        next_ = f"It is saved up to step {status.step:,} of {status.steps:,}: press Resume to continue."
     else:
-        next_ = "Nothing was added. Press Go on to try once more, or Throw away and start with other settings."
+        next_ = "Nothing was added. Press Resume to try again, or Discard and start with other settings."
     title = f"{_token(status)} is not finished"
     return title, f"{page_text(status.message)}\n{next_}", None
 
@@ -123,7 +123,7 @@ def _read_validations(status: RunStatus) -> list:
 def _find_images(status: RunStatus) -> tuple[str, list[tuple[Path, str]]]:
     """Return the stamp and images: the newest samples or the finished concept's, and the class noun's to compare."""
     if status.state == "done":
-        images = [(status.folder / "samples.png", f"{status.token} in its first pictures")]
+        images = [(status.folder / "samples.png", f"{status.token}: samples")]
         stamp = "done"
     else:
         sample_sheets = sorted((status.folder / "trials").glob("step-*.png"))
@@ -134,7 +134,7 @@ def _find_images(status: RunStatus) -> tuple[str, list[tuple[Path, str]]]:
         stamp = f"{step} {sample_sheets[-1].stat().st_mtime_ns}"
     noun = status.settings.get("class_noun") or status.settings.get("init") or "the class"
     class_noun_image = status.folder / "trials" / "class-noun.png"
-    images.append((class_noun_image, f"For comparison: any {printable(str(noun), 40)}"))
+    images.append((class_noun_image, f"For comparison: {printable(str(noun), 40)} without the concept"))
     return stamp, [(path, caption) for path, caption in images if path.exists()]
 
 

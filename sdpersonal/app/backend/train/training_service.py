@@ -50,7 +50,7 @@ class RunningTraining:
 
     def message(self) -> str:
         """Explain to a user why no other training can start."""
-        who = "You are training already" if self.is_own else "Somebody is training"
+        who = "You are already training" if self.is_own else "Another user is training"
         left = f", for about {format_minutes(self.left)} more" if self.left is not None else ""
         where = ", in another tab" if self.is_own else ""
         return f"{who}, since {format_start(self.began)}{where}{left}."
@@ -78,7 +78,7 @@ class TrainingService:
             self._check_free(user)
             runs_folder = self.workspace.user_runs(user).resolve()
             if storage.free_bytes(runs_folder) < MIN_FREE_BYTES:
-                raise DiskFull("The disk is nearly full, so I do not start.", "Make room first.")
+                raise DiskFull("The disk is nearly full, so training was not started.", "Free some disk space first.")
             folder = runs_folder / _folder_name(settings)
             try:
                 storage.make_folder(folder)
@@ -106,7 +106,7 @@ class TrainingService:
             self._check_free(user)
             status = self.shown_run(user)
             if status is None or status.state == "done":
-                raise UserError("There is nothing to go on with.", "Start a new one.")
+                raise UserError("There is no training to resume.", "Start a new one.")
             settings = settings_from_json(status.settings).model_copy(update={"resume": status.can_resume})
             self._launch(status.folder, settings)
 
@@ -116,7 +116,9 @@ class TrainingService:
 
     def _check_free(self, user: str | None) -> None:
         if busy := self.running_training(user):
-            raise UserError(busy.message(), "Wait until it is done." if not busy.is_own else "See it there, or reload.")
+            raise UserError(
+                busy.message(), "Wait until it is done." if not busy.is_own else "Watch it there, or reload this page."
+            )
 
     def _launch(self, folder: Path, settings: TrainingSettings) -> None:
         for log in (OUTPUT_FILE, ERRORS_FILE):
@@ -173,7 +175,7 @@ class TrainingService:
         """Send the command "sample" or "keep" to the user's running training. Raises UserError if none runs."""
         status = self._own_run(user)
         if command not in RUN_COMMANDS:
-            raise UserError("I know only sample and keep.")
+            raise UserError("The command must be sample or keep.")
         storage.write_text(status.folder / "ask", command + "\n")
 
     def cancel(self, user: str | None) -> str:
@@ -186,12 +188,12 @@ class TrainingService:
             if status is None:
                 raise UserError("There is no training to cancel.")
             if not _read_process(status.folder).terminate(at_once=True):
-                raise UserError("It does not end.", "Try once more in a minute.")
+                raise UserError("The training process did not exit.", "Try again in a minute.")
             if read_json(status.folder / RESULT_FILE):  # it finished before it was stopped
                 self._tidy(status.folder)
-                return "It had just finished, so the concept is in your library."
+                return "Training had just finished, so the concept is in your library."
             self._drop(status.folder)
-            return "Cancelled: nothing was added, and its copies of your photos are gone."
+            return "Cancelled: nothing was added, and its copies of your photos were deleted."
 
     def dismiss(self, user: str | None) -> None:
         """Stop showing the finished run. Its report stays."""
@@ -218,7 +220,7 @@ class TrainingService:
     def _own_run(self, user: str | None) -> RunStatus:
         status = self.shown_run(user)
         if status is None or not status.running:
-            raise UserError("No training of yours is running.")
+            raise UserError("You have no running training.")
         return status
 
     def _all(self) -> list[Path]:

@@ -79,7 +79,7 @@ class PhotoUploads:
                 except (UnusablePhoto, UserError) as reason:
                     problems.append(f"{printable(path.name, 60)} {reason}.")
             if len(problems) > _MAX_MESSAGES:
-                problems[_MAX_MESSAGES:] = [f"And {len(problems) - _MAX_MESSAGES} more that I cannot use."]
+                problems[_MAX_MESSAGES:] = [f"And {len(problems) - _MAX_MESSAGES} more that cannot be used."]
             return problems
 
     def use(self, number: int, used: bool) -> None:
@@ -140,7 +140,7 @@ class PhotoUploads:
     def copy_to(self, folder: Path) -> None:
         """Copy the used photos with their captions to a new folder. Raises UserError, DiskFull."""
         if not any(upload.used for upload in self.uploads):
-            raise UserError("There are no photos yet.", "Drop 4 to 10 of one thing.")
+            raise UserError("There are no photos yet.", "Drop 4 to 10 of one subject.")
         with self.lock, storage.new_folder(folder) as staging_folder:
             used_folder = self._place(Upload("", "", True))
             for name in sorted(os.listdir(used_folder)):
@@ -156,7 +156,7 @@ class PhotoUploads:
 
     def _upload(self, number: int) -> Upload:
         if type(number) is not int or not 0 <= number < len(self.uploads):
-            raise UserError("That photo is not here any more.", "Choose another.")
+            raise UserError("That photo does not exist any more.", "Choose another.")
         return self.uploads[number]
 
     def _place(self, upload: Upload) -> Path:
@@ -227,15 +227,17 @@ def check_uploads(photos: Sequence[Path], available: int, folder: Path) -> None:
     """Check the number and size of dropped photos; `room`: how many more fit. Raises UserError, or DiskFull if the
     disk is nearly full."""
     if len(photos) > available:
-        problem = f"These are {len(photos):,} files; I take up to {MAX_UPLOADS} photos in all."
-        raise UserError(problem, "Choose 4 to 10 good ones of one thing.")
+        problem = f"These are {len(photos):,} files; at most {MAX_UPLOADS} photos are allowed in all."
+        raise UserError(problem, "Choose 4 to 10 good ones of one subject.")
     if not photos:
-        raise UserError("There are no photos in what you gave me.", f"I read {FORMATS}.")
+        raise UserError("There are no photos among these files.", f"Supported formats: {FORMATS}.")
     size = sum(path.stat().st_size for path in photos)
     if size > MAX_TOTAL:
-        raise UserError(f"These are {size / 1e9:.1f} GB; I take up to {MAX_TOTAL / 1e9:.0f} at once.", "Give fewer.")
+        raise UserError(
+            f"These are {size / 1e9:.1f} GB; at most {MAX_TOTAL / 1e9:.0f} GB are allowed at once.", "Add fewer."
+        )
     if storage.free_bytes(folder) < MIN_FREE_BYTES + size:
-        raise DiskFull("The disk is nearly full, so I take no photos.", "Make room there first.")
+        raise DiskFull("The disk is nearly full, so no photos were added.", "Free some disk space first.")
 
 
 def _lines(text: str) -> tuple[str, ...]:
@@ -248,7 +250,7 @@ def _lines(text: str) -> tuple[str, ...]:
     except Refused as reason:
         raise UserError(f"The caption {reason}.", example) from None
     if not all("{}" in line for line in lines):
-        raise UserError("A caption needs {} once, where the subject's word goes.", example)
+        raise UserError("A caption needs {} once, where the subject's token goes.", example)
     return lines
 
 

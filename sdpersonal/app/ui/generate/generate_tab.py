@@ -24,24 +24,24 @@ def generate_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     with gr.Row(equal_height=False):
         left, right = gr.Column(scale=4, min_width=320), gr.Column(scale=5, min_width=320)
     with right, gr.Tabs():
-        with gr.Tab("Pictures"):
+        with gr.Tab("Images"):
             results = results_box()
         with gr.Tab("History") as history_tab:
             history_box(app, shared, history_tab, results)
     with left:
         prompt_box(app, shared)
         with gr.Row():
-            draw_button = gr.Button("Draw", variant="primary", scale=3, min_width=120, elem_id="draw")
+            draw_button = gr.Button("Generate", variant="primary", scale=3, min_width=120, elem_id="draw")
             endless_button = gr.Button("Endless", scale=1, min_width=90, elem_id="endless")
             stop = gr.Button("Stop", scale=1, min_width=80, elem_id="stop")
         presets_box(app, shared)
         concepts_box(app, shared, tab)
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             form.settings(app.generation.base)
-            upload = gr.UploadButton("Take the settings of a picture", size="sm", file_count="single", elem_id="load")
-        with gr.Accordion("Begin from a picture", open=False, elem_id="begin-box"):
+            upload = gr.UploadButton("Read settings from an image", size="sm", file_count="single", elem_id="load")
+        with gr.Accordion("Image to image", open=False, elem_id="begin-box"):
             form.start()
-        with gr.Accordion("Sheet", open=False, elem_id="sheet-box"):
+        with gr.Accordion("XYZ grid", open=False, elem_id="sheet-box"):
             grid_box(app, form, results)
     with right:
         actions_box(app, shared, results, form)

@@ -17,7 +17,7 @@ def history_box(app: App, shared: SharedComponents, tab: gr.Tab, results: Result
         starred = gr.Checkbox(False, label="Favourites only", scale=1, min_width=140)
     gallery = gr.Gallery(
         show_label=False,
-        label="Earlier pictures",
+        label="Earlier images",
         columns=4,
         object_fit="cover",
         allow_preview=False,

@@ -13,7 +13,7 @@ from ...backend.generate.prompt_presets import PRESET_TITLES, fill_preset
 from ...backend.generation_service import append_token
 from ..shared import EVENT, Event, SharedComponents, text_line
 
-NO_CONCEPTS = "No concepts yet. Make one from photos of something of yours: the tab beside this one."
+NO_CONCEPTS = "No concepts yet. Train one on your own photos: see the Train tab."
 
 
 def prompt_box(app: App, shared: SharedComponents) -> None:
@@ -51,7 +51,7 @@ def _strength_updates(strengths: tuple[tuple[str, float], ...]) -> list:
 def presets_box(app: App, shared: SharedComponents) -> None:
     """Lay out the prompt presets."""
     choice = gr.Dropdown(
-        PRESET_TITLES, value=None, label="Ready prompts", info="With your own concept in them.", elem_id="ready"
+        PRESET_TITLES, value=None, label="Prompt presets", info="Filled in with your own concept.", elem_id="ready"
     )
     error_line = text_line("", visible=False)
 

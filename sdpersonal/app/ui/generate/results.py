@@ -43,7 +43,7 @@ def results_box(name: str = "") -> ResultComponents:
     live = gr.HTML("", elem_id="live")
     gallery = gr.Gallery(
         show_label=False,
-        label="Pictures",
+        label="Images",
         columns=2,
         object_fit="contain",
         interactive=False,
@@ -75,7 +75,7 @@ def _progress_html(view: JobView) -> str:
     """Make the progress bar and the preview as HTML. It contains no user text, so nothing has to be escaped."""
     if view.progress >= 1:
         return ""
-    previews = "".join(f'<img alt="The picture so far" src="{_data_url(image)}">' for image in view.preview)
+    previews = "".join(f'<img alt="Preview" src="{_data_url(image)}">' for image in view.preview)
     bar = f'<div class="bar" role="progressbar" aria-label="Progress" aria-valuenow="{100 * view.progress:.0f}">'
     return f'{bar}<div style="width: {view.progress:.1%}"></div></div><div class="so-far">{previews}</div>'
 
@@ -93,21 +93,23 @@ def actions_box(app: App, shared: SharedComponents, results: ResultComponents, f
         with gr.Row():
             star = gr.Button("☆ Favourite", size="sm", min_width=110, elem_id="star")
             variations_button = gr.Button("Variations", size="sm", min_width=110, elem_id="vary")
-            hires_button = gr.Button("Twice as large", size="sm", min_width=110, elem_id="enlarge")
-            init_button = gr.Button("Begin from it", size="sm", min_width=110, elem_id="begin")
-            settings_button = gr.Button("Use its settings", size="sm", min_width=110, elem_id="use-settings")
+            hires_button = gr.Button("Hires fix (2x)", size="sm", min_width=110, elem_id="enlarge")
+            init_button = gr.Button("Use as init image", size="sm", min_width=110, elem_id="begin")
+            settings_button = gr.Button("Use settings", size="sm", min_width=110, elem_id="use-settings")
         with gr.Row():
             download = gr.DownloadButton("Download", size="sm", min_width=110, elem_id="download")
             private = gr.DownloadButton("Download without recipe", size="sm", min_width=110, elem_id="download-private")
         with gr.Accordion("More variations", open=False):
-            distance = gr.Slider(0.05, 1, value=0.15, step=0.05, label="How far from it", info="0.1 is close.")
+            distance = gr.Slider(
+                0.05, 1, value=0.15, step=0.05, label="Variation strength", info="0.1 is close to the image."
+            )
             change = gr.Textbox(
                 "",
-                label="Change",
+                label="Change of the prompt",
                 max_length=500,
                 info="<me/duck>=0.6,0.8,1 for strengths; beach=snow|space for words.",
             )
-            vary = gr.Button("Draw with that change", size="sm")
+            vary = gr.Button("Generate with this change", size="sm")
         recipe = gr.Textbox(
             label="Recipe", lines=6, max_lines=20, interactive=False, buttons=["copy"], elem_id="recipe"
         )

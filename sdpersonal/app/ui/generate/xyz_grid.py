@@ -18,7 +18,7 @@ def grid_box(app: App, form: GenerateForm, results: ResultComponents) -> None:
         with gr.Row():
             sides.append(gr.Dropdown([NO_AXIS, *AXES], value=first, label=name, min_width=140))
             sides.append(gr.Textbox(AXES.get(first, ("", ""))[1], label="Values", max_length=500, min_width=140))
-    draw = gr.Button("Draw the sheet", elem_id="draw-sheet")
+    draw = gr.Button("Generate the grid", elem_id="draw-sheet")
 
     def on_kind(kind):
         return AXES.get(kind, ("", ""))[1] if isinstance(kind, str) else ""

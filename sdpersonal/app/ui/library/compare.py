@@ -18,9 +18,11 @@ COMPARE_EVENT: EventOptions = {"concurrency_limit": 2, "show_progress": "full", 
 def comparison_box(app: App, tab: gr.Tab, state: LibraryState) -> None:
     """Lay out the choice of two concepts and their comparison."""
     with gr.Row(equal_height=False):
-        first_choice = gr.Dropdown([], label="This one", allow_custom_value=True, min_width=150, elem_id="beside-one")
+        first_choice = gr.Dropdown(
+            [], label="First concept", allow_custom_value=True, min_width=150, elem_id="beside-one"
+        )
         second_choice = gr.Dropdown(
-            [], label="and this", allow_custom_value=True, min_width=150, elem_id="beside-other"
+            [], label="Second concept", allow_custom_value=True, min_width=150, elem_id="beside-other"
         )
         go = gr.Button("Compare", scale=0, min_width=130, elem_id="beside-go", elem_classes="beside-field")
     error_line = text_line("", "beside-said", visible=False)

@@ -34,7 +34,7 @@ def details_box(app: App, shared: SharedComponents, tab: gr.Tab, state: LibraryS
         with gr.Group():
             prompts = gr.Dropdown([], label="Prompts to try", allow_custom_value=True, elem_id="card-prompts")
             use = gr.Button("Use in Generate", size="sm", elem_id="card-use")
-        with gr.Accordion("Fill in the card", open=False, elem_id="edit-box"):
+        with gr.Accordion("Edit the card", open=False, elem_id="edit-box"):
             fields = _card_fields()
             with gr.Row(elem_classes="heading"):
                 store = gr.Button("Save", variant="primary", scale=0, min_width=110, elem_id="card-save")
@@ -65,7 +65,7 @@ def details_box(app: App, shared: SharedComponents, tab: gr.Tab, state: LibraryS
     def on_rename(token, new, count):
         renamed_token, error = value_or_error(rename_all_versions, library, token, new)
         return (
-            error or f"It is called {renamed_token.unversioned()} now.",
+            error or f"Renamed to {renamed_token.unversioned()}.",
             str(renamed_token) if renamed_token else token,
             count + bool(renamed_token),
         )
@@ -104,19 +104,17 @@ def _card_fields() -> list:
     description = gr.Textbox(label="Description", lines=2, max_lines=8, max_length=2000)
     with gr.Row():
         kind = gr.Dropdown(list(get_args(ConceptKind)), label="Kind", min_width=130)
-        noun = gr.Textbox(
-            label="In general it is a", placeholder="toy duck", max_lines=1, max_length=100, min_width=130
-        )
+        noun = gr.Textbox(label="Class noun", placeholder="toy duck", max_lines=1, max_length=100, min_width=130)
     with gr.Row():
         choices = [(text, name) for name, text in LICENCES.items()]
         licence = gr.Dropdown(choices, label="Licence", allow_custom_value=True, min_width=130, elem_id="card-licence")
         author = gr.Textbox(label="Author", max_lines=1, max_length=100, min_width=130)
-    prompts = gr.Textbox(label="Prompts to try, a line each", lines=2, max_lines=8, max_length=8200)
+    prompts = gr.Textbox(label="Prompts to try, one a line", lines=2, max_lines=8, max_length=8200)
     with gr.Row():
         consent = gr.Dropdown(
-            [(text, value) for value, text in CONSENT.items()], label="If a person: do they agree?", min_width=130
+            [(text, value) for value, text in CONSENT.items()], label="Consent of the person", min_width=130
         )
-        note = gr.Textbox(label="To what they agreed, and when", max_lines=2, max_length=500, min_width=130)
+        note = gr.Textbox(label="Consent note: to what, and when", max_lines=2, max_length=500, min_width=130)
     return [title, description, kind, noun, licence, author, prompts, consent, note]
 
 

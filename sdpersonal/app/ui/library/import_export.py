@@ -19,11 +19,13 @@ from ...backend.library.import_export import (
 from ..shared import EVENT, EventOptions, LibraryState, session_id, text_line
 
 IMPORT_EVENT: EventOptions = {"concurrency_limit": 1, "show_progress": "full", "api_visibility": "private"}
-IMPORT_HINT = (
-    "Embeddings and LoRAs of any common program: .safetensors, .pt, .bin, and pictures of A1111's that hold one."
-)
-SAME_NAME = {"refuse": "do not add it", "versions": "add it as a version", "filenames": "call it as its file"}
-STATUS_TITLES = {"imported": "Added", "here already": "Was here already", "refused": "Not added"}
+IMPORT_HINT = "Embeddings and LoRAs of common programs: .safetensors, .pt, .bin, and embedding images of A1111."
+SAME_NAME = {
+    "refuse": "Do not import it",
+    "versions": "Import it as a new version",
+    "filenames": "Name it after its file",
+}
+STATUS_TITLES = {"imported": "Imported", "here already": "Already in the library", "refused": "Not imported"}
 
 
 def import_box(app: App, state: LibraryState) -> None:
@@ -36,13 +38,11 @@ def import_box(app: App, state: LibraryState) -> None:
         elem_id="drop",
     )
     with gr.Row(equal_height=True):
-        name = gr.Textbox(
-            label="Call it", placeholder="<me/duck>; otherwise as the file says", max_lines=1, min_width=150
-        )
-        replace = gr.Checkbox(False, label="Take the place of what has that name", min_width=150, elem_id="replace")
+        name = gr.Textbox(label="Name", placeholder="<me/duck>; empty: as the file says", max_lines=1, min_width=150)
+        replace = gr.Checkbox(False, label="Replace the concept with that name", min_width=150, elem_id="replace")
         choices = [(text, name) for name, text in SAME_NAME.items()]
         duplicates = gr.Dropdown(
-            choices, value="refuse", label="If its name is taken", min_width=150, elem_id="duplicates"
+            choices, value="refuse", label="If the name is taken", min_width=150, elem_id="duplicates"
         )
     result_line = text_line("", "import-said")
     table = gr.HTML("", elem_id="arrivals", elem_classes="table")
@@ -66,7 +66,7 @@ def export_box(app: App, state: LibraryState) -> None:
     with gr.Row(equal_height=False):
         choices = [(text, name) for name, text in PROGRAMS.items()]
         program = gr.Dropdown(choices, value="native", label="Program", scale=3, min_width=160, elem_id="program")
-        export_button = gr.Button("Make", scale=0, min_width=110, elem_id="make-parcel", elem_classes="beside-field")
+        export_button = gr.Button("Export", scale=0, min_width=110, elem_id="make-parcel", elem_classes="beside-field")
     error_line = text_line("", "export-said", visible=False)
     download = gr.DownloadButton("Download", visible=False, variant="primary", size="sm", elem_id="load-parcel")
     instructions = gr.HTML("", elem_id="how")
@@ -103,7 +103,9 @@ def instructions_html(made: ExportDownload) -> str:
     """Make the instructions: where the files go and what to type, all text escaped."""
     places = "".join(f"<li><code>{escape(name)}</code> goes to {escape(to)}</li>" for name, to in made.places)
     steps = "".join(f"<li>{escape(step)}</li>" for step in made.steps)
-    typed = f"<p>Type <code>{escape(made.typed)}</code></p>" if made.typed else "<p>Nothing has to be typed.</p>"
+    typed = (
+        f"<p>Type <code>{escape(made.typed)}</code></p>" if made.typed else "<p>Its prompt needs no trigger word.</p>"
+    )
     notes = "".join(f"<p class='note'>{escape(note)}</p>" for note in made.notes)
     return f"<ul>{places}</ul>{f'<ol>{steps}</ol>' if steps else ''}{typed}{notes}"
 

@@ -13,13 +13,13 @@ from .concept_details import details_box
 from .import_export import export_box, import_box
 from .trash import delete_box, trash_box
 
-NO_CONCEPTS = "No concepts yet. Make one from photos (the tab beside this one), or add files below."
-NO_MATCHES = "Nothing like that is here. Try fewer words."
-EXPORT = "Take it to another program"
+NO_CONCEPTS = "No concepts yet. Train one on the Train tab, or import files below."
+NO_MATCHES = "No concept matches. Try fewer words."
+EXPORT = "Export to another program"
 SCROLL_TO_CARD = """() => {
     if (innerWidth < 700) document.querySelector("#card").scrollIntoView({behavior: "smooth"});
 }"""  # on a phone the card is below the tiles
-KINDS = [("Everything", ""), ("Objects", "object"), ("People", "person"), ("Styles", "style")]
+KINDS = [("All kinds", ""), ("Objects", "object"), ("People", "person"), ("Styles", "style")]
 
 
 def library_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
@@ -32,22 +32,22 @@ def library_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
             with details_box(app, shared, tab, state), gr.Accordion(EXPORT, open=False, elem_id="export-box"):
                 export_box(app, state)
             delete_box(app, tab, state)
-    with gr.Accordion("Add files", open=False, elem_id="import-box"):
+    with gr.Accordion("Import files", open=False, elem_id="import-box"):
         import_box(app, state)
-    with gr.Accordion("Compare two", open=False, elem_id="beside-box"):
+    with gr.Accordion("Compare two concepts", open=False, elem_id="beside-box"):
         comparison_box(app, tab, state)
-    with gr.Accordion("Do they go together?", open=False, elem_id="check-box"):
+    with gr.Accordion("Check for conflicts", open=False, elem_id="check-box"):
         conflicts_box(app, tab, state)
-    with gr.Accordion("Deleted", open=False, elem_id="trash-box"):
+    with gr.Accordion("Trash", open=False, elem_id="trash-box"):
         trash_box(app, tab, state)
 
 
 def _tiles_box(app: App, shared: SharedComponents, tab: gr.Tab, state: LibraryState) -> None:
-    search = gr.Textbox(label="Search", placeholder="name, title, what it is ...", elem_id="shelf-search", max_lines=1)
+    search = gr.Textbox(label="Search", placeholder="name, title, class noun …", elem_id="shelf-search", max_lines=1)
     with gr.Row():
-        kind = gr.Dropdown(KINDS, value="", label="Show", min_width=140, elem_id="shelf-kind")
-        bases = [("Every base", ""), *((text[0].upper() + text[1:], name) for name, text in BASE_TITLES.items())]
-        base = gr.Dropdown(bases, value="", label="Made for", min_width=140, elem_id="shelf-base")
+        kind = gr.Dropdown(KINDS, value="", label="Kind", min_width=140, elem_id="shelf-kind")
+        bases = [("All models", ""), *((text[0].upper() + text[1:], name) for name, text in BASE_TITLES.items())]
+        base = gr.Dropdown(bases, value="", label="Model", min_width=140, elem_id="shelf-base")
     gallery = gr.Gallery(
         show_label=False,
         label="Concepts",

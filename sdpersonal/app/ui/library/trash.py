@@ -18,10 +18,10 @@ def delete_box(app: App, tab: gr.Tab, state: LibraryState) -> None:
     delete_button = gr.Button("Delete …", size="sm", visible=False, elem_id="delete")
     with gr.Column(visible=False, elem_id="delete-ask", elem_classes="ask") as confirm_column:
         question = text_line("")
-        which = gr.Radio([ONE, ALL], value=ONE, label="Which", visible=False, elem_id="delete-which")
+        which = gr.Radio([ONE, ALL], value=ONE, label="Versions", visible=False, elem_id="delete-which")
         with gr.Row():
             confirm_button = gr.Button("Delete", variant="stop", size="sm", elem_id="delete-go")
-            cancel_button = gr.Button("Keep it", size="sm", elem_id="delete-keep")
+            cancel_button = gr.Button("Cancel", size="sm", elem_id="delete-keep")
     with gr.Row(elem_classes="heading"):
         message_line = text_line("", "deleted", visible=False)
         undo_button = gr.Button("Undo", size="sm", scale=0, min_width=100, visible=False, elem_id="undo")
@@ -72,12 +72,10 @@ def trash_box(app: App, tab: gr.Tab, state: LibraryState) -> None:
         deleted_choice = gr.Dropdown(
             [], label="Deleted in the last 30 days", allow_custom_value=True, scale=3, elem_id="gone"
         )
-        restore_button = gr.Button(
-            "Bring back", scale=0, min_width=130, elem_id="bring-back", elem_classes="beside-field"
-        )
+        restore_button = gr.Button("Restore", scale=0, min_width=130, elem_id="bring-back", elem_classes="beside-field")
     message_line = text_line("", "trash-said")
     with gr.Row(elem_classes="heading"):
-        sure = gr.Checkbox(False, label="All of it may go for good", container=False, min_width=200, elem_id="sure")
+        sure = gr.Checkbox(False, label="Delete everything for good", container=False, min_width=200, elem_id="sure")
         empty_button = gr.Button(
             "Empty the trash", size="sm", scale=0, min_width=150, interactive=False, elem_id="empty"
         )
@@ -93,7 +91,7 @@ def trash_box(app: App, tab: gr.Tab, state: LibraryState) -> None:
         return words, token, count + bool(result)
 
     def on_empty(sure, count):
-        result, error = value_or_error(empty_trash, library) if sure is True else ("Tick first that it may go.", "")
+        result, error = value_or_error(empty_trash, library) if sure is True else ("Tick the box first.", "")
         return result or error, False, count + 1
 
     state.refresh(tab, on_look, None, [deleted_choice, message_line])

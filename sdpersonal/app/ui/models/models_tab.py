@@ -13,22 +13,22 @@ from ...backend.models.hardware import Hardware
 from ...backend.models.picker import ModelChoice, download_question, list_models, model_facts, switch_model
 from ..shared import EVENT, Event, EventOptions, SharedComponents, text_line
 
-FIXED_BASE = "Who started this app chose its base; it is the same for all who use it."
-HUB_HINT = "Or write the name of another on the Hugging Face Hub: owner/name."
-LOADING_MESSAGE = "Loading, as soon as nothing is being drawn …"
+FIXED_BASE = "Whoever started this app chose the model; all users share it."
+HUB_HINT = "Or enter the name of a model on the Hugging Face Hub: owner/name."
+LOADING_MESSAGE = "Loading, as soon as no image is being generated …"
 LOAD_EVENT: EventOptions = {"concurrency_limit": 1, "show_progress": "full", "api_visibility": "private"}
 
 
 def models_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     """Lay out the tab and connect it."""
-    gr.Markdown("### Loaded now")
+    gr.Markdown("### Loaded model")
     facts = gr.HTML("", elem_id="base-facts", elem_classes="facts")
     tab.select(lambda: facts_html(app), None, facts, **EVENT)
     shared.base.change(lambda: facts_html(app), None, facts, **EVENT)
     if app.fixed_base:
         gr.Markdown(FIXED_BASE)
     else:
-        gr.Markdown("### Others")
+        gr.Markdown("### Other models")
         _choice_box(app, shared, tab)
 
 
@@ -37,16 +37,16 @@ def _choice_box(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     table = gr.HTML("", elem_id="offers", elem_classes="table")
     with gr.Row(equal_height=False):
         name = gr.Dropdown(
-            [], label="Base", allow_custom_value=True, scale=3, min_width=180, elem_id="base-name", info=HUB_HINT
+            [], label="Model", allow_custom_value=True, scale=3, min_width=180, elem_id="base-name", info=HUB_HINT
         )
         go = gr.Button(
-            "Use it", variant="primary", scale=0, min_width=120, elem_id="base-go", elem_classes="beside-field"
+            "Load", variant="primary", scale=0, min_width=120, elem_id="base-go", elem_classes="beside-field"
         )
     with gr.Column(visible=False, elem_id="base-ask", elem_classes="ask") as question_column:
         question_line = text_line("", "base-asked")
         with gr.Row():
-            yes = gr.Button("Fetch it and use it", variant="primary", size="sm", elem_id="base-yes")
-            no = gr.Button("No", size="sm", elem_id="base-no")
+            yes = gr.Button("Download and load", variant="primary", size="sm", elem_id="base-yes")
+            no = gr.Button("Cancel", size="sm", elem_id="base-no")
     status_line = text_line("", "base-said")
 
     def on_look():
@@ -63,7 +63,7 @@ def _choice_box(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
             yield gr.update(visible=False), "", error or f"Loaded. {line}"
 
     def on_yes(name):
-        yield gr.update(visible=False), f"Fetching, then {LOADING_MESSAGE[0].lower()}{LOADING_MESSAGE[1:]}"
+        yield gr.update(visible=False), f"Downloading, then {LOADING_MESSAGE[0].lower()}{LOADING_MESSAGE[1:]}"
         line, error = value_or_error(switch_model, app, name, True)
         yield gr.update(visible=False), error or f"Loaded. {line}"
 
@@ -75,7 +75,9 @@ def _choice_box(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     )
     for load_event in load_events:
         load_event.then(app.generation.describe_base, None, shared.base, **EVENT).then(**look)
-    no.click(lambda: (gr.update(visible=False), "Nothing was fetched."), None, [question_column, status_line], **EVENT)
+    no.click(
+        lambda: (gr.update(visible=False), "Nothing was downloaded."), None, [question_column, status_line], **EVENT
+    )
 
 
 def facts_html(app: App) -> str:
@@ -86,12 +88,12 @@ def facts_html(app: App) -> str:
 
 def choices_html(choices: Sequence[ModelChoice]) -> str:
     """Make a table of the models on offer."""
-    head = "<tr><th>Base</th><th>Fits</th><th>What it needs</th></tr>"
+    head = "<tr><th>Model</th><th>Fits</th><th>Requirements</th></tr>"
     return f"<table><thead>{head}</thead><tbody>{''.join(map(_row, choices))}</tbody></table>"
 
 
 def _row(offer: ModelChoice) -> str:
-    fits_text, css_class = {True: ("Yes", "good"), False: ("No", "bad"), None: ("Perhaps", "maybe")}[offer.fits]
+    fits_text, css_class = {True: ("Yes", "good"), False: ("No", "bad"), None: ("Unknown", "maybe")}[offer.fits]
     title = f"<br>{escape(offer.title)}" if offer.title != offer.name else ""
     name = f"<td><code>{escape(offer.name)}</code>{title}</td>"
     return f"<tr>{name}<td class='{css_class}'>{fits_text}</td><td>{escape(offer.requirements)}</td></tr>"

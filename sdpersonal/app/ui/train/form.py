@@ -42,19 +42,19 @@ def form_box(owner: str) -> tuple[TrainForm, gr.Textbox]:
     components: dict[str, FormField] = {}
     components["kind"] = gr.Radio(list(KINDS), value=KIND, label="What do the photos share?", elem_id="make-kind")
     components["noun"] = noun = gr.Textbox(
-        label="What is it?",
+        label="Class noun",
         placeholder=OBJECT_EXAMPLE,
         max_length=100,
         elem_id="make-noun",
         lines=1,
-        info="The most ordinary word for it.",
+        info="What it is, in the most ordinary word or two.",
     )
     with gr.Row():
         components["owner"] = gr.Textbox(
-            owner, label="Your name", max_length=64, max_lines=1, scale=1, min_width=110, elem_id="make-owner"
+            owner, label="Owner", max_length=64, max_lines=1, scale=1, min_width=110, elem_id="make-owner"
         )
         components["name"] = gr.Textbox(
-            label="Its name",
+            label="Concept name",
             placeholder="my-cat",
             max_length=64,
             max_lines=1,
@@ -64,26 +64,31 @@ def form_box(owner: str) -> tuple[TrainForm, gr.Textbox]:
         )
     note = text_line("", "make-name-note")
     components["agrees"] = gr.Checkbox(
-        label="This person agrees to being in pictures made with it", visible=False, elem_id="make-agrees"
+        label="This person agrees to images of them being generated", visible=False, elem_id="make-agrees"
     )
-    with gr.Accordion("More", open=False, elem_id="make-more"):
+    with gr.Accordion("Advanced", open=False, elem_id="make-more"):
         _advanced_fields(components)
     return TrainForm(components, noun), note
 
 
 def _advanced_fields(put: dict) -> None:
     put["method"] = gr.Radio(list(METHODS), value=METHOD, label="Method")
-    put["crop"] = gr.Checkbox(label="Cut each photo where its subject seems to be, not in the middle")
-    put["flip"] = gr.Checkbox(label="Also learn from mirrored photos (not for faces or writing)")
-    put["early_stop"] = gr.Checkbox(True, label="End where there is no more to learn")
-    put["text_encoder"] = gr.Checkbox(label="Teach the text encoder too: closer, but mixes worse")
-    put["prior"] = gr.Radio(list(PRIORS), value=PRIOR, label="Also keep", info="A step then takes twice as long.")
+    put["crop"] = gr.Checkbox(label="Crop each photo around its subject, not at its centre")
+    put["flip"] = gr.Checkbox(label="Also train on mirrored photos (not for faces or writing)")
+    put["early_stop"] = gr.Checkbox(True, label="Stop when the loss has converged")
+    put["text_encoder"] = gr.Checkbox(label="Train the text encoder too: closer, but mixes worse")
+    put["prior"] = gr.Radio(
+        list(PRIORS),
+        value=PRIOR,
+        label="Prior preservation",
+        info="Keeps the class as the model knows it; a step then takes twice as long.",
+    )
     with gr.Row():
-        put["steps"] = _number_field("Steps, at most", "what suits", "make-steps")
-        put["lr"] = _number_field("Learning rate", "what suits", "make-lr")
+        put["steps"] = _number_field("Max steps", "automatic", "make-steps")
+        put["lr"] = _number_field("Learning rate", "automatic", "make-lr")
     with gr.Row():
         put["rank"] = _number_field("LoRA rank", "16", "make-rank")
-        put["resolution"] = _number_field("Side in pixels", "the base's own", "make-side")
+        put["resolution"] = _number_field("Resolution", "the model's own", "make-side")
         put["seed"] = _number_field("Seed", "0", "make-seed")
 
 
@@ -101,8 +106,7 @@ def connect_form(
     def on_kind(kind):
         person, style = parse_kind(kind) == "person", parse_kind(kind) == "style"
         example = STYLE_EXAMPLE if style else PERSON_EXAMPLE if person else OBJECT_EXAMPLE
-        label = "What is the style, in a word or two?" if style else "What is it?"
-        return gr.update(placeholder=example, label=label), gr.update(visible=person)
+        return gr.update(placeholder=example), gr.update(visible=person)
 
     def on_change(request: gr.Request, *values):
         form = fields.read(values)

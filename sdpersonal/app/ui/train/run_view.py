@@ -9,7 +9,7 @@ import gradio as gr
 from ...backend.train.page import TrainPage
 from ..shared import EVENT, GENERATE, SharedComponents, session_id, text_line, user_name
 
-CONFIRM_QUESTION = "Throw it away? Nothing will be added, and its copies of your photos go too."
+CONFIRM_QUESTION = "Discard this training? Nothing will be added, and its copies of your photos will be deleted."
 MAX_TRIES = 4  # buttons with prompts
 POLL_SECONDS = 1.0  # seconds
 
@@ -57,26 +57,26 @@ def run_box() -> RunComponents:
             keep = gr.Button("Stop and keep", variant="primary", min_width=110, elem_id="run-keep")
             cancel = gr.Button("Cancel", min_width=90, elem_id="run-cancel")
         with gr.Row(visible=False) as ended:
-            resume = gr.Button("Go on", variant="primary", min_width=110, elem_id="run-go-on")
-            throw = gr.Button("Throw away", min_width=110, elem_id="run-throw")
+            resume = gr.Button("Resume", variant="primary", min_width=110, elem_id="run-go-on")
+            throw = gr.Button("Discard", min_width=110, elem_id="run-throw")
         with gr.Column(visible=False, elem_id="run-sure") as confirm_column:
             text_line(CONFIRM_QUESTION)
             with gr.Row():
-                yes = gr.Button("Yes, throw it away", variant="stop", min_width=110, elem_id="run-yes")
+                yes = gr.Button("Yes, discard it", variant="stop", min_width=110, elem_id="run-yes")
                 no = gr.Button("No", min_width=90, elem_id="run-no")
         with gr.Column(visible=False, elem_id="run-done") as done:
             with gr.Row():
                 tries = tuple(_try_button(number) for number in range(MAX_TRIES))
             with gr.Row():
-                report = gr.DownloadButton("The whole report", size="sm", min_width=120, elem_id="run-report")
-                another = gr.Button("Make another", variant="primary", size="sm", min_width=120, elem_id="run-another")
+                report = gr.DownloadButton("Full report", size="sm", min_width=120, elem_id="run-report")
+                another = gr.Button("Train another", variant="primary", size="sm", min_width=120, elem_id="run-another")
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
                 score = text_line("", "run-score", max_lines=10)
                 curve = gr.HTML("", elem_id="run-curve")
             with gr.Column(scale=3, min_width=300):
                 gallery = gr.Gallery(
-                    label="Sample pictures",
+                    label="Samples",
                     show_label=False,
                     columns=2,
                     height="auto",

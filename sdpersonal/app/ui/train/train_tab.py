@@ -7,13 +7,13 @@ import atexit
 import gradio as gr
 
 from ...backend import App
+from ...backend.train.form import START_HINT
 from ...backend.train.page import TrainPage
 from ..shared import EVENT, SharedComponents, session_id, text_line, user_name
 from .form import connect_form, form_box
 from .run_view import connect_run, run_box, run_updates
 from .uploads import connect_photos, photos_box
 
-START_HINT = "Add photos first, then say what it is."
 DEFAULT_OWNER = "me"
 
 
@@ -29,7 +29,7 @@ def train_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
             with gr.Column(scale=4, min_width=320):
                 fields, name_note = form_box(DEFAULT_OWNER)
                 plan_line = text_line(START_HINT, "make-plan", max_lines=10)
-                start = gr.Button("Start", variant="primary", elem_id="make-start")
+                start = gr.Button("Start training", variant="primary", elem_id="make-start")
     run = run_box()
     connect_photos(train_page, photos, fields)
     connect_form(train_page, shared, fields, name_note, plan_line, [photos.count.change])

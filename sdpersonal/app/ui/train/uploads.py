@@ -11,10 +11,8 @@ from ...backend.train.uploads import sample_sets
 from ..shared import EVENT, EventOptions, session_id, text_line
 from .form import TrainForm
 
-UPLOAD_HINT = "4 to 10 photos of one thing, each in another place. They stay on this machine."
-CLICK_HINT = (
-    "Click a photo to turn it, leave it out or describe it. Only what is inside its yellow square is learned from."
-)
+UPLOAD_HINT = "4 to 10 photos of one subject, each in another place. They stay on this machine."
+CLICK_HINT = "Click a photo to rotate it, leave it out or caption it. Only the area in its yellow square is trained on."
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,10 @@ def photos_box() -> PhotoComponents:
     text_line(UPLOAD_HINT, "make-hint")
     with gr.Row():
         folder = gr.UploadButton(
-            "A whole folder", file_count="directory", size="sm", min_width=120, elem_id="make-folder"
+            "Add a folder", file_count="directory", size="sm", min_width=120, elem_id="make-folder"
         )
         sets = [
-            gr.Button(f"Try with: {title}", size="sm", min_width=120, elem_id=f"make-sample-{number}")
+            gr.Button(f"Sample photos: {title}", size="sm", min_width=120, elem_id=f"make-sample-{number}")
             for number, title in enumerate(sample_sets())
         ]
     tiles = gr.Gallery(
@@ -68,21 +66,21 @@ def photos_box() -> PhotoComponents:
         with gr.Row():
             out = gr.Button("Leave out", size="sm", min_width=90, elem_id="make-out")
             turns = {
-                1: gr.Button("Turn left", size="sm", min_width=90, elem_id="make-left"),
-                3: gr.Button("Turn right", size="sm", min_width=90, elem_id="make-right"),
+                1: gr.Button("Rotate left", size="sm", min_width=90, elem_id="make-left"),
+                3: gr.Button("Rotate right", size="sm", min_width=90, elem_id="make-right"),
             }
         caption = gr.Textbox(
-            label="What else is in it? (if you like)",
+            label="Caption (optional)",
             placeholder="{} in the snow",
             lines=1,
             max_lines=4,
             max_length=2000,
-            info="Write {} where your subject's word goes. What is named here, the word need not learn.",
+            info="Name what else is in the photo, so that the concept does not absorb it; {} stands for its token.",
             elem_id="make-caption",
         )
     words = text_line("", "make-verdict", max_lines=16)
     with gr.Row():
-        advice = gr.Button("Do what I can about it", size="sm", min_width=140, visible=False, elem_id="make-advice")
+        advice = gr.Button("Apply suggestions", size="sm", min_width=140, visible=False, elem_id="make-advice")
         clear = gr.Button("Remove all photos", size="sm", min_width=140, visible=False, elem_id="make-clear")
     return PhotoComponents(
         drop,
