@@ -14,7 +14,9 @@ from PIL import Image
 
 from sdpersonal.app.backend import GenerationService, Workspace
 from sdpersonal.app.backend.error_text import LABELS, describe_error
-from sdpersonal.app.backend.generation_service import MAX_JOBS, append_token, endless_job, generate_job
+from sdpersonal.app.backend.generate.jobs import endless_job, generate_job
+from sdpersonal.app.backend.generate.prompt import append_token
+from sdpersonal.app.backend.generation_service import MAX_JOBS
 from sdpersonal.app.backend.job_queue import JobQueue
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import GenerateRequest

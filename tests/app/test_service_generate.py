@@ -13,12 +13,17 @@ from PIL.PngImagePlugin import PngInfo
 from sdpersonal.app.backend import GenerationService, Workspace
 from sdpersonal.app.backend.error_text import LABELS, value_or_error
 from sdpersonal.app.backend.generate import history, image_actions
-from sdpersonal.app.backend.generate.init_image import save_init_image
-from sdpersonal.app.backend.generate.prompt_check import MAX_STRENGTHS, PromptCheck, change_strength, check_prompt
-from sdpersonal.app.backend.generate.prompt_presets import PROMPT_PRESETS, fill_preset
-from sdpersonal.app.backend.generate.xyz_grid import AXES, NO_AXIS, axis_text, grid_job
-from sdpersonal.app.backend.generation_service import generate_job
-from sdpersonal.app.ui.form import GenerateForm
+from sdpersonal.app.backend.generate.generate_form import save_init_image
+from sdpersonal.app.backend.generate.jobs import AXES, NO_AXIS, axis_text, generate_job, grid_job
+from sdpersonal.app.backend.generate.prompt import (
+    MAX_STRENGTHS,
+    PROMPT_PRESETS,
+    PromptCheck,
+    change_strength,
+    check_prompt,
+    fill_preset,
+)
+from sdpersonal.app.ui.generate.generate_form import GenerateForm
 from sdpersonal.config import GenerateRequest
 from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator

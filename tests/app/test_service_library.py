@@ -13,18 +13,16 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from sdpersonal.app.backend.error_text import value_or_error
-from sdpersonal.app.backend.library.compare import check_conflicts, compare_concepts
+from sdpersonal.app.backend.library.comparison import check_conflicts, compare_concepts
 from sdpersonal.app.backend.library.concept_details import (
     concept_details,
-    rename_all_versions,
-    save_card,
-    token_choices,
-)
-from sdpersonal.app.backend.library.deletion import (
     delete,
     deletion_question,
     empty_trash,
     list_deletions,
+    rename_all_versions,
+    save_card,
+    token_choices,
     undo_deletion,
 )
 from sdpersonal.app.backend.library.import_export import PROGRAMS, import_uploads, make_export_download

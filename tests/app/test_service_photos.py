@@ -11,8 +11,8 @@ from PIL import Image
 from sdpersonal import storage
 from sdpersonal.app.backend import Workspace
 from sdpersonal.app.backend.train import uploads
-from sdpersonal.app.backend.train.page import TrainPage
 from sdpersonal.app.backend.train.photo_review import apply_advice, review_photos
+from sdpersonal.app.backend.train.train_page import TrainPage
 from sdpersonal.app.backend.train.uploads import MAX_UPLOADS, PhotoUploads, UploadsByPage, sample_sets
 from sdpersonal.concepts.library import Library
 from sdpersonal.errors import DiskFull, UserError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdpersonal.app.backend.generate.concept_picker import concept_choices
+from sdpersonal.app.backend.generate.prompt import concept_choices
 from sdpersonal.app.backend.workspace import Workspace
 from sdpersonal.concepts.library import Library
 from support.stock import small_library

@@ -13,11 +13,11 @@ import pytest
 
 from sdpersonal.app.backend import Workspace
 from sdpersonal.app.backend.train import training_service
-from sdpersonal.app.backend.train.form import name_note, parse_settings, plan_text
 from sdpersonal.app.backend.train.loss_plot import loss_svg, progress_html
-from sdpersonal.app.backend.train.processes import Process, start_process
 from sdpersonal.app.backend.train.run_status import LossPoints, ProgressReader, RunStatusReader, read_json
 from sdpersonal.app.backend.train.run_view import run_view
+from sdpersonal.app.backend.train.train_form import name_note, parse_settings, plan_text
+from sdpersonal.app.backend.train.trainer_process import Process, start_process
 from sdpersonal.app.backend.train.training_service import (
     TrainingService,
     format_minutes,

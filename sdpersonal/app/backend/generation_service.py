@@ -5,30 +5,24 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from ...config import GenerateRequest
-from ...config.scheduler_names import difference
 from ...errors import Interrupted
 from ...generation import Generator
 from ...image_metadata import describe_hidden
 from ...models.oom import empty_cache
-from ...playground.endless import EndlessSeries, generate_endless
 from .device_worker import DeviceWorker
 from .error_text import describe_error
 from .job_queue import Job, JobQueue
-from .models.info import ModelInfo
+from .models.model_info import ModelInfo
 from .render_job import JobContext, JobViewUpdate, QueuedGenerator, SessionImage
 from .workspace import Workspace
 
 IDLE_MESSAGE = "Write a prompt and press Generate. Your images appear here."
 MAX_JOBS = 24  # jobs in the queue, including the running one
-MAX_ENDLESS = 500  # images; a user who is still there presses Endless again
 _VIEW_SECONDS = 0.5  # seconds between views: each costs server and browser a tenth of a second of a core
 
 LoadGenerator = Callable[[str | None], Generator]
@@ -181,43 +175,9 @@ class GenerationService:
         return JobContext(generator, self.workspace, page, user, stop, put, results, hidden, notes)
 
 
-def generate_job(form: Mapping[str, Any]) -> RenderJob:
-    """Create a job that generates the images of a `GenerateRequest` with these fields. Raises UserError."""
-    request = GenerateRequest(**form)
-
-    def work(job: JobContext) -> None:
-        job.notes.extend(filter(None, [difference(request.scheduler)]))
-        for image in job.generator.generate(request, job.progress):
-            job.save_image(image)
-
-    return work
-
-
-def endless_job(form: Mapping[str, Any], wildcards: Path | None = None) -> RenderJob:
-    """Create a job that generates endlessly, each image with other alternatives and another seed. Raises UserError."""
-    request = GenerateRequest(**{**form, "n": 1, "every": False})
-    series = EndlessSeries(request, wildcards)
-
-    def work(job: JobContext) -> str:
-        job.notes.extend(filter(None, [difference(request.scheduler)]))
-        saved_images = generate_endless(
-            series, job.generator, job.outputs, MAX_ENDLESS, progress=job.progress, cancelled=job.stopped
-        )
-        for path, hidden in saved_images:
-            job.add_image(path, hidden)
-        return f"{MAX_ENDLESS} images are enough for now. Press Endless to continue."
-
-    return work
-
-
 def _ending_text(drawn: int, seconds: float, hidden: list[bool]) -> str:
     return f"{_count_text(drawn)} in {seconds:.1f} s. Click one for more actions. {describe_hidden(hidden)}".rstrip()
 
 
 def _count_text(drawn: int) -> str:
     return "1 image" if drawn == 1 else f"{drawn} images"
-
-
-def append_token(prompt: str, token: str) -> str:
-    """Append the token to the prompt after one space."""
-    return f"{prompt.rstrip()} {token}".lstrip()

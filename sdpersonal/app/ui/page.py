@@ -5,10 +5,10 @@ from __future__ import annotations
 import gradio as gr
 
 from ..backend import App
+from .components import GENERATE, LIBRARY, MODELS, TRAIN, SharedComponents, text_line
 from .generate.generate_tab import generate_tab
 from .library.library_tab import library_tab
 from .models.models_tab import models_tab
-from .shared import GENERATE, LIBRARY, MODELS, TRAIN, SharedComponents, text_line
 from .train.train_tab import train_tab
 
 TABS = {

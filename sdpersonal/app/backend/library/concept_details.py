@@ -1,4 +1,4 @@
-"""Show the details of one concept on the page, and edit its card."""
+"""Show the details of one concept on the page; edit its card, rename it, delete and restore it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ....concepts.card import BASE_TITLES, Card
 from ....concepts.library import Entry, Library
+from ....concepts.trash import RETENTION, Trash
 from ....errors import UserError
 from ....evaluation.concept_score import ConceptScores
 from ....evaluation.explain import explain_scores, format_scores
@@ -166,3 +167,52 @@ def token_choices(library: Library, chosen: str) -> tuple[tuple[list[str], str |
     second = next((token for token in reversed(same_concept) if token != first), None)
     newest = dict.fromkeys(str(Token.parse(token).unversioned()) for token in tokens)
     return (tokens, first, second), list(newest)
+
+
+def deletion_question(library: Library, word: object, others: bool) -> tuple[str, int]:
+    """Return the confirmation question for a deletion, and the concept's number of versions. others: whether other
+    users share the library. Raises UserError."""
+    token = library.find(parse_token(word)).token
+    versions = library.versions(token)
+    question = f"Delete {token}? It can be restored for {RETENTION.days} days."
+    if others:
+        question += " The library is shared: it is deleted for all users."
+    return question, len(versions)
+
+
+def delete(library: Library, word: object, all_versions: object) -> tuple[str, str]:
+    """Delete a concept; return the message and the deletion's name for `undo_deletion`. Raises UserError."""
+    token = library.find(parse_token(word)).token
+    deletion = Trash(library).delete(token.unversioned() if all_versions is True else token, all_versions is True)
+    return f"Deleted: {_join_tokens(deletion.tokens)}.", deletion.name
+
+
+def undo_deletion(library: Library, name: object) -> tuple[str, str]:
+    """Restore a deletion; return the message and the restored token. Raises UserError."""
+    if not name or not isinstance(name, str):
+        raise UserError("Nothing is selected.", "Choose what to restore.")
+    restored = Trash(library).restore(name)
+    return f"Restored: {_join_tokens(restored)}.", str(restored[-1]) if restored else ""
+
+
+def list_deletions(library: Library) -> list[tuple[str, str]]:
+    """List the deletions that can be undone as (label, name), newest first. Raises UserError."""
+    return [
+        (f"{_join_tokens(deletion.tokens)}, {deletion.deleted_at:%d %B %H:%M} UTC", deletion.name)
+        for deletion in Trash(library).deletions()
+    ]
+
+
+def empty_trash(library: Library) -> str:
+    """Empty the trash for good; return the message. Raises UserError."""
+    count = Trash(library).empty()
+    return f"Deleted for good: {count} concept{'s' * (count != 1)}." if count else "The trash was empty."
+
+
+def _join_tokens(tokens) -> str:
+    """Join tokens; a concept of which several versions were deleted is named once."""
+    if len(tokens) == 1:
+        return str(tokens[0])
+    return ", ".join(
+        f"{word} ({len(tokens)} versions)" for word in dict.fromkeys(str(token.unversioned()) for token in tokens)
+    )

@@ -17,7 +17,7 @@ from ....models.loading.diffusers_folder import missing_file
 from ....models.loading.hub_cache import HUB_ID, SHORT_NAMES, cached_folder, files_to_fetch
 from .. import App
 from .hardware import GB, MODEL_SIZES, Hardware, check_fit, training_memory_text
-from .info import ModelInfo
+from .model_info import ModelInfo
 
 TITLES = {
     BUILT_IN: "Built in: small and fast, toy-like images",

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from .... import storage
 from ....errors import UserError
 from ....prompts import printable
-from .processes import ERRORS_FILE, OUTPUT_FILE, Process
+from .trainer_process import ERRORS_FILE, OUTPUT_FILE, Process
 
 PROCESS_FILE, SETTINGS_FILE, PHOTOS_FOLDER = "process.json", "settings.json", "photos"
 # The trainer's file names, repeated here because its modules import torch, which reading does not need.

@@ -16,7 +16,6 @@ from ....config import DreamboothSettings, TextualInversionSettings, TrainingSet
 from ....errors import DiskFull, UserError
 from ....prompts import Token
 from ..workspace import Workspace
-from .processes import ERRORS_FILE, OUTPUT_FILE, Process, start_process
 from .run_status import (
     COST_FILE,
     PHOTOS_FOLDER,
@@ -32,6 +31,7 @@ from .run_status import (
     read_json,
     to_number,
 )
+from .trainer_process import ERRORS_FILE, OUTPUT_FILE, Process, start_process
 from .uploads import MIN_FREE_BYTES, PhotoUploads
 
 RUN_COMMANDS = ("sample", "keep")

@@ -9,13 +9,11 @@ import gradio as gr
 from ....errors import UserError
 from ...backend import App, JobView
 from ...backend.generate import image_actions
-from ...backend.generation_service import endless_job, generate_job
-from ..form import GenerateForm, random_seed
-from ..shared import EVENT, SharedComponents, session_id, user_name
-from .history import history_box
+from ...backend.generate.jobs import AXES, NO_AXIS, endless_job, generate_job, grid_job
+from ..components import EVENT, SharedComponents, session_id, user_name
+from .generate_form import GenerateForm, random_seed
 from .prompt import concepts_box, presets_box, prompt_box
-from .results import ResultComponents, actions_box, results_box, view_updates
-from .xyz_grid import grid_box
+from .results import ResultComponents, actions_box, history_box, results_box, view_updates
 
 
 def generate_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
@@ -100,3 +98,28 @@ def _connect(
 
     stop.click(on_stop, **EVENT)
     shared.page.unload(on_leave)
+
+
+def grid_box(app: App, form: GenerateForm, results: ResultComponents) -> None:
+    """Lay out the axes of the grid and connect them."""
+    sides: list[gr.Dropdown | gr.Textbox] = []
+    for name, first in (("Columns", "Seed"), ("Rows", NO_AXIS)):
+        with gr.Row():
+            sides.append(gr.Dropdown([NO_AXIS, *AXES], value=first, label=name, min_width=140))
+            sides.append(gr.Textbox(AXES.get(first, ("", ""))[1], label="Values", max_length=500, min_width=140))
+    draw = gr.Button("Generate the grid", elem_id="draw-sheet")
+
+    def on_kind(kind):
+        return AXES.get(kind, ("", ""))[1] if isinstance(kind, str) else ""
+
+    def on_sheet(values, request: gr.Request):
+        page = session_id(request)
+
+        def order():
+            return grid_job(form.read(values, app, page), *(values[side] for side in sides))
+
+        yield from view_updates(app.generation.submit(order, page, user_name(request)))
+
+    for kind, text in (sides[:2], sides[2:]):
+        kind.input(on_kind, kind, text, **EVENT)
+    draw.click(on_sheet, form.inputs | set(sides), results.outputs, **EVENT)

@@ -7,11 +7,16 @@ import gradio as gr
 from ....errors import UserError
 from ....prompts import MAX_STRENGTH
 from ...backend import App
-from ...backend.generate.concept_picker import concept_choices
-from ...backend.generate.prompt_check import MAX_STRENGTHS, change_strength, check_prompt
-from ...backend.generate.prompt_presets import PRESET_TITLES, fill_preset
-from ...backend.generation_service import append_token
-from ..shared import EVENT, Event, SharedComponents, text_line
+from ...backend.generate.prompt import (
+    MAX_STRENGTHS,
+    PRESET_TITLES,
+    append_token,
+    change_strength,
+    check_prompt,
+    concept_choices,
+    fill_preset,
+)
+from ..components import EVENT, Event, SharedComponents, text_line
 
 NO_CONCEPTS = "No concepts yet. Train one on your own photos: see the Train tab."
 

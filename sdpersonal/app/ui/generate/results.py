@@ -1,4 +1,4 @@
-"""Lay out the generated images, and the actions on the selected one."""
+"""Lay out the generated images, the actions on the selected one, and the history of earlier images."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import gradio as gr
 
 from ....errors import UserError
 from ...backend import App, JobView
-from ...backend.generate import image_actions
+from ...backend.generate import history, image_actions
 from ...backend.generation_service import IDLE_MESSAGE
 from ...backend.render_job import SessionImage
-from ..form import GenerateForm
-from ..shared import EVENT, SharedComponents, session_id, text_line, user_name
+from ..components import EVENT, Event, SharedComponents, session_id, text_line, user_name
+from .generate_form import GenerateForm
 
 _MAX_SHOWN = 60  # images on the page at once
 _MAX_IN_ORDER = 16  # if there are more, the newest come first
@@ -159,3 +159,47 @@ def actions_box(app: App, shared: SharedComponents, results: ResultComponents, f
 
 def _star_update(on: bool):
     return gr.update(value="★ Favourite" if on else "☆ Favourite")
+
+
+def history_box(app: App, shared: SharedComponents, tab: gr.Tab, results: ResultComponents) -> None:
+    """Lay out the earlier images; a click selects one as among the newest."""
+    with gr.Row():
+        search = gr.Textbox(label="Search", placeholder="words of the prompt, or a day", scale=3, min_width=160)
+        starred = gr.Checkbox(False, label="Favourites only", scale=1, min_width=140)
+    gallery = gr.Gallery(
+        show_label=False,
+        label="Earlier images",
+        columns=4,
+        object_fit="cover",
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+        elem_id="history",
+    )
+    with gr.Row(elem_classes="heading"):
+        newer, older = gr.Button("Newer", size="sm", min_width=80), gr.Button("Older", size="sm", min_width=80)
+        note = text_line("", "history-note")
+    number, shown_results = gr.State(0), gr.State(())
+
+    def on_look_back(search, starred, number, request: gr.Request):
+        page = history.find_images(
+            app.workspace, session_id(request), user_name(request), search, bool(starred), number
+        )
+        return gallery_items(page.results), page.note, page.number, page.results
+
+    def on_pick(found, chosen: gr.SelectData, request: gr.Request):
+        result = found[chosen.index] if 0 <= chosen.index < len(found) else None
+        return result and history.publish_image(app.workspace, session_id(request), result)
+
+    search_event: Event = {
+        "fn": on_look_back,
+        "inputs": [search, starred, number],
+        "outputs": [gallery, note, number, shown_results],
+        **EVENT,
+    }
+    tab.select(**search_event)
+    for event in (search.change, starred.change):
+        event(lambda: 0, None, number, **EVENT).then(**search_event)
+    for button, step in ((newer, -1), (older, 1)):
+        button.click(lambda number, step=step: number + step, number, number, **EVENT).then(**search_event)
+    gallery.select(on_pick, shown_results, results.selected, **EVENT)

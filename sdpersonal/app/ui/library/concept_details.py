@@ -18,7 +18,7 @@ from ...backend.library.concept_details import (
     rename_all_versions,
     save_card,
 )
-from ..shared import EVENT, GENERATE, LibraryState, SharedComponents, text_line
+from ..components import EVENT, GENERATE, LibraryState, SharedComponents, text_line
 
 NO_CONCEPT = "<p class='none'>Click a concept to see its card.</p>"
 FIELDS = ("title", "description", "kind", "class_noun", "license", "author", "prompts", "consent", "consent_note")

@@ -16,7 +16,7 @@ from ...backend.library.import_export import (
     import_uploads,
     make_export_download,
 )
-from ..shared import EVENT, EventOptions, LibraryState, session_id, text_line
+from ..components import EVENT, EventOptions, LibraryState, session_id, text_line
 
 IMPORT_EVENT: EventOptions = {"concurrency_limit": 1, "show_progress": "full", "api_visibility": "private"}
 IMPORT_HINT = "Embeddings and LoRAs of common programs: .safetensors, .pt, .bin, and embedding images of A1111."

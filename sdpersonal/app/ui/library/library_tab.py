@@ -7,11 +7,11 @@ import gradio as gr
 from ....concepts.card import BASE_TITLES
 from ...backend import App
 from ...backend.library.tiles import PAGE_SIZE, concept_tiles
-from ..shared import EVENT, Event, LibraryState, SharedComponents, text_line
-from .compare import comparison_box, conflicts_box
+from ..components import EVENT, Event, LibraryState, SharedComponents, text_line
+from .comparison import comparison_box, conflicts_box
 from .concept_details import details_box
+from .deletion import delete_box, trash_box
 from .import_export import export_box, import_box
-from .trash import delete_box, trash_box
 
 NO_CONCEPTS = "No concepts yet. Train one on the Train tab, or import files below."
 NO_MATCHES = "No concept matches. Try fewer words."

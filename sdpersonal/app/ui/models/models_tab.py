@@ -11,7 +11,7 @@ from ...backend import App
 from ...backend.error_text import value_or_error
 from ...backend.models.hardware import Hardware
 from ...backend.models.picker import ModelChoice, download_question, list_models, model_facts, switch_model
-from ..shared import EVENT, Event, EventOptions, SharedComponents, text_line
+from ..components import EVENT, Event, EventOptions, SharedComponents, text_line
 
 FIXED_BASE = "Whoever started this app chose the model; all users share it."
 HUB_HINT = "Or enter the name of a model on the Hugging Face Hub: owner/name."

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from ...backend.train.page import TrainPage
-from ..shared import EVENT, GENERATE, SharedComponents, session_id, text_line, user_name
+from ...backend.train.train_page import TrainPage
+from ..components import EVENT, GENERATE, SharedComponents, session_id, text_line, user_name
 
 CONFIRM_QUESTION = "Discard this training? Nothing will be added, and its copies of your photos will be deleted."
 MAX_TRIES = 4  # buttons with prompts

@@ -7,11 +7,11 @@ import atexit
 import gradio as gr
 
 from ...backend import App
-from ...backend.train.form import START_HINT
-from ...backend.train.page import TrainPage
-from ..shared import EVENT, SharedComponents, session_id, text_line, user_name
-from .form import connect_form, form_box
+from ...backend.train.train_form import START_HINT
+from ...backend.train.train_page import TrainPage
+from ..components import EVENT, SharedComponents, session_id, text_line, user_name
 from .run_view import connect_run, run_box, run_updates
+from .train_form import connect_form, form_box
 from .uploads import connect_photos, photos_box
 
 DEFAULT_OWNER = "me"

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from ...backend.train.page import TrainPage
+from ...backend.train.train_page import TrainPage
 from ...backend.train.uploads import sample_sets
-from ..shared import EVENT, EventOptions, session_id, text_line
-from .form import TrainForm
+from ..components import EVENT, EventOptions, session_id, text_line
+from .train_form import TrainForm
 
 UPLOAD_HINT = "4 to 10 photos of one subject, each in another place. They stay on this machine."
 CLICK_HINT = "Click a photo to rotate it, leave it out or caption it. Only the area in its yellow square is trained on."

@@ -14,7 +14,7 @@ from ....config import ConceptKind, DreamboothSettings, TextualInversionSettings
 from ....errors import UserError
 from ....prompts import Token, printable
 from ..error_text import labelled
-from ..models.info import ModelInfo
+from ..models.model_info import ModelInfo
 from .training_service import format_minutes, pace_key
 
 Choice = TypeVar("Choice", bound=str)

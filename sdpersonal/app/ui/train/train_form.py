@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from ...backend.train.form import KINDS, METHODS, PRIORS, parse_kind
-from ...backend.train.page import TrainPage
-from ..shared import EVENT, SharedComponents, session_id, text_line, user_name
+from ...backend.train.train_form import KINDS, METHODS, PRIORS, parse_kind
+from ...backend.train.train_page import TrainPage
+from ..components import EVENT, SharedComponents, session_id, text_line, user_name
 
 KIND, METHOD, PRIOR = next(iter(KINDS)), next(iter(METHODS)), next(iter(PRIORS))
 OBJECT_EXAMPLE, PERSON_EXAMPLE, STYLE_EXAMPLE = (

@@ -7,11 +7,11 @@ from typing import Any
 
 import gradio as gr
 
-from ...config import MAX_CLIP_SKIP
-from ..backend import App
-from ..backend.generate.init_image import save_init_image
-from ..backend.train.form import typed_number
-from .shared import text_line
+from ....config import MAX_CLIP_SKIP
+from ...backend import App
+from ...backend.generate.generate_form import save_init_image
+from ...backend.train.train_form import typed_number
+from ..components import text_line
 
 FRESH_SEEDS = 2**32  # larger seeds start from the same noise as one of these
 _MAY_STAY_EMPTY = ("fast", "scheduler")  # None in a request, an empty text in the form

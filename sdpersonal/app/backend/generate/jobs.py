@@ -1,12 +1,20 @@
-"""Generate an XYZ grid from the page's form: one axis for the columns, one for the rows."""
+"""Create the jobs of the Generate tab: images of one request, endless generation, an XYZ grid."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ....config import GenerateRequest
+from ....config.scheduler_names import difference
 from ....errors import UserError
+from ....playground.endless import EndlessSeries, generate_endless
 from ....playground.xyz_grid import XyzGridRequest, generate_grid
 from ..generation_service import RenderJob
 from ..render_job import JobContext
 
+MAX_ENDLESS = 500  # images; a user who is still there presses Endless again
 # Axes on offer: label, (axis name, example of its values).
 AXES = {
     "Seed": ("seed", "1..4"),
@@ -19,6 +27,35 @@ AXES = {
     "Guidance scale": ("guidance", "1, 3, 5, 7.5"),
 }
 NO_AXIS = "None"
+
+
+def generate_job(form: Mapping[str, Any]) -> RenderJob:
+    """Create a job that generates the images of a `GenerateRequest` with these fields. Raises UserError."""
+    request = GenerateRequest(**form)
+
+    def work(job: JobContext) -> None:
+        job.notes.extend(filter(None, [difference(request.scheduler)]))
+        for image in job.generator.generate(request, job.progress):
+            job.save_image(image)
+
+    return work
+
+
+def endless_job(form: Mapping[str, Any], wildcards: Path | None = None) -> RenderJob:
+    """Create a job that generates endlessly, each image with other alternatives and another seed. Raises UserError."""
+    request = GenerateRequest(**{**form, "n": 1, "every": False})
+    series = EndlessSeries(request, wildcards)
+
+    def work(job: JobContext) -> str:
+        job.notes.extend(filter(None, [difference(request.scheduler)]))
+        saved_images = generate_endless(
+            series, job.generator, job.outputs, MAX_ENDLESS, progress=job.progress, cancelled=job.stopped
+        )
+        for path, hidden in saved_images:
+            job.add_image(path, hidden)
+        return f"{MAX_ENDLESS} images are enough for now. Press Endless to continue."
+
+    return work
 
 
 def axis_text(kind: object, values: object) -> str | None:

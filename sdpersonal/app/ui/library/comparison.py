@@ -8,9 +8,9 @@ import gradio as gr
 
 from ...backend import App
 from ...backend.error_text import value_or_error
-from ...backend.library.compare import MAX_CONCEPTS, Comparison, check_conflicts, compare_concepts
+from ...backend.library.comparison import MAX_CONCEPTS, Comparison, check_conflicts, compare_concepts
 from ...backend.library.concept_details import token_choices
-from ..shared import EventOptions, LibraryState, text_line
+from ..components import EventOptions, LibraryState, text_line
 
 COMPARE_EVENT: EventOptions = {"concurrency_limit": 2, "show_progress": "full", "api_visibility": "private"}
 

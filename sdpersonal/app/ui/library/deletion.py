@@ -6,8 +6,8 @@ import gradio as gr
 
 from ...backend import App
 from ...backend.error_text import value_or_error
-from ...backend.library.deletion import delete, deletion_question, empty_trash, list_deletions, undo_deletion
-from ..shared import EVENT, LibraryState, text_line, user_name
+from ...backend.library.concept_details import delete, deletion_question, empty_trash, list_deletions, undo_deletion
+from ..components import EVENT, LibraryState, text_line, user_name
 
 ONE, ALL = "Only this version", "All versions"
 

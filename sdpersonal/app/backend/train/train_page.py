@@ -13,9 +13,9 @@ from ....errors import UserError
 from ..error_text import describe_error
 from ..generation_service import GenerationService
 from ..workspace import Workspace
-from .form import name_note, parse_kind, parse_settings, plan_text
 from .photo_review import PhotoReview, apply_advice, review_photos
 from .run_view import RunView, run_view
+from .train_form import name_note, parse_kind, parse_settings, plan_text
 from .training_service import TrainingService
 from .uploads import PhotoUploads, UploadsByPage, sample_sets
 
