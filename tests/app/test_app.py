@@ -96,7 +96,7 @@ def test_only_this_host_is_answered(server, host):
 )
 def test_another_sites_page_can_read_and_change_nothing(server, origin):
     headers = {"Origin": origin.format(port=server.port)}
-    for path in ("/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/run/on_draw"):
+    for path in ("/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/run/on_generate"):
         sent = server.http.post(path, headers=headers, files={"files": ("a.png", b"x")})
         assert sent.status_code == 403
     answer = server.http.get("/config", headers=headers)
@@ -268,7 +268,7 @@ def test_others_come_in_with_a_password_and_see_their_own(tmp_path):
         assert "1 image in" in json.dumps(running.draw())
         (picture,) = (tmp_path / "outputs" / "ann").rglob("*.png")
         assert running.log_in("bob", "battery staple") == 200
-        history = running.ask("on_look_back", Search='""')
+        history = running.ask("on_search", Search='""')
         assert "No images found" in history and picture.stem not in history
         guesses = [running.log_in("ann", f"guess {i}") for i in range(50)]
         assert guesses == [400] * MAX_FAILED_LOGINS + [429] * (50 - MAX_FAILED_LOGINS)
@@ -306,16 +306,16 @@ def _shown(selector: str) -> str:
 def test_a_person_draws_with_a_concept(server, window):
     window.open(server.url)
     window.wait(_shown("#concepts .thumbnail-item") + " == 2")
-    assert "Model: tiny" in window.text("#base textarea")
+    assert "Model: tiny" in window.text("#model-line textarea")
     window.type("#prompt textarea", "a photo of")
     window.click("#concepts .thumbnail-item")
     window.wait("document.querySelector('#prompt textarea').value == 'a photo of <me/duck>'")
     window.click("#concepts .thumbnail-item")  # the same one again
     window.wait("document.querySelector('#prompt textarea').value == 'a photo of <me/duck> <me/duck>'")
-    window.click("#draw")
-    window.wait(_shown("#pictures img") + " >= 4", seconds=120)
+    window.click("#generate")
+    window.wait(_shown("#images img") + " >= 4", seconds=120)
     window.wait("document.querySelector('#status textarea').value.startsWith('4 images')")
-    window.click("#pictures .thumbnail-item")
+    window.click("#images .thumbnail-item")
     window.wait("(document.querySelector('#recipe textarea')?.value ?? '').includes('Concepts: <me/duck')")
     assert [address for address in window.requests() if not address.startswith((server.url, "data:", "blob:"))] == []
 
@@ -327,6 +327,6 @@ def test_markup_in_a_prompt_stays_text(server, window):
     window.wait(_shown("#prompt textarea"))
     window.run("window.alert = () => { window.alerted = true }")
     window.type("#prompt textarea", '<img src=x onerror="alert(1)"> <script>alert(2)</script>')
-    window.click("#draw")
+    window.click("#generate")
     window.wait("document.querySelector('#status textarea').value.includes('is not a concept')")
     assert window.run("return [window.alerted ?? false, document.querySelectorAll('img[src=x]').length]") == [False, 0]

@@ -63,13 +63,13 @@ def workspace(tmp_path):
 def test_tiles_are_small_files_made_once(workspace):
     found = concept_tiles(workspace, loaded="tiny")
     assert found.tokens == ("<me/duck>", "<me/photo>", "<you/ink>") and found.match_count == 3
-    assert [caption for _, caption in found.pictures] == ["<me/duck>", "<me/photo> sd1", "<you/ink>"]
-    places = [Path(path) for path, _ in found.pictures]
+    assert [caption for _, caption in found.thumbnails] == ["<me/duck>", "<me/photo> sd1", "<you/ink>"]
+    places = [Path(path) for path, _ in found.thumbnails]
     assert all(workspace.served_dir in path.parents and path.stat().st_size < 20_000 for path in places)
     assert Image.open(places[0]).getpixel((5, 5))[0] > 200  # the thumbnail's red
     assert max(Image.open(places[0]).size) <= 160
     before = [path.stat().st_mtime_ns for path in places]
-    assert [Path(path) for path, _ in concept_tiles(workspace).pictures] == places
+    assert [Path(path) for path, _ in concept_tiles(workspace).thumbnails] == places
     assert [path.stat().st_mtime_ns for path in places] == before
     places[0].unlink()  # the page's cache is cleared now and then
     concept_tiles(workspace)
@@ -77,10 +77,10 @@ def test_tiles_are_small_files_made_once(workspace):
 
 
 def test_a_changed_file_gets_another_tile(workspace):
-    (old, _), *_ = concept_tiles(workspace).pictures
+    (old, _), *_ = concept_tiles(workspace).thumbnails
     blue = make_thumbnail(Image.new("RGB", (64, 64), "blue"))
     workspace.library.add(Concept(T("<me/duck>"), card(), {"clip_l": vectors(0)}, None, blue), replace=True)
-    (new, _), *_ = concept_tiles(workspace).pictures
+    (new, _), *_ = concept_tiles(workspace).thumbnails
     assert new != old and Image.open(new).getpixel((5, 5))[2] > 200
 
 
@@ -120,7 +120,7 @@ def test_a_hundred_concepts_are_shown_a_page_at_a_time(tmp_path):
 
 def test_no_library_is_no_tiles(tmp_path):
     found = concept_tiles(Workspace(Library(tmp_path / "none"), tmp_path, tmp_path, tmp_path / "shown"))
-    assert (found.pictures, found.note) == ([], "")
+    assert (found.thumbnails, found.note) == ([], "")
     (tmp_path / "file").write_text("x")
     assert "file" in concept_tiles(Workspace(Library(tmp_path / "file"), tmp_path, tmp_path, tmp_path / "shown")).note
 
@@ -128,7 +128,7 @@ def test_no_library_is_no_tiles(tmp_path):
 def test_what_is_no_picture_gets_a_plain_tile(workspace, monkeypatch):
     entry = workspace.library.find(T("<me/duck>"))
     monkeypatch.setattr(type(entry), "thumbnail", b"\x89PNG\r\n\x1a\nbroken")
-    assert concept_tiles(workspace).pictures[0][0].endswith(".webp") and thumbnail_data_url(entry) == ""
+    assert concept_tiles(workspace).thumbnails[0][0].endswith(".webp") and thumbnail_data_url(entry) == ""
 
 
 # --- the card ---------------------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_two_versions_beside_each_other(workspace):
     a, b = (workspace.library.get(T(f"<me/duck-v{n}>")).vectors["clip_l"].astype(np.float64) for n in (1, 2))
     cosine = np.mean([x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(a, b, strict=True)])
     assert f"cosine {cosine:.2f}" in found.sentences[0]
-    assert ("Method", "in 100 steps", "") in found.rows and all(each.startswith("data:") for each in found.pictures)
+    assert ("Method", "in 100 steps", "") in found.rows and all(each.startswith("data:") for each in found.thumbnails)
     others = compare_concepts(workspace.library, "<me/duck>", "<me/photo>")
     assert "different kinds of models" in others.sentences[0]
 

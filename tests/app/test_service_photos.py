@@ -11,9 +11,10 @@ from PIL import Image
 from sdpersonal import storage
 from sdpersonal.app.backend import Workspace
 from sdpersonal.app.backend.train import uploads
+from sdpersonal.app.backend.train.photo_files import MAX_UPLOADS, sample_sets
 from sdpersonal.app.backend.train.photo_review import apply_advice, review_photos
 from sdpersonal.app.backend.train.train_page import TrainPage
-from sdpersonal.app.backend.train.uploads import MAX_UPLOADS, PhotoUploads, UploadsByPage, sample_sets
+from sdpersonal.app.backend.train.uploads import PhotoUploads, UploadsByPage
 from sdpersonal.concepts.library import Library
 from sdpersonal.errors import DiskFull, UserError
 from sdpersonal.photos.loading import load_photos
@@ -220,25 +221,25 @@ class Studio:
 
 
 def test_only_uploads_are_taken_and_they_are_gone_afterwards(workspace, tmp_path):
-    workshop = TrainPage(workspace, Studio())
+    train_page = TrainPage(workspace, Studio())
     try:
         outside = picture(tmp_path / "private.png")
         for place in (str(outside), "/etc/passwd", "../private.png", "", "x\0y", str(workspace.served_dir)):
-            assert "not a place inside" in workshop.add_photos("page", [place])
-        assert outside.exists() and workshop.uploads_by_page.get("page", 128).uploads == []
+            assert "not a place inside" in train_page.add_photos("page", [place])
+        assert outside.exists() and train_page.uploads_by_page.get("page", 128).uploads == []
         sent = picture(workspace.served_dir / "a.png")
         (workspace.served_dir / "evil.gif").write_bytes(b"GIF89a")
-        assert "a GIF" in workshop.add_photos("page", [str(sent), str(workspace.served_dir / "evil.gif")])
+        assert "a GIF" in train_page.add_photos("page", [str(sent), str(workspace.served_dir / "evil.gif")])
         assert (
-            not list(workspace.served_dir.glob("*.*")) and len(workshop.uploads_by_page.get("page", 128).uploads) == 1
+            not list(workspace.served_dir.glob("*.*")) and len(train_page.uploads_by_page.get("page", 128).uploads) == 1
         )
-        assert workshop.add_photos("page", None) == "" == workshop.add_photos("page", [])
+        assert train_page.add_photos("page", None) == "" == train_page.add_photos("page", [])
         form = {"kind": "nonsense", "noun": None, "crop": "yes"}
-        assert workshop.review_photos("page", form).count == 1
-        assert "does not exist any more" in workshop.rotate_photo("page", 7, 1)
-        assert workshop.select_photo("page", None).name == "" == workshop.select_photo("page", -9).name
+        assert train_page.review_photos("page", form).count == 1
+        assert "does not exist any more" in train_page.rotate_photo("page", 7, 1)
+        assert train_page.select_photo("page", None).name == "" == train_page.select_photo("page", -9).name
     finally:
-        workshop.close()
+        train_page.close()
 
 
 def test_the_sample_photos_are_there():

@@ -17,13 +17,15 @@ from sdpersonal.app.backend.train.loss_plot import loss_svg, progress_html
 from sdpersonal.app.backend.train.run_status import LossPoints, ProgressReader, RunStatusReader, read_json
 from sdpersonal.app.backend.train.run_view import run_view
 from sdpersonal.app.backend.train.train_form import name_note, parse_settings, plan_text
-from sdpersonal.app.backend.train.trainer_process import Process, start_process
-from sdpersonal.app.backend.train.training_service import (
-    TrainingService,
-    format_minutes,
+from sdpersonal.app.backend.train.trainer_process import (
+    Process,
+    command_name,
     settings_from_json,
     settings_to_argv,
+    start_process,
 )
+from sdpersonal.app.backend.train.training_cost import format_minutes
+from sdpersonal.app.backend.train.training_service import TrainingService
 from sdpersonal.app.backend.train.uploads import PhotoUploads
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import DreamboothSettings, TextualInversionSettings
@@ -72,7 +74,7 @@ def until(trainings, what, user=None):
 
 
 def learning(standing):
-    return standing.state == "learning" and standing.step >= 2
+    return standing.state == "training" and standing.step >= 2
 
 
 class Base:
@@ -106,7 +108,7 @@ def test_a_training_from_start_to_its_concept(trainings, photo_uploads, workspac
     until(trainings, learning)
     again = TrainingService(workspace)  # after a restart of the app
     standing = again.shown_run(None)
-    assert standing.state == "learning" and standing.folder == folder.resolve() and standing.steps == 5000
+    assert standing.state == "training" and standing.folder == folder.resolve() and standing.steps == 5000
     assert again.running_training(None).is_own and not again.running_training("anna").is_own
     assert (
         "Another user is training" in again.running_training("anna").message()
@@ -118,19 +120,23 @@ def test_a_training_from_start_to_its_concept(trainings, photo_uploads, workspac
     again.send_command(None, "sample")
     standing = until(again, lambda now: (folder / "trials.jsonl").read_text().endswith("\n"))
     second = run_view(standing, workspace, "page", first.stamp)
-    assert len(second.pictures) == 2 and "So far" in second.score
-    assert run_view(standing, workspace, "page", second.stamp).pictures == ()
+    assert len(second.images) == 2 and "So far" in second.score
+    assert run_view(standing, workspace, "page", second.stamp).images == ()
     until(again, lambda now: now.step > standing.step)
     again.send_command(None, "keep")
     standing = until(again, lambda now: not now.running)
     assert standing.state == "done" and standing.token == "<me/bear-v1>", (folder / "errors.txt").read_text()
     last = run_view(standing, workspace, "page")
     assert last.title == "<me/bear-v1> is ready" and last.prompts[0] == "a photo of <me/bear>"
-    assert Path(last.report).is_relative_to(workspace.session_dir("page")) and len(last.pictures) == 2
+    assert Path(last.report).is_relative_to(workspace.session_dir("page")) and len(last.images) == 2
     until(trainings, lambda now: not (folder / "photos").exists())  # whoever started it tidies up
-    assert trainings.pace() and trainings.running_training(None) is None
+    assert trainings.measured_costs.read() and trainings.running_training(None) is None
     assert "as measured in the last training here" in plan_text(
-        FORM | {"method": "Textual inversion: smallest file"}, 5, Base, workspace.library, trainings.pace()
+        FORM | {"method": "Textual inversion: smallest file"},
+        5,
+        Base,
+        workspace.library,
+        trainings.measured_costs.read(),
     )
     trainings.dismiss(None)
     assert trainings.shown_run(None) is None and (folder / "report.html").exists()
@@ -152,7 +158,7 @@ def test_the_apps_end_saves_and_another_goes_on(trainings, photo_uploads, worksp
 
     again = TrainingService(workspace)
     again.resume("anna")
-    now = until(again, lambda now: now.state == "learning" and now.step > standing.step, "anna")
+    now = until(again, lambda now: now.state == "training" and now.step > standing.step, "anna")
     steps = [json.loads(line)["step"] for line in (folder / "progress.jsonl").read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1)) and now.points.losses[0][0] == 1
     again.send_command("anna", "keep")
@@ -167,7 +173,7 @@ def test_killed_it_is_told_and_cancelled_nothing_is_left(trainings, photo_upload
     os.kill(read_json(folder / "process.json")["pid"], signal.SIGKILL)
     standing = until(trainings, lambda now: not now.running)
     assert standing.state == "failed" and "killed, or the machine ran out of memory" in standing.message
-    assert not standing.can_resume and "try once more" in run_view(standing, workspace, "page").text
+    assert not standing.can_resume and "try again" in run_view(standing, workspace, "page").text
     with pytest.raises(UserError, match="You have no running training"):
         trainings.send_command(None, "keep")
     trainings.resume(None)  # there is no checkpoint: from the beginning
@@ -278,9 +284,7 @@ def test_settings_come_back_as_they_were_kept():
         inversion(lr=0.5),
         DreamboothSettings(photos="x", token="<me/a>", class_noun="cat", method="pivotal"),
     ):
-        kept = json.loads(
-            json.dumps(asked.model_dump(mode="json") | {"program": training_service._command_name(asked)})
-        )
+        kept = json.loads(json.dumps(asked.model_dump(mode="json") | {"program": command_name(asked)}))
         assert settings_from_json(kept) == asked
     with pytest.raises(UserError):
         settings_from_json({"program": "dreambooth", "photos": "x", "token": "<me/a>", "steps": -1})

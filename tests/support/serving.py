@@ -73,7 +73,7 @@ class Server:
     def handler(self, name: str) -> dict:
         return _handler(self.config(), name)
 
-    def join(self, session: str, handler: str = "on_draw", **form: str) -> httpx.Response:
+    def join(self, session: str, handler: str = "on_generate", **form: str) -> httpx.Response:
         """Ask as the page does. form: raw JSON by the labels of what the handler takes, because JSON proper has no NaN;
         of the rest what stands there when the page opens."""
         config = self.config()

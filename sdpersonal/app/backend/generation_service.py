@@ -96,9 +96,9 @@ class GenerationService:
     # --- generation ---------------------------------------------------------------------------------------------------
 
     def submit(self, build_job: Callable[[], RenderJob], page: str, user: str | None = None) -> Iterator[JobView]:
-        """Run a page's job and yield its views; the last one says how it ended, also for an error raised by `order`.
+        """Run a page's job and yield its views; the last one says how it ended, also if `build_job` raised.
 
-        order: creates the job, for example `lambda: generate_job(form)`.
+        build_job: creates the job, for example `lambda: generate_job(form)`.
         """
         try:
             work = build_job()
@@ -145,14 +145,14 @@ class GenerationService:
                 yield view
 
     def _work(
-        self, work: RenderJob, stop: threading.Event, put, ended: threading.Event, page: str, user: str | None
+        self, work: RenderJob, stop: threading.Event, send, finished: threading.Event, page: str, user: str | None
     ) -> None:
         results: list[SessionImage] = []
         hidden: list[bool] = []
         notes: list[str] = []
         try:
             with self._queue.job() as job:
-                context = self._job_context(job, stop, put, page, user, results, hidden, notes)
+                context = self._job_context(job, stop, send, page, user, results, hidden, notes)
                 closing_message = work(context)
             message = " ".join(
                 [closing_message or _ending_text(len(results), time.monotonic() - job.started_at, hidden), *notes]
@@ -161,23 +161,25 @@ class GenerationService:
             message = f"Stopped. {_count_text(len(results))} finished and saved." if results else "Stopped."
         except Exception as error:
             message = describe_error(error)
-        put({"message": message, "progress": 1.0, "preview": ()})
-        ended.set()
+        send({"message": message, "progress": 1.0, "preview": ()})
+        finished.set()
 
-    def _job_context(self, job: Job, stop: threading.Event, put, page: str, user, results, hidden, notes) -> JobContext:
-        def waits(ahead: int) -> None:
-            put({"message": f"In the queue: {ahead} ahead of you." if ahead else "Starting …"})
+    def _job_context(
+        self, job: Job, stop: threading.Event, send, page: str, user, results, hidden, notes
+    ) -> JobContext:
+        def on_wait(ahead: int) -> None:
+            send({"message": f"In the queue: {ahead} ahead of you." if ahead else "Starting …"})
 
         def preview(images: list[Image.Image]) -> None:
-            put({"preview": tuple(images)})
+            send({"preview": tuple(images)})
 
-        generator = QueuedGenerator(self._device, self._load_generator, job, stop.is_set, preview, waits)
-        return JobContext(generator, self.workspace, page, user, stop, put, results, hidden, notes)
-
-
-def _ending_text(drawn: int, seconds: float, hidden: list[bool]) -> str:
-    return f"{_count_text(drawn)} in {seconds:.1f} s. Click one for more actions. {describe_hidden(hidden)}".rstrip()
+        generator = QueuedGenerator(self._device, self._load_generator, job, stop.is_set, preview, on_wait)
+        return JobContext(generator, self.workspace, page, user, stop, send, results, hidden, notes)
 
 
-def _count_text(drawn: int) -> str:
-    return "1 image" if drawn == 1 else f"{drawn} images"
+def _ending_text(count: int, seconds: float, hidden: list[bool]) -> str:
+    return f"{_count_text(count)} in {seconds:.1f} s. Click one for more actions. {describe_hidden(hidden)}".rstrip()
+
+
+def _count_text(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"

@@ -38,11 +38,11 @@ class QueuedGenerator:
         job: Job,
         stopped: Callable[[], bool],
         preview: Callable[[list[Image.Image]], None],
-        waits: Callable[[int], None],
+        on_wait: Callable[[int], None],
         concepts: ConceptSource | None = None,
     ):
         self._device, self._get_generator, self._job, self._concepts = device, generator, job, concepts
-        self._stopped, self._preview, self._waits = stopped, preview, waits
+        self._stopped, self._preview, self._on_wait = stopped, preview, on_wait
 
     @property
     def base(self):
@@ -51,7 +51,7 @@ class QueuedGenerator:
     def with_concepts(self, concepts: ConceptSource) -> QueuedGenerator:
         """Return the same generator with other concepts: a recipe's, a run's."""
         return QueuedGenerator(
-            self._device, self._get_generator, self._job, self._stopped, self._preview, self._waits, concepts
+            self._device, self._get_generator, self._job, self._stopped, self._preview, self._on_wait, concepts
         )
 
     def generate(
@@ -62,7 +62,7 @@ class QueuedGenerator:
     ) -> Iterator[GeneratedImage]:
         """Generate images as `Generator.generate` does; raises Interrupted also if the page stopped the job."""
 
-        def ended() -> bool:
+        def is_stopped() -> bool:
             return self._stopped() or cancelled()
 
         images: Iterator[GeneratedImage] | None = None
@@ -72,11 +72,11 @@ class QueuedGenerator:
             if images is None:
                 generator = self._get_generator()
                 generator = generator.with_concepts(self._concepts) if self._concepts else generator
-                images = generator.generate(request, progress, ended, self._preview)
+                images = generator.generate(request, progress, is_stopped, self._preview)
             return next(images, None)
 
         while True:
-            with self._job.turn(ended, self._waits):
+            with self._job.turn(is_stopped, self._on_wait):
                 image = self._device.run(next_image)
             if image is None:
                 return
@@ -121,10 +121,10 @@ class JobContext:
         """Save a finished image and show it."""
         self.add_image(self.outputs.save(image.to_png()), image.hidden, f"seed {image.seed}")
 
-    def add_image(self, kept: Path, hidden: bool = False, caption: str = "") -> None:
+    def add_image(self, path: Path, hidden: bool = False, caption: str = "") -> None:
         """Show an image that is already saved."""
         self.results.append(
-            SessionImage(kept, self.workspace.publish(kept, self.page), caption or kept.stem.partition("-")[0])
+            SessionImage(path, self.workspace.publish(path, self.page), caption or path.stem.partition("-")[0])
         )
         self.hidden.append(hidden)
         self.update_view({"results": tuple(self.results), "preview": ()})

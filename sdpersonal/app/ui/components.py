@@ -10,7 +10,7 @@ import gradio as gr
 from gradio.blocks import Block
 from gradio.components import Component
 
-GENERATE, TRAIN, LIBRARY, MODELS = "generate", "make", "library", "base"  # the tabs' names
+GENERATE, TRAIN, LIBRARY, MODELS = "generate", "train", "library", "models"  # the tabs' names
 
 
 class EventOptions(TypedDict):
@@ -69,6 +69,20 @@ class LibraryState:
 def user_name(request: gr.Request) -> str | None:
     """Return the logged-in user's name; None if nobody logs in."""
     return getattr(request, "username", None)
+
+
+def thumbnails(label: str, name: str) -> gr.Gallery:
+    """Make a gallery whose images are clicked to choose, not to enlarge."""
+    return gr.Gallery(
+        label=label,
+        show_label=False,
+        columns=4,
+        object_fit="cover",
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+        elem_id=name,
+    )
 
 
 def session_id(request: gr.Request) -> str:

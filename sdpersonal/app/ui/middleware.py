@@ -18,7 +18,7 @@ MIN_FREE_DISK = 2 << 30  # bytes that must stay free on the disk
 MAX_BODY = 2 << 20  # bytes of any other request
 MAX_FAILED_LOGINS, LOGIN_PAUSE = 5, 30.0  # wrong passwords from one client, and the seconds until the next attempt
 _MAX_CLIENTS = 10_000
-_DRAIN_MESSAGES = 256  # messages, 64 KB each at most
+_DRAIN_MESSAGES = 256  # messages, 64 KB each at max_bytes
 _UNQUEUED_ROUTES = re.compile(r"/gradio_api/(run|api|call)\b")
 
 
@@ -75,19 +75,19 @@ class SecurityMiddleware:
             return 507, "The space for uploads is full; older ones are deleted within an hour."
         return None
 
-    def _must_wait(self, place: str) -> bool:
+    def _must_wait(self, client: str) -> bool:
         if len(self._failed_logins) > _MAX_CLIENTS:
             self._failed_logins.clear()
         recent_failures = [
-            failed_at for failed_at in self._failed_logins[place] if failed_at > time.monotonic() - LOGIN_PAUSE
+            failed_at for failed_at in self._failed_logins[client] if failed_at > time.monotonic() - LOGIN_PAUSE
         ]
-        self._failed_logins[place] = recent_failures
+        self._failed_logins[client] = recent_failures
         return len(recent_failures) >= MAX_FAILED_LOGINS
 
-    def _count_failures(self, place: str, send: Send) -> Send:
+    def _count_failures(self, client: str, send: Send) -> Send:
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == 400:
-                self._failed_logins[place].append(time.monotonic())
+                self._failed_logins[client].append(time.monotonic())
             await send(message)
 
         return watched
@@ -100,8 +100,8 @@ class TooLarge(Exception):
 class LimitedBody:
     """Limit the bytes received, whatever Content-Length says, and the number of an upload's parts."""
 
-    def __init__(self, receive: Receive, most: int, headers: dict[bytes, str]):
-        self._receive, self._most, self._size, self._parts, self._rest = receive, most, 0, 0, b""
+    def __init__(self, receive: Receive, max_bytes: int, headers: dict[bytes, str]):
+        self._receive, self._max_bytes, self._size, self._parts, self._rest = receive, max_bytes, 0, 0, b""
         boundary = re.search(r'boundary="?([^";]{1,200})', headers.get(b"content-type", ""))
         self._mark = f"--{boundary[1]}".encode("latin-1") if boundary else None
 
@@ -109,14 +109,14 @@ class LimitedBody:
         message = await self._receive()
         body = message.get("body", b"")
         self._size += len(body)
-        if self._size > self._most:
-            raise TooLarge(f"At most {self._most >> 20} MB are accepted at once.")
+        if self._size > self._max_bytes:
+            raise TooLarge(f"At max_bytes {self._max_bytes >> 20} MB are accepted at once.")
         if self._mark and body:
             text = self._rest + body
             self._parts += text.count(self._mark)
             self._rest = text[-len(self._mark) + 1 :]
             if self._parts > MAX_PARTS + 1:
-                raise TooLarge(f"At most {MAX_PARTS} files are accepted at once.")
+                raise TooLarge(f"At max_bytes {MAX_PARTS} files are accepted at once.")
         return message
 
 
@@ -132,11 +132,11 @@ def _is_upload(scope: Scope) -> bool:
     return scope["path"].rstrip("/").endswith("/upload")
 
 
-def _length_refusal(headers: dict[bytes, str], most: int) -> tuple[int, str] | None:
+def _length_refusal(headers: dict[bytes, str], max_bytes: int) -> tuple[int, str] | None:
     announced = headers.get(b"content-length", "0")
     if not announced.isdigit():
         return 400, "Invalid Content-Length."
-    return (413, f"At most {most >> 20} MB are accepted at once.") if int(announced) > most else None
+    return (413, f"At max_bytes {max_bytes >> 20} MB are accepted at once.") if int(announced) > max_bytes else None
 
 
 def _client(scope: Scope) -> str:

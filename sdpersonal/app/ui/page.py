@@ -23,7 +23,7 @@ def build_page(app: App) -> gr.Blocks:
     """Build the page without serving it."""
     with gr.Blocks(title="sdpersonal", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("# sdpersonal", elem_id="title")
-        base = text_line(app.generation.describe_base(), "base")
+        base = text_line(app.generation.describe_base(), "model-line")
         prompt = gr.Textbox(
             value="",
             label="Prompt",

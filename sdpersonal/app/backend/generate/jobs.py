@@ -85,8 +85,8 @@ def grid_job(form: dict, x: object, x_values: object, y: object, y_values: objec
 
     def work(job: JobContext) -> str:
         grid = generate_grid(request, job.generator, job.outputs, False, _report_progress(job), job.stopped)
-        for sheet in grid.grids:
-            job.add_image(sheet)
+        for image in grid.grids:
+            job.add_image(image)
         return f"A grid of {len(grid.images)} images, each saved as well. The page with all of them: {grid.page.name}"
 
     return work

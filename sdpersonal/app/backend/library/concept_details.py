@@ -50,9 +50,9 @@ class ConceptDetails:
         return str(Token.parse(self.token).unversioned()) if self.token == self.versions[-1] else self.token
 
 
-def concept_details(library: Library, word: object) -> ConceptDetails:
+def concept_details(library: Library, token_text: object) -> ConceptDetails:
     """Look up the concept of a token. Raises UserError."""
-    entry = library.find(parse_token(word))
+    entry = library.find(parse_token(token_text))
     versions = tuple(str(token) for token in library.versions(entry.token)) or (str(entry.token),)
     if entry.card is None:
         damage_facts = (("Damaged", str(entry.damaged)), ("File", format_size(entry.size)))
@@ -97,7 +97,7 @@ def entry_facts(entry: Entry) -> list[tuple[str, str]]:
     ]
 
 
-def save_card(library: Library, word: object, values: Mapping[str, object]) -> Token:
+def save_card(library: Library, token_text: object, values: Mapping[str, object]) -> Token:
     """Save edited card fields (those of `_FIELDS`; prompts one a line). Raises UserError."""
     changes: dict[str, object] = {}
     for name, value in values.items():
@@ -107,22 +107,22 @@ def save_card(library: Library, word: object, values: Mapping[str, object]) -> T
             raise UserError(f"{name} must be text.")
         lines = (line.strip() for line in (value or "").splitlines())
         changes[name] = tuple(filter(None, lines)) if name == "prompts" else value or ""
-    return library.edit(parse_token(word), changes)
+    return library.edit(parse_token(token_text), changes)
 
 
-def rename_all_versions(library: Library, word: object, new: object) -> Token:
+def rename_all_versions(library: Library, token_text: object, new_name: object) -> Token:
     """Rename all versions of a concept; return the newest one's new token. Raises UserError."""
-    to = parse_token(new, "The new name is empty.", "Write it like <me/duck>.")
+    to = parse_token(new_name, "The new name is empty.", "Write it like <me/duck>.")
     if to.version:
         raise UserError("A new name has no version: all versions keep theirs.", f"Write {to.unversioned()}.")
-    return library.rename(parse_token(word).unversioned(), to)[-1]
+    return library.rename(parse_token(token_text).unversioned(), to)[-1]
 
 
-def parse_token(word: object, problem: str = "No concept is selected.", fix: str = "Click one first.") -> Token:
-    """Parse the token that a page sent. Raises UserError, with `problem` and `fix` if it sent none."""
-    if not word or not isinstance(word, str):
-        raise UserError(problem, fix)
-    return Token.parse(word)
+def parse_token(token_text: object, message: str = "No concept is selected.", hint: str = "Click one first.") -> Token:
+    """Parse the token that a page sent. Raises UserError, with `message` and `hint` if it sent none."""
+    if not token_text or not isinstance(token_text, str):
+        raise UserError(message, hint)
+    return Token.parse(token_text)
 
 
 def _example_prompt(card: Card, token: Token) -> str:
@@ -169,10 +169,10 @@ def token_choices(library: Library, chosen: str) -> tuple[tuple[list[str], str |
     return (tokens, first, second), list(newest)
 
 
-def deletion_question(library: Library, word: object, others: bool) -> tuple[str, int]:
+def deletion_question(library: Library, token_text: object, others: bool) -> tuple[str, int]:
     """Return the confirmation question for a deletion, and the concept's number of versions. others: whether other
     users share the library. Raises UserError."""
-    token = library.find(parse_token(word)).token
+    token = library.find(parse_token(token_text)).token
     versions = library.versions(token)
     question = f"Delete {token}? It can be restored for {RETENTION.days} days."
     if others:
@@ -180,9 +180,9 @@ def deletion_question(library: Library, word: object, others: bool) -> tuple[str
     return question, len(versions)
 
 
-def delete(library: Library, word: object, all_versions: object) -> tuple[str, str]:
+def delete(library: Library, token_text: object, all_versions: object) -> tuple[str, str]:
     """Delete a concept; return the message and the deletion's name for `undo_deletion`. Raises UserError."""
-    token = library.find(parse_token(word)).token
+    token = library.find(parse_token(token_text)).token
     deletion = Trash(library).delete(token.unversioned() if all_versions is True else token, all_versions is True)
     return f"Deleted: {_join_tokens(deletion.tokens)}.", deletion.name
 

@@ -73,14 +73,14 @@ def import_uploads(
         raise UserError("Choose what to do if the name is taken.", f"One of {', '.join(DUPLICATES)}.")
     folder = storage.make_folder(workspace.session_dir(page) / f"arrivals-{secrets.token_hex(4)}")
     try:
-        word = _parse_token(as_)
+        token = _parse_token(as_)
         moved = _group_files(paths, folder)
         sources = _find_sources(moved, folder, steps=duplicates != "refuse")
-        if word and len(sources) > 1 and duplicates != "versions":
+        if token and len(sources) > 1 and duplicates != "versions":
             raise UserError("The name is for one concept, but several were dropped.", "Drop them one at a time.")
         return [
             _imported_file(outcome, sources)
-            for outcome in import_all(workspace.library, sources, word, bool(replace), duplicates)
+            for outcome in import_all(workspace.library, sources, token, bool(replace), duplicates)
         ]
     finally:
         storage.remove(folder)
@@ -102,11 +102,11 @@ class ExportDownload:
     notes: tuple[str, ...]
 
 
-def make_export_download(workspace: Workspace, page: str, word: object, format: object) -> ExportDownload:
+def make_export_download(workspace: Workspace, page: str, token: object, format: object) -> ExportDownload:
     """Export a concept into the session folder for download. Raises UserError."""
     if not isinstance(format, str) or format not in FORMATS:
         raise UserError("Choose a program.", f"One of {', '.join(FORMATS)}.")
-    concept = workspace.library.get(parse_token(word))
+    concept = workspace.library.get(parse_token(token))
     exported = export(concept, cast(Format, format))
     name, data = _pack(exported, f"{concept.token.slug}-{format}")
     target = workspace.session_dir(page) / name
@@ -115,13 +115,13 @@ def make_export_download(workspace: Workspace, page: str, word: object, format: 
     return ExportDownload(target, exported.program, places, exported.install, exported.trigger, exported.notes)
 
 
-def _pack(made: Export, stem: str) -> tuple[str, bytes]:
-    contents = {name: data for name, data in made.files.items() if name != "README.md"}
-    if len(contents) == 1 and made.program == "sdpersonal":
+def _pack(exported: Export, stem: str) -> tuple[str, bytes]:
+    contents = {name: data for name, data in exported.files.items() if name != "README.md"}
+    if len(contents) == 1 and exported.program == "sdpersonal":
         return next(iter(contents.items()))
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:  # weights do not get smaller
-        for name, data in made.files.items():
+        for name, data in exported.files.items():
             archive.writestr(zipfile.ZipInfo(f"{stem}/{name}"), data)
     return f"{stem}.zip", packed.getvalue()
 
@@ -146,28 +146,28 @@ def _check_inside(folder: Path, path: object) -> Path:
 
 def _parse_token(as_: object) -> Token | None:
     text = as_.strip() if isinstance(as_, str) else ""
-    word = Token.parse(text) if text else None
-    return dataclasses.replace(word, owner="me") if word and not word.owner else word
+    token = Token.parse(text) if text else None
+    return dataclasses.replace(token, owner="me") if token and not token.owner else token
 
 
-def _group_files(paths: Sequence[Path], place: Path) -> list[Path]:
+def _group_files(paths: Sequence[Path], folder: Path) -> list[Path]:
     """Move all files to one folder, as programs keep the files of a concept; a file whose name is taken gets its
     own folder."""
     moved: list[Path] = []
     for number, path in enumerate(paths):
-        folder = place / DROPPED
-        folder = place / str(number) / DROPPED if (folder / path.name).exists() else folder
-        moved.append(storage.make_folder(folder) / path.name)
+        target = folder / DROPPED
+        target = folder / str(number) / DROPPED if (target / path.name).exists() else target
+        moved.append(storage.make_folder(target) / path.name)
         storage.rename(path, moved[-1])
     return moved
 
 
-def _find_sources(moved: Sequence[Path], place: Path, steps: bool) -> list[Source]:
+def _find_sources(moved: Sequence[Path], folder: Path, steps: bool) -> list[Source]:
     """Find the concepts in the dropped files; every other file becomes a source of its own, so that its error says
     what it is."""
     if len(moved) == 1:
         return [Source(moved[0])]
-    sources = joined(find_concepts(place, steps=steps))
+    sources = joined(find_concepts(folder, steps=steps))
     source_files = {path for source in sources for path in source.all_files}
     companions = {path for path in moved if path.name.lower() in _BESIDE and source_files}
     peft_folders = {source.path for source in sources if source.path.is_dir() and not source.files}  # PEFT's
@@ -188,6 +188,6 @@ def _imported_file(outcome: ImportOutcome, sources: Sequence[Source]) -> Importe
     return ImportedFile(name, outcome.status, f"{outcome.token}: {outcome.summary}", str(outcome.token))
 
 
-def page_hint(fix: str) -> str:
+def page_hint(hint: str) -> str:
     """Translate a command-line hint to the page's words."""
-    return _PAGE_HINTS.get(fix, fix)
+    return _PAGE_HINTS.get(hint, hint)

@@ -66,14 +66,14 @@ def review_photos(
     with uploads.lock:
         if not uploads.uploads:
             return PhotoReview([], "", 0, False)
-        photos, out = uploads.used_photos(crop), uploads.left_out(crop)
-        verdict = _check_photos(photos, kind, noun)
-        tiles = _make_tiles(uploads, photos, out, verdict, workspace.session_dir(page))
+        photos, left_out = uploads.used_photos(crop), uploads.left_out(crop)
+        report = _check_photos(photos, kind, noun)
+        tiles = _make_tiles(uploads, photos, left_out, report, workspace.session_dir(page))
         return PhotoReview(
             tiles,
-            _summary(verdict, out),
+            _summary(report, left_out),
             len(photos.photos) if photos else 0,
-            bool(_find_advice(uploads, photos, verdict)),
+            bool(_find_advice(uploads, photos, report)),
         )
 
 
@@ -98,38 +98,38 @@ def _clip_features() -> ClipFeatures:
     return Scorer()
 
 
-def _find_advice(uploads: PhotoUploads, photos: PhotoSet | None, verdict: Report) -> dict[int, int]:
+def _find_advice(uploads: PhotoUploads, photos: PhotoSet | None, report: Report) -> dict[int, int]:
     """Return {number of a photo: quarters to rotate it, 0 to leave it out}."""
     numbers = {upload.name: number for number, upload in enumerate(uploads.uploads)}
     advice: dict[int, int] = {}
-    remaining = verdict.count
-    for name in _bad_photos(verdict):
+    remaining = report.count
+    for name in _bad_photos(report):
         if remaining > _MIN_PHOTOS:
             advice[numbers[name]] = 0
             remaining -= 1
-    for finding in verdict.findings:
+    for finding in report.findings:
         if photos and finding.name == "sideways":
             turns = _find_rotations(photos, finding.photos)
             advice |= {numbers[name]: turns[name] for name in finding.photos if numbers[name] not in advice}
     return advice
 
 
-def _bad_photos(verdict: Report) -> list[str]:
+def _bad_photos(report: Report) -> list[str]:
     """Name the photos to leave out, worst first: bad ones, and all near-duplicates but the first good one."""
-    bad = [name for finding in verdict.findings if finding.name in _LEAVE_OUT for name in finding.photos]
-    for finding in verdict.findings:
+    bad = [name for finding in report.findings if finding.name in _LEAVE_OUT for name in finding.photos]
+    for finding in report.findings:
         if finding.name == "near-duplicates":
             best = next((name for name in finding.photos if name not in bad), finding.photos[0])
             bad += [name for name in finding.photos if name != best]
     return list(dict.fromkeys(bad))
 
 
-def _find_rotations(photos: PhotoSet, lying: Sequence[str]) -> dict[str, int]:
+def _find_rotations(photos: PhotoSet, sideways: Sequence[str]) -> dict[str, int]:
     """Return by how many quarters to rotate each photo so that it lies as the others do."""
-    upright = [edge_histogram(photo.square()) for photo in photos.photos if photo.name not in lying]
+    upright = [edge_histogram(photo.square()) for photo in photos.photos if photo.name not in sideways]
     if len(upright) < MIN_PHOTOS - 1:
-        return dict.fromkeys(lying, 1)
-    return {photo.name: _best_rotation(photo, upright) for photo in photos.photos if photo.name in lying}
+        return dict.fromkeys(sideways, 1)
+    return {photo.name: _best_rotation(photo, upright) for photo in photos.photos if photo.name in sideways}
 
 
 def _best_rotation(photo: Photo, upright: Sequence[np.ndarray]) -> int:
@@ -142,31 +142,31 @@ def _best_rotation(photo: Photo, upright: Sequence[np.ndarray]) -> int:
     return max((1, 3), key=similarity)
 
 
-def _summary(verdict: Report, out: PhotoSet | None) -> str:
-    left_out_note = f" {len(out.photos)} left out." if out else ""
-    if not verdict.count:
+def _summary(report: Report, left_out: PhotoSet | None) -> str:
+    left_out_note = f" {len(left_out.photos)} left out." if left_out else ""
+    if not report.count:
         return f"No photo is used.{left_out_note}"
-    photos = "1 photo" if verdict.count == 1 else f"{verdict.count} photos"
-    if not verdict.findings:
+    photos = "1 photo" if report.count == 1 else f"{report.count} photos"
+    if not report.findings:
         return f"{photos}: no problems found.{left_out_note}"
     lines = [
-        f"• {finding.message} {finding.effect} {_FIXES.get(finding.name, finding.hint)}" for finding in verdict.findings
+        f"• {finding.message} {finding.effect} {_FIXES.get(finding.name, finding.hint)}" for finding in report.findings
     ]
     count_text = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
     return "\n".join([f"{photos}; {count_text} found, which you may ignore:{left_out_note}", *lines])
 
 
 def _make_tiles(
-    uploads: PhotoUploads, photos: PhotoSet | None, out: PhotoSet | None, verdict: Report, room: Path
+    uploads: PhotoUploads, photos: PhotoSet | None, left_out: PhotoSet | None, report: Report, session_dir: Path
 ) -> list:
-    photos_by_name = {photo.name: photo for photo_set in (photos, out) if photo_set for photo in photo_set.photos}
-    new_folder, old_folders = room / f"photos-{secrets.token_hex(4)}", sorted(room.glob("photos-*"))
+    photos_by_name = {photo.name: photo for photo_set in (photos, left_out) if photo_set for photo in photo_set.photos}
+    new_folder, old_folders = session_dir / f"photos-{secrets.token_hex(4)}", sorted(session_dir.glob("photos-*"))
     tiles = []
     with storage.new_folder(new_folder) as staging_folder:
         for number, upload in enumerate(uploads.uploads):
             marks = [
                 _MARKS[finding.name]
-                for finding in verdict.findings
+                for finding in report.findings
                 if finding.name in _MARKS and upload.name in finding.photos
             ]
             if not upload.used:

@@ -18,8 +18,8 @@ from .trainer_process import ERRORS_FILE, OUTPUT_FILE, Process
 PROCESS_FILE, SETTINGS_FILE, PHOTOS_FOLDER = "process.json", "settings.json", "photos"
 # The trainer's file names, repeated here because its modules import torch, which reading does not need.
 PROGRESS_FILE, RESULT_FILE, COST_FILE, COMMAND_FILE = "progress.jsonl", "result.json", "cost.json", "ask"
-RunState = Literal["starting", "learning", "finishing", "done", "stopped", "failed"]
-RUNNING_STATES = ("starting", "learning", "finishing")
+RunState = Literal["starting", "training", "finishing", "done", "stopped", "failed"]
+RUNNING_STATES = ("starting", "training", "finishing")
 _TEXT, _JSON, _LINES = 200_000, 1 << 20, 64 << 20  # bytes read at most
 _MAX_SHOWN = 600  # characters of a line of the trainer's log
 _ENDING_LINES = ("There is no more to learn", "Ended after step")
@@ -85,9 +85,9 @@ class ProgressReader:
         complete_lines = data[: data.rfind(b"\n") + 1]
         self.offset += len(complete_lines)
         for line in complete_lines.splitlines():
-            self._take(line)
+            self._add_line(line)
 
-    def _take(self, line: bytes) -> None:
+    def _add_line(self, line: bytes) -> None:
         try:
             entry = json.loads(line)
             step, loss = int(entry["step"]), float(entry["loss"])
@@ -170,7 +170,7 @@ def _running_state(folder: Path, began: float, step: int, steps: int) -> RunStat
         fresh = (folder / PROGRESS_FILE).stat().st_mtime >= began
     except OSError:
         return "starting"
-    return "learning" if step and fresh else "starting"
+    return "training" if step and fresh else "starting"
 
 
 def parse_process(about: dict[str, Any]) -> Process:

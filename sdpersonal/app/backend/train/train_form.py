@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
-
 from ....concepts.library import Library
 from ....config import ConceptKind, DreamboothSettings, TextualInversionSettings, TrainingSettings
 from ....errors import UserError
 from ....prompts import Token, printable
 from ..error_text import labelled
 from ..models.model_info import ModelInfo
-from .training_service import format_minutes, pace_key
+from .training_cost import cost_key, duration_text, memory_text
 
 Choice = TypeVar("Choice", bound=str)
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")  # thousands separators only: 0,001 must not become 1
@@ -33,18 +31,6 @@ _METHOD_EFFECTS = {
     "pivotal": "first the embedding of its token, then a LoRA",
     "textual-inversion": "the embedding of its token alone, in a file of a few kilobytes",
 }
-# Seconds of a step with all overhead, and GB, until a training was measured here; by (kind, device).
-_ESTIMATES = {
-    ("tiny", "cpu"): (0.4, 0.9),
-    ("tiny", "cuda"): (0.15, 1.5),
-    ("sd1", "cpu"): (90.0, 9.0),
-    ("sd1", "cuda"): (0.8, 9.0),
-    ("sd2", "cpu"): (90.0, 9.0),
-    ("sd2", "cuda"): (0.8, 9.0),
-    ("sdxl", "cpu"): (600.0, 24.0),
-    ("sdxl", "cuda"): (2.0, 20.0),
-}
-_GB = 1e9
 _PLACEHOLDER_FOLDER = Path("photos")  # until there is a run
 
 
@@ -115,8 +101,8 @@ def name_note(form: Mapping[str, Any], library: Library) -> str:
     return f"{token} is in the library already: this will be version {_next_version(versions)}; the older ones stay."
 
 
-def plan_text(form: Mapping[str, Any], photos: int, base: ModelInfo, library: Library, pace: Mapping[str, Any]) -> str:
-    """Summarize what Start would do: the method, the longest time, the memory."""
+def plan_text(form: Mapping[str, Any], photos: int, base: ModelInfo, library: Library, costs: Mapping[str, Any]) -> str:
+    """Summarize what Start would do: the method, the longest time, the memory. costs: as `MeasuredCosts.read`."""
     try:
         settings = parse_settings(form, base)
     except UserError as error:
@@ -127,14 +113,14 @@ def plan_text(form: Mapping[str, Any], photos: int, base: ModelInfo, library: Li
     token = parse_form_token(form)
     version = _next_version(library.versions(token))
     steps = _max_steps(settings, base, photos)
-    measured = pace.get(pace_key(settings.model_dump(mode="json")))
+    measured = costs.get(cost_key(settings.model_dump(mode="json")))
     lines = [
         f"Train {token}{f' (version {version})' if version > 1 else ''} for the model {base.name} "
         f"on {photos} photo{'s' if photos > 1 else ''} of "
         f"{'the style ' if settings.kind == 'style' else ''}{printable(str(form['noun']).strip(), 60)}: "
         f"{_METHOD_EFFECTS[method]}.",
-        f"At most {steps:,} steps, {_duration_text(steps, measured, base)}",
-        _memory_text(measured, base),
+        f"At most {steps:,} steps, {duration_text(steps, measured, base)}",
+        memory_text(measured, base),
     ]
     return "\n".join(lines)
 
@@ -148,30 +134,6 @@ def _max_steps(settings: TrainingSettings, base: ModelInfo, photos: int) -> int:
     from ....training.methods.factory import resolve_preset
 
     return resolve_preset(settings, base.kind, photos).steps
-
-
-def _duration_text(steps: int, took: Mapping[str, float] | None, base: ModelInfo) -> str:
-    early_stop_note = "It stops earlier if the loss has converged."
-    if took:
-        return f"about {format_minutes(steps * took['step'])}, as measured in the last training here. {early_stop_note}"
-    estimate = steps * _ESTIMATES[base.kind, base.device][0]
-    return f"roughly {format_minutes(estimate)}: an estimate until the first step was measured. {early_stop_note}"
-
-
-def _memory_text(took: Mapping[str, float] | None, base: ModelInfo) -> str:
-    needed = took["held"] / _GB if took else _ESTIMATES[base.kind, base.device][1]
-    free = free_memory(base.device) / _GB
-    line = f"It needs about {needed:.1f} GB of memory; {free:.1f} GB are free."
-    return line if free > needed else f"{line} That may be too little: close other programs, or choose a smaller model."
-
-
-def free_memory(device: str) -> int:
-    """Return the bytes free for a training. On a GPU that includes the memory of generation, which is released."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
-    return psutil.virtual_memory().available
 
 
 def _parse_choice(choices: Mapping[str, Choice], title: object) -> Choice:

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .... import storage
-from ....config import DreamboothSettings, TextualInversionSettings, TrainingSettings
+from ....config import TrainingSettings
 from ....errors import DiskFull, UserError
 from ....prompts import Token
 from ..workspace import Workspace
+from .photo_files import MIN_FREE_BYTES
 from .run_status import (
     COST_FILE,
     PHOTOS_FOLDER,
@@ -29,15 +29,21 @@ from .run_status import (
     list_runs,
     parse_process,
     read_json,
-    to_number,
 )
-from .trainer_process import ERRORS_FILE, OUTPUT_FILE, Process, start_process
-from .uploads import MIN_FREE_BYTES, PhotoUploads
+from .trainer_process import (
+    ERRORS_FILE,
+    OUTPUT_FILE,
+    Process,
+    command_name,
+    settings_from_json,
+    settings_to_argv,
+    start_process,
+)
+from .training_cost import MeasuredCosts, format_minutes
+from .uploads import PhotoUploads
 
 RUN_COMMANDS = ("sample", "keep")
 _END_SECONDS = 30.0  # seconds for a step and its checkpoint when the app ends
-PACE_FILE = "pace.json"
-_PATH_SETTINGS = ("photos", "library", "run", "vae")
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class TrainingService:
 
     def __init__(self, workspace: Workspace, release: Callable[[], None] = lambda: None):
         self.workspace, self._release = workspace, release
+        self.measured_costs = MeasuredCosts(workspace.runs / "pace.json")
         self._reader, self._mutex = RunStatusReader(), threading.RLock()
         self._current = self._find()
         for folder in self._all():
@@ -90,7 +97,7 @@ class TrainingService:
                 }
                 settings = settings.model_copy(update=paths)
                 storage.write_json(
-                    folder / SETTINGS_FILE, settings.model_dump(mode="json") | {"program": _command_name(settings)}
+                    folder / SETTINGS_FILE, settings.model_dump(mode="json") | {"program": command_name(settings)}
                 )
                 self._launch(folder, settings)
             except BaseException:
@@ -165,10 +172,6 @@ class TrainingService:
             is_own = self._current.parent == self.workspace.user_runs(user).resolve()
             return RunningTraining(is_own, status.started_at, status.seconds_left)
 
-    def pace(self) -> dict[str, dict[str, float]]:
-        """Return measurements of earlier trainings: {pace_key: {"step": seconds of a step, "held": bytes}}."""
-        return {key: value for key, value in read_json(self._pace).items() if isinstance(value, dict)}
-
     # --- while it runs ------------------------------------------------------------------------------------------------
 
     def send_command(self, user: str | None, command: str) -> None:
@@ -213,10 +216,6 @@ class TrainingService:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    @property
-    def _pace(self) -> Path:
-        return self.workspace.runs / PACE_FILE
-
     def _own_run(self, user: str | None) -> RunStatus:
         status = self.shown_run(user)
         if status is None or not status.running:
@@ -233,65 +232,18 @@ class TrainingService:
         return next((folder for folder in self._all() if _read_process(folder).is_alive()), None)
 
     def _tidy(self, folder: Path) -> None:
-        """Delete the photos of a finished run, and save its pace."""
+        """Delete the photos of a finished run, and save what it cost."""
         if not read_json(folder / RESULT_FILE) or _read_process(folder).is_alive():
             return
         if (folder / PHOTOS_FOLDER).exists():
-            self._save_pace(folder)
+            self.measured_costs.add(read_json(folder / SETTINGS_FILE), read_json(folder / COST_FILE))
             storage.remove(folder / PHOTOS_FOLDER)
-
-    def _save_pace(self, folder: Path) -> None:
-        cost = read_json(folder / COST_FILE)
-        steps = to_number(cost.get("steps"))
-        if steps:
-            measured = {"step": to_number(cost.get("seconds")) / steps, "held": to_number(cost.get("held"))}
-            storage.write_json(self._pace, self.pace() | {pace_key(read_json(folder / SETTINGS_FILE)): measured})
 
     def _drop(self, folder: Path) -> None:
         self._reader.forget(folder)
         storage.remove(folder)
         if self._current == folder:
             self._current = None
-
-
-def settings_to_argv(settings: TrainingSettings) -> list[str]:
-    """Return the settings as a command line: each value is in one word with its flag, so none is taken for a flag."""
-    arguments = []
-    for name, value in settings.model_dump(mode="json", exclude_defaults=True).items():
-        flag = "class" if name == "class_noun" else name.replace("_", "-")
-        if isinstance(value, bool):
-            arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        elif value is not None:
-            arguments.append(f"--{flag}={value}")
-    return ["train", _command_name(settings), *arguments]
-
-
-def settings_from_json(saved: dict[str, Any]) -> TrainingSettings:
-    """Read the settings that `start` saved. Raises UserError if they were edited and are invalid."""
-    values = {name: value for name, value in saved.items() if name != "program"}
-    settings_class = DreamboothSettings if saved.get("program") == "dreambooth" else TextualInversionSettings
-    return settings_class(
-        **values | {name: Path(values[name]) for name in _PATH_SETTINGS if isinstance(values.get(name), str)}
-    )
-
-
-def pace_key(settings: dict[str, Any]) -> str:
-    """Return the key under which the time of a step is saved."""
-    method = settings.get("method") or "textual-inversion"
-    return f"{settings.get('base')} {method} {settings.get('resolution') or 'own'}"[:200]
-
-
-def format_minutes(seconds: float) -> str:
-    """Format a duration: "less than a minute", "4 minutes", "2 hours"."""
-    if seconds < 50:
-        return "less than a minute"
-    if seconds < 90:
-        return "a minute"
-    return f"{round(seconds / 60)} minutes" if seconds < 5400 else f"{round(seconds / 3600)} hours"
-
-
-def _command_name(settings: TrainingSettings) -> str:
-    return "dreambooth" if isinstance(settings, DreamboothSettings) else "textual-inversion"
 
 
 def _folder_name(settings: TrainingSettings) -> str:

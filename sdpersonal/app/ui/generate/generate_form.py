@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 
 from ....config import MAX_CLIP_SKIP
 from ...backend import App
-from ...backend.generate.generate_form import save_init_image
-from ...backend.train.train_form import typed_number
+from ...backend.generate.generate_form import form_values, request_fields
 from ..components import text_line
-
-FRESH_SEEDS = 2**32  # larger seeds start from the same noise as one of these
-_MAY_STAY_EMPTY = ("fast", "scheduler")  # None in a request, an empty text in the form
 
 
 class GenerateForm:
@@ -43,7 +39,7 @@ class GenerateForm:
             add["seed"] = gr.Textbox(
                 "0", label="Seed", info=seed_info, max_lines=1, max_length=20, min_width=140, elem_id="seed"
             )
-            self.random_seed = gr.Checkbox(True, label="New seed each time", min_width=140, elem_id="fresh")
+            self.random_seed = gr.Checkbox(True, label="New seed each time", min_width=140, elem_id="random-seed")
         add["every"] = gr.Checkbox(
             False, label="All combinations", info="Of the alternatives in the prompt, with that many images each."
         )
@@ -73,7 +69,7 @@ class GenerateForm:
             "", label="Fast LoRA", max_length=150, info="Token of an LCM or TCD LoRA: 6 steps are then enough."
         )
 
-    def start(self) -> None:
+    def init_image(self) -> None:
         """Lay out the init image and its mask."""
         text_line("Paint over the part to regenerate (inpainting); paint nothing to change the whole image.")
         self.editor = gr.ImageEditor(
@@ -84,36 +80,23 @@ class GenerateForm:
             transforms=(),
             layers=False,
             canvas_size=(512, 512),
-            elem_id="start",
+            elem_id="init-image",
         )
         self.components["change"] = gr.Slider(
             0.05, 1, value=0.6, step=0.05, label="Denoising strength", info="How much of the init image may change."
         )
 
     @property
-    def inputs(self) -> set[gr.components.Component]:
+    def inputs(self) -> set[Block]:
         return {*self.components.values(), self.random_seed, self.editor}
 
     def read(self, values: dict, app: App, page: str) -> dict[str, Any]:
         """Return a request's fields. Raises UserError for an unusable init image."""
-        fields = {name: values[component] for name, component in self.components.items()}
-        fields |= {name: fields[name] or None for name in _MAY_STAY_EMPTY}
-        number = typed_number(fields["seed"])
-        fields["seed"] = "" if number is None else number  # "" is refused by validation
-        init_fields = save_init_image(app.workspace, page, values[self.editor])
-        if init_fields:  # the init image keeps its own size
-            fields |= {"size": None, "enlarge": 1.0}
-        return fields | init_fields
+        form = {name: values[component] for name, component in self.components.items()}
+        return request_fields(form, values[self.editor], app.workspace, page)
 
     def updates(self, fields: dict[str, Any]) -> list:
-        """Return updates for `components` in their order; fields that are missing, or None and not in
-        `_MAY_STAY_EMPTY`, stay as they are."""
-        fields = fields | {name: fields[name] or "" for name in _MAY_STAY_EMPTY if name in fields}
-        fields = fields | {"seed": str(fields["seed"])} if "seed" in fields else fields
-        values = [fields.get(name) for name in self.components]
+        """Return updates for `components` in their order; missing fields stay as they are."""
+        shown = form_values(fields)
+        values = [shown.get(name) for name in self.components]
         return [gr.skip() if value is None else gr.update(value=value) for value in values]
-
-
-def random_seed() -> str:
-    """Return a new random seed as text for the form."""
-    return str(random.randrange(FRESH_SEEDS))

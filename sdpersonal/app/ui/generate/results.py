@@ -14,7 +14,7 @@ from ...backend import App, JobView
 from ...backend.generate import history, image_actions
 from ...backend.generation_service import IDLE_MESSAGE
 from ...backend.render_job import SessionImage
-from ..components import EVENT, Event, SharedComponents, session_id, text_line, user_name
+from ..components import EVENT, Event, SharedComponents, session_id, text_line, thumbnails, user_name
 from .generate_form import GenerateForm
 
 _MAX_SHOWN = 60  # images on the page at once
@@ -48,7 +48,7 @@ def results_box(name: str = "") -> ResultComponents:
         object_fit="contain",
         interactive=False,
         buttons=["fullscreen"],
-        elem_id="pictures",
+        elem_id="images",
     )
     return ResultComponents(status, live, gallery, gr.State(()), gr.State(None))
 
@@ -88,19 +88,19 @@ def _data_url(image) -> str:
 
 def actions_box(app: App, shared: SharedComponents, results: ResultComponents, form: GenerateForm) -> None:
     """Lay out the actions on the selected image, and connect them."""
-    selected, generation, folders = results.selected, app.generation, app.workspace
+    selected, generation, workspace = results.selected, app.generation, app.workspace
     with gr.Column(visible=False, elem_id="actions") as box:
         with gr.Row():
             star = gr.Button("☆ Favourite", size="sm", min_width=110, elem_id="star")
-            variations_button = gr.Button("Variations", size="sm", min_width=110, elem_id="vary")
-            hires_button = gr.Button("Hires fix (2x)", size="sm", min_width=110, elem_id="enlarge")
-            init_button = gr.Button("Use as init image", size="sm", min_width=110, elem_id="begin")
+            variations_button = gr.Button("Variations", size="sm", min_width=110, elem_id="variations")
+            hires_button = gr.Button("Hires fix (2x)", size="sm", min_width=110, elem_id="hires")
+            init_button = gr.Button("Use as init image", size="sm", min_width=110, elem_id="use-as-init")
             settings_button = gr.Button("Use settings", size="sm", min_width=110, elem_id="use-settings")
         with gr.Row():
             download = gr.DownloadButton("Download", size="sm", min_width=110, elem_id="download")
             private = gr.DownloadButton("Download without recipe", size="sm", min_width=110, elem_id="download-private")
         with gr.Accordion("More variations", open=False):
-            distance = gr.Slider(
+            strength = gr.Slider(
                 0.05, 1, value=0.15, step=0.05, label="Variation strength", info="0.1 is close to the image."
             )
             change = gr.Textbox(
@@ -114,47 +114,47 @@ def actions_box(app: App, shared: SharedComponents, results: ResultComponents, f
             label="Recipe", lines=6, max_lines=20, interactive=False, buttons=["copy"], elem_id="recipe"
         )
 
-    def on_picked(picked, request: gr.Request):
-        if picked is None:
+    def on_select_image(image, request: gr.Request):
+        if image is None:
             return gr.update(visible=False), "", gr.skip(), gr.skip(), gr.skip()
         files = [
-            image_actions.make_download(folders, session_id(request), picked, private) for private in (False, True)
+            image_actions.make_download(workspace, session_id(request), image, private) for private in (False, True)
         ]
-        starred = image_actions.is_favourite(folders.user_outputs(user_name(request)), picked)
-        return gr.update(visible=True), image_actions.recipe_text(picked.saved), _star_update(starred), *map(str, files)
+        starred = image_actions.is_favourite(workspace.user_outputs(user_name(request)), image)
+        return gr.update(visible=True), image_actions.recipe_text(image.saved), _star_update(starred), *map(str, files)
 
-    def on_star(picked, request: gr.Request):
-        outputs = folders.user_outputs(user_name(request))
-        return image_actions.toggle_favourite(outputs, picked), _star_update(
-            image_actions.is_favourite(outputs, picked)
-        )
+    def on_star(image, request: gr.Request):
+        outputs = workspace.user_outputs(user_name(request))
+        return image_actions.toggle_favourite(outputs, image), _star_update(image_actions.is_favourite(outputs, image))
 
-    def drawn(order, request: gr.Request):
-        yield from view_updates(generation.submit(order, session_id(request), user_name(request)))
+    def generate(create_job, request: gr.Request):
+        yield from view_updates(generation.submit(create_job, session_id(request), user_name(request)))
 
-    def on_near(picked, share, request: gr.Request):
-        yield from drawn(lambda: image_actions.variation_job(folders, picked, share), request)
+    def on_variations(image, strength, request: gr.Request):
+        yield from generate(lambda: image_actions.variation_job(workspace, image, strength), request)
 
-    def on_change(picked, change, request: gr.Request):
-        yield from drawn(lambda: image_actions.change_job(folders, picked, change), request)
+    def on_change(image, change, request: gr.Request):
+        yield from generate(lambda: image_actions.change_job(workspace, image, change), request)
 
-    def on_large(picked, request: gr.Request):
-        yield from drawn(lambda: image_actions.hires_job(folders, picked, 2.0), request)
+    def on_hires(image, request: gr.Request):
+        yield from generate(lambda: image_actions.hires_job(workspace, image, 2.0), request)
 
-    def on_take(picked):
+    def on_use_settings(image):
         try:
-            settings = image_actions.read_settings(picked and picked.saved)
+            settings = image_actions.read_settings(image and image.saved)
         except UserError as error:
             return str(error), gr.skip(), *form.updates({})
         return image_actions.settings_note(settings), False, *form.updates(dict(settings.fields))
 
-    selected.change(on_picked, selected, [box, recipe, star, download, private], **EVENT)
+    selected.change(on_select_image, selected, [box, recipe, star, download, private], **EVENT)
     star.click(on_star, selected, [results.status, star], **EVENT)
-    variations_button.click(on_near, [selected, distance], results.outputs, **EVENT)
+    variations_button.click(on_variations, [selected, strength], results.outputs, **EVENT)
     vary.click(on_change, [selected, change], results.outputs, **EVENT)
-    hires_button.click(on_large, selected, results.outputs, **EVENT)
-    init_button.click(lambda picked: picked and str(picked.served), selected, form.editor, **EVENT)
-    settings_button.click(on_take, selected, [results.status, form.random_seed, *form.components.values()], **EVENT)
+    hires_button.click(on_hires, selected, results.outputs, **EVENT)
+    init_button.click(lambda image: image and str(image.served), selected, form.editor, **EVENT)
+    settings_button.click(
+        on_use_settings, selected, [results.status, form.random_seed, *form.components.values()], **EVENT
+    )
 
 
 def _star_update(on: bool):
@@ -166,33 +166,24 @@ def history_box(app: App, shared: SharedComponents, tab: gr.Tab, results: Result
     with gr.Row():
         search = gr.Textbox(label="Search", placeholder="words of the prompt, or a day", scale=3, min_width=160)
         starred = gr.Checkbox(False, label="Favourites only", scale=1, min_width=140)
-    gallery = gr.Gallery(
-        show_label=False,
-        label="Earlier images",
-        columns=4,
-        object_fit="cover",
-        allow_preview=False,
-        interactive=False,
-        buttons=[],
-        elem_id="history",
-    )
+    gallery = thumbnails("Earlier images", "history")
     with gr.Row(elem_classes="heading"):
         newer, older = gr.Button("Newer", size="sm", min_width=80), gr.Button("Older", size="sm", min_width=80)
         note = text_line("", "history-note")
     number, shown_results = gr.State(0), gr.State(())
 
-    def on_look_back(search, starred, number, request: gr.Request):
+    def on_search(search, starred, number, request: gr.Request):
         page = history.find_images(
             app.workspace, session_id(request), user_name(request), search, bool(starred), number
         )
         return gallery_items(page.results), page.note, page.number, page.results
 
-    def on_pick(found, chosen: gr.SelectData, request: gr.Request):
+    def on_select(found, chosen: gr.SelectData, request: gr.Request):
         result = found[chosen.index] if 0 <= chosen.index < len(found) else None
         return result and history.publish_image(app.workspace, session_id(request), result)
 
     search_event: Event = {
-        "fn": on_look_back,
+        "fn": on_search,
         "inputs": [search, starred, number],
         "outputs": [gallery, note, number, shown_results],
         **EVENT,
@@ -202,4 +193,4 @@ def history_box(app: App, shared: SharedComponents, tab: gr.Tab, results: Result
         event(lambda: 0, None, number, **EVENT).then(**search_event)
     for button, step in ((newer, -1), (older, 1)):
         button.click(lambda number, step=step: number + step, number, number, **EVENT).then(**search_event)
-    gallery.select(on_pick, shown_results, results.selected, **EVENT)
+    gallery.select(on_select, shown_results, results.selected, **EVENT)

@@ -28,7 +28,7 @@ def details_box(app: App, shared: SharedComponents, tab: gr.Tab, state: LibraryS
     """Lay out the card, and in the returned column the actions on an undamaged concept."""
     library = app.workspace.library
     card = gr.HTML(NO_CONCEPT, elem_id="card")
-    error_line = text_line("", "card-trouble", visible=False)
+    error_line = text_line("", "card-error", visible=False)
     with gr.Column(visible=False) as column:
         versions = gr.Dropdown([], label="Version", visible=False, allow_custom_value=True, elem_id="version")
         with gr.Group():
@@ -37,14 +37,14 @@ def details_box(app: App, shared: SharedComponents, tab: gr.Tab, state: LibraryS
         with gr.Accordion("Edit the card", open=False, elem_id="edit-box"):
             fields = _card_fields()
             with gr.Row(elem_classes="heading"):
-                store = gr.Button("Save", variant="primary", scale=0, min_width=110, elem_id="card-save")
+                save_button = gr.Button("Save", variant="primary", scale=0, min_width=110, elem_id="card-save")
                 saved = text_line("", "card-saved")
         with gr.Accordion("Rename", open=False, elem_id="rename-box"):
             name = gr.Textbox(
                 label="New name", placeholder="<me/duck>", max_lines=1, max_length=200, elem_id="new-name"
             )
             with gr.Row(elem_classes="heading"):
-                give = gr.Button("Rename", scale=0, min_width=110, elem_id="rename")
+                rename_button = gr.Button("Rename", scale=0, min_width=110, elem_id="rename")
                 renamed = text_line("", "renamed")
 
     def on_show(token, before):
@@ -62,8 +62,8 @@ def details_box(app: App, shared: SharedComponents, tab: gr.Tab, state: LibraryS
         saved_token, error = value_or_error(save_card, library, token, dict(zip(FIELDS, values, strict=True)))
         return error or "Saved.", count + bool(saved_token)
 
-    def on_rename(token, new, count):
-        renamed_token, error = value_or_error(rename_all_versions, library, token, new)
+    def on_rename(token, new_name, count):
+        renamed_token, error = value_or_error(rename_all_versions, library, token, new_name)
         return (
             error or f"Renamed to {renamed_token.unversioned()}.",
             str(renamed_token) if renamed_token else token,
@@ -76,9 +76,9 @@ def details_box(app: App, shared: SharedComponents, tab: gr.Tab, state: LibraryS
     state.chosen.change(lambda: ("", "", ""), None, [saved, renamed, name], **EVENT)
     versions.input(lambda token: token or "", versions, state.chosen, **EVENT)
     use.click(lambda prompt: (prompt or "", gr.Tabs(selected=GENERATE)), prompts, [shared.prompt, shared.tabs], **EVENT)
-    store.click(on_save, [state.chosen, state.changes, *fields], [saved, state.changes], **EVENT)
+    save_button.click(on_save, [state.chosen, state.changes, *fields], [saved, state.changes], **EVENT)
     gr.on(
-        [give.click, name.submit],
+        [rename_button.click, name.submit],
         on_rename,
         [state.chosen, name, state.changes],
         [renamed, state.chosen, state.changes],
@@ -89,13 +89,13 @@ def details_box(app: App, shared: SharedComponents, tab: gr.Tab, state: LibraryS
 
 def details_html(details: ConceptDetails) -> str:
     """Make the card's HTML; all text of its author is escaped."""
-    picture = f"<img src='{escape(details.thumbnail)}' alt=''>" if details.thumbnail else ""
+    image = f"<img src='{escape(details.thumbnail)}' alt=''>" if details.thumbnail else ""
     title = f"<h3>{escape(details.title)}</h3>" if details.title else ""
-    quality = "".join(f"<p class='said'>{escape(sentence)}</p>" for sentence in details.quality)
+    quality = "".join(f"<p class='quality'>{escape(sentence)}</p>" for sentence in details.quality)
     about = escape(details.card.description) if details.card else ""
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in details.facts)
     head = f"<div><code>{escape(details.token)}</code>{title}<p>{about}</p>{quality}</div>"
-    return f"<article><header>{picture}{head}</header><dl>{facts}</dl></article>"
+    return f"<article><header>{image}{head}</header><dl>{facts}</dl></article>"
 
 
 def _card_fields() -> list:

@@ -16,37 +16,37 @@ def delete_box(app: App, tab: gr.Tab, state: LibraryState) -> None:
     """Lay out the delete button with its confirmation, and the undo button."""
     library = app.workspace.library
     delete_button = gr.Button("Delete …", size="sm", visible=False, elem_id="delete")
-    with gr.Column(visible=False, elem_id="delete-ask", elem_classes="ask") as confirm_column:
+    with gr.Column(visible=False, elem_id="delete-confirm", elem_classes="confirm") as confirm_column:
         question = text_line("")
         which = gr.Radio([ONE, ALL], value=ONE, label="Versions", visible=False, elem_id="delete-which")
         with gr.Row():
             confirm_button = gr.Button("Delete", variant="stop", size="sm", elem_id="delete-go")
-            cancel_button = gr.Button("Cancel", size="sm", elem_id="delete-keep")
+            cancel_button = gr.Button("Cancel", size="sm", elem_id="delete-cancel")
     with gr.Row(elem_classes="heading"):
-        message_line = text_line("", "deleted", visible=False)
-        undo_button = gr.Button("Undo", size="sm", scale=0, min_width=100, visible=False, elem_id="undo")
+        message_line = text_line("", "delete-message", visible=False)
+        undo_button = gr.Button("Undo", size="sm", scale=0, min_width=100, visible=False, elem_id="delete-undo")
     last = gr.State("")
 
     def on_ask(token, request: gr.Request):
         result, error = value_or_error(deletion_question, library, token, user_name(request) is not None)
-        words, versions = result or (error, 1)
+        message, versions = result or (error, 1)
         return (
             gr.update(visible=True),
-            words,
+            message,
             gr.update(visible=versions > 1, value=ONE),
             gr.update(visible=bool(result)),
         )
 
     def on_delete(token, which, count):
         result, error = value_or_error(delete, library, token, which == ALL)
-        words, name = result or (error, "")
-        message, undo = gr.update(value=words, visible=True), gr.update(visible=bool(name))
+        message, name = result or (error, "")
+        message, undo = gr.update(value=message, visible=True), gr.update(visible=bool(name))
         return gr.update(visible=False), message, undo, name, "" if result else token, count + bool(result)
 
     def on_undo(name, count):
         result, error = value_or_error(undo_deletion, library, name)
-        words, token = result or (error, gr.skip())
-        return gr.update(value=words, visible=True), gr.update(visible=not result), token, count + bool(result)
+        message, token = result or (error, gr.skip())
+        return gr.update(value=message, visible=True), gr.update(visible=not result), token, count + bool(result)
 
     delete_button.click(on_ask, state.chosen, [confirm_column, question, which, confirm_button], **EVENT)
     cancel_button.click(lambda: gr.update(visible=False), None, confirm_column, **EVENT)
@@ -70,31 +70,37 @@ def trash_box(app: App, tab: gr.Tab, state: LibraryState) -> None:
     library = app.workspace.library
     with gr.Row(equal_height=False):
         deleted_choice = gr.Dropdown(
-            [], label="Deleted in the last 30 days", allow_custom_value=True, scale=3, elem_id="gone"
+            [], label="Deleted in the last 30 days", allow_custom_value=True, scale=3, elem_id="trash-choice"
         )
-        restore_button = gr.Button("Restore", scale=0, min_width=130, elem_id="bring-back", elem_classes="beside-field")
-    message_line = text_line("", "trash-said")
+        restore_button = gr.Button(
+            "Restore", scale=0, min_width=130, elem_id="trash-restore", elem_classes="aligned-field"
+        )
+    message_line = text_line("", "trash-message")
     with gr.Row(elem_classes="heading"):
-        sure = gr.Checkbox(False, label="Delete everything for good", container=False, min_width=200, elem_id="sure")
+        confirm = gr.Checkbox(
+            False, label="Delete everything for good", container=False, min_width=200, elem_id="trash-confirm"
+        )
         empty_button = gr.Button(
-            "Empty the trash", size="sm", scale=0, min_width=150, interactive=False, elem_id="empty"
+            "Empty the trash", size="sm", scale=0, min_width=150, interactive=False, elem_id="trash-empty"
         )
 
-    def on_look():
+    def on_refresh():
         deletions, error = value_or_error(list_deletions, library)
         names = [name for _, name in deletions or ()]
         return gr.update(choices=deletions or [], value=names[0] if names else None), error or gr.skip()
 
-    def on_back(name, count):
+    def on_restore(name, count):
         result, error = value_or_error(undo_deletion, library, name)
-        words, token = result or (error, gr.skip())
-        return words, token, count + bool(result)
+        message, token = result or (error, gr.skip())
+        return message, token, count + bool(result)
 
-    def on_empty(sure, count):
-        result, error = value_or_error(empty_trash, library) if sure is True else ("Tick the box first.", "")
+    def on_empty(confirm, count):
+        result, error = value_or_error(empty_trash, library) if confirm is True else ("Tick the box first.", "")
         return result or error, False, count + 1
 
-    state.refresh(tab, on_look, None, [deleted_choice, message_line])
-    sure.change(lambda sure: gr.update(interactive=bool(sure)), sure, empty_button, **EVENT)
-    restore_button.click(on_back, [deleted_choice, state.changes], [message_line, state.chosen, state.changes], **EVENT)
-    empty_button.click(on_empty, [sure, state.changes], [message_line, sure, state.changes], **EVENT)
+    state.refresh(tab, on_refresh, None, [deleted_choice, message_line])
+    confirm.change(lambda confirm: gr.update(interactive=bool(confirm)), confirm, empty_button, **EVENT)
+    restore_button.click(
+        on_restore, [deleted_choice, state.changes], [message_line, state.chosen, state.changes], **EVENT
+    )
+    empty_button.click(on_empty, [confirm, state.changes], [message_line, confirm, state.changes], **EVENT)

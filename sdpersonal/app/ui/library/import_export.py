@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 import gradio as gr
@@ -35,17 +36,19 @@ def import_box(app: App, state: LibraryState) -> None:
         label="Files",
         file_count="multiple",
         height=140,
-        elem_id="drop",
+        elem_id="import-drop",
     )
     with gr.Row(equal_height=True):
         name = gr.Textbox(label="Name", placeholder="<me/duck>; empty: as the file says", max_lines=1, min_width=150)
-        replace = gr.Checkbox(False, label="Replace the concept with that name", min_width=150, elem_id="replace")
+        replace = gr.Checkbox(
+            False, label="Replace the concept with that name", min_width=150, elem_id="import-replace"
+        )
         choices = [(text, name) for name, text in SAME_NAME.items()]
         duplicates = gr.Dropdown(
-            choices, value="refuse", label="If the name is taken", min_width=150, elem_id="duplicates"
+            choices, value="refuse", label="If the name is taken", min_width=150, elem_id="import-duplicates"
         )
-    result_line = text_line("", "import-said")
-    table = gr.HTML("", elem_id="arrivals", elem_classes="table")
+    result_line = text_line("", "import-message")
+    table = gr.HTML("", elem_id="import-results", elem_classes="table")
 
     def on_drop(paths, name, replace, duplicates, chosen, count, request: gr.Request):
         imported, error = value_or_error(
@@ -65,11 +68,13 @@ def export_box(app: App, state: LibraryState) -> None:
     """Lay out the choice of a program, the download and its instructions."""
     with gr.Row(equal_height=False):
         choices = [(text, name) for name, text in PROGRAMS.items()]
-        program = gr.Dropdown(choices, value="native", label="Program", scale=3, min_width=160, elem_id="program")
-        export_button = gr.Button("Export", scale=0, min_width=110, elem_id="make-parcel", elem_classes="beside-field")
-    error_line = text_line("", "export-said", visible=False)
-    download = gr.DownloadButton("Download", visible=False, variant="primary", size="sm", elem_id="load-parcel")
-    instructions = gr.HTML("", elem_id="how")
+        program = gr.Dropdown(
+            choices, value="native", label="Program", scale=3, min_width=160, elem_id="export-program"
+        )
+        export_button = gr.Button("Export", scale=0, min_width=110, elem_id="export-go", elem_classes="aligned-field")
+    error_line = text_line("", "export-error", visible=False)
+    download = gr.DownloadButton("Download", visible=False, variant="primary", size="sm", elem_id="export-download")
+    instructions = gr.HTML("", elem_id="export-steps")
 
     def on_make(token, program, request: gr.Request):
         exported, error = value_or_error(make_export_download, app.workspace, session_id(request), token, program)
@@ -92,21 +97,23 @@ def export_box(app: App, state: LibraryState) -> None:
         )
 
 
-def imported_html(came) -> str:
+def imported_html(files: Sequence[ImportedFile]) -> str:
     """Make a table of the import results, one row a file."""
-    if not came:
+    if not files:
         return ""
-    return f"<table><tbody>{''.join(map(_row, came))}</tbody></table>"
+    return f"<table><tbody>{''.join(map(_row, files))}</tbody></table>"
 
 
-def instructions_html(made: ExportDownload) -> str:
+def instructions_html(exported: ExportDownload) -> str:
     """Make the instructions: where the files go and what to type, all text escaped."""
-    places = "".join(f"<li><code>{escape(name)}</code> goes to {escape(to)}</li>" for name, to in made.places)
-    steps = "".join(f"<li>{escape(step)}</li>" for step in made.steps)
+    places = "".join(f"<li><code>{escape(name)}</code> goes to {escape(to)}</li>" for name, to in exported.places)
+    steps = "".join(f"<li>{escape(step)}</li>" for step in exported.steps)
     typed = (
-        f"<p>Type <code>{escape(made.typed)}</code></p>" if made.typed else "<p>Its prompt needs no trigger word.</p>"
+        f"<p>Type <code>{escape(exported.typed)}</code></p>"
+        if exported.typed
+        else "<p>Its prompt needs no trigger word.</p>"
     )
-    notes = "".join(f"<p class='note'>{escape(note)}</p>" for note in made.notes)
+    notes = "".join(f"<p class='note'>{escape(note)}</p>" for note in exported.notes)
     return f"<ul>{places}</ul>{f'<ol>{steps}</ol>' if steps else ''}{typed}{notes}"
 
 
@@ -116,5 +123,5 @@ def _row(imported: ImportedFile) -> str:
     return f"<tr><td>{escape(imported.name)}</td>{status}<td>{escape(imported.message)}</td></tr>"
 
 
-def _label(made: ExportDownload | None) -> str:
-    return f"Download {made.path.name} ({format_size(made.path.stat().st_size)})" if made else "Download"
+def _label(exported: ExportDownload | None) -> str:
+    return f"Download {exported.path.name} ({format_size(exported.path.stat().st_size)})" if exported else "Download"

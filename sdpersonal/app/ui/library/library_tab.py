@@ -7,7 +7,7 @@ import gradio as gr
 from ....concepts.card import BASE_TITLES
 from ...backend import App
 from ...backend.library.tiles import PAGE_SIZE, concept_tiles
-from ..components import EVENT, Event, LibraryState, SharedComponents, text_line
+from ..components import EVENT, Event, LibraryState, SharedComponents, text_line, thumbnails
 from .comparison import comparison_box, conflicts_box
 from .concept_details import details_box
 from .deletion import delete_box, trash_box
@@ -34,7 +34,7 @@ def library_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
             delete_box(app, tab, state)
     with gr.Accordion("Import files", open=False, elem_id="import-box"):
         import_box(app, state)
-    with gr.Accordion("Compare two concepts", open=False, elem_id="beside-box"):
+    with gr.Accordion("Compare two concepts", open=False, elem_id="compare-box"):
         comparison_box(app, tab, state)
     with gr.Accordion("Check for conflicts", open=False, elem_id="check-box"):
         conflicts_box(app, tab, state)
@@ -43,46 +43,37 @@ def library_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
 
 
 def _tiles_box(app: App, shared: SharedComponents, tab: gr.Tab, state: LibraryState) -> None:
-    search = gr.Textbox(label="Search", placeholder="name, title, class noun …", elem_id="shelf-search", max_lines=1)
+    search = gr.Textbox(label="Search", placeholder="name, title, class noun …", elem_id="tiles-search", max_lines=1)
     with gr.Row():
-        kind = gr.Dropdown(KINDS, value="", label="Kind", min_width=140, elem_id="shelf-kind")
+        kind = gr.Dropdown(KINDS, value="", label="Kind", min_width=140, elem_id="tiles-kind")
         bases = [("All models", ""), *((text[0].upper() + text[1:], name) for name, text in BASE_TITLES.items())]
-        base = gr.Dropdown(bases, value="", label="Model", min_width=140, elem_id="shelf-base")
-    gallery = gr.Gallery(
-        show_label=False,
-        label="Concepts",
-        columns=4,
-        object_fit="cover",
-        allow_preview=False,
-        interactive=False,
-        buttons=[],
-        elem_id="shelf",
-    )
-    more = gr.Button("Show more", size="sm", visible=False, elem_id="shelf-more")
-    note = text_line("", "shelf-note")
+        base = gr.Dropdown(bases, value="", label="Model", min_width=140, elem_id="tiles-model")
+    gallery = thumbnails("Concepts", "tiles")
+    more = gr.Button("Show more", size="sm", visible=False, elem_id="tiles-more")
+    note = text_line("", "tiles-note")
     tokens, limit = gr.State(()), gr.State(PAGE_SIZE)
 
-    def on_look(search, kind, base, limit):
+    def on_refresh(search, kind, base, limit):
         tiles = concept_tiles(app.workspace, base, search, kind, limit, app.generation.base.kind)
         message = tiles.note or NO_CONCEPTS
         message = message if tiles.tokens or not tiles.note else f"{message} {NO_MATCHES}"
-        gallery_update = gr.update(value=tiles.pictures, visible=bool(tiles.tokens), selected_index=None)
+        gallery_update = gr.update(value=tiles.thumbnails, visible=bool(tiles.tokens), selected_index=None)
         return gallery_update, tiles.tokens, message, gr.update(visible=len(tiles.tokens) < tiles.match_count)
 
-    def on_pick(tokens, chosen: gr.SelectData):
+    def on_select(tokens, chosen: gr.SelectData):
         index = chosen.index
         return tokens[index] if isinstance(index, int) and 0 <= index < len(tokens) else gr.skip()
 
-    look: Event = {
-        "fn": on_look,
+    refresh: Event = {
+        "fn": on_refresh,
         "inputs": [search, kind, base, limit],
         "outputs": [gallery, tokens, note, more],
         **EVENT,
     }
-    state.refresh(tab, on_look, look["inputs"], look["outputs"])
-    shared.base.change(**look)
+    state.refresh(tab, on_refresh, refresh["inputs"], refresh["outputs"])
+    shared.base.change(**refresh)
     for field in (search, kind, base):
-        field.change(lambda: PAGE_SIZE, None, limit, **EVENT).then(trigger_mode="always_last", **look)
-    more.click(lambda limit: limit * 4, limit, limit, **EVENT).then(**look)
-    gallery.select(on_pick, tokens, state.chosen, **EVENT)
+        field.change(lambda: PAGE_SIZE, None, limit, **EVENT).then(trigger_mode="always_last", **refresh)
+    more.click(lambda limit: limit * 4, limit, limit, **EVENT).then(**refresh)
+    gallery.select(on_select, tokens, state.chosen, **EVENT)
     gallery.select(None, js=SCROLL_TO_CARD, **EVENT)

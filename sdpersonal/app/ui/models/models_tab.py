@@ -22,7 +22,7 @@ LOAD_EVENT: EventOptions = {"concurrency_limit": 1, "show_progress": "full", "ap
 def models_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     """Lay out the tab and connect it."""
     gr.Markdown("### Loaded model")
-    facts = gr.HTML("", elem_id="base-facts", elem_classes="facts")
+    facts = gr.HTML("", elem_id="model-facts", elem_classes="facts")
     tab.select(lambda: facts_html(app), None, facts, **EVENT)
     shared.base.change(lambda: facts_html(app), None, facts, **EVENT)
     if app.fixed_base:
@@ -33,29 +33,29 @@ def models_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
 
 
 def _choice_box(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
-    machine = text_line("", "machine")
-    table = gr.HTML("", elem_id="offers", elem_classes="table")
+    hardware_line = text_line("", "hardware")
+    table = gr.HTML("", elem_id="models-table", elem_classes="table")
     with gr.Row(equal_height=False):
         name = gr.Dropdown(
-            [], label="Model", allow_custom_value=True, scale=3, min_width=180, elem_id="base-name", info=HUB_HINT
+            [], label="Model", allow_custom_value=True, scale=3, min_width=180, elem_id="model-name", info=HUB_HINT
         )
-        go = gr.Button(
-            "Load", variant="primary", scale=0, min_width=120, elem_id="base-go", elem_classes="beside-field"
+        load = gr.Button(
+            "Load", variant="primary", scale=0, min_width=120, elem_id="model-load", elem_classes="aligned-field"
         )
-    with gr.Column(visible=False, elem_id="base-ask", elem_classes="ask") as question_column:
-        question_line = text_line("", "base-asked")
+    with gr.Column(visible=False, elem_id="model-confirm", elem_classes="confirm") as question_column:
+        question_line = text_line("", "model-question")
         with gr.Row():
-            yes = gr.Button("Download and load", variant="primary", size="sm", elem_id="base-yes")
-            no = gr.Button("Cancel", size="sm", elem_id="base-no")
-    status_line = text_line("", "base-said")
+            yes = gr.Button("Download and load", variant="primary", size="sm", elem_id="model-yes")
+            no = gr.Button("Cancel", size="sm", elem_id="model-no")
+    status_line = text_line("", "model-message")
 
-    def on_look():
+    def on_refresh():
         models, error = value_or_error(list_models, app)
         hardware, _ = value_or_error(Hardware.detect)
         update = gr.update(choices=[(model.label, model.name) for model in models or ()])
         return hardware.describe() if hardware else "", choices_html(models or ()), update, error or gr.skip()
 
-    def on_go(name):
+    def on_load(name):
         question, error = value_or_error(download_question, app, name)
         yield gr.update(visible=bool(question)), question or "", error or ("" if question else LOADING_MESSAGE)
         if question == "":
@@ -67,14 +67,14 @@ def _choice_box(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
         line, error = value_or_error(switch_model, app, name, True)
         yield gr.update(visible=False), error or f"Loaded. {line}"
 
-    look: Event = {"fn": on_look, "inputs": None, "outputs": [machine, table, name, status_line], **EVENT}
-    tab.select(**look)
+    refresh: Event = {"fn": on_refresh, "inputs": None, "outputs": [hardware_line, table, name, status_line], **EVENT}
+    tab.select(**refresh)
     load_events = (
-        go.click(on_go, name, [question_column, question_line, status_line], **LOAD_EVENT),
+        load.click(on_load, name, [question_column, question_line, status_line], **LOAD_EVENT),
         yes.click(on_yes, name, [question_column, status_line], **LOAD_EVENT),
     )
     for load_event in load_events:
-        load_event.then(app.generation.describe_base, None, shared.base, **EVENT).then(**look)
+        load_event.then(app.generation.describe_base, None, shared.base, **EVENT).then(**refresh)
     no.click(
         lambda: (gr.update(visible=False), "Nothing was downloaded."), None, [question_column, status_line], **EVENT
     )

@@ -40,18 +40,18 @@ class TrainForm:
 def form_box(owner: str) -> tuple[TrainForm, gr.Textbox]:
     """Lay out the fields and the note on the name; return both. owner: the default owner."""
     components: dict[str, FormField] = {}
-    components["kind"] = gr.Radio(list(KINDS), value=KIND, label="What do the photos share?", elem_id="make-kind")
+    components["kind"] = gr.Radio(list(KINDS), value=KIND, label="What do the photos share?", elem_id="train-kind")
     components["noun"] = noun = gr.Textbox(
         label="Class noun",
         placeholder=OBJECT_EXAMPLE,
         max_length=100,
-        elem_id="make-noun",
+        elem_id="train-noun",
         lines=1,
         info="What it is, in the most ordinary word or two.",
     )
     with gr.Row():
         components["owner"] = gr.Textbox(
-            owner, label="Owner", max_length=64, max_lines=1, scale=1, min_width=110, elem_id="make-owner"
+            owner, label="Owner", max_length=64, max_lines=1, scale=1, min_width=110, elem_id="train-owner"
         )
         components["name"] = gr.Textbox(
             label="Concept name",
@@ -60,13 +60,13 @@ def form_box(owner: str) -> tuple[TrainForm, gr.Textbox]:
             max_lines=1,
             scale=2,
             min_width=140,
-            elem_id="make-name",
+            elem_id="train-name",
         )
-    note = text_line("", "make-name-note")
+    note = text_line("", "train-name-note")
     components["agrees"] = gr.Checkbox(
-        label="This person agrees to images of them being generated", visible=False, elem_id="make-agrees"
+        label="This person agrees to images of them being generated", visible=False, elem_id="train-consent"
     )
-    with gr.Accordion("Advanced", open=False, elem_id="make-more"):
+    with gr.Accordion("Advanced", open=False, elem_id="train-advanced"):
         _advanced_fields(components)
     return TrainForm(components, noun), note
 
@@ -84,12 +84,12 @@ def _advanced_fields(put: dict) -> None:
         info="Keeps the class as the model knows it; a step then takes twice as long.",
     )
     with gr.Row():
-        put["steps"] = _number_field("Max steps", "automatic", "make-steps")
-        put["lr"] = _number_field("Learning rate", "automatic", "make-lr")
+        put["steps"] = _number_field("Max steps", "automatic", "train-steps")
+        put["lr"] = _number_field("Learning rate", "automatic", "train-lr")
     with gr.Row():
-        put["rank"] = _number_field("LoRA rank", "16", "make-rank")
-        put["resolution"] = _number_field("Resolution", "the model's own", "make-side")
-        put["seed"] = _number_field("Seed", "0", "make-seed")
+        put["rank"] = _number_field("LoRA rank", "16", "train-rank")
+        put["resolution"] = _number_field("Resolution", "the model's own", "train-resolution")
+        put["seed"] = _number_field("Seed", "0", "train-seed")
 
 
 def _number_field(label: str, placeholder: str, name: str) -> gr.Textbox:
@@ -98,7 +98,7 @@ def _number_field(label: str, placeholder: str, name: str) -> gr.Textbox:
 
 
 def connect_form(
-    workshop: TrainPage, shared: SharedComponents, fields: TrainForm, note, plan, photos_changed: list
+    train_page: TrainPage, shared: SharedComponents, fields: TrainForm, note, plan, photos_changed: list
 ) -> None:
     """Check the name and update the summary whenever something they depend on changes."""
     components = fields.components
@@ -110,7 +110,7 @@ def connect_form(
 
     def on_change(request: gr.Request, *values):
         form = fields.read(values)
-        return workshop.name_note(form), workshop.plan_text(session_id(request), user_name(request), form)
+        return train_page.name_note(form), train_page.plan_text(session_id(request), user_name(request), form)
 
     def on_open(owner, request: gr.Request):
         return user_name(request) or owner
