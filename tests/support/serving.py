@@ -26,8 +26,8 @@ HOSTILE = {
 }
 
 
-LABELS = {"Prompt": "prompt", "Negative prompt": "negative", "Images": "n", "Steps": "steps", "Guidance scale": "guidance"}
-LABELS |= {"Size": "size", "Seed": "seed", "Init image": "start", "New seed each time": "fresh"}
+LABELS = {"Prompt": "prompt", "Negative prompt": "negative", "Images": "n", "Steps": "steps"}
+LABELS |= {"Guidance scale": "guidance", "Size": "size", "Seed": "seed", "Init image": "start", "New seed each time": "fresh"}
 
 
 class Server:
