@@ -27,7 +27,8 @@ HOSTILE = {
 
 
 LABELS = {"Prompt": "prompt", "Negative prompt": "negative", "Images": "n", "Steps": "steps"}
-LABELS |= {"Guidance scale": "guidance", "Size": "size", "Seed": "seed", "Init image": "start", "New seed each time": "fresh"}
+LABELS |= {"Guidance scale": "guidance", "Size": "size", "Seed": "seed"}
+LABELS |= {"Init image": "start", "New seed each time": "fresh"}
 
 
 class Server:
