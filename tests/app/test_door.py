@@ -3,6 +3,7 @@
 import anyio
 import httpx
 import pytest
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from sdpersonal.app.ui.auth import Access, configure_access
 from sdpersonal.app.ui.middleware import MAX_BODY, MAX_FAILED_LOGINS, MAX_PARTS, SecurityMiddleware
@@ -26,7 +27,7 @@ async def answering(scope, receive, send):
 
 @pytest.fixture
 def ask(tmp_path):
-    guard = SecurityMiddleware(answering, HOSTS, tmp_path)
+    guard = TrustedHostMiddleware(SecurityMiddleware(answering, tmp_path), sorted(HOSTS), www_redirect=False)
 
     def asked(method="GET", path="/", host="127.0.0.1:7860", address="10.0.0.9", **more):
         async def go():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from .auth import LOCALHOST, Access, port_taken_error
 from .middleware import MAX_UPLOAD, SecurityMiddleware
@@ -51,7 +52,12 @@ def _launch(page: gr.Blocks, access: Access, served_dir: Path, private: list[Pat
         ssr_mode=False,
         footer_links=[],
         blocked_paths=[str(folder.resolve()) for folder in private],
-        app_kwargs={"middleware": [Middleware(SecurityMiddleware, hosts=access.names, sent=served_dir)]},
+        app_kwargs={
+            "middleware": [
+                Middleware(TrustedHostMiddleware, allowed_hosts=sorted(access.names), www_redirect=False),
+                Middleware(SecurityMiddleware, upload_dir=served_dir),
+            ]
+        },
         theme=THEME,
         css=CSS,
         head=HEAD,
