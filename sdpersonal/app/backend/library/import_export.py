@@ -36,11 +36,12 @@ _BESIDE = {"readme.md", "token_identifier.txt", "type_of_concept.txt", "special_
 _PAGE_HINTS = {  # the command line's hints in the page's words
     TAKEN: "Enter another name, or choose what to do if the name is taken, and drop it again.",
     OTHER_PART: "If they are one concept, drop both at once and tick that they replace the concept with that name.",
-    "Say what to call it: --as '<owner/name>'.": "Enter a name, and drop it again.",
-    "Its folder may be a base: --base FOLDER.": "Its folder may be a model.",
-    "To draw with it or train on it give it as the base: --base FILE.": "It is a model: start the app with --bases and "
-    "the folder it lies in, and choose it on the Models tab.",
-    "Give it as --base.": "It is a model, not a concept.",
+}
+_FLAG_HINTS = {  # the same for hints that name a flag, the first that fits
+    "--as ": "Enter a name, and drop it again.",
+    "--base FOLDER": "Its folder may be a model.",
+    "--base FILE": "Start the app with --bases and the file's folder, and choose it on the Models tab.",
+    "--base": "It is a model, not a concept.",
 }
 
 
@@ -190,4 +191,6 @@ def _imported_file(outcome: ImportOutcome, sources: Sequence[Source]) -> Importe
 
 def page_hint(hint: str) -> str:
     """Translate a command-line hint to the page's words."""
-    return _PAGE_HINTS.get(hint, hint)
+    if hint in _PAGE_HINTS:
+        return _PAGE_HINTS[hint]
+    return next((text for flag, text in _FLAG_HINTS.items() if flag in hint), hint)

@@ -91,14 +91,14 @@ def _connect(
             return str(error), gr.skip(), *form.updates({})
         return image_actions.settings_note(settings), False, *form.updates(dict(settings.fields))
 
-    def on_pick(results, chosen: gr.SelectData):
+    def on_select(results, chosen: gr.SelectData):
         return results[chosen.index] if 0 <= chosen.index < len(results) else None
 
     outputs = [*results.outputs, results.selected, form.components["seed"]]
     gr.on([generate.click, shared.prompt.submit], on_generate, form.inputs, outputs, **EVENT)
     endless.click(on_endless, form.inputs, outputs, **EVENT)
     upload.upload(on_upload, upload, [results.status, form.random_seed, *form.components.values()], **EVENT)
-    results.pictures.select(on_pick, results.results, results.selected, **EVENT)
+    results.gallery.select(on_select, results.results, results.selected, **EVENT)
 
     def on_stop(request: gr.Request):
         generation.stop(session_id(request))

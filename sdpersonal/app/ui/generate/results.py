@@ -23,18 +23,18 @@ _MAX_IN_ORDER = 16  # if there are more, the newest come first
 
 @dataclass(frozen=True)
 class ResultComponents:
-    """Components of the results. status, live, pictures, results: the outputs of a job, in this order; selected: the
+    """Components of the results. status, live, gallery, results: the outputs of a job, in this order; selected: the
     selected image."""
 
     status: gr.Textbox
     live: gr.HTML
-    pictures: gr.Gallery
+    gallery: gr.Gallery
     results: gr.State
     selected: gr.State
 
     @property
     def outputs(self) -> list:
-        return [self.status, self.live, self.pictures, self.results]
+        return [self.status, self.live, self.gallery, self.results]
 
 
 def results_box(name: str = "") -> ResultComponents:
