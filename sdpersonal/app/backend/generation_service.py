@@ -33,7 +33,7 @@ RenderJob = Callable[[JobContext], str | None]
 
 @dataclass(frozen=True)
 class JobView:
-    """The state of a job as the page shows it. done: finished share, 0 to 1; preview: intermediate images of the
+    """The state of a job as the page shows it. progress: 0 to 1; preview: intermediate images of the
     current batch."""
 
     message: str

@@ -19,7 +19,7 @@ _POLL_SECONDS = 0.1  # seconds between checks whether a waiting job was stopped
 
 @dataclass(eq=False)
 class Job:
-    """A job in the queue. alone: it gets its turn only while no other job is half done."""
+    """A job in the queue. is_exclusive: it gets its turn only while no other job is half done."""
 
     queue: JobQueue
     is_exclusive: bool = False

@@ -21,7 +21,7 @@ from .workspace import Workspace
 
 @dataclass(frozen=True)
 class SessionImage:
-    """An image on the page. kept: the saved file; shown: its copy in the session's folder, which may be served."""
+    """An image on the page. saved: the saved file; served: its copy in the session's folder, which may be served."""
 
     saved: Path
     served: Path
@@ -94,7 +94,7 @@ class JobViewUpdate(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class JobContext:
-    """What a `RenderJob` works with. generator: takes turns with other jobs; tell: sends changed fields of the
+    """What a `RenderJob` works with. generator: takes turns with other jobs; update_view: sends changed fields of the
     `JobView`; notes: sentences for the final message."""
 
     generator: QueuedGenerator

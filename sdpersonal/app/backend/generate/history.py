@@ -22,7 +22,7 @@ _LIMIT = 1 << 28
 
 @dataclass(frozen=True)
 class HistoryPage:
-    """One page of the history. results: images, of which `shown` is the thumbnail; number: of the page, from 0;
+    """One page of the history. results: images, of which `served` is the thumbnail; number: of the page, from 0;
     total: images on all pages."""
 
     results: tuple[SessionImage, ...]

@@ -121,7 +121,7 @@ MAX_TILES = 96  # tiles at once
 
 @dataclass(frozen=True)
 class ConceptChoices:
-    """The concepts on offer. tiles: (image path, token), in the library's order; words: all tokens that fit the model,
+    """The concepts on offer. tiles: (image path, token), in the library's order; tokens: all that fit the model,
     whatever is searched for; note: one line about further or damaged concepts."""
 
     tiles: list[tuple[str, str]]

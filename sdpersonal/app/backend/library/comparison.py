@@ -17,7 +17,7 @@ MAX_CONCEPTS = 4  # concepts in one check
 @dataclass(frozen=True)
 class Comparison:
     """Two concepts side by side. tokens, thumbnails (data URLs or ""): of both; rows: (fact, first's value, second's);
-    said: sentences on how similar their weights are."""
+    sentences: how similar their weights are."""
 
     tokens: tuple[str, str]
     thumbnails: tuple[str, str]

@@ -31,8 +31,8 @@ _FIGURES = ("likeness", "fidelity", "copying", "diversity", "cosine")
 
 @dataclass(frozen=True)
 class ConceptDetails:
-    """A concept as the page shows it. token: with its version; picture: a data URL or ""; facts: (name, text), known
-    ones only; said: sentences on its quality; prompts: to try, at least one; versions: their tokens, oldest first;
+    """A concept as the page shows it. token: with its version; thumbnail: a data URL or ""; facts: (name, text), known
+    ones only; quality: sentences on its scores; prompts: to try, at least one; versions: their tokens, oldest first;
     card: None if the file is damaged, which the facts then describe."""
 
     token: str

@@ -47,8 +47,8 @@ _FLAG_HINTS = {  # the same for hints that name a flag, the first that fits
 
 @dataclass(frozen=True)
 class ImportedFile:
-    """Result of importing one file. done: "imported", "here already" or "refused"; said: the token and what it is, or
-    what is wrong."""
+    """Result of importing one file. status: "imported", "here already" or "refused"; message: the token and what it
+    is, or what is wrong."""
 
     name: str
     status: str

@@ -31,7 +31,7 @@ _SIDE = 160  # pixels: sharp on a screen with two pixels to a point
 
 @dataclass(frozen=True)
 class ConceptTiles:
-    """Tiles for a page. thumbnails: (path, caption), in the library's order; tokens: of the same concepts; found:
+    """Tiles for a page. thumbnails: (path, caption), in the library's order; tokens: of the same concepts; match_count:
     number of matching concepts; note: one line about counts and damaged concepts."""
 
     thumbnails: list[tuple[str, str]]

@@ -20,8 +20,8 @@ _TRAINED_AT_256 = 1.2  # GB that a training step takes beside the weights in fp3
 
 @dataclass(frozen=True)
 class Hardware:
-    """This machine's resources, in bytes. card: GPU name, "" without one; memory: free on the GPU, else in RAM; whole:
-    total of the same memory; disk: free where the Hub cache is."""
+    """This machine's resources, in bytes. gpu_name: "" without a GPU; memory: free on the GPU, else in RAM;
+    total_memory: of the same; disk: free where the Hub cache is."""
 
     gpu_name: str
     memory: int

@@ -34,7 +34,7 @@ _FIXED_BASE = UserError("Whoever started this app chose the model; all users sha
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A model on offer. name: what it is chosen by; fetch: GB to download first; fits: whether this machine can
+    """A model on offer. name: what it is chosen by; download_gb: GB to download first; fits: whether this machine can
     generate with it, None if unknown; requirements: a sentence on disk and memory."""
 
     name: str

@@ -57,6 +57,6 @@ def thin_points(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def progress_html(fraction: float | None) -> str:
-    """Make the browser's own progress bar; share: 0 to 1, None for an indeterminate bar."""
+    """Make the browser's own progress bar; fraction: 0 to 1, None for an indeterminate bar."""
     value = "" if fraction is None else f' value="{min(max(fraction, 0.0), 1.0):.4f}"'
     return f'<progress aria-label="How far the training is" max="1"{value}></progress>'

@@ -32,7 +32,7 @@ def sample_sets() -> dict[str, Path]:
 
 
 def check_uploads(photos: Sequence[Path], available: int, folder: Path) -> None:
-    """Check the number and size of dropped photos; `room`: how many more fit. Raises UserError, or DiskFull if the
+    """Check the number and size of dropped photos; available: how many more fit. Raises UserError, or DiskFull if the
     disk is nearly full."""
     if len(photos) > available:
         problem = f"These are {len(photos):,} files; at most {MAX_UPLOADS} photos are allowed in all."

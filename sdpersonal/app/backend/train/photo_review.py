@@ -50,8 +50,8 @@ _MIN_PHOTOS = 3
 
 @dataclass(frozen=True)
 class PhotoReview:
-    """Review of a page's photos. tiles: (image, caption) for each photo in upload order; words: the summary; count:
-    photos to train on; has_advice: whether `apply_advice` would change anything."""
+    """Review of a page's photos. tiles: (image, caption) for each photo in upload order; summary: the text below them;
+    count: photos to train on; has_advice: whether `apply_advice` would change anything."""
 
     tiles: list[tuple[str, str]]
     summary: str

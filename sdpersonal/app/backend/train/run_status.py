@@ -36,9 +36,9 @@ class LossPoints:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Status of a run. began: seconds since 1970; step of steps; left: seconds; points: the loss curve; said: the
-    trainer's last line that is worth showing; cost: measurements of the dry run ({} before it); token, seconds: of the
-    finished concept; asked: a command that the trainer has not read yet, else ""."""
+    """Status of a run. started_at: seconds since 1970; step of steps; points: the loss curve; message: the trainer's
+    last line that is worth showing; cost: measurements of the dry run ({} before it); token, seconds: of the finished
+    concept; pending_command: one that the trainer has not read yet, else ""."""
 
     folder: Path
     state: RunState

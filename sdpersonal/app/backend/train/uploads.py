@@ -45,7 +45,7 @@ class Upload:
 @dataclass
 class PhotoUploads:
     """The photos of one page. folder: private to the page, deleted with it; side: training resolution in pixels;
-    held: its lock."""
+    lock: held by every method."""
 
     folder: Path
     side: int

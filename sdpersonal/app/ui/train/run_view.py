@@ -18,7 +18,7 @@ POLL_SECONDS = 1.0  # seconds
 
 @dataclass(frozen=True)
 class RunComponents:
-    """Components of the view. whole: the column with all of them; seen: stamp of the images that are shown."""
+    """Components of the view. column: the column with all of them; seen: stamp of the images that are shown."""
 
     timer: gr.Timer
     column: gr.Column
