@@ -72,7 +72,7 @@ def test_from_the_first_word_to_the_picture_drawn_again(server, window):
     put(window, "Images", "2")
     put(window, "Steps", str(FIVE))
     window.type("#prompt textarea", CONTROL + ENTER)
-    status(window, "2 pictures in")
+    status(window, "2 images in")
     first = kept(server)[-2]
     recipe = read_recipe(first.read_bytes())
     assert recipe.prompt == "a photo of <me/duck> by <you/ink:0.5>" and recipe.steps == FIVE and recipe.seed != 0
@@ -84,7 +84,7 @@ def test_from_the_first_word_to_the_picture_drawn_again(server, window):
     assert len(list((server.place / "outputs" / "favourites").glob("*.png"))) == 1
 
     window.click("#variations")
-    status(window, "4 pictures in")
+    status(window, "4 images in")
     near = [read_recipe(path.read_bytes()) for path in kept(server)[-4:]]
     assert {(each.seed, each.near) for each in near} == {(recipe.seed, 0.15)}
 

@@ -22,8 +22,8 @@ T = Token.parse
 needs_browser = pytest.mark.skipif(bool(browsers.missing()), reason=browsers.missing())
 pytestmark = pytest.mark.slow
 MARKUP = '<img src=x onerror="window.alerted=1">${window.alerted=2}{{constructor}}<script>window.alerted=3</script>'
-MINE = ("on_pick", "on_show", "on_save", "on_rename", "on_drop", "on_make", "on_choices", "on_compare", "on_check")
-MINE += ("on_ask", "on_delete", "on_undo", "on_back", "on_empty", "on_go", "on_yes", "on_look")
+MINE = ("on_select", "on_show", "on_save", "on_rename", "on_drop", "on_make", "on_choices", "on_compare", "on_check")
+MINE += ("on_ask", "on_delete", "on_undo", "on_restore", "on_empty", "on_load", "on_yes", "on_refresh")
 
 
 def marked() -> Concept:

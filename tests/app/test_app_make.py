@@ -93,7 +93,7 @@ def test_called_by_hand_with_anything_a_handler_answers_in_words(server):
         said += [ask(server, name, values) for values in (FILLED, [None] * 16, [[]] * 16, ["x; touch PWNED"] * 16, [])]
     for chosen in (None, -1, 99, "0", [0], 10**30):
         said += [ask(server, "on_turn", [chosen, *FILLED]), ask(server, "on_caption", [chosen, "{} x", *FILLED])]
-    said += [ask(server, name, []) for name in ("on_ask", "on_yes", "on_go_on", "on_another")]
+    said += [ask(server, name, []) for name in ("on_ask", "on_discard", "on_resume", "on_another")]
     assert "CANARY" not in "".join(said) and "root:" not in "".join(said) and "Traceback" not in "".join(said)
     assert "There are no photos yet" in said[len(paths)]
     assert not list(server.place.rglob("PWNED")) and not list((server.place / "runs").glob("*"))
@@ -116,7 +116,7 @@ def test_cancelled_on_a_phone_after_being_asked_once_more(server, window):
     window.click("#run-cancel")
     window.wait("document.querySelector('#run-yes')?.offsetParent", SLOW)
     window.click("#run-yes")
-    says(window, "#train-note", "copies of your photos are gone")
+    says(window, "#train-note", "copies of your photos were deleted")
     assert window.run("return document.documentElement.scrollWidth") <= 390
     assert not list((server.place / "runs").glob("me-bear-*"))
 
@@ -143,12 +143,12 @@ def test_a_person_makes_a_concept(server, window, tmp_path):
         "box.value = ''; box.dispatchEvent(new Event('input'))"
     )
     window.type("#train-name textarea, #train-name input", "bear")
-    says(window, "#train-plan", "from 4 photos of bear")
+    says(window, "#train-plan", "on 4 photos of bear")
     window.click("#train-start")
     says(window, "#run-text", "Step ")
 
     make_tab(window, server)  # as after a reload
-    says(window, "#run-title", "Learning <me/bear>")
+    says(window, "#run-title", "Training <me/bear>")
     says(window, "#run-text", "Step ")
     (run,) = (server.place / "runs").glob("me-bear-*")
     assert len([path for path in (run / "photos").iterdir() if path.suffix != ".txt"]) == 4
@@ -172,7 +172,7 @@ def test_a_person_makes_a_concept(server, window, tmp_path):
 def test_the_end_of_the_app_ends_the_training_with_a_checkpoint(server):
     """Started over HTTP, as a page does; SIGTERM to the app reaches it."""
     assert "photo 05" in ask(server, "on_sample", FILLED)
-    assert "Getting ready" in ask(server, "on_start", FILLED)
+    assert "Preparing to train" in ask(server, "on_start", FILLED)
     assert "You are already training" in ask(server, "on_start", FILLED, "another page")
     run = max((server.place / "runs").glob("me-bear-*"), key=lambda run: run.stat().st_mtime)
     trainer, progress = psutil.Process(json.loads((run / "process.json").read_text())["pid"]), run / "progress.jsonl"

@@ -153,7 +153,7 @@ def form():
     with gr.Blocks(analytics_enabled=False):
         laid_out = GenerateForm(gr.Textbox(label="Prompt"))
         laid_out.settings(SimpleNamespace(guidance=7.5, rescale=0.0, resolution=512, schedulers=("Euler a",)))
-        laid_out.start()
+        laid_out.init_image()
     return laid_out
 
 

@@ -116,7 +116,7 @@ def test_a_training_from_start_to_its_concept(trainings, photo_uploads, workspac
     )
     assert again.shown_run("anna") is None
     first = run_view(standing, workspace, "page")
-    assert first.title == "Learning <me/bear>" and "of at most 5,000" in first.text and "<progress" in first.bar
+    assert first.title == "Training <me/bear>" and "of at most 5,000" in first.text and "<progress" in first.bar
     again.send_command(None, "sample")
     standing = until(again, lambda now: (folder / "trials.jsonl").read_text().endswith("\n"))
     second = run_view(standing, workspace, "page", first.stamp)
@@ -178,7 +178,7 @@ def test_killed_it_is_told_and_cancelled_nothing_is_left(trainings, photo_upload
         trainings.send_command(None, "keep")
     trainings.resume(None)  # there is no checkpoint: from the beginning
     assert until(trainings, learning).step >= 2
-    assert "copies of your photos are gone" in trainings.cancel(None)
+    assert "copies of your photos were deleted" in trainings.cancel(None)
     assert not folder.exists() and trainings.shown_run(None) is None and trainings.running_training(None) is None
     assert workspace.library.entries() == []
     with pytest.raises(UserError, match="no training to cancel"):
