@@ -13,6 +13,7 @@ from ..prompts import Token
 from .base import (
     FORMER_PRIORS,
     ConceptKind,
+    CropMode,
     Number,
     Seed,
     SettingsBase,
@@ -88,7 +89,7 @@ class TrainingSettings(SettingsBase):
     """Gradient checkpointing of every n-th UNet block; 1 takes the least memory, 0 (off) the least time."""
     seed: Seed = 0
     """Random seed; the same seed trains the same concept."""
-    crop: Literal["center", "subject"] = "center"
+    crop: CropMode = "center"
     """Where to crop a photo to a square."""
     flip: bool = False
     """Also train on mirrored photos; not for text or faces."""

@@ -44,8 +44,7 @@ class AppArgs(SettingsBase):
 def open_app(settings: AppArgs) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, which deletes the files shown
     from ... import storage
-    from ...app.ui.auth import configure_access
-    from ...app.ui.environment import isolate_gradio
+    from ...app.ui.auth import configure_access, isolate_gradio
 
     _check_installed()
     for folder in (settings.library, settings.out, settings.runs):

@@ -15,8 +15,7 @@ from ...prompts import printable
 from ..terminal import print_note, progress_bar, say, say_scheduler
 
 if TYPE_CHECKING:
-    from ...generation import GeneratedImage
-    from ...image_metadata import Recipe
+    from ...generation import GeneratedImages
     from ...models import StableDiffusion
     from ...outputs import Outputs
 
@@ -49,7 +48,7 @@ class GenerateArgs(GenerationArgs, GenerateRequest):
 
 def generate(settings: GenerateArgs) -> int:
     from ... import storage
-    from ...generation import Generator
+    from ...generation import GeneratedImages, Generator
     from ...generation.request_checks import check_requests
     from ...image_metadata import describe_hidden
     from ...models.loading import kind_of
@@ -60,7 +59,7 @@ def generate(settings: GenerateArgs) -> int:
     storage.check_folder(settings.out)
     print_note(check_requests([request], library, settings.wildcards, kind_of(settings.base)))
     generator = Generator(load_model(settings, settings.base), library, settings.wildcards)
-    images: list[GeneratedImage] = []
+    images = GeneratedImages()
     with open_outputs(settings) as outputs:
         with progress_bar("generating") as advance:
             for image in generator.generate(request, progress=advance):
@@ -111,24 +110,13 @@ def print_paths(paths: Sequence[Path], hidden: Sequence[bool]) -> None:
         say(hidden_line)
 
 
-def _save_grid(beside: Path, generated: list[GeneratedImage], private: bool) -> Path:
+def _save_grid(beside: Path, images: GeneratedImages, private: bool) -> Path:
     from ... import storage
-    from ...image_grid import captioned_grid, encode_png
+    from ...image_grid import encode_png
 
-    captions = [""] * len(generated) if private else _captions([image.recipe for image in generated])
-    images = [image.image for image in generated]
-    grid = beside.with_name(f"{beside.stem}-grid.png")
-    storage.write_bytes(grid, encode_png(captioned_grid(list(zip(images, captions, strict=True)), tile_size=256)))
-    return grid
-
-
-def _captions(recipes: list[Recipe]) -> list[str]:
-    """Caption each image with the chosen alternatives and its seed."""
-    from ...image_grid import differing_words
-
-    chosen = differing_words([recipe.prompt for recipe in recipes])
-    begun = [f"{printable(words, 200)}, " if words else "" for words in chosen]
-    return [f"{words}seed {recipe.seed}" for words, recipe in zip(begun, recipes, strict=True)]
+    path = beside.with_name(f"{beside.stem}-grid.png")
+    storage.write_bytes(path, encode_png(images.grid(256, private)))
+    return path
 
 
 COMMANDS = {"generate": (generate, GenerateArgs)}
