@@ -117,7 +117,7 @@ def _missing_concept(wanted: RecipeConcept) -> Mismatch:
     source = printable(wanted.hub) if wanted.hub else "OWNER/NAME"
     advice = "Get it: " if wanted.hub else "Ask whoever drew it, or look on the Hub: "
     problem = f"Its concept {wanted.token} ({_short_digest(wanted.sha256)}) is not in the library."
-    return Mismatch(problem, f"{advice}sdpersonal concepts pull {source}", is_fatal=True)
+    return Mismatch(problem, f"{advice}sdpersonal hub pull {source}", is_fatal=True)
 
 
 def _different_version(wanted: RecipeConcept, entry: Entry) -> Mismatch:
@@ -125,7 +125,7 @@ def _different_version(wanted: RecipeConcept, entry: Entry) -> Mismatch:
     return Mismatch(
         f"Its concept {wanted.token} was {_short_digest(wanted.sha256)}; {entry.token} here is "
         f"{_short_digest(entry.identity or '')}.",
-        f"Get it: sdpersonal concepts pull {printable(source)}" if source else "Ask whoever drew it for that version.",
+        f"Get it: sdpersonal hub pull {printable(source)}" if source else "Ask whoever drew it for that version.",
     )
 
 

@@ -150,13 +150,13 @@ def test_a_missing_concept_is_named(stock, place, capsys):
     err = refused(place, capsys, data)
     assert f"Its concept <me/duck-v1> ({wanted['<me/duck-v1>']}) is not in the library." in err
     assert f"Its concept <me/ink-v1> ({wanted['<me/ink-v1>']}) is not in the library." in err
-    assert err.count("sdpersonal concepts pull OWNER/NAME") == 1 and "--anyway" not in err
+    assert err.count("sdpersonal hub pull OWNER/NAME") == 1 and "--anyway" not in err
     assert place(data, "--anyway") == 2 and place.asked == []  # before the base is loaded
     capsys.readouterr()
     recipe = read_recipe(data)
     known = tuple(each.model_copy(update={"hub": "me/ducks"}) for each in recipe.concepts)
     there = png_with_recipe(Image.new("RGB", (64, 64)), recipe.model_copy(update={"concepts": known}))
-    assert "Get it: sdpersonal concepts pull me/ducks" in refused(place, capsys, there)
+    assert "Get it: sdpersonal hub pull me/ducks" in refused(place, capsys, there)
 
 
 def test_other_bytes_under_the_same_token(stock, place, tiny, capsys):
@@ -166,7 +166,7 @@ def test_other_bytes_under_the_same_token(stock, place, tiny, capsys):
     recipe = read_recipe(stock[1][0])
     err = refused(place, capsys, stock[1][0])
     assert f"<me/duck-v1> was {recipe.concepts[0].sha256[:8]}; <me/duck-v1> here is {other.identity[:8]}." in err
-    assert "sdpersonal concepts pull me/ducks" in err and "--anyway" in err and place.asked == []
+    assert "sdpersonal hub pull me/ducks" in err and "--anyway" in err and place.asked == []
     assert place(stock[1][0], "--anyway") == 0 and "differs from the original" in capsys.readouterr().out
     (data,) = kept(place)
     assert read_recipe(data).concepts[0].sha256 == other.identity  # its recipe is true
