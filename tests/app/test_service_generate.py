@@ -189,7 +189,7 @@ def test_settings_of_a_picture_leave_nothing_of_the_one_before(form, drawn, tmp_
     for picture, scheduler in ((drawn.saved, ""), (tmp_path / "theirs.png", "Euler a")):
         fields = dict(image_actions.read_settings(picture).fields)
         updates = dict(zip(form.components, form.updates(fields), strict=True))
-        got = {name: updates[name]["value"] for name in ("scheduler", "fast", "clip_skip", "negative", "enlarge")}
+        got = {name: updates[name]["value"] for name in ("scheduler", "fast", "clip_skip", "negative", "hires_scale")}
         assert got == {"scheduler": scheduler, "fast": "", "clip_skip": 1, "negative": "", "hires_scale": 1.0}
 
 
@@ -242,7 +242,7 @@ def test_a_change_of_nothing_is_told(service, workspace, drawn, change):
 @pytest.mark.parametrize("share", [math.nan, 0, 7, "x", []])
 def test_a_bad_share_is_told(service, workspace, drawn, share):
     view = ended(service, lambda: image_actions.variation_job(workspace, drawn, share))
-    assert not view.results and "near must be" in view.message
+    assert not view.results and "variation_strength must be" in view.message
 
 
 def test_nothing_chosen_is_told(service, workspace):
@@ -281,7 +281,7 @@ def test_an_empty_editor_is_nothing_to_begin_from(workspace, editor):
 def test_unpainted_layers_are_no_mask_and_a_huge_picture_is_told(workspace):
     picture = Image.new("RGBA", (80, 64), (9, 99, 9, 255))
     assert [*save_init_image(workspace, "page", {"background": picture, "layers": [Image.new("RGBA", (80, 64))]})] == [
-        "start"
+        "init_image"
     ]
     with pytest.raises(UserError, match="at most 4096"):
         save_init_image(workspace, "page", {"background": Image.new("L", (9000, 8))})
