@@ -1,0 +1,136 @@
+"""What a request for images holds: one frozen class, from which tyro builds the command line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from ..errors import FieldError, UserError
+from ..prompts import MAX_PROMPT, has_alternatives, parse, printable
+from .base import AnyText, Number, Seed, SettingsBase, TokenText, WholeNumber, as_validator
+from .scheduler_names import named
+
+DEFAULT_STEPS = 25  # for DPM++ 2M Karras: more steps change little (Lu et al. 2022, arXiv 2211.01095, figure 1)
+DEFAULT_FAST_STEPS = 6  # for LCM or TCD, which are distilled to 4 to 8 steps (Luo et al. 2023, arXiv 2311.05556)
+MAX_IMAGES = 1000  # of one request for all combinations
+MAX_WORK = 100 * 50 * 1024 * 1024  # images x steps x pixels: some hours on a fast GPU
+MAX_CLIP_SKIP = 12  # A1111's limit: the layers of Stable Diffusion 1.x's text encoder
+
+
+def _check_prompt(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise UserError("A prompt must be text.")
+    if len(value) > MAX_PROMPT or not has_alternatives(value):
+        parse(value)
+    return value
+
+
+def _check_size(value: Any) -> Any:
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", value) if isinstance(value, str) else None
+    if not match or any(int(side) % 8 or not 64 <= int(side) <= 2048 for side in match.groups()):
+        raise UserError(
+            f"size must be WIDTHxHEIGHT, multiples of 8 from 64 to 2048, got {printable(repr(value), 40)}.",
+            "For example 512x512.",
+        )
+    return value
+
+
+def _scheduler(value: Any) -> Any:
+    """Return the canonical scheduler name; None, and the empty text of a form, mean the model's own."""
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise UserError(f"scheduler must be text, got {printable(repr(value), 60)}.", "For example 'DPM++ 2M Karras'.")
+    return named(value).name
+
+
+PromptText = Annotated[str, as_validator(_check_prompt), AnyText()]
+
+
+class GenerateRequest(SettingsBase):
+    """A request for images. Image i depends only on seed + i (or, for variations of a seed, on near_seed + i)."""
+
+    prompt: PromptText
+    """Prompt in English with concept tokens: 'a photo of <me/duck> on the beach'."""
+    negative: PromptText = ""
+    """Negative prompt: what the image should not show."""
+    n: Annotated[int, WholeNumber, Field(ge=1, le=100)] = 4
+    """Number of images."""
+    every: bool = False
+    """Generate all combinations of the prompt's alternatives, n times each, instead of a random one per image."""
+    seed: Seed = 0
+    """Seed of the first image; the same seed gives the same image."""
+    steps: Annotated[int, WholeNumber, Field(ge=1, le=150)] | None = None
+    """Denoising steps. Default: 25 (with --fast: 6)."""
+    guidance: Annotated[float, Number, Field(ge=1, le=30)] | None = None
+    """Guidance scale; 1 turns guidance off. Default: depends on the model (7.5, SDXL 5, tiny 3)."""
+    rescale: Annotated[float, Number, Field(ge=0, le=1)] | None = None
+    """Guidance rescale: how much of guidance's excess contrast to remove. Default: depends on the model (mostly 0)."""
+    size: Annotated[str | None, as_validator(_check_size)] = None
+    """WIDTHxHEIGHT in pixels. Default: the model's own, or the start image's."""
+    near: Annotated[float, Number, Field(gt=0, le=1)] | None = None
+    """Variation strength: how far each image is from the seed's; 0.1 is close, 1 is another image."""
+    near_seed: Seed = 1
+    """Variation seed."""
+    start: Path | None = None
+    """Image to start from (img2img)."""
+    mask: Path | None = None
+    """Mask image, white where the start image is to be generated anew (inpainting)."""
+    change: Annotated[float, Number, Field(gt=0, le=1)] = 0.6
+    """Denoising strength: how much of the start image, or of the first pass, may change."""
+    enlarge: Annotated[float, Number, Field(ge=1, le=4)] = 1.0
+    """Upscale factor of a second pass (hires fix)."""
+    fast: TokenText | None = None
+    """Token of an LCM or TCD LoRA in your library, with which a few steps are enough."""
+    scheduler: Annotated[str | None, as_validator(_scheduler)] = None
+    """Scheduler, named as in A1111, ComfyUI or diffusers: 'Euler a'. Default: DPM++ 2M Karras (tiny: DDIM)."""
+    clip_skip: Annotated[int, WholeNumber, Field(ge=1, le=MAX_CLIP_SKIP)] = 1
+    """Text encoder layer to use, counted from the last as in A1111; 1 skips none, many anime models want 2."""
+
+    def __init__(self, **values: Any):
+        super().__init__(**values)
+        if self.mask and not self.start:
+            raise UserError("--mask says what to change in a start picture.", "Give it with --start.")
+        if self.start and self.enlarge > 1:
+            raise UserError("--enlarge is for pictures that begin from noise.", "Ask for a larger --size.")
+        self._check_steps()
+        check_total_work(self, self.n)
+
+    def _check_steps(self) -> None:
+        """Check the limit of LCM and TCD: they distil the 50 steps of another scheduler and cannot take more."""
+        few = named(self.scheduler).max_steps if self.scheduler else 50 if self.fast else None
+        if few and self.denoising_steps > few:
+            raise FieldError(
+                "steps",
+                f"steps must be at most {few} with {self.scheduler or '--fast'}, got {self.denoising_steps}.",
+                "Such schedulers need 4 to 8.",
+            )
+
+    @property
+    def denoising_steps(self) -> int:
+        return self.steps or (DEFAULT_FAST_STEPS if self.fast else DEFAULT_STEPS)
+
+    @property
+    def pixels(self) -> tuple[int, int] | None:
+        """Return (width, height), or None for the model's own."""
+        if self.size is None:
+            return None
+        width, height = self.size.split("x")
+        return int(width), int(height)
+
+
+def check_total_work(request: GenerateRequest, pictures: int) -> None:
+    """Raise UserError for too much work in total: numbers within their limits can still add up to a week."""
+    width, height = request.pixels or (512, 512)
+    work = pictures * request.denoising_steps * width * height * request.enlarge**2
+    if work > MAX_WORK:
+        raise UserError(
+            f"{pictures} pictures of {width * request.enlarge:g}x{height * request.enlarge:g} in "
+            f"{request.denoising_steps} steps are {work / MAX_WORK:.0f} times more than I take at once.",
+            "Ask for fewer, smaller, or with fewer steps.",
+        )
