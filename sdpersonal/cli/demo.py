@@ -46,7 +46,7 @@ def run_demo(out: Path, say: Callable[[str], None] = print) -> Path:
     for token, prompt in ROWS:
         say(f"Drawing {prompt}")
         rows.append(
-            [firsts[token], *(picture.image for picture in generator.draw(GenerateRequest(prompt=prompt, n=SEEDS)))]
+            [firsts[token], *(picture.image for picture in generator.generate(GenerateRequest(prompt=prompt, n=SEEDS)))]
         )
     page = labelled_grid(rows, [prompt for _, prompt in ROWS], ["a photo", *(f"seed {i}" for i in range(SEEDS))])
     path = out / "sheet.png"
@@ -58,7 +58,7 @@ def run_demo(out: Path, say: Callable[[str], None] = print) -> Path:
 
 def _train_if_missing(out: Path, token: str, say: Callable[[str], None], **settings: object) -> None:
     library, place = Library(out / "concepts"), out / "runs" / Token.parse(token).name
-    if any(Token.parse(token).matches(entry.token) for entry in library.list()):
+    if any(Token.parse(token).matches(entry.token) for entry in library.entries()):
         say(f"{token} is taught already.")
         return
     unfinished = latest_step(place) is not None

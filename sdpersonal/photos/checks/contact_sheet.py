@@ -31,14 +31,14 @@ def contact_sheet(photos: PhotoSet, verdict: Report) -> Image.Image:
     return page
 
 
-def _paste_photo(page: Image.Image, photo: Photo, found: list[str], left: int, top: int) -> None:
+def _paste_photo(page: Image.Image, photo: Photo, findings: list[str], left: int, top: int) -> None:
     thumbnail = show_crop(photo)
     page.paste(thumbnail, (left + (_TILE - thumbnail.width) // 2, top + (_TILE - thumbnail.height) // 2))
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
-    for line, text in enumerate([photo.name, *found]):
+    for line, text in enumerate([photo.name, *findings]):
         y = top + _TILE + 3 + line * _TEXT
         pen.text((left, y), _shorten(text, font), _FINDING if line else _INK, font)
-    if found:
+    if findings:
         pen.rectangle((left - 4, top - 4, left + _TILE + 3, top + _TILE + 3), outline=_FINDING, width=2)
 
 
