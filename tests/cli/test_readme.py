@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-import typing
 
 import pytest
 
@@ -102,7 +101,8 @@ def test_sample_photos_named_are_there(path):
 def test_the_python_example_fits_the_signatures():
     """Every call is bound to the function's own signature; docs/python-api.md has the examples that are run."""
     [example] = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
-    pipeline = typing.get_type_hints(sdpersonal.load)["return"]
+    load = sdpersonal.load
+    pipeline = getattr(sys.modules[load.__module__], load.__annotations__["return"])
     bound = []
     for call in (node for node in ast.walk(ast.parse(example)) if isinstance(node, ast.Call)):
         owner, _, name = ast.unparse(call.func).rpartition(".")
