@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+import tomllib
 
 import pytest
 
@@ -81,3 +82,10 @@ def test_pages_name_modules_that_exist(name):
         if path.partition("/")[0] in FOLDERS and not ((ROOT / path).exists() or (PACKAGE / path).exists()):
             missing.append(path)
     assert missing == []
+
+
+def test_contributing_lists_the_layers_in_the_linters_order():
+    linter = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    layers = [set(re.findall(r"\w+", layer)) - {"__main__"} for layer in linter]
+    sentence = re.search(r"Imports go one way: (.*?)\. ", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[1]
+    assert [set(re.findall(r"`(\w+)`", layer)) for layer in sentence.split("→")] == [layer for layer in layers if layer]
