@@ -3,11 +3,14 @@
 import importlib
 import inspect
 import re
+import shlex
 import tomllib
 
 import pytest
+import tyro
 
 from conftest import ROOT
+from sdpersonal.cli.main import COMMANDS
 from tools import code_in_docs
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md")])
@@ -82,6 +85,23 @@ def test_pages_name_modules_that_exist(name):
         if path.partition("/")[0] in FOLDERS and not ((ROOT / path).exists() or (PACKAGE / path).exists()):
             missing.append(path)
     assert missing == []
+
+
+def documented_commands():
+    """Every `sdpersonal ...` line of code blocks, indented or fenced, in the README and the docs."""
+    texts = [page.read_text() for page in PAGES]
+    code = [line for text in texts for line in re.findall(r"^    (sdpersonal .*)$", text, re.M)]
+    code += [line for text in texts for block in re.findall(r"^```(?:bash|sh)\n(.*?)^```", text, re.M | re.S)
+             for line in block.splitlines() if line.startswith("sdpersonal ")]  # fmt: skip
+    return [shlex.split(line, comments=True)[1:] for line in sorted(set(code))]
+
+
+@pytest.mark.parametrize("command", documented_commands(), ids=" ".join)
+def test_documented_commands_are_understood(command):
+    """By their present names: former names of commands and flags are accepted, but not shown."""
+    count = 2 if " ".join(command[:2]) in COMMANDS else 1
+    _, settings = COMMANDS[" ".join(command[:count])]
+    assert tyro.cli(settings, args=command[count:])
 
 
 def test_contributing_lists_the_layers_in_the_linters_order():
