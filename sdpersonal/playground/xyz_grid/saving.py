@@ -67,14 +67,14 @@ def generate_grid(
     except UserError as error:
         result = None
         with suppress(UserError):  # a full disk was reported already
-            result = _save_grid(request, tiles, saved) if saved else None
+            result = save_grid(request, tiles, saved) if saved else None
         if result and isinstance(error, Interrupted):
             done = f"{len(tiles)} of {len(request.cells)}"
             raise Interrupted(
                 f"Stopped. {done} pictures are on the sheet {printable(str(result.page), 300)}."
             ) from None
         raise
-    return _save_grid(request, tiles, saved)
+    return save_grid(request, tiles, saved)
 
 
 def grid_images(request: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> Iterator[Image.Image]:
@@ -92,9 +92,7 @@ def grid_images(request: XyzGridRequest, tiles: Mapping[CellPosition, GridTile])
         yield labelled(pictures, request.labels("y"), request.labels("x"), side, title)
 
 
-def _save_grid(
-    request: XyzGridRequest, tiles: Mapping[CellPosition, GridTile], saved: Mapping[Path, bool]
-) -> SavedGrid:
+def save_grid(request: XyzGridRequest, tiles: Mapping[CellPosition, GridTile], saved: Mapping[Path, bool]) -> SavedGrid:
     first = next(iter(saved))
     number = first.name.partition("-")[0]
     place = first.with_name(f"{number}-sheet.html")
