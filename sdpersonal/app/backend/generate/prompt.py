@@ -107,9 +107,9 @@ def fill_preset(title: str, prompt: str, library: Library, kind: str) -> str:
 
 def _find_concept(subject: ConceptKind, prompt: str, library: Library, kind: str) -> Token:
     entries = [entry for entry in library.entries() if entry.card and entry.card.base == kind]
-    entries.sort(key=lambda each: each.path.stat().st_mtime, reverse=True)
+    entries.sort(key=lambda entry: entry.path.stat().st_mtime, reverse=True)
     named = [word for word in BRACKET.findall(prompt if isinstance(prompt, str) else "")]
-    entries.sort(key=lambda each: not any(str(each.token.unversioned())[1:-1] in word for word in named))
+    entries.sort(key=lambda entry: not any(str(entry.token.unversioned())[1:-1] in word for word in named))
     for wanted in (subject, *(("person", "object") if subject != "style" else ())):
         if match := next((entry for entry in entries if entry.card and entry.card.kind == wanted), None):
             return match.token.unversioned()

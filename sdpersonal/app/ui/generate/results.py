@@ -178,8 +178,8 @@ def history_box(app: App, shared: SharedComponents, tab: gr.Tab, results: Result
         )
         return gallery_items(page.results), page.note, page.number, page.results
 
-    def on_select(found, chosen: gr.SelectData, request: gr.Request):
-        result = found[chosen.index] if 0 <= chosen.index < len(found) else None
+    def on_select(shown, chosen: gr.SelectData, request: gr.Request):
+        result = shown[chosen.index] if 0 <= chosen.index < len(shown) else None
         return result and history.publish_image(app.workspace, session_id(request), result)
 
     search_event: Event = {
