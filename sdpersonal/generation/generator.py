@@ -7,6 +7,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -81,6 +82,20 @@ class _GenerationPlan:
     def predictions(self) -> int:
         """The number of UNet predictions for a batch, over all passes."""
         return self.sampling.predictions + (self.second_pass.predictions if self.passes == 2 else 0)
+
+
+class ImageGenerator(Protocol):
+    """What the playground needs of a `Generator`; the app's takes turns with other jobs."""
+
+    @property
+    def base(self) -> StableDiffusion: ...
+
+    def generate(
+        self,
+        request: GenerateRequest,
+        progress: Callable[[int, int], None] = ...,
+        cancelled: Callable[[], bool] = ...,
+    ) -> Iterator[GeneratedImage]: ...
 
 
 class Generator:

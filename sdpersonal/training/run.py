@@ -73,7 +73,7 @@ def train(
             stack.enter_context(storage.lock(run))
             storage.remove_leftovers(run)
             poll(run)  # drop a command that an earlier run did not read
-        method_preset = chosen_preset(settings, base, len(inputs.photos.photos))
+        method_preset = chosen_preset(settings, base.kind, len(inputs.photos.photos))
         state, config, validator = _setup(settings, run, accelerator, inputs, method_preset, stack, log)
         end = _fit(settings, state, config, method_preset, validator, log, on_progress)
         if not accelerator.is_main_process:

@@ -26,7 +26,7 @@ from .page import CellPosition, GridTile, render_page
 from .sheet import XyzGridRequest
 
 if TYPE_CHECKING:
-    from ...generation import Generator
+    from ...generation import ImageGenerator
 
 _MAX_SIDE = 16_000  # pixels of a grid's side, the limit of browsers and WebP
 _TILE_RANGE = (96, 256)  # pixels, the smallest and the largest tile
@@ -45,7 +45,7 @@ class SavedGrid:
 
 def generate_grid(
     request: XyzGridRequest,
-    generator: Generator,
+    generator: ImageGenerator,
     outputs: Outputs,
     private: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -53,7 +53,7 @@ def generate_grid(
 ) -> SavedGrid:
     """Generate the whole grid and save it. private: no recipe in any image, nor on the page.
 
-    Raises as `Generator.draw`; images generated until then are saved, and the grid has empty positions.
+    Raises as `Generator.generate`; images generated until then are saved, and the grid has empty positions.
     """
     tiles: dict[CellPosition, GridTile] = {}
     saved: dict[Path, bool] = {}
