@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import UserError, printable
-from .os_errors import format_bytes, to_user_error, translate_os_errors
+from ..units import format_bytes
+from .os_errors import to_user_error, translate_os_errors
 
 O_BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
 _HEAD_BYTES = 4_200_000  # bytes that tell what a file is: the longest header of a foreign safetensors file

@@ -20,7 +20,6 @@ from sdpersonal.app.backend.train.run_status import LossPoints, ProgressReader, 
 from sdpersonal.app.backend.train.run_view import run_view
 from sdpersonal.app.backend.train.training_service import (
     TrainingService,
-    format_minutes,
     settings_from_json,
     settings_to_argv,
 )
@@ -366,9 +365,6 @@ def test_a_plan_says_how_long_and_how_much_before_anything_was_measured(house):
     assert "At most 640 steps" in plan_text(FORM, 20, Base, house.library, {})
     assert "add photos" in plan_text(FORM, 0, Base, house.library, {}).lower()
     assert "Before I can start: Give it a name" in plan_text(FORM | {"name": ""}, 5, Base, house.library, {})
-    assert (format_minutes(10), format_minutes(70), format_minutes(240), format_minutes(9000)) == (
-        "less than a minute", "a minute", "4 minutes", "2 hours",
-    )  # fmt: skip
 
 
 def test_a_run_of_the_command_line_is_none_of_the_apps(house, tmp_path):

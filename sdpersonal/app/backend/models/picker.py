@@ -15,8 +15,9 @@ from ....errors import UserError, printable
 from ....models.loading import BUILT_IN
 from ....models.loading.diffusers_folder import missing_file
 from ....models.loading.hub_cache import HUB_ID, SHORT_NAMES, cached_folder, files_to_fetch
+from ....units import GB
 from .. import App
-from .hardware import GB, MODEL_SIZES, Hardware, check_fit, training_memory_text
+from .hardware import MODEL_SIZES, Hardware, check_fit, training_memory_text
 from .info import ModelInfo
 
 TITLES = {

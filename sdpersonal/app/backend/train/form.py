@@ -13,9 +13,10 @@ from ....concepts.library import Library
 from ....config import DreamboothSettings, TextualInversionSettings, TrainingSettings
 from ....errors import UserError
 from ....prompts import Token, printable
+from ....units import GB, format_minutes
 from ..error_text import labelled
 from ..models.info import ModelInfo
-from .training_service import format_minutes, pace_key
+from .training_service import pace_key
 
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")  # thousands separators only: 0,001 must not become 1
 
@@ -42,7 +43,6 @@ _ESTIMATES = {
     ("sdxl", "cpu"): (600.0, 24.0),
     ("sdxl", "cuda"): (2.0, 20.0),
 }
-_GB = 1e9
 _PLACEHOLDER_FOLDER = Path("photos")  # until there is a run
 
 
@@ -149,8 +149,8 @@ def _duration_text(steps: int, took: Mapping[str, float] | None, base: ModelInfo
 
 
 def _memory_text(took: Mapping[str, float] | None, base: ModelInfo) -> str:
-    needed = took["held"] / _GB if took else _ESTIMATES[base.kind, base.device][1]
-    free = free_memory(base.device) / _GB
+    needed = took["held"] / GB if took else _ESTIMATES[base.kind, base.device][1]
+    free = free_memory(base.device) / GB
     line = f"It needs about {needed:.1f} GB of memory; {free:.1f} GB are free."
     return line if free > needed else f"{line} That may be too little: close other programs, or choose a smaller base."
 

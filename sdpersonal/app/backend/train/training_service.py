@@ -15,6 +15,7 @@ from .... import storage
 from ....config import DreamboothSettings, TextualInversionSettings, TrainingSettings
 from ....errors import DiskFull, UserError
 from ....prompts import Token
+from ....units import format_minutes
 from ..workspace import Workspace
 from .processes import ERRORS_FILE, OUTPUT_FILE, Process, start_process
 from .run_status import (
@@ -275,15 +276,6 @@ def pace_key(settings: dict[str, Any]) -> str:
     """Return the key under which the time of a step is saved."""
     method = settings.get("method") or "textual-inversion"
     return f"{settings.get('base')} {method} {settings.get('resolution') or 'own'}"[:200]
-
-
-def format_minutes(seconds: float) -> str:
-    """Format a duration: "less than a minute", "4 minutes", "2 hours"."""
-    if seconds < 50:
-        return "less than a minute"
-    if seconds < 90:
-        return "a minute"
-    return f"{round(seconds / 60)} minutes" if seconds < 5400 else f"{round(seconds / 3600)} hours"
 
 
 def _command_name(settings: TrainingSettings) -> str:

@@ -6,9 +6,9 @@ from html import escape
 
 import gradio as gr
 
+from ....units import format_bytes
 from ...backend import App
 from ...backend.error_text import value_or_error
-from ...backend.library.concept_details import format_size
 from ...backend.library.import_export import (
     PROGRAMS,
     ExportDownload,
@@ -114,4 +114,4 @@ def _row(one: ImportedFile) -> str:
 
 
 def _label(made: ExportDownload | None) -> str:
-    return f"Download {made.path.name} ({format_size(made.path.stat().st_size)})" if made else "Download"
+    return f"Download {made.path.name} ({format_bytes(made.path.stat().st_size)})" if made else "Download"
