@@ -34,6 +34,7 @@ BASE_TITLES = {  # names for display
     "sd2": "Stable Diffusion 2.x",
     "sdxl": "Stable Diffusion XL",
 }
+BASE_LABELS = {"tiny": "built-in", "sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}  # where there is little space
 
 
 def strip_unsafe_characters(text: object) -> object:

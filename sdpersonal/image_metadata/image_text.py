@@ -14,12 +14,13 @@ import io
 import zlib
 from collections.abc import Callable, Iterator
 
+from ..storage.file_types import PNG_SIGNATURE
+
 MAX_TEXT_BYTES = 250_000  # bytes; a long prompt and twenty concepts are 10,000
 MAX_GRAPH = 2_000_000  # bytes of a graph of ComfyUI; 300 nodes are about 300,000
 _MAX_CHUNKS = 20_000  # chunks or segments of one file; the texts stand before the pixels
 _MAX_TEXTS = 60  # texts of one file that are read
 _MAX_ENTRIES = 1000  # entries of one Exif directory (IFD)
-_PNG = b"\x89PNG\r\n\x1a\n"
 _EXIF = b"Exif\0\0"
 _XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 _EXIF_IFD = 0x8769  # tags of TIFF 6.0 and Exif 2.3
@@ -77,7 +78,7 @@ def all_texts(data: bytes) -> tuple[dict[str, str], frozenset[str]]:
 
 
 def _sources(data: bytes) -> Iterator[tuple[str, Reader]]:
-    if data.startswith(_PNG):
+    if data.startswith(PNG_SIGNATURE):
         yield from _png_sources(data)
     elif data.startswith(b"\xff\xd8"):
         yield from _jpeg_sources(data)
@@ -92,7 +93,7 @@ def _sources(data: bytes) -> Iterator[tuple[str, Reader]]:
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yield (type, begin and end of the content) of each complete chunk."""
-    position = len(_PNG) if data.startswith(_PNG) else len(data)
+    position = len(PNG_SIGNATURE) if data.startswith(PNG_SIGNATURE) else len(data)
     for _ in range(_MAX_CHUNKS):
         head = data[position : position + 8]
         end = position + 8 + int.from_bytes(head[:4], "big")

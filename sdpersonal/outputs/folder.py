@@ -27,7 +27,6 @@ FAVOURITE_NAME = re.compile(rf"({DAY_NAME.pattern})-({IMAGE_NAME.pattern})")
 FAVOURITES_FOLDER = "favourites"
 MAX_IMAGE_BYTES = 200_000_000  # bytes
 _COUNTER_NAME = ".count"  # file in a day's folder with the last number; without it the folder is listed once
-_LOCK_TIMEOUT = 60.0  # seconds to wait for other processes that are saving
 
 
 class Outputs:
@@ -42,7 +41,7 @@ class Outputs:
         """Save a PNG's bytes and return its path."""
         day = storage.make_folder(self.folder / self._today().isoformat())
         mark = storage.sha256(data)[:8]
-        with storage.lock(day, wait=_LOCK_TIMEOUT):
+        with storage.lock(day, wait=storage.LOCK_TIMEOUT):
             number = 1 + _last_number(day)
             while os.path.lexists(path := day / f"{number:05d}-{mark}.png"):
                 number += 1

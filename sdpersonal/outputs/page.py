@@ -18,7 +18,6 @@ from .facts import load_facts
 from .folder import FAVOURITE_NAME, FAVOURITES_FOLDER, Outputs
 
 _HERE = Path(__file__).parent
-_LOCK_TIMEOUT = 60.0  # seconds to wait for another process that is writing the page
 
 
 def write_page(outputs: Outputs, title: str = "Pictures") -> tuple[Path, int]:
@@ -28,7 +27,9 @@ def write_page(outputs: Outputs, title: str = "Pictures") -> tuple[Path, int]:
     """
     storage.make_folder(outputs.folder)
     path = outputs.folder / "index.html"
-    with storage.lock(outputs.folder, wait=_LOCK_TIMEOUT):  # else a page begun earlier could overwrite a later one
+    with storage.lock(
+        outputs.folder, wait=storage.LOCK_TIMEOUT
+    ):  # else a page begun earlier could overwrite a later one
         for place in (outputs.folder, *(outputs.folder / day for day in outputs.days())):
             storage.remove_leftovers(place)  # half-written files of killed processes
         pictures = list(_list_images(outputs))

@@ -11,6 +11,7 @@ from .tokens import Token
 MAX_STRENGTH = 5.0  # also the limit below 0: sliders work in both directions
 MAX_BLEND = 8  # concepts in one pair of brackets
 
+BRACKETED = re.compile(r"(?<!\\)<(?=\S)([^<>]*)>")  # a concept in a prompt, unless a backslash escapes it
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 _STRENGTH = re.compile(rf"[+-]?(?:{_NUMBER.pattern})(?:e[+-]?[0-9]{{1,3}})?", re.I)
 _MINUS = str.maketrans(

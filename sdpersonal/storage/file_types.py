@@ -83,8 +83,9 @@ _EPS = _other("EPS", "an EPS or PostScript file")
 _ZSTD = _archive("zstd")
 
 # (offset, bytes there, type). Magic numbers of two bytes are in _weak, which checks more bytes.
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MAGIC: tuple[tuple[int, bytes, FileType], ...] = (
-    (0, b"\x89PNG\r\n\x1a\n", _image("PNG")),
+    (0, PNG_SIGNATURE, _image("PNG")),
     (0, b"\xff\xd8\xff", _image("JPEG")),
     (0, b"GIF87a", _image("GIF")),
     (0, b"GIF89a", _image("GIF")),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ... import storage
 from ...errors import UserError
+from ..card import BASE_LABELS
 from ..library import Entry
 from ..modelspec import to_data_url
 from ..thumbnail import reencode_thumbnail
@@ -22,7 +23,6 @@ from ..thumbnail import reencode_thumbnail
 SIDE = 256  # pixels of a thumbnail
 _SMALL, _MANY = 176, 500  # the displayed width, for pages of more concepts: 3,000 take 27 MB rather than 46
 _FOLDER = Path(__file__).parent
-_BASES = {"tiny": "built-in", "sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
 _CONSENT = {"yes": "the person agrees", "no": "the person does not agree", "unknown": "consent not known"}
 
 
@@ -73,7 +73,7 @@ def render_gallery(exhibits: Sequence[GalleryItem], title: str) -> str:
         title=title,
         exhibits=exhibits,
         kinds=sorted({item.kind for item in exhibits}),
-        bases=[base for base in _BASES.values() if any(item.base == base for item in exhibits)],
+        bases=[base for base in BASE_LABELS.values() if any(item.base == base for item in exhibits)],
         script=script,
         style=style,
         script_sum=_csp_hash(script),
@@ -119,7 +119,7 @@ def _gallery_item(entry: Entry, versions: int, side: int) -> GalleryItem:
         token,
         card.title or entry.token.name,
         card.kind,
-        _BASES[card.base],
+        BASE_LABELS[card.base],
         thumbnail,
         card.description,
         tuple((name, text) for name, text in facts.items() if text),

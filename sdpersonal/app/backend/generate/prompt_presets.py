@@ -5,8 +5,8 @@ from __future__ import annotations
 from ....concepts.library import Library
 from ....config import ConceptKind
 from ....errors import UserError
-from ....generation.request_checks import BRACKET
 from ....prompts import Token
+from ....prompts.concept_syntax import BRACKETED
 
 PROMPT_PRESETS: dict[ConceptKind, dict[str, str]] = {
     "person": {
@@ -46,7 +46,7 @@ def fill_preset(title: str, prompt: str, library: Library, kind: str) -> str:
 def _find_concept(subject: ConceptKind, prompt: str, library: Library, kind: str) -> Token:
     entries = [entry for entry in library.list() if not entry.damaged and entry.card.base == kind]
     entries.sort(key=lambda each: each.path.stat().st_mtime, reverse=True)
-    named = [word for word in BRACKET.findall(prompt if isinstance(prompt, str) else "")]
+    named = [word for word in BRACKETED.findall(prompt if isinstance(prompt, str) else "")]
     entries.sort(key=lambda each: not any(str(each.token.unversioned())[1:-1] in word for word in named))
     for wanted in (subject, *(("person", "object") if subject != "style" else ())):
         if match := next((entry for entry in entries if entry.card.kind == wanted), None):

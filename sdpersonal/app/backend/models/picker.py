@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .... import storage
 from ....concepts.card import BASE_TITLES
-from ....concepts.importers.hub_repositories import disable_telemetry
+from ....concepts.importers.hub_repositories import HUB_TIMEOUT, disable_telemetry
 from ....concepts.strict_safetensors import MAX_FOREIGN_HEADER, parse_head_layout
 from ....errors import UserError, printable
 from ....models.loading import BUILT_IN
@@ -29,7 +29,6 @@ TITLES = {
 _DOWNLOADS = {"sd15": 2.8, "sd21": 2.6, "sdxl": 7.0}  # GB: what `files_to_fetch` selects of each
 _MAX_MODELS = 200  # files and folders of --bases that are listed
 _MIN_MODEL_BYTES = 100_000_000  # bytes: no Stable Diffusion checkpoint is smaller
-_TIMEOUT = 4  # seconds for the Hub to answer
 _FIXED_BASE = UserError("Who started this app chose its base; it is the same for all.", "")
 
 
@@ -195,7 +194,7 @@ def _download_size(hub_id: str) -> float:
 
     disable_telemetry()
     try:
-        model = HfApi().model_info(hub_id, files_metadata=True, timeout=_TIMEOUT)
+        model = HfApi().model_info(hub_id, files_metadata=True, timeout=HUB_TIMEOUT)
         sizes = {file.rfilename: file.size or 0 for file in model.siblings or ()}
     except Exception as error:  # the Hub client raises its own errors, httpx's and OSError
         unavailable = "NotFound" in type(error).__name__ or "Gated" in type(error).__name__
