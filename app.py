@@ -73,7 +73,7 @@ def open_app(settings: Opening) -> int:
         private = [settings.library, settings.out, settings.runs, Path(__file__).parent]
         serve(page, access, shown, private=private, say=say)
     finally:
-        generation.end()
+        generation.close()
     return 0
 
 

@@ -60,7 +60,7 @@ def _report(server: Server, place: Path, concepts: int, rounds: int, requests: i
         pairs = []
         for _ in range(rounds):
             begun = time.monotonic()
-            list(generator.draw(GenerateRequest(**FORM)))
+            list(generator.generate(GenerateRequest(**FORM)))
             alone = time.monotonic() - begun
             pairs.append((alone, _seconds_for_four(window)))
         ratio = statistics.median(page / alone for alone, page in pairs)

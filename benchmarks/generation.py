@@ -73,12 +73,12 @@ class Settings:
 class SideProcess:
     """A process that draws on command."""
 
-    def __init__(self, who: str, base: Path | str, concepts: Path, device: str, threads: int):
+    def __init__(self, name: str, base: Path | str, concepts: Path, device: str, threads: int):
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         environment |= {"PYTHONPATH": str(HERE), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         environment.setdefault("GOMP_SPINCOUNT", "1000")  # this project's rule, for both sides
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed with the process
-        line = [sys.executable, "-m", "benchmarks.pictures.side", who, str(base), str(concepts), device]
+        line = [sys.executable, "-m", "benchmarks.pictures.side", name, str(base), str(concepts), device]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
         self._process = subprocess.Popen(line, env=environment, text=True, **pipes)
         self.hello = self._answer()

@@ -35,7 +35,7 @@ peak = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 102
 print(json.dumps({{"imports": loaded - began, "work": done - loaded, "cpu": cpu, "peak_mb": peak, "heavy": heavy}}))
 """
 MEASURED_CODE = {
-    "list": "found = library.list(); assert len(found) == int(sys.argv[2])",
+    "list": "found = library.entries(); assert len(found) == int(sys.argv[2])",
     "get, owner and name": "library.get(Token.parse('<owner7/thing-67>'))",
     "get, name alone": "library.get(Token.parse('<thing-67>'))",
     "find": "library.find(Token.parse('<owner7/thing-67>'))",

@@ -26,41 +26,41 @@ def labelled_grid(
     rows: Sequence[Sequence[Image.Image]],
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
-    tile: int = 192,
+    tile_size: int = 192,
     title: str = "",
 ) -> Image.Image:
     """Draw rows of images, each fitted into a square of `tile` pixels, with labels to the left and on top; long labels
     are wrapped, and cut if they do not fit."""
-    font = load_font(max(11, tile // 13))
+    font = load_font(max(11, tile_size // 13))
     line = round(font.size * 1.2) + _LINE_SPACING
-    step = tile + _GAP
-    margin = int(tile * 1.15) if row_labels else 0
+    step = tile_size + _GAP
+    margin = int(tile_size * 1.15) if row_labels else 0
     width = margin + max(len(row) for row in rows) * step + _GAP
     above = _wrap(title, font, width - 4 * _GAP, _MAX_LINES) if title else []
-    columns = [_wrap(label, font, tile, _MAX_LINES) for label in column_labels]
+    columns = [_wrap(label, font, tile_size, _MAX_LINES) for label in column_labels]
     top = len(above) * line + (2 * _GAP if above else 0)
-    head = max([tile // 6, *(len(lines) * line + _GAP for lines in columns)]) if columns else 0
+    head = max([tile_size // 6, *(len(lines) * line + _GAP for lines in columns)]) if columns else 0
     page = Image.new("RGB", (width, top + head + len(rows) * step + _GAP), _BACKGROUND)
     pen = ImageDraw.Draw(page)
     _draw_text(pen, (2 * _GAP, top / 2 + _GAP / 2), above, font, "lm")
     for y, row in enumerate(rows):
         for x, image in enumerate(row):
-            page.paste(_fit_tile(image, tile), (margin + _GAP + x * step, top + head + _GAP + y * step))
+            page.paste(_fit_tile(image, tile_size), (margin + _GAP + x * step, top + head + _GAP + y * step))
     for y, label in enumerate(row_labels):
-        lines = _wrap(label, font, margin - _GAP * 3, tile // line)
-        _draw_text(pen, (_GAP * 2, top + head + _GAP + y * step + tile / 2), lines, font, "lm")
+        lines = _wrap(label, font, margin - _GAP * 3, tile_size // line)
+        _draw_text(pen, (_GAP * 2, top + head + _GAP + y * step + tile_size / 2), lines, font, "lm")
     for x, lines in enumerate(columns):
-        _draw_text(pen, (margin + _GAP + x * step + tile / 2, top + head / 2 + 2), lines, font, "mm")
+        _draw_text(pen, (margin + _GAP + x * step + tile_size / 2, top + head / 2 + 2), lines, font, "mm")
     return page
 
 
-def captioned_grid(pictures: Sequence[tuple[Image.Image, str]], tile: int = 192) -> Image.Image:
+def captioned_grid(captioned: Sequence[tuple[Image.Image, str]], tile_size: int = 192) -> Image.Image:
     """Draw all images in one grid, row by row, each with its caption, if any, above it."""
-    columns = min(_MAX_COLUMNS, math.ceil(math.sqrt(len(pictures))))
-    rows = [pictures[first : first + columns] for first in range(0, len(pictures), columns)]
-    named = any(text for _, text in pictures)
+    columns = min(_MAX_COLUMNS, math.ceil(math.sqrt(len(captioned))))
+    rows = [captioned[first : first + columns] for first in range(0, len(captioned), columns)]
+    named = any(text for _, text in captioned)
     parts = [
-        labelled_grid([[image for image, _ in row]], (), [text for _, text in row] if named else (), tile)
+        labelled_grid([[image for image, _ in row]], (), [text for _, text in row] if named else (), tile_size)
         for row in rows
     ]
     page = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), _BACKGROUND)
@@ -100,18 +100,18 @@ def _ellipsize(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     return f"{text}…"
 
 
-def encode_png(picture: Image.Image, text: PngInfo | None = None) -> bytes:
+def encode_png(image: Image.Image, text: PngInfo | None = None) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", pnginfo=text)
+    image.save(buffer, format="PNG", pnginfo=text)
     return buffer.getvalue()
 
 
-def _fit_tile(picture: Image.Image, tile: int) -> Image.Image:
-    scale = tile / max(picture.size)
-    size = (round(picture.width * scale), round(picture.height * scale))
+def _fit_tile(image: Image.Image, tile: int) -> Image.Image:
+    scale = tile / max(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
     square = Image.new("RGB", (tile, tile), _BACKGROUND)
     square.paste(
-        picture.convert("RGB").resize(size, Image.Resampling.LANCZOS), ((tile - size[0]) // 2, (tile - size[1]) // 2)
+        image.convert("RGB").resize(size, Image.Resampling.LANCZOS), ((tile - size[0]) // 2, (tile - size[1]) // 2)
     )
     return square
 

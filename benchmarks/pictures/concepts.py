@@ -69,7 +69,7 @@ def _make_embedding(base: StableDiffusion, kind: str, i: int) -> Concept:
 def _make_lora(base: StableDiffusion, kind: str, i: int) -> Concept:
     """Of the attentions' projections, as both sides train it by default; about as large as a learned one."""
     draw, layers, known = np.random.default_rng(1000 + i), {}, base.adapters.layers()
-    for name in base.adapters.names("attention"):
+    for name in base.adapters.layer_names("attention"):
         out, into = known[name].weight.shape
         down = draw.normal(0, into**-0.5, (RANK, into)).astype(np.float32)
         layers[name] = LoraLayer(down, draw.normal(0, 0.02, (out, RANK)).astype(np.float32), float(RANK))

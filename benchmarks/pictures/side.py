@@ -74,14 +74,14 @@ class SdpersonalSide:
         self._generator = Generator(self._base, Library(concepts / "library"))
         self.clock = Clock(self._base.unet, [encoder.model for encoder in self._base.encoders.values()])
 
-    def take(self, mix: ConceptMix, from_files: bool) -> None:
+    def load(self, mix: ConceptMix, from_files: bool) -> None:
         """Nothing to do: a prompt names its concepts."""
 
     def draw(self, mix: ConceptMix, n: int, steps: int, size: int) -> list[np.ndarray]:
         from sdpersonal.config import GenerateRequest
 
         request = GenerateRequest(prompt=mix.our_prompt, n=n, steps=steps, size=f"{size}x{size}")
-        return [np.asarray(picture.image) for picture in self._generator.draw(request)]
+        return [np.asarray(picture.image) for picture in self._generator.generate(request)]
 
 
 class DiffusersSide:
@@ -107,7 +107,7 @@ class DiffusersSide:
         texts = [self._pipe.text_encoder, *([self._pipe.text_encoder_2] if xl else [])]
         self.clock = Clock(self._pipe.unet, texts)
 
-    def take(self, mix: ConceptMix, from_files: bool) -> None:
+    def load(self, mix: ConceptMix, from_files: bool) -> None:
         """from_files: as if none were loaded yet."""
         if from_files and self._loaded:
             self._pipe.unload_lora_weights()
@@ -163,11 +163,11 @@ def _answer(side: SdpersonalSide | DiffusersSide, command: dict) -> dict:
     mix, size = ConceptMix.of(*command["mix"]), command["size"]
     clock, switches = side.clock, command["do"] == "switch"
     if command["do"] == "draw":  # whoever draws has the concepts at hand
-        side.take(mix, from_files=False)
+        side.load(mix, from_files=False)
     clock.stops = switches
     clock.reset()
     if switches or command["do"] == "first":
-        side.take(mix, from_files=command.get("from", "files") == "files")
+        side.load(mix, from_files=command.get("from", "files") == "files")
     try:
         pictures = side.draw(mix, command.get("n", 1), command.get("steps", 2), size)
     except FirstStepReached:

@@ -33,7 +33,7 @@ def count_flops(kind: str, method: str, side: int, batch: int, rank: int, vector
     if method == "full":
         base.unet.requires_grad_(True)
     elif method == "lora":
-        base.adapters.train("attention", rank, torch.Generator())
+        base.adapters.add_trainable("attention", rank, torch.Generator())
     with FlopCounterMode(display=False) as step:
         _loss(base, side, batch, vectors, trains_rows=method != "full").backward()
     with FlopCounterMode(display=False) as encoding:
@@ -41,7 +41,7 @@ def count_flops(kind: str, method: str, side: int, batch: int, rank: int, vector
     return {
         "step": _flops_by_class(step),
         "encode": _flops_by_class(encoding),
-        "weights": {"fp32": 4.0 * base.parameters},
+        "weights": {"fp32": 4.0 * base.num_parameters},
     }
 
 
@@ -53,7 +53,7 @@ def _loss(base: StableDiffusion, side: int, batch: int, vectors: int, trains_row
     latents = torch.zeros(batch, *base.latent_shape(side, side), device="meta")
     t = torch.zeros(batch, dtype=torch.long, device="meta")
     captions = tuple(f"a photo {number} of" for number in range(batch))
-    framings = tuple([SizeConditioning.whole(side, side)] * batch)
+    framings = tuple([SizeConditioning.full(side, side)] * batch)
     some = Batch(latents, latents, t, captions, ("",) * batch, tuple(range(batch)), framings)
     return batch_loss(base, lambda caption: [caption, rows], some, None).mean()
 

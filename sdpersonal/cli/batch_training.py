@@ -83,7 +83,7 @@ def read_batch(path: Path, argv: Sequence[str], parse: Callable[[list[str]], Tra
     return BatchSettings(tuple(_with_run_folder(concept, path) for concept in concepts), resume)
 
 
-def train_all(several: BatchSettings, teach: Callable[..., object], say: Callable[[str], None]) -> int:
+def train_all(several: BatchSettings, train: Callable[..., object], say: Callable[[str], None]) -> int:
     """Train every concept and print a summary. A failure does not stop the others; a full disk and Ctrl-C do.
 
     Returns 0, or the exit code of the first failure. Raises Interrupted, DiskFull.
@@ -93,7 +93,7 @@ def train_all(several: BatchSettings, teach: Callable[..., object], say: Callabl
     try:
         for number, settings in enumerate(several.concepts, 1):
             say(f"\n{number} of {len(several.concepts)}: {settings.token}")
-            failed, outcome = _train_one(settings, several.resume, teach, say)
+            failed, outcome = _train_one(settings, several.resume, train, say)
             outcomes.append(outcome)
             code = code or failed
     finally:
@@ -103,7 +103,7 @@ def train_all(several: BatchSettings, teach: Callable[..., object], say: Callabl
 
 
 def _train_one(
-    settings: TrainingSettings, resume: bool, teach: Callable[..., object], say: Callable[[str], None]
+    settings: TrainingSettings, resume: bool, train_one: Callable[..., object], say: Callable[[str], None]
 ) -> tuple[int, str]:
     """Train one concept. Returns (exit code, a line of the summary)."""
     run = settings.run
@@ -112,7 +112,7 @@ def _train_one(
         return 0, f"{done}  done before, {printable(str(run))}"
     began = time.monotonic()
     try:
-        result = teach(settings.model_copy(update={"resume": resume and _is_started(run)}), say=say)
+        result = train_one(settings.model_copy(update={"resume": resume and _is_started(run)}), say=say)
     except (Interrupted, DiskFull):
         raise
     except UserError as error:
@@ -164,9 +164,9 @@ def _to_argv_items(entry: dict[str, object]) -> list[ArgvItem]:
     return items
 
 
-def _merge_items(common: list[ArgvItem], own: list[ArgvItem]) -> list[ArgvItem]:
-    names = {item.name for item in own}
-    return [item for item in common if item.name not in names] + own
+def _merge_items(common: list[ArgvItem], items: list[ArgvItem]) -> list[ArgvItem]:
+    names = {item.name for item in items}
+    return [item for item in common if item.name not in names] + items
 
 
 def _is_resume_latest(item: ArgvItem) -> bool:

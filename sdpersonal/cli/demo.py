@@ -45,12 +45,8 @@ def run_demo(out: Path, say: Callable[[str], None] = print) -> Path:
     generator, rows = Generator(base, library), []
     for token, prompt in ROWS:
         say(f"Drawing {prompt}")
-        rows.append(
-            [
-                firsts[token],
-                *(picture.image for picture in generator.draw(GenerateRequest(prompt=prompt, n=NUM_IMAGES))),
-            ]
-        )
+        results = generator.generate(GenerateRequest(prompt=prompt, n=NUM_IMAGES))
+        rows.append([firsts[token], *(result.image for result in results)])
     page = labelled_grid(rows, [prompt for _, prompt in ROWS], ["a photo", *(f"seed {i}" for i in range(NUM_IMAGES))])
     path = out / "sheet.png"
     storage.write_bytes(path, encode_png(page))
@@ -61,7 +57,7 @@ def run_demo(out: Path, say: Callable[[str], None] = print) -> Path:
 
 def _train_if_missing(out: Path, token: str, say: Callable[[str], None], **settings: object) -> None:
     library, place = Library(out / "concepts"), out / "runs" / Token.parse(token).name
-    if any(Token.parse(token).matches(entry.token) for entry in library.list()):
+    if any(Token.parse(token).matches(entry.token) for entry in library.entries()):
         say(f"{token} is taught already.")
         return
     unfinished = latest_step(place) is not None

@@ -49,7 +49,7 @@ class Conflict:
     concepts: tuple[str, str]
     kind: str  # base, same, subject, vectors, lora
     message: str
-    hard: bool = False
+    is_fatal: bool = False
     strengths: tuple[float, float] | None = None
 
     def as_json(self) -> dict[str, object]:
@@ -58,7 +58,7 @@ class Conflict:
             "concepts": self.concepts,
             "kind": self.kind,
             "problem": self.message,
-            "hard": self.hard,
+            "hard": self.is_fatal,
             "strengths": self.strengths,
         }
 
@@ -95,7 +95,7 @@ def _find_conflict(a: Concept, b: Concept) -> Conflict | None:
     names = str(a.token), str(b.token)
     if a.card.base != b.card.base:
         fact = f"{names[0]} is made for {BASE_TITLES[a.card.base]}, {names[1]} for {BASE_TITLES[b.card.base]}"
-        return Conflict(names, "base", f"{fact}: no base can draw both.", hard=True)
+        return Conflict(names, "base", f"{fact}: no base can draw both.", is_fatal=True)
     if a.identity == b.identity:
         return Conflict(names, "same", "They are the same concept under two names.", strengths=(1.0, 0.0))
     pair = compare(a, b)

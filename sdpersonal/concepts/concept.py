@@ -147,7 +147,7 @@ class Header:
     token: Token
     card: Card
     tensors: dict[str, tuple[int, ...]]
-    picture: str  # the thumbnail as stored in the header, a data URL or ""
+    thumbnail_url: str  # the thumbnail as stored in the header, a data URL or ""
     size: int  # bytes of the whole file
     payload_size: int  # bytes
     identity: str  # as stated in the header; only `concept_from_bytes` proves it
@@ -157,7 +157,7 @@ class Header:
     def thumbnail(self) -> bytes | None:
         """The thumbnail, decoded on demand: a listing of thousands does not need it. Raises UserError."""
         try:
-            return from_data_url(self.picture) if self.picture else None
+            return from_data_url(self.thumbnail_url) if self.thumbnail_url else None
         except ValueError as error:
             raise damaged_file_error(self.card.token, str(error)) from error
 
@@ -229,7 +229,7 @@ def concept_from_bytes(data: bytes, name: str) -> Concept:
         raise UserError(f"{printable(name)} is refused. {error.message}", error.hint) from error
 
 
-def read_header(path: Path, picture: bool = True) -> Header:
+def read_header(path: Path, thumbnail: bool = True) -> Header:
     """Read only the header of the file at `path`; picture: include its thumbnail. Raises UserError."""
     name = os.path.basename(path)
     head, size = storage.read_head(path, _FIRST_READ_BYTES)
@@ -242,7 +242,7 @@ def read_header(path: Path, picture: bool = True) -> Header:
     if whole > len(head):
         head, size = storage.read_head(path, whole)
     head = head[:whole]
-    bare = head if picture else _without_thumbnail(head)
+    bare = head if thumbnail else _without_thumbnail(head)
     return _parse_header(head, parse_head_layout(bare, size - len(head) + len(bare), name), name, size)
 
 

@@ -108,7 +108,7 @@ def push(
 def pull(hub_id: str, as_: Token | None = None) -> Concept:
     """Load the concept in a Hub repository, in our format or any other. Raises UserError."""
     repository = Repository(_check_hub_id(hub_id))
-    return read_folder(fetch_repository(repository), as_, *repository.words)
+    return read_folder(fetch_repository(repository), as_, *repository.owner_and_name)
 
 
 # --- files to push ----------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def _image_grid(concept: Concept, images: Sequence[Image.Image]) -> bytes | None
     from ..image_grid import captioned_grid, encode_png
 
     if images:
-        return encode_png(captioned_grid([(image, "") for image in images], tile=256))
+        return encode_png(captioned_grid([(image, "") for image in images], tile_size=256))
     if concept.thumbnail:
         with Image.open(io.BytesIO(reencode_thumbnail(concept.thumbnail))) as picture:
             return encode_png(picture.convert("RGB"))

@@ -41,15 +41,15 @@ class ImportOutcome:
 
     source: str
     token: Token | None = None
-    done: str = "refused"  # or "imported", "here already"
-    what: str = ""
+    status: str = "refused"  # or "imported", "here already"
+    summary: str = ""
     error: UserError | None = None
     kinds: str = ""
 
     def as_json(self) -> dict[str, object]:
         problem, fix = (self.error.message, self.error.hint) if self.error else (None, None)
         token = str(self.token) if self.token else None
-        facts = {"from": self.source, "done": self.done, "token": token, "problem": problem, "fix": fix}
+        facts = {"from": self.source, "done": self.status, "token": token, "problem": problem, "fix": fix}
         return facts | ({"lora_kinds": self.kinds} if self.kinds else {})
 
 
@@ -61,7 +61,7 @@ def find_sources(asked: str, steps: bool = False) -> list[Source]:
     path = Path(asked)
     repository = None if path.exists() else parse_repository(asked)
     if repository:
-        folder, (owner, place) = fetch_repository(repository), repository.words
+        folder, (owner, place) = fetch_repository(repository), repository.owner_and_name
         if repository.file:
             return [Source(folder / repository.file, (), owner)]
         sources = find_concepts(folder, owner, place, steps)
@@ -76,7 +76,7 @@ def find_sources(asked: str, steps: bool = False) -> list[Source]:
 
 def import_all(
     library: Library,
-    found: Sequence[Source],
+    sources: Sequence[Source],
     as_: Token | None = None,
     replace: bool = False,
     duplicates: Duplicates = "refuse",
@@ -86,9 +86,9 @@ def import_all(
     duplicates: what to do with another concept under a name that is taken: refuse it, add it as the next version
     (checkpoints of one training in their order), or name it after its file.
     """
-    names = _file_names(found) if duplicates == "filenames" and not as_ else {}
-    series = _series(found) if duplicates == "versions" else {}
-    for source in sorted(found, key=lambda source: series[source].step if source in series else 0):
+    names = _file_names(sources) if duplicates == "filenames" and not as_ else {}
+    series = _series(sources) if duplicates == "versions" else {}
+    for source in sorted(sources, key=lambda source: series[source].step if source in series else 0):
         token = names.get(source, as_)
         for outcome in _import_one(library, source, token, replace, duplicates, series.get(source)):
             yield outcome
@@ -138,7 +138,7 @@ def _import_one(
 def _keep(library: Library, concept: Concept, replace: bool, count_up: bool = False) -> tuple[Token, bool]:
     """Add the concept; return its token in the library and whether it was there before. Raises UserError."""
     identities = library.identities(concept.token)
-    token = library.keep(concept, replace, count_up)
+    token = library.add_foreign(concept, replace, count_up)
     return token, identities.get(token) == library.find(token).identity and not replace
 
 
@@ -160,10 +160,10 @@ def _of_series(concept: Concept, source: Source, snapshot: _Snapshot) -> Concept
     return dataclasses.replace(concept, token=token) if by_file and token else concept
 
 
-def _file_names(found: Iterable[Source]) -> dict[Source, Token]:
+def _file_names(sources: Iterable[Source]) -> dict[Source, Token]:
     """Return a token from the file's name for each source whose own token is not unique. This reads files twice."""
     tokens: dict[Source, Token] = {}
-    for source in found:
+    for source in sources:
         try:
             tokens[source] = read_source(source).token
         except UserError:  # the import reports it
@@ -198,11 +198,11 @@ def _file_name(source: Source, token: Token) -> Token:
     return token_of_file(f"{token.name}-{suffix}", owner) or token
 
 
-def _series(found: Sequence[Source]) -> dict[Source, _Snapshot]:
+def _series(sources: Sequence[Source]) -> dict[Source, _Snapshot]:
     """Group files whose names differ only in the step; a file without a step is the last."""
     groups: dict[tuple[Path, str], dict[Source, int]] = {}
     plain_keys: set[tuple[Path, str]] = set()
-    for source in found:
+    for source in sources:
         key, step, is_plain = _step_of(source)
         groups.setdefault(key, {})[source] = step
         if is_plain and step % _PLAIN:

@@ -87,7 +87,7 @@ class Library:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def list(self) -> list[Entry]:
+    def entries(self) -> list[Entry]:
         """List every concept by owner, name and version; a damaged file's entry says what is wrong with it."""
         tokens_and_files = sorted(self._files(), key=lambda pair: (pair[0].owner, pair[0].name, pair[0].version))
         entries = (self._entry(token, file) for token, file in tokens_and_files)
@@ -121,7 +121,7 @@ class Library:
     def verify(self) -> list[tuple[Entry, str]]:
         """Read every file in full and return the damaged ones, with what is wrong with each."""
         problems = []
-        for entry in self.list():
+        for entry in self.entries():
             try:
                 self._load(entry.token)
             except UserError as error:
@@ -145,13 +145,13 @@ class Library:
         returned. replace: overwrite the newest version, or the one that the token names.
         """
         with self.write_lock():
-            return self._put(concept, replace, count_up=True)
+            return self._write(concept, replace, count_up=True)
 
     def import_(self, path: str | os.PathLike, as_: Token | None = None, replace: bool = False) -> Token:
         """Import a file or folder of any supported format as its token or `as_`; `replace` allows a taken one."""
-        return self.keep(read_path(path, as_), replace)
+        return self.add_foreign(read_path(path, as_), replace)
 
-    def keep(self, concept: Concept, replace: bool = False, count_up: bool = False) -> Token:
+    def add_foreign(self, concept: Concept, replace: bool = False, count_up: bool = False) -> Token:
         """Add an imported concept like `add`, but as a new version of an existing name only with `count_up`.
 
         A part that an export split off is joined with the other part if that is in the library; a part of a full
@@ -167,7 +167,7 @@ class Library:
                 and not self._find_identical(concept)
             ):
                 concept = dataclasses.replace(concept, token=concept.token.unversioned())
-            return self._put(concept, replace, count_up)
+            return self._write(concept, replace, count_up)
 
     def edit(self, token: Token, changes: Mapping[str, object]) -> Token:
         """Edit a concept's card (`card.edit_card`); version and identity stay the same. Returns its token."""
@@ -211,11 +211,11 @@ class Library:
                 names = printable(", ".join(str(version) for version in versions))
                 raise UserError(f"{resolved.unversioned()} has several versions: {names}.", "Name one, or ask for all.")
             for version in versions:
-                into.place(self._path(version), version) if into else storage.remove(self._path(version))
+                into.move_in(self._path(version), version) if into else storage.remove(self._path(version))
             storage.remove_empty_folder(self.folder / resolved.owner)
         return versions
 
-    def place(self, path: Path, token: Token) -> None:
+    def move_in(self, path: Path, token: Token) -> None:
         """Move a concept's file from elsewhere on this disk to the free path of `token`, atomically."""
         storage.resolve_inside(self.folder, token.owner)  # a linked folder must not lead outside the library
         storage.make_folder(self.folder / token.owner)
@@ -232,7 +232,7 @@ class Library:
     @contextmanager
     def write_lock(self) -> Iterator[None]:
         """Lock the library against changes by other processes. Raises UserError after waiting for a minute."""
-        with storage.lock(self.folder, wait=storage.LOCK_TIMEOUT):
+        with storage.lock(self.folder, timeout=storage.LOCK_TIMEOUT):
             self.sweep()
             yield
 
@@ -297,7 +297,7 @@ class Library:
         """Return the entry, or None if the file has vanished since it was listed."""
         try:
             path = self._safe_path(token, seen)
-            header = read_header(path, picture=False)
+            header = read_header(path, thumbnail=False)
         except (UserError, OSError) as error:
             if not os.path.lexists(path := self._path(token)):
                 return None
@@ -325,7 +325,7 @@ class Library:
         """Return the version that contains this part, or that the part completes and that is rewritten; else None."""
         for token in reversed(self._matching(concept.token.unversioned())):
             with suppress(UserError):
-                header = read_header(self._safe_path(token), picture=False)
+                header = read_header(self._safe_path(token), thumbnail=False)
                 whole, header_whole = concept.whole or concept.identity, header.whole or header.identity
                 if whole != header_whole or not (concept.whole or header.whole):
                     continue
@@ -336,7 +336,7 @@ class Library:
                 return token
         return None
 
-    def _put(self, concept: Concept, replace: bool, count_up: bool) -> Token:
+    def _write(self, concept: Concept, replace: bool, count_up: bool) -> Token:
         """Write a concept. count_up: add the next version if the name is taken and the token names no version."""
         if not replace and (identical := self._find_identical(concept)):
             return identical
@@ -359,7 +359,7 @@ class Library:
 
     def _move(self, at: Token, to: Token) -> None:
         """Move with a single rename: a crash leaves either the old token or the new one."""
-        self.place(self._path(at), to)
+        self.move_in(self._path(at), to)
         # The header repeats the token for other programs; on a full disk the old token stays there, which is harmless.
         with suppress(UserError):
             storage.write_bytes(self._path(to), *concept_to_chunks(self._load(to)))

@@ -33,7 +33,7 @@ class MergeResult:
 
     concept: Concept
     vectors: str
-    kept: float
+    energy_kept: float
     left_out: bool = False
 
 

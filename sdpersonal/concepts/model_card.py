@@ -21,13 +21,13 @@ _CONSENT = {
 
 
 def model_card(
-    concept: Concept, native: Export, hub_id: str, prompts: Sequence[str] = (), pictures: bool = False
+    concept: Concept, native: Export, hub_id: str, prompts: Sequence[str] = (), with_images: bool = False
 ) -> str:
     """Return the Markdown. Text from the card is escaped. prompts: those of the grid's images, if there is a grid."""
     card = concept.card
     parts = [front_matter(_hub_facts(concept)), f"# {escape_markdown(card.title or concept.token.name)}"]
     parts += [escape_markdown(card.description)] if card.description else []
-    parts += [f"![Drawn with it]({GRID_FILE})"] if pictures else []
+    parts += [f"![Drawn with it]({GRID_FILE})"] if with_images else []
     parts += [fenced("\n".join(dict.fromkeys(prompts)))] if prompts else []
     parts.append(
         "\n".join(f"- {name}: {value}" for name, value in [*concept_facts(concept), *_extra_facts(concept)] if value)

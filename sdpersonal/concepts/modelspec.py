@@ -69,8 +69,8 @@ def kohya_metadata(
     }
 
 
-def to_data_url(picture: bytes) -> str:
-    return f"data:{media_type(picture)};base64,{base64.b64encode(picture).decode()}"
+def to_data_url(data: bytes) -> str:
+    return f"data:{media_type(data)};base64,{base64.b64encode(data).decode()}"
 
 
 def from_data_url(data_url: str) -> bytes:

@@ -18,11 +18,11 @@ _MAX_PIXELS = 16_000_000
 _KINDS = {"PNG": "image/png", "JPEG": "image/jpeg", "WebP": "image/webp"}
 
 
-def make_thumbnail(picture: Image.Image, side: int = MAX_SIDE) -> bytes:
+def make_thumbnail(image: Image.Image, side: int = MAX_SIDE) -> bytes:
     """Encode an image as a WebP of at most `side` pixels per side, without metadata."""
     from PIL import Image
 
-    rgb = picture.convert("RGB")
+    rgb = image.convert("RGB")
     rgb.thumbnail((side, side))
     bare = Image.frombytes("RGB", rgb.size, rgb.tobytes())  # leaves EXIF, profile and text behind
     for quality in (85, 60, 30):  # noise at 512 px can exceed the header's limit

@@ -44,11 +44,11 @@ class Trash:
         self.library = library
         self.folder = library.folder / TRASH_FOLDER
 
-    def list(self) -> list[Deletion]:
+    def deletions(self) -> list[Deletion]:
         """List the deletions that can be restored, newest first."""
         return [deletion for name in reversed(self._names()) if (deletion := self._read(name)).entries]
 
-    def put(self, token: Token, all_versions: bool = False) -> Deletion:
+    def delete(self, token: Token, all_versions: bool = False) -> Deletion:
         """Delete like `Library.remove`, restorable for `RETENTION`; purge older deletions."""
         name = f"{datetime.now(UTC).strftime(_TIME_FORMAT)}-{secrets.token_hex(4)}"
         storage.resolve_inside(self.library.folder, TRASH_FOLDER)  # a link must not take the file elsewhere
@@ -65,13 +65,13 @@ class Trash:
                     problem = f"{token} cannot come back: its place was taken by another."
                     raise UserError(problem, "Rename or delete that one first.")
             for entry in deletion.entries:
-                self.library.place(entry.path, entry.token)
+                self.library.move_in(entry.path, entry.token)
             self._discard(deletion)
         return deletion.tokens
 
     def find_deletion(self, token: Token) -> Deletion:
         """Return the newest deletion that contains `token`."""
-        for deletion in self.list():
+        for deletion in self.deletions():
             if any(token.matches(deleted) for deleted in deletion.tokens):
                 return deletion
         raise UserError(f"No {token} was deleted here in the last {RETENTION.days} days.")
@@ -101,7 +101,7 @@ class Trash:
         deleted_at = _deletion_time(name)
         if not deleted_at or not (folder := storage.resolve_inside(self.library.folder, TRASH_FOLDER, name)).is_dir():
             raise UserError(f"{printable(str(name))} is not in the trash any more.")
-        return Deletion(name, deleted_at, tuple(Library(folder).list()))
+        return Deletion(name, deleted_at, tuple(Library(folder).entries()))
 
     def _discard(self, deletion: Deletion) -> None:
         storage.remove(self.folder / deletion.name)

@@ -116,7 +116,7 @@ class GenerateRequest(SettingsBase):
         return self.steps or (DEFAULT_FAST_STEPS if self.fast else DEFAULT_STEPS)
 
     @property
-    def pixels(self) -> tuple[int, int] | None:
+    def width_height(self) -> tuple[int, int] | None:
         """Return (width, height), or None for the model's own."""
         if self.size is None:
             return None
@@ -124,13 +124,13 @@ class GenerateRequest(SettingsBase):
         return int(width), int(height)
 
 
-def check_total_work(request: GenerateRequest, pictures: int) -> None:
+def check_total_work(request: GenerateRequest, num_images: int) -> None:
     """Raise UserError for too much work in total: numbers within their limits can still add up to a week."""
-    width, height = request.pixels or (512, 512)
-    work = pictures * request.denoising_steps * width * height * request.enlarge**2
+    width, height = request.width_height or (512, 512)
+    work = num_images * request.denoising_steps * width * height * request.enlarge**2
     if work > MAX_WORK:
         raise UserError(
-            f"{pictures} pictures of {width * request.enlarge:g}x{height * request.enlarge:g} in "
+            f"{num_images} images of {width * request.enlarge:g}x{height * request.enlarge:g} in "
             f"{request.denoising_steps} steps are {work / MAX_WORK:.0f} times more than I take at once.",
             "Ask for fewer, smaller, or with fewer steps.",
         )

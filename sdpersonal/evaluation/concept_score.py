@@ -51,7 +51,7 @@ class ConceptScores:
         product = min(1.0, max(0.0, self.likeness)) * min(1.0, max(0.0, self.fidelity))
         return math.sqrt(product) * (1 - self.copying)
 
-    def figures(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float]:
         """Return all metrics, rounded, for a concept's card."""
         return {key: round(value, 4) for key, value in (asdict(self) | {"score": self.score}).items()}
 
@@ -70,22 +70,22 @@ class ConceptEvaluation:
 
     def __init__(
         self,
-        judge: Scorer,
+        scorer: Scorer,
         kind: ConceptKind,
         class_noun: str,
         photos: Sequence[Image.Image],
-        plain: Sequence[Image.Image],
+        class_images: Sequence[Image.Image],
     ):
-        self._scorer = judge
-        self._texts = judge.read([prompt.format(class_phrase(kind, class_noun)) for prompt in PROMPTS[kind]])
-        self._photos, self._small = judge.subject(photos), _thumbnails(photos)
-        self.floor = float((judge.subject(plain) @ self._photos.T).mean())
+        self._scorer = scorer
+        self._texts = scorer.text_features([prompt.format(class_phrase(kind, class_noun)) for prompt in PROMPTS[kind]])
+        self._photos, self._photo_thumbnails = scorer.subject_features(photos), _thumbnails(photos)
+        self.floor = float((scorer.subject_features(class_images) @ self._photos.T).mean())
         self.ceiling = _mean_pairwise_cosine(self._photos)
-        self._class_fidelity = float(self._told(plain).mean())
+        self._class_fidelity = float(self._prompt_probabilities(class_images).mean())
 
-    def score(self, pictures: Sequence[Image.Image]) -> ConceptScores:
+    def score(self, images: Sequence[Image.Image]) -> ConceptScores:
         """Score images of every prompt with every seed, in the order of `prompts_and_seeds`."""
-        features, probabilities = self._scorer.subject(pictures), self._told(pictures)
+        features, probabilities = self._scorer.subject_features(images), self._prompt_probabilities(images)
         cosine = float((features @ self._photos.T).mean())
         return ConceptScores(
             likeness=(cosine - self.floor) / max(self.ceiling - self.floor, _MIN_RANGE),
@@ -93,19 +93,20 @@ class ConceptEvaluation:
             # In the place that its prompt asks for, an image may resemble the photo that was taken there.
             copying=float(
                 (
-                    ((_thumbnails(pictures) @ self._small.T).max(axis=1) > COPY_CORRELATION) & (probabilities < 0.5)
+                    ((_thumbnails(images) @ self._photo_thumbnails.T).max(axis=1) > COPY_CORRELATION)
+                    & (probabilities < 0.5)
                 ).mean()
             ),
             diversity=_mean_diversity(features),
             cosine=cosine,
         )
 
-    def _told(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+    def _prompt_probabilities(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Return the probability of each image's own prompt among all prompts, by CLIP's softmax: (N,)."""
-        logits = self._scorer.scale * (self._scorer.image_features(pictures) @ self._texts.T)  # (N, prompts)
+        logits = self._scorer.logit_scale * (self._scorer.image_features(images) @ self._texts.T)  # (N, prompts)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         own_prompt = np.repeat(np.arange(len(self._texts)), len(SCORE_SEEDS))
-        return exponentials[np.arange(len(pictures)), own_prompt] / exponentials.sum(axis=1)
+        return exponentials[np.arange(len(images)), own_prompt] / exponentials.sum(axis=1)
 
 
 def prompts_and_seeds(kind: ConceptKind) -> list[tuple[str, int]]:
@@ -137,15 +138,13 @@ def _mean_diversity(features: np.ndarray) -> float:
     return float(np.mean([1 - _mean_pairwise_cosine(group) for group in groups]))
 
 
-def _thumbnails(pictures: Sequence[Image.Image]) -> np.ndarray:
+def _thumbnails(images: Sequence[Image.Image]) -> np.ndarray:
     """Return thumbnails as vectors, (N, _THUMBNAIL_SIDE**2 * 3), with mean 0 per colour and norm 1.
 
     An image without contrast gives zeros.
     """
     size = (_THUMBNAIL_SIDE, _THUMBNAIL_SIDE)
-    pixels = [
-        np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX), np.float32) / 255 for image in pictures
-    ]
+    pixels = [np.asarray(image.convert("RGB").resize(size, Image.Resampling.BOX), np.float32) / 255 for image in images]
     flat = np.stack(
         [(thumbnail - thumbnail.mean((0, 1))).ravel() for thumbnail in pixels]
     )  # the same mean colour, such as a blue wall, is no copy

@@ -52,33 +52,33 @@ class Scorer:
         self._dino_processor = _load(ViTImageProcessorPil, dino) if dino else None
         self.name = "the built-in CLIP" if clip == built_in_folder() / "judge" else "CLIP ViT-B/32"
         self.name += " and DINO ViT-S/16" if dino else ""
-        self.scale = float(self._clip.logit_scale.detach().exp())
+        self.logit_scale = float(self._clip.logit_scale.detach().exp())
 
-    def likeness(self, pictures: Sequence[Image.Image], photos: Sequence[Image.Image]) -> float:
+    def likeness(self, images: Sequence[Image.Image], photos: Sequence[Image.Image]) -> float:
         """Return CLIP-I: the mean cosine over all pairs of image and photo, -1 to 1."""
-        return float((self.image_features(pictures) @ self.image_features(photos).T).mean())
+        return float((self.image_features(images) @ self.image_features(photos).T).mean())
 
-    def fidelity(self, pictures: Sequence[Image.Image], text: str) -> float:
+    def fidelity(self, images: Sequence[Image.Image], text: str) -> float:
         """Return CLIP-T: the mean cosine between the images and a text that describes them, -1 to 1."""
-        return float((self.image_features(pictures) @ self.read([text]).T).mean())
+        return float((self.image_features(images) @ self.text_features([text]).T).mean())
 
-    def which(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[int]:
+    def best_text(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[int]:
         """Return for each image the index of the text that describes it best."""
-        return (self.image_features(pictures) @ self.read(texts).T).argmax(axis=1).tolist()
+        return (self.image_features(images) @ self.text_features(texts).T).argmax(axis=1).tolist()
 
-    def image_features(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+    def image_features(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Return CLIP's features of images, (N, d) fp32, normalised."""
-        return self._features(pictures, self._processor, lambda pixels: self._clip.get_image_features(pixels))
+        return self._features(images, self._processor, lambda pixels: self._clip.get_image_features(pixels))
 
-    def subject(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+    def subject_features(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Return features that distinguish subjects of the same class, (N, d): DINO's, which was not trained to map all
         dogs to one word, or else CLIP's."""
         if self._dino is None:
-            return self.image_features(pictures)
-        return self._features(pictures, self._dino_processor, lambda pixels: self._dino(pixels).last_hidden_state[:, 0])
+            return self.image_features(images)
+        return self._features(images, self._dino_processor, lambda pixels: self._dino(pixels).last_hidden_state[:, 0])
 
     @torch.no_grad()
-    def read(self, texts: Sequence[str]) -> np.ndarray:
+    def text_features(self, texts: Sequence[str]) -> np.ndarray:
         """Return CLIP's features of texts, (N, d) fp32, normalised."""
         length = self._clip.config.text_config.max_position_embeddings
         ids = self._tokenizer(
@@ -92,10 +92,10 @@ class Scorer:
         return _normalize(self._clip.get_text_features(**ids))
 
     @torch.no_grad()
-    def _features(self, pictures: Sequence[Image.Image], prepare, look) -> np.ndarray:
+    def _features(self, images: Sequence[Image.Image], prepare, look) -> np.ndarray:
         features = []
-        for first in range(0, len(pictures), _BATCH_SIZE):
-            batch = [picture.convert("RGB") for picture in pictures[first : first + _BATCH_SIZE]]
+        for first in range(0, len(images), _BATCH_SIZE):
+            batch = [picture.convert("RGB") for picture in images[first : first + _BATCH_SIZE]]
             features.append(_normalize(look(prepare(batch, return_tensors="pt").pixel_values)))
         return np.concatenate(features)
 

@@ -26,14 +26,14 @@ class SamplingConfig:
     steps: int
     guidance: float
     rescale: float = 0.0
-    change: float = 1.0
+    strength: float = 1.0
     scheduler: Scheduler | None = None
     restarts_noise: bool = False
 
     @property
     def skipped(self) -> int:
         """The number of steps at the beginning that are skipped."""
-        return self.steps - max(1, min(self.steps, int(self.steps * self.change)))
+        return self.steps - max(1, min(self.steps, int(self.steps * self.strength)))
 
     @property
     def predictions(self) -> int:
@@ -61,10 +61,10 @@ def denoise(
     condition: Conditioning | Callable[[float], Conditioning],
     noise: Tensor,
     sampling: SamplingConfig,
-    advance: Callable[[int], None] = lambda step: None,
-    start: InitLatents | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
+    init: InitLatents | None = None,
     seeds: tuple[int, ...] = (),
-    look: Callable[[Callable[[], Tensor]], None] | None = None,
+    on_prediction: Callable[[Callable[[], Tensor]], None] | None = None,
 ) -> Tensor:
     """Denoise with classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, eq. 6).
 
@@ -81,7 +81,7 @@ def denoise(
     Returns:
         The latents, (B, C, h, w).
     """
-    sampler = base.sampler(sampling.scheduler)
+    sampler = base.make_scheduler(sampling.scheduler)
     options: dict[str, Any] = {}
     if sampling.scheduler and draws_noise(sampler):
         options = {"generator": _generators(seeds, noise.shape[1:], sampling.restarts_noise)}
@@ -91,24 +91,24 @@ def denoise(
     if hasattr(sampler, "set_begin_index"):  # DDIM finds its index by the timestep
         sampler.set_begin_index(first)  # else the index is looked up, and wrong if two timesteps round to the same
     noise = noise.float()
-    if start is None:
+    if init is None:
         latents = noise * sampler.init_noise_sigma
     else:
-        latents = sampler.add_noise(start.latents.expand_as(noise), noise, timesteps[:1])
+        latents = sampler.add_noise(init.latents.expand_as(noise), noise, timesteps[:1])
     for i, t in enumerate(timesteps):
-        advance(i + 1)
+        on_step(i + 1)
         step = step_of(sampler, first + i, sampling.steps)
         conditioning = condition(sampling_progress(step, sampling.steps)) if callable(condition) else condition
         inputs = sampler.scale_model_input(latents, t)
         predicted = _predict_with_guidance(base, conditioning, inputs, t, sampling)
-        if look:
-            look(partial(base.schedule.predict_x0, inputs, predicted, t.long().expand(len(latents))))
+        if on_prediction:
+            on_prediction(partial(base.schedule.predict_x0, inputs, predicted, t.long().expand(len(latents))))
         latents = sampler.step(predicted, t, latents, **options, **step_options(sampler, i)).prev_sample
-        if start is not None and start.mask is not None:
-            original = start.latents.expand_as(noise)
+        if init is not None and init.mask is not None:
+            original = init.latents.expand_as(noise)
             if i + 1 < len(timesteps):
                 original = sampler.add_noise(original, noise, timesteps[i + 1 : i + 2])
-            latents = start.mask * latents + (1 - start.mask) * original
+            latents = init.mask * latents + (1 - init.mask) * original
     return latents
 
 
@@ -134,8 +134,8 @@ def _predict_with_guidance(
     return _rescale_guidance(guided, cond, sampling.rescale) if sampling.rescale else guided
 
 
-def _rescale_guidance(guided: Tensor, with_prompt: Tensor, share: float) -> Tensor:
+def _rescale_guidance(guided: Tensor, with_prompt: Tensor, rescale: float) -> Tensor:
     """Rescale to the standard deviation without guidance, by a share (Lin et al. 2023, arXiv 2305.08891, eq. 15-16)."""
     image_dims = (1, 2, 3)
     scale = with_prompt.std(dim=image_dims, keepdim=True) / guided.std(dim=image_dims, keepdim=True)
-    return guided * (share * scale + (1 - share))
+    return guided * (rescale * scale + (1 - rescale))

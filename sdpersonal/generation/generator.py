@@ -61,26 +61,26 @@ class _GenerationPlan:
     request: GenerateRequest
     sampling: SamplingConfig
     size: tuple[int, int]
-    source: InitImage | None
-    fast: Concept | None
+    init_image: InitImage | None
+    fast_concept: Concept | None
 
     @property
     def passes(self) -> int:
         return 2 if self.request.enlarge > 1 else 1
 
     @property
-    def largest(self) -> tuple[int, int]:
+    def final_size(self) -> tuple[int, int]:
         """The size of the last pass, (width, height)."""
         return upscaled_size(self.size, self.request.enlarge) if self.passes == 2 else self.size
 
     @property
-    def second(self) -> SamplingConfig:
+    def second_pass(self) -> SamplingConfig:
         return replace(self.sampling, change=self.request.change)
 
     @property
     def predictions(self) -> int:
         """The number of UNet predictions for a batch, over all passes."""
-        return self.sampling.predictions + (self.second.predictions if self.passes == 2 else 0)
+        return self.sampling.predictions + (self.second_pass.predictions if self.passes == 2 else 0)
 
 
 class Generator:
@@ -95,13 +95,13 @@ class Generator:
         self._wildcards = Wildcards(wildcards)
         self._embeds_cache = PromptEmbedsCache(base)
 
-    def of(self, concepts: ConceptSource) -> Generator:
+    def with_concepts(self, concepts: ConceptSource) -> Generator:
         """Return the same generator with other concepts; the cache of prompt embeddings is shared."""
         other = copy(self)
         other.concepts = concepts
         return other
 
-    def draw(
+    def generate(
         self,
         request: GenerateRequest,
         progress: Callable[[int, int], None] = lambda done, total: None,
@@ -122,9 +122,9 @@ class Generator:
             OutOfMemory: the memory is released, so the next request has all of it again.
         """
         resolver = PromptResolver(self.base, self.concepts)
-        plan = self._work(request, resolver)
+        plan = self._plan(request, resolver)
         jobs = list(self._jobs(request, resolver, plan))
-        batch_size = self._make_room(plan, resolver, jobs)
+        batch_size = self._plan_memory(plan, resolver, jobs)
         groups = (list(group) for _, group in groupby(jobs, key=lambda job: job.batch_key))
         batches = [group[first : first + batch_size] for group in groups for first in range(0, len(group), batch_size)]
         total = len(batches) * plan.predictions
@@ -142,24 +142,24 @@ class Generator:
                 recipe = self._recipe(plan, job, hidden, (len(batch), index))
                 yield GeneratedImage(grey_image(image.size) if hidden else image, recipe)
 
-    def _make_room(self, work: _GenerationPlan, reader: PromptResolver, jobs: Sequence[_ImageJob]) -> int:
+    def _plan_memory(self, plan: _GenerationPlan, resolver: PromptResolver, jobs: Sequence[_ImageJob]) -> int:
         """Place the models for the request and return the batch size."""
-        with self.base.quiet(), translate_oom("before drawing", OOM_HINT, self.base.device):
+        with self.base.exclusive(), translate_oom("before drawing", OOM_HINT, self.base.device):
             if self.base.safety_checker:
                 self.base.safety_checker.load()  # errors in its files are raised before any computing
             mixes = {mix for job in jobs for mix in job.batch_key[0]}
-            loras = ([lora for lora, _ in reader.loras(mix)] for mix in mixes)
+            loras = ([lora for lora, _ in resolver.loras(mix)] for mix in mixes)
             lora_bytes = max(map(self.base.adapters.room, loras), default=0)
-            return plan_offload(self.base, work.largest, MAX_BATCH_SIZE, lora_bytes)
+            return plan_offload(self.base, plan.final_size, MAX_BATCH_SIZE, lora_bytes)
 
     def _flag_unsafe(self, images: Sequence[Image.Image]) -> list[bool]:
-        with self.base.quiet():
+        with self.base.exclusive():
             return self.base.safety_checker.flag(images) if self.base.safety_checker else [False] * len(images)
 
-    def _work(self, request: GenerateRequest, reader: PromptResolver) -> _GenerationPlan:
+    def _plan(self, request: GenerateRequest, resolver: PromptResolver) -> _GenerationPlan:
         """Build a request's plan. All errors of the request are raised here or in `_jobs`, before any computing."""
         base, source = self.base, load_init_image(request, self.base)
-        fast = self._fast_lora(request, reader)
+        fast = self._fast_lora(request, resolver)
         self._check_clip_skip(request)
         guidance = request.guidance or (1.0 if fast else base.guidance)
         rescale = base.rescale if request.rescale is None else request.rescale
@@ -167,7 +167,7 @@ class Generator:
         scheduler, restarts = _scheduler_of(request, fast)
         check_scheduler(base.scheduler_config, scheduler, request.denoising_steps)
         sampling = SamplingConfig(request.denoising_steps, guidance, rescale, strength, scheduler, restarts)
-        size = source.picture.size if source else request.pixels or (base.resolution,) * 2
+        size = source.image.size if source else request.width_height or (base.resolution,) * 2
         return _GenerationPlan(request, sampling, size, source, fast)
 
     def _check_clip_skip(self, request: GenerateRequest) -> None:
@@ -179,20 +179,20 @@ class Generator:
                 f"Its text encoder has {self.base.encoders['clip_l'].layers} layers; 1 skips none.",
             )
 
-    def _fast_lora(self, request: GenerateRequest, reader: PromptResolver) -> Concept | None:
+    def _fast_lora(self, request: GenerateRequest, resolver: PromptResolver) -> Concept | None:
         if request.fast is None:
             return None
-        concept = reader.concept(Mention(Token.parse(request.fast)))
+        concept = resolver.concept(Mention(Token.parse(request.fast)))
         check_makes_few_steps_enough(concept)
         return concept
 
-    def _jobs(self, request: GenerateRequest, reader: PromptResolver, work: _GenerationPlan) -> Iterator[_ImageJob]:
+    def _jobs(self, request: GenerateRequest, resolver: PromptResolver, plan: _GenerationPlan) -> Iterator[_ImageJob]:
         resolved: dict[str, ResolvedPrompt] = {}
-        fast = LoraWeight(work.fast.identity, 1.0) if work.fast else None
+        fast = LoraWeight(plan.fast_concept.identity, 1.0) if plan.fast_concept else None
 
         def read(text: str) -> ResolvedPrompt:
             if text not in resolved:
-                resolved[text] = reader.read(text)
+                resolved[text] = resolver.resolve(text)
             return resolved[text]
 
         for i, prompt in enumerate(prompts_of(request, self._wildcards)):
@@ -200,69 +200,75 @@ class Generator:
             near_seed = (request.near_seed + i % request.n) % SEEDS
             negative = sample_prompt(request.negative, seed, self._wildcards)
             pair = PromptPair(read(prompt), read(negative), fast)
-            batch_key = pair.loras_by_step(work.sampling.steps), num_chunks(self.base, reader, pair)
+            batch_key = pair.loras_by_step(plan.sampling.steps), num_chunks(self.base, resolver, pair)
             yield _ImageJob(pair, seed, near_seed, request.prompt if prompt != request.prompt else "", batch_key)
 
     def _generate_batch(
         self,
-        work: _GenerationPlan,
-        reader: PromptResolver,
+        plan: _GenerationPlan,
+        resolver: PromptResolver,
         jobs: Sequence[_ImageJob],
         advance: Callable[[int], None],
         preview: Callable[[list[Image.Image]], None] | None,
     ) -> list[Image.Image]:
         base = self.base
-        with base.quiet(), base.adapters.filled(()):
-            start = work.source.start(base) if work.source else None
-            noise = torch.stack([self._initial_noise(work, job, work.size) for job in jobs]).to(base.device)
-            on_prediction = Previews(base, preview).look if preview else None
+        with base.exclusive(), base.adapters.active(()):
+            start = plan.init_image.latents(base) if plan.init_image else None
+            noise = torch.stack([self._initial_noise(plan, job, plan.size) for job in jobs]).to(base.device)
+            on_prediction = Previews(base, preview).update if preview else None
             images = self._run_pass(
-                work.sampling, reader, jobs, noise, advance, start, work.request.clip_skip, on_prediction
+                plan.sampling, resolver, jobs, noise, advance, start, plan.request.clip_skip, on_prediction
             )
-            if work.source:
-                return [work.source.composite(image) for image in images]
-            if work.passes == 1:
+            if plan.init_image:
+                return [plan.init_image.composite(image) for image in images]
+            if plan.passes == 1:
                 return images
-            enlarged = [upscale(image, work.request.enlarge) for image in images]
+            enlarged = [upscale(image, plan.request.enlarge) for image in images]
             start = InitLatents(torch.cat([encode_image(base, image) for image in enlarged]))
-            noise = torch.stack([self._initial_noise(work, job, enlarged[0].size) for job in jobs]).to(base.device)
-            done = work.sampling.predictions
+            noise = torch.stack([self._initial_noise(plan, job, enlarged[0].size) for job in jobs]).to(base.device)
+            done = plan.sampling.predictions
             return self._run_pass(
-                work.second, reader, jobs, noise, lambda step: advance(done + step), start, work.request.clip_skip
+                plan.second_pass,
+                resolver,
+                jobs,
+                noise,
+                lambda step: advance(done + step),
+                start,
+                plan.request.clip_skip,
             )
 
     def _run_pass(
         self,
         sampling: SamplingConfig,
-        reader: PromptResolver,
+        resolver: PromptResolver,
         jobs: Sequence[_ImageJob],
         noise: Tensor,
         advance: Callable[[int], None],
         start: InitLatents | None,
         clip_skip: int,
-        look: OnPrediction | None = None,
+        on_prediction: OnPrediction | None = None,
     ) -> list[Image.Image]:
         base = self.base
         height, width = (side * base.vae_scale_factor for side in noise.shape[2:])
         pairs = [job.prompts for job in jobs]
         conditioner = StepConditioner(
-            base, reader, self._embeds_cache, pairs, SizeConditioning.whole(height, width), clip_skip
+            base, resolver, self._embeds_cache, pairs, SizeConditioning.full(height, width), clip_skip
         )
         seeds = tuple(job.seed for job in jobs)
-        latents = denoise(base, conditioner, noise, sampling, advance, start, seeds, look)
+        latents = denoise(base, conditioner, noise, sampling, advance, start, seeds, on_prediction)
         # One at a time: an image must not depend on the others in its batch, nor the memory on their number.
         return [Image.fromarray(base.decode(latent[None])[0]) for latent in latents]
 
-    def _initial_noise(self, work: _GenerationPlan, job: _ImageJob, size: tuple[int, int]) -> Tensor:
+    def _initial_noise(self, plan: _GenerationPlan, job: _ImageJob, size: tuple[int, int]) -> Tensor:
         shape = self.base.latent_shape(*size)
-        noise, near = noise_from_seed(job.seed, shape), work.request.near
+        noise, near = noise_from_seed(job.seed, shape), plan.request.near
         return noise if near is None else slerp(noise, noise_from_seed(job.near_seed, shape), near)
 
-    def _recipe(self, work: _GenerationPlan, job: _ImageJob, hidden: bool, batch: tuple[int, int]) -> Recipe:
-        request, base, sampling = work.request, self.base, work.sampling
-        used = job.prompts.negative.used() | job.prompts.prompt.used()
-        if work.fast:
-            used[str(work.fast.token)] = work.fast, 1.0
+    def _recipe(self, plan: _GenerationPlan, job: _ImageJob, hidden: bool, batch: tuple[int, int]) -> Recipe:
+        request, base, sampling = plan.request, self.base, plan.sampling
+        used = job.prompts.negative.strongest_uses() | job.prompts.prompt.strongest_uses()
+        if plan.fast_concept:
+            used[str(plan.fast_concept.token)] = plan.fast_concept, 1.0
         active = {lora.identity for loras in job.prompts.loras_by_step(sampling.steps) for lora in loras}
         return Recipe(
             sdpersonal=__version__,
@@ -275,12 +281,12 @@ class Generator:
             steps=sampling.steps,
             guidance=sampling.guidance,
             rescale=sampling.rescale,
-            size="{}x{}".format(*work.size),
+            size="{}x{}".format(*plan.size),
             enlarge=request.enlarge,
             change=request.change,
-            start=work.source.image_sha256 if work.source else "",
-            mask=work.source.mask_sha256 if work.source else "",
-            sampler=type(base.sampler(sampling.scheduler)).__name__.removesuffix("Scheduler"),
+            start=plan.init_image.image_sha256 if plan.init_image else "",
+            mask=plan.init_image.mask_sha256 if plan.init_image else "",
+            sampler=type(base.make_scheduler(sampling.scheduler)).__name__.removesuffix("Scheduler"),
             fast=request.fast or "",
             scheduler=request.scheduler or "",
             clip_skip=request.clip_skip,

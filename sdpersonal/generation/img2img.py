@@ -33,13 +33,13 @@ _FEATHER = 4  # pixels over which a generated region blends into the init image
 class InitImage:
     """An init image in its final size, and a mask of the same size, white where to generate anew."""
 
-    picture: Image.Image
+    image: Image.Image
     mask: Image.Image | None
     image_sha256: str
     mask_sha256: str
 
-    def start(self, base: StableDiffusion) -> InitLatents:
-        return InitLatents(encode_image(base, self.picture), self._latent_mask(base))
+    def latents(self, base: StableDiffusion) -> InitLatents:
+        return InitLatents(encode_image(base, self.image), self._latent_mask(base))
 
     def _latent_mask(self, base: StableDiffusion) -> torch.Tensor | None:
         if self.mask is None:
@@ -54,7 +54,7 @@ class InitImage:
             return drawn
         # The mask is softened inside its edge only: outside, the init image stays unchanged to the bit.
         soft = ImageChops.darker(self.mask.filter(ImageFilter.GaussianBlur(_FEATHER)), self.mask)
-        return Image.composite(drawn, self.picture, soft)
+        return Image.composite(drawn, self.image, soft)
 
 
 def load_init_image(request: GenerateRequest, base: StableDiffusion) -> InitImage | None:
@@ -62,7 +62,7 @@ def load_init_image(request: GenerateRequest, base: StableDiffusion) -> InitImag
     if request.start is None:
         return None
     image = open_image(request.start)
-    size = request.pixels or native_size(image.size, base)
+    size = request.width_height or native_size(image.size, base)
     mask = open_mask(request.mask) if request.mask else None
     return InitImage(
         center_crop(image, size),
@@ -124,24 +124,24 @@ def native_size(size: tuple[int, int], base: StableDiffusion) -> tuple[int, int]
     return tuple(min(2048, max(64, round(side * scale / 8) * 8)) for side in size)
 
 
-def center_crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def center_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Crop the middle of an image and resize it to `size`, RGB."""
-    scale = max(size[0] / picture.width, size[1] / picture.height)
+    scale = max(size[0] / image.width, size[1] / image.height)
     width, height = size[0] / scale, size[1] / scale
-    left, top = (picture.width - width) / 2, (picture.height - height) / 2
-    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
+    left, top = (image.width - width) / 2, (image.height - height) / 2
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
 
 
-def encode_image(base: StableDiffusion, picture: Image.Image) -> torch.Tensor:
+def encode_image(base: StableDiffusion, image: Image.Image) -> torch.Tensor:
     """Encode an image to latents (1, C, h, w): the posterior's mean, so that the result is deterministic."""
-    return base.encode(np.array(picture.convert("RGB"))[None]).mean
+    return base.encode(np.array(image.convert("RGB"))[None]).mean
 
 
-def upscale(picture: Image.Image, times: float) -> Image.Image:
+def upscale(image: Image.Image, scale: float) -> Image.Image:
     """Enlarge an image by a factor, to multiples of 8."""
-    return picture.resize(upscaled_size(picture.size, times), Image.Resampling.LANCZOS)
+    return image.resize(upscaled_size(image.size, scale), Image.Resampling.LANCZOS)
 
 
-def upscaled_size(size: tuple[int, int], times: float) -> tuple[int, int]:
+def upscaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     """Return the size of the result of `upscale`."""
-    return tuple(round(side * times / 8) * 8 for side in size)
+    return tuple(round(side * scale / 8) * 8 for side in size)

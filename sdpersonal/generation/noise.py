@@ -18,10 +18,10 @@ def noise_from_seed(seed: int, shape: tuple[int, int, int]) -> Tensor:
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
-def slerp(one: Tensor, other: Tensor, share: float) -> Tensor:
+def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     """Interpolate two noises spherically (slerp; Shoemake 1985), which keeps their norm; a linear mean would not."""
-    cosine = torch.dot(one.flatten(), other.flatten()) / (one.norm() * other.norm())
+    cosine = torch.dot(a.flatten(), b.flatten()) / (a.norm() * b.norm())
     angle = torch.acos(cosine.clamp(-1, 1))
     if angle < 1e-4:
-        return one + share * (other - one)
-    return (torch.sin((1 - share) * angle) * one + torch.sin(share * angle) * other) / torch.sin(angle)
+        return a + t * (b - a)
+    return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)

@@ -25,6 +25,6 @@ class GeneratedImage:
         """Whether the base's safety checker flagged it: the image is plain grey."""
         return self.recipe.hidden
 
-    def png(self, private: bool = False) -> bytes:
+    def to_png(self, private: bool = False) -> bytes:
         """Return the image as a PNG file, with its recipe or, if `private`, with pixels only."""
         return png_with_recipe(self.image, None if private else self.recipe)

@@ -27,7 +27,7 @@ class Previews:
         self._base, self._show = base, show
         self._started_at, self._seconds_spent, self._last_seconds = time.monotonic(), 0.0, 0.0
 
-    def look(self, guess: Callable[[], Tensor]) -> None:
+    def update(self, guess: Callable[[], Tensor]) -> None:
         """Show the prediction of a step, but only if the time share allows a preview as slow as the last."""
         started = time.monotonic()
         if started - self._started_at < max(_FIRST_AFTER, (self._seconds_spent + self._last_seconds) / _TIME_SHARE):

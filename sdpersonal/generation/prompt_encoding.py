@@ -21,14 +21,14 @@ class PromptPair:
     negative: ResolvedPrompt
     fast: LoraWeight | None = None
 
-    def mix(self, moment: float) -> tuple[LoraWeight, ...]:
+    def loras_at(self, progress: float) -> tuple[LoraWeight, ...]:
         # A LoRA acts on both halves of the guidance, so one that is only in the negative prompt must not be loaded.
-        mix = self.prompt.mix(moment)
+        mix = self.prompt.loras_at(progress)
         return (*mix, self.fast) if self.fast else mix
 
     def loras_by_step(self, steps: int) -> tuple[tuple[LoraWeight, ...], ...]:
         """Return the active LoRAs of every step."""
-        return tuple(self.mix(sampling_progress(i, steps)) for i in range(steps))
+        return tuple(self.loras_at(sampling_progress(i, steps)) for i in range(steps))
 
 
 class PromptEmbedsCache:
@@ -38,13 +38,20 @@ class PromptEmbedsCache:
         self._base = base
         self._cache: OrderedDict[tuple[StepSegments, tuple[LoraWeight, ...], int, int], Conditioning] = OrderedDict()
 
-    def read(
-        self, reader: PromptResolver, script: StepSegments, mix: tuple[LoraWeight, ...], chunks: int, clip_skip: int
+    def encode(
+        self,
+        resolver: PromptResolver,
+        segments: StepSegments,
+        loras: tuple[LoraWeight, ...],
+        chunks: int,
+        clip_skip: int,
     ) -> Conditioning:
         """Encode one prompt, `chunks` contexts long. The LoRA adapters must hold the mix."""
-        key = script, mix, chunks, clip_skip
+        key = segments, loras, chunks, clip_skip
         if key not in self._cache:
-            self._cache[key] = self._base.read(reader.segments(script), chunks=chunks, clip_skip=clip_skip)
+            self._cache[key] = self._base.encode_prompt(
+                resolver.segments(segments), min_chunks=chunks, clip_skip=clip_skip
+            )
             while len(self._cache) > _CACHE_SIZE:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
@@ -61,29 +68,29 @@ class StepConditioner:
     def __init__(
         self,
         base: StableDiffusion,
-        reader: PromptResolver,
+        resolver: PromptResolver,
         conditions: PromptEmbedsCache,
         pairs: Sequence[PromptPair],
         framing: SizeConditioning,
         clip_skip: int = 1,
     ):
         self._clip_skip = clip_skip
-        self._base, self._reader, self._embeds_cache, self._prompts = base, reader, conditions, pairs
+        self._base, self._reader, self._embeds_cache, self._prompts = base, resolver, conditions, pairs
         self._framings = [framing] * (2 * len(pairs))
-        self._chunks = num_chunks(base, reader, pairs[0])
+        self._chunks = num_chunks(base, resolver, pairs[0])
         self._key: tuple | None = None
         self._mix: tuple[LoraWeight, ...] | None = None
         self._now: Conditioning | None = None
 
-    def __call__(self, moment: float) -> Conditioning:
-        mix = self._prompts[0].mix(moment)
-        negatives = tuple(pair.negative.script(moment) for pair in self._prompts)
-        prompts = tuple(pair.prompt.script(moment) for pair in self._prompts)
+    def __call__(self, progress: float) -> Conditioning:
+        mix = self._prompts[0].loras_at(progress)
+        negatives = tuple(pair.negative.at(progress) for pair in self._prompts)
+        prompts = tuple(pair.prompt.at(progress) for pair in self._prompts)
         if (mix, negatives, prompts) != self._key:
             if mix != self._mix:
-                self._base.adapters.fill(self._reader.loras(mix))
+                self._base.adapters.set(self._reader.loras(mix))
             conditionings = [
-                self._embeds_cache.read(self._reader, script, mix, self._chunks, self._clip_skip)
+                self._embeds_cache.encode(self._reader, script, mix, self._chunks, self._clip_skip)
                 for script in negatives + prompts
             ]
             self._now = self._base.with_size_conditioning(Conditioning.cat(conditionings), self._framings)
@@ -91,6 +98,6 @@ class StepConditioner:
         return self._now
 
 
-def num_chunks(base: StableDiffusion, reader: PromptResolver, pair: PromptPair) -> int:
+def num_chunks(base: StableDiffusion, resolver: PromptResolver, prompts: PromptPair) -> int:
     """Return how many contexts an image's prompts take: the shorter prompt is padded to the longer."""
-    return max(base.chunks(reader.segments(prompt.script(0.0))) for prompt in (pair.prompt, pair.negative))
+    return max(base.num_chunks(resolver.segments(prompt.at(0.0))) for prompt in (prompts.prompt, prompts.negative))

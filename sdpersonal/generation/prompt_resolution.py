@@ -56,24 +56,24 @@ class ResolvedPrompt:
     prompt: Prompt
     concepts: Mapping[Token, Concept]
 
-    def script(self, moment: float) -> StepSegments:
+    def at(self, progress: float) -> StepSegments:
         """Return the prompt as it is at a step. moment: progress of the sampling, 0 (noise) to 1 (image)."""
         return tuple(
-            self._said(piece, moment) if isinstance(piece, ConceptRef) else piece for piece in self.prompt.pieces
+            self._segment(piece, progress) if isinstance(piece, ConceptRef) else piece for piece in self.prompt.pieces
         )
 
-    def _said(self, word: ConceptRef, moment: float) -> ConceptSegment:
-        is_active = is_active_at(word, moment)
+    def _segment(self, word: ConceptRef, progress: float) -> ConceptSegment:
+        is_active = is_active_at(word, progress)
         lora_weights = (
             LoraWeight(self.concepts[part.token].identity, part.strength if is_active else 0.0) for part in word.parts
         )
         return ConceptSegment(tuple(lora_weights), word.weight)
 
-    def mix(self, moment: float) -> tuple[LoraWeight, ...]:
+    def loras_at(self, progress: float) -> tuple[LoraWeight, ...]:
         """Return the active LoRAs; one that is mentioned repeatedly has its strength farthest from 0."""
         strengths: dict[str, float] = {}
         for word in self.words:
-            for part in word.parts if is_active_at(word, moment) else ():
+            for part in word.parts if is_active_at(word, progress) else ():
                 concept = self.concepts[part.token]
                 if concept.lora and part.strength:
                     strengths[concept.identity] = _farther(strengths.get(concept.identity, 0.0), part.strength)
@@ -87,7 +87,7 @@ class ResolvedPrompt:
     def windows(self) -> frozenset[tuple[float, float]]:
         return frozenset((word.start, word.end) for word in self.words)
 
-    def used(self) -> dict[str, tuple[Concept, float]]:
+    def strongest_uses(self) -> dict[str, tuple[Concept, float]]:
         """Return the concepts by full token, with the strength farthest from 0 that they are mentioned with."""
         used_concepts: dict[str, tuple[Concept, float]] = {}
         for mention in self.prompt.mentions:
@@ -102,8 +102,8 @@ def _farther(one: float, other: float) -> float:
     return max(one, other, key=lambda strength: (abs(strength), strength))
 
 
-def is_active_at(word: ConceptRef, moment: float) -> bool:
-    return word.start <= moment < word.end
+def is_active_at(word: ConceptRef, progress: float) -> bool:
+    return word.start <= progress < word.end
 
 
 class PromptResolver:
@@ -113,7 +113,7 @@ class PromptResolver:
         self._base, self._concepts = base, concepts
         self._concepts_by_identity: dict[str, Concept] = {}
 
-    def read(self, text: str) -> ResolvedPrompt:
+    def resolve(self, text: str) -> ResolvedPrompt:
         """Parse a prompt and look up its concepts. Raises UserError for an unknown concept or one of another base."""
         prompt = parse(text)
         return ResolvedPrompt(prompt, {mention.token: self.concept(mention) for mention in prompt.mentions})

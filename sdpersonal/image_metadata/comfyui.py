@@ -111,33 +111,35 @@ def comfyui(graph: Graph, text: str, picture_size: tuple[int, int] | None = None
     return parameters, positive.sure and negative.sure
 
 
-def _numbers(walk: _Walk, sampler: Node, positive: _Prompt, said: Parameters) -> None:
+def _numbers(walk: _Walk, sampler: Node, positive: _Prompt, parameters: Parameters) -> None:
     values = {
         "seed": walk.number(sampler, "seed", "noise_seed"),
         "steps": walk.number(sampler, "steps"),
         "guidance": walk.number(sampler, "cfg", "cfg_scale", "guidance"),
         "clip_skip": positive.clip_skip,
     }
-    said.values |= {name: value for name, value in values.items() if value is not None}
-    said.sampler = walk.word(sampler, "sampler_name", "sampler")
-    said.schedule = walk.word(sampler, "scheduler", "schedule", "scheduler_name") or walk.schedule_node(sampler) or None
+    parameters.values |= {name: value for name, value in values.items() if value is not None}
+    parameters.sampler = walk.word(sampler, "sampler_name", "sampler")
+    parameters.schedule = (
+        walk.word(sampler, "scheduler", "schedule", "scheduler_name") or walk.schedule_node(sampler) or None
+    )
 
 
-def _passes(walk: _Walk, way: _Way, said: Parameters) -> None:
+def _passes(walk: _Walk, way: _Way, parameters: Parameters) -> None:
     """Set size, hires scale, denoising strength, and whether it began from another image."""
     first, last = way.samplers[-1], way.samplers[0]
     first_size, last_size, final_size = walk.sizes(way)
     start = way.path[-1]
     if first_size:
-        said.values["size"] = f"{first_size[0]}x{first_size[1]}"
+        parameters.values["size"] = f"{first_size[0]}x{first_size[1]}"
     from_image = "image" in start.inputs and not isinstance(start.inputs["image"], Link)
     from_image = from_image or bool(re.search(r"load.*image|image.*load|LoadImage", start.type))
     change = walk.change(first)
     if from_image:
-        said.img2img = True
-        said.values.pop("size", None)  # it is the init image's
+        parameters.img2img = True
+        parameters.values.pop("size", None)  # it is the init image's
         if change:
-            said.values["change"] = change
+            parameters.values["change"] = change
     if last is not first and walk.adds_noise(last):
         if (
             first_size
@@ -147,21 +149,25 @@ def _passes(walk: _Walk, way: _Way, said: Parameters) -> None:
         ):
             scale = round(last_size[0] / first_size[0], 3)
             if scale > 1:
-                said.values |= {"enlarge": scale, "change": walk.change(last) or 0.6}
-        if "enlarge" not in said.values:
-            said.notes.append(f"It was drawn in {len(way.samplers)} passes, of which the first is taken.")
+                parameters.values |= {"enlarge": scale, "change": walk.change(last) or 0.6}
+        if "enlarge" not in parameters.values:
+            parameters.notes.append(f"It was drawn in {len(way.samplers)} passes, of which the first is taken.")
     elif last is not first:
-        said.notes.append("Its last steps were drawn by another sampler, often a refiner's, which is left out.")
+        parameters.notes.append("Its last steps were drawn by another sampler, often a refiner's, which is left out.")
     if last_size and final_size and final_size != last_size:
-        said.notes.append(f"It was enlarged to {final_size[0]}x{final_size[1]} afterwards, which is not done here.")
+        parameters.notes.append(
+            f"It was enlarged to {final_size[0]}x{final_size[1]} afterwards, which is not done here."
+        )
     batch = next((walk.number(node, "batch_size") for node in way.path if "batch_size" in node.inputs), None)
     if isinstance(batch, int | float) and batch > 1:
-        said.notes.append(f"It is one of {batch:g} pictures of one seed; the first of them begins from this noise.")
+        parameters.notes.append(
+            f"It is one of {batch:g} pictures of one seed; the first of them begins from this noise."
+        )
     detailers = [
         node.type for node in way.path if node not in way.samplers and {"seed", "positive"} <= node.inputs.keys()
     ]
     if detailers:
-        said.notes.append(
+        parameters.notes.append(
             f"Parts of it were drawn again ({printable(', '.join(detailers), 60)}), which is not done here."
         )
 
@@ -353,7 +359,7 @@ class _Walk:
                 return Link(node.id, 0), side
         return None
 
-    def _embeds_cache(self, link: Link, side: str, found: _Prompt, seen: set[tuple[str, str]]) -> None:
+    def _embeds_cache(self, link: Link, side: str, prompt_parts: _Prompt, seen: set[tuple[str, str]]) -> None:
         node = self.graph.get(link.node)
         if node is None or (node.id, side) in seen or len(seen) > _STEPS // 10:
             return
@@ -361,9 +367,11 @@ class _Walk:
         if node.type == "ConditioningZeroOut":
             return
         if "SetArea" in node.type or "SetMask" in node.type:
-            found.notes.append("Some of its words were for a part of the picture only; here they are for all of it.")
+            prompt_parts.notes.append(
+                "Some of its words were for a part of the picture only; here they are for all of it."
+            )
         if "control_net" in node.inputs:
-            found.notes.append("A ControlNet guided it, which is not here.")
+            prompt_parts.notes.append("A ControlNet guided it, which is not here.")
         if isinstance(node.inputs.get("positive"), Link) and isinstance(node.inputs.get("negative"), Link):
             side = (
                 "negative" if link.slot == 1 else "positive"
@@ -371,34 +379,34 @@ class _Walk:
         onward = [value for name, value in node.links() if name in (side, *_CONDITIONS) and not self._gives_text(value)]
         if onward and "clip" not in node.inputs:
             for next_link in onward:
-                self._embeds_cache(next_link, side, found, seen)
+                self._embeds_cache(next_link, side, prompt_parts, seen)
             return
-        texts = self._texts(node, side, found)
+        texts = self._texts(node, side, prompt_parts)
         if not texts:  # an unknown node with a single input
             links = [value for _, value in node.links()]
             if len(links) == 1:
-                self._embeds_cache(links[0], side, found, seen)
+                self._embeds_cache(links[0], side, prompt_parts, seen)
             return
-        found.texts += texts
-        found.clip_skip = found.clip_skip or self._clip_skip(node)
+        prompt_parts.texts += texts
+        prompt_parts.clip_skip = prompt_parts.clip_skip or self._clip_skip(node)
 
     def _gives_text(self, link: Link) -> bool:
         node = self.graph.get(link.node)
         return node is not None and "clip" not in node.inputs and bool(self._own_text(node))
 
-    def _texts(self, node: Node, side: str, found: _Prompt) -> list[str]:
+    def _texts(self, node: Node, side: str, prompt_parts: _Prompt) -> list[str]:
         """Return the texts of a text encoder: its own values or those behind links."""
         sides = (side, f"text_{side}", f"{side}_prompt", f"{side}_text", f"{side}_g", f"text_{side}_g")
         names = [*sides, *_TEXTS] if any(name in node.inputs for name in sides) else list(_TEXTS)
         values = [(name, node.inputs[name]) for name in names if name in node.inputs]
         if any(name in sides for name, _ in values):
             values = [(name, value) for name, value in values if name in sides]
-        texts = [self._string(value, side, found, set()) for _, value in values]
+        texts = [self._string(value, side, prompt_parts, set()) for _, value in values]
         if not any(texts) and isinstance(styler := node.inputs.get("style"), str):
-            found.notes.append(f"It has the style {printable(styler, 40)} of a node.")
+            prompt_parts.notes.append(f"It has the style {printable(styler, 40)} of a node.")
         return [text for text in texts if text]
 
-    def _string(self, value: Any, side: str, found: _Prompt, seen: set[str]) -> str:
+    def _string(self, value: Any, side: str, prompt_parts: _Prompt, seen: set[str]) -> str:
         """Return a text, following nodes that hold, show, or join texts."""
         if isinstance(value, str):
             return value
@@ -407,20 +415,20 @@ class _Walk:
             return ""
         seen.add(node.id)
         if _WILD.search(node.type):
-            found.sure = False
+            prompt_parts.sure = False
         if _JOINS.search(node.type):
             separator = node.inputs.get("delimiter", node.inputs.get("separator", ""))
             separator = separator.replace("\\n", "\n") if isinstance(separator, str) else ""
             names = [name for name in node.inputs if _STRINGS.match(name)]
-            parts = [self._string(node.inputs[name], side, found, seen) for name in names]
+            parts = [self._string(node.inputs[name], side, prompt_parts, seen) for name in names]
             return (separator or " ").join(part for part in parts if part)[:100_000]
         if (branch := self._branch(node)) is not None:
-            return self._string(branch, side, found, seen)
+            return self._string(branch, side, prompt_parts, seen)
         text = self._own_text(node, side)
         if isinstance(text, str):
             return text
         links = [text] if isinstance(text, Link) else [link for _, link in node.links()][:1]
-        return self._string(links[0], side, found, seen) if links else ""
+        return self._string(links[0], side, prompt_parts, seen) if links else ""
 
     def _branch(self, node: Node) -> Any:
         """Return the input that ComfyUI's own switch passes on, or None for any other node."""

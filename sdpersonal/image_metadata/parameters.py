@@ -79,11 +79,11 @@ class Parameters:
     img2img: bool | None = False
 
 
-def foreign_of(said: Parameters) -> Foreign:
+def foreign_of(parameters: Parameters) -> Foreign:
     """Return the fields that pass the checks of a request, and notes on the rest."""
-    words, networks = translated(said.prompt, said.syntax)
-    negative, in_negative = translated(said.negative, said.syntax)
-    networks = _distinct([*networks, *in_negative, *said.networks])
+    words, networks = translated(parameters.prompt, parameters.syntax)
+    negative, in_negative = translated(parameters.negative, parameters.syntax)
+    networks = _distinct([*networks, *in_negative, *parameters.networks])
     notes = [f"Not loaded: {network}." for network in networks[:MOST_NOTES]]
     fields: dict[str, Any] = {}
     refusal = _refusal(words, bool(networks))
@@ -91,19 +91,21 @@ def foreign_of(said: Parameters) -> Foreign:
         notes.append(f"Its prompt cannot be used as it is. {' '.join(str(refusal).split())}")
     else:
         fields["prompt"] = words
-    for name, value in {"negative": negative, **said.values}.items():
+    for name, value in {"negative": negative, **parameters.values}.items():
         try:
             GenerateRequest(**({"prompt": ""} | {name: value}))
         except UserError as error:
             notes.append(f"Left out: {error.message}")
         else:
             fields[name] = value
-    if fields.get("enlarge", 1.0) == 1.0 and said.img2img is False:
+    if fields.get("enlarge", 1.0) == 1.0 and parameters.img2img is False:
         fields.pop("change", None)
     if "near" not in fields:
         fields.pop("near_seed", None)
-    notes += _model(said) + _scheduler(said, fields) + said.notes + _beginning(said, fields)
-    return Foreign(fields, tuple(dict.fromkeys(notes)), said.text, said.program, tuple(networks), words, refusal)
+    notes += _model(parameters) + _scheduler(parameters, fields) + parameters.notes + _beginning(parameters, fields)
+    return Foreign(
+        fields, tuple(dict.fromkeys(notes)), parameters.text, parameters.program, tuple(networks), words, refusal
+    )
 
 
 def number(value: object) -> int | float | str | None:
@@ -164,17 +166,18 @@ def _refusal(words: str, networks: bool) -> UserError | None:
     return None
 
 
-def _scheduler(said: Parameters, fields: dict[str, Any]) -> list[str]:
-    if not said.sampler:
+def _scheduler(parameters: Parameters, fields: dict[str, Any]) -> list[str]:
+    if not parameters.sampler:
         return []
-    label = (
-        f"{printable(said.sampler, 40)}{f' with the schedule {printable(said.schedule, 30)}' if said.schedule else ''}"
-    )
-    scheduler = find(said.sampler, said.schedule, said.naming)
-    if scheduler is None and (match := re.fullmatch(r"[^-]+ - (.+)", said.sampler)):  # Krita's: "Default - DPM++ 2M"
-        scheduler = find(match[1], said.schedule, said.naming)
+    schedule = f" with the schedule {printable(parameters.schedule, 30)}" if parameters.schedule else ""
+    label = f"{printable(parameters.sampler, 40)}{schedule}"
+    scheduler = find(parameters.sampler, parameters.schedule, parameters.naming)
+    if scheduler is None and (
+        match := re.fullmatch(r"[^-]+ - (.+)", parameters.sampler)
+    ):  # Krita's: "Default - DPM++ 2M"
+        scheduler = find(match[1], parameters.schedule, parameters.naming)
     if scheduler is None:
-        reason = no_counterpart(said.sampler)
+        reason = no_counterpart(parameters.sampler)
         return [f"It was drawn by the sampler {label}, which is not here{f': {reason}' if reason else ''}."]
     try:
         fields["scheduler"] = GenerateRequest(prompt="", scheduler=scheduler.name).scheduler
@@ -183,14 +186,14 @@ def _scheduler(said: Parameters, fields: dict[str, Any]) -> list[str]:
     return [f"Its sampler {label} is not the same here: {scheduler.near}."] if scheduler.near else []
 
 
-def _model(said: Parameters) -> list[str]:
-    return [f"It was drawn with the model {printable(said.model, 60)}."] if said.model else []
+def _model(parameters: Parameters) -> list[str]:
+    return [f"It was drawn with the model {printable(parameters.model, 60)}."] if parameters.model else []
 
 
-def _beginning(said: Parameters, fields: dict[str, Any]) -> list[str]:
-    if said.img2img:
+def _beginning(parameters: Parameters, fields: dict[str, Any]) -> list[str]:
+    if parameters.img2img:
         return ["It began from another picture: give that with --start."]
-    if said.img2img is None and "change" in fields:
+    if parameters.img2img is None and "change" in fields:
         return [
             f"It says a denoising strength of {fields['change']:g}: if it is an image-to-image one, "
             "give its start with --start."

@@ -160,17 +160,17 @@ def _invokeai(values: dict[str, Any], text: str) -> Parameters:
     return parameters
 
 
-def _invokeai_second_pass(values: Mapping[str, Any], said: Parameters) -> None:
+def _invokeai_second_pass(values: Mapping[str, Any], parameters: Parameters) -> None:
     if not values.get("hrf_enabled"):
         return
     first = size_of(values.get("hrf_width"), values.get("hrf_height"))
-    size, strength = said.values.get("size"), number(values.get("hrf_strength"))
+    size, strength = parameters.values.get("size"), number(values.get("hrf_strength"))
     if first and size:
-        said.values |= {"size": first, "enlarge": round(int(size.split("x")[0]) / int(first.split("x")[0]), 3)}
+        parameters.values |= {"size": first, "enlarge": round(int(size.split("x")[0]) / int(first.split("x")[0]), 3)}
         if strength is not None:
-            said.values["change"] = strength
+            parameters.values["change"] = strength
     else:
-        said.notes.append("It was drawn in a second, larger pass, of which only the size at the end is known.")
+        parameters.notes.append("It was drawn in a second, larger pass, of which only the size at the end is known.")
 
 
 def _sd_metadata(values: dict[str, Any], text: str) -> Parameters:
@@ -277,16 +277,16 @@ def _novelai(values: dict[str, Any], text: str, description: str) -> Parameters:
     return parameters
 
 
-def _captions(prompt: Any, said: Parameters | None) -> str:
+def _captions(prompt: Any, parameters: Parameters | None) -> str:
     """Join a prompt of version 4: the base caption and the caption of each character."""
     caption = prompt.get("caption") if isinstance(prompt, dict) else None
     if not isinstance(caption, dict) or not isinstance(caption.get("base_caption"), str):
         return ""
     characters = [entry.get("char_caption") for entry in _entries(caption.get("char_captions"))]
     characters = [words.strip(" ,") for words in characters if isinstance(words, str) and words.strip(" ,")]
-    if characters and said:
+    if characters and parameters:
         subject = "Its character" if len(characters) == 1 else f"Each of its {len(characters)} characters"
-        said.notes.append(f"{subject} had a prompt of its own; here they are one prompt.")
+        parameters.notes.append(f"{subject} had a prompt of its own; here they are one prompt.")
     return ", ".join([caption["base_caption"].strip(" ,"), *characters])
 
 

@@ -183,51 +183,51 @@ def _pair(text: str | None) -> tuple[str, str] | None:
     return (match[1], match[2]) if match else None
 
 
-def _first_size(facts: Mapping[str, str], said: Parameters) -> None:
+def _first_size(facts: Mapping[str, str], parameters: Parameters) -> None:
     if (text := facts.get("size")) is not None:
         pair = _pair(text)
-        said.values["size"] = (size_of(*pair) if pair else None) or text
+        parameters.values["size"] = (size_of(*pair) if pair else None) or text
     elif size := size_of(facts.get("size-1"), facts.get("size-2")):
-        said.values["size"] = size
+        parameters.values["size"] = size
 
 
-def _second_pass(facts: Mapping[str, str], said: Parameters) -> None:
+def _second_pass(facts: Mapping[str, str], parameters: Parameters) -> None:
     """Set `enlarge` from a factor, a target size, or the size of the first pass that images of 2022 have."""
     factor = number(facts.get("hires upscale", facts.get("hires scale")))
     if factor is not None and factor != 0:
-        said.values["enlarge"] = factor
+        parameters.values["enlarge"] = factor
         return
-    size = said.values.get("size")
+    size = parameters.values.get("size")
     if not _pair(size if isinstance(size, str) else None):
         return
     resized = _pair(facts.get("hires resize")) or _pair(facts.get("hires size"))
     resized = resized or (facts.get("hires resize-1"), facts.get("hires resize-2"))
     first = _pair(facts.get("first pass size")) or (facts.get("first pass size-1"), facts.get("first pass size-2"))
     if (first_size := size_of(*first)) and (scale := enlarged(first_size, _pair(size))):
-        said.values |= {"size": first_size, "enlarge": scale}
+        parameters.values |= {"size": first_size, "enlarge": scale}
     elif scale := enlarged(size, resized):
-        said.values["enlarge"] = scale
+        parameters.values["enlarge"] = scale
     elif any(number(side) for side in (*resized, *first)) or facts.get("first pass size") == "0x0":
         size_text = facts.get("hires resize") or facts.get("first pass size") or "another size"
-        said.notes.append(f"Its second pass changed its shape ({printable(size_text, 20)}), which is left out.")
-    if said.values.get("enlarge") == 1.0:  # both passes have the same size
-        del said.values["enlarge"]
+        parameters.notes.append(f"Its second pass changed its shape ({printable(size_text, 20)}), which is left out.")
+    if parameters.values.get("enlarge") == 1.0:  # both passes have the same size
+        del parameters.values["enlarge"]
 
 
-def _seeds(facts: Mapping[str, str], said: Parameters) -> None:
-    if said.values.get("seed") == -1:
-        del said.values["seed"]
-        said.notes.append("Its seed is not in it (-1 stands for any).")
+def _seeds(facts: Mapping[str, str], parameters: Parameters) -> None:
+    if parameters.values.get("seed") == -1:
+        del parameters.values["seed"]
+        parameters.notes.append("Its seed is not in it (-1 stands for any).")
     near = number(facts.get("variation seed strength", facts.get("subseed strength")))
     if not near:  # "Variation seed strength: 0" means no variation
         return
     seed = number(facts.get("variation seed", facts.get("subseed")))
     if seed == -1:
-        said.notes.append(f"It is {near} of the way to noise of a seed that is not in it (-1 stands for any).")
+        parameters.notes.append(f"It is {near} of the way to noise of a seed that is not in it (-1 stands for any).")
         return
-    said.values["near"] = near
+    parameters.values["near"] = near
     if seed is not None:
-        said.values["near_seed"] = seed
+        parameters.values["near_seed"] = seed
 
 
 def _sampler(facts: Mapping[str, str], program: str) -> tuple[str, str | None, str]:
@@ -271,26 +271,26 @@ def _hashed_networks(facts: Mapping[str, str]) -> list[Network]:
     return networks[: 2 * MOST_NOTES]
 
 
-def _began(facts: Mapping[str, str], said: Parameters) -> bool | None:
+def _began(facts: Mapping[str, str], parameters: Parameters) -> bool | None:
     """Return whether it began from another image, or None if unclear. A denoising strength alone does not tell:
     programs that use A1111's API write it into every image."""
     if "img2img" in facts.get("operations", "").lower() or "inpaint" in facts.get("operations", "").lower():
         return True
     if any(key in facts for key in _BEGAN):
         return True
-    if "change" not in said.values:
+    if "change" not in parameters.values:
         return False
     hires = any(key.startswith(("hires", "first pass size")) for key in facts)
-    return False if hires or "enlarge" in said.values else None
+    return False if hires or "enlarge" in parameters.values else None
 
 
-def _collect_notes(facts: Mapping[str, str], said: Parameters) -> list[str]:
+def _collect_notes(facts: Mapping[str, str], parameters: Parameters) -> list[str]:
     notes = []
-    if said.program in ("A1111", "Forge", "Civitai") and facts.get("rng", "GPU") != "CPU":
+    if parameters.program in ("A1111", "Forge", "Civitai") and facts.get("rng", "GPU") != "CPU":
         notes.append("Its noise was drawn on a graphics card: the same seed begins from other noise here.")
     if facts.get("ensd", "0") not in ("0", ""):
         notes.append(f"The noise that its sampler adds had other seeds (ENSD {printable(facts['ensd'], 12)}).")
-    if said.program == "Fooocus":
+    if parameters.program == "Fooocus":
         notes.append("Fooocus' own sharpness and guidance of sizes are not here.")
     parts = [name for start, name in _OTHER_PARTS.items() if any(key.startswith(start) for key in facts)]
     if parts:

@@ -164,10 +164,10 @@ def _to_request(values: dict[str, Any], start: Path | None = None, mask: Path | 
     return GenerateRequest(**fields, n=1, start=start, mask=mask)
 
 
-def pixels_sha256(picture: Image.Image) -> str:
+def pixels_sha256(image: Image.Image) -> str:
     """Return the sha256 of an image's size and RGB pixels, which does not depend on the file format."""
-    size = f"{picture.width}x{picture.height}\n".encode()
-    return hashlib.sha256(size + picture.convert("RGB").tobytes()).hexdigest()
+    size = f"{image.width}x{image.height}\n".encode()
+    return hashlib.sha256(size + image.convert("RGB").tobytes()).hexdigest()
 
 
 def describe_hidden(flags: Collection[bool]) -> str:

@@ -14,7 +14,7 @@ RECIPE_KEY = "sdpersonal"  # key of the PNG text with our own recipe
 A1111_KEY = "parameters"  # key of the PNG text with A1111's infotext
 
 
-def png_with_recipe(picture: Image.Image, recipe: Recipe | None) -> bytes:
+def png_with_recipe(image: Image.Image, recipe: Recipe | None) -> bytes:
     """Encode the image as PNG with its recipe in our format and A1111's, or for None with its pixels only."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
@@ -25,5 +25,5 @@ def png_with_recipe(picture: Image.Image, recipe: Recipe | None) -> bytes:
     if recipe is not None:
         text.add_text(A1111_KEY, format_infotext(recipe).encode("utf-8", "replace").decode())
         text.add_itxt(RECIPE_KEY, recipe.to_json())
-    bare = Image.frombytes(picture.mode, picture.size, picture.tobytes())  # drops profile, EXIF and texts
+    bare = Image.frombytes(image.mode, image.size, image.tobytes())  # drops profile, EXIF and texts
     return encoded(bare, text)

@@ -16,13 +16,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def checkpoint_blocks(model: nn.Module, every: int) -> None:
+def checkpoint_blocks(model: nn.Module, every_nth: int) -> None:
     """Checkpoint every n-th transformer block and every n-th resnet block; 1: all, 0: none."""
     for kind in (BasicTransformerBlock, ResnetBlock2D):
         blocks = [module for module in model.modules() if isinstance(module, kind)]
         for number, block in enumerate(blocks):
             block.__dict__.pop("forward", None)  # an earlier call may have shadowed the class's method
-            if every and number % every == 0:
+            if every_nth and number % every_nth == 0:
                 block.forward = partial(_recompute_in_backward, block.forward)
 
 

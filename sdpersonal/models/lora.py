@@ -54,12 +54,12 @@ class LoraAdapter:
         self.down: Tensor | None = None  # A: (r, in) or (r, in, k, k)
         self.up: Tensor | None = None  # B: (out, r) or (out, r, 1, 1)
         self.whole: Tensor | None = None  # a full change, of the weight's shape, which is added to the weight
-        self._hook = self._bare = None
+        self._hook = self._original_weight = None
         self._uses, self._may_merge = 0, False
 
-    def put(self, down: Tensor | None, up: Tensor | None, passing: bool = False, whole: Tensor | None = None) -> None:
+    def set(self, down: Tensor | None, up: Tensor | None, may_merge: bool = False, whole: Tensor | None = None) -> None:
         self._restore()
-        self.down, self.up, self.whole, self._uses, self._may_merge = down, up, whole, 0, passing
+        self.down, self.up, self.whole, self._uses, self._may_merge = down, up, whole, 0, may_merge
         self._hook = self._hook or self.layer.register_forward_hook(self._add)
 
     def clear(self) -> None:
@@ -105,12 +105,12 @@ class LoraAdapter:
         changed = bare.detach() if self.whole is None else bare.detach() + self.whole
         if self.down is not None:
             changed = torch.addmm(changed.flatten(1), self.up.flatten(1), self.down.flatten(1)).view_as(bare)
-        self.layer.weight, self._bare = nn.Parameter(changed, requires_grad=False), bare
+        self.layer.weight, self._original_weight = nn.Parameter(changed, requires_grad=False), bare
         self._unhook()
 
     def _restore(self) -> None:
-        if self._bare is not None:
-            self.layer.weight, self._bare = self._bare, None
+        if self._original_weight is not None:
+            self.layer.weight, self._original_weight = self._original_weight, None
 
     def _unhook(self) -> None:
         if self._hook:
@@ -168,13 +168,13 @@ class LoraAdapters:
         self,
         models: Mapping[str, nn.Module],
         naming: Mapping[str, Callable[[str], str]] | None = None,
-        idle: Collection[str] = (),
+        unused: Collection[str] = (),
     ):
         self._adapters: dict[str, LoraAdapter] = {}
         self._norms: dict[str, nn.Module] = {}
         self._aside = _Aside()
         self._aliases: dict[str, str] = {}
-        self._unused = tuple(idle)
+        self._unused = tuple(unused)
         for prefix, model in models.items():
             rename = (naming or {}).get(prefix, str)
             for path, module in model.named_modules():
@@ -190,7 +190,7 @@ class LoraAdapters:
         """Return every layer by its kohya name."""
         return {name: adapter.layer for name, adapter in self._adapters.items()}
 
-    def names(self, targets: LoraTargets, text: bool = False) -> list[str]:
+    def layer_names(self, targets: LoraTargets, text_encoder: bool = False) -> list[str]:
         """Return the layers where a LoRA of these targets is trained: the UNet's and, with `text`, the text encoders'
         (their attention; their whole transformer if the targets are more than "attention")."""
         chosen = [
@@ -199,7 +199,7 @@ class LoraAdapters:
             if (
                 _is_unet_target(adapter, targets)
                 if name.startswith(_UNET)
-                else text and _is_text_target(adapter, targets)
+                else text_encoder and _is_text_target(adapter, targets)
             )
         ]
         return [name for name in chosen if not name.startswith(self._unused)] if self._unused else chosen
@@ -220,18 +220,18 @@ class LoraAdapters:
                 )
 
     @contextmanager
-    def filled(self, mix: Iterable[tuple[Lora, float]]) -> Iterator[None]:
+    def active(self, loras: Iterable[tuple[Lora, float]]) -> Iterator[None]:
         """Load this mix into the adapters for the block; clear them after it, also if it raises."""
         try:
-            self.fill(mix)
+            self.set(loras)
             yield
         finally:
             self.clear()
 
-    def fill(self, mix: Iterable[tuple[Lora, float]]) -> None:
+    def set(self, loras: Iterable[tuple[Lora, float]]) -> None:
         """Replace what the adapters hold with this mix, until further notice: for a change within a `filled` block."""
         self.clear()
-        for name, parts in self._group_by_layer(mix).items():
+        for name, parts in self._group_by_layer(loras).items():
             if name in self._norms:
                 self._replace(self._norms[name], parts)
             else:
@@ -262,7 +262,7 @@ class LoraAdapters:
             if (delta := weight_change(change, weight)) is not None:
                 full_change = delta.mul_(strength) if full_change is None else full_change.add_(delta, alpha=strength)
         if down is not None or full_change is not None:
-            slot.put(down, up, passing, None if full_change is None else full_change.to(weight.dtype))
+            slot.set(down, up, passing, None if full_change is None else full_change.to(weight.dtype))
         self._replace_bias(slot.layer, others)
 
     def _replace(self, norm: nn.Module, parts: list[tuple[Change, float]]) -> None:
@@ -279,8 +279,8 @@ class LoraAdapters:
         if changes := [strength * delta for delta, strength in deltas if delta is not None]:
             self._aside.replace(layer, "bias", layer.bias.detach().float() + sum(changes))
 
-    def train(
-        self, targets: LoraTargets, rank: int, generator: torch.Generator, text: bool = False
+    def add_trainable(
+        self, targets: LoraTargets, rank: int, generator: torch.Generator, text_encoder: bool = False
     ) -> dict[str, nn.Parameter]:
         """Put a trainable LoRA into the adapters of these layers.
 
@@ -291,7 +291,7 @@ class LoraAdapters:
             The fp32 master parameters, by tensor name as in kohya's files.
         """
         trained = {}
-        for name in self.names(targets, text):
+        for name in self.layer_names(targets, text_encoder):
             adapter = self._adapters[name]
             weight = adapter.layer.weight  # (out, in) or (out, in, k, k)
             bound = 1 / math.sqrt(weight[0].numel())
@@ -299,7 +299,7 @@ class LoraAdapters:
             up = torch.zeros(weight.shape[0], rank, *(1 for _ in weight.shape[2:]))
             trained[f"{name}.lora_down.weight"] = nn.Parameter(down.to(weight.device))
             trained[f"{name}.lora_up.weight"] = nn.Parameter(up.to(weight.device))
-            adapter.put(trained[f"{name}.lora_down.weight"], trained[f"{name}.lora_up.weight"])
+            adapter.set(trained[f"{name}.lora_down.weight"], trained[f"{name}.lora_up.weight"])
         return trained
 
     @contextmanager
@@ -316,7 +316,7 @@ class LoraAdapters:
             yield
         finally:
             for adapter, down, up, whole in active:
-                adapter.put(down, up, whole=whole)
+                adapter.set(down, up, whole=whole)
             for module, name, value in replaced:
                 self._aside.replace(module, name, value)
 

@@ -45,8 +45,8 @@ class MemoryNeed:
     decoding: int
     tile: int
 
-    def peak(self, mode: OffloadMode, tiled: bool, pictures: int) -> int:
-        steps, decoding = pictures * self.step, self.tile if tiled else self.decoding
+    def peak(self, mode: OffloadMode, tiled: bool, num_images: int) -> int:
+        steps, decoding = num_images * self.step, self.tile if tiled else self.decoding
         if mode == "all":
             return self.text + self.unet + self.vae + max(steps, decoding)
         if mode == "waiting":
@@ -63,10 +63,10 @@ class OffloadPlan:
 
     mode: OffloadMode
     tiled: bool
-    at_once: int
+    batch_size: int
 
 
-def choose_plan(free: int, need: MemoryNeed, most: int) -> OffloadPlan:
+def choose_plan(free: int, memory_need: MemoryNeed, max_batch: int) -> OffloadPlan:
     """Choose the fastest plan that fits into `free` bytes, with at most `most` images per batch.
 
     If none fits, the plan with the least memory is returned. Moving idle models costs a fraction of a second per batch,
@@ -74,16 +74,16 @@ def choose_plan(free: int, need: MemoryNeed, most: int) -> OffloadPlan:
     """
     available = free * (1 - _SPARE_SHARE) - _KERNEL_BYTES
     for modes, tiled in ((("all", "waiting"), False), (("turns",), False), (("turns",), True)):
-        for batch_size in batch_sizes(most):
+        for batch_size in batch_sizes(max_batch):
             for mode in modes:
-                if need.peak(mode, tiled, batch_size) <= available:
+                if memory_need.peak(mode, tiled, batch_size) <= available:
                     return OffloadPlan(mode, tiled, batch_size)
     return OffloadPlan("turns", True, 1)
 
 
-def batch_sizes(most: int) -> list[int]:
+def batch_sizes(max_batch: int) -> list[int]:
     """List the batch sizes to try: `most`, and halves of it down to one."""
-    return [most] if most <= 1 else [most, *batch_sizes(most // 2)]
+    return [max_batch] if max_batch <= 1 else [max_batch, *batch_sizes(max_batch // 2)]
 
 
 class Offloader:
@@ -104,7 +104,7 @@ class Offloader:
             vae.tile_latent_min_size = TILE_SIZE >> (len(vae.config.block_out_channels) - 1)
         vae.use_tiling = placement.tiled
         for name in sorted(self._models, key=self._is_resident):  # first those that leave the device
-            self._move(name, here=self._is_resident(name))
+            self._move(name, on_device=self._is_resident(name))
 
     def to_device(self, stage: str) -> None:
         """Move the model of a stage, "text", "unet" or "vae", to the device, and offload those that are idle."""
@@ -112,23 +112,23 @@ class Offloader:
             return
         for name in self._models:
             if name != stage and not self._is_resident(name):
-                self._move(name, here=False)
-        self._move(stage, here=True)
+                self._move(name, on_device=False)
+        self._move(stage, on_device=True)
 
-    def held(self) -> int:
+    def bytes_on_device(self) -> int:
         """Return the bytes of weights that are on the device now."""
         return sum(weight_bytes(self._models[name]) for name in self._on_device)
 
     def _is_resident(self, name: str) -> bool:
         return self._mode == "all" or (self._mode == "waiting" and name == "unet")
 
-    def _move(self, name: str, here: bool) -> None:
-        if here != (name in self._on_device):
-            self._models[name].to(self.device if here else "cpu")
+    def _move(self, name: str, on_device: bool) -> None:
+        if on_device != (name in self._on_device):
+            self._models[name].to(self.device if on_device else "cpu")
             self._on_device ^= {name}
 
 
-def plan_offload(base: StableDiffusion, size: tuple[int, int], most: int, beside: int = 0) -> int:
+def plan_offload(base: StableDiffusion, size: tuple[int, int], max_batch: int, beside: int = 0) -> int:
     """Place a base's models for images of (width, height) and return the batch size. Hold the model lock.
 
     Args:
@@ -136,10 +136,10 @@ def plan_offload(base: StableDiffusion, size: tuple[int, int], most: int, beside
         beside: bytes that active concepts take on the device.
     """
     if base.device.type != "cuda":
-        return most if bytes_per_step(base, size) > _SMALL_STEP_BYTES else 2 * most
-    plan = choose_plan(_available_bytes(base) - beside, memory_need(base, size), most)
+        return max_batch if bytes_per_step(base, size) > _SMALL_STEP_BYTES else 2 * max_batch
+    plan = choose_plan(_available_bytes(base) - beside, memory_need(base, size), max_batch)
     base.offloader.apply_plan(plan)
-    return plan.at_once
+    return plan.batch_size
 
 
 def memory_need(base: StableDiffusion, size: tuple[int, int]) -> MemoryNeed:
@@ -169,4 +169,4 @@ def _available_bytes(base: StableDiffusion) -> int:
     """Return the GPU bytes available to generation: free memory, torch's cache, and the base's own weights."""
     free, _ = torch.cuda.mem_get_info(base.device)
     cached = torch.cuda.memory_reserved(base.device) - torch.cuda.memory_allocated(base.device)
-    return free + cached + base.offloader.held()
+    return free + cached + base.offloader.bytes_on_device()

@@ -33,8 +33,8 @@ def requested_bytes(error: BaseException) -> int:
     return int(float(match[1]) * _UNITS[match[2]]) if match else 0
 
 
-def describe_memory(need: float, room: float) -> str:
-    return f"needs about {need / GB:.1f} GB, {room / GB:.1f} GB there"
+def describe_memory(bytes_needed: float, available: float) -> str:
+    return f"needs about {bytes_needed / GB:.1f} GB, {available / GB:.1f} GB there"
 
 
 def memory_usage(device: torch.device) -> tuple[int, int]:
@@ -68,7 +68,7 @@ def empty_cache() -> None:
 
 
 @contextmanager
-def translate_oom(what: str, fix: str, device: torch.device) -> Iterator[None]:
+def translate_oom(action: str, hint: str, device: torch.device) -> Iterator[None]:
     """Raise OutOfMemory in place of an out-of-memory error; other errors pass."""
     try:
         yield
@@ -78,4 +78,4 @@ def translate_oom(what: str, fix: str, device: torch.device) -> Iterator[None]:
         peak, available = memory_usage(device)
         description = describe_memory(peak + requested_bytes(error), available)
         drop_traceback(error, device)
-        raise OutOfMemory(f"Out of memory {what}: {description}.", fix) from None
+        raise OutOfMemory(f"Out of memory {action}: {description}.", hint) from None

@@ -54,28 +54,28 @@ class SafetyChecker:
         self._model, self._processor = model.requires_grad_(False).eval(), processor
         return self
 
-    def flag(self, pictures: Sequence[Image.Image]) -> list[bool]:
+    def flag(self, images: Sequence[Image.Image]) -> list[bool]:
         """Return for each RGB image whether it must be hidden. Raises UserError as `load` does."""
         self.load()
-        pixels = self._processor(list(pictures), return_tensors="pt").pixel_values  # (B, 3, 224, 224)
+        pixels = self._processor(list(images), return_tensors="pt").pixel_values  # (B, 3, 224, 224)
         model = self._model.to(self._device)
         try:
             with silence_libraries():  # it warns of black images
                 # Its forward also blackens the images passed beside the pixels; dummies suffice for the flags.
-                _, flags = model(pixels.to(self._device, model.dtype), [torch.zeros(1) for _ in pictures])
+                _, flags = model(pixels.to(self._device, model.dtype), [torch.zeros(1) for _ in images])
         finally:
             model.to("cpu")
         return [bool(flag) for flag in flags]
 
 
-def find_checker(base: Path, device: torch.device, wanted: bool = True) -> tuple[SafetyChecker | None, str]:
+def find_checker(base: Path, device: torch.device, enabled: bool = True) -> tuple[SafetyChecker | None, str]:
     """Return a model's checker, or None, and a note for the user. A single file never has a checker.
 
     base: a folder in diffusers layout, or a single file.
     """
     if not _has_checker(base):
         return None, NO_CHECKER
-    if not wanted:
+    if not enabled:
         return None, "Its safety checker is off."
     if not find_weights(base, SUBFOLDER):
         return None, "Its safety checker is not on this machine as safetensors: pictures are not checked."

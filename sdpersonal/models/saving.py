@@ -23,13 +23,15 @@ def save_diffusers_folder(base: StableDiffusion, folder: Path) -> None:
     """
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    components = {"unet": base.unet, "vae": base.vae, "scheduler": base.sampler()}
+    components = {"unet": base.unet, "vae": base.vae, "scheduler": base.make_scheduler()}
     for key, suffix in (("clip_l", ""), ("clip_g", "_2")):
         if encoder := base.encoders.get(key):
             components |= {f"text_encoder{suffix}": encoder.model, f"tokenizer{suffix}": encoder.tokenizer}
     with storage.new_folder(folder) as staged, silence_libraries():
         if base.kind == "sdxl":
-            pipe = StableDiffusionXLPipeline(**components, force_zeros_for_empty_prompt=base.zero_empty)
+            pipe = StableDiffusionXLPipeline(
+                **components, force_zeros_for_empty_prompt=base.force_zeros_for_empty_prompt
+            )
         else:
             pipe = StableDiffusionPipeline(
                 **components, safety_checker=None, feature_extractor=None, requires_safety_checker=False

@@ -21,7 +21,7 @@ class NoiseSchedule:
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
 
-    def mix(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Add noise: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise; latents and noise (B, C, h, w), t (B,)."""
         signal, sigma = self._at(t)
         return signal * latents + sigma * noise

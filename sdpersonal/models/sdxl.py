@@ -23,7 +23,7 @@ class StableDiffusionXL(StableDiffusion):
     default_guidance = 5.0
 
     def __init__(self, *, zero_empty: bool = True, **parts):
-        self.zero_empty = zero_empty
+        self.force_zeros_for_empty_prompt = zero_empty
         super().__init__(**parts)
         self.vae.enable_slicing()  # decodes one image at a time: in fp32 several of 1024x1024 do not fit most GPUs
 
@@ -34,7 +34,7 @@ class StableDiffusionXL(StableDiffusion):
         )  # without clip skip SDXL reads the last but one
 
     def _encode(
-        self, layouts: Mapping[str, list[PromptChunk]], said: Sequence[bool], clip_skip: int = 1
+        self, layouts: Mapping[str, list[PromptChunk]], has_words: Sequence[bool], clip_skip: int = 1
     ) -> Conditioning:
         """Encode one context of each of B prompts. `added` has text_embeds (B, 1280), the second encoder's pooled text;
         `with_size_conditioning` adds time_ids (B, 6)."""
@@ -44,15 +44,17 @@ class StableDiffusionXL(StableDiffusion):
             layouts["clip_g"], clip_skip
         )  # (B, 77, 1280)
         states = torch.cat([states_l, states_g], dim=-1)  # (B, 77, 2048)
-        if self.zero_empty:
-            has_text = torch.tensor(said, device=states.device)
+        if self.force_zeros_for_empty_prompt:
+            has_text = torch.tensor(has_words, device=states.device)
             states, pooled = states.where(has_text[:, None, None], 0.0), pooled.where(has_text[:, None], 0.0)
         return Conditioning(states, {"text_embeds": pooled})
 
     def with_size_conditioning(self, condition: Conditioning, framings: Sequence[SizeConditioning]) -> Conditioning:
         # fp32 whatever the base's dtype: bf16 cannot represent 1023.
-        ids = torch.tensor([size.numbers for size in framings], dtype=torch.float32, device=condition.states.device)
-        return replace(condition, added=condition.added | {"time_ids": ids})
+        ids = torch.tensor(
+            [size.time_ids for size in framings], dtype=torch.float32, device=condition.prompt_embeds.device
+        )
+        return replace(condition, added=condition.added_cond_kwargs | {"time_ids": ids})
 
     def _adapters(self) -> LoraAdapters:
         models: dict[str, nn.Module] = {
@@ -66,4 +68,4 @@ class StableDiffusionXL(StableDiffusion):
             "lora_te2": text_encoder_path,
         }
         last = self.encoders["clip_l"].model.config.num_hidden_layers - 1  # comes after the hidden states that are used
-        return LoraAdapters(models, naming, idle=[f"lora_te1_text_model_encoder_layers_{last}_"])
+        return LoraAdapters(models, naming, unused=[f"lora_te1_text_model_encoder_layers_{last}_"])

@@ -42,16 +42,18 @@ class Segment:
 class Conditioning:
     """The UNet's conditioning: prompt embeddings and, in `added`, SDXL's pooled text and sizes (added_cond_kwargs)."""
 
-    states: Tensor  # (B, 77, d), or several contexts concatenated along dim 1
-    added: dict[str, Tensor] = field(default_factory=dict)  # values: (B, ...)
+    prompt_embeds: Tensor  # (B, 77, d), or several contexts concatenated along dim 1
+    added_cond_kwargs: dict[str, Tensor] = field(default_factory=dict)  # values: (B, ...)
 
     def __getitem__(self, rows: slice | Tensor) -> Conditioning:
-        return Conditioning(self.states[rows], {key: value[rows] for key, value in self.added.items()})
+        return Conditioning(
+            self.prompt_embeds[rows], {key: value[rows] for key, value in self.added_cond_kwargs.items()}
+        )
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        added = {key: torch.cat([part.added[key] for part in parts]) for key in parts[0].added}
-        return Conditioning(torch.cat([part.states for part in parts]), added)
+        added = {key: torch.cat([part.added_cond_kwargs[key] for part in parts]) for key in parts[0].added_cond_kwargs}
+        return Conditioning(torch.cat([part.prompt_embeds for part in parts]), added)
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,11 @@ class SizeConditioning:
     target: tuple[int, int]
 
     @staticmethod
-    def whole(height: int, width: int) -> SizeConditioning:
+    def full(height: int, width: int) -> SizeConditioning:
         return SizeConditioning((height, width), (0, 0), (height, width))
 
     @property
-    def numbers(self) -> tuple[int, ...]:
+    def time_ids(self) -> tuple[int, ...]:
         return (*self.original, *self.crop, *self.target)
 
 
@@ -107,7 +109,7 @@ class StableDiffusion:
         note: str = "",
         checker: tuple[SafetyChecker | None, str] = (None, NO_CHECKER),
     ):
-        self.safety_checker, self.safety = checker
+        self.safety_checker, self.safety_note = checker
         self.name, self.kind, self.version, self.note = name, kind, version, note
         self.unet, self.vae, self.encoders = unet, vae, encoders
         self.scheduler_config = dict(scheduler.config)
@@ -133,7 +135,7 @@ class StableDiffusion:
         return self.unet.conv_in.weight.dtype
 
     @property
-    def parameters(self) -> int:
+    def num_parameters(self) -> int:
         """The number of parameters of all its models."""
         return sum(weight.numel() for model in self.modules().values() for weight in model.parameters())
 
@@ -169,7 +171,7 @@ class StableDiffusion:
         return self.unet.config.in_channels, height // self.vae_scale_factor, width // self.vae_scale_factor
 
     def encode_captions(
-        self, prompts: Sequence[Sequence[str | Vectors]], framings: Sequence[SizeConditioning] | None = None
+        self, captions: Sequence[Sequence[str | Vectors]], size_conditioning: Sequence[SizeConditioning] | None = None
     ) -> Conditioning:
         """Encode captions, given as pieces of text and concepts' vectors.
 
@@ -177,17 +179,19 @@ class StableDiffusion:
         resolution. Raises UserError if a caption is too long.
         """
         layouts = {
-            key: [encoder.layout([_for_encoder(key, piece) for piece in prompt]) for prompt in prompts]
+            key: [encoder.make_chunk([_for_encoder(key, piece) for piece in prompt]) for prompt in captions]
             for key, encoder in self.encoders.items()
         }
-        has_text = [any(_has_words(piece) for piece in prompt) for prompt in prompts]
-        return self.with_size_conditioning(self._encode(layouts, has_text), framings or self._full_size(len(prompts)))
+        has_text = [any(_has_words(piece) for piece in prompt) for prompt in captions]
+        return self.with_size_conditioning(
+            self._encode(layouts, has_text), size_conditioning or self._full_size(len(captions))
+        )
 
-    def read(
+    def encode_prompt(
         self,
         prompt: Sequence[Segment | Break],
-        framing: SizeConditioning | None = None,
-        chunks: int = 1,
+        size: SizeConditioning | None = None,
+        min_chunks: int = 1,
         clip_skip: int = 1,
     ) -> Conditioning:
         """Encode a prompt of any length with emphasis, at least `chunks` contexts long: states (1, 77 chunks, d).
@@ -196,7 +200,7 @@ class StableDiffusion:
         `max_clip_skip`.
         """
         layouts = {key: self._chunks(key, prompt) for key in self.encoders}
-        count = max(chunks, *map(len, layouts.values()))
+        count = max(min_chunks, *map(len, layouts.values()))
         for key, encoder in self.encoders.items():
             layouts[key] += [encoder.padded(PromptChunk()) for _ in range(count - len(layouts[key]))]
         nonempty = any(_has_words(segment.piece) for segment in prompt if not isinstance(segment, Break))
@@ -204,10 +208,10 @@ class StableDiffusion:
             self._encode({key: [chunk_list[i]] for key, chunk_list in layouts.items()}, [nonempty], clip_skip)
             for i in range(count)
         ]
-        conditioning = replace(parts[0], states=torch.cat([part.states for part in parts], dim=1))
-        return self.with_size_conditioning(conditioning, [framing] if framing else self._full_size(1))
+        conditioning = replace(parts[0], states=torch.cat([part.prompt_embeds for part in parts], dim=1))
+        return self.with_size_conditioning(conditioning, [size] if size else self._full_size(1))
 
-    def chunks(self, prompt: Sequence[Segment | Break]) -> int:
+    def num_chunks(self, prompt: Sequence[Segment | Break]) -> int:
         """Return how many contexts a prompt takes."""
         return max(len(self._chunks(key, prompt)) for key in self.encoders)
 
@@ -224,15 +228,15 @@ class StableDiffusion:
         return self.encoders["clip_l"].layers
 
     def _encode(
-        self, layouts: Mapping[str, list[PromptChunk]], said: Sequence[bool], clip_skip: int = 1
+        self, layouts: Mapping[str, list[PromptChunk]], has_words: Sequence[bool], clip_skip: int = 1
     ) -> Conditioning:
         """Encode one context of each of B prompts. said: whether each prompt has any text or vectors."""
         self.offloader.to_device("text")
         ((key, prompt_chunks),) = layouts.items()
-        return Conditioning(self.encoders[key].states(prompt_chunks, clip_skip))
+        return Conditioning(self.encoders[key].hidden_states(prompt_chunks, clip_skip))
 
     def _full_size(self, count: int) -> list[SizeConditioning]:
-        return [SizeConditioning.whole(self.resolution, self.resolution)] * count
+        return [SizeConditioning.full(self.resolution, self.resolution)] * count
 
     def with_size_conditioning(self, condition: Conditioning, framings: Sequence[SizeConditioning]) -> Conditioning:
         """Return the same prompts with other size conditioning; cached prompt embeddings can be reused this way."""
@@ -242,7 +246,7 @@ class StableDiffusion:
         """Return the UNet's output in fp32 for noisy latents (B, C, h, w) at timesteps t (B,). Only its input is cast
         to the UNet's dtype."""
         self.offloader.to_device("unet")
-        states, added = condition.states.to(self.dtype), condition.added or None
+        states, added = condition.prompt_embeds.to(self.dtype), condition.added_cond_kwargs or None
         return self.unet(noisy.to(self.dtype), t, states, added_cond_kwargs=added).sample.float()
 
     @torch.no_grad()
@@ -264,12 +268,12 @@ class StableDiffusion:
             raise UserError("The picture came out as NaN.", "Lower the strengths of the concepts, or the guidance.")
         return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
-    def sampler(self, scheduler: Scheduler | None = None) -> SchedulerMixin:
+    def make_scheduler(self, scheduler: Scheduler | None = None) -> SchedulerMixin:
         """Build a fresh scheduler with no memory of other images; None: the default."""
         return make_scheduler(self.scheduler_config, scheduler)
 
     @contextmanager
-    def quiet(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Hold the model lock and disable gradients."""
         with self.lock, torch.no_grad():
             yield

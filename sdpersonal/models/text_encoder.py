@@ -48,9 +48,9 @@ class PromptChunk:
         self.ids += ids
         self.weights += [weight] * len(ids)
 
-    def put(self, rows: Tensor, weight: float) -> None:
-        self.vectors.append((len(self.ids), rows))
-        self.add([_PLACEHOLDER_ID] * len(rows), weight)
+    def add_vectors(self, vectors: Tensor, weight: float) -> None:
+        self.vectors.append((len(self.ids), vectors))
+        self.add([_PLACEHOLDER_ID] * len(vectors), weight)
 
 
 class TextEncoder:
@@ -116,7 +116,7 @@ class TextEncoder:
     def layers(self) -> int:
         return self.model.config.num_hidden_layers
 
-    def states(self, layouts: Sequence[PromptChunk], clip_skip: int = 1) -> Tensor:
+    def hidden_states(self, layouts: Sequence[PromptChunk], clip_skip: int = 1) -> Tensor:
         """Return the last hidden states (B, 77, width). Gradients reach the vectors.
 
         clip_skip: n takes the n-th layer from the last, then the final norm, as in A1111 (`sd_hijack_clip.py`).
@@ -144,99 +144,101 @@ class TextEncoder:
         with _insert_vectors(self.model.get_input_embeddings(), layouts):
             return self.model(ids, **options)
 
-    def layout(self, pieces: Sequence[Piece]) -> PromptChunk:
+    def make_chunk(self, pieces: Sequence[Piece]) -> PromptChunk:
         """Tokenise a prompt into one context. Raises UserError if it does not fit."""
         chunk = PromptChunk()
         for piece in pieces:
             if isinstance(piece, str):
                 chunk.add(self.ids(piece), 1.0)
             else:
-                chunk.put(piece, 1.0)
-        if len(chunk.ids) > self.room:
-            excess = self.tokenizer.decode(chunk.ids[self.room :]).strip()
+                chunk.add_vectors(piece, 1.0)
+        if len(chunk.ids) > self.capacity:
+            excess = self.tokenizer.decode(chunk.ids[self.capacity :]).strip()
             raise UserError(
-                f"The prompt has {len(chunk.ids)} tokens and {self.room} fit; too much from "
+                f"The prompt has {len(chunk.ids)} tokens and {self.capacity} fit; too much from "
                 f"{printable(repr(excess), 60)} on.",
                 "Shorten it.",
             )
         return self.padded(chunk)
 
     @property
-    def room(self) -> int:
+    def capacity(self) -> int:
         """The number of tokens that fit between start and end."""
         return self.length - 2
 
-    def padded(self, laid: PromptChunk) -> PromptChunk:
+    def padded(self, chunk: PromptChunk) -> PromptChunk:
         """Add the start, the end and the padding that the model was trained with."""
-        remaining, tokenizer = self.length - 1 - len(laid.ids), self.tokenizer
+        remaining, tokenizer = self.length - 1 - len(chunk.ids), self.tokenizer
         end = [tokenizer.eos_token_id] + [tokenizer.pad_token_id] * (remaining - 1)
-        vectors = [(at + 1, embeddings) for at, embeddings in laid.vectors]
-        return PromptChunk([tokenizer.bos_token_id, *laid.ids, *end], [1.0, *laid.weights, *[1.0] * remaining], vectors)
+        vectors = [(at + 1, embeddings) for at, embeddings in chunk.vectors]
+        return PromptChunk(
+            [tokenizer.bos_token_id, *chunk.ids, *end], [1.0, *chunk.weights, *[1.0] * remaining], vectors
+        )
 
     def chunks(self, spans: Sequence[EncoderSegment | Break]) -> list[PromptChunk]:
         """Split a prompt of any length as A1111 does (modules/sd_hijack_clip.py): into chunks of 75 tokens, at a comma
         if one is near, at BREAK, and never within a concept. Raises UserError for vectors that do not fit a chunk."""
-        chunker = _Chunker(self.room, self.ids(",")[0])
+        chunker = _Chunker(self.capacity, self.ids(",")[0])
         for segment in spans:
             if isinstance(segment, Break):
-                chunker.next()
+                chunker.finish_chunk()
             elif isinstance(segment.piece, str):
                 for token in self.ids(segment.piece):
                     chunker.add(token, segment.weight)
             else:
-                chunker.put(segment.piece, segment.weight)
-        return [self.padded(chunk) for chunk in chunker.end()]
+                chunker.add_vectors(segment.piece, segment.weight)
+        return [self.padded(chunk) for chunk in chunker.finish()]
 
 
 class _Chunker:
     """Fills consecutive chunks of up to `room` tokens."""
 
-    def __init__(self, room: int, comma: int):
-        self._capacity, self._comma = room, comma
+    def __init__(self, available: int, comma: int):
+        self._capacity, self._comma = available, comma
         self._done: list[PromptChunk] = []
         self._now, self._comma_position = PromptChunk(), -1
 
     def add(self, token: int, weight: float) -> None:
         if token == self._comma:
             self._comma_position = len(self._now.ids)
-        self._make_room(may_cut=token != self._comma)
+        self._ensure_space(may_cut=token != self._comma)
         self._now.add([token], weight)
 
-    def put(self, rows: Tensor, weight: float) -> None:
+    def add_vectors(self, rows: Tensor, weight: float) -> None:
         if len(rows) > self._capacity:
             raise UserError(f"A concept of {len(rows)} vectors fits no prompt: {self._capacity} fit.")
-        self._make_room()
+        self._ensure_space()
         if len(self._now.ids) + len(rows) > self._capacity:
-            self.next()
-        self._now.put(rows, weight)
+            self.finish_chunk()
+        self._now.add_vectors(rows, weight)
 
-    def next(self) -> None:
+    def finish_chunk(self) -> None:
         self._done.append(self._now)
         self._now, self._comma_position = PromptChunk(), -1
 
-    def end(self) -> list[PromptChunk]:
+    def finish(self) -> list[PromptChunk]:
         if self._now.ids or not self._done:
-            self.next()
+            self.finish_chunk()
         return self._done
 
-    def _make_room(self, may_cut: bool = True) -> None:
+    def _ensure_space(self, may_cut: bool = True) -> None:
         size = len(self._now.ids)
         if size < self._capacity:
             return
         if may_cut and self._comma_position >= 0 and size - self._comma_position <= _COMMA_BACKTRACK:
             self._now, rest = _split_chunk(self._now, self._comma_position + 1)
-            self.next()
+            self.finish_chunk()
             self._now = rest
             if len(rest.ids) < self._capacity:
                 return
-        self.next()
+        self.finish_chunk()
 
 
-def _split_chunk(laid: PromptChunk, at: int) -> tuple[PromptChunk, PromptChunk]:
+def _split_chunk(chunk: PromptChunk, at: int) -> tuple[PromptChunk, PromptChunk]:
     """Split a chunk in two before a position."""
-    before = PromptChunk(laid.ids[:at], laid.weights[:at], [block for block in laid.vectors if block[0] < at])
-    moved = [(first - at, embeddings) for first, embeddings in laid.vectors if first >= at]
-    return before, PromptChunk(laid.ids[at:], laid.weights[at:], moved)
+    before = PromptChunk(chunk.ids[:at], chunk.weights[:at], [block for block in chunk.vectors if block[0] < at])
+    moved = [(first - at, embeddings) for first, embeddings in chunk.vectors if first >= at]
+    return before, PromptChunk(chunk.ids[at:], chunk.weights[at:], moved)
 
 
 def _apply_emphasis(states: Tensor, layouts: Sequence[PromptChunk]) -> Tensor:

@@ -41,7 +41,7 @@ class Outputs:
         """Save a PNG's bytes and return its path."""
         day = storage.make_folder(self.folder / self._today().isoformat())
         mark = storage.sha256(data)[:8]
-        with storage.lock(day, wait=storage.LOCK_TIMEOUT):
+        with storage.lock(day, timeout=storage.LOCK_TIMEOUT):
             number = 1 + _last_number(day)
             while os.path.lexists(path := day / f"{number:05d}-{mark}.png"):
                 number += 1
@@ -51,18 +51,18 @@ class Outputs:
             storage.write_bytes(path, data)
         return path
 
-    def add_favourite(self, picture: str | os.PathLike) -> Path:
+    def add_favourite(self, path: str | os.PathLike) -> Path:
         """Copy an image of this folder to its favourites. Returns the copy, which stays if the image is deleted."""
-        place = self._favourite_path(picture)
+        place = self._favourite_path(path)
         if not place.exists():
-            data = storage.read_bytes(Path(picture), MAX_IMAGE_BYTES)
+            data = storage.read_bytes(Path(path), MAX_IMAGE_BYTES)
             storage.make_folder(place.parent)
             storage.write_bytes(place, data)
         return place
 
-    def remove_favourite(self, picture: str | os.PathLike) -> None:
+    def remove_favourite(self, path: str | os.PathLike) -> None:
         """Remove the favourite's copy, if there is one; the image stays."""
-        place = self._favourite_path(picture)
+        place = self._favourite_path(path)
         if os.path.lexists(place):
             storage.remove(place)
 
@@ -71,7 +71,7 @@ class Outputs:
         day_entries = (entry for entry in _list_entries(self.folder) if DAY_NAME.fullmatch(entry.name))
         return sorted((entry.name for entry in day_entries if entry.is_dir(follow_symlinks=False)), reverse=True)
 
-    def pictures(self, day: str) -> list[str]:
+    def images(self, day: str) -> list[str]:
         """Return the file names of a day's images, newest first."""
         return sorted(
             (entry.name for entry in _list_entries(self.folder / day) if IMAGE_NAME.fullmatch(entry.name)), key=_number

@@ -27,9 +27,8 @@ def write_page(outputs: Outputs, title: str = "Pictures") -> tuple[Path, int]:
     """
     storage.make_folder(outputs.folder)
     path = outputs.folder / "index.html"
-    with storage.lock(
-        outputs.folder, wait=storage.LOCK_TIMEOUT
-    ):  # else a page begun earlier could overwrite a later one
+    # Without the lock, a page begun earlier could overwrite a later one.
+    with storage.lock(outputs.folder, timeout=storage.LOCK_TIMEOUT):
         for place in (outputs.folder, *(outputs.folder / day for day in outputs.days())):
             storage.remove_leftovers(place)  # half-written files of killed processes
         pictures = list(_list_images(outputs))
@@ -37,7 +36,7 @@ def write_page(outputs: Outputs, title: str = "Pictures") -> tuple[Path, int]:
     return path, len(pictures)
 
 
-def render_page(pictures: list[dict[str, Any]], title: str) -> str:
+def render_page(images: list[dict[str, Any]], title: str) -> str:
     """Render the HTML. pictures: as `_list_images` yields them."""
     from jinja2 import Environment, StrictUndefined
 
@@ -46,8 +45,8 @@ def render_page(pictures: list[dict[str, Any]], title: str) -> str:
     machine = Environment(autoescape=True, undefined=StrictUndefined)
     return machine.from_string(template).render(
         title=title,
-        count=len(pictures),
-        pictures=json.dumps(pictures, separators=(",", ":")).replace("<", "\\u003c"),  # no "</script>" in a prompt
+        count=len(images),
+        pictures=json.dumps(images, separators=(",", ":")).replace("<", "\\u003c"),  # no "</script>" in a prompt
         script=script,
         style=style,
         script_sum=_csp_hash(script),
@@ -58,7 +57,7 @@ def render_page(pictures: list[dict[str, Any]], title: str) -> str:
 def _list_images(outputs: Outputs) -> Iterator[dict[str, Any]]:
     """Yield the images, favourites first, then the newest. path: relative to the page."""
     favourites = outputs.favourites()
-    days = {day: outputs.pictures(day) for day in outputs.days()}
+    days = {day: outputs.images(day) for day in outputs.days()}
     originals = {f"{day}-{name}" for day, names in days.items() for name in names}
     orphans = [name for name in favourites if name not in originals]  # their originals were deleted
     left = load_facts(outputs.folder / FAVOURITES_FOLDER, orphans) if orphans else {}

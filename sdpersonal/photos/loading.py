@@ -53,7 +53,7 @@ class Photo:
     crop: tuple[int, int]
     notes: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
-    original: tuple[int, int] = (0, 0)
+    original_size: tuple[int, int] = (0, 0)
 
     def square(self, left_top: tuple[int, int] | None = None) -> np.ndarray:
         """Return the square at `left_top` (default: `crop`), a copy: uint8 (size, size, 3)."""

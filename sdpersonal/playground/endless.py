@@ -66,7 +66,7 @@ class EndlessSeries:
         self._wildcards = Wildcards(wildcards)
         self.combinations = count_prompts(request.prompt, self._wildcards)
 
-    def at(self, position: int) -> GenerateRequest:
+    def request_at(self, position: int) -> GenerateRequest:
         """Return the request for the image at a position, counted from 0. Raises UserError after the last."""
         if position >= PICTURES:
             raise UserError("All seeds have been drawn.", "Take another template.")
@@ -77,10 +77,10 @@ class EndlessSeries:
         seed = (getattr(self.request, field) + position) % SEEDS
         return self.request.model_copy(update={"prompt": prompt, field: seed, "n": 1, "every": False})
 
-    def recipe(self, picture: GeneratedImage) -> Recipe:
+    def recipe(self, image: GeneratedImage) -> Recipe:
         """Return the image's recipe with the template, which the image's own request lacks."""
-        template = self.request.prompt if self.request.prompt != picture.recipe.prompt else ""
-        return picture.recipe.model_copy(update={"template": template})
+        template = self.request.prompt if self.request.prompt != image.recipe.prompt else ""
+        return image.recipe.model_copy(update={"template": template})
 
 
 class EndlessProgress:
@@ -101,7 +101,7 @@ class EndlessProgress:
         self.folder = outputs / f"endless-{mark}"
         self._path = self.folder / "state.json"
 
-    def read(self) -> int:
+    def load(self) -> int:
         """Return the position of the next image; 0 for a new series. Raises UserError for an invalid file."""
         if not self._path.exists():
             return 0
@@ -112,7 +112,7 @@ class EndlessProgress:
                 return position
         raise UserError(f"{printable(str(self._path), 200)} is damaged.", "Remove it to begin with the first picture.")
 
-    def write(self, position: int) -> None:
+    def save(self, position: int) -> None:
         storage.write_json(self._path, self._facts | {"position": position})
 
 
@@ -123,7 +123,7 @@ def generate_endless(
     limit: int | None = None,
     private: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    stopped: Callable[[], bool] = lambda: False,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[Path, bool]]:
     """Continue the series, for up to `limit` images; yields each image's file once it is saved, and whether the
     safety checker flagged it.
@@ -134,16 +134,16 @@ def generate_endless(
     """
     state = EndlessProgress(outputs.folder, series.request, generator.base.version)
     with storage.lock(state.folder, "This series"):
-        first = position = state.read()
+        first = position = state.load()
         while limit is None or position - first < limit:
-            if stopped():
+            if cancelled():
                 raise Interrupted(f"Stopped after picture {position}. The same command goes on from there.")
-            (image,) = generator.draw(series.at(position), progress)
+            (image,) = generator.generate(series.request_at(position), progress)
             data = png_with_recipe(image.image, None if private else series.recipe(image))
             # A kill between image and state makes the image be generated again; only the first can be saved already.
             path = (_find_saved(outputs, data) if position == first else None) or outputs.save(data)
             position += 1
-            state.write(position)
+            state.save(position)
             yield path, image.hidden
 
 
@@ -151,7 +151,7 @@ def _find_saved(outputs: Outputs, data: bytes) -> Path | None:
     """Return the path of a saved image with exactly these bytes."""
     ending = f"-{storage.sha256(data)[:8]}.png"
     for day in outputs.days():
-        for name in outputs.pictures(day):
+        for name in outputs.images(day):
             path = outputs.folder / day / name
             if name.endswith(ending) and storage.read_bytes(path, len(data) + 1) == data:
                 return path

@@ -31,7 +31,7 @@ class PinnedConcepts:
     place, unless `anyway`.
     """
 
-    def __init__(self, recipe: Recipe, library: Library, anyway: bool = False):
+    def __init__(self, recipe: Recipe, library: Library, allow_mismatch: bool = False):
         self._library = library
         self._tokens: dict[
             Token, tuple[Token, bool]
@@ -46,7 +46,7 @@ class PinnedConcepts:
             self._tokens[Token.parse(concept.token)] = entry.token, same
             if not same:
                 mismatches.append(_different_version(concept, entry))
-        raise_mismatches(mismatches, anyway)
+        raise_mismatches(mismatches, allow_mismatch)
 
     def get(self, token: Token) -> Concept:
         """Return the concept that the recipe means by `token`. Raises UserError."""
@@ -92,9 +92,9 @@ def base_to_load(recipe: Recipe, known: Iterable[str]) -> str:
     raise UserError(problem, "Give its folder, file or Hub id with --base.")
 
 
-def raise_mismatches(troubles: list[Mismatch], anyway: bool = False) -> None:
+def raise_mismatches(troubles: list[Mismatch], allow_mismatch: bool = False) -> None:
     """Raise all mismatches in one UserError; with `anyway`, only the fatal ones."""
-    troubles = [item for item in troubles if item.is_fatal or not anyway]
+    troubles = [item for item in troubles if item.is_fatal or not allow_mismatch]
     if troubles:
         fixes = [item.hint for item in troubles] + ([] if any(item.is_fatal for item in troubles) else [_ANYWAY_HINT])
         raise UserError("\n".join(item.message for item in troubles), "\n".join(dict.fromkeys(fixes)))
@@ -109,7 +109,7 @@ def _find_entry(library: Library, wanted: RecipeConcept) -> Entry | None:
     for entry in candidates:
         if entry.identity == wanted.sha256:
             return entry
-    renamed = (entry for entry in library.list() if entry.identity == wanted.sha256 and not entry.damaged)
+    renamed = (entry for entry in library.entries() if entry.identity == wanted.sha256 and not entry.damaged)
     return next(renamed, candidates[0] if candidates else None)
 
 
@@ -120,11 +120,11 @@ def _missing_concept(wanted: RecipeConcept) -> Mismatch:
     return Mismatch(problem, f"{advice}sdpersonal concepts pull {source}", is_fatal=True)
 
 
-def _different_version(wanted: RecipeConcept, here: Entry) -> Mismatch:
-    source = wanted.hub or str(here.card.recipe.get("hub") or "")
+def _different_version(wanted: RecipeConcept, entry: Entry) -> Mismatch:
+    source = wanted.hub or str(entry.card.recipe.get("hub") or "")
     return Mismatch(
-        f"Its concept {wanted.token} was {_short_digest(wanted.sha256)}; {here.token} here is "
-        f"{_short_digest(here.identity or '')}.",
+        f"Its concept {wanted.token} was {_short_digest(wanted.sha256)}; {entry.token} here is "
+        f"{_short_digest(entry.identity or '')}.",
         f"Get it: sdpersonal concepts pull {printable(source)}" if source else "Ask whoever drew it for that version.",
     )
 

@@ -34,13 +34,13 @@ DEFAULT_STRENGTH = 0.5  # denoising strength from the image itself: the composit
 class SavedVariations:
     """Saved files. sheet: a PNG; pictures: each image's file; hidden: whether the safety checker flagged it."""
 
-    sheet: Path
-    pictures: tuple[Path, ...]
+    grid: Path
+    images: tuple[Path, ...]
     hidden: tuple[bool, ...]
 
 
 def vary_seed(
-    favourite: GenerateRequest, share: float = DEFAULT_VARIATION_STRENGTH, n: int = 8, seed: int = 1
+    favourite: GenerateRequest, variation_strength: float = DEFAULT_VARIATION_STRENGTH, n: int = 8, seed: int = 1
 ) -> list[GenerateRequest]:
     """Vary the noise: `share` of the way from the favourite's noise to that of n other seeds, from `seed` on.
 
@@ -51,32 +51,32 @@ def vary_seed(
             f"This picture is itself near another one, of seed {favourite.seed}.",
             "Vary that one, or begin from this one with --start.",
         )
-    return [_with_changes(favourite, near=share, near_seed=seed, n=n)]
+    return [_with_changes(favourite, near=variation_strength, near_seed=seed, n=n)]
 
 
 def vary_strength(favourite: GenerateRequest, token: str, values: str) -> list[GenerateRequest]:
     """Vary the strength of one concept: "0.6, 0.8, 1". Raises UserError if the prompt does not have it."""
-    return _requests_along(favourite, Axis.of("strength", token, values))
+    return _requests_along(favourite, Axis.from_parts("strength", token, values))
 
 
 def vary_words(favourite: GenerateRequest, word: str, values: str) -> list[GenerateRequest]:
     """Replace a word by others: "snow|space". Raises UserError if the prompt does not have it."""
-    return _requests_along(favourite, Axis.of("words", word, values))
+    return _requests_along(favourite, Axis.from_parts("words", word, values))
 
 
 def vary_from_image(
-    favourite: GenerateRequest, picture: Path, change: float = DEFAULT_STRENGTH, n: int = 4
+    favourite: GenerateRequest, path: Path, strength: float = DEFAULT_STRENGTH, n: int = 4
 ) -> list[GenerateRequest]:
     """Use the same prompt and other noise, with the image itself as the start image (img2img)."""
     seed = (favourite.seed + 1) % SEEDS  # its own noise would restore what is to change
-    return [_with_changes(favourite, start=picture, mask=None, near=None, enlarge=1.0, change=change, seed=seed, n=n)]
+    return [_with_changes(favourite, start=path, mask=None, near=None, enlarge=1.0, change=strength, seed=seed, n=n)]
 
 
 def variation_requests(
     favourite: GenerateRequest,
-    picture: Path,
+    path: Path,
     *,
-    near_by: float | None = None,
+    variation_strength: float | None = None,
     n: int | None = None,
     seed: int = 1,
     strength: Sequence[str] = (),
@@ -90,33 +90,33 @@ def variation_requests(
     variations (default 8) and of variations from the image (default 4).
     """
     requests: list[GenerateRequest] = []
-    if near_by is not None or not (strength or word or start):
-        requests += vary_seed(favourite, near_by or DEFAULT_VARIATION_STRENGTH, n or 8, seed)
+    if variation_strength is not None or not (strength or word or start):
+        requests += vary_seed(favourite, variation_strength or DEFAULT_VARIATION_STRENGTH, n or 8, seed)
     for text in strength:
         requests += vary_strength(favourite, *_split_assignment(text, "<me/duck>=0.6,0.8,1"))
     for text in word:
         requests += vary_words(favourite, *_split_assignment(text, "beach=snow|space"))
     if start:
-        requests += vary_from_image(favourite, picture, change, n or 4)
+        requests += vary_from_image(favourite, path, change, n or 4)
     return requests
 
 
-def favourite_request(found: Recipe | Foreign, from_itself: bool = False) -> GenerateRequest:
+def favourite_request(metadata: Recipe | Foreign, image_only: bool = False) -> GenerateRequest:
     """Return the request of the favourite. from_itself: it is only used as the start image.
 
     Raises UserError if it has a start image itself, of which the recipe knows only the hash.
     """
-    if isinstance(found, Recipe) and found.start and not from_itself:
+    if isinstance(metadata, Recipe) and metadata.start and not image_only:
         raise UserError("It began from another picture, which is not in it.", "Vary it with --start alone.")
-    return found.request()
+    return metadata.request()
 
 
 class RecipeThenLibrary:
     """The concepts of a favourite and its variations: the bytes that its recipe names, and for tokens that a variation
     adds, the library's newest. Raises UserError as `PinnedConcepts` does."""
 
-    def __init__(self, recipe: Recipe, library: Library, anyway: bool = False):
-        self._pinned, self._library = PinnedConcepts(recipe, library, anyway), library
+    def __init__(self, recipe: Recipe, library: Library, allow_mismatch: bool = False):
+        self._pinned, self._library = PinnedConcepts(recipe, library, allow_mismatch), library
         self._named = [Token.parse(concept.token) for concept in recipe.concepts]
 
     def get(self, token: Token) -> Concept:
@@ -126,7 +126,7 @@ class RecipeThenLibrary:
 
 def generate_variations(
     favourite: tuple[GenerateRequest, Image.Image],
-    asked: Sequence[GenerateRequest],
+    requests: Sequence[GenerateRequest],
     generator: Generator,
     outputs: Outputs,
     private: bool = False,
@@ -140,9 +140,9 @@ def generate_variations(
     saved: dict[Path, bool] = {}
     captioned = [(favourite[1], "the favourite")]
     try:
-        for i, picture in generate_all(generator, asked, progress, cancelled):
-            saved[outputs.save(picture.png(private))] = picture.hidden
-            captioned.append((picture.image, caption(favourite[0], asked[i], picture.recipe)))
+        for i, picture in generate_all(generator, requests, progress, cancelled):
+            saved[outputs.save(picture.to_png(private))] = picture.hidden
+            captioned.append((picture.image, caption(favourite[0], requests[i], picture.recipe)))
     except UserError:
         if saved:
             with suppress(UserError):  # a full disk was reported already
@@ -151,13 +151,13 @@ def generate_variations(
     return _save_grid(saved, captioned)
 
 
-def caption(favourite: GenerateRequest, asked: GenerateRequest, recipe: Recipe) -> str:
+def caption(favourite: GenerateRequest, request: GenerateRequest, recipe: Recipe) -> str:
     """Describe what is different in a variation, in a few words."""
-    if asked.start:
+    if request.start:
         return f"from it, seed {recipe.seed}"
-    if asked.near is not None:
-        return f"near {asked.near:g}, seed {recipe.near_seed}"
-    return printable(differing_words([favourite.prompt, asked.prompt])[1], 200) or "the same words"
+    if request.near is not None:
+        return f"near {request.near:g}, seed {recipe.near_seed}"
+    return printable(differing_words([favourite.prompt, request.prompt])[1], 200) or "the same words"
 
 
 def _save_grid(saved: Mapping[Path, bool], shown: Sequence[tuple[Image.Image, str]]) -> SavedVariations:
@@ -174,7 +174,7 @@ def _requests_along(favourite: GenerateRequest, axis: Axis) -> list[GenerateRequ
             f"There is no {printable(axis.target)} in the prompt of this picture.",
             f"It is {printable(favourite.prompt, 300)}.",
         )
-    return [GenerateRequest(**axis.applied(fields, value)) for value in axis.values]
+    return [GenerateRequest(**axis.apply(fields, value)) for value in axis.values]
 
 
 def _with_changes(favourite: GenerateRequest, **fields: object) -> GenerateRequest:

@@ -43,7 +43,7 @@ class SequenceNode:
         return prod(count_expansions(part) for part in self.parts)
 
     @cached_property
-    def height(self) -> int:
+    def depth(self) -> int:
         return max(map(nesting_depth, self.parts), default=0)
 
     @cached_property
@@ -58,10 +58,10 @@ class SequenceNode:
             texts.append(nth_expansion(part, inner))
         return "".join(reversed(texts))
 
-    def drawn(self, dice: SeededChoice) -> str:
+    def sample(self, dice: SeededChoice) -> str:
         # Only choices are numbered, so that changing the words around them does not change what is chosen.
         choices = iter(range(len(self.parts)))
-        return "".join(part if isinstance(part, str) else part.drawn(dice.at(next(choices))) for part in self.parts)
+        return "".join(part if isinstance(part, str) else part.sample(dice.at(next(choices))) for part in self.parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ class VariantNode:
         return sum(self._count_orders(k) for k in range(self.min_picks, self.max_picks + 1))
 
     @cached_property
-    def height(self) -> int:
+    def depth(self) -> int:
         return 1 + max(map(nesting_depth, self.options))
 
     @cached_property
@@ -147,7 +147,7 @@ class VariantNode:
             i -= count * continuations[count]
         raise IndexError(i)
 
-    def drawn(self, dice: SeededChoice) -> str:
+    def sample(self, dice: SeededChoice) -> str:
         how_many = self.min_picks + dice.randbelow(self.max_picks - self.min_picks + 1)
         taken: list[int] = []
         for turn in range(1, how_many + 1):
@@ -176,7 +176,7 @@ def count_expansions(node: Node) -> int:
 
 def nesting_depth(node: Node) -> int:
     """Return how deeply choices are nested."""
-    return 0 if isinstance(node, str) else node.height
+    return 0 if isinstance(node, str) else node.depth
 
 
 def max_choices(node: Node) -> int:
@@ -188,4 +188,4 @@ def nth_expansion(node: Node, i: int) -> str:
 
 
 def sample_expansion(node: Node, dice: SeededChoice) -> str:
-    return node if isinstance(node, str) else node.drawn(dice)
+    return node if isinstance(node, str) else node.sample(dice)

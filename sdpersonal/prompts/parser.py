@@ -41,7 +41,7 @@ def parse(text: str) -> Prompt:
         raise UserError(f"The prompt has {len(text):,} characters; I read up to {MAX_PROMPT:,}.", "Shorten it.")
     reading = _PromptParser(text)
     for lexeme in _LEXEME.finditer(text):
-        reading.take(lexeme)
+        reading.feed(lexeme)
     return Prompt(text, reading.pieces())
 
 
@@ -62,7 +62,7 @@ class _PromptParser:
     weighted_pieces: list[tuple[Text | ConceptRef | Break, float]] = field(default_factory=list)
     open_brackets: dict[str, list[_OpenBracket]] = field(default_factory=lambda: {"(": [], "[": []})
 
-    def take(self, lexeme: re.Match[str]) -> None:
+    def feed(self, lexeme: re.Match[str]) -> None:
         kind = lexeme.lastgroup
         if kind == "plain":
             self._add(Text(lexeme["plain"]))

@@ -39,8 +39,8 @@ def has_alternatives(template: str) -> bool:
 def parse_template(template: str, wildcards: Wildcards) -> Node:
     """Parse a template and its lists into a tree. Raises UserError if it is unclosed, unknown, endless or too large."""
     tree = _WildcardNodes(wildcards).read(template)
-    if tree.height > MAX_NESTING:
-        raise UserError(f"{printable(template)} nests {tree.height} deep; I go {MAX_NESTING} deep.", "Make it flatter.")
+    if tree.depth > MAX_NESTING:
+        raise UserError(f"{printable(template)} nests {tree.depth} deep; I go {MAX_NESTING} deep.", "Make it flatter.")
     if tree.max_choices > MAX_CHOICES:
         raise UserError(
             f"{printable(template)} makes up to {tree.max_choices:,} choices for one prompt; I make {MAX_CHOICES}.",
@@ -61,7 +61,7 @@ class _WildcardNodes:
         where = f"In __{printable(self._reading[-1], 60)}__: " if self._reading else ""
         return _TemplateParser(text, self, where).series(inside=False)
 
-    def pick(self, name: str) -> VariantNode:
+    def variant(self, name: str) -> VariantNode:
         if name in self._reading:
             loop = [*self._reading[self._reading.index(name) :], name]
             raise UserError(
@@ -111,7 +111,7 @@ class _TemplateParser:
             if kind == "open":
                 parts.append(self._braces(lexeme.start()))
             elif kind == "list":
-                parts.append(self._lists.pick(lexeme["name"].strip()))
+                parts.append(self._lists.variant(lexeme["name"].strip()))
             elif kind == "variable":
                 raise UserError(
                     f"{self._where}{printable(self._text[lexeme.start() :], 40)} sets or uses a variable; I have none.",
@@ -140,7 +140,7 @@ class _TemplateParser:
             )
         self._at += 1
         self._open -= 1
-        pick = self._pick(options, start)
+        pick = self._make_variant(options, start)
         high = min(len(pick.options), high)
         if high > MAX_PICKS:
             raise UserError(
@@ -150,10 +150,10 @@ class _TemplateParser:
             )
         return VariantNode(pick.options, pick.weights, min(low, high), high, joiner)
 
-    def _pick(self, options: list[tuple[str, int, Node]], start: int) -> VariantNode:
+    def _make_variant(self, options: list[tuple[str, int, Node]], start: int) -> VariantNode:
         # {2$$__colour__} takes two of the list's lines, not two of one list.
         if len(options) == 1 and (alone := re.fullmatch(rf"\s*{_NAME}\s*", options[0][0])):
-            return self._lists.pick(alone["name"].strip())
+            return self._lists.variant(alone["name"].strip())
         return _make_variant(options, self._where + printable(self._text[start : self._at], 40))
 
     def _option(self) -> tuple[str, int, Node]:

@@ -89,11 +89,11 @@ class Wildcards:
             f"Write __{printable(name[1:], 60)}__.",
         )
 
-    def _lines_at(self, place: _Place, name: str, empty: bool = False) -> list[str]:
+    def _lines_at(self, location: _Place, name: str, empty: bool = False) -> list[str]:
         """Read the list at a location. empty: whether a file without options is allowed."""
-        if place.keys is None:
-            return _read_text(storage.resolve_inside(self.folder, *place.path.split("/")), name, empty)
-        return _checked(self._pack(place.path)[place.keys], f"__{printable(name, 60)}__")
+        if location.keys is None:
+            return _read_text(storage.resolve_inside(self.folder, *location.path.split("/")), name, empty)
+        return _checked(self._pack(location.path)[location.keys], f"__{printable(name, 60)}__")
 
     def _concepts_by_identity(self, name: str) -> _Place:
         """Find the list of that name, ignoring case; else the only list of that name in any subfolder.
@@ -245,9 +245,9 @@ def _short(path: str, keys: tuple[str, ...]) -> str:
     return "/".join(filter(None, (folder, *(keys or (file.rpartition(".")[0],)))))
 
 
-def _full(place: _Place) -> str:
+def _full(location: _Place) -> str:
     """Return the name with the pack's own name in front of the keys."""
-    return "/".join((place.path.rpartition(".")[0], *(place.keys or ())))
+    return "/".join((location.path.rpartition(".")[0], *(location.keys or ())))
 
 
 def _pattern(text: str) -> re.Pattern[str]:

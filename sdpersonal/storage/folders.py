@@ -27,7 +27,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             raise UserError(f"{printable(str(path))} is there already.")
         staged, guard = create_temporary(path, os.mkdir)
     try:
-        with translate_os_errors(path, only=DISK_FULL_ERRNOS):  # other errors in the block concern other files
+        with translate_os_errors(path, errnos=DISK_FULL_ERRNOS):  # other errors in the block concern other files
             yield staged
         with translate_os_errors(path):
             sync_tree(staged)

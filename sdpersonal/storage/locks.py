@@ -20,19 +20,19 @@ LOCK_TIMEOUT = 60.0  # seconds to wait for another process where its work is sho
 
 
 @contextmanager
-def lock(folder: Path, what: str = "", wait: float = 0.0) -> Iterator[None]:
+def lock(folder: Path, label: str = "", timeout: float = 0.0) -> Iterator[None]:
     """Lock `folder` against other processes, waiting up to `wait` seconds. Raises UserError naming the holder.
 
     what: how the message calls the folder; by default its path. The kernel frees the lock when the process ends,
     however it ends; the lock file stays and means nothing by itself.
     """
     path = make_folder(folder) / LOCK_NAME
-    file_lock = filelock.FileLock(path, timeout=wait, poll_interval=0.02)
+    file_lock = filelock.FileLock(path, timeout=timeout, poll_interval=0.02)
     with translate_os_errors(path):
         try:
             file_lock.acquire()
         except (filelock.Timeout, RuntimeError) as error:  # RuntimeError: this very thread holds it
-            problem = f"{what or printable(str(folder))} is in use{_describe_holder(path)}."
+            problem = f"{label or printable(str(folder))} is in use{_describe_holder(path)}."
             raise UserError(problem, "Wait until it is done, or stop it.") from error
     try:
         _write_holder(path)

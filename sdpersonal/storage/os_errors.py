@@ -15,7 +15,7 @@ DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
-def translate_os_errors(path: Path, need: int | None = None, only: set[int] | None = None) -> Iterator[None]:
+def translate_os_errors(path: Path, bytes_needed: int | None = None, errnos: set[int] | None = None) -> Iterator[None]:
     """Translate an OSError about `path` into a UserError of one line.
 
     need: bytes that were to be written; only: the error numbers to explain, others are raised unchanged.
@@ -23,15 +23,15 @@ def translate_os_errors(path: Path, need: int | None = None, only: set[int] | No
     try:
         yield
     except OSError as error:
-        if only is not None and error.errno not in only:
+        if errnos is not None and error.errno not in errnos:
             raise
-        raise to_user_error(path, error, need) from error
+        raise to_user_error(path, error, bytes_needed) from error
 
 
-def to_user_error(path: Path, error: OSError, need: int | None) -> UserError:
+def to_user_error(path: Path, error: OSError, bytes_needed: int | None) -> UserError:
     if error.errno not in DISK_FULL_ERRNOS:
         return UserError(f"{printable(str(path), 200)}: {error.strerror or error}.")
-    needed = f"need {format_bytes(need)}, " if need is not None else ""
+    needed = f"need {format_bytes(bytes_needed)}, " if bytes_needed is not None else ""
     reason = {
         errno.ENOSPC: lambda: f"{format_bytes(free_bytes(path.parent))} free",
         errno.EDQUOT: lambda: "your quota is used up",

@@ -25,15 +25,15 @@ def open_to_read(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def read_bytes(path: Path, limit: int, look: Callable[[bytes, int], None] | None = None) -> bytes:
+def read_bytes(path: Path, limit: int, check_head: Callable[[bytes, int], None] | None = None) -> bytes:
     """Return the content of a regular file of at most `limit` bytes, read once. Raises UserError.
 
     look: a function that gets the file's first megabytes and its size, and may raise before the rest is read.
     """
     with open_to_read(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if look:
-            look(file.read(min(size, _HEAD_BYTES)), size)
+        if check_head:
+            check_head(file.read(min(size, _HEAD_BYTES)), size)
             file.seek(0)
         if size > limit:
             raise _too_large_error(path, limit)

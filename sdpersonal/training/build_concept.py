@@ -35,7 +35,7 @@ def build_concept(
     usual = preset(method_name(settings), base.kind, settings.kind)
     _check_embeddings(base, method, lower_rate(chosen.lr, usual.lr))
     token = Token.parse(settings.token)
-    vectors = {key: embeddings.detach().float().cpu().numpy().copy() for key, embeddings in method.rows.items()}
+    vectors = {key: embeddings.detach().float().cpu().numpy().copy() for key, embeddings in method.embeddings.items()}
     card = Card(
         kind=settings.kind,
         class_noun=subject_noun(settings)[:100],  # --init may be many words; a card's noun is short
@@ -52,7 +52,7 @@ def build_concept(
         | {key: value for key in ("rank",) if (value := getattr(settings, key, None)) is not None}
         | ({"prior": _prior_kind(settings.prior)} if isinstance(settings, DreamboothSettings) else {})
         | figures,
-        scores=best.scores.figures() if best.scores else {},
+        scores=best.scores.to_dict() if best.scores else {},
     )
     return Concept(token, card, vectors, method.lora())
 

@@ -47,7 +47,7 @@ class CheckpointState:
 
     trainable_parameters: TrainableParameters
     optimizer: torch.optim.Optimizer
-    average: dict[str, Tensor]
+    ema: dict[str, Tensor]
 
     def size(self) -> int:
         """Return the bytes of its checkpoint."""
@@ -189,8 +189,8 @@ def _state_tensors(learned: CheckpointState) -> Iterator[tuple[str, Tensor]]:
     optimizer = learned.optimizer
     for name, parameter in learned.trainable_parameters.items():
         yield f"value.{name}", parameter
-        if learned.average:
-            yield f"average.{name}", learned.average[name]
+        if learned.ema:
+            yield f"average.{name}", learned.ema[name]
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 yield f"state.{key}.{name}", value
@@ -237,7 +237,7 @@ def _restore(folder: Path, manifest: dict, learned: CheckpointState) -> None:
         for name, tensor in load(data).items():
             filled.add(name)
             _load_tensor(name, tensor, learned)
-    if not {f"value.{name}" for name in trained} | {f"average.{name}" for name in learned.average} <= filled:
+    if not {f"value.{name}" for name in trained} | {f"average.{name}" for name in learned.ema} <= filled:
         raise ValueError("a part is missing")
     for name, numbers in manifest["numbers"]["state"].items():
         optimizer.state[trained[name]].update(numbers)
@@ -250,7 +250,7 @@ def _load_tensor(name: str, tensor: Tensor, learned: CheckpointState) -> None:
     trained, optimizer = learned.trainable_parameters, learned.optimizer
     kind, _, rest = name.partition(".")
     if kind in ("value", "average"):
-        target = trained[rest] if kind == "value" else learned.average[rest]
+        target = trained[rest] if kind == "value" else learned.ema[rest]
         if target.shape != tensor.shape:
             raise ValueError("a parameter has another shape")
         target.copy_(tensor)

@@ -46,8 +46,8 @@ def generate_missing(
     say(f"Drawing {len(missing)} pictures of {prompt!r}, kept in {folder}.")
     storage.make_folder(folder)
     shape = base.latent_shape(side, side)
-    with base.quiet(), base.adapters.disabled():
-        condition = base.encode_captions([[""], [prompt]], [SizeConditioning.whole(side, side)] * 2)
+    with base.exclusive(), base.adapters.disabled():
+        condition = base.encode_captions([[""], [prompt]], [SizeConditioning.full(side, side)] * 2)
         for number in missing:
             noise = noise_from_seed(number, shape)[None].to(base.device)
             latents = denoise(base, condition, noise, SamplingConfig(STEPS, base.guidance))

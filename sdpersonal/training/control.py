@@ -28,9 +28,9 @@ class Command(IntEnum):
     KEEP = -2
 
 
-def send(run: Path, wish: Command) -> None:
+def send(run: Path, command: Command) -> None:
     """Send a command to the run in this folder; it replaces one that was not read yet."""
-    storage.write_text(run / COMMAND_FILE, wish.name.lower() + "\n")
+    storage.write_text(run / COMMAND_FILE, command.name.lower() + "\n")
 
 
 def poll(run: Path) -> Command:

@@ -15,15 +15,19 @@ _DOTS, _LINE, _SECOND, _MARK = "#b8c4d6", "#1f4e96", "#c2571a", "#2c7a3f"
 
 
 def save_curves(
-    path: Path, losses: list[float], measured: list[tuple[int, float]], trials: Sequence[Validation], pivot: int = 0
+    path: Path,
+    losses: list[float],
+    measured: list[tuple[int, float]],
+    validations: Sequence[Validation],
+    pivot: int = 0,
 ) -> None:
     """Save the plot. losses: from step 1; measured: (step, loss) of the fixed batch. Empty panels are left out."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    shares = [(point.step, point.share) for point in dvar(measured, pivot)]
-    scored = [validation for validation in trials if validation.scores]
+    shares = [(point.step, point.variance_ratio) for point in dvar(measured, pivot)]
+    scored = [validation for validation in validations if validation.scores]
     panels = [_plot_loss] + [_plot_variance_ratio] * bool(shares) + [_plot_scores] * bool(scored)
     figure = Figure(figsize=(7, 0.7 + 2.3 * len(panels)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
@@ -59,11 +63,11 @@ def _plot_variance_ratio(axes, shares: list[tuple[int, float]]) -> None:
     axes.set(ylabel="share of variance", ylim=(0, None))
 
 
-def _plot_scores(axes, trials: list[Validation]) -> None:
-    steps, best = [trial.step for trial in trials], best_validation(trials)
-    axes.plot(steps, [trial.scores.score for trial in trials], "o-", color=_LINE, linewidth=2, label="score")
-    axes.plot(steps, [trial.scores.likeness for trial in trials], ".--", color=_DOTS, label="likeness")
-    axes.plot(steps, [trial.scores.fidelity for trial in trials], ".:", color=_SECOND, label="prompts followed")
+def _plot_scores(axes, validations: list[Validation]) -> None:
+    steps, best = [trial.step for trial in validations], best_validation(validations)
+    axes.plot(steps, [trial.scores.score for trial in validations], "o-", color=_LINE, linewidth=2, label="score")
+    axes.plot(steps, [trial.scores.likeness for trial in validations], ".--", color=_DOTS, label="likeness")
+    axes.plot(steps, [trial.scores.fidelity for trial in validations], ".:", color=_SECOND, label="prompts followed")
     axes.axvline(best.step, color=_MARK, linewidth=1, label=f"kept: step {best.step}")
     axes.set(ylabel="acceptance", ylim=(0, 1.05))
 

@@ -33,7 +33,7 @@ class Batch:
     indices: tuple[int, ...]  # B sample indices, counted over the run
     size_conditioning: tuple[SizeConditioning, ...]  # B sizes and crops, inputs of SDXL
 
-    def parts(self, size: int) -> Iterator[Batch]:
+    def split(self, size: int) -> Iterator[Batch]:
         """Split the batch into parts of at most `size` samples."""
         for first in range(0, len(self.t), size):
             yield Batch(*(getattr(self, field.name)[first : first + size] for field in fields(self)))
@@ -73,7 +73,7 @@ class LatentDataset:
         """Return the number of noise levels."""
         return len(self._base.schedule)
 
-    def samples(self, indices: Sequence[int]) -> Batch:
+    def batch(self, indices: Sequence[int]) -> Batch:
         """Return the samples with these indices, counted over the whole run and all processes."""
         latents, noises, timesteps, captions, names, size_conditioning = [], [], [], [], [], []
         for index in indices:
@@ -139,9 +139,9 @@ def _crop_and_flip(photo: Photo, flip: bool) -> list[tuple[np.ndarray, SizeCondi
     """Return the square crop of a photo with its size conditioning; if `flip`, the mirrored one too."""
     square, (left, top), width = photo.square(), photo.crop, photo.pixels.shape[1]
     side = len(square)
-    views = [(square, SizeConditioning(photo.original, (top, left), (side, side)))]
+    views = [(square, SizeConditioning(photo.original_size, (top, left), (side, side)))]
     if flip:
-        views.append((square[:, ::-1], SizeConditioning(photo.original, (top, width - left - side), (side, side))))
+        views.append((square[:, ::-1], SizeConditioning(photo.original_size, (top, width - left - side), (side, side))))
     return views
 
 
@@ -161,7 +161,7 @@ def fit_captions(
     def fits(caption: str) -> bool:
         with torch.no_grad():
             return all(
-                _tokens(base, key, read(caption)) <= base.encoders[key].room
+                _tokens(base, key, read(caption)) <= base.encoders[key].capacity
                 for read in readings
                 for key in base.encoders
             )
@@ -184,10 +184,10 @@ def _tokens(base: StableDiffusion, key: str, pieces: CaptionPieces) -> int:
 
 
 def batch_loss(
-    base: StableDiffusion, words: Callable[[str], CaptionPieces], batch: Batch, snr_gamma: float | None
+    base: StableDiffusion, caption_pieces: Callable[[str], CaptionPieces], batch: Batch, snr_gamma: float | None
 ) -> Tensor:
     """Compute the loss of a batch, per sample: (B,). words: turns a caption into pieces for `encode_captions`."""
-    condition = _encode_captions(base, words, batch)
+    condition = _encode_captions(base, caption_pieces, batch)
     return diffusion_loss(
         lambda noisy, t: base.predict(noisy, t, condition),
         base.schedule,
@@ -198,11 +198,13 @@ def batch_loss(
     )
 
 
-def _encode_captions(base: StableDiffusion, words: Callable[[str], CaptionPieces], batch: Batch) -> Conditioning:
+def _encode_captions(
+    base: StableDiffusion, caption_pieces: Callable[[str], CaptionPieces], batch: Batch
+) -> Conditioning:
     """Return the conditioning of each sample. A repeated caption is encoded once: with four samples and eight templates
     that saves a sixth of the text encoder's work."""
     distinct = list(dict.fromkeys(batch.captions))
     positions = torch.tensor([distinct.index(caption) for caption in batch.captions], device=base.device)
     return base.with_size_conditioning(
-        base.encode_captions([words(caption) for caption in distinct])[positions], batch.size_conditioning
+        base.encode_captions([caption_pieces(caption) for caption in distinct])[positions], batch.size_conditioning
     )

@@ -93,7 +93,7 @@ class _Failure:
     trace: str = ""
 
     @classmethod
-    def of(cls, rank: int, error: BaseException) -> _Failure:
+    def from_error(cls, rank: int, error: BaseException) -> _Failure:
         if isinstance(error, UserError):
             return cls(rank, error.message, error.hint, error.exit_code)
         if isinstance(error, KeyboardInterrupt):
@@ -128,7 +128,7 @@ def fail_together(accelerator: Accelerator) -> Iterator[None]:
             raise
         raise failure.error() from None
     finally:
-        peers.leave()
+        peers.close()
 
 
 class _PeerConnections:
@@ -149,7 +149,7 @@ class _PeerConnections:
             self._known.wait(_FAILURE_NEWS_SECONDS)
         with self._mutex:
             if is_cause or self._failure is None:
-                self._failure = _Failure.of(self.rank, error)
+                self._failure = _Failure.from_error(self.rank, error)
                 self._known.set()
                 self._send(asdict(self._failure))
         return self._failure
@@ -157,7 +157,7 @@ class _PeerConnections:
     def should_report(self, failure: _Failure) -> bool:
         return self.rank == (1 if failure.rank == 0 and failure.message == _DIED_MESSAGE else 0)
 
-    def leave(self) -> None:
+    def close(self) -> None:
         self._gone.set()
         self._send(_DONE_MESSAGE)
         for connection in self._peers.values():

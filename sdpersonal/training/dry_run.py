@@ -35,53 +35,53 @@ _WARM_UP_SECONDS = 2.0  # a first step that takes less is mostly warm-up, so a s
 class Cost:
     """The measured cost. held: peak bytes of this process; room: bytes it can have; step, checkpoint: seconds."""
 
-    held: int
-    room: int
+    used_bytes: int
+    available_bytes: int
     step: float
     checkpoint: float
 
-    def memory(self) -> str:
-        return f"{self.held / GB:.1f} of {self.room / GB:.1f} GB of memory"
+    def memory_text(self) -> str:
+        return f"{self.used_bytes / GB:.1f} of {self.available_bytes / GB:.1f} GB of memory"
 
     def as_json(self) -> dict[str, float]:
-        return {"held": self.held, "room": self.room, "step": round(self.step, 4)}
+        return {"held": self.used_bytes, "room": self.available_bytes, "step": round(self.step, 4)}
 
 
-def perform_dry_run(lesson: TrainState, batch: int, accumulate: int, run: Path) -> Cost:
+def perform_dry_run(state: TrainState, batch: int, accumulate: int, run: Path) -> Cost:
     """Measure a step at learning rate zero and, in the main process, a checkpoint, then undo both. A step has
     `accumulate` batches of `batch` photos.
 
     Raises UserError if memory cannot hold the training, DiskFull if the disk cannot hold its checkpoints.
     """
-    optimizer, parameters, oom_advice = lesson.optimizer, lesson.method.trainable_parameters(), lesson.room
+    optimizer, parameters, oom_advice = state.optimizer, state.method.trainable_parameters(), state.oom_advice
     size = sum(parameter.numel() * 4 for parameter in parameters.values())
     # Checked before allocation: the system may kill a process that runs out of memory, without a message.
-    oom_advice.check(round(_STATE_SIZE[oom_advice.settings.optimizer] * size), "gradients and moments")
-    seconds = _time_step(lesson, batch, accumulate)
+    oom_advice.require(round(_STATE_SIZE[oom_advice.settings.optimizer] * size), "gradients and moments")
+    seconds = _time_step(state, batch, accumulate)
     if seconds < _WARM_UP_SECONDS:
-        seconds = _time_step(lesson, batch, accumulate)
+        seconds = _time_step(state, batch, accumulate)
     started_at = time.monotonic()
-    if lesson.accelerator.is_main_process:
-        _check_disk(run, (CHECKPOINT_LIMIT + 2) * lesson.checkpoint_state().size())
-        _try_checkpoint(run, lesson.checkpoint_state())
+    if state.accelerator.is_main_process:
+        _check_disk(run, (CHECKPOINT_LIMIT + 2) * state.checkpoint_state().size())
+        _try_checkpoint(run, state.checkpoint_state())
     checkpoint_seconds = time.monotonic() - started_at
     optimizer.state.clear()
     return Cost(*memory_usage(oom_advice.device), seconds, checkpoint_seconds)
 
 
-def _time_step(lesson: TrainState, batch: int, accumulate: int) -> float:
+def _time_step(state: TrainState, batch: int, accumulate: int) -> float:
     """Measure the seconds of a whole step that changes nothing: the learning rates are zero."""
-    optimizer, started_at = lesson.optimizer, time.monotonic()
+    optimizer, started_at = state.optimizer, time.monotonic()
     for _ in range(accumulate):
-        loss = lesson.method.loss(lesson.photos.samples(range(batch)), _LAST_STEP).mean() / accumulate
+        loss = state.method.loss(state.photos.batch(range(batch)), _LAST_STEP).mean() / accumulate
         loss.backward()
-    norm = nn.utils.clip_grad_norm_(lesson.method.trainable_parameters().values(), MAX_GRAD_NORM)
+    norm = nn.utils.clip_grad_norm_(state.method.trainable_parameters().values(), MAX_GRAD_NORM)
     if torch.isfinite(norm):  # else even rate zero would spoil the parameters; the first real step reports it
         with _zero_lr(optimizer):
             optimizer.step()
     optimizer.zero_grad()
-    if lesson.room.device.type == "cuda":
-        torch.cuda.synchronize(lesson.room.device)
+    if state.oom_advice.device.type == "cuda":
+        torch.cuda.synchronize(state.oom_advice.device)
     return time.monotonic() - started_at
 
 
@@ -109,10 +109,10 @@ def _try_checkpoint(run: Path, learned: CheckpointState) -> None:
         storage.remove(folder)
 
 
-def _check_disk(run: Path, need: int) -> None:
+def _check_disk(run: Path, bytes_needed: int) -> None:
     free = storage.free_bytes(run)
-    if need > free:
+    if bytes_needed > free:
         raise DiskFull(
-            f"Checkpoints need about {need / GB:.1f} GB in {printable(str(run))}; {free / GB:.1f} GB are free.",
+            f"Checkpoints need about {bytes_needed / GB:.1f} GB in {printable(str(run))}; {free / GB:.1f} GB are free.",
             "Make room, or give --run on another disk.",
         )

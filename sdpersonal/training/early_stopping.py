@@ -30,11 +30,11 @@ class DvarPoint:
     """The DVAR value at a step: the variance of the window as a share of the variance of all losses."""
 
     step: int
-    share: float
+    variance_ratio: float
 
     @property
     def converged(self) -> bool:
-        return self.share < DVAR_THRESHOLD
+        return self.variance_ratio < DVAR_THRESHOLD
 
 
 def measure_interval(steps: int, usual: int) -> int:
@@ -50,7 +50,7 @@ def can_converge(steps: int, every: int) -> bool:
 
 def fixed_batch(photos: PhotoDataset) -> Batch:
     """Build the fixed batch: photos in turn, at evenly spread noise levels."""
-    batch = photos.samples(range(FIXED_BATCH_SIZE))
+    batch = photos.batch(range(FIXED_BATCH_SIZE))
     levels = torch.linspace(_FIRST_LEVEL, _LAST_LEVEL, FIXED_BATCH_SIZE) * photos.levels
     return replace(batch, t=levels.long().to(batch.t.device))
 
@@ -59,7 +59,7 @@ def fixed_batch(photos: PhotoDataset) -> Batch:
 def fixed_batch_loss(method: Method, batch: Batch, step: int, at_once: int = FIXED_BATCH_SIZE) -> Tensor:
     """Compute the mean loss of the fixed batch, a scalar on the device. at_once: batch size; up to the training's, no
     more memory is needed than for a training step."""
-    return torch.cat([method.loss(part, step) for part in batch.parts(at_once)]).mean()
+    return torch.cat([method.loss(part, step) for part in batch.split(at_once)]).mean()
 
 
 def dvar(measured: Sequence[tuple[int, float]], start: int = 0) -> list[DvarPoint]:

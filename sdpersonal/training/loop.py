@@ -39,12 +39,12 @@ class TrainState:
     method: Method
     photos: PhotoDataset
     optimizer: torch.optim.Optimizer
-    room: OomAdvice
-    average: EMA | NoEMA = field(default_factory=NoEMA)
+    oom_advice: OomAdvice
+    ema: EMA | NoEMA = field(default_factory=NoEMA)
 
     def checkpoint_state(self) -> CheckpointState:
         """Return what a checkpoint stores of it."""
-        return CheckpointState(self.method.trainable_parameters(), self.optimizer, self.average.values)
+        return CheckpointState(self.method.trainable_parameters(), self.optimizer, self.ema.values)
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ class LoopConfig:
     fixed_batch: Batch | None = None  # its loss is measured in the main process
     measure_every: int = 1  # steps
     usual_lr: float = math.inf  # the preset's, the highest that is proposed after divergence
-    best: int | None = None  # the step whose checkpoint is never deleted
+    best_step: int | None = None  # the step whose checkpoint is never deleted
 
 
-def fit(lesson: TrainState, plan: LoopConfig, journal: ProgressLog | NullLog) -> tuple[int, Command]:
+def fit(state: TrainState, config: LoopConfig, log: ProgressLog | NullLog) -> tuple[int, Command]:
     """Train from step `plan.start` to `plan.stop_step` or until a command arrives, and save a checkpoint there.
 
     The loop never waits for the device at a step's end: it reads a step's numbers while the next one runs, and always
@@ -77,34 +77,34 @@ def fit(lesson: TrainState, plan: LoopConfig, journal: ProgressLog | NullLog) ->
     Raises: Diverged at the first loss or gradient that is not finite, Interrupted (with a checkpoint) on Ctrl-C or
     SIGTERM, DiskFull naming the last checkpoint, UserError when out of memory.
     """
-    accelerator, method, photos, optimizer = lesson.accelerator, lesson.method, lesson.photos, lesson.optimizer
-    trainable, last_step = method.trainable_parameters(), plan.stop_step or plan.steps
+    accelerator, method, photos, optimizer = state.accelerator, state.method, state.photos, state.optimizer
+    trainable, last_step = method.trainable_parameters(), config.stop_step or config.steps
     alone, main = accelerator.num_processes == 1, accelerator.is_main_process
     pending: deque[_StepResult] = deque()
-    done, stop_code = plan.start, 0
-    with _name_checkpoint_if_disk_full(plan.run), StopSignals(0.0 if alone else _REPEAT_WINDOW, speak=main) as stop:
-        for step in range(plan.start, last_step):
-            command = poll(plan.run) if main else Command.NOTHING
-            with lesson.room.at(f"at step {step + 1}"):
-                rates = _set_rates(optimizer, method.learning_rates(step), plan.lr_factor(step))
-                losses = _backward(accelerator, method, photos, plan, step)
-                gathered = _reduce_gradients(accelerator, losses, trainable.values(), stop.asked or command)
+    done, stop_code = config.start, 0
+    with _name_checkpoint_if_disk_full(config.run), StopSignals(0.0 if alone else _REPEAT_WINDOW, verbose=main) as stop:
+        for step in range(config.start, last_step):
+            command = poll(config.run) if main else Command.NOTHING
+            with state.oom_advice.translate(f"at step {step + 1}"):
+                rates = _set_rates(optimizer, method.learning_rates(step), config.lr_factor(step))
+                losses = _backward(accelerator, method, photos, config, step)
+                gathered = _reduce_gradients(accelerator, losses, trainable.values(), stop.signal_number or command)
                 norm = nn.utils.clip_grad_norm_(trainable.values(), MAX_GRAD_NORM)
                 optimizer.step()
                 optimizer.zero_grad()
-                lesson.average.update(step)
-                measured = _measure_if_due(lesson, plan, step) if main else []
+                state.ema.update(step)
+                measured = _measure_if_due(state, config, step) if main else []
                 pending.append(_StepResult.of(step, torch.cat([norm.view(1), gathered.flatten(), *measured]), rates))
-            done, stop_code = step + 1, (stop.asked or command) if alone else 0
-            saving = done % plan.save_every == 0 or done == last_step
+            done, stop_code = step + 1, (stop.signal_number or command) if alone else 0
+            saving = done % config.save_every == 0 or done == last_step
             while len(pending) > (0 if saving or stop_code else 1):
                 # All processes must stop at the same step: the one whose all-reduce told them of the signal.
-                stop_code = _record_step(pending.popleft(), accelerator, photos, plan, journal) or stop_code
+                stop_code = _record_step(pending.popleft(), accelerator, photos, config, log) or stop_code
             if main and (saving or stop_code):
-                journal.keep()
-                save_checkpoint(plan.run, done, lesson.checkpoint_state(), plan.identity, plan.best)
-            if stop_code > 0 and done < plan.steps:
-                raise _interrupted_error(done, plan.steps, stop_code)
+                log.flush()
+                save_checkpoint(config.run, done, state.checkpoint_state(), config.identity, config.best_step)
+            if stop_code > 0 and done < config.steps:
+                raise _interrupted_error(done, config.steps, stop_code)
             if stop_code:
                 break
     return done, Command(min(stop_code, 0))
@@ -116,7 +116,7 @@ class _StepResult:
     fixed batch's loss if it was measured]."""
 
     step: int
-    numbers: Tensor  # on the CPU; the copy may still be running
+    values: Tensor  # on the CPU; the copy may still be running
     copy_event: torch.cuda.Event | None
     learning_rates: list[float]
 
@@ -132,16 +132,16 @@ class _StepResult:
     def read(self) -> tuple[float, list[list[float]]]:
         if self.copy_event:
             self.copy_event.synchronize()
-        norm, *rest = self.numbers.tolist()
+        norm, *rest = self.values.tolist()
         return norm, rest
 
 
-def _measure_if_due(lesson: TrainState, plan: LoopConfig, step: int) -> list[Tensor]:
+def _measure_if_due(state: TrainState, config: LoopConfig, step: int) -> list[Tensor]:
     """Measure the fixed batch's loss after a step: [(1,)] if it is due, else []."""
-    if plan.fixed_batch is None or (step + 1) % plan.measure_every:
+    if config.fixed_batch is None or (step + 1) % config.measure_every:
         return []
-    with lesson.average.applied():
-        return [fixed_batch_loss(lesson.method, plan.fixed_batch, step, plan.batch).view(1)]
+    with state.ema.applied():
+        return [fixed_batch_loss(state.method, config.fixed_batch, step, config.batch).view(1)]
 
 
 def _set_rates(optimizer: torch.optim.Optimizer, rates: list[float], factor: float) -> list[float]:
@@ -150,20 +150,20 @@ def _set_rates(optimizer: torch.optim.Optimizer, rates: list[float], factor: flo
     return [rate * factor for rate in rates]
 
 
-def sample_indices(step: int, part: int, rank: int, processes: int, plan: LoopConfig) -> range:
+def sample_indices(step: int, part: int, rank: int, processes: int, config: LoopConfig) -> range:
     """Return the sample indices of batch `part` of a step in process `rank`. They are counted over the whole run, so
     a step trains on the same photos however it is split into batches and processes."""
-    first = ((step * plan.accumulate + part) * processes + rank) * plan.batch
-    return range(first, first + plan.batch)
+    first = ((step * config.accumulate + part) * processes + rank) * config.batch
+    return range(first, first + config.batch)
 
 
-def _backward(accelerator: Accelerator, method: Method, photos: PhotoDataset, plan: LoopConfig, step: int) -> Tensor:
+def _backward(accelerator: Accelerator, method: Method, photos: PhotoDataset, config: LoopConfig, step: int) -> Tensor:
     """Accumulate the mean gradient of this process's batches; return their losses, (A,)."""
     losses = []
-    for part in range(plan.accumulate):
-        indices = sample_indices(step, part, accelerator.process_index, accelerator.num_processes, plan)
-        loss = method.loss(photos.samples(indices), step).mean()
-        accelerator.backward(loss / plan.accumulate)
+    for part in range(config.accumulate):
+        indices = sample_indices(step, part, accelerator.process_index, accelerator.num_processes, config)
+        loss = method.loss(photos.batch(indices), step).mean()
+        accelerator.backward(loss / config.accumulate)
         losses.append(loss.detach())
     return torch.stack(losses)
 
@@ -204,12 +204,12 @@ def _record_step(
     outcome: _StepResult,
     accelerator: Accelerator,
     photos: PhotoDataset,
-    plan: LoopConfig,
-    journal: ProgressLog | NullLog,
+    config: LoopConfig,
+    log: ProgressLog | NullLog,
 ) -> int:
     """Check a step's numbers and log them; return the signal that a process got, else the command, or 0."""
     norm, flat = outcome.read()
-    width = plan.accumulate + 1
+    width = config.accumulate + 1
     end = width * accelerator.num_processes
     shares, measured = [flat[start : start + width] for start in range(0, end, width)], flat[end:]
     losses = {(rank, part): loss for rank, share in enumerate(shares) for part, loss in enumerate(share[:-1])}
@@ -219,23 +219,23 @@ def _record_step(
         names = [
             name
             for rank, part in bad or losses
-            for name in photos.samples(sample_indices(outcome.step, part, rank, accelerator.num_processes, plan)).photos
+            for name in photos.batch(sample_indices(outcome.step, part, rank, accelerator.num_processes, config)).photos
         ]
-        raise _diverged_error("loss" if bad else "gradient", value, outcome.step, names, plan)
-    journal.step(outcome.step + 1, math.fsum(losses.values()) / len(losses), outcome.learning_rates, *measured)
+        raise _diverged_error("loss" if bad else "gradient", value, outcome.step, names, config)
+    log.step(outcome.step + 1, math.fsum(losses.values()) / len(losses), outcome.learning_rates, *measured)
     stop_codes = [share[-1] for share in shares]
     return int(max(stop_codes) or min(stop_codes))
 
 
-def _diverged_error(what: str, value: float, step: int, photos: list[str], plan: LoopConfig) -> Diverged:
+def _diverged_error(what: str, value: float, step: int, photos: list[str], config: LoopConfig) -> Diverged:
     shown = "NaN" if math.isnan(value) else "infinite" if math.isinf(value) else f"{value:.3g}"
     names = list(dict.fromkeys(photos))
     where = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-    last_checkpoint = latest_step(plan.run)
+    last_checkpoint = latest_step(config.run)
     after = f"Nothing after step {last_checkpoint} was kept" if last_checkpoint else "Nothing was kept"
     return Diverged(
-        f"The {what} became {shown} at step {step + 1} ({where}; --lr {plan.lr:g}). {after}. No concept was made.",
-        f"Try --lr {lower_rate(plan.lr, plan.usual_lr):g}, with another --run.",
+        f"The {what} became {shown} at step {step + 1} ({where}; --lr {config.lr:g}). {after}. No concept was made.",
+        f"Try --lr {lower_rate(config.lr, config.usual_lr):g}, with another --run.",
     )
 
 
@@ -271,5 +271,5 @@ class NullLog:
     def step(self, step: int, loss: float, rates: list[float], fixed: float | None = None) -> None:
         pass
 
-    def keep(self) -> None:
+    def flush(self) -> None:
         pass

@@ -19,19 +19,19 @@ class Milestones:
     """The milestones of a run. spacing: steps between them; early_stop: whether the run may end at one of them; pivot:
     the step up to which the fixed batch's losses belong to another curve."""
 
-    spacing: int
+    interval: int
     early_stop: bool
     pivot: int = 0
 
-    def milestones(self, steps: int) -> list[int]:
-        return [*range(self.spacing, steps, self.spacing), steps]
+    def steps(self, steps: int) -> list[int]:
+        return [*range(self.interval, steps, self.interval), steps]
 
 
 def plan_milestones(chosen: Preset, examined: bool, early_stop: bool) -> Milestones:
     """Place the milestones: only one, at the end, without validation and early stopping. Short runs cannot converge."""
     early_stop = early_stop and can_converge(chosen.steps, chosen.measure_every)
     spacing = max(1, -(-chosen.steps // chosen.milestones)) if examined or early_stop else chosen.steps
-    return Milestones(spacing, early_stop, chosen.pivot)
+    return Milestones(spacing, early_stop, chosen.pivot_steps)
 
 
 @dataclass(frozen=True)
@@ -43,43 +43,45 @@ class RunEnd:
 
 
 def run_milestones(
-    lesson: TrainState,
-    plan: LoopConfig,
+    state: TrainState,
+    config: LoopConfig,
     course: Milestones,
-    journal: ProgressLog | NullLog,
-    exam: Validator | None,
+    log: ProgressLog | NullLog,
+    validator: Validator | None,
     say: Callable[[str], None],
 ) -> RunEnd:
     """Train from `plan.start` to the run's end. Raises as `fit` does.
 
     exam: only in the main process, which decides for all.
     """
-    step, command, milestones = plan.start, Command.NOTHING, course.milestones(plan.steps)
+    step, command, milestones = config.start, Command.NOTHING, course.steps(config.steps)
     while True:
-        if exam and (command or step in milestones):
-            with lesson.average.applied(), lesson.room.at("drawing sample pictures", "Add --no-samples."):
-                exam.run(lesson.method, step, asked=bool(command))
+        if validator and (command or step in milestones):
+            with state.ema.applied(), state.oom_advice.translate("drawing sample pictures", "Add --no-samples."):
+                validator.run(state.method, step, on_request=bool(command))
         if command is Command.KEEP:
-            say(f"Ended after step {step} of {plan.steps}, as asked.")
+            say(f"Ended after step {step} of {config.steps}, as asked.")
             return RunEnd(step, "as asked")
         if step in milestones and course.early_stop:
-            points = dvar(journal.fixed_batch_losses, course.pivot)
+            points = dvar(log.fixed_batch_losses, course.pivot)
             converged = (
                 bool(points)
                 and points[-1].converged
-                and not (exam and is_improving(_at_milestones(exam.held, milestones)))
+                and not (validator and is_improving(_at_milestones(validator.validations, milestones)))
             )
-            if step < plan.steps and broadcast_decision(lesson.accelerator, converged):
-                say(f"There is no more to learn: ended after step {step} of {plan.steps} (--no-early-stop goes on).")
+            if step < config.steps and broadcast_decision(state.accelerator, converged):
+                say(f"There is no more to learn: ended after step {step} of {config.steps} (--no-early-stop goes on).")
                 return RunEnd(step, "since there was no more to learn")
-        if step >= plan.steps:
+        if step >= config.steps:
             return RunEnd(step)
         next_milestone = next(milestone for milestone in milestones if milestone > step)
         step, command = fit(
-            lesson, replace(plan, start=step, stop_step=next_milestone, best=exam.best_step if exam else None), journal
+            state,
+            replace(config, start=step, stop_step=next_milestone, best=validator.best_step if validator else None),
+            log,
         )
 
 
-def _at_milestones(trials: Sequence[Validation], marks: Sequence[int]) -> list[Validation]:
+def _at_milestones(validations: Sequence[Validation], marks: Sequence[int]) -> list[Validation]:
     """Leave out validations that a user asked for: looking at a run must not change when it ends."""
-    return [validation for validation in trials if validation.step in marks]
+    return [validation for validation in validations if validation.step in marks]

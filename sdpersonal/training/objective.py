@@ -22,7 +22,7 @@ def diffusion_loss(
     Ho et al. 2020, eq. 14 (Salimans and Ho 2022 for the velocity), weighted by min-SNR where a gamma is given.
     latents, noise: fp32 (B, C, h, w); t: (B,).
     """
-    noisy = schedule.mix(latents, noise, t)
+    noisy = schedule.add_noise(latents, noise, t)
     error = predict(noisy, t) - schedule.target(latents, noise, t)
     loss = error.pow(2).flatten(1).mean(1)
     return loss if snr_gamma is None else loss * min_snr(schedule, t, snr_gamma)

@@ -19,20 +19,20 @@ class OomAdvice:
 
     device: torch.device
     settings: TrainingSettings
-    side: int
+    resolution: int
     batch: int
 
     @contextmanager
-    def at(self, where: str, advice: str = "") -> Iterator[None]:
+    def translate(self, where: str, advice: str = "") -> Iterator[None]:
         """Translate an out-of-memory error into OutOfMemory; others pass. advice: replaces the default one."""
         with translate_oom(where, advice or self._advice(), self.device):
             yield
 
-    def check(self, need: int, what: str) -> None:
+    def require(self, bytes_needed: int, what: str) -> None:
         """Raise UserError if `need` more bytes are not available."""
         used, available = memory_usage(self.device)
-        if used + need > available:
-            raise UserError(f"No memory for {what}: {describe_memory(used + need, available)}.", self._advice())
+        if used + bytes_needed > available:
+            raise UserError(f"No memory for {what}: {describe_memory(used + bytes_needed, available)}.", self._advice())
 
     def _advice(self) -> str:
         settings, full = self.settings, getattr(self.settings, "method", None) == "full"
@@ -41,6 +41,6 @@ class OomAdvice:
             self.batch > 1 and f"--batch 1 --accumulate {min(64, self.batch * settings.accumulate)}",
             full and settings.optimizer == "adamw" and "--optimizer adamw8bit",
             full and "--method lora",
-            self.side >= 128 and f"--resolution {self.side * 3 // 4 // 64 * 64}",
+            self.resolution >= 128 and f"--resolution {self.resolution * 3 // 4 // 64 * 64}",
         ]
         return f"Try {', '.join(filter(None, remedies)) or 'a smaller base'}. Checkpoints are as they were."

@@ -13,7 +13,7 @@ from .presets import Preset
 from .prodigy import Prodigy
 
 
-def make_optimizer(name: str, groups: list[dict], main_rate: float, usual_rate: float) -> torch.optim.Optimizer:
+def make_optimizer(name: str, groups: list[dict], lr: float, default_lr: float) -> torch.optim.Optimizer:
     """Make the optimizer of that name for these groups. Raises UserError if its package is not installed.
 
     main_rate: the method's main learning rate; Prodigy finds its own and uses the groups' only relative to it.
@@ -21,7 +21,7 @@ def make_optimizer(name: str, groups: list[dict], main_rate: float, usual_rate: 
     did not train for 60 steps, the loss staying at 0.50; from a tenth it is 0.27 by then (AdamW: 0.20).
     """
     if name == "prodigy":
-        return Prodigy([group | {"lr": group["lr"] / main_rate} for group in groups], d0=usual_rate / 10)
+        return Prodigy([group | {"lr": group["lr"] / lr} for group in groups], d0=default_lr / 10)
     if name == "adamw8bit":
         return _import_bitsandbytes().optim.AdamW8bit(groups)
     return torch.optim.AdamW(groups, fused=True)

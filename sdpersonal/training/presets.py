@@ -35,10 +35,10 @@ class Preset:
     embedding_lr: float  # of the token's embeddings
     vectors: int = 4  # embeddings of a token that starts from any words
     targets: LoraTargets = "attention"  # layers that get a LoRA
-    pivot: int = 0  # steps that train the embeddings alone, before the LoRA
+    pivot_steps: int = 0  # steps that train the embeddings alone, before the LoRA
     pivot_lr: float = 0.0  # of the embeddings in these steps
     snr_gamma: float | None = None  # min-SNR weighting
-    average: float = 0.95  # decay of the EMA; 0 for no EMA
+    ema_decay: float = 0.95  # decay of the EMA; 0 for no EMA
     milestones: int = 10  # number of validations; each has a checkpoint
     measure_every: int = 1  # steps between measurements of the fixed batch; computed for each run
 
@@ -46,18 +46,18 @@ class Preset:
 _STABLE_DIFFUSION = {
     "textual-inversion": Preset(steps=800, batch=4, lr=1e-3, embedding_lr=1e-3),
     "dreambooth-lora": Preset(steps=500, batch=4, lr=1e-4, embedding_lr=1e-3),
-    "dreambooth-pivotal": Preset(steps=600, batch=4, lr=1e-4, embedding_lr=1e-4, pivot=300, pivot_lr=1e-3),
-    "dreambooth-full": Preset(steps=400, batch=2, lr=5e-6, embedding_lr=0.0, average=0.0, milestones=4),
+    "dreambooth-pivotal": Preset(steps=600, batch=4, lr=1e-4, embedding_lr=1e-4, pivot_steps=300, pivot_lr=1e-3),
+    "dreambooth-full": Preset(steps=400, batch=2, lr=5e-6, embedding_lr=0.0, ema_decay=0.0, milestones=4),
 }
 _SDXL = _STABLE_DIFFUSION | {
     "dreambooth-lora": Preset(steps=800, batch=2, lr=1e-4, embedding_lr=1e-3),
-    "dreambooth-pivotal": Preset(steps=800, batch=2, lr=1e-4, embedding_lr=1e-4, pivot=300, pivot_lr=1e-3),
+    "dreambooth-pivotal": Preset(steps=800, batch=2, lr=1e-4, embedding_lr=1e-4, pivot_steps=300, pivot_lr=1e-3),
 }
 _TINY = {
     "textual-inversion": Preset(steps=400, batch=4, lr=2e-2, embedding_lr=2e-2, vectors=8),
     "dreambooth-lora": Preset(steps=320, batch=4, lr=3e-3, embedding_lr=5e-3, targets="all"),
     "dreambooth-pivotal": Preset(
-        steps=400, batch=4, lr=2e-3, embedding_lr=3e-4, targets="all", pivot=60, pivot_lr=1e-2
+        steps=400, batch=4, lr=2e-3, embedding_lr=3e-4, targets="all", pivot_steps=60, pivot_lr=1e-2
     ),
     "dreambooth-full": Preset(steps=240, batch=4, lr=4e-4, embedding_lr=0.0),
 }

@@ -25,10 +25,10 @@ class ProgressLog:
     left at its pace; "fixed" is added where the fixed batch was measured.
     """
 
-    def __init__(self, run: Path, start: int, steps: int, track: Tracker | None = None, out: TextIO | None = None):
+    def __init__(self, run: Path, start: int, steps: int, tracker: Tracker | None = None, out: TextIO | None = None):
         self._path = run / PROGRESS_FILE
         self._start, self._steps = start, steps
-        self._track = track or NullTracker()
+        self._track = tracker or NullTracker()
         self._out = out or sys.stderr
         self._started_at = time.monotonic()
         entries = _truncate_after(self._path, start)
@@ -44,7 +44,7 @@ class ProgressLog:
             with suppress(OSError):  # the terminal is gone
                 self._bar.stop()
 
-    def keep(self) -> None:
+    def flush(self) -> None:
         """Sync the log to disk, so that it is as durable as the checkpoint that follows."""
         storage.sync(self._path)
 

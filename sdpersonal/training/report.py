@@ -28,12 +28,12 @@ class RunSummary:
     """A run's summary. photos: lines about them; course: how it ended; judge: the scorer's name; seconds: in total."""
 
     photos: Sequence[str]
-    course: str
-    judge: str
+    ending: str
+    scorer: str
     seconds: float
 
 
-def write_report(run: Path, concept: Concept, trials: Sequence[Validation], story: RunSummary) -> Path:
+def write_report(run: Path, concept: Concept, validations: Sequence[Validation], story: RunSummary) -> Path:
     """Write the page from the files in the run folder; return its path. Raises DiskFull."""
     from jinja2 import Environment
 
@@ -42,7 +42,7 @@ def write_report(run: Path, concept: Concept, trials: Sequence[Validation], stor
         (resources.files(__package__) / REPORT_FILE).read_text(encoding="utf-8")
     )
     card = concept.card
-    scored = [validation for validation in trials if validation.scores]
+    scored = [validation for validation in validations if validation.scores]
     best = next((validation for validation in scored if validation.step == card.steps), best_validation(scored))
     page = template.render(
         title=str(concept.token),
@@ -54,9 +54,9 @@ def write_report(run: Path, concept: Concept, trials: Sequence[Validation], stor
         plain=_image_data_url(run / VALIDATIONS_FOLDER / CLASS_NOUN_FILE),
         best=card.steps,
         curves=_image_data_url(run / CURVES),
-        course=story.course,
+        course=story.ending,
         trials=scored,
-        judge=story.judge,
+        judge=story.scorer,
         rule=SELECTION_RULE,
         photos=[printable(line, 500) for line in story.photos],  # file names are untrusted
         facts=_facts(card, story.seconds),

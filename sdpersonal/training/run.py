@@ -58,7 +58,7 @@ class TrainResult:
     seconds: float
 
 
-def train(settings: TrainingSettings, say: Callable[[str], None] = print) -> TrainResult | None:
+def train(settings: TrainingSettings, log: Callable[[str], None] = print) -> TrainResult | None:
     """Train a concept and add it to the library.
 
     Returns: the result in the main process, None in the others.
@@ -67,40 +67,40 @@ def train(settings: TrainingSettings, say: Callable[[str], None] = print) -> Tra
     """
     started_at = time.monotonic()
     accelerator = init_distributed()
-    say = ignore_broken_pipe(say) if accelerator.is_main_process else _discard
+    log = ignore_broken_pipe(log) if accelerator.is_main_process else _discard
     with fail_together(accelerator), ExitStack() as stack:
         check_tracker_installed(settings.report_to)
         run = run_folder(settings)
         check_before_loading(settings)
         check_not_finished(settings, run)
         storage.check_folder(run)
-        inputs = _load(settings, accelerator, say)
+        inputs = _load(settings, accelerator, log)
         base = inputs.base
         if accelerator.is_main_process:
             stack.enter_context(storage.lock(run))
             storage.remove_leftovers(run)
             poll(run)  # drop a command that an earlier run did not read
         method_preset = chosen_preset(settings, base, len(inputs.photos.photos))
-        state, config, validator = _setup(settings, run, accelerator, inputs, method_preset, stack, say)
-        end = _fit(settings, state, config, method_preset, validator, say)
+        state, config, validator = _setup(settings, run, accelerator, inputs, method_preset, stack, log)
+        end = _fit(settings, state, config, method_preset, validator, log)
         if not accelerator.is_main_process:
             return None
-        best = _restore_best(run, state, end, validator, say)
-        with state.average.applied():
+        best = _restore_best(run, state, end, validator, log)
+        with state.ema.applied():
             concept = build_concept(settings, base, state.method, method_preset, best, state.method.finish(run))
         state.method.close()
-        concept, sheet = add_sample_sheet(concept, base, run, say) if settings.samples else (concept, None)
+        concept, sheet = add_sample_sheet(concept, base, run, log) if settings.samples else (concept, None)
         seconds = time.monotonic() - started_at
         summary = RunSummary(
-            inputs.said, _ending_text(end, config, best), validator.judge if validator else "", seconds
+            inputs.photo_report, _ending_text(end, config, best), validator.scorer_name if validator else "", seconds
         )
-        report = write_report(run, concept, validator.held if validator else [], summary)
+        report = write_report(run, concept, validator.validations if validator else [], summary)
         token = Library(settings.library).add(concept)
         result = {"token": str(token), "sha256": concept.identity, "steps": end.step, "best": best.step}
         storage.write_json(run / RESULT_FILE, result | {"seconds": round(seconds, 1)})
     for line in explain_scores(best.scores, subject_noun(settings)) if best.scores else ():
-        say(line)
-    say(f"{token} is in {settings.library}, after {format_duration(seconds)}. All about it: {report}")
+        log(line)
+    log(f"{token} is in {settings.library}, after {format_duration(seconds)}. All about it: {report}")
     return TrainResult(token, run, sheet, seconds)
 
 
@@ -110,12 +110,12 @@ class _Inputs:
 
     base: StableDiffusion
     photos: PhotoSet
-    judge: Scorer | None
-    said: list[str]
+    scorer: Scorer | None
+    photo_report: list[str]
 
 
 def _load(settings: TrainingSettings, accelerator: Accelerator, say: Callable[[str], None]) -> _Inputs:
-    with OomAdvice(accelerator.device, settings, 0, 1).at("loading the base", "Take a smaller base."):
+    with OomAdvice(accelerator.device, settings, 0, 1).translate("loading the base", "Take a smaller base."):
         base = load_base(settings.base, accelerator.device, revision=settings.revision, vae=settings.vae)
     say(describe_base(base, settings.base))
     if settings.checkpointing:
@@ -149,21 +149,21 @@ def _setup(
     identity = run_identity(settings, base, photos, chosen, per_step)
     check_no_earlier_run(settings, run, identity, chosen.steps)
     oom_advice = OomAdvice(accelerator.device, settings, side, chosen.batch)
-    with oom_advice.at("before the first step"):
+    with oom_advice.translate("before the first step"):
         method = build_method(settings, base, chosen, accelerator, say)
         held.callback(method.close)
         usual = preset(method_name(settings), base.kind, settings.kind)
-        optimizer = make_optimizer(settings.optimizer, method.groups(), chosen.lr, usual.lr)
+        optimizer = make_optimizer(settings.optimizer, method.param_groups(), chosen.lr, usual.lr)
         templates = CAPTION_TEMPLATES[settings.kind]
-        fitted_photos, cut_notes = fit_captions(base, [method.words, in_class(settings)], photos.photos)
-        given.said.extend(cut_notes)
+        fitted_photos, cut_notes = fit_captions(base, [method.caption_pieces, in_class(settings)], photos.photos)
+        given.photo_report.extend(cut_notes)
         if cut_notes:
             say("\n".join(cut_notes))
         data = PhotoDataset(base, fitted_photos, templates, settings.seed, settings.flip, settings.noise_offset)
         validator = (
             _build_validator(settings, run, given, say) if settings.samples and accelerator.is_main_process else None
         )
-        average = EMA(method.trainable_parameters(), chosen.average) if chosen.average else NoEMA()
+        average = EMA(method.trainable_parameters(), chosen.ema_decay) if chosen.ema_decay else NoEMA()
         state = TrainState(accelerator, method, data, optimizer, oom_advice, average)
         intro = (
             f"Learning {settings.token} by {method.name} at {side} px: up to {chosen.steps} steps of {per_step} photos"
@@ -176,10 +176,10 @@ def _setup(
             seconds = chosen.steps * cost.step + validation_seconds
             if accelerator.is_main_process:
                 storage.write_json(run / COST, cost.as_json() | {"steps": chosen.steps, "seconds": round(seconds, 1)})
-            say(f"{intro}, about {format_duration(seconds)}; {cost.memory()}.")
+            say(f"{intro}, about {format_duration(seconds)}; {cost.memory_text()}.")
         start = start_step(settings, run, state.checkpoint_state(), identity, chosen.steps, say)
         check_same_start(accelerator, photos, identity, start)
-    if validator and validator.judge:
+    if validator and validator.scorer_name:
         validator.resume_from(start)
     config = LoopConfig(
         run=run,
@@ -199,57 +199,57 @@ def _setup(
 
 
 def _build_validator(settings: TrainingSettings, run: Path, given: _Inputs, say: Callable[[str], None]) -> Validator:
-    if given.judge is None:
+    if given.scorer is None:
         say(f"Nobody here can judge the pictures, so the last checkpoint counts; to have a judge: {FETCH_COMMAND}")
     squares = [Image.fromarray(photo.square()) for photo in given.photos.photos]
-    return Validator(run, given.base, given.judge, settings.kind, subject_noun(settings), squares)
+    return Validator(run, given.base, given.scorer, settings.kind, subject_noun(settings), squares)
 
 
 def _fit(
     settings: TrainingSettings,
-    lesson: TrainState,
-    plan: LoopConfig,
+    state: TrainState,
+    config: LoopConfig,
     chosen: Preset,
-    exam: Validator | None,
+    validator: Validator | None,
     say: Callable[[str], None],
 ) -> RunEnd:
     """Train the method; return where and why the run ended."""
     milestones = plan_milestones(chosen, settings.samples, settings.early_stop)
-    if not lesson.accelerator.is_main_process:
-        end = run_milestones(lesson, plan, milestones, NullLog(), None, say)
-        lesson.accelerator.wait_for_everyone()
+    if not state.accelerator.is_main_process:
+        end = run_milestones(state, config, milestones, NullLog(), None, say)
+        state.accelerator.wait_for_everyone()
         return end
-    photos = plan.identity["batch"]
-    facts = {"steps": plan.steps, "photos": lesson.photos.count, "photos a step": photos, "rate": chosen.lr}
+    photos = config.identity["batch"]
+    facts = {"steps": config.steps, "photos": state.photos.count, "photos a step": photos, "rate": chosen.lr}
     with (
-        open_tracker(settings.report_to, plan.run, facts) as track,
-        ProgressLog(plan.run, plan.start, plan.steps, track) as log,
+        open_tracker(settings.report_to, config.run, facts) as track,
+        ProgressLog(config.run, config.start, config.steps, track) as log,
     ):
-        end = run_milestones(lesson, plan, milestones, log, exam, say)
-    lesson.accelerator.wait_for_everyone()
-    validations = exam.held if exam else []
-    save_curves(plan.run / CURVES, log.losses, log.fixed_batch_losses, validations, milestones.pivot)
+        end = run_milestones(state, config, milestones, log, validator, say)
+    state.accelerator.wait_for_everyone()
+    validations = validator.validations if validator else []
+    save_curves(config.run / CURVES, log.losses, log.fixed_batch_losses, validations, milestones.pivot)
     return end
 
 
 def _restore_best(
-    run: Path, lesson: TrainState, ended: RunEnd, exam: Validator | None, say: Callable[[str], None]
+    run: Path, state: TrainState, ended: RunEnd, validator: Validator | None, say: Callable[[str], None]
 ) -> Validation:
     """Restore the best checkpoint and return its validation; without one, return the last step's, unscored."""
-    best = exam.best if exam else None
+    best = validator.best if validator else None
     if best is None or best.step == ended.step:
         return best or Validation(ended.step, None)
     try:
-        load_step(run, best.step, lesson.checkpoint_state())
+        load_step(run, best.step, state.checkpoint_state())
         return best
     except UserError as error:
         say(f"{error.message} The last one counts.")
-        load_step(run, ended.step, lesson.checkpoint_state())
-        return next(validation for validation in exam.held if validation.step == ended.step)
+        load_step(run, ended.step, state.checkpoint_state())
+        return next(validation for validation in validator.validations if validation.step == ended.step)
 
 
-def _ending_text(ended: RunEnd, plan: LoopConfig, best: Validation) -> str:
-    early = f", {ended.reason}; {plan.steps} were allowed" if ended.reason else ""
+def _ending_text(ended: RunEnd, config: LoopConfig, best: Validation) -> str:
+    early = f", {ended.reason}; {config.steps} were allowed" if ended.reason else ""
     restored = "" if best.step == ended.step else f" The concept is as it was after step {best.step}."
     return f"It ended after step {ended.step}{early}.{restored}"
 

@@ -38,7 +38,9 @@ def add_sample_sheet(
 def _generate_sheet(concept: Concept, base: StableDiffusion, run: Path) -> tuple[Concept, Path]:
     prompts = [prompt.format(concept.token) for prompt in SAMPLE_PROMPTS[concept.card.kind]]
     generator = Generator(base, _OneConceptLibrary(concept))
-    rows = [[result.image for result in generator.draw(GenerateRequest(prompt=prompt, n=_SEEDS))] for prompt in prompts]
+    rows = [
+        [result.image for result in generator.generate(GenerateRequest(prompt=prompt, n=_SEEDS))] for prompt in prompts
+    ]
     sheet = run / SHEET_FILE
     storage.write_bytes(sheet, encode_png(labelled_grid(rows, prompts, [f"seed {i}" for i in range(_SEEDS)])))
     return replace(concept, thumbnail=make_thumbnail(rows[0][0])), sheet

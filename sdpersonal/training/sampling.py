@@ -15,18 +15,24 @@ CaptionToPieces = Callable[[str], Sequence[object]]
 
 
 def generate_samples(
-    base: StableDiffusion, words: CaptionToPieces, asked: Sequence[tuple[str, int]], side: int, steps: int
+    base: StableDiffusion,
+    caption_pieces: CaptionToPieces,
+    prompts_and_seeds: Sequence[tuple[str, int]],
+    resolution: int,
+    steps: int,
 ) -> list[Image.Image]:
     """Generate an image for each (prompt, seed) with the LoRA layers as they are. side: in pixels."""
     images: list[Image.Image] = []
-    for first in range(0, len(asked), MAX_BATCH_SIZE):
-        chunk = asked[first : first + MAX_BATCH_SIZE]
-        with base.quiet():
-            prompts = [[""]] * len(chunk) + [words(prompt) for prompt, _ in chunk]
-            condition = base.encode_captions(prompts, [SizeConditioning.whole(side, side)] * (2 * len(chunk)))
-            noise = torch.stack([noise_from_seed(seed, base.latent_shape(side, side)) for _, seed in chunk]).to(
-                base.device
+    for first in range(0, len(prompts_and_seeds), MAX_BATCH_SIZE):
+        chunk = prompts_and_seeds[first : first + MAX_BATCH_SIZE]
+        with base.exclusive():
+            prompts = [[""]] * len(chunk) + [caption_pieces(prompt) for prompt, _ in chunk]
+            condition = base.encode_captions(
+                prompts, [SizeConditioning.full(resolution, resolution)] * (2 * len(chunk))
             )
+            noise = torch.stack(
+                [noise_from_seed(seed, base.latent_shape(resolution, resolution)) for _, seed in chunk]
+            ).to(base.device)
             latents = denoise(base, condition, noise, SamplingConfig(steps, base.guidance))
             images += [Image.fromarray(pixels) for pixels in base.decode(latents)]
     return images

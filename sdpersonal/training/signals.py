@@ -20,9 +20,9 @@ class StopSignals:
     what: the work that is finished first, for the message.
     """
 
-    def __init__(self, echo: float = 0.0, speak: bool = True, what: str = "step") -> None:
-        self.asked = 0  # the signal's number, 0 before any
-        self._repeat_window, self._verbose, self._at = echo, speak, 0.0
+    def __init__(self, repeat_window: float = 0.0, verbose: bool = True, what: str = "step") -> None:
+        self.signal_number = 0  # the signal's number, 0 before any
+        self._repeat_window, self._verbose, self._at = repeat_window, verbose, 0.0
         self._said = f"\nStopping after this {what}; again stops at once.\n".encode()
         self._previous: dict[int, object] = {}
 
@@ -41,8 +41,8 @@ class StopSignals:
         self._previous = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self.asked:
-            self.asked, self._at = number, time.monotonic()
+        if not self.signal_number:
+            self.signal_number, self._at = number, time.monotonic()
             if not self._repeat_window:
                 self.__exit__()
             if self._verbose:

@@ -56,74 +56,74 @@ class Validator:
         self,
         run: Path,
         base: StableDiffusion,
-        judge: Scorer | None,
+        scorer: Scorer | None,
         kind: ConceptKind,
         noun: str,
         photos: list[Image.Image],
     ):
         self._run, self._base, self._kind, self._side = run, base, kind, photos[0].width
-        self.judge = judge.name if judge else ""
-        self.held: list[Validation] = []
+        self.scorer_name = scorer.name if scorer else ""
+        self.validations: list[Validation] = []
         self.seconds = 0.0
         self.evaluation: ConceptEvaluation | None = None
-        if judge is None:
+        if scorer is None:
             return
         started_at = time.monotonic()
         with base.adapters.disabled():
-            class_images = self.draw(lambda prompt: [prompt.format(class_phrase(kind, noun))])
+            class_images = self.generate(lambda prompt: [prompt.format(class_phrase(kind, noun))])
         self.seconds = time.monotonic() - started_at
-        self.evaluation = ConceptEvaluation(judge, kind, noun, photos, class_images)
+        self.evaluation = ConceptEvaluation(scorer, kind, noun, photos, class_images)
         self._save(CLASS_NOUN_FILE, class_images, class_phrase(kind, noun))
 
     def resume_from(self, step: int) -> None:
         """Load the validations up to this step; drop later ones, which the resumed run repeats."""
-        self.held = [validation for validation in read_validations(self._run) if validation.step <= step]
+        self.validations = [validation for validation in read_validations(self._run) if validation.step <= step]
         storage.write_text(
-            self._run / VALIDATIONS_FILE, "".join(_to_json(validation) + "\n" for validation in self.held)
+            self._run / VALIDATIONS_FILE, "".join(_to_json(validation) + "\n" for validation in self.validations)
         )
 
-    def run(self, method: Method, step: int, asked: bool = False) -> None:
+    def run(self, method: Method, step: int, on_request: bool = False) -> None:
         """Validate after this step, unless that was done before. asked: a user requested the images."""
-        if any(validation.step == step for validation in self.held) or not (self.evaluation or asked):
+        if any(validation.step == step for validation in self.validations) or not (self.evaluation or on_request):
             return
-        images = self.draw(method.words)
+        images = self.generate(method.caption_pieces)
         self._save(image_name(step), images, "…")
         if self.evaluation:
             validation = Validation(step, self.evaluation.score(images))
             storage.append_line(self._run / VALIDATIONS_FILE, _to_json(validation))
-            self.held.append(validation)
+            self.validations.append(validation)
 
     @property
     def best(self) -> Validation | None:
-        return best_validation(self.held)
+        return best_validation(self.validations)
 
     @property
     def best_step(self) -> int | None:
         return self.best.step if self.best else None
 
-    def draw(self, words: CaptionToPieces) -> list[Image.Image]:
-        return generate_samples(self._base, words, prompts_and_seeds(self._kind), self._side, DENOISING_STEPS)
+    def generate(self, caption_pieces: CaptionToPieces) -> list[Image.Image]:
+        return generate_samples(self._base, caption_pieces, prompts_and_seeds(self._kind), self._side, DENOISING_STEPS)
 
-    def _save(self, name: str, pictures: list[Image.Image], word: str) -> None:
+    def _save(self, name: str, images: list[Image.Image], word: str) -> None:
         storage.make_folder(self._run / VALIDATIONS_FOLDER)
         storage.write_bytes(
-            self._run / VALIDATIONS_FOLDER / name, encode_png(validation_sheet(pictures, self._kind, word))
+            self._run / VALIDATIONS_FOLDER / name, encode_png(validation_sheet(images, self._kind, word))
         )
 
 
-def best_validation(trials: Sequence[Validation]) -> Validation | None:
+def best_validation(validations: Sequence[Validation]) -> Validation | None:
     """Return the last of those within SCORE_TOLERANCE of the highest score; None if there are none."""
-    scored = [validation for validation in trials if validation.scores]
+    scored = [validation for validation in validations if validation.scores]
     highest = max((validation.scores.score for validation in scored), default=0.0)
     return next(
         (validation for validation in reversed(scored) if validation.scores.score >= highest - SCORE_TOLERANCE), None
     )
 
 
-def is_improving(trials: Sequence[Validation]) -> bool:
+def is_improving(validations: Sequence[Validation]) -> bool:
     """Return whether the scores still improve, whatever the loss says: none was good yet, or one of the newest two is
     clearly better than all before. Two, since the noise of a score is as large as the gain of a milestone."""
-    scores = [validation.scores.score for validation in trials if validation.scores]
+    scores = [validation.scores.score for validation in validations if validation.scores]
     if not scores:
         return False
     return max(scores) < _GOOD_SCORE or max(scores[-_PATIENCE:]) > max(scores[:-_PATIENCE] or scores[:1]) + MIN_DELTA
@@ -133,14 +133,14 @@ def image_name(step: int) -> str:
     return f"step-{step:06d}.png"
 
 
-def validation_sheet(pictures: list[Image.Image], kind: ConceptKind, word: str) -> Image.Image:
+def validation_sheet(images: list[Image.Image], kind: ConceptKind, word: str) -> Image.Image:
     """Build a sheet with a row of images for each prompt. word: the subject in the prompts."""
-    rows = [pictures[first : first + len(SCORE_SEEDS)] for first in range(0, len(pictures), len(SCORE_SEEDS))]
-    return labelled_grid(rows, [prompt.format(word) for prompt in PROMPTS[kind]], tile=128)
+    rows = [images[first : first + len(SCORE_SEEDS)] for first in range(0, len(images), len(SCORE_SEEDS))]
+    return labelled_grid(rows, [prompt.format(word) for prompt in PROMPTS[kind]], tile_size=128)
 
 
-def _to_json(trial: Validation) -> str:
-    return json.dumps({"step": trial.step, "score": round(trial.scores.score, 6)} | asdict(trial.scores))
+def _to_json(validation: Validation) -> str:
+    return json.dumps({"step": validation.step, "score": round(validation.scores.score, 6)} | asdict(validation.scores))
 
 
 def read_validations(run: Path) -> list[Validation]:

@@ -18,13 +18,13 @@ from sdpersonal.app.backend.generation_service import MAX_JOBS
 from sdpersonal.app.ui.middleware import MAX_FAILED_LOGINS, MAX_UPLOAD
 from support import browser as browsers
 from support.serving import HOSTILE, Server
-from support.stock import stocked
+from support.stock import small_library
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     place = tmp_path_factory.mktemp("app")
-    stocked(place / "concepts")
+    small_library(place / "concepts")
     (place / "canary.txt").write_text("CANARY")
     with Server(place, **HOSTILE) as running:
         yield running

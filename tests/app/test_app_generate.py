@@ -9,7 +9,7 @@ from PIL import Image
 from sdpersonal.image_metadata import read_recipe
 from support import browser as browsers
 from support.serving import Server
-from support.stock import stocked
+from support.stock import small_library
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(browsers.missing()), reason=browsers.missing())]
 CONTROL, ENTER = "\ue009", "\ue007"
@@ -19,7 +19,7 @@ FIVE = 5  # steps: pictures that are quick, and good enough to tell one from ano
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     place = tmp_path_factory.mktemp("generate")
-    stocked(place / "concepts")
+    small_library(place / "concepts")
     with Server(place) as running:
         yield running
 

@@ -16,7 +16,7 @@ from sdpersonal.prompts import Token
 from support import browser as browsers
 from support.samples import card, concept, vectors
 from support.serving import Server
-from support.stock import stocked
+from support.stock import small_library
 
 T = Token.parse
 needs_browser = pytest.mark.skipif(bool(browsers.missing()), reason=browsers.missing())
@@ -36,7 +36,7 @@ def marked() -> Concept:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     place = tmp_path_factory.mktemp("app")
-    library = stocked(place / "concepts")
+    library = small_library(place / "concepts")
     library.add(marked())
     for number in range(500):
         library.add(concept(f"<many/thing-{number}>", seed=number % 7))
@@ -206,7 +206,7 @@ SENT += ['{"path": "/etc/passwd"}']
 
 @pytest.mark.parametrize("value", SENT)
 def test_whatever_is_sent_ends_in_an_answer(server, library, value):
-    before = {entry.token: entry.path.read_bytes() for entry in library.list() if entry.token.owner != "many"}
+    before = {entry.token: entry.path.read_bytes() for entry in library.entries() if entry.token.owner != "many"}
     names = {each["api_name"]: each for each in server.config()["dependencies"]}
     for name, each in names.items():
         if name.rstrip("_0123456789") not in MINE:
@@ -220,5 +220,5 @@ def test_whatever_is_sent_ends_in_an_answer(server, library, value):
             )
             answer = json.dumps(server.last(session)) if joined.status_code == 200 else joined.text
             assert not any(bad in answer for bad in ("Traceback", "CANARY", str(ROOT), "root:")), (name, answer)
-    assert {e.token: e.path.read_bytes() for e in library.list() if e.token.owner != "many"} == before
+    assert {e.token: e.path.read_bytes() for e in library.entries() if e.token.owner != "many"} == before
     assert "CANARY" not in server.http.get("/gradio_api/file=canary.txt").text

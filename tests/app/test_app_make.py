@@ -155,7 +155,7 @@ def test_a_person_makes_a_concept(server, window, tmp_path):
     window.click("#run-keep")
     says(window, "#run-title", "<me/bear-v1> is ready")
     window.wait("document.querySelectorAll('#run-pictures img').length == 2", SLOW)
-    assert not (run / "photos").exists() and len(Library(server.place / "concepts").list()) == 1
+    assert not (run / "photos").exists() and len(Library(server.place / "concepts").entries()) == 1
     window.run("HTMLAnchorElement.prototype.click = function () { window.asked = this.href; }")
     window.click("#run-report")
     link = window.wait("window.asked")

@@ -114,7 +114,7 @@ def test_any_prompt_is_drawn_or_refused(tiny, library, prompt, negative, every, 
     try:
         fields = {"every": every, "seed": seed, "near": near, "guidance": guidance, "size": "64x64"}
         request = GenerateRequest(prompt=prompt, negative=negative, n=2, steps=1, **fields)
-        first = next(iter(Generator(tiny, library).draw(request)))
+        first = next(iter(Generator(tiny, library).generate(request)))
     except UserError as error:
         assert str(error) and "\x00" not in str(error) and "\u202e" not in str(error)
         return
@@ -130,8 +130,8 @@ def test_a_concept_that_goes_while_others_are_drawn_is_named(tiny, library, tmp_
     copy.add(library.get(Token("me", "duck")))
     generator = Generator(tiny, copy)
     request = GenerateRequest(prompt="<me/duck>", n=1, steps=1, size="64x64")
-    list(generator.draw(request))
+    list(generator.generate(request))
     copy.remove(Token("me", "duck"))
     with pytest.raises(UserError, match="<me/duck>"):
-        list(generator.draw(request))
-    list(generator.draw(request.model_copy(update={"prompt": "a duck"})))
+        list(generator.generate(request))
+    list(generator.generate(request.model_copy(update={"prompt": "a duck"})))

@@ -48,14 +48,14 @@ def test_what_is_loaded(app, tiny):
     known = dict(model_facts(app.generation.base))
     assert (known["Base"], known["Kind"]) == ("tiny", "the built-in base of sdpersonal")
     assert known["Pictures"] == "128 x 128 pixels" and known["Computed on"] == "the CPU" and "fp32" in known["Size"]
-    assert known["Fingerprint"] == tiny.version[:16] and known["Safety checker"] == tiny.safety
+    assert known["Fingerprint"] == tiny.version[:16] and known["Safety checker"] == tiny.safety_note
 
 
 def test_what_is_offered(app):
     found = {offer.name: offer for offer in list_models(app)}
     assert list(found) == ["tiny", "sd15", "sd21", "sdxl", "mine", str(Path("shelf/yours"))]
-    assert found["tiny"].fits and found["tiny"].fetch == 0
-    assert found["sd15"].fetch == 2.8 and "2.8 GB to fetch" in found["sd15"].requirements
+    assert found["tiny"].fits and found["tiny"].download_gb == 0
+    assert found["sd15"].download_gb == 2.8 and "2.8 GB to fetch" in found["sd15"].requirements
     assert "in the folder of bases" in found["mine"].requirements
 
 
@@ -141,7 +141,7 @@ def test_what_it_needs_is_counted_as_for_drawing(tiny):
     """The same sums as for a base that is loaded."""
     known = memory_need(tiny, (128, 128))
     width = tiny.unet.config.block_out_channels[0] / 320, tiny.vae.config.block_out_channels[0] / 128
-    ours = ModelSize(0, weight_bytes(tiny.unet) / 4e6, 0, 128).need(4)
+    ours = ModelSize(0, weight_bytes(tiny.unet) / 4e6, 0, 128).generation_memory(4)
     assert ours.unet == pytest.approx(known.unet, abs=4)
     assert (ours.step * width[0], ours.decoding * width[1]) == pytest.approx((known.step, known.decoding), rel=1e-3)
 
@@ -166,7 +166,7 @@ def test_without_a_card_it_is_said(tmp_path):
     assert "Without a card" in check_fit(MODEL_SIZES["sd15"], machine)[1] and "on a CPU hours" in training_memory_text(
         MODEL_SIZES["sd15"], machine
     )
-    assert "no CUDA card" in machine.line()
+    assert "no CUDA card" in machine.describe()
     assert "not measured" in training_memory_text(MODEL_SIZES["sdxl"], machine)
 
 

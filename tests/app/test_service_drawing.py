@@ -41,29 +41,29 @@ def studio(tiny, tmp_path):
     return GenerationService(lambda name: Generator(tiny, library), house)
 
 
-def drawn(studio, page="page", work=generate_job, **form):
-    return list(studio.do(lambda: work(FORM | form), page))
+def drawn(service, page="page", work=generate_job, **form):
+    return list(service.submit(lambda: work(FORM | form), page))
 
 
-def test_a_drawing_tells_how_far_it_is_and_keeps_its_pictures(studio):
-    views = drawn(studio, n=2)
-    shares = [view.done for view in views]
+def test_a_drawing_tells_how_far_it_is_and_keeps_its_pictures(service):
+    views = drawn(service, n=2)
+    shares = [view.progress for view in views]
     assert shares == sorted(shares) and shares[-1] == 1
     assert views[-1].message.startswith("2 pictures in ")
     assert [result.caption for result in views[-1].results] == ["seed 7", "seed 8"]
-    assert [read_recipe(result.shown.read_bytes()).seed for result in views[-1].results] == [7, 8]
-    kept = {path.read_bytes() for path in studio.workspace.outputs.rglob("*.png")}
-    assert kept == {result.shown.read_bytes() for result in views[-1].results} and len(kept) == 2
+    assert [read_recipe(result.served.read_bytes()).seed for result in views[-1].results] == [7, 8]
+    kept = {path.read_bytes() for path in service.workspace.outputs.rglob("*.png")}
+    assert kept == {result.served.read_bytes() for result in views[-1].results} and len(kept) == 2
 
 
-def test_a_drawing_is_the_one_that_the_command_line_makes(studio, tiny):
-    (result,) = drawn(studio)[-1].results
-    (alone,) = Generator(tiny).draw(GenerateRequest(**FORM))
-    assert result.kept.read_bytes() == alone.png()
+def test_a_drawing_is_the_one_that_the_command_line_makes(service, tiny):
+    (result,) = drawn(service)[-1].results
+    (alone,) = Generator(tiny).generate(GenerateRequest(**FORM))
+    assert result.saved.read_bytes() == alone.to_png()
 
 
-def test_how_it_looks_so_far_is_shown_and_changes_nothing(studio):
-    quick, slow = drawn(studio, steps=12), drawn(studio, steps=40)
+def test_how_it_looks_so_far_is_shown_and_changes_nothing(service):
+    quick, slow = drawn(service, steps=12), drawn(service, steps=40)
     seen = [view.preview for view in slow if view.preview]
     assert seen and all(isinstance(one, Image.Image) for one in seen[0])
     assert not slow[-1].preview and not quick[-1].preview
@@ -71,82 +71,82 @@ def test_how_it_looks_so_far_is_shown_and_changes_nothing(studio):
 
 @pytest.mark.parametrize("field", ["seed", "steps", "guidance", "n"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1, 1e308, "7", True, [1], {}])
-def test_bad_numbers_become_words(studio, field, value):
-    (view,) = drawn(studio, **{field: value})
+def test_bad_numbers_become_words(service, field, value):
+    (view,) = drawn(service, **{field: value})
     assert re.fullmatch(rf"{LABELS[field]} must be a .* got .*\n?.*", view.message)
 
 
 @pytest.mark.parametrize("form", [{"prompt": None}, {"negative": 3}, {"size": "7x7"}, {"prompt": "<<a>"}, {"evil": 1}])
-def test_other_bad_values_become_words(studio, form):
-    assert re.search("must be|No concept|not a setting", drawn(studio, **form)[-1].message)
+def test_other_bad_values_become_words(service, form):
+    assert re.search("must be|No concept|not a setting", drawn(service, **form)[-1].message)
 
 
-def test_another_scheduler_than_asked_for_is_said(studio):
-    view = drawn(studio, scheduler="Euler a Karras", steps=3)[-1]
+def test_another_scheduler_than_asked_for_is_said(service):
+    view = drawn(service, scheduler="Euler a Karras", steps=3)[-1]
     assert len(view.results) == 1
     assert view.message.endswith(" Euler a Karras: diffusers has no schedule Karras for Euler a; Uniform is used.")
-    assert "Euler a" not in drawn(studio, scheduler="Euler a", steps=3)[-1].message
+    assert "Euler a" not in drawn(service, scheduler="Euler a", steps=3)[-1].message
 
 
-def test_a_limit_of_the_base_has_the_pages_label(studio):
-    assert drawn(studio, clip_skip=9)[-1].message.startswith("Clip skip must be at most 4 for this base, got 9.")
+def test_a_limit_of_the_base_has_the_pages_label(service):
+    assert drawn(service, clip_skip=9)[-1].message.startswith("Clip skip must be at most 4 for this base, got 9.")
 
 
-def test_an_unknown_concept_becomes_words(studio):
-    assert drawn(studio, prompt="a <me/cta>")[-1].message.startswith("No concept <me/cta>")
+def test_an_unknown_concept_becomes_words(service):
+    assert drawn(service, prompt="a <me/cta>")[-1].message.startswith("No concept <me/cta>")
 
 
-def test_a_page_that_stops_does_not_stop_another(studio):
+def test_a_page_that_stops_does_not_stop_another(service):
     for page, ending in [("one", "Stopped."), ("two", "1 picture in ")]:
-        views = studio.do(lambda: generate_job(FORM | {"steps": 150}), page)
+        views = service.submit(lambda: generate_job(FORM | {"steps": 150}), page)
         next(views), next(views)  # it is under way
-        studio.stop("one")
+        service.stop("one")
         assert list(views)[-1].message.startswith(ending)
 
 
-def test_a_page_that_goes_away_frees_the_device(studio):
-    views = studio.do(lambda: generate_job(FORM | {"steps": 150, "n": 16}), "page")
+def test_a_page_that_goes_away_frees_the_device(service):
+    views = service.submit(lambda: generate_job(FORM | {"steps": 150, "n": 16}), "page")
     next(views), next(views)
     views.close()
-    assert drawn(studio, "other")[-1].message.startswith("1 picture")
+    assert drawn(service, "other")[-1].message.startswith("1 picture")
 
 
-def test_a_page_has_one_drawing_at_a_time(studio):
-    first = studio.do(lambda: generate_job(FORM | {"steps": 150}), "page")
+def test_a_page_has_one_drawing_at_a_time(service):
+    first = service.submit(lambda: generate_job(FORM | {"steps": 150}), "page")
     next(first), next(first)
-    assert drawn(studio)[-1].message.startswith("1 picture")
+    assert drawn(service)[-1].message.startswith("1 picture")
     assert list(first)[-1].message == "Stopped."
 
 
-def test_a_long_drawing_gives_way_to_a_short_one(studio):
+def test_a_long_drawing_gives_way_to_a_short_one(service):
     endings = []
     begun = threading.Event()
 
     def long():
-        for view in studio.do(lambda: generate_job(FORM | {"n": 16, "steps": 8}), "long"):
-            if view.done:
+        for view in service.submit(lambda: generate_job(FORM | {"n": 16, "steps": 8}), "long"):
+            if view.progress:
                 begun.set()
         endings.append("long")
 
     thread = threading.Thread(target=long)
     thread.start()
     begun.wait()
-    assert drawn(studio, "short")[-1].message.startswith("1 picture")
+    assert drawn(service, "short")[-1].message.startswith("1 picture")
     endings.append("short")
     thread.join()
     assert endings == ["short", "long"]
 
 
-def test_endless_drawing_stops_and_goes_on_where_it_was(studio):
+def test_endless_drawing_stops_and_goes_on_where_it_was(service):
     form = {"prompt": "a {cat|dog|fox} on grass"}
-    views = studio.do(lambda: endless_job(FORM | form), "page")
+    views = service.submit(lambda: endless_job(FORM | form), "page")
     last = next(view for view in views if len(view.results) >= 3)
-    studio.stop("page")
+    service.stop("page")
     assert list(views)[-1].message.startswith("Stopped. ")
-    again = studio.do(lambda: endless_job(FORM | form), "page")
+    again = service.submit(lambda: endless_job(FORM | form), "page")
     fourth = next(view for view in again if view.results).results[0]
     again.close()
-    recipes = [read_recipe(result.kept.read_bytes()) for result in (*last.results, fourth)]
+    recipes = [read_recipe(result.saved.read_bytes()) for result in (*last.results, fourth)]
     assert {recipe.prompt for recipe in recipes[:3]} == {"a cat on grass", "a dog on grass", "a fox on grass"}
     assert len({recipe.seed for recipe in recipes}) == len(recipes)
 
@@ -203,18 +203,18 @@ def test_one_who_must_be_alone_waits_for_what_is_half_done():
 def test_one_who_gives_up_leaves_the_line():
     line, told = JobQueue(10), []
     with line.job() as first, first.turn(), line.job() as second, pytest.raises(Interrupted):
-        second.line.take(second, lambda: bool(told), told.append)
+        second.queue.acquire(second, lambda: bool(told), told.append)
     assert line.jobs == [] and told == [1]
 
 
-def test_a_full_line_is_said_kindly(studio):
-    jobs = [studio._queue.job() for _ in range(MAX_JOBS)]
+def test_a_full_line_is_said_kindly(service):
+    jobs = [service._queue.job() for _ in range(MAX_JOBS)]
     for job in jobs:
         job.__enter__()
-    assert drawn(studio)[-1].message.startswith(f"It is busy: {MAX_JOBS} drawings are in the line already.")
+    assert drawn(service)[-1].message.startswith(f"It is busy: {MAX_JOBS} drawings are in the line already.")
     for job in jobs:
         job.__exit__(None, None, None)
-    assert drawn(studio)[-1].message.startswith("1 picture")
+    assert drawn(service)[-1].message.startswith("1 picture")
 
 
 def test_another_base_is_loaded_and_a_bad_one_leaves_the_old(tiny, tmp_path):
@@ -226,9 +226,9 @@ def test_another_base_is_loaded_and_a_bad_one_leaves_the_old(tiny, tmp_path):
 
     loaded = []
     studio = GenerationService(load, Workspace(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b"))
-    assert studio.use("tiny").startswith("Base: tiny")
+    assert studio.switch_base("tiny").startswith("Base: tiny")
     with pytest.raises(UserError, match="No base called bad"):
-        studio.use("bad")
+        studio.switch_base("bad")
     assert studio.base.name == "tiny"
     assert drawn(studio)[-1].message.startswith("1 picture") and loaded == [None, "tiny", "tiny"]
     studio.release()
@@ -247,27 +247,27 @@ def test_a_base_has_gone_before_the_next_one_comes(tmp_path):
     there, bases = [], []
     studio = GenerationService(load, Workspace(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b"))
     assert drawn(studio)[-1].message.startswith("1 picture")
-    studio.use("tiny")
+    studio.switch_base("tiny")
     studio.release()
     assert drawn(studio)[-1].message.startswith("1 picture") and there == [None, None, None]
 
 
-def test_a_failure_inside_is_a_number_outside(studio, caplog):
+def test_a_failure_inside_is_a_number_outside(service, caplog):
     def broken():
         raise RuntimeError("/home/me/secret")
 
-    message = list(studio.do(broken, "page"))[-1].message
+    message = list(service.submit(broken, "page"))[-1].message
     number = re.search(r"failure (\w{8})", message)[1]
     assert "secret" not in message and number in caplog.text and "secret" in caplog.text
     assert describe_error(UserError("No.", "Try.")) == "No.\nTry."
 
 
-def test_a_room_is_known_to_its_page_alone_and_goes_with_it(studio):
-    (result,) = drawn(studio, "mine")[-1].results
-    assert result.shown.parent == studio.workspace.room("mine") != studio.workspace.room("other")
-    assert len(result.shown.parent.name) > 20
-    studio.leave("mine")
-    assert not result.shown.exists() and result.kept.exists()
+def test_a_room_is_known_to_its_page_alone_and_goes_with_it(service):
+    (result,) = drawn(service, "mine")[-1].results
+    assert result.served.parent == service.workspace.session_dir("mine") != service.workspace.session_dir("other")
+    assert len(result.served.parent.name) > 20
+    service.close_session("mine")
+    assert not result.served.exists() and result.saved.exists()
 
 
 def test_ctrl_c_waits_for_nothing():

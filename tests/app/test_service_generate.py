@@ -23,7 +23,7 @@ from sdpersonal.config import GenerateRequest
 from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
 from sdpersonal.image_metadata import Recipe, read_recipe
-from support.stock import stocked
+from support.stock import small_library
 
 FORM = {"prompt": "a <me/duck> on grass", "n": 1, "steps": 2, "seed": 7}
 
@@ -31,22 +31,22 @@ FORM = {"prompt": "a <me/duck> on grass", "n": 1, "steps": 2, "seed": 7}
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
     place = tmp_path_factory.mktemp("house")
-    return Workspace(stocked(place / "concepts"), place / "outputs", place / "runs", place / "shown")
+    return Workspace(small_library(place / "concepts"), place / "outputs", place / "runs", place / "shown")
 
 
 @pytest.fixture(scope="module")
-def studio(tiny, house):
-    return GenerationService(lambda name: Generator(tiny, house.library), house)
+def studio(tiny, workspace):
+    return GenerationService(lambda name: Generator(tiny, workspace.library), workspace)
 
 
 @pytest.fixture(scope="module")
-def drawn(studio):
+def drawn(service):
     """A picture that was drawn on a page."""
-    return list(studio.do(lambda: generate_job(FORM), "page"))[-1].results[0]
+    return list(service.submit(lambda: generate_job(FORM), "page"))[-1].results[0]
 
 
-def ended(studio, work):
-    return list(studio.do(work, "page"))[-1]
+def ended(service, work):
+    return list(service.submit(work, "page"))[-1]
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
@@ -64,8 +64,8 @@ def ended(studio, work):
         (r"a \<me/duck> < b", ()),
     ],
 )
-def test_a_prompt_says_its_strengths(house, prompt, strengths):
-    assert check_prompt(prompt, house, "tiny") == PromptCheck("", strengths)
+def test_a_prompt_says_its_strengths(workspace, prompt, strengths):
+    assert check_prompt(prompt, workspace, "tiny") == PromptCheck("", strengths)
 
 
 @pytest.mark.parametrize(
@@ -81,13 +81,13 @@ def test_a_prompt_says_its_strengths(house, prompt, strengths):
         ("a" * 5000, "characters"),
     ],
 )
-def test_a_prompt_says_what_is_wrong_before_anything_is_drawn(house, prompt, words):
-    assert words in check_prompt(prompt, house, "tiny").note
+def test_a_prompt_says_what_is_wrong_before_anything_is_drawn(workspace, prompt, words):
+    assert words in check_prompt(prompt, workspace, "tiny").note
 
 
-def test_many_concepts_have_as_many_sliders_as_there_are(house):
+def test_many_concepts_have_as_many_sliders_as_there_are(workspace):
     prompt = " ".join(f"<me/thing-{i}>" for i in range(9))
-    assert len(check_prompt(prompt, house, "tiny").strengths) == MAX_STRENGTHS
+    assert len(check_prompt(prompt, workspace, "tiny").strengths) == MAX_STRENGTHS
 
 
 @pytest.mark.parametrize(
@@ -108,28 +108,28 @@ def test_a_slider_changes_the_prompt(strength, wanted):
     assert result == wanted or (math.isnan(strength) and "nan" not in result)
 
 
-def test_ready_prompts_get_a_fitting_concept(house):
+def test_ready_prompts_get_a_fitting_concept(workspace):
     for kind, prompts in PROMPT_PRESETS.items():
         for title in prompts:
-            words = fill_preset(title, "", house.library, "tiny")
+            words = fill_preset(title, "", workspace.library, "tiny")
             assert ("<you/ink>" if kind == "style" else "<me/duck>") in words and "{}" not in words
             GenerateRequest(prompt=words)  # it can be read, alternatives and all
     with pytest.raises(UserError, match="no such ready"):
-        fill_preset("Nothing", "", house.library, "tiny")
+        fill_preset("Nothing", "", workspace.library, "tiny")
     with pytest.raises(UserError, match="There is no object"):
-        fill_preset("It in many places", "", house.library, "sdxl")
+        fill_preset("It in many places", "", workspace.library, "sdxl")
 
 
 # --- one picture ------------------------------------------------------------------------------------------------------
 
 
-def test_its_settings_draw_the_same_picture(studio, drawn):
-    fields = dict(image_actions.read_settings(drawn.kept).fields)
-    again = ended(studio, lambda: generate_job(fields)).results[0]
-    assert again.kept.read_bytes() == drawn.kept.read_bytes() and again.kept != drawn.kept
+def test_its_settings_draw_the_same_picture(service, drawn):
+    fields = dict(image_actions.read_settings(drawn.saved).fields)
+    again = ended(service, lambda: generate_job(fields)).results[0]
+    assert again.saved.read_bytes() == drawn.saved.read_bytes() and again.saved != drawn.saved
 
 
-def test_the_form_gets_the_words_of_a_prompt_that_cannot_be_used(studio, tmp_path):
+def test_the_form_gets_the_words_of_a_prompt_that_cannot_be_used(service, tmp_path):
     info = PngInfo()
     text = "a cat AND a dog\nSteps: 4, Sampler: Euler a, CFG scale: 7, Seed: 18446744073709551615, Size: 64x64"
     info.add_text("parameters", text)
@@ -139,7 +139,7 @@ def test_the_form_gets_the_words_of_a_prompt_that_cannot_be_used(studio, tmp_pat
     assert "AND in capitals" in image_actions.settings_note(
         found
     ) and "same picture" not in image_actions.settings_note(found)
-    view = ended(studio, lambda: generate_job(dict(found.fields) | {"n": 1}))
+    view = ended(service, lambda: generate_job(dict(found.fields) | {"n": 1}))
     assert "AND in capitals" in view.message and not view.results
 
 
@@ -156,7 +156,7 @@ def test_the_form_keeps_all_digits_of_a_seed(form):
     """JavaScript's numbers would lose them above 2**53, so they are text on the page."""
     seed = form.components["seed"]
     assert seed.preprocess("18446744073709551615") == "18446744073709551615"
-    updates = dict(zip(form.components, form.filled({"seed": 2**64 - 1}), strict=True))
+    updates = dict(zip(form.components, form.updates({"seed": 2**64 - 1}), strict=True))
     assert updates["seed"]["value"] == "18446744073709551615"
     values = {part: "" for part in form.inputs} | {seed: "18446744073709551615"}
     assert form.read(values, SimpleNamespace(workspace=None), "page")["seed"] == 2**64 - 1
@@ -181,15 +181,15 @@ def test_settings_of_a_picture_leave_nothing_of_the_one_before(form, drawn, tmp_
     info = PngInfo()
     info.add_text("parameters", "a cat\nSteps: 4, Sampler: Euler a, Seed: 5, Size: 64x64")
     Image.new("RGB", (64, 64)).save(tmp_path / "theirs.png", pnginfo=info)
-    for picture, scheduler in ((drawn.kept, ""), (tmp_path / "theirs.png", "Euler a")):
+    for picture, scheduler in ((drawn.saved, ""), (tmp_path / "theirs.png", "Euler a")):
         fields = dict(image_actions.read_settings(picture).fields)
-        updates = dict(zip(form.components, form.filled(fields), strict=True))
+        updates = dict(zip(form.components, form.updates(fields), strict=True))
         got = {name: updates[name]["value"] for name in ("scheduler", "fast", "clip_skip", "negative", "enlarge")}
         assert got == {"scheduler": scheduler, "fast": "", "clip_skip": 1, "negative": "", "enlarge": 1.0}
 
 
-def test_it_is_a_favourite_or_not(house, drawn):
-    outputs = house.pictures(None)
+def test_it_is_a_favourite_or_not(workspace, drawn):
+    outputs = workspace.user_outputs(None)
     assert not image_actions.is_favourite(outputs, drawn)
     assert "among your favourites" in image_actions.toggle_favourite(outputs, drawn) and image_actions.is_favourite(
         outputs, drawn
@@ -199,96 +199,96 @@ def test_it_is_a_favourite_or_not(house, drawn):
     )
 
 
-def test_it_is_taken_along_with_its_recipe_or_without(house, drawn):
-    whole, private = (image_actions.make_download(house, "page", drawn, private) for private in (False, True))
+def test_it_is_taken_along_with_its_recipe_or_without(workspace, drawn):
+    whole, private = (image_actions.make_download(workspace, "page", drawn, private) for private in (False, True))
     assert isinstance(read_recipe(whole.read_bytes()), Recipe)
     with Image.open(private) as image, Image.open(whole) as same:
         assert image.info == {} and np.array_equal(np.asarray(image), np.asarray(same))
-    assert {whole.parent, private.parent} == {house.room("page")}
+    assert {whole.parent, private.parent} == {workspace.session_dir("page")}
 
 
-def test_variations_are_near_it(studio, house, drawn):
-    view = ended(studio, lambda: image_actions.variation_job(house, drawn, 0.2, 2))
-    recipes = [read_recipe(each.kept.read_bytes()) for each in view.results]
+def test_variations_are_near_it(service, workspace, drawn):
+    view = ended(service, lambda: image_actions.variation_job(workspace, drawn, 0.2, 2))
+    recipes = [read_recipe(each.saved.read_bytes()) for each in view.results]
     assert [(each.seed, each.near, each.near_seed) for each in recipes] == [(7, 0.2, 1), (7, 0.2, 2)]
 
 
-def test_one_thing_in_it_is_changed(studio, house, drawn):
-    stronger = ended(studio, lambda: image_actions.change_job(house, drawn, "<me/duck>=0.5,0.8"))
-    words = ended(studio, lambda: image_actions.change_job(house, drawn, "grass=snow|sand"))
-    prompts = [read_recipe(each.kept.read_bytes()).prompt for each in (*stronger.results, *words.results)]
+def test_one_thing_in_it_is_changed(service, workspace, drawn):
+    stronger = ended(service, lambda: image_actions.change_job(workspace, drawn, "<me/duck>=0.5,0.8"))
+    words = ended(service, lambda: image_actions.change_job(workspace, drawn, "grass=snow|sand"))
+    prompts = [read_recipe(each.saved.read_bytes()).prompt for each in (*stronger.results, *words.results)]
     assert prompts == [f"a <me/duck:{each}> on grass" for each in (0.5, 0.8)] + [
         f"a <me/duck> on {each}" for each in ("snow", "sand")
     ]
 
 
-def test_it_is_drawn_larger(studio, house, drawn):
-    (large,) = ended(studio, lambda: image_actions.hires_job(house, drawn, 2.0)).results
-    with Image.open(large.kept) as image:
+def test_it_is_drawn_larger(service, workspace, drawn):
+    (large,) = ended(service, lambda: image_actions.hires_job(workspace, drawn, 2.0)).results
+    with Image.open(large.saved) as image:
         assert image.size == (256, 256)
 
 
 @pytest.mark.parametrize("change", ["", "snow", "=", "nothing=snow", "<me/cat>=0.5", None])
-def test_a_change_of_nothing_is_told(studio, house, drawn, change):
-    view = ended(studio, lambda: image_actions.change_job(house, drawn, change))
+def test_a_change_of_nothing_is_told(service, workspace, drawn, change):
+    view = ended(service, lambda: image_actions.change_job(workspace, drawn, change))
     assert not view.results and view.message and "failure" not in view.message
 
 
 @pytest.mark.parametrize("share", [math.nan, 0, 7, "x", []])
-def test_a_bad_share_is_told(studio, house, drawn, share):
-    view = ended(studio, lambda: image_actions.variation_job(house, drawn, share))
+def test_a_bad_share_is_told(service, workspace, drawn, share):
+    view = ended(service, lambda: image_actions.variation_job(workspace, drawn, share))
     assert not view.results and "near must be" in view.message
 
 
-def test_nothing_chosen_is_told(studio, house):
+def test_nothing_chosen_is_told(service, workspace):
     for work in (
         image_actions.variation_job,
         lambda house, none: image_actions.change_job(house, none, "a=b"),
         image_actions.hires_job,
     ):
-        arguments = (house, None, 2.0) if work is image_actions.hires_job else (house, None)
-        assert "Click one first" in ended(studio, lambda work=work, given=arguments: work(*given)).message
+        arguments = (workspace, None, 2.0) if work is image_actions.hires_job else (workspace, None)
+        assert "Click one first" in ended(service, lambda work=work, given=arguments: work(*given)).message
 
 
 @pytest.mark.parametrize("picture", [None, 3, "/etc/passwd", "/nothing/there.png"])
-def test_what_is_no_picture_has_no_settings(picture):
+def test_what_is_no_picture_has_no_settings(image):
     with pytest.raises(UserError):
-        image_actions.read_settings(picture)
+        image_actions.read_settings(image)
 
 
 # --- to begin from ----------------------------------------------------------------------------------------------------
 
 
-def test_a_painted_part_becomes_a_mask(house):
+def test_a_painted_part_becomes_a_mask(workspace):
     picture, layer = Image.new("RGBA", (80, 64), (9, 99, 9, 255)), Image.new("RGBA", (80, 64))
     layer.paste((0, 255, 255, 255), (10, 20, 30, 40))
-    found = save_init_image(house, "page", {"background": picture, "layers": [layer], "composite": None})
+    found = save_init_image(workspace, "page", {"background": picture, "layers": [layer], "composite": None})
     with Image.open(found["mask"]) as mask, Image.open(found["start"]) as start:
         white = np.asarray(mask)[..., 0] == 255
         assert start.mode == "RGB" and white.sum() == 400 and white[20:40, 10:30].all()
 
 
 @pytest.mark.parametrize("editor", [None, {}, {"background": None, "layers": []}, "x", {"background": "/etc/passwd"}])
-def test_an_empty_editor_is_nothing_to_begin_from(house, editor):
-    assert save_init_image(house, "page", editor) == {}
+def test_an_empty_editor_is_nothing_to_begin_from(workspace, editor):
+    assert save_init_image(workspace, "page", editor) == {}
 
 
-def test_unpainted_layers_are_no_mask_and_a_huge_picture_is_told(house):
+def test_unpainted_layers_are_no_mask_and_a_huge_picture_is_told(workspace):
     picture = Image.new("RGBA", (80, 64), (9, 99, 9, 255))
-    assert [*save_init_image(house, "page", {"background": picture, "layers": [Image.new("RGBA", (80, 64))]})] == [
+    assert [*save_init_image(workspace, "page", {"background": picture, "layers": [Image.new("RGBA", (80, 64))]})] == [
         "start"
     ]
     with pytest.raises(UserError, match="I take up to"):
-        save_init_image(house, "page", {"background": Image.new("L", (9000, 8))})
+        save_init_image(workspace, "page", {"background": Image.new("L", (9000, 8))})
 
 
-def test_a_part_is_drawn_anew(studio, house, drawn):
-    with Image.open(drawn.kept) as image:
+def test_a_part_is_drawn_anew(service, workspace, drawn):
+    with Image.open(drawn.saved) as image:
         picture, layer = image.convert("RGBA"), Image.new("RGBA", image.size)
     layer.paste((0, 255, 255, 255), (64, 0, 128, 128))
-    begun = save_init_image(house, "page", {"background": picture, "layers": [layer]})
-    (result,) = ended(studio, lambda: generate_job(FORM | begun | {"change": 1.0, "seed": 8, "steps": 4})).results
-    with Image.open(result.kept) as new:
+    begun = save_init_image(workspace, "page", {"background": picture, "layers": [layer]})
+    (result,) = ended(service, lambda: generate_job(FORM | begun | {"change": 1.0, "seed": 8, "steps": 4})).results
+    with Image.open(result.saved) as new:
         difference = np.abs(np.asarray(new, int) - np.asarray(picture.convert("RGB"), int)).max(-1)
     assert difference[:, :48].max() == 0 and difference[:, 80:].max() > 20
 
@@ -296,7 +296,7 @@ def test_a_part_is_drawn_anew(studio, house, drawn):
 # --- sheets -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_side_of_a_sheet_has_an_example_that_works(house):
+def test_every_side_of_a_sheet_has_an_example_that_works(workspace):
     for kind, (_, example) in AXES.items():
         prompt = "a <me/duck> by <me/ink> {}" if "{}" in kind else "a <me/duck> by <me/ink>"
         assert callable(grid_job(FORM | {"prompt": prompt}, kind, example, NO_AXIS, ""))
@@ -324,10 +324,10 @@ def test_an_axis_is_one_line_of_a_sheet():
     assert axis_text(NO_AXIS, "1") is None
 
 
-def test_a_sheet_is_drawn_and_its_pictures_are_kept(studio, house):
-    view = ended(studio, lambda: grid_job(FORM, "Seed", "1..2", "Steps", "1, 2"))
+def test_a_sheet_is_drawn_and_its_pictures_are_kept(service, workspace):
+    view = ended(service, lambda: grid_job(FORM, "Seed", "1..2", "Steps", "1, 2"))
     assert "4 pictures" in view.message and len(view.results) == 1
-    with Image.open(view.results[0].shown) as image:
+    with Image.open(view.results[0].served) as image:
         assert image.width > 200
 
 
@@ -335,8 +335,8 @@ def test_a_sheet_is_drawn_and_its_pictures_are_kept(studio, house):
 
 
 def test_history_finds_by_words_and_by_page(tiny, tmp_path):
-    house = Workspace(stocked(tmp_path / "concepts"), tmp_path / "outputs", tmp_path / "runs", tmp_path / "shown")
-    studio, outputs = GenerationService(lambda name: Generator(tiny, house.library), house), house.pictures(None)
+    house = Workspace(small_library(tmp_path / "concepts"), tmp_path / "outputs", tmp_path / "runs", tmp_path / "shown")
+    studio, outputs = GenerationService(lambda name: Generator(tiny, house.library), house), house.user_outputs(None)
     for prompt in ("a cat on grass", "a dog in the snow"):
         ended(studio, lambda prompt=prompt: generate_job(FORM | {"prompt": prompt}))
     plain = io.BytesIO()
@@ -347,20 +347,20 @@ def test_history_finds_by_words_and_by_page(tiny, tmp_path):
     assert first.total == history.PAGE_SIZE + 2 and first.note == f"1 to {history.PAGE_SIZE} of {history.PAGE_SIZE + 2}"
     assert last.number == 1 and [each.caption for each in last.results] == [outputs.days()[0]] * 2
     (dog,) = history.find_images(house, "page", None, "SNOW dog").results
-    assert read_recipe(dog.kept.read_bytes()).prompt == "a dog in the snow"
-    assert history.publish_image(house, "page", dog).shown.read_bytes() == dog.kept.read_bytes()
+    assert read_recipe(dog.saved.read_bytes()).prompt == "a dog in the snow"
+    assert history.publish_image(house, "page", dog).served.read_bytes() == dog.saved.read_bytes()
     assert history.find_images(house, "page", None, "horse").note == "Nothing found."
-    outputs.add_favourite(dog.kept)
+    outputs.add_favourite(dog.saved)
     (star,) = history.find_images(house, "page", None, starred=True).results
     assert image_actions.is_favourite(outputs, star)
 
 
-def test_nobody_sees_anothers_pictures(studio, house):
-    list(studio.do(lambda: generate_job(FORM), "anns", "ann"))
-    assert history.find_images(house, "p", "ann").total == 1
-    assert history.find_images(house, "p", "bob").total == 0
-    assert all("ann" not in str(each.kept) for each in history.find_images(house, "p", None).results)
+def test_nobody_sees_anothers_pictures(service, workspace):
+    list(service.submit(lambda: generate_job(FORM), "anns", "ann"))
+    assert history.find_images(workspace, "p", "ann").total == 1
+    assert history.find_images(workspace, "p", "bob").total == 0
+    assert all("ann" not in str(each.saved) for each in history.find_images(workspace, "p", None).results)
     for name in ("../ann", "", "A", "a/b", "x" * 40):
         if name:
             with pytest.raises(UserError):
-                house.pictures(name)
+                workspace.user_outputs(name)

@@ -35,7 +35,7 @@ from sdpersonal.concepts.library import Library
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
 from support.samples import card, concept, lora, vectors
-from support.stock import stocked
+from support.stock import small_library
 
 T = Token.parse
 HOSTILE = [
@@ -56,33 +56,33 @@ HOSTILE = [
 
 @pytest.fixture
 def house(tmp_path):
-    return Workspace(stocked(tmp_path / "concepts"), tmp_path / "out", tmp_path / "runs", tmp_path / "shown")
+    return Workspace(small_library(tmp_path / "concepts"), tmp_path / "out", tmp_path / "runs", tmp_path / "shown")
 
 
 # --- tiles ------------------------------------------------------------------------------------------------------------
 
 
-def test_tiles_are_small_files_made_once(house):
-    found = concept_tiles(house, loaded="tiny")
-    assert found.tokens == ("<me/duck>", "<me/photo>", "<you/ink>") and found.found == 3
+def test_tiles_are_small_files_made_once(workspace):
+    found = concept_tiles(workspace, loaded="tiny")
+    assert found.tokens == ("<me/duck>", "<me/photo>", "<you/ink>") and found.match_count == 3
     assert [caption for _, caption in found.pictures] == ["<me/duck>", "<me/photo> sd1", "<you/ink>"]
     places = [Path(path) for path, _ in found.pictures]
-    assert all(house.shown in path.parents and path.stat().st_size < 20_000 for path in places)
+    assert all(workspace.served_dir in path.parents and path.stat().st_size < 20_000 for path in places)
     assert Image.open(places[0]).getpixel((5, 5))[0] > 200  # the thumbnail's red
     assert max(Image.open(places[0]).size) <= 160
     before = [path.stat().st_mtime_ns for path in places]
-    assert [Path(path) for path, _ in concept_tiles(house).pictures] == places
+    assert [Path(path) for path, _ in concept_tiles(workspace).pictures] == places
     assert [path.stat().st_mtime_ns for path in places] == before
     places[0].unlink()  # the page's cache is cleared now and then
-    concept_tiles(house)
+    concept_tiles(workspace)
     assert places[0].exists()
 
 
-def test_a_changed_file_gets_another_tile(house):
-    (old, _), *_ = concept_tiles(house).pictures
+def test_a_changed_file_gets_another_tile(workspace):
+    (old, _), *_ = concept_tiles(workspace).pictures
     blue = make_thumbnail(Image.new("RGB", (64, 64), "blue"))
-    house.library.add(Concept(T("<me/duck>"), card(), {"clip_l": vectors(0)}, None, blue), replace=True)
-    (new, _), *_ = concept_tiles(house).pictures
+    workspace.library.add(Concept(T("<me/duck>"), card(), {"clip_l": vectors(0)}, None, blue), replace=True)
+    (new, _), *_ = concept_tiles(workspace).pictures
     assert new != old and Image.open(new).getpixel((5, 5))[2] > 200
 
 
@@ -99,17 +99,17 @@ def test_a_changed_file_gets_another_tile(house):
         ({"limit": -5}, []),
     ],
 )
-def test_what_is_asked_for_is_shown(house, asked, tokens):
-    assert list(concept_tiles(house, **asked).tokens) == tokens
+def test_what_is_asked_for_is_shown(workspace, asked, tokens):
+    assert list(concept_tiles(workspace, **asked).tokens) == tokens
 
 
-def test_what_is_damaged_is_shown_and_told(house):
-    (house.library.folder / "me" / "cut-v1.safetensors").write_bytes(b"half")
-    found = concept_tiles(house)
+def test_what_is_damaged_is_shown_and_told(workspace):
+    (workspace.library.folder / "me" / "cut-v1.safetensors").write_bytes(b"half")
+    found = concept_tiles(workspace)
     assert "<me/cut>" in found.tokens and "1 damaged" in found.note
-    told = concept_details(house.library, "<me/cut>")
+    told = concept_details(workspace.library, "<me/cut>")
     assert told.card is None and told.facts[0][0] == "Damaged"
-    assert "<me/cut>" not in concept_tiles(house, kind="object").tokens
+    assert "<me/cut>" not in concept_tiles(workspace, kind="object").tokens
 
 
 def test_a_hundred_concepts_are_shown_a_page_at_a_time(tmp_path):
@@ -117,7 +117,7 @@ def test_a_hundred_concepts_are_shown_a_page_at_a_time(tmp_path):
     for number in range(100):
         library.add(concept(f"<me/thing-{number}>", seed=number))
     found = concept_tiles(Workspace(library, tmp_path, tmp_path, tmp_path / "shown"))
-    assert len(found.tokens) == 48 and found.found == 100 and "The first 48 are shown" in found.note
+    assert len(found.tokens) == 48 and found.match_count == 100 and "The first 48 are shown" in found.note
 
 
 def test_no_library_is_no_tiles(tmp_path):
@@ -127,33 +127,33 @@ def test_no_library_is_no_tiles(tmp_path):
     assert "file" in concept_tiles(Workspace(Library(tmp_path / "file"), tmp_path, tmp_path, tmp_path / "shown")).note
 
 
-def test_what_is_no_picture_gets_a_plain_tile(house, monkeypatch):
-    entry = house.library.find(T("<me/duck>"))
+def test_what_is_no_picture_gets_a_plain_tile(workspace, monkeypatch):
+    entry = workspace.library.find(T("<me/duck>"))
     monkeypatch.setattr(type(entry), "thumbnail", b"\x89PNG\r\n\x1a\nbroken")
-    assert concept_tiles(house).pictures[0][0].endswith(".webp") and thumbnail_data_url(entry) == ""
+    assert concept_tiles(workspace).pictures[0][0].endswith(".webp") and thumbnail_data_url(entry) == ""
 
 
 # --- the card ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_card_in_words(house):
+def test_a_card_in_words(workspace):
     scores = {"likeness": 0.66, "fidelity": 0.9, "copying": 0.0, "diversity": 0.3, "cosine": 0.7, "score": 0.77}
     facts = {"title": "Our duck", "steps": 1200, "method": "LoRA", "scores": scores, "prompts": ("<me/duck> at sea",)}
-    house.library.edit(T("<me/duck>"), facts)
-    found = concept_details(house.library, "<duck>")
+    workspace.library.edit(T("<me/duck>"), facts)
+    found = concept_details(workspace.library, "<duck>")
     known = dict(found.facts)
-    assert (found.token, found.word, found.title) == ("<me/duck-v2>", "<me/duck>", "Our duck")
+    assert (found.token, found.prompt_token, found.title) == ("<me/duck-v2>", "<me/duck>", "Our duck")
     assert known["Made by"] == "LoRA in 1,200 steps" and known["Made for"].startswith("the built-in base")
-    assert "likeness 0.66" in known["Measured"] and found.said == (
+    assert "likeness 0.66" in known["Measured"] and found.quality == (
         "It is like the photos, and the places that prompts ask for are drawn.",
     )
     assert found.prompts == ("<me/duck> at sea",) and found.versions == ("<me/duck-v1>", "<me/duck-v2>")
-    assert found.picture.startswith("data:image/webp;base64,")
-    old = concept_details(house.library, "<me/duck-v1>")
-    assert old.word == "<me/duck-v1>" and old.prompts == ("a photo of <me/duck-v1> on the beach",)
+    assert found.thumbnail.startswith("data:image/webp;base64,")
+    old = concept_details(workspace.library, "<me/duck-v1>")
+    assert old.prompt_token == "<me/duck-v1>" and old.prompts == ("a photo of <me/duck-v1> on the beach",)
 
 
-def test_the_card_is_filled_in(house):
+def test_the_card_is_filled_in(workspace):
     values = {
         "title": "A duck",
         "description": "Yellow.\nSmall.",
@@ -165,9 +165,9 @@ def test_the_card_is_filled_in(house):
         "consent_note": None,
         "prompts": "one <me/duck>\n\n  two <me/duck>  ",
     }
-    identity = house.library.find(T("<me/duck>")).identity
-    assert save_card(house.library, "<me/duck-v2>", values) == T("<me/duck-v2>")
-    entry = house.library.find(T("<me/duck>"))
+    identity = workspace.library.find(T("<me/duck>")).identity
+    assert save_card(workspace.library, "<me/duck-v2>", values) == T("<me/duck-v2>")
+    entry = workspace.library.find(T("<me/duck>"))
     assert entry.card.license == "CC-BY-4.0" and entry.card.prompts == ("one <me/duck>", "two <me/duck>")
     assert (entry.card.title, entry.card.description, entry.identity) == ("A duck", "Yellow. Small.", identity)
 
@@ -183,50 +183,54 @@ def test_the_card_is_filled_in(house):
         ({"description": ["x"]}, "description must be text"),
     ],
 )
-def test_what_cannot_be_on_a_card_is_refused_in_words(house, values, says):
-    before = house.library.find(T("<me/duck>")).card
+def test_what_cannot_be_on_a_card_is_refused_in_words(workspace, values, says):
+    before = workspace.library.find(T("<me/duck>")).card
     with pytest.raises(UserError, match=says):
-        save_card(house.library, "<me/duck>", values)
-    assert house.library.find(T("<me/duck>")).card == before
+        save_card(workspace.library, "<me/duck>", values)
+    assert workspace.library.find(T("<me/duck>")).card == before
 
 
-def test_other_fields_are_not_a_pages_to_write(house):
-    save_card(house.library, "<me/duck>", {"title": "x", "scores": {"likeness": 1}, "base": "sdxl", "token": "<a/b>"})
-    assert house.library.find(T("<me/duck>")).card.scores == {}
+def test_other_fields_are_not_a_pages_to_write(workspace):
+    save_card(
+        workspace.library, "<me/duck>", {"title": "x", "scores": {"likeness": 1}, "base": "sdxl", "token": "<a/b>"}
+    )
+    assert workspace.library.find(T("<me/duck>")).card.scores == {}
 
 
-def test_a_rename_takes_all_versions(house):
-    assert rename_all_versions(house.library, "<me/duck-v2>", "<me/goose>") == T("<me/goose-v2>")
-    assert concept_details(house.library, "<goose>").versions == ("<me/goose-v1>", "<me/goose-v2>")
+def test_a_rename_takes_all_versions(workspace):
+    assert rename_all_versions(workspace.library, "<me/duck-v2>", "<me/goose>") == T("<me/goose-v2>")
+    assert concept_details(workspace.library, "<goose>").versions == ("<me/goose-v1>", "<me/goose-v2>")
     with pytest.raises(UserError, match="has no version"):
-        rename_all_versions(house.library, "<me/goose>", "<me/swan-v3>")
+        rename_all_versions(workspace.library, "<me/goose>", "<me/swan-v3>")
     with pytest.raises(UserError, match="is here already"):
-        rename_all_versions(house.library, "<me/goose>", "<you/ink>")
+        rename_all_versions(workspace.library, "<me/goose>", "<you/ink>")
 
 
 # --- beside each other ------------------------------------------------------------------------------------------------
 
 
-def test_two_versions_beside_each_other(house):
-    house.library.edit(T("<me/duck-v1>"), {"steps": 100})
-    found = compare_concepts(house.library, "<me/duck-v1>", "<me/duck-v2>")
-    a, b = (house.library.get(T(f"<me/duck-v{n}>")).vectors["clip_l"].astype(np.float64) for n in (1, 2))
+def test_two_versions_beside_each_other(workspace):
+    workspace.library.edit(T("<me/duck-v1>"), {"steps": 100})
+    found = compare_concepts(workspace.library, "<me/duck-v1>", "<me/duck-v2>")
+    a, b = (workspace.library.get(T(f"<me/duck-v{n}>")).vectors["clip_l"].astype(np.float64) for n in (1, 2))
     cosine = np.mean([x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(a, b, strict=True)])
-    assert f"cosine {cosine:.2f}" in found.said[0]
+    assert f"cosine {cosine:.2f}" in found.sentences[0]
     assert ("Made by", "in 100 steps", "") in found.rows and all(each.startswith("data:") for each in found.pictures)
-    others = compare_concepts(house.library, "<me/duck>", "<me/photo>")
-    assert "different bases" in others.said[0]
+    others = compare_concepts(workspace.library, "<me/duck>", "<me/photo>")
+    assert "different bases" in others.sentences[0]
 
 
-def test_several_are_checked(house):
-    assert "no base can draw both" in check_conflicts(house.library, ["<me/duck>", "<me/photo>"])
-    assert check_conflicts(house.library, ["<me/duck>", "<you/ink>"]) == "Nothing speaks against them in one prompt."
-    house.library.add(Concept(T("<me/twin>"), card(), house.library.get(T("<me/duck>")).vectors))
-    assert "Try <me/duck-v2:1> <me/twin-v1:0>" in check_conflicts(house.library, ["<me/duck>", "<me/twin>"])
+def test_several_are_checked(workspace):
+    assert "no base can draw both" in check_conflicts(workspace.library, ["<me/duck>", "<me/photo>"])
+    assert (
+        check_conflicts(workspace.library, ["<me/duck>", "<you/ink>"]) == "Nothing speaks against them in one prompt."
+    )
+    workspace.library.add(Concept(T("<me/twin>"), card(), workspace.library.get(T("<me/duck>")).vectors))
+    assert "Try <me/duck-v2:1> <me/twin-v1:0>" in check_conflicts(workspace.library, ["<me/duck>", "<me/twin>"])
 
 
-def test_choices(house):
-    (tokens, first, second), newest = token_choices(house.library, "<me/duck-v2>")
+def test_choices(workspace):
+    (tokens, first, second), newest = token_choices(workspace.library, "<me/duck-v2>")
     assert tokens == ["<me/duck-v1>", "<me/duck-v2>", "<me/photo-v1>", "<you/ink-v1>"]
     assert (first, second, newest) == ("<me/duck-v2>", "<me/duck-v1>", ["<me/duck>", "<me/photo>", "<you/ink>"])
 
@@ -234,11 +238,11 @@ def test_choices(house):
 # --- files in ---------------------------------------------------------------------------------------------------------
 
 
-def drop(house, **content: bytes) -> list[str]:
+def drop(workspace, **content: bytes) -> list[str]:
     """Files as an upload leaves them: each in a folder of its own."""
     paths = []
     for number, (name, data) in enumerate(content.items()):
-        place = house.shown / f"upload{number}"
+        place = workspace.served_dir / f"upload{number}"
         place.mkdir(parents=True)
         (place / name).write_bytes(data)
         paths.append(str(place / name))
@@ -251,76 +255,80 @@ def tensors(**content) -> bytes:
     return path.read_bytes()
 
 
-def test_files_are_imported_and_go(house):
+def test_files_are_imported_and_go(workspace):
     rows = tensors(**{"<cat>": vectors(7, width=768)})
-    paths = drop(house, **{"learned_embeds.safetensors": rows, "a.txt": b"hello", "b.safetensors": b"not one"})
-    came = {each.name: each for each in import_uploads(house, "page", paths)}
-    assert came["b.safetensors"].done == "refused" and came["a.txt"].done == "refused"
-    assert not any(Path(path).exists() for path in paths) and list(house.room("page").iterdir()) == []
-    np.testing.assert_array_equal(house.library.get(T("<imported/cat>")).vectors["clip_l"], vectors(7, width=768))
+    paths = drop(workspace, **{"learned_embeds.safetensors": rows, "a.txt": b"hello", "b.safetensors": b"not one"})
+    came = {each.name: each for each in import_uploads(workspace, "page", paths)}
+    assert came["b.safetensors"].status == "refused" and came["a.txt"].status == "refused"
+    assert not any(Path(path).exists() for path in paths) and list(workspace.session_dir("page").iterdir()) == []
+    np.testing.assert_array_equal(workspace.library.get(T("<imported/cat>")).vectors["clip_l"], vectors(7, width=768))
 
 
-def test_a_lora_and_its_words_dropped_together_are_one(house):
+def test_a_lora_and_its_words_dropped_together_are_one(workspace):
     made = Concept(T("<me/both>"), card(), {"clip_l": 0.02 * vectors(4)}, lora())
     from sdpersonal.concepts.exporters import export
 
     content = export(made, "diffusers").files
     del content["README.md"]
-    came = import_uploads(house, "page", drop(house, **content), as_="<me/both>")
+    came = import_uploads(workspace, "page", drop(workspace, **content), as_="<me/both>")
     assert [each.token for each in came] == ["<me/both-v1>"] and " + " in came[0].name
-    assert house.library.get(T("<me/both>")).lora and house.library.get(T("<me/both>")).vectors
+    assert workspace.library.get(T("<me/both>")).lora and workspace.library.get(T("<me/both>")).vectors
 
 
-def test_a_name_that_is_taken_asks_what_to_do(house):
+def test_a_name_that_is_taken_asks_what_to_do(workspace):
     data = concept_to_bytes(concept("<me/duck>", seed=9))
-    (came,) = import_uploads(house, "page", drop(house, **{"duck.safetensors": data}))
-    assert came.done == "refused" and "is here already with other content" in came.said
-    assert "another name under Call it" in came.said and "--" not in came.said
+    (came,) = import_uploads(workspace, "page", drop(workspace, **{"duck.safetensors": data}))
+    assert came.status == "refused" and "is here already with other content" in came.message
+    assert "another name under Call it" in came.message and "--" not in came.message
     shutil_again = drop(
-        Workspace(house.library, house.outputs, house.runs, house.shown / "2"), **{"x.safetensors": data}
+        Workspace(workspace.library, workspace.outputs, workspace.runs, workspace.served_dir / "2"),
+        **{"x.safetensors": data},
     )
-    (came,) = import_uploads(house, "page", shutil_again, as_="goose")
+    (came,) = import_uploads(workspace, "page", shutil_again, as_="goose")
     assert came.token == "<me/goose-v1>"
-    again = drop(Workspace(house.library, house.outputs, house.runs, house.shown / "3"), **{"x.safetensors": data})
-    (came,) = import_uploads(house, "page", again, replace=True)
-    assert (came.done, came.token) == ("imported", "<me/duck-v2>")
+    again = drop(
+        Workspace(workspace.library, workspace.outputs, workspace.runs, workspace.served_dir / "3"),
+        **{"x.safetensors": data},
+    )
+    (came,) = import_uploads(workspace, "page", again, replace=True)
+    assert (came.status, came.token) == ("imported", "<me/duck-v2>")
 
 
-def test_a_pickle_that_runs_code_runs_nothing(house):
+def test_a_pickle_that_runs_code_runs_nothing(workspace):
     evil = b"\x80\x02cos\nmkdir\nq\x00X\x05\x00\x00\x00PWNEDq\x01\x85q\x02Rq\x03."
-    (came,) = import_uploads(house, "page", drop(house, **{"evil.bin": evil}))
-    assert came.done == "refused" and "os.mkdir; refused" in came.said and not Path("PWNED").exists()
+    (came,) = import_uploads(workspace, "page", drop(workspace, **{"evil.bin": evil}))
+    assert came.status == "refused" and "os.mkdir; refused" in came.message and not Path("PWNED").exists()
 
 
 @pytest.mark.parametrize("paths", [*HOSTILE, ["/etc/passwd"], ["../x"], [3], ["x"] * 41, [None], ["\0"]])
-def test_only_uploads_are_taken(house, paths):
-    before = [str(entry.token) for entry in house.library.list()]
+def test_only_uploads_are_taken(workspace, paths):
+    before = [str(entry.token) for entry in workspace.library.entries()]
     with pytest.raises(UserError):
-        import_uploads(house, "page", paths)
-    assert Path("/etc/passwd").exists() and [str(entry.token) for entry in house.library.list()] == before
+        import_uploads(workspace, "page", paths)
+    assert Path("/etc/passwd").exists() and [str(entry.token) for entry in workspace.library.entries()] == before
 
 
-def test_a_linked_upload_is_not_followed(house, tmp_path):
+def test_a_linked_upload_is_not_followed(workspace, tmp_path):
     (tmp_path / "secret.safetensors").write_bytes(concept_to_bytes(concept("<a/secret>")))
-    house.shown.mkdir()
-    (house.shown / "x.safetensors").symlink_to(tmp_path / "secret.safetensors")
+    workspace.served_dir.mkdir()
+    (workspace.served_dir / "x.safetensors").symlink_to(tmp_path / "secret.safetensors")
     with pytest.raises(UserError, match="is not a place inside"):
-        import_uploads(house, "page", [str(house.shown / "x.safetensors")])
+        import_uploads(workspace, "page", [str(workspace.served_dir / "x.safetensors")])
 
 
 # --- files out --------------------------------------------------------------------------------------------------------
 
 
-def test_the_native_file_is_one_and_comes_back(house):
-    made = make_export_download(house, "page", "<me/duck>", "native")
-    assert made.path.name == "me-duck.safetensors" and made.path.parent == house.room("page")
+def test_the_native_file_is_one_and_comes_back(workspace):
+    made = make_export_download(workspace, "page", "<me/duck>", "native")
+    assert made.path.name == "me-duck.safetensors" and made.path.parent == workspace.session_dir("page")
     np.testing.assert_array_equal(load_file(made.path)["emb_params"], 0.02 * vectors(1))
     assert made.typed == "<me/duck>"
 
 
 @pytest.mark.parametrize("program", sorted(PROGRAMS.keys() - {"native"}))
-def test_other_programs_get_a_zip_with_a_readme(house, program):
-    made = make_export_download(house, "page", "<me/photo>", program)
+def test_other_programs_get_a_zip_with_a_readme(workspace, program):
+    made = make_export_download(workspace, "page", "<me/photo>", program)
     with zipfile.ZipFile(io.BytesIO(made.path.read_bytes())) as archive:
         names = archive.namelist()
         stem = f"me-photo-{program}/"
@@ -330,32 +338,34 @@ def test_other_programs_get_a_zip_with_a_readme(house, program):
 
 
 @pytest.mark.parametrize("program", [None, "", "../x", "evil", 3, [], "NATIVE"])
-def test_only_programs_we_know(house, program):
+def test_only_programs_we_know(workspace, program):
     with pytest.raises(UserError, match="Choose a program"):
-        make_export_download(house, "page", "<me/duck>", program)
+        make_export_download(workspace, "page", "<me/duck>", program)
 
 
 # --- deleting ---------------------------------------------------------------------------------------------------------
 
 
-def test_delete_and_undo(house):
-    said, versions = deletion_question(house.library, "<me/duck-v2>", others=False)
+def test_delete_and_undo(workspace):
+    said, versions = deletion_question(workspace.library, "<me/duck-v2>", others=False)
     assert said == "Delete <me/duck-v2>? It can be brought back for 30 days." and versions == 2
-    assert "goes for everyone" in deletion_question(house.library, "<me/duck>", others=True)[0]
-    before = {entry.token: entry.path.read_bytes() for entry in house.library.list()}
-    said, name = delete(house.library, "<me/duck-v1>", False)
-    assert said == "Deleted: <me/duck-v1>." and undo_deletion(house.library, name) == (
+    assert "goes for everyone" in deletion_question(workspace.library, "<me/duck>", others=True)[0]
+    before = {entry.token: entry.path.read_bytes() for entry in workspace.library.entries()}
+    said, name = delete(workspace.library, "<me/duck-v1>", False)
+    assert said == "Deleted: <me/duck-v1>." and undo_deletion(workspace.library, name) == (
         "Back again: <me/duck-v1>.",
         "<me/duck-v1>",
     )
-    said, name = delete(house.library, "<me/duck-v2>", True)
-    assert said == "Deleted: <me/duck> (2 versions)." and [each for _, each in list_deletions(house.library)] == [name]
-    assert undo_deletion(house.library, name)[1] == "<me/duck-v2>"
-    assert {entry.token: entry.path.read_bytes() for entry in house.library.list()} == before
-    delete(house.library, "<you/ink>", False)
+    said, name = delete(workspace.library, "<me/duck-v2>", True)
+    assert said == "Deleted: <me/duck> (2 versions)." and [each for _, each in list_deletions(workspace.library)] == [
+        name
+    ]
+    assert undo_deletion(workspace.library, name)[1] == "<me/duck-v2>"
+    assert {entry.token: entry.path.read_bytes() for entry in workspace.library.entries()} == before
+    delete(workspace.library, "<you/ink>", False)
     assert (
-        empty_trash(house.library) == "Gone for good: 1 concept."
-        and empty_trash(house.library) == "The trash was empty."
+        empty_trash(workspace.library) == "Gone for good: 1 concept."
+        and empty_trash(workspace.library) == "The trash was empty."
     )
 
 
@@ -363,9 +373,9 @@ def test_delete_and_undo(house):
 
 
 @pytest.mark.parametrize("word", HOSTILE)
-def test_whatever_a_page_sends_ends_in_words(house, word, caplog):
-    library = house.library
-    before = {entry.token: entry.path.read_bytes() for entry in library.list()}
+def test_whatever_a_page_sends_ends_in_words(workspace, word, caplog):
+    library = workspace.library
+    before = {entry.token: entry.path.read_bytes() for entry in library.entries()}
     for work, arguments in [
         (concept_details, (word,)),
         (save_card, (word, {"title": "x"})),
@@ -381,6 +391,6 @@ def test_whatever_a_page_sends_ends_in_words(house, word, caplog):
     ]:
         done, said = value_or_error(work, library, *arguments)
         assert done is None and said and not re.search("failure|Traceback", said), (work, said)
-    assert value_or_error(make_export_download, house, "page", word, "native")[0] is None
-    assert {entry.token: entry.path.read_bytes() for entry in library.list()} == before
-    assert caplog.text == "" and json.dumps(str(concept_tiles(house, search=word).tokens))
+    assert value_or_error(make_export_download, workspace, "page", word, "native")[0] is None
+    assert {entry.token: entry.path.read_bytes() for entry in library.entries()} == before
+    assert caplog.text == "" and json.dumps(str(concept_tiles(workspace, search=word).tokens))

@@ -66,8 +66,8 @@ def test_captions_come_along_by_name_and_can_be_changed(bear, tmp_path):
     assert [snap.name for snap in bear.uploads] == [f"photo {n:02d}" for n in range(1, 6)]
     first = (BEAR / "01.txt").read_text().strip()
     assert bear.captions(0) == first
-    bear.caption(1, "{} at home\n\n{} on a chair")
-    bear.caption(2, "")
+    bear.set_caption(1, "{} at home\n\n{} on a chair")
+    bear.set_caption(2, "")
     for wrong, said in (
         ("no place for it", "needs {} once"),
         ("{} and {}", "has {} 2 times in line 1"),
@@ -76,12 +76,12 @@ def test_captions_come_along_by_name_and_can_be_changed(bear, tmp_path):
         ("{} \ud83d", "not valid Unicode"),
     ):
         with pytest.raises(UserError, match=re.escape(said)):
-            bear.caption(1, wrong)
-    bear.caption(1, "{}\u00a0at\u200b home")
+            bear.set_caption(1, wrong)
+    bear.set_caption(1, "{}\u00a0at\u200b home")
     assert bear.captions(1) == "{} at home"
-    bear.caption(1, "{} at home\n\n{} on a chair")
+    bear.set_caption(1, "{} at home\n\n{} on a chair")
     for wrong in (None, 5, ["{}"]):
-        bear.caption(3, wrong)
+        bear.set_caption(3, wrong)
     bear.copy_to(tmp_path / "photos")
     found = {photo.name: photo.captions for photo in load_photos(tmp_path / "photos", 128).photos}
     assert found["photo 01"] == tuple(first.splitlines())
@@ -130,69 +130,69 @@ def test_too_much_at_once_is_refused_before_anything_is_read(tray, tmp_path, mon
 
 def test_a_photo_is_turned_and_left_out_and_comes_back(bear):
     before = np.asarray(Image.open(bear.path(0)))
-    bear.turn(0, 1)
+    bear.rotate(0, 1)
     assert np.array_equal(np.asarray(Image.open(bear.path(0))), np.rot90(before))
-    bear.turn(0, 3)
+    bear.rotate(0, 3)
     assert np.array_equal(np.asarray(Image.open(bear.path(0))), before)
     bear.use(0, False)
-    assert len(bear.used().photos) == 4 and [photo.name for photo in bear.left_out().photos] == ["photo 01"]
+    assert len(bear.used_photos().photos) == 4 and [photo.name for photo in bear.left_out().photos] == ["photo 01"]
     bear.use(0, True)
-    assert bear.left_out() is None and bear.used().photos[0].captions
+    assert bear.left_out() is None and bear.used_photos().photos[0].captions
     for number in (-1, 5, 1.0, True, None, "0", [0]):
-        for act in (lambda n: bear.turn(n, 1), lambda n: bear.use(n, False), bear.captions):
+        for act in (lambda n: bear.rotate(n, 1), lambda n: bear.use(n, False), bear.captions):
             with pytest.raises(UserError, match="not here any more"):
                 act(number)
     bear.clear()
-    assert bear.used() is None and bear.left_out() is None and bear.uploads == []
+    assert bear.used_photos() is None and bear.left_out() is None and bear.uploads == []
 
 
-def test_a_look_has_a_tile_for_each_photo_whatever_was_done(bear, house):
-    found = review_photos(bear, house, "page", "object", "bear", "center")
-    assert found.count == 5 and not found.has_advice and "nothing to change" in found.words
+def test_a_look_has_a_tile_for_each_photo_whatever_was_done(bear, workspace):
+    found = review_photos(bear, workspace, "page", "object", "bear", "center")
+    assert found.count == 5 and not found.has_advice and "nothing to change" in found.summary
     bear.use(2, False)
-    bear.turn(0, 1)
-    found = review_photos(bear, house, "page", "object", "bear", "subject")
+    bear.rotate(0, 1)
+    found = review_photos(bear, workspace, "page", "object", "bear", "subject")
     assert len(found.tiles) == 5 and found.count == 4
     assert found.tiles[2][1] == "03: left out" and "01" in found.tiles[0][1]
     pale = [np.asarray(Image.open(path)).mean() for path, _ in found.tiles]
     assert pale[2] > 180
-    assert all(Path(path).is_relative_to(house.room("page")) for path, _ in found.tiles)
+    assert all(Path(path).is_relative_to(workspace.session_dir("page")) for path, _ in found.tiles)
     for _ in range(3):
-        review_photos(bear, house, "page", "object", "bear", "center")
-    assert len(list(house.room("page").iterdir())) == 2  # what is shown, and what was just before
+        review_photos(bear, workspace, "page", "object", "bear", "center")
+    assert len(list(workspace.session_dir("page").iterdir())) == 2  # what is shown, and what was just before
     for number in range(5):
         bear.use(number, False)
-    assert review_photos(bear, house, "page", "object", "bear", "center").words.startswith(
+    assert review_photos(bear, workspace, "page", "object", "bear", "center").summary.startswith(
         "No photo is used. 5 left out"
     )
 
 
-def test_the_doctors_advice_is_followed_by_a_click(bear, house, tmp_path):
+def test_the_doctors_advice_is_followed_by_a_click(bear, workspace, tmp_path):
     """A dark photo and a second one of the same are left out; one on its side is turned upright again."""
     dark = Image.open(BEAR / "02.jpg").point(lambda level: level * 0.04)
     dark.save(tmp_path / "dark.png")
     again = Image.open(BEAR / "03.jpg")
     again.crop((6, 6, again.width, again.height)).save(tmp_path / "again.png")
     bear.add([tmp_path / "dark.png", tmp_path / "again.png"])
-    found = review_photos(bear, house, "page", "object", "bear", "center")
-    assert found.has_advice and "too dark" in found.words and "nearly the same" in found.words
+    found = review_photos(bear, workspace, "page", "object", "bear", "center")
+    assert found.has_advice and "too dark" in found.summary and "nearly the same" in found.summary
     marks = [caption for _, caption in found.tiles]
     assert [mark for mark in marks if "dark" in mark] == ["07: like another, dark"]
     assert sum("like another" in mark for mark in marks) == 4
     apply_advice(bear, "object", "bear", "center")
-    found = review_photos(bear, house, "page", "object", "bear", "center")
+    found = review_photos(bear, workspace, "page", "object", "bear", "center")
     assert (
         found.count == 5 and not found.has_advice and [snap.used for snap in bear.uploads] == [True] * 5 + [False] * 2
     )
     apply_advice(bear, "object", "bear", "center")  # nothing more to do
-    assert review_photos(bear, house, "page", "object", "bear", "center").count == 5
+    assert review_photos(bear, workspace, "page", "object", "bear", "center").count == 5
 
 
 @pytest.mark.parametrize("clockwise", [True, False])
-def test_what_lies_on_its_side_is_turned_to_where_it_was(tray, house, tmp_path, clockwise):
+def test_what_lies_on_its_side_is_turned_to_where_it_was(tray, workspace, tmp_path, clockwise):
     upright = bad.in_one_place(seed=0)
-    tray.add(sorted(bad.saved(bad.with_one_turned(upright, 2, clockwise), tmp_path / "photos").iterdir()))
-    assert "on its side?" in review_photos(tray, house, "page", "object", "", "center").tiles[2][1]
+    tray.add(sorted(bad.save_all(bad.with_one_turned(upright, 2, clockwise), tmp_path / "photos").iterdir()))
+    assert "on its side?" in review_photos(tray, workspace, "page", "object", "", "center").tiles[2][1]
     apply_advice(tray, "object", "", "center")
     now = np.asarray(Image.open(tray.path(2)).resize((64, 64)), np.float32)
     then = np.asarray(upright[2].convert("RGB").resize((64, 64)), np.float32)
@@ -201,14 +201,14 @@ def test_what_lies_on_its_side_is_turned_to_where_it_was(tray, house, tmp_path, 
 
 def test_trays_are_of_one_page_and_go_with_it():
     trays = UploadsByPage()
-    mine, other = trays.of("mine", 128), trays.of("other", 128)
+    mine, other = trays.get("mine", 128), trays.get("other", 128)
     assert mine.folder != other.folder and mine.folder.stat().st_mode & 0o777 == 0o700
     mine.add([BEAR / "01.jpg"])
-    assert other.uploads == [] and trays.of("mine", 512).uploads and trays.of("mine", 512).side == 512
-    trays.leave("mine")
+    assert other.uploads == [] and trays.get("mine", 512).uploads and trays.get("mine", 512).side == 512
+    trays.close_session("mine")
     assert not mine.folder.exists() and other.folder.exists()
     for n in range(60):  # a client that calls itself by ever new names
-        trays.of(f"page {n}", 128)
+        trays.get(f"page {n}", 128)
     assert len(list(trays._uploads_by_page)) <= uploads.MAX_PAGES
     trays.close()
     assert not other.folder.exists() and trays._uploads_by_page == {}
@@ -219,22 +219,24 @@ class Studio:
         resolution, kind, device, name = 128, "tiny", "cpu", "tiny"
 
 
-def test_only_uploads_are_taken_and_they_are_gone_afterwards(house, tmp_path):
-    workshop = TrainPage(house, Studio())
+def test_only_uploads_are_taken_and_they_are_gone_afterwards(workspace, tmp_path):
+    workshop = TrainPage(workspace, Studio())
     try:
         outside = picture(tmp_path / "private.png")
-        for place in (str(outside), "/etc/passwd", "../private.png", "", "x\0y", str(house.shown)):
-            assert "not a place inside" in workshop.drop("page", [place])
-        assert outside.exists() and workshop.uploads_by_page.of("page", 128).uploads == []
-        sent = picture(house.shown / "a.png")
-        (house.shown / "evil.gif").write_bytes(b"GIF89a")
-        assert "a GIF" in workshop.drop("page", [str(sent), str(house.shown / "evil.gif")])
-        assert not list(house.shown.glob("*.*")) and len(workshop.uploads_by_page.of("page", 128).uploads) == 1
-        assert workshop.drop("page", None) == "" == workshop.drop("page", [])
+        for place in (str(outside), "/etc/passwd", "../private.png", "", "x\0y", str(workspace.served_dir)):
+            assert "not a place inside" in workshop.add_photos("page", [place])
+        assert outside.exists() and workshop.uploads_by_page.get("page", 128).uploads == []
+        sent = picture(workspace.served_dir / "a.png")
+        (workspace.served_dir / "evil.gif").write_bytes(b"GIF89a")
+        assert "a GIF" in workshop.add_photos("page", [str(sent), str(workspace.served_dir / "evil.gif")])
+        assert (
+            not list(workspace.served_dir.glob("*.*")) and len(workshop.uploads_by_page.get("page", 128).uploads) == 1
+        )
+        assert workshop.add_photos("page", None) == "" == workshop.add_photos("page", [])
         form = {"kind": "nonsense", "noun": None, "crop": "yes"}
-        assert workshop.look("page", form).count == 1
-        assert "not here any more" in workshop.turn("page", 7, 1)
-        assert workshop.photo("page", None).name == "" == workshop.photo("page", -9).name
+        assert workshop.review_photos("page", form).count == 1
+        assert "not here any more" in workshop.rotate_photo("page", 7, 1)
+        assert workshop.select_photo("page", None).name == "" == workshop.select_photo("page", -9).name
     finally:
         workshop.close()
 

@@ -47,11 +47,11 @@ def tray(tmp_path):
 
 
 @pytest.fixture
-def trainings(house):
-    opened = TrainingService(house)
+def trainings(workspace):
+    opened = TrainingService(workspace)
     yield opened
     for folder in opened._all():
-        training_service._read_process(folder).end(at_once=True)
+        training_service._read_process(folder).terminate(at_once=True)
 
 
 def inversion(**more):
@@ -63,7 +63,7 @@ def inversion(**more):
 def until(trainings, what, user=None):
     """How the user's training stands once `what` of it is true."""
     end = time.monotonic() + PATIENCE
-    while not what(standing := trainings.shown(user)):
+    while not what(standing := trainings.shown_run(user)):
         if time.monotonic() > end:
             raise TimeoutError(f"{standing}; {(standing.folder / 'errors.txt').read_text() if standing else ''}")
         time.sleep(0.05)
@@ -88,7 +88,7 @@ FORM |= {"resolution": "", "seed": ""}
 
 
 @pytest.mark.slow
-def test_a_training_from_start_to_its_concept(trainings, tray, house, monkeypatch):
+def test_a_training_from_start_to_its_concept(trainings, tray, workspace, monkeypatch):
     """It is found again by another app, asked for pictures, stopped and kept; its photos go, its concept stays."""
     monkeypatch.setenv("HF_TOKEN", "SECRET")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SECRET")
@@ -100,85 +100,85 @@ def test_a_training_from_start_to_its_concept(trainings, tray, house, monkeypatc
     assert "SECRET" not in str(child.environ()) and os.getpgid(child.pid) == child.pid
     with pytest.raises(UserError, match=r"You are training already, since .*in another tab"):
         trainings.start(inversion(), tray, None)
-    assert len(list(house.runs.iterdir())) == 1
+    assert len(list(workspace.runs.iterdir())) == 1
 
     until(trainings, learning)
-    again = TrainingService(house)  # after a restart of the app
-    standing = again.shown(None)
+    again = TrainingService(workspace)  # after a restart of the app
+    standing = again.shown_run(None)
     assert standing.state == "learning" and standing.folder == folder.resolve() and standing.steps == 5000
     assert again.running_training(None).is_own and not again.running_training("anna").is_own
     assert (
-        "Somebody is training" in again.running_training("anna").words()
-        and "bear" not in again.running_training("anna").words()
+        "Somebody is training" in again.running_training("anna").message()
+        and "bear" not in again.running_training("anna").message()
     )
-    assert again.shown("anna") is None
-    first = run_view(standing, house, "page")
-    assert first.title == "Learning <me/bear>" and "of at most 5,000" in first.words and "<progress" in first.bar
-    again.ask(None, "sample")
+    assert again.shown_run("anna") is None
+    first = run_view(standing, workspace, "page")
+    assert first.title == "Learning <me/bear>" and "of at most 5,000" in first.text and "<progress" in first.bar
+    again.send_command(None, "sample")
     standing = until(again, lambda now: (folder / "trials.jsonl").read_text().endswith("\n"))
-    second = run_view(standing, house, "page", first.stamp)
+    second = run_view(standing, workspace, "page", first.stamp)
     assert len(second.pictures) == 2 and "So far" in second.score
-    assert run_view(standing, house, "page", second.stamp).pictures == ()
+    assert run_view(standing, workspace, "page", second.stamp).pictures == ()
     until(again, lambda now: now.step > standing.step)
-    again.ask(None, "keep")
+    again.send_command(None, "keep")
     standing = until(again, lambda now: not now.running)
     assert standing.state == "done" and standing.token == "<me/bear-v1>", (folder / "errors.txt").read_text()
-    last = run_view(standing, house, "page")
+    last = run_view(standing, workspace, "page")
     assert last.title == "<me/bear-v1> is ready" and last.prompts[0] == "a photo of <me/bear>"
-    assert Path(last.report).is_relative_to(house.room("page")) and len(last.pictures) == 2
+    assert Path(last.report).is_relative_to(workspace.session_dir("page")) and len(last.pictures) == 2
     until(trainings, lambda now: not (folder / "photos").exists())  # whoever started it tidies up
     assert trainings.pace() and trainings.running_training(None) is None
     assert "going by the last one here" in plan_text(
-        FORM | {"method": "Smallest file (textual inversion)"}, 5, Base, house.library, trainings.pace()
+        FORM | {"method": "Smallest file (textual inversion)"}, 5, Base, workspace.library, trainings.pace()
     )
     trainings.dismiss(None)
-    assert trainings.shown(None) is None and (folder / "report.html").exists()
-    assert "will be version 2" in name_note(FORM, house.library)
+    assert trainings.shown_run(None) is None and (folder / "report.html").exists()
+    assert "will be version 2" in name_note(FORM, workspace.library)
 
 
 @pytest.mark.slow
-def test_the_apps_end_saves_and_another_goes_on(trainings, tray, house):
+def test_the_apps_end_saves_and_another_goes_on(trainings, tray, workspace):
     folder = trainings.start(inversion(steps=400, early_stop=False, samples=False), tray, "anna")
-    assert folder.parent == (house.runs / "anna").resolve()
+    assert folder.parent == (workspace.runs / "anna").resolve()
     until(trainings, learning, "anna")
     trainings.close()
-    standing = trainings.shown("anna")
+    standing = trainings.shown_run("anna")
     assert standing.state == "stopped" and standing.can_resume and standing.step >= 2
-    assert f"Stopped after step {standing.step} of 400; it is saved." in standing.said
+    assert f"Stopped after step {standing.step} of 400; it is saved." in standing.message
     assert (folder / "photos").exists() and trainings.running_training("anna") is None
-    said = run_view(standing, house, "page").words
+    said = run_view(standing, workspace, "page").text
     assert "Go on takes it up there" in said and "--resume" not in said
 
-    again = TrainingService(house)
+    again = TrainingService(workspace)
     again.resume("anna")
     now = until(again, lambda now: now.state == "learning" and now.step > standing.step, "anna")
     steps = [json.loads(line)["step"] for line in (folder / "progress.jsonl").read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1)) and now.points.losses[0][0] == 1
-    again.ask("anna", "keep")
+    again.send_command("anna", "keep")
     assert until(again, lambda now: not now.running, "anna").state == "done"
     assert not (folder / "photos").exists() or until(again, lambda _: not (folder / "photos").exists(), "anna")
 
 
 @pytest.mark.slow
-def test_killed_it_is_told_and_cancelled_nothing_is_left(trainings, tray, house, tmp_path):
+def test_killed_it_is_told_and_cancelled_nothing_is_left(trainings, tray, workspace, tmp_path):
     folder = trainings.start(inversion(), tray, None)
     until(trainings, learning)
     os.kill(read_json(folder / "process.json")["pid"], signal.SIGKILL)
     standing = until(trainings, lambda now: not now.running)
-    assert standing.state == "failed" and "killed, or the machine ran out of memory" in standing.said
-    assert not standing.can_resume and "try once more" in run_view(standing, house, "page").words
+    assert standing.state == "failed" and "killed, or the machine ran out of memory" in standing.message
+    assert not standing.can_resume and "try once more" in run_view(standing, workspace, "page").text
     with pytest.raises(UserError, match="No training of yours is running"):
-        trainings.ask(None, "keep")
+        trainings.send_command(None, "keep")
     trainings.resume(None)  # there is no checkpoint: from the beginning
     assert until(trainings, learning).step >= 2
     assert "copies of your photos are gone" in trainings.cancel(None)
-    assert not folder.exists() and trainings.shown(None) is None and trainings.running_training(None) is None
-    assert house.library.list() == []
+    assert not folder.exists() and trainings.shown_run(None) is None and trainings.running_training(None) is None
+    assert workspace.library.entries() == []
     with pytest.raises(UserError, match="no training to cancel"):
         trainings.cancel(None)
 
 
-def test_of_two_pages_that_press_start_at_once_one_begins(trainings, tray, house):
+def test_of_two_pages_that_press_start_at_once_one_begins(trainings, tray, workspace):
     ends = []
 
     def press():
@@ -194,21 +194,21 @@ def test_of_two_pages_that_press_start_at_once_one_begins(trainings, tray, house
         thread.join()
     begun = [end for end in ends if isinstance(end, Path)]
     assert len(begun) == 1 and sum("You are training already" in str(end) for end in ends) == 3
-    assert [path.name for path in house.runs.iterdir()] == [begun[0].name]
+    assert [path.name for path in workspace.runs.iterdir()] == [begun[0].name]
 
 
-def test_what_goes_wrong_at_the_start_is_the_trainers_own_sentence(trainings, tray, house):
+def test_what_goes_wrong_at_the_start_is_the_trainers_own_sentence(trainings, tray, workspace):
     folder = trainings.start(inversion(base="no-such-base"), tray, None)
     standing = until(trainings, lambda now: not now.running)
-    assert standing.state == "failed" and "no-such-base" in standing.said and "Traceback" not in standing.said
-    assert run_view(standing, house, "page").title == "<me/bear> is not finished"
+    assert standing.state == "failed" and "no-such-base" in standing.message and "Traceback" not in standing.message
+    assert run_view(standing, workspace, "page").title == "<me/bear> is not finished"
     (folder / "errors.txt").write_text("Traceback (most recent call last):\n  File /home/me/secret\nKeyError: 'x'\n")
-    words = run_view(trainings.shown(None), house, "page").words
+    words = run_view(trainings.shown_run(None), workspace, "page").text
     assert "mistake of this program" in words and "secret" not in words
 
 
 @pytest.mark.parametrize("wrong", ["full", "library gone", "no photo left"])
-def test_a_start_that_fails_leaves_nothing(trainings, tray, house, monkeypatch, wrong):
+def test_a_start_that_fails_leaves_nothing(trainings, tray, workspace, monkeypatch, wrong):
     if wrong == "full":
         monkeypatch.setattr(training_service.storage, "free_bytes", lambda folder: 1000)
     elif wrong == "library gone":
@@ -219,29 +219,29 @@ def test_a_start_that_fails_leaves_nothing(trainings, tray, house, monkeypatch, 
         tray.clear()
     with pytest.raises(UserError):
         trainings.start(inversion(), tray, None)
-    assert not house.runs.exists() or list(house.runs.iterdir()) == []
+    assert not workspace.runs.exists() or list(workspace.runs.iterdir()) == []
     assert trainings.running_training(None) is None
 
 
 # --- which process it is ----------------------------------------------------------------------------------------------
 
 
-def test_a_number_that_was_given_to_another_is_not_taken_for_it(trainings, house, tmp_path):
+def test_a_number_that_was_given_to_another_is_not_taken_for_it(trainings, workspace, tmp_path):
     mine = psutil.Process()
     assert Process(mine.pid, mine.create_time()).is_alive()
     assert not Process(mine.pid, mine.create_time() - 100).is_alive()
     for pid in (0, -1, 2**40):
-        assert not Process(pid, 0.0).is_alive() and Process(pid, 0.0).end(at_once=True)
+        assert not Process(pid, 0.0).is_alive() and Process(pid, 0.0).terminate(at_once=True)
     run = tmp_path / "runs" / "me-bear"
     run.mkdir(parents=True)
     (run / "settings.json").write_text(json.dumps(inversion().model_dump(mode="json")))
     (run / "process.json").write_text(json.dumps({"pid": mine.pid, "born": mine.create_time() - 100, "began": 5.0}))
-    assert TrainingService(house).shown(None).state == "failed"
-    assert "gone" in TrainingService(house).cancel(None)  # and this test goes on
+    assert TrainingService(workspace).shown_run(None).state == "failed"
+    assert "gone" in TrainingService(workspace).cancel(None)  # and this test goes on
     for nonsense in ("{", "[]", '{"pid": "x", "born": null}', '{"pid": true}', "\0"):
         run.mkdir(exist_ok=True)
         (run / "process.json").write_text(nonsense)
-        assert TrainingService(house).running_training(None) is None
+        assert TrainingService(workspace).running_training(None) is None
 
 
 def test_no_value_is_taken_for_a_flag_or_by_a_shell(tmp_path, monkeypatch):
@@ -291,19 +291,19 @@ def test_settings_come_back_as_they_were_kept():
 def test_progress_is_read_on_and_anew_after_a_resume(tmp_path):
     path = tmp_path / "progress.jsonl"
     ledger = ProgressReader(path)
-    ledger.look()
+    ledger.update()
     lines = [
         json.dumps({"step": n, "steps": 9, "loss": 1 / n, "seconds": n, "left": 9 - n}) + "\n" for n in range(1, 9)
     ]
     path.write_text("".join(lines[:3]) + lines[3][:10])
-    ledger.look()
+    ledger.update()
     assert ledger.last["step"] == 3 and len(ledger.points.losses) == 3
     with path.open("a") as file:
         file.write(lines[3][10:] + lines[4] + "garbage\n" + '{"step": "x"}\n{"step": 6, "loss": NaN}\n[]\n')
-    ledger.look()
+    ledger.update()
     assert [step for step, _ in ledger.points.losses] == [1, 2, 3, 4, 5]
     path.write_text("".join(lines[:2]))
-    ledger.look()
+    ledger.update()
     assert [step for step, _ in ledger.points.losses] == [1, 2]
 
 
@@ -359,15 +359,15 @@ def test_a_form_becomes_settings_or_a_sentence():
             parse_settings(FORM | change, Base)
 
 
-def test_a_plan_says_how_long_and_how_much_before_anything_was_measured(house):
-    said = plan_text(FORM, 5, Base, house.library, {})
+def test_a_plan_says_how_long_and_how_much_before_anything_was_measured(workspace):
+    said = plan_text(FORM, 5, Base, workspace.library, {})
     assert "At most 320 steps" in said and "a guess" in said and "GB of memory" in said
-    assert "At most 640 steps" in plan_text(FORM, 20, Base, house.library, {})
-    assert "add photos" in plan_text(FORM, 0, Base, house.library, {}).lower()
-    assert "Before I can start: Give it a name" in plan_text(FORM | {"name": ""}, 5, Base, house.library, {})
+    assert "At most 640 steps" in plan_text(FORM, 20, Base, workspace.library, {})
+    assert "add photos" in plan_text(FORM, 0, Base, workspace.library, {}).lower()
+    assert "Before I can start: Give it a name" in plan_text(FORM | {"name": ""}, 5, Base, workspace.library, {})
 
 
-def test_a_run_of_the_command_line_is_none_of_the_apps(house, tmp_path):
+def test_a_run_of_the_command_line_is_none_of_the_apps(workspace, tmp_path):
     (tmp_path / "runs" / "me-cat-dreambooth-lora").mkdir(parents=True)
-    assert TrainingService(house).shown(None) is None
-    assert RunStatusReader().look(tmp_path / "runs" / "me-cat-dreambooth-lora") is None
+    assert TrainingService(workspace).shown_run(None) is None
+    assert RunStatusReader().read(tmp_path / "runs" / "me-cat-dreambooth-lora") is None

@@ -82,12 +82,12 @@ def test_import_rename_remove(library, tmp_path, capsys):
     assert run(library, "concepts", "rename", "<me/kitty>", "<me/puss>", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"renamed": ["<me/puss-v1>"]}
     assert run(library, "concepts", "remove", "<me/puss>") == 0
-    assert [str(entry.token) for entry in library.list()] == ["<me/cat-v1>", "<me/duck-v1>", "<you/ink-v1>"]
+    assert [str(entry.token) for entry in library.entries()] == ["<me/cat-v1>", "<me/duck-v1>", "<you/ink-v1>"]
 
 
 def test_verify_exits_with_1_and_names_the_damaged(library, capsys):
     assert run(library, "concepts", "verify") == 0
-    path = library.list()[0].path
+    path = library.entries()[0].path
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
@@ -254,4 +254,4 @@ def test_the_scripts_run_under_accelerate_launch(tmp_path, root):
     argv += ["--token", "<me/a>", "--base", "tiny", "--steps", "2", "--no-samples", "--rank", "2", "--run", "there"]
     done = subprocess.run(argv, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [str(entry.token) for entry in Library("concepts").list()] == ["<me/a-v1>"]
+    assert [str(entry.token) for entry in Library("concepts").entries()] == ["<me/a-v1>"]

@@ -13,7 +13,7 @@ from sdpersonal.concepts.library import Library
 from sdpersonal.config import DreamboothSettings
 from sdpersonal.errors import DiskFull, Diverged, Interrupted, UserError
 
-MACHINE = Environment(processes=1, photos=lambda folder: 5, saved=lambda run: False)
+MACHINE = Environment(processes=1, count_photos=lambda folder: 5, has_checkpoint=lambda run: False)
 TWO = [
     {"instance_prompt": "a photo of sks dog", "class_prompt": "a photo of dog", "instance_data_dir": "dog"},
     {"token": "<me/duck>", "class": "toy duck", "photos": "duck", "steps": 7},
@@ -153,9 +153,9 @@ def test_a_list_for_real_with_one_that_fails(root, tmp_path, capsys):
     argv += ["--steps", "1", "--batch", "1", "--no-samples"]
     assert main(argv) == 2
     out, err = capsys.readouterr()
-    assert [str(entry.token) for entry in Library("concepts").list()] == ["<me/bear-v1>"]
+    assert [str(entry.token) for entry in Library("concepts").entries()] == ["<me/bear-v1>"]
     assert "<me/none>  failed: There is no folder nowhere." in out and "<me/bear-v1>  done in" in out
     assert "There is no folder nowhere" in err
     assert main([*argv, "--resume"]) == 2
     assert "<me/bear-v1>  done before" in capsys.readouterr().out
-    assert len(Library("concepts").list()) == 1
+    assert len(Library("concepts").entries()) == 1

@@ -35,7 +35,7 @@ def test_guidance(value):
 def test_size(size):
     with pytest.raises(UserError, match="multiples of 8 from 64 to 2048"):
         GenerateRequest(prompt="a cat", size=size)
-    assert GenerateRequest(prompt="a cat", size="512x768").pixels == (512, 768)
+    assert GenerateRequest(prompt="a cat", size="512x768").width_height == (512, 768)
 
 
 def test_everything_at_its_largest_is_too_much_together():

@@ -21,7 +21,7 @@ def test_the_demo_teaches_draws_and_says_where(root, tmp_path, monkeypatch):
     said = []
     path = demo.run_demo(tmp_path, said.append)
     assert said[-1] == str(path) and sum("up to 10 steps" in line for line in said) == 2
-    assert [str(entry.token) for entry in Library(tmp_path / "concepts").list()] == [
+    assert [str(entry.token) for entry in Library(tmp_path / "concepts").entries()] == [
         "<demo/cyanotype-v1>",
         "<demo/teddy-v1>",
     ]

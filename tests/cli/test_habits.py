@@ -64,7 +64,9 @@ SCRIPTS = {
         validation_epochs validation_steps""",
 }
 
-MACHINE = Environment(processes=1, photos=lambda folder: 5 if folder == "dog" else 0, saved=lambda run: False)
+MACHINE = Environment(
+    processes=1, count_photos=lambda folder: 5 if folder == "dog" else 0, has_checkpoint=lambda run: False
+)
 
 # The commands of the READMEs of diffusers' examples, each with the settings it has to come to.
 SD14, SD15 = "CompVis/stable-diffusion-v1-4", "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -470,7 +472,7 @@ def test_what_a_prompt_says_beside_its_subject_is_not_lost_silently():
 
 def test_scale_lr_multiplies_as_theirs_does():
     command = f"{CATS} --learning_rate 5e-4 --scale_lr --train_batch_size 2 --gradient_accumulation_steps 4"
-    settings, notes = read(command, machine=Environment(3, MACHINE.photos, MACHINE.saved))
+    settings, notes = read(command, machine=Environment(3, MACHINE.count_photos, MACHINE.has_checkpoint))
     assert settings.lr == pytest.approx(5e-4 * 2 * 4 * 3)
     assert says(notes, "--scale_lr", "--lr 0.012")
     settings, notes = read(f"{CATS} --learning_rate 5e-4 --scale_lr")
@@ -489,7 +491,7 @@ def their_steps(epochs, photos, batch, accumulate, processes):
 @pytest.mark.parametrize(("batch", "accumulate", "processes"), [(1, 1, 1), (2, 1, 1), (1, 4, 1), (2, 2, 2)])
 def test_epochs_are_counted_in_photos(batch, accumulate, processes):
     command = f"{DOGS} --num_train_epochs 10 --train_batch_size {batch} --gradient_accumulation_steps {accumulate}"
-    settings, notes = read(command, machine=Environment(processes, MACHINE.photos, MACHINE.saved))
+    settings, notes = read(command, machine=Environment(processes, MACHINE.count_photos, MACHINE.has_checkpoint))
     assert settings.steps == their_steps(10, 5, batch, accumulate, processes)
     assert says(notes, "--num_train_epochs", f"--steps {settings.steps}")
 
@@ -513,7 +515,7 @@ def test_traps_of_their_defaults_are_named():
 
 
 def test_prior_from_photos_that_are_there():
-    machine = Environment(1, {"class": 120, "drawn": 5, "dog": 5}.get, MACHINE.saved)
+    machine = Environment(1, {"class": 120, "drawn": 5, "dog": 5}.get, MACHINE.has_checkpoint)
     prior = f"{DOGS} --with_prior_preservation --class_prompt 'a photo of a dog'"
     assert read(f"{prior} --class_data_dir class", machine=machine)[0].prior == "./class"
     settings, notes = read(f"{prior} --class_data_dir drawn --num_class_images 50", machine=machine)
@@ -523,7 +525,7 @@ def test_prior_from_photos_that_are_there():
 
 
 def test_resuming():
-    begun = Environment(1, MACHINE.photos, lambda run: run == "out")
+    begun = Environment(1, MACHINE.count_photos, lambda run: run == "out")
     assert read(f"{DOGS} --output_dir out --resume_from_checkpoint latest", machine=begun)[0].resume
     settings, notes = read(f"{DOGS} --output_dir new --resume_from_checkpoint=latest", machine=begun)
     assert not settings.resume and says(notes, "no checkpoint yet")
@@ -662,7 +664,7 @@ def test_their_command_trains_when_only_the_scripts_name_is_changed(root):
     argv = [sys.executable, str(root / "train_dreambooth.py"), *shlex.split(command), "--no-samples"]
     done = subprocess.run(argv, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    [entry] = Library("concepts").list()
+    [entry] = Library("concepts").entries()
     assert (str(entry.token), entry.card.class_noun, entry.card.steps) == ("<me/sks-bear-v1>", "bear", 2)
     notes = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
     assert says(notes, "--push_to_hub") and says(notes, "xformers") and says(notes, "method lora")
@@ -676,6 +678,6 @@ def test_their_command_for_a_whole_model_leaves_one(root):
         --instance_prompt="a photo of sks bear" --class_prompt="a photo of bear" --num_class_images=2
         --train_batch_size=1 --learning_rate=5e-6 --max_train_steps=1 --set_grads_to_none"""
     assert main(["train", "dreambooth", *shlex.split(command), "--no-samples"]) == 0
-    [entry] = Library("concepts").list()
+    [entry] = Library("concepts").entries()
     assert (entry.card.method, entry.card.trigger_words) == ("dreambooth-full", ("sks bear",))
     assert os.path.exists("out/model/model_index.json") and not os.path.exists("class")

@@ -68,7 +68,7 @@ def test_editing_keeps_identity_and_version(library, capsys):
     assert capsys.readouterr().out == "edited: <me/duck-v1>\n"
     after = library.get(DUCK)
     assert after.identity == before.identity and after.thumbnail == before.thumbnail
-    assert [str(entry.token) for entry in library.list()] == ["<me/duck-v1>"] and library.verify() == []
+    assert [str(entry.token) for entry in library.entries()] == ["<me/duck-v1>"] and library.verify() == []
     made = after.card
     assert (made.title, made.license, made.kind, made.consent) == ("My duck", "CC-BY-4.0", "person", "yes")
     assert made.recipe == {"lr": 0.001, "seed": 3, "sampler": "DDIM"} and made.scores == {"likeness": 0.66}

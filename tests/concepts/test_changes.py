@@ -23,7 +23,7 @@ from sdpersonal.concepts.weight_deltas import bias_change, weight_change
 from sdpersonal.errors import UserError
 from sdpersonal.models.lora import LoraAdapters
 from sdpersonal.prompts import Token
-from support.foreign import safe
+from support.foreign import safetensors_bytes
 
 lycoris = pytest.importorskip("lycoris")
 
@@ -98,7 +98,7 @@ def test_a_layer_changes_as_lycoris_changes_it_at_any_strength(form, kind):
     for strength in STRENGTHS:
         weight = layer.weight + strength * change
         expected = applied(layer, x, weight, layer.bias if bias is None else layer.bias + strength * bias)
-        with torch.no_grad(), slots.filled([(lora, strength)]):
+        with torch.no_grad(), slots.active([(lora, strength)]):
             for _ in range(4):  # from the third use on it is in the weights
                 torch.testing.assert_close(layer(x), expected, atol=3e-5, rtol=1e-4)
         assert torch.equal(layer(x), bare)
@@ -121,7 +121,7 @@ def test_a_mix_is_the_sum_of_what_its_parts_do_to_the_layers_own_weight(kind):
     weight = layer.weight + sum(strength * weight_change(tensors, layer.weight) for tensors, strength in parts)
     weight = weight + 0.25 * torch.tensor(plain.up @ plain.down.reshape(2, -1)).reshape(layer.weight.shape)
     slots, x = LoraAdapters({"lora_unet": nn.ModuleDict({"x": layer})}), picture(layer)
-    with torch.no_grad(), slots.filled(mix):
+    with torch.no_grad(), slots.active(mix):
         for _ in range(4):
             torch.testing.assert_close(layer(x), applied(layer, x, weight, layer.bias), atol=3e-5, rtol=1e-4)
 
@@ -212,7 +212,7 @@ def test_a_base_predicts_with_pefts_file_as_peft_merges_it(adapter, tiny, tmp_pa
     assert concept.card.base == "tiny"
     with torch.no_grad():
         bare = predicted(tiny)
-        with tiny.adapters.filled([(concept.lora, 1.0)]):
+        with tiny.adapters.active([(concept.lora, 1.0)]):
             ours = predicted(tiny)
         own, tiny.unet = tiny.unet, merged.eval()
         try:
@@ -267,7 +267,7 @@ def test_every_kind_comes_in_under_every_name_and_stays_as_it_is(form, naming):
     base, name, ours = NAMINGS[naming]
     tensors = of_width(form, 1280 if naming == "text encoder" else 640)
     hint = {"format": "pt", "ss_base_model_version": {"sd1": "sd_v1", "sdxl": "sdxl_base_v1-0"}[base]}
-    data = safe({f"{name}.{key}": value for key, value in tensors.items()}, hint)
+    data = safetensors_bytes({f"{name}.{key}": value for key, value in tensors.items()}, hint)
     concept = read_any(data, "x.safetensors", Token.parse("<me/x>"))
     assert concept.card.base == base and list(concept.lora.changes) == [ours] and not concept.lora.layers
     again = concept_from_bytes(concept_to_bytes(concept), "x")
@@ -285,7 +285,9 @@ def test_a_listing_and_an_import_say_what_kind_it_is(tmp_path, capsys):
     from sdpersonal.cli.main import main
 
     base, name, _ = NAMINGS["kohya"]
-    data = safe({f"{name}.{key}": value for key, value in of_width("LoHa", 640).items()}, {"ss_v2": "False"})
+    data = safetensors_bytes(
+        {f"{name}.{key}": value for key, value in of_width("LoHa", 640).items()}, {"ss_v2": "False"}
+    )
     (tmp_path / "thing.safetensors").write_bytes(data)
     library = ["--library", str(tmp_path / "concepts")]
     assert main(["concepts", "import", str(tmp_path / "thing.safetensors"), *library]) == 0
@@ -298,7 +300,7 @@ def test_a_listing_and_an_import_say_what_kind_it_is(tmp_path, capsys):
 def test_whole_numbers_that_pytorch_writes_are_read():
     tensors = {"weight": torch.ones(640), "on_input": torch.tensor(1)}
     named = {f"{NAMINGS['kohya'][1]}.{key}": value for key, value in tensors.items()}
-    data = safe(named, {"ss_base_model_version": "sd_v1"})
+    data = safetensors_bytes(named, {"ss_base_model_version": "sd_v1"})
     change = read_any(data, "x.safetensors", Token.parse("<me/x>")).lora.changes[NAMINGS["kohya"][2]]
     assert float(change["on_input"]) == 1.0
 
@@ -318,11 +320,11 @@ def test_biases_norms_and_whole_weights_on_a_base(tiny):
             f"diffusion_model.{path}.{'b_norm' if norm else 'diff_b'}": bias,
         }
         after[path] = weight if key == "set_weight" else module.weight.detach() + weight, module.bias.detach() + bias
-    concept = read_any(safe(tensors), "x.safetensors", Token.parse("<me/x>"))
+    concept = read_any(safetensors_bytes(tensors), "x.safetensors", Token.parse("<me/x>"))
     assert concept.card.base == "tiny" and len(concept.lora.changes) == 4
     with torch.no_grad():
         bare = predicted(tiny)
-        with tiny.adapters.filled([(concept.lora, 1.0)]):
+        with tiny.adapters.active([(concept.lora, 1.0)]):
             ours = predicted(tiny)
             with tiny.adapters.disabled():
                 assert torch.equal(predicted(tiny), bare)
@@ -356,14 +358,14 @@ def test_pictures_are_those_of_a_base_with_the_changed_weights(form, tiny, tmp_p
     name = f"lora_unet_{path.replace('.', '_')}"
     library.add(Concept(Token.parse("<me/x>"), Card(base="tiny"), {}, Lora({}, {name: tensors})))
     request = {"seed": 3, "steps": 3, "size": "64x64", "n": 1}
-    [ours] = Generator(tiny, library).draw(GenerateRequest(prompt="a duck <me/x:0.8>", **request))
+    [ours] = Generator(tiny, library).generate(GenerateRequest(prompt="a duck <me/x:0.8>", **request))
     own = layer.weight
     layer.weight = nn.Parameter(own + 0.8 * weight_change(tensors, own), requires_grad=False)
     try:
-        [expected] = Generator(tiny, library).draw(GenerateRequest(prompt="a duck", **request))
+        [expected] = Generator(tiny, library).generate(GenerateRequest(prompt="a duck", **request))
     finally:
         layer.weight = own
-    [bare] = Generator(tiny, library).draw(GenerateRequest(prompt="a duck", **request))
+    [bare] = Generator(tiny, library).generate(GenerateRequest(prompt="a duck", **request))
     difference = np.abs(np.asarray(ours.image, int) - np.asarray(expected.image, int))
     assert difference.max() <= 1
     assert np.abs(np.asarray(bare.image, int) - np.asarray(expected.image, int)).max() > 1
@@ -382,7 +384,7 @@ def test_room_for_a_mix_is_what_the_slots_hold(form, tiny):
     tensors = {names[path]: theirs(form, nn.Linear(*layers[path].weight.shape[::-1]))[1] for path in paths[:1]}
     diff = {"diff": np.ones(layers[paths[2]].weight.shape, np.float32)}
     mix = [Lora({names[paths[1]]: plain}, tensors), Lora({}, {names[paths[2]]: diff})]
-    with tiny.adapters.filled([(lora, 0.5) for lora in mix]):
+    with tiny.adapters.active([(lora, 0.5) for lora in mix]):
         held = [part for slot in slots.values() for part in (slot.down, slot.up, slot.whole) if part is not None]
         assert tiny.adapters.room(mix) == sum(part.nbytes for part in held) > 0
     assert tiny.adapters.room(mix[:1]) < tiny.adapters.room(mix) and tiny.adapters.room([]) == 0
@@ -502,7 +504,7 @@ def test_what_fits_no_weight_of_its_layer_is_refused_at_import(name):
     layer = LAYER.replace("attn2_to_k", "attn1_to_out_0") if name.startswith("a bias") else LAYER
     tensors = {f"{layer}.{key}": torch.tensor(value) for key, value in MISFITS[name].items()}
     with pytest.raises(UserError, match="does not fit a weight of"):
-        read_any(safe(tensors, {"ss_base_model_version": "sd_v1"}), "x.safetensors", Token.parse("<me/x>"))
+        read_any(safetensors_bytes(tensors, {"ss_base_model_version": "sd_v1"}), "x.safetensors", Token.parse("<me/x>"))
 
 
 def test_large_cores_of_large_ranks_are_not_multiplied():

@@ -117,7 +117,7 @@ def test_conflicts_are_found_and_named():
     alike = concept("<me/y>", vectors={}, card=card(class_noun=""))
     assert kinds(concept(vectors={}), dataclasses.replace(alike, vectors={"clip_l": vectors(9)})) == ["lora"]
     [conflict] = find_conflicts([duck, sd1("<me/cat>")])
-    assert conflict.hard and "Stable Diffusion 1.x" in conflict.message and "<me/duck>" in conflict.message
+    assert conflict.is_fatal and "Stable Diffusion 1.x" in conflict.message and "<me/duck>" in conflict.message
 
 
 @pytest.mark.parametrize("rank", [4, 16])
@@ -171,7 +171,7 @@ def test_diff_says_settings_scores_and_cosines(library, capsys):
         assert words in said
     assert run(library, "concepts", "diff", "<duck-v1>", "<duck-v2>", "--layers", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    expected = compare(library.get(library.list()[1].token), library.get(library.list()[2].token))
+    expected = compare(library.get(library.entries()[1].token), library.get(library.entries()[2].token))
     assert found["alike"] == json.loads(json.dumps(dataclasses.asdict(expected)))
     assert found["different"]["steps"] == [100, 200] and set(found["alike"]["layers"]) == set(LAYERS)
 
@@ -181,7 +181,7 @@ def test_diff_of_what_cannot_be_compared(library, capsys):
     assert "different bases, so their numbers cannot be compared" in capsys.readouterr().out
     assert run(library, "concepts", "diff", "duck-v1", "duck-v1") == 0
     assert "Their cards say the same." in capsys.readouterr().out
-    path = library.find(library.list()[-1].token).path
+    path = library.find(library.entries()[-1].token).path
     path.write_bytes(path.read_bytes()[:-100])
     assert run(library, "concepts", "diff", "duck", "ink") == 2
     assert "<you/ink-v1> is damaged" in capsys.readouterr().err

@@ -54,7 +54,7 @@ def the_file(made, end: str) -> bytes:
 def model(request, tmp_path_factory):
     """(kind, folder)"""
     folder = tmp_path_factory.mktemp(request.param) / "model"
-    teaching.narrow_pipeline(request.param).save_pretrained(folder)
+    teaching.make_pipeline(request.param).save_pretrained(folder)
     return request.param, folder
 
 
@@ -84,22 +84,22 @@ def answers(base, pipe, prompt: str, pieces, mix):
     kind = base.kind
     shape = (1, *base.latent_shape(16 * base.vae_scale_factor, 16 * base.vae_scale_factor))
     noisy, t = torch.randn(shape, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
-    with base.quiet(), base.adapters.filled(mix):
+    with base.exclusive(), base.adapters.active(mix):
         condition = base.encode_captions([pieces])
         ours = base.predict(noisy, t, condition)
     with torch.no_grad():
         encoded = pipe.encode_prompt(prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
         added = None
         if kind == "sdxl":
-            added = {"text_embeds": encoded[2], "time_ids": condition.added["time_ids"]}
+            added = {"text_embeds": encoded[2], "time_ids": condition.added_cond_kwargs["time_ids"]}
         theirs = pipe.unet(noisy, t, encoded[0], added_cond_kwargs=added).sample
-    return (condition.states, ours), (encoded[0], theirs)
+    return (condition.prompt_embeds, ours), (encoded[0], theirs)
 
 
 @pytest.mark.parametrize("even", [True, False])
 def test_diffusers_draws_what_we_draw(model, stock, tmp_path, even):
     kind, folder = model
-    mine = teaching.taught(kind, even=even)
+    mine = teaching.full_concept(kind, even=even)
     made = export(mine, "diffusers")
     put(made, tmp_path)
     load_words(stock, tmp_path, kind)
@@ -116,7 +116,7 @@ def test_diffusers_draws_what_we_draw(model, stock, tmp_path, even):
 
 def test_diffusers_holds_the_very_rows_and_weights(model, stock, tmp_path):
     kind, _ = model
-    mine = teaching.taught(kind)
+    mine = teaching.full_concept(kind)
     put(export(mine, "diffusers"), tmp_path)
     load_words(stock, tmp_path, kind)
     for key, end in zip(mine.vectors, ("", "_2"), strict=False):
@@ -141,7 +141,7 @@ def test_diffusers_holds_the_very_rows_and_weights(model, stock, tmp_path):
 
 def test_the_words_of_the_sd_concepts_library_load_in_diffusers(model, stock, tmp_path):
     kind, _ = model
-    mine = teaching.taught(kind, "vectors")
+    mine = teaching.full_concept(kind, "vectors")
     if kind == "sdxl":
         with pytest.raises(UserError, match="knows no SDXL"):
             export(mine, "sd-concepts-library")
@@ -180,7 +180,7 @@ def test_every_layer_of_the_published_models_is_named_as_diffusers_names_it(base
     parts = teaching.models(base, teaching.original.FULL)
     places = teaching.adapters(base, parts)
     modules = places.layers()
-    for name in places.names("all", text=True):
+    for name in places.layer_names("all", text_encoder=True):
         component, path = module_path(name)
         model = parts[component]
         path = path if hasattr(model, "text_model") else path.removeprefix("text_model.")
@@ -239,7 +239,7 @@ def same_lora(found: Lora, mine: Lora) -> None:
 @pytest.mark.parametrize("base", teaching.BASES)
 @pytest.mark.parametrize("format", ["native", "a1111", "comfyui", "invokeai", "kohya"])
 def test_our_own_files_in_a_programs_places_lose_nothing(base, format):
-    mine = teaching.taught(base, dtype=np.float16)
+    mine = teaching.full_concept(base, dtype=np.float16)
     vectors_seen = lora_seen = False
     for name, data in export(mine, format).files.items():
         if name == "README.md":
@@ -258,7 +258,7 @@ def test_our_own_files_in_a_programs_places_lose_nothing(base, format):
 @pytest.mark.parametrize("base", ["sd1", "sd2"])
 @pytest.mark.parametrize("format", ["diffusers", "sd-concepts-library"])
 def test_words_come_back_under_their_token(base, format):
-    mine = teaching.taught(base, "vectors")
+    mine = teaching.full_concept(base, "vectors")
     made = export(mine, format)
     found = read_any(the_file(made, ".safetensors" if format == "diffusers" else ".bin"), "x")
     same_vectors(found, mine)
@@ -267,7 +267,7 @@ def test_words_come_back_under_their_token(base, format):
 
 @pytest.mark.parametrize("base", teaching.BASES)
 def test_a_folder_for_diffusers_comes_back_whole(base, tmp_path):
-    mine = teaching.taught(base, dtype=np.float16)
+    mine = teaching.full_concept(base, dtype=np.float16)
     found = read_folder(put(export(mine, "diffusers"), tmp_path))
     same_vectors(found, mine)
     same_lora(found.lora, mine.lora)
@@ -276,7 +276,7 @@ def test_a_folder_for_diffusers_comes_back_whole(base, tmp_path):
 
 
 def test_a_folder_for_the_sd_concepts_library_comes_back_with_its_kind(tmp_path):
-    mine = teaching.taught("sd2", "vectors")
+    mine = teaching.full_concept("sd2", "vectors")
     mine = dataclasses.replace(mine, card=mine.card.model_copy(update={"kind": "style"}))
     found = read_folder(put(export(mine, "sd-concepts-library"), tmp_path))
     same_vectors(found, mine)
@@ -285,7 +285,7 @@ def test_a_folder_for_the_sd_concepts_library_comes_back_with_its_kind(tmp_path)
 
 @pytest.mark.parametrize("base", teaching.BASES)
 def test_files_for_onetrainer_come_back(base):
-    mine = teaching.taught(base)
+    mine = teaching.full_concept(base)
     made = export(mine, "onetrainer")
     word = read_any(made.files["embedding/me-toy-duck.safetensors"], "me-toy-duck.safetensors")
     same_vectors(word, mine)
@@ -304,7 +304,7 @@ def test_files_for_onetrainer_come_back(base):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_same_concept_gives_the_same_bytes(format):
-    mine = teaching.taught("sd1")
+    mine = teaching.full_concept("sd1")
     assert export(mine, format) == export(mine, format)
 
 
@@ -325,7 +325,7 @@ TYPED = {
 @pytest.mark.parametrize("format", FORMATS)
 def test_what_to_type(format):
     for holds, typed in zip(("vectors", "lora", "both"), TYPED[format], strict=True):
-        mine = teaching.taught("sd1", holds)
+        mine = teaching.full_concept("sd1", holds)
         mine = dataclasses.replace(mine, card=mine.card.model_copy(update={"trigger_words": ("sks duck",)}))
         if typed is None:
             with pytest.raises(UserError, match="has no vectors"):
@@ -341,19 +341,19 @@ def test_what_to_type(format):
 
 
 def test_a_lora_without_a_word_needs_none():
-    made = export(teaching.taught("sd1", "lora"), "comfyui")
+    made = export(teaching.full_concept("sd1", "lora"), "comfyui")
     assert made.trigger == "" and "Nothing has to be typed" in made.files["README.md"].decode()
     assert "a photo of a duck" in made.files["README.md"].decode()
-    assert export(teaching.taught("sd1", "lora"), "a1111").trigger == "<lora:me-toy-duck:1>"
+    assert export(teaching.full_concept("sd1", "lora"), "a1111").trigger == "<lora:me-toy-duck:1>"
 
 
 def test_what_cannot_go_along_is_said():
-    notes = " ".join(export(teaching.taught("sd1"), "sd-concepts-library").notes)
+    notes = " ".join(export(teaching.full_concept("sd1"), "sd-concepts-library").notes)
     assert "LoRA is left out" in notes and "3 vectors" in notes
     full = concept(card=card(method="dreambooth-full", trigger_words=("sks duck",)), vectors={})
     assert "taught to a whole model" in " ".join(export(full, "a1111").notes)
     assert "built-in base" in " ".join(export(full, "a1111").notes)
-    assert "cuts a longer prompt" in " ".join(export(teaching.taught("sd1"), "invokeai").notes)
+    assert "cuts a longer prompt" in " ".join(export(teaching.full_concept("sd1"), "invokeai").notes)
 
 
 def test_text_of_strangers_stays_text():
@@ -414,7 +414,7 @@ def with_exif() -> bytes:
 @pytest.mark.parametrize("format", FORMATS)
 def test_nothing_private_goes_out(format, monkeypatch):
     monkeypatch.setenv("USER", "secretuser")
-    mine = dataclasses.replace(teaching.taught("sd1"), thumbnail=with_exif())
+    mine = dataclasses.replace(teaching.full_concept("sd1"), thumbnail=with_exif())
     assert b"SecretCamera" in spoken(concept_to_bytes(mine))  # the canary would be seen
     private = [b"Secret", b"secretuser", b"EXIF", b"Exif", getpass.getuser().encode(), socket.gethostname().encode()]
     private += [

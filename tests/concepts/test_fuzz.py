@@ -26,7 +26,7 @@ from sdpersonal.concepts.importers import read_any
 from sdpersonal.errors import UserError
 from sdpersonal.image_metadata import Foreign, Recipe, read_recipe
 from support import foreign, hostile, pictures_with
-from support.foreign import a1111, rinongal, rows, safe, torch_saved
+from support.foreign import a1111, rinongal, rows, safetensors_bytes, torch_saved
 from support.samples import concept, embedding
 
 FEW, MANY = 300, 20_000
@@ -77,7 +77,7 @@ def other_changes() -> list[bytes]:
         layer = prefix.format(path if "." in prefix[:-1] else path.replace(".", "_"))
         tensors = {layer + name: torch.full(sizes[name], 0.01) for name in names}
         alpha = {f"{layer}alpha": torch.tensor(2.0)} if prefix.startswith(("lora", "lycoris")) else {}
-        files.append(safe(tensors | alpha, facts))
+        files.append(safetensors_bytes(tensors | alpha, facts))
     return [*files, torch_saved(safetensors.torch.load(files[0]) | {"ss_base_model_version": "sd_v1"})]
 
 
@@ -97,21 +97,21 @@ def seeds() -> list[bytes]:
         concept_to_bytes(embedding()),
         torch_saved({"<a>": vectors[0]}),
         torch_saved({"<a>": vectors}, **old),
-        safe({"<a>": vectors}),
+        safetensors_bytes({"<a>": vectors}),
         torch_saved(a1111(vectors)),
         torch_saved(a1111(vectors), **old),
         torch_saved(rinongal(vectors)),
         torch_saved(rinongal(vectors), **old),
-        safe({"emb_params": vectors.bfloat16()}, {"modelspec.title": "a"}),
-        safe({"emp_params": vectors}),
-        safe({"clip_l": vectors, "clip_g": rows(1, 1280)}),
+        safetensors_bytes({"emb_params": vectors.bfloat16()}, {"modelspec.title": "a"}),
+        safetensors_bytes({"emp_params": vectors}),
+        safetensors_bytes({"clip_l": vectors, "clip_g": rows(1, 1280)}),
         pictures_with.with_chunk(a1111(vectors), photo),
         pictures_with.png(pictures_with.with_pixels(a1111(vectors), photo)),
-        safe(bundle, {"ss_output_name": "a"}),
+        safetensors_bytes(bundle, {"ss_output_name": "a"}),
         foreign.kohya("sdxl", every=200),
-        safe(peft, {"lora_adapter_metadata": config}),
+        safetensors_bytes(peft, {"lora_adapter_metadata": config}),
         foreign.diffusers_lora("sdxl", "processor", every=50),
-        foreign.simo_safe(),
+        foreign.cloneofsimo_safetensors(),
         *exported(),
         *other_changes(),
         *OTHERS,

@@ -64,7 +64,7 @@ def full(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(full, tmp_path_factory):
-    path, shown = write_gallery(full.list(), tmp_path_factory.mktemp("page"), "All <b>things</b>")
+    path, shown = write_gallery(full.entries(), tmp_path_factory.mktemp("page"), "All <b>things</b>")
     assert shown == 500
     return path
 
@@ -117,7 +117,7 @@ def test_damaged_concepts_and_pictures_are_left_out(library, tmp_path):
     written(library, dataclasses.replace(embedding("<me/odd-v1>"), thumbnail=b"\x89PNG\r\n\x1a\n broken"))
     broken = library.find(Token.parse("<you/ink>")).path
     broken.write_bytes(broken.read_bytes()[:-5] + b"")
-    path, shown = write_gallery(library.list(), tmp_path / "page")
+    path, shown = write_gallery(library.entries(), tmp_path / "page")
     assert shown == 2 and "broken" not in path.read_text() and path.read_text().count("<img") == 1
 
 
@@ -137,7 +137,7 @@ def test_what_cannot_be_done_is_told(library, tmp_path, capsys, to, folder, said
 
 
 def test_thumbnails_are_made_anew(library, tmp_path):
-    path, _ = write_gallery(library.list(), tmp_path / "page")
+    path, _ = write_gallery(library.entries(), tmp_path / "page")
     data = base64.b64decode(re.search(r"data:image/webp;base64,([^\"]+)", path.read_text())[1])
     with Image.open(io.BytesIO(data)) as picture:
         assert max(picture.size) <= 256 and not picture.getexif()
@@ -147,7 +147,7 @@ def test_thumbnails_are_made_anew(library, tmp_path):
 def test_a_page_of_very_many_has_smaller_ones(library, tmp_path, monkeypatch):
     monkeypatch.setattr(gallery_module, "_MANY", 1)
     told = []
-    path, shown = write_gallery(library.list(), tmp_path / "page", progress=lambda *done: told.append(done))
+    path, shown = write_gallery(library.entries(), tmp_path / "page", progress=lambda *done: told.append(done))
     assert told == [(1, 2), (2, 2)] and shown == 2
     found = re.findall(r"data:image/webp;base64,([^\"]+)", path.read_text())
     for data in found:

@@ -16,7 +16,7 @@ from sdpersonal.concepts.library import Library
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
 from support import foreign, hostile
-from support.foreign import rows, safe, torch_saved
+from support.foreign import rows, safetensors_bytes, torch_saved
 
 T = Token.parse
 CORPUS = hostile.corpus()
@@ -130,11 +130,11 @@ NAMES = [
 def test_no_name_leads_out_of_the_library(tmp_path, name):
     library = Library(tmp_path / "library")
     for data in (
-        safe({"emb_params": rows(1)}, {"modelspec.title": name, "name": name}),
+        safetensors_bytes({"emb_params": rows(1)}, {"modelspec.title": name, "name": name}),
         torch_saved({name or "x": rows(1)}),
     ):
         try:
-            token = library.keep(read_any(data, f"{name}.safetensors"))
+            token = library.add_foreign(read_any(data, f"{name}.safetensors"))
         except UserError as error:
             assert error.hint and str(error).replace("\n", "").isprintable()
         else:
@@ -145,7 +145,7 @@ def test_no_name_leads_out_of_the_library(tmp_path, name):
 @pytest.mark.parametrize("name", ["con", "<NUL>", "имя", "\uff43\uff41\uff54\u0443", "***", ""])
 def test_names_that_nothing_can_be_made_of_ask_for_one(name):
     with pytest.raises(UserError, match=r"--as") as caught:
-        read_any(safe({"emb_params": rows(1)}), f"{name}.safetensors")
+        read_any(safetensors_bytes({"emb_params": rows(1)}), f"{name}.safetensors")
     assert caught.value.hint
 
 
@@ -165,7 +165,7 @@ def test_too_large_files_are_not_read(tmp_path):
 def test_a_file_is_read_once(tmp_path, monkeypatch):
     """What was checked is what is used, whoever changes the file meanwhile."""
     path = tmp_path / "duck.safetensors"
-    path.write_bytes(safe({"emb_params": rows(1)}))
+    path.write_bytes(safetensors_bytes({"emb_params": rows(1)}))
     opened = []
     real = os.open
     monkeypatch.setattr(os, "open", lambda path, *how: opened.append(path) or real(path, *how))
@@ -176,10 +176,10 @@ def test_a_file_is_read_once(tmp_path, monkeypatch):
 def test_tokens_are_never_shared(tmp_path):
     library = Library(tmp_path)
     one, two = torch_saved({"<My-Cat>": rows(1)}), torch_saved({"<my-cat>": rows(1, seed=1)})
-    token = library.keep(read_any(one, "a"))
-    assert library.keep(read_any(one, "b")) == token  # the same file twice
+    token = library.add_foreign(read_any(one, "a"))
+    assert library.add_foreign(read_any(one, "b")) == token  # the same file twice
     with pytest.raises(UserError, match="is here already") as caught:
-        library.keep(read_any(two, "c"))
+        library.add_foreign(read_any(two, "c"))
     assert "--as" in caught.value.hint and "--replace" in caught.value.hint
 
 
@@ -191,7 +191,7 @@ def test_vectors_a_twentieth_or_twenty_times_as_long_as_a_words_are_told(length,
     """CLIP's own rows are about 0.4 long. It is the longest that counts: a row of zeros beside it does no harm."""
     vectors = torch.zeros(2, 768)
     vectors[1, 7] = length
-    found = read_any(safe({"emb_params": vectors}), "duck.safetensors")
+    found = read_any(safetensors_bytes({"emb_params": vectors}), "duck.safetensors")
     assert found.card.recipe == ({"longest_row": round(float(vectors[1, 7]), 4)} if told else {})
     concept_to_bytes(found)
 

@@ -22,7 +22,7 @@ from sdpersonal.concepts.concept import concept_to_bytes
 from sdpersonal.concepts.library import Library
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
-from support.foreign import rows, safe
+from support.foreign import rows, safetensors_bytes
 from support.hub_server import TOKEN, Repo, hub_server
 from support.samples import card, concept, embedding, thumbnail, vectors
 
@@ -100,7 +100,7 @@ def test_importing_what_was_pushed_takes_our_own_file_with_its_card(hub, library
         assert run(other, "concepts", "import", str(source)) == 0
         found = other.get(one.token.unversioned())
         assert found.identity == one.identity and found.card == one.card and found.token == one.token
-        assert run(other, "concepts", "import", str(source)) == 0 and len(other.list()) == 1
+        assert run(other, "concepts", "import", str(source)) == 0 and len(other.entries()) == 1
         assert run(other, "concepts", "import", str(source), "--as", "<you/thing>") == 0
         assert other.get(Token.parse("<you/thing-v1>")).card.license == one.card.license
     fetched = {line.rpartition("/")[2] for line, _, _ in hub.asked[asked:] if "/resolve/" in line}
@@ -112,7 +112,7 @@ def test_importing_what_was_pushed_takes_our_own_file_with_its_card(hub, library
         run(other, "concepts", "import", str(cut.parent)) == 2 and "refused: it ends early" in capsys.readouterr().out
     )
     found = other.get(one.token.unversioned())
-    assert found.identity == one.identity and found.card == one.card and len(other.list()) == 1
+    assert found.identity == one.identity and found.card == one.card and len(other.entries()) == 1
 
 
 def test_our_file_among_strangers_is_not_all_that_is_there(tmp_path):
@@ -123,7 +123,7 @@ def test_our_file_among_strangers_is_not_all_that_is_there(tmp_path):
     with pytest.raises(UserError, match="holds several concepts"):
         read_folder(tmp_path)
     (tmp_path / "learned_embeds.safetensors").unlink()
-    (tmp_path / "other.safetensors").write_bytes(safe({"emb_params": rows(1)}))
+    (tmp_path / "other.safetensors").write_bytes(safetensors_bytes({"emb_params": rows(1)}))
     with pytest.raises(UserError, match="holds several concepts"):
         read_folder(tmp_path)
 
@@ -349,7 +349,7 @@ def test_lists_of_files_are_not_believed(hub, library, capsys, tmp_path):
     refused(library, capsys, "pull", "a/b")
     hub.listed = [{"rfilename": f"{n}.safetensors", "size": 10**8} for n in range(100)]
     assert "4 GB" in refused(library, capsys, "pull", "a/b")
-    assert [str(entry.token) for entry in library.list()] == ["<me/duck-v1>", "<me/ink-v1>"]
+    assert [str(entry.token) for entry in library.entries()] == ["<me/duck-v1>", "<me/ink-v1>"]
 
 
 def test_a_pulled_concept_takes_no_ones_place(hub, library, tmp_path, capsys):
@@ -420,4 +420,4 @@ def test_versions_pushed_one_after_the_other_are_pulled_as_versions(hub, library
         assert run(other, "concepts", "pull", f"{ID}-{number}", "--duplicates", "versions") == 0
         assert run(other, "concepts", "pull", f"{ID}-{number}") == 0  # once more adds nothing
         assert other.get(Token.parse("<me/ink>")).identity == one.identity
-    assert len(other.list()) == 3 and other.verify() == []
+    assert len(other.entries()) == 3 and other.verify() == []

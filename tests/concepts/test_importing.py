@@ -19,7 +19,7 @@ from sdpersonal.concepts.importing import find_sources
 from sdpersonal.concepts.library import Library
 from sdpersonal.prompts import Token
 from support import foreign, pictures_with
-from support.foreign import a1111, rows, safe, torch_saved
+from support.foreign import a1111, rows, safetensors_bytes, torch_saved
 from support.hostile import Evil
 from support.samples import concept
 
@@ -31,7 +31,7 @@ def folder(tmp_path):
     (place / "duck.pt").write_bytes(torch_saved(a1111(rows(2))))
     (place / "evil[red].bin").write_bytes(torch_saved({"<a>": Evil()}))
     (place / "picture.png").write_bytes(pictures_with.with_chunk(a1111(rows(1), "Goose"), Image.new("RGB", (8, 8))))
-    (place / "long.safetensors").write_bytes(safe({"emb_params": rows(1) * 1e5}))
+    (place / "long.safetensors").write_bytes(safetensors_bytes({"emb_params": rows(1) * 1e5}))
     return place
 
 
@@ -44,7 +44,7 @@ def test_one_bad_file_does_not_stop_the_others(folder, capsys):
     out = capsys.readouterr().out
     assert "3 of 5 are in shelf." in out and "evil[red].bin" in out and "asks to run os.mkdir; refused." in out
     assert "long, where" in " ".join(out.split())
-    tokens = [str(entry.token) for entry in Library("shelf").list()]
+    tokens = [str(entry.token) for entry in Library("shelf").entries()]
     assert tokens == ["<imported/duck-v1>", "<imported/goose-v1>", "<imported/long-v1>"]
     (folder / "evil[red].bin").unlink()
     assert run(folder, "--json") == 0
@@ -67,7 +67,7 @@ def test_as_names_one(folder, capsys):
     assert run(folder / "duck.pt", "--as", "<me/x>") == 2
     assert "--replace" in capsys.readouterr().err
     assert run(folder / "duck.pt", "--as", "<me/x>", "--replace") == 0
-    assert [str(entry.token) for entry in Library("shelf").list()] == ["<me/x-v1>"]
+    assert [str(entry.token) for entry in Library("shelf").entries()] == ["<me/x-v1>"]
 
 
 @pytest.mark.parametrize(
@@ -119,12 +119,12 @@ def test_of_a_repository_only_what_can_be_a_concept_is_wanted():
 def test_a_thousand_in_a_minute(tmp_path, capsys):
     for number in range(1000):
         vectors = torch.full((4, 768), number / 1e5)
-        data = torch_saved({f"<cat-{number}>": vectors}) if number % 2 else safe({"emb_params": vectors})
+        data = torch_saved({f"<cat-{number}>": vectors}) if number % 2 else safetensors_bytes({"emb_params": vectors})
         (tmp_path / f"cat-{number}{'.bin' if number % 2 else '.safetensors'}").write_bytes(data)
     began = time.process_time()
     assert run(tmp_path) == 0
     assert time.process_time() - began < 60
-    assert "1000 of 1000" in capsys.readouterr().out and len(Library("shelf").list()) == 1000
+    assert "1000 of 1000" in capsys.readouterr().out and len(Library("shelf").entries()) == 1000
     assert Library("shelf").find(Token.parse("<imported/cat-999>")).vectors == 4
 
 
@@ -141,11 +141,11 @@ def put(place, **content):
 
 
 def emb(seed=0, count=1):
-    return safe({"emb_params": rows(count, seed=seed)})
+    return safetensors_bytes({"emb_params": rows(count, seed=seed)})
 
 
 def learned(word="<toy>", seed=0):
-    return safe({word: rows(1, seed=seed)})
+    return safetensors_bytes({word: rows(1, seed=seed)})
 
 
 def lora():
@@ -153,7 +153,7 @@ def lora():
 
 
 def listed(library="shelf"):
-    return {str(entry.token): (entry.vectors, entry.lora_rank) for entry in Library(library).list()}
+    return {str(entry.token): (entry.vectors, entry.lora_rank) for entry in Library(library).entries()}
 
 
 THREE = {f"{name}.safetensors": emb(number) for number, name in enumerate(("alpha", "beta", "gamma"))}
@@ -168,7 +168,10 @@ AMONG = {
         {"<imported/my-toy-v1>": (1, 0)},
     ),
     "both encoders'": (
-        {"learned_embeds.safetensors": learned(), "learned_embeds_2.safetensors": safe({"<toy>": rows(1, 1280)})},
+        {
+            "learned_embeds.safetensors": learned(),
+            "learned_embeds_2.safetensors": safetensors_bytes({"<toy>": rows(1, 1280)}),
+        },
         {"<imported/toy-v1>": (1, 0)},
     ),
     "steps": (
@@ -181,11 +184,11 @@ AMONG = {
         {"<imported/toy-v1>": (1, 2)},
     ),
     "a LoRA and its _emb": (
-        {"pytorch_lora_weights.safetensors": lora(), "many_emb.safetensors": safe({"clip_l": rows(1)})},
+        {"pytorch_lora_weights.safetensors": lora(), "many_emb.safetensors": safetensors_bytes({"clip_l": rows(1)})},
         {"<imported/many-v1>": (1, 2)},
     ),
     "a pair of one name": (
-        {"duck.safetensors": lora(), "duck_emb.safetensors": safe({"clip_l": rows(1)})},
+        {"duck.safetensors": lora(), "duck_emb.safetensors": safetensors_bytes({"clip_l": rows(1)})},
         {"<imported/duck-v1>": (1, 2)},
     ),
     "capitals": ({"Delta.SAFETENSORS": emb(9), "EPS.PT": torch_saved(a1111(rows(1)))},
@@ -243,7 +246,10 @@ def test_one_that_fails_stops_no_other(name, tmp_path, capsys):
 
 
 def test_generic_files_that_do_not_belong_together_come_in_one_by_one(tmp_path, capsys):
-    files = {"pytorch_lora_weights.safetensors": lora(), "learned_embeds.safetensors": safe({"<toy>": rows(1, 1024)})}
+    files = {
+        "pytorch_lora_weights.safetensors": lora(),
+        "learned_embeds.safetensors": safetensors_bytes({"<toy>": rows(1, 1024)}),
+    }
     assert run(put(tmp_path / "many", **THREE, **files)) == 0  # the LoRA, which has no name of its own, by its folder
     assert listed() == OF_THREE | {"<imported/toy-v1>": (1, 0), "<imported/many-v1>": (0, 2)}
 
@@ -302,7 +308,7 @@ def snapshots(kind):
     for seed, name in enumerate(names):
         vectors = rows(1, seed=seed)
         content = torch_saved({"<toy>": vectors}) if name.endswith(".bin") else torch_saved(a1111(vectors, name[:-3]))
-        yield name, safe({"emb_params": vectors}) if name.endswith(".safetensors") else content
+        yield name, safetensors_bytes({"emb_params": vectors}) if name.endswith(".safetensors") else content
 
 
 def test_two_of_one_name_are_refused_or_versions_or_called_by_their_files(tmp_path, capsys):

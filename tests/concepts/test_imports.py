@@ -16,7 +16,7 @@ from sdpersonal.concepts.importers.folders import find_concepts, read_folder, re
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
 from support import foreign, pictures_with
-from support.foreign import a1111, kohya, numpy, rinongal, rows, safe, torch_saved
+from support.foreign import a1111, kohya, numpy, rinongal, rows, safetensors_bytes, torch_saved
 
 T = Token.parse
 LAYOUTS = {"zip": {}, "old": {"_use_new_zipfile_serialization": False}}
@@ -61,7 +61,7 @@ def test_several_placeholders_in_one_file_are_refused():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_one_tensor_in_a_safetensors_file(key, dtype):
     vectors = rows(2, dtype=dtype)
-    found = read_any(safe({key: vectors}), "duck.safetensors")
+    found = read_any(safetensors_bytes({key: vectors}), "duck.safetensors")
     assert same(found.vectors["clip_l"], vectors) and found.token == T("<imported/duck>") and found.card.base == "sd1"
 
 
@@ -69,7 +69,8 @@ def test_one_tensor_in_a_safetensors_file(key, dtype):
 def test_vectors_for_both_encoders(keys):
     first, second = rows(2, 768), rows(2, 1280)
     found = read_any(
-        safe(dict(zip(keys, (first, second), strict=True)), {"modelspec.title": "Duck XL"}), "x.safetensors"
+        safetensors_bytes(dict(zip(keys, (first, second), strict=True)), {"modelspec.title": "Duck XL"}),
+        "x.safetensors",
     )
     assert same(found.vectors["clip_l"], first) and same(found.vectors["clip_g"], second)
     assert (found.card.base, found.card.title, found.token) == ("sdxl", "Duck XL", T("<imported/duck-xl>"))
@@ -95,7 +96,7 @@ def test_vectors_for_both_encoders(keys):
 )
 def test_embeddings_that_cannot_be_used(tensors, header, said):
     with pytest.raises(UserError, match=said):
-        read_any(safe(tensors, header), "duck.safetensors")
+        read_any(safetensors_bytes(tensors, header), "duck.safetensors")
 
 
 def test_what_the_header_tells_goes_to_the_card_as_plain_text():
@@ -111,7 +112,7 @@ def test_what_the_header_tells_goes_to_the_card_as_plain_text():
         "ss_tag_frequency": '{"10_secret": {"photo of bob": 20}}',
         "name": "ignored",
     }
-    card = read_any(safe({"emb_params": rows(1)}, header), "d.safetensors").card
+    card = read_any(safetensors_bytes({"emb_params": rows(1)}, header), "d.safetensors").card
     assert (card.title, card.author, len(card.description)) == ("A[31m duck", "Ann <script>", 2000)
     assert (card.trigger_words, card.created) == (("sks duck", "quack"), "2024-05-06T07:08:09Z")
     assert (card.base_name, card.steps, card.license) == ("v1-5.safetensors", 1600, "CC-BY-4.0")
@@ -159,7 +160,7 @@ def test_every_layer_has_the_name_that_the_original_code_gives_it(kind):
     for path, original in foreign.originals(kind).items():
         module = foreign.unet(kind).get_submodule(path)
         if path and hasattr(module, "weight"):
-            ours, theirs = foreign.flat(path), foreign.flat(original)
+            ours, theirs = foreign.flat_name(path), foreign.flat_name(original)
             if kind == "sdxl":
                 assert layers.unet_name(ours, kind) == layers.unet_name(theirs, kind) == theirs
             else:
@@ -175,7 +176,7 @@ def test_kohya(kind, dtype):
     found = read_any(kohya(kind, dtype), "x.safetensors")
     paths = foreign.originals(kind) if kind == "sdxl" else {}
     expected = {
-        f"lora_unet_{foreign.flat(paths.get(path, path))}": pair
+        f"lora_unet_{foreign.flat_name(paths.get(path, path))}": pair
         for path, pair in foreign.matrices(foreign.layers(kind, 7), dtype=dtype).items()
     }
     assert expected.keys() <= found.lora.layers.keys() and found.card.base == kind
@@ -200,7 +201,7 @@ def test_the_tensors_tell_the_base_whatever_the_header_says(kind, header):
     width = {"sd1": 768, "sd2": 1024}.get(kind)
     vectors = {"emb_params": rows(1, width)} if width else {"clip_l": rows(1), "clip_g": rows(1, 1280)}
     header |= {"sd_checkpoint_name": "some other model"}
-    assert read_any(safe(vectors, header), "duck.safetensors").card.base == kind
+    assert read_any(safetensors_bytes(vectors, header), "duck.safetensors").card.base == kind
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
@@ -217,7 +218,7 @@ def test_kohya_is_read_as_diffusers_reads_it(kind, tmp_path):
     converted, alphas = theirs._convert_non_diffusers_lora_to_diffusers(tensors)
     ours = read_any(data, "duck.safetensors").lora
     alphas = {key.replace(".down.weight.alpha", ".alpha"): torch.tensor(value) for key, value in alphas.items()}
-    again = read_any(safe(converted | alphas), "duck.safetensors").lora
+    again = read_any(safetensors_bytes(converted | alphas), "duck.safetensors").lora
     assert ours.layers.keys() == again.layers.keys()
     for name, layer in ours.layers.items():
         other = again.layers[name]
@@ -232,7 +233,9 @@ def test_alpha_absent_or_zero_is_the_rank():
     without = {key: value for key, value in tensors.items() if not key.endswith("alpha")}
     zero = without | {key: torch.tensor(0.0) for key in tensors if key.endswith("alpha")}
     for each in (without, zero):
-        assert {layer.alpha for layer in read_any(safe(each), "a.safetensors").lora.layers.values()} == {4.0}
+        assert {layer.alpha for layer in read_any(safetensors_bytes(each), "a.safetensors").lora.layers.values()} == {
+            4.0
+        }
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
@@ -243,11 +246,11 @@ def test_bundled_embeddings(kind, key):
     bundle = {f"bundle_emb.<My-Duck>.{key}": rows(2)}
     if kind == "sdxl":
         bundle = {"bundle_emb.<My-Duck>.clip_l": rows(2), "bundle_emb.<My-Duck>.clip_g": rows(2, 1280)}
-    found = read_any(safe(safetensors.torch.load(kohya(kind)) | bundle), "x.safetensors")
+    found = read_any(safetensors_bytes(safetensors.torch.load(kohya(kind)) | bundle), "x.safetensors")
     assert found.token == T("<imported/my-duck>") and found.lora and same(found.vectors["clip_l"], rows(2))
     more = safetensors.torch.load(kohya(kind)) | bundle | {"bundle_emb.b.clip_l": rows(1)}
     with pytest.raises(UserError, match="several embeddings"):
-        read_any(safe(more), "x.safetensors")
+        read_any(safetensors_bytes(more), "x.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
@@ -258,7 +261,7 @@ def test_diffusers_and_peft_in_every_naming(kind, naming, prefix):
     paths = foreign.originals(kind) if kind == "sdxl" else {}
     checked = 0
     for path, (down, up) in foreign.matrices(foreign.layers(kind, 7)).items():
-        if layer := found.lora.layers.get(f"lora_unet_{foreign.flat(paths.get(path, path))}"):
+        if layer := found.lora.layers.get(f"lora_unet_{foreign.flat_name(paths.get(path, path))}"):
             assert (
                 np.array_equal(layer.down, numpy(down)) and np.array_equal(layer.up, numpy(up)) and layer.alpha == 2.0
             )
@@ -280,7 +283,7 @@ def test_comfyui(kind, pieces):
         for path, pair in foreign.matrices(foreign.text_layers(width), seed=width).items():
             name = f"text_encoders.{encoder}.transformer.{path}"
             tensors |= {f"{name}.{p}.weight": w for p, w in zip(pieces, pair, strict=True)}
-    found = read_any(safe(tensors), "duck.safetensors")
+    found = read_any(safetensors_bytes(tensors), "duck.safetensors")
     theirs = read_any(foreign.kohya(kind, torch.float32, alpha=2.0), "duck.safetensors")
     assert found.card.base == kind and found.identity == theirs.identity
 
@@ -291,12 +294,16 @@ def test_peft_configuration(tmp_path):
     tensors = safetensors.torch.load(foreign.diffusers_lora())
     last = [path for path in foreign.layers("sd1", 7)][-1]
     config = {"unet.r": 2, "unet.lora_alpha": 8, "unet.alpha_pattern": {last: 16}, "unet.use_rslora": False}
-    found = read_any(safe(tensors, {"lora_adapter_metadata": json.dumps(config)}), "a.safetensors").lora.layers
-    special = found.pop(f"lora_unet_{foreign.flat(last)}")
+    found = read_any(
+        safetensors_bytes(tensors, {"lora_adapter_metadata": json.dumps(config)}), "a.safetensors"
+    ).lora.layers
+    special = found.pop(f"lora_unet_{foreign.flat_name(last)}")
     assert special.alpha == 16.0 and {layer.alpha for layer in found.values()} == {8.0}
     config["unet.use_rslora"] = True
-    found = read_any(safe(tensors, {"lora_adapter_metadata": json.dumps(config)}), "a.safetensors").lora.layers
-    assert special.alpha * 2**0.5 == found[f"lora_unet_{foreign.flat(last)}"].alpha
+    found = read_any(
+        safetensors_bytes(tensors, {"lora_adapter_metadata": json.dumps(config)}), "a.safetensors"
+    ).lora.layers
+    assert special.alpha * 2**0.5 == found[f"lora_unet_{foreign.flat_name(last)}"].alpha
     for bad in (
         "[]",
         "{",
@@ -305,12 +312,12 @@ def test_peft_configuration(tmp_path):
         '{"unet.peft_type": "LOHA"}',
     ):
         with pytest.raises(UserError):
-            read_any(safe(tensors, {"lora_adapter_metadata": bad}), "a.safetensors")
+            read_any(safetensors_bytes(tensors, {"lora_adapter_metadata": bad}), "a.safetensors")
     folder = tmp_path / "My Adapter"
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 6}))
     bare = {key.replace("unet.", "base_model.model."): value for key, value in tensors.items()}
-    (folder / "adapter_model.safetensors").write_bytes(safe(bare))
+    (folder / "adapter_model.safetensors").write_bytes(safetensors_bytes(bare))
     found = read_folder(folder)
     assert found.token == T("<imported/my-adapter>")
     assert {layer.alpha for layer in found.lora.layers.values()} == {6.0}
@@ -318,19 +325,19 @@ def test_peft_configuration(tmp_path):
 
 @pytest.mark.parametrize("order", ["old", "new"])
 def test_cloneofsimo(order, tmp_path):
-    tensors = foreign.simo(order)
-    found = read_any(foreign.simo_safe(order), "lora_krk.safetensors")
+    tensors = foreign.cloneofsimo(order)
+    found = read_any(foreign.cloneofsimo_safetensors(order), "lora_krk.safetensors")
     starts = [f"down_blocks.{i}.attentions.{j}" for i in range(3) for j in range(2)]
     starts += [f"up_blocks.{i}.attentions.{j}" for i in range(1, 4) for j in range(3)] + ["mid_block.attentions.0"]
-    for number, path in enumerate(each for start in starts for each in foreign.simo_paths(start, order)):
-        layer = found.lora.layers[f"lora_unet_{foreign.flat(path)}"]
+    for number, path in enumerate(each for start in starts for each in foreign.cloneofsimo_paths(start, order)):
+        layer = found.lora.layers[f"lora_unet_{foreign.flat_name(path)}"]
         assert np.array_equal(layer.up, tensors[f"unet:{number}:up"].numpy()) and layer.alpha == 1.0
         assert np.array_equal(layer.down, tensors[f"unet:{number}:down"].numpy())
     key = "lora_te_text_model_encoder_layers_3_self_attn_v_proj"
     assert np.array_equal(found.lora.layers[key].up, tensors["text_encoder:13:up"].numpy())
     assert same(found.vectors["clip_l"], torch.cat([rows(1, seed=0), rows(1, seed=1)]))
-    (tmp_path / "lora_weight.pt").write_bytes(foreign.simo_list("unet", order))
-    (tmp_path / "lora_weight.text_encoder.pt").write_bytes(foreign.simo_list("text_encoder", order))
+    (tmp_path / "lora_weight.pt").write_bytes(foreign.cloneofsimo_list("unet", order))
+    (tmp_path / "lora_weight.text_encoder.pt").write_bytes(foreign.cloneofsimo_list("text_encoder", order))
     lists = read_folder(tmp_path, T("<me/krk>"))
     assert lists.lora.layers.keys() == found.lora.layers.keys()
     assert all(np.array_equal(lists.lora.layers[name].up, each.up) for name, each in found.lora.layers.items())
@@ -354,7 +361,7 @@ REFUSED = {
 @pytest.mark.parametrize("key", REFUSED)
 def test_what_cannot_be_used_is_named(key):
     with pytest.raises(UserError, match=REFUSED[key]) as caught:
-        read_any(safe({key: rows(2, 4), "other": rows(1)}), "x.safetensors")
+        read_any(safetensors_bytes({key: rows(2, 4), "other": rows(1)}), "x.safetensors")
     assert caught.value.hint
 
 
@@ -368,9 +375,9 @@ def test_hypernetworks_are_named():
 def test_whole_models_are_named_whatever_is_in_them(tmp_path):
     weights = {"model.diffusion_model.x": rows(1), "cond_stage_model.position_ids": torch.arange(77)}
     with pytest.raises(UserError, match="whole model"):
-        read_any(safe(weights), "v1-5.safetensors")
+        read_any(safetensors_bytes(weights), "v1-5.safetensors")
     big = tmp_path / "big.safetensors"
-    big.write_bytes(safe(weights))
+    big.write_bytes(safetensors_bytes(weights))
     with open(big, "r+b") as file:
         file.truncate(400_000_000)  # no room is taken for what is not there
     with pytest.raises(UserError, match="whole model"):
@@ -410,9 +417,9 @@ def test_the_pair_of_sdxl(tmp_path):
     folder = fill(
         tmp_path / "a",
         **{
-            "learned_embeds.safetensors": safe({"<duck>": rows(2)}),
-            "learned_embeds_2.safetensors": safe({"<duck>": rows(2, 1280)}),
-            "learned_embeds-steps-500.safetensors": safe({"<duck>": rows(2, seed=9)}),
+            "learned_embeds.safetensors": safetensors_bytes({"<duck>": rows(2)}),
+            "learned_embeds_2.safetensors": safetensors_bytes({"<duck>": rows(2, 1280)}),
+            "learned_embeds-steps-500.safetensors": safetensors_bytes({"<duck>": rows(2, seed=9)}),
         },
     )
     found = read_folder(folder)
@@ -421,17 +428,23 @@ def test_the_pair_of_sdxl(tmp_path):
 
 
 def test_of_steps_alone_the_last_counts(tmp_path):
-    steps = {f"learned_embeds-steps-{n}.safetensors": safe({"<duck>": rows(1, seed=n)}) for n in (500, 1500, 1000)}
+    steps = {
+        f"learned_embeds-steps-{n}.safetensors": safetensors_bytes({"<duck>": rows(1, seed=n)})
+        for n in (500, 1500, 1000)
+    }
     assert same(read_folder(fill(tmp_path / "a", **steps)).vectors["clip_l"], rows(1, seed=1500))
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
 def test_advanced_dreambooth(tmp_path, kind):
     embedding = {"clip_l": rows(2)} | ({"clip_g": rows(2, 1280)} if kind == "sdxl" else {})
-    names = {"pytorch_lora_weights.safetensors": foreign.diffusers_lora(kind), "corgy_emb.safetensors": safe(embedding)}
+    names = {
+        "pytorch_lora_weights.safetensors": foreign.diffusers_lora(kind),
+        "corgy_emb.safetensors": safetensors_bytes(embedding),
+    }
     found = read_folder(fill(tmp_path / "corgy", **names))
     assert found.lora and same(found.vectors["clip_l"], rows(2)) and found.token == T("<imported/corgy>")
-    names["corgy_emb.safetensors"] = safe({"clip_l": rows(1, 1024)})
+    names["corgy_emb.safetensors"] = safetensors_bytes({"clip_l": rows(1, 1024)})
     with pytest.raises(UserError, match="two bases"):
         read_folder(fill(tmp_path / "other", **names))
 
@@ -441,7 +454,7 @@ def test_replicate(tmp_path):
         tmp_path / "My Model",
         **{
             "lora.safetensors": foreign.diffusers_lora("sdxl", "processor", prefix=""),
-            "embeddings.pti": safe({"text_encoders_0": rows(2), "text_encoders_1": rows(2, 1280)}),
+            "embeddings.pti": safetensors_bytes({"text_encoders_0": rows(2), "text_encoders_1": rows(2, 1280)}),
             "special_params.json": '{"TOK": "<s0><s1>"}',
         },
     )

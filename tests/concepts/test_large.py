@@ -25,7 +25,7 @@ def sparse(path, rank: int, more: dict[str, list[int]] | None = None, **header: 
     """kohya's LoRA of every linear layer in SDXL's transformers and text encoders, float16; returns its size."""
     paths = foreign.originals("sdxl")
     shapes = {
-        f"lora_unet_{foreign.flat(paths.get(path, path))}": tuple(module.weight.shape)
+        f"lora_unet_{foreign.flat_name(paths.get(path, path))}": tuple(module.weight.shape)
         for path, module in foreign.unet("sdxl").named_modules()
         if ".attentions." in path and hasattr(module, "in_features")
     }
@@ -61,7 +61,7 @@ def test_a_lora_of_sdxl_comes_in_and_memory_holds_it_once(tmp_path):
     size = sparse(path, 48, ss_tag_frequency="a tag of a photo" * 100_000)  # a header of 1.6 MB
     assert size > 300_000_000
     assert imported(path) < 1.2 * size + 30e6
-    [entry] = Library("shelf").list()
+    [entry] = Library("shelf").entries()
     assert entry.lora_rank == 48 and entry.card.base == "sdxl" and entry.size > 300_000_000
 
 

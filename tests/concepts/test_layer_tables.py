@@ -14,7 +14,7 @@ from sdpersonal.concepts.importers.folders import read_folder
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
 from support import foreign
-from support.foreign import flat, safe
+from support.foreign import flat_name, safetensors_bytes
 
 X = Token.parse("<me/x>")
 TEXTS = {"sd1": {"te": (768, 12)}, "sd2": {"te": (1024, 23)}, "sdxl": {"te1": (768, 12), "te2": (1280, 32)}}
@@ -42,9 +42,11 @@ def clip(width: int, layers: int) -> dict[str, tuple[tuple[int, ...], bool]]:
 @pytest.mark.parametrize("base", TEXTS)
 def test_tables_are_the_layers_of_the_published_models(base):
     paths = foreign.originals(base) if base == "sdxl" else {}
-    expected = {f"lora_unet_{flat(paths.get(path, path))}": facts for path, facts in real(foreign.unet(base)).items()}
+    expected = {
+        f"lora_unet_{flat_name(paths.get(path, path))}": facts for path, facts in real(foreign.unet(base)).items()
+    }
     for encoder, (width, layers) in TEXTS[base].items():
-        expected |= {f"lora_{encoder}_{flat(path)}": facts for path, facts in clip(width, layers).items()}
+        expected |= {f"lora_{encoder}_{flat_name(path)}": facts for path, facts in clip(width, layers).items()}
     table = layer_shapes.table(base)
     if base == "sd2":  # the original has a layer more, which nothing reads
         table = {name: shape for name, shape in table.items() if "_layers_23_" not in name}
@@ -53,7 +55,7 @@ def test_tables_are_the_layers_of_the_published_models(base):
 
 
 def test_the_table_of_the_built_in_base(tiny):
-    expected = {f"lora_unet_{flat(path)}": shape for path, (shape, _) in real(tiny.unet).items()}
+    expected = {f"lora_unet_{flat_name(path)}": shape for path, (shape, _) in real(tiny.unet).items()}
     table = layer_shapes.table("tiny")
     assert {name: shape for name, shape in table.items() if name.startswith("lora_unet")} == expected
     assert {name for name in tiny.adapters.layers() if name.startswith("lora_te_")} <= table.keys()
@@ -98,7 +100,7 @@ PARTIAL = {
 @pytest.mark.parametrize("name", PARTIAL)
 def test_parts_of_a_base_tell_which(name):
     base, tensors = PARTIAL[name]
-    concept = read_any(safe(tensors), "x.safetensors", X)
+    concept = read_any(safetensors_bytes(tensors), "x.safetensors", X)
     assert concept.card.base == base
     assert concept.lora.layers.keys() | concept.lora.changes.keys() <= layer_shapes.table(base).keys()
 
@@ -126,16 +128,16 @@ DOTS = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 )  # fmt: skip
 def test_layers_that_no_base_has_are_refused_and_named(tensors, said):
     with pytest.raises(UserError, match=said) as caught:
-        read_any(safe(tensors), "x.safetensors", X)
+        read_any(safetensors_bytes(tensors), "x.safetensors", X)
     assert caught.value.hint
 
 
 def test_a_file_of_ours_for_a_narrow_base_is_not_taken_for_a_stand_in():
     """Its header says which base; without that it might be for a model built like SD 1.x, a quarter as wide."""
     tensors = lora("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", 16, 32, suffixes=PEFTS)
-    assert read_any(safe(tensors), "x.safetensors", X).card.base == "sd1"
+    assert read_any(safetensors_bytes(tensors), "x.safetensors", X).card.base == "sd1"
     said = {"modelspec.architecture": "sdpersonal-tiny/lora"}
-    assert read_any(safe(tensors, said), "x.safetensors", X).card.base == "tiny"
+    assert read_any(safetensors_bytes(tensors, said), "x.safetensors", X).card.base == "tiny"
 
 
 WRAPPED = [
@@ -149,12 +151,12 @@ WRAPPED = [
 def test_what_wraps_a_module_does_not_count(wrap, adapter):
     ends = tuple(f"lora_{which}{adapter}.weight" for which in "AB")
     path = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
-    concept = read_any(safe(lora(wrap.format(path), 320, 768, suffixes=ends)), "x.safetensors", X)
-    assert list(concept.lora.layers) == [f"lora_unet_{flat(path)}"] and concept.card.base == "sd1"
+    concept = read_any(safetensors_bytes(lora(wrap.format(path), 320, 768, suffixes=ends)), "x.safetensors", X)
+    assert list(concept.lora.layers) == [f"lora_unet_{flat_name(path)}"] and concept.card.base == "sd1"
     inside = lora(f"unet.{path}".replace(".attn2", "._orig_mod.attn2"), 320, 768, suffixes=ends)
-    kohya = lora(f"lora_unet__orig_mod_{flat(path)}", 320, 768)
+    kohya = lora(f"lora_unet__orig_mod_{flat_name(path)}", 320, 768)
     for tensors in (inside, kohya):
-        assert read_any(safe(tensors), "x.safetensors", X).lora.layers.keys() == concept.lora.layers.keys()
+        assert read_any(safetensors_bytes(tensors), "x.safetensors", X).lora.layers.keys() == concept.lora.layers.keys()
 
 
 # --- PEFT's scale -----------------------------------------------------------------------------------------------------
@@ -210,7 +212,7 @@ def test_an_adapter_acts_as_strongly_as_peft_makes_it(name, tmp_path):
     tensors = lora(f"unet.{PATH}", 320, 768, suffixes=("lora_A.weight", "lora_B.weight"))
     tensors = {key: torch.cat([value] * 2, 1 if "lora_B" in key else 0) for key, value in tensors.items()}  # rank 4
     header = {"lora_adapter_metadata": json.dumps({f"unet.{key}": value for key, value in {"r": 4, **config}.items()})}
-    [layer] = read_any(safe(tensors, header), "x.safetensors", X).lora.layers.values()
+    [layer] = read_any(safetensors_bytes(tensors, header), "x.safetensors", X).lora.layers.values()
     assert scale_of(layer) == pytest.approx(expected)
 
 
@@ -224,9 +226,9 @@ def scale_of(layer) -> float:
 
 @pytest.mark.parametrize("alpha", [None, 0.0, 3.0])
 def test_kohyas_names_keep_kohyas_rule(alpha):
-    name = f"lora_unet_{flat(PATH)}"
+    name = f"lora_unet_{flat_name(PATH)}"
     tensors = lora(name, 320, 768) | ({f"{name}.alpha": torch.tensor(alpha)} if alpha is not None else {})
-    [layer] = read_any(safe(tensors), "x.safetensors", X).lora.layers.values()
+    [layer] = read_any(safetensors_bytes(tensors), "x.safetensors", X).lora.layers.values()
     assert layer.alpha / layer.rank == (1.5 if alpha else 1.0)
 
 

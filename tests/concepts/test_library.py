@@ -35,7 +35,7 @@ def library(tmp_path):
 
 
 def tokens(library) -> list[str]:
-    return [str(entry.token) for entry in library.list()]
+    return [str(entry.token) for entry in library.entries()]
 
 
 def state(library) -> dict[str, str]:
@@ -56,7 +56,9 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def test_a_folder_that_is_not_there_is_an_empty_library(library):
-    assert library.list() == [] and library.verify() == [] and library.misplaced_files() == [] and library.sweep() == 0
+    assert (
+        library.entries() == [] and library.verify() == [] and library.misplaced_files() == [] and library.sweep() == 0
+    )
     with pytest.raises(UserError, match=r"No concept <duck>.\nThe library .* is empty"):
         library.get(T("<duck>"))
     assert not library.folder.exists()
@@ -156,7 +158,7 @@ def test_a_name_alone_is_enough_while_only_one_has_it(shelf):
 
 
 def test_an_entry_as_json_has_keys_that_stay(shelf):
-    entries = [entry.as_json() for entry in shelf.list()]
+    entries = [entry.as_json() for entry in shelf.entries()]
     keys = (
         "token title description kind class_noun base base_name method steps created author license consent"
         " consent_note trigger_words prompts recipe scores vectors lora_rank size identity path damaged"
@@ -174,9 +176,9 @@ def test_an_entry_as_json_has_keys_that_stay(shelf):
 def test_renaming_moves_every_version_and_keeps_identity(library):
     for seed in (0, 1):
         library.add(concept(seed=seed))
-    before = [entry.identity for entry in library.list()]
+    before = [entry.identity for entry in library.entries()]
     assert [str(each) for each in library.rename(T("<duck>"), T("<you/toy>"))] == ["<you/toy-v1>", "<you/toy-v2>"]
-    assert [entry.identity for entry in library.list()] == before
+    assert [entry.identity for entry in library.entries()] == before
     data = (library.folder / "you/toy-v2.safetensors").read_bytes()
     assert concept_from_bytes(data, "x").token == T("<you/toy-v2>") and b"bundle_emb.you-toy." in data
     assert not (library.folder / "me").exists()
@@ -207,7 +209,7 @@ def test_removing_several_versions_must_be_meant(library):
     with pytest.raises(UserError, match="several versions: <me/duck-v1>, <me/duck-v2>"):
         library.remove(T("<duck>"))
     assert library.remove(T("<duck>"), all_versions=True) == [T("<me/duck-v1>"), T("<me/duck-v2>")]
-    assert library.list() == [] and not (library.folder / "me").exists()
+    assert library.entries() == [] and not (library.folder / "me").exists()
 
 
 def test_a_concept_in_use_outlives_its_file(library):
@@ -284,7 +286,7 @@ def test_a_linked_file_is_refused_and_removing_it_removes_the_link(library, tmp_
     secret = tmp_path / "secret.safetensors"
     secret.write_bytes(concept_to_bytes(embedding("<me/secret-v1>")))
     (library.folder / "me" / "link-v1.safetensors").symlink_to(secret)
-    [_, entry] = library.list()
+    [_, entry] = library.entries()
     assert "not a place inside" in entry.damaged
     with pytest.raises(UserError, match="not a place inside"):
         library.get(T("<link>"))
@@ -298,7 +300,7 @@ def test_files_renamed_or_put_there_by_hand_answer_to_their_path(library):
     (folder / "duck-v1.safetensors").rename(folder / "goose-v4.safetensors")
     found = library.get(T("<goose>"))
     assert found.token == T("<me/goose-v4>") and found.card.token == "<me/goose-v4>"
-    assert library.list()[0].card.token == "<me/goose-v4>" and library.verify() == []
+    assert library.entries()[0].card.token == "<me/goose-v4>" and library.verify() == []
 
 
 # --- importing --------------------------------------------------------------------------------------------------------
@@ -315,7 +317,7 @@ def test_our_own_files_keep_their_token(library, shared):
     assert library.import_(shared) == T("<friend/duck-v7>")
     assert library.import_(shared) == T("<friend/duck-v7>")
     assert library.import_(shared, as_=T("<me/duck>")) == T("<me/duck-v1>")
-    assert [entry.identity for entry in library.list()] == [concept().identity] * 2
+    assert [entry.identity for entry in library.entries()] == [concept().identity] * 2
     assert library.find(T("<friend/duck>")).thumbnail
 
 
@@ -387,7 +389,7 @@ def test_a_file_swapped_during_import_is_one_or_the_other(library, tmp_path):
     finally:
         done.set()
         swapper.join()
-    assert library.verify() == [] and {entry.identity for entry in library.list()} <= {embedding().identity}
+    assert library.verify() == [] and {entry.identity for entry in library.entries()} <= {embedding().identity}
 
 
 def test_what_cannot_be_imported_is_said_in_words(library, tmp_path):
@@ -398,7 +400,7 @@ def test_what_cannot_be_imported_is_said_in_words(library, tmp_path):
         with pytest.raises(UserError) as caught:
             library.import_(tmp_path / name)
         assert "\x1b" not in str(caught.value)
-    assert library.list() == []
+    assert library.entries() == []
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
@@ -407,7 +409,7 @@ def test_what_cannot_be_imported_is_said_in_words(library, tmp_path):
 def test_damage_is_listed_named_and_never_deleted(library):
     for name in ("<me/a>", "<me/b>", "<me/c>", "<me/d>"):
         library.add(concept(name))
-    paths = {entry.token.name: entry.path for entry in library.list()}
+    paths = {entry.token.name: entry.path for entry in library.entries()}
     data = bytearray(paths["b"].read_bytes())
     data[-5] ^= 1  # one bit of a weight
     paths["b"].write_bytes(data)
@@ -419,7 +421,7 @@ def test_damage_is_listed_named_and_never_deleted(library):
     (library.folder / "My Cat.safetensors").write_bytes(b"")
     (library.folder / "me" / "cat.safetensors").write_bytes(b"")
     before = tree(library.folder)
-    assert {entry.token.name: bool(entry.damaged) for entry in library.list()} == {
+    assert {entry.token.name: bool(entry.damaged) for entry in library.entries()} == {
         "a": False,
         "b": False,
         "c": True,
@@ -442,7 +444,7 @@ def test_a_damaged_file_can_be_replaced_renamed_and_removed(library):
     path.write_bytes(path.read_bytes()[:-1])
     assert library.add(concept()) == T("<me/duck-v2>")  # the same content, but v1 does not hold it any more
     library.rename(T("<duck-v1>"), T("<me/broken>"))
-    assert library.list()[0].damaged
+    assert library.entries()[0].damaged
     library.remove(T("<broken>"))
     assert library.verify() == []
 
@@ -450,7 +452,7 @@ def test_a_damaged_file_can_be_replaced_renamed_and_removed(library):
 def test_a_library_that_is_no_folder_is_said_in_a_line(tmp_path):
     (tmp_path / "file").write_text("")
     library = Library(tmp_path / "file")
-    for doing in (library.list, lambda: library.get(T("<x>")), lambda: library.add(concept())):
+    for doing in (library.entries, lambda: library.get(T("<x>")), lambda: library.add(concept())):
         with pytest.raises(UserError) as caught:
             doing()
         assert str(tmp_path / "file") in caught.value.message and "\n" not in caught.value.message
@@ -723,7 +725,7 @@ def test_eight_processes_adding_different_ones_add_them_all(library):
     other_names = [lambda name=name: library.add(embedding(f"<me/{name}>")) for name in "abcd"]
     assert together(*same_name, *other_names) == [DONE] * 8
     assert len(tokens(library)) == 8 and library.verify() == []
-    assert {entry.identity for entry in library.list() if entry.token.name == "duck"} == {
+    assert {entry.identity for entry in library.entries() if entry.token.name == "duck"} == {
         embedding(seed=seed).identity for seed in range(4)
     }
 
@@ -743,7 +745,7 @@ def test_removing_while_replacing_and_listing_is_one_or_the_other(library):
         works = [
             lambda: library.remove(T("<me/duck-v1>")),
             lambda: library.add(embedding("<me/duck-v1>", 1), replace=True),
-            lambda: [library.list() for _ in range(5)],
+            lambda: [library.entries() for _ in range(5)],
             lambda: library.verify(),
         ]
         chance.shuffle(works)
@@ -787,7 +789,7 @@ def test_ten_thousand_concepts(tmp_path):
         "import sys, time, sdpersonal.concepts.library as l\n"
         "from sdpersonal.prompts import Token\n"
         f"library, began = l.Library({str(folder)!r}), time.process_time()\n"
-        "assert len(library.list()) == 10_000\n"
+        "assert len(library.entries()) == 10_000\n"
         "listed = time.process_time() - began\n"
         "for word in ('<owner7/thing-67>', '<owner7/thing-67-v1>'):\n"
         "    began = time.process_time()\n"
@@ -808,7 +810,7 @@ def test_a_clock_that_is_set_back_changes_nothing(library):
     """Versions are counted, not dated; equal and future dates of files mean nothing."""
     for seed in (0, 1):
         library.add(concept(seed=seed, card=card(created="2030-01-01T00:00:00Z")))
-    for entry in library.list():
+    for entry in library.entries():
         os.utime(entry.path, (0, 0))
     library.add(concept(seed=2, card=card(created="1999-01-01T00:00:00Z")))
     assert library.find(T("<duck>")).token.version == 3

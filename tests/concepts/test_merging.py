@@ -26,7 +26,7 @@ def test_vectors_are_averaged_or_put_in_a_row():
     merged = merge([(a, 0.6), (b, 0.4)], C)
     expected = 0.6 * a.vectors["clip_l"] + 0.4 * b.vectors["clip_l"]
     np.testing.assert_allclose(merged.concept.vectors["clip_l"], expected, atol=1e-6)
-    assert (merged.vectors, merged.kept, merged.concept.lora) == ("average", 1.0, None)
+    assert (merged.vectors, merged.energy_kept, merged.concept.lora) == ("average", 1.0, None)
     twice = merge([(a, 1.2), (b, 0.8)], C)  # the same proportions: rows as long as before
     assert np.array_equal(twice.concept.vectors["clip_l"], merged.concept.vectors["clip_l"])
     kept = merge([(a, 0.6), (b, 0.4)], C, concatenate=True).concept.vectors["clip_l"]
@@ -88,8 +88,8 @@ def test_cut_to_a_rank_is_the_best_there_is():
         u, s, v = np.linalg.svd(change(exact.concept.lora.layers[name]).astype(np.float64), full_matrices=False)
         np.testing.assert_allclose(change(cut.concept.lora.layers[name]), (u[:, :3] * s[:3]) @ v[:3], atol=1e-4)
         energies += (s[:3] ** 2).sum(), (s**2).sum()
-    assert cut.concept.lora.rank == 3 and cut.kept == pytest.approx(energies[0] / energies[1], rel=1e-6)
-    assert merge([(a, 0.6), (b, 0.4)], C, rank=8).kept == 1.0
+    assert cut.concept.lora.rank == 3 and cut.energy_kept == pytest.approx(energies[0] / energies[1], rel=1e-6)
+    assert merge([(a, 0.6), (b, 0.4)], C, rank=8).energy_kept == 1.0
 
 
 def test_convolutions_are_cut_too():
@@ -153,7 +153,7 @@ def test_the_command(tmp_path, capsys):
     assert said.startswith("merged: <me/c-v1>\nVectors: average of 2.\nLoRA: rank 3, ") and "%" in said
     assert run("a:0.6", "b:0.4", "--as", "<me/d>", "--json") == 0
     assert json.loads(capsys.readouterr().out)["lora_rank"] == 8
-    before = library.list()
+    before = library.entries()
     for argv, words in (
         (("a", "x", "--as", "<me/e>"), "made for the built-in base"),
         (("a", "nowhere", "--as", "<me/e>"), "No concept <nowhere>"),
@@ -167,14 +167,14 @@ def test_the_command(tmp_path, capsys):
         assert run(*argv) == 2
         err = capsys.readouterr().err
         assert words in err and "Traceback" not in err, err
-    assert library.list() == before
+    assert library.entries() == before
 
 
 def test_an_exact_merge_draws_what_the_prompt_with_both_draws(tiny):
     from sdpersonal.config import GenerateRequest
     from sdpersonal.generation import Generator
 
-    layers = list(tiny.adapters.names("attention", text=True))[::3]
+    layers = list(tiny.adapters.layer_names("attention", text=True))[::3]
     weights = tiny.adapters.layers()
 
     def made(token, seed):
@@ -198,7 +198,7 @@ def test_an_exact_merge_draws_what_the_prompt_with_both_draws(tiny):
     generator = Generator(tiny, Shelf())
 
     mixed, alone, bare = (
-        np.asarray(next(generator.draw(GenerateRequest(prompt=prompt, n=1, steps=3, size="64x64"))).image, int)
+        np.asarray(next(generator.generate(GenerateRequest(prompt=prompt, n=1, steps=3, size="64x64"))).image, int)
         for prompt in ("<me/a-v1:0.6><me/b-v1:0.4> on grass", "<me/c-v1> on grass", "a duck on grass")
     )
     assert abs(mixed - alone).max() <= 1 and abs(mixed - bare).max() > 20

@@ -46,7 +46,7 @@ def a_concept(base: str, program: str):
     parts, every = None, 1
     if program in PUBLISHED_SIZES:
         parts, every = teaching.models(base, original.FULL), 3
-    return teaching.taught(base, parts=parts, every=every)
+    return teaching.full_concept(base, parts=parts, every=every)
 
 
 def loaded(program: str, base: str, files: dict[str, Path], tmp_path: Path):

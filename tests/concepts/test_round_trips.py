@@ -88,7 +88,7 @@ def taken_in(library: Library, *asked: Path):
 
 def check(library: Library, mine: Concept, format: str, texts: bool = False) -> None:
     """texts: what stands beside the tensors was there too."""
-    (entry,) = library.list()
+    (entry,) = library.entries()
     found = library.get(entry.token)
     assert found.token == dataclasses.replace(mine.token, version=1)
     expected = dataclasses.replace(mine, lora=None) if format == "sd-concepts-library" else mine
@@ -119,9 +119,9 @@ def test_out_and_in_again(base, holds, kind, rows, format, tmp_path):
         assert format == "sd-concepts-library" and error.hint and (holds == "lora" or base == "sdxl")
         return
     whole = Library(tmp_path / "by folder")
-    assert [outcome.done for outcome in taken_in(whole, folder)] == ["imported"]
+    assert [outcome.status for outcome in taken_in(whole, folder)] == ["imported"]
     check(whole, mine, format, texts=True)
-    assert [outcome.done for outcome in taken_in(whole, folder)] == ["here already"]
+    assert [outcome.status for outcome in taken_in(whole, folder)] == ["here already"]
     at_once = Library(tmp_path / "all files at once")
     taken_in(at_once, *weights(folder))
     check(at_once, mine, format)
@@ -134,7 +134,7 @@ def test_out_and_in_again(base, holds, kind, rows, format, tmp_path):
         if not pair:
             check(one_by_one, mine, format)
         elif holds == "both":
-            assert one_by_one.list()[0].lora_rank == 3
+            assert one_by_one.entries()[0].lora_rank == 3
             taken_in(one_by_one, folder)
             check(one_by_one, mine, format)
 
@@ -148,12 +148,12 @@ def test_dropped_on_a_page(base, format, tmp_path):
     folder = laid(mine, format, tmp_path / "sent")
     dropped = []
     for number, path in enumerate(path for path in folder.rglob("*") if path.is_file()):
-        place = house.shown / f"upload{number}" / path.name
+        place = house.served_dir / f"upload{number}" / path.name
         place.parent.mkdir(parents=True)
         place.write_bytes(path.read_bytes())
         dropped.append(str(place))
     (came,) = import_uploads(house, "page", dropped)
-    assert came.done == "imported"
+    assert came.status == "imported"
     check(house.library, mine, format)
 
 
@@ -164,7 +164,7 @@ def test_renamed_files_and_folders(format, tmp_path):
         (tmp_path / f"mess {number}").mkdir()
         path.rename(tmp_path / f"mess {number}" / f"{chr(97 + number)}.safetensors")
     library = Library(tmp_path / "concepts")
-    assert [outcome.done for outcome in taken_in(library, *sorted(tmp_path.glob("mess*")))] == ["imported"]
+    assert [outcome.status for outcome in taken_in(library, *sorted(tmp_path.glob("mess*")))] == ["imported"]
     check(library, made("sd1", "both"), format)
 
 
@@ -176,7 +176,7 @@ def test_headers_that_another_program_left_out(format, tmp_path):
     for path in weights(folder):
         path.write_bytes(save(load(path.read_bytes())))
     library = Library(tmp_path / "concepts")
-    assert [outcome.done for outcome in taken_in(library, folder)] == ["imported"]
+    assert [outcome.status for outcome in taken_in(library, folder)] == ["imported"]
     found = library.get(T("<imported/me-toy-duck>"))
     assert np.array_equal(found.vectors["clip_l"], mine.vectors["clip_l"])
     for name, layer in found.lora.layers.items():
@@ -185,7 +185,7 @@ def test_headers_that_another_program_left_out(format, tmp_path):
         np.testing.assert_allclose(*change, rtol=1e-6)
     alone = Library(tmp_path / "one by one")
     first, second = (outcome for path in weights(folder) for outcome in taken_in(alone, path))
-    assert first.done == "imported"
+    assert first.status == "imported"
     assert format == "kohya" or ("is here already with" in second.error.message and "alone" in second.error.message)
 
 
@@ -246,10 +246,10 @@ def test_other_kinds_come_back_whole_or_are_refused_or_cut_and_told(base, kind, 
         notes = " ".join(export(mine, format).notes)
         folder = laid(mine, format, tmp_path / format)
         library = Library(tmp_path / f"from {format}")
-        assert [outcome.done for outcome in taken_in(library, folder)] == ["imported"], format
+        assert [outcome.status for outcome in taken_in(library, folder)] == ["imported"], format
         if format in EXACT:
             check(library, mine, format, texts=True)
-            assert library.list()[0].kinds == kind and "The LoRA holds" not in notes
+            assert library.entries()[0].kinds == kind and "The LoRA holds" not in notes
             continue
         again = library.get(T("<me/toy-duck>"))
         assert np.array_equal(again.vectors["clip_l"], mine.vectors["clip_l"])
@@ -287,13 +287,13 @@ def test_a_library_in_another(tmp_path):
         path = mine.find(mine.add(concept)).path
         lengths.add(struct.unpack("<Q", path.read_bytes()[:8])[0] & 0xFF)
     assert 0x80 in lengths  # what begins like a pickle is among them
-    before = {entry.token: entry.identity for entry in mine.list()}
+    before = {entry.token: entry.identity for entry in mine.entries()}
     by_folder, by_file = Library(tmp_path / "by folder"), Library(tmp_path / "by file")
-    assert all(outcome.done == "imported" for outcome in taken_in(by_folder, mine.folder))
-    assert all(outcome.done == "imported" for entry in mine.list() for outcome in taken_in(by_file, entry.path))
+    assert all(outcome.status == "imported" for outcome in taken_in(by_folder, mine.folder))
+    assert all(outcome.status == "imported" for entry in mine.entries() for outcome in taken_in(by_file, entry.path))
     for other in (by_folder, by_file):
-        assert {entry.token: entry.identity for entry in other.list()} == before
-        assert [entry.card for entry in other.list()] == [entry.card for entry in mine.list()]
+        assert {entry.token: entry.identity for entry in other.entries()} == before
+        assert [entry.card for entry in other.entries()] == [entry.card for entry in mine.entries()]
         assert other.verify() == []
 
 
@@ -309,7 +309,7 @@ def test_a_part_in_a_library_goes_on_as_one(tmp_path):
     taken_in(other, second)
     check(other, mine, "a1111")
     with pytest.raises(UserError, match="other content"):  # another concept of that name joins nothing
-        other.keep(dataclasses.replace(made("sd1", "vectors", rows=3), token=T("<me/toy-duck>")))
+        other.add_foreign(dataclasses.replace(made("sd1", "vectors", rows=3), token=T("<me/toy-duck>")))
 
 
 def test_a_header_that_lies_about_its_whole_is_refused():

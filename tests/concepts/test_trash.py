@@ -32,27 +32,27 @@ def filled(folder) -> Library:
 
 
 def here(library) -> dict[str, bytes]:
-    return {str(entry.token): entry.path.read_bytes() for entry in library.list()}
+    return {str(entry.token): entry.path.read_bytes() for entry in library.entries()}
 
 
 def gone(library) -> dict[str, bytes]:
-    return {str(e.token): e.path.read_bytes() for deletion in Trash(library).list() for e in deletion.entries}
+    return {str(e.token): e.path.read_bytes() for deletion in Trash(library).deletions() for e in deletion.entries}
 
 
 def test_what_was_deleted_comes_back_to_the_bit(library):
     before, trash = here(library), Trash(library)
-    deletion = trash.put(T("<me/duck>"), all_versions=True)
+    deletion = trash.delete(T("<me/duck>"), all_versions=True)
     assert [str(token) for token in deletion.tokens] == ["<me/duck-v1>", "<me/duck-v2>"]
     assert list(here(library)) == ["<you/ink-v1>"] and not (library.folder / "me").exists()
     assert library.verify() == [] and library.misplaced_files() == []
-    assert [each.name for each in trash.list()] == [deletion.name]
+    assert [each.name for each in trash.deletions()] == [deletion.name]
     assert trash.restore(deletion.name) == deletion.tokens
-    assert here(library) == before and trash.list() == []
+    assert here(library) == before and trash.deletions() == []
 
 
 def test_a_place_that_was_taken_is_not_taken_back(library):
     trash = Trash(library)
-    deletion = trash.put(T("<me/duck>"), all_versions=True)
+    deletion = trash.delete(T("<me/duck>"), all_versions=True)
     library.add(concept("<me/duck-v2>", seed=9))
     with pytest.raises(UserError, match=r"<me/duck-v2> cannot come back: its place was taken"):
         trash.restore(deletion.name)
@@ -64,28 +64,28 @@ def test_a_place_that_was_taken_is_not_taken_back(library):
 
 def test_one_of_several_versions_must_be_named(library):
     with pytest.raises(UserError, match="has several versions"):
-        Trash(library).put(T("<me/duck>"))
+        Trash(library).delete(T("<me/duck>"))
     assert len(here(library)) == 3 and gone(library) == {}
-    Trash(library).put(T("<me/duck-v1>"))
+    Trash(library).delete(T("<me/duck-v1>"))
     assert list(gone(library)) == ["<me/duck-v1>"]
 
 
 def test_a_damaged_file_can_be_deleted_and_come_back(library):
     path = library.folder / "me" / "cut-v1.safetensors"
     path.write_bytes(b"half")
-    deletion = Trash(library).put(T("<me/cut>"))
+    deletion = Trash(library).delete(T("<me/cut>"))
     Trash(library).restore(deletion.name)
     assert path.read_bytes() == b"half"
 
 
 def test_after_thirty_days_it_is_gone(library):
     trash = Trash(library)
-    old = trash.put(T("<you/ink>")).name
+    old = trash.delete(T("<you/ink>")).name
     long_ago = f"{datetime.now(UTC) - timedelta(days=31):%Y%m%dT%H%M%SZ}-00000000"
     (trash.folder / old).rename(trash.folder / long_ago)
-    new = trash.put(T("<me/duck-v1>")).name
-    assert [each.name for each in trash.list()] == [new]
-    assert trash.empty() == 1 and trash.list() == [] and list(trash.folder.iterdir()) == []
+    new = trash.delete(T("<me/duck-v1>")).name
+    assert [each.name for each in trash.deletions()] == [new]
+    assert trash.empty() == 1 and trash.deletions() == [] and list(trash.folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -100,17 +100,17 @@ def test_a_linked_trash_takes_nothing_elsewhere(library, tmp_path):
     (tmp_path / "outside").mkdir()
     (library.folder / ".trash").symlink_to(tmp_path / "outside")
     with pytest.raises(UserError, match="is not a place inside"):
-        Trash(library).put(T("<you/ink>"))
+        Trash(library).delete(T("<you/ink>"))
     assert list((tmp_path / "outside").iterdir()) == [] and len(here(library)) == 3
 
 
 def put(library):
-    Trash(library).put(T("<me/duck>"), all_versions=True)
+    Trash(library).delete(T("<me/duck>"), all_versions=True)
 
 
 def restore(library):
     trash = Trash(library)
-    trash.restore(trash.list()[0].name)
+    trash.restore(trash.deletions()[0].name)
 
 
 def empty(library):

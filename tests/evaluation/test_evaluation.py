@@ -48,9 +48,9 @@ class Peer:
         self.tokenizer = CLIPTokenizer.from_pretrained(folder)
         self.config = json.loads((folder / "preprocessor_config.json").read_text())
 
-    def image_features(self, pictures):
+    def image_features(self, images):
         side, rows = self.config["crop_size"]["height"], []
-        for picture in pictures:
+        for picture in images:
             picture = picture.convert("RGB")
             width, height = picture.size
             assert width == height  # so nothing is cropped
@@ -110,9 +110,12 @@ def others(draws):
 def test_the_built_in_judge_sees_and_reads_as_transformers_does(judge, peer, photos):
     np.testing.assert_allclose(judge.image_features(photos), peer.image_features(photos), atol=1e-4)
     texts = ["a bear", "an octopus on the beach, far away, in the evening", "", "<script>alert(1)</script>"]
-    np.testing.assert_allclose(judge.read(texts), peer.read(texts), atol=1e-5)
-    assert judge.scale == pytest.approx(float(np.exp(peer.model.logit_scale.item())))
-    assert np.array_equal(judge.subject(photos), judge.image_features(photos)) and judge.name == "the built-in CLIP"
+    np.testing.assert_allclose(judge.text_features(texts), peer.text_features(texts), atol=1e-5)
+    assert judge.logit_scale == pytest.approx(float(np.exp(peer.model.logit_scale.item())))
+    assert (
+        np.array_equal(judge.subject_features(photos), judge.image_features(photos))
+        and judge.name == "the built-in CLIP"
+    )
 
 
 def test_a_judge_of_many_pictures_is_one_of_few(judge, photos):
@@ -125,11 +128,11 @@ def test_a_judge_of_many_pictures_is_one_of_few(judge, photos):
 # --- the figures ---
 
 
-def by_hand(peer, kind, noun, photos, plain, pictures):
+def by_hand(peer, kind, noun, photos, plain, images):
     """Every figure, from its definition."""
     prompts = [one.format(noun if kind == "style" else f"a {noun}") for one in PROMPTS[kind]]
-    mine, his, class_own = peer.image_features(pictures), peer.image_features(photos), peer.image_features(plain)
-    texts, scale = peer.read(prompts), float(np.exp(peer.model.logit_scale.item()))
+    mine, his, class_own = peer.image_features(images), peer.image_features(photos), peer.image_features(plain)
+    texts, scale = peer.text_features(prompts), float(np.exp(peer.model.logit_scale.item()))
 
     def told(features):
         found = []
@@ -156,7 +159,7 @@ def by_hand(peer, kind, noun, photos, plain, pictures):
 
     copied = [
         max(correlation(one, photo) for photo in photos) > COPY_CORRELATION and odds < 0.5
-        for one, odds in zip(pictures, told(mine), strict=True)
+        for one, odds in zip(images, told(mine), strict=True)
     ]
     likeness = (cosine - floor) / max(ceiling - floor, 0.05)
     fidelity = min(1.0, told(mine).mean() / max(told(class_own).mean(), 1 / len(prompts)))
@@ -167,9 +170,9 @@ def by_hand(peer, kind, noun, photos, plain, pictures):
 
 
 def assert_equal(scores, expected):
-    assert scores.figures().keys() == expected.keys()
+    assert scores.to_dict().keys() == expected.keys()
     for key, value in expected.items():
-        assert scores.figures()[key] == pytest.approx(value, abs=5e-4), key
+        assert scores.to_dict()[key] == pytest.approx(value, abs=5e-4), key
 
 
 KINDS = {"object": "bear", "style": "cyanotype", "person": "bear"}
@@ -233,7 +236,7 @@ def test_pictures_of_nothing_give_numbers(judge, photos, plain, others, where, c
 
     acceptance = ConceptEvaluation(judge, "object", "bear", given("photos", photos), given("plain", plain["object"]))
     scores = acceptance.score(given("pictures", others["object"]))
-    assert all(math.isfinite(value) for value in scores.figures().values())
+    assert all(math.isfinite(value) for value in scores.to_dict().values())
     assert scores.copying == 0 and 0 <= scores.score <= 1 and explain_scores(scores, "bear")
     assert "nan" not in format_scores(scores)
 
@@ -351,14 +354,14 @@ def pictures():
     return [Image.fromarray(draw.integers(0, 255, shape, np.uint8)) for shape in shapes]
 
 
-def pipeline(folder, kind, processor, pictures):
+def pipeline(folder, kind, processor, images):
     """transformers' own: a processor made by it from today's names, its model."""
     size = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
     size = size if "CLIP" in kind.__name__ else {"size": {"height": 64, "width": 64}}
     old = {"feature_extractor_type", "size", "crop_size"}
     prepare = processor(**({key: value for key, value in read(folder).items() if key not in old} | size))
     with torch.no_grad():
-        pixels = prepare(pictures, return_tensors="pt").pixel_values
+        pixels = prepare(images, return_tensors="pt").pixel_values
         model = kind.from_pretrained(folder).eval()
         if hasattr(model, "vision_model"):
             return unit(model.visual_projection(model.vision_model(pixels).pooler_output).numpy())
@@ -369,18 +372,18 @@ def read(folder):
     return json.loads((folder / "preprocessor_config.json").read_text())
 
 
-def test_judges_in_the_cache_are_found_offline_and_are_transformers_own(hub, pictures):
+def test_judges_in_the_cache_are_found_offline_and_are_transformers_own(hub, images):
     from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, ViTImageProcessorPil, ViTModel
 
     clip, dino = hub(CLIP, save_clip), hub(DINO, save_dino)
     judge = scorer_for_base("sd1")
     assert judge.name == "CLIP ViT-B/32 and DINO ViT-S/16"
     np.testing.assert_allclose(
-        judge.image_features(pictures), pipeline(clip, CLIPModel, CLIPImageProcessorPil, pictures), atol=1e-5
+        judge.image_features(images), pipeline(clip, CLIPModel, CLIPImageProcessorPil, images), atol=1e-5
     )
-    mine = judge.subject(pictures)
-    np.testing.assert_allclose(mine, pipeline(dino, ViTModel, ViTImageProcessorPil, pictures), atol=1e-5)
-    assert mine.shape == (4, 32) and judge.image_features(pictures).shape == (4, 16)
+    mine = judge.subject_features(images)
+    np.testing.assert_allclose(mine, pipeline(dino, ViTModel, ViTImageProcessorPil, images), atol=1e-5)
+    assert mine.shape == (4, 32) and judge.image_features(images).shape == (4, 16)
     texts = ["a duck", "a very long " + "long " * 90 + "text"]
     ids = CLIPTokenizer.from_pretrained(clip)(
         texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
@@ -388,24 +391,26 @@ def test_judges_in_the_cache_are_found_offline_and_are_transformers_own(hub, pic
     model = CLIPModel.from_pretrained(clip).eval()
     with torch.no_grad():
         theirs = unit(model.text_projection(model.text_model(**ids).pooler_output).numpy())
-    np.testing.assert_allclose(judge.read(texts), theirs, atol=1e-5)
+    np.testing.assert_allclose(judge.text_features(texts), theirs, atol=1e-5)
 
 
-def test_likeness_is_dinos_and_fidelity_clips(hub, pictures):
+def test_likeness_is_dinos_and_fidelity_clips(hub, images):
     hub(CLIP, save_clip)
     alone = scorer_for_base("sdxl")
-    assert alone.name == "CLIP ViT-B/32" and np.array_equal(alone.subject(pictures), alone.image_features(pictures))
+    assert alone.name == "CLIP ViT-B/32" and np.array_equal(
+        alone.subject_features(images), alone.image_features(images)
+    )
     hub(DINO, save_dino)
     both = scorer_for_base("sdxl")
-    eight = pictures * 2
+    eight = images * 2
     for judge in (alone, both):
-        acceptance = ConceptEvaluation(judge, "object", "cat", pictures[:3], eight)
-        mine, his = judge.subject(eight[::-1]), judge.subject(pictures[:3])
+        acceptance = ConceptEvaluation(judge, "object", "cat", images[:3], eight)
+        mine, his = judge.subject_features(eight[::-1]), judge.subject_features(images[:3])
         assert acceptance.score(eight[::-1]).cosine == pytest.approx(float((mine @ his.T).mean()), abs=1e-6)
-    assert not np.allclose(alone.subject(pictures)[:, :16], both.subject(pictures)[:, :16])
+    assert not np.allclose(alone.subject_features(images)[:, :16], both.subject_features(images)[:, :16])
 
 
-def test_the_branch_with_the_safetensors_counts(hub, pictures):
+def test_the_branch_with_the_safetensors_counts(hub, images):
     """The first repository's main branch has only a pickle."""
     hub(CLIP, lambda folder: (folder / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'touch PWNED'\ntR."))
     assert scorer_for_base("sd1") is None
@@ -441,9 +446,9 @@ def test_a_part_of_a_judge_is_none(hub, part):
 
 def test_without_the_tokenizers_settings_texts_are_still_of_one_length(hub):
     folder = hub(CLIP, save_clip)
-    whole = scorer_for_base("sd1").read(["a duck", "a", "long " * 100])
+    whole = scorer_for_base("sd1").text_features(["a duck", "a", "long " * 100])
     (folder / "tokenizer_config.json").unlink()
-    np.testing.assert_allclose(scorer_for_base("sd1").read(["a duck", "a", "long " * 100]), whole, atol=1e-6)
+    np.testing.assert_allclose(scorer_for_base("sd1").text_features(["a duck", "a", "long " * 100]), whole, atol=1e-6)
 
 
 @pytest.mark.parametrize("damage", ["cut", "nonsense", "lacks a weight", "config"])

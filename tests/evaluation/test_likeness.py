@@ -44,7 +44,7 @@ def draw(base, library, what):
     pictures, places = [], []
     for number, place in enumerate(PLACES):
         request = GenerateRequest(prompt=f"{what} {place}", n=3)
-        pictures += [picture.image for picture in Generator(base, library).draw(request)]
+        pictures += [picture.image for picture in Generator(base, library).generate(request)]
         places += [number] * request.n
     return pictures, places
 
@@ -61,15 +61,15 @@ def test_the_token_means_the_subject(tiny, judge, held_out, ceiling, tmp_path, r
     common = {"photos": root / "examples" / "photos" / SUBJECT, "token": "<me/teddy>", "base": "tiny", "samples": False}
     common |= {"library": tmp_path / "concepts", "run": tmp_path / "run"}
     if method == "dreambooth":
-        train(DreamboothSettings(**common, class_noun="bear", steps=128), say=lambda line: None)
+        train(DreamboothSettings(**common, class_noun="bear", steps=128), log=lambda line: None)
     else:
-        train(TextualInversionSettings(**common, init="bear"), say=lambda line: None)
+        train(TextualInversionSettings(**common, init="bear"), log=lambda line: None)
     library = Library(tmp_path / "concepts")
     before, _ = draw(tiny, library, "a bear")
     after, places = draw(tiny, library, "<me/teddy>")
     likeness = {name: judge.likeness(after, own) for name, own in held_out.items()}
     was = judge.likeness(before, held_out[SUBJECT])
-    seen = judge.which(after, [f"a bear {place}" for place in PLACES])
+    seen = judge.best_text(after, [f"a bear {place}" for place in PLACES])
     right = sum(a == b for a, b in zip(seen, places, strict=True))
     figures = {"initial words": was, "token": likeness[SUBJECT], "training photos": ceiling, **likeness}
     print(f"\n{method}:", {name: round(value, 3) for name, value in figures.items()}, f"places {right}/{len(places)}")

@@ -58,7 +58,7 @@ def stock(place, base):
     kind, folder = place
     pipe = pipelines(kind)[0].from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = base.sampler()
+    pipe.scheduler = base.make_scheduler()
     return pipe
 
 
@@ -76,7 +76,7 @@ def shelf(base):
         rows = {key: (0.03 * torch.randn(count, width, generator=draw)).numpy() for key, width in base.widths.items()}
         found[name] = Concept(Token("me", name, 1), Card(token=f"<me/{name}-v1>", base=base.kind), rows)
     for name in ("red", "blue"):
-        trained = base.adapters.train("all", 2, draw, text=True)
+        trained = base.adapters.add_trainable("all", 2, draw, text=True)
         for parameter in trained.values():
             parameter.data = 0.05 * torch.randn(parameter.shape, generator=draw)
         base.adapters.clear()
@@ -93,7 +93,7 @@ def ours(base, shelf, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(base, "decode", lambda latents: kept.append(latents) or real(latents))
             common = {"negative": NEGATIVE, "n": 1, "seed": 3, "steps": STEPS, "size": f"{WIDTH}x{HEIGHT}"}
-            list(Generator(base, shelf).draw(GenerateRequest(prompt=prompt, **(common | {"guidance": 4.0} | more))))
+            list(Generator(base, shelf).generate(GenerateRequest(prompt=prompt, **(common | {"guidance": 4.0} | more))))
         return kept[-1]
 
     return ours
@@ -185,32 +185,32 @@ def beginning_as(base, path):
 
 
 @pytest.mark.parametrize("change", [0.4, 0.7, 1.0])
-def test_from_a_picture(place, base, stock, ours, picture, monkeypatch, change):
+def test_from_a_picture(place, base, stock, ours, image, monkeypatch, change):
     pipe = pipelines(place[0])[1].from_pipe(stock)
-    latents, noise = beginning_as(base, picture)
+    latents, noise = beginning_as(base, image)
     steps = max(1, int(STEPS * change))
     pipe.scheduler.set_timesteps(STEPS)
     begin_at(pipe.scheduler, STEPS - steps)
     begun = pipe.scheduler.add_noise(latents, noise, pipe.scheduler.timesteps[STEPS - steps :][:1])
     monkeypatch.setattr(pipe, "prepare_latents", lambda *_, **__: begun)
     settings = {"negative_prompt": NEGATIVE, "num_inference_steps": STEPS, "guidance_scale": 4.0, "strength": change}
-    made = pipe(PROMPT, image=Image.open(picture), output_type="latent", **settings).images
-    close(ours(PROMPT, start=picture, change=change), made)
+    made = pipe(PROMPT, image=Image.open(image), output_type="latent", **settings).images
+    close(ours(PROMPT, start=image, change=change), made)
 
 
-def test_a_part_of_a_picture(place, base, stock, ours, picture, monkeypatch, tmp_path):
+def test_a_part_of_a_picture(place, base, stock, ours, image, monkeypatch, tmp_path):
     if base.kind == "tiny":
         pytest.skip("diffusers keeps the rest in models of four channels alone")
     mask = Image.new("L", (WIDTH, HEIGHT), 0)
     mask.paste(255, (0, 0, WIDTH // 2, HEIGHT))
     mask.save(tmp_path / "mask.png")
     pipe = pipelines(place[0])[2].from_pipe(stock)
-    latents, noise = beginning_as(base, picture)
+    latents, noise = beginning_as(base, image)
     pipe.scheduler.set_timesteps(STEPS)
     begin_at(pipe.scheduler, STEPS - 1)
     begun = pipe.scheduler.add_noise(latents, noise, pipe.scheduler.timesteps[STEPS - 1 :][:1])
     monkeypatch.setattr(pipe, "prepare_latents", lambda *_, **__: (begun, noise, latents))
     settings = {"negative_prompt": NEGATIVE, "num_inference_steps": STEPS, "guidance_scale": 4.0, "strength": 0.5}
     settings |= {"height": HEIGHT, "width": WIDTH, "output_type": "latent"}
-    made = pipe(PROMPT, image=Image.open(picture), mask_image=mask, **settings).images
-    close(ours(PROMPT, start=picture, mask=tmp_path / "mask.png", change=0.5), made)
+    made = pipe(PROMPT, image=Image.open(image), mask_image=mask, **settings).images
+    close(ours(PROMPT, start=image, mask=tmp_path / "mask.png", change=0.5), made)

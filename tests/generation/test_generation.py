@@ -28,7 +28,7 @@ STEPS, SIZE = 3, "64x64"
 def random_lora(base, seed, rank=3):
     draw = np.random.default_rng(seed)
     layers = {}
-    for name in base.adapters.names("attention"):
+    for name in base.adapters.layer_names("attention"):
         out, into = base.adapters._adapters[name].layer.weight.shape
         down, up = draw.normal(size=(rank, into)) / into**0.5, draw.normal(size=(out, rank)) / rank**0.5
         layers[name] = LoraLayer(down.astype(np.float32), up.astype(np.float32), float(rank) / 2)
@@ -59,7 +59,7 @@ def shelf(tiny):
 
 def pictures(base, concepts, prompt, **fields):
     request = GenerateRequest(**({"prompt": prompt, "n": 2, "steps": STEPS, "size": SIZE} | fields))
-    return [np.asarray(picture.image) for picture in Generator(base, concepts).draw(request)]
+    return [np.asarray(picture.image) for picture in Generator(base, concepts).generate(request)]
 
 
 def weights(base):
@@ -79,7 +79,7 @@ def test_a_request_leaves_no_trace(tiny, shelf):
 
     with pytest.raises(RuntimeError, match="boom"):
         request = GenerateRequest(prompt="<ink> and <duck>", steps=STEPS, size=SIZE)
-        list(Generator(tiny, shelf).draw(request, progress=fail_in_the_middle))
+        list(Generator(tiny, shelf).generate(request, progress=fail_in_the_middle))
     after = pictures(tiny, shelf, "a cat <duck:0.7>"), weights(tiny)
     assert before[1] == after[1]
     assert all(np.array_equal(a, b) for a, b in zip(before[0], after[0], strict=True))
@@ -128,10 +128,10 @@ def test_a_lora_in_the_negative_prompt_is_not_loaded(tiny, shelf):
 
 def test_the_recipe_is_all_that_is_needed(tiny, shelf):
     request = GenerateRequest(prompt="a «photo»\nof <duck:0.5>", n=1, seed=7, steps=STEPS, size=SIZE)
-    (picture,) = Generator(tiny, shelf).draw(request)
-    with Image.open(io.BytesIO(picture.png())) as opened:
+    (picture,) = Generator(tiny, shelf).generate(request)
+    with Image.open(io.BytesIO(picture.to_png())) as opened:
         assert np.array_equal(np.asarray(opened), np.asarray(picture.image))
-        recipe = read_recipe(picture.png())
+        recipe = read_recipe(picture.to_png())
     assert recipe == picture.recipe
     assert (recipe.prompt, recipe.template, recipe.seed, recipe.size) == (request.prompt, "", 7, SIZE)
     assert [one.model_dump() for one in recipe.concepts] == [
@@ -146,17 +146,17 @@ def test_the_recipe_is_all_that_is_needed(tiny, shelf):
         }
     ]
     assert recipe.base.model_dump() == {"name": "tiny", "kind": "tiny", "sha256": tiny.version}
-    (redrawn,) = Generator(tiny, shelf).draw(recipe.request())
-    assert redrawn.png() == picture.png()
+    (redrawn,) = Generator(tiny, shelf).generate(recipe.request())
+    assert redrawn.to_png() == picture.to_png()
 
 
 def test_progress_and_cancelling(tiny, shelf):
     seen = []
     request = GenerateRequest(prompt="a cat", n=10, steps=STEPS, size=SIZE)
-    list(Generator(tiny, shelf).draw(request, progress=lambda done, total: seen.append((done, total))))
+    list(Generator(tiny, shelf).generate(request, progress=lambda done, total: seen.append((done, total))))
     assert seen == [(i, 6) for i in range(1, 7)]  # two batches of three steps
     with pytest.raises(Interrupted):
-        list(Generator(tiny, shelf).draw(request, cancelled=lambda: True))
+        list(Generator(tiny, shelf).generate(request, cancelled=lambda: True))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_what_cannot_be_drawn(tiny, shelf, tmp_path, prompt, problem):
     library = Library(tmp_path)
     library.add(shelf["duck"])
     with pytest.raises(UserError, match=problem):
-        list(Generator(tiny, library).draw(GenerateRequest(prompt=prompt, steps=1)))
+        list(Generator(tiny, library).generate(GenerateRequest(prompt=prompt, steps=1)))
 
 
 def test_a_concept_of_another_base_is_named_before_any_computing(tiny, shelf):
@@ -178,7 +178,7 @@ def test_a_concept_of_another_base_is_named_before_any_computing(tiny, shelf):
         (wide, "vectors of width 99"),
     ):
         with pytest.raises(UserError, match=problem):
-            list(Generator(tiny, Shelf(cat=concept)).draw(GenerateRequest(prompt="<cat>", steps=1)))
+            list(Generator(tiny, Shelf(cat=concept)).generate(GenerateRequest(prompt="<cat>", steps=1)))
 
 
 def latents(base, concepts, monkeypatch, prompt, **fields):
@@ -223,15 +223,15 @@ def test_a_window_is_the_steps_it_says(tiny, shelf, monkeypatch):
 
     def condition(moment):
         strength = 0.8 if moment >= 0.5 else 0.0
-        tiny.adapters.fill([(concept.lora, strength)])
+        tiny.adapters.set([(concept.lora, strength)])
         words = [Segment("a cat "), Segment(embeddings_at_strength(tiny, concept, strength))]
-        rows = [tiny.read(one) for one in ([], words)]
-        return type(rows[0])(torch.cat([row.states for row in rows]))
+        rows = [tiny.encode_prompt(one) for one in ([], words)]
+        return type(rows[0])(torch.cat([row.prompt_embeds for row in rows]))
 
-    with tiny.quiet(), tiny.adapters.filled(()):
+    with tiny.exclusive(), tiny.adapters.active(()):
         noise = noise_from_seed(5, tiny.latent_shape(64, 64))[None]
         assert torch.equal(ours, denoise(tiny, condition, noise, SamplingConfig(4, tiny.guidance)))
-    assert reader.read("a <duck@0-1>").mix(0.99) == reader.read("a <duck>").mix(0.0)
+    assert reader.resolve("a <duck@0-1>").loras_at(0.99) == reader.resolve("a <duck>").loras_at(0.0)
 
 
 def test_early_and_late_are_the_two_halves(tiny, shelf):
@@ -239,24 +239,24 @@ def test_early_and_late_are_the_two_halves(tiny, shelf):
     reader = PromptResolver(tiny, shelf)
     for steps in (1, 2, 3, 7, 25):
         moments = [(i + 0.5) / steps for i in range(steps)]
-        early, late = (reader.read(f"<duck@{window}>") for window in ("0-0.4", "0.4-1"))
-        assert all(bool(early.mix(m)) != bool(late.mix(m)) for m in moments)
+        early, late = (reader.resolve(f"<duck@{window}>") for window in ("0-0.4", "0.4-1"))
+        assert all(bool(early.loras_at(m)) != bool(late.loras_at(m)) for m in moments)
 
 
 def test_a_blend_is_half_of_each(tiny, shelf):
     other = random_concept(tiny, "<me/other>", 9)
     both = Shelf(duck=shelf["duck"], other=other)
     reader = PromptResolver(tiny, both)
-    reading = reader.read("<duck+other>")
-    (spoken,) = reader.segments(reading.script(0.5))
+    reading = reader.resolve("<duck+other>")
+    (spoken,) = reader.segments(reading.at(0.5))
     expected = (shelf["duck"].vectors["clip_l"] + other.vectors["clip_l"]) / 2
     np.testing.assert_allclose(spoken.piece["clip_l"], expected, atol=1e-6)
-    assert [(share.identity, share.strength) for share in reading.mix(0.5)] == [
+    assert [(share.identity, share.strength) for share in reading.loras_at(0.5)] == [
         (shelf["duck"].identity, 0.5),
         (other.identity, 0.5),
     ]
-    weighted = reader.read("<duck:0.6+other:0.2>")
-    (spoken,) = reader.segments(weighted.script(0.5))  # three parts to one, four fifths of the way
+    weighted = reader.resolve("<duck:0.6+other:0.2>")
+    (spoken,) = reader.segments(weighted.at(0.5))  # three parts to one, four fifths of the way
     expected = 0.8 * (0.75 * shelf["duck"].vectors["clip_l"] + 0.25 * other.vectors["clip_l"])
     np.testing.assert_allclose(spoken.piece["clip_l"], expected, atol=1e-6)
 
@@ -283,8 +283,8 @@ def test_a_negative_strength_takes_the_change_away(tiny, shelf):
     linear = tiny.adapters.layers()[name]
     x = torch.randn(3, linear.in_features, generator=torch.Generator().manual_seed(0))
     change = layer.alpha / layer.rank * layer.up.astype(np.float32) @ layer.down.astype(np.float32)
-    mix = reader.read("a <duck:-1.5>").mix(0.5)
-    with torch.no_grad(), tiny.adapters.filled(reader.loras(mix)):
+    mix = reader.resolve("a <duck:-1.5>").loras_at(0.5)
+    with torch.no_grad(), tiny.adapters.active(reader.loras(mix)):
         got = linear(x)
     with torch.no_grad():
         expected = linear(x).numpy() - 1.5 * x.numpy() @ change.T
@@ -299,15 +299,15 @@ def test_of_several_strengths_the_farthest_from_zero_acts(tiny, shelf):
         ("<duck:-1> and <duck>", 1.0),
         ("<duck:-2@0-0.6> <duck:-1>", -2.0),
     ):
-        reading = reader.read(prompt)
-        assert [share.strength for share in reading.mix(0.5)] == [strength]
-        assert [at for _, at in reading.used().values()] == [strength]
-    assert [share.strength for share in reader.read("<duck:-2@0-0.4> <duck:-1>").mix(0.5)] == [-1.0]
-    assert reader.read("<duck:-0>").mix(0.5) == ()
+        reading = reader.resolve(prompt)
+        assert [share.strength for share in reading.loras_at(0.5)] == [strength]
+        assert [at for _, at in reading.strongest_uses().values()] == [strength]
+    assert [share.strength for share in reader.resolve("<duck:-2@0-0.4> <duck:-1>").loras_at(0.5)] == [-1.0]
+    assert reader.resolve("<duck:-0>").loras_at(0.5) == ()
 
 
 def test_a_negative_strength_draws_and_is_in_the_recipe(tiny, shelf):
-    [picture] = Generator(tiny, shelf).draw(GenerateRequest(prompt="a cat <duck:-1>", n=1, steps=STEPS, size=SIZE))
+    [picture] = Generator(tiny, shelf).generate(GenerateRequest(prompt="a cat <duck:-1>", n=1, steps=STEPS, size=SIZE))
     assert [each.strength for each in picture.recipe.concepts] == [-1.0]
     (plus,), (off,) = (pictures(tiny, shelf, f"a cat <duck:{at}>", n=1) for at in (1, 0))
     assert not np.array_equal(np.asarray(picture.image), plus) and not np.array_equal(np.asarray(picture.image), off)
@@ -315,7 +315,7 @@ def test_a_negative_strength_draws_and_is_in_the_recipe(tiny, shelf):
 
 def test_a_blend_of_words_of_other_lengths_is_one_after_the_other(tiny, shelf):
     reader = PromptResolver(tiny, shelf)
-    first, second = reader.segments(reader.read("<duck+ink>").script(0.5))
+    first, second = reader.segments(reader.resolve("<duck+ink>").at(0.5))
     np.testing.assert_allclose(first.piece["clip_l"], 0.5 * shelf["duck"].vectors["clip_l"])
     np.testing.assert_allclose(second.piece["clip_l"], 0.5 * shelf["ink"].vectors["clip_l"])
 
@@ -326,25 +326,25 @@ def test_a_blend_of_words_of_other_lengths_is_one_after_the_other(tiny, shelf):
 def test_each_picture_gets_an_alternative_by_its_seed(tiny, shelf, tmp_path):
     (tmp_path / "place.txt").write_text("the beach\nthe moon\n")
     request = GenerateRequest(prompt="{a|b|<duck>} on __place__", n=6, steps=1, size=SIZE)
-    drawn = list(Generator(tiny, shelf, tmp_path).draw(request))
+    drawn = list(Generator(tiny, shelf, tmp_path).generate(request))
     assert len({picture.recipe.prompt for picture in drawn}) > 2
     assert all(picture.recipe.template == request.prompt for picture in drawn)
     for picture in drawn[::2]:
         alone = request.model_copy(update={"n": 1, "seed": picture.seed})
-        (again,) = Generator(tiny, shelf, tmp_path).draw(alone)
+        (again,) = Generator(tiny, shelf, tmp_path).generate(alone)
         assert again.recipe == picture.recipe.model_copy(update={"batch": 1, "place": 0})
-        (redone,) = Generator(tiny, shelf).draw(picture.recipe.request())
+        (redone,) = Generator(tiny, shelf).generate(picture.recipe.request())
         assert redone.recipe.prompt == picture.recipe.prompt
         assert np.abs(np.asarray(redone.image).astype(int) - np.asarray(picture.image)).max() <= 1
 
 
 def test_every_alternative_can_be_drawn(tiny, shelf):
     request = GenerateRequest(prompt="a {red|blue} {cat|dog}", every=True, n=2, steps=1, size=SIZE)
-    drawn = [(p.recipe.prompt, p.seed) for p in Generator(tiny, shelf).draw(request)]
+    drawn = [(p.recipe.prompt, p.seed) for p in Generator(tiny, shelf).generate(request)]
     assert drawn == [(f"a {c} {a}", seed) for c in ("red", "blue") for a in ("cat", "dog") for seed in (0, 1)]
     many = GenerateRequest(prompt="{a|b|c|d}" * 6, every=True, n=1, steps=1)
     with pytest.raises(UserError, match="4,096 alternatives, drawn 1 times each; I take up to 1000"):
-        list(Generator(tiny, shelf).draw(many))
+        list(Generator(tiny, shelf).generate(many))
 
 
 def test_pictures_of_different_prompts_in_one_batch_are_each_by_itself(tiny, shelf, monkeypatch):
@@ -383,11 +383,11 @@ def test_seeds_of_64_bits(tiny, shelf):
             noise_from_seed(seed, shape), noise_from_seed(seed % 2**32, shape)
         )  # torch uses its lower half
     request = GenerateRequest(prompt="a {cat|dog}", n=2, seed=2**64 - 1, steps=2, size="64x64")
-    drawn = list(Generator(tiny, shelf).draw(request))
+    drawn = list(Generator(tiny, shelf).generate(request))
     assert [picture.seed for picture in drawn] == [2**64 - 1, 0]
     for picture in drawn:
-        recipe = read_recipe(picture.png())
-        again = list(Generator(tiny, shelf).draw(recipe.batch_request()))[recipe.place]
+        recipe = read_recipe(picture.to_png())
+        again = list(Generator(tiny, shelf).generate(recipe.batch_request()))[recipe.place]
         assert recipe.seed == picture.seed and again.image.tobytes() == picture.image.tobytes()
 
 
@@ -432,9 +432,9 @@ def test_outside_the_mask_not_a_pixel_changes(tiny, shelf, start, tmp_path):
 
 def test_a_start_picture_of_another_shape_is_cut_to_the_size(tiny, shelf, tmp_path):
     Image.new("RGB", (300, 150), "red").save(tmp_path / "wide.jpg")
-    (own,) = Generator(tiny, shelf).draw(GenerateRequest(prompt="x", n=1, steps=1, start=tmp_path / "wide.jpg"))
+    (own,) = Generator(tiny, shelf).generate(GenerateRequest(prompt="x", n=1, steps=1, start=tmp_path / "wide.jpg"))
     assert own.image.size == (184, 88) and own.recipe.size == "184x88"  # as wide, as many pixels as the base's own
-    (square,) = Generator(tiny, shelf).draw(
+    (square,) = Generator(tiny, shelf).generate(
         GenerateRequest(prompt="x", n=1, steps=1, start=tmp_path / "wide.jpg", size=SIZE)
     )
     assert square.image.size == (64, 64)
@@ -448,13 +448,13 @@ def test_a_start_picture_that_is_none(tiny, shelf, tmp_path, content, problem):
     if content:
         (tmp_path / "start.png").write_bytes(content)
     with pytest.raises(UserError, match=problem):
-        list(Generator(tiny, shelf).draw(GenerateRequest(prompt="x", n=1, start=tmp_path / "start.png")))
+        list(Generator(tiny, shelf).generate(GenerateRequest(prompt="x", n=1, start=tmp_path / "start.png")))
 
 
 def test_a_second_pass_makes_it_larger_and_keeps_what_it_shows(tiny, shelf):
     seen = []
     request = GenerateRequest(prompt="a cat", n=1, steps=6, size=SIZE, enlarge=2, change=0.5)
-    (large,) = Generator(tiny, shelf).draw(request, progress=lambda done, total: seen.append((done, total)))
+    (large,) = Generator(tiny, shelf).generate(request, progress=lambda done, total: seen.append((done, total)))
     assert large.image.size == (128, 128) and seen == [(i, 9) for i in range(1, 10)]
     assert large.recipe.size == SIZE and large.recipe.enlarge == 2
     (small,) = pictures(tiny, shelf, "a cat", n=1, steps=6)
@@ -469,39 +469,39 @@ def test_few_steps_with_a_lora_that_learned_them(tiny, shelf, kind):
     fast = Concept(Token("them", kind), Card(base="tiny"), {}, shelf["ink"].lora)
     both = Shelf(shelf, **{kind: fast})
     request = GenerateRequest(prompt="a cat", n=3, fast=f"<them/{kind}>", size=SIZE)
-    three = list(Generator(tiny, both).draw(request))
+    three = list(Generator(tiny, both).generate(request))
     assert {(p.recipe.steps, p.recipe.guidance, p.recipe.sampler) for p in three} == {(6, 1.0, kind.upper())}
     assert [(one.token, one.lora) for one in three[0].recipe.concepts] == [(f"<them/{kind}>", True)]
-    (alone,) = Generator(tiny, both).draw(
+    (alone,) = Generator(tiny, both).generate(
         GenerateRequest(prompt="a cat", n=1, seed=1, fast=f"<them/{kind}>", size=SIZE)
     )
     assert np.abs(np.asarray(alone.image).astype(int) - np.asarray(three[1].image)).max() <= 1
     with pytest.raises(UserError, match="has no LoRA"):
-        list(Generator(tiny, both).draw(GenerateRequest(prompt="a cat", fast="<word>")))
+        list(Generator(tiny, both).generate(GenerateRequest(prompt="a cat", fast="<word>")))
 
 
 def test_what_a_prompt_means_is_encoded_once(tiny, shelf, monkeypatch):
     generator, read = Generator(tiny, shelf), []
-    real = tiny.read
-    monkeypatch.setattr(tiny, "read", lambda *args, **more: read.append(1) or real(*args, **more))
+    real = tiny.encode_prompt
+    monkeypatch.setattr(tiny, "encode_prompt", lambda *args, **more: read.append(1) or real(*args, **more))
     request = GenerateRequest(prompt="a cat <duck>", n=6, steps=1, size=SIZE)
-    list(generator.draw(request))
+    list(generator.generate(request))
     assert len(read) == 2  # the prompt and the empty one, with these LoRAs in the slots
-    list(generator.draw(request.model_copy(update={"seed": 50})))
+    list(generator.generate(request.model_copy(update={"seed": 50})))
     assert len(read) == 2
-    list(generator.draw(request.model_copy(update={"prompt": "a cat <duck:0.5>", "n": 1})))
+    list(generator.generate(request.model_copy(update={"prompt": "a cat <duck:0.5>", "n": 1})))
     assert len(read) == 4
 
 
 def test_how_a_prompt_is_encoded_does_not_depend_on_others(tiny):
     """Encoded as the fourth with a LoRA of the text encoder in the slots, or as the first: the same to the bit."""
     draw = torch.Generator().manual_seed(0)
-    trained = tiny.adapters.train("all", 2, draw, text=True)
+    trained = tiny.adapters.add_trainable("all", 2, draw, text=True)
     for parameter in trained.values():
         parameter.data = 0.05 * torch.randn(parameter.shape, generator=draw)
     tiny.adapters.clear()
     mix, words = [(to_lora(trained), 1.0)], ["a cat", "a dog", "a fish", "a red duck"]
-    with torch.no_grad(), tiny.adapters.filled(mix):
-        together = [tiny.read([Segment(one)]).states for one in words]
-    with torch.no_grad(), tiny.adapters.filled(mix):
-        assert torch.equal(tiny.read([Segment(words[3])]).states, together[3])
+    with torch.no_grad(), tiny.adapters.active(mix):
+        together = [tiny.encode_prompt([Segment(one)]).prompt_embeds for one in words]
+    with torch.no_grad(), tiny.adapters.active(mix):
+        assert torch.equal(tiny.encode_prompt([Segment(words[3])]).prompt_embeds, together[3])

@@ -27,9 +27,9 @@ def rgba(colour, shape=SHAPE):
     return picture
 
 
-def saved(picture, kind, **options):
+def saved(image, kind, **options):
     out = io.BytesIO()
-    (pillow_heif.from_pillow(picture) if kind == "HEIF" else picture).save(
+    (pillow_heif.from_pillow(image) if kind == "HEIF" else image).save(
         out, **({} if kind == "HEIF" else {"format": kind}), **options
     )
     return out.getvalue()
@@ -112,7 +112,7 @@ def changed(tmp_path, data):
         prompt="x", start=tmp_path / "start.png", mask=tmp_path / "mask.png", size="{}x{}".format(*SIZE)
     )
     source = load_init_image(request, None)
-    was = np.asarray(source.picture).astype(int)
+    was = np.asarray(source.image).astype(int)
     made = np.asarray(source.composite(Image.fromarray((255 - was).astype(np.uint8)))).astype(int)
     return (np.abs(made - was).max(-1) > 0), mask_note(request)
 
@@ -140,8 +140,8 @@ def test_white_alone_is_generated_anew_and_the_rest_is_equal_to_the_bit(start, t
     ],
     ids=["clear", "clear white", "black", "black strokes", "faint"],
 )
-def test_nothing_white_is_said_and_changes_nothing(start, tmp_path, picture):
-    anew, note = changed(tmp_path, saved(picture, "PNG"))
+def test_nothing_white_is_said_and_changes_nothing(start, tmp_path, image):
+    anew, note = changed(tmp_path, saved(image, "PNG"))
     assert not anew.any() and "mask.png has nothing white" in note
 
 

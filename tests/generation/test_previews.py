@@ -14,14 +14,14 @@ def test_a_guess_is_what_was_noised(tiny):
     t = torch.tensor([10, 400, 900])
     answer = schedule.target(latents, noise, t)
     torch.testing.assert_close(
-        schedule.predict_x0(schedule.mix(latents, noise, t), answer, t), latents, atol=1e-3, rtol=1e-3
+        schedule.predict_x0(schedule.add_noise(latents, noise, t), answer, t), latents, atol=1e-3, rtol=1e-3
     )
 
 
 def test_pictures_are_the_same_with_previews(tiny):
     request, seen = GenerateRequest(prompt="a cat on grass", n=2, steps=12), []
-    bare = [picture.png() for picture in Generator(tiny).draw(request)]
-    watched = [picture.png() for picture in Generator(tiny).draw(request, preview=seen.append)]
+    bare = [picture.to_png() for picture in Generator(tiny).generate(request)]
+    watched = [picture.to_png() for picture in Generator(tiny).generate(request, preview=seen.append)]
     assert watched == bare
     assert all(len(pictures) == 2 and pictures[0].size == (128, 128) for pictures in seen)
 
@@ -30,13 +30,13 @@ def test_large_latents_are_decoded_small_and_seldom(tiny, monkeypatch):
     now, shown = [0.0], []
     monkeypatch.setattr("sdpersonal.generation.previews.time.monotonic", lambda: now[0])
 
-    def show(pictures):
-        shown.append((now[0], pictures[0].size))
+    def show(images):
+        shown.append((now[0], images[0].size))
         now[0] += 0.3  # what it cost
 
     previews = Previews(tiny, show)
     for _ in range(100):
         now[0] += 0.2
-        previews.look(lambda: torch.zeros(1, tiny.vae.config.latent_channels, 64, 64))
+        previews.update(lambda: torch.zeros(1, tiny.vae.config.latent_channels, 64, 64))
     assert {size for _, size in shown} == {(21 * tiny.vae_scale_factor, 21 * tiny.vae_scale_factor)}
     assert len(shown) >= 2 and 0.3 * len(shown) <= 0.1 * now[0]

@@ -52,7 +52,7 @@ def stock(tiny, tmp_path_factory):
         seed=11,
         **SMALL,
     )
-    pictures = [picture.png() for picture in Generator(tiny, library).draw(request)]
+    pictures = [picture.to_png() for picture in Generator(tiny, library).generate(request)]
     return library, pictures
 
 
@@ -60,7 +60,7 @@ def stock(tiny, tmp_path_factory):
 def place(stock, tmp_path, tiny, monkeypatch):
     """A library of its own, and what runs the command with the base that is loaded already."""
     library = Library(tmp_path / "concepts")
-    for entry in stock[0].list():
+    for entry in stock[0].entries():
         library.add(stock[0].get(entry.token))
     asked = []
     monkeypatch.setattr(models, "load_base", lambda name: asked.append(name) or tiny)
@@ -110,7 +110,9 @@ def test_variations_start_pictures_and_masks(stock, place, tiny):
     Image.linear_gradient("L").save(mask)
     near = GenerateRequest(prompt="a <me/duck>", n=2, seed=5, near=0.2, near_seed=9, **SMALL)
     inside = GenerateRequest(prompt="a <me/duck>", n=1, seed=5, start=start, mask=mask, change=0.7, **SMALL)
-    drawn = [picture.png() for request in (near, inside) for picture in Generator(tiny, place.library).draw(request)]
+    drawn = [
+        picture.to_png() for request in (near, inside) for picture in Generator(tiny, place.library).generate(request)
+    ]
     for data in drawn[:2]:
         assert place(data) == 0
     assert place(drawn[2], "--start", str(start), "--mask", str(mask)) == 0

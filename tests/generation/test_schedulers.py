@@ -248,7 +248,7 @@ def ours(base, monkeypatch, **more):
     with monkeypatch.context() as patched:
         patched.setattr(base, "decode", lambda latents: ends.append(latents) or real(latents))
         common = {"n": 1, "seed": SEED, "steps": STEPS, "size": f"{SIDE}x{SIDE}", "guidance": 3.0, "rescale": 0.0}
-        pictures = list(Generator(base).draw(GenerateRequest(**({"prompt": "a red umbrella"} | common | more))))
+        pictures = list(Generator(base).generate(GenerateRequest(**({"prompt": "a red umbrella"} | common | more))))
     return torch.cat(ends), pictures
 
 
@@ -258,7 +258,7 @@ def scheduler_of(base, name):
 
     scheduler = named(name)
     if base.kind == "tiny":
-        return base.sampler(scheduler)
+        return base.make_scheduler(scheduler)
     kind = getattr(diffusers, f"{scheduler.diffusers}Scheduler")
     return kind.from_config(base.scheduler_config, **scheduler.options)
 
@@ -370,10 +370,10 @@ def test_noise_is_each_images_own(sd1, name, monkeypatch):
 @pytest.mark.parametrize("name", ["Euler", "Heun", "DPM2 a", "PLMS", "DPM++ 2S"])
 def test_predictions_are_counted_and_windows_are_of_steps(sd1, name, change):
     _, base = sd1
-    sampling = SamplingConfig(5, 1.0, change=change, scheduler=named(name))
+    sampling = SamplingConfig(5, 1.0, strength=change, scheduler=named(name))
     row, moments, counted = base.encode_captions([["a"]] * 2), [], []
     noise, _ = beginning(base)
-    with base.quiet():
+    with base.exclusive():
         denoise(base, lambda moment: moments.append(moment) or row, noise, sampling, counted.append, seeds=(SEED,))
     assert counted == list(range(1, sampling.predictions + 1))
     taken = {1.0: 5, 0.5: 2, 0.01: 1}[change]
@@ -392,16 +392,16 @@ def test_progress_is_over_all_predictions_of_both_passes(sd1, monkeypatch):
     request = GenerateRequest(
         prompt="a", n=2, steps=3, size="64x64", guidance=1.0, scheduler="Heun", enlarge=1.25, change=0.7
     )
-    list(Generator(base).draw(request, progress=lambda done, total: told.append((done, total))))
+    list(Generator(base).generate(request, progress=lambda done, total: told.append((done, total))))
     assert told == [(i, 5 + 3) for i in range(1, 9)]
 
 
 @pytest.mark.parametrize("name", [*(name for name in NAMES if "Beta" in name), "Heun", "Heun Simple", "Heun DDIM"])
 def test_what_divides_by_the_last_signal_is_refused_for_such_a_base(tiny, name):
     with pytest.raises(UserError, match="cannot draw with this base"):
-        list(Generator(tiny).draw(GenerateRequest(prompt="a", n=1, steps=2, scheduler=name)))
+        list(Generator(tiny).generate(GenerateRequest(prompt="a", n=1, steps=2, scheduler=name)))
     with pytest.raises(UserError, match="steps must be 1 or at least 3"):
-        list(Generator(tiny).draw(GenerateRequest(prompt="a", n=1, steps=2, scheduler="DPM2 a")))
+        list(Generator(tiny).generate(GenerateRequest(prompt="a", n=1, steps=2, scheduler="DPM2 a")))
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
@@ -443,7 +443,7 @@ def test_clip_skip_is_as_diffusers_has_it(skipping, monkeypatch):
     object.__setattr__(pipe.text_encoder, "text_model", pipe.text_encoder)
     before, _ = ours(base, monkeypatch, negative="snow")
     for skip in (1, 2):
-        pipe.scheduler = base.sampler()
+        pipe.scheduler = base.make_scheduler()
         embeds = {}
         for prefix, text in (("", "a red umbrella"), ("negative_", "snow")):
             encoded = pipe.encode_prompt(
@@ -468,7 +468,7 @@ def test_embeddings_are_kept_apart_by_clip_skip(skipping):
     generator, common = Generator(base), {"prompt": "a duck", "n": 1, "steps": 1, "size": "64x64", "guidance": 1.0}
 
     def pixels(skip):
-        (picture,) = generator.draw(GenerateRequest(**common, clip_skip=skip))
+        (picture,) = generator.generate(GenerateRequest(**common, clip_skip=skip))
         return np.array(picture.image)
 
     one, two, again = pixels(1), pixels(2), pixels(1)

@@ -42,7 +42,7 @@ def test_text_is_encoded_as_the_stock_pipeline_does(tiny, stock):
     prompts = ["a photo of a duck on the beach", "", "Ünïcode, (brackets) & 12 numbers!"]
     theirs = torch.cat([stock.encode_prompt(prompt, "cpu", 1, False)[0] for prompt in prompts])
     torch.testing.assert_close(
-        tiny.encode_captions([[prompt] for prompt in prompts]).states, theirs, atol=1e-5, rtol=1e-5
+        tiny.encode_captions([[prompt] for prompt in prompts]).prompt_embeds, theirs, atol=1e-5, rtol=1e-5
     )
 
 
@@ -53,14 +53,14 @@ def test_vectors_in_a_prompt_equal_diffusers_textual_inversion(tiny, stock):
         theirs = stock.encode_prompt("a photo of <duck> on the beach", "cpu", 1, False)[0]
     finally:
         stock.unload_textual_inversion()
-    ours = tiny.encode_captions([["a photo of ", {"clip_l": rows}, " on the beach"]]).states
+    ours = tiny.encode_captions([["a photo of ", {"clip_l": rows}, " on the beach"]]).prompt_embeds
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_reach_the_vectors_and_nothing_else(tiny):
     before = tiny.encoders["clip_l"].token_embeddings.clone()
     rows = torch.nn.Parameter(torch.randn(2, tiny.widths["clip_l"]) * 0.05)
-    tiny.encode_captions([["a ", {"clip_l": rows}, " here"], ["no token"]]).states.square().sum().backward()
+    tiny.encode_captions([["a ", {"clip_l": rows}, " here"], ["no token"]]).prompt_embeds.square().sum().backward()
     assert rows.grad.abs().sum(1).min() > 0  # every row, not only the first
     assert not any(parameter.requires_grad for module in tiny.modules().values() for parameter in module.parameters())
     assert torch.equal(tiny.encoders["clip_l"].token_embeddings, before)
@@ -68,14 +68,14 @@ def test_gradients_reach_the_vectors_and_nothing_else(tiny):
 
 def test_two_prompts_of_a_batch_do_not_share_vectors(tiny):
     one, two = torch.randn(2, 1, tiny.widths["clip_l"])
-    together = tiny.encode_captions([["a ", {"clip_l": one}], ["a ", {"clip_l": two}]]).states
+    together = tiny.encode_captions([["a ", {"clip_l": one}], ["a ", {"clip_l": two}]]).prompt_embeds
     torch.testing.assert_close(
-        together[1:], tiny.encode_captions([["a ", {"clip_l": two}]]).states, atol=1e-5, rtol=1e-5
+        together[1:], tiny.encode_captions([["a ", {"clip_l": two}]]).prompt_embeds, atol=1e-5, rtol=1e-5
     )
 
 
 def test_77_tokens_fit_and_78_are_refused_with_the_words_that_do_not(tiny):
-    assert tiny.encode_captions([["cat " * 75]]).states.shape[1] == 77
+    assert tiny.encode_captions([["cat " * 75]]).prompt_embeds.shape[1] == 77
     with pytest.raises(UserError, match=r"has 77 tokens and 75 fit; too much from 'beach sun' on"):
         tiny.encode_captions([["cat " * 75 + "beach sun"]])
     rows = {"clip_l": torch.zeros(4, tiny.widths["clip_l"])}
@@ -189,7 +189,7 @@ def test_broken_folders_are_refused_in_a_sentence(folder, change, problem):
 def step(base, kept):
     """One step of a LoRA: the loss, its gradients, and the bytes that stay for the backward pass."""
     base.adapters.clear()
-    trained = base.adapters.train("all", 2, torch.Generator().manual_seed(0), text=True)
+    trained = base.adapters.add_trainable("all", 2, torch.Generator().manual_seed(0), text=True)
     generator = torch.Generator().manual_seed(1)
     for parameter in trained.values():
         parameter.data += 0.01 * torch.randn(parameter.shape, generator=generator)
@@ -366,5 +366,7 @@ def test_the_introduction_says_kind_size_and_precision(tiny):
     from sdpersonal.models import describe_base
 
     line = describe_base(tiny, "tiny")
-    assert line == f"Base: tiny on cpu, the built-in model: {round(tiny.parameters / 1e6)} million parameters in fp32."
+    assert (
+        line == f"Base: tiny on cpu, the built-in model: {round(tiny.num_parameters / 1e6)} million parameters in fp32."
+    )
     assert describe_base(tiny, None).startswith(line)

@@ -108,7 +108,7 @@ def test_what_is_at_a_comma_is_cut_there(tiny):
 
 def test_vectors_that_fit_no_chunk_are_refused(tiny):
     with pytest.raises(UserError, match="80 vectors fits no prompt: 75 fit"):
-        tiny.read([Segment({"clip_l": torch.zeros(80, tiny.widths["clip_l"])})])
+        tiny.encode_prompt([Segment({"clip_l": torch.zeros(80, tiny.widths["clip_l"])})])
 
 
 @pytest.mark.parametrize("base", ["tiny", "sd2"])
@@ -117,7 +117,8 @@ def test_a_plain_prompt_is_what_it_always_was(request, base):
     rows = {"clip_l": torch.randn(3, base.widths["clip_l"]) * 0.05}
     for prompt in ([""], ["a duck"], ["a photo of ", rows, " in the snow"]):
         assert torch.equal(
-            base.read([Segment(piece) for piece in prompt]).states, base.encode_captions([prompt]).states
+            base.encode_prompt([Segment(piece) for piece in prompt]).prompt_embeds,
+            base.encode_captions([prompt]).prompt_embeds,
         )
 
 
@@ -125,10 +126,10 @@ def test_a_plain_prompt_is_what_it_always_was(request, base):
 def test_emphasis_is_a1111s(request, base):
     base = request.getfixturevalue(base)
     encoder = base.encoders["clip_l"]
-    read = base.read([Segment("a "), Segment("red duck", 1.3), Segment(" in the rain", 0.8)])
+    read = base.encode_prompt([Segment("a "), Segment("red duck", 1.3), Segment(" in the rain", 0.8)])
     with torch.no_grad():
-        plain = base.encode_captions([["a red duck in the rain"]]).states[0].numpy()
-        read = read.states[0].numpy()
+        plain = base.encode_captions([["a red duck in the rain"]]).prompt_embeds[0].numpy()
+        read = read.prompt_embeds[0].numpy()
     counts = [len(encoder.ids(words)) for words in ("a", "red duck", "in the rain")]
     weights = np.ones(77)
     weights[1 : 1 + sum(counts)] = np.repeat([1.0, 1.3, 0.8], counts)
@@ -142,8 +143,8 @@ def test_emphasis_never_turns_a_prompt_over(sd2):
     bias = sd2.encoders["clip_l"].model.final_layer_norm.bias
     bias.data.fill_(0.0)
     try:
-        plain = sd2.encode_captions([["a red duck"]]).states[0]
-        read = sd2.read([Segment("a red duck", 1.3)]).states[0]
+        plain = sd2.encode_captions([["a red duck"]]).prompt_embeds[0]
+        read = sd2.encode_prompt([Segment("a red duck", 1.3)]).prompt_embeds[0]
     finally:
         bias.data.fill_(0.3)
     words = slice(1, 1 + len(sd2.encoders["clip_l"].ids("a red duck")))
@@ -154,33 +155,37 @@ def test_emphasis_never_turns_a_prompt_over(sd2):
 
 @torch.no_grad()
 def test_a_long_prompt_is_its_chunks_side_by_side(tiny):
-    long = tiny.read([Segment("a duck, "), Break(), Segment("a cat")], chunks=3)
-    assert long.states.shape[1] == 3 * 77
-    parts = [tiny.encode_captions([[words]]).states for words in ("a duck, ", "a cat", "")]
-    assert torch.equal(long.states, torch.cat(parts, dim=1))
-    assert tiny.chunks([Segment("a duck, "), Break(), Segment("a cat")]) == 2 and tiny.chunks([]) == 1
+    long = tiny.encode_prompt([Segment("a duck, "), Break(), Segment("a cat")], chunks=3)
+    assert long.prompt_embeds.shape[1] == 3 * 77
+    parts = [tiny.encode_captions([[words]]).prompt_embeds for words in ("a duck, ", "a cat", "")]
+    assert torch.equal(long.prompt_embeds, torch.cat(parts, dim=1))
+    assert tiny.num_chunks([Segment("a duck, "), Break(), Segment("a cat")]) == 2 and tiny.num_chunks([]) == 1
 
 
 @torch.no_grad()
 def test_sdxl_pools_the_first_chunk_and_leaves_no_words_empty(tmp_path):
     sdxl = load_base(str(save_narrow("sdxl", tmp_path / "sdxl")), "cpu")
-    both = sdxl.read([Segment("a duck"), Break(), Segment("a cat", 1.2)])
+    both = sdxl.encode_prompt([Segment("a duck"), Break(), Segment("a cat", 1.2)])
     first, second = (sdxl.encode_captions([[words]]) for words in ("a duck", "a cat"))
-    assert both.states.shape == (1, 154, 2048)
-    assert torch.equal(both.states[:, :77], first.states) and not torch.equal(both.states[:, 77:], second.states)
-    assert torch.equal(both.added["text_embeds"], first.added["text_embeds"])
+    assert both.prompt_embeds.shape == (1, 154, 2048)
+    assert torch.equal(both.prompt_embeds[:, :77], first.prompt_embeds) and not torch.equal(
+        both.prompt_embeds[:, 77:], second.prompt_embeds
+    )
+    assert torch.equal(both.added_cond_kwargs["text_embeds"], first.added_cond_kwargs["text_embeds"])
     for key, part in (("clip_l", slice(0, 768)), ("clip_g", slice(768, None))):
-        plain = second.states[0, :, part].numpy().astype(np.float64)
+        plain = second.prompt_embeds[0, :, part].numpy().astype(np.float64)
         weights = np.ones((77, 1))
         weights[1 : 1 + len(sdxl.encoders[key].ids("a cat"))] = 1.2
         expected = plain * weights * plain.mean() / (plain * weights).mean()
-        np.testing.assert_allclose(both.states[0, 77:, part].numpy(), expected, rtol=2e-3, atol=1e-4)
-    nothing = sdxl.read([Segment(" ")], chunks=2)
-    assert not nothing.states.any() and nothing.states.shape[1] == 154
+        np.testing.assert_allclose(both.prompt_embeds[0, 77:, part].numpy(), expected, rtol=2e-3, atol=1e-4)
+    nothing = sdxl.encode_prompt([Segment(" ")], min_chunks=2)
+    assert not nothing.prompt_embeds.any() and nothing.prompt_embeds.shape[1] == 154
 
 
 @torch.no_grad()
 def test_emphasis_on_one_prompt_is_not_felt_by_its_neighbour(tiny):
-    one, two = tiny.read([Segment("a duck", 1.4)]), tiny.read([Segment("a cat", 0.6)])
+    one, two = tiny.encode_prompt([Segment("a duck", 1.4)]), tiny.encode_prompt([Segment("a cat", 0.6)])
     both = Conditioning.cat([one, two])
-    assert torch.equal(both[:1].states, one.states) and torch.equal(both[1:].states, two.states)
+    assert torch.equal(both[:1].prompt_embeds, one.prompt_embeds) and torch.equal(
+        both[1:].prompt_embeds, two.prompt_embeds
+    )

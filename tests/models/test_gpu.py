@@ -24,8 +24,10 @@ def test_a_seed_means_the_same_picture_as_on_the_cpu_but_for_rounding(tiny):
     from sdpersonal.models import load_base
 
     request = GenerateRequest(prompt="a duck on the beach", n=2)
-    here = [np.asarray(picture.image, int) for picture in Generator(tiny).draw(request)]
-    there = [np.asarray(picture.image, int) for picture in Generator(load_base("tiny", device="cuda")).draw(request)]
+    here = [np.asarray(picture.image, int) for picture in Generator(tiny).generate(request)]
+    there = [
+        np.asarray(picture.image, int) for picture in Generator(load_base("tiny", device="cuda")).generate(request)
+    ]
     assert max(np.abs(a - b).mean() for a, b in zip(here, there, strict=True)) < 12
 
 
@@ -37,11 +39,14 @@ def test_training_and_resuming_on_the_card(tmp_path, root):
         "class_noun": "bear",
     }
     common |= {"library": tmp_path / "concepts", "samples": False, "save_every": 5}
-    train(DreamboothSettings(**common, run=tmp_path / "whole", steps=10), say=lambda line: None)
-    train(DreamboothSettings(**common, run=tmp_path / "parts", steps=5), say=lambda line: None)
-    train(DreamboothSettings(**common, run=tmp_path / "parts", steps=10, resume=True), say=lambda line: None)
+    train(DreamboothSettings(**common, run=tmp_path / "whole", steps=10), log=lambda line: None)
+    train(DreamboothSettings(**common, run=tmp_path / "parts", steps=5), log=lambda line: None)
+    train(DreamboothSettings(**common, run=tmp_path / "parts", steps=10, resume=True), log=lambda line: None)
     library = Library(tmp_path / "concepts")
-    assert [str(entry.token) for entry in library.list()] == ["<me/teddy-v1>", "<me/teddy-v2>"]  # 10 steps once, 5 once
+    assert [str(entry.token) for entry in library.entries()] == [
+        "<me/teddy-v1>",
+        "<me/teddy-v2>",
+    ]  # 10 steps once, 5 once
 
 
 @pytest.mark.parametrize("mode", ["waiting", "turns"])
@@ -50,14 +55,14 @@ def test_models_that_wait_beside_the_card_draw_the_same_bytes(mode, monkeypatch)
     from sdpersonal.models.offload import OffloadPlan
 
     base, request = load_base("tiny", device="cuda"), GenerateRequest(prompt="a duck on the beach", n=3, steps=4)
-    expected = [picture.image.tobytes() for picture in Generator(base).draw(request)]
-    held = base.offloader.held()
+    expected = [picture.image.tobytes() for picture in Generator(base).generate(request)]
+    held = base.offloader.bytes_on_device()
     monkeypatch.setattr(offload, "choose_plan", lambda free, need, most: OffloadPlan(mode, False, most))
-    assert [picture.image.tobytes() for picture in Generator(base).draw(request)] == expected
-    assert base.offloader.held() < held and base.device.type == "cuda"
+    assert [picture.image.tobytes() for picture in Generator(base).generate(request)] == expected
+    assert base.offloader.bytes_on_device() < held and base.device.type == "cuda"
     monkeypatch.undo()
-    assert [picture.image.tobytes() for picture in Generator(base).draw(request)] == expected
-    assert base.offloader.held() == held
+    assert [picture.image.tobytes() for picture in Generator(base).generate(request)] == expected
+    assert base.offloader.bytes_on_device() == held
 
 
 def test_a_lora_reaches_models_that_wait(tiny, monkeypatch):
@@ -68,9 +73,9 @@ def test_a_lora_reaches_models_that_wait(tiny, monkeypatch):
 
     shelf, base = Shelf(duck=random_concept(tiny, "<me/duck>", 1)), load_base("tiny", device="cuda")
     request = GenerateRequest(prompt="a cat <duck:0.7>", n=2, steps=4)
-    expected = [picture.image.tobytes() for picture in Generator(base, shelf).draw(request)]
+    expected = [picture.image.tobytes() for picture in Generator(base, shelf).generate(request)]
     monkeypatch.setattr(offload, "choose_plan", lambda free, need, most: OffloadPlan("turns", False, most))
-    assert [picture.image.tobytes() for picture in Generator(base, shelf).draw(request)] == expected
+    assert [picture.image.tobytes() for picture in Generator(base, shelf).generate(request)] == expected
 
 
 def test_a_card_that_is_full_says_so_and_is_as_before_after_it():
@@ -78,16 +83,16 @@ def test_a_card_that_is_full_says_so_and_is_as_before_after_it():
     from sdpersonal.models import load_base
 
     base, request = load_base("tiny", device="cuda"), GenerateRequest(prompt="a duck", n=2, steps=2)
-    expected = [picture.image.tobytes() for picture in Generator(base).draw(request)]
+    expected = [picture.image.tobytes() for picture in Generator(base).generate(request)]
     torch.cuda.empty_cache()
     _, whole = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / whole + 1e-6)
     try:
         with pytest.raises(OutOfMemory, match="Out of memory drawing"):
-            list(Generator(base).draw(GenerateRequest(prompt="a duck", n=8, steps=2, size="2048x2048")))
+            list(Generator(base).generate(GenerateRequest(prompt="a duck", n=8, steps=2, size="2048x2048")))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert [picture.image.tobytes() for picture in Generator(base).draw(request)] == expected
+    assert [picture.image.tobytes() for picture in Generator(base).generate(request)] == expected
 
 
 def test_what_a_stage_takes_on_a_card_is_about_what_is_reckoned_with():
@@ -98,7 +103,7 @@ def test_what_a_stage_takes_on_a_card_is_about_what_is_reckoned_with():
     for model in base.modules().values():
         model.to(torch.bfloat16)
     reckoned, shape = memory_need(base, (512, 512)), base.latent_shape(512, 512)
-    with base.quiet():
+    with base.exclusive():
         condition = base.encode_captions([["a"]] * (2 * pictures))
         latents = torch.zeros(2 * pictures, *shape, device="cuda")
         for work, expected in (

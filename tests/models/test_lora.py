@@ -18,8 +18,8 @@ class Small(nn.Module):
         self.to_q = nn.Linear(12, 7)
         self.conv = nn.Conv2d(3, 5, 3, stride=2, padding=1)
 
-    def forward(self, x, picture):
-        return self.to_q(x), self.conv(picture)
+    def forward(self, x, image):
+        return self.to_q(x), self.conv(image)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def dense(model, mix):
 def test_a_mix_is_the_sum_of_its_parts(model, strengths):
     mix = [(some_lora(i, rank=2 + i, alpha=1.5 + i), s) for i, s in enumerate(strengths)]
     x, picture = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
-    with torch.no_grad(), LoraAdapters({"lora_unet": model}).filled(mix):
+    with torch.no_grad(), LoraAdapters({"lora_unet": model}).active(mix):
         ours = model(x, picture)
     for mine, theirs in zip(ours, dense(model, mix)(x, picture), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)  # the slots hold fp32 factors
@@ -64,7 +64,7 @@ def test_a_mix_is_the_sum_of_its_parts(model, strengths):
 def test_nothing_stays_even_after_a_failure(model):
     x, picture = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
     slots, before = LoraAdapters({"lora_unet": model}), model(x, picture)
-    with pytest.raises(RuntimeError, match="boom"), slots.filled([(some_lora(0, 2, 2.0), 1.0)]):
+    with pytest.raises(RuntimeError, match="boom"), slots.active([(some_lora(0, 2, 2.0), 1.0)]):
         assert not torch.equal(model(x, picture)[0], before[0])
         raise RuntimeError("boom")
     assert all(torch.equal(a, b) for a, b in zip(model(x, picture), before, strict=True))
@@ -73,7 +73,7 @@ def test_nothing_stays_even_after_a_failure(model):
 def test_training_starts_at_the_bare_layer_and_can_be_bypassed(model):
     x, picture = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
     slots, before = LoraAdapters({"lora_unet": model}), model(x, picture)[0]
-    trained = slots.train("attention", 3, torch.Generator().manual_seed(0))
+    trained = slots.add_trainable("attention", 3, torch.Generator().manual_seed(0))
     assert {name: value.dtype for name, value in trained.items()} == {
         "lora_unet_to_q.lora_down.weight": torch.float32,
         "lora_unet_to_q.lora_up.weight": torch.float32,
@@ -87,7 +87,7 @@ def test_training_starts_at_the_bare_layer_and_can_be_bypassed(model):
     assert torch.equal(model(x, picture)[0], changed)
     lora = to_lora(trained)
     slots.clear()
-    with torch.no_grad(), slots.filled([(lora, 1.0)]):
+    with torch.no_grad(), slots.active([(lora, 1.0)]):
         torch.testing.assert_close(model(x, picture)[0], changed)
 
 
@@ -103,16 +103,16 @@ def test_a_lora_of_another_model_is_refused_before_anything_is_done(model, chang
 
 
 def test_attention_projections_of_a_real_unet(tiny):
-    names = tiny.adapters.names("attention")
+    names = tiny.adapters.layer_names("attention")
     blocks = sum(type(module).__name__ == "BasicTransformerBlock" for module in tiny.unet.modules())
     assert len(names) == blocks * 2 * 4  # self and cross; q, k, v, out
     assert all(name.startswith("lora_unet_") and "transformer_blocks" in name for name in names)
-    more = tiny.adapters.names("transformer")
+    more = tiny.adapters.layer_names("transformer")
     assert set(names) < set(more) and not any("time" in name or "resnets" in name for name in more)
 
 
 def test_convolutions_and_text_encoders_learn_where_asked(tiny):
-    usual, everything = tiny.adapters.names("transformer"), tiny.adapters.names("all", text=True)
+    usual, everything = tiny.adapters.layer_names("transformer"), tiny.adapters.layer_names("all", text=True)
     assert set(usual) < set(everything)
     more = set(everything) - set(usual)
     assert {"lora_unet_down_blocks_0_resnets_0_conv1", "lora_unet_down_blocks_0_downsamplers_0_conv"} <= more
@@ -123,16 +123,16 @@ def test_convolutions_and_text_encoders_learn_where_asked(tiny):
     assert not any(
         word in name for name in more for word in ("time_embedding", "conv_in", "conv_out", "token_embedding")
     )
-    assert all(name.endswith("_proj") for name in set(tiny.adapters.names("attention", text=True)) - set(usual))
-    alone = tiny.adapters.train("attention", 2, torch.Generator().manual_seed(0))
-    both = tiny.adapters.train("attention", 2, torch.Generator().manual_seed(0), text=True)
+    assert all(name.endswith("_proj") for name in set(tiny.adapters.layer_names("attention", text=True)) - set(usual))
+    alone = tiny.adapters.add_trainable("attention", 2, torch.Generator().manual_seed(0))
+    both = tiny.adapters.add_trainable("attention", 2, torch.Generator().manual_seed(0), text=True)
     tiny.adapters.clear()
     assert all(torch.equal(alone[name], both[name]) for name in alone) and len(both) > len(alone)
 
 
 def test_a_convolution_is_trained_and_drawn_with_alike(tiny):
     noisy, t = torch.randn(1, *tiny.latent_shape(128, 128)), torch.tensor([500])
-    trained = tiny.adapters.train("all", 2, torch.Generator().manual_seed(0), text=True)
+    trained = tiny.adapters.add_trainable("all", 2, torch.Generator().manual_seed(0), text=True)
     try:
         for name, parameter in trained.items():
             if name.endswith("up.weight"):
@@ -149,7 +149,7 @@ def test_a_convolution_is_trained_and_drawn_with_alike(tiny):
     assert conv.down.shape == (2, width, 3, 3) and conv.up.shape == (width, 2, 1, 1)
     Concept(Token("me", "duck"), Card(base="tiny"), {}, lora)  # a file can hold it
     tiny.adapters.check(lora, "<me/duck>")
-    with torch.no_grad(), tiny.adapters.filled([(lora, 1.0)]):
+    with torch.no_grad(), tiny.adapters.active([(lora, 1.0)]):
         torch.testing.assert_close(
             tiny.predict(noisy, t, tiny.encode_captions([["a duck"]])), learned, atol=1e-5, rtol=1e-5
         )
@@ -167,7 +167,7 @@ def test_a_linear_layer_and_a_1x1_convolution_take_each_others_lora():
         for model in (linear, conv):
             slots = LoraAdapters({"lora_unet": model})
             slots.check(lora := Lora({"lora_unet_0": layer}), "<me/duck>")
-            with torch.no_grad(), slots.filled([(lora, 1.0)]):
+            with torch.no_grad(), slots.active([(lora, 1.0)]):
                 answers.append(model(x) if model is conv else model(x.movedim(1, -1)).movedim(-1, 1))
     for answer in answers[1:]:
         torch.testing.assert_close(answer, answers[0])
@@ -191,13 +191,13 @@ def test_from_the_third_use_on_a_mix_is_in_the_weights_and_then_gone_to_the_bit(
     x, picture = torch.randn(2, 3, 12).double(), torch.randn(2, 3, 8, 8).double()
     before, bare = weights_of(model), model(x, picture)
     expected, less = (dense(model, some)(x, picture) for some in (mix, mix[:1]))
-    with torch.no_grad(), slots.filled(mix):
+    with torch.no_grad(), slots.active(mix):
         for use in range(4):
             for mine, theirs in zip(model(x, picture), expected, strict=True):
                 torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
             assert (model.to_q.weight is before["to_q.weight"][0]) == (use == 0)  # two uses are no more than prompts
         assert not model.to_q._forward_hooks and not model.conv._forward_hooks
-        slots.fill(mix[:1])
+        slots.set(mix[:1])
         assert model.to_q.weight is before["to_q.weight"][0]
         for _ in range(3):
             other = model(x, picture)
@@ -210,7 +210,7 @@ def test_from_the_third_use_on_a_mix_is_in_the_weights_and_then_gone_to_the_bit(
 def test_what_learns_is_never_merged(model):
     x, picture = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double()
     slots, own = LoraAdapters({"lora_unet": model}), model.to_q.weight
-    trained = slots.train("attention", 3, torch.Generator().manual_seed(0))
+    trained = slots.add_trainable("attention", 3, torch.Generator().manual_seed(0))
     for _ in range(4):
         with torch.no_grad():  # a trial's pictures
             model(x, picture)
@@ -224,7 +224,7 @@ def test_what_learns_is_never_merged(model):
 def test_a_mix_is_bypassed_and_comes_back_after_it_was_merged(model):
     x, picture, mix = torch.randn(4, 12).double(), torch.randn(2, 3, 8, 8).double(), [(some_lora(0, 2, 2.0), 1.0)]
     slots, bare = LoraAdapters({"lora_unet": model}), model(x, picture)
-    with torch.no_grad(), slots.filled(mix):
+    with torch.no_grad(), slots.active(mix):
         mixed = [model(x, picture)[0] for _ in range(3)][-1]
         with slots.disabled():
             assert torch.equal(model(x, picture)[0], bare[0])
@@ -238,7 +238,7 @@ def test_large_layers_and_half_precision_stay_as_they_are():
         width = layer.in_features
         part = LoraLayer(np.ones((1, width), np.float32), np.ones((width, 1), np.float32), 1.0)
         own, x = layer.weight, torch.ones(1, width, dtype=layer.weight.dtype)
-        with torch.no_grad(), LoraAdapters({"lora_unet": model}).filled([(Lora({"lora_unet_0": part}), 1.0)]):
+        with torch.no_grad(), LoraAdapters({"lora_unet": model}).active([(Lora({"lora_unet_0": part}), 1.0)]):
             answers = [model(x) for _ in range(4)]
             assert layer.weight is own
         assert all(torch.equal(one, answers[0]) for one in answers)

@@ -60,8 +60,8 @@ def test_what_is_chosen_fits_and_more_memory_never_means_less_speed():
     for free in range(0, 40 * GB, GB // 7):
         chosen = choose_plan(free, SDXL, 4)
         if chosen != OffloadPlan("turns", True, 1):
-            assert SDXL.peak(chosen.mode, chosen.tiled, chosen.at_once) < 0.9 * free
-        ranks.append((chosen.tiled, cost[chosen.mode], -chosen.at_once, chosen.mode == "waiting"))
+            assert SDXL.peak(chosen.mode, chosen.tiled, chosen.batch_size) < 0.9 * free
+        ranks.append((chosen.tiled, cost[chosen.mode], -chosen.batch_size, chosen.mode == "waiting"))
     assert ranks == sorted(ranks, reverse=True)
 
 
@@ -140,7 +140,7 @@ def test_who_is_on_the_card_in_a_drawing(mode, expected):
     for stage in ("text", "unet", "unet", "vae"):
         stages.to_device(stage)
         seen.append(places(stages))
-        assert stages.held() == 4 * 8 * places(stages).count("x")
+        assert stages.bytes_on_device() == 4 * 8 * places(stages).count("x")
     assert seen == expected
     assert stages._models["vae"].use_tiling == (mode == "turns")
     stages.apply_plan(OffloadPlan("all", False, 4))
@@ -149,20 +149,22 @@ def test_who_is_on_the_card_in_a_drawing(mode, expected):
 
 def test_nothing_moves_on_a_cpu(tiny):
     assert plan_offload(tiny, (2048, 2048), 4) == 4 and plan_offload(tiny, (128, 128), 4) == 8
-    assert not tiny.vae.use_tiling and tiny.offloader.held() == sum(map(weight_bytes, tiny.modules().values()))
+    assert not tiny.vae.use_tiling and tiny.offloader.bytes_on_device() == sum(
+        map(weight_bytes, tiny.modules().values())
+    )
 
 
 def test_as_many_at_once_as_there_is_room_for(tiny, monkeypatch):
     """The same pictures, in other batches, up to the kernels' rounding."""
     request = GenerateRequest(prompt="a duck", n=4, steps=2, size="64x64")
-    together = [np.asarray(one.image, int) for one in Generator(tiny).draw(request)]
+    together = [np.asarray(one.image, int) for one in Generator(tiny).generate(request)]
     seen = []
     monkeypatch.setattr(
         "sdpersonal.generation.generator.plan_offload", lambda base, size, most, beside: seen.append(size) or 3
     )
-    batches = [np.asarray(one.image, int) for one in Generator(tiny).draw(request)]
+    batches = [np.asarray(one.image, int) for one in Generator(tiny).generate(request)]
     assert max(np.abs(a - b).max() for a, b in zip(together, batches, strict=True)) <= 1
-    list(Generator(tiny).draw(GenerateRequest(prompt="a duck", n=1, steps=1, size="64x96", enlarge=1.5)))
+    list(Generator(tiny).generate(GenerateRequest(prompt="a duck", n=1, steps=1, size="64x96", enlarge=1.5)))
     assert seen == [(64, 64), (96, 144)]
 
 
@@ -187,18 +189,18 @@ class NoRoomAt:
 @pytest.mark.parametrize("n", [1, 3])  # in the first batch, and after some pictures
 def test_the_next_request_has_all_the_memory_and_draws_the_same(tiny, monkeypatch, n):
     request = GenerateRequest(prompt="a duck", n=10, steps=2, size="64x64")
-    expected = [picture.image.tobytes() for picture in Generator(tiny).draw(request)]
+    expected = [picture.image.tobytes() for picture in Generator(tiny).generate(request)]
     generator, failing = Generator(tiny), NoRoomAt(tiny, n)
     with monkeypatch.context() as patched:
         patched.setattr(tiny, "predict", failing)
         with pytest.raises(
             OutOfMemory, match=r"^Out of memory drawing \d at once: needs about .* GB there\."
         ) as caught:
-            list(generator.draw(request))
+            list(generator.generate(request))
     assert "--size" in caught.value.hint and "--n 1" in caught.value.hint
     gc.collect()
     assert failing.held() is None, sys.getrefcount(failing.held())  # even while the error is at hand
-    assert [picture.image.tobytes() for picture in generator.draw(request)] == expected
+    assert [picture.image.tobytes() for picture in generator.generate(request)] == expected
 
 
 def test_other_errors_pass(tiny, monkeypatch):
@@ -207,7 +209,7 @@ def test_other_errors_pass(tiny, monkeypatch):
 
     monkeypatch.setattr(tiny, "predict", fail)
     with pytest.raises(RuntimeError, match="mat1"):
-        list(Generator(tiny).draw(GenerateRequest(prompt="a", n=1, steps=1, size="64x64")))
+        list(Generator(tiny).generate(GenerateRequest(prompt="a", n=1, steps=1, size="64x64")))
 
 
 def test_a_card_is_asked_what_is_free(tiny, monkeypatch):

@@ -66,9 +66,9 @@ def checked(tmp_path_factory):
     return folder, save_checker(folder)
 
 
-def theirs(pipe, pictures):
+def theirs(pipe, images):
     """What `run_safety_checker` would have blackened."""
-    arrays = [np.asarray(picture, np.float32)[None] / 255 for picture in pictures]
+    arrays = [np.asarray(picture, np.float32)[None] / 255 for picture in images]
     return [pipe.run_safety_checker(array, "cpu", torch.float32)[1][0] for array in arrays]
 
 
@@ -117,13 +117,15 @@ def test_a_missing_weight_is_no_random_one(checked, tmp_path):
 
 def test_the_first_line_says_which_it_is(checked, tiny, tmp_path):
     folder, _ = checked
-    assert describe_base(load_base(str(folder), "cpu"), "x", draws=True).endswith("Its safety checker is on.")
+    assert describe_base(load_base(str(folder), "cpu"), "x", with_safety=True).endswith("Its safety checker is on.")
     off = load_base(str(folder), "cpu", safety=False)
-    assert off.safety_checker is None and describe_base(off, "x", draws=True).endswith("Its safety checker is off.")
-    assert describe_base(tiny, "tiny", draws=True).endswith("This base comes without a safety checker.")
+    assert off.safety_checker is None and describe_base(off, "x", with_safety=True).endswith(
+        "Its safety checker is off."
+    )
+    assert describe_base(tiny, "tiny", with_safety=True).endswith("This base comes without a safety checker.")
     pickled = shutil.copytree(folder, tmp_path / "pickled")
     (pickled / FILE).rename(pickled / "safety_checker" / "pytorch_model.bin")
-    line = describe_base(load_base(str(pickled), "cpu"), "x", draws=True)
+    line = describe_base(load_base(str(pickled), "cpu"), "x", with_safety=True)
     assert line.endswith("Its safety checker is not on this machine as safetensors: pictures are not checked.")
 
 
@@ -150,7 +152,7 @@ def drawn(checked):
     """Pictures of a base with a checker whose limit is the median of what it finds in them; and those without it."""
     base = load_base(str(checked[0]), "cpu")
     checker, base.safety_checker = base.safety_checker.load(), None
-    bare = list(Generator(base).draw(REQUEST))
+    bare = list(Generator(base).generate(REQUEST))
     limits = checker._model.concept_embeds_weights
     limits.fill_(9.0)
     pixels = checker._processor([one.image for one in bare], return_tensors="pt").pixel_values
@@ -158,7 +160,7 @@ def drawn(checked):
         seen = checker._model.visual_projection(checker._model.vision_model(pixels)[1])
         limits[3] = torch.cosine_similarity(seen, checker._model.concept_embeds[3:4]).median() + 1e-4
     base.safety_checker = checker
-    return base, bare, list(Generator(base).draw(REQUEST))
+    return base, bare, list(Generator(base).generate(REQUEST))
 
 
 def test_what_is_flagged_is_grey_and_says_so(drawn):
@@ -175,7 +177,7 @@ def test_what_is_flagged_is_grey_and_says_so(drawn):
 
 def test_a_file_of_a_hidden_picture_says_why_it_is_grey(drawn):
     hidden = next(picture for picture in drawn[2] if picture.hidden)
-    recipe = json.loads(Image.open(BytesIO(hidden.png())).text["sdpersonal"])
+    recipe = json.loads(Image.open(BytesIO(hidden.to_png())).text["sdpersonal"])
     assert recipe["hidden"] is True and recipe["seed"] == hidden.seed
 
 
@@ -183,7 +185,7 @@ def test_nan_is_told_and_not_hidden(drawn, monkeypatch):
     base = drawn[0]
     monkeypatch.setattr(base, "predict", lambda noisy, t, condition: torch.full_like(noisy, float("nan")))
     with pytest.raises(UserError, match="The picture came out as NaN"):
-        list(Generator(base).draw(REQUEST))
+        list(Generator(base).generate(REQUEST))
 
 
 def test_damaged_files_are_told_before_any_step(checked, tmp_path):
@@ -191,7 +193,7 @@ def test_damaged_files_are_told_before_any_step(checked, tmp_path):
     (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-100])
     steps = []
     with pytest.raises(UserError, match="cut short"):
-        list(Generator(load_base(str(folder), "cpu")).draw(REQUEST, progress=lambda *step: steps.append(step)))
+        list(Generator(load_base(str(folder), "cpu")).generate(REQUEST, progress=lambda *step: steps.append(step)))
     assert steps == []
 
 
@@ -211,7 +213,7 @@ def test_the_command_and_the_page_say_how_many_were_hidden(drawn, checked, tmp_p
     studio = GenerationService(
         lambda name: Generator(base), Workspace(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b")
     )
-    assert list(studio.do(lambda: generation_service.generate_job(form), "page"))[-1].message.endswith(line)
+    assert list(studio.submit(lambda: generation_service.generate_job(form), "page"))[-1].message.endswith(line)
 
 
 def test_nothing_hidden_is_nothing_said():

@@ -43,7 +43,7 @@ def stock(folder, base):
 
     pipe = StableDiffusionXLPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = base.sampler()
+    pipe.scheduler = base.make_scheduler()
     return pipe
 
 
@@ -62,7 +62,7 @@ def close(ours, theirs):
 def a_lora(base, targets="all", seed=0):
     """One that says something in every layer that could be trained."""
     generator = torch.Generator().manual_seed(seed)
-    trained = base.adapters.train(targets, 2, generator, text=True)
+    trained = base.adapters.add_trainable(targets, 2, generator, text=True)
     for parameter in trained.values():
         parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
     base.adapters.clear()
@@ -78,34 +78,39 @@ def test_text_and_its_pooled_form_equal_diffusers(base, stock):
     for prompt in (PROMPT, "wow! Ünïcode, (brackets)", "one"):
         states, _, pooled, _ = stock.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False)
         ours = base.encode_captions([[prompt]])
-        close(ours.states, states)
-        close(ours.added["text_embeds"], pooled)
+        close(ours.prompt_embeds, states)
+        close(ours.added_cond_kwargs["text_embeds"], pooled)
 
 
 def test_no_words_are_zeros_as_diffusers_has_them(base, stock, folder, tmp_path):
     _, states, _, pooled = stock.encode_prompt(PROMPT, device="cpu")  # no negative prompt given
     ours = base.encode_captions([[""], [PROMPT], []])
-    close(ours[:1].states, states)
-    close(ours[:1].added["text_embeds"], pooled)
-    assert not ours[2:].states.any() and ours[1:2].states.abs().sum() > 0
+    close(ours[:1].prompt_embeds, states)
+    close(ours[:1].added_cond_kwargs["text_embeds"], pooled)
+    assert not ours[2:].prompt_embeds.any() and ours[1:2].prompt_embeds.abs().sum() > 0
     copy = shutil.copytree(folder, tmp_path / "copy", symlinks=True)
     index = json.loads((copy / "model_index.json").read_text()) | {"force_zeros_for_empty_prompt": False}
     (copy / "model_index.json").write_text(json.dumps(index))
-    assert load_base(str(copy), "cpu").encode_captions([[""]]).states.any()
+    assert load_base(str(copy), "cpu").encode_captions([[""]]).prompt_embeds.any()
 
 
 def test_sizes_are_told_in_diffusers_order_and_exactly(base, stock):
     framing = SizeConditioning(original=(1023, 771), crop=(13, 0), target=(64, 128))
     theirs = stock._get_add_time_ids((1023, 771), (13, 0), (64, 128), torch.float32, text_encoder_projection_dim=1280)
     condition = base.encode_captions([[PROMPT]], [framing])
-    assert torch.equal(condition.added["time_ids"], theirs)
-    assert base.encode_captions([[PROMPT]]).added["time_ids"].tolist() == [[128, 128, 0, 0, 128, 128]]
-    again = base.with_size_conditioning(condition, [SizeConditioning.whole(64, 32)])
-    assert again.added["time_ids"].tolist() == [[64, 32, 0, 0, 64, 32]] and again.states is condition.states
+    assert torch.equal(condition.added_cond_kwargs["time_ids"], theirs)
+    assert base.encode_captions([[PROMPT]]).added_cond_kwargs["time_ids"].tolist() == [[128, 128, 0, 0, 128, 128]]
+    again = base.with_size_conditioning(condition, [SizeConditioning.full(64, 32)])
+    assert (
+        again.added_cond_kwargs["time_ids"].tolist() == [[64, 32, 0, 0, 64, 32]]
+        and again.prompt_embeds is condition.prompt_embeds
+    )
     noisy, t = torch.randn(1, 4, 8, 16), torch.tensor([500])
     assert not torch.equal(base.predict(noisy, t, condition), base.predict(noisy, t, again))
     both = Conditioning.cat([condition, again])
-    assert both.added["time_ids"].shape == (2, 6) and torch.equal(both[1:].added["time_ids"], again.added["time_ids"])
+    assert both.added_cond_kwargs["time_ids"].shape == (2, 6) and torch.equal(
+        both[1:].added_cond_kwargs["time_ids"], again.added_cond_kwargs["time_ids"]
+    )
 
 
 def test_an_embedding_equals_diffusers_textual_inversion(base, stock, rows):
@@ -116,20 +121,20 @@ def test_an_embedding_equals_diffusers_textual_inversion(base, stock, rows):
         "a photo of <duck> here", device="cpu", do_classifier_free_guidance=False
     )
     ours = base.encode_captions([["a photo of ", rows, " here"]])
-    close(ours.states, states)
-    close(ours.added["text_embeds"], pooled)
+    close(ours.prompt_embeds, states)
+    close(ours.added_cond_kwargs["text_embeds"], pooled)
 
 
 def test_gradients_reach_the_vectors_of_both_encoders(base, rows):
     rows = {key: torch.nn.Parameter(value) for key, value in rows.items()}
     condition = base.encode_captions([["a ", rows, " here"]])
-    (condition.states.square().sum() + condition.added["text_embeds"].square().sum()).backward()
+    (condition.prompt_embeds.square().sum() + condition.added_cond_kwargs["text_embeds"].square().sum()).backward()
     assert all(value.grad.abs().sum(1).min() > 0 for value in rows.values())
     assert not any(p.requires_grad for module in base.modules().values() for p in module.parameters())
 
 
 def test_layers_are_named_as_kohya_names_them(base):
-    names = base.adapters.names("all", text=True)
+    names = base.adapters.layer_names("all", text=True)
     for name in (  # of sd-scripts' networks/lora.py, over its sdxl_original_unet.py
         "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
         "lora_unet_input_blocks_4_1_proj_in",
@@ -154,19 +159,19 @@ def test_a_lora_of_ours_in_diffusers_pipeline(base, stock, tmp_path):
     (tmp_path / "duck.safetensors").write_bytes(concept_to_bytes(concept))
     stock.load_lora_weights(tmp_path, weight_name="duck.safetensors")
     noisy, t = torch.randn(1, 4, 8, 8), torch.tensor([500])
-    with torch.no_grad(), base.adapters.filled([(lora, 1.0)]):
+    with torch.no_grad(), base.adapters.active([(lora, 1.0)]):
         condition = base.encode_captions([[PROMPT]])
         ours = base.predict(noisy, t, condition)
     bare = base.encode_captions([[PROMPT]])
     with torch.no_grad():
         states, _, pooled, _ = stock.encode_prompt(PROMPT, device="cpu", do_classifier_free_guidance=False)
-        added = {"text_embeds": pooled, "time_ids": condition.added["time_ids"]}
+        added = {"text_embeds": pooled, "time_ids": condition.added_cond_kwargs["time_ids"]}
         theirs = stock.unet(noisy, t, states, added_cond_kwargs=added).sample
         unet_bare = base.predict(noisy, t, condition)
-    close(condition.states, states)
+    close(condition.prompt_embeds, states)
     close(ours, theirs)
     assert (ours - unet_bare).abs().max() > 1e-2
-    assert (condition.states - bare.states).abs().max() > 1e-2
+    assert (condition.prompt_embeds - bare.prompt_embeds).abs().max() > 1e-2
 
 
 def test_a_lora_may_name_the_unets_layers_either_way(base):
@@ -183,13 +188,13 @@ def test_a_lora_may_name_the_unets_layers_either_way(base):
     noisy, t, condition = torch.randn(1, 4, 8, 8), torch.tensor([500]), base.encode_captions([[PROMPT]])
     answers = []
     for mix in ([(lora, 1.0), (lora, 1.0)], [(lora, 1.0), (other, 1.0)]):
-        with torch.no_grad(), base.adapters.filled(mix):
+        with torch.no_grad(), base.adapters.active(mix):
             answers.append(base.predict(noisy, t, condition))
     assert torch.equal(*answers)
 
 
 def test_every_trained_layer_gets_a_gradient(base, rows):
-    trained = base.adapters.train("all", 2, torch.Generator().manual_seed(0), text=True)
+    trained = base.adapters.add_trainable("all", 2, torch.Generator().manual_seed(0), text=True)
     try:
         for name, parameter in trained.items():
             parameter.data += 0.01 if name.endswith("up.weight") else 0.0
@@ -212,8 +217,8 @@ def test_a_concept_is_drawn_with_its_text_lora(base, rows):
         def get(self, token):
             return concept
 
-    (picture,) = Generator(base, Shelf()).draw(GenerateRequest(prompt="a <duck>", n=1, steps=2, size="128x64"))
-    (other,) = Generator(base, Shelf()).draw(GenerateRequest(prompt="a <duck:0.2>", n=1, steps=2, size="128x64"))
+    (picture,) = Generator(base, Shelf()).generate(GenerateRequest(prompt="a <duck>", n=1, steps=2, size="128x64"))
+    (other,) = Generator(base, Shelf()).generate(GenerateRequest(prompt="a <duck:0.2>", n=1, steps=2, size="128x64"))
     assert picture.image.size == (128, 64) and np.any(np.asarray(picture.image) != np.asarray(other.image))
 
 
@@ -225,7 +230,7 @@ def test_a_saved_base_is_the_same_in_diffusers_and_here(base, tmp_path):
     stock = StableDiffusionXLPipeline.from_pretrained(tmp_path / "model")
     for key, value in base.unet.state_dict().items():
         assert torch.equal(value, again.unet.state_dict()[key]) and torch.equal(value, stock.unet.state_dict()[key])
-    assert torch.equal(base.encode_captions([[PROMPT]]).states, again.encode_captions([[PROMPT]]).states)
+    assert torch.equal(base.encode_captions([[PROMPT]]).prompt_embeds, again.encode_captions([[PROMPT]]).prompt_embeds)
     assert again.schedule.prediction_type == "epsilon"
     with pytest.raises(UserError, match="is there already"):
         base.save(tmp_path / "model")
@@ -244,7 +249,7 @@ def test_a_half_precision_base_with_an_fp32_autoencoder_encodes_and_decodes(fold
     for name, module in base.modules().items():
         module.to(torch.float32 if name == "vae" else torch.bfloat16)
     posterior = base.encode(np.zeros((1, 64, 64, 3), np.uint8))
-    with base.quiet():
+    with base.exclusive():
         said = base.predict(posterior.mean, torch.tensor([10]), base.encode_captions([[PROMPT]]))
     assert said.dtype == posterior.mean.dtype == torch.float32
     assert base.decode(said).shape == (1, 64, 64, 3)

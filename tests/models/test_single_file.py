@@ -63,13 +63,13 @@ def test_one_file_is_the_folder_it_was_written_from(both):
     noisy, t = torch.randn(2, 4, 16, 16), torch.tensor([999, 10])
     with torch.no_grad():
         one, two = ours.encode_captions(prompts), theirs.encode_captions(prompts)
-        assert torch.equal(one.states, two.states)
+        assert torch.equal(one.prompt_embeds, two.prompt_embeds)
         assert torch.equal(
             ours.predict(noisy, t, one), theirs.predict(noisy, t, ours.with_size_conditioning(two, _whole(ours, 2)))
         )
     pixels = torch.randint(0, 255, (1, 64, 64, 3), dtype=torch.uint8).numpy()
     assert torch.equal(ours.encode(pixels).mean, theirs.encode(pixels).mean)
-    sampler, stock = dict(ours.sampler().config), dict(theirs.sampler().config)
+    sampler, stock = dict(ours.make_scheduler().config), dict(theirs.make_scheduler().config)
     assert {key: sampler[key] for key in ("timestep_spacing", "steps_offset", "beta_schedule", "prediction_type")} == {
         key: stock[key] for key in ("timestep_spacing", "steps_offset", "beta_schedule", "prediction_type")
     }
@@ -78,7 +78,7 @@ def test_one_file_is_the_folder_it_was_written_from(both):
 def _whole(base, count):
     from sdpersonal.models import SizeConditioning
 
-    return [SizeConditioning.whole(base.resolution, base.resolution)] * count
+    return [SizeConditioning.full(base.resolution, base.resolution)] * count
 
 
 @pytest.fixture(scope="module", params=original.FULL)
@@ -136,18 +136,18 @@ def test_published_configurations_are_read_off_the_shapes(full):
         mine = clip_config(with_prefix_removed(shapes, "cond_stage_model.transformer.text_model."))
         _same(mine, parts["text_encoder"].config.to_dict())
     elif kind == "sd2":
-        mine = open_clip_config(with_prefix_removed(shapes, "cond_stage_model.model."), whole=False)
+        mine = open_clip_config(with_prefix_removed(shapes, "cond_stage_model.model."), all_layers=False)
         _same(mine, parts["text_encoder"].config.to_dict())
         deeper = with_prefix_removed(shapes, "cond_stage_model.model.") | {
             "transformer.resblocks.23.mlp.c_fc.weight": (4096, 1024)
         }
-        assert open_clip_config(deeper, whole=False)["num_hidden_layers"] == 23  # of Stability's own file
+        assert open_clip_config(deeper, all_layers=False)["num_hidden_layers"] == 23  # of Stability's own file
     else:
         _same(
             clip_config(with_prefix_removed(shapes, "conditioner.embedders.0.transformer.text_model.")),
             parts["text_encoder"].config.to_dict(),
         )
-        mine = open_clip_config(with_prefix_removed(shapes, "conditioner.embedders.1.model."), whole=True)
+        mine = open_clip_config(with_prefix_removed(shapes, "conditioner.embedders.1.model."), all_layers=True)
         _same(mine, parts["text_encoder_2"].config.to_dict())
 
 
@@ -227,7 +227,7 @@ def test_what_no_file_says_is_decided_by_a1111s_question(tokenizers, tmp_path, b
 def test_zero_terminal_snr_is_known_by_its_marker(sd2, tmp_path):
     extra = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
     base = load_base(str(original.write(sd2, tmp_path / "sd2.safetensors", {}, extra)), "cpu")
-    assert float(base.schedule.alphas_cumprod[-1]) < 1e-6 and type(base.sampler()).__name__ == "DDIMScheduler"
+    assert float(base.schedule.alphas_cumprod[-1]) < 1e-6 and type(base.make_scheduler()).__name__ == "DDIMScheduler"
 
 
 # --- another autoencoder ----------------------------------------------------------------------------------------------

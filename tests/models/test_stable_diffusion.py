@@ -45,18 +45,18 @@ def test_a_concept_is_taught_and_drawn_and_stays_with_its_kind(model, tmp_path, 
     common = {"photos": tmp_path / "photos", "token": "<me/duck>", "base": str(folder), "steps": 2, "samples": False}
     common |= {"library": tmp_path / "concepts", "run": tmp_path / "run", "batch": 1}
     if method == "inversion":
-        train(TextualInversionSettings(**common, init="toy duck"), say=lambda line: None)
+        train(TextualInversionSettings(**common, init="toy duck"), log=lambda line: None)
     else:
-        train(DreamboothSettings(**common, class_noun="toy duck", rank=4, prior="predicted"), say=lambda line: None)
+        train(DreamboothSettings(**common, class_noun="toy duck", rank=4, prior="predicted"), log=lambda line: None)
     library = Library(tmp_path / "concepts")
-    (entry,) = library.list()
+    (entry,) = library.entries()
     assert entry.card.base == kind and entry.card.base_name == folder.name and str(tmp_path) not in str(entry.card)
     base = load_base(str(folder), device="cpu")
     request = GenerateRequest(prompt="a photo of <duck>", n=1, steps=1, size="128x64")
-    (picture,) = Generator(base, library).draw(request)
+    (picture,) = Generator(base, library).generate(request)
     assert picture.image.size == (128, 64)
     with pytest.raises(UserError, match=f"made for the base {kind}; the loaded one is tiny"):
-        list(Generator(tiny, library).draw(request))
+        list(Generator(tiny, library).generate(request))
 
 
 def test_an_inpainting_model_is_refused_by_name(model, tmp_path):

@@ -397,7 +397,7 @@ def full(tmp_path_factory):
         file.write_text("".join(json.dumps(each) + "\n" for each in lines))
     for n in (3, 77):
         day = f"2026-11-{23 - n % 5}"
-        outputs.add_favourite(outputs.folder / day / next(x for x in outputs.pictures(day) if int(x[:5]) == 1 + n // 5))
+        outputs.add_favourite(outputs.folder / day / next(x for x in outputs.images(day) if int(x[:5]) == 1 + n // 5))
     return outputs
 
 

@@ -32,14 +32,14 @@ USER, HOST, MARK = "annaschmidt", "annas-laptop-7", "PLANTED"
 PHOTOS = ["Anna at home, Hauptstrasse 7 (52.5170N).jpg", "-rf IMG_0815 \u202egpj.jpg", "Zoë's 3rd birthday.jpg"]
 
 
-def telling(picture: Image.Image) -> bytes:
+def telling(image: Image.Image) -> bytes:
     """A JPEG with everything that a camera and an editor leave in it."""
     exif = Image.Exif()
     exif[0x010F], exif[0x013B], exif[0x0132] = f"{MARK}-camera", f"{MARK}-artist", "2031:12:24 19:30:00"
     exif.get_ifd(0x8769)[0xA431] = f"{MARK}-serial"
     exif.get_ifd(0x8825).update({1: "N", 2: (52.0, 31.0, 1.2), 3: "E", 4: (13.0, 23.0, 20.0), 27: MARK.encode()})
     out = io.BytesIO()
-    picture.save(out, "JPEG", exif=exif, xmp=f"<x:xmpmeta>{MARK}-xmp</x:xmpmeta>".encode(), comment=f"{MARK}-comment")
+    image.save(out, "JPEG", exif=exif, xmp=f"<x:xmpmeta>{MARK}-xmp</x:xmpmeta>".encode(), comment=f"{MARK}-comment")
     return out.getvalue()
 
 

@@ -35,21 +35,21 @@ def eyes():
 
 @pytest.fixture(scope="session")
 def teddy() -> list[Image.Image]:
-    return bad.good(SAMPLES / "teddy-bear")
+    return bad.load_squares(SAMPLES / "teddy-bear")
 
 
-def names(pictures, kind="object", **more) -> list[str]:
-    return [each.name for each in check(bad.as_set(pictures), kind, **more).findings]
+def names(images, kind="object", **more) -> list[str]:
+    return [each.name for each in check(bad.as_set(images), kind, **more).findings]
 
 
-def photos_with(name, pictures, **more) -> tuple[str, ...]:
-    found = check(bad.as_set(pictures), "object", **more).findings
+def photos_with(name, images, **more) -> tuple[str, ...]:
+    found = check(bad.as_set(images), "object", **more).findings
     return next((each.photos for each in found if each.name == name), ())
 
 
 @pytest.mark.parametrize("side", [128, 512])
-def test_the_sample_photos_are_good(side, eyes):
-    assert check(load_photos(SAMPLES / "teddy-bear", side), "object", "bear", eyes).findings == ()
+def test_the_sample_photos_are_good(side, clip):
+    assert check(load_photos(SAMPLES / "teddy-bear", side), "object", "bear", clip).findings == ()
     assert check(load_photos(SAMPLES / "cyanotype", side), "style").findings == ()
 
 
@@ -58,12 +58,12 @@ def test_made_sets_in_many_places_are_good(seed):
     assert names(bad.in_many_places(seed=seed)) == []
 
 
-def test_real_sets_get_no_false_warning(shared_photos, eyes):
+def test_real_sets_get_no_false_warning(shared_photos, clip):
     lines = (shared_photos / "prompts_and_classes.txt").read_text().split("Prompts")[0].splitlines()
     classes = dict(line.split(",") for line in lines if "," in line)
     found = {}
     for folder in sorted(path for path in shared_photos.iterdir() if path.is_dir()):
-        verdict = check(load_photos(folder, 512), "object", classes[folder.name], eyes)
+        verdict = check(load_photos(folder, 512), "object", classes[folder.name], clip)
         found[folder.name] = [each.name for each in verdict.findings]
     assert len(found) == 15
     assert {name: all_ for name, all_ in found.items() if all_} == TRUE
@@ -71,7 +71,7 @@ def test_real_sets_get_no_false_warning(shared_photos, eyes):
 
 @pytest.mark.parametrize("subject", ["can", "backpack_dog", "fancy_boot"])
 def test_faults_of_real_photos_are_found(shared_photos, subject):
-    pictures = bad.good(shared_photos / subject)
+    pictures = bad.load_squares(shared_photos / subject)
     everyone = {f"{i:02}.jpg" for i in range(1, len(pictures) + 1)}
     assert set(photos_with("near-duplicates", bad.copies(pictures[0]))) == {f"{i:02}.jpg" for i in range(1, 6)}
     for fault in ("out of focus, 4 px", "shaken, 21 px", "4 stops too dark", "a quarter of the contrast"):
@@ -91,25 +91,27 @@ def test_one_spoiled_photo_is_named(fault, seed):
 
 def test_too_much_light_is_told_where_it_burns():
     """On a dark wall two stops more do no harm: then nothing is said."""
-    found = [names([*bad.in_many_places(4, seed), bad.lit(bad.drawn(seed, 9, seed), 3)]) for seed in range(6)]
+    found = [
+        names([*bad.in_many_places(4, seed), bad.brightened(bad.made_photo(seed, 9, seed), 3)]) for seed in range(6)
+    ]
     assert found.count(["burnt-out"]) >= 3
     assert all(name == "burnt-out" for each in found for name in each)
 
 
 def test_one_photo_five_times(teddy):
-    for pictures in (bad.copies(teddy[1]), bad.copies(bad.drawn(5, 0, 0))):
+    for pictures in (bad.copies(teddy[1]), bad.copies(bad.made_photo(5, 0, 0))):
         assert names(pictures) == ["near-duplicates"]
         assert len(photos_with("near-duplicates", pictures)) == 5
 
 
 @pytest.mark.parametrize("share", [0.95, 0.8, 0.7])
 def test_a_cut_copy_is_found_and_its_original_named(teddy, share):
-    pictures = [*teddy, bad.saved_again(bad.cut(teddy[3], share, 0.2, 0.7))]
+    pictures = [*teddy, bad.recompressed(bad.cut(teddy[3], share, 0.2, 0.7))]
     assert photos_with("near-duplicates", pictures) == ("04.jpg", "06.jpg")
 
 
 def test_two_pairs_of_copies_are_two_findings(teddy):
-    assert names([*teddy, bad.saved_again(teddy[0]), bad.saved_again(teddy[1])]) == ["near-duplicates"] * 2
+    assert names([*teddy, bad.recompressed(teddy[0]), bad.recompressed(teddy[1])]) == ["near-duplicates"] * 2
 
 
 def test_plain_pictures_are_no_copies_of_each_other():
@@ -131,7 +133,7 @@ def test_one_background(seed):
 
 
 def test_too_few_and_too_small(tmp_path, teddy):
-    folder = bad.saved([teddy[0].resize((300, 300)), teddy[1].resize((300, 300))], tmp_path / "few")
+    folder = bad.save_all([teddy[0].resize((300, 300)), teddy[1].resize((300, 300))], tmp_path / "few")
     found = check(load_photos(folder, 512), "object").findings
     assert [each.name for each in found] == ["few", "small"]
     assert "512 pixels, from 300" in found[1].message
@@ -140,39 +142,43 @@ def test_too_few_and_too_small(tmp_path, teddy):
 
 
 @pytest.mark.parametrize("side", [128, 512])
-def test_two_subjects(side, teddy, eyes):
+def test_two_subjects(side, teddy, clip):
     teddies, others = ([picture.resize((side, side)) for picture in each] for each in (teddy, bad.in_many_places(3, 7)))
-    assert photos_with("two-subjects", teddies + others, eyes=eyes) == ("06.jpg", "07.jpg", "08.jpg")
+    assert photos_with("two-subjects", teddies + others, eyes=clip) == ("06.jpg", "07.jpg", "08.jpg")
     assert photos_with("two-subjects", teddies + others) == ()  # nobody looks
 
 
-def test_two_real_subjects(shared_photos, eyes):
+def test_two_real_subjects(shared_photos, clip):
     pairs = [("dog", "teapot"), ("cat", "duck_toy"), ("monster_toy", "vase"), ("red_cartoon", "can")]
     found = [
-        bool(photos_with("two-subjects", bad.good(shared_photos / a) + bad.good(shared_photos / b), eyes=eyes))
+        bool(
+            photos_with(
+                "two-subjects", bad.load_squares(shared_photos / a) + bad.load_squares(shared_photos / b), eyes=clip
+            )
+        )
         for a, b in pairs
     ]
     assert sum(found) >= 3  # 70 % of all 105 pairs
 
 
-def test_a_wrong_class_is_told_where_the_eyes_know_the_thing(teddy, eyes):
+def test_a_wrong_class_is_told_where_the_eyes_know_the_thing(teddy, clip):
     for wrong in ("airplane", "big Airplane", "crocodile"):
-        assert names(teddy, class_noun=wrong, eyes=eyes) == ["wrong-class"], wrong
+        assert names(teddy, class_noun=wrong, eyes=clip) == ["wrong-class"], wrong
     for silent in ("bear", "teddy bear", "dog", "thing nobody knows", ""):
-        assert names(teddy, class_noun=silent, eyes=eyes) == [], silent
-    assert names(teddy, kind="person", class_noun="airplane", eyes=eyes) == []
+        assert names(teddy, class_noun=silent, eyes=clip) == [], silent
+    assert names(teddy, kind="person", class_noun="airplane", eyes=clip) == []
 
 
-def test_real_photos_are_not_named_by_eyes_that_know_drawings_only(shared_photos, eyes):
+def test_real_photos_are_not_named_by_eyes_that_know_drawings_only(shared_photos, clip):
     for subject in ("teapot", "dog", "backpack"):
-        pictures = bad.good(shared_photos / subject)
-        assert "wrong-class" not in names(pictures, class_noun="cat", eyes=eyes)
+        pictures = bad.load_squares(shared_photos / subject)
+        assert "wrong-class" not in names(pictures, class_noun="cat", eyes=clip)
 
 
 def test_a_style_may_be_dark_soft_and_in_one_place_but_wants_captions(teddy):
-    pictures = [bad.soft(bad.lit(picture, -4), 6) for picture in bad.in_one_place()]
+    pictures = [bad.defocused(bad.brightened(picture, -4), 6) for picture in bad.in_one_place()]
     assert names(pictures, kind="style") == ["no-captions"]
-    assert set(names([*teddy, bad.saved_again(teddy[0])], kind="style")) == {"near-duplicates", "no-captions"}
+    assert set(names([*teddy, bad.recompressed(teddy[0])], kind="style")) == {"near-duplicates", "no-captions"}
 
 
 def test_sharpness_is_that_of_the_sharpest_part():
@@ -181,7 +187,7 @@ def test_sharpness_is_that_of_the_sharpest_part():
     square = np.repeat(board[..., None], 3, axis=2).astype(np.uint8)
     assert sharpness(square) == pytest.approx(1.0, abs=0.01)
     sigma = 1.5
-    softened = np.asarray(bad.soft(Image.fromarray(square), sigma * 2))
+    softened = np.asarray(bad.defocused(Image.fromarray(square), sigma * 2))
     assert sharpness(softened) == pytest.approx(1 / (sigma * np.sqrt(2 * np.pi)), rel=0.45)
     half = softened.copy()
     half[:, :128] = square[:, :128]
@@ -228,7 +234,7 @@ def test_names_of_files_are_shown_as_they_are():
 
 
 def test_a_verdict_in_words_and_in_json(teddy):
-    verdict = check(bad.as_set([*teddy, bad.soft(teddy[0], 8)]), "object")
+    verdict = check(bad.as_set([*teddy, bad.defocused(teddy[0], 8)]), "object")
     said = verdict.lines()
     assert said[0].startswith("6 photos, ")
     assert len(said) == 1 + 2 * len(verdict.findings)
@@ -239,7 +245,7 @@ def test_a_verdict_in_words_and_in_json(teddy):
 def test_the_contact_sheet_shows_every_photo_whole_with_its_square(tmp_path):
     wide = Image.new("RGB", (900, 300), "white")
     wide.paste((200, 0, 0), (0, 0, 300, 300))
-    photos = load_photos(bad.saved([wide, *bad.in_many_places(3)], tmp_path / "set"), 256)
+    photos = load_photos(bad.save_all([wide, *bad.in_many_places(3)], tmp_path / "set"), 256)
     sheet = np.asarray(contact_sheet(photos, check(photos, "object"))).astype(int)
     outside = (sheet[..., 0] > 60) & (sheet[..., 0] < 120) & (sheet[..., 1] < 20)  # the red end, darkened
     outline = (sheet == (255, 208, 0)).all(-1)
@@ -256,7 +262,7 @@ def test_thirty_photos_take_seconds():
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
-    folder = bad.saved([*bad.in_many_places(4), bad.soft(bad.drawn(0, 9, 9), 8)], tmp_path / "photos")
+    folder = bad.save_all([*bad.in_many_places(4), bad.defocused(bad.made_photo(0, 9, 9), 8)], tmp_path / "photos")
     before = sorted(folder.iterdir())
     assert main(["photos", "check", str(folder), "--resolution", "256"]) == 0
     said = capsys.readouterr().out
@@ -274,7 +280,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("sheet", ["photos/in.png", "sheet.jpg"])
 def test_the_sheet_never_lands_among_the_photos(tmp_path, capsys, sheet):
-    folder = bad.saved(bad.in_many_places(3), tmp_path / "photos")
+    folder = bad.save_all(bad.in_many_places(3), tmp_path / "photos")
     assert main(["photos", "check", str(folder), "--sheet", str(tmp_path / sheet)]) == 2
     assert "--sheet" in capsys.readouterr().err
     assert len(list(tmp_path.iterdir())) == 1

@@ -73,7 +73,7 @@ def test_a_thousand_binary_digits_cost_nothing():
 def test_every_round_has_each_combination_once_and_no_pair_comes_twice():
     series = EndlessSeries(GenerateRequest(prompt=TEMPLATE, seed=2**64 - 10))
     wanted = sorted(all_prompts(TEMPLATE, Wildcards(None)))
-    asked = [series.at(position) for position in range(4 * len(wanted))]
+    asked = [series.request_at(position) for position in range(4 * len(wanted))]
     for first in range(0, len(asked), len(wanted)):
         assert sorted(request.prompt for request in asked[first : first + len(wanted)]) == wanted
     assert len({(request.prompt, request.seed) for request in asked}) == len(asked)
@@ -84,26 +84,26 @@ def test_every_round_has_each_combination_once_and_no_pair_comes_twice():
 
 def test_combinations_that_read_alike_differ_in_their_seed():
     series = EndlessSeries(GenerateRequest(prompt="{a|aa}{aa|a}"))
-    assert len({(series.at(p).prompt, series.at(p).seed) for p in range(40)}) == 40
+    assert len({(series.request_at(p).prompt, series.request_at(p).seed) for p in range(40)}) == 40
 
 
 def test_near_a_favourite_only_the_other_seed_counts_up():
     series = EndlessSeries(GenerateRequest(prompt="a cat", seed=7, near=0.2, near_seed=3))
-    assert [(series.at(p).seed, series.at(p).near_seed) for p in range(3)] == [(7, 3), (7, 4), (7, 5)]
+    assert [(series.request_at(p).seed, series.request_at(p).near_seed) for p in range(3)] == [(7, 3), (7, 4), (7, 5)]
 
 
 def test_it_ends_where_seeds_do():
     series = EndlessSeries(GenerateRequest(prompt="a {cat|dog}"))
-    assert series.at(2**32 - 1).seed == 2**32 - 1
+    assert series.request_at(2**32 - 1).seed == 2**32 - 1
     with pytest.raises(UserError, match="All seeds"):
-        series.at(2**32)
+        series.request_at(2**32)
 
 
 def test_lists_from_a_folder_are_combinations_too(tmp_path):
     (tmp_path / "who.txt").write_text("cat\ndog\n\nowl\n")
     series = EndlessSeries(GenerateRequest(prompt="a {big|small} __who__"), tmp_path)
     assert series.combinations == 6
-    assert sorted(series.at(p).prompt for p in range(6)) == sorted(
+    assert sorted(series.request_at(p).prompt for p in range(6)) == sorted(
         all_prompts("a {big|small} __who__", Wildcards(tmp_path))
     )
     with pytest.raises(UserError, match="no list"):
@@ -237,7 +237,7 @@ def test_stopped_between_pictures(tmp_path):
     done = []
     with pytest.raises(Interrupted, match="Stopped after picture 2"):
         series = EndlessSeries(GenerateRequest(prompt=TEMPLATE, seed=5))
-        for path, _ in generate_endless(series, Painter(), outputs_in(tmp_path), stopped=lambda: len(done) == 2):
+        for path, _ in generate_endless(series, Painter(), outputs_in(tmp_path), cancelled=lambda: len(done) == 2):
             done.append(path)
     assert state(tmp_path)["position"] == 2 and len(pixels(tmp_path)) == 2
 
@@ -247,7 +247,7 @@ def test_stopped_between_pictures(tmp_path):
 def test_any_template_that_can_be_read_has_a_first_picture(template, seed):
     try:
         series = EndlessSeries(GenerateRequest(prompt=template, seed=seed))
-        series.at(0)
+        series.request_at(0)
     except UserError:
         pass
 

@@ -313,7 +313,7 @@ def test_each_place_shows_its_requests_picture(generator):
     shown = {(cell.x, cell.y): picture for cells, picture in generate_cells(generator, found.cells) for cell in cells}
     assert len(shown) == 6
     for cell in found.cells:
-        (alone,) = generator.draw(cell.request)
+        (alone,) = generator.generate(cell.request)
         picture = shown[cell.x, cell.y]
         assert picture.recipe.request() == alone.recipe.request() and picture.recipe.template == alone.recipe.template
         apart = np.abs(np.asarray(picture.image, np.int16) - np.asarray(alone.image, np.int16))
@@ -352,10 +352,9 @@ def test_pictures_sheets_and_page_are_kept_and_two_runs_give_the_same_bytes(draw
     found, folder, kept = drawn
     names = set(content(folder))
     assert (
-        len(kept.pictures) == 8
-        and len([name for name in names if re.search(r"/0000[1-8]-[0-9a-f]{8}\.png$", name)]) == 8
+        len(kept.images) == 8 and len([name for name in names if re.search(r"/0000[1-8]-[0-9a-f]{8}\.png$", name)]) == 8
     )
-    assert {path.name for path in (*kept.sheets, kept.page)} == {
+    assert {path.name for path in (*kept.grids, kept.page)} == {
         "00001-sheet.png",
         "00001-sheet-2.png",
         "00001-sheet.html",
@@ -380,7 +379,7 @@ def test_the_labelled_sheet_shows_each_picture_in_its_place(drawn):
         if "-sheet" not in name:
             recipe = read_recipe(data)
             by_request[recipe.prompt, recipe.seed] = np.asarray(Image.open(folder / name).convert("RGB"))
-    for z, path in enumerate(kept.sheets):
+    for z, path in enumerate(kept.grids):
         page = np.asarray(Image.open(path).convert("RGB").copy(), np.int16)
         tile = 96  # the least: 64 pixels would leave no room for labels
         for cell in (cell for cell in found.cells if cell.z == z):
@@ -602,7 +601,7 @@ def a_run(tiny, root, tmp_path_factory):
             settings = DreamboothSettings(**common, class_noun="bear", rank=2, method=method)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(run, "load_base", lambda *_, **__: tiny)
-            train(settings, say=lambda line: None)
+            train(settings, log=lambda line: None)
         return place
 
     return taught
@@ -623,7 +622,7 @@ def test_the_last_checkpoint_is_the_concept_that_the_run_left(a_run, tiny, metho
     assert concepts.get(Token.parse("<me/teddy>")).identity == left.identity
     pictures = [picture for _, picture in generate_cells(Generator(tiny, concepts), found.cells)]
     assert [picture.recipe.concepts[0].sha256 for picture in pictures] == [first.identity, last.identity]
-    (as_left,) = Generator(tiny, library).draw(GenerateRequest(prompt="a <me/teddy:0.5> here", n=1, **SMALL))
+    (as_left,) = Generator(tiny, library).generate(GenerateRequest(prompt="a <me/teddy:0.5> here", n=1, **SMALL))
     assert pictures[1].image.tobytes() == as_left.image.tobytes() != pictures[0].image.tobytes()
     if method == "inversion":
         _check_what_is_wrong_with_runs(place / "run", tiny)

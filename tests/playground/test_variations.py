@@ -50,9 +50,9 @@ def generator(tiny, library):
 @pytest.fixture(scope="module")
 def favourite(generator, tmp_path_factory):
     """A picture with its recipe, as a file."""
-    (picture,) = generator.draw(FAVOURITE)
+    (picture,) = generator.generate(FAVOURITE)
     path = tmp_path_factory.mktemp("favourite") / "00001-abcdef12.png"
-    path.write_bytes(picture.png())
+    path.write_bytes(picture.to_png())
     return path
 
 
@@ -91,7 +91,7 @@ def test_all_together_in_order_and_near_by_if_nothing_is_asked():
     found = variation_requests(
         FAVOURITE,
         Path("a.png"),
-        near_by=0.2,
+        variation_strength=0.2,
         n=3,
         strength=["<duck>=1, 2", "<me/duck> = 0"],
         word=["beach=snow|<me/sky>"],
@@ -147,7 +147,7 @@ def test_the_nearer_the_noise_the_nearer_the_pictures(generator, favourite):
 
     def apart(share):
         (request,) = vary_seed(FAVOURITE, share, 3)
-        found = [np.asarray(picture.image, np.float64) for picture in generator.draw(request)]
+        found = [np.asarray(picture.image, np.float64) for picture in generator.generate(request)]
         assert len({image.tobytes() for image in found}) == 3
         return np.mean([np.abs(image - original).mean() for image in found])
 
@@ -162,7 +162,7 @@ def test_they_are_kept_with_a_sheet_that_shows_the_favourite_first(generator, fa
     kept = generate_variations(
         (FAVOURITE, image), asked, generator, outputs, progress=lambda done, total: told.append((done, total))
     )
-    saved, page = kept.pictures, kept.sheet
+    saved, page = kept.images, kept.grid
     assert (
         len(saved) == len(kept.hidden) == 5 and page.name == "00001-variations.png" and page.parent == saved[0].parent
     )
@@ -198,7 +198,7 @@ def test_what_was_drawn_before_a_stop_is_kept(generator, favourite, outputs):
 
 def test_captions_say_what_is_different(generator):
     def said(request):
-        (picture,) = generator.draw(request)
+        (picture,) = generator.generate(request)
         return caption(FAVOURITE, request, picture.recipe)
 
     assert said(vary_strength(FAVOURITE, "<me/duck>", "0.5")[0]) == "<me/duck:0.5>"
@@ -209,7 +209,7 @@ def test_captions_say_what_is_different(generator):
 def test_a_sheet_of_any_number_has_all_of_them():
     for count in (1, 2, 5, 9, 26):
         pictures = [(Image.new("RGB", (16, 16), (8 * i + 1, 0, 99)), "a long caption " * i) for i in range(count)]
-        page = np.asarray(captioned_grid(pictures, tile=32))
+        page = np.asarray(captioned_grid(pictures, tile_size=32))
         assert {tuple(pixel) for pixel in page.reshape(-1, 3)} >= {(8 * i + 1, 0, 99) for i in range(count)}
 
 
@@ -230,7 +230,7 @@ def test_what_differs_is_told_in_whole_words(texts, expected):
 
 def test_without_words_there_is_no_room_for_any():
     pictures = [Image.new("RGB", (32, 32))] * 2
-    bare, named = (captioned_grid([(each, text) for each in pictures], tile=32) for text in ("", "seed 1"))
+    bare, named = (captioned_grid([(each, text) for each in pictures], tile_size=32) for text in ("", "seed 1"))
     assert bare.width == named.width and bare.height < named.height
     assert bare.height == 32 + 2 * 6  # the picture, and a gap on both sides
 
@@ -255,10 +255,10 @@ def test_a_favourites_concepts_are_the_bytes_that_drew_it(favourite, tmp_path):
 
 
 def test_what_began_from_another_picture_is_begun_from_alone(generator, favourite):
-    (picture, *_) = generator.draw(vary_from_image(FAVOURITE, favourite, n=1)[0])
+    (picture, *_) = generator.generate(vary_from_image(FAVOURITE, favourite, n=1)[0])
     with pytest.raises(UserError, match="It began from another picture"):
         favourite_request(picture.recipe)
-    assert favourite_request(picture.recipe, from_itself=True).prompt == PROMPT
+    assert favourite_request(picture.recipe, image_only=True).prompt == PROMPT
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

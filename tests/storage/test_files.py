@@ -361,14 +361,14 @@ def test_the_holder_of_a_lock_is_named(tmp_path, holder):
     named = rf"in use by process {holder.pid} since \d\d:\d\d\."
     with pytest.raises(UserError, match=named), storage.lock(tmp_path):
         pass
-    with pytest.raises(UserError, match=r"^The run is in use"), storage.lock(tmp_path, what="The run"):
+    with pytest.raises(UserError, match=r"^The run is in use"), storage.lock(tmp_path, label="The run"):
         pass
 
 
 def test_death_frees_the_lock_and_waiting_gets_it(tmp_path, holder):
     began = time.monotonic()
     threading.Timer(0.3, holder.kill).start()
-    with storage.lock(tmp_path, wait=10):
+    with storage.lock(tmp_path, timeout=10):
         assert 0.2 < time.monotonic() - began < 9
     assert (tmp_path / storage.LOCK_NAME).exists()  # and does not hinder the next
     with storage.lock(tmp_path):

@@ -18,87 +18,89 @@ Pictures = list[Image.Image]
 SIDE = 512
 
 
-def good(folder: Path, side: int = SIDE) -> Pictures:
+def load_squares(folder: Path, side: int = SIDE) -> Pictures:
     """The squares of a folder's photos."""
     return [Image.fromarray(photo.square()) for photo in load_photos(folder, side).photos]
 
 
-def as_set(pictures: Sequence[Image.Image]) -> PhotoSet:
+def as_set(images: Sequence[Image.Image]) -> PhotoSet:
     """Square pictures as the loader would hand them on."""
     return PhotoSet(
         tuple(
-            Photo(f"{i:02}.jpg", np.asarray(picture.convert("RGB")), f"{i:064x}", (0, 0), original=picture.size[::-1])
-            for i, picture in enumerate(pictures, 1)
+            Photo(
+                f"{i:02}.jpg", np.asarray(picture.convert("RGB")), f"{i:064x}", (0, 0), original_size=picture.size[::-1]
+            )
+            for i, picture in enumerate(images, 1)
         )
     )
 
 
-def saved(pictures: Sequence[Image.Image], folder: Path) -> Path:
+def save_all(images: Sequence[Image.Image], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    for i, picture in enumerate(pictures, 1):
+    for i, picture in enumerate(images, 1):
         picture.convert("RGB").save(folder / f"{i:02}.jpg", quality=92)
     return folder
 
 
-def saved_again(picture: Image.Image, quality: int = 30) -> Image.Image:
+def recompressed(image: Image.Image, quality: int = 30) -> Image.Image:
     data = io.BytesIO()
-    picture.convert("RGB").save(data, "JPEG", quality=quality)
+    image.convert("RGB").save(data, "JPEG", quality=quality)
     return Image.open(data).convert("RGB")
 
 
-def cut(picture: Image.Image, share: float, across: float = 0.5, down: float = 0.5) -> Image.Image:
+def cut(image: Image.Image, fraction: float, across: float = 0.5, down: float = 0.5) -> Image.Image:
     """A square of `share` of the side, enlarged to the old size."""
-    side = round(picture.width * share)
-    left, top = round((picture.width - side) * across), round((picture.height - side) * down)
-    return picture.crop((left, top, left + side, top + side)).resize(picture.size, Image.Resampling.LANCZOS)
+    side = round(image.width * fraction)
+    left, top = round((image.width - side) * across), round((image.height - side) * down)
+    return image.crop((left, top, left + side, top + side)).resize(image.size, Image.Resampling.LANCZOS)
 
 
-def lit(picture: Image.Image, stops: float) -> Image.Image:
+def brightened(image: Image.Image, stops: float) -> Image.Image:
     """As with so many stops more light, clipped as a camera clips."""
-    linear = (np.asarray(picture.convert("RGB")) / 255.0) ** 2.2 * 2.0**stops
+    linear = (np.asarray(image.convert("RGB")) / 255.0) ** 2.2 * 2.0**stops
     return Image.fromarray((linear.clip(0, 1) ** (1 / 2.2) * 255).round().astype(np.uint8))
 
 
-def foggy(picture: Image.Image, contrast: float = 0.25) -> Image.Image:
-    return picture.convert("RGB").point(lambda level: round(150 + (level - 150) * contrast))
+def foggy(image: Image.Image, contrast: float = 0.25) -> Image.Image:
+    return image.convert("RGB").point(lambda level: round(150 + (level - 150) * contrast))
 
 
-def soft(picture: Image.Image, radius: float) -> Image.Image:
+def defocused(image: Image.Image, radius: float) -> Image.Image:
     """Out of focus: a Gaussian, in pixels of a picture of 512."""
-    return picture.convert("RGB").filter(ImageFilter.GaussianBlur(radius * picture.width / SIDE))
+    return image.convert("RGB").filter(ImageFilter.GaussianBlur(radius * image.width / SIDE))
 
 
-def shaken(picture: Image.Image, length: int = 21) -> Image.Image:
+def motion_blurred(image: Image.Image, length: int = 21) -> Image.Image:
     """Moved sideways while it was taken, by `length` pixels of a picture of 512."""
-    pixels = np.asarray(picture.convert("RGB"), np.float32)
-    steps = max(2, round(length * picture.width / SIDE))
+    pixels = np.asarray(image.convert("RGB"), np.float32)
+    steps = max(2, round(length * image.width / SIDE))
     padded = np.pad(pixels, ((0, 0), (steps // 2, steps - steps // 2 - 1), (0, 0)), mode="edge")
-    moved = sum(padded[:, i : i + picture.width] for i in range(steps)) / steps
+    moved = sum(padded[:, i : i + image.width] for i in range(steps)) / steps
     return Image.fromarray(moved.round().astype(np.uint8))
 
 
-def copies(picture: Image.Image) -> Pictures:
+def copies(image: Image.Image) -> Pictures:
     """One photo five times: saved anew, cut twice, lit, mirrored."""
-    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return [
-        picture,
-        saved_again(picture),
-        cut(picture, 0.9, 0.0, 1.0),
-        lit(cut(picture, 0.8, 0.3, 0.6), 0.3),
-        saved_again(mirrored, 60),
+        image,
+        recompressed(image),
+        cut(image, 0.9, 0.0, 1.0),
+        brightened(cut(image, 0.8, 0.3, 0.6), 0.3),
+        recompressed(mirrored, 60),
     ]
 
 
 # Faults of single photos: all of a set get them, and each is asked whether it was found.
 ONE_BY_ONE: dict[str, tuple[str, Callable[[Image.Image], Image.Image]]] = {
-    "out of focus, 3 px": ("blurred", lambda picture: soft(picture, 3)),
-    "out of focus, 4 px": ("blurred", lambda picture: soft(picture, 4)),
-    "out of focus, 8 px": ("blurred", lambda picture: soft(picture, 8)),
-    "shaken, 21 px": ("blurred", shaken),
-    "3 stops too dark": ("dark", lambda picture: lit(picture, -3)),
-    "4 stops too dark": ("dark", lambda picture: lit(picture, -4)),
-    "2 stops too light": ("burnt-out", lambda picture: lit(picture, 2)),
-    "3 stops too light": ("burnt-out", lambda picture: lit(picture, 3)),
+    "out of focus, 3 px": ("blurred", lambda picture: defocused(picture, 3)),
+    "out of focus, 4 px": ("blurred", lambda picture: defocused(picture, 4)),
+    "out of focus, 8 px": ("blurred", lambda picture: defocused(picture, 8)),
+    "shaken, 21 px": ("blurred", motion_blurred),
+    "3 stops too dark": ("dark", lambda picture: brightened(picture, -3)),
+    "4 stops too dark": ("dark", lambda picture: brightened(picture, -4)),
+    "2 stops too light": ("burnt-out", lambda picture: brightened(picture, 2)),
+    "3 stops too light": ("burnt-out", lambda picture: brightened(picture, 3)),
     "a quarter of the contrast": ("washed-out", foggy),
 }
 
@@ -110,15 +112,15 @@ def with_one_turned(pictures: Pictures, which: int, clockwise: bool = False) -> 
 
 def in_one_place(count: int = 5, seed: int = 0, side: int = SIDE) -> Pictures:
     """A made thing before the same wall, moved and of another size each time."""
-    return [drawn(seed, i, seed, side) for i in range(count)]
+    return [made_photo(seed, i, seed, side) for i in range(count)]
 
 
 def in_many_places(count: int = 5, seed: int = 0, side: int = SIDE) -> Pictures:
     """The same made thing, each time before something else."""
-    return [drawn(seed, i, 1000 + 10 * seed + i, side) for i in range(count)]
+    return [made_photo(seed, i, 1000 + 10 * seed + i, side) for i in range(count)]
 
 
-def drawn(thing: int, photo: int, place: int, side: int = SIDE) -> Image.Image:
+def made_photo(thing: int, photo: int, place: int, side: int = SIDE) -> Image.Image:
     """A made photo: a thing with parts in its own colours, standing before a wall with a texture of its own."""
     draw_place, draw_thing = np.random.default_rng([1, place]), np.random.default_rng([2, thing])
     take = np.random.default_rng([3, thing, photo])
@@ -160,7 +162,9 @@ def main(folders: Sequence[str]) -> None:
     from sdpersonal.photos.checks import check
 
     eyes = Scorer()
-    sets = {path.name: good(path) for folder in folders for path in sorted(Path(folder).iterdir()) if path.is_dir()}
+    sets = {
+        path.name: load_squares(path) for folder in folders for path in sorted(Path(folder).iterdir()) if path.is_dir()
+    }
     print(len(sets), "sets,", sum(map(len, sets.values())), "photos")
 
     def found(pictures: Pictures, name: str, **more: object) -> list[str]:

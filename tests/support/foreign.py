@@ -37,7 +37,7 @@ def torch_saved(content: object, **layout) -> bytes:
     return out.getvalue()
 
 
-def safe(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> bytes:
+def safetensors_bytes(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> bytes:
     return safetensors.torch.save({key: value.contiguous().clone() for key, value in tensors.items()}, metadata)
 
 
@@ -90,7 +90,7 @@ def text_layers(width: int, count: int = 2) -> dict[str, tuple[int, int]]:
     }
 
 
-def flat(path: str) -> str:
+def flat_name(path: str) -> str:
     return path.replace(".", "_")
 
 
@@ -98,13 +98,13 @@ def kohya(kind: str, dtype=torch.float16, alpha: float = 1.0, every: int = 7, ra
     """`networks/lora.py`: sgm names for SDXL's UNet."""
     paths = originals(kind) if kind == "sdxl" else {}
     named = {
-        f"lora_unet_{flat(paths.get(path, path))}": pair
+        f"lora_unet_{flat_name(paths.get(path, path))}": pair
         for path, pair in matrices(layers(kind, every), rank, dtype=dtype).items()
     }
     encoders = {"lora_te1": 768, "lora_te2": 1280} if kind == "sdxl" else {"lora_te": {"sd1": 768, "sd2": 1024}[kind]}
     for prefix, width in encoders.items():
         pairs = matrices(text_layers(width), rank, seed=width, dtype=dtype)
-        named |= {f"{prefix}_{flat(path)}": pair for path, pair in pairs.items()}
+        named |= {f"{prefix}_{flat_name(path)}": pair for path, pair in pairs.items()}
     tensors = {}
     for name, (down, up) in named.items():
         tensors |= {
@@ -112,7 +112,7 @@ def kohya(kind: str, dtype=torch.float16, alpha: float = 1.0, every: int = 7, ra
             f"{name}.lora_up.weight": up,
             f"{name}.alpha": torch.tensor(alpha).to(dtype),
         }
-    return safe(tensors, {"ss_network_module": "networks.lora", "ss_output_name": "kohya_duck"} | header)
+    return safetensors_bytes(tensors, {"ss_network_module": "networks.lora", "ss_output_name": "kohya_duck"} | header)
 
 
 def diffusers_lora(kind: str = "sd1", naming: str = "peft", every: int = 7, prefix: str = "unet.") -> bytes:
@@ -128,23 +128,23 @@ def diffusers_lora(kind: str = "sd1", naming: str = "peft", every: int = 7, pref
         else:
             a, b = ("lora.down", "lora.up") if naming == "lora" else ("lora_A", "lora_B")
             tensors |= {f"{prefix}{path}.{a}.weight": down, f"{prefix}{path}.{b}.weight": up}
-    return safe(tensors, {"format": "pt"})
+    return safetensors_bytes(tensors, {"format": "pt"})
 
 
-def simo(order: str = "old", embeds: int = 2) -> dict[str, torch.Tensor]:
+def cloneofsimo(order: str = "old", embeds: int = 2) -> dict[str, torch.Tensor]:
     """Tensors of cloneofsimo's file for SD 1.x; order: GEGLU before ("old") or after the cross attention."""
     shapes = layers("sd1")
     starts = [f"down_blocks.{i}.attentions.{j}" for i in range(3) for j in range(2)]
     starts += [f"up_blocks.{i}.attentions.{j}" for i in range(1, 4) for j in range(3)] + ["mid_block.attentions.0"]
     tensors = {}
-    for number, path in enumerate(each for start in starts for each in simo_paths(start, order)):
+    for number, path in enumerate(each for start in starts for each in cloneofsimo_paths(start, order)):
         tensors |= _numbered("unet", number, shapes[path])
     for number in range(12 * 4):
         tensors |= _numbered("text_encoder", number, (768, 768))
     return tensors | {f"<s{i + 1}>": rows(1, seed=i)[0] for i in range(embeds)}
 
 
-def simo_paths(start: str, order: str) -> list[str]:
+def cloneofsimo_paths(start: str, order: str) -> list[str]:
     block = f"{start}.transformer_blocks.0"
     attention = [[f"{block}.{a}.{w}" for w in ("to_q", "to_k", "to_v", "to_out.0")] for a in ("attn1", "attn2")]
     feed = [f"{block}.ff.net.0.proj"]
@@ -157,15 +157,15 @@ def _numbered(model: str, number: int, shape: tuple[int, ...]) -> dict[str, torc
     return {f"{model}:{number}:up": up.half(), f"{model}:{number}:down": down.half()}
 
 
-def simo_safe(order: str = "old", embeds: int = 2) -> bytes:
-    tensors = simo(order, embeds)
+def cloneofsimo_safetensors(order: str = "old", embeds: int = 2) -> bytes:
+    tensors = cloneofsimo(order, embeds)
     metadata = {"unet": json.dumps(["CrossAttention", "Attention", "GEGLU"]), "text_encoder": '["CLIPAttention"]'}
     metadata |= {f"{key.rpartition(':')[0]}:rank": "1" for key in tensors if key.endswith(":up")}
-    return safe(tensors, metadata | {key: "<embed>" for key in tensors if key.startswith("<")})
+    return safetensors_bytes(tensors, metadata | {key: "<embed>" for key in tensors if key.startswith("<")})
 
 
-def simo_list(model: str, order: str = "old") -> bytes:
-    tensors = simo(order)
+def cloneofsimo_list(model: str, order: str = "old") -> bytes:
+    tensors = cloneofsimo(order)
     count = sum(key.startswith(f"{model}:") for key in tensors) // 2
     return torch_saved([tensors[f"{model}:{i}:{piece}"] for i in range(count) for piece in ("up", "down")])
 

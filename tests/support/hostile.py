@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from support import foreign, pictures_with
-from support.foreign import rows, safe, torch_saved
+from support.foreign import rows, safetensors_bytes, torch_saved
 
 CANARY = "PWNED"
 
@@ -92,7 +92,7 @@ def _views(count: int) -> bytes:
 
 def safetensors() -> dict[str, bytes]:
     """C-2."""
-    good = safe({"emb_params": rows(1)}, {"format": "pt"})
+    good = safetensors_bytes({"emb_params": rows(1)}, {"format": "pt"})
     entry = {"dtype": "F32", "shape": [768], "data_offsets": [0, 3072]}
     two = {"a": entry, "b": entry | {"data_offsets": [1000, 4072]}}
     hole = {"a": entry, "b": entry | {"data_offsets": [4000, 7072]}}
@@ -117,7 +117,7 @@ def safetensors() -> dict[str, bytes]:
         "duplicate fields": _safe(f'{{"emb_params":{raw[:-1]},"dtype":"F16"}}}}', 3072),
         "no tensors": _safe({"__metadata__": {}}, 0),
         "12,000 tensors of nothing": _safe(zero, 0),
-        "10,000 tensors": safe({f"t{i}": torch.ones(1) for i in range(10_000)}),
+        "10,000 tensors": safetensors_bytes({f"t{i}": torch.ones(1) for i in range(10_000)}),
         "metadata not text": _safe({"__metadata__": {"a": 1}, "emb_params": entry}, 3072),
         "metadata a list": _safe({"__metadata__": [], "emb_params": entry}, 3072),
         "not UTF-8": struct.pack("<Q", 4) + b'{"\xff}' + bytes(9),
@@ -128,8 +128,8 @@ def safetensors() -> dict[str, bytes]:
         "a name of nothing": _safe({"": entry}, 3072),
         "a name that rings": _safe({"\x07\x1b[31m": entry}, 3072),
         "a name of 10,000 letters": _safe({"a" * 10_000: entry}, 3072),
-        "F64": safe({"emb_params": rows(1).double()}),
-        "I8": safe({"emb_params": torch.ones(1, 768, dtype=torch.int8)}),
+        "F64": safetensors_bytes({"emb_params": rows(1).double()}),
+        "I8": safetensors_bytes({"emb_params": torch.ones(1, 768, dtype=torch.int8)}),
         "a pickle renamed": pickle.dumps(Evil(), 0),
         "a web page": b"<!doctype html><title>Not found</title>" * 20,
         "zeros": bytes(5000),
@@ -148,7 +148,10 @@ def numbers() -> dict[str, bytes]:
     for name, value in spoiled.items():
         vectors = rows(3)
         vectors[1, 5] = value
-        found |= {f"{name} safetensors": safe({"emb_params": vectors}), f"{name} pickle": torch_saved({"<a>": vectors})}
+        found |= {
+            f"{name} safetensors": safetensors_bytes({"emb_params": vectors}),
+            f"{name} pickle": torch_saved({"<a>": vectors}),
+        }
     shapes = {
         "10,000 rows": (10_000, 768),
         "(768, 4)": (768, 4),
@@ -156,12 +159,12 @@ def numbers() -> dict[str, bytes]:
         "a number": (),
         "1280 wide": (2, 1280),
     }
-    found |= {f"shape {name}": safe({"emb_params": torch.ones(shape)}) for name, shape in shapes.items()}
+    found |= {f"shape {name}": safetensors_bytes({"emb_params": torch.ones(shape)}) for name, shape in shapes.items()}
     return found | {
         "no rows": torch_saved({"<a>": torch.ones(0, 768)}),
-        "half of a pair": safe({"clip_g": rows(1, 1280)}),
-        "a pair of other lengths": safe({"clip_l": rows(1), "clip_g": rows(2, 1280)}),
-        "a pair for two bases": safe({"clip_l": rows(1, 1024), "clip_g": rows(1, 1280)}),
+        "half of a pair": safetensors_bytes({"clip_g": rows(1, 1280)}),
+        "a pair of other lengths": safetensors_bytes({"clip_l": rows(1), "clip_g": rows(2, 1280)}),
+        "a pair for two bases": safetensors_bytes({"clip_l": rows(1, 1024), "clip_g": rows(1, 1280)}),
     }
 
 
@@ -194,25 +197,25 @@ def loras() -> dict[str, bytes]:
             for e in ("lora_down.weight", "lora_up.weight")
         },
     }
-    found = {f"LoRA, {case}": safe(good | more) for case, more in changed.items()}
+    found = {f"LoRA, {case}": safetensors_bytes(good | more) for case, more in changed.items()}
     half = {key: value for key, value in good.items() if key != f"{name}.lora_up.weight"}
-    simo = foreign.simo(embeds=0)
+    simo = foreign.cloneofsimo(embeds=0)
     found |= {
-        "LoRA, half a layer": safe(half),
-        "LoRA, a hostile pattern": safe(
+        "LoRA, half a layer": safetensors_bytes(half),
+        "LoRA, a hostile pattern": safetensors_bytes(
             {
                 "unet.mid_block.a.to_q.lora_A.weight": torch.ones(1, 4),
                 "unet.mid_block.a.to_q.lora_B.weight": torch.ones(4, 1),
             },
             {"lora_adapter_metadata": json.dumps({"unet.alpha_pattern": {"(a+)+$": 1}})},
         ),
-        "LoRA, deep metadata": safe(
+        "LoRA, deep metadata": safetensors_bytes(
             {"unet.mid_block.a.to_q.lora_A.weight": torch.ones(1, 4)}, {"lora_adapter_metadata": "[" * 100_000}
         ),
-        "cloneofsimo, too few layers": safe(
+        "cloneofsimo, too few layers": safetensors_bytes(
             {key: value for key, value in simo.items() if not key.startswith("unet:143:")}
         ),
-        "cloneofsimo, far numbers": safe({"unet:9999:up": rows(1), "unet:9999:down": rows(1)}),
+        "cloneofsimo, far numbers": safetensors_bytes({"unet:9999:up": rows(1), "unet:9999:down": rows(1)}),
         "cloneofsimo, an odd list": torch_saved([rows(1)] * 3),
     }
     return found
@@ -283,7 +286,7 @@ def archives() -> dict[str, bytes]:
             archive.writestr(f"archive/data/{number}", b"")
     plain = io.BytesIO()
     with zipfile.ZipFile(plain, "w") as archive:
-        archive.writestr("../../learned_embeds.safetensors", safe({"<a>": rows(1)}))
+        archive.writestr("../../learned_embeds.safetensors", safetensors_bytes({"<a>": rows(1)}))
         archive.writestr("/etc/x", b"x")
     return {
         "zip, bomb": bomb.getvalue(),

@@ -31,32 +31,32 @@ def settings_for(method: str, photos: Path, folder: Path, **more: object) -> Tra
     return DreamboothSettings(**({"class_noun": "cat", "method": method, "rank": 2} | common))
 
 
-def lesson_for(settings: TrainingSettings, average=lambda trained: NoEMA(), pivot: int = 3) -> TrainState:
+def train_state_for(settings: TrainingSettings, average=lambda trained: NoEMA(), pivot: int = 3) -> TrainState:
     """As a run makes it. pivot: of a pivotal one, in place of hundreds of steps."""
     base = load_base(settings.base, "cpu")
     photos = load_photos(settings.photos, 64)
     usual = preset(method_name(settings), base.kind, settings.kind)
-    usual = replace(usual, pivot=min(usual.pivot, pivot))
-    wanted = replace(resolve_preset(settings, base, len(photos.photos)), pivot=usual.pivot)
+    usual = replace(usual, pivot=min(usual.pivot_steps, pivot))
+    wanted = replace(resolve_preset(settings, base, len(photos.photos)), pivot=usual.pivot_steps)
     method = build_method(settings, base, wanted, init_distributed(), print)
-    optimizer = make_optimizer(settings.optimizer, method.groups(), wanted.lr, usual.lr)
+    optimizer = make_optimizer(settings.optimizer, method.param_groups(), wanted.lr, usual.lr)
     data = PhotoDataset(base, photos.photos, CAPTION_TEMPLATES[settings.kind], settings.seed, settings.flip)
     room = OomAdvice(torch.device("cpu"), settings, 64, wanted.batch)
     return TrainState(init_distributed(), method, data, optimizer, room, average(method.trainable_parameters()))
 
 
-def plan_for(run: Path, steps: int, **more: object) -> LoopConfig:
+def loop_config_for(run: Path, steps: int, **more: object) -> LoopConfig:
     plan = LoopConfig(
         run, 0, steps, batch=2, accumulate=1, save_every=steps, lr=1e-3, lr_factor=lambda step: 1.0, identity={}
     )
     return replace(plan, **more)
 
 
-def copied(trained) -> dict[str, torch.Tensor]:
+def cloned_tensors(trained) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in trained.items()}
 
 
-def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+def equal_tensors(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     """Bit for bit; a NaN is equal to itself."""
     return one.keys() == two.keys() and all(
         one[name].dtype == two[name].dtype and one[name].numpy().tobytes() == two[name].detach().numpy().tobytes()

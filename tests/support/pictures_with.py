@@ -16,16 +16,16 @@ def as_json(embedding: dict) -> str:
     return json.dumps(embedding, default=lambda tensor: {"TORCHTENSOR": tensor.detach().numpy().tolist()})
 
 
-def with_chunk(embedding: dict, picture: Image.Image) -> bytes:
+def with_chunk(embedding: dict, image: Image.Image) -> bytes:
     info = PngImagePlugin.PngInfo()
     info.add_text("sd-ti-embedding", base64.b64encode(as_json(embedding).encode()).decode())
-    return png(picture, pnginfo=info)
+    return png(image, pnginfo=info)
 
 
-def with_pixels(embedding: dict, picture: Image.Image) -> Image.Image:
+def with_pixels(embedding: dict, image: Image.Image) -> Image.Image:
     """Low and high halves of the compressed bytes in the low four bits of the colours, left and right."""
     packed = np.frombuffer(zlib.compress(as_json(embedding).encode(), 9), np.uint8)
-    height = picture.height
+    height = image.height
     width = -(-len(packed) // (3 * height)) + 1
     sides = []
     for half in (packed & 15, packed >> 4):
@@ -34,9 +34,7 @@ def with_pixels(embedding: dict, picture: Image.Image) -> Image.Image:
         style = np.random.default_rng(0).integers(0, 255, block.shape, np.uint8) & 0xF0
         sides.append(block ^ style ^ (chance & 15))
     black = np.zeros((height, 1, 3), np.uint8)
-    return Image.fromarray(
-        np.concatenate([sides[0], black, np.asarray(picture.convert("RGB")), black, sides[1]], axis=1)
-    )
+    return Image.fromarray(np.concatenate([sides[0], black, np.asarray(image.convert("RGB")), black, sides[1]], axis=1))
 
 
 def _random(count: int):
@@ -46,7 +44,7 @@ def _random(count: int):
         yield state % 255
 
 
-def png(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
+def png(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     out = io.BytesIO()
-    picture.save(out, kind, **options)
+    image.save(out, kind, **options)
     return out.getvalue()

@@ -19,7 +19,7 @@ _context.set_forkserver_preload(["sdpersonal.training.run", "sdpersonal.cli.main
 
 
 @dataclass
-class Child:
+class RankProcess:
     process: multiprocessing.process.BaseProcess
     out: Path
     err: Path
@@ -33,7 +33,7 @@ class Child:
         return self.process.exitcode
 
     @property
-    def said(self) -> str:
+    def stdout(self) -> str:
         return self.out.read_text()
 
     @property
@@ -41,7 +41,7 @@ class Child:
         """What it wrote to stderr besides its progress."""
         return "".join(line for line in self.err.read_text().splitlines(True) if not line.startswith("step "))
 
-    def after_lines(self, progress: Path, count: int) -> Child:
+    def after_lines(self, progress: Path, count: int) -> RankProcess:
         """Waits until the run has written that many lines of progress."""
         while self.process.is_alive() and not (progress.exists() and progress.read_text().count("\n") >= count):
             time.sleep(0.01)
@@ -50,11 +50,11 @@ class Child:
 
 def start(
     argv: Sequence[object], place: Path, environment: dict[str, str] | None = None, fault: Callable | None = None
-) -> Child:
+) -> RankProcess:
     """`sdpersonal ARGV` in a process of its own; fault: called there first, to plant what will go wrong."""
     place.mkdir(parents=True, exist_ok=True)
     name = (environment or {}).get("RANK", "0")
-    child = Child(None, place / f"out-{name}", place / f"err-{name}")
+    child = RankProcess(None, place / f"out-{name}", place / f"err-{name}")
     settings = dict(os.environ) | (environment or {})
     child.process = _context.Process(
         target=_run, args=([*map(str, argv)], os.getcwd(), settings, child.out, child.err, fault)

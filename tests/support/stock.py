@@ -12,7 +12,7 @@ from sdpersonal.prompts import Token
 from support.samples import card, vectors
 
 
-def stocked(folder: Path) -> Library:
+def small_library(folder: Path) -> Library:
     """<me/duck> in two versions and <you/ink> without a thumbnail, for the built-in base; <me/photo> for another."""
     library = Library(folder)
     red = make_thumbnail(Image.new("RGB", (64, 64), "red"))

@@ -18,7 +18,7 @@ from support.samples import thumbnail
 BASES = ("sd1", "sd2", "sdxl")
 
 
-def narrow_pipeline(base: str):
+def make_pipeline(base: str):
     """diffusers' pipeline of that kind with narrow layers and random weights."""
     from transformers import CLIPTokenizer
 
@@ -48,13 +48,13 @@ def adapters(base: str, parts: dict[str, torch.nn.Module]) -> LoraAdapters:
     return LoraAdapters(models, naming)
 
 
-def a_lora(base: str, parts=None, targets="all", dtype=np.float32, even=False, every=1, seed=0) -> Lora:
+def make_lora(base: str, parts=None, targets="all", dtype=np.float32, even=False, every=1, seed=0) -> Lora:
     """Ranks 1 to 3 and alphas of all sizes; even: the same in all layers; every: n for each n-th layer alone."""
     draw = np.random.default_rng(seed)
     places = adapters(base, parts or models(base))
     modules = places.layers()
     layers = {}
-    for name in places.names(targets, text=True)[::every]:
+    for name in places.layer_names(targets, text_encoder=True)[::every]:
         shape = tuple(modules[name].weight.shape)
         rank = 2 if even else int(draw.integers(1, 4))
         down = draw.normal(0, 0.1, (rank, *shape[1:])).astype(dtype)
@@ -70,14 +70,14 @@ def rows(base: str, count: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def taught(base: str, holds: str = "both", **lora) -> Concept:
+def full_concept(base: str, holds: str = "both", **lora) -> Concept:
     """<me/toy-duck-v3>, which holds "vectors", "lora" or "both"."""
     card = Card(base=base, title="Toy duck", created="2026-01-31T12:00:00Z", class_noun="duck", license="CC-BY-4.0")
     return Concept(
         Token("me", "toy-duck", 3),
         card,
         rows(base) if holds != "lora" else {},
-        a_lora(base, **lora) if holds != "vectors" else None,
+        make_lora(base, **lora) if holds != "vectors" else None,
         thumbnail(),
     )
 

@@ -74,10 +74,10 @@ def test_sample_now_then_stop_and_keep(command, tmp_path):
     assert child.wait() == 0, child.errors
     steps = len((tmp_path / "run" / "progress.jsonl").read_text().splitlines())
     assert (
-        f"Ended after step {steps} of 400, as asked." in child.said and not (tmp_path / "run" / COMMAND_FILE).exists()
+        f"Ended after step {steps} of 400, as asked." in child.stdout and not (tmp_path / "run" / COMMAND_FILE).exists()
     )
     assert result(tmp_path)["steps"] == steps and result(tmp_path)["best"] in (reached, steps)
-    (entry,) = Library(tmp_path / "concepts").list()
+    (entry,) = Library(tmp_path / "concepts").entries()
     assert entry.card.scores and entry.card.steps == result(tmp_path)["best"]
     assert "as asked; 400 were allowed" in (tmp_path / "run" / "report.html").read_text()
 
@@ -112,7 +112,7 @@ def test_pictures_that_somebody_asked_for_change_no_step(command, narrow, tmp_pa
 
         train(TextualInversionSettings(**settings, library=place / "concepts", run=place / "run"), say)
     assert len(list((tmp_path / "watched" / "run" / "trials").iterdir())) == 1
-    identities = [Library(tmp_path / name / "concepts").list()[0].identity for name in ("alone", "watched")]
+    identities = [Library(tmp_path / name / "concepts").entries()[0].identity for name in ("alone", "watched")]
     assert identities[0] == identities[1]
 
 
@@ -132,5 +132,5 @@ def test_of_two_processes_both_end_at_one_step(command, tmp_path):
     after_lines(ranks[0], tmp_path, 8)
     send(tmp_path / "run", Command.KEEP)
     assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].errors
-    assert "as asked" in ranks[0].said and ranks[1].said == ""
-    assert len(Library(tmp_path / "concepts").list()) == 1
+    assert "as asked" in ranks[0].stdout and ranks[1].stdout == ""
+    assert len(Library(tmp_path / "concepts").entries()) == 1

@@ -27,7 +27,7 @@ def files_of(base, prompt=PROMPT):
 
 def test_they_are_what_the_base_draws(tiny):
     drawn(tiny, [7])
-    [picture] = Generator(tiny).draw(GenerateRequest(prompt=PROMPT, n=1, seed=7, size="64x64"))
+    [picture] = Generator(tiny).generate(GenerateRequest(prompt=PROMPT, n=1, seed=7, size="64x64"))
     (class_images_folder(tiny, PROMPT, 64) / "00007.safetensors").rename(
         class_images_folder(tiny, PROMPT, 64) / "00000.safetensors"
     )
@@ -75,10 +75,10 @@ def test_a_run_uses_them(tiny, tmp_path, method, prior):
     common = {"photos": tmp_path / "mine", "base": "tiny", "class_noun": "cat", "steps": 1, "batch": 1, "rank": 2}
     common |= {"samples": False, "library": tmp_path / "concepts", "method": method, "class_pictures": 2}
     where = "drawn" if prior == "drawn" else str(tmp_path / "cats")
-    train(DreamboothSettings(**common, token="<me/with>", run=tmp_path / "with", prior=where), say=lambda line: None)
-    train(DreamboothSettings(**common, token="<me/without>", run=tmp_path / "without"), say=lambda line: None)
+    train(DreamboothSettings(**common, token="<me/with>", run=tmp_path / "with", prior=where), log=lambda line: None)
+    train(DreamboothSettings(**common, token="<me/without>", run=tmp_path / "without"), log=lambda line: None)
     library = Library(tmp_path / "concepts")
-    assert len({entry.path.read_bytes() for entry in library.list()}) == 2
+    assert len({entry.path.read_bytes() for entry in library.entries()}) == 2
     if prior == "drawn":
         assert len(list(class_images_folder(tiny, "a photo of cat", tiny.resolution).iterdir())) == 2
 
@@ -88,8 +88,8 @@ def test_the_frozen_base_cannot_teach_itself_changed(tmp_path):
     Image.new("RGB", (256, 256), "red").save(tmp_path / "mine" / "a.png")
     asked = {"photos": tmp_path / "mine", "token": "<me/a>", "class_noun": "cat", "base": "tiny"}
     with pytest.raises(UserError, match="--method full changes it"):
-        train(DreamboothSettings(**asked, method="full", prior="predicted"), say=lambda line: None)
+        train(DreamboothSettings(**asked, method="full", prior="predicted"), log=lambda line: None)
     with pytest.raises(UserError, match="learns the word for"):
-        train(DreamboothSettings(**asked, method="pivotal", steps=3), say=lambda line: None)
+        train(DreamboothSettings(**asked, method="pivotal", steps=3), log=lambda line: None)
     with pytest.raises(UserError, match="There is no folder"):
-        train(DreamboothSettings(**asked, prior="nowhere"), say=lambda line: None)
+        train(DreamboothSettings(**asked, prior="nowhere"), log=lambda line: None)

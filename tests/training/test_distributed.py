@@ -81,14 +81,14 @@ def checkpoints(place):
 
 
 def note_samples():
-    real = PhotoDataset.samples
+    real = PhotoDataset.batch
 
     def samples(self, indices):
         with open(f"samples-{os.environ.get('RANK', 'one')}", "a") as file:
             file.write(f"{list(indices)}\n")
         return real(self, indices)
 
-    PhotoDataset.samples = samples
+    PhotoDataset.batch = samples
 
 
 @pytest.mark.slow
@@ -97,8 +97,8 @@ def test_two_processes_equal_one_with_twice_the_batch(command, tmp_path, kind):
     """And two with two batches of one equal one with a batch of four: the same photos, vectors to 1e-5."""
     two, codes = together(command(tmp_path / "two", "--accumulate", 2, kind=kind), tmp_path, note_samples, note_samples)
     assert codes == [0, 0], two[0].errors + two[1].errors
-    assert "4 steps of 4 photos" in two[0].said
-    assert two[1].said == two[1].errors == two[1].err.read_text() == ""  # two processes, one voice
+    assert "4 steps of 4 photos" in two[0].stdout
+    assert two[1].stdout == two[1].errors == two[1].err.read_text() == ""  # two processes, one voice
     one = start(command(tmp_path / "one", batch=4, kind=kind), tmp_path / "one", fault=note_samples)
     assert one.wait() == 0, one.errors
     assert_close(tmp_path / "two", tmp_path / "one")
@@ -121,7 +121,7 @@ def test_a_run_of_two_goes_on_in_one_and_back(command, tmp_path):
     one = start(command(tmp_path / "parts", "--resume", batch=2, steps=4), tmp_path / "one")
     assert one.wait() == 0, one.errors
     ranks, codes = together(command(tmp_path / "parts", "--resume", steps=6), tmp_path / "parts")
-    assert codes == [0, 0] and "going on from step 4" in ranks[0].said
+    assert codes == [0, 0] and "going on from step 4" in ranks[0].stdout
     assert_close(tmp_path / "parts", tmp_path / "whole")
     assert len(losses(tmp_path / "parts")) == 6
 
@@ -131,14 +131,14 @@ def test_a_run_of_two_goes_on_in_one_and_back(command, tmp_path):
 
 def at_step(number, act):
     """In this process, at the third step of the run (after a checkpoint), `act` instead of the forward pass."""
-    real = PhotoDataset.samples
+    real = PhotoDataset.batch
 
     def samples(self, indices):
         if indices[0] // 2 == number:
             act()
         return real(self, indices)
 
-    PhotoDataset.samples = samples
+    PhotoDataset.batch = samples
 
 
 def raises():
@@ -240,7 +240,7 @@ def test_a_photo_that_only_one_cannot_read(command, tmp_path):
 
 
 def plants_nan():
-    real = PhotoDataset.samples
+    real = PhotoDataset.batch
 
     def samples(self, indices):
         batch = real(self, indices)
@@ -248,7 +248,7 @@ def plants_nan():
             batch.latents[0, 0, 0, 0] = math.nan
         return batch
 
-    PhotoDataset.samples = samples
+    PhotoDataset.batch = samples
 
 
 def test_a_number_that_is_none_stops_both_at_one_step(command, tmp_path):
@@ -365,12 +365,12 @@ def test_both_end_where_there_is_no_more_to_learn(command, tmp_path):
     """Rank 0 alone measures; rank 1 hears of it. The first milestone that has seen nine values is the twelfth step."""
     two, codes = together(command(tmp_path, *STILL, steps=40), tmp_path, short_schedule, short_schedule)
     assert codes == [0, 0], two[0].errors + two[1].errors
-    assert two[0].said.count("There is no more to learn: ended after step 12 of 40") == 1 and two[1].said == ""
+    assert two[0].stdout.count("There is no more to learn: ended after step 12 of 40") == 1 and two[1].stdout == ""
     assert len(losses(tmp_path)) == 12 and checkpoints(tmp_path)[-1] == "step-000012"
     for rank in ("0", "1"):
         with open(f"samples-{rank}") as file:
             seen = [json.loads(line) for line in file]
         assert seen[-12:] == [[i] for i in range(24) if i % 2 == int(rank)]  # and nothing after them
     ranks, codes = together(command(tmp_path, *STILL, "--resume", "--no-early-stop", steps=14), tmp_path)
-    assert codes == [0, 0] and "going on from step 12" in ranks[0].said, ranks[0].errors
+    assert codes == [0, 0] and "going on from step 12" in ranks[0].stdout, ranks[0].errors
     assert len(losses(tmp_path)) == 14

@@ -24,7 +24,7 @@ from sdpersonal.training.objective import min_snr
 from sdpersonal.training.presets import Preset
 from support.narrow import KINDS, save_narrow
 
-PRESET = Preset(steps=4, batch=2, lr=1e-3, embedding_lr=5e-3, snr_gamma=5.0, pivot=2, pivot_lr=1e-2)
+PRESET = Preset(steps=4, batch=2, lr=1e-3, embedding_lr=5e-3, snr_gamma=5.0, pivot_steps=2, pivot_lr=1e-2)
 CAPTIONS = ("a photo of {}", "{} on the beach")
 
 
@@ -58,7 +58,7 @@ TIME_IDS = {"0.png": [256, 256, 0, 0, 64, 64], "1.png": [256, 320, 0, 8, 64, 64]
 
 @pytest.fixture
 def batch(base, photos):
-    return PhotoDataset(base, photos, CAPTIONS, seed=1, flip=False).samples(range(4))
+    return PhotoDataset(base, photos, CAPTIONS, seed=1, flip=False).batch(range(4))
 
 
 class Peer:
@@ -125,7 +125,7 @@ def close(ours, theirs):
 @pytest.mark.parametrize("gamma", [None, 5.0])
 def test_inversion_is_diffusers_step(base, folder, kind, batch, gamma):
     method = TextualInversion(base, "toy duck", 3, replace(PRESET, snr_gamma=gamma))
-    peer = Peer(folder, kind, method.rows)
+    peer = Peer(folder, kind, method.embeddings)
     ours, theirs = method.loss(batch, 0), peer.loss(batch, prompts_with(batch, "".join(peer.words)), gamma)
     close(ours, theirs)
     ours.mean().backward()
@@ -150,7 +150,7 @@ def test_a_caption_of_several_samples_is_encoded_once(base, batch):
     together.sum().backward()
     gradients = {name: rows.grad.clone() for name, rows in method.trainable_parameters().items()}
     method = TextualInversion(base, "duck", 2, PRESET)
-    alone = torch.cat([method.loss(one, 0) for one in same.parts(1)])
+    alone = torch.cat([method.loss(one, 0) for one in same.split(1)])
     alone.sum().backward()
     assert runs == [2] * len(base.encoders)
     close(together, alone)
@@ -168,7 +168,7 @@ def test_lora_is_pefts(base, folder, kind, batch, targets):
         for name, value in method.trainable_parameters().items():
             if name.endswith("lora_up.weight"):
                 value.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
-        peer = Peer(folder, kind, method.rows)
+        peer = Peer(folder, kind, method.embeddings)
         layers = {
             name: layer
             for name, layer in base.adapters.layers().items()
@@ -202,7 +202,7 @@ def test_lora_on_the_text_encoders_is_pefts(base, folder, kind, batch):
 
     method = DreamboothLora(base, "toy duck", LoraTrainingConfig(rank=2, text=True), PRESET, seed=0)
     try:
-        peer = Peer(folder, kind, method.rows)
+        peer = Peer(folder, kind, method.embeddings)
         trained = method.trainable_parameters()
         for name, value in trained.items():
             if name.endswith("lora_up.weight"):
@@ -256,7 +256,7 @@ def test_full_is_diffusers_step_and_leaves_the_base_as_it_was(base, folder, kind
         else:
             close(weight.grad, grad)
     # What it leaves: a model that diffusers loads with these very weights, and a LoRA of the change.
-    optimizer = torch.optim.AdamW(method.groups(), lr=1e-3)
+    optimizer = torch.optim.AdamW(method.param_groups(), lr=1e-3)
     optimizer.step()
     with torch.no_grad():
         trained = method.loss(batch, 0)
@@ -268,8 +268,8 @@ def test_full_is_diffusers_step_and_leaves_the_base_as_it_was(base, folder, kind
     assert not any(p.requires_grad for model in base.modules().values() for p in model.parameters())
     assert 0.9 < figures["kept"] <= 1.0
     # At a rank above every layer's own the LoRA lacks only norms and biases.
-    with torch.no_grad(), base.adapters.filled([(lora, 1.0)]):
-        noisy = base.schedule.mix(batch.latents, batch.noise, batch.t)
+    with torch.no_grad(), base.adapters.active([(lora, 1.0)]):
+        noisy = base.schedule.add_noise(batch.latents, batch.noise, batch.t)
         condition = base.encode_captions([[p] for p in prompts_with(batch, f"{IDENTIFIER} toy duck")])
         near = base.predict(noisy, batch.t, condition)
     with torch.no_grad():
@@ -289,11 +289,11 @@ def test_the_priors_equal_numpy(base, folder, kind, batch, photos):
             if name.endswith("lora_up.weight"):
                 value.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
         own = PhotoDataset(base, photos, ("a photo of {}",), seed=5, flip=False, purpose="class sample")
-        pictures = own.samples(batch.indices)
+        pictures = own.batch(batch.indices)
         peer = Peer(folder, kind, {})
         with torch.no_grad():
             drawn = ClassImagePrior(base, "duck", own, 5.0).loss(batch).numpy()
-            predicted = PredictedPrior(base, "duck", 5.0, text_learns=False).loss(batch).numpy()
+            predicted = PredictedPrior(base, "duck", 5.0, trains_text_encoder=False).loss(batch).numpy()
 
             def says(batch, bare):
                 noisy = peer.scheduler.add_noise(batch.latents, batch.noise, batch.t)
@@ -391,11 +391,11 @@ def test_the_concepts_file_answers_in_diffusers_as_the_method_did(base, folder, 
         draw = torch.Generator().manual_seed(0)
         for value in method.trainable_parameters().values():
             value.data += 0.03 * torch.randn(value.shape, generator=draw)
-        noisy = base.schedule.mix(batch.latents, batch.noise, batch.t)
+        noisy = base.schedule.add_noise(batch.latents, batch.noise, batch.t)
         with torch.no_grad():
-            pieces = [["a photo of ", method.rows, " on the beach"]] * len(noisy)
+            pieces = [["a photo of ", method.embeddings, " on the beach"]] * len(noisy)
             expected = base.predict(noisy, batch.t, base.encode_captions(pieces))
-            rows = {key: value.clone() for key, value in method.rows.items()}
+            rows = {key: value.clone() for key, value in method.embeddings.items()}
         card = Card(base=base.kind, class_noun="toy duck")
         concept = Concept(Token("me", "duck"), card, {key: value.numpy() for key, value in rows.items()}, method.lora())
     finally:
@@ -431,7 +431,7 @@ def test_the_concepts_file_answers_in_diffusers_as_the_method_did(base, folder, 
 
 def test_a_mirrored_photos_place_is_counted_from_its_other_side():
     pixels = np.random.default_rng(0).integers(0, 255, (10, 16, 3), np.uint8)
-    photo = Photo("a", pixels, "", crop=(1, 0), original=(100, 160))
+    photo = Photo("a", pixels, "", crop=(1, 0), original_size=(100, 160))
     (plain, framing), (mirrored, other) = _crop_and_flip(photo, flip=True)
     (left, top), (mirrored_left, _) = framing.crop[::-1], other.crop[::-1]
     np.testing.assert_array_equal(plain, pixels[top : top + 10, left : left + 10])

@@ -46,7 +46,7 @@ def test_noising_and_target_equal_the_schedulers_of_diffusers(tiny):
     draw = torch.Generator().manual_seed(0)
     latents, noise = torch.randn(2, 4, *tiny.latent_shape(128, 128), generator=draw)
     t = torch.tensor([0, 1, 500, 999])
-    torch.testing.assert_close(tiny.schedule.mix(latents, noise, t), theirs.add_noise(latents, noise, t))
+    torch.testing.assert_close(tiny.schedule.add_noise(latents, noise, t), theirs.add_noise(latents, noise, t))
     target = theirs.get_velocity(latents, noise, t) if tiny.schedule.prediction_type == "v_prediction" else noise
     torch.testing.assert_close(tiny.schedule.target(latents, noise, t), target)
 

@@ -17,7 +17,7 @@ from sdpersonal.training.dry_run import perform_dry_run
 from sdpersonal.training.ema import EMA
 from sdpersonal.training.loop import fit
 from sdpersonal.training.progress_log import ProgressLog
-from support.lessons import METHODS, copied, lesson_for, plan_for, same, settings_for
+from support.lessons import METHODS, cloned_tensors, equal_tensors, loop_config_for, settings_for, train_state_for
 from support.narrow import save_narrow, save_photos
 from support.ranks import start
 
@@ -58,17 +58,17 @@ def tree(folder):
 def kept(lesson):
     """All that a step could have changed, copied."""
     return (
-        copied(lesson.method.trainable_parameters()),
-        copied(lesson.average.values),
-        copied(of_base(lesson)),
+        cloned_tensors(lesson.method.trainable_parameters()),
+        cloned_tensors(lesson.ema.values),
+        cloned_tensors(of_base(lesson)),
         of_groups(lesson),
     )
 
 
 def assert_as_before(lesson, before):
     values, average, base, groups = before
-    assert same(values, lesson.method.trainable_parameters()) and same(average, lesson.average.values)
-    assert same(base, of_base(lesson))
+    assert equal_tensors(values, lesson.method.trainable_parameters()) and equal_tensors(average, lesson.ema.values)
+    assert equal_tensors(base, of_base(lesson))
     assert str(of_groups(lesson)) == str(groups)  # tensors among them by their digits
     assert len(lesson.optimizer.state) == 0
     assert all(parameter.grad is None for parameter in lesson.method.trainable_parameters().values())
@@ -82,23 +82,25 @@ def test_nothing_of_it_is_left_and_the_run_is_the_same_to_the_bit(settings, tmp_
         place = tmp_path / str(rehearsed)
         place.mkdir()
         (place / "mine.txt").write_text("was here")
-        lesson = lesson_for(settings(method, optimizer=optimizer, rank=16), lambda trained: EMA(trained, 0.9))
+        lesson = train_state_for(settings(method, optimizer=optimizer, rank=16), lambda trained: EMA(trained, 0.9))
         if rehearsed:
             before, was = kept(lesson), tree(place)
             cost = perform_dry_run(lesson, 2, 2, place)
             assert_as_before(lesson, before)
             assert tree(place) == was
-            assert 0 < cost.step < 60 and 0 < cost.checkpoint < 60 and 0 < cost.held < cost.room
+            assert 0 < cost.step < 60 and 0 < cost.checkpoint < 60 and 0 < cost.used_bytes < cost.available_bytes
         journal = ProgressLog(place, 0, 2)
-        fit(lesson, plan_for(place, 2), journal)
-        ends.append((copied(lesson.method.trainable_parameters()) | copied(lesson.average.values), journal.losses))
+        fit(lesson, loop_config_for(place, 2), journal)
+        ends.append(
+            (cloned_tensors(lesson.method.trainable_parameters()) | cloned_tensors(lesson.ema.values), journal.losses)
+        )
         lesson.method.close()
-    assert same(ends[0][0], ends[1][0]) and ends[0][1] == ends[1][1]
+    assert equal_tensors(ends[0][0], ends[1][0]) and ends[0][1] == ends[1][1]
 
 
 def broken_batch(lesson, number):
     """The number-th batch from now on is not a number, the others are."""
-    real, left = lesson.photos.samples, [number]
+    real, left = lesson.photos.batch, [number]
 
     def samples(indices):
         batch = real(indices)
@@ -113,7 +115,7 @@ def broken_batch(lesson, number):
 @pytest.mark.parametrize("number", [1, 2])  # of two batches a step: the loss that is looked at last may be a good one
 @pytest.mark.parametrize("method", METHODS)
 def test_a_number_that_is_none_spoils_nothing(settings, tmp_path, method, number):
-    lesson = lesson_for(settings(method), lambda trained: EMA(trained, 0.9))
+    lesson = train_state_for(settings(method), lambda trained: EMA(trained, 0.9))
     before, was = kept(lesson), tree(tmp_path)
     broken_batch(lesson, number)
     perform_dry_run(lesson, 2, 2, tmp_path)
@@ -142,12 +144,12 @@ def quiet(_line):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_disk_that_is_asked_for_holds_the_checkpoints(settings, tmp_path, monkeypatch, optimizer):
     """Two kept, the best, and one being written, each of as many bytes as a real one's file."""
-    lesson = lesson_for(settings("lora", optimizer=optimizer, rank=16), lambda trained: EMA(trained, 0.9))
+    lesson = train_state_for(settings("lora", optimizer=optimizer, rank=16), lambda trained: EMA(trained, 0.9))
     asked = []
     monkeypatch.setattr(dry_run, "_check_disk", lambda run, need: asked.append(need))
     perform_dry_run(lesson, 2, 1, tmp_path)
     monkeypatch.undo()
-    fit(lesson, plan_for(tmp_path, 1), ProgressLog(tmp_path, 0, 1))
+    fit(lesson, loop_config_for(tmp_path, 1), ProgressLog(tmp_path, 0, 1))
     size = (tmp_path / "step-000001" / "state.safetensors").stat().st_size
     lesson.method.close()
     assert 4 * size * 0.8 < asked[0] < 4 * size * 1.2
@@ -251,12 +253,12 @@ def test_killed_in_it_a_new_run_starts_and_ends_the_same(narrow, photos, tmp_pat
         again = start(command(tmp_path / place), tmp_path / place)
         assert again.wait() == 0, again.errors
     assert "rehearsal" not in left_in(tmp_path / "killed" / "run")
-    one, two = (Library(tmp_path / place / "concepts").list()[0] for place in ("killed", "whole"))
+    one, two = (Library(tmp_path / place / "concepts").entries()[0] for place in ("killed", "whole"))
     assert one.identity == two.identity
 
 
 def test_what_a_kill_left_is_written_over(settings, tmp_path):
-    lesson = lesson_for(settings("inversion"))
+    lesson = train_state_for(settings("inversion"))
     (tmp_path / dry_run.DRY_RUN_FOLDER).mkdir()
     save_checkpoint(tmp_path / dry_run.DRY_RUN_FOLDER, 0, lesson.checkpoint_state(), {})
     perform_dry_run(lesson, 1, 1, tmp_path)

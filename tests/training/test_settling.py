@@ -27,7 +27,7 @@ from sdpersonal.training.methods import factory
 from sdpersonal.training.milestones import Milestones, plan_milestones
 from sdpersonal.training.presets import preset
 from sdpersonal.training.progress_log import ProgressLog
-from support.lessons import METHODS, copied, lesson_for, plan_for, same, settings_for
+from support.lessons import METHODS, cloned_tensors, equal_tensors, loop_config_for, settings_for, train_state_for
 from support.narrow import save_narrow, save_photos
 
 
@@ -62,7 +62,7 @@ def test_the_rule_is_the_papers(seed):
     seen = dvar([(3 * i, loss) for i, loss in enumerate(losses, 1)])
     assert [one.step for one in seen] == [3 * i for i in range(WINDOW + 1, len(losses) + 1)]
     expected = by_hand(losses)
-    np.testing.assert_allclose([one.share for one in seen], expected, rtol=1e-9)
+    np.testing.assert_allclose([one.variance_ratio for one in seen], expected, rtol=1e-9)
     assert [one.converged for one in seen] == [share < DVAR_THRESHOLD for share in expected]
 
 
@@ -70,7 +70,7 @@ def test_a_straight_fall_ends_by_the_lengths_alone():
     """The variance of n numbers in a row is (n^2 - 1) / 12 of their step's square."""
     seen = dvar([(i, 1.0 - 0.01 * i) for i in range(1, 41)])
     lengths = np.arange(WINDOW + 1, 41)
-    np.testing.assert_allclose([one.share for one in seen], (WINDOW**2 - 1) / (lengths**2 - 1), rtol=1e-6)
+    np.testing.assert_allclose([one.variance_ratio for one in seen], (WINDOW**2 - 1) / (lengths**2 - 1), rtol=1e-6)
 
 
 def test_a_curve_that_bends_settles_soon_after():
@@ -87,7 +87,7 @@ def test_nothing_is_known_before_the_window_and_one_more():
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.123456, 0.3, 0.7, 1 / 3, 1e-9, 55.555555])
 def test_a_constant_curve_is_settled_at_once_and_stays_so(value):
     seen = dvar([(i, value) for i in range(1, 200)])
-    assert all(one.share == 0 and one.converged for one in seen)
+    assert all(one.variance_ratio == 0 and one.converged for one in seen)
 
 
 def test_a_number_that_is_none_never_settles():
@@ -108,7 +108,7 @@ def test_an_earlier_curve_is_left_out():
 
 
 def test_the_fixed_batch_is_the_same_each_time_and_its_levels_are_spread(settings):
-    lesson, other = lesson_for(settings("inversion")), lesson_for(settings("inversion"))
+    lesson, other = train_state_for(settings("inversion")), train_state_for(settings("inversion"))
     one, two, three = fixed_batch(lesson.photos), fixed_batch(lesson.photos), fixed_batch(other.photos)
     for again in (two, three):
         for field in ("latents", "noise", "t"):
@@ -125,26 +125,28 @@ def test_the_fixed_batch_is_the_same_each_time_and_its_levels_are_spread(setting
 def test_watching_changes_nothing(settings, tmp_path, method):
     ends, measured = {}, {}
     for name in ("watched", "not"):
-        lesson = lesson_for(settings(method), lambda trained: EMA(trained, 0.9))
+        lesson = train_state_for(settings(method), lambda trained: EMA(trained, 0.9))
         (tmp_path / name).mkdir()
-        plan = plan_for(tmp_path / name, 6, fixed_batch=fixed_batch(lesson.photos) if name == "watched" else None)
+        plan = loop_config_for(
+            tmp_path / name, 6, fixed_batch=fixed_batch(lesson.photos) if name == "watched" else None
+        )
         journal = ProgressLog(plan.run, 0, plan.steps)
         fit(lesson, plan, journal)
-        ends[name] = copied(lesson.method.trainable_parameters()) | {
-            f"mean {k}": v for k, v in copied(lesson.average.values).items()
+        ends[name] = cloned_tensors(lesson.method.trainable_parameters()) | {
+            f"mean {k}": v for k, v in cloned_tensors(lesson.ema.values).items()
         }
         measured[name] = journal.fixed_batch_losses, journal.losses
-        with lesson.average.applied():  # as it was at the last measurement
+        with lesson.ema.applied():  # as it was at the last measurement
             now = fixed_batch_loss(lesson.method, fixed_batch(lesson.photos), 5)
         lesson.method.close()
-    assert same(ends["watched"], ends["not"]) and measured["watched"][1] == measured["not"][1]
+    assert equal_tensors(ends["watched"], ends["not"]) and measured["watched"][1] == measured["not"][1]
     assert [step for step, _ in measured["watched"][0]] == [1, 2, 3, 4, 5, 6] and measured["not"][0] == []
     assert measured["watched"][0][-1][1] == pytest.approx(float(now), abs=1e-6)
 
 
 def test_it_is_measured_every_so_many_steps_in_parts_no_larger_than_a_batch(settings, tmp_path):
-    lesson = lesson_for(settings("inversion"))
-    plan = plan_for(tmp_path, 7, fixed_batch=fixed_batch(lesson.photos), measure_every=3)
+    lesson = train_state_for(settings("inversion"))
+    plan = loop_config_for(tmp_path, 7, fixed_batch=fixed_batch(lesson.photos), measure_every=3)
     sizes, real = [], lesson.method.loss
     lesson.method.loss = lambda batch, step: sizes.append(len(batch.t)) or real(batch, step)
     fit(lesson, plan, ProgressLog(tmp_path, 0, 7))
@@ -188,26 +190,26 @@ def test_keeping_an_average_leaves_the_raw_values_as_they_are(settings, tmp_path
     """And the average is that of the values after each step, from numpy."""
     ends, decay = {}, 0.8
     for name, kept in (("average", lambda trained: EMA(trained, decay)), ("none", None)):
-        lesson = lesson_for(settings(method), *([kept] if kept else []))
-        before, after = copied(lesson.method.trainable_parameters()), []
-        real = lesson.average.update
-        lesson.average.update = lambda step, real=real, lesson=lesson, after=after: (
-            after.append(copied(lesson.method.trainable_parameters())),
+        lesson = train_state_for(settings(method), *([kept] if kept else []))
+        before, after = cloned_tensors(lesson.method.trainable_parameters()), []
+        real = lesson.ema.update
+        lesson.ema.update = lambda step, real=real, lesson=lesson, after=after: (
+            after.append(cloned_tensors(lesson.method.trainable_parameters())),
             real(step),
         )
         (tmp_path / name).mkdir()
-        fit(lesson, plan_for(tmp_path / name, 5), ProgressLog(tmp_path / name, 0, 5))
-        ends[name] = copied(lesson.method.trainable_parameters())
+        fit(lesson, loop_config_for(tmp_path / name, 5), ProgressLog(tmp_path / name, 0, 5))
+        ends[name] = cloned_tensors(lesson.method.trainable_parameters())
         if kept:
             expected = {key: value.numpy().astype(np.float64) for key, value in before.items()}
             for step, values in enumerate(after):
                 share = min(decay, (1 + step) / (10 + step))
                 expected = {key: share * expected[key] + (1 - share) * values[key].numpy() for key in expected}
-            for key, value in lesson.average.values.items():
+            for key, value in lesson.ema.values.items():
                 np.testing.assert_allclose(value.numpy(), expected[key], atol=1e-6)
         lesson.method.close()
-    assert same(ends["average"], ends["none"])
-    assert not same(ends["none"], before)
+    assert equal_tensors(ends["average"], ends["none"])
+    assert not equal_tensors(ends["none"], before)
 
 
 # --- runs that end ---
@@ -307,10 +309,10 @@ def test_without_samples_nothing_is_drawn_and_the_last_is_kept(begin, tmp_path, 
 
 
 def test_milestones_cover_the_run_to_its_last_step():
-    assert Milestones(4, True).milestones(10) == [4, 8, 10] and Milestones(5, True).milestones(10) == [5, 10]
+    assert Milestones(4, True).steps(10) == [4, 8, 10] and Milestones(5, True).steps(10) == [5, 10]
     for steps in (1, 2, 9, 10, 11, 39, 40, 250, 801):
         chosen = replace(preset("textual-inversion", "tiny"), steps=steps)
-        marks = plan_milestones(chosen, examined=True, early_stop=True).milestones(steps)
+        marks = plan_milestones(chosen, examined=True, early_stop=True).steps(steps)
         assert marks == sorted(set(marks)) and marks[-1] == steps and len(marks) <= 10
-        assert plan_milestones(chosen, False, False).milestones(steps) == [steps]
+        assert plan_milestones(chosen, False, False).steps(steps) == [steps]
         assert plan_milestones(chosen, False, True).early_stop == (steps > WINDOW + 1)

@@ -133,8 +133,8 @@ def test_a_concepts_file_tells_nothing_of_photos_machine_or_user(settings, photo
 def test_however_a_step_is_cut_it_learns_the_same_photos_in_order(settings, tmp_path, monkeypatch):
     """Eight photos a step, at once or in four batches: the same samples, the same concept but for rounding."""
     seen = []
-    real = PhotoDataset.samples
-    monkeypatch.setattr(PhotoDataset, "samples", lambda self, which: (seen.append(list(which)), real(self, which))[1])
+    real = PhotoDataset.batch
+    monkeypatch.setattr(PhotoDataset, "batch", lambda self, which: (seen.append(list(which)), real(self, which))[1])
     ends = {}
     for name, batch, accumulate in (("whole", 8, 1), ("parts", 2, 4)):
         seen.clear()
@@ -242,7 +242,7 @@ def test_dead_at_any_write_of_a_run_it_goes_on_to_the_same_end(settings, tmp_pat
             resume = bool(list((place / "run").glob("step-*/manifest.json")))
             train(settings("inversion", place, **common, resume=resume), quiet)
             assert payload(place)[0] == payload(tmp_path / "whole")[0], n
-            assert len(lines(place)) == 3 and len(Library(place / "concepts").list()) == 1
+            assert len(lines(place)) == 3 and len(Library(place / "concepts").entries()) == 1
     finally:
         torch.set_num_threads(threads)
 
@@ -316,7 +316,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on(command, tmp_path, number, 
     assert not list((place / "concepts").glob("*/*"))
     if number == signal.SIGINT:
         again = start(command("inversion", place, "--resume", steps=reached + 1), place)
-        assert again.wait() == 0 and f"going on from step {reached}" in again.said
+        assert again.wait() == 0 and f"going on from step {reached}" in again.stdout
 
 
 def slow_saving():
@@ -352,7 +352,7 @@ def nobody_listens():
 def test_a_closed_stdout_stops_nothing(command, tmp_path):
     child = start(command("inversion", tmp_path, steps=2), tmp_path, fault=nobody_listens)
     assert child.wait() == 0, child.errors
-    assert child.errors == "" and len(Library(tmp_path / "concepts").list()) == 1
+    assert child.errors == "" and len(Library(tmp_path / "concepts").entries()) == 1
 
 
 def test_a_terminal_that_is_gone_stops_nothing(settings, tmp_path):
@@ -451,9 +451,9 @@ def test_a_finished_last_step_still_makes_its_concept(settings, tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         train(settings("inversion", tmp_path, samples=True), quiet)
     monkeypatch.undo()
-    assert Library(tmp_path / "concepts").list() == []
+    assert Library(tmp_path / "concepts").entries() == []
     train(settings("inversion", tmp_path, resume=True), quiet)
-    assert len(Library(tmp_path / "concepts").list()) == 1 and len(lines(tmp_path)) == 4
+    assert len(Library(tmp_path / "concepts").entries()) == 1 and len(lines(tmp_path)) == 4
 
 
 def test_resume_without_a_checkpoint_never_starts_over(settings, tmp_path):
@@ -502,7 +502,7 @@ def test_an_absurd_rate_ends_in_a_sentence_and_no_concept(settings, tmp_path, ki
 
 @pytest.mark.parametrize("planted", [math.nan, math.inf])
 def test_one_bad_number_stops_the_run_at_its_step(settings, tmp_path, monkeypatch, planted):
-    real = PhotoDataset.samples
+    real = PhotoDataset.batch
 
     def samples(self, indices):
         batch = real(self, indices)
@@ -510,7 +510,7 @@ def test_one_bad_number_stops_the_run_at_its_step(settings, tmp_path, monkeypatc
             batch.latents[0, 0, 0, 0] = planted
         return batch
 
-    monkeypatch.setattr(PhotoDataset, "samples", samples)
+    monkeypatch.setattr(PhotoDataset, "batch", samples)
     with pytest.raises(Diverged, match=r"at step 3 \(\d\.png; --lr 0\.01\)\. Nothing after step 2 was kept"):
         train(settings("inversion", tmp_path, lr=0.01, accumulate=2, steps=8), quiet)
     assert checkpoints(tmp_path) == ["step-000002"]
@@ -593,7 +593,7 @@ def test_no_memory_for_pictures_costs_the_pictures_only(settings, tmp_path, monk
     def draw(*_):
         raise torch.OutOfMemoryError(NO_MEMORY)
 
-    monkeypatch.setattr(sample_sheet.Generator, "draw", draw)
+    monkeypatch.setattr(sample_sheet.Generator, "generate", draw)
     said = []
     result = train(settings("inversion", tmp_path, samples=True), said.append)
     assert result.sheet is None and any("no memory left for sample pictures" in line for line in said)

@@ -23,7 +23,7 @@ def photos(tmp_path):
 @pytest.fixture
 def batch(tiny, photos):
     data = PhotoDataset(tiny, load_photos(photos, 128).photos, ("a photo of {}", "{}"), seed=3, flip=True)
-    return data.samples(range(4))
+    return data.batch(range(4))
 
 
 # --- chance ---
@@ -37,15 +37,15 @@ def test_every_epoch_shows_every_photo_once_in_a_new_order():
 
 def test_a_sample_is_the_same_whoever_draws_it_and_whenever(tiny, photos):
     loaded = load_photos(photos, 128).photos
-    one = PhotoDataset(tiny, loaded, ("{}", "a {}"), seed=0, flip=False).samples(range(4))
+    one = PhotoDataset(tiny, loaded, ("{}", "a {}"), seed=0, flip=False).batch(range(4))
     other = PhotoDataset(tiny, loaded, ("{}", "a {}"), seed=0, flip=False)
     torch.rand(7)  # somebody else's draw
-    parts = [other.samples([i]) for i in (3, 2, 1, 0)][::-1]
+    parts = [other.batch([i]) for i in (3, 2, 1, 0)][::-1]
     assert torch.equal(one.latents, torch.cat([part.latents for part in parts]))
     assert torch.equal(one.noise, torch.cat([part.noise for part in parts]))
     assert torch.equal(one.t, torch.cat([part.t for part in parts]))
     assert one.captions == sum((part.captions for part in parts), ())
-    changed = PhotoDataset(tiny, loaded, ("{}",), seed=1, flip=False).samples(range(4))
+    changed = PhotoDataset(tiny, loaded, ("{}",), seed=1, flip=False).batch(range(4))
     assert not torch.equal(one.noise, changed.noise)
 
 
@@ -60,7 +60,7 @@ def test_chance_is_uniform_and_normal():
 def test_cached_posteriors_have_the_distribution_of_encoding_anew(tiny, photos):
     loaded = load_photos(photos, 128).photos[:1]
     data = PhotoDataset(tiny, loaded, ("{}",), seed=0, flip=False)
-    drawn = torch.stack([data.samples([i]).latents[0] for i in range(400)])
+    drawn = torch.stack([data.batch([i]).latents[0] for i in range(400)])
     x = torch.from_numpy(loaded[0].square()).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
         anew = tiny.vae.encode(x).latent_dist

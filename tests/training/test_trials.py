@@ -28,7 +28,7 @@ from sdpersonal.training.validation import (
     best_validation,
     read_validations,
 )
-from support.lessons import lesson_for, plan_for, settings_for
+from support.lessons import loop_config_for, settings_for, train_state_for
 from support.narrow import save_narrow, save_photos
 
 
@@ -378,9 +378,9 @@ def test_pictures_of_every_trial_are_there(begin, tmp_path):
 
 def test_an_interrupted_trial_puts_the_raw_values_back(tmp_path):
     settings = settings_for("inversion", save_photos(tmp_path / "photos", 2), save_narrow("sd1", tmp_path / "sd1"))
-    lesson = lesson_for(settings, lambda trained: EMA(trained, 0.9))
+    lesson = train_state_for(settings, lambda trained: EMA(trained, 0.9))
     rows = lesson.method.trainable_parameters()["rows.clip_l"]
-    lesson.average.values["rows.clip_l"].fill_(7)
+    lesson.ema.values["rows.clip_l"].fill_(7)
     before = rows.detach().clone()
 
     class Asked:
@@ -392,6 +392,11 @@ def test_an_interrupted_trial_puts_the_raw_values_back(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run_milestones(
-            lesson, plan_for(tmp_path, 4, start=4), Milestones(2, False), ProgressLog(tmp_path, 4, 4), Asked(), print
+            lesson,
+            loop_config_for(tmp_path, 4, start=4),
+            Milestones(2, False),
+            ProgressLog(tmp_path, 4, 4),
+            Asked(),
+            print,
         )
-    assert torch.equal(rows, before) and (lesson.average.values["rows.clip_l"] == 7).all()
+    assert torch.equal(rows, before) and (lesson.ema.values["rows.clip_l"] == 7).all()

@@ -162,13 +162,13 @@ def draw(folder, look, name, pixels=SPRITE):
     return None if picture is None else _square(picture.convert("RGBA"), pixels)
 
 
-def _square(picture, pixels):
+def _square(image, pixels):
     """Crop to what is drawn, pad to a square, resize with premultiplied colours (no dark fringe)."""
-    box = picture.getchannel("A").point(lambda a: 255 * (a > 8)).getbbox()
-    picture = picture.crop(box)
-    side = max(picture.size)
+    box = image.getchannel("A").point(lambda a: 255 * (a > 8)).getbbox()
+    image = image.crop(box)
+    side = max(image.size)
     square = Image.new("RGBA", (side, side))
-    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     rgba = np.asarray(square, np.float32) / 255
     rgba[..., :3] *= rgba[..., 3:]
     planes = [Image.fromarray(rgba[..., i]).resize((pixels, pixels), Image.LANCZOS) for i in range(4)]

@@ -69,18 +69,15 @@ def _write_identity(conv, matrix, centre=0, box=False):
     conv.bias[:rows] = 0
 
 
-def loss_of(model, pictures, noise, rough):
+def loss_of(model, images, noise, rough):
     """Reconstruction and KL; (B, 3, H, W) -> scalar, and PSNR in dB. `noise`, `rough`: unit noise like the latents."""
-    posterior = model.encode(pictures).latent_dist
+    posterior = model.encode(images).latent_dist
     latents = posterior.mean + posterior.std * noise + LATENT_NOISE * rough
-    error = (model.decode(latents).sample - pictures).float()
+    error = (model.decode(latents).sample - images).float()
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     mse = (error**2).mean()
     loss = (
-        error.abs().mean()
-        + 2 * mse
-        + 0.5 * edges
-        + KL_WEIGHT * posterior.kl().float().mean() / pictures[0].numel() * 192
+        error.abs().mean() + 2 * mse + 0.5 * edges + KL_WEIGHT * posterior.kl().float().mean() / images[0].numel() * 192
     )
     return loss, 10 * torch.log10(4 / mse.detach())
 
@@ -120,11 +117,11 @@ def train(world, stage, folder, machine):
     return model
 
 
-def crop(pictures, step, side=64):
+def crop(images, step, side=64):
     """Cut one square out of each picture, anywhere on a grid of 8 px: most of a picture is much like itself."""
     g = torch.Generator().manual_seed(step)
-    spots = torch.randint(0, (pictures.shape[-1] - side) // 8 + 1, (len(pictures), 2), generator=g) * 8
-    return torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(pictures, spots.tolist(), strict=True)])
+    spots = torch.randint(0, (images.shape[-1] - side) // 8 + 1, (len(images), 2), generator=g) * 8
+    return torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(images, spots.tolist(), strict=True)])
 
 
 @torch.no_grad()

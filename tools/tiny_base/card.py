@@ -20,48 +20,48 @@ PICTURES = {  # in the work folder: in the docs
 }
 
 
-def write(shop, out=Path("docs")):
+def write(context, out=Path("docs")):
     """Write out/tiny-base.md and its pictures from work/figures.json, the logs and the exported folder."""
-    figures = json.loads((shop.work / "figures.json").read_text())
+    figures = json.loads((context.work / "figures.json").read_text())
     count = lambda model: f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}"  # noqa: E731
     names, looks = world.kept_out()
-    drawn = [look for look in shop.world.looks]
+    drawn = [look for look in context.world.looks]
     net = unet.build()
     text = (HERE / "card.md").read_text().format(
-        names=len(shop.world.names), looks=len(drawn), guidance=f"{unet.GUIDANCE:g}", look_list=", ".join(drawn),
-        name_list=", ".join(sorted(shop.world.names)), width=clip.WIDTH, text_m=count(shop.clip.text_model),
-        vae_m=count(shop.vae), channels=autoencoder.CHANNELS, unet_m=count(net),
-        blocks=" / ".join(map(str, net.config.block_out_channels)), judge_m=count(shop.clip),
+        names=len(context.world.names), looks=len(drawn), guidance=f"{unet.GUIDANCE:g}", look_list=", ".join(drawn),
+        name_list=", ".join(sorted(context.world.names)), width=clip.WIDTH, text_m=count(context.clip.text_model),
+        vae_m=count(context.vae), channels=autoencoder.CHANNELS, unet_m=count(net),
+        blocks=" / ".join(map(str, net.config.block_out_channels)), judge_m=count(context.clip),
         folder_mb=figures.get("speed", {}).get("folder_mb", "?"),
-        art_rows="\n".join(_art_rows(shop)),
+        art_rows="\n".join(_art_rows(context)),
         kept_count=len(names), kept_list=", ".join(names), kept_looks=" and ".join(looks),
-        recipe="\n".join(_recipe(shop)), figures=_table(figures),
+        recipe="\n".join(_recipe(context)), figures=_table(figures),
         limits=(HERE / "limits.md").read_text().strip(),
     )  # fmt: skip
     (out / "pictures").mkdir(parents=True, exist_ok=True)
     (out / "tiny-base.md").write_text(text)
     for source, target in PICTURES.items():
-        if (shop.work / "look" / source).exists():
-            picture = Image.open(shop.work / "look" / source).convert("RGB").quantize(256)  # a third of the bytes
+        if (context.work / "look" / source).exists():
+            picture = Image.open(context.work / "look" / source).convert("RGB").quantize(256)  # a third of the bytes
             picture.save(out / "pictures" / target, optimize=True)
 
 
-def _art_rows(shop):
+def _art_rows(context):
     """A row a package that anything was trained on."""
-    for look in (*shop.preset.clip_looks, "names"):
+    for look in (*context.preset.clip_looks, "names"):
         package = art.PACKAGES[look]
         yield f"| {look} | {package.source}: npm `{package.name}` {package.version} | {package.licence} |"
 
 
-def _recipe(shop):
+def _recipe(context):
     """One line a training, from its log: what was really done."""
     for part, stage in (
-        ("clip", shop.preset.clip),
-        ("clip-images", shop.preset.clip_images),
-        ("autoencoder", shop.preset.autoencoder),
-        ("unet", shop.preset.unet),
+        ("clip", context.preset.clip),
+        ("clip-images", context.preset.clip_images),
+        ("autoencoder", context.preset.autoencoder),
+        ("unet", context.preset.unet),
     ):
-        lines = (shop.work / part / "log.jsonl").read_text().splitlines()
+        lines = (context.work / part / "log.jsonl").read_text().splitlines()
         last = json.loads(lines[-1])
         rest = ", ".join(f"{k} {v}" for k, v in last.items() if k not in ("step", "minutes", "lr", "event"))
         sat = f"{last['step']} steps of {stage.batch} a process in {last['minutes']:.0f} minutes"

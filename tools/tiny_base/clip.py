@@ -46,10 +46,10 @@ class ClipWithNaming(nn.Module):
         self.clip, self.head = clip, nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, names + len(BACKGROUNDS)))
         self.names = names
 
-    def image(self, pictures, hide=0.0):
+    def image(self, images, hide=0.0):
         """(B, 3, 128, 128) -> pooled (B, 192), mean over patches (B, 192); `hide` is the share of patches left out."""
         tower = self.clip.vision_model
-        x = tower.embeddings(pictures)  # (B, 1 + 64, 192)
+        x = tower.embeddings(images)  # (B, 1 + 64, 192)
         if hide:
             count = x.shape[1] - 1
             keep = int(count * (1 - hide))
@@ -60,9 +60,9 @@ class ClipWithNaming(nn.Module):
         x = tower.encoder(inputs_embeds=x).last_hidden_state
         return tower.post_layernorm(x[:, 0]), x[:, 1:].mean(1)
 
-    def losses(self, pictures, ids, names, kinds, hide):
+    def losses(self, images, ids, names, kinds, hide):
         """Contrastive loss, naming loss."""
-        pooled, patches = self.image(pictures, hide)
+        pooled, patches = self.image(images, hide)
         image = F.normalize(self.clip.visual_projection(pooled).float(), dim=-1)
         text_pooled = self.clip.text_model(input_ids=ids).pooler_output
         text = F.normalize(self.clip.text_projection(text_pooled).float(), dim=-1)
@@ -157,9 +157,9 @@ def text_tower(clip):
 
 
 @torch.no_grad()
-def features(clip, pictures=None, ids=None):
+def features(clip, images=None, ids=None):
     """Unit features of pictures (B, 3, 128, 128) in -1..1 or of token ids."""
-    if pictures is not None:
-        pooled = clip.vision_model(pixel_values=pictures).pooler_output
+    if images is not None:
+        pooled = clip.vision_model(pixel_values=images).pooler_output
         return F.normalize(clip.visual_projection(pooled).float(), dim=-1)
     return F.normalize(clip.text_projection(clip.text_model(input_ids=ids).pooler_output).float(), dim=-1)

@@ -24,25 +24,25 @@ def psnr(a, b):
 
 
 @torch.no_grad()
-def autoencoder(shop, pipe):
+def autoencoder(context, pipe):
     """PSNR on scenes never trained on: of the known world, and of kept-out things, the kept-out look among theirs."""
     rows = {}
-    for name, world in (("known things", shop.wide), ("kept-out things", worlds.kept_out_world(shop.work))):
+    for name, world in (("known things", context.wide), ("kept-out things", worlds.kept_out_world(context.work))):
         renderer = render.Renderer(world.sprites)
         pictures = render.render(renderer, [scenes.draw_scene(world, 900, i, scenes.Mix()) for i in range(128)])
         decoded = torch.cat([pipe.vae.decode(pipe.vae.encode(p).latent_dist.mean).sample for p in pictures.split(16)])
         rows[name] = round(psnr(decoded.clamp(-1, 1), pictures), 2)
         both = torch.cat([pictures[:12], decoded[:12]])
-        sheets.sheet(both, [""] * 24, shop.work / "look" / f"autoencoder-{name.split()[0]}.png", columns=12)
+        sheets.sheet(both, [""] * 24, context.work / "look" / f"autoencoder-{name.split()[0]}.png", columns=12)
     return {"psnr_db": rows}
 
 
 @torch.no_grad()
-def contrast(shop, pipe, choices=100):
+def contrast(context, pipe, choices=100):
     """CLIP: the right caption among 100 that differ in the thing's name alone."""
-    model, words, count = shop.clip, shop.words, shop.preset.prompts * 5 // 2
+    model, words, count = context.clip, context.words, context.preset.prompts * 5 // 2
     rows = {}
-    for label, world in (("the UNet's world", shop.world), ("the wide world", shop.wide)):
+    for label, world in (("the UNet's world", context.world), ("the wide world", context.wide)):
         renderer, right = render.Renderer(world.sprites), 0
         rng = scenes.generator(901, 0)
         among = min(choices, len(world.names))
@@ -53,7 +53,7 @@ def contrast(shop, pipe, choices=100):
             others = [n for n in rng.permutation(len(world.names)).tolist() if n != name][: among - 1]
             noun = captions.with_article(world.names[name])
             texts = [scene.caption.replace(noun, captions.with_article(world.names[n]), 1) for n in (name, *others)]
-            picture = clip.features(model, pictures=render.render(renderer, [scene]))
+            picture = clip.features(model, images=render.render(renderer, [scene]))
             text = clip.features(model, ids=tokenizer.encode(words, texts, "longest"))
             right += int((picture @ text.T).argmax() == 0)
         rows[f"{label}, among {among}"] = round(right / count, 3)
@@ -85,14 +85,14 @@ def generate(pipe, prompts, seed=0, guidance=unet.GUIDANCE, batch=16):
 
 
 @torch.no_grad()
-def pictures(shop, pipe, guidance=unet.GUIDANCE):
+def pictures(context, pipe, guidance=unet.GUIDANCE):
     """ "a LOOK of a NAME on PLACE": named right by the CLIP and by the second judge, beside real pictures' scores."""
-    world, count = shop.world, shop.preset.prompts
+    world, count = context.world, context.preset.prompts
     asked = _test_prompts(world, count, 902)
     staged = [scenes.single_thing_scene(world, look, name, kind, 902, i) for i, (look, name, kind) in enumerate(asked)]
     real = torch.cat([render.render(render.Renderer(world.sprites), staged[i : i + 40]) for i in range(0, count, 40)])
     drawn = generate(pipe, [scene.caption for scene in staged], guidance=guidance)
-    classifier = judge.load(shop.work / "second-judge", world)
+    classifier = judge.load(context.work / "second-judge", world)
     rows = {}
     for label, some in (("real", real), ("drawn", drawn)):
         name, look, place = classifier(some)
@@ -102,7 +102,7 @@ def pictures(shop, pipe, guidance=unet.GUIDANCE):
         ]
         place_of = place[:, len(captions.BACKGROUNDS) - len(captions.PLACES) :].argmax(1) + 5
         rows[label] = {
-            "name, CLIP": _accuracy(_clip_names(shop, some, asked), truth[0]),
+            "name, CLIP": _accuracy(_clip_names(context, some, asked), truth[0]),
             "name, classifier": _accuracy(name.argmax(1), truth[0]),
             "name in first five, classifier": round(
                 (name.topk(5).indices == truth[0][:, None]).any(1).float().mean().item(), 3
@@ -112,7 +112,7 @@ def pictures(shop, pipe, guidance=unet.GUIDANCE):
         }
     both = [p for pair in zip(real[:24], drawn[:24], strict=True) for p in pair]
     names = [c for s in staged[:24] for c in ("real", s.caption)]
-    sheets.sheet(torch.stack(both), names, shop.work / "look" / "real-and-drawn.png", columns=12)
+    sheets.sheet(torch.stack(both), names, context.work / "look" / "real-and-drawn.png", columns=12)
     return {"pictures": rows}
 
 
@@ -120,25 +120,27 @@ def _accuracy(guess, truth):
     return round((guess == truth).float().mean().item(), 3)
 
 
-def _clip_names(shop, some, asked):
+def _clip_names(context, some, asked):
     """The name that the CLIP finds nearest, told look and place: (N,)."""
-    world, guesses = shop.world, []
+    world, guesses = context.world, []
     nouns = [captions.with_article(name) for name in world.names]
-    features = torch.cat([clip.features(shop.clip, pictures=p) for p in some.split(50)])
+    features = torch.cat([clip.features(context.clip, images=p) for p in some.split(50)])
     for feature, (look, _, kind) in zip(features, asked, strict=True):
         form = captions.LOOKS[world.looks[look]][0]
         texts = [f"{form.format(noun)} {captions.PLACES[kind][0]}" for noun in nouns]
         guesses.append(
-            (clip.features(shop.clip, ids=tokenizer.encode(shop.words, texts, "longest")) @ feature).argmax().item()
+            (clip.features(context.clip, ids=tokenizer.encode(context.words, texts, "longest")) @ feature)
+            .argmax()
+            .item()
         )
     return torch.tensor(guesses)
 
 
 @torch.no_grad()
-def colours(shop, pipe):
+def colours(context, pipe):
     """ "on a RED background" for twelve colours: distance of the border's mean colour from the one asked, of 255."""
     names = list(captions.COLOURS)[:12]
-    things = [shop.world.names[i * len(shop.world.names) // 12] for i in range(12)]
+    things = [context.world.names[i * len(context.world.names) // 12] for i in range(12)]
     prompts = [
         f"a 3d render of {captions.with_article(t)} on a {c} background" for t, c in zip(things, names, strict=True)
     ]
@@ -154,22 +156,22 @@ def colours(shop, pipe):
     )
     asked = torch.tensor([captions.COLOURS[c] for c in names]).float()
     off = (border.mean(2) - asked).abs().amax(1)
-    sheets.sheet(drawn / 127.5 - 1, prompts, shop.work / "look" / "colours.png", columns=6)
+    sheets.sheet(drawn / 127.5 - 1, prompts, context.work / "look" / "colours.png", columns=6)
     return {
         "colours": {"worst channel, mean": round(off.mean().item(), 1), "within 25": int((off <= 25).sum()), "of": 12}
     }
 
 
-def speed(shop, pipe):
+def speed(context, pipe):
     """Seconds to load, and for one picture at 25 steps with guidance, on this machine's CPU as busy as it is."""
     start = time.perf_counter()
-    fresh = StableDiffusionPipeline.from_pretrained(shop.weights_folder, torch_dtype=torch.float32)
+    fresh = StableDiffusionPipeline.from_pretrained(context.weights_folder, torch_dtype=torch.float32)
     loaded = time.perf_counter() - start
     fresh.set_progress_bar_config(disable=True)
     generate(fresh, ["a cat"])
     start = time.perf_counter()
     generate(fresh, ["a 3d render of a cat on the beach"])
-    size = sum(f.stat().st_size for f in shop.weights_folder.rglob("*") if f.is_file()) / 1e6
+    size = sum(f.stat().st_size for f in context.weights_folder.rglob("*") if f.is_file()) / 1e6
     return {
         "speed": {
             "load_s": round(loaded, 2),
@@ -182,14 +184,14 @@ def speed(shop, pipe):
 FIGURES = {f.__name__: f for f in (autoencoder, contrast, pictures, colours, speed)}
 
 
-def measure(shop, only=None):
+def measure(context, only=None):
     """All figures (or one) -> work/figures.json, each replacing its older value."""
-    pipe = StableDiffusionPipeline.from_pretrained(shop.weights_folder, torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(context.weights_folder, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    path = shop.work / "figures.json"
+    path = context.work / "figures.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     for name in [only] if only else FIGURES:
-        found |= FIGURES[name](shop, pipe)
+        found |= FIGURES[name](context, pipe)
         print(json.dumps(found, indent=1), flush=True)
         path.write_text(json.dumps(found, indent=1) + "\n")
     return found

@@ -31,12 +31,12 @@ class Classifier(nn.Module):
         self.body = nn.Sequential(*layers)  # (B, 3, 64, 64) -> (B, 256, 4, 4)
         self.head = nn.Linear(256, sum(self.sizes))
 
-    def features(self, pictures):
-        small = pictures if pictures.shape[-1] == SIDE else F.interpolate(pictures, (SIDE, SIDE), mode="area")
+    def features(self, images):
+        small = images if images.shape[-1] == SIDE else F.interpolate(images, (SIDE, SIDE), mode="area")
         return self.body(small).mean((2, 3))
 
-    def forward(self, pictures):
-        return self.head(self.features(pictures)).split(self.sizes, 1)
+    def forward(self, images):
+        return self.head(self.features(images)).split(self.sizes, 1)
 
 
 def train(world, stage, folder, machine):
@@ -70,12 +70,12 @@ def train(world, stage, folder, machine):
     return model.eval()
 
 
-def augment(pictures):
+def augment(images):
     """Half of a batch a little soft, all of it in varied light."""
-    soft = F.interpolate(F.avg_pool2d(pictures, 2), scale_factor=2, mode="bilinear")
-    amount = torch.rand(len(pictures), 1, 1, 1, device=pictures.device).round()
-    gain = 1 + 0.1 * torch.randn(len(pictures), 1, 1, 1, device=pictures.device)
-    return torch.lerp(pictures, soft, amount) * gain + 0.03 * torch.randn_like(pictures)
+    soft = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear")
+    amount = torch.rand(len(images), 1, 1, 1, device=images.device).round()
+    gain = 1 + 0.1 * torch.randn(len(images), 1, 1, 1, device=images.device)
+    return torch.lerp(images, soft, amount) * gain + 0.03 * torch.randn_like(images)
 
 
 def load(folder, world, device="cpu"):

@@ -40,38 +40,38 @@ def token_for(subject):
     return f"t/{subject.replace(' ', '-')}"
 
 
-def train_library(shop, folder):
+def train_library(context, folder):
     """A library with both subjects and the look."""
     for subject in SUBJECTS:
         place = folder / subject
-        photos.save(photos.sample_photos(shop.work, subject, reach.LEARNED, reach.SEEN), place / "photos")
+        photos.save(photos.sample_photos(context.work, subject, reach.LEARNED, reach.SEEN), place / "photos")
         asked = reach.run_settings("lora", folder, reach.SUBJECTS[subject], "object", photos=place / "photos")
-        train(asked.model_copy(update={"token": f"<{token_for(subject)}>", "run": place / "run"}), say=str)
+        train(asked.model_copy(update={"token": f"<{token_for(subject)}>", "run": place / "run"}), log=str)
     place = folder / STYLE
-    photos.save(photos.sample_style_photos(shop.work, reach.LEARNED, reach.SEEN, STYLE), place / "photos")
+    photos.save(photos.sample_style_photos(context.work, reach.LEARNED, reach.SEEN, STYLE), place / "photos")
     for number, thing in enumerate(photos.STYLE_THINGS[: reach.LEARNED], 1):
         (place / "photos" / f"{number:02}.txt").write_text(f"{captions.with_article(thing)} in the style of {{}}\n")
     asked = reach.run_settings("lora", folder, reach.STYLES[STYLE], "style", photos=place / "photos")
-    train(asked.model_copy(update={"token": f"<t/{STYLE}>", "run": place / "run"}), say=str)
+    train(asked.model_copy(update={"token": f"<t/{STYLE}>", "run": place / "run"}), log=str)
     return Library(folder / "library")
 
 
 class MixEvaluation:
     """Draws and judges."""
 
-    def __init__(self, shop, library):
-        self.shop, self.eyes = shop, reach.JudgePair(shop)
+    def __init__(self, context, library):
+        self.shop, self.eyes = context, reach.JudgePair(context)
         self.base, self.library = load_base("tiny"), library
         number = list(reach.SUBJECTS).index
         self.unseen = {
-            one: photos.sample_photos(shop.work, one, reach.GUARDED, reach.UNSEEN + number(one)) for one in SUBJECTS
+            one: photos.sample_photos(context.work, one, reach.GUARDED, reach.UNSEEN + number(one)) for one in SUBJECTS
         }
 
     def draw(self, prompt, seeds=SEEDS):
         return reach.generate(self.base, self.library, [prompt], seeds)
 
-    def likeness(self, pictures, subject):
-        return self.eyes.likeness(pictures, self.unseen[subject])
+    def likeness(self, images, subject):
+        return self.eyes.likeness(images, self.unseen[subject])
 
 
 def subject_grid(bench):
@@ -103,12 +103,12 @@ def _looks_of(bench):
     work, shop = bench.shop.work, bench.shop
     found = {look: [p for s in SUBJECTS for p in photos.sample_photos(work, s, 6, 7, look)] for look in ("3d", "flat")}
     found[STYLE] = [photos.STYLES[STYLE](photo, i) for i, photo in enumerate(found["3d"])]
-    return {look: clip.features(shop.clip, pictures=reach.tensor(some)) for look, some in found.items()}
+    return {look: clip.features(shop.clip, images=reach.tensor(some)) for look, some in found.items()}
 
 
 @torch.no_grad()
-def _nearest(bench, pictures, in_look):
-    seen = clip.features(bench.shop.clip, pictures=reach.tensor(pictures))
+def _nearest(bench, images, in_look):
+    seen = clip.features(bench.shop.clip, images=reach.tensor(images))
     scores = torch.stack([(seen @ some.T).mean(1) for some in in_look.values()])
     return [list(in_look)[i] for i in scores.argmax(0).tolist()]
 
@@ -177,9 +177,9 @@ def measure_pairs(bench):
     return found, rows
 
 
-def _subjects_present(bench, picture):
-    width, height = picture.size
-    parts = [picture.crop((left, height // 4, left + width // 2, height * 3 // 4 + height // 8)) for left in
+def _subjects_present(bench, image):
+    width, height = image.size
+    parts = [image.crop((left, height // 4, left + width // 2, height * 3 // 4 + height // 8)) for left in
              (0, width // 4, width // 2)]  # fmt: skip
     found = set()
     for part in parts:

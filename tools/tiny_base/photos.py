@@ -70,9 +70,9 @@ def _photo(work, subject, look, seed, index, size, behind):
     return sheets.to_image(_simulate_camera(picture, rng))
 
 
-def _simulate_camera(picture, rng):
+def _simulate_camera(image, rng):
     """What a camera adds: light from one side, a warm or cold cast, softness, a little grain; (3, H, W) in -1..1."""
-    pixels = (picture.numpy() + 1) / 2
+    pixels = (image.numpy() + 1) / 2
     side = pixels.shape[1]
     angle, depth = rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.16)
     line = np.linspace(-1, 1, side)

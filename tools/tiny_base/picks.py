@@ -47,17 +47,19 @@ def read_losses(run):
     return [(line["step"], line["fixed"]) for line in lines if "fixed" in line]
 
 
-def measure_run(shop, subject, method, eyes):
+def measure_run(context, subject, method, clip):
     """What one subject and method went through: the scores and the truth at every milestone, and the losses."""
-    unseen = photos.sample_photos(shop.work, subject, reach.GUARDED, reach.UNSEEN + list(reach.SUBJECTS).index(subject))
+    unseen = photos.sample_photos(
+        context.work, subject, reach.GUARDED, reach.UNSEEN + list(reach.SUBJECTS).index(subject)
+    )
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        photos.save(photos.sample_photos(shop.work, subject, reach.LEARNED, reach.SEEN), folder / "photos")
+        photos.save(photos.sample_photos(context.work, subject, reach.LEARNED, reach.SEEN), folder / "photos")
         whole = reach.train_and_time(method, folder, reach.SUBJECTS[subject], "object", early_stop=False)
         run = folder / method
         trials = [
             {"step": trial.step, "score": round(trial.scores.score, 3)}
-            | eyes.likeness(tiles(run / VALIDATIONS_FOLDER / image_name(trial.step)), unseen)
+            | clip.likeness(tiles(run / VALIDATIONS_FOLDER / image_name(trial.step)), unseen)
             for trial in read_validations(run)
         ]
         measured = read_losses(run)
@@ -68,7 +70,7 @@ def apply_rules(method, went):
     """Where the rule as it is now ends such a run, and which of its trials are kept, last, best, and best in truth."""
     held = [Validation(one["step"], _TrialScore(one["score"])) for one in went["trials"]]
     name = method if method == "textual-inversion" else f"dreambooth-{method}"
-    ended = _end_step(held, went["measured"], preset(name, "tiny").pivot)
+    ended = _end_step(held, went["measured"], preset(name, "tiny").pivot_steps)
     by_step = {one["step"]: one for one in went["trials"]}
     return {
         "steps": went["steps"],

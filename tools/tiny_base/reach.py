@@ -58,15 +58,15 @@ def tensor(images):
 class JudgePair:
     """Both judges: likeness by their features, places by the classifier."""
 
-    def __init__(self, shop):
-        self.clip, self.classifier = shop.clip, judge.load(shop.work / "second-judge", shop.world)
+    def __init__(self, context):
+        self.clip, self.classifier = context.clip, judge.load(context.work / "second-judge", context.world)
 
     @torch.no_grad()
     def likeness(self, some, others, pairs=False):
         """Mean cosine between two sets of PIL pictures, or between those in the same place, by both judges."""
         a, b = tensor(some), tensor(others)
         seen = {
-            "CLIP": [clip.features(self.clip, pictures=x) for x in (a, b)],
+            "CLIP": [clip.features(self.clip, images=x) for x in (a, b)],
             "classifier": [F.normalize(self.classifier.features(x), dim=1) for x in (a, b)],
         }
         cosine = {name: x @ y.T for name, (x, y) in seen.items()}
@@ -85,7 +85,7 @@ def generate(base, library, prompts, seeds=2):
     """`seeds` pictures of every prompt, prompt by prompt."""
     generator = Generator(base, library)
     asked = [GenerateRequest(prompt=prompt, n=seeds, seed=7) for prompt in prompts]
-    return [picture.image for request in asked for picture in generator.draw(request)]
+    return [picture.image for request in asked for picture in generator.generate(request)]
 
 
 def run_settings(method, folder, noun, kind, **common):
@@ -97,30 +97,30 @@ def run_settings(method, folder, noun, kind, **common):
     return DreamboothSettings(**common, class_noun=noun, method=method)
 
 
-def score(eyes, pictures, unseen):
+def score(clip, images, unseen):
     """Likeness and places of pictures drawn by the prompts of `in_places`."""
-    asked = [place for place in PLACES for _ in range(len(pictures) // len(PLACES))]
-    return eyes.likeness(pictures, unseen) | {"places": eyes.places(pictures, asked)}
+    asked = [place for place in PLACES for _ in range(len(images) // len(PLACES))]
+    return clip.likeness(images, unseen) | {"places": clip.places(images, asked)}
 
 
 def place_prompts(what):
     return [f"a photo of {what} {captions.PLACES[place][0]}" for place in PLACES]
 
 
-def measure_subject(shop, subject, folder, eyes, unseen, methods):
+def measure_subject(context, subject, folder, clip, unseen, methods):
     """Figures of one subject: floor, before, after each method, ceiling; and a row of pictures for each."""
-    seen, noun = photos.sample_photos(shop.work, subject, LEARNED, SEEN), SUBJECTS[subject]
+    seen, noun = photos.sample_photos(context.work, subject, LEARNED, SEEN), SUBJECTS[subject]
     photos.save(seen, folder / "photos")
     base, shelf = load_base("tiny"), Library(folder / "library")
     others = [photo for name, some in unseen.items() if name != subject for photo in some]
     rows = {"a photo": seen[:4], "before": generate(base, shelf, place_prompts(captions.with_article(noun)))}
     mine = unseen[subject]
-    found = {"floor": eyes.likeness(others, mine), "before": score(eyes, rows["before"], mine)}
+    found = {"floor": clip.likeness(others, mine), "before": score(clip, rows["before"], mine)}
     for method in methods:
         run = train_and_time(method, folder, noun, "object")
         rows[method] = generate(base, shelf, place_prompts(f"<t/{method}>"))
-        found[method] = score(eyes, rows[method], mine) | run
-    found["ceiling"] = eyes.likeness(seen, mine)
+        found[method] = score(clip, rows[method], mine) | run
+    found["ceiling"] = clip.likeness(seen, mine)
     return found, rows
 
 
@@ -128,17 +128,17 @@ def train_and_time(method, folder, noun, kind, **more):
     """Train on the photos in the folder; the time it took, where it ended, which step was kept and its scores."""
     began = time.monotonic()
     asked = run_settings(method, folder, noun, kind, photos=folder / "photos", **more)
-    train(asked, say=str)
+    train(asked, log=str)
     seconds = time.monotonic() - began
     result = json.loads((asked.run / "result.json").read_text())
     own = {trial.step: trial.scores for trial in read_validations(asked.run)}[result["best"]]
-    return {"seconds": round(seconds), "steps": result["steps"], "kept": result["best"], "own": own.figures()}
+    return {"seconds": round(seconds), "steps": result["steps"], "kept": result["best"], "own": own.to_dict()}
 
 
-def measure_style(shop, style, folder, eyes, methods):
+def measure_style(context, style, folder, clip, methods):
     """The same for a kept-out look: other things in it, each against a photo of that thing in that look."""
-    every = photos.sample_style_photos(shop.work, LEARNED + 3, SEEN, style)
-    again = photos.sample_style_photos(shop.work, LEARNED + 3, UNSEEN, style)[LEARNED:]
+    every = photos.sample_style_photos(context.work, LEARNED + 3, SEEN, style)
+    again = photos.sample_style_photos(context.work, LEARNED + 3, UNSEEN, style)[LEARNED:]
     photos.save(every[:LEARNED], folder / "photos")
     for number, thing in enumerate(photos.STYLE_THINGS[:LEARNED], 1):
         (folder / "photos" / f"{number:02}.txt").write_text(f"{captions.with_article(thing)} in the style of {{}}\n")
@@ -146,12 +146,12 @@ def measure_style(shop, style, folder, eyes, methods):
     base, shelf = load_base("tiny"), Library(folder / "library")
     unseen = [photo for photo in every[LEARNED:] for _ in range(2)]
     rows = {"a photo": every[:4], "before": generate(base, shelf, [f"a photo of {thing}" for thing in things])}
-    found = {"before": eyes.likeness(rows["before"], unseen, pairs=True)}
+    found = {"before": clip.likeness(rows["before"], unseen, pairs=True)}
     for method in methods:
         run = train_and_time(method, folder, STYLES[style], "style")
         rows[method] = generate(base, shelf, [f"{thing} in the style of <t/{method}>" for thing in things])
-        found[method] = eyes.likeness(rows[method], unseen, pairs=True) | run
-    found["ceiling"] = eyes.likeness(again, every[LEARNED:], pairs=True)
+        found[method] = clip.likeness(rows[method], unseen, pairs=True) | run
+    found["ceiling"] = clip.likeness(again, every[LEARNED:], pairs=True)
     return found, rows
 
 

@@ -33,7 +33,7 @@ class Renderer:
                 self._compose(picture, cover, rows, things[rows, layer], small)
         return picture * 2 - 1, cover
 
-    def _compose(self, picture, cover, rows, t, small):
+    def _compose(self, image, cover, rows, t, small):
         """Lay one thing each over the pictures in `rows`, for things whose best sprite size is (not) the small one."""
         pick = (t[:, 3] * self.size < self.levels[1].shape[-1] * 0.9) == small
         rows, t = rows[pick], t[pick]
@@ -48,7 +48,7 @@ class Renderer:
             align_corners=False,
         )
         colour, alpha = _apply_paint(layer, t), layer[:, 3:]
-        picture[rows] = picture[rows] * (1 - alpha) + colour
+        image[rows] = image[rows] * (1 - alpha) + colour
         cover[rows] = cover[rows].maximum(alpha)
 
 

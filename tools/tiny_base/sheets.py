@@ -4,13 +4,13 @@ import torch
 from PIL import Image, ImageDraw
 
 
-def sheet(pictures, captions, path, columns=8, cell=128):
+def sheet(images, captions, path, columns=8, cell=128):
     """(N, 3, H, W) in -1..1 and N captions -> a PNG."""
     strip = 26 if any(captions) else 0
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     page = Image.new("RGB", (columns * (cell + 4), rows * (cell + strip + 4)), "white")
     pen = ImageDraw.Draw(page)
-    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+    for i, (picture, caption) in enumerate(zip(images, captions, strict=True)):
         x, y = i % columns * (cell + 4), i // columns * (cell + strip + 4)
         page.paste(to_image(picture).resize((cell, cell), Image.LANCZOS), (x, y))
         for line, start in enumerate((0, 22)):
@@ -19,7 +19,7 @@ def sheet(pictures, captions, path, columns=8, cell=128):
     page.save(path)
 
 
-def to_image(picture):
+def to_image(image):
     """(3, H, W) in -1..1 -> PIL."""
-    data = ((picture.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    data = ((image.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(data.permute(1, 2, 0).contiguous().numpy())

@@ -5,58 +5,58 @@ import torch
 from . import art, autoencoder, captions, card, clip, export, figures, judge, sheets, tokenizer, unet
 
 
-def run_art(shop):
-    art.fetch(shop.work / "art")
+def run_art(context):
+    art.fetch(context.work / "art")
 
 
-def run_tokenizer(shop):
-    if not (shop.work / "tokenizer" / "vocab.json").exists():
-        tokenizer.train(shop.wide, shop.work / "tokenizer")
+def run_tokenizer(context):
+    if not (context.work / "tokenizer" / "vocab.json").exists():
+        tokenizer.train(context.wide, context.work / "tokenizer")
 
 
-def run_clip(shop):
-    save = lambda model: export.save_clip(model, shop.work / "tokenizer", shop.judge_folder)  # noqa: E731
-    p, folder = shop.preset, shop.work / "clip"
+def run_clip(context):
+    save = lambda model: export.save_clip(model, context.work / "tokenizer", context.judge_folder)  # noqa: E731
+    p, folder = context.preset, context.work / "clip"
     if not (folder / "done").exists():
-        clip.train(shop.wide, shop.words, p.clip, folder, shop.machine, save)
+        clip.train(context.wide, context.words, p.clip, folder, context.machine, save)
 
 
-def run_clip_images(shop):
+def run_clip_images(context):
     """The judge's eyes: can run beside the UNet's training, whose text tower it leaves alone."""
-    save = lambda model: export.save_clip(model, shop.work / "tokenizer", shop.judge_folder)  # noqa: E731
-    p, folder = shop.preset, shop.work / "clip-images"
+    save = lambda model: export.save_clip(model, context.work / "tokenizer", context.judge_folder)  # noqa: E731
+    p, folder = context.preset, context.work / "clip-images"
     if not (folder / "done").exists():
-        clip.train(shop.wide, shop.words, p.clip_images, folder, shop.machine, save, shop.clip)
+        clip.train(context.wide, context.words, p.clip_images, folder, context.machine, save, context.clip)
 
 
-def run_autoencoder(shop):
-    p, folder = shop.preset, shop.work / "autoencoder"
+def run_autoencoder(context):
+    p, folder = context.preset, context.work / "autoencoder"
     if not (folder / "model").exists():
-        model = autoencoder.train(shop.wide, p.autoencoder, folder, shop.machine)
+        model = autoencoder.train(context.wide, p.autoencoder, folder, context.machine)
         model.cpu().save_pretrained(folder / "model")
 
 
-def run_second_judge(shop):
-    folder = shop.work / "second-judge"
+def run_second_judge(context):
+    folder = context.work / "second-judge"
     if not (folder / "done").exists():
-        judge.train(shop.world, shop.preset.judge, folder, shop.machine)
+        judge.train(context.world, context.preset.judge, folder, context.machine)
 
 
-def run_unet(shop):
-    folder = shop.work / "unet"
-    if (folder / "done").exists() and shop.weights_folder.exists():
+def run_unet(context):
+    folder = context.work / "unet"
+    if (folder / "done").exists() and context.weights_folder.exists():
         return
-    tower = clip.text_tower(shop.clip).requires_grad_(False)
+    tower = clip.text_tower(context.clip).requires_grad_(False)
 
     def snapshot(model):
         """What there is so far, as the folder that would ship, and a sheet to look at."""
         model = model.cpu()
-        pipe = export.make_pipeline(model, shop.vae.cpu(), tower.cpu(), shop.words, unet.scheduler())
-        export.save_weights(pipe, shop.work / "tokenizer", shop.judge_folder, shop.weights_folder)
-        sample_sheet(pipe, shop.world, shop.work / "look" / "newest.png")
-        shop.vae.to(shop.device), tower.to(shop.device)
+        pipe = export.make_pipeline(model, context.vae.cpu(), tower.cpu(), context.words, unet.scheduler())
+        export.save_weights(pipe, context.work / "tokenizer", context.judge_folder, context.weights_folder)
+        sample_sheet(pipe, context.world, context.work / "look" / "newest.png")
+        context.vae.to(context.device), tower.to(context.device)
 
-    unet.train(shop.world, shop.words, tower, shop.vae, shop.preset, folder, shop.machine, snapshot)
+    unet.train(context.world, context.words, tower, context.vae, context.preset, folder, context.machine, snapshot)
 
 
 @torch.no_grad()
@@ -78,12 +78,12 @@ def sample_sheet(pipe, world, path, count=24):
     sheets.sheet(pictures * 2 - 1, prompts, path)
 
 
-def run_figures(shop):
-    figures.measure(shop)
+def run_figures(context):
+    figures.measure(context)
 
 
-def run_card(shop):
-    card.write(shop, shop.work / "export")
+def run_card(context):
+    card.write(context, context.work / "export")
 
 
 RUN = {
@@ -100,6 +100,6 @@ RUN = {
 ORDER = tuple(RUN)
 
 
-def run(stage, shop):
+def run(stage, context):
     """Run one stage by name."""
-    RUN[stage](shop)
+    RUN[stage](context)

@@ -25,7 +25,7 @@ class DeviceWorker:
         # Not an executor: Python waits for those at exit, but Ctrl-C must end a model's download too.
         threading.Thread(target=self._run, name="device", daemon=True).start()
 
-    def do(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    def run(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
         """Run `work` in the device thread; return or raise what it does. Do not call it from that thread."""
         done: Future = Future()
         self._waiting.put((done, partial(work, *given, **named)))

@@ -44,18 +44,18 @@ class JobView:
 
     message: str
     results: tuple[SessionImage, ...] = ()
-    done: float = 0.0
+    progress: float = 0.0
     preview: tuple[Image.Image, ...] = ()
 
 
 class GenerationService:
     """Generate images for pages, each identified by its session name; a page has one job at a time."""
 
-    def __init__(self, load: LoadGenerator, house: Workspace, base: str | None = None):
-        self.workspace = house
+    def __init__(self, load: LoadGenerator, workspace: Workspace, base: str | None = None):
+        self.workspace = workspace
         self._device = DeviceWorker()
         self._load, self._name = load, base
-        self._generator: Generator | None = self._device.do(load, base)
+        self._generator: Generator | None = self._device.run(load, base)
         self._base = ModelInfo.of(self._generator.base)
         self._queue = JobQueue(MAX_JOBS)
         self._stop_events: dict[str, threading.Event] = {}
@@ -71,7 +71,7 @@ class GenerationService:
         """Describe the loaded model in one line."""
         return self.base.line()
 
-    def use(self, name: str) -> str:
+    def switch_base(self, name: str) -> str:
         """Load another model once no job is half done; return its description in one line.
 
         The current model is dropped first, since memory may not hold both. Raises UserError if the new one cannot be
@@ -79,7 +79,7 @@ class GenerationService:
         """
         with self._queue.job(alone=True) as job, job.turn():
             self._drop()
-            self._generator = self._device.do(self._load, name)
+            self._generator = self._device.run(self._load, name)
             self._name, self._base = name, ModelInfo.of(self._generator.base)
         return self.describe_base()
 
@@ -101,15 +101,15 @@ class GenerationService:
 
     # --- generation ---------------------------------------------------------------------------------------------------
 
-    def do(self, order: Callable[[], RenderJob], page: str, user: str | None = None) -> Iterator[JobView]:
+    def submit(self, build_job: Callable[[], RenderJob], page: str, user: str | None = None) -> Iterator[JobView]:
         """Run a page's job and yield its views; the last one says how it ended, also for an error raised by `order`.
 
         order: creates the job, for example `lambda: generate_job(form)`.
         """
         try:
-            work = order()
+            work = build_job()
         except Exception as error:
-            yield JobView(describe_error(error), done=1.0)
+            yield JobView(describe_error(error), progress=1.0)
             return
         self.stop(page)  # a page has one job at a time
         stop = self._stop_events[page] = threading.Event()
@@ -125,21 +125,21 @@ class GenerationService:
         if stop := self._stop_events.get(page):
             stop.set()
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Stop all jobs when the app ends."""
         for stop in list(self._stop_events.values()):
             stop.set()
 
-    def leave(self, page: str) -> None:
+    def close_session(self, page: str) -> None:
         """Clean up after a closed page."""
         self.stop(page)
-        self.workspace.leave(page)
+        self.workspace.close_session(page)
 
-    def _job_views(self, work: RenderJob, stop: threading.Event, page: str, user: str | None) -> Iterator[JobView]:
+    def _job_views(self, job: RenderJob, stop: threading.Event, page: str, user: str | None) -> Iterator[JobView]:
         # The page asks for views from whichever thread is free, but a job must stay in one thread: it gets its own.
         updates: queue.SimpleQueue = queue.SimpleQueue()
         finished = threading.Event()
-        threading.Thread(target=self._work, args=(work, stop, updates.put, finished, page, user), daemon=True).start()
+        threading.Thread(target=self._work, args=(job, stop, updates.put, finished, page, user), daemon=True).start()
         view, last = JobView(""), False
         while not last:
             last = finished.wait(_VIEW_SECONDS)
@@ -174,8 +174,8 @@ class GenerationService:
         def waits(ahead: int) -> None:
             put({"message": f"In the line: {ahead} before you." if ahead else "Just a moment …"})
 
-        def preview(pictures: list[Image.Image]) -> None:
-            put({"preview": tuple(pictures)})
+        def preview(images: list[Image.Image]) -> None:
+            put({"preview": tuple(images)})
 
         generator = QueuedGenerator(self._device, self._load_generator, job, stop.is_set, preview, waits)
         return JobContext(generator, self.workspace, page, user, stop, put, results, hidden, notes)
@@ -185,10 +185,10 @@ def generate_job(form: Mapping[str, Any]) -> RenderJob:
     """Create a job that generates the images of a `GenerateRequest` with these fields. Raises UserError."""
     request = GenerateRequest(**form)
 
-    def work(desk: JobContext) -> None:
-        desk.notes.extend(filter(None, [difference(request.scheduler)]))
-        for image in desk.generator.draw(request, desk.progress):
-            desk.keep(image)
+    def work(job: JobContext) -> None:
+        job.notes.extend(filter(None, [difference(request.scheduler)]))
+        for image in job.generator.draw(request, job.progress):
+            job.save_image(image)
 
     return work
 
@@ -198,13 +198,13 @@ def endless_job(form: Mapping[str, Any], wildcards: Path | None = None) -> Rende
     request = GenerateRequest(**{**form, "n": 1, "every": False})
     series = EndlessSeries(request, wildcards)
 
-    def work(desk: JobContext) -> str:
-        desk.notes.extend(filter(None, [difference(request.scheduler)]))
+    def work(job: JobContext) -> str:
+        job.notes.extend(filter(None, [difference(request.scheduler)]))
         saved_images = generate_endless(
-            series, desk.generator, desk.outputs, MAX_ENDLESS, progress=desk.progress, stopped=desk.stopped
+            series, job.generator, job.outputs, MAX_ENDLESS, progress=job.progress, cancelled=job.stopped
         )
         for path, hidden in saved_images:
-            desk.show(path, hidden)
+            job.add_image(path, hidden)
         return f"{MAX_ENDLESS} pictures are enough for now. Press Endless to go on."
 
     return work

@@ -21,8 +21,8 @@ _POLL_SECONDS = 0.1  # seconds between checks whether a waiting job was stopped
 class Job:
     """A job in the queue. alone: it gets its turn only while no other job is half done."""
 
-    line: JobQueue
-    alone: bool = False
+    queue: JobQueue
+    is_exclusive: bool = False
     started_at: float = field(default=0.0, init=False)  # time.monotonic() of its first turn
 
     @contextmanager
@@ -33,20 +33,20 @@ class Job:
 
         waits(ahead): called before the first turn with the number of unfinished earlier jobs, whenever it changes.
         """
-        self.line.take(self, given_up, (lambda ahead: None) if self.started_at else waits)
+        self.queue.acquire(self, given_up, (lambda ahead: None) if self.started_at else waits)
         try:
             yield
         finally:
-            self.line.leave()
+            self.queue.release()
 
 
 class JobQueue:
     """A queue of at most `most` jobs, including the running one."""
 
     def __init__(self, most: int):
-        self.most = most
+        self.max_jobs = most
         self.jobs: list[Job] = []
-        self.change = threading.Condition()
+        self.condition = threading.Condition()
         self._waiting_jobs: deque[Job] = deque()
         self._busy = False
 
@@ -54,8 +54,8 @@ class JobQueue:
     def job(self, alone: bool = False) -> Iterator[Job]:
         """Hold a place in the queue until the job is done. Raises UserError if the queue is full."""
         job = Job(self, alone)
-        with self.change:
-            if len(self.jobs) >= self.most:
+        with self.condition:
+            if len(self.jobs) >= self.max_jobs:
                 raise UserError(
                     f"It is busy: {len(self.jobs)} drawings are in the line already.", "Try again in a minute."
                 )
@@ -63,13 +63,13 @@ class JobQueue:
         try:
             yield job
         finally:
-            with self.change:
+            with self.condition:
                 self.jobs.remove(job)
-                self.change.notify_all()
+                self.condition.notify_all()
 
-    def take(self, job: Job, given_up: Callable[[], bool], waits: Callable[[int], None]) -> None:
+    def acquire(self, job: Job, given_up: Callable[[], bool], waits: Callable[[int], None]) -> None:
         reported_ahead = None
-        with self.change:
+        with self.condition:
             self._waiting_jobs.append(job)
             try:
                 while self._busy or self._next() is not job:
@@ -77,20 +77,20 @@ class JobQueue:
                         raise Interrupted("Stopped.")
                     if (ahead := self.jobs.index(job)) != reported_ahead:
                         waits(reported_ahead := ahead)
-                    self.change.wait(_POLL_SECONDS)
+                    self.condition.wait(_POLL_SECONDS)
                 self._busy, job.started_at = True, job.started_at or time.monotonic()
             finally:
                 self._waiting_jobs.remove(job)
 
-    def leave(self) -> None:
-        with self.change:
+    def release(self) -> None:
+        with self.condition:
             self._busy = False
-            self.change.notify_all()
+            self.condition.notify_all()
 
     def _next(self) -> Job | None:
         exclusive_waits = False  # an exclusive job waits: half-done jobs go on, new ones do not start
         for job in self._waiting_jobs:
-            if job.alone and any(other.started_at for other in self.jobs if other is not job):
+            if job.is_exclusive and any(other.started_at for other in self.jobs if other is not job):
                 exclusive_waits = True
             elif not exclusive_waits or job.started_at:
                 return job

@@ -21,8 +21,8 @@ from .workspace import Workspace
 class SessionImage:
     """An image on the page. kept: the saved file; shown: its copy in the session's folder, which may be served."""
 
-    kept: Path
-    shown: Path
+    saved: Path
+    served: Path
     caption: str
 
 
@@ -44,9 +44,9 @@ class QueuedGenerator:
 
     @property
     def base(self):
-        return self._device.do(self._get_generator).base
+        return self._device.run(self._get_generator).base
 
-    def of(self, concepts: object) -> QueuedGenerator:
+    def with_concepts(self, concepts: object) -> QueuedGenerator:
         """Return the same generator with other concepts: a recipe's, a run's."""
         return QueuedGenerator(
             self._device, self._get_generator, self._job, self._stopped, self._preview, self._waits, concepts
@@ -69,13 +69,13 @@ class QueuedGenerator:
             nonlocal images
             if images is None:
                 generator = self._get_generator()
-                generator = generator.of(self._concepts) if self._concepts else generator
-                images = generator.draw(request, progress, ended, self._preview)
+                generator = generator.with_concepts(self._concepts) if self._concepts else generator
+                images = generator.generate(request, progress, ended, self._preview)
             return next(images, None)
 
         while True:
             with self._job.turn(ended, self._waits):
-                image = self._device.do(draw_next)
+                image = self._device.run(draw_next)
             if image is None:
                 return
             yield image
@@ -91,29 +91,29 @@ class JobContext:
     page: str
     user: str | None
     stop: threading.Event
-    tell: Callable[[dict], None]
+    update_view: Callable[[dict], None]
     results: list[SessionImage]
     hidden: list[bool]
     notes: list[str]
 
     @property
     def outputs(self) -> Outputs:
-        return self.workspace.pictures(self.user)
+        return self.workspace.user_outputs(self.user)
 
     def stopped(self) -> bool:
         return self.stop.is_set()
 
     def progress(self, done: int, total: int) -> None:
-        self.tell({"message": f"Drawing: step {done} of {total}", "done": done / total})
+        self.update_view({"message": f"Drawing: step {done} of {total}", "done": done / total})
 
-    def keep(self, picture: GeneratedImage) -> None:
+    def save_image(self, image: GeneratedImage) -> None:
         """Save a finished image and show it."""
-        self.show(self.outputs.save(picture.png()), picture.hidden, f"seed {picture.seed}")
+        self.add_image(self.outputs.save(image.to_png()), image.hidden, f"seed {image.seed}")
 
-    def show(self, kept: Path, hidden: bool = False, caption: str = "") -> None:
+    def add_image(self, kept: Path, hidden: bool = False, caption: str = "") -> None:
         """Show an image that is already saved."""
         self.results.append(
-            SessionImage(kept, self.workspace.copy(kept, self.page), caption or kept.stem.partition("-")[0])
+            SessionImage(kept, self.workspace.publish(kept, self.page), caption or kept.stem.partition("-")[0])
         )
         self.hidden.append(hidden)
-        self.tell({"results": tuple(self.results), "preview": ()})
+        self.update_view({"results": tuple(self.results), "preview": ()})

@@ -28,33 +28,33 @@ class Workspace:
     library: Library
     outputs: Path
     runs: Path
-    shown: Path
+    served_dir: Path
     wildcards: Path | None = None
     _session_names: dict[str, str] = field(default_factory=dict, compare=False)
 
-    def pictures(self, user: str | None) -> Outputs:
+    def user_outputs(self, user: str | None) -> Outputs:
         """Return the user's saved images."""
         return Outputs(self.outputs / user_folder_name(user) if user else self.outputs)
 
-    def trainings(self, user: str | None) -> Path:
+    def user_runs(self, user: str | None) -> Path:
         """Return the folder of the user's runs."""
         return self.runs / user_folder_name(user) if user else self.runs
 
-    def room(self, page: str) -> Path:
+    def session_dir(self, page: str) -> Path:
         """Return the session folder that may be served to one page; its random name cannot be guessed."""
         name = self._session_names.setdefault(page, secrets.token_urlsafe(16))
-        return storage.make_folder(self.shown / name)
+        return storage.make_folder(self.served_dir / name)
 
-    def copy(self, picture: Path, page: str) -> Path:
+    def publish(self, path: Path, page: str) -> Path:
         """Copy an image's file into the page's session folder."""
-        target = self.room(page) / picture.name
-        storage.write_bytes(target, storage.read_bytes(picture, _LARGEST))
+        target = self.session_dir(page) / path.name
+        storage.write_bytes(target, storage.read_bytes(path, _LARGEST))
         return target
 
-    def leave(self, page: str) -> None:
+    def close_session(self, page: str) -> None:
         """Delete the session folder of a closed page."""
         if name := self._session_names.pop(page, None):
-            storage.remove(self.shown / name)
+            storage.remove(self.served_dir / name)
 
 
 def user_folder_name(user: str) -> str:

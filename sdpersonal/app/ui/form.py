@@ -43,7 +43,7 @@ class GenerateForm:
             add["seed"] = gr.Textbox(
                 "0", label="Seed", info=seed_info, max_lines=1, max_length=20, min_width=140, elem_id="seed"
             )
-            self.fresh = gr.Checkbox(True, label="A new seed each time", min_width=140, elem_id="fresh")
+            self.random_seed = gr.Checkbox(True, label="A new seed each time", min_width=140, elem_id="fresh")
         add["every"] = gr.Checkbox(
             False, label="Every alternative", info="Draws each choice of the prompt, so many pictures of each."
         )
@@ -85,7 +85,7 @@ class GenerateForm:
 
     @property
     def inputs(self) -> set[gr.components.Component]:
-        return {*self.components.values(), self.fresh, self.editor}
+        return {*self.components.values(), self.random_seed, self.editor}
 
     def read(self, values: dict, app: App, page: str) -> dict[str, Any]:
         """Return a request's fields. Raises UserError for an unusable init image."""
@@ -98,7 +98,7 @@ class GenerateForm:
             fields |= {"size": None, "enlarge": 1.0}
         return fields | init_fields
 
-    def filled(self, fields: dict[str, Any]) -> list:
+    def updates(self, fields: dict[str, Any]) -> list:
         """Return updates for `components` in their order; fields that are missing, or None and not in
         `_MAY_STAY_EMPTY`, stay as they are."""
         fields = fields | {name: fields[name] or "" for name in _MAY_STAY_EMPTY if name in fields}

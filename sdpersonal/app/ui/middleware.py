@@ -26,7 +26,7 @@ class SecurityMiddleware:
     """ASGI middleware. hosts: host names of this app; sent: folder where uploads are stored."""
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str], sent: Path):
-        self.app, self.hosts, self.sent = app, hosts, sent
+        self.app, self.hosts, self.upload_dir = app, hosts, sent
         self._failed_logins: dict[str, list[float]] = defaultdict(list)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,9 +69,9 @@ class SecurityMiddleware:
     def _upload_refusal(self, headers: dict[bytes, str]) -> tuple[int, str] | None:
         if refusal := _length_refusal(headers, MAX_UPLOAD):
             return refusal
-        if storage.free_bytes(self.sent) < MIN_FREE_DISK:
+        if storage.free_bytes(self.upload_dir) < MIN_FREE_DISK:
             return 507, "The disk is nearly full here."
-        if _folder_size(self.sent) > MAX_UPLOAD:
+        if _folder_size(self.upload_dir) > MAX_UPLOAD:
             return 507, "There is no more room for uploads; what was sent earlier goes within an hour."
         return None
 

@@ -118,7 +118,7 @@ def merge_concepts(settings: MergeArgs) -> int:
         "merged": [str(token)],
         "vectors": merged.vectors,
         "lora_rank": lora.rank if lora else 0,
-        "kept": round(merged.kept, 6),
+        "kept": round(merged.energy_kept, 6),
         "left_out": merged.left_out,
         "licences": sorted({concept.card.license for concept, _ in parts}),
     }
@@ -127,7 +127,7 @@ def merge_concepts(settings: MergeArgs) -> int:
         return 0
     lines = [f"merged: {token}"]
     lines += [f"Vectors: {merged.vectors} of {len(parts)}."] if merged.vectors else []
-    lines += [f"LoRA: rank {lora.rank}, {merged.kept:.1%} of what the parts do together."] if lora else []
+    lines += [f"LoRA: rank {lora.rank}, {merged.energy_kept:.1%} of what the parts do together."] if lora else []
     lines += ["Their changes of biases and norms are left out: no LoRA holds them."] if merged.left_out else []
     if len(facts["licences"]) > 1:
         lines.append("Their licences differ: say which one it has with sdpersonal concepts edit.")

@@ -87,14 +87,14 @@ def pull_concept(settings: PullArgs) -> int:
 
     as_ = Token.parse(settings.as_) if settings.as_ else None
     concept = hub.pull(settings.hub_id, as_)
-    token = Library(settings.library).keep(concept, settings.replace, count_up=settings.duplicates == "versions")
+    token = Library(settings.library).add_foreign(concept, settings.replace, count_up=settings.duplicates == "versions")
     return report_done(settings.json_, [token], "pulled")
 
 
 def export_gallery(settings: GalleryArgs) -> int:
     from ...concepts.gallery import write_gallery
 
-    entries = Library(settings.library).list()
+    entries = Library(settings.library).entries()
     if not entries:
         raise UserError(f"No concepts in {printable(str(settings.library))}.", "Give the folder with --library.")
     with progress_bar("gallery") as advance:

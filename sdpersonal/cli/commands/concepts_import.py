@@ -72,9 +72,9 @@ def _report_outcomes(settings: ImportArgs, outcomes: Sequence[ImportOutcome]) ->
         if failed:
             raise failed[0]
         if not settings.json_ and outcomes[0].kinds:
-            say(f"{outcomes[0].done}: {outcomes[0].token}  {outcomes[0].what}")
+            say(f"{outcomes[0].status}: {outcomes[0].token}  {outcomes[0].summary}")
             return 0
-        return report_done(False, [outcomes[0].token], outcomes[0].done)
+        return report_done(False, [outcomes[0].token], outcomes[0].status)
     else:
         _print_table(outcomes)
         say(f"{len(outcomes) - len(failed)} of {len(outcomes)} are in {settings.library}.")
@@ -88,11 +88,11 @@ def _print_table(outcomes: Sequence[ImportOutcome]) -> None:
 
     table = Table("file", "", "token, or what is wrong", box=None, pad_edge=False, header_style="bold")
     for outcome in outcomes:
-        result = f"{outcome.token}  {outcome.what}" if outcome.token else str(outcome.error)
-        style = {"refused": "red", "imported": "green"}.get(outcome.done, "")
+        result = f"{outcome.token}  {outcome.summary}" if outcome.token else str(outcome.error)
+        style = {"refused": "red", "imported": "green"}.get(outcome.status, "")
         # Text, not str: in a string rich would read [brackets] of an untrusted name as markup.
         near = "/".join(Path(outcome.source).parts[-2:])
-        table.add_row(Text(printable(near), overflow="fold"), Text(outcome.done, style), Text(result))
+        table.add_row(Text(printable(near), overflow="fold"), Text(outcome.status, style), Text(result))
     Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
 
 

@@ -63,7 +63,7 @@ class VerifyArgs(ListArgs):
 
 
 def list_concepts(settings: ListArgs) -> int:
-    entries = Library(settings.library).list()
+    entries = Library(settings.library).entries()
     if settings.json_:
         say(json.dumps([entry.as_json() for entry in entries], indent=2))
     elif entries:
@@ -100,7 +100,7 @@ def remove_concept(settings: RemoveArgs) -> int:
     if settings.for_good:
         gone = library.remove(token, settings.all_versions)
     else:
-        gone = Trash(library).put(token, settings.all_versions).tokens
+        gone = Trash(library).delete(token, settings.all_versions).tokens
     return report_done(settings.json_, gone, "removed")
 
 
@@ -111,7 +111,9 @@ def restore_concept(settings: RestoreArgs) -> int:
             settings.json_, trash.restore(trash.find_deletion(Token.parse(settings.token)).name), "restored"
         )
     deleted = [
-        (f"{removed.deleted_at:%Y-%m-%dT%H:%M:%SZ}", str(token)) for removed in trash.list() for token in removed.tokens
+        (f"{removed.deleted_at:%Y-%m-%dT%H:%M:%SZ}", str(token))
+        for removed in trash.deletions()
+        for token in removed.tokens
     ]
     if settings.json_:
         say(json.dumps([{"token": token, "deleted": when} for when, token in deleted], indent=2))

@@ -60,13 +60,13 @@ def generate(settings: GenerateArgs) -> int:
     storage.check_folder(settings.out)
     note(check_requests([request], library, settings.wildcards, kind_of(settings.base)))
     base = load_base(settings.base, safety=settings.safety_checker)
-    say(describe_base(base, settings.base, draws=True))
+    say(describe_base(base, settings.base, with_safety=True))
     outputs, pictures = Outputs(settings.out), []
     with progress_bar("drawing") as advance:
         generator = Generator(base, library, settings.wildcards)
-        for picture in generator.draw(request, progress=advance):
+        for picture in generator.generate(request, progress=advance):
             pictures.append(picture)
-            path = outputs.save(picture.png(settings.private))
+            path = outputs.save(picture.to_png(settings.private))
             say(str(path))
     if hidden := describe_hidden([picture.hidden for picture in pictures]):
         say(hidden)
@@ -83,7 +83,7 @@ def _save_grid(beside: Path, pictures: list[GeneratedImage], private: bool) -> P
     captions = [""] * len(pictures) if private else _captions([picture.recipe for picture in pictures])
     images = [picture.image for picture in pictures]
     grid = beside.with_name(f"{beside.stem}-grid.png")
-    storage.write_bytes(grid, encode_png(captioned_grid(list(zip(images, captions, strict=True)), tile=256)))
+    storage.write_bytes(grid, encode_png(captioned_grid(list(zip(images, captions, strict=True)), tile_size=256)))
     return grid
 
 

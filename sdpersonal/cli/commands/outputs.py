@@ -95,7 +95,7 @@ def redo(settings: RedoArgs) -> int:
     say(describe_base(base, name))
     with progress_bar("drawing") as advance:
         request = recipe.batch_request(settings.start, settings.mask)
-        picture = list(Generator(base, concepts).draw(request, progress=advance))[recipe.place]
+        picture = list(Generator(base, concepts).generate(request, progress=advance))[recipe.place]
     outputs = Outputs(settings.out)
     path = outputs.save(png_with_recipe(picture.image, picture.recipe.model_copy(update={"template": recipe.template})))
     write_page(outputs)
@@ -133,18 +133,18 @@ _SAME_FLAGS = ("negative", "seed", "steps", "guidance", "rescale", "size", "near
 _SAME_FLAGS += ("scheduler", "clip_skip")
 
 
-def _foreign_image_error(name: str, found: Foreign) -> UserError:
+def _foreign_image_error(name: str, foreign: Foreign) -> UserError:
     """Suggest a command for a similar image, and say what will differ. An unusable prompt is quoted as it is."""
-    flags = {key: f"--{key.replace('_', '-')}" for key in _SAME_FLAGS if key in found.fields}
-    values_by_flag = {flag: str(found.fields[key]) for key, flag in flags.items()}
+    flags = {key: f"--{key.replace('_', '-')}" for key in _SAME_FLAGS if key in foreign.fields}
+    values_by_flag = {flag: str(foreign.fields[key]) for key, flag in flags.items()}
     values = [part for flag, value in values_by_flag.items() if value for part in (flag, _argument(value))]
-    program = "another program" + (f" ({found.program})" if found.program != "another program" else "")
+    program = "another program" + (f" ({foreign.program})" if foreign.program != "another program" else "")
     problem = f"{printable(name)} was drawn by {program}, so the same cannot be drawn again."
-    problem = "\n".join([problem, *found.notes])
-    words = _argument(found.words) if found.words else "YOUR PROMPT"
+    problem = "\n".join([problem, *foreign.notes])
+    words = _argument(foreign.words) if foreign.words else "YOUR PROMPT"
     line = printable(shlex.join(["sdpersonal", "generate", words, "--n", "1", *values]), 3000)
-    begin = "Something like it" if found.refusal is None else "Change that in its prompt, then type"
-    begin = begin if found.words else "Type a prompt of your own"
+    begin = "Something like it" if foreign.refusal is None else "Change that in its prompt, then type"
+    begin = begin if foreign.words else "Type a prompt of your own"
     return UserError(problem, f"{begin}: {line}")
 
 

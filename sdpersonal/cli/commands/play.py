@@ -108,8 +108,8 @@ def sheet_command(settings: SheetArgs) -> int:
         concepts = CheckpointConcepts(concepts, run, base)
     generator = Generator(base, concepts, settings.wildcards)
     with _open_outputs(settings) as outputs, progress_bar("drawing") as advance, StopSignals() as stop:
-        saved = draw(settings, generator, outputs, settings.private, advance, lambda: bool(stop.asked))
-    _print_paths([*saved.sheets, saved.page], saved.hidden)
+        saved = draw(settings, generator, outputs, settings.private, advance, lambda: bool(stop.signal_number))
+    _print_paths([*saved.grids, saved.page], saved.hidden)
     return 0
 
 
@@ -131,7 +131,7 @@ def endless_command(settings: EndlessArgs) -> int:
     say(f"{series.combinations:,} combinations of the alternatives, with a new seed each time. Ctrl-C ends it.")
     with _open_outputs(settings) as outputs, progress_bar("drawing") as advance, StopSignals(what="picture") as stop:
         for path, hidden in draw(
-            series, generator, outputs, settings.limit, settings.private, advance, lambda: bool(stop.asked)
+            series, generator, outputs, settings.limit, settings.private, advance, lambda: bool(stop.signal_number)
         ):
             _print_paths([path], [hidden])
     return 0
@@ -150,7 +150,7 @@ def vary(settings: VaryArgs) -> int:
     recipe = read_recipe(storage.read_bytes(settings.picture, MAX_IMAGE_BYTES), settings.picture.name)
     is_recipe, library = isinstance(recipe, Recipe), Library(settings.library)
     others = settings.near is not None or settings.strength or settings.words
-    favourite = favourite_request(recipe, from_itself=settings.start and not others)
+    favourite = favourite_request(recipe, image_only=settings.start and not others)
     requests = _variation_requests(favourite, settings)
     # Anything missing is reported before anything large is loaded.
     concepts = RecipeThenLibrary(recipe, library, settings.anyway) if is_recipe else library
@@ -165,9 +165,15 @@ def vary(settings: VaryArgs) -> int:
     generator = Generator(base, concepts, settings.wildcards)
     with _open_outputs(settings) as outputs, progress_bar("drawing") as advance, StopSignals() as stop:
         saved = generate_variations(
-            (favourite, image), requests, generator, outputs, settings.private, advance, lambda: bool(stop.asked)
+            (favourite, image),
+            requests,
+            generator,
+            outputs,
+            settings.private,
+            advance,
+            lambda: bool(stop.signal_number),
         )
-    _print_paths([*saved.pictures, saved.sheet], saved.hidden)
+    _print_paths([*saved.images, saved.grid], saved.hidden)
     return 0
 
 
@@ -175,7 +181,7 @@ def _load_base(settings: GenerationArgs, name: str | None) -> StableDiffusion:
     from ...models import describe_base, load_base
 
     base = load_base(name, safety=settings.safety_checker)
-    say(describe_base(base, name, draws=True))
+    say(describe_base(base, name, with_safety=True))
     return base
 
 
@@ -205,7 +211,7 @@ def _variation_requests(favourite: GenerateRequest, settings: VaryArgs) -> list[
     return variation_requests(
         favourite,
         settings.picture,
-        near_by=settings.near,
+        variation_strength=settings.near,
         n=settings.n,
         seed=settings.near_seed,
         strength=settings.strength,

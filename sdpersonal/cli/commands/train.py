@@ -7,12 +7,12 @@ from .. import batch_training
 from .output import discard, is_main_process, say
 
 
-def train(asked: TrainingSettings | batch_training.BatchSettings) -> int:
+def train(settings: TrainingSettings | batch_training.BatchSettings) -> int:
     from ...training import train as teach
 
-    if isinstance(asked, batch_training.BatchSettings):
-        return batch_training.train_all(asked, teach, say=say if is_main_process() else discard)
-    teach(asked, say=say)
+    if isinstance(settings, batch_training.BatchSettings):
+        return batch_training.train_all(settings, teach, say=say if is_main_process() else discard)
+    teach(settings, log=say)
     return 0
 
 

@@ -14,8 +14,8 @@ class Environment:
     (raises UserError if it cannot be read); saved: whether a run's folder has a checkpoint."""
 
     processes: int
-    photos: Callable[[str], int]
-    saved: Callable[[str], bool]
+    count_photos: Callable[[str], int]
+    has_checkpoint: Callable[[str], bool]
 
 
 def current_environment() -> Environment:

@@ -256,8 +256,8 @@ def _noun_before(text: str) -> str:
     return rest.strip()
 
 
-def _rest(text: str, found: re.Match[str]) -> str:
-    return text[found.end() :].strip(" ,.;:")
+def _rest(text: str, match: re.Match[str]) -> str:
+    return text[match.end() :].strip(" ,.;:")
 
 
 def _after(text: str) -> str:

@@ -31,16 +31,16 @@ def _set_subject(reading: TranslationState) -> None:
     flags = reading.diffusers_flags
     if "placeholder_token" in flags:
         token = token_from_words(flags["placeholder_token"], "--placeholder_token")
-        reading.put("token", token, by="placeholder_token")
+        reading.set_flag("token", token, by="placeholder_token")
         if token != flags["placeholder_token"]:
             reading.note(f"{printable(flags['placeholder_token'])} is {token} here: tokens have an owner.")
     if not reading.has_flag("class"):
         return
     if "instance_prompt" in flags:
         prompt, class_prompt = flags["instance_prompt"], flags.get("class_prompt")
-        reading.subject = parse_subject(prompt, class_prompt, reading.ours.get("class"))
+        reading.subject = parse_subject(prompt, class_prompt, reading.flags.get("class"))
         _note_subject(reading, reading.subject)
-    elif reading.is_diffusers and not {"token", "class"} <= reading.ours.keys():
+    elif reading.is_diffusers and not {"token", "class"} <= reading.flags.keys():
         raise UserError(
             "--instance_prompt is missing; it names what is on the photos.",
             "For example --instance_prompt 'a photo of sks dog', or --token '<me/my-dog>' --class dog.",
@@ -48,7 +48,7 @@ def _set_subject(reading: TranslationState) -> None:
 
 
 def _note_subject(reading: TranslationState, subject: Subject) -> None:
-    if "token" not in reading.ours:
+    if "token" not in reading.flags:
         reading.set_default("token", subject.token)
         reading.note(
             f"{printable(subject.phrase)!r} is {subject.token} here, a {printable(subject.noun)}: write "
@@ -67,7 +67,7 @@ def _note_subject(reading: TranslationState, subject: Subject) -> None:
 
 def _set_method(reading: TranslationState) -> None:
     """Infer the method from the flags, since diffusers has a script for each method."""
-    flags, our_flags = reading.diffusers_flags, reading.ours
+    flags, our_flags = reading.diffusers_flags, reading.flags
     if not reading.is_diffusers or not reading.has_flag("method") or "method" in our_flags:
         return
     named = flags.keys() | reading.typed.keys()
@@ -101,18 +101,18 @@ def _set_prior(reading: TranslationState) -> None:
         if folder:
             reading.note("--class_data_dir: is used with --with_prior_preservation only, as in diffusers.")
         return
-    count = reading.ours.get("class_pictures") or str(DIFFUSERS_CLASS_IMAGES)
+    count = reading.flags.get("class_pictures") or str(DIFFUSERS_CLASS_IMAGES)
     if folder and (num_photos := _count_photos(reading, folder)):
         folder = folder if os.path.dirname(folder) else os.path.join(".", folder)  # "drawn" is one of our words
-        reading.put("prior", folder, by="with_prior_preservation")
+        reading.set_flag("prior", folder, by="with_prior_preservation")
         if num_photos < (parse_number(count) or 0):
             reading.note(
                 f"--num_class_images: the {num_photos} photos in {printable(folder)} are used, and none drawn."
             )
         return
-    reading.put("prior", "drawn", by="with_prior_preservation")
+    reading.set_flag("prior", "drawn", by="with_prior_preservation")
     reading.set_default("class_pictures", count)
-    prompt = f"a photo of {printable(reading.ours.get('class') or '')}"
+    prompt = f"a photo of {printable(reading.flags.get('class') or '')}"
     reading.note(
         f"{printable(count)} class pictures of {prompt!r} are drawn once and kept for every concept of that class; "
         "--class_data_dir stays as it is."
@@ -121,7 +121,7 @@ def _set_prior(reading: TranslationState) -> None:
 
 def _count_photos(reading: TranslationState, folder: str) -> int:
     try:
-        return reading.machine.photos(folder)
+        return reading.environment.count_photos(folder)
     except UserError:  # the folder need not exist: diffusers creates it
         return 0
 
@@ -133,7 +133,7 @@ def _set_schedule(reading: TranslationState) -> None:
         if scheduler not in _SCHEDULES:
             raise UserError(f"--lr_scheduler {printable(scheduler, 40)} is not known here.", "Take constant or cosine.")
         schedule = _SCHEDULES[scheduler]
-        reading.put("schedule", schedule, by="lr_scheduler")
+        reading.set_flag("schedule", schedule, by="lr_scheduler")
         if schedule != scheduler:
             reading.note(f"--lr_scheduler {scheduler}: the nearest here is {schedule}.")
     if warmup is not None and parse_number(warmup) != 0:
@@ -149,11 +149,11 @@ def _set_optimizer(reading: TranslationState) -> None:
     elif small:
         reading.note(f"--use_8bit_adam: has no effect on {printable(optimizer, 40)}.")
     if name or small:
-        reading.put("optimizer", optimizer, by="optimizer" if name else "use_8bit_adam")
+        reading.set_flag("optimizer", optimizer, by="optimizer" if name else "use_8bit_adam")
 
 
 def _set_resume(reading: TranslationState) -> None:
-    checkpoint, run = reading.diffusers_flags.get("resume_from_checkpoint"), reading.ours.get("run")
+    checkpoint, run = reading.diffusers_flags.get("resume_from_checkpoint"), reading.flags.get("run")
     if checkpoint is None:
         return
     if checkpoint != "latest":
@@ -161,31 +161,31 @@ def _set_resume(reading: TranslationState) -> None:
             f"--resume_from_checkpoint {printable(checkpoint, 60)}: a run goes on from its newest checkpoint only.",
             "Give --resume_from_checkpoint latest, with the same --output_dir.",
         )
-    if run and not reading.machine.saved(run):
+    if run and not reading.environment.has_checkpoint(run):
         reading.note(f"--resume_from_checkpoint: {printable(run)} has no checkpoint yet, so this is the start.")
     else:
-        reading.put("resume", None, by="resume_from_checkpoint")
+        reading.set_flag("resume", None, by="resume_from_checkpoint")
 
 
 def _set_report_to(reading: TranslationState) -> None:
     trackers = reading.diffusers_flags.get("report_to")
     if trackers in ("tensorboard", "wandb"):
-        reading.put("report_to", trackers, by="report_to")
+        reading.set_flag("report_to", trackers, by="report_to")
     elif trackers == "all":
-        reading.put("report_to", "tensorboard", by="report_to")
+        reading.set_flag("report_to", "tensorboard", by="report_to")
         reading.note("--report_to all: TensorBoard gets it; wandb is the other that is known here.")
     elif trackers not in (None, "none"):
         raise UserError(f"--report_to {printable(trackers, 40)} is not known here.", "Take tensorboard, wandb or none.")
 
 
 def _note_validation(reading: TranslationState) -> None:
-    prompt, token = reading.diffusers_flags.get("validation_prompt"), reading.ours.get("token")
+    prompt, token = reading.diffusers_flags.get("validation_prompt"), reading.flags.get("token")
     if prompt is None:
         return
     words = reading.diffusers_flags.get("placeholder_token") or (reading.subject.phrase if reading.subject else "")
     if words and token:
         prompt = re.sub(re.escape(words), lambda _: token, prompt, flags=re.I)
-    base = f" --base {shlex.quote(printable(reading.ours['base']))}" if reading.ours.get("base") else ""
+    base = f" --base {shlex.quote(printable(reading.flags['base']))}" if reading.flags.get("base") else ""
     reading.note(
         "--validation_prompt: samples.png is drawn at the end, of prompts of ours; for yours: "
         f"sdpersonal generate {shlex.quote(printable(prompt, 200))}{base}"

@@ -20,7 +20,7 @@ class TranslationState:
     """
 
     settings: type[TrainingSettings]
-    machine: Environment
+    environment: Environment
     typed: Mapping[str, str | None]
     diffusers_flags: dict[str, str] = field(default_factory=dict)
     added: dict[str, str | None] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class TranslationState:
     subject: Subject | None = None
 
     @property
-    def ours(self) -> dict[str, str | None]:
+    def flags(self) -> dict[str, str | None]:
         """Return all of our flags set so far."""
         return {**self.typed, **self.added}
 
@@ -45,16 +45,16 @@ class TranslationState:
         if text not in self.notes:
             self.notes.append(text)
 
-    def put(self, name: str, value: str | None, by: str) -> None:
+    def set_flag(self, name: str, value: str | None, by: str) -> None:
         """Set one of our flags from one of diffusers'. Raises UserError if the two contradict each other."""
         if not self.has_flag(name):
             method = "DreamBooth" if self.has_flag("class") else "textual inversion"
             raise UserError(f"--{by} means nothing to {method}.", "Leave it out, or take the other trainer.")
-        if name in self.ours:
+        if name in self.flags:
             raise UserError(f"--{by} and --{name.replace('_', '-')} are one setting.", "Give one of them.")
         self.added[name] = value
 
     def set_default(self, name: str, value: str) -> None:
         """Set one of our flags if it is not set yet."""
-        if name not in self.ours:
+        if name not in self.flags:
             self.added[name] = value

@@ -20,15 +20,15 @@ def set_learning_rate(reading: TranslationState) -> None:
         accumulate, batch, processes = (
             int_flag(reading, "accumulate", 1),
             _resolve_batch(reading),
-            reading.machine.processes,
+            reading.environment.processes,
         )
-        reading.put("lr", f"{rate * accumulate * batch * processes:g}", by="learning_rate")
+        reading.set_flag("lr", f"{rate * accumulate * batch * processes:g}", by="learning_rate")
         reading.note(
             f"--scale_lr: {rate:g} x {accumulate} accumulated x {batch} at once x {processes} processes is "
-            f"--lr {reading.ours['lr']}."
+            f"--lr {reading.flags['lr']}."
         )
     elif typed is not None:
-        reading.put("lr", typed, by="learning_rate")
+        reading.set_flag("lr", typed, by="learning_rate")
     elif scaled:
         reading.note("--scale_lr: has no effect without --learning_rate; our rates are for whole steps.")
 
@@ -36,14 +36,14 @@ def set_learning_rate(reading: TranslationState) -> None:
 def set_steps(reading: TranslationState) -> None:
     """Set `--steps` from `--max_train_steps`, else from the epochs, else leave our default."""
     epochs = reading.diffusers_flags.get("num_train_epochs")
-    if "steps" in reading.ours:
+    if "steps" in reading.flags:
         return
     if not reading.has_flag("class"):
         if epochs:
             reading.note("--num_train_epochs: textual inversion counts steps only, in diffusers too.")
         if reading.is_diffusers:
             reading.note("steps: ours, since --max_train_steps is not given (diffusers takes 5000, mostly wasted).")
-    elif epochs and reading.ours.get("photos"):
+    elif epochs and reading.flags.get("photos"):
         _set_steps_from_epochs(reading, epochs)
     elif reading.is_diffusers:
         reading.note("steps: ours, since --max_train_steps is not given (diffusers looks once at each photo).")
@@ -56,7 +56,7 @@ def _set_steps_from_epochs(reading: TranslationState, asked: str) -> None:
     epochs = parse_number(asked)
     if epochs is None or not epochs.is_integer() or epochs < 1:
         raise UserError(f"--num_train_epochs must be a whole number above 0, got {printable(asked, 40)}.")
-    class_images = reading.machine.photos(reading.ours["photos"] or "") * int(
+    class_images = reading.environment.count_photos(reading.flags["photos"] or "") * int(
         parse_number(reading.diffusers_flags.get("repeats")) or 1
     )
     if "with_prior_preservation" in reading.diffusers_flags:
@@ -64,10 +64,10 @@ def _set_steps_from_epochs(reading: TranslationState, asked: str) -> None:
     accumulate, batch, processes = (
         int_flag(reading, "accumulate", 1),
         _resolve_batch(reading),
-        reading.machine.processes,
+        reading.environment.processes,
     )
     count = int(epochs) * math.ceil(math.ceil(math.ceil(class_images / batch) / processes) / accumulate)
-    reading.put("steps", str(count), by="num_train_epochs")
+    reading.set_flag("steps", str(count), by="num_train_epochs")
     reading.note(f"--num_train_epochs: {int(epochs)} of {class_images} pictures, {batch} at once, are --steps {count}.")
 
 
@@ -79,7 +79,7 @@ def _resolve_batch(reading: TranslationState) -> int:
 
 def int_flag(reading: TranslationState, name: str, otherwise: int) -> int:
     """Return one of our flags as a count."""
-    value = parse_number(reading.ours.get(name))
+    value = parse_number(reading.flags.get(name))
     return int(value) if value is not None and value.is_integer() and value >= 1 else otherwise
 
 

@@ -60,11 +60,11 @@ def _is_diffusers_flag(item: ArgvItem, settings: type[TrainingSettings]) -> bool
 def _apply(reading: TranslationState, name: str, value: str) -> None:
     match DIFFUSERS_FLAGS[name]:
         case RenamedFlag(ours):
-            reading.put(ours, value, by=name)
+            reading.set_flag(ours, value, by=name)
         case SwitchFlag(ours, fixed):
-            reading.put(ours, fixed, by=name)
+            reading.set_flag(ours, fixed, by=name)
         case SameFlag():
-            reading.put(name, value, by=name)  # fails if the trainer has no such setting, with a message
+            reading.set_flag(name, value, by=name)  # fails if the trainer has no such setting, with a message
         case IgnoredFlag(why, usual) if not _is_accepted(value, usual):
             reading.note(f"--{name}: {why}")
         case RefusedFlag(why, usual) if not _is_accepted(value, usual):

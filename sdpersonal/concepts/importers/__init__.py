@@ -50,12 +50,12 @@ def open_foreign(data: bytes, name: str) -> FileContents:
 
 def read_content(content: FileContents, token: Token | None = None) -> Concept:
     """Convert a foreign file's contents, or those of our export in its layout, to a concept. Raises UserError."""
-    return with_origin(lambda token: _read_content(content, token), content.facts, content.name, token)
+    return with_origin(lambda token: _read_content(content, token), content.metadata, content.name, token)
 
 
-def read_pair(one: FileContents, two: FileContents, token: Token | None = None) -> Concept:
+def read_pair(contents: FileContents, two: FileContents, token: Token | None = None) -> Concept:
     """Convert the two files of an SDXL embedding, likewise. Raises UserError."""
-    return with_origin(lambda token: diffusers.read_pair(one, two, token), one.facts, one.name, token)
+    return with_origin(lambda token: diffusers.read_pair(contents, two, token), contents.metadata, contents.name, token)
 
 
 def _read_content(content: FileContents, token: Token | None) -> Concept:

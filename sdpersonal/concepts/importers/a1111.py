@@ -33,7 +33,7 @@ def read(content: FileContents, token: Token | None = None) -> Concept:
             f"{printable(content.name)} holds several embeddings ({names}).", "I read one a file; save them apart."
         )
     placeholder = keys[0].removeprefix(_PARAM) if keys[0] != _SAFETENSORS_KEY else ""
-    vectors = content.rows(keys[0])
+    vectors = content.embeddings(keys[0])
     base = base_from_widths({"clip_l": vectors.shape[1]}, content.name)
     return make_concept(content, base, {"clip_l": vectors}, None, token, **_title(content, placeholder))
 

@@ -25,7 +25,7 @@ def fits(content: FileContents) -> bool:
 
 def read(content: FileContents, token: Token | None = None) -> Concept:
     """Convert the contents to a concept. Raises UserError."""
-    vectors = {_ENCODERS[key]: content.rows(key) for key in content.shapes}
+    vectors = {_ENCODERS[key]: content.embeddings(key) for key in content.shapes}
     for_xl = content.fact("modelspec.architecture").startswith("stable-diffusion-xl")
     for missing in {"clip_l", "clip_g"} - vectors.keys():
         if missing == "clip_l" or for_xl:

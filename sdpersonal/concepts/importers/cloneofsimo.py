@@ -50,7 +50,7 @@ def read(content: FileContents, token: Token | None = None) -> Concept:
     base = base_of_layers(sizes, content)
     vectors = {}
     if words:
-        embeddings = [content.rows(key) for key in words]
+        embeddings = [content.embeddings(key) for key in words]
         if (
             len({array.shape[1] for array in embeddings}) > 1
             or base_from_widths({"clip_l": embeddings[0].shape[1]}, content.name) != base
@@ -82,7 +82,7 @@ def _layers_from_keys(content: FileContents) -> tuple[dict[str, _Pairs], list[st
     for key in content.shapes:
         if match := _KEY.fullmatch(key):
             tensors_by_model.setdefault(match[1], {})[int(match[2]), match[3]] = content.numbers(key)
-        elif content.facts.get(key) == _EMBED:
+        elif content.metadata.get(key) == _EMBED:
             words.append(key)
         else:
             raise damaged_file_error(content.name, f"I do not know its tensor {printable(key)}")

@@ -43,13 +43,13 @@ class FileContents:
     name: str
     shapes: Mapping[str, tuple[int, ...]]
     numbers: Callable[[str], np.ndarray]
-    facts: Mapping[str, str | int | float] = field(default_factory=dict)
+    metadata: Mapping[str, str | int | float] = field(default_factory=dict)
     word: str = ""
-    place: str = ""
+    folder_name: str = ""
     owner: str = DEFAULT_OWNER
     flat: bool = True
 
-    def rows(self, key: str) -> np.ndarray:
+    def embeddings(self, key: str) -> np.ndarray:
         """Return a tensor as vectors: float32 (n, dim). Raises UserError where it is neither (dim,) nor (n, dim)."""
         if len(self.shapes[key]) not in (1, 2):
             raise UserError(f"{printable(self.name)} has vectors {self.shapes[key]}; I read (n, width).")
@@ -62,7 +62,7 @@ class FileContents:
 
     def fact(self, key: str) -> str:
         """Return a fact as text, cut to a limit; empty where there is none."""
-        return str(self.facts.get(key, ""))[:_MAX_TEXT]
+        return str(self.metadata.get(key, ""))[:_MAX_TEXT]
 
     def with_origin(self, place: str, owner: str) -> FileContents:
         return replace(self, place=place, owner=owner)

@@ -26,7 +26,7 @@ def fits(content: FileContents) -> bool:
 def read(content: FileContents, token: Token | None = None) -> Concept:
     """Convert either kind of file to a concept: vectors (dim,) or (n, dim) under one name. Raises UserError."""
     [word] = content.shapes
-    vectors = content.rows(word)
+    vectors = content.embeddings(word)
     if content.fact("modelspec.architecture").startswith("stable-diffusion-xl"):
         raise UserError(
             f"{printable(content.name)} is one of the two files of an SDXL embedding, for one text encoder.",
@@ -36,26 +36,26 @@ def read(content: FileContents, token: Token | None = None) -> Concept:
     return make_concept(content, base, {"clip_l": vectors}, None, token, word)
 
 
-def is_pair(one: FileContents, two: FileContents) -> bool:
+def is_pair(contents: FileContents, two: FileContents) -> bool:
     """Return whether these are SDXL's two files, in either order."""
-    if not (fits(one) and fits(two)):
+    if not (fits(contents) and fits(two)):
         return False
-    widths = {shape[-1] for content in (one, two) for shape in content.shapes.values()}
+    widths = {shape[-1] for content in (contents, two) for shape in content.shapes.values()}
     return widths == set(EMBEDDING_WIDTHS["sdxl"].values())
 
 
-def read_pair(one: FileContents, two: FileContents, token: Token | None = None) -> Concept:
+def read_pair(contents: FileContents, two: FileContents, token: Token | None = None) -> Concept:
     """Convert SDXL's two files to a concept. Raises UserError."""
     vectors = {}
-    for content in (one, two):
+    for content in (contents, two):
         [key] = content.shapes
-        embeddings = content.rows(key)
+        embeddings = content.embeddings(key)
         vectors["clip_l" if embeddings.shape[1] == EMBEDDING_WIDTHS["sdxl"]["clip_l"] else "clip_g"] = embeddings
-    words = {*one.shapes, *two.shapes}
+    words = {*contents.shapes, *two.shapes}
     if len(words) > 1:
         tokens = " and ".join(map(printable, sorted(words)))
         raise UserError(
-            f"{printable(one.name)} and {printable(two.name)} are for different tokens: {tokens}.",
+            f"{printable(contents.name)} and {printable(two.name)} are for different tokens: {tokens}.",
             "Put each with the other file of its own concept in a folder.",
         )
-    return make_concept(one, "sdxl", vectors, None, token, words.pop())
+    return make_concept(contents, "sdxl", vectors, None, token, words.pop())

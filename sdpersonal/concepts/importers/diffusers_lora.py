@@ -90,8 +90,8 @@ def parse_key(key: str) -> tuple[LayerPath, str, str] | None:
     return None
 
 
-def _without_adapter(found: re.Match) -> str:
-    return f".{found[1]}.{found[2]}" if found[1] else f".{found[3]}"
+def _without_adapter(match: re.Match) -> str:
+    return f".{match[1]}.{match[2]}" if match[1] else f".{match[3]}"
 
 
 def _component_of(prefix: re.Match | None, rest: str) -> str | None:
@@ -114,7 +114,7 @@ def _layer_path(component: str, path: str) -> LayerPath:
 
 def peft_configs(content: FileContents) -> dict[str, dict[str, object]]:
     """Return PEFT's configuration of each component ("unet", "text_encoder", ...), where the header has it."""
-    text = content.facts.get(METADATA)
+    text = content.metadata.get(METADATA)
     if not isinstance(text, str):
         return {}
     try:

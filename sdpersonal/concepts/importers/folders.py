@@ -509,8 +509,8 @@ def _layers_clash(lora: Lora, other: Lora) -> bool:
     ) or any(_differ(lora.changes[k], other.changes[k]) for k in lora.changes.keys() & other.changes.keys())
 
 
-def _layers_differ(one: LoraLayer, other: LoraLayer) -> bool:
-    return one.alpha != other.alpha or _differ({"a": one.down, "b": one.up}, {"a": other.down, "b": other.up})
+def _layers_differ(layer: LoraLayer, other: LoraLayer) -> bool:
+    return layer.alpha != other.alpha or _differ({"a": layer.down, "b": layer.up}, {"a": other.down, "b": other.up})
 
 
 # --- PEFT -------------------------------------------------------------------------------------------------------------
@@ -551,7 +551,9 @@ def _read_peft(folders: Mapping[str, Path], token: Token | None, owner: str, pla
         content, file_key = source[key]
         return content.numbers(file_key)
 
-    return lora_file.read(FileContents("adapter_model", shapes, numbers, place=place, owner=owner), token, adapters)
+    return lora_file.read(
+        FileContents("adapter_model", shapes, numbers, folder_name=place, owner=owner), token, adapters
+    )
 
 
 # --- text files beside the tensors -----------------------------------------------------------------

@@ -29,7 +29,7 @@ class Repository:
     file: str = ""
 
     @property
-    def words(self) -> tuple[str, str]:
+    def owner_and_name(self) -> tuple[str, str]:
         """Return owner and name in a token's characters, for concepts whose files say neither."""
         owner, name = (re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in self.id.split("/"))
         return owner or DEFAULT_OWNER, name

@@ -153,7 +153,7 @@ def _read_bundle(content: FileContents, keys: Iterable[str]) -> tuple[str, dict[
         encoder = "clip_l" if kind.startswith("string_to_param.") else _ENCODER.get(kind)
         if not word or encoder is None or encoder in vectors.get(word, ()):
             raise damaged_file_error(content.name, f"I do not know its tensor {printable(key)}")
-        vectors.setdefault(word, {})[encoder] = content.rows(key)
+        vectors.setdefault(word, {})[encoder] = content.embeddings(key)
     if len(vectors) > 1:
         names = printable(", ".join(vectors), 200)
         raise UserError(

@@ -24,7 +24,7 @@ def fits(content: FileContents) -> bool:
 
 def read(content: FileContents, token: Token | None = None) -> Concept:
     """Convert the contents to a concept. Raises UserError."""
-    vectors = content.rows(_KEY)
+    vectors = content.embeddings(_KEY)
     return make_concept(
         content, base_from_widths({"clip_l": vectors.shape[1]}, content.name), {"clip_l": vectors}, None, token
     )

@@ -63,7 +63,7 @@ def make_concept(
 def derive_token(content: FileContents, word: str = "") -> Token:
     """Derive a token from the file's own word, else from its name, its folder's or its title. Raises UserError."""
     titles = (content.fact(key) for key in ("name", "ss_output_name", "modelspec.title"))
-    for candidate in (word, _stem(content), content.place, *titles):
+    for candidate in (word, _stem(content), content.folder_name, *titles):
         if candidate and not _GENERIC_NAME.fullmatch(candidate) and (token := _slug_token(candidate, content)):
             return token
     raise UserError(f"{printable(content.name)} does not say what it is called.", _AS_HINT)
@@ -111,7 +111,9 @@ def _slug_token(text: str, content: FileContents) -> Token | None:
 def _card_fields(content: FileContents, word: str, lora: Lora | None) -> dict[str, object]:
     """Return card fields from ModelSpec's and kohya's keys. Training captions are no trigger words; ModelSpec's are."""
     titles = (content.fact(key) for key in ("modelspec.title", "ss_output_name", "name"))
-    title = next((text for text in (*titles, content.place, _stem(content)) if not _GENERIC_NAME.fullmatch(text)), "")
+    title = next(
+        (text for text in (*titles, content.folder_name, _stem(content)) if not _GENERIC_NAME.fullmatch(text)), ""
+    )
     triggers = [_clean_text(phrase, 100) for phrase in content.fact("modelspec.trigger_phrase").split(",")]
     if triggers == [_stem(content)]:  # the file's own name, which means nothing to a base
         triggers = []

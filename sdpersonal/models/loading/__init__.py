@@ -74,7 +74,7 @@ def load_base(
         "checker": find_checker(place, device, safety),
     }
     if parts.kind == "sdxl":
-        return StableDiffusionXL(**common, zero_empty=parts.zero_empty)
+        return StableDiffusionXL(**common, zero_empty=parts.force_zeros_for_empty_prompt)
     return StableDiffusion(**common)
 
 
@@ -88,17 +88,17 @@ def kind_of(name: str | None) -> str | None:
     return {BUILT_IN: "tiny", "sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}.get(name)
 
 
-def describe_base(base, asked: str | None, draws: bool = False) -> str:
+def describe_base(base, requested: str | None, with_safety: bool = False) -> str:
     """Describe the loaded base: kind, size, precision and, if the user did not choose it, why it was chosen.
 
     draws: mention the safety checker too.
     """
-    size = f"{base.parameters / 1e6:,.0f} million parameters"
+    size = f"{base.num_parameters / 1e6:,.0f} million parameters"
     line = (
         f"Base: {base.name} on {base.device.type}, {_KIND_NAMES[base.kind]}: {size} in {PRECISION_NAMES[base.dtype]}."
     )
-    line = " ".join(filter(None, (line, base.note, draws and base.safety)))
-    if asked:
+    line = " ".join(filter(None, (line, base.note, with_safety and base.safety_note)))
+    if requested:
         return line
     if base.name != BUILT_IN:
         return f"{line} It is on this machine, and so is a CUDA card."
@@ -165,7 +165,7 @@ def _locate_vae(name: str) -> Path:
     path = _local_path(name)
     if path is None and not HUB_ID.fullmatch(name):
         raise UserError(f"No autoencoder called {printable(name)}.", fix)
-    path = path or fetch_folder(name, name, missing_vae_file, instead=fix)
+    path = path or fetch_folder(name, name, missing_vae_file, hint=fix)
     return path / "vae" if (path / "vae").is_dir() else path
 
 

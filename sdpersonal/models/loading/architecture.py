@@ -113,7 +113,7 @@ def clip_config(shapes: Shapes) -> dict[str, object]:
     }
 
 
-def open_clip_config(shapes: Shapes, whole: bool) -> dict[str, object]:
+def open_clip_config(shapes: Shapes, all_layers: bool) -> dict[str, object]:
     """Derive the CLIPTextConfig of a text model in open_clip's layout. shapes: without its prefix.
 
     whole: use all layers, as SDXL does. SD 2.x uses the last but one and omits the last of ViT-H's 24.
@@ -124,7 +124,9 @@ def open_clip_config(shapes: Shapes, whole: bool) -> dict[str, object]:
         "vocab_size": vocabulary,
         "hidden_size": width,
         "intermediate_size": shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
-        "num_hidden_layers": layers if whole or layers != 24 else 23,  # a copy made by diffusers' script has 23 already
+        "num_hidden_layers": layers
+        if all_layers or layers != 24
+        else 23,  # a copy made by diffusers' script has 23 already
         "num_attention_heads": width // _HEAD_DIM,
         "projection_dim": shapes.get("text_projection", (width, width))[1],
         "hidden_act": "gelu",

@@ -203,13 +203,13 @@ def _check_schedule(config: Mapping[str, object], name: str) -> None:
 
 
 @contextmanager
-def translate_load_errors(folder: Path, what: str, fix: str = "Fetch or copy it again.") -> Iterator[None]:
+def translate_load_errors(folder: Path, what: str, hint: str = "Fetch or copy it again.") -> Iterator[None]:
     """Raise UserError in place of what the libraries raise for files that cannot be read."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         message = printable((str(error).splitlines() or [type(error).__name__])[0], 120)
-        raise UserError(f"The {what} {printable(str(folder), 200)} cannot be read: {message}", fix) from None
+        raise UserError(f"The {what} {printable(str(folder), 200)} cannot be read: {message}", hint) from None
 
 
 def load_strictly(model, folder: Path, variant: str, dtype: torch.dtype, **options):

@@ -27,14 +27,14 @@ _MOVED_REPOSITORIES = {  # deleted by their owners, but still in many commands: 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def cached_folder(hub_id: str, revision: str | None, lacks: Callable[[Path], str | None]) -> Path | None:
+def cached_folder(hub_id: str, revision: str | None, find_missing: Callable[[Path], str | None]) -> Path | None:
     """Return the cached folder of a model; None if the cache lacks any of its files."""
     folder = cached_snapshot(hub_id, revision)
-    return folder if folder and not lacks(folder) else None
+    return folder if folder and not find_missing(folder) else None
 
 
 def fetch_folder(
-    hub_id: str, name: str, lacks: Callable[[Path], str | None], revision: str | None = None, instead: str = ""
+    hub_id: str, name: str, find_missing: Callable[[Path], str | None], revision: str | None = None, hint: str = ""
 ) -> Path:
     """Return the folder of a model, from the cache or else the Hub.
 
@@ -45,11 +45,11 @@ def fetch_folder(
     from huggingface_hub import HfApi, snapshot_download
 
     folder = cached_snapshot(hub_id, revision)
-    missing = lacks(folder) if folder else None
+    missing = find_missing(folder) if folder else None
     if folder and not missing:
         return folder
     if hub_id in _MOVED_REPOSITORIES:
-        return fetch_folder(_MOVED_REPOSITORIES[hub_id], name, lacks, revision, instead)
+        return fetch_folder(_MOVED_REPOSITORIES[hub_id], name, find_missing, revision, hint)
     disable_telemetry()
     try:
         # This answers or fails at once; a download would retry for minutes.
@@ -58,7 +58,7 @@ def fetch_folder(
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=files_to_fetch(names)))
     except Exception as error:  # the Hub client raises its own, httpx's and OSErrors; the class's name has the reason
         revision_note = f" at revision {printable(revision)}" if revision else ""
-        raise _to_user_error(error, f"{printable(name)}{revision_note}", hub_id, missing, instead) from None
+        raise _to_user_error(error, f"{printable(name)}{revision_note}", hub_id, missing, hint) from None
 
 
 def files_to_fetch(names: Iterable[str]) -> list[str]:

@@ -211,7 +211,7 @@ def _build_encoders(
         clip_l = text(
             CLIPTextModel, clip_config(with_prefix_removed(shapes, _CLIP_L_PREFIX)), clip_keys, _CLIP_L_PREFIX
         )
-        config = open_clip_config(with_prefix_removed(shapes, _CLIP_G_PREFIX), whole=True)
+        config = open_clip_config(with_prefix_removed(shapes, _CLIP_G_PREFIX), all_layers=True)
         clip_g = text(CLIPTextModelWithProjection, config, open_clip_keys, _CLIP_G_PREFIX)
         return {"clip_l": (clip_tokenizer(), clip_l), "clip_g": (clip_tokenizer("!"), clip_g)}
     prefixes = _CLIP_PREFIXES if kind == "sd1" else _OPEN_CLIP_PREFIXES
@@ -220,7 +220,7 @@ def _build_encoders(
     if kind == "sd1":
         config, places = clip_config(with_prefix_removed(shapes, prefix)), clip_keys
     else:
-        config, places = open_clip_config(with_prefix_removed(shapes, prefix), whole=False), open_clip_keys
+        config, places = open_clip_config(with_prefix_removed(shapes, prefix), all_layers=False), open_clip_keys
     return {
         "clip_l": (
             clip_tokenizer("<|endoftext|>" if kind == "sd1" else "!"),

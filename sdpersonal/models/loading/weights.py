@@ -33,7 +33,7 @@ class BaseParts:
     vae: nn.Module | None
     encoders: dict[str, tuple[object, nn.Module]]  # "clip_l" or "clip_g": tokenizer and text model
     scheduler: object
-    zero_empty: bool = True
+    force_zeros_for_empty_prompt: bool = True
     note: str = ""  # what the user should know about how it was read
 
 
@@ -66,10 +66,10 @@ def check_complete(paths: Iterable[Path]) -> None:
             pass
 
 
-def load_weights(model: nn.Module, file, places: Mapping[str, CheckpointKey], dtype: torch.dtype, name: str) -> None:
+def load_weights(model: nn.Module, file, keys: Mapping[str, CheckpointKey], dtype: torch.dtype, name: str) -> None:
     """Load the weights of a model on the meta device from an open file. Raises UserError if they do not fit."""
     available = set(file.keys())
-    missing = sorted({place.key for place in places.values()} - available)
+    missing = sorted({place.key for place in keys.values()} - available)
     if missing:
         raise UserError(
             f"{printable(name)} lacks {len(missing)} of the weights it should have; the first is "
@@ -78,11 +78,11 @@ def load_weights(model: nn.Module, file, places: Mapping[str, CheckpointKey], dt
         )
     tensors = {}
     for key, shape in ((key, value.shape) for key, value in model.state_dict().items()):
-        tensor = _read_tensor(file, places[key])
+        tensor = _read_tensor(file, keys[key])
         if [size for size in tensor.shape if size != 1] != [size for size in shape if size != 1]:
             actual, expected = tuple(tensor.shape), tuple(shape)
             raise UserError(
-                f"{printable(name)}: {printable(places[key].key)} has the shape {actual} where {expected} belongs.",
+                f"{printable(name)}: {printable(keys[key].key)} has the shape {actual} where {expected} belongs.",
                 "Use another copy.",
             )
         tensors[key] = tensor.reshape(shape).to(dtype).contiguous()  # a 1x1 convolution may replace a linear layer
@@ -102,13 +102,13 @@ def sha256_of_files(paths: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def _read_tensor(file, place: CheckpointKey) -> Tensor:
-    if place.qkv_index is None:
-        tensor = file.get_tensor(place.key)
-        return tensor.T if place.is_transposed else tensor
-    joint = file.get_slice(place.key)
+def _read_tensor(file, key: CheckpointKey) -> Tensor:
+    if key.qkv_index is None:
+        tensor = file.get_tensor(key.key)
+        return tensor.T if key.is_transposed else tensor
+    joint = file.get_slice(key.key)
     size = joint.get_shape()[0] // 3
-    return joint[place.qkv_index * size : (place.qkv_index + 1) * size]
+    return joint[key.qkv_index * size : (key.qkv_index + 1) * size]
 
 
 def _describe_damage(path: Path, said: str) -> str:

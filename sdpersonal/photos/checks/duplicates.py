@@ -116,18 +116,16 @@ def _best_match(whole: _SearchImage, part: np.ndarray) -> tuple[float, int, int]
     return float(correlations[top, left]), top, left
 
 
-def _search_image(picture: np.ndarray) -> _SearchImage:
-    side = len(picture)
-    return _SearchImage(
-        side, rfft2(picture, (2 * side, 2 * side)), _integral_image(picture), _integral_image(picture**2)
-    )
+def _search_image(image: np.ndarray) -> _SearchImage:
+    side = len(image)
+    return _SearchImage(side, rfft2(image, (2 * side, 2 * side)), _integral_image(image), _integral_image(image**2))
 
 
-def _template(picture: np.ndarray, into: int) -> tuple[np.ndarray, int]:
+def _template(image: np.ndarray, into: int) -> tuple[np.ndarray, int]:
     """Return the spectrum of an image's middle, mean 0 and norm 1, to search in an image of side `into`."""
-    size = _middle_size(len(picture))
-    start = (len(picture) - size) // 2
-    middle = picture[start : start + size, start : start + size]
+    size = _middle_size(len(image))
+    start = (len(image) - size) // 2
+    middle = image[start : start + size, start : start + size]
     middle = middle - middle.mean()
     length = max(float(np.linalg.norm(middle)), size)  # plain images must not match by their noise
     return rfft2(middle / length, (2 * into, 2 * into)), size

@@ -25,7 +25,7 @@ _SMALL = 0.8  # of the training resolution: upscaling by a quarter is hardly vis
 _FEW_BACKGROUNDS = 3  # photos needed to report one background
 
 
-def check(photos: PhotoSet, kind: ConceptKind, class_noun: str = "", eyes: ClipFeatures | None = None) -> Report:
+def check(photos: PhotoSet, kind: ConceptKind, class_noun: str = "", clip: ClipFeatures | None = None) -> Report:
     """Check for what may go wrong in training on these photos.
 
     The photos are checked as they are trained on: scaled and cropped. A style may be dark, soft and of many things, so
@@ -46,7 +46,7 @@ def check(photos: PhotoSet, kind: ConceptKind, class_noun: str = "", eyes: ClipF
         # Copies of one photo say nothing about the set: only one of each group is checked for what all share.
         copies = {i for group in groups for i in group[1:]}
         different = [i for i in range(len(names)) if i not in copies]
-        findings += _check_set(_select(names, different), _select(squares, different), kind, class_noun, eyes)
+        findings += _check_set(_select(names, different), _select(squares, different), kind, class_noun, clip)
     return Report(len(names), tuple(findings))
 
 
@@ -56,9 +56,9 @@ def _check_size(photos: PhotoSet, size: int) -> Iterator[Finding]:
         yield make_finding(
             "few", names, f"{len(names)} photos are few." if len(names) > 1 else "One photo is not enough."
         )
-    small = [photo for photo in photos.photos if 0 < min(photo.original) < _SMALL * size]
+    small = [photo for photo in photos.photos if 0 < min(photo.original_size) < _SMALL * size]
     if small:
-        least = min(min(photo.original) for photo in small)
+        least = min(min(photo.original_size) for photo in small)
         more = "" if len(small) == 1 else " or more"
         problem = f"{{}} must be enlarged to {size} pixels, from {least}{more}."
         yield make_finding("small", [photo.name for photo in small], problem)
@@ -86,7 +86,7 @@ def _check_each(names: Sequence[str], squares: Sequence[np.ndarray]) -> Iterator
 
 
 def _check_set(
-    names: list[str], squares: list[np.ndarray], kind: ConceptKind, class_noun: str, eyes: ClipFeatures | None
+    names: list[str], squares: list[np.ndarray], kind: ConceptKind, class_noun: str, clip: ClipFeatures | None
 ) -> Iterator[Finding]:
     lying = sideways_photos(squares)
     if lying:
@@ -94,11 +94,11 @@ def _check_set(
         yield make_finding("sideways", _select(names, lying), problem)
     if len(squares) >= _FEW_BACKGROUNDS and (same := shared_background(squares)):
         yield make_finding("one-background", _select(names, same), "{} have the same background.")
-    if eyes is None:
+    if clip is None:
         return
-    if others := two_subjects(squares, eyes):
+    if others := two_subjects(squares, clip):
         yield make_finding("two-subjects", _select(names, others), "{} seem to show something else than the rest.")
-    elif kind == "object" and wrong_class(squares, class_noun, eyes):
+    elif kind == "object" and wrong_class(squares, class_noun, clip):
         yield make_finding("wrong-class", names, f"I see nothing like {printable(class_noun)} in these photos.")
 
 

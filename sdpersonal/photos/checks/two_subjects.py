@@ -27,12 +27,12 @@ _ROUNDS = 5
 _SEEDS = 16  # photos from which splits grow, spaced evenly in a large set
 
 
-def two_subjects(squares: Sequence[np.ndarray], eyes: ClipFeatures) -> tuple[int, ...]:
+def two_subjects(squares: Sequence[np.ndarray], clip: ClipFeatures) -> tuple[int, ...]:
     """Return the smaller of two groups of photos that seem to show different subjects; none if all show the same.
     squares: uint8 (S, S, 3) each."""
     if len(squares) < MIN_PHOTOS:
         return ()
-    seen = eyes.image_features([_crop_middle(square) for square in squares])
+    seen = clip.image_features([_crop_middle(square) for square in squares])
     colours = np.sqrt(np.stack([_subject_histogram(square) for square in squares]))
     behind = np.sqrt(np.stack([border_histogram(square) for square in squares]))
     apart = 1 - (seen @ seen.T + colours @ colours.T) / 2

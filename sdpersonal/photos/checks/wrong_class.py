@@ -44,14 +44,14 @@ NOUNS = tuple(
 )
 
 
-def wrong_class(squares: Sequence[np.ndarray], class_noun: str, eyes: ClipFeatures) -> bool:
+def wrong_class(squares: Sequence[np.ndarray], class_noun: str, clip: ClipFeatures) -> bool:
     """Return whether `class_noun` plainly does not fit the photos; False also if that is uncertain.
     squares: uint8 (S, S, 3) each."""
     noun = _known_noun(class_noun)
     if noun is None or len(squares) < _FEWEST:
         return False
-    seen = eyes.image_features([Image.fromarray(square) for square in squares])
-    fits = seen @ eyes.read([_SENTENCE.format("an" if noun[0] in "aeiou" else "a", noun) for noun in NOUNS]).T
+    seen = clip.image_features([Image.fromarray(square) for square in squares])
+    fits = seen @ clip.text_features([_SENTENCE.format("an" if noun[0] in "aeiou" else "a", noun) for noun in NOUNS]).T
     if not _can_tell(seen, fits):
         return False
     mean = fits.mean(0)

@@ -62,10 +62,10 @@ class Axis:
                 f"{printable(text)} does not say what to change to what.",
                 "For example 'seed: 1..4' or 'strength <me/duck>: 0..1 by 0.25'.",
             )
-        return cls.of(kind, target.strip(), values.strip())
+        return cls.from_parts(kind, target.strip(), values.strip())
 
     @classmethod
-    def of(cls, kind: str, target: str, values: str) -> Axis:
+    def from_parts(cls, kind: str, target: str, values: str) -> Axis:
         """Build an axis from its parts as written."""
         name = kind.lower().replace("-", "_")
         name = name if name in ("words", "steps") else name.removesuffix("s")
@@ -84,7 +84,7 @@ class Axis:
         """Return the order of application: axes that replace the prompt come before those that change parts of it."""
         return _PROMPT_KINDS.index(self.kind) if self.kind in _PROMPT_KINDS else len(_PROMPT_KINDS)
 
-    def applied(self, fields: Fields, value: Any) -> Fields:
+    def apply(self, fields: Fields, value: Any) -> Fields:
         """Return the fields of a request with this axis set to `value`."""
         if self.kind not in _PROMPT_KINDS:
             return fields | {self.kind: value}

@@ -65,7 +65,7 @@ def generate_all(
         def advance(step: int, steps: int, before: float = done, work: float = work) -> None:
             progress(round(before + work * step / steps), total)
 
-        for image in generator.draw(request, advance, cancelled):
+        for image in generator.generate(request, advance, cancelled):
             yield i, image
         done += work
 

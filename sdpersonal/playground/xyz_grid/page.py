@@ -31,10 +31,10 @@ class GridTile:
 
     image: Image.Image
     recipe: Recipe | None
-    mark: str
+    file_suffix: str
 
 
-def page(sheet: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> str:
+def render_page(request: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> str:
     """Render the HTML. Positions without a tile stay empty; the same grid and tiles give the same bytes."""
     from jinja2 import Environment, StrictUndefined
 
@@ -43,12 +43,12 @@ def page(sheet: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> str:
     )
     machine = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return machine.from_string(template).render(
-        title=sheet.prompt,
-        asked=[text for side in "xyz" if (text := getattr(sheet, side))],
+        title=request.prompt,
+        asked=[text for side in "xyz" if (text := getattr(request, side))],
         count=len(tiles),
-        missing=len(sheet.cells) - len(tiles),
-        columns=sheet.labels("x"),
-        sheets=list(_page_grids(sheet, tiles)),
+        missing=len(request.cells) - len(tiles),
+        columns=request.labels("x"),
+        sheets=list(_page_grids(request, tiles)),
         script=script,
         style=style,
         script_sum=_csp_hash(script),
@@ -60,7 +60,7 @@ def describe_tile(tile: GridTile) -> list[tuple[str, str]]:
     """Return the facts of an image as (name, text)."""
     recipe = tile.recipe
     if recipe is None:
-        return [("File", f"*-{tile.mark}.png")]
+        return [("File", f"*-{tile.file_suffix}.png")]
     base = recipe.base
     known = {
         "Prompt": recipe.prompt,
@@ -78,24 +78,24 @@ def describe_tile(tile: GridTile) -> list[tuple[str, str]]:
         "Concepts": "\n".join(
             f"{concept.token} {concept.strength:g} ({concept.sha256[:8]})" for concept in recipe.concepts
         ),
-        "File": f"*-{tile.mark}.png",
+        "File": f"*-{tile.file_suffix}.png",
     }
     return [(name, text) for name, text in known.items() if text]
 
 
-def _page_grids(sheet: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> Iterator[tuple[str, list]]:
+def _page_grids(request: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> Iterator[tuple[str, list]]:
     """Yield (label, rows) of each sheet; a row is (label, [(data URL, facts) or None])."""
-    columns, rows, sheets = sheet.shape
-    row_labels = sheet.labels("y") or [""]
-    for z, label in zip(range(sheets), sheet.labels("z") or [""], strict=True):
+    columns, rows, sheets = request.shape
+    row_labels = request.labels("y") or [""]
+    for z, label in zip(range(sheets), request.labels("z") or [""], strict=True):
         tile_rows = ([tiles.get((x, y, z)) for x in range(columns)] for y in range(rows))
         cells = [[(_data_url(tile.image), describe_tile(tile)) if tile else None for tile in row] for row in tile_rows]
         yield label, list(zip(row_labels, cells, strict=True))
 
 
-def _data_url(picture: Image.Image) -> str:
+def _data_url(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "WEBP", lossless=max(picture.size) <= _LOSSLESS_MAX_SIDE, quality=_QUALITY)
+    image.convert("RGB").save(buffer, "WEBP", lossless=max(image.size) <= _LOSSLESS_MAX_SIDE, quality=_QUALITY)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -22,7 +22,7 @@ from ...image_grid import labelled_grid as labelled
 from ...outputs import Outputs
 from ...prompts import printable
 from .drawing import generate_cells
-from .page import CellPosition, GridTile, page
+from .page import CellPosition, GridTile, render_page
 from .sheet import XyzGridRequest
 
 if TYPE_CHECKING:
@@ -38,13 +38,13 @@ class SavedGrid:
     """Saved files. page: the HTML; sheets: PNGs; pictures: each image's file; hidden: whether it was flagged unsafe."""
 
     page: Path
-    sheets: tuple[Path, ...]
-    pictures: tuple[Path, ...]
+    grids: tuple[Path, ...]
+    images: tuple[Path, ...]
     hidden: tuple[bool, ...]
 
 
 def generate_grid(
-    sheet: XyzGridRequest,
+    request: XyzGridRequest,
     generator: Generator,
     outputs: Outputs,
     private: bool = False,
@@ -58,8 +58,8 @@ def generate_grid(
     tiles: dict[CellPosition, GridTile] = {}
     saved: dict[Path, bool] = {}
     try:
-        for cells, picture in generate_cells(generator, sheet.cells, progress, cancelled):
-            path = outputs.save(picture.png(private))
+        for cells, picture in generate_cells(generator, request.cells, progress, cancelled):
+            path = outputs.save(picture.to_png(private))
             saved[path] = picture.hidden
             mark = path.stem.partition("-")[2]
             tile = GridTile(picture.image, None if private else picture.recipe, mark)
@@ -67,38 +67,40 @@ def generate_grid(
     except UserError as error:
         result = None
         with suppress(UserError):  # a full disk was reported already
-            result = _save_grid(sheet, tiles, saved) if saved else None
+            result = _save_grid(request, tiles, saved) if saved else None
         if result and isinstance(error, Interrupted):
-            done = f"{len(tiles)} of {len(sheet.cells)}"
+            done = f"{len(tiles)} of {len(request.cells)}"
             raise Interrupted(
                 f"Stopped. {done} pictures are on the sheet {printable(str(result.page), 300)}."
             ) from None
         raise
-    return _save_grid(sheet, tiles, saved)
+    return _save_grid(request, tiles, saved)
 
 
-def grid_images(sheet: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> Iterator[Image.Image]:
+def grid_images(request: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> Iterator[Image.Image]:
     """Yield the sheets with their labels; positions without a tile are grey."""
-    columns, rows, sheets = sheet.shape
+    columns, rows, sheets = request.shape
     largest = max(max(tile.image.size) for tile in tiles.values())
     side = max(_TILE_RANGE[0], min(_TILE_RANGE[1], largest, _MAX_SIDE // (max(columns, rows) + 2)))
     empty = Image.new("RGB", (side, side), _EMPTY_COLOUR)
-    titles = [f"{printable(sheet.prompt, 1000)} · {label}" for label in sheet.labels("z")] or [
-        printable(sheet.prompt, 1000)
+    titles = [f"{printable(request.prompt, 1000)} · {label}" for label in request.labels("z")] or [
+        printable(request.prompt, 1000)
     ]
     for z, title in zip(range(sheets), titles, strict=True):
         places = [[(x, y, z) for x in range(columns)] for y in range(rows)]
         pictures = [[tiles[at].image if at in tiles else empty for at in row] for row in places]
-        yield labelled(pictures, sheet.labels("y"), sheet.labels("x"), side, title)
+        yield labelled(pictures, request.labels("y"), request.labels("x"), side, title)
 
 
-def _save_grid(sheet: XyzGridRequest, tiles: Mapping[CellPosition, GridTile], saved: Mapping[Path, bool]) -> SavedGrid:
+def _save_grid(
+    request: XyzGridRequest, tiles: Mapping[CellPosition, GridTile], saved: Mapping[Path, bool]
+) -> SavedGrid:
     first = next(iter(saved))
     number = first.name.partition("-")[0]
     place = first.with_name(f"{number}-sheet.html")
-    storage.write_text(place, page(sheet, tiles))
+    storage.write_text(place, render_page(request, tiles))
     sheets = []
-    for z, image in enumerate(grid_images(sheet, tiles)):
+    for z, image in enumerate(grid_images(request, tiles)):
         sheets.append(first.with_name(f"{number}-sheet{f'-{z + 1}' if z else ''}.png"))
         storage.write_bytes(sheets[-1], encode_png(image))
     return SavedGrid(place, tuple(sheets), tuple(saved), tuple(saved.values()))

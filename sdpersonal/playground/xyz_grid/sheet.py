@@ -67,7 +67,7 @@ class XyzGridRequest(GenerateRequest):
         for (z, y, x), changes in zip(places, product(*reversed(sides)), strict=True):
             changed = fields
             for axis, value in sorted(changes, key=lambda change: change[0].order):
-                changed = axis.applied(changed, value)
+                changed = axis.apply(changed, value)
             yield GridCell(x, y, z, GenerateRequest(**changed))
 
     def _check(self) -> None:
@@ -108,7 +108,7 @@ class XyzGridRequest(GenerateRequest):
         for values in product(*(axis.values for axis in axes)):
             fields = {"prompt": self.prompt}
             for axis, value in zip(axes, values, strict=True):
-                fields = axis.applied(fields, value)
+                fields = axis.apply(fields, value)
             yield fields
 
 
@@ -124,5 +124,5 @@ class GridCell:
 
 def request_work(request: GenerateRequest) -> float:
     """Return pixels times steps."""
-    width, height = request.pixels or (512, 512)
+    width, height = request.width_height or (512, 512)
     return request.n * request.denoising_steps * width * height * request.enlarge**2

@@ -48,7 +48,7 @@ class DreamboothFull:
             model.requires_grad_(True)
 
     @property
-    def rows(self) -> dict[str, Tensor]:
+    def embeddings(self) -> dict[str, Tensor]:
         return {}
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
@@ -58,7 +58,7 @@ class DreamboothFull:
             for key, parameter in model.named_parameters()
         }
 
-    def groups(self) -> list[dict]:
+    def param_groups(self) -> list[dict]:
         return [{"params": list(self.trainable_parameters().values()), "lr": self._preset.lr, "weight_decay": 1e-2}]
 
     def learning_rates(self, step: int) -> list[float]:
@@ -67,10 +67,10 @@ class DreamboothFull:
     def loss(self, batch: Batch, step: int) -> Tensor:
         base = self._base
         with torch.autocast(base.device.type, torch.bfloat16, enabled=base.device.type == "cuda"):
-            loss = batch_loss(base, self.words, batch, self._preset.snr_gamma)
+            loss = batch_loss(base, self.caption_pieces, batch, self._preset.snr_gamma)
             return loss + self._prior_weight * self._prior.loss(batch) if self._prior else loss
 
-    def words(self, caption: str) -> list[str]:
+    def caption_pieces(self, caption: str) -> list[str]:
         return [caption.replace("{}", self.trigger)]
 
     def lora(self) -> Lora:

@@ -48,19 +48,21 @@ class DreamboothLora:
         self._base, self._preset = base, preset
         self._prior, self._prior_weight = prior, prior_weight
         self._rows = embedding_for_class(base, class_noun)
-        self._lora = base.adapters.train(preset.targets, shape.rank, generator_for("lora", seed), text=shape.text)
+        self._lora = base.adapters.add_trainable(
+            preset.targets, shape.rank, generator_for("lora", seed), text_encoder=shape.text
+        )
 
     @property
-    def rows(self) -> dict[str, Tensor]:
+    def embeddings(self) -> dict[str, Tensor]:
         return self._rows()
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        return self._rows.named() | self._lora
+        return self._rows.named_parameters() | self._lora
 
-    def groups(self) -> list[dict]:
+    def param_groups(self) -> list[dict]:
         return [
             {"params": list(self._lora.values()), "lr": self._preset.lr, "weight_decay": 1e-2},
-            self._rows.group(self._preset.embedding_lr),
+            self._rows.param_group(self._preset.embedding_lr),
         ]
 
     def learning_rates(self, step: int) -> list[float]:
@@ -71,9 +73,9 @@ class DreamboothLora:
         return loss + self._prior_weight * self._prior.loss(batch) if self._prior else loss
 
     def _subject_loss(self, batch: Batch) -> Tensor:
-        return batch_loss(self._base, self.words, batch, self._preset.snr_gamma)
+        return batch_loss(self._base, self.caption_pieces, batch, self._preset.snr_gamma)
 
-    def words(self, caption: str) -> list[str | Mapping[str, Tensor]]:
+    def caption_pieces(self, caption: str) -> list[str | Mapping[str, Tensor]]:
         return insert_embeddings(caption, self._rows())
 
     def lora(self) -> Lora:
@@ -93,11 +95,11 @@ class PivotalTuning(DreamboothLora):
     name = "dreambooth-pivotal"
 
     def learning_rates(self, step: int) -> list[float]:
-        embedding_lr = self._preset.pivot_lr if step < self._preset.pivot else self._preset.embedding_lr
+        embedding_lr = self._preset.pivot_lr if step < self._preset.pivot_steps else self._preset.embedding_lr
         return [self._preset.lr, embedding_lr]
 
     def loss(self, batch: Batch, step: int) -> Tensor:
-        if step >= self._preset.pivot:
+        if step >= self._preset.pivot_steps:
             return super().loss(batch, step)
         with self._base.adapters.disabled():
             return self._subject_loss(batch)

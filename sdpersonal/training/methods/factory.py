@@ -71,7 +71,7 @@ def check_before_loading(settings: TrainingSettings) -> None:
         _check_prior(settings)
         kind = kind_of(settings.base)
         if settings.steps and kind:
-            _check_pivot(settings, settings.steps, preset(method_name(settings), kind, settings.kind).pivot)
+            _check_pivot(settings, settings.steps, preset(method_name(settings), kind, settings.kind).pivot_steps)
 
 
 def _check_prior(settings: DreamboothSettings) -> None:
@@ -103,7 +103,7 @@ def build_method(
     if not isinstance(settings, DreamboothSettings):
         return TextualInversion(base, subject_noun(settings), preset.vectors, preset)
     _check_prior(settings)
-    _check_pivot(settings, preset.steps, preset.pivot)
+    _check_pivot(settings, preset.steps, preset.pivot_steps)
     _check_noun(settings.class_noun, base)
     prior = _build_prior(settings, base, preset, accelerator, say)
     if settings.method == "full":
@@ -125,7 +125,7 @@ def _check_noun(noun: str, base: StableDiffusion) -> None:
     """Raise UserError if the class noun leaves no tokens for a prompt: scripts such as Chinese take one or more
     tokens per character."""
     for encoder in base.encoders.values():
-        count, most = len(encoder.ids(noun)), encoder.room // 2
+        count, most = len(encoder.ids(noun)), encoder.capacity // 2
         if count > most:
             raise UserError(
                 f"--class takes {count} tokens of this base's text encoder, and {most} are the most.",
@@ -153,7 +153,7 @@ def _build_prior(
         latents = class_images.load_latents(base, prompt, side, settings.class_pictures)
         names = [f"class picture {number}" for number in range(len(latents))]
         captions = [(CLASS_PROMPT,)] * len(latents)
-        size_conditioning = [[SizeConditioning.whole(side, side)]] * len(latents)
+        size_conditioning = [[SizeConditioning.full(side, side)]] * len(latents)
         dataset = LatentDataset(
             base, latents, size_conditioning, captions, names, settings.seed, purpose="class sample"
         )

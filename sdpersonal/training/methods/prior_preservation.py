@@ -24,14 +24,19 @@ class PriorLoss(Protocol):
 class PredictedPrior:
     """Distills the unmodified base model: it needs no images and one more prediction a step."""
 
-    def __init__(self, base: StableDiffusion, class_noun: str, snr_gamma: float | None, text_learns: bool):
-        self._base, self._class, self._gamma, self._trains_text_encoder = base, class_noun, snr_gamma, text_learns
+    def __init__(self, base: StableDiffusion, class_noun: str, snr_gamma: float | None, trains_text_encoder: bool):
+        self._base, self._class, self._gamma, self._trains_text_encoder = (
+            base,
+            class_noun,
+            snr_gamma,
+            trains_text_encoder,
+        )
         self._bare: dict[str, Conditioning] = {}
 
     def loss(self, batch: Batch) -> Tensor:
         base = self._base
         captions = [caption.replace("{}", self._class) for caption in batch.captions]
-        noisy = base.schedule.mix(batch.latents, batch.noise, batch.t)
+        noisy = base.schedule.add_noise(batch.latents, batch.noise, batch.t)
         with base.adapters.disabled(), torch.no_grad():
             base_condition = base.with_size_conditioning(
                 Conditioning.cat([self._base_conditioning(c) for c in captions]), batch.size_conditioning
@@ -54,9 +59,9 @@ class PredictedPrior:
 class ClassImagePrior:
     """Trains on photos or generated images of the class beside the subject, one for one."""
 
-    def __init__(self, base: StableDiffusion, class_noun: str, pictures: LatentDataset, snr_gamma: float | None):
-        self._base, self._class, self._pictures, self._gamma = base, class_noun, pictures, snr_gamma
+    def __init__(self, base: StableDiffusion, class_noun: str, class_images: LatentDataset, snr_gamma: float | None):
+        self._base, self._class, self._pictures, self._gamma = base, class_noun, class_images, snr_gamma
 
     def loss(self, batch: Batch) -> Tensor:
-        class_batch = self._pictures.samples(batch.indices)
+        class_batch = self._pictures.batch(batch.indices)
         return batch_loss(self._base, lambda caption: [caption.replace("{}", self._class)], class_batch, self._gamma)

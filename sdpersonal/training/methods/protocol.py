@@ -19,13 +19,13 @@ class Method(Protocol):
     trigger: str  # words that the token stands for if it has no embeddings
 
     @property
-    def rows(self) -> dict[str, Tensor]:
+    def embeddings(self) -> dict[str, Tensor]:
         """Return the token's embeddings per text encoder, (n, width) fp32; {} if it has none."""
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Return every parameter that is ever trained, fp32, by a name that is the same in all runs."""
 
-    def groups(self) -> list[dict]:
+    def param_groups(self) -> list[dict]:
         """Return the optimizer's parameter groups, with their `lr` and `weight_decay`."""
 
     def learning_rates(self, step: int) -> list[float]:
@@ -34,7 +34,7 @@ class Method(Protocol):
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Return the loss per sample, (B,). Parameters that this step does not train get no gradient."""
 
-    def words(self, caption: str) -> list[str | Mapping[str, Tensor]]:
+    def caption_pieces(self, caption: str) -> list[str | Mapping[str, Tensor]]:
         """Split a caption with {} for the subject into the pieces that `encode_captions` takes."""
 
     def lora(self) -> Lora | None:

@@ -28,22 +28,22 @@ class TextualInversion:
         self._rows = TokenEmbedding(base, init, vectors)
 
     @property
-    def rows(self) -> dict[str, Tensor]:
+    def embeddings(self) -> dict[str, Tensor]:
         return self._rows()
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        return self._rows.named()
+        return self._rows.named_parameters()
 
-    def groups(self) -> list[dict]:
-        return [self._rows.group(self._preset.embedding_lr)]
+    def param_groups(self) -> list[dict]:
+        return [self._rows.param_group(self._preset.embedding_lr)]
 
     def learning_rates(self, step: int) -> list[float]:
         return [self._preset.embedding_lr]
 
     def loss(self, batch: Batch, step: int) -> Tensor:
-        return batch_loss(self._base, self.words, batch, self._preset.snr_gamma)
+        return batch_loss(self._base, self.caption_pieces, batch, self._preset.snr_gamma)
 
-    def words(self, caption: str) -> list[str | Mapping[str, Tensor]]:
+    def caption_pieces(self, caption: str) -> list[str | Mapping[str, Tensor]]:
         return insert_embeddings(caption, self._rows())
 
     def lora(self) -> None:

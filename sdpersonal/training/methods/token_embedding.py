@@ -30,10 +30,10 @@ class TokenEmbedding:
         """Return the embeddings as the prompt uses them, clipped; gradients reach `raw`."""
         return {key: clip_norm(embeddings, self._max_norm[key]) for key, embeddings in self.raw.items()}
 
-    def named(self) -> dict[str, nn.Parameter]:
+    def named_parameters(self) -> dict[str, nn.Parameter]:
         return {f"rows.{key}": embeddings for key, embeddings in self.raw.items()}
 
-    def group(self, lr: float) -> dict:
+    def param_group(self, lr: float) -> dict:
         """Return the optimizer's group, without weight decay: a zero embedding is no neutral word."""
         return {"params": list(self.raw.values()), "lr": lr, "weight_decay": 0.0}
 
@@ -44,10 +44,10 @@ def embedding_for_class(base: StableDiffusion, class_noun: str) -> TokenEmbeddin
     return TokenEmbedding(base, class_noun, min(count or 1, MAX_CLASS_VECTORS))
 
 
-def insert_embeddings(caption: str, rows: Mapping[str, Tensor]) -> list[str | Mapping[str, Tensor]]:
+def insert_embeddings(caption: str, embeddings: Mapping[str, Tensor]) -> list[str | Mapping[str, Tensor]]:
     """Split "a photo of {}" into the pieces that `encode_captions` takes."""
     before, after = caption.split("{}")
-    return [before, rows, after]
+    return [before, embeddings, after]
 
 
 def clip_norm(rows: Tensor, longest: float) -> Tensor:

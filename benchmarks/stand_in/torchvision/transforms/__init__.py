@@ -38,10 +38,10 @@ class Compose:
     def __init__(self, transforms: Sequence[Callable]):
         self.transforms = transforms
 
-    def __call__(self, picture):
+    def __call__(self, image):
         for transform in self.transforms:
-            picture = transform(picture)
-        return picture
+            image = transform(image)
+        return image
 
 
 class Resize:
@@ -50,23 +50,23 @@ class Resize:
     def __init__(self, size: int, interpolation: InterpolationMode = InterpolationMode.BILINEAR):
         self.size, self.interpolation = size, interpolation
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        width, height = picture.size
+    def __call__(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
         if min(width, height) == self.size:
-            return picture
+            return image
         short = min(width, height)
         size = (int(self.size * width / short), int(self.size * height / short))
-        return picture.resize(size, self.interpolation.value)
+        return image.resize(size, self.interpolation.value)
 
 
 class CenterCrop:
     def __init__(self, size: int):
         self.size = size
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        width, height = picture.size
+    def __call__(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
         top, left = round((height - self.size) / 2), round((width - self.size) / 2)
-        return functional.crop(picture, top, left, self.size, self.size)
+        return functional.crop(image, top, left, self.size, self.size)
 
 
 class RandomCrop:
@@ -74,30 +74,30 @@ class RandomCrop:
         self.size = size
 
     @staticmethod
-    def get_params(picture: Image.Image, output_size: tuple[int, int]) -> tuple[int, int, int, int]:
+    def get_params(image: Image.Image, output_size: tuple[int, int]) -> tuple[int, int, int, int]:
         """(top, left, height, width)"""
-        width, height = picture.size
+        width, height = image.size
         top = int(torch.randint(height - output_size[0] + 1, ()))
         left = int(torch.randint(width - output_size[1] + 1, ()))
         return top, left, *output_size
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        return functional.crop(picture, *self.get_params(picture, (self.size, self.size)))
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return functional.crop(image, *self.get_params(image, (self.size, self.size)))
 
 
 class RandomHorizontalFlip:
     def __init__(self, p: float = 0.5):
         self.p = p
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        return ImageOps.mirror(picture) if float(torch.rand(())) < self.p else picture
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return ImageOps.mirror(image) if float(torch.rand(())) < self.p else image
 
 
 class ToTensor:
     """A picture to (C, H, W) in 0 to 1."""
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().float().div_(255)
+    def __call__(self, image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255)
 
 
 class Normalize:

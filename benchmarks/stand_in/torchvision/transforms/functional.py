@@ -3,5 +3,5 @@
 from PIL import Image
 
 
-def crop(picture: Image.Image, top: int, left: int, height: int, width: int) -> Image.Image:
-    return picture.crop((left, top, left + width, top + height))
+def crop(image: Image.Image, top: int, left: int, height: int, width: int) -> Image.Image:
+    return image.crop((left, top, left + width, top + height))

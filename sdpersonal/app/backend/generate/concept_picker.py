@@ -17,14 +17,14 @@ class ConceptChoices:
     whatever is searched for; note: one line about further or damaged concepts."""
 
     tiles: list[tuple[str, str]]
-    words: tuple[str, ...]
+    tokens: tuple[str, ...]
     note: str
 
 
-def concept_choices(house: Workspace, kind: str, search: object = "") -> ConceptChoices:
+def concept_choices(workspace: Workspace, kind: str, search: object = "") -> ConceptChoices:
     """List the newest version of every concept made for models of `kind`, with tiles for those that match `search`."""
     try:
-        newest = newest_versions(house.library.list())
+        newest = newest_versions(workspace.library.entries())
     except UserError as error:
         return ConceptChoices([], (), str(error))
     fitting = [entry for entry in newest if entry.card and entry.card.base == kind]
@@ -32,13 +32,13 @@ def concept_choices(house: Workspace, kind: str, search: object = "") -> Concept
     damaged = sum(bool(entry.damaged) for entry in newest)
     note = _note(len(matching), len(newest) - len(fitting) - damaged, damaged)
     tokens = tuple(str(entry.token.unversioned()) for entry in fitting)
-    return ConceptChoices(make_tiles(house, matching[:MAX_TILES], kind), tokens, note)
+    return ConceptChoices(make_tiles(workspace, matching[:MAX_TILES], kind), tokens, note)
 
 
-def _note(found: int, others: int, damaged: int) -> str:
+def _note(match_count: int, others: int, damaged: int) -> str:
     parts = []
-    if found > MAX_TILES:
-        parts.append(f"The first {MAX_TILES} of {found:,}: search for others, or write them.")
+    if match_count > MAX_TILES:
+        parts.append(f"The first {MAX_TILES} of {match_count:,}: search for others, or write them.")
     if others:
         parts.append(f"{others:,} more {'is' if others == 1 else 'are'} for another base.")
     if damaged:

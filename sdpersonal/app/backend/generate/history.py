@@ -37,15 +37,15 @@ class HistoryPage:
 
 
 def find_images(
-    house: Workspace, page: str, user: str | None, search: str = "", starred: bool = False, number: int = 0
+    workspace: Workspace, page: str, user: str | None, search: str = "", starred: bool = False, number: int = 0
 ) -> HistoryPage:
     """Find the images whose prompt has all the words of `search`, newest first. number: of the page, from 0."""
-    outputs = house.pictures(user)
+    outputs = workspace.user_outputs(user)
     words = str(search or "").lower().split()
     matching = [path for path, prompt in _all_images(outputs, starred) if all(word in prompt.lower() for word in words)]
     number = max(0, min(number, (len(matching) - 1) // PAGE_SIZE))
     paths = matching[number * PAGE_SIZE : (number + 1) * PAGE_SIZE]
-    thumbnails = [_make_thumbnail(house, page, path) for path in paths]
+    thumbnails = [_make_thumbnail(workspace, page, path) for path in paths]
     results = tuple(
         SessionImage(path, thumbnail, _day(path.parent, path.name))
         for path, thumbnail in zip(paths, thumbnails, strict=True)
@@ -53,15 +53,15 @@ def find_images(
     return HistoryPage(results, number, len(matching))
 
 
-def publish_image(house: Workspace, page: str, result: SessionImage) -> SessionImage:
+def publish_image(workspace: Workspace, page: str, result: SessionImage) -> SessionImage:
     """Return the result with its full-size image in the session folder as the file to serve."""
-    return SessionImage(result.kept, house.copy(result.kept, page), result.caption)
+    return SessionImage(result.saved, workspace.publish(result.saved, page), result.caption)
 
 
 def _all_images(outputs: Outputs, starred: bool) -> list[tuple[Path, str]]:
     if starred:
         return _with_prompts(outputs.folder / FAVOURITES_FOLDER, outputs.favourites())
-    return [image for day in outputs.days() for image in _with_prompts(outputs.folder / day, outputs.pictures(day))]
+    return [image for day in outputs.days() for image in _with_prompts(outputs.folder / day, outputs.images(day))]
 
 
 def _with_prompts(folder: Path, names: list[str]) -> list[tuple[Path, str]]:
@@ -74,8 +74,8 @@ def _day(folder: Path, name: str) -> str:
     return match[1] if match else folder.name
 
 
-def _make_thumbnail(house: Workspace, page: str, path: Path) -> Path:
-    target = house.room(page) / f"small-{path.parent.name}-{path.stem}.jpg"
+def _make_thumbnail(workspace: Workspace, page: str, path: Path) -> Path:
+    target = workspace.session_dir(page) / f"small-{path.parent.name}-{path.stem}.jpg"
     if not target.exists():
         thumbnail = Image.open(io.BytesIO(storage.read_bytes(path, _LIMIT))).convert("RGB")
         thumbnail.thumbnail((_SIDE, _SIDE))

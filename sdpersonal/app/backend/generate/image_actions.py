@@ -43,11 +43,11 @@ class ImageSettings:
     same: bool = True
 
 
-def read_settings(picture: object) -> ImageSettings:
+def read_settings(image: object) -> ImageSettings:
     """Read the settings from an image of this or another program. Raises UserError if it has none."""
-    if not isinstance(picture, str | Path):
+    if not isinstance(image, str | Path):
         raise NO_IMAGE
-    recipe = read_recipe(storage.read_bytes(Path(picture), MAX_IMAGE_BYTES), "This picture")
+    recipe = read_recipe(storage.read_bytes(Path(image), MAX_IMAGE_BYTES), "This picture")
     if isinstance(recipe, Foreign):
         prompt = {"prompt": recipe.words} if recipe.words else {}  # with the unusable parts, for the user to change
         return ImageSettings(_UNUSED | dict(recipe.fields) | prompt, recipe.notes, same=False)
@@ -62,10 +62,10 @@ def settings_note(settings: ImageSettings) -> str:
     return " ".join([f"Its settings are in the form{promise}.", *settings.notes])
 
 
-def recipe_text(picture: Path) -> str:
+def recipe_text(path: Path) -> str:
     """Format the image's recipe for people; "" if it has none."""
     try:
-        recipe = read_recipe(storage.read_bytes(picture, MAX_IMAGE_BYTES), "This picture")
+        recipe = read_recipe(storage.read_bytes(path, MAX_IMAGE_BYTES), "This picture")
     except UserError:
         return ""
     return recipe.text if isinstance(recipe, Foreign) else _format_recipe(recipe)
@@ -95,41 +95,41 @@ def toggle_favourite(outputs: Outputs, result: SessionImage | None) -> str:
     if result is None:
         return str(NO_IMAGE)
     if is_favourite(outputs, result):
-        outputs.remove_favourite(result.kept)
+        outputs.remove_favourite(result.saved)
         return "It is no favourite any more."
-    outputs.add_favourite(result.kept)
+    outputs.add_favourite(result.saved)
     return "It is among your favourites."
 
 
 def is_favourite(outputs: Outputs, result: SessionImage | None) -> bool:
     if result is None:
         return False
-    folder, name = result.kept.parent.name, result.kept.name
+    folder, name = result.saved.parent.name, result.saved.name
     return (name if folder == FAVOURITES_FOLDER else f"{folder}-{name}") in outputs.favourites()
 
 
-def make_download(house: Workspace, page: str, result: SessionImage, private: bool) -> Path:
+def make_download(workspace: Workspace, page: str, result: SessionImage, private: bool) -> Path:
     """Return a file for download, with the recipe or, if `private`, with nothing but pixels."""
     if not private:
-        return result.shown
-    target = house.room(page) / f"{result.kept.stem}-private.png"
-    storage.write_bytes(target, png_with_recipe(open_image(result.kept), None))
+        return result.served
+    target = workspace.session_dir(page) / f"{result.saved.stem}-private.png"
+    storage.write_bytes(target, png_with_recipe(open_image(result.saved), None))
     return target
 
 
 def variation_job(
-    house: Workspace, result: SessionImage | None, share: object = DEFAULT_VARIATION_STRENGTH, n: int = 4
+    workspace: Workspace, result: SessionImage | None, share: object = DEFAULT_VARIATION_STRENGTH, n: int = 4
 ) -> RenderJob:
     """Create a job that generates the same prompt from noise near the image's own. Raises UserError if its recipe
     allows no variations."""
     request = GenerateRequest(prompt="", near=share, n=n)  # validates what the page sent
     recipe = _read_recipe(result)
     return _requests_job(
-        house, recipe, vary_seed(favourite_request(recipe), request.near or DEFAULT_VARIATION_STRENGTH, request.n)
+        workspace, recipe, vary_seed(favourite_request(recipe), request.near or DEFAULT_VARIATION_STRENGTH, request.n)
     )
 
 
-def change_job(house: Workspace, result: SessionImage | None, change: str) -> RenderJob:
+def change_job(workspace: Workspace, result: SessionImage | None, change: str) -> RenderJob:
     """Create a job with a concept at other strengths, "<me/duck>=0.6,0.8,1", or with other words,
     "beach=snow|space". Raises UserError."""
     target, equals, values = str(change).rpartition("=")
@@ -137,28 +137,32 @@ def change_job(house: Workspace, result: SessionImage | None, change: str) -> Re
         raise UserError("Say what to change to what.", "For example <me/duck>=0.6,0.8,1 or beach=snow|space.")
     recipe, target = _read_recipe(result), target.strip()
     vary = vary_strength if target.startswith("<") and re.match(r"\s*[-+\u2212]?[0-9.]", values) else vary_words
-    return _requests_job(house, recipe, vary(favourite_request(recipe), target, values.strip()))
+    return _requests_job(workspace, recipe, vary(favourite_request(recipe), target, values.strip()))
 
 
-def hires_job(house: Workspace, result: SessionImage | None, times: float) -> RenderJob:
+def hires_job(workspace: Workspace, result: SessionImage | None, scale: float) -> RenderJob:
     """Create a job that generates the same image larger, in a second pass (hires fix). Raises UserError."""
     recipe = _read_recipe(result)
     if isinstance(recipe, Recipe) and recipe.start:
         raise UserError("It began from another picture.", "Begin from this one, with a larger size.")
-    return _requests_job(house, recipe, [GenerateRequest(**(recipe.request().model_dump() | {"enlarge": times}))])
+    return _requests_job(workspace, recipe, [GenerateRequest(**(recipe.request().model_dump() | {"enlarge": scale}))])
 
 
 def _read_recipe(result: SessionImage | None) -> Recipe | Foreign:
     if result is None:
         raise NO_IMAGE
-    return read_recipe(storage.read_bytes(result.kept, MAX_IMAGE_BYTES), "This picture")
+    return read_recipe(storage.read_bytes(result.saved, MAX_IMAGE_BYTES), "This picture")
 
 
-def _requests_job(house: Workspace, found: Recipe | Foreign, asked: list[GenerateRequest]) -> RenderJob:
-    concepts = RecipeThenLibrary(found, house.library, anyway=True) if isinstance(found, Recipe) else house.library
+def _requests_job(workspace: Workspace, metadata: Recipe | Foreign, requests: list[GenerateRequest]) -> RenderJob:
+    concepts = (
+        RecipeThenLibrary(metadata, workspace.library, allow_mismatch=True)
+        if isinstance(metadata, Recipe)
+        else workspace.library
+    )
 
-    def work(desk: JobContext) -> None:
-        for _, image in generate_all(desk.generator.of(concepts), asked, desk.progress, desk.stopped):
-            desk.keep(image)
+    def work(job: JobContext) -> None:
+        for _, image in generate_all(job.generator.with_concepts(concepts), requests, job.progress, job.stopped):
+            job.save_image(image)
 
     return work

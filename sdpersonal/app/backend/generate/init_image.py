@@ -17,7 +17,7 @@ _MAX_SIDE = 4096  # pixels of a side
 _MIN_PAINT = 16  # of 255: fainter paint is only the brush's soft edge
 
 
-def save_init_image(house: Workspace, page: str, editor: Any) -> dict[str, Path]:
+def save_init_image(workspace: Workspace, page: str, editor: Any) -> dict[str, Path]:
     """Save the editor's image and mask; return the request's fields {"start": file, "mask": file}, {} if it is empty.
 
     editor: {"background": PIL image or None, "layers": PIL images}. The mask is white where anything was painted.
@@ -32,21 +32,21 @@ def save_init_image(house: Workspace, page: str, editor: Any) -> dict[str, Path]
         layer for layer in editor.get("layers") or () if isinstance(layer, Image.Image) and layer.size == image.size
     ]
     painted_masks = [np.asarray(layer.convert("RGBA"))[..., 3] > _MIN_PAINT for layer in layers]
-    fields = {"start": _save(house, page, "start", _flatten(image))}
+    fields = {"start": _save(workspace, page, "start", _flatten(image))}
     if any(mask.any() for mask in painted_masks):
-        fields["mask"] = _save(house, page, "mask", Image.fromarray(np.any(painted_masks, axis=0)).convert("RGB"))
+        fields["mask"] = _save(workspace, page, "mask", Image.fromarray(np.any(painted_masks, axis=0)).convert("RGB"))
     return fields
 
 
-def _flatten(picture: Image.Image) -> Image.Image:
+def _flatten(image: Image.Image) -> Image.Image:
     """Convert to RGB with transparent parts white."""
-    rgba = picture.convert("RGBA")
+    rgba = image.convert("RGBA")
     background = Image.new("RGBA", rgba.size, "white")
     return Image.alpha_composite(background, rgba).convert("RGB")
 
 
-def _save(house: Workspace, page: str, name: str, picture: Image.Image) -> Path:
-    data = encode_png(picture)
-    target = house.room(page) / f"{name}-{storage.sha256(data)[:16]}.png"
+def _save(workspace: Workspace, page: str, name: str, image: Image.Image) -> Path:
+    data = encode_png(image)
+    target = workspace.session_dir(page) / f"{name}-{storage.sha256(data)[:16]}.png"
     storage.write_bytes(target, data)
     return target

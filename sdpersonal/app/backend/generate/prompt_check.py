@@ -24,12 +24,12 @@ class PromptCheck:
     strengths: tuple[tuple[str, float], ...]
 
 
-def check_prompt(prompt: object, house: Workspace, kind: str) -> PromptCheck:
+def check_prompt(prompt: object, workspace: Workspace, kind: str) -> PromptCheck:
     """Check a prompt for a model of `kind`, including all its alternatives."""
     try:
-        count_prompts(GenerateRequest(prompt=prompt).prompt, Wildcards(house.wildcards))
+        count_prompts(GenerateRequest(prompt=prompt).prompt, Wildcards(workspace.wildcards))
         mentions = named(prompt)
-        notes = [_concept_problem(mention.token, house.library, kind) for mention in mentions]
+        notes = [_concept_problem(mention.token, workspace.library, kind) for mention in mentions]
     except UserError as error:
         return PromptCheck(str(labelled(error)).replace("\n", " "), ())
     strengths = tuple((str(mention.token), mention.strength) for mention in mentions)[:MAX_STRENGTHS]

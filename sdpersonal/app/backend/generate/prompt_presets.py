@@ -44,7 +44,7 @@ def fill_preset(title: str, prompt: str, library: Library, kind: str) -> str:
 
 
 def _find_concept(subject: ConceptKind, prompt: str, library: Library, kind: str) -> Token:
-    entries = [entry for entry in library.list() if not entry.damaged and entry.card.base == kind]
+    entries = [entry for entry in library.entries() if not entry.damaged and entry.card.base == kind]
     entries.sort(key=lambda each: each.path.stat().st_mtime, reverse=True)
     named = [word for word in BRACKETED.findall(prompt if isinstance(prompt, str) else "")]
     entries.sort(key=lambda each: not any(str(each.token.unversioned())[1:-1] in word for word in named))

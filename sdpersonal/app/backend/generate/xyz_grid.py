@@ -46,17 +46,17 @@ def grid_job(form: dict, x: object, x_values: object, y: object, y_values: objec
         raise UserError("Say what changes from column to column.", "For example Seed, 1..4.")
     request = XyzGridRequest(**fields, x=across, y=axis_text(y, y_values))
 
-    def work(desk: JobContext) -> str:
-        grid = generate_grid(request, desk.generator, desk.outputs, False, _report_progress(desk), desk.stopped)
-        for sheet in grid.sheets:
-            desk.show(sheet)
-        return f"A sheet of {len(grid.pictures)} pictures, each of them kept too. The page with all: {grid.page.name}"
+    def work(job: JobContext) -> str:
+        grid = generate_grid(request, job.generator, job.outputs, False, _report_progress(job), job.stopped)
+        for sheet in grid.grids:
+            job.add_image(sheet)
+        return f"A sheet of {len(grid.images)} pictures, each of them kept too. The page with all: {grid.page.name}"
 
     return work
 
 
-def _report_progress(desk: JobContext):
+def _report_progress(job: JobContext):
     def progress(done: int, total: int) -> None:
-        desk.tell({"message": f"Drawing the sheet: {done / max(1, total):.0%}", "done": done / max(1, total)})
+        job.update_view({"message": f"Drawing the sheet: {done / max(1, total):.0%}", "done": done / max(1, total)})
 
     return progress

@@ -22,7 +22,7 @@ class Comparison:
     tokens: tuple[str, str]
     pictures: tuple[str, str]
     rows: tuple[tuple[str, str, str], ...]
-    said: tuple[str, ...]
+    sentences: tuple[str, ...]
 
 
 def compare_concepts(library: Library, first: object, second: object) -> Comparison:

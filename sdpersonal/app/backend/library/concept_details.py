@@ -37,15 +37,15 @@ class ConceptDetails:
 
     token: str
     title: str
-    picture: str
+    thumbnail: str
     facts: tuple[tuple[str, str], ...]
-    said: tuple[str, ...]
+    quality: tuple[str, ...]
     prompts: tuple[str, ...]
     versions: tuple[str, ...]
     card: Card | None
 
     @property
-    def word(self) -> str:
+    def prompt_token(self) -> str:
         """The token to write in prompts: without a version for the newest."""
         return str(Token.parse(self.token).unversioned()) if self.token == self.versions[-1] else self.token
 
@@ -148,7 +148,7 @@ def token_choices(library: Library, chosen: str) -> tuple[tuple[list[str], str |
     """Choices for two dropdowns: all versioned tokens, the default pair (selected, previous version), and the newest
     versions' unversioned tokens."""
     try:
-        tokens = [str(entry.token) for entry in library.list() if entry.card]
+        tokens = [str(entry.token) for entry in library.entries() if entry.card]
         selected = Token.parse(chosen) if chosen else None
     except UserError:
         return ([], None, None), []

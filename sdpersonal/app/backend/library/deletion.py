@@ -22,7 +22,7 @@ def deletion_question(library: Library, word: object, others: bool) -> tuple[str
 def delete(library: Library, word: object, all_versions: object) -> tuple[str, str]:
     """Delete a concept; return the message and the deletion's name for `undo_deletion`. Raises UserError."""
     token = library.find(parse_token(word)).token
-    deletion = Trash(library).put(token.unversioned() if all_versions is True else token, all_versions is True)
+    deletion = Trash(library).delete(token.unversioned() if all_versions is True else token, all_versions is True)
     return f"Deleted: {_join_tokens(deletion.tokens)}.", deletion.name
 
 
@@ -38,7 +38,7 @@ def list_deletions(library: Library) -> list[tuple[str, str]]:
     """List the deletions that can be undone as (label, name), newest first. Raises UserError."""
     return [
         (f"{_join_tokens(deletion.tokens)}, {deletion.deleted_at:%d %B %H:%M} UTC", deletion.name)
-        for deletion in Trash(library).list()
+        for deletion in Trash(library).deletions()
     ]
 
 

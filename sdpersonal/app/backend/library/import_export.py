@@ -49,13 +49,13 @@ class ImportedFile:
     what is wrong."""
 
     name: str
-    done: str
-    said: str
+    status: str
+    message: str
     token: str | None = None
 
 
 def import_uploads(
-    house: Workspace,
+    workspace: Workspace,
     page: str,
     dropped: object,
     as_: object = "",
@@ -67,10 +67,10 @@ def import_uploads(
     as_: the token of a single concept; replace: whether to replace the concept of that name; duplicates: as in
     `importing.import_all`. Raises UserError.
     """
-    paths = _check_uploads(house, dropped)
+    paths = _check_uploads(workspace, dropped)
     if duplicates not in DUPLICATES:
         raise UserError("Choose what becomes of several of one name.", f"One of {', '.join(DUPLICATES)}.")
-    folder = storage.make_folder(house.room(page) / f"arrivals-{secrets.token_hex(4)}")
+    folder = storage.make_folder(workspace.session_dir(page) / f"arrivals-{secrets.token_hex(4)}")
     try:
         word = _parse_token(as_)
         moved = _group_files(paths, folder)
@@ -79,7 +79,7 @@ def import_uploads(
             raise UserError("The name is for one concept; several were dropped.", "Drop them one by one.")
         return [
             _imported_file(outcome, sources)
-            for outcome in import_all(house.library, sources, word, bool(replace), duplicates)
+            for outcome in import_all(workspace.library, sources, word, bool(replace), duplicates)
         ]
     finally:
         storage.remove(folder)
@@ -101,14 +101,14 @@ class ExportDownload:
     notes: tuple[str, ...]
 
 
-def make_export_download(house: Workspace, page: str, word: object, format: object) -> ExportDownload:
+def make_export_download(workspace: Workspace, page: str, word: object, format: object) -> ExportDownload:
     """Export a concept into the session folder for download. Raises UserError."""
     if not isinstance(format, str) or format not in FORMATS:
         raise UserError("Choose a program.", f"One of {', '.join(FORMATS)}.")
-    concept = house.library.get(parse_token(word))
+    concept = workspace.library.get(parse_token(word))
     exported = export(concept, format)
     name, data = _pack(exported, f"{concept.token.slug}-{format}")
-    target = house.room(page) / name
+    target = workspace.session_dir(page) / name
     storage.write_bytes(target, data)
     places = tuple((name, destination) for name, destination in exported.places.items() if name != "README.md")
     return ExportDownload(target, exported.program, places, exported.install, exported.trigger, exported.notes)
@@ -125,13 +125,13 @@ def _pack(made: Export, stem: str) -> tuple[str, bytes]:
     return f"{stem}.zip", packed.getvalue()
 
 
-def _check_uploads(house: Workspace, dropped: object) -> list[Path]:
+def _check_uploads(workspace: Workspace, dropped: object) -> list[Path]:
     """Return the uploaded files' paths. Raises UserError for any other path, since a page may send any text."""
     if not isinstance(dropped, list | tuple) or not dropped:
         raise UserError("No files were dropped.", "Drop some, or click to choose them.")
     if len(dropped) > MAX_FILES:
         raise UserError(f"These are {len(dropped)} files; I take {MAX_FILES} at once.", "Drop fewer.")
-    return [_check_inside(house.shown, path) for path in dropped]
+    return [_check_inside(workspace.served_dir, path) for path in dropped]
 
 
 def _check_inside(folder: Path, path: object) -> Path:
@@ -177,14 +177,14 @@ def _find_sources(moved: Sequence[Path], place: Path, steps: bool) -> list[Sourc
     return [*sources, *(Source(path) for path in rest)]
 
 
-def _imported_file(outcome: ImportOutcome, found: Sequence[Source]) -> ImportedFile:
+def _imported_file(outcome: ImportOutcome, sources: Sequence[Source]) -> ImportedFile:
     path = Path(outcome.source)
-    parts = next((part.files for part in found if part.label == outcome.source and part.files), ())
+    parts = next((part.files for part in sources if part.label == outcome.source and part.files), ())
     parts = parts or (path.iterdir() if path.is_dir() else (path,))
     name = printable(" + ".join(sorted(part.name for part in parts)), 200)
     if outcome.error:
-        return ImportedFile(name, outcome.done, f"{outcome.error.message} {page_hint(outcome.error.hint)}".strip())
-    return ImportedFile(name, outcome.done, f"{outcome.token}: {outcome.what}", str(outcome.token))
+        return ImportedFile(name, outcome.status, f"{outcome.error.message} {page_hint(outcome.error.hint)}".strip())
+    return ImportedFile(name, outcome.status, f"{outcome.token}: {outcome.summary}", str(outcome.token))
 
 
 def page_hint(fix: str) -> str:

@@ -36,12 +36,12 @@ class ConceptTiles:
 
     pictures: list[tuple[str, str]]
     tokens: tuple[str, ...]
-    found: int
+    match_count: int
     note: str
 
 
 def concept_tiles(
-    house: Workspace,
+    workspace: Workspace,
     base: str | None = None,
     search: str = "",
     kind: str | None = None,
@@ -51,12 +51,12 @@ def concept_tiles(
     """Make tiles of the newest version of every concept for models of the kind `base`, of a `kind` ("object", ...) and
     with all words of `search` on its card. loaded: kind of the loaded model, which captions need not name."""
     try:
-        newest = newest_versions(house.library.list())
+        newest = newest_versions(workspace.library.entries())
     except UserError as error:
         return ConceptTiles([], (), 0, str(error))
     matching = [entry for entry in newest if _matches_filter(entry, base, kind) and matches_search(entry, search)]
     visible = matching[: max(0, min(limit, MAX_TILES))]
-    pictures = make_tiles(house, visible, loaded or base)
+    pictures = make_tiles(workspace, visible, loaded or base)
     note = _note(len(visible), len(matching), newest)
     return ConceptTiles(pictures, tuple(str(entry.token.unversioned()) for entry in visible), len(matching), note)
 
@@ -71,9 +71,9 @@ def matches_search(entry: Entry, search: object) -> bool:
     return all(word in _search_text(entry) for word in str(search or "").casefold().split())
 
 
-def make_tiles(house: Workspace, entries: Sequence[Entry], loaded: str | None) -> list[tuple[str, str]]:
+def make_tiles(workspace: Workspace, entries: Sequence[Entry], loaded: str | None) -> list[tuple[str, str]]:
     """Return (path of the tile, caption) for each entry."""
-    folder = storage.make_folder(house.shown / "tiles")
+    folder = storage.make_folder(workspace.served_dir / "tiles")
     with ThreadPoolExecutor(4) as pool:  # Pillow releases the GIL
         paths = list(pool.map(lambda entry: make_tile(entry, folder), entries))
     return [(str(path), _caption(entry, loaded)) for path, entry in zip(paths, entries, strict=True)]
@@ -154,12 +154,12 @@ def _caption(entry: Entry, loaded: str | None) -> str:
     return token if fits_loaded else f"{token} {entry.card.base}"
 
 
-def _note(seen: int, found: int, newest: Sequence[Entry]) -> str:
+def _note(seen: int, match_count: int, newest: Sequence[Entry]) -> str:
     count, damaged = len(newest), sum(bool(entry.damaged) for entry in newest)
     if not count:
         return ""
-    parts = [f"{found:,} of {count:,} concepts." if found < count else _count_text(count)]
-    if seen < found:
+    parts = [f"{match_count:,} of {count:,} concepts." if match_count < count else _count_text(count)]
+    if seen < match_count:
         parts.append(f"The first {seen:,} are shown.")
     if damaged:
         parts.append(f"{damaged} damaged: choose one to see what is wrong.")

@@ -22,13 +22,13 @@ class Hardware:
     """This machine's resources, in bytes. card: GPU name, "" without one; memory: free on the GPU, else in RAM; whole:
     total of the same memory; disk: free where the Hub cache is."""
 
-    card: str
+    gpu_name: str
     memory: int
-    whole: int
+    total_memory: int
     disk: int
 
     @classmethod
-    def here(cls) -> Hardware:
+    def detect(cls) -> Hardware:
         from huggingface_hub.constants import HF_HUB_CACHE
 
         disk = storage.free_bytes(Path(HF_HUB_CACHE))
@@ -38,11 +38,11 @@ class Hardware:
         memory = psutil.virtual_memory()
         return cls("", memory.available, memory.total, disk)
 
-    def line(self) -> str:
+    def describe(self) -> str:
         """Describe the machine in one line."""
-        place = self.card or "no CUDA card: everything is computed on the CPU"
+        place = self.gpu_name or "no CUDA card: everything is computed on the CPU"
         return (
-            f"This machine: {place}; {self.memory / GB:.1f} of {self.whole / GB:.1f} GB of memory free, "
+            f"This machine: {place}; {self.memory / GB:.1f} of {self.total_memory / GB:.1f} GB of memory free, "
             f"{self.disk / GB:.0f} GB of disk."
         )
 
@@ -57,7 +57,7 @@ class ModelSize:
     side: int
     exact_vae: bool = False  # SDXL's VAE runs in fp32
 
-    def need(self, number: int) -> MemoryNeed:
+    def generation_memory(self, number: int) -> MemoryNeed:
         """Memory needed to generate one image with weights of `number` bytes each."""
         latents, pixels, exact = (self.side // 8) ** 2, self.side**2, 4 if self.exact_vae else number
         return MemoryNeed(
@@ -87,20 +87,22 @@ MODEL_SIZES = {
 
 def check_fit(size: ModelSize, machine: Hardware) -> tuple[bool, str]:
     """Return whether the machine can generate with a model of that size, and a sentence on the memory it takes."""
-    need = size.need(2 if machine.card else 4)
+    need = size.generation_memory(2 if machine.gpu_name else 4)
     usable, peak = machine.memory * _USABLE_SHARE, need.peak("all", False, 1)
     comparison = f"Drawing takes {peak / GB:.1f} GB, {machine.memory / GB:.1f} GB free"
     if peak <= usable:
-        return True, f"{comparison}: it fits." + ("" if machine.card else " Without a card a picture takes minutes.")
+        return True, f"{comparison}: it fits." + (
+            "" if machine.gpu_name else " Without a card a picture takes minutes."
+        )
     offloaded_peak = need.peak("turns", True, 1)
-    if machine.card and offloaded_peak <= usable:
+    if machine.gpu_name and offloaded_peak <= usable:
         return True, f"{comparison}; with its parts in turns {offloaded_peak / GB:.1f} GB: it fits, a little slower."
     return False, f"{comparison}: too little, with what else runs here."
 
 
 def training_memory_text(size: ModelSize, machine: Hardware) -> str:
     """Describe the memory that training takes."""
-    needs = size.training_memory(2 if machine.card else 4)
+    needs = size.training_memory(2 if machine.gpu_name else 4)
     if needs is None:
         return "Teaching: not measured yet; a training says at its start whether it fits."
-    return f"Teaching takes about {needs:.0f} GB{', and on a CPU hours' if not machine.card else ''}."
+    return f"Teaching takes about {needs:.0f} GB{', and on a CPU hours' if not machine.gpu_name else ''}."

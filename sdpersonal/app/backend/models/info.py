@@ -42,9 +42,9 @@ class ModelInfo:
             rescale=base.rescale,
             device=base.device.type,
             precision=PRECISION_NAMES[base.dtype],
-            parameters=base.parameters,
-            sampler=type(base.sampler()).__name__.removesuffix("Scheduler"),
-            safety=base.safety,
+            parameters=base.num_parameters,
+            sampler=type(base.make_scheduler()).__name__.removesuffix("Scheduler"),
+            safety=base.safety_note,
             schedulers=_schedulers_of(base),
         )
 

@@ -39,7 +39,7 @@ class ModelChoice:
 
     name: str
     title: str
-    fetch: float
+    download_gb: float
     fits: bool | None
     requirements: str
 
@@ -66,7 +66,7 @@ def model_facts(facts: ModelInfo) -> list[tuple[str, str]]:
 
 def list_models(app: App) -> list[ModelChoice]:
     """List the built-in model, those with short names, and those in the folder given with --bases."""
-    machine = Hardware.here()
+    machine = Hardware.detect()
     built_in = ModelChoice(
         BUILT_IN, TITLES[BUILT_IN], 0.0, True, "Here already. Draws and learns in a minute, even on a CPU."
     )
@@ -84,7 +84,7 @@ def download_question(app: App, name: object) -> str:
     hub_id = SHORT_NAMES.get(name, name)
     if cached_folder(hub_id, None, missing_file):
         return ""
-    size, free = _DOWNLOADS.get(name) or _download_size(hub_id), Hardware.here().disk / GB
+    size, free = _DOWNLOADS.get(name) or _download_size(hub_id), Hardware.detect().disk / GB
     if size > free:
         raise UserError(
             f"{printable(name)} takes {size:.1f} GB, and {free:.1f} GB of disk are free.", "Make room first."
@@ -99,7 +99,7 @@ def switch_model(app: App, name: object, agreed: object = False) -> str:
     """
     if agreed is not True and (question := download_question(app, name)):
         raise UserError(question, "Nothing was fetched.")
-    return app.generation.use(_model_path(app, _check_name(app, name)))
+    return app.generation.switch_base(_model_path(app, _check_name(app, name)))
 
 
 def _check_name(app: App, name: object) -> str:

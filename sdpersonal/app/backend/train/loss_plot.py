@@ -56,7 +56,7 @@ def thin_points(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     return [*points[::stride], *(points[-1:] if (len(points) - 1) % stride else ())]
 
 
-def progress_html(share: float | None) -> str:
+def progress_html(fraction: float | None) -> str:
     """Make the browser's own progress bar; share: 0 to 1, None for an indeterminate bar."""
-    value = "" if share is None else f' value="{min(max(share, 0.0), 1.0):.4f}"'
+    value = "" if fraction is None else f' value="{min(max(fraction, 0.0), 1.0):.4f}"'
     return f'<progress aria-label="How far the training is" max="1"{value}></progress>'

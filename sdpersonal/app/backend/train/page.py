@@ -24,31 +24,31 @@ FormValues = Mapping[str, Any]
 class TrainPage:
     """Photo uploads for each page, trainings for each user."""
 
-    def __init__(self, house: Workspace, studio: GenerationService):
-        self.workspace, self.generation = house, studio
+    def __init__(self, workspace: Workspace, service: GenerationService):
+        self.workspace, self.generation = workspace, service
         self.uploads_by_page = UploadsByPage()
-        self.trainings = TrainingService(house, self._make_room)
+        self.training_service = TrainingService(workspace, self._make_room)
 
     def _make_room(self) -> None:
         if self.generation.base.device == "cuda":  # generation and training share the GPU
             self.generation.release()
 
-    def leave(self, page: str) -> None:
+    def close_session(self, page: str) -> None:
         """Delete the photos of a closed page. A training goes on."""
-        self.uploads_by_page.leave(page)
+        self.uploads_by_page.close_session(page)
 
     def close(self) -> None:
         """Stop a running training, with a checkpoint to resume from, and delete all uploads."""
-        self.trainings.close()
+        self.training_service.close()
         self.uploads_by_page.close()
 
     # --- photos -------------------------------------------------------------------------------------------------------
 
-    def drop(self, page: str, paths: Sequence[str] | str | None) -> str:
+    def add_photos(self, page: str, paths: Sequence[str] | str | None) -> str:
         """Add uploaded photos and delete the uploaded files; return the problems as text."""
         uploaded = [paths] if isinstance(paths, str) else list(paths or ())
         try:
-            files = [storage.resolve_inside(self.workspace.shown, path) for path in uploaded]
+            files = [storage.resolve_inside(self.workspace.served_dir, path) for path in uploaded]
         except UserError as error:
             return str(error)
         try:
@@ -71,22 +71,22 @@ class TrainPage:
         except Exception as error:
             return describe_error(error)
 
-    def look(self, page: str, form: FormValues, said: str = "") -> PhotoReview:
+    def review_photos(self, page: str, form: FormValues, said: str = "") -> PhotoReview:
         """Review the page's photos; `said` is put before the review's text."""
         try:
             review = review_photos(self._page_uploads(page), self.workspace, page, *_check_options(form))
         except Exception as error:
             review = PhotoReview([], describe_error(error), 0, False)
-        return replace(review, words="\n".join(filter(None, [said, review.words])))
+        return replace(review, words="\n".join(filter(None, [said, review.summary])))
 
     def toggle_photo(self, page: str, number: int) -> str:
         """Leave a photo out, or put it back if it is left out."""
         uploads = self._page_uploads(page)
         return _error_or_nothing(lambda: uploads.use(number, not uploads.is_used(number)))
 
-    def turn(self, page: str, number: int, quarters: int) -> str:
+    def rotate_photo(self, page: str, number: int, quarters: int) -> str:
         """Rotate a photo to the left by quarters."""
-        return _error_or_nothing(lambda: self._page_uploads(page).turn(number, quarters))
+        return _error_or_nothing(lambda: self._page_uploads(page).rotate(number, quarters))
 
     def apply_advice(self, page: str, form: FormValues) -> str:
         """Apply the advice of the photo checks as far as rotating and leaving out can."""
@@ -98,9 +98,9 @@ class TrainPage:
 
     def set_caption(self, page: str, number: int, text: str) -> str:
         """Set a photo's caption."""
-        return _error_or_nothing(lambda: self._page_uploads(page).caption(number, text))
+        return _error_or_nothing(lambda: self._page_uploads(page).set_caption(number, text))
 
-    def photo(self, page: str, number: int) -> SelectedPhoto:
+    def select_photo(self, page: str, number: int) -> SelectedPhoto:
         """Return the photo that was clicked, for the panel with its actions."""
         uploads = self._page_uploads(page)
         try:
@@ -110,21 +110,21 @@ class TrainPage:
         return SelectedPhoto(name, used, caption)
 
     def _page_uploads(self, page: str) -> PhotoUploads:
-        return self.uploads_by_page.of(page, self.generation.base.resolution)
+        return self.uploads_by_page.get(page, self.generation.base.resolution)
 
     # --- name and summary ---------------------------------------------------------------------------------------------
 
-    def naming(self, form: FormValues) -> str:
+    def name_note(self, form: FormValues) -> str:
         """Return the note on the name while it is typed."""
         return name_note(form, self.workspace.library)
 
-    def plan(self, page: str, user: str | None, form: FormValues) -> str:
+    def plan_text(self, page: str, user: str | None, form: FormValues) -> str:
         """Summarize what Start would do."""
         try:
-            if busy := self.trainings.running_training(user):
-                return busy.words()
+            if busy := self.training_service.running_training(user):
+                return busy.message()
             count = sum(upload.used for upload in self._page_uploads(page).uploads)
-            return plan_text(form, count, self.generation.base, self.workspace.library, self.trainings.pace())
+            return plan_text(form, count, self.generation.base, self.workspace.library, self.training_service.pace())
         except Exception as error:
             return describe_error(error)
 
@@ -134,36 +134,36 @@ class TrainPage:
         """Start a training; return "", or why it did not start."""
 
         def begin() -> None:
-            self.trainings.start(parse_settings(form, self.generation.base), self._page_uploads(page), user)
+            self.training_service.start(parse_settings(form, self.generation.base), self._page_uploads(page), user)
 
         return _error_or_nothing(begin)
 
     def run_view(self, page: str, user: str | None, seen: str = "") -> tuple[RunView, Any] | None:
         """Return the view and status of the user's training; None if there is none to show."""
         try:
-            status = self.trainings.shown(user)
+            status = self.training_service.shown_run(user)
             return (run_view(status, self.workspace, page, seen), status) if status else None
         except Exception as error:
             return RunView("I cannot say how the training stands", describe_error(error)), None
 
-    def ask(self, user: str | None, wish: str) -> str:
+    def send_command(self, user: str | None, command: str) -> str:
         """Send the command "sample" or "keep" to the user's training."""
-        return _error_or_nothing(lambda: self.trainings.ask(user, wish))
+        return _error_or_nothing(lambda: self.training_service.send_command(user, command))
 
     def cancel(self, user: str | None) -> str:
         """Stop the user's training and discard its work; return the outcome as text."""
         try:
-            return self.trainings.cancel(user)
+            return self.training_service.cancel(user)
         except Exception as error:
             return describe_error(error)
 
     def resume(self, user: str | None) -> str:
         """Resume an unfinished training."""
-        return _error_or_nothing(lambda: self.trainings.resume(user))
+        return _error_or_nothing(lambda: self.training_service.resume(user))
 
     def dismiss(self, user: str | None) -> str:
         """Hide the finished training, so that another can be set up."""
-        return _error_or_nothing(lambda: self.trainings.dismiss(user))
+        return _error_or_nothing(lambda: self.training_service.dismiss(user))
 
 
 @dataclass(frozen=True)

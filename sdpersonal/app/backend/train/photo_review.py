@@ -53,33 +53,35 @@ class PhotoReview:
     photos to train on; has_advice: whether `apply_advice` would change anything."""
 
     tiles: list[tuple[str, str]]
-    words: str
+    summary: str
     count: int
     has_advice: bool
 
 
-def review_photos(tray: PhotoUploads, house: Workspace, page: str, kind: str, noun: str, crop: str) -> PhotoReview:
+def review_photos(
+    uploads: PhotoUploads, workspace: Workspace, page: str, kind: str, noun: str, crop: str
+) -> PhotoReview:
     """Check a page's photos. Raises UserError."""
-    with tray.held:
-        if not tray.uploads:
+    with uploads.lock:
+        if not uploads.uploads:
             return PhotoReview([], "", 0, False)
-        photos, out = tray.used(crop), tray.left_out(crop)
+        photos, out = uploads.used_photos(crop), uploads.left_out(crop)
         verdict = _check_photos(photos, kind, noun)
-        tiles = _make_tiles(tray, photos, out, verdict, house.room(page))
+        tiles = _make_tiles(uploads, photos, out, verdict, workspace.session_dir(page))
         return PhotoReview(
             tiles,
             _summary(verdict, out),
             len(photos.photos) if photos else 0,
-            bool(_find_advice(tray, photos, verdict)),
+            bool(_find_advice(uploads, photos, verdict)),
         )
 
 
-def apply_advice(tray: PhotoUploads, kind: str, noun: str, crop: str) -> None:
+def apply_advice(uploads: PhotoUploads, kind: str, noun: str, crop: str) -> None:
     """Rotate photos that lie on their side; leave out those that are blurred, badly lit or near-duplicates."""
-    with tray.held:
-        photos = tray.used(crop)
-        for number, quarters in _find_advice(tray, photos, _check_photos(photos, kind, noun)).items():
-            tray.turn(number, quarters) if quarters else tray.use(number, False)
+    with uploads.lock:
+        photos = uploads.used_photos(crop)
+        for number, quarters in _find_advice(uploads, photos, _check_photos(photos, kind, noun)).items():
+            uploads.rotate(number, quarters) if quarters else uploads.use(number, False)
 
 
 def _check_photos(photos: PhotoSet | None, kind: str, noun: str) -> Report:
@@ -95,9 +97,9 @@ def _clip_features() -> ClipFeatures:
     return Scorer()
 
 
-def _find_advice(tray: PhotoUploads, photos: PhotoSet | None, verdict: Report) -> dict[int, int]:
+def _find_advice(uploads: PhotoUploads, photos: PhotoSet | None, verdict: Report) -> dict[int, int]:
     """Return {number of a photo: quarters to rotate it, 0 to leave it out}."""
-    numbers = {upload.name: number for number, upload in enumerate(tray.uploads)}
+    numbers = {upload.name: number for number, upload in enumerate(uploads.uploads)}
     advice, remaining = {}, verdict.count
     for name in _bad_photos(verdict):
         if remaining > _MIN_PHOTOS:
@@ -150,12 +152,14 @@ def _summary(verdict: Report, out: PhotoSet | None) -> str:
     return "\n".join([f"{photos}; {count_text} to look at, or go on as it is:{left_out_note}", *lines])
 
 
-def _make_tiles(tray: PhotoUploads, photos: PhotoSet | None, out: PhotoSet | None, verdict: Report, room: Path) -> list:
+def _make_tiles(
+    uploads: PhotoUploads, photos: PhotoSet | None, out: PhotoSet | None, verdict: Report, room: Path
+) -> list:
     photos_by_name = {photo.name: photo for photo_set in (photos, out) if photo_set for photo in photo_set.photos}
     new_folder, old_folders = room / f"photos-{secrets.token_hex(4)}", sorted(room.glob("photos-*"))
     tiles = []
     with storage.new_folder(new_folder) as staging_folder:
-        for number, upload in enumerate(tray.uploads):
+        for number, upload in enumerate(uploads.uploads):
             marks = [
                 _MARKS[finding.name]
                 for finding in verdict.findings
@@ -168,7 +172,7 @@ def _make_tiles(tray: PhotoUploads, photos: PhotoSet | None, out: PhotoSet | Non
             image = (
                 show_crop(photos_by_name[upload.name])
                 if upload.name in photos_by_name
-                else _open_photo(tray.path(number))
+                else _open_photo(uploads.path(number))
             )
             storage.write_bytes(
                 staging_folder / f"{upload.name}.jpg", _jpeg(_add_frame(image, upload.used, bool(marks)))
@@ -186,17 +190,15 @@ def _open_photo(path: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def _add_frame(picture: Image.Image, used: bool, marked: bool) -> Image.Image:
+def _add_frame(image: Image.Image, used: bool, marked: bool) -> Image.Image:
     if not used:
-        return Image.blend(picture, Image.new("RGB", picture.size, "white"), _PALE)
+        return Image.blend(image, Image.new("RGB", image.size, "white"), _PALE)
     if marked:
-        ImageDraw.Draw(picture).rectangle(
-            (0, 0, picture.width - 1, picture.height - 1), outline=_FRAME, width=_FRAME_WIDTH
-        )
-    return picture
+        ImageDraw.Draw(image).rectangle((0, 0, image.width - 1, image.height - 1), outline=_FRAME, width=_FRAME_WIDTH)
+    return image
 
 
-def _jpeg(picture: Image.Image) -> bytes:
+def _jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=88)
+    image.save(buffer, "JPEG", quality=88)
     return buffer.getvalue()

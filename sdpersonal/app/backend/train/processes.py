@@ -41,7 +41,7 @@ class Process:
             return same and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
         return False
 
-    def end(self, at_once: bool = False, wait: float = 10.0) -> bool:
+    def terminate(self, at_once: bool = False, wait: float = 10.0) -> bool:
         """Ask the process group to finish its step and save, or kill it at once; return whether it has ended within
         `wait` seconds."""
         if not self.is_alive():

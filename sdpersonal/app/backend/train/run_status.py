@@ -43,16 +43,16 @@ class RunStatus:
     folder: Path
     state: RunState
     settings: dict[str, Any]
-    began: float
+    started_at: float
     step: int = 0
     steps: int = 0
-    left: float | None = None
+    seconds_left: float | None = None
     points: LossPoints = field(default_factory=LossPoints)
-    said: str = ""
+    message: str = ""
     cost: dict[str, float] = field(default_factory=dict)
     token: str = ""
     seconds: float = 0.0
-    asked: str = ""
+    pending_command: str = ""
 
     @property
     def running(self) -> bool:
@@ -69,21 +69,21 @@ class ProgressReader:
     """Incremental reader of a run's `progress.jsonl`; `read`: bytes read so far."""
 
     path: Path
-    read: int = 0
+    offset: int = 0
     last: dict[str, Any] = field(default_factory=dict)
     points: LossPoints = field(default_factory=LossPoints)
 
-    def look(self) -> None:
+    def update(self) -> None:
         try:
             with storage.open_to_read(self.path) as file:
-                if file.seek(0, 2) < self.read:  # a resumed run truncates the file to its checkpoint
-                    self.read, self.last, self.points = 0, {}, LossPoints()
-                file.seek(self.read)
+                if file.seek(0, 2) < self.offset:  # a resumed run truncates the file to its checkpoint
+                    self.offset, self.last, self.points = 0, {}, LossPoints()
+                file.seek(self.offset)
                 data = file.read(_LINES)
         except UserError:
             return
         complete_lines = data[: data.rfind(b"\n") + 1]
-        self.read += len(complete_lines)
+        self.offset += len(complete_lines)
         for line in complete_lines.splitlines():
             self._take(line)
 
@@ -108,7 +108,7 @@ class RunStatusReader:
     def __init__(self):
         self._progress_readers: dict[Path, ProgressReader] = {}
 
-    def look(self, folder: Path) -> RunStatus | None:
+    def read(self, folder: Path) -> RunStatus | None:
         """Return the status of the run in this folder; None if the app did not start it."""
         process_info, settings = read_json(folder / PROCESS_FILE), read_json(folder / SETTINGS_FILE)
         if not process_info or not settings:
@@ -119,7 +119,7 @@ class RunStatusReader:
         if result and not alive:
             return self._done(folder, settings, began, result)
         progress = self._progress_readers.setdefault(folder, ProgressReader(folder / PROGRESS_FILE))
-        progress.look()
+        progress.update()
         log_text = _read_tail(folder / OUTPUT_FILE)
         step, steps = int(to_number(progress.last.get("step"))), int(to_number(progress.last.get("steps")))
         common = {"step": step, "steps": steps, "points": progress.points, "cost": read_json(folder / COST_FILE)}
@@ -130,12 +130,12 @@ class RunStatusReader:
             return RunStatus(folder, _running_state(folder, began, step, steps, current_log), settings, began, **common)
         log_text = _last_message(_read_tail(folder / ERRORS_FILE))
         if saved := newest_checkpoint_step(folder):
-            return RunStatus(folder, "stopped", settings, began, said=log_text, **common | {"step": saved})
-        return RunStatus(folder, "failed", settings, began, said=log_text, **common)
+            return RunStatus(folder, "stopped", settings, began, message=log_text, **common | {"step": saved})
+        return RunStatus(folder, "failed", settings, began, message=log_text, **common)
 
     def _done(self, folder: Path, settings: dict, began: float, result: dict) -> RunStatus:
         progress = self._progress_readers.setdefault(folder, ProgressReader(folder / PROGRESS_FILE))
-        progress.look()
+        progress.update()
         common = {"step": int(to_number(result.get("steps"))), "token": printable(str(result.get("token", "")))}
         common |= {"seconds": to_number(result.get("seconds")), "points": progress.points}
         return RunStatus(folder, "done", settings, began, cost=read_json(folder / COST_FILE), **common)

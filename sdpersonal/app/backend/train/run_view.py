@@ -23,7 +23,7 @@ class RunView:
     the session folder, caption); score: the best validation so far; stamp: changes with the images only."""
 
     title: str
-    words: str
+    text: str
     bar: str = ""
     curve: str = ""
     pictures: tuple[tuple[str, str], ...] = ()
@@ -33,7 +33,7 @@ class RunView:
     report: str = ""
 
 
-def run_view(standing: RunStatus, house: Workspace, page: str, seen: str = "") -> RunView:
+def run_view(status: RunStatus, workspace: Workspace, page: str, seen: str = "") -> RunView:
     """Build the view of a run. seen: stamp of the images that the page shows already, which are not copied again."""
     formatters = {
         "starting": _starting_text,
@@ -41,65 +41,63 @@ def run_view(standing: RunStatus, house: Workspace, page: str, seen: str = "") -
         "finishing": _finishing_text,
         "done": _done_text,
     }
-    title, words, share = formatters.get(standing.state, _ended_text)(standing)
-    stamp, images = _find_images(standing)
-    stamp = f"{standing.folder.name} {stamp}"
+    title, words, share = formatters.get(status.state, _ended_text)(status)
+    stamp, images = _find_images(status)
+    stamp = f"{status.folder.name} {stamp}"
     images_changed = stamp != seen
     return RunView(
         title,
         words,
-        progress_html(share) if standing.running else "",
-        loss_svg(standing.points, standing.steps),
-        tuple((_publish(path, house, page), caption) for path, caption in images) if images_changed else (),
-        _score_text(standing),
+        progress_html(share) if status.running else "",
+        loss_svg(status.points, status.steps),
+        tuple((_publish(path, workspace, page), caption) for path, caption in images) if images_changed else (),
+        _score_text(status),
         stamp,
-        _prompts(standing, house) if standing.state == "done" else (),
-        _report(standing, house, page) if standing.state == "done" and images_changed else "",
+        _prompts(status, workspace) if status.state == "done" else (),
+        _report(status, workspace, page) if status.state == "done" and images_changed else "",
     )
 
 
-def _token(standing: RunStatus) -> str:
-    return printable(str(standing.settings.get("token", "")), 150)
+def _token(status: RunStatus) -> str:
+    return printable(str(status.settings.get("token", "")), 150)
 
 
-def _starting_text(standing: RunStatus) -> tuple[str, str, float | None]:
-    waited = max(0, round(time.time() - standing.began))
+def _starting_text(status: RunStatus) -> tuple[str, str, float | None]:
+    waited = max(0, round(time.time() - status.started_at))
     words = "Loading the base, looking at the photos, trying out a step"
-    if cost := _cost_text(standing):
+    if cost := _cost_text(status):
         words = f"Everything was tried out. {cost}"
-    return f"Getting ready to learn {_token(standing)}", f"{words} … ({waited} s)", None
+    return f"Getting ready to learn {_token(status)}", f"{words} … ({waited} s)", None
 
 
-def _training_text(standing: RunStatus) -> tuple[str, str, float | None]:
-    left = f"at most about {format_minutes(standing.left)} left" if standing.left is not None else ""
-    words = (
-        f"Step {standing.step:,} of at most {standing.steps:,}; {left}. It ends sooner where there is no more to learn."
-    )
-    if standing.asked:
+def _training_text(status: RunStatus) -> tuple[str, str, float | None]:
+    left = f"at most about {format_minutes(status.seconds_left)} left" if status.seconds_left is not None else ""
+    words = f"Step {status.step:,} of at most {status.steps:,}; {left}. It ends sooner where there is no more to learn."
+    if status.pending_command:
         words += {"sample": " Pictures come after this step.", "keep": " It ends after this step."}.get(
-            standing.asked, ""
+            status.pending_command, ""
         )
-    return f"Learning {_token(standing)}", words, standing.step / max(standing.steps, 1)
+    return f"Learning {_token(status)}", words, status.step / max(status.steps, 1)
 
 
-def _finishing_text(standing: RunStatus) -> tuple[str, str, float | None]:
-    words = f"Learned, after step {standing.step:,}. Now I choose the best and draw its pictures …"
-    return f"Finishing {_token(standing)}", words, None
+def _finishing_text(status: RunStatus) -> tuple[str, str, float | None]:
+    words = f"Learned, after step {status.step:,}. Now I choose the best and draw its pictures …"
+    return f"Finishing {_token(status)}", words, None
 
 
-def _done_text(standing: RunStatus) -> tuple[str, str, float | None]:
-    duration = f", after {format_minutes(standing.seconds)}" if standing.seconds else ""
-    words = f"It is in your library{duration}. Write {standing.token} in a prompt, or try one of these."
-    return f"{standing.token} is ready", words, None
+def _done_text(status: RunStatus) -> tuple[str, str, float | None]:
+    duration = f", after {format_minutes(status.seconds)}" if status.seconds else ""
+    words = f"It is in your library{duration}. Write {status.token} in a prompt, or try one of these."
+    return f"{status.token} is ready", words, None
 
 
-def _ended_text(standing: RunStatus) -> tuple[str, str, float | None]:
-    if standing.can_resume:
-        next_ = f"It is saved up to step {standing.step:,} of {standing.steps:,}: Go on takes it up there."
+def _ended_text(status: RunStatus) -> tuple[str, str, float | None]:
+    if status.can_resume:
+        next_ = f"It is saved up to step {status.step:,} of {status.steps:,}: Go on takes it up there."
     else:
         next_ = "Nothing was added. Press Go on to try once more, or Throw away and start with other settings."
-    title = f"{_token(standing)} is not finished"
-    return title, f"{page_text(standing.said)}\n{next_}", None
+    title = f"{_token(status)} is not finished"
+    return title, f"{page_text(status.message)}\n{next_}", None
 
 
 def page_text(said: str) -> str:
@@ -108,40 +106,40 @@ def page_text(said: str) -> str:
     return "\n".join(lines)
 
 
-def _cost_text(standing: RunStatus) -> str:
-    memory, seconds = to_number(standing.cost.get("held")), to_number(standing.cost.get("seconds"))
+def _cost_text(status: RunStatus) -> str:
+    memory, seconds = to_number(status.cost.get("held")), to_number(status.cost.get("seconds"))
     if not memory or not seconds:
         return ""
     return f"At most {format_minutes(seconds)}, with {memory / GB:.1f} GB of memory"
 
 
-def _read_validations(standing: RunStatus) -> list:
+def _read_validations(status: RunStatus) -> list:
     from ....training.validation import read_validations
 
-    return read_validations(standing.folder)
+    return read_validations(status.folder)
 
 
-def _find_images(standing: RunStatus) -> tuple[str, list[tuple[Path, str]]]:
+def _find_images(status: RunStatus) -> tuple[str, list[tuple[Path, str]]]:
     """Return the stamp and images: the newest samples or the finished concept's, and the class noun's to compare."""
-    if standing.state == "done":
-        images = [(standing.folder / "samples.png", f"{standing.token} in its first pictures")]
+    if status.state == "done":
+        images = [(status.folder / "samples.png", f"{status.token} in its first pictures")]
         stamp = "done"
     else:
-        sample_sheets = sorted((standing.folder / "trials").glob("step-*.png"))
+        sample_sheets = sorted((status.folder / "trials").glob("step-*.png"))
         if not sample_sheets:
             return "", []
         step = int(sample_sheets[-1].stem.removeprefix("step-"))
         images = [(sample_sheets[-1], f"After step {step:,}")]
         stamp = f"{step} {sample_sheets[-1].stat().st_mtime_ns}"
-    noun = standing.settings.get("class_noun") or standing.settings.get("init") or "the class"
-    class_noun_image = standing.folder / "trials" / "class-noun.png"
+    noun = status.settings.get("class_noun") or status.settings.get("init") or "the class"
+    class_noun_image = status.folder / "trials" / "class-noun.png"
     images.append((class_noun_image, f"For comparison: any {printable(str(noun), 40)}"))
     return stamp, [(path, caption) for path, caption in images if path.exists()]
 
 
-def _publish(path: Path, house: Workspace, page: str) -> str:
+def _publish(path: Path, workspace: Workspace, page: str) -> str:
     run_folder = path.parent.parent if path.parent.name == "trials" else path.parent
-    folder = storage.make_folder(house.room(page) / run_folder.name)
+    folder = storage.make_folder(workspace.session_dir(page) / run_folder.name)
     data = storage.read_bytes(path, _LARGEST)
     target = folder / f"{path.stem}-{storage.sha256(data)[:8]}{path.suffix}"
     if not target.exists():
@@ -149,28 +147,28 @@ def _publish(path: Path, house: Workspace, page: str) -> str:
     return str(target)
 
 
-def _score_text(standing: RunStatus) -> str:
+def _score_text(status: RunStatus) -> str:
     from ....evaluation import explain_scores, format_scores
     from ....training.validation import best_validation
 
-    best = best_validation(_read_validations(standing))
+    best = best_validation(_read_validations(status))
     if best is None:
         return ""
-    noun = str(standing.settings.get("class_noun") or standing.settings.get("init") or "the class")
-    prefix = "" if standing.state == "done" else f"So far (step {best.step:,} is the best): "
+    noun = str(status.settings.get("class_noun") or status.settings.get("init") or "the class")
+    prefix = "" if status.state == "done" else f"So far (step {best.step:,} is the best): "
     explanation = " ".join(printable(line, 400) for line in explain_scores(best.scores, noun))
     return f"{prefix}{explanation}\n{format_scores(best.scores)}"
 
 
-def _prompts(standing: RunStatus, house: Workspace) -> tuple[str, ...]:
+def _prompts(status: RunStatus, workspace: Workspace) -> tuple[str, ...]:
     from ....prompts import Token
 
     try:
-        return house.library.find(Token.parse(standing.token)).card.prompts[:4]
+        return workspace.library.find(Token.parse(status.token)).card.prompts[:4]
     except UserError:  # deleted or renamed since
         return ()
 
 
-def _report(standing: RunStatus, house: Workspace, page: str) -> str:
-    path = standing.folder / "report.html"
-    return _publish(path, house, page) if path.exists() else ""
+def _report(status: RunStatus, workspace: Workspace, page: str) -> str:
+    path = status.folder / "report.html"
+    return _publish(path, workspace, page) if path.exists() else ""

@@ -49,7 +49,7 @@ class RunningTraining:
     began: float
     left: float | None
 
-    def words(self) -> str:
+    def message(self) -> str:
         """Explain to a user why no other training can start."""
         who = "You are training already" if self.is_own else "Somebody is training"
         left = f", for about {format_minutes(self.left)} more" if self.left is not None else ""
@@ -60,8 +60,8 @@ class RunningTraining:
 class TrainingService:
     """Start, observe and stop trainings. release: called before a start, to free the memory of generation."""
 
-    def __init__(self, house: Workspace, release: Callable[[], None] = lambda: None):
-        self.workspace, self._release = house, release
+    def __init__(self, workspace: Workspace, release: Callable[[], None] = lambda: None):
+        self.workspace, self._release = workspace, release
         self._reader, self._mutex = RunStatusReader(), threading.RLock()
         self._current = self._find()
         for folder in self._all():
@@ -69,7 +69,7 @@ class TrainingService:
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
-    def start(self, settings: TrainingSettings, tray: PhotoUploads, user: str | None) -> Path:
+    def start(self, settings: TrainingSettings, uploads: PhotoUploads, user: str | None) -> Path:
         """Start a training on the uploaded photos; return its folder. settings: photos, library and run are set here.
 
         Raises UserError if a training runs already or the photos cannot be used, DiskFull.
@@ -77,13 +77,13 @@ class TrainingService:
         self._check_can_start(user)
         with self._mutex:
             self._check_free(user)
-            runs_folder = self.workspace.trainings(user).resolve()
+            runs_folder = self.workspace.user_runs(user).resolve()
             if storage.free_bytes(runs_folder) < MIN_FREE_BYTES:
                 raise DiskFull("The disk is nearly full, so I do not start.", "Make room first.")
             folder = runs_folder / _folder_name(settings)
             try:
                 storage.make_folder(folder)
-                tray.copy_to(folder / PHOTOS_FOLDER)
+                uploads.copy_to(folder / PHOTOS_FOLDER)
                 paths = {
                     "photos": folder / PHOTOS_FOLDER,
                     "library": self.workspace.library.folder.resolve(),
@@ -105,7 +105,7 @@ class TrainingService:
         self._check_can_start(user)
         with self._mutex:
             self._check_free(user)
-            status = self.shown(user)
+            status = self.shown_run(user)
             if status is None or status.state == "done":
                 raise UserError("There is nothing to go on with.", "Start a new one.")
             settings = settings_from_json(status.settings).model_copy(update={"resume": status.can_resume})
@@ -117,7 +117,7 @@ class TrainingService:
 
     def _check_free(self, user: str | None) -> None:
         if busy := self.running_training(user):
-            raise UserError(busy.words(), "Wait until it is done." if not busy.is_own else "See it there, or reload.")
+            raise UserError(busy.message(), "Wait until it is done." if not busy.is_own else "See it there, or reload.")
 
     def _launch(self, folder: Path, settings: TrainingSettings) -> None:
         for log in (OUTPUT_FILE, ERRORS_FILE):
@@ -127,7 +127,7 @@ class TrainingService:
         try:
             storage.write_json(folder / PROCESS_FILE, process_info)
         except BaseException:
-            process.end(at_once=True)  # without the file the process could not be found again
+            process.terminate(at_once=True)  # without the file the process could not be found again
             raise
         self._current = folder
         threading.Thread(target=self._wait_for, args=(child, folder), daemon=True).start()
@@ -139,15 +139,15 @@ class TrainingService:
 
     # --- status -------------------------------------------------------------------------------------------------------
 
-    def shown(self, user: str | None) -> RunStatus | None:
+    def shown_run(self, user: str | None) -> RunStatus | None:
         """Return the run that the user's page shows: the running one, else the newest that was not dismissed."""
         with self._mutex:
-            runs_folder = self.workspace.trainings(user).resolve()
+            runs_folder = self.workspace.user_runs(user).resolve()
             current = self._current
-            if current and current.parent == runs_folder and (status := self._reader.look(current)):
+            if current and current.parent == runs_folder and (status := self._reader.read(current)):
                 return status
             for folder in list_runs(runs_folder):
-                if not read_json(folder / PROCESS_FILE).get("away") and (status := self._reader.look(folder)):
+                if not read_json(folder / PROCESS_FILE).get("away") and (status := self._reader.read(folder)):
                     return status
             return None
 
@@ -156,11 +156,11 @@ class TrainingService:
         with self._mutex:
             if self._current is None or not _read_process(self._current).is_alive():
                 self._current = self._find()  # another app on the same folders may have started one
-            status = self._current and self._reader.look(self._current)
+            status = self._current and self._reader.read(self._current)
             if not status or not status.running:
                 return None
-            is_own = self._current.parent == self.workspace.trainings(user).resolve()
-            return RunningTraining(is_own, status.began, status.left)
+            is_own = self._current.parent == self.workspace.user_runs(user).resolve()
+            return RunningTraining(is_own, status.started_at, status.seconds_left)
 
     def pace(self) -> dict[str, dict[str, float]]:
         """Return measurements of earlier trainings: {pace_key: {"step": seconds of a step, "held": bytes}}."""
@@ -168,12 +168,12 @@ class TrainingService:
 
     # --- while it runs ------------------------------------------------------------------------------------------------
 
-    def ask(self, user: str | None, wish: str) -> None:
+    def send_command(self, user: str | None, command: str) -> None:
         """Send the command "sample" or "keep" to the user's running training. Raises UserError if none runs."""
         status = self._own_run(user)
-        if wish not in RUN_COMMANDS:
+        if command not in RUN_COMMANDS:
             raise UserError("I know only sample and keep.")
-        storage.write_text(status.folder / "ask", wish + "\n")
+        storage.write_text(status.folder / "ask", command + "\n")
 
     def cancel(self, user: str | None) -> str:
         """Stop the user's training, or discard an unfinished one, and delete its folder; return the message.
@@ -181,10 +181,10 @@ class TrainingService:
         Raises UserError if there is none, or its process does not exit.
         """
         with self._mutex:
-            status = self.shown(user)
+            status = self.shown_run(user)
             if status is None:
                 raise UserError("There is no training to cancel.")
-            if not _read_process(status.folder).end(at_once=True):
+            if not _read_process(status.folder).terminate(at_once=True):
                 raise UserError("It does not end.", "Try once more in a minute.")
             if read_json(status.folder / RESULT_FILE):  # it finished before it was stopped
                 self._tidy(status.folder)
@@ -195,7 +195,7 @@ class TrainingService:
     def dismiss(self, user: str | None) -> None:
         """Stop showing the finished run. Its report stays."""
         with self._mutex:
-            status = self.shown(user)
+            status = self.shown_run(user)
             if status and status.state == "done":
                 storage.write_json(
                     status.folder / PROCESS_FILE, read_json(status.folder / PROCESS_FILE) | {"away": True}
@@ -206,7 +206,7 @@ class TrainingService:
         """Stop a running training when the app ends: it finishes its step, saves, and can be resumed."""
         with self._mutex:
             if self._current:
-                _read_process(self._current).end(wait=_END_SECONDS)
+                _read_process(self._current).terminate(wait=_END_SECONDS)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -215,7 +215,7 @@ class TrainingService:
         return self.workspace.runs / PACE_FILE
 
     def _own_run(self, user: str | None) -> RunStatus:
-        status = self.shown(user)
+        status = self.shown_run(user)
         if status is None or not status.running:
             raise UserError("No training of yours is running.")
         return status
@@ -263,10 +263,10 @@ def settings_to_argv(settings: TrainingSettings) -> list[str]:
     return ["train", _command_name(settings), *arguments]
 
 
-def settings_from_json(kept: dict[str, Any]) -> TrainingSettings:
+def settings_from_json(saved: dict[str, Any]) -> TrainingSettings:
     """Read the settings that `start` saved. Raises UserError if they were edited and are invalid."""
-    values = {name: value for name, value in kept.items() if name != "program"}
-    settings_class = DreamboothSettings if kept.get("program") == "dreambooth" else TextualInversionSettings
+    values = {name: value for name, value in saved.items() if name != "program"}
+    settings_class = DreamboothSettings if saved.get("program") == "dreambooth" else TextualInversionSettings
     return settings_class(
         **values | {name: Path(values[name]) for name in _PATH_SETTINGS if isinstance(values.get(name), str)}
     )

@@ -56,7 +56,7 @@ class PhotoUploads:
     folder: Path
     side: int
     uploads: list[Upload] = field(default_factory=list)
-    held: threading.RLock = field(default_factory=threading.RLock)
+    lock: threading.RLock = field(default_factory=threading.RLock)
     _count: int = 0
 
     def add(self, paths: Sequence[Path]) -> list[str]:
@@ -64,7 +64,7 @@ class PhotoUploads:
 
         Raises UserError if there are too many or they are too large, DiskFull if the disk is nearly full.
         """
-        with self.held:
+        with self.lock:
             photos = sorted(
                 (path for path in paths if not is_sidecar(path.name)), key=lambda path: os.fsencode(path.name)
             )
@@ -83,7 +83,7 @@ class PhotoUploads:
 
     def use(self, number: int, used: bool) -> None:
         """Leave a photo out, or put it back."""
-        with self.held:
+        with self.lock:
             upload = self._upload(number)
             if upload.used != used:
                 for name in (upload.name, f"{upload.name}.txt"):
@@ -91,16 +91,16 @@ class PhotoUploads:
                         storage.rename(self._place(upload) / name, self._place(Upload("", "", used)) / name)
                 upload.used = used
 
-    def turn(self, number: int, quarters: int) -> None:
+    def rotate(self, number: int, quarters: int) -> None:
         """Rotate a photo to the left by quarters."""
-        with self.held:
+        with self.lock:
             path = self.path(number)
             pixels = np.asarray(Image.open(io.BytesIO(storage.read_bytes(path, MAX_BYTES))))
             storage.write_bytes(path, _encode_png(np.rot90(pixels, quarters)))
 
-    def caption(self, number: int, text: object) -> None:
+    def set_caption(self, number: int, text: object) -> None:
         """Set a photo's captions, one a line, with {} for the subject. Raises UserError."""
-        with self.held:
+        with self.lock:
             caption_path = self.path(number).with_name(f"{self._upload(number).name}.txt")
             lines = _lines(text) if isinstance(text, str) and not is_blank(text) else ()
             if lines:
@@ -110,28 +110,28 @@ class PhotoUploads:
 
     def captions(self, number: int) -> str:
         """Return a photo's captions, one a line."""
-        with self.held:
+        with self.lock:
             file = self.path(number).with_name(f"{self._upload(number).name}.txt")
             return storage.read_bytes(file, _MAX_CAPTION).decode(errors="replace").strip() if file.exists() else ""
 
     def clear(self) -> None:
         """Remove all photos."""
-        with self.held:
+        with self.lock:
             self.uploads.clear()
             for used in (True, False):
                 folder = self._place(Upload("", "", used))
                 if folder.exists():
                     storage.remove(folder)
 
-    def used(self, crop: str = "center") -> PhotoSet | None:
+    def used_photos(self, crop: str = "center") -> PhotoSet | None:
         """Load the used photos as the trainer will see them; None without any."""
-        with self.held:
+        with self.lock:
             if not any(upload.used for upload in self.uploads):
                 return None
             return load_photos(self._place(Upload("", "", True)), self.side, crop)
 
     def left_out(self, crop: str = "center") -> PhotoSet | None:
-        with self.held:
+        with self.lock:
             if all(upload.used for upload in self.uploads):
                 return None
             return load_photos(self._place(Upload("", "", False)), self.side, crop)
@@ -140,7 +140,7 @@ class PhotoUploads:
         """Copy the used photos with their captions to a new folder. Raises UserError, DiskFull."""
         if not any(upload.used for upload in self.uploads):
             raise UserError("There are no photos yet.", "Drop 4 to 10 of one thing.")
-        with self.held, storage.new_folder(folder) as staging_folder:
+        with self.lock, storage.new_folder(folder) as staging_folder:
             used_folder = self._place(Upload("", "", True))
             for name in sorted(os.listdir(used_folder)):
                 storage.write_bytes(staging_folder / name, storage.read_bytes(used_folder / name, MAX_BYTES))
@@ -158,8 +158,8 @@ class PhotoUploads:
             raise UserError("That photo is not here any more.", "Choose another.")
         return self.uploads[number]
 
-    def _place(self, snap: Upload) -> Path:
-        return self.folder / ("used" if snap.used else "out")
+    def _place(self, upload: Upload) -> Path:
+        return self.folder / ("used" if upload.used else "out")
 
     def _take(self, path: Path, text: Path | None) -> None:
         pixels = _decode(storage.read_bytes(path, MAX_BYTES), max(512, _SIZE_FACTOR * self.side))
@@ -176,13 +176,13 @@ class PhotoUploads:
         if text is not None:
             self._take_caption(upload, text)
 
-    def _take_caption(self, snap: Upload, text: Path) -> None:
+    def _take_caption(self, upload: Upload, text: Path) -> None:
         """Save a caption as UTF-8 with plain spaces. Raises UserError if it cannot be used; the photo stays."""
         try:
             lines = lines_of(text_of(storage.read_bytes(text, _MAX_CAPTION)))
         except Refused as reason:
             raise UserError(f"is used without its caption: {printable(text.name, 60)} {reason}") from None
-        storage.write_text(self._place(snap) / f"{snap.name}.txt", "\n".join(lines) + "\n")
+        storage.write_text(self._place(upload) / f"{upload.name}.txt", "\n".join(lines) + "\n")
 
 
 class UploadsByPage:
@@ -192,10 +192,10 @@ class UploadsByPage:
         self._uploads_by_page: dict[str, PhotoUploads] = {}
         self._mutex = threading.Lock()
 
-    def of(self, page: str, side: int) -> PhotoUploads:
+    def get(self, page: str, side: int) -> PhotoUploads:
         """Return the page's uploads; side: training resolution in pixels."""
         if len(self._uploads_by_page) >= MAX_PAGES and page not in self._uploads_by_page:
-            self.leave(next(iter(self._uploads_by_page)))
+            self.close_session(next(iter(self._uploads_by_page)))
         with self._mutex:
             if page not in self._uploads_by_page:
                 self._uploads_by_page[page] = PhotoUploads(Path(tempfile.mkdtemp(prefix="sdpersonal-photos-")), side)
@@ -203,7 +203,7 @@ class UploadsByPage:
         uploads.side = side
         return uploads
 
-    def leave(self, page: str) -> None:
+    def close_session(self, page: str) -> None:
         """Delete the photos of a closed page."""
         with self._mutex:
             uploads = self._uploads_by_page.pop(page, None)
@@ -213,7 +213,7 @@ class UploadsByPage:
     def close(self) -> None:
         """Delete all photos when the app ends."""
         for page in list(self._uploads_by_page):
-            self.leave(page)
+            self.close_session(page)
 
 
 def sample_sets() -> dict[str, Path]:
@@ -222,10 +222,10 @@ def sample_sets() -> dict[str, Path]:
     return {title: root / name for name, title in SAMPLE_SETS.items() if (root / name).is_dir()}
 
 
-def check_uploads(photos: Sequence[Path], room: int, folder: Path) -> None:
+def check_uploads(photos: Sequence[Path], available: int, folder: Path) -> None:
     """Check the number and size of dropped photos; `room`: how many more fit. Raises UserError, or DiskFull if the
     disk is nearly full."""
-    if len(photos) > room:
+    if len(photos) > available:
         problem = f"These are {len(photos):,} files; I take up to {MAX_UPLOADS} photos in all."
         raise UserError(problem, "Choose 4 to 10 good ones of one thing.")
     if not photos:

@@ -65,23 +65,25 @@ def _connect(
 
     def on_draw(values, request: gr.Request):
         page, seed = request.session_hash, form.components["seed"]
-        values[seed] = random_seed() if values[form.fresh] else values[seed]
+        values[seed] = random_seed() if values[form.random_seed] else values[seed]
         yield from start_updates(
-            generation.do(lambda: generate_job(form.read(values, app, page)), page, user_name(request)), values[seed]
+            generation.submit(lambda: generate_job(form.read(values, app, page)), page, user_name(request)),
+            values[seed],
         )
 
     def on_endless(values, request: gr.Request):
         page, lists = request.session_hash, app.workspace.wildcards
         yield from start_updates(
-            generation.do(lambda: endless_job(form.read(values, app, page), lists), page, user_name(request)), gr.skip()
+            generation.submit(lambda: endless_job(form.read(values, app, page), lists), page, user_name(request)),
+            gr.skip(),
         )
 
     def on_upload(path):
         try:
             settings = image_actions.read_settings(path)
         except UserError as error:
-            return str(error), gr.skip(), *form.filled({})
-        return image_actions.settings_note(settings), False, *form.filled(dict(settings.fields))
+            return str(error), gr.skip(), *form.updates({})
+        return image_actions.settings_note(settings), False, *form.updates(dict(settings.fields))
 
     def on_pick(results, chosen: gr.SelectData):
         return results[chosen.index] if 0 <= chosen.index < len(results) else None
@@ -89,14 +91,14 @@ def _connect(
     outputs = [*results.outputs, results.selected, form.components["seed"]]
     gr.on([draw.click, shared.prompt.submit], on_draw, form.inputs, outputs, trigger_mode="once", **LONG_EVENT)
     on_and_on.click(on_endless, form.inputs, outputs, trigger_mode="once", **LONG_EVENT)
-    upload.upload(on_upload, upload, [results.status, form.fresh, *form.components.values()], **QUICK_EVENT)
+    upload.upload(on_upload, upload, [results.status, form.random_seed, *form.components.values()], **QUICK_EVENT)
     results.pictures.select(on_pick, results.results, results.selected, **QUICK_EVENT)
 
     def on_stop(request: gr.Request):
         generation.stop(request.session_hash)
 
     def on_leave(request: gr.Request):
-        generation.leave(request.session_hash)
+        generation.close_session(request.session_hash)
 
     stop.click(on_stop, **QUICK_EVENT)
     shared.page.unload(on_leave)

@@ -44,10 +44,10 @@ def prompt_box(app: App, shared: SharedComponents) -> None:
         slider.release(on_slide, [shared.prompt, tokens, slider], shared.prompt, **QUICK_EVENT)
 
 
-def _strength_updates(found: tuple[tuple[str, float], ...]) -> list:
+def _strength_updates(strengths: tuple[tuple[str, float], ...]) -> list:
     """Return an update for each slider."""
-    used = [gr.update(label=token, value=value, visible=True) for token, value in found]
-    return used + [gr.update(visible=False)] * (MAX_STRENGTHS - len(found))
+    used = [gr.update(label=token, value=value, visible=True) for token, value in strengths]
+    return used + [gr.update(visible=False)] * (MAX_STRENGTHS - len(strengths))
 
 
 def presets_box(app: App, shared: SharedComponents) -> None:
@@ -87,8 +87,8 @@ def concepts_box(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
 
     def on_look(search):
         choices = concept_choices(app.workspace, app.generation.base.kind, search)
-        note, none = gr.update(value=choices.note, visible=bool(choices.note)), gr.update(visible=not choices.words)
-        return choices.tiles, note, none, "\n".join(choices.words)
+        note, none = gr.update(value=choices.note, visible=bool(choices.note)), gr.update(visible=not choices.tokens)
+        return choices.tiles, note, none, "\n".join(choices.tokens)
 
     def on_pick(prompt, chosen: gr.SelectData):
         return append_token(prompt, str(chosen.value["caption"])), gr.update(selected_index=None)

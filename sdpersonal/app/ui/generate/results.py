@@ -68,21 +68,21 @@ def view_updates(views: Iterable[JobView]) -> Iterator[tuple]:
 
 def gallery_items(results: Iterable[SessionImage]) -> list[tuple[str, str]]:
     """Return the results as a gallery takes them: (file, caption)."""
-    return [(str(result.shown), result.caption) for result in results]
+    return [(str(result.served), result.caption) for result in results]
 
 
 def _progress_html(view: JobView) -> str:
     """Make the progress bar and the preview as HTML. It contains no user text, so nothing has to be escaped."""
-    if view.done >= 1:
+    if view.progress >= 1:
         return ""
     previews = "".join(f'<img alt="The picture so far" src="{_data_url(image)}">' for image in view.preview)
-    bar = f'<div class="bar" role="progressbar" aria-label="Progress" aria-valuenow="{100 * view.done:.0f}">'
-    return f'{bar}<div style="width: {view.done:.1%}"></div></div><div class="so-far">{previews}</div>'
+    bar = f'<div class="bar" role="progressbar" aria-label="Progress" aria-valuenow="{100 * view.progress:.0f}">'
+    return f'{bar}<div style="width: {view.progress:.1%}"></div></div><div class="so-far">{previews}</div>'
 
 
-def _data_url(picture) -> str:
+def _data_url(image) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
+    image.save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -118,17 +118,17 @@ def actions_box(app: App, shared: SharedComponents, results: ResultComponents, f
         files = [
             image_actions.make_download(folders, request.session_hash, picked, private) for private in (False, True)
         ]
-        starred = image_actions.is_favourite(folders.pictures(user_name(request)), picked)
-        return gr.update(visible=True), image_actions.recipe_text(picked.kept), _star_update(starred), *map(str, files)
+        starred = image_actions.is_favourite(folders.user_outputs(user_name(request)), picked)
+        return gr.update(visible=True), image_actions.recipe_text(picked.saved), _star_update(starred), *map(str, files)
 
     def on_star(picked, request: gr.Request):
-        outputs = folders.pictures(user_name(request))
+        outputs = folders.user_outputs(user_name(request))
         return image_actions.toggle_favourite(outputs, picked), _star_update(
             image_actions.is_favourite(outputs, picked)
         )
 
     def drawn(order, request: gr.Request):
-        yield from view_updates(generation.do(order, request.session_hash, user_name(request)))
+        yield from view_updates(generation.submit(order, request.session_hash, user_name(request)))
 
     def on_near(picked, share, request: gr.Request):
         yield from drawn(lambda: image_actions.variation_job(folders, picked, share), request)
@@ -141,10 +141,10 @@ def actions_box(app: App, shared: SharedComponents, results: ResultComponents, f
 
     def on_take(picked):
         try:
-            settings = image_actions.read_settings(picked and picked.kept)
+            settings = image_actions.read_settings(picked and picked.saved)
         except UserError as error:
-            return str(error), gr.skip(), *form.filled({})
-        return image_actions.settings_note(settings), False, *form.filled(dict(settings.fields))
+            return str(error), gr.skip(), *form.updates({})
+        return image_actions.settings_note(settings), False, *form.updates(dict(settings.fields))
 
     long = {"trigger_mode": "once", "concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
     selected.change(on_picked, selected, [box, recipe, star, download, private], **QUICK_EVENT)
@@ -152,8 +152,10 @@ def actions_box(app: App, shared: SharedComponents, results: ResultComponents, f
     variations_button.click(on_near, [selected, distance], results.outputs, **long)
     vary.click(on_change, [selected, change], results.outputs, **long)
     hires_button.click(on_large, selected, results.outputs, **long)
-    init_button.click(lambda picked: picked and str(picked.shown), selected, form.editor, **QUICK_EVENT)
-    settings_button.click(on_take, selected, [results.status, form.fresh, *form.components.values()], **QUICK_EVENT)
+    init_button.click(lambda picked: picked and str(picked.served), selected, form.editor, **QUICK_EVENT)
+    settings_button.click(
+        on_take, selected, [results.status, form.random_seed, *form.components.values()], **QUICK_EVENT
+    )
 
 
 def _star_update(on: bool):

@@ -29,7 +29,7 @@ def grid_box(app: App, form: GenerateForm, results: ResultComponents) -> None:
         def order():
             return grid_job(form.read(values, app, page), *(values[side] for side in sides))
 
-        yield from view_updates(app.generation.do(order, page, user_name(request)))
+        yield from view_updates(app.generation.submit(order, page, user_name(request)))
 
     quick = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
     for kind, text in (sides[:2], sides[2:]):

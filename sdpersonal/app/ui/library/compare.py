@@ -15,7 +15,7 @@ from ..shared import text_line
 COMPARE_EVENT = {"concurrency_limit": 2, "api_visibility": "private"}
 
 
-def comparison_box(app: App, tab: gr.Tab, desk) -> None:
+def comparison_box(app: App, tab: gr.Tab, state) -> None:
     """Lay out the choice of two concepts and their comparison."""
     with gr.Row(equal_height=False):
         first_choice = gr.Dropdown([], label="This one", allow_custom_value=True, min_width=150, elem_id="beside-one")
@@ -34,11 +34,11 @@ def comparison_box(app: App, tab: gr.Tab, desk) -> None:
         comparison, error = value_or_error(compare_concepts, app.workspace.library, one, other)
         return comparison_html(comparison) if comparison else "", gr.update(value=error, visible=bool(error))
 
-    desk.on(tab, both=True, fn=on_choices, inputs=desk.chosen, outputs=[first_choice, second_choice])
+    state.on(tab, both=True, fn=on_choices, inputs=state.chosen, outputs=[first_choice, second_choice])
     go.click(on_compare, [first_choice, second_choice], [table, error_line], **COMPARE_EVENT)
 
 
-def conflicts_box(app: App, tab: gr.Tab, desk) -> None:
+def conflicts_box(app: App, tab: gr.Tab, state) -> None:
     """Lay out the choice of several concepts and their conflicts."""
     with gr.Row(equal_height=False):
         several = gr.Dropdown(
@@ -61,24 +61,24 @@ def conflicts_box(app: App, tab: gr.Tab, desk) -> None:
         conflicts, error = value_or_error(check_conflicts, app.workspace.library, tokens)
         return conflicts or error
 
-    desk.on(tab, both=False, fn=on_choices, outputs=several)
+    state.on(tab, both=False, fn=on_choices, outputs=several)
     go.click(on_check, several, result_line, **COMPARE_EVENT)
 
 
-def comparison_html(found: Comparison) -> str:
+def comparison_html(comparison: Comparison) -> str:
     """Make a table of both concepts, differences in bold; all their text is escaped."""
-    names = "".join(f"<th>{_picture(src)}<code>{escape(name)}</code></th>" for name, src in _pairs(found))
+    names = "".join(f"<th>{_picture(src)}<code>{escape(name)}</code></th>" for name, src in _pairs(comparison))
     rows = "".join(
         f"<tr{' class=differs' * (first != second)}><th>{escape(name)}</th><td>{escape(first) or '–'}</td>"
         f"<td>{escape(second) or '–'}</td></tr>"
-        for name, first, second in found.rows
+        for name, first, second in comparison.rows
     )
-    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in found.said)
+    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in comparison.sentences)
     return f"{sentences}<table><thead><tr><th></th>{names}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _pairs(found: Comparison):
-    return zip(found.tokens, found.pictures, strict=True)
+def _pairs(comparison: Comparison):
+    return zip(comparison.tokens, comparison.pictures, strict=True)
 
 
 def _picture(src: str) -> str:

@@ -24,7 +24,7 @@ NO_CONCEPT = "<p class='none'>Click a concept to see its card.</p>"
 FIELDS = ("title", "description", "kind", "class_noun", "license", "author", "prompts", "consent", "consent_note")
 
 
-def details_box(app: App, shared: SharedComponents, tab: gr.Tab, desk) -> gr.Column:
+def details_box(app: App, shared: SharedComponents, tab: gr.Tab, state) -> gr.Column:
     """Lay out the card, and in the returned column the actions on an undamaged concept."""
     library = app.workspace.library
     card = gr.HTML(NO_CONCEPT, elem_id="card")
@@ -72,31 +72,31 @@ def details_box(app: App, shared: SharedComponents, tab: gr.Tab, desk) -> gr.Col
 
     last = gr.State(None)
     shown = [card, error_line, column, last, versions, prompts, *fields]
-    desk.on(tab, both=True, fn=on_show, inputs=[desk.chosen, last], outputs=shown)
-    desk.chosen.change(lambda: ("", "", ""), None, [saved, renamed, name], **QUICK_EVENT)
-    versions.input(lambda token: token or "", versions, desk.chosen, **QUICK_EVENT)
+    state.on(tab, both=True, fn=on_show, inputs=[state.chosen, last], outputs=shown)
+    state.chosen.change(lambda: ("", "", ""), None, [saved, renamed, name], **QUICK_EVENT)
+    versions.input(lambda token: token or "", versions, state.chosen, **QUICK_EVENT)
     use.click(
         lambda prompt: (prompt or "", gr.Tabs(selected=GENERATE)), prompts, [shared.prompt, shared.tabs], **QUICK_EVENT
     )
-    store.click(on_save, [desk.chosen, desk.changes, *fields], [saved, desk.changes], **QUICK_EVENT)
+    store.click(on_save, [state.chosen, state.changes, *fields], [saved, state.changes], **QUICK_EVENT)
     gr.on(
         [give.click, name.submit],
         on_rename,
-        [desk.chosen, name, desk.changes],
-        [renamed, desk.chosen, desk.changes],
+        [state.chosen, name, state.changes],
+        [renamed, state.chosen, state.changes],
         **QUICK_EVENT,
     )
     return column
 
 
-def details_html(found: ConceptDetails) -> str:
+def details_html(details: ConceptDetails) -> str:
     """Make the card's HTML; all text of its author is escaped."""
-    picture = f"<img src='{escape(found.picture)}' alt=''>" if found.picture else ""
-    title = f"<h3>{escape(found.title)}</h3>" if found.title else ""
-    quality = "".join(f"<p class='said'>{escape(sentence)}</p>" for sentence in found.said)
-    about = escape(found.card.description) if found.card else ""
-    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in found.facts)
-    head = f"<div><code>{escape(found.token)}</code>{title}<p>{about}</p>{quality}</div>"
+    picture = f"<img src='{escape(details.thumbnail)}' alt=''>" if details.thumbnail else ""
+    title = f"<h3>{escape(details.title)}</h3>" if details.title else ""
+    quality = "".join(f"<p class='said'>{escape(sentence)}</p>" for sentence in details.quality)
+    about = escape(details.card.description) if details.card else ""
+    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in details.facts)
+    head = f"<div><code>{escape(details.token)}</code>{title}<p>{about}</p>{quality}</div>"
     return f"<article><header>{picture}{head}</header><dl>{facts}</dl></article>"
 
 
@@ -122,15 +122,15 @@ def _card_fields() -> list:
     return [title, description, kind, noun, licence, author, prompts, consent, note]
 
 
-def _choices(found: ConceptDetails | None) -> tuple:
-    if not found:
+def _choices(details: ConceptDetails | None) -> tuple:
+    if not details:
         return gr.skip(), gr.skip()
-    versions_update = gr.update(choices=list(found.versions), value=found.token, visible=len(found.versions) > 1)
-    return versions_update, gr.update(choices=list(found.prompts), value=next(iter(found.prompts), None))
+    versions_update = gr.update(choices=list(details.versions), value=details.token, visible=len(details.versions) > 1)
+    return versions_update, gr.update(choices=list(details.prompts), value=next(iter(details.prompts), None))
 
 
-def _field_values(found: ConceptDetails | None, count: int) -> list:
-    if not found or not found.card:
+def _field_values(details: ConceptDetails | None, count: int) -> list:
+    if not details or not details.card:
         return [gr.skip()] * count
-    values = {name: getattr(found.card, name) for name in FIELDS} | {"prompts": "\n".join(found.card.prompts)}
+    values = {name: getattr(details.card, name) for name in FIELDS} | {"prompts": "\n".join(details.card.prompts)}
     return [values[name] for name in FIELDS]

@@ -26,7 +26,7 @@ SAME_NAME = {"refuse": "do not add it", "versions": "add it as a version", "file
 STATUS_TITLES = {"imported": "Added", "here already": "Was here already", "refused": "Not added"}
 
 
-def import_box(app: App, desk) -> None:
+def import_box(app: App, state) -> None:
     """Lay out the file drop area and its options."""
     gr.Markdown(IMPORT_HINT)
     drop = gr.File(
@@ -56,11 +56,11 @@ def import_box(app: App, desk) -> None:
         selected = added[0] if added else chosen
         return None, message, imported_html(imported or ()), selected, count + bool(added), "" if added else gr.skip()
 
-    inputs = [drop, name, replace, duplicates, desk.chosen, desk.changes]
-    drop.upload(on_drop, inputs, [drop, result_line, table, desk.chosen, desk.changes, name], **IMPORT_EVENT)
+    inputs = [drop, name, replace, duplicates, state.chosen, state.changes]
+    drop.upload(on_drop, inputs, [drop, result_line, table, state.chosen, state.changes, name], **IMPORT_EVENT)
 
 
-def export_box(app: App, desk) -> None:
+def export_box(app: App, state) -> None:
     """Lay out the choice of a program, the download and its instructions."""
     with gr.Row(equal_height=False):
         choices = [(text, name) for name, text in PROGRAMS.items()]
@@ -81,8 +81,8 @@ def export_box(app: App, desk) -> None:
             gr.update(value=error, visible=bool(error)),
         )
 
-    export_button.click(on_make, [desk.chosen, program], [download, instructions, error_line], **IMPORT_EVENT)
-    for event in (desk.chosen.change, program.input):
+    export_button.click(on_make, [state.chosen, program], [download, instructions, error_line], **IMPORT_EVENT)
+    for event in (state.chosen.change, program.input):
         event(
             lambda: (gr.update(visible=False, value=None), "", ""),
             None,
@@ -107,10 +107,10 @@ def instructions_html(made: ExportDownload) -> str:
     return f"<ul>{places}</ul>{f'<ol>{steps}</ol>' if steps else ''}{typed}{notes}"
 
 
-def _row(one: ImportedFile) -> str:
-    css_class = "good" if one.token else "bad"
-    status = f"<td class='{css_class}'>{STATUS_TITLES[one.done]}</td>"
-    return f"<tr><td>{escape(one.name)}</td>{status}<td>{escape(one.said)}</td></tr>"
+def _row(imported: ImportedFile) -> str:
+    css_class = "good" if imported.token else "bad"
+    status = f"<td class='{css_class}'>{STATUS_TITLES[imported.status]}</td>"
+    return f"<tr><td>{escape(imported.name)}</td>{status}<td>{escape(imported.message)}</td></tr>"
 
 
 def _label(made: ExportDownload | None) -> str:

@@ -58,7 +58,7 @@ def library_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
         trash_box(app, tab, state)
 
 
-def _tiles_box(app: App, shared: SharedComponents, tab: gr.Tab, desk: LibraryState) -> None:
+def _tiles_box(app: App, shared: SharedComponents, tab: gr.Tab, state: LibraryState) -> None:
     search = gr.Textbox(label="Search", placeholder="name, title, what it is ...", elem_id="shelf-search", max_lines=1)
     with gr.Row():
         kind = gr.Dropdown(KINDS, value="", label="Show", min_width=140, elem_id="shelf-kind")
@@ -83,19 +83,19 @@ def _tiles_box(app: App, shared: SharedComponents, tab: gr.Tab, desk: LibrarySta
         message = tiles.note or NO_CONCEPTS
         message = message if tiles.tokens or not tiles.note else f"{message} {NO_MATCHES}"
         gallery_update = gr.update(value=tiles.pictures, visible=bool(tiles.tokens), selected_index=None)
-        return gallery_update, tiles.tokens, message, gr.update(visible=len(tiles.tokens) < tiles.found)
+        return gallery_update, tiles.tokens, message, gr.update(visible=len(tiles.tokens) < tiles.match_count)
 
     def on_pick(tokens, chosen: gr.SelectData):
         index = chosen.index
         return tokens[index] if isinstance(index, int) and 0 <= index < len(tokens) else gr.skip()
 
     look_event = {"fn": on_look, "inputs": [search, kind, base, limit], "outputs": [gallery, tokens, note, more]}
-    desk.on(tab, both=False, **look_event)
+    state.on(tab, both=False, **look_event)
     shared.base.change(**look_event | QUICK_EVENT)
     for field in (search, kind, base):
         field.change(lambda: PAGE_SIZE, None, limit, **QUICK_EVENT).then(
             trigger_mode="always_last", **look_event | QUICK_EVENT
         )
     more.click(lambda limit: limit * 4, limit, limit, **QUICK_EVENT).then(**look_event | QUICK_EVENT)
-    gallery.select(on_pick, tokens, desk.chosen, **QUICK_EVENT)
+    gallery.select(on_pick, tokens, state.chosen, **QUICK_EVENT)
     gallery.select(None, js=SCROLL_TO_CARD, **QUICK_EVENT)

@@ -12,7 +12,7 @@ from ..shared import QUICK_EVENT, text_line, user_name
 ONE, ALL = "Only this version", "All versions"
 
 
-def delete_box(app: App, tab: gr.Tab, desk) -> None:
+def delete_box(app: App, tab: gr.Tab, state) -> None:
     """Lay out the delete button with its confirmation, and the undo button."""
     library = app.workspace.library
     delete_button = gr.Button("Delete …", size="sm", visible=False, elem_id="delete")
@@ -48,26 +48,26 @@ def delete_box(app: App, tab: gr.Tab, desk) -> None:
         words, token = result or (error, gr.skip())
         return gr.update(value=words, visible=True), gr.update(visible=not result), token, count + bool(result)
 
-    delete_button.click(on_ask, desk.chosen, [confirm_column, question, which, confirm_button], **QUICK_EVENT)
+    delete_button.click(on_ask, state.chosen, [confirm_column, question, which, confirm_button], **QUICK_EVENT)
     cancel_button.click(lambda: gr.update(visible=False), None, confirm_column, **QUICK_EVENT)
     confirm_button.click(
         on_delete,
-        [desk.chosen, which, desk.changes],
-        [confirm_column, message_line, undo_button, last, desk.chosen, desk.changes],
+        [state.chosen, which, state.changes],
+        [confirm_column, message_line, undo_button, last, state.chosen, state.changes],
         **QUICK_EVENT,
     )
     undo_button.click(
-        on_undo, [last, desk.changes], [message_line, undo_button, desk.chosen, desk.changes], **QUICK_EVENT
+        on_undo, [last, state.changes], [message_line, undo_button, state.chosen, state.changes], **QUICK_EVENT
     )
-    desk.chosen.change(
+    state.chosen.change(
         lambda token: (gr.update(visible=bool(token)), gr.update(visible=False)),
-        desk.chosen,
+        state.chosen,
         [delete_button, confirm_column],
         **QUICK_EVENT,
     )
 
 
-def trash_box(app: App, tab: gr.Tab, desk) -> None:
+def trash_box(app: App, tab: gr.Tab, state) -> None:
     """Lay out the trash: restoring deleted concepts and emptying it."""
     library = app.workspace.library
     with gr.Row(equal_height=False):
@@ -98,9 +98,9 @@ def trash_box(app: App, tab: gr.Tab, desk) -> None:
         result, error = value_or_error(empty_trash, library) if sure is True else ("Tick first that it may go.", "")
         return result or error, False, count + 1
 
-    desk.on(tab, both=False, fn=on_look, outputs=[deleted_choice, message_line])
+    state.on(tab, both=False, fn=on_look, outputs=[deleted_choice, message_line])
     sure.change(lambda sure: gr.update(interactive=bool(sure)), sure, empty_button, **QUICK_EVENT)
     restore_button.click(
-        on_back, [deleted_choice, desk.changes], [message_line, desk.chosen, desk.changes], **QUICK_EVENT
+        on_back, [deleted_choice, state.changes], [message_line, state.chosen, state.changes], **QUICK_EVENT
     )
-    empty_button.click(on_empty, [sure, desk.changes], [message_line, sure, desk.changes], **QUICK_EVENT)
+    empty_button.click(on_empty, [sure, state.changes], [message_line, sure, state.changes], **QUICK_EVENT)

@@ -51,9 +51,9 @@ def _choice_box(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
 
     def on_look():
         models, error = value_or_error(list_models, app)
-        hardware, _ = value_or_error(Hardware.here)
+        hardware, _ = value_or_error(Hardware.detect)
         update = gr.update(choices=[(model.label, model.name) for model in models or ()])
-        return hardware.line() if hardware else "", choices_html(models or ()), update, error or gr.skip()
+        return hardware.describe() if hardware else "", choices_html(models or ()), update, error or gr.skip()
 
     def on_go(name):
         question, error = value_or_error(download_question, app, name)
@@ -86,10 +86,10 @@ def facts_html(app: App) -> str:
     return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(text)}</dd>' for name, text in facts)}</dl>"
 
 
-def choices_html(found: Sequence[ModelChoice]) -> str:
+def choices_html(choices: Sequence[ModelChoice]) -> str:
     """Make a table of the models on offer."""
     head = "<tr><th>Base</th><th>Fits</th><th>What it needs</th></tr>"
-    return f"<table><thead>{head}</thead><tbody>{''.join(map(_row, found))}</tbody></table>"
+    return f"<table><thead>{head}</thead><tbody>{''.join(map(_row, choices))}</tbody></table>"
 
 
 def _row(offer: ModelChoice) -> str:

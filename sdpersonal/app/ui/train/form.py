@@ -100,7 +100,7 @@ def connect_form(
 
     def on_change(request: gr.Request, *values):
         form = fields.read(values)
-        return workshop.naming(form), workshop.plan(request.session_hash, user_name(request), form)
+        return workshop.name_note(form), workshop.plan_text(request.session_hash, user_name(request), form)
 
     def on_open(owner, request: gr.Request):
         return user_name(request) or owner

@@ -19,7 +19,7 @@ class RunComponents:
     """Components of the view. whole: the column with all of them; seen: stamp of the images that are shown."""
 
     timer: gr.Timer
-    whole: gr.Column
+    column: gr.Column
     title: gr.Textbox
     bar: gr.HTML
     words: gr.Textbox
@@ -33,7 +33,7 @@ class RunComponents:
     cancel: gr.Button
     ended: gr.Row
     resume: gr.Button
-    throw: gr.Button
+    discard: gr.Button
     sure: gr.Column
     yes: gr.Button
     no: gr.Button
@@ -122,7 +122,7 @@ def run_updates(run: RunComponents, preparing: gr.Column, found) -> dict:
     if found is None:
         return {
             run.timer: gr.Timer(active=False),
-            run.whole: gr.update(visible=False),
+            run.column: gr.update(visible=False),
             preparing: gr.update(visible=True),
             run.seen: "",
         }
@@ -131,11 +131,11 @@ def run_updates(run: RunComponents, preparing: gr.Column, found) -> dict:
     is_running = bool(status and status.running)
     return {
         run.timer: gr.Timer(active=is_running),
-        run.whole: gr.update(visible=True),
+        run.column: gr.update(visible=True),
         preparing: gr.update(visible=False),
         run.title: view.title,
         run.bar: gr.update(value=view.bar, visible=is_running),
-        run.words: view.words,
+        run.words: view.text,
         run.curve: gr.update(value=view.curve, visible=bool(view.curve)),
         run.score: gr.update(value=view.score, visible=bool(view.score)),
         run.running: gr.update(visible=is_running),
@@ -146,18 +146,18 @@ def run_updates(run: RunComponents, preparing: gr.Column, found) -> dict:
     } | _image_updates(run, view)
 
 
-def _image_updates(run: RunComponents, scene) -> dict:
+def _image_updates(run: RunComponents, view) -> dict:
     """Return the updates of images and prompts, empty if nothing is new, because images are large."""
-    if not scene.pictures and not scene.prompts:
+    if not view.pictures and not view.prompts:
         return {}
     tries = {
         button: gr.update(value=text, visible=bool(text))
-        for button, text in zip(run.tries, [*scene.prompts, *[""] * MAX_TRIES], strict=False)
+        for button, text in zip(run.tries, [*view.prompts, *[""] * MAX_TRIES], strict=False)
     }
     return tries | {
-        run.seen: scene.stamp,
-        run.pictures: gr.update(value=list(scene.pictures), visible=bool(scene.pictures)),
-        run.report: gr.update(value=scene.report or None, visible=bool(scene.report)),
+        run.seen: view.stamp,
+        run.pictures: gr.update(value=list(view.pictures), visible=bool(view.pictures)),
+        run.report: gr.update(value=view.report or None, visible=bool(view.report)),
     }
 
 
@@ -199,7 +199,7 @@ def connect_run(
 
     for button, wish in ((run.sample, "sample"), (run.keep, "keep")):
         _connect_command(workshop, run, button, wish, look, outputs)
-    for button, seen in ((run.cancel, True), (run.throw, True), (run.no, False)):
+    for button, seen in ((run.cancel, True), (run.discard, True), (run.no, False)):
         button.click(lambda seen=seen: gr.update(visible=seen), None, run.sure, **QUICK_EVENT)
     for button, work in ((run.resume, on_go_on), (run.yes, on_yes), (run.another, on_another)):
         button.click(work, None, outputs, **QUICK_EVENT)
@@ -213,10 +213,10 @@ def connect_run(
 
 
 def _connect_command(
-    workshop: TrainPage, run: RunComponents, button: gr.Button, wish: str, look, outputs: list
+    workshop: TrainPage, run: RunComponents, button: gr.Button, command: str, look, outputs: list
 ) -> None:
     def on_ask(request: gr.Request):
-        error = workshop.ask(user_name(request), wish)
+        error = workshop.send_command(user_name(request), command)
         return look(request) | ({run.words: error} if error else {})
 
     button.click(on_ask, None, outputs, **QUICK_EVENT)

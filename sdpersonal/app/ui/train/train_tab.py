@@ -41,7 +41,7 @@ def train_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
         return {plan_line: error} if error else run_updates(run, preparing, train_page.run_view(page, user))
 
     def on_leave(request: gr.Request):
-        train_page.leave(request.session_hash)
+        train_page.close_session(request.session_hash)
 
     outputs = [value for value in vars(run).values() if not isinstance(value, tuple)]
     start.click(

@@ -108,29 +108,29 @@ def connect_photos(workshop: TrainPage, photos: PhotoComponents, fields: TrainFo
     shown = [photos.tiles, photos.click, photos.words, photos.advice, photos.clear, photos.count]
 
     def looked(values, page, said=""):
-        review = workshop.look(page, fields.read(values), said)
+        review = workshop.review_photos(page, fields.read(values), said)
         has_photos = bool(review.tiles)
         tiles = gr.update(value=review.tiles, visible=has_photos, selected_index=None)
         visibility = gr.update(visible=has_photos)
-        return tiles, visibility, review.words, gr.update(visible=review.has_advice), visibility, review.count
+        return tiles, visibility, review.summary, gr.update(visible=review.has_advice), visibility, review.count
 
     def on_drop(paths, request: gr.Request, *values):
         page = request.session_hash
-        return None, *looked(values, page, workshop.drop(page, paths))
+        return None, *looked(values, page, workshop.add_photos(page, paths))
 
     def on_folder(paths, request: gr.Request, *values):
         page = request.session_hash
-        return looked(values, page, workshop.drop(page, paths))
+        return looked(values, page, workshop.add_photos(page, paths))
 
     def on_click(chosen: gr.SelectData, request: gr.Request):
-        photo = workshop.photo(request.session_hash, chosen.index)
+        photo = workshop.select_photo(request.session_hash, chosen.index)
         out = "Leave out" if photo.used else "Put back"
         return chosen.index, gr.update(visible=bool(photo.name)), photo.name, out, photo.caption
 
     def on_out(chosen, request: gr.Request, *values):
         page = request.session_hash
         error = workshop.toggle_photo(page, chosen)
-        return "Leave out" if workshop.photo(page, chosen).used else "Put back", *looked(values, page, error)
+        return "Leave out" if workshop.select_photo(page, chosen).used else "Put back", *looked(values, page, error)
 
     def on_caption(chosen, text, request: gr.Request, *values):
         page = request.session_hash
@@ -174,7 +174,7 @@ def connect_photos(workshop: TrainPage, photos: PhotoComponents, fields: TrainFo
 def _connect_rotation(workshop, photos, fields, looked, quarters, button, shown, slow) -> None:
     def on_turn(chosen, request: gr.Request, *values):
         page = request.session_hash
-        return looked(values, page, workshop.turn(page, chosen, quarters))
+        return looked(values, page, workshop.rotate_photo(page, chosen, quarters))
 
     button.click(on_turn, [photos.chosen, *fields.inputs], shown, **slow)
 
