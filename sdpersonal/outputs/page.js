@@ -1,6 +1,4 @@
-"use strict";
 const AT_ONCE = 60;  // cards made when the end of the page comes into sight
-const find = (id) => document.getElementById(id);
 const main = document.querySelector("main"), words = find("words"), which = find("which"), count = find("count");
 const all = JSON.parse(find("pictures").textContent);
 for (const each of all) {
@@ -28,9 +26,9 @@ function card(each) {
     star.title = "Favourite";
     article.append(star);
   }
-  const told = each.facts.length > 0;
-  article.append(element("p", each.prompt || (told ? "No prompt" : "No recipe in it"), each.prompt ? "prompt" : "untold"));
-  if (told) article.append(more(each));
+  const hasFacts = each.facts.length > 0;
+  article.append(element("p", each.prompt || (hasFacts ? "No prompt" : "No recipe in it"), each.prompt ? "prompt" : "no-prompt"));
+  if (hasFacts) article.append(more(each));
   return article;
 }
 
@@ -44,28 +42,17 @@ function more(each) {
     for (const [name, text] of rows) if (text) list.append(element("dt", name), element("dd", text));
     const button = element("button", "Copy the prompt");
     button.type = "button";
-    button.addEventListener("click", () => copy(each.prompt));
+    button.addEventListener("click", async () => {
+      await copy(each.prompt);
+      count.textContent = "Copied";
+      setTimeout(showCount, 1200);
+    });
     details.append(list, button);
   });
   return details;
 }
 
-async function copy(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch {  // an older browser, or a page that may not: the selection can still be copied
-    const box = document.createElement("textarea");
-    box.value = text;
-    document.body.append(box);
-    box.select();
-    document.execCommand("copy");
-    box.remove();
-  }
-  count.textContent = "Copied";
-  setTimeout(tell, 1200);
-}
-
-function tell() {
+function showCount() {
   count.textContent = shown.length === all.length ? `${all.length} pictures` : `${shown.length} of ${all.length}`;
 }
 
@@ -88,7 +75,7 @@ function filter() {
   made = 0;
   head = "";
   extend();
-  tell();
+  showCount();
   find("none").hidden = shown.length > 0 || all.length === 0;
 }
 

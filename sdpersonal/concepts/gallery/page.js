@@ -1,5 +1,3 @@
-"use strict";
-const find = (id) => document.getElementById(id);
 const words = find("words"), kind = find("kind"), base = find("base"), count = find("count"), none = find("none");
 const all = Array.from(document.querySelectorAll("article"));
 
@@ -14,19 +12,6 @@ function filter() {
   }
   count.textContent = shown === all.length ? `${shown} concepts` : `${shown} of ${all.length}`;
   none.hidden = shown > 0;
-}
-
-async function copy(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch {  // an older browser, or a page that may not: the selection can still be copied
-    const box = document.createElement("textarea");
-    box.value = text;
-    document.body.append(box);
-    box.select();
-    document.execCommand("copy");
-    box.remove();
-  }
 }
 
 document.querySelector("main").addEventListener("click", async (event) => {
