@@ -1,4 +1,4 @@
-"""The base of every page: what a stranger wrote stays text, and the policy allows just the page's own style and script."""
+"""The base of every page: texts of strangers stay text; the policy allows just the page's own style and script."""
 
 import base64
 import hashlib
