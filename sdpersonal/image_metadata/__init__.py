@@ -3,7 +3,7 @@
 from .parameters import Foreign
 from .read_recipe import MAX_IMAGE_BYTES, read_recipe
 from .recipe import Recipe, RecipeBase, RecipeConcept, describe_hidden, pixels_sha256
-from .write_png import png_with_recipe
+from .write_infotext import png_with_recipe
 
 __all__ = [
     "MAX_IMAGE_BYTES",

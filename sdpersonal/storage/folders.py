@@ -9,9 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import UserError, printable
-from .fsync import sync_folder, sync_tree
+from .atomic import create_temporary, release_guard, sync_folder, sync_tree, temporary_path
 from .os_errors import DISK_FULL_ERRNOS, translate_os_errors
-from .staging import create_temporary, release_guard, temporary_path
 
 
 @contextmanager

@@ -669,16 +669,16 @@ def _calls(log: str):
         yield (
             call,
             f"{folder.partition('/concepts')[0]}/concepts/temporary"
-            if name.endswith(storage.staging.TEMPORARY_SUFFIX)
+            if name.endswith(storage.atomic.TEMPORARY_SUFFIX)
             else path,
         )
 
 
 def test_leftovers_of_the_dead_are_swept_and_those_of_the_living_are_not(library):
     library.add(concept())
-    dead = storage.staging.temporary_path(library.folder / "me" / "duck-v1.safetensors")
+    dead = storage.atomic.temporary_path(library.folder / "me" / "duck-v1.safetensors")
     dead.write_bytes(b"half")
-    living, guard = storage.staging.create_temporary(library.folder / "me" / "other")
+    living, guard = storage.atomic.create_temporary(library.folder / "me" / "other")
     foreign = library.folder / "me" / ".tmpAbCdEf"
     foreign.write_bytes(b"")
     assert library.sweep() == 1 and living.exists() and foreign.exists() and not dead.exists()

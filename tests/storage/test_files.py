@@ -315,15 +315,15 @@ def test_a_failing_disk_is_reported_and_leaves_the_old_or_the_new(tmp_path, chan
 
 
 def test_only_our_own_leftovers_that_nobody_holds_are_swept(tmp_path):
-    ours = storage.staging.temporary_path(tmp_path / "a")
+    ours = storage.atomic.temporary_path(tmp_path / "a")
     ours.write_bytes(b"half")
-    folder = storage.staging.temporary_path(tmp_path / "f")
+    folder = storage.atomic.temporary_path(tmp_path / "f")
     folder.mkdir()
     (folder / "x").write_bytes(b"half")
-    held, guard = storage.staging.create_temporary(tmp_path / "b")
-    link = storage.staging.temporary_path(tmp_path / "l")
+    held, guard = storage.atomic.create_temporary(tmp_path / "b")
+    link = storage.atomic.temporary_path(tmp_path / "l")
     link.symlink_to(tmp_path / "kept")
-    foreign = [".tmpXYZ123", "a.tmp", ".x.staged", "kept", f"a{storage.staging.TEMPORARY_SUFFIX}"]
+    foreign = [".tmpXYZ123", "a.tmp", ".x.staged", "kept", f"a{storage.atomic.TEMPORARY_SUFFIX}"]
     for name in foreign:
         (tmp_path / name).write_bytes(b"")
     assert storage.remove_leftovers(tmp_path) == 2
