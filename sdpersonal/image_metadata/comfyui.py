@@ -24,13 +24,17 @@ from .prompt_syntax import Network
 _STEPS = 2000  # nodes visited in one walk
 _DEEP = 60  # length of a chain of nodes
 _SAVES, _SHOWS = re.compile("save", re.IGNORECASE), re.compile("save|preview", re.IGNORECASE)
-_PICTURES = ("images", "image", "pixels", "samples", "latent_image", "latent", "latents", "optional_latent_image")
-_PICTURES += ("upscaled_image", "input_image", "destination", "samples_to", "image1", "IMAGE", "LATENT", "input", "any")
+_PICTURES = (
+    *("images", "image", "pixels", "samples", "latent_image", "latent", "latents", "optional_latent_image"),
+    *("upscaled_image", "input_image", "destination", "samples_to", "image1", "IMAGE", "LATENT", "input", "any"),
+)
 _LATENTS = ("latent_image", "latent", "samples", "latents", "optional_latent_image", "init_latent")
 _PIPES = ("pipe", "basic_pipe", "detailer_pipe", "sdxl_tuple", "base_basic_pipe", "context", "base_ctx", "settings")
 _PARTS = ("noise", "guider", "sampler", "sigmas", *_PIPES)
-_CONDITIONS = ("conditioning", "conditioning_1", "conditioning_2", "conditioning_to", "conditioning_from", "cond1")
-_CONDITIONS += ("cond2", "conditioning1", "conditioning2", "conditioning_a", "conditioning_b", "cond", "CONDITIONING")
+_CONDITIONS = (
+    *("conditioning", "conditioning_1", "conditioning_2", "conditioning_to", "conditioning_from", "cond1"),
+    *("cond2", "conditioning1", "conditioning2", "conditioning_a", "conditioning_b", "cond", "CONDITIONING"),
+)
 _TEXTS = (
     "populated_text",
     "text",
@@ -50,8 +54,10 @@ _WILD = re.compile(r"wildcard|random|dynamic|\bLLM|generat|ollama|interrogat|tag
 _MODELS = ("model", "MODEL", "model1", "lora_stack", "optional_lora_stack", "base_model", *_PIPES)
 _CHECKPOINTS = ("ckpt_name", "base_ckpt_name", "unet_name", "model_name", "ckpt")
 _LORA_KEY = re.compile(r"lora(?:_name)?_?([0-9]*)$|([0-9]*)_?lora_name$", re.IGNORECASE)
-_STRENGTHS = ("strength_model", "lora_model_strength", "model_strength", "strength", "lora_strength", "model_weight")
-_STRENGTHS += ("lora_wt", "model_str", "weight")
+_STRENGTHS = (
+    *("strength_model", "lora_model_strength", "model_strength", "strength", "lora_strength", "model_weight"),
+    *("lora_wt", "model_str", "weight"),
+)
 
 
 @dataclass
@@ -448,7 +454,7 @@ class _Walk:
                 return value
         return None
 
-    def _clip_skip(self, node: Node) -> int | None:
+    def _clip_skip(self, node: Node | None) -> int | None:
         """Return clip skip as A1111 counts: 2 for `stop_at_clip_layer` -2."""
         seen: set[str] = set()
         while node is not None and node.id not in seen and len(seen) < _DEEP:
@@ -464,7 +470,8 @@ class _Walk:
 
     def weights(self, sampler: Node) -> tuple[str, list[Network]]:
         """Return the model's name and the LoRAs on the way to it, the nearest to the model first."""
-        model, networks = "", []
+        model = ""
+        networks: list[Network] = []
         waiting, seen = [sampler], {sampler.id}
         while waiting and len(seen) < _STEPS:
             node = waiting.pop(0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 from ..storage.file_types import PNG_SIGNATURE
 
@@ -23,6 +24,8 @@ _MAX_TEXTS = 60  # texts of one file that are read
 _MAX_ENTRIES = 1000  # entries of one Exif directory (IFD)
 _EXIF = b"Exif\0\0"
 _XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
+ByteOrder = Literal["little", "big"]
+_BYTE_ORDERS: dict[bytes, ByteOrder] = {b"II*\0": "little", b"MM\0*": "big"}  # by a TIFF's first bytes
 _EXIF_IFD = 0x8769  # tags of TIFF 6.0 and Exif 2.3
 _TAGS = {
     0x010D: "DocumentName",
@@ -33,8 +36,10 @@ _TAGS = {
     0x9286: "UserComment",
     0x927C: "MakerNote",
 }
-_GRAPHS = ("prompt", "workflow", "smproj", "invokeai_graph", "invokeai_workflow", "UserComment", "Make", "Model")
-_GRAPHS += ("ImageDescription",)
+_GRAPHS = {
+    *("prompt", "workflow", "smproj", "invokeai_graph", "invokeai_workflow"),
+    *("UserComment", "Make", "Model", "ImageDescription"),
+}
 XMP = "XML:com.adobe.xmp"  # the key of XMP in a PNG; used here for every format
 Reader = Callable[[int], "str | None"]
 """Reads one text of at most the given number of bytes. Raises TextTooLong; returns None for a damaged text."""
@@ -220,7 +225,7 @@ def _avif_sources(data: bytes) -> Iterator[tuple[str, Reader]]:
 def _exif_sources(exif: bytes) -> Iterator[tuple[str, Reader]]:
     """Yield the texts of a TIFF structure: of its first directory (IFD) and the Exif directory that it points to."""
     tiff = exif.removeprefix(_EXIF)
-    order = {b"II*\0": "little", b"MM\0*": "big"}.get(tiff[:4])
+    order = _BYTE_ORDERS.get(tiff[:4])
     if order is None:
         return
     first = int.from_bytes(tiff[4:8], order)
@@ -236,7 +241,7 @@ def _exif_sources(exif: bytes) -> Iterator[tuple[str, Reader]]:
                 yield _TAGS[tag], _tag_reader(tiff, entry, tag, order)
 
 
-def _entries(tiff: bytes, at: int, order: str) -> Iterator[tuple[int, bytes]]:
+def _entries(tiff: bytes, at: int, order: ByteOrder) -> Iterator[tuple[int, bytes]]:
     """Yield (tag, the 12 bytes of its entry: tag, type, count, value or its offset) of the directory at `at`."""
     for i in range(min(int.from_bytes(tiff[at : at + 2], order), _MAX_ENTRIES)):
         entry = tiff[at + 2 + 12 * i : at + 14 + 12 * i]
@@ -245,7 +250,7 @@ def _entries(tiff: bytes, at: int, order: str) -> Iterator[tuple[int, bytes]]:
         yield int.from_bytes(entry[:2], order), entry
 
 
-def _tag_reader(tiff: bytes, entry: bytes, tag: int, order: str) -> Reader:
+def _tag_reader(tiff: bytes, entry: bytes, tag: int, order: ByteOrder) -> Reader:
     def read(limit: int) -> str:
         length, begin = int.from_bytes(entry[4:8], order), int.from_bytes(entry[8:], order)
         if length > 2 * limit:  # 2 bytes per character in UTF-16

@@ -34,7 +34,7 @@ _KEYS: dict[str, tuple[str, ...]] = {  # setting -> its names in lower case, wit
     "clip_skip": ("clipskip",),
     "strength": ("strength", "denoisingstrength", "promptstrength", "initimagecreativity", "denoise"),
 }
-_NONE = (None, "", "None", "none", [], {})
+_NONE: tuple[object, ...] = (None, "", "None", "none", [], {})
 
 
 class _Settings:
@@ -282,8 +282,8 @@ def _captions(prompt: Any, parameters: Parameters | None) -> str:
     caption = prompt.get("caption") if isinstance(prompt, dict) else None
     if not isinstance(caption, dict) or not isinstance(caption.get("base_caption"), str):
         return ""
-    characters = [entry.get("char_caption") for entry in _entries(caption.get("char_captions"))]
-    characters = [words.strip(" ,") for words in characters if isinstance(words, str) and words.strip(" ,")]
+    captions = (entry.get("char_caption") for entry in _entries(caption.get("char_captions")))
+    characters = [words.strip(" ,") for words in captions if isinstance(words, str) and words.strip(" ,")]
     if characters and parameters:
         subject = "Its character" if len(characters) == 1 else f"Each of its {len(characters)} characters"
         parameters.notes.append(f"{subject} had a prompt of its own; here they are one prompt.")
@@ -385,22 +385,20 @@ def _listed(value: Any) -> list[str]:
     return [part.strip() for part in value.split(",")][:64] if isinstance(value, str) and value else []
 
 
+def _names_easy_diffusions_model(values: Mapping[str, Any]) -> bool:
+    return not {_plain(name) for name in values}.isdisjoint({"usestablediffusionmodel", "stablediffusionmodel"})
+
+
 def easy_diffusion(texts: Mapping[str, str]) -> Parameters | None:
     """Read Easy Diffusion: one text per setting in a PNG, one JSON object in other files.
 
     Names are those of its code or, in older versions, of its web page.
     """
-    values: Mapping[str, Any] | None = texts
-    known = {_plain(name) for name in texts}
-    if not known & {"usestablediffusionmodel", "stablediffusionmodel"}:
-        values = next(
-            (decoded for key in ("UserComment", "parameters") if (decoded := _object(texts.get(key)))),
-            None,
-        )
-        if values is None or not {_plain(name) for name in values} & {
-            "usestablediffusionmodel",
-            "stablediffusionmodel",
-        }:
+    values: Mapping[str, Any] = texts
+    if not _names_easy_diffusions_model(texts):
+        decoded = (_object(texts.get(key)) for key in ("UserComment", "parameters"))
+        values = next(filter(None, decoded), {})
+        if not _names_easy_diffusions_model(values):
             return None
     parameters = _common(
         "Easy Diffusion", "\n".join(f"{key}: {value}" for key, value in values.items())[:50_000], values, "compel"
@@ -453,7 +451,7 @@ def _project(state: dict[str, Any], text: str) -> Parameters:
     """Read a project's cards: `Prompt`, `Sampler`, `Seed`, `Model`."""
     cards = {name: card for name, card in state.items() if isinstance(card, dict)}
     prompt, sampler = cards.get("Prompt", {}), cards.get("Sampler", {})
-    values = {key: value for key, value in sampler.items() if isinstance(value, str | int | float)}
+    values: dict[str, Any] = {key: value for key, value in sampler.items() if isinstance(value, str | int | float)}
     values |= {"Seed": cards.get("Seed", {}).get("Seed"), "prompt": prompt.get("Prompt")}
     values["negative_prompt"] = prompt.get("NegativePrompt")
     values["model"] = cards.get("Model", {}).get("SelectedModelName")
@@ -514,7 +512,7 @@ def _xmp_value(xmp: str, name: str) -> str:
 def _draw_things(values: dict[str, Any], text: str) -> Parameters:
     parameters = _common("Draw Things", text, values, "a1111")
     parameters.schedule = None
-    v2 = values.get("v2") if isinstance(values.get("v2"), dict) else {}
+    v2 = v2 if isinstance(v2 := values.get("v2"), dict) else {}
     for entry in _entries(values.get("lora")) or _entries(v2.get("loras")):
         parameters.networks += _lora(entry.get("model") or entry.get("file"), entry.get("weight"))
     skip = number(values.get("clip_skip", v2.get("clipSkip")))

@@ -124,19 +124,19 @@ def _graph(texts: Mapping[str, str], data: bytes) -> Parameters | None:
             parameters, sure = comfyui(graph, text, _picture_size(data))
         except Unreadable as error:
             if requested:
-                return programs.civitai(requested, extra)
+                return programs.civitai(requested, str(extra))
             unreadable = unreadable or error
             continue
         if requested and parameters.img2img:  # it began from the generator's own earlier image: the request says more
-            return programs.civitai(requested, extra)
+            return programs.civitai(requested, str(extra))
         parameters.program = _graph_program(texts, parameters.program)
         if sure:
             return parameters
         unsure = unsure or parameters
-    parameters = _a1111_or_none(texts) or unsure
-    if parameters is None and unreadable:
+    fallback = _a1111_or_none(texts) or unsure
+    if fallback is None and unreadable:
         raise unreadable
-    return parameters
+    return fallback
 
 
 def _a1111_or_none(texts: Mapping[str, str]) -> Parameters | None:
@@ -155,7 +155,7 @@ def _graph_program(texts: Mapping[str, str], otherwise: str) -> str:
 def _graphs(texts: Mapping[str, str]) -> list[tuple[str, object]]:
     """Return (text, its JSON) for each graph, from a PNG's keys, or from Exif, where a graph follows a word
     ("Prompt: {...}") or one object holds both."""
-    graphs = []
+    graphs: list[tuple[str, object]] = []
     for key in ("prompt", "Make", "Model", "UserComment", "ImageDescription", "workflow"):
         text = texts.get(key, "")
         if key in ("Make", "Model", "ImageDescription"):

@@ -72,10 +72,9 @@ def _read(channels: np.ndarray, form: str) -> str | None:
     size = int.from_bytes(taken(8 * _MAGIC, _LENGTH // 8), "big") // 8
     if size > MAX_TEXT_BYTES:
         raise TextTooLong
-    raw = taken(8 * _MAGIC + _LENGTH, size)
-    if packed:
-        raw = _unpacked(raw)
-    return None if raw is None or len(raw) == 0 else raw.decode("utf-8", "replace")
+    stored = taken(8 * _MAGIC + _LENGTH, size)
+    text = _unpacked(stored) if packed else stored
+    return text.decode("utf-8", "replace") if text else None
 
 
 def _unpacked(raw: bytes) -> bytes | None:

@@ -13,7 +13,7 @@ from typing import Any
 from .. import storage
 from ..html import render_template
 from .facts import load_facts
-from .folder import FAVOURITE_NAME, FAVOURITES_FOLDER, Outputs
+from .folder import FAVOURITES_FOLDER, Outputs
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -53,7 +53,7 @@ def _list_images(outputs: Outputs) -> Iterator[dict[str, Any]]:
     left = load_facts(outputs.folder / FAVOURITES_FOLDER, orphans) if orphans else {}
     known = {day: load_facts(outputs.folder / day, names) for day, names in days.items()}
     for name in favourites:
-        day, original = FAVOURITE_NAME.fullmatch(name).group(1, 2)
+        day, original = name[:10], name[11:]  # `FAVOURITE_NAME`: the day, then the image's name
         if name in left:
             yield {"path": f"{FAVOURITES_FOLDER}/{name}", "day": day, "star": True} | dict(left[name])
         else:

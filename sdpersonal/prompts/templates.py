@@ -7,6 +7,7 @@ variables (their defaults are used) and comments. Backslashes are kept for the p
 from __future__ import annotations
 
 import re
+from typing import cast
 
 from ..errors import UserError, printable
 from .combinatorics import Node, SequenceNode, VariantNode
@@ -103,7 +104,7 @@ class _TemplateParser:
                 parts.append(default[1])
                 self._at = default.end()
                 continue
-            lexeme = _LEXEME.match(self._text, self._at)
+            lexeme = cast(re.Match[str], _LEXEME.match(self._text, self._at))  # any character begins a lexeme
             kind = lexeme.lastgroup
             if inside and kind in ("stroke", "close"):
                 break

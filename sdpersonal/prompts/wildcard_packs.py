@@ -51,7 +51,7 @@ def _json(text: str, name: str) -> Any:
 def _yaml(text: str, name: str) -> Any:
     """Build the tree from the parser's events, so that depth and size are checked before anything is built. YAML's
     construction of objects, which can run code, is never used."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]  # PyYAML ships no types
 
     loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the C implementation, if available
     tree = _Tree(name)

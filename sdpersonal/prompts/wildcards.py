@@ -75,7 +75,7 @@ class Wildcards:
             return self._sampled(name)
         if "*" in name or "?" in name:
             return self._matching(name)
-        path = storage.resolve_inside(self.folder, *f"{name}.txt".split("/"))
+        path = self._resolve(f"{name}.txt")
         if os.path.lexists(path):
             return _read_text(path, name)
         return self._lines_at(self._concepts_by_identity(name), name)
@@ -92,7 +92,7 @@ class Wildcards:
     def _lines_at(self, location: _Place, name: str, empty: bool = False) -> list[str]:
         """Read the list at a location. empty: whether a file without options is allowed."""
         if location.keys is None:
-            return _read_text(storage.resolve_inside(self.folder, *location.path.split("/")), name, empty)
+            return _read_text(self._resolve(location.path), name, empty)
         return _checked(self._pack(location.path)[location.keys], f"__{printable(name, 60)}__")
 
     def _concepts_by_identity(self, name: str) -> _Place:
@@ -180,13 +180,21 @@ class Wildcards:
 
     def _pack(self, path: str) -> dict[tuple[str, ...], list[str]]:
         if path not in self._packs:
-            text = _text_of(storage.resolve_inside(self.folder, *path.split("/")), path, MAX_PACK_BYTES)
+            text = _text_of(self._resolve(path), path, MAX_PACK_BYTES)
             self._packs[path] = read_pack(text, path)
         return self._packs[path]
+
+    def _resolve(self, path: str) -> Path:
+        """Return the file at a path relative to the folder. Raises UserError where that is outside it."""
+        if self.folder is None:
+            raise FileNotFoundError(path)
+        return storage.resolve_inside(self.folder, *path.split("/"))
 
     def _paths(self) -> list[str]:
         """Return the paths of the lists and packs, relative to the folder."""
         paths: list[str] = []
+        if self.folder is None:
+            return paths
         for place, folders, files in os.walk(self.folder):
             folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
             for file in sorted(files):

@@ -225,20 +225,22 @@ class _Window(io.BytesIO):
 
     ended = False
 
-    def read(self, count: int = -1) -> bytes:
-        data = super().read(count)
-        self.ended |= len(data) < count
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.ended |= size is not None and len(data) < size
         return data
 
-    def readline(self, *limit: int) -> bytes:
-        line = super().readline(*limit)
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(size)
         self.ended |= not line.endswith(b"\n")
         return line
 
 
 def _runs(head: bytes, whole: int) -> bool:
     """Return whether the bytes are a program for pickle's stack machine, as protocols 0 and 1 are. Runs nothing."""
-    window, depths, memo, count = _Window(head), [0], set(), 0  # depths: stack sizes since each MARK
+    window, count = _Window(head), 0
+    depths = [0]  # stack sizes since each MARK
+    memo: set[object] = set()
     try:
         for opcode, argument, _ in pickletools.genops(window):
             count += 1
