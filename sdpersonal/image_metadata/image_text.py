@@ -211,8 +211,8 @@ def _avif_sources(data: bytes) -> Iterator[tuple[str, Reader]]:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data), formats=("AVIF",)) as picture:
-            exif, xmp = picture.info.get("exif", b""), picture.info.get("xmp", b"")
+        with Image.open(io.BytesIO(data), formats=("AVIF",)) as image:
+            exif, xmp = image.info.get("exif", b""), image.info.get("xmp", b"")
     except Exception:  # Pillow raises many kinds for broken files, and may be built without AVIF
         return
     yield from _exif_sources(exif[: 4 * MAX_GRAPH])

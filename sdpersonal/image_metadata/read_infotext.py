@@ -302,7 +302,7 @@ def _began(facts: Mapping[str, str], parameters: Parameters) -> bool | None:
 def _collect_notes(facts: Mapping[str, str], parameters: Parameters) -> list[str]:
     notes = []
     if parameters.program in ("A1111", "Forge", "Civitai") and facts.get("rng", "GPU") != "CPU":
-        notes.append("Its noise was drawn on a graphics card: the same seed begins from other noise here.")
+        notes.append("Its noise was generated on a GPU: the same seed begins from other noise here.")
     if facts.get("ensd", "0") not in ("0", ""):
         notes.append(f"The noise that its sampler adds had other seeds (ENSD {printable(facts['ensd'], 12)}).")
     if parameters.program == "Fooocus":

@@ -134,7 +134,7 @@ class Recipe(RecipePart):
         shared = {name: getattr(request, name) for name in _REQUEST_FIELDS & values.keys()}
         super().__init__(**(values | shared | {"fast": request.fast or "", "scheduler": request.scheduler or ""}))
         if self.mask and not self.start:
-            raise UserError("The recipe has a mask and no start picture.")
+            raise UserError("The recipe has a mask and no start image.")
         if self.place >= self.batch:
             raise UserError(f"place must be below batch, {self.batch}, got {self.place}.")
 
@@ -170,5 +170,5 @@ def pixels_sha256(image: Image.Image) -> str:
 
 def describe_hidden(flags: Collection[bool]) -> str:
     """Describe how many images of a request were hidden (`Recipe.hidden` of each): "" if none."""
-    hidden, of = sum(flags), "1 picture" if len(flags) == 1 else f"{len(flags)} pictures"
+    hidden, of = sum(flags), "1 image" if len(flags) == 1 else f"{len(flags)} images"
     return f"The checker hid {hidden} of {of}." if hidden else ""

@@ -44,10 +44,10 @@ def _pixels(data: bytes) -> np.ndarray | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=(kind,)) as picture:
-                if picture.mode not in ("RGB", "RGBA") or picture.width * picture.height > MAX_PIXELS:
+            with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+                if image.mode not in ("RGB", "RGBA") or image.width * image.height > MAX_PIXELS:
                     return None
-                return np.asarray(picture)
+                return np.asarray(image)
     except Exception:  # Pillow raises many kinds for broken files
         return None
 

@@ -82,17 +82,17 @@ class Outputs:
         matches = (FAVOURITE_NAME.fullmatch(entry.name) for entry in _list_entries(self.folder / FAVOURITES_FOLDER))
         return [m[0] for m in sorted(filter(None, matches), key=lambda m: (m[1], int(m[3])), reverse=True)]
 
-    def _favourite_path(self, picture: str | os.PathLike) -> Path:
+    def _favourite_path(self, image: str | os.PathLike) -> Path:
         """Return the path of an image's copy in favourites; for a favourite, its own path."""
-        path = Path(os.path.abspath(picture))
+        path = Path(os.path.abspath(image))
         top = Path(os.path.abspath(self.folder))
         if path.parent == top / FAVOURITES_FOLDER and FAVOURITE_NAME.fullmatch(path.name):
             return self.folder / FAVOURITES_FOLDER / path.name
         if path.parent.parent == top and DAY_NAME.fullmatch(path.parent.name) and IMAGE_NAME.fullmatch(path.name):
             return self.folder / FAVOURITES_FOLDER / f"{path.parent.name}-{path.name}"
         raise UserError(
-            f"{printable(str(picture), 200)} is not a picture of {printable(str(self.folder), 200)}.",
-            "Give one of its pictures, or the folder with --out.",
+            f"{printable(str(image), 200)} is not an image of {printable(str(self.folder), 200)}.",
+            "Give one of its images, or the folder with --out.",
         )
 
 

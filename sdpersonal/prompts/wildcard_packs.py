@@ -209,7 +209,7 @@ def _one_line(value: object) -> str:
 def _unreadable(name: str, kind: str, line: int | None) -> UserError:
     where = f"; line {line:,} is not" if line else ""
     return UserError(
-        f"{printable(name, 80)} cannot be read as {kind}{where}.", "Mend it, or take it out of the folder."
+        f"{printable(name, 80)} cannot be read as {kind}{where}.", "Correct it, or take it out of the folder."
     )
 
 

@@ -68,7 +68,7 @@ class Wildcards:
         _check(name)
         if self.folder is None:
             raise UserError(
-                f"I know no folder with a list for __{printable(name, 60)}__.",
+                f"No folder of wildcards was given for __{printable(name, 60)}__.",
                 r"Name one with --wildcards FOLDER; for the underscores themselves write \_\_.",
             )
         if name[0] in "~@!" and name not in self._all():
@@ -85,7 +85,7 @@ class Wildcards:
         if name[0] == "~":
             return self.lines(name[1:])
         raise UserError(
-            f"__{printable(name, 60)}__ asks for one option after the other; here they are drawn at random.",
+            f"__{printable(name, 60)}__ asks for one option after the other; here they are chosen at random.",
             f"Write __{printable(name[1:], 60)}__.",
         )
 
@@ -134,7 +134,7 @@ class Wildcards:
     def _matching(self, pattern: str) -> list[str]:
         if not re.search(r"[^*?/]", pattern):
             raise UserError(
-                f"__{printable(pattern, 60)}__ would be every list there is.", "Write a part of a name: __animals/*__."
+                f"__{printable(pattern, 60)}__ matches every list.", "Write a part of a name: __animals/*__."
             )
         fits, places = _pattern(pattern), self._all()
         matches = [candidate for candidate in places if fits.fullmatch(_folded(candidate))]
@@ -145,7 +145,7 @@ class Wildcards:
         ]
         if not matches:
             raise UserError(
-                f"No list in {printable(str(self.folder))} fits __{printable(pattern, 60)}__.",
+                f"No list in {printable(str(self.folder))} matches __{printable(pattern, 60)}__.",
                 self._suggest_names(pattern.replace("*", "")),
             )
         lines: list[str] = []
@@ -153,10 +153,10 @@ class Wildcards:
             lines += self._lines_at(places[candidate], candidate, empty=True)
             if len(lines) > MAX_LINES:
                 raise UserError(
-                    f"The lists that fit __{printable(pattern, 60)}__ have more than {MAX_LINES:,} lines.",
+                    f"The lists that match __{printable(pattern, 60)}__ have more than {MAX_LINES:,} lines.",
                     "Write a longer part of their names.",
                 )
-        return _checked(lines, f"Every list that fits __{printable(pattern, 60)}__")
+        return _checked(lines, f"Every list that matches __{printable(pattern, 60)}__")
 
     def _all(self) -> dict[str, _Place]:
         """Return every list by its name. If a name in a pack is taken, the pack's own name is put in front of it."""
@@ -222,7 +222,7 @@ def _check(name: str) -> None:
     """Raise UserError for a name that is not possible on every system."""
     if "(" in name and "=" in name.partition("(")[2] and name.endswith(")"):
         raise UserError(
-            f"__{printable(name, 60)}__ hands a value to its list; there are no variables here.",
+            f"__{printable(name, 60)}__ passes a value to its list; variables are not supported.",
             "Write the list without the brackets; where it has a default, ${figure:frog}, that is used.",
         )
     parts = name.split("/")
@@ -231,7 +231,7 @@ def _check(name: str) -> None:
         for part in parts
     ) or re.search(r'[\x00-\x1f\x7f\\<>:"|]', name):
         raise UserError(
-            f"__{printable(name, 60)}__ is no name that a list can have.",
+            f"__{printable(name, 60)}__ is not a valid name of a list.",
             r"Write __colour__ or __animals/cats__; for the underscores themselves \_\_.",
         )
 
@@ -290,5 +290,5 @@ def _checked(options: list[str], what: str) -> list[str]:
     if not options:
         raise UserError(f"{what} is empty.", "Write an option in each line.")
     if len(options) > MAX_LINES:
-        raise UserError(f"{what} has {len(options):,} lines; I read {MAX_LINES:,}.", "Split it.")
+        raise UserError(f"{what} has {len(options):,} lines; the limit is {MAX_LINES:,}.", "Split it.")
     return options

@@ -132,7 +132,9 @@ def sync_folder(folder: Path) -> None:
         finally:
             os.close(handle)
     except OSError as error:  # it is too late to say that nothing was changed
-        raise UserError(f"{printable(str(folder), 200)} was changed, but may forget it: {error.strerror}.") from error
+        raise UserError(
+            f"{printable(str(folder), 200)} was changed, which a power failure may undo: {error.strerror}."
+        ) from error
 
 
 def sync_tree(folder: Path) -> None:

@@ -43,7 +43,7 @@ _LFS = "Run `git lfs pull` where it was cloned, or fetch the file itself from it
 
 @dataclass(frozen=True)
 class FileType:
-    """One type of file. name: short, `PNG`; what: in a sentence that begins with the file's name, `a PNG picture`."""
+    """One type of file. name: short, `PNG`; what: in a sentence that begins with the file's name, `a PNG image`."""
 
     group: Group
     name: str
@@ -58,14 +58,14 @@ class FileType:
 SAFETENSORS = FileType("safetensors", "safetensors", "a safetensors file")
 ZIP = FileType("zip", "zip", "a zip archive", _UNPACK)
 PICKLE = FileType("pickle", "pickle", "a pickle")
-UNKNOWN = FileType("unknown", "unknown", "no safetensors, torch or picture file that is known here")
+UNKNOWN = FileType("unknown", "unknown", "no safetensors, torch or image file that is known here")
 EMPTY = FileType("placeholder", "empty", "empty", _CUT)
 ZEROS = FileType("placeholder", "zeros", "nothing but zeros: a download that has not finished", _CUT)
 LFS = FileType("placeholder", "Git-LFS pointer", "a Git-LFS pointer: the file itself was not downloaded", _LFS)
 
 
 def _image(name: str) -> FileType:
-    return FileType("image", name, f"a {name} picture", "Pictures go into a folder to train on.")
+    return FileType("image", name, f"a {name} image", "Images go into a folder to train on.")
 
 
 def _archive(name: str) -> FileType:

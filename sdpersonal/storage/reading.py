@@ -77,7 +77,7 @@ def _open_regular(path: Path) -> tuple[int, int]:
 
 
 def _too_large_error(path: Path, limit: int) -> UserError:
-    return UserError(f"{printable(str(path))} is larger than {format_bytes(limit)}, the most I read of such a file.")
+    return UserError(f"{printable(str(path))} is larger than {format_bytes(limit)}, the limit for such a file.")
 
 
 def sha256(*parts: bytes | memoryview) -> str:
@@ -96,5 +96,5 @@ def resolve_inside(root: Path, *parts: str) -> Path:
     except (ValueError, OSError, RuntimeError):  # a NUL, a name too long, a loop of links
         path = None
     if path is None or path == top or not path.is_relative_to(top):
-        raise UserError(f"{printable('/'.join(parts))} is not a place inside {printable(str(root))}.")
+        raise UserError(f"{printable('/'.join(parts))} is not inside {printable(str(root))}.")
     return path

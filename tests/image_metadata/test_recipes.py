@@ -150,7 +150,7 @@ def test_what_a_request_refuses_a_recipe_refuses_in_the_same_words(name):
         ({"concepts": [FIELDS["concepts"][0] | {"vectors": 1}]}, "vectors must be yes or no"),
         ({"concepts": [FIELDS["concepts"][0] | {"strength": math.nan}]}, "strength must be a number from -100"),
         ({"start": "/etc/passwd"}, "64 hexadecimal digits"),
-        ({"mask": A}, "a mask and no start picture"),
+        ({"mask": A}, "a mask and no start image"),
         ({"start": A, "enlarge": 2.0}, "--enlarge"),
         ({"fast": "<no token>"}, "is not a concept's token"),
         ({"batch": 0}, "batch must be a whole number from 1 to 64"),
@@ -440,8 +440,8 @@ def test_what_means_the_same_here_is_taken():
     assert found.notes == (
         "Not loaded: the LoRA add-detail (0.6).",
         "Not loaded: the embedding easynegative.",
-        "It was drawn with the model v1-5.",
-        "Its noise was drawn on a graphics card: the same seed begins from other noise here.",
+        "It was generated with the model v1-5.",
+        "Its noise was generated on a GPU: the same seed begins from other noise here.",
     )
     assert found.request(n=2, seed=1) == GenerateRequest(**(dict(found.fields) | {"n": 2, "seed": 1}))
 

@@ -4,10 +4,10 @@ const all = Array.from(document.querySelectorAll("article"));
 function filter() {
   const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
   let shown = 0;
-  for (const each of all) {
-    const { words: has, kind: k, base: b } = each.dataset;
+  for (const article of all) {
+    const { words: has, kind: k, base: b } = article.dataset;
     const fits = (!kind.value || k === kind.value) && (!base.value || b === base.value) && wanted.every((w) => has.includes(w));
-    each.hidden = !fits;
+    article.hidden = !fits;
     shown += fits;
   }
   count.textContent = shown === all.length ? `${shown} concepts` : `${shown} of ${all.length}`;
@@ -22,5 +22,5 @@ document.querySelector("main").addEventListener("click", async (event) => {
   count.textContent = `Copied ${button.dataset.token}`;
   setTimeout(() => { button.classList.remove("done"); filter(); }, 1200);
 });
-for (const each of [words, kind, base]) each.addEventListener("input", filter);
+for (const input of [words, kind, base]) input.addEventListener("input", filter);
 filter();  // a browser that comes back keeps what was typed

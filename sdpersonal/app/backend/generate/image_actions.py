@@ -51,7 +51,7 @@ def read_settings(image: object) -> ImageSettings:
     if isinstance(recipe, Foreign):
         prompt = {"prompt": recipe.words} if recipe.words else {}  # with the unusable parts, for the user to change
         return ImageSettings(_UNUSED | dict(recipe.fields) | prompt, recipe.notes, same=False)
-    notes = ("It began from another picture, which is not in it.",) if recipe.start else ()
+    notes = ("It began from another image, which is not in it.",) if recipe.start else ()
     fields = recipe.model_dump(include=set(GenerateRequest.model_fields) - {"start", "mask"})
     return ImageSettings(fields | {"n": 1, "fast": recipe.fast or None, "scheduler": recipe.scheduler or None}, notes)
 
@@ -144,7 +144,7 @@ def hires_job(workspace: Workspace, result: SessionImage | None, scale: float) -
     """Create a job that generates the same image larger, in a second pass (hires fix). Raises UserError."""
     recipe = _read_recipe(result)
     if isinstance(recipe, Recipe) and recipe.start:
-        raise UserError("It began from another picture.", "Begin from this one, with a larger size.")
+        raise UserError("It began from another image.", "Begin from this one, with a larger size.")
     return _requests_job(workspace, recipe, [GenerateRequest(**(recipe.request().model_dump() | {"enlarge": scale}))])
 
 
