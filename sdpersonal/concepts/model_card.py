@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .card import CONSENT_TEXTS
 from .concept import Concept
 from .exporters import diffusers
 from .exporters.export import HUB_MODELS, Export, example_prompt
@@ -13,11 +14,6 @@ from .licences import hub_licence
 from .plain_lora import plain_concept
 
 GRID_FILE = "pictures.png"
-_CONSENT = {
-    "yes": "the person shown agrees",
-    "no": "the person shown does not agree",
-    "unknown": "whether the person shown agrees is not known",
-}
 
 
 def model_card(
@@ -63,7 +59,7 @@ def _hub_facts(concept: Concept) -> dict[str, object]:
 
 def _extra_facts(concept: Concept) -> list[tuple[str, str]]:
     card = concept.card
-    consent = f"{_CONSENT[card.consent]}{': ' + card.consent_note if card.consent_note else ''}"
+    consent = f"{CONSENT_TEXTS[card.consent]}{': ' + card.consent_note if card.consent_note else ''}"
     training = [card.method, f"{card.steps} steps" if card.steps else "", *(f"{k} {v}" for k, v in card.recipe.items())]
     scores = ", ".join(f"{name} {value:.3g}" for name, value in card.scores.items())
     return [

@@ -14,7 +14,7 @@ from pathlib import Path
 from ... import storage
 from ...errors import UserError
 from ...html import render_template
-from ..card import BASE_LABELS
+from ..card import BASE_LABELS, CONSENT_TEXTS
 from ..library import Entry
 from ..modelspec import to_data_url
 from ..thumbnail import reencode_thumbnail
@@ -22,7 +22,6 @@ from ..thumbnail import reencode_thumbnail
 SIDE = 256  # pixels of a thumbnail
 _SMALL, _MANY = 176, 500  # the displayed width, for pages of more concepts: 3,000 take 27 MB rather than 46
 _TEMPLATE = Path(__file__).with_name("page.html")
-_CONSENT = {"yes": "the person agrees", "no": "the person does not agree", "unknown": "consent not known"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +95,7 @@ def _gallery_item(entry: Entry, versions: int, side: int) -> GalleryItem:
         "Measured": ", ".join(f"{name} {value:.2f}" for name, value in card.scores.items()),
         "Author": card.author,
         "Licence": card.license or "not stated",
-        "Consent": f"{_CONSENT[card.consent]} {card.consent_note}".strip() if card.kind == "person" else "",
+        "Consent": f"{CONSENT_TEXTS[card.consent]} {card.consent_note}".strip() if card.kind == "person" else "",
         "Version": f"{entry.token.version}{f' ({versions} here)' if versions > 1 else ''}",
         "Date": card.created[:10],
         "Identity": (entry.identity or "")[:16],
