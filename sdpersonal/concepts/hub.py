@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _MAX_IMAGE_BYTES = 50_000_000  # bytes
-_RECIPE = "sdpersonal"  # the key of a PNG's text with its recipe, `image_metadata.write_infotext.RECIPE_KEY`
+_RECIPE = "sdpersonal"  # the key of a PNG's text with its recipe, `image_metadata.write_png.RECIPE_KEY`
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from .parameters import Foreign, Parameters, Unreadable, foreign_of
 from .read_infotext import a1111
 from .recipe import Recipe
 from .stealth import hidden_text
-from .write_infotext import RECIPE_KEY
+from .write_png import RECIPE_KEY
 
 MAX_IMAGE_BYTES = 100_000_000  # bytes of a file to read
 _A1111_TEXTS = ("parameters", "UserComment", "Comment", "ImageDescription", "JPEG comment")

@@ -1,4 +1,4 @@
-"""Write a recipe into a PNG: as JSON, and as A1111's infotext, which Civitai and most other programs read too.
+"""Write a recipe as A1111's infotext, which Civitai and most other programs read too.
 
     a photo of me-duck <lora:me-duck:0.8> on the beach
     Negative prompt: blurry
@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from ..concepts.card import strip_unsafe_characters
 from ..config.scheduler_names import named
@@ -28,11 +27,6 @@ from ..prompts import Mention, Token
 from ..prompts.concept_syntax import parse_concept_ref
 from .recipe import Recipe, RecipeConcept
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-RECIPE_KEY = "sdpersonal"  # key of the PNG text with our own recipe
-A1111_KEY = "parameters"  # key of the PNG text with A1111's infotext
 HASH_DIGITS = 12  # of a sha256
 SAMPLERS = {  # diffusers' class, if no scheduler was requested -> Sampler, Schedule type
     "DPMSolverMultistep": ("DPM++ 2M", "Karras"),
@@ -42,21 +36,6 @@ SAMPLERS = {  # diffusers' class, if no scheduler was requested -> Sampler, Sche
 }
 _BRACKET = re.compile(r"\\.|<(?=\S)([^<>]*)>", re.DOTALL)
 _RESERVED_LABEL = re.compile(r"\b(negative prompt|negative template|template|steps):", re.IGNORECASE)
-
-
-def png_with_recipe(image: Image.Image, recipe: Recipe | None) -> bytes:
-    """Encode the image as PNG with its recipe in our format and A1111's, or for None with its pixels only."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    from ..image_grid import encode_png
-
-    text = PngInfo()
-    if recipe is not None:
-        text.add_text(A1111_KEY, format_infotext(recipe).encode("utf-8", "replace").decode())
-        text.add_itxt(RECIPE_KEY, recipe.to_json())
-    bare = Image.frombytes(image.mode, image.size, image.tobytes())  # drops profile, EXIF and texts
-    return encode_png(bare, text)
 
 
 def format_infotext(recipe: Recipe) -> str:
