@@ -15,11 +15,12 @@ from .base import (
     flag_of,
 )
 from .generation import MAX_CLIP_SKIP, MAX_IMAGES, MAX_WORK, GenerateRequest, PromptText, check_total_work
-from .training import DreamboothSettings, TextualInversionSettings, TrainingSettings
+from .training import IDENTIFIER, DreamboothSettings, TextualInversionSettings, TrainingSettings
 
 __all__ = [
     "FORMER_FIELDS",
     "FORMER_PRIORS",
+    "IDENTIFIER",
     "MAX_CLIP_SKIP",
     "MAX_IMAGES",
     "MAX_WORK",

@@ -59,7 +59,7 @@ def _describe(recipe: Recipe) -> list[tuple[str, str]]:
         "Concepts": ", ".join(concepts),
         "Base": recipe.base.name,
         "Size": recipe.size + (f", enlarged {recipe.hires_scale:g} times" if recipe.hires_scale > 1 else ""),
-        "Began from": f"a picture, changed by {recipe.strength:g}" if recipe.init_image else "",
+        "Began from": f"an image, changed by {recipe.strength:g}" if recipe.init_image else "",
         "Steps": str(recipe.steps),
         "Guidance": f"{recipe.guidance:g}",
         "Chosen from": recipe.template,

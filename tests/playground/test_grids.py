@@ -243,7 +243,7 @@ def test_axes_as_they_are_written(text, kind, target, values, first_label):
         ({"x": "prompt: a|b <"}, None),
         ({"x": "prompt: a|<b"}, None),
         ({"x": "seed: 1..60", "y": "guidance: 1..20"}, "1,200 pictures; I take up to 1000"),
-        ({"x": "seed: 1..100", "y": "steps: 100, 150", "size": "2048x2048"}, "times more than I take at once"),
+        ({"x": "seed: 1..100", "y": "steps: 100, 150", "size": "2048x2048"}, "times the limit of one request"),
         ({"x": "checkpoint: runs/nothing"}, "holds no checkpoint"),
         ({"x": "seed: 1..2", "num_images": 3}, "num_images is not a setting"),
         ({"prompt": "x" * 2001}, "prompt must be"),

@@ -289,7 +289,7 @@ def test_a_picture_of_another_program_is_varied_too(tmp_path, capsys):
     command = ["vary", str(tmp_path / "theirs.png"), "--base", "tiny", "--words", "ball=cube|cone"]
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert "It was drawn with the model other." in said
+    assert "It was generated with the model other." in said
     found = [read_recipe(path.read_bytes()) for path in sorted((tmp_path / "out").glob("*/0000?-????????.png"))]
     assert [(each.prompt, each.negative, each.seed, each.steps) for each in found] == [
         ("a red cube", "blue", 5, 2),

@@ -17,7 +17,7 @@ from ..terminal import say
 
 SUBJECT, STYLE = "<demo/teddy>", "<demo/cyanotype>"
 _WEAK_STYLE = STYLE.replace(">", ":0.8>")  # at full strength it overpowers the rest
-SEEDS = 4
+NUM_IMAGES = 4
 ROWS = (  # the concept whose photo comes first, and the prompt
     (SUBJECT, f"{SUBJECT} on the beach"),
     (SUBJECT, f"{SUBJECT} in the snow"),
@@ -56,13 +56,9 @@ def run_demo(out: Path, say: Callable[[str], None] = print) -> Path:
     generator, rows = Generator(base, library), []
     for token, prompt in ROWS:
         say(f"Generating {prompt}")
-        rows.append(
-            [
-                firsts[token],
-                *(image.image for image in generator.generate(GenerateRequest(prompt=prompt, num_images=SEEDS))),
-            ]
-        )
-    page = labelled_grid(rows, [prompt for _, prompt in ROWS], ["a photo", *(f"seed {i}" for i in range(SEEDS))])
+        results = generator.generate(GenerateRequest(prompt=prompt, num_images=NUM_IMAGES))
+        rows.append([firsts[token], *(result.image for result in results)])
+    page = labelled_grid(rows, [prompt for _, prompt in ROWS], ["a photo", *(f"seed {i}" for i in range(NUM_IMAGES))])
     path = out / "sheet.png"
     storage.write_bytes(path, encode_png(page))
     say(f"Your turn: sdpersonal generate '{SUBJECT} in the forest' --base tiny --library {library.folder}")
