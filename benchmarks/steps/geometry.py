@@ -76,7 +76,7 @@ def build(kind: str, device: str) -> StableDiffusion:
         "version": "",
         "unet": unet,
         "vae": vae,
-        "encoders": {key: TextEncoder(tokenizer, text) for key, text in texts.items()},
+        "encoders": {key: TextEncoder(tokenizer, text, key) for key, text in texts.items()},
         "scheduler": DDPMScheduler(**_SCHEDULE),
     }
     return (StableDiffusionXL if kind == "sdxl" else StableDiffusion)(**parts)

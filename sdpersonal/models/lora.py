@@ -237,7 +237,7 @@ class LoraAdapters:
             else:
                 self._put(self._adapters[name], parts, passing=name.startswith(_UNET))
 
-    def room(self, loras: Iterable[Lora]) -> int:
+    def memory_bytes(self, loras: Iterable[Lora]) -> int:
         """Return the bytes that a mix of these takes: LoRAs, and full changes as large as the weights themselves."""
         size = 0
         for name, parts in self._group_by_layer((lora, 1.0) for lora in loras).items():

@@ -34,14 +34,17 @@ class StableDiffusionXL(StableDiffusion):
         )  # without clip skip SDXL reads the last but one
 
     def _encode(
-        self, layouts: Mapping[str, list[PromptChunk]], has_words: Sequence[bool], clip_skip: int = 1
+        self, chunks: Mapping[str, list[PromptChunk]], has_words: Sequence[bool], clip_skip: int = 1
     ) -> Conditioning:
-        """Encode one context of each of B prompts. `added` has text_embeds (B, 1280), the second encoder's pooled text;
-        `with_size_conditioning` adds time_ids (B, 6)."""
+        """Encode one context of each of B prompts.
+
+        `added_cond_kwargs` has text_embeds (B, 1280), the second encoder's pooled text; `with_size_conditioning` adds
+        time_ids (B, 6).
+        """
         self.offloader.to_device("text")
-        states_l, _ = self.encoders["clip_l"].penultimate_hidden_states(layouts["clip_l"], clip_skip)  # (B, 77, 768)
+        states_l, _ = self.encoders["clip_l"].penultimate_hidden_states(chunks["clip_l"], clip_skip)  # (B, 77, 768)
         states_g, pooled = self.encoders["clip_g"].penultimate_hidden_states(
-            layouts["clip_g"], clip_skip
+            chunks["clip_g"], clip_skip
         )  # (B, 77, 1280)
         states = torch.cat([states_l, states_g], dim=-1)  # (B, 77, 2048)
         if self.force_zeros_for_empty_prompt:
@@ -49,12 +52,11 @@ class StableDiffusionXL(StableDiffusion):
             states, pooled = states.where(has_text[:, None, None], 0.0), pooled.where(has_text[:, None], 0.0)
         return Conditioning(states, {"text_embeds": pooled})
 
-    def with_size_conditioning(self, condition: Conditioning, framings: Sequence[SizeConditioning]) -> Conditioning:
+    def with_size_conditioning(self, conditioning: Conditioning, sizes: Sequence[SizeConditioning]) -> Conditioning:
         # fp32 whatever the base's dtype: bf16 cannot represent 1023.
-        ids = torch.tensor(
-            [size.time_ids for size in framings], dtype=torch.float32, device=condition.prompt_embeds.device
-        )
-        return replace(condition, added_cond_kwargs=condition.added_cond_kwargs | {"time_ids": ids})
+        device = conditioning.prompt_embeds.device
+        time_ids = torch.tensor([size.time_ids for size in sizes], dtype=torch.float32, device=device)
+        return replace(conditioning, added_cond_kwargs=conditioning.added_cond_kwargs | {"time_ids": time_ids})
 
     def _adapters(self) -> LoraAdapters:
         models: dict[str, nn.Module] = {

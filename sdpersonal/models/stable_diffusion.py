@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
 from ..config.scheduler_names import Scheduler
@@ -23,24 +22,13 @@ from .offload import Offloader
 from .safety_checker import NO_CHECKER, SafetyChecker
 from .saving import save_diffusers_folder
 from .schedule import NoiseSchedule
-from .schedulers import make_scheduler
-from .text_encoder import EncoderSegment, Piece, PromptChunk, TextEncoder
-
-Vectors = Mapping[str, Tensor]
-"""A concept's vectors for each text encoder of a base: "clip_l" -> (n, width)."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of a prompt, text or a concept's vectors, with its emphasis."""
-
-    piece: str | Vectors
-    weight: float = 1.0
+from .schedulers import DiffusersScheduler, make_scheduler
+from .text_encoder import PromptChunk, Segment, TextEncoder, Vectors
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The UNet's conditioning: prompt embeddings and, in `added`, SDXL's pooled text and sizes (added_cond_kwargs)."""
+    """The UNet's conditioning: prompt embeddings, and SDXL's pooled text and sizes in `added_cond_kwargs`."""
 
     prompt_embeds: Tensor  # (B, 77, d), or several contexts concatenated along dim 1
     added_cond_kwargs: dict[str, Tensor] = field(default_factory=dict)  # values: (B, ...)
@@ -175,52 +163,40 @@ class StableDiffusion:
     ) -> Conditioning:
         """Encode captions, given as pieces of text and concepts' vectors.
 
-        framings: the size conditioning of each caption, used by SDXL only; None: uncropped images of the base's own
-        resolution. Raises UserError if a caption is too long.
+        size_conditioning: of each caption, used by SDXL only; None: uncropped images of the base's own resolution.
+        Raises UserError if a caption is too long.
         """
-        layouts = {
-            key: [encoder.make_chunk([_for_encoder(key, piece) for piece in prompt]) for prompt in captions]
-            for key, encoder in self.encoders.items()
-        }
-        has_text = [any(_has_words(piece) for piece in prompt) for prompt in captions]
+        prompts = [[Segment(piece) for piece in caption] for caption in captions]
+        chunks = {key: [encoder.make_chunk(segments) for segments in prompts] for key, encoder in self.encoders.items()}
         return self.with_size_conditioning(
-            self._encode(layouts, has_text), size_conditioning or self._full_size(len(captions))
+            self._encode(chunks, [_has_words(segments) for segments in prompts]),
+            size_conditioning or self._full_size(len(captions)),
         )
 
     def encode_prompt(
         self,
-        prompt: Sequence[Segment | Break],
+        segments: Sequence[Segment | Break],
         size: SizeConditioning | None = None,
         min_chunks: int = 1,
         clip_skip: int = 1,
     ) -> Conditioning:
-        """Encode a prompt of any length with emphasis, at least `chunks` contexts long: states (1, 77 chunks, d).
+        """Encode a prompt of any length with emphasis, at least `min_chunks` contexts long: (1, 77 chunks, d).
 
         The pooled text is the first chunk's, as in A1111. clip_skip: as in A1111, from 1 (skips no layer) to
         `max_clip_skip`.
         """
-        layouts = {key: self._chunks(key, prompt) for key in self.encoders}
-        count = max(min_chunks, *map(len, layouts.values()))
+        chunks = {key: encoder.chunks(segments) for key, encoder in self.encoders.items()}
+        count = max(min_chunks, *map(len, chunks.values()))
         for key, encoder in self.encoders.items():
-            layouts[key] += [encoder.padded(PromptChunk()) for _ in range(count - len(layouts[key]))]
-        nonempty = any(_has_words(segment.piece) for segment in prompt if not isinstance(segment, Break))
-        parts = [
-            self._encode({key: [chunk_list[i]] for key, chunk_list in layouts.items()}, [nonempty], clip_skip)
-            for i in range(count)
-        ]
+            chunks[key] += [encoder.padded(PromptChunk()) for _ in range(count - len(chunks[key]))]
+        has_words = [_has_words(segments)]
+        parts = [self._encode({key: [chunks[key][i]] for key in chunks}, has_words, clip_skip) for i in range(count)]
         conditioning = replace(parts[0], prompt_embeds=torch.cat([part.prompt_embeds for part in parts], dim=1))
         return self.with_size_conditioning(conditioning, [size] if size else self._full_size(1))
 
-    def num_chunks(self, prompt: Sequence[Segment | Break]) -> int:
+    def num_chunks(self, segments: Sequence[Segment | Break]) -> int:
         """Return how many contexts a prompt takes."""
-        return max(len(self._chunks(key, prompt)) for key in self.encoders)
-
-    def _chunks(self, key: str, prompt: Sequence[Segment | Break]) -> list[PromptChunk]:
-        segments = [
-            segment if isinstance(segment, Break) else EncoderSegment(_for_encoder(key, segment.piece), segment.weight)
-            for segment in prompt
-        ]
-        return self.encoders[key].chunks(segments)
+        return max(len(encoder.chunks(segments)) for encoder in self.encoders.values())
 
     @property
     def max_clip_skip(self) -> int:
@@ -228,26 +204,25 @@ class StableDiffusion:
         return self.encoders["clip_l"].layers
 
     def _encode(
-        self, layouts: Mapping[str, list[PromptChunk]], has_words: Sequence[bool], clip_skip: int = 1
+        self, chunks: Mapping[str, list[PromptChunk]], has_words: Sequence[bool], clip_skip: int = 1
     ) -> Conditioning:
-        """Encode one context of each of B prompts. said: whether each prompt has any text or vectors."""
+        """Encode one context of each of B prompts. has_words: whether each prompt has any text or vectors."""
         self.offloader.to_device("text")
-        ((key, prompt_chunks),) = layouts.items()
-        return Conditioning(self.encoders[key].hidden_states(prompt_chunks, clip_skip))
+        return Conditioning(self.encoders["clip_l"].hidden_states(chunks["clip_l"], clip_skip))
 
     def _full_size(self, count: int) -> list[SizeConditioning]:
         return [SizeConditioning.full(self.resolution, self.resolution)] * count
 
-    def with_size_conditioning(self, condition: Conditioning, framings: Sequence[SizeConditioning]) -> Conditioning:
+    def with_size_conditioning(self, conditioning: Conditioning, sizes: Sequence[SizeConditioning]) -> Conditioning:
         """Return the same prompts with other size conditioning; cached prompt embeddings can be reused this way."""
-        return condition
+        return conditioning
 
-    def predict(self, noisy: Tensor, t: Tensor, condition: Conditioning) -> Tensor:
+    def predict(self, noisy: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the UNet's output in fp32 for noisy latents (B, C, h, w) at timesteps t (B,). Only its input is cast
         to the UNet's dtype."""
         self.offloader.to_device("unet")
-        states, added = condition.prompt_embeds.to(self.dtype), condition.added_cond_kwargs or None
-        return self.unet(noisy.to(self.dtype), t, states, added_cond_kwargs=added).sample.float()
+        prompt_embeds, added = conditioning.prompt_embeds.to(self.dtype), conditioning.added_cond_kwargs or None
+        return self.unet(noisy.to(self.dtype), t, prompt_embeds, added_cond_kwargs=added).sample.float()
 
     @torch.no_grad()
     def encode(self, pixels: np.ndarray) -> LatentDistribution:
@@ -268,7 +243,7 @@ class StableDiffusion:
             raise UserError("The picture came out as NaN.", "Lower the strengths of the concepts, or the guidance.")
         return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
-    def make_scheduler(self, scheduler: Scheduler | None = None) -> SchedulerMixin:
+    def make_scheduler(self, scheduler: Scheduler | None = None) -> DiffusersScheduler:
         """Build a fresh scheduler with no memory of other images; None: the default."""
         return make_scheduler(self.scheduler_config, scheduler)
 
@@ -298,13 +273,8 @@ class StableDiffusion:
         return {"unet": self.unet, "vae": self.vae} | {key: encoder.model for key, encoder in self.encoders.items()}
 
 
-def _for_encoder(key: str, piece: str | Vectors) -> Piece:
-    """Return a piece as one encoder reads it: text unchanged, or the concept's vectors for this encoder."""
-    return piece if isinstance(piece, str) else piece[key]
-
-
-def _has_words(piece: str | Vectors) -> bool:
-    return bool(piece.strip()) if isinstance(piece, str) else True
+def _has_words(segments: Sequence[Segment | Break]) -> bool:
+    return any(isinstance(segment, Segment) and not segment.is_blank for segment in segments)
 
 
 def text_encoder_path(path: str) -> str:

@@ -76,7 +76,7 @@ def shelf(base):
         rows = {key: (0.03 * torch.randn(count, width, generator=draw)).numpy() for key, width in base.widths.items()}
         found[name] = Concept(Token("me", name, 1), Card(token=f"<me/{name}-v1>", base=base.kind), rows)
     for name in ("red", "blue"):
-        trained = base.adapters.add_trainable("all", 2, draw, text=True)
+        trained = base.adapters.add_trainable("all", 2, draw, text_encoder=True)
         for parameter in trained.values():
             parameter.data = 0.05 * torch.randn(parameter.shape, generator=draw)
         base.adapters.clear()

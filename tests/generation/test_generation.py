@@ -248,17 +248,17 @@ def test_a_blend_is_half_of_each(tiny, shelf):
     both = Shelf(duck=shelf["duck"], other=other)
     reader = PromptResolver(tiny, both)
     reading = reader.resolve("<duck+other>")
-    (spoken,) = reader.segments(reading.at(0.5))
+    (segment,) = reading.segments_at(tiny, 0.5)
     expected = (shelf["duck"].vectors["clip_l"] + other.vectors["clip_l"]) / 2
-    np.testing.assert_allclose(spoken.piece["clip_l"], expected, atol=1e-6)
+    np.testing.assert_allclose(segment.content["clip_l"], expected, atol=1e-6)
     assert [(share.identity, share.strength) for share in reading.loras_at(0.5)] == [
         (shelf["duck"].identity, 0.5),
         (other.identity, 0.5),
     ]
     weighted = reader.resolve("<duck:0.6+other:0.2>")
-    (spoken,) = reader.segments(weighted.at(0.5))  # three parts to one, four fifths of the way
+    (segment,) = weighted.segments_at(tiny, 0.5)  # three parts to one, four fifths of the way
     expected = 0.8 * (0.75 * shelf["duck"].vectors["clip_l"] + 0.25 * other.vectors["clip_l"])
-    np.testing.assert_allclose(spoken.piece["clip_l"], expected, atol=1e-6)
+    np.testing.assert_allclose(segment.content["clip_l"], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("strengths", [(-1, 2), (1, -1), (-0.5, -1.5), (5, -5), (0.6, 0.2), (0, 0), (-1, 0)])
@@ -283,8 +283,8 @@ def test_a_negative_strength_takes_the_change_away(tiny, shelf):
     linear = tiny.adapters.layers()[name]
     x = torch.randn(3, linear.in_features, generator=torch.Generator().manual_seed(0))
     change = layer.alpha / layer.rank * layer.up.astype(np.float32) @ layer.down.astype(np.float32)
-    mix = reader.resolve("a <duck:-1.5>").loras_at(0.5)
-    with torch.no_grad(), tiny.adapters.active(reader.loras(mix)):
+    mix = [(weight.lora, weight.strength) for weight in reader.resolve("a <duck:-1.5>").loras_at(0.5)]
+    with torch.no_grad(), tiny.adapters.active(mix):
         got = linear(x)
     with torch.no_grad():
         expected = linear(x).numpy() - 1.5 * x.numpy() @ change.T
@@ -315,9 +315,9 @@ def test_a_negative_strength_draws_and_is_in_the_recipe(tiny, shelf):
 
 def test_a_blend_of_words_of_other_lengths_is_one_after_the_other(tiny, shelf):
     reader = PromptResolver(tiny, shelf)
-    first, second = reader.segments(reader.resolve("<duck+ink>").at(0.5))
-    np.testing.assert_allclose(first.piece["clip_l"], 0.5 * shelf["duck"].vectors["clip_l"])
-    np.testing.assert_allclose(second.piece["clip_l"], 0.5 * shelf["ink"].vectors["clip_l"])
+    first, second = reader.resolve("<duck+ink>").segments_at(tiny, 0.5)
+    np.testing.assert_allclose(first.content["clip_l"], 0.5 * shelf["duck"].vectors["clip_l"])
+    np.testing.assert_allclose(second.content["clip_l"], 0.5 * shelf["ink"].vectors["clip_l"])
 
 
 # --- alternatives ---
@@ -496,7 +496,7 @@ def test_what_a_prompt_means_is_encoded_once(tiny, shelf, monkeypatch):
 def test_how_a_prompt_is_encoded_does_not_depend_on_others(tiny):
     """Encoded as the fourth with a LoRA of the text encoder in the slots, or as the first: the same to the bit."""
     draw = torch.Generator().manual_seed(0)
-    trained = tiny.adapters.add_trainable("all", 2, draw, text=True)
+    trained = tiny.adapters.add_trainable("all", 2, draw, text_encoder=True)
     for parameter in trained.values():
         parameter.data = 0.05 * torch.randn(parameter.shape, generator=draw)
     tiny.adapters.clear()

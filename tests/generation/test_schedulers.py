@@ -374,8 +374,10 @@ def test_predictions_are_counted_and_windows_are_of_steps(sd1, name, change):
     row, moments, counted = base.encode_captions([["a"]] * 2), [], []
     noise, _ = beginning(base)
     with base.exclusive():
-        denoise(base, lambda moment: moments.append(moment) or row, noise, sampling, counted.append, seeds=(SEED,))
-    assert counted == list(range(1, sampling.predictions + 1))
+        denoise(
+            base, lambda moment: moments.append(moment) or row, noise, sampling, seeds=(SEED,), on_step=counted.append
+        )
+    assert counted == list(range(1, sampling.num_predictions + 1))
     taken = {1.0: 5, 0.5: 2, 0.01: 1}[change]
     twice = name in ("Heun", "DPM2 a")
     assert len(counted) == (2 * taken - 1 if twice else taken + 1 if name == "PLMS" else taken)

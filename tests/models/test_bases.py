@@ -189,7 +189,7 @@ def test_broken_folders_are_refused_in_a_sentence(folder, change, problem):
 def step(base, kept):
     """One step of a LoRA: the loss, its gradients, and the bytes that stay for the backward pass."""
     base.adapters.clear()
-    trained = base.adapters.add_trainable("all", 2, torch.Generator().manual_seed(0), text=True)
+    trained = base.adapters.add_trainable("all", 2, torch.Generator().manual_seed(0), text_encoder=True)
     generator = torch.Generator().manual_seed(1)
     for parameter in trained.values():
         parameter.data += 0.01 * torch.randn(parameter.shape, generator=generator)

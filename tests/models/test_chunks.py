@@ -8,7 +8,6 @@ import torch
 
 from sdpersonal.errors import UserError
 from sdpersonal.models import Conditioning, Segment, load_base
-from sdpersonal.models.text_encoder import EncoderSegment
 from sdpersonal.prompts import Break
 from support.narrow import save_narrow
 
@@ -70,11 +69,11 @@ def random_prompt(encoder, chance):
             units.append(None)
         elif kind < 0.2:
             rows = torch.randn(chance.choice([1, 2, 8, 30]), encoder.width)
-            spans.append(EncoderSegment(rows, weight))
+            spans.append(Segment({"clip_l": rows}, weight))
             units.append(([0] * len(rows), weight))
         else:
             words = [chance.choice(["duck", "a", "red", ",", ",", "umbrella"]) for _ in range(chance.randint(1, 12))]
-            spans.append(EncoderSegment(" ".join(words), weight))
+            spans.append(Segment(" ".join(words), weight))
             units += [(token, weight) for token in encoder.ids(" ".join(words))]
     return spans, units
 
@@ -93,16 +92,16 @@ def test_prompts_are_cut_as_a1111_cuts_them(tiny, seed):
         assert chunk.weights == [1.0, *weights] + [1.0] * (left + 1)
         assert all(set(chunk.ids[at : at + len(rows)]) == {0} for at, rows in chunk.vectors)
     assert sum(len(chunk.vectors) for chunk in chunks) == sum(
-        isinstance(one, EncoderSegment) and not isinstance(one.piece, str) for one in spans
+        isinstance(one, Segment) and not isinstance(one.content, str) for one in spans
     )
 
 
 def test_what_is_at_a_comma_is_cut_there(tiny):
     encoder = tiny.encoders["clip_l"]
     assert len(encoder.ids("cat")) == 1
-    first, second = encoder.chunks([EncoderSegment("cat " * 60 + "," + " cat" * 20)])
+    first, second = encoder.chunks([Segment("cat " * 60 + "," + " cat" * 20)])
     assert first.ids.index(encoder.tokenizer.eos_token_id) == 1 + 61 and len(second.ids) == 77
-    late, _ = encoder.chunks([EncoderSegment("cat " * 50 + "," + " cat" * 30)])  # the comma is too far back
+    late, _ = encoder.chunks([Segment("cat " * 50 + "," + " cat" * 30)])  # the comma is too far back
     assert late.ids.index(encoder.tokenizer.eos_token_id) == 1 + 75
 
 
@@ -155,7 +154,7 @@ def test_emphasis_never_turns_a_prompt_over(sd2):
 
 @torch.no_grad()
 def test_a_long_prompt_is_its_chunks_side_by_side(tiny):
-    long = tiny.encode_prompt([Segment("a duck, "), Break(), Segment("a cat")], chunks=3)
+    long = tiny.encode_prompt([Segment("a duck, "), Break(), Segment("a cat")], min_chunks=3)
     assert long.prompt_embeds.shape[1] == 3 * 77
     parts = [tiny.encode_captions([[words]]).prompt_embeds for words in ("a duck, ", "a cat", "")]
     assert torch.equal(long.prompt_embeds, torch.cat(parts, dim=1))

@@ -112,7 +112,7 @@ def test_attention_projections_of_a_real_unet(tiny):
 
 
 def test_convolutions_and_text_encoders_learn_where_asked(tiny):
-    usual, everything = tiny.adapters.layer_names("transformer"), tiny.adapters.layer_names("all", text=True)
+    usual, everything = tiny.adapters.layer_names("transformer"), tiny.adapters.layer_names("all", text_encoder=True)
     assert set(usual) < set(everything)
     more = set(everything) - set(usual)
     assert {"lora_unet_down_blocks_0_resnets_0_conv1", "lora_unet_down_blocks_0_downsamplers_0_conv"} <= more
@@ -123,16 +123,18 @@ def test_convolutions_and_text_encoders_learn_where_asked(tiny):
     assert not any(
         word in name for name in more for word in ("time_embedding", "conv_in", "conv_out", "token_embedding")
     )
-    assert all(name.endswith("_proj") for name in set(tiny.adapters.layer_names("attention", text=True)) - set(usual))
+    assert all(
+        name.endswith("_proj") for name in set(tiny.adapters.layer_names("attention", text_encoder=True)) - set(usual)
+    )
     alone = tiny.adapters.add_trainable("attention", 2, torch.Generator().manual_seed(0))
-    both = tiny.adapters.add_trainable("attention", 2, torch.Generator().manual_seed(0), text=True)
+    both = tiny.adapters.add_trainable("attention", 2, torch.Generator().manual_seed(0), text_encoder=True)
     tiny.adapters.clear()
     assert all(torch.equal(alone[name], both[name]) for name in alone) and len(both) > len(alone)
 
 
 def test_a_convolution_is_trained_and_drawn_with_alike(tiny):
     noisy, t = torch.randn(1, *tiny.latent_shape(128, 128)), torch.tensor([500])
-    trained = tiny.adapters.add_trainable("all", 2, torch.Generator().manual_seed(0), text=True)
+    trained = tiny.adapters.add_trainable("all", 2, torch.Generator().manual_seed(0), text_encoder=True)
     try:
         for name, parameter in trained.items():
             if name.endswith("up.weight"):

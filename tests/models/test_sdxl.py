@@ -62,7 +62,7 @@ def close(ours, theirs):
 def a_lora(base, targets="all", seed=0):
     """One that says something in every layer that could be trained."""
     generator = torch.Generator().manual_seed(seed)
-    trained = base.adapters.add_trainable(targets, 2, generator, text=True)
+    trained = base.adapters.add_trainable(targets, 2, generator, text_encoder=True)
     for parameter in trained.values():
         parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
     base.adapters.clear()
@@ -134,7 +134,7 @@ def test_gradients_reach_the_vectors_of_both_encoders(base, rows):
 
 
 def test_layers_are_named_as_kohya_names_them(base):
-    names = base.adapters.layer_names("all", text=True)
+    names = base.adapters.layer_names("all", text_encoder=True)
     for name in (  # of sd-scripts' networks/lora.py, over its sdxl_original_unet.py
         "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
         "lora_unet_input_blocks_4_1_proj_in",
@@ -194,7 +194,7 @@ def test_a_lora_may_name_the_unets_layers_either_way(base):
 
 
 def test_every_trained_layer_gets_a_gradient(base, rows):
-    trained = base.adapters.add_trainable("all", 2, torch.Generator().manual_seed(0), text=True)
+    trained = base.adapters.add_trainable("all", 2, torch.Generator().manual_seed(0), text_encoder=True)
     try:
         for name, parameter in trained.items():
             parameter.data += 0.01 if name.endswith("up.weight") else 0.0

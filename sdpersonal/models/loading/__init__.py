@@ -73,7 +73,9 @@ def load_base(
         "note": parts.note,
         "unet": parts.unet.to(device),
         "vae": parts.vae.to(device),
-        "encoders": {key: TextEncoder(tokenizer, text.to(device)) for key, (tokenizer, text) in parts.encoders.items()},
+        "encoders": {
+            key: TextEncoder(tokenizer, text.to(device), key) for key, (tokenizer, text) in parts.encoders.items()
+        },
         "scheduler": parts.scheduler,
         "checker": find_checker(place, device, safety),
     }
