@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,21 +18,21 @@ from .text_encoder import PromptChunk
 class StableDiffusionXL(StableDiffusion):
     """Stable Diffusion XL: text encoders "clip_l" and "clip_g", and pooled text and sizes in the `Conditioning`.
 
-    zero_empty: an empty prompt is zeros, not the encoding of no words, because the base was trained this way.
+    force_zeros_for_empty_prompt: an empty prompt is zeros, not the encoding of no words, because the base was trained
+    this way.
     """
 
     default_guidance = 5.0
 
-    def __init__(self, *, zero_empty: bool = True, **parts):
-        self.force_zeros_for_empty_prompt = zero_empty
-        super().__init__(**parts)
+    def __init__(self, *, force_zeros_for_empty_prompt: bool = True, **components: Any):
+        self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
+        super().__init__(**components)
         self.vae.enable_slicing()  # decodes one image at a time: in fp32 several of 1024x1024 do not fit most GPUs
 
     @property
     def max_clip_skip(self) -> int:
-        return (
-            min(encoder.layers for encoder in self.encoders.values()) - 1
-        )  # without clip skip SDXL reads the last but one
+        # Without clip skip SDXL reads the last but one.
+        return min(encoder.layers for encoder in self.encoders.values()) - 1
 
     def _encode(
         self, chunks: Mapping[str, list[PromptChunk]], has_words: Sequence[bool], clip_skip: int = 1
@@ -42,10 +43,11 @@ class StableDiffusionXL(StableDiffusion):
         time_ids (B, 6).
         """
         self.offloader.to_device("text")
-        states_l, _ = self.encoders["clip_l"].penultimate_hidden_states(chunks["clip_l"], clip_skip)  # (B, 77, 768)
-        states_g, pooled = self.encoders["clip_g"].penultimate_hidden_states(
-            chunks["clip_g"], clip_skip
-        )  # (B, 77, 1280)
+        clip_l, clip_g = self.encoders["clip_l"], self.encoders["clip_g"]
+        states_l, _ = clip_l.penultimate_hidden_states(chunks["clip_l"], clip_skip)  # (B, 77, 768)
+        states_g, pooled = clip_g.penultimate_hidden_states(chunks["clip_g"], clip_skip)  # (B, 77, 1280)
+        if pooled is None:
+            raise TypeError("the second text encoder has no projection")
         states = torch.cat([states_l, states_g], dim=-1)  # (B, 77, 2048)
         if self.force_zeros_for_empty_prompt:
             has_text = torch.tensor(has_words, device=states.device)
@@ -64,10 +66,10 @@ class StableDiffusionXL(StableDiffusion):
             "lora_te1": self.encoders["clip_l"].model,
             "lora_te2": self.encoders["clip_g"].model,
         }
-        naming = {
+        naming: dict[str, Callable[[str], str]] = {
             "lora_unet": unet_paths(self.unet).__getitem__,
             "lora_te1": text_encoder_path,
             "lora_te2": text_encoder_path,
         }
-        last = self.encoders["clip_l"].model.config.num_hidden_layers - 1  # comes after the hidden states that are used
+        last = self.encoders["clip_l"].layers - 1  # comes after the hidden states that are used
         return LoraAdapters(models, naming, unused=[f"lora_te1_text_model_encoder_layers_{last}_"])

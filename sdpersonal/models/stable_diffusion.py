@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..concepts.card import BaseKind
 from ..config.scheduler_names import Scheduler
 from ..errors import UserError
 from ..prompts import Break
@@ -24,6 +26,9 @@ from .saving import save_diffusers_folder
 from .schedule import NoiseSchedule
 from .schedulers import DiffusersScheduler, make_scheduler
 from .text_encoder import PromptChunk, Segment, TextEncoder, Vectors
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
 
 @dataclass(frozen=True)
@@ -88,25 +93,27 @@ class StableDiffusion:
         self,
         *,
         name: str,
-        kind: str,
+        kind: BaseKind,
         version: str,
-        unet,
-        vae,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
         encoders: dict[str, TextEncoder],
-        scheduler,
+        scheduler: DDPMScheduler,
         note: str = "",
         checker: tuple[SafetyChecker | None, str] = (None, NO_CHECKER),
     ):
         self.safety_checker, self.safety_note = checker
-        self.name, self.kind, self.version, self.note = name, kind, version, note
+        self.name = name
+        self.kind: BaseKind = kind
+        self.version, self.note = version, note
         self.unet, self.vae, self.encoders = unet, vae, encoders
-        self.scheduler_config = dict(scheduler.config)
+        self.scheduler_config: dict[str, Any] = dict(scheduler.config)
         self.adapters = self._adapters()
         text = nn.ModuleList(encoder.model for encoder in encoders.values())
         self.offloader = Offloader(text, unet, vae, unet.conv_in.weight.device)
         self.lock = threading.RLock()  # one generation at a time: adapters and hooks are state of the model
         self.schedule = NoiseSchedule(
-            scheduler.alphas_cumprod.float().to(self.device), scheduler.config.prediction_type
+            scheduler.alphas_cumprod.float().to(self.device), scheduler.config["prediction_type"]
         )
         for model in (unet, vae, *(encoder.model for encoder in encoders.values())):
             model.requires_grad_(False).eval()
@@ -130,12 +137,12 @@ class StableDiffusion:
     @property
     def vae_scale_factor(self) -> int:
         """The number of pixels per latent, along one side."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @property
     def resolution(self) -> int:
         """The side in pixels of the images that it was trained on."""
-        return int(self.unet.config.sample_size) * self.vae_scale_factor
+        return int(self.unet.config["sample_size"]) * self.vae_scale_factor
 
     @property
     def guidance(self) -> float:
@@ -156,7 +163,7 @@ class StableDiffusion:
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Return (C, h, w) of the latents of an image of that size."""
-        return self.unet.config.in_channels, height // self.vae_scale_factor, width // self.vae_scale_factor
+        return self.unet.config["in_channels"], height // self.vae_scale_factor, width // self.vae_scale_factor
 
     def encode_captions(
         self, captions: Sequence[Sequence[str | Vectors]], size_conditioning: Sequence[SizeConditioning] | None = None
@@ -230,18 +237,21 @@ class StableDiffusion:
         self.offloader.to_device("vae")
         x = torch.from_numpy(pixels).to(self.device, self.vae.dtype).permute(0, 3, 1, 2) / 127.5 - 1  # (B, 3, H, W)
         distribution = self.vae.encode(x).latent_dist
-        scale, shift = self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
+        scale, shift = self._latent_scale_and_shift()
         return LatentDistribution((distribution.mean.float() - shift) * scale, distribution.std.float() * scale)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
         """Decode latents (B, C, h, w) to images, uint8 (B, H, W, 3)."""
-        scale, shift = self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0
+        scale, shift = self._latent_scale_and_shift()
         self.offloader.to_device("vae")
         x = self.vae.decode((latents / scale + shift).to(self.vae.dtype)).sample.float()  # (B, 3, H, W)
         if not torch.isfinite(x).all():
             raise UserError("The picture came out as NaN.", "Lower the strengths of the concepts, or the guidance.")
         return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+    def _latent_scale_and_shift(self) -> tuple[float, float]:
+        return self.vae.config["scaling_factor"], self.vae.config["shift_factor"] or 0.0
 
     def make_scheduler(self, scheduler: Scheduler | None = None) -> DiffusersScheduler:
         """Build a fresh scheduler with no memory of other images; None: the default."""
@@ -266,11 +276,12 @@ class StableDiffusion:
         save_diffusers_folder(self, folder)
 
     def _adapters(self) -> LoraAdapters:
-        models = {"lora_unet": self.unet, "lora_te": self.encoders["clip_l"].model}
+        models: dict[str, nn.Module] = {"lora_unet": self.unet, "lora_te": self.encoders["clip_l"].model}
         return LoraAdapters(models, naming={"lora_te": text_encoder_path})
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"unet": self.unet, "vae": self.vae} | {key: encoder.model for key, encoder in self.encoders.items()}
+        """Return all its models: "unet", "vae", and the text encoders by their keys."""
+        return {"unet": self.unet, "vae": self.vae, **{key: encoder.model for key, encoder in self.encoders.items()}}
 
 
 def _has_words(segments: Sequence[Segment | Break]) -> bool:
