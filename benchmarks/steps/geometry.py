@@ -15,7 +15,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sdpersonal.models.loading import built_in_folder
-from sdpersonal.models.loading.tokenizer import clip_tokenizer
+from sdpersonal.models.loading.single_file import clip_tokenizer
 from sdpersonal.models.sdxl import StableDiffusionXL
 from sdpersonal.models.stable_diffusion import StableDiffusion
 from sdpersonal.models.text_encoder import TextEncoder

@@ -23,11 +23,9 @@ from ..models.offload import plan_offload
 from ..models.oom import translate_oom
 from ..models.safety_checker import grey_image
 from ..prompts import Mention, Token, Wildcards, sample_prompt
-from .denoise import InitLatents, SamplingConfig, denoise
+from .denoise import InitLatents, SamplingConfig, denoise, noise_from_seed, slerp
+from .image import GeneratedImage, OnPrediction, Previews
 from .img2img import InitImage, encode_image, load_init_image, upscale, upscaled_size
-from .noise import noise_from_seed, slerp
-from .picture import GeneratedImage
-from .previews import OnPrediction, Previews
 from .prompt_encoding import PromptEmbedsCache, PromptPair, StepConditioner, num_chunks
 from .prompt_resolution import (
     ConceptSource,

@@ -48,13 +48,13 @@ class InitImage:
         white = torch.from_numpy(np.array(self.mask)) >= 128
         return torch.nn.functional.max_pool2d(white[None, None].float(), base.vae_scale_factor).to(base.device)
 
-    def composite(self, drawn: Image.Image) -> Image.Image:
+    def composite(self, generated: Image.Image) -> Image.Image:
         """Restore the init image's own pixels outside the mask."""
         if self.mask is None:
-            return drawn
+            return generated
         # The mask is softened inside its edge only: outside, the init image stays unchanged to the bit.
         soft = ImageChops.darker(self.mask.filter(ImageFilter.GaussianBlur(_FEATHER)), self.mask)
-        return Image.composite(drawn, self.image, soft)
+        return Image.composite(generated, self.image, soft)
 
 
 def load_init_image(request: GenerateRequest, base: StableDiffusion) -> InitImage | None:
@@ -121,7 +121,8 @@ def _white(mask: Image.Image) -> Image.Image:
 def native_size(size: tuple[int, int], base: StableDiffusion) -> tuple[int, int]:
     """Return a size with the image's aspect ratio and about the base's training resolution, in multiples of 8."""
     scale = base.resolution / (size[0] * size[1]) ** 0.5
-    return tuple(min(2048, max(64, round(side * scale / 8) * 8)) for side in size)
+    width, height = (min(2048, max(64, round(side * scale / 8) * 8)) for side in size)
+    return width, height
 
 
 def center_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -144,4 +145,4 @@ def upscale(image: Image.Image, scale: float) -> Image.Image:
 
 def upscaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     """Return the size of the result of `upscale`."""
-    return tuple(round(side * scale / 8) * 8 for side in size)
+    return round(size[0] * scale / 8) * 8, round(size[1] * scale / 8) * 8

@@ -1,8 +1,7 @@
 """Load Stable Diffusion models with `load_base(name)`, ready to train concepts on and to generate images with."""
 
 from .loading import BUILT_IN, describe_base, load_base
-from .schedule import NoiseSchedule
-from .schedulers import Sampler, check_scheduler, sampling_progress
+from .schedulers import NoiseSchedule, Sampler, check_scheduler, sampling_progress
 from .stable_diffusion import Conditioning, LatentDistribution, SizeConditioning, StableDiffusion
 from .text_encoder import Segment, Vectors
 

@@ -1,10 +1,11 @@
-"""Build diffusers schedulers from the model's own configuration and the scheduler that the user requested."""
+"""The noise schedule that a model was trained with, and diffusers' schedulers for sampling from it."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import diffusers
 import torch
@@ -13,6 +14,43 @@ from torch import Tensor
 
 from ..config.scheduler_names import Scheduler
 from ..errors import FieldError
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """A variance-preserving diffusion (Ho et al. 2020, eq. 4) with `len(alphas_cumprod)` discrete steps.
+
+    It is always in fp32, whatever precision the model runs in: in bf16 a thousand noise levels collapse to 192.
+    """
+
+    alphas_cumprod: Tensor  # (T,) fp32, on the base's device
+    prediction_type: Literal["epsilon", "v_prediction"]
+
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Add noise: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise; latents and noise (B, C, h, w), t (B,)."""
+        signal, sigma = self._at(t)
+        return signal * latents + sigma * noise
+
+    def target(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return the training target: the noise, or the velocity (Salimans and Ho 2022, section 2.4)."""
+        if self.prediction_type == "epsilon":
+            return noise
+        signal, sigma = self._at(t)
+        return signal * noise - sigma * latents
+
+    def predict_x0(self, noisy: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
+        """Compute x_0 from the prediction at x_t: `add_noise` and `target`, solved for the latents; t (B,)."""
+        signal, sigma = self._at(t)
+        if self.prediction_type == "epsilon":
+            return (noisy - sigma * predicted) / signal
+        return signal * noisy - sigma * predicted
+
+    def _at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        return alpha.sqrt(), (1 - alpha).sqrt()
 
 
 class DiffusersScheduler(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from .loading.ldm_keys import unet_paths
 from .lora import LoraAdapters
 from .stable_diffusion import Conditioning, SizeConditioning, StableDiffusion, text_encoder_path
 from .text_encoder import PromptChunk
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -59,6 +62,12 @@ class StableDiffusionXL(StableDiffusion):
         device = conditioning.prompt_embeds.device
         time_ids = torch.tensor([size.time_ids for size in sizes], dtype=torch.float32, device=device)
         return replace(conditioning, added_cond_kwargs=conditioning.added_cond_kwargs | {"time_ids": time_ids})
+
+    def _pipeline(self) -> DiffusionPipeline:
+        from diffusers import StableDiffusionXLPipeline
+
+        zeros = self.force_zeros_for_empty_prompt
+        return StableDiffusionXLPipeline(**self._pipeline_components(), force_zeros_for_empty_prompt=zeros)
 
     def _adapters(self) -> LoraAdapters:
         models: dict[str, nn.Module] = {

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from .. import storage
 from ..concepts.card import BaseKind
 from ..config.scheduler_names import Scheduler
 from ..errors import UserError
 from ..prompts import Break
 from .frozen_conv import use_frozen_convs
-from .gradient_checkpointing import checkpoint_blocks
+from .loading.weights import silence_libraries
 from .lora import LoraAdapters
 from .offload import Offloader
 from .safety_checker import NO_CHECKER, SafetyChecker
-from .saving import save_diffusers_folder
-from .schedule import NoiseSchedule
-from .schedulers import DiffusersScheduler, make_scheduler
+from .schedulers import DiffusersScheduler, NoiseSchedule, make_scheduler
 from .text_encoder import PromptChunk, Segment, TextEncoder, Vectors
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 
 
 @dataclass(frozen=True)
@@ -263,17 +269,47 @@ class StableDiffusion:
         with self.lock, torch.no_grad():
             yield
 
-    def enable_gradient_checkpointing(self, every: int) -> None:
-        """Checkpoint every n-th block of the UNet, which is then computed twice. 1: all; 0: none.
+    def enable_gradient_checkpointing(self, every_nth: int) -> None:
+        """Checkpoint every n-th transformer block and every n-th resnet block of the UNet. 1: all; 0: none.
 
-        Checkpointing all costs one more forward pass (Chen et al. 2016, arXiv 1604.06174). Loss and gradients stay the
-        same.
+        diffusers can checkpoint all blocks or none (Chen et al. 2016, arXiv 1604.06174). The cases between are the most
+        useful: memory falls by the activations of the chosen blocks, and only these are computed twice. All of them
+        cost one more forward pass. Loss and gradients stay the same.
         """
-        checkpoint_blocks(self.unet, every)
+        for kind in (BasicTransformerBlock, ResnetBlock2D):
+            blocks = [module for module in self.unet.modules() if isinstance(module, kind)]
+            for number, block in enumerate(blocks):
+                block.__dict__.pop("forward", None)  # an earlier call may have shadowed the class's method
+                if every_nth and number % every_nth == 0:
+                    block.__dict__["forward"] = partial(_recompute_in_backward, block.forward)
 
     def save(self, folder: Path) -> None:
-        """Save as a folder in diffusers layout, without the LoRA adapters. Raises DiskFull, UserError."""
-        save_diffusers_folder(self, folder)
+        """Save as a folder in diffusers layout, each weight in its present precision, without the LoRA adapters.
+
+        The folder appears complete or not at all. Raises DiskFull, or UserError if it exists already.
+        """
+        with storage.new_folder(folder) as staged, silence_libraries():
+            try:
+                self._pipeline().save_pretrained(staged, safe_serialization=True)
+            except SafetensorError as error:  # it hides the OSError by which a full disk is recognised
+                if "os error 28" in str(error):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+                raise
+
+    def _pipeline(self) -> DiffusionPipeline:
+        """Return diffusers' pipeline of its models."""
+        from diffusers import StableDiffusionPipeline
+
+        return StableDiffusionPipeline(
+            **self._pipeline_components(), safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+
+    def _pipeline_components(self) -> dict[str, Any]:
+        components: dict[str, Any] = {"unet": self.unet, "vae": self.vae, "scheduler": self.make_scheduler()}
+        for key, suffix in (("clip_l", ""), ("clip_g", "_2")):
+            if encoder := self.encoders.get(key):
+                components |= {f"text_encoder{suffix}": encoder.model, f"tokenizer{suffix}": encoder.tokenizer}
+        return components
 
     def _adapters(self) -> LoraAdapters:
         models: dict[str, nn.Module] = {"lora_unet": self.unet, "lora_te": self.encoders["clip_l"].model}
@@ -291,3 +327,9 @@ def _has_words(segments: Sequence[Segment | Break]) -> bool:
 def text_encoder_path(path: str) -> str:
     """Return a CLIP module's path as used in files; transformers 5 dropped the outer `text_model`."""
     return path if path.startswith(("text_model.", "text_projection")) else f"text_model.{path}"
+
+
+def _recompute_in_backward(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)  # no block is random

@@ -115,18 +115,18 @@ def _describe_unsupported(data: bytes) -> str:
         if data.startswith(start):
             return f"{kind}; {remedy}"
     if data[4:8] == b"ftyp":
-        return f"an AVIF; {_EXPORT_HINT}" if b"avi" in data[8:40] else "a video; I read pictures only"
+        return f"an AVIF; {_EXPORT_HINT}" if b"avi" in data[8:40] else "a video; use images"
     if data[257:262] == b"ustar":
         return f"a tar archive; {UNPACK_HINT}"
     text = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html")):
-        return "a web page; save the picture itself"
+        return "a web page; save the image itself"
     if b"<svg" in text:
         return f"an SVG; {_EXPORT_HINT}"
-    kind = file_types.recognise(data[: file_types.LOOKED_AT], len(data))
-    if data and kind.group == "placeholder":  # a pointer of Git-LFS and the like, or an unfinished download
-        return f"{kind.what}; {kind.hint[0].lower()}{kind.hint[1:].removesuffix('.')}"
-    return f"not a picture that I know; I read {FORMATS}"
+    file_type = file_types.recognise(data[: file_types.LOOKED_AT], len(data))
+    if data and file_type.group == "placeholder":  # a pointer of Git-LFS and the like, or an unfinished download
+        return f"{file_type.what}; {file_type.hint[0].lower()}{file_type.hint[1:].removesuffix('.')}"
+    return f"not an image in a supported format ({FORMATS})"
 
 
 def _decode(kind: str, data: bytes, size: int, least: int, behind: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -144,7 +144,7 @@ def _check_size(width: int, height: int, least: int) -> None:
     megapixels = short * long / 1e6
     if megapixels > MAX_MEGAPIXELS:
         raise UnusablePhoto(
-            f"is {width}x{height} ({megapixels:.0f} megapixels); I take up to {MAX_MEGAPIXELS}: resize it"
+            f"is {width}x{height} ({megapixels:.0f} megapixels); up to {MAX_MEGAPIXELS} are allowed: resize it"
         )
     if short < least:
         raise UnusablePhoto(f"is {width}x{height}; the shorter side must have at least {least} pixels")
@@ -158,7 +158,7 @@ def _notes(image: Image.Image, kind: str, size: int) -> tuple[str, ...]:
     notes = []
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
-        notes.append(f"main picture of {frames} in the file" if kind == "HEIC" else "first frame of an animation")
+        notes.append(f"main image of {frames} in the file" if kind == "HEIC" else "first frame of an animation")
     if min(image.size) < size:
         notes.append(f"enlarged from {image.width}x{image.height}")
     return tuple(notes)
@@ -232,11 +232,13 @@ def _to_srgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, tuple[
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
         mode, fitting = _PROFILE_SPACES[profile.profile.xcolor_space.strip()]
         if image.mode not in fitting:
-            raise ValueError(f"a {mode} profile on a {image.mode} picture")
+            raise ValueError(f"a {mode} profile on a {image.mode} image")
         srgb = ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image.convert(mode), profile, srgb, outputMode="RGB")
     except (OSError, ValueError, KeyError, TypeError, ImageCms.PyCMSError):
         return image, ("broken colour profile, taken as sRGB",)
+    if converted is None:  # only with inPlace
+        return image, ()
     if "A" in image.getbands():
         converted.putalpha(image.getchannel("A"))
     return converted, ()
@@ -258,4 +260,4 @@ def _damage_text(kind: str, data: bytes, error: Exception) -> str:
         "WebP": len(data) >= 8 + int.from_bytes(data[4:8], "little"),
         "HEIC": "end of file" not in str(error).lower(),
     }
-    return "is damaged; I cannot decode it" if complete[kind] else "ends early (damaged download?)"
+    return "is damaged and cannot be decoded" if complete[kind] else "ends early (damaged download?)"

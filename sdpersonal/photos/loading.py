@@ -93,10 +93,10 @@ class PhotoSet:
         captioned = sum(bool(photo.captions) for photo in self.photos)
         counts = (
             _count_text(len(self.photos), "photo"),
-            captioned and f"{captioned} with captions",
-            self.skipped and f"{_count_text(len(self.skipped), 'file')} I cannot use",
-            self.duplicates and f"{len(self.duplicates)} there twice",
-            self.ignored and f"{_count_text(self.ignored, 'other file')} ignored",
+            f"{captioned} with captions" if captioned else "",
+            f"{_count_text(len(self.skipped), 'unusable file')}" if self.skipped else "",
+            f"{len(self.duplicates)} there twice" if self.duplicates else "",
+            f"{_count_text(self.ignored, 'other file')} ignored" if self.ignored else "",
         )
         details = [f"  {file.name} {file.reason}" for file in self.skipped + self.duplicates]
         details += [f"  {photo.name}: {', '.join(photo.notes)}" for photo in self.photos if photo.notes]
@@ -265,7 +265,7 @@ def _check_file(status: os.stat_result) -> None:
     if status.st_size == 0:
         raise UnusablePhoto("is empty")
     if status.st_size > MAX_BYTES:
-        raise UnusablePhoto(f"has {status.st_size / 1e6:,.0f} MB; I take up to {MAX_BYTES / 1e6:.0f}")
+        raise UnusablePhoto(f"has {status.st_size / 1e6:,.0f} MB; up to {MAX_BYTES / 1e6:.0f} are allowed")
 
 
 def _center_crop(pixels: np.ndarray) -> tuple[int, int]:

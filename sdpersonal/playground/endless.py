@@ -3,7 +3,7 @@
 The p-th image depends on p alone. A template has C combinations of its alternatives. In round r = p // C every
 combination comes once, in that round's own order: a keyed permutation of 0 .. C-1, so no history of what was generated
 is needed. The seed increases by one with each image, so no (prompt, seed) comes twice even if two combinations read
-alike; after 2**32 images, when all noise is used up (see `generation.noise`), the series ends.
+alike; after 2**32 images, when all noise is used up (see `generation.denoise`), the series ends.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from sdpersonal.concepts.library import Library
 from sdpersonal.config import GenerateRequest
 from sdpersonal.errors import Interrupted, UserError
 from sdpersonal.generation import Generator, SamplingConfig, denoise, noise_from_seed
-from sdpersonal.generation.noise import slerp
+from sdpersonal.generation.denoise import slerp
 from sdpersonal.generation.prompt_resolution import PromptResolver, embeddings_at_strength, resolve_concepts
 from sdpersonal.image_metadata import read_recipe
 from sdpersonal.models import Segment

@@ -4,7 +4,7 @@ import torch
 
 from sdpersonal.config import GenerateRequest
 from sdpersonal.generation import Generator
-from sdpersonal.generation.previews import Previews
+from sdpersonal.generation.image import Previews
 
 
 def test_a_guess_is_what_was_noised(tiny):
@@ -28,7 +28,7 @@ def test_pictures_are_the_same_with_previews(tiny):
 
 def test_large_latents_are_decoded_small_and_seldom(tiny, monkeypatch):
     now, shown = [0.0], []
-    monkeypatch.setattr("sdpersonal.generation.previews.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sdpersonal.generation.image.time.monotonic", lambda: now[0])
 
     def show(images):
         shown.append((now[0], images[0].size))

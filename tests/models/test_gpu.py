@@ -49,7 +49,7 @@ def test_training_and_resuming_on_the_card(tmp_path, root):
     ]  # 10 steps once, 5 once
 
 
-@pytest.mark.parametrize("mode", ["waiting", "turns"])
+@pytest.mark.parametrize("mode", ["model", "sequential"])
 def test_models_that_wait_beside_the_card_draw_the_same_bytes(mode, monkeypatch):
     from sdpersonal.models import load_base, offload
     from sdpersonal.models.offload import OffloadPlan
@@ -74,7 +74,7 @@ def test_a_lora_reaches_models_that_wait(tiny, monkeypatch):
     shelf, base = Shelf(duck=random_concept(tiny, "<me/duck>", 1)), load_base("tiny", device="cuda")
     request = GenerateRequest(prompt="a cat <duck:0.7>", n=2, steps=4)
     expected = [picture.image.tobytes() for picture in Generator(base, shelf).generate(request)]
-    monkeypatch.setattr(offload, "choose_plan", lambda free, need, most: OffloadPlan("turns", False, most))
+    monkeypatch.setattr(offload, "choose_plan", lambda free, need, most: OffloadPlan("sequential", False, most))
     assert [picture.image.tobytes() for picture in Generator(base, shelf).generate(request)] == expected
 
 

@@ -38,11 +38,11 @@ SDXL = MemoryNeed(  # at 1024x1024 in bf16, autoencoder in fp32
     ("card", "expected"),
     [
         (24, OffloadPlan("all", False, 4)),
-        (11.8, OffloadPlan("waiting", False, 4)),
-        (9.8, OffloadPlan("turns", False, 4)),
-        (8, OffloadPlan("turns", False, 2)),
-        (7.2, OffloadPlan("turns", False, 1)),
-        (2, OffloadPlan("turns", True, 1)),  # hopeless; the error that comes says what to lower
+        (11.8, OffloadPlan("model", False, 4)),
+        (9.8, OffloadPlan("sequential", False, 4)),
+        (8, OffloadPlan("sequential", False, 2)),
+        (7.2, OffloadPlan("sequential", False, 1)),
+        (2, OffloadPlan("sequential", True, 1)),  # hopeless; the error that comes says what to lower
     ],
 )
 def test_sdxl_on_cards_of_several_sizes(card, expected):
@@ -51,17 +51,17 @@ def test_sdxl_on_cards_of_several_sizes(card, expected):
 
 def test_tiles_where_nothing_else_fits():
     need = MemoryNeed(text=GB, unet=GB, vae=GB // 4, step=GB, decoding=20 * GB, tile=GB)
-    assert choose_plan(8 * GB, need, 4) == OffloadPlan("turns", True, 4)
+    assert choose_plan(8 * GB, need, 4) == OffloadPlan("sequential", True, 4)
 
 
 def test_what_is_chosen_fits_and_more_memory_never_means_less_speed():
-    cost = {"all": 0, "waiting": 0, "turns": 1}
+    cost = {"all": 0, "model": 0, "sequential": 1}
     ranks = []
     for free in range(0, 40 * GB, GB // 7):
         chosen = choose_plan(free, SDXL, 4)
-        if chosen != OffloadPlan("turns", True, 1):
+        if chosen != OffloadPlan("sequential", True, 1):
             assert SDXL.peak(chosen.mode, chosen.tiled, chosen.batch_size) < 0.9 * free
-        ranks.append((chosen.tiled, cost[chosen.mode], -chosen.batch_size, chosen.mode == "waiting"))
+        ranks.append((chosen.tiled, cost[chosen.mode], -chosen.batch_size, chosen.mode == "model"))
     assert ranks == sorted(ranks, reverse=True)
 
 
@@ -128,21 +128,21 @@ def places(stages):
     ("mode", "expected"),
     [
         ("all", ["xxx", "xxx", "xxx", "xxx", "xxx"]),
-        ("waiting", [".x.", "xx.", ".x.", ".x.", ".xx"]),
-        ("turns", ["...", "x..", ".x.", ".x.", "..x"]),
+        ("model", [".x.", "xx.", ".x.", ".x.", ".xx"]),
+        ("sequential", ["...", "x..", ".x.", ".x.", "..x"]),
     ],
 )
 def test_who_is_on_the_card_in_a_drawing(mode, expected):
     stages = Offloader(Model(), Model(), Model(), torch.device("cuda", 0))
     stages._models["vae"].config = type("Config", (), {"block_out_channels": (1, 1, 1, 1)})
-    stages.apply_plan(OffloadPlan(mode, mode == "turns", 1))
+    stages.apply_plan(OffloadPlan(mode, mode == "sequential", 1))
     seen = [places(stages)]
     for stage in ("text", "unet", "unet", "vae"):
         stages.to_device(stage)
         seen.append(places(stages))
         assert stages.bytes_on_device() == 4 * 8 * places(stages).count("x")
     assert seen == expected
-    assert stages._models["vae"].use_tiling == (mode == "turns")
+    assert stages._models["vae"].use_tiling == (mode == "sequential")
     stages.apply_plan(OffloadPlan("all", False, 4))
     assert places(stages) == "xxx" and not stages._models["vae"].use_tiling
 

@@ -16,8 +16,7 @@ from sdpersonal.models.loading.architecture import (
     with_prefix_removed,
 )
 from sdpersonal.models.loading.ldm_keys import clip_keys, open_clip_keys, unet_keys, vae_keys
-from sdpersonal.models.loading.single_file import declared_prediction_type, predicts_v
-from sdpersonal.models.loading.tokenizer import clip_tokenizer
+from sdpersonal.models.loading.single_file import clip_tokenizer, declared_prediction_type, predicts_v
 from support import original
 
 

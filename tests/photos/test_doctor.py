@@ -13,11 +13,10 @@ from PIL import Image
 from conftest import ROOT
 from sdpersonal.cli.main import main
 from sdpersonal.photos.checks import Report, check, contact_sheet
-from sdpersonal.photos.checks.exposure import exposure
+from sdpersonal.photos.checks.clip_checks import silhouette
 from sdpersonal.photos.checks.findings import make_finding
-from sdpersonal.photos.checks.rotation import edge_histogram
-from sdpersonal.photos.checks.sharpness import BLUR_THRESHOLD, sharpness
-from sdpersonal.photos.checks.two_subjects import silhouette
+from sdpersonal.photos.checks.set import edge_histogram
+from sdpersonal.photos.checks.single import BLUR_THRESHOLD, exposure, sharpness
 from sdpersonal.photos.loading import load_photos
 from support import bad_photos as bad
 

@@ -29,9 +29,9 @@ from sdpersonal.image_grid import labelled_grid as labelled
 from sdpersonal.image_metadata import Recipe, RecipeBase, read_recipe
 from sdpersonal.outputs import Outputs
 from sdpersonal.playground.xyz_grid import Axis, CheckpointConcepts, XyzGridRequest, generate_cells, generate_grid
-from sdpersonal.playground.xyz_grid.drawing import plan_batches
+from sdpersonal.playground.xyz_grid.generate_cells import plan_batches
+from sdpersonal.playground.xyz_grid.prompt_edits import replace_concept, replace_words, set_strength, set_window
 from sdpersonal.playground.xyz_grid.ranges import parse_numbers
-from sdpersonal.playground.xyz_grid.wording import replace_concept, replace_words, set_strength, set_window
 from sdpersonal.prompts import ConceptRef, Token, parse
 from support.browser import browser, missing
 from support.crash import NO_ROOM, REFUSED, calls_made, fail_at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -15,10 +16,10 @@ _INSIDE, _OUTSIDE = (255, 208, 0), 0.45  # the crop's outline; brightness factor
 _MAX_COLUMNS = 8
 
 
-def contact_sheet(photos: PhotoSet, verdict: Report) -> Image.Image:
+def contact_sheet(photos: PhotoSet, report: Report) -> Image.Image:
     """Draw the contact sheet (RGB): photos are darkened outside their crop, findings are red."""
     findings = {
-        photo.name: [finding.name for finding in verdict.findings if photo.name in finding.photos]
+        photo.name: [finding.name for finding in report.findings if photo.name in finding.photos]
         for photo in photos.photos
     }
     lines = max(map(len, findings.values()))
@@ -31,7 +32,7 @@ def contact_sheet(photos: PhotoSet, verdict: Report) -> Image.Image:
     return page
 
 
-def _paste_photo(page: Image.Image, photo: Photo, findings: list[str], left: int, top: int) -> None:
+def _paste_photo(page: Image.Image, photo: Photo, findings: Sequence[str], left: int, top: int) -> None:
     thumbnail = show_crop(photo)
     page.paste(thumbnail, (left + (_TILE - thumbnail.width) // 2, top + (_TILE - thumbnail.height) // 2))
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
@@ -57,7 +58,7 @@ def show_crop(photo: Photo) -> Image.Image:
     return image
 
 
-def _shorten(text: str, font: ImageFont.FreeTypeFont) -> str:
+def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     if font.getlength(text) <= _TILE:
         return text
     while font.getlength(text + "...") > _TILE:

@@ -2,9 +2,9 @@
 
 from .axes import Axis
 from .checkpoints import CheckpointConcepts
-from .drawing import generate_all, generate_cells
-from .saving import SavedGrid, generate_grid
-from .sheet import GridCell, XyzGridRequest
+from .generate_cells import generate_all, generate_cells
+from .request import GridCell, XyzGridRequest
+from .save_grid import SavedGrid, generate_grid
 
 __all__ = [
     "Axis",

@@ -21,8 +21,8 @@ from ...config import GenerateRequest
 from ...errors import UserError
 from ...prompts import Token, Wildcards, all_prompts, printable
 from .checkpoints import CheckpointRun
+from .prompt_edits import PLACEHOLDER, mentions_token, replace_concept, replace_words, set_strength, set_window
 from .ranges import MAX_VALUES, parse_numbers
-from .wording import PLACEHOLDER, mentions_token, replace_concept, replace_words, set_strength, set_window
 
 _PROMPT_KINDS = (
     "prompt",

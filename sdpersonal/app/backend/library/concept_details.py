@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from ....concepts.card import BASE_TITLES, Card
 from ....concepts.library import Entry, Library
 from ....errors import UserError
-from ....evaluation.concept_score import ConceptScores
-from ....evaluation.explain import explain_scores, format_scores
+from ....evaluation.concept_score import ConceptScores, explain_scores, format_scores
 from ....prompts import Token
 from .tiles import thumbnail_data_url
 

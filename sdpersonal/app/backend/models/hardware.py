@@ -95,7 +95,7 @@ def check_fit(size: ModelSize, machine: Hardware) -> tuple[bool, str]:
         return True, f"{comparison}: it fits." + (
             "" if machine.gpu_name else " Without a card a picture takes minutes."
         )
-    offloaded_peak = need.peak("turns", True, 1)
+    offloaded_peak = need.peak("sequential", True, 1)
     if machine.gpu_name and offloaded_peak <= usable:
         return True, f"{comparison}; with its parts in turns {offloaded_peak / GB:.1f} GB: it fits, a little slower."
     return False, f"{comparison}: too little, with what else runs here."

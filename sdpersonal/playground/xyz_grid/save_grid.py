@@ -21,9 +21,9 @@ from ...image_grid import encode_png
 from ...image_grid import labelled_grid as labelled
 from ...outputs import Outputs
 from ...prompts import printable
-from .drawing import generate_cells
-from .page import CellPosition, GridTile, render_page
-from .sheet import XyzGridRequest
+from .generate_cells import generate_cells
+from .grid_page import CellPosition, GridTile, render_page
+from .request import XyzGridRequest
 
 if TYPE_CHECKING:
     from ...generation import Generator

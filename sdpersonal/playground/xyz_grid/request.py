@@ -15,7 +15,7 @@ from ...errors import UserError
 from ...prompts import MAX_PROMPT, printable
 from .axes import Axis
 from .checkpoints import CheckpointRun
-from .wording import PLACEHOLDER
+from .prompt_edits import PLACEHOLDER
 
 
 class XyzGridRequest(GenerateRequest):
@@ -49,7 +49,8 @@ class XyzGridRequest(GenerateRequest):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Return the number of columns, rows and sheets."""
-        return tuple(len(self.axes[side].values) if side in self.axes else 1 for side in "xyz")
+        columns, rows, sheets = (len(self.axes[side].values) if side in self.axes else 1 for side in "xyz")
+        return columns, rows, sheets
 
     @cached_property
     def cells(self) -> tuple[GridCell, ...]:

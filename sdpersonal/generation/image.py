@@ -1,20 +1,43 @@
-"""Preview images during generation: the prediction of x_0 at a step, decoded at low resolution."""
+"""A generated image with its recipe, and previews of it during generation."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..image_metadata import Recipe, png_with_recipe
 from ..models import StableDiffusion
 
 OnPrediction = Callable[[Callable[[], Tensor]], None]
 _FIRST_AFTER = 0.4  # seconds before the first preview: a prediction from pure noise shows little
 _TIME_SHARE = 0.06  # the part of the time since generation began that previews may take
 _MAX_SIDE = 24  # latents per side: larger ones are averaged down, since decoding time grows with their number
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """A generated RGB image and all that is needed to generate it again."""
+
+    image: Image.Image
+    recipe: Recipe
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.seed
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the base's safety checker flagged it: the image is plain grey."""
+        return self.recipe.hidden
+
+    def to_png(self, private: bool = False) -> bytes:
+        """Return the image as a PNG file, with its recipe or, if `private`, with pixels only."""
+        return png_with_recipe(self.image, None if private else self.recipe)
 
 
 class Previews:

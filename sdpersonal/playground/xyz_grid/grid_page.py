@@ -14,7 +14,7 @@ from PIL import Image
 
 from ... import storage
 from ...image_metadata import Recipe
-from .sheet import XyzGridRequest
+from .request import XyzGridRequest
 
 CellPosition = tuple[int, int, int]
 """Column, row and sheet (z), counted from 0."""
