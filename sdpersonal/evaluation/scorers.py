@@ -82,7 +82,7 @@ class Scorer:
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> np.ndarray:
         """Return CLIP's features of texts, (N, d) fp32, normalised."""
-        length = self._clip.config.text_config.max_position_embeddings
+        length = self._clip.text_model.config.max_position_embeddings
         ids = self._tokenizer(
             list(texts),
             padding="max_length",

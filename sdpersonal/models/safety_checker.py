@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
+from torch import nn
 
 from .loading.diffusers_folder import find_weights, load_strictly, read_config, require_weights, translate_load_errors
 from .loading.weights import check_complete, silence_libraries
 
 if TYPE_CHECKING:
-    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPImageProcessorPil
 
 SUBFOLDER = "safety_checker"
@@ -33,15 +33,15 @@ class SafetyChecker:
 
     def __init__(self, base: Path, device: torch.device):
         self._base, self._device = base, device
-        self._models: tuple[StableDiffusionSafetyChecker, CLIPImageProcessorPil] | None = None
+        self._models: tuple[nn.Module, CLIPImageProcessorPil] | None = None
 
-    def load(self) -> tuple[StableDiffusionSafetyChecker, CLIPImageProcessorPil]:
+    def load(self) -> tuple[nn.Module, CLIPImageProcessorPil]:
         """Return the model and its image processor, loaded at the first call. Raises UserError for damaged files."""
         if self._models is None:
             self._models = self._load()
         return self._models
 
-    def _load(self) -> tuple[StableDiffusionSafetyChecker, CLIPImageProcessorPil]:
+    def _load(self) -> tuple[nn.Module, CLIPImageProcessorPil]:
         # This processor does not need torchvision, so its results do not depend on whether that is installed.
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
         from transformers import CLIPImageProcessorPil
@@ -65,11 +65,14 @@ class SafetyChecker:
         """Return for each RGB image whether it must be hidden. Raises UserError as `load` does."""
         model, processor = self.load()
         pixels = processor(list(images), return_tensors="pt").pixel_values  # (B, 3, 224, 224)
+        pixels = pixels.to(self._device, next(model.parameters()).dtype)
         model.to(self._device)
         try:
             with silence_libraries():  # it warns of black images
                 # Its forward also blackens the images passed beside the pixels; dummies suffice for the flags.
-                _, flags = model(pixels.to(self._device, model.dtype), [torch.zeros(1) for _ in images])
+                _, flags = model(
+                    pixels.to(self._device, next(model.parameters()).dtype), [torch.zeros(1) for _ in images]
+                )
         finally:
             model.to("cpu")
         return [bool(flag) for flag in flags]

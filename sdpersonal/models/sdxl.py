@@ -15,7 +15,7 @@ from .stable_diffusion import Conditioning, SizeConditioning, StableDiffusion, t
 from .text_encoder import PromptChunk
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -64,7 +64,7 @@ class StableDiffusionXL(StableDiffusion):
         return replace(conditioning, added_cond_kwargs=conditioning.added_cond_kwargs | {"time_ids": time_ids})
 
     def _pipeline(self) -> DiffusionPipeline:
-        from diffusers import StableDiffusionXLPipeline
+        from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
         zeros = self.force_zeros_for_empty_prompt
         return StableDiffusionXLPipeline(**self._pipeline_components(), force_zeros_for_empty_prompt=zeros)

@@ -34,7 +34,10 @@ from .schedulers import DiffusersScheduler, NoiseSchedule, make_scheduler
 from .text_encoder import PromptChunk, Segment, TextEncoder, Vectors
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 
 @dataclass(frozen=True)
@@ -298,11 +301,10 @@ class StableDiffusion:
 
     def _pipeline(self) -> DiffusionPipeline:
         """Return diffusers' pipeline of its models."""
-        from diffusers import StableDiffusionPipeline
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-        return StableDiffusionPipeline(
-            **self._pipeline_components(), safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
+        components = self._pipeline_components() | {"safety_checker": None, "feature_extractor": None}
+        return StableDiffusionPipeline(**components, requires_safety_checker=False)
 
     def _pipeline_components(self) -> dict[str, Any]:
         components: dict[str, Any] = {"unet": self.unet, "vae": self.vae, "scheduler": self.make_scheduler()}

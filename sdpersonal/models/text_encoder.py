@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,9 +74,13 @@ class TextEncoder:
         self.length: int = tokenizer.model_max_length
 
     @property
+    def _token_embedding(self) -> nn.Embedding:
+        return cast(nn.Embedding, self.model.get_input_embeddings())
+
+    @property
     def token_embeddings(self) -> Tensor:
         """The frozen token embeddings, (vocabulary, width)."""
-        return self.model.get_input_embeddings().weight
+        return self._token_embedding.weight
 
     @property
     def width(self) -> int:
@@ -153,7 +157,7 @@ class TextEncoder:
 
     def _run(self, chunks: Sequence[PromptChunk], **options: bool):
         ids = torch.tensor([chunk.ids for chunk in chunks], device=self.token_embeddings.device)  # (B, 77)
-        with _insert_vectors(self.model.get_input_embeddings(), chunks):
+        with _insert_vectors(self._token_embedding, chunks):
             return self.model(ids, **options)
 
     def make_chunk(self, segments: Sequence[Segment]) -> PromptChunk:
@@ -165,7 +169,7 @@ class TextEncoder:
             else:
                 chunk.add_vectors(segment.content[self.key], segment.weight)
         if len(chunk.ids) > self.capacity:
-            excess = self.tokenizer.decode(chunk.ids[self.capacity :]).strip()
+            excess = str(self.tokenizer.decode(chunk.ids[self.capacity :])).strip()
             raise UserError(
                 f"The prompt has {len(chunk.ids)} tokens and {self.capacity} fit; too much from "
                 f"{printable(repr(excess), 60)} on.",

@@ -130,7 +130,7 @@ def load_photos(
     if not photos:
         raise _no_photos_error(folder, skipped)
     if problem := captions.table_problem(names):
-        skipped.append(SkippedFile(printable(captions.token_embeddings), problem))
+        skipped.append(SkippedFile(printable(captions.table), problem))
     return PhotoSet(tuple(photos), tuple(skipped), tuple(duplicates), len(set(beside) - captions.used))
 
 

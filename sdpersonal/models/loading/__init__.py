@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from ...concepts.card import BaseKind
 from ...config.text_checks import check_path
@@ -23,7 +24,7 @@ from .single_file import read_file, read_vae_file
 from .weights import PICKLE_SUFFIXES, BaseParts, sha256_of_files, silence_libraries
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     from ..stable_diffusion import StableDiffusion
 
@@ -77,6 +78,9 @@ def load_base(
             parts.vae = _replace_vae(parts, vae_path, str(vae), dtype)
     if parts.vae is None:
         raise TypeError(f"{name} was read without an autoencoder")
+    modules: list[nn.Module] = [parts.unet, parts.vae, *(model for _, model in parts.encoders.values())]
+    for module in modules:
+        module.to(device)
     build: Callable[..., StableDiffusion] = StableDiffusion
     if parts.kind == "sdxl":
         build = partial(StableDiffusionXL, force_zeros_for_empty_prompt=parts.force_zeros_for_empty_prompt)
@@ -85,11 +89,9 @@ def load_base(
         kind=parts.kind,
         version=parts.version,
         note=parts.note,
-        unet=parts.unet.to(device),
-        vae=parts.vae.to(device),
-        encoders={
-            key: TextEncoder(tokenizer, text.to(device), key) for key, (tokenizer, text) in parts.encoders.items()
-        },
+        unet=parts.unet,
+        vae=parts.vae,
+        encoders={key: TextEncoder(tokenizer, model, key) for key, (tokenizer, model) in parts.encoders.items()},
         scheduler=parts.scheduler,
         checker=find_checker(path, device, safety),
     )

@@ -21,7 +21,7 @@ from .architecture import KINDS_BY_WIDTH, TINY_BY_WIDTH, kind_by_width
 from .weights import BaseParts, check_complete, sha256_of_files, vae_dtype
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 WEIGHT_STEMS = {
@@ -49,7 +49,8 @@ _UNSUPPORTED = {  # keyed by a part of the pipeline's name
 
 def read_folder(folder: Path, name: str, dtype: torch.dtype, with_vae: bool = True) -> BaseParts:
     """Read a base from a folder. Raises UserError if a part is missing, damaged, or of another kind."""
-    from diffusers import DDPMScheduler, UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     index = _read_index(folder)
@@ -76,7 +77,7 @@ def read_folder(folder: Path, name: str, dtype: torch.dtype, with_vae: bool = Tr
 
 def read_vae_folder(folder: Path, kind: str, dtype: torch.dtype) -> tuple[AutoencoderKL, list[Path]]:
     """Read an AutoencoderKL from its own folder; return it and the files of its weights. Raises UserError."""
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     variant, paths = require_weights(folder.parent, folder.name)
     check_complete(paths)

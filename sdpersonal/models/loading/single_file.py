@@ -36,9 +36,11 @@ from .ldm_keys import CheckpointKey, clip_keys, open_clip_keys, unet_keys, vae_k
 from .weights import BaseParts, load_weights, open_safetensors, sha256_of_files, vae_dtype
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
     from safetensors import safe_open
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 VOCAB_SIZE = 49408
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -71,12 +73,13 @@ def read_file(path: Path, name: str, dtype: torch.dtype, device: torch.device, w
             kind = _detect_kind(shapes, name)
             prediction = declared_prediction_type(metadata, shapes, path)
             resolution = _native_resolution(kind, prediction, metadata)
-            unet = _build_unet(file, shapes, kind, resolution, dtype, name).to(device)
+            unet = _build_unet(file, shapes, kind, resolution, dtype, name)
             encoders = _build_encoders(file, shapes, kind, dtype, name)
             vae_shapes = with_prefix_removed(shapes, VAE_PREFIX)
             vae = _build_vae(file, vae_shapes, VAE_PREFIX, kind, resolution, dtype, name) if with_vae else None
     note = ""
     if prediction is None and kind == "sd2":
+        nn.Module.to(unet, device)
         prediction, note = _measured_prediction_type(unet)
         unet.register_to_config(sample_size=_native_resolution(kind, prediction, {}) // 8)
     scheduler = _build_scheduler(prediction or "epsilon", shapes)
@@ -115,7 +118,7 @@ def _measured_prediction_type(unet: UNet2DConditionModel) -> tuple[str, str]:
 
 
 def _build_scheduler(prediction: str, shapes: Shapes) -> DDPMScheduler:
-    from diffusers import DDPMScheduler
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     config = _SCHEDULER_CONFIG | {"prediction_type": prediction} | _zero_snr_config(shapes)
     return cast(DDPMScheduler, DDPMScheduler.from_config(config))
@@ -199,7 +202,7 @@ def _zero_snr_config(shapes: Shapes) -> dict[str, object]:
 def _build_unet(
     file: safe_open, shapes: Shapes, kind: str, resolution: int, dtype: torch.dtype, name: str
 ) -> UNet2DConditionModel:
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     config = unet_config(with_prefix_removed(shapes, UNET_PREFIX), kind, resolution)
     with torch.device("meta"):
@@ -211,7 +214,7 @@ def _build_unet(
 def _build_vae(
     file: safe_open, shapes: Shapes, prefix: str, kind: str, resolution: int, dtype: torch.dtype, name: str
 ) -> AutoencoderKL:
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     with torch.device("meta"):
         vae = cast(AutoencoderKL, AutoencoderKL.from_config(vae_config(shapes, kind, resolution)))
@@ -221,7 +224,7 @@ def _build_vae(
 
 def _build_encoders(
     file: safe_open, shapes: Shapes, kind: str, dtype: torch.dtype, name: str
-) -> dict[str, tuple[CLIPTokenizer, CLIPTextModel]]:
+) -> dict[str, tuple[PreTrainedTokenizerBase, CLIPTextModel]]:
     """Return the tokenizer and text model of each key."""
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 

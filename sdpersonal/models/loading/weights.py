@@ -20,7 +20,9 @@ from ...prompts import printable
 from .ldm_keys import CheckpointKey
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
     from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 # diffusers imports bitsandbytes if it is installed, and that logs about 4-bit kernels, which are not used here.

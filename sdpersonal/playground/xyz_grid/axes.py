@@ -12,6 +12,7 @@ checkpoint: runs/me-duck-dreambooth-lora   the concept at each checkpoint of a t
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -90,11 +91,11 @@ class Axis:
             return fields | {self.kind: value}
         if self.kind == "prompt":
             return fields | {"prompt": value}
-        change = {"words": replace_words, "strength": set_strength, "window": set_window}.get(
-            self.kind, replace_concept
-        )
-        target = self.target if self.kind == "words" else Token.parse(self.target)
-        return fields | {"prompt": change(fields["prompt"], target, value)}
+        if self.kind == "words":
+            return fields | {"prompt": replace_words(fields["prompt"], self.target, value)}
+        edits: dict[str, Callable[[str, Token, Any], str]] = {"strength": set_strength, "window": set_window}
+        edit = edits.get(self.kind, replace_concept)
+        return fields | {"prompt": edit(fields["prompt"], Token.parse(self.target), value)}
 
     def applies_to(self, fields: Fields) -> bool:
         """Return whether these fields contain what the axis changes."""
