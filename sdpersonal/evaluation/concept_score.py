@@ -163,23 +163,23 @@ def explain_scores(scores: ConceptScores, class_noun: str) -> list[str]:
     messages = []
     if scores.copying >= MANY_COPIES:
         messages.append(
-            f"It only copies a photo: {scores.copying:.0%} of the pictures are one of the photos over again. "
+            f"It only copies a photo: {scores.copying:.0%} of the images repeat one of the photos. "
             "More photos, in other places, with captions, or fewer --steps."
         )
     elif scores.fidelity < LOW_FIDELITY:
         messages.append(
-            "The photos' surroundings came along: the place that a prompt asks for is often not drawn. "
+            "The photos' surroundings came along: the place that a prompt asks for is often missing. "
             "Captions beside the photos help, and a strength below 1 in the prompt, as in <me/it:0.7>."
         )
     if scores.likeness < NO_EFFECT:
         messages.append(
-            f"Training had no effect: the pictures are no more like the photos than any {class_noun}. "
+            f"Training had no effect: the images are no more like the photos than any {class_noun}. "
             "Give more --steps, or a larger --lr, or --method lora."
         )
     elif scores.likeness < SOME_LIKENESS:
         messages.append("It is somewhat like the photos. More --steps, more vectors or --method lora bring it nearer.")
     elif not messages:
-        messages.append("It is like the photos, and the places that prompts ask for are drawn.")
+        messages.append("It is like the photos, and the places that prompts ask for are there.")
     return messages
 
 

@@ -112,11 +112,15 @@ def scorer_for_base(base_kind: str) -> Scorer | None:
     return Scorer(clip, dino) if clip else None
 
 
-def _find_cached(places: Sequence[tuple[str, str | None]], *more: str) -> Path | None:
+def _find_cached(repositories: Sequence[tuple[str, str | None]], *files: str) -> Path | None:
     """Return the first cached model with all its files: other programs may have downloaded only a part of them."""
-    folders = (cached_snapshot(hub_id, revision) for hub_id, revision in places)
+    folders = (cached_snapshot(hub_id, revision) for hub_id, revision in repositories)
     return next(
-        (folder for folder in folders if folder and all((folder / name).exists() for name in _REQUIRED_FILES + more)),
+        (
+            folder
+            for folder in folders
+            if folder and all((folder / name).exists() for name in (*_REQUIRED_FILES, *files))
+        ),
         None,
     )
 

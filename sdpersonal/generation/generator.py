@@ -38,7 +38,7 @@ from .prompt_resolution import (
 from .request_checks import prompts_of
 
 MAX_BATCH_SIZE = 4  # images in one batch, fewer if memory is short; more saves little time on a CPU
-OOM_HINT = "Ask for a smaller --size, or --n 1; or close what else takes memory."
+OOM_HINT = "Use a smaller --size or --num-images 1, or close other programs."
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Generator:
                     raise Interrupted("Stopped.")
                 progress(before + step, total)
 
-            with translate_oom(f"drawing {len(batch)} at once", OOM_HINT, self.base.device):
+            with translate_oom(f"generating {len(batch)} images at once", OOM_HINT, self.base.device):
                 images = self._generate_batch(plan, batch, on_step, preview)
                 flags = self._flag_unsafe(images)
             for index, (job, image, hidden) in enumerate(zip(batch, images, flags, strict=True)):
@@ -152,7 +152,7 @@ class Generator:
 
     def _plan_memory(self, plan: _GenerationPlan, jobs: Sequence[_ImageJob]) -> int:
         """Place the models for the request and return the batch size."""
-        with self.base.exclusive(), translate_oom("before drawing", OOM_HINT, self.base.device):
+        with self.base.exclusive(), translate_oom("before generating", OOM_HINT, self.base.device):
             if self.base.safety_checker:
                 self.base.safety_checker.load()  # errors in its files are raised before any computing
             mixes = {mix for job in jobs for mix in job.batch_key[0]}

@@ -26,7 +26,7 @@ class NoConcepts:
     """A source without concepts, for prompts without tokens."""
 
     def get(self, token: Token) -> Concept:
-        raise UserError(f"There is no concept {token} here.", "Open a library that has it.")
+        raise UserError(f"There is no concept {token}: no library is open.", "Open a library that contains it.")
 
 
 @dataclass(frozen=True)
@@ -143,15 +143,15 @@ def check_kind(concept: Concept, kind: str) -> None:
     """Raise UserError if the concept was made for another kind of base."""
     if concept.card.base != kind:
         raise UserError(
-            f"{concept.token} was made for the base {concept.card.base}; the loaded one is {kind}.",
-            f"Draw with --base {concept.card.base}, or train it again on this one.",
+            f"{concept.token} was made for the base {concept.card.base}; the loaded base is {kind}.",
+            f"Use --base {concept.card.base}, or train the concept again on this one.",
         )
 
 
 def check_makes_few_steps_enough(concept: Concept) -> None:
     """Raise UserError if the concept of --fast has no LoRA."""
     if concept.lora is None:
-        raise UserError(f"{concept.token} has no LoRA, so it cannot make few steps enough.")
+        raise UserError(f"{concept.token} has no LoRA; --fast needs an LCM or TCD LoRA.")
 
 
 def resolve_concepts(base: StableDiffusion, parts: list[tuple[Concept, float]]) -> list[str | Vectors]:

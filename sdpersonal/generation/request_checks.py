@@ -79,8 +79,9 @@ def prompts_of(request: GenerateRequest, wildcards: Wildcards) -> Iterator[str]:
     number = count_prompts(template, wildcards)
     if number * request.n > MAX_IMAGES:
         raise UserError(
-            f"The prompt has {number:,} alternatives, drawn {request.n} times each; I take up to {MAX_IMAGES}.",
-            "Ask for fewer, or leave --every away: each picture then gets one by chance.",
+            f"The prompt has {number:,} alternatives, generated {request.n} times each; "
+            f"up to {MAX_IMAGES} images are allowed.",
+            "Ask for fewer, or leave out --all-combinations: each image then gets a random alternative.",
         )
     check_total_work(request, number * request.n)
     for i in range(number):

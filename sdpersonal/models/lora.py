@@ -60,24 +60,26 @@ class LoraAdapter:
         self.layer, self.path = layer, path  # path: of the layer in the model
         self.down: Tensor | None = None  # A: (r, in) or (r, in, k, k)
         self.up: Tensor | None = None  # B: (out, r) or (out, r, 1, 1)
-        self.whole: Tensor | None = None  # a full change, of the weight's shape, which is added to the weight
+        self.full_change: Tensor | None = None  # a full change, of the weight's shape, which is added to the weight
         self._hook: RemovableHandle | None = None
         self._original_weight: Tensor | None = None
         self._uses, self._may_merge = 0, False
 
-    def set(self, down: Tensor | None, up: Tensor | None, may_merge: bool = False, whole: Tensor | None = None) -> None:
+    def set(
+        self, down: Tensor | None, up: Tensor | None, may_merge: bool = False, full_change: Tensor | None = None
+    ) -> None:
         self._restore()
-        self.down, self.up, self.whole, self._uses, self._may_merge = down, up, whole, 0, may_merge
+        self.down, self.up, self.full_change, self._uses, self._may_merge = down, up, full_change, 0, may_merge
         self._hook = self._hook or self.layer.register_forward_hook(self._add)
 
     def clear(self) -> None:
         self._restore()
         self._unhook()
-        self.down = self.up = self.whole = None
+        self.down = self.up = self.full_change = None
 
     @property
     def is_empty(self) -> bool:
-        return self.down is None and self.whole is None
+        return self.down is None and self.full_change is None
 
     def _add(self, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         x = args[0]
@@ -85,8 +87,8 @@ class LoraAdapter:
         self._uses += 1
         if self._uses == _MERGE_AFTER_USES and self._may_merge and _is_merge_faster(self.layer.weight):
             self._merge()
-        if self.whole is not None:
-            out = out + _apply_weight(self.layer, x, self.whole.to(x.dtype))
+        if self.full_change is not None:
+            out = out + _apply_weight(self.layer, x, self.full_change.to(x.dtype))
         if self.down is None or self.up is None:
             return out
         return self._add_factors(self.down.to(x.dtype), self.up.to(x.dtype), x, out)
@@ -106,12 +108,12 @@ class LoraAdapter:
         """Move its tensors to the layer's device: they may have been set while the model was offloaded."""
         if self.down is not None and self.up is not None and self.down.device != device:
             self.down, self.up = self.down.to(device), self.up.to(device)
-        if self.whole is not None and self.whole.device != device:
-            self.whole = self.whole.to(device)
+        if self.full_change is not None and self.full_change.device != device:
+            self.full_change = self.full_change.to(device)
 
     def _merge(self) -> None:
         bare = self.layer.weight
-        changed = bare.detach() if self.whole is None else bare.detach() + self.whole
+        changed = bare.detach() if self.full_change is None else bare.detach() + self.full_change
         if self.down is not None and self.up is not None:
             changed = torch.addmm(changed.flatten(1), self.up.flatten(1), self.down.flatten(1)).view_as(bare)
         self.layer.weight, self._original_weight = nn.Parameter(changed, requires_grad=False), bare
@@ -134,7 +136,7 @@ def _apply_weight(layer: nn.Linear | nn.Conv2d, x: Tensor, weight: Tensor) -> Te
     return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation)
 
 
-class _Aside:
+class _ReplacedParameters:
     """Biases and norm weights of the model that are replaced while a mix is active."""
 
     def __init__(self) -> None:
@@ -181,7 +183,7 @@ class LoraAdapters:
     ):
         self._adapters: dict[str, LoraAdapter] = {}
         self._norms: dict[str, _Norm] = {}
-        self._aside = _Aside()
+        self._replaced = _ReplacedParameters()
         self._aliases: dict[str, str] = {}
         self._unused = tuple(unused)
         for prefix, model in models.items():
@@ -260,7 +262,7 @@ class LoraAdapters:
 
     def _set_adapter(self, adapter: LoraAdapter, parts: _LayerParts, may_merge: bool) -> None:
         weight = adapter.layer.weight
-        factors, others = _sorted(parts, weight.shape)
+        factors, changes = _split_changes(parts, weight.shape)
         down = up = full_change = None
         if factors:
             down = torch.cat([_to_tensor(part.down).view(-1, *weight.shape[1:]) for part, _ in factors])
@@ -268,18 +270,18 @@ class LoraAdapters:
                 [_to_tensor(part.up).flatten(1) * (s * part.alpha / part.down.shape[0]) for part, s in factors], dim=1
             )
             down, up = (matrix.to(weight.device, weight.dtype) for matrix in (down, up))
-        for change, strength in others:
+        for change, strength in changes:
             if (delta := weight_change(change, weight)) is not None:
                 full_change = delta.mul_(strength) if full_change is None else full_change.add_(delta, alpha=strength)
         if down is not None or full_change is not None:
             adapter.set(down, up, may_merge, None if full_change is None else full_change.to(weight.dtype))
-        self._replace_bias(adapter.layer, others)
+        self._replace_bias(adapter.layer, changes)
 
     def _replace(self, norm: _Norm, parts: list[tuple[Change, float]]) -> None:
         """Replace a norm's weight and bias with their changed values."""
         deltas = [(weight_change(change, norm.weight), strength) for change, strength in parts]
         if changes := [strength * delta for delta, strength in deltas if delta is not None]:
-            self._aside.replace(norm, "weight", sum(changes, start=norm.weight.detach().float()))
+            self._replaced.replace(norm, "weight", sum(changes, start=norm.weight.detach().float()))
         self._replace_bias(norm, parts)
 
     def _replace_bias(self, layer: _Layer, parts: list[tuple[Change, float]]) -> None:
@@ -287,7 +289,7 @@ class LoraAdapters:
             return
         deltas = [(bias_change(change, layer.bias), strength) for change, strength in parts]
         if changes := [strength * delta for delta, strength in deltas if delta is not None]:
-            self._aside.replace(layer, "bias", sum(changes, start=layer.bias.detach().float()))
+            self._replaced.replace(layer, "bias", sum(changes, start=layer.bias.detach().float()))
 
     def add_trainable(
         self, targets: LoraTargets, rank: int, generator: torch.Generator, text_encoder: bool = False
@@ -316,22 +318,22 @@ class LoraAdapters:
     def disabled(self) -> Iterator[None]:
         """Disable all adapters inside the block; restore them after it."""
         active = [
-            (adapter, adapter.down, adapter.up, adapter.whole)
+            (adapter, adapter.down, adapter.up, adapter.full_change)
             for adapter in self._adapters.values()
             if not adapter.is_empty
         ]
-        replaced = self._aside.restore()
+        replaced = self._replaced.restore()
         self.clear()
         try:
             yield
         finally:
-            for adapter, down, up, whole in active:
-                adapter.set(down, up, whole=whole)
+            for adapter, down, up, full_change in active:
+                adapter.set(down, up, full_change=full_change)
             for module, name, value in replaced:
-                self._aside.replace(module, name, value)
+                self._replaced.replace(module, name, value)
 
     def clear(self) -> None:
-        self._aside.restore()
+        self._replaced.restore()
         for adapter in self._adapters.values():
             adapter.clear()
 
@@ -368,12 +370,12 @@ def _is_text_target(adapter: LoraAdapter, targets: LoraTargets) -> bool:
     return adapter.path.endswith(_TEXT_ATTENTION) if targets == "attention" else "layers." in adapter.path
 
 
-def _sorted(
+def _split_changes(
     parts: list[tuple[LoraLayer | Change, float]], shape: torch.Size
 ) -> tuple[list[tuple[LoraLayer, float]], list[tuple[Change, float]]]:
     """Split changes into those that a LoRA of a small rank equals, as LoRA layers, and the others."""
     factors: list[tuple[LoraLayer, float]] = []
-    others: list[tuple[Change, float]] = []
+    changes: list[tuple[Change, float]] = []
     for part, strength in parts:
         rank = _factored_rank(part, shape)
         if isinstance(part, LoraLayer):
@@ -381,8 +383,8 @@ def _sorted(
         elif rank and (matrices := as_lora(part, rank)):
             factors.append((LoraLayer(*matrices, float(rank)), strength))
         else:
-            others.append((part, strength))
-    return factors, others
+            changes.append((part, strength))
+    return factors, changes
 
 
 def _factored_rank(part: LoraLayer | Change, shape: torch.Size) -> int:

@@ -108,14 +108,14 @@ def check_scheduler(config: Mapping[str, Any], scheduler: Scheduler | None, step
     ):
         raise FieldError(
             "scheduler",
-            f"scheduler {scheduler.name!r} cannot draw with this base: its first step would be from unbounded noise.",
-            "Take 'Heun Karras' or 'Heun Exponential'.",
+            f"scheduler {scheduler.name!r} cannot be used with this base: its first step would be infinitely noisy.",
+            "Use 'Heun Karras' or 'Heun Exponential'.",
         )
     if scheduler.options.get("use_beta_sigmas"):
         raise FieldError(
             "scheduler",
-            f"scheduler {scheduler.name!r} cannot draw with this base: its noise has no largest level to space from.",
-            f"Take {scheduler.sampler!r} with another schedule, such as '{scheduler.sampler} Simple'.",
+            f"scheduler {scheduler.name!r} cannot be used with this base: its noise has no largest level.",
+            f"Use {scheduler.sampler!r} with another schedule, such as '{scheduler.sampler} Simple'.",
         )
     if steps == 2 and "Ancestral" in scheduler.diffusers:
         problem = f"steps must be 1 or at least 3 with {scheduler.name} and this base, got 2."

@@ -256,7 +256,7 @@ class StableDiffusion:
         self.offloader.to_device("vae")
         x = self.vae.decode((latents / scale + shift).to(self.vae.dtype)).sample.float()  # (B, 3, H, W)
         if not torch.isfinite(x).all():
-            raise UserError("The picture came out as NaN.", "Lower the strengths of the concepts, or the guidance.")
+            raise UserError("The generated image is NaN.", "Lower the strengths of the concepts, or --guidance.")
         return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
     def _latent_scale_and_shift(self) -> tuple[float, float]:

@@ -115,7 +115,7 @@ class TextEncoder:
         """Return the token embeddings of a text, (tokens, width), fp32."""
         ids = self.ids(words)
         if not ids:
-            raise UserError(f"{printable(repr(words))} holds no word.", "Give a word or two, such as 'toy duck'.")
+            raise UserError(f"{printable(repr(words))} has no word.", "Give a word or two, such as 'toy duck'.")
         return self.token_embeddings[ids].detach().float()
 
     def initial_embeddings(self, words: str, count: int) -> Tensor:
@@ -222,7 +222,9 @@ class _Chunker:
 
     def add_vectors(self, vectors: Tensor, weight: float) -> None:
         if len(vectors) > self._capacity:
-            raise UserError(f"A concept of {len(vectors)} vectors fits no prompt: {self._capacity} fit.")
+            raise UserError(
+                f"A concept of {len(vectors)} vectors does not fit into a prompt, which takes {self._capacity}."
+            )
         self._ensure_space()
         if len(self._chunk.ids) + len(vectors) > self._capacity:
             self.finish_chunk()

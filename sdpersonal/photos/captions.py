@@ -58,14 +58,14 @@ class Caption:
 class Captions:
     """The captions in a folder, by the names of its photos.
 
-    names: of all files of the folder; read: returns a file's bytes by its name, raises Refused; kind: "object",
+    names: of all files of the folder; read_file: returns a file's bytes by its name, raises Refused; kind: "object",
     "person" or "style", which decides how a caption that names no subject is completed. used: the files that captions
     came from; table: the name of the file with captions of many photos, or "".
     """
 
-    def __init__(self, names: Sequence[str], read: Callable[[str], bytes], kind: str = "object"):
+    def __init__(self, names: Sequence[str], read_file: Callable[[str], bytes], kind: str = "object"):
         self._files = by_key(sorted(names))
-        self._read, self._kind = read, kind
+        self._read_file, self._kind = read_file, kind
         self.used: set[str] = set()
         self.table = next((self._files[name] for name in TABLES if name in self._files), "")
         self._row_problem = ""
@@ -75,7 +75,7 @@ class Captions:
         """Return the caption of the photo with this file name; without lines if it has none or it cannot be used."""
         if source := caption_file(photo, self._files):
             self.used.add(source)
-            where, load = printable(source), lambda: text_of(self._read(source))
+            where, load = printable(source), lambda: text_of(self._read_file(source))
         elif (text := self._rows.get(_key(photo))) is not None:
             where, load = f"its text in {printable(self.table)}", lambda: text
         else:
@@ -98,7 +98,7 @@ class Captions:
         self.used.add(self.table)
         texts: dict[str, str] = {}
         try:
-            data = self._read(self.table)
+            data = self._read_file(self.table)
             if len(data) > _MAX_TABLE:
                 raise Refused(f"is larger than {_MAX_TABLE // 10**6} MB")
             table = text_of(data, _MAX_TABLE)
@@ -227,10 +227,10 @@ def shortened(caption: str, fits: Callable[[str], bool]) -> str:
         return caption
     before, after = caption.split("{}")
     if fits(f"{before}{{}}"):
-        return f"{before}{{}}{_longest_prefix(after, lambda rest: fits(f'{before}{{}}{rest}'))}".strip()
+        return f"{before}{{}}{_longest_prefix(after, lambda end: fits(f'{before}{{}}{end}'))}".strip()
     if not fits("{}"):
         raise Refused("leaves no place for the subject's word")
-    backwards = _longest_prefix(before[::-1], lambda rest: fits(f"{rest[::-1]}{{}}"))
+    backwards = _longest_prefix(before[::-1], lambda begin: fits(f"{begin[::-1]}{{}}"))
     return f"{backwards[::-1]}{{}}".strip()
 
 

@@ -69,7 +69,7 @@ class EndlessSeries:
     def request_at(self, position: int) -> GenerateRequest:
         """Return the request for the image at a position, counted from 0. Raises UserError after the last."""
         if position >= PICTURES:
-            raise UserError("All seeds have been drawn.", "Take another template.")
+            raise UserError("All seeds have been used.", "Use another --prompt.")
         number, i = divmod(position, self.combinations)
         key = hashlib.sha256(f"{self.request.seed}:{number}:{self.request.prompt}".encode("utf-8", "replace")).digest()
         prompt = nth_prompt(self.request.prompt, permute_index(i, self.combinations, key), self._wildcards)
@@ -110,7 +110,7 @@ class EndlessProgress:
             position = state.pop("position")
             if state == self._facts and type(position) is int and 0 <= position <= PICTURES:
                 return position
-        raise UserError(f"{printable(str(self._path), 200)} is damaged.", "Remove it to begin with the first picture.")
+        raise UserError(f"{printable(str(self._path), 200)} is damaged.", "Remove it to begin with the first image.")
 
     def save(self, position: int) -> None:
         storage.write_json(self._path, self._facts | {"position": position})
@@ -137,7 +137,7 @@ def generate_endless(
         first = position = state.load()
         while limit is None or position - first < limit:
             if cancelled():
-                raise Interrupted(f"Stopped after picture {position}. The same command goes on from there.")
+                raise Interrupted(f"Stopped after image {position}. The same command continues from there.")
             (image,) = generator.generate(series.request_at(position), progress)
             data = png_with_recipe(image.image, None if private else series.recipe(image))
             # A kill between image and state makes the image be generated again; only the first can be saved already.

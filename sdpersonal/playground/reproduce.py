@@ -51,10 +51,10 @@ class PinnedConcepts:
         """Return the concept that the recipe means by `token`. Raises UserError."""
         matches = [candidate for candidate in self._tokens if token.matches(candidate)]
         if not matches:
-            raise UserError(f"The recipe does not say which concept its {token} was.")
+            raise UserError(f"The recipe does not contain the concept {token}.")
         newest = max(matches, key=lambda candidate: candidate.version or 0)
-        place, same = self._tokens[newest]
-        concept = self._library.get(place)
+        library_token, same = self._tokens[newest]
+        concept = self._library.get(library_token)
         return dataclasses.replace(concept, token=newest) if same else concept
 
 
@@ -72,8 +72,8 @@ def base_mismatches(recipe: Recipe, name: str, sha256: str) -> list[Mismatch]:
 def image_mismatches(recipe: Recipe, start: str | None, mask: str | None) -> list[Mismatch]:
     """Compare the recipe with the given images. start, mask: hashes of their pixels, None for none."""
     mismatches = (
-        _compare_image("start", "start image", recipe.start, start),
-        _compare_image("mask", "mask", recipe.mask, mask),
+        _compare_image("start", "an init image", recipe.start, start),
+        _compare_image("mask", "a mask", recipe.mask, mask),
     )
     return [mismatch for mismatch in mismatches if mismatch]
 
@@ -134,19 +134,20 @@ def _different_version(concept: RecipeConcept, entry: Entry) -> Mismatch:
 def _compare_image(flag: str, label: str, expected: str, actual: str | None) -> Mismatch | None:
     if not expected:
         return (
-            Mismatch(f"The image was generated without a {label}.", f"Leave out --{flag}.", is_fatal=True)
+            Mismatch(f"The image was generated without {label}.", f"Leave out --{flag}.", is_fatal=True)
             if actual
             else None
         )
     if actual is None:
         return Mismatch(
-            f"The image was generated from a {label} (pixels {_short_digest(expected)}).",
+            f"The image was generated from {label} (pixels {_short_digest(expected)}).",
             f"Give --{flag} FILE.",
             is_fatal=True,
         )
     if actual != expected:
-        problem = f"Its {label} had other pixels ({_short_digest(expected)}) than --{flag} ({_short_digest(actual)})."
-        return Mismatch(problem, f"Give --{flag} the file that it was generated from.")
+        digests = _short_digest(actual), _short_digest(expected)
+        message = f"--{flag} has other pixels ({digests[0]}) than the image was generated from ({digests[1]})."
+        return Mismatch(message, f"Give --{flag} the file that it was generated from.")
     return None
 
 

@@ -32,7 +32,7 @@ DEFAULT_STRENGTH = 0.5  # denoising strength from the image itself: the composit
 
 @dataclass(frozen=True)
 class SavedVariations:
-    """Saved files. sheet: a PNG; pictures: each image's file; hidden: whether the safety checker flagged it."""
+    """Saved files. grid: a PNG; images: each image's file; hidden: whether the safety checker flagged it."""
 
     grid: Path
     images: tuple[Path, ...]
@@ -42,14 +42,14 @@ class SavedVariations:
 def vary_seed(
     favourite: GenerateRequest, variation_strength: float = DEFAULT_VARIATION_STRENGTH, n: int = 8, seed: int = 1
 ) -> list[GenerateRequest]:
-    """Vary the noise: `share` of the way from the favourite's noise to that of n other seeds, from `seed` on.
+    """Vary the noise: interpolate from the favourite's noise to that of n other seeds, from `seed` on.
 
     Raises UserError if the favourite is such a variation itself: a request has two seeds, not three.
     """
     if favourite.near is not None:
         raise UserError(
-            f"This picture is itself near another one, of seed {favourite.seed}.",
-            "Vary that one, or begin from this one with --start.",
+            f"This image is itself a variation of another one, of seed {favourite.seed}.",
+            "Vary that one, or use this one as the init image: --init-image.",
         )
     return [_with_changes(favourite, near=variation_strength, near_seed=seed, n=n)]
 
@@ -102,12 +102,15 @@ def variation_requests(
 
 
 def favourite_request(metadata: Recipe | Foreign, image_only: bool = False) -> GenerateRequest:
-    """Return the request of the favourite. from_itself: it is only used as the start image.
+    """Return the request of the favourite. image_only: it is only used as the start image.
 
     Raises UserError if it has a start image itself, of which the recipe knows only the hash.
     """
     if isinstance(metadata, Recipe) and metadata.start and not image_only:
-        raise UserError("It began from another picture, which is not in it.", "Vary it with --start alone.")
+        raise UserError(
+            "The image was made from an init image, which its recipe does not contain.",
+            "Vary it with --init-image alone.",
+        )
     return metadata.request()
 
 
@@ -140,9 +143,9 @@ def generate_variations(
     saved: dict[Path, bool] = {}
     captioned = [(favourite[1], "the favourite")]
     try:
-        for i, picture in generate_all(generator, requests, progress, cancelled):
-            saved[outputs.save(picture.to_png(private))] = picture.hidden
-            captioned.append((picture.image, caption(favourite[0], requests[i], picture.recipe)))
+        for i, generated in generate_all(generator, requests, progress, cancelled):
+            saved[outputs.save(generated.to_png(private))] = generated.hidden
+            captioned.append((generated.image, caption(favourite[0], requests[i], generated.recipe)))
     except UserError:
         if saved:
             with suppress(UserError):  # a full disk was reported already
@@ -160,10 +163,10 @@ def caption(favourite: GenerateRequest, request: GenerateRequest, recipe: Recipe
     return printable(differing_words([favourite.prompt, request.prompt])[1], 200) or "the same words"
 
 
-def _save_grid(saved: Mapping[Path, bool], shown: Sequence[tuple[Image.Image, str]]) -> SavedVariations:
+def _save_grid(saved: Mapping[Path, bool], captioned: Sequence[tuple[Image.Image, str]]) -> SavedVariations:
     first = next(iter(saved))
     page = first.with_name(f"{first.name.partition('-')[0]}-variations.png")
-    storage.write_bytes(page, encode_png(captioned_grid(shown)))
+    storage.write_bytes(page, encode_png(captioned_grid(captioned)))
     return SavedVariations(page, tuple(saved), tuple(saved.values()))
 
 
@@ -171,7 +174,7 @@ def _requests_along(favourite: GenerateRequest, axis: Axis) -> list[GenerateRequ
     fields = {name: getattr(favourite, name) for name in GenerateRequest.model_fields} | {"n": 1}
     if not axis.applies_to(fields):
         raise UserError(
-            f"There is no {printable(axis.target)} in the prompt of this picture.",
+            f"There is no {printable(axis.target)} in the prompt of this image.",
             f"It is {printable(favourite.prompt, 300)}.",
         )
     return [GenerateRequest(**axis.apply(fields, value)) for value in axis.values]

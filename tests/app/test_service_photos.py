@@ -106,7 +106,7 @@ def test_files_that_are_no_photos_are_told_and_the_rest_is_used(tray, tmp_path):
     for path in many:
         path.write_bytes(b"GIF89a")
     said = tray.add(many)
-    assert len(said) == 6 and said[-1] == "And 15 more that I cannot use."
+    assert len(said) == 6 and said[-1] == "And 15 more are unusable."
 
 
 def test_too_much_at_once_is_refused_before_anything_is_read(tray, tmp_path, monkeypatch):

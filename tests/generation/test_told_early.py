@@ -120,9 +120,9 @@ def test_training(place, capsys, flags, said):
 
 def test_training_that_is_right_goes_on_to_loading(place):
     argv = ["--photos", "photos", "--token", "<me/x>", "--class", "dog"]
-    for more in (["--base", "tiny", "--method", "pivotal", "--steps", "61"], ["--base", "/folder", "--steps", "2"]):
+    for options in (["--base", "tiny", "--method", "pivotal", "--steps", "61"], ["--base", "/folder", "--steps", "2"]):
         with pytest.raises(Loaded):
-            main(["train", "dreambooth", *argv, *more])
+            main(["train", "dreambooth", *argv, *options])
 
 
 @pytest.mark.parametrize(

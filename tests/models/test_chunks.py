@@ -92,7 +92,7 @@ def test_prompts_are_cut_as_a1111_cuts_them(tiny, seed):
         assert chunk.weights == [1.0, *weights] + [1.0] * (left + 1)
         assert all(set(chunk.ids[at : at + len(rows)]) == {0} for at, rows in chunk.vectors)
     assert sum(len(chunk.vectors) for chunk in chunks) == sum(
-        isinstance(one, Segment) and not isinstance(one.content, str) for one in spans
+        isinstance(item, Segment) and not isinstance(item.content, str) for item in spans
     )
 
 
@@ -106,7 +106,7 @@ def test_what_is_at_a_comma_is_cut_there(tiny):
 
 
 def test_vectors_that_fit_no_chunk_are_refused(tiny):
-    with pytest.raises(UserError, match="80 vectors fits no prompt: 75 fit"):
+    with pytest.raises(UserError, match="80 vectors does not fit into a prompt, which takes 75"):
         tiny.encode_prompt([Segment({"clip_l": torch.zeros(80, tiny.widths["clip_l"])})])
 
 
@@ -147,8 +147,8 @@ def test_emphasis_never_turns_a_prompt_over(sd2):
     finally:
         bias.data.fill_(0.3)
     words = slice(1, 1 + len(sd2.encoders["clip_l"].ids("a red duck")))
-    for each, weight in ((words, 1.3), (slice(words.stop, 77), 1.0)):
-        ratio = read[each] / plain[each]
+    for item, weight in ((words, 1.3), (slice(words.stop, 77), 1.0)):
+        ratio = read[item] / plain[item]
         assert (ratio > 0.5 * weight).all() and (ratio < 2 * weight).all()
 
 
@@ -183,8 +183,8 @@ def test_sdxl_pools_the_first_chunk_and_leaves_no_words_empty(tmp_path):
 
 @torch.no_grad()
 def test_emphasis_on_one_prompt_is_not_felt_by_its_neighbour(tiny):
-    one, two = tiny.encode_prompt([Segment("a duck", 1.4)]), tiny.encode_prompt([Segment("a cat", 0.6)])
-    both = Conditioning.cat([one, two])
-    assert torch.equal(both[:1].prompt_embeds, one.prompt_embeds) and torch.equal(
+    item, two = tiny.encode_prompt([Segment("a duck", 1.4)]), tiny.encode_prompt([Segment("a cat", 0.6)])
+    both = Conditioning.cat([item, two])
+    assert torch.equal(both[:1].prompt_embeds, item.prompt_embeds) and torch.equal(
         both[1:].prompt_embeds, two.prompt_embeds
     )

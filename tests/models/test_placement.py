@@ -70,20 +70,20 @@ class Live(TorchDispatchMode):
 
     def __init__(self, base):
         super().__init__()
-        own = itertools.chain.from_iterable(
+        original = itertools.chain.from_iterable(
             (*model.parameters(), *model.buffers()) for model in base.modules().values()
         )
-        self._sizes = {one.untyped_storage()._cdata: 0 for one in own}
+        self._sizes = {item.untyped_storage()._cdata: 0 for item in original}
         self._now = self.most = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        for one in tree_iter(out):
-            if isinstance(one, torch.Tensor) and (key := (kept := one.untyped_storage())._cdata) not in self._sizes:
-                self._sizes[key] = kept.nbytes()
-                self._now += kept.nbytes()
+        for item in tree_iter(out):
+            if isinstance(item, torch.Tensor) and (key := (saved := item.untyped_storage())._cdata) not in self._sizes:
+                self._sizes[key] = saved.nbytes()
+                self._now += saved.nbytes()
                 self.most = max(self.most, self._now)
-                weakref.finalize(kept, self._gone, key)
+                weakref.finalize(saved, self._gone, key)
         return out
 
     def _gone(self, key):
@@ -95,18 +95,18 @@ def test_a_stage_takes_what_is_reckoned_with(kind, side, monkeypatch):
     """Counted on the meta device, in the models' real shapes."""
     # There it would be written out with the whole matrix, which no kernel on a card does.
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, *_, **__: torch.empty_like(q))
-    base, pictures = build(kind, "meta"), 4
+    base, images = build(kind, "meta"), 4
     base.unet.to(torch.bfloat16)
-    condition = base.encode_captions([["a"]] * (2 * pictures))
-    latents = torch.zeros(2 * pictures, *base.latent_shape(side, side), device="meta")
+    condition = base.encode_captions([["a"]] * (2 * images))
+    latents = torch.zeros(2 * images, *base.latent_shape(side, side), device="meta")
     reckoned = memory_need(base, (side, side))
     with torch.no_grad(), Live(base) as live:
-        base.predict(latents, torch.zeros(2 * pictures, device="meta"), condition)
-    assert live.most <= pictures * reckoned.step < 2.2 * live.most
+        base.predict(latents, torch.zeros(2 * images, device="meta"), condition)
+    assert live.most <= images * reckoned.step < 2.2 * live.most
     with torch.no_grad(), Live(base) as live:
         base.vae.decode(latents[:1])
     assert live.most <= reckoned.decoding < 1.1 * live.most
-    assert reckoned.unet == 2 * sum(one.numel() for one in base.unet.parameters())
+    assert reckoned.unet == 2 * sum(item.numel() for item in base.unet.parameters())
 
 
 class Model(nn.Linear):
@@ -136,12 +136,12 @@ def test_who_is_on_the_card_in_a_drawing(mode, expected):
     stages = Offloader(Model(), Model(), Model(), torch.device("cuda", 0))
     stages._models["vae"].config = type("Config", (), {"block_out_channels": (1, 1, 1, 1)})
     stages.apply_plan(OffloadPlan(mode, mode == "sequential", 1))
-    seen = [places(stages)]
+    recorded = [places(stages)]
     for stage in ("text", "unet", "unet", "vae"):
         stages.to_device(stage)
-        seen.append(places(stages))
+        recorded.append(places(stages))
         assert stages.bytes_on_device() == 4 * 8 * places(stages).count("x")
-    assert seen == expected
+    assert recorded == expected
     assert stages._models["vae"].use_tiling == (mode == "sequential")
     stages.apply_plan(OffloadPlan("all", False, 4))
     assert places(stages) == "xxx" and not stages._models["vae"].use_tiling
@@ -157,15 +157,15 @@ def test_nothing_moves_on_a_cpu(tiny):
 def test_as_many_at_once_as_there_is_room_for(tiny, monkeypatch):
     """The same pictures, in other batches, up to the kernels' rounding."""
     request = GenerateRequest(prompt="a duck", n=4, steps=2, size="64x64")
-    together = [np.asarray(one.image, int) for one in Generator(tiny).generate(request)]
-    seen = []
+    together = [np.asarray(item.image, int) for item in Generator(tiny).generate(request)]
+    recorded = []
     monkeypatch.setattr(
-        "sdpersonal.generation.generator.plan_offload", lambda base, size, most, beside: seen.append(size) or 3
+        "sdpersonal.generation.generator.plan_offload", lambda base, size, most, beside: recorded.append(size) or 3
     )
-    batches = [np.asarray(one.image, int) for one in Generator(tiny).generate(request)]
+    batches = [np.asarray(item.image, int) for item in Generator(tiny).generate(request)]
     assert max(np.abs(a - b).max() for a, b in zip(together, batches, strict=True)) <= 1
     list(Generator(tiny).generate(GenerateRequest(prompt="a duck", n=1, steps=1, size="64x96", enlarge=1.5)))
-    assert seen == [(64, 64), (96, 144)]
+    assert recorded == [(64, 64), (96, 144)]
 
 
 # --- memory that is too short after all -------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ class NoRoomAt:
 @pytest.mark.parametrize("n", [1, 3])  # in the first batch, and after some pictures
 def test_the_next_request_has_all_the_memory_and_draws_the_same(tiny, monkeypatch, n):
     request = GenerateRequest(prompt="a duck", n=10, steps=2, size="64x64")
-    expected = [picture.image.tobytes() for picture in Generator(tiny).generate(request)]
+    expected = [image.image.tobytes() for image in Generator(tiny).generate(request)]
     generator, failing = Generator(tiny), NoRoomAt(tiny, n)
     with monkeypatch.context() as patched:
         patched.setattr(tiny, "predict", failing)
@@ -200,7 +200,7 @@ def test_the_next_request_has_all_the_memory_and_draws_the_same(tiny, monkeypatc
     assert "--size" in caught.value.hint and "--n 1" in caught.value.hint
     gc.collect()
     assert failing.held() is None, sys.getrefcount(failing.held())  # even while the error is at hand
-    assert [picture.image.tobytes() for picture in generator.generate(request)] == expected
+    assert [image.image.tobytes() for image in generator.generate(request)] == expected
 
 
 def test_other_errors_pass(tiny, monkeypatch):

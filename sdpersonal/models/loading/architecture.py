@@ -198,6 +198,6 @@ def _unsupported_reason(shapes: Shapes) -> tuple[str, str] | None:
     if "decoder.conv_in.weight" in shapes or "first_stage_model.decoder.conv_in.weight" in shapes:
         return "an autoencoder (VAE), not a base", "Give it beside a base: --vae FILE"
     return (
-        "not a checkpoint that I know",
-        f"{_SUPPORTED} Give a whole checkpoint, a folder in diffusers layout or a Hub id.",
+        "not a supported checkpoint",
+        f"{_SUPPORTED}. Give a whole checkpoint, a folder in diffusers layout or a Hub id.",
     )

@@ -54,9 +54,9 @@ def _check_size(photos: PhotoSet, size: int) -> Iterator[Finding]:
         )
     small = [photo for photo in photos.photos if 0 < min(photo.original_size) < _SMALL * size]
     if small:
-        least = min(min(photo.original_size) for photo in small)
-        more = "" if len(small) == 1 else " or more"
-        problem = f"{{}} must be enlarged to {size} pixels, from {least}{more}."
+        smallest = min(min(photo.original_size) for photo in small)
+        suffix = "" if len(small) == 1 else " or more"
+        problem = f"{{}} must be enlarged to {size} pixels, from {smallest}{suffix}."
         yield make_finding("small", [photo.name for photo in small], problem)
 
 
@@ -103,5 +103,5 @@ def _check_set(
         yield make_finding("wrong-class", names, f"Nothing in these photos looks like --class {printable(class_noun)}.")
 
 
-def _select(items: Sequence[T], places: Sequence[int]) -> list[T]:
-    return [items[i] for i in places]
+def _select(items: Sequence[T], indices: Sequence[int]) -> list[T]:
+    return [items[i] for i in indices]

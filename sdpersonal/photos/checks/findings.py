@@ -93,7 +93,7 @@ class Report:
         """Format for a terminal: a summary, then two lines for each finding."""
         photos = "1 photo" if self.count == 1 else f"{self.count} photos"
         if not self.findings:
-            return [f"{photos}: I see nothing to change."]
+            return [f"{photos}: nothing to change."]
         things = "one thing" if len(self.findings) == 1 else f"{len(self.findings)} things"
         lines = [f"{photos}, {things} to look at before training:"]
         for finding in self.findings:

@@ -73,11 +73,11 @@ class Axis:
         name = "words" if name == "word" else name
         if name not in (*_PROMPT_KINDS, *SETTING_KINDS):
             known = ", ".join((*_PROMPT_KINDS, *SETTING_KINDS)).replace("_", "-")
-            raise UserError(f"{printable(kind)} is nothing that a sheet can change.", f"I can change {known}.")
-        read = _PARSERS.get(name, _parse_setting)
-        axis = read(name, target, values)
+            raise UserError(f"A grid cannot change {printable(kind)}.", f"An axis can be: {known}.")
+        parse = _PARSERS.get(name, _parse_setting)
+        axis = parse(name, target, values)
         if not 1 <= len(axis.values) <= MAX_VALUES:
-            raise UserError(f"{printable(kind)} has {len(axis.values)} values; I take 1 to {MAX_VALUES}.")
+            raise UserError(f"{printable(kind)} has {len(axis.values)} values; 1 to {MAX_VALUES} are allowed.")
         return axis
 
     @property

@@ -75,11 +75,13 @@ class CheckpointRun:
                 f"{printable(str(self.folder))} was trained on another base than {printable(base.name)}.",
                 "Give its --base.",
             )
-        learned = _load_weights(self.folder / f"step-{step:06d}")
-        rows, lora = _embeddings(learned, base), {key: learned[key] for key in learned if not key.startswith("rows.")}
+        weights = _load_weights(self.folder / f"step-{step:06d}")
+        lora = {key: tensor for key, tensor in weights.items() if not key.startswith("rows.")}
         noun = str(self.settings.get("class_noun") or self.settings.get("init") or self.settings.get("kind", ""))
         card = Card(base=base.kind, class_noun=noun[:100], method=str(self.settings.get("method", "")), steps=step)
-        return Concept(replace(self.token_at(step), version=1), card, rows, to_lora(lora) if lora else None)
+        return Concept(
+            replace(self.token_at(step), version=1), card, _embeddings(weights, base), to_lora(lora) if lora else None
+        )
 
 
 class CheckpointConcepts:
@@ -93,15 +95,15 @@ class CheckpointConcepts:
         return self._concepts_by_token.get(token) or self._library.get(token)
 
 
-def _embeddings(learned: Mapping[str, Tensor], base: StableDiffusion) -> dict[str, np.ndarray]:
+def _embeddings(weights: Mapping[str, Tensor], base: StableDiffusion) -> dict[str, np.ndarray]:
     """Return embeddings as prompts use them: training keeps them at the norm that they would have."""
     from ...training.methods.token_embedding import clip_norm, max_embedding_norm
 
     embeddings = {}
-    for name, rows in learned.items():
+    for name, vectors in weights.items():
         if name.startswith("rows."):
             key = name.removeprefix("rows.")
-            embeddings[key] = clip_norm(rows, max_embedding_norm(base.encoders[key])).numpy()
+            embeddings[key] = clip_norm(vectors, max_embedding_norm(base.encoders[key])).numpy()
     return embeddings
 
 

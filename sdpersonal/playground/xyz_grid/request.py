@@ -65,8 +65,8 @@ class XyzGridRequest(GenerateRequest):
     def _cells(self) -> Iterator[GridCell]:
         fields = {name: getattr(self, name) for name in GenerateRequest.model_fields}
         sides = [[(axis, value) for value in axis.values] for axis in self.axes.values()]
-        places = product(*(range(count) for count in reversed(self.shape)))
-        for (z, y, x), changes in zip(places, product(*reversed(sides)), strict=True):
+        positions = product(*(range(count) for count in reversed(self.shape)))
+        for (z, y, x), changes in zip(positions, product(*reversed(sides)), strict=True):
             changed = fields
             for axis, value in sorted(changes, key=lambda change: change[0].order):
                 changed = axis.apply(changed, value)
@@ -74,15 +74,16 @@ class XyzGridRequest(GenerateRequest):
 
     def _check(self) -> None:
         columns, rows, sheets = self.shape
-        if columns * rows * sheets > MAX_IMAGES:
+        count = columns * rows * sheets
+        if count > MAX_IMAGES:
             raise UserError(
-                f"{columns} x {rows} x {sheets} are {columns * rows * sheets:,} pictures; I take up to {MAX_IMAGES}.",
+                f"{columns} x {rows} x {sheets} are {count:,} images; up to {MAX_IMAGES} are allowed.",
                 "Give fewer values.",
             )
         self._check_targets()
         if (times := sum(request_work(cell.request) for cell in self.cells) / MAX_WORK) > 1:
             raise UserError(
-                f"These {len(self.cells)} pictures are {times:.0f} times more than I take at once.",
+                f"These {len(self.cells)} images are {times:.0f} times the work that is allowed at once.",
                 "Ask for fewer, smaller, or with fewer steps.",
             )
 
