@@ -4,15 +4,17 @@ Requests are independent: the same request gives the same images, whatever ran b
 """
 
 from .denoise import SamplingConfig, denoise, noise_from_seed
-from .generator import MAX_BATCH_SIZE, Generator
-from .image import GeneratedImage
+from .generator import MAX_BATCH_SIZE, Generator, ImageGenerator
+from .image import GeneratedImage, GeneratedImages
 from .prompt_resolution import ConceptSource, NoConcepts
 
 __all__ = [
     "MAX_BATCH_SIZE",
     "ConceptSource",
     "GeneratedImage",
+    "GeneratedImages",
     "Generator",
+    "ImageGenerator",
     "NoConcepts",
     "SamplingConfig",
     "denoise",

@@ -30,8 +30,8 @@ def check_requests(
         elsewhere: tokens that need not be in `concepts`.
 
     Raises:
-        UserError: as `Generator.draw` would later, for missing wildcard lists and concepts, concepts of another kind of
-            model, and init images and masks that cannot be read.
+        UserError: as `Generator.generate` would later, for missing wildcard lists and concepts, concepts of another
+            kind of model, and init images and masks that cannot be read.
     """
     wildcard_lists, note = Wildcards(wildcards), ""
     texts = dict.fromkeys(text for request in requests for text in _texts(request, wildcard_lists))

@@ -4,7 +4,7 @@ import torch
 
 from sdpersonal.config import GenerateRequest
 from sdpersonal.generation import Generator
-from sdpersonal.generation.image import Previews
+from sdpersonal.generation.previews import Previews
 
 
 def test_a_guess_is_what_was_noised(tiny):
@@ -28,7 +28,7 @@ def test_pictures_are_the_same_with_previews(tiny):
 
 def test_large_latents_are_decoded_small_and_seldom(tiny, monkeypatch):
     clock, displayed = [0.0], []
-    monkeypatch.setattr("sdpersonal.generation.image.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("sdpersonal.generation.previews.time.monotonic", lambda: clock[0])
 
     def show(images):
         displayed.append((clock[0], images[0].size))

@@ -67,7 +67,7 @@ def load_base(
 
     check_path(name, "base")
     check_path(vae, "vae")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _choose_device(device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     name = name or default_base(device)
     vae_path = _locate_vae(str(vae)) if vae is not None else None
@@ -95,6 +95,18 @@ def load_base(
         scheduler=parts.scheduler,
         checker=find_checker(path, device, safety),
     )
+
+
+def _choose_device(device: str | torch.device | None) -> torch.device:
+    """Return the device, CUDA where there is one if None. Raises UserError for one that is not here."""
+    has_cuda = torch.cuda.is_available()
+    try:
+        chosen = torch.device(device or ("cuda" if has_cuda else "cpu"))
+    except (RuntimeError, TypeError):
+        raise UserError(f"There is no device {printable(str(device))}.", "Use cpu, cuda or cuda:1.") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= (torch.cuda.device_count() if has_cuda else 0):
+        raise UserError(f"There is no CUDA device {printable(str(device))} here.", "Use cpu, or leave device out.")
+    return chosen
 
 
 def default_base(device: torch.device) -> str:
