@@ -128,7 +128,7 @@ def generate_endless(
     """Continue the series, for up to `limit` images; yields each image's file once it is saved, and whether the
     safety checker flagged it.
 
-    stopped() is polled between images, and ends the series with Interrupted. A process that is killed at any moment
+    cancelled() is polled between images, and ends the series with Interrupted. A process that is killed at any moment
     and restarted leaves the same files as one that was never stopped. progress(done, total) counts an image's steps.
     Raises as `Generator.generate`, and if another process generates this series.
     """

@@ -103,7 +103,7 @@ def missing_file(folder: Path) -> str | None:
 
 
 def missing_vae_file(folder: Path) -> str | None:
-    """Do the same for the folder of an autoencoder, or of a base that has one."""
+    """Return the weights file that the folder of an autoencoder, or of a base with one, lacks; None if it is complete."""
     return (
         None
         if find_weights(folder.parent, folder.name) or find_weights(folder, "vae")
@@ -142,13 +142,13 @@ def _read_index(folder: Path) -> dict:
     try:
         index = read_config(path)
     except FileNotFoundError:
-        what = (
+        description = (
             "a LoRA's folder"
             if (folder / "pytorch_lora_weights.safetensors").exists()
             else "not a model in diffusers layout"
         )
         raise UserError(
-            f"{printable(str(folder), 200)} is {what}: it has no model_index.json.",
+            f"{printable(str(folder), 200)} is {description}: it has no model_index.json.",
             "Give the folder that holds that file.",
         ) from None
     except (ValueError, OSError, RecursionError):
@@ -162,9 +162,9 @@ def _pipeline_parts(index: dict, folder: Path, name: str) -> tuple[str, ...]:
         pipeline = "StableDiffusionXLImg2ImgPipeline"  # the refiner, which names the base's pipeline
     if pipeline in PIPELINES:
         return PIPELINES[pipeline]
-    what = next((what for part, what in _UNSUPPORTED.items() if part in pipeline), None)
+    description = next((text for part, text in _UNSUPPORTED.items() if part in pipeline), None)
     raise UserError(
-        f"--base {printable(name)} is {f'{what} ({printable(pipeline)})' if what else f'a {printable(pipeline)}'}; "
+        f"--base {printable(name)} is {f'{description} ({printable(pipeline)})' if description else f'a {printable(pipeline)}'}; "
         "sdpersonal works with Stable Diffusion 1.x, 2.x and XL.",
         "Try --base sd15, sd21, sdxl or tiny.",
     )
@@ -209,13 +209,13 @@ def _check_schedule(config: Mapping[str, object], name: str) -> None:
 
 
 @contextmanager
-def translate_load_errors(folder: Path, what: str, hint: str = "Fetch or copy it again.") -> Iterator[None]:
+def translate_load_errors(folder: Path, part: str, hint: str = "Fetch or copy it again.") -> Iterator[None]:
     """Raise UserError in place of what the libraries raise for files that cannot be read."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         message = printable((str(error).splitlines() or [type(error).__name__])[0], 120)
-        raise UserError(f"The {what} {printable(str(folder), 200)} cannot be read: {message}", hint) from None
+        raise UserError(f"The {part} {printable(str(folder), 200)} cannot be read: {message}", hint) from None
 
 
 def load_strictly(model: Any, folder: Path, variant: str, dtype: torch.dtype, **options: Any) -> Any:

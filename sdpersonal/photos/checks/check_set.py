@@ -33,7 +33,7 @@ def check(photos: PhotoSet, kind: ConceptKind, class_noun: str = "", clip: ClipF
     groups = near_duplicates(squares)
     findings = [*_check_size(photos, len(squares[0]))]
     findings += [
-        make_finding("near-duplicates", _select(names, group), "{} are nearly the same picture.") for group in groups
+        make_finding("near-duplicates", _select(names, group), "{} are nearly the same photo.") for group in groups
     ]
     if kind == "style":
         findings += _check_style(photos)

@@ -27,7 +27,7 @@ _QUALITY = 90
 
 @dataclass(frozen=True)
 class GridTile:
-    """One image of a grid. recipe: None if it is to be left out; mark: the last part of its file's name."""
+    """One image of a grid. recipe: None if it is to be left out; file_suffix: the last part of its file's name."""
 
     image: Image.Image
     recipe: Recipe | None
@@ -41,8 +41,8 @@ def render_page(request: XyzGridRequest, tiles: Mapping[CellPosition, GridTile])
     script, style, template = (
         storage.read_bytes(_HERE / name, _MAX_BYTES).decode() for name in ("page.js", "page.css", "page.html")
     )
-    machine = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return machine.from_string(template).render(
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(
         title=request.prompt,
         asked=[text for side in "xyz" if (text := getattr(request, side))],
         count=len(tiles),
@@ -62,7 +62,7 @@ def describe_tile(tile: GridTile) -> list[tuple[str, str]]:
     if recipe is None:
         return [("File", f"*-{tile.file_suffix}.png")]
     base = recipe.base
-    known = {
+    facts = {
         "Prompt": recipe.prompt,
         "Chosen from": recipe.template,
         "Not": recipe.negative,
@@ -80,7 +80,7 @@ def describe_tile(tile: GridTile) -> list[tuple[str, str]]:
         ),
         "File": f"*-{tile.file_suffix}.png",
     }
-    return [(name, text) for name, text in known.items() if text]
+    return [(name, text) for name, text in facts.items() if text]
 
 
 def _page_grids(request: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> Iterator[tuple[str, list]]:
