@@ -103,7 +103,7 @@ def missing_file(folder: Path) -> str | None:
 
 
 def missing_vae_file(folder: Path) -> str | None:
-    """Return the weights file that the folder of an autoencoder, or of a base with one, lacks; None if it is complete."""
+    """Return the file that the folder of an autoencoder, or of a base with one, lacks; None if it is complete."""
     return (
         None
         if find_weights(folder.parent, folder.name) or find_weights(folder, "vae")
@@ -163,9 +163,9 @@ def _pipeline_parts(index: dict, folder: Path, name: str) -> tuple[str, ...]:
     if pipeline in PIPELINES:
         return PIPELINES[pipeline]
     description = next((text for part, text in _UNSUPPORTED.items() if part in pipeline), None)
+    kind = f"{description} ({printable(pipeline)})" if description else f"a {printable(pipeline)}"
     raise UserError(
-        f"--base {printable(name)} is {f'{description} ({printable(pipeline)})' if description else f'a {printable(pipeline)}'}; "
-        "sdpersonal works with Stable Diffusion 1.x, 2.x and XL.",
+        f"--base {printable(name)} is {kind}; sdpersonal works with Stable Diffusion 1.x, 2.x and XL.",
         "Try --base sd15, sd21, sdxl or tiny.",
     )
 
