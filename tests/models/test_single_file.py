@@ -215,7 +215,7 @@ def test_what_no_file_says_is_decided_by_a1111s_question(tokenizers, tmp_path, b
     pipe = original.pipeline("sd2", tokenizers[1:])
     pipe.unet.conv_out.bias.data.fill_(bias)
     base = load_base(str(original.write(pipe, tmp_path / "sd2.safetensors")), "cpu")
-    assert base.schedule.prediction_type == prediction and base.note.startswith("It does not say")
+    assert base.schedule.prediction_type == prediction and base.note.startswith("The file does not say")
     assert base.resolution == (768 if prediction == "v_prediction" else 512)
     x = torch.ones((1, 4, 8, 8)) * 0.5  # as A1111 asks
     with torch.no_grad():
