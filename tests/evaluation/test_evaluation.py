@@ -193,7 +193,7 @@ def test_the_photos_themselves_only_copy(judge, photos, plain):
     scores = ConceptEvaluation(judge, "object", "bear", photos, plain["object"]).score((photos * 2)[:8])
     assert scores.copying >= 0.5 and scores.likeness > 0.9
     message = explain_scores(scores, "bear")
-    assert message[0].startswith("It only copies a photo: ") and f"{scores.copying:.0%} of the pictures" in message[0]
+    assert message[0].startswith("It only copies a photo: ") and f"{scores.copying:.0%} of the images" in message[0]
     assert not any("no effect" in line for line in message)
 
 

@@ -174,7 +174,7 @@ def test_a_concept_of_another_base_is_named_before_any_computing(tiny, shelf):
     stranger = Concept(Token("you", "cat"), Card(base="sd1"), {"clip_l": np.zeros((1, 768), np.float32)})
     wide = Concept(Token("you", "wide"), Card(base="tiny"), {"clip_l": np.zeros((1, 99), np.float32)})
     for concept, problem in (
-        (stranger, "made for the base sd1; the loaded one is tiny"),
+        (stranger, "made for the base sd1; the loaded base is tiny"),
         (wide, "vectors of width 99"),
     ):
         with pytest.raises(UserError, match=problem):

@@ -183,7 +183,7 @@ def test_a_pictures_word_is_never_a_path(stock, place, name, capsys):
     recipe = read_recipe(stock[1][0])
     base = recipe.base.model_copy(update={"name": name})
     err = refused(place, capsys, png_with_recipe(Image.new("RGB", (64, 64)), recipe.model_copy(update={"base": base})))
-    assert "Give its folder, file or Hub id with --base." in err and place.asked == []
+    assert "Give --base its folder, file or Hub id." in err and place.asked == []
     with pytest.raises(UserError):
         base_to_load(recipe.model_copy(update={"base": base}), ["tiny", "sd15"])
 
@@ -217,7 +217,7 @@ def test_a_token_that_the_recipe_does_not_explain(stock):
     recipe = read_recipe(stock[1][0]).model_copy(update={"prompt": "a <me/ink> <duck>"})
     pinned = PinnedConcepts(recipe.model_copy(update={"concepts": recipe.concepts[:1]}), stock[0])
     assert pinned.get(Token.parse("<duck>")).identity == recipe.concepts[0].sha256
-    with pytest.raises(UserError, match="does not say which concept its <you/ink> was"):
+    with pytest.raises(UserError, match="does not contain the concept <you/ink>"):
         pinned.get(Token.parse("<you/ink>"))
 
 

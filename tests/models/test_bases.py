@@ -115,7 +115,7 @@ def test_names_that_lead_nowhere(name, problem):
 
 @pytest.mark.tries_network
 def test_a_hub_id_without_a_network_is_refused_soon():
-    with pytest.raises(UserError, match="cannot reach the Hub"):
+    with pytest.raises(UserError, match="the Hub cannot be reached"):
         load_base("sd15")
 
 
@@ -139,7 +139,7 @@ def test_a_hub_that_never_answers_is_given_up_within_seconds(root):
         environment = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "NO_PROXY": "*", "PYTHONPATH": str(root)}
         run = {"env": os.environ | environment, "capture_output": True, "text": True, "timeout": 120}
         message = subprocess.run([sys.executable, "-c", TIMED], **run).stdout
-    assert "cannot reach the Hub" in message
+    assert "the Hub cannot be reached" in message
     assert float(message.rpartition("took")[2]) < 10  # it takes 4; six for a machine that does much else
 
 

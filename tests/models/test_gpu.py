@@ -86,7 +86,7 @@ def test_a_card_that_is_full_says_so_and_is_as_before_after_it():
     _, full = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / full + 1e-6)
     try:
-        with pytest.raises(OutOfMemory, match="Out of memory drawing"):
+        with pytest.raises(OutOfMemory, match="Out of memory generating"):
             list(Generator(base).generate(GenerateRequest(prompt="a duck", n=8, steps=2, size="2048x2048")))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

@@ -134,7 +134,7 @@ def places(stages):
 )
 def test_who_is_on_the_card_in_a_drawing(mode, expected):
     stages = Offloader(Model(), Model(), Model(), torch.device("cuda", 0))
-    stages._models["vae"].config = type("Config", (), {"block_out_channels": (1, 1, 1, 1)})
+    stages._models["vae"].config = {"block_out_channels": (1, 1, 1, 1)}
     stages.apply_plan(OffloadPlan(mode, mode == "sequential", 1))
     recorded = [places(stages)]
     for stage in ("text", "unet", "unet", "vae"):
@@ -194,7 +194,7 @@ def test_the_next_request_has_all_the_memory_and_draws_the_same(tiny, monkeypatc
     with monkeypatch.context() as patched:
         patched.setattr(tiny, "predict", failing)
         with pytest.raises(
-            OutOfMemory, match=r"^Out of memory drawing \d at once: needs about .* GB there\."
+            OutOfMemory, match=r"^Out of memory generating \d images at once: needs about .* GB there\."
         ) as caught:
             list(generator.generate(request))
     assert "--size" in caught.value.hint and "--n 1" in caught.value.hint

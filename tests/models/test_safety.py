@@ -184,7 +184,7 @@ def test_a_file_of_a_hidden_picture_says_why_it_is_grey(drawn):
 def test_nan_is_told_and_not_hidden(drawn, monkeypatch):
     base = drawn[0]
     monkeypatch.setattr(base, "predict", lambda noisy, t, condition: torch.full_like(noisy, float("nan")))
-    with pytest.raises(UserError, match="The picture came out as NaN"):
+    with pytest.raises(UserError, match="The generated image is NaN"):
         list(Generator(base).generate(REQUEST))
 
 

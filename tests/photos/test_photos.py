@@ -678,7 +678,7 @@ def test_the_main_picture_of_a_heic_with_several_is_used_and_said():
     several.save(out, quality=90, primary_index=1)
     got, notes = decode(out.getvalue(), SIDE)
     close(got, smooth(seed=9), mean=2.5, most=25)
-    assert notes == ("main picture of 2 in the file",)
+    assert notes == ("main image of 2 in the file",)
 
 
 def test_a_ten_bit_heic():

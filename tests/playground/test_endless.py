@@ -235,7 +235,7 @@ def test_a_damaged_state_is_told_and_nothing_is_drawn(tmp_path, text):
 
 def test_stopped_between_pictures(tmp_path):
     done = []
-    with pytest.raises(Interrupted, match="Stopped after picture 2"):
+    with pytest.raises(Interrupted, match="Stopped after image 2"):
         series = EndlessSeries(GenerateRequest(prompt=TEMPLATE, seed=5))
         for path, _ in generate_endless(series, Painter(), outputs_in(tmp_path), cancelled=lambda: len(done) == 2):
             done.append(path)
@@ -273,7 +273,7 @@ def test_ctrl_c_ends_it_after_the_picture(tmp_path, capsys):
     finger.join()
     caught = capsys.readouterr()
     count = state(tmp_path)["position"]
-    assert f"Stopped after picture {count}. The same command goes on from there." in caught.err
+    assert f"Stopped after image {count}. The same command continues from there." in caught.err
     assert len(list(tmp_path.glob("*/?????-????????.png"))) == count >= 1
     assert (tmp_path / "index.html").exists() and "4 combinations" in caught.out
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -240,7 +240,7 @@ def test_axes_as_they_are_written(text, kind, target, values, first_label):
         ({"x": "prompt: a|b <"}, None),
         ({"x": "prompt: a|<b"}, None),
         ({"x": "seed: 1..60", "y": "guidance: 1..20"}, "1,200 images; up to 1000 are allowed"),
-        ({"x": "seed: 1..100", "y": "steps: 100, 150", "size": "2048x2048"}, "times more than I take at once"),
+        ({"x": "seed: 1..100", "y": "steps: 100, 150", "size": "2048x2048"}, "times the work that is allowed at once"),
         ({"x": "checkpoint: runs/nothing"}, "holds no checkpoint"),
         ({"x": "seed: 1..2", "n": 3}, "n is not a setting"),
         ({"prompt": "x" * 2001}, "prompt must be"),
@@ -393,7 +393,7 @@ def test_the_labelled_sheet_shows_each_picture_in_its_place(drawn):
 
 def test_what_was_drawn_before_a_stop_is_kept(generator, tmp_path):
     steps = []
-    with pytest.raises(Interrupted, match="2 of 4 pictures are on the sheet"):
+    with pytest.raises(Interrupted, match="2 of 4 images are in the grid"):
         generate_grid(
             a_sheet(y="words photo: photo|map"),
             generator,
@@ -568,7 +568,7 @@ def test_the_command_draws_and_says_where(library, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(["--x", "colour: red"], "nothing that a sheet can change"), (["--x", "seed: 1", "--n", "2"], "--n")],
+    [(["--x", "colour: red"], "A grid cannot change"), (["--x", "seed: 1", "--n", "2"], "--n")],
 )
 def test_the_command_tells_what_is_wrong(options, said, capsys):
     try:

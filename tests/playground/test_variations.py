@@ -111,14 +111,14 @@ def test_all_together_in_order_and_near_by_if_nothing_is_asked():
     [
         ({"strength": ["<me/duck>"]}, "does not say what to change"),
         ({"strength": ["=1"]}, "does not say what to change"),
-        ({"strength": ["<me/fox>=1"]}, "There is no <me/fox> in the prompt of this picture"),
+        ({"strength": ["<me/fox>=1"]}, "There is no <me/fox> in the prompt of this image"),
         ({"strength": ["<me/duck>=-6"]}, "must be a number from -5 to 5"),
         ({"strength": ["<me/duck>=much"]}, "not a list of numbers"),
         ({"strength": ["duck duck=1"]}, "is not a concept's token"),
-        ({"word": ["sea=snow"]}, "There is no sea in the prompt of this picture"),
+        ({"word": ["sea=snow"]}, "There is no sea in the prompt of this image"),
         ({"word": ["beach=<me"]}, None),
         ({"word": ["beach=<m e>"]}, "is not a concept's token"),
-        ({"near_by": 2.0}, "near must be a number above 0, up to 1"),
+        ({"variation_strength": 2.0}, "near must be a number above 0, up to 1"),
         ({"start": True, "change": 0.0}, "change must be a number above 0, up to 1"),
     ],
 )
@@ -133,7 +133,7 @@ def test_what_cannot_be_varied_is_told(asked, said):
 
 def test_what_is_near_a_picture_already_is_not_varied_by_a_third_seed():
     sister = FAVOURITE.model_copy(update={"near": 0.1})
-    with pytest.raises(UserError, match="itself near another one, of seed 2"):
+    with pytest.raises(UserError, match="itself a variation of another one, of seed 2"):
         vary_seed(sister)
     assert vary_strength(sister, "<me/duck>", "1")[0].near == 0.1
     assert vary_from_image(sister, Path("a.png"))[0].near is None
@@ -258,7 +258,7 @@ def test_a_favourites_concepts_are_the_bytes_that_drew_it(favourite, tmp_path):
 
 def test_what_began_from_another_picture_is_begun_from_alone(generator, favourite):
     (image, *_) = generator.generate(vary_from_image(FAVOURITE, favourite, n=1)[0])
-    with pytest.raises(UserError, match="It began from another picture"):
+    with pytest.raises(UserError, match="was made from an init image"):
         favourite_request(image.recipe)
     assert favourite_request(image.recipe, image_only=True).prompt == PROMPT
 
