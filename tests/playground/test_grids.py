@@ -215,9 +215,9 @@ def test_axes_as_they_are_written(text, kind, target, values, first_label):
     [
         ({"x": "seed"}, "does not say what to change"),
         ({"x": ""}, "x is empty"),
-        ({"x": "colour: red"}, "colour is nothing that a sheet can change"),
-        ({"x": "n: 1..3"}, "n is nothing"),
-        ({"x": "start: a.png"}, "start is nothing"),
+        ({"x": "colour: red"}, "A grid cannot change colour"),
+        ({"x": "n: 1..3"}, "A grid cannot change n"),
+        ({"x": "start: a.png"}, "A grid cannot change start"),
         ({"x": "seed <me/duck>: 1"}, "seed is followed by a colon"),
         ({"x": "strength: 1, 2"}, "strength needs the concept"),
         ({"x": "strength <Me/Düc>: 1"}, "is not a concept's token"),
