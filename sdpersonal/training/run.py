@@ -20,6 +20,7 @@ from ..models import StableDiffusion, describe_base, load_base
 from ..photos.checks import check
 from ..photos.loading import PhotoSet, load_photos
 from ..progress import OnProgress
+from ..units import format_duration
 from .build_concept import build_concept
 from .checkpoint import load_step
 from .control import poll
@@ -28,7 +29,7 @@ from .curves import save_curves
 from .dataset import PhotoDataset, fit_captions
 from .distributed import check_same_start, fail_together, init_distributed
 from .dry_run import COST_FILE as COST
-from .dry_run import format_duration, perform_dry_run
+from .dry_run import perform_dry_run
 from .early_stopping import fixed_batch
 from .ema import EMA, NoEMA
 from .loop import Accelerator, LoopConfig, NullLog, TrainState

@@ -24,7 +24,7 @@ from sdpersonal.evaluation import (
 from sdpersonal.evaluation.concept_score import (
     COPY_CORRELATION,
     PROMPTS,
-    SEEDS,
+    SCORE_SEEDS,
     class_phrase,
     prompts_and_seeds,
     with_article,
@@ -140,7 +140,7 @@ def by_hand(peer, kind, noun, photos, plain, images):
         result = []
         for number, feature in enumerate(features):
             odds = [math.exp(scale * float(feature @ text)) for text in texts]
-            result.append(odds[number // len(SEEDS)] / sum(odds))
+            result.append(odds[number // len(SCORE_SEEDS)] / sum(odds))
         return np.array(result)
 
     pairs = [float(of_photos[i] @ of_photos[j]) for i in range(len(of_photos)) for j in range(len(of_photos)) if i != j]

@@ -429,7 +429,7 @@ def test_private_leaves_no_recipe(generator, tmp_path):
 class Painter:
     """Paints in no time what the request alone decides: here the question is what is on the disk."""
 
-    def draw(self, request, progress, cancelled):
+    def generate(self, request, progress, cancelled):
         digest = hashlib.sha256(request.model_dump_json().encode()).digest()
         facts = {"steps": 2, "guidance": 1.0, "size": "64x64", "sampler": "DDIM", "sdpersonal": "0"}
         recipe = Recipe(

@@ -287,7 +287,7 @@ def test_a_picture_of_another_program_is_varied_too(tmp_path, capsys):
     command = ["vary", str(tmp_path / "theirs.png"), "--base", "tiny", "--words", "ball=cube|cone"]
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
     message = capsys.readouterr().out
-    assert "It was drawn with the model other." in message
+    assert "It was generated with the model other." in message
     result = [read_recipe(path.read_bytes()) for path in sorted((tmp_path / "out").glob("*/0000?-????????.png"))]
     assert [(item.prompt, item.negative, item.seed, item.steps) for item in result] == [
         ("a red cube", "blue", 5, 2),
