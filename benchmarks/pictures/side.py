@@ -101,7 +101,7 @@ class DiffusersSide:
         )
         self._pipe.set_progress_bar_config(disable=True)
         self._pipe.to(device)
-        self._pipe.scheduler = make_scheduler(self._pipe.scheduler.config, "usual")
+        self._pipe.scheduler = make_scheduler(self._pipe.scheduler.config)
         self._guidance = 3.0 if base == BUILT_IN else 5.0 if xl else 7.5
         self._concepts, self._xl, self._loaded = concepts, xl, set()
         texts = [self._pipe.text_encoder, *([self._pipe.text_encoder_2] if xl else [])]

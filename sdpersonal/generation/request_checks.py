@@ -27,8 +27,8 @@ def check_requests(
         elsewhere: tokens that need not be in `concepts`.
 
     Raises:
-        UserError: as `Generator.draw` would later, for missing wildcard lists and concepts, concepts of another kind of
-            model, and init images and masks that cannot be read.
+        UserError: as `Generator.generate` would later, for missing wildcard lists and concepts, concepts of another
+            kind of model, and init images and masks that cannot be read.
     """
     wildcard_lists, note = Wildcards(wildcards), ""
     texts = dict.fromkeys(text for request in requests for text in _texts(request, wildcard_lists))
@@ -76,8 +76,9 @@ def prompts_of(request: GenerateRequest, wildcards: Wildcards) -> Iterator[str]:
     number = count_prompts(template, wildcards)
     if number * request.num_images > MAX_IMAGES:
         raise UserError(
-            f"The prompt has {number:,} alternatives; {request.num_images} of each exceed {MAX_IMAGES:,} images.",
-            "Ask for fewer, or leave out --all-combinations: each image then gets a random one.",
+            f"The prompt has {number:,} alternatives, generated {request.num_images} times each; "
+            f"up to {MAX_IMAGES} images are allowed.",
+            "Ask for fewer, or leave out --all-combinations: each image then gets a random alternative.",
         )
     check_total_work(request, number * request.num_images)
     for i in range(number):

@@ -3,7 +3,7 @@
 The p-th image depends on p alone. A template has C combinations of its alternatives. In round r = p // C every
 combination comes once, in that round's own order: a keyed permutation of 0 .. C-1, so no history of what was generated
 is needed. The seed increases by one with each image, so no (prompt, seed) comes twice even if two combinations read
-alike; after 2**32 images, when all noise is used up (see `generation.noise`), the series ends.
+alike; after 2**32 images, when all noise is used up (see `generation.denoise`), the series ends.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class EndlessSeries:
     def request_at(self, position: int) -> GenerateRequest:
         """Return the request for the image at a position, counted from 0. Raises UserError after the last."""
         if position >= PICTURES:
-            raise UserError("All seeds have been drawn.", "Take another template.")
+            raise UserError("All seeds have been used.", "Use another --prompt.")
         number, i = divmod(position, self.combinations)
         key = hashlib.sha256(f"{self.request.seed}:{number}:{self.request.prompt}".encode("utf-8", "replace")).digest()
         prompt = nth_prompt(self.request.prompt, permute_index(i, self.combinations, key), self._wildcards)
@@ -115,7 +115,7 @@ class EndlessProgress:
             position = state.pop("position")
             if state == self._facts and type(position) is int and 0 <= position <= PICTURES:
                 return position
-        raise UserError(f"{printable(str(self._path), 200)} is damaged.", "Remove it to begin with the first picture.")
+        raise UserError(f"{printable(str(self._path), 200)} is damaged.", "Remove it to begin with the first image.")
 
     def save(self, position: int) -> None:
         storage.write_json(self._path, self._facts | {"position": position})
@@ -133,7 +133,7 @@ def generate_endless(
     """Continue the series, for up to `limit` images; yields each image's file once it is saved, and whether the
     safety checker flagged it.
 
-    stopped() is polled between images, and ends the series with Interrupted. A process that is killed at any moment
+    cancelled() is polled between images, and ends the series with Interrupted. A process that is killed at any moment
     and restarted leaves the same files as one that was never stopped. progress(done, total) counts an image's steps.
     Raises as `Generator.generate`, and if another process generates this series.
     """
@@ -142,7 +142,7 @@ def generate_endless(
         first = position = state.load()
         while limit is None or position - first < limit:
             if cancelled():
-                raise Interrupted(f"Stopped after picture {position}. The same command goes on from there.")
+                raise Interrupted(f"Stopped after image {position}. The same command continues from there.")
             (image,) = generator.generate(series.request_at(position), progress)
             data = png_with_recipe(image.image, None if private else series.recipe(image))
             # A kill between image and state makes the image be generated again; only the first can be saved already.

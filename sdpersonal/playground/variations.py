@@ -45,14 +45,14 @@ def vary_seed(
     num_images: int = 8,
     seed: int = 1,
 ) -> list[GenerateRequest]:
-    """Vary the noise: `variation_strength` of the way from the favourite's noise to that of the seeds from `seed` on.
+    """Vary the noise: interpolate from the favourite's noise to that of n other seeds, from `seed` on.
 
     Raises UserError if the favourite is such a variation itself: a request has two seeds, not three.
     """
     if favourite.variation_strength is not None:
         raise UserError(
             f"This image is itself a variation of another one, of seed {favourite.seed}.",
-            "Vary that one, or use this one as the initial image with --img2img.",
+            "Vary that one, or use this one as the init image with --img2img.",
         )
     return [_with_changes(favourite, variation_strength=variation_strength, variation_seed=seed, num_images=num_images)]
 
@@ -120,8 +120,11 @@ def favourite_request(metadata: Recipe | Foreign, image_only: bool = False) -> G
 
     Raises UserError if it has a start image itself, of which the recipe knows only the hash.
     """
-    if isinstance(metadata, Recipe) and metadata.init_image and not image_only:
-        raise UserError("It was generated from another image, which is not in it.", "Vary it with --img2img alone.")
+    if isinstance(metadata, Recipe) and metadata.start and not image_only:
+        raise UserError(
+            "The image was made from an init image, which its recipe does not contain.",
+            "Vary it with --img2img alone.",
+        )
     return metadata.request()
 
 
@@ -154,9 +157,9 @@ def generate_variations(
     saved: dict[Path, bool] = {}
     captioned = [(favourite[1], "the favourite")]
     try:
-        for i, picture in generate_all(generator, requests, progress, cancelled):
-            saved[outputs.save(picture.to_png(private))] = picture.hidden
-            captioned.append((picture.image, caption(favourite[0], requests[i], picture.recipe)))
+        for i, generated in generate_all(generator, requests, progress, cancelled):
+            saved[outputs.save(generated.to_png(private))] = generated.hidden
+            captioned.append((generated.image, caption(favourite[0], requests[i], generated.recipe)))
     except UserError:
         if saved:
             with suppress(UserError):  # a full disk was reported already
@@ -174,10 +177,10 @@ def caption(favourite: GenerateRequest, request: GenerateRequest, recipe: Recipe
     return printable(differing_words([favourite.prompt, request.prompt])[1], 200) or "the same words"
 
 
-def _save_grid(saved: Mapping[Path, bool], shown: Sequence[tuple[Image.Image, str]]) -> SavedVariations:
+def _save_grid(saved: Mapping[Path, bool], captioned: Sequence[tuple[Image.Image, str]]) -> SavedVariations:
     first = next(iter(saved))
     page = first.with_name(f"{first.name.partition('-')[0]}-variations.png")
-    storage.write_bytes(page, encode_png(captioned_grid(shown)))
+    storage.write_bytes(page, encode_png(captioned_grid(captioned)))
     return SavedVariations(page, tuple(saved), tuple(saved.values()))
 
 
@@ -185,7 +188,7 @@ def _requests_along(favourite: GenerateRequest, axis: Axis) -> list[GenerateRequ
     fields = {name: getattr(favourite, name) for name in GenerateRequest.model_fields} | {"num_images": 1}
     if not axis.applies_to(fields):
         raise UserError(
-            f"There is no {printable(axis.target)} in the prompt of this picture.",
+            f"There is no {printable(axis.target)} in the prompt of this image.",
             f"It is {printable(favourite.prompt, 300)}.",
         )
     return [GenerateRequest(**axis.apply(fields, value)) for value in axis.values]

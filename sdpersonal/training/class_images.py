@@ -47,10 +47,10 @@ def generate_missing(
     storage.make_folder(folder)
     shape = base.latent_shape(side, side)
     with base.exclusive(), base.adapters.disabled():
-        condition = base.encode_captions([[""], [prompt]], [SizeConditioning.full(side, side)] * 2)
+        conditioning = base.encode_captions([[""], [prompt]], [SizeConditioning.full(side, side)] * 2)
         for number in missing:
             noise = noise_from_seed(number, shape)[None].to(base.device)
-            latents = denoise(base, condition, noise, SamplingConfig(STEPS, base.guidance))
+            latents = denoise(base, lambda progress: conditioning, noise, SamplingConfig(STEPS, base.guidance))
             storage.write_bytes(_path(folder, number), save({"latents": latents[0].cpu().contiguous()}))
 
 

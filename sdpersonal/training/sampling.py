@@ -27,12 +27,16 @@ def generate_samples(
         chunk = prompts_and_seeds[first : first + MAX_BATCH_SIZE]
         with base.exclusive():
             prompts = [[""]] * len(chunk) + [caption_pieces(prompt) for prompt, _ in chunk]
-            condition = base.encode_captions(
-                prompts, [SizeConditioning.full(resolution, resolution)] * (2 * len(chunk))
-            )
-            noise = torch.stack(
-                [noise_from_seed(seed, base.latent_shape(resolution, resolution)) for _, seed in chunk]
-            ).to(base.device)
-            latents = denoise(base, condition, noise, SamplingConfig(steps, base.guidance))
-            images += [Image.fromarray(pixels) for pixels in base.decode(latents)]
+            images += _generate_batch(base, prompts, [seed for _, seed in chunk], resolution, steps)
     return images
+
+
+def _generate_batch(
+    base: StableDiffusion, prompts: Sequence[Sequence[object]], seeds: Sequence[int], resolution: int, steps: int
+) -> list[Image.Image]:
+    """Generate one image per seed. prompts: the negative ones first."""
+    conditioning = base.encode_captions(prompts, [SizeConditioning.full(resolution, resolution)] * len(prompts))
+    shape = base.latent_shape(resolution, resolution)
+    noise = torch.stack([noise_from_seed(seed, shape) for seed in seeds]).to(base.device)
+    latents = denoise(base, lambda progress: conditioning, noise, SamplingConfig(steps, base.guidance))
+    return [Image.fromarray(pixels) for pixels in base.decode(latents)]

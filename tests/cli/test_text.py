@@ -288,7 +288,7 @@ def test_what_only_the_base_refuses_is_said_by_the_flag(capsys):
 
     for flags, said in (
         (["--clip-skip", "12"], "--clip-skip must be at most "),
-        (["--scheduler", "Heun"], "--scheduler 'Heun' cannot draw with this base"),
+        (["--scheduler", "Heun"], "--scheduler 'Heun' cannot be used with this base"),
         (["--scheduler", "DPM2 a", "--steps", "2"], "--steps must be 1 or at least 3 with DPM2 a Uniform"),
     ):
         assert main(["generate", "a cat", "--base", "tiny", "--n", "1", *flags]) == 2

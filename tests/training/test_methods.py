@@ -376,7 +376,7 @@ def test_rows_start_from_words(tiny, words, count):
 
 
 def test_words_that_hold_no_word_are_refused(tiny):
-    with pytest.raises(UserError, match="holds no word"):
+    with pytest.raises(UserError, match="has no word"):
         TokenEmbedding(tiny, "  ", 2)
 
 

@@ -78,7 +78,7 @@ def _too_long(photos: PhotoSet, noun: str) -> dict[str, int]:
     }
     if not any(captions.values()):
         return {}
-    from ...models.loading.tokenizer import clip_tokenizer
+    from ...models.loading.single_file import clip_tokenizer
 
     tokenizer = clip_tokenizer()
     subject_tokens = max(_EMBEDDING_TOKENS, len(tokenizer(noun, add_special_tokens=False).input_ids))

@@ -12,6 +12,7 @@ checkpoint: runs/me-duck-dreambooth-lora   the concept at each checkpoint of a t
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,8 +22,8 @@ from ...config import GenerateRequest
 from ...errors import UserError
 from ...prompts import Token, Wildcards, all_prompts, printable
 from .checkpoints import CheckpointRun
+from .prompt_edits import PLACEHOLDER, mentions_token, replace_concept, replace_words, set_strength, set_window
 from .ranges import MAX_VALUES, parse_numbers
-from .wording import PLACEHOLDER, mentions_token, replace_concept, replace_words, set_strength, set_window
 
 _PROMPT_KINDS = (
     "prompt",
@@ -77,11 +78,11 @@ class Axis:
             name = "concept_strength"
         if name not in (*_PROMPT_KINDS, *SETTING_KINDS):
             known = ", ".join((*_PROMPT_KINDS, *SETTING_KINDS)).replace("_", "-")
-            raise UserError(f"{printable(kind)} is nothing that a grid can change.", f"Axes are {known}.")
-        read = _PARSERS.get(name, _parse_setting)
-        axis = read(name, target, values)
+            raise UserError(f"A grid cannot change {printable(kind)}.", f"An axis can be: {known}.")
+        parse = _PARSERS.get(name, _parse_setting)
+        axis = parse(name, target, values)
         if not 1 <= len(axis.values) <= MAX_VALUES:
-            raise UserError(f"{printable(kind)} has {len(axis.values)} values; 1 to {MAX_VALUES} are possible.")
+            raise UserError(f"{printable(kind)} has {len(axis.values)} values; 1 to {MAX_VALUES} are allowed.")
         return axis
 
     @property
@@ -95,11 +96,11 @@ class Axis:
             return fields | {self.kind: value}
         if self.kind == "prompt":
             return fields | {"prompt": value}
-        change = {"words": replace_words, "concept_strength": set_strength, "window": set_window}.get(
-            self.kind, replace_concept
-        )
-        target = self.target if self.kind == "words" else Token.parse(self.target)
-        return fields | {"prompt": change(fields["prompt"], target, value)}
+        if self.kind == "words":
+            return fields | {"prompt": replace_words(fields["prompt"], self.target, value)}
+        edits: dict[str, Callable[[str, Token, Any], str]] = {"strength": set_strength, "window": set_window}
+        edit = edits.get(self.kind, replace_concept)
+        return fields | {"prompt": edit(fields["prompt"], Token.parse(self.target), value)}
 
     def applies_to(self, fields: Fields) -> bool:
         """Return whether these fields contain what the axis changes."""

@@ -14,6 +14,7 @@ from ...errors import UserError
 from ...prompts import Token, printable
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from ...concepts.concept import Concept
@@ -71,14 +72,16 @@ class CheckpointRun:
 
         if self.settings.get("base") != base.version:
             raise UserError(
-                f"{printable(str(self.folder))} was taught on another base than {printable(base.name)}.",
+                f"{printable(str(self.folder))} was trained on another base than {printable(base.name)}.",
                 "Give its --base.",
             )
-        learned = _load_weights(self.folder / f"step-{step:06d}")
-        rows, lora = _embeddings(learned, base), {key: learned[key] for key in learned if not key.startswith("rows.")}
+        weights = _load_weights(self.folder / f"step-{step:06d}")
+        lora = {key: tensor for key, tensor in weights.items() if not key.startswith("rows.")}
         noun = str(self.settings.get("class_noun") or self.settings.get("init") or self.settings.get("kind", ""))
         card = Card(base=base.kind, class_noun=noun[:100], method=str(self.settings.get("method", "")), steps=step)
-        return Concept(replace(self.token_at(step), version=1), card, rows, to_lora(lora) if lora else None)
+        return Concept(
+            replace(self.token_at(step), version=1), card, _embeddings(weights, base), to_lora(lora) if lora else None
+        )
 
 
 class CheckpointConcepts:
@@ -92,15 +95,15 @@ class CheckpointConcepts:
         return self._concepts_by_token.get(token) or self._library.get(token)
 
 
-def _embeddings(learned: Mapping[str, Tensor], base: StableDiffusion) -> dict:
+def _embeddings(weights: Mapping[str, Tensor], base: StableDiffusion) -> dict[str, np.ndarray]:
     """Return embeddings as prompts use them: training keeps them at the norm that they would have."""
     from ...training.methods.token_embedding import clip_norm, max_embedding_norm
 
     embeddings = {}
-    for name, rows in learned.items():
+    for name, vectors in weights.items():
         if name.startswith("rows."):
             key = name.removeprefix("rows.")
-            embeddings[key] = clip_norm(rows, max_embedding_norm(base.encoders[key])).numpy()
+            embeddings[key] = clip_norm(vectors, max_embedding_norm(base.encoders[key])).numpy()
     return embeddings
 
 
@@ -110,15 +113,18 @@ def _load_weights(folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     try:
-        values, averages = {}, {}
+        weights: dict[str, dict[str, Tensor]] = {"value": {}, "average": {}}
         for name, digest in _read_manifest(folder)["sha256"].items():
             data = storage.read_bytes(folder / name, _MAX_STATE_BYTES) if _FILE.fullmatch(name) else b""
             if storage.sha256(data) != digest:
                 raise ValueError("not what was written")
             for key, tensor in load(data).items():
                 kind, _, rest = key.partition(".")
-                {"value": values, "average": averages}.get(kind, {})[rest] = tensor.float()
-        return {key: averages.get(key, value) for key, value in values.items()}
+                if kind in weights:
+                    weights[kind][rest] = tensor.float()
+        return weights["value"] | {
+            key: weights["average"][key] for key in weights["value"] if key in weights["average"]
+        }
     except (UserError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _damaged_error(folder) from error
 

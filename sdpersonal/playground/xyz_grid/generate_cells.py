@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...config import GenerateRequest
-from .sheet import GridCell, request_work
+from .request import GridCell, request_work
 
 if TYPE_CHECKING:
     from ...generation import GeneratedImage, ImageGenerator

@@ -17,13 +17,12 @@ from PIL import Image
 
 from ... import storage
 from ...errors import Interrupted, UserError
-from ...image_grid import encode_png
-from ...image_grid import labelled_grid as labelled
+from ...image_grid import encode_png, labelled_grid
 from ...outputs import Outputs
 from ...prompts import printable
-from .drawing import generate_cells
-from .page import CellPosition, GridTile, render_page
-from .sheet import XyzGridRequest
+from .generate_cells import generate_cells
+from .grid_page import CellPosition, GridTile, render_page
+from .request import XyzGridRequest
 
 if TYPE_CHECKING:
     from ...generation import ImageGenerator
@@ -35,7 +34,7 @@ _EMPTY_COLOUR = (236, 238, 240)
 
 @dataclass(frozen=True)
 class SavedGrid:
-    """Saved files. page: the HTML; sheets: PNGs; pictures: each image's file; hidden: whether it was flagged unsafe."""
+    """Saved files. page: the HTML; grids: PNGs; images: each image's file; hidden: whether it was flagged unsafe."""
 
     page: Path
     grids: tuple[Path, ...]
@@ -58,11 +57,11 @@ def generate_grid(
     tiles: dict[CellPosition, GridTile] = {}
     saved: dict[Path, bool] = {}
     try:
-        for cells, picture in generate_cells(generator, request.cells, progress, cancelled):
-            path = outputs.save(picture.to_png(private))
-            saved[path] = picture.hidden
+        for cells, generated in generate_cells(generator, request.cells, progress, cancelled):
+            path = outputs.save(generated.to_png(private))
+            saved[path] = generated.hidden
             mark = path.stem.partition("-")[2]
-            tile = GridTile(picture.image, None if private else picture.recipe, mark)
+            tile = GridTile(generated.image, None if private else generated.recipe, mark)
             tiles |= {(cell.x, cell.y, cell.z): tile for cell in cells}
     except UserError as error:
         result = None
@@ -70,15 +69,13 @@ def generate_grid(
             result = save_grid(request, tiles, saved) if saved else None
         if result and isinstance(error, Interrupted):
             done = f"{len(tiles)} of {len(request.cells)}"
-            raise Interrupted(
-                f"Stopped. {done} pictures are on the sheet {printable(str(result.page), 300)}."
-            ) from None
+            raise Interrupted(f"Stopped. {done} images are in the grid {printable(str(result.page), 300)}.") from None
         raise
     return save_grid(request, tiles, saved)
 
 
 def grid_images(request: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> Iterator[Image.Image]:
-    """Yield the sheets with their labels; positions without a tile are grey."""
+    """Yield the grids with their labels; positions without a tile are grey."""
     columns, rows, sheets = request.shape
     largest = max(max(tile.image.size) for tile in tiles.values())
     side = max(_TILE_RANGE[0], min(_TILE_RANGE[1], largest, _MAX_SIDE // (max(columns, rows) + 2)))
@@ -87,18 +84,18 @@ def grid_images(request: XyzGridRequest, tiles: Mapping[CellPosition, GridTile])
         printable(request.prompt, 1000)
     ]
     for z, title in zip(range(sheets), titles, strict=True):
-        places = [[(x, y, z) for x in range(columns)] for y in range(rows)]
-        pictures = [[tiles[at].image if at in tiles else empty for at in row] for row in places]
-        yield labelled(pictures, request.labels("y"), request.labels("x"), side, title)
+        positions = [[(x, y, z) for x in range(columns)] for y in range(rows)]
+        images = [[tiles[at].image if at in tiles else empty for at in row] for row in positions]
+        yield labelled_grid(images, request.labels("y"), request.labels("x"), side, title)
 
 
 def save_grid(request: XyzGridRequest, tiles: Mapping[CellPosition, GridTile], saved: Mapping[Path, bool]) -> SavedGrid:
     first = next(iter(saved))
     number = first.name.partition("-")[0]
-    place = first.with_name(f"{number}-sheet.html")
-    storage.write_text(place, render_page(request, tiles))
+    page = first.with_name(f"{number}-sheet.html")
+    storage.write_text(page, render_page(request, tiles))
     sheets = []
     for z, image in enumerate(grid_images(request, tiles)):
         sheets.append(first.with_name(f"{number}-sheet{f'-{z + 1}' if z else ''}.png"))
         storage.write_bytes(sheets[-1], encode_png(image))
-    return SavedGrid(place, tuple(sheets), tuple(saved), tuple(saved.values()))
+    return SavedGrid(page, tuple(sheets), tuple(saved), tuple(saved.values()))

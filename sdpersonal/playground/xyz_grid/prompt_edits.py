@@ -57,15 +57,15 @@ def replace_concept(prompt: str, token: Token, other: str) -> str:
     def change(parts: list[tuple[str, str]], window: str) -> str:
         if not BRACKETED.fullmatch(other) and len(parts) == 1:
             return other
-        put = []
+        edited: list[tuple[str, str]] = []
         for word, strength in parts:
             replaced = (
                 [(part, value or strength) for part, value in new]
                 if _is_same_concept(word, token)
                 else [(word, strength)]
             )
-            put += replaced
-        return _format_brackets(put, new_window or window)
+            edited += replaced
+        return _format_brackets(edited, new_window or window)
 
     return _edit_mentions(prompt, token, change)
 
@@ -79,11 +79,11 @@ def mentions_token(prompt: str, token: Token) -> bool:
 
 
 def _edit_mentions(prompt: str, token: Token, change: Callable[[list[tuple[str, str]], str], str]) -> str:
-    def one(bracket: re.Match[str]) -> str:
+    def edit(bracket: re.Match[str]) -> str:
         parts, window = _split_brackets(bracket[1])
         return change(parts, window) if any(_is_same_concept(word, token) for word, _ in parts) else bracket[0]
 
-    return BRACKETED.sub(one, prompt)
+    return BRACKETED.sub(edit, prompt)
 
 
 def _split_brackets(inner: str) -> _ConceptParts:

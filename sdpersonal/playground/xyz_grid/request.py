@@ -15,7 +15,7 @@ from ...errors import UserError
 from ...prompts import MAX_PROMPT, printable
 from .axes import Axis
 from .checkpoints import CheckpointRun
-from .wording import PLACEHOLDER
+from .prompt_edits import PLACEHOLDER
 
 
 class XyzGridRequest(GenerateRequest):
@@ -23,8 +23,9 @@ class XyzGridRequest(GenerateRequest):
 
     prompt: Annotated[str, Field(max_length=MAX_PROMPT)]
     """Prompt with concept tokens, and {} where an axis puts words: 'a photo of <me/duck> {}'."""
-    num_images: ClassVar[int] = 1  # type: ignore[misc]  # no field here: a seed axis gives more images
-    all_combinations: ClassVar[bool] = False  # type: ignore[misc]  # no field here
+    # As class variables they are no fields, and have no flags: a seed axis gives more images.
+    n: ClassVar[int] = 1  # type: ignore[misc]  # see above
+    every: ClassVar[bool] = False  # type: ignore[misc]  # see above
     x: str
     """X axis (columns): 'seed: 1..4', 'words: samurai|cowboy', 'strength <me/duck>: 0..1 by 0.25'."""
     y: str | None = None
@@ -49,7 +50,8 @@ class XyzGridRequest(GenerateRequest):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Return the number of columns, rows and sheets."""
-        return tuple(len(self.axes[side].values) if side in self.axes else 1 for side in "xyz")
+        columns, rows, sheets = (len(self.axes[side].values) if side in self.axes else 1 for side in "xyz")
+        return columns, rows, sheets
 
     @cached_property
     def cells(self) -> tuple[GridCell, ...]:
@@ -63,8 +65,8 @@ class XyzGridRequest(GenerateRequest):
     def _cells(self) -> Iterator[GridCell]:
         fields = {name: getattr(self, name) for name in GenerateRequest.model_fields}
         sides = [[(axis, value) for value in axis.values] for axis in self.axes.values()]
-        places = product(*(range(count) for count in reversed(self.shape)))
-        for (z, y, x), changes in zip(places, product(*reversed(sides)), strict=True):
+        positions = product(*(range(count) for count in reversed(self.shape)))
+        for (z, y, x), changes in zip(positions, product(*reversed(sides)), strict=True):
             changed = fields
             for axis, value in sorted(changes, key=lambda change: change[0].order):
                 changed = axis.apply(changed, value)
@@ -72,15 +74,16 @@ class XyzGridRequest(GenerateRequest):
 
     def _check(self) -> None:
         columns, rows, sheets = self.shape
-        if columns * rows * sheets > MAX_IMAGES:
+        count = columns * rows * sheets
+        if count > MAX_IMAGES:
             raise UserError(
-                f"{columns} x {rows} x {sheets} are {columns * rows * sheets:,} pictures; I take up to {MAX_IMAGES}.",
+                f"{columns} x {rows} x {sheets} are {count:,} images; up to {MAX_IMAGES} are allowed.",
                 "Give fewer values.",
             )
         self._check_targets()
         if (times := sum(request_work(cell.request) for cell in self.cells) / MAX_WORK) > 1:
             raise UserError(
-                f"These {len(self.cells)} pictures are {times:.0f} times more than I take at once.",
+                f"These {len(self.cells)} images are {times:.0f} times the work that is allowed at once.",
                 "Ask for fewer, smaller, or with fewer steps.",
             )
 

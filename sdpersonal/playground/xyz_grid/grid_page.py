@@ -11,7 +11,7 @@ from PIL import Image
 
 from ...html import data_url, render_template
 from ...image_metadata import Recipe
-from .sheet import XyzGridRequest
+from .request import XyzGridRequest
 
 CellPosition = tuple[int, int, int]
 """Column, row and sheet (z), counted from 0."""
@@ -23,7 +23,7 @@ _QUALITY = 90
 
 @dataclass(frozen=True)
 class GridTile:
-    """One image of a grid. recipe: None if it is to be left out; mark: the last part of its file's name."""
+    """One image of a grid. recipe: None if it is to be left out; file_suffix: the last part of its file's name."""
 
     image: Image.Image
     recipe: Recipe | None
@@ -49,7 +49,7 @@ def describe_tile(tile: GridTile) -> list[tuple[str, str]]:
     if recipe is None:
         return [("File", f"*-{tile.file_suffix}.png")]
     base = recipe.base
-    known = {
+    facts = {
         "Prompt": recipe.prompt,
         "Chosen from": recipe.template,
         "Not": recipe.negative,
@@ -67,7 +67,7 @@ def describe_tile(tile: GridTile) -> list[tuple[str, str]]:
         ),
         "File": f"*-{tile.file_suffix}.png",
     }
-    return [(name, text) for name, text in known.items() if text]
+    return [(name, text) for name, text in facts.items() if text]
 
 
 def _page_grids(request: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> Iterator[tuple[str, list]]:

@@ -10,15 +10,11 @@ import numpy as np
 from ...config import ConceptKind
 from ...prompts import printable
 from ..loading import FEW_PHOTOS, PhotoSet
-from .background import shared_background
-from .clip_features import ClipFeatures
+from .clip_checks import ClipFeatures, two_subjects, wrong_class
 from .duplicates import near_duplicates
-from .exposure import exposure
-from .findings import Finding, Report, make_finding
-from .rotation import sideways_photos
-from .sharpness import BLUR_THRESHOLD, sharpness
-from .two_subjects import two_subjects
-from .wrong_class import wrong_class
+from .findings import Finding, FindingName, Report, make_finding
+from .set import shared_background, sideways_photos
+from .single import BLUR_THRESHOLD, exposure, sharpness
 
 T = TypeVar("T")
 _SMALL = 0.8  # of the training resolution: upscaling by a quarter is hardly visible
@@ -29,7 +25,7 @@ def check(photos: PhotoSet, kind: ConceptKind, class_noun: str = "", clip: ClipF
     """Check for what may go wrong in training on these photos.
 
     The photos are checked as they are trained on: scaled and cropped. A style may be dark, soft and of many things, so
-    it is not checked for these. `eyes` are needed to detect two subjects or a wrong class; without them these checks
+    it is not checked for these. `clip` is needed to detect two subjects or a wrong class; without them these checks
     are skipped. Takes about 20 ms a photo and, with n photos, 5 ms times n squared / 2.
     """
     names = [photo.name for photo in photos.photos]
@@ -37,7 +33,7 @@ def check(photos: PhotoSet, kind: ConceptKind, class_noun: str = "", clip: ClipF
     groups = near_duplicates(squares)
     findings = [*_check_size(photos, len(squares[0]))]
     findings += [
-        make_finding("near-duplicates", _select(names, group), "{} are nearly the same picture.") for group in groups
+        make_finding("near-duplicates", _select(names, group), "{} are nearly the same photo.") for group in groups
     ]
     if kind == "style":
         findings += _check_style(photos)
@@ -58,9 +54,9 @@ def _check_size(photos: PhotoSet, size: int) -> Iterator[Finding]:
         )
     small = [photo for photo in photos.photos if 0 < min(photo.original_size) < _SMALL * size]
     if small:
-        least = min(min(photo.original_size) for photo in small)
-        more = "" if len(small) == 1 else " or more"
-        problem = f"{{}} must be enlarged to {size} pixels, from {least}{more}."
+        smallest = min(min(photo.original_size) for photo in small)
+        suffix = "" if len(small) == 1 else " or more"
+        problem = f"{{}} must be enlarged to {size} pixels, from {smallest}{suffix}."
         yield make_finding("small", [photo.name for photo in small], problem)
 
 
@@ -79,10 +75,15 @@ def _check_each(names: Sequence[str], squares: Sequence[np.ndarray]) -> Iterator
     ]
     if soft:
         yield make_finding("blurred", soft, "{} is blurred." if len(soft) == 1 else "{} are blurred.")
-    for problem, words in (("dark", "too dark"), ("burnt-out", "burnt out"), ("washed-out", "without contrast")):
-        names_with_it = [name for name, light in zip(names, lights, strict=True) if light == problem]
-        if names_with_it:
-            yield make_finding(problem, names_with_it, f"{{}} {'is' if len(names_with_it) == 1 else 'are'} {words}.")
+    exposures: dict[FindingName, str] = {
+        "dark": "too dark",
+        "burnt-out": "burnt out",
+        "washed-out": "without contrast",
+    }
+    for problem, words in exposures.items():
+        affected = [name for name, light in zip(names, lights, strict=True) if light == problem]
+        if affected:
+            yield make_finding(problem, affected, f"{{}} {'is' if len(affected) == 1 else 'are'} {words}.")
 
 
 def _check_set(
@@ -99,8 +100,8 @@ def _check_set(
     if others := two_subjects(squares, clip):
         yield make_finding("two-subjects", _select(names, others), "{} seem to show something else than the rest.")
     elif kind == "object" and wrong_class(squares, class_noun, clip):
-        yield make_finding("wrong-class", names, f"I see nothing like {printable(class_noun)} in these photos.")
+        yield make_finding("wrong-class", names, f"Nothing in these photos looks like --class {printable(class_noun)}.")
 
 
-def _select(items: Sequence[T], places: Sequence[int]) -> list[T]:
-    return [items[i] for i in places]
+def _select(items: Sequence[T], indices: Sequence[int]) -> list[T]:
+    return [items[i] for i in indices]
