@@ -120,7 +120,7 @@ def favourite_request(metadata: Recipe | Foreign, image_only: bool = False) -> G
 
     Raises UserError if it has a start image itself, of which the recipe knows only the hash.
     """
-    if isinstance(metadata, Recipe) and metadata.start and not image_only:
+    if isinstance(metadata, Recipe) and metadata.init_image and not image_only:
         raise UserError(
             "The image was made from an init image, which its recipe does not contain.",
             "Vary it with --img2img alone.",

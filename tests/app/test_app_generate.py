@@ -111,7 +111,7 @@ def test_a_start_picture_a_sheet_and_history(server, window, tmp_path):
     window.wait("!!document.querySelector('#init-image [aria-label*=lear]')")
     window.click("#generate")
     status(window, "1 image in")
-    assert read_recipe(kept(server)[-1].read_bytes()).start
+    assert read_recipe(kept(server)[-1].read_bytes()).init_image
 
     window.run("document.querySelector('#grid-box button').click()")
     window.wait("document.querySelector('#generate-grid')")

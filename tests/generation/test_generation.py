@@ -309,7 +309,8 @@ def test_of_several_strengths_the_farthest_from_zero_acts(tiny, shelf):
 
 
 def test_a_negative_strength_draws_and_is_in_the_recipe(tiny, shelf):
-    [image] = Generator(tiny, shelf).generate(GenerateRequest(prompt="a cat <duck:-1>", num_images=1, steps=STEPS, size=SIZE))
+    request = GenerateRequest(prompt="a cat <duck:-1>", num_images=1, steps=STEPS, size=SIZE)
+    [image] = Generator(tiny, shelf).generate(request)
     assert [item.strength for item in image.recipe.concepts] == [-1.0]
     (plus,), (off,) = (pictures(tiny, shelf, f"a cat <duck:{at}>", num_images=1) for at in (1, 0))
     assert not np.array_equal(np.asarray(image.image), plus) and not np.array_equal(np.asarray(image.image), off)
@@ -351,7 +352,8 @@ def test_every_alternative_can_be_drawn(tiny, shelf):
 
 def test_pictures_of_different_prompts_in_one_batch_are_each_by_itself(tiny, shelf, monkeypatch):
     prompts = ["a cat", "a dog, " * 30, "a red (fish:1.2)"]
-    together = latents(tiny, shelf, monkeypatch, "{" + "|".join(prompts) + "}", all_combinations=True, num_images=1, seed=4)
+    template = "{" + "|".join(prompts) + "}"
+    together = latents(tiny, shelf, monkeypatch, template, all_combinations=True, num_images=1, seed=4)
     for concept, prompt in zip(together, prompts, strict=True):
         alone = latents(tiny, shelf, monkeypatch, prompt, num_images=1, seed=4)
         torch.testing.assert_close(concept[None], alone, atol=1e-4, rtol=0)
@@ -434,7 +436,8 @@ def test_outside_the_mask_not_a_pixel_changes(tiny, shelf, start, tmp_path):
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (40, 0, 64, 64))
     mask.save(tmp_path / "mask.png")
-    (generated,) = pictures(tiny, shelf, "a cat", num_images=1, init_image=start, mask=tmp_path / "mask.png", strength=1.0)
+    settings = {"num_images": 1, "init_image": start, "mask": tmp_path / "mask.png", "strength": 1.0}
+    (generated,) = pictures(tiny, shelf, "a cat", **settings)
     was = np.asarray(Image.open(start)).astype(int)
     assert np.array_equal(generated[:, :40], was[:, :40]) and np.abs(generated[:, 48:] - was[:, 48:]).mean() > 5
 

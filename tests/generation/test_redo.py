@@ -108,8 +108,10 @@ def test_variations_start_pictures_and_masks(stock, place, tiny):
     start, mask = place.folder / "start.png", place.folder / "mask.png"
     Image.radial_gradient("L").convert("RGB").save(start)
     Image.linear_gradient("L").save(mask)
-    near = GenerateRequest(prompt="a <me/duck>", num_images=2, seed=5, variation_strength=0.2, variation_seed=9, **SMALL)
-    inside = GenerateRequest(prompt="a <me/duck>", num_images=1, seed=5, init_image=start, mask=mask, strength=0.7, **SMALL)
+    noise = {"seed": 5, "variation_strength": 0.2, "variation_seed": 9}
+    near = GenerateRequest(prompt="a <me/duck>", num_images=2, **noise, **SMALL)
+    images = {"init_image": start, "mask": mask, "strength": 0.7}
+    inside = GenerateRequest(prompt="a <me/duck>", num_images=1, seed=5, **images, **SMALL)
     generated = [
         image.to_png() for request in (near, inside) for image in Generator(tiny, place.library).generate(request)
     ]

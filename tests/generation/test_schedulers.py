@@ -247,7 +247,8 @@ def ours(base, monkeypatch, **options):
     ends, real = [], base.decode
     with monkeypatch.context() as patched:
         patched.setattr(base, "decode", lambda latents: ends.append(latents) or real(latents))
-        common = {"num_images": 1, "seed": SEED, "steps": STEPS, "size": f"{SIDE}x{SIDE}", "guidance": 3.0, "rescale": 0.0}
+        common = {"num_images": 1, "seed": SEED, "steps": STEPS, "size": f"{SIDE}x{SIDE}"}
+        common |= {"guidance": 3.0, "rescale": 0.0}
         images = list(Generator(base).generate(GenerateRequest(**({"prompt": "a red umbrella"} | common | options))))
     return torch.cat(ends), images
 

@@ -52,7 +52,8 @@ def test_models_that_wait_beside_the_card_draw_the_same_bytes(mode, monkeypatch)
     from sdpersonal.models import load_base, offload
     from sdpersonal.models.offload import OffloadPlan
 
-    base, request = load_base("tiny", device="cuda"), GenerateRequest(prompt="a duck on the beach", num_images=3, steps=4)
+    base = load_base("tiny", device="cuda")
+    request = GenerateRequest(prompt="a duck on the beach", num_images=3, steps=4)
     expected = [image.image.tobytes() for image in Generator(base).generate(request)]
     stored = base.offloader.bytes_on_device()
     monkeypatch.setattr(offload, "choose_plan", lambda free, need, most: OffloadPlan(mode, False, most))

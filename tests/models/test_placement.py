@@ -164,7 +164,8 @@ def test_as_many_at_once_as_there_is_room_for(tiny, monkeypatch):
     )
     batches = [np.asarray(item.image, int) for item in Generator(tiny).generate(request)]
     assert max(np.abs(a - b).max() for a, b in zip(together, batches, strict=True)) <= 1
-    list(Generator(tiny).generate(GenerateRequest(prompt="a duck", num_images=1, steps=1, size="64x96", hires_scale=1.5)))
+    request = GenerateRequest(prompt="a duck", num_images=1, steps=1, size="64x96", hires_scale=1.5)
+    list(Generator(tiny).generate(request))
     assert recorded == [(64, 64), (96, 144)]
 
 

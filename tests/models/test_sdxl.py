@@ -219,8 +219,9 @@ def test_a_concept_is_drawn_with_its_text_lora(base, rows):
         def get(self, token):
             return concept
 
-    (image,) = Generator(base, Shelf()).generate(GenerateRequest(prompt="a <duck>", num_images=1, steps=2, size="128x64"))
-    (other,) = Generator(base, Shelf()).generate(GenerateRequest(prompt="a <duck:0.2>", num_images=1, steps=2, size="128x64"))
+    settings = {"num_images": 1, "steps": 2, "size": "128x64"}
+    (image,) = Generator(base, Shelf()).generate(GenerateRequest(prompt="a <duck>", **settings))
+    (other,) = Generator(base, Shelf()).generate(GenerateRequest(prompt="a <duck:0.2>", **settings))
     assert image.image.size == (128, 64) and np.any(np.asarray(image.image) != np.asarray(other.image))
 
 

@@ -274,7 +274,7 @@ def test_cells_are_every_combination_sheet_by_sheet_and_row_by_row():
     assert [cell.request.prompt for cell in result.cells] == prompts
     places = [(x, y, z) for z, y, x in itertools.product(range(2), range(3), range(2))]
     assert [(cell.x, cell.y, cell.z) for cell in result.cells] == places
-    assert {(cell.request.num_images, cell.request.guidance, cell.request.steps) for cell in result.cells} == {(1, 2.0, 2)}
+    assert {(x.request.num_images, x.request.guidance, x.request.steps) for x in result.cells} == {(1, 2.0, 2)}
     assert result.labels("x") == ["a photo", "art"] and result.labels("z") == ["on a hill", "in space"]
 
 
@@ -628,7 +628,8 @@ def test_the_last_checkpoint_is_the_concept_that_the_run_left(a_run, tiny, metho
     assert concepts.get(Token.parse("<me/teddy>")).identity == left.identity
     images = [image for _, image in generate_cells(Generator(tiny, concepts), result.cells)]
     assert [image.recipe.concepts[0].sha256 for image in images] == [first.identity, last.identity]
-    (as_left,) = Generator(tiny, library).generate(GenerateRequest(prompt="a <me/teddy:0.5> here", num_images=1, **SMALL))
+    request = GenerateRequest(prompt="a <me/teddy:0.5> here", num_images=1, **SMALL)
+    (as_left,) = Generator(tiny, library).generate(request)
     assert images[1].image.tobytes() == as_left.image.tobytes() != images[0].image.tobytes()
     if method == "inversion":
         _check_what_is_wrong_with_runs(place / "run", tiny)
@@ -665,8 +666,8 @@ def documented() -> list[list[str]]:
 
 @pytest.mark.parametrize("command", documented(), ids=" ".join)
 def test_documented_commands_are_understood(command):
-    _, calls = COMMANDS[command[0]]
-    assert tyro.cli(calls, args=command[1:])
+    _, settings = COMMANDS[command[0]]
+    assert parse_settings(settings, command[1:], "sdpersonal")
 
 
 def test_documented_axes_are_understood():

@@ -99,13 +99,13 @@ def test_all_together_in_order_and_near_by_if_nothing_is_asked():
         words=["beach=snow|<me/sky>"],
         img2img=True,
     )
-    assert [item.n for item in result] == [3, 1, 1, 1, 1, 1, 3]
+    assert [item.num_images for item in result] == [3, 1, 1, 1, 1, 1, 3]
     others = [f"a photo of <me/duck:{strength}> on the beach" for strength in (1, 2, 0)]
     others += [PROMPT.replace("beach", word) for word in ("snow", "<me/sky>")]
     assert [item.prompt for item in result] == [PROMPT, *others, PROMPT]
     (request,) = variation_requests(FAVOURITE, Path("a.png"))
-    assert changed(request) == {"near": 0.15} and request.num_images == 8
-    assert [item.start for item in variation_requests(FAVOURITE, Path("a.png"), init_image=True)] == [Path("a.png")]
+    assert changed(request) == {"variation_strength": 0.15} and request.num_images == 8
+    assert [item.init_image for item in variation_requests(FAVOURITE, Path("a.png"), img2img=True)] == [Path("a.png")]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,9 @@ def test_the_nearer_the_noise_the_nearer_the_pictures(generator, favourite):
 
 def test_they_are_kept_with_a_sheet_that_shows_the_favourite_first(generator, favourite, outputs):
     image = Image.open(favourite).convert("RGB")
-    calls = variation_requests(FAVOURITE, favourite, word=["beach=snow"], strength=["<me/duck>=0, 1"], init_image=True, num_images=2)
+    calls = variation_requests(
+        FAVOURITE, favourite, words=["beach=snow"], concept_strengths=["<me/duck>=0, 1"], img2img=True, num_images=2
+    )
     output = []
     recorded = generate_variations(
         (FAVOURITE, image), calls, generator, outputs, progress=lambda done, total: output.append((done, total))
@@ -172,7 +174,7 @@ def test_they_are_kept_with_a_sheet_that_shows_the_favourite_first(generator, fa
     )
     recipes = [read_recipe(path.read_bytes()) for path in saved]
     assert [item.prompt for item in recipes[:3]] == [item.prompt for item in calls[:3]]
-    assert all(item.start and item.strength == 0.5 for item in recipes[3:]) and not recipes[0].start
+    assert all(item.init_image and item.strength == 0.5 for item in recipes[3:]) and not recipes[0].init_image
     assert output[-1][0] == output[-1][1]
     sheet = np.asarray(Image.open(page).convert("RGB"), np.int16)
     head = 192 // 6
