@@ -75,7 +75,7 @@ class _GenerationPlan:
 
     @property
     def second_pass(self) -> SamplingConfig:
-        return replace(self.sampling, change=self.request.change)
+        return replace(self.sampling, strength=self.request.change)
 
     @property
     def predictions(self) -> int:
