@@ -22,7 +22,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sdpersonal.models import SizeConditioning, StableDiffusion
-from sdpersonal.training.dataset import Batch, batch_loss
+from sdpersonal.training.dataset import Batch
+from sdpersonal.training.objective import batch_loss
 
 from .geometry import build
 

@@ -17,7 +17,7 @@ from ..models import load_base
 from ..photos.loading import load_photos
 from ..prompts import Token
 from ..training import train
-from ..training.checkpoint import latest_step
+from ..training.run_dir import latest_step
 
 PHOTOS = Path("examples") / "photos"
 SUBJECT, STYLE = "<demo/teddy>", "<demo/cyanotype>"

@@ -1,5 +1,19 @@
 """Train a concept from photos: `train(settings)` adds it to the library."""
 
-from .run import TrainResult, train
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .run import TrainResult, train
 
 __all__ = ["TrainResult", "train"]
+
+
+def __getattr__(name: str) -> object:
+    # Imported lazily, so that looking into a run folder (run_dir.py) does not load torch.
+    if name in __all__:
+        from . import run
+
+        return getattr(run, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,6 +22,8 @@ LIGHT = [
             "config",
             "prompts",
             "photos.loading",
+            "training.control",
+            "training.run_dir",
             "concepts.concept",
             "concepts.importers",
             "concepts.library",

@@ -9,7 +9,8 @@ from PIL import Image
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import TextualInversionSettings
 from sdpersonal.training import train
-from sdpersonal.training.control import COMMAND_FILE, Command, poll, send
+from sdpersonal.training.control import Command, poll, send
+from sdpersonal.training.run_dir import COMMAND_FILE
 from support.narrow import save_narrow, save_photos
 from support.ranks import start, start_two
 
@@ -74,12 +75,13 @@ def test_sample_now_then_stop_and_keep(command, tmp_path):
     assert child.wait() == 0, child.errors
     steps = len((tmp_path / "run" / "progress.jsonl").read_text().splitlines())
     assert (
-        f"Ended after step {steps} of 400, as asked." in child.stdout and not (tmp_path / "run" / COMMAND_FILE).exists()
+        f"Ended after step {steps} of 400, as requested." in child.stdout
+        and not (tmp_path / "run" / COMMAND_FILE).exists()
     )
     assert result(tmp_path)["steps"] == steps and result(tmp_path)["best"] in (reached, steps)
     (entry,) = Library(tmp_path / "concepts").entries()
     assert entry.card.scores and entry.card.steps == result(tmp_path)["best"]
-    assert "as asked; 400 were allowed" in (tmp_path / "run" / "report.html").read_text()
+    assert "as requested; 400 were allowed" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("samples", [pytest.param(True, marks=pytest.mark.thorough), False])
@@ -107,7 +109,7 @@ def test_pictures_that_somebody_asked_for_change_no_step(command, narrow, tmp_pa
         (place / "run").mkdir(parents=True)
 
         def say(line, place=place, name=name):
-            if "Learning" in line and name == "watched":
+            if "Training <me/thing>" in line and name == "watched":
                 send(place / "run", Command.SAMPLE)
 
         train(TextualInversionSettings(**settings, library=place / "concepts", run=place / "run"), say)
@@ -132,5 +134,5 @@ def test_of_two_processes_both_end_at_one_step(command, tmp_path):
     after_lines(ranks[0], tmp_path, 8)
     send(tmp_path / "run", Command.KEEP)
     assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].errors
-    assert "as asked" in ranks[0].stdout and ranks[1].stdout == ""
+    assert "as requested" in ranks[0].stdout and ranks[1].stdout == ""
     assert len(Library(tmp_path / "concepts").entries()) == 1

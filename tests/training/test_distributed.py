@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +19,10 @@ import pytest
 from sdpersonal import storage
 from sdpersonal.concepts.library import Library
 from sdpersonal.prompts import Token
-from sdpersonal.training import distributed, loop
+from sdpersonal.training import process_failures
 from sdpersonal.training.dataset import PhotoDataset
 from sdpersonal.training.methods import factory
+from sdpersonal.training.train_state import LoopConfig
 from support.narrow import save_narrow, save_photos
 from support.ranks import start, start_two
 
@@ -121,7 +123,7 @@ def test_a_run_of_two_goes_on_in_one_and_back(command, tmp_path):
     one = start(command(tmp_path / "parts", "--resume", batch=2, steps=4), tmp_path / "one")
     assert one.wait() == 0, one.errors
     ranks, codes = together(command(tmp_path / "parts", "--resume", steps=6), tmp_path / "parts")
-    assert codes == [0, 0] and "going on from step 4" in ranks[0].stdout
+    assert codes == [0, 0] and "Resuming from step 4" in ranks[0].stdout
     assert_close(tmp_path / "parts", tmp_path / "whole")
     assert len(losses(tmp_path / "parts")) == 6
 
@@ -211,7 +213,7 @@ def test_the_end_of_rank_0_ends_the_others(command, tmp_path, failure):
 
 
 def hangs():
-    distributed.GRACE_SECONDS = 1.0
+    process_failures.GRACE_SECONDS = 1.0
     at_step(3, lambda: time.sleep(600))
 
 
@@ -336,15 +338,15 @@ def test_a_meeting_port_in_use_is_told(command, tmp_path):
 
 
 def test_samples_are_counted_over_all():
-    plan = loop.LoopConfig(None, 0, 9, 3, 2, 1, 1.0, None, {})
+    config = LoopConfig(Path(), steps=9, batch=3, accumulate=2, save_every=1, lr=1.0, lr_factor=float, identity={})
     for processes in (1, 2, 5):
-        each = [
-            list(loop.sample_indices(step, part, rank, processes, plan))
+        batches = [
+            list(config.sample_indices(step, part, rank, processes))
             for step in range(4)
             for part in range(2)
             for rank in range(processes)
         ]
-        assert [i for one in each for i in one] == list(range(4 * 2 * processes * 3))
+        assert [index for batch in batches for index in batch] == list(range(4 * 2 * processes * 3))
 
 
 # --- they end together ---
@@ -365,12 +367,12 @@ def test_both_end_where_there_is_no_more_to_learn(command, tmp_path):
     """Rank 0 alone measures; rank 1 hears of it. The first milestone that has seen nine values is the twelfth step."""
     two, codes = together(command(tmp_path, *STILL, steps=40), tmp_path, short_schedule, short_schedule)
     assert codes == [0, 0], two[0].errors + two[1].errors
-    assert two[0].stdout.count("There is no more to learn: ended after step 12 of 40") == 1 and two[1].stdout == ""
+    assert two[0].stdout.count("The loss has converged: ended after step 12 of 40") == 1 and two[1].stdout == ""
     assert len(losses(tmp_path)) == 12 and checkpoints(tmp_path)[-1] == "step-000012"
     for rank in ("0", "1"):
         with open(f"samples-{rank}") as file:
             seen = [json.loads(line) for line in file]
         assert seen[-12:] == [[i] for i in range(24) if i % 2 == int(rank)]  # and nothing after them
     ranks, codes = together(command(tmp_path, *STILL, "--resume", "--no-early-stop", steps=14), tmp_path)
-    assert codes == [0, 0] and "going on from step 12" in ranks[0].stdout, ranks[0].errors
+    assert codes == [0, 0] and "Resuming from step 12" in ranks[0].stdout, ranks[0].errors
     assert len(losses(tmp_path)) == 14

@@ -71,6 +71,15 @@ def test_a_rate_in_prodigy_is_a_scale_of_what_it_learns():
     torch.testing.assert_close(ours[1], 10 * theirs[1].detach(), rtol=1e-6, atol=1e-6)
 
 
+def test_the_authors_prodigy_refuses_the_two_rates_of_a_lora():
+    """The reason why this package has its own: the token's embeddings train faster than the LoRA."""
+    values = parameters()
+    optimizer = prodigyopt.Prodigy([{"params": values[:1], "lr": 1.0}, {"params": values[1:], "lr": 10.0}])
+    gradients(values, 0)
+    with pytest.raises(RuntimeError, match="different lr values in different parameter groups"):
+        optimizer.step()
+
+
 def test_prodigy_leaves_alone_what_does_not_learn_now():
     values = parameters()
     before = [value.detach().clone() for value in values]

@@ -14,12 +14,18 @@ from sdpersonal.errors import DiskFull, Diverged, UserError
 from sdpersonal.training import dry_run, oom_advice, train
 from sdpersonal.training.checkpoint import save_checkpoint
 from sdpersonal.training.dry_run import format_duration, perform_dry_run
-from sdpersonal.training.ema import EMA
-from sdpersonal.training.loop import fit
-from sdpersonal.training.progress_log import ProgressLog
-from support.lessons import METHODS, cloned_tensors, equal_tensors, loop_config_for, settings_for, train_state_for
+from sdpersonal.training.optim import EMA
 from support.narrow import save_narrow, save_photos
 from support.ranks import start
+from support.train_states import (
+    METHODS,
+    cloned_tensors,
+    equal_tensors,
+    fit_to_end,
+    loop_config_for,
+    settings_for,
+    train_state_for,
+)
 
 OPTIMIZERS = ("adamw", "prodigy", "adamw8bit")
 
@@ -39,15 +45,15 @@ def settings(narrow, photos):
     return lambda method, **more: settings_for(method, photos, narrow, **more)
 
 
-def of_base(lesson):
-    modules = lesson.photos._base.modules()
+def of_base(state):
+    modules = state.photos._base.modules()
     return {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
 
 
-def of_groups(lesson):
+def of_groups(state):
     return [
         {key: value for key, value in group.items() if key != "params"} | {"params": [id(p) for p in group["params"]]}
-        for group in lesson.optimizer.param_groups
+        for group in state.optimizer.param_groups
     ]
 
 
@@ -55,23 +61,23 @@ def tree(folder):
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-def kept(lesson):
+def kept(state):
     """All that a step could have changed, copied."""
     return (
-        cloned_tensors(lesson.method.trainable_parameters()),
-        cloned_tensors(lesson.ema.values),
-        cloned_tensors(of_base(lesson)),
-        of_groups(lesson),
+        cloned_tensors(state.method.trainable_parameters()),
+        cloned_tensors(state.ema.values),
+        cloned_tensors(of_base(state)),
+        of_groups(state),
     )
 
 
-def assert_as_before(lesson, before):
+def assert_as_before(state, before):
     values, average, base, groups = before
-    assert equal_tensors(values, lesson.method.trainable_parameters()) and equal_tensors(average, lesson.ema.values)
-    assert equal_tensors(base, of_base(lesson))
-    assert str(of_groups(lesson)) == str(groups)  # tensors among them by their digits
-    assert len(lesson.optimizer.state) == 0
-    assert all(parameter.grad is None for parameter in lesson.method.trainable_parameters().values())
+    assert equal_tensors(values, state.method.trainable_parameters()) and equal_tensors(average, state.ema.values)
+    assert equal_tensors(base, of_base(state))
+    assert str(of_groups(state)) == str(groups)  # tensors among them by their digits
+    assert len(state.optimizer.state) == 0
+    assert all(parameter.grad is None for parameter in state.method.trainable_parameters().values())
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -82,25 +88,24 @@ def test_nothing_of_it_is_left_and_the_run_is_the_same_to_the_bit(settings, tmp_
         place = tmp_path / str(rehearsed)
         place.mkdir()
         (place / "mine.txt").write_text("was here")
-        lesson = train_state_for(settings(method, optimizer=optimizer, rank=16), lambda trained: EMA(trained, 0.9))
+        state = train_state_for(settings(method, optimizer=optimizer, rank=16), lambda trained: EMA(trained, 0.9))
         if rehearsed:
-            before, was = kept(lesson), tree(place)
-            cost = perform_dry_run(lesson, 2, 2, place)
-            assert_as_before(lesson, before)
+            before, was = kept(state), tree(place)
+            cost = perform_dry_run(state, 2, 2, place)
+            assert_as_before(state, before)
             assert tree(place) == was
             assert 0 < cost.step < 60 and 0 < cost.checkpoint < 60 and 0 < cost.used_bytes < cost.available_bytes
-        journal = ProgressLog(place, 0, 2)
-        fit(lesson, loop_config_for(place, 2), journal)
+        log = fit_to_end(state, loop_config_for(place, 2))
         ends.append(
-            (cloned_tensors(lesson.method.trainable_parameters()) | cloned_tensors(lesson.ema.values), journal.losses)
+            (cloned_tensors(state.method.trainable_parameters()) | cloned_tensors(state.ema.values), log.losses)
         )
-        lesson.method.close()
+        state.method.close()
     assert equal_tensors(ends[0][0], ends[1][0]) and ends[0][1] == ends[1][1]
 
 
-def broken_batch(lesson, number):
+def broken_batch(state, number):
     """The number-th batch from now on is not a number, the others are."""
-    real, left = lesson.photos.batch, [number]
+    real, left = state.photos.batch, [number]
 
     def samples(indices):
         batch = real(indices)
@@ -109,20 +114,20 @@ def broken_batch(lesson, number):
             batch.latents[0, 0, 0, 0] = math.nan
         return batch
 
-    lesson.photos.samples = samples
+    state.photos.batch = samples
 
 
 @pytest.mark.parametrize("number", [1, 2])  # of two batches a step: the loss that is looked at last may be a good one
 @pytest.mark.parametrize("method", METHODS)
 def test_a_number_that_is_none_spoils_nothing(settings, tmp_path, method, number):
-    lesson = train_state_for(settings(method), lambda trained: EMA(trained, 0.9))
-    before, was = kept(lesson), tree(tmp_path)
-    broken_batch(lesson, number)
-    perform_dry_run(lesson, 2, 2, tmp_path)
-    assert_as_before(lesson, before)
+    state = train_state_for(settings(method), lambda trained: EMA(trained, 0.9))
+    before, was = kept(state), tree(tmp_path)
+    broken_batch(state, number)
+    perform_dry_run(state, 2, 2, tmp_path)
+    assert_as_before(state, before)
     assert tree(tmp_path) == was
-    assert all(torch.isfinite(value).all() for value in lesson.method.trainable_parameters().values())
-    lesson.method.close()
+    assert all(torch.isfinite(value).all() for value in state.method.trainable_parameters().values())
+    state.method.close()
 
 
 def test_a_base_that_answers_with_nan_ends_in_the_first_real_step(settings, tmp_path, monkeypatch):
@@ -144,14 +149,14 @@ def quiet(_line):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_disk_that_is_asked_for_holds_the_checkpoints(settings, tmp_path, monkeypatch, optimizer):
     """Two kept, the best, and one being written, each of as many bytes as a real one's file."""
-    lesson = train_state_for(settings("lora", optimizer=optimizer, rank=16), lambda trained: EMA(trained, 0.9))
+    state = train_state_for(settings("lora", optimizer=optimizer, rank=16), lambda trained: EMA(trained, 0.9))
     asked = []
     monkeypatch.setattr(dry_run, "_check_disk", lambda run, need: asked.append(need))
-    perform_dry_run(lesson, 2, 1, tmp_path)
+    perform_dry_run(state, 2, 1, tmp_path)
     monkeypatch.undo()
-    fit(lesson, loop_config_for(tmp_path, 1), ProgressLog(tmp_path, 0, 1))
+    fit_to_end(state, loop_config_for(tmp_path, 1))
     size = (tmp_path / "step-000001" / "state.safetensors").stat().st_size
-    lesson.method.close()
+    state.method.close()
     assert 4 * size * 0.8 < asked[0] < 4 * size * 1.2
 
 
@@ -175,7 +180,7 @@ def no_steps(monkeypatch):
     """Fails the test if a real step is begun."""
     from sdpersonal.training import loop
 
-    monkeypatch.setattr(loop, "_set_rates", lambda *_: pytest.fail("a step was begun"))
+    monkeypatch.setattr(loop, "_set_learning_rates", lambda *_: pytest.fail("a step was begun"))
 
 
 def test_a_disk_that_is_too_small_is_said_first(begin, tmp_path, monkeypatch, no_steps):
@@ -192,7 +197,7 @@ def test_a_memory_that_is_too_small_is_said_first(begin, tmp_path, monkeypatch, 
     with pytest.raises(UserError) as caught:
         begin("full")
     assert re.fullmatch(
-        r"No memory for gradients and moments: needs about [0-9.]+ GB, 3\.0 GB there\.", caught.value.message
+        r"Not enough memory for gradients and moments: needs about [0-9.]+ GB, 3\.0 GB there\.", caught.value.message
     )
     assert "Try --checkpointing 1, --batch 1 --accumulate 2" in caught.value.hint and "adamw8bit" in caught.value.hint
     assert left_in(tmp_path / "run") == [] and not (tmp_path / "concepts").exists()
@@ -258,12 +263,12 @@ def test_killed_in_it_a_new_run_starts_and_ends_the_same(narrow, photos, tmp_pat
 
 
 def test_what_a_kill_left_is_written_over(settings, tmp_path):
-    lesson = train_state_for(settings("inversion"))
+    state = train_state_for(settings("inversion"))
     (tmp_path / dry_run.DRY_RUN_FOLDER).mkdir()
-    save_checkpoint(tmp_path / dry_run.DRY_RUN_FOLDER, 0, lesson.checkpoint_state(), {})
-    perform_dry_run(lesson, 1, 1, tmp_path)
+    save_checkpoint(tmp_path / dry_run.DRY_RUN_FOLDER, 0, state.checkpoint_state(), {})
+    perform_dry_run(state, 1, 1, tmp_path)
     assert tree(tmp_path) == {}
-    lesson.method.close()
+    state.method.close()
 
 
 @pytest.mark.parametrize(

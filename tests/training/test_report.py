@@ -20,8 +20,8 @@ from sdpersonal.training import run, train, validation
 from sdpersonal.training.curves import save_curves
 from sdpersonal.training.early_stopping import dvar
 from sdpersonal.training.report import SELECTION_RULE, RunSummary, write_report
-from sdpersonal.training.sample_sheet import SHEET_FILE
-from sdpersonal.training.validation import CLASS_NOUN_FILE, VALIDATIONS_FOLDER, Validation, image_name
+from sdpersonal.training.run_dir import CLASS_NOUN_IMAGE, SAMPLES_FILE, VALIDATIONS_FOLDER, validation_image
+from sdpersonal.training.validation import Validation
 from support.samples import card, concept
 
 STORY = RunSummary(("5 photos",), "It ended after step 3.", "the built-in CLIP", 61.4)
@@ -82,12 +82,10 @@ def picture(seed, size=(64, 48)):
 def folder(tmp_path):
     """A run's folder with all that a report shows."""
     storage.make_folder(tmp_path / VALIDATIONS_FOLDER)
-    storage.write_bytes(tmp_path / SHEET_FILE, encode_png(picture(0)))
-    storage.write_bytes(tmp_path / VALIDATIONS_FOLDER / CLASS_NOUN_FILE, encode_png(picture(1)))
+    storage.write_bytes(tmp_path / SAMPLES_FILE, encode_png(picture(0)))
+    storage.write_bytes(tmp_path / VALIDATIONS_FOLDER / CLASS_NOUN_IMAGE, encode_png(picture(1)))
     for trial in TRIALS:
-        storage.write_bytes(
-            tmp_path / VALIDATIONS_FOLDER / image_name(trial.step), encode_png(picture(10 + trial.step))
-        )
+        storage.write_bytes(validation_image(tmp_path, trial.step), encode_png(picture(10 + trial.step)))
     save_curves(tmp_path / "loss.png", [0.5, 0.4, 0.3], [(1, 0.5), (2, 0.4), (3, 0.35)], TRIALS)
     return tmp_path
 
@@ -106,7 +104,7 @@ def test_a_page_shows_what_the_run_left(folder):
         assert one.tobytes() == other.tobytes()
     assert len(shown) == 4 and shown[3].size == Image.open(folder / "loss.png").size
     text = " ".join(page.text.split())
-    for said in ("<me/duck>", "It is like the photos", "It ended after step 3.", "5 photos", "3, kept", SELECTION_RULE):
+    for said in ("<me/duck>", "It is like the photos", "It ended after step 3.", "5 photos", "3, used", SELECTION_RULE):
         assert said in text, said
     assert "score 0.81" in text  # the root of 0.9 x 0.9, less a tenth that was copied
     assert "seconds in all 61" in re.sub(r"(seconds in all)", r"\1 ", text).replace("  ", " ")
@@ -116,7 +114,7 @@ def test_the_kept_one_is_the_concepts_own_though_another_scored_more(folder):
     text = write_report(folder, made(steps=1), TRIALS, STORY).read_text(encoding="utf-8")
     page = Page(text)
     assert page.pictures()[1].tobytes() == picture(11).tobytes()
-    assert "1, kept" in page.text and "3, kept" not in page.text and page.text.count("kept") == 1
+    assert "1, kept" in page.text and "3, used" not in page.text and page.text.count("kept") == 1
     assert text.count('class="best"') == 1
 
 
@@ -161,9 +159,9 @@ def test_a_page_without_a_part_is_still_one(folder):
     missing = {
         "trials": [],
         "unjudged": [Validation(3, None)],
-        "samples": folder / SHEET_FILE,
-        "plain": folder / VALIDATIONS_FOLDER / CLASS_NOUN_FILE,
-        "kept": folder / VALIDATIONS_FOLDER / image_name(3),
+        "samples": folder / SAMPLES_FILE,
+        "plain": folder / VALIDATIONS_FOLDER / CLASS_NOUN_IMAGE,
+        "kept": validation_image(folder, 3),
         "curves": folder / "loss.png",
         "everything": folder / VALIDATIONS_FOLDER,
     }
@@ -178,7 +176,7 @@ def test_a_page_without_a_part_is_still_one(folder):
         page = assert_stands_alone(text)
         counts[name] = len(page.pictures())
         assert page.text.count("<me/duck>") >= 1 and "Settings" in page.text
-        assert ("Nobody judged its pictures." in page.text) == (name in ("trials", "unjudged", "everything"))
+        assert ("Its samples were not scored." in page.text) == (name in ("trials", "unjudged", "everything"))
     assert counts == {"trials": 2, "unjudged": 2, "samples": 3, "plain": 2, "kept": 1, "curves": 0, "everything": 0}
 
 

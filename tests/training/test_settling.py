@@ -17,18 +17,24 @@ from sdpersonal.training.early_stopping import (
     DVAR_THRESHOLD,
     FIXED_BATCH_SIZE,
     WINDOW,
+    can_converge,
     dvar,
     fixed_batch,
     fixed_batch_loss,
 )
-from sdpersonal.training.ema import EMA
-from sdpersonal.training.loop import fit
 from sdpersonal.training.methods import factory
-from sdpersonal.training.milestones import Milestones, plan_milestones
-from sdpersonal.training.presets import preset
-from sdpersonal.training.progress_log import ProgressLog
-from support.lessons import METHODS, cloned_tensors, equal_tensors, loop_config_for, settings_for, train_state_for
+from sdpersonal.training.milestones import milestone_steps
+from sdpersonal.training.optim import EMA
 from support.narrow import save_narrow, save_photos
+from support.train_states import (
+    METHODS,
+    cloned_tensors,
+    equal_tensors,
+    fit_to_end,
+    loop_config_for,
+    settings_for,
+    train_state_for,
+)
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +114,13 @@ def test_an_earlier_curve_is_left_out():
 
 
 def test_the_fixed_batch_is_the_same_each_time_and_its_levels_are_spread(settings):
-    lesson, other = train_state_for(settings("inversion")), train_state_for(settings("inversion"))
-    one, two, three = fixed_batch(lesson.photos), fixed_batch(lesson.photos), fixed_batch(other.photos)
+    state, other = train_state_for(settings("inversion")), train_state_for(settings("inversion"))
+    one, two, three = fixed_batch(state.photos), fixed_batch(state.photos), fixed_batch(other.photos)
     for again in (two, three):
         for field in ("latents", "noise", "t"):
             assert torch.equal(getattr(one, field), getattr(again, field))
         assert (one.captions, one.photos, one.indices) == (again.captions, again.photos, again.indices)
-    levels, steps = lesson.photos.levels, np.diff(one.t.numpy())
+    levels, steps = state.photos.levels, np.diff(one.t.numpy())
     assert levels == 1000 and len(one.t) == FIXED_BATCH_SIZE == len(one.latents) == len(one.captions)
     assert one.t[0] < levels * 0.05 and levels * 0.75 < one.t[-1] < levels
     assert steps.min() > 0 and steps.max() - steps.min() <= 1
@@ -125,34 +131,31 @@ def test_the_fixed_batch_is_the_same_each_time_and_its_levels_are_spread(setting
 def test_watching_changes_nothing(settings, tmp_path, method):
     ends, measured = {}, {}
     for name in ("watched", "not"):
-        lesson = train_state_for(settings(method), lambda trained: EMA(trained, 0.9))
+        state = train_state_for(settings(method), lambda trained: EMA(trained, 0.9))
         (tmp_path / name).mkdir()
-        plan = loop_config_for(
-            tmp_path / name, 6, fixed_batch=fixed_batch(lesson.photos) if name == "watched" else None
-        )
-        journal = ProgressLog(plan.run, 0, plan.steps)
-        fit(lesson, plan, journal)
-        ends[name] = cloned_tensors(lesson.method.trainable_parameters()) | {
-            f"mean {k}": v for k, v in cloned_tensors(lesson.ema.values).items()
+        batch = fixed_batch(state.photos) if name == "watched" else None
+        log = fit_to_end(state, loop_config_for(tmp_path / name, 6, fixed_batch=batch))
+        ends[name] = cloned_tensors(state.method.trainable_parameters()) | {
+            f"mean {k}": v for k, v in cloned_tensors(state.ema.values).items()
         }
-        measured[name] = journal.fixed_batch_losses, journal.losses
-        with lesson.ema.applied():  # as it was at the last measurement
-            now = fixed_batch_loss(lesson.method, fixed_batch(lesson.photos), 5)
-        lesson.method.close()
+        measured[name] = log.fixed_batch_losses, log.losses
+        with state.ema.applied():  # as it was at the last measurement
+            now = fixed_batch_loss(state.method, fixed_batch(state.photos), 5)
+        state.method.close()
     assert equal_tensors(ends["watched"], ends["not"]) and measured["watched"][1] == measured["not"][1]
     assert [step for step, _ in measured["watched"][0]] == [1, 2, 3, 4, 5, 6] and measured["not"][0] == []
     assert measured["watched"][0][-1][1] == pytest.approx(float(now), abs=1e-6)
 
 
 def test_it_is_measured_every_so_many_steps_in_parts_no_larger_than_a_batch(settings, tmp_path):
-    lesson = train_state_for(settings("inversion"))
-    plan = loop_config_for(tmp_path, 7, fixed_batch=fixed_batch(lesson.photos), measure_every=3)
-    sizes, real = [], lesson.method.loss
-    lesson.method.loss = lambda batch, step: sizes.append(len(batch.t)) or real(batch, step)
-    fit(lesson, plan, ProgressLog(tmp_path, 0, 7))
+    state = train_state_for(settings("inversion"))
+    config = loop_config_for(tmp_path, 7, fixed_batch=fixed_batch(state.photos), measure_every=3)
+    sizes, real = [], state.method.loss
+    state.method.loss = lambda batch, step: sizes.append(len(batch.t)) or real(batch, step)
+    fit_to_end(state, config)
     lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "fixed" in line] == [3, 6]
-    assert max(sizes) == plan.batch
+    assert max(sizes) == config.batch
 
 
 # --- the average ---
@@ -190,24 +193,24 @@ def test_keeping_an_average_leaves_the_raw_values_as_they_are(settings, tmp_path
     """And the average is that of the values after each step, from numpy."""
     ends, decay = {}, 0.8
     for name, kept in (("average", lambda trained: EMA(trained, decay)), ("none", None)):
-        lesson = train_state_for(settings(method), *([kept] if kept else []))
-        before, after = cloned_tensors(lesson.method.trainable_parameters()), []
-        real = lesson.ema.update
-        lesson.ema.update = lambda step, real=real, lesson=lesson, after=after: (
-            after.append(cloned_tensors(lesson.method.trainable_parameters())),
+        state = train_state_for(settings(method), *([kept] if kept else []))
+        before, after = cloned_tensors(state.method.trainable_parameters()), []
+        real = state.ema.update
+        state.ema.update = lambda step, real=real, state=state, after=after: (
+            after.append(cloned_tensors(state.method.trainable_parameters())),
             real(step),
         )
         (tmp_path / name).mkdir()
-        fit(lesson, loop_config_for(tmp_path / name, 5), ProgressLog(tmp_path / name, 0, 5))
-        ends[name] = cloned_tensors(lesson.method.trainable_parameters())
+        fit_to_end(state, loop_config_for(tmp_path / name, 5))
+        ends[name] = cloned_tensors(state.method.trainable_parameters())
         if kept:
             expected = {key: value.numpy().astype(np.float64) for key, value in before.items()}
             for step, values in enumerate(after):
                 share = min(decay, (1 + step) / (10 + step))
                 expected = {key: share * expected[key] + (1 - share) * values[key].numpy() for key in expected}
-            for key, value in lesson.ema.values.items():
+            for key, value in state.ema.values.items():
                 np.testing.assert_allclose(value.numpy(), expected[key], atol=1e-6)
-        lesson.method.close()
+        state.method.close()
     assert equal_tensors(ends["average"], ends["none"])
     assert not equal_tensors(ends["none"], before)
 
@@ -254,9 +257,9 @@ def test_a_run_that_moves_nothing_ends_where_that_can_be_known(begin, usual, tmp
     usual(steps)
     concept, said = begin(steps=None)
     assert facts(tmp_path) == concept.card.steps == end
-    line = f"There is no more to learn: ended after step {end} of {steps} (--no-early-stop goes on)."
+    line = f"The loss has converged: ended after step {end} of {steps} (--no-early-stop runs all of them)."
     assert said.count(line) == 1
-    assert f"It ended after step {end}, since there was no more to learn; {steps} were allowed." in " ".join(
+    assert f"It ended after step {end}, since the loss had converged; {steps} were allowed." in " ".join(
         (tmp_path / "run" / "report.html").read_text().split()
     )
 
@@ -275,26 +278,26 @@ def test_a_stopped_run_resumed_ends_there_again_or_goes_on_if_told(begin, usual,
     assert facts(tmp_path) == first.card.steps == 10
     again, said = begin(steps=14, resume=True)
     assert facts(tmp_path) == 10 and again.identity == first.identity
-    assert any("no more to learn" in line for line in said)
+    assert any("loss has converged" in line for line in said)
     _, said = begin(steps=14, resume=True, early_stop=False)
     assert facts(tmp_path) == 14
-    assert any("going on from step 10" in line for line in said)
+    assert any("Resuming from step 10" in line for line in said)
 
 
 def test_a_short_run_is_never_stopped(begin, usual, tmp_path):
     usual(80)
     concept, said = begin(steps=18)
-    assert facts(tmp_path) == concept.card.steps == 18 and not any("no more to learn" in line for line in said)
+    assert facts(tmp_path) == concept.card.steps == 18 and not any("loss has converged" in line for line in said)
 
 
 def test_no_early_stop_goes_on(begin, usual, tmp_path):
     usual(14)
     concept, said = begin(steps=14, early_stop=False)
-    assert facts(tmp_path) == concept.card.steps == 14 and not any("no more to learn" in line for line in said)
+    assert facts(tmp_path) == concept.card.steps == 14 and not any("loss has converged" in line for line in said)
 
 
 def test_a_pivotal_run_is_not_judged_by_its_words_alone(begin, usual, tmp_path):
-    usual(20, pivot=4)
+    usual(20, pivot_steps=4)
     concept, _ = begin(method="pivotal", class_noun="cat", rank=2, steps=20)
     assert facts(tmp_path) == concept.card.steps == 14  # 10 values of the LoRA's curve; by all it would be 10
 
@@ -308,11 +311,13 @@ def test_without_samples_nothing_is_drawn_and_the_last_is_kept(begin, tmp_path, 
     assert not any(re.search("copies|no effect|like the photos", line) for line in said)
 
 
-def test_milestones_cover_the_run_to_its_last_step():
-    assert Milestones(4, True).steps(10) == [4, 8, 10] and Milestones(5, True).steps(10) == [5, 10]
+def test_milestones_cover_the_run_to_its_last_step(tmp_path):
+    assert milestone_steps(10, 3) == (4, 8, 10) and milestone_steps(10, 2) == (5, 10)
     for steps in (1, 2, 9, 10, 11, 39, 40, 250, 801):
-        chosen = replace(preset("textual-inversion", "tiny"), steps=steps)
-        marks = plan_milestones(chosen, examined=True, early_stop=True).steps(steps)
-        assert marks == sorted(set(marks)) and marks[-1] == steps and len(marks) <= 10
-        assert plan_milestones(chosen, False, False).steps(steps) == [steps]
-        assert plan_milestones(chosen, False, True).early_stop == (steps > WINDOW + 1)
+        milestones = milestone_steps(steps, 10)
+        assert list(milestones) == sorted(set(milestones)) and milestones[-1] == steps and len(milestones) <= 10
+        assert milestone_steps(steps, 1) == (steps,)
+        assert can_converge(steps, 1) == (steps > WINDOW + 1)
+        config = loop_config_for(tmp_path, steps, milestones=milestones)
+        assert [step for step in range(1, steps + 1) if config.is_milestone(step)] == list(milestones)
+        assert [config.next_milestone(step) for step in (0, *milestones[:-1])] == list(milestones)

@@ -23,7 +23,7 @@ from sdpersonal.concepts.library import Library
 from sdpersonal.config import DreamboothSettings, TextualInversionSettings
 from sdpersonal.errors import DiskFull, Diverged, Interrupted, UserError
 from sdpersonal.prompts import Token
-from sdpersonal.training import loop, run, sample_sheet, train
+from sdpersonal.training import loop, run, sampling, train
 from sdpersonal.training.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
 from sdpersonal.training.dataset import PhotoDataset
 from sdpersonal.training.methods.textual_inversion import TextualInversion
@@ -32,6 +32,7 @@ from sdpersonal.training.progress_log import ProgressLog
 from support import crash
 from support.narrow import save_narrow, save_photos
 from support.ranks import start
+from support.train_states import loop_config_for
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +151,8 @@ def test_however_a_step_is_cut_it_learns_the_same_photos_in_order(settings, tmp_
 
 def test_a_schedule_and_a_resolution_reach_the_loop(settings, tmp_path, monkeypatch):
     rates, sides = [], []
-    real = loop._set_rates
-    monkeypatch.setattr(loop, "_set_rates", lambda *given: rates.append(real(*given)) or rates[-1])
+    real = loop._set_learning_rates
+    monkeypatch.setattr(loop, "_set_learning_rates", lambda *given: rates.append(real(*given)) or rates[-1])
     encode = run.PhotoDataset.__init__
     monkeypatch.setattr(
         run.PhotoDataset,
@@ -175,7 +176,7 @@ def test_every_optimizer_resumes_to_the_same_bytes(settings, tmp_path, monkeypat
     from sdpersonal.training.methods import factory
 
     real = factory.preset
-    monkeypatch.setattr(factory, "preset", lambda *which: dataclasses.replace(real(*which), pivot=2, steps=4))
+    monkeypatch.setattr(factory, "preset", lambda *which: dataclasses.replace(real(*which), pivot_steps=2, steps=4))
     common = {"optimizer": optimizer, "method": method, "save_every": 1, "rank": 16}
     train(settings("dreambooth", tmp_path / "whole", **common), quiet)
     real_step = ProgressLog.step
@@ -316,7 +317,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on(command, tmp_path, number, 
     assert not list((place / "concepts").glob("*/*"))
     if number == signal.SIGINT:
         again = start(command("inversion", place, "--resume", steps=reached + 1), place)
-        assert again.wait() == 0 and f"going on from step {reached}" in again.stdout
+        assert again.wait() == 0 and f"Resuming from step {reached}" in again.stdout
 
 
 def slow_saving():
@@ -371,12 +372,12 @@ def test_a_terminal_that_is_gone_stops_nothing(settings, tmp_path):
 
 
 def test_interrupting_inside_python_leaves_a_checkpoint(settings, tmp_path, monkeypatch):
-    class Asked(loop.StopSignals):
+    class Interrupting(loop.StopSignals):
         def __enter__(self):
-            self.asked = signal.SIGINT
+            self.signal_number = signal.SIGINT
             return self
 
-    monkeypatch.setattr(loop, "StopSignals", Asked)
+    monkeypatch.setattr(loop, "StopSignals", Interrupting)
     with pytest.raises(Interrupted, match="after step 1 of 4"):
         train(settings("inversion", tmp_path), quiet)
 
@@ -483,7 +484,7 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_used(settings, t
     (newest / "optimizer.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'touch PWNED'\ntR.")
     said = []
     train(settings("inversion", tmp_path / "hurt", resume=True), said.append)
-    assert any("step-000004 is damaged; going on from step 2" in line for line in said)
+    assert any("step-000004 is damaged; resuming from step 2" in line for line in said)
     assert payload(tmp_path / "hurt")[0] == expected
     assert not os.path.exists("PWNED")
 
@@ -593,10 +594,10 @@ def test_no_memory_for_pictures_costs_the_pictures_only(settings, tmp_path, monk
     def draw(*_):
         raise torch.OutOfMemoryError(NO_MEMORY)
 
-    monkeypatch.setattr(sample_sheet.Generator, "generate", draw)
+    monkeypatch.setattr(sampling.Generator, "generate", draw)
     said = []
     result = train(settings("inversion", tmp_path, samples=True), said.append)
-    assert result.sheet is None and any("no memory left for sample pictures" in line for line in said)
+    assert result.sheet is None and any("no memory left for samples" in line for line in said)
     assert Library(tmp_path / "concepts").get(result.token).thumbnail is None
 
 
@@ -675,18 +676,18 @@ def test_a_thousand_steps_leave_memory_and_open_files_as_they_were(tmp_path):
     accelerator = run.init_distributed()
     method, used = Slope(), []
     optimizer = torch.optim.AdamW(list(method.trainable_parameters().values()), lr=1e-3, fused=True)
-    noted = SimpleNamespace(
+    tracker = SimpleNamespace(
         log=lambda values, step: used.append((resident(), open_files())) if step % 100 == 0 else None
     )
 
     class Data:
-        def samples(self, indices):
+        def batch(self, indices):
             return SimpleNamespace(latents=torch.randn(1, 4, 64, 64), photos=("a",))
 
-    plan = loop.LoopConfig(tmp_path, 0, 1000, 1, 1, 50, 1e-3, lambda step: 1.0, {})
-    room = run.OomAdvice(accelerator.device, TextualInversionSettings(photos=tmp_path, token="<me/a>"), 64, 1)
-    lesson = loop.TrainState(accelerator, method, Data(), optimizer, room)
-    loop.fit(lesson, plan, ProgressLog(tmp_path, 0, 1000, noted))
+    config = loop_config_for(tmp_path, 1000, batch=1, save_every=50)
+    oom_advice = run.OomAdvice(accelerator.device, TextualInversionSettings(photos=tmp_path, token="<me/a>"), 64, 1)
+    state = loop.TrainState(accelerator, method, Data(), optimizer, oom_advice)
+    loop.fit(state, config, loop.LoopHooks(ProgressLog(tmp_path, 0, 1000, tracker)))
     entries = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries] == list(range(1, 1001))
     assert {count for _, count in used[1:]} == {used[1][1]}

@@ -18,18 +18,19 @@ from sdpersonal.models.loading import built_in_folder
 from sdpersonal.prompts import Token
 from sdpersonal.training import run, train, validation
 from sdpersonal.training.checkpoint import CHECKPOINT_LIMIT, CheckpointState, load_step, save_checkpoint
-from sdpersonal.training.ema import EMA
-from sdpersonal.training.milestones import Milestones, run_milestones
+from sdpersonal.training.milestones import run_milestones
+from sdpersonal.training.optim import EMA
 from sdpersonal.training.progress_log import ProgressLog
+from sdpersonal.training.run_dir import VALIDATIONS_FILE
+from sdpersonal.training.train_state import LoopHooks
 from sdpersonal.training.validation import (
     SCORE_TOLERANCE,
-    VALIDATIONS_FILE,
     Validation,
     best_validation,
     read_validations,
 )
-from support.lessons import loop_config_for, settings_for, train_state_for
 from support.narrow import save_narrow, save_photos
+from support.train_states import loop_config_for, settings_for, train_state_for
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +310,7 @@ def stopping_at(monkeypatch, where, number):
 PLACES = {
     "after a step": (ProgressLog, "step", "after"),
     "before a trial": (validation.Validator, "run", "before"),
-    "in a trial, its pictures drawn": (validation.Validator, "draw", "after"),
+    "in a trial, its pictures drawn": (validation.Validator, "generate", "after"),
     "in a trial, before its line": (validation.Validator, "_save", "after"),
     "after a trial": (validation.Validator, "run", "after"),
 }
@@ -336,7 +337,7 @@ def test_interrupted_anywhere_it_ends_the_same(begin, whole, tmp_path, monkeypat
             with open(place / "run" / VALIDATIONS_FILE, "ab") as file:
                 file.write(b'{"step": 99, "sco')
         again, said = begin(place, "lora", resume=True)
-        assert any("going on from step" in line for line in said), name
+        assert any("Resuming from step" in line for line in said), name
         assert again.identity == concept.identity, name
         assert again.card.model_dump(exclude={"created"}) == concept.card.model_dump(exclude={"created"}), name
         assert (place / "run" / VALIDATIONS_FILE).read_bytes() == held, name
@@ -352,7 +353,7 @@ def test_what_was_tried_beyond_the_checkpoint_is_tried_anew(begin, whole, tmp_pa
     newest = tmp_path / "cut" / "run" / "step-000004" / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:-5])
     again, said = begin(tmp_path / "cut", "lora", resume=True)
-    assert any("going on from step 3" in line for line in said)
+    assert any("resuming from step 3" in line for line in said)
     assert again.identity == concept.identity and (tmp_path / "cut" / "run" / VALIDATIONS_FILE).read_bytes() == held
 
 
@@ -378,25 +379,23 @@ def test_pictures_of_every_trial_are_there(begin, tmp_path):
 
 def test_an_interrupted_trial_puts_the_raw_values_back(tmp_path):
     settings = settings_for("inversion", save_photos(tmp_path / "photos", 2), save_narrow("sd1", tmp_path / "sd1"))
-    lesson = train_state_for(settings, lambda trained: EMA(trained, 0.9))
-    rows = lesson.method.trainable_parameters()["rows.clip_l"]
-    lesson.ema.values["rows.clip_l"].fill_(7)
+    state = train_state_for(settings, lambda trained: EMA(trained, 0.9))
+    state.step = 4
+    rows = state.method.trainable_parameters()["rows.clip_l"]
+    state.ema.values["rows.clip_l"].fill_(7)
     before = rows.detach().clone()
 
-    class Asked:
+    class FailingValidator:
         best_step = None
 
-        def run(self, method, step, asked):
+        def run(self, method, step, on_request):
             assert (rows == 7).all()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_milestones(
-            lesson,
-            loop_config_for(tmp_path, 4, start=4),
-            Milestones(2, False),
-            ProgressLog(tmp_path, 4, 4),
-            Asked(),
-            print,
+            state,
+            loop_config_for(tmp_path, 4, milestones=(2, 4)),
+            LoopHooks(ProgressLog(tmp_path, 4, 4), FailingValidator()),
         )
-    assert torch.equal(rows, before) and (lesson.ema.values["rows.clip_l"] == 7).all()
+    assert torch.equal(rows, before) and (state.ema.values["rows.clip_l"] == 7).all()

@@ -96,7 +96,7 @@ def sheet_command(settings: SheetArgs) -> int:
     from ...models.loading import kind_of
     from ...playground.xyz_grid import CheckpointConcepts
     from ...playground.xyz_grid import generate_grid as draw
-    from ...training.signals import StopSignals
+    from ...training.control import StopSignals
 
     concepts = Library(settings.library)
     storage.check_folder(settings.out)
@@ -120,7 +120,7 @@ def endless_command(settings: EndlessArgs) -> int:
     from ...models.loading import kind_of
     from ...playground.endless import EndlessSeries
     from ...playground.endless import generate_endless as draw
-    from ...training.signals import StopSignals
+    from ...training.control import StopSignals
 
     request = GenerateRequest(**{name: getattr(settings, name) for name in GenerateRequest.model_fields})
     say_scheduler(request)
@@ -145,7 +145,7 @@ def vary(settings: VaryArgs) -> int:
     from ...image_metadata import MAX_IMAGE_BYTES, Recipe, read_recipe
     from ...models.loading import kind_of
     from ...playground.reproduce import base_mismatches, raise_mismatches
-    from ...training.signals import StopSignals
+    from ...training.control import StopSignals
 
     recipe = read_recipe(storage.read_bytes(settings.picture, MAX_IMAGE_BYTES), settings.picture.name)
     is_recipe, library = isinstance(recipe, Recipe), Library(settings.library)
