@@ -15,13 +15,12 @@ from .... import storage
 from ....config import DreamboothSettings, TextualInversionSettings, TrainingSettings
 from ....errors import DiskFull, UserError
 from ....prompts import Token
+from ....training.run_dir import COST_FILE, RESULT_FILE, read_json, to_number
 from ..workspace import Workspace
 from .processes import ERRORS_FILE, OUTPUT_FILE, Process, start_process
 from .run_status import (
-    COST_FILE,
     PHOTOS_FOLDER,
     PROCESS_FILE,
-    RESULT_FILE,
     RUN_SEPARATOR,
     SETTINGS_FILE,
     RunStatus,
@@ -29,8 +28,6 @@ from .run_status import (
     format_start,
     list_runs,
     parse_process,
-    read_json,
-    to_number,
 )
 from .uploads import MIN_FREE_BYTES, PhotoUploads
 
