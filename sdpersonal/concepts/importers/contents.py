@@ -65,7 +65,7 @@ class FileContents:
         return str(self.metadata.get(key, ""))[:_MAX_TEXT]
 
     def with_origin(self, place: str, owner: str) -> FileContents:
-        return replace(self, place=place, owner=owner)
+        return replace(self, folder_name=place, owner=owner)
 
 
 def read_contents(data: bytes, name: str) -> FileContents:

@@ -443,7 +443,7 @@ def _read_files(source: Source, token: Token | None) -> Concept:
     word, facts = _read_text_files(beside)
     file_token = token
     if token is None and word and contents:
-        file_token = derive_token(dataclasses.replace(contents[0], name="", place=""), word)
+        file_token = derive_token(dataclasses.replace(contents[0], name="", folder_name=""), word)
     parts = [*ours, *(_combine_contents(contents, file_token, source.path) if contents else ())]
     concept = united(parts, token)
     return dataclasses.replace(concept, card=concept.card.model_copy(update=facts)) if facts else concept
