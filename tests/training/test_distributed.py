@@ -42,23 +42,23 @@ def photos(tmp_path_factory):
 
 @pytest.fixture
 def command(narrow, photos):
-    def build(place, *more, batch=1, steps=4, kind="textual-inversion", photos=photos):
-        own = ["--vectors", 2] if kind == "textual-inversion" else ["--class", "cat", "--rank", 2]
+    def build(folder, *more, batch=1, steps=4, kind="textual-inversion", photos=photos):
+        method_flags = ["--vectors", 2] if kind == "textual-inversion" else ["--class", "cat", "--rank", 2]
         flags = ["--photos", photos, "--token", "<me/thing>", "--base", narrow, "--steps", steps, "--batch", batch]
-        flags += ["--save-every", 2, "--library", place / "concepts", "--run", place / "run", "--no-samples"]
-        return ["train", kind, *own, *flags, *more]
+        flags += ["--save-every", 2, "--library", folder / "concepts", "--run", folder / "run", "--no-samples"]
+        return ["train", kind, *method_flags, *flags, *more]
 
     return build
 
 
-def together(argv, place, *faults):
+def together(argv, folder, *faults):
     """Both ranks of one command, ended: [rank 0, rank 1] and their exit codes."""
-    ranks = start_two([argv, argv], place, faults or (None, None))
+    ranks = start_two([argv, argv], folder, faults or (None, None))
     return ranks, [rank.wait() for rank in ranks]
 
 
-def learned(place):
-    concept = Library(place / "concepts").get(Token("me", "thing"))
+def trained_tensors(folder):
+    concept = Library(folder / "concepts").get(Token("me", "thing"))
     lora = (
         [matrix for _, layer in sorted(concept.lora.layers.items()) for matrix in (layer.down, layer.up)]
         if concept.lora
@@ -67,19 +67,19 @@ def learned(place):
     return [*concept.vectors.values(), *lora]
 
 
-def assert_close(place, other):
-    for one, two in zip(learned(place), learned(other), strict=True):
-        np.testing.assert_allclose(one, two, atol=1e-5)
+def assert_close(actual_folder, expected_folder):
+    for actual, expected in zip(trained_tensors(actual_folder), trained_tensors(expected_folder), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
-def losses(place):
-    entries = [json.loads(line) for line in (place / "run" / "progress.jsonl").read_text().splitlines()]
+def losses(folder):
+    entries = [json.loads(line) for line in (folder / "run" / "progress.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries] == list(range(1, len(entries) + 1))
     return [entry["loss"] for entry in entries]
 
 
-def checkpoints(place):
-    return sorted(path.name for path in (place / "run").iterdir() if path.name.startswith(("step", ".step")))
+def checkpoints(folder):
+    return sorted(path.name for path in (folder / "run").iterdir() if path.name.startswith(("step", ".step")))
 
 
 def note_samples():
@@ -101,18 +101,20 @@ def test_two_processes_equal_one_with_twice_the_batch(command, tmp_path, kind):
     assert codes == [0, 0], two[0].errors + two[1].errors
     assert "4 steps of 4 photos" in two[0].stdout
     assert two[1].stdout == two[1].errors == two[1].err.read_text() == ""  # two processes, one voice
-    one = start(command(tmp_path / "one", batch=4, kind=kind), tmp_path / "one", fault=note_samples)
-    assert one.wait() == 0, one.errors
+    child = start(command(tmp_path / "one", batch=4, kind=kind), tmp_path / "one", fault=note_samples)
+    assert child.wait() == 0, child.errors
     assert_close(tmp_path / "two", tmp_path / "one")
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), atol=1e-5)
 
-    def seen(rank):
+    def read_samples(rank):
         with open(f"samples-{rank}") as file:
             return [json.loads(line) for line in file]
 
     # Last: the rehearsal's and the fixed batch come before them.
-    assert seen("0")[-8:] == [[i] for i in range(16) if i % 2 == 0] and seen("1")[-8:] == [[i] for i in range(1, 16, 2)]
-    assert [i for indices in seen("one")[-4:] for i in indices] == list(range(16))
+    assert read_samples("0")[-8:] == [[i] for i in range(16) if i % 2 == 0] and read_samples("1")[-8:] == [
+        [i] for i in range(1, 16, 2)
+    ]
+    assert [i for indices in read_samples("one")[-4:] for i in indices] == list(range(16))
     assert len(list((tmp_path / "two" / "concepts").glob("*/*"))) == 1
 
 
@@ -120,8 +122,8 @@ def test_two_processes_equal_one_with_twice_the_batch(command, tmp_path, kind):
 def test_a_run_of_two_goes_on_in_one_and_back(command, tmp_path):
     assert start(command(tmp_path / "whole", batch=2, steps=6), tmp_path / "whole").wait() == 0
     assert together(command(tmp_path / "parts", steps=2), tmp_path / "parts")[1] == [0, 0]
-    one = start(command(tmp_path / "parts", "--resume", batch=2, steps=4), tmp_path / "one")
-    assert one.wait() == 0, one.errors
+    child = start(command(tmp_path / "parts", "--resume", batch=2, steps=4), tmp_path / "one")
+    assert child.wait() == 0, child.errors
     ranks, codes = together(command(tmp_path / "parts", "--resume", steps=6), tmp_path / "parts")
     assert codes == [0, 0] and "Resuming from step 4" in ranks[0].stdout
     assert_close(tmp_path / "parts", tmp_path / "whole")
@@ -182,33 +184,33 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_the_end_of_one_ends_both_soon_with_the_cause(command, tmp_path, failure):
-    fault, words, code = FAILURES[failure]
+    fault, message, code = FAILURES[failure]
     ranks = start_two([command(tmp_path, steps=500)] * 2, tmp_path, (None, fault))
-    began = _when_over(ranks[1])
+    started_at = wait_for_end(ranks[1])
     assert ranks[0].wait(SOON) == code, ranks[0].errors
     ranks[1].wait(SOON)
-    assert time.monotonic() - began < SOON
+    assert time.monotonic() - started_at < SOON
     assert ranks[1].process.exitcode != 0 or failure == "exit"  # which nothing can change
-    said = ranks[0].errors + ranks[1].errors
-    assert said.count(words) == 1 and "Rank 1" in said, said
-    assert failure == "exception" or "Traceback" not in said
+    errors = ranks[0].errors + ranks[1].errors
+    assert errors.count(message) == 1 and "Rank 1" in errors, errors
+    assert failure == "exception" or "Traceback" not in errors
     assert checkpoints(tmp_path) == ["step-000002"] and not list((tmp_path / "concepts").glob("*/*"))
 
 
-def _when_over(child):
+def wait_for_end(child):
     child.process.join(120)
     return time.monotonic()
 
 
 @pytest.mark.parametrize("failure", ["kill -9", "memory"])
 def test_the_end_of_rank_0_ends_the_others(command, tmp_path, failure):
-    fault, words, code = FAILURES[failure]
+    fault, message, code = FAILURES[failure]
     ranks = start_two([command(tmp_path, steps=500)] * 2, tmp_path, (fault, None))
-    began = _when_over(ranks[0])
+    started_at = wait_for_end(ranks[0])
     assert ranks[1].wait(SOON) == code
-    assert time.monotonic() - began < SOON
-    said = ranks[0].errors + ranks[1].errors
-    assert said.count(words) == 1 and "Traceback" not in said, said
+    assert time.monotonic() - started_at < SOON
+    errors = ranks[0].errors + ranks[1].errors
+    assert errors.count(message) == 1 and "Traceback" not in errors, errors
     assert checkpoints(tmp_path) == ["step-000002"]
 
 
@@ -262,12 +264,12 @@ def test_a_number_that_is_none_stops_both_at_one_step(command, tmp_path):
 
 
 def full_disk():
-    real, room = storage.atomic._write, [2]  # the rehearsal's and one more
+    real, writes_left = storage.atomic._write, [2]  # the rehearsal's and one more
 
     def write(handle, data):
         if len(data) > 3000:
-            room[0] -= 1
-            if room[0] < 0:
+            writes_left[0] -= 1
+            if writes_left[0] < 0:
                 raise OSError(errno.ENOSPC, "No space left on device")
         return real(handle, data)
 
@@ -307,15 +309,15 @@ def test_a_stop_that_one_heard_of_stops_both(command, tmp_path):
 
 @pytest.mark.thorough
 def test_folders_that_differ_are_told(command, photos, tmp_path):
-    other = tmp_path / "other"
-    other.mkdir()
+    other_photos = tmp_path / "other"
+    other_photos.mkdir()
     for path in sorted(photos.iterdir())[:4]:
-        (other / path.name).write_bytes(path.read_bytes())
-    ranks = start_two([command(tmp_path), command(tmp_path, photos=other)], tmp_path)
+        (other_photos / path.name).write_bytes(path.read_bytes())
+    ranks = start_two([command(tmp_path), command(tmp_path, photos=other_photos)], tmp_path)
     assert [rank.wait() for rank in ranks] == [2, 2]
     assert "Rank 1 sees 4 photos, rank 0 sees 5." in ranks[0].errors and ranks[1].errors == ""
-    (other / "4.png").write_bytes((photos / "4.png").read_bytes() + b"more")
-    ranks = start_two([command(tmp_path), command(tmp_path, photos=other)], tmp_path)
+    (other_photos / "4.png").write_bytes((photos / "4.png").read_bytes() + b"more")
+    ranks = start_two([command(tmp_path), command(tmp_path, photos=other_photos)], tmp_path)
     assert [rank.wait() for rank in ranks] == [2, 2]
     assert "Rank 1 sees other photos than rank 0." in ranks[0].errors
     ranks = start_two([command(tmp_path), command(tmp_path, "--seed", 1)], tmp_path)
@@ -371,8 +373,8 @@ def test_both_end_where_there_is_no_more_to_learn(command, tmp_path):
     assert len(losses(tmp_path)) == 12 and checkpoints(tmp_path)[-1] == "step-000012"
     for rank in ("0", "1"):
         with open(f"samples-{rank}") as file:
-            seen = [json.loads(line) for line in file]
-        assert seen[-12:] == [[i] for i in range(24) if i % 2 == int(rank)]  # and nothing after them
+            indices = [json.loads(line) for line in file]
+        assert indices[-12:] == [[i] for i in range(24) if i % 2 == int(rank)]  # and nothing after them
     ranks, codes = together(command(tmp_path, *STILL, "--resume", "--no-early-stop", steps=14), tmp_path)
     assert codes == [0, 0] and "Resuming from step 12" in ranks[0].stdout, ranks[0].errors
     assert len(losses(tmp_path)) == 14

@@ -52,8 +52,7 @@ def test_lines_that_a_kill_cut_off_are_left_out(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3", 3.0), ("2.5", 2.5), ("true", 0.0), ('"3"', 0.0), ("null", 0.0), ("NaN", 0.0), ("-Infinity", 0.0)]
-    + [("1" + "0" * 400, 0.0), ("[1]", 0.0)],
+    [("3", 3.0), ("2.5", 2.5), ("true", 0.0), ("null", 0.0), ("NaN", 0.0), ("1" + "0" * 400, 0.0), ("[1]", 0.0)],
 )
 def test_a_value_that_is_no_number_is_zero(text, value):
     assert run_dir.to_number(json.loads(text)) == value
