@@ -43,7 +43,8 @@ class StepResult:
         request: StopRequest,
     ) -> StepResult:
         """Gather the losses and requests of all processes, and begin to copy the numbers to the CPU."""
-        requests = torch.tensor([request.signal, request.command], device=grad_norm.device)
+        requests = torch.zeros(2, dtype=torch.long, device=grad_norm.device)
+        requests[0], requests[1] = request.signal, int(request.command)  # filled: a copy would wait for the device
         return cls(
             step,
             learning_rates,
