@@ -613,7 +613,7 @@ def test_two_runs_cannot_share_a_folder(settings, tmp_path):
         train(settings("inversion", tmp_path), quiet)
 
 
-@pytest.mark.parametrize("where", ["photos", "photos/run", "link"])
+@pytest.mark.parametrize("folder_name", ["photos", "photos/run", "link"])
 def test_a_run_inside_the_photos_is_refused(settings, photos, tmp_path, folder_name):
     (tmp_path / "link").symlink_to(photos)
     with pytest.raises(UserError, match="inside the folder of photos"):
