@@ -267,7 +267,7 @@ def test_a_pivotal_runs_evidence_begins_after_its_pivot(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given",
+    "validations",
     [
         ([], [], []),
         ([0.5], [(1, 0.5)], []),
