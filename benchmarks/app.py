@@ -33,7 +33,7 @@ def seconds_to_prompt(server: Server, window) -> float:
     window.open("about:blank")
     started_at = time.monotonic()
     window.open(server.url)
-    window.wait("document.querySelector('#prompt textarea') && document.querySelector('#draw')?.offsetParent", 60)
+    window.wait("document.querySelector('#prompt textarea') && document.querySelector('#generate')?.offsetParent", 60)
     return time.monotonic() - started_at
 
 
@@ -55,7 +55,8 @@ def _report(server: Server, folder: Path, concepts: int, rounds: int, requests: 
     with browsers.browser(folder / "profile") as window:
         paints = [seconds_to_prompt(server, window) for _ in range(4)]
         print(
-            f"first paint with {concepts} concepts: {', '.join(f'{seconds:.2f}' for seconds in paints)} s (first: cold)"
+        shown = ", ".join(f"{seconds:.2f}" for seconds in paints)
+        print(f"first paint with {concepts} concepts: {shown} s (first: cold)")
         )
         window.type("#prompt textarea", FORM["prompt"])
         window.run("document.querySelector('#settings button').click()")
@@ -76,9 +77,9 @@ def _report(server: Server, folder: Path, concepts: int, rounds: int, requests: 
 
 
 def _seconds_for_four(window) -> float:
-    window.run("window.begun = performance.now(); document.querySelector('#draw').click()")
-    window.wait("document.querySelector('#status textarea').value.startsWith('Drawing')", 60)
-    window.wait("document.querySelector('#status textarea').value.startsWith('4 pictures') && performance.now()", 120)
+    window.run("window.begun = performance.now(); document.querySelector('#generate').click()")
+    window.wait("document.querySelector('#status textarea').value.startsWith('Generating')", 60)
+    window.wait("document.querySelector('#status textarea').value.startsWith('4 images') && performance.now()", 120)
     return window.run("return performance.now() - window.begun") / 1000
 
 

@@ -1,6 +1,6 @@
 """Settings of training and generation. `base` validates them, with the same messages at every entry point."""
 
-from .base import SEEDS, ConceptKind, MayBeEmpty, Number, Seed, SettingsBase, TokenText, WholeNumber, flag_of
+from .base import SEEDS, ConceptKind, CropMode, MayBeEmpty, Number, Seed, SettingsBase, TokenText, WholeNumber, flag_of
 from .generation import MAX_CLIP_SKIP, MAX_IMAGES, MAX_WORK, GenerateRequest, PromptText, check_total_work
 from .training import DreamboothSettings, TextualInversionSettings, TrainingSettings
 
@@ -10,6 +10,7 @@ __all__ = [
     "MAX_WORK",
     "SEEDS",
     "ConceptKind",
+    "CropMode",
     "DreamboothSettings",
     "GenerateRequest",
     "MayBeEmpty",

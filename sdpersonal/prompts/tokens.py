@@ -37,6 +37,15 @@ class Token:
             raise UserError(f"{printable(text)} holds a name that Windows keeps for devices.", "Choose another name.")
         return cls(match["owner"], match["name"], int(match["version"]) if match["version"] else None)
 
+    @classmethod
+    def of(cls, value: str | Token) -> Token:
+        """Return the token itself, or parse its text. Raises UserError."""
+        if isinstance(value, Token):
+            return value
+        if isinstance(value, str):
+            return cls.parse(value)
+        raise UserError(f"A token must be text like <me/my-cat>, got {printable(repr(value), 60)}.")
+
     @property
     def slug(self) -> str:
         """Return `owner-name`, the name for other programs, which allow no slash or dot."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .run import TrainResult, train
+    from .run import train
+    from .train_result import TrainResult
 
 __all__ = ["TrainResult", "train"]
 

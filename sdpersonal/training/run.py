@@ -19,7 +19,7 @@ from ..evaluation.scorers import FETCH_COMMAND
 from ..models import StableDiffusion, describe_base, load_base
 from ..photos.checks import check
 from ..photos.loading import PhotoSet, load_photos
-from ..prompts import Token
+from ..progress import OnProgress
 from .build_concept import build_concept
 from .checkpoint import load_step
 from .control import poll
@@ -45,26 +45,20 @@ from .progress_log import ProgressLog, ignore_broken_pipe
 from .prompt_templates import CAPTION_TEMPLATES
 from .report import RunSummary, write_report
 from .resume import check_no_earlier_run, check_not_finished, run_folder, run_identity, start_step
-from .run_dir import COST_FILE, CURVES_FILE, REPORT_FILE, RESULT_FILE
+from .run_dir import COST_FILE, CURVES_FILE, RESULT_FILE
 from .sampling import add_sample_sheet
 from .trackers import check_tracker_installed, open_tracker
+from .train_result import TrainResult
 from .train_state import LoopConfig, LoopHooks, TrainState
 from .validation import Validation, Validator
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """The result of a run: the versioned token of the concept, the run folder, the sample sheet if there is one."""
-
-    token: Token
-    run: Path
-    sheet: Path | None
-    seconds: float
-
-
-def train(settings: TrainingSettings, log: Callable[[str], None] = print) -> TrainResult | None:
+def train(
+    settings: TrainingSettings, log: Callable[[str], None] = print, on_progress: OnProgress | None = None
+) -> TrainResult | None:
     """Train a concept and add it to the library.
 
+    on_progress: called after each step, in place of a bar.
     Returns: the result in the main process, None in the others.
     Raises: UserError (bad photos, another run in the folder, out of memory, ...), Diverged, DiskFull, Interrupted;
     each leaves the library as it was and the newest checkpoint whole. One process raises it, the others SystemExit.
@@ -84,15 +78,15 @@ def train(settings: TrainingSettings, log: Callable[[str], None] = print) -> Tra
             storage.remove_leftovers(run)
             poll(run)  # drop a command that an earlier run did not read
         state, config, validator = _setup(inputs, stack)
-        end = _fit(inputs, state, config, validator)
+        end = _fit(inputs, state, config, validator, on_progress)
         if not accelerator.is_main_process:
             return None
         best = _restore_best(inputs, state, end, validator)
         result = _save_concept(inputs, state, validator, end, best, started_at)
     for line in explain_scores(best.scores, subject_noun(settings)) if best.scores else ():
         say(line)
-    duration, report = format_duration(result.seconds), run / REPORT_FILE
-    say(f"{result.token} was added to {settings.library} after {duration}. Report: {report}")
+    duration = format_duration(result.seconds)
+    say(f"{result.token} was added to {settings.library} after {duration}. Report: {result.report}")
     return result
 
 
@@ -219,7 +213,13 @@ def _loop_config(inputs: _Inputs, state: TrainState, identity: dict[str, object]
     )
 
 
-def _fit(inputs: _Inputs, state: TrainState, config: LoopConfig, validator: Validator | None) -> RunEnd:
+def _fit(
+    inputs: _Inputs,
+    state: TrainState,
+    config: LoopConfig,
+    validator: Validator | None,
+    on_progress: OnProgress | None,
+) -> RunEnd:
     """Train the method; return where and why the run ended."""
     if not state.accelerator.is_main_process:
         end = run_milestones(state, config, LoopHooks(say=inputs.say))
@@ -229,7 +229,7 @@ def _fit(inputs: _Inputs, state: TrainState, config: LoopConfig, validator: Vali
     facts |= {"photos a step": inputs.photos_per_step, "rate": inputs.preset.lr}
     with (
         open_tracker(inputs.settings.report_to, config.run, facts) as tracker,
-        ProgressLog(config.run, state.step, config.steps, tracker) as log,
+        ProgressLog(config.run, state.step, config.steps, tracker, on_progress=on_progress) as log,
     ):
         end = run_milestones(state, config, LoopHooks(log, validator, inputs.say))
     state.accelerator.wait_for_everyone()
@@ -269,7 +269,7 @@ def _save_concept(
     token = Library(settings.library).add(concept)
     result = {"token": str(token), "sha256": concept.identity, "steps": end.step, "best": best.step}
     storage.write_json(run / RESULT_FILE, result | {"seconds": round(seconds, 1)})
-    return TrainResult(token, run, sheet, seconds)
+    return TrainResult(token, run, sheet, seconds, settings.library)
 
 
 def _describe_end(end: RunEnd, steps: int, best: Validation) -> str:

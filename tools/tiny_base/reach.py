@@ -23,6 +23,7 @@ from sdpersonal.config import DreamboothSettings, GenerateRequest, TextualInvers
 from sdpersonal.generation import Generator
 from sdpersonal.models import load_base, loading
 from sdpersonal.training.run import train
+from sdpersonal.training.run_dir import RESULT_FILE
 from sdpersonal.training.validation import read_validations
 
 from . import captions, clip, judge, photos, presets, sheets
@@ -136,7 +137,7 @@ def train_and_time(method, folder, noun, kind, **more):
     settings = run_settings(method, folder, noun, kind, photos=folder / "photos", **more)
     train(settings, log=str)
     seconds = time.monotonic() - started_at
-    result = json.loads((settings.run / "result.json").read_text())
+    result = json.loads((settings.run / RESULT_FILE).read_text())
     best_scores = {validation.step: validation.scores for validation in read_validations(settings.run)}[result["best"]]
     return {"seconds": round(seconds), "steps": result["steps"], "kept": result["best"], "own": best_scores.to_dict()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +18,9 @@ from .diffusers_folder import missing_file, missing_vae_file, read_folder, read_
 from .hub_cache import HUB_ID, SHORT_NAMES, cached_folder, fetch_folder
 from .single_file import read_file, read_vae_file
 from .weights import PICKLE_SUFFIXES, BaseParts, sha256_of_files, silence_libraries
+
+if TYPE_CHECKING:
+    from ..stable_diffusion import StableDiffusion
 
 __all__ = ["BUILT_IN", "SHORT_NAMES", "built_in_folder", "describe_base", "kind_of", "load_base", "silence_libraries"]
 
@@ -38,7 +42,7 @@ def load_base(
     revision: str | None = None,
     vae: str | Path | None = None,
     safety: bool = True,
-):
+) -> StableDiffusion:
     """Load a Stable Diffusion 1.x, 2.x or XL model. On CUDA the frozen model runs in bf16, on a CPU in fp32.
 
     Args:
@@ -57,7 +61,7 @@ def load_base(
 
     check_path(name, "base")
     check_path(vae, "vae")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _choose_device(device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     name = name or default_base(device)
     vae_place = _locate_vae(str(vae)) if vae is not None else None
@@ -66,7 +70,7 @@ def load_base(
         parts = _read_parts(place, name, dtype, device, with_vae=vae is None)
         if vae_place:
             _replace_vae(parts, vae_place, str(vae), dtype)
-    common = {
+    common: dict[str, Any] = {
         "name": name,
         "kind": parts.kind,
         "version": parts.version,
@@ -82,6 +86,18 @@ def load_base(
     return StableDiffusion(**common)
 
 
+def _choose_device(device: str | torch.device | None) -> torch.device:
+    """Return the device, CUDA where there is one if None. Raises UserError for one that is not here."""
+    has_cuda = torch.cuda.is_available()
+    try:
+        chosen = torch.device(device or ("cuda" if has_cuda else "cpu"))
+    except (RuntimeError, TypeError):
+        raise UserError(f"There is no device {printable(str(device))}.", "Use cpu, cuda or cuda:1.") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= (torch.cuda.device_count() if has_cuda else 0):
+        raise UserError(f"There is no CUDA device {printable(str(device))} here.", "Use cpu, or leave device out.")
+    return chosen
+
+
 def default_base(device: torch.device) -> str:
     return "sd15" if device.type == "cuda" and cached_folder(SHORT_NAMES["sd15"], None, missing_file) else BUILT_IN
 
@@ -92,7 +108,7 @@ def kind_of(name: str | None) -> str | None:
     return {BUILT_IN: "tiny", "sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}.get(name)
 
 
-def describe_base(base, requested: str | None, with_safety: bool = False) -> str:
+def describe_base(base: StableDiffusion, requested: str | None, with_safety: bool = False) -> str:
     """Describe the loaded base: kind, size, precision and, if the user did not choose it, why it was chosen.
 
     draws: mention the safety checker too.

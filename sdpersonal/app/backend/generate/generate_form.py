@@ -1,7 +1,9 @@
-"""Read the init image and the inpainting mask from the page's image editor."""
+"""Read the form of the Generate tab: a request's fields, the init image and the inpainting mask."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,35 @@ from PIL import Image
 from .... import storage
 from ....errors import UserError
 from ....image_grid import encode_png
+from ..train.train_form import typed_number
 from ..workspace import Workspace
 
+MAY_STAY_EMPTY = ("fast", "scheduler")  # None in a request, an empty text in the form
+FRESH_SEEDS = 2**32  # larger seeds start from the same noise as one of these
 _MAX_SIDE = 4096  # pixels of a side
 _MIN_PAINT = 16  # of 255: fainter paint is only the brush's soft edge
+
+
+def request_fields(form: Mapping[str, Any], editor: Any, workspace: Workspace, page: str) -> dict[str, Any]:
+    """Return the fields of a `GenerateRequest`. editor: as for `save_init_image`. Raises UserError."""
+    number = typed_number(form["seed"])
+    fields = {**form, **{name: form[name] or None for name in MAY_STAY_EMPTY}}
+    fields["seed"] = "" if number is None else number  # "" is refused by validation
+    init_fields = save_init_image(workspace, page, editor)
+    if init_fields:  # the init image keeps its own size
+        fields |= {"size": None, "enlarge": 1.0}
+    return fields | init_fields
+
+
+def form_values(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request's fields as the form shows them; None means that a field of the form stays as it is."""
+    values = {**fields, **{name: fields[name] or "" for name in MAY_STAY_EMPTY if name in fields}}
+    return values | {"seed": str(values["seed"])} if "seed" in values else values
+
+
+def random_seed() -> str:
+    """Return a new random seed as text for the form."""
+    return str(random.randrange(FRESH_SEEDS))
 
 
 def save_init_image(workspace: Workspace, page: str, editor: Any) -> dict[str, Path]:
@@ -27,7 +54,9 @@ def save_init_image(workspace: Workspace, page: str, editor: Any) -> dict[str, P
     if not isinstance(image, Image.Image):
         return {}
     if max(image.size) > _MAX_SIDE:
-        raise UserError(f"The start picture is {image.width}x{image.height}.", f"I take up to {_MAX_SIDE} pixels.")
+        raise UserError(
+            f"The init image is {image.width}x{image.height}.", f"Use one of at most {_MAX_SIDE} pixels a side."
+        )
     layers = [
         layer for layer in editor.get("layers") or () if isinstance(layer, Image.Image) and layer.size == image.size
     ]

@@ -51,10 +51,10 @@ class ModelInfo:
 
     def line(self) -> str:
         """Describe the model in one line."""
-        place = "graphics card" if self.device == "cuda" else "CPU"
-        text = f"Base: {self.name}, {self.resolution}x{self.resolution} pixels, on the {place}."
+        place = "GPU" if self.device == "cuda" else "CPU"
+        text = f"Model: {self.name}, {self.resolution}x{self.resolution} pixels, on the {place}."
         if self.kind == "tiny":
-            text += " It is built in: small, quick, and draws toy-like pictures."
+            text += " It is built in: small and fast, with toy-like images."
         return f"{text} {self.safety}"
 
 

@@ -1,6 +1,7 @@
 """Start training processes without a shell, recognize them after a restart, end them with all their children.
 
-A process is identified by its pid and its creation time, because pids are reused.
+Settings are passed to the process as a command line, and read from JSON to resume a run. A process is identified by its
+pid and its creation time, because pids are reused.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from .... import storage
+from ....config import DreamboothSettings, TextualInversionSettings, TrainingSettings
 
 OUTPUT_FILE, ERRORS_FILE = "said.txt", "errors.txt"
+_PATH_SETTINGS = ("photos", "library", "run", "vae")
 _CLOCK_TOLERANCE = 2.0  # seconds by which the system clock may have been adjusted meanwhile
 # Environment variables that a training may need. No others are passed on: they may hold keys and passwords.
 _INHERITED = {"PATH", "HOME", "USER", "LANG", "LANGUAGE", "TMPDIR", "TZ", "VIRTUAL_ENV", "LD_LIBRARY_PATH"}
@@ -73,3 +77,28 @@ def start_process(argv: Sequence[str], folder: Path) -> tuple[Process, subproces
             start_new_session=True,
         )
     return Process(child.pid, psutil.Process(child.pid).create_time()), child
+
+
+def settings_to_argv(settings: TrainingSettings) -> list[str]:
+    """Return the settings as a command line: each value is in one word with its flag, so none is taken for a flag."""
+    arguments = []
+    for name, value in settings.model_dump(mode="json", exclude_defaults=True).items():
+        flag = "class" if name == "class_noun" else name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            arguments.append(f"--{flag}={value}")
+    return ["train", command_name(settings), *arguments]
+
+
+def settings_from_json(saved: dict[str, Any]) -> TrainingSettings:
+    """Read the settings that `start` saved. Raises UserError if they were edited and are invalid."""
+    values = {name: value for name, value in saved.items() if name != "program"}
+    settings_class = DreamboothSettings if saved.get("program") == "dreambooth" else TextualInversionSettings
+    return settings_class(
+        **values | {name: Path(values[name]) for name in _PATH_SETTINGS if isinstance(values.get(name), str)}
+    )
+
+
+def command_name(settings: TrainingSettings) -> str:
+    return "dreambooth" if isinstance(settings, DreamboothSettings) else "textual-inversion"

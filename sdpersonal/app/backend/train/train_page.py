@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .... import storage
+from ....config import ConceptKind, CropMode
 from ....errors import UserError
 from ..error_text import describe_error
 from ..generation_service import GenerationService
 from ..workspace import Workspace
-from .form import name_note, parse_kind, parse_settings, plan_text
+from .photo_files import sample_sets
 from .photo_review import PhotoReview, apply_advice, review_photos
 from .run_view import RunView, run_view
+from .train_form import name_note, parse_kind, parse_settings, plan_text
 from .training_service import TrainingService
-from .uploads import PhotoUploads, UploadsByPage, sample_sets
+from .uploads import PhotoUploads, UploadsByPage
 
 FormValues = Mapping[str, Any]
 
@@ -27,9 +29,9 @@ class TrainPage:
     def __init__(self, workspace: Workspace, service: GenerationService):
         self.workspace, self.generation = workspace, service
         self.uploads_by_page = UploadsByPage()
-        self.training_service = TrainingService(workspace, self._make_room)
+        self.training_service = TrainingService(workspace, self._free_gpu_memory)
 
-    def _make_room(self) -> None:
+    def _free_gpu_memory(self) -> None:
         if self.generation.base.device == "cuda":  # generation and training share the GPU
             self.generation.release()
 
@@ -65,19 +67,19 @@ class TrainPage:
         try:
             folder = sample_sets().get(title)
             if folder is None:
-                raise UserError("These sample photos are not here.")
+                raise UserError("There is no such sample set.")
             self._page_uploads(page).clear()
             return "\n".join(self._page_uploads(page).add(sorted(folder.iterdir())))
         except Exception as error:
             return describe_error(error)
 
-    def review_photos(self, page: str, form: FormValues, said: str = "") -> PhotoReview:
-        """Review the page's photos; `said` is put before the review's text."""
+    def review_photos(self, page: str, form: FormValues, message: str = "") -> PhotoReview:
+        """Review the page's photos; `message` is put before the review's text."""
         try:
             review = review_photos(self._page_uploads(page), self.workspace, page, *_check_options(form))
         except Exception as error:
             review = PhotoReview([], describe_error(error), 0, False)
-        return replace(review, summary="\n".join(filter(None, [said, review.summary])))
+        return replace(review, summary="\n".join(filter(None, [message, review.summary])))
 
     def toggle_photo(self, page: str, number: int) -> str:
         """Leave a photo out, or put it back if it is left out."""
@@ -124,7 +126,9 @@ class TrainPage:
             if busy := self.training_service.running_training(user):
                 return busy.message()
             count = sum(upload.used for upload in self._page_uploads(page).uploads)
-            return plan_text(form, count, self.generation.base, self.workspace.library, self.training_service.pace())
+            return plan_text(
+                form, count, self.generation.base, self.workspace.library, self.training_service.measured_costs.read()
+            )
         except Exception as error:
             return describe_error(error)
 
@@ -144,7 +148,7 @@ class TrainPage:
             status = self.training_service.shown_run(user)
             return (run_view(status, self.workspace, page, seen), status) if status else None
         except Exception as error:
-            return RunView("I cannot say how the training stands", describe_error(error)), None
+            return RunView("The status of the training is unknown", describe_error(error)), None
 
     def send_command(self, user: str | None, command: str) -> str:
         """Send the command "sample" or "keep" to the user's training."""
@@ -184,7 +188,7 @@ def _error_or_nothing(work) -> str:
         return describe_error(error)
 
 
-def _check_options(form: FormValues) -> tuple[str, str, str]:
+def _check_options(form: FormValues) -> tuple[ConceptKind, str, CropMode]:
     """Return (kind, class noun, crop) as the photo checks take them."""
     noun = form["noun"] if isinstance(form["noun"], str) else ""
     return parse_kind(form["kind"]), noun.strip()[:100], "subject" if form["crop"] else "center"
