@@ -54,10 +54,8 @@ def _report(server: Server, folder: Path, concepts: int, rounds: int, requests: 
     generator = Generator(load_base("tiny"))
     with browsers.browser(folder / "profile") as window:
         paints = [seconds_to_prompt(server, window) for _ in range(4)]
-        print(
         shown = ", ".join(f"{seconds:.2f}" for seconds in paints)
         print(f"first paint with {concepts} concepts: {shown} s (first: cold)")
-        )
         window.type("#prompt textarea", FORM["prompt"])
         window.run("document.querySelector('#settings button').click()")
         pairs = []
