@@ -24,7 +24,7 @@ from ..progress import OnProgress, ProgressBar, ignore_missing_widgets
 from ..prompts import Wildcards
 from .options import FIELDS, GenerateOptions, Photo, RequestOptions, StrPath, documented, in_keywords, to_fields
 
-_IMAGE_FIELDS = (FIELDS["init_image"], "mask")
+_IMAGE_FIELDS = (FIELDS.get("init_image", "init_image"), "mask")
 
 if TYPE_CHECKING:
     import torch

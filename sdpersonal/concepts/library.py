@@ -27,7 +27,6 @@ TAKEN = (
     "Give it another name with --as '<owner/name>', take its place with --replace, or keep both: "
     "--duplicates versions (or filenames)"
 )
-_LOCK_TIMEOUT = 60.0  # seconds to wait for another process that changes the library
 OTHER_PART = "If they are one concept, import both files at once with --replace; else keep both: --duplicates filenames"
 
 
@@ -262,7 +261,7 @@ class Library:
     @contextmanager
     def write_lock(self) -> Iterator[None]:
         """Lock the library against changes by other processes. Raises UserError after waiting for a minute."""
-        with storage.lock(self.folder, timeout=_LOCK_TIMEOUT):
+        with storage.lock(self.folder, timeout=storage.LOCK_TIMEOUT):
             self.sweep()
             yield
 

@@ -22,6 +22,8 @@ from .base import (
     check_whole_number,
 )
 
+IDENTIFIER = "sks"  # a full DreamBooth's word: three letters that mean nothing to CLIP (Ruiz et al. 2023, section 3.2)
+
 
 def _check_new_token(value: Any) -> Any:
     if isinstance(value, Token):

@@ -308,7 +308,7 @@ class Generator:
             rescale=sampling.rescale,
             size="{}x{}".format(*plan.size),
             enlarge=request.enlarge,
-            strength=request.change,
+            change=request.change,
             start=plan.init_image.image_sha256 if plan.init_image else "",
             mask=plan.init_image.mask_sha256 if plan.init_image else "",
             sampler=type(base.make_scheduler(sampling.scheduler)).__name__.removesuffix("Scheduler"),

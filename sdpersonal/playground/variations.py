@@ -107,7 +107,7 @@ def favourite_request(metadata: Recipe | Foreign, image_only: bool = False) -> G
     Raises UserError if it has a start image itself, of which the recipe knows only the hash.
     """
     if isinstance(metadata, Recipe) and metadata.start and not image_only:
-        raise UserError("It began from another picture, which is not in it.", "Vary it with --start alone.")
+        raise UserError("It began from another image, which is not in it.", "Vary it with --start alone.")
     return metadata.request()
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from .. import storage
@@ -13,6 +11,7 @@ from ..concepts.card import Card
 from ..concepts.concept import Concept
 from ..errors import UserError
 from ..evaluation import explain_scores, format_scores
+from ..html import data_url, render_template
 from ..prompts import printable
 from .run_dir import (
     CLASS_NOUN_IMAGE,
@@ -24,6 +23,7 @@ from .run_dir import (
 )
 from .validation import Validation, best_validation
 
+_TEMPLATE = Path(__file__).with_name("report.html")
 SELECTION_RULE = "the last of those within a twentieth of the highest score"
 _MAX_IMAGE_BYTES = 30_000_000  # of an image
 
@@ -40,17 +40,12 @@ class RunSummary:
 
 def write_report(run: Path, concept: Concept, validations: Sequence[Validation], summary: RunSummary) -> Path:
     """Write the page from the files in the run folder; return its path. Raises DiskFull."""
-    from jinja2 import Environment
-
-    # Autoescape: file names and nouns are untrusted text.
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        (resources.files(__package__) / REPORT_FILE).read_text(encoding="utf-8")
-    )
     card = concept.card
     scored = [validation for validation in validations if validation.scores]
     best = next((validation for validation in scored if validation.step == card.steps), best_validation(scored))
     scores = best.scores if best else None
-    page = template.render(
+    page = render_template(
+        _TEMPLATE,
         title=str(concept.token),
         noun=card.class_noun,
         explanation=explain_scores(scores, card.class_noun) if scores else ["Its samples were not scored."],
@@ -88,4 +83,4 @@ def _image_data_url(path: Path) -> str:
         data = storage.read_bytes(path, _MAX_IMAGE_BYTES)
     except UserError:
         return ""
-    return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
+    return data_url(data, "image/png")

@@ -20,13 +20,14 @@ from ..models import StableDiffusion, describe_base, load_base
 from ..photos.checks import check
 from ..photos.loading import PhotoSet, load_photos
 from ..progress import OnProgress
+from ..units import format_duration
 from .build_concept import build_concept
 from .checkpoint import load_step
 from .control import poll
 from .curves import save_curves
 from .dataset import PhotoDataset, fit_captions
 from .distributed import Accelerator, check_same_start, init_distributed
-from .dry_run import format_duration, perform_dry_run
+from .dry_run import perform_dry_run
 from .early_stopping import can_converge, fixed_batch
 from .methods.factory import (
     build_method,

@@ -159,7 +159,7 @@ def test_a_strangers_words_stay_text(server, window):
     tab(window, "Library")
     look_for(window, "a/evil", "<a/evil>")
     window.wait("document.querySelector('#card h3').innerText.includes('<img src=x')")
-    unfold(window, "beside-box")
+    unfold(window, "compare-box")
     window.wait("document.querySelector('#compare-first input')?.value == '<a/evil-v1>'")
     window.run("document.querySelector('#card-use').scrollIntoView()")
     window.click("#card-prompts input")
@@ -188,7 +188,7 @@ def test_on_a_phone_nothing_is_wider_than_it(window):
 def test_another_base_is_loaded(window):
     tab(window, "Models")
     window.wait("(document.querySelector('#models-table')?.innerText ?? '').includes('mine')")
-    assert "GB to fetch" in window.text("#models-table") and "tiny" in window.text("#model-facts")
+    assert "GB to download" in window.text("#models-table") and "tiny" in window.text("#model-facts")
     for name, asks in (("sd15", True), ("mine", False)):
         window.run("document.querySelector('#model-name input').select()")
         window.type("#model-name input", f"{name}\ue007")  # Enter

@@ -311,7 +311,7 @@ def test_a_linked_upload_is_not_followed(workspace, tmp_path):
     (tmp_path / "secret.safetensors").write_bytes(concept_to_bytes(concept("<a/secret>")))
     workspace.served_dir.mkdir()
     (workspace.served_dir / "x.safetensors").symlink_to(tmp_path / "secret.safetensors")
-    with pytest.raises(UserError, match="is not a place inside"):
+    with pytest.raises(UserError, match="is not inside"):
         import_uploads(workspace, "page", [str(workspace.served_dir / "x.safetensors")])
 
 

@@ -24,7 +24,6 @@ from sdpersonal.app.backend.train.trainer_process import (
     settings_to_argv,
     start_process,
 )
-from sdpersonal.app.backend.train.training_cost import format_minutes
 from sdpersonal.app.backend.train.training_service import TrainingService
 from sdpersonal.app.backend.train.uploads import PhotoUploads
 from sdpersonal.concepts.library import Library
@@ -373,9 +372,6 @@ def test_a_plan_says_how_long_and_how_much_before_anything_was_measured(workspac
     assert "Missing before training: The concept name is empty" in plan_text(
         FORM | {"name": ""}, 5, Base, workspace.library, {}
     )
-    assert (format_minutes(10), format_minutes(70), format_minutes(240), format_minutes(9000)) == (
-        "less than a minute", "a minute", "4 minutes", "2 hours",
-    )  # fmt: skip
 
 
 def test_a_run_of_the_command_line_is_none_of_the_apps(workspace, tmp_path):

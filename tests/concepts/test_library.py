@@ -327,8 +327,8 @@ def test_a_linked_file_is_refused_and_removing_it_removes_the_link(library, tmp_
     secret.write_bytes(concept_to_bytes(embedding("<me/secret-v1>")))
     (library.folder / "me" / "link-v1.safetensors").symlink_to(secret)
     [_, entry] = library.entries()
-    assert "not a place inside" in entry.damaged
-    with pytest.raises(UserError, match="not a place inside"):
+    assert "not inside" in entry.damaged
+    with pytest.raises(UserError, match="not inside"):
         library.get(T("<link>"))
     library.remove(T("<link>"))
     assert tokens(library) == ["<me/duck-v1>"] and secret.exists()
@@ -709,16 +709,16 @@ def _calls(log: str):
         yield (
             call,
             f"{folder.partition('/concepts')[0]}/concepts/temporary"
-            if name.endswith(storage.staging.TEMPORARY_SUFFIX)
+            if name.endswith(storage.atomic.TEMPORARY_SUFFIX)
             else path,
         )
 
 
 def test_leftovers_of_the_dead_are_swept_and_those_of_the_living_are_not(library):
     library.add(concept())
-    dead = storage.staging.temporary_path(library.folder / "me" / "duck-v1.safetensors")
+    dead = storage.atomic.temporary_path(library.folder / "me" / "duck-v1.safetensors")
     dead.write_bytes(b"half")
-    living, guard = storage.staging.create_temporary(library.folder / "me" / "other")
+    living, guard = storage.atomic.create_temporary(library.folder / "me" / "other")
     foreign = library.folder / "me" / ".tmpAbCdEf"
     foreign.write_bytes(b"")
     assert library.sweep() == 1 and living.exists() and foreign.exists() and not dead.exists()

@@ -46,7 +46,7 @@ def write(work, out):
 
 def _mean_rows(subjects):
     """A row for the floor, the class noun, each method and the ceiling: means over the subjects it was measured on."""
-    yield "| (subjects) | CLIP | second judge | of the ceiling | places right | copied | ended after | kept | seconds |"
+    yield "| (subjects) | CLIP | classifier | of the ceiling | places right | copied | ended after | kept | seconds |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     title = {"floor": "other subjects' photos", "before": "the class noun", "ceiling": "the photos themselves"}
     for row in ("floor", "before", *reach.METHODS, "ceiling"):
@@ -79,12 +79,12 @@ def _subject_rows(subjects):
 
 def _look_rows(looks):
     rows = ("before", *reach.METHODS, "ceiling")
-    yield "| | CLIP | second judge | ended after | kept | seconds |"
+    yield "| | CLIP | classifier | ended after | kept | seconds |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for name, figures in looks.items():
         for row in rows:
             if row in figures:
-                label = {"before": "plain words", "ceiling": "photos in that look"}.get(row) or NAMES[row]
+                label = {"before": "plain words", "ceiling": "photos in that style"}.get(row) or NAMES[row]
                 ran = [str(figures[row].get(figure, "")) for figure in ("steps", "kept", "seconds")]
                 scores = f"{figures[row]['CLIP']:.3f} | {figures[row]['classifier']:.3f}"
                 yield f"| {name}: {label} | {scores} | {' | '.join(ran)} |"
@@ -93,7 +93,7 @@ def _look_rows(looks):
 def _pick_rows(results):
     """A row a run: where it ended, what it kept, against the last step and the best by hindsight."""
     head = ("method, subject", "schedule", "ended", "kept", "its score", "the last's", "the best's", "of the best")
-    yield f"| {' | '.join(head)} | second judge: kept, last, best |"
+    yield f"| {' | '.join(head)} | classifier: kept, last, best |"
     yield "| --- " * (len(head) + 1) + "|"
     notes = []
     for method, runs in results.items():
@@ -126,7 +126,7 @@ def _pick_rows(results):
         notes.append(
             f"- {NAMES[method]}, {len(shares)} runs: {mean(ends):.0%} of the schedule's steps; the kept checkpoint has "
             f"{mean(shares):.1%} of the best's score (least {min(shares):.1%}; {within} of {len(shares)} within 3 %) "
-            f"and {mean(classifier_shares):.1%} of the best likeness that the second judge saw."
+            f"and {mean(classifier_shares):.1%} of the best likeness by the classifier."
         )
     yield ""
     yield from notes
@@ -135,11 +135,11 @@ def _pick_rows(results):
 def _mix_tables(results):
     """Yield (placeholder of the page, its table)."""
     rounded = lambda figures, *names: [f"{figures[name]:.3f}" for name in names]  # noqa: E731
-    head = ("", "CLIP", "second judge")
+    head = ("", "CLIP", "classifier")
     yield (
         "mixed",
         _table(
-            (*head, "places right", "look right"),
+            (*head, "places right", "style right"),
             [
                 (look, *rounded(figures, "CLIP", "classifier"), f"{figures['places']:.0%}", f"{figures['look']:.0%}")
                 for look, figures in results.get("grid", {}).items()
@@ -156,7 +156,7 @@ def _mix_tables(results):
     yield (
         "windows",
         _table(
-            (*head, "pictures in the look", "likeness then"),
+            (*head, "images in the style", "likeness then"),
             [
                 (
                     window,
@@ -174,7 +174,7 @@ def _mix_tables(results):
     yield (
         "together",
         _table(
-            ("asked as", *subjects, "both"),
+            ("prompt", *subjects, "both"),
             [
                 (f"`{figures['prompt']}`", *(f"{figures[part]:.0%}" for part in (*subjects, "both")))
                 for figures in results.get("together", {}).values()

@@ -105,7 +105,7 @@ def _read_passwords(path: Path) -> dict[str, str]:
 
 def _machine_names() -> set[str]:
     """Return the machine's host names and its IPv4 addresses."""
-    import psutil
+    import psutil  # type: ignore[import-untyped]  # psutil ships no types
 
     name = socket.gethostname().lower()
     names = {name, f"{name}.local", socket.getfqdn().lower()}

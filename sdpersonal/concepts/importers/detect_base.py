@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 from ...errors import UserError
 from ...prompts import printable
-from ..card import BASE_TITLES
+from ..card import BASE_LABELS, BASE_TITLES
 from . import layer_shapes
 from .contents import FileContents
 from .layers import unet_name
+from .to_concept import MAX_TINY_WIDTH
 
-_MAX_TINY_WIDTH = 512  # no Stable Diffusion reads text this narrow
 _FULL_WIDTH = 320  # of the first level of every Stable Diffusion
 _FIRST_LEVEL = ("down_blocks_0_attentions", "up_blocks_3_")
 _ORIGINAL = re.compile(r"(input_blocks|middle_block|output_blocks)_\d")
@@ -90,7 +90,7 @@ def _misfits(layers: _Outlines, base: str) -> list[str]:
     table, wrong = layer_shapes.table(base), []
     for part, outline in layers.items():
         if _is_misnamed(part, base):
-            other = "SD 1.x" if base == "sdxl" else "SDXL"
+            other = BASE_LABELS["sd1" if base == "sdxl" else "sdxl"]
             wrong.append(f"its layer {printable(part.flat)} is named as a text encoder of {other}")
             continue
         name = layer_name(part, base, outline)
@@ -167,7 +167,7 @@ def _contexts(layers: _Outlines) -> set[int]:
 def _is_narrow(layers: _Outlines) -> bool:
     """Return whether these are layers of a base built like Stable Diffusion, only narrower."""
     if contexts := _contexts(layers):
-        return max(contexts) <= _MAX_TINY_WIDTH
+        return max(contexts) <= MAX_TINY_WIDTH
     first = [outline for part, outline in layers.items() if part.flat.startswith(_FIRST_LEVEL)]
     return bool(first) and all(1 < outline.width < _FULL_WIDTH for outline in first)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...concepts.card import BASE_TITLES
 from ...config.text_checks import check_path
 from ...errors import UserError
 from ...prompts import printable
@@ -25,13 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["BUILT_IN", "SHORT_NAMES", "built_in_folder", "describe_base", "kind_of", "load_base", "silence_libraries"]
 
 BUILT_IN = "tiny"
-_KIND_NAMES = {
-    "tiny": "the built-in model",
-    "sd1": "Stable Diffusion 1.x",
-    "sd2": "Stable Diffusion 2.x",
-    "sdxl": "Stable Diffusion XL",
-}
-_PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_KIND_NAMES = BASE_TITLES | {"tiny": "the built-in model"}
+PRECISION_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _FILE_SUFFIXES = (".safetensors", ".gguf", ".onnx", *PICKLE_SUFFIXES)
 
 
@@ -114,7 +110,9 @@ def describe_base(base: StableDiffusion, requested: str | None, with_safety: boo
     draws: mention the safety checker too.
     """
     size = f"{base.num_parameters / 1e6:,.0f} million parameters"
-    line = f"Base: {base.name} on {base.device.type}, {_KIND_NAMES[base.kind]}: {size} in {_PRECISION[base.dtype]}."
+    line = (
+        f"Base: {base.name} on {base.device.type}, {_KIND_NAMES[base.kind]}: {size} in {PRECISION_NAMES[base.dtype]}."
+    )
     line = " ".join(filter(None, (line, base.note, with_safety and base.safety_note)))
     if requested:
         return line

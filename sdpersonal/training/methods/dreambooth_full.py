@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from ... import storage
 from ...concepts.concept import Lora, LoraLayer
+from ...config import IDENTIFIER
 from ...models import StableDiffusion
 from ..dataset import Batch, CaptionPieces
 from ..objective import batch_loss
 from ..presets import Preset
 from ..run_dir import MODEL_FOLDER
 from .prior_preservation import PriorLoss
-
-IDENTIFIER = "sks"  # three letters that mean nothing to CLIP (section 3.2)
 
 
 class DreamboothFull:

@@ -8,9 +8,10 @@ from typing import Any
 from ....concepts.library import Library
 from ....config import ConceptKind, GenerateRequest
 from ....errors import UserError
-from ....generation.request_checks import BRACKET, named
+from ....generation.request_checks import named
 from ....playground.xyz_grid.wording import set_strength
 from ....prompts import MAX_STRENGTH, Token, Wildcards, count_prompts
+from ....prompts.concept_syntax import BRACKETED
 from ..error_text import labelled
 from ..library.tiles import make_tiles, matches_search, newest_versions
 from ..workspace import Workspace
@@ -107,9 +108,9 @@ def fill_preset(title: str, prompt: str, library: Library, kind: str) -> str:
 
 def _find_concept(subject: ConceptKind, prompt: str, library: Library, kind: str) -> Token:
     entries = [entry for entry in library.entries() if entry.card and entry.card.base == kind]
-    entries.sort(key=lambda each: each.path.stat().st_mtime, reverse=True)
-    named = [word for word in BRACKET.findall(prompt if isinstance(prompt, str) else "")]
-    entries.sort(key=lambda each: not any(str(each.token.unversioned())[1:-1] in word for word in named))
+    entries.sort(key=lambda entry: entry.path.stat().st_mtime, reverse=True)
+    named = [word for word in BRACKETED.findall(prompt if isinstance(prompt, str) else "")]
+    entries.sort(key=lambda entry: not any(str(entry.token.unversioned())[1:-1] in word for word in named))
     for wanted in (subject, *(("person", "object") if subject != "style" else ())):
         if match := next((entry for entry in entries if entry.card and entry.card.kind == wanted), None):
             return match.token.unversioned()

@@ -12,6 +12,7 @@ from ....errors import UserError
 from ....evaluation.concept_score import ConceptScores
 from ....evaluation.explain import explain_scores, format_scores
 from ....prompts import Token
+from ....units import format_bytes
 from .tiles import thumbnail_data_url
 
 LICENCES = {  # choices on the page; any other SPDX identifier can be typed
@@ -55,7 +56,7 @@ def concept_details(library: Library, token_text: object) -> ConceptDetails:
     entry = library.find(parse_token(token_text))
     versions = tuple(str(token) for token in library.versions(entry.token)) or (str(entry.token),)
     if entry.card is None:
-        damage_facts = (("Damaged", str(entry.damaged)), ("File", format_size(entry.size)))
+        damage_facts = (("Damaged", str(entry.damaged)), ("File", format_bytes(entry.size)))
         return ConceptDetails(str(entry.token), "", "", damage_facts, (), (), versions, None)
     card = entry.card
     newest = str(entry.token) == versions[-1]
@@ -84,7 +85,7 @@ def entry_facts(entry: Entry) -> list[tuple[str, str]]:
     return [
         ("Kind", f"{card.kind}: {card.class_noun}" if card.class_noun else card.kind),
         ("Model", BASE_TITLES[card.base] + (f" ({card.base_name})" if card.base_name else "")),
-        ("Contents", f"{entry.contents}, {format_size(entry.size)}"),
+        ("Contents", f"{entry.contents}, {format_bytes(entry.size)}"),
         ("Method", method),
         ("Created", card.created.replace("T", " ").removesuffix("Z")),
         ("Settings", settings),
@@ -141,13 +142,6 @@ def _figures(card: Card) -> str:
 
 def _scores(card: Card) -> ConceptScores | None:
     return ConceptScores(*(card.scores[name] for name in _FIGURES)) if card.scores.keys() >= set(_FIGURES) else None
-
-
-def format_size(count: int) -> str:
-    """Format a file size given in bytes."""
-    if count < 1000:
-        return f"{count} bytes"
-    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
 
 
 def _shorten(value: object) -> str:

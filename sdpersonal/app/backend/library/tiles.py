@@ -21,6 +21,7 @@ from ....concepts.card import BASE_TITLES
 from ....concepts.library import Entry
 from ....concepts.thumbnail import make_thumbnail, reencode_thumbnail
 from ....errors import UserError
+from ....html import data_url
 from ..workspace import Workspace
 
 PAGE_SIZE = 48  # tiles shown first; "Show more" multiplies them
@@ -116,14 +117,12 @@ def _placeholder(entry: Entry, folder: Path) -> Path:
 
 def thumbnail_data_url(entry: Entry, side: int = 384) -> str:
     """Return the concept's thumbnail, re-encoded from pixels, as a data URL; "" without one."""
-    import base64
-
     try:
         thumbnail = None if entry.damaged else entry.thumbnail
         data = reencode_thumbnail(thumbnail, side) if thumbnail else b""
     except UserError:
         return ""
-    return f"data:image/webp;base64,{base64.b64encode(data).decode()}" if data else ""
+    return data_url(data, "image/webp") if data else ""
 
 
 def _matches_filter(entry: Entry, base: str | None, kind: str | None) -> bool:

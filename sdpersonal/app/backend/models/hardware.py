@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]  # psutil ships no types
 import torch
 
 from .... import storage
 from ....models.offload import DECODE_ACTIVATIONS, STEP_ACTIVATIONS, TILE_SIZE, MemoryNeed
-
-GB = 1e9
+from ....units import GB
 
 _UNET_CHANNELS, _VAE_CHANNELS = 320, 128  # Stable Diffusion's first channels
 _USABLE_SHARE = 0.9  # of the free memory

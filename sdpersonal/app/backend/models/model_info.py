@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from ....config.scheduler_names import SCHEDULERS
 from ....errors import UserError
-
-_PRECISION = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
+from ....models.loading import PRECISION_NAMES
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class ModelInfo:
             guidance=base.guidance,
             rescale=base.rescale,
             device=base.device.type,
-            precision=_PRECISION[str(base.dtype)],
+            precision=PRECISION_NAMES[base.dtype],
             parameters=base.num_parameters,
             sampler=type(base.make_scheduler()).__name__.removesuffix("Scheduler"),
             safety=base.safety_note,

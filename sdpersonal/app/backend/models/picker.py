@@ -9,14 +9,15 @@ from pathlib import Path
 
 from .... import storage
 from ....concepts.card import BASE_TITLES
-from ....concepts.importers.hub_repositories import disable_telemetry
+from ....concepts.importers.hub_repositories import HUB_TIMEOUT, disable_telemetry
 from ....concepts.strict_safetensors import MAX_FOREIGN_HEADER, parse_head_layout
 from ....errors import UserError, printable
 from ....models.loading import BUILT_IN
 from ....models.loading.diffusers_folder import missing_file
 from ....models.loading.hub_cache import HUB_ID, SHORT_NAMES, cached_folder, files_to_fetch
+from ....units import GB
 from .. import App
-from .hardware import GB, MODEL_SIZES, Hardware, check_fit, training_memory_text
+from .hardware import MODEL_SIZES, Hardware, check_fit, training_memory_text
 from .model_info import ModelInfo
 
 TITLES = {
@@ -28,7 +29,6 @@ TITLES = {
 _DOWNLOADS = {"sd15": 2.8, "sd21": 2.6, "sdxl": 7.0}  # GB: what `files_to_fetch` selects of each
 _MAX_MODELS = 200  # files and folders of --bases that are listed
 _MIN_MODEL_BYTES = 100_000_000  # bytes: no Stable Diffusion checkpoint is smaller
-_TIMEOUT = 4  # seconds for the Hub to answer
 _FIXED_BASE = UserError("Whoever started this app chose the model; all users share it.", "")
 
 
@@ -199,7 +199,7 @@ def _download_size(hub_id: str) -> float:
 
     disable_telemetry()
     try:
-        model = HfApi().model_info(hub_id, files_metadata=True, timeout=_TIMEOUT)
+        model = HfApi().model_info(hub_id, files_metadata=True, timeout=HUB_TIMEOUT)
         sizes = {file.rfilename: file.size or 0 for file in model.siblings or ()}
     except Exception as error:  # the Hub client raises its own errors, httpx's and OSError
         unavailable = "NotFound" in type(error).__name__ or "Gated" in type(error).__name__

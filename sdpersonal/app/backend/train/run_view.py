@@ -17,13 +17,12 @@ from ....training.run_dir import (
     to_number,
     validation_images,
 )
+from ....units import GB, format_minutes
 from ..workspace import Workspace
 from .loss_plot import loss_svg, progress_html
 from .run_status import RunStatus
-from .training_cost import format_minutes
 
 _LARGEST = 64 << 20  # bytes of an image or a report
-_GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def _cost_text(status: RunStatus) -> str:
     memory, seconds = to_number(status.cost.get("held")), to_number(status.cost.get("seconds"))
     if not memory or not seconds:
         return ""
-    return f"At most {format_minutes(seconds)}, with {memory / _GB:.1f} GB of memory"
+    return f"At most {format_minutes(seconds)}, with {memory / GB:.1f} GB of memory"
 
 
 def _read_validations(status: RunStatus) -> list:

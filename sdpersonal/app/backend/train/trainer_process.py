@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]  # psutil ships no types
 
 from .... import storage
 from ....config import DreamboothSettings, TextualInversionSettings, TrainingSettings

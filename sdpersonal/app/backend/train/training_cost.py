@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]  # psutil ships no types
 
 from .... import storage
 from ....training.run_dir import read_json, to_number
+from ....units import GB, format_minutes
 from ..models.model_info import ModelInfo
 
 # Seconds of a step with all overhead, and GB, until a training was measured here; by (kind, device).
@@ -23,7 +24,6 @@ _ESTIMATES = {
     ("sdxl", "cpu"): (600.0, 24.0),
     ("sdxl", "cuda"): (2.0, 20.0),
 }
-_GB = 1e9
 
 
 class MeasuredCosts:
@@ -60,8 +60,8 @@ def duration_text(steps: int, measured: Mapping[str, float] | None, base: ModelI
 
 def memory_text(measured: Mapping[str, float] | None, base: ModelInfo) -> str:
     """Describe the memory that a training takes, and what is free."""
-    needed = measured["held"] / _GB if measured else _ESTIMATES[base.kind, base.device][1]
-    free = free_memory(base.device) / _GB
+    needed = measured["held"] / GB if measured else _ESTIMATES[base.kind, base.device][1]
+    free = free_memory(base.device) / GB
     line = f"It needs about {needed:.1f} GB of memory; {free:.1f} GB are free."
     return line if free > needed else f"{line} That may be too little: close other programs, or choose a smaller model."
 
@@ -73,12 +73,3 @@ def free_memory(device: str) -> int:
 
         return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
     return psutil.virtual_memory().available
-
-
-def format_minutes(seconds: float) -> str:
-    """Format a duration: "less than a minute", "4 minutes", "2 hours"."""
-    if seconds < 50:
-        return "less than a minute"
-    if seconds < 90:
-        return "a minute"
-    return f"{round(seconds / 60)} minutes" if seconds < 5400 else f"{round(seconds / 3600)} hours"

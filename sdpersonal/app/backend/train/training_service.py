@@ -15,6 +15,7 @@ from ....config import TrainingSettings
 from ....errors import DiskFull, UserError
 from ....prompts import Token
 from ....training.run_dir import COST_FILE, RESULT_FILE, read_json
+from ....units import format_minutes
 from ..workspace import Workspace
 from .photo_files import MIN_FREE_BYTES
 from .run_status import (
@@ -37,7 +38,7 @@ from .trainer_process import (
     settings_to_argv,
     start_process,
 )
-from .training_cost import MeasuredCosts, format_minutes
+from .training_cost import MeasuredCosts
 from .uploads import PhotoUploads
 
 RUN_COMMANDS = ("sample", "keep")

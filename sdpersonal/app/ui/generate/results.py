@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from ....errors import UserError
+from ....html import data_url
 from ...backend import App, JobView
 from ...backend.generate import history, image_actions
 from ...backend.generation_service import IDLE_MESSAGE
@@ -83,7 +83,7 @@ def _progress_html(view: JobView) -> str:
 def _data_url(image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url(buffer.getvalue(), "image/jpeg")
 
 
 def actions_box(app: App, shared: SharedComponents, results: ResultComponents, form: GenerateForm) -> None:
@@ -178,8 +178,8 @@ def history_box(app: App, shared: SharedComponents, tab: gr.Tab, results: Result
         )
         return gallery_items(page.results), page.note, page.number, page.results
 
-    def on_select(found, chosen: gr.SelectData, request: gr.Request):
-        result = found[chosen.index] if 0 <= chosen.index < len(found) else None
+    def on_select(shown, chosen: gr.SelectData, request: gr.Request):
+        result = shown[chosen.index] if 0 <= chosen.index < len(shown) else None
         return result and history.publish_image(app.workspace, session_id(request), result)
 
     search_event: Event = {

@@ -7,9 +7,9 @@ from html import escape
 
 import gradio as gr
 
+from ....units import format_bytes
 from ...backend import App
 from ...backend.error_text import value_or_error
-from ...backend.library.concept_details import format_size
 from ...backend.library.import_export import (
     PROGRAMS,
     ExportDownload,
@@ -124,4 +124,4 @@ def _row(imported: ImportedFile) -> str:
 
 
 def _label(exported: ExportDownload | None) -> str:
-    return f"Download {exported.path.name} ({format_size(exported.path.stat().st_size)})" if exported else "Download"
+    return f"Download {exported.path.name} ({format_bytes(exported.path.stat().st_size)})" if exported else "Download"

@@ -33,7 +33,7 @@ class RunComponents:
     sample: gr.Button
     keep: gr.Button
     cancel: gr.Button
-    ended: gr.Row
+    unfinished: gr.Row
     resume: gr.Button
     discard: gr.Button
     confirm: gr.Column
@@ -48,7 +48,7 @@ class RunComponents:
 def run_box() -> RunComponents:
     """Lay out the view of a training, hidden at first."""
     timer, seen = gr.Timer(POLL_SECONDS, active=False), gr.State("")
-    with gr.Column(visible=False, elem_id="run") as whole:
+    with gr.Column(visible=False, elem_id="run") as column:
         title, bar, text = (
             text_line("", "run-title"),
             gr.HTML("", elem_id="run-bar"),
@@ -58,7 +58,7 @@ def run_box() -> RunComponents:
             sample = gr.Button("Sample now", min_width=110, elem_id="run-sample")
             keep = gr.Button("Stop and keep", variant="primary", min_width=110, elem_id="run-keep")
             cancel = gr.Button("Cancel", min_width=90, elem_id="run-cancel")
-        with gr.Row(visible=False) as ended:
+        with gr.Row(visible=False) as unfinished:
             resume = gr.Button("Resume", variant="primary", min_width=110, elem_id="run-resume")
             discard = gr.Button("Discard", min_width=110, elem_id="run-discard")
         with gr.Column(visible=False, elem_id="run-confirm") as confirm:
@@ -90,7 +90,7 @@ def run_box() -> RunComponents:
                 )
     return RunComponents(
         timer,
-        whole,
+        column,
         title,
         bar,
         text,
@@ -102,7 +102,7 @@ def run_box() -> RunComponents:
         sample,
         keep,
         cancel,
-        ended,
+        unfinished,
         resume,
         discard,
         confirm,
@@ -143,7 +143,7 @@ def run_updates(run: RunComponents, setup: gr.Column, run_view: tuple[RunView, R
         run.running: gr.update(visible=is_running),
         run.sample: gr.update(interactive=state == "training"),
         run.keep: gr.update(interactive=state == "training"),
-        run.ended: gr.update(visible=state in ("stopped", "failed") and status is not None),
+        run.unfinished: gr.update(visible=state in ("stopped", "failed") and status is not None),
         run.done: gr.update(visible=state == "done"),
     } | _image_updates(run, view)
 

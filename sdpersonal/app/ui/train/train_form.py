@@ -71,25 +71,25 @@ def form_box(owner: str) -> tuple[TrainForm, gr.Textbox]:
     return TrainForm(components, noun), note
 
 
-def _advanced_fields(put: dict) -> None:
-    put["method"] = gr.Radio(list(METHODS), value=METHOD, label="Method")
-    put["crop"] = gr.Checkbox(label="Crop each photo around its subject, not at its centre")
-    put["flip"] = gr.Checkbox(label="Also train on mirrored photos (not for faces or writing)")
-    put["early_stop"] = gr.Checkbox(True, label="Stop when the loss has converged")
-    put["text_encoder"] = gr.Checkbox(label="Train the text encoder too: closer, but mixes worse")
-    put["prior"] = gr.Radio(
+def _advanced_fields(components: dict[str, FormField]) -> None:
+    components["method"] = gr.Radio(list(METHODS), value=METHOD, label="Method")
+    components["crop"] = gr.Checkbox(label="Crop each photo around its subject, not at its centre")
+    components["flip"] = gr.Checkbox(label="Also train on mirrored photos (not for faces or writing)")
+    components["early_stop"] = gr.Checkbox(True, label="Stop when the loss has converged")
+    components["text_encoder"] = gr.Checkbox(label="Train the text encoder too: closer, but mixes worse")
+    components["prior"] = gr.Radio(
         list(PRIORS),
         value=PRIOR,
         label="Prior preservation",
         info="Keeps the class as the model knows it; a step then takes twice as long.",
     )
     with gr.Row():
-        put["steps"] = _number_field("Max steps", "automatic", "train-steps")
-        put["lr"] = _number_field("Learning rate", "automatic", "train-lr")
+        components["steps"] = _number_field("Max steps", "automatic", "train-steps")
+        components["lr"] = _number_field("Learning rate", "automatic", "train-lr")
     with gr.Row():
-        put["rank"] = _number_field("LoRA rank", "16", "train-rank")
-        put["resolution"] = _number_field("Resolution", "the model's own", "train-resolution")
-        put["seed"] = _number_field("Seed", "0", "train-seed")
+        components["rank"] = _number_field("LoRA rank", "16", "train-rank")
+        components["resolution"] = _number_field("Resolution", "the model's own", "train-resolution")
+        components["seed"] = _number_field("Seed", "0", "train-seed")
 
 
 def _number_field(label: str, placeholder: str, name: str) -> gr.Textbox:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import gradio as gr
+from gradio.components import Component
 
 from ...backend.train.photo_files import sample_sets
 from ...backend.train.train_page import TrainPage
@@ -101,24 +103,75 @@ def photos_box() -> PhotoComponents:
     )
 
 
-def connect_photos(train_page: TrainPage, photos: PhotoComponents, fields: TrainForm) -> None:
+def connect_photos(train_page: TrainPage, photos: PhotoComponents, form: TrainForm) -> None:
     """Connect the photos' events: every change ends in a new review of the whole set."""
     outputs = [photos.tiles, photos.click, photos.summary, photos.advice, photos.clear, photos.count]
+    slow: EventOptions = {
+        "concurrency_limit": 2,
+        "show_progress": "minimal",
+        "show_progress_on": photos.summary,
+        "api_visibility": "private",
+    }
 
-    def review_updates(values, page, message=""):
-        review = train_page.review_photos(page, fields.read(values), message)
-        has_photos = bool(review.tiles)
-        tiles = gr.update(value=review.tiles, visible=has_photos, selected_index=None)
-        visibility = gr.update(visible=has_photos)
-        return tiles, visibility, review.summary, gr.update(visible=review.has_advice), visibility, review.count
+    def review(request: gr.Request, values: tuple, message: str = "") -> tuple:
+        result = train_page.review_photos(session_id(request), form.read(values), message)
+        tiles = gr.update(value=result.tiles, visible=bool(result.tiles), selected_index=None)
+        visibility = gr.update(visible=bool(result.tiles))
+        return tiles, visibility, result.summary, gr.update(visible=result.has_advice), visibility, result.count
 
     def on_drop(paths, request: gr.Request, *values):
-        page = session_id(request)
-        return None, *review_updates(values, page, train_page.add_photos(page, paths))
+        return None, *review(request, values, train_page.add_photos(session_id(request), paths))
 
     def on_folder(paths, request: gr.Request, *values):
-        page = session_id(request)
-        return review_updates(values, page, train_page.add_photos(page, paths))
+        return review(request, values, train_page.add_photos(session_id(request), paths))
+
+    def on_advice(request: gr.Request, *values):
+        message = train_page.apply_advice(session_id(request), form.read(values))
+        return None, gr.update(visible=False), *review(request, values, message)
+
+    def on_clear(request: gr.Request, *values):
+        return None, gr.update(visible=False), *review(request, values, train_page.clear(session_id(request)))
+
+    def on_refresh(request: gr.Request, *values):
+        return review(request, values)
+
+    photos.drop.upload(on_drop, [photos.drop, *form.inputs], [photos.drop, *outputs], **slow)
+    photos.folder.upload(on_folder, [photos.folder, *form.inputs], outputs, **slow)
+    for button, handler in ((photos.advice, on_advice), (photos.clear, on_clear)):
+        button.click(handler, form.inputs, [photos.chosen, photos.panel, *outputs], **slow)
+    review_events = [form.components[name].change for name in ("kind", "crop")] + [form.noun.blur]
+    gr.on(review_events, on_refresh, form.inputs, outputs, trigger_mode="always_last", **slow)
+    for title, button in zip(sample_sets(), photos.samples, strict=True):
+        _connect_samples(train_page, photos, form, title, button, review, outputs, slow)
+    _connect_panel(train_page, photos, form, review, outputs, slow)
+
+
+def _connect_samples(
+    train_page: TrainPage,
+    photos: PhotoComponents,
+    form: TrainForm,
+    title: str,
+    button: gr.Button,
+    review: Callable[..., tuple],
+    outputs: list[Component],
+    slow: EventOptions,
+) -> None:
+    def on_sample(request: gr.Request, *values):
+        message = train_page.use_sample_photos(session_id(request), title)
+        return None, gr.update(visible=False), *review(request, values, message)
+
+    button.click(on_sample, form.inputs, [photos.chosen, photos.panel, *outputs], **slow)
+
+
+def _connect_panel(
+    train_page: TrainPage,
+    photos: PhotoComponents,
+    form: TrainForm,
+    review: Callable[..., tuple],
+    outputs: list[Component],
+    slow: EventOptions,
+) -> None:
+    """Connect the actions on the photo that was clicked."""
 
     def on_click(chosen: gr.SelectData, request: gr.Request):
         photo = train_page.select_photo(session_id(request), chosen.index)
@@ -127,70 +180,23 @@ def connect_photos(train_page: TrainPage, photos: PhotoComponents, fields: Train
 
     def on_leave_out(chosen, request: gr.Request, *values):
         page = session_id(request)
-        error = train_page.toggle_photo(page, chosen)
-        return "Leave out" if train_page.select_photo(page, chosen).used else "Put back", *review_updates(
-            values, page, error
-        )
+        message = train_page.toggle_photo(page, chosen)
+        label = "Leave out" if train_page.select_photo(page, chosen).used else "Put back"
+        return label, *review(request, values, message)
 
     def on_caption(chosen, text, request: gr.Request, *values):
-        page = session_id(request)
-        return review_updates(values, page, train_page.set_caption(page, chosen, text))
+        return review(request, values, train_page.set_caption(session_id(request), chosen, text))
 
-    def on_advice(request: gr.Request, *values):
-        page = session_id(request)
-        return (
-            None,
-            gr.update(visible=False),
-            *review_updates(values, page, train_page.apply_advice(page, fields.read(values))),
-        )
+    def turn_handler(quarters: int) -> Callable[..., tuple]:
+        def on_turn(chosen, request: gr.Request, *values):
+            return review(request, values, train_page.rotate_photo(session_id(request), chosen, quarters))
 
-    def on_clear(request: gr.Request, *values):
-        page = session_id(request)
-        return None, gr.update(visible=False), *review_updates(values, page, train_page.clear(page))
+        return on_turn
 
-    def on_refresh(request: gr.Request, *values):
-        return review_updates(values, session_id(request))
-
-    slow: EventOptions = {
-        "concurrency_limit": 2,
-        "show_progress": "minimal",
-        "show_progress_on": photos.summary,
-        "api_visibility": "private",
-    }
-    photos.drop.upload(on_drop, [photos.drop, *fields.inputs], [photos.drop, *outputs], **slow)
-    photos.folder.upload(on_folder, [photos.folder, *fields.inputs], outputs, **slow)
-    photos.tiles.select(
-        on_click, None, [photos.chosen, photos.panel, photos.name, photos.leave_out, photos.caption], **EVENT
-    )
-    photos.leave_out.click(on_leave_out, [photos.chosen, *fields.inputs], [photos.leave_out, *outputs], **slow)
-    gr.on(
-        [photos.caption.submit, photos.caption.blur],
-        on_caption,
-        [photos.chosen, photos.caption, *fields.inputs],
-        outputs,
-        **slow,
-    )
-    for button, work in ((photos.advice, on_advice), (photos.clear, on_clear)):
-        button.click(work, fields.inputs, [photos.chosen, photos.panel, *outputs], **slow)
-    review_events = [fields.components[name].change for name in ("kind", "crop")] + [fields.noun.blur]
-    gr.on(review_events, on_refresh, fields.inputs, outputs, trigger_mode="always_last", **slow)
+    panel = [photos.chosen, photos.panel, photos.name, photos.leave_out, photos.caption]
+    photos.tiles.select(on_click, None, panel, **EVENT)
+    photos.leave_out.click(on_leave_out, [photos.chosen, *form.inputs], [photos.leave_out, *outputs], **slow)
+    caption_events = [photos.caption.submit, photos.caption.blur]
+    gr.on(caption_events, on_caption, [photos.chosen, photos.caption, *form.inputs], outputs, **slow)
     for quarters, button in photos.turns.items():
-        _connect_rotation(train_page, photos, fields, review_updates, quarters, button, outputs, slow)
-    for title, button in zip(sample_sets(), photos.samples, strict=True):
-        _connect_samples(train_page, photos, fields, review_updates, title, button, outputs, slow)
-
-
-def _connect_rotation(train_page, photos, fields, review_updates, quarters, button, outputs, slow) -> None:
-    def on_turn(chosen, request: gr.Request, *values):
-        page = session_id(request)
-        return review_updates(values, page, train_page.rotate_photo(page, chosen, quarters))
-
-    button.click(on_turn, [photos.chosen, *fields.inputs], outputs, **slow)
-
-
-def _connect_samples(train_page, photos, fields, review_updates, title, button, outputs, slow) -> None:
-    def on_sample(request: gr.Request, *values):
-        page = session_id(request)
-        return None, gr.update(visible=False), *review_updates(values, page, train_page.use_sample_photos(page, title))
-
-    button.click(on_sample, fields.inputs, [photos.chosen, photos.panel, *outputs], **slow)
+        button.click(turn_handler(quarters), [photos.chosen, *form.inputs], outputs, **slow)
