@@ -25,6 +25,7 @@ from ..config import TrainingSettings
 from ..config.text_checks import check_path, is_blank
 from ..errors import DiskFull, Interrupted, UserError
 from ..prompts import Token, printable
+from ..training.run_dir import RESULT_FILE, RUNS_FOLDER, has_checkpoint, read_json, to_number
 from .diffusers_compat.argv import ArgvItem, join_argv, split_argv
 
 MAX_BYTES = 1 << 20
@@ -37,7 +38,6 @@ KEYS = frozenset(
     )
 )
 Train = Callable[[TrainingSettings, Callable[[str], None]], object]
-RESULT_FILE = "result.json"  # written by a finished run
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _train_one(settings: TrainingSettings, resume: bool, train: Train, say: Call
         return 0, f"{done}  done before, {printable(str(run))}"
     began = time.monotonic()
     try:
-        result = train(settings.model_copy(update={"resume": resume and _is_started(run)}), say)
+        result = train(settings.model_copy(update={"resume": resume and has_checkpoint(run)}), say)
     except (Interrupted, DiskFull):
         raise
     except UserError as error:
@@ -175,21 +175,15 @@ def _is_resume_latest(item: ArgvItem) -> bool:
 def _with_run_folder(settings: TrainingSettings, path: Path) -> TrainingSettings:
     """Give the settings their own run folder: inside the requested one, else in runs/ under the list's name."""
     listed = re.sub(r"[^\w-]+", "-", path.stem, flags=re.ASCII).strip("-") or "concepts"
-    place = settings.run or Path("runs") / listed
+    place = settings.run or RUNS_FOLDER / listed
     return settings.model_copy(update={"run": place / Token.parse(settings.token).slug})
-
-
-def _is_started(run: Path) -> bool:
-    return any(run.glob("step-*/manifest.json"))
 
 
 def _finished_token(run: Path, settings: TrainingSettings) -> str | None:
     """Return the token of a finished run, if it had at least the steps requested now."""
-    try:
-        result = json.loads(storage.read_bytes(run / RESULT_FILE, MAX_BYTES))
-        return str(result["token"]) if result["steps"] >= (settings.steps or 0) else None
-    except (UserError, ValueError, KeyError, TypeError):
-        return None
+    result = read_json(run / RESULT_FILE)
+    finished = "token" in result and to_number(result.get("steps")) >= (settings.steps or 0)
+    return str(result["token"]) if finished else None
 
 
 class _name_entry_in_errors:

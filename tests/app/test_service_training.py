@@ -14,7 +14,7 @@ import pytest
 from sdpersonal.app.backend import Workspace
 from sdpersonal.app.backend.train import training_service
 from sdpersonal.app.backend.train.loss_plot import loss_svg, progress_html
-from sdpersonal.app.backend.train.run_status import LossPoints, ProgressReader, RunStatusReader, read_json
+from sdpersonal.app.backend.train.run_status import LossPoints, ProgressReader, RunStatusReader
 from sdpersonal.app.backend.train.run_view import run_view
 from sdpersonal.app.backend.train.train_form import name_note, parse_settings, plan_text
 from sdpersonal.app.backend.train.trainer_process import (
@@ -29,6 +29,7 @@ from sdpersonal.app.backend.train.uploads import PhotoUploads
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import DreamboothSettings, TextualInversionSettings
 from sdpersonal.errors import UserError
+from sdpersonal.training.run_dir import read_json
 
 BEAR = Path(__file__).parents[2] / "examples" / "photos" / "teddy-bear"
 PATIENCE = 150  # seconds, on a machine with other work

@@ -248,7 +248,7 @@ def test_the_check_of_photos_names_long_captions(tmp_path, capsys):
 
 def test_braces_in_a_caption_are_plain_text(tiny, tmp_path):
     from sdpersonal.config import DreamboothSettings
-    from sdpersonal.training.methods.factory import in_class
+    from sdpersonal.training.methods.factory import insert_class_noun
 
-    resolved = in_class(DreamboothSettings(photos="x", token="<me/a>", class_noun="dog"))
-    assert resolved("{} beside {red} and {") == ["dog beside {red} and {"]
+    reading = insert_class_noun(DreamboothSettings(photos="x", token="<me/a>", class_noun="dog"))
+    assert reading("{} beside {red} and {") == ["dog beside {red} and {"]

@@ -30,7 +30,7 @@ def endless_command(settings: EndlessArgs) -> int:
     from ...generation.request_checks import check_template
     from ...models.loading import kind_of
     from ...playground.endless import EndlessSeries, generate_endless
-    from ...training.signals import StopSignals
+    from ...training.control import StopSignals
 
     request = request_of(settings)
     say_scheduler(request)

@@ -30,7 +30,7 @@ def sheet_command(settings: SheetArgs) -> int:
     from ...generation.request_checks import check_requests
     from ...models.loading import kind_of
     from ...playground.xyz_grid import CheckpointConcepts, generate_grid
-    from ...training.signals import StopSignals
+    from ...training.control import StopSignals
 
     concepts: ConceptSource = Library(settings.library)
     storage.check_folder(settings.out)

@@ -68,7 +68,7 @@ def vary(settings: VaryArgs) -> int:
     from ...image_metadata import MAX_IMAGE_BYTES, Recipe, read_recipe
     from ...models.loading import kind_of
     from ...playground.reproduce import base_mismatches, raise_mismatches
-    from ...training.signals import StopSignals
+    from ...training.control import StopSignals
 
     recipe = read_recipe(storage.read_bytes(settings.image, MAX_IMAGE_BYTES), settings.image.name)
     exact, library = recipe if isinstance(recipe, Recipe) else None, Library(settings.library)

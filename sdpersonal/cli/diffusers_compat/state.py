@@ -38,7 +38,9 @@ def _count_photos(folder: str) -> int:
 
 
 def _has_checkpoint(run: str) -> bool:
-    return any(Path(run).glob("step-*/manifest.json"))
+    from ...training.run_dir import has_checkpoint
+
+    return has_checkpoint(Path(run))
 
 
 @dataclass

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from ... import storage
 from ...errors import UserError
 from ...prompts import Token, printable
+from ...training.run_dir import MANIFEST_FILE, checkpoint_folder, checkpoint_steps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from ...models import StableDiffusion
 
 _MAX_MANIFEST_BYTES, _MAX_STATE_BYTES = 4 << 20, 8 << 30  # bytes
-_FOLDER = re.compile(r"step-([0-9]{6,9})")
 _FILE = re.compile(r"state(-[0-9]+)?\.safetensors")
 
 
@@ -43,20 +43,19 @@ class CheckpointRun:
     @classmethod
     def open(cls, folder: Path) -> CheckpointRun:
         """Open a run. Raises UserError if it has no checkpoint, or none that a token can refer to."""
-        names = sorted(path.name for path in folder.glob("step-*") if _FOLDER.fullmatch(path.name))
-        names = [name for name in names if (folder / name / "manifest.json").exists()]
-        if not names:
+        steps = checkpoint_steps(folder)
+        if not steps:
             raise UserError(
                 f"{printable(str(folder))} holds no checkpoint.",
                 "Give the folder of a run, for example runs/me-duck-...",
             )
-        settings = _read_manifest(folder / names[-1])["run"]
+        settings = _read_manifest(checkpoint_folder(folder, steps[-1]))["run"]
         if settings.get("method") == "dreambooth-full":
             raise UserError(
                 "A checkpoint of --method full is a whole model, not a concept.", "Compare finished runs instead."
             )
         token = Token.parse(str(settings.get("token", "")))
-        return cls(folder, token, tuple(int(name[5:]) for name in names), settings)
+        return cls(folder, token, tuple(steps), settings)
 
     def token_at(self, step: int) -> Token:
         return replace(self.token, name=f"{self.token.name}-step-{step}")
@@ -75,7 +74,7 @@ class CheckpointRun:
                 f"{printable(str(self.folder))} was trained on another base than {printable(base.name)}.",
                 "Give its --base.",
             )
-        weights = _load_weights(self.folder / f"step-{step:06d}")
+        weights = _load_weights(checkpoint_folder(self.folder, step))
         lora = {key: tensor for key, tensor in weights.items() if not key.startswith("rows.")}
         noun = str(self.settings.get("class_noun") or self.settings.get("init") or self.settings.get("kind", ""))
         card = Card(base=base.kind, class_noun=noun[:100], method=str(self.settings.get("method", "")), steps=step)
@@ -131,7 +130,7 @@ def _load_weights(folder: Path) -> dict[str, Tensor]:
 
 def _read_manifest(folder: Path) -> dict:
     try:
-        manifest = json.loads(storage.read_bytes(folder / "manifest.json", _MAX_MANIFEST_BYTES))
+        manifest = json.loads(storage.read_bytes(folder / MANIFEST_FILE, _MAX_MANIFEST_BYTES))
         if isinstance(manifest["run"], dict) and isinstance(manifest["sha256"], dict):
             return manifest
     except (UserError, ValueError, KeyError, TypeError, RecursionError):

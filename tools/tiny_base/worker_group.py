@@ -1,7 +1,7 @@
 """Several processes on one training: each goes its own way for some steps, then they average their weights.
 
 This is local SGD (Stich 2019). On a CPU that others use too it beats threads, which wait for each other at every
-operation. Alone, a process is a crew of one and everything here does nothing.
+operation. In a single process everything here does nothing.
 """
 
 import os
@@ -16,7 +16,7 @@ SYNC_EVERY = 20  # steps between averages
 
 
 class WorkerGroup:
-    """This process's place among its like, from the environment that torchrun sets."""
+    """The rank of this process and the number of processes, from the environment that torchrun sets."""
 
     def __init__(self):
         self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -35,7 +35,7 @@ class WorkerGroup:
                 weight.copy_(mean.view_as(weight))
 
     def largest(self, number):
-        """The largest of the processes' numbers: what they must agree on."""
+        """Return the largest of the numbers of all processes."""
         if self.size == 1:
             return number
         value = torch.tensor([number], dtype=torch.float64)
@@ -44,10 +44,10 @@ class WorkerGroup:
 
 
 def spawn_workers(count, more=()):
-    """Run this very command again, with `more` arguments, in `count` processes of a thread each; -> exit status."""
+    """Run this command again, with `more` arguments, in `count` processes of a thread each; return the exit status."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "--max-restarts", "0"]
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    mine = ["-m", "tools.tiny_base", *sys.argv[1:], *more]
-    crew = subprocess.Popen([*launch, *mine], env=os.environ | threads)
-    signal.signal(signal.SIGTERM, lambda *_: crew.terminate())  # whoever ends this process ends its crew
-    return crew.wait()
+    command = ["-m", "tools.tiny_base", *sys.argv[1:], *more]
+    workers = subprocess.Popen([*launch, *command], env=os.environ | threads)
+    signal.signal(signal.SIGTERM, lambda *_: workers.terminate())  # ending this process ends its workers
+    return workers.wait()

@@ -1,4 +1,4 @@
-"""Concepts with random weights, as files for both sides: what they look like does not matter, their shapes do."""
+"""Concepts with random weights, as files for both sides: only their shapes matter."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ PROMPT_TEMPLATE = "a photo of a {} on the beach, soft light"
 
 @dataclass(frozen=True)
 class ConceptMix:
-    """What a picture is drawn with: concepts by name, at most one word and two LoRAs."""
+    """The concepts of an image by name: at most one word and two LoRAs."""
 
     word: str | None
     loras: tuple[str, ...]
 
     @classmethod
     def of(cls, kind: str, i: int) -> ConceptMix:
-        """kind: "one" (an embedding and a LoRA) or "two" (LoRAs); i: the how manieth of its kind."""
+        """Return mix number `i` of a kind: "one" (an embedding and a LoRA) or "two" (LoRAs)."""
         if kind == "one":
             return cls(f"word{i}", (f"lora{i}",))
         return cls(None, (f"lora{i}", f"lora{i + 1}"))
 
     @property
     def prompt(self) -> str:
-        """As diffusers takes it, whose LoRAs are no words."""
+        """Return the prompt for diffusers, where LoRAs are not part of it."""
         return PROMPT_TEMPLATE.format(f"<bench/{self.word}>" if self.word else "duck")
 
     @property
@@ -47,30 +47,30 @@ class ConceptMix:
         return self.prompt + tokens
 
 
-def make_concepts(kind: str, place: Path, count: int) -> None:
-    """`count` words and LoRAs for a base: place/library for us, place/NAME for diffusers."""
+def make_concepts(kind: str, folder: Path, count: int) -> None:
+    """Write `count` embeddings and LoRAs for a base: to folder/library for us, to folder/NAME for diffusers."""
     from benchmarks.steps.geometry import build
 
-    base, library = build(kind, "meta"), Library(place / "library")
+    base, library = build(kind, "meta"), Library(folder / "library")
     for i in range(count):
         for name, concept in ((f"word{i}", _make_embedding(base, kind, i)), (f"lora{i}", _make_lora(base, kind, i))):
             library.add(concept)
             for path, content in export(concept, "diffusers").files.items():
-                (place / name).mkdir(exist_ok=True)
-                (place / name / path).write_bytes(content)
+                (folder / name).mkdir(exist_ok=True)
+                (folder / name / path).write_bytes(content)
 
 
 def _make_embedding(base: StableDiffusion, kind: str, i: int) -> Concept:
-    draw = np.random.default_rng(i)
-    rows = {key: draw.normal(0, 0.02, (VECTORS, width)).astype(np.float32) for key, width in base.widths.items()}
-    return Concept(Token("bench", f"word{i}"), Card(base=base.kind), rows)
+    rng = np.random.default_rng(i)
+    embeddings = {key: rng.normal(0, 0.02, (VECTORS, width)).astype(np.float32) for key, width in base.widths.items()}
+    return Concept(Token("bench", f"word{i}"), Card(base=base.kind), embeddings)
 
 
 def _make_lora(base: StableDiffusion, kind: str, i: int) -> Concept:
-    """Of the attentions' projections, as both sides train it by default; about as large as a learned one."""
-    draw, layers, known = np.random.default_rng(1000 + i), {}, base.adapters.layers()
+    """Build a LoRA of the attention projections, as both sides train by default, of a usual norm."""
+    rng, layers, modules = np.random.default_rng(1000 + i), {}, base.adapters.layers()
     for name in base.adapters.layer_names("attention"):
-        out, into = known[name].weight.shape
-        down = draw.normal(0, into**-0.5, (RANK, into)).astype(np.float32)
-        layers[name] = LoraLayer(down, draw.normal(0, 0.02, (out, RANK)).astype(np.float32), float(RANK))
+        out, into = modules[name].weight.shape
+        down = rng.normal(0, into**-0.5, (RANK, into)).astype(np.float32)
+        layers[name] = LoraLayer(down, rng.normal(0, 0.02, (out, RANK)).astype(np.float32), float(RANK))
     return Concept(Token("bench", f"lora{i}"), Card(base=base.kind), {}, Lora(layers))

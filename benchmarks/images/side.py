@@ -1,10 +1,10 @@
-"""One side of the benchmark, in a process of its own: takes commands as lines of JSON, answers each with one.
+"""Run one side of the benchmark: read commands as lines of JSON, and answer each with one.
 
-python -m benchmarks.pictures.side {sdpersonal,diffusers} BASE CONCEPTS DEVICE
+python -m benchmarks.images.side {sdpersonal,diffusers} BASE CONCEPTS DEVICE
 
-{"do": "draw", "mix": ["one", 0], "n": 8, "steps": 25, "size": 128}
+{"do": "generate", "mix": ["one", 0], "n": 8, "steps": 25, "size": 128}
 {"do": "switch", "mix": ["two", 3], "size": 128, "from": "files"}     until the first step could begin
-{"do": "keep", "path": "a.npy", "mix": ["one", 0], "steps": 25, "size": 128}
+{"do": "first", "path": "a.npy", "mix": ["one", 0], "steps": 25, "size": 128}
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STARTED_AT = time.perf_counter(), time.process_time()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from benchmarks.pictures.concepts import ConceptMix  # noqa: E402
+from benchmarks.images.concepts import ConceptMix  # noqa: E402
 
 
 class FirstStepReached(Exception):
@@ -28,32 +28,32 @@ class FirstStepReached(Exception):
 
 
 class Clock:
-    """Seconds by the wall and by the processor since it was made; of the UNet's calls since `reset`."""
+    """Measures (wall, processor) seconds since `reset`, in all and of the UNet's calls."""
 
     def __init__(self, unet: torch.nn.Module, texts: list[torch.nn.Module]):
         self.stops = False
         self.reset()
         for text in texts:
-            text.register_forward_pre_hook(lambda *_: self._text())
-        unet.register_forward_pre_hook(lambda *_: self._begin())
-        unet.register_forward_hook(lambda *_: self._end())
+            text.register_forward_pre_hook(lambda *_: self._mark_ready())
+        unet.register_forward_pre_hook(lambda *_: self._begin_step())
+        unet.register_forward_hook(lambda *_: self._end_step())
 
     def reset(self) -> None:
-        self.steps, self.unet, self.ready, self.began = 0, [0.0, 0.0], None, now()
+        self.steps, self.unet, self.ready, self.started_at = 0, [0.0, 0.0], None, now()
 
     def since(self) -> list[float]:
-        return [b - a for a, b in zip(self.began, now(), strict=True)]
+        return [b - a for a, b in zip(self.started_at, now(), strict=True)]
 
-    def _text(self) -> None:
+    def _mark_ready(self) -> None:
         self.ready = self.ready or self.since()
 
-    def _begin(self) -> None:
-        self._text()
+    def _begin_step(self) -> None:
+        self._mark_ready()
         if self.stops:
             raise FirstStepReached
         self._step = now()
 
-    def _end(self) -> None:
+    def _end_step(self) -> None:
         self.steps += 1
         self.unet = [total + b - a for total, a, b in zip(self.unet, self._step, now(), strict=True)]
 
@@ -65,6 +65,8 @@ def now() -> tuple[float, float]:
 
 
 class SdpersonalSide:
+    """This project's generator."""
+
     def __init__(self, base: str, concepts: Path, device: str):
         from sdpersonal.concepts.library import Library
         from sdpersonal.generation import Generator
@@ -77,15 +79,15 @@ class SdpersonalSide:
     def load(self, mix: ConceptMix, from_files: bool) -> None:
         """Nothing to do: a prompt names its concepts."""
 
-    def draw(self, mix: ConceptMix, n: int, steps: int, size: int) -> list[np.ndarray]:
+    def generate(self, mix: ConceptMix, n: int, steps: int, size: int) -> list[np.ndarray]:
         from sdpersonal.config import GenerateRequest
 
         request = GenerateRequest(prompt=mix.our_prompt, num_images=n, steps=steps, size=f"{size}x{size}")
-        return [np.asarray(picture.image) for picture in self._generator.generate(request)]
+        return [np.asarray(result.image) for result in self._generator.generate(request)]
 
 
 class DiffusersSide:
-    """Their pipeline as its documentation has it, with our sampler, guidance and seeds."""
+    """Their pipeline as documented, with our scheduler, guidance and seeds."""
 
     def __init__(self, base: str, concepts: Path, device: str):
         from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -108,7 +110,7 @@ class DiffusersSide:
         self.clock = Clock(self._pipe.unet, texts)
 
     def load(self, mix: ConceptMix, from_files: bool) -> None:
-        """from_files: as if none were loaded yet."""
+        """Load the concepts of the mix. from_files: unload all others first."""
         if from_files and self._loaded:
             self._pipe.unload_lora_weights()
             if any(name.startswith("word") for name in self._loaded):
@@ -133,9 +135,9 @@ class DiffusersSide:
                 self._pipe.load_textual_inversion(folder / "learned_embeds_2.safetensors", token=token, **more)
         self._loaded.add(name)
 
-    def draw(self, mix: ConceptMix, n: int, steps: int, size: int) -> list[np.ndarray]:
+    def generate(self, mix: ConceptMix, n: int, steps: int, size: int) -> list[np.ndarray]:
         seeds = [torch.Generator("cpu").manual_seed(seed) for seed in range(n)]
-        pictures = self._pipe(
+        images = self._pipe(
             mix.prompt,
             num_images_per_prompt=n,
             num_inference_steps=steps,
@@ -144,37 +146,37 @@ class DiffusersSide:
             width=size,
             generator=seeds,
         ).images
-        return [np.asarray(picture) for picture in pictures]
+        return [np.asarray(result) for result in images]
 
 
 def main() -> None:
-    who, base, concepts, device = sys.argv[1:]
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # the libraries' own words
-    side = (SdpersonalSide if who == "sdpersonal" else DiffusersSide)(base, Path(concepts), device)
+    side_name, base, concepts, device = sys.argv[1:]
+    output = sys.stdout
+    sys.stdout = sys.stderr  # libraries print to stdout
+    side = (SdpersonalSide if side_name == "sdpersonal" else DiffusersSide)(base, Path(concepts), device)
     loaded = [b - a for a, b in zip(STARTED_AT, now(), strict=True)]
-    print(json.dumps({"loaded": loaded, "torch": torch.__version__}), file=answers, flush=True)
+    print(json.dumps({"loaded": loaded, "torch": torch.__version__}), file=output, flush=True)
     for line in sys.stdin:
         command = json.loads(line)
-        print(json.dumps(_answer(side, command) | _memory()), file=answers, flush=True)
+        print(json.dumps(_answer(side, command) | _memory()), file=output, flush=True)
 
 
 def _answer(side: SdpersonalSide | DiffusersSide, command: dict) -> dict:
     mix, size = ConceptMix.of(*command["mix"]), command["size"]
     clock, switches = side.clock, command["do"] == "switch"
-    if command["do"] == "draw":  # whoever draws has the concepts at hand
+    if command["do"] == "generate":  # its time does not include loading
         side.load(mix, from_files=False)
     clock.stops = switches
     clock.reset()
     if switches or command["do"] == "first":
         side.load(mix, from_files=command.get("from", "files") == "files")
     try:
-        pictures = side.draw(mix, command.get("n", 1), command.get("steps", 2), size)
+        images = side.generate(mix, command.get("n", 1), command.get("steps", 2), size)
     except FirstStepReached:
         return {"step": clock.since(), "ready": clock.ready}
     taken = clock.since()
     if "path" in command:
-        np.save(command["path"], pictures)
+        np.save(command["path"], images)
     since_start = [b - a for a, b in zip(STARTED_AT, now(), strict=True)]
     return {"seconds": taken, "unet": clock.unet, "steps": clock.steps, "since_start": since_start}
 
