@@ -18,7 +18,7 @@ from ..image_grid import encode_png, labelled_grid
 from ..models import SizeConditioning, StableDiffusion
 from ..models.oom import translate_oom
 from ..prompts import Token
-from .dataset import CaptionSplitter
+from .dataset import CaptionPieces, CaptionSplitter
 from .prompt_templates import SAMPLE_PROMPTS
 from .run_dir import SAMPLES_FILE
 
@@ -40,13 +40,14 @@ def generate_samples(
     for first in range(0, len(prompts_and_seeds), MAX_BATCH_SIZE):
         chunk = prompts_and_seeds[first : first + MAX_BATCH_SIZE]
         with base.exclusive():
-            prompts = [[""]] * len(chunk) + [caption_pieces(prompt) for prompt, _ in chunk]
+            negatives: list[CaptionPieces] = [[""]] * len(chunk)
+            prompts = negatives + [caption_pieces(prompt) for prompt, _ in chunk]
             images += _generate_batch(base, prompts, [seed for _, seed in chunk], resolution, steps)
     return images
 
 
 def _generate_batch(
-    base: StableDiffusion, prompts: Sequence[Sequence[object]], seeds: Sequence[int], resolution: int, steps: int
+    base: StableDiffusion, prompts: Sequence[CaptionPieces], seeds: Sequence[int], resolution: int, steps: int
 ) -> list[Image.Image]:
     """Generate one image per seed. prompts: the negative ones first."""
     conditioning = base.encode_captions(prompts, [SizeConditioning.full(resolution, resolution)] * len(prompts))

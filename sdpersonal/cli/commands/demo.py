@@ -68,7 +68,7 @@ def run_demo(out: Path, say: Callable[[str], None] = print) -> Path:
 
 def _train_if_missing(out: Path, token: str, say: Callable[[str], None], **settings: Any) -> None:
     from ...training import train
-    from ...training.checkpoint import latest_step
+    from ...training.run_dir import latest_step
 
     library, run = Library(out / "concepts"), out / "runs" / Token.parse(token).name
     if any(Token.parse(token).matches(entry.token) for entry in library.entries()):
