@@ -74,13 +74,10 @@ def compare(a: Concept, b: Concept) -> Similarity:
     vectors = float(np.mean(list(encoders.values()))) if encoders else None
     if a.lora is None or b.lora is None:
         return Similarity(vectors, encoders, None, {}, None)
-    if unsupported := next(
-        (concept for concept in (a, b) if needs_base(concept.lora) or not is_possible(concept.lora)), None
-    ):
-        note = (
-            f"{unsupported.token} changes layers as {unsupported.lora.kinds}, which cannot be compared without a base."
-        )
-        return Similarity(vectors, encoders, None, {}, None, note)
+    for token, lora in ((a.token, a.lora), (b.token, b.lora)):
+        if needs_base(lora) or not is_possible(lora):
+            note = f"{token} changes layers as {lora.kinds}, which cannot be compared without a base."
+            return Similarity(vectors, encoders, None, {}, None, note)
     lora_a, lora_b = (plain_lora(concept).lora for concept in (a, b))
     return Similarity(vectors, encoders, *lora_cosines(lora_a, lora_b), lora_overlap(lora_a, lora_b))
 

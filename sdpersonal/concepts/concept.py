@@ -27,7 +27,7 @@ from .. import storage
 from ..errors import UserError
 from ..prompts import Token, printable
 from . import layer_changes as changes
-from .card import Card, parse_card
+from .card import BaseKind, Card, parse_card
 from .modelspec import from_data_url, kohya_metadata, modelspec_metadata
 from .strict_safetensors import (
     MAX_FILE_BYTES,
@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 MAX_VECTORS = 64
-EMBEDDING_WIDTHS = {
+EMBEDDING_WIDTHS: dict[BaseKind, dict[str, int]] = {
     "sd1": {"clip_l": 768},
     "sd2": {"clip_l": 1024},
     "sdxl": {"clip_l": 768, "clip_g": 1280},
@@ -207,7 +207,8 @@ def concept_to_bytes(concept: Concept, notes: Mapping[str, str] | None = None) -
 
 def concept_to_chunks(concept: Concept, notes: Mapping[str, str] | None = None) -> list[bytes | memoryview]:
     """Serialize to chunks: the header, then the tensors uncopied, because an SDXL LoRA can exceed 1 GB."""
-    head, *body = serialize(_tensors(concept), _metadata(concept) | dict(notes or {}))
+    chunks = serialize(_tensors(concept), _metadata(concept) | dict(notes or {}))
+    head, body = bytes(chunks[0]), chunks[1:]
     head = head.replace(_checksum_entry(_EMPTY_CHECKSUM), _checksum_entry(storage.sha256(head)))
     # This refuses to write what could not be read back.
     parse_head_layout(head, len(head) + sum(map(len, body)), str(concept.token))
@@ -372,7 +373,7 @@ def check_token(token: Token) -> None:
         raise UserError(f"{token.unversioned()} ends like a version.", "Leave out the -v and the number.")
 
 
-def _check_vectors(vectors: dict[str, np.ndarray], base: str) -> None:
+def _check_vectors(vectors: dict[str, np.ndarray], base: BaseKind) -> None:
     encoders = {"clip_l", "clip_g"} if base == "sdxl" else {"clip_l"}
     if vectors.keys() != encoders:
         raise UserError(f"A concept for {base} has vectors {sorted(encoders)}, not {printable(str(sorted(vectors)))}.")
@@ -389,7 +390,7 @@ def _check_vectors(vectors: dict[str, np.ndarray], base: str) -> None:
         raise UserError("The encoders' vectors differ in number.")
 
 
-def _check_lora(lora: Lora, base: str) -> None:
+def _check_lora(lora: Lora, base: BaseKind) -> None:
     if not lora.layers and not lora.changes:
         raise UserError("The LoRA has no layers.")
     encoders = ("unet", "te1", "te2") if base == "sdxl" else ("unet", "te")

@@ -95,7 +95,9 @@ def push(
         stale = _replaceable_files(repository, hub_id) - {file.name for file in sent}
         if repository is None:
             api.create_repo(hub_id, private=not public, exist_ok=True)
-        changes = [CommitOperationAdd(file.name, file.data) for file in sent]
+        changes: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(file.name, file.data) for file in sent
+        ]
         changes += [CommitOperationDelete(name) for name in sorted(stale)]
         api.create_commit(hub_id, changes, commit_message=f"Add {concept.token}")
     except UserError:
@@ -124,11 +126,13 @@ def _check_hub_id(hub_id: str) -> str:
 def _read_own_image(path: Path, concept: Concept) -> tuple[Image.Image, str]:
     """Return an image and its prompt if its recipe names this concept's identity; this keeps photos out."""
     from PIL import Image
+    from PIL.PngImagePlugin import PngImageFile
 
     data = storage.read_bytes(path, _MAX_IMAGE_BYTES)
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
-            recipe = json.loads(picture.text[_RECIPE])
+            texts = picture.text if isinstance(picture, PngImageFile) else {}
+            recipe = json.loads(texts[_RECIPE])
             used = {part["sha256"] for part in recipe["concepts"]}
             image, prompt = picture.convert("RGB"), str(recipe["prompt"])
     except Exception:  # Pillow raises many kinds; a photo has no recipe

@@ -49,7 +49,13 @@ class ImportOutcome:
     def as_json(self) -> dict[str, object]:
         problem, fix = (self.error.message, self.error.hint) if self.error else (None, None)
         token = str(self.token) if self.token else None
-        facts = {"from": self.source, "done": self.status, "token": token, "problem": problem, "fix": fix}
+        facts: dict[str, object] = {
+            "from": self.source,
+            "done": self.status,
+            "token": token,
+            "problem": problem,
+            "fix": fix,
+        }
         return facts | ({"lora_kinds": self.kinds} if self.kinds else {})
 
 
@@ -183,7 +189,7 @@ def _file_names(sources: Iterable[Source]) -> dict[Source, Token]:
 def _with_folder(source: Source, token: Token) -> Token:
     """Return the token prefixed with the name of its file's folder."""
     folder = source.all_files[0].absolute().parent.name
-    return token_of_file(f"{folder}-{token.name}", token.owner) or token
+    return token_of_file(f"{folder}-{token.name}", token.owner or DEFAULT_OWNER) or token
 
 
 def _file_name(source: Source, token: Token) -> Token:

@@ -19,12 +19,15 @@ This module needs numpy only; `weight_deltas` computes the new weights. Sources 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 Change = Mapping[str, np.ndarray]
 """One layer's tensors, keyed by the part of their names after the layer's name and its dot."""
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shapes of such tensors, by the same keys."""
 
 MAX_ALPHA_PER_RANK = 64.0  # no training ends above it; a hostile file would turn every image to noise
 MAX_NUMBERS = 1 << 26  # in one weight: twice the largest of SDXL
@@ -69,7 +72,7 @@ def form(names: Iterable[str]) -> str:
     return marks.pop() if marks else "bias" if names and names <= _BIASES else ""
 
 
-def kind(change: Change | Mapping[str, tuple[int, ...]]) -> str:
+def kind(change: Change | Shapes) -> str:
     """Return the kind as text: "LoHa", "DoRA", "BOFT", ... `change` holds arrays or shapes by name."""
     name = form(change)
     if "dora_scale" in change:
@@ -83,11 +86,9 @@ def kind(change: Change | Mapping[str, tuple[int, ...]]) -> str:
     return {"full": "full weights", "set": "full weights", "norm": "norms", "bias": "biases"}.get(name, name)
 
 
-def kinds(changes: Iterable[Change | Mapping[str, tuple[int, ...]]]) -> str:
+def kinds(changes: Iterable[Change | Shapes]) -> str:
     """Return all kinds as text, the commonest first; empty without changes."""
-    counts: dict[str, int] = {}
-    for change in changes:
-        counts[name] = counts.get(name := kind(change), 0) + 1
+    counts = Counter(map(kind, changes))
     return " and ".join(sorted(counts, key=lambda name: (-counts[name], name)))
 
 
@@ -105,7 +106,7 @@ def needs_weight(change: Change) -> bool:
     return "dora_scale" in change or "on_bias" in change or form(change) in _NEEDS_WEIGHT
 
 
-def outline(change: Change | Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+def outline(change: Change | Shapes) -> tuple[int, int]:
     """Return (rows, numbers per row) of the weight that the shapes fit; 0 where unknown. Norms have rows of 1.
 
     The shapes must have passed `problem`, except those of a LoRA, which may come from anywhere.
@@ -138,10 +139,10 @@ def outline(change: Change | Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
     return next(shapes[key][0] for key in ("diff_b", "b_norm") if key in shapes), 0
 
 
-def _ia3_outline(change: Change | Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+def _ia3_outline(change: Change | Shapes) -> tuple[int, int]:
     """Return the outline of IA3: (0, 0) for shapes alone, since only the value of `on_input` tells the scaled side."""
     weight, on_input = change["weight"], change["on_input"]
-    if isinstance(weight, tuple) or not on_input.size:
+    if isinstance(weight, tuple) or isinstance(on_input, tuple) or not on_input.size:
         return 0, 0
     if not on_input.flat[0]:
         return weight.size, 0
@@ -210,7 +211,7 @@ def number(change: Change, name: str, default: float = 0.0) -> float:
     return float(change[name].reshape(())) if name in change else default
 
 
-def rank_of(change: Change | Mapping[str, tuple[int, ...]]) -> int:
+def rank_of(change: Change | Shapes) -> int:
     """Return the rank that divides alpha; 0 where none does: LoKr of two whole matrices, full changes, rotations."""
     shapes = {name: _shape(value) for name, value in change.items()}
     name = form(shapes)
@@ -235,15 +236,13 @@ def block_size(numbers: int) -> int:
 
 # --- shapes that must match -------------------------------------------------------------------------------------------
 
-_Shapes = Mapping[str, tuple[int, ...]]
 
-
-def _shape(value: object) -> tuple[int, ...]:
+def _shape(value: np.ndarray | tuple[int, ...]) -> tuple[int, ...]:
     return value if isinstance(value, tuple) else value.shape
 
 
-def _lora_fits(shapes: _Shapes) -> bool:
-    up, down, mid = (shapes.get(f"lora_{part}.weight") for part in ("up", "down", "mid"))
+def _lora_fits(shapes: Shapes) -> bool:
+    up, down, mid = shapes["lora_up.weight"], shapes["lora_down.weight"], shapes.get("lora_mid.weight")
     if len(up) < 2 or len(down) < 2:
         return False
     rank = down[0]
@@ -252,7 +251,7 @@ def _lora_fits(shapes: _Shapes) -> bool:
     return mid is None or (len(mid) == 4 and mid[:2] == (rank, rank) and math.prod(down[2:]) == 1)
 
 
-def _loha_fits(shapes: _Shapes) -> bool:
+def _loha_fits(shapes: Shapes) -> bool:
     if ("hada_t1" in shapes) != ("hada_t2" in shapes) or any(len(shapes[key]) < 2 for key in _LOHA):
         return False
     first, second = ({part: shapes[f"hada_w{i}_{part}"] for part in "ab"} for i in (1, 2))
@@ -270,7 +269,7 @@ def _loha_fits(shapes: _Shapes) -> bool:
     return fit and cores[0][2:] == cores[1][2:] and (first["a"][1], first["b"][1]) == (second["a"][1], second["b"][1])
 
 
-def _lokr_fits(shapes: _Shapes) -> bool:
+def _lokr_fits(shapes: Shapes) -> bool:
     for i in (1, 2):
         whole, factors = f"lokr_w{i}" in shapes, [f"lokr_w{i}_{part}" in shapes for part in "ab"]
         if whole == all(factors) or any(factors) != all(factors):
@@ -293,16 +292,19 @@ def _lokr_fits(shapes: _Shapes) -> bool:
     return True
 
 
-def _kron_sides(shapes: _Shapes) -> tuple[tuple[int, int], tuple[int, int]]:
+def _kron_sides(shapes: Shapes) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return ((a, b), (c, d)) for w1 (a, b) and w2 (c, d); d includes the kernel."""
-    first = shapes.get("lokr_w1") or (shapes["lokr_w1_a"][0], shapes["lokr_w1_b"][1])
+    if "lokr_w1" in shapes:
+        rows, columns = shapes["lokr_w1"]
+    else:
+        rows, columns = shapes["lokr_w1_a"][0], shapes["lokr_w1_b"][1]
     if "lokr_t2" in shapes:
         second = (shapes["lokr_w2_a"][1], shapes["lokr_w2_b"][1] * math.prod(shapes["lokr_t2"][2:]))
     elif "lokr_w2" in shapes:
         second = (shapes["lokr_w2"][0], math.prod(shapes["lokr_w2"][1:]))
     else:
         second = (shapes["lokr_w2_a"][0], math.prod(shapes["lokr_w2_b"][1:]))
-    return first, second
+    return (rows, columns), second
 
 
 def _dora_fits(scale: tuple[int, ...], rows: int, width: int) -> bool:
@@ -311,14 +313,14 @@ def _dora_fits(scale: tuple[int, ...], rows: int, width: int) -> bool:
     return size == rows or (scale[:1] == (1,) and width % size == 0)
 
 
-def _glora_fits(shapes: _Shapes) -> bool:
+def _glora_fits(shapes: Shapes) -> bool:
     a1, a2, b1, b2 = (shapes[f"{key}.weight"] for key in ("a1", "a2", "b1", "b2"))
     if any(len(shape) < 2 for shape in (a1, a2, b1, b2)) or math.prod(a1[2:] + a2[2:] + b1[2:]) != 1:
         return False
     return a1[1] == a2[0] <= MAX_RANK and b1[1] == b2[0] <= MAX_RANK and a1[0] == a2[1] == b2[1]
 
 
-def _oft_fits(shapes: _Shapes) -> bool:
+def _oft_fits(shapes: Shapes) -> bool:
     blocks = shapes["oft_blocks"]
     if len(blocks) not in (3, 4) or blocks[-1] != blocks[-2] or blocks[-1] > MAX_BLOCK:
         return False
@@ -330,7 +332,7 @@ def _oft_fits(shapes: _Shapes) -> bool:
     return math.prod(shapes.get("rescale", (rows,))) == rows
 
 
-def _inner_oft_fits(shapes: _Shapes) -> bool:
+def _inner_oft_fits(shapes: Shapes) -> bool:
     blocks = shapes["oft_R.weight"]
     return len(blocks) == 2 and 2 <= block_size(blocks[1]) <= MAX_BLOCK
 

@@ -90,7 +90,7 @@ class Library:
 
     def entries(self) -> list[Entry]:
         """List every concept by owner, name and version; a damaged file's entry says what is wrong with it."""
-        tokens_and_files = sorted(self._files(), key=lambda pair: (pair[0].owner, pair[0].name, pair[0].version))
+        tokens_and_files = sorted(self._files(), key=lambda pair: pair[0])
         entries = (self._entry(token, file) for token, file in tokens_and_files)
         return [entry for entry in entries if entry is not None]
 
@@ -197,7 +197,7 @@ class Library:
                 raise UserError(f"{existing[-1]} is here already.", "Choose another name.")
             for source, target in moves:
                 self._move(source, target)
-            storage.remove_empty_folder(self.folder / resolved.owner)
+            storage.remove_empty_folder(self._path(resolved).parent)
         return [target for _, target in moves]
 
     def remove(self, token: Token, all_versions: bool = False, into: Library | None = None) -> list[Token]:
@@ -213,14 +213,15 @@ class Library:
                 raise UserError(f"{resolved.unversioned()} has several versions: {names}.", "Name one, or ask for all.")
             for version in versions:
                 into.move_in(self._path(version), version) if into else storage.remove(self._path(version))
-            storage.remove_empty_folder(self.folder / resolved.owner)
+            storage.remove_empty_folder(self._path(resolved).parent)
         return versions
 
     def move_in(self, path: Path, token: Token) -> None:
         """Move a concept's file from elsewhere on this disk to the free path of `token`, atomically."""
-        storage.resolve_inside(self.folder, token.owner)  # a linked folder must not lead outside the library
-        storage.make_folder(self.folder / token.owner)
-        storage.rename(path, self._path(token))
+        target = self._path(token)
+        storage.resolve_inside(self.folder, target.parent.name)  # a linked folder must not lead outside the library
+        storage.make_folder(target.parent)
+        storage.rename(path, target)
 
     def sweep(self) -> int:
         """Remove half-written files of killed processes; return how many there were."""
@@ -237,10 +238,10 @@ class Library:
             self.sweep()
             yield
 
-    def _owners(self) -> list[os.DirEntry]:
+    def _owners(self) -> list[os.DirEntry[str]]:
         return [entry for entry in _scan(self.folder) if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
 
-    def _files(self) -> Iterator[tuple[Token, os.DirEntry]]:
+    def _files(self) -> Iterator[tuple[Token, os.DirEntry[str]]]:
         """Yield every token that a path in this folder spells, with that path; no file is opened."""
         for owner in self._owners():
             for file in _scan(owner):
@@ -251,7 +252,10 @@ class Library:
         return (token for token, _ in self._files())
 
     def _path(self, token: Token) -> Path:
-        return self.folder.joinpath(token.owner, _file_name(token))
+        """Return the path of a token with owner and version."""
+        if token.owner is None:
+            raise ValueError(f"{token} has no owner, so no file in a library.")
+        return self.folder / token.owner / _file_name(token)
 
     def _matching(self, token: Token) -> list[Token]:
         """List the tokens that `token` matches, oldest version first. Only the folder of a named owner is scanned."""
@@ -266,7 +270,7 @@ class Library:
         matching = self._matching(token)
         if not matching:
             raise UserError(f"No concept {token}.", self._suggestion(token))
-        owners = sorted({match.owner for match in matching})
+        owners = sorted({str(match.owner) for match in matching})
         if len(owners) > 1:
             names = " or ".join(str(dataclasses.replace(token, owner=owner)) for owner in owners)
             raise UserError(f"Several concepts are called {token}.", f"Write {printable(names, 200)}.")
@@ -287,14 +291,14 @@ class Library:
             return f"The library {printable(str(self.folder))} is empty."
         return "See: sdpersonal concepts list"
 
-    def _safe_path(self, token: Token, seen: os.DirEntry | None = None) -> Path:
+    def _safe_path(self, token: Token, seen: os.DirEntry[str] | None = None) -> Path:
         """Return a concept's path, never outside the library even if links lead there. seen: saves a disk access."""
         path = self._path(token)
         if seen.is_symlink() if seen else os.path.islink(path):  # linked folders are never listed
-            storage.resolve_inside(self.folder, token.owner, path.name)
+            storage.resolve_inside(self.folder, path.parent.name, path.name)
         return path
 
-    def _entry(self, token: Token, seen: os.DirEntry | None = None) -> Entry | None:
+    def _entry(self, token: Token, seen: os.DirEntry[str] | None = None) -> Entry | None:
         """Return the entry, or None if the file has vanished since it was listed."""
         try:
             path = self._safe_path(token, seen)
@@ -344,13 +348,13 @@ class Library:
         existing = self._matching(concept.token)  # all versions, or the one that the token names
         if existing and not replace and not (count_up and concept.token.version is None):
             raise self._already_there_error(concept, existing[-1])
-        newest = existing[-1].version if existing else 0
+        newest = (existing[-1].version or 0) if existing else 0
         version = concept.token.version or (newest if replace and newest else newest + 1)
         token = dataclasses.replace(concept.token, version=version)
         path = self._path(token)
         data = concept_to_chunks(dataclasses.replace(concept, token=token))
         try:
-            storage.resolve_inside(self.folder, token.owner)  # as in `place`
+            storage.resolve_inside(self.folder, path.parent.name)  # as in `move_in`
             storage.make_folder(path.parent)
             storage.write_bytes(path, *data)
         except UserError:
@@ -393,7 +397,7 @@ def _token_from_path(owner: str, file_name: str) -> Token | None:
     return None
 
 
-def _scan(folder: str | os.PathLike) -> list[os.DirEntry]:
+def _scan(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from ..errors import UserError
 from ..prompts import MAX_STRENGTH, Mention, Token
-from .card import BASE_TITLES, Card
+from .card import BASE_TITLES, Card, Consent, Scalar
 from .compare import scaled_factors, thin_svd
 from .concept import MAX_VECTORS, Concept, Lora, LoraLayer
 from .plain_lora import plain_lora
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -170,30 +173,32 @@ def _merge_cards(parts: Sequence[tuple[Concept, float]], token: Token, rank: int
     """Build the merged card: fields on which the parts agree, and the parts themselves in the recipe."""
     cards = [concept.card for concept, _ in parts]
     names = " + ".join(str(Mention(concept.token, strength)) for concept, strength in parts)
-    recipe: dict[str, object] = {f"part_{i}": str(c.token) for i, (c, _) in enumerate(parts[:16], 1)}
+    recipe: dict[str, Scalar] = {f"part_{i}": str(c.token) for i, (c, _) in enumerate(parts[:16], 1)}
     recipe |= {f"strength_{i}": float(strength) for i, (_, strength) in enumerate(parts[:16], 1)}
     return Card(
         token=str(token),
         title=f"{len(parts)} concepts merged",
         description=f"Merged of {names}"[:2000],
-        kind=_common_value([card.kind for card in cards]) or "object",
-        class_noun=_common_value([card.class_noun for card in cards]),
+        kind=_common_value([card.kind for card in cards], "object"),
+        class_noun=_common_value([card.class_noun for card in cards], ""),
         base=cards[0].base,
-        base_name=_common_value([card.base_name for card in cards]),
+        base_name=_common_value([card.base_name for card in cards], ""),
         method="merged",
-        license=_common_value([card.license for card in cards]),
+        license=_common_value([card.license for card in cards], ""),
         consent=_merge_consent(cards),
-        author=_common_value([card.author for card in cards]),
+        author=_common_value([card.author for card in cards], ""),
         trigger_words=tuple(dict.fromkeys(word for card in cards for word in card.trigger_words))[:16],
         recipe=recipe | {"rank": rank, "vectors": how},
     )
 
 
-def _common_value(facts: list[str]) -> str:
-    return facts[0] if len(set(facts)) == 1 else ""
+def _common_value(values: list[_Value], default: _Value) -> _Value:
+    return values[0] if len(set(values)) == 1 else default
 
 
-def _merge_consent(cards: Sequence[Card]) -> str:
+def _merge_consent(cards: Sequence[Card]) -> Consent:
     """Return the weakest consent of the parts that show a person, the others need none; "unknown" without any."""
     consents = [card.consent for card in cards if card.kind == "person"]
-    return next((least for least in ("no", "unknown") if least in consents), "yes" if consents else "unknown")
+    if "no" in consents:
+        return "no"
+    return "yes" if consents and "unknown" not in consents else "unknown"

@@ -54,8 +54,10 @@ def needs_base(lora: Lora) -> bool:
 
 
 def plain_lora(concept: Concept) -> PlainLora:
-    """Convert the LoRA of a concept that has one of any kind. Raises UserError if that is impossible without a base."""
+    """Convert a concept's LoRA, of any kind. Raises UserError if it has none or its changes need a base."""
     lora, token = concept.lora, concept.token
+    if lora is None:
+        raise UserError(f"{token} has no LoRA.", "Choose a concept with one: sdpersonal concepts list")
     if not lora.changes:
         return PlainLora(lora)
     if bound := next((change for change in lora.changes.values() if needs_weight(change)), None):
@@ -69,11 +71,10 @@ def plain_lora(concept: Concept) -> PlainLora:
             layers[name], energy = _layer(change, table(concept.card.base).get(name))
             energies += energy
     if not layers:
-        raise UserError(
-            f"{token} changes only norms and biases: none of it is a LoRA.",
-            _ELSE,
-        )
-    left_out = any(change.keys() & {"diff_b", "b_norm"} or not _has_matrix(change) for change in lora.changes.values())
+        raise UserError(f"{token} changes only norms and biases: none of it is a LoRA.", _ELSE)
+    left_out = any(
+        bool(change.keys() & {"diff_b", "b_norm"}) or not _has_matrix(change) for change in lora.changes.values()
+    )
     total = energies[1] + sum(_energy(layer) for layer in lora.layers.values())
     kept_energy = 1 - (energies[1] - energies[0]) / total if total else 1.0
     return PlainLora(Lora(layers), float(kept_energy), left_out)
@@ -107,7 +108,10 @@ def _layer(change: Change, known: Shape | None) -> tuple[LoraLayer, np.ndarray]:
     from .weight_deltas import weight_change
 
     shape = shape or (weights["diff"].shape if "diff" in weights else (rows, width))
-    return _nearest(weight_change(weights, torch.zeros(shape)))
+    full = weight_change(weights, torch.zeros(shape))
+    if full is None:
+        raise ValueError("A change of a bias alone is no layer of a LoRA.")
+    return _nearest(full)
 
 
 def _nearest(change: torch.Tensor) -> tuple[LoraLayer, np.ndarray]:

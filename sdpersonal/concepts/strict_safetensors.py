@@ -169,9 +169,10 @@ def _parse_header(raw: bytes) -> dict[str, object]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError("its header is not UTF-8 text") from error
-    if not text.startswith("{"):
+    header = parse_strict_json(text) if text.startswith("{") else None
+    if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")
-    return parse_strict_json(text)
+    return header
 
 
 def _build_layout(header: dict[str, object], start: int, size: int, ours: bool) -> TensorLayout:

@@ -88,7 +88,8 @@ def lora_of(concept: Concept) -> Concept:
 
 def reads(concept: Concept, unread: Set[str]) -> bool:
     """Return whether a program that knows all forms of `changes` but these reads what the concept does to layers."""
-    return not any(unread & {form(change), kind(change)} for change in concept.lora.changes.values())
+    changes = concept.lora.changes.values() if concept.lora else ()
+    return not any(unread & {form(change), kind(change)} for change in changes)
 
 
 def refuse_unread(concept: Concept, program: str, unread: Set[str]) -> None:

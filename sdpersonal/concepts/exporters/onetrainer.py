@@ -39,7 +39,7 @@ def write(concept: Concept) -> Export:
             notes.append("Only OneTrainer and sdpersonal read that file: its tensor is called emp_params there.")
     if concept.lora and (supported := _supported_layers(concept.lora)):
         path = f"lora/{slug}.safetensors"
-        files[path] = _lora(concept, supported)
+        files[path] = _lora(concept, concept.lora, supported)
         install.append(
             f"LoRA: choose {path} as LoRA base model, set LoRA rank to {supported.rank} and layer filter to "
             f"{_layer_filter(supported)}: OneTrainer refuses a LoRA that differs from its settings."
@@ -63,30 +63,29 @@ def _embedding(concept: Concept, word: str) -> bytes:
     return b"".join(serialize(tensors, modelspec_header(vectors_of(concept), tensors, word)))
 
 
-def _lora(concept: Concept, taken: Lora) -> bytes:
-    """Build our own file of these layers. It notes their original ranks and alphas, so that an import restores them."""
-    all_layers = concept.lora.layers
+def _lora(concept: Concept, original: Lora, padded: Lora) -> bytes:
+    """Build our own file of the padded layers. It notes their original ranks and alphas for an import to restore."""
     ranks = {
-        name: [all_layers[name].rank, all_layers[name].alpha]
-        for name, layer in taken.layers.items()
-        if layer.rank != all_layers[name].rank
+        name: [original.layers[name].rank, original.layers[name].alpha]
+        for name, layer in padded.layers.items()
+        if layer.rank != original.layers[name].rank
     }
     part = lora_of(concept)
-    if len(taken.layers) < len(all_layers):
+    if len(padded.layers) < len(original.layers):
         part = dataclasses.replace(part, whole=part.whole or concept.identity)
-    part = dataclasses.replace(part, lora=taken)
+    part = dataclasses.replace(part, lora=padded)
     return native_file(part, {RANKS: json.dumps(ranks, sort_keys=True)} if ranks else None)
 
 
-def _supported_layers(whole: Lora) -> Lora | None:
+def _supported_layers(lora: Lora) -> Lora | None:
     """Return the layers that OneTrainer reads, all padded to the largest rank; None if it reads none."""
     encoder = defaultdict(set)
-    for name in whole.layers:
+    for name in lora.layers:
         if match := _ENCODER_LAYER.fullmatch(name):
             encoder[int(match[1])].add(match[2])
     complete = sorted(encoder) == [*range(len(encoder))] and all(names == _LINEAR_LAYERS for names in encoder.values())
     starts = ("lora_unet_", "lora_te_") if complete else ("lora_unet_",)  # SDXL's encoder needs its last projection too
-    layers = {name: layer for name, layer in whole.layers.items() if name.startswith(starts)}
+    layers = {name: layer for name, layer in lora.layers.items() if name.startswith(starts)}
     rank = max((layer.rank for layer in layers.values()), default=0)
     return Lora({name: _pad_to_rank(layer, rank) for name, layer in layers.items()}) if layers else None
 
@@ -101,9 +100,9 @@ def _pad_to_rank(layer: LoraLayer, rank: int) -> LoraLayer:
     return LoraLayer(down, up, layer.alpha * rank / layer.rank)
 
 
-def _layer_filter(taken: Lora) -> str:
+def _layer_filter(lora: Lora) -> str:
     """Return the LoRA's UNet layers as OneTrainer selects them: by parts of their paths."""
-    paths = [path for component, path in map(module_path, taken.layers) if component == "unet"]
+    paths = [path for component, path in map(module_path, lora.layers) if component == "unet"]
     if any("resnets." in path or "samplers." in path for path in paths):
         return "attentions,resnets,samplers"
     return "attentions" if any("attn" not in path for path in paths) else "attn1,attn2"

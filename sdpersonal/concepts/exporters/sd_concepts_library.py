@@ -10,7 +10,7 @@ import json
 
 from ..concept import Concept
 from ..licences import hub_licence
-from ..thumbnail import media_type, reencode_thumbnail
+from ..thumbnail import reencode_thumbnail
 from .export import HUB_MODELS, Export, not_exportable_error
 from .torch_save import torch_save_bytes
 
@@ -36,7 +36,7 @@ def write(concept: Concept) -> Export:
     }
     if concept.thumbnail:
         image = reencode_thumbnail(concept.thumbnail)
-        files[f"concept_images/0.{media_type(image).removeprefix('image/')}"] = image
+        files["concept_images/0.webp"] = image
     return Export(
         program=_PROGRAM,
         files=files,

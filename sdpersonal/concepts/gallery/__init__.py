@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ... import storage
 from ...errors import UserError
+from ..card import Card
 from ..library import Entry
 from ..modelspec import to_data_url
 from ..thumbnail import reencode_thumbnail
@@ -55,8 +56,8 @@ def write_gallery(
     newest = _newest_versions(entries)
     side = SIDE if len(newest) <= _MANY else _SMALL
     items = []
-    for entry, versions in newest:
-        items.append(_gallery_item(entry, versions, side))
+    for entry, card, versions in newest:
+        items.append(_gallery_item(entry, card, versions, side))
         progress(len(items), len(newest))
     storage.write_text(path, render_gallery(items, title))
     return path, len(items)
@@ -85,21 +86,20 @@ def _csp_hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _newest_versions(entries: Iterable[Entry]) -> list[tuple[Entry, int]]:
-    """Return the newest undamaged version of each concept, and its number of undamaged versions."""
-    newest: dict[str, tuple[Entry, int]] = {}
+def _newest_versions(entries: Iterable[Entry]) -> list[tuple[Entry, Card, int]]:
+    """Return the newest undamaged version of each concept, its card, and its number of undamaged versions."""
+    newest: dict[str, tuple[Entry, Card, int]] = {}
     for entry in entries:  # oldest version first
         if entry.card and not entry.damaged:
             name = str(entry.token.unversioned())
-            newest[name] = entry, newest.get(name, (entry, 0))[1] + 1
+            newest[name] = entry, entry.card, newest[name][2] + 1 if name in newest else 1
     return list(newest.values())
 
 
-def _gallery_item(entry: Entry, versions: int, side: int) -> GalleryItem:
-    card, picture = entry.card, entry.thumbnail
-    thumbnail = ""
+def _gallery_item(entry: Entry, card: Card, versions: int, side: int) -> GalleryItem:
+    image, thumbnail = entry.thumbnail, ""
     with suppress(UserError):  # an unreadable thumbnail is no reason to leave out the concept
-        thumbnail = to_data_url(reencode_thumbnail(picture, side)) if picture else ""
+        thumbnail = to_data_url(reencode_thumbnail(image, side)) if image else ""
     token = str(entry.token.unversioned())
     facts = {
         "Class": card.class_noun,

@@ -35,9 +35,9 @@ def read(content: FileContents, token: Token | None = None) -> Concept:
     placeholder = keys[0].removeprefix(_PARAM) if keys[0] != _SAFETENSORS_KEY else ""
     vectors = content.embeddings(keys[0])
     base = base_from_widths({"clip_l": vectors.shape[1]}, content.name)
-    return make_concept(content, base, {"clip_l": vectors}, None, token, **_title(content, placeholder))
+    return make_concept(content, base, {"clip_l": vectors}, None, token, title=_title(content, placeholder))
 
 
-def _title(content: FileContents, placeholder: str) -> dict[str, object]:
+def _title(content: FileContents, placeholder: str) -> str:
     """Return the placeholder as title: its author wrote it in prompts, unless it is A1111's `*`."""
-    return {} if placeholder in ("", "*") or content.fact("name") else {"title": placeholder[:100]}
+    return "" if placeholder == "*" or content.fact("name") else placeholder[:100]

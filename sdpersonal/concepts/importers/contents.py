@@ -24,6 +24,7 @@ from ..strict_safetensors import (
 )
 from . import pickles
 
+_Leaf = pickles.PickledTensor | np.ndarray | str | int | float  # what the containers of a pickle may hold
 DEFAULT_OWNER = "imported"  # of concepts whose files name no owner
 MAX_PICKLE_BYTES = 300_000_000  # bytes of a pickle or an image: larger files have long been safetensors
 _MAX_DEPTH = 4  # of containers in a pickle; hypernetworks and checkpoints go no deeper
@@ -64,8 +65,9 @@ class FileContents:
         """Return a fact as text, cut to a limit; empty where there is none."""
         return str(self.metadata.get(key, ""))[:_MAX_TEXT]
 
-    def with_origin(self, place: str, owner: str) -> FileContents:
-        return replace(self, place=place, owner=owner)
+    def from_folder(self, folder_name: str, owner: str) -> FileContents:
+        """Return the same contents with the name of the folder around the file, and the owner of its token."""
+        return replace(self, folder_name=folder_name, owner=owner)
 
 
 def read_contents(data: bytes, name: str) -> FileContents:
@@ -87,7 +89,10 @@ def from_tree(tree: object, name: str) -> FileContents:
     tensors: dict[str, pickles.PickledTensor | np.ndarray] = {}
     facts: dict[str, str | int | float] = {}
     for key, value in _flatten(tree, name):
-        (tensors if isinstance(value, pickles.PickledTensor | np.ndarray) else facts)[key] = value
+        if isinstance(value, pickles.PickledTensor | np.ndarray):
+            tensors[key] = value
+        else:
+            facts[key] = value
     if len(tensors) > MAX_TENSORS:
         raise damaged_file_error(name, f"it holds {len(tensors):,} tensors, more than {MAX_TENSORS:,}")
     # Many views of one storage would otherwise expand to more than any file holds.
@@ -116,7 +121,7 @@ def _keys(tree: dict | list) -> set[str]:
     return {str(key) for key in (tree if isinstance(tree, dict) else range(len(tree)))}
 
 
-def _flatten(tree: object, name: str) -> Iterator[tuple[str, object]]:
+def _flatten(tree: object, name: str) -> Iterator[tuple[str, _Leaf]]:
     """Yield (key, tensor or fact); a list's items are named by index. Raises UserError where there are too many."""
     left = [("", tree, 0)]
     seen = 0

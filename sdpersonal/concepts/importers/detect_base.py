@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ...errors import UserError
 from ...prompts import printable
-from ..card import BASE_TITLES
+from ..card import BASE_TITLES, BaseKind
 from . import layer_shapes
 from .contents import FileContents
 from .layers import unet_name
@@ -21,6 +21,8 @@ _FULL_WIDTH = 320  # of the first level of every Stable Diffusion
 _FIRST_LEVEL = ("down_blocks_0_attentions", "up_blocks_3_")
 _ORIGINAL = re.compile(r"(input_blocks|middle_block|output_blocks)_\d")
 _ATTENTION = re.compile(r"lora_unet_((?:down|up|input|output)_blocks_\d+|mid_block|middle_block).*_attn\d_to_[qkv]$")
+_BUILT_IN: BaseKind = "tiny"
+_PUBLISHED: list[BaseKind] = ["sd1", "sd2", "sdxl"]
 _CONV_IN = ("lora_unet_conv_in", "lora_unet_input_blocks_0_0")
 
 
@@ -48,7 +50,7 @@ _Outlines = Mapping[LayerPath, Outline]
 _UNKNOWN = Outline(0, 0)
 
 
-def layer_name(part: LayerPath, base: str, outline: Outline = _UNKNOWN) -> str:
+def layer_name(part: LayerPath, base: BaseKind, outline: Outline = _UNKNOWN) -> str:
     """Return the layer's name in a concept for that base."""
     if part.component == "unet":
         return f"lora_unet_{unet_name(part.flat, base)}"
@@ -60,32 +62,32 @@ def layer_name(part: LayerPath, base: str, outline: Outline = _UNKNOWN) -> str:
     return f"lora_te{1 if first else 2}_{part.flat}"
 
 
-def base_of_layers(layers: _Outlines, content: FileContents) -> str:
+def base_of_layers(layers: _Outlines, content: FileContents) -> BaseKind:
     """Return the base whose table has every layer with its widths. Raises UserError, naming a layer that none has."""
     misfits = {base: _misfits(layers, base) for base in layer_shapes.UNETS}
     bases = [base for base, wrong in misfits.items() if not wrong]
     if len(bases) == 1:
         return bases[0]
     if bases:
-        return _told_apart(bases, layers, content)
-    likely = (base for base in ("sd1", "sd2", "sdxl") if _declared_base(content) in (base, None))
+        return _choose_base(bases, layers, content)
+    likely = (base for base in _PUBLISHED if _declared_base(content) in (base, None))
     if stand_in := next((base for base in likely if _is_stand_in(layers, base)), None):
         return stand_in
     if _is_narrow(layers) and not _is_of_built_in(layers):
-        wrong, base = _narrow_misfits(layers), "tiny"
+        wrong, nearest = _narrow_misfits(layers), _BUILT_IN
     else:
-        allowed = ["tiny"] if _is_narrow(layers) else ["sd1", "sd2", "sdxl"]
-        base = min(allowed, key=lambda base: (len(misfits[base]), *_strangeness(layers, base)))
-        wrong = misfits[base]
+        allowed = [_BUILT_IN] if _is_narrow(layers) else _PUBLISHED
+        nearest = min(allowed, key=lambda base: (len(misfits[base]), *_strangeness(layers, base)))
+        wrong = misfits[nearest]
     if not wrong:
-        return base
+        return nearest
     raise UserError(
-        f"{printable(content.name)} fits no base: nearest is {BASE_TITLES[base]}, but {wrong[0]}.",
+        f"{printable(content.name)} fits no base: nearest is {BASE_TITLES[nearest]}, but {wrong[0]}.",
         "Ask its author for which base it was made.",
     )
 
 
-def _misfits(layers: _Outlines, base: str) -> list[str]:
+def _misfits(layers: _Outlines, base: BaseKind) -> list[str]:
     """Describe the layers that do not fit that base, one sentence part each."""
     table, wrong = layer_shapes.table(base), []
     for part, outline in layers.items():
@@ -102,7 +104,7 @@ def _misfits(layers: _Outlines, base: str) -> list[str]:
     return wrong
 
 
-def _strangeness(layers: _Outlines, base: str) -> tuple[bool, bool]:
+def _strangeness(layers: _Outlines, base: BaseKind) -> tuple[bool, bool]:
     """Return whether layers are named unlike that base's, and whether none reads text of its width."""
     return any(_is_misnamed(part, base) for part in layers), layer_shapes.UNETS[base].context not in _contexts(layers)
 
@@ -120,7 +122,7 @@ def _size(outline: Outline) -> str:
     return " x ".join(str(size or "any") for size in (outline.rows, outline.width))
 
 
-def _told_apart(bases: list[str], layers: _Outlines, content: FileContents) -> str:
+def _choose_base(bases: list[BaseKind], layers: _Outlines, content: FileContents) -> BaseKind:
     """Choose among bases that all layers fit: by the file's metadata, or by how it names the layers."""
     if (declared := _declared_base(content)) in bases:
         return declared
@@ -138,7 +140,7 @@ def _told_apart(bases: list[str], layers: _Outlines, content: FileContents) -> s
     )
 
 
-def _declared_base(content: FileContents) -> str | None:
+def _declared_base(content: FileContents) -> BaseKind | None:
     version = content.fact("ss_base_model_version") or content.fact("modelspec.architecture")
     if version.startswith(("sdxl", "stable-diffusion-xl")):
         return "sdxl"
@@ -172,7 +174,7 @@ def _is_narrow(layers: _Outlines) -> bool:
     return bool(first) and all(1 < outline.width < _FULL_WIDTH for outline in first)
 
 
-def _is_stand_in(layers: _Outlines, base: str) -> bool:
+def _is_stand_in(layers: _Outlines, base: BaseKind) -> bool:
     """Return whether it is for a model with that base's layers and text width whose UNet is at most a quarter as wide.
 
     Such models are made to test programs; their LoRAs work on them alone.
@@ -193,7 +195,7 @@ def _is_stand_in(layers: _Outlines, base: str) -> bool:
     return any(part.component == "unet" for part in layers) and not _uneven(layers, base)
 
 
-def _is_misnamed(part: LayerPath, base: str) -> bool:
+def _is_misnamed(part: LayerPath, base: BaseKind) -> bool:
     """Return whether its name is of a text encoder that the base lacks: SDXL has two, the others one."""
     return part.component in (("te",) if base == "sdxl" else ("te1", "te2"))
 
@@ -210,9 +212,10 @@ def _narrow_misfits(layers: _Outlines) -> list[str]:
     return [f"its layer {printable(part.flat)} is not in it" for part in unknown] + _uneven(layers, "tiny")
 
 
-def _uneven(layers: _Outlines, base: str) -> list[str]:
+def _uneven(layers: _Outlines, base: BaseKind) -> list[str]:
     """Describe the attentions whose width differs from those before them in their level."""
-    wrong, widths = [], {}
+    wrong: list[str] = []
+    widths: dict[str, int] = {}
     for part, outline in layers.items():
         place = _ATTENTION.match(layer_name(part, base, outline))
         if place and outline.rows and widths.setdefault(place[1], outline.rows) != outline.rows:

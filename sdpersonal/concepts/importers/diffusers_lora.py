@@ -154,7 +154,7 @@ def module_alpha(adapter: Mapping[str, object], path: str, rank: int, name: str)
     key = "alpha" if adapter.get("peft_type") in ("LOHA", "LOKR") else "lora_alpha"
     alpha = _of_module(adapter, key, "alpha_pattern", path, name)
     alpha = _DEFAULT_ALPHA if alpha is None else alpha
-    if type(alpha) not in (int, float) or not math.isfinite(alpha):
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
         raise damaged_file_error(name, "its alpha is no number")
     return alpha * math.sqrt(rank) if adapter.get("use_rslora") is True else float(alpha)
 

@@ -119,7 +119,7 @@ def _pixels(data: bytes) -> np.ndarray:
 
 def _crop_black_edges(pixels: np.ndarray) -> np.ndarray:
     """Crop the black edges that some screenshots have."""
-    bright = (pixels > 0).all(axis=2)
+    bright = pixels.min(axis=2) > 0
     columns, rows = np.flatnonzero(bright.any(axis=0)), np.flatnonzero(bright.any(axis=1))
     if not len(rows):
         raise ValueError("all is black")

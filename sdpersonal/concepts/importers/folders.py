@@ -25,12 +25,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ... import storage as files
 from ...errors import UserError
 from ...prompts import Token, printable
 from ...storage.file_types import SAFETENSORS, recognise
 from ..card import parse_card, strip_unsafe_characters
 from ..concept import WHOLE, Concept, Lora, LoraLayer
+from ..layer_changes import Change
 from ..strict_safetensors import (
     MAX_FILE_BYTES,
     MAX_FOREIGN_HEADER,
@@ -108,7 +111,7 @@ def read_path(
     data = _read_weights(path)
     if is_native(data, path.name):
         return read_ours(data, path.name, token)
-    return read_content(open_foreign(data, path.name).with_origin(place, owner), token)
+    return read_content(open_foreign(data, path.name).from_folder(place, owner), token)
 
 
 def read_folder(
@@ -195,11 +198,11 @@ def _here(folder: Path, names: Mapping[str, Path], owner: str, place: str, steps
     groups: dict[str, list[Path]] = {}
     for name, path in weights.items():
         groups.setdefault(_stem(name), []).append(path)
-    for stem, paths in groups.items():
-        if len(paths) > 1:
-            yield Source(folder, tuple(paths), owner, place or stem.removesuffix(" safe"))
+    for stem, members in groups.items():
+        if len(members) > 1:
+            yield Source(folder, tuple(members), owner, place or stem.removesuffix(" safe"))
         else:
-            yield Source(paths[0], (), owner)
+            yield Source(members[0], (), owner)
 
 
 def _name(folder: Path) -> str:
@@ -376,8 +379,9 @@ def joined(sources: Sequence[Source]) -> list[Source]:
 
 def _merged(group: list[int], sources: Sequence[Source], heads: Sequence[_Head | None]) -> Iterator[Source]:
     members = [sources[number] for number in group]
-    unnamed = not heads[group[0]] or not heads[group[0]].whole
-    if len(group) == 1 or (unnamed and sorted(heads[number].lora for number in group) != [False, True]):
+    first = heads[group[0]]
+    have_lora = [head.lora for number in group if (head := heads[number])]
+    if len(group) == 1 or (not (first and first.whole) and sorted(have_lora) != [False, True]):
         yield from members
         return
     paths = tuple(dict.fromkeys(path for source in members for path in source.all_files))
@@ -437,13 +441,13 @@ def _read_files(source: Source, token: Token | None) -> Concept:
         if is_native(data, path.name):
             ours.append(read_ours(data, path.name, token))
         else:
-            contents.append(open_foreign(data, path.name).with_origin(source.place, source.owner))
+            contents.append(open_foreign(data, path.name).from_folder(source.place, source.owner))
     together = all(path.parent == source.path for path in source.files)  # else the texts describe something else
     beside = {entry.name: Path(entry.path) for entry in _scan(source.path)} if together and not ours else {}
     word, facts = _read_text_files(beside)
     file_token = token
     if token is None and word and contents:
-        file_token = derive_token(dataclasses.replace(contents[0], name="", place=""), word)
+        file_token = derive_token(dataclasses.replace(contents[0], name="", folder_name=""), word)
     parts = [*ours, *(_combine_contents(contents, file_token, source.path) if contents else ())]
     concept = united(parts, token)
     return dataclasses.replace(concept, card=concept.card.model_copy(update=facts)) if facts else concept
@@ -451,16 +455,16 @@ def _read_files(source: Source, token: Token | None) -> Concept:
 
 def _combine_contents(contents: Sequence[FileContents], token: Token | None, folder: Path) -> list[Concept]:
     """Read a concept's parts, vectors and LoRA, from several foreign files. Raises Apart, UserError."""
-    if len(contents) == 2 and diffusers.is_pair(*contents):
-        return [read_pair(*contents, token)]
+    if len(contents) == 2 and diffusers.is_pair(contents[0], contents[1]):
+        return [read_pair(contents[0], contents[1], token)]
     if all(cloneofsimo.fits(content) for content in contents):
         return [read_content(content, token) for content in contents]
     loras = [content for content in contents if lora_file.fits(content) or cloneofsimo.fits(content)]
     rest = [content for content in contents if content not in loras]
-    pair = len(rest) == 2 and diffusers.is_pair(*rest)
+    pair = len(rest) == 2 and diffusers.is_pair(rest[0], rest[1])
     if len(loras) > 1 or (len(rest) > 1 and not pair):
         raise Apart(*_several_concepts_error([content.name for content in contents], folder).args)
-    words = [read_pair(*rest, token)] if pair else [read_content(content, token) for content in rest]
+    words = [read_pair(rest[0], rest[1], token)] if pair else [read_content(content, token) for content in rest]
     if words and token is None and next(iter(rest[0].shapes)).startswith("<"):  # only diffusers names them so
         token = words[0].token
     return [*(read_content(content, token) for content in loras), *words]
@@ -477,9 +481,9 @@ def united(parts: Sequence[Concept], token: Token | None = None) -> Concept:
         return dataclasses.replace(complete, token=token or complete.token)
     if len(parts) == 1:
         return first
-    vectors: dict = {}
-    layers: dict = {}
-    changes: dict = {}
+    vectors: dict[str, np.ndarray] = {}
+    layers: dict[str, LoraLayer] = {}
+    changes: dict[str, Change] = {}
     for part in parts:
         if part.card.base != first.card.base:
             raise Apart(
@@ -489,24 +493,22 @@ def united(parts: Sequence[Concept], token: Token | None = None) -> Concept:
         if _differ(vectors, part.vectors) or _layers_clash(Lora(layers, changes), lora):
             raise Apart("Its files hold two concepts.", "Give one of the files.")
         vectors, layers, changes = vectors | part.vectors, layers | lora.layers, changes | lora.changes
-    lora = Lora(layers, changes) if layers or changes else None
-    concept = Concept(token or first.token, first.card, vectors, lora, first.thumbnail, first.whole)
+    joined_lora = Lora(layers, changes) if layers or changes else None
+    concept = Concept(token or first.token, first.card, vectors, joined_lora, first.thumbnail, first.whole)
     return dataclasses.replace(concept, whole="") if concept.identity == first.whole else concept
 
 
-def _differ(some: Mapping, others: Mapping) -> bool:
-    return bool(some and others) and (
-        some.keys() != others.keys() or any(some[key].tobytes() != others[key].tobytes() for key in some)
-    )
+def _differ(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
+    return bool(a and b) and (a.keys() != b.keys() or any(a[key].tobytes() != b[key].tobytes() for key in a))
 
 
-def _layers_clash(lora: Lora, other: Lora) -> bool:
+def _layers_clash(a: Lora, b: Lora) -> bool:
     """Return whether both change a layer, in different ways."""
-    if lora.layers.keys() & other.changes.keys() or lora.changes.keys() & other.layers.keys():
+    if a.layers.keys() & b.changes.keys() or a.changes.keys() & b.layers.keys():
         return True
-    return any(
-        _layers_differ(lora.layers[k], other.layers[k]) for k in lora.layers.keys() & other.layers.keys()
-    ) or any(_differ(lora.changes[k], other.changes[k]) for k in lora.changes.keys() & other.changes.keys())
+    return any(_layers_differ(a.layers[name], b.layers[name]) for name in a.layers.keys() & b.layers.keys()) or any(
+        _differ(a.changes[name], b.changes[name]) for name in a.changes.keys() & b.changes.keys()
+    )
 
 
 def _layers_differ(layer: LoraLayer, other: LoraLayer) -> bool:
@@ -618,7 +620,7 @@ def _read_weights(path: Path) -> bytes:
     return files.read_bytes(path, MAX_FILE_BYTES, look)
 
 
-def _scan(folder: Path) -> list[os.DirEntry]:
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
     """Return a folder's entries, hidden ones left out. Raises UserError."""
     try:
         with os.scandir(folder) as entries:

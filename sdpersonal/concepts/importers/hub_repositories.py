@@ -38,8 +38,10 @@ class Repository:
 def parse_repository(text: str) -> Repository | None:
     """Parse `owner/name` or `owner/name/file` of the Hub; return None where it cannot be one."""
     match = _ID.fullmatch(text.removeprefix("https://huggingface.co/"))
-    name = match and (match["file"] or "")
-    if not match or ".." in name.split("/") or (not name and match["id"].endswith((*_SAFETENSORS, *_PICKLES, ".png"))):
+    if match is None:
+        return None
+    name = match["file"] or ""
+    if ".." in name.split("/") or (not name and match["id"].endswith((*_SAFETENSORS, *_PICKLES, ".png"))):
         return None
     return Repository(match["id"], re.sub(r"^(resolve|blob)/[^/]+/", "", name))
 

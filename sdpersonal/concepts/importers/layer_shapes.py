@@ -12,6 +12,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..card import BaseKind
 from .layers import unet_name
 
 Shape = tuple[int, ...]
@@ -47,13 +48,13 @@ class Text:
     layers: int
 
 
-UNETS = {
+UNETS: dict[BaseKind, Unet] = {
     "sd1": Unet((320, 640, 1280, 1280), (1, 1, 1, 0), 1, 768, flat=False),
     "sd2": Unet((320, 640, 1280, 1280), (1, 1, 1, 0), 1, 1024),
     "sdxl": Unet((320, 640, 1280), (0, 2, 10), 10, 2048, added=2816),
     "tiny": Unet((48, 96, 224), (0, 1, 0), 1, 192, resnets=1, channels=8),
 }
-TEXTS = {
+TEXTS: dict[BaseKind, dict[str, Text]] = {
     "sd1": {"te": Text(768, 12)},
     "sd2": {"te": Text(1024, 24)},  # diffusers drops the last layer, which nothing reads
     "sdxl": {"te1": Text(768, 12), "te2": Text(1280, 32)},
@@ -62,7 +63,7 @@ TEXTS = {
 
 
 @functools.cache
-def table(base: str) -> dict[str, Shape]:
+def table(base: BaseKind) -> dict[str, Shape]:
     """Return shapes by the layers' names in a concept: (out, in[, k, k]), of norms (n,)."""
     shapes = {f"lora_unet_{unet_name(path, base)}": shape for path, shape in unet_shapes(UNETS[base])}
     for encoder, text in TEXTS[base].items():

@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import re
 
+from ..card import BaseKind
+
 _RESNET = {
     "norm1": "in_layers_0",
     "conv1": "in_layers_2",
@@ -30,7 +32,7 @@ _ENDS = {
 _LAYERS = 2  # resnets a level on the way down, in every Stable Diffusion; one more on the way up
 
 
-def unet_name(flat: str, base: str) -> str:
+def unet_name(flat: str, base: BaseKind) -> str:
     """Return a UNet layer's name after `lora_unet_`, from either naming, its dots already `_`."""
     return _rename(flat, _to_original(3) if base == "sdxl" else _to_diffusers(4))
 

@@ -49,13 +49,16 @@ def read(content: FileContents, token: Token | None = None, adapters: Mapping[st
         name = layer_name(part, base, sizes[part])
         if name in lora.layers or name in lora.changes:
             raise damaged_file_error(content.name, f"layer {printable(name)} stands in it twice")
-        if not has_bias(name) and not isinstance(layer, LoraLayer) and "diff_b" in layer:
+        if isinstance(layer, LoraLayer):
+            lora.layers[name] = layer
+            continue
+        if not has_bias(name) and "diff_b" in layer:
             raise damaged_file_error(content.name, f"it changes a bias that layer {printable(name)} has not")
-        if not isinstance(layer, LoraLayer) and not _fits_weight(layer, sizes[part], table(base).get(name)):
+        if not _fits_weight(layer, sizes[part], table(base).get(name)):
             raise damaged_file_error(
                 content.name, f"what it does to layer {printable(name)} does not fit a weight of its shape"
             )
-        (lora.layers if isinstance(layer, LoraLayer) else lora.changes)[name] = layer
+        lora.changes[name] = layer
     word, vectors = _read_bundle(content, bundles)
     if (
         vectors
@@ -136,8 +139,9 @@ def _fits_weight(change: Change, size: Outline, shape: Shape | None) -> bool:
 
     A weight may have other widths than the table: layers that read other inputs, and narrower bases, are in none.
     """
-    in_table = shape is not None and size.rows in (0, shape[0]) and size.width in (0, math.prod(shape[1:]))
-    return not in_table or change_fits(change, shape)
+    if shape is None or size.rows not in (0, shape[0]) or size.width not in (0, math.prod(shape[1:])):
+        return True
+    return change_fits(change, shape)
 
 
 def _peft_config(part: LayerPath, adapters: Mapping[str, dict]) -> dict | None:

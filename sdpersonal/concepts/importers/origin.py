@@ -51,6 +51,8 @@ def origin_in(facts: Mapping[str, object], name: str) -> Origin | None:
         return None
     try:
         claim = parse_strict_json(text)
+        if not isinstance(claim, dict):
+            return None
         card = parse_card(json.dumps(claim["card"]), name)
         origin_claim = Origin(card, str(claim["part"]), str(claim["whole"]))
         valid_hashes = all(re.fullmatch(r"([0-9a-f]{64})?", text) for text in (origin_claim.part, origin_claim.whole))

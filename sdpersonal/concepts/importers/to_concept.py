@@ -10,12 +10,12 @@ import numpy as np
 
 from ...errors import UserError
 from ...prompts import Token, printable
-from ..card import Card, strip_unsafe_characters
+from ..card import BaseKind, Card, strip_unsafe_characters
 from ..concept import EMBEDDING_WIDTHS, Concept, Lora
 from .contents import FileContents
 
 _MAX_TINY_WIDTH = 512  # no text encoder of Stable Diffusion is this narrow
-_BASES = {widths["clip_l"]: base for base, widths in EMBEDDING_WIDTHS.items() if len(widths) == 1}
+_BASES: dict[int, BaseKind] = {widths["clip_l"]: base for base, widths in EMBEDDING_WIDTHS.items() if len(widths) == 1}
 _MIN_NORM, _MAX_NORM = 0.02, 8.0  # of an embedding: a twentieth and twenty times of a word's in CLIP, about 0.4
 _AS_HINT = "Say what to call it: --as '<owner/name>'."
 
@@ -28,32 +28,34 @@ _GENERIC_NAME = re.compile(
 )
 
 
-def base_from_widths(widths: dict[str, int], name: str) -> str:
+def base_from_widths(widths: dict[str, int], name: str) -> BaseKind:
     """Return the base whose text encoders take vectors of these widths. Raises UserError."""
-    if widths.keys() == {"clip_l", "clip_g"}:
-        base = "sdxl" if widths == EMBEDDING_WIDTHS["sdxl"] else None
-    else:
+    if widths == EMBEDDING_WIDTHS["sdxl"]:
+        return "sdxl"
+    if "clip_g" not in widths:
         width = widths.get("clip_l", 0)
-        base = _BASES.get(width, "tiny" if 0 < width <= _MAX_TINY_WIDTH else None)
-    if base is None:
-        known = ", ".join(f"{width} ({base})" for width, base in _BASES.items())
-        actual = " and ".join(str(width) for width in widths.values())
-        raise UserError(f"{printable(name)} has vectors of width {actual}; I know {known} and 768 with 1280 (sdxl).")
-    return base
+        if width in _BASES:
+            return _BASES[width]
+        if 0 < width <= _MAX_TINY_WIDTH:
+            return "tiny"
+    known = ", ".join(f"{width} ({base})" for width, base in _BASES.items())
+    actual = " and ".join(str(width) for width in widths.values())
+    raise UserError(f"{printable(name)} has vectors of width {actual}; I know {known} and 768 with 1280 (sdxl).")
 
 
 def make_concept(
     content: FileContents,
-    base: str,
+    base: BaseKind,
     vectors: dict[str, np.ndarray],
     lora: Lora | None,
     token: Token | None,
     word: str = "",
-    **facts: object,
+    title: str = "",
 ) -> Concept:
     """Build the concept, under `token` or one from the file. word: the file's own name for it. Raises UserError."""
     word = word or content.word
-    card = Card(base=base, recipe=_unusual_norm(vectors, base), **(_card_fields(content, word, lora) | facts))
+    fields = _card_fields(content, word, lora) | ({"title": title} if title else {})
+    card = Card.model_validate({"base": base, "recipe": _unusual_norm(vectors, base), **fields})
     try:
         return Concept(token or derive_token(content, word), card, vectors, lora)
     except UserError as error:
@@ -117,7 +119,7 @@ def _card_fields(content: FileContents, word: str, lora: Lora | None) -> dict[st
     triggers = [_clean_text(phrase, 100) for phrase in content.fact("modelspec.trigger_phrase").split(",")]
     if triggers == [_stem(content)]:  # the file's own name, which means nothing to a base
         triggers = []
-    facts = {
+    facts: dict[str, object] = {
         "title": _clean_text(word or title, 100),
         "description": _clean_text(content.fact("modelspec.description"), 2000),
         "author": _clean_text(content.fact("modelspec.author"), 100),
