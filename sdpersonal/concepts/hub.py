@@ -15,7 +15,7 @@ from ..errors import DiskFull, UserError
 from ..prompts import Token, printable
 from . import exporters
 from .concept import Concept
-from .importers.diffusers import FILES
+from .importers.embeddings import DIFFUSERS_FILES
 from .importers.folders import read_folder
 from .importers.hub_repositories import (
     HUB_TAG,
@@ -58,7 +58,7 @@ def files_to_push(concept: Concept, hub_id: str, pictures: Sequence[Path] = ()) 
             f"Ask them, then: sdpersonal concepts edit '{concept.token}' --consent yes",
         )
     images = [_read_own_image(path, concept) for path in pictures]
-    native = exporters.sdpersonal_file.write(concept)
+    native = exporters.simple.native(concept)
     prompts = [prompt for _, prompt in images]
     grid = _image_grid(concept, [image for image, _ in images])
     card = model_card(concept, native, hub_id, prompts, grid is not None)
@@ -178,7 +178,7 @@ def _replaceable_files(there, hub_id: str) -> set[str]:
     """Return the names of files from an earlier push. Raises UserError where others would be overwritten."""
     names = {sibling.rfilename for sibling in (there.siblings or ())} - {".gitattributes"} if there else set()
     tags = (there.tags or ()) if there else ()
-    ours = {"README.md", GRID_FILE, *FILES, find_native(names, tags)}
+    ours = {"README.md", GRID_FILE, *DIFFUSERS_FILES, find_native(names, tags)}
     if names - {"README.md"} and (HUB_TAG not in tags or names - ours):
         raise UserError(f"{hub_id} is there already and holds something else.", "Choose another name.")
     return names - {"README.md"}

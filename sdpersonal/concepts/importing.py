@@ -14,12 +14,13 @@ from ..errors import DiskFull, UserError
 from ..prompts import Token, printable
 from .concept import Concept, describe_contents
 from .importers.contents import DEFAULT_OWNER
-from .importers.folders import CHECKPOINT, Apart, Source, find_concepts, joined, read_source
+from .importers.folders import NotOneConcept, read_source
 from .importers.hub_repositories import fetch_repository, parse_repository
+from .importers.sources import CHECKPOINT, Source, find_concepts, join_parts
 from .importers.to_concept import token_of_file
 from .library import Library, Taken
 
-__all__ = ["DUPLICATES", "Duplicates", "ImportOutcome", "Source", "find_sources", "import_all", "joined"]
+__all__ = ["DUPLICATES", "Duplicates", "ImportOutcome", "Source", "find_sources", "import_all", "join_parts"]
 
 Duplicates = Literal["refuse", "versions", "filenames"]
 DUPLICATES: tuple[Duplicates, ...] = get_args(Duplicates)
@@ -129,7 +130,7 @@ def _import_one(
             if as_ or duplicates != "filenames":
                 raise
             token, existed = _keep_by_file(library, concept, source, replace)
-    except Apart:
+    except NotOneConcept:
         for path in source.files:
             yield from _import_one(library, dataclasses.replace(source, path=path, files=()), as_, replace, duplicates)
     except UserError as error:

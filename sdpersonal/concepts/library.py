@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..prompts import Token, printable
 from .card import Card, edit_card
 from .concept import Concept, check_token, concept_from_bytes, concept_to_chunks, describe_contents, read_header
-from .importers.folders import read_path, united
+from .importers.folders import join_concepts, read_path
 from .strict_safetensors import MAX_FILE_BYTES
 
 SUFFIX = ".safetensors"
@@ -335,7 +335,7 @@ class Library:
                 if whole != header_whole or not (concept.whole or header.whole):
                     continue
                 other = self._load(token)
-                joined = dataclasses.replace(united([other, concept], token), token=token)
+                joined = dataclasses.replace(join_concepts([other, concept], token), token=token)
                 if joined.identity != other.identity:
                     storage.write_bytes(self._path(token), *concept_to_chunks(joined))
                 return token

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdpersonal.concepts.importers import diffusers_lora, layer_shapes, read_any
+from sdpersonal.concepts.importers import layer_shapes, peft, read_any
 from sdpersonal.concepts.importers.folders import read_folder
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
@@ -237,7 +237,7 @@ def test_kohyas_names_keep_kohyas_rule(alpha):
 )
 def test_patterns_that_may_take_for_ever_are_not_run(pattern):
     with pytest.raises(UserError, match="patterns in its alpha_pattern that are not read"):
-        diffusers_lora.module_alpha({"lora_alpha": 1, "alpha_pattern": {pattern: 2}}, PATH, 4, "x")
+        peft.module_alpha({"lora_alpha": 1, "alpha_pattern": {pattern: 2}}, PATH, 4, "x")
 
 
 def test_patterns_are_matched_as_peft_matches_them():
@@ -264,7 +264,7 @@ def test_patterns_are_matched_as_peft_matches_them():
         pattern = "".join(rng.choice(words) for _ in range(rng.integers(1, 6)))
         try:
             re.compile(pattern)
-            ours = diffusers_lora.module_alpha({"lora_alpha": 1, "alpha_pattern": {pattern: 2}}, PATH, 4, "x")
+            ours = peft.module_alpha({"lora_alpha": 1, "alpha_pattern": {pattern: 2}}, PATH, 4, "x")
         except (UserError, re.error):
             continue
         read += 1

@@ -174,7 +174,7 @@ def test_an_exact_merge_draws_what_the_prompt_with_both_draws(tiny):
     from sdpersonal.config import GenerateRequest
     from sdpersonal.generation import Generator
 
-    layers = list(tiny.adapters.layer_names("attention", text=True))[::3]
+    layers = list(tiny.adapters.layer_names("attention", text_encoder=True))[::3]
     weights = tiny.adapters.layers()
 
     def made(token, seed):

@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import load_file
 
 from sdpersonal.concepts.exporters import export
-from sdpersonal.concepts.importers import diffusers_lora, lora_file, read_any
+from sdpersonal.concepts.importers import lora_file, lora_keys, read_any
 from sdpersonal.concepts.importers.folders import read_path
 from support import original, teaching
 
@@ -91,7 +91,7 @@ def check(mine, held, layers=None) -> None:
 
 
 def _named(alias: str, base: str) -> str:
-    part, _, _ = diffusers_lora.parse_key(f"{alias}.lora_up.weight")
+    part = lora_keys.parse_diffusers_key(f"{alias}.lora_up.weight").layer
     return lora_file.layer_name(part, base)
 
 

@@ -21,7 +21,7 @@ from sdpersonal.app.backend.library.import_export import import_uploads
 from sdpersonal.app.backend.workspace import Workspace
 from sdpersonal.concepts.concept import Concept, Lora, LoraLayer, concept_to_bytes, make_thumbnail
 from sdpersonal.concepts.exporters import FORMATS, export
-from sdpersonal.concepts.importing import find_sources, import_all, joined
+from sdpersonal.concepts.importing import find_sources, import_all, join_parts
 from sdpersonal.concepts.library import Library
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
@@ -83,7 +83,7 @@ def weights(folder: Path) -> list[Path]:
 
 
 def taken_in(library: Library, *asked: Path):
-    return list(import_all(library, joined([each for path in asked for each in find_sources(str(path))])))
+    return list(import_all(library, join_parts([source for path in asked for source in find_sources(str(path))])))
 
 
 def check(library: Library, mine: Concept, format: str, texts: bool = False) -> None:

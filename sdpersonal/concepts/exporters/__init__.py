@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from ...errors import UserError
 from ..concept import Concept
-from . import a1111, comfyui, diffusers, invokeai, kohya, onetrainer, sd_concepts_library, sdpersonal_file
+from . import diffusers, onetrainer, sd_concepts_library, simple
 from .export import Export
 from .readme import readme
 
@@ -17,12 +17,12 @@ __all__ = ["FORMATS", "Export", "Format", "export"]
 Format = Literal["native", "diffusers", "a1111", "comfyui", "invokeai", "kohya", "onetrainer", "sd-concepts-library"]
 
 FORMATS: dict[str, Callable[[Concept], Export]] = {
-    "native": sdpersonal_file.write,
+    "native": simple.native,
     "diffusers": diffusers.write,
-    "a1111": a1111.write,
-    "comfyui": comfyui.write,
-    "invokeai": invokeai.write,
-    "kohya": kohya.write,
+    "a1111": simple.a1111,
+    "comfyui": simple.comfyui,
+    "invokeai": simple.invokeai,
+    "kohya": simple.kohya,
     "onetrainer": onetrainer.write,
     "sd-concepts-library": sd_concepts_library.write,
 }

@@ -12,12 +12,12 @@ from collections import Counter
 import numpy as np
 
 from ..concept import Concept, Lora, LoraLayer
-from ..importers.diffusers import EMBEDDINGS, LORA
+from ..importers.embeddings import DIFFUSERS_EMBEDDINGS, DIFFUSERS_LORA
+from ..importers.peft import PEFT_METADATA
 from ..plain_lora import is_possible as plain_is_possible
 from ..plain_lora import needs_base, plain_concept
 from ..strict_safetensors import serialize
-from .export import HUB_MODELS, Export, lora_of, prompt_words, vectors_of
-from .header import modelspec_header
+from .export import HUB_MODELS, Export, lora_of, modelspec_header, prompt_words, vectors_of
 from .paths import module_path
 
 
@@ -28,9 +28,11 @@ def write(concept: Concept) -> Export:
     """
     concept, loss_note = plain_concept(concept)
     word = str(concept.token.unversioned())
-    files = {EMBEDDINGS[key]: _embedding(concept, word, embeddings) for key, embeddings in concept.vectors.items()}
+    files = {
+        DIFFUSERS_EMBEDDINGS[key]: _embedding(concept, word, embeddings) for key, embeddings in concept.vectors.items()
+    }
     if concept.lora:
-        files[LORA] = _lora(concept, concept.lora)
+        files[DIFFUSERS_LORA] = _lora(concept, concept.lora)
     notes = [loss_note] if loss_note else []
     if concept.vectors:
         notes.append(f"Load the word before you use it: diffusers keeps {word} in its tokenizer until it is unloaded.")
@@ -68,7 +70,7 @@ def _lora(concept: Concept, lora: Lora) -> bytes:
         for key, value in _lora_config({path: layer for (of, path), layer in layers.items() if of == component}).items()
     }
     metadata = modelspec_header(lora_of(concept), tensors, prompt_words(concept, str(concept.token.unversioned())))
-    return b"".join(serialize(tensors, metadata | {"lora_adapter_metadata": json.dumps(settings, sort_keys=True)}))
+    return b"".join(serialize(tensors, metadata | {PEFT_METADATA: json.dumps(settings, sort_keys=True)}))
 
 
 def _lora_config(layers: dict[str, LoraLayer]) -> dict[str, object]:
@@ -99,13 +101,13 @@ def _example_code(concept: Concept) -> str:
     model = "built_in_folder()" if base == "tiny" else f'"{HUB_MODELS[base]}"'
     lines.append(f"pipe = DiffusionPipeline.from_pretrained({model})")
     if base == "sdxl" and concept.vectors:
-        for name, end in ((EMBEDDINGS["clip_l"], ""), (EMBEDDINGS["clip_g"], "_2")):
+        for name, end in ((DIFFUSERS_EMBEDDINGS["clip_l"], ""), (DIFFUSERS_EMBEDDINGS["clip_g"], "_2")):
             lines.append(
                 f'pipe.load_textual_inversion(".", weight_name="{name}", '
                 f"text_encoder=pipe.text_encoder{end}, tokenizer=pipe.tokenizer{end})"
             )
     elif concept.vectors:
-        lines.append(f'pipe.load_textual_inversion(".", weight_name="{EMBEDDINGS["clip_l"]}")')
+        lines.append(f'pipe.load_textual_inversion(".", weight_name="{DIFFUSERS_EMBEDDINGS["clip_l"]}")')
     if concept.lora:
-        lines.append(f'pipe.load_lora_weights(".", weight_name="{LORA}")')
+        lines.append(f'pipe.load_lora_weights(".", weight_name="{DIFFUSERS_LORA}")')
     return "\n".join([*lines, 'pipe({prompt}).images[0].save("picture.png")'])

@@ -6,9 +6,15 @@ import dataclasses
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
+import numpy as np
+
+from ... import storage
 from ...errors import UserError
 from ..concept import Concept, concept_to_bytes
+from ..importers.origin import ORIGIN, origin
 from ..layer_changes import form, kind
+from ..modelspec import modelspec_metadata
+from ..strict_safetensors import tensor_bytes
 from ..thumbnail import reencode_thumbnail
 
 HUB_MODELS = {  # on the Hub
@@ -86,14 +92,28 @@ def lora_of(concept: Concept) -> Concept:
     return dataclasses.replace(concept, vectors={}, whole=concept.identity) if concept.vectors else concept
 
 
+def modelspec_header(part: Concept, tensors: dict[str, np.ndarray], trigger: str) -> dict[str, str]:
+    """Build the header of a file in another program's layout, for a prompt's word `trigger` and these tensors.
+
+    part: the vectors or the LoRA that the tensors belong to, of both encoders where each has a file.
+    """
+    has_lora = part.lora is not None
+    thumbnail = reencode_thumbnail(part.thumbnail) if part.thumbnail else None
+    metadata = modelspec_metadata(
+        part.card, part.token.unversioned(), has_lora, storage.sha256(*tensor_bytes(tensors)), thumbnail
+    )
+    metadata |= {"format": "pt", ORIGIN: origin(part)}
+    return metadata | ({"modelspec.trigger_phrase": trigger} if trigger else {})
+
+
 def reads(concept: Concept, unread: Set[str]) -> bool:
-    """Return whether a program that knows all forms of `changes` but these reads what the concept does to layers."""
+    """Return whether a program reads all of the concept's layer changes. unread: the forms that it does not read."""
     changes = concept.lora.changes.values() if concept.lora else ()
     return not any(unread & {form(change), kind(change)} for change in changes)
 
 
 def refuse_unread(concept: Concept, program: str, unread: Set[str]) -> None:
-    """Raise UserError where layers are changed in ways that a program does not read. unread: forms of `changes`."""
+    """Raise UserError where a program does not read all of the concept's layer changes. unread: as for `reads`."""
     for change in concept.lora.changes.values() if concept.lora else ():
         if unread & {form(change), kind(change)}:
             why = f"it changes layers as {kind(change)}, which that program does not read"

@@ -15,11 +15,10 @@ from collections import defaultdict
 import numpy as np
 
 from ..concept import Concept, Lora, LoraLayer
-from ..importers.onetrainer import RANKS
+from ..importers.origin import RANKS
 from ..plain_lora import plain_concept
 from ..strict_safetensors import serialize
-from .export import Export, embedding_file, lora_of, native_file, prompt_words, vectors_of
-from .header import modelspec_header
+from .export import Export, embedding_file, lora_of, modelspec_header, native_file, prompt_words, vectors_of
 from .paths import module_path
 
 _ENCODER_LAYER = re.compile(r"lora_te_text_model_encoder_layers_(\d+)_(.+)")

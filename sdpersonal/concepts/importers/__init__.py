@@ -7,17 +7,15 @@ import dataclasses
 from ...errors import UserError
 from ...prompts import Token, printable
 from ...storage.file_types import SAFETENSORS, recognise
-from .. import concept as native
-from ..concept import Concept
+from ..concept import Concept, concept_from_bytes
 from ..strict_safetensors import MAX_FOREIGN_HEADER, MAX_HEADER, parse_head_layout, parse_layout
 from ..thumbnail import reencode_thumbnail
-from . import a1111, clip_pairs, cloneofsimo, diffusers, diffusers_lora, embedding_images, lora_file, onetrainer
+from . import cloneofsimo, embedding_images, embeddings, lora_file, peft
 from .contents import FileContents, read_contents, tensor_names
-from .origin import with_origin
+from .origin import restore_ranks, with_origin
 from .unsupported import refuse_unsupported
 
 READ = ("safetensors", "image", "zip", "pickle")  # groups of `file_types`; the content may still be unsupported
-_EMBEDDINGS = (a1111, onetrainer, clip_pairs, diffusers)  # diffusers last: it accepts any one name
 
 
 def read_any(data: bytes, name: str, token: Token | None = None) -> Concept:
@@ -29,7 +27,7 @@ def read_any(data: bytes, name: str, token: Token | None = None) -> Concept:
 
 def read_ours(data: bytes, name: str, token: Token | None = None) -> Concept:
     """Read the concept in a file of our own format, which may come from a stranger. Raises UserError."""
-    concept = onetrainer.restored(native.concept_from_bytes(data, name), parse_layout(data, name).metadata)
+    concept = restore_ranks(concept_from_bytes(data, name), parse_layout(data, name).metadata)
     thumbnail = reencode_thumbnail(concept.thumbnail) if concept.thumbnail else None
     return dataclasses.replace(concept, token=token or concept.token, thumbnail=thumbnail)
 
@@ -53,19 +51,20 @@ def read_content(content: FileContents, token: Token | None = None) -> Concept:
     return with_origin(lambda token: _read_content(content, token), content.metadata, content.name, token)
 
 
-def read_pair(contents: FileContents, two: FileContents, token: Token | None = None) -> Concept:
-    """Convert the two files of an SDXL embedding, likewise. Raises UserError."""
-    return with_origin(lambda token: diffusers.read_pair(contents, two, token), contents.metadata, contents.name, token)
+def read_pair(first: FileContents, second: FileContents, token: Token | None = None) -> Concept:
+    """Convert diffusers' two files of an SDXL embedding, likewise. Raises UserError."""
+    return with_origin(
+        lambda token: embeddings.read_diffusers_pair(first, second, token), first.metadata, first.name, token
+    )
 
 
 def _read_content(content: FileContents, token: Token | None) -> Concept:
     if cloneofsimo.fits(content):
         return cloneofsimo.read(content, token)
     if lora_file.fits(content):
-        return lora_file.read(content, token, diffusers_lora.peft_configs(content))
-    for importer in _EMBEDDINGS:
-        if importer.fits(content):
-            return importer.read(content, token)
+        return lora_file.read(content, token, peft.peft_configs(content))
+    if embeddings.fits(content):
+        return embeddings.read(content, token)
     raise unknown_format_error(content.name)
 
 

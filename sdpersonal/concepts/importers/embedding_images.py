@@ -23,8 +23,8 @@ from ...errors import UserError
 from ...prompts import printable
 from ...storage.file_types import recognise
 from ..strict_safetensors import damaged_file_error, parse_strict_json
-from . import a1111
 from .contents import FileContents, from_tree
+from .embeddings import is_a1111
 
 _READ = ("PNG", "WebP")  # other images hold none: they have no such chunk, and their pixels are only approximate
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -51,7 +51,7 @@ def read_image_contents(data: bytes, name: str) -> FileContents:
         content = from_tree(_decode_tensors(tree), name) if isinstance(tree, dict) else None
     except (ValueError, TypeError, binascii.Error, zlib.error, OverflowError, RecursionError) as error:
         raise damaged_file_error(name, "the embedding in this picture is damaged") from error
-    if content is None or not a1111.fits(content):
+    if content is None or not is_a1111(content):
         raise UserError(
             f"{printable(name)} is a picture without an embedding in it.", "Pictures go into a folder to train on."
         )

@@ -12,7 +12,7 @@ from ...errors import DiskFull, UserError
 from ...prompts import printable
 from ..strict_safetensors import MAX_FILE_BYTES
 from .contents import DEFAULT_OWNER
-from .diffusers import FILES
+from .embeddings import DIFFUSERS_FILES
 
 _ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:/(?P<file>[^\s\\]{1,300}))?", re.ASCII)
 HUB_TAG = "sdpersonal"  # on the Hub, of repositories that `push` creates
@@ -86,7 +86,9 @@ def disable_telemetry() -> None:
 
 def find_native(names: Iterable[str], tags: Iterable[str]) -> str | None:
     """Return our own file in a repository that `push` has made; None in anybody else's."""
-    candidates = [name for name in names if name.endswith(".safetensors") and "/" not in name and name not in FILES]
+    candidates = [
+        name for name in names if name.endswith(".safetensors") and "/" not in name and name not in DIFFUSERS_FILES
+    ]
     return candidates[0] if HUB_TAG in tags and len(candidates) == 1 else None
 
 

@@ -18,30 +18,32 @@ from ..concept import Concept, Lora, LoraLayer
 from ..layer_changes import PLAIN, SUFFIXES, Change, outline, problem
 from ..layer_changes import fits as change_fits
 from ..strict_safetensors import damaged_file_error
-from . import diffusers_lora, kohya
+from . import peft
 from .contents import FileContents
 from .detect_base import LayerPath, Outline, base_of_layers, layer_name
 from .layer_shapes import Shape, has_bias, table
+from .lora_keys import TensorKey, parse_key
 from .to_concept import base_from_widths, make_concept
 
+_Config = Mapping[str, object]
 _BUNDLE = "bundle_emb."
 _ENCODER = {"clip_l": "clip_l", "clip_g": "clip_g", "emb_params": "clip_l"}
-_TensorNames = dict[str, tuple[str, str]]  # the tensor's name in `changes` -> its name in the file, module's path
+_TensorNames = dict[str, tuple[str, str]]  # the tensor's name in `layer_changes` -> its name in the file, module's path
 
 
 def fits(content: FileContents) -> bool:
     return any(_parse_key(key, content) for key in content.shapes)
 
 
-def read(content: FileContents, token: Token | None = None, adapters: Mapping[str, dict] | None = None) -> Concept:
+def read(content: FileContents, token: Token | None = None, configs: Mapping[str, _Config] | None = None) -> Concept:
     """Convert the contents to a concept. Raises UserError.
 
-    adapters: PEFT's configuration of each component, if not in the header.
+    configs: PEFT's configuration of each component, if not in the header.
     """
-    for adapter in (adapters or {}).values():
-        diffusers_lora.refuse_variants(adapter, content.name)
+    for config in (configs or {}).values():
+        peft.refuse_variants(config, content.name)
     parts, bundles = _group_by_layer(content)
-    layers = {part: _read_layer(content, part, names, adapters or {}) for part, names in parts.items()}
+    layers = {part: _read_layer(content, part, names, configs or {}) for part, names in parts.items()}
     sizes = {part: _outline(layer) for part, layer in layers.items()}
     base = base_of_layers(sizes, content)
     lora = Lora({}, {})
@@ -69,9 +71,9 @@ def read(content: FileContents, token: Token | None = None, adapters: Mapping[st
     return make_concept(content, base, vectors, lora, token, word)
 
 
-def _parse_key(key: str, content: FileContents) -> tuple[LayerPath, str, str] | None:
-    parsed = kohya.parse_key(key) or diffusers_lora.parse_key(key)
-    if parsed and parsed[1] == "weight" and f"{key.removesuffix('.weight')}.on_input" not in content.shapes:
+def _parse_key(key: str, content: FileContents) -> TensorKey | None:
+    parsed = parse_key(key)
+    if parsed and parsed.tensor == "weight" and f"{key.removesuffix('.weight')}.on_input" not in content.shapes:
         return None  # a whole weight: only IA3's `weight` is a change
     return parsed
 
@@ -84,11 +86,11 @@ def _group_by_layer(content: FileContents) -> tuple[dict[LayerPath, _TensorNames
         if key.startswith(_BUNDLE):
             bundles.append(key)
         elif parsed := _parse_key(key, content):
-            part, piece, path = parsed
-            names = layers.setdefault(part, {})
-            if piece in names:
-                raise damaged_file_error(content.name, f"{piece} of layer {printable(part.flat)} stands in it twice")
-            names[piece] = (key, path)
+            names = layers.setdefault(parsed.layer, {})
+            if parsed.tensor in names:
+                layer_and_tensor = f"{parsed.tensor} of layer {printable(parsed.layer.flat)}"
+                raise damaged_file_error(content.name, f"{layer_and_tensor} stands in it twice")
+            names[parsed.tensor] = (key, parsed.module)
         else:
             unknown.append(key)
     if unknown:
@@ -97,7 +99,7 @@ def _group_by_layer(content: FileContents) -> tuple[dict[LayerPath, _TensorNames
 
 
 def _read_layer(
-    content: FileContents, part: LayerPath, names: _TensorNames, adapters: Mapping[str, dict]
+    content: FileContents, part: LayerPath, names: _TensorNames, configs: Mapping[str, _Config]
 ) -> LoraLayer | Change:
     tensors = {piece: content.numbers(key) for piece, (key, _) in names.items()}
     for piece, other in (("lora_down.weight", "lora_up.weight"), ("lora_up.weight", "lora_down.weight")):
@@ -105,7 +107,7 @@ def _read_layer(
             raise damaged_file_error(content.name, f"layer {printable(part.flat)} lacks its {other}")
     path = next(path for _, path in names.values())
     if path:
-        tensors = diffusers_lora.native(tensors, _peft_config(part, adapters), path, content.name)
+        tensors = peft.convert_tensors(tensors, _peft_config(part, configs), path, content.name)
     for key in tensors.keys() - SUFFIXES:
         raise damaged_file_error(content.name, f"{key} of layer {printable(part.flat)} belongs to no known format")
     if "lora_up.weight" not in tensors or not tensors.keys() <= PLAIN:
@@ -144,9 +146,9 @@ def _fits_weight(change: Change, size: Outline, shape: Shape | None) -> bool:
     return change_fits(change, shape)
 
 
-def _peft_config(part: LayerPath, adapters: Mapping[str, dict]) -> dict | None:
+def _peft_config(part: LayerPath, configs: Mapping[str, _Config]) -> _Config | None:
     names = {"te2": ("text_encoder_2",), "text_encoder": ("text_encoder",), "unet": ("unet",)}.get(part.component, ())
-    return next((adapters[name] for name in (*names, "") if name in adapters), None)
+    return next((configs[name] for name in (*names, "") if name in configs), None)
 
 
 def _read_bundle(content: FileContents, keys: Iterable[str]) -> tuple[str, dict[str, np.ndarray]]:

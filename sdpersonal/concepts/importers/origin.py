@@ -1,8 +1,8 @@
-"""Record in our exports in other programs' layouts which concept they were made from.
+"""Record in our exports which concept they were made from, so that an import gives the same concept.
 
 The header has `sdpersonal.origin`, JSON: `card`; `part`, the identity of what the file (SDXL: both files) holds, by
 which a file that was changed since is recognised; `whole`, the identity of the concept that had this part. Files in
-our own layout say the same with `sdpersonal.card` and `sdpersonal.whole`.
+our own layout say the same with `sdpersonal.card` and `sdpersonal.whole`; those for OneTrainer have `sdpersonal.ranks`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from ...errors import UserError
 from ...prompts import Token
 from ..card import Card, parse_card
-from ..concept import Concept
+from ..concept import Concept, LoraLayer
 from ..modelspec import from_data_url
 from ..strict_safetensors import parse_strict_json
 from ..thumbnail import reencode_thumbnail
 
 ORIGIN = "sdpersonal.origin"
+RANKS = "sdpersonal.ranks"  # the rank and alpha of layers before they were padded to one rank
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,26 @@ def with_origin(
         return read(token)
     whole = claim.whole if claim.whole != claim.part else ""
     return dataclasses.replace(concept, card=claim.card, thumbnail=_picture(facts), whole=whole)
+
+
+def restore_ranks(concept: Concept, notes: Mapping[str, str]) -> Concept:
+    """Restore the ranks that our LoRA had before an export for OneTrainer padded its layers with zeros."""
+    try:
+        ranks = parse_strict_json(notes.get(RANKS, "{}"))
+    except ValueError:
+        return concept
+    if concept.lora is None or not isinstance(ranks, dict) or not ranks:
+        return concept
+    layers = {name: _cut_to_rank(layer, ranks.get(name)) for name, layer in concept.lora.layers.items()}
+    return dataclasses.replace(concept, lora=dataclasses.replace(concept.lora, layers=layers))
+
+
+def _cut_to_rank(layer: LoraLayer, was: object) -> LoraLayer:
+    """Cut the layer to the noted [rank, alpha] where what is cut off is zero; else return it unchanged."""
+    match was:
+        case [int(rank), float(alpha)] if 0 < rank < layer.rank and not layer.down[rank:].any():
+            return LoraLayer(layer.down[:rank].copy(), layer.up[:, :rank].copy(), alpha)
+    return layer
 
 
 def _picture(facts: Mapping[str, object]) -> bytes | None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from .... import storage
 from ....concepts.exporters import FORMATS, Export, export
-from ....concepts.importers.folders import DROPPED, STEPS, find_concepts
-from ....concepts.importing import DUPLICATES, ImportOutcome, Source, import_all, joined
+from ....concepts.importers.sources import DROPPED, STEPS, find_concepts
+from ....concepts.importing import DUPLICATES, ImportOutcome, Source, import_all, join_parts
 from ....concepts.library import OTHER_PART, TAKEN
 from ....errors import UserError, printable
 from ....prompts import Token
@@ -166,7 +166,7 @@ def _find_sources(moved: Sequence[Path], place: Path, steps: bool) -> list[Sourc
     what it is."""
     if len(moved) == 1:
         return [Source(moved[0])]
-    sources = joined(find_concepts(place, steps=steps))
+    sources = join_parts(find_concepts(place, steps=steps))
     source_files = {path for source in sources for path in source.all_files}
     companions = {path for path in moved if path.name.lower() in _BESIDE and source_files}
     peft_folders = {source.path for source in sources if source.path.is_dir() and not source.files}  # PEFT's
