@@ -1,4 +1,4 @@
-"""Names, shapes and checks of layer changes that are not a plain LoRA, and conversion of those that equal one.
+"""Names, shapes and checks of layer changes that are not a plain LoRA.
 
 A change is a layer's tensors under the names that LyCORIS gives them, with `lora_unet_...` before the first dot:
 
@@ -12,8 +12,9 @@ A change is a layer's tensors under the names that LyCORIS gives them, with `lor
     OFT of inputs    oft_R.weight (n, b (b - 1) / 2), and here oft_terms                    (PEFT, OneTrainer)
     DoRA             dora_scale beside a LoRA, LoHa or LoKr                                 (arXiv 2402.09353)
 
-This module needs numpy only; `weight_deltas` computes the new weights. Sources of names and shapes: LyCORIS
-`modules/*.py`, PEFT `tuners/oft/layer.py`, `tuners/lora/dora.py`, ComfyUI `comfy/weight_adapter`.
+This module needs numpy only; `weight_deltas` computes the new weights, `plain_lora` the LoRA that equals a change.
+Sources of names and shapes: LyCORIS `modules/*.py`, PEFT `tuners/oft/layer.py`, `tuners/lora/dora.py`, ComfyUI
+`comfy/weight_adapter`.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ _MARKS = {  # a tensor that only one form has -> that form
     "on_input": "IA3", "oft_blocks": "OFT", "oft_R.weight": "OFT of inputs",
     **dict.fromkeys(_LOHA, "LoHa"), **dict.fromkeys(_LOKR, "LoKr"), **dict.fromkeys(_GLORA, "GLoRA"),
 }  # fmt: skip
-_BIASES = {"diff_b", "b_norm"}
+BIASES = {"diff_b", "b_norm"}
 _SCALED = ("LoRA", "LoHa", "LoKr")  # forms that DoRA can rescale
 _NEEDS_WEIGHT = {"IA3", "GLoRA", "OFT", "BOFT", "OFT of inputs", "set"}
 _ONE_NUMBER = {"alpha", "on_input", "on_bias", "oft_terms"}
-SUFFIXES = frozenset().union(*(must | may for must, may in _FORMS.values()), _BIASES, {"dora_scale"})
+SUFFIXES = frozenset().union(*(must | may for must, may in _FORMS.values()), BIASES, {"dora_scale"})
 PLAIN = frozenset({"lora_up.weight", "lora_down.weight", "alpha"})  # tensors of a plain LoRA layer
 
 
@@ -69,7 +70,7 @@ def form(names: Iterable[str]) -> str:
     marks = {_MARKS[name] for name in names if name in _MARKS}
     if len(marks) > 1:
         return ""
-    return marks.pop() if marks else "bias" if names and names <= _BIASES else ""
+    return marks.pop() if marks else "bias" if names and names <= BIASES else ""
 
 
 def kind(change: Change | Shapes) -> str:
@@ -97,8 +98,13 @@ def is_whole(names: Iterable[str]) -> bool:
     names = set(names)
     name = form(names)
     must, may = _FORMS.get(name, (set(), set()))
-    beside = _BIASES | ({"dora_scale"} if name in _SCALED else set())
+    beside = BIASES | ({"dora_scale"} if name in _SCALED else set())
     return bool(name) and must <= names <= must | may | beside
+
+
+def is_plain(names: Iterable[str]) -> bool:
+    """Return whether a layer's tensors are those of a plain LoRA."""
+    return set(names) <= PLAIN
 
 
 def needs_weight(change: Change) -> bool:
@@ -161,7 +167,7 @@ def problem(change: Change) -> str | None:
         return f"its {bad_key} is not one number"
     if not all(math.prod(shape) for shape in shapes.values()):
         return "it is empty"
-    if not all(len(shape) == 1 for key, shape in shapes.items() if key in _BIASES | {"w_norm"}):
+    if not all(len(shape) == 1 for key, shape in shapes.items() if key in BIASES | {"w_norm"}):
         return "a bias or the weight of a norm has one axis"
     if not _CHECKS.get(name, lambda shapes: True)(shapes):
         return (
@@ -176,7 +182,7 @@ def fits(change: Change, shape: tuple[int, ...]) -> bool:
     inner = math.prod(shape[1:])
     if rows not in (0, shape[0]) or width not in (0, inner):
         return False
-    if any(change[key].size != shape[0] for key in _BIASES & change.keys()):
+    if any(change[key].size != shape[0] for key in BIASES & change.keys()):
         return False
     name = form(change)
     if name == "IA3":
@@ -347,82 +353,3 @@ _CHECKS = {
     "full": lambda shapes: len(shapes["diff"]) in (1, 2, 4),
     "set": lambda shapes: len(shapes["set_weight"]) in (1, 2, 4),
 }
-
-
-# --- conversion to a LoRA ---------------------------------------------------------------------------------------------
-
-
-def as_lora(change: Change, most: int, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return float32 (down, up) whose product is exactly the change, if a rank of `most` suffices; else None.
-
-    down (r, in[, k, k]), up (out, r[, 1, 1]), the scale in `up`. shape: the weight's, where the tensors may be flat.
-    Nothing is approximated: Tucker's core goes into `down`, LoHa has rank r^2 by products of columns and of rows, and
-    LoKr's factors are Kronecker products. DoRA and changes that depend on the weight or change a bias give None.
-    """
-    if not 0 < exact_rank(change) <= most:
-        return None
-    build = {"LoRA": _of_tucker, "LoHa": _of_loha, "LoKr": _of_lokr}[form(change)]
-    down, up = build({key: value.astype(np.float32) for key, value in change.items()})
-    kernel = shape[2:] if shape else down.shape[2:]
-    down = down.reshape(len(down), -1, *kernel)
-    up = (up * np.float32(scale_of(change))).reshape(len(up), -1, *(1 for _ in kernel))
-    return np.ascontiguousarray(down), np.ascontiguousarray(up)
-
-
-def exact_rank(change: Change) -> int:
-    """Return the rank of the plain LoRA that equals it; 0 where none does, or usually only one of full rank."""
-    name = form(change)
-    if needs_weight(change) or change.keys() & _BIASES:
-        return 0
-    if name == "LoRA":
-        return rank_of(change)
-    if name == "LoHa":
-        axis = 0 if "hada_t1" in change else 1
-        return change["hada_w1_a"].shape[axis] * change["hada_w2_a"].shape[axis]
-    if name != "LoKr" or "lokr_w2_a" not in change:
-        return 0
-    first = change["lokr_w1_a"].shape[1] if "lokr_w1_a" in change else min(change["lokr_w1"].shape)
-    return first * change["lokr_w2_a"].shape[0 if "lokr_t2" in change else 1]
-
-
-_Factors = tuple[np.ndarray, np.ndarray]
-
-
-def _of_tucker(change: Change) -> _Factors:
-    up, down = change["lora_up.weight"], change["lora_down.weight"]
-    if "lora_mid.weight" in change:
-        down = np.einsum("mnxy,ni->mixy", change["lora_mid.weight"], down.reshape(len(down), -1))
-    return down, up.reshape(len(up), -1)
-
-
-def _of_loha(change: Change) -> _Factors:
-    a1, a2 = change["hada_w1_a"], change["hada_w2_a"]
-    b1, b2 = change["hada_w1_b"], change["hada_w2_b"]
-    if "hada_t1" in change:
-        a1, a2 = a1.T, a2.T
-        b1 = np.einsum("ijxy,jc->icxy", change["hada_t1"], b1)
-        b2 = np.einsum("ijxy,jc->icxy", change["hada_t2"], b2)
-    rank = a1.shape[1] * a2.shape[1]
-    up = (a1[:, :, None] * a2[:, None, :]).reshape(len(a1), rank)
-    down = (b1[:, None] * b2[None, :]).reshape(rank, *b1.shape[1:])
-    return down, up
-
-
-def _of_lokr(change: Change) -> _Factors:
-    w2 = _second(change)
-    if "lokr_w1_a" in change:
-        first = change["lokr_w1_a"], change["lokr_w1_b"]
-    else:
-        w1 = change["lokr_w1"]  # (a, b): the smaller side is the rank
-        first = (np.eye(len(w1), dtype=np.float32), w1) if len(w1) <= w1.shape[1] else (w1, np.eye(w1.shape[1]))
-    up = np.kron(first[0], w2[0])
-    kernel = w2[1].shape[2:]
-    down = np.kron(first[1].reshape(*first[1].shape, *(1 for _ in kernel)), w2[1])
-    return down.astype(np.float32), up.astype(np.float32)
-
-
-def _second(change: Change) -> _Factors:
-    """Return the second matrix of LoKr as (up (c, r), down (r, d[, k, k]))."""
-    if "lokr_t2" in change:
-        return change["lokr_w2_a"].T, np.einsum("ijxy,jd->idxy", change["lokr_t2"], change["lokr_w2_b"])
-    return change["lokr_w2_a"], change["lokr_w2_b"]

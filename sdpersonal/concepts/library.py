@@ -18,7 +18,8 @@ from ..config.text_checks import check_path
 from ..errors import UserError
 from ..prompts import Token, printable
 from .card import Card, edit_card
-from .concept import Concept, check_token, concept_from_bytes, concept_to_chunks, describe_contents, read_header
+from .concept import Concept, check_token, describe_contents
+from .concept_file import concept_from_bytes, concept_to_chunks, read_header
 from .importers.folders import join_concepts, read_path
 from .strict_safetensors import MAX_FILE_BYTES
 

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import UserError
 from .concept import Concept, Lora, LoraLayer
 from .importers.layer_shapes import Shape, table
-from .layer_changes import Change, as_lora, form, kind, needs_weight, outline
+from .layer_changes import BIASES, Change, form, kind, needs_weight, outline, rank_of, scale_of
 
 if TYPE_CHECKING:
     import torch
@@ -72,9 +72,7 @@ def plain_lora(concept: Concept) -> PlainLora:
             energies += energy
     if not layers:
         raise UserError(f"{token} changes only norms and biases: none of it is a LoRA.", _ELSE)
-    left_out = any(
-        bool(change.keys() & {"diff_b", "b_norm"}) or not _has_matrix(change) for change in lora.changes.values()
-    )
+    left_out = any(bool(change.keys() & BIASES) or not _has_matrix(change) for change in lora.changes.values())
     total = energies[1] + sum(_energy(layer) for layer in lora.layers.values())
     kept_energy = 1 - (energies[1] - energies[0]) / total if total else 1.0
     return PlainLora(Lora(layers), float(kept_energy), left_out)
@@ -97,7 +95,7 @@ def _has_matrix(change: Change) -> bool:
 
 def _layer(change: Change, known: Shape | None) -> tuple[LoraLayer, np.ndarray]:
     """Return the layer and (energy kept, energy before). known: the weight's shape; LoHa's and LoKr's may be flat."""
-    weights = {key: value for key, value in change.items() if key not in ("diff_b", "b_norm")}
+    weights = {key: value for key, value in change.items() if key not in BIASES}
     rows, width = outline(weights)
     shape = known if known and (known[0], math.prod(known[1:])) == (rows, width) else None
     if factors := as_lora(weights, EXACT, shape):
@@ -138,3 +136,82 @@ def _energy(layer: LoraLayer) -> float:
     up = layer.up.reshape(len(layer.up), -1).astype(np.float64) * (layer.alpha / layer.rank)
     down = layer.down.reshape(layer.rank, -1).astype(np.float64)
     return float(((up.T @ up) * (down @ down.T)).sum())
+
+
+# --- changes that equal a LoRA ----------------------------------------------------------------------------------------
+
+
+def as_lora(change: Change, most: int, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return float32 (down, up) whose product is exactly the change, if a rank of `most` suffices; else None.
+
+    down (r, in[, k, k]), up (out, r[, 1, 1]), the scale in `up`. shape: the weight's, where the tensors may be flat.
+    Nothing is approximated: Tucker's core goes into `down`, LoHa has rank r^2 by products of columns and of rows, and
+    LoKr's factors are Kronecker products. DoRA and changes that depend on the weight or change a bias give None.
+    """
+    if not 0 < exact_rank(change) <= most:
+        return None
+    build = {"LoRA": _of_tucker, "LoHa": _of_loha, "LoKr": _of_lokr}[form(change)]
+    down, up = build({key: value.astype(np.float32) for key, value in change.items()})
+    kernel = shape[2:] if shape else down.shape[2:]
+    down = down.reshape(len(down), -1, *kernel)
+    up = (up * np.float32(scale_of(change))).reshape(len(up), -1, *(1 for _ in kernel))
+    return np.ascontiguousarray(down), np.ascontiguousarray(up)
+
+
+def exact_rank(change: Change) -> int:
+    """Return the rank of the plain LoRA that equals it; 0 where none does, or usually only one of full rank."""
+    name = form(change)
+    if needs_weight(change) or change.keys() & BIASES:
+        return 0
+    if name == "LoRA":
+        return rank_of(change)
+    if name == "LoHa":
+        axis = 0 if "hada_t1" in change else 1
+        return change["hada_w1_a"].shape[axis] * change["hada_w2_a"].shape[axis]
+    if name != "LoKr" or "lokr_w2_a" not in change:
+        return 0
+    first = change["lokr_w1_a"].shape[1] if "lokr_w1_a" in change else min(change["lokr_w1"].shape)
+    return first * change["lokr_w2_a"].shape[0 if "lokr_t2" in change else 1]
+
+
+_Factors = tuple[np.ndarray, np.ndarray]
+
+
+def _of_tucker(change: Change) -> _Factors:
+    up, down = change["lora_up.weight"], change["lora_down.weight"]
+    if "lora_mid.weight" in change:
+        down = np.einsum("mnxy,ni->mixy", change["lora_mid.weight"], down.reshape(len(down), -1))
+    return down, up.reshape(len(up), -1)
+
+
+def _of_loha(change: Change) -> _Factors:
+    a1, a2 = change["hada_w1_a"], change["hada_w2_a"]
+    b1, b2 = change["hada_w1_b"], change["hada_w2_b"]
+    if "hada_t1" in change:
+        a1, a2 = a1.T, a2.T
+        b1 = np.einsum("ijxy,jc->icxy", change["hada_t1"], b1)
+        b2 = np.einsum("ijxy,jc->icxy", change["hada_t2"], b2)
+    rank = a1.shape[1] * a2.shape[1]
+    up = (a1[:, :, None] * a2[:, None, :]).reshape(len(a1), rank)
+    down = (b1[:, None] * b2[None, :]).reshape(rank, *b1.shape[1:])
+    return down, up
+
+
+def _of_lokr(change: Change) -> _Factors:
+    w2 = _second(change)
+    if "lokr_w1_a" in change:
+        first = change["lokr_w1_a"], change["lokr_w1_b"]
+    else:
+        w1 = change["lokr_w1"]  # (a, b): the smaller side is the rank
+        first = (np.eye(len(w1), dtype=np.float32), w1) if len(w1) <= w1.shape[1] else (w1, np.eye(w1.shape[1]))
+    up = np.kron(first[0], w2[0])
+    kernel = w2[1].shape[2:]
+    down = np.kron(first[1].reshape(*first[1].shape, *(1 for _ in kernel)), w2[1])
+    return down.astype(np.float32), up.astype(np.float32)
+
+
+def _second(change: Change) -> _Factors:
+    """Return the second matrix of LoKr as (up (c, r), down (r, d[, k, k]))."""
+    if "lokr_t2" in change:
+        return change["lokr_w2_a"].T, np.einsum("ijxy,jd->idxy", change["lokr_t2"], change["lokr_w2_b"])
+    return change["lokr_w2_a"], change["lokr_w2_b"]

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import storage
-from ..concepts.concept import Concept, make_thumbnail
+from ..concepts.concept import Concept
+from ..concepts.thumbnail import make_thumbnail
 from ..config import GenerateRequest
 from ..errors import OutOfMemory
 from ..generation import Generator

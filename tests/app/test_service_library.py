@@ -30,8 +30,10 @@ from sdpersonal.app.backend.library.deletion import (
 from sdpersonal.app.backend.library.import_export import PROGRAMS, import_uploads, make_export_download
 from sdpersonal.app.backend.library.tiles import concept_tiles, thumbnail_data_url
 from sdpersonal.app.backend.workspace import Workspace
-from sdpersonal.concepts.concept import Concept, concept_to_bytes, make_thumbnail
+from sdpersonal.concepts.concept import Concept
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.library import Library
+from sdpersonal.concepts.thumbnail import make_thumbnail
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
 from support.samples import card, concept, lora, vectors

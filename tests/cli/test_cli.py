@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sdpersonal.cli.main import COMMANDS, main
-from sdpersonal.concepts.concept import concept_to_bytes
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.library import Library
 from sdpersonal.prompts import Token
 from support.samples import concept, embedding

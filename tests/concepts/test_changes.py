@@ -12,13 +12,14 @@ from torch.nn import functional as F
 from sdpersonal.concepts import layer_changes
 from sdpersonal.concepts.card import Card
 from sdpersonal.concepts.compare import compare
-from sdpersonal.concepts.concept import Concept, Lora, LoraLayer, concept_from_bytes, concept_to_bytes
+from sdpersonal.concepts.concept import Concept, Lora, LoraLayer
+from sdpersonal.concepts.concept_file import concept_from_bytes, concept_to_bytes
 from sdpersonal.concepts.exporters import export
 from sdpersonal.concepts.exporters.readme import concept_facts
 from sdpersonal.concepts.hub import files_to_push
 from sdpersonal.concepts.importers import read_any
 from sdpersonal.concepts.merge import merge
-from sdpersonal.concepts.plain_lora import plain_lora
+from sdpersonal.concepts.plain_lora import as_lora, plain_lora
 from sdpersonal.concepts.weight_deltas import bias_change, weight_change
 from sdpersonal.errors import UserError
 from sdpersonal.models.lora import LoraAdapters
@@ -514,7 +515,7 @@ def test_large_cores_of_large_ranks_are_not_multiplied():
     tucker = {"hada_w1_a": ones(rank, 8), "hada_w1_b": ones(rank, 2048), "hada_t1": empty}
     loha = tucker | {key.replace("1", "2"): value for key, value in tucker.items()}
     kron = {"lokr_w1": SQUARE, "lokr_w2_a": ones(rank, 8), "lokr_w2_b": ones(rank, 2048), "lokr_t2": empty}
-    assert layer_changes.as_lora(loha, 128) is None and layer_changes.as_lora(kron, 128) is None
+    assert as_lora(loha, 128) is None and as_lora(kron, 128) is None
 
 
 @pytest.mark.parametrize("name", BAD)

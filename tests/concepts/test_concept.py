@@ -21,18 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from sdpersonal.concepts import concept as concepts
-from sdpersonal.concepts.concept import (
-    Concept,
-    Lora,
-    LoraLayer,
-    concept_from_bytes,
-    concept_to_bytes,
-    make_thumbnail,
-    read_header,
-)
-from sdpersonal.concepts.strict_safetensors import MAX_HEADER, MAX_TENSORS, parse_layout
-from sdpersonal.concepts.thumbnail import reencode_thumbnail
+from sdpersonal.concepts.concept import Concept, Lora, LoraLayer
+from sdpersonal.concepts.concept_file import concept_from_bytes, concept_to_bytes, read_header
+from sdpersonal.concepts.strict_safetensors import MAX_HEADER, MAX_TENSORS, parse_layout, read_tensor, serialize
+from sdpersonal.concepts.thumbnail import make_thumbnail, reencode_thumbnail
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
 from support.samples import LAYER, card, concept, embedding, lora, thumbnail, vectors
@@ -203,7 +195,7 @@ def test_bfloat16_is_read_exactly():
     numbers = np.array([[1.5, -2.0, 2.0**-70, 65280.0]], np.float32)  # none needs more than 8 significant bits
     payload = (numbers.view("<u4") >> 16).astype("<u2").tobytes()
     data = raw({"t": tensor(0, 8, [1, 4], "BF16")}, payload)
-    assert np.array_equal(concepts.read_tensor(data, parse_layout(data, "x"), "t"), numbers)
+    assert np.array_equal(read_tensor(data, parse_layout(data, "x"), "t"), numbers)
 
 
 def test_vectors_are_copies_and_a_lora_is_the_files_own_bytes(each):
@@ -442,9 +434,9 @@ def test_layers_of_another_base_are_refused(base, name):
 
 def test_an_incomplete_layer_is_refused():
     whole = concept(vectors={}, lora=lora(names=(LAYER,)))
-    tensors = concepts._tensors(whole)
+    tensors = whole.tensors()
     del tensors[LAYER + ".alpha"]
-    data = b"".join(concepts.serialize(tensors, {"a": "b"})[1:])
+    data = b"".join(serialize(tensors, {"a": "b"})[1:])
 
     def drop(header):
         del header[LAYER + ".alpha"]

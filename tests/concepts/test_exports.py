@@ -19,7 +19,8 @@ from PIL import Image
 from safetensors.numpy import load
 
 from sdpersonal.cli.main import main
-from sdpersonal.concepts.concept import Concept, Lora, LoraLayer, concept_to_bytes
+from sdpersonal.concepts.concept import Concept, Lora, LoraLayer
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.exporters import FORMATS, export
 from sdpersonal.concepts.exporters.paths import module_path
 from sdpersonal.concepts.exporters.torch_save import torch_save_bytes

@@ -16,7 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpersonal.concepts.concept import Concept, concept_to_bytes
+from sdpersonal.concepts.concept import Concept
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.importers import pickles, read_any
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token

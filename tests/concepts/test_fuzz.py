@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from image_metadata.test_foreign_pictures import SEEDS as PICTURES
-from sdpersonal.concepts.concept import Concept, concept_to_bytes
+from sdpersonal.concepts.concept import Concept
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.exporters import export
 from sdpersonal.concepts.importers import read_any
 from sdpersonal.errors import UserError

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sdpersonal.cli.main import main
 from sdpersonal.concepts import gallery as gallery_module
-from sdpersonal.concepts.concept import concept_to_bytes
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.gallery import write_gallery
 from sdpersonal.concepts.library import Library
 from sdpersonal.concepts.thumbnail import make_thumbnail

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdpersonal.concepts.concept import concept_to_bytes
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.importers import read_any
 from sdpersonal.concepts.importers.folders import read_folder, read_path, read_source
 from sdpersonal.concepts.importers.sources import find_concepts

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdpersonal.cli.main import main
 from sdpersonal.concepts import hub as ours
-from sdpersonal.concepts.concept import concept_to_bytes
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.library import Library
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token

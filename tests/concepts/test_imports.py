@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sdpersonal.concepts.concept import concept_to_bytes
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.importers import layers, read_any
 from sdpersonal.concepts.importers.embedding_images import _lcg_bytes
 from sdpersonal.concepts.importers.folders import read_folder, read_path

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from sdpersonal import storage
-from sdpersonal.concepts.concept import concept_from_bytes, concept_to_bytes
+from sdpersonal.concepts.concept_file import concept_from_bytes, concept_to_bytes
 from sdpersonal.concepts.library import Entry, Library
 from sdpersonal.errors import DiskFull, UserError
 from sdpersonal.prompts import Token

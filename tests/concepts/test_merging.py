@@ -7,7 +7,8 @@ import pytest
 from test_comparing import change
 
 from sdpersonal.cli.main import main
-from sdpersonal.concepts.concept import Lora, LoraLayer, concept_from_bytes, concept_to_bytes
+from sdpersonal.concepts.concept import Lora, LoraLayer
+from sdpersonal.concepts.concept_file import concept_from_bytes, concept_to_bytes
 from sdpersonal.concepts.library import Library
 from sdpersonal.concepts.merge import merge
 from sdpersonal.errors import UserError

@@ -19,10 +19,12 @@ from safetensors.numpy import load, save
 
 from sdpersonal.app.backend.library.import_export import import_uploads
 from sdpersonal.app.backend.workspace import Workspace
-from sdpersonal.concepts.concept import Concept, Lora, LoraLayer, concept_to_bytes, make_thumbnail
+from sdpersonal.concepts.concept import Concept, Lora, LoraLayer
+from sdpersonal.concepts.concept_file import concept_to_bytes
 from sdpersonal.concepts.exporters import FORMATS, export
 from sdpersonal.concepts.importing import find_sources, import_all, join_parts
 from sdpersonal.concepts.library import Library
+from sdpersonal.concepts.thumbnail import make_thumbnail
 from sdpersonal.errors import UserError
 from sdpersonal.prompts import Token
 from support.samples import card

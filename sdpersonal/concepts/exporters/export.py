@@ -10,7 +10,8 @@ import numpy as np
 
 from ... import storage
 from ...errors import UserError
-from ..concept import Concept, concept_to_bytes
+from ..concept import Concept
+from ..concept_file import concept_to_bytes
 from ..importers.origin import ORIGIN, origin
 from ..layer_changes import form, kind
 from ..modelspec import modelspec_metadata

@@ -7,7 +7,8 @@ import dataclasses
 from ...errors import UserError
 from ...prompts import Token, printable
 from ...storage.file_types import SAFETENSORS, recognise
-from ..concept import Concept, concept_from_bytes
+from ..concept import Concept
+from ..concept_file import concept_from_bytes
 from ..strict_safetensors import MAX_FOREIGN_HEADER, MAX_HEADER, parse_head_layout, parse_layout
 from ..thumbnail import reencode_thumbnail
 from . import cloneofsimo, embedding_images, embeddings, lora_file, peft

@@ -31,7 +31,7 @@ from ...errors import UserError
 from ...prompts import Token, printable
 from ...storage.file_types import SAFETENSORS, recognise
 from ..card import parse_card
-from ..concept import WHOLE
+from ..concept_file import WHOLE
 from ..strict_safetensors import MAX_FOREIGN_HEADER, TensorLayout, parse_head_layout
 from . import is_native
 from .contents import DEFAULT_OWNER, MAX_PICKLE_BYTES
