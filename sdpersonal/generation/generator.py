@@ -75,7 +75,7 @@ class _GenerationPlan:
 
     @property
     def second_pass(self) -> SamplingConfig:
-        return replace(self.sampling, change=self.request.change)
+        return replace(self.sampling, strength=self.request.change)
 
     @property
     def predictions(self) -> int:
@@ -283,7 +283,7 @@ class Generator:
             rescale=sampling.rescale,
             size="{}x{}".format(*plan.size),
             enlarge=request.enlarge,
-            change=request.change,
+            strength=request.change,
             start=plan.init_image.image_sha256 if plan.init_image else "",
             mask=plan.init_image.mask_sha256 if plan.init_image else "",
             sampler=type(base.make_scheduler(sampling.scheduler)).__name__.removesuffix("Scheduler"),

@@ -54,7 +54,7 @@ class StableDiffusionXL(StableDiffusion):
         ids = torch.tensor(
             [size.time_ids for size in framings], dtype=torch.float32, device=condition.prompt_embeds.device
         )
-        return replace(condition, added=condition.added_cond_kwargs | {"time_ids": ids})
+        return replace(condition, added_cond_kwargs=condition.added_cond_kwargs | {"time_ids": ids})
 
     def _adapters(self) -> LoraAdapters:
         models: dict[str, nn.Module] = {

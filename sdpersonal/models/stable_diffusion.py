@@ -208,7 +208,7 @@ class StableDiffusion:
             self._encode({key: [chunk_list[i]] for key, chunk_list in layouts.items()}, [nonempty], clip_skip)
             for i in range(count)
         ]
-        conditioning = replace(parts[0], states=torch.cat([part.prompt_embeds for part in parts], dim=1))
+        conditioning = replace(parts[0], prompt_embeds=torch.cat([part.prompt_embeds for part in parts], dim=1))
         return self.with_size_conditioning(conditioning, [size] if size else self._full_size(1))
 
     def num_chunks(self, prompt: Sequence[Segment | Break]) -> int:

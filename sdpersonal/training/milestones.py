@@ -77,7 +77,7 @@ def run_milestones(
         next_milestone = next(milestone for milestone in milestones if milestone > step)
         step, command = fit(
             state,
-            replace(config, start=step, stop_step=next_milestone, best=validator.best_step if validator else None),
+            replace(config, start=step, stop_step=next_milestone, best_step=validator.best_step if validator else None),
             log,
         )
 

@@ -36,12 +36,12 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def app(tiny, folder, tmp_path):
     library = Library(tmp_path / "concepts")
-    house = Workspace(library, tmp_path / "out", tmp_path / "runs", tmp_path / "shown")
+    workspace = Workspace(library, tmp_path / "out", tmp_path / "runs", tmp_path / "shown")
 
     def load(name):
         return Generator(tiny if name in (None, "tiny") else load_base(name, device="cpu"), library)
 
-    return App(house, GenerationService(load, house, "tiny"), bases=folder)
+    return App(workspace, GenerationService(load, workspace, "tiny"), bases=folder)
 
 
 def test_what_is_loaded(app, tiny):

@@ -35,10 +35,10 @@ def test_a_word_is_put_in_with_one_space(prompt, whole):
 
 
 @pytest.fixture
-def studio(tiny, tmp_path):
+def service(tiny, tmp_path):
     library = Library(tmp_path / "concepts")
-    house = Workspace(library, tmp_path / "keep", tmp_path / "runs", tmp_path / "show")
-    return GenerationService(lambda name: Generator(tiny, library), house)
+    workspace = Workspace(library, tmp_path / "keep", tmp_path / "runs", tmp_path / "show")
+    return GenerationService(lambda name: Generator(tiny, library), workspace)
 
 
 def drawn(service, page="page", work=generate_job, **form):
@@ -225,14 +225,14 @@ def test_another_base_is_loaded_and_a_bad_one_leaves_the_old(tiny, tmp_path):
         return Generator(tiny)
 
     loaded = []
-    studio = GenerationService(load, Workspace(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b"))
-    assert studio.switch_base("tiny").startswith("Base: tiny")
+    service = GenerationService(load, Workspace(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b"))
+    assert service.switch_base("tiny").startswith("Base: tiny")
     with pytest.raises(UserError, match="No base called bad"):
-        studio.switch_base("bad")
-    assert studio.base.name == "tiny"
-    assert drawn(studio)[-1].message.startswith("1 picture") and loaded == [None, "tiny", "tiny"]
-    studio.release()
-    assert drawn(studio)[-1].message.startswith("1 picture") and len(loaded) == 4
+        service.switch_base("bad")
+    assert service.base.name == "tiny"
+    assert drawn(service)[-1].message.startswith("1 picture") and loaded == [None, "tiny", "tiny"]
+    service.release()
+    assert drawn(service)[-1].message.startswith("1 picture") and len(loaded) == 4
 
 
 def test_a_base_has_gone_before_the_next_one_comes(tmp_path):
@@ -245,11 +245,11 @@ def test_a_base_has_gone_before_the_next_one_comes(tmp_path):
         return generator
 
     there, bases = [], []
-    studio = GenerationService(load, Workspace(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b"))
-    assert drawn(studio)[-1].message.startswith("1 picture")
-    studio.switch_base("tiny")
-    studio.release()
-    assert drawn(studio)[-1].message.startswith("1 picture") and there == [None, None, None]
+    service = GenerationService(load, Workspace(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b"))
+    assert drawn(service)[-1].message.startswith("1 picture")
+    service.switch_base("tiny")
+    service.release()
+    assert drawn(service)[-1].message.startswith("1 picture") and there == [None, None, None]
 
 
 def test_a_failure_inside_is_a_number_outside(service, caplog):

@@ -29,13 +29,13 @@ FORM = {"prompt": "a <me/duck> on grass", "n": 1, "steps": 2, "seed": 7}
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory):
-    place = tmp_path_factory.mktemp("house")
+def workspace(tmp_path_factory):
+    place = tmp_path_factory.mktemp("workspace")
     return Workspace(small_library(place / "concepts"), place / "outputs", place / "runs", place / "shown")
 
 
 @pytest.fixture(scope="module")
-def studio(tiny, workspace):
+def service(tiny, workspace):
     return GenerationService(lambda name: Generator(tiny, workspace.library), workspace)
 
 
@@ -243,14 +243,14 @@ def test_a_bad_share_is_told(service, workspace, drawn, share):
 def test_nothing_chosen_is_told(service, workspace):
     for work in (
         image_actions.variation_job,
-        lambda house, none: image_actions.change_job(house, none, "a=b"),
+        lambda workspace, none: image_actions.change_job(workspace, none, "a=b"),
         image_actions.hires_job,
     ):
         arguments = (workspace, None, 2.0) if work is image_actions.hires_job else (workspace, None)
         assert "Click one first" in ended(service, lambda work=work, given=arguments: work(*given)).message
 
 
-@pytest.mark.parametrize("picture", [None, 3, "/etc/passwd", "/nothing/there.png"])
+@pytest.mark.parametrize("image", [None, 3, "/etc/passwd", "/nothing/there.png"])
 def test_what_is_no_picture_has_no_settings(image):
     with pytest.raises(UserError):
         image_actions.read_settings(image)
@@ -335,23 +335,28 @@ def test_a_sheet_is_drawn_and_its_pictures_are_kept(service, workspace):
 
 
 def test_history_finds_by_words_and_by_page(tiny, tmp_path):
-    house = Workspace(small_library(tmp_path / "concepts"), tmp_path / "outputs", tmp_path / "runs", tmp_path / "shown")
-    studio, outputs = GenerationService(lambda name: Generator(tiny, house.library), house), house.user_outputs(None)
+    workspace = Workspace(
+        small_library(tmp_path / "concepts"), tmp_path / "outputs", tmp_path / "runs", tmp_path / "shown"
+    )
+    service, outputs = (
+        GenerationService(lambda name: Generator(tiny, workspace.library), workspace),
+        workspace.user_outputs(None),
+    )
     for prompt in ("a cat on grass", "a dog in the snow"):
-        ended(studio, lambda prompt=prompt: generate_job(FORM | {"prompt": prompt}))
+        ended(service, lambda prompt=prompt: generate_job(FORM | {"prompt": prompt}))
     plain = io.BytesIO()
     Image.new("RGB", (8, 8)).save(plain, "PNG")
     for _ in range(history.PAGE_SIZE):
         outputs.save(plain.getvalue())
-    first, last = (history.find_images(house, "page", None, number=number) for number in (0, 99))
+    first, last = (history.find_images(workspace, "page", None, number=number) for number in (0, 99))
     assert first.total == history.PAGE_SIZE + 2 and first.note == f"1 to {history.PAGE_SIZE} of {history.PAGE_SIZE + 2}"
     assert last.number == 1 and [each.caption for each in last.results] == [outputs.days()[0]] * 2
-    (dog,) = history.find_images(house, "page", None, "SNOW dog").results
+    (dog,) = history.find_images(workspace, "page", None, "SNOW dog").results
     assert read_recipe(dog.saved.read_bytes()).prompt == "a dog in the snow"
-    assert history.publish_image(house, "page", dog).served.read_bytes() == dog.saved.read_bytes()
-    assert history.find_images(house, "page", None, "horse").note == "Nothing found."
+    assert history.publish_image(workspace, "page", dog).served.read_bytes() == dog.saved.read_bytes()
+    assert history.find_images(workspace, "page", None, "horse").note == "Nothing found."
     outputs.add_favourite(dog.saved)
-    (star,) = history.find_images(house, "page", None, starred=True).results
+    (star,) = history.find_images(workspace, "page", None, starred=True).results
     assert image_actions.is_favourite(outputs, star)
 
 

@@ -57,7 +57,7 @@ HOSTILE = [
 
 
 @pytest.fixture
-def house(tmp_path):
+def workspace(tmp_path):
     return Workspace(small_library(tmp_path / "concepts"), tmp_path / "out", tmp_path / "runs", tmp_path / "shown")
 
 

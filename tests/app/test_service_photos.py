@@ -35,7 +35,7 @@ def tray(tmp_path):
 
 
 @pytest.fixture
-def house(tmp_path):
+def workspace(tmp_path):
     (tmp_path / "shown").mkdir()
     return Workspace(Library(tmp_path / "concepts"), tmp_path / "outputs", tmp_path / "runs", tmp_path / "shown")
 

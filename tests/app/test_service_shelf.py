@@ -11,13 +11,13 @@ from support.stock import small_library
 
 
 def test_a_shelf_shows_what_the_base_can_draw(tmp_path):
-    house = Workspace(small_library(tmp_path / "concepts"), tmp_path, tmp_path, tmp_path / "shown")
+    workspace = Workspace(small_library(tmp_path / "concepts"), tmp_path, tmp_path, tmp_path / "shown")
     (tmp_path / "concepts" / "me" / "cut-v1.safetensors").write_bytes(b"not a concept")
-    found = concept_choices(house, "tiny")
+    found = concept_choices(workspace, "tiny")
     assert [token for _, token in found.tiles] == ["<me/duck>", "<you/ink>"] == list(found.tokens)
     assert Image.open(Path(found.tiles[0][0])).getpixel((5, 5))[0] > 200  # the thumbnail's red
     assert "1 more is for another base" in found.note and "1 damaged" in found.note
-    searched = concept_choices(house, "tiny", "INK")
+    searched = concept_choices(workspace, "tiny", "INK")
     assert [token for _, token in searched.tiles] == ["<you/ink>"] and searched.tokens == found.tokens
 
 

@@ -34,7 +34,7 @@ PATIENCE = 150  # seconds, on a machine with other work
 
 
 @pytest.fixture
-def house(tmp_path):
+def workspace(tmp_path):
     (tmp_path / "shown").mkdir()
     return Workspace(Library(tmp_path / "concepts"), tmp_path / "outputs", tmp_path / "runs", tmp_path / "shown")
 

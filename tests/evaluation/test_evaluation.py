@@ -348,7 +348,7 @@ CLIP, DINO = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
 
 
 @pytest.fixture
-def pictures():
+def images():
     draw = np.random.default_rng(0)
     shapes = [(90, 64, 3), (64, 100, 3), (200, 200, 3), (64, 64, 3)]  # what is prepared is resized, and cropped
     return [Image.fromarray(draw.integers(0, 255, shape, np.uint8)) for shape in shapes]

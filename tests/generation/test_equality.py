@@ -166,7 +166,7 @@ def test_contrast_taken_back(base, stock, ours):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
     path = tmp_path / "start.png"
     Image.fromarray(pixels).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(path)

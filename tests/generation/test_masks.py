@@ -130,7 +130,7 @@ def test_white_alone_is_generated_anew_and_the_rest_is_equal_to_the_bit(start, t
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
         Image.new("RGBA", SIZE, (0, 0, 0, 0)),
         Image.new("RGBA", SIZE, (255, 255, 255, 0)),

@@ -27,7 +27,7 @@ TRUE = {"cat": ["one-background"], "dog6": ["one-background"], "red_cartoon": ["
 
 
 @pytest.fixture(scope="session")
-def eyes():
+def clip():
     from sdpersonal.evaluation import Scorer
 
     return Scorer()

@@ -175,7 +175,7 @@ def test_every_optimizer_resumes_to_the_same_bytes(settings, tmp_path, monkeypat
     from sdpersonal.training.methods import factory
 
     real = factory.preset
-    monkeypatch.setattr(factory, "preset", lambda *which: dataclasses.replace(real(*which), pivot=2, steps=4))
+    monkeypatch.setattr(factory, "preset", lambda *which: dataclasses.replace(real(*which), pivot_steps=2, steps=4))
     common = {"optimizer": optimizer, "method": method, "save_every": 1, "rank": 16}
     train(settings("dreambooth", tmp_path / "whole", **common), quiet)
     real_step = ProgressLog.step

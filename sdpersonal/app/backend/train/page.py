@@ -77,7 +77,7 @@ class TrainPage:
             review = review_photos(self._page_uploads(page), self.workspace, page, *_check_options(form))
         except Exception as error:
             review = PhotoReview([], describe_error(error), 0, False)
-        return replace(review, words="\n".join(filter(None, [said, review.summary])))
+        return replace(review, summary="\n".join(filter(None, [said, review.summary])))
 
     def toggle_photo(self, page: str, number: int) -> str:
         """Leave a photo out, or put it back if it is left out."""
