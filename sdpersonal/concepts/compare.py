@@ -160,12 +160,12 @@ def lora_cosines(a: Lora, b: Lora) -> tuple[float, dict[str, float]]:
     """Return the cosine of all changes as one vector, and of each layer that both LoRAs change."""
     norms_a, norms_b = ({name: inner_product(layer, layer) for name, layer in lora.layers.items()} for lora in (a, b))
     shared = {name: inner_product(a.layers[name], b.layers[name]) for name in a.layers if name in b.layers}
-    whole = math.sqrt(sum(norms_a.values()) * sum(norms_b.values()))
+    total_norm = math.sqrt(sum(norms_a.values()) * sum(norms_b.values()))
     cosines = {
         name: value / scale if (scale := math.sqrt(norms_a[name] * norms_b[name])) > 0 else 0.0
         for name, value in shared.items()
     }
-    return (sum(shared.values()) / whole if whole > 0 else 0.0), cosines
+    return (sum(shared.values()) / total_norm if total_norm > 0 else 0.0), cosines
 
 
 def lora_overlap(a: Lora, b: Lora) -> float:

@@ -76,7 +76,7 @@ class Concept:
     vectors: dict[str, np.ndarray] = field(default_factory=dict)
     lora: Lora | None = None
     thumbnail: bytes | None = None
-    whole: str = ""  # identity of the full concept if an export split this part off; "" for a full concept
+    part_of: str = ""  # identity of the full concept if an export split this part off; "" for a full concept
 
     def __post_init__(self):
         check_token(self.token)
@@ -163,7 +163,7 @@ def _check_lora(lora: Lora, base: BaseKind) -> None:
 
 
 def _change_problem(change: changes.Change) -> str | None:
-    return "it is a plain LoRA" if changes.is_plain(change) else changes.problem(change)
+    return "it is a plain LoRA" if changes.is_plain(change) else changes.find_problem(change)
 
 
 def _layer_problem(layer: LoraLayer) -> str | None:

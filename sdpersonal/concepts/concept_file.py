@@ -32,17 +32,17 @@ from .strict_safetensors import (
     TensorLayout,
     damaged_file_error,
     header_length,
-    not_read,
     parse_head_layout,
     parse_layout,
     read_tensor,
     serialize,
+    unreadable_header_error,
 )
 
 _VERSION = "1"
 _FIRST_READ_BYTES = 32_768  # bytes: nearly every header, with its thumbnail, in one call
 _CHECKSUM_KEY = "sdpersonal.header_sha256"
-WHOLE = "sdpersonal.whole"
+PART_OF_KEY = "sdpersonal.whole"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Header:
     size: int  # bytes of the whole file
     payload_size: int  # bytes
     identity: str  # as stated in the header; only `concept_from_bytes` proves it
-    whole: str = ""  # as in Concept
+    part_of: str = ""  # as in Concept
 
     @cached_property
     def thumbnail(self) -> bytes | None:
@@ -116,7 +116,7 @@ def concept_from_bytes(data: bytes, name: str) -> Concept:
         raise damaged_file_error(name, "damaged (sha256 differs from the one in its header)")
     try:
         vectors, lora = _read_tensors(data, layout, header.token)
-        return Concept(header.token, header.card, vectors, lora, header.thumbnail, header.whole)
+        return Concept(header.token, header.card, vectors, lora, header.thumbnail, header.part_of)
     except ValueError as error:
         raise damaged_file_error(name, str(error)) from error
     except UserError as error:
@@ -130,12 +130,12 @@ def read_header(path: Path, thumbnail: bool = True) -> Header:
     try:
         if size > MAX_FILE_BYTES:
             raise ValueError("it is larger than 4 GB, the most I read")
-        whole = 8 + header_length(head, size)
+        header_end = 8 + header_length(head, size)
     except ValueError as error:
-        raise not_read(head, size, name, str(error)) from error
-    if whole > len(head):
-        head, size = storage.read_head(path, whole)
-    head = head[:whole]
+        raise unreadable_header_error(head, size, name, str(error)) from error
+    if header_end > len(head):
+        head, size = storage.read_head(path, header_end)
+    head = head[:header_end]
     bare = head if thumbnail else _without_thumbnail(head)
     return _parse_header(head, parse_head_layout(bare, size - len(head) + len(bare), name), name, size)
 
@@ -158,8 +158,8 @@ def _metadata(concept: Concept) -> dict[str, str]:
         _CHECKSUM_KEY: _EMPTY_CHECKSUM,
         **modelspec_metadata(concept.card, concept.token, concept.lora is not None, identity, concept.thumbnail),
     }
-    if concept.whole:
-        metadata[WHOLE] = concept.whole
+    if concept.part_of:
+        metadata[PART_OF_KEY] = concept.part_of
     if concept.lora is not None:
         layers = concept.lora.layers.values()
         ranks, alphas = {layer.rank for layer in layers}, {float(layer.alpha) for layer in layers}
@@ -195,10 +195,10 @@ def _parse_header(head: bytes, layout: TensorLayout, name: str, size: int) -> He
     token = Token.parse(card.token)
     shapes = {tensor: place.shape for tensor, place in layout.tensors.items()}
     identity = metadata.get("modelspec.hash_sha256", "").removeprefix("0x")
-    picture, whole = metadata.get("modelspec.thumbnail", ""), metadata.get(WHOLE, "")
-    if not re.fullmatch(r"([0-9a-f]{64})?", whole):
-        raise damaged_file_error(name, f"its {WHOLE} is no sha256")
-    return Header(token, card, shapes, picture, size, size - len(head), identity, whole)
+    thumbnail_url, part_of = metadata.get("modelspec.thumbnail", ""), metadata.get(PART_OF_KEY, "")
+    if not re.fullmatch(r"([0-9a-f]{64})?", part_of):
+        raise damaged_file_error(name, f"its {PART_OF_KEY} is no sha256")
+    return Header(token, card, shapes, thumbnail_url, size, size - len(head), identity, part_of)
 
 
 def _read_tensors(data: bytes, layout: TensorLayout, token: Token) -> tuple[dict[str, np.ndarray], Lora | None]:
@@ -219,7 +219,7 @@ def _read_tensors(data: bytes, layout: TensorLayout, token: Token) -> tuple[dict
         else:
             unknown.append(name)
     for layer, tensors in layers.items():
-        if not (changes.is_plain(tensors) or changes.is_whole(tensors)):
+        if not (changes.is_plain(tensors) or changes.is_complete(tensors)):
             unknown += [f"{layer}.{part}" for part in tensors]
     if unknown:
         raise ValueError(f"I do not know its tensors {printable(', '.join(unknown[:3]))}")

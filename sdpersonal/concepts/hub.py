@@ -46,7 +46,7 @@ class RepositoryFile:
     purpose: str
 
 
-def files_to_push(concept: Concept, hub_id: str, pictures: Sequence[Path] = ()) -> list[RepositoryFile]:
+def files_to_push(concept: Concept, hub_id: str, image_paths: Sequence[Path] = ()) -> list[RepositoryFile]:
     """Build every file that `push` sends. pictures: PNGs generated with this concept, which become one grid.
 
     Raises UserError for an image not generated with it, and for a person without recorded consent.
@@ -57,7 +57,7 @@ def files_to_push(concept: Concept, hub_id: str, pictures: Sequence[Path] = ()) 
             f"{concept.token} shows a person, and its card does not say that they agree.",
             f"Ask them, then: sdpersonal concepts edit '{concept.token}' --consent yes",
         )
-    images = [_read_own_image(path, concept) for path in pictures]
+    images = [_read_own_image(path, concept) for path in image_paths]
     native = exporters.simple.native(concept)
     prompts = [prompt for _, prompt in images]
     grid = _image_grid(concept, [image for image, _ in images])
@@ -75,7 +75,7 @@ def files_to_push(concept: Concept, hub_id: str, pictures: Sequence[Path] = ()) 
 
 
 def push(
-    concept: Concept, sent: Sequence[RepositoryFile], hub_id: str, public: bool = False, api: HfApi | None = None
+    concept: Concept, files: Sequence[RepositoryFile], hub_id: str, public: bool = False, api: HfApi | None = None
 ) -> str:
     """Push the files as one commit, creating a private repository (or a public one) if needed; return the page's URL.
 
@@ -92,11 +92,11 @@ def push(
         # These calls answer or fail at once and go first: the others have no timeout.
         repository = _repository_info(api, hub_id)
         api.whoami()
-        stale = _replaceable_files(repository, hub_id) - {file.name for file in sent}
+        stale = _replaceable_files(repository, hub_id) - {file.name for file in files}
         if repository is None:
             api.create_repo(hub_id, private=not public, exist_ok=True)
         changes: list[CommitOperationAdd | CommitOperationDelete] = [
-            CommitOperationAdd(file.name, file.data) for file in sent
+            CommitOperationAdd(file.name, file.data) for file in files
         ]
         changes += [CommitOperationDelete(name) for name in sorted(stale)]
         api.create_commit(hub_id, changes, commit_message=f"Add {concept.token}")
@@ -174,10 +174,10 @@ def _repository_info(api: HfApi, hub_id: str):
         return None
 
 
-def _replaceable_files(there, hub_id: str) -> set[str]:
+def _replaceable_files(info, hub_id: str) -> set[str]:
     """Return the names of files from an earlier push. Raises UserError where others would be overwritten."""
-    names = {sibling.rfilename for sibling in (there.siblings or ())} - {".gitattributes"} if there else set()
-    tags = (there.tags or ()) if there else ()
+    names = {sibling.rfilename for sibling in (info.siblings or ())} - {".gitattributes"} if info else set()
+    tags = (info.tags or ()) if info else ()
     ours = {"README.md", GRID_FILE, *DIFFUSERS_FILES, find_native(names, tags)}
     if names - {"README.md"} and (HUB_TAG not in tags or names - ours):
         raise UserError(f"{hub_id} is there already and holds something else.", "Choose another name.")

@@ -93,7 +93,7 @@ def kinds(changes: Iterable[Change | Shapes]) -> str:
     return " and ".join(sorted(counts, key=lambda name: (-counts[name], name)))
 
 
-def is_whole(names: Iterable[str]) -> bool:
+def is_complete(names: Iterable[str]) -> bool:
     """Return whether tensors of these names make exactly one change, of one form."""
     names = set(names)
     name = form(names)
@@ -112,7 +112,7 @@ def needs_weight(change: Change) -> bool:
     return "dora_scale" in change or "on_bias" in change or form(change) in _NEEDS_WEIGHT
 
 
-def outline(change: Change | Shapes) -> tuple[int, int]:
+def weight_size(change: Change | Shapes) -> tuple[int, int]:
     """Return (rows, numbers per row) of the weight that the shapes fit; 0 where unknown. Norms have rows of 1.
 
     The shapes must have passed `problem`, except those of a LoRA, which may come from anywhere.
@@ -155,10 +155,10 @@ def _ia3_outline(change: Change | Shapes) -> tuple[int, int]:
     return 0, weight.size if weight.ndim < 4 else 0
 
 
-def problem(change: Change) -> str | None:
+def find_problem(change: Change) -> str | None:
     """Return what is wrong with the tensors, or None where they can be used. Nothing large is computed."""
     name = form(change)
-    if not is_whole(change):
+    if not is_complete(change):
         return f"its tensors {', '.join(sorted(change))[:200]} make no change that is known"
     if not {value.dtype for value in change.values()} <= {np.dtype(np.float32), np.dtype(np.float16)}:
         return "weights must be float32 or float16"
@@ -178,7 +178,7 @@ def problem(change: Change) -> str | None:
 
 def fits(change: Change, shape: tuple[int, ...]) -> bool:
     """Return whether tensors that passed `problem` are a change of a weight of that shape."""
-    rows, width = outline(change)
+    rows, width = weight_size(change)
     inner = math.prod(shape[1:])
     if rows not in (0, shape[0]) or width not in (0, inner):
         return False
@@ -186,7 +186,7 @@ def fits(change: Change, shape: tuple[int, ...]) -> bool:
         return False
     name = form(change)
     if name == "IA3":
-        return len(shape) > 1 and change["weight"].size == shape[1 if number(change, "on_input") else 0]
+        return len(shape) > 1 and change["weight"].size == shape[1 if scalar(change, "on_input") else 0]
     if name == "OFT of inputs":
         return inner % block_size(change["oft_R.weight"].shape[1]) == 0
     if "dora_scale" in change:
@@ -196,7 +196,7 @@ def fits(change: Change, shape: tuple[int, ...]) -> bool:
 
 
 def _bounds_problem(change: Change, name: str) -> str | None:
-    rows, width = outline(change)
+    rows, width = weight_size(change)
     if rows * max(width, 1) > MAX_NUMBERS or max(rows, width) > MAX_NUMBERS:
         return f"a weight of {rows} x {width} is in no Stable Diffusion"
     if "dora_scale" in change and not _dora_fits(change["dora_scale"].shape, rows, width):
@@ -204,15 +204,15 @@ def _bounds_problem(change: Change, name: str) -> str | None:
     if not all(np.isfinite(value).all() for value in change.values()):
         return "it holds numbers that are not finite"
     if name in ("LoRA", "LoHa", "LoKr", "GLoRA") and "alpha" in change:
-        alpha, rank = number(change, "alpha"), rank_of(change)
+        alpha, rank = scalar(change, "alpha"), rank_of(change)
         if rank and not abs(alpha) <= MAX_ALPHA_PER_RANK * rank:
             return f"alpha {alpha:g} with rank {rank} is out of bounds"
-    if name == "OFT of inputs" and not 0 <= number(change, "oft_terms", 5) <= 100:
+    if name == "OFT of inputs" and not 0 <= scalar(change, "oft_terms", 5) <= 100:
         return "its oft_terms are out of bounds"
     return None
 
 
-def number(change: Change, name: str, default: float = 0.0) -> float:
+def scalar(change: Change, name: str, default: float = 0.0) -> float:
     """Return a single-number tensor of the change, such as alpha, as a float."""
     return float(change[name].reshape(())) if name in change else default
 
@@ -231,7 +231,7 @@ def rank_of(change: Change | Shapes) -> int:
 def scale_of(change: Change) -> float:
     """Return alpha / r. kohya's and LyCORIS' rule: a missing alpha, or 0, means the rank."""
     rank = rank_of(change)
-    return (number(change, "alpha") or rank) / rank if rank else 1.0
+    return (scalar(change, "alpha") or rank) / rank if rank else 1.0
 
 
 def block_size(numbers: int) -> int:
@@ -277,8 +277,8 @@ def _loha_fits(shapes: Shapes) -> bool:
 
 def _lokr_fits(shapes: Shapes) -> bool:
     for i in (1, 2):
-        whole, factors = f"lokr_w{i}" in shapes, [f"lokr_w{i}_{part}" in shapes for part in "ab"]
-        if whole == all(factors) or any(factors) != all(factors):
+        matrix, factors = f"lokr_w{i}" in shapes, [f"lokr_w{i}_{part}" in shapes for part in "ab"]
+        if matrix == all(factors) or any(factors) != all(factors):
             return False
     if any(len(shapes[key]) < 2 or len(shapes[key]) > 4 for key in shapes.keys() & (_LOKR | {"lokr_t2"})):
         return False

@@ -24,15 +24,17 @@ from .importers.folders import join_concepts, read_path
 from .strict_safetensors import MAX_FILE_BYTES
 
 SUFFIX = ".safetensors"
-TAKEN = (
+TAKEN_HINT = (
     "Give it another name with --as '<owner/name>', take its place with --replace, or keep both: "
     "--duplicates versions (or filenames)"
 )
 _LOCK_TIMEOUT = 60.0  # seconds to wait for another process that changes the library
-OTHER_PART = "If they are one concept, import both files at once with --replace; else keep both: --duplicates filenames"
+OTHER_PART_HINT = (
+    "If they are one concept, import both files at once with --replace; else keep both: --duplicates filenames"
+)
 
 
-class Taken(UserError):
+class TokenTaken(UserError):
     """Raised when another concept in the library has the name."""
 
 
@@ -151,9 +153,9 @@ class Library:
 
     def import_(self, path: str | os.PathLike, as_: Token | None = None, replace: bool = False) -> Token:
         """Import a file or folder of any supported format as its token or `as_`; `replace` allows a taken one."""
-        return self.add_foreign(read_path(path, as_), replace)
+        return self.add_imported(read_path(path, as_), replace)
 
-    def add_foreign(self, concept: Concept, replace: bool = False, count_up: bool = False) -> Token:
+    def add_imported(self, concept: Concept, replace: bool = False, count_up: bool = False) -> Token:
         """Add an imported concept like `add`, but as a new version of an existing name only with `count_up`.
 
         A part that an export split off is joined with the other part if that is in the library; a part of a full
@@ -201,7 +203,7 @@ class Library:
             storage.remove_empty_folder(self._path(resolved).parent)
         return [target for _, target in moves]
 
-    def remove(self, token: Token, all_versions: bool = False, into: Library | None = None) -> list[Token]:
+    def remove(self, token: Token, all_versions: bool = False, move_to: Library | None = None) -> list[Token]:
         """Delete the version that `token` names, or all with `all_versions`. Returns the deleted tokens.
 
         into: a library on the same disk to which the unchanged files are moved instead (`trash.Trash`).
@@ -213,7 +215,7 @@ class Library:
                 names = printable(", ".join(str(version) for version in versions))
                 raise UserError(f"{resolved.unversioned()} has several versions: {names}.", "Name one, or ask for all.")
             for version in versions:
-                into.move_in(self._path(version), version) if into else storage.remove(self._path(version))
+                move_to.move_in(self._path(version), version) if move_to else storage.remove(self._path(version))
             storage.remove_empty_folder(self._path(resolved).parent)
         return versions
 
@@ -292,17 +294,17 @@ class Library:
             return f"The library {printable(str(self.folder))} is empty."
         return "See: sdpersonal concepts list"
 
-    def _safe_path(self, token: Token, seen: os.DirEntry[str] | None = None) -> Path:
+    def _safe_path(self, token: Token, dir_entry: os.DirEntry[str] | None = None) -> Path:
         """Return a concept's path, never outside the library even if links lead there. seen: saves a disk access."""
         path = self._path(token)
-        if seen.is_symlink() if seen else os.path.islink(path):  # linked folders are never listed
+        if dir_entry.is_symlink() if dir_entry else os.path.islink(path):  # linked folders are never listed
             storage.resolve_inside(self.folder, path.parent.name, path.name)
         return path
 
-    def _entry(self, token: Token, seen: os.DirEntry[str] | None = None) -> Entry | None:
+    def _entry(self, token: Token, dir_entry: os.DirEntry[str] | None = None) -> Entry | None:
         """Return the entry, or None if the file has vanished since it was listed."""
         try:
-            path = self._safe_path(token, seen)
+            path = self._safe_path(token, dir_entry)
             header = read_header(path, thumbnail=False)
         except (UserError, OSError) as error:
             if not os.path.lexists(path := self._path(token)):
@@ -332,8 +334,8 @@ class Library:
         for token in reversed(self._matching(concept.token.unversioned())):
             with suppress(UserError):
                 header = read_header(self._safe_path(token), thumbnail=False)
-                whole, header_whole = concept.whole or concept.identity, header.whole or header.identity
-                if whole != header_whole or not (concept.whole or header.whole):
+                full_identity = concept.part_of or concept.identity
+                if full_identity != (header.part_of or header.identity) or not (concept.part_of or header.part_of):
                     continue
                 other = self._load(token)
                 joined = dataclasses.replace(join_concepts([other, concept], token), token=token)
@@ -363,25 +365,25 @@ class Library:
             raise
         return token
 
-    def _move(self, at: Token, to: Token) -> None:
+    def _move(self, old: Token, new: Token) -> None:
         """Move with a single rename: a crash leaves either the old token or the new one."""
-        self.move_in(self._path(at), to)
+        self.move_in(self._path(old), new)
         # The header repeats the token for other programs; on a full disk the old token stays there, which is harmless.
         with suppress(UserError):
-            storage.write_bytes(self._path(to), *concept_to_chunks(self._load(to)))
+            storage.write_bytes(self._path(new), *concept_to_chunks(self._load(new)))
 
-    def _already_there_error(self, concept: Concept, taken: Token) -> UserError:
-        entry = self._entry(taken)
+    def _already_there_error(self, concept: Concept, existing: Token) -> UserError:
+        entry = self._entry(existing)
         old_identity = ((entry and entry.identity) or "damaged")[:8]
         if entry and bool(entry.vectors) != bool(concept.vectors) and bool(entry.lora_rank) != bool(concept.lora):
             new_part, old_part = ("vectors", "a LoRA") if concept.vectors else ("a LoRA", "vectors")
-            return Taken(
-                f"{taken} is here already with {old_part} alone, the new one is {new_part} alone.",
-                OTHER_PART,
+            return TokenTaken(
+                f"{existing} is here already with {old_part} alone, the new one is {new_part} alone.",
+                OTHER_PART_HINT,
             )
-        return Taken(
-            f"{taken} is here already with other content (here {old_identity}, the new one {concept.identity[:8]}).",
-            TAKEN,
+        return TokenTaken(
+            f"{existing} is here already with other content (here {old_identity}, the new one {concept.identity[:8]}).",
+            TAKEN_HINT,
         )
 
 

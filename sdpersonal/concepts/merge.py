@@ -57,7 +57,7 @@ def merge(
     )
     plain = [(plain_lora(concept), s) for concept, s in parts if concept.lora is not None]
     lora, share = _merge_loras([(part.lora, strength) for part, strength in plain], rank) if plain else (None, 1.0)
-    share *= min((part.kept for part, _ in plain), default=1.0)
+    share *= min((part.energy_kept for part, _ in plain), default=1.0)
     left_out = any(part.left_out for part, _ in plain)
     return MergeResult(
         Concept(token, _merge_cards(parts, token, rank, method), vectors, lora),
@@ -169,7 +169,7 @@ def _truncate_layer(layer: LoraLayer, rank: int) -> tuple[LoraLayer, tuple[float
 # --- the card ---------------------------------------------------------------------------------------------------------
 
 
-def _merge_cards(parts: Sequence[tuple[Concept, float]], token: Token, rank: int | None, how: str) -> Card:
+def _merge_cards(parts: Sequence[tuple[Concept, float]], token: Token, rank: int | None, vector_method: str) -> Card:
     """Build the merged card: fields on which the parts agree, and the parts themselves in the recipe."""
     cards = [concept.card for concept, _ in parts]
     names = " + ".join(str(Mention(concept.token, strength)) for concept, strength in parts)
@@ -188,7 +188,7 @@ def _merge_cards(parts: Sequence[tuple[Concept, float]], token: Token, rank: int
         consent=_merge_consent(cards),
         author=_common_value([card.author for card in cards], ""),
         trigger_words=tuple(dict.fromkeys(word for card in cards for word in card.trigger_words))[:16],
-        recipe=recipe | {"rank": rank, "vectors": how},
+        recipe=recipe | {"rank": rank, "vectors": vector_method},
     )
 
 

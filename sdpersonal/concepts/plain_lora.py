@@ -15,16 +15,16 @@ import numpy as np
 
 from ..errors import UserError
 from .concept import Concept, Lora, LoraLayer
-from .importers.layer_shapes import Shape, table
-from .layer_changes import BIASES, Change, form, kind, needs_weight, outline, rank_of, scale_of
+from .importers.layer_shapes import Shape, layer_table
+from .layer_changes import BIASES, Change, form, kind, needs_weight, rank_of, scale_of, weight_size
 
 if TYPE_CHECKING:
     import torch
 
-EXACT = 128  # the largest rank of a layer that is converted exactly
-NEAREST = 64  # the rank of a layer that is approximated
-_ELSE = "Generate with it here, alone or in a mix, or export it with --format native."
-_WHOLE = 512  # up to this many rows or columns the SVD is computed in full
+MAX_EXACT_RANK = 128  # the largest rank of a layer that is converted exactly
+NEAREST_RANK = 64  # the rank of a layer that is approximated
+_NATIVE_HINT = "Generate with it here, alone or in a mix, or export it with --format native."
+_FULL_SVD_SIZE = 512  # up to this many rows or columns the SVD is computed in full
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class PlainLora:
     biases and norms, which no LoRA can hold, were left out."""
 
     lora: Lora
-    kept: float = 1.0
+    energy_kept: float = 1.0
     left_out: bool = False
 
     @property
     def note(self) -> str:
         """What the conversion lost, as a sentence; empty if nothing."""
-        texts = [f"the LoRA holds {self.kept:.1%} of the change"] if self.kept < 0.9995 else []
+        texts = [f"the LoRA holds {self.energy_kept:.1%} of the change"] if self.energy_kept < 0.9995 else []
         texts += ["changes of biases and norms are left out"] if self.left_out else []
         return f"{' and '.join(texts).capitalize().replace('lora', 'LoRA')}." if texts else ""
 
@@ -63,15 +63,15 @@ def plain_lora(concept: Concept) -> PlainLora:
     if bound := next((change for change in lora.changes.values() if needs_weight(change)), None):
         raise UserError(
             f"{token} changes layers as {kind(bound)}, which depends on the base's own weights: it is no plain LoRA.",
-            _ELSE,
+            _NATIVE_HINT,
         )
     layers, energies = dict(lora.layers), np.zeros(2)
     for name, change in lora.changes.items():
         if _has_matrix(change):
-            layers[name], energy = _layer(change, table(concept.card.base).get(name))
+            layers[name], energy = _layer(change, layer_table(concept.card.base).get(name))
             energies += energy
     if not layers:
-        raise UserError(f"{token} changes only norms and biases: none of it is a LoRA.", _ELSE)
+        raise UserError(f"{token} changes only norms and biases: none of it is a LoRA.", _NATIVE_HINT)
     left_out = any(bool(change.keys() & BIASES) or not _has_matrix(change) for change in lora.changes.values())
     total = energies[1] + sum(_energy(layer) for layer in lora.layers.values())
     kept_energy = 1 - (energies[1] - energies[0]) / total if total else 1.0
@@ -90,15 +90,15 @@ def plain_concept(concept: Concept) -> tuple[Concept, str]:
 
 
 def _has_matrix(change: Change) -> bool:
-    return form(change) not in ("norm", "bias") and outline(change)[1] != 1
+    return form(change) not in ("norm", "bias") and weight_size(change)[1] != 1
 
 
 def _layer(change: Change, known: Shape | None) -> tuple[LoraLayer, np.ndarray]:
     """Return the layer and (energy kept, energy before). known: the weight's shape; LoHa's and LoKr's may be flat."""
     weights = {key: value for key, value in change.items() if key not in BIASES}
-    rows, width = outline(weights)
+    rows, width = weight_size(weights)
     shape = known if known and (known[0], math.prod(known[1:])) == (rows, width) else None
-    if factors := as_lora(weights, EXACT, shape):
+    if factors := as_lora(weights, MAX_EXACT_RANK, shape):
         layer = LoraLayer(*factors, float(len(factors[0])))
         return layer, np.full(2, _energy(layer))
     import torch
@@ -116,8 +116,8 @@ def _nearest(change: torch.Tensor) -> tuple[LoraLayer, np.ndarray]:
     import torch
 
     flat = change.flatten(1)
-    rank = min(NEAREST, *flat.shape)
-    if min(flat.shape) <= _WHOLE:
+    rank = min(NEAREST_RANK, *flat.shape)
+    if min(flat.shape) <= _FULL_SVD_SIZE:
         u, s, v = torch.linalg.svd(flat, full_matrices=False)
         u, s, v = u[:, :rank], s[:rank], v[:rank]
     else:
@@ -141,16 +141,18 @@ def _energy(layer: LoraLayer) -> float:
 # --- changes that equal a LoRA ----------------------------------------------------------------------------------------
 
 
-def as_lora(change: Change, most: int, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray] | None:
+def as_lora(
+    change: Change, max_rank: int, shape: tuple[int, ...] | None = None
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Return float32 (down, up) whose product is exactly the change, if a rank of `most` suffices; else None.
 
     down (r, in[, k, k]), up (out, r[, 1, 1]), the scale in `up`. shape: the weight's, where the tensors may be flat.
     Nothing is approximated: Tucker's core goes into `down`, LoHa has rank r^2 by products of columns and of rows, and
     LoKr's factors are Kronecker products. DoRA and changes that depend on the weight or change a bias give None.
     """
-    if not 0 < exact_rank(change) <= most:
+    if not 0 < exact_rank(change) <= max_rank:
         return None
-    build = {"LoRA": _of_tucker, "LoHa": _of_loha, "LoKr": _of_lokr}[form(change)]
+    build = {"LoRA": _tucker_factors, "LoHa": _loha_factors, "LoKr": _lokr_factors}[form(change)]
     down, up = build({key: value.astype(np.float32) for key, value in change.items()})
     kernel = shape[2:] if shape else down.shape[2:]
     down = down.reshape(len(down), -1, *kernel)
@@ -177,14 +179,14 @@ def exact_rank(change: Change) -> int:
 _Factors = tuple[np.ndarray, np.ndarray]
 
 
-def _of_tucker(change: Change) -> _Factors:
+def _tucker_factors(change: Change) -> _Factors:
     up, down = change["lora_up.weight"], change["lora_down.weight"]
     if "lora_mid.weight" in change:
         down = np.einsum("mnxy,ni->mixy", change["lora_mid.weight"], down.reshape(len(down), -1))
     return down, up.reshape(len(up), -1)
 
 
-def _of_loha(change: Change) -> _Factors:
+def _loha_factors(change: Change) -> _Factors:
     a1, a2 = change["hada_w1_a"], change["hada_w2_a"]
     b1, b2 = change["hada_w1_b"], change["hada_w2_b"]
     if "hada_t1" in change:
@@ -197,8 +199,8 @@ def _of_loha(change: Change) -> _Factors:
     return down, up
 
 
-def _of_lokr(change: Change) -> _Factors:
-    w2 = _second(change)
+def _lokr_factors(change: Change) -> _Factors:
+    w2 = _lokr_second_factors(change)
     if "lokr_w1_a" in change:
         first = change["lokr_w1_a"], change["lokr_w1_b"]
     else:
@@ -210,7 +212,7 @@ def _of_lokr(change: Change) -> _Factors:
     return down.astype(np.float32), up.astype(np.float32)
 
 
-def _second(change: Change) -> _Factors:
+def _lokr_second_factors(change: Change) -> _Factors:
     """Return the second matrix of LoKr as (up (c, r), down (r, d[, k, k]))."""
     if "lokr_t2" in change:
         return change["lokr_w2_a"].T, np.einsum("ijxy,jd->idxy", change["lokr_t2"], change["lokr_w2_b"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .layer_changes import Change, block_size, form, number, scale_of
+from .layer_changes import Change, block_size, form, scalar, scale_of
 
 _NEUMANN = 5  # terms of PEFT's Neumann series where a file does not give a number
 
@@ -37,7 +37,7 @@ def bias_change(change: Change, bias: Tensor) -> Tensor | None:
     values = next((change[key] for key in ("diff_b", "b_norm") if key in change), None)
     if values is not None:
         return torch.tensor(values, dtype=torch.float32, device=bias.device)
-    if number(change, "on_bias"):
+    if scalar(change, "on_bias"):
         scale = torch.tensor(change["weight"], dtype=torch.float32, device=bias.device)
         return bias.detach().float() * scale.flatten()
     return None
@@ -100,7 +100,7 @@ def _set(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
 
 def _ia3(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
     scale = parts["weight"].flatten()
-    if number(change, "on_input"):
+    if scalar(change, "on_input"):
         return weight * scale.view(1, -1, *(1 for _ in weight.shape[2:]))
     return weight * scale.view(-1, *(1 for _ in weight.shape[1:]))
 
@@ -114,7 +114,7 @@ def _glora(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
 def _oft(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
     """Rotate the outputs: R^T W by blocks; BOFT does so in stages that pair rows further and further apart."""
     blocks = parts["oft_blocks"]  # (n, b, b), or (m, n, b, b)
-    rotations = _cayley(_bounded(blocks - blocks.mT, number(change, "alpha") * len(weight)))
+    rotations = _cayley(_bounded(blocks - blocks.mT, scalar(change, "alpha") * len(weight)))
     turned = weight.flatten(1)
     if blocks.ndim == 3:
         turned = (rotations.mT @ turned.view(*blocks.shape[:2], -1)).reshape(turned.shape)
@@ -136,10 +136,10 @@ def _butterfly(rows: Tensor, rotation: Tensor, apart: int) -> Tensor:
     return back
 
 
-def _bounded(skew: Tensor, most: float) -> Tensor:
+def _bounded(skew: Tensor, max_norm: float) -> Tensor:
     """Scale skew matrices to a joint norm of at most `most`; 0 means no bound (kohya's and LyCORIS' constraint)."""
     norm = float(torch.linalg.vector_norm(skew)) + 1e-8
-    return skew * (most / norm) if 0 < most < norm else skew
+    return skew * (max_norm / norm) if 0 < max_norm < norm else skew
 
 
 def _cayley(skew: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ def _inner_oft(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tens
     rows, columns = torch.triu_indices(size, size, 1, device=skew.device)
     skew[:, rows, columns] = triangles
     skew = skew - skew.mT
-    terms = round(number(change, "oft_terms", _NEUMANN))
+    terms = round(scalar(change, "oft_terms", _NEUMANN))
     rotations = _neumann(skew, terms) if terms else _cayley(-skew)
     flat = weight.reshape(len(weight), -1, size)
     turned = torch.einsum("onk,nck->onc" if len(rotations) > 1 else "onk,zck->onc", flat, rotations)

@@ -88,7 +88,7 @@ def test_a_layer_changes_as_lycoris_changes_it_at_any_strength(form, kind):
     torch.manual_seed(len(form))
     layer = LAYERS[kind]()
     module, tensors = theirs(form, layer)
-    assert layer_changes.problem(tensors) is None and layer_changes.fits(tensors, layer.weight.shape)
+    assert layer_changes.find_problem(tensors) is None and layer_changes.fits(tensors, layer.weight.shape)
     change, bias = weight_change(tensors, layer.weight), None
     if layer.bias is not None:
         bias = bias_change(tensors, layer.bias)
@@ -412,7 +412,7 @@ def test_factors_become_a_plain_lora_that_does_the_same(form, kind):
     change = torch.tensor(made.up.reshape(len(made.up), -1) @ made.down.reshape(made.rank, -1))
     expected = weight_change(tensors, layer.weight).flatten(1)
     torch.testing.assert_close(change * made.alpha / made.rank, expected, atol=2e-5, rtol=1e-4)
-    assert plain.kept == pytest.approx(1) and plain.note == ""
+    assert plain.energy_kept == pytest.approx(1) and plain.note == ""
 
 
 def test_a_large_change_is_cut_and_says_how_much_is_left():
@@ -422,7 +422,7 @@ def test_a_large_change_is_cut_and_says_how_much_is_left():
     diff = {"diff": (left * values @ right.T).astype(np.float32), "diff_b": np.ones(300, np.float32)}
     plain = plain_lora(Concept(Token.parse("<me/x>"), Card(base="tiny"), {}, Lora({}, {"lora_unet_x": diff})))
     assert plain.lora.rank == 64
-    assert plain.kept == pytest.approx((values[:64] ** 2).sum() / (values**2).sum(), rel=1e-4)
+    assert plain.energy_kept == pytest.approx((values[:64] ** 2).sum() / (values**2).sum(), rel=1e-4)
     assert re.fullmatch(r"The LoRA holds \d\d\.\d% of the change and changes of biases .* are left out\.", plain.note)
 
 

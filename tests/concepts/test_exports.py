@@ -108,7 +108,9 @@ def test_diffusers_draws_what_we_draw(model, stock, tmp_path, even):
     base = load_base(str(folder), device="cpu")
     rows = {key: torch.from_numpy(value) for key, value in mine.vectors.items()}
     pieces = [PROMPT[0], rows, PROMPT[1]]
-    (states, ours), (their_states, theirs) = answers(base, stock, made.word.join(PROMPT), pieces, [(mine.lora, 1.0)])
+    (states, ours), (their_states, theirs) = answers(
+        base, stock, made.trigger_word.join(PROMPT), pieces, [(mine.lora, 1.0)]
+    )
     torch.testing.assert_close(states, their_states, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     (_, bare), _ = answers(base, stock, PROMPT[0], pieces, [])
@@ -167,7 +169,7 @@ def test_the_built_in_base_takes_a_concept_by_diffusers(tiny, tmp_path):
     (states, ours), (their_states, theirs) = answers(
         tiny,
         pipe,
-        made.word.join(PROMPT),
+        made.trigger_word.join(PROMPT),
         [PROMPT[0], {"clip_l": torch.from_numpy(mine.vectors["clip_l"])}, PROMPT[1]],
         [],
     )
@@ -333,19 +335,19 @@ def test_what_to_type(format):
                 export(mine, format)
             continue
         made = export(mine, format)
-        assert made.trigger == typed
+        assert made.prompt_text == typed
         readme = made.files["README.md"].decode()
         assert f"`{typed}`" in readme and f"a photo of {typed}" in readme
-        assert all(f"`{name}`" in readme for name in made.places) and "CC" in readme
-        assert made.places.keys() | {"README.md"} == made.files.keys()
+        assert all(f"`{name}`" in readme for name in made.destinations) and "CC" in readme
+        assert made.destinations.keys() | {"README.md"} == made.files.keys()
         assert all(re.fullmatch(r"[A-Za-z0-9_./-]+", name) for name in made.files)
 
 
 def test_a_lora_without_a_word_needs_none():
     made = export(teaching.full_concept("sd1", "lora"), "comfyui")
-    assert made.trigger == "" and "Nothing has to be typed" in made.files["README.md"].decode()
+    assert made.prompt_text == "" and "Nothing has to be typed" in made.files["README.md"].decode()
     assert "a photo of a duck" in made.files["README.md"].decode()
-    assert export(teaching.full_concept("sd1", "lora"), "a1111").trigger == "<lora:me-toy-duck:1>"
+    assert export(teaching.full_concept("sd1", "lora"), "a1111").prompt_text == "<lora:me-toy-duck:1>"
 
 
 def test_what_cannot_go_along_is_said():
@@ -452,7 +454,7 @@ def test_the_command_writes_a_new_folder(format, library, capsys):
     made = export(library.get(Token.parse("<me/duck>")), format)
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == made.files.keys()
     assert all((folder / name).read_bytes() == data for name, data in made.files.items())
-    assert f"Type: {made.trigger}" in out and all(name in out for name in made.places)
+    assert f"Type: {made.prompt_text}" in out and all(name in out for name in made.destinations)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert main(["concepts", "export", "<me/duck>", "--format", format]) == 2
     assert "is there already.\nGive a folder that is not: --to FOLDER." in capsys.readouterr().err

@@ -135,7 +135,7 @@ def test_no_name_leads_out_of_the_library(tmp_path, name):
         torch_saved({name or "x": rows(1)}),
     ):
         try:
-            token = library.add_foreign(read_any(data, f"{name}.safetensors"))
+            token = library.add_imported(read_any(data, f"{name}.safetensors"))
         except UserError as error:
             assert error.hint and str(error).replace("\n", "").isprintable()
         else:
@@ -177,10 +177,10 @@ def test_a_file_is_read_once(tmp_path, monkeypatch):
 def test_tokens_are_never_shared(tmp_path):
     library = Library(tmp_path)
     one, two = torch_saved({"<My-Cat>": rows(1)}), torch_saved({"<my-cat>": rows(1, seed=1)})
-    token = library.add_foreign(read_any(one, "a"))
-    assert library.add_foreign(read_any(one, "b")) == token  # the same file twice
+    token = library.add_imported(read_any(one, "a"))
+    assert library.add_imported(read_any(one, "b")) == token  # the same file twice
     with pytest.raises(UserError, match="is here already") as caught:
-        library.add_foreign(read_any(two, "c"))
+        library.add_imported(read_any(two, "c"))
     assert "--as" in caught.value.hint and "--replace" in caught.value.hint
 
 

@@ -47,7 +47,7 @@ def test_tables_are_the_layers_of_the_published_models(base):
     }
     for encoder, (width, layers) in TEXTS[base].items():
         expected |= {f"lora_{encoder}_{flat_name(path)}": facts for path, facts in clip(width, layers).items()}
-    table = layer_shapes.table(base)
+    table = layer_shapes.layer_table(base)
     if base == "sd2":  # the original has a layer more, which nothing reads
         table = {name: shape for name, shape in table.items() if "_layers_23_" not in name}
     assert table == {name: shape for name, (shape, _) in expected.items()}
@@ -56,7 +56,7 @@ def test_tables_are_the_layers_of_the_published_models(base):
 
 def test_the_table_of_the_built_in_base(tiny):
     expected = {f"lora_unet_{flat_name(path)}": shape for path, (shape, _) in real(tiny.unet).items()}
-    table = layer_shapes.table("tiny")
+    table = layer_shapes.layer_table("tiny")
     assert {name: shape for name, shape in table.items() if name.startswith("lora_unet")} == expected
     assert {name for name in tiny.adapters.layers() if name.startswith("lora_te_")} <= table.keys()
 
@@ -102,7 +102,7 @@ def test_parts_of_a_base_tell_which(name):
     base, tensors = PARTIAL[name]
     concept = read_any(safetensors_bytes(tensors), "x.safetensors", X)
     assert concept.card.base == base
-    assert concept.lora.layers.keys() | concept.lora.changes.keys() <= layer_shapes.table(base).keys()
+    assert concept.lora.layers.keys() | concept.lora.changes.keys() <= layer_shapes.layer_table(base).keys()
 
 
 FLAT = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"

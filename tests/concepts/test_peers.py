@@ -111,7 +111,7 @@ def test_a_programs_own_loaders_hold_the_very_concept(program, base, tmp_path):
             assert {_named(alias, base) for alias in aliases} == {layer}, (layer, aliases)
     if program == "invokeai":
         assert told["word"] == told["lora"] == told["expected"]
-        assert told["named"] == [export(mine, "invokeai").word] and told["file"] == "me-toy-duck"
+        assert told["named"] == [export(mine, "invokeai").trigger_word] and told["file"] == "me-toy-duck"
     if program == "kohya":
         assert told["missing"] == [] and all(key.startswith("bundle_emb.me-toy-duck.") for key in told["unexpected"])
         for name, whole in (("words.safetensors", "vectors"), ("words.pt", "vectors"), ("lora.safetensors", "lora")):

@@ -94,7 +94,7 @@ def check(library: Library, mine: Concept, format: str, texts: bool = False) -> 
     found = library.get(entry.token)
     assert found.token == dataclasses.replace(mine.token, version=1)
     expected = dataclasses.replace(mine, lora=None) if format == "sd-concepts-library" else mine
-    assert found.identity == expected.identity and not found.whole
+    assert found.identity == expected.identity and not found.part_of
     if format == "sd-concepts-library":
         assert found.card.base == mine.card.base and (not texts or found.card.kind == mine.card.kind)
         assert not texts or found.card.license == mine.card.license.lower()
@@ -311,10 +311,10 @@ def test_a_part_in_a_library_goes_on_as_one(tmp_path):
     taken_in(other, second)
     check(other, mine, "a1111")
     with pytest.raises(UserError, match="other content"):  # another concept of that name joins nothing
-        other.add_foreign(dataclasses.replace(made("sd1", "vectors", rows=3), token=T("<me/toy-duck>")))
+        other.add_imported(dataclasses.replace(made("sd1", "vectors", rows=3), token=T("<me/toy-duck>")))
 
 
 def test_a_header_that_lies_about_its_whole_is_refused():
-    data = concept_to_bytes(dataclasses.replace(made("tiny", "vectors"), whole="a" * 64))
+    data = concept_to_bytes(dataclasses.replace(made("tiny", "vectors"), part_of="a" * 64))
     assert json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])["__metadata__"]["sdpersonal.whole"] == "a" * 64
     assert io.BytesIO(data).read(8)[4:] == bytes(4)

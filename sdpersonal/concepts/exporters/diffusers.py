@@ -17,7 +17,7 @@ from ..importers.peft import PEFT_METADATA
 from ..plain_lora import is_possible as plain_is_possible
 from ..plain_lora import needs_base, plain_concept
 from ..strict_safetensors import serialize
-from .export import HUB_MODELS, Export, lora_of, modelspec_header, prompt_words, vectors_of
+from .export import HUB_MODELS, Export, lora_of, modelspec_header, trigger_words, vectors_of
 from .paths import module_path
 
 
@@ -39,8 +39,8 @@ def write(concept: Concept) -> Export:
     return Export(
         program="diffusers",
         files=files,
-        places={name: "any folder" for name in files},
-        word=prompt_words(concept, word),
+        destinations={name: "any folder" for name in files},
+        trigger_word=trigger_words(concept, word),
         install=("Give this folder to the pipeline:",),
         notes=tuple(notes),
         python=_example_code(concept),
@@ -69,7 +69,7 @@ def _lora(concept: Concept, lora: Lora) -> bytes:
         for component in sorted({component for component, _ in layers})
         for key, value in _lora_config({path: layer for (of, path), layer in layers.items() if of == component}).items()
     }
-    metadata = modelspec_header(lora_of(concept), tensors, prompt_words(concept, str(concept.token.unversioned())))
+    metadata = modelspec_header(lora_of(concept), tensors, trigger_words(concept, str(concept.token.unversioned())))
     return b"".join(serialize(tensors, metadata | {PEFT_METADATA: json.dumps(settings, sort_keys=True)}))
 
 

@@ -12,7 +12,7 @@ from ... import storage
 from ...errors import UserError
 from ..concept import Concept
 from ..concept_file import concept_to_bytes
-from ..importers.origin import ORIGIN, origin
+from ..importers.origin import ORIGIN, origin_json
 from ..layer_changes import form, kind
 from ..modelspec import modelspec_metadata
 from ..strict_safetensors import tensor_bytes
@@ -37,34 +37,34 @@ class Export:
 
     program: str
     files: dict[str, bytes]
-    places: dict[str, str]
-    word: str
-    extra_words: str = ""
+    destinations: dict[str, str]
+    trigger_word: str
+    lora_tag: str = ""
     install: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     python: str = ""
     terminal: str = ""
 
     @property
-    def trigger(self) -> str:
+    def prompt_text(self) -> str:
         """Return all that is typed in a prompt."""
-        return f"{self.word} {self.extra_words}".strip()
+        return f"{self.trigger_word} {self.lora_tag}".strip()
 
 
-def prompt_words(concept: Concept, name: str) -> str:
+def trigger_words(concept: Concept, name: str) -> str:
     """Return what stands for the concept in a prompt: `name` if it has vectors, else its trigger words, if any."""
     return name if concept.vectors else " ".join(concept.card.trigger_words)
 
 
-def example_prompt(concept: Concept, made: Export) -> str:
+def example_prompt(concept: Concept, export: Export) -> str:
     """Return an example prompt."""
-    if not made.word:
+    if not export.trigger_word:
         prompt = f"a photo of a {concept.card.class_noun}" if concept.card.class_noun else "a photo"
     elif concept.card.kind == "style":
-        prompt = f"a lighthouse in the style of {made.word}"
+        prompt = f"a lighthouse in the style of {export.trigger_word}"
     else:
-        prompt = f"a photo of {made.word}"
-    return f"{prompt} {made.extra_words}".strip()
+        prompt = f"a photo of {export.trigger_word}"
+    return f"{prompt} {export.lora_tag}".strip()
 
 
 def native_file(concept: Concept, notes: Mapping[str, str] | None = None) -> bytes:
@@ -85,12 +85,12 @@ def lora_file(concept: Concept) -> bytes:
 
 def vectors_of(concept: Concept) -> Concept:
     """Return its vectors as a part that names its whole, so that an import can put the parts together again."""
-    return dataclasses.replace(concept, lora=None, whole=concept.identity) if concept.lora else concept
+    return dataclasses.replace(concept, lora=None, part_of=concept.identity) if concept.lora else concept
 
 
 def lora_of(concept: Concept) -> Concept:
     """Return its LoRA, likewise."""
-    return dataclasses.replace(concept, vectors={}, whole=concept.identity) if concept.vectors else concept
+    return dataclasses.replace(concept, vectors={}, part_of=concept.identity) if concept.vectors else concept
 
 
 def modelspec_header(part: Concept, tensors: dict[str, np.ndarray], trigger: str) -> dict[str, str]:
@@ -103,7 +103,7 @@ def modelspec_header(part: Concept, tensors: dict[str, np.ndarray], trigger: str
     metadata = modelspec_metadata(
         part.card, part.token.unversioned(), has_lora, storage.sha256(*tensor_bytes(tensors)), thumbnail
     )
-    metadata |= {"format": "pt", ORIGIN: origin(part)}
+    metadata |= {"format": "pt", ORIGIN: origin_json(part)}
     return metadata | ({"modelspec.trigger_phrase": trigger} if trigger else {})
 
 
@@ -123,5 +123,5 @@ def refuse_unread(concept: Concept, program: str, unread: Set[str]) -> None:
             )
 
 
-def not_exportable_error(concept: Concept, program: str, why: str, fix: str) -> UserError:
-    return UserError(f"{concept.token} cannot go to {program}: {why}.", fix)
+def not_exportable_error(concept: Concept, program: str, reason: str, hint: str) -> UserError:
+    return UserError(f"{concept.token} cannot go to {program}: {reason}.", hint)

@@ -18,7 +18,7 @@ from ..concept import Concept, Lora, LoraLayer
 from ..importers.origin import RANKS
 from ..plain_lora import plain_concept
 from ..strict_safetensors import serialize
-from .export import Export, embedding_file, lora_of, modelspec_header, native_file, prompt_words, vectors_of
+from .export import Export, embedding_file, lora_of, modelspec_header, native_file, trigger_words, vectors_of
 from .paths import module_path
 
 _ENCODER_LAYER = re.compile(r"lora_te_text_model_encoder_layers_(\d+)_(.+)")
@@ -48,8 +48,8 @@ def write(concept: Concept) -> Export:
     return Export(
         program="OneTrainer",
         files=files,
-        places={path: "any folder" for path in files},
-        word=prompt_words(concept, word),
+        destinations={path: "any folder" for path in files},
+        trigger_word=trigger_words(concept, word),
         install=tuple(install),
         notes=tuple(notes),
     )
@@ -71,7 +71,7 @@ def _lora(concept: Concept, original: Lora, padded: Lora) -> bytes:
     }
     part = lora_of(concept)
     if len(padded.layers) < len(original.layers):
-        part = dataclasses.replace(part, whole=part.whole or concept.identity)
+        part = dataclasses.replace(part, part_of=part.part_of or concept.identity)
     part = dataclasses.replace(part, lora=padded)
     return native_file(part, {RANKS: json.dumps(ranks, sort_keys=True)} if ranks else None)
 

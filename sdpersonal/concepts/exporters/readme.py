@@ -16,7 +16,7 @@ def readme(concept: Concept, export: Export) -> str:
     title = escape_markdown(card.title or concept.token.name)
     parts = [f"# {title}, for {export.program}", *([escape_markdown(card.description)] if card.description else [])]
     parts.append("\n".join(f"- {key}: {value}" for key, value in concept_facts(concept) if value))
-    files = "\n".join(f"| `{path}` | {export.places[path]} |" for path in export.files)
+    files = "\n".join(f"| `{path}` | {export.destinations[path]} |" for path in export.files)
     parts.append(f"## Install\n\n| file | goes to |\n|---|---|\n{files}")
     if export.install:
         parts.append("\n".join(f"{number}. {step}" for number, step in enumerate(map(escape_html, export.install), 1)))
@@ -81,6 +81,6 @@ def _layers(count: int) -> str:
 
 
 def _usage(export: Export) -> str:
-    if not export.trigger:
+    if not export.prompt_text:
         return "Nothing has to be typed: the LoRA acts on every prompt while it is loaded. For example:"
-    return f"Type {_inline(export.trigger)} where the thing is meant. For example:"
+    return f"Type {_inline(export.prompt_text)} where the thing is meant. For example:"

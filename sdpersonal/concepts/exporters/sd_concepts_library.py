@@ -40,8 +40,8 @@ def write(concept: Concept) -> Export:
     return Export(
         program=_PROGRAM,
         files=files,
-        places={name: "the repository" for name in files},
-        word=word,
+        destinations={name: "the repository" for name in files},
+        trigger_word=word,
         install=("Upload the folder as a repository of its own.", "diffusers reads it there, and here:"),
         notes=tuple(_notes(concept, len(embeddings))),
         python='pipe.load_textual_inversion("FOLDER OR REPOSITORY")\npipe({prompt})',

@@ -14,7 +14,7 @@ too (`bundle_emb`), for programs that look there; these scripts read embeddings 
 from __future__ import annotations
 
 from ..concept import Concept
-from .export import Export, embedding_file, lora_file, native_file, prompt_words, reads, refuse_unread
+from .export import Export, embedding_file, lora_file, native_file, reads, refuse_unread, trigger_words
 
 # Forms of `layer_changes` that a program does not read.
 _UNREAD_BY_A1111 = {"set", "OFT of inputs"}
@@ -36,8 +36,8 @@ def native(concept: Concept) -> Export:
     return Export(
         program="sdpersonal",
         files={name: native_file(concept)},
-        places={name: "any folder"},
-        word=str(concept.token.unversioned()),
+        destinations={name: "any folder"},
+        trigger_word=str(concept.token.unversioned()),
         install=(f"sdpersonal concepts import {name}",),
         notes=(_other_programs(concept, slug), "Keep the file's name: other programs call the concept by it."),
     )
@@ -58,9 +58,9 @@ def a1111(concept: Concept) -> Export:
     return Export(
         program="AUTOMATIC1111 web UI",
         files=files,
-        places={path: path.rpartition("/")[0] + "/" for path in files},
-        word=prompt_words(concept, slug),
-        extra_words=f"<lora:{slug}:1>" if concept.lora else "",
+        destinations={path: path.rpartition("/")[0] + "/" for path in files},
+        trigger_word=trigger_words(concept, slug),
+        lora_tag=f"<lora:{slug}:1>" if concept.lora else "",
         install=tuple(install),
         notes=("Keep the files' names: they are the words to type.",),
     )
@@ -81,8 +81,8 @@ def comfyui(concept: Concept) -> Export:
     return Export(
         program="ComfyUI",
         files=files,
-        places={path: path.rpartition("/")[0] + "/" for path in files},
-        word=prompt_words(concept, f"embedding:{slug}"),
+        destinations={path: path.rpartition("/")[0] + "/" for path in files},
+        trigger_word=trigger_words(concept, f"embedding:{slug}"),
         install=tuple(install),
         notes=("A word in a prompt loads no LoRA here: the node does.",) if concept.lora else (),
     )
@@ -112,8 +112,8 @@ def invokeai(concept: Concept) -> Export:
     return Export(
         program="InvokeAI",
         files=files,
-        places=places,
-        word=prompt_words(concept, f"<{slug}>"),
+        destinations=places,
+        trigger_word=trigger_words(concept, f"<{slug}>"),
         install=tuple(install),
         notes=tuple(notes),
     )
@@ -143,8 +143,8 @@ def kohya(concept: Concept) -> Export:
     return Export(
         program="kohya's sd-scripts",
         files=files,
-        places={path: "any folder" for path in files},
-        word=prompt_words(concept, slug),
+        destinations={path: "any folder" for path in files},
+        trigger_word=trigger_words(concept, slug),
         install=("Give the files to gen_img.py, or go on training from them with --network_weights or --weights.",),
         notes=tuple(notes),
         terminal=" \\\n  ".join([f"python gen_img.py{sdxl} --ckpt MODEL", *options, "--prompt {prompt}"]),
@@ -159,7 +159,7 @@ def _other_programs(concept: Concept, slug: str) -> str:
             f"The same file is an embedding for A1111 (embeddings/, type {slug}) and for ComfyUI "
             f"(models/embeddings/, type embedding:{slug}), and for gen_img.py of kohya's scripts."
         )
-    typed = f"{prompt_words(concept, slug)} {lora}".strip()
+    typed = f"{trigger_words(concept, slug)} {lora}".strip()
     if concept.lora.changes:
         readers = [program.format(typed=typed) for program, unread in _READERS.items() if reads(concept, unread)]
         known = f"The same file works in {' and in '.join(readers)}." if readers else "No other program reads it."

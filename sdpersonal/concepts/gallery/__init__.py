@@ -44,7 +44,7 @@ class GalleryItem:
 
 def write_gallery(
     entries: Sequence[Entry],
-    to: Path,
+    folder: Path,
     title: str = "Concepts",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Path, int]:
@@ -52,7 +52,7 @@ def write_gallery(
 
     Raises UserError, DiskFull.
     """
-    path = storage.make_folder(to) / "index.html"
+    path = storage.make_folder(folder) / "index.html"
     newest = _newest_versions(entries)
     side = SIDE if len(newest) <= _MANY else _SMALL
     items = []
@@ -63,7 +63,7 @@ def write_gallery(
     return path, len(items)
 
 
-def render_gallery(exhibits: Sequence[GalleryItem], title: str) -> str:
+def render_gallery(items: Sequence[GalleryItem], title: str) -> str:
     """Render the page as HTML."""
     from jinja2 import Environment, StrictUndefined
 
@@ -72,9 +72,9 @@ def render_gallery(exhibits: Sequence[GalleryItem], title: str) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
         title=title,
-        exhibits=exhibits,
-        kinds=sorted({item.kind for item in exhibits}),
-        bases=[base for base in _BASES.values() if any(item.base == base for item in exhibits)],
+        exhibits=items,
+        kinds=sorted({item.kind for item in items}),
+        bases=[base for base in _BASES.values() if any(item.base == base for item in items)],
         script=script,
         style=style,
         script_sum=_csp_hash(script),

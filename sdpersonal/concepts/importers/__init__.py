@@ -16,17 +16,22 @@ from .contents import FileContents, read_contents, tensor_names
 from .origin import restore_ranks, with_origin
 from .unsupported import refuse_unsupported
 
-READ = ("safetensors", "image", "zip", "pickle")  # groups of `file_types`; the content may still be unsupported
+READABLE_GROUPS = (
+    "safetensors",
+    "image",
+    "zip",
+    "pickle",
+)  # groups of `file_types`; the content may still be unsupported
 
 
 def read_any(data: bytes, name: str, token: Token | None = None) -> Concept:
     """Read the concept in a foreign file called `name`, under its own token or the one given. Raises UserError."""
     if is_native(data, name):
-        return read_ours(data, name, token)
+        return read_native(data, name, token)
     return read_content(open_foreign(data, name), token)
 
 
-def read_ours(data: bytes, name: str, token: Token | None = None) -> Concept:
+def read_native(data: bytes, name: str, token: Token | None = None) -> Concept:
     """Read the concept in a file of our own format, which may come from a stranger. Raises UserError."""
     concept = restore_ranks(concept_from_bytes(data, name), parse_layout(data, name).metadata)
     thumbnail = reencode_thumbnail(concept.thumbnail) if concept.thumbnail else None
@@ -38,7 +43,7 @@ def open_foreign(data: bytes, name: str) -> FileContents:
     kind = recognise(data)
     if kind.group == "image":
         return embedding_images.read_image_contents(data, name)
-    if kind.group not in READ:
+    if kind.group not in READABLE_GROUPS:
         raise kind.refusal(name)
     if kind is SAFETENSORS:
         refuse_unsupported(tensor_names(data), name)  # before reading: a whole model is larger than may be read

@@ -43,18 +43,18 @@ class FileContents:
 
     name: str
     shapes: Mapping[str, tuple[int, ...]]
-    numbers: Callable[[str], np.ndarray]
+    load_tensor: Callable[[str], np.ndarray]
     metadata: Mapping[str, str | int | float] = field(default_factory=dict)
-    word: str = ""
+    name_in_file: str = ""
     folder_name: str = ""
     owner: str = DEFAULT_OWNER
-    flat: bool = True
+    is_flat: bool = True
 
     def embeddings(self, key: str) -> np.ndarray:
         """Return a tensor as vectors: float32 (n, dim). Raises UserError where it is neither (dim,) nor (n, dim)."""
         if len(self.shapes[key]) not in (1, 2):
             raise UserError(f"{printable(self.name)} has vectors {self.shapes[key]}; I read (n, width).")
-        vectors = np.atleast_2d(self.numbers(key))
+        vectors = np.atleast_2d(self.load_tensor(key))
         if not (finite := np.isfinite(vectors).all(axis=1)).all():  # before numpy warns of them
             raise damaged_file_error(
                 self.name, f"row {finite.argmin()} of its vectors holds numbers that are not finite"
@@ -104,7 +104,7 @@ def from_tree(tree: object, name: str) -> FileContents:
         return pickles.load_numbers(tensor, name) if isinstance(tensor, pickles.PickledTensor) else tensor
 
     flat = isinstance(tree, dict | list) and tensors.keys() <= _keys(tree)
-    return FileContents(name, {key: tensor.shape for key, tensor in tensors.items()}, numbers, facts, flat=flat)
+    return FileContents(name, {key: tensor.shape for key, tensor in tensors.items()}, numbers, facts, is_flat=flat)
 
 
 def _from_safetensors(data: bytes, name: str) -> FileContents:

@@ -34,11 +34,11 @@ class LayerPath:
     """
 
     component: str
-    flat: str
-    flat_names: bool = field(default=False, compare=False)
+    path: str
+    is_kohya_name: bool = field(default=False, compare=False)
 
 
-class Outline(NamedTuple):
+class WeightSize(NamedTuple):
     """The shape of a layer's weight as its tensors show it: rows, numbers in a row, axes; 0 where they do not."""
 
     rows: int
@@ -46,20 +46,20 @@ class Outline(NamedTuple):
     axes: int = 0
 
 
-_Outlines = Mapping[LayerPath, Outline]
-_UNKNOWN = Outline(0, 0)
+_Outlines = Mapping[LayerPath, WeightSize]
+_UNKNOWN = WeightSize(0, 0)
 
 
-def layer_name(part: LayerPath, base: BaseKind, outline: Outline = _UNKNOWN) -> str:
+def layer_name(part: LayerPath, base: BaseKind, size: WeightSize = _UNKNOWN) -> str:
     """Return the layer's name in a concept for that base."""
     if part.component == "unet":
-        return f"lora_unet_{unet_name(part.flat, base)}"
+        return f"lora_unet_{unet_name(part.path, base)}"
     if base != "sdxl":
-        return f"lora_te_{part.flat}"
+        return f"lora_te_{part.path}"
     first = part.component in ("te", "te1", "text_encoder")
     if part.component == "text":  # PEFT alone does not say which encoder; SDXL's differ in width
-        first = bool({outline.rows, outline.width} & {768, 3072})
-    return f"lora_te{1 if first else 2}_{part.flat}"
+        first = bool({size.rows, size.width} & {768, 3072})
+    return f"lora_te{1 if first else 2}_{part.path}"
 
 
 def base_of_layers(layers: _Outlines, content: FileContents) -> BaseKind:
@@ -71,13 +71,13 @@ def base_of_layers(layers: _Outlines, content: FileContents) -> BaseKind:
     if bases:
         return _choose_base(bases, layers, content)
     likely = (base for base in _PUBLISHED if _declared_base(content) in (base, None))
-    if stand_in := next((base for base in likely if _is_stand_in(layers, base)), None):
+    if stand_in := next((base for base in likely if _is_for_narrow_test_model(layers, base)), None):
         return stand_in
     if _is_narrow(layers) and not _is_of_built_in(layers):
         wrong, nearest = _narrow_misfits(layers), _BUILT_IN
     else:
         allowed = [_BUILT_IN] if _is_narrow(layers) else _PUBLISHED
-        nearest = min(allowed, key=lambda base: (len(misfits[base]), *_strangeness(layers, base)))
+        nearest = min(allowed, key=lambda base: (len(misfits[base]), *_mismatch_order(layers, base)))
         wrong = misfits[nearest]
     if not wrong:
         return nearest
@@ -89,27 +89,29 @@ def base_of_layers(layers: _Outlines, content: FileContents) -> BaseKind:
 
 def _misfits(layers: _Outlines, base: BaseKind) -> list[str]:
     """Describe the layers that do not fit that base, one sentence part each."""
-    table, wrong = layer_shapes.table(base), []
+    table, wrong = layer_shapes.layer_table(base), []
     for part, outline in layers.items():
         if _is_misnamed(part, base):
             other = "SD 1.x" if base == "sdxl" else "SDXL"
-            wrong.append(f"its layer {printable(part.flat)} is named as a text encoder of {other}")
+            wrong.append(f"its layer {printable(part.path)} is named as a text encoder of {other}")
             continue
         name = layer_name(part, base, outline)
         if name not in table:
-            wrong.append(f"its layer {printable(part.flat)} is not in it")
+            wrong.append(f"its layer {printable(part.path)} is not in it")
         elif not _fits(name, outline, table[name]):
             there = " x ".join(map(str, table[name]))
-            wrong.append(f"its layer {printable(part.flat)} changes {_size(outline)} numbers, where that has {there}")
+            wrong.append(f"its layer {printable(part.path)} changes {_size(outline)} numbers, where that has {there}")
     return wrong
 
 
-def _strangeness(layers: _Outlines, base: BaseKind) -> tuple[bool, bool]:
+def _mismatch_order(layers: _Outlines, base: BaseKind) -> tuple[bool, bool]:
     """Return whether layers are named unlike that base's, and whether none reads text of its width."""
-    return any(_is_misnamed(part, base) for part in layers), layer_shapes.UNETS[base].context not in _contexts(layers)
+    return any(_is_misnamed(part, base) for part in layers), layer_shapes.UNETS[
+        base
+    ].cross_attention_dim not in _contexts(layers)
 
 
-def _fits(name: str, outline: Outline, shape: layer_shapes.Shape) -> bool:
+def _fits(name: str, outline: WeightSize, shape: layer_shapes.Shape) -> bool:
     widths = {math.prod(shape[1:])}
     if name in _CONV_IN:
         widths = {channels * math.prod(shape[2:]) for channels in (*layer_shapes.IN_CHANNELS, shape[1])}
@@ -118,7 +120,7 @@ def _fits(name: str, outline: Outline, shape: layer_shapes.Shape) -> bool:
     return rows_fit and (name.endswith("_mlp_fc2") or outline.width in (0, *widths))
 
 
-def _size(outline: Outline) -> str:
+def _size(outline: WeightSize) -> str:
     return " x ".join(str(size or "any") for size in (outline.rows, outline.width))
 
 
@@ -126,11 +128,11 @@ def _choose_base(bases: list[BaseKind], layers: _Outlines, content: FileContents
     """Choose among bases that all layers fit: by the file's metadata, or by how it names the layers."""
     if (declared := _declared_base(content)) in bases:
         return declared
-    if "sdxl" in bases and any(part.flat_names and _ORIGINAL.match(part.flat) for part in layers):
+    if "sdxl" in bases and any(part.is_kohya_name and _ORIGINAL.match(part.path) for part in layers):
         return "sdxl"
     if "sd1" in bases and all(part.component in ("text", "text_encoder") for part in layers):
         return "sd1"  # a LoRA for SDXL would hardly leave out the second encoder
-    projections = {outline.axes for part, outline in layers.items() if part.flat.endswith(("proj_in", "proj_out"))}
+    projections = {outline.axes for part, outline in layers.items() if part.path.endswith(("proj_in", "proj_out"))}
     if "sd1" in bases and 4 in projections:
         return "sd1"  # the others have linear layers there
     raise UserError(
@@ -159,7 +161,7 @@ def _contexts(layers: _Outlines) -> set[int]:
     return {
         outline.width
         for part, outline in layers.items()
-        if part.flat.endswith(
+        if part.path.endswith(
             ("attn2_to_k", "attn2_to_v") if part.component == "unet" else ("q_proj", "k_proj", "v_proj", "fc1")
         )
         and outline.width
@@ -170,16 +172,16 @@ def _is_narrow(layers: _Outlines) -> bool:
     """Return whether these are layers of a base built like Stable Diffusion, only narrower."""
     if contexts := _contexts(layers):
         return max(contexts) <= _MAX_TINY_WIDTH
-    first = [outline for part, outline in layers.items() if part.flat.startswith(_FIRST_LEVEL)]
+    first = [outline for part, outline in layers.items() if part.path.startswith(_FIRST_LEVEL)]
     return bool(first) and all(1 < outline.width < _FULL_WIDTH for outline in first)
 
 
-def _is_stand_in(layers: _Outlines, base: BaseKind) -> bool:
+def _is_for_narrow_test_model(layers: _Outlines, base: BaseKind) -> bool:
     """Return whether it is for a model with that base's layers and text width whose UNet is at most a quarter as wide.
 
     Such models are made to test programs; their LoRAs work on them alone.
     """
-    table = layer_shapes.table(base)
+    table = layer_shapes.layer_table(base)
     if not any(outline.width for outline in layers.values()):
         return False  # a rotation of few rows suggests a damaged file rather than a narrow model
     for part, outline in layers.items():
@@ -189,7 +191,7 @@ def _is_stand_in(layers: _Outlines, base: BaseKind) -> bool:
         rows, narrow = table[name][0], part.component == "unet"
         if narrow and (not 0 < outline.rows <= rows // 4 or outline.rows % 8):
             return False
-        reads_text = not narrow or part.flat.endswith(("attn2_to_k", "attn2_to_v"))
+        reads_text = not narrow or part.path.endswith(("attn2_to_k", "attn2_to_v"))
         if reads_text and not _fits(name, outline._replace(rows=0) if narrow else outline, table[name]):
             return False
     return any(part.component == "unet" for part in layers) and not _uneven(layers, base)
@@ -201,7 +203,7 @@ def _is_misnamed(part: LayerPath, base: BaseKind) -> bool:
 
 
 def _is_of_built_in(layers: _Outlines) -> bool:
-    return _contexts(layers) == {layer_shapes.UNETS["tiny"].context}
+    return _contexts(layers) == {layer_shapes.UNETS["tiny"].cross_attention_dim}
 
 
 def _narrow_misfits(layers: _Outlines) -> list[str]:
@@ -209,7 +211,7 @@ def _narrow_misfits(layers: _Outlines) -> list[str]:
     if len(_contexts(layers)) > 1:
         return ["its parts read text of several widths"]
     unknown = [part for part, outline in layers.items() if layer_name(part, "tiny", outline) not in _names()]
-    return [f"its layer {printable(part.flat)} is not in it" for part in unknown] + _uneven(layers, "tiny")
+    return [f"its layer {printable(part.path)} is not in it" for part in unknown] + _uneven(layers, "tiny")
 
 
 def _uneven(layers: _Outlines, base: BaseKind) -> list[str]:
@@ -220,7 +222,7 @@ def _uneven(layers: _Outlines, base: BaseKind) -> list[str]:
         place = _ATTENTION.match(layer_name(part, base, outline))
         if place and outline.rows and widths.setdefault(place[1], outline.rows) != outline.rows:
             wrong.append(
-                f"its layer {printable(part.flat)} has {outline.rows} rows, where others have {widths[place[1]]}"
+                f"its layer {printable(part.path)} has {outline.rows} rows, where others have {widths[place[1]]}"
             )
     return wrong
 
@@ -229,4 +231,4 @@ def _uneven(layers: _Outlines, base: BaseKind) -> list[str]:
 def _names() -> frozenset[str]:
     """Return the names that layers of a narrow base can have."""
     unets = (path for unet in layer_shapes.UNETS.values() for path, _ in layer_shapes.unet_shapes(unet))
-    return frozenset({*layer_shapes.table("sd2"), *(f"lora_unet_{path}" for path in unets)})
+    return frozenset({*layer_shapes.layer_table("sd2"), *(f"lora_unet_{path}" for path in unets)})

@@ -55,7 +55,7 @@ def read_image_contents(data: bytes, name: str) -> FileContents:
         raise UserError(
             f"{printable(name)} is a picture without an embedding in it.", "Pictures go into a folder to train on."
         )
-    return replace(content, word=content.fact("name"))  # the image may have been renamed
+    return replace(content, name_in_file=content.fact("name"))  # the image may have been renamed
 
 
 def _text_chunks(data: bytes) -> Iterator[bytes]:

@@ -108,7 +108,7 @@ def _is_for_sdxl(content: FileContents) -> bool:
 
 def _is_diffusers(content: FileContents) -> bool:
     [key] = content.shapes if len(content.shapes) == 1 else [""]
-    return content.flat and key != "" and not key.isdigit()
+    return content.is_flat and key != "" and not key.isdigit()
 
 
 def _read_diffusers(content: FileContents, token: Token | None) -> Concept:

@@ -24,7 +24,17 @@ from ..strict_safetensors import (
     parse_head_layout,
     parse_strict_json,
 )
-from . import READ, cloneofsimo, embeddings, is_native, lora_file, open_foreign, read_content, read_ours, read_pair
+from . import (
+    READABLE_GROUPS,
+    cloneofsimo,
+    embeddings,
+    is_native,
+    lora_file,
+    open_foreign,
+    read_content,
+    read_native,
+    read_pair,
+)
 from .contents import DEFAULT_OWNER, MAX_PICKLE_BYTES, FileContents, tensor_names
 from .sources import (
     MODEL_INDEX,
@@ -67,7 +77,7 @@ def read_path(
     _check_downloaded(path)
     data = _read_weights(path)
     if is_native(data, path.name):
-        return read_ours(data, path.name, token)
+        return read_native(data, path.name, token)
     return read_content(open_foreign(data, path.name).from_folder(folder_name, owner), token)
 
 
@@ -129,7 +139,7 @@ def _read_files(source: Source, token: Token | None) -> Concept:
         _check_downloaded(path)
         data = _read_weights(path)
         if is_native(data, path.name):
-            own_files.append(read_ours(data, path.name, token))
+            own_files.append(read_native(data, path.name, token))
         else:
             contents.append(open_foreign(data, path.name).from_folder(source.folder_name, source.owner))
     in_folder = all(path.parent == source.path for path in source.files)  # else the texts describe something else
@@ -168,8 +178,8 @@ def join_concepts(parts: Sequence[Concept], token: Token | None = None) -> Conce
 
     Raises NotOneConcept where they do not fit together.
     """
-    first = next((part for part in parts if part.whole), parts[0])
-    complete = next((part for part in parts if not part.whole and part.identity == first.whole), None)
+    first = next((part for part in parts if part.part_of), parts[0])
+    complete = next((part for part in parts if not part.part_of and part.identity == first.part_of), None)
     if complete:  # one of the files holds all of it
         return dataclasses.replace(complete, token=token or complete.token)
     if len(parts) == 1:
@@ -187,8 +197,8 @@ def join_concepts(parts: Sequence[Concept], token: Token | None = None) -> Conce
             raise NotOneConcept("Its files hold two concepts.", "Give one of the files.")
         vectors, layers, changes = vectors | part.vectors, layers | lora.layers, changes | lora.changes
     joined_lora = Lora(layers, changes) if layers or changes else None
-    concept = Concept(token or first.token, first.card, vectors, joined_lora, first.thumbnail, first.whole)
-    return dataclasses.replace(concept, whole="") if concept.identity == first.whole else concept
+    concept = Concept(token or first.token, first.card, vectors, joined_lora, first.thumbnail, first.part_of)
+    return dataclasses.replace(concept, part_of="") if concept.identity == first.part_of else concept
 
 
 def _differ(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
@@ -235,7 +245,7 @@ def _read_peft(folders: Mapping[str, Path], token: Token | None, owner: str, fol
 
     def numbers(key: str) -> np.ndarray:
         content, file_key = tensors[key]
-        return content.numbers(file_key)
+        return content.load_tensor(file_key)
 
     contents = FileContents("adapter_model", shapes, numbers, folder_name=folder_name, owner=owner)
     return lora_file.read(contents, token, configs)
@@ -291,7 +301,7 @@ def _read_weights(path: Path) -> bytes:
 
     def check(head: bytes, size: int) -> None:
         kind = recognise(head, size)
-        if kind.group not in READ:
+        if kind.group not in READABLE_GROUPS:
             raise kind.refusal(path.name)
         if kind is not SAFETENSORS:
             if size > MAX_PICKLE_BYTES:

@@ -15,13 +15,13 @@ import numpy as np
 from ...errors import UserError
 from ...prompts import Token, printable
 from ..concept import Concept, Lora, LoraLayer
-from ..layer_changes import PLAIN, SUFFIXES, Change, outline, problem
+from ..layer_changes import PLAIN, SUFFIXES, Change, find_problem, weight_size
 from ..layer_changes import fits as change_fits
 from ..strict_safetensors import damaged_file_error
 from . import peft
 from .contents import FileContents
-from .detect_base import LayerPath, Outline, base_of_layers, layer_name
-from .layer_shapes import Shape, has_bias, table
+from .detect_base import LayerPath, WeightSize, base_of_layers, layer_name
+from .layer_shapes import Shape, has_bias, layer_table
 from .lora_keys import TensorKey, parse_key
 from .to_concept import base_from_widths, make_concept
 
@@ -56,7 +56,7 @@ def read(content: FileContents, token: Token | None = None, configs: Mapping[str
             continue
         if not has_bias(name) and "diff_b" in layer:
             raise damaged_file_error(content.name, f"it changes a bias that layer {printable(name)} has not")
-        if not _fits_weight(layer, sizes[part], table(base).get(name)):
+        if not _fits_weight(layer, sizes[part], layer_table(base).get(name)):
             raise damaged_file_error(
                 content.name, f"what it does to layer {printable(name)} does not fit a weight of its shape"
             )
@@ -88,7 +88,7 @@ def _group_by_layer(content: FileContents) -> tuple[dict[LayerPath, _TensorNames
         elif parsed := _parse_key(key, content):
             names = layers.setdefault(parsed.layer, {})
             if parsed.tensor in names:
-                layer_and_tensor = f"{parsed.tensor} of layer {printable(parsed.layer.flat)}"
+                layer_and_tensor = f"{parsed.tensor} of layer {printable(parsed.layer.path)}"
                 raise damaged_file_error(content.name, f"{layer_and_tensor} stands in it twice")
             names[parsed.tensor] = (key, parsed.module)
         else:
@@ -101,20 +101,20 @@ def _group_by_layer(content: FileContents) -> tuple[dict[LayerPath, _TensorNames
 def _read_layer(
     content: FileContents, part: LayerPath, names: _TensorNames, configs: Mapping[str, _Config]
 ) -> LoraLayer | Change:
-    tensors = {piece: content.numbers(key) for piece, (key, _) in names.items()}
+    tensors = {piece: content.load_tensor(key) for piece, (key, _) in names.items()}
     for piece, other in (("lora_down.weight", "lora_up.weight"), ("lora_up.weight", "lora_down.weight")):
         if piece in tensors and other not in tensors:
-            raise damaged_file_error(content.name, f"layer {printable(part.flat)} lacks its {other}")
+            raise damaged_file_error(content.name, f"layer {printable(part.path)} lacks its {other}")
     path = next(path for _, path in names.values())
     if path:
         tensors = peft.convert_tensors(tensors, _peft_config(part, configs), path, content.name)
     for key in tensors.keys() - SUFFIXES:
-        raise damaged_file_error(content.name, f"{key} of layer {printable(part.flat)} belongs to no known format")
+        raise damaged_file_error(content.name, f"{key} of layer {printable(part.path)} belongs to no known format")
     if "lora_up.weight" not in tensors or not tensors.keys() <= PLAIN:
         if "alpha" in tensors:
             tensors["alpha"] = tensors["alpha"].astype(np.float32)
-        if wrong := problem(tensors):
-            raise damaged_file_error(content.name, f"of layer {printable(part.flat)}, {wrong}")
+        if wrong := find_problem(tensors):
+            raise damaged_file_error(content.name, f"of layer {printable(part.path)}, {wrong}")
         return tensors
     return _plain(content, part, tensors)
 
@@ -122,21 +122,21 @@ def _read_layer(
 def _plain(content: FileContents, part: LayerPath, tensors: Change) -> LoraLayer:
     down, up = tensors["lora_down.weight"], tensors["lora_up.weight"]
     if min(down.ndim, up.ndim) < 2:
-        raise damaged_file_error(content.name, f"layer {printable(part.flat)} has shapes {down.shape} and {up.shape}")
+        raise damaged_file_error(content.name, f"layer {printable(part.path)} has shapes {down.shape} and {up.shape}")
     alpha = tensors.get("alpha", np.zeros(()))
     if alpha.size != 1:
-        raise damaged_file_error(content.name, f"the alpha of layer {printable(part.flat)} is not one number")
+        raise damaged_file_error(content.name, f"the alpha of layer {printable(part.path)} is not one number")
     # kohya's rule: an alpha of 0 is the rank. PEFT's 0 has made `up` zeros, so that nobody takes it for the rank.
     return LoraLayer(down, up, float(alpha.reshape(())) or (float(len(down)) if up.any() else 0.0))
 
 
-def _outline(layer: LoraLayer | Change) -> Outline:
+def _outline(layer: LoraLayer | Change) -> WeightSize:
     if isinstance(layer, LoraLayer):
-        return Outline(len(layer.up), layer.down[0].size, layer.down.ndim)
-    return Outline(*outline(layer))
+        return WeightSize(len(layer.up), layer.down[0].size, layer.down.ndim)
+    return WeightSize(*weight_size(layer))
 
 
-def _fits_weight(change: Change, size: Outline, shape: Shape | None) -> bool:
+def _fits_weight(change: Change, size: WeightSize, shape: Shape | None) -> bool:
     """Return whether the change fits the weight, beyond the outline, which was checked already.
 
     A weight may have other widths than the table: layers that read other inputs, and narrower bases, are in none.

@@ -27,25 +27,25 @@ RANKS = "sdpersonal.ranks"  # the rank and alpha of layers before they were padd
 
 @dataclass(frozen=True)
 class Origin:
-    """A file's claim. whole: "" where the part is the whole concept."""
+    """A file's claim. identity: of what the file holds; part_of: that of the full concept, "" where it is all of it."""
 
     card: Card
-    part: str
-    whole: str
+    identity: str
+    part_of: str
 
     @property
     def token(self) -> Token:
         return Token.parse(self.card.token)
 
 
-def origin(part: Concept) -> str:
+def origin_json(part: Concept) -> str:
     """Return the claim of a file that holds `part`, as JSON."""
     card = part.card.model_copy(update={"token": str(part.token.unversioned())})
-    claim = {"card": card.model_dump(mode="json"), "part": part.identity, "whole": part.whole}
+    claim = {"card": card.model_dump(mode="json"), "part": part.identity, "whole": part.part_of}
     return json.dumps(claim, sort_keys=True, separators=(",", ":"))
 
 
-def origin_in(facts: Mapping[str, object], name: str) -> Origin | None:
+def read_origin(facts: Mapping[str, object], name: str) -> Origin | None:
     """Return the claim in a header, not yet verified; None where none can be read."""
     text = facts.get(ORIGIN)
     if not isinstance(text, str):
@@ -56,7 +56,9 @@ def origin_in(facts: Mapping[str, object], name: str) -> Origin | None:
             return None
         card = parse_card(json.dumps(claim["card"]), name)
         origin_claim = Origin(card, str(claim["part"]), str(claim["whole"]))
-        valid_hashes = all(re.fullmatch(r"([0-9a-f]{64})?", text) for text in (origin_claim.part, origin_claim.whole))
+        valid_hashes = all(
+            re.fullmatch(r"([0-9a-f]{64})?", text) for text in (origin_claim.identity, origin_claim.part_of)
+        )
         return origin_claim if valid_hashes and origin_claim.token.owner else None
     except (ValueError, TypeError, KeyError, UserError):
         return None
@@ -69,14 +71,14 @@ def with_origin(
 
     Raises UserError as `read` does.
     """
-    claim = origin_in(facts, name)
+    claim = read_origin(facts, name)
     if claim is None:
         return read(token)
     concept = read(token or claim.token)
-    if concept.identity != claim.part or concept.card.base != claim.card.base:  # the file was changed since
+    if concept.identity != claim.identity or concept.card.base != claim.card.base:  # the file was changed since
         return read(token)
-    whole = claim.whole if claim.whole != claim.part else ""
-    return dataclasses.replace(concept, card=claim.card, thumbnail=_picture(facts), whole=whole)
+    part_of = claim.part_of if claim.part_of != claim.identity else ""
+    return dataclasses.replace(concept, card=claim.card, thumbnail=_picture(facts), part_of=part_of)
 
 
 def restore_ranks(concept: Concept, notes: Mapping[str, str]) -> Concept:

@@ -20,7 +20,7 @@ from ..strict_safetensors import damaged_file_error, parse_strict_json
 from .contents import FileContents
 
 PEFT_METADATA = "lora_adapter_metadata"
-_TAKEN_FROM_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_INITIALIZED_FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _VARIANTS = ("use_qalora", "use_bdlora", "kasa_config")
 _KINDS = ("LORA", "LOHA", "LOKR", "IA3", "OFT")
 _DEFAULT_ALPHA, _DEFAULT_RANK = 8, 8
@@ -50,7 +50,7 @@ def refuse_variants(config: Mapping[str, object], name: str) -> None:
     if (kind := str(config.get("peft_type") or "LORA")) not in _KINDS:
         raise UserError(f"{printable(name)} is PEFT's {printable(kind)}, which is not read.", "Ask for a plain LoRA.")
     start = str(config.get("init_lora_weights", True))
-    if start.lower().startswith(_TAKEN_FROM_THE_BASE):
+    if start.lower().startswith(_INITIALIZED_FROM_BASE):
         raise UserError(
             f"{printable(name)} began as a part of the base (PEFT's {printable(start)}), and fits only "
             "what was left of it.",
@@ -89,20 +89,20 @@ _PATTERN = re.compile(
     r"\^?(?:[A-Za-z0-9_-]|\\[.dw_-]|\.(?![*+?{])|\\d\+|\[[A-Za-z0-9_-]{1,40}\]\+?|"
     r"\((?:\?:)?[A-Za-z0-9_.|\\]{1,200}\)|(?P<wide>\.[*+]))*\$?"
 )
-_MOST_PATTERNS, _MOST_PATTERN = 4096, 250
-_MOST_WIDE, _MOST_WIDE_PATTERNS = 2, 64
+_MAX_PATTERNS, _MAX_PATTERN_LENGTH = 4096, 250
+_MAX_WIDE, _MAX_WIDE_PATTERNS = 2, 64
 
 
 @functools.lru_cache(maxsize=8)
 def _checked(patterns: tuple[str, ...]) -> str | None:
     """Return the first pattern that must not be run, or None."""
     wide = 0
-    for pattern in patterns[: _MOST_PATTERNS + 1]:
+    for pattern in patterns[: _MAX_PATTERNS + 1]:
         runs = len(re.findall(r"[*+]", pattern))
         wide += runs > 0
-        if len(pattern) > _MOST_PATTERN or not _PATTERN.fullmatch(pattern) or runs > _MOST_WIDE:
+        if len(pattern) > _MAX_PATTERN_LENGTH or not _PATTERN.fullmatch(pattern) or runs > _MAX_WIDE:
             return pattern
-    return patterns[0] if wide > _MOST_WIDE_PATTERNS or len(patterns) > _MOST_PATTERNS else None
+    return patterns[0] if wide > _MAX_WIDE_PATTERNS or len(patterns) > _MAX_PATTERNS else None
 
 
 def _check_patterns(table: Mapping[str, object], key: str, name: str) -> None:
@@ -135,7 +135,7 @@ def convert_tensors(
     setting = _setting(tensors, config, path, name)
     if "lora_B.bias" in tensors:
         bias = tensors.pop("lora_B.bias").astype(np.float32)
-        tensors["diff_b"] = bias * np.float32(setting[0] / setting[1] if setting else _own_scale(tensors))
+        tensors["diff_b"] = bias * np.float32(setting[0] / setting[1] if setting else _tensor_scale(tensors))
     return _scaled(tensors, *setting) if setting else tensors
 
 
@@ -158,7 +158,7 @@ def _setting(
     return module_alpha(config, path, rank, name), rank
 
 
-def _own_scale(tensors: Mapping[str, np.ndarray]) -> float:
+def _tensor_scale(tensors: Mapping[str, np.ndarray]) -> float:
     rank = rank_of(tensors) or 1
     return float(tensors["alpha"].reshape(-1)[0]) / rank if "alpha" in tensors else 1.0
 

@@ -31,13 +31,13 @@ from ...errors import UserError
 from ...prompts import Token, printable
 from ...storage.file_types import SAFETENSORS, recognise
 from ..card import parse_card
-from ..concept_file import WHOLE
+from ..concept_file import PART_OF_KEY
 from ..strict_safetensors import MAX_FOREIGN_HEADER, TensorLayout, parse_head_layout
 from . import is_native
 from .contents import DEFAULT_OWNER, MAX_PICKLE_BYTES
 from .embedding_images import holds_embedding
 from .embeddings import DIFFUSERS_FILES
-from .origin import origin_in
+from .origin import read_origin
 
 SAFETENSORS_SUFFIXES = (".safetensors", ".pti")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -308,13 +308,19 @@ def _count_numbers(paths: Sequence[Path]) -> int:
 
 @dataclass(frozen=True)
 class _PartHeader:
-    """The facts of a safetensors file's header. whole: the identity of the concept that it is a part of, or its own,
-    "" where the file is not of ours."""
+    """The facts of a safetensors file's header.
 
-    whole: str
+    concept_identity: that of the full concept whose part or whole the file is; "" where the file is not of ours.
+    """
+
+    concept_identity: str
     is_part: bool
     token: str
     has_lora: bool
+
+    @property
+    def is_native(self) -> bool:
+        return bool(self.concept_identity)
 
 
 def join_parts(sources: Sequence[Source]) -> list[Source]:
@@ -326,13 +332,15 @@ def join_parts(sources: Sequence[Source]) -> list[Source]:
     if len(sources) < 2:
         return list(sources)
     headers = [_first_header(source) for source in sources]
-    keys = [(header.whole, header.token) if header and header.whole else None for header in headers]
+    keys = [
+        (header.concept_identity, header.token) if header and header.concept_identity else None for header in headers
+    ]
     split_keys = {key for key, header in zip(keys, headers, strict=True) if header and header.is_part}
     groups: dict[object, list[int]] = {}
     for number, (source, header, key) in enumerate(zip(sources, headers, keys, strict=True)):
         if key in split_keys:
             groups.setdefault(key, []).append(number)
-        elif header and not header.whole and len(source.all_files) == 1:
+        elif header and not header.is_native and len(source.all_files) == 1:
             groups.setdefault(source.path.stem.lower(), []).append(number)
         else:
             groups[number] = [number]
@@ -345,7 +353,7 @@ def _merge_group(
     members = [sources[number] for number in group]
     first = headers[group[0]]
     have_lora = [header.has_lora for number in group if (header := headers[number])]
-    if len(group) == 1 or (not (first and first.whole) and sorted(have_lora) != [False, True]):
+    if len(group) == 1 or (not (first and first.is_native) and sorted(have_lora) != [False, True]):
         yield from members
         return
     paths = tuple(dict.fromkeys(path for source in members for path in source.all_files))
@@ -363,7 +371,7 @@ def _common_folder(paths: Sequence[Path]) -> Path:
 def _first_header(source: Source) -> _PartHeader | None:
     """Return the header of its first file that is of ours, or of its only file; None where there is neither."""
     headers = [header for path in source.all_files if path.is_file() and (header := _read_part_header(path))]
-    if ours := next((header for header in headers if header.whole), None):
+    if ours := next((header for header in headers if header.is_native), None):
         return ours
     return headers[0] if len(headers) == len(source.all_files) == 1 else None
 
@@ -374,15 +382,15 @@ def _read_part_header(path: Path) -> _PartHeader | None:
     except UserError:
         return None
     metadata, has_lora = layout.metadata, any("lora" in name for name in layout.tensors)
-    if claim := origin_in(metadata, path.name):
+    if claim := read_origin(metadata, path.name):
         is_half = claim.card.base == "sdxl" and len(layout.tensors) == 1  # embeddings for one of two text encoders
-        is_part = bool(claim.whole) or is_half
-        return _PartHeader(claim.whole or claim.part, is_part, str(claim.token), has_lora)
+        is_part = bool(claim.part_of) or is_half
+        return _PartHeader(claim.part_of or claim.identity, is_part, str(claim.token), has_lora)
     if "sdpersonal.card" in metadata:
         try:
             token = str(Token.parse(parse_card(metadata["sdpersonal.card"], path.name).token))
         except UserError:
             return None
-        whole, identity = metadata.get(WHOLE, ""), metadata.get("modelspec.hash_sha256", "").removeprefix("0x")
-        return _PartHeader(whole or identity, bool(whole), token, has_lora)
+        part_of, identity = metadata.get(PART_OF_KEY, ""), metadata.get("modelspec.hash_sha256", "").removeprefix("0x")
+        return _PartHeader(part_of or identity, bool(part_of), token, has_lora)
     return _PartHeader("", False, "", has_lora)

@@ -49,23 +49,23 @@ def make_concept(
     vectors: dict[str, np.ndarray],
     lora: Lora | None,
     token: Token | None,
-    word: str = "",
+    name_in_file: str = "",
     title: str = "",
 ) -> Concept:
     """Build the concept, under `token` or one from the file. word: the file's own name for it. Raises UserError."""
-    word = word or content.word
-    fields = _card_fields(content, word, lora) | ({"title": title} if title else {})
+    name_in_file = name_in_file or content.name_in_file
+    fields = _card_fields(content, name_in_file, lora) | ({"title": title} if title else {})
     card = Card.model_validate({"base": base, "recipe": _unusual_norm(vectors, base), **fields})
     try:
-        return Concept(token or derive_token(content, word), card, vectors, lora)
+        return Concept(token or derive_token(content, name_in_file), card, vectors, lora)
     except UserError as error:
         raise UserError(f"{printable(content.name)} is refused. {error.message}", error.hint) from error
 
 
-def derive_token(content: FileContents, word: str = "") -> Token:
+def derive_token(content: FileContents, name_in_file: str = "") -> Token:
     """Derive a token from the file's own word, else from its name, its folder's or its title. Raises UserError."""
     titles = (content.fact(key) for key in ("name", "ss_output_name", "modelspec.title"))
-    for candidate in (word, _stem(content), content.folder_name, *titles):
+    for candidate in (name_in_file, _stem(content), content.folder_name, *titles):
         if candidate and not _GENERIC_NAME.fullmatch(candidate) and (token := _slug_token(candidate, content)):
             return token
     raise UserError(f"{printable(content.name)} does not say what it is called.", _AS_HINT)
@@ -110,7 +110,7 @@ def _slug_token(text: str, content: FileContents) -> Token | None:
         ) from error
 
 
-def _card_fields(content: FileContents, word: str, lora: Lora | None) -> dict[str, object]:
+def _card_fields(content: FileContents, name_in_file: str, lora: Lora | None) -> dict[str, object]:
     """Return card fields from ModelSpec's and kohya's keys. Training captions are no trigger words; ModelSpec's are."""
     titles = (content.fact(key) for key in ("modelspec.title", "ss_output_name", "name"))
     title = next(
@@ -120,7 +120,7 @@ def _card_fields(content: FileContents, word: str, lora: Lora | None) -> dict[st
     if triggers == [_stem(content)]:  # the file's own name, which means nothing to a base
         triggers = []
     facts: dict[str, object] = {
-        "title": _clean_text(word or title, 100),
+        "title": _clean_text(name_in_file or title, 100),
         "description": _clean_text(content.fact("modelspec.description"), 2000),
         "author": _clean_text(content.fact("modelspec.author"), 100),
         "license": _clean_text(content.fact("modelspec.license"), 100),

@@ -48,9 +48,9 @@ _UNSUPPORTED: tuple[tuple[str, str, str], ...] = (
 _PATTERNS = tuple((re.compile(pattern), what, fix) for pattern, what, fix in _UNSUPPORTED)
 
 
-def refuse_unsupported(names: Iterable[str], file: str) -> None:
+def refuse_unsupported(names: Iterable[str], file_name: str) -> None:
     """Raise UserError, saying what it is, where the tensors' names show that it cannot be a concept."""
     names = tuple(names)
     for pattern, what, fix in _PATTERNS:
         if any(pattern.search(name) for name in names):
-            raise UserError(f"{printable(file)} {what}.", fix)
+            raise UserError(f"{printable(file_name)} {what}.", fix)

@@ -14,7 +14,7 @@ from .... import storage
 from ....concepts.exporters import FORMATS, Export, export
 from ....concepts.importers.sources import DROPPED, STEPS, find_concepts
 from ....concepts.importing import DUPLICATES, ImportOutcome, Source, import_all, join_parts
-from ....concepts.library import OTHER_PART, TAKEN
+from ....concepts.library import OTHER_PART_HINT, TAKEN_HINT
 from ....errors import UserError, printable
 from ....prompts import Token
 from ..workspace import Workspace
@@ -33,8 +33,8 @@ PROGRAMS = {
 }
 _BESIDE = {"readme.md", "token_identifier.txt", "type_of_concept.txt", "special_params.json", "adapter_config.json"}
 _PAGE_HINTS = {  # the command line's hints in the page's words
-    TAKEN: "Give it another name under Call it, or choose what becomes of it if its name is taken, and drop it again.",
-    OTHER_PART: "If they are one concept, drop both at once and tick that it takes the place of what is there.",
+    TAKEN_HINT: "Give it another name under Call it, or choose what to do if its name is taken, and drop it again.",
+    OTHER_PART_HINT: "If they are one concept, drop both at once and tick that it takes the place of what is there.",
     "Say what to call it: --as '<owner/name>'.": "Say under Call it what its name is, and drop it again.",
     "Its folder may be a base: --base FOLDER.": "Its folder may be a base.",
     "To draw with it or train on it give it as the base: --base FILE.": "It is a base: start the app with --bases and "
@@ -110,8 +110,8 @@ def make_export_download(workspace: Workspace, page: str, word: object, format: 
     name, data = _pack(exported, f"{concept.token.slug}-{format}")
     target = workspace.session_dir(page) / name
     storage.write_bytes(target, data)
-    places = tuple((name, destination) for name, destination in exported.places.items() if name != "README.md")
-    return ExportDownload(target, exported.program, places, exported.install, exported.trigger, exported.notes)
+    places = tuple((name, destination) for name, destination in exported.destinations.items() if name != "README.md")
+    return ExportDownload(target, exported.program, places, exported.install, exported.prompt_text, exported.notes)
 
 
 def _pack(made: Export, stem: str) -> tuple[str, bytes]:
