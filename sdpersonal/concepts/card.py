@@ -1,4 +1,4 @@
-"""The card: facts about a concept. It may come from strangers, so its fields are fixed, short and plain text."""
+"""The card: facts about a concept. It may come from anybody, so its fields are fixed, short and plain text."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _field_error(error: ValidationError) -> UserError:
     if first["type"] == "string_too_long":
         limit = first["ctx"]["max_length"]
         reason = f"it must be text of up to {limit:,} characters, got {len(first['input']):,}"
-    return UserError(f"The card's {field_name} cannot be kept: {reason}.")
+    return UserError(f"The card's {field_name} is not valid: {reason}.")
 
 
 EDITABLE_FIELDS = frozenset(Card.model_fields) - {"token", "base", "created"}  # by users; the others are fixed

@@ -135,16 +135,16 @@ def _check_vectors(vectors: dict[str, np.ndarray], base: BaseKind) -> None:
     encoders = {"clip_l", "clip_g"} if base == "sdxl" else {"clip_l"}
     if vectors.keys() != encoders:
         raise UserError(f"A concept for {base} has vectors {sorted(encoders)}, not {printable(str(sorted(vectors)))}.")
-    for key, rows in vectors.items():
+    for key, array in vectors.items():
         width = EMBEDDING_WIDTHS.get(base, {}).get(key)
-        if rows.dtype != np.float32 or rows.ndim != 2 or (width and rows.shape[1] != width):
-            wanted = f"(n, {width or 'dim'}) float32"
-            raise UserError(f"The vectors {key} for {base} must be {wanted}, not {rows.shape} {rows.dtype}.")
-        if not 1 <= len(rows) <= MAX_VECTORS:
-            raise UserError(f"A concept has 1 to {MAX_VECTORS} vectors, not {len(rows)}.")
-        if not (finite := np.isfinite(rows).all(axis=1)).all():
+        if array.dtype != np.float32 or array.ndim != 2 or (width and array.shape[1] != width):
+            expected = f"(n, {width or 'dim'}) float32"
+            raise UserError(f"The vectors {key} for {base} must be {expected}, not {array.shape} {array.dtype}.")
+        if not 1 <= len(array) <= MAX_VECTORS:
+            raise UserError(f"A concept has 1 to {MAX_VECTORS} vectors, not {len(array)}.")
+        if not (finite := np.isfinite(array).all(axis=1)).all():
             raise UserError(f"Row {finite.argmin()} of the vectors {key} holds numbers that are not finite.")
-    if len({len(rows) for rows in vectors.values()}) > 1:
+    if len({len(array) for array in vectors.values()}) > 1:
         raise UserError("The encoders' vectors differ in number.")
 
 

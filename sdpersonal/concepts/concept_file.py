@@ -68,7 +68,7 @@ class Header:
 
     @property
     def vectors(self) -> int:
-        """The number of embedding rows per text encoder; 0 without vectors."""
+        """The number of vectors per text encoder; 0 without an embedding."""
         return max((shape[0] for name, shape in self.tensors.items() if not name.startswith("lora_")), default=0)
 
     @property
@@ -113,7 +113,7 @@ def concept_from_bytes(data: bytes, name: str) -> Concept:
     layout = parse_layout(data, name)
     header = _parse_header(bytes(data[: layout.payload_start]), layout, name, len(data))
     if storage.sha256(memoryview(data)[layout.payload_start :]) != header.identity:
-        raise damaged_file_error(name, "damaged (sha256 differs from the one in its header)")
+        raise damaged_file_error(name, "it is damaged (its sha256 is not the one in its header)")
     try:
         vectors, lora = _read_tensors(data, layout, header.token)
         return Concept(header.token, header.card, vectors, lora, header.thumbnail, header.part_of)
@@ -124,12 +124,12 @@ def concept_from_bytes(data: bytes, name: str) -> Concept:
 
 
 def read_header(path: Path, thumbnail: bool = True) -> Header:
-    """Read only the header of the file at `path`; picture: include its thumbnail. Raises UserError."""
+    """Read only the header of the file at `path`. thumbnail: include its thumbnail. Raises UserError."""
     name = os.path.basename(path)
     head, size = storage.read_head(path, _FIRST_READ_BYTES)
     try:
         if size > MAX_FILE_BYTES:
-            raise ValueError("it is larger than 4 GB, the most I read")
+            raise ValueError("it is larger than 4 GB, the limit")
         header_end = 8 + header_length(head, size)
     except ValueError as error:
         raise unreadable_header_error(head, size, name, str(error)) from error
@@ -185,15 +185,17 @@ def _parse_header(head: bytes, layout: TensorLayout, name: str, size: int) -> He
     """Parse `head`, all bytes before the payload, of a file of `size` bytes. Raises UserError."""
     metadata = layout.metadata
     if "sdpersonal.card" not in metadata:
-        raise UserError(f"{printable(name)} is not one of our concepts.", "Import it: sdpersonal concepts import FILE")
+        raise UserError(
+            f"{printable(name)} is not a concept file of sdpersonal.", "Import it: sdpersonal concepts import FILE"
+        )
     if metadata.get("sdpersonal.format") != _VERSION:
         raise UserError(f"{printable(name)} was made by a newer sdpersonal.", "Update sdpersonal.")
     written = metadata.get(_CHECKSUM_KEY, "")
     if storage.sha256(head.replace(_checksum_entry(written), _checksum_entry(_EMPTY_CHECKSUM))) != written:
-        raise damaged_file_error(name, "damaged (its header was changed)")
+        raise damaged_file_error(name, "it is damaged (its header was changed)")
     card = parse_card(metadata["sdpersonal.card"], name)
     token = Token.parse(card.token)
-    shapes = {tensor: place.shape for tensor, place in layout.tensors.items()}
+    shapes = {tensor: info.shape for tensor, info in layout.tensors.items()}
     identity = metadata.get("modelspec.hash_sha256", "").removeprefix("0x")
     thumbnail_url, part_of = metadata.get("modelspec.thumbnail", ""), metadata.get(PART_OF_KEY, "")
     if not re.fullmatch(r"([0-9a-f]{64})?", part_of):
@@ -222,7 +224,7 @@ def _read_tensors(data: bytes, layout: TensorLayout, token: Token) -> tuple[dict
         if not (changes.is_plain(tensors) or changes.is_complete(tensors)):
             unknown += [f"{layer}.{part}" for part in tensors]
     if unknown:
-        raise ValueError(f"I do not know its tensors {printable(', '.join(unknown[:3]))}")
+        raise ValueError(f"it has unknown tensors {printable(', '.join(unknown[:3]))}")
     if not layers:
         return vectors, None
     plain = {name: _build_layer(name, parts) for name, parts in layers.items() if changes.is_plain(parts)}

@@ -40,7 +40,7 @@ _PLAIN_STEP_MULTIPLE = (
 
 @dataclass(frozen=True)
 class ImportOutcome:
-    """The result of importing one source. what: the concept's contents as text; kinds: as `Lora.kinds`."""
+    """The result of importing one source. summary: the concept's contents as text; kinds: as `Lora.kinds`."""
 
     source: str
     token: Token | None = None
@@ -70,10 +70,10 @@ def find_sources(location: str, steps: bool = False) -> list[Source]:
     path = Path(location)
     repository = None if path.exists() else parse_repository(location)
     if repository:
-        folder, (owner, place) = fetch_repository(repository), repository.owner_and_name
+        folder, (owner, name) = fetch_repository(repository), repository.owner_and_name
         if repository.file:
             return [Source(folder / repository.file, (), owner)]
-        sources = find_concepts(folder, owner, place, steps)
+        sources = find_concepts(folder, owner, name, steps)
     else:
         sources = find_concepts(path, steps=steps)
     if not sources:
@@ -243,10 +243,10 @@ def _run_name(path: Path) -> str:
 
 
 def _summary(concept: Concept) -> str:
-    rows = max((len(rows) for rows in concept.vectors.values()), default=0)
+    count = max((len(array) for array in concept.vectors.values()), default=0)
     lora = concept.lora
-    parts = [concept.card.base, describe_contents(rows, lora.rank if lora else 0, lora.kinds if lora else "")]
+    parts = [concept.card.base, describe_contents(count, lora.rank if lora else 0, lora.kinds if lora else "")]
     parts += ["exact when generating here"] if lora and lora.kinds else []
     if length := concept.card.recipe.get("longest_row"):
-        parts += [f"rows up to {length:g} long, where a word's is 0.4: try other strengths"]
+        parts += [f"vectors of norm up to {length:g}, where a word's is 0.4: try other strengths"]
     return ", ".join(parts)

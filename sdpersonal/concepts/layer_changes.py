@@ -60,7 +60,7 @@ BIASES = {"diff_b", "b_norm"}
 _SCALED = ("LoRA", "LoHa", "LoKr")  # forms that DoRA can rescale
 _NEEDS_WEIGHT = {"IA3", "GLoRA", "OFT", "BOFT", "OFT of inputs", "set"}
 _ONE_NUMBER = {"alpha", "on_input", "on_bias", "oft_terms"}
-SUFFIXES = frozenset().union(*(must | may for must, may in _FORMS.values()), BIASES, {"dora_scale"})
+SUFFIXES = frozenset().union(*(required | optional for required, optional in _FORMS.values()), BIASES, {"dora_scale"})
 PLAIN = frozenset({"lora_up.weight", "lora_down.weight", "alpha"})  # tensors of a plain LoRA layer
 
 
@@ -97,9 +97,9 @@ def is_complete(names: Iterable[str]) -> bool:
     """Return whether tensors of these names make exactly one change, of one form."""
     names = set(names)
     name = form(names)
-    must, may = _FORMS.get(name, (set(), set()))
-    beside = BIASES | ({"dora_scale"} if name in _SCALED else set())
-    return bool(name) and must <= names <= must | may | beside
+    required, optional = _FORMS.get(name, (set(), set()))
+    extra = BIASES | ({"dora_scale"} if name in _SCALED else set())
+    return bool(name) and required <= names <= required | optional | extra
 
 
 def is_plain(names: Iterable[str]) -> bool:
@@ -159,7 +159,7 @@ def find_problem(change: Change) -> str | None:
     """Return what is wrong with the tensors, or None where they can be used. Nothing large is computed."""
     name = form(change)
     if not is_complete(change):
-        return f"its tensors {', '.join(sorted(change))[:200]} make no change that is known"
+        return f"its tensors {', '.join(sorted(change))[:200]} make no known change"
     if not {value.dtype for value in change.values()} <= {np.dtype(np.float32), np.dtype(np.float16)}:
         return "weights must be float32 or float16"
     shapes = {key: value.shape for key, value in change.items()}

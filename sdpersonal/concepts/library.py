@@ -25,7 +25,7 @@ from .strict_safetensors import MAX_FILE_BYTES
 
 SUFFIX = ".safetensors"
 TAKEN_HINT = (
-    "Give it another name with --as '<owner/name>', take its place with --replace, or keep both: "
+    "Give it another name with --as '<owner/name>', overwrite it with --replace, or keep both: "
     "--duplicates versions (or filenames)"
 )
 _LOCK_TIMEOUT = 60.0  # seconds to wait for another process that changes the library
@@ -101,7 +101,7 @@ class Library:
         """Return the entry for `token`: the newest version, unless the token names one."""
         entry = self._entry(self._resolve(token))
         if entry is None:
-            raise UserError(f"{token} was removed just now.")
+            raise UserError(f"{token} was just removed by another process.")
         return entry
 
     def get(self, token: Token) -> Concept:
@@ -197,7 +197,7 @@ class Library:
             ]
             existing = self._matching(moves[0][1] if old.version else new) if moves else []
             if existing:
-                raise UserError(f"{existing[-1]} is here already.", "Choose another name.")
+                raise UserError(f"{existing[-1]} is already in the library.", "Choose another name.")
             for source, target in moves:
                 self._move(source, target)
             storage.remove_empty_folder(self._path(resolved).parent)
@@ -213,7 +213,10 @@ class Library:
             versions = self._matching(resolved if token.version else resolved.unversioned())
             if len(versions) > 1 and not all_versions:
                 names = printable(", ".join(str(version) for version in versions))
-                raise UserError(f"{resolved.unversioned()} has several versions: {names}.", "Name one, or ask for all.")
+                raise UserError(
+                    f"{resolved.unversioned()} has several versions: {names}.",
+                    "Name one, or delete all: --all-versions.",
+                )
             for version in versions:
                 move_to.move_in(self._path(version), version) if move_to else storage.remove(self._path(version))
             storage.remove_empty_folder(self._path(resolved).parent)
@@ -378,11 +381,12 @@ class Library:
         if entry and bool(entry.vectors) != bool(concept.vectors) and bool(entry.lora_rank) != bool(concept.lora):
             new_part, old_part = ("vectors", "a LoRA") if concept.vectors else ("a LoRA", "vectors")
             return TokenTaken(
-                f"{existing} is here already with {old_part} alone, the new one is {new_part} alone.",
+                f"{existing} is already in the library with {old_part} alone, the new one is {new_part} alone.",
                 OTHER_PART_HINT,
             )
         return TokenTaken(
-            f"{existing} is here already with other content (here {old_identity}, the new one {concept.identity[:8]}).",
+            f"{existing} is already in the library with other content "
+            f"(here {old_identity}, the new one {concept.identity[:8]}).",
             TAKEN_HINT,
         )
 

@@ -29,8 +29,9 @@ _Value = TypeVar("_Value")
 class MergeResult:
     """A merged concept and what the merge lost.
 
-    vectors: how they were merged ("average", "concatenation", or "" without any). kept: the share of the LoRA's energy
-    (squared Frobenius norm over all layers) left after conversion to plain LoRA and truncation to `rank`; 1 if exact.
+    vectors: how they were merged ("average", "concatenation", or "" without any). energy_kept: the share of the LoRA's
+    energy (squared Frobenius norm over all layers) left after conversion to plain LoRA and truncation to `rank`; 1 if
+    exact.
     left_out: changes of biases and norms were left out.
     """
 
@@ -45,10 +46,10 @@ def merge(
 ) -> MergeResult:
     """Merge `parts` at their strengths into a concept called `token`.
 
-    Vectors with the same number of rows are averaged, weighted by strength. With `concatenate`, and where the numbers
-    differ, the rows are concatenated, each multiplied by its strength.
+    Concepts with as many vectors as each other are averaged, weighted by strength. With `concatenate`, and where the
+    numbers differ, the vectors are concatenated, each multiplied by its strength.
     rank: truncate each layer of the LoRA to this rank.
-    Raises UserError for parts of different base kinds, fewer than two parts, too many rows, strengths that give no
+    Raises UserError for parts of different base kinds, fewer than two parts, too many vectors, strengths that give no
     usable average, and parts whose weight changes depend on their base.
     """
     _check_parts(parts)
@@ -69,7 +70,7 @@ def merge(
 
 def _check_parts(parts: Sequence[tuple[Concept, float]]) -> None:
     if len(parts) < 2:
-        raise UserError("Merging takes two concepts at least.", "For example: <me/a:0.6> <me/b:0.4>")
+        raise UserError("Merging needs at least two concepts.", "For example: <me/a:0.6> <me/b:0.4>")
     first = parts[0][0]
     for concept, strength in parts:
         if concept.card.base != first.card.base:
@@ -91,7 +92,7 @@ def _merge_vectors(parts: list[tuple[Concept, float]], concatenate: bool) -> tup
     widths = {key: {concept.vectors[key].shape[1] for concept, _ in parts} for key in parts[0][0].vectors}
     if any(len(width) > 1 for width in widths.values()):
         raise UserError("Their vectors differ in width: they are made for different text encoders.")
-    counts = {len(rows) for concept, _ in parts for rows in concept.vectors.values()}
+    counts = {len(array) for concept, _ in parts for array in concept.vectors.values()}
     if concatenate or len(counts) > 1:
         return _concatenate_vectors(parts), "concatenation"
     weights = np.array([strength for _, strength in parts], np.float64)
@@ -100,7 +101,7 @@ def _merge_vectors(parts: list[tuple[Concept, float]], concatenate: bool) -> tup
             f"The strengths of the concepts that have vectors sum to {weights.sum():.3g}; that gives no average.",
             "Give the one to be kept more strength than those to be taken away: <me/a:1> <me/b:-0.5>.",
         )
-    weights /= weights.sum()  # so that the rows keep the norm of a word's embedding
+    weights /= weights.sum()  # so that the vectors keep the norm of a word's embedding
     merged = {
         key: np.tensordot(weights, np.stack([concept.vectors[key] for concept, _ in parts]), 1).astype(np.float32)
         for key in widths
@@ -111,7 +112,7 @@ def _merge_vectors(parts: list[tuple[Concept, float]], concatenate: bool) -> tup
 def _concatenate_vectors(parts: list[tuple[Concept, float]]) -> dict[str, np.ndarray]:
     if negative := next((concept for concept, strength in parts if strength < 0), None):
         raise UserError(
-            f"The vectors of {negative.token} cannot stand beside others at a negative strength.",
+            f"The vectors of {negative.token} cannot be concatenated at a negative strength.",
             "Give it a positive one, or merge concepts with as many vectors, without --concatenate.",
         )
     total = sum(len(next(iter(concept.vectors.values()))) for concept, _ in parts)

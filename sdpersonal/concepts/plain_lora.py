@@ -29,8 +29,11 @@ _FULL_SVD_SIZE = 512  # up to this many rows or columns the SVD is computed in f
 
 @dataclass(frozen=True)
 class PlainLora:
-    """A converted LoRA. kept: its share of the squared Frobenius norm of all weights' changes; left_out: changes of
-    biases and norms, which no LoRA can hold, were left out."""
+    """A converted LoRA.
+
+    energy_kept: its share of the squared Frobenius norm of all weights' changes; left_out: changes of biases and norms,
+    which no LoRA can hold, were left out.
+    """
 
     lora: Lora
     energy_kept: float = 1.0
@@ -144,7 +147,7 @@ def _energy(layer: LoraLayer) -> float:
 def as_lora(
     change: Change, max_rank: int, shape: tuple[int, ...] | None = None
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return float32 (down, up) whose product is exactly the change, if a rank of `most` suffices; else None.
+    """Return float32 (down, up) whose product is exactly the change, if a rank of `max_rank` suffices; else None.
 
     down (r, in[, k, k]), up (out, r[, 1, 1]), the scale in `up`. shape: the weight's, where the tensors may be flat.
     Nothing is approximated: Tucker's core goes into `down`, LoHa has rank r^2 by products of columns and of rows, and

@@ -29,7 +29,7 @@ _SINGLE = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BO
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor's type, shape and place: bytes begin..end of the payload."""
+    """One tensor's type and shape, and its bytes begin..end of the payload."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -47,7 +47,7 @@ class TensorLayout:
 
 
 def parse_layout(data: bytes, name: str, max_header: int = MAX_HEADER) -> TensorLayout:
-    """Parse the layout of a whole file, whose header has at most `longest` bytes.
+    """Parse the layout of a whole file, whose header has at most `max_header` bytes.
 
     Raises UserError, naming the file `name` and what is wrong with it.
     """
@@ -87,12 +87,12 @@ def damaged_file_error(name: str, problem: str) -> UserError:
 
 def _refuse_duplicate_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(values := dict(pairs)) < len(pairs):
-        raise ValueError("a key stands twice in its JSON")
+        raise ValueError("a key appears twice in its JSON")
     return values
 
 
 def _refuse_constant(word: str) -> None:
-    raise ValueError(f"{word} stands in its JSON")
+    raise ValueError(f"its JSON contains {word}")
 
 
 def _parse_short_int(digits: str) -> int:
@@ -176,7 +176,7 @@ def _parse_header(raw: bytes) -> dict[str, object]:
 
 
 def _build_layout(header: dict[str, object], start: int, size: int, is_native: bool) -> TensorLayout:
-    """Check a header and build its layout. ours: single numbers too must be of a type that `serialize` writes."""
+    """Check a header and build its layout. is_native: single numbers too must be of a type that `serialize` writes."""
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata are not all text")
@@ -199,13 +199,13 @@ def _parse_tensor_info(name: str, entry: object, is_native: bool) -> TensorInfo:
     if not (0 < len(name) <= MAX_NAME_LENGTH and name.isprintable()):
         raise ValueError(f"{printable(name)} is not a name for a tensor")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"tensor {printable(name)} is not described as the format wants")
+        raise ValueError(f"tensor {printable(name)} is not described as the format requires")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    sound = _are_whole_numbers(shape) and len(shape) <= 5 and all(0 < length < 2**32 for length in shape)
-    width = _width(dtype, not is_native and sound and math.prod(shape) == 1)
+    is_valid = _are_whole_numbers(shape) and len(shape) <= 5 and all(0 < length < 2**32 for length in shape)
+    width = _width(dtype, not is_native and is_valid and math.prod(shape) == 1)
     if not width:
-        raise ValueError(f"tensor {printable(name)} is of type {printable(str(dtype), 20)}; I read F16, BF16 and F32")
-    if not sound:
+        raise ValueError(f"tensor {printable(name)} is of type {printable(str(dtype), 20)}, not F16, BF16 or F32")
+    if not is_valid:
         raise ValueError(f"tensor {printable(name)} has an impossible shape")
     if not (_are_whole_numbers(offsets) and len(offsets) == 2):
         raise ValueError(f"tensor {printable(name)} has impossible offsets")

@@ -62,8 +62,8 @@ class Trash:
             deletion = self._read(name)
             for token in deletion.tokens:
                 if token in self.library.versions(token):
-                    problem = f"{token} cannot come back: its place was taken by another."
-                    raise UserError(problem, "Rename or delete that one first.")
+                    message = f"{token} cannot be restored: another concept has its name now."
+                    raise UserError(message, "Rename or delete that one first.")
             for entry in deletion.entries:
                 self.library.move_in(entry.path, entry.token)
             self._discard(deletion)
@@ -77,7 +77,7 @@ class Trash:
         raise UserError(f"No {token} was deleted here in the last {RETENTION.days} days.")
 
     def empty(self, older_than: timedelta = timedelta(0)) -> int:
-        """Delete permanently what was deleted at least `older` ago; return the number of concepts."""
+        """Delete permanently what was deleted at least `older_than` ago; return the number of concepts."""
         deleted, now = 0, datetime.now(UTC)
         with self.library.write_lock():
             storage.remove_leftovers(self.folder)

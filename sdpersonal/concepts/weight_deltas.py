@@ -24,12 +24,12 @@ def weight_change(change: Change, weight: Tensor) -> Tensor | None:
     name = form(change)
     if name == "bias":
         return None
-    whole = weight.detach().float()
-    parts = {key: torch.tensor(value, dtype=torch.float32, device=whole.device) for key, value in change.items()}
+    weight = weight.detach().float()
+    parts = {key: torch.tensor(value, dtype=torch.float32, device=weight.device) for key, value in change.items()}
     if build := _PLAIN.get(name):
-        plain = build(parts).reshape(whole.shape) * scale_of(change)
-        return _dora(whole, plain, parts["dora_scale"]) if "dora_scale" in parts else plain
-    return _BUILD[name](whole, parts, change)
+        plain = build(parts).reshape(weight.shape) * scale_of(change)
+        return _dora(weight, plain, parts["dora_scale"]) if "dora_scale" in parts else plain
+    return _BUILD[name](weight, parts, change)
 
 
 def bias_change(change: Change, bias: Tensor) -> Tensor | None:
@@ -81,14 +81,14 @@ _PLAIN = {"LoRA": _lora, "LoHa": _loha, "LoKr": _lokr, "full": lambda parts: par
 
 def _dora(weight: Tensor, plain: Tensor, scale: Tensor) -> Tensor:
     """Apply DoRA. scale (1, in[, 1, 1]): norms of columns, over all axes but the input's; (out, ...): norms of rows."""
-    moved = weight + plain
+    changed = weight + plain
     if scale.shape[0] == 1 and weight.shape[0] != 1:
         axes = [axis for axis in range(weight.ndim) if axis != 1]
         shape = (1, -1, *(1 for _ in weight.shape[2:]))
     else:
         axes, shape = list(range(1, weight.ndim)), (-1, *(1 for _ in weight.shape[1:]))
-    lengths = moved.square().sum(axes, keepdim=True).sqrt()
-    return moved * (scale.reshape(shape) / (lengths + torch.finfo(torch.float32).eps)) - weight
+    lengths = changed.square().sum(axes, keepdim=True).sqrt()
+    return changed * (scale.reshape(shape) / (lengths + torch.finfo(torch.float32).eps)) - weight
 
 
 # --- changes that depend on the weight --------------------------------------------------------------------------------
@@ -107,33 +107,33 @@ def _ia3(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
 
 def _glora(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
     a1, a2, b1, b2 = (parts[f"{key}.weight"].flatten(1) for key in ("a1", "a2", "b1", "b2"))
-    turned = torch.einsum("oi...,ir,rj->oj...", weight, a1, a2)
-    return ((b1 @ b2).reshape(weight.shape) + turned) * scale_of(change)
+    rotated = torch.einsum("oi...,ir,rj->oj...", weight, a1, a2)
+    return ((b1 @ b2).reshape(weight.shape) + rotated) * scale_of(change)
 
 
 def _oft(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tensor:
     """Rotate the outputs: R^T W by blocks; BOFT does so in stages that pair rows further and further apart."""
     blocks = parts["oft_blocks"]  # (n, b, b), or (m, n, b, b)
     rotations = _cayley(_bounded(blocks - blocks.mT, scalar(change, "alpha") * len(weight)))
-    turned = weight.flatten(1)
+    rotated = weight.flatten(1)
     if blocks.ndim == 3:
-        turned = (rotations.mT @ turned.view(*blocks.shape[:2], -1)).reshape(turned.shape)
+        rotated = (rotations.mT @ rotated.view(*blocks.shape[:2], -1)).reshape(rotated.shape)
     else:
         for stage, rotation in enumerate(rotations):
-            turned = _butterfly(turned, rotation, blocks.shape[-1] // 2 << stage)
-    turned = turned.view(weight.shape)
+            rotated = _butterfly(rotated, rotation, blocks.shape[-1] // 2 << stage)
+    rotated = rotated.view(weight.shape)
     if "rescale" in parts:
-        turned = turned * parts["rescale"].view(-1, *(1 for _ in weight.shape[1:]))
-    return turned - weight
+        rotated = rotated * parts["rescale"].view(-1, *(1 for _ in weight.shape[1:]))
+    return rotated - weight
 
 
-def _butterfly(rows: Tensor, rotation: Tensor, apart: int) -> Tensor:
-    """Apply one BOFT stage: rotation (n, b, b) of rows (out, in), permuted so that rows `apart` places apart adjoin."""
-    order = torch.arange(len(rows), device=rows.device).view(-1, 2, apart).transpose(1, 2).flatten()
-    turned = (rotation @ rows[order].view(*rotation.shape[:2], -1)).reshape(rows.shape)
-    back = torch.empty_like(turned)
-    back[order] = turned
-    return back
+def _butterfly(rows: Tensor, rotation: Tensor, distance: int) -> Tensor:
+    """Apply one BOFT stage: rotation (n, b, b) of rows (out, in), permuted so that rows `distance` apart adjoin."""
+    order = torch.arange(len(rows), device=rows.device).view(-1, 2, distance).transpose(1, 2).flatten()
+    rotated = (rotation @ rows[order].view(*rotation.shape[:2], -1)).reshape(rows.shape)
+    unpermuted = torch.empty_like(rotated)
+    unpermuted[order] = rotated
+    return unpermuted
 
 
 def _bounded(skew: Tensor, max_norm: float) -> Tensor:
@@ -162,8 +162,8 @@ def _inner_oft(weight: Tensor, parts: dict[str, Tensor], change: Change) -> Tens
     terms = round(scalar(change, "oft_terms", _NEUMANN))
     rotations = _neumann(skew, terms) if terms else _cayley(-skew)
     flat = weight.reshape(len(weight), -1, size)
-    turned = torch.einsum("onk,nck->onc" if len(rotations) > 1 else "onk,zck->onc", flat, rotations)
-    return turned.reshape(weight.shape) - weight
+    rotated = torch.einsum("onk,nck->onc" if len(rotations) > 1 else "onk,zck->onc", flat, rotations)
+    return rotated.reshape(weight.shape) - weight
 
 
 def _neumann(skew: Tensor, terms: int) -> Tensor:

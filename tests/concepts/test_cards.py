@@ -90,10 +90,10 @@ def test_an_edit_of_an_older_version_is_of_that_one(library):
     ("argv", "said"),
     [
         ([], "Nothing to change was said."),
-        (["--licence", "whatever"], "is not a licence that I know"),
+        (["--licence", "whatever"], "is not a known licence"),
         (["--consent", "maybe"], "consent must be one of yes, no, unknown"),
         (["--kind", "animal"], "kind must be one of"),
-        (["--title", "x" * 101], "The card's title cannot be kept"),
+        (["--title", "x" * 101], "The card's title is not valid"),
         (["--steps", "-1"], "steps"),
         (["--recipe", "lr"], "is not NAME=VALUE"),
         (["--recipe", "L R=1"], "The card's recipe"),

@@ -191,7 +191,7 @@ def test_check_says_what_will_go_wrong(library, capsys):
     assert run(library, "concepts", "check", "duck", "<you/ink>", "cat") == 0
     said = capsys.readouterr().out
     assert (
-        "no base can draw both" in said
+        "no base can generate both" in said
         and "Both are a duck" in said
         and "Try <me/duck-v2:0.8> <you/ink-v1:0.8>" in said
     )

@@ -179,7 +179,7 @@ def test_tokens_are_never_shared(tmp_path):
     one, two = torch_saved({"<My-Cat>": rows(1)}), torch_saved({"<my-cat>": rows(1, seed=1)})
     token = library.add_imported(read_any(one, "a"))
     assert library.add_imported(read_any(one, "b")) == token  # the same file twice
-    with pytest.raises(UserError, match="is here already") as caught:
+    with pytest.raises(UserError, match="is already in the library") as caught:
         library.add_imported(read_any(two, "c"))
     assert "--as" in caught.value.hint and "--replace" in caught.value.hint
 

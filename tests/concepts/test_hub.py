@@ -240,7 +240,7 @@ def test_no_photo_gets_in_as_a_picture(tmp_path):
         picture(tmp_path / "x.png", embedding(seed=9)),
         picture(tmp_path / "y.png", one, concepts=3),
     ):
-        with pytest.raises(UserError, match="is not a picture that was drawn with <me/duck>"):
+        with pytest.raises(UserError, match="is not an image generated with <me/duck>"):
             ours.files_to_push(one, ID, [path])
     with pytest.raises(UserError):
         ours.files_to_push(one, ID, [tmp_path / "nowhere.png"])
@@ -356,7 +356,7 @@ def test_a_pulled_concept_takes_no_ones_place(hub, library, tmp_path, capsys):
     run(library, "concepts", "push", "duck", ID, "--yes")
     other = Library(tmp_path / "other")
     other.add(concept("<me/duck-v1>", 7))
-    assert "is here already with other content" in refused(other, capsys, "pull", ID)
+    assert "is already in the library with other content" in refused(other, capsys, "pull", ID)
     assert run(other, "concepts", "pull", ID, "--replace") == 0
     assert other.get(Token.parse("<duck>")).identity == concept().identity
 

@@ -104,7 +104,7 @@ def test_what_is_got_is_what_was_added(library):
 def test_a_token_with_a_version_is_that_version_for_ever(library):
     assert str(library.add(concept("<me/duck-v7>"))) == "<me/duck-v7>"
     assert str(library.add(concept("<me/duck-v7>"))) == "<me/duck-v7>"
-    with pytest.raises(UserError, match=r"<me/duck-v7> is here already .*here \w{8}, the new one \w{8}"):
+    with pytest.raises(UserError, match=r"<me/duck-v7> is already in the library .*here \w{8}, the new one \w{8}"):
         library.add(concept("<me/duck-v7>", seed=1))
     assert str(library.add(concept("<me/duck-v2>", seed=2))) == "<me/duck-v2>"
     assert library.find(T("<me/duck>")).token.version == 7
@@ -196,7 +196,7 @@ def test_one_version_can_be_renamed(library):
 def test_renaming_never_takes_a_token(shelf):
     before = tree(shelf.folder)
     for old, new in (("<my-cat>", "<me/toy>"), ("<my-cat-v1>", "<me/my-cat-v2>"), ("<my-cat>", "<my-cat>")):
-        with pytest.raises(UserError, match="is here already"):
+        with pytest.raises(UserError, match="is already in the library"):
             shelf.rename(T(old), T(new))
     with pytest.raises(UserError, match="names a version"):
         shelf.rename(T("<my-cat>"), T("<me/cat-v3>"))
@@ -324,14 +324,14 @@ def test_our_own_files_keep_their_token(library, shared):
 def test_a_clashing_import_asks_for_another_name(library, shared, tmp_path):
     library.add(concept("<friend/duck-v7>", seed=1))
     before = tree(library.folder)
-    with pytest.raises(UserError, match=r"(?s)<friend/duck-v7> is here already with other content.*--as .*--replace"):
+    with pytest.raises(UserError, match=r"(?s)<friend/duck-v7> is already in .* with other content.*--as .*--replace"):
         library.import_(shared)
     foreign = tmp_path / "learned_embeds.bin"
     torch = pytest.importorskip("torch")
     torch.save({"<duck>": torch.ones(768)}, foreign)
     assert library.import_(foreign) == T("<imported/duck-v1>")
     torch.save({"<duck>": torch.zeros(768)}, foreign)
-    with pytest.raises(UserError, match="is here already"):
+    with pytest.raises(UserError, match="is already in the library"):
         library.import_(foreign)
     library.remove(T("<imported/duck>"))
     assert tree(library.folder) == before
@@ -767,8 +767,8 @@ def test_a_thousand_concepts_are_listed_without_torch(library):
             (folder / f"concept-{number}-v1.safetensors").write_bytes(data)
     program = (
         "import sys, sdpersonal.concepts.library as l\n"
-        f"found = l.Library({str(library.folder)!r}).list()\n"
-        "assert len(found) == 1000 and not any(entry.damaged for entry in found)\n"
+        f"entries = l.Library({str(library.folder)!r}).entries()\n"
+        "assert len(entries) == 1000 and not any(entry.damaged for entry in entries)\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'gradio', 'PIL', 'scipy'} & sys.modules.keys()\n"
         "assert not heavy, heavy"
     )

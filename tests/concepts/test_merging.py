@@ -124,7 +124,7 @@ def test_what_cannot_be_merged_is_refused():
         ([(a, 1), (b, -1)], "sum to 0;"),
         ([(a, 1), (b, -0.95)], "sum to 0.05;"),
         ([(a, -1), (b, -1)], "sum to -2;"),
-        ([(a, 1), (many, -1)], "<me/many> cannot stand beside others at a negative strength"),
+        ([(a, 1), (many, -1)], "<me/many> cannot be concatenated at a negative strength"),
         ([(a, 1), (narrow, 1)], "differ in width"),
         ([(a, 1), (concept("<me/y>", lora=other), 1)], "differ in shape"),
     ):

@@ -188,7 +188,9 @@ def test_headers_that_another_program_left_out(format, tmp_path):
     alone = Library(tmp_path / "one by one")
     first, second = (outcome for path in weights(folder) for outcome in taken_in(alone, path))
     assert first.status == "imported"
-    assert format == "kohya" or ("is here already with" in second.error.message and "alone" in second.error.message)
+    assert format == "kohya" or (
+        "is already in the library with" in second.error.message and "alone" in second.error.message
+    )
 
 
 def test_numbers_that_were_changed_make_another_concept(tmp_path):

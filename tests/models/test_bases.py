@@ -307,7 +307,7 @@ def test_the_hubs_cache_offline(hub, tiny):
     shutil.rmtree(hub / ("b" * 40) / "vae")
     with pytest.raises(UserError, match=r"only in part \(vae/diffusion_pytorch_model\.safetensors is missing\)"):
         load_base("me/base", "cpu", revision="fp16")
-    with pytest.raises(UserError, match="me/base at revision old is not on this machine and I cannot reach the Hub"):
+    with pytest.raises(UserError, match="me/base at revision old is not on this machine and The Hub cannot be reached"):
         load_base("me/base", "cpu", revision="old")
     assert load_base("me/base", "cpu", vae="me/base").version != tiny.version
 

@@ -108,7 +108,7 @@ def write_outputs_page(settings: OutputsArgs) -> int:
 
     outputs = Outputs(settings.out)
     if not (outputs.days() or outputs.favourites()):
-        raise UserError(f"No pictures in {printable(str(settings.out))}.", "Draw some: sdpersonal generate")
+        raise UserError(f"No pictures in {printable(str(settings.out))}.", "Generate some: sdpersonal generate")
     path, count = write_page(outputs, settings.title)
     print_json({"page": str(path), "pictures": count}) if settings.json_ else say(
         f"{count} pictures: {printable(str(path))}"

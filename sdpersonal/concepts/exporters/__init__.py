@@ -31,7 +31,7 @@ FORMATS: dict[str, Callable[[Concept], Export]] = {
 def export(concept: Concept, format: Format) -> Export:
     """Build the files of one format and a README.md for their recipient. Raises UserError where it cannot hold them."""
     if format not in FORMATS:
-        raise UserError(f"I write no {format}.", f"Choose one of {', '.join(get_args(Format))}.")
+        raise UserError(f"Unknown export format '{format}'.", f"Choose one of {', '.join(get_args(Format))}.")
     result = FORMATS[format](concept)
     result = dataclasses.replace(result, notes=(*result.notes, *_general_notes(concept, format)))
     front_matter = sd_concepts_library.front_matter(concept) if format == "sd-concepts-library" else ""
@@ -48,7 +48,7 @@ def _general_notes(concept: Concept, format: Format) -> list[str]:
         )
     if concept.card.method == "dreambooth-full":
         notes.append(
-            "It was taught to a whole model. This is the part of the change that a LoRA holds; the model itself "
+            "It was trained on the whole model. This is the part of the change that a LoRA holds; the model itself "
             "stayed in the folder of its training."
         )
     return notes

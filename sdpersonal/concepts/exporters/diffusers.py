@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +21,8 @@ from ..plain_lora import needs_base, plain_concept
 from ..strict_safetensors import serialize
 from .export import HUB_MODELS, Export, lora_of, modelspec_header, trigger_words, vectors_of
 from .paths import module_path
+
+_Value = TypeVar("_Value", int, float)
 
 
 def write(concept: Concept) -> Export:
@@ -52,9 +56,9 @@ def is_possible(concept: Concept) -> bool:
     return concept.lora is None or (plain_is_possible(concept.lora) and not needs_base(concept.lora))
 
 
-def _embedding(concept: Concept, word: str, rows: np.ndarray) -> bytes:
-    """Serialize one encoder's embedding. rows: (n, dim), always two axes: the loader adds a token for each row."""
-    tensors = {word: rows}
+def _embedding(concept: Concept, word: str, embeddings: np.ndarray) -> bytes:
+    """Serialize one encoder's embedding, (n, dim), always two axes: the loader adds a token for each row."""
+    tensors = {word: embeddings}
     return b"".join(serialize(tensors, modelspec_header(vectors_of(concept), tensors, word)))
 
 
@@ -64,11 +68,10 @@ def _lora(concept: Concept, lora: Lora) -> bytes:
     for (component, path), layer in layers.items():
         tensors[f"{component}.{path}.lora_A.weight"] = layer.down
         tensors[f"{component}.{path}.lora_B.weight"] = layer.up
-    settings = {
-        f"{component}.{key}": value
-        for component in sorted({component for component, _ in layers})
-        for key, value in _lora_config({path: layer for (of, path), layer in layers.items() if of == component}).items()
-    }
+    settings: dict[str, object] = {}
+    for component in sorted({component for component, _ in layers}):
+        config = _lora_config({path: layer for (owner, path), layer in layers.items() if owner == component})
+        settings |= {f"{component}.{key}": value for key, value in config.items()}
     metadata = modelspec_header(lora_of(concept), tensors, trigger_words(concept, str(concept.token.unversioned())))
     return b"".join(serialize(tensors, metadata | {PEFT_METADATA: json.dumps(settings, sort_keys=True)}))
 
@@ -90,7 +93,7 @@ def _lora_config(layers: dict[str, LoraLayer]) -> dict[str, object]:
     }
 
 
-def _most_common(values):
+def _most_common(values: Iterable[_Value]) -> _Value:
     return Counter(values).most_common(1)[0][0]
 
 

@@ -29,10 +29,10 @@ HUB_MODELS = {  # on the Hub
 class Export:
     """Files for one program, and how they are used there.
 
-    files: path in the export's folder -> content; places: the same paths -> where in the program they go; word: what
-    stands for the concept in a prompt, "" where nothing does; extra_words: what is typed besides; install: the steps of
-    installation, a sentence each; notes: what this program cannot read or does otherwise; python, terminal: an example,
-    in which {prompt} is to be replaced by a prompt in quotes.
+    files: path in the export's folder -> content; destinations: the same paths -> where in the program they go;
+    trigger_word: what stands for the concept in a prompt, "" where nothing does; lora_tag: what loads the LoRA in a
+    prompt, if anything; install: the steps of installation, a sentence each; notes: what this program cannot read or
+    does otherwise; python, terminal: an example, in which {prompt} is to be replaced by a prompt in quotes.
     """
 
     program: str
@@ -47,7 +47,7 @@ class Export:
 
     @property
     def prompt_text(self) -> str:
-        """Return all that is typed in a prompt."""
+        """All that is typed in a prompt."""
         return f"{self.trigger_word} {self.lora_tag}".strip()
 
 
@@ -84,7 +84,7 @@ def lora_file(concept: Concept) -> bytes:
 
 
 def vectors_of(concept: Concept) -> Concept:
-    """Return its vectors as a part that names its whole, so that an import can put the parts together again."""
+    """Return its vectors as a part that names the full concept, so that an import can join the parts again."""
     return dataclasses.replace(concept, lora=None, part_of=concept.identity) if concept.lora else concept
 
 
@@ -117,11 +117,11 @@ def refuse_unread(concept: Concept, program: str, unread: Set[str]) -> None:
     """Raise UserError where a program does not read all of the concept's layer changes. unread: as for `reads`."""
     for change in concept.lora.changes.values() if concept.lora else ():
         if unread & {form(change), kind(change)}:
-            why = f"it changes layers as {kind(change)}, which that program does not read"
+            reason = f"it changes layers as {kind(change)}, which that program does not read"
             raise not_exportable_error(
-                concept, program, why, "Export it with --format native, and generate with it here."
+                concept, program, reason, "Export it with --format native, and generate with it here."
             )
 
 
 def not_exportable_error(concept: Concept, program: str, reason: str, hint: str) -> UserError:
-    return UserError(f"{concept.token} cannot go to {program}: {reason}.", hint)
+    return UserError(f"{concept.token} cannot be exported for {program}: {reason}.", hint)

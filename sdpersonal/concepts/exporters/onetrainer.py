@@ -29,7 +29,11 @@ def write(concept: Concept) -> Export:
     """Build `embedding/<owner>-<name>.safetensors`, `lora/<owner>-<name>.safetensors`, or both."""
     concept, loss_note = plain_concept(concept)
     slug, word = concept.token.slug, str(concept.token.unversioned())
-    files, install, notes = {}, [], ["OneTrainer trains; it draws only samples.", *([loss_note] if loss_note else [])]
+    files, install, notes = (
+        {},
+        [],
+        ["OneTrainer trains; it generates only samples.", *([loss_note] if loss_note else [])],
+    )
     if concept.vectors:
         path = f"embedding/{slug}.safetensors"
         files[path] = _embedding(concept, word)

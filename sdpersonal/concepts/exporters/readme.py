@@ -37,7 +37,7 @@ def escape_markdown(text: str) -> str:
 
 
 def fenced(text: str, language: str = "") -> str:
-    """Build a block of code. Trigger words come from strangers, and may hold backticks."""
+    """Build a block of code. Trigger words may come from anybody, and may contain backticks."""
     fence = _backticks(text, 3)
     return f"{fence}{language}\n{text}\n{fence}"
 
@@ -53,12 +53,12 @@ def _backticks(text: str, least: int) -> str:
 
 
 def escape_html(text: str) -> str:
-    """Quote tokens in a sentence of ours, so that they are not taken for HTML."""
+    """Put tokens in backticks, so that they are not taken for HTML."""
     return re.sub(r"<[^<>\s]+>", lambda match: f"`{match[0]}`", text)
 
 
 def concept_facts(concept: Concept) -> list[tuple[str, str]]:
-    """Return the facts that a stranger wants to know, as (name, Markdown)."""
+    """Return the facts that a recipient wants to know, as (name, Markdown)."""
     card = concept.card
     vector_count = len(next(iter(concept.vectors.values()), ()))
     contents = [f"{vector_count} vector{'s' * (vector_count > 1)}"] if vector_count else []
@@ -72,7 +72,7 @@ def concept_facts(concept: Concept) -> list[tuple[str, str]]:
         ("Holds", " and ".join(contents)),
         ("Author", escape_markdown(card.author)),
         ("Licence", escape_markdown(card.license) or "not stated: ask its author before you pass it on"),
-        ("Its word in sdpersonal", f"`{concept.token.unversioned()}`"),
+        ("Its token in sdpersonal", f"`{concept.token.unversioned()}`"),
     ]
 
 
@@ -83,4 +83,4 @@ def _layers(count: int) -> str:
 def _usage(export: Export) -> str:
     if not export.prompt_text:
         return "Nothing has to be typed: the LoRA acts on every prompt while it is loaded. For example:"
-    return f"Type {_inline(export.prompt_text)} where the thing is meant. For example:"
+    return f"Type {_inline(export.prompt_text)} where the concept belongs in the prompt. For example:"

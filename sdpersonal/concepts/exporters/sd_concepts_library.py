@@ -57,12 +57,12 @@ def front_matter(concept: Concept) -> str:
     return "\n".join(["---", *lines, 'tags: ["stable-diffusion", "textual-inversion"]', "---", "", ""])
 
 
-def _notes(concept: Concept, rows: int) -> list[str]:
+def _notes(concept: Concept, count: int) -> list[str]:
     notes = ["learned_embeds.bin is a pickle, as that library has them; it holds one tensor and runs nothing."]
-    if rows > 1:
-        notes.append(f"It has {rows} vectors: diffusers and A1111 read them all, that library's own notebook only one.")
+    if count > 1:
+        notes.append(f"It has {count} vectors: diffusers and A1111 read them all, that library's notebook only one.")
     if concept.lora:
         notes.append("Its LoRA is left out, since that library knows none. Alone, the word shows less of the concept.")
     if concept.thumbnail:
-        notes.append("concept_images/ holds a drawn picture; the photos it was taught with are nowhere in here.")
+        notes.append("concept_images/ holds a generated image; the photos it was trained on are not included.")
     return notes

@@ -1,6 +1,6 @@
 """Write a library as one HTML file that needs no server or network and contains nothing about this machine.
 
-Cards come from strangers. Jinja2 escapes every text, thumbnails are re-encoded from pixels, and the page's content
+Cards may come from anybody. Jinja2 escapes every text, thumbnails are re-encoded from pixels, and the page's content
 security policy allows its one script and one style sheet by their sha256, and nothing to be loaded or sent.
 """
 

@@ -32,7 +32,7 @@ def read_any(data: bytes, name: str, token: Token | None = None) -> Concept:
 
 
 def read_native(data: bytes, name: str, token: Token | None = None) -> Concept:
-    """Read the concept in a file of our own format, which may come from a stranger. Raises UserError."""
+    """Read the concept in a file of our own format, which may come from anybody. Raises UserError."""
     concept = restore_ranks(concept_from_bytes(data, name), parse_layout(data, name).metadata)
     thumbnail = reencode_thumbnail(concept.thumbnail) if concept.thumbnail else None
     return dataclasses.replace(concept, token=token or concept.token, thumbnail=thumbnail)
@@ -86,6 +86,6 @@ def is_native(head: bytes, name: str, size: int | None = None) -> bool:
 
 def unknown_format_error(name: str) -> UserError:
     return UserError(
-        f"{printable(name)} is not of a format that I read.",
-        "I read embeddings and LoRAs for Stable Diffusion 1.x, 2.x and XL; docs/formats.md lists whose.",
+        f"{printable(name)} is in no supported format.",
+        "Use an embedding or a LoRA for Stable Diffusion 1.x, 2.x or XL; docs/formats.md lists the programs.",
     )

@@ -85,7 +85,7 @@ def _layers_from_keys(content: FileContents) -> tuple[dict[str, _Pairs], list[st
         elif content.metadata.get(key) == _EMBEDDING_MARK:
             words.append(key)
         else:
-            raise damaged_file_error(content.name, f"I do not know its tensor {printable(key)}")
+            raise damaged_file_error(content.name, f"it has an unknown tensor {printable(key)}")
     models: dict[str, _Pairs] = {}
     for model, tensors in tensors_by_model.items():
         expected = {(number, piece) for number in range(len(tensors) // 2) for piece in ("up", "down")}
@@ -99,7 +99,7 @@ def _layer_paths(pairs: _Pairs, name: str, model: str) -> list[LayerPath]:
     """Return the layers of these pairs. Raises UserError where their number is not Stable Diffusion's."""
     if any(array.ndim != 2 for pair in pairs for array in pair):
         raise UserError(
-            f"{printable(name)} also changes convolutions, whose order I do not know.",
+            f"{printable(name)} also changes convolutions, whose order in the file is not known.",
             "Ask its author for a kohya LoRA.",
         )
     if model == "unet" and len(pairs) == 9 * len(_BLOCKS):

@@ -28,9 +28,9 @@ _CONV_IN = ("lora_unet_conv_in", "lora_unet_input_blocks_0_0")
 
 @dataclass(frozen=True)
 class LayerPath:
-    """The place of a layer: component "unet", "te", "te1", "te2" or "text" (one of the two), path with `_` for `.`.
+    """The position of a layer: component "unet", "te", "te1", "te2" or "text" (one of the two), path with `_` for `.`.
 
-    flat_names: the name is of kohya's kind, which has the original's block names for SDXL alone.
+    is_kohya_name: the name is of kohya's kind, which has the original's block names for SDXL alone.
     """
 
     component: str
@@ -46,7 +46,7 @@ class WeightSize(NamedTuple):
     axes: int = 0
 
 
-_Outlines = Mapping[LayerPath, WeightSize]
+_Sizes = Mapping[LayerPath, WeightSize]
 _UNKNOWN = WeightSize(0, 0)
 
 
@@ -62,7 +62,7 @@ def layer_name(part: LayerPath, base: BaseKind, size: WeightSize = _UNKNOWN) -> 
     return f"lora_te{1 if first else 2}_{part.path}"
 
 
-def base_of_layers(layers: _Outlines, content: FileContents) -> BaseKind:
+def base_of_layers(layers: _Sizes, content: FileContents) -> BaseKind:
     """Return the base whose table has every layer with its widths. Raises UserError, naming a layer that none has."""
     misfits = {base: _misfits(layers, base) for base in layer_shapes.UNETS}
     bases = [base for base, wrong in misfits.items() if not wrong]
@@ -87,44 +87,46 @@ def base_of_layers(layers: _Outlines, content: FileContents) -> BaseKind:
     )
 
 
-def _misfits(layers: _Outlines, base: BaseKind) -> list[str]:
+def _misfits(layers: _Sizes, base: BaseKind) -> list[str]:
     """Describe the layers that do not fit that base, one sentence part each."""
     table, wrong = layer_shapes.layer_table(base), []
-    for part, outline in layers.items():
+    for part, size in layers.items():
         if _is_misnamed(part, base):
             other = "SD 1.x" if base == "sdxl" else "SDXL"
             wrong.append(f"its layer {printable(part.path)} is named as a text encoder of {other}")
             continue
-        name = layer_name(part, base, outline)
+        name = layer_name(part, base, size)
         if name not in table:
             wrong.append(f"its layer {printable(part.path)} is not in it")
-        elif not _fits(name, outline, table[name]):
+        elif not _fits(name, size, table[name]):
             there = " x ".join(map(str, table[name]))
-            wrong.append(f"its layer {printable(part.path)} changes {_size(outline)} numbers, where that has {there}")
+            wrong.append(
+                f"its layer {printable(part.path)} changes {_describe_size(size)} numbers, where that has {there}"
+            )
     return wrong
 
 
-def _mismatch_order(layers: _Outlines, base: BaseKind) -> tuple[bool, bool]:
+def _mismatch_order(layers: _Sizes, base: BaseKind) -> tuple[bool, bool]:
     """Return whether layers are named unlike that base's, and whether none reads text of its width."""
     return any(_is_misnamed(part, base) for part in layers), layer_shapes.UNETS[
         base
     ].cross_attention_dim not in _contexts(layers)
 
 
-def _fits(name: str, outline: WeightSize, shape: layer_shapes.Shape) -> bool:
+def _fits(name: str, size: WeightSize, shape: layer_shapes.Shape) -> bool:
     widths = {math.prod(shape[1:])}
     if name in _CONV_IN:
         widths = {channels * math.prod(shape[2:]) for channels in (*layer_shapes.IN_CHANNELS, shape[1])}
     # The hidden layer of a text encoder's MLP may have any width.
-    rows_fit = name.endswith("_mlp_fc1") or outline.rows in (0, shape[0])
-    return rows_fit and (name.endswith("_mlp_fc2") or outline.width in (0, *widths))
+    rows_fit = name.endswith("_mlp_fc1") or size.rows in (0, shape[0])
+    return rows_fit and (name.endswith("_mlp_fc2") or size.width in (0, *widths))
 
 
-def _size(outline: WeightSize) -> str:
-    return " x ".join(str(size or "any") for size in (outline.rows, outline.width))
+def _describe_size(size: WeightSize) -> str:
+    return " x ".join(str(number or "any") for number in (size.rows, size.width))
 
 
-def _choose_base(bases: list[BaseKind], layers: _Outlines, content: FileContents) -> BaseKind:
+def _choose_base(bases: list[BaseKind], layers: _Sizes, content: FileContents) -> BaseKind:
     """Choose among bases that all layers fit: by the file's metadata, or by how it names the layers."""
     if (declared := _declared_base(content)) in bases:
         return declared
@@ -132,7 +134,7 @@ def _choose_base(bases: list[BaseKind], layers: _Outlines, content: FileContents
         return "sdxl"
     if "sd1" in bases and all(part.component in ("text", "text_encoder") for part in layers):
         return "sd1"  # a LoRA for SDXL would hardly leave out the second encoder
-    projections = {outline.axes for part, outline in layers.items() if part.path.endswith(("proj_in", "proj_out"))}
+    projections = {size.axes for part, size in layers.items() if part.path.endswith(("proj_in", "proj_out"))}
     if "sd1" in bases and 4 in projections:
         return "sd1"  # the others have linear layers there
     raise UserError(
@@ -156,43 +158,43 @@ def _declared_base(content: FileContents) -> BaseKind | None:
 # --- narrow and custom bases ------------------------------------------------------------------------------------------
 
 
-def _contexts(layers: _Outlines) -> set[int]:
+def _contexts(layers: _Sizes) -> set[int]:
     """Return the widths of the text that cross attention reads, and of the text encoders."""
     return {
-        outline.width
-        for part, outline in layers.items()
+        size.width
+        for part, size in layers.items()
         if part.path.endswith(
             ("attn2_to_k", "attn2_to_v") if part.component == "unet" else ("q_proj", "k_proj", "v_proj", "fc1")
         )
-        and outline.width
+        and size.width
     }
 
 
-def _is_narrow(layers: _Outlines) -> bool:
+def _is_narrow(layers: _Sizes) -> bool:
     """Return whether these are layers of a base built like Stable Diffusion, only narrower."""
     if contexts := _contexts(layers):
         return max(contexts) <= _MAX_TINY_WIDTH
-    first = [outline for part, outline in layers.items() if part.path.startswith(_FIRST_LEVEL)]
-    return bool(first) and all(1 < outline.width < _FULL_WIDTH for outline in first)
+    first = [size for part, size in layers.items() if part.path.startswith(_FIRST_LEVEL)]
+    return bool(first) and all(1 < size.width < _FULL_WIDTH for size in first)
 
 
-def _is_for_narrow_test_model(layers: _Outlines, base: BaseKind) -> bool:
+def _is_for_narrow_test_model(layers: _Sizes, base: BaseKind) -> bool:
     """Return whether it is for a model with that base's layers and text width whose UNet is at most a quarter as wide.
 
     Such models are made to test programs; their LoRAs work on them alone.
     """
     table = layer_shapes.layer_table(base)
-    if not any(outline.width for outline in layers.values()):
+    if not any(size.width for size in layers.values()):
         return False  # a rotation of few rows suggests a damaged file rather than a narrow model
-    for part, outline in layers.items():
-        name = layer_name(part, base, outline)
+    for part, size in layers.items():
+        name = layer_name(part, base, size)
         if name not in table or _is_misnamed(part, base):
             return False
         rows, narrow = table[name][0], part.component == "unet"
-        if narrow and (not 0 < outline.rows <= rows // 4 or outline.rows % 8):
+        if narrow and (not 0 < size.rows <= rows // 4 or size.rows % 8):
             return False
         reads_text = not narrow or part.path.endswith(("attn2_to_k", "attn2_to_v"))
-        if reads_text and not _fits(name, outline._replace(rows=0) if narrow else outline, table[name]):
+        if reads_text and not _fits(name, size._replace(rows=0) if narrow else size, table[name]):
             return False
     return any(part.component == "unet" for part in layers) and not _uneven(layers, base)
 
@@ -202,28 +204,26 @@ def _is_misnamed(part: LayerPath, base: BaseKind) -> bool:
     return part.component in (("te",) if base == "sdxl" else ("te1", "te2"))
 
 
-def _is_of_built_in(layers: _Outlines) -> bool:
+def _is_of_built_in(layers: _Sizes) -> bool:
     return _contexts(layers) == {layer_shapes.UNETS["tiny"].cross_attention_dim}
 
 
-def _narrow_misfits(layers: _Outlines) -> list[str]:
+def _narrow_misfits(layers: _Sizes) -> list[str]:
     """Describe what fits no narrow base either: unknown layers, or attentions of one level that differ in width."""
     if len(_contexts(layers)) > 1:
         return ["its parts read text of several widths"]
-    unknown = [part for part, outline in layers.items() if layer_name(part, "tiny", outline) not in _names()]
+    unknown = [part for part, size in layers.items() if layer_name(part, "tiny", size) not in _names()]
     return [f"its layer {printable(part.path)} is not in it" for part in unknown] + _uneven(layers, "tiny")
 
 
-def _uneven(layers: _Outlines, base: BaseKind) -> list[str]:
+def _uneven(layers: _Sizes, base: BaseKind) -> list[str]:
     """Describe the attentions whose width differs from those before them in their level."""
     wrong: list[str] = []
     widths: dict[str, int] = {}
-    for part, outline in layers.items():
-        place = _ATTENTION.match(layer_name(part, base, outline))
-        if place and outline.rows and widths.setdefault(place[1], outline.rows) != outline.rows:
-            wrong.append(
-                f"its layer {printable(part.path)} has {outline.rows} rows, where others have {widths[place[1]]}"
-            )
+    for part, size in layers.items():
+        match = _ATTENTION.match(layer_name(part, base, size))
+        if match and size.rows and widths.setdefault(match[1], size.rows) != size.rows:
+            wrong.append(f"its layer {printable(part.path)} has {size.rows} rows, where others have {widths[match[1]]}")
     return wrong
 
 

@@ -50,10 +50,10 @@ def read_image_contents(data: bytes, name: str) -> FileContents:
         tree = parse_strict_json(raw.decode("utf-8")) if raw is not None else None
         content = from_tree(_decode_tensors(tree), name) if isinstance(tree, dict) else None
     except (ValueError, TypeError, binascii.Error, zlib.error, OverflowError, RecursionError) as error:
-        raise damaged_file_error(name, "the embedding in this picture is damaged") from error
+        raise damaged_file_error(name, "the embedding in this image is damaged") from error
     if content is None or not is_a1111(content):
         raise UserError(
-            f"{printable(name)} is a picture without an embedding in it.", "Pictures go into a folder to train on."
+            f"{printable(name)} is an image without an embedding in it.", "Photos to train on go into a folder."
         )
     return replace(content, name_in_file=content.fact("name"))  # the image may have been renamed
 
@@ -114,7 +114,7 @@ def _pixels(data: bytes) -> np.ndarray:
                     raise ValueError("too many pixels")
                 return np.asarray(image.convert("RGB"))
     except Exception as error:  # Pillow raises many kinds for broken files
-        raise ValueError("no picture that can be read") from error
+        raise ValueError("no readable image") from error
 
 
 def _crop_black_edges(pixels: np.ndarray) -> np.ndarray:

@@ -66,7 +66,7 @@ def _read_a1111(content: FileContents, token: Token | None) -> Concept:
     if len(keys) > 1:
         names = printable(", ".join(key.removeprefix(_A1111_PREFIX) for key in keys))
         raise UserError(
-            f"{printable(content.name)} holds several embeddings ({names}).", "I read one a file; save them apart."
+            f"{printable(content.name)} holds several embeddings ({names}).", "Save each in a file of its own."
         )
     placeholder = "" if keys[0] == _A1111_KEY else keys[0].removeprefix(_A1111_PREFIX)
     # The placeholder is a title: its author wrote it in prompts, unless it is A1111's `*`.

@@ -93,7 +93,7 @@ def read_folder(
         return _read_peft(adapters, token, owner, folder_name or folder_name_of(folder))
     sources = join_parts(find_concepts(folder, owner, folder_name))
     if not sources:
-        raise UserError("The folder holds no concept that I can read.", "Give the file itself.")
+        raise _no_concept_error(folder)
     if len(sources) > 1:
         raise _several_concepts_error([path.name for source in sources for path in source.all_files], folder)
     source = dataclasses.replace(
@@ -117,6 +117,10 @@ def _check_downloaded(path: Path) -> None:
         raise UserError(
             f"{printable(path.name)} is refused: its download has not finished.", "Let it finish, or fetch it again."
         )
+
+
+def _no_concept_error(folder: Path) -> UserError:
+    return UserError(f"{printable(str(folder), 200)} holds no concept in a supported format.", "Give the file itself.")
 
 
 def _several_concepts_error(names: Sequence[str], folder: Path) -> UserError:
@@ -221,12 +225,13 @@ def _layers_differ(layer: LoraLayer, other: LoraLayer) -> bool:
 # --- PEFT -------------------------------------------------------------------------------------------------------------
 
 
-def _adapter_weights(names: Mapping[str, Path]) -> list[Path]:
+def _adapter_weights(folder: Path) -> list[Path]:
     """Return the weight files beside an adapter_config.json: safetensors, if any. Raises UserError."""
-    for ends in (SAFETENSORS_SUFFIXES, PICKLE_SUFFIXES):
-        if paths := [path for name, path in sorted(names.items()) if name.lower().endswith(ends) and path.is_file()]:
+    names = list_folder(folder)
+    for suffixes in (SAFETENSORS_SUFFIXES, PICKLE_SUFFIXES):
+        if paths := [path for name, path in names.items() if name.lower().endswith(suffixes) and path.is_file()]:
             return paths
-    raise UserError("The folder holds no concept that I can read.", "Give the file itself.")
+    raise _no_concept_error(folder)
 
 
 def _read_peft(folders: Mapping[str, Path], token: Token | None, owner: str, folder_name: str) -> Concept:
@@ -235,7 +240,7 @@ def _read_peft(folders: Mapping[str, Path], token: Token | None, owner: str, fol
     tensors: dict[str, tuple[FileContents, str]] = {}  # by full name: the file, and the name there
     for part, folder in folders.items():
         configs[part] = _read_json(folder / "adapter_config.json")
-        [path, *more] = _adapter_weights(list_folder(folder))
+        [path, *more] = _adapter_weights(folder)
         if more:
             raise UserError(f"{printable(str(folder), 200)} holds several files of weights.", "Leave in one.")
         content = open_foreign(_read_weights(path), path.name)
@@ -305,7 +310,7 @@ def _read_weights(path: Path) -> bytes:
             raise kind.refusal(path.name)
         if kind is not SAFETENSORS:
             if size > MAX_PICKLE_BYTES:
-                raise UserError(f"{printable(path.name)} is larger than 300 MB, the most of a pickle or picture.")
+                raise UserError(f"{printable(path.name)} is larger than 300 MB, the limit for a pickle or image.")
         elif size > len(head):
             refuse_unsupported(tensor_names(head), path.name)
             parse_head_layout(head, size, path.name, MAX_FOREIGN_HEADER)

@@ -73,7 +73,7 @@ def layer_table(base: BaseKind) -> dict[str, Shape]:
 
 
 def has_bias(name: str) -> bool:
-    """Return whether the layer of that name has a bias beside its weight."""
+    """Return whether the layer of that name has a bias."""
     if name.endswith("text_projection"):
         return False
     return not (name.startswith("lora_unet_") and name.endswith(_UNBIASED))

@@ -50,15 +50,15 @@ def read(content: FileContents, token: Token | None = None, configs: Mapping[str
     for part, layer in layers.items():
         name = layer_name(part, base, sizes[part])
         if name in lora.layers or name in lora.changes:
-            raise damaged_file_error(content.name, f"layer {printable(name)} stands in it twice")
+            raise damaged_file_error(content.name, f"layer {printable(name)} appears twice")
         if isinstance(layer, LoraLayer):
             lora.layers[name] = layer
             continue
         if not has_bias(name) and "diff_b" in layer:
-            raise damaged_file_error(content.name, f"it changes a bias that layer {printable(name)} has not")
+            raise damaged_file_error(content.name, f"it changes a bias, and layer {printable(name)} has none")
         if not _fits_weight(layer, sizes[part], layer_table(base).get(name)):
             raise damaged_file_error(
-                content.name, f"what it does to layer {printable(name)} does not fit a weight of its shape"
+                content.name, f"its change of layer {printable(name)} does not fit a weight of its shape"
             )
         lora.changes[name] = layer
     word, vectors = _read_bundle(content, bundles)
@@ -89,12 +89,12 @@ def _group_by_layer(content: FileContents) -> tuple[dict[LayerPath, _TensorNames
             names = layers.setdefault(parsed.layer, {})
             if parsed.tensor in names:
                 layer_and_tensor = f"{parsed.tensor} of layer {printable(parsed.layer.path)}"
-                raise damaged_file_error(content.name, f"{layer_and_tensor} stands in it twice")
+                raise damaged_file_error(content.name, f"{layer_and_tensor} appears twice")
             names[parsed.tensor] = (key, parsed.module)
         else:
             unknown.append(key)
     if unknown:
-        raise damaged_file_error(content.name, f"I do not know its tensors {printable(', '.join(unknown[:3]), 200)}")
+        raise damaged_file_error(content.name, f"it has unknown tensors {printable(', '.join(unknown[:3]), 200)}")
     return layers, bundles
 
 
@@ -158,7 +158,7 @@ def _read_bundle(content: FileContents, keys: Iterable[str]) -> tuple[str, dict[
         word, _, kind = key.removeprefix(_BUNDLE).partition(".")
         encoder = "clip_l" if kind.startswith("string_to_param.") else _ENCODER.get(kind)
         if not word or encoder is None or encoder in vectors.get(word, ()):
-            raise damaged_file_error(content.name, f"I do not know its tensor {printable(key)}")
+            raise damaged_file_error(content.name, f"it has an unknown tensor {printable(key)}")
         vectors.setdefault(word, {})[encoder] = content.embeddings(key)
     if len(vectors) > 1:
         names = printable(", ".join(vectors), 200)

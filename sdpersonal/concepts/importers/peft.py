@@ -52,7 +52,7 @@ def refuse_variants(config: Mapping[str, object], name: str) -> None:
     start = str(config.get("init_lora_weights", True))
     if start.lower().startswith(_INITIALIZED_FROM_BASE):
         raise UserError(
-            f"{printable(name)} began as a part of the base (PEFT's {printable(start)}), and fits only "
+            f"{printable(name)} was initialized from the base (PEFT's {printable(start)}), and fits only "
             "what was left of it.",
             "Ask its author to convert it: save_pretrained(..., path_initial_model_for_weight_conversion=...).",
         )
@@ -83,7 +83,7 @@ def _of_module(config: Mapping[str, object], key: str, patterns: str, path: str,
     return next(matching, config.get(key))
 
 
-# PEFT runs a pattern as a regular expression. A stranger's may take for ever, so only those that cannot are run: words,
+# PEFT runs a pattern as a regular expression. A hostile one may never end, so only those that must end are run: words,
 # sets and alternatives, of which one may be of any length, and runs of digits.
 _PATTERN = re.compile(
     r"\^?(?:[A-Za-z0-9_-]|\\[.dw_-]|\.(?![*+?{])|\\d\+|\[[A-Za-z0-9_-]{1,40}\]\+?|"

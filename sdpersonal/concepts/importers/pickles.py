@@ -89,7 +89,7 @@ class PickledTensor:
     def numpy(self) -> np.ndarray:
         if self.storage.dtype not in DTYPE_BYTES:
             raise _UnsupportedContent(
-                f"its numbers are in a {printable(self.storage.dtype)}; I read float32, float16 and bfloat16"
+                f"its numbers are in a {printable(self.storage.dtype)}, not float32, float16 or bfloat16"
             )
         width = DTYPE_BYTES[self.storage.dtype]
         raw = self.fetch(self.storage)
@@ -145,7 +145,7 @@ def _translate_errors(name: str) -> Iterator[None]:
     except _UnsupportedContent as error:
         raise damaged_file_error(name, str(error)) from error
     except _READ_ERRORS as error:
-        raise damaged_file_error(name, "it is no torch file that I can read, or a damaged one") from error
+        raise damaged_file_error(name, "it is no torch file, or a damaged one") from error
 
 
 def _read_zip(data: bytes) -> object:

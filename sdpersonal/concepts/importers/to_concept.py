@@ -17,7 +17,7 @@ from .contents import FileContents
 _MAX_TINY_WIDTH = 512  # no text encoder of Stable Diffusion is this narrow
 _BASES: dict[int, BaseKind] = {widths["clip_l"]: base for base, widths in EMBEDDING_WIDTHS.items() if len(widths) == 1}
 _MIN_NORM, _MAX_NORM = 0.02, 8.0  # of an embedding: a twentieth and twenty times of a word's in CLIP, about 0.4
-_AS_HINT = "Say what to call it: --as '<owner/name>'."
+_AS_HINT = "Name it: --as '<owner/name>'."
 
 # Names that tools give to any file: no name for a concept.
 _GENERIC_NAME = re.compile(
@@ -40,7 +40,7 @@ def base_from_widths(widths: dict[str, int], name: str) -> BaseKind:
             return "tiny"
     known = ", ".join(f"{width} ({base})" for width, base in _BASES.items())
     actual = " and ".join(str(width) for width in widths.values())
-    raise UserError(f"{printable(name)} has vectors of width {actual}; I know {known} and 768 with 1280 (sdxl).")
+    raise UserError(f"{printable(name)} has vectors of width {actual}; known are {known}, and 768 with 1280 (sdxl).")
 
 
 def make_concept(
@@ -52,7 +52,10 @@ def make_concept(
     name_in_file: str = "",
     title: str = "",
 ) -> Concept:
-    """Build the concept, under `token` or one from the file. word: the file's own name for it. Raises UserError."""
+    """Build the concept, under `token` or one from the file. Raises UserError.
+
+    name_in_file: what the file itself calls it; title: the card's, if the file has none.
+    """
     name_in_file = name_in_file or content.name_in_file
     fields = _card_fields(content, name_in_file, lora) | ({"title": title} if title else {})
     card = Card.model_validate({"base": base, "recipe": _unusual_norm(vectors, base), **fields})
@@ -63,12 +66,12 @@ def make_concept(
 
 
 def derive_token(content: FileContents, name_in_file: str = "") -> Token:
-    """Derive a token from the file's own word, else from its name, its folder's or its title. Raises UserError."""
+    """Derive a token from the name in the file, else the file's, its folder's or its title. Raises UserError."""
     titles = (content.fact(key) for key in ("name", "ss_output_name", "modelspec.title"))
     for candidate in (name_in_file, _stem(content), content.folder_name, *titles):
         if candidate and not _GENERIC_NAME.fullmatch(candidate) and (token := _slug_token(candidate, content)):
             return token
-    raise UserError(f"{printable(content.name)} does not say what it is called.", _AS_HINT)
+    raise UserError(f"{printable(content.name)} contains no name for its concept.", _AS_HINT)
 
 
 def _stem(content: FileContents) -> str:
@@ -95,7 +98,7 @@ def _slug_token(text: str, content: FileContents) -> Token | None:
             Token.parse(text)
         except UserError as error:
             raise UserError(
-                f"{printable(content.name)} calls itself {printable(text)}. {error.hint}", _AS_HINT
+                f"{printable(content.name)} names its concept {printable(text)}. {error.hint}", _AS_HINT
             ) from error
     words = [re.sub(r"[^a-z0-9]+", "-", part).strip("-")[:64].strip("-") for part in folded.split("/")]
     words = [word for word in words if word]
@@ -106,7 +109,7 @@ def _slug_token(text: str, content: FileContents) -> Token | None:
         return Token.parse(f"<{owner}/{words[-1]}>")
     except UserError as error:
         raise UserError(
-            f"{printable(content.name)} calls itself {printable(text)}. {error.message}", _AS_HINT
+            f"{printable(content.name)} names its concept {printable(text)}. {error.message}", _AS_HINT
         ) from error
 
 
@@ -119,7 +122,7 @@ def _card_fields(content: FileContents, name_in_file: str, lora: Lora | None) ->
     triggers = [_clean_text(phrase, 100) for phrase in content.fact("modelspec.trigger_phrase").split(",")]
     if triggers == [_stem(content)]:  # the file's own name, which means nothing to a base
         triggers = []
-    facts: dict[str, object] = {
+    fields: dict[str, object] = {
         "title": _clean_text(name_in_file or title, 100),
         "description": _clean_text(content.fact("modelspec.description"), 2000),
         "author": _clean_text(content.fact("modelspec.author"), 100),
@@ -132,8 +135,8 @@ def _card_fields(content: FileContents, name_in_file: str, lora: Lora | None) ->
         "steps": _parse_int(_first_fact(content, "ss_steps", "step")),
     }
     if re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z?", date := content.fact("modelspec.date")):
-        facts["created"] = f"{date[:19]}Z"
-    return facts
+        fields["created"] = f"{date[:19]}Z"
+    return fields
 
 
 def _unusual_norm(vectors: dict[str, np.ndarray], base: str) -> dict[str, float]:

@@ -102,11 +102,11 @@ def _to_user_error(error: Exception, name: str, hub_id: str, missing: str | None
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(f"The disk is full; {name} is not fetched.", "Make room and run it again: it goes on.")
     if "Gated" in kind:
-        return UserError(f"{name} asks for an agreement.", "Accept it on its page, then: hf auth login")
+        return UserError(f"{name} requires accepting an agreement.", "Accept it on its page, then: hf auth login")
     if "NotFound" in kind:
         hub_id_note = f" ({hub_id})" if hub_id not in name else ""
         return UserError(f"The Hub has no model {name}{hub_id_note}.", "Check its name on huggingface.co.")
     if missing:
         part = f"is on this machine only in part ({printable(missing)} is missing)"
-        return UserError(f"{name} {part} and I cannot reach the Hub.", instead)
-    return UserError(f"{name} is not on this machine and I cannot reach the Hub.", instead)
+        return UserError(f"{name} {part} and The Hub cannot be reached.", instead)
+    return UserError(f"{name} is not on this machine and The Hub cannot be reached.", instead)

@@ -35,10 +35,10 @@ _BESIDE = {"readme.md", "token_identifier.txt", "type_of_concept.txt", "special_
 _PAGE_HINTS = {  # the command line's hints in the page's words
     TAKEN_HINT: "Give it another name under Call it, or choose what to do if its name is taken, and drop it again.",
     OTHER_PART_HINT: "If they are one concept, drop both at once and tick that it takes the place of what is there.",
-    "Say what to call it: --as '<owner/name>'.": "Say under Call it what its name is, and drop it again.",
+    "Name it: --as '<owner/name>'.": "Say under Call it what its name is, and drop it again.",
     "Its folder may be a base: --base FOLDER.": "Its folder may be a base.",
-    "To draw with it or train on it give it as the base: --base FILE.": "It is a base: start the app with --bases and "
-    "the folder it lies in, and choose it on the Base tab.",
+    "To generate with it or train on it, give it as the base: --base FILE.": "It is a base: start the app with "
+    "--bases and the folder it is in, and choose it on the Base tab.",
     "Give it as --base.": "It is a base, not a concept.",
 }
 

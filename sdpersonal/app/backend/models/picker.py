@@ -198,7 +198,7 @@ def _download_size(hub_id: str) -> float:
         sizes = {file.rfilename: file.size or 0 for file in model.siblings or ()}
     except Exception as error:  # the Hub client raises its own errors, httpx's and OSError
         unavailable = "NotFound" in type(error).__name__ or "Gated" in type(error).__name__
-        why = "The Hub has no such model, or only for members" if unavailable else "I cannot reach the Hub"
+        why = "The Hub has no such model, or only for members" if unavailable else "The Hub cannot be reached"
         raise UserError(f"{why}: {printable(hub_id)}.", "Check its name on huggingface.co.") from None
     if "model_index.json" not in sizes:
         raise UserError(f"{printable(hub_id)} is no base in diffusers' layout.", "It has no model_index.json.")
