@@ -2,19 +2,33 @@
 PYTHON ?= python3
 IN = .venv/bin
 
-.PHONY: demo test test-thorough app tiny-base clean
+.PHONY: demo test test-thorough lint format types docs app tiny-base clean
 
 demo: .venv/.core
 	$(IN)/sdpersonal demo
 
 # The tests of a file in one worker, since several files start a server for all of them. In the order of their names: else
 # xdist begins with the files of many tests, and the few long ones of the app come last.
-test: .venv/.all
-	$(IN)/ruff check
+test: lint
 	$(IN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-thorough: .venv/.all
 	SDPERSONAL_THOROUGH=1 $(IN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+lint: .venv/.all
+	$(IN)/ruff check
+	$(IN)/ruff format --check
+
+format: .venv/.all
+	$(IN)/ruff check --fix
+	$(IN)/ruff format
+
+types: .venv/.all
+	$(IN)/python -m mypy
+
+# Copies the functions that docs/architecture.md shows from the source.
+docs: .venv/.all
+	$(IN)/python -m tools.code_in_docs
 
 app: .venv/.app
 	$(IN)/python app.py
@@ -23,7 +37,7 @@ tiny-base: .venv/.tools
 	$(IN)/python -m tools.tiny_base
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # One pip call for each; a stamp says that it ended well.
 .venv/.core: WHAT = .

@@ -46,8 +46,7 @@ def say(line: str) -> None:
 def open_app(settings: Opening) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, which deletes the files shown
     from sdpersonal import storage
-    from sdpersonal.app.ui.auth import configure_access
-    from sdpersonal.app.ui.environment import isolate_gradio
+    from sdpersonal.app.ui.auth import configure_access, isolate_gradio
 
     for folder in (settings.library, settings.out, settings.runs):
         storage.check_folder(folder)

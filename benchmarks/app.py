@@ -34,7 +34,7 @@ def seconds_to_prompt(server: Server, window) -> float:
     window.open("about:blank")
     begun = time.monotonic()
     window.open(server.url)
-    window.wait("document.querySelector('#prompt textarea') && document.querySelector('#draw')?.offsetParent", 60)
+    window.wait("document.querySelector('#prompt textarea') && document.querySelector('#generate')?.offsetParent", 60)
     return time.monotonic() - begun
 
 
@@ -75,9 +75,9 @@ def _report(server: Server, place: Path, concepts: int, rounds: int, requests: i
 
 
 def _seconds_for_four(window) -> float:
-    window.run("window.begun = performance.now(); document.querySelector('#draw').click()")
-    window.wait("document.querySelector('#status textarea').value.startsWith('Drawing')", 60)
-    window.wait("document.querySelector('#status textarea').value.startsWith('4 pictures') && performance.now()", 120)
+    window.run("window.begun = performance.now(); document.querySelector('#generate').click()")
+    window.wait("document.querySelector('#status textarea').value.startsWith('Generating')", 60)
+    window.wait("document.querySelector('#status textarea').value.startsWith('4 images') && performance.now()", 120)
     return window.run("return performance.now() - window.begun") / 1000
 
 

@@ -1,37 +1,75 @@
 """Train concepts on photos, and use them in prompts of Stable Diffusion by their tokens.
 
-from sdpersonal import GenerateRequest, Generator, Library, load_base, train
+import sdpersonal as sp
+
+run = sp.train_dreambooth("photos/", token="<me/duck>", class_noun="toy duck")
+sd = sp.load(library="concepts")
+images = sd.generate("a photo of <me/duck> on the beach", num_images=4, seed=7)
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-_HOMES = {
+if TYPE_CHECKING:
+    from .api import Pipeline as Pipeline
+    from .api import load as load
+    from .api import train_dreambooth as train_dreambooth
+    from .api import train_textual_inversion as train_textual_inversion
+    from .concepts.concept import Concept as Concept
+    from .concepts.library import Library as Library
+    from .config import DreamboothSettings as DreamboothSettings
+    from .config import GenerateRequest as GenerateRequest
+    from .config import TextualInversionSettings as TextualInversionSettings
+    from .errors import Interrupted as Interrupted
+    from .errors import UnknownConcept as UnknownConcept
+    from .errors import UserError as UserError
+    from .generation import GeneratedImage as GeneratedImage
+    from .generation import GeneratedImages as GeneratedImages
+    from .generation import Generator as Generator
+    from .models import load_base as load_base
+    from .photos.loading import load_photos as load_photos
+    from .progress import Progress as Progress
+    from .prompts import Token as Token
+    from .training import TrainResult as TrainResult
+    from .training import train as train
+
+_MODULES = {
     "Concept": "concepts.concept",
     "DreamboothSettings": "config",
     "GenerateRequest": "config",
+    "GeneratedImage": "generation",
+    "GeneratedImages": "generation",
     "Generator": "generation",
+    "Interrupted": "errors",
     "Library": "concepts.library",
+    "Pipeline": "api",
+    "Progress": "progress",
     "TextualInversionSettings": "config",
     "Token": "prompts",
+    "TrainResult": "training",
+    "UnknownConcept": "errors",
     "UserError": "errors",
+    "load": "api",
     "load_base": "models",
     "load_photos": "photos.loading",
     "train": "training",
+    "train_dreambooth": "api",
+    "train_textual_inversion": "api",
 }
 _FORMER_NAMES = {  # kept for one more version
     "InversionSettings": "TextualInversionSettings",
     "PersonalError": "UserError",
     "Request": "GenerateRequest",
 }
-__all__ = list(_HOMES)
+__all__ = list(_MODULES)
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     # Imported lazily, so that `import sdpersonal` and listing concepts do not load torch.
     name = _FORMER_NAMES.get(name, name)
-    if name in _HOMES:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    if name in _MODULES:
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -38,6 +38,10 @@ class FieldError(UserError):
         return FieldError(name, f"{name}: {self.message}", self.hint)
 
 
+class UnknownConcept(UserError, KeyError):
+    """A library has no concept of that token."""
+
+
 class DiskFull(UserError):
     """The disk is full; existing files are unharmed."""
 

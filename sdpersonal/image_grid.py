@@ -1,4 +1,8 @@
-"""Labelled grids of images."""
+"""Labelled grids of images.
+
+Labels are wrapped here, not by Pillow's `ImageText.Text.wrap`: that raises for a word wider than the line, such as a
+long token or file name, and marks no text that it leaves out.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import io
 import math
 from collections.abc import Sequence
 from itertools import takewhile
+from typing import cast
 
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
@@ -26,7 +31,7 @@ def labelled_grid(
 ) -> Image.Image:
     """Draw rows of images, each fitted into a square of `tile` pixels, with labels to the left and on top; long labels
     are wrapped, and cut if they do not fit."""
-    font = ImageFont.load_default(size=max(11, tile_size // 13))
+    font = load_font(max(11, tile_size // 13))
     line = round(font.size * 1.2) + _LINE_SPACING
     step = tile_size + _GAP
     margin = int(tile_size * 1.15) if row_labels else 0
@@ -79,6 +84,22 @@ def _common_words(texts: Sequence[list[str]]) -> int:
     return sum(1 for _ in takewhile(lambda words: len({*words}) == 1, zip(*texts, strict=False)))
 
 
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    """Return Pillow's own font, of `size` pixels."""
+    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))  # every wheel of Pillow has FreeType
+
+
+def fit_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """Return the text, shortened with an ellipsis if it is wider than `width` pixels."""
+    return text if font.getlength(text) <= width else _ellipsize(text, font, width)
+
+
+def _ellipsize(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"
+
+
 def encode_png(image: Image.Image, text: PngInfo | None = None) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=text)
@@ -102,8 +123,8 @@ def _draw_text(
     pen.multiline_text(at, "\n".join(lines), _TEXT_COLOUR, font, anchor=anchor, spacing=_LINE_SPACING, align=align)
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, most: int) -> list[str]:
-    """Wrap the text to at most `most` lines of at most `width` pixels; longer words are broken."""
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, max_lines: int) -> list[str]:
+    """Wrap the text to at most `max_lines` lines of at most `width` pixels; longer words are broken."""
     lines = [""]
     for word in text.split():
         for part in _break_word(word, font, width):
@@ -112,8 +133,8 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, most: int) -> l
                 lines[-1] = longer
             else:
                 lines.append(part)
-        if len(lines) > most:
-            return [*lines[: most - 1], _ellipsize(lines[most - 1], font, width)]
+        if len(lines) > max_lines:
+            return [*lines[: max_lines - 1], _ellipsize(lines[max_lines - 1], font, width)]
     return lines
 
 
@@ -124,9 +145,3 @@ def _break_word(word: str, font: ImageFont.FreeTypeFont, width: float) -> list[s
             parts.append("")
         parts[-1] += letter
     return parts
-
-
-def _ellipsize(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    while text and font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text}…"

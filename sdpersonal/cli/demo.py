@@ -22,7 +22,7 @@ from ..training.checkpoint import latest_step
 PHOTOS = Path("examples") / "photos"
 SUBJECT, STYLE = "<demo/teddy>", "<demo/cyanotype>"
 _WEAK_STYLE = STYLE.replace(">", ":0.8>")  # at full strength it overpowers the rest
-SEEDS = 4
+NUM_IMAGES = 4
 ROWS = (  # the concept whose photo comes first, and the prompt
     (SUBJECT, f"{SUBJECT} on the beach"),
     (SUBJECT, f"{SUBJECT} in the snow"),
@@ -45,10 +45,9 @@ def run_demo(out: Path, say: Callable[[str], None] = print) -> Path:
     generator, rows = Generator(base, library), []
     for token, prompt in ROWS:
         say(f"Drawing {prompt}")
-        rows.append(
-            [firsts[token], *(picture.image for picture in generator.generate(GenerateRequest(prompt=prompt, n=SEEDS)))]
-        )
-    page = labelled_grid(rows, [prompt for _, prompt in ROWS], ["a photo", *(f"seed {i}" for i in range(SEEDS))])
+        results = generator.generate(GenerateRequest(prompt=prompt, n=NUM_IMAGES))
+        rows.append([firsts[token], *(result.image for result in results)])
+    page = labelled_grid(rows, [prompt for _, prompt in ROWS], ["a photo", *(f"seed {i}" for i in range(NUM_IMAGES))])
     path = out / "sheet.png"
     storage.write_bytes(path, encode_png(page))
     say(f"Your turn: sdpersonal generate '{SUBJECT} in the forest' --base tiny --library {library.folder}")

@@ -37,6 +37,12 @@ BASE_TITLES: dict[BaseKind, str] = {  # names for display
     "sd2": "Stable Diffusion 2.x",
     "sdxl": "Stable Diffusion XL",
 }
+CONSENT_TEXTS = {
+    "yes": "the person shown agrees",
+    "no": "the person shown does not agree",
+    "unknown": "whether the person shown agrees is not known",
+}
+BASE_LABELS = {"tiny": "built-in", "sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}  # where there is little space
 
 
 def strip_unsafe_characters(text: str) -> str:

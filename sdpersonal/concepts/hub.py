@@ -19,6 +19,7 @@ from .importers.embeddings import DIFFUSERS_FILES
 from .importers.folders import read_folder
 from .importers.hub_repositories import (
     HUB_TAG,
+    HUB_TIMEOUT,
     Repository,
     fetch_repository,
     find_native,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
     from PIL import Image
 
-_TIMEOUT = 4  # seconds for the Hub to answer
 _MAX_IMAGE_BYTES = 50_000_000  # bytes
 _RECIPE = "sdpersonal"  # the key of a PNG's text with its recipe, `image_metadata.write_png.RECIPE_KEY`
 
@@ -167,7 +167,7 @@ def _repository_info(api: HfApi, hub_id: str) -> ModelInfo | None:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        return api.model_info(hub_id, timeout=_TIMEOUT)
+        return api.model_info(hub_id, timeout=HUB_TIMEOUT)
     except GatedRepoError:
         raise
     except RepositoryNotFoundError:

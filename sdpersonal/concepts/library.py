@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .. import storage
 from ..config.text_checks import check_path
-from ..errors import UserError
+from ..errors import UnknownConcept, UserError
 from ..prompts import Token, printable
 from .card import Card, edit_card
 from .concept import Concept, check_token, describe_contents
@@ -28,7 +28,6 @@ TAKEN_HINT = (
     "Give it another name with --as '<owner/name>', overwrite it with --replace, or keep both: "
     "--duplicates versions (or filenames)"
 )
-_LOCK_TIMEOUT = 60.0  # seconds to wait for another process that changes the library
 OTHER_PART_HINT = (
     "If they are one concept, import both files at once with --replace; else keep both: --duplicates filenames"
 )
@@ -83,13 +82,40 @@ class Entry:
 
 
 class Library:
-    """The concepts in `folder`, which is created by the first addition. Every method raises UserError."""
+    """The concepts in `folder`, which is created by the first addition. Every method raises UserError.
+
+    It is used like a mapping from tokens to concepts: `library["<me/duck>"]`, `in`, `len`; iteration gives the tokens
+    of all versions. A token may be text; without a version it means the newest one.
+    """
 
     def __init__(self, folder: str | os.PathLike):
         check_path(folder, "library")
         self.folder = Path(folder)
 
+    def __repr__(self) -> str:
+        return f"Library({str(self.folder)!r})"
+
     # --- reading ------------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, token: str | Token) -> Concept:
+        """Load the concept, as `get` does. Raises UnknownConcept, a KeyError that names the nearest one."""
+        return self.get(token)
+
+    def __contains__(self, token: object) -> bool:
+        """Return whether there is such a concept. Text that is no token is not in any library."""
+        with suppress(UserError):
+            return isinstance(token, str | Token) and bool(self._matching(Token.of(token)))
+        return False
+
+    def __iter__(self) -> Iterator[Token]:
+        return iter(sorted(self._tokens(), key=lambda token: (token.owner, token.name, token.version)))
+
+    def __len__(self) -> int:
+        """Return the number of concepts, with every version counted."""
+        return sum(1 for _ in self._tokens())
+
+    def __bool__(self) -> bool:
+        return True  # an empty library is still a library: `if library` asks whether there is one
 
     def entries(self) -> list[Entry]:
         """List every concept by owner, name and version; a damaged file's entry says what is wrong with it."""
@@ -97,27 +123,27 @@ class Library:
         entries = (self._entry(token, file) for token, file in tokens_and_files)
         return [entry for entry in entries if entry is not None]
 
-    def find(self, token: Token) -> Entry:
+    def find(self, token: str | Token) -> Entry:
         """Return the entry for `token`: the newest version, unless the token names one."""
         entry = self._entry(self._resolve(token))
         if entry is None:
-            raise UserError(f"{token} was just removed by another process.")
+            raise UnknownConcept(f"{token} was just removed by another process.")
         return entry
 
-    def get(self, token: Token) -> Concept:
+    def get(self, token: str | Token) -> Concept:
         """Load the concept, with its version, after verifying its checksum."""
         return self._load(self._resolve(token))
 
-    def versions(self, token: Token) -> list[Token]:
+    def versions(self, token: str | Token) -> list[Token]:
         """List all versions of a concept, oldest first; empty if there is none. No file is opened."""
-        return self._matching(token.unversioned())
+        return self._matching(Token.of(token).unversioned())
 
-    def identities(self, token: Token) -> dict[Token, str | None]:
+    def identities(self, token: str | Token) -> dict[Token, str | None]:
         """Return the identity of each version of a concept; None for a damaged one."""
-        entries = (self._entry(version) for version in self._matching(token.unversioned()))
+        entries = (self._entry(version) for version in self._matching(Token.of(token).unversioned()))
         return {entry.token: entry.identity for entry in entries if entry is not None}
 
-    def history(self, token: Token) -> list[Entry]:
+    def history(self, token: str | Token) -> list[Entry]:
         """List the entries of all versions of a concept, oldest first."""
         entries = (self._entry(version) for version in self._matching(self._resolve(token).unversioned()))
         return [entry for entry in entries if entry is not None]
@@ -151,9 +177,9 @@ class Library:
         with self.write_lock():
             return self._write(concept, replace, count_up=True)
 
-    def import_(self, path: str | os.PathLike, as_: Token | None = None, replace: bool = False) -> Token:
+    def import_(self, path: str | os.PathLike, as_: str | Token | None = None, replace: bool = False) -> Token:
         """Import a file or folder of any supported format as its token or `as_`; `replace` allows a taken one."""
-        return self.add_imported(read_path(path, as_), replace)
+        return self.add_imported(read_path(path, None if as_ is None else Token.of(as_)), replace)
 
     def add_imported(self, concept: Concept, replace: bool = False, count_up: bool = False) -> Token:
         """Add an imported concept like `add`, but as a new version of an existing name only with `count_up`.
@@ -173,7 +199,7 @@ class Library:
                 concept = dataclasses.replace(concept, token=concept.token.unversioned())
             return self._write(concept, replace, count_up)
 
-    def edit(self, token: Token, changes: Mapping[str, object]) -> Token:
+    def edit(self, token: str | Token, changes: Mapping[str, object]) -> Token:
         """Edit a concept's card (`card.edit_card`); version and identity stay the same. Returns its token."""
         resolved = self._resolve(token)
         with self.write_lock():
@@ -183,8 +209,9 @@ class Library:
                 storage.write_bytes(self._path(resolved), *concept_to_chunks(dataclasses.replace(concept, card=card)))
         return resolved
 
-    def rename(self, old: Token, new: Token) -> list[Token]:
+    def rename(self, old: str | Token, new: str | Token) -> list[Token]:
         """Rename all versions of a concept, or the one that `old` names. Returns the new tokens."""
+        old, new = Token.of(old), Token.of(new)
         resolved = self._resolve(old)
         new = dataclasses.replace(new, owner=new.owner or resolved.owner)
         check_token(new)
@@ -203,11 +230,12 @@ class Library:
             storage.remove_empty_folder(self._path(resolved).parent)
         return [target for _, target in moves]
 
-    def remove(self, token: Token, all_versions: bool = False, move_to: Library | None = None) -> list[Token]:
+    def remove(self, token: str | Token, all_versions: bool = False, move_to: Library | None = None) -> list[Token]:
         """Delete the version that `token` names, or all with `all_versions`. Returns the deleted tokens.
 
-        into: a library on the same disk to which the unchanged files are moved instead (`trash.Trash`).
+        move_to: a library on the same disk to which the unchanged files are moved instead (`trash.Trash`).
         """
+        token = Token.of(token)
         resolved = self._resolve(token)
         with self.write_lock():
             versions = self._matching(resolved if token.version else resolved.unversioned())
@@ -218,7 +246,8 @@ class Library:
                     "Name one, or delete all: --all-versions.",
                 )
             for version in versions:
-                move_to.move_in(self._path(version), version) if move_to else storage.remove(self._path(version))
+                path = self._path(version)
+                storage.remove(path) if move_to is None else move_to.move_in(path, version)
             storage.remove_empty_folder(self._path(resolved).parent)
         return versions
 
@@ -240,7 +269,7 @@ class Library:
     @contextmanager
     def write_lock(self) -> Iterator[None]:
         """Lock the library against changes by other processes. Raises UserError after waiting for a minute."""
-        with storage.lock(self.folder, timeout=_LOCK_TIMEOUT):
+        with storage.lock(self.folder, timeout=storage.LOCK_TIMEOUT):
             self.sweep()
             yield
 
@@ -271,11 +300,12 @@ class Library:
         tokens = (_token_from_path(owner, name) for owner, name in names)
         return sorted(candidate for candidate in tokens if candidate and token.matches(candidate))
 
-    def _resolve(self, token: Token) -> Token:
+    def _resolve(self, token: str | Token) -> Token:
         """Return the one token that is meant, with owner and version."""
+        token = Token.of(token)
         matching = self._matching(token)
         if not matching:
-            raise UserError(f"No concept {token}.", self._suggestion(token))
+            raise UnknownConcept(f"No concept {token}.", self._suggestion(token))
         owners = sorted({str(match.owner) for match in matching})
         if len(owners) > 1:
             names = " or ".join(str(dataclasses.replace(token, owner=owner)) for owner in owners)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
+from .card import CONSENT_TEXTS
 from .concept import Concept
 from .exporters import diffusers
 from .exporters.export import HUB_MODELS, Export, example_prompt
-from .exporters.readme import concept_facts, escape_html, escape_markdown, fenced
+from .exporters.readme import concept_facts, escape_html, escape_markdown, fenced, front_matter
 from .importers.hub_repositories import HUB_TAG
 from .licences import hub_licence
 from .plain_lora import plain_concept
 
 GRID_FILE = "pictures.png"
-_CONSENT = {
-    "yes": "the person shown agrees",
-    "no": "the person shown does not agree",
-    "unknown": "whether the person shown agrees is not known",
-}
 
 
 def model_card(
@@ -26,7 +21,7 @@ def model_card(
 ) -> str:
     """Return the Markdown. Text from the card is escaped. prompts: those of the grid's images, if there is a grid."""
     card = concept.card
-    parts = [_front_matter(concept), f"# {escape_markdown(card.title or concept.token.name)}"]
+    parts = [front_matter(_hub_facts(concept)), f"# {escape_markdown(card.title or concept.token.name)}"]
     parts += [escape_markdown(card.description)] if card.description else []
     parts += [f"![Drawn with it]({GRID_FILE})"] if with_images else []
     parts += [fenced("\n".join(dict.fromkeys(prompts)))] if prompts else []
@@ -47,7 +42,7 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(concept: Concept) -> str:
+def _hub_facts(concept: Concept) -> dict[str, object]:
     card = concept.card
     fields: dict[str, object] = dict(hub_licence(card.license))
     fields["library_name"] = "diffusers" if diffusers.is_possible(concept) else "sdpersonal"
@@ -59,13 +54,12 @@ def _front_matter(concept: Concept) -> str:
         *(["textual-inversion"] if concept.vectors else []),
         *(["lora"] if concept.lora else []),
     ]
-    lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]  # JSON is YAML
-    return "\n".join(["---", *lines, "---"])
+    return fields
 
 
 def _extra_facts(concept: Concept) -> list[tuple[str, str]]:
     card = concept.card
-    consent = f"{_CONSENT[card.consent]}{': ' + card.consent_note if card.consent_note else ''}"
+    consent = f"{CONSENT_TEXTS[card.consent]}{': ' + card.consent_note if card.consent_note else ''}"
     training = [card.method, f"{card.steps} steps" if card.steps else "", *(f"{k} {v}" for k, v in card.recipe.items())]
     scores = ", ".join(f"{name} {value:.3g}" for name, value in card.scores.items())
     return [

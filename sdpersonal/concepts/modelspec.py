@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 
+from ..html import data_url
 from ..prompts import Token
 from .card import Card
 from .thumbnail import media_type
@@ -71,13 +72,13 @@ def kohya_metadata(
 
 def to_data_url(data: bytes) -> str:
     """Return the image as a data URL."""
-    return f"data:{media_type(data)};base64,{base64.b64encode(data).decode()}"
+    return data_url(data, media_type(data) or "")
 
 
-def from_data_url(data_url: str) -> bytes:
+def from_data_url(url: str) -> bytes:
     """Decode the image in a data URL. Raises ValueError unless `media_type` supports it."""
     try:
-        image = base64.b64decode(data_url.partition(";base64,")[2], validate=True)
+        image = base64.b64decode(url.partition(";base64,")[2], validate=True)
     except (ValueError, binascii.Error) as error:
         raise ValueError("its thumbnail is not base64") from error
     if not media_type(image):

@@ -48,7 +48,7 @@ class Trash:
         """List the deletions that can be restored, newest first."""
         return [deletion for name in reversed(self._names()) if (deletion := self._read(name)).entries]
 
-    def delete(self, token: Token, all_versions: bool = False) -> Deletion:
+    def delete(self, token: str | Token, all_versions: bool = False) -> Deletion:
         """Delete like `Library.remove`, restorable for `RETENTION`; purge older deletions."""
         name = f"{datetime.now(UTC).strftime(_TIME_FORMAT)}-{secrets.token_hex(4)}"
         storage.resolve_inside(self.library.folder, TRASH_FOLDER)  # a link must not take the file elsewhere
@@ -69,8 +69,9 @@ class Trash:
             self._discard(deletion)
         return deletion.tokens
 
-    def find_deletion(self, token: Token) -> Deletion:
+    def find_deletion(self, token: str | Token) -> Deletion:
         """Return the newest deletion that contains `token`."""
+        token = Token.of(token)
         for deletion in self.deletions():
             if any(token.matches(deleted) for deleted in deletion.tokens):
                 return deletion

@@ -1,15 +1,17 @@
 """Settings of training and generation. `base` validates them, with the same messages at every entry point."""
 
-from .base import SEEDS, ConceptKind, MayBeEmpty, Number, Seed, SettingsBase, TokenText, WholeNumber, flag_of
+from .base import SEEDS, ConceptKind, CropMode, MayBeEmpty, Number, Seed, SettingsBase, TokenText, WholeNumber, flag_of
 from .generation import MAX_CLIP_SKIP, MAX_IMAGES, MAX_WORK, GenerateRequest, PromptText, check_total_work
-from .training import DreamboothSettings, TextualInversionSettings, TrainingSettings
+from .training import IDENTIFIER, DreamboothSettings, TextualInversionSettings, TrainingSettings
 
 __all__ = [
+    "IDENTIFIER",
     "MAX_CLIP_SKIP",
     "MAX_IMAGES",
     "MAX_WORK",
     "SEEDS",
     "ConceptKind",
+    "CropMode",
     "DreamboothSettings",
     "GenerateRequest",
     "MayBeEmpty",

@@ -20,6 +20,7 @@ from ..prompts import Token, printable
 from .text_checks import Problem, encoding_problem, path_problem, plain_spaces, text_problem
 
 ConceptKind = Literal["object", "style", "person"]
+CropMode = Literal["center", "subject"]  # where photos are cropped to a square
 
 
 class MayBeEmpty:
@@ -195,9 +196,7 @@ def _words(value: Any) -> Any:
 def _check_token(value: Any) -> Any:
     if value is None:
         return None
-    if not isinstance(value, str):
-        raise UserError("A token must be text like <me/my-cat>.")
-    return str(Token.parse(value))
+    return str(Token.of(value))
 
 
 SEEDS = 2**64  # as many as ComfyUI and torch have; seeds wrap around

@@ -131,6 +131,6 @@ def check_total_work(request: GenerateRequest, num_images: int) -> None:
     if work > MAX_WORK:
         raise UserError(
             f"{num_images} images of {width * request.enlarge:g}x{height * request.enlarge:g} in "
-            f"{request.denoising_steps} steps are {work / MAX_WORK:.0f} times more than I take at once.",
+            f"{request.denoising_steps} steps are {work / MAX_WORK:.0f} times the limit of one request.",
             "Ask for fewer, smaller, or with fewer steps.",
         )

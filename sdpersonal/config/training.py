@@ -10,7 +10,19 @@ from pydantic import Field
 
 from ..errors import UserError
 from ..prompts import Token
-from .base import ConceptKind, Number, Seed, SettingsBase, WholeNumber, Words, as_validator, check_whole_number
+from .base import (
+    ConceptKind,
+    CropMode,
+    Number,
+    Seed,
+    SettingsBase,
+    WholeNumber,
+    Words,
+    as_validator,
+    check_whole_number,
+)
+
+IDENTIFIER = "sks"  # a full DreamBooth's word: three letters that mean nothing to CLIP (Ruiz et al. 2023, section 3.2)
 
 
 def _check_new_token(value: Any) -> Any:
@@ -74,7 +86,7 @@ class TrainingSettings(SettingsBase):
     """Gradient checkpointing of every n-th UNet block; 1 takes the least memory, 0 (off) the least time."""
     seed: Seed = 0
     """Random seed; the same seed trains the same concept."""
-    crop: Literal["center", "subject"] = "center"
+    crop: CropMode = "center"
     """Where to crop a photo to a square."""
     flip: bool = False
     """Also train on mirrored photos; not for text or faces."""

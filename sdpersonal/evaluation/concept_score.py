@@ -28,7 +28,7 @@ PROMPTS: dict[ConceptKind, tuple[str, ...]] = {
     "person": ("{} on the beach", "{} in the snow", "{} on a blue background", "{} in the forest"),
     "style": tuple(f"a {thing} in the style of {{}}" for thing in ("cat", "house", "tree", "car")),
 }
-SEEDS = (0, 1)  # of each prompt's images
+SCORE_SEEDS = (0, 1)  # of each prompt's images
 COPY_CORRELATION = 0.9  # correlation of thumbnails above which an image is a copy of the photo
 _THUMBNAIL_SIDE = 32  # pixels
 _MIN_RANGE = 0.05  # between floor and ceiling; a smaller range is noise of the scorer
@@ -105,13 +105,13 @@ class ConceptEvaluation:
         """Return the probability of each image's own prompt among all prompts, by CLIP's softmax: (N,)."""
         logits = self._scorer.logit_scale * (self._scorer.image_features(images) @ self._texts.T)  # (N, prompts)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        own_prompt = np.repeat(np.arange(len(self._texts)), len(SEEDS))
+        own_prompt = np.repeat(np.arange(len(self._texts)), len(SCORE_SEEDS))
         return exponentials[np.arange(len(images)), own_prompt] / exponentials.sum(axis=1)
 
 
 def prompts_and_seeds(kind: ConceptKind) -> list[tuple[str, int]]:
     """Return (prompt with {} for the subject, seed) of every image, prompt by prompt."""
-    return [(prompt, seed) for prompt in PROMPTS[kind] for seed in SEEDS]
+    return [(prompt, seed) for prompt in PROMPTS[kind] for seed in SCORE_SEEDS]
 
 
 def with_article(noun: str) -> str:
@@ -134,7 +134,7 @@ def _mean_pairwise_cosine(features: np.ndarray) -> float:
 
 def _mean_diversity(features: np.ndarray) -> float:
     """Return the mean of 1 - cosine between images of the same prompt."""
-    groups = features.reshape(-1, len(SEEDS), features.shape[1])
+    groups = features.reshape(-1, len(SCORE_SEEDS), features.shape[1])
     return float(np.mean([1 - _mean_pairwise_cosine(group) for group in groups]))
 
 

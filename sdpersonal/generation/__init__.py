@@ -4,16 +4,18 @@ Requests are independent: the same request gives the same images, whatever ran b
 """
 
 from .denoise import SamplingConfig, denoise
-from .generator import MAX_BATCH_SIZE, Generator
+from .generator import MAX_BATCH_SIZE, Generator, ImageGenerator
 from .noise import noise_from_seed
-from .picture import GeneratedImage
+from .picture import GeneratedImage, GeneratedImages
 from .prompt_resolution import ConceptSource, NoConcepts
 
 __all__ = [
     "MAX_BATCH_SIZE",
     "ConceptSource",
     "GeneratedImage",
+    "GeneratedImages",
     "Generator",
+    "ImageGenerator",
     "NoConcepts",
     "SamplingConfig",
     "denoise",

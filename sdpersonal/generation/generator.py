@@ -7,6 +7,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -16,13 +17,13 @@ from .. import __version__
 from ..concepts.concept import Concept
 from ..config import SEEDS, GenerateRequest
 from ..config.scheduler_names import Scheduler, named
-from ..errors import FieldError, Interrupted
+from ..errors import FieldError, Interrupted, UserError
 from ..image_metadata import Recipe, RecipeBase, RecipeConcept
 from ..models import SizeConditioning, StableDiffusion, check_scheduler
 from ..models.offload import plan_offload
 from ..models.oom import translate_oom
 from ..models.safety_checker import grey_image
-from ..prompts import Mention, Token, Wildcards, sample_prompt
+from ..prompts import Mention, Token, Wildcards, printable, sample_prompt
 from .denoise import InitLatents, SamplingConfig, denoise
 from .img2img import InitImage, encode_image, load_init_image, upscale, upscaled_size
 from .noise import noise_from_seed, slerp
@@ -83,6 +84,20 @@ class _GenerationPlan:
         return self.sampling.predictions + (self.second_pass.predictions if self.passes == 2 else 0)
 
 
+class ImageGenerator(Protocol):
+    """What the playground needs of a `Generator`; the app's takes turns with other jobs."""
+
+    @property
+    def base(self) -> StableDiffusion: ...
+
+    def generate(
+        self,
+        request: GenerateRequest,
+        progress: Callable[[int, int], None] = ...,
+        cancelled: Callable[[], bool] = ...,
+    ) -> Iterator[GeneratedImage]: ...
+
+
 class Generator:
     """Generates images with one base and the concepts of one library.
 
@@ -90,8 +105,18 @@ class Generator:
     """
 
     def __init__(self, base: StableDiffusion, concepts: ConceptSource | None = None, wildcards: Path | None = None):
+        if isinstance(base, str | Path):
+            raise UserError(
+                f"Generator needs a loaded model, not its name {printable(str(base))}.",
+                f"Use sdpersonal.load({str(base)!r}), or Generator(load_base({str(base)!r}), ...).",
+            )
+        if isinstance(concepts, str | Path):
+            raise UserError(
+                f"Generator needs a library, not the folder {printable(str(concepts))}.",
+                f"Use Generator(base, Library({str(concepts)!r})).",
+            )
         self.base = base
-        self.concepts = concepts or NoConcepts()
+        self.concepts = NoConcepts() if concepts is None else concepts
         self._wildcards = Wildcards(wildcards)
         self._embeds_cache = PromptEmbedsCache(base)
 
@@ -283,7 +308,7 @@ class Generator:
             rescale=sampling.rescale,
             size="{}x{}".format(*plan.size),
             enlarge=request.enlarge,
-            strength=request.change,
+            change=request.change,
             start=plan.init_image.image_sha256 if plan.init_image else "",
             mask=plan.init_image.mask_sha256 if plan.init_image else "",
             sampler=type(base.make_scheduler(sampling.scheduler)).__name__.removesuffix("Scheduler"),

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..config import MAX_IMAGES, GenerateRequest, check_total_work
 from ..errors import UserError
 from ..prompts import Mention, Token, Wildcards, count_prompts, nth_prompt, parse, sample_prompt
-from ..prompts.concept_syntax import parse_concept_ref
+from ..prompts.concept_syntax import BRACKETED, parse_concept_ref
 from .img2img import mask_note
 from .prompt_resolution import ConceptSource, check_kind, check_makes_few_steps_enough
-
-BRACKET = re.compile(r"(?<!\\)<(?=\S)([^<>]*)>")
 
 
 def check_requests(
@@ -57,7 +54,7 @@ def check_template(
 
 def named(template: str) -> list[Mention]:
     """Return the concepts in a template's own text, without repetition, chosen or not. Raises UserError."""
-    parts = (part for word in BRACKET.findall(template) for part in parse_concept_ref(word).parts)
+    parts = (part for word in BRACKETED.findall(template) for part in parse_concept_ref(word).parts)
     return list({str(part.token): part for part in parts}.values())
 
 

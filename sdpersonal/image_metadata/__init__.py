@@ -3,7 +3,7 @@
 from .parameters import Foreign
 from .read_recipe import MAX_IMAGE_BYTES, read_recipe
 from .recipe import Recipe, RecipeBase, RecipeConcept, describe_hidden, pixels_sha256
-from .write_png import png_with_recipe
+from .write_png import png_with_recipe, recipe_as_exif, recipe_as_png_text
 
 __all__ = [
     "MAX_IMAGE_BYTES",
@@ -15,4 +15,6 @@ __all__ = [
     "pixels_sha256",
     "png_with_recipe",
     "read_recipe",
+    "recipe_as_exif",
+    "recipe_as_png_text",
 ]

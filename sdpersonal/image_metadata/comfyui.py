@@ -24,13 +24,17 @@ from .prompt_syntax import Network
 _STEPS = 2000  # nodes visited in one walk
 _DEEP = 60  # length of a chain of nodes
 _SAVES, _SHOWS = re.compile("save", re.IGNORECASE), re.compile("save|preview", re.IGNORECASE)
-_PICTURES = ("images", "image", "pixels", "samples", "latent_image", "latent", "latents", "optional_latent_image")
-_PICTURES += ("upscaled_image", "input_image", "destination", "samples_to", "image1", "IMAGE", "LATENT", "input", "any")
+_PICTURES = (
+    *("images", "image", "pixels", "samples", "latent_image", "latent", "latents", "optional_latent_image"),
+    *("upscaled_image", "input_image", "destination", "samples_to", "image1", "IMAGE", "LATENT", "input", "any"),
+)
 _LATENTS = ("latent_image", "latent", "samples", "latents", "optional_latent_image", "init_latent")
 _PIPES = ("pipe", "basic_pipe", "detailer_pipe", "sdxl_tuple", "base_basic_pipe", "context", "base_ctx", "settings")
 _PARTS = ("noise", "guider", "sampler", "sigmas", *_PIPES)
-_CONDITIONS = ("conditioning", "conditioning_1", "conditioning_2", "conditioning_to", "conditioning_from", "cond1")
-_CONDITIONS += ("cond2", "conditioning1", "conditioning2", "conditioning_a", "conditioning_b", "cond", "CONDITIONING")
+_CONDITIONS = (
+    *("conditioning", "conditioning_1", "conditioning_2", "conditioning_to", "conditioning_from", "cond1"),
+    *("cond2", "conditioning1", "conditioning2", "conditioning_a", "conditioning_b", "cond", "CONDITIONING"),
+)
 _TEXTS = (
     "populated_text",
     "text",
@@ -50,8 +54,10 @@ _WILD = re.compile(r"wildcard|random|dynamic|\bLLM|generat|ollama|interrogat|tag
 _MODELS = ("model", "MODEL", "model1", "lora_stack", "optional_lora_stack", "base_model", *_PIPES)
 _CHECKPOINTS = ("ckpt_name", "base_ckpt_name", "unet_name", "model_name", "ckpt")
 _LORA_KEY = re.compile(r"lora(?:_name)?_?([0-9]*)$|([0-9]*)_?lora_name$", re.IGNORECASE)
-_STRENGTHS = ("strength_model", "lora_model_strength", "model_strength", "strength", "lora_strength", "model_weight")
-_STRENGTHS += ("lora_wt", "model_str", "weight")
+_STRENGTHS = (
+    *("strength_model", "lora_model_strength", "model_strength", "strength", "lora_strength", "model_weight"),
+    *("lora_wt", "model_str", "weight"),
+)
 
 
 @dataclass
@@ -80,23 +86,23 @@ class _Way:
     samplers: list[Node]
 
 
-def comfyui(graph: Graph, text: str, picture_size: tuple[int, int] | None = None) -> tuple[Parameters, bool]:
+def comfyui(graph: Graph, text: str, image_size: tuple[int, int] | None = None) -> tuple[Parameters, bool]:
     """Return the graph's parameters and whether its prompt is sure. Raises Unreadable without a prompted sampler.
 
-    picture_size: the size of the image that holds the graph, which tells several saved images apart.
+    image_size: the size of the image that holds the graph, which tells several saved images apart.
     """
     walk = _Walk(graph)
     ways = [way for way in map(walk.way, walk.outputs()) if way.samplers]
     if not ways:
-        raise Unreadable("ComfyUI", "its graph has no sampler that leads to a saved picture")
+        raise Unreadable("ComfyUI", "its graph has no sampler that leads to a saved image")
     saved = [way for way in ways if _SAVES.search(way.output.type)]
     ways = saved or ways  # an image that is only previewed is in no file
-    way = next((way for way in ways if picture_size and walk.sizes(way)[-1] == picture_size), ways[0])
-    of_its_size = picture_size is not None and walk.sizes(way)[-1] == picture_size
+    way = next((way for way in ways if image_size and walk.sizes(way)[-1] == image_size), ways[0])
+    of_its_size = image_size is not None and walk.sizes(way)[-1] == image_size
     parameters = Parameters("ComfyUI", text, syntax="comfyui", naming="comfyui")
     if len({id(candidate.samplers[0]) for candidate in ways}) > 1:
         which = "first that has its size" if of_its_size else "first of them"
-        parameters.notes.append(f"Its graph saves several pictures; this was read as the {which}.")
+        parameters.notes.append(f"Its graph saves several images; this was read as the {which}.")
     first, last = way.samplers[-1], way.samplers[0]
     positive, negative = walk.prompt(first, "positive"), walk.prompt(first, "negative")
     if not positive.text:
@@ -160,9 +166,7 @@ def _passes(walk: _Walk, way: _Way, parameters: Parameters) -> None:
         )
     batch = next((walk.number(node, "batch_size") for node in way.path if "batch_size" in node.inputs), None)
     if isinstance(batch, int | float) and batch > 1:
-        parameters.notes.append(
-            f"It is one of {batch:g} pictures of one seed; the first of them begins from this noise."
-        )
+        parameters.notes.append(f"It is one of {batch:g} images of one seed; the first of them begins from this noise.")
     detailers = [
         node.type for node in way.path if node not in way.samplers and {"seed", "positive"} <= node.inputs.keys()
     ]
@@ -201,17 +205,17 @@ class _Walk:
         while node is not None and node.id not in seen and len(path) < _STEPS:
             seen.add(node.id)
             path.append(node)
-            node = self._picture_before(node)
+            node = self._image_before(node)
         return _Way(output, path, [step for step in path if self.is_sampler(step)])
 
     def is_sampler(self, node: Node) -> bool:
         inputs = node.inputs
         prompts = any(isinstance(inputs.get(name), Link) for name in ("positive", "guider", "text_embeds", *_PIPES))
         seeded = any(name in inputs for name in ("seed", "noise_seed", "noise"))
-        pictures = any(isinstance(inputs.get(name), Link) for name in ("image", "images", "upscaled_image", "pixels"))
-        return prompts and seeded and not pictures
+        has_image = any(isinstance(inputs.get(name), Link) for name in ("image", "images", "upscaled_image", "pixels"))
+        return prompts and seeded and not has_image
 
-    def _picture_before(self, node: Node) -> Node | None:
+    def _image_before(self, node: Node) -> Node | None:
         names = _LATENTS if self.is_sampler(node) else _PICTURES
         for name in self._chosen(node) or names:
             if isinstance(link := node.inputs.get(name), Link):
@@ -368,7 +372,7 @@ class _Walk:
             return
         if "SetArea" in node.type or "SetMask" in node.type:
             prompt_parts.notes.append(
-                "Some of its words were for a part of the picture only; here they are for all of it."
+                "Some of its words were for a part of the image only; here they are for all of it."
             )
         if "control_net" in node.inputs:
             prompt_parts.notes.append("A ControlNet guided it, which is not here.")
@@ -448,7 +452,7 @@ class _Walk:
                 return value
         return None
 
-    def _clip_skip(self, node: Node) -> int | None:
+    def _clip_skip(self, node: Node | None) -> int | None:
         """Return clip skip as A1111 counts: 2 for `stop_at_clip_layer` -2."""
         seen: set[str] = set()
         while node is not None and node.id not in seen and len(seen) < _DEEP:
@@ -464,7 +468,8 @@ class _Walk:
 
     def weights(self, sampler: Node) -> tuple[str, list[Network]]:
         """Return the model's name and the LoRAs on the way to it, the nearest to the model first."""
-        model, networks = "", []
+        model = ""
+        networks: list[Network] = []
         waiting, seen = [sampler], {sampler.id}
         while waiting and len(seen) < _STEPS:
             node = waiting.pop(0)

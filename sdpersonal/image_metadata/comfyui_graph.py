@@ -191,8 +191,8 @@ class _Flat:
             else:
                 values[str(socket.get("name", ""))] = origin
         subgraph = self.subgraphs.get(str(entry["type"]))
-        is_plain = subgraph is None or self.budget <= 0 or name.count(":") >= _DEEPEST
-        if is_plain or entry.get("mode") in (_MUTED, _BYPASSED):
+        is_off = entry.get("mode") in (_MUTED, _BYPASSED)
+        if subgraph is None or self.budget <= 0 or name.count(":") >= _DEEPEST or is_off:
             more = {"widgets_values": _widgets(entry) | values} if values else {}
             self.nodes.append(entry | {"id": name, "inputs": sockets} | more)
             return
@@ -231,8 +231,7 @@ def _origins(links: Any) -> Iterator[tuple[Any, Link]]:
 def _through(link: Link | None, by_id: dict[str, dict[str, Any]], origins: dict[Any, Link]) -> Link | None:
     """Resolve a link's origin: bypassed nodes pass on their input, and a GetNode stands for its SetNode."""
     for _ in range(100):
-        entry = by_id.get(link.node) if link else None
-        if entry is None or entry.get("mode") == _MUTED:
+        if link is None or (entry := by_id.get(link.node)) is None or entry.get("mode") == _MUTED:
             return None
         if entry["type"] == "GetNode":
             wanted = _list_or_none(entry.get("widgets_values"))

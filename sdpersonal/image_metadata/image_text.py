@@ -1,9 +1,11 @@
 """Read texts in PNG, JPEG, WebP and AVIF files without decoding pixels. The bytes are untrusted and may be truncated.
 
 Nothing is copied or inflated beyond `MAX_TEXT_BYTES` (`MAX_GRAPH` for ComfyUI's graphs), and nothing is scanned twice,
-so that 64 MB of text cost no more than finding their end. Pillow has no such bound: it reads a whole tEXt chunk into
-memory before it counts, stops at the pixels although texts may follow them, and reads UTF-8 in a tEXt chunk, which
-many programs write, as Latin-1. AVIF is left to Pillow, because parsing its boxes needs a library.
+so that 64 MB of text cost no more than finding their end. Pillow 12.3 has no such bounds, so its `Image.open().text`
+and `getexif()` are not used: a tEXt chunk of 64 MB takes 190 MB, and a JPEG of 600 kB whose Exif entries overlap takes
+1.1 GB and half a second, because opening it copies every entry (`test_hostile_pictures_take_no_time_and_no_memory`
+holds both). It also stops at the pixels although texts may follow them, and reads UTF-8 in a tEXt chunk, which many
+programs write, as Latin-1. AVIF is left to Pillow, because parsing its boxes needs a library.
 """
 
 from __future__ import annotations
@@ -11,15 +13,19 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Literal
+
+from ..storage.file_types import PNG_SIGNATURE
 
 MAX_TEXT_BYTES = 250_000  # bytes; a long prompt and twenty concepts are 10,000
 MAX_GRAPH = 2_000_000  # bytes of a graph of ComfyUI; 300 nodes are about 300,000
 _MAX_CHUNKS = 20_000  # chunks or segments of one file; the texts stand before the pixels
 _MAX_TEXTS = 60  # texts of one file that are read
 _MAX_ENTRIES = 1000  # entries of one Exif directory (IFD)
-_PNG = b"\x89PNG\r\n\x1a\n"
 _EXIF = b"Exif\0\0"
 _XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
+ByteOrder = Literal["little", "big"]
+_BYTE_ORDERS: dict[bytes, ByteOrder] = {b"II*\0": "little", b"MM\0*": "big"}  # by a TIFF's first bytes
 _EXIF_IFD = 0x8769  # tags of TIFF 6.0 and Exif 2.3
 _TAGS = {
     0x010D: "DocumentName",
@@ -30,8 +36,10 @@ _TAGS = {
     0x9286: "UserComment",
     0x927C: "MakerNote",
 }
-_GRAPHS = ("prompt", "workflow", "smproj", "invokeai_graph", "invokeai_workflow", "UserComment", "Make", "Model")
-_GRAPHS += ("ImageDescription",)
+_GRAPHS = {
+    *("prompt", "workflow", "smproj", "invokeai_graph", "invokeai_workflow"),
+    *("UserComment", "Make", "Model", "ImageDescription"),
+}
 XMP = "XML:com.adobe.xmp"  # the key of XMP in a PNG; used here for every format
 Reader = Callable[[int], "str | None"]
 """Reads one text of at most the given number of bytes. Raises TextTooLong; returns None for a damaged text."""
@@ -75,7 +83,7 @@ def all_texts(data: bytes) -> tuple[dict[str, str], frozenset[str]]:
 
 
 def _sources(data: bytes) -> Iterator[tuple[str, Reader]]:
-    if data.startswith(_PNG):
+    if data.startswith(PNG_SIGNATURE):
         yield from _png_sources(data)
     elif data.startswith(b"\xff\xd8"):
         yield from _jpeg_sources(data)
@@ -90,7 +98,7 @@ def _sources(data: bytes) -> Iterator[tuple[str, Reader]]:
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yield (type, begin and end of the content) of each complete chunk."""
-    position = len(_PNG) if data.startswith(_PNG) else len(data)
+    position = len(PNG_SIGNATURE) if data.startswith(PNG_SIGNATURE) else len(data)
     for _ in range(_MAX_CHUNKS):
         head = data[position : position + 8]
         end = position + 8 + int.from_bytes(head[:4], "big")
@@ -203,8 +211,8 @@ def _avif_sources(data: bytes) -> Iterator[tuple[str, Reader]]:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data), formats=("AVIF",)) as picture:
-            exif, xmp = picture.info.get("exif", b""), picture.info.get("xmp", b"")
+        with Image.open(io.BytesIO(data), formats=("AVIF",)) as image:
+            exif, xmp = image.info.get("exif", b""), image.info.get("xmp", b"")
     except Exception:  # Pillow raises many kinds for broken files, and may be built without AVIF
         return
     yield from _exif_sources(exif[: 4 * MAX_GRAPH])
@@ -217,7 +225,7 @@ def _avif_sources(data: bytes) -> Iterator[tuple[str, Reader]]:
 def _exif_sources(exif: bytes) -> Iterator[tuple[str, Reader]]:
     """Yield the texts of a TIFF structure: of its first directory (IFD) and the Exif directory that it points to."""
     tiff = exif.removeprefix(_EXIF)
-    order = {b"II*\0": "little", b"MM\0*": "big"}.get(tiff[:4])
+    order = _BYTE_ORDERS.get(tiff[:4])
     if order is None:
         return
     first = int.from_bytes(tiff[4:8], order)
@@ -233,7 +241,7 @@ def _exif_sources(exif: bytes) -> Iterator[tuple[str, Reader]]:
                 yield _TAGS[tag], _tag_reader(tiff, entry, tag, order)
 
 
-def _entries(tiff: bytes, at: int, order: str) -> Iterator[tuple[int, bytes]]:
+def _entries(tiff: bytes, at: int, order: ByteOrder) -> Iterator[tuple[int, bytes]]:
     """Yield (tag, the 12 bytes of its entry: tag, type, count, value or its offset) of the directory at `at`."""
     for i in range(min(int.from_bytes(tiff[at : at + 2], order), _MAX_ENTRIES)):
         entry = tiff[at + 2 + 12 * i : at + 14 + 12 * i]
@@ -242,7 +250,7 @@ def _entries(tiff: bytes, at: int, order: str) -> Iterator[tuple[int, bytes]]:
         yield int.from_bytes(entry[:2], order), entry
 
 
-def _tag_reader(tiff: bytes, entry: bytes, tag: int, order: str) -> Reader:
+def _tag_reader(tiff: bytes, entry: bytes, tag: int, order: ByteOrder) -> Reader:
     def read(limit: int) -> str:
         length, begin = int.from_bytes(entry[4:8], order), int.from_bytes(entry[8:], order)
         if length > 2 * limit:  # 2 bytes per character in UTF-16

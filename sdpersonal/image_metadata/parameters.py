@@ -158,7 +158,7 @@ def _distinct(networks: list[Network]) -> list[Network]:
 def _refusal(words: str, networks: bool) -> UserError | None:
     if not words:
         content = "Nothing but LoRAs is" if networks else "No words are"
-        return UserError(f"{content} in the prompt of this picture.", "Write a prompt of your own.")
+        return UserError(f"{content} in the prompt of this image.", "Write a prompt of your own.")
     try:
         GenerateRequest(prompt=words)
     except UserError as error:
@@ -178,7 +178,9 @@ def _scheduler(parameters: Parameters, fields: dict[str, Any]) -> list[str]:
         scheduler = find(match[1], parameters.schedule, parameters.naming)
     if scheduler is None:
         reason = no_counterpart(parameters.sampler)
-        return [f"It was drawn by the sampler {label}, which is not here{f': {reason}' if reason else ''}."]
+        return [
+            f"It was generated with the sampler {label}, which is not available here{f': {reason}' if reason else ''}."
+        ]
     try:
         fields["scheduler"] = GenerateRequest(prompt="", scheduler=scheduler.name).scheduler
     except UserError as error:
@@ -187,12 +189,12 @@ def _scheduler(parameters: Parameters, fields: dict[str, Any]) -> list[str]:
 
 
 def _model(parameters: Parameters) -> list[str]:
-    return [f"It was drawn with the model {printable(parameters.model, 60)}."] if parameters.model else []
+    return [f"It was generated with the model {printable(parameters.model, 60)}."] if parameters.model else []
 
 
 def _beginning(parameters: Parameters, fields: dict[str, Any]) -> list[str]:
     if parameters.img2img:
-        return ["It began from another picture: give that with --start."]
+        return ["It began from another image: give that with --start."]
     if parameters.img2img is None and "change" in fields:
         return [
             f"It says a denoising strength of {fields['change']:g}: if it is an image-to-image one, "

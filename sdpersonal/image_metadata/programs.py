@@ -1,8 +1,8 @@
 """Read the metadata of programs that store their settings as JSON objects with their own names.
 
 Sources: InvokeAI's `invocations/metadata.py` and 2.x's `pngwriter.py`; SwarmUI's "Image Metadata Format"; Fooocus'
-`meta_parser.py` and `private_logger.py`; Easy Diffusion's `save_utils.py`; NovelAI's own pictures and
-`novelai-image-metadata`; Stability Matrix's `GenerationParameters.cs`; pictures of Draw Things and Civitai.
+`meta_parser.py` and `private_logger.py`; Easy Diffusion's `save_utils.py`; NovelAI's own images and
+`novelai-image-metadata`; Stability Matrix's `GenerationParameters.cs`; images of Draw Things and Civitai.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _KEYS: dict[str, tuple[str, ...]] = {  # setting -> its names in lower case, wit
     "clip_skip": ("clipskip",),
     "strength": ("strength", "denoisingstrength", "promptstrength", "initimagecreativity", "denoise"),
 }
-_NONE = (None, "", "None", "none", [], {})
+_NONE: tuple[object, ...] = (None, "", "None", "none", [], {})
 
 
 class _Settings:
@@ -150,7 +150,7 @@ def _invokeai(values: dict[str, Any], text: str) -> Parameters:
         parameters.values["change"] = strength
     _invokeai_second_pass(values, parameters)
     if values.get("rand_device") not in (None, "cpu"):
-        parameters.notes.append("Its noise was drawn on a graphics card: the same seed begins from other noise here.")
+        parameters.notes.append("Its noise was generated on a GPU: the same seed begins from other noise here.")
     parts = {"controlnets": "ControlNet", "ipAdapters": "an IP-Adapter", "t2iAdapters": "a T2I-Adapter"}
     parts |= {"refiner_model": "a refiner model", "controlLayers": "control layers"}
     parameters.notes += _also(name for key, name in parts.items() if values.get(key) not in _NONE)
@@ -174,20 +174,20 @@ def _invokeai_second_pass(values: Mapping[str, Any], parameters: Parameters) -> 
 
 
 def _sd_metadata(values: dict[str, Any], text: str) -> Parameters:
-    picture = values.get("image")
-    if not isinstance(picture, dict):
-        raise Unreadable("InvokeAI", "its sd-metadata holds no picture's settings")
-    prompts = picture.get("prompt")
+    image = values.get("image")
+    if not isinstance(image, dict):
+        raise Unreadable("InvokeAI", "its sd-metadata holds no image's settings")
+    prompts = image.get("prompt")
     words = [str(entry.get("prompt", "")) for entry in _entries(prompts)] or [
         prompts if isinstance(prompts, str) else ""
     ]
-    parameters = _common("InvokeAI", text, picture | {"prompt": ""}, "compel")
+    parameters = _common("InvokeAI", text, image | {"prompt": ""}, "compel")
     parameters.prompt, parameters.negative = _without_negative(" ".join(words))
     parameters.model = base_name(values.get("model_weights") or values.get("model") or "")
-    parameters.img2img = picture.get("type") == "img2img"
-    if parameters.img2img and (strength := number(picture.get("strength"))) is not None:
+    parameters.img2img = image.get("type") == "img2img"
+    if parameters.img2img and (strength := number(image.get("strength"))) is not None:
         parameters.values["change"] = strength
-    variations = _entries(picture.get("variations"))
+    variations = _entries(image.get("variations"))
     if len(variations) == 1:
         parameters.values |= {
             "near": number(variations[0].get("weight")),
@@ -195,7 +195,7 @@ def _sd_metadata(values: dict[str, Any], text: str) -> Parameters:
         }
     elif variations:
         parameters.notes.append(f"It is a mix of {len(variations) + 1} seeds, of which the first is taken.")
-    parameters.notes += _also(["postprocessing"] if picture.get("postprocessing") not in _NONE else [])
+    parameters.notes += _also(["postprocessing"] if image.get("postprocessing") not in _NONE else [])
     return parameters
 
 
@@ -266,13 +266,13 @@ def _novelai(values: dict[str, Any], text: str, description: str) -> Parameters:
     if parameters.img2img is not False and strength is not None:
         parameters.values["change"] = strength
     if (count := number(values.get("n_samples"))) not in (None, 1):
-        parameters.notes.append(f"It is one of {count} pictures that share a seed.")
+        parameters.notes.append(f"It is one of {count} images that share a seed.")
     parts = ["SMEA"] if values.get("sm") else []
     if (
         values.get("reference_strength_multiple") not in _NONE
         or values.get("director_reference_strengths") not in _NONE
     ):
-        parts.append("reference pictures")
+        parts.append("reference images")
     parameters.notes += _also(parts)
     return parameters
 
@@ -282,8 +282,8 @@ def _captions(prompt: Any, parameters: Parameters | None) -> str:
     caption = prompt.get("caption") if isinstance(prompt, dict) else None
     if not isinstance(caption, dict) or not isinstance(caption.get("base_caption"), str):
         return ""
-    characters = [entry.get("char_caption") for entry in _entries(caption.get("char_captions"))]
-    characters = [words.strip(" ,") for words in characters if isinstance(words, str) and words.strip(" ,")]
+    captions = (entry.get("char_caption") for entry in _entries(caption.get("char_captions")))
+    characters = [words.strip(" ,") for words in captions if isinstance(words, str) and words.strip(" ,")]
     if characters and parameters:
         subject = "Its character" if len(characters) == 1 else f"Each of its {len(characters)} characters"
         parameters.notes.append(f"{subject} had a prompt of its own; here they are one prompt.")
@@ -385,22 +385,20 @@ def _listed(value: Any) -> list[str]:
     return [part.strip() for part in value.split(",")][:64] if isinstance(value, str) and value else []
 
 
+def _names_easy_diffusions_model(values: Mapping[str, Any]) -> bool:
+    return not {_plain(name) for name in values}.isdisjoint({"usestablediffusionmodel", "stablediffusionmodel"})
+
+
 def easy_diffusion(texts: Mapping[str, str]) -> Parameters | None:
     """Read Easy Diffusion: one text per setting in a PNG, one JSON object in other files.
 
     Names are those of its code or, in older versions, of its web page.
     """
-    values: Mapping[str, Any] | None = texts
-    known = {_plain(name) for name in texts}
-    if not known & {"usestablediffusionmodel", "stablediffusionmodel"}:
-        values = next(
-            (decoded for key in ("UserComment", "parameters") if (decoded := _object(texts.get(key)))),
-            None,
-        )
-        if values is None or not {_plain(name) for name in values} & {
-            "usestablediffusionmodel",
-            "stablediffusionmodel",
-        }:
+    values: Mapping[str, Any] = texts
+    if not _names_easy_diffusions_model(texts):
+        decoded = (_object(texts.get(key)) for key in ("UserComment", "parameters"))
+        values = next(filter(None, decoded), {})
+        if not _names_easy_diffusions_model(values):
             return None
     parameters = _common(
         "Easy Diffusion", "\n".join(f"{key}: {value}" for key, value in values.items())[:50_000], values, "compel"
@@ -453,7 +451,7 @@ def _project(state: dict[str, Any], text: str) -> Parameters:
     """Read a project's cards: `Prompt`, `Sampler`, `Seed`, `Model`."""
     cards = {name: card for name, card in state.items() if isinstance(card, dict)}
     prompt, sampler = cards.get("Prompt", {}), cards.get("Sampler", {})
-    values = {key: value for key, value in sampler.items() if isinstance(value, str | int | float)}
+    values: dict[str, Any] = {key: value for key, value in sampler.items() if isinstance(value, str | int | float)}
     values |= {"Seed": cards.get("Seed", {}).get("Seed"), "prompt": prompt.get("Prompt")}
     values["negative_prompt"] = prompt.get("NegativePrompt")
     values["model"] = cards.get("Model", {}).get("SelectedModelName")
@@ -514,7 +512,7 @@ def _xmp_value(xmp: str, name: str) -> str:
 def _draw_things(values: dict[str, Any], text: str) -> Parameters:
     parameters = _common("Draw Things", text, values, "a1111")
     parameters.schedule = None
-    v2 = values.get("v2") if isinstance(values.get("v2"), dict) else {}
+    v2 = v2 if isinstance(v2 := values.get("v2"), dict) else {}
     for entry in _entries(values.get("lora")) or _entries(v2.get("loras")):
         parameters.networks += _lora(entry.get("model") or entry.get("file"), entry.get("weight"))
     skip = number(values.get("clip_skip", v2.get("clipSkip")))
@@ -535,7 +533,7 @@ def _draw_things(values: dict[str, Any], text: str) -> Parameters:
             if (second_strength := number(v2.get("hiresFixStrength"))) is not None:
                 parameters.values["change"] = second_strength
     if "cpu" not in str(values.get("seed_mode", "")).lower():
-        parameters.notes.append("Its noise was drawn in its own way: the same seed begins from other noise here.")
+        parameters.notes.append("Its noise was generated in its own way: the same seed begins from other noise here.")
     parameters.notes += _also(["control nets"] if (values.get("control") or v2.get("controls")) not in _NONE else [])
     return parameters
 
@@ -551,7 +549,7 @@ def midjourney(texts: Mapping[str, str]) -> Parameters | None:
     if "seed" in values:
         parameters.values["seed"] = number(values["seed"])
     parameters.notes.append(
-        "It was drawn with Midjourney's own model: the same words and seed give another picture here."
+        "It was generated with Midjourney's own model: the same words and seed give another image here."
     )
     return parameters
 
@@ -586,7 +584,7 @@ def unknown(texts: Mapping[str, str], data: bytes) -> Unreadable | None:
     start = data[:200_000]
     if b"jumb" in start and b"c2pa" in start:
         name = next((f"{name.decode()}, which" for name in _SIGNED if name in start), "a program that")
-        return Unreadable(f"{name} signs its pictures (C2PA)", "the signature holds no prompt")
+        return Unreadable(f"{name} signs its images (C2PA)", "the signature holds no prompt")
     tool = re.search(r'xmp:CreatorTool(?:>|=")([^<"]{1,80})', texts.get("XML:com.adobe.xmp", ""))
     if program := texts.get("Software", "").strip() or (tool and html.unescape(tool[1])):
         return Unreadable(printable(program, 40), "it holds no prompt that is known here")

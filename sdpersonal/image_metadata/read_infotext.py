@@ -17,7 +17,7 @@ from typing import Any
 
 from ..prompts import printable
 from .parameters import MOST_NOTES, Foreign, Parameters, enlarged, foreign_of, number, size_of
-from .prompt_syntax import Network
+from .prompt_syntax import Kind, Network
 
 __all__ = ["Foreign", "a1111", "parse_infotext"]
 
@@ -33,8 +33,10 @@ _A1111_NAMES = {  # our field -> A1111's keys
     "clip_skip": ("clip skip",),
     "rescale": ("cfg rescale",),
 }
-_BEGAN = ("mask blur", "inpaint area", "masked content", "init image size", "init image hash", "image cfg scale")
-_BEGAN += ("resize mode", "masked area padding", "conditional mask weight", "soft inpainting enabled", "mask mode")
+_BEGAN = {
+    *("mask blur", "inpaint area", "masked content", "init image size", "init image hash", "image cfg scale"),
+    *("resize mode", "masked area padding", "conditional mask weight", "soft inpainting enabled", "mask mode"),
+}
 _OTHER_PARTS = {  # start of a key -> what else changed the image
     "adetailer": "ADetailer",
     "controlnet": "ControlNet",
@@ -198,12 +200,19 @@ def _second_pass(facts: Mapping[str, str], parameters: Parameters) -> None:
         parameters.values["enlarge"] = factor
         return
     size = parameters.values.get("size")
-    if not _pair(size if isinstance(size, str) else None):
+    sides = _pair(size if isinstance(size, str) else None)
+    if not sides:
         return
-    resized = _pair(facts.get("hires resize")) or _pair(facts.get("hires size"))
-    resized = resized or (facts.get("hires resize-1"), facts.get("hires resize-2"))
-    first = _pair(facts.get("first pass size")) or (facts.get("first pass size-1"), facts.get("first pass size-2"))
-    if (first_size := size_of(*first)) and (scale := enlarged(first_size, _pair(size))):
+    resized: tuple[object, object] = (
+        _pair(facts.get("hires resize"))
+        or _pair(facts.get("hires size"))
+        or (facts.get("hires resize-1"), facts.get("hires resize-2"))
+    )
+    first: tuple[object, object] = _pair(facts.get("first pass size")) or (
+        facts.get("first pass size-1"),
+        facts.get("first pass size-2"),
+    )
+    if (first_size := size_of(*first)) and (scale := enlarged(first_size, sides)):
         parameters.values |= {"size": first_size, "enlarge": scale}
     elif scale := enlarged(size, resized):
         parameters.values["enlarge"] = scale
@@ -250,14 +259,20 @@ def _civitai_model(facts: Mapping[str, str]) -> str:
     return next((str(entry.get("modelName", "")) for entry in _civitai(facts) if entry.get("type") == "checkpoint"), "")
 
 
+_CIVITAI_KINDS: dict[str, Kind] = {
+    "lora": "LoRA",
+    "lycoris": "LoRA",
+    "embed": "embedding",
+    "textualinversion": "embedding",
+}
+_HASH_KEYS: dict[str, Kind] = {"lora hashes": "LoRA", "ti hashes": "embedding", "embeddings": "embedding"}
+
+
 def _hashed_networks(facts: Mapping[str, str]) -> list[Network]:
     """Return the networks that the parameters name, with their strengths where given."""
     networks = []
     for entry in _civitai(facts)[:MOST_NOTES]:
-        kind = {"lora": "LoRA", "lycoris": "LoRA", "embed": "embedding", "textualinversion": "embedding"}.get(
-            str(entry.get("type", "")).lower()
-        )
-        if kind:
+        if kind := _CIVITAI_KINDS.get(str(entry.get("type", "")).lower()):
             strength = number(entry.get("weight"))
             name = str(entry.get("modelName") or entry.get("modelVersionId") or "without a name")
             networks.append(Network(kind, name, strength if isinstance(strength, int | float) else None))
@@ -265,7 +280,7 @@ def _hashed_networks(facts: Mapping[str, str]) -> list[Network]:
         name, _, weight = part.rpartition(":")
         strength = number(weight)
         networks.append(Network("LoRA", name.strip(), strength if isinstance(strength, int | float) else None))
-    for key, kind in (("lora hashes", "LoRA"), ("ti hashes", "embedding"), ("embeddings", "embedding")):
+    for key, kind in _HASH_KEYS.items():
         names = (part.partition(":")[0].strip() for part in facts.get(key, "").split(","))
         networks += [Network(kind, name) for name in names if name]
     return networks[: 2 * MOST_NOTES]
@@ -287,7 +302,7 @@ def _began(facts: Mapping[str, str], parameters: Parameters) -> bool | None:
 def _collect_notes(facts: Mapping[str, str], parameters: Parameters) -> list[str]:
     notes = []
     if parameters.program in ("A1111", "Forge", "Civitai") and facts.get("rng", "GPU") != "CPU":
-        notes.append("Its noise was drawn on a graphics card: the same seed begins from other noise here.")
+        notes.append("Its noise was generated on a GPU: the same seed begins from other noise here.")
     if facts.get("ensd", "0") not in ("0", ""):
         notes.append(f"The noise that its sampler adds had other seeds (ENSD {printable(facts['ensd'], 12)}).")
     if parameters.program == "Fooocus":

@@ -27,7 +27,7 @@ MAX_IMAGE_BYTES = 100_000_000  # bytes of a file to read
 _A1111_TEXTS = ("parameters", "UserComment", "Comment", "ImageDescription", "JPEG comment")
 
 
-def read_recipe(data: bytes, name: str = "The picture") -> Recipe | Foreign:
+def read_recipe(data: bytes, name: str = "The image") -> Recipe | Foreign:
     """Return the recipe of the image called `name`. Raises UserError if it holds nothing that can be read."""
     try:
         own_text = png_text(data, RECIPE_KEY)
@@ -38,7 +38,7 @@ def read_recipe(data: bytes, name: str = "The picture") -> Recipe | Foreign:
         raise _refused_error(name, f"its text is longer than {MAX_TEXT_BYTES // 1000} kB") from None
     except Unreadable as error:
         raise UserError(
-            f"{printable(name)} comes from {error.program}, but {error.reason}.", "Its words must be typed anew."
+            f"{printable(name)} comes from {error.program}, but {error.reason}.", "Type its prompt yourself."
         ) from None
     except ValueError as error:
         raise _refused_error(name, str(error)) from None
@@ -47,7 +47,7 @@ def read_recipe(data: bytes, name: str = "The picture") -> Recipe | Foreign:
     if parameters is None:
         raise UserError(
             f"{printable(name)} holds no recipe.",
-            "Pictures drawn with --private have none, and screenshots and messengers leave it out.",
+            "Images generated with --private have none, and screenshots and messengers remove it.",
         )
     return foreign_of(parameters)
 
@@ -86,7 +86,7 @@ def _from_texts(texts: Mapping[str, str], data: bytes) -> tuple[Parameters | Non
     for read in _READERS:
         try:
             if (parameters := read(texts, data)) is not None:
-                size = _picture_size(data)
+                size = _image_size(data)
                 if parameters.program == "NovelAI" and size and "size" not in parameters.values:
                     parameters.values["size"] = "x".join(map(str, size))  # its first images store the size nowhere else
                 return parameters, None
@@ -121,22 +121,22 @@ def _graph(texts: Mapping[str, str], data: bytes) -> Parameters | None:
         extra = extra or texts.get("extraMetadata")
         requested = _object(extra) if isinstance(extra, str) else None
         try:
-            parameters, sure = comfyui(graph, text, _picture_size(data))
+            parameters, sure = comfyui(graph, text, _image_size(data))
         except Unreadable as error:
             if requested:
-                return programs.civitai(requested, extra)
+                return programs.civitai(requested, str(extra))
             unreadable = unreadable or error
             continue
         if requested and parameters.img2img:  # it began from the generator's own earlier image: the request says more
-            return programs.civitai(requested, extra)
+            return programs.civitai(requested, str(extra))
         parameters.program = _graph_program(texts, parameters.program)
         if sure:
             return parameters
         unsure = unsure or parameters
-    parameters = _a1111_or_none(texts) or unsure
-    if parameters is None and unreadable:
+    fallback = _a1111_or_none(texts) or unsure
+    if fallback is None and unreadable:
         raise unreadable
-    return parameters
+    return fallback
 
 
 def _a1111_or_none(texts: Mapping[str, str]) -> Parameters | None:
@@ -155,7 +155,7 @@ def _graph_program(texts: Mapping[str, str], otherwise: str) -> str:
 def _graphs(texts: Mapping[str, str]) -> list[tuple[str, object]]:
     """Return (text, its JSON) for each graph, from a PNG's keys, or from Exif, where a graph follows a word
     ("Prompt: {...}") or one object holds both."""
-    graphs = []
+    graphs: list[tuple[str, object]] = []
     for key in ("prompt", "Make", "Model", "UserComment", "ImageDescription", "workflow"):
         text = texts.get(key, "")
         if key in ("Make", "Model", "ImageDescription"):
@@ -179,7 +179,7 @@ def _object(text: str) -> dict | None:
     return value if isinstance(value, dict) else None
 
 
-def _picture_size(data: bytes) -> tuple[int, int] | None:
+def _image_size(data: bytes) -> tuple[int, int] | None:
     """Return (width, height) of a PNG from its first chunk."""
     if data[12:16] != b"IHDR":
         return None

@@ -47,10 +47,8 @@ def _check_template(value: object) -> str:
     raise UserError(f"template must be text of up to {MAX_PROMPT:,} characters, got {printable(repr(value), 60)}.")
 
 
-def _text_up_to(limit: int) -> type[str]:
-    return Annotated[str, Field(strict=True, max_length=limit), BeforeValidator(strip_unsafe_characters)]
-
-
+_CLEAN = BeforeValidator(strip_unsafe_characters)
+ShortText = Annotated[str, Field(strict=True, max_length=200), _CLEAN]
 Sha256 = Annotated[str, BeforeValidator(_check_sha256)]
 
 
@@ -67,7 +65,7 @@ class RecipePart(SettingsBase):
 class RecipeBase(RecipePart):
     """The base model: its display name (never a path), its kind, and `StableDiffusion.version`."""
 
-    name: _text_up_to(200)
+    name: ShortText
     kind: BaseKind
     sha256: Sha256
 
@@ -79,13 +77,13 @@ class RecipeConcept(RecipePart):
     Hub repository that it came from, "" if unknown.
     """
 
-    token: _text_up_to(150)
+    token: Annotated[str, Field(strict=True, max_length=150), _CLEAN]
     sha256: Sha256
     strength: Annotated[float, Number, Field(ge=-100, le=100)] = 1.0
     vectors: StrictBool = False
     lora: StrictBool = False
-    words: _text_up_to(2000) = ""
-    hub: _text_up_to(200) = ""
+    words: Annotated[str, Field(strict=True, max_length=2000), _CLEAN] = ""
+    hub: ShortText = ""
 
     def __init__(self, /, **values: Any):
         super().__init__(**values)
@@ -104,7 +102,7 @@ class Recipe(RecipePart):
     rounding depends on both.
     """
 
-    sdpersonal: _text_up_to(40)
+    sdpersonal: Annotated[str, Field(strict=True, max_length=40), _CLEAN]
     prompt: str
     template: Annotated[str, BeforeValidator(_check_template)] = ""
     negative: str = ""
@@ -136,7 +134,7 @@ class Recipe(RecipePart):
         shared = {name: getattr(request, name) for name in _REQUEST_FIELDS & values.keys()}
         super().__init__(**(values | shared | {"fast": request.fast or "", "scheduler": request.scheduler or ""}))
         if self.mask and not self.start:
-            raise UserError("The recipe has a mask and no start picture.")
+            raise UserError("The recipe has a mask and no start image.")
         if self.place >= self.batch:
             raise UserError(f"place must be below batch, {self.batch}, got {self.place}.")
 
@@ -172,5 +170,5 @@ def pixels_sha256(image: Image.Image) -> str:
 
 def describe_hidden(flags: Collection[bool]) -> str:
     """Describe how many images of a request were hidden (`Recipe.hidden` of each): "" if none."""
-    hidden, of = sum(flags), "1 picture" if len(flags) == 1 else f"{len(flags)} pictures"
+    hidden, of = sum(flags), "1 image" if len(flags) == 1 else f"{len(flags)} images"
     return f"The checker hid {hidden} of {of}." if hidden else ""

@@ -44,10 +44,10 @@ def _pixels(data: bytes) -> np.ndarray | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=(kind,)) as picture:
-                if picture.mode not in ("RGB", "RGBA") or picture.width * picture.height > MAX_PIXELS:
+            with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+                if image.mode not in ("RGB", "RGBA") or image.width * image.height > MAX_PIXELS:
                     return None
-                return np.asarray(picture)
+                return np.asarray(image)
     except Exception:  # Pillow raises many kinds for broken files
         return None
 
@@ -72,10 +72,9 @@ def _read(channels: np.ndarray, form: str) -> str | None:
     size = int.from_bytes(taken(8 * _MAGIC, _LENGTH // 8), "big") // 8
     if size > MAX_TEXT_BYTES:
         raise TextTooLong
-    raw = taken(8 * _MAGIC + _LENGTH, size)
-    if packed:
-        raw = _unpacked(raw)
-    return None if raw is None or len(raw) == 0 else raw.decode("utf-8", "replace")
+    stored = taken(8 * _MAGIC + _LENGTH, size)
+    text = _unpacked(stored) if packed else stored
+    return text.decode("utf-8", "replace") if text else None
 
 
 def _unpacked(raw: bytes) -> bytes | None:

@@ -125,7 +125,7 @@ def _mention_text(mention: Mention, concepts: tuple[RecipeConcept, ...], loras: 
 
 def _one_line(text: str) -> str:
     """Remove line ends, and defuse words that would begin a section of an infotext."""
-    return _RESERVED_LABEL.sub(r"\1 :", " ".join(strip_unsafe_characters(text).split()))
+    return _RESERVED_LABEL.sub(r"\1 :", " ".join(str(strip_unsafe_characters(text)).split()))
 
 
 def _quote(value: object) -> str:

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 import torch
 
 from ..errors import OutOfMemory
+from ..units import GB
 
 _REQUESTED = re.compile(r"allocate ([0-9.]+) ?(bytes|[KMG]iB)")
 _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-GB = 1e9
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -57,7 +57,7 @@ def _describe(recipe: Recipe) -> list[tuple[str, str]]:
         "Concepts": ", ".join(concepts),
         "Base": recipe.base.name,
         "Size": recipe.size + (f", enlarged {recipe.enlarge:g} times" if recipe.enlarge > 1 else ""),
-        "Began from": f"a picture, changed by {recipe.change:g}" if recipe.start else "",
+        "Began from": f"an image, changed by {recipe.change:g}" if recipe.start else "",
         "Steps": str(recipe.steps),
         "Guidance": f"{recipe.guidance:g}",
         "Chosen from": recipe.template,

@@ -27,7 +27,6 @@ FAVOURITE_NAME = re.compile(rf"({DAY_NAME.pattern})-({IMAGE_NAME.pattern})")
 FAVOURITES_FOLDER = "favourites"
 MAX_IMAGE_BYTES = 200_000_000  # bytes
 _COUNTER_NAME = ".count"  # file in a day's folder with the last number; without it the folder is listed once
-_LOCK_TIMEOUT = 60.0  # seconds to wait for other processes that are saving
 
 
 class Outputs:
@@ -42,7 +41,7 @@ class Outputs:
         """Save a PNG's bytes and return its path."""
         day = storage.make_folder(self.folder / self._today().isoformat())
         mark = storage.sha256(data)[:8]
-        with storage.lock(day, timeout=_LOCK_TIMEOUT):
+        with storage.lock(day, timeout=storage.LOCK_TIMEOUT):
             number = 1 + _last_number(day)
             while os.path.lexists(path := day / f"{number:05d}-{mark}.png"):
                 number += 1
@@ -83,17 +82,17 @@ class Outputs:
         matches = (FAVOURITE_NAME.fullmatch(entry.name) for entry in _list_entries(self.folder / FAVOURITES_FOLDER))
         return [m[0] for m in sorted(filter(None, matches), key=lambda m: (m[1], int(m[3])), reverse=True)]
 
-    def _favourite_path(self, picture: str | os.PathLike) -> Path:
+    def _favourite_path(self, image: str | os.PathLike) -> Path:
         """Return the path of an image's copy in favourites; for a favourite, its own path."""
-        path = Path(os.path.abspath(picture))
+        path = Path(os.path.abspath(image))
         top = Path(os.path.abspath(self.folder))
         if path.parent == top / FAVOURITES_FOLDER and FAVOURITE_NAME.fullmatch(path.name):
             return self.folder / FAVOURITES_FOLDER / path.name
         if path.parent.parent == top and DAY_NAME.fullmatch(path.parent.name) and IMAGE_NAME.fullmatch(path.name):
             return self.folder / FAVOURITES_FOLDER / f"{path.parent.name}-{path.name}"
         raise UserError(
-            f"{printable(str(picture), 200)} is not a picture of {printable(str(self.folder), 200)}.",
-            "Give one of its pictures, or the folder with --out.",
+            f"{printable(str(image), 200)} is not an image of {printable(str(self.folder), 200)}.",
+            "Give one of its images, or the folder with --out.",
         )
 
 

@@ -1,10 +1,8 @@
-"use strict";
 const AT_ONCE = 60;  // cards made when the end of the page comes into sight
-const find = (id) => document.getElementById(id);
 const main = document.querySelector("main"), words = find("words"), which = find("which"), count = find("count");
 const all = JSON.parse(find("pictures").textContent);
-for (const each of all) {
-  each.found = [each.prompt, each.negative, ...each.facts.flat()].join("\n").toLowerCase();
+for (const item of all) {
+  item.words = [item.prompt, item.negative, ...item.facts.flat()].join("\n").toLowerCase();
 }
 let shown = all, made = 0, head = "";
 
@@ -15,66 +13,55 @@ function element(name, text, css) {
   return made;
 }
 
-function card(each) {
+function card(item) {
   const article = element("article"), link = element("a"), image = element("img");
-  link.href = each.path;
-  Object.assign(image, { loading: "lazy", decoding: "async", alt: each.prompt || "A picture without a recipe" });
-  if (each.width && each.height) Object.assign(image, { width: each.width, height: each.height });
-  image.src = each.path;
+  link.href = item.path;
+  Object.assign(image, { loading: "lazy", decoding: "async", alt: item.prompt || "A picture without a recipe" });
+  if (item.width && item.height) Object.assign(image, { width: item.width, height: item.height });
+  image.src = item.path;
   link.append(image);
   article.append(link);
-  if (each.star) {
+  if (item.star) {
     const star = element("span", "★", "star");
     star.title = "Favourite";
     article.append(star);
   }
-  const told = each.facts.length > 0;
-  article.append(element("p", each.prompt || (told ? "No prompt" : "No recipe in it"), each.prompt ? "prompt" : "untold"));
-  if (told) article.append(more(each));
+  const hasFacts = item.facts.length > 0;
+  article.append(element("p", item.prompt || (hasFacts ? "No prompt" : "No recipe in it"), item.prompt ? "prompt" : "no-prompt"));
+  if (hasFacts) article.append(more(item));
   return article;
 }
 
-function more(each) {
+function more(item) {
   const details = element("details"), list = element("dl");
-  const seed = each.facts.find(([name]) => name === "Seed");
+  const seed = item.facts.find(([name]) => name === "Seed");
   details.append(element("summary", seed ? seed.join(" ") : "More"));
   details.addEventListener("toggle", () => {  // filled when it is opened: most never are
     if (list.childElementCount) return;
-    const rows = [["Prompt", each.prompt], ["Negative", each.negative], ...each.facts, ["File", each.path]];
+    const rows = [["Prompt", item.prompt], ["Negative", item.negative], ...item.facts, ["File", item.path]];
     for (const [name, text] of rows) if (text) list.append(element("dt", name), element("dd", text));
     const button = element("button", "Copy the prompt");
     button.type = "button";
-    button.addEventListener("click", () => copy(each.prompt));
+    button.addEventListener("click", async () => {
+      await copy(item.prompt);
+      count.textContent = "Copied";
+      setTimeout(showCount, 1200);
+    });
     details.append(list, button);
   });
   return details;
 }
 
-async function copy(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch {  // an older browser, or a page that may not: the selection can still be copied
-    const box = document.createElement("textarea");
-    box.value = text;
-    document.body.append(box);
-    box.select();
-    document.execCommand("copy");
-    box.remove();
-  }
-  count.textContent = "Copied";
-  setTimeout(tell, 1200);
-}
-
-function tell() {
+function showCount() {
   count.textContent = shown.length === all.length ? `${all.length} pictures` : `${shown.length} of ${all.length}`;
 }
 
 function extend() {
   const part = document.createDocumentFragment();
-  for (const each of shown.slice(made, made + AT_ONCE)) {
-    const heading = each.star ? "Favourites" : each.day;
+  for (const item of shown.slice(made, made + AT_ONCE)) {
+    const heading = item.star ? "Favourites" : item.day;
     if (heading !== head) part.append(element("h2", head = heading));
-    part.append(card(each));
+    part.append(card(item));
   }
   made = Math.min(shown.length, made + AT_ONCE);
   main.append(part);
@@ -82,21 +69,21 @@ function extend() {
 
 function filter() {
   const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
-  shown = all.filter((each) => (!which.value || (which.value === "*" ? each.star : each.day === which.value))
-    && wanted.every((word) => each.found.includes(word)));
+  shown = all.filter((item) => (!which.value || (which.value === "*" ? item.star : item.day === which.value))
+    && wanted.every((word) => item.words.includes(word)));
   main.replaceChildren();
   made = 0;
   head = "";
   extend();
-  tell();
+  showCount();
   find("none").hidden = shown.length > 0 || all.length === 0;
 }
 
-if (all.some((each) => each.star)) which.append(new Option("Favourites", "*"));
-for (const day of [...new Set(all.map((each) => each.day))].sort().reverse()) which.append(new Option(day));
-for (const each of [words, which]) each.addEventListener("input", filter);
+if (all.some((item) => item.star)) which.append(new Option("Favourites", "*"));
+for (const day of [...new Set(all.map((item) => item.day))].sort().reverse()) which.append(new Option(day));
+for (const input of [words, which]) input.addEventListener("input", filter);
 new IntersectionObserver((seen) => {
-  // Once more after each layout, as long as the end is in sight.
+  // Once more after every layout, as long as the end is in sight.
   if (seen[0].isIntersecting && made < shown.length) { extend(); again(); }
 }, { rootMargin: "1200px" }).observe(find("end"));
 function again() {

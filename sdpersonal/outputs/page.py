@@ -1,24 +1,21 @@
-"""One HTML page of all images: no server, no network, images by their relative path.
+"""One HTML page of all images, which are shown by their relative path.
 
-Prompts are untrusted. They are put into the page as JSON and become text, never markup; the page's own policy allows
-its one script and one style sheet by their sha256, images beside it, and nothing else.
+Prompts are put into the page as JSON and become text, never markup. The page's policy allows images beside it.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .. import storage
+from ..html import render_template
 from .facts import load_facts
-from .folder import FAVOURITE_NAME, FAVOURITES_FOLDER, Outputs
+from .folder import FAVOURITES_FOLDER, Outputs
 
-_HERE = Path(__file__).parent
-_LOCK_TIMEOUT = 60.0  # seconds to wait for another process that is writing the page
+_TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def write_page(outputs: Outputs, title: str = "Pictures") -> tuple[Path, int]:
@@ -28,29 +25,22 @@ def write_page(outputs: Outputs, title: str = "Pictures") -> tuple[Path, int]:
     """
     storage.make_folder(outputs.folder)
     path = outputs.folder / "index.html"
-    with storage.lock(outputs.folder, timeout=_LOCK_TIMEOUT):  # else a page begun earlier could overwrite a later one
+    # Without the lock, a page begun earlier could overwrite a later one.
+    with storage.lock(outputs.folder, timeout=storage.LOCK_TIMEOUT):
         for place in (outputs.folder, *(outputs.folder / day for day in outputs.days())):
             storage.remove_leftovers(place)  # half-written files of killed processes
-        pictures = list(_list_images(outputs))
-        storage.write_text(path, render_page(pictures, title))
-    return path, len(pictures)
+        images = list(_list_images(outputs))
+        storage.write_text(path, render_page(images, title))
+    return path, len(images)
 
 
 def render_page(images: list[dict[str, Any]], title: str) -> str:
-    """Render the HTML. pictures: as `_list_images` yields them."""
-    from jinja2 import Environment, StrictUndefined
-
-    script, style = (storage.read_bytes(_HERE / name, 100_000).decode() for name in ("page.js", "page.css"))
-    template = storage.read_bytes(_HERE / "page.html", 100_000).decode()
-    machine = Environment(autoescape=True, undefined=StrictUndefined)
-    return machine.from_string(template).render(
+    """Render the HTML. images: as `_list_images` yields them."""
+    return render_template(
+        _TEMPLATE,
         title=title,
         count=len(images),
-        pictures=json.dumps(images, separators=(",", ":")).replace("<", "\\u003c"),  # no "</script>" in a prompt
-        script=script,
-        style=style,
-        script_sum=_csp_hash(script),
-        style_sum=_csp_hash(style),
+        images=json.dumps(images, separators=(",", ":")).replace("<", "\\u003c"),  # no "</script>" in a prompt
     )
 
 
@@ -63,7 +53,7 @@ def _list_images(outputs: Outputs) -> Iterator[dict[str, Any]]:
     left = load_facts(outputs.folder / FAVOURITES_FOLDER, orphans) if orphans else {}
     known = {day: load_facts(outputs.folder / day, names) for day, names in days.items()}
     for name in favourites:
-        day, original = FAVOURITE_NAME.fullmatch(name).group(1, 2)
+        day, original = name[:10], name[11:]  # `FAVOURITE_NAME`: the day, then the image's name
         if name in left:
             yield {"path": f"{FAVOURITES_FOLDER}/{name}", "day": day, "star": True} | dict(left[name])
         else:
@@ -73,7 +63,3 @@ def _list_images(outputs: Outputs) -> Iterator[dict[str, Any]]:
         for name in names:
             if f"{day}-{name}" not in marked:
                 yield {"path": f"{day}/{name}", "day": day, "star": False} | dict(known[day][name])
-
-
-def _csp_hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -101,7 +101,7 @@ def detect_format(data: bytes) -> str:
     """Detect which of the four formats this is, by its first bytes. Raises UnusablePhoto, with the kind if known."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+    if data.startswith(file_types.PNG_SIGNATURE):
         return "PNG"
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "WebP"

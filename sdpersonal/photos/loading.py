@@ -15,10 +15,10 @@ import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from ..config import CropMode
 from ..config.text_checks import check_path
 from ..errors import UserError
 from ..prompts import printable
@@ -105,9 +105,7 @@ class PhotoSet:
         return "\n".join([", ".join(filter(None, counts)), *details])
 
 
-def load_photos(
-    folder: Path, size: int, crop: Literal["center", "subject"] = "center", kind: str = "object"
-) -> PhotoSet:
+def load_photos(folder: Path, size: int, crop: CropMode = "center", kind: str = "object") -> PhotoSet:
     """Load a folder's photos, with the shorter side scaled to `size` pixels.
 
     crop: where along the longer side a photo's square lies: in the middle, or where the subject seems to be. kind: what

@@ -23,7 +23,7 @@ from ..outputs import Outputs
 from ..prompts import Wildcards, count_prompts, nth_prompt, printable
 
 if TYPE_CHECKING:
-    from ..generation import GeneratedImage, Generator
+    from ..generation import GeneratedImage, ImageGenerator
 
 PICTURES = 2**32  # of one series
 _FEISTEL_ROUNDS = 4  # with random rounds, four are indistinguishable from random (Luby and Rackoff 1988)
@@ -118,7 +118,7 @@ class EndlessProgress:
 
 def generate_endless(
     series: EndlessSeries,
-    generator: Generator,
+    generator: ImageGenerator,
     outputs: Outputs,
     limit: int | None = None,
     private: bool = False,
@@ -130,7 +130,7 @@ def generate_endless(
 
     stopped() is polled between images, and ends the series with Interrupted. A process that is killed at any moment
     and restarted leaves the same files as one that was never stopped. progress(done, total) counts an image's steps.
-    Raises as `Generator.draw`, and if another process generates this series.
+    Raises as `Generator.generate`, and if another process generates this series.
     """
     state = EndlessProgress(outputs.folder, series.request, generator.base.version)
     with storage.lock(state.folder, "This series"):

@@ -24,7 +24,7 @@ from .reproduce import PinnedConcepts
 from .xyz_grid import Axis, generate_all
 
 if TYPE_CHECKING:
-    from ..generation import Generator
+    from ..generation import ImageGenerator
 
 DEFAULT_VARIATION_STRENGTH = 0.15  # another image, but clearly similar
 DEFAULT_STRENGTH = 0.5  # denoising strength from the image itself: the composition stays
@@ -107,7 +107,7 @@ def favourite_request(metadata: Recipe | Foreign, image_only: bool = False) -> G
     Raises UserError if it has a start image itself, of which the recipe knows only the hash.
     """
     if isinstance(metadata, Recipe) and metadata.start and not image_only:
-        raise UserError("It began from another picture, which is not in it.", "Vary it with --start alone.")
+        raise UserError("It began from another image, which is not in it.", "Vary it with --start alone.")
     return metadata.request()
 
 
@@ -127,7 +127,7 @@ class RecipeThenLibrary:
 def generate_variations(
     favourite: tuple[GenerateRequest, Image.Image],
     requests: Sequence[GenerateRequest],
-    generator: Generator,
+    generator: ImageGenerator,
     outputs: Outputs,
     private: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -135,7 +135,7 @@ def generate_variations(
 ) -> SavedVariations:
     """Generate and save the variations, and a grid of them beside the first: 00012-variations.png.
 
-    private: save no recipes. Raises as `Generator.draw`; images generated until then are saved, and on the grid.
+    private: save no recipes. Raises as `Generator.generate`; images generated until then are saved, and on the grid.
     """
     saved: dict[Path, bool] = {}
     captioned = [(favourite[1], "the favourite")]

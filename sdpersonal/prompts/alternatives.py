@@ -46,7 +46,7 @@ def nth_prompt(template: str, i: int, wildcards: Wildcards) -> str:
 def _parse(template: str, wildcards: Wildcards) -> Node:
     if len(template) > MAX_PROMPT:
         raise UserError(
-            f"The prompt has {len(template):,} characters; I read up to {MAX_PROMPT:,}.",
+            f"The prompt has {len(template):,} characters; the limit is {MAX_PROMPT:,}.",
             "Shorten it, or put its alternatives in a list: __name__.",
         )
     return parse_template(template, wildcards)
@@ -55,7 +55,7 @@ def _parse(template: str, wildcards: Wildcards) -> Node:
 def _check_length(prompt: str) -> str:
     if len(prompt) > MAX_PROMPT:
         raise UserError(
-            f"With its alternatives the prompt has {len(prompt):,} characters; I read up to {MAX_PROMPT:,}.",
+            f"With its alternatives the prompt has {len(prompt):,} characters; the limit is {MAX_PROMPT:,}.",
             "Shorten it, or the lists that it uses.",
         )
     return prompt

@@ -121,7 +121,9 @@ class VariantNode:
         while i >= self._count_orders(k):
             i -= self._count_orders(k)
             k += 1
-        texts, taken, ways = [], set(), self._ways
+        texts: list[str] = []
+        taken: set[int] = set()
+        ways = self._ways
         for left in range(k, 0, -1):
             option, i, continuations = self._first(i, left, taken, ways)
             inner, i = divmod(i, continuations)

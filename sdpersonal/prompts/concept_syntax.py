@@ -11,6 +11,7 @@ from .tokens import Token
 MAX_STRENGTH = 5.0  # also the limit below 0: sliders work in both directions
 MAX_BLEND = 8  # concepts in one pair of brackets
 
+BRACKETED = re.compile(r"(?<!\\)<(?=\S)([^<>]*)>")  # a concept in a prompt, unless a backslash escapes it
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 _STRENGTH = re.compile(rf"[+-]?(?:{_NUMBER.pattern})(?:e[+-]?[0-9]{{1,3}})?", re.I)
 _MINUS = str.maketrans(
@@ -64,7 +65,7 @@ def read_strength(text: str) -> float | None:
 
 def _parse_blend(inner: str, parts: list[str]) -> tuple[Mention, ...]:
     if len(parts) > MAX_BLEND:
-        raise UserError(f"<{printable(inner)}> blends {len(parts)} concepts.", f"I blend up to {MAX_BLEND}.")
+        raise UserError(f"<{printable(inner)}> blends {len(parts)} concepts.", f"A blend holds up to {MAX_BLEND}.")
     if len({":" in part for part in parts}) > 1:
         raise UserError(
             f"In <{printable(inner)}> some concepts have a strength and some have none.",
@@ -100,13 +101,13 @@ def _parse_window(inner: str, text: str) -> tuple[float, float]:
         return float(start), float(end)
     raise UserError(
         f"What follows @ in <{printable(inner)}> must be two numbers from 0 to 1, the smaller first.",
-        "For example <me/duck@0-0.6> for the beginning of the drawing, <me/ink:0.7@0.4-1> for the rest.",
+        "For example <me/duck@0-0.6> for the first steps, <me/ink:0.7@0.4-1> for the rest.",
     )
 
 
 def _a1111_network_error(inner: str, kind: str, name: str, strength: str | None) -> UserError:
     if kind.lower() == "hypernet":
-        return UserError(f"<{printable(inner)}> asks for a hypernetwork; I have none.", "Leave it out.")
+        return UserError(f"<{printable(inner)}> asks for a hypernetwork, which is not supported.", "Leave it out.")
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:64].strip("-")
     token = f"me/{plain or 'my-style'}"
     written = (strength or "").strip().translate(_MINUS)

@@ -38,7 +38,7 @@ _SCHEDULED = re.compile(r"(?<!\\)(?:\\\\)*:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\]\Z")
 def parse(text: str) -> Prompt:
     """Parse a prompt without alternatives. Raises UserError, showing what is wrong and what works."""
     if len(text) > MAX_PROMPT:
-        raise UserError(f"The prompt has {len(text):,} characters; I read up to {MAX_PROMPT:,}.", "Shorten it.")
+        raise UserError(f"The prompt has {len(text):,} characters; the limit is {MAX_PROMPT:,}.", "Shorten it.")
     reading = _PromptParser(text)
     for lexeme in _LEXEME.finditer(text):
         reading.feed(lexeme)
@@ -115,14 +115,16 @@ class _PromptParser:
     def _add_keyword(self, word: str) -> None:
         if word == "AND":
             raise UserError(
-                "AND in capitals joins two prompts in A1111; I cannot do that.",
+                "AND in capitals joins two prompts in A1111, which is not supported.",
                 "Write it small: a cat and a dog. For the capitals themselves: A\\ND.",
             )
         self._add(Break())
 
     def _innermost_bracket(self) -> _OpenBracket | None:
         return max(
-            (brackets[-1] for brackets in self.open_brackets.values() if brackets), key=lambda one: one.at, default=None
+            (brackets[-1] for brackets in self.open_brackets.values() if brackets),
+            key=lambda bracket: bracket.at,
+            default=None,
         )
 
     def _open(self, kind: str, at: int) -> None:
@@ -161,7 +163,7 @@ def _check_weight(piece: Text | ConceptRef, weight: float) -> float:
         return weight
     what = piece.text if isinstance(piece, Text) else " ".join(str(part.token) for part in piece.parts)
     raise UserError(
-        f"The brackets around {printable(what, 40)!r} come to a weight of {weight:.4g}; I go up to {MAX_WEIGHT:g}.",
+        f"The brackets around {printable(what, 40)!r} come to a weight of {weight:.4g}; the limit is {MAX_WEIGHT:g}.",
         "For example (word:1.3).",
     )
 
@@ -170,8 +172,8 @@ def _refuse_scheduling(bracket: str, stroke: bool) -> None:
     """Refuse A1111's `[a|b]` and `[a:b:0.5]`, which change words during the sampling: as plain text they are noise."""
     if stroke:
         raise UserError(
-            f"{printable(bracket)} takes turns from step to step in A1111; I cannot do that.",
-            r"One of them in each picture: {a|b}; two concepts in one: <me/a+me/b>; a plain stroke: \|.",
+            f"{printable(bracket)} takes turns from step to step in A1111, which is not supported.",
+            r"One of them in each image: {a|b}; two concepts in one: <me/a+me/b>; a plain stroke: \|.",
         )
     if _SCHEDULED.search(bracket):
         raise UserError(

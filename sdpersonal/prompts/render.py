@@ -22,11 +22,8 @@ def format_prompt(prompt: Prompt) -> str:
     groups = groupby(prompt.pieces, key=lambda piece: None if isinstance(piece, Break) else piece.weight)
     stretches: list[str] = []
     for weight, pieces in groups:
-        stretches += (
-            [_BREAK for _ in pieces]
-            if weight is None
-            else [_format_weighted("".join(map(_format_piece, pieces)), weight)]
-        )
+        texts = [_format_piece(piece) for piece in pieces]
+        stretches += texts if weight is None else [_format_weighted("".join(texts), weight)]
     text = "".join(stretches[:1])
     for before, after in pairwise(stretches):
         text += _separator(before, after) + after
@@ -44,7 +41,9 @@ def _format_weighted(inner: str, weight: float) -> str:
     return inner if weight == 1 else f"({inner}:{_format_number(weight)})"
 
 
-def _format_piece(piece: Text | ConceptRef) -> str:
+def _format_piece(piece: Text | ConceptRef | Break) -> str:
+    if isinstance(piece, Break):
+        return _BREAK
     if isinstance(piece, Text):
         return _KEYWORD.sub(lambda word: f"{word[0][0]}\\{word[0][1:]}", _ESCAPED_SIGNS.sub(r"\\\g<0>", piece.text))
     equal = all(part.strength == 1 / len(piece.parts) for part in piece.parts)

@@ -7,6 +7,7 @@ variables (their defaults are used) and comments. Backslashes are kept for the p
 from __future__ import annotations
 
 import re
+from typing import cast
 
 from ..errors import UserError, printable
 from .combinatorics import Node, SequenceNode, VariantNode
@@ -40,10 +41,12 @@ def parse_template(template: str, wildcards: Wildcards) -> Node:
     """Parse a template and its lists into a tree. Raises UserError if it is unclosed, unknown, endless or too large."""
     tree = _WildcardNodes(wildcards).read(template)
     if tree.depth > MAX_NESTING:
-        raise UserError(f"{printable(template)} nests {tree.depth} deep; I go {MAX_NESTING} deep.", "Make it flatter.")
+        raise UserError(
+            f"{printable(template)} nests {tree.depth} deep; the limit is {MAX_NESTING}.", "Make it flatter."
+        )
     if tree.max_choices > MAX_CHOICES:
         raise UserError(
-            f"{printable(template)} makes up to {tree.max_choices:,} choices for one prompt; I make {MAX_CHOICES}.",
+            f"{printable(template)} makes {tree.max_choices:,} choices for one prompt; the limit is {MAX_CHOICES}.",
             "Shorten it.",
         )
     return tree
@@ -103,7 +106,7 @@ class _TemplateParser:
                 parts.append(default[1])
                 self._at = default.end()
                 continue
-            lexeme = _LEXEME.match(self._text, self._at)
+            lexeme = cast(re.Match[str], _LEXEME.match(self._text, self._at))  # any character begins a lexeme
             kind = lexeme.lastgroup
             if inside and kind in ("stroke", "close"):
                 break
@@ -114,7 +117,7 @@ class _TemplateParser:
                 parts.append(self._lists.variant(lexeme["name"].strip()))
             elif kind == "variable":
                 raise UserError(
-                    f"{self._where}{printable(self._text[lexeme.start() :], 40)} sets or uses a variable; I have none.",
+                    f"{self._where}{printable(self._text[lexeme.start() :], 40)} is a variable; there are none here.",
                     r"Write what it stands for; for the signs themselves $\{.",
                 )
             else:
@@ -145,7 +148,7 @@ class _TemplateParser:
         if high > MAX_PICKS:
             raise UserError(
                 f"{self._where}{printable(self._text[start : self._at], 40)} picks up to {high:,} at once; "
-                f"I pick up to {MAX_PICKS}.",
+                f"the limit is {MAX_PICKS}.",
                 f"For example {{1-{MAX_PICKS}$$a|b|c}}.",
             )
         return VariantNode(pick.options, pick.weights, min(low, high), high, joiner)
@@ -184,7 +187,7 @@ def _parse_weight(text: str, at: int, where: str = "") -> tuple[int, int]:
     if not match:
         return _UNIT, at
     if float(match[1]) > _MAX_WEIGHT:
-        raise UserError(f"{where}{printable(match[0], 40)} weighs too much.", f"I take up to {_MAX_WEIGHT:,}::.")
+        raise UserError(f"{where}{printable(match[0], 40)} weighs too much.", f"The limit is {_MAX_WEIGHT:,}::.")
     whole, _, fraction = match[1].partition(".")
     return int(whole or 0) * _UNIT + int(fraction[:6].ljust(6, "0")), match.end()
 

@@ -37,6 +37,15 @@ class Token:
             raise UserError(f"{printable(text)} holds a name that Windows keeps for devices.", "Choose another name.")
         return cls(match["owner"], match["name"], int(match["version"]) if match["version"] else None)
 
+    @classmethod
+    def of(cls, value: str | Token) -> Token:
+        """Return the token itself, or parse its text. Raises UserError."""
+        if isinstance(value, Token):
+            return value
+        if isinstance(value, str):
+            return cls.parse(value)
+        raise UserError(f"A token must be text like <me/my-cat>, got {printable(repr(value), 60)}.")
+
     @property
     def slug(self) -> str:
         """Return `owner-name`, the name for other programs, which allow no slash or dot."""
@@ -59,10 +68,10 @@ def _suggest_spelling(inner: str) -> str:
     plain = unicodedata.normalize("NFKC", inner.partition(":")[0]).lower()
     if alike := next((c for c in plain if c.isalnum() and not c.isascii()), None):
         # A look-alike character cannot be seen by reading the word again, so the message names it.
-        return f"Its {printable(alike)!r} is {unicodedata.name(alike, 'no letter')}; I use {_ALLOWED_CHARACTERS}."
+        return f"Its {printable(alike)!r} is {unicodedata.name(alike, 'no letter')}; tokens use {_ALLOWED_CHARACTERS}."
     words = [re.sub(r"[^a-z0-9]+", "-", part).strip("-")[:_MAX_NAME_LENGTH].strip("-") for part in plain.split("/")[:2]]
     words = [word for word in words if word]
     if not words:
-        return f"Write it like <me/my-cat>; I use {_ALLOWED_CHARACTERS}."
+        return f"Write it like <me/my-cat>; tokens use {_ALLOWED_CHARACTERS}."
     owner, name = words if len(words) == 2 else ("me", words[0])
-    return f"Call it <{owner}/{name}>; I use {_ALLOWED_CHARACTERS}."
+    return f"Call it <{owner}/{name}>; tokens use {_ALLOWED_CHARACTERS}."

@@ -51,7 +51,7 @@ def _json(text: str, name: str) -> Any:
 def _yaml(text: str, name: str) -> Any:
     """Build the tree from the parser's events, so that depth and size are checked before anything is built. YAML's
     construction of objects, which can run code, is never used."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]  # PyYAML ships no types
 
     loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the C implementation, if available
     tree = _Tree(name)
@@ -209,7 +209,7 @@ def _one_line(value: object) -> str:
 def _unreadable(name: str, kind: str, line: int | None) -> UserError:
     where = f"; line {line:,} is not" if line else ""
     return UserError(
-        f"{printable(name, 80)} cannot be read as {kind}{where}.", "Mend it, or take it out of the folder."
+        f"{printable(name, 80)} cannot be read as {kind}{where}.", "Correct it, or take it out of the folder."
     )
 
 

@@ -68,14 +68,14 @@ class Wildcards:
         _check(name)
         if self.folder is None:
             raise UserError(
-                f"I know no folder with a list for __{printable(name, 60)}__.",
+                f"No folder of wildcards was given for __{printable(name, 60)}__.",
                 r"Name one with --wildcards FOLDER; for the underscores themselves write \_\_.",
             )
         if name[0] in "~@!" and name not in self._all():
             return self._sampled(name)
         if "*" in name or "?" in name:
             return self._matching(name)
-        path = storage.resolve_inside(self.folder, *f"{name}.txt".split("/"))
+        path = self._resolve(f"{name}.txt")
         if os.path.lexists(path):
             return _read_text(path, name)
         return self._lines_at(self._concepts_by_identity(name), name)
@@ -85,14 +85,14 @@ class Wildcards:
         if name[0] == "~":
             return self.lines(name[1:])
         raise UserError(
-            f"__{printable(name, 60)}__ asks for one option after the other; here they are drawn at random.",
+            f"__{printable(name, 60)}__ asks for one option after the other; here they are chosen at random.",
             f"Write __{printable(name[1:], 60)}__.",
         )
 
     def _lines_at(self, location: _Place, name: str, empty: bool = False) -> list[str]:
         """Read the list at a location. empty: whether a file without options is allowed."""
         if location.keys is None:
-            return _read_text(storage.resolve_inside(self.folder, *location.path.split("/")), name, empty)
+            return _read_text(self._resolve(location.path), name, empty)
         return _checked(self._pack(location.path)[location.keys], f"__{printable(name, 60)}__")
 
     def _concepts_by_identity(self, name: str) -> _Place:
@@ -134,7 +134,7 @@ class Wildcards:
     def _matching(self, pattern: str) -> list[str]:
         if not re.search(r"[^*?/]", pattern):
             raise UserError(
-                f"__{printable(pattern, 60)}__ would be every list there is.", "Write a part of a name: __animals/*__."
+                f"__{printable(pattern, 60)}__ matches every list.", "Write a part of a name: __animals/*__."
             )
         fits, places = _pattern(pattern), self._all()
         matches = [candidate for candidate in places if fits.fullmatch(_folded(candidate))]
@@ -145,7 +145,7 @@ class Wildcards:
         ]
         if not matches:
             raise UserError(
-                f"No list in {printable(str(self.folder))} fits __{printable(pattern, 60)}__.",
+                f"No list in {printable(str(self.folder))} matches __{printable(pattern, 60)}__.",
                 self._suggest_names(pattern.replace("*", "")),
             )
         lines: list[str] = []
@@ -153,10 +153,10 @@ class Wildcards:
             lines += self._lines_at(places[candidate], candidate, empty=True)
             if len(lines) > MAX_LINES:
                 raise UserError(
-                    f"The lists that fit __{printable(pattern, 60)}__ have more than {MAX_LINES:,} lines.",
+                    f"The lists that match __{printable(pattern, 60)}__ have more than {MAX_LINES:,} lines.",
                     "Write a longer part of their names.",
                 )
-        return _checked(lines, f"Every list that fits __{printable(pattern, 60)}__")
+        return _checked(lines, f"Every list that matches __{printable(pattern, 60)}__")
 
     def _all(self) -> dict[str, _Place]:
         """Return every list by its name. If a name in a pack is taken, the pack's own name is put in front of it."""
@@ -180,13 +180,21 @@ class Wildcards:
 
     def _pack(self, path: str) -> dict[tuple[str, ...], list[str]]:
         if path not in self._packs:
-            text = _text_of(storage.resolve_inside(self.folder, *path.split("/")), path, MAX_PACK_BYTES)
+            text = _text_of(self._resolve(path), path, MAX_PACK_BYTES)
             self._packs[path] = read_pack(text, path)
         return self._packs[path]
+
+    def _resolve(self, path: str) -> Path:
+        """Return the file at a path relative to the folder. Raises UserError where that is outside it."""
+        if self.folder is None:
+            raise FileNotFoundError(path)
+        return storage.resolve_inside(self.folder, *path.split("/"))
 
     def _paths(self) -> list[str]:
         """Return the paths of the lists and packs, relative to the folder."""
         paths: list[str] = []
+        if self.folder is None:
+            return paths
         for place, folders, files in os.walk(self.folder):
             folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
             for file in sorted(files):
@@ -214,7 +222,7 @@ def _check(name: str) -> None:
     """Raise UserError for a name that is not possible on every system."""
     if "(" in name and "=" in name.partition("(")[2] and name.endswith(")"):
         raise UserError(
-            f"__{printable(name, 60)}__ hands a value to its list; there are no variables here.",
+            f"__{printable(name, 60)}__ passes a value to its list; variables are not supported.",
             "Write the list without the brackets; where it has a default, ${figure:frog}, that is used.",
         )
     parts = name.split("/")
@@ -223,7 +231,7 @@ def _check(name: str) -> None:
         for part in parts
     ) or re.search(r'[\x00-\x1f\x7f\\<>:"|]', name):
         raise UserError(
-            f"__{printable(name, 60)}__ is no name that a list can have.",
+            f"__{printable(name, 60)}__ is not a valid name of a list.",
             r"Write __colour__ or __animals/cats__; for the underscores themselves \_\_.",
         )
 
@@ -282,5 +290,5 @@ def _checked(options: list[str], what: str) -> list[str]:
     if not options:
         raise UserError(f"{what} is empty.", "Write an option in each line.")
     if len(options) > MAX_LINES:
-        raise UserError(f"{what} has {len(options):,} lines; I read {MAX_LINES:,}.", "Split it.")
+        raise UserError(f"{what} has {len(options):,} lines; the limit is {MAX_LINES:,}.", "Split it.")
     return options

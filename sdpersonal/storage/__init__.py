@@ -6,16 +6,15 @@ after it). A process killed half-way leaves a temporary file; `remove_leftovers`
 no living process holds.
 """
 
-from .atomic import append_line, open_log, write_bytes, write_json, write_text
+from .atomic import append_line, open_log, remove_leftovers, sync, write_bytes, write_json, write_text
 from .folders import check_folder, make_folder, new_folder, remove, remove_empty_folder, rename
-from .fsync import sync
-from .locks import LOCK_NAME, lock
+from .locks import LOCK_NAME, LOCK_TIMEOUT, lock
 from .os_errors import free_bytes
 from .reading import open_to_read, read_bytes, read_head, resolve_inside, sha256
-from .staging import remove_leftovers
 
 __all__ = [
     "LOCK_NAME",
+    "LOCK_TIMEOUT",
     "append_line",
     "check_folder",
     "free_bytes",

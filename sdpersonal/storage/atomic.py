@@ -1,19 +1,31 @@
-"""Replace files all or nothing, and append whole lines to files."""
+"""Replace files all or nothing, and append whole lines to files.
+
+A temporary file is written beside its target, flushed, and renamed into place; a lock keeps `remove_leftovers` off it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO
 
-from .fsync import sync_folder
+from ..errors import UserError, printable
 from .os_errors import translate_os_errors
 from .reading import O_BINARY
-from .staging import create_temporary, release_guard
 
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows, where an open file cannot be deleted and so needs no lock against `remove_leftovers`
+    fcntl = None
+
+TEMPORARY_SUFFIX = ".sdpersonal-tmp"
 _CHUNK = 1 << 24  # bytes: smaller parts are joined up to this size before they are written
 
 
@@ -91,7 +103,106 @@ def _join_small(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryv
     yield pending[0] if len(pending) == 1 else b"".join(pending)
 
 
-def _write(handle: int, data: bytes) -> None:
+def _write(handle: int, data: bytes | memoryview) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(handle, rest) :]
+
+
+# --- flushing to the disk ---------------------------------------------------------------------------------------------
+
+
+def sync(path: Path) -> None:
+    """Flush the file, so that what was appended so far survives a loss of power."""
+    with translate_os_errors(path):
+        handle = os.open(path, os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there; the rename is journalled
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:  # it is too late to say that nothing was changed
+        raise UserError(
+            f"{printable(str(folder), 200)} was changed, which a power failure may undo: {error.strerror}."
+        ) from error
+
+
+def sync_tree(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            handle = os.open(os.path.join(parent, name), os.O_RDWR)  # Windows flushes only writable handles
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        sync_folder(Path(parent))
+
+
+# --- temporary files and folders --------------------------------------------------------------------------------------
+
+
+def temporary_path(path: Path) -> Path:
+    # The target's name is cut: with it the temporary name must still fit in 255 bytes.
+    return path.with_name(f".{path.name[:60]}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+
+
+def _touch(path: Path) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # the umask takes its bits away
+
+
+def create_temporary(path: Path, create: Callable[[Path], None] = _touch) -> tuple[Path, int | None]:
+    """Create a temporary file (or folder) beside `path`; return it and the handle whose lock keeps cleaning off."""
+    while True:
+        temporary = temporary_path(path)
+        create(temporary)
+        if fcntl is None:
+            return temporary, None
+        with suppress(FileNotFoundError):  # removed between creation and lock: try again
+            guard = os.open(temporary, os.O_RDONLY)
+            with suppress(OSError):  # a network disk without locks: no cleaning can lock there either
+                fcntl.flock(guard, fcntl.LOCK_EX)
+            if _is_same_file(guard, temporary):
+                return temporary, guard
+            os.close(guard)
+
+
+def release_guard(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Remove temporary files and folders that killed processes left directly in `folder`; return how many."""
+    removed = 0
+    if fcntl is None or not os.path.isdir(folder):
+        return 0
+    for entry in os.scandir(folder):
+        if not (entry.name.startswith(".") and entry.name.endswith(TEMPORARY_SUFFIX)) or entry.is_symlink():
+            continue
+        with suppress(OSError):  # it is gone meanwhile, or not ours to delete
+            handle = os.open(entry.path, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError while its writer lives
+                if _is_same_file(handle, entry.path):
+                    shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
+                    removed += 1
+            finally:
+                os.close(handle)
+    return removed
+
+
+def _is_same_file(handle: int, path: str | Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    except FileNotFoundError:
+        return False

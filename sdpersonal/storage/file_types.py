@@ -43,7 +43,7 @@ _LFS = "Run `git lfs pull` where it was cloned, or fetch the file itself from it
 
 @dataclass(frozen=True)
 class FileType:
-    """One type of file. name: short, `PNG`; what: in a sentence that begins with the file's name, `a PNG picture`."""
+    """One type of file. name: short, `PNG`; what: in a sentence that begins with the file's name, `a PNG image`."""
 
     group: Group
     name: str
@@ -58,14 +58,14 @@ class FileType:
 SAFETENSORS = FileType("safetensors", "safetensors", "a safetensors file")
 ZIP = FileType("zip", "zip", "a zip archive", _UNPACK)
 PICKLE = FileType("pickle", "pickle", "a pickle")
-UNKNOWN = FileType("unknown", "unknown", "no safetensors, torch or picture file that is known here")
+UNKNOWN = FileType("unknown", "unknown", "no safetensors, torch or image file that is known here")
 EMPTY = FileType("placeholder", "empty", "empty", _CUT)
 ZEROS = FileType("placeholder", "zeros", "nothing but zeros: a download that has not finished", _CUT)
 LFS = FileType("placeholder", "Git-LFS pointer", "a Git-LFS pointer: the file itself was not downloaded", _LFS)
 
 
 def _image(name: str) -> FileType:
-    return FileType("image", name, f"a {name} picture", "Photos to train on go into a folder.")
+    return FileType("image", name, f"a {name} image", "Photos to train on go into a folder.")
 
 
 def _archive(name: str) -> FileType:
@@ -83,8 +83,9 @@ _EPS = _other("EPS", "an EPS or PostScript file")
 _ZSTD = _archive("zstd")
 
 # (offset, bytes there, type). Magic numbers of two bytes are in _weak, which checks more bytes.
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MAGIC: tuple[tuple[int, bytes, FileType], ...] = (
-    (0, b"\x89PNG\r\n\x1a\n", _image("PNG")),
+    (0, PNG_SIGNATURE, _image("PNG")),
     (0, b"\xff\xd8\xff", _image("JPEG")),
     (0, b"GIF87a", _image("GIF")),
     (0, b"GIF89a", _image("GIF")),
@@ -224,20 +225,22 @@ class _Window(io.BytesIO):
 
     ended = False
 
-    def read(self, count: int = -1) -> bytes:
-        data = super().read(count)
-        self.ended |= len(data) < count
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.ended |= size is not None and len(data) < size
         return data
 
-    def readline(self, *limit: int) -> bytes:
-        line = super().readline(*limit)
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(size)
         self.ended |= not line.endswith(b"\n")
         return line
 
 
 def _runs(head: bytes, whole: int) -> bool:
     """Return whether the bytes are a program for pickle's stack machine, as protocols 0 and 1 are. Runs nothing."""
-    window, depths, memo, count = _Window(head), [0], set(), 0  # depths: stack sizes since each MARK
+    window, count = _Window(head), 0
+    depths = [0]  # stack sizes since each MARK
+    memo: set[object] = set()
     try:
         for opcode, argument, _ in pickletools.genops(window):
             count += 1

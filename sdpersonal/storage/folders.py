@@ -9,9 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import UserError, printable
-from .fsync import sync_folder, sync_tree
+from .atomic import create_temporary, release_guard, sync_folder, sync_tree, temporary_path
 from .os_errors import DISK_FULL_ERRNOS, translate_os_errors
-from .staging import create_temporary, release_guard, temporary_path
 
 
 @contextmanager
@@ -24,7 +23,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     make_folder(path.parent)
     with translate_os_errors(path):
         if os.path.lexists(path):
-            raise UserError(f"{printable(str(path))} is there already.")
+            raise UserError(f"{printable(str(path))} already exists.")
         staged, guard = create_temporary(path, os.mkdir)
     try:
         with translate_os_errors(path, errnos=DISK_FULL_ERRNOS):  # other errors in the block concern other files
@@ -72,7 +71,7 @@ def rename(old: Path, new: Path) -> None:
     old, new = Path(old), Path(new)
     with translate_os_errors(old):
         if os.path.lexists(new):
-            raise UserError(f"{printable(str(new))} is there already.")
+            raise UserError(f"{printable(str(new))} already exists.")
         os.rename(old, new)
         for folder in {old.parent, new.parent}:
             sync_folder(folder)

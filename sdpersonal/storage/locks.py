@@ -16,6 +16,7 @@ from .os_errors import translate_os_errors
 from .reading import read_bytes
 
 LOCK_NAME = ".lock"
+LOCK_TIMEOUT = 60.0  # seconds to wait for another process where its work is short
 
 
 @contextmanager

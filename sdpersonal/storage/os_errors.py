@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import DiskFull, UserError, printable
+from ..units import format_bytes
 
 DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -37,12 +38,6 @@ def to_user_error(path: Path, error: OSError, bytes_needed: int | None) -> UserE
         errno.EFBIG: lambda: "more than one file may have here",
     }[error.errno]()
     return DiskFull(f"no room in {printable(str(path.parent), 200)}: {needed}{reason}. Nothing was changed.")
-
-
-def format_bytes(count: int) -> str:
-    if count >= 1e9:
-        return f"{count / 1e9:.1f} GB"
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def free_bytes(folder: Path) -> int:

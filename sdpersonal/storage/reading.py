@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import UserError, printable
-from .os_errors import format_bytes, to_user_error, translate_os_errors
+from ..units import format_bytes
+from .os_errors import to_user_error, translate_os_errors
 
 O_BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
 _HEAD_BYTES = 4_200_000  # bytes that tell what a file is: the longest header of a foreign safetensors file
@@ -76,7 +77,7 @@ def _open_regular(path: Path) -> tuple[int, int]:
 
 
 def _too_large_error(path: Path, limit: int) -> UserError:
-    return UserError(f"{printable(str(path))} is larger than {format_bytes(limit)}, the most I read of such a file.")
+    return UserError(f"{printable(str(path))} is larger than {format_bytes(limit)}, the limit for such a file.")
 
 
 def sha256(*parts: bytes | memoryview) -> str:
@@ -95,5 +96,5 @@ def resolve_inside(root: Path, *parts: str) -> Path:
     except (ValueError, OSError, RuntimeError):  # a NUL, a name too long, a loop of links
         path = None
     if path is None or path == top or not path.is_relative_to(top):
-        raise UserError(f"{printable('/'.join(parts))} is not a place inside {printable(str(root))}.")
+        raise UserError(f"{printable('/'.join(parts))} is not inside {printable(str(root))}.")
     return path

@@ -1,5 +1,6 @@
 """Train a concept from photos: `train(settings)` adds it to the library."""
 
-from .run import TrainResult, train
+from .run import train
+from .train_result import TrainResult
 
 __all__ = ["TrainResult", "train"]

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from .. import storage
 from ..errors import DiskFull
-from ..models.oom import GB, memory_usage
+from ..models.oom import memory_usage
 from ..prompts import printable
+from ..units import GB
 from .checkpoint import CHECKPOINT_LIMIT, CheckpointState, save_checkpoint
 from .loop import MAX_GRAD_NORM, TrainState
 
@@ -115,13 +116,3 @@ def _check_disk(run: Path, bytes_needed: int) -> None:
             f"Checkpoints need about {bytes_needed / GB:.1f} GB in {printable(str(run))}; {free / GB:.1f} GB are free.",
             "Make room, or give --run on another disk.",
         )
-
-
-def format_duration(seconds: float) -> str:
-    """Format a duration: 8 s, 1:05 min, 2:10 h."""
-    rounded = round(seconds)
-    if rounded < 60:
-        return f"{rounded} s"
-    unit, name = (60, "h") if rounded >= 3600 else (1, "min")
-    large, small = divmod(round(seconds / unit), 60)
-    return f"{large}:{small:02d} {name}"

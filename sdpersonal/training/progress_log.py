@@ -1,4 +1,4 @@
-"""Report the progress of a run: a bar with the time left, and `progress.jsonl` for other programs."""
+"""Report the progress of a run: to a callback or as a bar, and in `progress.jsonl` for other programs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from .. import storage
+from ..progress import OnProgress, Progress, ProgressBar
 from .trackers import NullTracker, Tracker
 
 PROGRESS_FILE = "progress.jsonl"
@@ -21,11 +22,21 @@ PROGRESS_FILE = "progress.jsonl"
 class ProgressLog:
     """Writes a JSON line a step, and a bar on a terminal, elsewhere a line of text every tenth of the steps.
 
+    on_progress is called in place of both, if given.
+
     Lines are {"step", "steps", "loss", "seconds", "left"}: seconds since this process began training, and seconds
     left at its pace; "fixed" is added where the fixed batch was measured.
     """
 
-    def __init__(self, run: Path, start: int, steps: int, tracker: Tracker | None = None, out: TextIO | None = None):
+    def __init__(
+        self,
+        run: Path,
+        start: int,
+        steps: int,
+        tracker: Tracker | None = None,
+        out: TextIO | None = None,
+        on_progress: OnProgress | None = None,
+    ):
         self._path = run / PROGRESS_FILE
         self._start, self._steps = start, steps
         self._track = tracker or NullTracker()
@@ -34,15 +45,14 @@ class ProgressLog:
         entries = _truncate_after(self._path, start)
         self.losses = [float(entry["loss"]) for entry in entries]
         self.fixed_batch_losses = [(int(entry["step"]), float(entry["fixed"])) for entry in entries if "fixed" in entry]
-        self._bar = _progress_bar(steps, start, self._out)
+        self._bar = ProgressBar("training", on_progress, quiet=on_progress is not None, transient=False, out=self._out)
+        self._has_text = on_progress is None and not self._bar.shown
 
     def __enter__(self) -> ProgressLog:
         return self
 
     def __exit__(self, *_) -> None:
-        if self._bar:
-            with suppress(OSError):  # the terminal is gone
-                self._bar.stop()
+        self._bar.__exit__()
 
     def flush(self) -> None:
         """Sync the log to disk, so that it is as durable as the checkpoint that follows."""
@@ -66,9 +76,8 @@ class ProgressLog:
         storage.append_line(self._path, json.dumps(line))
         figures = {"loss": loss} | ({} if fixed is None else {"loss/fixed": fixed})
         self._track.log(figures | {f"rate/{number}": rate for number, rate in enumerate(rates)}, step)
-        if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=step, loss=_smooth_loss(self.losses))
-        elif self._out and (step == self._steps or step % max(1, self._steps // 10) == 0):
+        self._bar.show(Progress(step, self._steps, left, loss))
+        if self._has_text and self._out and (step == self._steps or step % max(1, self._steps // 10) == 0):
             with suppress(OSError, ValueError):
                 self._out.write(
                     f"step {step} of {self._steps}, loss {_smooth_loss(self.losses):.4f}, {left:.0f} s left\n"
@@ -108,31 +117,3 @@ def _truncate_after(path: Path, step: int) -> list[dict]:
                 entries.append(entry)
     storage.write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
     return entries
-
-
-def _progress_bar(steps: int, start: int, out: TextIO | None):
-    if out is None or not out.isatty():  # None: started with stderr closed
-        return None
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=Console(file=out))
-    bar.add_task("train", total=steps, completed=start, loss=float("nan"))
-    bar.start()
-    return bar

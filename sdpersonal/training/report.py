@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from .. import storage
@@ -13,12 +11,14 @@ from ..concepts.card import Card
 from ..concepts.concept import Concept
 from ..errors import UserError
 from ..evaluation import explain_scores, format_scores
+from ..html import data_url, render_template
 from ..prompts import printable
 from .curves import CURVES_FILE as CURVES
 from .sample_sheet import SHEET_FILE
 from .validation import CLASS_NOUN_FILE, VALIDATIONS_FOLDER, Validation, best_validation, image_name
 
 REPORT_FILE = "report.html"
+_TEMPLATE = Path(__file__).with_name("report.html")
 SELECTION_RULE = "the last of those within a twentieth of the highest score"
 _MAX_IMAGE_BYTES = 30_000_000  # of an image
 
@@ -35,16 +35,11 @@ class RunSummary:
 
 def write_report(run: Path, concept: Concept, validations: Sequence[Validation], story: RunSummary) -> Path:
     """Write the page from the files in the run folder; return its path. Raises DiskFull."""
-    from jinja2 import Environment
-
-    # Autoescape: file names and nouns are untrusted text.
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        (resources.files(__package__) / REPORT_FILE).read_text(encoding="utf-8")
-    )
     card = concept.card
     scored = [validation for validation in validations if validation.scores]
     best = next((validation for validation in scored if validation.step == card.steps), best_validation(scored))
-    page = template.render(
+    page = render_template(
+        _TEMPLATE,
         title=str(concept.token),
         noun=card.class_noun,
         verdict=explain_scores(best.scores, card.class_noun) if scored else ["Nobody judged its pictures."],
@@ -55,7 +50,7 @@ def write_report(run: Path, concept: Concept, validations: Sequence[Validation],
         best=card.steps,
         curves=_image_data_url(run / CURVES),
         course=story.ending,
-        trials=scored,
+        validations=scored,
         judge=story.scorer,
         rule=SELECTION_RULE,
         photos=[printable(line, 500) for line in story.photos],  # file names are untrusted
@@ -82,4 +77,4 @@ def _image_data_url(path: Path) -> str:
         data = storage.read_bytes(path, _MAX_IMAGE_BYTES)
     except UserError:
         return ""
-    return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
+    return data_url(data, "image/png")

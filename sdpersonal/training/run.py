@@ -19,7 +19,8 @@ from ..evaluation.scorers import FETCH_COMMAND
 from ..models import StableDiffusion, describe_base, load_base
 from ..photos.checks import check
 from ..photos.loading import PhotoSet, load_photos
-from ..prompts import Token
+from ..progress import OnProgress
+from ..units import format_duration
 from .build_concept import build_concept
 from .checkpoint import load_step
 from .control import poll
@@ -28,7 +29,7 @@ from .curves import save_curves
 from .dataset import PhotoDataset, fit_captions
 from .distributed import check_same_start, fail_together, init_distributed
 from .dry_run import COST_FILE as COST
-from .dry_run import format_duration, perform_dry_run
+from .dry_run import perform_dry_run
 from .early_stopping import fixed_batch
 from .ema import EMA, NoEMA
 from .loop import Accelerator, LoopConfig, NullLog, TrainState
@@ -44,22 +45,16 @@ from .report import RunSummary, write_report
 from .run_dir import RESULT_FILE, check_no_earlier_run, check_not_finished, run_folder, run_identity, start_step
 from .sample_sheet import add_sample_sheet
 from .trackers import check_tracker_installed, open_tracker
+from .train_result import TrainResult
 from .validation import Validation, Validator
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """The result of a run: the versioned token of the concept, the run folder, the sample sheet if there is one."""
-
-    token: Token
-    run: Path
-    sheet: Path | None
-    seconds: float
-
-
-def train(settings: TrainingSettings, log: Callable[[str], None] = print) -> TrainResult | None:
+def train(
+    settings: TrainingSettings, log: Callable[[str], None] = print, on_progress: OnProgress | None = None
+) -> TrainResult | None:
     """Train a concept and add it to the library.
 
+    on_progress: called after each step, in place of a bar.
     Returns: the result in the main process, None in the others.
     Raises: UserError (bad photos, another run in the folder, out of memory, ...), Diverged, DiskFull, Interrupted;
     each leaves the library as it was and the newest checkpoint whole. One process raises it, the others SystemExit.
@@ -79,9 +74,9 @@ def train(settings: TrainingSettings, log: Callable[[str], None] = print) -> Tra
             stack.enter_context(storage.lock(run))
             storage.remove_leftovers(run)
             poll(run)  # drop a command that an earlier run did not read
-        method_preset = chosen_preset(settings, base, len(inputs.photos.photos))
+        method_preset = chosen_preset(settings, base.kind, len(inputs.photos.photos))
         state, config, validator = _setup(settings, run, accelerator, inputs, method_preset, stack, log)
-        end = _fit(settings, state, config, method_preset, validator, log)
+        end = _fit(settings, state, config, method_preset, validator, log, on_progress)
         if not accelerator.is_main_process:
             return None
         best = _restore_best(run, state, end, validator, log)
@@ -100,7 +95,7 @@ def train(settings: TrainingSettings, log: Callable[[str], None] = print) -> Tra
     for line in explain_scores(best.scores, subject_noun(settings)) if best.scores else ():
         log(line)
     log(f"{token} is in {settings.library}, after {format_duration(seconds)}. All about it: {report}")
-    return TrainResult(token, run, sheet, seconds)
+    return TrainResult(token, run, sheet, seconds, settings.library)
 
 
 @dataclass(frozen=True)
@@ -211,6 +206,7 @@ def _fit(
     chosen: Preset,
     validator: Validator | None,
     say: Callable[[str], None],
+    on_progress: OnProgress | None,
 ) -> RunEnd:
     """Train the method; return where and why the run ended."""
     milestones = plan_milestones(chosen, settings.samples, settings.early_stop)
@@ -222,7 +218,7 @@ def _fit(
     facts = {"steps": config.steps, "photos": state.photos.count, "photos a step": photos, "rate": chosen.lr}
     with (
         open_tracker(settings.report_to, config.run, facts) as track,
-        ProgressLog(config.run, config.start, config.steps, track) as log,
+        ProgressLog(config.run, config.start, config.steps, track, on_progress=on_progress) as log,
     ):
         end = run_milestones(state, config, milestones, log, validator, say)
     state.accelerator.wait_for_everyone()

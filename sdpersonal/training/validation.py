@@ -20,7 +20,7 @@ from .. import storage
 from ..config import ConceptKind
 from ..errors import UserError
 from ..evaluation import ConceptEvaluation, ConceptScores, Scorer
-from ..evaluation.concept_score import PROMPTS, SEEDS, class_phrase, prompts_and_seeds
+from ..evaluation.concept_score import PROMPTS, SCORE_SEEDS, class_phrase, prompts_and_seeds
 from ..image_grid import encode_png, labelled_grid
 from ..models import StableDiffusion
 from .methods.protocol import Method
@@ -135,7 +135,7 @@ def image_name(step: int) -> str:
 
 def validation_sheet(images: list[Image.Image], kind: ConceptKind, word: str) -> Image.Image:
     """Build a sheet with a row of images for each prompt. word: the subject in the prompts."""
-    rows = [images[first : first + len(SEEDS)] for first in range(0, len(images), len(SEEDS))]
+    rows = [images[first : first + len(SCORE_SEEDS)] for first in range(0, len(images), len(SCORE_SEEDS))]
     return labelled_grid(rows, [prompt.format(word) for prompt in PROMPTS[kind]], tile_size=128)
 
 

@@ -35,7 +35,7 @@ def test_the_page_answers(server):
     page = server.http.get("/")
     assert page.status_code == 200 and "sdpersonal" in page.text
     told = server.log.read_text()
-    assert told.startswith("Base: tiny") and server.url in told
+    assert told.startswith("Model: tiny") and server.url in told
 
 
 @pytest.mark.slow
@@ -43,7 +43,7 @@ def test_a_drawing_through_the_queue(server):
     done = server.draw()
     assert done["success"]
     status, *_ = done["output"]["data"]
-    assert "1 picture in" in str(status)
+    assert "1 image in" in str(status)
     (kept,) = (server.place / "outputs").rglob("*.png")
     with Image.open(kept) as image:
         recipe = json.loads(image.text["sdpersonal"])
@@ -96,7 +96,7 @@ def test_only_this_host_is_answered(server, host):
 )
 def test_another_sites_page_can_read_and_change_nothing(server, origin):
     headers = {"Origin": origin.format(port=server.port)}
-    for path in ("/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/run/on_draw"):
+    for path in ("/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/run/on_generate"):
         sent = server.http.post(path, headers=headers, files={"files": ("a.png", b"x")})
         assert sent.status_code == 403
     answer = server.http.get("/config", headers=headers)
@@ -120,8 +120,8 @@ def test_a_crowd_is_served_in_order_and_the_rest_told_kindly(server):
         joined = pool.map(lambda session: server.join(session, n="1", steps="8").status_code, sessions)
         assert {*joined} == {200}
         said = list(pool.map(server.ending, sessions))
-    busy = [text for text in said if "It is busy" in text]
-    drawn = [text for text in said if "1 picture in" in text]
+    busy = [text for text in said if "The queue is full" in text]
+    drawn = [text for text in said if "1 image in" in text]
     assert len(busy) + len(drawn) == len(sessions)
     assert busy and len(drawn) >= MAX_JOBS  # who came once the first had left found a place
     assert len(list((server.place / "outputs").rglob("*.png"))) == before + len(drawn)
@@ -265,11 +265,11 @@ def test_others_come_in_with_a_password_and_see_their_own(tmp_path):
             assert running.http.get(path).status_code == 401, path
         assert running.post("/gradio_api/queue/join", '{"data": [], "session_hash": "x"}').status_code == 401
         assert running.log_in("ann", "correct horse") == 200
-        assert "1 picture in" in json.dumps(running.draw())
+        assert "1 image in" in json.dumps(running.draw())
         (picture,) = (tmp_path / "outputs" / "ann").rglob("*.png")
         assert running.log_in("bob", "battery staple") == 200
-        history = running.ask("on_look_back", Search='""')
-        assert "Nothing found" in history and picture.stem not in history
+        history = running.ask("on_search", Search='""')
+        assert "No images found" in history and picture.stem not in history
         guesses = [running.log_in("ann", f"guess {i}") for i in range(50)]
         assert guesses == [400] * MAX_FAILED_LOGINS + [429] * (50 - MAX_FAILED_LOGINS)
         assert running.http.get("/config", headers={"Host": "evil.example"}).status_code == 400
@@ -306,16 +306,16 @@ def _shown(selector: str) -> str:
 def test_a_person_draws_with_a_concept(server, window):
     window.open(server.url)
     window.wait(_shown("#concepts .thumbnail-item") + " == 2")
-    assert "Base: tiny" in window.text("#base textarea")
+    assert "Model: tiny" in window.text("#model-line textarea")
     window.type("#prompt textarea", "a photo of")
     window.click("#concepts .thumbnail-item")
     window.wait("document.querySelector('#prompt textarea').value == 'a photo of <me/duck>'")
     window.click("#concepts .thumbnail-item")  # the same one again
     window.wait("document.querySelector('#prompt textarea').value == 'a photo of <me/duck> <me/duck>'")
-    window.click("#draw")
-    window.wait(_shown("#pictures img") + " >= 4", seconds=120)
-    window.wait("document.querySelector('#status textarea').value.startsWith('4 pictures')")
-    window.click("#pictures .thumbnail-item")
+    window.click("#generate")
+    window.wait(_shown("#images img") + " >= 4", seconds=120)
+    window.wait("document.querySelector('#status textarea').value.startsWith('4 images')")
+    window.click("#images .thumbnail-item")
     window.wait("(document.querySelector('#recipe textarea')?.value ?? '').includes('Concepts: <me/duck')")
     assert [address for address in window.requests() if not address.startswith((server.url, "data:", "blob:"))] == []
 
@@ -327,6 +327,6 @@ def test_markup_in_a_prompt_stays_text(server, window):
     window.wait(_shown("#prompt textarea"))
     window.run("window.alert = () => { window.alerted = true }")
     window.type("#prompt textarea", '<img src=x onerror="alert(1)"> <script>alert(2)</script>')
-    window.click("#draw")
+    window.click("#generate")
     window.wait("document.querySelector('#status textarea').value.includes('is not a concept')")
     assert window.run("return [window.alerted ?? false, document.querySelectorAll('img[src=x]').length]") == [False, 0]

@@ -30,7 +30,7 @@ def window(server, tmp_path):
         opened.open(server.url)
         opened.wait("document.querySelectorAll('#concepts .thumbnail-item').length == 2")
         opened.run("document.querySelector('#settings button').click()")
-        opened.wait("document.querySelector('#fresh input')")
+        opened.wait("document.querySelector('#random-seed input')")
         yield opened
 
 
@@ -69,30 +69,30 @@ def test_from_the_first_word_to_the_picture_drawn_again(server, window):
         "box.dispatchEvent(new Event('input', {bubbles: true}))"
     )
     window.wait("!document.querySelector('#prompt-note textarea')")
-    put(window, "Pictures", "2")
+    put(window, "Images", "2")
     put(window, "Steps", str(FIVE))
     window.type("#prompt textarea", CONTROL + ENTER)
-    status(window, "2 pictures in")
+    status(window, "2 images in")
     first = kept(server)[-2]
     recipe = read_recipe(first.read_bytes())
     assert recipe.prompt == "a photo of <me/duck> by <you/ink:0.5>" and recipe.steps == FIVE and recipe.seed != 0
 
-    window.click("#pictures .thumbnail-item")
+    window.click("#images .thumbnail-item")
     window.wait("(document.querySelector('#recipe textarea')?.value ?? '').includes('<you/ink-v1> 0.5')")
     window.click("#star")
-    status(window, "It is among your favourites")
+    status(window, "Added to your favourites")
     assert len(list((server.place / "outputs" / "favourites").glob("*.png"))) == 1
 
-    window.click("#vary")
-    status(window, "4 pictures in")
+    window.click("#variations")
+    status(window, "4 images in")
     near = [read_recipe(path.read_bytes()) for path in kept(server)[-4:]]
     assert {(each.seed, each.near) for each in near} == {(recipe.seed, 0.15)}
 
     before = len(kept(server))
     window.upload("#settings input[type=file]", first)
     status(window, "Its settings are in the form")
-    window.click("#draw")
-    window.wait("document.querySelector('#status textarea').value.startsWith('1 picture in')", 60)
+    window.click("#generate")
+    window.wait("document.querySelector('#status textarea').value.startsWith('1 image in')", 60)
     assert len(kept(server)) == before + 1
     again, once = (np.asarray(Image.open(path), int) for path in (kept(server)[-1], first))
     assert np.abs(again - once).max() <= 1  # the first was drawn beside another: the kernels' rounding
@@ -102,22 +102,22 @@ def test_a_start_picture_a_sheet_and_history(server, window, tmp_path):
     picture = tmp_path / "start.png"
     Image.new("RGB", (128, 128), (200, 40, 40)).save(picture)
     window.type("#prompt textarea", "a cat on grass")
-    put(window, "Pictures", "1")
+    put(window, "Images", "1")
     put(window, "Steps", str(FIVE))
-    window.run("document.querySelector('#begin-box button').click()")
-    window.wait("document.querySelector('#start input[type=file]')")
-    window.upload("#start input[type=file]", picture)
-    window.wait("document.querySelector('#start canvas')")
-    window.wait("!!document.querySelector('#start [aria-label*=lear]')")
-    window.click("#draw")
-    status(window, "1 picture in")
+    window.run("document.querySelector('#init-image-box button').click()")
+    window.wait("document.querySelector('#init-image input[type=file]')")
+    window.upload("#init-image input[type=file]", picture)
+    window.wait("document.querySelector('#init-image canvas')")
+    window.wait("!!document.querySelector('#init-image [aria-label*=lear]')")
+    window.click("#generate")
+    status(window, "1 image in")
     assert read_recipe(kept(server)[-1].read_bytes()).start
 
-    window.run("document.querySelector('#sheet-box button').click()")
-    window.wait("document.querySelector('#draw-sheet')")
-    window.run("document.querySelector('#start [aria-label*=lear]').click()")
-    window.run("document.querySelector('#draw-sheet').click()")
-    status(window, "A sheet of 4 pictures")
+    window.run("document.querySelector('#grid-box button').click()")
+    window.wait("document.querySelector('#generate-grid')")
+    window.run("document.querySelector('#init-image [aria-label*=lear]').click()")
+    window.run("document.querySelector('#generate-grid').click()")
+    status(window, "A grid of 4 images")
     assert list((server.place / "outputs").rglob("*-sheet.html"))
 
     window.wait("[...document.querySelectorAll('[role=tab]')].some(tab => tab.innerText == 'History')")
@@ -128,7 +128,7 @@ def test_a_start_picture_a_sheet_and_history(server, window, tmp_path):
 def test_it_fits_a_phone_and_asks_nobody_else(server, window):
     window.resize(390, 844)
     window.run("document.querySelectorAll('.label-wrap').forEach(each => each.click())")
-    window.wait("document.querySelector('#draw-sheet')")
+    window.wait("document.querySelector('#generate-grid')")
     assert window.run("return document.documentElement.scrollWidth") <= 390
     unlabelled = window.run(
         "return [...document.querySelectorAll('input:not([type=file]), textarea, select')].filter(each =>"

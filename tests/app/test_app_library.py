@@ -23,8 +23,8 @@ T = Token.parse
 needs_browser = pytest.mark.skipif(bool(browsers.missing()), reason=browsers.missing())
 pytestmark = pytest.mark.slow
 MARKUP = '<img src=x onerror="window.alerted=1">${window.alerted=2}{{constructor}}<script>window.alerted=3</script>'
-MINE = ("on_pick", "on_show", "on_save", "on_rename", "on_drop", "on_make", "on_choices", "on_compare", "on_check")
-MINE += ("on_ask", "on_delete", "on_undo", "on_back", "on_empty", "on_go", "on_yes", "on_look")
+MINE = ("on_select", "on_show", "on_save", "on_rename", "on_drop", "on_make", "on_choices", "on_compare", "on_check")
+MINE += ("on_ask", "on_delete", "on_undo", "on_restore", "on_empty", "on_load", "on_yes", "on_refresh")
 
 
 def marked() -> Concept:
@@ -72,10 +72,10 @@ def unfold(window, box: str) -> None:
 
 def look_for(window, words: str, tile: str) -> None:
     """Search, and click the tile."""
-    window.run("const e = document.querySelector('#shelf-search textarea, #shelf-search input'); e.value = ''")
-    window.type("#shelf-search textarea, #shelf-search input", words)
-    found = f"[...document.querySelectorAll('#shelf .thumbnail-item')].find(e => e.innerText.trim() == '{tile}')"
-    window.wait(f"document.querySelectorAll('#shelf .thumbnail-item').length < 9 && {found}")
+    window.run("const e = document.querySelector('#tiles-search textarea, #tiles-search input'); e.value = ''")
+    window.type("#tiles-search textarea, #tiles-search input", words)
+    found = f"[...document.querySelectorAll('#tiles .thumbnail-item')].find(e => e.innerText.trim() == '{tile}')"
+    window.wait(f"document.querySelectorAll('#tiles .thumbnail-item').length < 9 && {found}")
     window.run(f"{found}.click()")
     window.wait(f"(document.querySelector('#card code')?.innerText ?? '').startsWith('{tile[:-1]}')")
 
@@ -97,10 +97,10 @@ def _there(path):
 @needs_browser
 def test_five_hundred_are_shown_a_page_at_a_time(server, window):
     tab(window, "Library")
-    window.wait("document.querySelectorAll('#shelf .thumbnail-item').length == 48")
-    window.wait("document.querySelector('#shelf-note textarea').value.startsWith('504 concepts. The first 48')")
-    window.click("#shelf-more")
-    window.wait("document.querySelectorAll('#shelf .thumbnail-item').length == 192", seconds=60)
+    window.wait("document.querySelectorAll('#tiles .thumbnail-item').length == 48")
+    window.wait("document.querySelector('#tiles-note textarea').value.startsWith('504 concepts. The first 48')")
+    window.click("#tiles-more")
+    window.wait("document.querySelectorAll('#tiles .thumbnail-item').length == 192", seconds=60)
 
 
 @needs_browser
@@ -109,12 +109,12 @@ def test_import_edit_export_delete_and_undo(server, window, library, tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     tab(window, "Library")
     unfold(window, "import-box")
-    window.wait("document.querySelector('#drop input[type=file]')")
+    window.wait("document.querySelector('#import-drop input[type=file]')")
     dropped = "\n".join(str(tmp_path / name) for name in ("goose.safetensors", "broken.safetensors"))
-    window.type("#drop input[type=file]", dropped)
-    window.wait(says("#import-said", "1 of 2"))
+    window.type("#import-drop input[type=file]", dropped)
+    window.wait(says("#import-message", "1 of 2"))
     window.wait("document.querySelector('#card code')?.innerText == '<new/goose-v1>'")  # its card is open
-    assert "Not added" in window.text("#arrivals") and "sdpersonal" not in window.text("#arrivals")
+    assert "Not imported" in window.text("#import-results") and "sdpersonal" not in window.text("#import-results")
     assert library.get(T("<new/goose>")).identity == concept(seed=77).identity
     assert not [path for path in server.place.rglob("goose.safetensors") if "concepts" not in str(path)]
 
@@ -129,12 +129,12 @@ def test_import_edit_export_delete_and_undo(server, window, library, tmp_path):
     window.wait(f"document.querySelector('#card h3').innerText == {json.dumps(title)}")
 
     unfold(window, "export-box")
-    window.wait("document.querySelector('#make-parcel')")
-    window.click("#make-parcel")
-    window.wait("document.querySelector('#load-parcel')?.innerText.includes('new-goose.safetensors')")
+    window.wait("document.querySelector('#export-go')")
+    window.click("#export-go")
+    window.wait("document.querySelector('#export-download')?.innerText.includes('new-goose.safetensors')")
     behaviour = {"behavior": "allow", "downloadPath": str(tmp_path)}
     window.call("goog/cdp/execute", cmd="Browser.setDownloadBehavior", params=behaviour)
-    window.click("#load-parcel")
+    window.click("#export-download")
     out = _there(tmp_path / "new-goose.safetensors")
     ours = library.get(T("<new/goose>")).vectors["clip_l"]
     assert any(np.array_equal(each, ours) for each in load_file(out).values())
@@ -143,10 +143,10 @@ def test_import_edit_export_delete_and_undo(server, window, library, tmp_path):
     window.click("#delete")
     window.wait("document.querySelector('#delete-go')?.offsetParent")
     window.click("#delete-go")
-    window.wait(says("#deleted", "Deleted: <new/goose-v1>"))
+    window.wait(says("#delete-message", "Deleted: <new/goose-v1>"))
     assert not (library.folder / "new").exists()
-    window.click("#undo")
-    window.wait(says("#deleted", "Back again: <new/goose-v1>"))
+    window.click("#delete-undo")
+    window.wait(says("#delete-message", "Restored: <new/goose-v1>"))
     assert library.find(T("<new/goose>")).path.read_bytes() == before
     window.wait("document.querySelector('#card code')?.innerText == '<new/goose-v1>'")
 
@@ -160,8 +160,8 @@ def test_a_strangers_words_stay_text(server, window):
     tab(window, "Library")
     look_for(window, "a/evil", "<a/evil>")
     window.wait("document.querySelector('#card h3').innerText.includes('<img src=x')")
-    unfold(window, "beside-box")
-    window.wait("document.querySelector('#beside-one input')?.value == '<a/evil-v1>'")
+    unfold(window, "compare-box")
+    window.wait("document.querySelector('#compare-first input')?.value == '<a/evil-v1>'")
     window.run("document.querySelector('#card-use').scrollIntoView()")
     window.click("#card-prompts input")
     window.wait("document.querySelector('[role=option]')")
@@ -173,11 +173,13 @@ def test_a_strangers_words_stay_text(server, window):
 @needs_browser
 def test_on_a_phone_nothing_is_wider_than_it(window):
     try:
-        for name in ("Library", "Base"):
+        for name in ("Library", "Models"):
             window.resize(1280, 900)  # where no tab is folded away
             tab(window, name)
             window.resize(390, 844)
-            window.wait(f"document.querySelector('{'#shelf' if name == 'Library' else '#offers table'}')?.offsetParent")
+            window.wait(
+                f"document.querySelector('{'#tiles' if name == 'Library' else '#models-table table'}')?.offsetParent"
+            )
             assert window.run("return document.documentElement.scrollWidth") <= 390
     finally:
         window.resize(1280, 900)
@@ -185,20 +187,20 @@ def test_on_a_phone_nothing_is_wider_than_it(window):
 
 @needs_browser
 def test_another_base_is_loaded(window):
-    tab(window, "Base")
-    window.wait("(document.querySelector('#offers')?.innerText ?? '').includes('mine')")
-    assert "GB to fetch" in window.text("#offers") and "tiny" in window.text("#base-facts")
+    tab(window, "Models")
+    window.wait("(document.querySelector('#models-table')?.innerText ?? '').includes('mine')")
+    assert "GB to download" in window.text("#models-table") and "tiny" in window.text("#model-facts")
     for name, asks in (("sd15", True), ("mine", False)):
-        window.run("document.querySelector('#base-name input').select()")
-        window.type("#base-name input", f"{name}\ue007")  # Enter
-        window.click("#base-go")
+        window.run("document.querySelector('#model-name input').select()")
+        window.type("#model-name input", f"{name}\ue007")  # Enter
+        window.click("#model-load")
         if asks:
-            window.wait("(document.querySelector('#base-asked textarea')?.value ?? '').includes('Fetch 2.8 GB')")
-            window.click("#base-no")
-            window.wait(says("#base-said", "Nothing was fetched"))
-    window.wait(says("#base-said", "Loaded. Base: "), seconds=60)
-    window.wait("document.querySelector('#base textarea').value.includes('mine')")
-    window.wait("document.querySelector('#base-facts').innerText.includes('mine')")
+            window.wait("(document.querySelector('#model-question textarea')?.value ?? '').includes('Download 2.8 GB')")
+            window.click("#model-no")
+            window.wait(says("#model-message", "Nothing was downloaded"))
+    window.wait(says("#model-message", "Loaded. Model: "), seconds=60)
+    window.wait("document.querySelector('#model-line textarea').value.includes('mine')")
+    window.wait("document.querySelector('#model-facts').innerText.includes('mine')")
 
 
 SENT = ["null", *(pytest.param(each, marks=pytest.mark.thorough) for each in ('"/etc/passwd"', "NaN", '[["x"], 3]'))]

@@ -48,9 +48,9 @@ def says(window, selector, words, seconds=SLOW):
 
 
 OPEN = """(() => {
-    const named = each => each.textContent.trim() == 'Make a concept';  // on a phone it is in a menu
+    const named = each => each.textContent.trim() == 'Train';  // on a phone it is in a menu
     [...document.querySelectorAll('button')].filter(named).forEach(each => each.click());
-    return document.querySelector('#make-start, #run-title')?.offsetParent;
+    return document.querySelector('#train-start, #run-title')?.offsetParent;
 })()"""
 
 
@@ -60,7 +60,7 @@ def make_tab(window, server):
 
 
 def drop(window, paths):
-    element = window.call("element", using="css selector", value="#make-drop input[type=file]")[browsers.ELEMENT]
+    element = window.call("element", using="css selector", value="#photos-drop input[type=file]")[browsers.ELEMENT]
     window.call(f"element/{element}/value", text="\n".join(map(str, paths)))
 
 
@@ -68,7 +68,7 @@ def drop(window, paths):
 def test_an_empty_library_says_what_to_do_next(server, window):
     window.resize(390, 844)  # a phone
     window.open(server.url)
-    window.wait("(document.querySelector('#none-yet textarea')?.value ?? '').includes('No concepts yet')")
+    window.wait("(document.querySelector('#no-concepts textarea')?.value ?? '').includes('No concepts yet')")
     assert window.run("return document.documentElement.scrollWidth") <= 390
 
 
@@ -93,7 +93,7 @@ def test_called_by_hand_with_anything_a_handler_answers_in_words(server):
         said += [ask(server, name, values) for values in (FILLED, [None] * 16, [[]] * 16, ["x; touch PWNED"] * 16, [])]
     for chosen in (None, -1, 99, "0", [0], 10**30):
         said += [ask(server, "on_turn", [chosen, *FILLED]), ask(server, "on_caption", [chosen, "{} x", *FILLED])]
-    said += [ask(server, name, []) for name in ("on_ask", "on_yes", "on_go_on", "on_another")]
+    said += [ask(server, name, []) for name in ("on_ask", "on_discard", "on_resume", "on_another")]
     assert "CANARY" not in "".join(said) and "root:" not in "".join(said) and "Traceback" not in "".join(said)
     assert "There are no photos yet" in said[len(paths)]
     assert not list(server.place.rglob("PWNED")) and not list((server.place / "runs").glob("*"))
@@ -104,19 +104,19 @@ def test_called_by_hand_with_anything_a_handler_answers_in_words(server):
 def test_cancelled_on_a_phone_after_being_asked_once_more(server, window):
     window.resize(390, 844)
     make_tab(window, server)
-    window.wait("document.querySelector('#make-sample-0')?.offsetParent")
-    window.click("#make-sample-0")
-    window.wait("document.querySelectorAll('#make-tiles img').length == 5", SLOW)
-    window.type("#make-noun textarea, #make-noun input", "bear")
-    window.type("#make-name textarea, #make-name input", "bear")
-    says(window, "#make-plan", "At most 320 steps")
+    window.wait("document.querySelector('#sample-photos-0')?.offsetParent")
+    window.click("#sample-photos-0")
+    window.wait("document.querySelectorAll('#photos img').length == 5", SLOW)
+    window.type("#train-noun textarea, #train-noun input", "bear")
+    window.type("#train-name textarea, #train-name input", "bear")
+    says(window, "#train-plan", "At most 320 steps")
     assert window.run("return document.documentElement.scrollWidth") <= 390
-    window.click("#make-start")
+    window.click("#train-start")
     says(window, "#run-title", "<me/bear>")
     window.click("#run-cancel")
     window.wait("document.querySelector('#run-yes')?.offsetParent", SLOW)
     window.click("#run-yes")
-    says(window, "#make-note", "copies of your photos are gone")
+    says(window, "#train-note", "copies of your photos were deleted")
     assert window.run("return document.documentElement.scrollWidth") <= 390
     assert not list((server.place / "runs").glob("me-bear-*"))
 
@@ -125,36 +125,36 @@ def test_cancelled_on_a_phone_after_being_asked_once_more(server, window):
 def test_a_person_makes_a_concept(server, window, tmp_path):
     """Photos, a name, start; reload in the middle; stop and keep; its first prompt stands in the Generate tab."""
     make_tab(window, server)
-    window.wait("document.querySelector('#make-start')?.offsetParent")
+    window.wait("document.querySelector('#train-start')?.offsetParent")
     (tmp_path / "<img src=x onerror=alert(1)>.gif").write_bytes(b"GIF89a")
     drop(window, [*sorted(BEAR.iterdir()), *tmp_path.glob("*.gif")])
-    window.wait("document.querySelectorAll('#make-tiles img').length == 5", SLOW)
-    says(window, "#make-verdict", "is a GIF")
-    window.click("#make-tiles .thumbnail-item")
-    window.wait("document.querySelector('#make-out')?.offsetParent", SLOW)
-    says(window, "#make-caption", "{}")
-    window.click("#make-out")
-    says(window, "#make-verdict", "1 left out")
-    window.type("#make-noun textarea, #make-noun input", "bear")
-    window.type("#make-name textarea, #make-name input", "My Bear")
-    says(window, "#make-name-note", "Call it <me/my-bear>")
+    window.wait("document.querySelectorAll('#photos img').length == 5", SLOW)
+    says(window, "#photos-review", "is a GIF")
+    window.click("#photos .thumbnail-item")
+    window.wait("document.querySelector('#photo-leave-out')?.offsetParent", SLOW)
+    says(window, "#photo-caption", "{}")
+    window.click("#photo-leave-out")
+    says(window, "#photos-review", "1 left out")
+    window.type("#train-noun textarea, #train-noun input", "bear")
+    window.type("#train-name textarea, #train-name input", "My Bear")
+    says(window, "#train-name-note", "Call it <me/my-bear>")
     window.run(
-        "const box = document.querySelector('#make-name textarea, #make-name input');"
+        "const box = document.querySelector('#train-name textarea, #train-name input');"
         "box.value = ''; box.dispatchEvent(new Event('input'))"
     )
-    window.type("#make-name textarea, #make-name input", "bear")
-    says(window, "#make-plan", "from 4 photos of bear")
-    window.click("#make-start")
-    says(window, "#run-words", "Step ")
+    window.type("#train-name textarea, #train-name input", "bear")
+    says(window, "#train-plan", "on 4 photos of bear")
+    window.click("#train-start")
+    says(window, "#run-text", "Step ")
 
     make_tab(window, server)  # as after a reload
-    says(window, "#run-title", "Learning <me/bear>")
-    says(window, "#run-words", "Step ")
+    says(window, "#run-title", "Training <me/bear>")
+    says(window, "#run-text", "Step ")
     (run,) = (server.place / "runs").glob("me-bear-*")
     assert len([path for path in (run / "photos").iterdir() if path.suffix != ".txt"]) == 4
     window.click("#run-keep")
     says(window, "#run-title", "<me/bear-v1> is ready")
-    window.wait("document.querySelectorAll('#run-pictures img').length == 2", SLOW)
+    window.wait("document.querySelectorAll('#run-samples img').length == 2", SLOW)
     assert not (run / "photos").exists() and len(Library(server.place / "concepts").entries()) == 1
     window.run("HTMLAnchorElement.prototype.click = function () { window.asked = this.href; }")
     window.click("#run-report")
@@ -163,7 +163,7 @@ def test_a_person_makes_a_concept(server, window, tmp_path):
     assert "&lt;me/bear" in report.text and report.headers["Content-Disposition"].startswith("attachment")
     window.click("#run-try-0")
     window.wait("document.querySelector('#prompt textarea')?.value == 'a photo of <me/bear>'")
-    window.wait("document.querySelector('#draw')?.offsetParent")
+    window.wait("document.querySelector('#generate')?.offsetParent")
     assert window.run("return document.querySelectorAll('img[src=x]').length") == 0
     outside = [address for address in window.requests() if not address.startswith((server.url, "data:", "blob:"))]
     assert outside == []
@@ -172,8 +172,8 @@ def test_a_person_makes_a_concept(server, window, tmp_path):
 def test_the_end_of_the_app_ends_the_training_with_a_checkpoint(server):
     """Started over HTTP, as a page does; SIGTERM to the app reaches it."""
     assert "photo 05" in ask(server, "on_sample", FILLED)
-    assert "Getting ready" in ask(server, "on_start", FILLED)
-    assert "You are training already" in ask(server, "on_start", FILLED, "another page")
+    assert "Preparing to train" in ask(server, "on_start", FILLED)
+    assert "You are already training" in ask(server, "on_start", FILLED, "another page")
     run = max((server.place / "runs").glob("me-bear-*"), key=lambda run: run.stat().st_mtime)
     trainer, progress = psutil.Process(json.loads((run / "process.json").read_text())["pid"]), run / "progress.jsonl"
     until = time.monotonic() + SLOW

@@ -1,8 +1,9 @@
-"""Who may come in, and what is refused at the door: the guard around a plain program that answers everything."""
+"""Who may come in, and what is refused at the access: the guard around a plain program that answers everything."""
 
 import anyio
 import httpx
 import pytest
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from sdpersonal.app.ui.auth import Access, configure_access
 from sdpersonal.app.ui.middleware import MAX_BODY, MAX_FAILED_LOGINS, MAX_PARTS, SecurityMiddleware
@@ -26,7 +27,7 @@ async def answering(scope, receive, send):
 
 @pytest.fixture
 def ask(tmp_path):
-    guard = SecurityMiddleware(answering, HOSTS, tmp_path)
+    guard = TrustedHostMiddleware(SecurityMiddleware(answering, tmp_path), sorted(HOSTS), www_redirect=False)
 
     def asked(method="GET", path="/", host="127.0.0.1:7860", address="10.0.0.9", **more):
         async def go():
@@ -98,7 +99,7 @@ def test_what_was_sent_has_an_end(ask, tmp_path, monkeypatch):
     assert "disk is nearly full" in ask("POST", "/gradio_api/upload", content=b"x").text
 
 
-# --- the door ---------------------------------------------------------------------------------------------------------
+# --- access ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -114,20 +115,20 @@ def passwords(tmp_path):
 
 
 def test_alone_it_is_for_this_machine_only():
-    door = configure_access(7860, False, (), None)
-    assert door.address == "127.0.0.1" and door.names == {"127.0.0.1", "localhost"} and door.check is None
+    access = configure_access(7860, False, (), None)
+    assert access.address == "127.0.0.1" and access.names == {"127.0.0.1", "localhost"} and access.check is None
 
 
 def test_to_listen_needs_passwords(passwords):
     with pytest.raises(UserError, match="--password-file"):
         configure_access(7860, True, (), None)
-    door = configure_access(
+    access = configure_access(
         7860, True, ("cellar.example",), passwords("# who\nann:correct horse\n\nbob:battery: staple\n")
     )
-    assert door.address == "0.0.0.0" and {"cellar.example", "127.0.0.1"} <= door.names
-    assert door.check("ann", "correct horse") and door.check("bob", "battery: staple")
+    assert access.address == "0.0.0.0" and {"cellar.example", "127.0.0.1"} <= access.names
+    assert access.check("ann", "correct horse") and access.check("bob", "battery: staple")
     for name, password in [("ann", "battery: staple"), ("ann", ""), ("eve", ""), ("", ""), ("bob", "battery")]:
-        assert not door.check(name, password)
+        assert not access.check(name, password)
 
 
 def test_no_password_is_in_what_is_printed_of_a_door():

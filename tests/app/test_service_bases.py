@@ -46,30 +46,32 @@ def app(tiny, folder, tmp_path):
 
 def test_what_is_loaded(app, tiny):
     known = dict(model_facts(app.generation.base))
-    assert (known["Base"], known["Kind"]) == ("tiny", "the built-in base of sdpersonal")
-    assert known["Pictures"] == "128 x 128 pixels" and known["Computed on"] == "the CPU" and "fp32" in known["Size"]
-    assert known["Fingerprint"] == tiny.version[:16] and known["Safety checker"] == tiny.safety_note
+    assert (known["Model"], known["Architecture"]) == ("tiny", "the built-in base of sdpersonal")
+    assert known["Image size"] == "128 x 128 pixels" and known["Device"] == "CPU" and "fp32" in known["Parameters"]
+    assert known["Version"] == tiny.version[:16] and known["Safety checker"] == tiny.safety_note
 
 
 def test_what_is_offered(app):
     found = {offer.name: offer for offer in list_models(app)}
     assert list(found) == ["tiny", "sd15", "sd21", "sdxl", "mine", str(Path("shelf/yours"))]
     assert found["tiny"].fits and found["tiny"].download_gb == 0
-    assert found["sd15"].download_gb == 2.8 and "2.8 GB to fetch" in found["sd15"].requirements
-    assert "in the folder of bases" in found["mine"].requirements
+    assert found["sd15"].download_gb == 2.8 and "2.8 GB to download" in found["sd15"].requirements
+    assert "in the folder of --bases" in found["mine"].requirements
 
 
 def test_another_is_loaded_and_draws(app):
     assert download_question(app, "mine") == ""
     said = switch_model(app, "mine")
-    assert said.startswith("Base: ") and "mine" in said and app.generation.base.name.endswith("mine")
-    assert switch_model(app, "tiny").startswith("Base: tiny")
+    assert said.startswith("Model: ") and "mine" in said and app.generation.base.name.endswith("mine")
+    assert switch_model(app, "tiny").startswith("Model: tiny")
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 def test_gigabytes_are_asked_about_first(app, name):
-    assert "Fetch " in download_question(app, name) and "GB from the Hugging Face Hub?" in download_question(app, name)
-    with pytest.raises(UserError, match="Nothing was fetched"):
+    assert "Download " in download_question(app, name) and "GB from the Hugging Face Hub?" in download_question(
+        app, name
+    )
+    with pytest.raises(UserError, match="Nothing was downloaded"):
         switch_model(app, name)
     assert app.generation.base.name == "tiny"
 
@@ -118,22 +120,22 @@ NO_BASES += [
 def test_no_path_is_a_base(app, name, folder, monkeypatch):
     monkeypatch.chdir(folder)  # where all of these are
     for work in (download_question, switch_model):
-        with pytest.raises(UserError, match="No base"):
+        with pytest.raises(UserError, match="No model"):
             work(app, name)
-    with pytest.raises(UserError, match="No base"):
+    with pytest.raises(UserError, match="No model"):
         switch_model(app, name, agreed=True)
 
 
 def test_a_folder_that_looks_like_a_hub_id_is_not_read(app, folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
-    with pytest.raises(UserError, match="No base called"):
+    with pytest.raises(UserError, match="No model named"):
         switch_model(app, f"{folder.name}/cut", agreed=True)
 
 
 def test_where_people_log_in_nobody_chooses(app):
     fixed = App(app.workspace, app.generation, fixed_base=True)
     for agreed in (False, True):
-        with pytest.raises(UserError, match="Who started this app chose its base"):
+        with pytest.raises(UserError, match="Whoever started this app chose the model"):
             switch_model(fixed, "tiny", agreed)
 
 
@@ -151,7 +153,7 @@ def test_what_it_needs_is_counted_as_for_drawing(tiny):
     [
         ("sd15", 8 * GB, True, "it fits."),
         ("sdxl", 24 * GB, True, "it fits."),
-        ("sdxl", 8 * GB, True, "in turns"),
+        ("sdxl", 8 * GB, True, "with offloading"),
         ("sdxl", 3 * GB, False, "too little"),
         ("sd15", 1 * GB, False, "too little"),
     ],
@@ -163,10 +165,10 @@ def test_whether_a_card_has_room(name, memory, fits, says):
 
 def test_without_a_card_it_is_said(tmp_path):
     machine = Hardware("", 64 * GB, 64 * GB, GB)
-    assert "Without a card" in check_fit(MODEL_SIZES["sd15"], machine)[1] and "on a CPU hours" in training_memory_text(
+    assert "Without a GPU" in check_fit(MODEL_SIZES["sd15"], machine)[1] and "hours on a CPU" in training_memory_text(
         MODEL_SIZES["sd15"], machine
     )
-    assert "no CUDA card" in machine.describe()
+    assert "no CUDA GPU" in machine.describe()
     assert "not measured" in training_memory_text(MODEL_SIZES["sdxl"], machine)
 
 
@@ -183,8 +185,11 @@ def test_the_hub_says_how_much_it_is(app, monkeypatch):
         }
         hub.repos["someone/small"], hub.repos["someone/lora"] = Repo(files), Repo({"lora.safetensors": b"x"})
         assert download_question(app, "someone/small") == "someone/small is not on this machine. " + (
-            "Fetch 0.4 GB from the Hugging Face Hub?"
+            "Download 0.4 GB from the Hugging Face Hub?"
         )
-        for name, says in (("someone/none", "has no such model"), ("someone/lora", "is no base in diffusers' layout")):
+        for name, says in (
+            ("someone/none", "has no such model"),
+            ("someone/lora", "is not a model in diffusers' layout"),
+        ):
             with pytest.raises(UserError, match=says):
                 download_question(app, name)

@@ -14,7 +14,9 @@ from PIL import Image
 
 from sdpersonal.app.backend import GenerationService, Workspace
 from sdpersonal.app.backend.error_text import LABELS, describe_error
-from sdpersonal.app.backend.generation_service import MAX_JOBS, append_token, endless_job, generate_job
+from sdpersonal.app.backend.generate.jobs import endless_job, generate_job
+from sdpersonal.app.backend.generate.prompt import append_token
+from sdpersonal.app.backend.generation_service import MAX_JOBS
 from sdpersonal.app.backend.job_queue import JobQueue
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import GenerateRequest
@@ -49,7 +51,7 @@ def test_a_drawing_tells_how_far_it_is_and_keeps_its_pictures(service):
     views = drawn(service, n=2)
     shares = [view.progress for view in views]
     assert shares == sorted(shares) and shares[-1] == 1
-    assert views[-1].message.startswith("2 pictures in ")
+    assert views[-1].message.startswith("2 images in ")
     assert [result.caption for result in views[-1].results] == ["seed 7", "seed 8"]
     assert [read_recipe(result.served.read_bytes()).seed for result in views[-1].results] == [7, 8]
     kept = {path.read_bytes() for path in service.workspace.outputs.rglob("*.png")}
@@ -97,7 +99,7 @@ def test_an_unknown_concept_becomes_words(service):
 
 
 def test_a_page_that_stops_does_not_stop_another(service):
-    for page, ending in [("one", "Stopped."), ("two", "1 picture in ")]:
+    for page, ending in [("one", "Stopped."), ("two", "1 image in ")]:
         views = service.submit(lambda: generate_job(FORM | {"steps": 150}), page)
         next(views), next(views)  # it is under way
         service.stop("one")
@@ -108,13 +110,13 @@ def test_a_page_that_goes_away_frees_the_device(service):
     views = service.submit(lambda: generate_job(FORM | {"steps": 150, "n": 16}), "page")
     next(views), next(views)
     views.close()
-    assert drawn(service, "other")[-1].message.startswith("1 picture")
+    assert drawn(service, "other")[-1].message.startswith("1 image")
 
 
 def test_a_page_has_one_drawing_at_a_time(service):
     first = service.submit(lambda: generate_job(FORM | {"steps": 150}), "page")
     next(first), next(first)
-    assert drawn(service)[-1].message.startswith("1 picture")
+    assert drawn(service)[-1].message.startswith("1 image")
     assert list(first)[-1].message == "Stopped."
 
 
@@ -131,7 +133,7 @@ def test_a_long_drawing_gives_way_to_a_short_one(service):
     thread = threading.Thread(target=long)
     thread.start()
     begun.wait()
-    assert drawn(service, "short")[-1].message.startswith("1 picture")
+    assert drawn(service, "short")[-1].message.startswith("1 image")
     endings.append("short")
     thread.join()
     assert endings == ["short", "long"]
@@ -211,10 +213,10 @@ def test_a_full_line_is_said_kindly(service):
     jobs = [service._queue.job() for _ in range(MAX_JOBS)]
     for job in jobs:
         job.__enter__()
-    assert drawn(service)[-1].message.startswith(f"It is busy: {MAX_JOBS} drawings are in the line already.")
+    assert drawn(service)[-1].message.startswith(f"The queue is full: {MAX_JOBS} jobs are waiting.")
     for job in jobs:
         job.__exit__(None, None, None)
-    assert drawn(service)[-1].message.startswith("1 picture")
+    assert drawn(service)[-1].message.startswith("1 image")
 
 
 def test_another_base_is_loaded_and_a_bad_one_leaves_the_old(tiny, tmp_path):
@@ -226,13 +228,13 @@ def test_another_base_is_loaded_and_a_bad_one_leaves_the_old(tiny, tmp_path):
 
     loaded = []
     service = GenerationService(load, Workspace(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b"))
-    assert service.switch_base("tiny").startswith("Base: tiny")
+    assert service.switch_base("tiny").startswith("Model: tiny")
     with pytest.raises(UserError, match="No base called bad"):
         service.switch_base("bad")
     assert service.base.name == "tiny"
-    assert drawn(service)[-1].message.startswith("1 picture") and loaded == [None, "tiny", "tiny"]
+    assert drawn(service)[-1].message.startswith("1 image") and loaded == [None, "tiny", "tiny"]
     service.release()
-    assert drawn(service)[-1].message.startswith("1 picture") and len(loaded) == 4
+    assert drawn(service)[-1].message.startswith("1 image") and len(loaded) == 4
 
 
 def test_a_base_has_gone_before_the_next_one_comes(tmp_path):
@@ -246,10 +248,10 @@ def test_a_base_has_gone_before_the_next_one_comes(tmp_path):
 
     there, bases = [], []
     service = GenerationService(load, Workspace(Library(tmp_path), tmp_path / "a", tmp_path, tmp_path / "b"))
-    assert drawn(service)[-1].message.startswith("1 picture")
+    assert drawn(service)[-1].message.startswith("1 image")
     service.switch_base("tiny")
     service.release()
-    assert drawn(service)[-1].message.startswith("1 picture") and there == [None, None, None]
+    assert drawn(service)[-1].message.startswith("1 image") and there == [None, None, None]
 
 
 def test_a_failure_inside_is_a_number_outside(service, caplog):
@@ -257,7 +259,7 @@ def test_a_failure_inside_is_a_number_outside(service, caplog):
         raise RuntimeError("/home/me/secret")
 
     message = list(service.submit(broken, "page"))[-1].message
-    number = re.search(r"failure (\w{8})", message)[1]
+    number = re.search(r"error (\w{8})", message)[1]
     assert "secret" not in message and number in caplog.text and "secret" in caplog.text
     assert describe_error(UserError("No.", "Try.")) == "No.\nTry."
 
@@ -274,7 +276,7 @@ def test_ctrl_c_waits_for_nothing():
     """A base may be gigabytes on their way here."""
     script = (
         "import sys, time\nfrom sdpersonal.app.backend.device_worker import DeviceWorker\n"
-        "def work():\n    print('under way', flush=True)\n    time.sleep(600)\nDeviceWorker().do(work)"
+        "def work():\n    print('under way', flush=True)\n    time.sleep(600)\nDeviceWorker().run(work)"
     )
     running = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert running.stdout.readline() == b"under way\n"

@@ -13,12 +13,17 @@ from PIL.PngImagePlugin import PngInfo
 from sdpersonal.app.backend import GenerationService, Workspace
 from sdpersonal.app.backend.error_text import LABELS, value_or_error
 from sdpersonal.app.backend.generate import history, image_actions
-from sdpersonal.app.backend.generate.init_image import save_init_image
-from sdpersonal.app.backend.generate.prompt_check import MAX_STRENGTHS, PromptCheck, change_strength, check_prompt
-from sdpersonal.app.backend.generate.prompt_presets import PROMPT_PRESETS, fill_preset
-from sdpersonal.app.backend.generate.xyz_grid import AXES, NO_AXIS, axis_text, grid_job
-from sdpersonal.app.backend.generation_service import generate_job
-from sdpersonal.app.ui.form import GenerateForm
+from sdpersonal.app.backend.generate.generate_form import save_init_image
+from sdpersonal.app.backend.generate.jobs import AXES, NO_AXIS, axis_text, generate_job, grid_job
+from sdpersonal.app.backend.generate.prompt import (
+    MAX_STRENGTHS,
+    PROMPT_PRESETS,
+    PromptCheck,
+    change_strength,
+    check_prompt,
+    fill_preset,
+)
+from sdpersonal.app.ui.generate.generate_form import GenerateForm
 from sdpersonal.config import GenerateRequest
 from sdpersonal.errors import UserError
 from sdpersonal.generation import Generator
@@ -72,7 +77,7 @@ def test_a_prompt_says_its_strengths(workspace, prompt, strengths):
     "prompt, words",
     [
         ("a <me/duk>", "Did you mean <me/duck>?"),
-        ("a <me/photo>", "another kind of base"),
+        ("a <me/photo>", "another kind of model"),
         ("a <me/duck:9>", "must be a number from -5 to 5"),
         ("a {b", "{"),
         ("a __nothing__", "nothing"),
@@ -114,7 +119,7 @@ def test_ready_prompts_get_a_fitting_concept(workspace):
             words = fill_preset(title, "", workspace.library, "tiny")
             assert ("<you/ink>" if kind == "style" else "<me/duck>") in words and "{}" not in words
             GenerateRequest(prompt=words)  # it can be read, alternatives and all
-    with pytest.raises(UserError, match="no such ready"):
+    with pytest.raises(UserError, match="no such prompt preset"):
         fill_preset("Nothing", "", workspace.library, "tiny")
     with pytest.raises(UserError, match="There is no object"):
         fill_preset("It in many places", "", workspace.library, "sdxl")
@@ -148,7 +153,7 @@ def form():
     with gr.Blocks(analytics_enabled=False):
         laid_out = GenerateForm(gr.Textbox(label="Prompt"))
         laid_out.settings(SimpleNamespace(guidance=7.5, rescale=0.0, resolution=512, schedulers=("Euler a",)))
-        laid_out.start()
+        laid_out.init_image()
     return laid_out
 
 
@@ -191,12 +196,12 @@ def test_settings_of_a_picture_leave_nothing_of_the_one_before(form, drawn, tmp_
 def test_it_is_a_favourite_or_not(workspace, drawn):
     outputs = workspace.user_outputs(None)
     assert not image_actions.is_favourite(outputs, drawn)
-    assert "among your favourites" in image_actions.toggle_favourite(outputs, drawn) and image_actions.is_favourite(
+    assert "Added to your favourites" in image_actions.toggle_favourite(outputs, drawn) and image_actions.is_favourite(
         outputs, drawn
     )
-    assert "no favourite" in image_actions.toggle_favourite(outputs, drawn) and not image_actions.is_favourite(
+    assert "Removed from your favourites" in image_actions.toggle_favourite(
         outputs, drawn
-    )
+    ) and not image_actions.is_favourite(outputs, drawn)
 
 
 def test_it_is_taken_along_with_its_recipe_or_without(workspace, drawn):
@@ -278,7 +283,7 @@ def test_unpainted_layers_are_no_mask_and_a_huge_picture_is_told(workspace):
     assert [*save_init_image(workspace, "page", {"background": picture, "layers": [Image.new("RGBA", (80, 64))]})] == [
         "start"
     ]
-    with pytest.raises(UserError, match="I take up to"):
+    with pytest.raises(UserError, match="at most 4096"):
         save_init_image(workspace, "page", {"background": Image.new("L", (9000, 8))})
 
 
@@ -326,7 +331,7 @@ def test_an_axis_is_one_line_of_a_sheet():
 
 def test_a_sheet_is_drawn_and_its_pictures_are_kept(service, workspace):
     view = ended(service, lambda: grid_job(FORM, "Seed", "1..2", "Steps", "1, 2"))
-    assert "4 pictures" in view.message and len(view.results) == 1
+    assert "4 images" in view.message and len(view.results) == 1
     with Image.open(view.results[0].served) as image:
         assert image.width > 200
 
@@ -335,13 +340,10 @@ def test_a_sheet_is_drawn_and_its_pictures_are_kept(service, workspace):
 
 
 def test_history_finds_by_words_and_by_page(tiny, tmp_path):
-    workspace = Workspace(
-        small_library(tmp_path / "concepts"), tmp_path / "outputs", tmp_path / "runs", tmp_path / "shown"
-    )
-    service, outputs = (
-        GenerationService(lambda name: Generator(tiny, workspace.library), workspace),
-        workspace.user_outputs(None),
-    )
+    library = small_library(tmp_path / "concepts")
+    workspace = Workspace(library, tmp_path / "outputs", tmp_path / "runs", tmp_path / "shown")
+    service = GenerationService(lambda name: Generator(tiny, library), workspace)
+    outputs = workspace.user_outputs(None)
     for prompt in ("a cat on grass", "a dog in the snow"):
         ended(service, lambda prompt=prompt: generate_job(FORM | {"prompt": prompt}))
     plain = io.BytesIO()
@@ -354,7 +356,7 @@ def test_history_finds_by_words_and_by_page(tiny, tmp_path):
     (dog,) = history.find_images(workspace, "page", None, "SNOW dog").results
     assert read_recipe(dog.saved.read_bytes()).prompt == "a dog in the snow"
     assert history.publish_image(workspace, "page", dog).served.read_bytes() == dog.saved.read_bytes()
-    assert history.find_images(workspace, "page", None, "horse").note == "Nothing found."
+    assert history.find_images(workspace, "page", None, "horse").note == "No images found."
     outputs.add_favourite(dog.saved)
     (star,) = history.find_images(workspace, "page", None, starred=True).results
     assert image_actions.is_favourite(outputs, star)

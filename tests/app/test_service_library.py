@@ -13,18 +13,16 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from sdpersonal.app.backend.error_text import value_or_error
-from sdpersonal.app.backend.library.compare import check_conflicts, compare_concepts
+from sdpersonal.app.backend.library.comparison import check_conflicts, compare_concepts
 from sdpersonal.app.backend.library.concept_details import (
     concept_details,
-    rename_all_versions,
-    save_card,
-    token_choices,
-)
-from sdpersonal.app.backend.library.deletion import (
     delete,
     deletion_question,
     empty_trash,
     list_deletions,
+    rename_all_versions,
+    save_card,
+    token_choices,
     undo_deletion,
 )
 from sdpersonal.app.backend.library.import_export import PROGRAMS, import_uploads, make_export_download
@@ -67,13 +65,13 @@ def workspace(tmp_path):
 def test_tiles_are_small_files_made_once(workspace):
     found = concept_tiles(workspace, loaded="tiny")
     assert found.tokens == ("<me/duck>", "<me/photo>", "<you/ink>") and found.match_count == 3
-    assert [caption for _, caption in found.pictures] == ["<me/duck>", "<me/photo> sd1", "<you/ink>"]
-    places = [Path(path) for path, _ in found.pictures]
+    assert [caption for _, caption in found.thumbnails] == ["<me/duck>", "<me/photo> sd1", "<you/ink>"]
+    places = [Path(path) for path, _ in found.thumbnails]
     assert all(workspace.served_dir in path.parents and path.stat().st_size < 20_000 for path in places)
     assert Image.open(places[0]).getpixel((5, 5))[0] > 200  # the thumbnail's red
     assert max(Image.open(places[0]).size) <= 160
     before = [path.stat().st_mtime_ns for path in places]
-    assert [Path(path) for path, _ in concept_tiles(workspace).pictures] == places
+    assert [Path(path) for path, _ in concept_tiles(workspace).thumbnails] == places
     assert [path.stat().st_mtime_ns for path in places] == before
     places[0].unlink()  # the page's cache is cleared now and then
     concept_tiles(workspace)
@@ -81,10 +79,10 @@ def test_tiles_are_small_files_made_once(workspace):
 
 
 def test_a_changed_file_gets_another_tile(workspace):
-    (old, _), *_ = concept_tiles(workspace).pictures
+    (old, _), *_ = concept_tiles(workspace).thumbnails
     blue = make_thumbnail(Image.new("RGB", (64, 64), "blue"))
     workspace.library.add(Concept(T("<me/duck>"), card(), {"clip_l": vectors(0)}, None, blue), replace=True)
-    (new, _), *_ = concept_tiles(workspace).pictures
+    (new, _), *_ = concept_tiles(workspace).thumbnails
     assert new != old and Image.open(new).getpixel((5, 5))[2] > 200
 
 
@@ -124,7 +122,7 @@ def test_a_hundred_concepts_are_shown_a_page_at_a_time(tmp_path):
 
 def test_no_library_is_no_tiles(tmp_path):
     found = concept_tiles(Workspace(Library(tmp_path / "none"), tmp_path, tmp_path, tmp_path / "shown"))
-    assert (found.pictures, found.note) == ([], "")
+    assert (found.thumbnails, found.note) == ([], "")
     (tmp_path / "file").write_text("x")
     assert "file" in concept_tiles(Workspace(Library(tmp_path / "file"), tmp_path, tmp_path, tmp_path / "shown")).note
 
@@ -132,7 +130,7 @@ def test_no_library_is_no_tiles(tmp_path):
 def test_what_is_no_picture_gets_a_plain_tile(workspace, monkeypatch):
     entry = workspace.library.find(T("<me/duck>"))
     monkeypatch.setattr(type(entry), "thumbnail", b"\x89PNG\r\n\x1a\nbroken")
-    assert concept_tiles(workspace).pictures[0][0].endswith(".webp") and thumbnail_data_url(entry) == ""
+    assert concept_tiles(workspace).thumbnails[0][0].endswith(".webp") and thumbnail_data_url(entry) == ""
 
 
 # --- the card ---------------------------------------------------------------------------------------------------------
@@ -145,8 +143,8 @@ def test_a_card_in_words(workspace):
     found = concept_details(workspace.library, "<duck>")
     known = dict(found.facts)
     assert (found.token, found.prompt_token, found.title) == ("<me/duck-v2>", "<me/duck>", "Our duck")
-    assert known["Made by"] == "LoRA in 1,200 steps" and known["Made for"].startswith("the built-in base")
-    assert "likeness 0.66" in known["Measured"] and found.quality == (
+    assert known["Method"] == "LoRA in 1,200 steps" and known["Model"].startswith("the built-in base")
+    assert "likeness 0.66" in known["Scores"] and found.quality == (
         "It is like the photos, and the places that prompts ask for are drawn.",
     )
     assert found.prompts == ("<me/duck> at sea",) and found.versions == ("<me/duck-v1>", "<me/duck-v2>")
@@ -217,15 +215,16 @@ def test_two_versions_beside_each_other(workspace):
     a, b = (workspace.library.get(T(f"<me/duck-v{n}>")).vectors["clip_l"].astype(np.float64) for n in (1, 2))
     cosine = np.mean([x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(a, b, strict=True)])
     assert f"cosine {cosine:.2f}" in found.sentences[0]
-    assert ("Made by", "in 100 steps", "") in found.rows and all(each.startswith("data:") for each in found.pictures)
+    assert ("Method", "in 100 steps", "") in found.rows and all(each.startswith("data:") for each in found.thumbnails)
     others = compare_concepts(workspace.library, "<me/duck>", "<me/photo>")
-    assert "different bases" in others.sentences[0]
+    assert "different kinds of models" in others.sentences[0]
 
 
 def test_several_are_checked(workspace):
     assert "no base can generate both" in check_conflicts(workspace.library, ["<me/duck>", "<me/photo>"])
     assert (
-        check_conflicts(workspace.library, ["<me/duck>", "<you/ink>"]) == "Nothing speaks against them in one prompt."
+        check_conflicts(workspace.library, ["<me/duck>", "<you/ink>"])
+        == "No conflicts: they can be used in one prompt."
     )
     workspace.library.add(Concept(T("<me/twin>"), card(), workspace.library.get(T("<me/duck>")).vectors))
     assert "Try <me/duck-v2:1> <me/twin-v1:0>" in check_conflicts(workspace.library, ["<me/duck>", "<me/twin>"])
@@ -281,7 +280,7 @@ def test_a_name_that_is_taken_asks_what_to_do(workspace):
     data = concept_to_bytes(concept("<me/duck>", seed=9))
     (came,) = import_uploads(workspace, "page", drop(workspace, **{"duck.safetensors": data}))
     assert came.status == "refused" and "is already in the library with other content" in came.message
-    assert "another name under Call it" in came.message and "--" not in came.message
+    assert "another name" in came.message and "--" not in came.message
     shutil_again = drop(
         Workspace(workspace.library, workspace.outputs, workspace.runs, workspace.served_dir / "2"),
         **{"x.safetensors": data},
@@ -314,7 +313,7 @@ def test_a_linked_upload_is_not_followed(workspace, tmp_path):
     (tmp_path / "secret.safetensors").write_bytes(concept_to_bytes(concept("<a/secret>")))
     workspace.served_dir.mkdir()
     (workspace.served_dir / "x.safetensors").symlink_to(tmp_path / "secret.safetensors")
-    with pytest.raises(UserError, match="is not a place inside"):
+    with pytest.raises(UserError, match="is not inside"):
         import_uploads(workspace, "page", [str(workspace.served_dir / "x.safetensors")])
 
 
@@ -350,12 +349,12 @@ def test_only_programs_we_know(workspace, program):
 
 def test_delete_and_undo(workspace):
     said, versions = deletion_question(workspace.library, "<me/duck-v2>", others=False)
-    assert said == "Delete <me/duck-v2>? It can be brought back for 30 days." and versions == 2
-    assert "goes for everyone" in deletion_question(workspace.library, "<me/duck>", others=True)[0]
+    assert said == "Delete <me/duck-v2>? It can be restored for 30 days." and versions == 2
+    assert "deleted for all users" in deletion_question(workspace.library, "<me/duck>", others=True)[0]
     before = {entry.token: entry.path.read_bytes() for entry in workspace.library.entries()}
     said, name = delete(workspace.library, "<me/duck-v1>", False)
     assert said == "Deleted: <me/duck-v1>." and undo_deletion(workspace.library, name) == (
-        "Back again: <me/duck-v1>.",
+        "Restored: <me/duck-v1>.",
         "<me/duck-v1>",
     )
     said, name = delete(workspace.library, "<me/duck-v2>", True)
@@ -366,7 +365,7 @@ def test_delete_and_undo(workspace):
     assert {entry.token: entry.path.read_bytes() for entry in workspace.library.entries()} == before
     delete(workspace.library, "<you/ink>", False)
     assert (
-        empty_trash(workspace.library) == "Gone for good: 1 concept."
+        empty_trash(workspace.library) == "Deleted for good: 1 concept."
         and empty_trash(workspace.library) == "The trash was empty."
     )
 

@@ -11,9 +11,10 @@ from PIL import Image
 from sdpersonal import storage
 from sdpersonal.app.backend import Workspace
 from sdpersonal.app.backend.train import uploads
-from sdpersonal.app.backend.train.page import TrainPage
+from sdpersonal.app.backend.train.photo_files import MAX_UPLOADS, sample_sets
 from sdpersonal.app.backend.train.photo_review import apply_advice, review_photos
-from sdpersonal.app.backend.train.uploads import MAX_UPLOADS, PhotoUploads, UploadsByPage, sample_sets
+from sdpersonal.app.backend.train.train_page import TrainPage
+from sdpersonal.app.backend.train.uploads import PhotoUploads, UploadsByPage
 from sdpersonal.concepts.library import Library
 from sdpersonal.errors import DiskFull, UserError
 from sdpersonal.photos.loading import load_photos
@@ -29,9 +30,9 @@ def picture(path, seed=0, size=(320, 280), **saving):
 
 
 @pytest.fixture
-def tray(tmp_path):
-    (tmp_path / "tray").mkdir()
-    return PhotoUploads(tmp_path / "tray", 128)
+def photo_uploads(tmp_path):
+    (tmp_path / "photo_uploads").mkdir()
+    return PhotoUploads(tmp_path / "photo_uploads", 128)
 
 
 @pytest.fixture
@@ -41,24 +42,24 @@ def workspace(tmp_path):
 
 
 @pytest.fixture
-def bear(tray):
-    tray.add(sorted(BEAR.iterdir()))
-    return tray
+def bear(photo_uploads):
+    photo_uploads.add(sorted(BEAR.iterdir()))
+    return photo_uploads
 
 
 def everything(folder):
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
-def test_what_is_kept_of_a_photo_is_its_pixels_and_no_more(tray, tmp_path):
+def test_what_is_kept_of_a_photo_is_its_pixels_and_no_more(photo_uploads, tmp_path):
     exif = Image.Exif()
     exif[0x010F], exif[0x0112] = "SECRET camera", 6
     exif.get_ifd(0x8825)[2] = (52.0, 31.0, 12.0)
     source = picture(tmp_path / "at my SECRET place.jpg", exif=exif, quality=95)
-    assert tray.add([source]) == []
-    assert b"SECRET" not in everything(tray.folder)
-    assert [path.name for path in (tray.folder / "used").iterdir()] == ["photo 01"]
-    with Image.open(tray.path(0)) as kept:
+    assert photo_uploads.add([source]) == []
+    assert b"SECRET" not in everything(photo_uploads.folder)
+    assert [path.name for path in (photo_uploads.folder / "used").iterdir()] == ["photo 01"]
+    with Image.open(photo_uploads.path(0)) as kept:
         assert kept.size == (280, 320) and not kept.getexif()  # upright
 
 
@@ -89,7 +90,7 @@ def test_captions_come_along_by_name_and_can_be_changed(bear, tmp_path):
     assert found["photo 03"] == found["photo 04"] == ()
 
 
-def test_files_that_are_no_photos_are_told_and_the_rest_is_used(tray, tmp_path):
+def test_files_that_are_no_photos_are_told_and_the_rest_is_used(photo_uploads, tmp_path):
     good = picture(tmp_path / "good.png")
     (tmp_path / "page.jpg").write_text("<html>")
     (tmp_path / "cut.jpg").write_bytes(picture(tmp_path / "whole.jpg", 3).read_bytes()[:-3000])
@@ -97,35 +98,35 @@ def test_files_that_are_no_photos_are_told_and_the_rest_is_used(tray, tmp_path):
     picture(tmp_path / "small.png", size=(100, 100))
     shutil.copy(good, tmp_path / "again.png")
     (tmp_path / ".DS_Store").write_bytes(b"x")
-    said = tray.add([path for path in tmp_path.iterdir() if path.is_file() and path.name != "whole.jpg"])
+    said = photo_uploads.add([path for path in tmp_path.iterdir() if path.is_file() and path.name != "whole.jpg"])
     text = "\n".join(said)
     for words in ("a web page", "ends early", "a GIF", "at least 256", "is the same photo as photo 01"):
         assert words in text
-    assert "DS_Store" not in text and len(tray.uploads) == 1
+    assert "DS_Store" not in text and len(photo_uploads.uploads) == 1
     many = [(tmp_path / f"{n}.gif") for n in range(20)]
     for path in many:
         path.write_bytes(b"GIF89a")
-    said = tray.add(many)
-    assert len(said) == 6 and said[-1] == "And 15 more that I cannot use."
+    said = photo_uploads.add(many)
+    assert len(said) == 6 and said[-1] == "And 15 more that cannot be used."
 
 
-def test_too_much_at_once_is_refused_before_anything_is_read(tray, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="1,000 files; I take up to 40"):
-        tray.add([tmp_path / f"{n}.jpg" for n in range(1000)])  # which need not exist
+def test_too_much_at_once_is_refused_before_anything_is_read(photo_uploads, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="1,000 files; at most 40"):
+        photo_uploads.add([tmp_path / f"{n}.jpg" for n in range(1000)])  # which need not exist
     with pytest.raises(UserError, match="no photos"):
-        tray.add([])
+        photo_uploads.add([])
     (tmp_path / "01.txt").write_text("{}")
     with pytest.raises(UserError, match="no photos"):
-        tray.add([tmp_path / "01.txt"])
+        photo_uploads.add([tmp_path / "01.txt"])
     for n in range(MAX_UPLOADS):
-        tray.uploads.append(uploads.Upload(f"photo {n}", str(n)))
-    with pytest.raises(UserError, match="up to 40"):
-        tray.add([picture(tmp_path / "a.png")])
-    tray.uploads.clear()
+        photo_uploads.uploads.append(uploads.Upload(f"photo {n}", str(n)))
+    with pytest.raises(UserError, match="at most 40"):
+        photo_uploads.add([picture(tmp_path / "a.png")])
+    photo_uploads.uploads.clear()
     monkeypatch.setattr(storage, "free_bytes", lambda folder: 1000)
     with pytest.raises(DiskFull, match="disk is nearly full"):
-        tray.add([tmp_path / "a.png"])
-    assert list(tray.folder.iterdir()) == []
+        photo_uploads.add([tmp_path / "a.png"])
+    assert list(photo_uploads.folder.iterdir()) == []
 
 
 def test_a_photo_is_turned_and_left_out_and_comes_back(bear):
@@ -140,7 +141,7 @@ def test_a_photo_is_turned_and_left_out_and_comes_back(bear):
     assert bear.left_out() is None and bear.used_photos().photos[0].captions
     for number in (-1, 5, 1.0, True, None, "0", [0]):
         for act in (lambda n: bear.rotate(n, 1), lambda n: bear.use(n, False), bear.captions):
-            with pytest.raises(UserError, match="not here any more"):
+            with pytest.raises(UserError, match="does not exist any more"):
                 act(number)
     bear.clear()
     assert bear.used_photos() is None and bear.left_out() is None and bear.uploads == []
@@ -148,7 +149,7 @@ def test_a_photo_is_turned_and_left_out_and_comes_back(bear):
 
 def test_a_look_has_a_tile_for_each_photo_whatever_was_done(bear, workspace):
     found = review_photos(bear, workspace, "page", "object", "bear", "center")
-    assert found.count == 5 and not found.has_advice and "nothing to change" in found.summary
+    assert found.count == 5 and not found.has_advice and "no problems found" in found.summary
     bear.use(2, False)
     bear.rotate(0, 1)
     found = review_photos(bear, workspace, "page", "object", "bear", "subject")
@@ -189,12 +190,12 @@ def test_the_doctors_advice_is_followed_by_a_click(bear, workspace, tmp_path):
 
 
 @pytest.mark.parametrize("clockwise", [True, False])
-def test_what_lies_on_its_side_is_turned_to_where_it_was(tray, workspace, tmp_path, clockwise):
+def test_what_lies_on_its_side_is_turned_to_where_it_was(photo_uploads, workspace, tmp_path, clockwise):
     upright = bad.in_one_place(seed=0)
-    tray.add(sorted(bad.save_all(bad.with_one_turned(upright, 2, clockwise), tmp_path / "photos").iterdir()))
-    assert "on its side?" in review_photos(tray, workspace, "page", "object", "", "center").tiles[2][1]
-    apply_advice(tray, "object", "", "center")
-    now = np.asarray(Image.open(tray.path(2)).resize((64, 64)), np.float32)
+    photo_uploads.add(sorted(bad.save_all(bad.with_one_turned(upright, 2, clockwise), tmp_path / "photos").iterdir()))
+    assert "on its side?" in review_photos(photo_uploads, workspace, "page", "object", "", "center").tiles[2][1]
+    apply_advice(photo_uploads, "object", "", "center")
+    now = np.asarray(Image.open(photo_uploads.path(2)).resize((64, 64)), np.float32)
     then = np.asarray(upright[2].convert("RGB").resize((64, 64)), np.float32)
     assert np.abs(now - then).mean() < 8 < np.abs(now - np.rot90(then, 2)).mean()
 
@@ -220,25 +221,25 @@ class Studio:
 
 
 def test_only_uploads_are_taken_and_they_are_gone_afterwards(workspace, tmp_path):
-    workshop = TrainPage(workspace, Studio())
+    train_page = TrainPage(workspace, Studio())
     try:
         outside = picture(tmp_path / "private.png")
         for place in (str(outside), "/etc/passwd", "../private.png", "", "x\0y", str(workspace.served_dir)):
-            assert "not a place inside" in workshop.add_photos("page", [place])
-        assert outside.exists() and workshop.uploads_by_page.get("page", 128).uploads == []
+            assert "not inside" in train_page.add_photos("page", [place])
+        assert outside.exists() and train_page.uploads_by_page.get("page", 128).uploads == []
         sent = picture(workspace.served_dir / "a.png")
         (workspace.served_dir / "evil.gif").write_bytes(b"GIF89a")
-        assert "a GIF" in workshop.add_photos("page", [str(sent), str(workspace.served_dir / "evil.gif")])
+        assert "a GIF" in train_page.add_photos("page", [str(sent), str(workspace.served_dir / "evil.gif")])
         assert (
-            not list(workspace.served_dir.glob("*.*")) and len(workshop.uploads_by_page.get("page", 128).uploads) == 1
+            not list(workspace.served_dir.glob("*.*")) and len(train_page.uploads_by_page.get("page", 128).uploads) == 1
         )
-        assert workshop.add_photos("page", None) == "" == workshop.add_photos("page", [])
+        assert train_page.add_photos("page", None) == "" == train_page.add_photos("page", [])
         form = {"kind": "nonsense", "noun": None, "crop": "yes"}
-        assert workshop.review_photos("page", form).count == 1
-        assert "not here any more" in workshop.rotate_photo("page", 7, 1)
-        assert workshop.select_photo("page", None).name == "" == workshop.select_photo("page", -9).name
+        assert train_page.review_photos("page", form).count == 1
+        assert "does not exist any more" in train_page.rotate_photo("page", 7, 1)
+        assert train_page.select_photo("page", None).name == "" == train_page.select_photo("page", -9).name
     finally:
-        workshop.close()
+        train_page.close()
 
 
 def test_the_sample_photos_are_there():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdpersonal.app.backend.generate.concept_picker import concept_choices
+from sdpersonal.app.backend.generate.prompt import concept_choices
 from sdpersonal.app.backend.workspace import Workspace
 from sdpersonal.concepts.library import Library
 from support.stock import small_library
@@ -16,7 +16,7 @@ def test_a_shelf_shows_what_the_base_can_draw(tmp_path):
     found = concept_choices(workspace, "tiny")
     assert [token for _, token in found.tiles] == ["<me/duck>", "<you/ink>"] == list(found.tokens)
     assert Image.open(Path(found.tiles[0][0])).getpixel((5, 5))[0] > 200  # the thumbnail's red
-    assert "1 more is for another base" in found.note and "1 damaged" in found.note
+    assert "1 more is for other models" in found.note and "1 damaged" in found.note
     searched = concept_choices(workspace, "tiny", "INK")
     assert [token for _, token in searched.tiles] == ["<you/ink>"] and searched.tokens == found.tokens
 

@@ -13,17 +13,18 @@ import pytest
 
 from sdpersonal.app.backend import Workspace
 from sdpersonal.app.backend.train import training_service
-from sdpersonal.app.backend.train.form import name_note, parse_settings, plan_text
 from sdpersonal.app.backend.train.loss_plot import loss_svg, progress_html
-from sdpersonal.app.backend.train.processes import Process, start_process
 from sdpersonal.app.backend.train.run_status import LossPoints, ProgressReader, RunStatusReader, read_json
 from sdpersonal.app.backend.train.run_view import run_view
-from sdpersonal.app.backend.train.training_service import (
-    TrainingService,
-    format_minutes,
+from sdpersonal.app.backend.train.train_form import name_note, parse_settings, plan_text
+from sdpersonal.app.backend.train.trainer_process import (
+    Process,
+    command_name,
     settings_from_json,
     settings_to_argv,
+    start_process,
 )
+from sdpersonal.app.backend.train.training_service import TrainingService
 from sdpersonal.app.backend.train.uploads import PhotoUploads
 from sdpersonal.concepts.library import Library
 from sdpersonal.config import DreamboothSettings, TextualInversionSettings
@@ -40,9 +41,9 @@ def workspace(tmp_path):
 
 
 @pytest.fixture
-def tray(tmp_path):
-    (tmp_path / "tray").mkdir()
-    found = PhotoUploads(tmp_path / "tray", 128)
+def photo_uploads(tmp_path):
+    (tmp_path / "photo_uploads").mkdir()
+    found = PhotoUploads(tmp_path / "photo_uploads", 128)
     found.add(sorted(BEAR.iterdir())[:6])
     return found
 
@@ -72,16 +73,16 @@ def until(trainings, what, user=None):
 
 
 def learning(standing):
-    return standing.state == "learning" and standing.step >= 2
+    return standing.state == "training" and standing.step >= 2
 
 
 class Base:
     name, kind, device, resolution = "tiny", "tiny", "cpu", 128
 
 
-FORM = {"owner": "me", "name": "bear", "kind": "One thing or animal", "noun": "bear", "agrees": False}
-FORM |= {"method": "Closest likeness (DreamBooth, LoRA)", "crop": False, "flip": False, "early_stop": True}
-FORM |= {"text_encoder": False, "prior": "Nothing", "steps": "", "lr": None, "rank": " "}
+FORM = {"owner": "me", "name": "bear", "kind": "Object or animal", "noun": "bear", "agrees": False}
+FORM |= {"method": "DreamBooth LoRA: closest likeness", "crop": False, "flip": False, "early_stop": True}
+FORM |= {"text_encoder": False, "prior": "None", "steps": "", "lr": None, "rank": " "}
 FORM |= {"resolution": "", "seed": ""}
 
 
@@ -89,48 +90,52 @@ FORM |= {"resolution": "", "seed": ""}
 
 
 @pytest.mark.slow
-def test_a_training_from_start_to_its_concept(trainings, tray, workspace, monkeypatch):
+def test_a_training_from_start_to_its_concept(trainings, photo_uploads, workspace, monkeypatch):
     """It is found again by another app, asked for pictures, stopped and kept; its photos go, its concept stays."""
     monkeypatch.setenv("HF_TOKEN", "SECRET")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "SECRET")
-    folder = trainings.start(inversion(), tray, None)
+    folder = trainings.start(inversion(), photo_uploads, None)
     standing = until(trainings, lambda standing: True)
     assert standing.state == "starting" and (folder / "photos" / "photo 01").exists()
     about = read_json(folder / "process.json")
     child = psutil.Process(about["pid"])
     assert "SECRET" not in str(child.environ()) and os.getpgid(child.pid) == child.pid
-    with pytest.raises(UserError, match=r"You are training already, since .*in another tab"):
-        trainings.start(inversion(), tray, None)
+    with pytest.raises(UserError, match=r"You are already training, since .*in another tab"):
+        trainings.start(inversion(), photo_uploads, None)
     assert len(list(workspace.runs.iterdir())) == 1
 
     until(trainings, learning)
     again = TrainingService(workspace)  # after a restart of the app
     standing = again.shown_run(None)
-    assert standing.state == "learning" and standing.folder == folder.resolve() and standing.steps == 5000
+    assert standing.state == "training" and standing.folder == folder.resolve() and standing.steps == 5000
     assert again.running_training(None).is_own and not again.running_training("anna").is_own
     assert (
-        "Somebody is training" in again.running_training("anna").message()
+        "Another user is training" in again.running_training("anna").message()
         and "bear" not in again.running_training("anna").message()
     )
     assert again.shown_run("anna") is None
     first = run_view(standing, workspace, "page")
-    assert first.title == "Learning <me/bear>" and "of at most 5,000" in first.text and "<progress" in first.bar
+    assert first.title == "Training <me/bear>" and "of at most 5,000" in first.text and "<progress" in first.bar
     again.send_command(None, "sample")
     standing = until(again, lambda now: (folder / "trials.jsonl").read_text().endswith("\n"))
     second = run_view(standing, workspace, "page", first.stamp)
-    assert len(second.pictures) == 2 and "So far" in second.score
-    assert run_view(standing, workspace, "page", second.stamp).pictures == ()
+    assert len(second.images) == 2 and "So far" in second.score
+    assert run_view(standing, workspace, "page", second.stamp).images == ()
     until(again, lambda now: now.step > standing.step)
     again.send_command(None, "keep")
     standing = until(again, lambda now: not now.running)
     assert standing.state == "done" and standing.token == "<me/bear-v1>", (folder / "errors.txt").read_text()
     last = run_view(standing, workspace, "page")
     assert last.title == "<me/bear-v1> is ready" and last.prompts[0] == "a photo of <me/bear>"
-    assert Path(last.report).is_relative_to(workspace.session_dir("page")) and len(last.pictures) == 2
+    assert Path(last.report).is_relative_to(workspace.session_dir("page")) and len(last.images) == 2
     until(trainings, lambda now: not (folder / "photos").exists())  # whoever started it tidies up
-    assert trainings.pace() and trainings.running_training(None) is None
-    assert "going by the last one here" in plan_text(
-        FORM | {"method": "Smallest file (textual inversion)"}, 5, Base, workspace.library, trainings.pace()
+    assert trainings.measured_costs.read() and trainings.running_training(None) is None
+    assert "as measured in the last training here" in plan_text(
+        FORM | {"method": "Textual inversion: smallest file"},
+        5,
+        Base,
+        workspace.library,
+        trainings.measured_costs.read(),
     )
     trainings.dismiss(None)
     assert trainings.shown_run(None) is None and (folder / "report.html").exists()
@@ -138,8 +143,8 @@ def test_a_training_from_start_to_its_concept(trainings, tray, workspace, monkey
 
 
 @pytest.mark.slow
-def test_the_apps_end_saves_and_another_goes_on(trainings, tray, workspace):
-    folder = trainings.start(inversion(steps=400, early_stop=False, samples=False), tray, "anna")
+def test_the_apps_end_saves_and_another_goes_on(trainings, photo_uploads, workspace):
+    folder = trainings.start(inversion(steps=400, early_stop=False, samples=False), photo_uploads, "anna")
     assert folder.parent == (workspace.runs / "anna").resolve()
     until(trainings, learning, "anna")
     trainings.close()
@@ -148,11 +153,11 @@ def test_the_apps_end_saves_and_another_goes_on(trainings, tray, workspace):
     assert f"Stopped after step {standing.step} of 400; it is saved." in standing.message
     assert (folder / "photos").exists() and trainings.running_training("anna") is None
     said = run_view(standing, workspace, "page").text
-    assert "Go on takes it up there" in said and "--resume" not in said
+    assert "press Resume to continue" in said and "--resume" not in said
 
     again = TrainingService(workspace)
     again.resume("anna")
-    now = until(again, lambda now: now.state == "learning" and now.step > standing.step, "anna")
+    now = until(again, lambda now: now.state == "training" and now.step > standing.step, "anna")
     steps = [json.loads(line)["step"] for line in (folder / "progress.jsonl").read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1)) and now.points.losses[0][0] == 1
     again.send_command("anna", "keep")
@@ -161,30 +166,30 @@ def test_the_apps_end_saves_and_another_goes_on(trainings, tray, workspace):
 
 
 @pytest.mark.slow
-def test_killed_it_is_told_and_cancelled_nothing_is_left(trainings, tray, workspace, tmp_path):
-    folder = trainings.start(inversion(), tray, None)
+def test_killed_it_is_told_and_cancelled_nothing_is_left(trainings, photo_uploads, workspace, tmp_path):
+    folder = trainings.start(inversion(), photo_uploads, None)
     until(trainings, learning)
     os.kill(read_json(folder / "process.json")["pid"], signal.SIGKILL)
     standing = until(trainings, lambda now: not now.running)
     assert standing.state == "failed" and "killed, or the machine ran out of memory" in standing.message
-    assert not standing.can_resume and "try once more" in run_view(standing, workspace, "page").text
-    with pytest.raises(UserError, match="No training of yours is running"):
+    assert not standing.can_resume and "try again" in run_view(standing, workspace, "page").text
+    with pytest.raises(UserError, match="You have no running training"):
         trainings.send_command(None, "keep")
     trainings.resume(None)  # there is no checkpoint: from the beginning
     assert until(trainings, learning).step >= 2
-    assert "copies of your photos are gone" in trainings.cancel(None)
+    assert "copies of your photos were deleted" in trainings.cancel(None)
     assert not folder.exists() and trainings.shown_run(None) is None and trainings.running_training(None) is None
     assert workspace.library.entries() == []
     with pytest.raises(UserError, match="no training to cancel"):
         trainings.cancel(None)
 
 
-def test_of_two_pages_that_press_start_at_once_one_begins(trainings, tray, workspace):
+def test_of_two_pages_that_press_start_at_once_one_begins(trainings, photo_uploads, workspace):
     ends = []
 
     def press():
         try:
-            ends.append(trainings.start(inversion(), tray, None))
+            ends.append(trainings.start(inversion(), photo_uploads, None))
         except UserError as error:
             ends.append(str(error))
 
@@ -194,22 +199,22 @@ def test_of_two_pages_that_press_start_at_once_one_begins(trainings, tray, works
     for thread in threads:
         thread.join()
     begun = [end for end in ends if isinstance(end, Path)]
-    assert len(begun) == 1 and sum("You are training already" in str(end) for end in ends) == 3
+    assert len(begun) == 1 and sum("You are already training" in str(end) for end in ends) == 3
     assert [path.name for path in workspace.runs.iterdir()] == [begun[0].name]
 
 
-def test_what_goes_wrong_at_the_start_is_the_trainers_own_sentence(trainings, tray, workspace):
-    folder = trainings.start(inversion(base="no-such-base"), tray, None)
+def test_what_goes_wrong_at_the_start_is_the_trainers_own_sentence(trainings, photo_uploads, workspace):
+    folder = trainings.start(inversion(base="no-such-base"), photo_uploads, None)
     standing = until(trainings, lambda now: not now.running)
     assert standing.state == "failed" and "no-such-base" in standing.message and "Traceback" not in standing.message
     assert run_view(standing, workspace, "page").title == "<me/bear> is not finished"
     (folder / "errors.txt").write_text("Traceback (most recent call last):\n  File /home/me/secret\nKeyError: 'x'\n")
     words = run_view(trainings.shown_run(None), workspace, "page").text
-    assert "mistake of this program" in words and "secret" not in words
+    assert "error in this program" in words and "secret" not in words
 
 
 @pytest.mark.parametrize("wrong", ["full", "library gone", "no photo left"])
-def test_a_start_that_fails_leaves_nothing(trainings, tray, workspace, monkeypatch, wrong):
+def test_a_start_that_fails_leaves_nothing(trainings, photo_uploads, workspace, monkeypatch, wrong):
     if wrong == "full":
         monkeypatch.setattr(training_service.storage, "free_bytes", lambda folder: 1000)
     elif wrong == "library gone":
@@ -217,9 +222,9 @@ def test_a_start_that_fails_leaves_nothing(trainings, tray, workspace, monkeypat
             training_service, "start_process", lambda *_: (_ for _ in ()).throw(UserError("no process"))
         )
     else:
-        tray.clear()
+        photo_uploads.clear()
     with pytest.raises(UserError):
-        trainings.start(inversion(), tray, None)
+        trainings.start(inversion(), photo_uploads, None)
     assert not workspace.runs.exists() or list(workspace.runs.iterdir()) == []
     assert trainings.running_training(None) is None
 
@@ -238,7 +243,7 @@ def test_a_number_that_was_given_to_another_is_not_taken_for_it(trainings, works
     (run / "settings.json").write_text(json.dumps(inversion().model_dump(mode="json")))
     (run / "process.json").write_text(json.dumps({"pid": mine.pid, "born": mine.create_time() - 100, "began": 5.0}))
     assert TrainingService(workspace).shown_run(None).state == "failed"
-    assert "gone" in TrainingService(workspace).cancel(None)  # and this test goes on
+    assert "deleted" in TrainingService(workspace).cancel(None)  # and this test goes on
     for nonsense in ("{", "[]", '{"pid": "x", "born": null}', '{"pid": true}', "\0"):
         run.mkdir(exist_ok=True)
         (run / "process.json").write_text(nonsense)
@@ -278,9 +283,7 @@ def test_settings_come_back_as_they_were_kept():
         inversion(lr=0.5),
         DreamboothSettings(photos="x", token="<me/a>", class_noun="cat", method="pivotal"),
     ):
-        kept = json.loads(
-            json.dumps(asked.model_dump(mode="json") | {"program": training_service._command_name(asked)})
-        )
+        kept = json.loads(json.dumps(asked.model_dump(mode="json") | {"program": command_name(asked)}))
         assert settings_from_json(kept) == asked
     with pytest.raises(UserError):
         settings_from_json({"program": "dreambooth", "photos": "x", "token": "<me/a>", "steps": -1})
@@ -329,20 +332,20 @@ def test_a_form_becomes_settings_or_a_sentence():
             parse_settings(FORM | {"lr": text}, Base)
     typed = parse_settings(FORM | {"steps": "1,000", "lr": "1e-4", "rank": "8", "resolution": 64, "seed": "7"}, Base)
     assert (typed.steps, typed.lr, typed.rank, typed.resolution, typed.seed) == (1000, 1e-4, 8, 64, 7)
-    person = parse_settings(FORM | {"kind": "One person", "agrees": True}, Base)
+    person = parse_settings(FORM | {"kind": "Person", "agrees": True}, Base)
     assert person.consent == "yes" and person.kind == "person"
     for change, words in (
         ({"noun": "  "}, "what it is"),
-        ({"noun": None}, "what it is"),
+        ({"noun": None}, "class noun is empty"),
         ({"noun": 5}, "class_noun must be"),
         ({"noun": "x" * 101}, "class_noun must be"),
-        ({"name": ""}, "a name"),
-        ({"name": None}, "a name"),
+        ({"name": ""}, "name is empty"),
+        ({"name": None}, "name is empty"),
         ({"name": "My Cat"}, "<me/my-cat>"),
         ({"name": "cat-v2"}, "has a version"),
         ({"name": "a/b"}, "not a concept's token"),
-        ({"kind": "One person"}, "tick that this person agrees"),
-        ({"kind": "One person", "agrees": "yes"}, "tick that this person agrees"),
+        ({"kind": "Person"}, "consent of this person is not ticked"),
+        ({"kind": "Person", "agrees": "yes"}, "consent of this person is not ticked"),
         ({"kind": "x"}, "not one of the choices"),
         ({"kind": ["x"]}, "not one of the choices"),
         ({"steps": float("nan")}, "steps must be"),
@@ -362,13 +365,12 @@ def test_a_form_becomes_settings_or_a_sentence():
 
 def test_a_plan_says_how_long_and_how_much_before_anything_was_measured(workspace):
     said = plan_text(FORM, 5, Base, workspace.library, {})
-    assert "At most 320 steps" in said and "a guess" in said and "GB of memory" in said
+    assert "At most 320 steps" in said and "an estimate" in said and "GB of memory" in said
     assert "At most 640 steps" in plan_text(FORM, 20, Base, workspace.library, {})
-    assert "add photos" in plan_text(FORM, 0, Base, workspace.library, {}).lower()
-    assert "Before I can start: Give it a name" in plan_text(FORM | {"name": ""}, 5, Base, workspace.library, {})
-    assert (format_minutes(10), format_minutes(70), format_minutes(240), format_minutes(9000)) == (
-        "less than a minute", "a minute", "4 minutes", "2 hours",
-    )  # fmt: skip
+    assert "photos" in plan_text(FORM, 0, Base, workspace.library, {}).lower()
+    assert "Missing before training: The concept name is empty" in plan_text(
+        FORM | {"name": ""}, 5, Base, workspace.library, {}
+    )
 
 
 def test_a_run_of_the_command_line_is_none_of_the_apps(workspace, tmp_path):

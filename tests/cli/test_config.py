@@ -39,7 +39,7 @@ def test_size(size):
 
 
 def test_everything_at_its_largest_is_too_much_together():
-    with pytest.raises(UserError, match="times more than I take at once"):
+    with pytest.raises(UserError, match="times the limit of one request"):
         GenerateRequest(prompt="a cat", n=100, steps=150, size="2048x2048")
 
 

@@ -1,5 +1,7 @@
 """Every command and link in the README works as written."""
 
+import ast
+import inspect
 import os
 import re
 import shlex
@@ -8,6 +10,7 @@ import sys
 
 import pytest
 
+import sdpersonal
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -93,3 +96,19 @@ def _docstrings():
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\bexamples/[\w./-]+\w", README + _docstrings()))))
 def test_sample_photos_named_are_there(path):
     assert (ROOT / path).exists()
+
+
+def test_the_python_example_fits_the_signatures():
+    """Every call is bound to the function's own signature; docs/python-api.md has the examples that are run."""
+    [example] = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+    load = sdpersonal.load
+    pipeline = getattr(sys.modules[load.__module__], load.__annotations__["return"])
+    bound = []
+    for call in (node for node in ast.walk(ast.parse(example)) if isinstance(node, ast.Call)):
+        owner, _, name = ast.unparse(call.func).rpartition(".")
+        if owner in ("sp", "sd"):
+            function = getattr(sdpersonal if owner == "sp" else pipeline, name)
+            positional = [None] * (len(call.args) + (owner == "sd"))  # with self
+            inspect.signature(function).bind(*positional, **{keyword.arg: None for keyword in call.keywords})
+            bound.append(name)
+    assert {"train_dreambooth", "load", "generate", "Library"} <= set(bound)

@@ -221,7 +221,7 @@ def test_the_page_says_its_own_labels(monkeypatch):
     import gradio as gr
 
     from sdpersonal.app.backend.error_text import LABELS, describe_error
-    from sdpersonal.app.ui.form import GenerateForm
+    from sdpersonal.app.ui.generate.generate_form import GenerateForm
 
     with gr.Blocks(analytics_enabled=False):
         form = GenerateForm(gr.Textbox(label="Prompt"))

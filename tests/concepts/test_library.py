@@ -21,7 +21,7 @@ import pytest
 from sdpersonal import storage
 from sdpersonal.concepts.concept_file import concept_from_bytes, concept_to_bytes
 from sdpersonal.concepts.library import Entry, Library
-from sdpersonal.errors import DiskFull, UserError
+from sdpersonal.errors import DiskFull, UnknownConcept, UserError
 from sdpersonal.prompts import Token
 from support.crash import CALLS, DIED, DONE, NO_ROOM, REFUSED, calls_made, die_at, fail_at, in_child
 from support.samples import card, concept, embedding, vectors
@@ -50,6 +50,46 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*") if path.name.startswith(".") and path.name != storage.LOCK_NAME]
+
+
+# --- as a mapping -----------------------------------------------------------------------------------------------------
+
+
+def test_a_library_is_used_like_a_mapping_from_tokens(library):
+    assert len(library) == 0 and list(library) == [] and "<me/duck>" not in library and library
+    first, second = library.add(embedding("<me/duck>", 1)), library.add(embedding("<me/duck>", 2))
+    library.add(concept("<me/cat>", 3))
+    assert len(library) == 3 and [str(token) for token in library] == ["<me/cat-v1>", "<me/duck-v1>", "<me/duck-v2>"]
+    assert library["<me/duck>"].token == second and library["<me/duck-v1>"].token == first
+    assert library[first].identity == library.get(first).identity and library["duck"].token == second
+    for token in ("<me/duck>", "duck", "<me/duck-v2>", first):
+        assert token in library
+    for token in ("<me/duck-v3>", "<you/duck>", "", "<not a token>", 3, None):
+        assert token not in library
+
+
+def test_an_unknown_token_is_a_key_error_that_names_the_nearest(library):
+    library.add(embedding("<me/duck>", 1))
+    with pytest.raises(UnknownConcept) as caught:
+        library["<me/dukc>"]
+    assert isinstance(caught.value, KeyError) and isinstance(caught.value, UserError) and caught.value.exit_code == 2
+    assert str(caught.value) == "No concept <me/dukc>.\nDid you mean <me/duck>?"
+    with pytest.raises(UserError, match="not a token"):
+        library["<not a token>"]
+    with pytest.raises(UserError, match="text like"):
+        library[3]
+
+
+def test_every_method_takes_a_token_as_text(library, tmp_path):
+    library.add(embedding("<me/duck>", 1))
+    assert library.find("<me/duck>").token == T("<me/duck-v1>") == library.versions("<me/duck>")[0]
+    assert [entry.token for entry in library.history("<me/duck>")] == [*library.identities("<me/duck>")]
+    library.edit("<me/duck>", {"title": "A duck"})
+    assert library.get("<me/duck>").card.title == "A duck"
+    assert library.rename("<me/duck>", "<me/drake>") == [T("<me/drake-v1>")]
+    copy = Library(tmp_path / "copy")
+    assert copy.import_(library.find("<me/drake>").path, as_="<me/duck>") == T("<me/duck-v1>")
+    assert library.remove("<me/drake>") == [T("<me/drake-v1>")] and len(library) == 0
 
 
 # --- adding and finding -----------------------------------------------------------------------------------------------
@@ -287,8 +327,8 @@ def test_a_linked_file_is_refused_and_removing_it_removes_the_link(library, tmp_
     secret.write_bytes(concept_to_bytes(embedding("<me/secret-v1>")))
     (library.folder / "me" / "link-v1.safetensors").symlink_to(secret)
     [_, entry] = library.entries()
-    assert "not a place inside" in entry.damaged
-    with pytest.raises(UserError, match="not a place inside"):
+    assert "not inside" in entry.damaged
+    with pytest.raises(UserError, match="not inside"):
         library.get(T("<link>"))
     library.remove(T("<link>"))
     assert tokens(library) == ["<me/duck-v1>"] and secret.exists()
@@ -669,16 +709,16 @@ def _calls(log: str):
         yield (
             call,
             f"{folder.partition('/concepts')[0]}/concepts/temporary"
-            if name.endswith(storage.staging.TEMPORARY_SUFFIX)
+            if name.endswith(storage.atomic.TEMPORARY_SUFFIX)
             else path,
         )
 
 
 def test_leftovers_of_the_dead_are_swept_and_those_of_the_living_are_not(library):
     library.add(concept())
-    dead = storage.staging.temporary_path(library.folder / "me" / "duck-v1.safetensors")
+    dead = storage.atomic.temporary_path(library.folder / "me" / "duck-v1.safetensors")
     dead.write_bytes(b"half")
-    living, guard = storage.staging.create_temporary(library.folder / "me" / "other")
+    living, guard = storage.atomic.create_temporary(library.folder / "me" / "other")
     foreign = library.folder / "me" / ".tmpAbCdEf"
     foreign.write_bytes(b"")
     assert library.sweep() == 1 and living.exists() and foreign.exists() and not dead.exists()

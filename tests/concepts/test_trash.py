@@ -99,7 +99,7 @@ def test_only_a_deletions_name_is_one(library, name):
 def test_a_linked_trash_takes_nothing_elsewhere(library, tmp_path):
     (tmp_path / "outside").mkdir()
     (library.folder / ".trash").symlink_to(tmp_path / "outside")
-    with pytest.raises(UserError, match="is not a place inside"):
+    with pytest.raises(UserError, match="is not inside"):
         Trash(library).delete(T("<you/ink>"))
     assert list((tmp_path / "outside").iterdir()) == [] and len(here(library)) == 3
 

@@ -24,7 +24,7 @@ from sdpersonal.evaluation import (
 from sdpersonal.evaluation.concept_score import (
     COPY_CORRELATION,
     PROMPTS,
-    SEEDS,
+    SCORE_SEEDS,
     class_phrase,
     prompts_and_seeds,
     with_article,
@@ -138,7 +138,7 @@ def by_hand(peer, kind, noun, photos, plain, images):
         found = []
         for number, feature in enumerate(features):
             odds = [math.exp(scale * float(feature @ text)) for text in texts]
-            found.append(odds[number // len(SEEDS)] / sum(odds))
+            found.append(odds[number // len(SCORE_SEEDS)] / sum(odds))
         return np.array(found)
 
     pairs = [float(his[i] @ his[j]) for i in range(len(his)) for j in range(len(his)) if i != j]

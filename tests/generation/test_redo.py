@@ -192,7 +192,9 @@ def test_lists_are_not_read_for_a_picture(stock, place, capsys):
     """A recipe's alternatives are chosen; one that still has some was made by hand."""
     (place.folder / "wildcards").mkdir()
     recipe = read_recipe(stock[1][0]).model_copy(update={"prompt": "a __secret__", "concepts": ()})
-    assert "I know no folder" in refused(place, capsys, png_with_recipe(Image.new("RGB", (64, 64)), recipe))
+    assert "No folder of wildcards was given" in refused(
+        place, capsys, png_with_recipe(Image.new("RGB", (64, 64)), recipe)
+    )
 
 
 def test_start_pictures_are_known_by_their_pixels(stock, place, capsys):

@@ -111,7 +111,7 @@ def test_comfyui_as_it_was_run():
     data = png(prompt=graph())
     assert fields(data) == WHOLE
     assert networks(data) == [("embedding", "easy", None), ("LoRA", "ink", 0.8), ("LoRA", "duck", -0.5)]
-    assert "It was drawn with the model v1-5." in read(data).notes and read(data).program == "ComfyUI"
+    assert "It was generated with the model v1-5." in read(data).notes and read(data).program == "ComfyUI"
 
 
 @pytest.mark.parametrize("format", ["JPEG", "WEBP"])
@@ -280,7 +280,7 @@ def test_nodes_of_packs():
     wanted = {"prompt": "a fox", "negative": "dull", "seed": 5, "steps": 12, "guidance": 6, "size": "512x640"}
     assert fields(data) == wanted | {"clip_skip": 2, "scheduler": "DDIM"}
     assert networks(data) == [("LoRA", "one", 0.7), ("LoRA", "three", 1.5)]
-    assert any("one of 2 pictures" in note for note in read(data).notes)
+    assert any("one of 2 images" in note for note in read(data).notes)
 
 
 def test_comfyui_from_another_picture():
@@ -292,7 +292,7 @@ def test_comfyui_from_another_picture():
     begun["3"]["inputs"]["denoise"] = 0.35
     found = read(png(prompt=begun))
     assert found.fields["change"] == 0.35 and "size" not in found.fields
-    assert "It began from another picture: give that with --start." in found.notes
+    assert "It began from another image: give that with --start." in found.notes
 
 
 def test_of_several_samplers_the_one_that_made_the_picture():
@@ -377,8 +377,8 @@ def test_invokeai_since_3():
     for each in (data, png(invokeai_metadata=old)):
         assert networks(each) == [("LoRA", "ink", 0.75)]
         assert {
-            "It was drawn with the model dreamer.",
-            "It began from another picture: give that with --start.",
+            "It was generated with the model dreamer.",
+            "It began from another image: give that with --start.",
         } <= set(read(each).notes)
         assert any("ControlNet" in note for note in read(each).notes)
 
@@ -665,7 +665,7 @@ def test_civitai():
     )
     found = read(png(parameters=text))
     assert [(each.name, each.strength) for each in found.networks] == [("Ink", 0.8)] and found.fields["clip_skip"] == 2
-    assert "It was drawn with the model A, B." in found.notes
+    assert "It was generated with the model A, B." in found.notes
 
 
 def test_sd_next_and_other_programs():
@@ -677,7 +677,7 @@ def test_sd_next_and_other_programs():
     found = read(png(parameters=text))
     assert found.program == "SD.Next" and found.fields["enlarge"] == 1.5 and found.fields["scheduler"] == "Euler a"
     begun = read(png(parameters=text.replace("txt2img; upscale", "img2img").replace("Hires scale: 1.5, ", "")))
-    assert "It began from another picture: give that with --start." in begun.notes
+    assert "It began from another image: give that with --start." in begun.notes
     space = {"prompt": "a cat", "negative_prompt": "dull", "resolution": "832 x 1216", "guidance_scale": 5.5}
     space |= {"num_inference_steps": 24, "seed": 7, "sampler": "DPM++ 2M Karras"}
     assert fields(png(parameters=space))["size"] == "832x1216"
@@ -716,7 +716,7 @@ def test_second_passes_and_what_an_api_writes(more, wanted):
 
 def test_what_only_an_image_to_image_text_says():
     found = parse_infotext(f"a cat\nSteps: 5, {TAIL}, Denoising strength: 0.5, Mask blur: 4")
-    assert "It began from another picture: give that with --start." in found.notes
+    assert "It began from another image: give that with --start." in found.notes
     plain = parse_infotext(f"a cat\nSteps: 5, {TAIL}, Denoising strength: 0.5")
     assert any(note.startswith("It says a denoising strength of 0.5: if it is an") for note in plain.notes)
     odd = parse_infotext(f"a cat\nSteps: 5, {TAIL}, Denoising strength: 0.5, Hires resize: 1024x640")
@@ -789,7 +789,7 @@ def test_programs_that_say_little():
     [
         (png(Software="Adobe Photoshop 25.0"), "comes from Adobe Photoshop 25.0, but it holds no prompt"),
         (png(prompt="a cat"), "its texts (prompt) hold no prompt that is known here"),
-        (png().replace(b"IDAT", b"IDAT jumb c2pa OpenAI"), "comes from OpenAI, which signs its pictures (C2PA)"),
+        (png().replace(b"IDAT", b"IDAT jumb c2pa OpenAI"), "comes from OpenAI, which signs its images (C2PA)"),
         (with_exif("JPEG", t305="PixelTool 3"), "comes from PixelTool 3"),
         (with_exif("JPEG", t271="Canon", t272="EOS 5D"), "holds no recipe"),
         (png(Title="x", Author="y"), "holds no recipe"),

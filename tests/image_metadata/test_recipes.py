@@ -150,7 +150,7 @@ def test_what_a_request_refuses_a_recipe_refuses_in_the_same_words(name):
         ({"concepts": [FIELDS["concepts"][0] | {"vectors": 1}]}, "vectors must be yes or no"),
         ({"concepts": [FIELDS["concepts"][0] | {"strength": math.nan}]}, "strength must be a number from -100"),
         ({"start": "/etc/passwd"}, "64 hexadecimal digits"),
-        ({"mask": A}, "a mask and no start picture"),
+        ({"mask": A}, "a mask and no start image"),
         ({"start": A, "enlarge": 2.0}, "--enlarge"),
         ({"fast": "<no token>"}, "is not a concept's token"),
         ({"batch": 0}, "batch must be a whole number from 1 to 64"),
@@ -232,7 +232,9 @@ def test_nothing_of_this_machine_gets_in():
 
 @st.composite
 def recipes(draw):
-    word = st.text(st.characters(exclude_characters="<>()[]{}\\:_"), max_size=60).filter(lambda text: "AND" not in text)
+    word = st.text(st.characters(codec="utf-8", exclude_characters="<>()[]{}\\:_"), max_size=60).filter(
+        lambda text: "AND" not in text
+    )
     bracket = st.sampled_from(
         ["", "<me/duck>", "<me/duck:0.5@0-0.5>", "<me/duck+them/ink>", "(x:1.2)", r"\<b\> \{", "[x]"]
     )
@@ -438,8 +440,8 @@ def test_what_means_the_same_here_is_taken():
     assert found.notes == (
         "Not loaded: the LoRA add-detail (0.6).",
         "Not loaded: the embedding easynegative.",
-        "It was drawn with the model v1-5.",
-        "Its noise was drawn on a graphics card: the same seed begins from other noise here.",
+        "It was generated with the model v1-5.",
+        "Its noise was generated on a GPU: the same seed begins from other noise here.",
     )
     assert found.request(n=2, seed=1) == GenerateRequest(**(dict(found.fields) | {"n": 2, "seed": 1}))
 
@@ -549,14 +551,24 @@ HOSTILE = {
     "a lone surrogate": lambda: theirs("\ud800\nSteps: 1, b: 2, c: 3"),
     "a TIFF that points at itself": lambda: jpeg(TIFF + b"\xff\xff" + entry(0x8769, 1, 8) * 99),
     "a comment without end": lambda: jpeg(TIFF + b"\1\0" + entry(0x8769, 1, 22) + b"\1\0" + entry(0x9286, 4**15, 9)),
+    "entries that overlap": lambda: jpeg(*overlapping(2000, 600_000)),
     "empty segments": lambda: b"\xff\xd8" + b"\xff\xe0\0\2" * 30_000,
     "a WebP of empty chunks": lambda: b"RIFF\xff\xff\xff\xffWEBP" + b"JUNK\0\0\0\0" * 30_000,
 }  # fmt: skip
 
 
-def jpeg(tiff: bytes) -> bytes:
-    content = b"Exif\0\0" + tiff
-    return b"\xff\xd8\xff\xe1" + struct.pack(">H", 2 + len(content)) + content + b"\xff\xda"
+def jpeg(*tiff: bytes) -> bytes:
+    """Build a JPEG without pixels whose Exif is the parts of `tiff`, one segment each."""
+    parts = [b"Exif\0\0" + part for part in tiff]
+    segments = b"".join(b"\xff\xe1" + struct.pack(">H", 2 + len(part)) + part for part in parts)
+    return b"\xff\xd8" + segments + b"\xff\xda"
+
+
+def overlapping(count: int, size: int) -> list[bytes]:
+    """Build Exif of `size` bytes, in parts, with `count` texts that each take nearly all of it."""
+    entries = b"".join(struct.pack("<HHII", 0x9286, 7, size - 12 * count - 20, 9) for _ in range(count))
+    tiff = (TIFF + struct.pack("<H", count) + entries).ljust(size, b"x")
+    return [tiff[at : at + 65_000] for at in range(0, size, 65_000)]
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -205,7 +205,7 @@ def test_the_command_and_the_page_say_how_many_were_hidden(drawn, checked, tmp_p
 
     base, _, pictures = drawn
     monkeypatch.setattr(models, "load_base", lambda name, safety: base)
-    line = f"The checker hid {sum(picture.hidden for picture in pictures)} of 6 pictures."
+    line = f"The checker hid {sum(picture.hidden for picture in pictures)} of 6 images."
     assert main(["generate", REQUEST.prompt, "--n=6", "--steps=2", "--size=64x64", "--base=x"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert line in said and said[0].endswith("Its safety checker is on.")
@@ -218,4 +218,4 @@ def test_the_command_and_the_page_say_how_many_were_hidden(drawn, checked, tmp_p
 
 def test_nothing_hidden_is_nothing_said():
     assert describe_hidden([False] * 3) == describe_hidden([]) == ""
-    assert describe_hidden([True]) == "The checker hid 1 of 1 picture."
+    assert describe_hidden([True]) == "The checker hid 1 of 1 image."

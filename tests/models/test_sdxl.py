@@ -233,7 +233,7 @@ def test_a_saved_base_is_the_same_in_diffusers_and_here(base, tmp_path):
         assert torch.equal(value, again.unet.state_dict()[key]) and torch.equal(value, stock.unet.state_dict()[key])
     assert torch.equal(base.encode_captions([[PROMPT]]).prompt_embeds, again.encode_captions([[PROMPT]]).prompt_embeds)
     assert again.schedule.prediction_type == "epsilon"
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         base.save(tmp_path / "model")
 
 

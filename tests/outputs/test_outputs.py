@@ -209,7 +209,7 @@ def test_only_pictures_of_the_folder_can_be_favourites(outputs, tmp_path):
     secret = tmp_path / "secret.png"
     secret.write_bytes(b"secret")
     for other in (secret, outputs.folder / "index.html", path.parent / ".count", path.parent.parent, path.parent):
-        with pytest.raises(UserError, match="is not a picture of"):
+        with pytest.raises(UserError, match="is not an image of"):
             outputs.add_favourite(other)
     with pytest.raises(UserError, match="No such file"):
         outputs.add_favourite(path.with_name("00009-abcdef12.png"))
@@ -266,7 +266,7 @@ def test_what_else_a_recipe_tells(outputs):
     second, first = (dict(each["facts"]) for each in Page(write_page(outputs)[0]).pictures)
     assert first["Near"] == "0.1 towards seed 7" and first["Concepts"] == "<me/duck-v1> 0.8"
     assert first["Size"] == "64x64, enlarged 2 times" and first["Chosen from"] == "a {duck|fox}"
-    assert second["Began from"] == "a picture, changed by 0.5"
+    assert second["Began from"] == "an image, changed by 0.5"
 
 
 def test_only_new_pictures_are_opened(outputs, monkeypatch):
@@ -352,7 +352,7 @@ def test_the_commands(outputs, capsys):
     assert json.loads(capsys.readouterr().out)["pictures"] == 2
     assert "<title>&lt;b&gt;</title>" in (outputs.folder / "index.html").read_text()
     assert main(["outputs", "favourite", "/etc/passwd", *here]) == 2
-    assert "is not a picture of" in capsys.readouterr().err
+    assert "is not an image of" in capsys.readouterr().err
 
 
 def test_the_folder_loads_nothing_heavy():

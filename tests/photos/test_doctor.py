@@ -144,7 +144,7 @@ def test_too_few_and_too_small(tmp_path, teddy):
 @pytest.mark.parametrize("side", [128, 512])
 def test_two_subjects(side, teddy, clip):
     teddies, others = ([picture.resize((side, side)) for picture in each] for each in (teddy, bad.in_many_places(3, 7)))
-    assert photos_with("two-subjects", teddies + others, eyes=clip) == ("06.jpg", "07.jpg", "08.jpg")
+    assert photos_with("two-subjects", teddies + others, clip=clip) == ("06.jpg", "07.jpg", "08.jpg")
     assert photos_with("two-subjects", teddies + others) == ()  # nobody looks
 
 
@@ -153,7 +153,7 @@ def test_two_real_subjects(shared_photos, clip):
     found = [
         bool(
             photos_with(
-                "two-subjects", bad.load_squares(shared_photos / a) + bad.load_squares(shared_photos / b), eyes=clip
+                "two-subjects", bad.load_squares(shared_photos / a) + bad.load_squares(shared_photos / b), clip=clip
             )
         )
         for a, b in pairs
@@ -163,16 +163,16 @@ def test_two_real_subjects(shared_photos, clip):
 
 def test_a_wrong_class_is_told_where_the_eyes_know_the_thing(teddy, clip):
     for wrong in ("airplane", "big Airplane", "crocodile"):
-        assert names(teddy, class_noun=wrong, eyes=clip) == ["wrong-class"], wrong
+        assert names(teddy, class_noun=wrong, clip=clip) == ["wrong-class"], wrong
     for silent in ("bear", "teddy bear", "dog", "thing nobody knows", ""):
-        assert names(teddy, class_noun=silent, eyes=clip) == [], silent
-    assert names(teddy, kind="person", class_noun="airplane", eyes=clip) == []
+        assert names(teddy, class_noun=silent, clip=clip) == [], silent
+    assert names(teddy, kind="person", class_noun="airplane", clip=clip) == []
 
 
 def test_real_photos_are_not_named_by_eyes_that_know_drawings_only(shared_photos, clip):
     for subject in ("teapot", "dog", "backpack"):
         pictures = bad.load_squares(shared_photos / subject)
-        assert "wrong-class" not in names(pictures, class_noun="cat", eyes=clip)
+        assert "wrong-class" not in names(pictures, class_noun="cat", clip=clip)
 
 
 def test_a_style_may_be_dark_soft_and_in_one_place_but_wants_captions(teddy):

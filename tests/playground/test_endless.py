@@ -123,7 +123,7 @@ class Painter:
 
     base = Base()
 
-    def draw(self, request, progress):
+    def generate(self, request, progress):
         digest = hashlib.sha256(request.model_dump_json().encode()).digest()
         image = Image.frombytes("RGB", (4, 2), digest[:24])
         fields = request.model_dump(include={"prompt", "seed", "near", "near_seed"})

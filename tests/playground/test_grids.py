@@ -240,7 +240,7 @@ def test_axes_as_they_are_written(text, kind, target, values, first_label):
         ({"x": "prompt: a|b <"}, None),
         ({"x": "prompt: a|<b"}, None),
         ({"x": "seed: 1..60", "y": "guidance: 1..20"}, "1,200 pictures; I take up to 1000"),
-        ({"x": "seed: 1..100", "y": "steps: 100, 150", "size": "2048x2048"}, "times more than I take at once"),
+        ({"x": "seed: 1..100", "y": "steps: 100, 150", "size": "2048x2048"}, "times the limit of one request"),
         ({"x": "checkpoint: runs/nothing"}, "holds no checkpoint"),
         ({"x": "seed: 1..2", "n": 3}, "n is not a setting"),
         ({"prompt": "x" * 2001}, "prompt must be"),
@@ -428,7 +428,7 @@ def test_private_leaves_no_recipe(generator, tmp_path):
 class Painter:
     """Paints in no time what the request alone decides: here the question is what is on the disk."""
 
-    def draw(self, request, progress, cancelled):
+    def generate(self, request, progress, cancelled):
         digest = hashlib.sha256(request.model_dump_json().encode()).digest()
         facts = {"steps": 2, "guidance": 1.0, "size": "64x64", "sampler": "DDIM", "sdpersonal": "0"}
         recipe = Recipe(

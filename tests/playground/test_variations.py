@@ -256,7 +256,7 @@ def test_a_favourites_concepts_are_the_bytes_that_drew_it(favourite, tmp_path):
 
 def test_what_began_from_another_picture_is_begun_from_alone(generator, favourite):
     (picture, *_) = generator.generate(vary_from_image(FAVOURITE, favourite, n=1)[0])
-    with pytest.raises(UserError, match="It began from another picture"):
+    with pytest.raises(UserError, match="It began from another image"):
         favourite_request(picture.recipe)
     assert favourite_request(picture.recipe, image_only=True).prompt == PROMPT
 
@@ -285,7 +285,7 @@ def test_a_picture_of_another_program_is_varied_too(tmp_path, capsys):
     command = ["vary", str(tmp_path / "theirs.png"), "--base", "tiny", "--words", "ball=cube|cone"]
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert "It was drawn with the model other." in said
+    assert "It was generated with the model other." in said
     found = [read_recipe(path.read_bytes()) for path in sorted((tmp_path / "out").glob("*/0000?-????????.png"))]
     assert [(each.prompt, each.negative, each.seed, each.steps) for each in found] == [
         ("a red cube", "blue", 5, 2),

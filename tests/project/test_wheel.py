@@ -5,10 +5,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 
 import pytest
 from PIL import Image
 
+import sdpersonal
 from conftest import ROOT
 
 PARTS = ["pyproject.toml", "README.md", "LICENSE", "NOTICE", "sdpersonal"]
@@ -36,10 +38,14 @@ def build_wheel(folder):
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
+def wheel(tmp_path_factory):
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
     """The bin folder of an environment with the wheel in it, and of this one everything but sdpersonal."""
-    folder = tmp_path_factory.mktemp("wheel")
-    wheel = build_wheel(folder)
+    folder = tmp_path_factory.mktemp("installed")
     run(sys.executable, "-m", "venv", "--without-pip", folder / "env")
     python = folder / "env" / "bin" / "python"
     run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel)
@@ -54,6 +60,20 @@ def installed(tmp_path_factory):
 @pytest.fixture
 def bare_environment():
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if name.startswith("sdpersonal/")}
+    files = {path for path in (ROOT / "sdpersonal").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert packed == {path.relative_to(ROOT).as_posix() for path in files}
+
+
+def test_an_installed_wheel_knows_its_version_without_torch(installed, bare_environment):
+    report = "import sys; sys.modules['torch'] = None; import importlib.metadata, sdpersonal as sp"
+    report += "; print(sp.__version__, importlib.metadata.version('sdpersonal'))"
+    ran = run(installed / "python", "-c", report, env=bare_environment)
+    assert ran.stdout.split() == [sdpersonal.__version__] * 2
 
 
 def test_the_package_comes_from_the_wheel(installed, bare_environment):

@@ -60,7 +60,7 @@ def test_no_name_leads_outside(tmp_path, part):
     root = tmp_path / "root"
     root.mkdir()
     (root / "out").symlink_to(tmp_path)
-    with pytest.raises(UserError, match="not a place inside"):
+    with pytest.raises(UserError, match="not inside"):
         storage.resolve_inside(root, part)
 
 
@@ -200,7 +200,7 @@ def test_a_new_folder_appears_complete_or_not_at_all(tmp_path):
 
 def test_a_new_folder_takes_no_place_that_is_taken(tmp_path):
     (tmp_path / "f").mkdir()
-    with pytest.raises(UserError, match="there already"), storage.new_folder(tmp_path / "f"):
+    with pytest.raises(UserError, match="already exists"), storage.new_folder(tmp_path / "f"):
         pass
     (tmp_path / "a").write_bytes(b"")
     with pytest.raises(UserError, match="a file, not a folder"):
@@ -227,7 +227,7 @@ def test_removing_a_link_removes_the_link(tmp_path):
 def test_renaming_overwrites_nothing(tmp_path):
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "b").write_bytes(b"2")
-    with pytest.raises(UserError, match="there already"):
+    with pytest.raises(UserError, match="already exists"):
         storage.rename(tmp_path / "a", tmp_path / "b")
     storage.rename(tmp_path / "a", tmp_path / "c")
     assert content(tmp_path) == {"b": b"2", "c": b"1"}
@@ -315,15 +315,15 @@ def test_a_failing_disk_is_reported_and_leaves_the_old_or_the_new(tmp_path, chan
 
 
 def test_only_our_own_leftovers_that_nobody_holds_are_swept(tmp_path):
-    ours = storage.staging.temporary_path(tmp_path / "a")
+    ours = storage.atomic.temporary_path(tmp_path / "a")
     ours.write_bytes(b"half")
-    folder = storage.staging.temporary_path(tmp_path / "f")
+    folder = storage.atomic.temporary_path(tmp_path / "f")
     folder.mkdir()
     (folder / "x").write_bytes(b"half")
-    held, guard = storage.staging.create_temporary(tmp_path / "b")
-    link = storage.staging.temporary_path(tmp_path / "l")
+    held, guard = storage.atomic.create_temporary(tmp_path / "b")
+    link = storage.atomic.temporary_path(tmp_path / "l")
     link.symlink_to(tmp_path / "kept")
-    foreign = [".tmpXYZ123", "a.tmp", ".x.staged", "kept", f"a{storage.staging.TEMPORARY_SUFFIX}"]
+    foreign = [".tmpXYZ123", "a.tmp", ".x.staged", "kept", f"a{storage.atomic.TEMPORARY_SUFFIX}"]
     for name in foreign:
         (tmp_path / name).write_bytes(b"")
     assert storage.remove_leftovers(tmp_path) == 2

@@ -173,7 +173,7 @@ def test_heic_and_pictures_that_hold_no_embedding():
     pillow_heif.from_pillow(Image.new("RGB", (64, 64))).save(out)
     assert recognise(out.getvalue()).name == "HEIC"
     for data, name in ((out.getvalue(), "HEIC"), (b"\xff\xd8\xff" + bytes(40), "JPEG"), (b"GIF89a" + bytes(9), "GIF")):
-        with pytest.raises(UserError, match=f"x.png is a {name} picture"):
+        with pytest.raises(UserError, match=f"x.png is a {name} image"):
             read_any(data, "x.png")
 
 

@@ -194,11 +194,11 @@ def main(folders: Sequence[str]) -> None:
     ]
     tell("one turned by 90 degrees", "sideways", turned)
     pairs = [sets[a] + sets[b] for a, b in combinations(sets, 2)]
-    tell("two whole sets", "two-subjects", [bool(found(pair, "two-subjects", eyes=eyes)) for pair in pairs])
+    tell("two whole sets", "two-subjects", [bool(found(pair, "two-subjects", clip=eyes)) for pair in pairs])
     strays = [sets[a] + sets[b][:2] for a, b in permutations(sets, 2)]
-    tell("a set and two strangers", "two-subjects", [bool(found(pair, "two-subjects", eyes=eyes)) for pair in strays])
+    tell("a set and two strangers", "two-subjects", [bool(found(pair, "two-subjects", clip=eyes)) for pair in strays])
     for noun in ("airplane", "dog", "car", "pizza"):
-        hits = [bool(found(p, "wrong-class", eyes=eyes, class_noun=noun)) for p in sets.values()]
+        hits = [bool(found(p, "wrong-class", clip=eyes, class_noun=noun)) for p in sets.values()]
         tell(f"called {noun}", "wrong-class", hits)
 
 

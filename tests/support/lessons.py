@@ -37,7 +37,7 @@ def train_state_for(settings: TrainingSettings, average=lambda trained: NoEMA(),
     photos = load_photos(settings.photos, 64)
     usual = preset(method_name(settings), base.kind, settings.kind)
     usual = replace(usual, pivot_steps=min(usual.pivot_steps, pivot))
-    wanted = replace(resolve_preset(settings, base, len(photos.photos)), pivot_steps=usual.pivot_steps)
+    wanted = replace(resolve_preset(settings, base.kind, len(photos.photos)), pivot_steps=usual.pivot_steps)
     method = build_method(settings, base, wanted, init_distributed(), print)
     optimizer = make_optimizer(settings.optimizer, method.param_groups(), wanted.lr, usual.lr)
     data = PhotoDataset(base, photos.photos, CAPTION_TEMPLATES[settings.kind], settings.seed, settings.flip)

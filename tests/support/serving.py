@@ -26,8 +26,9 @@ HOSTILE = {
 }
 
 
-LABELS = {"Prompt": "prompt", "Negative prompt": "negative", "Pictures": "n", "Steps": "steps", "Guidance": "guidance"}
-LABELS |= {"Size": "size", "Seed": "seed", "Start picture": "start", "A new seed each time": "fresh"}
+LABELS = {"Prompt": "prompt", "Negative prompt": "negative", "Images": "n", "Steps": "steps"}
+LABELS |= {"Guidance scale": "guidance", "Size": "size", "Seed": "seed"}
+LABELS |= {"Init image": "start", "New seed each time": "fresh"}
 
 
 class Server:
@@ -46,7 +47,7 @@ class Server:
         self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
 
     def wait(self) -> None:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300  # on a machine with other work
         while "Open http" not in self.log.read_text():
             if self.process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(self.log.read_text())
@@ -73,7 +74,7 @@ class Server:
     def handler(self, name: str) -> dict:
         return _handler(self.config(), name)
 
-    def join(self, session: str, handler: str = "on_draw", **form: str) -> httpx.Response:
+    def join(self, session: str, handler: str = "on_generate", **form: str) -> httpx.Response:
         """Ask as the page does. form: raw JSON by the labels of what the handler takes, because JSON proper has no NaN;
         of the rest what stands there when the page opens."""
         config = self.config()

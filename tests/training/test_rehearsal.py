@@ -13,7 +13,7 @@ from sdpersonal.concepts.library import Library
 from sdpersonal.errors import DiskFull, Diverged, UserError
 from sdpersonal.training import dry_run, oom_advice, train
 from sdpersonal.training.checkpoint import save_checkpoint
-from sdpersonal.training.dry_run import format_duration, perform_dry_run
+from sdpersonal.training.dry_run import perform_dry_run
 from sdpersonal.training.ema import EMA
 from sdpersonal.training.loop import fit
 from sdpersonal.training.progress_log import ProgressLog
@@ -264,21 +264,3 @@ def test_what_a_kill_left_is_written_over(settings, tmp_path):
     perform_dry_run(lesson, 1, 1, tmp_path)
     assert tree(tmp_path) == {}
     lesson.method.close()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [
-        (0.2, "0 s"),
-        (59.4, "59 s"),
-        (59.7, "1:00 min"),
-        (60, "1:00 min"),
-        (65, "1:05 min"),
-        (3599.9, "1:00 h"),
-        (3600, "1:00 h"),
-        (7800, "2:10 h"),
-        (359_999, "100:00 h"),
-    ],
-)
-def test_times_as_people_write_them(seconds, shown):
-    assert format_duration(seconds) == shown

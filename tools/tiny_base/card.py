@@ -64,8 +64,8 @@ def _recipe(context):
         lines = (context.work / part / "log.jsonl").read_text().splitlines()
         last = json.loads(lines[-1])
         rest = ", ".join(f"{k} {v}" for k, v in last.items() if k not in ("step", "minutes", "lr", "event"))
-        sat = f"{last['step']} steps of {stage.batch} a process in {last['minutes']:.0f} minutes"
-        yield f"- **{part}**: {sat}; at its end {rest}."
+        sat = f"{last['step']} steps of {stage.batch} per process in {last['minutes']:.0f} minutes"
+        yield f"- **{part}**: {sat}; at the end {rest}."
 
 
 def _table(figures):

@@ -46,7 +46,7 @@ def write(work, out):
 
 def _mean_rows(subjects):
     """A row for the floor, the class noun, each method and the ceiling: means over the subjects it was measured on."""
-    yield "| (subjects) | CLIP | second judge | of the ceiling | places right | copied | ended after | kept | seconds |"
+    yield "| (subjects) | CLIP | classifier | of the ceiling | places right | copied | ended after | kept | seconds |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     title = {"floor": "other subjects' photos", "before": "the class noun", "ceiling": "the photos themselves"}
     for row in ("floor", "before", *reach.METHODS, "ceiling"):
@@ -75,12 +75,12 @@ def _subject_rows(subjects):
 
 def _look_rows(looks):
     rows = ("before", *reach.METHODS, "ceiling")
-    yield "| | CLIP | second judge | ended after | kept | seconds |"
+    yield "| | CLIP | classifier | ended after | kept | seconds |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for name, one in looks.items():
         for row in rows:
             if row in one:
-                said = {"before": "plain words", "ceiling": "photos in that look"}.get(row) or NAMES[row]
+                said = {"before": "plain words", "ceiling": "photos in that style"}.get(row) or NAMES[row]
                 ran = [str(one[row].get(figure, "")) for figure in ("steps", "kept", "seconds")]
                 yield f"| {name}: {said} | {one[row]['CLIP']:.3f} | {one[row]['classifier']:.3f} | {' | '.join(ran)} |"
 
@@ -88,7 +88,7 @@ def _look_rows(looks):
 def _pick_rows(found):
     """A row a run: where it ended, what it kept, against the last step and the best by hindsight."""
     head = ("method, subject", "schedule", "ended", "kept", "its score", "the last's", "the best's", "of the best")
-    yield f"| {' | '.join(head)} | second judge: kept, last, best |"
+    yield f"| {' | '.join(head)} | classifier: kept, last, best |"
     yield "| --- " * (len(head) + 1) + "|"
     notes = []
     for method, runs in found.items():
@@ -110,7 +110,7 @@ def _pick_rows(found):
         notes.append(
             f"- {NAMES[method]}, {len(shares)} runs: {mean(ends):.0%} of the schedule's steps; the kept checkpoint has "
             f"{mean(shares):.1%} of the best's score (least {min(shares):.1%}; {within} of {len(shares)} within 3 %) "
-            f"and {mean(judged):.1%} of the best likeness that the second judge saw."
+            f"and {mean(judged):.1%} of the best likeness by the classifier."
         )
     yield ""
     yield from notes
@@ -119,11 +119,11 @@ def _pick_rows(found):
 def _mix_tables(found):
     """(place in the page, its table)"""
     rounded = lambda one, *figures: [f"{one[figure]:.3f}" for figure in figures]  # noqa: E731
-    head = ("", "CLIP", "second judge")
+    head = ("", "CLIP", "classifier")
     yield (
         "mixed",
         _table(
-            (*head, "places right", "look right"),
+            (*head, "places right", "style right"),
             [
                 (look, *rounded(one, "CLIP", "classifier"), f"{one['places']:.0%}", f"{one['look']:.0%}")
                 for look, one in found.get("grid", {}).items()
@@ -140,7 +140,7 @@ def _mix_tables(found):
     yield (
         "windows",
         _table(
-            (*head, "pictures in the look", "likeness then"),
+            (*head, "images in the style", "likeness then"),
             [
                 (window, *rounded(one, "CLIP", "classifier"), f"{one['look']:.0%}", f"{one['likeness in it']:.3f}")
                 for window, one in found.get("windows", {}).items()
@@ -151,7 +151,7 @@ def _mix_tables(found):
     yield (
         "together",
         _table(
-            ("asked as", *subjects, "both"),
+            ("prompt", *subjects, "both"),
             [
                 (f"`{one['prompt']}`", *(f"{one[part]:.0%}" for part in (*subjects, "both")))
                 for one in found.get("together", {}).values()

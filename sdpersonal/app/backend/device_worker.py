@@ -20,15 +20,15 @@ class DeviceWorker:
     runtime hardly spins while it waits: a second team makes generation slower (docs/performance.md).
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._waiting: queue.SimpleQueue = queue.SimpleQueue()
         # Not an executor: Python waits for those at exit, but Ctrl-C must end a model's download too.
         threading.Thread(target=self._run, name="device", daemon=True).start()
 
-    def run(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+    def run(self, work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
         """Run `work` in the device thread; return or raise what it does. Do not call it from that thread."""
         done: Future = Future()
-        self._waiting.put((done, partial(work, *given, **named)))
+        self._waiting.put((done, partial(work, *args, **named)))
         return done.result()
 
     def _run(self) -> None:

@@ -11,32 +11,33 @@ from ...config.text_checks import IF_UNSET
 from ...errors import FieldError, UserError
 
 log = logging.getLogger(__name__)
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 # Labels of the fields of `GenerateRequest` and of the training settings; `ui` lays them out under these labels.
 LABELS = {
     "prompt": "Prompt",
     "negative": "Negative prompt",
-    "n": "Pictures",
+    "n": "Images",
     "steps": "Steps",
-    "guidance": "Guidance",
+    "guidance": "Guidance scale",
     "size": "Size",
     "seed": "Seed",
-    "every": "Every alternative",
-    "enlarge": "Enlarge",
-    "rescale": "Rescale",
-    "fast": "Fast",
+    "every": "All combinations",
+    "enlarge": "Hires scale",
+    "rescale": "Guidance rescale",
+    "fast": "Fast LoRA",
     "scheduler": "Scheduler",
     "clip_skip": "Clip skip",
-    "change": "Change",
-    "start": "Start picture",
-    "class_noun": "What is it?",
-    "init": "What is it?",
-    "token": "Its name",
+    "change": "Denoising strength",
+    "start": "Init image",
+    "class_noun": "Class noun",
+    "init": "Class noun",
+    "token": "Concept name",
     "lr": "Learning rate",
     "rank": "LoRA rank",
-    "resolution": "Side in pixels",
+    "resolution": "Resolution",
 }
 
 
@@ -56,7 +57,7 @@ def describe_error(error: Exception) -> str:
         return str(labelled(error))
     failure_id = uuid.uuid4().hex[:8]
     log.error("failure %s", failure_id, exc_info=error)
-    return f"Something went wrong here (failure {failure_id}; the terminal shows what). Nothing was lost: try again."
+    return f"Internal error {failure_id}; the terminal shows the details. Nothing was lost: try again."
 
 
 def value_or_error(work: Callable[P, T], *args: P.args, **named: P.kwargs) -> tuple[T | None, str]:

@@ -5,30 +5,24 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from ...config import GenerateRequest
-from ...config.scheduler_names import difference
 from ...errors import Interrupted
 from ...generation import Generator
 from ...image_metadata import describe_hidden
 from ...models.oom import empty_cache
-from ...playground.endless import EndlessSeries, generate_endless
 from .device_worker import DeviceWorker
 from .error_text import describe_error
 from .job_queue import Job, JobQueue
-from .models.info import ModelInfo
-from .render_job import JobContext, QueuedGenerator, SessionImage
+from .models.model_info import ModelInfo
+from .render_job import JobContext, JobViewUpdate, QueuedGenerator, SessionImage
 from .workspace import Workspace
 
-IDLE_MESSAGE = "Write a prompt and press Draw. Your pictures appear here."
+IDLE_MESSAGE = "Write a prompt and press Generate. Your images appear here."
 MAX_JOBS = 24  # jobs in the queue, including the running one
-MAX_ENDLESS = 500  # images; a user who is still there presses Endless again
 _VIEW_SECONDS = 0.5  # seconds between views: each costs server and browser a tenth of a second of a core
 
 LoadGenerator = Callable[[str | None], Generator]
@@ -39,7 +33,7 @@ RenderJob = Callable[[JobContext], str | None]
 
 @dataclass(frozen=True)
 class JobView:
-    """The state of a job as the page shows it. done: finished share, 0 to 1; preview: intermediate images of the
+    """The state of a job as the page shows it. progress: 0 to 1; preview: intermediate images of the
     current batch."""
 
     message: str
@@ -102,9 +96,9 @@ class GenerationService:
     # --- generation ---------------------------------------------------------------------------------------------------
 
     def submit(self, build_job: Callable[[], RenderJob], page: str, user: str | None = None) -> Iterator[JobView]:
-        """Run a page's job and yield its views; the last one says how it ended, also for an error raised by `order`.
+        """Run a page's job and yield its views; the last one says how it ended, also if `build_job` raised.
 
-        order: creates the job, for example `lambda: generate_job(form)`.
+        build_job: creates the job, for example `lambda: generate_job(form)`.
         """
         try:
             work = build_job()
@@ -137,13 +131,13 @@ class GenerationService:
 
     def _job_views(self, job: RenderJob, stop: threading.Event, page: str, user: str | None) -> Iterator[JobView]:
         # The page asks for views from whichever thread is free, but a job must stay in one thread: it gets its own.
-        updates: queue.SimpleQueue = queue.SimpleQueue()
+        updates: queue.SimpleQueue[JobViewUpdate] = queue.SimpleQueue()
         finished = threading.Event()
         threading.Thread(target=self._work, args=(job, stop, updates.put, finished, page, user), daemon=True).start()
         view, last = JobView(""), False
         while not last:
             last = finished.wait(_VIEW_SECONDS)
-            changes: dict = {}
+            changes: JobViewUpdate = {}
             while not updates.empty():
                 changes |= updates.get()
             if changes:
@@ -151,73 +145,41 @@ class GenerationService:
                 yield view
 
     def _work(
-        self, work: RenderJob, stop: threading.Event, put, ended: threading.Event, page: str, user: str | None
+        self, work: RenderJob, stop: threading.Event, send, finished: threading.Event, page: str, user: str | None
     ) -> None:
         results: list[SessionImage] = []
         hidden: list[bool] = []
         notes: list[str] = []
         try:
             with self._queue.job() as job:
-                context = self._job_context(job, stop, put, page, user, results, hidden, notes)
+                context = self._job_context(job, stop, send, page, user, results, hidden, notes)
                 closing_message = work(context)
             message = " ".join(
                 [closing_message or _ending_text(len(results), time.monotonic() - job.started_at, hidden), *notes]
             )
         except Interrupted:
-            message = f"Stopped. {_count_text(len(results))} finished and kept." if results else "Stopped."
+            message = f"Stopped. {_count_text(len(results))} finished and saved." if results else "Stopped."
         except Exception as error:
             message = describe_error(error)
-        put({"message": message, "done": 1.0, "preview": ()})
-        ended.set()
+        send({"message": message, "progress": 1.0, "preview": ()})
+        finished.set()
 
-    def _job_context(self, job: Job, stop: threading.Event, put, page: str, user, results, hidden, notes) -> JobContext:
-        def waits(ahead: int) -> None:
-            put({"message": f"In the line: {ahead} before you." if ahead else "Just a moment …"})
+    def _job_context(
+        self, job: Job, stop: threading.Event, send, page: str, user, results, hidden, notes
+    ) -> JobContext:
+        def on_wait(ahead: int) -> None:
+            send({"message": f"In the queue: {ahead} ahead of you." if ahead else "Starting …"})
 
         def preview(images: list[Image.Image]) -> None:
-            put({"preview": tuple(images)})
+            send({"preview": tuple(images)})
 
-        generator = QueuedGenerator(self._device, self._load_generator, job, stop.is_set, preview, waits)
-        return JobContext(generator, self.workspace, page, user, stop, put, results, hidden, notes)
-
-
-def generate_job(form: Mapping[str, Any]) -> RenderJob:
-    """Create a job that generates the images of a `GenerateRequest` with these fields. Raises UserError."""
-    request = GenerateRequest(**form)
-
-    def work(job: JobContext) -> None:
-        job.notes.extend(filter(None, [difference(request.scheduler)]))
-        for image in job.generator.draw(request, job.progress):
-            job.save_image(image)
-
-    return work
+        generator = QueuedGenerator(self._device, self._load_generator, job, stop.is_set, preview, on_wait)
+        return JobContext(generator, self.workspace, page, user, stop, send, results, hidden, notes)
 
 
-def endless_job(form: Mapping[str, Any], wildcards: Path | None = None) -> RenderJob:
-    """Create a job that generates endlessly, each image with other alternatives and another seed. Raises UserError."""
-    request = GenerateRequest(**{**form, "n": 1, "every": False})
-    series = EndlessSeries(request, wildcards)
-
-    def work(job: JobContext) -> str:
-        job.notes.extend(filter(None, [difference(request.scheduler)]))
-        saved_images = generate_endless(
-            series, job.generator, job.outputs, MAX_ENDLESS, progress=job.progress, cancelled=job.stopped
-        )
-        for path, hidden in saved_images:
-            job.add_image(path, hidden)
-        return f"{MAX_ENDLESS} pictures are enough for now. Press Endless to go on."
-
-    return work
+def _ending_text(count: int, seconds: float, hidden: list[bool]) -> str:
+    return f"{_count_text(count)} in {seconds:.1f} s. Click one for more actions. {describe_hidden(hidden)}".rstrip()
 
 
-def _ending_text(drawn: int, seconds: float, hidden: list[bool]) -> str:
-    return f"{_count_text(drawn)} in {seconds:.1f} s. Click one to do more with it. {describe_hidden(hidden)}".rstrip()
-
-
-def _count_text(drawn: int) -> str:
-    return "1 picture" if drawn == 1 else f"{drawn} pictures"
-
-
-def append_token(prompt: str, token: str) -> str:
-    """Append the token to the prompt after one space."""
-    return f"{prompt.rstrip()} {token}".lstrip()
+def _count_text(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"

@@ -19,7 +19,7 @@ _POLL_SECONDS = 0.1  # seconds between checks whether a waiting job was stopped
 
 @dataclass(eq=False)
 class Job:
-    """A job in the queue. alone: it gets its turn only while no other job is half done."""
+    """A job in the queue. is_exclusive: it gets its turn only while no other job is half done."""
 
     queue: JobQueue
     is_exclusive: bool = False
@@ -27,13 +27,13 @@ class Job:
 
     @contextmanager
     def turn(
-        self, given_up: Callable[[], bool] = lambda: False, waits: Callable[[int], None] = lambda ahead: None
+        self, cancelled: Callable[[], bool] = lambda: False, on_wait: Callable[[int], None] = lambda ahead: None
     ) -> Iterator[None]:
-        """Wait for the job's turn and hold the device. Raises Interrupted if given_up() becomes true first.
+        """Wait for the job's turn and hold the device. Raises Interrupted if cancelled() becomes true first.
 
-        waits(ahead): called before the first turn with the number of unfinished earlier jobs, whenever it changes.
+        on_wait(ahead): called before the first turn with the number of unfinished earlier jobs, whenever it changes.
         """
-        self.queue.acquire(self, given_up, (lambda ahead: None) if self.started_at else waits)
+        self.queue.acquire(self, cancelled, (lambda ahead: None) if self.started_at else on_wait)
         try:
             yield
         finally:
@@ -41,10 +41,10 @@ class Job:
 
 
 class JobQueue:
-    """A queue of at most `most` jobs, including the running one."""
+    """A queue of at most `max_jobs` jobs, including the running one."""
 
-    def __init__(self, most: int):
-        self.max_jobs = most
+    def __init__(self, max_jobs: int):
+        self.max_jobs = max_jobs
         self.jobs: list[Job] = []
         self.condition = threading.Condition()
         self._waiting_jobs: deque[Job] = deque()
@@ -56,9 +56,7 @@ class JobQueue:
         job = Job(self, alone)
         with self.condition:
             if len(self.jobs) >= self.max_jobs:
-                raise UserError(
-                    f"It is busy: {len(self.jobs)} drawings are in the line already.", "Try again in a minute."
-                )
+                raise UserError(f"The queue is full: {len(self.jobs)} jobs are waiting.", "Try again in a minute.")
             self.jobs.append(job)
         try:
             yield job
@@ -67,16 +65,16 @@ class JobQueue:
                 self.jobs.remove(job)
                 self.condition.notify_all()
 
-    def acquire(self, job: Job, given_up: Callable[[], bool], waits: Callable[[int], None]) -> None:
+    def acquire(self, job: Job, cancelled: Callable[[], bool], on_wait: Callable[[int], None]) -> None:
         reported_ahead = None
         with self.condition:
             self._waiting_jobs.append(job)
             try:
                 while self._busy or self._next() is not job:
-                    if given_up():
+                    if cancelled():
                         raise Interrupted("Stopped.")
                     if (ahead := self.jobs.index(job)) != reported_ahead:
-                        waits(reported_ahead := ahead)
+                        on_wait(reported_ahead := ahead)
                     self.condition.wait(_POLL_SECONDS)
                 self._busy, job.started_at = True, job.started_at or time.monotonic()
             finally:

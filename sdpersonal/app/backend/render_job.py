@@ -6,11 +6,13 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from PIL import Image
 
 from ...config import GenerateRequest
 from ...generation import GeneratedImage, Generator
+from ...generation.prompt_resolution import ConceptSource
 from ...outputs import Outputs
 from .device_worker import DeviceWorker
 from .job_queue import Job
@@ -19,7 +21,7 @@ from .workspace import Workspace
 
 @dataclass(frozen=True)
 class SessionImage:
-    """An image on the page. kept: the saved file; shown: its copy in the session's folder, which may be served."""
+    """An image on the page. saved: the saved file; served: its copy in the session's folder, which may be served."""
 
     saved: Path
     served: Path
@@ -36,54 +38,63 @@ class QueuedGenerator:
         job: Job,
         stopped: Callable[[], bool],
         preview: Callable[[list[Image.Image]], None],
-        waits: Callable[[int], None],
-        concepts: object = None,
+        on_wait: Callable[[int], None],
+        concepts: ConceptSource | None = None,
     ):
         self._device, self._get_generator, self._job, self._concepts = device, generator, job, concepts
-        self._stopped, self._preview, self._waits = stopped, preview, waits
+        self._stopped, self._preview, self._on_wait = stopped, preview, on_wait
 
     @property
     def base(self):
         return self._device.run(self._get_generator).base
 
-    def with_concepts(self, concepts: object) -> QueuedGenerator:
+    def with_concepts(self, concepts: ConceptSource) -> QueuedGenerator:
         """Return the same generator with other concepts: a recipe's, a run's."""
         return QueuedGenerator(
-            self._device, self._get_generator, self._job, self._stopped, self._preview, self._waits, concepts
+            self._device, self._get_generator, self._job, self._stopped, self._preview, self._on_wait, concepts
         )
 
-    def draw(
+    def generate(
         self,
         request: GenerateRequest,
         progress: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[GeneratedImage]:
-        """Generate images as `Generator.draw` does; raises Interrupted also if the page stopped the job."""
+        """Generate images as `Generator.generate` does; raises Interrupted also if the page stopped the job."""
 
-        def ended() -> bool:
+        def is_stopped() -> bool:
             return self._stopped() or cancelled()
 
         images: Iterator[GeneratedImage] | None = None
 
-        def draw_next() -> GeneratedImage | None:
+        def next_image() -> GeneratedImage | None:
             nonlocal images
             if images is None:
                 generator = self._get_generator()
                 generator = generator.with_concepts(self._concepts) if self._concepts else generator
-                images = generator.generate(request, progress, ended, self._preview)
+                images = generator.generate(request, progress, is_stopped, self._preview)
             return next(images, None)
 
         while True:
-            with self._job.turn(ended, self._waits):
-                image = self._device.run(draw_next)
+            with self._job.turn(is_stopped, self._on_wait):
+                image = self._device.run(next_image)
             if image is None:
                 return
             yield image
 
 
+class JobViewUpdate(TypedDict, total=False):
+    """Changed fields of a `JobView`."""
+
+    message: str
+    results: tuple[SessionImage, ...]
+    progress: float
+    preview: tuple[Image.Image, ...]
+
+
 @dataclass(frozen=True)
 class JobContext:
-    """What a `RenderJob` works with. generator: takes turns with other jobs; tell: sends changed fields of the
+    """What a `RenderJob` works with. generator: takes turns with other jobs; update_view: sends changed fields of the
     `JobView`; notes: sentences for the final message."""
 
     generator: QueuedGenerator
@@ -91,7 +102,7 @@ class JobContext:
     page: str
     user: str | None
     stop: threading.Event
-    update_view: Callable[[dict], None]
+    update_view: Callable[[JobViewUpdate], None]
     results: list[SessionImage]
     hidden: list[bool]
     notes: list[str]
@@ -104,16 +115,16 @@ class JobContext:
         return self.stop.is_set()
 
     def progress(self, done: int, total: int) -> None:
-        self.update_view({"message": f"Drawing: step {done} of {total}", "done": done / total})
+        self.update_view({"message": f"Generating: step {done} of {total}", "progress": done / total})
 
     def save_image(self, image: GeneratedImage) -> None:
         """Save a finished image and show it."""
         self.add_image(self.outputs.save(image.to_png()), image.hidden, f"seed {image.seed}")
 
-    def add_image(self, kept: Path, hidden: bool = False, caption: str = "") -> None:
+    def add_image(self, path: Path, hidden: bool = False, caption: str = "") -> None:
         """Show an image that is already saved."""
         self.results.append(
-            SessionImage(kept, self.workspace.publish(kept, self.page), caption or kept.stem.partition("-")[0])
+            SessionImage(path, self.workspace.publish(path, self.page), caption or path.stem.partition("-")[0])
         )
         self.hidden.append(hidden)
         self.update_view({"results": tuple(self.results), "preview": ()})

@@ -21,8 +21,8 @@ class Workspace:
     """The folders of the app.
 
     library: concepts, shared by all users; outputs: images, and runs: training runs, both separate for each user;
-    shown: private folder of files that the page may serve, deleted when the app ends; wildcards: lists for prompts.
-    The user is None where nobody logs in.
+    served_dir: private folder of files that the page may serve, deleted when the app ends; wildcards: lists for
+    prompts. The user is None where nobody logs in.
     """
 
     library: Library

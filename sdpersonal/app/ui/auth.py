@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import hmac
 import os
 import socket
 import stat
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -61,7 +63,7 @@ def configure_access(port: int, listen: bool, hosts: Sequence[str], password_fil
     read, or a port that is taken."""
     if listen and password_file is None:
         raise UserError(
-            "--listen lets others use your graphics card and see your concepts.",
+            "--listen lets others use your GPU and see your concepts.",
             "Give --password-file FILE too, with lines NAME:PASSWORD.",
         )
     access = Access(port, listen, tuple(hosts), _read_passwords(password_file) if password_file else {})
@@ -76,7 +78,7 @@ def configure_access(port: int, listen: bool, hosts: Sequence[str], password_fil
 
 
 def port_taken_error(port: int) -> UserError:
-    return UserError(f"Port {port} is taken, perhaps by an app that still runs.", "Give another: --port N.")
+    return UserError(f"Port {port} is taken, perhaps by another running app.", "Choose another: --port N.")
 
 
 def _read_passwords(path: Path) -> dict[str, str]:
@@ -103,7 +105,7 @@ def _read_passwords(path: Path) -> dict[str, str]:
 
 def _machine_names() -> set[str]:
     """Return the machine's host names and its IPv4 addresses."""
-    import psutil
+    import psutil  # type: ignore[import-untyped]  # psutil ships no types
 
     name = socket.gethostname().lower()
     names = {name, f"{name}.local", socket.getfqdn().lower()}
@@ -115,3 +117,20 @@ def _machine_names() -> set[str]:
             if address.family == socket.AF_INET
         }
     return names
+
+
+_GRADIO_VARIABLES = ("GRADIO_", "UVICORN_", "FORWARDED_ALLOW_IPS", "SPACE_ID", "SYSTEM=")
+
+
+def isolate_gradio() -> Path:
+    """Remove the environment variables of Gradio and its server; return a private folder for the files shown.
+
+    The folder is readable by this user only and is deleted when the program ends.
+    """
+    for name in [name for name in os.environ if f"{name}=".startswith(_GRADIO_VARIABLES)]:
+        del os.environ[name]
+    folder = Path(tempfile.mkdtemp(prefix="sdpersonal-"))
+    atexit.register(storage.remove, folder)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    return folder

@@ -1,4 +1,7 @@
-"""Refuse requests before Gradio sees them: other hosts, other sites' pages, oversized uploads, guessed passwords."""
+"""Refuse requests before Gradio sees them: other sites' pages, oversized uploads, guessed passwords.
+
+Starlette's `TrustedHostMiddleware` stands before it and refuses other host names.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,15 @@ MIN_FREE_DISK = 2 << 30  # bytes that must stay free on the disk
 MAX_BODY = 2 << 20  # bytes of any other request
 MAX_FAILED_LOGINS, LOGIN_PAUSE = 5, 30.0  # wrong passwords from one client, and the seconds until the next attempt
 _MAX_CLIENTS = 10_000
-_DRAIN_MESSAGES = 256  # messages, 64 KB each at most
+_DRAIN_MESSAGES = 256  # messages, 64 KB each at max_bytes
 _UNQUEUED_ROUTES = re.compile(r"/gradio_api/(run|api|call)\b")
 
 
 class SecurityMiddleware:
-    """ASGI middleware. hosts: host names of this app; sent: folder where uploads are stored."""
+    """ASGI middleware. upload_dir: folder where uploads are stored."""
 
-    def __init__(self, app: ASGIApp, hosts: frozenset[str], sent: Path):
-        self.app, self.hosts, self.upload_dir = app, hosts, sent
+    def __init__(self, app: ASGIApp, upload_dir: Path):
+        self.app, self.upload_dir = app, upload_dir
         self._failed_logins: dict[str, list[float]] = defaultdict(list)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,18 +53,16 @@ class SecurityMiddleware:
         except TypeError:  # Gradio raises it for a part without a file name
             if not _is_upload(scope):
                 raise
-            await PlainTextResponse("That is no upload.", 400)(scope, receive, send)
+            await PlainTextResponse("That is not an upload.", 400)(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> tuple[int, str] | None:
         host = headers.get(b"host", "")
-        if re.sub(r":\d{1,5}$", "", host) not in self.hosts:
-            return 400, "This app does not go by that name."
         origin = headers.get(b"origin")
         # Gradio itself trusts every page on this machine, whatever its port: they could read the images.
         if origin is not None and origin != f"{scope['scheme']}://{host}":
-            return 403, "Only this app's own page may do that."
+            return 403, "Requests from other sites are refused."
         if _UNQUEUED_ROUTES.match(scope["path"]):
-            return 404, "There is only the page."
+            return 404, "The API is disabled; use the page."
         if scope["path"].rstrip("/") == "/login" and self._must_wait(_client(scope)):
             return 429, f"Too many wrong passwords. Wait {LOGIN_PAUSE:.0f} seconds."
         return self._upload_refusal(headers) if _is_upload(scope) else _length_refusal(headers, MAX_BODY)
@@ -70,24 +71,24 @@ class SecurityMiddleware:
         if refusal := _length_refusal(headers, MAX_UPLOAD):
             return refusal
         if storage.free_bytes(self.upload_dir) < MIN_FREE_DISK:
-            return 507, "The disk is nearly full here."
+            return 507, "The disk is nearly full."
         if _folder_size(self.upload_dir) > MAX_UPLOAD:
-            return 507, "There is no more room for uploads; what was sent earlier goes within an hour."
+            return 507, "The space for uploads is full; older ones are deleted within an hour."
         return None
 
-    def _must_wait(self, place: str) -> bool:
+    def _must_wait(self, client: str) -> bool:
         if len(self._failed_logins) > _MAX_CLIENTS:
             self._failed_logins.clear()
         recent_failures = [
-            failed_at for failed_at in self._failed_logins[place] if failed_at > time.monotonic() - LOGIN_PAUSE
+            failed_at for failed_at in self._failed_logins[client] if failed_at > time.monotonic() - LOGIN_PAUSE
         ]
-        self._failed_logins[place] = recent_failures
+        self._failed_logins[client] = recent_failures
         return len(recent_failures) >= MAX_FAILED_LOGINS
 
-    def _count_failures(self, place: str, send: Send) -> Send:
+    def _count_failures(self, client: str, send: Send) -> Send:
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == 400:
-                self._failed_logins[place].append(time.monotonic())
+                self._failed_logins[client].append(time.monotonic())
             await send(message)
 
         return watched
@@ -100,8 +101,8 @@ class TooLarge(Exception):
 class LimitedBody:
     """Limit the bytes received, whatever Content-Length says, and the number of an upload's parts."""
 
-    def __init__(self, receive: Receive, most: int, headers: dict[bytes, str]):
-        self._receive, self._most, self._size, self._parts, self._rest = receive, most, 0, 0, b""
+    def __init__(self, receive: Receive, max_bytes: int, headers: dict[bytes, str]):
+        self._receive, self._max_bytes, self._size, self._parts, self._rest = receive, max_bytes, 0, 0, b""
         boundary = re.search(r'boundary="?([^";]{1,200})', headers.get(b"content-type", ""))
         self._mark = f"--{boundary[1]}".encode("latin-1") if boundary else None
 
@@ -109,14 +110,14 @@ class LimitedBody:
         message = await self._receive()
         body = message.get("body", b"")
         self._size += len(body)
-        if self._size > self._most:
-            raise TooLarge(f"I take up to {self._most >> 20} MB at once.")
+        if self._size > self._max_bytes:
+            raise TooLarge(f"At max_bytes {self._max_bytes >> 20} MB are accepted at once.")
         if self._mark and body:
             text = self._rest + body
             self._parts += text.count(self._mark)
             self._rest = text[-len(self._mark) + 1 :]
             if self._parts > MAX_PARTS + 1:
-                raise TooLarge(f"I take up to {MAX_PARTS} files at once.")
+                raise TooLarge(f"At max_bytes {MAX_PARTS} files are accepted at once.")
         return message
 
 
@@ -132,11 +133,11 @@ def _is_upload(scope: Scope) -> bool:
     return scope["path"].rstrip("/").endswith("/upload")
 
 
-def _length_refusal(headers: dict[bytes, str], most: int) -> tuple[int, str] | None:
+def _length_refusal(headers: dict[bytes, str], max_bytes: int) -> tuple[int, str] | None:
     announced = headers.get(b"content-length", "0")
     if not announced.isdigit():
-        return 400, "That is no length."
-    return (413, f"I take up to {most >> 20} MB at once.") if int(announced) > most else None
+        return 400, "Invalid Content-Length."
+    return (413, f"At max_bytes {max_bytes >> 20} MB are accepted at once.") if int(announced) > max_bytes else None
 
 
 def _client(scope: Scope) -> str:

@@ -62,7 +62,7 @@
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
       close();
-      document.querySelector("#draw")?.click();
+      document.querySelector("#generate")?.click();
     } else if (!list.hidden && event.target === box) {
       const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
       if (step) {
@@ -78,7 +78,7 @@
 
   // On a phone the images are below everything else.
   document.addEventListener("click", event => {
-    if (innerWidth < 768 && event.target.closest?.("#draw, #endless, #draw-sheet")) {
+    if (innerWidth < 768 && event.target.closest?.("#generate, #endless, #generate-grid")) {
       document.querySelector("#status")?.scrollIntoView({ behavior: "smooth" });
     }
   });

@@ -5,17 +5,17 @@ from __future__ import annotations
 import gradio as gr
 
 from ..backend import App
+from .components import GENERATE, LIBRARY, MODELS, TRAIN, SharedComponents, text_line
 from .generate.generate_tab import generate_tab
 from .library.library_tab import library_tab
 from .models.models_tab import models_tab
-from .shared import GENERATE, LIBRARY, MODELS, TRAIN, SharedComponents, text_line
 from .train.train_tab import train_tab
 
 TABS = {
     GENERATE: ("Generate", generate_tab),
-    TRAIN: ("Make a concept", train_tab),
+    TRAIN: ("Train", train_tab),
     LIBRARY: ("Library", library_tab),
-    MODELS: ("Base", models_tab),
+    MODELS: ("Models", models_tab),
 }
 
 
@@ -23,7 +23,7 @@ def build_page(app: App) -> gr.Blocks:
     """Build the page without serving it."""
     with gr.Blocks(title="sdpersonal", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("# sdpersonal", elem_id="title")
-        base = text_line(app.generation.describe_base(), "base")
+        base = text_line(app.generation.describe_base(), "model-line")
         prompt = gr.Textbox(
             value="",
             label="Prompt",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from .auth import LOCALHOST, Access, port_taken_error
 from .middleware import MAX_UPLOAD, SecurityMiddleware
@@ -16,27 +17,27 @@ POLL_SECONDS = 0.02  # seconds between queue polls; Gradio's thousand polls a se
 MAX_QUEUE = 200  # events in Gradio's own queue; jobs for the device have the `JobQueue`
 
 
-def serve(page: gr.Blocks, door: Access, shown: Path, private: list[Path], say: Callable[[str], None]) -> None:
-    """Serve until interrupted. shown: folder whose files may be served; private: folders that must never be served;
-    say: called with a line once the page is up.
+def serve(page: gr.Blocks, access: Access, served_dir: Path, private: list[Path], say: Callable[[str], None]) -> None:
+    """Serve until interrupted. served_dir: folder whose files may be served; private: folders that must never be
+    served; say: called with a line once the page is up.
 
     Raises UserError if the port is taken.
     """
     try:
-        _launch(page, door, shown, private)
+        _launch(page, access, served_dir, private)
     except OSError:
-        raise port_taken_error(door.port) from None
-    say(f"Open http://{LOCALHOST[0]}:{door.port} in a browser; Ctrl-C ends the app.")
+        raise port_taken_error(access.port) from None
+    say(f"Open http://{LOCALHOST[0]}:{access.port} in a browser; Ctrl-C ends the app.")
     page.block_thread()
 
 
-def _launch(page: gr.Blocks, door: Access, shown: Path, private: list[Path]) -> None:
+def _launch(page: gr.Blocks, access: Access, served_dir: Path, private: list[Path]) -> None:
     page.queue(max_size=MAX_QUEUE, default_concurrency_limit=4, api_open=False)
     page._queue.sleep_when_free = POLL_SECONDS
     page.launch(
-        server_name=door.address,
-        server_port=door.port,
-        auth=door.check,
+        server_name=access.address,
+        server_port=access.port,
+        auth=access.check,
         share=False,
         show_error=False,
         quiet=True,
@@ -51,7 +52,12 @@ def _launch(page: gr.Blocks, door: Access, shown: Path, private: list[Path]) -> 
         ssr_mode=False,
         footer_links=[],
         blocked_paths=[str(folder.resolve()) for folder in private],
-        app_kwargs={"middleware": [Middleware(SecurityMiddleware, hosts=door.names, sent=shown)]},
+        app_kwargs={
+            "middleware": [
+                Middleware(TrustedHostMiddleware, allowed_hosts=sorted(access.names), www_redirect=False),
+                Middleware(SecurityMiddleware, upload_dir=served_dir),
+            ]
+        },
         theme=THEME,
         css=CSS,
         head=HEAD,

@@ -33,13 +33,13 @@ CSS = """
 .line textarea {
     padding: 0 !important; color: var(--body-text-color); -webkit-text-fill-color: currentColor; resize: none;
 }
-#base textarea { color: var(--body-text-color-subdued); }
+#model-line textarea { color: var(--body-text-color-subdued); }
 #status textarea { font-weight: 600; }
 .heading { align-items: center; }
 #concepts .grid-container { grid-template-columns: repeat(auto-fill, minmax(92px, 1fr)) !important; }
 #concepts .grid-wrap { min-height: 0 !important; max-height: 280px !important; }
 #concepts .grid-wrap { overflow: hidden auto !important; }
-#pictures .grid-wrap { min-height: 420px !important; max-height: none !important; overflow: hidden !important; }
+#images .grid-wrap { min-height: 420px !important; max-height: none !important; overflow: hidden !important; }
 #history .grid-container { grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)) !important; }
 #history .grid-wrap { max-height: 70vh !important; overflow: hidden auto !important; }
 button[role="tab"].selected { color: var(--primary-700); }
@@ -61,11 +61,11 @@ button[role="tab"].selected { color: var(--primary-700); }
     font-size: 11px; max-width: calc(100% - 8px); right: 4px; bottom: 4px; padding: 2px 6px;
 }
 #concepts .caption-label { white-space: normal; overflow-wrap: anywhere; line-height: 1.2; }
-#make-tiles .grid-container { grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)) !important; }
-#make-tiles .grid-wrap { min-height: 0 !important; max-height: 460px !important; overflow: hidden auto !important; }
-#make-tiles .caption-label { font-size: 11px; max-width: calc(100% - 8px); }
-#make-photo, #run-sure { padding: 12px; border: 1px solid var(--border-color-primary); border-radius: 8px; gap: 10px; }
-#make-photo-name textarea, #run-title textarea { font-weight: 600; }
+#photos .grid-container { grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)) !important; }
+#photos .grid-wrap { min-height: 0 !important; max-height: 460px !important; overflow: hidden auto !important; }
+#photos .caption-label { font-size: 11px; max-width: calc(100% - 8px); }
+#photo, #run-confirm { padding: 12px; border: 1px solid var(--border-color-primary); border-radius: 8px; gap: 10px; }
+#photo-name textarea, #run-title textarea { font-weight: 600; }
 #run-title textarea { font-size: 1.25em; }
 #run-bar progress { width: 100%; height: 10px; border: none; border-radius: 5px; appearance: none; overflow: hidden;
     background: var(--border-color-primary); }
@@ -78,26 +78,26 @@ button[role="tab"].selected { color: var(--primary-700); }
 #run-bar progress:indeterminate::-moz-progress-bar { animation: run-wait 1.6s infinite; }
 @keyframes run-wait { 50% { opacity: 0.3; } }
 @media (prefers-reduced-motion: reduce) { #run-bar progress { animation: none !important; } }
-#run-curve svg { width: 100%; max-width: 640px; color: var(--body-text-color); }
-#run-curve .floor { stroke: currentColor; opacity: 0.3; }
-#run-curve .dots { stroke: currentColor; opacity: 0.35; stroke-width: 3; stroke-linecap: round; fill: none; }
-#run-curve .line { stroke: var(--primary-500); stroke-width: 2.5; stroke-linejoin: round; fill: none; }
-#run-curve text { fill: currentColor; font-size: 12px; }
-#run-pictures .grid-wrap { min-height: 0 !important; max-height: none !important; overflow: hidden !important; }
-#run-bar, #run-bar *, #run-curve, #run-curve * { padding: 0 !important; }
-#run-pictures .grid-container { grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)) !important; }
-#run-pictures .caption-label { font-size: 11px; max-width: calc(100% - 8px); }
+#run-loss svg { width: 100%; max-width: 640px; color: var(--body-text-color); }
+#run-loss .floor { stroke: currentColor; opacity: 0.3; }
+#run-loss .dots { stroke: currentColor; opacity: 0.35; stroke-width: 3; stroke-linecap: round; fill: none; }
+#run-loss .line { stroke: var(--primary-500); stroke-width: 2.5; stroke-linejoin: round; fill: none; }
+#run-loss text { fill: currentColor; font-size: 12px; }
+#run-samples .grid-wrap { min-height: 0 !important; max-height: none !important; overflow: hidden !important; }
+#run-bar, #run-bar *, #run-loss, #run-loss * { padding: 0 !important; }
+#run-samples .grid-container { grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)) !important; }
+#run-samples .caption-label { font-size: 11px; max-width: calc(100% - 8px); }
 #run-done .try { justify-content: flex-start; text-align: left; white-space: normal; }
 
 /* the library */
-#shelf .grid-container { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)) !important; }
-#shelf .grid-wrap { min-height: 0 !important; max-height: 62vh !important; overflow: hidden auto !important; }
-#shelf .caption-label { font-size: 11px; max-width: calc(100% - 8px); right: 4px; bottom: 4px; padding: 2px 6px; }
+#tiles .grid-container { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)) !important; }
+#tiles .grid-wrap { min-height: 0 !important; max-height: 62vh !important; overflow: hidden auto !important; }
+#tiles .caption-label { font-size: 11px; max-width: calc(100% - 8px); right: 4px; bottom: 4px; padding: 2px 6px; }
 #card header { display: flex; gap: 16px; flex-wrap: wrap; align-items: flex-start; }
 #card header > div { flex: 1 1 220px; min-width: 0; overflow-wrap: anywhere; }
 #card img { width: 192px; max-width: 45%; border-radius: 8px; }
 #card h3 { margin: 4px 0; }
-#card .said { color: var(--body-text-color-subdued); }
+#card .quality { color: var(--body-text-color-subdued); }
 #card code { font-size: 105%; overflow-wrap: anywhere; }
 #card dl, .facts dl {
     display: grid; grid-template-columns: minmax(96px, max-content) 1fr; gap: 4px 16px; margin: 12px 0 0;
@@ -118,17 +118,19 @@ button[role="tab"].selected { color: var(--primary-700); }
 .table table, .table thead, .table tbody, .table tr { border: none !important; background: none !important; }
 .table th, .table td { border-width: 0 0 1px !important; }
 .table td.good, .table td.bad, .table td.maybe { white-space: nowrap; }
-.beside-field { align-self: center; }
-.ask { padding: 12px; border: 1px solid var(--border-color-primary); border-radius: 8px; }
+.aligned-field { align-self: center; }
+.confirm { padding: 12px; border: 1px solid var(--border-color-primary); border-radius: 8px; }
 @media (max-width: 600px) {
-    #arrivals td { display: block; border: none !important; padding: 2px 8px; }
-    #arrivals tr { display: block; border-bottom: 1px solid var(--border-color-primary) !important; padding: 6px 0; }
+    #import-results td { display: block; border: none !important; padding: 2px 8px; }
+    #import-results tr {
+        display: block; border-bottom: 1px solid var(--border-color-primary) !important; padding: 6px 0;
+    }
 }
 .table .differs td { font-weight: 600; }
 .table .good { color: var(--primary-700); }
 .dark .table .good { color: var(--primary-300); }
 .table .bad { color: var(--error-text-color); }
-#how ul, #how ol { margin: 4px 0 8px 20px; }
-#how li, #how p { overflow-wrap: anywhere; }
-#how .note { color: var(--body-text-color-subdued); }
+#export-steps ul, #export-steps ol { margin: 4px 0 8px 20px; }
+#export-steps li, #export-steps p { overflow-wrap: anywhere; }
+#export-steps .note { color: var(--body-text-color-subdued); }
 """

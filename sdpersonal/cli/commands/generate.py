@@ -9,12 +9,10 @@ import tyro
 
 from ...concepts.library import Library
 from ...config import GenerateRequest, PromptText, SettingsBase
-from ...prompts import printable
 from .output import note, progress_bar, say, say_scheduler
 
 if TYPE_CHECKING:
-    from ...generation import GeneratedImage
-    from ...image_metadata import Recipe
+    from ...generation import GeneratedImages
 
 
 class GenerateArgs(GenerateRequest):
@@ -47,7 +45,7 @@ class DemoArgs(SettingsBase):
 
 def generate(settings: GenerateArgs) -> int:
     from ... import storage
-    from ...generation import Generator
+    from ...generation import GeneratedImages, Generator
     from ...generation.request_checks import check_requests
     from ...image_metadata import describe_hidden
     from ...models import describe_base, load_base
@@ -61,39 +59,28 @@ def generate(settings: GenerateArgs) -> int:
     note(check_requests([request], library, settings.wildcards, kind_of(settings.base)))
     base = load_base(settings.base, safety=settings.safety_checker)
     say(describe_base(base, settings.base, with_safety=True))
-    outputs, pictures = Outputs(settings.out), []
+    outputs, images = Outputs(settings.out), GeneratedImages()
     with progress_bar("drawing") as advance:
         generator = Generator(base, library, settings.wildcards)
-        for picture in generator.generate(request, progress=advance):
-            pictures.append(picture)
-            path = outputs.save(picture.to_png(settings.private))
+        for image in generator.generate(request, progress=advance):
+            images.append(image)
+            path = outputs.save(image.to_png(settings.private))
             say(str(path))
-    if hidden := describe_hidden([picture.hidden for picture in pictures]):
+    if hidden := describe_hidden([image.hidden for image in images]):
         say(hidden)
     if settings.grid:
-        say(str(_save_grid(path, pictures, settings.private)))
+        say(str(_save_grid(path, images, settings.private)))
     write_page(outputs)
     return 0
 
 
-def _save_grid(beside: Path, pictures: list[GeneratedImage], private: bool) -> Path:
+def _save_grid(beside: Path, images: GeneratedImages, private: bool) -> Path:
     from ... import storage
-    from ...image_grid import captioned_grid, encode_png
+    from ...image_grid import encode_png
 
-    captions = [""] * len(pictures) if private else _captions([picture.recipe for picture in pictures])
-    images = [picture.image for picture in pictures]
-    grid = beside.with_name(f"{beside.stem}-grid.png")
-    storage.write_bytes(grid, encode_png(captioned_grid(list(zip(images, captions, strict=True)), tile_size=256)))
-    return grid
-
-
-def _captions(recipes: list[Recipe]) -> list[str]:
-    """Caption each image with the chosen alternatives and its seed."""
-    from ...image_grid import differing_words
-
-    chosen = differing_words([recipe.prompt for recipe in recipes])
-    begun = [f"{printable(words, 200)}, " if words else "" for words in chosen]
-    return [f"{words}seed {recipe.seed}" for words, recipe in zip(begun, recipes, strict=True)]
+    path = beside.with_name(f"{beside.stem}-grid.png")
+    storage.write_bytes(path, encode_png(images.grid(256, private)))
+    return path
 
 
 def demo(settings: DemoArgs) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from ...config import GenerateRequest
 from ...config.scheduler_names import difference
+from ...progress import ProgressBar
 from ...prompts import Token
 
 
@@ -46,20 +48,8 @@ def report_done(as_json: bool, tokens: list[Token], done: str) -> int:
     return 0
 
 
-class progress_bar:
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on a terminal, nothing elsewhere: advance(done, total)."""
-
-    def __init__(self, what: str):
-        self._what = what
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self._progress = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-        task = self._progress.add_task(self._what, total=None)
-        self._progress.start()
-        return lambda done, total: self._progress.update(task, completed=done, total=total)
-
-    def __exit__(self, *_) -> None:
-        self._progress.stop()
+    with ProgressBar(label) as bar:
+        yield bar.advance

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable
 
+from ...config import IDENTIFIER
 from ...errors import UserError
 from ...prompts import printable
 from .flags import FULL_ONLY, LORA_ONLY
@@ -14,7 +15,6 @@ from .instance_prompt import Subject, parse_subject, token_from_words
 from .state import TranslationState
 from .steps_and_rates import DIFFUSERS_CLASS_IMAGES, parse_number, set_learning_rate, set_steps
 
-IDENTIFIER = "sks"  # of the full models trained here
 MIN_LORA_LR = 5e-5  # diffusers' recipes take 1e-6 to 1e-5 for whole models, 1e-4 and more for LoRA
 _SCHEDULES = {
     "constant": "constant",

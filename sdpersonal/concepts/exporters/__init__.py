@@ -10,7 +10,7 @@ from ...errors import UserError
 from ..concept import Concept
 from . import diffusers, onetrainer, sd_concepts_library, simple
 from .export import Export
-from .readme import readme
+from .readme import front_matter, readme
 
 __all__ = ["FORMATS", "Export", "Format", "export"]
 
@@ -34,8 +34,9 @@ def export(concept: Concept, format: Format) -> Export:
         raise UserError(f"Unknown export format '{format}'.", f"Choose one of {', '.join(get_args(Format))}.")
     result = FORMATS[format](concept)
     result = dataclasses.replace(result, notes=(*result.notes, *_general_notes(concept, format)))
-    front_matter = sd_concepts_library.front_matter(concept) if format == "sd-concepts-library" else ""
-    text = front_matter + readme(concept, result)
+    text = readme(concept, result)
+    if format == "sd-concepts-library":
+        text = f"{front_matter(sd_concepts_library.hub_facts(concept))}\n\n{text}"
     return dataclasses.replace(result, files=result.files | {"README.md": text.encode()})
 
 

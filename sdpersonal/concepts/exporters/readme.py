@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+from collections.abc import Mapping
 
 from ..card import BASE_TITLES
 from ..concept import Concept
@@ -29,6 +31,15 @@ def readme(concept: Concept, export: Export) -> str:
         parts.append("\n".join(f"- {escape_html(note)}" for note in export.notes))
     parts.append("Made with sdpersonal. Files hold weights and these facts, no photo.")
     return "\n\n".join(parts) + "\n"
+
+
+def front_matter(fields: Mapping[str, object]) -> str:
+    """Build the block at the top of a README from which the Hub reads its facts, one line for each.
+
+    JSON is YAML, and a text from a stranger cannot leave its line. `huggingface_hub.ModelCardData` is not used: it
+    writes a text with line breaks on several lines, so that a licence's name can hold a line of dashes.
+    """
+    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in fields.items()), "---"])
 
 
 def escape_markdown(text: str) -> str:

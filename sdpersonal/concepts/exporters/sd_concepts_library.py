@@ -6,8 +6,6 @@ read): `torch.load`, the only key is the word, its value goes into one row of th
 
 from __future__ import annotations
 
-import json
-
 from ..concept import Concept
 from ..licences import hub_licence
 from ..thumbnail import reencode_thumbnail
@@ -48,13 +46,14 @@ def write(concept: Concept) -> Export:
     )
 
 
-def front_matter(concept: Concept) -> str:
-    """Return the lines that the Hub reads at the top of the README."""
-    fields = hub_licence(concept.card.license)
-    if model := HUB_MODELS.get(concept.card.base):
-        fields["base_model"] = model
-    lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]  # JSON strings are valid YAML
-    return "\n".join(["---", *lines, 'tags: ["stable-diffusion", "textual-inversion"]', "---", "", ""])
+def hub_facts(concept: Concept) -> dict[str, object]:
+    """Return what the Hub reads at the top of the README."""
+    model = HUB_MODELS.get(concept.card.base)
+    return {
+        **hub_licence(concept.card.license),
+        **({"base_model": model} if model else {}),
+        "tags": ["stable-diffusion", "textual-inversion"],
+    }
 
 
 def _notes(concept: Concept, count: int) -> list[str]:

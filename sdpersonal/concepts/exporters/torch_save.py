@@ -1,7 +1,9 @@
-"""Build the bytes of `torch.save({word: rows})` by hand, which needs neither torch nor pickle.
+"""Build the bytes of `torch.save({word: rows})` without torch.
 
-The zip of torch >= 1.6 with its three oldest members alone (`data.pkl`, `data/0`, `version`), which every later torch
-reads, also with `weights_only`, and which A1111's checker of pickles lets pass; it refuses what newer torch adds.
+The file is the zip of torch >= 1.6 with its three oldest members alone (`data.pkl`, `data/0`, `version`), which every
+later torch reads, also with `weights_only`. `torch.save` itself is not used for two reasons: it adds members that
+A1111's scanner of pickles refuses (`byteorder`, `.format_version`, `.storage_alignment`, `.data/serialization_id`), and
+no other export needs torch, whose import takes seconds.
 """
 
 from __future__ import annotations

@@ -6,25 +6,22 @@ security policy allows its one script and one style sheet by their sha256, and n
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from ... import storage
 from ...errors import UserError
-from ..card import Card
+from ...html import render_template
+from ..card import BASE_LABELS, CONSENT_TEXTS, Card
 from ..library import Entry
 from ..modelspec import to_data_url
 from ..thumbnail import reencode_thumbnail
 
 SIDE = 256  # pixels of a thumbnail
 _SMALL, _MANY = 176, 500  # the displayed width, for pages of more concepts: 3,000 take 27 MB rather than 46
-_FOLDER = Path(__file__).parent
-_BASES = {"tiny": "built-in", "sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
-_CONSENT = {"yes": "the person agrees", "no": "the person does not agree", "unknown": "consent not known"}
+_TEMPLATE = Path(__file__).with_name("page.html")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,25 +62,13 @@ def write_gallery(
 
 def render_gallery(items: Sequence[GalleryItem], title: str) -> str:
     """Render the page as HTML."""
-    from jinja2 import Environment, StrictUndefined
-
-    script, style = (storage.read_bytes(_FOLDER / name, 100_000).decode() for name in ("page.js", "page.css"))
-    template = storage.read_bytes(_FOLDER / "page.html", 100_000).decode()
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
+    return render_template(
+        _TEMPLATE,
         title=title,
-        exhibits=items,
+        items=items,
         kinds=sorted({item.kind for item in items}),
-        bases=[base for base in _BASES.values() if any(item.base == base for item in items)],
-        script=script,
-        style=style,
-        script_sum=_csp_hash(script),
-        style_sum=_csp_hash(style),
+        bases=[base for base in BASE_LABELS.values() if any(item.base == base for item in items)],
     )
-
-
-def _csp_hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _newest_versions(entries: Iterable[Entry]) -> list[tuple[Entry, Card, int]]:
@@ -109,7 +94,7 @@ def _gallery_item(entry: Entry, card: Card, versions: int, side: int) -> Gallery
         "Measured": ", ".join(f"{name} {value:.2f}" for name, value in card.scores.items()),
         "Author": card.author,
         "Licence": card.license or "not stated",
-        "Consent": f"{_CONSENT[card.consent]} {card.consent_note}".strip() if card.kind == "person" else "",
+        "Consent": f"{CONSENT_TEXTS[card.consent]} {card.consent_note}".strip() if card.kind == "person" else "",
         "Version": f"{entry.token.version}{f' ({versions} here)' if versions > 1 else ''}",
         "Date": card.created[:10],
         "Identity": (entry.identity or "")[:16],
@@ -119,7 +104,7 @@ def _gallery_item(entry: Entry, card: Card, versions: int, side: int) -> Gallery
         token,
         card.title or entry.token.name,
         card.kind,
-        _BASES[card.base],
+        BASE_LABELS[card.base],
         thumbnail,
         card.description,
         tuple((name, text) for name, text in facts.items() if text),

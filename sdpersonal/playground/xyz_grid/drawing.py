@@ -10,7 +10,7 @@ from ...config import GenerateRequest
 from .sheet import GridCell, request_work
 
 if TYPE_CHECKING:
-    from ...generation import GeneratedImage, Generator
+    from ...generation import GeneratedImage, ImageGenerator
 
 _MAX_BATCH = 100  # images of one request
 
@@ -34,7 +34,7 @@ def plan_batches(cells: Sequence[GridCell]) -> list[CellBatch]:
 
 
 def generate_cells(
-    generator: Generator,
+    generator: ImageGenerator,
     cells: Sequence[GridCell],
     progress: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
@@ -42,7 +42,7 @@ def generate_cells(
     """Yield each image as soon as it is ready, with the cells that show it.
 
     progress(done, total) counts pixels times steps, so that the time left is right if steps or sizes differ. Raises
-    as `Generator.draw`; the caller keeps what was yielded before.
+    as `Generator.generate`; the caller keeps what was yielded before.
     """
     planned = plan_batches(cells)
     shown_by = [iter(batch.cells) for batch in planned]
@@ -51,12 +51,15 @@ def generate_cells(
 
 
 def generate_all(
-    generator: Generator,
+    generator: ImageGenerator,
     requests: Sequence[GenerateRequest],
     progress: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, GeneratedImage]]:
-    """Yield the images of several requests, each with its request's index. progress and errors as `Generator.draw`."""
+    """Yield the images of several requests, each with its request's index.
+
+    progress and errors as `Generator.generate`.
+    """
     total = round(sum(map(request_work, requests)))
     done = 0.0
     for i, request in enumerate(requests):

@@ -1,10 +1,7 @@
-"""A grid as one HTML file: no server, no network. Prompts are untrusted, so Jinja2 escapes every text, and the page's
-own policy allows its one script and its one style sheet by their sha256, and nothing to be loaded or sent."""
+"""A grid as one HTML page, with its images inside."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,15 +9,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from ... import storage
+from ...html import data_url, render_template
 from ...image_metadata import Recipe
 from .sheet import XyzGridRequest
 
 CellPosition = tuple[int, int, int]
 """Column, row and sheet (z), counted from 0."""
 
-_HERE = Path(__file__).parent
-_MAX_BYTES = 100_000  # bytes of a template file of the page
+_TEMPLATE = Path(__file__).with_name("page.html")
 _LOSSLESS_MAX_SIDE = 256  # pixels up to which an image is lossless; larger ones would make a page of 100 MB
 _QUALITY = 90
 
@@ -36,23 +32,14 @@ class GridTile:
 
 def render_page(request: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> str:
     """Render the HTML. Positions without a tile stay empty; the same grid and tiles give the same bytes."""
-    from jinja2 import Environment, StrictUndefined
-
-    script, style, template = (
-        storage.read_bytes(_HERE / name, _MAX_BYTES).decode() for name in ("page.js", "page.css", "page.html")
-    )
-    machine = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return machine.from_string(template).render(
+    return render_template(
+        _TEMPLATE,
         title=request.prompt,
-        asked=[text for side in "xyz" if (text := getattr(request, side))],
+        axes=[text for side in "xyz" if (text := getattr(request, side))],
         count=len(tiles),
         missing=len(request.cells) - len(tiles),
         columns=request.labels("x"),
         sheets=list(_page_grids(request, tiles)),
-        script=script,
-        style=style,
-        script_sum=_csp_hash(script),
-        style_sum=_csp_hash(style),
     )
 
 
@@ -96,8 +83,4 @@ def _page_grids(request: XyzGridRequest, tiles: Mapping[CellPosition, GridTile])
 def _data_url(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "WEBP", lossless=max(image.size) <= _LOSSLESS_MAX_SIDE, quality=_QUALITY)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _csp_hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return data_url(buffer.getvalue(), "image/webp")

@@ -26,7 +26,7 @@ from .page import CellPosition, GridTile, render_page
 from .sheet import XyzGridRequest
 
 if TYPE_CHECKING:
-    from ...generation import Generator
+    from ...generation import ImageGenerator
 
 _MAX_SIDE = 16_000  # pixels of a grid's side, the limit of browsers and WebP
 _TILE_RANGE = (96, 256)  # pixels, the smallest and the largest tile
@@ -45,7 +45,7 @@ class SavedGrid:
 
 def generate_grid(
     request: XyzGridRequest,
-    generator: Generator,
+    generator: ImageGenerator,
     outputs: Outputs,
     private: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -53,7 +53,7 @@ def generate_grid(
 ) -> SavedGrid:
     """Generate the whole grid and save it. private: no recipe in any image, nor on the page.
 
-    Raises as `Generator.draw`; images generated until then are saved, and the grid has empty positions.
+    Raises as `Generator.generate`; images generated until then are saved, and the grid has empty positions.
     """
     tiles: dict[CellPosition, GridTile] = {}
     saved: dict[Path, bool] = {}
@@ -67,14 +67,14 @@ def generate_grid(
     except UserError as error:
         result = None
         with suppress(UserError):  # a full disk was reported already
-            result = _save_grid(request, tiles, saved) if saved else None
+            result = save_grid(request, tiles, saved) if saved else None
         if result and isinstance(error, Interrupted):
             done = f"{len(tiles)} of {len(request.cells)}"
             raise Interrupted(
                 f"Stopped. {done} pictures are on the sheet {printable(str(result.page), 300)}."
             ) from None
         raise
-    return _save_grid(request, tiles, saved)
+    return save_grid(request, tiles, saved)
 
 
 def grid_images(request: XyzGridRequest, tiles: Mapping[CellPosition, GridTile]) -> Iterator[Image.Image]:
@@ -92,9 +92,7 @@ def grid_images(request: XyzGridRequest, tiles: Mapping[CellPosition, GridTile])
         yield labelled(pictures, request.labels("y"), request.labels("x"), side, title)
 
 
-def _save_grid(
-    request: XyzGridRequest, tiles: Mapping[CellPosition, GridTile], saved: Mapping[Path, bool]
-) -> SavedGrid:
+def save_grid(request: XyzGridRequest, tiles: Mapping[CellPosition, GridTile], saved: Mapping[Path, bool]) -> SavedGrid:
     first = next(iter(saved))
     number = first.name.partition("-")[0]
     place = first.with_name(f"{number}-sheet.html")

@@ -11,12 +11,11 @@ from contextlib import suppress
 
 from ...errors import UserError
 from ...prompts import Token
-from ...prompts.concept_syntax import cut_word
+from ...prompts.concept_syntax import BRACKETED, cut_word
 
 PLACEHOLDER = "{}"
 """Placeholder in a prompt for what an axis puts there."""
 
-_BRACKET = re.compile(r"(?<!\\)<(?=\S)([^<>]*)>")
 _ConceptParts = tuple[list[tuple[str, str]], str]  # [(word, strength as written or "")], window as written or ""
 
 
@@ -53,10 +52,10 @@ def replace_concept(prompt: str, token: Token, other: str) -> str:
 
     other: a token in brackets, optionally with its own strength or window, or words.
     """
-    new, new_window = _split_brackets(other[1:-1]) if _BRACKET.fullmatch(other) else ([(other, "")], "")
+    new, new_window = _split_brackets(other[1:-1]) if BRACKETED.fullmatch(other) else ([(other, "")], "")
 
     def change(parts: list[tuple[str, str]], window: str) -> str:
-        if not _BRACKET.fullmatch(other) and len(parts) == 1:
+        if not BRACKETED.fullmatch(other) and len(parts) == 1:
             return other
         put = []
         for word, strength in parts:
@@ -74,7 +73,7 @@ def replace_concept(prompt: str, token: Token, other: str) -> str:
 def mentions_token(prompt: str, token: Token) -> bool:
     return any(
         _is_same_concept(word, token)
-        for bracket in _BRACKET.finditer(prompt)
+        for bracket in BRACKETED.finditer(prompt)
         for word, _ in _split_brackets(bracket[1])[0]
     )
 
@@ -84,7 +83,7 @@ def _edit_mentions(prompt: str, token: Token, change: Callable[[list[tuple[str, 
         parts, window = _split_brackets(bracket[1])
         return change(parts, window) if any(_is_same_concept(word, token) for word, _ in parts) else bracket[0]
 
-    return _BRACKET.sub(one, prompt)
+    return BRACKETED.sub(one, prompt)
 
 
 def _split_brackets(inner: str) -> _ConceptParts:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ... import storage
 from ...concepts.concept import Lora, LoraLayer
+from ...config import IDENTIFIER
 from ...models import StableDiffusion
 from ..dataset import Batch, batch_loss
 from ..presets import Preset
 from .prior_preservation import PriorLoss
 
-IDENTIFIER = "sks"  # three letters that mean nothing to CLIP (section 3.2)
 MODEL_FOLDER = "model"  # in the run folder
 
 

@@ -42,9 +42,9 @@ def in_class(settings: TrainingSettings) -> Callable[[str], list[str]]:
     return lambda caption: [caption.replace("{}", subject_noun(settings))]
 
 
-def resolve_preset(settings: TrainingSettings, base: StableDiffusion, photos: int) -> Preset:
-    """Return the method's preset for this base model and number of photos, with the user's settings applied."""
-    usual = preset(method_name(settings), base.kind, settings.kind)
+def resolve_preset(settings: TrainingSettings, kind: str, photos: int) -> Preset:
+    """Return the method's preset for models of this kind and the number of photos, with the user's settings applied."""
+    usual = preset(method_name(settings), kind, settings.kind)
     lr_ratio = (settings.lr or usual.lr) / usual.lr
     schedule = scale_steps(usual.steps, photos)
     steps = settings.steps or schedule

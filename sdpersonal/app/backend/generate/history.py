@@ -22,7 +22,7 @@ _LIMIT = 1 << 28
 
 @dataclass(frozen=True)
 class HistoryPage:
-    """One page of the history. results: images, of which `shown` is the thumbnail; number: of the page, from 0;
+    """One page of the history. results: images, of which `served` is the thumbnail; number: of the page, from 0;
     total: images on all pages."""
 
     results: tuple[SessionImage, ...]
@@ -32,7 +32,7 @@ class HistoryPage:
     @property
     def note(self) -> str:
         if not self.total:
-            return "Nothing found."
+            return "No images found."
         return f"{self.number * PAGE_SIZE + 1} to {min(self.total, (self.number + 1) * PAGE_SIZE)} of {self.total:,}"
 
 

@@ -28,7 +28,7 @@ from ..generation_service import RenderJob
 from ..render_job import JobContext, SessionImage
 from ..workspace import Workspace
 
-NO_IMAGE = UserError("No picture is chosen.", "Click one first.")
+NO_IMAGE = UserError("No image is selected.", "Click one first.")
 # Fields that other programs leave out when unused: the form must not keep them from the image before.
 _UNUSED = {"negative": "", "enlarge": 1.0, "fast": None, "scheduler": None, "clip_skip": 1}
 
@@ -47,25 +47,29 @@ def read_settings(image: object) -> ImageSettings:
     """Read the settings from an image of this or another program. Raises UserError if it has none."""
     if not isinstance(image, str | Path):
         raise NO_IMAGE
-    recipe = read_recipe(storage.read_bytes(Path(image), MAX_IMAGE_BYTES), "This picture")
+    recipe = read_recipe(storage.read_bytes(Path(image), MAX_IMAGE_BYTES), "This image")
     if isinstance(recipe, Foreign):
         prompt = {"prompt": recipe.words} if recipe.words else {}  # with the unusable parts, for the user to change
         return ImageSettings(_UNUSED | dict(recipe.fields) | prompt, recipe.notes, same=False)
-    notes = ("It began from another picture, which is not in it.",) if recipe.start else ()
+    notes = ("Its init image is not stored in it.",) if recipe.start else ()
     fields = recipe.model_dump(include=set(GenerateRequest.model_fields) - {"start", "mask"})
     return ImageSettings(fields | {"n": 1, "fast": recipe.fast or None, "scheduler": recipe.scheduler or None}, notes)
 
 
 def settings_note(settings: ImageSettings) -> str:
     """Return the status text after the settings were copied into the form."""
-    promise = ": the same base draws the same picture" if settings.same else ", as far as they mean the same here"
+    promise = (
+        ": the same model generates the same image"
+        if settings.same
+        else ", as far as this program has the same settings"
+    )
     return " ".join([f"Its settings are in the form{promise}.", *settings.notes])
 
 
 def recipe_text(path: Path) -> str:
     """Format the image's recipe for people; "" if it has none."""
     try:
-        recipe = read_recipe(storage.read_bytes(path, MAX_IMAGE_BYTES), "This picture")
+        recipe = read_recipe(storage.read_bytes(path, MAX_IMAGE_BYTES), "This image")
     except UserError:
         return ""
     return recipe.text if isinstance(recipe, Foreign) else _format_recipe(recipe)
@@ -74,18 +78,19 @@ def recipe_text(path: Path) -> str:
 def _format_recipe(recipe: Recipe) -> str:
     facts = {
         "Prompt": recipe.prompt,
-        "Chosen from": recipe.template,
-        "Without": recipe.negative,
-        "Seed": f"{recipe.seed}" + (f", {recipe.near:g} towards {recipe.near_seed}" if recipe.near else ""),
-        "Steps, guidance": f"{recipe.steps}, {recipe.guidance:g}",
+        "Template": recipe.template,
+        "Negative prompt": recipe.negative,
+        "Seed": f"{recipe.seed}"
+        + (f", variation strength {recipe.near:g} towards seed {recipe.near_seed}" if recipe.near else ""),
+        "Steps, guidance scale": f"{recipe.steps}, {recipe.guidance:g}",
         "Scheduler": recipe.scheduler or recipe.sampler,
         "Clip skip": str(recipe.clip_skip) if recipe.clip_skip > 1 else "",
-        "Size": recipe.size + (f", enlarged {recipe.enlarge:g} times" if recipe.enlarge > 1 else ""),
-        "Began from": f"another picture, changed by {recipe.change:g}" if recipe.start else "",
+        "Size": recipe.size + (f", hires scale {recipe.enlarge:g}" if recipe.enlarge > 1 else ""),
+        "Init image": f"another image, strength {recipe.change:g}" if recipe.start else "",
         "Concepts": ", ".join(
             f"{concept.token} {concept.strength:g} ({concept.sha256[:8]})" for concept in recipe.concepts
         ),
-        "Base": f"{recipe.base.name} ({recipe.base.sha256[:8]})",
+        "Model": f"{recipe.base.name} ({recipe.base.sha256[:8]})",
     }
     return "\n".join(f"{name}: {text}" for name, text in facts.items() if text)
 
@@ -96,9 +101,9 @@ def toggle_favourite(outputs: Outputs, result: SessionImage | None) -> str:
         return str(NO_IMAGE)
     if is_favourite(outputs, result):
         outputs.remove_favourite(result.saved)
-        return "It is no favourite any more."
+        return "Removed from your favourites."
     outputs.add_favourite(result.saved)
-    return "It is among your favourites."
+    return "Added to your favourites."
 
 
 def is_favourite(outputs: Outputs, result: SessionImage | None) -> bool:
@@ -134,7 +139,7 @@ def change_job(workspace: Workspace, result: SessionImage | None, change: str) -
     "beach=snow|space". Raises UserError."""
     target, equals, values = str(change).rpartition("=")
     if not (equals and target.strip()):
-        raise UserError("Say what to change to what.", "For example <me/duck>=0.6,0.8,1 or beach=snow|space.")
+        raise UserError("The change must be TARGET=VALUES.", "For example <me/duck>=0.6,0.8,1 or beach=snow|space.")
     recipe, target = _read_recipe(result), target.strip()
     vary = vary_strength if target.startswith("<") and re.match(r"\s*[-+\u2212]?[0-9.]", values) else vary_words
     return _requests_job(workspace, recipe, vary(favourite_request(recipe), target, values.strip()))
@@ -144,14 +149,14 @@ def hires_job(workspace: Workspace, result: SessionImage | None, scale: float) -
     """Create a job that generates the same image larger, in a second pass (hires fix). Raises UserError."""
     recipe = _read_recipe(result)
     if isinstance(recipe, Recipe) and recipe.start:
-        raise UserError("It began from another picture.", "Begin from this one, with a larger size.")
+        raise UserError("This image was made from an init image.", "Use it as init image, with a larger size.")
     return _requests_job(workspace, recipe, [GenerateRequest(**(recipe.request().model_dump() | {"enlarge": scale}))])
 
 
 def _read_recipe(result: SessionImage | None) -> Recipe | Foreign:
     if result is None:
         raise NO_IMAGE
-    return read_recipe(storage.read_bytes(result.saved, MAX_IMAGE_BYTES), "This picture")
+    return read_recipe(storage.read_bytes(result.saved, MAX_IMAGE_BYTES), "This image")
 
 
 def _requests_job(workspace: Workspace, metadata: Recipe | Foreign, requests: list[GenerateRequest]) -> RenderJob:

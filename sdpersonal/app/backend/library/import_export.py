@@ -9,9 +9,10 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from .... import storage
-from ....concepts.exporters import FORMATS, Export, export
+from ....concepts.exporters import FORMATS, Export, Format, export
 from ....concepts.importers.sources import DROPPED, STEPS, find_concepts
 from ....concepts.importing import DUPLICATES, ImportOutcome, Source, import_all, join_parts
 from ....concepts.library import OTHER_PART_HINT, TAKEN_HINT
@@ -33,20 +34,21 @@ PROGRAMS = {
 }
 _BESIDE = {"readme.md", "token_identifier.txt", "type_of_concept.txt", "special_params.json", "adapter_config.json"}
 _PAGE_HINTS = {  # the command line's hints in the page's words
-    TAKEN_HINT: "Give it another name under Call it, or choose what to do if its name is taken, and drop it again.",
-    OTHER_PART_HINT: "If they are one concept, drop both at once and tick that it takes the place of what is there.",
-    "Name it: --as '<owner/name>'.": "Say under Call it what its name is, and drop it again.",
-    "Its folder may be a base: --base FOLDER.": "Its folder may be a base.",
-    "To generate with it or train on it, give it as the base: --base FILE.": "It is a base: start the app with "
-    "--bases and the folder it is in, and choose it on the Base tab.",
-    "Give it as --base.": "It is a base, not a concept.",
+    TAKEN_HINT: "Enter another name, or choose what to do if the name is taken, and drop it again.",
+    OTHER_PART_HINT: "If they are one concept, drop both at once and tick that they replace the one in the library.",
+}
+_FLAG_HINTS = {  # the same for hints that name a flag, the first that fits
+    "--as ": "Enter a name, and drop it again.",
+    "--base FOLDER": "Its folder may be a model.",
+    "--base FILE": "Start the app with --bases and the file's folder, and choose it on the Models tab.",
+    "--base": "It is a model, not a concept.",
 }
 
 
 @dataclass(frozen=True)
 class ImportedFile:
-    """Result of importing one file. done: "imported", "here already" or "refused"; said: the token and what it is, or
-    what is wrong."""
+    """Result of importing one file. status: "imported", "here already" or "refused"; message: the token and what it
+    is, or what is wrong."""
 
     name: str
     status: str
@@ -69,17 +71,17 @@ def import_uploads(
     """
     paths = _check_uploads(workspace, dropped)
     if duplicates not in DUPLICATES:
-        raise UserError("Choose what becomes of several of one name.", f"One of {', '.join(DUPLICATES)}.")
+        raise UserError("Choose what to do if the name is taken.", f"One of {', '.join(DUPLICATES)}.")
     folder = storage.make_folder(workspace.session_dir(page) / f"arrivals-{secrets.token_hex(4)}")
     try:
-        word = _parse_token(as_)
+        token = _parse_token(as_)
         moved = _group_files(paths, folder)
         sources = _find_sources(moved, folder, steps=duplicates != "refuse")
-        if word and len(sources) > 1 and duplicates != "versions":
-            raise UserError("The name is for one concept; several were dropped.", "Drop them one by one.")
+        if token and len(sources) > 1 and duplicates != "versions":
+            raise UserError("The name is for one concept, but several were dropped.", "Drop them one at a time.")
         return [
             _imported_file(outcome, sources)
-            for outcome in import_all(workspace.library, sources, word, bool(replace), duplicates)
+            for outcome in import_all(workspace.library, sources, token, bool(replace), duplicates)
         ]
     finally:
         storage.remove(folder)
@@ -101,12 +103,12 @@ class ExportDownload:
     notes: tuple[str, ...]
 
 
-def make_export_download(workspace: Workspace, page: str, word: object, format: object) -> ExportDownload:
+def make_export_download(workspace: Workspace, page: str, token: object, format: object) -> ExportDownload:
     """Export a concept into the session folder for download. Raises UserError."""
     if not isinstance(format, str) or format not in FORMATS:
         raise UserError("Choose a program.", f"One of {', '.join(FORMATS)}.")
-    concept = workspace.library.get(parse_token(word))
-    exported = export(concept, format)
+    concept = workspace.library.get(parse_token(token))
+    exported = export(concept, cast(Format, format))
     name, data = _pack(exported, f"{concept.token.slug}-{format}")
     target = workspace.session_dir(page) / name
     storage.write_bytes(target, data)
@@ -114,13 +116,13 @@ def make_export_download(workspace: Workspace, page: str, word: object, format: 
     return ExportDownload(target, exported.program, places, exported.install, exported.prompt_text, exported.notes)
 
 
-def _pack(made: Export, stem: str) -> tuple[str, bytes]:
-    contents = {name: data for name, data in made.files.items() if name != "README.md"}
-    if len(contents) == 1 and made.program == "sdpersonal":
+def _pack(exported: Export, stem: str) -> tuple[str, bytes]:
+    contents = {name: data for name, data in exported.files.items() if name != "README.md"}
+    if len(contents) == 1 and exported.program == "sdpersonal":
         return next(iter(contents.items()))
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:  # weights do not get smaller
-        for name, data in made.files.items():
+        for name, data in exported.files.items():
             archive.writestr(zipfile.ZipInfo(f"{stem}/{name}"), data)
     return f"{stem}.zip", packed.getvalue()
 
@@ -130,43 +132,43 @@ def _check_uploads(workspace: Workspace, dropped: object) -> list[Path]:
     if not isinstance(dropped, list | tuple) or not dropped:
         raise UserError("No files were dropped.", "Drop some, or click to choose them.")
     if len(dropped) > MAX_FILES:
-        raise UserError(f"These are {len(dropped)} files; I take {MAX_FILES} at once.", "Drop fewer.")
+        raise UserError(f"These are {len(dropped)} files; {MAX_FILES} can be imported at once.", "Drop fewer.")
     return [_check_inside(workspace.served_dir, path) for path in dropped]
 
 
 def _check_inside(folder: Path, path: object) -> Path:
     if not isinstance(path, str) or not Path(path).is_absolute():
-        raise UserError("That is no uploaded file.", "Drop it once more.")
+        raise UserError("That is not an uploaded file.", "Drop it again.")
     resolved = storage.resolve_inside(folder, str(path))
     if not resolved.is_file():
-        raise UserError("The uploaded file is gone.", "Drop it once more.")
+        raise UserError("The uploaded file is gone.", "Drop it again.")
     return resolved
 
 
 def _parse_token(as_: object) -> Token | None:
     text = as_.strip() if isinstance(as_, str) else ""
-    word = Token.parse(text) if text else None
-    return dataclasses.replace(word, owner="me") if word and not word.owner else word
+    token = Token.parse(text) if text else None
+    return dataclasses.replace(token, owner="me") if token and not token.owner else token
 
 
-def _group_files(paths: Sequence[Path], place: Path) -> list[Path]:
+def _group_files(paths: Sequence[Path], folder: Path) -> list[Path]:
     """Move all files to one folder, as programs keep the files of a concept; a file whose name is taken gets its
     own folder."""
     moved: list[Path] = []
     for number, path in enumerate(paths):
-        folder = place / DROPPED
-        folder = place / str(number) / DROPPED if (folder / path.name).exists() else folder
-        moved.append(storage.make_folder(folder) / path.name)
+        target = folder / DROPPED
+        target = folder / str(number) / DROPPED if (target / path.name).exists() else target
+        moved.append(storage.make_folder(target) / path.name)
         storage.rename(path, moved[-1])
     return moved
 
 
-def _find_sources(moved: Sequence[Path], place: Path, steps: bool) -> list[Source]:
+def _find_sources(moved: Sequence[Path], folder: Path, steps: bool) -> list[Source]:
     """Find the concepts in the dropped files; every other file becomes a source of its own, so that its error says
     what it is."""
     if len(moved) == 1:
         return [Source(moved[0])]
-    sources = join_parts(find_concepts(place, steps=steps))
+    sources = join_parts(find_concepts(folder, steps=steps))
     source_files = {path for source in sources for path in source.all_files}
     companions = {path for path in moved if path.name.lower() in _BESIDE and source_files}
     peft_folders = {source.path for source in sources if source.path.is_dir() and not source.files}  # PEFT's
@@ -180,13 +182,15 @@ def _find_sources(moved: Sequence[Path], place: Path, steps: bool) -> list[Sourc
 def _imported_file(outcome: ImportOutcome, sources: Sequence[Source]) -> ImportedFile:
     path = Path(outcome.source)
     parts = next((part.files for part in sources if part.label == outcome.source and part.files), ())
-    parts = parts or (path.iterdir() if path.is_dir() else (path,))
+    parts = parts or (tuple(path.iterdir()) if path.is_dir() else (path,))
     name = printable(" + ".join(sorted(part.name for part in parts)), 200)
     if outcome.error:
         return ImportedFile(name, outcome.status, f"{outcome.error.message} {page_hint(outcome.error.hint)}".strip())
     return ImportedFile(name, outcome.status, f"{outcome.token}: {outcome.summary}", str(outcome.token))
 
 
-def page_hint(fix: str) -> str:
+def page_hint(hint: str) -> str:
     """Translate a command-line hint to the page's words."""
-    return _PAGE_HINTS.get(fix, fix)
+    if hint in _PAGE_HINTS:
+        return _PAGE_HINTS[hint]
+    return next((text for flag, text in _FLAG_HINTS.items() if flag in hint), hint)

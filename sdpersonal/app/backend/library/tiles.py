@@ -21,6 +21,7 @@ from ....concepts.card import BASE_TITLES
 from ....concepts.library import Entry
 from ....concepts.thumbnail import make_thumbnail, reencode_thumbnail
 from ....errors import UserError
+from ....html import data_url
 from ..workspace import Workspace
 
 PAGE_SIZE = 48  # tiles shown first; "Show more" multiplies them
@@ -31,10 +32,10 @@ _SIDE = 160  # pixels: sharp on a screen with two pixels to a point
 
 @dataclass(frozen=True)
 class ConceptTiles:
-    """Tiles for a page. pictures: (path, caption), in the library's order; tokens: of the same concepts; found: number
-    of matching concepts; note: one line about counts and damaged concepts."""
+    """Tiles for a page. thumbnails: (path, caption), in the library's order; tokens: of the same concepts; match_count:
+    number of matching concepts; note: one line about counts and damaged concepts."""
 
-    pictures: list[tuple[str, str]]
+    thumbnails: list[tuple[str, str]]
     tokens: tuple[str, ...]
     match_count: int
     note: str
@@ -56,9 +57,9 @@ def concept_tiles(
         return ConceptTiles([], (), 0, str(error))
     matching = [entry for entry in newest if _matches_filter(entry, base, kind) and matches_search(entry, search)]
     visible = matching[: max(0, min(limit, MAX_TILES))]
-    pictures = make_tiles(workspace, visible, loaded or base)
+    thumbnails = make_tiles(workspace, visible, loaded or base)
     note = _note(len(visible), len(matching), newest)
-    return ConceptTiles(pictures, tuple(str(entry.token.unversioned()) for entry in visible), len(matching), note)
+    return ConceptTiles(thumbnails, tuple(str(entry.token.unversioned()) for entry in visible), len(matching), note)
 
 
 def newest_versions(entries: Iterable[Entry]) -> list[Entry]:
@@ -116,14 +117,12 @@ def _placeholder(entry: Entry, folder: Path) -> Path:
 
 def thumbnail_data_url(entry: Entry, side: int = 384) -> str:
     """Return the concept's thumbnail, re-encoded from pixels, as a data URL; "" without one."""
-    import base64
-
     try:
         thumbnail = None if entry.damaged else entry.thumbnail
         data = reencode_thumbnail(thumbnail, side) if thumbnail else b""
     except UserError:
         return ""
-    return f"data:image/webp;base64,{base64.b64encode(data).decode()}" if data else ""
+    return data_url(data, "image/webp") if data else ""
 
 
 def _matches_filter(entry: Entry, base: str | None, kind: str | None) -> bool:
@@ -150,8 +149,9 @@ def _search_text(entry: Entry) -> str:
 
 def _caption(entry: Entry, loaded: str | None) -> str:
     token = str(entry.token.unversioned())
-    fits_loaded = entry.card is None or loaded in (None, "", entry.card.base)
-    return token if fits_loaded else f"{token} {entry.card.base}"
+    if entry.card is None or loaded in (None, "", entry.card.base):
+        return token
+    return f"{token} {entry.card.base}"
 
 
 def _note(seen: int, match_count: int, newest: Sequence[Entry]) -> str:
@@ -162,7 +162,7 @@ def _note(seen: int, match_count: int, newest: Sequence[Entry]) -> str:
     if seen < match_count:
         parts.append(f"The first {seen:,} are shown.")
     if damaged:
-        parts.append(f"{damaged} damaged: choose one to see what is wrong.")
+        parts.append(f"{damaged} damaged; click one to see why.")
     return " ".join(parts)
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]  # psutil ships no types
 import torch
 
 from .... import storage
 from ....models.offload import DECODE_ACTIVATIONS, STEP_ACTIVATIONS, TILE_SIZE, MemoryNeed
-
-GB = 1e9
+from ....units import GB
 
 _UNET_CHANNELS, _VAE_CHANNELS = 320, 128  # Stable Diffusion's first channels
 _USABLE_SHARE = 0.9  # of the free memory
@@ -20,8 +19,8 @@ _TRAINED_AT_256 = 1.2  # GB that a training step takes beside the weights in fp3
 
 @dataclass(frozen=True)
 class Hardware:
-    """This machine's resources, in bytes. card: GPU name, "" without one; memory: free on the GPU, else in RAM; whole:
-    total of the same memory; disk: free where the Hub cache is."""
+    """This machine's resources, in bytes. gpu_name: "" without a GPU; memory: free on the GPU, else in RAM;
+    total_memory: of the same; disk: free where the Hub cache is."""
 
     gpu_name: str
     memory: int
@@ -41,10 +40,10 @@ class Hardware:
 
     def describe(self) -> str:
         """Describe the machine in one line."""
-        place = self.gpu_name or "no CUDA card: everything is computed on the CPU"
+        place = self.gpu_name or "no CUDA GPU, so everything runs on the CPU"
         return (
             f"This machine: {place}; {self.memory / GB:.1f} of {self.total_memory / GB:.1f} GB of memory free, "
-            f"{self.disk / GB:.0f} GB of disk."
+            f"{self.disk / GB:.0f} GB of disk free."
         )
 
 
@@ -90,20 +89,18 @@ def check_fit(size: ModelSize, machine: Hardware) -> tuple[bool, str]:
     """Return whether the machine can generate with a model of that size, and a sentence on the memory it takes."""
     need = size.generation_memory(2 if machine.gpu_name else 4)
     usable, peak = machine.memory * _USABLE_SHARE, need.peak("all", False, 1)
-    comparison = f"Drawing takes {peak / GB:.1f} GB, {machine.memory / GB:.1f} GB free"
+    comparison = f"Generating takes {peak / GB:.1f} GB of {machine.memory / GB:.1f} GB free"
     if peak <= usable:
-        return True, f"{comparison}: it fits." + (
-            "" if machine.gpu_name else " Without a card a picture takes minutes."
-        )
+        return True, f"{comparison}: it fits." + ("" if machine.gpu_name else " Without a GPU an image takes minutes.")
     offloaded_peak = need.peak("turns", True, 1)
     if machine.gpu_name and offloaded_peak <= usable:
-        return True, f"{comparison}; with its parts in turns {offloaded_peak / GB:.1f} GB: it fits, a little slower."
-    return False, f"{comparison}: too little, with what else runs here."
+        return True, f"{comparison}; with offloading {offloaded_peak / GB:.1f} GB: it fits, a little slower."
+    return False, f"{comparison}: too little memory."
 
 
 def training_memory_text(size: ModelSize, machine: Hardware) -> str:
     """Describe the memory that training takes."""
     needs = size.training_memory(2 if machine.gpu_name else 4)
     if needs is None:
-        return "Teaching: not measured yet; a training says at its start whether it fits."
-    return f"Teaching takes about {needs:.0f} GB{', and on a CPU hours' if not machine.gpu_name else ''}."
+        return "Training was not measured yet: its dry run shows whether it fits."
+    return f"Training takes about {needs:.0f} GB{', and hours on a CPU' if not machine.gpu_name else ''}."

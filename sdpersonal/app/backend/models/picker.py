@@ -9,18 +9,19 @@ from pathlib import Path
 
 from .... import storage
 from ....concepts.card import BASE_TITLES
-from ....concepts.importers.hub_repositories import disable_telemetry
+from ....concepts.importers.hub_repositories import HUB_TIMEOUT, disable_telemetry
 from ....concepts.strict_safetensors import MAX_FOREIGN_HEADER, parse_head_layout
 from ....errors import UserError, printable
 from ....models.loading import BUILT_IN
 from ....models.loading.diffusers_folder import missing_file
 from ....models.loading.hub_cache import HUB_ID, SHORT_NAMES, cached_folder, files_to_fetch
+from ....units import GB
 from .. import App
-from .hardware import GB, MODEL_SIZES, Hardware, check_fit, training_memory_text
-from .info import ModelInfo
+from .hardware import MODEL_SIZES, Hardware, check_fit, training_memory_text
+from .model_info import ModelInfo
 
 TITLES = {
-    BUILT_IN: "Built in: small and quick, toy-like pictures",
+    BUILT_IN: "Built in: small and fast, toy-like images",
     "sd15": "Stable Diffusion 1.5",
     "sd21": "Stable Diffusion 2.1",
     "sdxl": "Stable Diffusion XL",
@@ -28,13 +29,12 @@ TITLES = {
 _DOWNLOADS = {"sd15": 2.8, "sd21": 2.6, "sdxl": 7.0}  # GB: what `files_to_fetch` selects of each
 _MAX_MODELS = 200  # files and folders of --bases that are listed
 _MIN_MODEL_BYTES = 100_000_000  # bytes: no Stable Diffusion checkpoint is smaller
-_TIMEOUT = 4  # seconds for the Hub to answer
-_FIXED_BASE = UserError("Who started this app chose its base; it is the same for all.", "")
+_FIXED_BASE = UserError("Whoever started this app chose the model; all users share it.", "")
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A model on offer. name: what it is chosen by; fetch: GB to download first; fits: whether this machine can
+    """A model on offer. name: what it is chosen by; download_gb: GB to download first; fits: whether this machine can
     generate with it, None if unknown; requirements: a sentence on disk and memory."""
 
     name: str
@@ -50,17 +50,17 @@ class ModelChoice:
 
 def model_facts(facts: ModelInfo) -> list[tuple[str, str]]:
     """Return the facts of the loaded model as (name, text)."""
-    place = "the graphics card" if facts.device == "cuda" else "the CPU"
+    place = "GPU" if facts.device == "cuda" else "CPU"
     return [
-        ("Base", facts.name),
-        ("Kind", BASE_TITLES[facts.kind]),
-        ("Pictures", f"{facts.resolution} x {facts.resolution} pixels"),
-        ("Size", f"{facts.parameters / 1e6:,.0f} million numbers in {facts.precision}"),
-        ("Computed on", place),
-        ("Sampler", facts.sampler),
-        ("Guidance", f"{facts.guidance:g}"),
+        ("Model", facts.name),
+        ("Architecture", BASE_TITLES[facts.kind]),
+        ("Image size", f"{facts.resolution} x {facts.resolution} pixels"),
+        ("Parameters", f"{facts.parameters / 1e6:,.0f} million in {facts.precision}"),
+        ("Device", place),
+        ("Scheduler", facts.sampler),
+        ("Guidance scale", f"{facts.guidance:g}"),
         ("Safety checker", facts.safety),
-        ("Fingerprint", facts.version[:16]),
+        ("Version", facts.version[:16]),
     ]
 
 
@@ -68,7 +68,11 @@ def list_models(app: App) -> list[ModelChoice]:
     """List the built-in model, those with short names, and those in the folder given with --bases."""
     machine = Hardware.detect()
     built_in = ModelChoice(
-        BUILT_IN, TITLES[BUILT_IN], 0.0, True, "Here already. Draws and learns in a minute, even on a CPU."
+        BUILT_IN,
+        TITLES[BUILT_IN],
+        0.0,
+        True,
+        "On this machine. Generates in seconds and trains in minutes, even on a CPU.",
     )
     return [built_in, *(_known_model(name, machine) for name in MODEL_SIZES), *_models_in_folder(app.bases)]
 
@@ -87,9 +91,9 @@ def download_question(app: App, name: object) -> str:
     size, free = _DOWNLOADS.get(name) or _download_size(hub_id), Hardware.detect().disk / GB
     if size > free:
         raise UserError(
-            f"{printable(name)} takes {size:.1f} GB, and {free:.1f} GB of disk are free.", "Make room first."
+            f"{printable(name)} takes {size:.1f} GB, and {free:.1f} GB of disk are free.", "Free some disk space first."
         )
-    return f"{printable(name)} is not on this machine. Fetch {size:.1f} GB from the Hugging Face Hub?"
+    return f"{printable(name)} is not on this machine. Download {size:.1f} GB from the Hugging Face Hub?"
 
 
 def switch_model(app: App, name: object, agreed: object = False) -> str:
@@ -98,7 +102,7 @@ def switch_model(app: App, name: object, agreed: object = False) -> str:
     Raises UserError if it cannot be loaded; the next job then uses the former one.
     """
     if agreed is not True and (question := download_question(app, name)):
-        raise UserError(question, "Nothing was fetched.")
+        raise UserError(question, "Nothing was downloaded.")
     return app.generation.switch_base(_model_path(app, _check_name(app, name)))
 
 
@@ -107,12 +111,12 @@ def _check_name(app: App, name: object) -> str:
     if app.fixed_base:
         raise _FIXED_BASE
     if not isinstance(name, str) or not name.strip():
-        raise UserError("No base is chosen.", "Choose one, or write a Hub id.")
+        raise UserError("No model is selected.", "Choose one, or enter a Hub id.")
     name = name.strip()
     if name in TITLES or name in dict(_model_paths(app.bases)):
         return name
     if not HUB_ID.fullmatch(name) or len(name) > 100 or ".." in name or _is_local(name):
-        raise UserError(f"No base called {printable(name)}.", "Write it as the Hub does: owner/name.")
+        raise UserError(f"No model named {printable(name)}.", "Write a Hub id as owner/name.")
     return name
 
 
@@ -131,7 +135,7 @@ def _known_model(name: str, machine: Hardware) -> ModelChoice:
     size, cached = MODEL_SIZES[name], bool(cached_folder(SHORT_NAMES[name], None, missing_file))
     fits, fit_text = check_fit(size, machine)
     fetch = 0.0 if cached else _DOWNLOADS[name]
-    disk = "Here already." if cached else f"{fetch:.1f} GB to fetch."
+    disk = "On this machine." if cached else f"{fetch:.1f} GB to download."
     if not cached and fetch > machine.disk / GB:
         fits, disk = False, f"{disk[:-1]}, {machine.disk / GB:.1f} GB of disk free: too little."
     return ModelChoice(
@@ -145,7 +149,8 @@ def _known_model(name: str, machine: Hardware) -> ModelChoice:
 
 def _models_in_folder(folder: Path | None) -> list[ModelChoice]:
     return [
-        ModelChoice(name, name, 0.0, None, "Here already, in the folder of bases.") for name, _ in _model_paths(folder)
+        ModelChoice(name, name, 0.0, None, "On this machine, in the folder of --bases.")
+        for name, _ in _model_paths(folder)
     ]
 
 
@@ -194,12 +199,12 @@ def _download_size(hub_id: str) -> float:
 
     disable_telemetry()
     try:
-        model = HfApi().model_info(hub_id, files_metadata=True, timeout=_TIMEOUT)
+        model = HfApi().model_info(hub_id, files_metadata=True, timeout=HUB_TIMEOUT)
         sizes = {file.rfilename: file.size or 0 for file in model.siblings or ()}
     except Exception as error:  # the Hub client raises its own errors, httpx's and OSError
         unavailable = "NotFound" in type(error).__name__ or "Gated" in type(error).__name__
-        why = "The Hub has no such model, or only for members" if unavailable else "The Hub cannot be reached"
+        why = "The Hub has no such model, or it is gated" if unavailable else "The Hub cannot be reached"
         raise UserError(f"{why}: {printable(hub_id)}.", "Check its name on huggingface.co.") from None
     if "model_index.json" not in sizes:
-        raise UserError(f"{printable(hub_id)} is no base in diffusers' layout.", "It has no model_index.json.")
+        raise UserError(f"{printable(hub_id)} is not a model in diffusers' layout.", "It has no model_index.json.")
     return sum(sizes[name] for name in files_to_fetch(sizes)) / GB

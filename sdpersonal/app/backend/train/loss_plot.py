@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from .run_status import LossPoints
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 440, 170, 4, 22, 8
-_MAX_POINTS = 240  # points drawn
+_MAX_POINTS = 240  # points plotted
 
 
 def loss_svg(points: LossPoints, steps: int) -> str:
@@ -36,7 +36,7 @@ def loss_svg(points: LossPoints, steps: int) -> str:
         f'aria-label="Loss after {points.losses[-1][0]} steps: {line[-1][1]:.3f}, at first {line[0][1]:.3f}">'
         f'<path class="floor" d="M{_LEFT},{floor}H{_WIDTH - _LEFT}"/>'
         f'<path class="dots" d="{marks}"/><path class="line" d="{path}"/>'
-        f'<text x="{_LEFT}" y="{foot}">loss: lower is better learned</text>'
+        f'<text x="{_LEFT}" y="{foot}">loss (lower is better)</text>'
         f'<text x="{_WIDTH - _LEFT}" y="{foot}" text-anchor="end">step {end_step:,}</text></svg>'
     )
 
@@ -57,6 +57,6 @@ def thin_points(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def progress_html(fraction: float | None) -> str:
-    """Make the browser's own progress bar; share: 0 to 1, None for an indeterminate bar."""
+    """Make the browser's own progress bar; fraction: 0 to 1, None for an indeterminate bar."""
     value = "" if fraction is None else f' value="{min(max(fraction, 0.0), 1.0):.4f}"'
     return f'<progress aria-label="How far the training is" max="1"{value}></progress>'

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .... import storage
+from ....config import ConceptKind, CropMode
 from ....photos.checks import ClipFeatures, Report, check
 from ....photos.checks.contact_sheet import show_crop
 from ....photos.checks.rotation import MIN_PHOTOS, edge_histogram
@@ -36,11 +37,11 @@ _FIXES = {  # hints that differ from the command line's, since the page has its 
     "small": "Take larger photos if you have some.",
     "near-duplicates": "Leave out all but the best; take others from another side or in another place.",
     "blurred": "Leave it out, or take it again with more light.",
-    "sideways": "Turn it upright, or leave it if it was meant so.",
+    "sideways": "Rotate it, or leave it if it was meant so.",
     "one-background": "Take some elsewhere, or name the background: click a photo and write "
     "'{} on a white wall' as its caption.",
     "two-subjects": "Make two concepts: leave one of the two out. Ignore this if it is the same one.",
-    "wrong-class": "Check what you wrote for 'What is it?': the most ordinary word is best.",
+    "wrong-class": "Check the class noun: the most ordinary word is best.",
     "no-captions": "Say what is in each: click a photo and write 'a house in the style of {}' as its caption.",
 }
 _LEAVE_OUT = ("blurred", "dark", "burnt-out", "washed-out")
@@ -49,8 +50,8 @@ _MIN_PHOTOS = 3
 
 @dataclass(frozen=True)
 class PhotoReview:
-    """Review of a page's photos. tiles: (image, caption) for each photo in upload order; words: the summary; count:
-    photos to train on; has_advice: whether `apply_advice` would change anything."""
+    """Review of a page's photos. tiles: (image, caption) for each photo in upload order; summary: the text below them;
+    count: photos to train on; has_advice: whether `apply_advice` would change anything."""
 
     tiles: list[tuple[str, str]]
     summary: str
@@ -59,24 +60,24 @@ class PhotoReview:
 
 
 def review_photos(
-    uploads: PhotoUploads, workspace: Workspace, page: str, kind: str, noun: str, crop: str
+    uploads: PhotoUploads, workspace: Workspace, page: str, kind: ConceptKind, noun: str, crop: CropMode
 ) -> PhotoReview:
     """Check a page's photos. Raises UserError."""
     with uploads.lock:
         if not uploads.uploads:
             return PhotoReview([], "", 0, False)
-        photos, out = uploads.used_photos(crop), uploads.left_out(crop)
-        verdict = _check_photos(photos, kind, noun)
-        tiles = _make_tiles(uploads, photos, out, verdict, workspace.session_dir(page))
+        photos, left_out = uploads.used_photos(crop), uploads.left_out(crop)
+        report = _check_photos(photos, kind, noun)
+        tiles = _make_tiles(uploads, photos, left_out, report, workspace.session_dir(page))
         return PhotoReview(
             tiles,
-            _summary(verdict, out),
+            _summary(report, left_out),
             len(photos.photos) if photos else 0,
-            bool(_find_advice(uploads, photos, verdict)),
+            bool(_find_advice(uploads, photos, report)),
         )
 
 
-def apply_advice(uploads: PhotoUploads, kind: str, noun: str, crop: str) -> None:
+def apply_advice(uploads: PhotoUploads, kind: ConceptKind, noun: str, crop: CropMode) -> None:
     """Rotate photos that lie on their side; leave out those that are blurred, badly lit or near-duplicates."""
     with uploads.lock:
         photos = uploads.used_photos(crop)
@@ -84,7 +85,7 @@ def apply_advice(uploads: PhotoUploads, kind: str, noun: str, crop: str) -> None
             uploads.rotate(number, quarters) if quarters else uploads.use(number, False)
 
 
-def _check_photos(photos: PhotoSet | None, kind: str, noun: str) -> Report:
+def _check_photos(photos: PhotoSet | None, kind: ConceptKind, noun: str) -> Report:
     if photos is None:
         return Report(0)
     return check(photos, kind, noun, _clip_features() if kind != "style" else None)
@@ -97,72 +98,75 @@ def _clip_features() -> ClipFeatures:
     return Scorer()
 
 
-def _find_advice(uploads: PhotoUploads, photos: PhotoSet | None, verdict: Report) -> dict[int, int]:
+def _find_advice(uploads: PhotoUploads, photos: PhotoSet | None, report: Report) -> dict[int, int]:
     """Return {number of a photo: quarters to rotate it, 0 to leave it out}."""
     numbers = {upload.name: number for number, upload in enumerate(uploads.uploads)}
-    advice, remaining = {}, verdict.count
-    for name in _bad_photos(verdict):
+    advice: dict[int, int] = {}
+    remaining = report.count
+    for name in _bad_photos(report):
         if remaining > _MIN_PHOTOS:
             advice[numbers[name]] = 0
             remaining -= 1
-    for finding in verdict.findings:
-        if finding.name == "sideways":
+    for finding in report.findings:
+        if photos and finding.name == "sideways":
             turns = _find_rotations(photos, finding.photos)
             advice |= {numbers[name]: turns[name] for name in finding.photos if numbers[name] not in advice}
     return advice
 
 
-def _bad_photos(verdict: Report) -> list[str]:
+def _bad_photos(report: Report) -> list[str]:
     """Name the photos to leave out, worst first: bad ones, and all near-duplicates but the first good one."""
-    bad = [name for finding in verdict.findings if finding.name in _LEAVE_OUT for name in finding.photos]
-    for finding in verdict.findings:
+    bad = [name for finding in report.findings if finding.name in _LEAVE_OUT for name in finding.photos]
+    for finding in report.findings:
         if finding.name == "near-duplicates":
             best = next((name for name in finding.photos if name not in bad), finding.photos[0])
             bad += [name for name in finding.photos if name != best]
     return list(dict.fromkeys(bad))
 
 
-def _find_rotations(photos: PhotoSet, lying: Sequence[str]) -> dict[str, int]:
+def _find_rotations(photos: PhotoSet, sideways: Sequence[str]) -> dict[str, int]:
     """Return by how many quarters to rotate each photo so that it lies as the others do."""
-    upright = [edge_histogram(photo.square()) for photo in photos.photos if photo.name not in lying]
+    upright = [edge_histogram(photo.square()) for photo in photos.photos if photo.name not in sideways]
     if len(upright) < MIN_PHOTOS - 1:
-        return dict.fromkeys(lying, 1)
-    return {
-        photo.name: max((1, 3), key=lambda turn, p=photo: sum(_rotated_histogram(p, turn) @ other for other in upright))
-        for photo in photos.photos
-        if photo.name in lying
-    }
+        return dict.fromkeys(sideways, 1)
+    return {photo.name: _best_rotation(photo, upright) for photo in photos.photos if photo.name in sideways}
 
 
-def _rotated_histogram(photo: Photo, quarters: int) -> np.ndarray:
-    return edge_histogram(np.rot90(photo.square(), quarters))
+def _best_rotation(photo: Photo, upright: Sequence[np.ndarray]) -> int:
+    """Return 1 or 3 quarters, whichever makes the photo's edges more like those of the upright photos."""
+
+    def similarity(quarters: int) -> float:
+        rotated = edge_histogram(np.rot90(photo.square(), quarters))
+        return float(sum(rotated @ other for other in upright))
+
+    return max((1, 3), key=similarity)
 
 
-def _summary(verdict: Report, out: PhotoSet | None) -> str:
-    left_out_note = f" {len(out.photos)} left out." if out else ""
-    if not verdict.count:
+def _summary(report: Report, left_out: PhotoSet | None) -> str:
+    left_out_note = f" {len(left_out.photos)} left out." if left_out else ""
+    if not report.count:
         return f"No photo is used.{left_out_note}"
-    photos = "1 photo" if verdict.count == 1 else f"{verdict.count} photos"
-    if not verdict.findings:
-        return f"{photos}: I see nothing to change.{left_out_note}"
+    photos = "1 photo" if report.count == 1 else f"{report.count} photos"
+    if not report.findings:
+        return f"{photos}: no problems found.{left_out_note}"
     lines = [
-        f"• {finding.message} {finding.effect} {_FIXES.get(finding.name, finding.hint)}" for finding in verdict.findings
+        f"• {finding.message} {finding.effect} {_FIXES.get(finding.name, finding.hint)}" for finding in report.findings
     ]
-    count_text = "one thing" if len(lines) == 1 else f"{len(lines)} things"
-    return "\n".join([f"{photos}; {count_text} to look at, or go on as it is:{left_out_note}", *lines])
+    count_text = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+    return "\n".join([f"{photos}; {count_text} found, which you may ignore:{left_out_note}", *lines])
 
 
 def _make_tiles(
-    uploads: PhotoUploads, photos: PhotoSet | None, out: PhotoSet | None, verdict: Report, room: Path
+    uploads: PhotoUploads, photos: PhotoSet | None, left_out: PhotoSet | None, report: Report, session_dir: Path
 ) -> list:
-    photos_by_name = {photo.name: photo for photo_set in (photos, out) if photo_set for photo in photo_set.photos}
-    new_folder, old_folders = room / f"photos-{secrets.token_hex(4)}", sorted(room.glob("photos-*"))
+    photos_by_name = {photo.name: photo for photo_set in (photos, left_out) if photo_set for photo in photo_set.photos}
+    new_folder, old_folders = session_dir / f"photos-{secrets.token_hex(4)}", sorted(session_dir.glob("photos-*"))
     tiles = []
     with storage.new_folder(new_folder) as staging_folder:
         for number, upload in enumerate(uploads.uploads):
             marks = [
                 _MARKS[finding.name]
-                for finding in verdict.findings
+                for finding in report.findings
                 if finding.name in _MARKS and upload.name in finding.photos
             ]
             if not upload.used:

@@ -6,24 +6,24 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from .... import storage
 from ....errors import UserError
 from ....prompts import printable
-from .processes import ERRORS_FILE, OUTPUT_FILE, Process
+from .trainer_process import ERRORS_FILE, OUTPUT_FILE, Process
 
 PROCESS_FILE, SETTINGS_FILE, PHOTOS_FOLDER = "process.json", "settings.json", "photos"
 # The trainer's file names, repeated here because its modules import torch, which reading does not need.
 PROGRESS_FILE, RESULT_FILE, COST_FILE, COMMAND_FILE = "progress.jsonl", "result.json", "cost.json", "ask"
-RunState = Literal["starting", "learning", "finishing", "done", "stopped", "failed"]
-RUNNING_STATES = ("starting", "learning", "finishing")
+RunState = Literal["starting", "training", "finishing", "done", "stopped", "failed"]
+RUNNING_STATES = ("starting", "training", "finishing")
 _TEXT, _JSON, _LINES = 200_000, 1 << 20, 64 << 20  # bytes read at most
 _MAX_SHOWN = 600  # characters of a line of the trainer's log
 _ENDING_LINES = ("There is no more to learn", "Ended after step")
-_KILLED_MESSAGE = "It ended without a word: it was killed, or the machine ran out of memory."
+_KILLED_MESSAGE = "The process ended without a message: it was killed, or the machine ran out of memory."
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class LossPoints:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Status of a run. began: seconds since 1970; step of steps; left: seconds; points: the loss curve; said: the
-    trainer's last line that is worth showing; cost: measurements of the dry run ({} before it); token, seconds: of the
-    finished concept; asked: a command that the trainer has not read yet, else ""."""
+    """Status of a run. started_at: seconds since 1970; step of steps; points: the loss curve; message: the trainer's
+    last line that is worth showing; cost: measurements of the dry run ({} before it); token, seconds: of the finished
+    concept; pending_command: one that the trainer has not read yet, else ""."""
 
     folder: Path
     state: RunState
@@ -85,9 +85,9 @@ class ProgressReader:
         complete_lines = data[: data.rfind(b"\n") + 1]
         self.offset += len(complete_lines)
         for line in complete_lines.splitlines():
-            self._take(line)
+            self._add_line(line)
 
-    def _take(self, line: bytes) -> None:
+    def _add_line(self, line: bytes) -> None:
         try:
             entry = json.loads(line)
             step, loss = int(entry["step"]), float(entry["loss"])
@@ -105,7 +105,7 @@ class ProgressReader:
 class RunStatusReader:
     """Read the status of runs, and remember how far each progress file was read."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._progress_readers: dict[Path, ProgressReader] = {}
 
     def read(self, folder: Path) -> RunStatus | None:
@@ -120,25 +120,39 @@ class RunStatusReader:
             return self._done(folder, settings, began, result)
         progress = self._progress_readers.setdefault(folder, ProgressReader(folder / PROGRESS_FILE))
         progress.update()
-        log_text = _read_tail(folder / OUTPUT_FILE)
         step, steps = int(to_number(progress.last.get("step"))), int(to_number(progress.last.get("steps")))
-        common = {"step": step, "steps": steps, "points": progress.points, "cost": read_json(folder / COST_FILE)}
-        common |= {"left": to_number(progress.last.get("left")) if steps else None}
-        common |= {"asked": _read_tail(folder / COMMAND_FILE).strip()[:20]}
+        status = RunStatus(
+            folder,
+            _running_state(folder, began, step, steps) if alive else "failed",
+            settings,
+            began,
+            step=step,
+            steps=steps,
+            seconds_left=to_number(progress.last.get("left")) if steps else None,
+            points=progress.points,
+            cost=read_json(folder / COST_FILE),
+            pending_command=_read_tail(folder / COMMAND_FILE).strip()[:20],
+        )
         if alive:
-            current_log = log_text[log_text.rfind(RUN_SEPARATOR) + 1 :]
-            return RunStatus(folder, _running_state(folder, began, step, steps, current_log), settings, began, **common)
-        log_text = _last_message(_read_tail(folder / ERRORS_FILE))
-        if saved := newest_checkpoint_step(folder):
-            return RunStatus(folder, "stopped", settings, began, message=log_text, **common | {"step": saved})
-        return RunStatus(folder, "failed", settings, began, message=log_text, **common)
+            return status
+        status = replace(status, message=_last_message(_read_tail(folder / ERRORS_FILE)))
+        saved = newest_checkpoint_step(folder)
+        return replace(status, state="stopped", step=saved) if saved else status
 
     def _done(self, folder: Path, settings: dict, began: float, result: dict) -> RunStatus:
         progress = self._progress_readers.setdefault(folder, ProgressReader(folder / PROGRESS_FILE))
         progress.update()
-        common = {"step": int(to_number(result.get("steps"))), "token": printable(str(result.get("token", "")))}
-        common |= {"seconds": to_number(result.get("seconds")), "points": progress.points}
-        return RunStatus(folder, "done", settings, began, cost=read_json(folder / COST_FILE), **common)
+        return RunStatus(
+            folder,
+            "done",
+            settings,
+            began,
+            step=int(to_number(result.get("steps"))),
+            points=progress.points,
+            cost=read_json(folder / COST_FILE),
+            token=printable(str(result.get("token", ""))),
+            seconds=to_number(result.get("seconds")),
+        )
 
     def forget(self, folder: Path) -> None:
         self._progress_readers.pop(folder, None)
@@ -147,14 +161,16 @@ class RunStatusReader:
 RUN_SEPARATOR = "\f"  # in the trainer's log, where a run was started or resumed
 
 
-def _running_state(folder: Path, began: float, step: int, steps: int, said: str) -> RunState:
-    if any(line.startswith(_ENDING_LINES) for line in said.splitlines()) or (steps and step >= steps):
+def _running_state(folder: Path, began: float, step: int, steps: int) -> RunState:
+    log_text = _read_tail(folder / OUTPUT_FILE)
+    current_log = log_text[log_text.rfind(RUN_SEPARATOR) + 1 :]
+    if any(line.startswith(_ENDING_LINES) for line in current_log.splitlines()) or (steps and step >= steps):
         return "finishing"
     try:
         fresh = (folder / PROGRESS_FILE).stat().st_mtime >= began
     except OSError:
         return "starting"
-    return "learning" if step and fresh else "starting"
+    return "training" if step and fresh else "starting"
 
 
 def parse_process(about: dict[str, Any]) -> Process:
@@ -178,8 +194,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def to_number(value: object) -> float:
     """Convert a JSON value to a float; 0 if it is not a finite number."""
-    valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if valid else 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return 0.0
+    return float(value)
 
 
 def _read_tail(path: Path) -> str:
@@ -205,7 +222,9 @@ def _last_message(errors: str) -> str:
         if lines[index].startswith("Stopped"):
             return printable(lines[index], _MAX_SHOWN)
     if any(line.startswith("Traceback") for line in lines):
-        return "The trainer broke down. That is a mistake of this program, not yours; its log is in the run's folder."
+        return (
+            "Training failed because of an error in this program, not in your settings; the log is in the run's folder."
+        )
     return _KILLED_MESSAGE
 
 

@@ -9,25 +9,24 @@ from pathlib import Path
 from .... import storage
 from ....errors import UserError
 from ....prompts import printable
+from ....units import GB, format_minutes
 from ..workspace import Workspace
 from .loss_plot import loss_svg, progress_html
 from .run_status import RunStatus, to_number
-from .training_service import format_minutes
 
 _LARGEST = 64 << 20  # bytes of an image or a report
-_GB = 1e9
 
 
 @dataclass(frozen=True)
 class RunView:
-    """A training as the page shows it. title, words: its status; bar, curve: HTML made of numbers; pictures: (file in
+    """A training as the page shows it. title, text: its status; bar, curve: HTML made of numbers; images: (file in
     the session folder, caption); score: the best validation so far; stamp: changes with the images only."""
 
     title: str
     text: str
     bar: str = ""
     curve: str = ""
-    pictures: tuple[tuple[str, str], ...] = ()
+    images: tuple[tuple[str, str], ...] = ()
     score: str = ""
     stamp: str = ""
     prompts: tuple[str, ...] = ()
@@ -38,17 +37,17 @@ def run_view(status: RunStatus, workspace: Workspace, page: str, seen: str = "")
     """Build the view of a run. seen: stamp of the images that the page shows already, which are not copied again."""
     formatters = {
         "starting": _starting_text,
-        "learning": _training_text,
+        "training": _training_text,
         "finishing": _finishing_text,
         "done": _done_text,
     }
-    title, words, share = formatters.get(status.state, _ended_text)(status)
+    title, text, share = formatters.get(status.state, _ended_text)(status)
     stamp, images = _find_images(status)
     stamp = f"{status.folder.name} {stamp}"
     images_changed = stamp != seen
     return RunView(
         title,
-        words,
+        text,
         progress_html(share) if status.running else "",
         loss_svg(status.points, status.steps),
         tuple((_publish(path, workspace, page), caption) for path, caption in images) if images_changed else (),
@@ -65,45 +64,45 @@ def _token(status: RunStatus) -> str:
 
 def _starting_text(status: RunStatus) -> tuple[str, str, float | None]:
     waited = max(0, round(time.time() - status.started_at))
-    words = "Loading the base, looking at the photos, trying out a step"
+    text = "Loading the model, checking the photos, testing one step"
     if cost := _cost_text(status):
-        words = f"Everything was tried out. {cost}"
-    return f"Getting ready to learn {_token(status)}", f"{words} … ({waited} s)", None
+        text = f"The dry run is done. {cost}"
+    return f"Preparing to train {_token(status)}", f"{text} … ({waited} s)", None
 
 
 def _training_text(status: RunStatus) -> tuple[str, str, float | None]:
     left = f"at most about {format_minutes(status.seconds_left)} left" if status.seconds_left is not None else ""
-    words = f"Step {status.step:,} of at most {status.steps:,}; {left}. It ends sooner where there is no more to learn."
+    text = f"Step {status.step:,} of at most {status.steps:,}; {left}. It stops earlier if the loss has converged."
     if status.pending_command:
-        words += {"sample": " Pictures come after this step.", "keep": " It ends after this step."}.get(
+        text += {"sample": " Samples come after this step.", "keep": " It stops after this step."}.get(
             status.pending_command, ""
         )
-    return f"Learning {_token(status)}", words, status.step / max(status.steps, 1)
+    return f"Training {_token(status)}", text, status.step / max(status.steps, 1)
 
 
 def _finishing_text(status: RunStatus) -> tuple[str, str, float | None]:
-    words = f"Learned, after step {status.step:,}. Now I choose the best and draw its pictures …"
-    return f"Finishing {_token(status)}", words, None
+    text = f"Trained for {status.step:,} steps. Choosing the best checkpoint and generating its samples …"
+    return f"Finishing {_token(status)}", text, None
 
 
 def _done_text(status: RunStatus) -> tuple[str, str, float | None]:
     duration = f", after {format_minutes(status.seconds)}" if status.seconds else ""
-    words = f"It is in your library{duration}. Write {status.token} in a prompt, or try one of these."
-    return f"{status.token} is ready", words, None
+    text = f"It is in your library{duration}. Use {status.token} in a prompt, or try one of these."
+    return f"{status.token} is ready", text, None
 
 
 def _ended_text(status: RunStatus) -> tuple[str, str, float | None]:
     if status.can_resume:
-        next_ = f"It is saved up to step {status.step:,} of {status.steps:,}: Go on takes it up there."
+        next_ = f"It is saved up to step {status.step:,} of {status.steps:,}: press Resume to continue."
     else:
-        next_ = "Nothing was added. Press Go on to try once more, or Throw away and start with other settings."
+        next_ = "Nothing was added. Press Resume to try again, or Discard and start with other settings."
     title = f"{_token(status)} is not finished"
     return title, f"{page_text(status.message)}\n{next_}", None
 
 
-def page_text(said: str) -> str:
+def page_text(message: str) -> str:
     """Remove the trainer's command-line hints that the page has buttons for."""
-    lines = [line for line in said.splitlines() if line.strip() not in ("Add --resume to go on.",)]
+    lines = [line for line in message.splitlines() if line.strip() not in ("Add --resume to go on.",)]
     return "\n".join(lines)
 
 
@@ -111,7 +110,7 @@ def _cost_text(status: RunStatus) -> str:
     memory, seconds = to_number(status.cost.get("held")), to_number(status.cost.get("seconds"))
     if not memory or not seconds:
         return ""
-    return f"At most {format_minutes(seconds)}, with {memory / _GB:.1f} GB of memory"
+    return f"At most {format_minutes(seconds)}, with {memory / GB:.1f} GB of memory"
 
 
 def _read_validations(status: RunStatus) -> list:
@@ -123,7 +122,7 @@ def _read_validations(status: RunStatus) -> list:
 def _find_images(status: RunStatus) -> tuple[str, list[tuple[Path, str]]]:
     """Return the stamp and images: the newest samples or the finished concept's, and the class noun's to compare."""
     if status.state == "done":
-        images = [(status.folder / "samples.png", f"{status.token} in its first pictures")]
+        images = [(status.folder / "samples.png", f"{status.token}: samples")]
         stamp = "done"
     else:
         sample_sheets = sorted((status.folder / "trials").glob("step-*.png"))
@@ -134,7 +133,7 @@ def _find_images(status: RunStatus) -> tuple[str, list[tuple[Path, str]]]:
         stamp = f"{step} {sample_sheets[-1].stat().st_mtime_ns}"
     noun = status.settings.get("class_noun") or status.settings.get("init") or "the class"
     class_noun_image = status.folder / "trials" / "class-noun.png"
-    images.append((class_noun_image, f"For comparison: any {printable(str(noun), 40)}"))
+    images.append((class_noun_image, f"For comparison: {printable(str(noun), 40)} without the concept"))
     return stamp, [(path, caption) for path, caption in images if path.exists()]
 
 
@@ -153,7 +152,7 @@ def _score_text(status: RunStatus) -> str:
     from ....training.validation import best_validation
 
     best = best_validation(_read_validations(status))
-    if best is None:
+    if best is None or best.scores is None:
         return ""
     noun = str(status.settings.get("class_noun") or status.settings.get("init") or "the class")
     prefix = "" if status.state == "done" else f"So far (step {best.step:,} is the best): "
@@ -165,9 +164,10 @@ def _prompts(status: RunStatus, workspace: Workspace) -> tuple[str, ...]:
     from ....prompts import Token
 
     try:
-        return workspace.library.find(Token.parse(status.token)).card.prompts[:4]
+        card = workspace.library.find(Token.parse(status.token)).card
     except UserError:  # deleted or renamed since
         return ()
+    return card.prompts[:4] if card else ()
 
 
 def _report(status: RunStatus, workspace: Workspace, page: str) -> str:

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .... import storage
-from ....config import DreamboothSettings, TextualInversionSettings, TrainingSettings
+from ....config import TrainingSettings
 from ....errors import DiskFull, UserError
 from ....prompts import Token
+from ....units import format_minutes
 from ..workspace import Workspace
-from .processes import ERRORS_FILE, OUTPUT_FILE, Process, start_process
+from .photo_files import MIN_FREE_BYTES
 from .run_status import (
     COST_FILE,
     PHOTOS_FOLDER,
@@ -30,14 +30,21 @@ from .run_status import (
     list_runs,
     parse_process,
     read_json,
-    to_number,
 )
-from .uploads import MIN_FREE_BYTES, PhotoUploads
+from .trainer_process import (
+    ERRORS_FILE,
+    OUTPUT_FILE,
+    Process,
+    command_name,
+    settings_from_json,
+    settings_to_argv,
+    start_process,
+)
+from .training_cost import MeasuredCosts
+from .uploads import PhotoUploads
 
 RUN_COMMANDS = ("sample", "keep")
 _END_SECONDS = 30.0  # seconds for a step and its checkpoint when the app ends
-PACE_FILE = "pace.json"
-_PATH_SETTINGS = ("photos", "library", "run", "vae")
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class RunningTraining:
 
     def message(self) -> str:
         """Explain to a user why no other training can start."""
-        who = "You are training already" if self.is_own else "Somebody is training"
+        who = "You are already training" if self.is_own else "Another user is training"
         left = f", for about {format_minutes(self.left)} more" if self.left is not None else ""
         where = ", in another tab" if self.is_own else ""
         return f"{who}, since {format_start(self.began)}{where}{left}."
@@ -61,6 +68,7 @@ class TrainingService:
 
     def __init__(self, workspace: Workspace, release: Callable[[], None] = lambda: None):
         self.workspace, self._release = workspace, release
+        self.measured_costs = MeasuredCosts(workspace.runs / "pace.json")
         self._reader, self._mutex = RunStatusReader(), threading.RLock()
         self._current = self._find()
         for folder in self._all():
@@ -78,7 +86,7 @@ class TrainingService:
             self._check_free(user)
             runs_folder = self.workspace.user_runs(user).resolve()
             if storage.free_bytes(runs_folder) < MIN_FREE_BYTES:
-                raise DiskFull("The disk is nearly full, so I do not start.", "Make room first.")
+                raise DiskFull("The disk is nearly full, so training was not started.", "Free some disk space first.")
             folder = runs_folder / _folder_name(settings)
             try:
                 storage.make_folder(folder)
@@ -90,7 +98,7 @@ class TrainingService:
                 }
                 settings = settings.model_copy(update=paths)
                 storage.write_json(
-                    folder / SETTINGS_FILE, settings.model_dump(mode="json") | {"program": _command_name(settings)}
+                    folder / SETTINGS_FILE, settings.model_dump(mode="json") | {"program": command_name(settings)}
                 )
                 self._launch(folder, settings)
             except BaseException:
@@ -106,7 +114,7 @@ class TrainingService:
             self._check_free(user)
             status = self.shown_run(user)
             if status is None or status.state == "done":
-                raise UserError("There is nothing to go on with.", "Start a new one.")
+                raise UserError("There is no training to resume.", "Start a new one.")
             settings = settings_from_json(status.settings).model_copy(update={"resume": status.can_resume})
             self._launch(status.folder, settings)
 
@@ -116,7 +124,9 @@ class TrainingService:
 
     def _check_free(self, user: str | None) -> None:
         if busy := self.running_training(user):
-            raise UserError(busy.message(), "Wait until it is done." if not busy.is_own else "See it there, or reload.")
+            raise UserError(
+                busy.message(), "Wait until it is done." if not busy.is_own else "Watch it there, or reload this page."
+            )
 
     def _launch(self, folder: Path, settings: TrainingSettings) -> None:
         for log in (OUTPUT_FILE, ERRORS_FILE):
@@ -155,15 +165,13 @@ class TrainingService:
         with self._mutex:
             if self._current is None or not _read_process(self._current).is_alive():
                 self._current = self._find()  # another app on the same folders may have started one
-            status = self._current and self._reader.read(self._current)
+            if self._current is None:
+                return None
+            status = self._reader.read(self._current)
             if not status or not status.running:
                 return None
             is_own = self._current.parent == self.workspace.user_runs(user).resolve()
             return RunningTraining(is_own, status.started_at, status.seconds_left)
-
-    def pace(self) -> dict[str, dict[str, float]]:
-        """Return measurements of earlier trainings: {pace_key: {"step": seconds of a step, "held": bytes}}."""
-        return {key: value for key, value in read_json(self._pace).items() if isinstance(value, dict)}
 
     # --- while it runs ------------------------------------------------------------------------------------------------
 
@@ -171,7 +179,7 @@ class TrainingService:
         """Send the command "sample" or "keep" to the user's running training. Raises UserError if none runs."""
         status = self._own_run(user)
         if command not in RUN_COMMANDS:
-            raise UserError("I know only sample and keep.")
+            raise UserError("The command must be sample or keep.")
         storage.write_text(status.folder / "ask", command + "\n")
 
     def cancel(self, user: str | None) -> str:
@@ -184,12 +192,12 @@ class TrainingService:
             if status is None:
                 raise UserError("There is no training to cancel.")
             if not _read_process(status.folder).terminate(at_once=True):
-                raise UserError("It does not end.", "Try once more in a minute.")
+                raise UserError("The training process did not exit.", "Try again in a minute.")
             if read_json(status.folder / RESULT_FILE):  # it finished before it was stopped
                 self._tidy(status.folder)
-                return "It had just finished, so the concept is in your library."
+                return "Training had just finished, so the concept is in your library."
             self._drop(status.folder)
-            return "Cancelled: nothing was added, and its copies of your photos are gone."
+            return "Cancelled: nothing was added, and its copies of your photos were deleted."
 
     def dismiss(self, user: str | None) -> None:
         """Stop showing the finished run. Its report stays."""
@@ -209,14 +217,10 @@ class TrainingService:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    @property
-    def _pace(self) -> Path:
-        return self.workspace.runs / PACE_FILE
-
     def _own_run(self, user: str | None) -> RunStatus:
         status = self.shown_run(user)
         if status is None or not status.running:
-            raise UserError("No training of yours is running.")
+            raise UserError("You have no running training.")
         return status
 
     def _all(self) -> list[Path]:
@@ -229,65 +233,18 @@ class TrainingService:
         return next((folder for folder in self._all() if _read_process(folder).is_alive()), None)
 
     def _tidy(self, folder: Path) -> None:
-        """Delete the photos of a finished run, and save its pace."""
+        """Delete the photos of a finished run, and save what it cost."""
         if not read_json(folder / RESULT_FILE) or _read_process(folder).is_alive():
             return
         if (folder / PHOTOS_FOLDER).exists():
-            self._save_pace(folder)
+            self.measured_costs.add(read_json(folder / SETTINGS_FILE), read_json(folder / COST_FILE))
             storage.remove(folder / PHOTOS_FOLDER)
-
-    def _save_pace(self, folder: Path) -> None:
-        cost = read_json(folder / COST_FILE)
-        steps = to_number(cost.get("steps"))
-        if steps:
-            measured = {"step": to_number(cost.get("seconds")) / steps, "held": to_number(cost.get("held"))}
-            storage.write_json(self._pace, self.pace() | {pace_key(read_json(folder / SETTINGS_FILE)): measured})
 
     def _drop(self, folder: Path) -> None:
         self._reader.forget(folder)
         storage.remove(folder)
         if self._current == folder:
             self._current = None
-
-
-def settings_to_argv(settings: TrainingSettings) -> list[str]:
-    """Return the settings as a command line: each value is in one word with its flag, so none is taken for a flag."""
-    arguments = []
-    for name, value in settings.model_dump(mode="json", exclude_defaults=True).items():
-        flag = "class" if name == "class_noun" else name.replace("_", "-")
-        if isinstance(value, bool):
-            arguments.append(f"--{flag}" if value else f"--no-{flag}")
-        elif value is not None:
-            arguments.append(f"--{flag}={value}")
-    return ["train", _command_name(settings), *arguments]
-
-
-def settings_from_json(saved: dict[str, Any]) -> TrainingSettings:
-    """Read the settings that `start` saved. Raises UserError if they were edited and are invalid."""
-    values = {name: value for name, value in saved.items() if name != "program"}
-    settings_class = DreamboothSettings if saved.get("program") == "dreambooth" else TextualInversionSettings
-    return settings_class(
-        **values | {name: Path(values[name]) for name in _PATH_SETTINGS if isinstance(values.get(name), str)}
-    )
-
-
-def pace_key(settings: dict[str, Any]) -> str:
-    """Return the key under which the time of a step is saved."""
-    method = settings.get("method") or "textual-inversion"
-    return f"{settings.get('base')} {method} {settings.get('resolution') or 'own'}"[:200]
-
-
-def format_minutes(seconds: float) -> str:
-    """Format a duration: "less than a minute", "4 minutes", "2 hours"."""
-    if seconds < 50:
-        return "less than a minute"
-    if seconds < 90:
-        return "a minute"
-    return f"{round(seconds / 60)} minutes" if seconds < 5400 else f"{round(seconds / 3600)} hours"
-
-
-def _command_name(settings: TrainingSettings) -> str:
-    return "dreambooth" if isinstance(settings, DreamboothSettings) else "textual-inversion"
 
 
 def _folder_name(settings: TrainingSettings) -> str:

@@ -19,23 +19,17 @@ import numpy as np
 from PIL import Image
 
 from .... import storage
-from ....config.text_checks import encoding_problem, is_blank
-from ....errors import DiskFull, UserError
+from ....config import CropMode
+from ....config.text_checks import is_blank
+from ....errors import UserError
 from ....photos.captions import Refused, by_key, caption_file, lines_of, text_of
-from ....photos.decode import FORMATS, UnusablePhoto, decode, shorter_side
+from ....photos.decode import UnusablePhoto
 from ....photos.loading import MAX_BYTES, PhotoSet, is_sidecar, load_photos
 from ....prompts import printable
+from .photo_files import MAX_CAPTION, MAX_UPLOADS, check_uploads, decode_photo, encode_photo, parse_captions
 
-MAX_UPLOADS = 40  # photos
-MAX_TOTAL = 1 << 30  # bytes of one drop
 MAX_PAGES = 50  # pages with photos; when there are more, the oldest one's photos are deleted
-MIN_FREE_BYTES = 1 << 30  # bytes free on the disk below which no photos are accepted
-SAMPLE_SETS = {
-    "teddy-bear": "A teddy bear",
-    "cyanotype": "A style: cyanotypes",
-}  # folders of examples/photos
 _SIZE_FACTOR = 2  # photos are kept at this multiple of the training resolution, so they can be rotated and rescaled
-_MAX_CAPTION = 200_000  # bytes
 _MAX_MESSAGES = 5  # lines about files that cannot be used
 
 
@@ -51,7 +45,7 @@ class Upload:
 @dataclass
 class PhotoUploads:
     """The photos of one page. folder: private to the page, deleted with it; side: training resolution in pixels;
-    held: its lock."""
+    lock: held by every method."""
 
     folder: Path
     side: int
@@ -74,11 +68,11 @@ class PhotoUploads:
             problems = []
             for path in photos:
                 try:
-                    self._take(path, texts.get(caption_file(path.name, by_name) or ""))
+                    self._add_photo(path, texts.get(caption_file(path.name, by_name) or ""))
                 except (UnusablePhoto, UserError) as reason:
                     problems.append(f"{printable(path.name, 60)} {reason}.")
             if len(problems) > _MAX_MESSAGES:
-                problems[_MAX_MESSAGES:] = [f"And {len(problems) - _MAX_MESSAGES} more that I cannot use."]
+                problems[_MAX_MESSAGES:] = [f"And {len(problems) - _MAX_MESSAGES} more that cannot be used."]
             return problems
 
     def use(self, number: int, used: bool) -> None:
@@ -87,8 +81,8 @@ class PhotoUploads:
             upload = self._upload(number)
             if upload.used != used:
                 for name in (upload.name, f"{upload.name}.txt"):
-                    if (self._place(upload) / name).exists():
-                        storage.rename(self._place(upload) / name, self._place(Upload("", "", used)) / name)
+                    if (self._folder_of(upload) / name).exists():
+                        storage.rename(self._folder_of(upload) / name, self._folder_of(Upload("", "", used)) / name)
                 upload.used = used
 
     def rotate(self, number: int, quarters: int) -> None:
@@ -96,13 +90,13 @@ class PhotoUploads:
         with self.lock:
             path = self.path(number)
             pixels = np.asarray(Image.open(io.BytesIO(storage.read_bytes(path, MAX_BYTES))))
-            storage.write_bytes(path, _encode_png(np.rot90(pixels, quarters)))
+            storage.write_bytes(path, encode_photo(np.rot90(pixels, quarters)))
 
     def set_caption(self, number: int, text: object) -> None:
         """Set a photo's captions, one a line, with {} for the subject. Raises UserError."""
         with self.lock:
             caption_path = self.path(number).with_name(f"{self._upload(number).name}.txt")
-            lines = _lines(text) if isinstance(text, str) and not is_blank(text) else ()
+            lines = parse_captions(text) if isinstance(text, str) and not is_blank(text) else ()
             if lines:
                 storage.write_text(caption_path, "\n".join(lines) + "\n")
             elif caption_path.exists():
@@ -112,36 +106,36 @@ class PhotoUploads:
         """Return a photo's captions, one a line."""
         with self.lock:
             file = self.path(number).with_name(f"{self._upload(number).name}.txt")
-            return storage.read_bytes(file, _MAX_CAPTION).decode(errors="replace").strip() if file.exists() else ""
+            return storage.read_bytes(file, MAX_CAPTION).decode(errors="replace").strip() if file.exists() else ""
 
     def clear(self) -> None:
         """Remove all photos."""
         with self.lock:
             self.uploads.clear()
             for used in (True, False):
-                folder = self._place(Upload("", "", used))
+                folder = self._folder_of(Upload("", "", used))
                 if folder.exists():
                     storage.remove(folder)
 
-    def used_photos(self, crop: str = "center") -> PhotoSet | None:
+    def used_photos(self, crop: CropMode = "center") -> PhotoSet | None:
         """Load the used photos as the trainer will see them; None without any."""
         with self.lock:
             if not any(upload.used for upload in self.uploads):
                 return None
-            return load_photos(self._place(Upload("", "", True)), self.side, crop)
+            return load_photos(self._folder_of(Upload("", "", True)), self.side, crop)
 
-    def left_out(self, crop: str = "center") -> PhotoSet | None:
+    def left_out(self, crop: CropMode = "center") -> PhotoSet | None:
         with self.lock:
             if all(upload.used for upload in self.uploads):
                 return None
-            return load_photos(self._place(Upload("", "", False)), self.side, crop)
+            return load_photos(self._folder_of(Upload("", "", False)), self.side, crop)
 
     def copy_to(self, folder: Path) -> None:
         """Copy the used photos with their captions to a new folder. Raises UserError, DiskFull."""
         if not any(upload.used for upload in self.uploads):
-            raise UserError("There are no photos yet.", "Drop 4 to 10 of one thing.")
+            raise UserError("There are no photos yet.", "Drop 4 to 10 of one subject.")
         with self.lock, storage.new_folder(folder) as staging_folder:
-            used_folder = self._place(Upload("", "", True))
+            used_folder = self._folder_of(Upload("", "", True))
             for name in sorted(os.listdir(used_folder)):
                 storage.write_bytes(staging_folder / name, storage.read_bytes(used_folder / name, MAX_BYTES))
 
@@ -151,44 +145,44 @@ class PhotoUploads:
 
     def path(self, number: int) -> Path:
         upload = self._upload(number)
-        return self._place(upload) / upload.name
+        return self._folder_of(upload) / upload.name
 
     def _upload(self, number: int) -> Upload:
         if type(number) is not int or not 0 <= number < len(self.uploads):
-            raise UserError("That photo is not here any more.", "Choose another.")
+            raise UserError("That photo does not exist any more.", "Choose another.")
         return self.uploads[number]
 
-    def _place(self, upload: Upload) -> Path:
+    def _folder_of(self, upload: Upload) -> Path:
         return self.folder / ("used" if upload.used else "out")
 
-    def _take(self, path: Path, text: Path | None) -> None:
-        pixels = _decode(storage.read_bytes(path, MAX_BYTES), max(512, _SIZE_FACTOR * self.side))
+    def _add_photo(self, path: Path, text: Path | None) -> None:
+        pixels = decode_photo(storage.read_bytes(path, MAX_BYTES), max(512, _SIZE_FACTOR * self.side))
         digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
         for upload in self.uploads:
             if upload.digest == digest:
                 raise UnusablePhoto(f"is the same photo as {upload.name}")
         self._count += 1
         upload = Upload(f"photo {self._count:02d}", digest)
-        storage.make_folder(self._place(upload))
-        storage.make_folder(self._place(Upload("", "", False)))
-        storage.write_bytes(self._place(upload) / upload.name, _encode_png(pixels))
+        storage.make_folder(self._folder_of(upload))
+        storage.make_folder(self._folder_of(Upload("", "", False)))
+        storage.write_bytes(self._folder_of(upload) / upload.name, encode_photo(pixels))
         self.uploads.append(upload)
         if text is not None:
-            self._take_caption(upload, text)
+            self._save_caption(upload, text)
 
-    def _take_caption(self, upload: Upload, text: Path) -> None:
+    def _save_caption(self, upload: Upload, text: Path) -> None:
         """Save a caption as UTF-8 with plain spaces. Raises UserError if it cannot be used; the photo stays."""
         try:
-            lines = lines_of(text_of(storage.read_bytes(text, _MAX_CAPTION)))
+            lines = lines_of(text_of(storage.read_bytes(text, MAX_CAPTION)))
         except Refused as reason:
             raise UserError(f"is used without its caption: {printable(text.name, 60)} {reason}") from None
-        storage.write_text(self._place(upload) / f"{upload.name}.txt", "\n".join(lines) + "\n")
+        storage.write_text(self._folder_of(upload) / f"{upload.name}.txt", "\n".join(lines) + "\n")
 
 
 class UploadsByPage:
     """The uploads of every page."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._uploads_by_page: dict[str, PhotoUploads] = {}
         self._mutex = threading.Lock()
 
@@ -214,53 +208,3 @@ class UploadsByPage:
         """Delete all photos when the app ends."""
         for page in list(self._uploads_by_page):
             self.close_session(page)
-
-
-def sample_sets() -> dict[str, Path]:
-    """Return the sample sets of photos as {title: folder}; {} if the project's examples are not installed."""
-    root = Path(__file__).parents[4] / "examples" / "photos"
-    return {title: root / name for name, title in SAMPLE_SETS.items() if (root / name).is_dir()}
-
-
-def check_uploads(photos: Sequence[Path], available: int, folder: Path) -> None:
-    """Check the number and size of dropped photos; `room`: how many more fit. Raises UserError, or DiskFull if the
-    disk is nearly full."""
-    if len(photos) > available:
-        problem = f"These are {len(photos):,} files; I take up to {MAX_UPLOADS} photos in all."
-        raise UserError(problem, "Choose 4 to 10 good ones of one thing.")
-    if not photos:
-        raise UserError("There are no photos in what you gave me.", f"I read {FORMATS}.")
-    size = sum(path.stat().st_size for path in photos)
-    if size > MAX_TOTAL:
-        raise UserError(f"These are {size / 1e9:.1f} GB; I take up to {MAX_TOTAL / 1e9:.0f} at once.", "Give fewer.")
-    if storage.free_bytes(folder) < MIN_FREE_BYTES + size:
-        raise DiskFull("The disk is nearly full, so I take no photos.", "Make room there first.")
-
-
-def _lines(text: str) -> tuple[str, ...]:
-    """Split typed text into captions and validate them. Raises UserError."""
-    example = "Like: {} in the snow"
-    if problem := encoding_problem(text):
-        raise UserError(f"The caption {problem.text}", problem.hint)
-    try:
-        lines = lines_of(text)
-    except Refused as reason:
-        raise UserError(f"The caption {reason}.", example) from None
-    if not all("{}" in line for line in lines):
-        raise UserError("A caption needs {} once, where the subject's word goes.", example)
-    return lines
-
-
-def _decode(data: bytes, most: int) -> np.ndarray:
-    """Decode to uint8 (H, W, 3), upright, sRGB, with the shorter side at most `most`. Raises UnusablePhoto."""
-    try:
-        side = min(most, shorter_side(data))
-    except Exception:  # damaged: `decode` raises the exact error
-        side = most
-    return decode(data, side)[0]
-
-
-def _encode_png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()

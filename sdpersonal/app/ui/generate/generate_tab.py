@@ -9,15 +9,12 @@ import gradio as gr
 from ....errors import UserError
 from ...backend import App, JobView
 from ...backend.generate import image_actions
-from ...backend.generation_service import endless_job, generate_job
-from ..form import GenerateForm, random_seed
-from ..shared import QUICK_EVENT, SharedComponents, user_name
-from .history import history_box
+from ...backend.generate.generate_form import random_seed
+from ...backend.generate.jobs import AXES, NO_AXIS, endless_job, generate_job, grid_job
+from ..components import EVENT, SharedComponents, session_id, user_name
+from .generate_form import GenerateForm
 from .prompt import concepts_box, presets_box, prompt_box
-from .results import ResultComponents, actions_box, results_box, view_updates
-from .xyz_grid import grid_box
-
-LONG_EVENT = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+from .results import ResultComponents, actions_box, history_box, results_box, view_updates
 
 
 def generate_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
@@ -26,28 +23,30 @@ def generate_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     with gr.Row(equal_height=False):
         left, right = gr.Column(scale=4, min_width=320), gr.Column(scale=5, min_width=320)
     with right, gr.Tabs():
-        with gr.Tab("Pictures"):
+        with gr.Tab("Images"):
             results = results_box()
         with gr.Tab("History") as history_tab:
             history_box(app, shared, history_tab, results)
     with left:
         prompt_box(app, shared)
         with gr.Row():
-            draw_button = gr.Button("Draw", variant="primary", scale=3, min_width=120, elem_id="draw")
+            generate_button = gr.Button("Generate", variant="primary", scale=3, min_width=120, elem_id="generate")
             endless_button = gr.Button("Endless", scale=1, min_width=90, elem_id="endless")
             stop = gr.Button("Stop", scale=1, min_width=80, elem_id="stop")
         presets_box(app, shared)
         concepts_box(app, shared, tab)
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             form.settings(app.generation.base)
-            upload = gr.UploadButton("Take the settings of a picture", size="sm", file_count="single", elem_id="load")
-        with gr.Accordion("Begin from a picture", open=False, elem_id="begin-box"):
-            form.start()
-        with gr.Accordion("Sheet", open=False, elem_id="sheet-box"):
+            upload = gr.UploadButton(
+                "Read settings from an image", size="sm", file_count="single", elem_id="read-settings"
+            )
+        with gr.Accordion("Image to image", open=False, elem_id="init-image-box"):
+            form.init_image()
+        with gr.Accordion("XYZ grid", open=False, elem_id="grid-box"):
             grid_box(app, form, results)
     with right:
         actions_box(app, shared, results, form)
-    _connect(app, shared, form, results, draw_button, endless_button, stop, upload)
+    _connect(app, shared, form, results, generate_button, endless_button, stop, upload)
 
 
 def start_updates(views: Iterable[JobView], seed) -> Iterator[tuple]:
@@ -59,12 +58,19 @@ def start_updates(views: Iterable[JobView], seed) -> Iterator[tuple]:
 
 
 def _connect(
-    app: App, shared: SharedComponents, form: GenerateForm, results: ResultComponents, draw, on_and_on, stop, upload
+    app: App,
+    shared: SharedComponents,
+    form: GenerateForm,
+    results: ResultComponents,
+    generate: gr.Button,
+    endless: gr.Button,
+    stop: gr.Button,
+    upload: gr.UploadButton,
 ) -> None:
     generation = app.generation
 
-    def on_draw(values, request: gr.Request):
-        page, seed = request.session_hash, form.components["seed"]
+    def on_generate(values, request: gr.Request):
+        page, seed = session_id(request), form.components["seed"]
         values[seed] = random_seed() if values[form.random_seed] else values[seed]
         yield from start_updates(
             generation.submit(lambda: generate_job(form.read(values, app, page)), page, user_name(request)),
@@ -72,9 +78,9 @@ def _connect(
         )
 
     def on_endless(values, request: gr.Request):
-        page, lists = request.session_hash, app.workspace.wildcards
+        page, wildcards = session_id(request), app.workspace.wildcards
         yield from start_updates(
-            generation.submit(lambda: endless_job(form.read(values, app, page), lists), page, user_name(request)),
+            generation.submit(lambda: endless_job(form.read(values, app, page), wildcards), page, user_name(request)),
             gr.skip(),
         )
 
@@ -85,20 +91,45 @@ def _connect(
             return str(error), gr.skip(), *form.updates({})
         return image_actions.settings_note(settings), False, *form.updates(dict(settings.fields))
 
-    def on_pick(results, chosen: gr.SelectData):
+    def on_select(results, chosen: gr.SelectData):
         return results[chosen.index] if 0 <= chosen.index < len(results) else None
 
     outputs = [*results.outputs, results.selected, form.components["seed"]]
-    gr.on([draw.click, shared.prompt.submit], on_draw, form.inputs, outputs, trigger_mode="once", **LONG_EVENT)
-    on_and_on.click(on_endless, form.inputs, outputs, trigger_mode="once", **LONG_EVENT)
-    upload.upload(on_upload, upload, [results.status, form.random_seed, *form.components.values()], **QUICK_EVENT)
-    results.pictures.select(on_pick, results.results, results.selected, **QUICK_EVENT)
+    gr.on([generate.click, shared.prompt.submit], on_generate, form.inputs, outputs, **EVENT)
+    endless.click(on_endless, form.inputs, outputs, **EVENT)
+    upload.upload(on_upload, upload, [results.status, form.random_seed, *form.components.values()], **EVENT)
+    results.gallery.select(on_select, results.results, results.selected, **EVENT)
 
     def on_stop(request: gr.Request):
-        generation.stop(request.session_hash)
+        generation.stop(session_id(request))
 
     def on_leave(request: gr.Request):
-        generation.close_session(request.session_hash)
+        generation.close_session(session_id(request))
 
-    stop.click(on_stop, **QUICK_EVENT)
+    stop.click(on_stop, **EVENT)
     shared.page.unload(on_leave)
+
+
+def grid_box(app: App, form: GenerateForm, results: ResultComponents) -> None:
+    """Lay out the axes of the grid and connect them."""
+    axes: list[gr.Dropdown | gr.Textbox] = []
+    for name, first in (("Columns", "Seed"), ("Rows", NO_AXIS)):
+        with gr.Row():
+            axes.append(gr.Dropdown([NO_AXIS, *AXES], value=first, label=name, min_width=140))
+            axes.append(gr.Textbox(AXES.get(first, ("", ""))[1], label="Values", max_length=500, min_width=140))
+    generate = gr.Button("Generate the grid", elem_id="generate-grid")
+
+    def on_axis(axis):
+        return AXES.get(axis, ("", ""))[1] if isinstance(axis, str) else ""
+
+    def on_grid(values, request: gr.Request):
+        page = session_id(request)
+
+        def create_job():
+            return grid_job(form.read(values, app, page), *(values[component] for component in axes))
+
+        yield from view_updates(app.generation.submit(create_job, page, user_name(request)))
+
+    for axis, axis_values in (axes[:2], axes[2:]):
+        axis.input(on_axis, axis, axis_values, **EVENT)
+    generate.click(on_grid, form.inputs | set(axes), results.outputs, **EVENT)

@@ -7,13 +7,18 @@ import gradio as gr
 from ....errors import UserError
 from ....prompts import MAX_STRENGTH
 from ...backend import App
-from ...backend.generate.concept_picker import concept_choices
-from ...backend.generate.prompt_check import MAX_STRENGTHS, change_strength, check_prompt
-from ...backend.generate.prompt_presets import PRESET_TITLES, fill_preset
-from ...backend.generation_service import append_token
-from ..shared import QUICK_EVENT, SharedComponents, text_line
+from ...backend.generate.prompt import (
+    MAX_STRENGTHS,
+    PRESET_TITLES,
+    append_token,
+    change_strength,
+    check_prompt,
+    concept_choices,
+    fill_preset,
+)
+from ..components import EVENT, Event, SharedComponents, text_line, thumbnails
 
-NO_CONCEPTS = "No concepts yet. Make one from photos of something of yours: the tab beside this one."
+NO_CONCEPTS = "No concepts yet. Train one on your own photos: see the Train tab."
 
 
 def prompt_box(app: App, shared: SharedComponents) -> None:
@@ -27,21 +32,19 @@ def prompt_box(app: App, shared: SharedComponents) -> None:
             for _ in range(MAX_STRENGTHS)
         ]
 
-    def on_words(prompt):
+    def on_prompt(prompt):
         check = check_prompt(prompt, app.workspace, app.generation.base.kind)
         names = tuple(token for token, _ in check.strengths)
         note, box = gr.update(value=check.note, visible=bool(check.note)), gr.update(visible=bool(names))
         return note, names, box, *_strength_updates(check.strengths)
 
-    shared.prompt.change(
-        on_words, shared.prompt, [note, tokens, strengths, *sliders], trigger_mode="always_last", **QUICK_EVENT
-    )
+    shared.prompt.change(on_prompt, shared.prompt, [note, tokens, strengths, *sliders], **EVENT)
     for number, slider in enumerate(sliders):
 
         def on_slide(prompt, names, value, number=number):
             return change_strength(prompt, names[number], value) if number < len(names) else prompt
 
-        slider.release(on_slide, [shared.prompt, tokens, slider], shared.prompt, **QUICK_EVENT)
+        slider.release(on_slide, [shared.prompt, tokens, slider], shared.prompt, **EVENT)
 
 
 def _strength_updates(strengths: tuple[tuple[str, float], ...]) -> list:
@@ -53,48 +56,42 @@ def _strength_updates(strengths: tuple[tuple[str, float], ...]) -> list:
 def presets_box(app: App, shared: SharedComponents) -> None:
     """Lay out the prompt presets."""
     choice = gr.Dropdown(
-        PRESET_TITLES, value=None, label="Ready prompts", info="With your own concept in them.", elem_id="ready"
+        PRESET_TITLES, value=None, label="Prompt presets", info="Filled in with your own concept.", elem_id="presets"
     )
     error_line = text_line("", visible=False)
 
-    def on_choice(title, prompt):
+    def on_preset(title, prompt):
         try:
-            words = fill_preset(title, prompt, app.workspace.library, app.generation.base.kind)
+            filled = fill_preset(title, prompt, app.workspace.library, app.generation.base.kind)
         except UserError as error:
             return prompt, gr.update(value=str(error), visible=True)
-        return words, gr.update(visible=False)
+        return filled, gr.update(visible=False)
 
-    choice.input(on_choice, [choice, shared.prompt], [shared.prompt, error_line], **QUICK_EVENT)
+    choice.input(on_preset, [choice, shared.prompt], [shared.prompt, error_line], **EVENT)
 
 
 def concepts_box(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     """Lay out the library's concepts; a click appends one to the prompt."""
     with gr.Row(elem_classes="heading"):
         search = gr.Textbox(label="Concepts", placeholder="Search", scale=3, min_width=160, elem_id="concept-search")
-    none_yet = text_line(NO_CONCEPTS, "none-yet", visible=False)
-    concepts = gr.Gallery(
-        show_label=False,
-        label="Concepts",
-        columns=4,
-        object_fit="cover",
-        allow_preview=False,
-        interactive=False,
-        buttons=[],
-        elem_id="concepts",
-    )
+    no_concepts = text_line(NO_CONCEPTS, "no-concepts", visible=False)
+    concepts = thumbnails("Concepts", "concepts")
     note = text_line("", "note", visible=False)
-    words = gr.Textbox(visible="hidden", elem_id="tokens", label="All concepts")
+    token_list = gr.Textbox(visible="hidden", elem_id="tokens", label="All concepts")
 
-    def on_look(search):
+    def on_refresh(search):
         choices = concept_choices(app.workspace, app.generation.base.kind, search)
-        note, none = gr.update(value=choices.note, visible=bool(choices.note)), gr.update(visible=not choices.tokens)
-        return choices.tiles, note, none, "\n".join(choices.tokens)
+        note, no_concepts = (
+            gr.update(value=choices.note, visible=bool(choices.note)),
+            gr.update(visible=not choices.tokens),
+        )
+        return choices.tiles, note, no_concepts, "\n".join(choices.tokens)
 
-    def on_pick(prompt, chosen: gr.SelectData):
+    def on_concept(prompt, chosen: gr.SelectData):
         return append_token(prompt, str(chosen.value["caption"])), gr.update(selected_index=None)
 
-    look = {"fn": on_look, "inputs": search, "outputs": [concepts, note, none_yet, words]} | QUICK_EVENT
-    shared.page.load(**look)
-    tab.select(**look)
-    search.change(trigger_mode="always_last", **look)
-    concepts.select(on_pick, shared.prompt, [shared.prompt, concepts], **QUICK_EVENT)
+    refresh: Event = {"fn": on_refresh, "inputs": search, "outputs": [concepts, note, no_concepts, token_list], **EVENT}
+    shared.page.load(**refresh)
+    tab.select(**refresh)
+    search.change(**refresh)
+    concepts.select(on_concept, shared.prompt, [shared.prompt, concepts], **EVENT)

@@ -1,8 +1,7 @@
-"""Lay out the generated images, and the actions on the selected one."""
+"""Lay out the generated images, the actions on the selected one, and the history of earlier images."""
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,12 +9,13 @@ from dataclasses import dataclass
 import gradio as gr
 
 from ....errors import UserError
+from ....html import data_url
 from ...backend import App, JobView
-from ...backend.generate import image_actions
+from ...backend.generate import history, image_actions
 from ...backend.generation_service import IDLE_MESSAGE
 from ...backend.render_job import SessionImage
-from ..form import GenerateForm
-from ..shared import QUICK_EVENT, SharedComponents, text_line, user_name
+from ..components import EVENT, Event, SharedComponents, session_id, text_line, thumbnails, user_name
+from .generate_form import GenerateForm
 
 _MAX_SHOWN = 60  # images on the page at once
 _MAX_IN_ORDER = 16  # if there are more, the newest come first
@@ -23,18 +23,18 @@ _MAX_IN_ORDER = 16  # if there are more, the newest come first
 
 @dataclass(frozen=True)
 class ResultComponents:
-    """Components of the results. status, live, pictures, results: the outputs of a job, in this order; selected: the
+    """Components of the results. status, live, gallery, results: the outputs of a job, in this order; selected: the
     selected image."""
 
     status: gr.Textbox
     live: gr.HTML
-    pictures: gr.Gallery
+    gallery: gr.Gallery
     results: gr.State
     selected: gr.State
 
     @property
     def outputs(self) -> list:
-        return [self.status, self.live, self.pictures, self.results]
+        return [self.status, self.live, self.gallery, self.results]
 
 
 def results_box(name: str = "") -> ResultComponents:
@@ -43,12 +43,12 @@ def results_box(name: str = "") -> ResultComponents:
     live = gr.HTML("", elem_id="live")
     gallery = gr.Gallery(
         show_label=False,
-        label="Pictures",
+        label="Images",
         columns=2,
         object_fit="contain",
         interactive=False,
         buttons=["fullscreen"],
-        elem_id="pictures",
+        elem_id="images",
     )
     return ResultComponents(status, live, gallery, gr.State(()), gr.State(None))
 
@@ -75,7 +75,7 @@ def _progress_html(view: JobView) -> str:
     """Make the progress bar and the preview as HTML. It contains no user text, so nothing has to be escaped."""
     if view.progress >= 1:
         return ""
-    previews = "".join(f'<img alt="The picture so far" src="{_data_url(image)}">' for image in view.preview)
+    previews = "".join(f'<img alt="Preview" src="{_data_url(image)}">' for image in view.preview)
     bar = f'<div class="bar" role="progressbar" aria-label="Progress" aria-valuenow="{100 * view.progress:.0f}">'
     return f'{bar}<div style="width: {view.progress:.1%}"></div></div><div class="so-far">{previews}</div>'
 
@@ -83,80 +83,114 @@ def _progress_html(view: JobView) -> str:
 def _data_url(image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url(buffer.getvalue(), "image/jpeg")
 
 
 def actions_box(app: App, shared: SharedComponents, results: ResultComponents, form: GenerateForm) -> None:
     """Lay out the actions on the selected image, and connect them."""
-    selected, generation, folders = results.selected, app.generation, app.workspace
+    selected, generation, workspace = results.selected, app.generation, app.workspace
     with gr.Column(visible=False, elem_id="actions") as box:
         with gr.Row():
             star = gr.Button("☆ Favourite", size="sm", min_width=110, elem_id="star")
-            variations_button = gr.Button("Variations", size="sm", min_width=110, elem_id="vary")
-            hires_button = gr.Button("Twice as large", size="sm", min_width=110, elem_id="enlarge")
-            init_button = gr.Button("Begin from it", size="sm", min_width=110, elem_id="begin")
-            settings_button = gr.Button("Use its settings", size="sm", min_width=110, elem_id="use-settings")
+            variations_button = gr.Button("Variations", size="sm", min_width=110, elem_id="variations")
+            hires_button = gr.Button("Hires fix (2x)", size="sm", min_width=110, elem_id="hires")
+            init_button = gr.Button("Use as init image", size="sm", min_width=110, elem_id="use-as-init")
+            settings_button = gr.Button("Use settings", size="sm", min_width=110, elem_id="use-settings")
         with gr.Row():
             download = gr.DownloadButton("Download", size="sm", min_width=110, elem_id="download")
             private = gr.DownloadButton("Download without recipe", size="sm", min_width=110, elem_id="download-private")
         with gr.Accordion("More variations", open=False):
-            distance = gr.Slider(0.05, 1, value=0.15, step=0.05, label="How far from it", info="0.1 is close.")
+            strength = gr.Slider(
+                0.05, 1, value=0.15, step=0.05, label="Variation strength", info="0.1 is close to the image."
+            )
             change = gr.Textbox(
                 "",
-                label="Change",
+                label="Change of the prompt",
                 max_length=500,
                 info="<me/duck>=0.6,0.8,1 for strengths; beach=snow|space for words.",
             )
-            vary = gr.Button("Draw with that change", size="sm")
+            vary = gr.Button("Generate with this change", size="sm")
         recipe = gr.Textbox(
             label="Recipe", lines=6, max_lines=20, interactive=False, buttons=["copy"], elem_id="recipe"
         )
 
-    def on_picked(picked, request: gr.Request):
-        if picked is None:
+    def on_select_image(image, request: gr.Request):
+        if image is None:
             return gr.update(visible=False), "", gr.skip(), gr.skip(), gr.skip()
         files = [
-            image_actions.make_download(folders, request.session_hash, picked, private) for private in (False, True)
+            image_actions.make_download(workspace, session_id(request), image, private) for private in (False, True)
         ]
-        starred = image_actions.is_favourite(folders.user_outputs(user_name(request)), picked)
-        return gr.update(visible=True), image_actions.recipe_text(picked.saved), _star_update(starred), *map(str, files)
+        starred = image_actions.is_favourite(workspace.user_outputs(user_name(request)), image)
+        return gr.update(visible=True), image_actions.recipe_text(image.saved), _star_update(starred), *map(str, files)
 
-    def on_star(picked, request: gr.Request):
-        outputs = folders.user_outputs(user_name(request))
-        return image_actions.toggle_favourite(outputs, picked), _star_update(
-            image_actions.is_favourite(outputs, picked)
-        )
+    def on_star(image, request: gr.Request):
+        outputs = workspace.user_outputs(user_name(request))
+        return image_actions.toggle_favourite(outputs, image), _star_update(image_actions.is_favourite(outputs, image))
 
-    def drawn(order, request: gr.Request):
-        yield from view_updates(generation.submit(order, request.session_hash, user_name(request)))
+    def generate(create_job, request: gr.Request):
+        yield from view_updates(generation.submit(create_job, session_id(request), user_name(request)))
 
-    def on_near(picked, share, request: gr.Request):
-        yield from drawn(lambda: image_actions.variation_job(folders, picked, share), request)
+    def on_variations(image, strength, request: gr.Request):
+        yield from generate(lambda: image_actions.variation_job(workspace, image, strength), request)
 
-    def on_change(picked, change, request: gr.Request):
-        yield from drawn(lambda: image_actions.change_job(folders, picked, change), request)
+    def on_change(image, change, request: gr.Request):
+        yield from generate(lambda: image_actions.change_job(workspace, image, change), request)
 
-    def on_large(picked, request: gr.Request):
-        yield from drawn(lambda: image_actions.hires_job(folders, picked, 2.0), request)
+    def on_hires(image, request: gr.Request):
+        yield from generate(lambda: image_actions.hires_job(workspace, image, 2.0), request)
 
-    def on_take(picked):
+    def on_use_settings(image):
         try:
-            settings = image_actions.read_settings(picked and picked.saved)
+            settings = image_actions.read_settings(image and image.saved)
         except UserError as error:
             return str(error), gr.skip(), *form.updates({})
         return image_actions.settings_note(settings), False, *form.updates(dict(settings.fields))
 
-    long = {"trigger_mode": "once", "concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
-    selected.change(on_picked, selected, [box, recipe, star, download, private], **QUICK_EVENT)
-    star.click(on_star, selected, [results.status, star], **QUICK_EVENT)
-    variations_button.click(on_near, [selected, distance], results.outputs, **long)
-    vary.click(on_change, [selected, change], results.outputs, **long)
-    hires_button.click(on_large, selected, results.outputs, **long)
-    init_button.click(lambda picked: picked and str(picked.served), selected, form.editor, **QUICK_EVENT)
+    selected.change(on_select_image, selected, [box, recipe, star, download, private], **EVENT)
+    star.click(on_star, selected, [results.status, star], **EVENT)
+    variations_button.click(on_variations, [selected, strength], results.outputs, **EVENT)
+    vary.click(on_change, [selected, change], results.outputs, **EVENT)
+    hires_button.click(on_hires, selected, results.outputs, **EVENT)
+    init_button.click(lambda image: image and str(image.served), selected, form.editor, **EVENT)
     settings_button.click(
-        on_take, selected, [results.status, form.random_seed, *form.components.values()], **QUICK_EVENT
+        on_use_settings, selected, [results.status, form.random_seed, *form.components.values()], **EVENT
     )
 
 
 def _star_update(on: bool):
     return gr.update(value="★ Favourite" if on else "☆ Favourite")
+
+
+def history_box(app: App, shared: SharedComponents, tab: gr.Tab, results: ResultComponents) -> None:
+    """Lay out the earlier images; a click selects one as among the newest."""
+    with gr.Row():
+        search = gr.Textbox(label="Search", placeholder="words of the prompt, or a day", scale=3, min_width=160)
+        starred = gr.Checkbox(False, label="Favourites only", scale=1, min_width=140)
+    gallery = thumbnails("Earlier images", "history")
+    with gr.Row(elem_classes="heading"):
+        newer, older = gr.Button("Newer", size="sm", min_width=80), gr.Button("Older", size="sm", min_width=80)
+        note = text_line("", "history-note")
+    number, shown_results = gr.State(0), gr.State(())
+
+    def on_search(search, starred, number, request: gr.Request):
+        page = history.find_images(
+            app.workspace, session_id(request), user_name(request), search, bool(starred), number
+        )
+        return gallery_items(page.results), page.note, page.number, page.results
+
+    def on_select(shown, chosen: gr.SelectData, request: gr.Request):
+        result = shown[chosen.index] if 0 <= chosen.index < len(shown) else None
+        return result and history.publish_image(app.workspace, session_id(request), result)
+
+    search_event: Event = {
+        "fn": on_search,
+        "inputs": [search, starred, number],
+        "outputs": [gallery, note, number, shown_results],
+        **EVENT,
+    }
+    tab.select(**search_event)
+    for event in (search.change, starred.change):
+        event(lambda: 0, None, number, **EVENT).then(**search_event)
+    for button, step in ((newer, -1), (older, 1)):
+        button.click(lambda number, step=step: number + step, number, number, **EVENT).then(**search_event)
+    gallery.select(on_select, shown_results, results.selected, **EVENT)

@@ -11,51 +11,51 @@ from ...backend import App
 from ...backend.error_text import value_or_error
 from ...backend.models.hardware import Hardware
 from ...backend.models.picker import ModelChoice, download_question, list_models, model_facts, switch_model
-from ..shared import QUICK_EVENT, SharedComponents, text_line
+from ..components import EVENT, Event, EventOptions, SharedComponents, text_line
 
-FIXED_BASE = "Who started this app chose its base; it is the same for all who use it."
-HUB_HINT = "Or write the name of another on the Hugging Face Hub: owner/name."
-LOADING_MESSAGE = "Loading, as soon as nothing is being drawn …"
-LOAD_EVENT = {"concurrency_limit": 1, "api_visibility": "private"}
+FIXED_BASE = "Whoever started this app chose the model; all users share it."
+HUB_HINT = "Or enter the name of a model on the Hugging Face Hub: owner/name."
+LOADING_MESSAGE = "Loading, as soon as no image is being generated …"
+LOAD_EVENT: EventOptions = {"concurrency_limit": 1, "show_progress": "full", "api_visibility": "private"}
 
 
 def models_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     """Lay out the tab and connect it."""
-    gr.Markdown("### Loaded now")
-    facts = gr.HTML("", elem_id="base-facts", elem_classes="facts")
-    tab.select(lambda: facts_html(app), None, facts, **QUICK_EVENT)
-    shared.base.change(lambda: facts_html(app), None, facts, **QUICK_EVENT)
+    gr.Markdown("### Loaded model")
+    facts = gr.HTML("", elem_id="model-facts", elem_classes="facts")
+    tab.select(lambda: facts_html(app), None, facts, **EVENT)
+    shared.base.change(lambda: facts_html(app), None, facts, **EVENT)
     if app.fixed_base:
         gr.Markdown(FIXED_BASE)
     else:
-        gr.Markdown("### Others")
+        gr.Markdown("### Other models")
         _choice_box(app, shared, tab)
 
 
 def _choice_box(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
-    machine = text_line("", "machine")
-    table = gr.HTML("", elem_id="offers", elem_classes="table")
+    hardware_line = text_line("", "hardware")
+    table = gr.HTML("", elem_id="models-table", elem_classes="table")
     with gr.Row(equal_height=False):
         name = gr.Dropdown(
-            [], label="Base", allow_custom_value=True, scale=3, min_width=180, elem_id="base-name", info=HUB_HINT
+            [], label="Model", allow_custom_value=True, scale=3, min_width=180, elem_id="model-name", info=HUB_HINT
         )
-        go = gr.Button(
-            "Use it", variant="primary", scale=0, min_width=120, elem_id="base-go", elem_classes="beside-field"
+        load = gr.Button(
+            "Load", variant="primary", scale=0, min_width=120, elem_id="model-load", elem_classes="aligned-field"
         )
-    with gr.Column(visible=False, elem_id="base-ask", elem_classes="ask") as question_column:
-        question_line = text_line("", "base-asked")
+    with gr.Column(visible=False, elem_id="model-confirm", elem_classes="confirm") as question_column:
+        question_line = text_line("", "model-question")
         with gr.Row():
-            yes = gr.Button("Fetch it and use it", variant="primary", size="sm", elem_id="base-yes")
-            no = gr.Button("No", size="sm", elem_id="base-no")
-    status_line = text_line("", "base-said")
+            yes = gr.Button("Download and load", variant="primary", size="sm", elem_id="model-yes")
+            no = gr.Button("Cancel", size="sm", elem_id="model-no")
+    status_line = text_line("", "model-message")
 
-    def on_look():
+    def on_refresh():
         models, error = value_or_error(list_models, app)
         hardware, _ = value_or_error(Hardware.detect)
         update = gr.update(choices=[(model.label, model.name) for model in models or ()])
         return hardware.describe() if hardware else "", choices_html(models or ()), update, error or gr.skip()
 
-    def on_go(name):
+    def on_load(name):
         question, error = value_or_error(download_question, app, name)
         yield gr.update(visible=bool(question)), question or "", error or ("" if question else LOADING_MESSAGE)
         if question == "":
@@ -63,20 +63,20 @@ def _choice_box(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
             yield gr.update(visible=False), "", error or f"Loaded. {line}"
 
     def on_yes(name):
-        yield gr.update(visible=False), f"Fetching, then {LOADING_MESSAGE[0].lower()}{LOADING_MESSAGE[1:]}"
+        yield gr.update(visible=False), f"Downloading, then {LOADING_MESSAGE[0].lower()}{LOADING_MESSAGE[1:]}"
         line, error = value_or_error(switch_model, app, name, True)
         yield gr.update(visible=False), error or f"Loaded. {line}"
 
-    look = {"fn": on_look, "inputs": None, "outputs": [machine, table, name, status_line]} | QUICK_EVENT
-    tab.select(**look)
+    refresh: Event = {"fn": on_refresh, "inputs": None, "outputs": [hardware_line, table, name, status_line], **EVENT}
+    tab.select(**refresh)
     load_events = (
-        go.click(on_go, name, [question_column, question_line, status_line], **LOAD_EVENT),
+        load.click(on_load, name, [question_column, question_line, status_line], **LOAD_EVENT),
         yes.click(on_yes, name, [question_column, status_line], **LOAD_EVENT),
     )
     for load_event in load_events:
-        load_event.then(app.generation.describe_base, None, shared.base, **QUICK_EVENT).then(**look)
+        load_event.then(app.generation.describe_base, None, shared.base, **EVENT).then(**refresh)
     no.click(
-        lambda: (gr.update(visible=False), "Nothing was fetched."), None, [question_column, status_line], **QUICK_EVENT
+        lambda: (gr.update(visible=False), "Nothing was downloaded."), None, [question_column, status_line], **EVENT
     )
 
 
@@ -88,12 +88,12 @@ def facts_html(app: App) -> str:
 
 def choices_html(choices: Sequence[ModelChoice]) -> str:
     """Make a table of the models on offer."""
-    head = "<tr><th>Base</th><th>Fits</th><th>What it needs</th></tr>"
+    head = "<tr><th>Model</th><th>Fits</th><th>Requirements</th></tr>"
     return f"<table><thead>{head}</thead><tbody>{''.join(map(_row, choices))}</tbody></table>"
 
 
 def _row(offer: ModelChoice) -> str:
-    fits_text, css_class = {True: ("Yes", "good"), False: ("No", "bad"), None: ("Perhaps", "maybe")}[offer.fits]
+    fits_text, css_class = {True: ("Yes", "good"), False: ("No", "bad"), None: ("Unknown", "maybe")}[offer.fits]
     title = f"<br>{escape(offer.title)}" if offer.title != offer.name else ""
     name = f"<td><code>{escape(offer.name)}</code>{title}</td>"
     return f"<tr>{name}<td class='{css_class}'>{fits_text}</td><td>{escape(offer.requirements)}</td></tr>"

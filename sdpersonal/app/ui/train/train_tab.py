@@ -7,13 +7,13 @@ import atexit
 import gradio as gr
 
 from ...backend import App
-from ...backend.train.page import TrainPage
-from ..shared import QUICK_EVENT, SharedComponents, text_line, user_name
-from .form import connect_form, form_box
+from ...backend.train.train_form import START_HINT
+from ...backend.train.train_page import TrainPage
+from ..components import EVENT, SharedComponents, session_id, text_line, user_name
 from .run_view import connect_run, run_box, run_updates
+from .train_form import connect_form, form_box
 from .uploads import connect_photos, photos_box
 
-START_HINT = "Add photos first, then say what it is."
 DEFAULT_OWNER = "me"
 
 
@@ -21,30 +21,28 @@ def train_tab(app: App, shared: SharedComponents, tab: gr.Tab) -> None:
     """Lay out the tab and connect it."""
     train_page = TrainPage(app.workspace, app.generation)
     atexit.register(train_page.close)  # saves a running training and deletes the uploaded photos
-    with gr.Column(elem_id="preparing") as preparing:
-        note = text_line("", "make-note", visible=False)
+    with gr.Column(elem_id="train-setup") as setup:
+        note = text_line("", "train-note", visible=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 photos = photos_box()
             with gr.Column(scale=4, min_width=320):
                 fields, name_note = form_box(DEFAULT_OWNER)
-                plan_line = text_line(START_HINT, "make-plan", max_lines=10)
-                start = gr.Button("Start", variant="primary", elem_id="make-start")
+                plan_line = text_line(START_HINT, "train-plan", max_lines=10)
+                start = gr.Button("Start training", variant="primary", elem_id="train-start")
     run = run_box()
     connect_photos(train_page, photos, fields)
     connect_form(train_page, shared, fields, name_note, plan_line, [photos.count.change])
-    connect_run(train_page, shared, run, preparing, note, tab)
+    connect_run(train_page, shared, run, setup, note, tab)
 
     def on_start(request: gr.Request, *values):
-        page, user = request.session_hash, user_name(request)
+        page, user = session_id(request), user_name(request)
         error = train_page.start(page, user, fields.read(values))
-        return {plan_line: error} if error else run_updates(run, preparing, train_page.run_view(page, user))
+        return {plan_line: error} if error else run_updates(run, setup, train_page.run_view(page, user))
 
     def on_leave(request: gr.Request):
-        train_page.close_session(request.session_hash)
+        train_page.close_session(session_id(request))
 
     outputs = [value for value in vars(run).values() if not isinstance(value, tuple)]
-    start.click(
-        on_start, fields.inputs, [*outputs, *run.tries, preparing, plan_line], trigger_mode="once", **QUICK_EVENT
-    )
+    start.click(on_start, fields.inputs, [*outputs, *run.tries, setup, plan_line], **EVENT)
     shared.page.unload(on_leave)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import gradio as gr
+from gradio.components import Component
 
-from ...backend.train.page import TrainPage
-from ...backend.train.uploads import sample_sets
-from ..shared import QUICK_EVENT, text_line
-from .form import TrainForm
+from ...backend.train.photo_files import sample_sets
+from ...backend.train.train_page import TrainPage
+from ..components import EVENT, EventOptions, session_id, text_line
+from .train_form import TrainForm
 
-UPLOAD_HINT = "4 to 10 photos of one thing, each in another place. They stay on this machine."
-CLICK_HINT = (
-    "Click a photo to turn it, leave it out or describe it. Only what is inside its yellow square is learned from."
-)
+UPLOAD_HINT = "4 to 10 photos of one subject, each in another place. They stay on this machine."
+CLICK_HINT = "Click a photo to rotate it, leave it out or caption it. Only the area in its yellow square is trained on."
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class PhotoComponents:
     folder: gr.UploadButton
     samples: list[gr.Button]
     tiles: gr.Gallery
-    words: gr.Textbox
+    summary: gr.Textbox
     advice: gr.Button
     clear: gr.Button
     chosen: gr.State
     click: gr.Textbox
     panel: gr.Column
     name: gr.Textbox
-    out: gr.Button
+    leave_out: gr.Button
     turns: dict[int, gr.Button]
     caption: gr.Textbox
     count: gr.State
@@ -40,14 +40,14 @@ class PhotoComponents:
 
 def photos_box() -> PhotoComponents:
     """Lay out the photos and their actions."""
-    drop = gr.File(label="Drop photos here", file_count="multiple", height=150, elem_id="make-drop", type="filepath")
-    text_line(UPLOAD_HINT, "make-hint")
+    drop = gr.File(label="Drop photos here", file_count="multiple", height=150, elem_id="photos-drop", type="filepath")
+    text_line(UPLOAD_HINT, "photos-hint")
     with gr.Row():
         folder = gr.UploadButton(
-            "A whole folder", file_count="directory", size="sm", min_width=120, elem_id="make-folder"
+            "Add a folder", file_count="directory", size="sm", min_width=120, elem_id="photos-folder"
         )
         sets = [
-            gr.Button(f"Try with: {title}", size="sm", min_width=120, elem_id=f"make-sample-{number}")
+            gr.Button(f"Sample photos: {title}", size="sm", min_width=120, elem_id=f"sample-photos-{number}")
             for number, title in enumerate(sample_sets())
         ]
     tiles = gr.Gallery(
@@ -60,128 +60,143 @@ def photos_box() -> PhotoComponents:
         buttons=[],
         visible=False,
         object_fit="contain",
-        elem_id="make-tiles",
+        elem_id="photos",
     )
-    click = text_line(CLICK_HINT, "make-click", visible=False)
-    with gr.Column(visible=False, elem_id="make-photo") as panel:
-        name = text_line("", "make-photo-name")
+    click = text_line(CLICK_HINT, "photos-click", visible=False)
+    with gr.Column(visible=False, elem_id="photo") as panel:
+        name = text_line("", "photo-name")
         with gr.Row():
-            out = gr.Button("Leave out", size="sm", min_width=90, elem_id="make-out")
+            leave_out = gr.Button("Leave out", size="sm", min_width=90, elem_id="photo-leave-out")
             turns = {
-                1: gr.Button("Turn left", size="sm", min_width=90, elem_id="make-left"),
-                3: gr.Button("Turn right", size="sm", min_width=90, elem_id="make-right"),
+                1: gr.Button("Rotate left", size="sm", min_width=90, elem_id="photo-left"),
+                3: gr.Button("Rotate right", size="sm", min_width=90, elem_id="photo-right"),
             }
         caption = gr.Textbox(
-            label="What else is in it? (if you like)",
+            label="Caption (optional)",
             placeholder="{} in the snow",
             lines=1,
             max_lines=4,
             max_length=2000,
-            info="Write {} where your subject's word goes. What is named here, the word need not learn.",
-            elem_id="make-caption",
+            info="Name what else is in the photo, so that the concept does not absorb it; {} stands for its token.",
+            elem_id="photo-caption",
         )
-    words = text_line("", "make-verdict", max_lines=16)
+    summary = text_line("", "photos-review", max_lines=16)
     with gr.Row():
-        advice = gr.Button("Do what I can about it", size="sm", min_width=140, visible=False, elem_id="make-advice")
-        clear = gr.Button("Remove all photos", size="sm", min_width=140, visible=False, elem_id="make-clear")
+        advice = gr.Button("Apply suggestions", size="sm", min_width=140, visible=False, elem_id="photos-advice")
+        clear = gr.Button("Remove all photos", size="sm", min_width=140, visible=False, elem_id="photos-clear")
     return PhotoComponents(
         drop,
         folder,
         sets,
         tiles,
-        words,
+        summary,
         advice,
         clear,
         gr.State(None),
         click,
         panel,
         name,
-        out,
+        leave_out,
         turns,
         caption,
         gr.State(0),
     )
 
 
-def connect_photos(workshop: TrainPage, photos: PhotoComponents, fields: TrainForm) -> None:
+def connect_photos(train_page: TrainPage, photos: PhotoComponents, form: TrainForm) -> None:
     """Connect the photos' events: every change ends in a new review of the whole set."""
-    shown = [photos.tiles, photos.click, photos.words, photos.advice, photos.clear, photos.count]
+    outputs = [photos.tiles, photos.click, photos.summary, photos.advice, photos.clear, photos.count]
+    slow: EventOptions = {
+        "concurrency_limit": 2,
+        "show_progress": "minimal",
+        "show_progress_on": photos.summary,
+        "api_visibility": "private",
+    }
 
-    def looked(values, page, said=""):
-        review = workshop.review_photos(page, fields.read(values), said)
-        has_photos = bool(review.tiles)
-        tiles = gr.update(value=review.tiles, visible=has_photos, selected_index=None)
-        visibility = gr.update(visible=has_photos)
-        return tiles, visibility, review.summary, gr.update(visible=review.has_advice), visibility, review.count
+    def review(request: gr.Request, values: tuple, message: str = "") -> tuple:
+        result = train_page.review_photos(session_id(request), form.read(values), message)
+        tiles = gr.update(value=result.tiles, visible=bool(result.tiles), selected_index=None)
+        visibility = gr.update(visible=bool(result.tiles))
+        return tiles, visibility, result.summary, gr.update(visible=result.has_advice), visibility, result.count
 
     def on_drop(paths, request: gr.Request, *values):
-        page = request.session_hash
-        return None, *looked(values, page, workshop.add_photos(page, paths))
+        return None, *review(request, values, train_page.add_photos(session_id(request), paths))
 
     def on_folder(paths, request: gr.Request, *values):
-        page = request.session_hash
-        return looked(values, page, workshop.add_photos(page, paths))
-
-    def on_click(chosen: gr.SelectData, request: gr.Request):
-        photo = workshop.select_photo(request.session_hash, chosen.index)
-        out = "Leave out" if photo.used else "Put back"
-        return chosen.index, gr.update(visible=bool(photo.name)), photo.name, out, photo.caption
-
-    def on_out(chosen, request: gr.Request, *values):
-        page = request.session_hash
-        error = workshop.toggle_photo(page, chosen)
-        return "Leave out" if workshop.select_photo(page, chosen).used else "Put back", *looked(values, page, error)
-
-    def on_caption(chosen, text, request: gr.Request, *values):
-        page = request.session_hash
-        return looked(values, page, workshop.set_caption(page, chosen, text))
+        return review(request, values, train_page.add_photos(session_id(request), paths))
 
     def on_advice(request: gr.Request, *values):
-        page = request.session_hash
-        return None, gr.update(visible=False), *looked(values, page, workshop.apply_advice(page, fields.read(values)))
+        message = train_page.apply_advice(session_id(request), form.read(values))
+        return None, gr.update(visible=False), *review(request, values, message)
 
     def on_clear(request: gr.Request, *values):
-        page = request.session_hash
-        return None, gr.update(visible=False), *looked(values, page, workshop.clear(page))
+        return None, gr.update(visible=False), *review(request, values, train_page.clear(session_id(request)))
 
-    def on_look(request: gr.Request, *values):
-        return looked(values, request.session_hash)
+    def on_refresh(request: gr.Request, *values):
+        return review(request, values)
 
-    slow = QUICK_EVENT | {"show_progress": "minimal", "show_progress_on": photos.words, "concurrency_limit": 2}
-    photos.drop.upload(on_drop, [photos.drop, *fields.inputs], [photos.drop, *shown], **slow)
-    photos.folder.upload(on_folder, [photos.folder, *fields.inputs], shown, **slow)
-    photos.tiles.select(
-        on_click, None, [photos.chosen, photos.panel, photos.name, photos.out, photos.caption], **QUICK_EVENT
-    )
-    photos.out.click(on_out, [photos.chosen, *fields.inputs], [photos.out, *shown], **slow)
-    gr.on(
-        [photos.caption.submit, photos.caption.blur],
-        on_caption,
-        [photos.chosen, photos.caption, *fields.inputs],
-        shown,
-        **slow,
-    )
-    for button, work in ((photos.advice, on_advice), (photos.clear, on_clear)):
-        button.click(work, fields.inputs, [photos.chosen, photos.panel, *shown], **slow)
-    review_events = [fields.components[name].change for name in ("kind", "crop")] + [fields.components["noun"].blur]
-    gr.on(review_events, on_look, fields.inputs, shown, trigger_mode="always_last", **slow)
-    for quarters, button in photos.turns.items():
-        _connect_rotation(workshop, photos, fields, looked, quarters, button, shown, slow)
+    photos.drop.upload(on_drop, [photos.drop, *form.inputs], [photos.drop, *outputs], **slow)
+    photos.folder.upload(on_folder, [photos.folder, *form.inputs], outputs, **slow)
+    for button, handler in ((photos.advice, on_advice), (photos.clear, on_clear)):
+        button.click(handler, form.inputs, [photos.chosen, photos.panel, *outputs], **slow)
+    review_events = [form.components[name].change for name in ("kind", "crop")] + [form.noun.blur]
+    gr.on(review_events, on_refresh, form.inputs, outputs, trigger_mode="always_last", **slow)
     for title, button in zip(sample_sets(), photos.samples, strict=True):
-        _connect_samples(workshop, photos, fields, looked, title, button, shown, slow)
+        _connect_samples(train_page, photos, form, title, button, review, outputs, slow)
+    _connect_panel(train_page, photos, form, review, outputs, slow)
 
 
-def _connect_rotation(workshop, photos, fields, looked, quarters, button, shown, slow) -> None:
-    def on_turn(chosen, request: gr.Request, *values):
-        page = request.session_hash
-        return looked(values, page, workshop.rotate_photo(page, chosen, quarters))
-
-    button.click(on_turn, [photos.chosen, *fields.inputs], shown, **slow)
-
-
-def _connect_samples(workshop, photos, fields, looked, title, button, shown, slow) -> None:
+def _connect_samples(
+    train_page: TrainPage,
+    photos: PhotoComponents,
+    form: TrainForm,
+    title: str,
+    button: gr.Button,
+    review: Callable[..., tuple],
+    outputs: list[Component],
+    slow: EventOptions,
+) -> None:
     def on_sample(request: gr.Request, *values):
-        page = request.session_hash
-        return None, gr.update(visible=False), *looked(values, page, workshop.use_sample_photos(page, title))
+        message = train_page.use_sample_photos(session_id(request), title)
+        return None, gr.update(visible=False), *review(request, values, message)
 
-    button.click(on_sample, fields.inputs, [photos.chosen, photos.panel, *shown], **slow)
+    button.click(on_sample, form.inputs, [photos.chosen, photos.panel, *outputs], **slow)
+
+
+def _connect_panel(
+    train_page: TrainPage,
+    photos: PhotoComponents,
+    form: TrainForm,
+    review: Callable[..., tuple],
+    outputs: list[Component],
+    slow: EventOptions,
+) -> None:
+    """Connect the actions on the photo that was clicked."""
+
+    def on_click(chosen: gr.SelectData, request: gr.Request):
+        photo = train_page.select_photo(session_id(request), chosen.index)
+        label = "Leave out" if photo.used else "Put back"
+        return chosen.index, gr.update(visible=bool(photo.name)), photo.name, label, photo.caption
+
+    def on_leave_out(chosen, request: gr.Request, *values):
+        page = session_id(request)
+        message = train_page.toggle_photo(page, chosen)
+        label = "Leave out" if train_page.select_photo(page, chosen).used else "Put back"
+        return label, *review(request, values, message)
+
+    def on_caption(chosen, text, request: gr.Request, *values):
+        return review(request, values, train_page.set_caption(session_id(request), chosen, text))
+
+    def turn_handler(quarters: int) -> Callable[..., tuple]:
+        def on_turn(chosen, request: gr.Request, *values):
+            return review(request, values, train_page.rotate_photo(session_id(request), chosen, quarters))
+
+        return on_turn
+
+    panel = [photos.chosen, photos.panel, photos.name, photos.leave_out, photos.caption]
+    photos.tiles.select(on_click, None, panel, **EVENT)
+    photos.leave_out.click(on_leave_out, [photos.chosen, *form.inputs], [photos.leave_out, *outputs], **slow)
+    caption_events = [photos.caption.submit, photos.caption.blur]
+    gr.on(caption_events, on_caption, [photos.chosen, photos.caption, *form.inputs], outputs, **slow)
+    for quarters, button in photos.turns.items():
+        button.click(turn_handler(quarters), [photos.chosen, *form.inputs], outputs, **slow)

@@ -1,0 +1,377 @@
+"""Generate images from Python: a loaded model with a library of concepts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+
+from PIL import Image
+
+from .. import storage
+from ..concepts.library import Library
+from ..config import GenerateRequest
+from ..config.scheduler_names import difference
+from ..errors import UserError
+from ..image_grid import encode_png
+from ..image_metadata import MAX_IMAGE_BYTES, Foreign, Recipe, describe_hidden, pixels_sha256, read_recipe
+from ..progress import OnProgress, ProgressBar, ignore_missing_widgets
+from ..prompts import Wildcards
+from .options import FIELDS, GenerateOptions, Photo, RequestOptions, StrPath, documented, in_keywords, to_fields
+
+_IMAGE_FIELDS = (FIELDS.get("init_image", "init_image"), "mask")
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..generation import ConceptSource, GeneratedImage, GeneratedImages, Generator
+    from ..models import StableDiffusion
+    from ..playground.endless import EndlessSeries
+    from .xyz_grid import XyzGrid
+
+
+def load(
+    base: StrPath | None = None,
+    library: StrPath | Library = "concepts",
+    *,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    vae: StrPath | None = None,
+    wildcards: StrPath = "wildcards",
+    safety_checker: bool = True,
+) -> Pipeline:
+    """Load a model, to generate images with the concepts of a library.
+
+    Args:
+        base: "tiny" (built in), "sd15", "sd21", "sdxl", a Hub id, a folder in diffusers layout, or a .safetensors
+            checkpoint. Default: sd15 if there is a CUDA card and the model is on this machine, else tiny.
+        library: folder of your concepts, which need not exist yet.
+        device: "cpu", "cuda", "cuda:1", ... Default: cuda if there is a card.
+        revision: branch, tag or commit of a model from the Hub.
+        vae: folder or file of a VAE, or its Hub id, to use instead of the model's own.
+        wildcards: folder of lists for `__name__` in prompts.
+        safety_checker: whether images that the model's safety checker flags are hidden, if it has one.
+
+    Raises:
+        UserError: if there is no such model or device.
+    """
+    with ignore_missing_widgets():
+        from ..models import load_base
+
+    name = None if base is None else os.fspath(base)
+    vae = None if vae is None else os.fspath(vae)
+    model = load_base(name, device, revision=revision, vae=vae, safety=safety_checker)
+    return Pipeline(model, library if isinstance(library, Library) else Library(library), Path(wildcards))
+
+
+class Pipeline:
+    """A loaded model with a library of concepts. `sdpersonal.load` makes one.
+
+    The library is read at each call: a concept that was trained meanwhile is there. Calls are independent of each
+    other: equal ones give equal images.
+    """
+
+    def __init__(self, base: StableDiffusion, library: Library, wildcards: Path | None = None):
+        from ..generation import Generator
+
+        self.base, self.library, self.wildcards = base, library, wildcards
+        self.generator: Generator = Generator(base, library, wildcards)
+
+    def __repr__(self) -> str:
+        return f"<Pipeline {self.base.name!r} on {self.base.device}, {self.library!r}>"
+
+    @documented(GenerateRequest, GenerateOptions)
+    def generate(
+        self,
+        prompt: str,
+        *,
+        on_progress: OnProgress | None = None,
+        quiet: bool = False,
+        **settings: Unpack[GenerateOptions],
+    ) -> GeneratedImages:
+        """Generate images from a prompt with concepts: `sd.generate("a photo of <me/duck>", num_images=2, seed=7)`.
+
+        With `init_image` it starts from an image (img2img), and with `mask` it changes only a part of it (inpainting).
+
+        Args:
+            prompt: text with tokens of concepts.
+            on_progress: called with a `Progress` after each denoising step; an exception that it raises ends the work.
+            quiet: show no bar.
+
+        Returns:
+            A list of images. Each is a Pillow image with a `recipe`; `save()` writes them to a folder.
+
+        Raises:
+            UserError: for unusable settings or an unknown concept, before anything is computed.
+            OutOfMemory: the memory is free again.
+        """
+        with _request(GenerateRequest, GenerateOptions, settings, prompt=prompt) as request:
+            return self._generate([request], on_progress, quiet)
+
+    @documented(GenerateRequest, RequestOptions)
+    def endless(
+        self,
+        prompt: str,
+        *,
+        first: int = 0,
+        limit: int | None = None,
+        **settings: Unpack[RequestOptions],
+    ) -> Iterator[GeneratedImage]:
+        """Generate from a prompt with alternatives, one image after the other, none twice.
+
+        In each round every combination of the alternatives comes once. The same call gives the same images.
+
+        Args:
+            prompt: text with alternatives: "a {photo|painting} of <me/duck>".
+            first: position to begin at, to continue an earlier call.
+            limit: number of images. Default: no end; `break` ends it.
+
+        Yields:
+            Each image when it is ready.
+        """
+        from ..generation.request_checks import check_template
+        from ..playground.endless import EndlessSeries
+
+        with ExitStack() as stack:
+            request = stack.enter_context(_request(GenerateRequest, RequestOptions, settings, prompt=prompt))
+            series = EndlessSeries(request, self.wildcards)
+            _warn(check_template(request, self.library, self.wildcards, self.base.kind))
+            positions = count(first) if limit is None else range(first, first + limit)
+            return self._series(series, positions, stack.pop_all())
+
+    @documented(GenerateRequest, RequestOptions)
+    def xyz_grid(
+        self,
+        prompt: str,
+        x: str,
+        y: str | None = None,
+        z: str | None = None,
+        *,
+        on_progress: OnProgress | None = None,
+        quiet: bool = False,
+        **settings: Unpack[RequestOptions],
+    ) -> XyzGrid:
+        """Generate an X/Y/Z grid: one prompt, with one thing changed along each axis.
+
+        Args:
+            prompt: text with tokens, and {} where an axis puts words: "a photo of <me/duck> {}".
+            x: the columns: "seed: 1..4", "words: on the beach|in the snow", "strength <me/duck>: 0..1 by 0.25".
+            y: the rows: "guidance: 1, 3, ..., 9", "window <me/ink>: 0-1, 0.4-1".
+            z: one grid for each value: "checkpoint: runs/me-duck-dreambooth-lora".
+            on_progress: called with a `Progress` after each denoising step.
+            quiet: show no bar.
+
+        Returns:
+            The images by their cells, and the labelled grids. A notebook shows the first one.
+        """
+        from ..generation.request_checks import check_requests
+        from ..playground.xyz_grid import CheckpointConcepts, XyzGridRequest, generate_cells
+        from .xyz_grid import XyzGrid
+
+        sides = {side: axis for side, axis in (("x", x), ("y", y), ("z", z)) if axis is not None}
+        with _request(XyzGridRequest, RequestOptions, settings, prompt=prompt, **sides) as request:
+            concepts: ConceptSource = self.library
+            trained = [run.token_at(step) for run in request.runs for step in run.steps]
+            requests = list({cell.request: None for cell in request.cells})
+            _warn(check_requests(requests, concepts, self.wildcards, self.base.kind, trained))
+            for run in request.runs:
+                concepts = CheckpointConcepts(concepts, run, self.base)
+            with ProgressBar("generating", on_progress, quiet) as bar:
+                advance = _in_steps(bar, requests, self.wildcards)
+                cells = {
+                    (cell.x, cell.y, cell.z): image
+                    for shown, image in generate_cells(self.generator.with_concepts(concepts), request.cells, advance)
+                    for cell in shown
+                }
+            _warn(describe_hidden([image.hidden for image in cells.values()]))
+            return XyzGrid(request, cells)
+
+    def vary(
+        self,
+        image: GeneratedImage | StrPath,
+        *,
+        variation_strength: float | None = None,
+        num_images: int | None = None,
+        variation_seed: int = 1,
+        concept_strengths: Mapping[str, Sequence[float]] | None = None,
+        words: Mapping[str, Sequence[str]] | None = None,
+        from_image: bool = False,
+        strength: float = 0.5,
+        anyway: bool = False,
+        on_progress: OnProgress | None = None,
+        quiet: bool = False,
+    ) -> GeneratedImages:
+        """Generate variations of an image: its recipe with one thing changed.
+
+        Args:
+            image: a generated image, or the file of one; other programs' files are read too.
+            variation_strength: how far from its noise: 0.1 is close, 1 another image. Default: 0.15 if no other
+                variation is asked for.
+            num_images: number of variations of the noise (default 8), and of those from the image (default 4).
+            variation_seed: seed of the first variation of the noise.
+            concept_strengths: other strengths of concepts: {"<me/duck>": [0.6, 0.8]}.
+            words: other words in place of some: {"beach": ["snow", "space"]}.
+            from_image: the same prompt, starting from the image itself (img2img).
+            strength: denoising strength of `from_image`.
+            anyway: accept another model or other versions of the concepts than the recipe names.
+            on_progress: called with a `Progress` after each denoising step.
+            quiet: show no bar.
+
+        Raises:
+            UserError: if there is no recipe in it, or the recipe's model or concepts are others than those here.
+        """
+        from ..playground.reproduce import base_mismatches, raise_mismatches
+        from ..playground.variations import RecipeThenLibrary, favourite_request, variation_requests
+
+        recipe = _read_recipe(image)
+        strengths = [f"{token}={','.join(map(str, values))}" for token, values in (concept_strengths or {}).items()]
+        texts = [f"{word}={'|'.join(values)}" for word, values in (words or {}).items()]
+        others = variation_strength is not None or strengths or texts
+        with in_keywords(GenerateRequest), ExitStack() as stack:
+            concepts: ConceptSource = self.library
+            if isinstance(recipe, Recipe):
+                raise_mismatches(base_mismatches(recipe, self.base.name, self.base.version), anyway)
+                concepts = RecipeThenLibrary(recipe, self.library, anyway)
+            requests = variation_requests(
+                favourite_request(recipe, image_only=from_image and not others),
+                _as_file(image, stack),
+                variation_strength=variation_strength,
+                n=num_images,
+                seed=variation_seed,
+                strength=strengths,
+                word=texts,
+                start=from_image,
+                change=strength,
+            )
+            return self._generate(requests, on_progress, quiet, concepts)
+
+    def redo(
+        self,
+        image: GeneratedImage | StrPath,
+        *,
+        init_image: Photo | None = None,
+        mask: Photo | None = None,
+        anyway: bool = False,
+        on_progress: OnProgress | None = None,
+        quiet: bool = False,
+    ) -> GeneratedImage:
+        """Generate an image again from its recipe: the same pixels on the same device.
+
+        Args:
+            image: a generated image, or its PNG.
+            init_image, mask: those that it was generated with, if any: a recipe holds only their hashes.
+            anyway: accept another model, other versions of concepts or another init image.
+            on_progress: called with a `Progress` after each denoising step.
+            quiet: show no bar.
+
+        Raises:
+            UserError: if something that the recipe names is missing or different.
+        """
+        from ..generation import GeneratedImage
+        from ..generation.img2img import open_image, open_mask
+        from ..playground.reproduce import PinnedConcepts, base_mismatches, image_mismatches, raise_mismatches
+
+        recipe = _read_recipe(image)
+        if not isinstance(recipe, Recipe):
+            raise UserError("The image is of another program, so the same cannot be generated.", "Use vary().")
+        with in_keywords(GenerateRequest), ExitStack() as stack:
+            start, mask_file = (None if given is None else _as_file(given, stack) for given in (init_image, mask))
+            start_hash = None if start is None else pixels_sha256(open_image(start))
+            mask_hash = None if mask_file is None else pixels_sha256(open_mask(mask_file))
+            mismatches = image_mismatches(recipe, start_hash, mask_hash)
+            mismatches += base_mismatches(recipe, self.base.name, self.base.version)
+            raise_mismatches(mismatches, anyway)
+            concepts = PinnedConcepts(recipe, self.library, anyway)
+            request = recipe.batch_request(start, mask_file)
+            again = self._generate([request], on_progress, quiet, concepts)[recipe.place]
+        return GeneratedImage(again.image, again.recipe.model_copy(update={"template": recipe.template}))
+
+    def _series(self, series: EndlessSeries, positions: Iterable[int], stack: ExitStack) -> Iterator[GeneratedImage]:
+        """Yield the images at these positions. stack: is closed at the end."""
+        from ..generation import GeneratedImage
+
+        with stack:
+            for position in positions:
+                (image,) = self.generator.generate(series.request_at(position))
+                yield GeneratedImage(image.image, series.recipe(image))
+
+    def _generate(
+        self,
+        requests: Sequence[GenerateRequest],
+        on_progress: OnProgress | None,
+        quiet: bool,
+        concepts: ConceptSource | None = None,
+    ) -> GeneratedImages:
+        from ..generation import GeneratedImages
+        from ..generation.request_checks import check_requests
+        from ..playground.xyz_grid import generate_all
+
+        concepts = concepts or self.library
+        for note in dict.fromkeys(difference(request.scheduler) for request in requests):
+            _warn(note)
+        _warn(check_requests(requests, concepts, self.wildcards, self.base.kind))
+        with ProgressBar("generating", on_progress, quiet) as bar:
+            advance, generator = _in_steps(bar, requests, self.wildcards), self.generator.with_concepts(concepts)
+            images = GeneratedImages(image for _, image in generate_all(generator, requests, advance))
+        _warn(describe_hidden([image.hidden for image in images]))
+        return images
+
+
+RequestT = TypeVar("RequestT", bound=GenerateRequest)
+
+
+@contextmanager
+def _request(settings: type[RequestT], options: type, given: Any, **explicit: str) -> Iterator[RequestT]:
+    """Build the request of keyword arguments; the files of its Pillow images exist until the end of the context."""
+    with in_keywords(settings), ExitStack() as stack:
+        fields = explicit | to_fields(GenerateRequest, options, given)
+        for name in _IMAGE_FIELDS:
+            if fields.get(name) is not None:
+                fields[name] = _as_file(fields[name], stack)
+        yield settings(**fields)
+
+
+def _as_file(image: Photo, stack: ExitStack) -> Path:
+    """Return an image's file: of a Pillow image a temporary one, without its metadata, until the stack is closed."""
+    if not isinstance(image, Image.Image):
+        return Path(image)
+    path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sdpersonal-"))) / "image.png"
+    storage.write_bytes(path, _pixels_as_png(image))
+    return path
+
+
+def _pixels_as_png(image: Image.Image) -> bytes:
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    pixels = image.convert(mode)
+    return encode_png(Image.frombytes(mode, pixels.size, pixels.tobytes()))
+
+
+def _read_recipe(image: GeneratedImage | StrPath) -> Recipe | Foreign:
+    recipe = getattr(image, "recipe", None)
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(image, Image.Image):
+        raise UserError("This Pillow image has no recipe.", "Give a generated image, or the file of one.")
+    path = Path(image)
+    return read_recipe(storage.read_bytes(path, MAX_IMAGE_BYTES), path.name)
+
+
+def _in_steps(
+    bar: ProgressBar, requests: Sequence[GenerateRequest], wildcards: Path | None
+) -> Callable[[int, int], None]:
+    """Return a callback for the generator that shows the progress in denoising steps of all images."""
+    from ..generation.request_checks import prompts_of
+
+    images = [sum(1 for _ in prompts_of(request, Wildcards(wildcards))) for request in requests]
+    steps = sum(number * request.denoising_steps for number, request in zip(images, requests, strict=True))
+    return lambda done, total: bar.advance(round(done / total * steps), steps)
+
+
+def _warn(note: str) -> None:
+    if note:
+        warnings.warn(note, stacklevel=4)  # the caller of the method that called this

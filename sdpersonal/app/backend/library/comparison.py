@@ -1,0 +1,95 @@
+"""Compare two concepts, and find conflicts between several in one prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ....concepts.compare import PARALLEL_COSINE, UNRELATED_COSINE, Similarity, compare, find_conflicts
+from ....concepts.library import Entry, Library
+from ....errors import UserError
+from .concept_details import entry_facts, parse_token
+from .tiles import thumbnail_data_url
+
+MAX_CONCEPTS = 4  # concepts in one check
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two concepts side by side. tokens, thumbnails (data URLs or ""): of both; rows: (fact, first's value, second's);
+    sentences: how similar their weights are."""
+
+    tokens: tuple[str, str]
+    thumbnails: tuple[str, str]
+    rows: tuple[tuple[str, str, str], ...]
+    sentences: tuple[str, ...]
+
+
+def compare_concepts(library: Library, first: object, second: object) -> Comparison:
+    """Compare two concepts, or two versions of one. Raises UserError."""
+    a, b = (_find_undamaged(library, token) for token in (first, second))
+    if a.token == b.token:
+        raise UserError("Both are the same concept.", "Choose two different ones.")
+    first_facts, second_facts = dict(entry_facts(a)), dict(entry_facts(b))
+    rows = tuple(
+        (name, first_facts[name], second_facts[name]) for name in first_facts if first_facts[name] or second_facts[name]
+    )
+    return Comparison(
+        (str(a.token), str(b.token)),
+        (thumbnail_data_url(a, 256), thumbnail_data_url(b, 256)),
+        rows,
+        _similarity_sentences(library, a, b),
+    )
+
+
+def check_conflicts(library: Library, tokens: object) -> str:
+    """Describe conflicts of these concepts in one prompt, with strengths to try. Raises UserError."""
+    if not isinstance(tokens, list | tuple) or not 2 <= len(tokens) <= MAX_CONCEPTS:
+        raise UserError(f"Choose 2 to {MAX_CONCEPTS} concepts.")
+    # Headers are checked first: a damaged concept is reported before any weights are read.
+    entries = [_find_undamaged(library, token) for token in tokens]
+    conflicts = find_conflicts([library.get(entry.token) for entry in entries])
+    if not conflicts:
+        return "No conflicts: they can be used in one prompt."
+    return "\n".join(
+        _format_conflict(conflict.concepts, conflict.message, conflict.strengths) for conflict in conflicts
+    )
+
+
+def _format_conflict(concepts: Sequence[str], message: str, strengths: Sequence[float] | None) -> str:
+    sentence = f"{concepts[0]} and {concepts[1]}: {message}"
+    if strengths:
+        tokens = " ".join(f"{name[:-1]}:{at:g}>" for name, at in zip(concepts, strengths, strict=True))
+        sentence += f" Try {tokens}"
+    return sentence
+
+
+def _find_undamaged(library: Library, token_text: object) -> Entry:
+    entry = library.find(parse_token(token_text))
+    if entry.card is None:
+        raise UserError(f"{entry.token} is damaged: {entry.damaged}")
+    return entry
+
+
+def _similarity_sentences(library: Library, a: Entry, b: Entry) -> tuple[str, ...]:
+    if a.card and b.card and a.card.base != b.card.base:
+        return ("They are made for different kinds of models, so their weights cannot be compared.",)
+    if a.identity == b.identity:
+        return ("Their embeddings and weights are identical.",)
+    return tuple(_format_similarity(compare(library.get(a.token), library.get(b.token))))
+
+
+def _format_similarity(similarity: Similarity) -> list[str]:
+    sentences = []
+    if similarity.vectors is not None:
+        relation = "similar" if similarity.vectors > PARALLEL_COSINE else "not similar"
+        sentences.append(
+            f"Their embeddings are {relation}: cosine {similarity.vectors:.2f} (1 is the same, 0 is unrelated)."
+        )
+    if similarity.lora is not None:
+        relation = "overlap" if similarity.lora > UNRELATED_COSINE else "differ"
+        sentences.append(
+            f"Their LoRAs {relation}: cosine {similarity.lora:.2f}, "
+            f"{similarity.overlap:.0%} of their directions shared."
+        )
+    return sentences or ["One has only embeddings, the other only a LoRA: there is nothing to compare."]

@@ -1,0 +1,68 @@
+"""Keep facts about a model without keeping its weights."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ....config.scheduler_names import SCHEDULERS
+from ....errors import UserError
+from ....models.loading import PRECISION_NAMES
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Facts about a loaded model.
+
+    name, kind, version: as in `StableDiffusion`; resolution: pixels a side; device: "cpu" or "cuda"; parameters: their
+    number; safety: a sentence on its safety checker; schedulers: names of those that work with it.
+    """
+
+    name: str
+    kind: str
+    version: str
+    resolution: int
+    guidance: float
+    rescale: float
+    device: str
+    precision: str
+    parameters: int
+    sampler: str
+    safety: str
+    schedulers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, base) -> ModelInfo:
+        return cls(
+            name=base.name,
+            kind=base.kind,
+            version=base.version,
+            resolution=base.resolution,
+            guidance=base.guidance,
+            rescale=base.rescale,
+            device=base.device.type,
+            precision=PRECISION_NAMES[base.dtype],
+            parameters=base.num_parameters,
+            sampler=type(base.make_scheduler()).__name__.removesuffix("Scheduler"),
+            safety=base.safety_note,
+            schedulers=_schedulers_of(base),
+        )
+
+    def line(self) -> str:
+        """Describe the model in one line."""
+        place = "GPU" if self.device == "cuda" else "CPU"
+        text = f"Model: {self.name}, {self.resolution}x{self.resolution} pixels, on the {place}."
+        if self.kind == "tiny":
+            text += " It is built in: small and fast, with toy-like images."
+        return f"{text} {self.safety}"
+
+
+def _schedulers_of(base) -> tuple[str, ...]:
+    from ....models import check_scheduler
+
+    names = []
+    for scheduler in SCHEDULERS:
+        with suppress(UserError):
+            check_scheduler(base.scheduler_config, scheduler, steps=25)
+            names.append(scheduler.name)
+    return tuple(names)

@@ -1,0 +1,75 @@
+"""Estimate how long a training takes and how much memory it needs, from earlier trainings on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]  # psutil ships no types
+
+from .... import storage
+from ....units import GB, format_minutes
+from ..models.model_info import ModelInfo
+from .run_status import read_json, to_number
+
+# Seconds of a step with all overhead, and GB, until a training was measured here; by (kind, device).
+_ESTIMATES = {
+    ("tiny", "cpu"): (0.4, 0.9),
+    ("tiny", "cuda"): (0.15, 1.5),
+    ("sd1", "cpu"): (90.0, 9.0),
+    ("sd1", "cuda"): (0.8, 9.0),
+    ("sd2", "cpu"): (90.0, 9.0),
+    ("sd2", "cuda"): (0.8, 9.0),
+    ("sdxl", "cpu"): (600.0, 24.0),
+    ("sdxl", "cuda"): (2.0, 20.0),
+}
+
+
+class MeasuredCosts:
+    """Costs of earlier trainings, in a JSON file: {cost_key: {"step": seconds of a step, "held": bytes}}."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def read(self) -> dict[str, dict[str, float]]:
+        return {key: value for key, value in read_json(self._path).items() if isinstance(value, dict)}
+
+    def add(self, settings: Mapping[str, Any], cost: Mapping[str, Any]) -> None:
+        """Save what the dry run of a training with these settings measured (its `cost.json`)."""
+        if steps := to_number(cost.get("steps")):
+            measured = {"step": to_number(cost.get("seconds")) / steps, "held": to_number(cost.get("held"))}
+            storage.write_json(self._path, self.read() | {cost_key(settings): measured})
+
+
+def cost_key(settings: Mapping[str, Any]) -> str:
+    """Return the key under which the cost of a step is saved."""
+    method = settings.get("method") or "textual-inversion"
+    return f"{settings.get('base')} {method} {settings.get('resolution') or 'own'}"[:200]
+
+
+def duration_text(steps: int, measured: Mapping[str, float] | None, base: ModelInfo) -> str:
+    """Describe the longest time that a training takes; measured: of an earlier one, if there was one."""
+    early_stop_note = "It stops earlier if the loss has converged."
+    if measured:
+        minutes = format_minutes(steps * measured["step"])
+        return f"about {minutes}, as measured in the last training here. {early_stop_note}"
+    estimate = steps * _ESTIMATES[base.kind, base.device][0]
+    return f"roughly {format_minutes(estimate)}: an estimate until the first step was measured. {early_stop_note}"
+
+
+def memory_text(measured: Mapping[str, float] | None, base: ModelInfo) -> str:
+    """Describe the memory that a training takes, and what is free."""
+    needed = measured["held"] / GB if measured else _ESTIMATES[base.kind, base.device][1]
+    free = free_memory(base.device) / GB
+    line = f"It needs about {needed:.1f} GB of memory; {free:.1f} GB are free."
+    return line if free > needed else f"{line} That may be too little: close other programs, or choose a smaller model."
+
+
+def free_memory(device: str) -> int:
+    """Return the bytes free for a training. On a GPU that includes the memory of generation, which is released."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+    return psutil.virtual_memory().available

@@ -1,0 +1,114 @@
+"""The keywords of the Python API are the fields of the settings classes, with their types and defaults."""
+
+import ast
+import inspect
+import os
+import subprocess
+import sys
+import typing
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Union, get_args, get_origin
+
+import pytest
+from PIL import Image
+
+import sdpersonal as sp
+from conftest import ROOT
+from sdpersonal.api import options
+from sdpersonal.config import DreamboothSettings, GenerateRequest, TextualInversionSettings
+
+FUNCTIONS = [
+    (sp.train_dreambooth, DreamboothSettings, options.DreamboothOptions, set()),
+    (sp.train_textual_inversion, TextualInversionSettings, options.TextualInversionOptions, set()),
+    (sp.Pipeline.generate, GenerateRequest, options.GenerateOptions, set()),
+    (sp.Pipeline.endless, GenerateRequest, options.RequestOptions, {"num_images", "all_combinations"}),
+    (sp.Pipeline.xyz_grid, GenerateRequest, options.RequestOptions, {"num_images", "all_combinations"}),
+]
+KEYWORDS = {field: keyword for keyword, field in options.FIELDS.items()}
+
+
+@pytest.mark.parametrize(("function", "settings", "offered", "missing"), FUNCTIONS)
+def test_every_field_is_offered_with_its_default(function, settings, offered, missing):
+    parameters = inspect.signature(function).parameters
+    fields = {KEYWORDS.get(name, name): field for name, field in settings.model_fields.items()}
+    assert set(fields) - set(parameters) == missing
+    for name in set(fields) - missing:
+        default, expected = parameters[name].default, fields[name].default
+        if fields[name].is_required():
+            assert default is inspect.Parameter.empty, name
+        else:
+            assert default == (str(expected) if isinstance(expected, Path) else expected), name
+    assert set(typing.get_type_hints(offered)) <= set(fields)
+
+
+@pytest.mark.parametrize(("function", "settings", "offered", "missing"), FUNCTIONS)
+def test_the_types_are_those_of_the_fields(function, settings, offered, missing):
+    fields = typing.get_type_hints(settings, include_extras=True)
+    for keyword, type_ in typing.get_type_hints(offered).items():
+        assert _plain(fields[options.FIELDS.get(keyword, keyword)]) == _settled(type_), keyword
+
+
+def _plain(annotation):
+    """A field's type without what pydantic and tyro add to it, as a set."""
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return frozenset().union(*(_plain(part) for part in get_args(annotation)))
+    return frozenset({annotation})
+
+
+def _settled(annotation):
+    """A keyword's type, with a path where text or any path is accepted; images and tokens are accepted beside them."""
+    parts = _plain(annotation)
+    if os.PathLike[str] in parts:
+        parts = parts - {os.PathLike[str], str} | {Path}
+    return parts - {Image.Image, sp.Token}
+
+
+@pytest.mark.parametrize(("function", "settings", "offered", "missing"), FUNCTIONS)
+def test_help_says_what_every_keyword_means_without_flags(function, settings, offered, missing):
+    text = inspect.getdoc(function)
+    for keyword in typing.get_type_hints(offered):
+        line = next(line for line in text.splitlines() if line.startswith(f"    {keyword}: "))
+        assert len(line) > len(keyword) + 12 and "--" not in line, line
+
+
+def test_mappings_of_names_are_needed():
+    """Once the settings class has the new names, the mapping goes."""
+    assert all(field in GenerateRequest.model_fields for field in options.FIELDS.values())
+    assert not set(options.FIELDS) & set(GenerateRequest.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "reworded"),
+    [
+        ("Add --resume to go on.", "Add resume=True to go on."),
+        ("Add --no-samples.", "Add samples=False."),
+        ("Try --lr 0.001, with another --run.", "Try lr=0.001, with another run."),
+        ("--class is needed; give --run FOLDER.", "class_noun is needed; give run=FOLDER."),
+        ("Start with: accelerate launch --main_process_port 0", "Start with: accelerate launch --main_process_port 0"),
+        ("--steps 20 --no-early-stop", "steps=20 early_stop=False"),
+        ("a dash -- and --runner", "a dash -- and --runner"),
+    ],
+)
+def test_flags_become_keywords(text, reworded):
+    with pytest.raises(sp.UserError) as caught, options.in_keywords(DreamboothSettings):
+        raise sp.UserError(text, text)
+    assert (caught.value.message, caught.value.hint) == (reworded, reworded)
+
+
+def test_type_checkers_see_what_is_there_at_run_time():
+    """The names under TYPE_CHECKING are those of `__all__`, from the same modules."""
+    (block,) = (node for node in ast.parse(Path(sp.__file__).read_text()).body if isinstance(node, ast.If))
+    imports = {alias.name: node.module for node in block.body for alias in node.names}
+    assert imports == sp._MODULES and sorted(imports) == sorted(sp.__all__)
+    assert all(alias.asname == alias.name for node in block.body for alias in node.names)
+    assert {*sp.__all__, "__version__"} <= {*dir(sp)} and (Path(sp.__file__).parent / "py.typed").exists()
+
+
+def test_the_functions_load_no_torch_before_they_are_called():
+    names = "sp.load, sp.train_dreambooth, sp.Library, sp.Progress"
+    code = f"import sys, sdpersonal as sp; {names}; print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"

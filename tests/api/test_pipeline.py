@@ -1,0 +1,415 @@
+"""`load` and its Pipeline: images as with settings classes, errors in the words of keywords, nothing left behind."""
+
+import io
+import os
+import re
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sdpersonal as sp
+from sdpersonal.image_metadata import read_recipe
+from sdpersonal.image_metadata.parameters import Foreign
+from support.samples import embedding
+
+SMALL = {"steps": 3, "size": "64x64", "quiet": True}
+PROMPT = "a photo of <me/duck> on the beach"
+
+
+@pytest.fixture(scope="module")
+def sd(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("concepts")
+    sp.Library(folder).add(embedding("<me/duck>", 1))
+    return sp.Pipeline(tiny, sp.Library(folder))
+
+
+@pytest.fixture(scope="module")
+def images(sd):
+    return sd.generate(PROMPT, num_images=2, seed=7, **SMALL)
+
+
+def same(image, other) -> bool:
+    return bool((np.asarray(image) == np.asarray(other)).all())
+
+
+# --- load ---
+
+
+def test_load_opens_the_model_and_the_library(tmp_path):
+    sd = sp.load("tiny", library=tmp_path / "concepts", device="cpu")
+    assert sd.base.name == "tiny" and sd.base.device.type == "cpu"
+    assert sd.library.folder == tmp_path / "concepts" and not (tmp_path / "concepts").exists()
+    assert "tiny" in repr(sd) and "cpu" in repr(sd)
+
+
+@pytest.mark.parametrize("device", ["nothing", "cuda:99", 3.5])
+def test_a_device_that_is_not_here_is_refused(device):
+    with pytest.raises(sp.UserError, match=re.escape(str(device))):
+        sp.load("tiny", device=device)
+
+
+def test_an_unknown_model_is_refused_with_what_there_is():
+    with pytest.raises(sp.UserError, match="tinny") as caught:
+        sp.load("tinny")
+    assert "sdxl" in caught.value.hint
+
+
+def test_a_name_in_place_of_a_model_is_refused_at_once(tiny):
+    with pytest.raises(sp.UserError, match="tiny") as caught:
+        sp.Generator("tiny")
+    assert "sdpersonal.load('tiny')" in caught.value.hint
+    with pytest.raises(sp.UserError) as caught:
+        sp.Generator(tiny, "concepts")
+    assert "Library('concepts')" in caught.value.hint
+
+
+# --- generate ---
+
+
+def test_images_are_those_of_the_generator(sd, images):
+    request = sp.GenerateRequest(prompt=PROMPT, seed=7, steps=3, size="64x64").model_copy(update={"n": 2})
+    expected = list(sp.Generator(sd.base, sd.library).generate(request))
+    assert isinstance(images, sp.GeneratedImages) and len(images) == 2
+    assert all(
+        same(image, other) and image.recipe == other.recipe for image, other in zip(images, expected, strict=True)
+    )
+    assert [image.seed for image in images] == [7, 8] and images[0].size == (64, 64)
+
+
+def test_every_keyword_reaches_the_recipe(sd):
+    settings = {
+        "negative": "blurry",
+        "seed": 3,
+        "steps": 4,
+        "guidance": 2.5,
+        "rescale": 0.25,
+        "size": "64x128",
+        "variation_strength": 0.5,
+        "variation_seed": 9,
+        "hires_scale": 1.5,
+        "strength": 0.75,
+        "scheduler": "Euler a",
+        "clip_skip": 2,
+    }
+    (image,) = sd.generate("a duck", num_images=1, quiet=True, **settings)
+    recipe, request = image.recipe, image.recipe.request()
+    values = {name: getattr(recipe, name) for name in settings.keys() & type(recipe).model_fields.keys()}
+    assert values == {name: settings[name] for name in values} and len(values) >= 8
+    assert image.size == (96, 192)
+    fields = [value for name, value in request if value in (0.5, 9, 1.5, 0.75)]
+    assert sorted(fields) == [0.5, 0.75, 1.5, 9]
+
+
+def test_all_combinations_are_generated(sd):
+    images = sd.generate("a {red|blue} duck", num_images=1, all_combinations=True, **SMALL)
+    assert sorted(image.recipe.prompt for image in images) == ["a blue duck", "a red duck"]
+
+
+def test_an_init_image_may_be_a_file_or_a_pillow_image(sd, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    images[0].image.save(tmp_path / "init.png")
+    settings = SMALL | {"num_images": 1, "strength": 0.5}
+    (from_file,) = sd.generate("a duck", init_image=tmp_path / "init.png", **settings)
+    (from_image,) = sd.generate("a duck", init_image=images[0], **settings)
+    assert same(from_file, from_image) and not same(from_file, images[0])
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    (inpainted,) = sd.generate("a duck", init_image=images[0], mask=mask, **settings)
+    assert same(inpainted.crop((32, 0, 64, 64)), images[0].crop((32, 0, 64, 64)))
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_mask_that_changes_nothing_is_a_warning(sd, images):
+    with pytest.warns(UserWarning, match="nothing white") as caught:
+        sd.generate("a duck", init_image=images[0], mask=Image.new("L", (64, 64)), num_images=1, **SMALL)
+    assert caught[0].filename == __file__
+
+
+def test_a_new_concept_is_there_at_once_and_its_token_may_be_a_token(sd, tmp_path):
+    library = sp.Library(tmp_path)
+    other = sp.Pipeline(sd.base, library)
+    with pytest.raises(sp.UnknownConcept):
+        other.generate("<me/duck>", **SMALL)
+    library.add(embedding("<me/duck>", 1))
+    assert len(other.generate("<me/duck>", num_images=1, **SMALL)) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message", "hint"),
+    [
+        ({"num_image": 2}, "num_image", "num_images"),
+        ({"quality": 2}, "quality", "clip_skip"),
+        ({"num_images": 0}, "num_images must be a whole number from 1 to 100, got 0", ""),
+        ({"seed": "7"}, "seed must be", ""),
+        ({"variation_strength": 2}, "variation_strength must be a number above 0", ""),
+        ({"size": "7x7"}, "size must be", "512x512"),
+        ({"mask": "mask.png"}, "mask", "init_image"),
+        ({"init_image": "nowhere.png"}, "nowhere.png", ""),
+        ({"init_image": Image.new("RGB", (64, 64)), "hires_scale": 2.0}, "hires_scale", "size"),
+        ({"prompt": "<me/dukc>"}, "<me/dukc>", "<me/duck>"),
+        ({"prompt": "a {red"}, "brace", ""),
+        ({"prompt": 3}, "text", ""),
+    ],
+)
+def test_errors_are_in_the_words_of_python(sd, settings, message, hint):
+    started = []
+    with pytest.raises(sp.UserError) as caught:
+        sd.generate(**{"prompt": "a duck", "on_progress": started.append} | SMALL | settings)
+    assert message in caught.value.message and hint in caught.value.hint and not started
+    assert "--" not in str(caught.value)
+
+
+def test_nothing_is_printed(sd, capfd):
+    sd.generate("a duck", num_images=1, steps=2, size="64x64")
+    assert capfd.readouterr() == ("", "")
+
+
+# --- progress ---
+
+
+def test_progress_counts_the_steps_of_all_images(sd):
+    seen = []
+    sd.generate("a duck", num_images=6, on_progress=seen.append, **SMALL)
+    assert seen[-1].step == seen[-1].steps == 18 and seen[-1].seconds_left == 0
+    assert [progress.step for progress in seen] == sorted(progress.step for progress in seen)
+    assert all(progress.seconds_left >= 0 and progress.loss is None for progress in seen) and len(seen) >= 3
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_is_stopped_half_way_leaves_no_trace(sd, images, error):
+    def stop(progress: sp.Progress) -> None:
+        if progress.step > 2:
+            raise error
+
+    with pytest.raises(error):
+        sd.generate(PROMPT, num_images=2, seed=7, on_progress=stop, **SMALL)
+    assert sd.base.lock.acquire(blocking=False)
+    sd.base.lock.release()
+    assert sd.generate(PROMPT, num_images=2, seed=7, **SMALL) == images
+
+
+# --- vary, redo, endless, X/Y/Z grids ---
+
+
+def test_vary_changes_only_what_is_asked(sd, images):
+    varied = sd.vary(
+        images[0],
+        variation_strength=0.3,
+        num_images=2,
+        variation_seed=5,
+        concept_strengths={"<me/duck>": [0.5]},
+        words={"beach": ["snow", "roof"]},
+        quiet=True,
+    )
+    assert [image.recipe.prompt.removeprefix("a photo of ") for image in varied] == [
+        *["<me/duck> on the beach"] * 2,
+        "<me/duck:0.5> on the beach",
+        "<me/duck> on the snow",
+        "<me/duck> on the roof",
+    ]
+    assert {image.seed for image in varied} == {7} and not same(varied[0], images[0])
+    assert len(sd.vary(images[0], quiet=True)) == 8
+
+
+def test_vary_starts_from_the_image_itself_or_its_file(sd, images, tmp_path):
+    images[0].save(tmp_path / "duck.png")
+    settings = {"from_image": True, "strength": 0.4, "num_images": 1, "quiet": True}
+    (one,), (other,) = sd.vary(images[0], **settings), sd.vary(tmp_path / "duck.png", **settings)
+    assert one == other and not same(one, images[0])
+
+
+def test_vary_refuses_an_image_without_a_recipe_and_another_model(sd, images, tmp_path):
+    with pytest.raises(sp.UserError, match="no recipe"):
+        sd.vary(images[0].image)
+    Image.new("RGB", (64, 64)).save(tmp_path / "plain.png")
+    with pytest.raises(sp.UserError, match=r"plain\.png"):
+        sd.vary(tmp_path / "plain.png")
+    recipe = images[0].recipe
+    other_base = recipe.base.model_copy(update={"sha256": "0" * 64})
+    foreign = sp.GeneratedImage(images[0], recipe.model_copy(update={"base": other_base}))
+    with pytest.raises(sp.UserError, match="base") as caught:
+        sd.vary(foreign)
+    assert "anyway=True" in caught.value.hint
+    assert len(sd.vary(foreign, num_images=1, anyway=True, quiet=True)) == 1
+
+
+def test_redo_gives_the_same_image_from_a_batch(sd, images, tmp_path):
+    images[1].save(tmp_path / "duck.png")
+    assert sd.redo(images[1], quiet=True) == images[1] == sd.redo(str(tmp_path / "duck.png"), quiet=True)
+
+
+def test_redo_wants_the_init_image(sd, images):
+    (image,) = sd.generate("a duck", init_image=images[0], num_images=1, **SMALL)
+    with pytest.raises(sp.UserError) as caught:
+        sd.redo(image)
+    assert "init_image" in caught.value.hint
+    assert sd.redo(image, init_image=images[0], quiet=True) == image
+
+
+def test_endless_repeats_nothing_and_goes_on_where_it_was(sd):
+    template = "a {red|blue|green} <me/duck>"
+    settings = {"steps": 2, "size": "64x64"}
+    four = list(sd.endless(template, limit=4, **settings))
+    assert len({image.recipe.prompt for image in four[:3]}) == 3 and [image.seed for image in four] == [0, 1, 2, 3]
+    assert list(sd.endless(template, first=2, limit=2, **settings)) == four[2:]
+    assert four[0].recipe.template == template
+    unlimited = sd.endless(template, **settings)
+    assert next(unlimited) == four[0]
+    unlimited.close()
+
+
+def test_endless_refuses_a_bad_template_before_the_first_image(sd):
+    with pytest.raises(sp.UserError):
+        sd.endless("a {red")
+    with pytest.raises(sp.UnknownConcept):
+        sd.endless("a {red|blue} <me/dog>")
+
+
+def test_an_xyz_grid_has_an_image_in_each_cell(sd, tmp_path):
+    seen = []
+    grid = sd.xyz_grid(
+        "a {} <me/duck>", x="words: red|blue", y="seed: 1..3", z="guidance: 1, 3", on_progress=seen.append, **SMALL
+    )
+    assert set(grid.cells) == {(x, y, z) for x in range(2) for y in range(3) for z in range(2)}
+    assert len(grid.images) == 12 and len(grid.grids) == 2 and seen[-1].step == seen[-1].steps == 36
+    image = grid.cells[1, 2, 0]
+    assert image.recipe.prompt == "a blue <me/duck>" and image.seed == 3 and image.recipe.guidance == 1
+    with Image.open(io.BytesIO(grid._repr_png_())) as shown:
+        assert same(shown, grid.grids[0])
+    saved = grid.save(tmp_path)
+    assert len(saved.images) == 12 and len(saved.grids) == 2 and saved.page.exists()
+    assert read_recipe(saved.images[0].read_bytes(), "a").sdpersonal == sp.__version__
+
+
+def test_equal_cells_of_a_grid_are_one_image(sd):
+    grid = sd.xyz_grid("a duck {}", x="words: red|red", **SMALL)
+    assert grid.cells[0, 0, 0] is grid.cells[1, 0, 0] and len(grid.images) == 1
+
+
+def test_a_bad_axis_is_refused(sd):
+    with pytest.raises(sp.UserError, match="weather"):
+        sd.xyz_grid("a duck", x="weather: sun|rain")
+
+
+# --- images ---
+
+
+def test_an_image_is_a_pillow_image(images):
+    image = images[0]
+    assert isinstance(image, Image.Image) and image.mode == "RGB" and "seed 7" in repr(image)
+    assert type(image.resize((8, 8))) is Image.Image and type(image.image) is Image.Image
+    assert same(image.convert("L"), image.image.convert("L"))
+
+
+def test_a_saved_image_holds_its_recipe(images, tmp_path):
+    image = images[0]
+    image.save(tmp_path / "a.png")
+    assert read_recipe((tmp_path / "a.png").read_bytes(), "a.png") == image.recipe
+    assert (tmp_path / "a.png").read_bytes() == image.to_png()
+    with Image.open(tmp_path / "a.png") as saved:
+        assert same(saved, image)
+    for name in ("a.jpg", "a.webp"):
+        image.save(str(tmp_path / name), quality=90)
+        found = read_recipe((tmp_path / name).read_bytes(), name)
+        assert (
+            isinstance(found, Foreign) and found.fields["seed"] == 7 and found.fields["prompt"].startswith("a photo of")
+        )
+    image.save(tmp_path / "a.bmp")
+    with Image.open(tmp_path / "a.bmp") as saved:
+        assert same(saved, image)
+    buffer = io.BytesIO()
+    image.save(buffer)
+    assert buffer.getvalue() == image.to_png()
+
+
+def test_a_private_image_holds_pixels_only(images, tmp_path):
+    for name in ("a.png", "a.jpg"):
+        images[0].save(tmp_path / name, private=True)
+        with Image.open(tmp_path / name) as saved:
+            assert not saved.getexif() and not getattr(saved, "text", None)
+        with pytest.raises(sp.UserError):
+            read_recipe((tmp_path / name).read_bytes(), name)
+
+
+@pytest.mark.parametrize("name", ["image", "image.xyz", "nowhere/image.png", "a\0b.png"])
+def test_a_file_that_cannot_be_written_is_an_error_and_leaves_nothing(images, tmp_path, name):
+    with pytest.raises(sp.UserError):
+        images[0].save(f"{tmp_path}/{name}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_save_keeps_the_file_that_was_there(images, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"old")
+    with pytest.raises(TypeError):
+        images[0].save(tmp_path / "a.png", compress_level="much")
+    assert (tmp_path / "a.png").read_bytes() == b"old"
+
+
+def test_images_are_shown_by_notebooks(images):
+    with Image.open(io.BytesIO(images[0]._repr_png_())) as shown:
+        assert same(shown, images[0])
+    assert images[0]._repr_jpeg_() is None
+    with Image.open(io.BytesIO(images._repr_png_())) as grid:
+        assert same(grid, images.grid()) and grid.width > 2 * 64
+        assert not same(grid, images.grid(private=True).resize(grid.size))
+    assert sp.GeneratedImages()._repr_png_() is None
+
+
+def test_a_slice_of_images_is_shown_too(images):
+    assert isinstance(images[:1], sp.GeneratedImages) and images[:1] == [images[0]]
+    assert images.recipes == [image.recipe for image in images]
+
+
+def test_a_list_is_saved_as_the_command_line_does(images, tmp_path):
+    paths = images.save(tmp_path / "outputs")
+    assert [path.read_bytes() for path in paths] == [image.to_png() for image in images]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d/00001-[0-9a-f]{8}\.png", str(paths[0].relative_to(tmp_path / "outputs")))
+    assert (tmp_path / "outputs" / "index.html").exists()
+    assert sp.GeneratedImages().save(tmp_path / "empty") == [] and not (tmp_path / "empty").exists()
+
+
+def test_copies_keep_the_recipe(images):
+    import copy
+    import pickle
+
+    image = images[0]
+    for other in (image.copy(), copy.copy(image), copy.deepcopy(image), pickle.loads(pickle.dumps(image))):
+        assert other == image and other.recipe == image.recipe and other is not image
+    changed = image.copy()
+    changed.putpixel((0, 0), (1, 2, 3))
+    assert changed != image and changed.getpixel((0, 0)) == (1, 2, 3)
+    assert image != image.image
+
+
+def test_hidden_images_are_a_warning(sd, images, monkeypatch):
+    class Checker:
+        def load(self):
+            pass
+
+        def flag(self, images):
+            return [True] * len(images)
+
+    monkeypatch.setattr(sd.base, "safety_checker", Checker())
+    with pytest.warns(UserWarning, match="hid 1"):
+        (image,) = sd.generate("a duck", num_images=1, **SMALL)
+    assert image.hidden
+
+
+def test_there_is_no_warning_otherwise(sd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        sd.generate("a duck", num_images=1, **SMALL)
+
+
+def test_a_path_may_be_any_path(sd, images, tmp_path):
+    class Elsewhere(os.PathLike):
+        def __fspath__(self):
+            return str(tmp_path / "a.png")
+
+    images[0].save(Elsewhere())
+    assert Path(Elsewhere()).exists() and sd.redo(Elsewhere(), quiet=True) == images[0]

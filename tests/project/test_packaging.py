@@ -1,0 +1,134 @@
+"""One version, complete package data, exact pins, and settings of other services that fit the project."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from email.parser import Parser
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+import sdpersonal
+from conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+URL = "https://github.com/sdpersonal/sdpersonal"
+TARGET = re.compile(
+    r"(?:^|`|: |exec |cpu )make ([a-z-]+)", re.M
+)  # where a command stands, not where prose makes something
+SETTINGS = sorted([*(ROOT / ".github").rglob("*.yml"), ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff"])
+
+
+def read_yaml(name):
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def metadata(tmp_path_factory):
+    """The metadata of a wheel, as setuptools writes it from a copy of the tree without the models' weights."""
+    tree = tmp_path_factory.mktemp("tree")
+    for part in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / part, tree)
+    shutil.copytree(
+        ROOT / "sdpersonal", tree / "sdpersonal", ignore=shutil.ignore_patterns("__pycache__", "*.safetensors")
+    )
+    build = "from setuptools.build_meta import prepare_metadata_for_build_wheel as p; print(p('out'))"
+    ran = subprocess.run([sys.executable, "-c", f"import os; os.mkdir('out'); {build}"], cwd=tree, capture_output=True)
+    assert ran.returncode == 0, ran.stderr.decode()
+    [file] = tree.glob("out/*.dist-info/METADATA")
+    return Parser().parsestr(file.read_text())
+
+
+def test_the_version_has_one_source(metadata):
+    assert "version" not in PROJECT["project"] and PROJECT["project"]["dynamic"] == ["version"]
+    assert metadata["Version"] == sdpersonal.__version__ == read_yaml("CITATION.cff")["version"]
+
+
+def test_the_version_is_known_without_any_dependency():
+    """-S leaves out site-packages: neither torch nor anything else can be imported."""
+    report = [sys.executable, "-S", "-c", "import sdpersonal; print(sdpersonal.__version__)"]
+    ran = subprocess.run(report, cwd=ROOT, capture_output=True, text=True)
+    assert ran.stdout.strip() == sdpersonal.__version__, ran.stderr
+
+
+def test_every_data_file_of_the_package_is_in_the_wheel():
+    package = ROOT / "sdpersonal"
+    packed = {
+        path for glob in PROJECT["tool"]["setuptools"]["package-data"]["sdpersonal"] for path in package.glob(glob)
+    }
+    data = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert data <= packed and package / "py.typed" in data
+
+
+def test_what_make_installs_is_pinned_to_a_version_that_the_project_accepts():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()[1:]
+    pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    extras = PROJECT["project"]["optional-dependencies"]
+    texts = [*PROJECT["project"]["dependencies"], *extras["app"], *extras["dev"], *extras["tools"]]
+    needed = [Requirement(text) for text in texts]
+    wrong = [str(need) for need in needed if pins.get(canonicalize_name(need.name), "0") not in need.specifier]
+    assert wrong == [] and lines == sorted(lines, key=str.lower)
+
+
+@pytest.mark.parametrize("path", SETTINGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_settings_are_yaml(path):
+    assert isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+def test_issue_forms_have_unique_fields():
+    for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(path.read_text())
+        if path.name != "config.yml":
+            fields = [part["id"] for part in form["body"]]
+            assert form["name"] and form["description"] and len(fields) == len(set(fields)) > 0, path.name
+            assert {part["type"] for part in form["body"]} <= {"textarea", "input", "dropdown", "checkboxes"}
+
+
+def _make_targets():
+    pages = [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / ".github").rglob("*.[my]*"),
+        ROOT / ".ci" / "run",
+    ]
+    texts = {str(page.relative_to(ROOT)): page.read_text() for page in pages}
+    return sorted({(name, target) for name, text in texts.items() for target in TARGET.findall(text)})
+
+
+@pytest.mark.parametrize(("place", "target"), _make_targets())
+def test_make_targets_exist(place, target):
+    ran = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0 and ran.stdout, f"{place}: {ran.stderr}"
+
+
+def test_the_workflow_calls_make_on_every_supported_python():
+    workflow = read_yaml(".github/workflows/tests.yml")
+    versions = workflow["jobs"]["test"]["strategy"]["matrix"]["python-version"]
+    classifiers = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["project"]["classifiers"]))
+    assert versions == classifiers == ["3.11", "3.12", "3.13", "3.14"]
+    assert all(version in SpecifierSet(PROJECT["project"]["requires-python"]) for version in versions)
+    commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    assert commands == ["make lint", "make types", "make test"]
+    assert "\nexec make test\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_pre_commit_runs_the_pinned_ruff():
+    repositories = {entry["repo"]: entry["rev"] for entry in read_yaml(".pre-commit-config.yaml")["repos"]}
+    [pin] = re.findall(r"^ruff==(.+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    assert repositories["https://github.com/astral-sh/ruff-pre-commit"] == f"v{pin}"
+
+
+def test_every_place_names_one_repository(metadata):
+    assert all(url.startswith(URL) for url in PROJECT["project"]["urls"].values())
+    assert f"Source, {URL}" in metadata.get_all("Project-URL")
+    assert read_yaml("CITATION.cff")["repository-code"] == URL
+    names = ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", ".github/ISSUE_TEMPLATE/config.yml"]
+    own = [
+        url for name in names for url in re.findall(r"https://github\.com/[\w-]+/sdpersonal", (ROOT / name).read_text())
+    ]
+    assert set(own) == {URL}
