@@ -192,7 +192,7 @@ def test_every_layer_of_the_published_models_is_named_as_diffusers_names_it(base
 
 @pytest.mark.parametrize("name", ["lora_unet_joint_blocks_0_x", "lora_unet_", "lora_te3_text_model", "lora_unet_a__b"])
 def test_layers_of_other_architectures_are_named(name):
-    with pytest.raises(UserError, match="no Stable Diffusion"):
+    with pytest.raises(UserError, match="in no supported Stable Diffusion"):
         module_path(name)
 
 
